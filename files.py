@@ -1,0 +1,137 @@
+"""Files between stages: JSON lines, atomic writes, digests, and the manifest that marks a stage complete.
+
+Every stage reads files and writes files. A stage's folder is complete when it holds `manifest.json`, which is
+written last; the manifest's `key` says for which inputs and settings, its `digest` what came out.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: what, where (file, line, key), what to do."""
+
+
+def command(main: Callable[[], None]) -> None:
+    """Run a command's `main`; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to continue", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file, in order; blank lines are passed over.
+
+    Raises `UserError` naming file and line when the file is missing, a line is not a JSON object, or a key of
+    `required` is missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the path in the config or run the stage that writes it")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {number}: not JSON ({error.msg}); mend or remove the line") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, line {number}: expected a JSON object; mend or remove the line")
+            for key in required:
+                if key not in row:
+                    raise UserError(f"{path}, line {number}: key {key!r} is missing; add it")
+            yield row
+
+
+def write_atomic(path: Path | str, data: str | bytes) -> None:
+    """Write a file whole or not at all: temporary name in the same folder, fsync, rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> None:
+    """Write objects as JSON lines, atomically."""
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write one indented JSON document, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(path: Path | str) -> str:
+    """What an input's content is: a file's SHA-256; of a folder, its manifest's digest, else that of all its files.
+
+    Raises `UserError` when the path does not exist.
+    """
+    path = Path(path)
+    if path.is_file():
+        return file_digest(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder; check the path or run the stage that writes it")
+    manifest = read_manifest(path)
+    if manifest and "digest" in manifest:
+        return manifest["digest"]
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.relative_to(path)} {file_digest(file)}\n".encode())
+    return total.hexdigest()
+
+
+def stage_key(stage: str, settings: Any, inputs: dict[str, Path | str]) -> str:
+    """The identity of a stage's work: its name, the settings it reads, and the content of its inputs."""
+    content = {name: digest(path) for name, path in sorted(inputs.items())}
+    text = json.dumps({"stage": stage, "settings": settings, "inputs": content}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(folder: Path | str) -> dict[str, Any] | None:
+    """The manifest of a complete stage, or None."""
+    path = Path(folder) / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def is_complete(folder: Path | str, key: str) -> bool:
+    """Whether `folder` holds the finished output of exactly this work."""
+    manifest = read_manifest(folder)
+    return manifest is not None and manifest.get("key") == key
+
+
+def write_manifest(folder: Path | str, stage: str, key: str, outputs: Iterable[Path], **facts: Any) -> None:
+    """Mark a stage complete. `outputs` are the files whose content is the stage's digest; `facts` are for readers."""
+    folder = Path(folder)
+    total = hashlib.sha256()
+    for path in sorted(outputs):
+        total.update(f"{path.relative_to(folder)} {file_digest(path)}\n".encode())
+    write_json(folder / MANIFEST, {"stage": stage, "key": key, "digest": total.hexdigest(), **facts})
