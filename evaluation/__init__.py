@@ -1,0 +1,1 @@
+"""Evaluation of a run's models on held-out data."""

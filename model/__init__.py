@@ -1,0 +1,1 @@
+"""The model: Llama by hand, its configuration, tokenizer, chat formats and weights."""

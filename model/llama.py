@@ -1,0 +1,126 @@
+"""Llama by hand: one forward for training, prefill and decode.
+
+Tokens are flat: no batch dimension and no padding. What differs between uses is passed in: `attend` knows where keys
+and values live and which tokens see which; `head` turns the last hidden states into logits or log-probabilities, so
+that it runs inside the forward (under FSDP the weight is whole only there).
+
+Shapes: t tokens, d hidden_size, h query heads, k key-value heads, v vocabulary.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.rope import Rope, rope_tables
+from model.config import LlamaConfig
+
+Attend = Callable[[int, Tensor, Tensor, Tensor, Rope], Tensor]
+"""(layer, q [t, h, head_dim], k [t, k, head_dim], v [t, k, head_dim], rope) -> [t, h, head_dim].
+
+Queries and keys come unrotated: a paged cache rotates keys while it stores them."""
+
+Head = Callable[[Tensor, Tensor], Tensor]
+"""(hidden [t, d], weight [v, d]) -> whatever the caller wants of them."""
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, statistics in fp32 (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x_td: Tensor) -> Tensor:
+        x = x_td.float()
+        return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)).to(x_td.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; the projections of queries, keys and values are one matrix, rows in that order."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.sizes = [config.q_size, config.kv_size, config.kv_size]
+        self.head_dim = config.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.sizes), bias=False)
+        self.o_proj = nn.Linear(config.q_size, config.hidden_size, bias=False)
+
+    def forward(self, x_td: Tensor, layer: int, attend: Attend, rope: Rope) -> Tensor:
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv_proj(x_td).split(self.sizes, dim=-1))
+        return self.o_proj(attend(layer, q, k, v, rope).flatten(1))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202); gate and up are one matrix, rows in that order."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_td: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x_td).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each with a norm before it and a residual around it."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x_td: Tensor, layer: int, attend: Attend, rope: Rope) -> Tensor:
+        x_td = x_td + self.self_attn(self.input_layernorm(x_td), layer, attend, rope)
+        return x_td + self.mlp(self.post_attention_layernorm(x_td))
+
+
+class Llama(nn.Module):
+    """The whole model. Parameters carry Hugging Face's names, but for the two fused projections."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = (
+            None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
+
+    def forward(self, ids_t: Tensor, positions_t: Tensor, attend: Attend, head: Head) -> Tensor:
+        """`ids_t`, `positions_t`: int64 [t]. Returns `head(hidden [t, d], weight [v, d])`."""
+        x_td = self.embed_tokens(ids_t)
+        rope = rope_tables(positions_t, _frequencies(self.config, ids_t.device))
+        for i, layer in enumerate(self.layers):
+            x_td = layer(x_td, i, attend, rope)
+        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return head(self.norm(x_td), weight)
+
+
+@lru_cache
+def _frequencies(config: LlamaConfig, device: torch.device) -> Tensor:
+    return torch.tensor(config.inverse_frequencies(), dtype=torch.float32, device=device)
+
+
+def logits_head(hidden_td: Tensor, weight_vd: Tensor) -> Tensor:
+    """Logits of every token, fp32 [t, v]."""
+    return F.linear(hidden_td, weight_vd).float()
+
+
+def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
+    """The dtype that matrix products run in: the setting, or for "auto" bfloat16 where it is native, else float32."""
+    if setting != "auto":
+        return getattr(torch, setting)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
+    return torch.bfloat16 if native else torch.float32

@@ -1,0 +1,201 @@
+"""Weights between Hugging Face's safetensors and the model: strict, streamed, sharded or whole.
+
+The model fuses q, k, v and gate, up; a checkpoint stores them apart. A parameter is therefore a list of a
+checkpoint's tensors stacked by rows, and a rank that holds only some rows of it reads only those.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from files import UserError, write_json
+from model.config import LlamaConfig
+from model.llama import Llama
+
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+COPIED = ("tokenizer", "special_tokens", "generation_config", "chat_template", "vocab", "merges", "added_tokens")
+SHARD_BYTES = 4 * 2**30
+
+
+def part_names(name: str) -> list[str]:
+    """The checkpoint's names of the tensors that a parameter stacks, in order of rows."""
+    prefix = "" if name.startswith("lm_head.") else "model."
+    for fused, parts in FUSED.items():
+        if f".{fused}." in name:
+            return [prefix + name.replace(fused, part) for part in parts]
+    return [prefix + name]
+
+
+def part_rows(name: str, config: LlamaConfig) -> list[int] | None:
+    """Rows of each stacked tensor; None for a parameter that is one tensor."""
+    if ".qkv_proj." in name:
+        return [config.q_size, config.kv_size, config.kv_size]
+    return [config.intermediate_size] * 2 if ".gate_up_proj." in name else None
+
+
+class Checkpoint:
+    """The safetensors of a Hugging Face directory, read by name and rows; single file or sharded by an index."""
+
+    def __init__(self, folder: Path | str):
+        """Raises `UserError` when no weights are found, or a file is missing or damaged."""
+        self.folder = Path(folder)
+        index = self.folder / "model.safetensors.index.json"
+        single = self.folder / "model.safetensors"
+        if index.is_file():
+            try:
+                files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            except (json.JSONDecodeError, KeyError, AttributeError):
+                raise UserError(f"{index}: not an index of safetensors; fetch the file again") from None
+        elif single.is_file():
+            files = [single.name]
+        else:
+            raise UserError(f"{self.folder}: no model.safetensors or its index; fetch or convert the weights")
+        self.slices = {}
+        for file in files:
+            if not (self.folder / file).is_file():
+                raise UserError(f"{self.folder / file}: no such file, but {index.name} names it; fetch it")
+            try:
+                handle = safe_open(self.folder / file, framework="pt")
+            except SafetensorError as error:
+                raise UserError(f"{self.folder / file}: damaged ({error}); fetch the file again") from None
+            self.slices |= {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+
+    def shape(self, name: str) -> list[int]:
+        return self.slices[name].get_shape()
+
+    def rows(self, names: list[str], start: int, end: int) -> Tensor:
+        """Rows [start, end) of the tensors `names` stacked by rows."""
+        pieces, offset = [], 0
+        for name in names:
+            count = self.shape(name)[0]
+            low, high = max(start - offset, 0), min(end - offset, count)
+            if low < high:
+                pieces.append(self.slices[name][low:high])
+            offset += count
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+
+def check_names(model: Llama, checkpoint: Checkpoint) -> None:
+    """Raise `UserError` naming the first tensor that is missing, unexpected or of another shape."""
+    config, expected = model.config, {}
+    for name, parameter in model.named_parameters():
+        parts, rows = part_names(name), part_rows(name, model.config)
+        for part, count in zip(parts, rows or [parameter.shape[0]], strict=True):
+            expected[part] = [count, *parameter.shape[1:]]
+    for name, shape in expected.items():
+        if name not in checkpoint.slices:
+            raise UserError(f"{checkpoint.folder}: tensor {name} is missing; config.json and weights do not match")
+        if checkpoint.shape(name) != shape:
+            found = checkpoint.shape(name)
+            raise UserError(f"{checkpoint.folder}: tensor {name} has shape {found}, config.json says {shape}")
+    ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    for name in checkpoint.slices:
+        if name not in expected and name not in ignored and not name.endswith("rotary_emb.inv_freq"):
+            raise UserError(f"{checkpoint.folder}: tensor {name} is unexpected; config.json and weights do not match")
+
+
+@torch.no_grad()
+def load_weights(model: Llama, folder: Path | str) -> None:
+    """Fill the model's parameters, plain or sharded by `fully_shard`, tensor by tensor; each keeps its dtype.
+
+    A sharded parameter reads its own rows only. Raises `UserError` as `Checkpoint` and `check_names` do.
+    """
+    checkpoint = Checkpoint(folder)
+    check_names(model, checkpoint)
+    for name, parameter in model.named_parameters():
+        names, local, start = part_names(name), parameter, 0
+        if isinstance(parameter, DTensor):
+            local = parameter.to_local()
+            _, offset = compute_local_shape_and_global_offset(
+                parameter.shape, parameter.device_mesh, parameter.placements
+            )
+            start = offset[0]
+        if local.numel():
+            local.copy_(checkpoint.rows(names, start, start + local.shape[0]))
+
+
+def load_model(folder: Path | str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Llama:
+    """A whole model on one device, for generation: built on the meta device, then filled in `dtype`."""
+    config = LlamaConfig.load(folder)
+    with torch.device("meta"):
+        model = Llama(config).to(dtype)
+    model.to_empty(device=device)
+    load_weights(model, folder)
+    return model.eval().requires_grad_(False)
+
+
+def split_parameters(parameters: Iterable[tuple[str, Tensor]], config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
+    """A model's (name, whole tensor) as a checkpoint's: fused projections apart."""
+    for name, tensor in parameters:
+        rows = part_rows(name, config)
+        parts = tensor.split(rows) if rows else (tensor,)
+        yield from zip(part_names(name), (part.contiguous() for part in parts), strict=True)
+
+
+def save_pretrained(
+    parameters: Iterable[tuple[str, Tensor]], config: LlamaConfig, source: Path | str, folder: Path | str
+) -> list[Path]:
+    """Write a Hugging Face directory: safetensors, and config and tokenizer as in `source`.
+
+    `parameters` are the model's own names and whole tensors, taken one after another, in the dtype to be stored.
+    Shards of at most 4 GiB are written as they fill. Returns the files written. The caller makes the folder appear
+    at once: write to a temporary one and rename it.
+    """
+    source, folder = Path(source), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[tuple[Path, list[str]]] = []
+    pending: dict[str, Tensor] = {}
+    dtype, total, size = "float32", 0, 0
+
+    def flush() -> None:
+        nonlocal pending, size
+        path = folder / f"shard-{len(shards)}"
+        save_file(pending, path, metadata={"format": "pt"})
+        shards.append((path, list(pending)))
+        pending, size = {}, 0
+
+    for name, tensor in split_parameters(parameters, config):
+        if pending and size + tensor.nbytes > SHARD_BYTES:
+            flush()
+        pending[name] = tensor
+        size, total, dtype = size + tensor.nbytes, total + tensor.nbytes, str(tensor.dtype).removeprefix("torch.")
+    flush()
+    written, weight_map = [], {}
+    for i, (path, names) in enumerate(shards):
+        single = len(shards) == 1
+        final = folder / ("model.safetensors" if single else f"model-{i + 1:05}-of-{len(shards):05}.safetensors")
+        written.append(path.rename(final))
+        weight_map |= dict.fromkeys(names, final.name)
+    if len(shards) > 1:
+        index = folder / "model.safetensors.index.json"
+        write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        written.append(index)
+    table = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    table["dtype" if "dtype" in table else "torch_dtype"] = dtype
+    write_json(folder / "config.json", table)
+    written.append(folder / "config.json")
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.name.startswith(COPIED):
+            if source != folder:
+                shutil.copy(path, folder / path.name)
+            written.append(folder / path.name)
+    return written
+
+
+def random_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
+    """Fill a plain model with seeded weights: norms one, all else normal with `std`."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        with torch.no_grad():
+            if parameter.dim() == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, std, generator=generator)
