@@ -1,0 +1,1 @@
+"""Judging: one model scores answers, compares its own judgments, and both become preference pairs."""
