@@ -1,0 +1,141 @@
+"""The pool of KV-cache blocks: reference counts, and an index of the prefixes that are already in the cache.
+
+No tensors here. A block holds `block_size` consecutive tokens of one or more sequences. Contents form a tree: a block's
+entry says which entry precedes it and which tokens it holds, so equal prefixes of any two sequences are found by
+walking from the root. An entry's number is never used again, so an entry whose parent was evicted is just unreachable.
+Blocks without references keep their content until they are taken again, the longest-released first.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+ROOT = 0
+
+
+@dataclass
+class Entry:
+    """What a block holds."""
+
+    number: int
+    parent: int
+    tokens: tuple[int, ...]
+    block: int
+    filled: int = 0
+    """Tokens whose keys and values are in the cache; the others are promised by a running step."""
+
+
+@dataclass
+class Match:
+    """The longest prefix of some tokens that the cache holds."""
+
+    blocks: list[int] = field(default_factory=list)
+    """Full blocks, to be shared."""
+    parent: int = ROOT
+    """Entry of the last shared block."""
+    tail: int | None = None
+    """A block whose first `tail_tokens` tokens match too: to be copied, as others write behind them."""
+    tail_tokens: int = 0
+    promised: bool = False
+    """Whether a running step is computing more of this prefix."""
+
+
+class BlockPool:
+    """Allocates, shares and frees blocks 0 ... blocks - 1."""
+
+    def __init__(self, blocks: int, block_size: int):
+        self.block_size = block_size
+        self.references = [0] * blocks
+        self.free: OrderedDict[int, None] = OrderedDict.fromkeys(range(blocks))
+        self.entries: dict[int, Entry] = {}
+        """By block."""
+        self.children: dict[int, dict[tuple[int, ...], Entry]] = {}
+        """By the parent's number, then by tokens."""
+        self.last_number = ROOT
+
+    def allocate(self) -> int:
+        """Take the block that has been free the longest, its old content forgotten. The pool must not be empty."""
+        block, _ = self.free.popitem(last=False)
+        self.forget(block)
+        self.references[block] = 1
+        return block
+
+    def retain(self, block: int) -> None:
+        """Share a block: one more reference."""
+        self.free.pop(block, None)
+        self.references[block] += 1
+
+    def release(self, block: int) -> None:
+        """One reference less; without any the block is free, its content still to be found."""
+        if self.references[block] < 1:
+            raise ValueError(f"block {block} is released more often than taken")
+        self.references[block] -= 1
+        if not self.references[block]:
+            entry = self.entries.get(block)
+            if entry and entry.filled < len(entry.tokens):
+                self.forget(block)
+            self.free[block] = None
+
+    def register(self, block: int, parent: int, tokens: Sequence[int]) -> int:
+        """Say what a block will hold after the running step; returns the entry's number, parent of the next block.
+
+        Where another block already holds the same, the index keeps that one, and its number is returned.
+        """
+        old = self.entries.get(block)
+        filled = old.filled if old else 0
+        self.forget(block)
+        self.last_number += 1
+        entry = Entry(self.last_number, parent, tuple(tokens), block, filled)
+        self.entries[block] = entry
+        return self.children.setdefault(parent, {}).setdefault(entry.tokens, entry).number
+
+    def fill(self, block: int, filled: int) -> None:
+        """The first `filled` tokens of a block are in the cache now."""
+        entry = self.entries.get(block)
+        if entry:
+            entry.filled = min(filled, len(entry.tokens))
+
+    def forget(self, block: int) -> None:
+        """Take a block's content out of the index."""
+        entry = self.entries.pop(block, None)
+        if entry is None:
+            return
+        siblings = self.children.get(entry.parent, {})
+        if siblings.get(entry.tokens) is entry:
+            del siblings[entry.tokens]
+            if not siblings:
+                del self.children[entry.parent]
+
+    def match(self, tokens: Sequence[int]) -> Match:
+        """The longest prefix of `tokens` that is in the cache; nothing is taken."""
+        found, position, size = Match(), 0, self.block_size
+        while True:
+            children = self.children.get(found.parent, {})
+            entry = children.get(tuple(tokens[position : position + size]))
+            if entry is None or len(entry.tokens) < size:
+                break
+            if entry.filled < size:
+                found.promised = True
+                break
+            found.blocks.append(entry.block)
+            found.parent = entry.number
+            position += size
+        rest = tuple(tokens[position : position + size])
+        longest = 0
+        for entry in children.values():
+            common = _common(entry.tokens, rest)
+            longest = max(longest, common)
+            if min(common, entry.filled) > found.tail_tokens:
+                found.tail, found.tail_tokens = entry.block, min(common, entry.filled)
+        found.promised |= longest > found.tail_tokens
+        return found
+
+
+def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """Length of the common prefix."""
+    count = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        count += 1
+    return count

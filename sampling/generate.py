@@ -1,0 +1,256 @@
+"""Work units: a stage's requests cut into files of fixed content, claimed by ranks, written whole.
+
+`torchrun -m sampling.generate` writes the responses; judging and meta-judging run their requests through `run_units`
+too. A unit's bytes are a function of its requests, the weights and the settings, so a killed run that is started again,
+on any number of ranks, ends with the same bytes, and does only what is missing.
+"""
+
+import argparse
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from files import (
+    UserError,
+    command,
+    digest,
+    is_complete,
+    read_jsonl,
+    read_manifest,
+    stage_key,
+    write_jsonl,
+    write_manifest,
+)
+from model.chat import ChatFormat, load_chat
+from model.llama import compute_dtype
+from model.weights import load_model
+from sampling.engine import Engine
+from sampling.request import Completion, Request, Sampling
+from settings import Settings, as_dict, load_settings
+
+
+@dataclass(frozen=True)
+class Item:
+    """A request of a stage."""
+
+    request: Request
+    group: str
+    """Items of one group share a prefix and stand in one unit; a stage lists them next to one another."""
+    record: dict[str, Any]
+    """What the output record says besides the completion."""
+
+
+def request_seed(seed: int, iteration: int, stage: str, item_id: str) -> int:
+    """The noise stream of one item: 63 bits, a function of the run's seed and of what the item is."""
+    text = f"{seed}/{iteration}/{stage}/{item_id}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def completion_fields(completion: Completion, chat: ChatFormat, seed: int) -> dict[str, Any]:
+    """The fields of a record that every generating stage shares."""
+    return {
+        "ids": completion.ids,
+        "text": chat.text(completion.ids),
+        "finish_reason": completion.finish_reason,
+        "logprob": round(completion.logprob, 4),
+        "seed": seed,
+    }
+
+
+def generation_key(stage: str, settings: Settings, section: Any, iteration: int, inputs: dict[str, Path | str]) -> str:
+    """The identity of a generating stage's work; `section` is the stage's own settings."""
+    facts = {
+        "section": as_dict(section),
+        "engine": as_dict(settings.engine),
+        "dtype": settings.model.dtype,
+        "seed": settings.seed,
+        "iteration": iteration,
+    }
+    return stage_key(stage, facts, inputs)
+
+
+def cut_units(items: Iterable[Item], unit_requests: int) -> list[list[Item]]:
+    """Consecutive items in units of at least `unit_requests`, whole groups only."""
+    units: list[list[Item]] = []
+    for item in items:
+        full = units and len(units[-1]) >= unit_requests and units[-1][-1].group != item.group
+        if not units or full:
+            units.append([])
+        units[-1].append(item)
+    return units
+
+
+def run_units(
+    stage: str,
+    items: list[Item],
+    record: Callable[[Item, Completion], dict[str, Any]],
+    *,
+    settings: Settings,
+    model_dir: Path,
+    out: Path,
+    key: str,
+) -> None:
+    """Complete all items and write `out`/units-*/*.jsonl and the manifest; under torchrun, together with other ranks.
+
+    Nothing is done when `out` is complete for `key` already.
+    """
+    if is_complete(out, key):
+        return
+    started = time.monotonic()
+    units = cut_units(items, settings.engine.unit_requests)
+    folder = out / f"units-{key[:12]}"
+    paths = [folder / f"{i:05}.jsonl" for i in range(len(units))]
+    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    store, rank = _rendezvous(stage, key)
+    total = sum(len(units[i]) for i in missing)
+    bar = tqdm(total=total, desc=stage, unit="req", disable=rank != 0, mininterval=1 if sys.stderr.isatty() else 30)
+    engine, own, others = None, 0, 0
+    while (claim := store.add("claimed", 1) - 1) < len(missing):
+        if engine is None:
+            engine = _engine(settings, model_dir)
+        unit = units[missing[claim]]
+        rows = {}
+        for completion in engine.run([item.request for item in unit]):
+            rows[completion.id] = completion
+            own += 1
+            bar.update(own + others - bar.n)
+        write_jsonl(paths[missing[claim]], (record(item, rows[item.request.id]) for item in unit))
+        others = store.add("others", 0 if rank == 0 else len(unit))
+    bar.close()
+    if rank != 0:
+        return
+    while not all(path.is_file() for path in paths):  # other ranks' last units
+        time.sleep(0.2)
+    records = [row for path in paths for row in read_jsonl(path)]
+    write_manifest(
+        out,
+        stage,
+        key,
+        paths,
+        units=[str(path.relative_to(out)) for path in paths],
+        counts=count_records(records),
+        new_tokens=sum(len(row["ids"]) for row in records),
+        prompt_tokens=sum(len(item.request.ids) for item in items),
+        computed_tokens=engine.computed_tokens if engine else 0,
+        seconds=round(time.monotonic() - started, 1),
+        weights=digest(model_dir),
+        settings={"engine": as_dict(settings.engine), "dtype": settings.model.dtype, "seed": settings.seed},
+        environment=environment(),
+    )
+    for old in out.glob("units-*"):
+        if old != folder:
+            shutil.rmtree(old)
+
+
+def count_records(records: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """How many records there are, and how many of each finish reason and failure."""
+    counts: Counter[str] = Counter()
+    for row in records:
+        counts["records"] += 1
+        counts[row["finish_reason"]] += 1
+        if row.get("failure"):
+            counts[f"failure.{row['failure']}"] += 1
+    return dict(counts)
+
+
+def read_units(folder: Path | str) -> Iterator[dict[str, Any]]:
+    """All records of a finished generating stage, in the order of its items."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder}: not a finished stage (no manifest.json); run the stage that writes it")
+    for name in manifest["units"]:
+        yield from read_jsonl(Path(folder) / name)
+
+
+def environment() -> dict[str, str]:
+    """What besides settings and inputs may change a result's last bits."""
+    names = ("torch", "triton", "tokenizers", "safetensors")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.cpu.get_capabilities()["cpu_name"]
+    return {name: version(name) for name in names} | {"python": platform.python_version(), "device": str(device)}
+
+
+def local_device() -> torch.device:
+    """This rank's accelerator, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def _rendezvous(stage: str, key: str) -> tuple[dist.Store, int]:
+    """The store that all ranks share, and this one's rank; a store of its own outside torchrun. No process group."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return dist.HashStore(), 0
+    store, rank, _ = next(iter(dist.rendezvous("env://")))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"{stage}/{key}/{attempt}", store), rank
+
+
+def _engine(settings: Settings, model_dir: Path) -> Engine:
+    device, engine = local_device(), settings.engine
+    torch.set_num_threads(engine.threads)
+    model = load_model(model_dir, compute_dtype(settings.model.dtype, device), device)
+    return Engine(
+        model,
+        blocks=engine.blocks,
+        block_size=engine.block_size,
+        token_budget=engine.token_budget,
+        max_sequences=engine.max_sequences,
+    )
+
+
+def response_items(prompts: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings, iteration: int):
+    """K requests for each prompt."""
+    respond = settings.respond
+    sampling = Sampling(respond.temperature, respond.top_p, respond.max_new_tokens, chat.stop_ids)
+    for row in prompts:
+        ids = chat.prompt_ids([{"role": "user", "content": row["prompt"]}])
+        for sample in range(respond.K):
+            name = f"{row['id']}/r{sample}"
+            seed = request_seed(settings.seed, iteration, "respond", name)
+            known = {"id": name, "prompt_id": row["id"], "sample": sample, "prompt": row["prompt"]}
+            yield Item(Request(name, ids, sampling, seed), row["id"], known)
+
+
+def respond_key(settings: Settings, model_dir: Path, prompts: Path, iteration: int) -> str:
+    """The identity of the responses' work."""
+    inputs: dict[str, Path | str] = {"model": model_dir, "prompts": prompts}
+    return generation_key("respond", settings, settings.respond, iteration, inputs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Sample K responses to each prompt.")
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
+    parser.add_argument("--prompts", required=True, type=Path, help="JSON lines of {id, prompt}")
+    parser.add_argument("--iteration", type=int, default=1)
+    parser.add_argument("--out", required=True, type=Path)
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.config)
+    chat = load_chat(arguments.model)
+    items = list(response_items(read_jsonl(arguments.prompts, ("id", "prompt")), chat, settings, arguments.iteration))
+    run_units(
+        "respond",
+        items,
+        lambda item, completion: item.record | completion_fields(completion, chat, item.request.seed),
+        settings=settings,
+        model_dir=arguments.model,
+        out=arguments.out,
+        key=respond_key(settings, arguments.model, arguments.prompts, arguments.iteration),
+    )
+
+
+if __name__ == "__main__":
+    command(main)

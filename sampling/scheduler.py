@@ -1,0 +1,188 @@
+"""Which tokens are computed in the next step: continuous batching over a pool of KV-cache blocks.
+
+No tensors here. A sequence's state is two numbers, its tokens and how many of them are computed; whether it is in
+prefill or decode, and how many blocks it needs, follows from them. Running sequences go first, in order of arrival,
+then waiting ones as blocks, the token budget and the number of sequences allow. When no block is left, the youngest
+running sequence gives up its blocks and waits again; its tokens are kept and computed anew.
+"""
+
+from bisect import insort
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sampling.blocks import ROOT, BlockPool
+from sampling.request import Request
+
+
+@dataclass
+class Sequence:
+    """A request in work."""
+
+    request: Request
+    arrival: int
+    max_tokens: int
+    """Prompt and completion at most."""
+    tokens: list[int]
+    computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    entries: list[int] = field(default_factory=list)
+    """Numbers of the index entries of its registered blocks."""
+    logprob: float = 0.0
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.request.ids)
+
+    @property
+    def completion(self) -> list[int]:
+        return self.tokens[self.prompt_length :]
+
+
+@dataclass
+class Scheduled:
+    """Tokens [start, end) of a sequence, to be computed in one step."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the step reaches the sequence's last token, so that the next one is drawn."""
+        return self.end == len(self.sequence.tokens)
+
+
+@dataclass
+class Step:
+    """One forward pass: first the block copies (source, destination), then the tokens."""
+
+    scheduled: list[Scheduled] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+
+
+def _arrival(sequence: Sequence) -> int:
+    return sequence.arrival
+
+
+class Scheduler:
+    """Admits, orders and preempts sequences."""
+
+    def __init__(self, pool: BlockPool, token_budget: int, max_sequences: int, max_length: int):
+        self.pool = pool
+        self.token_budget = token_budget
+        self.max_sequences = max_sequences
+        self.max_length = min(max_length, len(pool.references) * pool.block_size)
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.arrivals = 0
+        self.preemptions = 0
+
+    def add(self, request: Request) -> bool:
+        """Queue a request; False when its prompt leaves no room for a single new token."""
+        if not request.ids or len(request.ids) >= self.max_length:
+            return False
+        longest = min(len(request.ids) + request.sampling.max_new_tokens, self.max_length)
+        self.waiting.append(Sequence(request, self.arrivals, longest, list(request.ids)))
+        self.arrivals += 1
+        return True
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def schedule(self) -> Step:
+        """The next step; never empty while the scheduler is busy."""
+        step, budget = Step(), self.token_budget
+        for sequence in list(self.running):
+            end = min(len(sequence.tokens), sequence.computed + budget)
+            # An older sequence may just have taken this one's blocks.
+            if end > sequence.computed and sequence in self.running and self._reserve(sequence, end):
+                budget -= self._schedule(step, sequence, end)
+        for sequence in list(self.waiting):
+            if not budget or len(self.running) == self.max_sequences:
+                break
+            match = self.pool.match(sequence.tokens[:-1])
+            if match.promised:
+                continue  # a running step computes more of this prefix: share it in the next
+            if not self._admit(step, sequence, match, budget):
+                break
+            budget -= self._schedule(step, sequence, min(len(sequence.tokens), sequence.computed + budget))
+        return step
+
+    def complete(self, step: Step, tokens: list[int], finished: Callable[[Sequence], bool]) -> list[Sequence]:
+        """Enter a step's results: `tokens` are the drawn ones, in order of the items that sample.
+
+        Returns the sequences that are at their end (`finished`), their blocks released.
+        """
+        size, drawn, done = self.pool.block_size, iter(tokens), []
+        for item in step.scheduled:
+            sequence = item.sequence
+            for i in range(item.start // size, -(-item.end // size)):
+                self.pool.fill(sequence.blocks[i], min(item.end - i * size, size))
+            samples = item.samples
+            sequence.computed = item.end
+            if samples:
+                sequence.tokens.append(next(drawn))
+                if finished(sequence):
+                    self._release(sequence)
+                    self.running.remove(sequence)
+                    done.append(sequence)
+        return done
+
+    def _admit(self, step: Step, sequence: Sequence, match, budget: int) -> bool:
+        """Move a waiting sequence to the running ones, with the prefix that the cache holds; False without room."""
+        size = self.pool.block_size
+        computed = len(match.blocks) * size + match.tail_tokens
+        end = min(len(sequence.tokens), computed + budget)
+        wanted = -(-end // size) - len(match.blocks)
+        free = len(self.pool.free) - sum(block in self.pool.free for block in match.blocks)
+        # A block to grow for everyone, or else the newcomer is soon thrown out again.
+        if wanted > free or (self.running and wanted + len(self.running) > free):
+            return False
+        for block in match.blocks:
+            self.pool.retain(block)
+        sequence.blocks, sequence.computed = list(match.blocks), computed
+        sequence.entries = [self.pool.entries[block].number for block in match.blocks]
+        if match.tail is not None:
+            sequence.blocks.append(self.pool.allocate())
+            step.copies.append((match.tail, sequence.blocks[-1]))
+        self._reserve(sequence, end)
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=_arrival)
+        return True
+
+    def _reserve(self, sequence: Sequence, end: int) -> bool:
+        """Blocks for a sequence's first `end` tokens; False when it had to give up its own."""
+        while len(sequence.blocks) * self.pool.block_size < end:
+            if self.pool.free:
+                sequence.blocks.append(self.pool.allocate())
+                continue
+            youngest = self.running[-1]
+            self._preempt(youngest)
+            if youngest is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.preemptions += 1
+        self._release(sequence)
+        self.running.remove(sequence)
+        insort(self.waiting, sequence, key=_arrival)
+
+    def _release(self, sequence: Sequence) -> None:
+        for block in reversed(sequence.blocks):  # so that the ends of prefixes are forgotten before their beginnings
+            self.pool.release(block)
+        sequence.blocks, sequence.entries, sequence.computed = [], [], 0
+
+    def _schedule(self, step: Step, sequence: Sequence, end: int) -> int:
+        """Add tokens up to `end` to the step and register the blocks that it fills; returns how many tokens."""
+        size = self.pool.block_size
+        for i in range(len(sequence.entries), end // size):
+            parent = sequence.entries[-1] if sequence.entries else ROOT
+            tokens = sequence.tokens[i * size : (i + 1) * size]
+            sequence.entries.append(self.pool.register(sequence.blocks[i], parent, tokens))
+        if sequence.computed < sequence.prompt_length <= end and end % size:
+            parent = sequence.entries[-1] if sequence.entries else ROOT
+            self.pool.register(sequence.blocks[end // size], parent, sequence.tokens[end - end % size : end])
+        step.scheduled.append(Scheduled(sequence, sequence.computed, end))
+        return end - sequence.computed
