@@ -1,0 +1,88 @@
+"""Elo scores of a response's judgments, from the meta-judge's position-weighted battles (section 2.3 of the paper)."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Battle = tuple[int, int, str | None]
+"""(m, n, winner): judgment m was shown first and n second; winner "first", "second", or anything else for neither."""
+
+_NEWTON_STEPS = 100
+_TOLERANCE = 1e-12
+
+
+def position_weights(wins_first: int, wins_second: int) -> tuple[float, float]:
+    """(w1, w2): what a win shown first and one shown second weigh, from the totals over a whole iteration.
+
+    w1 = win_2nd / (win_1st + win_2nd), w2 = win_1st / (win_1st + win_2nd): a win from the position that usually loses
+    counts for more. Without any win nothing is known about the positions: (1/2, 1/2).
+    """
+    total = wins_first + wins_second
+    return (wins_second / total, wins_first / total) if total else (0.5, 0.5)
+
+
+def battle_matrix(size: int, battles: Iterable[Battle], w1: float, w2: float) -> NDArray[np.float64]:
+    """B [size, size]: B_mn = w1 [r_mn = 1] + w2 [r_nm = -1], the weight of m's wins over n. Repeated battles add up."""
+    B = np.zeros((size, size))
+    for m, n, winner in battles:
+        if winner == "first":
+            B[m, n] += w1
+        elif winner == "second":
+            B[n, m] += w2
+    return B
+
+
+def elo(B: NDArray[np.float64], regularization: float = 0.01) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores eps [size] and their standard errors [size], in natural-log units: odds of a win are exp(eps_m - eps_n).
+
+    eps maximises sum_{m != n} B_mn log sigmoid(eps_m - eps_n) - (regularization / 2) sum_m eps_m^2, which has exactly
+    one maximum, at a finite eps of sum zero. Standard errors are the square roots of the diagonal of the inverse
+    negative Hessian there, within sum-zero scores; they say how firmly the battles, counted by weight, fix each score.
+
+    Newton's method, halving a step that does not climb enough. Raises `ValueError` when B is not square, finite and
+    non-negative, or the regularization is not positive.
+    """
+    B = np.array(B, dtype=np.float64)
+    if B.ndim != 2 or B.shape[0] != B.shape[1] or not B.size or not np.isfinite(B).all() or (B < 0).any():
+        raise ValueError("B must be a square matrix of finite, non-negative weights")
+    if not regularization > 0:
+        raise ValueError(f"regularization is {regularization}; it must be positive")
+    np.fill_diagonal(B, 0.0)
+    size = len(B)
+    eps = np.zeros(size)
+    value = _objective(B, eps, regularization)
+    for _ in range(_NEWTON_STEPS):
+        gradient, laplacian = _derivatives(B, eps, regularization)
+        if np.abs(gradient).max() <= _TOLERANCE * (regularization + B.sum()):
+            break
+        step = np.linalg.solve(laplacian + regularization * np.eye(size), gradient)
+        length, rounding = 1.0, 1e-14 * (1 + abs(value))
+        while (trial := _objective(B, eps + length * step, regularization)) < (
+            value + 1e-4 * length * float(gradient @ step) - rounding
+        ):
+            length /= 2
+        eps, value = eps + length * step, trial
+    # No battle can see a shift common to all scores: give it eigenvalue 1 before the inversion, and take it out after.
+    shift = np.full((size, size), 1 / size)
+    covariance = np.linalg.inv(laplacian + regularization * (np.eye(size) - shift) + shift) - shift
+    return eps - eps.mean(), np.sqrt(np.diag(covariance).clip(min=0.0))
+
+
+def _objective(B: NDArray[np.float64], eps: NDArray[np.float64], regularization: float) -> float:
+    return float((B * _log_win(eps)).sum() - regularization / 2 * (eps @ eps))
+
+
+def _derivatives(
+    B: NDArray[np.float64], eps: NDArray[np.float64], regularization: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The objective's gradient [size], and the negative Hessian of its first term [size, size]: a graph's Laplacian."""
+    win = np.exp(_log_win(eps))
+    surprise = B * win.T  # 1 - win[m, n] is win[n, m]
+    curvature = (B + B.T) * win * win.T
+    return surprise.sum(1) - surprise.sum(0) - regularization * eps, np.diag(curvature.sum(1)) - curvature
+
+
+def _log_win(eps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log sigmoid(eps_m - eps_n) [m, n]: the log-probability that m beats n."""
+    return -np.logaddexp(0.0, eps[None, :] - eps[:, None])
