@@ -11,6 +11,8 @@ batch, the rank or the order.
 Shapes: b sequences, v vocabulary, c chunks of the vocabulary, w tokens a chunk.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,16 +23,14 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 CHUNK = 256
 
 
-def philox(seed_b: Tensor, position_b: Tensor, attempt: int) -> Tensor:
-    """32 random bits for each (seed, position, attempt), as int64 [b]: the first word of Philox-4x32-10."""
-    key = [seed_b & MASK, (seed_b >> 32) & MASK]
-    zero = torch.zeros_like(position_b)
-    c = [position_b & MASK, (position_b >> 32) & MASK, zero + attempt, zero]
+def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
+    """The first 32-bit word of Philox-4x32-10 for four counter words and two key words, each int64 [b]."""
+    c, k = list(counter), list(key)
     for _ in range(10):
         high0, low0 = _multiply(MULTIPLIERS[0], c[0])
         high1, low1 = _multiply(MULTIPLIERS[1], c[2])
-        c = [high1 ^ c[1] ^ key[0], low1, high0 ^ c[3] ^ key[1], low0]
-        key = [(key[0] + WEYL[0]) & MASK, (key[1] + WEYL[1]) & MASK]
+        c = [high1 ^ c[1] ^ k[0], low1, high0 ^ c[3] ^ k[1], low0]
+        k = [(k[0] + WEYL[0]) & MASK, (k[1] + WEYL[1]) & MASK]
     return c[0]
 
 
@@ -43,8 +43,10 @@ def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def uniform(seed_b: Tensor, position_b: Tensor, attempt: int) -> Tensor:
-    """Uniform numbers in (0, 1), fp64 [b]."""
-    return (philox(seed_b, position_b, attempt).double() + 0.5) / 2**32
+    """Uniform numbers in (0, 1), fp64 [b], of each (seed, position, attempt)."""
+    zero = torch.zeros_like(position_b)
+    counter = (position_b & MASK, (position_b >> 32) & MASK, zero + attempt, zero)
+    return (philox(counter, (seed_b & MASK, (seed_b >> 32) & MASK)).double() + 0.5) / 2**32
 
 
 def sample(

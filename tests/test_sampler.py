@@ -1,0 +1,86 @@
+"""The sampler against published noise vectors and the exact distribution."""
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from sampling.sampler import philox, sample
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "word"),
+    [  # known answers of the authors' library (Random123, philox4x32-10)
+        ((0, 0, 0, 0), (0, 0), 0x6627E8D5),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, 0x408F276D),
+        ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0), 0xD16CFE09),
+    ],
+)
+def test_philox_known_answers(counter, key, word):
+    assert philox([torch.tensor([w]) for w in counter], [torch.tensor([w]) for w in key]).item() == word
+
+
+def draw(logits: torch.Tensor, count: int, temperature: float, top_p: float, seed: int = 7) -> torch.Tensor:
+    """`count` draws of one distribution, at positions 0 ... count - 1."""
+    ids, _ = sample(
+        logits.expand(count, -1),
+        torch.full((count,), temperature),
+        torch.full((count,), top_p),
+        torch.full((count,), seed),
+        torch.arange(count),
+    )
+    return ids
+
+
+def nucleus(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+    """The exact distribution, by a sort: the smallest set of most probable tokens that holds top_p."""
+    p = (logits.double() / temperature).softmax(-1)
+    ordered, order = p.sort(descending=True)
+    kept = ordered.cumsum(-1) - ordered < top_p
+    q = torch.zeros_like(p)
+    q[order[kept]] = ordered[kept]
+    return q / q.sum()
+
+
+@pytest.mark.parametrize(("vocabulary", "scale"), [(11, 1.5), (257, 2.0), (1000, 1.0), (49_152, 3.5)])
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.8, 0.95), (1.3, 0.5), (1.0, 1.0)])
+def test_draws_follow_the_exact_nucleus(vocabulary, scale, temperature, top_p):
+    logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * scale
+    expected = nucleus(logits, temperature, top_p)
+    draws = 20_000
+    chunk = 20_000 if vocabulary < 5000 else 500
+    counts = torch.zeros(vocabulary, dtype=torch.int64)
+    for seed in range(draws // chunk):
+        counts += torch.bincount(draw(logits, chunk, temperature, top_p, seed), minlength=vocabulary)
+    assert counts[expected == 0].sum() == 0
+    frequent = expected * draws >= 5
+    observed = torch.cat([counts[frequent], counts[~frequent].sum()[None]]).double()
+    wanted = torch.cat([expected[frequent], expected[~frequent].sum()[None]]) * draws
+    keep = wanted > 0
+    assert chisquare(observed[keep], wanted[keep] * observed[keep].sum() / wanted[keep].sum()).pvalue > 1e-4
+
+
+def test_greedy_and_logprob():
+    logits = torch.randn(5, 300)
+    zeros = torch.zeros(5, dtype=torch.int64)
+    ids, logprob = sample(logits, torch.zeros(5), torch.full((5,), 0.9), zeros, zeros)
+    assert torch.equal(ids, logits.argmax(-1))
+    torch.testing.assert_close(logprob, logits.log_softmax(-1).max(-1).values)
+    ids, logprob = sample(logits, torch.full((5,), 0.7), torch.full((5,), 0.9), torch.arange(5), zeros)
+    torch.testing.assert_close(logprob, (logits / 0.7).log_softmax(-1)[torch.arange(5), ids])
+
+
+def test_a_draw_depends_on_its_seed_and_position_alone():
+    logits = torch.randn(6, 1000)
+    seeds, positions = torch.arange(6) + 2**40, torch.arange(6) * 3
+    settings = (torch.full((6,), 1.0), torch.full((6,), 0.95))
+    together, _ = sample(logits, *settings, seeds, positions)
+    order = torch.tensor([4, 1, 5, 0, 2, 3])
+    shuffled, _ = sample(logits[order], settings[0], settings[1], seeds[order], positions[order])
+    alone = torch.cat(
+        [
+            sample(logits[i : i + 1], *(s[:1] for s in settings), seeds[i : i + 1], positions[i : i + 1])[0]
+            for i in range(6)
+        ]
+    )
+    assert torch.equal(together[order], shuffled)
+    assert torch.equal(together, alone)
