@@ -1,0 +1,120 @@
+"""What the judge and the meta-judge are asked, and what a well-formed answer of theirs looks like.
+
+Two forms. "full" has the elements of the paper's prompts. "compact" says the same to a small model, which learns the
+format by SFT, in as few tokens as possible. In both the text that many prompts share comes first: the rubric, the
+question, the response, and for the meta-judge the two judgments last. Users' text is concatenated, never formatted, so
+that braces and percent signs in it mean nothing.
+"""
+
+from typing import Literal
+
+from judging.verdict import Place
+from model.chat import Message
+
+Form = Literal["full", "compact"]
+
+_CRITERIA = """\
+- Add 1 point if the response is relevant and provides some information related to the question, even if it is \
+incomplete or contains some irrelevant content.
+- Add a second point if the response addresses a substantial portion of the question, but does not completely resolve \
+it or give a direct answer.
+- Award a third point if the response answers the basic elements of the question in a useful way, whether it seems \
+to have been written by an AI assistant or has the marks of a blog or a search result.
+- Grant a fourth point if the response is clearly written from an AI assistant's perspective and addresses the \
+question directly and comprehensively, is well organised and helpful, even if there is slight room for improvement in \
+clarity, conciseness or focus.
+- Bestow a fifth point on a response that is impeccably tailored to the question by an AI assistant, without \
+extraneous information, that reflects expert knowledge and is a high-quality, engaging and insightful answer."""
+
+_JUDGE_FULL = (
+    "Review the user's question and the corresponding response using the additive 5-point scoring system described "
+    "below. Points are accumulated as each criterion is satisfied:\n\n" + _CRITERIA + "\n\n"
+)
+_JUDGE_FULL_TASK = {
+    "last": "After examining the question and the response, briefly justify your total score, in up to 100 words. Then "
+    "conclude with the score, a whole number from 0 to 5, on a line of its own, in exactly this format:\n"
+    "Score: <total points>",
+    "first": "After examining the question and the response, begin with the score, a whole number from 0 to 5, on a "
+    "line of its own, in exactly this format:\nScore: <total points>\n"
+    "Then justify your total score in one or two short sentences.",
+}
+_META_FULL = (
+    "Below are a user's question, a response to it, and two judgments of that response, Judgment A and Judgment B. The "
+    "judges were asked to use the additive 5-point scoring system described here. Points are accumulated as each "
+    "criterion is satisfied:\n\n" + _CRITERIA + "\n\nDetermine which judgment follows this scoring system more "
+    "accurately. Look at whether each point was rightly given or withheld, at whether the justification is true to the "
+    "response, and at whether the score agrees with the justification. The order and the length of the judgments must "
+    "not influence you.\n\n"
+)
+_META_FULL_TASK = {
+    "last": "Explain which judgment is more accurate according to the scoring system, and why. Then conclude with the "
+    "winner, on a line of its own, in exactly this format:\nWinner: [Judgment A | Judgment B]",
+    "first": "Begin with the more accurate judgment, on a line of its own, in exactly this format:\n"
+    "Winner: [Judgment A | Judgment B]\nThen explain why in one or two short sentences.",
+}
+
+_JUDGE_COMPACT = (
+    "Score the response to the question. Add 1 point for each: relevant; covers a substantial part; answers the basics "
+    "usefully; direct, complete and well organised, as an AI assistant; expert, nothing extraneous.\n"
+)
+_JUDGE_COMPACT_TASK = {
+    "last": 'Write a short reason, then on the last line "Score: N", N from 0 to 5.',
+    "first": 'Write "Score: N", N from 0 to 5, on the first line, then a short reason.',
+}
+_META_COMPACT = "Two judgments score the response from 0 to 5. Which one is more accurate?\n"
+_META_COMPACT_TASK = {
+    "last": 'Write a short reason, then on the last line "Winner: Judgment A" or "Winner: Judgment B".',
+    "first": 'Write "Winner: Judgment A" or "Winner: Judgment B" on the first line, then a short reason.',
+}
+
+
+def judge_prompt(question: str, response: str, form: Form, verdict: Place) -> list[Message]:
+    """The messages that ask for one response's score, on the judgment's first or last line."""
+    if form == "compact":
+        return _compact(_JUDGE_COMPACT + _JUDGE_COMPACT_TASK[verdict], _shown_compact(question, response))
+    return [_user(_JUDGE_FULL + _shown_full(question, response) + _JUDGE_FULL_TASK[verdict])]
+
+
+def meta_prompt(
+    question: str, response: str, judgment_a: str, judgment_b: str, form: Form, verdict: Place
+) -> list[Message]:
+    """The messages that ask which of two judgments of one response is better; `judgment_a` is shown first."""
+    if form == "compact":
+        judgments = "\n\nJudgment A:\n" + judgment_a + "\n\nJudgment B:\n" + judgment_b
+        return _compact(_META_COMPACT + _META_COMPACT_TASK[verdict], _shown_compact(question, response) + judgments)
+    judgments = _tagged("judgment_a", judgment_a) + _tagged("judgment_b", judgment_b)
+    return [_user(_META_FULL + _shown_full(question, response) + judgments + _META_FULL_TASK[verdict])]
+
+
+def judgment_text(score: int, justification: str, verdict: Place) -> str:
+    """A judgment in the form that the judge is asked for."""
+    return _placed(f"Score: {score}", justification, verdict)
+
+
+def meta_judgment_text(winner: Literal["first", "second"], reason: str, verdict: Place) -> str:
+    """A comparison in the form that the meta-judge is asked for."""
+    return _placed("Winner: Judgment A" if winner == "first" else "Winner: Judgment B", reason, verdict)
+
+
+def _placed(line: str, reason: str, verdict: Place) -> str:
+    return line + "\n" + reason.strip() if verdict == "first" else reason.strip() + "\n" + line
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def _compact(rubric: str, content: str) -> list[Message]:
+    return [{"role": "system", "content": rubric}, _user(content)]
+
+
+def _shown_compact(question: str, response: str) -> str:
+    return "Question:\n" + question + "\n\nResponse:\n" + response
+
+
+def _shown_full(question: str, response: str) -> str:
+    return _tagged("question", question) + _tagged("response", response)
+
+
+def _tagged(name: str, text: str) -> str:
+    return "<" + name + ">\n" + text + "\n</" + name + ">\n\n"
