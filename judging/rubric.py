@@ -97,7 +97,8 @@ def meta_judgment_text(winner: Literal["first", "second"], reason: str, verdict:
 
 
 def _placed(line: str, reason: str, verdict: Place) -> str:
-    return line + "\n" + reason.strip() if verdict == "first" else reason.strip() + "\n" + line
+    parts = (line, reason.strip()) if verdict == "first" else (reason.strip(), line)
+    return "\n".join(filter(None, parts))
 
 
 def _user(content: str) -> Message:

@@ -95,6 +95,7 @@ def test_written_completions_are_read_back(verdict, reason: str):
 def test_written_completions_by_hand():
     assert judgment_text(3, "Useful, but long.", "last") == "Useful, but long.\nScore: 3"
     assert judgment_text(3, "Useful, but long.", "first") == "Score: 3\nUseful, but long."
+    assert judgment_text(3, " ", "first") == judgment_text(3, "", "last") == "Score: 3"
     assert meta_judgment_text("first", "A is closer.", "last") == "A is closer.\nWinner: Judgment A"
     assert meta_judgment_text("second", "B is closer.", "first") == "Winner: Judgment B\nB is closer."
 

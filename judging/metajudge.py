@@ -1,0 +1,91 @@
+"""Meta-judging: `python -m judging.metajudge` compares the judgments of one response a prompt, in both orders."""
+
+import argparse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+from files import command
+from judging.rubric import meta_prompt
+from judging.scores import Record, distinct_responses, group_by, meta_judged, seeded_draw
+from judging.verdict import Failure, parse_winner
+from model.chat import ChatFormat, load_chat
+from sampling.generate import Item, completion_fields, generation_key, read_units, request_seed, run_units
+from sampling.request import Completion, Request, Sampling
+from settings import Metajudge, Settings, load_settings
+
+
+def metajudge_items(
+    responses: Iterable[Record],
+    judgments: Mapping[str, Sequence[Record]],
+    chat: ChatFormat,
+    settings: Settings,
+    iteration: int,
+) -> Iterator[Item]:
+    """A request for each ordered pair of the distinct judgments of each prompt's meta-judged response.
+
+    `judgments` by response id.
+    """
+    meta, draw = settings.metajudge, seeded_draw(settings.seed, iteration)
+    sampling = Sampling(meta.temperature, meta.top_p, meta.max_new_tokens, chat.stop_ids)
+    for prompt_id, rows in group_by(distinct_responses(responses), "prompt_id").items():
+        picked = meta_judged(rows, judgments, draw)
+        if picked is None:
+            continue
+        response, distinct = picked
+        for a, b in permutations(distinct, 2):
+            messages = meta_prompt(response["prompt"], response["text"], a["text"], b["text"], meta.form, meta.verdict)
+            name = f"{response['id']}/m{a['index']}-{b['index']}"
+            seed = request_seed(settings.seed, iteration, "metajudge", name)
+            known = {
+                "id": name,
+                "response_id": response["id"],
+                "prompt_id": prompt_id,
+                "first": a["index"],
+                "second": b["index"],
+            }
+            yield Item(Request(name, chat.prompt_ids(messages), sampling, seed), prompt_id, known)
+
+
+def comparison_record(item: Item, completion: Completion, chat: ChatFormat, meta: Metajudge) -> dict[str, Any]:
+    """The comparison with its "winner", "first", "second" or "tie", or the "failure" that explains its absence."""
+    row = item.record | completion_fields(completion, chat, item.request.seed)
+    winner = parse_winner(row["text"], completion.finish_reason, meta.verdict)
+    if isinstance(winner, Failure):
+        return row | {"winner": None, "failure": str(winner)}
+    return row | {"winner": winner, "failure": None}
+
+
+def metajudge_key(settings: Settings, model_dir: Path, responses: Path, judgments: Path, iteration: int) -> str:
+    """The identity of the comparisons' work."""
+    inputs: dict[str, Path | str] = {"model": model_dir, "responses": responses, "judgments": judgments}
+    return generation_key("metajudge", settings, settings.metajudge, iteration, inputs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare the judgments of one response a prompt.")
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
+    parser.add_argument("--iteration", type=int, default=1)
+    parser.add_argument("--responses", required=True, type=Path)
+    parser.add_argument("--judgments", required=True, type=Path)
+    parser.add_argument("--out", required=True, type=Path)
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.config)
+    chat = load_chat(arguments.model)
+    fields = ("response_id", "index", "text", "score")
+    judgments = group_by(({key: row[key] for key in fields} for row in read_units(arguments.judgments)), "response_id")
+    run_units(
+        "metajudge",
+        list(metajudge_items(read_units(arguments.responses), judgments, chat, settings, arguments.iteration)),
+        lambda item, completion: comparison_record(item, completion, chat, settings.metajudge),
+        settings=settings,
+        model_dir=arguments.model,
+        out=arguments.out,
+        key=metajudge_key(settings, arguments.model, arguments.responses, arguments.judgments, arguments.iteration),
+    )
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,83 @@
+"""What the judgments say about a prompt's responses: which count, mean, variance, and which response is meta-judged.
+
+Scores are exact fractions. A judgment without a score acts as a deleted record everywhere.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from sampling.generate import request_seed
+
+Record = dict[str, Any]
+Draw = Callable[[Sequence[Any], str], Any]
+"""(options, what is decided) -> one of the options, at random but always the same one."""
+
+
+def seeded_draw(seed: int, iteration: int) -> Draw:
+    """Tie-breaking for one iteration of a run: a draw depends on what is decided, and on nothing drawn before."""
+    return lambda options, what: options[request_seed(seed, iteration, "tie", what) % len(options)]
+
+
+def group_by(records: Iterable[Record], key: str) -> dict[str, list[Record]]:
+    """Records by the value of a key, in order of appearance."""
+    groups: dict[str, list[Record]] = {}
+    for row in records:
+        groups.setdefault(row[key], []).append(row)
+    return groups
+
+
+def distinct_responses(responses: Iterable[Record]) -> list[Record]:
+    """The responses that are judged: those generated, and of a prompt's equal texts the first."""
+    first: dict[tuple[str, str], Record] = {}
+    for row in responses:
+        if row["finish_reason"] in ("stop", "length"):
+            first.setdefault((row["prompt_id"], row["text"]), row)
+    return list(first.values())
+
+
+def distinct_judgments(judgments: Iterable[Record]) -> list[Record]:
+    """Of one response's judgments those with a score, and of equal texts the first."""
+    first: dict[str, Record] = {}
+    for row in judgments:
+        if row["score"] is not None:
+            first.setdefault(row["text"], row)
+    return list(first.values())
+
+
+def exact_scores(judgments: Iterable[Record]) -> list[Fraction]:
+    """The scores there are. A decimal means what it says: 4.1 is 41/10."""
+    return [Fraction(str(row["score"])) for row in judgments if row["score"] is not None]
+
+
+def mean_score(judgments: Iterable[Record], minimum_valid: int) -> Fraction | None:
+    """A response's score S, the mean over its parsed judgments; None when there are fewer than `minimum_valid`."""
+    scores = exact_scores(judgments)
+    return sum(scores, Fraction(0)) / len(scores) if len(scores) >= max(minimum_valid, 1) else None
+
+
+def variance(scores: Sequence[Fraction]) -> Fraction:
+    """Population variance."""
+    mean = sum(scores, Fraction(0)) / len(scores)
+    return sum(((score - mean) ** 2 for score in scores), Fraction(0)) / len(scores)
+
+
+def meta_judged(
+    responses: Iterable[Record], judgments: Mapping[str, Sequence[Record]], draw: Draw
+) -> tuple[Record, list[Record]] | None:
+    """The response of one prompt whose judgments are compared, and its distinct judgments.
+
+    It is the one with the highest variance of scores, each distinct judgment counting once; equal ones are drawn from.
+    Only responses with two distinct judgments or more have something to compare: None where there is none.
+    `responses` are the prompt's distinct ones, `judgments` all judgments by response id.
+    """
+    candidates = []
+    for response in responses:
+        distinct = distinct_judgments(judgments.get(response["id"], ()))
+        if len(distinct) >= 2:
+            candidates.append((variance(exact_scores(distinct)), response, distinct))
+    if not candidates:
+        return None
+    highest = max(spread for spread, _, _ in candidates)
+    tied = [(response, distinct) for spread, response, distinct in candidates if spread == highest]
+    return draw(tied, f"{tied[0][0]['prompt_id']}/variance")
