@@ -14,17 +14,16 @@ from model.chat import Message
 Form = Literal["full", "compact"]
 
 _CRITERIA = """\
-- Add 1 point if the response is relevant and provides some information related to the question, even if it is \
-incomplete or contains some irrelevant content.
-- Add a second point if the response addresses a substantial portion of the question, but does not completely resolve \
-it or give a direct answer.
-- Award a third point if the response answers the basic elements of the question in a useful way, whether it seems \
-to have been written by an AI assistant or has the marks of a blog or a search result.
-- Grant a fourth point if the response is clearly written from an AI assistant's perspective and addresses the \
-question directly and comprehensively, is well organised and helpful, even if there is slight room for improvement in \
-clarity, conciseness or focus.
-- Bestow a fifth point on a response that is impeccably tailored to the question by an AI assistant, without \
-extraneous information, that reflects expert knowledge and is a high-quality, engaging and insightful answer."""
+- First point: the response is relevant and gives some information on the question, even if it is incomplete or partly \
+beside the point.
+- Second point: it addresses a substantial portion of the question, even if it does not settle it or give a direct \
+answer.
+- Third point: it answers the basic elements of the question in a useful way, whether it reads like an assistant's \
+answer or like a blog post or a search result.
+- Fourth point: it is clearly written from an AI assistant's perspective and answers the question directly and \
+comprehensively; it is well organised and helpful, with little left to improve in clarity, conciseness or focus.
+- Fifth point: it is impeccably tailored to the question, reflects expert knowledge, is engaging and insightful, and \
+holds no extraneous information."""
 
 _JUDGE_FULL = (
     "Review the user's question and the corresponding response using the additive 5-point scoring system described "
