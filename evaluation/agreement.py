@@ -1,0 +1,207 @@
+"""Does the judge rank responses as their known quality does?
+
+`torchrun -m evaluation.agreement` judges the responses of labelled groups and compares, within each group, the order of
+mean scores with the known order. A tie of the judge counts half; chance is 0.5. Intervals are bootstrap percentiles
+over groups. Next to it stands the baseline that says the longer response is better.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from files import UserError, command, is_complete, read_jsonl, write_json, write_manifest
+from judging.judge import judgment_record
+from judging.rubric import judge_prompt
+from judging.scores import mean_score
+from model.chat import ChatFormat, load_chat
+from sampling.generate import Item, generation_key, read_units, request_seed, run_units
+from sampling.request import Request, Sampling
+from settings import Settings, load_settings
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Case:
+    """A response of known quality."""
+
+    group: str
+    name: str
+    prompt: str
+    text: str
+    quality: float
+    """Higher is better; compared within a group only."""
+    flaw: str = ""
+
+
+def read_cases(path: Path) -> Iterator[Case]:
+    """Cases of a file of groups: {id, prompt, responses: [{text, score, flaw}]}, or OpenAssistant's ranked replies
+    {message_id, context: [{role, text}], replies: [{rank, text}]}, rank 0 the best.
+
+    Raises `UserError` for a row of neither form.
+    """
+    for number, row in enumerate(read_jsonl(path), 1):
+        if "responses" in row and "prompt" in row:
+            for i, response in enumerate(row["responses"]):
+                name = f"{row['id']}/{i}"
+                flaw = response.get("flaw", "")
+                yield Case(row["id"], name, row["prompt"], response["text"], response["score"], flaw)
+        elif "replies" in row and "context" in row:
+            prompt = "\n\n".join(turn["text"] for turn in row["context"])
+            for i, reply in enumerate(row["replies"]):
+                yield Case(row["message_id"], f"{row['message_id']}/{i}", prompt, reply["text"], -reply["rank"])
+        else:
+            raise UserError(f"{path}, line {number}: neither a group of responses nor ranked replies; see the README")
+
+
+def agreement_items(cases: Iterable[Case], chat: ChatFormat, settings: Settings, N: int) -> Iterator[Item]:
+    """N judge requests for each case."""
+    judge = settings.judge
+    sampling = Sampling(judge.temperature, judge.top_p, judge.max_new_tokens, chat.stop_ids)
+    for case in cases:
+        ids = chat.prompt_ids(judge_prompt(case.prompt, case.text, judge.form, judge.verdict))
+        for index in range(N):
+            name = f"{case.name}/j{index}"
+            known = {"id": name, "response_id": case.name, "prompt_id": case.group, "index": index}
+            seed = request_seed(settings.seed, 0, "agreement", name)
+            yield Item(Request(name, ids, sampling, seed), case.group, known)
+
+
+def pair_outcomes(
+    cases: Sequence[Case], value: Callable[[Case], Fraction | float | None]
+) -> dict[str, list[tuple[float, float]]]:
+    """For each group the pairs of different quality: (1 where `value` agrees, 1/2 where it ties, 0, gap in quality).
+
+    A case without a value enters no pair.
+    """
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.group, []).append(case)
+    outcomes = {}
+    for name, members in groups.items():
+        pairs = []
+        for i, better in enumerate(members):
+            for worse in members[:i] + members[i + 1 :]:
+                high, low = value(better), value(worse)
+                if better.quality > worse.quality and high is not None and low is not None:
+                    agrees = 0.5 if high == low else float(high > low)
+                    pairs.append((agrees, better.quality - worse.quality))
+        outcomes[name] = pairs
+    return outcomes
+
+
+def bootstrap(groups: Sequence[Sequence[float]], seed: int = 0) -> dict[str, float]:
+    """Mean over all values, with a 95% percentile interval from resampling whole groups."""
+    filled = [group for group in groups if len(group)]
+    if not filled:
+        return {"value": float("nan"), "low": float("nan"), "high": float("nan"), "count": 0}
+    sums, counts = np.array([sum(g) for g in filled]), np.array([len(g) for g in filled])
+    chosen = np.random.default_rng(seed).integers(len(filled), size=(RESAMPLES, len(filled)))
+    means = sums[chosen].sum(1) / counts[chosen].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {
+        "value": round(float(sums.sum() / counts.sum()), 4),
+        "low": round(float(low), 4),
+        "high": round(float(high), 4),
+        "count": int(counts.sum()),
+    }
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's rank correlation with mean ranks for ties; None where one side is constant."""
+    ranks = [np.array([np.sum(x < v) + (np.sum(x == v) + 1) / 2 for v in x]) for x in (np.array(a), np.array(b))]
+    if any(np.ptp(rank) == 0 for rank in ranks):
+        return None
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def report(cases: Sequence[Case], judgments: Sequence[dict[str, Any]], minimum_valid: int = 1) -> dict[str, Any]:
+    """Parse rate, pairwise agreement (by gap and by flaw), Spearman within a group, calibration, and the baseline."""
+    by_case: dict[str, list[dict[str, Any]]] = {case.name: [] for case in cases}
+    for row in judgments:
+        by_case[row["response_id"]].append(row)
+    scores = {name: mean_score(rows, minimum_valid) for name, rows in by_case.items()}
+    outcomes = pair_outcomes(cases, lambda case: scores[case.name])
+    longer = pair_outcomes(cases, lambda case: len(case.text))
+    gaps = sorted({gap for pairs in outcomes.values() for _, gap in pairs})
+    parsed = [row["score"] for row in judgments if row["score"] is not None]
+    return {
+        "judgments": len(judgments),
+        "parse_rate": round(len(parsed) / len(judgments), 4),
+        "score_histogram": {str(score): parsed.count(score) for score in sorted(set(parsed))},
+        "pairwise": bootstrap([[agrees for agrees, _ in pairs] for pairs in outcomes.values()]),
+        "longer_wins": bootstrap([[agrees for agrees, _ in pairs] for pairs in longer.values()]),
+        "spearman": bootstrap(_spearman_by_group(cases, scores)),
+        "by_gap": {
+            f"{gap:g}": bootstrap([[a for a, g in pairs if g == gap] for pairs in outcomes.values()]) for gap in gaps
+        },
+        "mean_score_by_quality": _means(cases, scores, lambda case: f"{case.quality:g}"),
+        "mean_score_by_flaw": _means(cases, scores, lambda case: case.flaw),
+    }
+
+
+def _spearman_by_group(cases: Sequence[Case], scores: dict[str, Fraction | None]) -> list[list[float]]:
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for case in cases:
+        score = scores[case.name]
+        if score is not None:
+            groups.setdefault(case.group, []).append((case.quality, float(score)))
+    found = []
+    for members in groups.values():
+        if len({quality for quality, _ in members}) > 1:
+            qualities, means = zip(*members, strict=True)
+            found.append([spearman(qualities, means) or 0.0])  # a judge that scores all alike knows nothing
+    return found
+
+
+def _means(cases: Sequence[Case], scores: dict[str, Fraction | None], label: Callable[[Case], str]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for case in cases:
+        score = scores[case.name]
+        if score is not None:
+            values.setdefault(label(case), []).append(float(score))
+    return {name: round(float(np.mean(values[name])), 3) for name in sorted(values)}
+
+
+def agreement_key(settings: Settings, model_dir: Path, cases: Path, N: int) -> str:
+    """The identity of an agreement measurement."""
+    inputs: dict[str, Path | str] = {"model": model_dir, "cases": cases}
+    return generation_key(f"agreement-{N}", settings, settings.judge, 0, inputs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure how well a judge agrees with labelled groups.")
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory of the judge")
+    parser.add_argument("--cases", required=True, type=Path, help="JSON lines of labelled groups")
+    parser.add_argument("--n", type=int, default=1, help="judgments a response")
+    parser.add_argument("--out", required=True, type=Path)
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.config)
+    key = agreement_key(settings, arguments.model, arguments.cases, arguments.n)
+    if is_complete(arguments.out, key):
+        return
+    chat, cases = load_chat(arguments.model), list(read_cases(arguments.cases))
+    work = arguments.out / "judgments"
+    run_units(
+        "agreement",
+        list(agreement_items(cases, chat, settings, arguments.n)),
+        lambda item, completion: judgment_record(item, completion, chat, settings.judge),
+        settings=settings,
+        model_dir=arguments.model,
+        out=work,
+        key=key,
+    )
+    found = report(cases, list(read_units(work)))
+    path = arguments.out / "agreement.json"
+    write_json(path, found)
+    write_manifest(arguments.out, "agreement", key, [path], counts={"cases": len(cases)})
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,147 @@
+"""Meta-Rewarding: M_t acts, judges and meta-judges, and DPO on its own preferences makes M_{t+1}.
+
+    python iterate.py --config configs/smollm2-135m.toml [--run NAME]
+
+This file says which stage comes next and on which files; each stage is a process of its own that reads files and
+writes files, and is left out when its output is complete for the same inputs and settings. So the same command
+continues a run that was stopped.
+"""
+
+import argparse
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from dpo.train import train_key
+
+from evaluation.agreement import agreement_key
+from files import UserError, command, is_complete, read_jsonl, write_jsonl
+from judging.examples import examples_key
+from judging.judge import judge_key
+from judging.metajudge import metajudge_key
+from judging.pairs import pairs_key
+from model.prepare import prepare
+from sampling.generate import respond_key
+from settings import Settings, load_settings
+from summary import print_summary, write_summary
+
+
+class Run:
+    """A run's folder and settings; the methods are the method's steps."""
+
+    def __init__(self, config: Path, settings: Settings, folder: Path):
+        self.config, self.settings, self.folder = config, settings, folder
+
+    def stage(self, module: str, key: str, out: Path, *arguments: str | Path, distributed: bool = True) -> Path:
+        """Have `module` fill the folder `out`, unless it is complete; under torchrun when there are several ranks."""
+        if is_complete(out, key):
+            return out
+        ranks = self.settings.nproc_per_node if distributed else 1
+        launch: list[str | Path] = [sys.executable, "-m", module]
+        if ranks > 1:
+            torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+            launch = [sys.executable, "-m", *torchrun, "-m", module]
+        print(f"[{time.strftime('%H:%M:%S')}] {module} -> {out}", flush=True)
+        process = subprocess.Popen([*launch, "--config", self.config, *arguments, "--out", out])
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # the signal reached the stage too: let it save
+            raise
+        if code:
+            raise SystemExit(code)
+        return out
+
+    def sft(self, seed: Path) -> Path:
+        """M0: the seed, fine-tuned on judging and meta-judging examples. Runs with the same inputs share it."""
+        settings = self.settings
+        if not settings.sft.enabled:
+            return seed
+        examples = self.folder / "sft" / "examples"
+        self.stage("judging.examples", examples_key(settings, seed), examples, "--model", seed, distributed=False)
+        data = examples / "examples.jsonl"
+        key = train_key("sft", settings, 0, seed, seed, [data])
+        shared = Path("models") / "sft" / key[:12]
+        arguments = ("--stage", "sft", "--model", seed, "--data", data, "--work", shared / "work")
+        return self.stage("dpo.train", key, shared / "checkpoint", *arguments)
+
+    def agreement(self, model: Path, out: Path) -> None:
+        """How well a model judges responses of known quality."""
+        evaluation = self.settings.evaluation
+        if evaluation.cases:
+            cases = Path(evaluation.cases)
+            key = agreement_key(self.settings, model, cases, evaluation.N)
+            arguments = ("--model", model, "--cases", cases, "--n", str(evaluation.N))
+            self.stage("evaluation.agreement", key, out, *arguments)
+
+    def draw_prompts(self, iteration: int, out: Path) -> Path:
+        """This iteration's share of the pool, in an order that the seed decides; no two iterations share a prompt."""
+        respond = self.settings.respond
+        pool = list(read_jsonl(respond.prompts, ("id", "prompt")))
+        random.Random(self.settings.seed).shuffle(pool)
+        start = (iteration - 1) * respond.prompts_per_iteration
+        drawn = pool[start : start + respond.prompts_per_iteration]
+        if len(drawn) < respond.prompts_per_iteration:
+            wanted = len(self.settings.iteration) * respond.prompts_per_iteration
+            raise UserError(f"{respond.prompts}: {len(pool)} prompts, but the iterations need {wanted}; add prompts")
+        write_jsonl(out, drawn)
+        return out
+
+    def iteration(self, t: int, model: Path, initial: Path) -> Path:
+        """M_t from M_{t-1} (`model`): act, judge, meta-judge, make pairs, train."""
+        settings, folder, at = self.settings, self.folder / f"iter{t}", ("--iteration", str(t), "--model", model)
+        prompts = self.draw_prompts(t, folder / "prompts.jsonl")
+
+        key = respond_key(settings, model, prompts, t)
+        responses = self.stage("sampling.generate", key, folder / "responses", *at, "--prompts", prompts)
+
+        key = judge_key(settings, model, responses, t)
+        judgments = self.stage("judging.judge", key, folder / "judgments", *at, "--responses", responses)
+
+        comparisons = None
+        behind: tuple[str | Path, ...] = ("--responses", responses, "--judgments", judgments)
+        if settings.iteration[t - 1].judge_pairs:
+            key = metajudge_key(settings, model, responses, judgments, t)
+            comparisons = self.stage("judging.metajudge", key, folder / "comparisons", *at, *behind)
+            behind = (*behind, "--comparisons", comparisons)
+
+        key = pairs_key(settings, t, model, responses, judgments, comparisons)
+        pairs = self.stage("judging.pairs", key, folder / "pairs", *at, *behind, distributed=False)
+
+        data = [path for path in (pairs / "actor.jsonl", pairs / "judge.jsonl") if path.is_file()]
+        reference = model if settings.dpo.reference == "previous" else initial
+        key = train_key("dpo", settings, t, model, reference, data)
+        arguments = ("--stage", "dpo", "--reference", reference, "--data", *data, "--work", folder / "train")
+        return self.stage("dpo.train", key, folder / "checkpoint", *at, *arguments)
+
+
+def iterate(run: Run) -> None:
+    """Seed -> SFT -> T iterations -> summary."""
+    seed = prepare(run.settings.model)
+    model = initial = run.sft(seed)
+    if run.settings.sft.enabled:
+        run.agreement(seed, run.folder / "sft" / "before")
+    run.agreement(initial, run.folder / "sft" / "after")
+    for t in range(1, len(run.settings.iteration) + 1):
+        model = run.iteration(t, model, initial)
+        run.agreement(model, run.folder / f"iter{t}" / "agreement")
+    print_summary(write_summary(run.folder, run.settings, initial))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run Meta-Rewarding end to end; the same command continues a run.")
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--run", help="name of the run's folder below runs/; default: the config's name")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.config)
+    folder = Path("runs") / (arguments.run or settings.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(arguments.config, folder / "config.toml")
+    iterate(Run(arguments.config, settings, folder))
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,124 @@
+"""SFT examples: labelled judgments and comparisons, in the rubric's form, as token ids.
+
+`python -m judging.examples` gathers the labelled rows that the config names: files of rows, of prompts with scored
+responses, and as many constructed ones as asked for. It writes examples.jsonl for `dpo.train --stage sft`.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from files import UserError, command, is_complete, read_jsonl, stage_key, write_jsonl, write_manifest
+from judging.construct import Constructor, load_sources
+from judging.rubric import judge_prompt, judgment_text, meta_judgment_text, meta_prompt
+from model.chat import ChatFormat, load_chat
+from settings import Settings, load_settings
+
+
+def evidence_text(evidence: dict[str, str]) -> str:
+    """A justification from what was asked, what was given and what is missing (may be "")."""
+    missing = f"; missing: {evidence['missing']}" if evidence["missing"] else ""
+    return f"Asked: {evidence['asked']}; given: {evidence['given']}{missing}."
+
+
+def labelled_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The labelled rows of a file: rows {kind, ...} as they are; a prompt with scored responses as one row each."""
+    for row in read_jsonl(path, ("prompt",)):
+        if "responses" not in row:
+            if row.get("kind") not in ("judge", "metajudge"):
+                raise UserError(f"{path}, id {row.get('id')!r}: neither 'responses' nor a 'kind'; see data/README.md")
+            yield row
+            continue
+        for response in row["responses"]:
+            yield {
+                "kind": "judge",
+                "prompt": row["prompt"],
+                "response": response["text"],
+                "flaw": response.get("flaw", ""),
+                "score": response["score"],
+                "justification": evidence_text(response["evidence"]),
+            }
+
+
+def constructed_rows(settings: Settings) -> Iterator[dict[str, Any]]:
+    """Constructed judge and meta-judge rows, as many as the settings ask for."""
+    sft = settings.sft
+    if not sft.constructed and not sft.constructed_meta:
+        return
+    prompts = [row for path in sft.prompts for row in read_jsonl(path, ("id", "prompt", "category", "topic"))]
+    answers = [row for path in sft.answers for row in read_jsonl(path, ("prompt_id", "temperature", "text"))]
+    constructor = Constructor(load_sources(prompts, answers), settings.seed)
+    yield from constructor.judge_examples(sft.constructed)
+    yield from constructor.metajudge_examples(sft.constructed_meta)
+
+
+def render(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings) -> Iterator[dict[str, Any]]:
+    """SFT examples {id, kind, prompt, completion, prompt_ids, completion_ids, verdict_tokens} of labelled rows."""
+    for number, row in enumerate(rows):
+        if row["kind"] == "judge":
+            place = settings.judge.verdict
+            messages = judge_prompt(row["prompt"], row["response"], settings.judge.form, place)
+            text = judgment_text(row["score"], row["justification"], place)
+        else:
+            place = settings.metajudge.verdict
+            a, b = (judgment_text(j["score"], j["justification"], settings.judge.verdict) for j in row["judgments"])
+            messages = meta_prompt(row["prompt"], row["response"], a, b, settings.metajudge.form, place)
+            text = meta_judgment_text(row["winner"], row["reason"], place)
+        yield {
+            "id": f"{row['kind']}/{number:05}",
+            "kind": row["kind"],
+            "flaw": row.get("flaw", ""),
+            "prompt": messages,
+            "completion": text,
+            "prompt_ids": chat.prompt_ids(messages),
+            "completion_ids": chat.completion_ids(text),
+            "verdict_tokens": verdict_tokens(chat, text, place),
+        }
+
+
+def verdict_tokens(chat: ChatFormat, text: str, place: str) -> list[int]:
+    """[start, end) of the tokens that overlap the verdict line."""
+    lines = text.split("\n")
+    start = 0 if place == "first" else len(text) - len(lines[-1])
+    end = len(lines[0]) if place == "first" else len(text)
+    offsets = chat.tokenizer.backend.encode(text, add_special_tokens=False).offsets
+    inside = [i for i, (low, high) in enumerate(offsets) if low < end and high > start]
+    return [inside[0], inside[-1] + 1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the SFT examples that the config asks for.")
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory, for its tokenizer")
+    parser.add_argument("--out", required=True, type=Path)
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.config)
+    key = examples_key(settings, arguments.model)
+    if is_complete(arguments.out, key):
+        return
+    chat = load_chat(arguments.model)
+    rows = [row for path in settings.sft.examples for row in labelled_rows(Path(path))]
+    examples = list(render([*rows, *constructed_rows(settings)], chat, settings))
+    if not examples:
+        raise UserError(f"{arguments.config}: sft names no examples and constructs none; set sft.enabled = false")
+    path = arguments.out / "examples.jsonl"
+    write_jsonl(path, examples)
+    counts = Counter(f"{e['kind']}.{e['flaw']}" for e in examples)
+    tokens = sum(len(e["prompt_ids"]) + len(e["completion_ids"]) for e in examples)
+    write_manifest(arguments.out, "examples", key, [path], counts=dict(sorted(counts.items())), tokens=tokens)
+
+
+def examples_key(settings: Settings, model_dir: Path) -> str:
+    """The identity of the examples' work."""
+    sft = settings.sft
+    sources = {path: path for path in (*sft.examples, *sft.prompts, *sft.answers)}
+    section = {"sft": [sft.constructed, sft.constructed_meta], "seed": settings.seed}
+    section |= {"judge": [settings.judge.form, settings.judge.verdict]}
+    section |= {"metajudge": [settings.metajudge.form, settings.metajudge.verdict]}
+    return stage_key("examples", section, sources | {"tokenizer": model_dir / "tokenizer.json"})
+
+
+if __name__ == "__main__":
+    command(main)

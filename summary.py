@@ -1,0 +1,122 @@
+"""A run in one document, `runs/NAME/summary.json`, and the same in the terminal."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from files import read_manifest, write_json
+from sampling.generate import read_units
+from settings import Settings
+
+BAR = "█"
+
+
+def write_summary(folder: Path, settings: Settings, initial: Path) -> dict[str, Any]:
+    """Gather a finished run's manifests; writes and returns the summary. `initial` is M0's checkpoint."""
+    summary: dict[str, Any] = {"name": folder.name, "seed": settings.seed, "model": settings.model.path}
+    summary["sft"] = _sft(folder / "sft", initial) if settings.sft.enabled else {}
+    summary["iterations"] = [
+        _iteration(folder / f"iter{t}", t, settings) for t in range(1, len(settings.iteration) + 1)
+    ]
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _sft(folder: Path, checkpoint: Path) -> dict[str, Any]:
+    trained = read_manifest(checkpoint) or {}
+    found = {"checkpoint": str(checkpoint), "seconds": trained.get("seconds"), "counts": trained.get("counts")}
+    for when in ("before", "after"):
+        agreement = _agreement(folder / when)
+        if agreement:
+            found[f"judge_parse_rate_{when}"] = agreement["parse_rate"]
+    found["agreement"] = _agreement(folder / "after")
+    return found
+
+
+def _agreement(folder: Path) -> dict[str, Any] | None:
+    path = folder / "agreement.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
+    stages = {
+        name: read_manifest(folder / place) or {}
+        for name, place in {
+            "respond": "responses",
+            "judge": "judgments",
+            "metajudge": "comparisons",
+            "pairs": "pairs",
+            "train": "checkpoint",
+        }.items()
+    }
+    judgments = list(read_units(folder / "judgments"))
+    scores = Counter(str(row["score"]) for row in judgments if row["score"] is not None)
+    responses = list(read_units(folder / "responses"))
+    counts, trained = stages["pairs"]["counts"], stages["train"]
+    return {
+        "iteration": number,
+        "rho": settings.iteration[number - 1].rho,
+        "responses": len(responses),
+        "response_characters": round(sum(len(row["text"]) for row in responses) / len(responses), 1),
+        "judge_parse_rate": round(sum(scores.values()) / len(judgments), 4),
+        "judge_failures": {
+            key.removeprefix("failure."): value
+            for key, value in stages["judge"]["counts"].items()
+            if key.startswith("failure.")
+        },
+        "score_histogram": dict(sorted(scores.items(), key=lambda item: float(item[0]))),
+        "comparisons": stages["metajudge"].get("counts"),
+        "positions": stages["pairs"].get("positions"),
+        "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0), "reasons": _reasons(counts)},
+        "dpo": {key: trained[key] for key in ("first_loss", "loss", "accuracy", "margin", "epoch") if key in trained},
+        "agreement": _agreement(folder / "agreement"),
+        "checkpoint": str(folder / "checkpoint"),
+        "seconds": {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest},
+        "new_tokens": {name: manifest["new_tokens"] for name, manifest in stages.items() if "new_tokens" in manifest},
+    }
+
+
+def _reasons(counts: dict[str, int]) -> dict[str, int]:
+    """Why prompts gave no pair, those that happened."""
+    return {key: value for key, value in counts.items() if "." in key and value}
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """The summary for people."""
+    sft = summary["sft"]
+    print(f"\n{summary['name']}")
+    if "judge_parse_rate_before" in sft:
+        before, after = sft["judge_parse_rate_before"], sft["judge_parse_rate_after"]
+        print(f"  SFT          judgments that hold a score: {before:.0%} before, {after:.0%} after")
+    if sft.get("agreement"):
+        _print_agreement("M0", sft["agreement"])
+    for row in summary["iterations"]:
+        print(f"\n  iteration {row['iteration']}  (rho {row['rho']:g})")
+        print(f"  responses    {row['responses']}, {row['response_characters']:.0f} characters on average")
+        print(f"  judgments    {row['judge_parse_rate']:.1%} parsed; failures: {_listed(row['judge_failures'])}")
+        total = max(sum(row["score_histogram"].values()), 1)
+        for score, count in row["score_histogram"].items():
+            print(f"    score {score:>4}  {count / total:6.1%}  {BAR * round(40 * count / total)}")
+        if row["positions"]:
+            wins = row["positions"]
+            print(f"  comparisons  first wins {wins['first']}, second wins {wins['second']}, neither {wins['neither']}")
+        pairs = row["pairs"]
+        print(f"  pairs        {pairs['actor']} actor, {pairs['judge']} judge; none: {_listed(pairs['reasons'])}")
+        print("  DPO          " + ", ".join(f"{key} {value:.4g}" for key, value in row["dpo"].items()))
+        if row["agreement"]:
+            _print_agreement(f"M{row['iteration']}", row["agreement"])
+        print("  seconds      " + ", ".join(f"{stage} {value:.0f}" for stage, value in row["seconds"].items()))
+        print(f"  checkpoint   {row['checkpoint']}")
+
+
+def _print_agreement(name: str, found: dict[str, Any]) -> None:
+    pairwise, longer, rank = found["pairwise"], found["longer_wins"], found["spearman"]
+    print(
+        f"  judge of {name}  agrees with known order {pairwise['value']:.1%} [{pairwise['low']:.1%}, "
+        f"{pairwise['high']:.1%}] (longer wins: {longer['value']:.1%}); Spearman {rank['value']:.2f}"
+    )
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
