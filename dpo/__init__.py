@@ -1,0 +1,1 @@
+"""Training: one loop for SFT and DPO, sharded over ranks."""

@@ -1,0 +1,52 @@
+"""Log-probabilities of completions, and the losses made of them.
+
+Shapes: t tokens, d hidden_size, v vocabulary, n targets of a micro-batch, e examples.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpo.data import MicroBatch
+from kernels.attention import VarlenAttention
+from kernels.logprob import linear_logprob
+from model.llama import Llama
+
+
+def completion_logprob(model: Llama, batch: MicroBatch) -> Tensor:
+    """log pi(token | what stands before it) of every completion token, fp32 [n].
+
+    Policy and reference both come through here. The head sees only the hidden states that predict a target.
+    """
+
+    def head(hidden_td: Tensor, weight_vd: Tensor) -> Tensor:
+        return linear_logprob(hidden_td.index_select(0, batch.sources_n), weight_vd, batch.targets_n)
+
+    return model(batch.ids_t, batch.positions_t, VarlenAttention(batch.cu_seqlens), head)
+
+
+def dpo_loss(policy_e2: Tensor, reference_e2: Tensor, beta: float) -> dict[str, Tensor]:
+    """Direct preference optimisation (arXiv 2305.18290, eq. 7) of each pair [e].
+
+    loss = -log sigmoid(beta [log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)])
+
+    `policy_e2` and `reference_e2` hold the log-probabilities of chosen y_w and rejected y_l, summed over their tokens.
+    Besides the loss: the rewards beta log pi/pi_ref, their difference (margin), whether chosen has more (accuracy),
+    and the policy's log-probabilities.
+    """
+    reward_chosen, reward_rejected = (beta * (policy_e2 - reference_e2)).unbind(1)
+    margin = reward_chosen - reward_rejected
+    logp_chosen, logp_rejected = policy_e2.unbind(1)
+    return {
+        "loss": -F.logsigmoid(margin),
+        "reward_chosen": reward_chosen,
+        "reward_rejected": reward_rejected,
+        "margin": margin,
+        "accuracy": (margin > 0).float(),
+        "logp_chosen": logp_chosen,
+        "logp_rejected": logp_rejected,
+    }
+
+
+def sft_loss(batch: MicroBatch, logprob_n: Tensor) -> dict[str, Tensor]:
+    """-sum of weight * log pi(token) over each example's completion [e]; to be divided by the global weight."""
+    return {"loss": -batch.sums(batch.weights_n * logprob_n)[:, 0]}

@@ -1,0 +1,134 @@
+"""Ranks and sharding: the process group, FSDP2, and sums over ranks. One rank takes the same path as many."""
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from files import UserError
+from model.config import LlamaConfig
+from model.llama import Llama
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others: the first one writes an export's 16 GB (8B) alone."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others that train the same model."""
+
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values` summed over ranks, in place."""
+        dist.all_reduce(values)
+        return values
+
+    def agree(self, compute: Callable[[], T]) -> T:
+        """What rank 0 computes, on every rank; a `UserError` there is raised on every rank."""
+        outcome: list[Any] = [None, None]
+        if self.first:
+            try:
+                outcome[0] = compute()
+            except UserError as error:
+                outcome[1] = str(error)
+        dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise UserError(outcome[1])
+        return outcome[0]
+
+    def say(self, message: str) -> None:
+        """A line for the user, once."""
+        if self.first:
+            print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def distributed(threads: int) -> Iterator[World]:
+    """The process group that torchrun describes, or of this process alone; `threads` CPU threads a rank.
+
+    A `UserError` leaves every rank, but only rank 0 says it.
+    """
+    torch.set_num_threads(threads)
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
+    store = None if "WORLD_SIZE" in os.environ else dist.HashStore()
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    try:
+        yield World(rank, size, device, init_device_mesh(device.type, (size,)))
+    except UserError:
+        dist.destroy_process_group()
+        if rank == 0:
+            raise
+        raise SystemExit(2) from None
+    except SystemExit:
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep large freed blocks: it hands each back to the system, which must zero its pages every time anew."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library
+        return
+    trim_threshold, mmap_max = -1, -4
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_max, 0)
+
+
+def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, activation_checkpointing: bool) -> Llama:
+    """A model whose fp32 parameters lie in equal parts on the ranks, not yet filled (`model.weights.load_weights`).
+
+    Each block, and the rest, is gathered in `dtype` while it computes; gradients are summed in fp32. With
+    `activation_checkpointing` a block keeps its input alone and runs again in the backward pass.
+    """
+    with torch.device("meta"):
+        model = Llama(config)
+    # Inputs are not cast: the rotary tables among them stay fp32.
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in model.layers:
+        block.recompute = activation_checkpointing
+        fully_shard(block, mesh=world.mesh, mp_policy=policy, reshard_after_forward=world.size > 1)
+    fully_shard(model, mesh=world.mesh, mp_policy=policy)
+    for module in fsdp_modules(model):
+        module.set_force_sum_reduction_for_comms(True)
+        module.set_gradient_divide_factor(1.0)  # the loss is divided by the global count already
+    model.to_empty(device=world.device)
+    return model
+
+
+def fsdp_modules(model: Llama) -> list[FSDPModule]:
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def reshard(model: Llama) -> None:
+    """Give up gathered parameters. Due after a forward without a backward: they would outlive the next load."""
+    for module in fsdp_modules(model):
+        module.reshard()

@@ -1,0 +1,59 @@
+"""The reference model's log-probabilities, computed once before training and kept in a file.
+
+They come from the reference's own Hugging Face directory through the trainer's forward, never from the sampler and
+never from the state of a run: a resumed run reads the file, or computes it again from that directory.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dpo.data import Example, content_digest, micro_batches
+from dpo.loss import completion_logprob
+from dpo.parallel import World, reshard
+from files import read_jsonl, write_jsonl
+from model.llama import Llama
+from model.weights import load_weights
+
+
+def reference_logprob(
+    world: World,
+    model: Llama,
+    examples: Sequence[Example],
+    weights: Path,
+    weights_digest: str,
+    cache: Path,
+    token_budget: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Log-probabilities of each pair's chosen and rejected under the weights in the folder `weights`, fp32 [e, 2].
+
+    Read from the folder `cache` when they are there for these pairs, weights and dtype. If not, `model` is filled with
+    the reference's weights, which the caller replaces by the policy's.
+    """
+    name = hashlib.sha256(f"{content_digest(examples)} {weights_digest} {dtype}".encode()).hexdigest()
+    path = cache / f"{name[:16]}.jsonl"
+    if not world.agree(path.is_file):
+        load_weights(model, weights)
+        found_e2 = _compute(world, model, examples, token_budget)
+        if world.first:
+            rows = zip(examples, found_e2.tolist(), strict=True)
+            write_jsonl(path, ({"id": pair.id, "chosen": both[0], "rejected": both[1]} for pair, both in rows))
+    rows = world.agree(lambda: [(row["chosen"], row["rejected"]) for row in read_jsonl(path)])
+    return torch.tensor(rows, dtype=torch.float32, device=world.device)
+
+
+@torch.no_grad()
+def _compute(world: World, model: Llama, examples: Sequence[Example], token_budget: int) -> Tensor:
+    found_e2 = torch.zeros(len(examples), 2, device=world.device)
+    batches = micro_batches(examples, range(len(examples)), world.rank, world.size, token_budget)
+    for batch in tqdm(batches, desc="reference", unit="batch", disable=not world.first):
+        logprob_n = completion_logprob(model, batch.to(world.device))
+        if batch.real:
+            found_e2[batch.examples] = batch.to(world.device).sums(logprob_n)
+    reshard(model)
+    return world.sum(found_e2)
