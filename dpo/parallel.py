@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from files import UserError
 from model.config import LlamaConfig
-from model.llama import Llama
+from model.llama import Block, Llama
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ def distributed(threads: int) -> Iterator[World]:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep large freed blocks: it hands each back to the system, which must zero its pages every time anew."""
+    """Have glibc keep large freed blocks; else each goes back to the system, which must zero its pages again."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library
@@ -113,7 +113,8 @@ def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, activat
         model = Llama(config)
     # Inputs are not cast: the rotary tables among them stay fp32.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in model.layers:
+    for layer in model.layers:
+        block = cast(Block, layer)
         block.recompute = activation_checkpointing
         fully_shard(block, mesh=world.mesh, mp_policy=policy, reshard_after_forward=world.size > 1)
     fully_shard(model, mesh=world.mesh, mp_policy=policy)

@@ -41,8 +41,8 @@ def reference_logprob(
         load_weights(model, weights)
         found_e2 = _compute(world, model, examples, token_budget)
         if world.first:
-            rows = zip(examples, found_e2.tolist(), strict=True)
-            write_jsonl(path, ({"id": pair.id, "chosen": both[0], "rejected": both[1]} for pair, both in rows))
+            found = zip(examples, found_e2.tolist(), strict=True)
+            write_jsonl(path, ({"id": pair.id, "chosen": both[0], "rejected": both[1]} for pair, both in found))
     rows = world.agree(lambda: [(row["chosen"], row["rejected"]) for row in read_jsonl(path)])
     return torch.tensor(rows, dtype=torch.float32, device=world.device)
 

@@ -52,7 +52,8 @@ def train_key(
         "dtype": settings.model.dtype,
         "seed": settings.seed,
     }
-    inputs: dict[str, Path | str] = {"model": model} | {f"data{i}": path for i, path in enumerate(data)}
+    inputs: dict[str, Path | str] = {f"data{i}": path for i, path in enumerate(data)}
+    inputs["model"] = model
     if stage == "dpo" and reference is not None:
         inputs["reference"] = reference
     return stage_key(stage, facts, inputs)
