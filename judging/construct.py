@@ -140,6 +140,18 @@ class Constructor:
                 "justification": self._justification(flaw, source, other),
             }
 
+    def decision_examples(self, count: int) -> Iterator[dict[str, Any]]:
+        """The first lesson: rows of a good answer or one to another question, half each, and the score alone.
+
+        Nearly all of a whole judgment's loss is wording. A small model finds out first what the score depends on when
+        nothing but the score is asked for, and there are just two.
+        """
+        for i in range(count):
+            flaw = ("none", "far")[i % 2]
+            source, response, _ = self._response(flaw)
+            row = {"kind": "judge", "prompt": source.prompt, "response": response, "flaw": flaw}
+            yield row | {"score": FLAWS[flaw], "justification": ""}
+
     def metajudge_examples(self, count: int) -> Iterator[dict[str, Any]]:
         """Rows {kind, prompt, response, flaw, judgments, winner, reason}; each position wins equally often.
 

@@ -53,16 +53,16 @@ _META_FULL_TASK = {
 }
 
 _JUDGE_COMPACT = (
-    "Score the response to the question. Add 1 point for each: relevant; covers a substantial part; answers the basics "
-    "usefully; direct, complete and well organised, as an AI assistant; expert, nothing extraneous.\n"
+    "Score the response to the question from 0 to 5, a point each if it is relevant, substantial, useful, well "
+    "organised, expert. "
 )
 _JUDGE_COMPACT_TASK = {
-    "last": 'Write a short reason, then on the last line "Score: N", N from 0 to 5.',
-    "first": 'Write "Score: N", N from 0 to 5, on the first line, then a short reason.',
+    "last": 'Give a short reason, then on the last line "Score: N".',
+    "first": 'Write "Score: N" on the first line, then a short reason.',
 }
-_META_COMPACT = "Two judgments score the response from 0 to 5. Which one is more accurate?\n"
+_META_COMPACT = "Which of two judgments of the response is more accurate? "
 _META_COMPACT_TASK = {
-    "last": 'Write a short reason, then on the last line "Winner: Judgment A" or "Winner: Judgment B".',
+    "last": 'Give a short reason, then on the last line "Winner: Judgment A" or "Winner: Judgment B".',
     "first": 'Write "Winner: Judgment A" or "Winner: Judgment B" on the first line, then a short reason.',
 }
 
@@ -86,7 +86,7 @@ def meta_prompt(
 
 
 def judgment_text(score: int, justification: str, verdict: Place) -> str:
-    """A judgment in the form that the judge is asked for."""
+    """A judgment in the form that the judge is asked for; without a justification the verdict line alone."""
     return _placed(f"Score: {score}", justification, verdict)
 
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kernels.rope import Rope, rope_tables
 from model.config import LlamaConfig
@@ -76,8 +77,15 @@ class Block(nn.Module):
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config)
+        self.recompute = False
+        """Activation checkpointing: keep only the block's input and compute the rest again in backward."""
 
     def forward(self, x_td: Tensor, layer: int, attend: Attend, rope: Rope) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._forward, x_td, layer, attend, rope, use_reentrant=False)
+        return self._forward(x_td, layer, attend, rope)
+
+    def _forward(self, x_td: Tensor, layer: int, attend: Attend, rope: Rope) -> Tensor:
         x_td = x_td + self.self_attn(self.input_layernorm(x_td), layer, attend, rope)
         return x_td + self.mlp(self.post_attention_layernorm(x_td))
 
