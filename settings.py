@@ -46,6 +46,8 @@ class Sft:
     """Off: the seed itself is M0."""
     examples: list[str] = field(default_factory=list)
     """JSON-lines files of labelled judgments and comparisons, or of prompts with scored responses."""
+    constructed_decisions: int = 0
+    """Examples of the first lesson: a good answer or one to another question, and the score alone."""
     constructed: int = 0
     """Judge examples made by construction from `prompts` and `answers`."""
     constructed_meta: int = 0
@@ -60,7 +62,9 @@ class Sft:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     verdict_weight: float = 1.0
-    """Weight of the verdict line's tokens in the loss; the other completion tokens weigh 1."""
+    """Weight in the loss of the verdict's value (the score, or A or B); the other completion tokens weigh 1."""
+    in_order: bool = False
+    """Whether the examples are taken in order, lesson by lesson, rather than shuffled."""
     held_out: float = 0.05
     """Share of the examples kept out of training, for the held-out loss."""
 

@@ -161,10 +161,13 @@ def split(examples: Sequence[Example], held_out: float, seed: int) -> tuple[list
     return [i for i in range(len(examples)) if i not in held], sorted(held)
 
 
-def epoch_batches(indices: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """An epoch's global batches, in an order that is a function of (seed, epoch); the last may be smaller."""
+def epoch_batches(
+    indices: Sequence[int], batch_size: int, seed: int, epoch: int, in_order: bool = False
+) -> list[list[int]]:
+    """An epoch's global batches, the order a function of (seed, epoch), or as given; the last may be short."""
     order = list(indices)
-    random.Random(f"{seed}/{epoch}").shuffle(order)
+    if not in_order:
+        random.Random(f"{seed}/{epoch}").shuffle(order)
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 

@@ -45,7 +45,7 @@ def train_key(
 ) -> str:
     """The identity of a training stage's work. SFT has no reference, and the iteration says nothing to it."""
     section = as_dict(settings.sft if stage == "sft" else settings.dpo)
-    names = (*HYPERPARAMETERS, "verdict_weight" if stage == "sft" else "beta")
+    names = (*HYPERPARAMETERS, *(("verdict_weight", "in_order") if stage == "sft" else ("beta",)))
     facts = {name: section[name] for name in names} | {
         "export": fixed_epoch(stage, settings, iteration),
         "token_budget": settings.trainer.token_budget,
@@ -153,7 +153,8 @@ class Trainer:
     def train_epoch(self, bar: tqdm) -> None:
         """The global batches that are left of the epoch under way."""
         progress, save_every = self.progress, self.settings.trainer.save_every
-        batches = epoch_batches(self.train_set, self.section.batch_size, self.settings.seed, progress.epoch)
+        in_order = isinstance(self.section, Sft) and self.section.in_order
+        batches = epoch_batches(self.train_set, self.section.batch_size, self.settings.seed, progress.epoch, in_order)
         for batch in batches[progress.position :]:
             metrics, stop = self.step(batch)
             if progress.first_loss is None:

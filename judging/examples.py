@@ -45,13 +45,21 @@ def labelled_rows(path: Path) -> Iterator[dict[str, Any]]:
 def constructed_rows(settings: Settings) -> Iterator[dict[str, Any]]:
     """Constructed judge and meta-judge rows, as many as the settings ask for."""
     sft = settings.sft
-    if not sft.constructed and not sft.constructed_meta:
+    if not sft.constructed_decisions + sft.constructed + sft.constructed_meta:
         return
     prompts = [row for path in sft.prompts for row in read_jsonl(path, ("id", "prompt", "category", "topic"))]
     answers = [row for path in sft.answers for row in read_jsonl(path, ("prompt_id", "temperature", "text"))]
     constructor = Constructor(load_sources(prompts, answers), settings.seed)
-    yield from constructor.judge_examples(sft.constructed)
-    yield from constructor.metajudge_examples(sft.constructed_meta)
+    yield from constructor.decision_examples(sft.constructed_decisions)
+    judge = constructor.judge_examples(sft.constructed)
+    meta = constructor.metajudge_examples(sft.constructed_meta)
+    yield from _interleave(list(judge), list(meta))
+
+
+def _interleave(*lists: list[Any]) -> list[Any]:
+    """The lists' items spread evenly over one another, each list in its order."""
+    placed = [((i + 0.5) / len(items), n, item) for n, items in enumerate(lists) for i, item in enumerate(items)]
+    return [item for _, _, item in sorted(placed, key=lambda entry: entry[:2])]
 
 
 def render(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings) -> Iterator[dict[str, Any]]:
@@ -79,10 +87,10 @@ def render(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings)
 
 
 def verdict_tokens(chat: ChatFormat, text: str, place: str) -> list[int]:
-    """[start, end) of the tokens that overlap the verdict line."""
-    lines = text.split("\n")
-    start = 0 if place == "first" else len(text) - len(lines[-1])
-    end = len(lines[0]) if place == "first" else len(text)
+    """[start, end) of the tokens that say the verdict's value: the last ones of the verdict line."""
+    line = text.split("\n")[0 if place == "first" else -1]
+    end = len(line) if place == "first" else len(text)
+    start = end - len(line.split()[-1])
     offsets = chat.tokenizer.backend.encode(text, add_special_tokens=False).offsets
     inside = [i for i, (low, high) in enumerate(offsets) if low < end and high > start]
     return [inside[0], inside[-1] + 1]
@@ -100,9 +108,11 @@ def main() -> None:
         return
     chat = load_chat(arguments.model)
     rows = [row for path in settings.sft.examples for row in labelled_rows(Path(path))]
-    examples = list(render([*rows, *constructed_rows(settings)], chat, settings))
+    examples = list(render([*constructed_rows(settings), *rows], chat, settings))
     if not examples:
-        raise UserError(f"{arguments.config}: sft names no examples and constructs none; set sft.enabled = false")
+        raise UserError(
+            f"{arguments.config}: sft names no examples and constructs none; add some or set sft.enabled = false"
+        )
     path = arguments.out / "examples.jsonl"
     write_jsonl(path, examples)
     counts = Counter(f"{e['kind']}.{e['flaw']}" for e in examples)
@@ -114,7 +124,7 @@ def examples_key(settings: Settings, model_dir: Path) -> str:
     """The identity of the examples' work."""
     sft = settings.sft
     sources = {path: path for path in (*sft.examples, *sft.prompts, *sft.answers)}
-    section = {"sft": [sft.constructed, sft.constructed_meta], "seed": settings.seed}
+    section = {"sft": [sft.constructed_decisions, sft.constructed, sft.constructed_meta], "seed": settings.seed}
     section |= {"judge": [settings.judge.form, settings.judge.verdict]}
     section |= {"metajudge": [settings.metajudge.form, settings.metajudge.verdict]}
     return stage_key("examples", section, sources | {"tokenizer": model_dir / "tokenizer.json"})
