@@ -195,11 +195,11 @@ def _build(cls: type, table: dict[str, Any], where: str) -> Any:
     hints = typing.get_type_hints(cls)
     for key in table:
         if key not in hints:
-            raise UserError(f"{where}unknown key {key!r}; known here: {', '.join(hints)}")
+            raise UserError(f"{where}{key}: unknown key; known here: {', '.join(hints)}")
     for item in dataclasses.fields(cls):
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and item.name not in table:
-            raise UserError(f"{where}key {item.name!r} is missing; add it")
+            raise UserError(f"{where}{item.name}: missing; add this key")
     return cls(**{key: _convert(hints[key], value, f"{where}{key}") for key, value in table.items()})
 
 

@@ -144,13 +144,13 @@ class Constructor:
         """The first lesson: rows of a good answer or one to another question, half each, and the score alone.
 
         Nearly all of a whole judgment's loss is wording. A small model finds out first what the score depends on when
-        nothing but the score is asked for, and there are just two.
+        nothing but the score is asked for, and it is either high (5 or 4) or low (0 or 1).
         """
         for i in range(count):
-            flaw = ("none", "far")[i % 2]
+            flaw, scores = (("none", (5, 4)), ("far", (0, 1)))[i % 2]
             source, response, _ = self._response(flaw)
             row = {"kind": "judge", "prompt": source.prompt, "response": response, "flaw": flaw}
-            yield row | {"score": FLAWS[flaw], "justification": ""}
+            yield row | {"score": self.random.choice(scores), "justification": ""}
 
     def metajudge_examples(self, count: int) -> Iterator[dict[str, Any]]:
         """Rows {kind, prompt, response, flaw, judgments, winner, reason}; each position wins equally often.

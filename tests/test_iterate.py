@@ -1,0 +1,155 @@
+"""The whole loop on the tiny model: every stage as its own process, resumed, repeated and on two ranks."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from files import read_manifest
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(place: Path, *words: str) -> subprocess.Popen:
+    """Python on the project's code, in a folder of its own, so that its models and runs are the test's."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *words]
+    return subprocess.Popen(
+        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run(place: Path, *words: str) -> tuple[int, str, str]:
+    process = start(place, *words)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+ITERATE = (str(ROOT / "iterate.py"), "--config", "tiny.toml")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A finished run of tiny.toml."""
+    place = tmp_path_factory.mktemp("project")
+    (place / "data").symlink_to(ROOT / "data")
+    shutil.copy(ROOT / "configs" / "tiny.toml", place)
+    started = time.monotonic()
+    code, _, err = run(place, *ITERATE)
+    assert code == 0, err
+    print(f"the whole loop took {time.monotonic() - started:.0f} s")
+    return place
+
+
+def test_summary(place):
+    summary = json.loads((place / "runs" / "tiny" / "summary.json").read_text())
+    before, after = summary["sft"]["judge_parse_rate_before"], summary["sft"]["judge_parse_rate_after"]
+    assert before == 0 and after > 0.2
+    first, second = summary["iterations"]
+    assert first["pairs"]["actor"] > 0 and second["pairs"]["actor"] > 0
+    assert first["pairs"]["judge"] > 0 and second["pairs"]["judge"] == 0
+    for row in (first, second):
+        assert abs(row["dpo"]["first_loss"] - 0.693147) < 1e-4
+        assert 0 < row["judge_parse_rate"] < 1 and len(row["score_histogram"]) >= 3
+        assert (place / row["checkpoint"] / "model.safetensors").is_file()
+        assert {"respond", "judge", "pairs", "train"} <= set(row["seconds"])
+
+
+def test_lineage(place):
+    """From a pair back to its texts: each id leads to a record of the stage before."""
+    folder = place / "runs" / "tiny" / "iter1"
+
+    def records(stage: str) -> dict[str, dict]:
+        units = read_manifest(folder / stage)["units"]
+        return {row["id"]: row for name in units for row in map(json.loads, (folder / stage / name).open())}
+
+    responses, judgments = records("responses"), records("judgments")
+    for line in (folder / "pairs" / "actor.jsonl").open():
+        pair = json.loads(line)
+        for side in ("chosen", "rejected"):
+            response = responses[pair[f"{side}_id"]]
+            assert pair[f"{side}_ids"] == response["ids"] and pair[side][0]["content"] == response["text"]
+    for line in (folder / "pairs" / "judge.jsonl").open():
+        pair = json.loads(line)
+        chosen = judgments[pair["chosen_id"]]
+        assert pair["chosen_ids"] == chosen["ids"] and chosen["response_id"] == pair["response_id"]
+
+
+def test_a_second_call_runs_no_stage(place):
+    code, out, _ = run(place, *ITERATE)
+    assert code == 0 and "->" not in out
+
+
+def test_a_missing_unit_is_made_again_to_the_byte(place):
+    folder = place / "runs" / "tiny" / "iter1" / "judgments"
+    manifest = read_manifest(folder)
+    lost = folder / manifest["units"][1]
+    content = lost.read_bytes()
+    others = {name: (folder / name).stat().st_mtime_ns for name in manifest["units"] if folder / name != lost}
+    lost.unlink()
+    (folder / "manifest.json").unlink()
+    code, out, _ = run(place, *ITERATE)
+    assert code == 0 and out.count("->") == 1
+    assert lost.read_bytes() == content and read_manifest(folder)["digest"] == manifest["digest"]
+    assert {name: (folder / name).stat().st_mtime_ns for name in others} == others
+
+
+def test_two_ranks_write_the_same_bytes(place):
+    first = place / "runs" / "tiny" / "iter1"
+    [m0] = (place / "models" / "sft").glob("*/checkpoint")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sampling.generate")
+    arguments = ("--config", "tiny.toml", "--model", str(m0.relative_to(place)), "--iteration", "1")
+    code, _, err = run(
+        place, *launch, *arguments, "--prompts", "runs/tiny/iter1/prompts.jsonl", "--out", "runs/two-ranks"
+    )
+    assert code == 0, err
+    assert read_manifest(place / "runs" / "two-ranks")["digest"] == read_manifest(first / "responses")["digest"]
+
+
+def test_ctrl_c_leaves_a_run_that_the_same_command_continues(place):
+    process = start(place, *ITERATE, "--run", "stopped")
+    responses = place / "runs" / "stopped" / "iter1"
+    deadline = time.monotonic() + 120
+    while not responses.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.0)
+    for child in subprocess.run(
+        ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=False
+    ).stdout.split():
+        os.kill(int(child), signal.SIGINT)  # a terminal's Ctrl-C reaches every process
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "run the same command again" in err
+    code, _, err = run(place, *ITERATE, "--run", "stopped")
+    assert code == 0, err
+    whole, continued = (place / "runs" / name / "iter2" / "responses" for name in ("tiny", "stopped"))
+    assert read_manifest(continued)["digest"] == read_manifest(whole)["digest"]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("K = 3", "K = 3\nkk = 4"), "tiny-bad.toml: respond.kk: unknown key"),
+        (("K = 3", 'K = "three"'), "tiny-bad.toml: respond.K: expected int, got 'three'"),
+        (('path = "models/tiny"\nprepare = "tiny"', 'path = "models/none"'), "models/none: no model here"),
+        (
+            ('prompts = "data/prompts/train.jsonl"\nprompts_per', 'prompts = "bad.jsonl"\nprompts_per'),
+            "bad.jsonl, line 2",
+        ),
+        (("prompts_per_iteration = 8", "prompts_per_iteration = 300"), "400 prompts, but the iterations need 600"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(place, change, complaint):
+    text = (place / "tiny.toml").read_text()
+    assert change[0] in text
+    (place / "tiny-bad.toml").write_text(text.replace(*change))
+    (place / "bad.jsonl").write_text('{"id": "1", "prompt": "x"}\n{"id": oops}\n')
+    code, _, err = run(place, str(ROOT / "iterate.py"), "--config", "tiny-bad.toml", "--run", "bad")
+    assert code == 2
+    assert complaint in err.strip() and len(err.strip().splitlines()) == 1
