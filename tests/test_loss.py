@@ -1,0 +1,90 @@
+"""dpo/loss.py, worked by hand on three tokens."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dpo.data import Example, lay_out
+from dpo.loss import completion_logprob, dpo_loss, sft_loss
+
+LOGITS = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
+"""What follows token i: row i."""
+
+EXAMPLE = Example("p", [2, 0], ([1, 0], [2]))
+"""Prompt 2 0; chosen 1 0; rejected 2."""
+
+
+class Bigram(torch.nn.Module):
+    """A model whose logits are a row of `LOGITS`: the hidden state is the token itself, one-hot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_td = torch.empty(0)
+
+    def forward(self, ids_t: Tensor, positions_t: Tensor, attend, head) -> Tensor:
+        self.hidden_td = torch.nn.functional.one_hot(ids_t, 3).float().requires_grad_()
+        return head(self.hidden_td, LOGITS.t().contiguous())
+
+
+def log_softmax(row: list[float], token: int) -> float:
+    return row[token] - math.log(sum(math.exp(x) for x in row))
+
+
+def test_dpo_by_hand():
+    """log pi(chosen) = log p(1|0) + log p(0|1), log pi(rejected) = log p(2|0).
+
+    p(.|0) = softmax(0, 1, 2): log p(1|0) = 1 - 2.40761 = -1.40761, log p(2|0) = -0.40761.
+    p(.|1) = softmax(3, 0, 1): log p(0|1) = 3 - 3.16985 = -0.16985.
+    With a reference of (-2, -1) and beta 0.5: rewards 0.5 (-1.57745 + 2) = 0.21127 and 0.5 (-0.40761 + 1) = 0.29620,
+    margin -0.08492, loss log(1 + e^0.08492) = 0.73651.
+    """
+    batch = lay_out([EXAMPLE], [0])
+    policy = batch.sums(completion_logprob(Bigram(), batch))
+    torch.testing.assert_close(policy, torch.tensor([[-1.57745, -0.40761]]), atol=2e-5, rtol=0)
+    found = dpo_loss(policy, torch.tensor([[-2.0, -1.0]]), beta=0.5)
+    expected = {
+        "loss": 0.73651,
+        "reward_chosen": 0.21127,
+        "reward_rejected": 0.29620,
+        "margin": -0.08492,
+        "accuracy": 0.0,
+        "logp_chosen": -1.57745,
+        "logp_rejected": -0.40761,
+    }
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, abs=2e-5)
+
+
+def test_swapping_the_pair_negates_the_margin():
+    policy, reference = torch.randn(5, 2), torch.randn(5, 2)
+    plain, swapped = dpo_loss(policy, reference, 0.1), dpo_loss(policy.flip(1), reference.flip(1), 0.1)
+    torch.testing.assert_close(plain["margin"], -swapped["margin"])
+    torch.testing.assert_close(plain["reward_chosen"], swapped["reward_rejected"])
+
+
+def test_gradient_of_the_loss():
+    """d loss / d log pi(chosen) = -beta sigmoid(-margin), and its opposite for rejected."""
+    policy = torch.tensor([[-3.0, -5.0]], requires_grad=True)
+    found = dpo_loss(policy, torch.tensor([[-4.0, -4.5]]), beta=0.2)
+    found["loss"].sum().backward()
+    slope = 0.2 / (1 + math.exp(0.2 * 1.5))
+    assert policy.grad is not None
+    torch.testing.assert_close(policy.grad, torch.tensor([[-slope, slope]]))
+
+
+def test_sft_weighs_tokens_and_sums():
+    example = Example("p", [2, 0], ([1, 0],), token_weights=[1.0, 4.0])
+    batch = lay_out([example, example], [0, 1])
+    found = sft_loss(batch, completion_logprob(Bigram(), batch))["loss"]
+    expected = -log_softmax([0, 1, 2], 1) - 4 * log_softmax([3, 0, 1], 0)
+    torch.testing.assert_close(found, torch.tensor([expected, expected]))
+    assert example.weight == 5.0
+
+
+def test_prompt_tokens_get_no_loss():
+    """Only the states that predict a completion's token get a gradient: not the prompt's before its last token."""
+    model, batch = Bigram(), lay_out([Example("p", [2, 1, 0], ([1, 2, 0], [2]))], [0])
+    completion_logprob(model, batch).sum().backward()
+    assert model.hidden_td.grad is not None
+    assert model.hidden_td.grad.abs().sum(1).bool().tolist() == [False, False, True, True, True, False, False, True]

@@ -1,0 +1,74 @@
+"""dpo/reference.py: the reference's own log-probabilities, computed once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_trainer import SETTINGS, arguments, changed, make_model, make_pairs, run
+
+import dpo.reference
+from dpo.data import read_examples
+from dpo.parallel import distributed, sharded_model
+from dpo.reference import reference_logprob
+from kernels.attention import VarlenAttention
+from model.config import LlamaConfig
+from model.llama import logits_head
+from model.weights import load_model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_model(tmp_path / "model")
+    make_model(tmp_path / "other", seed=1)
+    make_pairs(tmp_path / "pairs.jsonl")
+    return tmp_path
+
+
+def plain(model_dir: Path, pairs: Path) -> torch.Tensor:
+    """One sequence at a time, whole logits, fp64 log-softmax."""
+    model, rows = load_model(model_dir, torch.float32), []
+    for pair in read_examples([pairs], "dpo", model.config.vocab_size):
+        sums = []
+        for completion in pair.completions:
+            ids = torch.tensor(pair.prompt + completion)
+            attend = VarlenAttention(torch.tensor([0, len(ids)], dtype=torch.int32))
+            logprob = model(ids, torch.arange(len(ids)), attend, logits_head).double().log_softmax(-1)
+            shifted = logprob[:-1].gather(1, ids[1:, None])[:, 0]
+            sums.append(shifted[len(pair.prompt) - 1 :].sum())
+        rows.append(torch.stack(sums))
+    return torch.stack(rows)
+
+
+def compute(folder: Path, weights: Path, weights_digest: str) -> torch.Tensor:
+    with distributed(1) as world:
+        config = LlamaConfig.load(weights)
+        model = sharded_model(config, world, torch.float32, False)
+        pairs = read_examples([folder / "pairs.jsonl"], "dpo", config.vocab_size)
+        return reference_logprob(world, model, pairs, weights, weights_digest, folder / "cache", 128, torch.float32)
+
+
+def test_agrees_with_whole_logits_one_sequence_at_a_time(folder):
+    found = compute(folder, folder / "model", "w")
+    torch.testing.assert_close(found.double(), plain(folder / "model", folder / "pairs.jsonl"), atol=1e-4, rtol=1e-6)
+
+
+def test_is_read_again_for_the_same_pairs_and_weights_only(folder, monkeypatch):
+    first = compute(folder, folder / "model", "w")
+    monkeypatch.setattr(dpo.reference, "_compute", None)  # calling it would fail
+    assert torch.equal(compute(folder, folder / "model", "w"), first)
+    monkeypatch.undo()
+    assert not torch.equal(compute(folder, folder / "other", "v"), first)
+    make_pairs(folder / "pairs.jsonl", seed=1)
+    assert not torch.equal(compute(folder, folder / "model", "w"), first)
+    assert len(list((folder / "cache").iterdir())) == 3
+
+
+def test_policy_is_not_the_reference_that_was_computed_before_it(folder):
+    """Parameters gathered for the reference must not linger when the policy's are loaded into their place."""
+    metrics = run(changed(dpo={"batch_size": 12}), arguments(folder, reference=folder / "other"))
+    policy, reference = (plain(folder / name, folder / "pairs.jsonl") for name in ("model", "other"))
+    margin = 0.1 * ((policy - reference)[:, 0] - (policy - reference)[:, 1])
+    assert metrics[0]["loss"] == pytest.approx(-torch.nn.functional.logsigmoid(margin).mean().item(), abs=1e-4)
+    assert metrics[0]["margin"] == pytest.approx(margin.mean().item(), abs=1e-4)
+    assert metrics[0]["logp_chosen"] == pytest.approx(policy[:, 0].mean().item(), abs=1e-3)
+    assert SETTINGS.dpo.reference == "previous"
