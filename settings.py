@@ -52,6 +52,8 @@ class Sft:
     """Judge examples made by construction from `prompts` and `answers`."""
     constructed_meta: int = 0
     """Meta-judge examples made by construction; models too small to meta-judge untaught need them."""
+    constructed_answers: int = 0
+    """The model's own answers among the examples, so that it keeps the actor's part."""
     prompts: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     epochs: int = 2

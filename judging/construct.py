@@ -94,6 +94,8 @@ class Source:
     """Sentences of each answer at a low or usual temperature."""
     wild: list[list[str]]
     """Sentences of each answer at a high temperature."""
+    answers: list[tuple[str, bool]]
+    """The good answers' whole texts, and whether they came to an end by themselves."""
 
 
 def sentences(text: str) -> list[str]:
@@ -103,15 +105,17 @@ def sentences(text: str) -> list[str]:
 
 def load_sources(prompts: Iterable[dict[str, Any]], answers: Iterable[dict[str, Any]]) -> list[Source]:
     """Prompts that have answers of both kinds; the warmer ones are the wild ones."""
-    good, wild = defaultdict(list), defaultdict(list)
+    good, wild, whole = defaultdict(list), defaultdict(list), defaultdict(list)
     for row in answers:
+        if row["temperature"] <= WILD and row["text"]:
+            whole[row["prompt_id"]].append((row["text"], row["finish_reason"] == "stop"))
         pieces = sentences(row["text"])
         if row["finish_reason"] == "length":
             pieces = pieces[:-1]  # the engine's cut is not the flaw that is meant
         if pieces:
             (wild if row["temperature"] > WILD else good)[row["prompt_id"]].append(pieces)
     return [
-        Source(row["prompt"], row["category"], row["topic"], good[row["id"]], wild[row["id"]])
+        Source(row["prompt"], row["category"], row["topic"], good[row["id"]], wild[row["id"]], whole[row["id"]])
         for row in prompts
         if good[row["id"]] and wild[row["id"]]
     ]
@@ -151,6 +155,13 @@ class Constructor:
             source, response, _ = self._response(flaw)
             row = {"kind": "judge", "prompt": source.prompt, "response": response, "flaw": flaw}
             yield row | {"score": self.random.choice(scores), "justification": ""}
+
+    def answer_examples(self, count: int) -> Iterator[dict[str, Any]]:
+        """Rows of the model's own answers, so that it does not forget the actor's part while it learns to judge."""
+        for _ in range(count):
+            source = self.random.choice(self.sources)
+            text, finished = self.random.choice(source.answers)
+            yield {"kind": "respond", "prompt": source.prompt, "response": text, "finished": finished}
 
     def metajudge_examples(self, count: int) -> Iterator[dict[str, Any]]:
         """Rows {kind, prompt, response, flaw, judgments, winner, reason}; each position wins equally often.

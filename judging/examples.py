@@ -45,15 +45,16 @@ def labelled_rows(path: Path) -> Iterator[dict[str, Any]]:
 def constructed_rows(settings: Settings) -> Iterator[dict[str, Any]]:
     """Constructed judge and meta-judge rows, as many as the settings ask for."""
     sft = settings.sft
-    if not sft.constructed_decisions + sft.constructed + sft.constructed_meta:
+    if not sft.constructed_decisions + sft.constructed + sft.constructed_meta + sft.constructed_answers:
         return
     prompts = [row for path in sft.prompts for row in read_jsonl(path, ("id", "prompt", "category", "topic"))]
     answers = [row for path in sft.answers for row in read_jsonl(path, ("prompt_id", "temperature", "text"))]
     constructor = Constructor(load_sources(prompts, answers), settings.seed)
-    yield from constructor.decision_examples(sft.constructed_decisions)
-    judge = constructor.judge_examples(sft.constructed)
-    meta = constructor.metajudge_examples(sft.constructed_meta)
-    yield from _interleave(list(judge), list(meta))
+    decisions = list(constructor.decision_examples(sft.constructed_decisions))
+    judge, meta = constructor.judge_examples(sft.constructed), constructor.metajudge_examples(sft.constructed_meta)
+    lessons = [decisions, _interleave(list(judge), list(meta))]
+    own = list(constructor.answer_examples(sft.constructed_answers))
+    yield from _interleave([row for lesson in lessons for row in lesson], own)
 
 
 def _interleave(*lists: list[Any]) -> list[Any]:
@@ -65,6 +66,9 @@ def _interleave(*lists: list[Any]) -> list[Any]:
 def render(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings) -> Iterator[dict[str, Any]]:
     """SFT examples {id, kind, prompt, completion, prompt_ids, completion_ids, verdict_tokens} of labelled rows."""
     for number, row in enumerate(rows):
+        if row["kind"] == "respond":
+            yield _answer(number, row, chat)
+            continue
         if row["kind"] == "judge":
             place = settings.judge.verdict
             messages = judge_prompt(row["prompt"], row["response"], settings.judge.form, place)
@@ -84,6 +88,21 @@ def render(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings)
             "completion_ids": chat.completion_ids(text),
             "verdict_tokens": verdict_tokens(chat, text, place),
         }
+
+
+def _answer(number: int, row: dict[str, Any], chat: ChatFormat) -> dict[str, Any]:
+    """An actor's example; an answer that was cut off gets no end token."""
+    messages = [{"role": "user", "content": row["prompt"]}]
+    ids = chat.completion_ids(row["response"])
+    return {
+        "id": f"respond/{number:05}",
+        "kind": "respond",
+        "flaw": "",
+        "prompt": messages,
+        "completion": row["response"],
+        "prompt_ids": chat.prompt_ids(messages),
+        "completion_ids": ids if row["finished"] else ids[:-1],
+    }
 
 
 def verdict_tokens(chat: ChatFormat, text: str, place: str) -> list[int]:
@@ -124,7 +143,10 @@ def examples_key(settings: Settings, model_dir: Path) -> str:
     """The identity of the examples' work."""
     sft = settings.sft
     sources = {path: path for path in (*sft.examples, *sft.prompts, *sft.answers)}
-    section = {"sft": [sft.constructed_decisions, sft.constructed, sft.constructed_meta], "seed": settings.seed}
+    section = {
+        "sft": [sft.constructed_decisions, sft.constructed, sft.constructed_meta, sft.constructed_answers],
+        "seed": settings.seed,
+    }
     section |= {"judge": [settings.judge.form, settings.judge.verdict]}
     section |= {"metajudge": [settings.metajudge.form, settings.metajudge.verdict]}
     return stage_key("examples", section, sources | {"tokenizer": model_dir / "tokenizer.json"})
