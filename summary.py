@@ -89,7 +89,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     if "judge_parse_rate_before" in sft:
         before, after = sft["judge_parse_rate_before"], sft["judge_parse_rate_after"]
         print(f"  SFT          judgments that hold a score: {before:.0%} before, {after:.0%} after")
-    if sft.get("agreement"):
+    if sft.get("agreement") and sft["agreement"]["pairwise"]["count"]:
         _print_agreement("M0", sft["agreement"])
     for row in summary["iterations"]:
         print(f"\n  iteration {row['iteration']}  (rho {row['rho']:g})")
@@ -104,7 +104,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         pairs = row["pairs"]
         print(f"  pairs        {pairs['actor']} actor, {pairs['judge']} judge; none: {_listed(pairs['reasons'])}")
         print("  DPO          " + ", ".join(f"{key} {value:.4g}" for key, value in row["dpo"].items()))
-        if row["agreement"]:
+        if row["agreement"] and row["agreement"]["pairwise"]["count"]:
             _print_agreement(f"M{row['iteration']}", row["agreement"])
         print("  seconds      " + ", ".join(f"{stage} {value:.0f}" for stage, value in row["seconds"].items()))
         print(f"  checkpoint   {row['checkpoint']}")

@@ -95,11 +95,11 @@ def pair_outcomes(
     return outcomes
 
 
-def bootstrap(groups: Sequence[Sequence[float]], seed: int = 0) -> dict[str, float]:
-    """Mean over all values, with a 95% percentile interval from resampling whole groups."""
+def bootstrap(groups: Sequence[Sequence[float]], seed: int = 0) -> dict[str, Any]:
+    """Mean over all values, with a 95% percentile interval from resampling whole groups; None where there is none."""
     filled = [group for group in groups if len(group)]
     if not filled:
-        return {"value": float("nan"), "low": float("nan"), "high": float("nan"), "count": 0}
+        return {"value": None, "low": None, "high": None, "count": 0}
     sums, counts = np.array([sum(g) for g in filled]), np.array([len(g) for g in filled])
     chosen = np.random.default_rng(seed).integers(len(filled), size=(RESAMPLES, len(filled)))
     means = sums[chosen].sum(1) / counts[chosen].sum(1)
