@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 from dpo.train import train_key
-
 from evaluation.agreement import agreement_key
 from files import UserError, command, is_complete, read_jsonl, write_jsonl
 from judging.examples import examples_key
@@ -92,7 +91,8 @@ class Run:
 
     def iteration(self, t: int, model: Path, initial: Path) -> Path:
         """M_t from M_{t-1} (`model`): act, judge, meta-judge, make pairs, train."""
-        settings, folder, at = self.settings, self.folder / f"iter{t}", ("--iteration", str(t), "--model", model)
+        settings, folder = self.settings, self.folder / f"iter{t}"
+        at: tuple[str | Path, ...] = ("--iteration", str(t), "--model", model)
         prompts = self.draw_prompts(t, folder / "prompts.jsonl")
 
         key = respond_key(settings, model, prompts, t)
@@ -114,7 +114,16 @@ class Run:
         data = [path for path in (pairs / "actor.jsonl", pairs / "judge.jsonl") if path.is_file()]
         reference = model if settings.dpo.reference == "previous" else initial
         key = train_key("dpo", settings, t, model, reference, data)
-        arguments = ("--stage", "dpo", "--reference", reference, "--data", *data, "--work", folder / "train")
+        arguments: tuple[str | Path, ...] = (
+            "--stage",
+            "dpo",
+            "--reference",
+            reference,
+            "--data",
+            *data,
+            "--work",
+            folder / "train",
+        )
         return self.stage("dpo.train", key, folder / "checkpoint", *at, *arguments)
 
 

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from judging.rubric import judge_prompt
 from judging.scores import mean_score
 from model.chat import ChatFormat, load_chat
 from sampling.generate import Item, generation_key, read_units, request_seed, run_units
-from sampling.request import Request, Sampling
+from sampling.request import Sampling
 from settings import Settings, load_settings
 
 RESAMPLES = 2000
@@ -64,12 +65,12 @@ def agreement_items(cases: Iterable[Case], chat: ChatFormat, settings: Settings,
     judge = settings.judge
     sampling = Sampling(judge.temperature, judge.top_p, judge.max_new_tokens, chat.stop_ids)
     for case in cases:
-        ids = chat.prompt_ids(judge_prompt(case.prompt, case.text, judge.form, judge.verdict))
+        messages = partial(judge_prompt, case.prompt, case.text, judge.form, judge.verdict)
         for index in range(N):
             name = f"{case.name}/j{index}"
             known = {"id": name, "response_id": case.name, "prompt_id": case.group, "index": index}
             seed = request_seed(settings.seed, 0, "agreement", name)
-            yield Item(Request(name, ids, sampling, seed), case.group, known)
+            yield Item(name, messages, sampling, seed, case.group, known)
 
 
 def pair_outcomes(
@@ -114,10 +115,8 @@ def bootstrap(groups: Sequence[Sequence[float]], seed: int = 0) -> dict[str, Any
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Spearman's rank correlation with mean ranks for ties; None where one side is constant."""
-    ranks = [np.array([np.sum(x < v) + (np.sum(x == v) + 1) / 2 for v in x]) for x in (np.array(a), np.array(b))]
-    if any(np.ptp(rank) == 0 for rank in ranks):
-        return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    x, y = (np.array([np.sum(v < w) + (np.sum(v == w) + 1) / 2 for w in v]) for v in (np.array(a), np.array(b)))
+    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else None
 
 
 def report(cases: Sequence[Case], judgments: Sequence[dict[str, Any]], minimum_valid: int = 1) -> dict[str, Any]:
@@ -192,6 +191,7 @@ def main() -> None:
         "agreement",
         list(agreement_items(cases, chat, settings, arguments.n)),
         lambda item, completion: judgment_record(item, completion, chat, settings.judge),
+        chat=chat,
         settings=settings,
         model_dir=arguments.model,
         out=work,

@@ -105,7 +105,9 @@ def sentences(text: str) -> list[str]:
 
 def load_sources(prompts: Iterable[dict[str, Any]], answers: Iterable[dict[str, Any]]) -> list[Source]:
     """Prompts that have answers of both kinds; the warmer ones are the wild ones."""
-    good, wild, whole = defaultdict(list), defaultdict(list), defaultdict(list)
+    good: dict[str, list[list[str]]] = defaultdict(list)
+    wild: dict[str, list[list[str]]] = defaultdict(list)
+    whole: dict[str, list[tuple[str, bool]]] = defaultdict(list)
     for row in answers:
         if row["temperature"] <= WILD and row["text"]:
             whole[row["prompt_id"]].append((row["text"], row["finish_reason"] == "stop"))
@@ -242,7 +244,8 @@ class Constructor:
 
 def _take(pieces: list[str], words: int) -> str:
     """The first sentences, as many as come nearest to `words` words, one at least."""
-    taken, count = [], 0
+    taken: list[str] = []
+    count = 0
     for piece in pieces:
         size = len(piece.split())
         if taken and count + size / 2 > words:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from judging.scores import Record, distinct_responses
 from judging.verdict import Failure, parse_score
 from model.chat import ChatFormat, load_chat
 from sampling.generate import Item, completion_fields, generation_key, read_units, request_seed, run_units
-from sampling.request import Completion, Request, Sampling
+from sampling.request import Completion, Sampling
 from settings import Judge, Settings, load_settings
 
 
@@ -20,7 +21,7 @@ def judge_items(responses: Iterable[Record], chat: ChatFormat, settings: Setting
     judge = settings.judge
     sampling = Sampling(judge.temperature, judge.top_p, judge.max_new_tokens, chat.stop_ids)
     for response in distinct_responses(responses):
-        ids = chat.prompt_ids(judge_prompt(response["prompt"], response["text"], judge.form, judge.verdict))
+        messages = partial(judge_prompt, response["prompt"], response["text"], judge.form, judge.verdict)
         for index in range(judge.N):
             name = f"{response['id']}/j{index}"
             seed = request_seed(settings.seed, iteration, "judge", name)
@@ -30,12 +31,12 @@ def judge_items(responses: Iterable[Record], chat: ChatFormat, settings: Setting
                 "prompt_id": response["prompt_id"],
                 "index": index,
             }
-            yield Item(Request(name, ids, sampling, seed), response["prompt_id"], known)
+            yield Item(name, messages, sampling, seed, response["prompt_id"], known)
 
 
 def judgment_record(item: Item, completion: Completion, chat: ChatFormat, judge: Judge) -> dict[str, Any]:
     """The judgment with its "score", a whole number or a decimal, or the "failure" that explains its absence."""
-    row = item.record | completion_fields(completion, chat, item.request.seed)
+    row = item.record | completion_fields(completion, chat, item.seed)
     score = parse_score(row["text"], completion.finish_reason, judge.verdict, judge.fractions)
     if isinstance(score, Failure):
         return row | {"score": None, "failure": str(score)}
@@ -62,6 +63,7 @@ def main() -> None:
         "judge",
         list(judge_items(read_units(arguments.responses), chat, settings, arguments.iteration)),
         lambda item, completion: judgment_record(item, completion, chat, settings.judge),
+        chat=chat,
         settings=settings,
         model_dir=arguments.model,
         out=arguments.out,

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from judging.scores import Record, distinct_responses, group_by, meta_judged, se
 from judging.verdict import Failure, parse_winner
 from model.chat import ChatFormat, load_chat
 from sampling.generate import Item, completion_fields, generation_key, read_units, request_seed, run_units
-from sampling.request import Completion, Request, Sampling
+from sampling.request import Completion, Sampling
 from settings import Metajudge, Settings, load_settings
 
 
@@ -35,7 +36,8 @@ def metajudge_items(
             continue
         response, distinct = picked
         for a, b in permutations(distinct, 2):
-            messages = meta_prompt(response["prompt"], response["text"], a["text"], b["text"], meta.form, meta.verdict)
+            texts = (response["prompt"], response["text"], a["text"], b["text"])
+            messages = partial(meta_prompt, *texts, meta.form, meta.verdict)
             name = f"{response['id']}/m{a['index']}-{b['index']}"
             seed = request_seed(settings.seed, iteration, "metajudge", name)
             known = {
@@ -45,12 +47,12 @@ def metajudge_items(
                 "first": a["index"],
                 "second": b["index"],
             }
-            yield Item(Request(name, chat.prompt_ids(messages), sampling, seed), prompt_id, known)
+            yield Item(name, messages, sampling, seed, prompt_id, known)
 
 
 def comparison_record(item: Item, completion: Completion, chat: ChatFormat, meta: Metajudge) -> dict[str, Any]:
     """The comparison with its "winner", "first", "second" or "tie", or the "failure" that explains its absence."""
-    row = item.record | completion_fields(completion, chat, item.request.seed)
+    row = item.record | completion_fields(completion, chat, item.seed)
     winner = parse_winner(row["text"], completion.finish_reason, meta.verdict)
     if isinstance(winner, Failure):
         return row | {"winner": None, "failure": str(winner)}
@@ -80,6 +82,7 @@ def main() -> None:
         "metajudge",
         list(metajudge_items(read_units(arguments.responses), judgments, chat, settings, arguments.iteration)),
         lambda item, completion: comparison_record(item, completion, chat, settings.metajudge),
+        chat=chat,
         settings=settings,
         model_dir=arguments.model,
         out=arguments.out,

@@ -9,6 +9,7 @@ import json
 import shutil
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from model.llama import Llama
 from model.weights import random_weights, save_pretrained
 from settings import Model, load_settings
 
-TINY = {
+TINY: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "vocab_size": 1024,

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -58,7 +59,7 @@ class Checkpoint:
             files = [single.name]
         else:
             raise UserError(f"{self.folder}: no model.safetensors or its index; fetch or convert the weights")
-        self.slices = {}
+        self.slices: dict[str, Any] = {}
         for file in files:
             if not (self.folder / file).is_file():
                 raise UserError(f"{self.folder / file}: no such file, but {index.name} names it; fetch it")
@@ -111,7 +112,7 @@ def load_weights(model: Llama, folder: Path | str) -> None:
     checkpoint = Checkpoint(folder)
     check_names(model, checkpoint)
     for name, parameter in model.named_parameters():
-        names, local, start = part_names(name), parameter, 0
+        local, start = parameter.data, 0
         if isinstance(parameter, DTensor):
             local = parameter.to_local()
             _, offset = compute_local_shape_and_global_offset(
@@ -119,7 +120,7 @@ def load_weights(model: Llama, folder: Path | str) -> None:
             )
             start = offset[0]
         if local.numel():
-            local.copy_(checkpoint.rows(names, start, start + local.shape[0]))
+            local.copy_(checkpoint.rows(part_names(name), start, start + local.shape[0]))
 
 
 def load_model(folder: Path | str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Llama:
@@ -168,7 +169,8 @@ def save_pretrained(
         pending[name] = tensor
         size, total, dtype = size + tensor.nbytes, total + tensor.nbytes, str(tensor.dtype).removeprefix("torch.")
     flush()
-    written, weight_map = [], {}
+    written: list[Path] = []
+    weight_map: dict[str, str] = {}
     for i, (path, names) in enumerate(shards):
         single = len(shards) == 1
         final = folder / ("model.safetensors" if single else f"model-{i + 1:05}-of-{len(shards):05}.safetensors")

@@ -59,7 +59,11 @@ class Engine:
         if step.copies:
             sources, destinations = (torch.tensor(side, device=device) for side in zip(*step.copies, strict=True))
             self.cache[:, :, destinations] = self.cache[:, :, sources]
-        spans, ids, positions, last, row = [], [], [], [], 0
+        spans: list[Span] = []
+        ids: list[int] = []
+        positions: list[int] = []
+        last: list[int] = []
+        row = 0
         for item in step.scheduled:
             spans.append(Span(row, item.start, item.end, item.sequence.blocks))
             ids += item.sequence.tokens[item.start : item.end]

@@ -34,7 +34,7 @@ from files import (
     write_jsonl,
     write_manifest,
 )
-from model.chat import ChatFormat, load_chat
+from model.chat import ChatFormat, Message, load_chat
 from model.llama import compute_dtype
 from model.weights import load_model
 from sampling.engine import Engine
@@ -44,13 +44,19 @@ from settings import Settings, as_dict, load_settings
 
 @dataclass(frozen=True)
 class Item:
-    """A request of a stage."""
+    """A request of a stage, its prompt made only when its unit is claimed: a stage may have half a million."""
 
-    request: Request
+    name: str
+    messages: Callable[[], list[Message]]
+    sampling: Sampling
+    seed: int
     group: str
     """Items of one group share a prefix and stand in one unit; a stage lists them next to one another."""
     record: dict[str, Any]
     """What the output record says besides the completion."""
+
+    def request(self, chat: ChatFormat) -> Request:
+        return Request(self.name, chat.prompt_ids(self.messages()), self.sampling, self.seed)
 
 
 def request_seed(seed: int, iteration: int, stage: str, item_id: str) -> int:
@@ -98,6 +104,7 @@ def run_units(
     items: list[Item],
     record: Callable[[Item, Completion], dict[str, Any]],
     *,
+    chat: ChatFormat,
     settings: Settings,
     model_dir: Path,
     out: Path,
@@ -123,11 +130,11 @@ def run_units(
             engine = _engine(settings, model_dir)
         unit = units[missing[claim]]
         rows = {}
-        for completion in engine.run([item.request for item in unit]):
+        for completion in engine.run([item.request(chat) for item in unit]):
             rows[completion.id] = completion
             own += 1
             bar.update(own + others - bar.n)
-        write_jsonl(paths[missing[claim]], (record(item, rows[item.request.id]) for item in unit))
+        write_jsonl(paths[missing[claim]], (record(item, rows[item.name]) for item in unit))
         others = store.add("others", 0 if rank == 0 else len(unit))
     bar.close()
     if rank != 0:
@@ -143,7 +150,6 @@ def run_units(
         units=[str(path.relative_to(out)) for path in paths],
         counts=count_records(records),
         new_tokens=sum(len(row["ids"]) for row in records),
-        prompt_tokens=sum(len(item.request.ids) for item in items),
         computed_tokens=engine.computed_tokens if engine else 0,
         seconds=round(time.monotonic() - started, 1),
         weights=digest(model_dir),
@@ -216,12 +222,12 @@ def response_items(prompts: Iterable[dict[str, Any]], chat: ChatFormat, settings
     respond = settings.respond
     sampling = Sampling(respond.temperature, respond.top_p, respond.max_new_tokens, chat.stop_ids)
     for row in prompts:
-        ids = chat.prompt_ids([{"role": "user", "content": row["prompt"]}])
+        messages = [{"role": "user", "content": row["prompt"]}]
         for sample in range(respond.K):
             name = f"{row['id']}/r{sample}"
             seed = request_seed(settings.seed, iteration, "respond", name)
             known = {"id": name, "prompt_id": row["id"], "sample": sample, "prompt": row["prompt"]}
-            yield Item(Request(name, ids, sampling, seed), row["id"], known)
+            yield Item(name, messages.copy, sampling, seed, row["id"], known)
 
 
 def respond_key(settings: Settings, model_dir: Path, prompts: Path, iteration: int) -> str:
@@ -244,7 +250,8 @@ def main() -> None:
     run_units(
         "respond",
         items,
-        lambda item, completion: item.record | completion_fields(completion, chat, item.request.seed),
+        lambda item, completion: item.record | completion_fields(completion, chat, item.seed),
+        chat=chat,
         settings=settings,
         model_dir=arguments.model,
         out=arguments.out,

@@ -46,22 +46,20 @@ RESPONSES = [
 
 def test_each_distinct_response_is_judged_n_times():
     items = list(judge_items(RESPONSES, CHAT, make_settings(), 1))
-    assert [item.request.id for item in items] == [
-        f"{name}/j{i}" for name in ("p1/r0", "p1/r1", "p2/r0") for i in range(3)
-    ]
+    assert [item.name for item in items] == [f"{name}/j{i}" for name in ("p1/r0", "p1/r1", "p2/r0") for i in range(3)]
     assert [item.group for item in items] == ["p1"] * 6 + ["p2"] * 3
     assert items[4].record == {"id": "p1/r1/j1", "response_id": "p1/r1", "prompt_id": "p1", "index": 1}
-    assert items[0].request.sampling == Sampling(0.7, 0.9, 50, frozenset({0}))
+    assert items[0].sampling == Sampling(0.7, 0.9, 50, frozenset({0}))
 
 
 @pytest.mark.parametrize(("form", "verdict"), [("full", "last"), ("compact", "first")])
 def test_the_request_is_the_rubrics_prompt(form, verdict):
     items = list(judge_items(RESPONSES, CHAT, make_settings(form=form, verdict=verdict), 1))
-    assert items[3].request.ids == CHAT.prompt_ids(judge_prompt("question 1", "b", form, verdict))
+    assert items[3].request(CHAT).ids == CHAT.prompt_ids(judge_prompt("question 1", "b", form, verdict))
 
 
 def test_no_two_judgments_share_their_noise():
-    seeds = [item.request.seed for t in (1, 2) for item in judge_items(RESPONSES, CHAT, make_settings(), t)]
+    seeds = [item.seed for t in (1, 2) for item in judge_items(RESPONSES, CHAT, make_settings(), t)]
     assert len(set(seeds)) == len(seeds) == 18
     assert seeds[1] == request_seed(5, 1, "judge", "p1/r0/j1")
 
@@ -91,7 +89,7 @@ def test_judgment_records(text: str, finish_reason, score, failure):
         "text": text,
         "finish_reason": finish_reason,
         "logprob": -2.5,
-        "seed": item.request.seed,
+        "seed": item.seed,
         "score": score,
         "failure": failure,
     }

@@ -66,7 +66,7 @@ def test_all_ordered_pairs_of_the_most_varied_responses_distinct_judgments():
     items = list(metajudge_items(RESPONSES, JUDGMENTS, CHAT, make_settings(), 1))
     orders = [(0, 2), (0, 4), (2, 0), (2, 4), (4, 0), (4, 2)]
     assert [(item.record["first"], item.record["second"]) for item in items] == orders
-    assert [item.request.id for item in items] == [f"p1/r1/m{m}-{n}" for m, n in orders]
+    assert [item.name for item in items] == [f"p1/r1/m{m}-{n}" for m, n in orders]
     assert {item.group for item in items} == {"p1"}
     assert items[1].record == {
         "id": "p1/r1/m0-4",
@@ -75,15 +75,15 @@ def test_all_ordered_pairs_of_the_most_varied_responses_distinct_judgments():
         "first": 0,
         "second": 4,
     }
-    assert items[0].request.sampling == Sampling(0.7, 0.9, 50, frozenset({0}))
-    assert len({item.request.seed for item in items}) == 6
-    assert items[1].request.seed == request_seed(5, 1, "metajudge", "p1/r1/m0-4")
+    assert items[0].sampling == Sampling(0.7, 0.9, 50, frozenset({0}))
+    assert len({item.seed for item in items}) == 6
+    assert items[1].seed == request_seed(5, 1, "metajudge", "p1/r1/m0-4")
 
 
 @pytest.mark.parametrize(("form", "verdict"), [("full", "last"), ("compact", "first")])
 def test_the_first_judgment_is_shown_as_a(form, verdict):
     items = list(metajudge_items(RESPONSES, JUDGMENTS, CHAT, make_settings(form=form, verdict=verdict), 1))
-    assert items[2].request.ids == CHAT.prompt_ids(meta_prompt("question 1", "b", "v", "u", form, verdict))
+    assert items[2].request(CHAT).ids == CHAT.prompt_ids(meta_prompt("question 1", "b", "v", "u", form, verdict))
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_the_first_judgment_is_shown_as_a(form, verdict):
 def test_comparison_records(text: str, finish_reason, winner, failure):
     item = list(metajudge_items(RESPONSES, JUDGMENTS, CHAT, make_settings(), 1))[1]
     ids = [*text.encode(), 0] if finish_reason == "stop" else list(text.encode())
-    row = comparison_record(item, Completion(item.request.id, ids, finish_reason, -2.5), CHAT, Metajudge())
+    row = comparison_record(item, Completion(item.name, ids, finish_reason, -2.5), CHAT, Metajudge())
     assert row == item.record | {
         "ids": ids,
         "text": text,
         "finish_reason": finish_reason,
         "logprob": -2.5,
-        "seed": item.request.seed,
+        "seed": item.seed,
         "winner": winner,
         "failure": failure,
     }
