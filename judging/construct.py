@@ -158,6 +158,14 @@ class Constructor:
             row = {"kind": "judge", "prompt": source.prompt, "response": response, "flaw": flaw}
             yield row | {"score": self.random.choice(scores), "justification": ""}
 
+    def groups(self) -> Iterator[dict[str, Any]]:
+        """For measuring: of each source a group {id, prompt, responses: [{text, score, flaw}]}, one of every score."""
+        for number, source in enumerate(self.sources):
+            flaws = sorted(next(self._blocks()), key=lambda flaw: FLAWS[flaw])
+            made = [(flaw, self._response(flaw, source)[1]) for flaw in flaws]
+            responses = [{"text": text, "score": FLAWS[flaw], "flaw": flaw} for flaw, text in made]
+            yield {"id": f"c{number:03}", "prompt": source.prompt, "responses": responses}
+
     def answer_examples(self, count: int) -> Iterator[dict[str, Any]]:
         """Rows of the model's own answers, so that it does not forget the actor's part while it learns to judge."""
         for _ in range(count):
@@ -188,18 +196,23 @@ class Constructor:
             }
 
     def _flaws(self) -> Iterator[str]:
-        """Flaws without end: each block holds every score once, in random order."""
+        """Flaws without end, every score equally often."""
+        for block in self._blocks():
+            yield from block
+
+    def _blocks(self) -> Iterator[list[str]]:
+        """Without end: a flaw of every score, in random order."""
         by_score = defaultdict(list)
         for flaw, score in FLAWS.items():
             by_score[score].append(flaw)
         while True:
             block = [self.random.choice(flaws) for flaws in by_score.values()]
             self.random.shuffle(block)
-            yield from block
+            yield block
 
-    def _response(self, flaw: str) -> tuple[Source, str, Source]:
+    def _response(self, flaw: str, source: Source | None = None) -> tuple[Source, str, Source]:
         """A source, a response to its prompt with the flaw, and the source that foreign text comes from."""
-        source = self.random.choice(self.sources)
+        source = source or self.random.choice(self.sources)
         near = [s for s in self.by_category[source.category] if s is not source]
         far = [s for s in self.sources if s.category != source.category]
         other = self.random.choice(near if flaw == "near" and near else far)

@@ -1,0 +1,101 @@
+"""Does the meta-judge prefer the judgment that fits the response?
+
+`torchrun -m evaluation.meta_agreement` shows pairs of judgments of which one is right by construction, each in both
+orders. Reported: how often the right one wins (a comparison without a winner counts half), how often the first one
+does among the decided, and how often both orders name the same judgment. Intervals are bootstrap percentiles over pairs.
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from evaluation.agreement import bootstrap
+from files import command, is_complete, read_jsonl, write_json, write_manifest
+from judging.metajudge import comparison_record
+from judging.rubric import judgment_text, meta_prompt
+from model.chat import ChatFormat, load_chat
+from sampling.generate import Item, generation_key, read_units, request_seed, run_units
+from sampling.request import Sampling
+from settings import Settings, load_settings
+
+KEYS = ("prompt", "response", "judgments", "winner")
+
+
+def comparison_items(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings) -> Iterator[Item]:
+    """Both orders of each row {prompt, response, judgments: [{score, justification} x 2], winner}."""
+    meta = settings.metajudge
+    sampling = Sampling(meta.temperature, meta.top_p, meta.max_new_tokens, chat.stop_ids)
+    for number, row in enumerate(rows):
+        texts = [judgment_text(j["score"], j["justification"], settings.judge.verdict) for j in row["judgments"]]
+        for first in (0, 1):
+            name = f"c{number:04}/m{first}-{1 - first}"
+            shown = (row["prompt"], row["response"], texts[first], texts[1 - first])
+            right = ("first", "second")[first if row["winner"] == "first" else 1 - first]
+            known = {"id": name, "case": number, "first": first, "right": right}
+            seed = request_seed(settings.seed, 0, "meta-agreement", name)
+            yield Item(name, partial(meta_prompt, *shown, meta.form, meta.verdict), sampling, seed, str(number), known)
+
+
+def report(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Agreement, first-position rate, consistency over both orders, parse rate."""
+    cases: dict[int, list[dict[str, Any]]] = {}
+    for row in comparisons:
+        cases.setdefault(row["case"], []).append(row)
+    decided = [[row for row in rows if row["winner"] in ("first", "second")] for rows in cases.values()]
+    both = [rows for rows in decided if len(rows) == 2]
+    parsed = sum(row["winner"] is not None for row in comparisons)
+    return {
+        "comparisons": len(comparisons),
+        "parse_rate": round(parsed / len(comparisons), 4),
+        "agreement": bootstrap(
+            [
+                [
+                    0.5 if row["winner"] not in ("first", "second") else float(row["winner"] == row["right"])
+                    for row in rows
+                ]
+                for rows in cases.values()
+            ]
+        ),
+        "first_position": bootstrap([[float(row["winner"] == "first") for row in rows] for rows in decided]),
+        "consistency": bootstrap([[float(a["winner"] != b["winner"])] for a, b in both]),
+    }
+
+
+def meta_agreement_key(settings: Settings, model_dir: Path, cases: Path) -> str:
+    """The identity of a measurement."""
+    inputs: dict[str, Path | str] = {"model": model_dir, "cases": cases}
+    return generation_key("meta-agreement", settings, settings.metajudge, 0, inputs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure how well a meta-judge tells the right judgment.")
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory of the meta-judge")
+    parser.add_argument("--cases", required=True, type=Path, help="JSON lines of pairs of judgments")
+    parser.add_argument("--out", required=True, type=Path)
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.config)
+    key = meta_agreement_key(settings, arguments.model, arguments.cases)
+    if is_complete(arguments.out, key):
+        return
+    chat = load_chat(arguments.model)
+    work = arguments.out / "comparisons"
+    run_units(
+        "meta-agreement",
+        list(comparison_items(read_jsonl(arguments.cases, KEYS), chat, settings)),
+        lambda item, completion: comparison_record(item, completion, chat, settings.metajudge),
+        chat=chat,
+        settings=settings,
+        model_dir=arguments.model,
+        out=work,
+        key=key,
+    )
+    path = arguments.out / "agreement.json"
+    write_json(path, report(list(read_units(work))))
+    write_manifest(arguments.out, "meta-agreement", key, [path])
+
+
+if __name__ == "__main__":
+    command(main)
