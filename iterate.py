@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dpo.train import train_key
 from evaluation.agreement import agreement_key
+from evaluation.meta_agreement import meta_agreement_key
 from files import UserError, command, is_complete, read_jsonl, write_jsonl
 from judging.examples import examples_key
 from judging.judge import judge_key
@@ -68,13 +69,17 @@ class Run:
         return self.stage("dpo.train", key, shared / "checkpoint", *arguments)
 
     def agreement(self, model: Path, out: Path) -> None:
-        """How well a model judges responses of known quality."""
+        """How well a model judges responses, and compares judgments, of known quality."""
         evaluation = self.settings.evaluation
         if evaluation.cases:
             cases = Path(evaluation.cases)
             key = agreement_key(self.settings, model, cases, evaluation.N)
             arguments = ("--model", model, "--cases", cases, "--n", str(evaluation.N))
             self.stage("evaluation.agreement", key, out, *arguments)
+        if evaluation.comparisons:
+            cases, out = Path(evaluation.comparisons), out.with_name(f"meta-{out.name}")
+            key = meta_agreement_key(self.settings, model, cases)
+            self.stage("evaluation.meta_agreement", key, out, "--model", model, "--cases", cases)
 
     def draw_prompts(self, iteration: int, out: Path) -> Path:
         """This iteration's share of the pool, in an order that the seed decides; no two iterations share a prompt."""

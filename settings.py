@@ -152,6 +152,8 @@ class Iteration:
 class Evaluation:
     cases: str = ""
     """Labelled groups on which the judge is measured before and after SFT and after each iteration; empty: not."""
+    comparisons: str = ""
+    """Pairs of judgments on which the meta-judge is measured, likewise."""
     N: int = 1
     """Judgments a response."""
 

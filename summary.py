@@ -31,6 +31,7 @@ def _sft(folder: Path, checkpoint: Path) -> dict[str, Any]:
         if agreement:
             found[f"judge_parse_rate_{when}"] = agreement["parse_rate"]
     found["agreement"] = _agreement(folder / "after")
+    found["meta_agreement"] = _agreement(folder / "meta-after")
     return found
 
 
@@ -71,6 +72,7 @@ def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
         "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0), "reasons": _reasons(counts)},
         "dpo": {key: trained[key] for key in ("first_loss", "loss", "accuracy", "margin", "epoch") if key in trained},
         "agreement": _agreement(folder / "agreement"),
+        "meta_agreement": _agreement(folder / "meta-agreement"),
         "checkpoint": str(folder / "checkpoint"),
         "seconds": {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest},
         "new_tokens": {name: manifest["new_tokens"] for name, manifest in stages.items() if "new_tokens" in manifest},
@@ -90,7 +92,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         before, after = sft["judge_parse_rate_before"], sft["judge_parse_rate_after"]
         print(f"  SFT          judgments that hold a score: {before:.0%} before, {after:.0%} after")
     if sft.get("agreement") and sft["agreement"]["pairwise"]["count"]:
-        _print_agreement("M0", sft["agreement"])
+        _print_agreement("M0", sft["agreement"], sft["meta_agreement"])
     for row in summary["iterations"]:
         print(f"\n  iteration {row['iteration']}  (rho {row['rho']:g})")
         print(f"  responses    {row['responses']}, {row['response_characters']:.0f} characters on average")
@@ -105,17 +107,23 @@ def print_summary(summary: dict[str, Any]) -> None:
         print(f"  pairs        {pairs['actor']} actor, {pairs['judge']} judge; none: {_listed(pairs['reasons'])}")
         print("  DPO          " + ", ".join(f"{key} {value:.4g}" for key, value in row["dpo"].items()))
         if row["agreement"] and row["agreement"]["pairwise"]["count"]:
-            _print_agreement(f"M{row['iteration']}", row["agreement"])
+            _print_agreement(f"M{row['iteration']}", row["agreement"], row["meta_agreement"])
         print("  seconds      " + ", ".join(f"{stage} {value:.0f}" for stage, value in row["seconds"].items()))
         print(f"  checkpoint   {row['checkpoint']}")
 
 
-def _print_agreement(name: str, found: dict[str, Any]) -> None:
+def _print_agreement(name: str, found: dict[str, Any], meta: dict[str, Any] | None) -> None:
     pairwise, longer, rank = found["pairwise"], found["longer_wins"], found["spearman"]
     print(
         f"  judge of {name}  agrees with known order {pairwise['value']:.1%} [{pairwise['low']:.1%}, "
         f"{pairwise['high']:.1%}] (longer wins: {longer['value']:.1%}); Spearman {rank['value']:.2f}"
     )
+    if meta:
+        right, first = meta["agreement"], meta["first_position"]
+        print(
+            f"  meta-judge   names the right judgment {right['value']:.1%} [{right['low']:.1%}, {right['high']:.1%}]; "
+            f"the first one {first['value'] or 0:.1%} of the time"
+        )
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -1,6 +1,6 @@
 """Makes data/answers.jsonl: the default model's own answers to the training prompts, at several temperatures.
 
-Run from the repository's root: `python data/make_answers.py MODEL_DIR`. They are the raw material of the judging
+Run from the repository's root: `python data/make_answers.py MODEL_DIR OUT PROMPTS...`. They are the raw material of the judging
 examples that `judging/construct.py` builds.
 """
 
@@ -23,11 +23,10 @@ from sampling.request import Request, Sampling
 
 TEMPERATURES = (0.2, 0.8, 1.6)
 MAX_NEW_TOKENS = 96
-OUT = Path("data/answers.jsonl")
 
 
 def main() -> None:
-    folder, *sources = sys.argv[1:]
+    folder, out, *sources = sys.argv[1:]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     chat = load_chat(folder)
     model = load_model(folder, compute_dtype("auto", torch.device("cpu")))
@@ -50,7 +49,7 @@ def main() -> None:
             {"id": request.id, "prompt_id": prompt_id, "temperature": float(temperature), "text": text}
             | {"finish_reason": completion.finish_reason}
         )
-    write_jsonl(OUT, rows)
+    write_jsonl(out, rows)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 `torchrun -m evaluation.meta_agreement` shows pairs of judgments of which one is right by construction, each in both
 orders. Reported: how often the right one wins (a comparison without a winner counts half), how often the first one
-does among the decided, and how often both orders name the same judgment. Intervals are bootstrap percentiles over pairs.
+does among the decided, and how often both orders name the same judgment. Intervals are bootstrap percentiles over
+pairs.
 """
 
 import argparse
@@ -49,18 +50,14 @@ def report(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "comparisons": len(comparisons),
         "parse_rate": round(parsed / len(comparisons), 4),
-        "agreement": bootstrap(
-            [
-                [
-                    0.5 if row["winner"] not in ("first", "second") else float(row["winner"] == row["right"])
-                    for row in rows
-                ]
-                for rows in cases.values()
-            ]
-        ),
+        "agreement": bootstrap([[_outcome(row) for row in rows] for rows in cases.values()]),
         "first_position": bootstrap([[float(row["winner"] == "first") for row in rows] for rows in decided]),
         "consistency": bootstrap([[float(a["winner"] != b["winner"])] for a, b in both]),
     }
+
+
+def _outcome(row: dict[str, Any]) -> float:
+    return float(row["winner"] == row["right"]) if row["winner"] in ("first", "second") else 0.5
 
 
 def meta_agreement_key(settings: Settings, model_dir: Path, cases: Path) -> str:
