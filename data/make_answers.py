@@ -1,7 +1,7 @@
-"""Makes data/answers.jsonl: the default model's own answers to the training prompts, at several temperatures.
+"""Makes data/answers.jsonl and data/evaluation/answers.jsonl: the default model's own answers to prompts.
 
-Run from the repository's root: `python data/make_answers.py MODEL_DIR OUT PROMPTS...`. They are the raw material of the judging
-examples that `judging/construct.py` builds.
+Run from the repository's root: `python data/make_answers.py MODEL_DIR OUT PROMPTS...`. Answers at several temperatures
+are the raw material of the judging examples that `judging/construct.py` builds.
 """
 
 import os
