@@ -59,7 +59,7 @@ def test_lessons_keep_their_order(settings, monkeypatch):
     rows = list(constructed_rows(load_settings(ROOT / "configs" / "smollm2-135m.toml")))
     kinds = [row["kind"] if row.get("justification", "x") else "decision" for row in rows]
     lessons = [kind for kind in kinds if kind != "respond"]
-    assert set(lessons[:800]) == {"decision"} and "decision" not in lessons[800:]
+    assert set(lessons[:1120]) == {"decision"} and "decision" not in lessons[1120:]
     assert set(kinds[:12]) == {"decision", "respond"}
 
 
