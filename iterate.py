@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from dpo.train import train_key
@@ -81,25 +82,26 @@ class Run:
             key = meta_agreement_key(self.settings, model, cases)
             self.stage("evaluation.meta_agreement", key, out, "--model", model, "--cases", cases)
 
-    def draw_prompts(self, iteration: int, out: Path) -> Path:
-        """This iteration's share of the pool, in an order that the seed decides; no two iterations share a prompt."""
-        respond = self.settings.respond
+    def draw_prompts(self) -> None:
+        """Each iteration's share of the pool, in an order that the seed decides; no two iterations share a prompt."""
+        respond, iterations = self.settings.respond, len(self.settings.iteration)
         pool = list(read_jsonl(respond.prompts, ("id", "prompt")))
+        repeated = [name for name, count in Counter(row["id"] for row in pool).items() if count > 1]
+        if repeated:
+            raise UserError(f"{respond.prompts}: id {repeated[0]!r} comes twice; give each prompt its own")
         random.Random(self.settings.seed).shuffle(pool)
-        start = (iteration - 1) * respond.prompts_per_iteration
-        drawn = pool[start : start + respond.prompts_per_iteration]
-        if len(drawn) < respond.prompts_per_iteration:
-            wanted = len(self.settings.iteration) * respond.prompts_per_iteration
+        size = respond.prompts_per_iteration
+        if len(pool) < iterations * size:
+            wanted = iterations * size
             raise UserError(f"{respond.prompts}: {len(pool)} prompts, but the iterations need {wanted}; add prompts")
-        write_jsonl(out, drawn)
-        return out
+        for t in range(iterations):
+            write_jsonl(self.folder / f"iter{t + 1}" / "prompts.jsonl", pool[t * size : (t + 1) * size])
 
     def iteration(self, t: int, model: Path, initial: Path) -> Path:
         """M_t from M_{t-1} (`model`): act, judge, meta-judge, make pairs, train."""
         settings, folder = self.settings, self.folder / f"iter{t}"
         at: tuple[str | Path, ...] = ("--iteration", str(t), "--model", model)
-        prompts = self.draw_prompts(t, folder / "prompts.jsonl")
-
+        prompts = folder / "prompts.jsonl"
         key = respond_key(settings, model, prompts, t)
         responses = self.stage("sampling.generate", key, folder / "responses", *at, "--prompts", prompts)
 
@@ -134,6 +136,7 @@ class Run:
 
 def iterate(run: Run) -> None:
     """Seed -> SFT -> T iterations -> summary."""
+    run.draw_prompts()
     seed = prepare(run.settings.model)
     model = initial = run.sft(seed)
     if run.settings.sft.enabled:

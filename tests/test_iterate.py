@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -36,10 +35,13 @@ ITERATE = (str(ROOT / "iterate.py"), "--config", "tiny.toml")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A finished run of tiny.toml."""
+    """A finished run of tiny.toml, the judge measured on a few held-out groups."""
     place = tmp_path_factory.mktemp("project")
     (place / "data").symlink_to(ROOT / "data")
-    shutil.copy(ROOT / "configs" / "tiny.toml", place)
+    groups = (ROOT / "data" / "evaluation" / "groups.jsonl").read_text().splitlines(keepends=True)
+    (place / "groups.jsonl").write_text("".join(groups[:4]))
+    text = (ROOT / "configs" / "tiny.toml").read_text()
+    (place / "tiny.toml").write_text(text + '\n[evaluation]\ncases = "groups.jsonl"\n')
     started = time.monotonic()
     code, _, err = run(place, *ITERATE)
     assert code == 0, err
