@@ -184,8 +184,9 @@ def read_units(folder: Path | str) -> Iterator[dict[str, Any]]:
 def environment() -> dict[str, str]:
     """What besides settings and inputs may change a result's last bits."""
     names = ("torch", "triton", "tokenizers", "safetensors")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.cpu.get_capabilities()["cpu_name"]
-    return {name: version(name) for name in names} | {"python": platform.python_version(), "device": str(device)}
+    processor = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else str(processor)
+    return {name: version(name) for name in names} | {"python": platform.python_version(), "device": device}
 
 
 def local_device() -> torch.device:
