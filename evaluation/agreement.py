@@ -126,6 +126,7 @@ def report(cases: Sequence[Case], judgments: Sequence[dict[str, Any]], minimum_v
         by_case[row["response_id"]].append(row)
     scores = {name: mean_score(rows, minimum_valid) for name, rows in by_case.items()}
     outcomes = pair_outcomes(cases, lambda case: scores[case.name])
+    most = max(map(len, by_case.values()))
     longer = pair_outcomes(cases, lambda case: len(case.text))
     gaps = sorted({gap for pairs in outcomes.values() for _, gap in pairs})
     parsed = [row["score"] for row in judgments if row["score"] is not None]
@@ -133,7 +134,12 @@ def report(cases: Sequence[Case], judgments: Sequence[dict[str, Any]], minimum_v
         "judgments": len(judgments),
         "parse_rate": round(len(parsed) / len(judgments), 4),
         "score_histogram": {str(score): parsed.count(score) for score in sorted(set(parsed))},
-        "pairwise": bootstrap([[agrees for agrees, _ in pairs] for pairs in outcomes.values()]),
+        "pairwise": _pairwise(cases, scores),
+        "pairwise_by_N": {
+            str(n): _pairwise(cases, {name: mean_score(rows[:n], minimum_valid) for name, rows in by_case.items()})
+            for n in (1, 2, 4, 8, 16)
+            if n <= most
+        },
         "longer_wins": bootstrap([[agrees for agrees, _ in pairs] for pairs in longer.values()]),
         "spearman": bootstrap(_spearman_by_group(cases, scores)),
         "by_gap": {
@@ -142,6 +148,11 @@ def report(cases: Sequence[Case], judgments: Sequence[dict[str, Any]], minimum_v
         "mean_score_by_quality": _means(cases, scores, lambda case: f"{case.quality:g}"),
         "mean_score_by_flaw": _means(cases, scores, lambda case: case.flaw),
     }
+
+
+def _pairwise(cases: Sequence[Case], scores: dict[str, Fraction | None]) -> dict[str, Any]:
+    outcomes = pair_outcomes(cases, lambda case: scores[case.name])
+    return bootstrap([[agrees for agrees, _ in pairs] for pairs in outcomes.values()])
 
 
 def _spearman_by_group(cases: Sequence[Case], scores: dict[str, Fraction | None]) -> list[list[float]]:

@@ -34,6 +34,8 @@ def test_report_worked_by_hand():
     found = report(cases, [judgment(*pair) for pair in scores])
     assert found["parse_rate"] == round(6 / 7, 4)
     assert found["pairwise"]["value"] == 2.5 / 4 and found["pairwise"]["count"] == 4
+    # With the first judgment alone 5>3 agrees (5 against 4): 3 of 4.
+    assert {n: row["value"] for n, row in found["pairwise_by_N"].items()} == {"1": 3 / 4, "2": 2.5 / 4}
     # Longer wins: 5>3 says no, 5>0 yes, 3>0 yes, h ties: 2.5 of 4 too.
     assert found["longer_wins"]["value"] == 2.5 / 4
     assert {gap: row["value"] for gap, row in found["by_gap"].items()} == {"1": 0.0, "2": 0.5, "3": 1.0, "5": 1.0}
