@@ -106,7 +106,7 @@ def keep_freed_memory() -> None:
 def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, activation_checkpointing: bool) -> Llama:
     """A model whose fp32 parameters lie in equal parts on the ranks, not yet filled (`model.weights.load_weights`).
 
-    Each block, and the rest, is gathered in `dtype` while it computes; gradients are summed in fp32. With
+    Each block, and the rest, is gathered in `dtype` while it computes; gradients are averaged over ranks in fp32. With
     `activation_checkpointing` a block keeps its input alone and runs again in the backward pass.
     """
     with torch.device("meta"):
@@ -118,18 +118,12 @@ def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, activat
         block.recompute = activation_checkpointing
         fully_shard(block, mesh=world.mesh, mp_policy=policy, reshard_after_forward=world.size > 1)
     fully_shard(model, mesh=world.mesh, mp_policy=policy)
-    for module in fsdp_modules(model):
-        module.set_force_sum_reduction_for_comms(True)
-        module.set_gradient_divide_factor(1.0)  # the loss is divided by the global count already
     model.to_empty(device=world.device)
     return model
 
 
-def fsdp_modules(model: Llama) -> list[FSDPModule]:
-    return [module for module in model.modules() if isinstance(module, FSDPModule)]
-
-
 def reshard(model: Llama) -> None:
     """Give up gathered parameters. Due after a forward without a backward: they would outlive the next load."""
-    for module in fsdp_modules(model):
-        module.reshard()
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -204,7 +204,8 @@ class Trainer:
         for batch in micro_batches(self.examples, indices, self.world.rank, self.world.size, budget):
             terms = self.terms(batch.to(self.world.device))
             if backward:
-                (terms["loss"].sum() * (batch.real / weight)).backward()
+                scale = self.world.size / weight  # FSDP averages gradients over ranks; the mean here is over weight
+                (terms["loss"].sum() * (batch.real * scale)).backward()
             totals = totals + batch.real * torch.stack([term.detach().double().sum() for term in terms.values()])
             tokens += batch.real * len(batch.ids_t)
         others = totals.new_tensor([tokens, self.interruption.signal > 0])
