@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from files import read_manifest, write_json
+from files import read_jsonl, read_manifest, write_json
 from sampling.generate import read_units
 from settings import Settings
 
@@ -70,13 +70,20 @@ def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
         "comparisons": stages["metajudge"].get("counts"),
         "positions": stages["pairs"].get("positions"),
         "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0), "reasons": _reasons(counts)},
-        "dpo": {key: trained[key] for key in ("first_loss", "loss", "accuracy", "margin", "epoch") if key in trained},
+        "dpo": _dpo(folder / "train" / "metrics.jsonl", trained),
         "agreement": _agreement(folder / "agreement"),
         "meta_agreement": _agreement(folder / "meta-agreement"),
         "checkpoint": str(folder / "checkpoint"),
         "seconds": {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest},
         "new_tokens": {name: manifest["new_tokens"] for name, manifest in stages.items() if "new_tokens" in manifest},
     }
+
+
+def _dpo(metrics: Path, trained: dict[str, Any]) -> dict[str, Any]:
+    """Loss, accuracy and margin on the held-out pairs; where there are none, of the last step's pairs before it."""
+    found = trained if "accuracy" in trained else list(read_jsonl(metrics))[-1]
+    kept = {key: found[key] for key in ("loss", "accuracy", "margin")}
+    return {"first_loss": trained["first_loss"], **kept, "epoch": trained["epoch"], "held_out": found is trained}
 
 
 def _reasons(counts: dict[str, int]) -> dict[str, int]:
@@ -105,7 +112,8 @@ def print_summary(summary: dict[str, Any]) -> None:
             print(f"  comparisons  first wins {wins['first']}, second wins {wins['second']}, neither {wins['neither']}")
         pairs = row["pairs"]
         print(f"  pairs        {pairs['actor']} actor, {pairs['judge']} judge; none: {_listed(pairs['reasons'])}")
-        print("  DPO          " + ", ".join(f"{key} {value:.4g}" for key, value in row["dpo"].items()))
+        values = ", ".join(f"{key} {value:.4g}" for key, value in row["dpo"].items() if key != "held_out")
+        print(f"  DPO          {values} ({'held-out pairs' if row['dpo']['held_out'] else 'the last step'})")
         if row["agreement"] and row["agreement"]["pairwise"]["count"]:
             _print_agreement(f"M{row['iteration']}", row["agreement"], row["meta_agreement"])
         print("  seconds      " + ", ".join(f"{stage} {value:.0f}" for stage, value in row["seconds"].items()))
