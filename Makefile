@@ -7,7 +7,7 @@ BIN    := .venv/bin
 export PYTHONPATH := .
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup iterate test test-slow test-peers check clean
+.PHONY: setup iterate test test-peers check clean
 
 setup: .venv/demo
 
@@ -41,9 +41,6 @@ iterate: .venv/demo
 
 test: .venv/test
 	$(BIN)/python -m pytest
-
-test-slow: .venv/test .venv/demo
-	$(BIN)/python -m pytest -m slow
 
 test-peers: .venv-peers/ready
 	.venv-peers/bin/python -m pytest -m peers

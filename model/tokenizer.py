@@ -30,17 +30,9 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path}: not a tokenizer ({error}); fetch the file again") from None
 
-    @property
-    def vocab_size(self) -> int:
-        return self.backend.get_vocab_size(with_added_tokens=True)
-
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: no BOS, no control tokens."""
         return self.backend.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of several texts, in parallel."""
-        return [encoding.ids for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; control tokens are left out."""

@@ -1,6 +1,6 @@
 """The engine: requests in, completions out."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +28,10 @@ class Engine:
         self.preemptions = 0
 
     @torch.inference_mode()
-    def run(
-        self, requests: Iterable[Request], on_step: Callable[[int], None] = lambda tokens: None
-    ) -> Iterator[Completion]:
+    def run(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Complete the requests, each as it ends; starts with an empty cache.
 
-        `on_step` hears how many tokens a step drew. A prompt that does not fit the context or the cache comes back at
-        once as `too_long`.
+        A prompt that does not fit the context or the cache comes back at once as `too_long`.
         """
         pool = BlockPool(self.blocks, self.block_size)
         limit = self.model.config.max_position_embeddings
@@ -46,7 +43,6 @@ class Engine:
             step = scheduler.schedule()
             step.scheduled.sort(key=lambda item: item.end - item.start > 1)  # single tokens first
             drawn = self._forward(step)
-            on_step(len(drawn))
             for sequence in scheduler.complete(step, drawn, lambda s: _finish_reason(s) is not None):
                 reason = _finish_reason(sequence)
                 assert reason is not None

@@ -120,21 +120,23 @@ def run_units(
     units = cut_units(items, settings.engine.unit_requests)
     folder = out / f"units-{key[:12]}"
     paths = [folder / f"{i:05}.jsonl" for i in range(len(units))]
-    missing = [i for i, path in enumerate(paths) if not path.is_file()]
     store, rank = _rendezvous(stage, key)
-    total = sum(len(units[i]) for i in missing)
+    total = sum(len(unit) for unit, path in zip(units, paths, strict=True) if not path.is_file())
     bar = tqdm(total=total, desc=stage, unit="req", disable=rank != 0, mininterval=1 if sys.stderr.isatty() else 30)
     engine, own, others = None, 0, 0
-    while (claim := store.add("claimed", 1) - 1) < len(missing):
+    # Claims count all units, so that they mean the same to a rank that starts when others have written some already.
+    while (claim := store.add("claimed", 1) - 1) < len(units):
+        if paths[claim].is_file():
+            continue
         if engine is None:
             engine = _engine(settings, model_dir)
-        unit = units[missing[claim]]
+        unit = units[claim]
         rows = {}
         for completion in engine.run([item.request(chat) for item in unit]):
             rows[completion.id] = completion
             own += 1
             bar.update(own + others - bar.n)
-        write_jsonl(paths[missing[claim]], (record(item, rows[item.name]) for item in unit))
+        write_jsonl(paths[claim], (record(item, rows[item.name]) for item in unit))
         others = store.add("others", 0 if rank == 0 else len(unit))
     bar.close()
     if rank != 0:

@@ -1,0 +1,73 @@
+"""Work units: what they hold, and that every one is written, whoever claims what."""
+
+from pathlib import Path
+
+import torch.distributed as dist
+
+import sampling.generate as generate
+from files import read_manifest
+from sampling.generate import Item, cut_units, request_seed, run_units
+from sampling.request import Completion, Sampling
+from settings import load_settings
+
+ROOT = Path(__file__).parent.parent
+
+
+def items(count: int, group_size: int) -> list[Item]:
+    sampling = Sampling(1.0, 1.0, 4)
+    return [Item(f"i{n}", list, sampling, n, f"g{n // group_size}", {"id": f"i{n}"}) for n in range(count)]
+
+
+def test_units_hold_whole_groups():
+    units = cut_units(items(20, 4), 6)
+    assert [len(unit) for unit in units] == [8, 8, 4]
+    assert [item.name for unit in units for item in unit] == [f"i{n}" for n in range(20)]
+
+
+def test_seeds_differ_by_everything_that_an_item_is():
+    seeds = {request_seed(*what) for what in [(0, 1, "judge", "a"), (1, 1, "judge", "a"), (0, 2, "judge", "a")]}
+    seeds |= {request_seed(0, 1, "respond", "a"), request_seed(0, 1, "judge", "b")}
+    assert len(seeds) == 5 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_rank_that_starts_late_leaves_no_unit_out(tmp_path, monkeypatch):
+    """Another rank has claimed and written the first unit before this one looks. Claims used to be positions among the
+    units that a rank found missing: the late rank then skipped the second unit, and the stage waited for ever."""
+
+    class FakeChat:
+        def prompt_ids(self, messages):
+            return [1]
+
+    class FakeEngine:
+        computed_tokens = 0
+
+        def run(self, requests):
+            yield from (Completion(request.id, [7], "length", 0.0) for request in requests)
+
+    store = dist.HashStore()
+    store.add("claimed", 1)
+    monkeypatch.setattr(generate, "_rendezvous", lambda stage, key: (store, 0))
+    monkeypatch.setattr(generate, "_engine", lambda settings, model_dir: FakeEngine())
+    monkeypatch.setattr(generate.time, "sleep", lambda seconds: (_ for _ in ()).throw(AssertionError("it waits")))
+    first = tmp_path / "out" / "units-key" / "00000.jsonl"
+    first.parent.mkdir(parents=True)
+    first.write_text('{"id": "i0", "ids": [7], "finish_reason": "length"}\n')
+    (tmp_path / "model").mkdir()
+
+    def record(item, completion):
+        return item.record | {"ids": completion.ids, "finish_reason": completion.finish_reason}
+
+    settings = load_settings(ROOT / "configs" / "tiny.toml")
+    run_units(
+        "respond",
+        items(96, 8),
+        record,
+        chat=FakeChat(),
+        settings=settings,
+        model_dir=tmp_path / "model",
+        out=tmp_path / "out",
+        key="key",
+    )
+    units = cut_units(items(96, 8), settings.engine.unit_requests)
+    assert read_manifest(tmp_path / "out")["counts"]["records"] == 96 - len(units[0]) + 1
+    assert len(list((tmp_path / "out" / "units-key").iterdir())) == len(units)
