@@ -7,7 +7,7 @@ BIN    := .venv/bin
 export PYTHONPATH := .
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup iterate test test-peers check clean
+.PHONY: setup iterate sft test test-peers check clean
 
 setup: .venv/demo
 
@@ -38,6 +38,10 @@ setup: .venv/demo
 
 iterate: .venv/demo
 	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN))
+
+# Trains the default's judge from nothing and keeps it as data/seed-judge.safetensors.
+sft: .venv/demo
+	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) --make-seed-judge
 
 test: .venv/test
 	$(BIN)/python -m pytest

@@ -8,6 +8,7 @@ continues a run that was stopped.
 """
 
 import argparse
+import json
 import random
 import shutil
 import subprocess
@@ -15,18 +16,20 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from dpo.train import train_key
-from evaluation.agreement import agreement_key
+from evaluation.agreement import agreement_key, read_report
 from evaluation.meta_agreement import meta_agreement_key
-from files import UserError, command, is_complete, read_jsonl, write_jsonl
+from files import UserError, command, is_complete, read_jsonl, read_manifest, stage_key, write_jsonl, write_manifest
 from judging.examples import examples_key
 from judging.judge import judge_key
 from judging.metajudge import metajudge_key
 from judging.pairs import pairs_key
+from model.lowrank import merge, read_facts, write
 from model.prepare import prepare
 from sampling.generate import respond_key
-from settings import Settings, load_settings
+from settings import Settings, as_dict, load_settings
 from summary import print_summary, write_summary
 
 
@@ -57,30 +60,56 @@ class Run:
         return out
 
     def sft(self, seed: Path) -> Path:
-        """M0: the seed, fine-tuned on judging and meta-judging examples. Runs with the same inputs share it."""
-        settings = self.settings
-        if not settings.sft.enabled:
+        """M0: the seed that has learnt to judge and to meta-judge, by training or from the file that keeps its outcome.
+
+        Runs with the same inputs share it.
+        """
+        sft = self.settings.sft
+        if not sft.enabled:
             return seed
+        return self.merged_judge(seed) if sft.seed_judge else self.trained_judge(seed)
+
+    def trained_judge(self, seed: Path) -> Path:
+        """The seed, fine-tuned on judging and meta-judging examples."""
         examples = self.folder / "sft" / "examples"
-        self.stage("judging.examples", examples_key(settings, seed), examples, "--model", seed, distributed=False)
+        key = examples_key(self.settings, seed)
+        self.stage("judging.examples", key, examples, "--model", seed, distributed=False)
         data = examples / "examples.jsonl"
-        key = train_key("sft", settings, 0, seed, seed, [data])
+        key = train_key("sft", self.settings, 0, seed, seed, [data])
         shared = Path("models") / "sft" / key[:12]
         arguments = ("--stage", "sft", "--model", seed, "--data", data, "--work", shared / "work")
         return self.stage("dpo.train", key, shared / "checkpoint", *arguments)
 
-    def agreement(self, model: Path, out: Path) -> None:
-        """How well a model judges responses, and compares judgments, of known quality."""
-        evaluation = self.settings.evaluation
+    def merged_judge(self, seed: Path) -> Path:
+        """The seed with the difference that such training has made, from the file `sft.seed_judge`."""
+        path = Path(self.settings.sft.seed_judge)
+        if read_facts(path)["recipe"] != sft_recipe(self.settings, seed):
+            raise UserError(
+                f"{path}: made by another [sft] recipe than this config's; `make sft` makes it anew, or set "
+                'sft.seed_judge to "" to train in this run'
+            )
+        key = stage_key("seed-judge", {}, {"model": seed, "file": path})
+        out = Path("models") / "sft" / key[:12] / "checkpoint"
+        if not is_complete(out, key):
+            merge(seed, path, out)
+            write_manifest(out, "seed-judge", key, [file for file in out.iterdir() if file.is_file()])
+        return out
+
+    def agreement(self, model: Path, out: Path) -> dict[str, float]:
+        """How well a model judges responses, and compares judgments, of known quality; the two shares that agree."""
+        evaluation, found = self.settings.evaluation, {}
         if evaluation.cases:
             cases = Path(evaluation.cases)
             key = agreement_key(self.settings, model, cases, evaluation.N)
             arguments = ("--model", model, "--cases", cases, "--n", str(evaluation.N))
             self.stage("evaluation.agreement", key, out, *arguments)
+            found["pairwise"] = read_report(out)["pairwise"]["value"]
         if evaluation.comparisons:
             cases, out = Path(evaluation.comparisons), out.with_name(f"meta-{out.name}")
             key = meta_agreement_key(self.settings, model, cases)
             self.stage("evaluation.meta_agreement", key, out, "--model", model, "--cases", cases)
+            found["metajudge"] = read_report(out)["agreement"]["value"]
+        return found
 
     def draw_prompts(self) -> None:
         """Each iteration's share of the pool, in an order that the seed decides; no two iterations share a prompt."""
@@ -134,6 +163,29 @@ class Run:
         return self.stage("dpo.train", key, folder / "checkpoint", *at, *arguments)
 
 
+def sft_recipe(settings: Settings, seed: Path) -> str:
+    """The identity of an SFT: its settings, and the content of its seed and of its examples' sources."""
+    section = {key: value for key, value in as_dict(settings.sft).items() if not key.startswith("seed_judge")}
+    facts = {"sft": section, "token_budget": settings.trainer.token_budget, "examples": examples_key(settings, seed)}
+    return stage_key("sft-recipe", facts, {"model": seed})
+
+
+def make_seed_judge(run: Run) -> None:
+    """Train M0 from nothing, and keep what that changed as the file `sft.seed_judge`, with what the file loses."""
+    sft = run.settings.sft
+    if not sft.seed_judge:
+        raise UserError(f"{run.config}: sft.seed_judge is empty; name the file to write")
+    seed, path = prepare(run.settings.model), Path(sft.seed_judge)
+    trained = run.trained_judge(seed)
+    facts: dict[str, Any] = {"recipe": sft_recipe(run.settings, seed), "seed": run.settings.seed}
+    facts |= {key: value for key, value in (read_manifest(trained) or {}).items() if key in ("steps", "seconds")}
+    write(seed, trained, sft.seed_judge_megabytes, path, **facts)
+    for name, model in (("trained", trained), ("merged", run.merged_judge(seed))):
+        found = run.agreement(model, run.folder / "sft" / name)
+        facts |= {f"{name}_{key}": value for key, value in found.items()}
+    print(json.dumps(write(seed, trained, sft.seed_judge_megabytes, path, **facts), indent=2))
+
+
 def iterate(run: Run) -> None:
     """Seed -> SFT -> T iterations -> summary."""
     run.draw_prompts()
@@ -152,12 +204,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run Meta-Rewarding end to end; the same command continues a run.")
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--run", help="name of the run's folder below runs/; default: the config's name")
+    parser.add_argument(
+        "--make-seed-judge", action="store_true", help="only train M0, from nothing, and write sft.seed_judge"
+    )
     arguments = parser.parse_args()
     settings = load_settings(arguments.config)
     folder = Path("runs") / (arguments.run or settings.name)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(arguments.config, folder / "config.toml")
-    iterate(Run(arguments.config, settings, folder))
+    run = Run(arguments.config, settings, folder)
+    if arguments.make_seed_judge:
+        make_seed_judge(run)
+    else:
+        iterate(run)
 
 
 if __name__ == "__main__":

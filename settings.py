@@ -48,14 +48,19 @@ class Sft:
     """JSON-lines files of labelled judgments and comparisons, or of prompts with scored responses."""
     constructed_decisions: int = 0
     """Examples of the first lesson: a good answer or one to another question, and the score alone."""
-    constructed: int = 0
-    """Judge examples made by construction from `prompts` and `answers`."""
-    constructed_meta: int = 0
-    """Meta-judge examples made by construction; models too small to meta-judge untaught need them."""
+    constructed_judgments: int = 0
+    """Judgments made by construction from `prompts` and `answers`: the second lesson, and part of the third."""
+    constructed_comparisons: int = 0
+    """Meta-judgments by construction: the third lesson. Models too small to meta-judge untaught need them."""
     constructed_answers: int = 0
     """The model's own answers among the examples, so that it keeps the actor's part."""
     prompts: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
+    seed_judge: str = ""
+    """The difference that this section's training makes, as a low-rank file (`model/lowrank.py`): M0 is the seed with
+    it added, so that a small machine need not train it anew. Empty: train."""
+    seed_judge_megabytes: float = 12.0
+    """Size at most of the file that `iterate.py --make-seed-judge` writes there."""
     epochs: int = 2
     learning_rate: float = 5e-6
     batch_size: int = 32
@@ -63,8 +68,10 @@ class Sft:
     warmup_ratio: float = 0.1
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    verdict_weight: float = 1.0
-    """Weight in the loss of the verdict's value (the score, or A or B); the other completion tokens weigh 1."""
+    decision_weight: float = 1.0
+    """Weight in the loss of a token that decides: a judgment's score, a comparison's winner and the score before it."""
+    answer_weight: float = 1.0
+    """Weight of each token of an actor's answer. All other completion tokens weigh 1."""
     in_order: bool = False
     """Whether the examples are taken in order, lesson by lesson, rather than shuffled."""
     held_out: float = 0.05

@@ -1,10 +1,10 @@
 """A run in one document, `runs/NAME/summary.json`, and the same in the terminal."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from evaluation.agreement import read_report
 from files import read_jsonl, read_manifest, write_json
 from sampling.generate import read_units
 from settings import Settings
@@ -36,8 +36,7 @@ def _sft(folder: Path, checkpoint: Path) -> dict[str, Any]:
 
 
 def _agreement(folder: Path) -> dict[str, Any] | None:
-    path = folder / "agreement.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_report(folder) if (folder / "agreement.json").is_file() else None
 
 
 def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:

@@ -1,10 +1,13 @@
-"""Makes data/answers.jsonl and data/evaluation/answers.jsonl: the default model's own answers to prompts.
+"""Makes the answers files below data/: the default model's own answers to prompts.
 
-Run from the repository's root: `python data/make_answers.py MODEL_DIR OUT PROMPTS...`. Answers at several temperatures
-are the raw material of the judging examples that `judging/construct.py` builds.
+Run from the repository's root, as data/README.md says for each file:
+
+    python data/make_answers.py --model MODEL_DIR --prompts P.jsonl --temperatures 0.2 0.8 1.6 --out A.jsonl
+
+Answers at several temperatures are the raw material of the judging examples that `judging/construct.py` builds.
 """
 
-import os
+import argparse
 import sys
 from pathlib import Path
 
@@ -21,25 +24,28 @@ from sampling.engine import Engine
 from sampling.generate import request_seed
 from sampling.request import Request, Sampling
 
-TEMPERATURES = (0.2, 0.8, 1.6)
 MAX_NEW_TOKENS = 96
 
 
 def main() -> None:
-    folder, out, *sources = sys.argv[1:]
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    chat = load_chat(folder)
-    model = load_model(folder, compute_dtype("auto", torch.device("cpu")))
+    parser = argparse.ArgumentParser(description="Answer prompts at several temperatures.")
+    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
+    parser.add_argument("--prompts", required=True, type=Path, nargs="+", help="JSON lines of {id, prompt}")
+    parser.add_argument("--temperatures", required=True, type=float, nargs="+")
+    parser.add_argument("--out", required=True, type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    chat = load_chat(arguments.model)
+    model = load_model(arguments.model, compute_dtype("auto", torch.device("cpu")))
     engine = Engine(model, blocks=2048, block_size=16, token_budget=2048, max_sequences=128)
     requests = []
-    for source in sources:
-        for row in read_jsonl(source, ("id", "prompt")):
-            ids = chat.prompt_ids([{"role": "user", "content": row["prompt"]}])
-            for temperature in TEMPERATURES:
-                name = f"{row['id']}/{temperature}"
-                sampling = Sampling(temperature, 0.95, MAX_NEW_TOKENS, chat.stop_ids)
-                requests.append(Request(name, ids, sampling, request_seed(0, 0, "answers", name)))
-    completions = {c.id: c for c in tqdm(engine.run(requests), total=len(requests))}
+    for row in (row for path in arguments.prompts for row in read_jsonl(path, ("id", "prompt"))):
+        ids = chat.prompt_ids([{"role": "user", "content": row["prompt"]}])
+        for temperature in arguments.temperatures:
+            name = f"{row['id']}/{temperature}"
+            sampling = Sampling(temperature, 0.95, MAX_NEW_TOKENS, chat.stop_ids)
+            requests.append(Request(name, ids, sampling, request_seed(0, 0, "answers", name)))
+    completions = {c.id: c for c in tqdm(engine.run(requests), total=len(requests), mininterval=10)}
     rows = []
     for request in requests:
         prompt_id, temperature = request.id.split("/")
@@ -49,7 +55,7 @@ def main() -> None:
             {"id": request.id, "prompt_id": prompt_id, "temperature": float(temperature), "text": text}
             | {"finish_reason": completion.finish_reason}
         )
-    write_jsonl(out, rows)
+    write_jsonl(arguments.out, rows)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Makes data/evaluation/groups.jsonl and comparisons.jsonl: held-out cases for the judge and the meta-judge.
+"""Makes groups.jsonl and comparisons.jsonl in data/evaluation and data/tuning: cases for the judge and the meta-judge.
 
-Run from the repository's root: `python data/make_cases.py`. Prompts, topics and answers are those of
-prompts/evaluation.jsonl, which no training example comes from.
+Run from the repository's root: `python data/make_cases.py`. Prompts and answers are those of sets from which no
+training example comes; a recipe is chosen on the tuning cases, and measured on the evaluation cases.
 """
 
 import sys
@@ -13,16 +13,20 @@ from files import read_jsonl, write_jsonl
 from judging.construct import Constructor, load_sources
 
 SEED = 2024
-GROUPS, COMPARISONS = 40, 96
+FOLDER = Path("data")
+SETS = {"evaluation": (("evaluation", "families_evaluation"), 72, 120), "tuning": (("families_tuning",), 48, 60)}
+"""Folder below data/: the sets of prompts and answers, and how many groups and comparisons to make."""
 
 
 def main() -> None:
-    folder = Path("data/evaluation")
-    prompts = read_jsonl("data/prompts/evaluation.jsonl", ("id", "prompt", "category", "topic"))
-    constructor = Constructor(load_sources(prompts, read_jsonl(folder / "answers.jsonl")), SEED)
-    groups = list(constructor.groups())
-    write_jsonl(folder / "groups.jsonl", groups[:: max(1, len(groups) // GROUPS)][:GROUPS])
-    write_jsonl(folder / "comparisons.jsonl", constructor.metajudge_examples(COMPARISONS))
+    for folder, (names, groups, comparisons) in SETS.items():
+        prompts = [row for name in names for row in read_jsonl(FOLDER / "prompts" / f"{name}.jsonl")]
+        answers = [row for name in names for row in read_jsonl(FOLDER / "answers" / f"{name}.jsonl")]
+        constructor = Constructor(load_sources(prompts, answers), SEED)
+        made = list(constructor.groups())
+        constructor.random.shuffle(made)
+        write_jsonl(FOLDER / folder / "groups.jsonl", made[:groups])
+        write_jsonl(FOLDER / folder / "comparisons.jsonl", constructor.metajudge_examples(comparisons))
 
 
 if __name__ == "__main__":

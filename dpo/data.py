@@ -9,6 +9,7 @@ Shapes: t tokens of all sequences, s sequences, n targets (the completions' toke
 import hashlib
 import heapq
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -86,11 +87,11 @@ class MicroBatch:
         return total_s.view(len(self.examples), -1)
 
 
-def read_examples(paths: Iterable[Path], stage: Stage, vocab_size: int, verdict_weight: float = 1.0) -> list[Example]:
+def read_examples(paths: Iterable[Path], stage: Stage, vocab_size: int) -> list[Example]:
     """The examples of JSON-lines files, in order: pairs for "dpo", SFT examples for "sft".
 
-    The tokens of an SFT example's `verdict_tokens` [start, end) weigh `verdict_weight`, the others 1. Raises
-    `UserError` naming file and id for ids that are no token ids, a bad range, and an id that comes twice.
+    An SFT example may have `token_weights`, one for each completion token; without them each weighs 1. Raises
+    `UserError` naming file and id for ids that are no token ids, bad weights, and an id that comes twice.
     """
     keys, examples, seen = COMPLETIONS[stage], [], set()
     for path in paths:
@@ -104,8 +105,7 @@ def read_examples(paths: Iterable[Path], stage: Stage, vocab_size: int, verdict_
             )
             weights = None
             if stage == "sft":
-                start, end = _range(row.get("verdict_tokens", [0, 0]), len(completions[0]), where)
-                weights = [verdict_weight if start <= i < end else 1.0 for i in range(len(completions[0]))]
+                weights = _weights(row.get("token_weights", [1.0] * len(completions[0])), len(completions[0]), where)
             examples.append(Example(row["id"], prompt, tuple(completions), weights))
     return examples
 
@@ -118,11 +118,16 @@ def _token_ids(value: Any, vocab_size: int, where: str) -> list[int]:
     return value
 
 
-def _range(value: Any, length: int, where: str) -> tuple[int, int]:
-    pair = isinstance(value, list) and len(value) == 2 and all(type(place) is int for place in value)
-    if not pair or not 0 <= value[0] <= value[1] <= length:
-        raise UserError(f"{where}: verdict_tokens {value!r} is no range of the completion's {length} tokens; mend it")
-    return value[0], value[1]
+def _weights(value: Any, length: int, where: str) -> list[float]:
+    """Finite, not negative, and not all zero: a loss is divided by their sum."""
+    numbers = isinstance(value, list) and all(type(weight) in (int, float) for weight in value)
+    if not numbers or len(value) != length or not all(0 <= weight < math.inf for weight in value):
+        raise UserError(
+            f"{where}: token_weights {value!r} are not {length} weights of at least 0, one a token; mend them"
+        )
+    if length and not any(value):
+        raise UserError(f"{where}: token_weights are all 0, so nothing is to be learnt; remove the example")
+    return [float(weight) for weight in value]
 
 
 def keep_usable(examples: Iterable[Example], token_budget: int, context: int) -> tuple[list[Example], dict[str, int]]:

@@ -45,7 +45,7 @@ def train_key(
 ) -> str:
     """The identity of a training stage's work. SFT has no reference, and the iteration says nothing to it."""
     section = as_dict(settings.sft if stage == "sft" else settings.dpo)
-    names = (*HYPERPARAMETERS, *(("verdict_weight", "in_order") if stage == "sft" else ("beta",)))
+    names = (*HYPERPARAMETERS, "in_order" if stage == "sft" else "beta")
     facts = {name: section[name] for name in names} | {
         "export": fixed_epoch(stage, settings, iteration),
         "token_budget": settings.trainer.token_budget,
@@ -293,7 +293,7 @@ def train(arguments: argparse.Namespace, settings: Settings, world: World) -> No
     folders = {"model": model_dir} | ({"reference": reference} if stage == "dpo" else {})
     weights = world.agree(lambda: {name: digest(folder) for name, folder in folders.items()})
     config, dtype = LlamaConfig.load(model_dir), compute_dtype(settings.model.dtype, world.device)
-    found = read_examples(data, stage, config.vocab_size, settings.sft.verdict_weight)
+    found = read_examples(data, stage, config.vocab_size)
     examples, dropped = keep_usable(found, settings.trainer.token_budget, config.max_position_embeddings)
     if not examples:
         raise UserError(f"{', '.join(map(str, data))}: no usable example ({dropped or 'empty'}); add data")

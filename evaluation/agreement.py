@@ -6,6 +6,7 @@ over groups. Next to it stands the baseline that says the longer response is bet
 """
 
 import argparse
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -145,6 +146,7 @@ def report(cases: Sequence[Case], judgments: Sequence[dict[str, Any]], minimum_v
         "by_gap": {
             f"{gap:g}": bootstrap([[a for a, g in pairs if g == gap] for pairs in outcomes.values()]) for gap in gaps
         },
+        "by_flaw": {flaw: bootstrap(pairs) for flaw, pairs in sorted(_against_flawless(cases, scores).items())},
         "mean_score_by_quality": _means(cases, scores, lambda case: f"{case.quality:g}"),
         "mean_score_by_flaw": _means(cases, scores, lambda case: case.flaw),
     }
@@ -153,6 +155,16 @@ def report(cases: Sequence[Case], judgments: Sequence[dict[str, Any]], minimum_v
 def _pairwise(cases: Sequence[Case], scores: dict[str, Fraction | None]) -> dict[str, Any]:
     outcomes = pair_outcomes(cases, lambda case: scores[case.name])
     return bootstrap([[agrees for agrees, _ in pairs] for pairs in outcomes.values()])
+
+
+def _against_flawless(cases: Sequence[Case], scores: dict[str, Fraction | None]) -> dict[str, list[list[float]]]:
+    """For each flaw and group, whether the flawless responses are preferred to those with the flaw."""
+    found: dict[str, list[list[float]]] = {}
+    for flaw in sorted({case.flaw for case in cases} - {"", "none"}):
+        members = [case for case in cases if case.flaw in (flaw, "none")]
+        outcomes = pair_outcomes(members, lambda case: scores[case.name])
+        found[flaw] = [[agrees for agrees, _ in pairs] for pairs in outcomes.values()]
+    return found
 
 
 def _spearman_by_group(cases: Sequence[Case], scores: dict[str, Fraction | None]) -> list[list[float]]:
@@ -182,6 +194,11 @@ def agreement_key(settings: Settings, model_dir: Path, cases: Path, N: int) -> s
     """The identity of an agreement measurement."""
     inputs: dict[str, Path | str] = {"model": model_dir, "cases": cases}
     return generation_key(f"agreement-{N}", settings, settings.judge, 0, inputs)
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The finished measurement in `folder`, of a judge or of a meta-judge."""
+    return json.loads((folder / "agreement.json").read_text(encoding="utf-8"))
 
 
 def main() -> None:

@@ -1,86 +1,39 @@
 """Judging data by construction: responses whose quality is known because it was made.
 
-The raw material is a model's own answers. A good response is such an answer; each flaw is put into one on purpose: a
-remark that was not asked for, a text cut off in the middle, a drift to another subject, the same sentence again and
-again, the answer to another question, words in disorder. The score follows from the flaw, and the justification names
-the evidence, so labels cost nothing and every epoch can have new combinations (the idea of Self-Taught Evaluators,
-arXiv 2408.02666). Lengths are drawn before the flaw, so that they say nothing about the score.
+The raw material is a model's own answers. A good response is such an answer; each flaw of `judging/flaws.py` is put
+into one on purpose: a remark that was not asked for, a text cut off in the middle, a drift to another subject, the same
+words again and again, the answer to a modified or to another instruction, words in disorder. The score follows from the
+flaw, and the justification names the evidence, so labels cost nothing and no two examples need be alike (the idea of
+Self-Taught Evaluators, arXiv 2408.02666). Lengths are drawn before the flaw, so that they say nothing about the score,
+and half of the responses that deserve two points or less are cut off besides, so that a cut is not a score.
 """
 
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from judging.flaws import FLAWS, TASKS
+from judging.rubric import evidence_text
+
 LENGTHS = (12, 70)
 """Words of a constructed response, drawn evenly from this range."""
+
+SHORT = (8, 40)
+"""The same for the first lesson: what it teaches fits into fewer tokens."""
 
 WILD = 1.2
 """Answers sampled at a higher temperature are taken for nonsense."""
 
-FLAWS: dict[str, int] = {
-    "none": 5,
-    "extraneous": 4,
-    "cut_off": 3,
-    "drift": 2,
-    "repetition": 2,
-    "near": 1,
-    "far": 0,
-    "gibberish": 0,
-}
-"""Score of a response with each flaw."""
+REPETITIVE = 0.15
+"""An answer of which a greater share of the three-word sequences comes again is no good answer."""
 
-WORDING: dict[str, tuple[str, ...]] = {
-    "none": (
-        "It answers the request about {topic} directly and to the end.",
-        "It stays on {topic}, is complete and adds nothing needless.",
-        "The question is about {topic}, and the response settles it clearly.",
-    ),
-    "extraneous": (
-        "It answers about {topic}, but ends with a remark on {other}.",
-        "It is good on {topic}; only the part about {other} was not asked for.",
-        "It covers {topic} well, with an extra sentence about {other}.",
-    ),
-    "cut_off": (
-        "It is on {topic}, but breaks off in mid-sentence.",
-        "It begins well on {topic} and stops before it is finished.",
-        "It is useful on {topic}, yet the end is missing.",
-    ),
-    "drift": (
-        "It begins with {topic}, then drifts away to {other}.",
-        "Only the first part is about {topic}; the rest is about {other}.",
-        "It leaves {topic} halfway and goes on with {other}.",
-    ),
-    "repetition": (
-        "It says the same thing about {topic} again and again.",
-        "It repeats one sentence on {topic} and gets no further.",
-        "It names {topic}, but only repeats itself.",
-    ),
-    "near": (
-        "It does the kind of task that was asked, but about {other} instead of {topic}.",
-        "It looks like an answer, but treats {other}, not {topic}.",
-        "The request is about {topic}; it gives something similar on {other}.",
-    ),
-    "far": (
-        "The question is about {topic}; the response is about {other}.",
-        "It says nothing on {topic} and talks about {other}.",
-        "It is off topic: {other} instead of {topic}.",
-    ),
-    "gibberish": (
-        "The words make no sense and say nothing about {topic}.",
-        "It is word salad; {topic} is not treated.",
-        "Nothing in it can be understood or helps with {topic}.",
-    ),
-}
-"""What a justification says of each flaw."""
-
-REASONS = (
-    "Its score and reason fit the response.",
-    "It describes what the response does.",
-    "It is true to the response.",
+REFUSAL = re.compile(
+    r"I'm sorry|I apologi[sz]e|[Aa]s an AI|(?:unable|can't|cannot|not able) (?:to )?(?:assist|help|provide)"
 )
+"""Nor is one that says this."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +46,14 @@ class Source:
     good: list[list[str]]
     """Sentences of each answer at a low or usual temperature."""
     wild: list[list[str]]
-    """Sentences of each answer at a high temperature."""
+    """Sentences of each answer at a high temperature; may be none."""
     answers: list[tuple[str, bool]]
     """The good answers' whole texts, and whether they came to an end by themselves."""
+
+    @property
+    def task(self) -> str:
+        """What the prompt asks for, in a word or two."""
+        return TASKS[self.category]
 
 
 def sentences(text: str) -> list[str]:
@@ -103,23 +61,33 @@ def sentences(text: str) -> list[str]:
     return re.findall(r"\S.*?(?:[.!?:](?=\s)|\n|$)\s*", text, flags=re.DOTALL)
 
 
+def repetitive(text: str) -> bool:
+    """Whether more than the share REPETITIVE of the text's three-word sequences has come before."""
+    words = re.findall(r"\w+", text.lower())
+    triples = Counter(zip(words, words[1:], words[2:], strict=False))
+    return bool(triples) and 1 - len(triples) / triples.total() > REPETITIVE
+
+
 def load_sources(prompts: Iterable[dict[str, Any]], answers: Iterable[dict[str, Any]]) -> list[Source]:
-    """Prompts that have answers of both kinds; the warmer ones are the wild ones."""
+    """Prompts that have a good answer; answers at more than the temperature WILD are the wild ones."""
     good: dict[str, list[list[str]]] = defaultdict(list)
     wild: dict[str, list[list[str]]] = defaultdict(list)
     whole: dict[str, list[tuple[str, bool]]] = defaultdict(list)
     for row in answers:
-        if row["temperature"] <= WILD and row["text"]:
-            whole[row["prompt_id"]].append((row["text"], row["finish_reason"] == "stop"))
         pieces = sentences(row["text"])
         if row["finish_reason"] == "length":
             pieces = pieces[:-1]  # the engine's cut is not the flaw that is meant
-        if pieces:
-            (wild if row["temperature"] > WILD else good)[row["prompt_id"]].append(pieces)
+        if not pieces:
+            continue
+        if row["temperature"] > WILD:
+            wild[row["prompt_id"]].append(pieces)
+        elif not repetitive(row["text"]) and not REFUSAL.search(row["text"]):
+            good[row["prompt_id"]].append(pieces)
+            whole[row["prompt_id"]].append((row["text"], row["finish_reason"] == "stop"))
     return [
         Source(row["prompt"], row["category"], row["topic"], good[row["id"]], wild[row["id"]], whole[row["id"]])
         for row in prompts
-        if good[row["id"]] and wild[row["id"]]
+        if good[row["id"]]
     ]
 
 
@@ -129,41 +97,41 @@ class Constructor:
     def __init__(self, sources: list[Source], seed: int):
         self.sources = sources
         self.random = random.Random(seed)
-        self.by_category = defaultdict(list)
+        self.by_category, self.by_topic = defaultdict(list), defaultdict(list)
         for source in sources:
             self.by_category[source.category].append(source)
+            self.by_topic[source.topic].append(source)
+        self.modifiable = [source for source in sources if self._modified(source)]
+        """Prompts on whose topic something else is asked too; without any there is no wrong task to show."""
+        self.flaws = {name: flaw for name, flaw in FLAWS.items() if name != "wrong_task" or self.modifiable}
 
     def judge_examples(self, count: int) -> Iterator[dict[str, Any]]:
         """Rows {kind, prompt, response, flaw, score, justification}; every score equally often."""
         for _, flaw in zip(range(count), self._flaws(), strict=False):
             source, response, other = self._response(flaw)
-            yield {
-                "kind": "judge",
-                "prompt": source.prompt,
-                "response": response,
-                "flaw": flaw,
-                "score": FLAWS[flaw],
-                "justification": self._justification(flaw, source, other),
-            }
+            yield _judge_row(source, response, flaw) | {"justification": self._justification(flaw, source, other)}
 
     def decision_examples(self, count: int) -> Iterator[dict[str, Any]]:
-        """The first lesson: rows of a good answer or one to another question, half each, and the score alone.
+        """The first lesson: rows of a good answer or one to another question, half each, and the score alone, 5 or 0.
 
         Nearly all of a whole judgment's loss is wording. A small model finds out first what the score depends on when
-        nothing but the score is asked for, and it is either high (5 or 4) or low (0 or 1).
+        nothing but the score is asked for, and it is one of two.
         """
         for i in range(count):
-            flaw, scores = (("none", (5, 4)), ("far", (0, 1)))[i % 2]
-            source, response, _ = self._response(flaw)
-            row = {"kind": "judge", "prompt": source.prompt, "response": response, "flaw": flaw}
-            yield row | {"score": self.random.choice(scores), "justification": ""}
+            flaw = ("none", "far")[i % 2]
+            source, response, _ = self._response(flaw, lengths=SHORT)
+            yield _judge_row(source, response, flaw) | {"justification": ""}
 
     def groups(self) -> Iterator[dict[str, Any]]:
         """For measuring: of each source a group {id, prompt, responses: [{text, score, flaw}]}, one of every score."""
         for number, source in enumerate(self.sources):
-            flaws = sorted(next(self._blocks()), key=lambda flaw: FLAWS[flaw])
-            made = [(flaw, self._response(flaw, source)[1]) for flaw in flaws]
-            responses = [{"text": text, "score": FLAWS[flaw], "flaw": flaw} for flaw, text in made]
+            flaws = sorted(next(self._blocks()), key=lambda flaw: FLAWS[flaw].score)
+            flaws = ["near" if flaw == "wrong_task" and not self._modified(source) else flaw for flaw in flaws]
+            made = [self._response(flaw, source)[1:] for flaw in flaws]
+            responses = [
+                {"text": text, "score": FLAWS[flaw].score, "flaw": flaw}
+                for flaw, (text, _) in zip(flaws, made, strict=True)
+            ]
             yield {"id": f"c{number:03}", "prompt": source.prompt, "responses": responses}
 
     def answer_examples(self, count: int) -> Iterator[dict[str, Any]]:
@@ -174,26 +142,37 @@ class Constructor:
             yield {"kind": "respond", "prompt": source.prompt, "response": text, "finished": finished}
 
     def metajudge_examples(self, count: int) -> Iterator[dict[str, Any]]:
-        """Rows {kind, prompt, response, flaw, judgments, winner, reason}; each position wins equally often.
+        """Rows {kind, prompt, response, flaw, judgments, winner, score}; each position wins equally often.
 
-        The worse judgment's score is off by two points or more, and its justification tells of a flaw with that score.
+        Mostly the worse judgment is off by two points or more, and the better one by none, or by one where that still
+        decides. Where another flaw has the same score, a quarter of the rows differ in their evidence alone.
         """
         for i, flaw in zip(range(count), self._flaws(), strict=False):
             source, response, other = self._response(flaw)
-            score = FLAWS[flaw]
-            wrong = self.random.choice([name for name, value in FLAWS.items() if abs(value - score) >= 2])
-            another = self.random.choice(self.sources)
-            right = {"score": score, "justification": self._justification(flaw, source, other)}
-            worse = {"score": FLAWS[wrong], "justification": self._justification(wrong, source, another)}
+            score = FLAWS[flaw].score
+            off = {name: abs(kind.score - score) for name, kind in self.flaws.items() if name != flaw}
+            equal = [name for name in off if off[name] == 0]
+            right, wrong = flaw, self.random.choice([name for name in off if off[name] >= 2])
+            if equal and self.random.random() < 0.25:
+                wrong = self.random.choice(equal)
+            elif off[wrong] >= 3 and self.random.random() < 0.5:
+                right = self.random.choice([name for name in off if off[name] == 1])
+            pair = [
+                {"score": FLAWS[right].score, "justification": self._justification(right, source, other)},
+                {"score": FLAWS[wrong].score, "justification": self._justification(wrong, source, self._any())},
+            ]
             yield {
                 "kind": "metajudge",
                 "prompt": source.prompt,
                 "response": response,
                 "flaw": flaw,
-                "judgments": [right, worse] if i % 2 else [worse, right],
+                "judgments": pair if i % 2 else pair[::-1],
                 "winner": "first" if i % 2 else "second",
-                "reason": self.random.choice(REASONS),
+                "score": score,
             }
+
+    def _any(self) -> Source:
+        return self.random.choice(self.sources)
 
     def _flaws(self) -> Iterator[str]:
         """Flaws without end, every score equally often."""
@@ -203,37 +182,54 @@ class Constructor:
     def _blocks(self) -> Iterator[list[str]]:
         """Without end: a flaw of every score, in random order."""
         by_score = defaultdict(list)
-        for flaw, score in FLAWS.items():
-            by_score[score].append(flaw)
+        for name, flaw in self.flaws.items():
+            by_score[flaw.score].append(name)
         while True:
             block = [self.random.choice(flaws) for flaws in by_score.values()]
             self.random.shuffle(block)
             yield block
 
-    def _response(self, flaw: str, source: Source | None = None) -> tuple[Source, str, Source]:
+    def _response(
+        self, flaw: str, source: Source | None = None, lengths: tuple[int, int] = LENGTHS
+    ) -> tuple[Source, str, Source]:
         """A source, a response to its prompt with the flaw, and the source that foreign text comes from."""
-        source = source or self.random.choice(self.sources)
-        near = [s for s in self.by_category[source.category] if s is not source]
-        far = [s for s in self.sources if s.category != source.category]
-        other = self.random.choice(near if flaw == "near" and near else far)
-        words = self.random.randint(*LENGTHS)
+        source = source or self.random.choice(self.modifiable if flaw == "wrong_task" else self.sources)
+        other = self._other(flaw, source)
+        words = self.random.randint(*lengths)
         own, foreign = self.random.choice(source.good), self.random.choice(other.good)
         if flaw == "none":
             text = _take(own, words)
         elif flaw == "extraneous":
             text = _join(_take(own, words - 12), self.random.choice(foreign))
         elif flaw == "cut_off":
-            text = self._cut("".join(own), words)
+            return source, self._cut("".join(own), words), other
         elif flaw == "drift":
-            text = _join(_take(own, words // 3), _take(foreign, words - words // 3))
+            start = _take(own, words // 3)
+            text = _join(start, _take(foreign, max(words, 3 * len(start.split())) * 2 // 3))
         elif flaw == "repetition":
-            sentence = self.random.choice(own).strip()
-            text = " ".join([sentence] * max(3, words // max(1, len(sentence.split()))))
+            text = self._repeat(own, words)
         elif flaw == "gibberish":
             text = self._disorder(source, words)
         else:
             text = _take(foreign, words)
+        if FLAWS[flaw].score <= 2 and self.random.random() < 0.5:
+            text = self._cut(text, words)
         return source, text.strip(), other
+
+    def _other(self, flaw: str, source: Source) -> Source:
+        """Where foreign text comes from: a like task on another topic, another task on the topic, or far away."""
+        if flaw == "near":
+            return self.random.choice([s for s in self.by_category[source.category] if s.topic != source.topic])
+        if flaw == "wrong_task":
+            return self.random.choice(self._modified(source))
+        while True:
+            other = self._any()
+            if other.category != source.category and other.topic != source.topic:
+                return other
+
+    def _modified(self, source: Source) -> list[Source]:
+        """Sources that ask for something else on the same topic."""
+        return [s for s in self.by_topic[source.topic] if s.category != source.category]
 
     def _cut(self, text: str, words: int) -> str:
         """The text's first words, ended within a sentence."""
@@ -243,16 +239,41 @@ class Constructor:
             keep -= 1
         return text[: spans[max(keep, 1) - 1]]
 
+    def _repeat(self, own: list[str], words: int) -> str:
+        """A beginning, and then one or two of its sentences over and over."""
+        begin = own[: max(1, len(sentences(_take(own, words // 3))))]
+        again = [piece.strip() for piece in begin[-self.random.randint(1, 2) :]]
+        length = sum(len(piece.split()) for piece in begin)
+        times = max(2, round((words - length) / max(1, sum(len(piece.split()) for piece in again))))
+        return _join("".join(begin), self.random.choice((" ", "\n")).join(again * times))
+
     def _disorder(self, source: Source, words: int) -> str:
-        if self.random.random() < 0.5:
+        if source.wild and self.random.random() < 0.5:
             return _take(self.random.choice(source.wild), words)
         chosen = "".join(self.random.choice(source.good)).split()[:words]
         self.random.shuffle(chosen)
         return " ".join(chosen)
 
     def _justification(self, flaw: str, source: Source, other: Source) -> str:
-        wording = self.random.choice(WORDING[flaw])
-        return wording.replace("{topic}", source.topic).replace("{other}", other.topic)
+        """What was asked, what was given and what is missing."""
+        kind = FLAWS[flaw]
+        evidence = {
+            "asked": "{task} on {topic}",
+            "given": self.random.choice(kind.given),
+            "missing": self.random.choice(kind.missing),
+        }
+        words = {"task": source.task, "topic": source.topic, "given_task": other.task, "other": other.topic}
+        return evidence_text({key: value.format_map(words) for key, value in evidence.items()})
+
+
+def _judge_row(source: Source, response: str, flaw: str) -> dict[str, Any]:
+    return {
+        "kind": "judge",
+        "prompt": source.prompt,
+        "response": response,
+        "flaw": flaw,
+        "score": FLAWS[flaw].score,
+    }
 
 
 def _take(pieces: list[str], words: int) -> str:

@@ -5,6 +5,8 @@ responses, and as many constructed ones as asked for. It writes examples.jsonl f
 """
 
 import argparse
+import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,15 +14,10 @@ from typing import Any
 
 from files import UserError, command, is_complete, read_jsonl, stage_key, write_jsonl, write_manifest
 from judging.construct import Constructor, load_sources
-from judging.rubric import judge_prompt, judgment_text, meta_judgment_text, meta_prompt
+from judging.rubric import comparison_text, evidence_text, judge_prompt, judgment_text, meta_judgment_text, meta_prompt
+from judging.verdict import Place
 from model.chat import ChatFormat, load_chat
 from settings import Settings, load_settings
-
-
-def evidence_text(evidence: dict[str, str]) -> str:
-    """A justification from what was asked, what was given and what is missing (may be "")."""
-    missing = f"; missing: {evidence['missing']}" if evidence["missing"] else ""
-    return f"Asked: {evidence['asked']}; given: {evidence['given']}{missing}."
 
 
 def labelled_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -42,19 +39,28 @@ def labelled_rows(path: Path) -> Iterator[dict[str, Any]]:
             }
 
 
-def constructed_rows(settings: Settings) -> Iterator[dict[str, Any]]:
-    """Constructed judge and meta-judge rows, as many as the settings ask for."""
+def lessons(settings: Settings) -> list[dict[str, Any]]:
+    """The labelled rows, in order: decisions alone; judgments; judgments and comparisons.
+
+    Rows of the files named in `sft.examples` are shuffled among the second and third lesson, the actor's answers among
+    all. The third lesson has a judgment for each comparison, as long as half of them are left for the second.
+    """
     sft = settings.sft
-    if not sft.constructed_decisions + sft.constructed + sft.constructed_meta + sft.constructed_answers:
-        return
-    prompts = [row for path in sft.prompts for row in read_jsonl(path, ("id", "prompt", "category", "topic"))]
-    answers = [row for path in sft.answers for row in read_jsonl(path, ("prompt_id", "temperature", "text"))]
-    constructor = Constructor(load_sources(prompts, answers), settings.seed)
-    decisions = list(constructor.decision_examples(sft.constructed_decisions))
-    judge, meta = constructor.judge_examples(sft.constructed), constructor.metajudge_examples(sft.constructed_meta)
-    lessons = [decisions, _interleave(list(judge), list(meta))]
-    own = list(constructor.answer_examples(sft.constructed_answers))
-    yield from _interleave([row for lesson in lessons for row in lesson], own)
+    labelled = [row for path in sft.examples for row in labelled_rows(Path(path))]
+    random.Random(settings.seed).shuffle(labelled)
+    judgments: list[dict[str, Any]] = []
+    first, comparisons, answers = list(judgments), list(judgments), list(judgments)
+    if sft.constructed_decisions + sft.constructed_judgments + sft.constructed_comparisons + sft.constructed_answers:
+        prompts = [row for path in sft.prompts for row in read_jsonl(path, ("id", "prompt", "category", "topic"))]
+        texts = [row for path in sft.answers for row in read_jsonl(path, ("prompt_id", "temperature", "text"))]
+        constructor = Constructor(load_sources(prompts, texts), settings.seed)
+        first = list(constructor.decision_examples(sft.constructed_decisions))
+        judgments = list(constructor.judge_examples(sft.constructed_judgments))
+        comparisons = list(constructor.metajudge_examples(sft.constructed_comparisons))
+        answers = list(constructor.answer_examples(sft.constructed_answers))
+    cut = len(judgments) - min(len(comparisons), len(judgments) // 2)
+    third = _interleave(judgments[cut:], comparisons)
+    return _interleave([*first, *_interleave([*judgments[:cut], *third], labelled)], answers)
 
 
 def _interleave(*lists: list[Any]) -> list[Any]:
@@ -64,10 +70,10 @@ def _interleave(*lists: list[Any]) -> list[Any]:
 
 
 def render(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings) -> Iterator[dict[str, Any]]:
-    """SFT examples {id, kind, prompt, completion, prompt_ids, completion_ids, verdict_tokens} of labelled rows."""
+    """SFT examples {id, kind, flaw, prompt, completion, prompt_ids, completion_ids, token_weights} of labelled rows."""
     for number, row in enumerate(rows):
         if row["kind"] == "respond":
-            yield _answer(number, row, chat)
+            yield _answer(number, row, chat, settings.sft.answer_weight)
             continue
         if row["kind"] == "judge":
             place = settings.judge.verdict
@@ -77,7 +83,12 @@ def render(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings)
             place = settings.metajudge.verdict
             a, b = (judgment_text(j["score"], j["justification"], settings.judge.verdict) for j in row["judgments"])
             messages = meta_prompt(row["prompt"], row["response"], a, b, settings.metajudge.form, place)
-            text = meta_judgment_text(row["winner"], row["reason"], place)
+            reason = comparison_text(row["score"], [judgment["score"] for judgment in row["judgments"]])
+            text = meta_judgment_text(row["winner"], reason, place)
+        ids = chat.completion_ids(text)
+        weights = [1.0] * len(ids)
+        for i in decision_tokens(chat, text, place):
+            weights[i] = settings.sft.decision_weight
         yield {
             "id": f"{row['kind']}/{number:05}",
             "kind": row["kind"],
@@ -85,15 +96,16 @@ def render(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings)
             "prompt": messages,
             "completion": text,
             "prompt_ids": chat.prompt_ids(messages),
-            "completion_ids": chat.completion_ids(text),
-            "verdict_tokens": verdict_tokens(chat, text, place),
+            "completion_ids": ids,
+            "token_weights": weights,
         }
 
 
-def _answer(number: int, row: dict[str, Any], chat: ChatFormat) -> dict[str, Any]:
+def _answer(number: int, row: dict[str, Any], chat: ChatFormat, weight: float) -> dict[str, Any]:
     """An actor's example; an answer that was cut off gets no end token."""
     messages = [{"role": "user", "content": row["prompt"]}]
     ids = chat.completion_ids(row["response"])
+    ids = ids if row["finished"] else ids[:-1]
     return {
         "id": f"respond/{number:05}",
         "kind": "respond",
@@ -101,18 +113,19 @@ def _answer(number: int, row: dict[str, Any], chat: ChatFormat) -> dict[str, Any
         "prompt": messages,
         "completion": row["response"],
         "prompt_ids": chat.prompt_ids(messages),
-        "completion_ids": ids if row["finished"] else ids[:-1],
+        "completion_ids": ids,
+        "token_weights": [weight] * len(ids),
     }
 
 
-def verdict_tokens(chat: ChatFormat, text: str, place: str) -> list[int]:
-    """[start, end) of the tokens that say the verdict's value: the last ones of the verdict line."""
+def decision_tokens(chat: ChatFormat, text: str, place: Place) -> list[int]:
+    """Places of the tokens that decide: the verdict's value, and the score that a meta-judge says is deserved."""
     line = text.split("\n")[0 if place == "first" else -1]
     end = len(line) if place == "first" else len(text)
-    start = end - len(line.split()[-1])
+    spans = [(end - len(line.split()[-1]), end)]
+    spans += [match.span(1) for match in re.finditer(r"^It deserves (\d);", text, flags=re.MULTILINE)]
     offsets = chat.tokenizer.backend.encode(text, add_special_tokens=False).offsets
-    inside = [i for i, (low, high) in enumerate(offsets) if low < end and high > start]
-    return [inside[0], inside[-1] + 1]
+    return [i for i, (low, high) in enumerate(offsets) if any(low < b and high > a for a, b in spans)]
 
 
 def main() -> None:
@@ -126,8 +139,7 @@ def main() -> None:
     if is_complete(arguments.out, key):
         return
     chat = load_chat(arguments.model)
-    rows = [row for path in settings.sft.examples for row in labelled_rows(Path(path))]
-    examples = list(render([*constructed_rows(settings), *rows], chat, settings))
+    examples = list(render(lessons(settings), chat, settings))
     if not examples:
         raise UserError(
             f"{arguments.config}: sft names no examples and constructs none; add some or set sft.enabled = false"
@@ -142,11 +154,10 @@ def main() -> None:
 def examples_key(settings: Settings, model_dir: Path) -> str:
     """The identity of the examples' work."""
     sft = settings.sft
+    names = ("decisions", "judgments", "comparisons", "answers")
+    section: dict[str, Any] = {name: getattr(sft, f"constructed_{name}") for name in names}
+    section |= {"decision_weight": sft.decision_weight, "answer_weight": sft.answer_weight, "seed": settings.seed}
     sources = {path: path for path in (*sft.examples, *sft.prompts, *sft.answers)}
-    section = {
-        "sft": [sft.constructed_decisions, sft.constructed, sft.constructed_meta, sft.constructed_answers],
-        "seed": settings.seed,
-    }
     section |= {"judge": [settings.judge.form, settings.judge.verdict]}
     section |= {"metajudge": [settings.metajudge.form, settings.metajudge.verdict]}
     return stage_key("examples", section, sources | {"tokenizer": model_dir / "tokenizer.json"})

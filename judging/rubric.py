@@ -6,6 +6,7 @@ question, the response, and for the meta-judge the two judgments last. Users' te
 that braces and percent signs in it mean nothing.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from judging.verdict import Place
@@ -93,6 +94,17 @@ def judgment_text(score: int, justification: str, verdict: Place) -> str:
 def meta_judgment_text(winner: Literal["first", "second"], reason: str, verdict: Place) -> str:
     """A comparison in the form that the meta-judge is asked for."""
     return _placed("Winner: Judgment A" if winner == "first" else "Winner: Judgment B", reason, verdict)
+
+
+def evidence_text(evidence: dict[str, str]) -> str:
+    """A justification from what was asked, what was given and what is missing (may be "")."""
+    missing = f"; missing: {evidence['missing']}" if evidence["missing"] else ""
+    return f"Asked: {evidence['asked']}; given: {evidence['given']}{missing}."
+
+
+def comparison_text(deserved: int, scores: Sequence[int]) -> str:
+    """A meta-judge's reason: the score that the response deserves, next to those that the judgments give."""
+    return f"It deserves {deserved}; A gives {scores[0]}, B gives {scores[1]}."
 
 
 def _placed(line: str, reason: str, verdict: Place) -> str:

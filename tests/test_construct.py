@@ -1,5 +1,6 @@
 """Judging data by construction: scores evenly spread, flaws as named, and lengths that say nothing about scores."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -8,14 +9,20 @@ import pytest
 
 from evaluation.agreement import spearman
 from files import read_jsonl
-from judging.construct import FLAWS, Constructor, load_sources, sentences
+from judging.construct import Constructor, load_sources, repetitive, sentences
+from judging.flaws import FLAWS
 
 DATA = Path(__file__).parent.parent / "data"
 
 
 @pytest.fixture(scope="module")
 def sources():
-    return load_sources(read_jsonl(DATA / "prompts" / "train.jsonl"), read_jsonl(DATA / "answers.jsonl"))
+    """Everything that the default's training examples come from."""
+    names = ("train", "families")
+    prompts, answers = (
+        [row for n in names for row in read_jsonl(DATA / d / f"{n}.jsonl")] for d in ("prompts", "answers")
+    )
+    return load_sources(prompts, answers)
 
 
 def test_sentences_keep_the_text():
@@ -34,21 +41,68 @@ def test_sentences_keep_the_text():
 def test_scores_are_even_and_lengths_say_nothing(sources):
     rows = list(Constructor(sources, 3).judge_examples(3000))
     assert set(Counter(row["score"] for row in rows).values()) == {500}
-    assert abs(spearman([len(row["response"]) for row in rows], [row["score"] for row in rows])) < 0.1
+    assert {row["flaw"] for row in rows} == set(FLAWS)
+    for length in (len, lambda text: len(text.split())):
+        assert abs(spearman([length(row["response"]) for row in rows], [row["score"] for row in rows])) < 0.1
     for row in rows:
-        assert row["response"].strip() and FLAWS[row["flaw"]] == row["score"]
-        assert "{" not in row["justification"]
+        assert row["response"].strip() and FLAWS[row["flaw"]].score == row["score"]
+        assert "{" not in row["justification"] and row["justification"].startswith("Asked: ")
 
 
-def test_a_wrong_judgment_is_far_off_and_positions_are_even(sources):
+@pytest.mark.parametrize("form", [r"\W*(Sure|Here)", r"(\d\.|[-*]) ", r'"', r"(?s).*\n(\d\.|[-*]) ", r"(?s).*\*\*"])
+def test_openings_and_formats_say_nothing(sources, form):
+    """Words in disorder have no form; that is the flaw."""
+    rows = [row for row in Constructor(sources, 3).judge_examples(4000) if row["flaw"] != "gibberish"]
+    low, high = (
+        np.mean([bool(re.match(form, row["response"])) for row in rows if row["score"] in scores])
+        for scores in ((0, 1, 2), (3, 4, 5))
+    )
+    assert min(low, high) > 0.02 and abs(low - high) < 0.06
+
+
+def test_a_cut_is_not_a_score(sources):
+    rows = list(Constructor(sources, 3).judge_examples(3000))
+    cut = {
+        score: np.mean([row["response"][-1].isalnum() for row in rows if row["score"] == score]) for score in range(6)
+    }
+    assert cut[3] > 0.95 and all(0.4 < cut[score] < 0.75 for score in (1, 2)) and cut[4] < 0.25 and cut[5] < 0.25
+
+
+def test_a_modified_instruction_is_on_the_same_topic(sources):
+    constructor = Constructor(sources, 3)
+    for source in constructor.modifiable[:50]:
+        other = constructor._other("wrong_task", source)
+        assert other.topic == source.topic and other.category != source.category
+        other = constructor._other("near", source)
+        assert other.topic != source.topic and other.category == source.category
+        other = constructor._other("far", source)
+        assert other.topic != source.topic and other.category != source.category
+
+
+def test_what_is_no_good_answer():
+    said = "The tide comes in twice a day. " * 3
+    assert repetitive(said) and not repetitive("The tide comes in twice a day, and it goes out twice a day.")
+    rows = [
+        {"prompt_id": i, "temperature": 0.2, "text": text, "finish_reason": "stop"}
+        for i, text in enumerate(("A fine answer.", said, "I'm sorry, I cannot help with that."))
+    ]
+    prompts = [{"id": i, "prompt": f"q{i}", "category": "facts", "topic": f"t{i}"} for i in range(3)]
+    assert [source.prompt for source in load_sources(prompts, rows)] == ["q0"]
+
+
+def test_a_wrong_judgment_is_further_off_and_positions_are_even(sources):
     rows = list(Constructor(sources, 3).metajudge_examples(600))
     assert Counter(row["winner"] for row in rows) == {"first": 300, "second": 300}
-    lengths = []
+    lengths, offs = [], Counter()
     for row in rows:
         right, wrong = row["judgments"] if row["winner"] == "first" else reversed(row["judgments"])
-        assert right["score"] == FLAWS[row["flaw"]] and abs(right["score"] - wrong["score"]) >= 2
+        assert row["score"] == FLAWS[row["flaw"]].score
+        off = tuple(abs(judgment["score"] - row["score"]) for judgment in (right, wrong))
+        assert off == (0, 0) or off[1] - off[0] >= 2
+        offs[off == (0, 0)] += 1
         lengths.append(len(right["justification"]) - len(wrong["justification"]))
     assert abs(np.mean(np.sign(lengths))) < 0.15
+    assert 0.05 < offs[True] / 600 < 0.25
 
 
 def test_a_seed_is_a_data_set(sources):

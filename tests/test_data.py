@@ -12,7 +12,7 @@ from dpo.data import split as split_examples
 from files import UserError
 
 PAIR = {"id": "a", "prompt_ids": [1, 2], "chosen_ids": [3, 4], "rejected_ids": [5]}
-SFT = {"id": "a", "prompt_ids": [1, 2], "completion_ids": [3, 4, 5], "verdict_tokens": [1, 3]}
+SFT = {"id": "a", "prompt_ids": [1, 2], "completion_ids": [3, 4, 5], "token_weights": [1, 4.5, 0]}
 
 
 def written(tmp_path, *rows):
@@ -23,8 +23,11 @@ def written(tmp_path, *rows):
 
 def test_pairs_and_sft_examples_are_read(tmp_path):
     assert read_examples(written(tmp_path, PAIR), "dpo", 10) == [Example("a", [1, 2], ([3, 4], [5]))]
-    found = read_examples(written(tmp_path, SFT), "sft", 10, verdict_weight=4.0)
-    assert found == [Example("a", [1, 2], ([3, 4, 5],), [1.0, 4.0, 4.0])]
+    plain = {key: value for key, value in SFT.items() if key != "token_weights"} | {"id": "b"}
+    assert read_examples(written(tmp_path, SFT, plain), "sft", 10) == [
+        Example("a", [1, 2], ([3, 4, 5],), [1.0, 4.5, 0.0]),
+        Example("b", [1, 2], ([3, 4, 5],), [1.0, 1.0, 1.0]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -36,11 +39,9 @@ def test_pairs_and_sft_examples_are_read(tmp_path):
         ("dpo", [PAIR | {"chosen_ids": [3.0]}], r"chosen_ids is not a list of token ids"),
         ("dpo", [PAIR | {"rejected_ids": [10]}], r"rejected_ids has an id outside the vocabulary of 10"),
         ("dpo", [PAIR | {"prompt_ids": [-1]}], r"prompt_ids has an id outside"),
-        (
-            "sft",
-            [SFT | {"verdict_tokens": [1, 4]}],
-            r"verdict_tokens \[1, 4\] is no range of the completion's 3 tokens",
-        ),
+        ("sft", [SFT | {"token_weights": [1, 4]}], r"token_weights \[1, 4\] are not 3 weights of at least 0"),
+        ("sft", [SFT | {"token_weights": [1, -4, 1]}], r"are not 3 weights of at least 0"),
+        ("sft", [SFT | {"token_weights": [0, 0, 0]}], r"token_weights are all 0"),
     ],
 )
 def test_errors_name_file_and_example(tmp_path, stage, rows, message):

@@ -135,6 +135,30 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_continues(place):
     assert read_manifest(continued)["digest"] == read_manifest(whole)["digest"]
 
 
+def test_a_seed_judge_replaces_the_training(place):
+    """The file is made from the trained M0, and gives an M0 that writes nearly the same judgments."""
+    text = (place / "tiny.toml").read_text()
+    (place / "kept.toml").write_text(text.replace("[sft]", '[sft]\nseed_judge = "seed-judge.safetensors"'))
+    config = (str(ROOT / "iterate.py"), "--config", "kept.toml", "--run", "kept")
+    code, _, err = run(place, *config)
+    assert code == 2 and "seed-judge.safetensors: no such file; `make sft` writes it" in err
+    code, out, err = run(place, *config, "--make-seed-judge")
+    assert code == 0, err
+    facts = json.loads(out[out.index("{") :])
+    assert facts["explained"] > 0.999 and {"recipe", "base", "trained_pairwise", "merged_pairwise"} <= set(facts)
+    trained, merged = (
+        json.loads((place / "runs" / "kept" / "sft" / name / "agreement.json").read_text())
+        for name in ("trained", "merged")
+    )
+    assert abs(trained["parse_rate"] - merged["parse_rate"]) < 0.2
+    code, out, err = run(place, *config)
+    assert code == 0 and "dpo.train -> models/sft" not in out, err
+    assert "sampling.generate -> runs/kept/iter1/responses" in out
+    (place / "kept.toml").write_text((place / "kept.toml").read_text().replace("epochs = 3", "epochs = 4"))
+    code, _, err = run(place, *config)
+    assert code == 2 and "made by another [sft] recipe" in err
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

@@ -11,7 +11,7 @@ import pytest
 from files import read_jsonl
 
 FOLDER = Path(__file__).parents[1] / "data" / "prompts"
-COUNTS = {"train": 400, "evaluation": 96, "families": 2400, "families_evaluation": 240}
+COUNTS = {"train": 400, "evaluation": 96, "families": 2200, "families_tuning": 200, "families_evaluation": 240}
 TRAINING = ("train", "families")
 EVALUATION = ("evaluation", "families_evaluation")
 FIELDS = ("id", "prompt", "category", "topic")
@@ -68,17 +68,21 @@ def test_four_evaluation_categories_do_not_occur_in_training():
 
 def test_evaluation_families_do_not_occur_in_training():
     training, evaluation = ({row["family"] for row in PROMPTS[name]} for name in ("families", "families_evaluation"))
-    assert (len(training), len(evaluation)) == (48, 8)
-    assert not training & evaluation
+    tuning = {row["family"] for row in PROMPTS["families_tuning"]}
+    assert (len(training), len(tuning), len(evaluation)) == (44, 4, 8)
+    assert not training & evaluation and not tuning & (training | evaluation)
 
 
 def test_categories_topics_and_families_come_up_about_evenly():
-    for name, field in (("train", "category"), ("families", "family"), ("families", "topic")):
-        uses = Counter(row[field] for row in PROMPTS[name]).values()
-        assert max(uses) <= 1.25 * min(uses), (name, field)
+    families = PROMPTS["families"] + PROMPTS["families_tuning"]
+    for rows, field in ((PROMPTS["train"], "category"), (families, "family"), (families, "topic")):
+        uses = Counter(row[field] for row in rows).values()
+        assert max(uses) <= 1.25 * min(uses), field
 
 
 def test_families_are_what_the_script_writes():
     script = runpy.run_path(str(FOLDER / "families.py"))
-    for name, letter, count in script["SETS"]:
-        assert (FOLDER / f"{name}.jsonl").read_bytes() == script["text"](name, letter, count).encode()
+    written = {file: content for item in script["SETS"] for file, content in script["texts"](*item).items()}
+    assert set(written) == {f"{name}.jsonl" for name in COUNTS if name.startswith("families")}
+    for file, content in written.items():
+        assert (FOLDER / file).read_bytes() == content.encode()

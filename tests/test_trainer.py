@@ -209,10 +209,10 @@ def test_weights_move_at_the_shipped_learning_rate(folder):
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True) if a.dim() > 1)
 
 
-def test_sft_learns_and_weighs_the_verdict(folder):
+def test_sft_learns_and_weighs_the_tokens(folder):
     rows = [{"id": f"s{i}", "prompt_ids": [1, i], "completion_ids": [5, 6, 7]} for i in range(8)]
-    write_jsonl(folder / "sft.jsonl", (row | {"verdict_tokens": [0, 1]} for row in rows))
-    settings = changed(sft={"verdict_weight": 4.0, "epochs": 8, "learning_rate": 1e-2, "held_out": 0.25})
+    write_jsonl(folder / "sft.jsonl", (row | {"token_weights": [4.0, 1.0, 1.0]} for row in rows))
+    settings = changed(sft={"epochs": 8, "learning_rate": 1e-2, "held_out": 0.25})
     given = arguments(folder, stage="sft", data=[folder / "sft.jsonl"])
     metrics = run(settings, given)
     assert losses(metrics)[-1] < 0.2 * losses(metrics)[0]

@@ -1,8 +1,10 @@
-"""Prompts made of task families and topics: families.toml -> families.jsonl, families_evaluation.toml likewise.
+"""Prompts made of task families and topics: families.toml -> families.jsonl and families_tuning.jsonl,
+families_evaluation.toml -> families_evaluation.jsonl.
 
 Run as `python data/prompts/families.py`; the result depends on the TOML files and nothing else. A family has three
 wordings and names the groups of topics that suit it. Families take turns; each takes the topic that it, and then
-everybody, has used least, so that families, topics and wordings come up about equally often.
+everybody, has used least, so that families, topics and wordings come up about equally often. The families of TUNING
+are set apart, for choosing a recipe on prompts that it does not train on.
 """
 
 import json
@@ -15,6 +17,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 SEED = 20240728
 SETS = (("families", "f", 2400), ("families_evaluation", "g", 240))  # file name, first letter of the ids, prompts
+TUNING = ("titles", "diary", "dos_and_donts", "soften")
 WORDS = ("three", "four", "five", "six", "seven", "eight", "nine")
 NUMBERS = {"few": WORDS, "digit": range(3, 10), "many": range(12, 61)}
 
@@ -49,12 +52,17 @@ def prompts(source: dict, letter: str, count: int) -> list[dict[str, str]]:
     return rows
 
 
-def text(name: str, letter: str, count: int) -> str:
-    """The content of `{name}.jsonl`."""
+def texts(name: str, letter: str, count: int) -> dict[str, str]:
+    """The files that `{name}.toml` makes, by name, and their contents."""
     source = tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in prompts(source, letter, count))
+    files: dict[str, str] = {}
+    for row in prompts(source, letter, count):
+        file = "families_tuning.jsonl" if row["family"] in TUNING else f"{name}.jsonl"
+        files[file] = files.get(file, "") + json.dumps(row, ensure_ascii=False) + "\n"
+    return files
 
 
 if __name__ == "__main__":
-    for name, letter, count in SETS:
-        (FOLDER / f"{name}.jsonl").write_text(text(name, letter, count), encoding="utf-8", newline="\n")
+    for item in SETS:
+        for file, content in texts(*item).items():
+            (FOLDER / file).write_text(content, encoding="utf-8", newline="\n")

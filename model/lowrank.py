@@ -1,0 +1,134 @@
+"""A fine-tuned model as its seed and a small file: `python -m model.lowrank --base B --tuned T --megabytes M --out F`.
+
+Of each matrix's difference D = tuned - base the largest singular triplets are kept, D ~ left right with left [m, r] and
+right [r, n]; vectors (the norms) are kept whole. Ranks differ: over all matrices, the triplets are taken that explain
+most of the squared difference for each number stored, until the file is full.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from files import UserError, command, digest
+from model.config import LlamaConfig
+from model.weights import load_model, save_pretrained
+
+Triplets = tuple[Tensor, Tensor, Tensor]
+"""left [m, r], singular values [r], right [r, n], fp32."""
+
+
+def decompose(difference: Tensor) -> Triplets:
+    """The singular triplets of a matrix, largest first."""
+    left, values, right = torch.linalg.svd(difference.float(), full_matrices=False)
+    return left, values, right
+
+
+def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], numbers: int) -> dict[str, int]:
+    """How many triplets of each matrix to keep.
+
+    `values` are its singular values, largest first, `sizes` the numbers that one of its triplets takes. Triplets are
+    taken by squared singular value a number, the best first, while all of them take at most `numbers`.
+    """
+    offers = [(float(value) ** 2 / sizes[name], name) for name, found in values.items() for value in found]
+    ranks, taken = dict.fromkeys(values, 0), 0
+    for gain, name in sorted(offers, reverse=True):
+        if gain == 0 or taken + sizes[name] > numbers:
+            break
+        ranks[name] += 1
+        taken += sizes[name]
+    return ranks
+
+
+def compress(
+    base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], megabytes: float
+) -> tuple[dict[str, Tensor], float]:
+    """The file's tensors, bf16, and the share of the matrices' squared difference that they explain.
+
+    They take at most `megabytes` 10^6 bytes with their names. A matrix `name` becomes `name.left` and `name.right`, the
+    square root of the singular values in each.
+    """
+    vectors = {name: tuned[name] - base[name] for name in base if base[name].dim() == 1}
+    triplets = {name: decompose(tuned[name] - base[name]) for name in base if base[name].dim() == 2}
+    sizes = {name: sum(base[name].shape) for name in triplets}
+    header = 4096 + 512 * len(base)  # facts, names and shapes
+    numbers = int(megabytes * 1e6 - header) // 2 - sum(map(Tensor.numel, vectors.values()))
+    ranks = choose_ranks({name: values for name, (_, values, _) in triplets.items()}, sizes, numbers)
+    kept = total = 0.0
+    tensors = {name: vector.to(torch.bfloat16) for name, vector in vectors.items()}
+    for name, (left, values, right) in triplets.items():
+        r, roots = ranks[name], values.sqrt()
+        kept, total = kept + values[:r].square().sum().item(), total + values.square().sum().item()
+        if r:
+            tensors[f"{name}.left"] = (left[:, :r] * roots[:r]).to(torch.bfloat16).contiguous()
+            tensors[f"{name}.right"] = (right[:r] * roots[:r, None]).to(torch.bfloat16).contiguous()
+    return tensors, kept / total if total else 1.0
+
+
+def read_facts(path: Path | str) -> dict[str, Any]:
+    """What the file says of itself: base (a digest), recipe, explained, and whatever else its maker put there.
+
+    Raises `UserError` when it is missing, damaged, or not such a file.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return json.loads((file.metadata() or {})["facts"])
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such file; `make sft` writes it, or set sft.seed_judge to ""') from None
+    except (SafetensorError, KeyError, json.JSONDecodeError):
+        raise UserError(f"{path}: damaged, or not a low-rank difference; `make sft` writes it again") from None
+
+
+@torch.no_grad()
+def merge(base: Path, path: Path, out: Path) -> None:
+    """Write the Hugging Face directory `out`, bf16: the model in `base` with the difference in `path` added.
+
+    Raises `UserError` as `read_facts` does, and when the difference was made for another model.
+    """
+    if read_facts(path)["base"] != digest(base / "model.safetensors"):
+        raise UserError(f"{path}: made for another model than {base}; `make sft` makes it anew for this one")
+    model = load_model(base, torch.float32)
+    with safe_open(str(path), framework="pt") as file:
+        names = set(file.keys())
+        for name, parameter in model.named_parameters():
+            if name in names:
+                parameter.add_(file.get_tensor(name))
+            elif f"{name}.left" in names:
+                left, right = (file.get_tensor(f"{name}.{side}").float() for side in ("left", "right"))
+                parameter.add_(left @ right)
+    shutil.rmtree(out, ignore_errors=True)
+    parameters = ((name, parameter.to(torch.bfloat16)) for name, parameter in model.named_parameters())
+    save_pretrained(parameters, LlamaConfig.load(base), base, out)
+
+
+def write(base: Path, tuned: Path, megabytes: float, path: Path, **facts: Any) -> dict[str, Any]:
+    """Write `path`, the difference between two Hugging Face directories of one architecture; returns its facts."""
+    before, after = (dict(load_model(folder, torch.float32).named_parameters()) for folder in (base, tuned))
+    tensors, explained = compress(before, after, megabytes)
+    facts = {"base": digest(base / "model.safetensors"), "explained": round(explained, 4)} | facts
+    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, temporary, metadata={"format": "pt", "facts": json.dumps(facts, sort_keys=True)})
+    temporary.replace(path)
+    return facts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the low-rank difference between two models.")
+    parser.add_argument("--base", required=True, type=Path, help="Hugging Face directory of the seed")
+    parser.add_argument("--tuned", required=True, type=Path, help="Hugging Face directory of the fine-tuned model")
+    parser.add_argument("--megabytes", type=float, default=12.0, help="size of the file at most")
+    parser.add_argument("--out", required=True, type=Path)
+    arguments = parser.parse_args()
+    print(json.dumps(write(arguments.base, arguments.tuned, arguments.megabytes, arguments.out), indent=2))
+
+
+if __name__ == "__main__":
+    command(main)
