@@ -21,7 +21,17 @@ from typing import Any
 from dpo.train import train_key
 from evaluation.agreement import agreement_key, read_report
 from evaluation.meta_agreement import meta_agreement_key
-from files import UserError, command, is_complete, read_jsonl, read_manifest, stage_key, write_jsonl, write_manifest
+from files import (
+    UserError,
+    command,
+    digest,
+    is_complete,
+    read_jsonl,
+    read_manifest,
+    stage_key,
+    write_jsonl,
+    write_manifest,
+)
 from judging.examples import examples_key
 from judging.judge import judge_key
 from judging.metajudge import metajudge_key
@@ -177,7 +187,12 @@ def make_seed_judge(run: Run) -> None:
         raise UserError(f"{run.config}: sft.seed_judge is empty; name the file to write")
     seed, path = prepare(run.settings.model), Path(sft.seed_judge)
     trained = run.trained_judge(seed)
-    facts: dict[str, Any] = {"recipe": sft_recipe(run.settings, seed), "seed": run.settings.seed}
+    facts: dict[str, Any] = {
+        "command": f"make sft CONFIG={run.config}",
+        "recipe": sft_recipe(run.settings, seed),
+        "seed": run.settings.seed,
+        "examples": digest(run.folder / "sft" / "examples"),
+    }
     facts |= {key: value for key, value in (read_manifest(trained) or {}).items() if key in ("steps", "seconds")}
     write(seed, trained, sft.seed_judge_megabytes, path, **facts)
     for name, model in (("trained", trained), ("merged", run.merged_judge(seed))):

@@ -26,11 +26,10 @@ def write_summary(folder: Path, settings: Settings, initial: Path) -> dict[str, 
 def _sft(folder: Path, checkpoint: Path) -> dict[str, Any]:
     trained = read_manifest(checkpoint) or {}
     found = {"checkpoint": str(checkpoint), "seconds": trained.get("seconds"), "counts": trained.get("counts")}
-    for when in ("before", "after"):
-        agreement = _agreement(folder / when)
-        if agreement:
-            found[f"judge_parse_rate_{when}"] = agreement["parse_rate"]
-    found["agreement"] = _agreement(folder / "after")
+    for when, name in (("before", "agreement_before"), ("after", "agreement")):
+        found[name] = _agreement(folder / when)
+        if found[name]:
+            found[f"judge_parse_rate_{when}"] = found[name]["parse_rate"]
     found["meta_agreement"] = _agreement(folder / "meta-after")
     return found
 
@@ -96,7 +95,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     print(f"\n{summary['name']}")
     if "judge_parse_rate_before" in sft:
         before, after = sft["judge_parse_rate_before"], sft["judge_parse_rate_after"]
-        print(f"  SFT          judgments that hold a score: {before:.0%} before, {after:.0%} after")
+        print(f"  SFT          judgments that hold a score: {before:.1%} before, {after:.1%} after")
     if sft.get("agreement") and sft["agreement"]["pairwise"]["count"]:
         _print_agreement("M0", sft["agreement"], sft["meta_agreement"])
     for row in summary["iterations"]:
@@ -125,6 +124,8 @@ def _print_agreement(name: str, found: dict[str, Any], meta: dict[str, Any] | No
         f"  judge of {name}  agrees with known order {pairwise['value']:.1%} [{pairwise['low']:.1%}, "
         f"{pairwise['high']:.1%}] (longer wins: {longer['value']:.1%}); Spearman {rank['value']:.2f}"
     )
+    means = ", ".join(f"{quality}: {mean:.1f}" for quality, mean in found["mean_score_by_quality"].items())
+    print(f"               mean score by true quality  {means}")
     if meta:
         right, first = meta["agreement"], meta["first_position"]
         print(

@@ -22,6 +22,8 @@ from sampling.request import Sampling
 from settings import Settings, load_settings
 
 KEYS = ("prompt", "response", "judgments", "winner")
+KINDS = ("score", "evidence")
+"""What two judgments of a case differ in: their scores, or with equal scores the evidence alone."""
 
 
 def comparison_items(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings) -> Iterator[Item]:
@@ -34,26 +36,38 @@ def comparison_items(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings:
             name = f"c{number:04}/m{first}-{1 - first}"
             shown = (row["prompt"], row["response"], texts[first], texts[1 - first])
             right = ("first", "second")[first if row["winner"] == "first" else 1 - first]
-            known = {"id": name, "case": number, "first": first, "right": right}
+            known = {"id": name, "case": number, "first": first, "right": right, "differ_in": _kind(row)}
             seed = request_seed(settings.seed, 0, "meta-agreement", name)
             yield Item(name, partial(meta_prompt, *shown, meta.form, meta.verdict), sampling, seed, str(number), known)
 
 
 def report(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Agreement, first-position rate, consistency over both orders, parse rate."""
+    """Agreement, by what the judgments differ in too, first-position rate, consistency over both orders, parse rate."""
     cases: dict[int, list[dict[str, Any]]] = {}
     for row in comparisons:
         cases.setdefault(row["case"], []).append(row)
     decided = [[row for row in rows if row["winner"] in ("first", "second")] for rows in cases.values()]
+    outcomes = {number: [_outcome(row) for row in rows] for number, rows in cases.items()}
     both = [rows for rows in decided if len(rows) == 2]
     parsed = sum(row["winner"] is not None for row in comparisons)
     return {
         "comparisons": len(comparisons),
         "parse_rate": round(parsed / len(comparisons), 4),
-        "agreement": bootstrap([[_outcome(row) for row in rows] for rows in cases.values()]),
+        "agreement": bootstrap(list(outcomes.values())),
+        "by_kind": {
+            kind: bootstrap(
+                [[_outcome(row) for row in rows] for rows in cases.values() if rows[0]["differ_in"] == kind]
+            )
+            for kind in KINDS
+        },
         "first_position": bootstrap([[float(row["winner"] == "first") for row in rows] for rows in decided]),
         "consistency": bootstrap([[float(a["winner"] != b["winner"])] for a, b in both]),
     }
+
+
+def _kind(row: dict[str, Any]) -> str:
+    first, second = (judgment["score"] for judgment in row["judgments"])
+    return "evidence" if first == second else "score"
 
 
 def _outcome(row: dict[str, Any]) -> float:

@@ -44,6 +44,17 @@ def test_report_worked_by_hand():
     assert found["mean_score_by_quality"] == {"0": 1.0, "1": 5.0, "2": 0.0, "3": 4.0, "5": 4.0}
 
 
+def test_each_flaw_is_held_against_the_flawless():
+    cases = [
+        Case(group, f"{group}{flaw}", "prompt", "x", quality, flaw)
+        for group in "gh"
+        for flaw, quality in (("none", 5), ("cut_off", 3), ("far", 0))
+    ]
+    scores = {"gnone": 4, "gcut_off": 4, "gfar": 0, "hnone": 3, "hcut_off": 5, "hfar": 1}
+    found = report(cases, [judgment(*pair) for pair in scores.items()])["by_flaw"]
+    assert {flaw: row["value"] for flaw, row in found.items()} == {"cut_off": (0.5 + 0) / 2, "far": 1.0}
+
+
 def test_all_ties_are_chance_and_nothing_is_nothing():
     cases = [case("g", "a", 1), case("g", "b", 2)]
     assert pair_outcomes(cases, lambda c: 3.0)["g"] == [(0.5, 1)]

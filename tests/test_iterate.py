@@ -52,6 +52,7 @@ def place(tmp_path_factory) -> Path:
 def test_summary(place):
     summary = json.loads((place / "runs" / "tiny" / "summary.json").read_text())
     before, after = summary["sft"]["judge_parse_rate_before"], summary["sft"]["judge_parse_rate_after"]
+    assert summary["sft"]["agreement"]["parse_rate"] == after
     assert before == 0 and after > 0.2
     first, second = summary["iterations"]
     assert first["pairs"]["actor"] > 0 and second["pairs"]["actor"] > 0
@@ -145,7 +146,15 @@ def test_a_seed_judge_replaces_the_training(place):
     code, out, err = run(place, *config, "--make-seed-judge")
     assert code == 0, err
     facts = json.loads(out[out.index("{") :])
-    assert facts["explained"] > 0.999 and {"recipe", "base", "trained_pairwise", "merged_pairwise"} <= set(facts)
+    assert facts["explained"] > 0.999 and {
+        "command",
+        "recipe",
+        "base",
+        "examples",
+        "seed",
+        "trained_pairwise",
+        "merged_pairwise",
+    } <= set(facts)
     trained, merged = (
         json.loads((place / "runs" / "kept" / "sft" / name / "agreement.json").read_text())
         for name in ("trained", "merged")
