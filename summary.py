@@ -25,11 +25,15 @@ def write_summary(folder: Path, settings: Settings, initial: Path) -> dict[str, 
 
 def _sft(folder: Path, checkpoint: Path) -> dict[str, Any]:
     trained = read_manifest(checkpoint) or {}
-    found = {"checkpoint": str(checkpoint), "seconds": trained.get("seconds"), "counts": trained.get("counts")}
+    found: dict[str, Any] = {
+        "checkpoint": str(checkpoint),
+        "seconds": trained.get("seconds"),
+        "counts": trained.get("counts"),
+    }
     for when, name in (("before", "agreement_before"), ("after", "agreement")):
-        found[name] = _agreement(folder / when)
-        if found[name]:
-            found[f"judge_parse_rate_{when}"] = found[name]["parse_rate"]
+        agreement = found[name] = _agreement(folder / when)
+        if agreement:
+            found[f"judge_parse_rate_{when}"] = agreement["parse_rate"]
     found["meta_agreement"] = _agreement(folder / "meta-after")
     return found
 
