@@ -1,0 +1,118 @@
+"""Pool and scheduler without a model: whatever the events, each token attends to its own prefix and no block is lost.
+
+The cache is simulated: a slot holds which prefix (as a tuple of tokens) its key and value were computed from.
+"""
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sampling.blocks import BlockPool
+from sampling.request import Request, Sampling
+from sampling.scheduler import Scheduler, Sequence, Step
+
+
+class Machine:
+    """A scheduler, and what a model's forward passes would have left in the cache."""
+
+    def __init__(self, blocks: int, size: int, budget: int, sequences: int):
+        self.pool = BlockPool(blocks, size)
+        self.scheduler = Scheduler(self.pool, budget, sequences, max_length=10**6)
+        self.budget, self.sequences, self.size = budget, sequences, size
+        self.cache: dict[tuple[int, int], tuple[int, ...]] = {}
+        self.done: dict[str, list[int]] = {}
+
+    def step(self) -> None:
+        step = self.scheduler.schedule()
+        assert step.scheduled, "a busy scheduler always has something to compute"
+        self.compute(step)
+        self.check_blocks()
+        drawn = [(sum(item.sequence.tokens) + len(item.sequence.tokens)) % 5 for item in step.scheduled if item.samples]
+        for sequence in self.scheduler.complete(step, drawn, lambda s: len(s.tokens) >= s.max_tokens):
+            assert sequence.request.id not in self.done
+            self.done[sequence.request.id] = sequence.completion
+        self.check_blocks()
+
+    def compute(self, step: Step) -> None:
+        """The copies, then the writes; then every token must find its prefix in its sequence's blocks."""
+        assert sum(item.end - item.start for item in step.scheduled) <= self.budget
+        assert len(self.scheduler.running) <= self.sequences
+        for source, destination in step.copies:
+            for slot in range(self.size):
+                self.cache[destination, slot] = self.cache.get((source, slot), ())
+        for item in step.scheduled:
+            assert item.start == item.sequence.computed < item.end <= len(item.sequence.tokens)
+            for position in range(item.start, item.end):
+                place = (item.sequence.blocks[position // self.size], position % self.size)
+                self.cache[place] = tuple(item.sequence.tokens[: position + 1])
+        for item in step.scheduled:
+            for position in range(item.end):
+                place = (item.sequence.blocks[position // self.size], position % self.size)
+                assert self.cache[place] == tuple(item.sequence.tokens[: position + 1])
+
+    def check_blocks(self) -> None:
+        """References are what the running sequences hold; free are exactly the blocks that nobody holds."""
+        held = Counter(block for sequence in self.scheduler.running for block in sequence.blocks)
+        assert {block: count for block, count in enumerate(self.pool.references) if count} == dict(held)
+        assert set(self.pool.free) == set(range(len(self.pool.references))) - set(held)
+        assert all(not sequence.blocks for sequence in self.scheduler.waiting)
+
+
+def expected(request: Request) -> list[int]:
+    """What the machine draws for a request that has it to itself."""
+    sequence = Sequence(request, 0, 0, list(request.ids))
+    for _ in range(request.sampling.max_new_tokens):
+        sequence.tokens.append((sum(sequence.tokens) + len(sequence.tokens)) % 5)
+    return sequence.completion
+
+
+PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=14)  # two tokens only: prefixes are often shared
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    prompts=st.lists(st.tuples(PROMPTS, st.integers(1, 8)), min_size=1, max_size=12),
+    arrivals=st.lists(st.integers(0, 6), min_size=12, max_size=12),
+    size=st.sampled_from([1, 2, 4]),
+    spare=st.integers(0, 30),
+    budget=st.integers(1, 20),
+    sequences=st.integers(1, 8),
+)
+def test_any_sequence_of_events(prompts, arrivals, size, spare, budget, sequences):
+    requests = [Request(str(i), ids, Sampling(1.0, 1.0, new), seed=i) for i, (ids, new) in enumerate(prompts)]
+    longest = max(len(r.ids) + r.sampling.max_new_tokens for r in requests)
+    machine = Machine(-(-longest // size) + spare, size, budget, sequences)
+    work = sum(len(r.ids) + r.sampling.max_new_tokens for r in requests)
+    for request, steps in zip(requests, arrivals, strict=False):
+        assert machine.scheduler.add(request)
+        for _ in range(steps):
+            if machine.scheduler.busy:
+                machine.step()
+    for _ in range(100 * work):
+        if not machine.scheduler.busy:
+            break
+        machine.step()
+    assert machine.done == {request.id: expected(request) for request in requests}
+    assert machine.pool.references == [0] * len(machine.pool.references)
+
+
+def test_a_prompt_that_can_never_fit_is_refused():
+    machine = Machine(blocks=4, size=2, budget=8, sequences=4)
+    assert not machine.scheduler.add(Request("long", [0] * 8, Sampling(1.0, 1.0, 1), 0))
+    assert not machine.scheduler.add(Request("empty", [], Sampling(1.0, 1.0, 1), 0))
+    assert machine.scheduler.add(Request("fits", [0] * 7, Sampling(1.0, 1.0, 5), 0))
+
+
+def test_the_youngest_gives_way_and_loses_nothing():
+    """Two sequences that outgrow the pool together: the younger one waits, and ends with the same tokens."""
+    machine = Machine(blocks=6, size=2, budget=16, sequences=4)
+    requests = [Request(str(i), [i] * 4, Sampling(1.0, 1.0, 8), 0) for i in range(2)]
+    for request in requests:
+        machine.scheduler.add(request)
+    order = []
+    while machine.scheduler.busy:
+        machine.step()
+        order += [name for name in machine.done if name not in order]
+    assert machine.scheduler.preemptions > 0 and order == ["0", "1"]
+    assert machine.done == {request.id: expected(request) for request in requests}
