@@ -36,7 +36,7 @@ from judging.examples import examples_key
 from judging.judge import judge_key
 from judging.metajudge import metajudge_key
 from judging.pairs import pairs_key
-from model.lowrank import merge, read_facts, write
+from model.lowrank import annotate, merge, read_facts, write
 from model.prepare import prepare
 from sampling.generate import respond_key
 from settings import Settings, as_dict, load_settings
@@ -195,10 +195,11 @@ def make_seed_judge(run: Run) -> None:
     }
     facts |= {key: value for key, value in (read_manifest(trained) or {}).items() if key in ("steps", "seconds")}
     write(seed, trained, sft.seed_judge_megabytes, path, **facts)
+    measured: dict[str, float] = {}
     for name, model in (("trained", trained), ("merged", run.merged_judge(seed))):
         found = run.agreement(model, run.folder / "sft" / name)
-        facts |= {f"{name}_{key}": value for key, value in found.items()}
-    print(json.dumps(write(seed, trained, sft.seed_judge_megabytes, path, **facts), indent=2))
+        measured |= {f"{name}_{key}": value for key, value in found.items()}
+    print(json.dumps(annotate(path, **measured), indent=2))
 
 
 def iterate(run: Run) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from files import UserError
 from judging.flaws import FLAWS, TASKS
 from judging.rubric import evidence_text
 
@@ -69,7 +70,10 @@ def repetitive(text: str) -> bool:
 
 
 def load_sources(prompts: Iterable[dict[str, Any]], answers: Iterable[dict[str, Any]]) -> list[Source]:
-    """Prompts that have a good answer; answers at more than the temperature WILD are the wild ones."""
+    """Prompts that have a good answer; answers at more than the temperature WILD are the wild ones.
+
+    Raises `UserError` for a category of which no one has said what it asks for.
+    """
     good: dict[str, list[list[str]]] = defaultdict(list)
     wild: dict[str, list[list[str]]] = defaultdict(list)
     whole: dict[str, list[tuple[str, bool]]] = defaultdict(list)
@@ -84,6 +88,10 @@ def load_sources(prompts: Iterable[dict[str, Any]], answers: Iterable[dict[str, 
         elif not repetitive(row["text"]) and not REFUSAL.search(row["text"]):
             good[row["prompt_id"]].append(pieces)
             whole[row["prompt_id"]].append((row["text"], row["finish_reason"] == "stop"))
+    prompts = list(prompts)
+    for row in prompts:
+        if row["category"] not in TASKS:
+            raise UserError(f"prompt {row['id']!r}: unknown category {row['category']!r}; add it to judging/flaws.py")
     return [
         Source(row["prompt"], row["category"], row["topic"], good[row["id"]], wild[row["id"]], whole[row["id"]])
         for row in prompts
@@ -95,12 +103,16 @@ class Constructor:
     """Draws responses with chosen flaws, without end, from one seed."""
 
     def __init__(self, sources: list[Source], seed: int):
+        """Raises `UserError` for sources among which no foreign text is found for every one of them."""
         self.sources = sources
         self.random = random.Random(seed)
         self.by_category, self.by_topic = defaultdict(list), defaultdict(list)
         for source in sources:
             self.by_category[source.category].append(source)
             self.by_topic[source.topic].append(source)
+        for category, members in self.by_category.items():
+            if len(self.by_category) < 2 or len({source.topic for source in members}) < 2:
+                raise UserError(f"category {category!r}: two topics in it and another category are needed; add prompts")
         self.modifiable = [source for source in sources if self._modified(source)]
         """Prompts on whose topic something else is asked too; without any there is no wrong task to show."""
         self.flaws = {name: flaw for name, flaw in FLAWS.items() if name != "wrong_task" or self.modifiable}

@@ -48,8 +48,10 @@ def lessons(settings: Settings) -> list[dict[str, Any]]:
     sft = settings.sft
     labelled = [row for path in sft.examples for row in labelled_rows(Path(path))]
     random.Random(settings.seed).shuffle(labelled)
+    first: list[dict[str, Any]] = []
     judgments: list[dict[str, Any]] = []
-    first, comparisons, answers = list(judgments), list(judgments), list(judgments)
+    comparisons: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
     if sft.constructed_decisions + sft.constructed_judgments + sft.constructed_comparisons + sft.constructed_answers:
         prompts = [row for path in sft.prompts for row in read_jsonl(path, ("id", "prompt", "category", "topic"))]
         texts = [row for path in sft.answers for row in read_jsonl(path, ("prompt_id", "temperature", "text"))]

@@ -1,8 +1,9 @@
 """A fine-tuned model as its seed and a small file: `python -m model.lowrank --base B --tuned T --megabytes M --out F`.
 
-Of each matrix's difference D = tuned - base the largest singular triplets are kept, D ~ left right with left [m, r] and
-right [r, n]; vectors (the norms) are kept whole. Ranks differ: over all matrices, the triplets are taken that explain
-most of the squared difference for each number stored, until the file is full.
+Of each matrix's difference D = tuned - base the largest singular triplets are kept, D ~ left diag(scale) right with
+left [m, r] and right [r, n] in int8, scale [r] in fp32; vectors (the norms) are kept whole, in bf16. Ranks differ: over
+all matrices, the triplets are taken that explain most of the squared difference for each byte stored, until the file is
+full.
 """
 
 import argparse
@@ -31,16 +32,16 @@ def decompose(difference: Tensor) -> Triplets:
     return left, values, right
 
 
-def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], numbers: int) -> dict[str, int]:
+def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], room: int) -> dict[str, int]:
     """How many triplets of each matrix to keep.
 
-    `values` are its singular values, largest first, `sizes` the numbers that one of its triplets takes. Triplets are
-    taken by squared singular value a number, the best first, while all of them take at most `numbers`.
+    `values` are its singular values, largest first, `sizes` the bytes that one of its triplets takes. Triplets are
+    taken by squared singular value a byte, the best first, while all of them take at most `room` bytes.
     """
     offers = [(float(value) ** 2 / sizes[name], name) for name, found in values.items() for value in found]
     ranks, taken = dict.fromkeys(values, 0), 0
     for gain, name in sorted(offers, reverse=True):
-        if gain == 0 or taken + sizes[name] > numbers:
+        if gain == 0 or taken + sizes[name] > room:
             break
         ranks[name] += 1
         taken += sizes[name]
@@ -50,26 +51,33 @@ def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], numbers: int)
 def compress(
     base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], megabytes: float
 ) -> tuple[dict[str, Tensor], float]:
-    """The file's tensors, bf16, and the share of the matrices' squared difference that they explain.
+    """The file's tensors, and the share of the matrices' squared difference that the kept triplets explain.
 
-    They take at most `megabytes` 10^6 bytes with their names. A matrix `name` becomes `name.left` and `name.right`, the
-    square root of the singular values in each.
+    They take at most `megabytes` 10^6 bytes with their names. A matrix `name` becomes `name.left`, `name.scale` and
+    `name.right`: eight bits lose far less than the triplets that would not fit in sixteen.
     """
     vectors = {name: tuned[name] - base[name] for name in base if base[name].dim() == 1}
     triplets = {name: decompose(tuned[name] - base[name]) for name in base if base[name].dim() == 2}
-    sizes = {name: sum(base[name].shape) for name in triplets}
+    sizes = {name: sum(base[name].shape) + 4 for name in triplets}
     header = 4096 + 512 * len(base)  # facts, names and shapes
-    numbers = int(megabytes * 1e6 - header) // 2 - sum(map(Tensor.numel, vectors.values()))
-    ranks = choose_ranks({name: values for name, (_, values, _) in triplets.items()}, sizes, numbers)
+    room = int(megabytes * 1e6) - header - 2 * sum(map(Tensor.numel, vectors.values()))
+    ranks = choose_ranks({name: values for name, (_, values, _) in triplets.items()}, sizes, room)
     kept = total = 0.0
     tensors = {name: vector.to(torch.bfloat16) for name, vector in vectors.items()}
     for name, (left, values, right) in triplets.items():
-        r, roots = ranks[name], values.sqrt()
+        r = ranks[name]
         kept, total = kept + values[:r].square().sum().item(), total + values.square().sum().item()
         if r:
-            tensors[f"{name}.left"] = (left[:, :r] * roots[:r]).to(torch.bfloat16).contiguous()
-            tensors[f"{name}.right"] = (right[:r] * roots[:r, None]).to(torch.bfloat16).contiguous()
+            tensors[f"{name}.left"], left_scale = _int8(left[:, :r], 0)
+            tensors[f"{name}.right"], right_scale = _int8(right[:r], 1)
+            tensors[f"{name}.scale"] = values[:r] * left_scale * right_scale
     return tensors, kept / total if total else 1.0
+
+
+def _int8(vectors: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Vectors along `dim` as int8, and what each is to be multiplied with."""
+    scale = vectors.abs().amax(dim, keepdim=True) / 127
+    return (vectors / scale).round().to(torch.int8).contiguous(), scale.flatten()
 
 
 def read_facts(path: Path | str) -> dict[str, Any]:
@@ -101,8 +109,8 @@ def merge(base: Path, path: Path, out: Path) -> None:
             if name in names:
                 parameter.add_(file.get_tensor(name))
             elif f"{name}.left" in names:
-                left, right = (file.get_tensor(f"{name}.{side}").float() for side in ("left", "right"))
-                parameter.add_(left @ right)
+                left, scale, right = (file.get_tensor(f"{name}.{part}").float() for part in ("left", "scale", "right"))
+                parameter.add_(left * scale @ right)
     shutil.rmtree(out, ignore_errors=True)
     parameters = ((name, parameter.to(torch.bfloat16)) for name, parameter in model.named_parameters())
     save_pretrained(parameters, LlamaConfig.load(base), base, out)
@@ -112,7 +120,17 @@ def write(base: Path, tuned: Path, megabytes: float, path: Path, **facts: Any) -
     """Write `path`, the difference between two Hugging Face directories of one architecture; returns its facts."""
     before, after = (dict(load_model(folder, torch.float32).named_parameters()) for folder in (base, tuned))
     tensors, explained = compress(before, after, megabytes)
-    facts = {"base": digest(base / "model.safetensors"), "explained": round(explained, 4)} | facts
+    return _save(tensors, path, {"base": digest(base / "model.safetensors"), "explained": round(explained, 4)} | facts)
+
+
+def annotate(path: Path, **facts: Any) -> dict[str, Any]:
+    """Add to what the file says of itself; returns all of it."""
+    with safe_open(str(path), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    return _save(tensors, path, read_facts(path) | facts)
+
+
+def _save(tensors: dict[str, Tensor], path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, temporary, metadata={"format": "pt", "facts": json.dumps(facts, sort_keys=True)})

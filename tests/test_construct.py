@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evaluation.agreement import spearman
-from files import read_jsonl
+from files import UserError, read_jsonl
 from judging.construct import Constructor, load_sources, repetitive, sentences
 from judging.flaws import FLAWS
 
@@ -79,15 +79,28 @@ def test_a_modified_instruction_is_on_the_same_topic(sources):
         assert other.topic != source.topic and other.category != source.category
 
 
+def made(*texts: str, category: str = "facts", topic: str = "t") -> list:
+    """Sources of a prompt for each answer."""
+    answers = [
+        {"prompt_id": i, "temperature": 0.2, "text": text, "finish_reason": "stop"} for i, text in enumerate(texts)
+    ]
+    prompts = [{"id": i, "prompt": f"q{i}", "category": category, "topic": f"{topic}{i}"} for i in range(len(texts))]
+    return load_sources(prompts, answers)
+
+
 def test_what_is_no_good_answer():
     said = "The tide comes in twice a day. " * 3
     assert repetitive(said) and not repetitive("The tide comes in twice a day, and it goes out twice a day.")
-    rows = [
-        {"prompt_id": i, "temperature": 0.2, "text": text, "finish_reason": "stop"}
-        for i, text in enumerate(("A fine answer.", said, "I'm sorry, I cannot help with that."))
-    ]
-    prompts = [{"id": i, "prompt": f"q{i}", "category": "facts", "topic": f"t{i}"} for i in range(3)]
-    assert [source.prompt for source in load_sources(prompts, rows)] == ["q0"]
+    found = made("A fine answer.", said, "I'm sorry, I cannot help with that.")
+    assert [source.prompt for source in found] == ["q0"]
+
+
+def test_prompts_that_construction_cannot_use():
+    with pytest.raises(UserError, match="prompt 0: unknown category 'songs'"):
+        made("A.", category="songs")
+    for sources in (made("A.", "B."), made("A.") + made("B.", "C.", category="plan", topic="u")):
+        with pytest.raises(UserError, match="category 'facts': two topics"):
+            Constructor(sources, 0)
 
 
 def test_a_wrong_judgment_is_further_off_and_positions_are_even(sources):
