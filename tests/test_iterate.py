@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,20 @@ ROOT = Path(__file__).parent.parent
 
 
 def start(place: Path, *words: str) -> subprocess.Popen:
-    """Python on the project's code, in a folder of its own, so that its models and runs are the test's."""
+    """Python on the project's code, in a folder of its own, so that its models and runs are the test's.
+
+    A shell's background job ignores Ctrl-C, and so would what the tests start when they are run as one.
+    """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *words]
     return subprocess.Popen(
-        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=place,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
