@@ -146,7 +146,7 @@ def report(cases: Sequence[Case], judgments: Sequence[dict[str, Any]], minimum_v
         "by_gap": {
             f"{gap:g}": bootstrap([[a for a, g in pairs if g == gap] for pairs in outcomes.values()]) for gap in gaps
         },
-        "by_flaw": {flaw: bootstrap(pairs) for flaw, pairs in sorted(_against_flawless(cases, scores).items())},
+        "by_flaw": {flaw: bootstrap(pairs) for flaw, pairs in _against_flawless(cases, scores).items()},
         "mean_score_by_quality": _means(cases, scores, lambda case: f"{case.quality:g}"),
         "mean_score_by_flaw": _means(cases, scores, lambda case: case.flaw),
     }

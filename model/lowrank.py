@@ -1,4 +1,4 @@
-"""A fine-tuned model as its seed and a small file: `python -m model.lowrank --base B --tuned T --megabytes M --out F`.
+"""A fine-tuned model as its seed and a small file: `make sft` writes it, `make iterate` adds it to the seed.
 
 Of each matrix's difference D = tuned - base the largest singular triplets are kept, D ~ left diag(scale) right with
 left [m, r] and right [r, n] in int8, scale [r] in fp32; vectors (the norms) are kept whole, in bf16. Ranks differ: over
@@ -6,7 +6,6 @@ all matrices, the triplets are taken that explain most of the squared difference
 full.
 """
 
-import argparse
 import json
 import shutil
 from collections.abc import Mapping
@@ -18,18 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from files import UserError, command, digest
+from files import UserError, digest
 from model.config import LlamaConfig
 from model.weights import load_model, save_pretrained
-
-Triplets = tuple[Tensor, Tensor, Tensor]
-"""left [m, r], singular values [r], right [r, n], fp32."""
-
-
-def decompose(difference: Tensor) -> Triplets:
-    """The singular triplets of a matrix, largest first."""
-    left, values, right = torch.linalg.svd(difference.float(), full_matrices=False)
-    return left, values, right
 
 
 def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], room: int) -> dict[str, int]:
@@ -57,7 +47,11 @@ def compress(
     `name.right`: eight bits lose far less than the triplets that would not fit in sixteen.
     """
     vectors = {name: tuned[name] - base[name] for name in base if base[name].dim() == 1}
-    triplets = {name: decompose(tuned[name] - base[name]) for name in base if base[name].dim() == 2}
+    triplets = {
+        name: torch.linalg.svd((tuned[name] - base[name]).float(), full_matrices=False)
+        for name in base
+        if base[name].dim() == 2
+    }
     sizes = {name: sum(base[name].shape) + 4 for name in triplets}
     header = 4096 + 512 * len(base)  # facts, names and shapes
     room = int(megabytes * 1e6) - header - 2 * sum(map(Tensor.numel, vectors.values()))
@@ -136,17 +130,3 @@ def _save(tensors: dict[str, Tensor], path: Path, facts: dict[str, Any]) -> dict
     save_file(tensors, temporary, metadata={"format": "pt", "facts": json.dumps(facts, sort_keys=True)})
     temporary.replace(path)
     return facts
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the low-rank difference between two models.")
-    parser.add_argument("--base", required=True, type=Path, help="Hugging Face directory of the seed")
-    parser.add_argument("--tuned", required=True, type=Path, help="Hugging Face directory of the fine-tuned model")
-    parser.add_argument("--megabytes", type=float, default=12.0, help="size of the file at most")
-    parser.add_argument("--out", required=True, type=Path)
-    arguments = parser.parse_args()
-    print(json.dumps(write(arguments.base, arguments.tuned, arguments.megabytes, arguments.out), indent=2))
-
-
-if __name__ == "__main__":
-    command(main)
