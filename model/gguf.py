@@ -129,6 +129,7 @@ def _tokenizer(fields: dict[str, Any], folder: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": tokens[fields["tokenizer.ggml.bos_token_id"]],
         "eos_token": tokens[fields["tokenizer.ggml.eos_token_id"]],
+        "pad_token": tokens[fields.get("tokenizer.ggml.padding_token_id", fields["tokenizer.ggml.eos_token_id"])],
         "clean_up_tokenization_spaces": False,
         "model_max_length": fields["llama.context_length"],
         "chat_template": fields["tokenizer.chat_template"],
