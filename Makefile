@@ -7,7 +7,7 @@ BIN    := .venv/bin
 export PYTHONPATH := .
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup iterate sft test test-peers check clean
+.PHONY: setup iterate sft test test-peers bench check clean
 
 setup: .venv/demo
 
@@ -48,6 +48,12 @@ test: .venv/test
 
 test-peers: .venv-peers/ready
 	.venv-peers/bin/python -m pytest -m peers
+
+# Generation speed, as JSON lines. WORKLOAD is a file with the names of bench/workload.py, ONLY is flat or loop.
+bench: .venv/demo
+	@$(BIN)/python -m model.prepare --config $(CONFIG) >&2
+	@$(BIN)/python -m bench.sampler --model models/smollm2-135m-instruct \
+		$(if $(WORKLOAD),--workload $(WORKLOAD)) $(if $(ONLY),--only $(ONLY))
 
 check: .venv/check
 	$(BIN)/ruff check .

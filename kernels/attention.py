@@ -35,5 +35,7 @@ class VarlenAttention:
         """`cu_seqlens`: int32 [sequences + 1], the sequences' borders in the packed tokens."""
         self.lengths: list[int] = cu_seqlens.diff().tolist()
 
-    def __call__(self, layer: int, q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
-        return varlen_attention(apply_rope(q_thd, rope), apply_rope(k_tkd, rope), v_tkd, self.lengths)
+    def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
+        kv_heads = v_tkd.shape[1]
+        q_thd, k_tkd = apply_rope(qk_thd, rope).split((qk_thd.shape[1] - kv_heads, kv_heads), dim=1)
+        return varlen_attention(q_thd, k_tkd, v_tkd, self.lengths)

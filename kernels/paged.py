@@ -1,6 +1,12 @@
 """Attention over a paged KV cache: keys and values live in blocks that a table names.
 
-Shapes: t tokens of this step, h query heads, k key-value heads, d head_dim, n blocks of s tokens, b sequences.
+A step's tokens are of two kinds. Spans of several tokens (prompts, or parts of them) attend one by one. Single tokens
+(decoding) attend all together, and a run of blocks that several of them share is read once for all: `kernels.pieces`
+cuts the tables into runs, every run is attended by all its readers, and a reader's partial results o_j are merged by
+their log-sum-exps l_j: o = sum_j exp(l_j - l) o_j with l = log sum_j exp(l_j).
+
+Shapes: t tokens of this step, h query heads, k key-value heads, g query heads a key-value head, d head_dim, n blocks of
+s tokens in the cache, b single tokens, p pieces of c tokens in one product, r readers of a piece, j pieces of a token.
 """
 
 from dataclasses import dataclass
@@ -9,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.pieces import Piece, alike, cut_pieces
 from kernels.rope import Rope, apply_rope
 
 
@@ -21,6 +28,10 @@ class Span:
     end: int
     blocks: list[int]
 
+    @property
+    def positions(self) -> range:
+        return range(self.start, self.end)
+
 
 class PagedAttention:
     """One step's attention, callable as `attend` of `model.llama.Llama.forward`.
@@ -29,56 +40,135 @@ class PagedAttention:
     """
 
     def __init__(self, cache: Tensor, spans: list[Span]):
-        """`cache`: [2, layers, n, s, k, d]. `spans` cover the step's rows in order, those of a single token first."""
+        """`cache`: [layers, 2, n, k, s, d]. `spans` cover the step's rows in order, those of a single token first."""
         self.cache = cache
-        self.slots_t = torch.cat([self._slots(span) for span in spans])
-        size, device = cache.shape[3], cache.device
-        self.single = [span for span in spans if span.end - span.start == 1]
-        self.several = spans[len(self.single) :]
-        if self.single:
-            width = max(-(-span.end // size) for span in self.single)
-            table = [span.blocks[:width] + [0] * (width - len(span.blocks)) for span in self.single]
-            self.table_bn = torch.tensor(table, device=device)
-            ends_b = torch.tensor([span.end for span in self.single], device=device)
-            unseen_bs = torch.arange(width * size, device=device) >= ends_b[:, None]
-            zeros = torch.zeros(unseen_bs.shape, dtype=cache.dtype, device=device)
-            self.mask_b11s = zeros.masked_fill(unseen_bs, float("-inf"))[:, None, None]
-        self.tables = [torch.tensor(span.blocks, device=device) for span in self.several]
+        self.kv_heads, size = cache.shape[3:5]
+        slots = [span.blocks[i // size] * self.kv_heads * size + i % size for span in spans for i in span.positions]
+        heads = torch.arange(self.kv_heads, device=cache.device) * size
+        self.slots = (torch.tensor(slots, device=cache.device)[:, None] + heads).flatten()
+        single = [span for span in spans if len(span.positions) == 1]
+        self.decode = DecodeReads(cache, single) if single else None
+        self.prefill = [PrefillRead(cache, span) for span in spans[len(single) :]]
+        self.singles = len(single)
 
-    def _slots(self, span: Span) -> Tensor:
-        size = self.cache.shape[3]
-        positions = torch.arange(span.start, span.end, device=self.cache.device)
-        return torch.tensor(span.blocks, device=self.cache.device)[positions // size] * size + positions % size
-
-    def __call__(self, layer: int, q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
-        q_thd, k_tkd = apply_rope(q_thd, rope), apply_rope(k_tkd, rope)
-        keys, values = self.cache[0, layer], self.cache[1, layer]
-        keys.flatten(0, 1).index_copy_(0, self.slots_t, k_tkd)
-        values.flatten(0, 1).index_copy_(0, self.slots_t, v_tkd)
-        outputs = []
-        if self.single:
-            outputs.append(self._attend_single(q_thd[: len(self.single)], keys, values))
-        for span, table in zip(self.several, self.tables, strict=True):
-            rows = slice(span.row, span.row + span.end - span.start)
-            k, v = (c[table].flatten(0, 1)[: span.end] for c in (keys, values))
-            outputs.append(attend_causal(q_thd[rows], k, v))
-        return torch.cat(outputs)
-
-    def _attend_single(self, q_bhd: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """A token of each sequence over its own blocks, padded to the longest."""
-        k_bksd, v_bksd = (c[self.table_bn].flatten(1, 2).transpose(1, 2) for c in (keys, values))
-        q_bkgd = q_bhd.unflatten(1, (k_bksd.shape[1], -1))
-        return F.scaled_dot_product_attention(q_bkgd, k_bksd, v_bksd, attn_mask=self.mask_b11s).flatten(1, 2)
+    def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
+        q_thd, k_tkd = apply_rope(qk_thd, rope).split((qk_thd.shape[1] - self.kv_heads, self.kv_heads), dim=1)
+        cache = self.cache[layer]
+        keys, values = cache.flatten(1, 3)  # a row for each block, head and token
+        keys.index_copy_(0, self.slots, k_tkd.flatten(0, 1))
+        values.index_copy_(0, self.slots, v_tkd.flatten(0, 1))
+        outputs = [self.decode(q_thd[: self.singles], cache)] if self.decode else []
+        outputs += [read(q_thd, k_tkd, v_tkd, cache) for read in self.prefill]
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
-def attend_causal(q_thd: Tensor, k_skd: Tensor, v_skd: Tensor) -> Tensor:
-    """The last t of s tokens attend to the s tokens, each up to itself; [t, h, d]."""
-    (t, heads, d), (s, kv_heads, _) = q_thd.shape, k_skd.shape
-    q_kgtd = q_thd.view(t, kv_heads, heads // kv_heads, d).permute(1, 2, 0, 3)
-    k_kgsd, v_kgsd = (x.transpose(0, 1)[:, None].expand(-1, heads // kv_heads, -1, -1) for x in (k_skd, v_skd))
-    if t == s:
-        out = F.scaled_dot_product_attention(q_kgtd, k_kgsd, v_kgsd, is_causal=True)
-    else:
-        seen_ts = torch.ones(t, s, dtype=torch.bool, device=q_thd.device).tril(s - t)
-        out = F.scaled_dot_product_attention(q_kgtd, k_kgsd, v_kgsd, attn_mask=seen_ts)
-    return out.permute(2, 0, 1, 3).reshape(t, heads, d)
+class PrefillRead:
+    """Several tokens of one sequence attend to what the cache holds before them and, causally, to themselves."""
+
+    def __init__(self, cache: Tensor, span: Span):
+        self.kv_heads, size = cache.shape[3:5]
+        self.span, self.bias_ts = span, None
+        if span.start:  # else the step's own keys and values are all there is
+            self.rows = _block_rows([span.blocks[: -(-span.end // size)]], cache)
+            unseen = torch.ones(len(span.positions), span.end, dtype=torch.bool, device=cache.device)
+            self.bias_ts = _bias(unseen.triu_(span.start + 1), cache.dtype)
+
+    def __call__(self, q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, cache: Tensor) -> Tensor:
+        """[t of the span, h, d]; `q_thd`, `k_tkd`, `v_tkd` of all the step's tokens."""
+        rows = slice(self.span.row, self.span.row + len(self.span.positions))
+        q_kgtd = q_thd[rows].transpose(0, 1).unflatten(0, (self.kv_heads, -1))
+        if self.bias_ts is None:
+            k_ksd, v_ksd = k_tkd[rows].transpose(0, 1), v_tkd[rows].transpose(0, 1)
+        else:
+            k_ksd, v_ksd = _gather(cache, self.rows, self.kv_heads)[:, :, : self.span.end]
+        k_kgsd, v_kgsd = (x[:, None].expand(-1, q_kgtd.shape[1], -1, -1) for x in (k_ksd, v_ksd))
+        out_kgtd = F.scaled_dot_product_attention(
+            q_kgtd, k_kgsd, v_kgsd, attn_mask=self.bias_ts, is_causal=self.bias_ts is None
+        )
+        return out_kgtd.flatten(0, 1).transpose(0, 1)
+
+
+class DecodeReads:
+    """Single tokens of many sequences attend, each run of blocks that several of them share read once."""
+
+    def __init__(self, cache: Tensor, spans: list[Span]):
+        pieces = cut_pieces([span.blocks for span in spans], [span.end for span in spans], cache.shape[4])
+        self.reads = [PieceRead(cache, group) for group in alike(pieces)]
+        parts: list[list[int]] = [[] for _ in spans]
+        row = 0
+        for read in self.reads:
+            for piece in read.pieces:
+                for i, reader in enumerate(piece.readers):
+                    parts[reader].append(row + i)
+                row += read.readers
+        most = max(map(len, parts))
+        self.parts_bj = torch.tensor([p + p[:1] * (most - len(p)) for p in parts], device=cache.device)
+        counts_b = torch.tensor([len(p) for p in parts], device=cache.device)
+        unused_bj = torch.arange(most, device=cache.device) >= counts_b[:, None]
+        self.parts_bias_bj = _bias(unused_bj, torch.float32)
+        self.whole = most == 1
+        """Every token reads one piece: there is nothing to merge."""
+
+    def __call__(self, q_bhd: Tensor, cache: Tensor) -> Tensor:
+        outputs, lses = zip(*(read(q_bhd, cache, not self.whole) for read in self.reads), strict=True)
+        output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        if self.whole:
+            return output[self.parts_bj[:, 0]]
+        return merge(output[self.parts_bj], torch.cat(lses)[self.parts_bj] + self.parts_bias_bj[..., None])
+
+
+class PieceRead:
+    """Pieces of about one size, with about as many readers: their attention is one batched product."""
+
+    def __init__(self, cache: Tensor, pieces: list[Piece]):
+        self.kv_heads, size = cache.shape[3:5]
+        self.pieces = pieces
+        self.readers = max(len(piece.readers) for piece in pieces)
+        blocks = max(len(piece.blocks) for piece in pieces)
+        # What is padded is masked, or never looked at: any block and any reader will do.
+        tables = [piece.blocks + piece.blocks[:1] * (blocks - len(piece.blocks)) for piece in pieces]
+        readers = [piece.readers + piece.readers[:1] * (self.readers - len(piece.readers)) for piece in pieces]
+        self.readers_pr = torch.tensor(readers, device=cache.device)
+        self.rows = _block_rows(tables, cache)
+        tokens_p = torch.tensor([piece.tokens for piece in pieces], device=cache.device).repeat_interleave(
+            self.kv_heads
+        )
+        unseen = torch.arange(blocks * size, device=cache.device) >= tokens_p[:, None, None]
+        self.bias = _bias(unseen, torch.float32)
+
+    def __call__(self, q_bhd: Tensor, cache: Tensor, with_lse: bool) -> tuple[Tensor, Tensor | None]:
+        """Outputs [p r, h, d] and, if wanted, log-sum-exps, fp32 [p r, h]."""
+        q_prkgd = q_bhd[self.readers_pr].unflatten(2, (self.kv_heads, -1))
+        shape = q_prkgd.transpose(1, 2).shape
+        q = q_prkgd.transpose(1, 2).flatten(0, 1).flatten(1, 2)
+        k, v = _gather(cache, self.rows, len(q))
+        scores = torch.add(self.bias, torch.bmm(q, k.transpose(1, 2)), alpha=q.shape[-1] ** -0.5)
+        weights = scores.softmax(-1)
+        out = torch.bmm(weights.to(v.dtype), v).view(shape).transpose(1, 2).flatten(0, 1).flatten(1, 2)
+        if not with_lse:
+            return out, None
+        lse = scores.amax(-1) - weights.amax(-1).log()
+        return out, lse.view(shape[:-1]).transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+def merge(outputs_bjhd: Tensor, lses_bjh: Tensor) -> Tensor:
+    """Each token's result [b, h, d] from its partial results and their log-sum-exps, fp32; minus infinity: no such."""
+    return (outputs_bjhd * lses_bjh.softmax(1)[..., None]).sum(1).to(outputs_bjhd.dtype)
+
+
+def _block_rows(tables: list[list[int]], cache: Tensor) -> Tensor:
+    """Where the blocks of each table lie for each head: rows of a layer's cache seen as [2 n k, s d], keys first."""
+    _, _, blocks, kv_heads, _, _ = cache.shape
+    heads = torch.arange(kv_heads, device=cache.device)[:, None]
+    rows = (torch.tensor(tables, device=cache.device)[:, None] * kv_heads + heads).flatten()
+    return torch.cat((rows, rows + blocks * kv_heads))
+
+
+def _gather(cache: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Keys and values [2, count, tokens, d] of the blocks in `rows` from a layer's cache [2, n, k, s, d]."""
+    return cache.flatten(0, 2).flatten(1).index_select(0, rows).view(2, count, -1, cache.shape[-1])
+
+
+def _bias(unseen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zero, and minus infinity where `unseen`."""
+    return torch.zeros(unseen.shape, dtype=dtype, device=unseen.device).masked_fill_(unseen, float("-inf"))

@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from kernels.linear import Linear, linear, packable, packed
 from kernels.rope import Rope, rope_tables
 from model.config import LlamaConfig
 
-Attend = Callable[[int, Tensor, Tensor, Tensor, Rope], Tensor]
-"""(layer, q [t, h, head_dim], k [t, k, head_dim], v [t, k, head_dim], rope) -> [t, h, head_dim].
+Attend = Callable[[int, Tensor, Tensor, Rope], Tensor]
+"""(layer, q and k [t, h + k, head_dim], v [t, k, head_dim], rope) -> [t, h, head_dim].
 
-Queries and keys come unrotated: a paged cache rotates keys while it stores them."""
+Queries and keys come in one tensor and unrotated: one rotation serves both, and a paged cache may rotate keys while it
+stores them."""
 
 Head = Callable[[Tensor, Tensor], Tensor]
 """(hidden [t, d], weight [v, d]) -> whatever the caller wants of them."""
@@ -45,14 +47,14 @@ class Attention(nn.Module):
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
-        self.sizes = [config.q_size, config.kv_size, config.kv_size]
+        self.sizes = [config.q_size + config.kv_size, config.kv_size]
         self.head_dim = config.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.sizes), bias=False)
-        self.o_proj = nn.Linear(config.q_size, config.hidden_size, bias=False)
+        self.qkv_proj = Linear(config.hidden_size, sum(self.sizes))
+        self.o_proj = Linear(config.q_size, config.hidden_size)
 
     def forward(self, x_td: Tensor, layer: int, attend: Attend, rope: Rope) -> Tensor:
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv_proj(x_td).split(self.sizes, dim=-1))
-        return self.o_proj(attend(layer, q, k, v, rope).flatten(1))
+        qk, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv_proj(x_td).split(self.sizes, dim=-1))
+        return self.o_proj(attend(layer, qk, v, rope).flatten(1))
 
 
 class SwiGLU(nn.Module):
@@ -60,8 +62,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x_td: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x_td).chunk(2, dim=-1)
@@ -99,9 +101,7 @@ class Llama(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = (
-            None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        )
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, ids_t: Tensor, positions_t: Tensor, attend: Attend, head: Head) -> Tensor:
         """`ids_t`, `positions_t`: int64 [t]. Returns `head(hidden [t, d], weight [v, d])`."""
@@ -109,8 +109,23 @@ class Llama(nn.Module):
         rope = rope_tables(positions_t, _frequencies(self.config, ids_t.device))
         for i, layer in enumerate(self.layers):
             x_td = layer(x_td, i, attend, rope)
-        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return head(self.norm(x_td), weight)
+        return head(self.norm(x_td), self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[v, d]: of the head, or of the embedding where they are tied."""
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def pack(self) -> "Llama":
+        """Pack the weights of all products where that pays; for inference alone, and once. Returns the model."""
+        if packable(self.embed_tokens.weight):
+            head = packed(self.head_weight)
+            for module in self.modules():
+                if isinstance(module, Linear):
+                    module.weight = packed(module.weight)
+            self.lm_head = Linear(1, 1)
+            self.lm_head.weight = head
+        return self
 
 
 @lru_cache
@@ -120,7 +135,7 @@ def _frequencies(config: LlamaConfig, device: torch.device) -> Tensor:
 
 def logits_head(hidden_td: Tensor, weight_vd: Tensor) -> Tensor:
     """Logits of every token, fp32 [t, v]."""
-    return F.linear(hidden_td, weight_vd).float()
+    return linear(hidden_td, weight_vd).float()
 
 
 def compute_dtype(setting: str, device: torch.device) -> torch.dtype:

@@ -43,8 +43,9 @@ class Match:
 class BlockPool:
     """Allocates, shares and frees blocks 0 ... blocks - 1."""
 
-    def __init__(self, blocks: int, block_size: int):
+    def __init__(self, blocks: int, block_size: int, share_prefixes: bool = True):
         self.block_size = block_size
+        self.share_prefixes = share_prefixes
         self.references = [0] * blocks
         self.free: OrderedDict[int, None] = OrderedDict.fromkeys(range(blocks))
         self.entries: dict[int, Entry] = {}
@@ -109,6 +110,8 @@ class BlockPool:
     def match(self, tokens: Sequence[int]) -> Match:
         """The longest prefix of `tokens` that is in the cache; nothing is taken."""
         found, position, size = Match(), 0, self.block_size
+        if not self.share_prefixes:
+            return found
         while True:
             children = self.children.get(found.parent, {})
             entry = children.get(tuple(tokens[position : position + size]))

@@ -1,11 +1,12 @@
 """The engine: requests in, completions out."""
 
+import time
 from collections.abc import Iterable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.linear import linear
 from kernels.paged import PagedAttention, Span
 from model.llama import Llama
 from sampling.blocks import BlockPool
@@ -17,15 +18,27 @@ from sampling.scheduler import Scheduled, Scheduler, Sequence, Step
 class Engine:
     """Continuous batching of one model over a paged KV cache. The cache serves one set of weights."""
 
-    def __init__(self, model: Llama, *, blocks: int, block_size: int, token_budget: int, max_sequences: int):
+    def __init__(
+        self,
+        model: Llama,
+        *,
+        blocks: int,
+        block_size: int,
+        token_budget: int,
+        max_sequences: int,
+        share_prefixes: bool = True,
+    ):
         config, weight = model.config, model.embed_tokens.weight
         self.model = model
         self.blocks, self.block_size = blocks, block_size
         self.token_budget, self.max_sequences = token_budget, max_sequences
-        shape = (2, config.num_hidden_layers, blocks, block_size, config.num_key_value_heads, config.head_dim)
+        self.share_prefixes = share_prefixes
+        shape = (config.num_hidden_layers, 2, blocks, config.num_key_value_heads, block_size, config.head_dim)
         self.cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self.computed_tokens = 0
         self.preemptions = 0
+        self.first_token_seconds: list[float] = []
+        """Of each request, from the start of its run to its first token."""
 
     @torch.inference_mode()
     def run(self, requests: Iterable[Request]) -> Iterator[Completion]:
@@ -33,7 +46,8 @@ class Engine:
 
         A prompt that does not fit the context or the cache comes back at once as `too_long`.
         """
-        pool = BlockPool(self.blocks, self.block_size)
+        started = time.monotonic()
+        pool = BlockPool(self.blocks, self.block_size, self.share_prefixes)
         limit = self.model.config.max_position_embeddings
         scheduler = Scheduler(pool, self.token_budget, self.max_sequences, limit)
         for request in requests:
@@ -42,7 +56,9 @@ class Engine:
         while scheduler.busy:
             step = scheduler.schedule()
             step.scheduled.sort(key=lambda item: item.end - item.start > 1)  # single tokens first
+            first = sum(item.samples and item.end == item.sequence.prompt_length for item in step.scheduled)
             drawn = self._forward(step)
+            self.first_token_seconds += [time.monotonic() - started] * first
             for sequence in scheduler.complete(step, drawn, lambda s: _finish_reason(s) is not None):
                 reason = _finish_reason(sequence)
                 assert reason is not None
@@ -73,7 +89,7 @@ class Engine:
             torch.tensor(ids, device=device),
             torch.tensor(positions, device=device),
             PagedAttention(self.cache, spans),
-            lambda hidden_td, weight_vd: F.linear(hidden_td[rows], weight_vd).float(),
+            lambda hidden_td, weight_vd: linear(hidden_td[rows], weight_vd),
         )
         return self._draw([item for item in step.scheduled if item.samples], logits)
 

@@ -210,7 +210,7 @@ def _rendezvous(stage: str, key: str) -> tuple[dist.Store, int]:
 def _engine(settings: Settings, model_dir: Path) -> Engine:
     device, engine = local_device(), settings.engine
     torch.set_num_threads(engine.threads)
-    model = load_model(model_dir, compute_dtype(settings.model.dtype, device), device)
+    model = load_model(model_dir, compute_dtype(settings.model.dtype, device), device).pack()
     return Engine(
         model,
         blocks=engine.blocks,

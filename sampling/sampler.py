@@ -21,6 +21,8 @@ MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 CHUNK = 256
+CPU_ROWS = 16
+ATTEMPTS = 4
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
@@ -42,11 +44,12 @@ def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
     return high & MASK, low & MASK
 
 
-def uniform(seed_b: Tensor, position_b: Tensor, attempt: int) -> Tensor:
-    """Uniform numbers in (0, 1), fp64 [b], of each (seed, position, attempt)."""
-    zero = torch.zeros_like(position_b)
-    counter = (position_b & MASK, (position_b >> 32) & MASK, zero + attempt, zero)
-    return (philox(counter, (seed_b & MASK, (seed_b >> 32) & MASK)).double() + 0.5) / 2**32
+def uniform(seed_b: Tensor, position_b: Tensor, first_attempt: int = 0) -> Tensor:
+    """Uniform numbers in (0, 1), fp64 [b, ATTEMPTS], of each (seed, position, attempt), attempts in a row."""
+    seed, position = seed_b[:, None], position_b[:, None].expand(-1, ATTEMPTS)
+    attempt = torch.arange(first_attempt, first_attempt + ATTEMPTS, device=seed.device).expand_as(position)
+    counter = (position & MASK, (position >> 32) & MASK, attempt, torch.zeros_like(position))
+    return (philox(counter, (seed & MASK, (seed >> 32) & MASK)).double() + 0.5) / 2**32
 
 
 def sample(
@@ -54,29 +57,44 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """Draw a token for each row: (ids int64 [b], log-probabilities fp32 [b] at the temperature, before top-p).
 
-    `logits_bv` fp32; `temperature_b` 0 means greedy. `seed_b`, `position_b` int64.
+    `logits_bv` of any float dtype, computed on in fp32; `temperature_b` 0 means greedy. `seed_b`, `position_b` int64.
     """
+    columns = (logits_bv, temperature_b, top_p_b, seed_b, position_b, uniform(seed_b, position_b))
+    # On a CPU a few rows at a time, so that what a pass writes is still in the processor's cache for the next.
+    rows = CPU_ROWS if logits_bv.device.type == "cpu" else len(logits_bv)
+    parts = [_sample_rows(*part) for part in zip(*(column.split(rows) for column in columns), strict=True)]
+    ids, logprobs = zip(*parts, strict=True)
+    return torch.cat(ids), torch.cat(logprobs)
+
+
+def _sample_rows(
+    logits_bv: Tensor, temperature_b: Tensor, top_p_b: Tensor, seed_b: Tensor, position_b: Tensor, noise_ba: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`sample`, given the noise of the first attempts."""
     greedy_b = temperature_b == 0
-    scaled_bv = logits_bv / torch.where(greedy_b, 1.0, temperature_b)[:, None]
-    maximum_b, best_b = scaled_bv.max(dim=-1)
-    weight_bv = (scaled_bv - maximum_b[:, None]).exp_()
+    scaled_bv = logits_bv.to(torch.float32, copy=True).div_(torch.where(greedy_b, 1.0, temperature_b)[:, None])
+    ids_b = scaled_bv.argmax(-1) if greedy_b.any() else torch.zeros_like(seed_b)
+    weight_bv = scaled_bv.softmax(-1)
     chunks_bcw = F.pad(weight_bv, (0, -weight_bv.shape[1] % CHUNK)).unflatten(1, (-1, CHUNK))
     chunk_sum_bc = chunks_bcw.sum(-1).double()
     total_b = chunk_sum_bc.sum(-1)
-    ids_b = best_b.clone()
     pending = (~greedy_b).nonzero()[:, 0]
     attempt = 0
     while len(pending):
-        target_b = uniform(seed_b[pending], position_b[pending], attempt) * total_b[pending]
-        drawn_b = _invert(chunks_bcw, chunk_sum_bc, pending, target_b)
-        drawn_weight_b = weight_bv[pending, drawn_b]
-        rows_bv = weight_bv if len(pending) == len(weight_bv) else weight_bv[pending]
-        above_b = torch.where(rows_bv > drawn_weight_b[:, None], rows_bv, 0.0).sum(-1)
+        if attempt and attempt % ATTEMPTS == 0:
+            noise_ba = uniform(seed_b, position_b, attempt)
+        drawn_b = _invert(chunks_bcw, chunk_sum_bc, pending, noise_ba[pending, attempt % ATTEMPTS] * total_b[pending])
         ids_b[pending] = drawn_b
-        pending = pending[above_b >= top_p_b[pending] * total_b[pending]]
+        weight_b, total, top_p = weight_bv[pending, drawn_b], total_b[pending], top_p_b[pending]
+        # Where the draw alone is more than top-p leaves out, what is above it holds less than top-p.
+        pending, weight_b, total, top_p = (
+            x[weight_b <= (1 - top_p) * total] for x in (pending, weight_b, total, top_p)
+        )
+        rows_bcw = chunks_bcw[pending]
+        above_bcw = rows_bcw * (rows_bcw > weight_b[:, None, None])
+        pending = pending[above_bcw.sum(-1).double().sum(-1) >= top_p * total]
         attempt += 1
-    logprob_b = scaled_bv.gather(1, ids_b[:, None])[:, 0] - maximum_b - total_b.log()
-    return ids_b, logprob_b.float()
+    return ids_b, (weight_bv.gather(1, ids_b[:, None])[:, 0].log() - total_b.log()).float()
 
 
 def _invert(chunks_bcw: Tensor, chunk_sum_bc: Tensor, rows: Tensor, target_b: Tensor) -> Tensor:

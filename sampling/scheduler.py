@@ -14,7 +14,7 @@ from sampling.blocks import ROOT, BlockPool
 from sampling.request import Request
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
     """A request in work."""
 

@@ -54,7 +54,7 @@ def test_prefill_and_decode_equal_one_forward(case):
     """Prefill in two chunks, then token by token, over blocks that lie scattered, two sequences at once."""
     model, reference = case
     config, size = model.config, 8
-    cache = torch.zeros(2, config.num_hidden_layers, 64, size, config.num_key_value_heads, config.head_dim)
+    cache = torch.zeros(config.num_hidden_layers, 2, 64, config.num_key_value_heads, size, config.head_dim)
     blocks = [list(range(0, 40, 2)), list(range(41, 1, -2))]
     ids, expected = reference["ids"], reference["logits"]
     for start, end in [(0, 21), (21, 50), *((i, i + 1) for i in range(50, 70))]:

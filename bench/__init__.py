@@ -1,0 +1,1 @@
+"""Benchmarks: each command prints JSON lines."""

@@ -1,0 +1,200 @@
+"""Generation speed: `python -m bench.sampler --model DIR` prints a JSON line for each workload and ablation.
+
+`tokens_per_second` counts new tokens only, over the whole time from text to text; it is the median run's. `first_token`
+is the median, over requests, of the seconds until a request has its first token. `share_of_limit` is the arithmetic of
+all matrix products with weights (2 operations a weight and token computed) over what the machine reaches in one large
+product, which is measured in the same minute: timings on shared machines mean something only next to one another.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from files import UserError, command
+from kernels.linear import Linear
+from model.chat import ChatFormat, load_chat
+from model.llama import Llama, compute_dtype
+from model.weights import load_model
+from sampling.engine import Engine
+from sampling.generate import local_device
+from sampling.request import Request, Sampling
+
+
+@dataclass
+class Bench:
+    """A model, what it is asked, and engines for it."""
+
+    model: Llama
+    chat: ChatFormat
+    workload: ModuleType
+    blocks: int
+    token_budget: int
+    repeats: int
+    limit: float
+    """Operations a second."""
+    layer_weights: int = 0
+    head_weights: int = 0
+    sampled: list[int] = field(default_factory=list)
+
+    def engine(self, max_sequences: int = 128, share_prefixes: bool = True) -> Engine:
+        return Engine(
+            self.model,
+            blocks=self.blocks,
+            block_size=16,
+            token_budget=self.token_budget,
+            max_sequences=max_sequences,
+            share_prefixes=share_prefixes,
+        )
+
+    def requests(self, texts: list[str], new_tokens: int, copies: int = 1) -> list[Request]:
+        """`copies` requests for each user message."""
+        sampling = Sampling(max_new_tokens=new_tokens, **self.workload.SAMPLING)
+        prompts = [self.chat.prompt_ids([{"role": "user", "content": text}]) for text in texts]
+        return [
+            Request(f"{i}/{copy}", ids, sampling, seed=copies * i + copy)
+            for i, ids in enumerate(prompts)
+            for copy in range(copies)
+        ]
+
+    def flat(self, engine: Engine) -> int:
+        """Run the workload; the number of new tokens."""
+        flat = self.workload.FLAT
+        return self.complete(engine, self.requests(self.texts(flat["prompts"]), flat["new_tokens"]))[0]
+
+    def loop(self, engine: Engine) -> int:
+        loop, responses = self.workload.LOOP, self.workload.LOOP["responses"]
+        texts = self.texts(loop["prompts"])
+        first, answers = self.complete(engine, self.requests(texts, loop["response_tokens"], responses))
+        shown = [
+            self.workload.JUDGE.replace("{prompt}", texts[i // responses]).replace("{response}", answer)
+            for i, answer in enumerate(answers)
+        ]
+        second, _ = self.complete(engine, self.requests(shown, loop["judgment_tokens"], loop["judgments"]))
+        return first + second
+
+    def texts(self, count: int) -> list[str]:
+        texts = self.workload.prompts(count)
+        if len(texts) < count:
+            raise UserError(
+                f"{self.workload.__file__}: prompts({count}) gives {len(texts)}; the workload needs them all"
+            )
+        return texts
+
+    def complete(self, engine: Engine, requests: list[Request]) -> tuple[int, list[str]]:
+        """New tokens, and the completions' texts in order."""
+        found = {completion.id: completion.ids for completion in engine.run(requests)}
+        return sum(map(len, found.values())), [self.chat.text(found[request.id]) for request in requests]
+
+    def measure(self, run: Callable[[Engine], int], **engine: Any) -> dict[str, Any]:
+        """The median of several runs, each with an empty cache."""
+        runs = []
+        for _ in range(self.repeats):
+            machine = self.engine(**engine)
+            started = time.perf_counter()
+            new_tokens = run(machine)
+            seconds = time.perf_counter() - started
+            operations = 2 * (self.layer_weights * machine.computed_tokens + self.head_weights * new_tokens)
+            runs.append(
+                {
+                    "new_tokens": new_tokens,
+                    "computed_tokens": machine.computed_tokens,
+                    "prefill_tokens": machine.computed_tokens - new_tokens + len(machine.first_token_seconds),
+                    "seconds": round(seconds, 2),
+                    "tokens_per_second": round(new_tokens / seconds, 1),
+                    "first_token": round(statistics.median(machine.first_token_seconds), 3),
+                    "share_of_limit": round(operations / seconds / self.limit, 3),
+                }
+            )
+        return sorted(runs, key=lambda row: row["tokens_per_second"])[len(runs) // 2]
+
+
+def matrix_limit(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
+    """Operations a second in a large product: the best of ten."""
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    best = 0.0
+    for _ in range(10):
+        started = time.perf_counter()
+        (a @ b)[0, 0].item()
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def report(**row: Any) -> None:
+    print(json.dumps(row), flush=True)
+
+
+def ablations(bench: Bench) -> None:
+    """Sharing off; sequences decoded together; N judgments of one response."""
+    for name, run in (("flat", bench.flat), ("loop", bench.loop)):
+        report(workload=name, ablation="sharing off", **bench.measure(run, share_prefixes=False))
+    flat = bench.workload.FLAT
+    requests = bench.requests(bench.texts(flat["prompts"]), flat["new_tokens"], 2)
+    for batch in (1, 8, 64, 128):
+        few = requests[:: len(requests) // batch]
+        run = lambda engine, few=few: bench.complete(engine, few)[0]  # noqa: E731
+        report(workload="batch", batch=batch, **bench.measure(run, max_sequences=batch))
+    judged = [bench.workload.JUDGE.replace("{prompt}", text).replace("{response}", text) for text in bench.texts(8)]
+    for copies in (1, 2, 4, 8, 16):
+        several = bench.requests(judged, bench.workload.LOOP["judgment_tokens"], copies)
+        run = lambda engine, several=several: bench.complete(engine, several)[0]  # noqa: E731
+        report(workload="judgments", N=copies, **bench.measure(run))
+
+
+def _load_workload(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("workload", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UserError(f"{path}: not a Python file; name one with what bench/workload.py defines")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Generation speed, as JSON lines.")
+    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
+    parser.add_argument("--workload", type=Path, default=Path(__file__).parent / "workload.py")
+    parser.add_argument("--only", choices=["flat", "loop"], help="one workload, and no ablations")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--blocks", type=int, default=4096)
+    parser.add_argument("--token-budget", type=int, default=2048)
+    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median is printed")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = local_device()
+    dtype = compute_dtype(arguments.dtype, device)
+    model = load_model(arguments.model, dtype, device)
+    limit = matrix_limit(dtype, device)
+    layers = sum(module.weight.numel() for module in model.layers.modules() if isinstance(module, Linear))
+    bench = Bench(
+        model,
+        load_chat(arguments.model),
+        _load_workload(arguments.workload),
+        arguments.blocks,
+        arguments.token_budget,
+        arguments.repeats,
+        limit,
+        layers,
+        model.head_weight.numel(),
+    )
+    model.pack()
+    report(workload="product", dtype=str(dtype), threads=arguments.threads, gigaflops=round(limit / 1e9, 1))
+    bench.complete(bench.engine(), bench.requests(bench.texts(1), 4))  # warm
+    for name, run in (("flat", bench.flat), ("loop", bench.loop)):
+        if arguments.only in (None, name):
+            report(workload=name, **bench.measure(run))
+    if arguments.only is None:
+        ablations(bench)
+
+
+if __name__ == "__main__":
+    command(main)

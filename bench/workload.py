@@ -1,0 +1,23 @@
+"""The generation workloads: what they ask, of which lengths. A file with these names may take its place.
+
+`flat`: one response to each prompt. `loop`: what an iteration does: K responses to each prompt, then N judgments of
+every response. End tokens are ignored, so that every program that runs them does the same work.
+"""
+
+from pathlib import Path
+
+from files import read_jsonl
+from judging.rubric import judge_prompt
+
+SAMPLING = {"temperature": 0.8, "top_p": 0.95}
+FLAT = {"prompts": 64, "new_tokens": 64}
+LOOP = {"prompts": 8, "responses": 4, "response_tokens": 64, "judgments": 4, "judgment_tokens": 96}
+JUDGE = judge_prompt("{prompt}", "{response}", "full", "last")[0]["content"]
+"""The judge's message; {prompt} and {response} are replaced, in this order."""
+
+PROMPTS = Path(__file__).parent.parent / "data" / "prompts" / "evaluation.jsonl"
+
+
+def prompts(count: int) -> list[str]:
+    """The first `count` prompts of at most 400 characters."""
+    return [row["prompt"] for row in read_jsonl(PROMPTS) if len(row["prompt"]) <= 400][:count]

@@ -1,0 +1,35 @@
+"""Linear layers whose weight may be packed: laid out once for oneDNN's product on a CPU, not anew in every call.
+
+Shapes: t tokens, i and o sizes of input and output.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """x W^T; the weight is a plain tensor, or a packed one for inference."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight)
+
+
+def linear(x_ti: Tensor, weight_oi: Tensor) -> Tensor:
+    """x W^T [t, o], W plain or packed; accumulates in fp32."""
+    if weight_oi.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(x_ti, weight_oi, None, "none", [], "")
+    return F.linear(x_ti, weight_oi)
+
+
+def packable(weight: Tensor) -> bool:
+    """Whether packing pays: oneDNN multiplies this weight, and would lay it out anew in every call (bf16 on a CPU)."""
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
+
+
+def packed(weight_oi: Tensor) -> nn.Parameter:
+    """The weight in oneDNN's layout: of use to `linear` alone."""
+    return nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(weight_oi), requires_grad=False)
