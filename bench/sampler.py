@@ -12,7 +12,8 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,9 +42,8 @@ class Bench:
     repeats: int
     limit: float
     """Operations a second."""
-    layer_weights: int = 0
-    head_weights: int = 0
-    sampled: list[int] = field(default_factory=list)
+    layer_weights: int
+    head_weights: int
 
     def engine(self, max_sequences: int = 128, share_prefixes: bool = True) -> Engine:
         return Engine(
@@ -94,6 +94,9 @@ class Bench:
         found = {completion.id: completion.ids for completion in engine.run(requests)}
         return sum(map(len, found.values())), [self.chat.text(found[request.id]) for request in requests]
 
+    def count(self, engine: Engine, requests: list[Request]) -> int:
+        return self.complete(engine, requests)[0]
+
     def measure(self, run: Callable[[Engine], int], **engine: Any) -> dict[str, Any]:
         """The median of several runs, each with an empty cache."""
         runs = []
@@ -139,13 +142,11 @@ def ablations(bench: Bench) -> None:
     flat = bench.workload.FLAT
     requests = bench.requests(bench.texts(flat["prompts"]), flat["new_tokens"], 2)
     for batch in (1, 8, 64, 128):
-        few = requests[:: len(requests) // batch]
-        run = lambda engine, few=few: bench.complete(engine, few)[0]  # noqa: E731
+        run = partial(bench.count, requests=requests[:: len(requests) // batch])
         report(workload="batch", batch=batch, **bench.measure(run, max_sequences=batch))
     judged = [bench.workload.JUDGE.replace("{prompt}", text).replace("{response}", text) for text in bench.texts(8)]
     for copies in (1, 2, 4, 8, 16):
-        several = bench.requests(judged, bench.workload.LOOP["judgment_tokens"], copies)
-        run = lambda engine, several=several: bench.complete(engine, several)[0]  # noqa: E731
+        run = partial(bench.count, requests=bench.requests(judged, bench.workload.LOOP["judgment_tokens"], copies))
         report(workload="judgments", N=copies, **bench.measure(run))
 
 

@@ -39,25 +39,25 @@ class PagedAttention:
     First the step's keys (rotated) and values are stored, then every token attends to its sequence up to itself.
     """
 
-    def __init__(self, cache: Tensor, spans: list[Span]):
-        """`cache`: [layers, 2, n, k, s, d]. `spans` cover the step's rows in order, those of a single token first."""
+    def __init__(self, cache: Tensor, spans: list[Span], heads: int):
+        """`cache`: [layers, 2, n, k, s, d]; `heads`: h; `spans` cover the step's rows in order, single tokens first."""
         self.cache = cache
         self.kv_heads, size = cache.shape[3:5]
         slots = [span.blocks[i // size] * self.kv_heads * size + i % size for span in spans for i in span.positions]
-        heads = torch.arange(self.kv_heads, device=cache.device) * size
-        self.slots = (torch.tensor(slots, device=cache.device)[:, None] + heads).flatten()
+        head_k = torch.arange(self.kv_heads, device=cache.device) * size
+        self.slots = (torch.tensor(slots, device=cache.device)[:, None] + head_k).flatten()
         single = [span for span in spans if len(span.positions) == 1]
-        self.decode = DecodeReads(cache, single) if single else None
+        self.decode = DecodeReads(cache, single, heads) if single else None
         self.prefill = [PrefillRead(cache, span) for span in spans[len(single) :]]
-        self.singles = len(single)
 
     def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
-        q_thd, k_tkd = apply_rope(qk_thd, rope).split((qk_thd.shape[1] - self.kv_heads, self.kv_heads), dim=1)
+        qk_thd = apply_rope(qk_thd, rope)
+        q_thd, k_tkd = qk_thd.split((qk_thd.shape[1] - self.kv_heads, self.kv_heads), dim=1)
         cache = self.cache[layer]
         keys, values = cache.flatten(1, 3)  # a row for each block, head and token
         keys.index_copy_(0, self.slots, k_tkd.flatten(0, 1))
         values.index_copy_(0, self.slots, v_tkd.flatten(0, 1))
-        outputs = [self.decode(q_thd[: self.singles], cache)] if self.decode else []
+        outputs = [self.decode(qk_thd, cache)] if self.decode else []
         outputs += [read(q_thd, k_tkd, v_tkd, cache) for read in self.prefill]
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
@@ -89,66 +89,85 @@ class PrefillRead:
 
 
 class DecodeReads:
-    """Single tokens of many sequences attend, each run of blocks that several of them share read once."""
+    """Single tokens of many sequences attend, each run of blocks that several of them share read once.
 
-    def __init__(self, cache: Tensor, spans: list[Span]):
-        pieces = cut_pieces([span.blocks for span in spans], [span.end for span in spans], cache.shape[4])
-        self.reads = [PieceRead(cache, group) for group in alike(pieces)]
-        parts: list[list[int]] = [[] for _ in spans]
-        row = 0
+    Queries, blocks and partial results are rows of matrices, so that what all the pieces need is one `index_select`.
+    """
+
+    def __init__(self, cache: Tensor, spans: list[Span], heads: int):
+        groups = alike(cut_pieces([span.blocks for span in spans], [span.end for span in spans], cache.shape[4]))
+        self.reads = [PieceRead(cache, pieces, heads) for pieces in groups]
+        self.query_rows = torch.cat([read.query_rows for read in self.reads])
+        self.block_rows = torch.cat([read.block_rows for read in self.reads])
+        self.parts_bjh, self.none_bj1 = self._parts(len(spans), heads, cache)
+
+    def _parts(self, count: int, heads: int, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of each token's partial results, and minus infinity where there is none (any row will do)."""
+        kv_heads, device = cache.shape[3], cache.device
+        origins: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+        row, group = 0, heads // kv_heads
         for read in self.reads:
             for piece in read.pieces:
                 for i, reader in enumerate(piece.readers):
-                    parts[reader].append(row + i)
-                row += read.readers
-        most = max(map(len, parts))
-        self.parts_bj = torch.tensor([p + p[:1] * (most - len(p)) for p in parts], device=cache.device)
-        counts_b = torch.tensor([len(p) for p in parts], device=cache.device)
-        unused_bj = torch.arange(most, device=cache.device) >= counts_b[:, None]
-        self.parts_bias_bj = _bias(unused_bj, torch.float32)
-        self.whole = most == 1
-        """Every token reads one piece: there is nothing to merge."""
+                    origins[reader].append((row + i * group, read.readers * group))
+                row += kv_heads * read.readers * group
+        most = max(map(len, origins))
+        padded = [parts + parts[:1] * (most - len(parts)) for parts in origins]
+        origin_bj11, stride_bj11 = torch.tensor(padded, device=device)[..., None, None].unbind(2)
+        head_k1, member_g = torch.arange(kv_heads, device=device)[:, None], torch.arange(group, device=device)
+        counts_b1 = torch.tensor([[len(parts)] for parts in origins], device=device)
+        none_bj = torch.arange(most, device=device) >= counts_b1
+        return (origin_bj11 + stride_bj11 * head_k1 + member_g).flatten(2), _bias(none_bj, torch.float32)[..., None]
 
-    def __call__(self, q_bhd: Tensor, cache: Tensor) -> Tensor:
-        outputs, lses = zip(*(read(q_bhd, cache, not self.whole) for read in self.reads), strict=True)
-        output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-        if self.whole:
-            return output[self.parts_bj[:, 0]]
-        return merge(output[self.parts_bj], torch.cat(lses)[self.parts_bj] + self.parts_bias_bj[..., None])
+    def __call__(self, qk_thd: Tensor, cache: Tensor) -> Tensor:
+        """[b, h, d]; the first b tokens of `qk_thd` [t, h + k, d] are the single ones."""
+        queries = qk_thd.flatten(0, 1).index_select(0, self.query_rows)
+        blocks = cache.flatten(0, 2).flatten(1).index_select(0, self.block_rows)
+        parts = zip(
+            self.reads,
+            queries.split([len(read.query_rows) for read in self.reads]),
+            blocks.split([len(read.block_rows) for read in self.reads]),
+            strict=True,
+        )
+        merged = self.parts_bjh.shape[1] > 1
+        results = [read(q, kv, merged) for read, q, kv in parts]
+        output, *statistics = (torch.cat(side) for side in zip(*results, strict=True))
+        if not merged:
+            return output[self.parts_bjh[:, 0]]
+        peak, highest = statistics
+        lse = peak - highest.log()
+        return merge(output[self.parts_bjh], lse[self.parts_bjh] + self.none_bj1)
 
 
 class PieceRead:
     """Pieces of about one size, with about as many readers: their attention is one batched product."""
 
-    def __init__(self, cache: Tensor, pieces: list[Piece]):
+    def __init__(self, cache: Tensor, pieces: list[Piece], heads: int):
         self.kv_heads, size = cache.shape[3:5]
+        device = cache.device
         self.pieces = pieces
         self.readers = max(len(piece.readers) for piece in pieces)
         blocks = max(len(piece.blocks) for piece in pieces)
         # What is padded is masked, or never looked at: any block and any reader will do.
         tables = [piece.blocks + piece.blocks[:1] * (blocks - len(piece.blocks)) for piece in pieces]
         readers = [piece.readers + piece.readers[:1] * (self.readers - len(piece.readers)) for piece in pieces]
-        self.readers_pr = torch.tensor(readers, device=cache.device)
-        self.rows = _block_rows(tables, cache)
-        tokens_p = torch.tensor([piece.tokens for piece in pieces], device=cache.device).repeat_interleave(
-            self.kv_heads
-        )
-        unseen = torch.arange(blocks * size, device=cache.device) >= tokens_p[:, None, None]
-        self.bias = _bias(unseen, torch.float32)
+        readers_p1r1 = torch.tensor(readers, device=device)[:, None, :, None] * (heads + self.kv_heads)
+        heads_k1g = torch.arange(heads, device=device).view(self.kv_heads, 1, -1)
+        self.query_rows = (readers_p1r1 + heads_k1g).flatten()
+        self.block_rows = _block_rows(tables, cache)
+        tokens_p = torch.tensor([piece.tokens for piece in pieces], device=device).repeat_interleave(self.kv_heads)
+        self.bias_p1c = _bias(torch.arange(blocks * size, device=device) >= tokens_p[:, None, None], torch.float32)
 
-    def __call__(self, q_bhd: Tensor, cache: Tensor, with_lse: bool) -> tuple[Tensor, Tensor | None]:
-        """Outputs [p r, h, d] and, if wanted, log-sum-exps, fp32 [p r, h]."""
-        q_prkgd = q_bhd[self.readers_pr].unflatten(2, (self.kv_heads, -1))
-        shape = q_prkgd.transpose(1, 2).shape
-        q = q_prkgd.transpose(1, 2).flatten(0, 1).flatten(1, 2)
-        k, v = _gather(cache, self.rows, len(q))
-        scores = torch.add(self.bias, torch.bmm(q, k.transpose(1, 2)), alpha=q.shape[-1] ** -0.5)
+    def __call__(self, queries: Tensor, blocks: Tensor, merged: bool) -> tuple[Tensor, ...]:
+        """Outputs, a row for each piece, key-value head, reader and query head, in this order; and if they are to be
+        merged, the highest score and weight, fp32, of each row: log-sum-exp = score - log weight."""
+        d = queries.shape[-1]
+        q = queries.view(len(self.bias_p1c), -1, d)
+        k, v = blocks.view(2, len(q), -1, d)
+        scores = torch.add(self.bias_p1c, torch.bmm(q, k.transpose(1, 2)), alpha=d**-0.5)
         weights = scores.softmax(-1)
-        out = torch.bmm(weights.to(v.dtype), v).view(shape).transpose(1, 2).flatten(0, 1).flatten(1, 2)
-        if not with_lse:
-            return out, None
-        lse = scores.amax(-1) - weights.amax(-1).log()
-        return out, lse.view(shape[:-1]).transpose(1, 2).flatten(0, 1).flatten(1)
+        out = torch.bmm(weights.to(v.dtype), v).view(-1, d)
+        return (out, scores.amax(-1).view(-1), weights.amax(-1).view(-1)) if merged else (out,)
 
 
 def merge(outputs_bjhd: Tensor, lses_bjh: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ from kernels.linear import linear
 from kernels.paged import PagedAttention, Span
 from model.llama import Llama
 from sampling.blocks import BlockPool
+from sampling.graphs import DecodeGraphs
 from sampling.request import Completion, FinishReason, Request
 from sampling.sampler import sample
-from sampling.scheduler import Scheduled, Scheduler, Sequence, Step
+from sampling.scheduler import Scheduler, Sequence, Step
+from sampling.transfer import to_device, to_host
 
 
 class Engine:
@@ -27,14 +29,17 @@ class Engine:
         token_budget: int,
         max_sequences: int,
         share_prefixes: bool = True,
+        cuda_graphs: bool = True,
     ):
         config, weight = model.config, model.embed_tokens.weight
         self.model = model
         self.blocks, self.block_size = blocks, block_size
         self.token_budget, self.max_sequences = token_budget, max_sequences
         self.share_prefixes = share_prefixes
-        shape = (config.num_hidden_layers, 2, blocks, config.num_key_value_heads, block_size, config.head_dim)
+        # A block more than the pool knows: there the graphs' padding writes.
+        shape = (config.num_hidden_layers, 2, blocks + 1, config.num_key_value_heads, block_size, config.head_dim)
         self.cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.graphs = DecodeGraphs(model, self.cache) if self.cache.is_cuda and cuda_graphs else None
         self.computed_tokens = 0
         self.preemptions = 0
         self.first_token_seconds: list[float] = []
@@ -69,49 +74,51 @@ class Engine:
         """Compute a step's tokens; returns those drawn, in order of the items that sample."""
         device = self.cache.device
         if step.copies:
-            sources, destinations = (torch.tensor(side, device=device) for side in zip(*step.copies, strict=True))
-            self.cache[:, :, destinations] = self.cache[:, :, sources]
+            sources, destinations = (to_device(side, torch.int64, device) for side in zip(*step.copies, strict=True))
+            self.cache.index_copy_(2, destinations, self.cache.index_select(2, sources))
+        self.computed_tokens += sum(item.end - item.start for item in step.scheduled)
+        logits = self._logits(step)
+        sampling = [item.sequence for item in step.scheduled if item.samples]
+        return self._draw(sampling, logits) if sampling else []
+
+    def _logits(self, step: Step) -> Tensor:
+        """Logits [b, v] of the items that sample, in order."""
+        device = self.cache.device
+        sequences = [item.sequence for item in step.scheduled]
+        ids = [token for item in step.scheduled for token in item.sequence.tokens[item.start : item.end]]
+        if self.graphs and len(ids) == len(sequences) and all(item.samples for item in step.scheduled):
+            return self.graphs(ids, [item.start for item in step.scheduled], [s.blocks for s in sequences])
         spans: list[Span] = []
-        ids: list[int] = []
-        positions: list[int] = []
         last: list[int] = []
         row = 0
         for item in step.scheduled:
             spans.append(Span(row, item.start, item.end, item.sequence.blocks))
-            ids += item.sequence.tokens[item.start : item.end]
-            positions += range(item.start, item.end)
             row += item.end - item.start
             if item.samples:
                 last.append(row - 1)
-        self.computed_tokens += row
-        rows = torch.tensor(last, dtype=torch.int64, device=device)
-        logits = self.model(
-            torch.tensor(ids, device=device),
-            torch.tensor(positions, device=device),
-            PagedAttention(self.cache, spans),
-            lambda hidden_td, weight_vd: linear(hidden_td[rows], weight_vd),
+        positions = [position for span in spans for position in span.positions]
+        rows = to_device(last, torch.int64, device)
+        return self.model(
+            to_device(ids, torch.int64, device),
+            to_device(positions, torch.int64, device),
+            PagedAttention(self.cache, spans, self.model.config.num_attention_heads),
+            lambda hidden_td, weight_vd: linear(hidden_td.index_select(0, rows), weight_vd),
         )
-        return self._draw([item for item in step.scheduled if item.samples], logits)
 
-    def _draw(self, items: list[Scheduled], logits_bv: Tensor) -> list[int]:
-        if not items:
-            return []
-        sequences = [item.sequence for item in items]
-        settings = [s.request.sampling for s in sequences]
-
-        def column(values: list, dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=logits_bv.device)
-
-        ids, logprobs = sample(
+    def _draw(self, sequences: list[Sequence], logits_bv: Tensor) -> list[int]:
+        """The sequences' next tokens."""
+        settings, device = [s.request.sampling for s in sequences], logits_bv.device
+        drawn = sample(
             logits_bv,
-            column([s.temperature for s in settings], torch.float32),
-            column([s.top_p for s in settings], torch.float32),
-            column([s.request.seed for s in sequences], torch.int64),
-            column([len(s.tokens) for s in sequences], torch.int64),
+            to_device([s.temperature for s in settings], torch.float32, device),
+            to_device([s.top_p for s in settings], torch.float32, device),
+            to_device([s.request.seed for s in sequences], torch.int64, device),
+            to_device([len(s.tokens) for s in sequences], torch.int64, device),
         )
-        for sequence, logprob in zip(sequences, logprobs.tolist(), strict=True):
+        ids, logprobs = to_host(*drawn)
+        for sequence, logprob in zip(sequences, logprobs, strict=True):
             sequence.logprob += logprob
-        return ids.tolist()
+        return ids
 
 
 def _finish_reason(sequence: Sequence) -> FinishReason | None:

@@ -62,7 +62,7 @@ def test_prefill_and_decode_equal_one_forward(case):
         spans = [Span(i * width, start, end, blocks[i]) for i in range(2)]
         tokens = torch.cat([ids[0, start:end], ids[1, start:end]])
         positions = torch.arange(start, end).repeat(2)
-        logits = model(tokens, positions, PagedAttention(cache, spans), logits_head)
+        logits = model(tokens, positions, PagedAttention(cache, spans, config.num_attention_heads), logits_head)
         assert close(logits, torch.cat([expected[0, start:end], expected[1, start:end]]))
 
 

@@ -1,0 +1,23 @@
+"""Numbers to the device and back: on CUDA through pinned memory, so that copies do not wait for one another."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def to_device(values: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of `values` on the device; on CUDA the copy is queued and the host goes on."""
+    tensor = torch.tensor(values, dtype=dtype)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(*tensors: Tensor) -> list[list]:
+    """The tensors' values. On CUDA all copies are queued, then waited for once."""
+    if not tensors[0].is_cuda:
+        return [tensor.tolist() for tensor in tensors]
+    copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in tensors]
+    torch.cuda.current_stream().synchronize()
+    return [copy.tolist() for copy in copies]
