@@ -31,11 +31,13 @@ class Engine:
     block_size: int = 16
     """Tokens a block of the KV cache."""
     blocks: int = 4096
-    """Blocks of the KV cache."""
+    """Blocks of the KV cache: its size. A block of Llama-3-8B takes 2 MiB in bfloat16 (128 KiB a token)."""
     token_budget: int = 2048
     """Tokens a forward pass at most: chunked prefill beyond it."""
     max_sequences: int = 128
     """Sequences decoded together at most."""
+    cuda_graphs: bool = True
+    """On CUDA, decode with graphs, one for each bucket of sequences and blocks. Off: op by op, for debugging."""
     unit_requests: int = 256
     """Requests a work unit, rounded up to whole prompts."""
 

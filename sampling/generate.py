@@ -121,28 +121,24 @@ def run_units(
     folder = out / f"units-{key[:12]}"
     paths = [folder / f"{i:05}.jsonl" for i in range(len(units))]
     store, rank = _rendezvous(stage, key)
-    total = sum(len(unit) for unit, path in zip(units, paths, strict=True) if not path.is_file())
+    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    total = sum(len(units[i]) for i in missing)
     bar = tqdm(total=total, desc=stage, unit="req", disable=rank != 0, mininterval=1 if sys.stderr.isatty() else 30)
-    engine, own, others = None, 0, 0
-    # Claims count all units, so that they mean the same to a rank that starts when others have written some already.
-    while (claim := store.add("claimed", 1) - 1) < len(units):
-        if paths[claim].is_file():
-            continue
+    engine = None
+    for index in claims(store, longest_first(units), paths):
         if engine is None:
-            engine = _engine(settings, model_dir)
-        unit = units[claim]
-        rows = {}
+            engine = load_engine(settings, model_dir, log=rank == 0)
+        unit, rows = units[index], {}
         for completion in engine.run([item.request(chat) for item in unit]):
             rows[completion.id] = completion
-            own += 1
-            bar.update(own + others - bar.n)
-        write_jsonl(paths[claim], (record(item, rows[item.name]) for item in unit))
-        others = store.add("others", 0 if rank == 0 else len(unit))
+            bar.update()
+        write_jsonl(paths[index], (record(item, rows[item.name]) for item in unit))
+        bar.update(sum(len(units[i]) for i in missing if paths[i].is_file()) - bar.n)  # other ranks' too
     bar.close()
-    if rank != 0:
-        return
     while not all(path.is_file() for path in paths):  # other ranks' last units
         time.sleep(0.2)
+    if not _first(store, "finished"):
+        return
     records = [row for path in paths for row in read_jsonl(path)]
     write_manifest(
         out,
@@ -156,11 +152,49 @@ def run_units(
         seconds=round(time.monotonic() - started, 1),
         weights=digest(model_dir),
         settings={"engine": as_dict(settings.engine), "dtype": settings.model.dtype, "seed": settings.seed},
+        compute_dtype=str(compute_dtype(settings.model.dtype, local_device())).removeprefix("torch."),
         environment=environment(),
     )
     for old in out.glob("units-*"):
         if old != folder:
             shutil.rmtree(old)
+
+
+def longest_first(units: list[list[Item]]) -> list[int]:
+    """The units' numbers, those with the most text to read and to write first, so that no rank starts a long one last.
+
+    Counted in characters, four to a token: nothing is tokenized before its unit is claimed.
+    """
+
+    def length(unit: list[Item]) -> int:
+        texts = sum(len(message["content"]) for item in unit for message in item.messages())
+        return texts + sum(4 * item.sampling.max_new_tokens for item in unit)
+
+    lengths = [length(unit) for unit in units]
+    return sorted(range(len(units)), key=lambda i: -lengths[i])
+
+
+def claims(store: dist.Store, order: list[int], paths: list[Path]) -> Iterator[int]:
+    """The units that this rank is to write, each once the one before is written.
+
+    First those that no other rank has claimed, in `order`. Then, rather than wait, those that are claimed and not
+    written, once more each: their ranks may be slow or dead, and whoever writes a unit writes the same bytes.
+    """
+    # Claims count all units, so that they mean the same to a rank that starts when others have written some already.
+    while (claim := store.add("claimed", 1) - 1) < len(order):
+        if not paths[order[claim]].is_file():
+            yield order[claim]
+    for index in order:
+        if not paths[index].is_file() and _first(store, f"again/{index}"):
+            yield index
+
+
+def _first(store: dist.Store, key: str) -> bool:
+    """Whether no other rank has asked this before. Where rank 0 keeps the store and has left, all is done: no."""
+    try:
+        return store.add(key, 1) == 1
+    except dist.DistError:
+        return False
 
 
 def count_records(records: Iterable[dict[str, Any]]) -> dict[str, int]:
@@ -199,25 +233,36 @@ def local_device() -> torch.device:
 
 
 def _rendezvous(stage: str, key: str) -> tuple[dist.Store, int]:
-    """The store that all ranks share, and this one's rank; a store of its own outside torchrun. No process group."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    """The store that all ranks share, and this one's rank; a lone rank has a store of its own. No process group.
+
+    Ranks come from torchrun, or from any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+    """
+    if "RANK" not in os.environ:
         return dist.HashStore(), 0
     store, rank, _ = next(iter(dist.rendezvous("env://")))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"{stage}/{key}/{attempt}", store), rank
 
 
-def _engine(settings: Settings, model_dir: Path) -> Engine:
-    device, engine = local_device(), settings.engine
-    torch.set_num_threads(engine.threads)
+def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine:
+    """An engine by the settings; says on standard error in what it computes, and how much memory its cache takes."""
+    device, options = local_device(), settings.engine
+    torch.set_num_threads(options.threads)
     model = load_model(model_dir, compute_dtype(settings.model.dtype, device), device).pack()
-    return Engine(
+    engine = Engine(
         model,
-        blocks=engine.blocks,
-        block_size=engine.block_size,
-        token_budget=engine.token_budget,
-        max_sequences=engine.max_sequences,
+        blocks=options.blocks,
+        block_size=options.block_size,
+        token_budget=options.token_budget,
+        max_sequences=options.max_sequences,
+        cuda_graphs=options.cuda_graphs,
     )
+    if log:
+        dtype, cache = str(engine.cache.dtype).removeprefix("torch."), engine.cache
+        where = f"{device}, {options.threads} threads" if device.type == "cpu" else f"{device}"
+        tokens = options.blocks * options.block_size
+        print(f"{dtype} on {where}; KV cache {cache.nbytes / 2**20:.0f} MiB, {tokens} tokens", file=sys.stderr)
+    return engine
 
 
 def response_items(prompts: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings, iteration: int):

@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 import sampling.generate as generate
 from files import read_manifest
-from sampling.generate import Item, cut_units, request_seed, run_units
+from sampling.generate import Item, claims, cut_units, longest_first, request_seed, run_units
 from sampling.request import Completion, Sampling
 from settings import load_settings
 
@@ -47,7 +47,7 @@ def test_a_rank_that_starts_late_leaves_no_unit_out(tmp_path, monkeypatch):
     store = dist.HashStore()
     store.add("claimed", 1)
     monkeypatch.setattr(generate, "_rendezvous", lambda stage, key: (store, 0))
-    monkeypatch.setattr(generate, "_engine", lambda settings, model_dir: FakeEngine())
+    monkeypatch.setattr(generate, "load_engine", lambda settings, model_dir, log: FakeEngine())
     monkeypatch.setattr(generate.time, "sleep", lambda seconds: (_ for _ in ()).throw(AssertionError("it waits")))
     first = tmp_path / "out" / "units-key" / "00000.jsonl"
     first.parent.mkdir(parents=True)
@@ -71,3 +71,30 @@ def test_a_rank_that_starts_late_leaves_no_unit_out(tmp_path, monkeypatch):
     units = cut_units(items(96, 8), settings.engine.unit_requests)
     assert read_manifest(tmp_path / "out")["counts"]["records"] == 96 - len(units[0]) + 1
     assert len(list((tmp_path / "out" / "units-key").iterdir())) == len(units)
+
+
+def test_the_longest_units_come_first():
+    def unit(text: str, new_tokens: int) -> list[Item]:
+        return [Item("i", lambda: [{"role": "user", "content": text}], Sampling(1.0, 1.0, new_tokens), 0, "g", {})]
+
+    assert longest_first([unit("a" * 40, 5), unit("a", 100), unit("a" * 90, 5), unit("a" * 40, 5)]) == [1, 2, 0, 3]
+
+
+def test_units_of_a_dead_rank_are_claimed_once_more(tmp_path):
+    """Of four units another rank took the first and has died, a third one is at its second and writes it in time."""
+    store, paths = dist.HashStore(), [tmp_path / str(i) for i in range(4)]
+    store.add("claimed", 2)
+    order = [2, 1, 0, 3]
+    found = []
+    for index in claims(store, order, paths):
+        found.append(index)
+        paths[index].touch()
+        paths[1].touch()
+    assert found == [0, 3, 2]
+
+
+def test_a_unit_is_claimed_once_more_by_one_rank_only(tmp_path):
+    store, paths = dist.HashStore(), [tmp_path / "0"]
+    store.add("claimed", 1)
+    assert list(claims(store, [0], paths)) == [0]
+    assert list(claims(store, [0], paths)) == []

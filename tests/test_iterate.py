@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -114,16 +115,58 @@ def test_a_missing_unit_is_made_again_to_the_byte(place):
     assert {name: (folder / name).stat().st_mtime_ns for name in others} == others
 
 
-def test_two_ranks_write_the_same_bytes(place):
-    first = place / "runs" / "tiny" / "iter1"
+def judge_arguments(place: Path, out: str) -> tuple[str, ...]:
+    """The command that wrote the first iteration's judgments, but for the folder."""
     [m0] = (place / "models" / "sft").glob("*/checkpoint")
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sampling.generate")
-    arguments = ("--config", "tiny.toml", "--model", str(m0.relative_to(place)), "--iteration", "1")
-    code, _, err = run(
-        place, *launch, *arguments, "--prompts", "runs/tiny/iter1/prompts.jsonl", "--out", "runs/two-ranks"
-    )
-    assert code == 0, err
-    assert read_manifest(place / "runs" / "two-ranks")["digest"] == read_manifest(first / "responses")["digest"]
+    inputs = ("--model", str(m0.relative_to(place)), "--responses", "runs/tiny/iter1/responses")
+    return ("judging.judge", "--config", "tiny.toml", "--iteration", "1", *inputs, "--out", f"runs/{out}")
+
+
+def judgments_digest(place: Path, folder: str) -> str:
+    return read_manifest(place / "runs" / folder)["digest"]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_two_ranks_write_the_same_bytes(place, nodes):
+    """On one node, or on two that share the folder."""
+    out, where = f"two-ranks-{nodes}", ("--standalone",)
+    if nodes == 2:
+        where = ("--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", free_port())
+    ranks = ("--nproc-per-node", str(2 // nodes))
+    launch = ("-m", "torch.distributed.run", *where, *ranks)
+    processes = [
+        start(place, *launch, *(("--node-rank", str(node)) if nodes == 2 else ()), "-m", *judge_arguments(place, out))
+        for node in range(nodes)
+    ]
+    for process in processes:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    assert judgments_digest(place, out) == judgments_digest(place, "tiny/iter1/judgments")
+
+
+def test_a_killed_rank_does_not_stop_the_others(place, monkeypatch):
+    """Two ranks, not under torchrun, which ends them all; one is killed when the first unit is there."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", free_port())
+    processes = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        processes.append(start(place, "-m", *judge_arguments(place, "killed")))
+    deadline = time.monotonic() + 120
+    while not list((place / "runs").glob("killed/units-*/*.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    processes[1].kill()
+    _, err = processes[0].communicate(timeout=300)
+    assert processes[0].returncode == 0, err
+    assert processes[1].wait(timeout=60) == -signal.SIGKILL
+    assert judgments_digest(place, "killed") == judgments_digest(place, "tiny/iter1/judgments")
 
 
 def test_ctrl_c_leaves_a_run_that_the_same_command_continues(place):
