@@ -1,7 +1,8 @@
 """Generation speed: `python -m bench.sampler --model DIR` prints a JSON line for each workload and ablation.
 
 `tokens_per_second` counts new tokens only, over the whole time from text to text; it is the median run's. `first_token`
-is the median, over requests, of the seconds until a request has its first token. `share_of_limit` is the arithmetic of
+is the median, over requests, of the seconds until a request has its first token. `prefill_tokens` are those computed
+besides the one, its predecessor, that each new token takes. `share_of_limit` is the arithmetic of
 all matrix products with weights (2 operations a weight and token computed) over what the machine reaches in one large
 product, which is measured in the same minute: timings on shared machines mean something only next to one another.
 """
@@ -12,7 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +29,7 @@ from model.weights import load_model
 from sampling.engine import Engine
 from sampling.generate import local_device
 from sampling.request import Request, Sampling
+from sampling.scheduler import Sequence
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Bench:
     """Operations a second."""
     layer_weights: int
     head_weights: int
+    first_tokens: list[float] = field(default_factory=list)
 
     def engine(self, max_sequences: int = 128, share_prefixes: bool = True) -> Engine:
         return Engine(
@@ -92,6 +95,7 @@ class Bench:
     def complete(self, engine: Engine, requests: list[Request]) -> tuple[int, list[str]]:
         """New tokens, and the completions' texts in order."""
         found = {completion.id: completion.ids for completion in engine.run(requests)}
+        self.first_tokens += engine.first_token_seconds
         return sum(map(len, found.values())), [self.chat.text(found[request.id]) for request in requests]
 
     def count(self, engine: Engine, requests: list[Request]) -> int:
@@ -101,7 +105,7 @@ class Bench:
         """The median of several runs, each with an empty cache."""
         runs = []
         for _ in range(self.repeats):
-            machine = self.engine(**engine)
+            machine, self.first_tokens = self.engine(**engine), []
             started = time.perf_counter()
             new_tokens = run(machine)
             seconds = time.perf_counter() - started
@@ -110,14 +114,41 @@ class Bench:
                 {
                     "new_tokens": new_tokens,
                     "computed_tokens": machine.computed_tokens,
-                    "prefill_tokens": machine.computed_tokens - new_tokens + len(machine.first_token_seconds),
+                    "prefill_tokens": machine.computed_tokens - new_tokens,
                     "seconds": round(seconds, 2),
                     "tokens_per_second": round(new_tokens / seconds, 1),
-                    "first_token": round(statistics.median(machine.first_token_seconds), 3),
+                    "first_token": round(statistics.median(self.first_tokens), 3),
                     "share_of_limit": round(operations / seconds / self.limit, 3),
                 }
             )
         return sorted(runs, key=lambda row: row["tokens_per_second"])[len(runs) // 2]
+
+    def sampler(self, batch: int = 64) -> dict[str, Any]:
+        """The draw's part of a decode step."""
+        machine = TimedEngine(
+            self.model, blocks=self.blocks, block_size=16, token_budget=self.token_budget, max_sequences=batch
+        )
+        flat = self.workload.FLAT
+        started = time.perf_counter()
+        self.complete(machine, self.requests(self.texts(batch), flat["new_tokens"]))
+        decoding = time.perf_counter() - started - max(machine.first_token_seconds)
+        step = decoding / (flat["new_tokens"] - 1)
+        drawn = statistics.median(seconds for count, seconds in machine.drawn if count == batch)
+        return {"step_seconds": round(step, 4), "draw_seconds": round(drawn, 4), "share": round(drawn / step, 3)}
+
+
+class TimedEngine(Engine):
+    """An engine that keeps how long each draw takes."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.drawn: list[tuple[int, float]] = []
+
+    def _draw(self, sequences: list[Sequence], logits_bv: torch.Tensor) -> list[int]:
+        started = time.perf_counter()
+        tokens = super()._draw(sequences, logits_bv)
+        self.drawn.append((len(sequences), time.perf_counter() - started))
+        return tokens
 
 
 def matrix_limit(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
@@ -139,6 +170,7 @@ def ablations(bench: Bench) -> None:
     """Sharing off; sequences decoded together; N judgments of one response."""
     for name, run in (("flat", bench.flat), ("loop", bench.loop)):
         report(workload=name, ablation="sharing off", **bench.measure(run, share_prefixes=False))
+    report(workload="sampler", batch=64, vocabulary=bench.model.config.vocab_size, **bench.sampler(64))
     flat = bench.workload.FLAT
     requests = bench.requests(bench.texts(flat["prompts"]), flat["new_tokens"], 2)
     for batch in (1, 8, 64, 128):

@@ -43,7 +43,7 @@ class Engine:
         self.computed_tokens = 0
         self.preemptions = 0
         self.first_token_seconds: list[float] = []
-        """Of each request, from the start of its run to its first token."""
+        """Of each request of the last run, from its start to the request's first token."""
 
     @torch.inference_mode()
     def run(self, requests: Iterable[Request]) -> Iterator[Completion]:
@@ -51,7 +51,7 @@ class Engine:
 
         A prompt that does not fit the context or the cache comes back at once as `too_long`.
         """
-        started = time.monotonic()
+        started, self.first_token_seconds = time.monotonic(), []
         pool = BlockPool(self.blocks, self.block_size, self.share_prefixes)
         limit = self.model.config.max_position_embeddings
         scheduler = Scheduler(pool, self.token_budget, self.max_sequences, limit)

@@ -1,5 +1,7 @@
 """The engine: same tokens whatever the batch, the chunks, the sharing and the preemptions."""
 
+import gc
+import resource
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,23 @@ def test_a_shared_prompt_is_computed_once(model):
     assert len({tuple(c.ids) for c in completions}) == 8  # samples differ
     # The prompt once, its last token anew for each of the other seven, nine decode steps for all.
     assert machine.computed_tokens == 60 + 7 + 8 * 9
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the resident memory is read from /proc")
+def test_memory_does_not_grow(model):
+    """2,000 requests, many of them preempted on the way, after 500 that have warmed everything up."""
+    machine = engine(model, blocks=40, token_budget=64)
+    resident = []
+    for first in range(0, 2500, 250):
+        requests = [
+            Request(str(i), [3 + i % 100, *range(3, 5 + i % 40)], Sampling(1.0, 0.95, 12), seed=i)
+            for i in range(first, first + 250)
+        ]
+        assert sum(1 for _ in machine.run(requests)) == 250
+        gc.collect()
+        resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+    assert machine.preemptions > 0
+    assert max(resident[2:]) - resident[1] < 2 * 2**20
 
 
 def test_samples_do_not_depend_on_batch_or_order(model):

@@ -1,10 +1,12 @@
 """Against transformers, on the default model's real weights: `make test-peers`."""
 
+import random
 from pathlib import Path
 
 import pytest
 import torch
 
+from files import read_jsonl
 from kernels.attention import VarlenAttention
 from model.chat import load_chat
 from model.llama import logits_head
@@ -53,22 +55,49 @@ def test_chat_prompts_equal_the_template(folder):
             assert chat.prompt_ids(messages) == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-@torch.inference_mode()
-def test_greedy_tokens(folder, reference):
-    """64 greedy tokens of 8 prompts in fp32, ours batched in the engine, theirs one prompt at a time."""
+def mixed_prompts(chat) -> list[list[int]]:
+    """64 prompts of 30 to 700 tokens in random order; every fourth begins like the one before it."""
+    rows = [row["prompt"] for row in read_jsonl("data/prompts/evaluation.jsonl")]
+    draw = random.Random(3)
+    texts = PROMPTS + rows[:40] + [" ".join(rows[i : i + 2 + i % 13]) for i in range(16)]
+    texts = [texts[i - 1] + " " + rows[i] if i % 4 == 3 else text for i, text in enumerate(texts)]
+    draw.shuffle(texts)
+    return [chat.prompt_ids([{"role": "user", "content": text}]) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def greedy(folder, reference) -> list[tuple[list[int], list[int]]]:
+    """(prompt, up to 40 greedy tokens by transformers, one prompt at a time)."""
+    found = []
+    for ids in mixed_prompts(load_chat(folder)):
+        prompt = torch.tensor([ids])
+        with torch.inference_mode():
+            whole = reference.generate(
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=40, do_sample=False, pad_token_id=2
+            )
+        found.append((ids, whole[0, len(ids) :].tolist()))
+    return found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"blocks": 2048, "token_budget": 2048, "max_sequences": 64},
+        {"blocks": 2048, "token_budget": 61, "max_sequences": 9},
+        {"blocks": 90, "token_budget": 100, "max_sequences": 64},
+        {"blocks": 2048, "token_budget": 300, "max_sequences": 64, "share_prefixes": False},
+    ],
+    ids=["whole", "chunked", "preempted", "unshared"],
+)
+def test_greedy_tokens(folder, greedy, options):
+    """64 prompts in fp32, ours batched in the engine."""
     chat, model = load_chat(folder), load_model(folder, torch.float32)
-    requests = [
-        Request(p, chat.prompt_ids([{"role": "user", "content": p}]), Sampling(0.0, 1.0, 64, chat.stop_ids), 0)
-        for p in PROMPTS
-    ]
-    engine = Engine(model, blocks=256, block_size=16, token_budget=128, max_sequences=5)
-    found = {c.id: c.ids for c in engine.run(requests)}
-    for request in requests:
-        ids = torch.tensor([request.ids])
-        wanted = reference.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False, pad_token_id=2
-        )
-        assert found[request.id] == wanted[0, ids.shape[1] :].tolist(), request.id
+    engine = Engine(model, block_size=16, **options)
+    sampling = Sampling(0.0, 1.0, 40, chat.stop_ids)
+    found = {c.id: c.ids for c in engine.run(Request(str(i), ids, sampling, 0) for i, (ids, _) in enumerate(greedy))}
+    assert (engine.preemptions > 0) == (options["blocks"] == 90)
+    for i, (_, wanted) in enumerate(greedy):
+        assert found[str(i)] == wanted, i
 
 
 @torch.inference_mode()
