@@ -261,7 +261,7 @@ def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine
         dtype, cache = str(engine.cache.dtype).removeprefix("torch."), engine.cache
         where = f"{device}, {options.threads} threads" if device.type == "cpu" else f"{device}"
         tokens = options.blocks * options.block_size
-        print(f"{dtype} on {where}; KV cache {cache.nbytes / 2**20:.0f} MiB, {tokens} tokens", file=sys.stderr)
+        tqdm.write(f"{dtype} on {where}; KV cache {cache.nbytes / 2**20:.0f} MiB, {tokens} tokens", file=sys.stderr)
     return engine
 
 
