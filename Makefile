@@ -53,7 +53,7 @@ test-peers: .venv-peers/ready
 bench: .venv/demo
 	@$(BIN)/python -m model.prepare --config $(CONFIG) >&2
 	@$(BIN)/python -m bench.sampler --model models/smollm2-135m-instruct \
-		$(if $(WORKLOAD),--workload $(WORKLOAD)) $(if $(ONLY),--only $(ONLY))
+		$(if $(WORKLOAD),--workload $(WORKLOAD)) $(if $(ONLY),--only $(ONLY)) $(if $(REPEATS),--repeats $(REPEATS))
 
 check: .venv/check
 	$(BIN)/ruff check .

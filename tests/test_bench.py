@@ -1,0 +1,46 @@
+"""The benchmark of generation, on the tiny model and with a few tokens: what it counts."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import sampler
+from model.prepare import prepare
+from settings import Model
+
+WORKLOAD = """
+from bench.workload import SAMPLING, prompts
+FLAT = {"prompts": 64, "new_tokens": 8}
+LOOP = {"prompts": 2, "responses": 3, "response_tokens": 4, "judgments": 2, "judgment_tokens": 5}
+JUDGE = "Q: {prompt} R: {response}"
+"""
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch, capsys) -> list[dict]:
+    (tmp_path / "data").symlink_to(Path(__file__).parent.parent / "data")
+    monkeypatch.chdir(tmp_path)
+    model = prepare(Model(path="models/tiny", prepare="tiny", dtype="float32"))
+    Path("workload.py").write_text(WORKLOAD)
+    arguments = ["--model", str(model), "--workload", "workload.py", "--dtype", "float32", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", ["sampler", *arguments, "--threads", "1"])
+    sampler.main()
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_lines_count_what_was_done(rows):
+    flat, loop = rows[1:3]
+    assert (flat["workload"], flat["new_tokens"]) == ("flat", 64 * 8)
+    assert (loop["workload"], loop["new_tokens"]) == ("loop", 2 * 3 * (4 + 2 * 5))
+    for row in rows[1:5]:
+        assert row["computed_tokens"] == row["prefill_tokens"] + row["new_tokens"]
+        assert row["tokens_per_second"] > 0 and 0 < row["share_of_limit"] < 1 and row["first_token"] > 0
+    unshared = [row for row in rows if row.get("ablation") == "sharing off"]
+    assert [row["workload"] for row in unshared] == ["flat", "loop"]
+    assert all(off["prefill_tokens"] > on["prefill_tokens"] for off, on in zip(unshared, (flat, loop), strict=True))
+    batches = {row["batch"]: row["new_tokens"] for row in rows if row["workload"] == "batch"}
+    assert batches == {1: 8, 8: 64, 64: 512, 128: 1024}
+    judgments = {row["N"]: row["prefill_tokens"] for row in rows if row["workload"] == "judgments"}
+    assert list(judgments) == [1, 2, 4, 8, 16] and len(set(judgments.values())) == 1
