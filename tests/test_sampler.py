@@ -80,16 +80,16 @@ def test_greedy_and_logprob():
 
 
 def test_a_draw_depends_on_its_seed_and_position_alone():
-    logits = torch.randn(6, 1000)
-    seeds, positions = torch.arange(6) + 2**40, torch.arange(6) * 3
-    settings = (torch.full((6,), 1.0), torch.full((6,), 0.95))
+    logits = torch.randn(40, 1000)
+    seeds, positions = torch.arange(40) + 2**40, torch.arange(40) * 3
+    settings = (torch.full((40,), 1.0), torch.full((40,), 0.95))
     together, _ = sample(logits, *settings, seeds, positions)
-    order = torch.tensor([4, 1, 5, 0, 2, 3])
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
     shuffled, _ = sample(logits[order], settings[0], settings[1], seeds[order], positions[order])
     alone = torch.cat(
         [
             sample(logits[i : i + 1], *(s[:1] for s in settings), seeds[i : i + 1], positions[i : i + 1])[0]
-            for i in range(6)
+            for i in range(40)
         ]
     )
     assert torch.equal(together[order], shuffled)
