@@ -163,7 +163,7 @@ verdict = "first"
 
 
 def test_from_responses_to_pairs(tmp_path, monkeypatch):
-    monkeypatch.setattr(sampling.generate, "_engine", lambda settings, model_dir: MockEngine())
+    monkeypatch.setattr(sampling.generate, "load_engine", lambda settings, model_dir, log: MockEngine())
     for module in (judging.judge, judging.metajudge, judging.pairs):
         monkeypatch.setattr(module, "load_chat", lambda folder: CHAT)
     (tmp_path / "config.toml").write_text(CONFIG)
