@@ -51,7 +51,7 @@ test-peers: .venv-peers/ready
 
 # Generation speed, as JSON lines. WORKLOAD is a file with the names of bench/workload.py, ONLY is flat or loop.
 bench: .venv/demo
-	@$(BIN)/python -m model.prepare --config $(CONFIG) >&2
+	@$(BIN)/python -m model.prepare --config configs/smollm2-135m.toml >&2
 	@$(BIN)/python -m bench.sampler --model models/smollm2-135m-instruct \
 		$(if $(WORKLOAD),--workload $(WORKLOAD)) $(if $(ONLY),--only $(ONLY)) $(if $(REPEATS),--repeats $(REPEATS))
 

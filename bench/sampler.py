@@ -2,9 +2,9 @@
 
 `tokens_per_second` counts new tokens only, over the whole time from text to text; it is the median run's. `first_token`
 is the median, over requests, of the seconds until a request has its first token. `prefill_tokens` are those computed
-besides the one, its predecessor, that each new token takes. `share_of_limit` is the arithmetic of
-all matrix products with weights (2 operations a weight and token computed) over what the machine reaches in one large
-product, which is measured in the same minute: timings on shared machines mean something only next to one another.
+besides the one, its predecessor, that each new token takes. `share_of_limit` is the arithmetic of all matrix products
+with weights (2 operations a weight and token computed) over what the machine reaches in one large product, which is
+measured in the same minute: timings on shared machines mean something only next to one another.
 """
 
 import argparse
@@ -48,8 +48,8 @@ class Bench:
     head_weights: int
     first_tokens: list[float] = field(default_factory=list)
 
-    def engine(self, max_sequences: int = 128, share_prefixes: bool = True) -> Engine:
-        return Engine(
+    def engine(self, max_sequences: int = 128, share_prefixes: bool = True) -> "TimedEngine":
+        return TimedEngine(
             self.model,
             blocks=self.blocks,
             block_size=16,
@@ -125,9 +125,7 @@ class Bench:
 
     def sampler(self, batch: int = 64) -> dict[str, Any]:
         """The draw's part of a decode step."""
-        machine = TimedEngine(
-            self.model, blocks=self.blocks, block_size=16, token_budget=self.token_budget, max_sequences=batch
-        )
+        machine = self.engine(max_sequences=batch)
         flat = self.workload.FLAT
         started = time.perf_counter()
         self.complete(machine, self.requests(self.texts(batch), flat["new_tokens"]))

@@ -143,7 +143,7 @@ class PieceRead:
     """Pieces of about one size, with about as many readers: their attention is one batched product."""
 
     def __init__(self, cache: Tensor, pieces: list[Piece], heads: int):
-        self.kv_heads, size = cache.shape[3:5]
+        kv_heads, size = cache.shape[3:5]
         device = cache.device
         self.pieces = pieces
         self.readers = max(len(piece.readers) for piece in pieces)
@@ -151,11 +151,11 @@ class PieceRead:
         # What is padded is masked, or never looked at: any block and any reader will do.
         tables = [piece.blocks + piece.blocks[:1] * (blocks - len(piece.blocks)) for piece in pieces]
         readers = [piece.readers + piece.readers[:1] * (self.readers - len(piece.readers)) for piece in pieces]
-        readers_p1r1 = torch.tensor(readers, device=device)[:, None, :, None] * (heads + self.kv_heads)
-        heads_k1g = torch.arange(heads, device=device).view(self.kv_heads, 1, -1)
+        readers_p1r1 = torch.tensor(readers, device=device)[:, None, :, None] * (heads + kv_heads)
+        heads_k1g = torch.arange(heads, device=device).view(kv_heads, 1, -1)
         self.query_rows = (readers_p1r1 + heads_k1g).flatten()
         self.block_rows = _block_rows(tables, cache)
-        tokens_p = torch.tensor([piece.tokens for piece in pieces], device=device).repeat_interleave(self.kv_heads)
+        tokens_p = torch.tensor([piece.tokens for piece in pieces], device=device).repeat_interleave(kv_heads)
         self.bias_p1c = _bias(torch.arange(blocks * size, device=device) >= tokens_p[:, None, None], torch.float32)
 
     def __call__(self, queries: Tensor, blocks: Tensor, merged: bool) -> tuple[Tensor, ...]:

@@ -20,9 +20,10 @@ class TableAttention:
     def __init__(self, cache: Tensor, positions_b: Tensor, table_bn: Tensor):
         """`cache`: [layers, 2, blocks, k, s, d]; `positions_b`, `table_bn`: int64."""
         self.cache, self.table_bn = cache, table_bn
-        _, _, _, self.kv_heads, size, _ = cache.shape
-        self.block_b = table_bn.gather(1, (positions_b // size).unsqueeze(1)).squeeze(1)
-        self.offset_b = positions_b % size
+        self.kv_heads, size = cache.shape[3:5]
+        block_b1 = table_bn.gather(1, (positions_b // size).unsqueeze(1))
+        rows_bk = block_b1 * self.kv_heads + torch.arange(self.kv_heads, device=cache.device)
+        self.slots = (rows_bk * size + (positions_b % size).unsqueeze(1)).flatten()
         unseen_bs = torch.arange(table_bn.shape[1] * size, device=cache.device) > positions_b.unsqueeze(1)
         zeros = torch.zeros(unseen_bs.shape, dtype=cache.dtype, device=cache.device)
         self.bias_b11s = zeros.masked_fill(unseen_bs, float("-inf")).unsqueeze(1).unsqueeze(1)
@@ -31,11 +32,9 @@ class TableAttention:
         qk_bhd = apply_rope(qk_bhd, rope)
         q_bhd, k_bkd = qk_bhd.split((qk_bhd.shape[1] - self.kv_heads, self.kv_heads), dim=1)
         kv_heads, size, d = self.cache.shape[3:]
-        rows_bk = self.block_b.unsqueeze(1) * kv_heads + torch.arange(kv_heads, device=q_bhd.device)
-        slots = (rows_bk * size + self.offset_b.unsqueeze(1)).flatten()
         keys, values = self.cache.select(0, layer).unbind(0)  # each [blocks, k, s, d]
         for stored, new in ((keys, k_bkd), (values, v_bkd)):
-            stored.view(-1, d).index_copy_(0, slots, new.flatten(0, 1))
+            stored.view(-1, d).index_copy_(0, self.slots, new.flatten(0, 1))
         k_bksd, v_bksd = (
             x.index_select(0, self.table_bn.flatten())
             .view(len(q_bhd), -1, kv_heads, size, d)

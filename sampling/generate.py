@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -137,7 +138,7 @@ def run_units(
     bar.close()
     while not all(path.is_file() for path in paths):  # other ranks' last units
         time.sleep(0.2)
-    if not _first(store, "finished"):
+    if not _first(store, "finished") or is_complete(out, key):
         return
     records = [row for path in paths for row in read_jsonl(path)]
     write_manifest(
@@ -180,21 +181,22 @@ def claims(store: dist.Store, order: list[int], paths: list[Path]) -> Iterator[i
     First those that no other rank has claimed, in `order`. Then, rather than wait, those that are claimed and not
     written, once more each: their ranks may be slow or dead, and whoever writes a unit writes the same bytes.
     """
-    # Claims count all units, so that they mean the same to a rank that starts when others have written some already.
-    while (claim := store.add("claimed", 1) - 1) < len(order):
-        if not paths[order[claim]].is_file():
-            yield order[claim]
+    with suppress(dist.DistError):  # the store was rank 0's, which has ended
+        # Claims count all units, so that they mean the same to a rank that starts when others have written some.
+        while (claim := store.add("claimed", 1) - 1) < len(order):
+            if not paths[order[claim]].is_file():
+                yield order[claim]
     for index in order:
         if not paths[index].is_file() and _first(store, f"again/{index}"):
             yield index
 
 
 def _first(store: dist.Store, key: str) -> bool:
-    """Whether no other rank has asked this before. Where rank 0 keeps the store and has left, all is done: no."""
+    """Whether no other rank has asked this before; where the store has gone with rank 0, each rank is on its own."""
     try:
         return store.add(key, 1) == 1
     except dist.DistError:
-        return False
+        return True
 
 
 def count_records(records: Iterable[dict[str, Any]]) -> dict[str, int]:

@@ -150,23 +150,27 @@ def test_two_ranks_write_the_same_bytes(place, nodes):
     assert judgments_digest(place, out) == judgments_digest(place, "tiny/iter1/judgments")
 
 
-def test_a_killed_rank_does_not_stop_the_others(place, monkeypatch):
-    """Two ranks, not under torchrun, which ends them all; one is killed when the first unit is there."""
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_does_not_stop_the_other(place, monkeypatch, killed):
+    """Two ranks, not under torchrun, which ends them all; one is killed when the first unit is there. Rank 0 has the
+    store: without it the other rank used to leave what was missing, and to wait for it."""
+    out = f"killed-{killed}"
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", free_port())
     processes = []
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        processes.append(start(place, "-m", *judge_arguments(place, "killed")))
+        processes.append(start(place, "-m", *judge_arguments(place, out)))
     deadline = time.monotonic() + 120
-    while not list((place / "runs").glob("killed/units-*/*.jsonl")) and time.monotonic() < deadline:
+    while not list((place / "runs").glob(f"{out}/units-*/*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    processes[1].kill()
-    _, err = processes[0].communicate(timeout=300)
-    assert processes[0].returncode == 0, err
-    assert processes[1].wait(timeout=60) == -signal.SIGKILL
-    assert judgments_digest(place, "killed") == judgments_digest(place, "tiny/iter1/judgments")
+    processes[killed].kill()
+    survivor = processes[1 - killed]
+    _, err = survivor.communicate(timeout=300)
+    assert survivor.returncode == 0, err
+    assert processes[killed].wait(timeout=60) == -signal.SIGKILL
+    assert judgments_digest(place, out) == judgments_digest(place, "tiny/iter1/judgments")
 
 
 def test_ctrl_c_leaves_a_run_that_the_same_command_continues(place):

@@ -88,8 +88,6 @@ def test_attention_equals_the_formula(case, heads, prompt, low):
     more = [*shared, *range(len(used), len(used) + -(-prompt // size))]
     spans = [Span(i, length - 1, length, table) for i, (length, table) in enumerate(zip(lengths, tables, strict=True))]
     spans.append(Span(len(spans), len(shared) * size, len(shared) * size + prompt, more))
-    if prompt == 1:
-        spans[-1] = Span(len(spans) - 1, len(shared) * size, len(shared) * size + 1, more)
     dtype = torch.bfloat16 if low else torch.float32
     cache = torch.randn(1, 2, len(used) + 40, k, size, d, generator=generator).to(dtype)
     rows = len(tables) + prompt
