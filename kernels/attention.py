@@ -7,17 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.launch import Attention, use_triton
 from kernels.rope import Rope, apply_rope
 
 
-def varlen_attention(q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, lengths: list[int]) -> Tensor:
+def varlen_attention(q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, cu_seqlens: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v within each sequence, causal; [t, h, d] in q's dtype.
 
-    `lengths` are the sequences' token counts, in order. The query heads of one key-value head stand in a dimension
-    of their own, so that keys and values are expanded as views.
+    `cu_seqlens`: int32 [sequences + 1], the sequences' borders. The query heads of one key-value head stand in a
+    dimension of their own, so that keys and values are expanded as views.
     """
     (_, heads, d), kv_heads = q_thd.shape, k_tkd.shape[1]
-    group = heads // kv_heads
+    group, lengths = heads // kv_heads, cu_seqlens.diff().tolist()
     outputs = []
     for q, k, v in zip(q_thd.split(lengths), k_tkd.split(lengths), v_tkd.split(lengths), strict=True):
         q_kgtd = q.view(-1, kv_heads, group, d).permute(1, 2, 0, 3)
@@ -31,11 +32,16 @@ def varlen_attention(q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, lengths: list[
 class VarlenAttention:
     """Attention for packed training sequences, callable as `attend` of `model.llama.Llama.forward`."""
 
-    def __init__(self, cu_seqlens: Tensor):
+    def __init__(self, cu_seqlens: Tensor, attention: Attention = "triton"):
         """`cu_seqlens`: int32 [sequences + 1], the sequences' borders in the packed tokens."""
-        self.lengths: list[int] = cu_seqlens.diff().tolist()
+        self.cu_seqlens = cu_seqlens
+        self.varlen_attention = varlen_attention
+        if use_triton(attention, cu_seqlens.device):
+            from kernels import attention_triton
+
+            self.varlen_attention = attention_triton.varlen_attention
 
     def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
         kv_heads = v_tkd.shape[1]
         q_thd, k_tkd = apply_rope(qk_thd, rope).split((qk_thd.shape[1] - kv_heads, kv_heads), dim=1)
-        return varlen_attention(q_thd, k_tkd, v_tkd, self.lengths)
+        return self.varlen_attention(q_thd, k_tkd, v_tkd, self.cu_seqlens)

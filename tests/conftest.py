@@ -1,5 +1,24 @@
-"""One thread a test process: the tensors here are tiny, and threads that wait for each other cost more than they do."""
+"""One thread a test process: the tensors here are tiny, and threads that wait for each other cost more than they do.
 
+Tests marked `kernels` run Triton's kernels: on CUDA where there is one, else in Triton's interpreter, for which the
+process must be started with TRITON_INTERPRET=1 (`make test` does).
+"""
+
+import pytest
 import torch
 
+from kernels.launch import interpreted
+
 torch.set_num_threads(1)
+if interpreted():
+    import interpreter_bf16  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where the kernels run."""
+    if torch.cuda.is_available() and not interpreted():
+        return torch.device("cuda")
+    if interpreted():
+        return torch.device("cpu")
+    pytest.skip("the kernels need CUDA or TRITON_INTERPRET=1")

@@ -1,0 +1,65 @@
+"""Which kernels run, and in what tiles.
+
+Triton's kernels take tensors on CUDA. On a CPU the eager PyTorch beside them runs, unless TRITON_INTERPRET=1
+asks for Triton's interpreter. `attention = "sdpa"` turns the kernels off, to tell whether a fault is theirs.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from files import UserError
+
+Attention = Literal["triton", "sdpa"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel's tile, rows by columns, and what Triton is told: warps a program, stages of its software pipeline."""
+
+    m: int
+    n: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+def interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def use_triton(attention: Attention, device: torch.device) -> bool:
+    """Whether tensors on `device` go to Triton's kernels."""
+    return attention == "triton" and (device.type == "cuda" or interpreted())
+
+
+def target(device: torch.device) -> int:
+    """The row of the tables of launch settings: 80, 90 or 100, for compute capabilities 8.x and 12.x, 9.x and 10.x.
+
+    The interpreter uses 80's. Raises `UserError` for other cards.
+    """
+    if device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    found = {8: 80, 9: 90, 10: 100, 12: 80}.get(major) if torch.version.hip is None else None
+    if found is None:
+        raise UserError(f'{device}: no kernels for compute capability {major}.{minor}; set [model] attention = "sdpa"')
+    return found
+
+
+def choose(table: dict[int, dict[int, Launch]], device: torch.device, head_dim: int) -> Launch:
+    """The settings of a kernel whose tiles depend on the head size. Raises `UserError` for a size beyond the table."""
+    for largest, found in table[target(device)].items():
+        if head_dim <= largest:
+            return found
+    raise UserError(f'head_dim {head_dim}: the kernels go up to {largest}; set [model] attention = "sdpa"')
+
+
+def padded(size: int) -> int:
+    """The width of a tile that holds `size` columns: a power of two, and no fewer than a matrix instruction takes."""
+    return max(16, 1 << (size - 1).bit_length())

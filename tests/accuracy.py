@@ -1,0 +1,21 @@
+"""The measure of a kernel: against fp64, its error is at most twice the eager version's in the same dtype."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def dtypes(device: torch.device) -> list[torch.dtype]:
+    """What kernels take there: fp32 in the interpreter alone."""
+    return DTYPES if device.type == "cpu" else DTYPES[1:]
+
+
+def assert_as_close(ours: Iterable[Tensor], eager: Iterable[Tensor], true: Iterable[Tensor]) -> None:
+    for mine, theirs, exact in zip(ours, eager, true, strict=True):
+        assert exact.dtype == torch.float64 and mine.dtype == theirs.dtype
+        mine, theirs, exact = mine.cpu().double(), theirs.cpu().double(), exact.cpu()
+        assert (mine - exact).norm() <= 2 * (theirs - exact).norm()
+        assert (mine - exact).abs().max() <= 3 * (theirs - exact).abs().max()
