@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from files import UserError
+from kernels.launch import Attention
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class Model:
     """How `model.prepare` makes the seed when it is missing: "smollm2-135m", "tiny" or "" (the user brings it)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type; auto is bfloat16 where the processor multiplies it natively, else float32."""
+    attention: Attention = "triton"
+    """On CUDA: the kernels of `kernels/`, or PyTorch's own operations in their place, to tell whether a fault is the
+    kernels'. A CPU always takes PyTorch's."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Engine:
     max_sequences: int = 128
     """Sequences decoded together at most."""
     cuda_graphs: bool = True
-    """On CUDA, decode with graphs, one for each bucket of sequences and blocks. Off: op by op, for debugging."""
+    """On CUDA, with `attention = "triton"`, decode with graphs. Off: op by op, for debugging."""
     unit_requests: int = 256
     """Requests a work unit, rounded up to whole prompts."""
 

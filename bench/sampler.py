@@ -142,11 +142,11 @@ class TimedEngine(Engine):
         super().__init__(*arguments, **options)
         self.drawn: list[tuple[int, float]] = []
 
-    def _draw(self, sequences: list[Sequence], logits_bv: torch.Tensor) -> list[int]:
+    def _draw(self, sequences: list[Sequence], logits_bv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         started = time.perf_counter()
-        tokens = super()._draw(sequences, logits_bv)
+        drawn = super()._draw(sequences, logits_bv)
         self.drawn.append((len(sequences), time.perf_counter() - started))
-        return tokens
+        return drawn
 
 
 def matrix_limit(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:

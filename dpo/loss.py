@@ -7,21 +7,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dpo.data import MicroBatch
+from kernels import launch
 from kernels.attention import VarlenAttention
+from kernels.launch import Attention
 from kernels.logprob import linear_logprob
 from model.llama import Llama
 
 
-def completion_logprob(model: Llama, batch: MicroBatch) -> Tensor:
+def completion_logprob(model: Llama, batch: MicroBatch, attention: Attention = "triton") -> Tensor:
     """log pi(token | what stands before it) of every completion token, fp32 [n].
 
     Policy and reference both come through here. The head sees only the hidden states that predict a target.
     """
 
     def head(hidden_td: Tensor, weight_vd: Tensor) -> Tensor:
-        return linear_logprob(hidden_td.index_select(0, batch.sources_n), weight_vd, batch.targets_n)
+        hidden_nd, logprob = hidden_td.index_select(0, batch.sources_n), linear_logprob
+        if launch.use_triton(attention, hidden_nd):
+            from kernels import logprob_triton
 
-    return model(batch.ids_t, batch.positions_t, VarlenAttention(batch.cu_seqlens), head)
+            logprob = logprob_triton.linear_logprob
+        return logprob(hidden_nd, weight_vd, batch.targets_n)
+
+    return model(batch.ids_t, batch.positions_t, VarlenAttention(batch.cu_seqlens, attention), head)
 
 
 def dpo_loss(policy_e2: Tensor, reference_e2: Tensor, beta: float) -> dict[str, Tensor]:

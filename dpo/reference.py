@@ -16,6 +16,7 @@ from dpo.data import Example, content_digest, micro_batches
 from dpo.loss import completion_logprob
 from dpo.parallel import World, reshard
 from files import read_jsonl, write_jsonl
+from kernels.launch import Attention
 from model.llama import Llama
 from model.weights import load_weights
 
@@ -29,17 +30,18 @@ def reference_logprob(
     cache: Path,
     token_budget: int,
     dtype: torch.dtype,
+    attention: Attention = "triton",
 ) -> Tensor:
     """Log-probabilities of each pair's chosen and rejected under the weights in the folder `weights`, fp32 [e, 2].
 
-    Read from the folder `cache` when they are there for these pairs, weights and dtype. If not, `model` is filled with
+    Read from the folder `cache` when they are there for these pairs, weights, dtype and attention. If not, `model` is filled with
     the reference's weights, which the caller replaces by the policy's.
     """
-    name = hashlib.sha256(f"{content_digest(examples)} {weights_digest} {dtype}".encode()).hexdigest()
+    name = hashlib.sha256(f"{content_digest(examples)} {weights_digest} {dtype} {attention}".encode()).hexdigest()
     path = cache / f"{name[:16]}.jsonl"
     if not world.agree(path.is_file):
         load_weights(model, weights)
-        found_e2 = _compute(world, model, examples, token_budget)
+        found_e2 = _compute(world, model, examples, token_budget, attention)
         if world.first:
             found = zip(examples, found_e2.tolist(), strict=True)
             write_jsonl(path, ({"id": pair.id, "chosen": both[0], "rejected": both[1]} for pair, both in found))
@@ -48,11 +50,13 @@ def reference_logprob(
 
 
 @torch.no_grad()
-def _compute(world: World, model: Llama, examples: Sequence[Example], token_budget: int) -> Tensor:
+def _compute(
+    world: World, model: Llama, examples: Sequence[Example], token_budget: int, attention: Attention
+) -> Tensor:
     found_e2 = torch.zeros(len(examples), 2, device=world.device)
     batches = micro_batches(examples, range(len(examples)), world.rank, world.size, token_budget)
     for batch in tqdm(batches, desc="reference", unit="batch", disable=not world.first):
-        logprob_n = completion_logprob(model, batch.to(world.device))
+        logprob_n = completion_logprob(model, batch.to(world.device), attention)
         if batch.real:
             found_e2[batch.examples] = batch.to(world.device).sums(logprob_n)
     reshard(model)

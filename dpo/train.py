@@ -50,6 +50,7 @@ def train_key(
         "export": fixed_epoch(stage, settings, iteration),
         "token_budget": settings.trainer.token_budget,
         "dtype": settings.model.dtype,
+        "attention": settings.model.attention,
         "seed": settings.seed,
     }
     inputs: dict[str, Path | str] = {f"data{i}": path for i, path in enumerate(data)}
@@ -215,7 +216,7 @@ class Trainer:
 
     def terms(self, batch: MicroBatch) -> dict[str, Tensor]:
         """What the stage's loss says of each example of a micro-batch."""
-        logprob_n = completion_logprob(self.model, batch)
+        logprob_n = completion_logprob(self.model, batch, self.settings.model.attention)
         if self.reference_e2 is None:
             return sft_loss(batch, logprob_n)
         return dpo_loss(batch.sums(logprob_n), self.reference_e2[batch.examples], self.settings.dpo.beta)
@@ -301,9 +302,9 @@ def train(arguments: argparse.Namespace, settings: Settings, world: World) -> No
     model = sharded_model(config, world, dtype, settings.trainer.activation_checkpointing)
     reference_e2 = None
     if stage == "dpo":
-        cache = arguments.work / "reference"
-        budget = settings.trainer.token_budget
-        reference_e2 = reference_logprob(world, model, examples, reference, weights["reference"], cache, budget, dtype)
+        cache, budget = arguments.work / "reference", settings.trainer.token_budget
+        how = (budget, dtype, settings.model.attention)
+        reference_e2 = reference_logprob(world, model, examples, reference, weights["reference"], cache, *how)
     optimizer = make_optimizer(model, settings.sft if stage == "sft" else settings.dpo)
     progress = start(world, model, optimizer, model_dir, arguments.work, key)
     trainer = Trainer(

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.launch import Attention, use_triton
+from kernels import launch
+from kernels.launch import Attention
 from kernels.rope import Rope, apply_rope
 
 
@@ -34,14 +35,13 @@ class VarlenAttention:
 
     def __init__(self, cu_seqlens: Tensor, attention: Attention = "triton"):
         """`cu_seqlens`: int32 [sequences + 1], the sequences' borders in the packed tokens."""
-        self.cu_seqlens = cu_seqlens
-        self.varlen_attention = varlen_attention
-        if use_triton(attention, cu_seqlens.device):
-            from kernels import attention_triton
-
-            self.varlen_attention = attention_triton.varlen_attention
+        self.cu_seqlens, self.attention = cu_seqlens, attention
 
     def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
         kv_heads = v_tkd.shape[1]
         q_thd, k_tkd = apply_rope(qk_thd, rope).split((qk_thd.shape[1] - kv_heads, kv_heads), dim=1)
-        return self.varlen_attention(q_thd, k_tkd, v_tkd, self.cu_seqlens)
+        if launch.use_triton(self.attention, v_tkd):
+            from kernels import attention_triton
+
+            return attention_triton.varlen_attention(q_thd, k_tkd, v_tkd, self.cu_seqlens)
+        return varlen_attention(q_thd, k_tkd, v_tkd, self.cu_seqlens)

@@ -11,12 +11,12 @@ and for an incoming gradient do, with D_i = do_i . o_i:
 Neither S nor P is ever stored: forward keeps a running maximum and sum in fp32 while it walks over the keys, backward
 computes P again from L. Products take the inputs' dtype and are summed in fp32.
 
-Tiling. A program of `_forward` and `_backward_queries` has BLOCK_M queries of one head and walks over the keys up to its
-last query's, in steps of BLOCK_N. A program of `_backward_keys` has BLOCK_N keys of one key-value head and walks over the
-queries of all heads in its group, in steps of BLOCK_M, so that dk and dv are sums in registers: no atomics, the same bits
-every time. Which sequence a tile belongs to is found by bisection in `cu_seqlens`: the tiles of sequence s begin at
-cu_seqlens[s] // BLOCK + s, which leaves room for a partly filled one in each. So the number of programs follows from
-shapes alone, and the host never waits for the lengths.
+Tiling. A program of `_forward` and `_backward_queries` has BLOCK_M queries of one head and walks over the keys up to
+its last query's, in steps of BLOCK_N. A program of `_backward_keys` has BLOCK_N keys of one key-value head and walks
+over the queries of all heads in its group, in steps of BLOCK_M, so that dk and dv are sums in registers: no atomics,
+the same bits every time. Which sequence a tile belongs to is found by bisection in `cu_seqlens`: the tiles of
+sequence s begin at cu_seqlens[s] // BLOCK + s, which leaves room for a partly filled one in each. So the number of
+programs follows from shapes alone, and the host never waits for the lengths.
 
 Shapes: t tokens of all sequences, s sequences, h query heads, k key-value heads, d head_dim.
 """

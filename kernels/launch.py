@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from files import UserError
 
@@ -33,9 +34,13 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def use_triton(attention: Attention, device: torch.device) -> bool:
-    """Whether tensors on `device` go to Triton's kernels."""
-    return attention == "triton" and (device.type == "cuda" or interpreted())
+def use_triton(attention: Attention, tensor: Tensor) -> bool:
+    """Whether tensors like this one go to Triton's kernels. Raises `UserError` for float32 on CUDA: it does not fit."""
+    if attention == "sdpa" or not (tensor.is_cuda or interpreted()):
+        return False
+    if tensor.is_cuda and tensor.dtype == torch.float32:
+        raise UserError('float32 on CUDA has no kernels; set [model] dtype = "bfloat16" or attention = "sdpa"')
+    return True
 
 
 def target(device: torch.device) -> int:
@@ -60,6 +65,6 @@ def choose(table: dict[int, dict[int, Launch]], device: torch.device, head_dim: 
     raise UserError(f'head_dim {head_dim}: the kernels go up to {largest}; set [model] attention = "sdpa"')
 
 
-def padded(size: int) -> int:
-    """The width of a tile that holds `size` columns: a power of two, and no fewer than a matrix instruction takes."""
-    return max(16, 1 << (size - 1).bit_length())
+def padded(size: int, least: int = 16) -> int:
+    """The width of a tile that holds `size` columns: a power of two, and what a matrix instruction takes at least."""
+    return max(least, 1 << (size - 1).bit_length())

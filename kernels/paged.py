@@ -9,28 +9,12 @@ Shapes: t tokens of this step, h query heads, k key-value heads, g query heads a
 s tokens in the cache, b single tokens, p pieces of c tokens in one product, r readers of a piece, j pieces of a token.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.pieces import Piece, alike, cut_pieces
+from kernels.pieces import Piece, Span, alike, cut_pieces
 from kernels.rope import Rope, apply_rope
-
-
-@dataclass(frozen=True)
-class Span:
-    """Tokens of one sequence in this step: rows [row, row + end - start), positions [start, end)."""
-
-    row: int
-    start: int
-    end: int
-    blocks: list[int]
-
-    @property
-    def positions(self) -> range:
-        return range(self.start, self.end)
 
 
 class PagedAttention:

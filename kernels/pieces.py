@@ -16,6 +16,20 @@ PRODUCT_BLOCKS = 64
 
 
 @dataclass(frozen=True)
+class Span:
+    """Tokens of one sequence in this step: rows [row, row + end - start), positions [start, end)."""
+
+    row: int
+    start: int
+    end: int
+    blocks: list[int]
+
+    @property
+    def positions(self) -> range:
+        return range(self.start, self.end)
+
+
+@dataclass(frozen=True)
 class Piece:
     """Consecutive blocks of the cache, read at once for all sequences that share them."""
 
@@ -24,23 +38,27 @@ class Piece:
     """Tokens to be read: all of the blocks' but, in a sequence's last block, those it has not reached."""
     readers: list[int]
     """Indices of the sequences."""
+    first: int = 0
+    """Where its first block stands in the readers' tables."""
 
 
-def cut_pieces(tables: Sequence[Sequence[int]], lengths: Sequence[int], block_size: int) -> list[Piece]:
+def cut_pieces(
+    tables: Sequence[Sequence[int]], lengths: Sequence[int], block_size: int, piece_tokens: int = PIECE_TOKENS
+) -> list[Piece]:
     """Pieces such that sequence i reads its `lengths[i]` tokens, in the blocks of `tables[i]`, exactly once.
 
-    A block that two tables name is full, and so is every block before it.
+    A block that two tables name is full, and so is every block before it. No piece has more than `piece_tokens`.
     """
     pieces: list[Piece] = []
     used = [-(-length // block_size) for length in lengths]
-    size = max(PIECE_TOKENS // block_size, 1)
+    size = max(piece_tokens // block_size, 1)
 
     def emit(readers: list[int], start: int, stop: int) -> None:
         table = tables[readers[0]]
         for i in range(start, stop, size):
             end = min(i + size, stop)
             tokens = min(end * block_size, lengths[readers[0]]) - i * block_size
-            pieces.append(Piece(list(table[i:end]), tokens, readers))
+            pieces.append(Piece(list(table[i:end]), tokens, readers, i))
 
     def walk(readers: list[int], start: int, depth: int) -> None:
         """Sequences that agree in the blocks before `depth`, of which those before `start` are in pieces already."""

@@ -1,20 +1,22 @@
 """The engine: requests in, completions out."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from kernels import launch
+from kernels.launch import Attention
 from kernels.linear import linear
-from kernels.paged import PagedAttention, Span
-from model.llama import Llama
+from kernels.paged import PagedAttention
+from kernels.pieces import Span
+from kernels.transfer import to_device, to_host
+from model.llama import Attend, Llama
 from sampling.blocks import BlockPool
-from sampling.graphs import DecodeGraphs
 from sampling.request import Completion, FinishReason, Request
 from sampling.sampler import sample
-from sampling.scheduler import Scheduler, Sequence, Step
-from sampling.transfer import to_device, to_host
+from sampling.scheduler import Scheduled, Scheduler, Sequence, Step
 
 
 class Engine:
@@ -29,6 +31,7 @@ class Engine:
         token_budget: int,
         max_sequences: int,
         share_prefixes: bool = True,
+        attention: Attention = "triton",
         cuda_graphs: bool = True,
     ):
         config, weight = model.config, model.embed_tokens.weight
@@ -39,11 +42,22 @@ class Engine:
         # A block more than the pool knows: there the graphs' padding writes.
         shape = (config.num_hidden_layers, 2, blocks + 1, config.num_key_value_heads, block_size, config.head_dim)
         self.cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        self.graphs = DecodeGraphs(model, self.cache) if self.cache.is_cuda and cuda_graphs else None
+        self.paged_attention: Callable[[Tensor, list[Span], int], Attend] = PagedAttention
+        self.sample = sample
+        self.graphs: Callable[[list[Span], list[Sequence]], tuple[Tensor, Tensor]] | None = None
+        if launch.use_triton(attention, self.cache):
+            self._use_triton(cuda_graphs and self.cache.is_cuda)
         self.computed_tokens = 0
         self.preemptions = 0
         self.first_token_seconds: list[float] = []
         """Of each request of the last run, from its start to the request's first token."""
+
+    def _use_triton(self, cuda_graphs: bool) -> None:
+        from kernels import paged_triton, topp
+        from sampling.graphs import DecodeGraphs
+
+        self.paged_attention, self.sample = paged_triton.TritonPagedAttention.plan, topp.sample
+        self.graphs = DecodeGraphs(self.model, self.cache) if cuda_graphs else None
 
     @torch.inference_mode()
     def run(self, requests: Iterable[Request]) -> Iterator[Completion]:
@@ -77,48 +91,48 @@ class Engine:
             sources, destinations = (to_device(side, torch.int64, device) for side in zip(*step.copies, strict=True))
             self.cache.index_copy_(2, destinations, self.cache.index_select(2, sources))
         self.computed_tokens += sum(item.end - item.start for item in step.scheduled)
-        logits = self._logits(step)
-        sampling = [item.sequence for item in step.scheduled if item.samples]
-        return self._draw(sampling, logits) if sampling else []
-
-    def _logits(self, step: Step) -> Tensor:
-        """Logits [b, v] of the items that sample, in order."""
-        device = self.cache.device
-        sequences = [item.sequence for item in step.scheduled]
-        ids = [token for item in step.scheduled for token in item.sequence.tokens[item.start : item.end]]
-        if self.graphs and len(ids) == len(sequences) and all(item.samples for item in step.scheduled):
-            return self.graphs(ids, [item.start for item in step.scheduled], [s.blocks for s in sequences])
-        spans: list[Span] = []
-        last: list[int] = []
-        row = 0
+        spans, row = [], 0
         for item in step.scheduled:
             spans.append(Span(row, item.start, item.end, item.sequence.blocks))
             row += item.end - item.start
-            if item.samples:
-                last.append(row - 1)
+        sampling = [item.sequence for item in step.scheduled if item.samples]
+        if self.graphs and len(sampling) == row:
+            drawn = self.graphs(spans, sampling)
+        else:
+            logits = self._logits(step.scheduled, spans)
+            if not sampling:
+                return []
+            drawn = self._draw(sampling, logits)
+        ids, logprobs = to_host(*drawn)
+        for sequence, logprob in zip(sampling, logprobs, strict=True):
+            sequence.logprob += logprob
+        return ids
+
+    def _logits(self, scheduled: list[Scheduled], spans: list[Span]) -> Tensor:
+        """Logits [b, v] of the items that sample, in order."""
+        device = self.cache.device
+        ids = [token for item in scheduled for token in item.sequence.tokens[item.start : item.end]]
         positions = [position for span in spans for position in span.positions]
+        ends = [span.row + span.end - span.start - 1 for span in spans]
+        last = [end for end, item in zip(ends, scheduled, strict=True) if item.samples]
         rows = to_device(last, torch.int64, device)
         return self.model(
             to_device(ids, torch.int64, device),
             to_device(positions, torch.int64, device),
-            PagedAttention(self.cache, spans, self.model.config.num_attention_heads),
+            self.paged_attention(self.cache, spans, self.model.config.num_attention_heads),
             lambda hidden_td, weight_vd: linear(hidden_td.index_select(0, rows), weight_vd),
         )
 
-    def _draw(self, sequences: list[Sequence], logits_bv: Tensor) -> list[int]:
-        """The sequences' next tokens."""
+    def _draw(self, sequences: list[Sequence], logits_bv: Tensor) -> tuple[Tensor, Tensor]:
+        """The sequences' next tokens and their log-probabilities."""
         settings, device = [s.request.sampling for s in sequences], logits_bv.device
-        drawn = sample(
+        return self.sample(
             logits_bv,
             to_device([s.temperature for s in settings], torch.float32, device),
             to_device([s.top_p for s in settings], torch.float32, device),
             to_device([s.request.seed for s in sequences], torch.int64, device),
             to_device([len(s.tokens) for s in sequences], torch.int64, device),
         )
-        ids, logprobs = to_host(*drawn)
-        for sequence, logprob in zip(sequences, logprobs, strict=True):
-            sequence.logprob += logprob
-        return ids
 
 
 def _finish_reason(sequence: Sequence) -> FinishReason | None:

@@ -83,6 +83,7 @@ def generation_key(stage: str, settings: Settings, section: Any, iteration: int,
         "section": as_dict(section),
         "engine": as_dict(settings.engine),
         "dtype": settings.model.dtype,
+        "attention": settings.model.attention,
         "seed": settings.seed,
         "iteration": iteration,
     }
@@ -152,7 +153,12 @@ def run_units(
         computed_tokens=engine.computed_tokens if engine else 0,
         seconds=round(time.monotonic() - started, 1),
         weights=digest(model_dir),
-        settings={"engine": as_dict(settings.engine), "dtype": settings.model.dtype, "seed": settings.seed},
+        settings={
+            "engine": as_dict(settings.engine),
+            "dtype": settings.model.dtype,
+            "attention": settings.model.attention,
+            "seed": settings.seed,
+        },
         compute_dtype=str(compute_dtype(settings.model.dtype, local_device())).removeprefix("torch."),
         environment=environment(),
     )
@@ -257,6 +263,7 @@ def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine
         block_size=options.block_size,
         token_budget=options.token_budget,
         max_sequences=options.max_sequences,
+        attention=settings.model.attention,
         cuda_graphs=options.cuda_graphs,
     )
     if log:

@@ -1,14 +1,14 @@
-"""The CUDA path without a GPU: its steps run on fake tensors, and its decoding, uncaptured, on the CPU.
+"""The CUDA path without a GPU: its steps run on fake tensors, the kernels' launches recorded and left out.
 
 Fake tensors raise where tensors of two devices meet, and where a shape or a number on the host depends on data.
 """
 
 import ctypes
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from test_engine import mixed_requests
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -17,14 +17,19 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import kernels.paged_triton
 import sampling.engine
+from files import UserError
+from kernels.compile import recording
+from kernels.launch import use_triton
+from kernels.pieces import Span
+from kernels.plan import Sizes
 from model.config import LlamaConfig
 from model.llama import Llama, _frequencies
-from model.weights import load_model
 from sampling.engine import Engine
-from sampling.graphs import DecodeGraphs, decode_logits, power_of_two
+from sampling.graphs import Inputs, bucket, decode, power_of_two
 from sampling.request import Request, Sampling
-from sampling.scheduler import Scheduled, Sequence, Step
+from sampling.scheduler import Scheduled, Sequence
 
 FIXTURE = Path(__file__).parent / "fixtures" / "llama3"
 
@@ -64,46 +69,55 @@ class OnDevice(TorchDispatchMode):
         return result
 
 
-@pytest.fixture
-def fake_engine(monkeypatch, fake_cuda):
+@pytest.fixture(params=["triton", "sdpa"])
+def fake_engine(request, monkeypatch, fake_cuda):
     """An engine on a fake GPU, with pinned memory, of which there are no fakes, left out."""
 
     def to_device(values, dtype, device):
         return torch.tensor(values, dtype=dtype, device=device)
 
     monkeypatch.setattr(sampling.engine, "to_device", to_device)
+    monkeypatch.setattr(kernels.paged_triton, "to_device", to_device)
     config = LlamaConfig.load(FIXTURE)
     before = torch.get_default_dtype()
-    with FakeTensorMode(), torch.inference_mode():
+    options = {"blocks": 64, "block_size": 8, "token_budget": 64, "max_sequences": 8}
+    with FakeTensorMode(), torch.inference_mode(), recording(90):
         torch.set_default_dtype(torch.bfloat16)
         with torch.device("cuda"):
             model = Llama(config)
         torch.set_default_dtype(before)
-        yield Engine(model, blocks=64, block_size=8, token_budget=64, max_sequences=8, cuda_graphs=False)
+        yield Engine(model, **options, attention=request.param, cuda_graphs=False)
 
 
-def item(length: int, start: int, blocks: list[int]) -> Scheduled:
+def item(row: int, length: int, start: int, blocks: list[int]) -> tuple[Scheduled, Span]:
     request = Request("r", list(range(length)), Sampling(1.0, 0.9, 8), seed=1)
     sequence = Sequence(request, 0, 100, list(request.ids), computed=start, blocks=blocks)
-    return Scheduled(sequence, start, length)
+    return Scheduled(sequence, start, length), Span(row, start, length, blocks)
 
 
 def test_a_mixed_step_stays_on_the_device(fake_engine):
     """Decoding with a shared prefix, a prompt from its beginning, and one behind a prefix."""
-    step = Step([item(20, 19, [0, 1, 2]), item(24, 23, [0, 1, 3]), item(13, 0, [4, 5]), item(30, 16, [0, 1, 6, 7])])
-    logits = fake_engine._logits(step)
+    items = [item(0, 20, 19, [0, 1, 2]), item(1, 24, 23, [0, 1, 3])]
+    items += [item(2, 13, 0, [4, 5]), item(15, 30, 16, [0, 1, 6, 7])]
+    scheduled, spans = map(list, zip(*items, strict=True))
+    logits = fake_engine._logits(scheduled, spans)
     assert logits.shape == (4, fake_engine.model.config.vocab_size)
     assert (logits.device.type, logits.dtype) == ("cuda", torch.bfloat16)
 
 
+@pytest.mark.parametrize("fake_engine", ["triton"], indirect=True)
 def test_what_is_captured_has_no_host_sync_and_no_shape_from_data(fake_engine):
-    ids, positions = (torch.zeros(8, dtype=torch.int64, device="cuda") for _ in range(2))
-    table = torch.zeros(8, 4, dtype=torch.int64, device="cuda")
-    decode_logits(fake_engine.model, fake_engine.cache, ids, positions, table)  # the constant tables are made once
-    with OnDevice() as watched:
-        logits = decode_logits(fake_engine.model, fake_engine.cache, ids, positions, table)
+    sizes = Sizes(tokens=8, tables=8, blocks=4, narrow=16, wide=16, entries=32)
+    inputs = Inputs.zeros(sizes, torch.device("cuda"))
+    decode(fake_engine.model, fake_engine.cache, inputs, sizes)  # the constant tables are made once
+    with OnDevice() as watched, recording(90) as launches:
+        ids, logprobs = decode(fake_engine.model, fake_engine.cache, inputs, sizes)
     assert watched.operations > 50
-    assert logits.shape == (8, fake_engine.model.config.vocab_size)
+    assert (ids.shape, ids.dtype, logprobs.shape) == ((8,), torch.int64, (8,))
+    layers = fake_engine.model.config.num_hidden_layers
+    names = Counter(launch.kernel.__name__ for launch in launches)
+    per_layer = {"_rotate_and_store": layers, "_read": 2 * layers, "_merge": layers}
+    assert names == per_layer | {"_chunk_kernel": 1, "_draw_kernel": 1}
 
 
 def test_the_watch_sees_a_sync(fake_cuda):
@@ -119,19 +133,13 @@ def test_the_watch_sees_a_sync(fake_cuda):
             torch.tensor([1.0], device="cpu").to("cuda")
 
 
-@pytest.mark.parametrize("changes", [{}, {"blocks": 24}, {"max_sequences": 3, "token_budget": 11}], ids=str)
-def test_padded_decoding_gives_the_same_tokens(changes):
-    """In buckets, as they are captured on CUDA, against the CPU's own way."""
-    model = load_model(FIXTURE, torch.float32)
-    found = []
-    for padded in (False, True):
-        options = {"blocks": 256, "block_size": 8, "token_budget": 64, "max_sequences": 32} | changes
-        machine = Engine(model, **options)
-        if padded:
-            machine.graphs = DecodeGraphs(model, machine.cache)
-        found.append({c.id: c.ids for c in machine.run(mixed_requests(24))})
-    assert machine.graphs.buckets and found[0] == found[1]
-
-
 def test_buckets():
-    assert [power_of_two(n) for n in (1, 2, 3, 4, 5, 128, 129)] == [1, 2, 4, 4, 8, 128, 256]
+    assert [power_of_two(n) for n in (0, 1, 2, 3, 4, 5, 128, 129)] == [1, 1, 2, 4, 4, 8, 128, 256]
+    sizes = bucket(Sizes(tokens=5, tables=5, blocks=9, narrow=3, wide=0, entries=33))
+    assert sizes == Sizes(tokens=8, tables=8, blocks=16, narrow=16, wide=16, entries=64)
+    assert bucket(sizes) == sizes
+
+
+def test_float32_on_cuda_is_an_error(fake_cuda):
+    with FakeTensorMode(), pytest.raises(UserError, match=r'dtype = "bfloat16"'):
+        use_triton("triton", torch.zeros(1, device="cuda"))

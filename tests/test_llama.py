@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from files import UserError
 from kernels.attention import VarlenAttention
-from kernels.paged import PagedAttention, Span
+from kernels.paged import PagedAttention
+from kernels.pieces import Span
 from model.config import LlamaConfig
 from model.llama import Llama, logits_head
 from model.weights import load_model

@@ -4,9 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.paged import PagedAttention, Span, merge
-from kernels.pieces import PRODUCT_BLOCKS, Piece, alike, cut_pieces
-from kernels.table import TableAttention
+from kernels.paged import PagedAttention, merge
+from kernels.pieces import PRODUCT_BLOCKS, Piece, Span, alike, cut_pieces
 
 
 @st.composite
@@ -102,22 +101,6 @@ def test_attention_equals_the_formula(case, heads, prompt, low):
             torch.testing.assert_close(
                 found[row].double(), wanted, atol=4e-2 if low else 2e-6, rtol=2e-2 if low else 1e-5
             )
-
-
-def test_table_attention_equals_the_pieces():
-    generator = torch.Generator().manual_seed(2)
-    cache = torch.randn(1, 2, 40, 2, 8, 16, generator=generator)
-    tables, positions = [[0, 1, 2, 3], [0, 1, 7, 8], [9, 10, 11, 12]], [25, 31, 3]
-    qk, v = torch.randn(3, 8, 16, generator=generator), torch.randn(3, 2, 16, generator=generator)
-    rope = (torch.rand(3, 1, 16, generator=generator), torch.rand(3, 1, 16, generator=generator))
-    spans = [
-        Span(i, position, position + 1, table)
-        for i, (position, table) in enumerate(zip(positions, tables, strict=True))
-    ]
-    other = cache.clone()
-    found = TableAttention(cache, torch.tensor(positions), torch.tensor(tables))(0, qk, v, rope)
-    torch.testing.assert_close(found, PagedAttention(other, spans, 6)(0, qk, v, rope))
-    assert torch.equal(cache, other)
 
 
 def test_merge_with_an_empty_side():

@@ -1,0 +1,270 @@
+"""Log-probabilities of target tokens under a linear head, forward and backward, in Triton: logprob.py says what for.
+
+With hidden state h_t, head W and target y_t of token t:
+
+    z_tv = h_t . W_v     L_t = log sum_v exp z_tv     value_t = z_t,y_t - L_t
+
+and for an incoming gradient g, with S the slope, that is the gradient of the logits z:
+
+    S_tv = g_t ([v = y_t] - exp(z_tv - L_t))     dh_t = sum_v S_tv W_v     dW_v = sum_t S_tv h_t
+
+Forward stores L and the targets' logits; no other logit leaves the chip. Backward computes the logits again, of a tile
+of the vocabulary at a time, and stores S of that tile, in the inputs' dtype. The two products with S are torch's: they
+are plain matrix products, which its libraries do best. A tile has all tokens, so its rows of dW are one product.
+
+Tiling. A program of `_forward` has BLOCK_T tokens and a slice of the vocabulary. It walks over the slice in steps of
+BLOCK_V rows, with a running maximum and sum in fp32, and in each step over the hidden size in steps of BLOCK_K. With
+slices, few tokens fill a GPU, too; how many there are follows from shapes alone, and torch merges them. A program of
+`_slope` has BLOCK_T tokens and BLOCK_V rows. One of `_target` has BLOCK_T tokens and the rows of their targets: it
+multiplies each with each, which is less than a step of `_forward`, and keeps the diagonal. So the target's logit is
+summed as the logits in L are, and where it is the only one that counts, the two cancel.
+
+Shapes: t tokens, d and k hidden_size, v vocabulary, r rows of a tile, s slices.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels import launch
+from kernels.launch import Launch
+
+TILE_ROWS = 4096
+
+# Tiles, BLOCK_T by BLOCK_V. 80's fit cards with 99 KiB of shared memory, too, and leave an A100 room for two programs.
+LAUNCH: dict[str, dict[int, Launch]] = {
+    "target": {80: Launch(64, 64, 4, 4), 90: Launch(64, 64, 4, 4), 100: Launch(64, 64, 4, 4)},
+    "forward": {80: Launch(128, 128, 4, 4), 90: Launch(128, 256, 8, 4), 100: Launch(128, 256, 8, 4)},
+    "slope": {80: Launch(128, 128, 4, 4), 90: Launch(128, 256, 8, 4), 100: Launch(128, 256, 8, 4)},
+}
+DEPTH = {80: 64, 90: 128, 100: 128}
+"""BLOCK_K in bytes."""
+PROGRAMS = 2048
+"""Programs of `_forward` at least, where the vocabulary has the steps: many for each processor, so that it matters
+little that not all finish at once."""
+GROUP: tl.constexpr = tl.constexpr(16)
+"""Blocks of tokens whose programs run at the same time, each for several pieces of the vocabulary: few enough that
+their hidden states stay in the L2 cache, and enough that a piece's rows of W are read from there many times."""
+
+
+@triton.jit
+def _place(tokens, pieces, BLOCK_T: tl.constexpr):
+    """This program's block of tokens and piece of the vocabulary: all pieces of GROUP blocks, then the next GROUP."""
+    program = tl.program_id(0)
+    first = program // (GROUP * pieces) * GROUP
+    width = tl.minimum(tl.cdiv(tokens, BLOCK_T) - first, GROUP)
+    inside = program - first * pieces
+    return first + inside % width, inside // width
+
+
+@triton.jit
+def _logits(
+    hidden, weight, token, row, hidden_stride, weight_stride,
+    SIZE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """z of the tokens `token` and the rows `row` of the weight, fp32 [BLOCK_T, BLOCK_V]."""
+    k = tl.arange(0, BLOCK_K)
+    # 64 bits: t d and v d pass 2^31.
+    hidden_tk = hidden + token.to(tl.int64)[:, None] * hidden_stride + k[None, :]
+    weight_kv = weight + row.to(tl.int64)[None, :] * weight_stride + k[:, None]
+    logits = tl.zeros((BLOCK_T, BLOCK_V), tl.float32)
+    for start in range(0, SIZE, BLOCK_K):
+        if SIZE % BLOCK_K == 0:
+            left, right = tl.load(hidden_tk), tl.load(weight_kv)
+        else:
+            left = tl.load(hidden_tk, mask=start + k[None, :] < SIZE, other=0.0)
+            right = tl.load(weight_kv, mask=start + k[:, None] < SIZE, other=0.0)
+        logits = tl.dot(left, right, logits, input_precision="ieee")
+        hidden_tk += BLOCK_K
+        weight_kv += BLOCK_K
+    return logits
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _target(
+    hidden,  # [t, d] bf16, fp16 or fp32, with any row stride
+    weight,  # [v, d] like hidden
+    targets,  # [t] int64
+    target_logit,  # [t] fp32: z of the target
+    tokens, vocabulary, hidden_stride, weight_stride,
+    SIZE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    i = tl.arange(0, BLOCK_T)
+    t = tl.program_id(0) * BLOCK_T + i
+    token = tl.minimum(t, tokens - 1)
+    target = tl.load(targets + token)
+    # What is no token reads no memory, and has the logit 0, as it has in the eager version.
+    inside = (target >= 0) & (target < vocabulary)
+    row = tl.where(inside, target, 0)
+    logits = _logits(hidden, weight, token, row, hidden_stride, weight_stride, SIZE, BLOCK_T, BLOCK_V, BLOCK_K)
+    found = tl.sum(tl.where(i[:, None] == i[None, :], logits, 0.0), 1)
+    tl.store(target_logit + t, tl.where(inside, found, 0.0), mask=t < tokens)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _forward(
+    hidden,  # [t, d] bf16, fp16 or fp32, with any row stride
+    weight,  # [v, d] like hidden
+    logsumexp,  # [s, t] fp32: L of each slice
+    tokens, vocabulary, slices, slice_rows, hidden_stride, weight_stride,
+    SIZE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    block, piece = _place(tokens, slices, BLOCK_T)
+    t = block * BLOCK_T + tl.arange(0, BLOCK_T)
+    # In place of tokens and rows behind the last, the last once more: so the inner loop needs no mask for them.
+    token = tl.minimum(t, tokens - 1)
+    peak = tl.full((BLOCK_T,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK_T,), tl.float32)
+    first = piece * slice_rows
+    for start in range(first, tl.minimum(first + slice_rows, vocabulary), BLOCK_V):
+        v = start + tl.arange(0, BLOCK_V)
+        row = tl.minimum(v, vocabulary - 1)
+        logits = _logits(hidden, weight, token, row, hidden_stride, weight_stride, SIZE, BLOCK_T, BLOCK_V, BLOCK_K)
+        logits = tl.where(v[None, :] < vocabulary, logits, -float("inf"))
+        # Every step has a row of the vocabulary, so the maximum is finite from the first step on.
+        new_peak = tl.maximum(peak, tl.max(logits, 1))
+        total = total * tl.exp(peak - new_peak) + tl.sum(tl.exp(logits - new_peak[:, None]), 1)
+        peak = new_peak
+    tl.store(logsumexp + piece * tokens + t, peak + tl.log(total), mask=t < tokens)
+
+
+@triton.jit(do_not_specialize=["tokens", "start"])
+def _slope(
+    hidden,  # [t, d] bf16, fp16 or fp32, with any row stride
+    weight,  # [r, d] like hidden: the vocabulary's rows from `start` on
+    targets,  # [t] int64
+    logsumexp,  # [t] fp32: L
+    grad,  # [t] fp32: g
+    out,  # [t, r] like hidden, with any row stride: S
+    tokens, rows, start, hidden_stride, weight_stride, out_stride,
+    SIZE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    block, piece = _place(tokens, tl.cdiv(rows, BLOCK_V), BLOCK_T)
+    t = block * BLOCK_T + tl.arange(0, BLOCK_T)
+    r = piece * BLOCK_V + tl.arange(0, BLOCK_V)
+    token, row = tl.minimum(t, tokens - 1), tl.minimum(r, rows - 1)
+    logits = _logits(hidden, weight, token, row, hidden_stride, weight_stride, SIZE, BLOCK_T, BLOCK_V, BLOCK_K)
+    target = (tl.load(targets + token) - start).to(tl.int32)
+    softmax = tl.exp(logits - tl.load(logsumexp + token)[:, None])
+    # The comparison decides between values that hang on the logits. A matrix of 0 and 1 does not: the compiler makes it
+    # beforehand, and runs out of registers.
+    softmax = tl.where(r[None, :] == target[:, None], softmax - 1.0, softmax)
+    slope = softmax * -tl.load(grad + token)[:, None]
+    pointers = out + t.to(tl.int64)[:, None] * out_stride + r[None, :]
+    tl.store(pointers, slope.to(out.dtype.element_ty), mask=(t[:, None] < tokens) & (r[None, :] < rows))
+
+
+def linear_logprob(hidden_td: Tensor, weight_vd: Tensor, targets_t: Tensor, tile_rows: int = TILE_ROWS) -> Tensor:
+    """log softmax(hidden weight^T)[target] of each token, fp32 [t]; differentiable in `hidden_td` and `weight_vd`.
+
+    `hidden_td` and `weight_vd` have one dtype, bf16, fp16 or fp32, in which the products run; `targets_t` is int64 [t].
+    Sums over the hidden size, over the vocabulary and over tokens are in fp32. Gradients come in the inputs' dtype.
+    `tile_rows` bounds the backward pass's memory (a matrix of [t, tile_rows]), not the result. Hidden sizes that are no
+    multiple of 16 are slow.
+
+    Raises `ValueError` for other shapes and dtypes, and `UserError` on cards for which there are no kernels.
+    """
+    given = (hidden_td.dtype, weight_vd.dtype, targets_t.dtype, *hidden_td.shape)
+    if given != (weight_vd.dtype, hidden_td.dtype, torch.int64, len(targets_t), weight_vd.shape[1]):
+        raise ValueError(
+            f"hidden_td {hidden_td.dtype} {list(hidden_td.shape)}, weight_vd {weight_vd.dtype} {list(weight_vd.shape)} "
+            f"and targets_t {targets_t.dtype} {list(targets_t.shape)} do not go together"
+        )
+    return _LinearLogprob.apply(_rows(hidden_td), _rows(weight_vd), targets_t.contiguous(), tile_rows)
+
+
+class _LinearLogprob(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_td, weight_vd, targets_t, tile_rows):
+        value_t, logsumexp_t = forward(hidden_td, weight_vd, targets_t)
+        ctx.save_for_backward(hidden_td, weight_vd, targets_t, logsumexp_t)
+        ctx.tile_rows = tile_rows
+        return value_t
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_t):
+        hidden_td, weight_vd, targets_t, logsumexp_t = ctx.saved_tensors
+        vocabulary, tile_rows = len(weight_vd), ctx.tile_rows
+        grad_t = grad_t.contiguous()
+        grad_hidden_td = grad_weight_vd = None
+        if ctx.needs_input_grad[0]:
+            grad_hidden_td = hidden_td.new_zeros(hidden_td.shape, dtype=torch.float32)
+        if ctx.needs_input_grad[1]:
+            grad_weight_vd = weight_vd.new_empty(weight_vd.shape)
+        buffer_tr = hidden_td.new_empty(len(hidden_td), min(tile_rows, vocabulary))
+        for start in range(0, vocabulary, tile_rows):
+            weight_rd = weight_vd[start : start + tile_rows]
+            slope_tr = buffer_tr[:, : len(weight_rd)]
+            slope(hidden_td, weight_rd, targets_t, logsumexp_t, grad_t, start, slope_tr)
+            if grad_hidden_td is not None:
+                grad_hidden_td += _product(slope_tr, weight_rd)
+            if grad_weight_vd is not None:
+                grad_weight_vd[start : start + tile_rows] = _product(slope_tr.t(), hidden_td)
+        if grad_hidden_td is not None:
+            grad_hidden_td = grad_hidden_td.to(hidden_td.dtype)
+        return grad_hidden_td, grad_weight_vd, None, None
+
+
+def forward(hidden_td: Tensor, weight_vd: Tensor, targets_t: Tensor) -> tuple[Tensor, Tensor]:
+    """The value and L, fp32 [t] each. Rows, and `targets_t`, must be contiguous."""
+    (tokens, size), vocabulary = hidden_td.shape, len(weight_vd)
+    tile, settings = _settings("forward", hidden_td)
+    blocks, steps = triton.cdiv(tokens, tile.m), triton.cdiv(vocabulary, tile.n)
+    slice_steps = max(steps * blocks // PROGRAMS, 1)
+    slices = triton.cdiv(steps, slice_steps)
+    logsumexp_st = torch.empty(slices, tokens, dtype=torch.float32, device=hidden_td.device)
+    target_logit_t = torch.empty(tokens, dtype=torch.float32, device=hidden_td.device)
+    strides = hidden_td.stride(0), weight_vd.stride(0)
+    if tokens:
+        _forward[(blocks * slices,)](
+            hidden_td, weight_vd, logsumexp_st,
+            tokens, vocabulary, slices, slice_steps * tile.n, *strides, SIZE=size, **settings,
+        )  # fmt: skip
+        tile, settings = _settings("target", hidden_td)
+        _target[(triton.cdiv(tokens, tile.m),)](
+            hidden_td, weight_vd, targets_t, target_logit_t, tokens, vocabulary, *strides, SIZE=size, **settings
+        )
+    logsumexp_t = logsumexp_st.logsumexp(0)
+    return target_logit_t - logsumexp_t, logsumexp_t
+
+
+def slope(
+    hidden_td: Tensor,
+    weight_rd: Tensor,
+    targets_t: Tensor,
+    logsumexp_t: Tensor,
+    grad_t: Tensor,
+    start: int,
+    out: Tensor,
+) -> None:
+    """S of the vocabulary's rows from `start` on, to `out` [t, r]. Rows, and tensors [t], must be contiguous."""
+    (tokens, size), rows = hidden_td.shape, len(weight_rd)
+    tile, settings = _settings("slope", hidden_td)
+    if tokens:
+        _slope[(triton.cdiv(tokens, tile.m) * triton.cdiv(rows, tile.n),)](
+            hidden_td, weight_rd, targets_t, logsumexp_t, grad_t, out,
+            tokens, rows, start, hidden_td.stride(0), weight_rd.stride(0), out.stride(0), SIZE=size, **settings,
+        )  # fmt: skip
+
+
+def _settings(kernel: str, hidden_td: Tensor) -> tuple[Launch, dict[str, int]]:
+    """A kernel's tile on this device, and the same as arguments of its launch."""
+    target = launch.target(hidden_td.device)
+    tile = LAUNCH[kernel][target]
+    depth = DEPTH[target] // hidden_td.element_size()
+    return tile, {"BLOCK_T": tile.m, "BLOCK_V": tile.n, "BLOCK_K": depth, **tile.options}
+
+
+def _rows(matrix: Tensor) -> Tensor:
+    """`matrix`, or a copy where its rows are not contiguous."""
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b; on a GPU it ends in fp32, so that partial sums are never rounded to 16 bits."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a, b)

@@ -1,0 +1,242 @@
+"""Attention over a paged KV cache in Triton: prefill in chunks, decoding, and runs of blocks that sequences share.
+
+A token's result is merged from its partial results over pieces of its sequence (`kernels.plan` says which):
+
+    o_j = sum_n exp(S_n - l_j) v_n     l_j = log sum_n exp S_n     over the keys n of piece j that the token sees
+    o = sum_j exp(l_j - l) o_j         l = log sum_j exp l_j       with S_n = q . k_n / sqrt(d)
+
+One kernel computes the o_j and l_j of every kind of piece: a chunk of a prompt against all before it, a part of a long
+context for one token, a prefix that many sequences share for all of them. A piece of which a token sees nothing has
+l_j = -infinity, and no part in the result.
+
+Tiling. A program of `_read` has one key-value head and one tile of a plan: BLOCK_M rows, each a token and one of the g
+query heads of the key-value head, all of which read the same keys. It walks over the piece's keys in steps of BLOCK_N,
+through the block table. A token that has one entry in the plan gets its result there. For the others `_merge` has a
+program for each token and key-value head. No number of programs depends on data, so a plan that is padded to a size is
+a CUDA graph's fixed work: what pads exits at once.
+
+Shapes: t tokens, h query heads, k key-value heads, g = h / k, d head_dim, n blocks of s tokens in the cache, b rows of
+the table with m blocks each, w tiles, e entries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels import launch
+from kernels.launch import Launch
+from kernels.pieces import Span
+from kernels.plan import NARROW_ROWS, TILE_WIDTH, WIDE_ROWS, Sizes, plan_reads
+from kernels.rope import Rope
+from kernels.rope_triton import rotate_and_store
+from kernels.transfer import to_device
+
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+# Tiles by target and by the head size up to which they serve. 80's fit cards with 99 KiB of shared memory, too.
+NARROW = {
+    80: {64: Launch(NARROW_ROWS, 64, 4, 5), 128: Launch(NARROW_ROWS, 64, 4, 3)},
+    90: {64: Launch(NARROW_ROWS, 64, 4, 5), 128: Launch(NARROW_ROWS, 64, 4, 5)},
+    100: {64: Launch(NARROW_ROWS, 64, 4, 5), 128: Launch(NARROW_ROWS, 64, 4, 5)},
+}
+WIDE = {
+    80: {64: Launch(WIDE_ROWS, 64, 4, 3), 128: Launch(WIDE_ROWS, 64, 8, 3)},
+    90: {64: Launch(WIDE_ROWS, 64, 8, 3), 128: Launch(WIDE_ROWS, 64, 8, 3)},
+    100: {64: Launch(WIDE_ROWS, 64, 8, 3), 128: Launch(WIDE_ROWS, 64, 8, 3)},
+}
+
+
+@triton.jit
+def _cached(cache, table, n, length, block_stride, SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Keys or values n of a sequence for one head, [BLOCK_N, BLOCK_D]; zeros from `length` on and beyond d."""
+    columns = tl.arange(0, BLOCK_D)
+    seen = n < length
+    blocks = tl.load(table + n // SIZE, mask=seen, other=0).to(tl.int64)
+    rows = cache + blocks * block_stride + (n % SIZE) * D
+    return tl.load(rows[:, None] + columns[None, :], mask=seen[:, None] & (columns[None, :] < D), other=0.0)
+
+
+@triton.jit
+def _read(
+    q,  # [t, h, d], contiguous in d; bf16, fp16 or fp32
+    keys, values,  # [n, k, s, d], contiguous, like q
+    out,  # [t, h, d], contiguous, like q
+    parts,  # [e, h, d] fp32: o_j
+    lses,  # [e, h] fp32: l_j
+    positions,  # [t] int32
+    table,  # [b, m] int32
+    tiles,  # [w, 8] int32
+    readers,  # [e] int32: the token of each entry
+    starts,  # [t + 1] int32: where each token's entries begin
+    heads, scale_log2, q_token, q_head, table_row, block_stride,
+    GROUP: tl.constexpr, SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    kv_head, tile = tl.program_id(0), tiles + tl.program_id(1) * WIDTH
+    start, stop = tl.load(tile + 4), tl.load(tile + 5)
+    if start >= stop:
+        return
+    first_block, tokens = tl.load(tile + 1), tl.load(tile + 2)
+    table += tl.load(tile).to(tl.int64) * table_row + first_block
+    keys += kv_head * SIZE * D
+    values += kv_head * SIZE * D
+
+    rows, columns = start + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    real = rows < stop
+    entry = tl.load(tile + 3) + rows // GROUP
+    head = kv_head * GROUP + rows % GROUP
+    token = tl.load(readers + entry, mask=real, other=0)
+    alone = tl.load(starts + token + 1, mask=real, other=0) - tl.load(starts + token, mask=real, other=0) == 1
+    position = tl.load(positions + token, mask=real, other=-1)
+    seen = tl.minimum(position - first_block * SIZE + 1, tokens)  # of the piece's keys
+    in_tile = real[:, None] & (columns[None, :] < D)
+    query_rows = q + token.to(tl.int64) * q_token + head * q_head
+    queries = tl.load(query_rows[:, None] + columns[None, :], mask=in_tile, other=0.0)
+
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    peak = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    longest = tl.max(seen, 0)
+    for n0 in range(0, longest, BLOCK_N):
+        n = n0 + tl.arange(0, BLOCK_N)
+        k = _cached(keys, table, n, longest, block_stride, SIZE, D, BLOCK_D)
+        v = _cached(values, table, n, longest, block_stride, SIZE, D, BLOCK_D)
+        scores = tl.dot(queries, k.T, input_precision="ieee") * scale_log2
+        scores = tl.where(n[None, :] < seen[:, None], scores, -float("inf"))
+        new_peak = tl.maximum(peak, tl.max(scores, 1))
+        finite = tl.where(new_peak == -float("inf"), 0.0, new_peak)  # a row that has seen no key
+        weights = tl.exp2(scores - finite[:, None])
+        rescale = tl.exp2(peak - finite)
+        acc = tl.dot(weights.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")
+        total = total * rescale + tl.sum(weights, 1)
+        peak = new_peak
+
+    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    out_rows = out + (token.to(tl.int64) * heads + head) * D
+    out_columns = out_rows[:, None] + columns[None, :]
+    tl.store(out_columns, result.to(out.dtype.element_ty), mask=in_tile & alone[:, None])
+    part = entry.to(tl.int64) * heads + head
+    tl.store((parts + part * D)[:, None] + columns[None, :], result, mask=in_tile & ~alone[:, None])
+    tl.store(lses + part, (peak + tl.log2(total)) / LOG2_E, mask=real & ~alone)
+
+
+@triton.jit
+def _merge(
+    out,  # [t, h, d]
+    parts,  # [e, h, d] fp32
+    lses,  # [e, h] fp32
+    starts,  # [t + 1] int32: where in `entries` each token's begin
+    entries,  # [e] int32
+    heads,
+    GROUP: tl.constexpr, BLOCK_G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    token, kv_head = tl.program_id(0), tl.program_id(1)
+    start, stop = tl.load(starts + token), tl.load(starts + token + 1)
+    if stop - start == 1:
+        return
+    member, columns = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D)
+    real = member < GROUP
+    in_tile = real[:, None] & (columns[None, :] < D)
+    head = kv_head * GROUP + member
+    acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
+    peak = tl.full((BLOCK_G,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK_G,), tl.float32)
+    for i in range(start, stop):
+        part = tl.load(entries + i).to(tl.int64) * heads + head
+        lse = tl.load(lses + part, mask=real, other=-float("inf"))
+        values = tl.load((parts + part * D)[:, None] + columns[None, :], mask=in_tile, other=0.0)
+        new_peak = tl.maximum(peak, lse)
+        finite = tl.where(new_peak == -float("inf"), 0.0, new_peak)
+        weight, rescale = tl.exp(lse - finite), tl.exp(peak - finite)
+        acc = acc * rescale[:, None] + values * weight[:, None]
+        total = total * rescale + weight
+        peak = new_peak
+    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    out_rows = out + (token.to(tl.int64) * heads + head) * D
+    tl.store(out_rows[:, None] + columns[None, :], result.to(out.dtype.element_ty), mask=in_tile)
+
+
+@dataclass(frozen=True)
+class Reads:
+    """A plan on the device, int32; `kernels.plan.Plan.integers` says what each part is."""
+
+    positions_t: Tensor
+    sequences_t: Tensor
+    table_bm: Tensor
+    narrow_w8: Tensor
+    wide_w8: Tensor
+    readers_e: Tensor
+    starts_t: Tensor
+    entries_e: Tensor
+    merges: bool
+    """Whether a token may have several entries."""
+
+    @classmethod
+    def view(cls, integers: Tensor, sizes: Sizes, merges: bool) -> "Reads":
+        """The parts of a plan's integers, int32, in one tensor."""
+        positions, sequences, table, narrow, wide, readers, starts, entries = integers.split(sizes.parts)
+        table, narrow, wide = table.view(-1, sizes.blocks), narrow.view(-1, TILE_WIDTH), wide.view(-1, TILE_WIDTH)
+        return cls(positions, sequences, table, narrow, wide, readers, starts, entries, merges)
+
+
+class TritonPagedAttention:
+    """One step's attention, callable as `attend` of `model.llama.Llama.forward`: `kernels.paged.PagedAttention`'s twin.
+
+    First the step's keys (rotated) and values are stored, then every token attends to its sequence up to itself.
+    """
+
+    def __init__(self, cache: Tensor, reads: Reads):
+        """`cache`: [layers, 2, n, k, s, d]."""
+        self.cache, self.reads = cache, reads
+        kv_heads, size = cache.shape[3:5]
+        positions_t = reads.positions_t.long()
+        blocks_t = reads.table_bm[reads.sequences_t.long(), positions_t // size].long()
+        heads_k = torch.arange(kv_heads, device=cache.device)
+        self.slots_tk = (blocks_t[:, None] * kv_heads + heads_k) * size + (positions_t % size)[:, None]
+
+    @classmethod
+    def plan(cls, cache: Tensor, spans: Sequence[Span], heads: int) -> "TritonPagedAttention":
+        """`heads`: h; `spans` cover the step's rows in order, single tokens first."""
+        kv_heads, size = cache.shape[3:5]
+        plan = plan_reads(spans, size, heads, kv_heads)
+        integers = to_device(plan.integers(plan.sizes, spare_block=0), torch.int32, cache.device)
+        return cls(cache, Reads.view(integers, plan.sizes, plan.merges))
+
+    def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
+        cache = self.cache[layer]
+        qk_thd = rotate_and_store(qk_thd, v_tkd, rope, cache, self.slots_tk)
+        return paged_attention(qk_thd[:, : qk_thd.shape[1] - v_tkd.shape[1]], cache, self.reads)
+
+
+def paged_attention(q_thd: Tensor, cache: Tensor, reads: Reads) -> Tensor:
+    """Attention of the step's tokens over a layer's cache [2, n, k, s, d] as planned; [t, h, d] in q's dtype.
+
+    `q_thd` and `cache` of one dtype, bf16 or fp16 (fp32 in the interpreter), q contiguous in d and rotated. Raises
+    `UserError` for a head size above 128.
+    """
+    (tokens, heads, d), (_, _, kv_heads, size, _), device = q_thd.shape, cache.shape, q_thd.device
+    group, block_d = heads // kv_heads, launch.padded(d)
+    out = torch.empty((tokens, heads, d), dtype=q_thd.dtype, device=device)
+    entries = len(reads.readers_e) if reads.merges else 0
+    parts = torch.empty((entries, heads, d), dtype=torch.float32, device=device)
+    lses = torch.empty((entries, heads), dtype=torch.float32, device=device)
+    for tiles, settings in ((reads.narrow_w8, NARROW), (reads.wide_w8, WIDE)):
+        tile = launch.choose(settings, device, d)
+        if len(tiles):
+            _read[(kv_heads, len(tiles))](
+                q_thd, cache[0], cache[1], out, parts, lses,
+                reads.positions_t, reads.table_bm, tiles, reads.readers_e, reads.starts_t,
+                heads, d**-0.5 * LOG2_E.value, *q_thd.stride()[:2], reads.table_bm.stride(0), cache.stride(1),
+                GROUP=group, SIZE=size, D=d, BLOCK_D=block_d, WIDTH=TILE_WIDTH,
+                BLOCK_M=tile.m, BLOCK_N=tile.n, **tile.options,
+            )  # fmt: skip
+    if reads.merges:
+        _merge[(tokens, kv_heads)](
+            out, parts, lses, reads.starts_t, reads.entries_e, heads,
+            GROUP=group, BLOCK_G=launch.padded(group, 1), D=d, BLOCK_D=block_d, num_warps=1 if d <= 64 else 2,
+        )  # fmt: skip
+    return out

@@ -1,0 +1,82 @@
+"""Rotary position embedding of queries and keys, and the cache's write of keys and values, in one Triton kernel.
+
+For each pair (x_i, x_{i + d/2}) of a query or key at a position with angle a_i:
+
+    y_i = x_i cos a_i - x_{i + d/2} sin a_i     y_{i + d/2} = x_{i + d/2} cos a_i + x_i sin a_i     in fp32
+
+Keys and values are stored where the cache wants them; a value is copied as it is. The cosines and sines come from
+`kernels.rope.rope_tables`, computed once for all layers.
+
+Tiling. A program has one token: all its heads' first halves and second halves as two tiles [heads, d / 2], then its
+values as a tile [k, d].
+
+Shapes: t tokens, h query heads, k key-value heads, d head_dim, n blocks of s tokens in the cache.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels import launch
+from kernels.rope import Rope
+
+
+@triton.jit
+def _rotate_and_store(
+    qk,  # [t, h + k, d], contiguous in d; bf16, fp16 or fp32
+    v,  # [t, k, d], contiguous in d, like qk
+    cos, sin,  # [t, d] fp32; the first half of sin is negated
+    slots,  # [t, k] int64: rows of keys and values seen as [n k s, d]
+    keys, values,  # [n, k, s, d], contiguous, like qk
+    out,  # [t, h + k, d], contiguous, like qk
+    qk_token, qk_head, v_token, v_head,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    head, half = tl.arange(0, BLOCK_HEADS), tl.arange(0, BLOCK_HALF)
+    in_half = half < D // 2
+    c = tl.load(cos + token * D + half, mask=in_half, other=0.0)
+    s = tl.load(sin + token * D + D // 2 + half, mask=in_half, other=0.0)
+    mask = (head[:, None] < HEADS + KV_HEADS) & in_half[None, :]
+    x = qk + token * qk_token + head[:, None] * qk_head + half[None, :]
+    x1 = tl.load(x, mask=mask, other=0.0).to(tl.float32)
+    x2 = tl.load(x + D // 2, mask=mask, other=0.0).to(tl.float32)
+    y1 = (x1 * c[None, :] - x2 * s[None, :]).to(out.dtype.element_ty)
+    y2 = (x2 * c[None, :] + x1 * s[None, :]).to(out.dtype.element_ty)
+    y = out + token * ((HEADS + KV_HEADS) * D) + head[:, None] * D + half[None, :]
+    tl.store(y, y1, mask=mask)
+    tl.store(y + D // 2, y2, mask=mask)
+
+    is_key = (head >= HEADS) & (head < HEADS + KV_HEADS)
+    key_slot = tl.load(slots + token * KV_HEADS + head - HEADS, mask=is_key, other=0)
+    stored = keys + (key_slot * D)[:, None] + half[None, :]
+    tl.store(stored, y1, mask=is_key[:, None] & in_half[None, :])
+    tl.store(stored + D // 2, y2, mask=is_key[:, None] & in_half[None, :])
+
+    kv_head, columns = tl.arange(0, BLOCK_KV), tl.arange(0, BLOCK_D)
+    mask = (kv_head[:, None] < KV_HEADS) & (columns[None, :] < D)
+    value = tl.load(v + token * v_token + kv_head[:, None] * v_head + columns[None, :], mask=mask, other=0.0)
+    value_slot = tl.load(slots + token * KV_HEADS + kv_head, mask=kv_head < KV_HEADS, other=0)
+    tl.store(values + (value_slot * D)[:, None] + columns[None, :], value, mask=mask)
+
+
+def rotate_and_store(qk_thd: Tensor, v_tkd: Tensor, rope: Rope, cache: Tensor, slots_tk: Tensor) -> Tensor:
+    """Queries and keys rotated, [t, h + k, d]; the keys and the values also stored in a layer's cache [2, n, k, s, d].
+
+    All of one dtype. `slots_tk`, int64: the row of each token's key and value, in the layer's keys and values seen as
+    [n k s, d].
+    """
+    (tokens, heads, d), kv_heads = qk_thd.shape, v_tkd.shape[1]
+    cos, sin = rope
+    out = torch.empty((tokens, heads, d), dtype=qk_thd.dtype, device=qk_thd.device)
+    if tokens:
+        _rotate_and_store[(tokens,)](
+            qk_thd, v_tkd, cos, sin, slots_tk, cache[0], cache[1], out,
+            *qk_thd.stride()[:2], *v_tkd.stride()[:2],
+            HEADS=heads - kv_heads, KV_HEADS=kv_heads, D=d,
+            BLOCK_HEADS=launch.padded(heads, 1), BLOCK_KV=launch.padded(kv_heads, 1),
+            BLOCK_HALF=launch.padded(d // 2, 1), BLOCK_D=launch.padded(d, 1), num_warps=4,
+        )  # fmt: skip
+    return out
