@@ -7,7 +7,7 @@ BIN    := .venv/bin
 export PYTHONPATH := .
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup iterate sft test test-peers bench check clean
+.PHONY: setup iterate sft test test-peers test-gpu kernels bench check clean
 
 setup: .venv/demo
 
@@ -43,11 +43,24 @@ iterate: .venv/demo
 sft: .venv/demo
 	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) --make-seed-judge
 
+# On a machine with a GPU, too, these are the CPU's tests; then the kernels' in Triton's interpreter.
+test: export CUDA_VISIBLE_DEVICES :=
 test: .venv/test
 	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -m kernels
 
 test-peers: .venv-peers/ready
 	.venv-peers/bin/python -m pytest -m peers
+
+# On a GPU: the kernels' tests there, what needs a GPU besides, and their speed.
+test-gpu: .venv/test
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no CUDA device: make test runs the kernels in an interpreter, make kernels compiles them")'
+	$(BIN)/python -m pytest -m "kernels or gpu"
+	$(BIN)/python -m bench.kernels
+
+# Compiles every kernel for three GPUs, none of which need be there; a table, also as kernels.json.
+kernels: .venv/base
+	@$(BIN)/python -m kernels.compile
 
 # Generation speed, as JSON lines. WORKLOAD is a file with the names of bench/workload.py, ONLY is flat or loop.
 bench: .venv/demo

@@ -34,8 +34,8 @@ def reference_logprob(
 ) -> Tensor:
     """Log-probabilities of each pair's chosen and rejected under the weights in the folder `weights`, fp32 [e, 2].
 
-    Read from the folder `cache` when they are there for these pairs, weights, dtype and attention. If not, `model` is filled with
-    the reference's weights, which the caller replaces by the policy's.
+    Read from the folder `cache` when they are there for these pairs, weights, dtype and attention. If not, `model` is
+    filled with the reference's weights, which the caller replaces by the policy's.
     """
     name = hashlib.sha256(f"{content_digest(examples)} {weights_digest} {dtype} {attention}".encode()).hexdigest()
     path = cache / f"{name[:16]}.jsonl"

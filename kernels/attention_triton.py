@@ -18,6 +18,9 @@ the same bits every time. Which sequence a tile belongs to is found by bisection
 sequence s begin at cu_seqlens[s] // BLOCK + s, which leaves room for a partly filled one in each. So the number of
 programs follows from shapes alone, and the host never waits for the lengths.
 
+`do_not_specialize` names what differs from batch to batch, so that no batch is the first of its kind to be compiled
+for.
+
 Shapes: t tokens of all sequences, s sequences, h query heads, k key-value heads, d head_dim.
 """
 
@@ -91,7 +94,7 @@ def _causal(m0, n0, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     return m0 + tl.arange(0, BLOCK_M)[:, None] >= n0 + tl.arange(0, BLOCK_N)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences", "tokens"])
 def _forward(
     q, k, v,  # [t, h, d], [t, k, d], [t, k, d]; bf16, fp16 or fp32
     out,  # [t, h, d], contiguous, like q
@@ -129,7 +132,7 @@ def _forward(
     tl.store(lse + head.to(tl.int64) * tokens + start + m, (peak + tl.log2(total)) / LOG2_E, mask=m < length)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _backward_delta(
     out, grad_out,  # [t, h, d]
     delta,  # [h, t] fp32: D
@@ -144,7 +147,7 @@ def _backward_delta(
     tl.store(delta + head.to(tl.int64) * tokens + m, tl.sum(o * do, 1), mask=m < tokens)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences", "tokens"])
 def _backward_keys(
     q, k, v,  # [t, h, d], [t, k, d], [t, k, d]
     grad_out,  # [t, h, d]
@@ -184,7 +187,7 @@ def _backward_keys(
     _store(grad_v + start * out_token + kv_head * D, n0, out_token, length, dv, D, BLOCK_N, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences", "tokens"])
 def _backward_queries(
     q, k, v,  # [t, h, d], [t, k, d], [t, k, d]
     grad_out,  # [t, h, d]

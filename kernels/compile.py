@@ -1,27 +1,46 @@
-"""Compile the kernels for GPUs that are not there, and say what the compiler made of them.
+"""Compile the kernels for GPUs that are not there, and say what the compiler made of them: `make kernels`.
 
 The public functions run on tensors without storage (device `meta`), at the shipped settings of each target; what they
 would launch is recorded, specialised by Triton's own rules and compiled to machine code. So what is checked is what a
 GPU would run.
 """
 
+import argparse
 import contextlib
+import json
+import multiprocessing
 import re
 import subprocess
+import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 import kernels.launch
+from files import command
+from kernels import attention_triton, logprob_triton, paged_triton, topp
+from kernels.plan import NARROW_ROWS, Sizes
 
+TARGETS = (80, 90, 100)
+DTYPES = (torch.bfloat16, torch.float16)
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+"""Shared memory that a program may have."""
+CONSUMER_SHARED_BYTES = 99 * 1024
+"""On the smaller cards (8.6, 8.9, 12.0) that run with the settings of 80."""
+INSTRUCTIONS = {"mma": r"\bmma\.sync", "wgmma": r"\bwgmma\.mma_async", "tcgen05": r"\btcgen05\.mma\b"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -45,6 +64,21 @@ class Recorded:
         source = ASTSource(self.kernel, signature, constants, attributes)
         return triton.compile(source, target=gpu, options=options.__dict__)
 
+    @property
+    def name(self) -> str:
+        """Such as `attention.forward`."""
+        module = self.kernel.__module__.removeprefix("kernels.").removesuffix("_triton")
+        return f"{module}.{self.kernel.__name__.strip('_').removesuffix('_kernel')}"
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Rows and columns of what a program holds at a time."""
+        rows, columns = (
+            next(self.options[name] for name in names if name in self.options)
+            for names in (("BLOCK_M", "BLOCK_T", "BLOCK_HEADS", "BLOCK_G", "M"), ("BLOCK_N", "BLOCK_V", "BLOCK_D", "N"))
+        )
+        return rows, columns
+
 
 @contextlib.contextmanager
 def recording(target: int) -> Iterator[list[Recorded]]:
@@ -62,36 +96,177 @@ def recording(target: int) -> Iterator[list[Recorded]]:
         yield launches
 
 
-def resources(compiled: Any) -> dict[str, int]:
-    """Registers, bytes of stack and spilled loads and stores, as the assembler counts them, and shared memory."""
-    with tempfile.TemporaryDirectory() as folder:
-        ptx = Path(folder) / "kernel.ptx"
-        ptx.write_text(compiled.asm["ptx"])
-        arch = re.search(r"\.target (\w+)", compiled.asm["ptx"])[1]
-        tool = TOOLS / ("ptxas-blackwell" if int(re.search(r"\d+", arch)[0]) >= 100 else "ptxas")
-        command = [str(tool), "-v", f"--gpu-name={arch}", str(ptx), "-o", str(Path(folder) / "kernel.cubin")]
-        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    found = {
-        name: int(re.search(pattern, log)[1])
-        for name, pattern in {
-            "registers": r"Used (\d+) registers",
-            "stack": r"(\d+) bytes stack frame",
-            "spill_stores": r"(\d+) bytes spill stores",
-            "spill_loads": r"(\d+) bytes spill loads",
-        }.items()
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model that decide about its kernels."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocabulary: int
+
+
+SHAPES = {
+    "SmolLM2-135M": Shape(9, 3, 64, 576, 49_152),
+    "Llama-3-8B": Shape(32, 8, 128, 4096, 128_256),
+}
+
+
+def run_attention(shape: Shape, dtype: torch.dtype) -> None:
+    """Forward and backward over 8 sequences of 4096 tokens in all; queries and keys are views of one tensor."""
+    qk = _empty(dtype, 4096, shape.heads + shape.kv_heads, shape.head_dim)
+    v, cu_seqlens = _empty(dtype, 4096, shape.kv_heads, shape.head_dim), _empty(torch.int32, 9)
+    q, k = qk.split((shape.heads, shape.kv_heads), 1)
+    out, lse = attention_triton.forward(q, k, v, cu_seqlens)
+    attention_triton.backward(_empty(dtype, *out.shape), q, k, v, cu_seqlens, out, lse)
+
+
+def run_paged(shape: Shape, dtype: torch.dtype) -> None:
+    """A decoding step of 64 sequences as a graph captures it."""
+    sizes = Sizes(tokens=64, tables=64, blocks=128, narrow=256, wide=256, entries=256)
+    reads = paged_triton.Reads.view(_empty(torch.int32, sum(sizes.parts)), sizes, merges=True)
+    cache = _empty(dtype, 1, 2, 512, shape.kv_heads, 16, shape.head_dim)
+    qk, v = (_empty(dtype, 64, n, shape.head_dim) for n in (shape.heads + shape.kv_heads, shape.kv_heads))
+    rope = (_empty(torch.float32, 64, 1, shape.head_dim), _empty(torch.float32, 64, 1, shape.head_dim))
+    paged_triton.TritonPagedAttention(cache, reads)(0, qk, v, rope)
+
+
+def run_logprob(shape: Shape, dtype: torch.dtype) -> None:
+    """Values of 4096 tokens, and the slope of one tile of the vocabulary."""
+    hidden, weight = _empty(dtype, 4096, shape.hidden_size), _empty(dtype, shape.vocabulary, shape.hidden_size)
+    targets, grad, rows = _empty(torch.int64, 4096), _empty(torch.float32, 4096), logprob_triton.TILE_ROWS
+    _, logsumexp = logprob_triton.forward(hidden, weight, targets)
+    logprob_triton.slope(hidden, weight[:rows], targets, logsumexp, grad, 0, _empty(dtype, 4096, rows))
+
+
+def run_topp(shape: Shape, dtype: torch.dtype) -> None:
+    """A token for each of 64 sequences."""
+    number, integer = _empty(torch.float32, 64), _empty(torch.int64, 64)
+    topp.sample(_empty(dtype, 64, shape.vocabulary), number, number, integer, integer)
+
+
+def _empty(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+CASES: dict[str, Callable[[Shape, torch.dtype], None]] = {
+    "attention": run_attention,
+    "paged": run_paged,
+    "logprob": run_logprob,
+    "topp": run_topp,
+}
+
+
+def compile_case(case: str, model: str, dtype: torch.dtype, target: int) -> list[dict[str, Any]]:
+    """A row for each kernel that the case launches."""
+    with recording(target) as launches:
+        CASES[case](SHAPES[model], dtype)
+    return [describe(launch, model, dtype, target) for launch in launches]
+
+
+def describe(launch: Recorded, model: str, dtype: torch.dtype, target: int) -> dict[str, Any]:
+    """A row of the table: the launch compiled, and what its machine code needs and has."""
+    compiled = launch.compile(target)
+    found = Counter({name: len(re.findall(pattern, compiled.asm["ptx"])) for name, pattern in INSTRUCTIONS.items()})
+    registers, stack, spills = _resources(compiled.asm["cubin"])
+    shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
+    return {
+        "kernel": launch.name,
+        "target": f"sm_{target}",
+        "dtype": str(dtype).removeprefix("torch."),
+        "model": model,
+        "registers": registers,
+        "spills": spills,
+        "stack": stack,
+        "shared_bytes": shared,
+        "matrix_instructions": {name: count for name, count in found.items() if count},
+        "dots": len(re.findall(r"\btt\.dot\b", compiled.asm["ttir"])),
+        "scalar_dots": len(re.findall(r"\btt\.dot\b.*-> tensor<[^>]*#blocked", compiled.asm["ttgir"])),
+        "tile": "x".join(map(str, launch.tile)),
+        "warps": warps,
+        "stages": compiled.metadata.num_stages,
+        "blocks_per_multiprocessor": blocks_per_multiprocessor(target, registers, shared, warps),
     }
-    return found | {"shared_bytes": compiled.metadata.shared}
 
 
-def try_compile(run: Callable[[], Any]) -> None:
-    """For development: compile what `run` launches for every target and print it."""
-    for target in (80, 90, 100):
-        with recording(target) as launches:
-            run()
-        for launch in launches:
-            compiled = launch.compile(target)
-            ptx = compiled.asm["ptx"]
-            counts = {
-                name: len(re.findall(name + r"[. ]", ptx)) for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
-            }
-            print(launch.kernel.__name__, target, launch.options, resources(compiled), counts, flush=True)
+def _resources(cubin: bytes) -> tuple[int, int, int]:
+    """Registers, bytes of stack and of local memory, and instructions that spill to it, read from the machine code."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
+        code = _tool("nvdisasm", "-c", file.name)
+    facts = {name: max(map(int, re.findall(rf"{name}:(\d+)", usage))) for name in ("REG", "STACK", "LOCAL")}
+    return facts["REG"], facts["STACK"] + facts["LOCAL"], len(re.findall(r"\b(?:LDL|STL)\b", code))
+
+
+def _tool(name: str, *arguments: str) -> str:
+    return subprocess.run([str(TOOLS / name), *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def blocks_per_multiprocessor(target: int, registers: int, shared: int, warps: int) -> int:
+    """Programs that fit a multiprocessor at the same time, of 65,536 registers, 64 warps and 32 programs."""
+    by_registers = 65_536 // (warps * -(-registers * 32 // 256) * 256)
+    by_shared = (SHARED_BYTES[target] + 1024) // (shared + 1024)  # the system keeps 1 KiB a program
+    return min(by_registers, by_shared, 64 // warps, 32)
+
+
+def faults(row: dict[str, Any]) -> list[str]:
+    """Which of the bars a row misses."""
+    rows, columns = map(int, row["tile"].split("x"))
+    target = int(row["target"].removeprefix("sm_"))
+    wide = row["dots"] > 0 and not (row["kernel"] == "paged.read" and rows == NARROW_ROWS)
+    best = {80: "mma", 90: "wgmma", 100: "tcgen05"}[target]
+    bars = {
+        "spills registers": row["spills"] == 0 and row["stack"] == 0,
+        "has too much shared memory": row["shared_bytes"] <= SHARED_BYTES[target],
+        "has too much shared memory for smaller cards": target != 80 or row["shared_bytes"] <= CONSUMER_SHARED_BYTES,
+        "has a product without matrix instructions": row["scalar_dots"] == 0
+        and bool(row["matrix_instructions"]) == (row["dots"] > 0),
+        "has a tile below 64x64": not wide or (rows >= 64 and columns >= 64),
+        f"does not use {best}": not wide or best in row["matrix_instructions"],
+        "does not fit": row["blocks_per_multiprocessor"] >= 1,
+    }
+    return [name for name, met in bars.items() if not met]
+
+
+def compile_all(processes: int) -> list[dict[str, Any]]:
+    """The rows of all cases, models, dtypes and targets."""
+    jobs = list(product(CASES, SHAPES, DTYPES, TARGETS))
+    context = multiprocessing.get_context("spawn")  # the compiler's threads do not survive a fork
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        return [row for rows in pool.map(compile_case, *zip(*jobs, strict=True)) for row in rows]
+
+
+COLUMNS = ["kernel", "target", "dtype", "model", "tile", "warps", "stages", "registers", "spills", "stack"]
+COLUMNS += ["shared_bytes", "matrix_instructions", "blocks_per_multiprocessor"]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as aligned text."""
+
+    def text(value: Any) -> str:
+        return " ".join(f"{count} {name}" for name, count in value.items()) if isinstance(value, dict) else str(value)
+
+    lines = [COLUMNS, *([text(row[name]) for name in COLUMNS] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("kernels.json"), help="where the rows go")
+    parser.add_argument("--processes", type=int, default=2)
+    arguments = parser.parse_args()
+    rows = compile_all(arguments.processes)
+    arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+    print(table(rows))
+    bad = [f"{row['kernel']}, {row['target']}, {row['dtype']}: {fault}" for row in rows for fault in faults(row)]
+    print("\n".join(bad) or f"{len(rows)} kernels: none spills, all products are matrix instructions", file=sys.stderr)
+    if bad:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.pieces import Piece, Span, alike, cut_pieces
-from kernels.rope import Rope, apply_rope
+from kernels.rope import Rope, rotate_and_store
 
 
 class PagedAttention:
@@ -29,18 +29,15 @@ class PagedAttention:
         self.kv_heads, size = cache.shape[3:5]
         slots = [span.blocks[i // size] * self.kv_heads * size + i % size for span in spans for i in span.positions]
         head_k = torch.arange(self.kv_heads, device=cache.device) * size
-        self.slots = (torch.tensor(slots, device=cache.device)[:, None] + head_k).flatten()
+        self.slots_tk = torch.tensor(slots, device=cache.device)[:, None] + head_k
         single = [span for span in spans if len(span.positions) == 1]
         self.decode = DecodeReads(cache, single, heads) if single else None
         self.prefill = [PrefillRead(cache, span) for span in spans[len(single) :]]
 
     def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
-        qk_thd = apply_rope(qk_thd, rope)
-        q_thd, k_tkd = qk_thd.split((qk_thd.shape[1] - self.kv_heads, self.kv_heads), dim=1)
         cache = self.cache[layer]
-        keys, values = cache.flatten(1, 3)  # a row for each block, head and token
-        keys.index_copy_(0, self.slots, k_tkd.flatten(0, 1))
-        values.index_copy_(0, self.slots, v_tkd.flatten(0, 1))
+        qk_thd = rotate_and_store(qk_thd, v_tkd, rope, cache, self.slots_tk)
+        q_thd, k_tkd = qk_thd.split((qk_thd.shape[1] - self.kv_heads, self.kv_heads), dim=1)
         outputs = [self.decode(qk_thd, cache)] if self.decode else []
         outputs += [read(q_thd, k_tkd, v_tkd, cache) for read in self.prefill]
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]

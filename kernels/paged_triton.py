@@ -60,7 +60,11 @@ def _cached(cache, table, n, length, block_stride, SIZE: tl.constexpr, D: tl.con
     return tl.load(rows[:, None] + columns[None, :], mask=seen[:, None] & (columns[None, :] < D), other=0.0)
 
 
-@triton.jit
+# A plan's parts lie anywhere in one tensor, and its table has any width: no reason to compile anew.
+PLAN = ["positions", "table", "tiles", "readers", "starts"]
+
+
+@triton.jit(do_not_specialize=["table_row"], do_not_specialize_on_alignment=PLAN)
 def _read(
     q,  # [t, h, d], contiguous in d; bf16, fp16 or fp32
     keys, values,  # [n, k, s, d], contiguous, like q
@@ -124,7 +128,7 @@ def _read(
     tl.store(lses + part, (peak + tl.log2(total)) / LOG2_E, mask=real & ~alone)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["starts", "entries"])
 def _merge(
     out,  # [t, h, d]
     parts,  # [e, h, d] fp32

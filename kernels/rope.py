@@ -1,6 +1,6 @@
 """Rotary position embedding, in the half-split layout of Hugging Face's checkpoints.
 
-Shapes: t tokens, h heads, d head_dim.
+Shapes: t tokens, h heads (of queries, in `rotate_and_store`), k key-value heads, d head_dim, n blocks of s tokens.
 """
 
 import torch
@@ -22,3 +22,16 @@ def apply_rope(x_thd: Tensor, rope: Rope) -> Tensor:
     x = x_thd.float()
     x1, x2 = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((x2, x1), dim=-1), sin).to(x_thd.dtype)
+
+
+def rotate_and_store(qk_thd: Tensor, v_tkd: Tensor, rope: Rope, cache: Tensor, slots_tk: Tensor) -> Tensor:
+    """Queries and keys rotated, [t, h + k, d]; the keys and the values also stored in a layer's cache [2, n, k, s, d].
+
+    All of one dtype. `slots_tk`, int64: the row of each token's key and value, in the layer's keys and values seen as
+    [n k s, d].
+    """
+    rotated_thd, slots = apply_rope(qk_thd, rope), slots_tk.flatten()
+    keys, values = cache.flatten(1, 3)
+    keys.index_copy_(0, slots, rotated_thd[:, -v_tkd.shape[1] :].flatten(0, 1))
+    values.index_copy_(0, slots, v_tkd.flatten(0, 1))
+    return rotated_thd

@@ -234,9 +234,11 @@ def environment() -> dict[str, str]:
 
 
 def local_device() -> torch.device:
-    """This rank's accelerator, or the CPU."""
+    """This rank's accelerator, which becomes the current one, as kernels are launched there; or the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
     return torch.device("cpu")
 
 

@@ -91,8 +91,8 @@ def _sample_rows(
             x[weight_b <= (1 - top_p) * total] for x in (pending, weight_b, total, top_p)
         )
         rows_bcw = chunks_bcw[pending]
-        above_bcw = rows_bcw * (rows_bcw > weight_b[:, None, None])
-        pending = pending[above_bcw.sum(-1).double().sum(-1) >= top_p * total]
+        above = (rows_bcw * (rows_bcw > weight_b[:, None, None])).sum(-1).double().sum(-1)
+        pending = pending[(above >= top_p * total) & (above > 0)]  # the most probable stays, at top-p 0 too
         attempt += 1
     return ids_b, (weight_bv.gather(1, ids_b[:, None])[:, 0].log() - total_b.log()).float()
 

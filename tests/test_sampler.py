@@ -94,3 +94,10 @@ def test_a_draw_depends_on_its_seed_and_position_alone():
     )
     assert torch.equal(together[order], shuffled)
     assert torch.equal(together, alone)
+
+
+def test_top_p_zero_leaves_the_most_probable_and_its_equals():
+    logits = torch.randn(64, 300, generator=torch.Generator().manual_seed(0)).clamp_(max=2)
+    logits[:, [40, 280]] = 3.0
+    ids, _ = sample(logits, torch.ones(64), torch.zeros(64), torch.arange(64), torch.zeros(64, dtype=torch.int64))
+    assert set(ids.tolist()) == {40, 280}

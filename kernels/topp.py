@@ -1,0 +1,217 @@
+"""Exact temperature and top-p sampling in Triton: no sort, and nothing that waits for the host.
+
+The algorithm and the noise are those of `sampling.sampler`, and so are the draws. With x the logits of a row and T its
+temperature,
+
+    w[i] = exp((x[i] - max x) / T),    W = sum of w,
+
+a draw is the first i at which w[0] + ... + w[i] >= u W, with u from Philox-4x32-10 of (seed, position, attempt). It is
+kept when the tokens more probable than it hold less than top_p W; else the next attempt draws again. Judging a draw is
+a pass over the row, which two things save: a draw with w > (1 - top_p) W leaves less than top_p W to all others, so it
+is kept; and a draw no more probable than a rejected one is rejected too, so a small top_p costs few passes.
+
+Shapes: b sequences, v vocabulary, c chunks of the vocabulary, m chunks a tile, n tokens a chunk.
+
+Tiling: two kernels, since a draw needs its whole row, but a program a row leaves most of a GPU idle in a small batch.
+The first reads the logits once, a program for each tile of m chunks in each row, and writes every chunk's maximum and
+sum. The second has a program a row: it holds the c sums as one vector, draws a chunk from them and then a token from
+the chunk's n, and walks the row in tiles of m chunks only where a draw must be judged.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.random import philox_impl
+
+from kernels import launch
+from kernels.launch import Launch
+
+CHUNK = 256
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+# By compute capability times ten: tiles of m chunks by n tokens. With 16 warps the second kernel has 8 tokens a thread,
+# so the sums that it keeps through its walk fit the registers, mostly those of two programs on a multiprocessor.
+CHUNK_LAUNCH: dict[int, Launch] = {
+    80: Launch(16, CHUNK, warps=4, stages=1),
+    90: Launch(16, CHUNK, warps=4, stages=1),
+    100: Launch(16, CHUNK, warps=4, stages=1),
+}
+DRAW_LAUNCH: dict[int, Launch] = {
+    80: Launch(16, CHUNK, warps=16, stages=5),
+    90: Launch(16, CHUNK, warps=16, stages=4),
+    100: Launch(16, CHUNK, warps=16, stages=4),
+}
+
+
+@triton.jit
+def _chunk_kernel(
+    logits,  # [b, v], any float dtype
+    temperature,  # [b], fp32
+    highest,  # [b, c], fp32, written: the maximum of each chunk
+    mass,  # [b, c], fp32, written: the sum of exp((x - maximum) / T) in each chunk
+    stride,
+    vocabulary,
+    chunks,
+    M: tl.constexpr,
+    N: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    chunk_m = tl.program_id(1) * M + tl.arange(0, M)
+    token_mn = chunk_m[:, None] * N + tl.arange(0, N)[None, :]
+    x_mn = tl.load(logits + row * stride + token_mn, mask=token_mn < vocabulary, other=float("-inf")).to(tl.float32)
+    highest_m = tl.max(x_mn, 1)
+    # A chunk of -inf alone: any finite reference gives it the sum 0, where its own would give NaN.
+    reference_m = tl.where(highest_m == float("-inf"), 0.0, highest_m)
+    mass_m = tl.sum(_weight(x_mn, reference_m[:, None], _rate(tl.load(temperature + row))), 1)
+    tl.store(highest + row * chunks + chunk_m, highest_m, mask=chunk_m < chunks)
+    tl.store(mass + row * chunks + chunk_m, mass_m, mask=chunk_m < chunks)
+
+
+@triton.jit
+def _draw_kernel(
+    logits,  # [b, v], any float dtype
+    temperature,  # [b], fp32
+    top_p,  # [b], fp32
+    seed,  # [b], int64
+    position,  # [b], int64
+    highest,  # [b, c], fp32: the maximum of each chunk
+    mass,  # [b, c], fp32: the sum of exp((x - maximum) / T) in each chunk
+    ids,  # [b], int64, written
+    logprobs,  # [b], fp32, written
+    stride,
+    vocabulary,
+    chunks,
+    C: tl.constexpr,  # chunks, to the next power of two
+    M: tl.constexpr,
+    N: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    x_row = logits + row * stride
+    t = tl.load(temperature + row)
+    p = tl.load(top_p + row)
+    rate = _rate(t)
+    chunk_c = tl.arange(0, C)
+    highest_c = tl.load(highest + row * chunks + chunk_c, mask=chunk_c < chunks, other=float("-inf"))
+    mass_c = tl.load(mass + row * chunks + chunk_c, mask=chunk_c < chunks, other=0.0)
+    top = tl.max(highest_c, 0)
+    mass_c = (mass_c * _weight(highest_c, top, rate)).to(tl.float64)
+    running_c = tl.cumsum(mass_c, 0)
+    total = tl.sum(mass_c, 0)
+
+    token = tl.full([], 0, tl.int32)
+    x_token = top
+    if t == 0:
+        chunk = _first(highest_c == top, chunk_c, chunks - 1)
+        x_n, lane_n = _load_chunk(x_row, chunk, vocabulary, N)
+        token = chunk * N + _first(x_n == top, lane_n, N - 1)
+
+    # Ends for any input: comparisons with NaN are false, and nothing is above the most probable token.
+    pending = t != 0
+    attempt = tl.full([], 0, tl.uint32)
+    x_rejected = top
+    while pending:
+        target = _uniform(tl.load(seed + row), tl.load(position + row), attempt) * total
+        chunk = _first((running_c >= target) & (mass_c > 0), chunk_c, chunks - 1)
+        remainder = target - tl.sum(tl.where(chunk_c < chunk, mass_c, 0.0), 0)
+        x_n, lane_n = _load_chunk(x_row, chunk, vocabulary, N)
+        w_n = _weight(x_n, top, rate)
+        running_n = tl.cumsum(w_n.to(tl.float64), 0)
+        # Rounding may put the target past the chunk's last sum: then the last token that has any weight.
+        remainder = tl.minimum(remainder, tl.max(tl.where(w_n > 0, running_n, 0.0), 0))
+        lane = _first((running_n >= remainder) & (w_n > 0), lane_n, N - 1)
+        token = chunk * N + lane
+        x_token = tl.max(tl.where(lane_n == lane, x_n, float("-inf")), 0)
+        if (attempt == 0) | (x_token > x_rejected):
+            pending = _weight(x_token, top, rate) <= (1 - p) * total
+            if pending:
+                above = _mass_above(x_row, x_token, top, rate, vocabulary, M, N, STAGES)
+                pending = (above >= p * total) & (above > 0)
+            x_rejected = x_token
+        attempt += 1
+
+    tl.store(ids + row, tl.minimum(token, vocabulary - 1).to(tl.int64))
+    tl.store(logprobs + row, (x_token - top) / tl.where(t == 0, 1.0, t) - tl.log(total).to(tl.float32))
+
+
+@triton.jit
+def _rate(temperature):
+    """log2(e) / T, with T = 1 where it is 0."""
+    return tl.div_rn(LOG2_E, tl.where(temperature == 0, 1.0, temperature))
+
+
+@triton.jit
+def _weight(x, highest, rate):
+    """exp((x - highest) / T). The difference comes first: of logits near the highest it is exact."""
+    return tl.exp2((x - highest) * rate)
+
+
+@triton.jit
+def _first(condition, index, last):
+    """The lowest index at which the condition holds; `last`, the highest one that counts, where it never does."""
+    return tl.min(tl.where(condition, tl.minimum(index, last), last), 0)
+
+
+@triton.jit
+def _load_chunk(x_row, chunk, vocabulary, N: tl.constexpr):
+    """The logits of a chunk, fp32 [n], -inf past the end of the vocabulary, and their places in it."""
+    lane_n = tl.arange(0, N)
+    token_n = chunk * N + lane_n
+    return tl.load(x_row + token_n, mask=token_n < vocabulary, other=float("-inf")).to(tl.float32), lane_n
+
+
+@triton.jit
+def _mass_above(x_row, x_token, highest, rate, vocabulary, M: tl.constexpr, N: tl.constexpr, STAGES: tl.constexpr):
+    """The sum, fp64, of the weights of all logits greater than `x_token`."""
+    token_mn = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+    sum_mn = tl.zeros((M, N), tl.float32)
+    for start in tl.range(0, vocabulary, M * N, num_stages=STAGES):
+        inside_mn = token_mn < vocabulary - start
+        x_mn = tl.load(x_row + start + token_mn, mask=inside_mn, other=float("-inf")).to(tl.float32)
+        sum_mn += tl.where(x_mn > x_token, _weight(x_mn, highest, rate), 0.0)
+    return tl.sum(tl.sum(sum_mn, 1).to(tl.float64), 0)
+
+
+@triton.jit
+def _uniform(seed, position, attempt):
+    """The noise of an attempt: fp64 in (0, 1), from the first word of Philox-4x32-10."""
+    word, _, _, _ = philox_impl(
+        position.to(tl.uint32), (position >> 32).to(tl.uint32), attempt, tl.zeros_like(attempt),
+        seed.to(tl.uint32), (seed >> 32).to(tl.uint32),
+    )  # fmt: skip
+    return (word.to(tl.float64) + 0.5) * 2.0**-32
+
+
+def sample(
+    logits_bv: Tensor, temperature_b: Tensor, top_p_b: Tensor, seed_b: Tensor, position_b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Draw a token for each row: (ids int64 [b], log-probabilities fp32 [b] at the temperature, before top-p).
+
+    `logits_bv` in fp32, fp16 or bf16, computed on in fp32; its rows may lie apart. `temperature_b` and `top_p_b` fp32:
+    temperature 0 means greedy, the lowest index among equals; top-p 0 leaves the most probable token and its equals.
+    `seed_b`, `position_b` int64. Raises `ValueError` for an empty vocabulary and for rows that are not contiguous.
+    Never waits for the GPU, and allocates by the shapes alone: it may be captured in a CUDA graph.
+    """
+    rows, vocabulary = logits_bv.shape
+    if vocabulary == 0 or (vocabulary > 1 and logits_bv.stride(1) != 1):
+        raise ValueError("logits must have a vocabulary, contiguous within a row")
+    ids_b = torch.empty(rows, dtype=torch.int64, device=logits_bv.device)
+    logprobs_b = torch.empty(rows, dtype=torch.float32, device=logits_bv.device)
+    if rows == 0:
+        return ids_b, logprobs_b
+    temperature_b, top_p_b, seed_b, position_b = (x.contiguous() for x in (temperature_b, top_p_b, seed_b, position_b))
+    chunks = triton.cdiv(vocabulary, CHUNK)
+    highest_bc, mass_bc = torch.empty(2, rows, chunks, dtype=torch.float32, device=logits_bv.device)
+    sizes = (logits_bv.stride(0), vocabulary, chunks)
+    target = launch.target(logits_bv.device)
+    tile = CHUNK_LAUNCH[target]
+    _chunk_kernel[(rows, triton.cdiv(chunks, tile.m))](
+        logits_bv, temperature_b, highest_bc, mass_bc, *sizes, M=tile.m, N=tile.n, **tile.options
+    )
+    tile = DRAW_LAUNCH[target]
+    _draw_kernel[(rows,)](
+        logits_bv, temperature_b, top_p_b, seed_b, position_b, highest_bc, mass_bc, ids_b, logprobs_b, *sizes,
+        C=triton.next_power_of_2(chunks), M=tile.m, N=tile.n, STAGES=tile.stages, **tile.options,
+    )  # fmt: skip
+    return ids_b, logprobs_b
