@@ -1,1 +1,1 @@
-"""Kernels, each beside its eager reference of the same signature."""
+"""Kernels: in Triton in the files that end in `_triton` and in `topp`, each beside its eager twin."""
