@@ -82,6 +82,8 @@ class DecodeGraphs:
         self.buckets: dict[Sizes, Bucket] = {}
         self.pool: Any = None
         """The graphs' memory, which they share: one runs at a time."""
+        self.stream = torch.cuda.Stream() if cache.is_cuda else None
+        """Of all the trial runs: libraries keep memory for every stream that they have seen."""
 
     def __call__(self, spans: Sequence[Span], sequences: Sequence[scheduler.Sequence]) -> Drawn:
         """The next token of each sequence, of which `spans` holds the last one."""
@@ -114,7 +116,8 @@ class DecodeGraphs:
         return Bucket(host, device, self._capture(run) if on_cuda else run)
 
     def _capture(self, run: Callable[[], Drawn]) -> Callable[[], Drawn]:
-        stream = torch.cuda.Stream()
+        stream = self.stream
+        assert stream is not None
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries set themselves up, and kernels compile, in a first, ordinary run
             run()

@@ -37,8 +37,9 @@ def test_logits(model, device, dtype):
     triton, eager = (
         model(ids, positions, VarlenAttention(cu_seqlens, attention), logits_head) for attention in ("triton", "sdpa")
     )
-    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
-    torch.testing.assert_close(triton, eager, atol=tolerance, rtol=tolerance)
+    assert (triton - eager).norm() <= (1e-6 if dtype == torch.float32 else 0.03) * eager.norm()
+    if dtype == torch.float32:
+        torch.testing.assert_close(triton, eager, atol=1e-5, rtol=1e-5)
 
 
 def test_log_probabilities_and_their_gradients(model, device, dtype):
@@ -67,15 +68,30 @@ def test_log_probabilities_and_their_gradients(model, device, dtype):
 def test_generation(model, sampling, changes, device):
     """Off CUDA `graphs` are the same steps, padded to their buckets, without being captured.
 
-    In bf16 roundings differ, and tokens where two are about as probable: then most completions must be equal."""
+    In bf16 roundings differ, and tokens where two are about as probable. On CUDA, therefore, what is compared are the
+    log-probabilities of the kernels' own tokens, which the eager model gives all at once."""
     options = {"blocks": 256, "block_size": 8, "token_budget": 64, "max_sequences": 32} | changes
     graphs, found = options.pop("graphs", False), []
     for attention in ("triton", "sdpa"):
         machine = Engine(model, **options, attention=attention, cuda_graphs=graphs)
         if graphs and attention == "triton" and device.type == "cpu":
             machine.graphs = DecodeGraphs(model, machine.cache)
-        found.append({c.id: (c.ids, round(c.logprob, 2)) for c in machine.run(mixed_requests(9, sampling))})
+        found.append({c.id: c for c in machine.run(mixed_requests(9, sampling))})
         assert bool(machine.graphs) == (graphs and attention == "triton")
         assert (machine.preemptions > 0) == ("blocks" in changes)
-    equal = sum(found[0][name] == found[1][name] for name in found[1])
-    assert equal == 9 if device.type == "cpu" else equal >= 5
+    if device.type == "cpu":
+        assert {name: c.ids for name, c in found[0].items()} == {name: c.ids for name, c in found[1].items()}
+    for request in mixed_requests(9, sampling):
+        completion = found[0][request.id]
+        expected = eager_logprob(model, request.ids, completion.ids)
+        assert abs(completion.logprob - expected) <= (1e-3 if device.type == "cpu" else 0.3)
+
+
+@torch.no_grad()
+def eager_logprob(model, prompt: list[int], completion: list[int]) -> float:
+    """The completion's log-probability at temperature 1, from one forward over prompt and completion."""
+    device = model.embed_tokens.weight.device
+    ids = torch.tensor(prompt + completion, device=device)
+    attend = VarlenAttention(torch.tensor([0, len(ids)], dtype=torch.int32, device=device), "sdpa")
+    logits = model(ids, torch.arange(len(ids), device=device), attend, logits_head)[len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, ids[len(prompt) :, None]).sum().item()
