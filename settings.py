@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from files import UserError
-from kernels.launch import Attention
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Model:
     """How `model.prepare` makes the seed when it is missing: "smollm2-135m", "tiny" or "" (the user brings it)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type; auto is bfloat16 where the processor multiplies it natively, else float32."""
-    attention: Attention = "triton"
+    attention: Literal["triton", "sdpa"] = "triton"
     """On CUDA: the kernels of `kernels/`, or PyTorch's own operations in their place, to tell whether a fault is the
     kernels'. A CPU always takes PyTorch's."""
 

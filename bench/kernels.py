@@ -18,6 +18,7 @@ from torch import Tensor
 
 from files import UserError, command
 from kernels import attention_triton, logprob, logprob_triton, paged_triton, rope, rope_triton, topp
+from kernels.compile import table
 from kernels.pieces import Span
 from sampling import sampler
 
@@ -208,13 +209,6 @@ def gpu_seconds(run: Run) -> float:
     return do_bench(run, warmup=20, rep=100, return_mode="median") / 1e3
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as aligned text."""
-    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
@@ -228,7 +222,7 @@ def main() -> None:
     print(
         f"{name}, {arguments.dtype}: {limits[0] / 1e12:.0f} TFLOP/s in a product, {limits[1] / 1e9:.0f} GB/s in a copy"
     )
-    print(table(rows))
+    print(table(rows, list(rows[0])))
     for row in rows:
         print(json.dumps({"device": name, "dtype": arguments.dtype} | row))
 

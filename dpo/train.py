@@ -302,9 +302,17 @@ def train(arguments: argparse.Namespace, settings: Settings, world: World) -> No
     model = sharded_model(config, world, dtype, settings.trainer.activation_checkpointing)
     reference_e2 = None
     if stage == "dpo":
-        cache, budget = arguments.work / "reference", settings.trainer.token_budget
-        how = (budget, dtype, settings.model.attention)
-        reference_e2 = reference_logprob(world, model, examples, reference, weights["reference"], cache, *how)
+        reference_e2 = reference_logprob(
+            world,
+            model,
+            examples,
+            reference,
+            weights["reference"],
+            arguments.work / "reference",
+            settings.trainer.token_budget,
+            dtype,
+            settings.model.attention,
+        )
     optimizer = make_optimizer(model, settings.sft if stage == "sft" else settings.dpo)
     progress = start(world, model, optimizer, model_dir, arguments.work, key)
     trainer = Trainer(

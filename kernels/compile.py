@@ -243,13 +243,13 @@ COLUMNS = ["kernel", "target", "dtype", "model", "tile", "warps", "stages", "reg
 COLUMNS += ["shared_bytes", "matrix_instructions", "blocks_per_multiprocessor"]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as aligned text."""
+def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
+    """Those columns of the rows, as aligned text."""
 
     def text(value: Any) -> str:
         return " ".join(f"{count} {name}" for name, count in value.items()) if isinstance(value, dict) else str(value)
 
-    lines = [COLUMNS, *([text(row[name]) for name in COLUMNS] for row in rows)]
+    lines = [columns, *([text(row[name]) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
@@ -261,7 +261,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = compile_all(arguments.processes)
     arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
-    print(table(rows))
+    print(table(rows, COLUMNS))
     bad = [f"{row['kernel']}, {row['target']}, {row['dtype']}: {fault}" for row in rows for fault in faults(row)]
     print("\n".join(bad) or f"{len(rows)} kernels: none spills, all products are matrix instructions", file=sys.stderr)
     if bad:

@@ -28,14 +28,13 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import launch
+from kernels.attention_triton import LOG2_E
 from kernels.launch import Launch
 from kernels.pieces import Span
 from kernels.plan import NARROW_ROWS, TILE_WIDTH, WIDE_ROWS, Sizes, plan_reads
 from kernels.rope import Rope
 from kernels.rope_triton import rotate_and_store
 from kernels.transfer import to_device
-
-LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 # Tiles by target and by the head size up to which they serve. 80's fit cards with 99 KiB of shared memory, too.
 NARROW = {
@@ -121,8 +120,7 @@ def _read(
 
     result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     out_rows = out + (token.to(tl.int64) * heads + head) * D
-    out_columns = out_rows[:, None] + columns[None, :]
-    tl.store(out_columns, result.to(out.dtype.element_ty), mask=in_tile & alone[:, None])
+    tl.store(out_rows[:, None] + columns[None, :], result.to(out.dtype.element_ty), mask=in_tile & alone[:, None])
     part = entry.to(tl.int64) * heads + head
     tl.store((parts + part * D)[:, None] + columns[None, :], result, mask=in_tile & ~alone[:, None])
     tl.store(lses + part, (peak + tl.log2(total)) / LOG2_E, mask=real & ~alone)

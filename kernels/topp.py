@@ -25,11 +25,10 @@ from torch import Tensor
 from triton.language.random import philox_impl
 
 from kernels import launch
+from kernels.attention_triton import LOG2_E
 from kernels.launch import Launch
 
 CHUNK = 256
-LOG2_E = tl.constexpr(1.4426950408889634)
-
 # By compute capability times ten: tiles of m chunks by n tokens. With 16 warps the second kernel has 8 tokens a thread,
 # so the sums that it keeps through its walk fit the registers, mostly those of two programs on a multiprocessor.
 CHUNK_LAUNCH: dict[int, Launch] = {
@@ -50,12 +49,9 @@ def _chunk_kernel(
     temperature,  # [b], fp32
     highest,  # [b, c], fp32, written: the maximum of each chunk
     mass,  # [b, c], fp32, written: the sum of exp((x - maximum) / T) in each chunk
-    stride,
-    vocabulary,
-    chunks,
-    M: tl.constexpr,
-    N: tl.constexpr,
-):
+    stride, vocabulary, chunks,
+    M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     chunk_m = tl.program_id(1) * M + tl.arange(0, M)
     token_mn = chunk_m[:, None] * N + tl.arange(0, N)[None, :]
@@ -79,14 +75,10 @@ def _draw_kernel(
     mass,  # [b, c], fp32: the sum of exp((x - maximum) / T) in each chunk
     ids,  # [b], int64, written
     logprobs,  # [b], fp32, written
-    stride,
-    vocabulary,
-    chunks,
+    stride, vocabulary, chunks,
     C: tl.constexpr,  # chunks, to the next power of two
-    M: tl.constexpr,
-    N: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    M: tl.constexpr, N: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     x_row = logits + row * stride
     t = tl.load(temperature + row)

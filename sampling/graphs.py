@@ -108,7 +108,7 @@ class DecodeGraphs:
         host = Inputs.zeros(sizes, torch.device("cpu"), pinned=on_cuda)
         device = Inputs.zeros(sizes, self.cache.device)
         # Zeros are a plan too: no work, and keys that go to block 0. The first, trial run must not write there.
-        device.plan[2 * sizes.tokens : 2 * sizes.tokens + sizes.tables * sizes.blocks] = self.cache.shape[2] - 1
+        Reads.view(device.plan, sizes, merges=True).table_bm.fill_(self.cache.shape[2] - 1)
 
         def run() -> Drawn:
             return decode(self.model, self.cache, device, sizes)

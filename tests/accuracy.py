@@ -5,13 +5,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-def dtypes(device: torch.device) -> list[torch.dtype]:
-    """What kernels take there: fp32 in the interpreter alone."""
-    return DTYPES if device.type == "cpu" else DTYPES[1:]
-
 
 def assert_as_close(ours: Iterable[Tensor], eager: Iterable[Tensor], true: Iterable[Tensor]) -> None:
     for mine, theirs, exact in zip(ours, eager, true, strict=True):

@@ -9,6 +9,8 @@ import torch
 
 from kernels.launch import interpreted
 
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
 torch.set_num_threads(1)
 if interpreted():
     import interpreter_bf16  # noqa: F401
@@ -22,3 +24,11 @@ def device() -> torch.device:
     if interpreted():
         return torch.device("cpu")
     pytest.skip("the kernels need CUDA or TRITON_INTERPRET=1")
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request, device) -> torch.dtype:
+    """What the kernels take there."""
+    if device.type == "cuda" and request.param == torch.float32:
+        pytest.skip("fp32 runs in the interpreter alone")
+    return request.param

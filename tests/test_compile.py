@@ -9,6 +9,7 @@ import torch
 from kernels import attention_triton
 from kernels.compile import (
     CASES,
+    COLUMNS,
     SHAPES,
     blocks_per_multiprocessor,
     compile_all,
@@ -45,7 +46,8 @@ def test_all_are_there(rows):
         group = [row for row in rows if (row["model"], row["dtype"], row["target"]) == (model, dtype, target)]
         assert {row["kernel"] for row in group} == KERNELS
         assert [row["tile"] for row in group if row["kernel"] == "paged.read"] == ["16x64", "64x64"]
-    assert len(table(rows).splitlines()) == len(rows) + 1
+    lines = table(rows, COLUMNS).splitlines()
+    assert len(lines) == len(rows) + 1 and lines[0].split() == COLUMNS
 
 
 def test_each_bar_is_seen_to_be_missed(rows):

@@ -14,15 +14,6 @@ from kernels.logprob_triton import linear_logprob
 
 pytestmark = pytest.mark.kernels
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-@pytest.fixture(params=DTYPES, ids=str)
-def dtype(request, device) -> torch.dtype:
-    if device.type == "cuda" and request.param == torch.float32:
-        pytest.skip("fp32 is for the interpreter")
-    return request.param
-
 
 def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return (hidden @ weight.t()).log_softmax(-1).gather(1, targets[:, None])[:, 0]
