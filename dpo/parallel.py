@@ -3,11 +3,12 @@
 import ctypes
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -90,6 +91,25 @@ def distributed(threads: int) -> Iterator[World]:
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def end_process(run: Callable[[], None]) -> NoReturn:
+    """Run a command and end the process with its exit code, without the interpreter's finalisation.
+
+    Gloo's threads outlive the process group, and one that lets go of a tensor while the interpreter ends aborts the
+    process (pytorch/pytorch issues 38228, 190489): a rank that had done all its work would be reported as failed.
+    """
+    code: Any = 0
+    try:
+        run()
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def keep_freed_memory() -> None:

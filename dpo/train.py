@@ -27,7 +27,7 @@ from tqdm import tqdm
 from dpo.checkpoint import Progress, export, finish, latest_state, load_state, save_state
 from dpo.data import Example, MicroBatch, Stage, epoch_batches, keep_usable, micro_batches, read_examples, split
 from dpo.loss import completion_logprob, dpo_loss, sft_loss
-from dpo.parallel import World, distributed, reshard, sharded_model
+from dpo.parallel import World, distributed, end_process, reshard, sharded_model
 from dpo.reference import reference_logprob
 from files import UserError, command, digest, is_complete, stage_key
 from model.config import LlamaConfig
@@ -388,4 +388,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    end_process(lambda: command(main))
