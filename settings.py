@@ -131,6 +131,10 @@ class Dpo:
     max_grad_norm: float = 1.0
     reference: Literal["previous", "initial"] = "previous"
     """The model that the iteration starts from (the paper), or the SFT model."""
+    label_smoothing: float = 0.0
+    """Probability that a preference is the wrong way round, in [0, 0.5)."""
+    nll_weight: float = 0.0
+    """Weight of -log pi(chosen) a token, added to the loss: against likelihoods that fall on both sides."""
     held_out: float = 0.1
     """Share of the pairs kept out of training, to choose the epoch by their preference accuracy."""
 
@@ -139,9 +143,18 @@ class Dpo:
 class Trainer:
     token_budget: int = 4096
     """Tokens a micro-batch at most; a longer pair is dropped and counted."""
+    share_prefixes: bool = True
+    """Whether a micro-batch computes once what its sequences begin with: a pair's prompt, in SFT the rubric."""
     activation_checkpointing: bool = False
+    """Keep a block's input alone and compute the block again in backward."""
+    compile: bool = False
+    """Whether `torch.compile` fuses what is in a block besides its attention; a CPU needs a C++ compiler for it."""
     save_every: int = 0
     """Steps between resumable checkpoints; 0: at the end of each epoch."""
+    evaluate_every: int = 0
+    """Steps between looks at the held-out examples; 0: at the end of each epoch alone."""
+    tensorboard: bool = False
+    """Whether the metrics also go to TensorBoard's files; needs `pip install tensorboard`."""
 
 
 @dataclass(frozen=True)
@@ -247,8 +260,9 @@ def _check(settings: Settings, path: Path) -> None:
         "sft.batch_size": settings.sft.batch_size,
         "dpo.batch_size": settings.dpo.batch_size,
         "dpo.epochs": settings.dpo.epochs,
+        "trainer.token_budget": settings.trainer.token_budget,
         "iteration": len(settings.iteration),
-    } | {f"engine.{key}": value for key, value in as_dict(settings.engine).items()}
+    } | {f"engine.{key}": value for key, value in as_dict(settings.engine).items() if not isinstance(value, bool)}
     for key, value in positive.items():
         if value < 1:
             raise UserError(f"{path}: {key} is {value}; it must be at least 1")
@@ -258,6 +272,21 @@ def _check(settings: Settings, path: Path) -> None:
         if sampling.temperature < 0:
             raise UserError(f"{path}: {section}.temperature is {sampling.temperature}; it must not be negative")
         shares[f"{section}.top_p"] = sampling.top_p
+    training = {
+        "trainer.save_every": settings.trainer.save_every,
+        "trainer.evaluate_every": settings.trainer.evaluate_every,
+    }
+    for section in ("sft", "dpo"):
+        options = getattr(settings, section)
+        training |= {f"{section}.{key}": getattr(options, key) for key in ("learning_rate", "weight_decay")}
+        shares[f"{section}.warmup_ratio"] = options.warmup_ratio
+        if options.max_grad_norm <= 0:
+            raise UserError(f"{path}: {section}.max_grad_norm is {options.max_grad_norm}; it must be above 0")
+    for key, value in (training | {"dpo.beta": settings.dpo.beta, "dpo.nll_weight": settings.dpo.nll_weight}).items():
+        if value < 0:
+            raise UserError(f"{path}: {key} is {value}; it must not be negative")
+    if not 0 <= settings.dpo.label_smoothing < 0.5:
+        raise UserError(f"{path}: dpo.label_smoothing is {settings.dpo.label_smoothing}; it must lie in [0, 0.5)")
     for key, value in (shares | {"sft.held_out": settings.sft.held_out, "dpo.held_out": settings.dpo.held_out}).items():
         if not 0 <= value <= 1:
             raise UserError(f"{path}: {key} is {value}; it must lie in [0, 1]")

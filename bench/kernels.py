@@ -18,6 +18,7 @@ from torch import Tensor
 
 from files import UserError, command
 from kernels import attention_triton, logprob, logprob_triton, paged_triton, rope, rope_triton, topp
+from kernels.attention import Segments
 from kernels.compile import table
 from kernels.pieces import Span
 from sampling import sampler
@@ -64,21 +65,21 @@ def attention_cases(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> I
     h, k, d, count, length = sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.sequences, sizes.length
     tokens = count * length
     q, key, v, grad = (torch.randn(tokens, n, d, device=device, dtype=dtype) for n in (h, k, k, h))
-    cu_seqlens = torch.arange(0, tokens + 1, length, dtype=torch.int32, device=device)
+    segments = Segments.make([length] * count, device=device)
     rows = [x.view(count, length, -1, d).transpose(1, 2).detach().requires_grad_() for x in (q, key, v)]
 
     def sdpa() -> Tensor:
         out = F.scaled_dot_product_attention(rows[0], rows[1], rows[2], is_causal=True, enable_gqa=True)
         return out.transpose(1, 2).flatten(0, 1)
 
-    out, lse = attention_triton.forward(q, key, v, cu_seqlens)
+    out, lse = attention_triton.forward(q, key, v, segments)
     reference = sdpa()
     products = 2 * count * h * d * length**2 / 2  # of one causal product
     sides = (q.numel() + key.numel() + v.numel() + out.numel()) * q.element_size()
-    yield Case("attention", lambda: attention_triton.forward(q, key, v, cu_seqlens)[0], sdpa, 2 * products, sides)
+    yield Case("attention", lambda: attention_triton.forward(q, key, v, segments)[0], sdpa, 2 * products, sides)
     yield Case(
         "attention, backward",
-        lambda: attention_triton.backward(grad, q, key, v, cu_seqlens, out, lse),
+        lambda: attention_triton.backward(grad, q, key, v, segments, out, lse),
         lambda: [
             x.transpose(1, 2).flatten(0, 1) for x in torch.autograd.grad(reference, rows, grad, retain_graph=True)
         ],

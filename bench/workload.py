@@ -1,9 +1,10 @@
-"""The generation workloads: what they ask, of which lengths. A file with these names may take its place.
+"""The workloads: what they ask, of which lengths. A file with these names may take its place.
 
 `flat`: one response to each prompt. `loop`: what an iteration does: K responses to each prompt, then N judgments of
-every response. End tokens are ignored, so that every program that runs them does the same work.
+every response. End tokens are ignored, so that every program that runs them does the same work. `pairs`: for training.
 """
 
+import random
 from pathlib import Path
 
 from files import read_jsonl
@@ -21,3 +22,14 @@ PROMPTS = Path(__file__).parent.parent / "data" / "prompts" / "evaluation.jsonl"
 def prompts(count: int) -> list[str]:
     """The first `count` prompts of at most 400 characters."""
     return [row["prompt"] for row in read_jsonl(PROMPTS) if len(row["prompt"]) <= 400][:count]
+
+
+def pairs(count: int = 32, seed: int = 0) -> list[dict[str, str]]:
+    """Texts of 20 to 60 words as prompts, of 40 to 200 words as chosen and rejected; words drawn from the prompts."""
+    draw = random.Random(seed)
+    words = [word for text in prompts(200) for word in text.split()]
+    sizes = {"prompt": (20, 60), "chosen": (40, 200), "rejected": (40, 200)}
+    return [
+        {name: " ".join(draw.choices(words, k=draw.randint(*size))) for name, size in sizes.items()}
+        for _ in range(count)
+    ]

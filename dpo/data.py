@@ -1,24 +1,15 @@
-"""Training examples, and how they are packed: flat micro-batches under a token budget, the same number on every rank.
-
-An example is a prompt with its completions: chosen and rejected for DPO, one for SFT. A completion with its prompt is a
-sequence; the sequences of an example stand next to each other in one micro-batch.
-
-Shapes: t tokens of all sequences, s sequences, n targets (the completions' tokens), e examples, c completions each.
+"""Training examples: a prompt with its completions, chosen and rejected for DPO, one for SFT; which are
+held out, and in what order they come.
 """
 
 import hashlib
-import heapq
 import json
 import math
 import random
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
-from torch import Tensor
 
 from files import UserError, read_jsonl
 
@@ -38,10 +29,9 @@ class Example:
     token_weights: list[float] | None = None
     """SFT: each completion token's weight in the loss."""
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that its sequences take in a micro-batch: a completion's last token is predicted, not read."""
-        return sum(len(self.prompt) + len(completion) - 1 for completion in self.completions)
+    def tokens(self, shared: int = 0) -> int:
+        """Tokens of its sequences, of which the first `shared` are computed once; the last is predicted, not read."""
+        return shared + sum(len(self.prompt) - shared + len(completion) - 1 for completion in self.completions)
 
     @property
     def longest(self) -> int:
@@ -52,39 +42,6 @@ class Example:
     def weight(self) -> float:
         """What it adds to the loss's denominator: 1 for a pair, its tokens' weights for SFT."""
         return 1.0 if self.token_weights is None else sum(self.token_weights)
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Packed sequences, and where in them the completions' tokens are predicted. No padding."""
-
-    examples: list[int]
-    """Each example's index among those that training was given."""
-    real: bool
-    """False for the stand-in that a rank without work computes, so that collectives match; its loss is left out."""
-    ids_t: Tensor
-    """int64; what the model reads."""
-    positions_t: Tensor
-    """int64; counted from each sequence's start."""
-    cu_seqlens: Tensor
-    """int32 [s + 1]; the sequences' borders in t."""
-    sources_n: Tensor
-    """int64; which of t predicts the target."""
-    targets_n: Tensor
-    """int64; the completions' tokens."""
-    sequences_n: Tensor
-    """int64; which of s the target belongs to."""
-    weights_n: Tensor
-    """fp32; the target's weight in SFT's loss."""
-
-    def to(self, device: torch.device) -> "MicroBatch":
-        moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)}
-        return replace(self, **moved)
-
-    def sums(self, values_n: Tensor) -> Tensor:
-        """Sums of the targets' values over each sequence, fp32 [e, c]."""
-        total_s = values_n.new_zeros(len(self.cu_seqlens) - 1).index_add(0, self.sequences_n, values_n)
-        return total_s.view(len(self.examples), -1)
 
 
 def read_examples(paths: Iterable[Path], stage: Stage, vocab_size: int) -> list[Example]:
@@ -130,24 +87,6 @@ def _weights(value: Any, length: int, where: str) -> list[float]:
     return [float(weight) for weight in value]
 
 
-def keep_usable(examples: Iterable[Example], token_budget: int, context: int) -> tuple[list[Example], dict[str, int]]:
-    """The examples that can be trained on, and how many were dropped, by reason. Nothing is truncated."""
-    kept: list[Example] = []
-    dropped: Counter[str] = Counter()
-    for example in examples:
-        if not example.prompt or not all(example.completions):
-            dropped["dropped.empty"] += 1
-        elif len(example.completions) == 2 and example.completions[0] == example.completions[1]:
-            dropped["dropped.identical"] += 1
-        elif example.longest > context:
-            dropped["dropped.over_context"] += 1
-        elif example.tokens > token_budget:
-            dropped["dropped.over_token_budget"] += 1
-        else:
-            kept.append(example)
-    return kept, dict(dropped)
-
-
 def content_digest(examples: Iterable[Example]) -> str:
     """SHA-256 of ids and tokens, in order."""
     total = hashlib.sha256()
@@ -174,74 +113,3 @@ def epoch_batches(
     if not in_order:
         random.Random(f"{seed}/{epoch}").shuffle(order)
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def pack(costs: Sequence[int], ranks: int, budget: int) -> list[list[int]]:
-    """Indices of `costs` in ranks * m bins of at most `budget`, m as small as greedy packing finds.
-
-    Longest first, each into the bin with the least in it, so that bins are even, and with them the ranks. No cost may
-    exceed the budget.
-    """
-    assert max(costs, default=0) <= budget
-    count = ranks * max(1, -(-sum(costs) // (budget * ranks)))
-    while True:
-        bins: list[list[int]] = [[] for _ in range(count)]
-        loads = [(0, i) for i in range(count)]
-        for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
-            load, least = loads[0]
-            if load + costs[index] > budget:
-                break
-            heapq.heapreplace(loads, (load + costs[index], least))
-            bins[least].append(index)
-        else:
-            return bins
-        count += ranks
-
-
-def micro_batches(
-    examples: Sequence[Example], indices: Sequence[int], rank: int, ranks: int, budget: int
-) -> list[MicroBatch]:
-    """This rank's micro-batches of the global batch `indices`; every rank has the same number of them.
-
-    Where there are fewer examples than bins, a rank gets the batch's shortest example as a stand-in.
-    """
-    bins = pack([examples[i].tokens for i in indices], ranks, budget)
-    shortest = min(indices, key=lambda i: examples[i].tokens)
-    own = ([indices[i] for i in chosen] for chosen in bins[rank::ranks])
-    return [lay_out(examples, chosen or [shortest], real=bool(chosen)) for chosen in own]
-
-
-def lay_out(examples: Sequence[Example], indices: Sequence[int], real: bool = True) -> MicroBatch:
-    """Pack the sequences of the examples at `indices` one after another.
-
-    This is the one place that knows how an example's sequences lie in memory.
-    """
-    ids: list[int] = []
-    positions: list[int] = []
-    sources: list[int] = []
-    targets: list[int] = []
-    sequences: list[int] = []
-    weights: list[float] = []
-    borders = [0]
-    for example in (examples[i] for i in indices):
-        for completion in example.completions:
-            read = example.prompt + completion[:-1]
-            first = len(ids) + len(example.prompt) - 1  # the prompt's last token predicts the completion's first
-            sources += range(first, first + len(completion))
-            targets += completion
-            sequences += [len(borders) - 1] * len(completion)
-            weights += example.token_weights or [1.0] * len(completion)
-            ids += read
-            positions += range(len(read))
-            borders.append(len(ids))
-    return MicroBatch(
-        examples=list(indices),
-        real=real,
-        ids_t=torch.tensor(ids),
-        positions_t=torch.tensor(positions),
-        cu_seqlens=torch.tensor(borders, dtype=torch.int32),
-        sources_n=torch.tensor(sources),
-        targets_n=torch.tensor(targets),
-        sequences_n=torch.tensor(sequences),
-        weights_n=torch.tensor(weights, dtype=torch.float32),
-    )

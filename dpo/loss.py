@@ -6,7 +6,7 @@ Shapes: t tokens, d hidden_size, v vocabulary, n targets of a micro-batch, e exa
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpo.data import MicroBatch
+from dpo.packing import MicroBatch
 from kernels import launch
 from kernels.attention import VarlenAttention
 from kernels.launch import Attention
@@ -28,13 +28,17 @@ def completion_logprob(model: Llama, batch: MicroBatch, attention: Attention = "
             logprob = logprob_triton.linear_logprob
         return logprob(hidden_nd, weight_vd, batch.targets_n)
 
-    return model(batch.ids_t, batch.positions_t, VarlenAttention(batch.cu_seqlens, attention), head)
+    return model(batch.ids_t, batch.positions_t, VarlenAttention(batch.segments, attention), head)
 
 
-def dpo_loss(policy_e2: Tensor, reference_e2: Tensor, beta: float) -> dict[str, Tensor]:
+def dpo_loss(policy_e2: Tensor, reference_e2: Tensor, beta: float, label_smoothing: float = 0.0) -> dict[str, Tensor]:
     """Direct preference optimisation (arXiv 2305.18290, eq. 7) of each pair [e].
 
-    loss = -log sigmoid(beta [log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)])
+    With margin m = beta [log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)] and label smoothing s, the
+    probability that a preference is the wrong way round (conservative DPO, section 3 of "A note on DPO with noisy
+    preferences"):
+
+        loss = -(1 - s) log sigmoid(m) - s log sigmoid(-m)
 
     `policy_e2` and `reference_e2` hold the log-probabilities of chosen y_w and rejected y_l, summed over their tokens.
     Besides the loss: the rewards beta log pi/pi_ref, their difference (margin), whether chosen has more (accuracy),
@@ -44,7 +48,7 @@ def dpo_loss(policy_e2: Tensor, reference_e2: Tensor, beta: float) -> dict[str, 
     margin = reward_chosen - reward_rejected
     logp_chosen, logp_rejected = policy_e2.unbind(1)
     return {
-        "loss": -F.logsigmoid(margin),
+        "loss": -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin),
         "reward_chosen": reward_chosen,
         "reward_rejected": reward_rejected,
         "margin": margin,
@@ -52,6 +56,15 @@ def dpo_loss(policy_e2: Tensor, reference_e2: Tensor, beta: float) -> dict[str, 
         "logp_chosen": logp_chosen,
         "logp_rejected": logp_rejected,
     }
+
+
+def chosen_nll(batch: MicroBatch, logprob_n: Tensor) -> Tensor:
+    """-log pi(y_w|x) / |y_w| of each pair [e].
+
+    Added to the DPO loss with a weight, it keeps the chosen's likelihood from falling (arXiv 2404.19733, eq. 1).
+    """
+    lengths_e2 = batch.sums(logprob_n.new_ones(len(logprob_n)))
+    return -(batch.sums(logprob_n) / lengths_e2)[:, 0]
 
 
 def sft_loss(batch: MicroBatch, logprob_n: Tensor) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from files import UserError
 from model.config import LlamaConfig
 from model.llama import Block, Llama
+from settings import Trainer
 
 T = TypeVar("T")
 
@@ -123,11 +124,10 @@ def keep_freed_memory() -> None:
     mallopt(mmap_max, 0)
 
 
-def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, activation_checkpointing: bool) -> Llama:
+def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options: Trainer) -> Llama:
     """A model whose fp32 parameters lie in equal parts on the ranks, not yet filled (`model.weights.load_weights`).
 
-    Each block, and the rest, is gathered in `dtype` while it computes; gradients are averaged over ranks in fp32. With
-    `activation_checkpointing` a block keeps its input alone and runs again in the backward pass.
+    Each block, and the rest, is gathered in `dtype` while it computes; gradients are averaged over ranks in fp32.
     """
     with torch.device("meta"):
         model = Llama(config)
@@ -135,7 +135,7 @@ def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, activat
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in model.layers:
         block = cast(Block, layer)
-        block.recompute = activation_checkpointing
+        block.recompute = options.activation_checkpointing
         fully_shard(block, mesh=world.mesh, mp_policy=policy, reshard_after_forward=world.size > 1)
     fully_shard(model, mesh=world.mesh, mp_policy=policy)
     model.to_empty(device=world.device)

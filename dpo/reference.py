@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dpo.data import Example, content_digest, micro_batches
+from dpo.data import Example, content_digest
 from dpo.loss import completion_logprob
+from dpo.packing import micro_batches
 from dpo.parallel import World, reshard
 from files import read_jsonl, write_jsonl
 from kernels.launch import Attention
 from model.llama import Llama
 from model.weights import load_weights
+from settings import Trainer
 
 
 def reference_logprob(
@@ -28,7 +30,7 @@ def reference_logprob(
     weights: Path,
     weights_digest: str,
     cache: Path,
-    token_budget: int,
+    options: Trainer,
     dtype: torch.dtype,
     attention: Attention = "triton",
 ) -> Tensor:
@@ -41,7 +43,7 @@ def reference_logprob(
     path = cache / f"{name[:16]}.jsonl"
     if not world.agree(path.is_file):
         load_weights(model, weights)
-        found_e2 = _compute(world, model, examples, token_budget, attention)
+        found_e2 = _compute(world, model, examples, options, attention)
         if world.first:
             found = zip(examples, found_e2.tolist(), strict=True)
             write_jsonl(path, ({"id": pair.id, "chosen": both[0], "rejected": both[1]} for pair, both in found))
@@ -50,14 +52,12 @@ def reference_logprob(
 
 
 @torch.no_grad()
-def _compute(
-    world: World, model: Llama, examples: Sequence[Example], token_budget: int, attention: Attention
-) -> Tensor:
+def _compute(world: World, model: Llama, examples: Sequence[Example], options: Trainer, attention: Attention) -> Tensor:
     found_e2 = torch.zeros(len(examples), 2, device=world.device)
-    batches = micro_batches(examples, range(len(examples)), world.rank, world.size, token_budget)
+    batches = micro_batches(examples, range(len(examples)), options, world.rank, world.size, world.device)
     for batch in tqdm(batches, desc="reference", unit="batch", disable=not world.first):
-        logprob_n = completion_logprob(model, batch.to(world.device), attention)
+        logprob_n = completion_logprob(model, batch, attention)
         if batch.real:
-            found_e2[batch.examples] = batch.to(world.device).sums(logprob_n)
+            found_e2[batch.examples_e] = batch.sums(logprob_n)
     reshard(model)
     return world.sum(found_e2)

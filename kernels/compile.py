@@ -32,6 +32,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 import kernels.launch
 from files import command
 from kernels import attention_triton, logprob_triton, paged_triton, topp
+from kernels.attention import Segments
 from kernels.plan import NARROW_ROWS, Sizes
 
 TARGETS = (80, 90, 100)
@@ -114,12 +115,16 @@ SHAPES = {
 
 
 def run_attention(shape: Shape, dtype: torch.dtype) -> None:
-    """Forward and backward over 8 sequences of 4096 tokens in all; queries and keys are views of one tensor."""
+    """Forward and backward over 8 segments of 4096 tokens in all; queries and keys are views of one tensor.
+
+    Which continue which is in tensors, so that every batch has these kernels.
+    """
     qk = _empty(dtype, 4096, shape.heads + shape.kv_heads, shape.head_dim)
-    v, cu_seqlens = _empty(dtype, 4096, shape.kv_heads, shape.head_dim), _empty(torch.int32, 9)
+    v = _empty(dtype, 4096, shape.kv_heads, shape.head_dim)
+    segments = Segments(list(range(0, 4097, 512)), [-1] + [0] * 7, _empty(torch.int32, 9), _empty(torch.int32, 3, 8))
     q, k = qk.split((shape.heads, shape.kv_heads), 1)
-    out, lse = attention_triton.forward(q, k, v, cu_seqlens)
-    attention_triton.backward(_empty(dtype, *out.shape), q, k, v, cu_seqlens, out, lse)
+    out, lse = attention_triton.forward(q, k, v, segments)
+    attention_triton.backward(_empty(dtype, *out.shape), q, k, v, segments, out, lse)
 
 
 def run_paged(shape: Shape, dtype: torch.dtype) -> None:

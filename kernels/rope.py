@@ -17,8 +17,26 @@ def rope_tables(positions_t: Tensor, inverse_frequencies: Tensor) -> Rope:
 
 
 def apply_rope(x_thd: Tensor, rope: Rope) -> Tensor:
-    """Rotate each pair (x[i], x[i + d/2]) by its token's angle, in fp32; the result has x's dtype."""
-    cos, sin = rope
+    """Rotate each pair (x[i], x[i + d/2]) by its token's angle, in fp32; the result has x's dtype.
+
+    A gradient is rotated back, and nothing is kept for it but the tables.
+    """
+    return _Rotation.apply(x_thd, *rope)
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_thd, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x_thd, cos, sin)
+
+    @staticmethod
+    def backward(ctx, grad_thd):
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad_thd, cos, -sin), None, None
+
+
+def _rotated(x_thd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     x = x_thd.float()
     x1, x2 = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((x2, x1), dim=-1), sin).to(x_thd.dtype)

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kernels.linear import Linear, linear, packable, packed
+from kernels.norm import rms_norm
 from kernels.rope import Rope, rope_tables
+from kernels.swiglu import silu_product
 from model.config import LlamaConfig
 
 Attend = Callable[[int, Tensor, Tensor, Rope], Tensor]
@@ -38,8 +39,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_td: Tensor) -> Tensor:
-        x = x_td.float()
-        return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)).to(x_td.dtype)
+        return rms_norm(x_td, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -66,8 +66,7 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x_td: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x_td).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(silu_product(self.gate_up_proj(x_td)))
 
 
 class Block(nn.Module):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.attention import VarlenAttention
+from kernels.attention import Segments, VarlenAttention
 from model.llama import Llama, logits_head
 from model.weights import load_model
 from sampling.engine import Engine
@@ -30,7 +30,7 @@ def greedy_by_full_forwards(model: Llama, ids: list[int], count: int) -> list[in
     """The oracle: no cache, one whole forward a token."""
     tokens = list(ids)
     for _ in range(count):
-        attend = VarlenAttention(torch.tensor([0, len(tokens)], dtype=torch.int32))
+        attend = VarlenAttention(Segments.make([len(tokens)]))
         logits = model(torch.tensor(tokens), torch.arange(len(tokens)), attend, logits_head)
         tokens.append(int(logits[-1].argmax()))
     return tokens[len(ids) :]

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from files import UserError
-from kernels.attention import VarlenAttention
+from kernels.attention import Segments, VarlenAttention
 from kernels.paged import PagedAttention
 from kernels.pieces import Span
 from model.config import LlamaConfig
@@ -21,9 +21,8 @@ SHAPES = ("llama2", "llama3", "llama32", "head_dim")
 
 def forward(model: Llama, *sequences: torch.Tensor) -> torch.Tensor:
     """Logits of sequences packed into one forward."""
-    lengths = torch.tensor([0] + [len(s) for s in sequences])
     positions = torch.cat([torch.arange(len(s)) for s in sequences])
-    attend = VarlenAttention(lengths.cumsum(0).to(torch.int32))
+    attend = VarlenAttention(Segments.make(list(map(len, sequences))))
     return model(torch.cat(sequences), positions, attend, logits_head)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from files import read_jsonl
-from kernels.attention import VarlenAttention
+from kernels.attention import Segments, VarlenAttention
 from model.chat import load_chat
 from model.llama import logits_head
 from model.prepare import prepare
@@ -110,7 +110,7 @@ def test_an_exported_checkpoint_has_equal_logits_in_transformers(folder, referen
     save_pretrained(model.named_parameters(), model.config, folder, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     ids = torch.randint(0, model.config.vocab_size, (90,), generator=generator)
-    ours = model(ids, torch.arange(90), VarlenAttention(torch.tensor([0, 90], dtype=torch.int32)), logits_head)
+    ours = model(ids, torch.arange(90), VarlenAttention(Segments.make([90])), logits_head)
     wanted = theirs(ids[None]).logits[0]
     assert (ours - wanted).abs().max() <= 1e-4 * wanted.std()
     assert (ours - reference(ids[None]).logits[0]).abs().max() > 1e-2 * wanted.std()

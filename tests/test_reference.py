@@ -10,7 +10,7 @@ import dpo.reference
 from dpo.data import read_examples
 from dpo.parallel import distributed, sharded_model
 from dpo.reference import reference_logprob
-from kernels.attention import VarlenAttention
+from kernels.attention import Segments, VarlenAttention
 from model.config import LlamaConfig
 from model.llama import logits_head
 from model.weights import load_model
@@ -31,7 +31,7 @@ def plain(model_dir: Path, pairs: Path) -> torch.Tensor:
         sums = []
         for completion in pair.completions:
             ids = torch.tensor(pair.prompt + completion)
-            attend = VarlenAttention(torch.tensor([0, len(ids)], dtype=torch.int32))
+            attend = VarlenAttention(Segments.make([len(ids)]))
             logprob = model(ids, torch.arange(len(ids)), attend, logits_head).double().log_softmax(-1)
             shifted = logprob[:-1].gather(1, ids[1:, None])[:, 0]
             sums.append(shifted[len(pair.prompt) - 1 :].sum())
@@ -42,9 +42,11 @@ def plain(model_dir: Path, pairs: Path) -> torch.Tensor:
 def compute(folder: Path, weights: Path, weights_digest: str) -> torch.Tensor:
     with distributed(1) as world:
         config = LlamaConfig.load(weights)
-        model = sharded_model(config, world, torch.float32, False)
+        model = sharded_model(config, world, torch.float32, SETTINGS.trainer)
         pairs = read_examples([folder / "pairs.jsonl"], "dpo", config.vocab_size)
-        return reference_logprob(world, model, pairs, weights, weights_digest, folder / "cache", 128, torch.float32)
+        return reference_logprob(
+            world, model, pairs, weights, weights_digest, folder / "cache", SETTINGS.trainer, torch.float32
+        )
 
 
 def test_agrees_with_whole_logits_one_sequence_at_a_time(folder):

@@ -17,11 +17,13 @@ from torch import Tensor
 
 import settings as sections
 from dpo.data import Example, epoch_batches, split
+from dpo.optimizer import learning_rate
 from dpo.parallel import distributed
 from dpo.reference import reference_logprob
-from dpo.train import Trainer, learning_rate, train, train_key
+from dpo.train import train, train_key
+from dpo.trainer import Trainer
 from files import UserError, read_jsonl, read_manifest, write_json, write_jsonl
-from kernels.attention import VarlenAttention
+from kernels.attention import Segments, VarlenAttention
 from model.config import LlamaConfig
 from model.llama import Llama, logits_head
 from model.weights import load_model, random_weights, save_pretrained
@@ -64,13 +66,13 @@ def make_model(folder: Path, seed: int = 0, tied: bool = True) -> Path:
     return folder
 
 
-def make_pairs(path: Path, count: int = 12, seed: int = 0) -> Path:
+def make_pairs(path: Path, count: int = 12, seed: int = 0, prompt: tuple[int, int] = (1, 9)) -> Path:
     draw = random.Random(seed)
 
     def ids(low: int, high: int) -> list[int]:
         return [draw.randrange(VOCABULARY) for _ in range(draw.randint(low, high))]
 
-    keys = {"prompt_ids": (1, 9), "chosen_ids": (1, 14), "rejected_ids": (1, 14)}
+    keys = {"prompt_ids": prompt, "chosen_ids": (1, 14), "rejected_ids": (1, 14)}
     write_jsonl(path, ({"id": f"p{i}"} | {key: ids(*size) for key, size in keys.items()} for i in range(count)))
     return path
 
@@ -222,7 +224,7 @@ def test_sft_learns_and_weighs_the_tokens(folder):
     expected = 0.0
     for i in batch:
         ids = torch.tensor([1, i, 5, 6, 7])
-        logits = model(ids, torch.arange(5), VarlenAttention(torch.tensor([0, 5], dtype=torch.int32)), logits_head)
+        logits = model(ids, torch.arange(5), VarlenAttention(Segments.make([5])), logits_head)
         logprob = logits.log_softmax(-1)[[1, 2, 3], [5, 6, 7]]
         expected -= (logprob @ torch.tensor([4.0, 1.0, 1.0])).item() / (6 * len(batch))
     assert metrics[0]["loss"] == pytest.approx(expected, abs=1e-5)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from test_engine import mixed_requests
 
-from dpo.data import Example, lay_out
+from dpo.data import Example
 from dpo.loss import completion_logprob
-from kernels.attention import VarlenAttention
+from dpo.packing import lay_out
+from kernels.attention import Segments, VarlenAttention
 from model.llama import logits_head
 from model.weights import load_model
 from sampling.engine import Engine
@@ -33,21 +34,22 @@ def test_logits(model, device, dtype):
     lengths = [40, 1, 70]
     ids = torch.randint(3, 131, (sum(lengths),), generator=torch.Generator().manual_seed(0)).to(device)
     positions = torch.cat([torch.arange(n) for n in lengths]).to(device)
-    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(device)
+    segments = Segments.make(lengths, device=device)
     triton, eager = (
-        model(ids, positions, VarlenAttention(cu_seqlens, attention), logits_head) for attention in ("triton", "sdpa")
+        model(ids, positions, VarlenAttention(segments, attention), logits_head) for attention in ("triton", "sdpa")
     )
     assert (triton - eager).norm() <= (1e-6 if dtype == torch.float32 else 0.03) * eager.norm()
     if dtype == torch.float32:
         torch.testing.assert_close(triton, eager, atol=1e-5, rtol=1e-5)
 
 
-def test_log_probabilities_and_their_gradients(model, device, dtype):
+@pytest.mark.parametrize("prefixes", [{0: 0, 1: 0}, {0: 5, 1: 57}], ids=["plain", "prompts shared"])
+def test_log_probabilities_and_their_gradients(model, device, dtype, prefixes):
     examples = [
         Example("a", [3, 9, 4, 17, 8], ([7, 8, 9, 2], [5, 2])),
         Example("b", list(range(3, 60)), (list(range(9, 40)), list(range(70, 110)))),
     ]
-    batch = lay_out(examples, [0, 1]).to(device)
+    batch = lay_out(examples, [0, 1], prefixes, device=device)
     model.requires_grad_()
     found = []
     for attention in ("triton", "sdpa"):
@@ -92,6 +94,6 @@ def eager_logprob(model, prompt: list[int], completion: list[int]) -> float:
     """The completion's log-probability at temperature 1, from one forward over prompt and completion."""
     device = model.embed_tokens.weight.device
     ids = torch.tensor(prompt + completion, device=device)
-    attend = VarlenAttention(torch.tensor([0, len(ids)], dtype=torch.int32, device=device), "sdpa")
+    attend = VarlenAttention(Segments.make([len(ids)], device=device), "sdpa")
     logits = model(ids, torch.arange(len(ids), device=device), attend, logits_head)[len(prompt) - 1 : -1]
     return logits.log_softmax(-1).gather(1, ids[len(prompt) :, None]).sum().item()

@@ -1,0 +1,53 @@
+"""Arithmetic: what a micro-batch takes, and what the machine can do."""
+
+import time
+
+import torch
+
+from dpo.packing import MicroBatch
+from kernels.attention import Segments
+from model.config import LlamaConfig
+
+PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "B300": 2250e12}
+"""Dense bf16 operations a second, by what a card's name contains; the makers' figures."""
+
+
+def forward_flops(config: LlamaConfig, batch: MicroBatch) -> int:
+    """Operations of a forward pass: 2 a weight and token in matrix products, 4 head_dim a head, query and key seen.
+
+    The head counts for the targets alone. A backward pass takes twice as many; what is computed again is not counted.
+    """
+    block = config.hidden_size * (2 * config.q_size + 2 * config.kv_size + 3 * config.intermediate_size)
+    attention = 4 * config.q_size * seen_keys(batch.segments)
+    layers = config.num_hidden_layers * (2 * block * batch.tokens + attention)
+    return layers + 2 * config.vocab_size * config.hidden_size * len(batch.targets_n)
+
+
+def seen_keys(segments: Segments) -> int:
+    """How many keys all queries see together."""
+    lengths = [end - start for start, end in zip(segments.borders, segments.borders[1:], strict=False)]
+    return sum(
+        n * (n + 1) // 2 + (n * lengths[prefix] if prefix >= 0 else 0)
+        for n, prefix in zip(lengths, segments.prefixes, strict=True)
+    )
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second at best: the maker's figure for a known GPU in bf16, else the speed of a large product."""
+    if device.type == "cuda" and dtype != torch.float32:
+        name = torch.cuda.get_device_name(device)
+        known = [flops for part, flops in PEAK_FLOPS.items() if part in name]
+        if known:
+            return known[0]
+    return product_flops(device, dtype, 8192 if device.type == "cuda" else 1024, 3)
+
+
+def product_flops(device: torch.device, dtype: torch.dtype, size: int = 2048, repeats: int = 10) -> float:
+    """Operations a second in a product of two [size, size] matrices: the best of `repeats`."""
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    best = 0.0
+    for _ in range(repeats):
+        started = time.perf_counter()
+        (a @ b)[0, 0].item()
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
