@@ -73,12 +73,8 @@ def latest_state(folder: Path, key: str) -> Path | None:
 def load_state(state: Path, model: Llama, optimizer: torch.optim.Optimizer) -> Progress:
     """Fill model and optimizer, exactly as they were; the number of ranks may differ from the one that saved."""
     progress = Progress(**json.loads((state / PROGRESS).read_text(encoding="utf-8")))
-    for parameter in model.parameters():
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(progress.step), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
+    for moments in optimizer.state.values():
+        moments["step"].fill_(progress.step)
     dcp.load(_tensors(model, optimizer), checkpoint_id=state)
     return progress
 

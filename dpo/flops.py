@@ -25,11 +25,7 @@ def forward_flops(config: LlamaConfig, batch: MicroBatch) -> int:
 
 def seen_keys(segments: Segments) -> int:
     """How many keys all queries see together."""
-    lengths = [end - start for start, end in zip(segments.borders, segments.borders[1:], strict=False)]
-    return sum(
-        n * (n + 1) // 2 + (n * lengths[prefix] if prefix >= 0 else 0)
-        for n, prefix in zip(lengths, segments.prefixes, strict=True)
-    )
+    return sum((end - start) * (end - start + 1 + 2 * len(prefix)) // 2 for start, end, prefix in segments.ranges())
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -10,12 +10,22 @@ from settings import Dpo, Sft
 
 
 def make_optimizer(model: nn.Module, section: Sft | Dpo) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) on the fp32 parameters; matrices decay, norms do not."""
+    """AdamW (arXiv 1711.05101) on the fp32 parameters; matrices decay, norms do not.
+
+    Its state is there from the start, to be loaded into, and to lie together in memory.
+    """
     groups = [
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": section.weight_decay},
         {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=section.learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=section.learning_rate, fused=True)
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> float:

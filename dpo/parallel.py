@@ -77,7 +77,7 @@ def distributed(threads: int) -> Iterator[World]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     else:
-        keep_freed_memory()
+        spare_memory()
     store = None if "WORLD_SIZE" in os.environ else dist.HashStore()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
@@ -113,8 +113,13 @@ def end_process(run: Callable[[], None]) -> NoReturn:
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep large freed blocks; else each goes back to the system, which must zero its pages again."""
+def spare_memory() -> None:
+    """Settings of a CPU process whose tensors have other shapes at every step.
+
+    glibc is to keep large freed blocks: else each goes back to the system, which must zero its pages again. PyTorch is
+    to remember few of oneDNN's products: it would keep a thousand shapes' code, scattered over what could be one block.
+    """
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library
@@ -136,7 +141,7 @@ def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options
     for layer in model.layers:
         block = cast(Block, layer)
         block.recompute = options.activation_checkpointing
-        fully_shard(block, mesh=world.mesh, mp_policy=policy, reshard_after_forward=world.size > 1)
+        fully_shard(block, mesh=world.mesh, mp_policy=policy)
     fully_shard(model, mesh=world.mesh, mp_policy=policy)
     model.to_empty(device=world.device)
     return model

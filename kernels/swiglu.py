@@ -1,30 +1,40 @@
-"""SwiGLU's product with a backward pass by hand, which keeps the input alone.
+"""SwiGLU with a backward pass by hand, which keeps gate and up alone and computes their product again.
 
-Shapes: t tokens, i intermediate_size.
+Shapes: t tokens, d hidden_size, i intermediate_size.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.linear import linear
 
-def silu_product(gate_up: Tensor) -> Tensor:
-    """silu(gate) up of a tensor [t, 2 i] of both, gate first (arXiv 2002.05202); [t, i].
 
-    With s = sigmoid(gate) and an incoming gradient g: dup = g silu(gate), dgate = g up s (1 + gate (1 - s)).
+def swiglu(gate_up: Tensor, weight_di: Tensor) -> Tensor:
+    """(silu(gate) up) W^T (arXiv 2002.05202) of a tensor [t, 2 i] of both, gate first; [t, d].
+
+    With h = silu(gate) up, s = sigmoid(gate) and an incoming gradient g: dW = g^T h, dh = g W, dup = dh silu(gate),
+    dgate = dh up s (1 + gate (1 - s)).
     """
-    return _SiluProduct.apply(gate_up)
+    return _SwiGLU.apply(gate_up, weight_di)
 
 
-class _SiluProduct(torch.autograd.Function):
+class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate_up):
-        ctx.save_for_backward(gate_up)
+    def forward(ctx, gate_up, weight_di):
+        ctx.save_for_backward(gate_up, weight_di)
         gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return linear(F.silu(gate) * up, weight_di)
 
     @staticmethod
-    def backward(ctx, grad):
-        (gate_up,) = ctx.saved_tensors
+    def backward(ctx, grad_td):
+        gate_up, weight_di = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
-        return torch.cat((torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate) * grad), dim=-1)
+        silu_ti = F.silu(gate)
+        grad_weight_di = grad_td.t() @ (silu_ti * up)
+        grad_ti = grad_td @ weight_di
+        grad_gate_up = torch.empty_like(gate_up)
+        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
+        torch.mul(grad_ti, silu_ti, out=grad_up)
+        grad_gate.copy_(torch.ops.aten.silu_backward(grad_ti.mul_(up), gate))
+        return grad_gate_up, grad_weight_di

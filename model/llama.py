@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels.linear import Linear, linear, packable, packed
 from kernels.norm import rms_norm
 from kernels.rope import Rope, rope_tables
-from kernels.swiglu import silu_product
+from kernels.swiglu import swiglu
 from model.config import LlamaConfig
 
 Attend = Callable[[int, Tensor, Tensor, Rope], Tensor]
@@ -66,7 +66,7 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x_td: Tensor) -> Tensor:
-        return self.down_proj(silu_product(self.gate_up_proj(x_td)))
+        return swiglu(self.gate_up_proj(x_td), self.down_proj.weight)
 
 
 class Block(nn.Module):
