@@ -62,11 +62,17 @@ test-gpu: .venv/test
 kernels: .venv/base
 	@$(BIN)/python -m kernels.compile
 
-# Generation speed, as JSON lines. WORKLOAD is a file with the names of bench/workload.py, ONLY is flat or loop.
+# Speed of generation and of training, as JSON lines. WORKLOAD and PAIRS are files with the names of bench/workload.py,
+# ONLY is flat, loop or dpo.
 bench: .venv/demo
 	@$(BIN)/python -m model.prepare --config configs/smollm2-135m.toml >&2
+ifneq ($(ONLY),dpo)
 	@$(BIN)/python -m bench.sampler --model models/smollm2-135m-instruct \
 		$(if $(WORKLOAD),--workload $(WORKLOAD)) $(if $(ONLY),--only $(ONLY)) $(if $(REPEATS),--repeats $(REPEATS))
+endif
+ifneq ($(filter dpo,$(or $(ONLY),dpo)),)
+	@$(BIN)/python -m bench.trainer --model models/smollm2-135m-instruct $(if $(PAIRS),--pairs $(PAIRS))
+endif
 
 check: .venv/check
 	$(BIN)/ruff check .

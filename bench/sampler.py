@@ -8,7 +8,6 @@ measured in the same minute: timings on shared machines mean something only next
 """
 
 import argparse
-import importlib.util
 import json
 import statistics
 import time
@@ -21,6 +20,8 @@ from typing import Any
 
 import torch
 
+from bench.workload import load_module
+from dpo.flops import product_flops
 from files import UserError, command
 from kernels.linear import Linear
 from model.chat import ChatFormat, load_chat
@@ -149,17 +150,6 @@ class TimedEngine(Engine):
         return drawn
 
 
-def matrix_limit(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
-    """Operations a second in a large product: the best of ten."""
-    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    best = 0.0
-    for _ in range(10):
-        started = time.perf_counter()
-        (a @ b)[0, 0].item()
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    return best
-
-
 def report(**row: Any) -> None:
     print(json.dumps(row), flush=True)
 
@@ -180,15 +170,6 @@ def ablations(bench: Bench) -> None:
         report(workload="judgments", N=copies, **bench.measure(run))
 
 
-def _load_workload(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("workload", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise UserError(f"{path}: not a Python file; name one with what bench/workload.py defines")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Generation speed, as JSON lines.")
     parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
@@ -204,12 +185,12 @@ def main() -> None:
     device = local_device()
     dtype = compute_dtype(arguments.dtype, device)
     model = load_model(arguments.model, dtype, device)
-    limit = matrix_limit(dtype, device)
+    limit = product_flops(device, dtype)
     layers = sum(module.weight.numel() for module in model.layers.modules() if isinstance(module, Linear))
     bench = Bench(
         model,
         load_chat(arguments.model),
-        _load_workload(arguments.workload),
+        load_module(arguments.workload),
         arguments.blocks,
         arguments.token_budget,
         arguments.repeats,

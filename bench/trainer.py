@@ -6,16 +6,15 @@ backward and reference pass over what the machine reaches in one large product, 
 """
 
 import argparse
-import importlib.util
 import json
 import tempfile
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
+from bench.workload import load_module
 from dpo.checkpoint import Progress
 from dpo.data import read_examples
 from dpo.flops import forward_flops, product_flops
@@ -25,23 +24,13 @@ from dpo.packing import micro_batches
 from dpo.parallel import World, distributed, sharded_model
 from dpo.reference import reference_logprob
 from dpo.trainer import Trainer
-from files import UserError, command, read_jsonl, write_jsonl
+from files import command, read_jsonl, write_jsonl
 from model.chat import ChatFormat, load_chat
 from model.config import LlamaConfig
 from model.llama import compute_dtype
 from model.weights import load_weights
 from settings import Dpo, Engine, Iteration, Model, Respond, Settings
 from settings import Trainer as Options
-
-
-def load_module(path: Path) -> ModuleType:
-    """A Python file as a module. Raises `UserError` when there is none."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise UserError(f"{path}: not a Python file; name one with what bench/workload.py defines")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def tokenized(pairs: list[dict[str, str]], chat: ChatFormat) -> list[dict[str, Any]]:

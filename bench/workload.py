@@ -4,10 +4,12 @@
 every response. End tokens are ignored, so that every program that runs them does the same work. `pairs`: for training.
 """
 
+import importlib.util
 import random
 from pathlib import Path
+from types import ModuleType
 
-from files import read_jsonl
+from files import UserError, read_jsonl
 from judging.rubric import judge_prompt
 
 SAMPLING = {"temperature": 0.8, "top_p": 0.95}
@@ -17,6 +19,16 @@ JUDGE = judge_prompt("{prompt}", "{response}", "full", "last")[0]["content"]
 """The judge's message; {prompt} and {response} are replaced, in this order."""
 
 PROMPTS = Path(__file__).parent.parent / "data" / "prompts" / "evaluation.jsonl"
+
+
+def load_module(path: Path) -> ModuleType:
+    """A Python file as a module. Raises `UserError` when there is none."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UserError(f"{path}: not a Python file; name one with what bench/workload.py defines")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def prompts(count: int) -> list[str]:

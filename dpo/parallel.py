@@ -141,6 +141,8 @@ def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options
     for layer in model.layers:
         block = cast(Block, layer)
         block.recompute = options.activation_checkpointing
+        if options.compile:
+            block.fuse()
         fully_shard(block, mesh=world.mesh, mp_policy=policy)
     fully_shard(model, mesh=world.mesh, mp_policy=policy)
     model.to_empty(device=world.device)

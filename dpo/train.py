@@ -41,6 +41,7 @@ def train_key(
         "export": fixed_epoch(stage, settings, iteration),
         "token_budget": settings.trainer.token_budget,
         "share_prefixes": settings.trainer.share_prefixes,
+        "compile": settings.trainer.compile,
         "dtype": settings.model.dtype,
         "attention": settings.model.attention,
         "seed": settings.seed,

@@ -82,12 +82,14 @@ class Recorded:
 
 
 @contextlib.contextmanager
-def recording(target: int) -> Iterator[list[Recorded]]:
-    """Kernels launched inside are recorded, with the settings of `target`, and not run."""
+def recording(target: int, keep: bool = True) -> Iterator[list[Recorded]]:
+    """Kernels launched inside are recorded, with the settings of `target`, and not run. A record keeps its tensors
+    alive; without `keep` there are none."""
     launches: list[Recorded] = []
 
     def run(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        launches.append(Recorded(kernel, arguments, options))
+        if keep:
+            launches.append(Recorded(kernel, arguments, options))
 
     with (
         mock.patch.object(JITFunction, "run", run),

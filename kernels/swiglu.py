@@ -33,8 +33,5 @@ class _SwiGLU(torch.autograd.Function):
         silu_ti = F.silu(gate)
         grad_weight_di = grad_td.t() @ (silu_ti * up)
         grad_ti = grad_td @ weight_di
-        grad_gate_up = torch.empty_like(gate_up)
-        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
-        torch.mul(grad_ti, silu_ti, out=grad_up)
-        grad_gate.copy_(torch.ops.aten.silu_backward(grad_ti.mul_(up), gate))
-        return grad_gate_up, grad_weight_di
+        grad_gate_ti = torch.ops.aten.silu_backward(grad_ti * up, gate)
+        return torch.cat((grad_gate_ti, grad_ti * silu_ti), dim=-1), grad_weight_di

@@ -52,9 +52,14 @@ class Attention(nn.Module):
         self.qkv_proj = Linear(config.hidden_size, sum(self.sizes))
         self.o_proj = Linear(config.q_size, config.hidden_size)
 
-    def forward(self, x_td: Tensor, layer: int, attend: Attend, rope: Rope) -> Tensor:
+    def project(self, x_td: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys [t, h + k, head_dim], and values [t, k, head_dim]."""
         qk, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv_proj(x_td).split(self.sizes, dim=-1))
-        return self.o_proj(attend(layer, qk, v, rope).flatten(1))
+        return qk, v
+
+    def output(self, attended_thd: Tensor) -> Tensor:
+        """[t, d] of what the heads gathered, [t, h, head_dim]."""
+        return self.o_proj(attended_thd.flatten(1))
 
 
 class SwiGLU(nn.Module):
@@ -86,8 +91,20 @@ class Block(nn.Module):
             return checkpoint(self._forward, x_td, layer, attend, rope, use_reentrant=False)
         return self._forward(x_td, layer, attend, rope)
 
+    def fuse(self) -> None:
+        """Have `torch.compile` fuse what stands before and behind the attention; token counts may vary."""
+        self._before = torch.compile(self._before, dynamic=True)  # type: ignore[method-assign]
+        self._behind = torch.compile(self._behind, dynamic=True)  # type: ignore[method-assign]
+
     def _forward(self, x_td: Tensor, layer: int, attend: Attend, rope: Rope) -> Tensor:
-        x_td = x_td + self.self_attn(self.input_layernorm(x_td), layer, attend, rope)
+        qk, v = self._before(x_td)
+        return self._behind(x_td, attend(layer, qk, v, rope))
+
+    def _before(self, x_td: Tensor) -> tuple[Tensor, Tensor]:
+        return self.self_attn.project(self.input_layernorm(x_td))
+
+    def _behind(self, x_td: Tensor, attended_thd: Tensor) -> Tensor:
+        x_td = x_td + self.self_attn.output(attended_thd)
         return x_td + self.mlp(self.post_attention_layernorm(x_td))
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of generation, on the tiny model and with a few tokens: what it counts."""
+"""The benchmarks of generation and training, on the tiny model and with a few tokens: what they count."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import sampler
+from bench import sampler, trainer
 from model.prepare import prepare
 from settings import Model
 
@@ -18,11 +18,21 @@ JUDGE = "Q: {prompt} R: {response}"
 """
 
 
+PAIRS = """
+def pairs():
+    return [{"prompt": "What is rain? " * (3 + i), "chosen": "Water.", "rejected": "A stone."} for i in range(6)]
+"""
+
+
 @pytest.fixture
-def rows(tmp_path, monkeypatch, capsys) -> list[dict]:
+def model(tmp_path, monkeypatch) -> Path:
     (tmp_path / "data").symlink_to(Path(__file__).parent.parent / "data")
     monkeypatch.chdir(tmp_path)
-    model = prepare(Model(path="models/tiny", prepare="tiny", dtype="float32"))
+    return prepare(Model(path="models/tiny", prepare="tiny", dtype="float32"))
+
+
+@pytest.fixture
+def rows(model, monkeypatch, capsys) -> list[dict]:
     Path("workload.py").write_text(WORKLOAD)
     arguments = ["--model", str(model), "--workload", "workload.py", "--dtype", "float32", "--repeats", "1"]
     monkeypatch.setattr(sys, "argv", ["sampler", *arguments, "--threads", "1"])
@@ -44,3 +54,27 @@ def test_the_lines_count_what_was_done(rows):
     assert batches == {1: 8, 8: 64, 64: 512, 128: 1024}
     judgments = {row["N"]: row["prefill_tokens"] for row in rows if row["workload"] == "judgments"}
     assert list(judgments) == [1, 2, 4, 8, 16] and len(set(judgments.values())) == 1
+
+
+def train(monkeypatch, capsys, *options: str) -> dict:
+    arguments = ["--model", "models/tiny", "--pairs", "pairs.py", "--dtype", "float32", "--threads", "1", *options]
+    monkeypatch.setattr(sys, "argv", ["trainer", *arguments])
+    trainer.main()
+    [line] = capsys.readouterr().out.splitlines()
+    return json.loads(line)
+
+
+def test_training(model, monkeypatch, capsys):
+    Path("pairs.py").write_text(PAIRS)
+    shared, twice = train(monkeypatch, capsys), train(monkeypatch, capsys, "--no-sharing")
+    for row in (shared, twice):
+        assert row["pairs"] == 6 and row["pairs_per_second"] == pytest.approx(6 / row["seconds"], rel=0.2)
+        assert 0 < row["share_of_limit"] < 1 and row["peak_memory_mib"] > 0
+        assert row["pairs_per_second"] < row["limit_pairs_per_second"]
+    assert shared["tokens"] < twice["tokens"] and shared["last_loss"] == pytest.approx(twice["last_loss"], abs=1e-5)
+
+
+def test_the_pairs_that_it_ships():
+    found = trainer.load_module(Path(trainer.__file__).parent / "workload.py").pairs()
+    assert len(found) == 32 and found[0].keys() == {"prompt", "chosen", "rejected"}
+    assert all(20 <= len(pair["prompt"].split()) <= 60 for pair in found)

@@ -74,6 +74,18 @@ def test_a_stopped_run_continues_to_the_last_bit(folder, monkeypatch, number, st
     assert found["digest"] == expected["digest"] and found["first_loss"] == expected["first_loss"]
 
 
+def test_a_run_stopped_at_every_step_has_the_same_losses(folder, monkeypatch):
+    whole = run(LASTING, arguments(folder, work=folder / "whole", out=folder / "expected"))
+    for step in range(14):
+        stop_at(monkeypatch, signal.SIGTERM, step)
+        with pytest.raises(SystemExit):
+            run(LASTING, arguments(folder))
+        monkeypatch.undo()
+    continued = run(LASTING, arguments(folder))
+    assert len(whole) == 18 and without_times(continued) == without_times(whole)
+    assert digest(folder / "out") == digest(folder / "expected")
+
+
 def test_a_killed_run_continues_from_its_last_state(folder, monkeypatch):
     """Killed without warning a step after a state: the line in between is cut off and written again."""
     settings = changed(LASTING, trainer={"save_every": 3})

@@ -17,8 +17,14 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import dpo.packing
+import kernels.attention
 import kernels.paged_triton
 import sampling.engine
+from dpo.data import Example
+from dpo.loss import completion_logprob, dpo_loss
+from dpo.optimizer import squared_norm
+from dpo.packing import lay_out
 from files import UserError
 from kernels.compile import recording
 from kernels.launch import use_triton
@@ -78,15 +84,18 @@ def fake_engine(request, monkeypatch, fake_cuda):
 
     monkeypatch.setattr(sampling.engine, "to_device", to_device)
     monkeypatch.setattr(kernels.paged_triton, "to_device", to_device)
-    config = LlamaConfig.load(FIXTURE)
-    before = torch.get_default_dtype()
     options = {"blocks": 64, "block_size": 8, "token_budget": 64, "max_sequences": 8}
     with FakeTensorMode(), torch.inference_mode(), recording(90):
-        torch.set_default_dtype(torch.bfloat16)
-        with torch.device("cuda"):
-            model = Llama(config)
-        torch.set_default_dtype(before)
-        yield Engine(model, **options, attention=request.param, cuda_graphs=False)
+        yield Engine(bf16_model(), **options, attention=request.param, cuda_graphs=False)
+
+
+def bf16_model() -> Llama:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model = Llama(LlamaConfig.load(FIXTURE))
+    torch.set_default_dtype(before)
+    return model
 
 
 def item(row: int, length: int, start: int, blocks: list[int]) -> tuple[Scheduled, Span]:
@@ -118,6 +127,28 @@ def test_what_is_captured_has_no_host_sync_and_no_shape_from_data(fake_engine):
     names = Counter(launch.kernel.__name__ for launch in launches)
     per_layer = {"_rotate_and_store": layers, "_read": 2 * layers, "_merge": layers}
     assert names == per_layer | {"_chunk_kernel": 1, "_draw_kernel": 1}
+
+
+def test_a_training_micro_batch_has_no_host_sync(fake_cuda, monkeypatch):
+    """Forward and loss of pairs that share prompts, the reference looked up on the device, and the gradients' norm.
+
+    Autograd runs no backward pass for a device that is not there."""
+    for module in (dpo.packing, kernels.attention):
+        monkeypatch.setattr(module, "to_device", lambda values, dtype, device: torch.tensor(values, device=device))
+    device = torch.device("cuda")
+    with FakeTensorMode(), recording(90):
+        model = bf16_model()
+        pairs = [Example("a", list(range(20)), ([1, 2], [3])), Example("b", list(range(30)), ([4], [5, 6, 7]))]
+        batch = lay_out(pairs, [0, 1], {0: 20, 1: 30}, device=device)
+        reference_e2 = torch.zeros(2, 2, device=device)
+        completion_logprob(model, batch)  # the constant tables are made once
+        with OnDevice() as watched, recording(90) as launches:
+            policy_e2 = batch.sums(completion_logprob(model, batch))
+            loss_e = dpo_loss(policy_e2, reference_e2[batch.examples_e], 0.1)["loss"]
+            square = squared_norm(list(model.parameters()))
+    assert watched.operations > 100 and loss_e.shape == (2,) and square.shape == ()
+    names = Counter(launch.name for launch in launches)
+    assert names == {"attention.forward": model.config.num_hidden_layers, "logprob.forward": 1}
 
 
 def test_the_watch_sees_a_sync(fake_cuda):

@@ -1,0 +1,192 @@
+"""What training needs on each GPU, counted without one: `python -m dpo.memory --config C`.
+
+The trainer's own model, sharding, forward, backward and update run on tensors without storage, as rank 0 of a process
+group that only pretends to communicate; every storage that comes and goes is counted. Kernels are not launched, but
+what they are given and give is counted too. The micro-batch is a full one: pairs up to the token budget.
+"""
+
+import argparse
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dpo.data import Example
+from dpo.loss import completion_logprob, dpo_loss
+from dpo.optimizer import clip, local_gradients, make_optimizer, squared_norm
+from dpo.packing import lay_out
+from dpo.parallel import World, sharded_model
+from files import UserError, command
+from kernels.compile import recording
+from model.config import LlamaConfig
+from model.llama import Llama
+from settings import Settings, load_settings
+
+CONTEXT_BYTES = 2 * 2**30
+"""What CUDA, its libraries and NCCL's buffers take beside tensors: our allowance."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make, until they are freed or resized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.live = self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self.see(local(value).untyped_storage())
+        return result
+
+    def see(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self.sizes:
+            self.sizes[key] = 0
+            weakref.finalize(storage, self._set, key, None)
+        self._set(key, storage.nbytes())
+
+    def _set(self, key: int, size: int | None) -> None:
+        self.live += (size or 0) - self.sizes[key]
+        self.peak = max(self.peak, self.live)
+        if size is None:
+            del self.sizes[key]
+        else:
+            self.sizes[key] = size
+
+    def resizing(self) -> Any:
+        """While in here, FSDP's resizing of gathered parameters is counted."""
+        resize = torch.UntypedStorage.resize_
+
+        def counted(storage: torch.UntypedStorage, size: int) -> Any:
+            result = resize(storage, size)
+            if storage._cdata in self.sizes:
+                self._set(storage._cdata, storage.nbytes())
+            return result
+
+        return mock.patch.object(torch.UntypedStorage, "resize_", counted)
+
+
+def local(tensor: Any) -> Tensor:
+    """A sharded tensor's part on this rank."""
+    return getattr(tensor, "_local_tensor", tensor)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each GPU."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """What forward keeps for backward."""
+    peak: int
+    """Of all tensors together."""
+    block: int
+    """A block's parameters, gathered: one more may be there when communication runs ahead."""
+
+    @property
+    def needed(self) -> int:
+        return self.peak + self.block + CONTEXT_BYTES
+
+    def table(self) -> str:
+        rows = {
+            "parameters, fp32": self.parameters,
+            "gradients, fp32": self.gradients,
+            "Adam's moments, fp32": self.optimizer,
+            "activations kept for backward": self.activations,
+            "all tensors at the peak": self.peak,
+            "a block gathered ahead": self.block,
+            "CUDA and NCCL (allowance)": CONTEXT_BYTES,
+            "needed": self.needed,
+        }
+        return "\n".join(f"{name:32}{value / 1e9:8.2f} GB" for name, value in rows.items())
+
+
+def full_pair(tokens: int) -> Example:
+    """A pair whose micro-batch has that many tokens: a quarter prompt, the rest completions of one length."""
+    prompt = tokens // 4
+    return Example("full", [0] * prompt, ([0] * ((tokens - prompt) // 2 + 1),) * 2)
+
+
+def count(config: LlamaConfig, settings: Settings, ranks: int, target: int = 90) -> Memory:
+    """A DPO step of one full micro-batch on one of `ranks` GPUs, in bf16, with the kernels of compute capability
+    `target` / 10."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        world = World(0, ranks, torch.device("cpu"), init_device_mesh("cpu", (ranks,)))
+        tracker = LiveBytes()
+        with FakeTensorMode(allow_non_fake_inputs=True), recording(target, keep=False), tracker.resizing(), tracker:
+            return _step(config, settings, world, tracker)
+    finally:
+        dist.destroy_process_group()
+
+
+def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBytes) -> Memory:
+    model = sharded_model(config, world, torch.bfloat16, settings.trainer)
+    optimizer = make_optimizer(model, settings.dpo)
+    example = full_pair(settings.trainer.token_budget)
+    batch = lay_out([example], [0], {0: len(example.prompt) if settings.trainer.share_prefixes else 0})
+    before = tracker.live
+    logprob_n = completion_logprob(model, batch, settings.model.attention)
+    activations = tracker.live - before
+    reference_e2 = torch.zeros(1, 2)
+    dpo_loss(batch.sums(logprob_n), reference_e2, settings.dpo.beta)["loss"].sum().backward()
+    gradients = local_gradients(model.parameters())
+    squared_norm(gradients)
+    clip(gradients, 2.0, 1.0)
+    optimizer.step()
+    return Memory(
+        parameters=_bytes(list(model.parameters())),
+        gradients=_bytes(gradients),
+        optimizer=_bytes([m for state in optimizer.state.values() for m in (state["exp_avg"], state["exp_avg_sq"])]),
+        activations=activations,
+        peak=tracker.peak,
+        block=_gathered_block(model),
+    )
+
+
+def _bytes(tensors: list[Any]) -> int:
+    storages = {storage._cdata: storage.nbytes() for storage in (local(x).untyped_storage() for x in tensors)}
+    return sum(storages.values())
+
+
+def _gathered_block(model: Llama) -> int:
+    return 2 * sum(parameter.numel() for parameter in model.layers[0].parameters())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What training needs on each GPU.")
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--architecture", type=Path, help="folder with config.json; default: the config's model.path")
+    parser.add_argument("--ranks", type=int, help="GPUs in all; default: the config's nproc_per_node")
+    parser.add_argument("--memory", type=float, default=80.0, help="GB a GPU has")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.config)
+    config = LlamaConfig.load(arguments.architecture or Path(settings.model.path))
+    ranks = arguments.ranks or settings.nproc_per_node
+    found = count(config, settings, ranks)
+    print(f"{settings.name} on {ranks} GPUs, micro-batches of {settings.trainer.token_budget} tokens")
+    print(found.table())
+    if found.needed > arguments.memory * 1e9:
+        raise UserError(
+            f"{arguments.config}: needs {found.needed / 1e9:.1f} GB of {arguments.memory:g} a GPU; lower "
+            "trainer.token_budget, turn on trainer.activation_checkpointing, or take more GPUs"
+        )
+
+
+if __name__ == "__main__":
+    command(main)
