@@ -148,7 +148,7 @@ def test_a_training_micro_batch_has_no_host_sync(fake_cuda, monkeypatch):
             square = squared_norm(list(model.parameters()))
     assert watched.operations > 100 and loss_e.shape == (2,) and square.shape == ()
     names = Counter(launch.name for launch in launches)
-    assert names == {"attention.forward": model.config.num_hidden_layers, "logprob.forward": 1}
+    assert names == {"attention.forward": model.config.num_hidden_layers, "logprob.forward": 1, "logprob.target": 1}
 
 
 def test_the_watch_sees_a_sync(fake_cuda):
