@@ -258,6 +258,7 @@ def _check(settings: Settings, path: Path) -> None:
         "judge.N": settings.judge.N,
         "judge.minimum_valid": settings.judge.minimum_valid,
         "sft.batch_size": settings.sft.batch_size,
+        "sft.epochs": settings.sft.epochs,
         "dpo.batch_size": settings.dpo.batch_size,
         "dpo.epochs": settings.dpo.epochs,
         "trainer.token_budget": settings.trainer.token_budget,

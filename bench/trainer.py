@@ -1,6 +1,6 @@
 """Training speed: `python -m bench.trainer --model DIR` prints a JSON line: DPO on 32 pairs, batches of 4, one epoch.
 
-`pairs_per_second` is over the reference's pass and all updates, without loading and export; `peak_memory_mib` is the
+`pairs_per_second` is over the reference's pass, with its loading, and all updates; `peak_memory_mib` is the
 process's. `tokens_per_second` counts computed tokens, of both passes. `share_of_limit` is the arithmetic of forward,
 backward and reference pass over what the machine reaches in one large product, which is measured in the same minute.
 """
@@ -52,7 +52,6 @@ def measure(world: World, model_dir: Path, pairs: Path, settings: Settings, work
     examples = read_examples([pairs], "dpo", config.vocab_size)
     limit = product_flops(world.device, dtype)
     model = sharded_model(config, world, dtype, settings.trainer)
-    load_weights(model, model_dir)
     started = time.perf_counter()
     reference_e2 = reference_logprob(
         world, model, examples, model_dir, "", work / "reference", settings.trainer, dtype, settings.model.attention
@@ -75,7 +74,7 @@ def measure(world: World, model_dir: Path, pairs: Path, settings: Settings, work
         peak_flops=limit,
     )
     trainer.run()
-    steps = [row for row in read_jsonl(work / METRICS) if row["split"] == "train"]
+    steps = world.agree(lambda: [row for row in read_jsonl(work / METRICS) if row["split"] == "train"])
     seconds = reference_seconds + sum(row["seconds"] for row in steps)
     batches = micro_batches(examples, range(len(examples)), settings.trainer)
     reference_flops = sum(forward_flops(config, batch) for batch in batches)

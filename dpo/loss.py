@@ -21,7 +21,7 @@ def completion_logprob(model: Llama, batch: MicroBatch, attention: Attention = "
     """
 
     def head(hidden_td: Tensor, weight_vd: Tensor) -> Tensor:
-        hidden_nd, logprob = hidden_td.index_select(0, batch.sources_n), linear_logprob
+        hidden_nd, logprob = batch.predicting(hidden_td), linear_logprob
         if launch.use_triton(attention, hidden_nd):
             from kernels import logprob_triton
 

@@ -21,11 +21,24 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
+def summary_writer() -> Any:
+    """TensorBoard's writer. Raises `UserError` when it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "trainer.tensorboard is on, but tensorboard is not there: pip install tensorboard, or turn it off"
+        ) from None
+    return SummaryWriter
+
+
 class MetricsLog:
     """The metrics of a run in `folder`, written by one rank. A continued run goes on behind `length` bytes."""
 
-    def __init__(self, folder: Path, length: int = 0, writes: bool = True, tensorboard: bool = False):
-        """Raises `UserError` when TensorBoard is asked for and not installed."""
+    def __init__(
+        self, folder: Path, length: int = 0, writes: bool = True, tensorboard: bool = False, next_step: int = 0
+    ):
+        """`next_step`: the first that is not done yet; TensorBoard drops points from there on."""
         self.path, self.length, self.writes, self.board = folder / METRICS, length, writes, None
         if not writes:
             return
@@ -33,14 +46,7 @@ class MetricsLog:
         with self.path.open("ab") as file:
             file.truncate(min(length, file.tell()))
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise UserError(
-                    "trainer.tensorboard is on, but tensorboard is not there: pip install tensorboard, or turn it off"
-                ) from None
-            step = sum(1 for _ in self.path.open("rb"))
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+            self.board = summary_writer()(str(folder / "tensorboard"), purge_step=next_step)
 
     def write(self, metrics: dict[str, Any]) -> None:
         """A line, and a point of each curve."""

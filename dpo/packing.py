@@ -55,9 +55,20 @@ class MicroBatch:
         return self.segments.borders[-1]
 
     def sums(self, values_n: Tensor) -> Tensor:
-        """Sums of the targets' values over each completion, fp32 [e, c]."""
-        total = values_n.new_zeros(len(self.examples) * self.completions).index_add(0, self.sequences_n, values_n)
+        """Sums of the targets' values over each completion, fp32 [e, c]; the same bits every time.
+
+        Of the two operations that add by index, one is deterministic on CUDA, the other on a CPU.
+        """
+        total = values_n.new_zeros(len(self.examples) * self.completions)
+        if values_n.is_cuda:
+            total = total.index_put((self.sequences_n,), values_n, accumulate=True)
+        else:
+            total = total.index_add(0, self.sequences_n, values_n)
         return total.view(-1, self.completions)
+
+    def predicting(self, hidden_td: Tensor) -> Tensor:
+        """The hidden states that predict a target, [n, d]; in backward, too, the same bits every time (as above)."""
+        return hidden_td[self.sources_n] if hidden_td.is_cuda else hidden_td.index_select(0, self.sources_n)
 
 
 @dataclass(frozen=True)
@@ -101,10 +112,10 @@ def common_prefixes(examples: Sequence[Example], indices: Sequence[int]) -> list
     order = sorted(indices, key=lambda i: examples[i].prompt)
     prompts = [examples[i].prompt for i in order]
     common = [_common(a, b) for a, b in pairwise(prompts)]
-    best, last = [0], [Group([], 0)]
+    best, last = [0], [(0, 0)]
     for end in range(1, len(order) + 1):
         best.append(best[-1])
-        last.append(Group(order[end - 1 : end], 0))
+        last.append((end - 1, 0))
         prefix = len(prompts[end - 1])
         for start in range(end - 2, -1, -1):
             prefix = min(prefix, common[start])
@@ -112,12 +123,14 @@ def common_prefixes(examples: Sequence[Example], indices: Sequence[int]) -> list
                 break
             saved = best[start] + (end - start - 1) * prefix
             if saved > best[end]:
-                best[end], last[end] = saved, Group(order[start:end], prefix)
+                best[end], last[end] = saved, (start, prefix)
     groups, end = [], len(order)
     while end:
-        groups.append(last[end])
-        end -= len(last[end].members)
-    return [group for group in groups if group.prefix]
+        start, prefix = last[end]
+        if prefix:
+            groups.append(Group(order[start:end], prefix))
+        end = start
+    return groups
 
 
 def _common(a: list[int], b: list[int]) -> int:
@@ -132,7 +145,7 @@ def pack(costs: Sequence[int], ranks: int, budget: int) -> list[list[int]]:
     exceed the budget.
     """
     assert max(costs, default=0) <= budget
-    count = ranks * max(1, -(-sum(costs) // (budget * ranks)))
+    count = ranks * max(1, -(-sum(costs) // max(1, budget * ranks)))
     while True:
         bins: list[list[int]] = [[] for _ in range(count)]
         loads = [(0, i) for i in range(count)]
@@ -159,20 +172,53 @@ def micro_batches(
 
     Where there are fewer examples than bins, a rank gets the batch's shortest example as a stand-in.
     """
-    prefixes = {i: own_prefix(examples[i], options) for i in indices}
-    costs, reserved = [examples[i].tokens(prefixes[i]) for i in indices], 0
     if options.share_prefixes and len(examples[indices[0]].completions) == 1:
-        groups = common_prefixes(examples, indices)
-        common = prefixes | {i: group.prefix for group in groups for i in group.members}
-        # A micro-batch may have examples of every group, and so each prefix once.
-        total = sum(group.prefix for group in groups)
-        rest = [examples[i].tokens() - common[i] for i in indices]
-        if max(rest) + total <= options.token_budget:
-            prefixes, costs, reserved = common, rest, total
-    bins = pack(costs, ranks, options.token_budget - reserved)
+        prefixes, bins = _pack_with_common_prefixes(examples, indices, ranks, options.token_budget)
+    else:
+        prefixes = {i: own_prefix(examples[i], options) for i in indices}
+        bins = pack([examples[i].tokens(prefixes[i]) for i in indices], ranks, options.token_budget)
     shortest = min(indices, key=lambda i: examples[i].tokens())
     own = ([indices[i] for i in chosen] for chosen in bins[rank::ranks])
     return [lay_out(examples, chosen or [shortest], prefixes, bool(chosen), device) for chosen in own]
+
+
+@dataclass(frozen=True)
+class _Packed:
+    prefixes: dict[int, int]
+    """Tokens of each example's prompt that it shares."""
+    bins: list[list[int]]
+    """Positions in the global batch."""
+    tokens: int
+
+
+def _pack_with_common_prefixes(
+    examples: Sequence[Example], indices: Sequence[int], ranks: int, budget: int
+) -> tuple[dict[int, int], list[list[int]]]:
+    """Each SFT example's shared tokens, and the bins: the way to share that needs the fewest bins, then tokens.
+
+    The ways: the groups that save most; what all prompts have in common; nothing.
+    """
+    prompts = sorted(examples[i].prompt for i in indices)
+    everyone = Group(list(indices), _common(prompts[0], prompts[-1]))
+    ways = [common_prefixes(examples, indices), [everyone] if everyone.prefix >= LEAST_SHARED else [], []]
+    found = [_pack_groups(examples, indices, groups, ranks, budget) for groups in ways]
+    best = min((packed for packed in found if packed), key=lambda packed: (len(packed.bins), packed.tokens))
+    return best.prefixes, best.bins
+
+
+def _pack_groups(
+    examples: Sequence[Example], indices: Sequence[int], groups: list[Group], ranks: int, budget: int
+) -> _Packed | None:
+    """Packed; None if it does not fit: a bin may have examples of every group, and so each group's prefix once."""
+    prefixes = dict.fromkeys(indices, 0) | {i: group.prefix for group in groups for i in group.members}
+    rest = [examples[i].tokens() - prefixes[i] for i in indices]
+    reserved = sum(group.prefix for group in groups)
+    if max(rest) + reserved > budget:
+        return None
+    bins = pack(rest, ranks, budget - reserved)
+    present = [{indices[k] for k in chosen} for chosen in bins]
+    read = sum(group.prefix for ids in present for group in groups if not ids.isdisjoint(group.members))
+    return _Packed(prefixes, bins, sum(rest) + read)
 
 
 def lay_out(

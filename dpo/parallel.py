@@ -68,7 +68,7 @@ class World:
 def distributed(threads: int) -> Iterator[World]:
     """The process group that torchrun describes, or of this process alone; `threads` CPU threads a rank.
 
-    A `UserError` leaves every rank, but only rank 0 says it.
+    A `UserError` leaves every rank, but only each node's first says it.
     """
     torch.set_num_threads(threads)
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -85,7 +85,7 @@ def distributed(threads: int) -> Iterator[World]:
         yield World(rank, size, device, init_device_mesh(device.type, (size,)))
     except UserError:
         dist.destroy_process_group()
-        if rank == 0:
+        if rank == 0 or os.environ.get("LOCAL_RANK") == "0":
             raise
         raise SystemExit(2) from None
     except SystemExit:

@@ -1,7 +1,7 @@
 """One loop for SFT and DPO: `torchrun -m dpo.train --stage dpo ...`, or plain `python -m dpo.train` for one rank.
 
 Reads a policy's Hugging Face directory, JSON-lines files of examples and, for DPO, the reference's directory. Writes
-`--work`: metrics.jsonl (a line a step, and a line an epoch for the held-out examples), the reference's
+`--work`: metrics.jsonl (a line a step, and a line for each look at the held-out examples), the reference's
 log-probabilities, the state of a stopped run; and `--out`: the trained Hugging Face directory with its manifest. The
 same command continues a run that was stopped.
 """
@@ -15,7 +15,7 @@ import torch
 from dpo.checkpoint import Progress, finish, latest_state, load_state
 from dpo.data import Stage, read_examples
 from dpo.flops import peak_flops
-from dpo.metrics import MetricsLog
+from dpo.metrics import MetricsLog, summary_writer
 from dpo.optimizer import make_optimizer
 from dpo.packing import keep_usable
 from dpo.parallel import World, distributed, end_process, sharded_model
@@ -69,6 +69,8 @@ def train(arguments: argparse.Namespace, settings: Settings, world: World) -> No
     key = world.agree(lambda: train_key(stage, settings, arguments.iteration, model_dir, reference, data))
     if world.agree(lambda: is_complete(arguments.out, key)):
         return
+    if settings.trainer.tensorboard:
+        summary_writer()  # on every rank, so that all of them stop if it is not there
     folders = {"model": model_dir} | ({"reference": reference} if stage == "dpo" else {})
     weights = world.agree(lambda: {name: digest(folder) for name, folder in folders.items()})
     config, dtype = LlamaConfig.load(model_dir), compute_dtype(settings.model.dtype, world.device)
@@ -93,7 +95,7 @@ def train(arguments: argparse.Namespace, settings: Settings, world: World) -> No
         )
     optimizer = make_optimizer(model, settings.sft if stage == "sft" else settings.dpo)
     progress = start(world, model, optimizer, model_dir, arguments.work, key)
-    log = MetricsLog(arguments.work, progress.metrics_bytes, world.first, settings.trainer.tensorboard)
+    log = MetricsLog(arguments.work, progress.metrics_bytes, world.first, settings.trainer.tensorboard, progress.step)
     trainer = Trainer(
         stage=stage,
         settings=settings,

@@ -125,6 +125,9 @@ class Trainer:
         in_order = isinstance(self.section, Sft) and self.section.in_order
         batches = epoch_batches(self.train_set, self.section.batch_size, self.settings.seed, progress.epoch, in_order)
         for batch in batches[progress.position :]:
+            # Before a step, not behind one: a run that is told to stop has its state saved first.
+            if progress.position and options.evaluate_every and progress.step % options.evaluate_every == 0:
+                self.evaluate()
             metrics, stop = self.step(batch)
             if progress.first_loss is None:
                 progress.first_loss = metrics["loss"]
@@ -133,10 +136,8 @@ class Trainer:
             self.write(metrics)
             bar.set_postfix({k: f"{metrics[k]:.4g}" for k in ("loss", "accuracy") if k in metrics}, refresh=False)
             bar.update()
-            inside = progress.position < len(batches)
-            if inside and options.evaluate_every and progress.step % options.evaluate_every == 0:
-                self.evaluate()
-            if stop or (inside and options.save_every and progress.step % options.save_every == 0):
+            due = options.save_every and progress.step % options.save_every == 0 and progress.position < len(batches)
+            if stop or due:
                 save_state(self.work, self.world, self.model, self.optimizer, progress)
             if stop:
                 self.world.say(f"\nstopped after step {progress.step - 1}; the same command continues from there")

@@ -38,8 +38,8 @@ def expected(folder) -> torch.Tensor:
     ("ranks", "options"),
     [
         (1, {"share_prefixes": False}),
-        (1, {"token_budget": 150}),
-        (1, {"token_budget": 150, "share_prefixes": False}),
+        (1, {"token_budget": 80}),
+        (1, {"token_budget": 120, "share_prefixes": False}),
         (1, {"packing": False}),
         (1, {"activation_checkpointing": True}),
         pytest.param(1, {"compile": True}, marks=pytest.mark.slow),

@@ -8,6 +8,7 @@ from test_trainer import changed
 
 from dpo.memory import LiveBytes, count
 from model.config import LlamaConfig
+from model.llama import _frequencies
 from settings import load_settings
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +35,9 @@ def test_the_recipe_fits_eight_gpus_of_80_gb(config, recipe):
     inputs = config.num_hidden_layers * recipe.trainer.token_budget * config.hidden_size * 2
     gathered = 2 * config.vocab_size * config.hidden_size * 2
     assert inputs + gathered < found.activations < 1.1 * (inputs + gathered)
-    assert found.parameters + found.gradients + found.optimizer + found.activations < found.peak
+    state = found.parameters + found.gradients + found.optimizer
+    # Besides: the gradient of embedding and head in bf16, and in fp32 for the sum over ranks; a block's.
+    assert state + found.activations < found.peak < state + found.activations + 4 * gathered
     assert found.needed < 80e9
 
 
@@ -45,7 +48,19 @@ def test_without_activation_checkpointing_it_needs_more_and_fits_too(config, rec
 
 def test_more_gpus_hold_less_each(config, recipe):
     one, two = (count(config, recipe, ranks) for ranks in (8, 16))
-    assert one.parameters == 2 * two.parameters and one.peak > two.peak
+    assert one.parameters == 2 * two.parameters
+    assert one.peak - two.peak > one.parameters + one.optimizer - two.parameters - two.optimizer
+
+
+def test_prompts_that_are_not_shared_fill_the_budget_too(config, recipe):
+    settings = changed(recipe, trainer={"share_prefixes": False})
+    shared, twice = count(config, recipe, 8), count(config, settings, 8)
+    assert twice.activations == pytest.approx(shared.activations, rel=0.02)
+
+
+def test_a_real_model_can_be_used_after_a_count(config, recipe):
+    count(config, recipe, 8)
+    assert type(_frequencies(config, torch.device("cpu"))) is torch.Tensor
 
 
 def test_live_bytes_are_counted():

@@ -74,6 +74,23 @@ def test_sft_shares_the_rubric():
     assert len(micro_batches(examples, [0, 1, 2], Trainer(token_budget=60, share_prefixes=False))) == 3
 
 
+def test_sharing_never_costs_a_micro_batch():
+    """Groups whose prefixes would not all fit into one micro-batch give way to the beginning common to all."""
+    rubric, prompts = list(range(700)), [list(range(1000 + 400 * i, 1400 + 400 * i)) for i in range(8)]
+    many = [Example(f"{i}/{j}", [*rubric, *prompts[i], j], ([1] * 59,)) for i in range(8) for j in range(4)]
+    batches = micro_batches(many, range(32), Trainer(4096))
+    assert sum(batch.tokens for batch in batches) == 32 * 459 + 700 * len(batches) and len(batches) == 5
+    pairs = [Example(f"{i}/{j}", [i] * 900 + [j], ([1] * 399,)) for i in range(4) for j in range(2)]
+    plain = micro_batches(pairs, range(8), Trainer(4096, share_prefixes=False))
+    assert len(micro_batches(pairs, range(8), Trainer(4096))) == len(plain) == 3
+
+
+def test_identical_prompts_that_fill_the_budget():
+    examples = [Example(str(i), [5] * 20, ([i],)) for i in range(2)]
+    [batch] = micro_batches(examples, [0, 1], Trainer(20))
+    assert batch.tokens == 20 and batch.sources_n.tolist() == [19, 19]
+
+
 def tokens_saved(prompts: list[list[int]]) -> int:
     """The most that groups of prompts can save, by trying every way to cut the sorted prompts into runs."""
     prompts, best = sorted(prompts), 0
