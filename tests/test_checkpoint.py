@@ -50,6 +50,18 @@ def stop_at(monkeypatch, number: int, step: int) -> None:
     monkeypatch.setattr(Trainer, "step", stopping)
 
 
+def kill_at(monkeypatch, step: int) -> None:
+    """Have a run end without warning before it takes a step."""
+    real = Trainer.step
+
+    def killed(self, batch):
+        if self.progress.step == step:
+            raise MemoryError
+        return real(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", killed)
+
+
 def without_times(metrics):
     of_the_machine = ("seconds", "tokens_per_second", "mfu", "memory_mib")
     return [{name: row[name] for name in row if name not in of_the_machine} for row in metrics]
@@ -90,14 +102,7 @@ def test_a_killed_run_continues_from_its_last_state(folder, monkeypatch):
     """Killed without warning a step after a state: the line in between is cut off and written again."""
     settings = changed(LASTING, trainer={"save_every": 3})
     whole = run(settings, arguments(folder, work=folder / "whole", out=folder / "expected"))
-    real = Trainer.step
-
-    def killed(self, batch):
-        if self.progress.step == 4:
-            raise MemoryError
-        return real(self, batch)
-
-    monkeypatch.setattr(Trainer, "step", killed)
+    kill_at(monkeypatch, 4)
     with pytest.raises(MemoryError):
         run(settings, arguments(folder))
     torch.distributed.destroy_process_group()

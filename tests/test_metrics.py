@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_checkpoint import kill_at
 from test_trainer import arguments, changed, make_model, make_pairs, run
 
 from dpo.data import Example
 from dpo.flops import forward_flops, product_flops
 from dpo.metrics import MetricsLog, peak_memory_mib
 from dpo.packing import lay_out
-from dpo.trainer import Trainer
 from files import UserError, read_jsonl
 from model.config import LlamaConfig
 
@@ -85,14 +85,7 @@ def test_tensorboard_after_a_stop_has_each_step_once(folder, monkeypatch):
     settings = changed(
         dpo={"held_out": 0.25, "batch_size": 2}, trainer={"tensorboard": True, "evaluate_every": 2, "save_every": 3}
     )
-    real = Trainer.step
-
-    def killed(self, batch):
-        if self.progress.step == 8:
-            raise MemoryError
-        return real(self, batch)
-
-    monkeypatch.setattr(Trainer, "step", killed)
+    kill_at(monkeypatch, 8)
     with pytest.raises(MemoryError):
         run(settings, arguments(folder))
     torch.distributed.destroy_process_group()
