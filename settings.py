@@ -84,11 +84,69 @@ class Sft:
 
 
 @dataclass(frozen=True)
+class Eft:
+    """Evaluation fine-tuning: judge examples from human rankings (`judging/eft.py`), added to `sft.examples`."""
+
+    sources: list[str] = field(default_factory=list)
+    """OpenAssistant's message trees, or groups of ranked replies, as JSON lines. Empty: no such examples."""
+    languages: list[str] = field(default_factory=lambda: ["en"])
+    """Languages of the messages that are kept."""
+    max_turns: int = 1
+    """Prompter's turns in a conversation at most: 1 is a first question alone."""
+    N: int = 4
+    """Judgments sampled of each reply; the first round of them whose order agrees with the humans' is kept."""
+    order: Literal["strict", "weak"] = "weak"
+    """When an order agrees: every better reply scores higher; or none scores lower, and not all are equal."""
+    downsample: bool = True
+    """Whether examples of the most frequent score are dropped until it is as frequent as the second."""
+    held_out: float = 0.25
+    """Share of the groups that are set aside to measure judges on."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """New prompts from seed prompts (`judging/prompts.py`); they become the pool."""
+
+    seeds: str = ""
+    """A JSON-lines file of {id, prompt}. Empty: the pool is `respond.prompts`."""
+    model: str = ""
+    """Hugging Face directory of the model that writes them; empty: the run's seed."""
+    count: int = 20000
+    """Prompts wanted."""
+    max_attempts: int = 200000
+    """Completions sampled at most."""
+    round_attempts: int = 4000
+    """Completions sampled between two filterings; what the earlier rounds kept serves as examples."""
+    shots: int = 8
+    """Examples shown."""
+    generated_shots: int = 2
+    """Of these, how many are new prompts of earlier rounds, once there are that many."""
+    temperature: float = 0.6
+    top_p: float = 0.9
+    max_new_tokens: int = 256
+    min_words: int = 3
+    max_words: int = 150
+    max_repetition: float = 0.2
+    """Share of a prompt's three-word sequences that have come before in it, at most."""
+    max_rouge_l: float = 0.7
+    """A prompt whose ROUGE-L F-measure with a seed or a kept prompt is not below this is dropped."""
+    evaluation: list[str] = field(default_factory=list)
+    """JSON-lines files of {prompt} that no new prompt may share a word sequence with."""
+    ngram: int = 8
+    """Words of such a sequence."""
+    words: list[str] = field(
+        default_factory=lambda: ["image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map",
+                                 "maps", "draw", "plot", "go to", "video", "audio", "music", "flowchart", "diagram"]
+    )
+    """A prompt with one of these is dropped: what a model of texts can't see, or do."""
+
+
+@dataclass(frozen=True)
 class Respond:
-    prompts: str
-    """The pool: a JSON-lines file of {id, prompt}."""
     prompts_per_iteration: int
     """Prompts drawn each iteration; draws of different iterations do not overlap."""
+    prompts: str = ""
+    """The pool: a JSON-lines file of {id, prompt}. Empty where `[prompts]` makes it."""
     K: int = 7
     temperature: float = 0.8
     top_p: float = 0.95
@@ -108,6 +166,9 @@ class Judge:
     """Whether a score such as 4.5 counts (the rubric forbids it; the paper accepted it)."""
     minimum_valid: int = 1
     """A response with fewer parsed judgments has no score."""
+    scores: str = ""
+    """A JSON-lines file of {id, score}, a row a response, that takes the judge's place: an external reward model's.
+    "{run}" and "{t}" in the name stand for the run's folder and the iteration."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +178,13 @@ class Metajudge:
     max_new_tokens: int = 512
     form: Literal["full", "compact"] = "full"
     verdict: Literal["first", "last"] = "last"
+    model: str = "current"
+    """Who compares: "current" is the iteration's model (the paper), "initial" M0 in every iteration, frozen; or a
+    Hugging Face directory."""
+    opponents: int = 0
+    """With how many others each judgment is compared, an even number; 0: with all (the paper)."""
+    max_score_gap: float | None = None
+    """Only judgments whose scores differ by no more are compared; none: all (the paper)."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +252,20 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What stops a run before it trains on an iteration that has gone wrong; each is off by default."""
+
+    parse_rate: float = 0.0
+    """Judgments that hold a score, at least."""
+    actor_yield: float = 0.0
+    """Prompts that give an actor pair, at least."""
+    judge_yield: float = 0.0
+    """Prompts that give a judge pair, at least, where the iteration wants them."""
+    saturation: float = 1.0
+    """Scores that are the highest there is, 5, at most."""
+
+
+@dataclass(frozen=True)
 class Settings:
     name: str
     model: Model
@@ -194,25 +276,47 @@ class Settings:
     """Ranks that `iterate.py` starts for each stage."""
     engine: Engine = field(default_factory=Engine)
     sft: Sft = field(default_factory=Sft)
+    eft: Eft = field(default_factory=Eft)
+    prompts: Prompts = field(default_factory=Prompts)
     judge: Judge = field(default_factory=Judge)
     metajudge: Metajudge = field(default_factory=Metajudge)
     dpo: Dpo = field(default_factory=Dpo)
     trainer: Trainer = field(default_factory=Trainer)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    limits: Limits = field(default_factory=Limits)
 
 
 def load_settings(path: Path | str) -> Settings:
     """Read and check a TOML config. Raises `UserError` naming file and key."""
     path = Path(path)
+    settings = _build(Settings, _read(path), f"{path}: ")
+    _check(settings, path)
+    return settings
+
+
+def _read(path: Path, extended: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A config's table, laid over that of the config which its key `extends` names, relative to its own folder."""
     if not path.is_file():
         raise UserError(f"{path}: no such config; choose one of configs/*.toml")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not TOML ({error}); mend the line") from None
-    settings = _build(Settings, table, f"{path}: ")
-    _check(settings, path)
-    return settings
+    if (below := table.pop("extends", None)) is None:
+        return table
+    base = path.parent / str(below)
+    if base.resolve() in extended:
+        raise UserError(f"{path}: extends: {below} extends this config again; take one of the two out")
+    return _laid_over(_read(base, (*extended, path.resolve())), table)
+
+
+def _laid_over(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """`table`'s keys replace `base`'s, within sections too; lists, such as the iterations, as a whole."""
+    merged = dict(base)
+    for key, value in table.items():
+        inner = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _laid_over(base[key], value) if inner else value
+    return merged
 
 
 def as_dict(section: Any) -> dict[str, Any]:
@@ -257,6 +361,13 @@ def _check(settings: Settings, path: Path) -> None:
         "respond.prompts_per_iteration": settings.respond.prompts_per_iteration,
         "judge.N": settings.judge.N,
         "judge.minimum_valid": settings.judge.minimum_valid,
+        "eft.N": settings.eft.N,
+        "eft.max_turns": settings.eft.max_turns,
+        "prompts.count": settings.prompts.count,
+        "prompts.max_attempts": settings.prompts.max_attempts,
+        "prompts.round_attempts": settings.prompts.round_attempts,
+        "prompts.shots": settings.prompts.shots,
+        "prompts.ngram": settings.prompts.ngram,
         "sft.batch_size": settings.sft.batch_size,
         "sft.epochs": settings.sft.epochs,
         "dpo.batch_size": settings.dpo.batch_size,
@@ -268,7 +379,10 @@ def _check(settings: Settings, path: Path) -> None:
         if value < 1:
             raise UserError(f"{path}: {key} is {value}; it must be at least 1")
     shares = {f"iteration[{i}].rho": item.rho for i, item in enumerate(settings.iteration)}
-    for section in ("respond", "judge", "metajudge"):
+    shares |= {f"limits.{key}": value for key, value in as_dict(settings.limits).items()}
+    shares |= {"prompts.max_repetition": settings.prompts.max_repetition, "eft.held_out": settings.eft.held_out}
+    shares["prompts.max_rouge_l"] = settings.prompts.max_rouge_l
+    for section in ("prompts", "respond", "judge", "metajudge"):
         sampling = getattr(settings, section)
         if sampling.temperature < 0:
             raise UserError(f"{path}: {section}.temperature is {sampling.temperature}; it must not be negative")
@@ -286,8 +400,26 @@ def _check(settings: Settings, path: Path) -> None:
     for key, value in (training | {"dpo.beta": settings.dpo.beta, "dpo.nll_weight": settings.dpo.nll_weight}).items():
         if value < 0:
             raise UserError(f"{path}: {key} is {value}; it must not be negative")
+    _check_judging(settings, path)
     if not 0 <= settings.dpo.label_smoothing < 0.5:
         raise UserError(f"{path}: dpo.label_smoothing is {settings.dpo.label_smoothing}; it must lie in [0, 0.5)")
     for key, value in (shares | {"sft.held_out": settings.sft.held_out, "dpo.held_out": settings.dpo.held_out}).items():
         if not 0 <= value <= 1:
             raise UserError(f"{path}: {key} is {value}; it must lie in [0, 1]")
+
+
+def _check_judging(settings: Settings, path: Path) -> None:
+    """What only makes sense together."""
+    judge, meta, prompts = settings.judge, settings.metajudge, settings.prompts
+    if bool(settings.respond.prompts) == bool(prompts.seeds):
+        raise UserError(f"{path}: the pool comes from respond.prompts or from prompts.seeds; set one of them")
+    if not 0 <= prompts.generated_shots <= prompts.shots:
+        raise UserError(f"{path}: prompts.generated_shots is {prompts.generated_shots}; shots are {prompts.shots}")
+    if meta.opponents < 0 or meta.opponents % 2:
+        raise UserError(f"{path}: metajudge.opponents is {meta.opponents}; it must be even, or 0 for all")
+    if meta.max_score_gap is not None and (meta.opponents or meta.max_score_gap < 0):
+        raise UserError(f"{path}: metajudge.max_score_gap must not be negative, and goes with opponents = 0 alone")
+    if judge.scores and any(iteration.judge_pairs for iteration in settings.iteration):
+        raise UserError(
+            f"{path}: judge.scores leaves no judgments to compare; set judge_pairs = false in each [[iteration]]"
+        )

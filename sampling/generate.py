@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,14 @@ def _first(store: dist.Store, key: str) -> bool:
         return True
 
 
+def _completed_by_another(out: Path, key: str, patience: float = 300.0) -> bool:
+    """Wait for the rank that finished first to write the manifest; False after `patience` seconds: it may be dead."""
+    deadline = time.monotonic() + patience
+    while not is_complete(out, key) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return is_complete(out, key)
+
+
 def count_records(records: Iterable[dict[str, Any]]) -> dict[str, int]:
     """How many records there are, and how many of each finish reason and failure."""
     counts: Counter[str] = Counter()
@@ -249,9 +258,16 @@ def _rendezvous(stage: str, key: str) -> tuple[dist.Store, int]:
     """
     if "RANK" not in os.environ:
         return dist.HashStore(), 0
-    store, rank, _ = next(iter(dist.rendezvous("env://")))
+    store, rank = _shared_store()
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"{stage}/{key}/{attempt}", store), rank
+
+
+@cache
+def _shared_store() -> tuple[dist.Store, int]:
+    """One a process: a stage in several rounds meets the others at the same address again."""
+    store, rank, _ = next(iter(dist.rendezvous("env://")))
+    return store, rank
 
 
 def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine:
