@@ -15,11 +15,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dpo.train import train_key
 from evaluation.agreement import agreement_key, read_report
+from evaluation.bias import broken_limits, write_panel
 from evaluation.meta_agreement import meta_agreement_key
 from files import (
     UserError,
@@ -35,7 +37,7 @@ from files import (
 from judging.examples import examples_key
 from judging.judge import judge_key
 from judging.metajudge import metajudge_key
-from judging.pairs import pairs_key
+from judging.pairs import Sources, pairs_key
 from model.lowrank import annotate, merge, read_facts, write
 from model.prepare import prepare
 from sampling.generate import respond_key
@@ -139,38 +141,57 @@ class Run:
     def iteration(self, t: int, model: Path, initial: Path) -> Path:
         """M_t from M_{t-1} (`model`): act, judge, meta-judge, make pairs, train."""
         settings, folder = self.settings, self.folder / f"iter{t}"
+        meta_model = {"current": model, "initial": initial}.get(settings.metajudge.model)
+        meta_model = meta_model or prepare(replace(settings.model, path=settings.metajudge.model, prepare=""))
+        arguments: tuple[str | Path, ...]
         at: tuple[str | Path, ...] = ("--iteration", str(t), "--model", model)
         prompts = folder / "prompts.jsonl"
         key = respond_key(settings, model, prompts, t)
         responses = self.stage("sampling.generate", key, folder / "responses", *at, "--prompts", prompts)
 
-        key = judge_key(settings, model, responses, t)
-        judgments = self.stage("judging.judge", key, folder / "judgments", *at, "--responses", responses)
+        sources = Sources(responses, scores=self.external_scores(t, responses))
+        if not settings.judge.scores:
+            key = judge_key(settings, model, responses, t)
+            judgments = self.stage("judging.judge", key, folder / "judgments", *at, "--responses", responses)
+            sources = Sources(responses, judgments)
+            if settings.iteration[t - 1].judge_pairs:
+                key = metajudge_key(settings, meta_model, responses, judgments, t)
+                arguments = ("--iteration", str(t), "--model", meta_model, *sources.arguments())
+                comparisons = self.stage("judging.metajudge", key, folder / "comparisons", *arguments)
+                sources = Sources(responses, judgments, comparisons=comparisons)
 
-        comparisons = None
-        behind: tuple[str | Path, ...] = ("--responses", responses, "--judgments", judgments)
-        if settings.iteration[t - 1].judge_pairs:
-            key = metajudge_key(settings, model, responses, judgments, t)
-            comparisons = self.stage("judging.metajudge", key, folder / "comparisons", *at, *behind)
-            behind = (*behind, "--comparisons", comparisons)
+        key = pairs_key(settings, t, model, sources)
+        pairs = self.stage("judging.pairs", key, folder / "pairs", *at, *sources.arguments(), distributed=False)
+        self.check(t, sources, pairs)
 
-        key = pairs_key(settings, t, model, responses, judgments, comparisons)
-        pairs = self.stage("judging.pairs", key, folder / "pairs", *at, *behind, distributed=False)
-
-        data = [path for path in (pairs / "actor.jsonl", pairs / "judge.jsonl") if path.is_file()]
+        data = (pairs / "actor.jsonl", pairs / "judge.jsonl")
         reference = model if settings.dpo.reference == "previous" else initial
-        key = train_key("dpo", settings, t, model, reference, data)
-        arguments: tuple[str | Path, ...] = (
-            "--stage",
-            "dpo",
-            "--reference",
-            reference,
-            "--data",
-            *data,
-            "--work",
-            folder / "train",
-        )
+        key = train_key("dpo", settings, t, model, reference, list(data))
+        arguments = ("--stage", "dpo", "--reference", reference, "--data", *data, "--work", folder / "train")
         return self.stage("dpo.train", key, folder / "checkpoint", *at, *arguments)
+
+    def check(self, t: int, sources: Sources, pairs: Path) -> None:
+        """Write the iteration's bias panel; raises `UserError` where it breaks one of the limits, before training."""
+        path = self.folder / f"iter{t}" / "bias.json"
+        agreement = self.folder / (f"iter{t - 1}/agreement" if t > 1 else "sft/after")
+        panel = write_panel(path, t, self.settings, sources, pairs, agreement)
+        if broken := broken_limits(panel, self.settings.limits):
+            raise UserError(f"{path}: {'; '.join(broken)}: look into the panel, then mend the run or change [limits]")
+
+    def external_scores(self, t: int, responses: Path) -> Path | None:
+        """The file of scores that takes the judge's place, where the config names one.
+
+        Raises `UserError` where it is not there yet: whoever makes it needs the responses first.
+        """
+        if not self.settings.judge.scores:
+            return None
+        name = self.settings.judge.scores.replace("{run}", str(self.folder)).replace("{t}", str(t))
+        if not Path(name).is_file():
+            raise UserError(
+                f"{name}: no such file; score the responses in {responses}, a line {{id, score}} each, and run this "
+                "command again"
+            )
+        return Path(name)
 
 
 def sft_recipe(settings: Settings, seed: Path) -> str:

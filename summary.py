@@ -1,12 +1,11 @@
 """A run in one document, `runs/NAME/summary.json`, and the same in the terminal."""
 
-from collections import Counter
+import json
 from pathlib import Path
 from typing import Any
 
 from evaluation.agreement import read_report
 from files import read_jsonl, read_manifest, write_json
-from sampling.generate import read_units
 from settings import Settings
 
 BAR = "█"
@@ -53,26 +52,16 @@ def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
             "train": "checkpoint",
         }.items()
     }
-    judgments = list(read_units(folder / "judgments"))
-    scores = Counter(str(row["score"]) for row in judgments if row["score"] is not None)
-    responses = list(read_units(folder / "responses"))
-    counts, trained = stages["pairs"]["counts"], stages["train"]
+    counts = stages["pairs"]["counts"]
     return {
         "iteration": number,
         "rho": settings.iteration[number - 1].rho,
-        "responses": len(responses),
-        "response_characters": round(sum(len(row["text"]) for row in responses) / len(responses), 1),
-        "judge_parse_rate": round(sum(scores.values()) / len(judgments), 4),
-        "judge_failures": {
-            key.removeprefix("failure."): value
-            for key, value in stages["judge"]["counts"].items()
-            if key.startswith("failure.")
-        },
-        "score_histogram": dict(sorted(scores.items(), key=lambda item: float(item[0]))),
+        "responses": stages["respond"]["counts"]["records"],
         "comparisons": stages["metajudge"].get("counts"),
         "positions": stages["pairs"].get("positions"),
         "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0), "reasons": _reasons(counts)},
-        "dpo": _dpo(folder / "train" / "metrics.jsonl", trained),
+        "bias": json.loads((folder / "bias.json").read_text(encoding="utf-8")),
+        "dpo": _dpo(folder / "train" / "metrics.jsonl", stages["train"]),
         "agreement": _agreement(folder / "agreement"),
         "meta_agreement": _agreement(folder / "meta-agreement"),
         "checkpoint": str(folder / "checkpoint"),
@@ -104,14 +93,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         _print_agreement("M0", sft["agreement"], sft["meta_agreement"])
     for row in summary["iterations"]:
         print(f"\n  iteration {row['iteration']}  (rho {row['rho']:g})")
-        print(f"  responses    {row['responses']}, {row['response_characters']:.0f} characters on average")
-        print(f"  judgments    {row['judge_parse_rate']:.1%} parsed; failures: {_listed(row['judge_failures'])}")
-        total = max(sum(row["score_histogram"].values()), 1)
-        for score, count in row["score_histogram"].items():
-            print(f"    score {score:>4}  {count / total:6.1%}  {BAR * round(40 * count / total)}")
-        if row["positions"]:
-            wins = row["positions"]
-            print(f"  comparisons  first wins {wins['first']}, second wins {wins['second']}, neither {wins['neither']}")
+        _print_panel(row["bias"], row["responses"])
         pairs = row["pairs"]
         print(f"  pairs        {pairs['actor']} actor, {pairs['judge']} judge; none: {_listed(pairs['reasons'])}")
         values = ", ".join(f"{key} {value:.4g}" for key, value in row["dpo"].items() if key != "held_out")
@@ -120,6 +102,50 @@ def print_summary(summary: dict[str, Any]) -> None:
             _print_agreement(f"M{row['iteration']}", row["agreement"], row["meta_agreement"])
         print("  seconds      " + ", ".join(f"{stage} {value:.0f}" for stage, value in row["seconds"].items()))
         print(f"  checkpoint   {row['checkpoint']}")
+
+
+def _print_panel(panel: dict[str, Any], responses: int) -> None:
+    """The bias panel: what judge and meta-judge made of the responses, and what may have gone wrong with it."""
+    texts, judge, meta = panel["responses"], panel["judge"], panel["metajudge"]
+    print(
+        f"  responses    {responses}, {texts['distinct']} distinct, {texts['characters_mean']:.0f} characters on "
+        "average"
+    )
+    if judge:
+        print(f"  judgments    {_share(judge['parse_rate'])} parsed; failures: {_listed(judge['failures'])}")
+        shares = [part["parse_rate"] for part in judge["by_response_length"] if part["judgments"]]
+        print(f"               parsed by response length, short to long: {', '.join(f'{s:.0%}' for s in shares)}")
+        total = max(sum(judge["score_histogram"].values()), 1)
+        for score, count in judge["score_histogram"].items():
+            print(f"    score {score:>4}  {count / total:6.1%}  {BAR * round(40 * count / total)}")
+        print(
+            f"               mean {_number(judge['score_mean'])}, entropy {judge['score_entropy_bits']:.2f} bits, "
+            f"fractions {judge['fractions'] or 0:.1%}"
+        )
+    print(
+        f"  scores       {texts['scored']} responses; tied within a prompt {_share(texts['ties'])}; "
+        f"with length: Spearman {_number(texts['score_length_spearman_within_prompt']['value'])} within a prompt"
+    )
+    if meta:
+        print(
+            f"  meta-judge   {meta['comparisons']} comparisons; first wins {_share(meta['first_wins'])}, "
+            f"at equal scores {_share(meta['first_wins_at_equal_scores'])}"
+        )
+        print(
+            f"               the higher score wins {_share(meta['higher_score_wins'])}; Elo with length: Spearman "
+            f"{_number(meta['elo_length_spearman']['value'])}; failures: {_listed(meta['failures'])}"
+        )
+
+
+def _share(found: dict[str, Any]) -> str:
+    """A share with its interval."""
+    if found["value"] is None:
+        return "-"
+    return f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _print_agreement(name: str, found: dict[str, Any], meta: dict[str, Any] | None) -> None:

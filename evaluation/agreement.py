@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.statistics import bootstrap, spearman
 from files import UserError, command, is_complete, read_jsonl, write_json, write_manifest
 from judging.judge import judgment_record
 from judging.rubric import judge_prompt
@@ -24,8 +25,6 @@ from model.chat import ChatFormat, load_chat
 from sampling.generate import Item, generation_key, read_units, request_seed, run_units
 from sampling.request import Sampling
 from settings import Settings, load_settings
-
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -95,29 +94,6 @@ def pair_outcomes(
                     pairs.append((agrees, better.quality - worse.quality))
         outcomes[name] = pairs
     return outcomes
-
-
-def bootstrap(groups: Sequence[Sequence[float]], seed: int = 0) -> dict[str, Any]:
-    """Mean over all values, with a 95% percentile interval from resampling whole groups; None where there is none."""
-    filled = [group for group in groups if len(group)]
-    if not filled:
-        return {"value": None, "low": None, "high": None, "count": 0}
-    sums, counts = np.array([sum(g) for g in filled]), np.array([len(g) for g in filled])
-    chosen = np.random.default_rng(seed).integers(len(filled), size=(RESAMPLES, len(filled)))
-    means = sums[chosen].sum(1) / counts[chosen].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return {
-        "value": round(float(sums.sum() / counts.sum()), 4),
-        "low": round(float(low), 4),
-        "high": round(float(high), 4),
-        "count": int(counts.sum()),
-    }
-
-
-def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's rank correlation with mean ranks for ties; None where one side is constant."""
-    x, y = (np.array([np.sum(v < w) + (np.sum(v == w) + 1) / 2 for w in v]) for v in (np.array(a), np.array(b)))
-    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else None
 
 
 def report(cases: Sequence[Case], judgments: Sequence[dict[str, Any]], minimum_valid: int = 1) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluation.agreement import bootstrap
+from evaluation.statistics import bootstrap
 from files import command, is_complete, read_jsonl, write_json, write_manifest
 from judging.metajudge import comparison_record
 from judging.rubric import judgment_text, meta_prompt

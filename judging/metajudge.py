@@ -1,14 +1,14 @@
-"""Meta-judging: `python -m judging.metajudge` compares the judgments of one response a prompt, in both orders."""
+"""Meta-judging: `torchrun -m judging.metajudge` compares the judgments of one response a prompt, in both orders."""
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from files import command
 from judging.rubric import meta_prompt
+from judging.schedule import schedule_seed, scheduled
 from judging.scores import Record, distinct_responses, group_by, meta_judged, seeded_draw
 from judging.verdict import Failure, parse_winner
 from model.chat import ChatFormat, load_chat
@@ -24,7 +24,7 @@ def metajudge_items(
     settings: Settings,
     iteration: int,
 ) -> Iterator[Item]:
-    """A request for each ordered pair of the distinct judgments of each prompt's meta-judged response.
+    """A request for each scheduled pair of the distinct judgments of each prompt's meta-judged response.
 
     `judgments` by response id.
     """
@@ -35,7 +35,7 @@ def metajudge_items(
         if picked is None:
             continue
         response, distinct = picked
-        for a, b in permutations(distinct, 2):
+        for a, b in scheduled(distinct, meta, schedule_seed(settings.seed, iteration, response["id"])):
             texts = (response["prompt"], response["text"], a["text"], b["text"])
             messages = partial(meta_prompt, *texts, meta.form, meta.verdict)
             name = f"{response['id']}/m{a['index']}-{b['index']}"

@@ -16,13 +16,26 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from files import UserError, command, is_complete, stage_key, write_jsonl, write_manifest
 from judging.elo import Battle, battle_matrix, elo, position_weights
 from judging.rubric import judge_prompt
-from judging.scores import Draw, Record, distinct_responses, group_by, mean_score, meta_judged, seeded_draw
+from judging.schedule import chains
+from judging.scores import (
+    Draw,
+    Record,
+    distinct_responses,
+    group_by,
+    meta_judged,
+    read_scores,
+    response_scores,
+    seeded_draw,
+)
 from model.chat import ChatFormat, Message, load_chat
 from sampling.generate import read_units
-from settings import Iteration, Judge, Settings, as_dict, load_settings
+from settings import Iteration, Settings, as_dict, load_settings
 
 
 class Reason(StrEnum):
@@ -42,6 +55,8 @@ class Reason(StrEnum):
     """Actor, judge: the chosen text is longer than the iteration allows."""
     TOO_FEW_JUDGMENTS = "too_few_judgments"
     """Judge: no response has two distinct parsed judgments."""
+    NO_NEAR_SCORES = "no_near_scores"
+    """Judge: with `metajudge.max_score_gap`, no two judgments of the response are near enough to be compared."""
     NO_DECISIVE_COMPARISON = "no_decisive_comparison"
     """Judge: every comparison is a tie, failed or missing."""
     EQUAL_ELO = "equal_elo"
@@ -63,6 +78,22 @@ class Scored:
     id: str
     length: int
     score: Fraction
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One prompt's meta-judged response, its distinct judgments, and what the meta-judge said of them."""
+
+    response: Record
+    judgments: list[Record]
+    battles: Sequence[Battle]
+
+    def elo(self, weights: tuple[float, float]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Elo scores of the judgments and their standard errors; None where no battle has weight."""
+        place = {row["index"]: i for i, row in enumerate(self.judgments)}
+        placed = ((place[m], place[n], winner) for m, n, winner in self.battles)
+        B = battle_matrix(len(self.judgments), placed, *weights)
+        return elo(B) if B.any() else None
 
 
 @dataclass(frozen=True)
@@ -109,42 +140,38 @@ def choose_responses(
 
 
 def choose_judgments(
-    judgments: Sequence[Record],
-    battles: Iterable[Battle],
-    weights: tuple[float, float],
-    rule: Iteration,
-    draw: Draw,
-    response_id: str,
+    contest: Contest, weights: tuple[float, float], groups: Sequence[Sequence[int]], rule: Iteration, draw: Draw
 ) -> JudgePair | Reason:
-    """The best and the worst of one response's distinct judgments; `battles` name them by their "index"."""
-    place = {row["index"]: i for i, row in enumerate(judgments)}
-    B = battle_matrix(len(judgments), ((place[m], place[n], winner) for m, n, winner in battles), *weights)
-    if not B.any():
+    """The best and the worst of one response's distinct judgments.
+
+    `groups` are places of judgments that were compared with one another (`judging.schedule.chains`), for the paper one
+    of all: the pair comes from the group in which the Elo scores lie widest apart.
+    """
+    scores = contest.elo(weights)
+    if scores is None:
         return Reason.NO_DECISIVE_COMPARISON
-    eps, _ = elo(B)
-    if eps.max() - eps.min() <= _EQUAL:
+    eps, name = scores[0], contest.response["id"]
+    spreads = [np.ptp(eps[list(group)]) for group in groups]
+    if max(spreads) <= _EQUAL:
         return Reason.EQUAL_ELO
-    best = draw([i for i, score in enumerate(eps) if score >= eps.max() - _EQUAL], f"{response_id}/chosen")
-    worst = draw([i for i, score in enumerate(eps) if score <= eps.min() + _EQUAL], f"{response_id}/rejected")
-    chosen, rejected = judgments[best], judgments[worst]
+    widest = [group for group, spread in zip(groups, spreads, strict=True) if spread >= max(spreads) - _EQUAL]
+    group = draw(widest, f"{name}/group")
+    high, low = max(eps[list(group)]), min(eps[list(group)])
+    best = draw([i for i in group if eps[i] >= high - _EQUAL], f"{name}/chosen")
+    worst = draw([i for i in group if eps[i] <= low + _EQUAL], f"{name}/rejected")
+    chosen, rejected = contest.judgments[best], contest.judgments[worst]
     if rule.max_judgment_characters is not None and len(chosen["text"]) > rule.max_judgment_characters:
         return Reason.CHOSEN_TOO_LONG
     return JudgePair(chosen, rejected, float(eps[best]), float(eps[worst]))
 
 
 def actor_pair(
-    responses: Sequence[Record],
-    judgments: Mapping[str, Sequence[Record]],
-    minimum_valid: int,
-    rule: Iteration,
-    draw: Draw,
-    chat: ChatFormat,
+    responses: Sequence[Record], scores: Mapping[str, Fraction], rule: Iteration, draw: Draw, chat: ChatFormat
 ) -> Record | Reason:
-    """The actor pair of one prompt's distinct responses; `judgments` by response id."""
+    """The actor pair of one prompt's distinct responses; `scores` by response id, of those that have one."""
     if len(responses) < 2:
         return Reason.TOO_FEW_RESPONSES
-    scores = {row["id"]: mean_score(judgments.get(row["id"], ()), minimum_valid) for row in responses}
-    scored = [Scored(row["id"], len(row["text"]), s) for row in responses if (s := scores[row["id"]]) is not None]
+    scored = [Scored(row["id"], len(row["text"]), scores[row["id"]]) for row in responses if row["id"] in scores]
     prompt_id = responses[0]["prompt_id"]
     choice = choose_responses(scored, rule, draw, prompt_id)
     if isinstance(choice, Reason):
@@ -160,19 +187,14 @@ def actor_pair(
 
 
 def judge_pair(
-    response: Record,
-    judgments: Sequence[Record],
-    battles: Iterable[Battle],
-    weights: tuple[float, float],
-    judge: Judge,
-    rule: Iteration,
-    draw: Draw,
-    chat: ChatFormat,
+    contest: Contest, weights: tuple[float, float], settings: Settings, rule: Iteration, draw: Draw, chat: ChatFormat
 ) -> Record | Reason:
-    """The judge pair of the meta-judged response and its distinct judgments."""
-    choice = choose_judgments(judgments, battles, weights, rule, draw, response["id"])
+    """The judge pair of a meta-judged response."""
+    groups = chains(contest.judgments, settings.metajudge)
+    choice = choose_judgments(contest, weights, groups, rule, draw)
     if isinstance(choice, Reason):
         return choice
+    response, judge = contest.response, settings.judge
     prompt = judge_prompt(response["prompt"], response["text"], judge.form, judge.verdict)
     return {
         **_pair(f"judge/{response['id']}", "judge", prompt, choice.chosen, choice.rejected, chat),
@@ -198,54 +220,98 @@ def _pair(name: str, kind: str, prompt: list[Message], chosen: Record, rejected:
     }
 
 
+Missing = dict[str, Reason]
+"""Why prompts gave no pair, by prompt id."""
+
+
 def actor_pairs(
     prompts: Mapping[str, Sequence[Record]],
-    judgments: Mapping[str, Sequence[Record]],
+    scores: Mapping[str, Fraction],
     settings: Settings,
     iteration: int,
     chat: ChatFormat,
-) -> tuple[list[Record], Counter[Reason]]:
-    """All actor pairs, and how many prompts gave none for which reason; `prompts` are the responses by prompt id."""
+) -> tuple[list[Record], Missing]:
+    """All actor pairs, and why the other prompts gave none; `prompts` are the responses by prompt id."""
     rule, draw = settings.iteration[iteration - 1], seeded_draw(settings.seed, iteration)
-    made = (
-        actor_pair(distinct_responses(responses), judgments, settings.judge.minimum_valid, rule, draw, chat)
-        for responses in prompts.values()
+    return _split(
+        (name, actor_pair(distinct_responses(responses), scores, rule, draw, chat))
+        for name, responses in prompts.items()
     )
-    return _split(made)
 
 
-def judge_pairs(
+def contests(
     prompts: Mapping[str, Sequence[Record]],
     judgments: Mapping[str, Sequence[Record]],
     battles: Mapping[str, Sequence[Battle]],
     settings: Settings,
     iteration: int,
-    chat: ChatFormat,
-) -> tuple[list[Record], Counter[Reason]]:
-    """All judge pairs, and how many prompts gave none for which reason; `battles` by response id.
+) -> dict[str, Contest | Reason]:
+    """What was meta-judged of each prompt, or why nothing was; `judgments` and `battles` by response id.
 
     Raises `UserError` when the battles are not those of these judgments.
     """
-    rule, draw = settings.iteration[iteration - 1], seeded_draw(settings.seed, iteration)
-    wins = position_wins(battles)
-    collapsed, weights = position_collapse(wins), position_weights(wins["first"], wins["second"])
+    draw = seeded_draw(settings.seed, iteration)
 
-    def make(responses: Sequence[Record]) -> Record | Reason:
+    def contest(responses: Sequence[Record]) -> Contest | Reason:
         picked = meta_judged(distinct_responses(responses), judgments, draw)
         if picked is None:
             return Reason.TOO_FEW_JUDGMENTS
         response, distinct = picked
+        if all(len(chain) == 1 for chain in chains(distinct, settings.metajudge)):
+            return Reason.NO_NEAR_SCORES
         known = {row["index"] for row in distinct}
         own = battles.get(response["id"], ())
         if not own or any(m not in known or n not in known for m, n, _ in own):
             raise UserError(
                 f"comparisons of {response['id']} are missing or of other judgments; run judging.metajudge again"
             )
-        if collapsed:
-            return Reason.POSITION_COLLAPSE
-        return judge_pair(response, distinct, own, weights, settings.judge, rule, draw, chat)
+        return Contest(response, distinct, own)
 
-    return _split(make(responses) for responses in prompts.values())
+    return {name: contest(responses) for name, responses in prompts.items()}
+
+
+def judge_pairs(
+    contests: Mapping[str, Contest | Reason],
+    wins: Mapping[str, int],
+    settings: Settings,
+    iteration: int,
+    chat: ChatFormat,
+) -> tuple[list[Record], Missing]:
+    """All judge pairs, and why the other prompts gave none; `wins` are the iteration's, by position."""
+    rule, draw = settings.iteration[iteration - 1], seeded_draw(settings.seed, iteration)
+    weights, collapsed = position_weights(wins["first"], wins["second"]), position_collapse(wins)
+
+    def make(contest: Contest | Reason) -> Record | Reason:
+        if isinstance(contest, Reason):
+            return contest
+        return Reason.POSITION_COLLAPSE if collapsed else judge_pair(contest, weights, settings, rule, draw, chat)
+
+    return _split((name, make(contest)) for name, contest in contests.items())
+
+
+def elo_rows(contests: Mapping[str, Contest | Reason], wins: Mapping[str, int]) -> Iterator[Record]:
+    """The Elo score of each compared judgment, with its standard error and how many battles it won and lost."""
+    weights = position_weights(wins["first"], wins["second"])
+    for contest in contests.values():
+        scores = None if isinstance(contest, Reason) else contest.elo(weights)
+        if isinstance(contest, Reason) or scores is None:
+            continue
+        won: Counter[int] = Counter()
+        lost: Counter[int] = Counter()
+        for m, n, winner in contest.battles:
+            if winner in ("first", "second"):
+                won[m if winner == "first" else n] += 1
+                lost[n if winner == "first" else m] += 1
+        for row, eps, error in zip(contest.judgments, *scores, strict=True):
+            yield {
+                "judgment_id": row["id"],
+                "response_id": contest.response["id"],
+                "prompt_id": contest.response["prompt_id"],
+                "elo": round(float(eps), 6),
+                "standard_error": round(float(error), 6),
+                "won": won[row["index"]],
+                "lost": lost[row["index"]],
+            }
 
 
 def position_wins(battles: Mapping[str, Sequence[Battle]]) -> Counter[str]:
@@ -260,15 +326,15 @@ def position_collapse(wins: Mapping[str, int]) -> bool:
     return (wins["first"] == 0) != (wins["second"] == 0)
 
 
-def _split(made: Iterable[Record | Reason]) -> tuple[list[Record], Counter[Reason]]:
+def _split(made: Iterable[tuple[str, Record | Reason]]) -> tuple[list[Record], Missing]:
     pairs: list[Record] = []
-    reasons: Counter[Reason] = Counter()
-    for item in made:
+    missing: Missing = {}
+    for name, item in made:
         if isinstance(item, Reason):
-            reasons[item] += 1
+            missing[name] = item
         else:
             pairs.append(item)
-    return pairs, reasons
+    return pairs, missing
 
 
 def read_judgments(folder: Path) -> Iterator[Record]:
@@ -286,63 +352,96 @@ def read_battles(folder: Path) -> dict[str, list[Battle]]:
     return battles
 
 
-def pairs_key(
-    settings: Settings, iteration: int, model_dir: Path, responses: Path, judgments: Path, comparisons: Path | None
-) -> str:
+@dataclass(frozen=True)
+class Sources:
+    """The finished stages that pairs are made from. Either `judgments` or `scores`, a file, are there; without
+    `comparisons` there are no judge pairs."""
+
+    responses: Path
+    judgments: Path | None = None
+    scores: Path | None = None
+    comparisons: Path | None = None
+
+    def paths(self) -> dict[str, Path | str]:
+        """Those that are there, by name."""
+        return {name: path for name, path in vars(self).items() if path}
+
+    def arguments(self) -> tuple[str | Path, ...]:
+        """The same for a command line."""
+        return tuple(word for name, path in self.paths().items() for word in (f"--{name}", path))
+
+
+def pairs_key(settings: Settings, iteration: int, model_dir: Path, sources: Sources) -> str:
     """The identity of the pairs' work."""
     judge = settings.judge
     facts = {
         "rule": as_dict(settings.iteration[iteration - 1]),
         "judge": [judge.form, judge.verdict, judge.minimum_valid],
+        "max_score_gap": settings.metajudge.max_score_gap,
         "seed": settings.seed,
         "iteration": iteration,
     }
-    inputs: dict[str, Path | str] = {"model": model_dir, "responses": responses, "judgments": judgments}
-    return stage_key("pairs", facts, inputs | ({"comparisons": comparisons} if comparisons else {}))
+    return stage_key("pairs", facts, {"model": model_dir, **sources.paths()})
 
 
-def write_pairs(
-    settings: Settings,
-    iteration: int,
-    model_dir: Path,
-    responses: Path,
-    judgments: Path,
-    comparisons: Path | None,
-    out: Path,
-) -> None:
-    """Write `out`/actor.jsonl, judge.jsonl and the manifest. Without comparisons there are no judge pairs.
+def write_pairs(settings: Settings, iteration: int, model_dir: Path, sources: Sources, out: Path) -> None:
+    """Write `out`/actor.jsonl, judge.jsonl, elo.jsonl, none.jsonl (why a prompt gave no pair) and the manifest.
 
     Manifest: `counts`, by kind and reason; `positions`, how often each position won, and what a win weighs.
     """
-    key = pairs_key(settings, iteration, model_dir, responses, judgments, comparisons)
+    key = pairs_key(settings, iteration, model_dir, sources)
     if is_complete(out, key):
         return
     started = time.monotonic()
     chat = load_chat(model_dir)
-    prompts = group_by(read_units(responses), "prompt_id")
-    judged = group_by(read_judgments(judgments), "response_id")
-    actor, reasons = actor_pairs(prompts, judged, settings, iteration, chat)
-    counts = {"prompts": len(prompts), "actor": len(actor)} | {f"actor.{r}": reasons[r] for r in ACTOR_REASONS}
+    prompts = group_by(read_units(sources.responses), "prompt_id")
+    judged = group_by(read_judgments(sources.judgments), "response_id") if sources.judgments else {}
+    if sources.scores:
+        scores = read_scores(sources.scores, (row for rows in prompts.values() for row in rows))
+    else:
+        scores = response_scores(judged, settings.judge.minimum_valid)
+    actor, missing = actor_pairs(prompts, scores, settings, iteration, chat)
+    none = _none_rows("actor", missing)
+    counts = {"prompts": len(prompts), "actor": len(actor)} | _counted("actor", missing, ACTOR_REASONS)
     judge: list[Record] = []
+    elos: list[Record] = []
     facts: dict[str, Any] = {}
-    if comparisons:
-        battles = read_battles(comparisons)
-        judge, reasons = judge_pairs(prompts, judged, battles, settings, iteration, chat)
-        counts |= {"judge": len(judge)} | {f"judge.{r}": reasons[r] for r in JUDGE_REASONS}
+    if sources.comparisons:
+        battles = read_battles(sources.comparisons)
         wins = position_wins(battles)
-        w1, w2 = position_weights(wins["first"], wins["second"])
-        facts["positions"] = {**{place: wins[place] for place in ("first", "second", "neither")}, "w1": w1, "w2": w2}
-        if position_collapse(wins):
-            print(
-                f"warning: position collapse: one position won all of {wins['first'] + wins['second']} decided "
-                "comparisons, so this iteration has no judge pairs",
-                file=sys.stderr,
-            )
-    write_jsonl(out / "actor.jsonl", actor)
-    write_jsonl(out / "judge.jsonl", judge)
-    outputs = [out / "actor.jsonl", out / "judge.jsonl"]
+        held = contests(prompts, judged, battles, settings, iteration)
+        judge, missing = judge_pairs(held, wins, settings, iteration, chat)
+        none += _none_rows("judge", missing)
+        elos = list(elo_rows(held, wins))
+        counts |= {"judge": len(judge)} | _counted("judge", missing, JUDGE_REASONS)
+        facts["positions"] = _positions(wins)
+    written = {"actor": actor, "judge": judge, "elo": elos, "none": none}
+    for name, rows in written.items():
+        write_jsonl(out / f"{name}.jsonl", rows)
+    outputs = [out / f"{name}.jsonl" for name in written]
     seconds = round(time.monotonic() - started, 1)
     write_manifest(out, "pairs", key, outputs, counts=counts, seconds=seconds, **facts)
+
+
+def _none_rows(kind: str, missing: Missing) -> list[Record]:
+    return [{"prompt_id": name, "kind": kind, "reason": str(reason)} for name, reason in missing.items()]
+
+
+def _counted(kind: str, missing: Missing, reasons: Iterable[Reason]) -> dict[str, int]:
+    found = Counter(missing.values())
+    return {f"{kind}.{reason}": found[reason] for reason in reasons}
+
+
+def _positions(wins: Mapping[str, int]) -> dict[str, float]:
+    """How often each position won and what its wins weigh; where one never won this is said loudly."""
+    w1, w2 = position_weights(wins["first"], wins["second"])
+    if position_collapse(wins):
+        print(
+            f"warning: position collapse: one position won all of {wins['first'] + wins['second']} decided "
+            "comparisons, so this iteration has no judge pairs",
+            file=sys.stderr,
+        )
+    return {**{place: wins[place] for place in ("first", "second", "neither")}, "w1": w1, "w2": w2}
 
 
 def main() -> None:
@@ -351,7 +450,9 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
     parser.add_argument("--iteration", required=True, type=int)
     parser.add_argument("--responses", required=True, type=Path)
-    parser.add_argument("--judgments", required=True, type=Path)
+    judged = parser.add_mutually_exclusive_group(required=True)
+    judged.add_argument("--judgments", type=Path)
+    judged.add_argument("--scores", type=Path, help="JSON lines of {id, score} in the judgments' place")
     parser.add_argument("--comparisons", type=Path, help="not needed in an iteration without judge pairs")
     parser.add_argument("--out", required=True, type=Path)
     arguments = parser.parse_args()
@@ -361,17 +462,13 @@ def main() -> None:
             f"--iteration {arguments.iteration}: {arguments.config} has iterations 1 to {len(settings.iteration)}"
         )
     wanted = settings.iteration[arguments.iteration - 1].judge_pairs
+    if wanted and arguments.scores:
+        raise UserError(f"--scores: {arguments.config} wants judge pairs in this iteration; set judge_pairs = false")
     if wanted and arguments.comparisons is None:
         raise UserError(f"--comparisons is missing: {arguments.config} wants judge pairs in this iteration; add it")
-    write_pairs(
-        settings,
-        arguments.iteration,
-        arguments.model,
-        arguments.responses,
-        arguments.judgments,
-        arguments.comparisons if wanted else None,
-        arguments.out,
-    )
+    comparisons = arguments.comparisons if wanted else None
+    sources = Sources(arguments.responses, arguments.judgments, arguments.scores, comparisons)
+    write_pairs(settings, arguments.iteration, arguments.model, sources, arguments.out)
 
 
 if __name__ == "__main__":

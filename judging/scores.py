@@ -1,12 +1,16 @@
 """What the judgments say about a prompt's responses: which count, mean, variance, and which response is meta-judged.
 
-Scores are exact fractions. A judgment without a score acts as a deleted record everywhere.
+Scores are exact fractions. A judgment without a score acts as a deleted record everywhere. A file of scores, say an
+external reward model's, can take the judgments' place (`read_scores`).
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+from files import UserError, read_jsonl
 from sampling.generate import request_seed
 
 Record = dict[str, Any]
@@ -54,6 +58,35 @@ def mean_score(judgments: Iterable[Record], minimum_valid: int) -> Fraction | No
     """A response's score S, the mean over its parsed judgments; None when there are fewer than `minimum_valid`."""
     scores = exact_scores(judgments)
     return sum(scores, Fraction(0)) / len(scores) if len(scores) >= max(minimum_valid, 1) else None
+
+
+def response_scores(judgments: Mapping[str, Sequence[Record]], minimum_valid: int) -> dict[str, Fraction]:
+    """The score of each response that has one, by response id; `judgments` likewise."""
+    scores = {name: mean_score(rows, minimum_valid) for name, rows in judgments.items()}
+    return {name: score for name, score in scores.items() if score is not None}
+
+
+def read_scores(path: Path, responses: Iterable[Record]) -> dict[str, Fraction]:
+    """Scores of responses from a JSON-lines file of {id, score}; any finite number, higher is better.
+
+    A row may repeat the response's "text", which must then be the same: a guard against scores of another run. A
+    response without a row has no score. Raises `UserError`, naming file and line, for an id that is unknown or comes
+    twice, a score that is no finite number, and another text.
+    """
+    texts = {row["id"]: row["text"] for row in responses}
+    scores: dict[str, Fraction] = {}
+    for number, row in enumerate(read_jsonl(path, ("id", "score")), 1):
+        name, score, where = row["id"], row["score"], f"{path}, row {number}"
+        if name not in texts:
+            raise UserError(f"{where}: no response has the id {name!r}; score the responses of this run")
+        if name in scores:
+            raise UserError(f"{where}: {name!r} comes twice; keep one row a response")
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise UserError(f"{where}: score is {score!r}; it must be a finite number")
+        if row.get("text", texts[name]) != texts[name]:
+            raise UserError(f"{where}: {name!r} has another text in this run; score its responses again")
+        scores[name] = Fraction(str(score))
+    return scores
 
 
 def variance(scores: Sequence[Fraction]) -> Fraction:

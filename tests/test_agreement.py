@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from evaluation.agreement import Case, bootstrap, pair_outcomes, read_cases, report, spearman
+from evaluation.agreement import Case, pair_outcomes, read_cases, report
+from evaluation.statistics import bootstrap, spearman
 from files import UserError
 
 

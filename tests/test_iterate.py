@@ -71,7 +71,8 @@ def test_summary(place):
     for row in (first, second):
         assert abs(row["dpo"]["first_loss"] - 0.693147) < 1e-4
         assert 0 <= row["dpo"]["accuracy"] <= 1 and not row["dpo"]["held_out"]
-        assert 0 < row["judge_parse_rate"] < 1 and len(row["score_histogram"]) >= 3
+        judge = row["bias"]["judge"]
+        assert 0 < judge["parse_rate"]["value"] < 1 and len(judge["score_histogram"]) >= 3
         assert (place / row["checkpoint"] / "model.safetensors").is_file()
         assert {"respond", "judge", "pairs", "train"} <= set(row["seconds"])
 

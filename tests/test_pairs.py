@@ -15,12 +15,15 @@ from files import UserError, read_jsonl, read_manifest, write_jsonl, write_manif
 from judging.pairs import (
     ACTOR_REASONS,
     JUDGE_REASONS,
+    Contest,
     JudgePair,
     Reason,
     Scored,
     actor_pairs,
     choose_judgments,
     choose_responses,
+    contests,
+    elo_rows,
     judge_pairs,
     position_collapse,
     position_wins,
@@ -32,10 +35,11 @@ from judging.scores import (
     group_by,
     mean_score,
     meta_judged,
+    response_scores,
     seeded_draw,
     variance,
 )
-from settings import Iteration, Judge, Model, Respond, Settings
+from settings import Iteration, Judge, Metajudge, Model, Respond, Settings
 
 CHAT = SimpleNamespace(prompt_ids=lambda messages: [1, *"".join(m["content"] for m in messages).encode(), 2])
 
@@ -266,8 +270,8 @@ THREE = [row for row in THREE if row["score"] is not None]  # indices 0, 2, 3
 EVEN = (0.5, 0.5)
 
 
-def judge_choice(battles, weights=EVEN, draw=take_first, rows=THREE, **rules):
-    choice = choose_judgments(rows, battles, weights, Iteration(**rules), draw, "p1/r0")
+def judge_choice(battles, weights=EVEN, draw=take_first, rows=THREE, groups=((0, 1, 2),), **rules):
+    choice = choose_judgments(Contest({"id": "p1/r0"}, rows, battles), weights, groups, Iteration(**rules), draw)
     return choice if isinstance(choice, Reason) else (choice.chosen["index"], choice.rejected["index"])
 
 
@@ -311,7 +315,8 @@ def test_the_chosen_judgment_may_not_be_too_long():
 
 
 def test_the_judge_pair_carries_its_elo():
-    pair = choose_judgments(THREE, [(0, 2, "first")], EVEN, Iteration(), take_first, "p1/r0")
+    contest = Contest({"id": "p1/r0"}, THREE, [(0, 2, "first")])
+    pair = choose_judgments(contest, EVEN, [range(3)], Iteration(), take_first)
     assert isinstance(pair, JudgePair)
     assert pair.chosen_elo > 0 > pair.rejected_elo and pair.chosen_elo + pair.rejected_elo == pytest.approx(0)
 
@@ -329,20 +334,25 @@ def test_positions():
 
 
 def make_settings(**rules) -> Settings:
-    minimum = rules.pop("minimum_valid", 1)
+    gap = rules.pop("max_score_gap", None)
     return Settings(
         name="test",
         model=Model(path="m"),
         respond=Respond(prompts="p", prompts_per_iteration=1),
-        judge=Judge(form="compact", verdict="first", minimum_valid=minimum),
+        judge=Judge(form="compact", verdict="first"),
+        metajudge=Metajudge(max_score_gap=gap),
         iteration=[Iteration(**rules)],
     )
 
 
-def actor_case(rows: list[tuple[str, list]]):
+def actor_case(rows: list[tuple[str, list]], minimum_valid: int = 1):
     responses = [response(1, sample, text) for sample, (text, _) in enumerate(rows)]
     rated = [row for r, (_, scores) in zip(responses, rows, strict=True) for row in judgments(r["id"], scores)]
-    return group_by(responses, "prompt_id"), group_by(rated, "response_id")
+    return group_by(responses, "prompt_id"), response_scores(group_by(rated, "response_id"), minimum_valid)
+
+
+def made_judge_pairs(prompts, rated, battles, settings):
+    return judge_pairs(contests(prompts, rated, battles, settings, 1), position_wins(battles), settings, 1, CHAT)
 
 
 @pytest.mark.parametrize(
@@ -358,8 +368,8 @@ def actor_case(rows: list[tuple[str, list]]):
     ],
 )
 def test_every_actor_reason_is_counted(rows, rules, reason):
-    pairs, reasons = actor_pairs(*actor_case(rows), make_settings(**rules), 1, CHAT)
-    assert pairs == [] and reasons == {reason: 1}
+    case = actor_case(rows, rules.pop("minimum_valid", 1))
+    assert actor_pairs(*case, make_settings(**rules), 1, CHAT) == ([], {"p1": reason})
 
 
 def test_an_actor_pair():
@@ -399,30 +409,29 @@ OTHER = {"p9/r0": [(0, 1, "first"), (0, 1, "second")]}  # another prompt's, so t
     ],
 )
 def test_judge_reasons_are_counted(battles, rules, reason):
-    pairs, reasons = judge_pairs(*ONE, {"p1/r0": battles} | OTHER, make_settings(**rules), 1, CHAT)
-    assert pairs == [] and reasons == {reason: 1}
+    assert made_judge_pairs(*ONE, {"p1/r0": battles} | OTHER, make_settings(**rules)) == ([], {"p1": reason})
 
 
 @pytest.mark.parametrize("winner", ["first", "second"])
 def test_position_collapse_leaves_no_judge_pair(winner: str):
     battles = {"p1/r0": [(0, 1, winner), (1, 0, None)]}
-    assert judge_pairs(*ONE, battles, make_settings(), 1, CHAT) == ([], {Reason.POSITION_COLLAPSE: 1})
+    assert made_judge_pairs(*ONE, battles, make_settings()) == ([], {"p1": Reason.POSITION_COLLAPSE})
 
 
 def test_too_few_judgments_are_counted():
     rated = group_by(judgments("p1/r0", [4, None]), "response_id")
-    assert judge_pairs(ONE[0], rated, {}, make_settings(), 1, CHAT) == ([], {Reason.TOO_FEW_JUDGMENTS: 1})
+    assert made_judge_pairs(ONE[0], rated, {}, make_settings()) == ([], {"p1": Reason.TOO_FEW_JUDGMENTS})
 
 
 @pytest.mark.parametrize("battles", [{}, {"p1/r1": [(0, 1, "first")]}, {"p1/r0": [(0, 2, "first")]}])
 def test_comparisons_of_other_judgments_are_refused(battles):
     with pytest.raises(UserError, match="p1/r0"):
-        judge_pairs(*ONE, battles, make_settings(), 1, CHAT)
+        made_judge_pairs(*ONE, battles, make_settings())
 
 
 def test_a_judge_pair():
     battles = {"p1/r0": [(0, 1, "second"), (1, 0, "first")]} | OTHER
-    (pair,), reasons = judge_pairs(*ONE, battles, make_settings(), 1, CHAT)
+    (pair,), reasons = made_judge_pairs(*ONE, battles, make_settings())
     assert not reasons
     prompt = judge_prompt("question 1", "answer", "compact", "first")
     assert pair["prompt"] == prompt
@@ -440,7 +449,7 @@ def test_position_weights_come_from_the_whole_iteration():
     # p1's two battles are one win each way; elsewhere the first shown wins nine times in ten, so its win weighs less.
     battles = {"p1/r0": [(0, 1, "first"), (0, 1, "second")]}
     battles["p9/r0"] = [(0, 1, "first")] * 17 + [(0, 1, "second")]
-    (pair,), _ = judge_pairs(*ONE, battles, make_settings(), 1, CHAT)
+    (pair,), _ = made_judge_pairs(*ONE, battles, make_settings())
     assert pair["chosen_id"] == "p1/r0/j1"
 
 
