@@ -25,6 +25,9 @@ def command(main: Callable[[], None]) -> None:
     """Run a command's `main`; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

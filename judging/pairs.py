@@ -405,7 +405,11 @@ def write_pairs(settings: Settings, iteration: int, model_dir: Path, sources: So
     counts = {"prompts": len(prompts), "actor": len(actor)} | _counted("actor", missing, ACTOR_REASONS)
     judge: list[Record] = []
     elos: list[Record] = []
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {
+        "rule": as_dict(settings.iteration[iteration - 1]),
+        "minimum_valid": settings.judge.minimum_valid,
+        "sources": {name: str(path) for name, path in sources.paths().items()},
+    }
     if sources.comparisons:
         battles = read_battles(sources.comparisons)
         wins = position_wins(battles)

@@ -23,7 +23,6 @@ from judging.pairs import (
     choose_judgments,
     choose_responses,
     contests,
-    elo_rows,
     judge_pairs,
     position_collapse,
     position_wins,

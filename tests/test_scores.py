@@ -3,10 +3,10 @@
 from fractions import Fraction
 
 import pytest
+from test_pairs import response
 
 from files import UserError, write_jsonl
 from judging.scores import read_scores
-from test_pairs import response
 
 RESPONSES = [response(1, 0, "good"), response(1, 1, "bad"), response(2, 0, "other")]
 
@@ -35,6 +35,6 @@ def test_scores_are_exact_and_may_be_any_number(tmp_path):
 def test_bad_rows_are_named(tmp_path, row, complaint):
     path = tmp_path / "scores.jsonl"
     write_jsonl(path, [{"id": "p1/r0", "score": 3}, row])
-    with pytest.raises(UserError, match="scores.jsonl, ") as error:
+    with pytest.raises(UserError, match=r"scores\.jsonl, ") as error:
         read_scores(path, RESPONSES)
     assert complaint in str(error.value)

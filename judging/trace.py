@@ -1,0 +1,288 @@
+"""From a training pair back to everything behind it: `python -m judging.trace RUN PAIR_ID`.
+
+Shown are the responses of the pair's prompt, the judgments of each, for judge pairs the comparisons and Elo scores,
+all with raw text, seed and the hash of the checkpoint that wrote them. `--why-not PROMPT_ID` says why a prompt gave no
+pair, on the same evidence. `--json` prints all that is known as one document.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from files import UserError, command, read_jsonl, read_manifest
+from judging.pairs import Reason
+from judging.scores import Record, distinct_responses, group_by, read_scores, response_scores
+from settings import Iteration
+
+Document = dict[str, Any]
+STAGES = {"respond": "responses", "judge": "judgments", "metajudge": "comparisons", "pairs": "pairs"}
+KINDS = ("actor", "judge")
+
+
+def find_pair(run: Path, pair_id: str) -> tuple[int, Record]:
+    """The iteration and the record of a training pair. Raises `UserError` where the run has none of this id."""
+    for number, folder in _iterations(run):
+        for kind in KINDS:
+            path = folder / "pairs" / f"{kind}.jsonl"
+            for row in _rows_naming(path, pair_id) if path.is_file() else ():
+                if row["id"] == pair_id:
+                    return number, row
+    raise UserError(f"{run}: no pair {pair_id!r}; ids stand in iter*/pairs/*.jsonl, and --why-not PROMPT_ID says more")
+
+
+def find_prompt(run: Path, prompt_id: str) -> int:
+    """The iteration that drew a prompt. Raises `UserError` where none has."""
+    for number, folder in _iterations(run):
+        if any(row["id"] == prompt_id for row in read_jsonl(folder / "prompts.jsonl")):
+            if not (folder / "pairs" / "manifest.json").is_file():
+                raise UserError(f"{folder}: its pairs are not made yet; run iterate.py to its end first")
+            return number
+    raise UserError(f"{run}: no iteration has drawn the prompt {prompt_id!r}; see iter*/prompts.jsonl")
+
+
+def lineage(run: Path, number: int, prompt_id: str) -> Document:
+    """All that is known of one prompt in one iteration: responses, judgments, comparisons, Elo, pairs or reasons."""
+    folder = run / f"iter{number}"
+    manifests = {name: read_manifest(folder / place) or {} for name, place in STAGES.items()}
+    made, trained = manifests["pairs"], read_manifest(folder / "checkpoint")
+    responses = list(_unit_rows(folder / "responses", prompt_id))
+    judgments = group_by(_unit_rows(folder / "judgments", prompt_id), "response_id")
+    scores = response_scores(judgments, made["minimum_valid"])
+    if path := made["sources"].get("scores"):
+        scores = read_scores(Path(path), _all_rows(folder / "responses"))
+    kept = {row["id"] for row in distinct_responses(responses)}
+    pairs = {
+        kind: list(_rows_naming(folder / "pairs" / f"{kind}.jsonl", prompt_id)) for kind in (*KINDS, "elo", "none")
+    }
+    none = {row["kind"]: row["reason"] for row in pairs["none"] if row["prompt_id"] == prompt_id}
+    return {
+        "run": str(run),
+        "iteration": number,
+        "prompt_id": prompt_id,
+        "prompt": responses[0]["prompt"],
+        "rule": made["rule"],
+        "minimum_valid": made["minimum_valid"],
+        "positions": made.get("positions"),
+        "written_by": {
+            name: {"checkpoint": _named(run, manifest["weights"]), "weights": manifest["weights"]}
+            for name, manifest in manifests.items()
+            if "weights" in manifest
+        },
+        "trained_model": {"checkpoint": f"M{number}", "weights": trained["digest"]} if trained else None,
+        "responses": [
+            _without_ids(row)
+            | {
+                "distinct": row["id"] in kept,
+                "characters": len(row["text"]),
+                "score": str(scores[row["id"]]) if row["id"] in scores else None,
+                "judgments": [_without_ids(judgment) for judgment in judgments.get(row["id"], [])],
+            }
+            for row in responses
+        ],
+        "comparisons": [_without_ids(row) for row in _unit_rows(folder / "comparisons", prompt_id)],
+        "elo": [row for row in pairs["elo"] if row["prompt_id"] == prompt_id],
+        "pairs": [_pair(row) for kind in KINDS for row in pairs[kind] if _prompt_of(row) == prompt_id],
+        "none": none,
+    }
+
+
+def explain(document: Document, kind: str) -> str:
+    """Why the prompt gave no pair of a kind, in one sentence with the figures that decided."""
+    reason, rule = Reason(document["none"][kind]), Iteration(**document["rule"])
+    distinct = [row for row in document["responses"] if row["distinct"]]
+    scored = [row for row in distinct if row["score"] is not None]
+    decided = sum(row["winner"] in ("first", "second") for row in document["comparisons"])
+    tiers = f"the tiers of rho = {rule.rho:g} meet"
+    limit = rule.max_response_characters if kind == "actor" else rule.max_judgment_characters
+    thing = "response" if kind == "actor" else "judgment"
+    positions = document["positions"] or {}
+    sentences = {
+        Reason.TOO_FEW_RESPONSES: f"{len(distinct)} distinct responses, and two are needed",
+        Reason.TOO_FEW_SCORED: f"{len(scored)} of {len(distinct)} distinct responses have a score, and two are needed "
+        f"(a score needs {document['minimum_valid']} parsed judgments)",
+        Reason.EQUAL_SCORES: f"all {len(scored)} scores are {scored[0]['score'] if scored else '-'}",
+        Reason.SAME_RESPONSE: f"{tiers}, and one response is the shortest of the upper and the longest of the lower",
+        Reason.NOT_BETTER: f"{tiers}, and the shortest of the upper does not score above the longest of the lower",
+        Reason.CHOSEN_TOO_LONG: f"the {thing} to be chosen is longer than the iteration's {limit} characters",
+        Reason.TOO_FEW_JUDGMENTS: "no response has two distinct judgments with a score",
+        Reason.NO_NEAR_SCORES: "no two judgments of the meta-judged response have scores near enough",
+        Reason.NO_DECISIVE_COMPARISON: f"{decided} of {len(document['comparisons'])} comparisons name a winner, and "
+        "none of them has weight",
+        Reason.EQUAL_ELO: f"the {decided} comparisons with a winner balance: all Elo scores are equal",
+        Reason.POSITION_COLLAPSE: f"in the whole iteration the first shown won {positions.get('first')} comparisons "
+        f"and the second {positions.get('second')}, so that no comparison says anything",
+    }
+    return sentences[reason]
+
+
+def trace_text(document: Document, pair: Document) -> Iterator[str]:
+    """A pair and what is behind it, for people."""
+    yield f"{pair['id']}: iteration {document['iteration']} of {document['run']}"
+    yield from _head(document)
+    if pair["kind"] == "actor":
+        sides = {pair["chosen_id"]: "chosen", pair["rejected_id"]: "rejected"}
+        for row in sorted(document["responses"], key=lambda row: sides.get(row["id"], "without part in the pair")):
+            yield from _response_text(row, sides.get(row["id"]))
+        return
+    response = next(row for row in document["responses"] if row["id"] == pair["response_id"])
+    yield f"\nresponse {response['id']}, seed {response['seed']}, {response['characters']} characters"
+    yield _indented(response["text"])
+    sides = {pair["chosen_id"]: "chosen", pair["rejected_id"]: "rejected"}
+    elo = {row["judgment_id"]: row for row in document["elo"]}
+    for row in response["judgments"]:
+        yield from _judgment_text(row, sides.get(row["id"]), elo.get(row["id"]))
+    for row in document["comparisons"]:
+        verdict = row["winner"] or f"no winner ({row['failure']})"
+        yield f"\n  comparison {row['id']}, seed {row['seed']}: {verdict}"
+        yield _indented(row["text"], 4)
+
+
+def why_not_text(document: Document) -> Iterator[str]:
+    """Why a prompt gave no pair, and the scores and Elo scores that it was decided on."""
+    yield f"{document['prompt_id']}: iteration {document['iteration']} of {document['run']}"
+    for pair in document["pairs"]:
+        yield f"  {pair['kind']}: it gave the pair {pair['id']}"
+    for kind, reason in document["none"].items():
+        yield f"  {kind}: no pair, {reason}: {explain(document, kind)}"
+    if document["positions"] is None:
+        yield "  judge: this iteration makes no judge pairs"
+    yield from _head(document)
+    for row in document["responses"]:
+        verdicts = ", ".join(_verdict(judgment) for judgment in row["judgments"])
+        said = f"; judgments: {verdicts}" if verdicts else ""
+        score = f"score {row['score']}" if row["score"] is not None else "no score"
+        yield f"  response {row['id']}: {score}, {row['characters']} characters{_doubtful(row)}{said}"
+    for row in document["elo"]:
+        yield f"  judgment {row['judgment_id']}: {_elo_text(row)}"
+    for row in document["comparisons"]:
+        yield f"  comparison {row['id']}: {row['winner'] or row['failure']}"
+
+
+def _head(document: Document) -> Iterator[str]:
+    for stage, by in document["written_by"].items():
+        yield f"  {stage} by {by['checkpoint']}, weights {by['weights']}"
+    if trained := document["trained_model"]:
+        yield f"  the iteration's pairs trained {trained['checkpoint']}, weights {trained['weights']}"
+    rule = ", ".join(f"{key} {value}" for key, value in document["rule"].items() if value is not None)
+    yield f"  rule: {rule}"
+    if document["positions"]:
+        yield "  positions: " + ", ".join(f"{key} {value:.4g}" for key, value in document["positions"].items())
+    yield "  prompt:"
+    yield _indented(document["prompt"], 4)
+
+
+def _response_text(row: Document, side: str | None) -> Iterator[str]:
+    score = f"score {row['score']}" if row["score"] is not None else "no score"
+    part = f" ({side})" if side else ""
+    yield f"\nresponse {row['id']}{part}: {score}, seed {row['seed']}, {row['characters']} characters{_doubtful(row)}"
+    yield _indented(row["text"])
+    for judgment in row["judgments"]:
+        yield from _judgment_text(judgment, None, None)
+
+
+def _judgment_text(row: Document, side: str | None, elo: Document | None) -> Iterator[str]:
+    part = f" ({side})" if side else ""
+    yield f"\n  judgment {row['id']}{part}: {_verdict(row)}, seed {row['seed']}" + (
+        f", {_elo_text(elo)}" if elo else ""
+    )
+    yield _indented(row["text"], 4)
+
+
+def _verdict(judgment: Document) -> str:
+    return f"{judgment['score']}" if judgment["score"] is not None else f"none ({judgment['failure']})"
+
+
+def _elo_text(row: Document) -> str:
+    return f"Elo {row['elo']:.3f} +- {row['standard_error']:.3f}, won {row['won']}, lost {row['lost']}"
+
+
+def _doubtful(row: Document) -> str:
+    """What is unusual about a response."""
+    notes = {"length": ", cut off", "too_long": ", prompt too long"}
+    return notes.get(row["finish_reason"], "") + ("" if row["distinct"] else ", not distinct: not judged")
+
+
+def _indented(text: str, spaces: int = 2) -> str:
+    return "\n".join(" " * spaces + "| " + line for line in text.splitlines() or [""])
+
+
+def _iterations(run: Path) -> Iterator[tuple[int, Path]]:
+    found = sorted(int(folder.name.removeprefix("iter")) for folder in run.glob("iter[0-9]*"))
+    if not found:
+        raise UserError(f"{run}: no run here; name a folder such as runs/smollm2-135m")
+    for number in found:
+        yield number, run / f"iter{number}"
+
+
+def _rows_naming(path: Path, name: str) -> Iterator[Record]:
+    """The rows of a file that have the name somewhere: a full run's files are too long to parse each line."""
+    with path.open(encoding="utf-8") as lines:
+        yield from (json.loads(line) for line in lines if name in line)
+
+
+def _unit_rows(stage: Path, prompt_id: str) -> Iterator[Record]:
+    """The records of one prompt, in order; none where the stage did not run."""
+    for name in (read_manifest(stage) or {"units": []})["units"]:
+        for row in _rows_naming(stage / name, prompt_id):
+            if row["prompt_id"] == prompt_id:
+                yield row
+
+
+def _all_rows(stage: Path) -> Iterator[Record]:
+    for name in (read_manifest(stage) or {"units": []})["units"]:
+        yield from read_jsonl(stage / name)
+
+
+def _named(run: Path, weights: str) -> str:
+    """M_t where the weights are those that the run's iteration t made, or M_{t - 1} those that it was trained from."""
+    for number, folder in _iterations(run):
+        trained = read_manifest(folder / "checkpoint") or {}
+        if trained.get("weights", {}).get("model") == weights:
+            return f"M{number - 1}"
+        if trained.get("digest") == weights:
+            return f"M{number}"
+    return "a model of another place"
+
+
+def _prompt_of(pair: Record) -> str:
+    """The prompt behind a pair: its chosen text's id begins with it, prompt/response or prompt/response/judgment."""
+    depth = {"actor": 1, "judge": 2}[pair["kind"]]
+    return pair["chosen_id"].rsplit("/", depth)[0]
+
+
+def _pair(row: Record) -> Document:
+    kept = {key: value for key, value in row.items() if not key.endswith("_ids") and key not in ("prompt",)}
+    return kept | {side: row[side][0]["content"] for side in ("chosen", "rejected")}
+
+
+def _without_ids(row: Record) -> Document:
+    return {key: value for key, value in row.items() if key not in ("ids", "prompt", "prompt_id")}
+
+
+def _show(lines: Iterable[str]) -> None:
+    print("\n".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Everything behind a training pair, or why a prompt gave none.")
+    parser.add_argument("run", type=Path, help="a run's folder, such as runs/smollm2-135m")
+    parser.add_argument("pair", nargs="?", help="a pair's id, such as actor/t0151 or judge/t0151/r2")
+    parser.add_argument("--why-not", metavar="PROMPT_ID", help="say why this prompt gave no pair")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    arguments = parser.parse_args()
+    if (arguments.pair is None) == (arguments.why_not is None):
+        raise UserError("judging.trace: name either a pair or --why-not and a prompt")
+    if arguments.why_not:
+        document = lineage(arguments.run, find_prompt(arguments.run, arguments.why_not), arguments.why_not)
+        lines = why_not_text(document)
+    else:
+        number, pair = find_pair(arguments.run, arguments.pair)
+        document = lineage(arguments.run, number, _prompt_of(pair)) | {"pair": arguments.pair}
+        lines = trace_text(document, _pair(pair))
+    _show([json.dumps(document, indent=2, ensure_ascii=False)] if arguments.json else lines)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,243 @@
+"""Verdict lines drawn from the grammar, some of them spoilt: the parser agrees with the slow reading of each."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from random import Random
+from typing import Any
+
+import pytest
+from slow_verdict import slow_score, slow_winner
+
+from judging.verdict import Failure, parse_score, parse_winner
+
+GAPS = [*[" "] * 10, "  ", "\t", "\u00a0", "\u3000", "**", " _", "` ", "\x1f"]
+BREAKS = ["\n", "\n", "\n", "\r\n", "\n\n", "\n \t\n", "\r", "\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x85"]
+PROSE = ["The first answer is better.", "I would give 3 out of 5.", "Score", "4", "A", "**", "-", "\u200b", "```"]
+CHARS = "0123456789.-/:#<>[]()*_` ABabtieofps,!\n\t\u00a0\u2028\x0b\x1c\uff1a\u0664\u00b2\uff15\u00e9\u017f\u0130\u2022"
+NUMBERS = ["0", "3", "4", "5", "4.0", ".5", "1/2", "3-4", "\u0664", "\uff15", "\u00b2", "9" * 9, "0" * 10]
+SCALES = ["/5", "/ 5", "/10", "/5.", "/55", "out of 5", "of 5", "out of 10", "of 5.0", "of 5 points", "of5points."]
+WORDS = ["score", "winner", "final", "total", "overall", "and", "or", "point", "points", "of", "out", "s", "\u00e9"]
+WINNERS = ["A", "B", "a", "b", "tie", "judgment", "judgement", "judgment B", "Judgement a", "judgment tie"]
+SIGNS = [*"::#-\u2022<>[]()..,!=\u2013_\uff1a", "##", "**", "score:", "Winner:"]
+
+
+def place(draw: Random, length: int) -> int:
+    """Where to spoil something; the end is likelier than the start, for without its label a line says little."""
+    return max(draw.randrange(length), draw.randrange(length))
+
+
+def some(draw: Random, chance: float, *pieces: str) -> list[str]:
+    """One of the pieces, or none of them."""
+    return [draw.choice(pieces)] if draw.random() < chance else []
+
+
+def wrapped(draw: Random, value: str) -> list[str]:
+    return draw.choice([[value], [value], [value], ["<", value, ">"], ["[", value, "]"]])
+
+
+def number(draw: Random) -> str:
+    whole = str(draw.choice([0, 1, 2, 3, 4, 5]))
+    odd = ["6", "10", "-1", "-0", "-0.0", "05", "000000003", "0000000003", "123456789", "-0.5", "5.1", "5.000000001"]
+    kind = draw.random()
+    if kind < 0.65:
+        return whole
+    if kind < 0.85:
+        return whole + draw.choice([".0", ".5", ".25", ".000000000", ".0000000000", f".{draw.randrange(1000)}"])
+    return draw.choice(odd)
+
+
+def scale(draw: Random) -> list[str]:
+    sign = draw.choice([["/"], ["out", "of"], ["of"]])
+    return [*sign, draw.choice([*["5"] * 20, "10", "05", "5.0"]), *some(draw, 0.2, "point", "points")]
+
+
+def score_line(draw: Random) -> list[str]:
+    """The pieces of a score line; only its numbers and its scale can be wrong."""
+    pieces = some(draw, 0.25, "-", "•", *("#" * n for n in range(1, 8)))
+    pieces += [*some(draw, 0.4, "final", "total", "overall"), "score", ":", *wrapped(draw, number(draw))]
+    pieces += some(draw, 0.2, "point", "points")
+    if draw.random() < 0.4:
+        pieces += scale(draw) if draw.random() < 0.6 else ["(", *scale(draw), ")"]
+    return pieces + some(draw, 0.3, ".")
+
+
+def winner_line(draw: Random) -> list[str]:
+    """The pieces of a winner line."""
+    pieces = some(draw, 0.25, "-", "•", *("#" * n for n in range(1, 8)))
+    winner = "tie" if draw.random() < 0.3 else " ".join([*some(draw, 0.5, "judgment", "judgement"), draw.choice("ab")])
+    return [*pieces, *some(draw, 0.4, "final"), "winner", ":", *wrapped(draw, winner), *some(draw, 0.3, ".")]
+
+
+def spoil_pieces(draw: Random, pieces: list[str]) -> list[str]:
+    """One piece dropped, doubled, replaced, exchanged or added."""
+    at, token = place(draw, len(pieces)), draw.choice(draw.choice([NUMBERS, SCALES, WORDS, WINNERS, SIGNS]))
+    kind = draw.choice(["drop", "double", "replace", "exchange", "add", "add", "append"])
+    if kind == "append":
+        return [*pieces, token]
+    if kind == "exchange":
+        pieces, other = list(pieces), place(draw, len(pieces))
+        pieces[at], pieces[other] = pieces[other], pieces[at]
+        return pieces
+    middle = {"drop": [], "double": [pieces[at]] * 2, "replace": [token], "add": [pieces[at], token]}[kind]
+    return pieces[:at] + middle + pieces[at + 1 :]
+
+
+def spoil_characters(draw: Random, line: str) -> str:
+    """One character dropped, doubled, replaced or added."""
+    at, char = place(draw, len(line)), draw.choice(CHARS)
+    return line[:at] + draw.choice(["", line[at] * 2, char, line[at] + char]) + line[at + 1 :]
+
+
+def recased(draw: Random, piece: str) -> str:
+    """The piece in some case; now and then with a letter whose capital is an ASCII one, though it is none itself."""
+    if draw.random() < 0.02:
+        return piece.replace("s", "\u017f").replace("i", draw.choice("\u0131\u0130"))
+    if draw.random() < 0.1:
+        return "".join(draw.choice([char.lower(), char.upper()]) for char in piece)
+    return draw.choice([str.title, str.title, str.lower, str.upper, str.swapcase])(piece)
+
+
+def joined(draw: Random, pieces: list[str]) -> str:
+    """The pieces with the white space that they need and some that they do not, in any case, with some emphasis."""
+    line, before = "", ""
+    for piece in pieces:
+        needed = before[-1:].isalpha() and piece[:1].isalpha() and draw.random() < 0.95
+        line += draw.choice(GAPS) if needed or draw.random() < 0.3 else ""
+        emphasis = draw.choice(["*", "**", "_", "`"]) if draw.random() < 0.1 else ""
+        line += emphasis + recased(draw, piece) + emphasis
+        before = piece
+    return line.replace(":", "\N{FULLWIDTH COLON}") if draw.random() < 0.05 else line
+
+
+def text_around(draw: Random, line: str, quoted: str, verdict: str) -> str:
+    """The line at its place or, rarely, at the wrong one, among prose and another verdict."""
+    lines = [draw.choice([*PROSE, quoted, quoted, ""]) for _ in range(draw.choice([0, 0, 1, 2, 3]))]
+    lines.insert(0 if (verdict == "first") == (draw.random() < 0.95) else len(lines), line)
+    text = "".join(line + draw.choice(BREAKS) for line in lines)
+    return draw.choice(["", "", "\n", " \u2028"]) + (text if draw.random() < 0.5 else text.rstrip())
+
+
+def requests(seed: int, count: int, draw_line: Callable[[Random], list[str]]) -> Iterator[dict[str, Any]]:
+    """Texts with the arguments that they are read with."""
+    draw = Random(seed)
+    for _ in range(count):
+        pieces = draw_line(draw)
+        for _ in range(draw.choice([0, 0, 0, 1, 1, 2])):
+            pieces = spoil_pieces(draw, pieces) if pieces else pieces
+        line = joined(draw, pieces)
+        for _ in range(draw.choice([0, 0, 0, 0, 1, 2])):
+            line = spoil_characters(draw, line) if line else line
+        verdict = draw.choice(["last", "last", "first"])
+        text = text_around(draw, line, joined(draw, draw_line(draw)), verdict)
+        yield {
+            "text": draw.choice(["", " ", "\n\u00a0\n", "\u2028\x1c"]) if draw.random() < 0.02 else text,
+            "finish_reason": draw.choice(["too_long", "length", ""]) if draw.random() < 0.05 else "stop",
+            "verdict": verdict,
+        }
+
+
+def score_requests(seed: int, count: int) -> Iterator[dict[str, Any]]:
+    draw = Random(f"fractions {seed}")
+    for request in requests(seed, count, score_line):
+        yield request | {"fractions": draw.random() < 0.5}
+
+
+def winner_requests(seed: int, count: int) -> Iterator[dict[str, Any]]:
+    return requests(seed, count, winner_line)
+
+
+def compare(parse: Callable, slow: Callable, sample: Iterator[dict[str, Any]]) -> tuple[Counter, list[str]]:
+    """How often each reading occurs, and the requests that are read differently."""
+    seen, disagreements = Counter(), []
+    for request in sample:
+        parsed, plain = parse(**request), slow(**request)
+        seen[plain] += 1
+        if (type(parsed), parsed) != (type(plain), plain):
+            disagreements.append(f"{request} is read as {parsed!r}, slowly as {plain!r}")
+    return seen, disagreements
+
+
+def test_scores_are_read_as_the_grammar_has_them():
+    seen, disagreements = compare(parse_score, slow_score, score_requests(1, 10_000))
+    assert not disagreements, f"{len(disagreements)} texts:\n" + "\n".join(disagreements[:10])
+    rare = {result: seen[result] for result in [*Failure, *map(Fraction, range(6))] if seen[result] < 100}
+    assert not rare and sum(n for result, n in seen.items() if isinstance(result, Fraction)) > 2000, seen
+    assert sum(n for result, n in seen.items() if isinstance(result, Fraction) and result.denominator != 1) > 100, seen
+
+
+def test_winners_are_read_as_the_grammar_has_them():
+    seen, disagreements = compare(parse_winner, slow_winner, winner_requests(2, 10_000))
+    assert not disagreements, f"{len(disagreements)} texts:\n" + "\n".join(disagreements[:10])
+    failures = set(Failure) - {Failure.OUT_OF_RANGE, Failure.FRACTION}
+    assert not {result: seen[result] for result in [*failures, "first", "second", "tie"] if seen[result] < 100}, seen
+    assert set(seen) == failures | {"first", "second", "tie"}
+
+
+READ_SCORES = {  # stated by hand, to try the slow reading itself; whole scores only
+    "Score: 4": 4,
+    "I think so.\n\n## Final_Score\uff1a **4.0** / 5.\n": 4,
+    "-score:<3>points(out of 5 points).": 3,
+    "\u2022 TOTAL\u00a0score : [ 0 ]of5point": 0,
+    "Overall score: -0": 0,
+    "score: 000000005": 5,
+    "score: 4\nThat is all.": Failure.MISSING,
+    "####### score: 4": Failure.MISSING,
+    "# # score: 4": Failure.MISSING,
+    "finalscore: 4": Failure.MISSING,
+    "\u017fcore: 4": Failure.MISSING,
+    "score 4": Failure.MISSING,
+    "score:": Failure.MISSING,
+    "score: \u0664": Failure.MISSING,
+    "score: out of 5": Failure.MISSING,
+    "***": Failure.MISSING,
+    "score: 0000000005": Failure.MALFORMED,
+    "score: - 4": Failure.MALFORMED,
+    "score: <4]": Failure.MALFORMED,
+    "score: 4 pointsof 5": Failure.MALFORMED,
+    "score: 4 /5 /5": Failure.MALFORMED,
+    "score: 4 scoreof 5points!": Failure.MALFORMED,
+    "score: 4.5.": Failure.FRACTION,
+    "score: 4.5.5": Failure.AMBIGUOUS,
+    "score: 4 or 4": Failure.AMBIGUOUS,
+    "score: 4/10": Failure.AMBIGUOUS,
+    "score: 4/5.0": Failure.AMBIGUOUS,
+    "score: 4/5. Good": Failure.AMBIGUOUS,
+    "score: -0.5": Failure.OUT_OF_RANGE,
+    "score: 5.000000001 / 5": Failure.OUT_OF_RANGE,
+    " \n\u2028\x1c": Failure.EMPTY,
+}
+READ_WINNERS = {
+    "Winner: A": "first",
+    "winner: 4\nFINAL winner: <judgement **b**>.": "second",
+    "- Winner:[Tie]": "tie",
+    "winner: a": "first",
+    "total winner: A": Failure.MISSING,
+    "winner: judgmentA": Failure.MISSING,
+    "winner: neither a nor c": Failure.MISSING,
+    "winner: judgment tie": Failure.MALFORMED,
+    "winner: it is judgment a": Failure.MALFORMED,
+    "winner: a tie": Failure.MALFORMED,
+    "winner: A or b": Failure.AMBIGUOUS,
+    "winner: A A": Failure.AMBIGUOUS,
+    "\u2003": Failure.EMPTY,
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), READ_SCORES.items())
+def test_slow_scores(text, expected):
+    assert slow_score(text, "stop") == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), READ_WINNERS.items())
+def test_slow_winners(text, expected):
+    assert slow_winner(text, "stop") == expected
+
+
+def test_slow_settings():
+    assert slow_score("score: 9", "too_long") == slow_winner("", "too_long") == Failure.TOO_LONG
+    assert slow_score("score: 3", "length") == slow_winner("winner: A", "") == Failure.TRUNCATED
+    assert slow_score("\nscore: 3\x0bscore: 4", "stop", verdict="first") == 3
+    assert slow_winner("winner: A\u2028winner: B", "stop", "first") == "first"
+    assert slow_score("score: 4.5 of 5", "stop", fractions=True) == Fraction(9, 2)
+    assert slow_score("score: 5.5", "stop", fractions=True) == Failure.OUT_OF_RANGE
