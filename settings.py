@@ -373,7 +373,6 @@ def _check(settings: Settings, path: Path) -> None:
         "dpo.batch_size": settings.dpo.batch_size,
         "dpo.epochs": settings.dpo.epochs,
         "trainer.token_budget": settings.trainer.token_budget,
-        "iteration": len(settings.iteration),
     } | {f"engine.{key}": value for key, value in as_dict(settings.engine).items() if not isinstance(value, bool)}
     for key, value in positive.items():
         if value < 1:

@@ -158,7 +158,7 @@ def main() -> None:
     settings = load_settings(arguments.config)
     if arguments.stage == "dpo" and arguments.reference is None:
         raise UserError("--stage dpo needs --reference, the model that log-probabilities are compared with; add it")
-    if not 1 <= arguments.iteration <= len(settings.iteration):
+    if arguments.stage == "dpo" and not 1 <= arguments.iteration <= len(settings.iteration):
         raise UserError(
             f"--iteration {arguments.iteration}: the config has {len(settings.iteration)}; choose one of them"
         )

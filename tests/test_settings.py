@@ -1,18 +1,56 @@
 """Configs: the shipped ones load, the paper's numbers are in the paper's config, mistakes are named."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from files import UserError
-from settings import load_settings
+from settings import Iteration, load_settings
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_shipped_configs_load(path):
-    assert load_settings(path).name == path.stem
+    """Each has a name, and so a run's folder, of its own."""
+    name = path.stem if path.parent == CONFIGS else f"{path.parent.name}-{path.stem}"
+    assert load_settings(path).name == name
+
+
+def test_baselines_of_the_paper():
+    """METHOD, section 3: they differ from the paper's run in what their names say, and in nothing else."""
+    folder, paper = CONFIGS / "llama3-8b-instruct", load_settings(CONFIGS / "llama3-8b-instruct.toml")
+    found = {path.stem: load_settings(path) for path in folder.glob("*.toml")}
+    assert set(found) == {path.stem for path in (CONFIGS / "tiny").glob("*.toml")}
+    rules = {name: settings.iteration for name, settings in found.items()}
+    for rule, ours in zip(paper.iteration, rules["self-rewarding"], strict=True):
+        assert replace(rule, judge_pairs=False, max_judgment_characters=None) == ours
+    assert rules["self-rewarding-no-length-control"] == [Iteration(length_control=False, judge_pairs=False)] * 4
+    assert rules["scores-from-file"] == rules["self-rewarding"]
+    assert [rule.judge_pairs for rule in rules["judge-pairs-throughout"]] == [True] * 4
+    assert rules["sft-only"] == [] and not found["no-sft"].sft.enabled
+    everything = ("name", "iteration", "judge", "metajudge", "sft", "eft", "limits")
+    for settings in found.values():
+        assert replace(settings, **{key: getattr(paper, key) for key in everything}) == paper
+
+
+def test_a_config_extends_another(tmp_path):
+    (tmp_path / "base.toml").write_text((CONFIGS / "tiny.toml").read_text())
+    (tmp_path / "folder").mkdir()
+    middle, top = tmp_path / "folder" / "middle.toml", tmp_path / "top.toml"
+    middle.write_text('extends = "../base.toml"\nname = "middle"\n[judge]\nN = 9\n[[iteration]]\nrho = 0.7\n')
+    top.write_text('extends = "folder/middle.toml"\nname = "top"\n[judge]\ntop_p = 0.5\n')
+    base, settings = load_settings(tmp_path / "base.toml"), load_settings(top)
+    assert settings == replace(
+        base, name="top", judge=replace(base.judge, N=9, top_p=0.5), iteration=[Iteration(rho=0.7)]
+    )
+    (tmp_path / "base.toml").write_text('extends = "top.toml"\n')
+    with pytest.raises(UserError, match=r"base\.toml: extends: top\.toml extends this config again"):
+        load_settings(top)
+    (tmp_path / "base.toml").write_text('extends = "none.toml"\n')
+    with pytest.raises(UserError, match=r"none\.toml: no such config"):
+        load_settings(top)
 
 
 def test_the_papers_numbers():
@@ -38,6 +76,10 @@ def test_the_papers_numbers():
         ("TINYseeds = 3", "seeds: unknown key"),
         ("TINY[[iteration]]\nrho = 1.5", r"iteration\[2\]\.rho is 1\.5; it must lie in"),
         ('TINY[[iteration]]\nrho = "high"', r"iteration\[2\]\.rho: expected float, got 'high'"),
+        ("TINY[limits]\nsaturation = 2", r"limits\.saturation is 2\.0; it must lie in"),
+        ("TINY[prompts]\nseeds = 's'", "respond.prompts or from prompts.seeds"),
+        ("TINY[prompts]\ngenerated_shots = 9", "generated_shots is 9; shots are 8"),
+        ("TINY[eft]\nN = 0", r"eft\.N is 0"),
         ("TINY[[iteration]]\njudge_pairs = 1", r"iteration\[2\]\.judge_pairs: expected bool, got 1"),
     ],
 )
@@ -50,6 +92,22 @@ def test_mistakes_are_named(tmp_path, text, complaint):
     with pytest.raises(UserError, match=complaint) as error:
         load_settings(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[metajudge]\nopponents = 3", r"metajudge\.opponents is 3; it must be even"),
+        ("[metajudge]\nopponents = 2\nmax_score_gap = 1", "max_score_gap must not be negative, and goes with"),
+        ("[metajudge]\nmax_score_gap = -1", "max_score_gap must not be negative"),
+        ('[judge]\nscores = "s.jsonl"', r"judge\.scores leaves no judgments to compare"),
+    ],
+)
+def test_settings_that_exclude_each_other(tmp_path, text, complaint):
+    path = tmp_path / "config.toml"
+    path.write_text(f'extends = "{CONFIGS / "tiny.toml"}"\n{text}\n')
+    with pytest.raises(UserError, match=complaint):
+        load_settings(path)
 
 
 def test_a_missing_config(tmp_path):

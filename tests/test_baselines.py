@@ -1,0 +1,139 @@
+"""Each baseline runs from its own config on the tiny model, and differs from the others in what its name says.
+
+The stages run in this process, one after the other, so that importing torch is paid once.
+"""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import iterate
+from files import UserError, digest, is_complete, read_jsonl, read_manifest, write_jsonl
+from sampling.generate import read_units
+from settings import load_settings
+
+ROOT = Path(__file__).parent.parent
+
+
+def in_process(self, module: str, key: str, out: Path, *arguments, distributed: bool = True) -> Path:
+    """`Run.stage` without the process."""
+    if not is_complete(out, key):
+        words = ["--config", self.config, *arguments, "--out", out]
+        before, sys.argv = sys.argv, [module, *map(str, words)]
+        try:
+            import_module(module).main()
+        finally:
+            sys.argv = before
+    return out
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """One folder for all of them: those that train the same M0 share it."""
+    place = tmp_path_factory.mktemp("baselines")
+    (place / "data").symlink_to(ROOT / "data")
+    return place
+
+
+@pytest.fixture
+def run(place, monkeypatch):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(iterate.Run, "stage", in_process)
+
+    def run(name: str) -> Path:
+        config = ROOT / "configs" / "tiny" / f"{name}.toml"
+        settings = load_settings(config)
+        folder = place / "runs" / settings.name
+        folder.mkdir(parents=True, exist_ok=True)
+        iterate.iterate(iterate.Run(config, settings, folder))
+        return folder
+
+    return run
+
+
+def counts(folder: Path, iteration: int) -> dict[str, int]:
+    return read_manifest(folder / f"iter{iteration}" / "pairs")["counts"]
+
+
+def bias(folder: Path, iteration: int) -> dict:
+    return json.loads((folder / f"iter{iteration}" / "bias.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["self-rewarding", "self-rewarding-no-length-control"])
+def test_self_rewarding(run, name):
+    folder = run(name)
+    for t in (1, 2):
+        assert not (folder / f"iter{t}" / "comparisons").exists() and bias(folder, t)["metajudge"] is None
+        assert counts(folder, t)["actor"] > 0 and "judge" not in counts(folder, t)
+        assert {row["kind"] for row in read_jsonl(folder / f"iter{t}" / "pairs" / "actor.jsonl")} == {"actor"}
+        assert (folder / f"iter{t}" / "checkpoint" / "model.safetensors").is_file()
+    assert read_manifest(folder / "iter1" / "pairs")["rule"]["length_control"] is (name == "self-rewarding")
+
+
+def test_no_sft(run, place):
+    folder = run("no-sft")
+    seed = place / "models" / "tiny-judge"
+    assert not (folder / "sft").exists()
+    assert read_manifest(folder / "iter1" / "responses")["weights"] == digest(seed)
+    assert bias(folder, 1)["judge"]["parse_rate"]["value"] > 0.2
+    assert counts(folder, 1)["actor"] > 0 and counts(folder, 1)["judge"] > 0
+    assert counts(folder, 2)["actor"] > 0
+
+
+def test_sft_only(run, capsys):
+    folder = run("sft-only")
+    assert json.loads((folder / "summary.json").read_text())["iterations"] == []
+    assert not list(folder.glob("iter*")) and "tiny-sft-only" in capsys.readouterr().out
+
+
+def test_judge_pairs_throughout(run):
+    folder = run("judge-pairs-throughout")
+    assert all(counts(folder, t)["judge"] > 0 for t in (1, 2))
+
+
+def test_scores_from_a_file(run):
+    """Longer is better, says this reward model; each iteration waits for its file."""
+    for t in (1, 2):
+        with pytest.raises(UserError, match=rf"iter{t}/scores\.jsonl: no such file; score the responses in") as error:
+            run("scores-from-file")
+        path = Path(str(error.value).split(": no such file")[0])
+        rows = list(read_units(path.parent / "responses"))
+        write_jsonl(path, ({"id": row["id"], "score": len(row["text"]) / 10, "text": row["text"]} for row in rows))
+    folder = run("scores-from-file")
+    for t in (1, 2):
+        assert not (folder / f"iter{t}" / "judgments").exists()
+        pairs = list(read_jsonl(folder / f"iter{t}" / "pairs" / "actor.jsonl"))
+        assert pairs and all(len(a["chosen"][0]["content"]) > len(a["rejected"][0]["content"]) for a in pairs)
+        panel = bias(folder, t)
+        assert panel["judge"] is None and panel["responses"]["score_length_spearman_within_prompt"]["value"] == 1
+
+
+def test_near_scores(run):
+    folder = run("near-scores") / "iter1"
+    score = {(row["response_id"], row["index"]): row["score"] for row in read_units(folder / "judgments")}
+    rows = list(read_units(folder / "comparisons"))
+    gaps = {abs(score[row["response_id"], row["first"]] - score[row["response_id"], row["second"]]) for row in rows}
+    assert gaps and gaps <= {0, 1}
+
+
+def test_a_frozen_metajudge(run):
+    folder = run("frozen-metajudge")
+    judges, metajudges = (
+        [read_manifest(folder / f"iter{t}" / stage)["weights"] for t in (1, 2)]
+        for stage in ("judgments", "comparisons")
+    )
+    assert metajudges == [judges[0]] * 2 and judges[1] != judges[0]
+
+
+def test_balanced_comparisons(run):
+    folder = run("balanced-comparisons") / "iter1"
+    shown: dict[str, dict[int, list[int]]] = {}
+    for row in read_units(folder / "comparisons"):
+        for side, place in enumerate(("first", "second")):
+            shown.setdefault(row["response_id"], {}).setdefault(row[place], [0, 0])[side] += 1
+    for own in shown.values():
+        assert all(times == [min(2, len(own) - 1)] * 2 for times in own.values())
+    assert max(map(len, shown.values())) > 3  # where a share is less than all
