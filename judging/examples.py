@@ -1,7 +1,8 @@
 """SFT examples: labelled judgments and comparisons, in the rubric's form, as token ids.
 
 `python -m judging.examples` gathers the labelled rows that the config names: files of rows, of prompts with scored
-responses, and as many constructed ones as asked for. It writes examples.jsonl for `dpo.train --stage sft`.
+responses, those of `judging.eft`, and as many constructed ones as asked for. It writes examples.jsonl for
+`dpo.train --stage sft`.
 """
 
 import argparse
@@ -39,14 +40,14 @@ def labelled_rows(path: Path) -> Iterator[dict[str, Any]]:
             }
 
 
-def lessons(settings: Settings) -> list[dict[str, Any]]:
+def lessons(settings: Settings, files: Iterable[Path]) -> list[dict[str, Any]]:
     """The labelled rows, in order: decisions alone; judgments; judgments and comparisons.
 
-    Rows of the files named in `sft.examples` are shuffled among the second and third lesson, the actor's answers among
+    Rows of the files are shuffled among the second and third lesson, the actor's answers among
     all. The third lesson has a judgment for each comparison, as long as half of them are left for the second.
     """
     sft = settings.sft
-    labelled = [row for path in sft.examples for row in labelled_rows(Path(path))]
+    labelled = [row for path in files for row in labelled_rows(path)]
     random.Random(settings.seed).shuffle(labelled)
     first: list[dict[str, Any]] = []
     judgments: list[dict[str, Any]] = []
@@ -134,14 +135,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the SFT examples that the config asks for.")
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory, for its tokenizer")
+    parser.add_argument("--labelled", type=Path, nargs="*", default=[], help="files besides those of sft.examples")
     parser.add_argument("--out", required=True, type=Path)
     arguments = parser.parse_args()
     settings = load_settings(arguments.config)
-    key = examples_key(settings, arguments.model)
+    key = examples_key(settings, arguments.model, arguments.labelled)
     if is_complete(arguments.out, key):
         return
     chat = load_chat(arguments.model)
-    examples = list(render(lessons(settings), chat, settings))
+    files = [*map(Path, settings.sft.examples), *arguments.labelled]
+    examples = list(render(lessons(settings, files), chat, settings))
     if not examples:
         raise UserError(
             f"{arguments.config}: sft names no examples and constructs none; add some or set sft.enabled = false"
@@ -153,13 +156,14 @@ def main() -> None:
     write_manifest(arguments.out, "examples", key, [path], counts=dict(sorted(counts.items())), tokens=tokens)
 
 
-def examples_key(settings: Settings, model_dir: Path) -> str:
-    """The identity of the examples' work."""
+def examples_key(settings: Settings, model_dir: Path, labelled: Iterable[Path] = ()) -> str:
+    """The identity of the examples' work; `labelled` are files besides those that the config names."""
     sft = settings.sft
     names = ("decisions", "judgments", "comparisons", "answers")
     section: dict[str, Any] = {name: getattr(sft, f"constructed_{name}") for name in names}
     section |= {"decision_weight": sft.decision_weight, "answer_weight": sft.answer_weight, "seed": settings.seed}
-    sources = {path: path for path in (*sft.examples, *sft.prompts, *sft.answers)}
+    sources: dict[str, Path | str] = {path: path for path in (*sft.examples, *sft.prompts, *sft.answers)}
+    sources |= {f"labelled {i}": path for i, path in enumerate(labelled)}
     section |= {"judge": [settings.judge.form, settings.judge.verdict]}
     section |= {"metajudge": [settings.metajudge.form, settings.metajudge.verdict]}
     return stage_key("examples", section, sources | {"tokenizer": model_dir / "tokenizer.json"})

@@ -86,7 +86,7 @@ def meta_prompt(
     return [_user(_META_FULL + _shown_full(question, response) + judgments + _META_FULL_TASK[verdict])]
 
 
-def judgment_text(score: int, justification: str, verdict: Place) -> str:
+def judgment_text(score: int | float, justification: str, verdict: Place) -> str:
     """A judgment in the form that the judge is asked for; without a justification the verdict line alone."""
     return _placed(f"Score: {score}", justification, verdict)
 

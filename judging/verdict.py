@@ -62,7 +62,8 @@ _MARK = r"(?:(?:#{1,6}|-|•) ?)?"
 
 _SCORE_LABEL = re.compile(rf"{_MARK}(?:(?:final|total|overall) )?score ?: ?", _FLAGS)
 _SCORE_VALUE = re.compile(
-    rf"(?:{_NUMBER}|< ?{_NUMBER} ?>|\[ ?{_NUMBER} ?\])(?: ?points?(?![a-z]))?(?: ?(?:{_SCALE}|\( ?{_SCALE} ?\)))? ?\.?", _FLAGS
+    rf"(?:{_NUMBER}|< ?{_NUMBER} ?>|\[ ?{_NUMBER} ?\])(?: ?points?(?![a-z]))?(?: ?(?:{_SCALE}|\( ?{_SCALE} ?\)))? ?\.?",
+    _FLAGS,
 )
 _WINNER_LABEL = re.compile(rf"{_MARK}(?:final )?winner ?: ?", _FLAGS)
 _WINNER_VALUE = re.compile(rf"(?:{_WINNER}|< ?{_WINNER} ?>|\[ ?{_WINNER} ?\]) ?\.?", _FLAGS)

@@ -70,7 +70,7 @@ def test_lessons_keep_their_order(settings, tmp_path, monkeypatch):
     sizes = {"decisions": 40, "judgments": 60, "comparisons": 20, "answers": 30}
     wanted = {f"constructed_{name}": size for name, size in sizes.items()}
     sft = replace(settings.sft, examples=[str(tmp_path / "rows.jsonl")], **wanted)
-    rows = lessons(replace(settings, sft=sft))
+    rows = lessons(replace(settings, sft=sft), map(Path, sft.examples))
     kinds = [row["kind"] if row.get("justification", "x") else "decision" for row in rows]
     assert Counter(kinds) == {"decision": 40, "judge": 70, "metajudge": 20, "respond": 30}
     learnt = [kind for kind in kinds if kind != "respond"]
