@@ -5,11 +5,13 @@ written last; the manifest's `key` says for which inputs and settings, its `dige
 """
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
 import platform
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,23 +44,35 @@ def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[dict[
     Raises `UserError` naming file and line when the file is missing, a line is not a JSON object, or a key of
     `required` is missing.
     """
+    return (row for _, row in read_numbered_jsonl(path, required))
+
+
+def read_numbered_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same with the lines' numbers, from 1; of a compressed file, `.gz`, too."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path in the config or run the stage that writes it")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error.msg}); mend or remove the line") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: expected a JSON object; mend or remove the line")
-            for key in required:
-                if key not in row:
-                    raise UserError(f"{path}, line {number}: key {key!r} is missing; add it")
-            yield row
+    number = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, _row(line, f"{path}, line {number}", required)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}, after line {number}: damaged ({error}); fetch the file again") from None
+
+
+def _row(line: str, where: str, required: Iterable[str]) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg}); mend or remove the line") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object; mend or remove the line")
+    for key in required:
+        if key not in row:
+            raise UserError(f"{where}: key {key!r} is missing; add it")
+    return row
 
 
 def write_atomic(path: Path | str, data: str | bytes) -> None:

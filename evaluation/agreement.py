@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from evaluation.statistics import bootstrap, spearman
-from files import UserError, command, is_complete, read_jsonl, write_json, write_manifest
+from files import UserError, command, is_complete, read_numbered_jsonl, write_json, write_manifest
 from judging.judge import judgment_record
+from judging.rankings import conversation_text
 from judging.rubric import judge_prompt
 from judging.scores import mean_score
 from model.chat import ChatFormat, load_chat
@@ -46,14 +47,14 @@ def read_cases(path: Path) -> Iterator[Case]:
 
     Raises `UserError` for a row of neither form.
     """
-    for number, row in enumerate(read_jsonl(path), 1):
+    for number, row in read_numbered_jsonl(path):
         if "responses" in row and "prompt" in row:
             for i, response in enumerate(row["responses"]):
                 name = f"{row['id']}/{i}"
                 flaw = response.get("flaw", "")
                 yield Case(row["id"], name, row["prompt"], response["text"], response["score"], flaw)
         elif "replies" in row and "context" in row:
-            prompt = "\n\n".join(turn["text"] for turn in row["context"])
+            prompt = conversation_text(row["context"])
             for i, reply in enumerate(row["replies"]):
                 yield Case(row["message_id"], f"{row['message_id']}/{i}", prompt, reply["text"], -reply["rank"])
         else:

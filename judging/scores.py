@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from files import UserError, read_jsonl
+from files import UserError, read_numbered_jsonl
 from sampling.generate import request_seed
 
 Record = dict[str, Any]
@@ -75,8 +75,8 @@ def read_scores(path: Path, responses: Iterable[Record]) -> dict[str, Fraction]:
     """
     texts = {row["id"]: row["text"] for row in responses}
     scores: dict[str, Fraction] = {}
-    for number, row in enumerate(read_jsonl(path, ("id", "score")), 1):
-        name, score, where = row["id"], row["score"], f"{path}, row {number}"
+    for number, row in read_numbered_jsonl(path, ("id", "score")):
+        name, score, where = row["id"], row["score"], f"{path}, line {number}"
         if name not in texts:
             raise UserError(f"{where}: no response has the id {name!r}; score the responses of this run")
         if name in scores:

@@ -115,7 +115,7 @@ def run_units(
 ) -> None:
     """Complete all items and write `out`/units-*/*.jsonl and the manifest; under torchrun, together with other ranks.
 
-    Nothing is done when `out` is complete for `key` already.
+    Returns when the manifest is there. Nothing is done when `out` is complete for `key` already.
     """
     if is_complete(out, key):
         return
@@ -140,7 +140,7 @@ def run_units(
     bar.close()
     while not all(path.is_file() for path in paths):  # other ranks' last units
         time.sleep(0.2)
-    if not _first(store, "finished") or is_complete(out, key):
+    if is_complete(out, key) or (not _first(store, "finished") and _completed_by_another(out, key)):
         return
     records = [row for path in paths for row in read_jsonl(path)]
     write_manifest(

@@ -21,14 +21,14 @@ def test_scores_are_exact_and_may_be_any_number(tmp_path):
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"id": "p9/r0", "score": 1}, "row 2: no response has the id 'p9/r0'"),
-        ({"id": "p1/r0", "score": 1}, "row 2: 'p1/r0' comes twice"),
-        ({"id": "p1/r1", "score": "4"}, "row 2: score is '4'"),
-        ({"id": "p1/r1", "score": None}, "row 2: score is None"),
-        ({"id": "p1/r1", "score": True}, "row 2: score is True"),
-        ({"id": "p1/r1", "score": float("nan")}, "row 2: score is nan"),
-        ({"id": "p1/r1", "score": float("inf")}, "row 2: score is inf"),
-        ({"id": "p1/r1", "score": 4, "text": "good"}, "row 2: 'p1/r1' has another text"),
+        ({"id": "p9/r0", "score": 1}, "line 2: no response has the id 'p9/r0'"),
+        ({"id": "p1/r0", "score": 1}, "line 2: 'p1/r0' comes twice"),
+        ({"id": "p1/r1", "score": "4"}, "line 2: score is '4'"),
+        ({"id": "p1/r1", "score": None}, "line 2: score is None"),
+        ({"id": "p1/r1", "score": True}, "line 2: score is True"),
+        ({"id": "p1/r1", "score": float("nan")}, "line 2: score is nan"),
+        ({"id": "p1/r1", "score": float("inf")}, "line 2: score is inf"),
+        ({"id": "p1/r1", "score": 4, "text": "good"}, "line 2: 'p1/r1' has another text"),
         ({"id": "p1/r1"}, "line 2: key 'score' is missing"),
     ],
 )
