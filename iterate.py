@@ -34,10 +34,12 @@ from files import (
     write_jsonl,
     write_manifest,
 )
+from judging.eft import eft_key
 from judging.examples import examples_key
 from judging.judge import judge_key
 from judging.metajudge import metajudge_key
 from judging.pairs import Sources, pairs_key
+from judging.prompts import prompts_key
 from model.lowrank import annotate, merge, read_facts, write
 from model.prepare import prepare
 from sampling.generate import respond_key
@@ -83,14 +85,21 @@ class Run:
 
     def trained_judge(self, seed: Path) -> Path:
         """The seed, fine-tuned on judging and meta-judging examples."""
-        examples = self.folder / "sft" / "examples"
-        key = examples_key(self.settings, seed)
-        self.stage("judging.examples", key, examples, "--model", seed, distributed=False)
+        examples, labelled = self.folder / "sft" / "examples", self.eft(seed)
+        key = examples_key(self.settings, seed, labelled)
+        self.stage("judging.examples", key, examples, "--model", seed, "--labelled", *labelled, distributed=False)
         data = examples / "examples.jsonl"
         key = train_key("sft", self.settings, 0, seed, seed, [data])
         shared = Path("models") / "sft" / key[:12]
         arguments = ("--stage", "sft", "--model", seed, "--data", data, "--work", shared / "work")
         return self.stage("dpo.train", key, shared / "checkpoint", *arguments)
+
+    def eft(self, seed: Path) -> list[Path]:
+        """Judging examples from human rankings, where the config names any."""
+        if not self.settings.eft.sources:
+            return []
+        out = self.stage("judging.eft", eft_key(self.settings, seed), self.folder / "sft" / "eft", "--model", seed)
+        return [out / "examples.jsonl"]
 
     def merged_judge(self, seed: Path) -> Path:
         """The seed with the difference that such training has made, from the file `sft.seed_judge`."""
@@ -123,26 +132,34 @@ class Run:
             found["metajudge"] = read_report(out)["agreement"]["value"]
         return found
 
-    def draw_prompts(self) -> None:
+    def pool(self, seed: Path) -> Path:
+        """The file of all prompts: the user's, or new ones after the example of seed prompts."""
+        options = self.settings.prompts
+        if not options.seeds:
+            return Path(self.settings.respond.prompts)
+        writer = self.other_model(options.model) if options.model else seed
+        key = prompts_key(self.settings, writer)
+        return self.stage("judging.prompts", key, self.folder / "pool", "--model", writer) / "prompts.jsonl"
+
+    def draw_prompts(self, path: Path) -> None:
         """Each iteration's share of the pool, in an order that the seed decides; no two iterations share a prompt."""
-        respond, iterations = self.settings.respond, len(self.settings.iteration)
-        pool = list(read_jsonl(respond.prompts, ("id", "prompt")))
+        pool = list(read_jsonl(path, ("id", "prompt")))
         repeated = [name for name, count in Counter(row["id"] for row in pool).items() if count > 1]
         if repeated:
-            raise UserError(f"{respond.prompts}: id {repeated[0]!r} comes twice; give each prompt its own")
+            raise UserError(f"{path}: id {repeated[0]!r} comes twice; give each prompt its own")
         random.Random(self.settings.seed).shuffle(pool)
-        size = respond.prompts_per_iteration
+        size, iterations = self.settings.respond.prompts_per_iteration, len(self.settings.iteration)
         if len(pool) < iterations * size:
             wanted = iterations * size
-            raise UserError(f"{respond.prompts}: {len(pool)} prompts, but the iterations need {wanted}; add prompts")
+            raise UserError(f"{path}: {len(pool)} prompts, but the iterations need {wanted}; add prompts")
         for t in range(iterations):
             write_jsonl(self.folder / f"iter{t + 1}" / "prompts.jsonl", pool[t * size : (t + 1) * size])
 
     def iteration(self, t: int, model: Path, initial: Path) -> Path:
         """M_t from M_{t-1} (`model`): act, judge, meta-judge, make pairs, train."""
         settings, folder = self.settings, self.folder / f"iter{t}"
-        meta_model = {"current": model, "initial": initial}.get(settings.metajudge.model)
-        meta_model = meta_model or prepare(replace(settings.model, path=settings.metajudge.model, prepare=""))
+        meta_models = {"current": model, "initial": initial}
+        meta_model = meta_models.get(settings.metajudge.model) or self.other_model(settings.metajudge.model)
         arguments: tuple[str | Path, ...]
         at: tuple[str | Path, ...] = ("--iteration", str(t), "--model", model)
         prompts = folder / "prompts.jsonl"
@@ -169,6 +186,10 @@ class Run:
         key = train_key("dpo", settings, t, model, reference, list(data))
         arguments = ("--stage", "dpo", "--reference", reference, "--data", *data, "--work", folder / "train")
         return self.stage("dpo.train", key, folder / "checkpoint", *at, *arguments)
+
+    def other_model(self, path: str) -> Path:
+        """A model besides the seed, which the user brings. Raises `UserError` where it is missing."""
+        return prepare(replace(self.settings.model, path=path, prepare=""))
 
     def check(self, t: int, sources: Sources, pairs: Path) -> None:
         """Write the iteration's bias panel; raises `UserError` where it breaks one of the limits, before training."""
@@ -198,6 +219,8 @@ def sft_recipe(settings: Settings, seed: Path) -> str:
     """The identity of an SFT: its settings, and the content of its seed and of its examples' sources."""
     section = {key: value for key, value in as_dict(settings.sft).items() if not key.startswith("seed_judge")}
     facts = {"sft": section, "token_budget": settings.trainer.token_budget, "examples": examples_key(settings, seed)}
+    if settings.eft.sources:
+        facts["eft"] = eft_key(settings, seed)
     return stage_key("sft-recipe", facts, {"model": seed})
 
 
@@ -225,8 +248,8 @@ def make_seed_judge(run: Run) -> None:
 
 def iterate(run: Run) -> None:
     """Seed -> SFT -> T iterations -> summary."""
-    run.draw_prompts()
     seed = prepare(run.settings.model)
+    run.draw_prompts(run.pool(seed))
     model = initial = run.sft(seed)
     if run.settings.sft.enabled:
         run.agreement(seed, run.folder / "sft" / "before")

@@ -4,6 +4,7 @@ The stages run in this process, one after the other, so that importing torch is 
 """
 
 import json
+import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -39,12 +40,11 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run(place, monkeypatch):
+def run_config(place, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.setattr(iterate.Run, "stage", in_process)
 
-    def run(name: str) -> Path:
-        config = ROOT / "configs" / "tiny" / f"{name}.toml"
+    def run(config: Path) -> Path:
         settings = load_settings(config)
         folder = place / "runs" / settings.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,6 +52,11 @@ def run(place, monkeypatch):
         return folder
 
     return run
+
+
+@pytest.fixture
+def run(run_config):
+    return lambda name: run_config(ROOT / "configs" / "tiny" / f"{name}.toml")
 
 
 def counts(folder: Path, iteration: int) -> dict[str, int]:
@@ -137,3 +142,53 @@ def test_balanced_comparisons(run):
     for own in shown.values():
         assert all(times == [min(2, len(own) - 1)] * 2 for times in own.values())
     assert max(map(len, shown.values())) > 3  # where a share is less than all
+
+
+def write_config(place: Path, name: str, text: str) -> Path:
+    path = place / f"{name}.toml"
+    path.write_text(f'extends = "{ROOT / "configs" / "tiny" / "no-sft.toml"}"\nname = "{name}"\n{text}')
+    return path
+
+
+def test_judgments_that_people_agree_with_become_sft_examples(run_config, place):
+    """Eight groups of replies, invented; the untaught judge's scores are random, so some orders agree."""
+    groups = [
+        {
+            "message_id": f"g{i}",
+            "context": [{"role": "prompter", "text": f"What is the number {i}?"}],
+            "replies": [{"rank": 0, "text": f"It is {i}."}, {"rank": 1, "text": f"It is {i + 1}."}],
+        }
+        for i in range(8)
+    ]
+    write_jsonl(place / "ranked.jsonl", groups)
+    sections = '[sft]\nenabled = true\nepochs = 1\n[eft]\nsources = ["ranked.jsonl"]\nheld_out = 0.2\nN = 12\n'
+    folder = run_config(write_config(place, "eft", sections))
+    eft = read_manifest(folder / "sft" / "eft")["counts"]
+    assert eft["groups"] == 8 and eft["examples"] > 0
+    kinds = read_manifest(folder / "sft" / "examples")["counts"]
+    assert kinds["judge."] == eft["examples"] and sum(kinds.values()) == 240 + 120 + eft["examples"]
+    assert (folder / "iter2" / "checkpoint" / "model.safetensors").is_file()
+
+
+def test_new_prompts_are_the_pool(run_config, place, monkeypatch, capsys):
+    """The tiny model writes no tasks; so a writer is put in its place, and without it the run says what is missing."""
+    config = write_config(
+        place,
+        "prompts",
+        '[respond]\nprompts = ""\n[prompts]\nseeds = "data/prompts/train.jsonl"\ncount = 16\nround_attempts = 20\n'
+        "max_attempts = 20\n",
+    )
+    with pytest.raises(UserError, match=r"pool/prompts\.jsonl: 0 prompts, but the iterations need 16"):
+        run_config(config)
+    assert "0 of the 16 prompts wanted: attempts 20, unlabelled" in capsys.readouterr().err
+    shutil.rmtree(place / "runs" / "prompts")
+    others = [row["prompt"] for row in read_jsonl(ROOT / "data" / "prompts" / "evaluation.jsonl")]
+    tasks = iter(f"Task 9: {text}" for text in others)
+    monkeypatch.setattr(
+        "judging.prompts.completion_fields", lambda *_: {"ids": [], "text": next(tasks), "finish_reason": "stop"}
+    )
+    folder = run_config(config)
+    pool = [row["prompt"] for row in read_jsonl(folder / "pool" / "prompts.jsonl")]
+    assert len(pool) == 16 and set(pool) <= set(others)
+    drawn = [row["prompt"] for t in (1, 2) for row in read_jsonl(folder / f"iter{t}" / "prompts.jsonl")]
+    assert sorted(drawn) == sorted(pool)
