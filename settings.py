@@ -135,8 +135,26 @@ class Prompts:
     ngram: int = 8
     """Words of such a sequence."""
     words: list[str] = field(
-        default_factory=lambda: ["image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map",
-                                 "maps", "draw", "plot", "go to", "video", "audio", "music", "flowchart", "diagram"]
+        default_factory=lambda: [
+            "image",
+            "images",
+            "graph",
+            "graphs",
+            "picture",
+            "pictures",
+            "file",
+            "files",
+            "map",
+            "maps",
+            "draw",
+            "plot",
+            "go to",
+            "video",
+            "audio",
+            "music",
+            "flowchart",
+            "diagram",
+        ]
     )
     """A prompt with one of these is dropped: what a model of texts can't see, or do."""
 

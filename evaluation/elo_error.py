@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from evaluation.statistics import bootstrap, spearman
 from files import UserError, command
+from judging.contests import position_wins
 from judging.elo import Battle, battle_matrix, elo, position_weights
-from judging.pairs import position_wins, read_battles
+from judging.pairs import read_battles
 from judging.schedule import balanced_edges, schedule_seed
 
 Battles = Mapping[str, Sequence[Battle]]

@@ -1,7 +1,7 @@
 """Preference pairs: `python -m judging.pairs` turns scores and comparisons into what DPO trains on.
 
-Actor pairs say which response to a prompt is better (section 2.2 of the paper, with length control), judge pairs which
-judgment of a response (section 2.3). A prompt that gives no pair has a reason, and each reason is counted.
+Actor pairs say which response to a prompt is better (`judging/length_control.py`), judge pairs which judgment of a
+response (`judging/contests.py`). A prompt that gives no pair has a reason, and each reason is counted.
 """
 
 import argparse
@@ -11,158 +11,21 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from files import UserError, command, is_complete, stage_key, write_jsonl, write_manifest
-from judging.elo import Battle, battle_matrix, elo, position_weights
+from judging.contests import Contest, choose_judgments, contests, elo_rows, position_collapse, position_wins
+from judging.elo import Battle, position_weights
+from judging.length_control import Scored, choose_responses
+from judging.reasons import ACTOR_REASONS, JUDGE_REASONS, Reason
 from judging.rubric import judge_prompt
 from judging.schedule import chains
-from judging.scores import (
-    Draw,
-    Record,
-    distinct_responses,
-    group_by,
-    meta_judged,
-    read_scores,
-    response_scores,
-    seeded_draw,
-)
+from judging.scores import Draw, Record, distinct_responses, group_by, read_scores, response_scores, seeded_draw
 from model.chat import ChatFormat, Message, load_chat
 from sampling.generate import read_units
 from settings import Iteration, Settings, as_dict, load_settings
-
-
-class Reason(StrEnum):
-    """Why a prompt gives no actor pair, or no judge pair."""
-
-    TOO_FEW_RESPONSES = "too_few_responses"
-    """Actor: fewer than two distinct responses."""
-    TOO_FEW_SCORED = "too_few_scored"
-    """Actor: fewer than two of them have a score."""
-    EQUAL_SCORES = "equal_scores"
-    """Actor: all scores are equal."""
-    SAME_RESPONSE = "same_response"
-    """Actor: the tiers meet, and one response is both the chosen and the rejected one."""
-    NOT_BETTER = "not_better"
-    """Actor: the tiers meet, and the chosen response's score is not above the rejected one's."""
-    CHOSEN_TOO_LONG = "chosen_too_long"
-    """Actor, judge: the chosen text is longer than the iteration allows."""
-    TOO_FEW_JUDGMENTS = "too_few_judgments"
-    """Judge: no response has two distinct parsed judgments."""
-    NO_NEAR_SCORES = "no_near_scores"
-    """Judge: with `metajudge.max_score_gap`, no two judgments of the response are near enough to be compared."""
-    NO_DECISIVE_COMPARISON = "no_decisive_comparison"
-    """Judge: every comparison is a tie, failed or missing."""
-    EQUAL_ELO = "equal_elo"
-    """Judge: the comparisons balance."""
-    POSITION_COLLAPSE = "position_collapse"
-    """Judge: in the whole iteration one position never won, so that no comparison says anything."""
-
-
-ACTOR_REASONS = tuple(Reason)[:6]
-JUDGE_REASONS = tuple(Reason)[5:]
-_EQUAL = 1e-9
-"""Elo scores closer than this are equal."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What length control knows of a response: `length` in characters of its text."""
-
-    id: str
-    length: int
-    score: Fraction
-
-
-@dataclass(frozen=True)
-class Contest:
-    """One prompt's meta-judged response, its distinct judgments, and what the meta-judge said of them."""
-
-    response: Record
-    judgments: list[Record]
-    battles: Sequence[Battle]
-
-    def elo(self, weights: tuple[float, float]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Elo scores of the judgments and their standard errors; None where no battle has weight."""
-        place = {row["index"]: i for i, row in enumerate(self.judgments)}
-        placed = ((place[m], place[n], winner) for m, n, winner in self.battles)
-        B = battle_matrix(len(self.judgments), placed, *weights)
-        return elo(B) if B.any() else None
-
-
-@dataclass(frozen=True)
-class JudgePair:
-    """The judgments of highest and lowest Elo."""
-
-    chosen: Record
-    rejected: Record
-    chosen_elo: float
-    rejected_elo: float
-
-
-def choose_responses(
-    responses: Sequence[Scored], rule: Iteration, draw: Draw, prompt_id: str
-) -> tuple[Scored, Scored] | Reason:
-    """(chosen, rejected) of one prompt's distinct scored responses.
-
-    With length control: the shortest response of the top tier, scores in [(1 - rho) S_max + rho S_min, S_max], against
-    the longest of the bottom tier, [S_min, (1 - rho) S_min + rho S_max]. Among equally long ones the better (the worse)
-    score counts, then the earlier response. Without: best against worst, drawn among equals; rho has no say.
-    """
-    if len(responses) < 2:
-        return Reason.TOO_FEW_SCORED
-    scores = [response.score for response in responses]
-    high, low = max(scores), min(scores)
-    if high == low:
-        return Reason.EQUAL_SCORES
-    if rule.length_control:
-        margin = Fraction(str(rule.rho)) * (high - low)  # the decimal that the config says, not its nearest double
-        top = [response for response in responses if response.score >= high - margin]
-        bottom = [response for response in responses if response.score <= low + margin]
-        chosen = min(top, key=lambda response: (response.length, -response.score))
-        rejected = min(bottom, key=lambda response: (-response.length, response.score))
-    else:
-        chosen = draw([response for response in responses if response.score == high], f"{prompt_id}/chosen")
-        rejected = draw([response for response in responses if response.score == low], f"{prompt_id}/rejected")
-    if chosen is rejected:
-        return Reason.SAME_RESPONSE
-    if chosen.score <= rejected.score:
-        return Reason.NOT_BETTER
-    if rule.max_response_characters is not None and chosen.length > rule.max_response_characters:
-        return Reason.CHOSEN_TOO_LONG
-    return chosen, rejected
-
-
-def choose_judgments(
-    contest: Contest, weights: tuple[float, float], groups: Sequence[Sequence[int]], rule: Iteration, draw: Draw
-) -> JudgePair | Reason:
-    """The best and the worst of one response's distinct judgments.
-
-    `groups` are places of judgments that were compared with one another (`judging.schedule.chains`), for the paper one
-    of all: the pair comes from the group in which the Elo scores lie widest apart.
-    """
-    scores = contest.elo(weights)
-    if scores is None:
-        return Reason.NO_DECISIVE_COMPARISON
-    eps, name = scores[0], contest.response["id"]
-    spreads = [np.ptp(eps[list(group)]) for group in groups]
-    if max(spreads) <= _EQUAL:
-        return Reason.EQUAL_ELO
-    widest = [group for group, spread in zip(groups, spreads, strict=True) if spread >= max(spreads) - _EQUAL]
-    group = draw(widest, f"{name}/group")
-    high, low = max(eps[list(group)]), min(eps[list(group)])
-    best = draw([i for i in group if eps[i] >= high - _EQUAL], f"{name}/chosen")
-    worst = draw([i for i in group if eps[i] <= low + _EQUAL], f"{name}/rejected")
-    chosen, rejected = contest.judgments[best], contest.judgments[worst]
-    if rule.max_judgment_characters is not None and len(chosen["text"]) > rule.max_judgment_characters:
-        return Reason.CHOSEN_TOO_LONG
-    return JudgePair(chosen, rejected, float(eps[best]), float(eps[worst]))
 
 
 def actor_pair(
@@ -239,37 +102,6 @@ def actor_pairs(
     )
 
 
-def contests(
-    prompts: Mapping[str, Sequence[Record]],
-    judgments: Mapping[str, Sequence[Record]],
-    battles: Mapping[str, Sequence[Battle]],
-    settings: Settings,
-    iteration: int,
-) -> dict[str, Contest | Reason]:
-    """What was meta-judged of each prompt, or why nothing was; `judgments` and `battles` by response id.
-
-    Raises `UserError` when the battles are not those of these judgments.
-    """
-    draw = seeded_draw(settings.seed, iteration)
-
-    def contest(responses: Sequence[Record]) -> Contest | Reason:
-        picked = meta_judged(distinct_responses(responses), judgments, draw)
-        if picked is None:
-            return Reason.TOO_FEW_JUDGMENTS
-        response, distinct = picked
-        if all(len(chain) == 1 for chain in chains(distinct, settings.metajudge)):
-            return Reason.NO_NEAR_SCORES
-        known = {row["index"] for row in distinct}
-        own = battles.get(response["id"], ())
-        if not own or any(m not in known or n not in known for m, n, _ in own):
-            raise UserError(
-                f"comparisons of {response['id']} are missing or of other judgments; run judging.metajudge again"
-            )
-        return Contest(response, distinct, own)
-
-    return {name: contest(responses) for name, responses in prompts.items()}
-
-
 def judge_pairs(
     contests: Mapping[str, Contest | Reason],
     wins: Mapping[str, int],
@@ -287,43 +119,6 @@ def judge_pairs(
         return Reason.POSITION_COLLAPSE if collapsed else judge_pair(contest, weights, settings, rule, draw, chat)
 
     return _split((name, make(contest)) for name, contest in contests.items())
-
-
-def elo_rows(contests: Mapping[str, Contest | Reason], wins: Mapping[str, int]) -> Iterator[Record]:
-    """The Elo score of each compared judgment, with its standard error and how many battles it won and lost."""
-    weights = position_weights(wins["first"], wins["second"])
-    for contest in contests.values():
-        scores = None if isinstance(contest, Reason) else contest.elo(weights)
-        if isinstance(contest, Reason) or scores is None:
-            continue
-        won: Counter[int] = Counter()
-        lost: Counter[int] = Counter()
-        for m, n, winner in contest.battles:
-            if winner in ("first", "second"):
-                won[m if winner == "first" else n] += 1
-                lost[n if winner == "first" else m] += 1
-        for row, eps, error in zip(contest.judgments, *scores, strict=True):
-            yield {
-                "judgment_id": row["id"],
-                "response_id": contest.response["id"],
-                "prompt_id": contest.response["prompt_id"],
-                "elo": round(float(eps), 6),
-                "standard_error": round(float(error), 6),
-                "won": won[row["index"]],
-                "lost": lost[row["index"]],
-            }
-
-
-def position_wins(battles: Mapping[str, Sequence[Battle]]) -> Counter[str]:
-    """How often the judgment shown "first" won, and the one shown "second", and "neither", over all responses."""
-    return Counter(
-        winner if winner in ("first", "second") else "neither" for own in battles.values() for *_, winner in own
-    )
-
-
-def position_collapse(wins: Mapping[str, int]) -> bool:
-    """Whether one position won, and the other never did."""
-    return (wins["first"] == 0) != (wins["second"] == 0)
 
 
 def _split(made: Iterable[tuple[str, Record | Reason]]) -> tuple[list[Record], Missing]:

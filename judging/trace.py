@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from files import UserError, command, read_jsonl, read_manifest
-from judging.pairs import Reason
+from judging.reasons import Reason
 from judging.scores import Record, distinct_responses, group_by, read_scores, response_scores
 from settings import Iteration
 

@@ -192,3 +192,14 @@ def test_new_prompts_are_the_pool(run_config, place, monkeypatch, capsys):
     assert len(pool) == 16 and set(pool) <= set(others)
     drawn = [row["prompt"] for t in (1, 2) for row in read_jsonl(folder / f"iter{t}" / "prompts.jsonl")]
     assert sorted(drawn) == sorted(pool)
+
+
+def test_a_limit_stops_the_run_before_it_trains(run_config, place):
+    config = write_config(place, "limited", "[limits]\nparse_rate = 0.99\nactor_yield = 1.0\n")
+    with pytest.raises(UserError) as error:
+        run_config(config)
+    line = str(error.value)
+    assert "limited/iter1/bias.json: " in line and line.count("\n") == 0
+    assert "limits.parse_rate is 0.99" in line and "limits.actor_yield is 1" in line
+    assert (place / "runs" / "limited" / "iter1" / "bias.json").is_file()
+    assert not (place / "runs" / "limited" / "iter1" / "checkpoint").exists()

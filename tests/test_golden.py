@@ -13,19 +13,11 @@ from pathlib import Path
 import pytest
 from test_pairs import CHAT
 
+from judging.contests import Contest, contests, elo_rows, position_wins
 from judging.judge import judgment_record
 from judging.metajudge import comparison_record
-from judging.pairs import (
-    ACTOR_REASONS,
-    JUDGE_REASONS,
-    Contest,
-    Reason,
-    actor_pairs,
-    contests,
-    elo_rows,
-    judge_pairs,
-    position_wins,
-)
+from judging.pairs import actor_pairs, judge_pairs
+from judging.reasons import ACTOR_REASONS, JUDGE_REASONS, Reason
 from judging.scores import group_by, response_scores
 from sampling.generate import Item
 from sampling.request import Completion, Sampling

@@ -12,21 +12,10 @@ from hypothesis import strategies as st
 
 import judging.pairs
 from files import UserError, read_jsonl, read_manifest, write_jsonl, write_manifest
-from judging.pairs import (
-    ACTOR_REASONS,
-    JUDGE_REASONS,
-    Contest,
-    JudgePair,
-    Reason,
-    Scored,
-    actor_pairs,
-    choose_judgments,
-    choose_responses,
-    contests,
-    judge_pairs,
-    position_collapse,
-    position_wins,
-)
+from judging.contests import Contest, JudgePair, choose_judgments, contests, position_collapse, position_wins
+from judging.length_control import Scored, choose_responses
+from judging.pairs import actor_pairs, judge_pairs
+from judging.reasons import ACTOR_REASONS, JUDGE_REASONS, Reason
 from judging.rubric import judge_prompt
 from judging.scores import (
     distinct_judgments,

@@ -14,8 +14,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from test_pairs import CHAT
 
+from judging.contests import contests, elo_rows, position_wins
 from judging.elo import battle_matrix, position_weights
-from judging.pairs import actor_pairs, contests, elo_rows, judge_pairs, position_wins
+from judging.pairs import actor_pairs, judge_pairs
 from judging.schedule import scheduled
 from judging.scores import distinct_responses, group_by, meta_judged, response_scores, seeded_draw
 from settings import Iteration, Judge, Metajudge, Model, Respond, Settings

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_pairs import CHAT, EVEN, judgments, make_settings, response, take_first
 
-from judging.pairs import Contest, Reason, choose_judgments, contests, elo_rows, judge_pairs, position_wins
+from judging.contests import Contest, choose_judgments, contests, elo_rows, position_wins
+from judging.pairs import judge_pairs
+from judging.reasons import Reason
 from judging.schedule import balanced_edges, chains, schedule_seed, scheduled
 from judging.scores import group_by
 from settings import Iteration, Metajudge

@@ -10,7 +10,8 @@ from test_pairs import CHAT, response
 import judging.pairs
 import judging.trace
 from files import UserError, write_jsonl, write_manifest
-from judging.pairs import ACTOR_REASONS, JUDGE_REASONS, Reason, Sources, write_pairs
+from judging.pairs import Sources, write_pairs
+from judging.reasons import ACTOR_REASONS, JUDGE_REASONS, Reason
 from judging.trace import explain, find_pair, find_prompt, lineage
 from settings import Iteration, Judge, Metajudge, Model, Respond, Settings
 
