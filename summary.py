@@ -14,6 +14,7 @@ BAR = "█"
 def write_summary(folder: Path, settings: Settings, initial: Path) -> dict[str, Any]:
     """Gather a finished run's manifests; writes and returns the summary. `initial` is M0's checkpoint."""
     summary: dict[str, Any] = {"name": folder.name, "seed": settings.seed, "model": settings.model.path}
+    summary["pool"] = (read_manifest(folder / "pool") or {}).get("counts")
     summary["sft"] = _sft(folder / "sft", initial) if settings.sft.enabled else {}
     summary["iterations"] = [
         _iteration(folder / f"iter{t}", t, settings) for t in range(1, len(settings.iteration) + 1)
@@ -28,6 +29,7 @@ def _sft(folder: Path, checkpoint: Path) -> dict[str, Any]:
         "checkpoint": str(checkpoint),
         "seconds": trained.get("seconds"),
         "counts": trained.get("counts"),
+        "eft": read_manifest(folder / "eft"),
     }
     for when, name in (("before", "agreement_before"), ("after", "agreement")):
         agreement = found[name] = _agreement(folder / when)
@@ -86,6 +88,15 @@ def print_summary(summary: dict[str, Any]) -> None:
     """The summary for people."""
     sft = summary["sft"]
     print(f"\n{summary['name']}")
+    if summary["pool"]:
+        print(f"  new prompts  {_listed({name: count for name, count in summary['pool'].items() if count})}")
+    if sft.get("eft"):
+        counts = sft["eft"]["counts"]
+        judged, agree = counts["groups"] - counts["groups.held_out"], counts["groups.agrees"]
+        print(
+            f"  EFT          {agree} of {judged} groups agree with people ({sft['eft']['agreeing_by_chance']} would by "
+            f"chance); {counts['examples']} examples"
+        )
     if "judge_parse_rate_before" in sft:
         before, after = sft["judge_parse_rate_before"], sft["judge_parse_rate_after"]
         print(f"  SFT          judgments that hold a score: {before:.1%} before, {after:.1%} after")

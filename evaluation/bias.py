@@ -20,7 +20,7 @@ from judging.pairs import Sources
 from judging.scores import Record, distinct_responses, group_by, read_scores, response_scores
 from judging.verdict import MAXIMUM, Failure
 from sampling.generate import read_units
-from settings import Limits, Settings
+from settings import Limits, Metajudge, Settings
 
 LENGTH_BINS = 5
 """Bins of response length, with equally many responses each as far as lengths allow."""
@@ -45,10 +45,12 @@ def write_panel(
         scores = read_scores(sources.scores, everything)
     if sources.comparisons:
         comparisons = list(_columns(sources.comparisons, "response_id", "first", "second", "winner", "failure"))
-        meta = metajudge_panel(comparisons, judgments, read_jsonl(pairs / "elo.jsonl"))
+        meta = _asked(settings.metajudge) | metajudge_panel(comparisons, judgments, read_jsonl(pairs / "elo.jsonl"))
     meta_agreement = agreement.with_name("meta-" + agreement.name)
+    stages = {"judge": sources.judgments, "metajudge": sources.comparisons}
     panel = {
         "iteration": iteration,
+        "weights": {name: (read_manifest(path) or {})["weights"] for name, path in stages.items() if path},
         "responses": response_panel(responses, scores),
         "judge": judge,
         "metajudge": meta,
@@ -200,6 +202,11 @@ def _by_length(responses: Sequence[Record], judgments: Iterable[Record]) -> list
         }
         for i, rows in enumerate(bins)
     ]
+
+
+def _asked(meta: Metajudge) -> dict[str, Any]:
+    """The settings against the collapse of the meta-judge, and for fewer comparisons."""
+    return {"model": meta.model, "opponents": meta.opponents or "all", "max_score_gap": meta.max_score_gap}
 
 
 def _columns(stage: Path, *fields: str) -> Iterator[Record]:

@@ -75,16 +75,15 @@ class Dropped(StrEnum):
 
 def request_prompt(examples: Sequence[str]) -> list[Message]:
     """The messages that ask for one more task. Prompts are concatenated, never formatted."""
-    count = str(len(examples))
+    count = len(examples)
+    # What makes a task stands first, as a small model takes the words that stand last for its topic.
+    opening = f"Here are {count} tasks that people gave to an AI assistant, each complete in itself.\n\n"
     shown = "".join(f"Task {i}: " + example + "\n\n" for i, example in enumerate(examples, 1))
-    wanted = f"Task {len(examples) + 1}:"
-    content = (
-        "Here are " + count + " tasks that people gave to an AI assistant.\n\n" + shown + "Write one more task that a "
-        "person might give it, of a different kind and on a different topic. It must make sense by itself, and its "
-        'text must hold everything that it needs. Begin with "' + wanted + '" and write nothing but the text of the '
-        "task."
+    wanted = (
+        f'Write one more task, of a different kind and on a different topic. Begin with "Task {count + 1}:" and write '
+        "nothing but the text of the task."
     )
-    return [{"role": "user", "content": content}]
+    return [{"role": "user", "content": opening + shown + wanted}]
 
 
 def read_prompt(text: str, finish_reason: str) -> str | Dropped:
@@ -241,8 +240,7 @@ def make_prompts(
     number = 0
     while len(kept) < options.count and counts["attempts"] < options.max_attempts:
         size = min(options.round_attempts, options.max_attempts - counts["attempts"])
-        # A list: what this round keeps must not be seen before the next.
-        for row in list(rounds.sample(number, size, kept)):
+        for row in rounds.sample(number, size, kept):
             counts["attempts"] += 1
             done = len(kept) == options.count
             prompt = Dropped.NOT_NEEDED if done else accept.read(row["text"], row["finish_reason"])
