@@ -115,7 +115,7 @@ def metajudge_panel(
     first: dict[str, list[float]] = {}
     equal: dict[str, list[float]] = {}
     higher: dict[str, list[float]] = {}
-    winners: dict[tuple[str, frozenset[int]], list[int]] = {}
+    winners: dict[str, dict[frozenset[int], list[int]]] = {}
     for row in comparisons:
         name = row["response_id"]
         if row["winner"] not in ("first", "second"):
@@ -128,12 +128,12 @@ def metajudge_panel(
         else:
             equal.setdefault(name, []).append(float(won_first))
         pair = frozenset((row["first"], row["second"]))
-        winners.setdefault((name, pair), []).append(row["first"] if won_first else row["second"])
+        winners.setdefault(name, {}).setdefault(pair, []).append(row["first"] if won_first else row["second"])
     contests = group_by(elos, "response_id").values()
     within = [
         spearman([row["elo"] for row in rows], [len(text[row["judgment_id"]]) for row in rows]) for rows in contests
     ]
-    both = {key: names for key, names in winners.items() if len(names) == 2}
+    both = [[float(names[0] == names[1]) for names in own.values() if len(names) == 2] for own in winners.values()]
     return {
         "comparisons": len(comparisons),
         "failures": _failures(comparisons),
@@ -141,7 +141,7 @@ def metajudge_panel(
         "first_wins": bootstrap(list(first.values())),
         "first_wins_at_equal_scores": bootstrap(list(equal.values())),
         "higher_score_wins": bootstrap(list(higher.values())),
-        "both_orders_agree": bootstrap([[float(a == b)] for a, b in both.values()]),
+        "both_orders_agree": bootstrap(both),
         "elo_length_spearman": bootstrap([[value] for value in within if value is not None]),
         "elo_standard_error_mean": _mean([row["standard_error"] for rows in contests for row in rows]),
     }
