@@ -432,6 +432,10 @@ def _check_judging(settings: Settings, path: Path) -> None:
         raise UserError(f"{path}: the pool comes from respond.prompts or from prompts.seeds; set one of them")
     if not 0 <= prompts.generated_shots <= prompts.shots:
         raise UserError(f"{path}: prompts.generated_shots is {prompts.generated_shots}; shots are {prompts.shots}")
+    if not 1 <= prompts.min_words <= prompts.max_words:
+        raise UserError(f"{path}: prompts.min_words is {prompts.min_words}; it must lie in [1, max_words]")
+    if not all(phrase.strip() for phrase in prompts.words):
+        raise UserError(f"{path}: prompts.words has an empty entry, which says nothing; take it out")
     if meta.opponents < 0 or meta.opponents % 2:
         raise UserError(f"{path}: metajudge.opponents is {meta.opponents}; it must be even, or 0 for all")
     if meta.max_score_gap is not None and (meta.opponents or meta.max_score_gap < 0):

@@ -45,12 +45,6 @@ def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
     return len(a) - row.bit_count()
 
 
-def rouge_l(a: str, b: str) -> Fraction:
-    """ROUGE-L's F-measure of two texts, exactly; 0 where one of them has no words."""
-    x, y = words(a), words(b)
-    return Fraction(2 * lcs_length(x, y), len(x) + len(y)) if x and y else Fraction(0)
-
-
 def repetition(text: str) -> Fraction:
     """The share of a text's three-word sequences that have come before in it."""
     found = words(text)

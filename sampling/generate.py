@@ -6,6 +6,7 @@ on any number of ranks, ends with the same bytes, and does only what is missing.
 """
 
 import argparse
+import gc
 import hashlib
 import os
 import platform
@@ -274,6 +275,7 @@ def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine
     """An engine by the settings; says on standard error in what it computes, and how much memory its cache takes."""
     device, options = local_device(), settings.engine
     torch.set_num_threads(options.threads)
+    gc.collect()  # an engine of an earlier round, kept by a cycle, would keep its cache
     model = load_model(model_dir, compute_dtype(settings.model.dtype, device), device).pack()
     engine = Engine(
         model,

@@ -12,7 +12,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize
 
 from files import read_jsonl
-from judging.novelty import Novelty, Sequences, lcs_length, repetition, rouge_l, words
+from judging.novelty import Novelty, Sequences, lcs_length, repetition, words
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
 SCORER = RougeScorer(["rougeL"])
@@ -28,6 +28,12 @@ def table_lcs(a, b) -> int:
         for j, y in enumerate(b):
             row.append(above[j] + 1 if x == y else max(above[j + 1], row[j]))
     return row[-1]
+
+
+def rouge_l(a: str, b: str) -> Fraction:
+    """The F-measure by the module's words and LCS."""
+    x, y = words(a), words(b)
+    return Fraction(2 * lcs_length(x, y), len(x) + len(y)) if x and y else Fraction(0)
 
 
 @given(ASCII)

@@ -100,6 +100,8 @@ def test_mistakes_are_named(tmp_path, text, complaint):
         ("[metajudge]\nopponents = 3", r"metajudge\.opponents is 3; it must be even"),
         ("[metajudge]\nopponents = 2\nmax_score_gap = 1", "max_score_gap must not be negative, and goes with"),
         ("[metajudge]\nmax_score_gap = -1", "max_score_gap must not be negative"),
+        ("[prompts]\nmin_words = 200", r"prompts\.min_words is 200; it must lie in \[1, max_words\]"),
+        ("[prompts]\nwords = ['map', ' ']", r"prompts\.words has an empty entry"),
         ('[judge]\nscores = "s.jsonl"', r"judge\.scores leaves no judgments to compare"),
     ],
 )
