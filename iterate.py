@@ -122,7 +122,7 @@ class Run:
         if evaluation.cases:
             cases = Path(evaluation.cases)
             key = agreement_key(self.settings, model, cases, evaluation.N)
-            arguments = ("--model", model, "--cases", cases, "--n", str(evaluation.N))
+            arguments = ("--model", model, "--cases", cases, "--N", str(evaluation.N))
             self.stage("evaluation.agreement", key, out, *arguments)
             found["pairwise"] = read_report(out)["pairwise"]["value"]
         if evaluation.comparisons:

@@ -14,8 +14,8 @@ BAR = "█"
 def write_summary(folder: Path, settings: Settings, initial: Path) -> dict[str, Any]:
     """Gather a finished run's manifests; writes and returns the summary. `initial` is M0's checkpoint."""
     summary: dict[str, Any] = {"name": folder.name, "seed": settings.seed, "model": settings.model.path}
-    summary["pool"] = (read_manifest(folder / "pool") or {}).get("counts")
-    summary["sft"] = _sft(folder / "sft", initial) if settings.sft.enabled else {}
+    summary["pool"] = (read_manifest(folder / "pool") or {}).get("counts") if settings.prompts.seeds else None
+    summary["sft"] = _sft(folder / "sft", initial, settings) if settings.sft.enabled else {}
     summary["iterations"] = [
         _iteration(folder / f"iter{t}", t, settings) for t in range(1, len(settings.iteration) + 1)
     ]
@@ -23,13 +23,13 @@ def write_summary(folder: Path, settings: Settings, initial: Path) -> dict[str, 
     return summary
 
 
-def _sft(folder: Path, checkpoint: Path) -> dict[str, Any]:
+def _sft(folder: Path, checkpoint: Path, settings: Settings) -> dict[str, Any]:
     trained = read_manifest(checkpoint) or {}
     found: dict[str, Any] = {
         "checkpoint": str(checkpoint),
         "seconds": trained.get("seconds"),
         "counts": trained.get("counts"),
-        "eft": read_manifest(folder / "eft"),
+        "eft": read_manifest(folder / "eft") if settings.eft.sources else None,
     }
     for when, name in (("before", "agreement_before"), ("after", "agreement")):
         agreement = found[name] = _agreement(folder / when)

@@ -183,18 +183,20 @@ def main() -> None:
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory of the judge")
     parser.add_argument("--cases", required=True, type=Path, help="JSON lines of labelled groups")
-    parser.add_argument("--n", type=int, default=1, help="judgments a response")
+    parser.add_argument("--N", type=int, default=1, help="judgments a response")
     parser.add_argument("--out", required=True, type=Path)
     arguments = parser.parse_args()
     settings = load_settings(arguments.config)
-    key = agreement_key(settings, arguments.model, arguments.cases, arguments.n)
+    key = agreement_key(settings, arguments.model, arguments.cases, arguments.N)
     if is_complete(arguments.out, key):
         return
     chat, cases = load_chat(arguments.model), list(read_cases(arguments.cases))
+    if not cases:
+        raise UserError(f"{arguments.cases}: no labelled responses; name another file of groups")
     work = arguments.out / "judgments"
     run_units(
         "agreement",
-        list(agreement_items(cases, chat, settings, arguments.n)),
+        list(agreement_items(cases, chat, settings, arguments.N)),
         lambda item, completion: judgment_record(item, completion, chat, settings.judge),
         chat=chat,
         settings=settings,

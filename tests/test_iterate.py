@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from files import read_manifest
 
@@ -172,6 +174,15 @@ def test_a_killed_rank_does_not_stop_the_other(place, monkeypatch, killed):
     assert survivor.returncode == 0, err
     assert processes[killed].wait(timeout=60) == -signal.SIGKILL
     assert judgments_digest(place, out) == judgments_digest(place, "tiny/iter1/judgments")
+
+
+def test_torchrun_takes_no_option_of_a_stage_for_its_own():
+    """It takes abbreviations, also behind the module's name: `--n` used to stop it."""
+    own = [option for action in get_args_parser()._actions for option in action.option_strings]
+    for folder in ("sampling", "judging", "dpo", "evaluation"):
+        for path in (ROOT / folder).glob("*.py"):
+            for option in re.findall(r'add_argument\("(--[\w-]+)"', path.read_text()):
+                assert not [name for name in own if name.startswith(option)], f"{path}: {option}"
 
 
 def test_ctrl_c_leaves_a_run_that_the_same_command_continues(place):
