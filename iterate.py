@@ -10,12 +10,10 @@ continues a run that was stopped.
 import argparse
 import json
 import random
-import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from files import (
     read_jsonl,
     read_manifest,
     stage_key,
+    write_json,
     write_jsonl,
     write_manifest,
 )
@@ -120,13 +119,13 @@ class Run:
         """How well a model judges responses, and compares judgments, of known quality; the two shares that agree."""
         evaluation, found = self.settings.evaluation, {}
         if evaluation.cases:
-            cases = Path(evaluation.cases)
+            cases = Path(evaluation.cases.replace("{run}", str(self.folder)))
             key = agreement_key(self.settings, model, cases, evaluation.N)
             arguments = ("--model", model, "--cases", cases, "--N", str(evaluation.N))
             self.stage("evaluation.agreement", key, out, *arguments)
             found["pairwise"] = read_report(out)["pairwise"]["value"]
         if evaluation.comparisons:
-            cases, out = Path(evaluation.comparisons), out.with_name(f"meta-{out.name}")
+            cases, out = Path(evaluation.comparisons), meta_twin(out)
             key = meta_agreement_key(self.settings, model, cases)
             self.stage("evaluation.meta_agreement", key, out, "--model", model, "--cases", cases)
             found["metajudge"] = read_report(out)["agreement"]["value"]
@@ -137,13 +136,16 @@ class Run:
         options = self.settings.prompts
         if not options.seeds:
             return Path(self.settings.respond.prompts)
-        writer = self.other_model(options.model) if options.model else seed
+        writer = other_model(options.model, "prompts.model") if options.model else seed
         key = prompts_key(self.settings, writer)
         return self.stage("judging.prompts", key, self.folder / "pool", "--model", writer) / "prompts.jsonl"
 
     def draw_prompts(self, path: Path) -> None:
         """Each iteration's share of the pool, in an order that the seed decides; no two iterations share a prompt."""
         pool = list(read_jsonl(path, ("id", "prompt")))
+        for row in pool:
+            if not isinstance(row["id"], str) or not isinstance(row["prompt"], str):
+                raise UserError(f"{path}: id {row['id']!r}: id and prompt must be texts; put quotes around them")
         repeated = [name for name, count in Counter(row["id"] for row in pool).items() if count > 1]
         if repeated:
             raise UserError(f"{path}: id {repeated[0]!r} comes twice; give each prompt its own")
@@ -158,8 +160,6 @@ class Run:
     def iteration(self, t: int, model: Path, initial: Path) -> Path:
         """M_t from M_{t-1} (`model`): act, judge, meta-judge, make pairs, train."""
         settings, folder = self.settings, self.folder / f"iter{t}"
-        meta_models = {"current": model, "initial": initial}
-        meta_model = meta_models.get(settings.metajudge.model) or self.other_model(settings.metajudge.model)
         arguments: tuple[str | Path, ...]
         at: tuple[str | Path, ...] = ("--iteration", str(t), "--model", model)
         prompts = folder / "prompts.jsonl"
@@ -172,6 +172,7 @@ class Run:
             judgments = self.stage("judging.judge", key, folder / "judgments", *at, "--responses", responses)
             sources = Sources(responses, judgments)
             if settings.iteration[t - 1].judge_pairs:
+                meta_model = self.metajudge(model, initial)
                 key = metajudge_key(settings, meta_model, responses, judgments, t)
                 arguments = ("--iteration", str(t), "--model", meta_model, *sources.arguments())
                 comparisons = self.stage("judging.metajudge", key, folder / "comparisons", *arguments)
@@ -187,15 +188,26 @@ class Run:
         arguments = ("--stage", "dpo", "--reference", reference, "--data", *data, "--work", folder / "train")
         return self.stage("dpo.train", key, folder / "checkpoint", *at, *arguments)
 
-    def other_model(self, path: str) -> Path:
-        """A model besides the seed, which the user brings. Raises `UserError` where it is missing."""
-        return prepare(replace(self.settings.model, path=path, prepare=""))
+    def metajudge(self, model: Path, initial: Path) -> Path:
+        """The model that compares: the iteration's own, M0, or one that the user brings."""
+        chosen = self.settings.metajudge.model
+        return {"current": model, "initial": initial}.get(chosen) or other_model(chosen, "metajudge.model")
 
     def check(self, t: int, sources: Sources, pairs: Path) -> None:
         """Write the iteration's bias panel; raises `UserError` where it breaks one of the limits, before training."""
-        path = self.folder / f"iter{t}" / "bias.json"
-        agreement = self.folder / (f"iter{t - 1}/agreement" if t > 1 else "sft/after")
-        panel = write_panel(path, t, self.settings, sources, pairs, agreement)
+        path, evaluation = self.folder / f"iter{t}" / "bias.json", self.settings.evaluation
+        initial = self.folder / "sft" / "after"
+        own = self.folder / f"iter{t - 1}" / "agreement" if t > 1 else initial
+        measured = {"current": own, "initial": initial}.get(self.settings.metajudge.model)
+        panel = write_panel(
+            path,
+            t,
+            self.settings,
+            sources,
+            pairs,
+            agreement=own if evaluation.cases else None,
+            meta_agreement=meta_twin(measured) if measured and evaluation.comparisons else None,
+        )
         if broken := broken_limits(panel, self.settings.limits):
             raise UserError(f"{path}: {'; '.join(broken)}: look into the panel, then mend the run or change [limits]")
 
@@ -209,10 +221,22 @@ class Run:
         name = self.settings.judge.scores.replace("{run}", str(self.folder)).replace("{t}", str(t))
         if not Path(name).is_file():
             raise UserError(
-                f"{name}: no such file; score the responses in {responses}, a line {{id, score}} each, and run this "
-                "command again"
+                f"{name}: no such file; score the responses in {responses}, a line {{id, score, text}} each, and run "
+                "this command again"
             )
         return Path(name)
+
+
+def other_model(path: str, key: str) -> Path:
+    """A model besides the seed, which the user brings. Raises `UserError`, naming the setting, where it is missing."""
+    if not (Path(path) / "config.json").is_file():
+        raise UserError(f"{path}: no model here; put a Hugging Face directory there or change {key}")
+    return Path(path)
+
+
+def meta_twin(agreement: Path) -> Path:
+    """Where a model's meta-judging was measured, beside its judging."""
+    return agreement.with_name(f"meta-{agreement.name}")
 
 
 def sft_recipe(settings: Settings, seed: Path) -> str:
@@ -249,7 +273,10 @@ def make_seed_judge(run: Run) -> None:
 def iterate(run: Run) -> None:
     """Seed -> SFT -> T iterations -> summary."""
     seed = prepare(run.settings.model)
-    run.draw_prompts(run.pool(seed))
+    if run.settings.metajudge.model not in ("current", "initial"):
+        other_model(run.settings.metajudge.model, "metajudge.model")
+    if run.settings.iteration:
+        run.draw_prompts(run.pool(seed))
     model = initial = run.sft(seed)
     if run.settings.sft.enabled:
         run.agreement(seed, run.folder / "sft" / "before")
@@ -271,7 +298,7 @@ def main() -> None:
     settings = load_settings(arguments.config)
     folder = Path("runs") / (arguments.run or settings.name)
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(arguments.config, folder / "config.toml")
+    write_json(folder / "settings.json", as_dict(settings))
     run = Run(arguments.config, settings, folder)
     if arguments.make_seed_judge:
         make_seed_judge(run)

@@ -4,6 +4,7 @@ Loading is strict: an unknown key, a missing section or a wrong type is an error
 """
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -19,7 +20,7 @@ class Model:
     path: str
     """The seed: a Hugging Face directory (config.json, safetensors, tokenizer.json)."""
     prepare: str = ""
-    """How `model.prepare` makes the seed when it is missing: "smollm2-135m", "tiny" or "" (the user brings it)."""
+    """How `model.prepare` makes a missing one: "smollm2-135m", "tiny", "tiny-judge" or "": the user brings it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type; auto is bfloat16 where the processor multiplies it natively, else float32."""
     attention: Literal["triton", "sdpa"] = "triton"
@@ -185,8 +186,9 @@ class Judge:
     minimum_valid: int = 1
     """A response with fewer parsed judgments has no score."""
     scores: str = ""
-    """A JSON-lines file of {id, score}, a row a response, that takes the judge's place: an external reward model's.
-    "{run}" and "{t}" in the name stand for the run's folder and the iteration."""
+    """A JSON-lines file of {id, score, text}, a row a response, that takes the judge's place: an external reward
+    model's. "{run}" and "{t}" in the name stand for the run's folder and the iteration; the text, which may be left
+    out, shows that the score is of this response and not of one of the same id in an earlier run."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,8 @@ class Metajudge:
     """With how many others each judgment is compared, an even number; 0: with all (the paper)."""
     max_score_gap: float | None = None
     """Only judgments whose scores differ by no more are compared; none: all (the paper)."""
+    elo_penalty: float = 0.01
+    """lambda of the penalty (lambda / 2) sum eps^2 that keeps Elo scores finite."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +266,8 @@ class Iteration:
 @dataclass(frozen=True)
 class Evaluation:
     cases: str = ""
-    """Labelled groups on which the judge is measured before and after SFT and after each iteration; empty: not."""
+    """Labelled groups on which the judge is measured before and after SFT and after each iteration; empty: not.
+    "{run}" stands for the run's folder: `{run}/sft/eft/held_out.jsonl` are the groups that `[eft]` sets aside."""
     comparisons: str = ""
     """Pairs of judgments on which the meta-judge is measured, likewise."""
     N: int = 1
@@ -386,6 +391,7 @@ def _check(settings: Settings, path: Path) -> None:
         "prompts.round_attempts": settings.prompts.round_attempts,
         "prompts.shots": settings.prompts.shots,
         "prompts.ngram": settings.prompts.ngram,
+        "evaluation.N": settings.evaluation.N,
         "sft.batch_size": settings.sft.batch_size,
         "sft.epochs": settings.sft.epochs,
         "dpo.batch_size": settings.dpo.batch_size,
@@ -401,8 +407,10 @@ def _check(settings: Settings, path: Path) -> None:
     shares["prompts.max_rouge_l"] = settings.prompts.max_rouge_l
     for section in ("prompts", "respond", "judge", "metajudge"):
         sampling = getattr(settings, section)
-        if sampling.temperature < 0:
+        if not 0 <= sampling.temperature < math.inf:
             raise UserError(f"{path}: {section}.temperature is {sampling.temperature}; it must not be negative")
+        if sampling.max_new_tokens < 1:
+            raise UserError(f"{path}: {section}.max_new_tokens is {sampling.max_new_tokens}; it must be at least 1")
         shares[f"{section}.top_p"] = sampling.top_p
     training = {
         "trainer.save_every": settings.trainer.save_every,
@@ -438,8 +446,16 @@ def _check_judging(settings: Settings, path: Path) -> None:
         raise UserError(f"{path}: prompts.words has an empty entry, which says nothing; take it out")
     if meta.opponents < 0 or meta.opponents % 2:
         raise UserError(f"{path}: metajudge.opponents is {meta.opponents}; it must be even, or 0 for all")
-    if meta.max_score_gap is not None and (meta.opponents or meta.max_score_gap < 0):
+    if meta.max_score_gap is not None and (meta.opponents or not 0 <= meta.max_score_gap < math.inf):
         raise UserError(f"{path}: metajudge.max_score_gap must not be negative, and goes with opponents = 0 alone")
+    if not 0 < meta.elo_penalty < math.inf:
+        raise UserError(f"{path}: metajudge.elo_penalty is {meta.elo_penalty}; it must be above 0")
+    if judge.minimum_valid > judge.N and not judge.scores:
+        raise UserError(
+            f"{path}: judge.minimum_valid is {judge.minimum_valid}, judge.N {judge.N}; none would be scored"
+        )
+    if judge.scores and len(settings.iteration) > 1 and "{t}" not in judge.scores:
+        raise UserError(f"{path}: judge.scores is one file for several iterations; put {{t}} into its name")
     if judge.scores and any(iteration.judge_pairs for iteration in settings.iteration):
         raise UserError(
             f"{path}: judge.scores leaves no judgments to compare; set judge_pairs = false in each [[iteration]]"

@@ -32,10 +32,10 @@ def _sft(folder: Path, checkpoint: Path, settings: Settings) -> dict[str, Any]:
         "eft": read_manifest(folder / "eft") if settings.eft.sources else None,
     }
     for when, name in (("before", "agreement_before"), ("after", "agreement")):
-        agreement = found[name] = _agreement(folder / when)
+        agreement = found[name] = _agreement(folder / when) if settings.evaluation.cases else None
         if agreement:
             found[f"judge_parse_rate_{when}"] = agreement["parse_rate"]
-    found["meta_agreement"] = _agreement(folder / "meta-after")
+    found["meta_agreement"] = _agreement(folder / "meta-after") if settings.evaluation.comparisons else None
     return found
 
 
@@ -44,28 +44,23 @@ def _agreement(folder: Path) -> dict[str, Any] | None:
 
 
 def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
-    stages = {
-        name: read_manifest(folder / place) or {}
-        for name, place in {
-            "respond": "responses",
-            "judge": "judgments",
-            "metajudge": "comparisons",
-            "pairs": "pairs",
-            "train": "checkpoint",
-        }.items()
-    }
+    places = {"respond": "responses", "judge": "judgments", "metajudge": "comparisons"}
+    made = read_manifest(folder / "pairs") or {}
+    used = {name: place for name, place in places.items() if place in made["sources"]}
+    used |= {"pairs": "pairs", "train": "checkpoint"}
+    stages = {name: read_manifest(folder / place) or {} for name, place in used.items()}
     counts = stages["pairs"]["counts"]
     return {
         "iteration": number,
         "rho": settings.iteration[number - 1].rho,
         "responses": stages["respond"]["counts"]["records"],
-        "comparisons": stages["metajudge"].get("counts"),
+        "comparisons": stages["metajudge"]["counts"] if "metajudge" in stages else None,
         "positions": stages["pairs"].get("positions"),
         "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0), "reasons": _reasons(counts)},
         "bias": json.loads((folder / "bias.json").read_text(encoding="utf-8")),
         "dpo": _dpo(folder / "train" / "metrics.jsonl", stages["train"]),
-        "agreement": _agreement(folder / "agreement"),
-        "meta_agreement": _agreement(folder / "meta-agreement"),
+        "agreement": _agreement(folder / "agreement") if settings.evaluation.cases else None,
+        "meta_agreement": _agreement(folder / "meta-agreement") if settings.evaluation.comparisons else None,
         "checkpoint": str(folder / "checkpoint"),
         "seconds": {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest},
         "new_tokens": {name: manifest["new_tokens"] for name, manifest in stages.items() if "new_tokens" in manifest},
@@ -119,7 +114,7 @@ def _print_panel(panel: dict[str, Any], responses: int) -> None:
     """The bias panel: what judge and meta-judge made of the responses, and what may have gone wrong with it."""
     texts, judge, meta = panel["responses"], panel["judge"], panel["metajudge"]
     print(
-        f"  responses    {responses}, {texts['distinct']} distinct, {texts['characters_mean']:.0f} characters on "
+        f"  responses    {responses}, {texts['distinct']} distinct, {texts['characters_mean'] or 0:.0f} characters on "
         "average"
     )
     if judge:

@@ -18,7 +18,7 @@ import numpy as np
 
 from evaluation.statistics import bootstrap, spearman
 from files import UserError, command, is_complete, read_numbered_jsonl, write_json, write_manifest
-from judging.judge import judgment_record
+from judging.judge import judge_section, judgment_record
 from judging.rankings import conversation_text
 from judging.rubric import judge_prompt
 from judging.scores import mean_score
@@ -170,7 +170,7 @@ def _means(cases: Sequence[Case], scores: dict[str, Fraction | None], label: Cal
 def agreement_key(settings: Settings, model_dir: Path, cases: Path, N: int) -> str:
     """The identity of an agreement measurement."""
     inputs: dict[str, Path | str] = {"model": model_dir, "cases": cases}
-    return generation_key(f"agreement-{N}", settings, settings.judge, 0, inputs)
+    return generation_key(f"agreement-{N}", settings, judge_section(settings), 0, inputs)
 
 
 def read_report(folder: Path) -> dict[str, Any]:

@@ -27,11 +27,17 @@ LENGTH_BINS = 5
 
 
 def write_panel(
-    path: Path, iteration: int, settings: Settings, sources: Sources, pairs: Path, agreement: Path
+    path: Path,
+    iteration: int,
+    settings: Settings,
+    sources: Sources,
+    pairs: Path,
+    agreement: Path | None = None,
+    meta_agreement: Path | None = None,
 ) -> dict[str, Any]:
     """Measure an iteration by the stages that its pairs are made from and the pairs; writes and returns the panel.
 
-    `agreement` is where the iteration's judge was measured on labelled responses, the meta-judge in its `meta-` twin.
+    `agreement` and `meta_agreement` are where its judge and its meta-judge were measured on labelled data, if so.
     """
     everything = list(read_units(sources.responses))
     responses = distinct_responses(everything)
@@ -46,7 +52,6 @@ def write_panel(
     if sources.comparisons:
         comparisons = list(_columns(sources.comparisons, "response_id", "first", "second", "winner", "failure"))
         meta = _asked(settings.metajudge) | metajudge_panel(comparisons, judgments, read_jsonl(pairs / "elo.jsonl"))
-    meta_agreement = agreement.with_name("meta-" + agreement.name)
     stages = {"judge": sources.judgments, "metajudge": sources.comparisons}
     panel = {
         "iteration": iteration,
@@ -129,9 +134,12 @@ def metajudge_panel(
             equal.setdefault(name, []).append(float(won_first))
         pair = frozenset((row["first"], row["second"]))
         winners.setdefault(name, {}).setdefault(pair, []).append(row["first"] if won_first else row["second"])
-    contests = group_by(elos, "response_id").values()
+    compared: dict[tuple[str, int], list[Record]] = {}
+    for row in elos:
+        compared.setdefault((row["response_id"], row["group"]), []).append(row)
     within = [
-        spearman([row["elo"] for row in rows], [len(text[row["judgment_id"]]) for row in rows]) for rows in contests
+        spearman([row["elo"] for row in rows], [len(text[row["judgment_id"]]) for row in rows])
+        for rows in compared.values()
     ]
     both = [[float(names[0] == names[1]) for names in own.values() if len(names) == 2] for own in winners.values()]
     return {
@@ -143,7 +151,7 @@ def metajudge_panel(
         "higher_score_wins": bootstrap(list(higher.values())),
         "both_orders_agree": bootstrap(both),
         "elo_length_spearman": bootstrap([[value] for value in within if value is not None]),
-        "elo_standard_error_mean": _mean([row["standard_error"] for rows in contests for row in rows]),
+        "elo_standard_error_mean": _mean([row["standard_error"] for rows in compared.values() for row in rows]),
     }
 
 
@@ -170,8 +178,10 @@ def pairs_panel(folder: Path) -> dict[str, Any]:
 
 
 def broken_limits(panel: Mapping[str, Any], limits: Limits) -> list[str]:
-    """What of the panel breaks which limit, a clause each."""
+    """What of the panel breaks which limit, a clause each. Without a single pair there is nothing to train on."""
     broken = []
+    if not any(found["pairs"] for found in panel["pairs"].values()):
+        broken.append("no prompt gives a pair")
     if panel["judge"]:
         rate, saturation = panel["judge"]["parse_rate"]["value"], panel["judge"]["saturation"]
         if (rate or 0.0) < limits.parse_rate:
@@ -187,6 +197,8 @@ def broken_limits(panel: Mapping[str, Any], limits: Limits) -> list[str]:
 
 def _by_length(responses: Sequence[Record], judgments: Iterable[Record]) -> list[dict[str, Any]]:
     """Judgments, parse rate and failures by length of the judged response: long ones are cut, and fail, more often."""
+    if not responses:
+        return []
     length = {row["id"]: len(row["text"]) for row in responses}
     edges = np.unique(np.quantile(list(length.values()), np.linspace(0, 1, LENGTH_BINS + 1), method="lower"))
     bins: list[list[Record]] = [[] for _ in range(max(len(edges) - 1, 1))]
@@ -224,8 +236,8 @@ def _failures(rows: Iterable[Record]) -> dict[str, int]:
     return dict(sorted(Counter(row["failure"] for row in rows if row["failure"]).items()))
 
 
-def _agreement(folder: Path, keys: Iterable[str]) -> dict[str, Any] | None:
-    if not (folder / "agreement.json").is_file():
+def _agreement(folder: Path | None, keys: Iterable[str]) -> dict[str, Any] | None:
+    if folder is None:
         return None
     found = read_report(folder)
     return {key: found[key] for key in keys}

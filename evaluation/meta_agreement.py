@@ -77,7 +77,9 @@ def _outcome(row: dict[str, Any]) -> float:
 def meta_agreement_key(settings: Settings, model_dir: Path, cases: Path) -> str:
     """The identity of a measurement."""
     inputs: dict[str, Path | str] = {"model": model_dir, "cases": cases}
-    return generation_key("meta-agreement", settings, settings.metajudge, 0, inputs)
+    names = ("temperature", "top_p", "max_new_tokens", "form", "verdict")
+    section = {name: getattr(settings.metajudge, name) for name in names} | {"judgments": settings.judge.verdict}
+    return generation_key("meta-agreement", settings, section, 0, inputs)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from judging.elo import Battle, battle_matrix, elo, position_weights
 from judging.reasons import Reason
 from judging.schedule import chains
 from judging.scores import Draw, Record, distinct_responses, meta_judged, seeded_draw
-from settings import Iteration, Settings
+from settings import Iteration, Metajudge, Settings
 
 _EQUAL = 1e-9
 """Elo scores closer than this are equal."""
@@ -26,12 +26,14 @@ class Contest:
     judgments: list[Record]
     battles: Sequence[Battle]
 
-    def elo(self, weights: tuple[float, float]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    def elo(
+        self, weights: tuple[float, float], penalty: float
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
         """Elo scores of the judgments and their standard errors; None where no battle has weight."""
         place = {row["index"]: i for i, row in enumerate(self.judgments)}
         placed = ((place[m], place[n], winner) for m, n, winner in self.battles)
         B = battle_matrix(len(self.judgments), placed, *weights)
-        return elo(B) if B.any() else None
+        return elo(B, penalty) if B.any() else None
 
 
 @dataclass(frozen=True)
@@ -76,23 +78,27 @@ def contests(
 
 
 def choose_judgments(
-    contest: Contest, weights: tuple[float, float], groups: Sequence[Sequence[int]], rule: Iteration, draw: Draw
+    contest: Contest,
+    weights: tuple[float, float],
+    meta: Metajudge,
+    rule: Iteration,
+    draw: Draw,
 ) -> JudgePair | Reason:
     """The best and the worst of one response's distinct judgments.
 
-    `groups` are places of judgments that were compared with one another (`judging.schedule.chains`), for the paper one
-    of all: the pair comes from the group in which the Elo scores lie widest apart.
+    Judgments that were compared with one another are a group (`judging.schedule.chains`), for the paper all of them:
+    the pair comes from the group in which the Elo scores lie widest apart.
     """
-    scores = contest.elo(weights)
+    scores, groups = contest.elo(weights, meta.elo_penalty), chains(contest.judgments, meta)
     if scores is None:
         return Reason.NO_DECISIVE_COMPARISON
     eps, name = scores[0], contest.response["id"]
-    spreads = [np.ptp(eps[list(group)]) for group in groups]
+    spreads = [np.ptp(eps[group]) for group in groups]
     if max(spreads) <= _EQUAL:
         return Reason.EQUAL_ELO
     widest = [group for group, spread in zip(groups, spreads, strict=True) if spread >= max(spreads) - _EQUAL]
     group = draw(widest, f"{name}/group")
-    high, low = max(eps[list(group)]), min(eps[list(group)])
+    high, low = max(eps[group]), min(eps[group])
     best = draw([i for i in group if eps[i] >= high - _EQUAL], f"{name}/chosen")
     worst = draw([i for i in group if eps[i] <= low + _EQUAL], f"{name}/rejected")
     chosen, rejected = contest.judgments[best], contest.judgments[worst]
@@ -101,24 +107,32 @@ def choose_judgments(
     return JudgePair(chosen, rejected, float(eps[best]), float(eps[worst]))
 
 
-def elo_rows(contests: Mapping[str, Contest | Reason], wins: Mapping[str, int]) -> Iterator[Record]:
-    """The Elo score of each compared judgment, with its standard error and how many battles it won and lost."""
+def elo_rows(contests: Mapping[str, Contest | Reason], wins: Mapping[str, int], meta: Metajudge) -> Iterator[Record]:
+    """The Elo score of each compared judgment, with its standard error and how many battles it won and lost.
+
+    "group" numbers the response's groups of judgments that were compared with one another; others can't be compared.
+    """
     weights = position_weights(wins["first"], wins["second"])
     for contest in contests.values():
-        scores = None if isinstance(contest, Reason) else contest.elo(weights)
+        scores = None if isinstance(contest, Reason) else contest.elo(weights, meta.elo_penalty)
         if isinstance(contest, Reason) or scores is None:
             continue
+        groups = chains(contest.judgments, meta)
+        group_of = {place: number for number, group in enumerate(groups) for place in group if len(group) > 1}
         won: Counter[int] = Counter()
         lost: Counter[int] = Counter()
         for m, n, winner in contest.battles:
             if winner in ("first", "second"):
                 won[m if winner == "first" else n] += 1
                 lost[n if winner == "first" else m] += 1
-        for row, eps, error in zip(contest.judgments, *scores, strict=True):
+        for place, (row, eps, error) in enumerate(zip(contest.judgments, *scores, strict=True)):
+            if place not in group_of:
+                continue
             yield {
                 "judgment_id": row["id"],
                 "response_id": contest.response["id"],
                 "prompt_id": contest.response["prompt_id"],
+                "group": group_of[place],
                 "elo": round(float(eps), 6),
                 "standard_error": round(float(error), 6),
                 "won": won[row["index"]],

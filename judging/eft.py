@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from files import UserError, command, digest, is_complete, read_manifest, stage_key, write_jsonl, write_manifest
-from judging.judge import judge_items, judgment_record
+from judging.judge import judge_items, judge_section, judgment_record
 from judging.rankings import RankedGroup, Reason, ranked_groups
 from judging.scores import Record, group_by
 from judging.verdict import Place
@@ -197,7 +197,7 @@ def judgments_key(settings: Settings, model_dir: Path) -> str:
     eft = settings.eft
     inputs: dict[str, Path | str] = {"model": model_dir} | {f"source {i}": path for i, path in enumerate(eft.sources)}
     which = {"languages": eft.languages, "max_turns": eft.max_turns, "N": eft.N, "held_out": eft.held_out}
-    sampled = generation_key("eft", settings, settings.judge, 0, inputs)
+    sampled = generation_key("eft", settings, judge_section(settings), 0, inputs)
     return stage_key("eft-judgments", {"which": which, "sampled": sampled}, {})
 
 

@@ -38,7 +38,8 @@ def elo(B: NDArray[np.float64], regularization: float = 0.01) -> tuple[NDArray[n
 
     eps maximises sum_{m != n} B_mn log sigmoid(eps_m - eps_n) - (regularization / 2) sum_m eps_m^2, which has exactly
     one maximum, at a finite eps of sum zero. Standard errors are the square roots of the diagonal of the inverse
-    negative Hessian there, within sum-zero scores; they say how firmly the battles, counted by weight, fix each score.
+    negative Hessian there, within sum-zero scores. They say how firmly the battles fix each score when a battle counts
+    as its weight says, about half: were all asked again, the scores would scatter less.
 
     Newton's method, halving a step that does not climb enough. Raises `ValueError` when B is not square, finite and
     non-negative, or the regularization is not positive.

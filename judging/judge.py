@@ -13,7 +13,7 @@ from judging.verdict import Failure, parse_score
 from model.chat import ChatFormat, load_chat
 from sampling.generate import Item, completion_fields, generation_key, read_units, request_seed, run_units
 from sampling.request import Completion, Sampling
-from settings import Judge, Settings, load_settings
+from settings import Judge, Settings, as_dict, load_settings
 
 
 def judge_items(responses: Iterable[Record], chat: ChatFormat, settings: Settings, iteration: int) -> Iterator[Item]:
@@ -46,7 +46,12 @@ def judgment_record(item: Item, completion: Completion, chat: ChatFormat, judge:
 def judge_key(settings: Settings, model_dir: Path, responses: Path, iteration: int) -> str:
     """The identity of the judgments' work."""
     inputs: dict[str, Path | str] = {"model": model_dir, "responses": responses}
-    return generation_key("judge", settings, settings.judge, iteration, inputs)
+    return generation_key("judge", settings, judge_section(settings) | {"N": settings.judge.N}, iteration, inputs)
+
+
+def judge_section(settings: Settings) -> dict[str, Any]:
+    """The settings that a judgment depends on."""
+    return {key: value for key, value in as_dict(settings.judge).items() if key not in ("N", "minimum_valid", "scores")}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from judging.verdict import Failure, parse_winner
 from model.chat import ChatFormat, load_chat
 from sampling.generate import Item, completion_fields, generation_key, read_units, request_seed, run_units
 from sampling.request import Completion, Sampling
-from settings import Metajudge, Settings, load_settings
+from settings import Metajudge, Settings, as_dict, load_settings
 
 
 def metajudge_items(
@@ -62,7 +62,9 @@ def comparison_record(item: Item, completion: Completion, chat: ChatFormat, meta
 def metajudge_key(settings: Settings, model_dir: Path, responses: Path, judgments: Path, iteration: int) -> str:
     """The identity of the comparisons' work."""
     inputs: dict[str, Path | str] = {"model": model_dir, "responses": responses, "judgments": judgments}
-    return generation_key("metajudge", settings, settings.metajudge, iteration, inputs)
+    section = as_dict(settings.metajudge)
+    del section["model"], section["elo_penalty"]  # the one is an input, the other is for later
+    return generation_key("metajudge", settings, section, iteration, inputs)
 
 
 def main() -> None:

@@ -15,13 +15,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from files import UserError, command, is_complete, stage_key, write_jsonl, write_manifest
+from files import UserError, command, digest, is_complete, stage_key, write_jsonl, write_manifest
 from judging.contests import Contest, choose_judgments, contests, elo_rows, position_collapse, position_wins
 from judging.elo import Battle, position_weights
 from judging.length_control import Scored, choose_responses
 from judging.reasons import ACTOR_REASONS, JUDGE_REASONS, Reason
 from judging.rubric import judge_prompt
-from judging.schedule import chains
 from judging.scores import Draw, Record, distinct_responses, group_by, read_scores, response_scores, seeded_draw
 from model.chat import ChatFormat, Message, load_chat
 from sampling.generate import read_units
@@ -53,8 +52,7 @@ def judge_pair(
     contest: Contest, weights: tuple[float, float], settings: Settings, rule: Iteration, draw: Draw, chat: ChatFormat
 ) -> Record | Reason:
     """The judge pair of a meta-judged response."""
-    groups = chains(contest.judgments, settings.metajudge)
-    choice = choose_judgments(contest, weights, groups, rule, draw)
+    choice = choose_judgments(contest, weights, settings.metajudge, rule, draw)
     if isinstance(choice, Reason):
         return choice
     response, judge = contest.response, settings.judge
@@ -172,7 +170,7 @@ def pairs_key(settings: Settings, iteration: int, model_dir: Path, sources: Sour
     facts = {
         "rule": as_dict(settings.iteration[iteration - 1]),
         "judge": [judge.form, judge.verdict, judge.minimum_valid],
-        "max_score_gap": settings.metajudge.max_score_gap,
+        "metajudge": [settings.metajudge.max_score_gap, settings.metajudge.elo_penalty],
         "seed": settings.seed,
         "iteration": iteration,
     }
@@ -203,7 +201,7 @@ def write_pairs(settings: Settings, iteration: int, model_dir: Path, sources: So
     facts: dict[str, Any] = {
         "rule": as_dict(settings.iteration[iteration - 1]),
         "minimum_valid": settings.judge.minimum_valid,
-        "sources": {name: str(path) for name, path in sources.paths().items()},
+        "sources": {name: {"path": str(path), "digest": digest(path)} for name, path in sources.paths().items()},
     }
     if sources.comparisons:
         battles = read_battles(sources.comparisons)
@@ -211,7 +209,7 @@ def write_pairs(settings: Settings, iteration: int, model_dir: Path, sources: So
         held = contests(prompts, judged, battles, settings, iteration)
         judge, missing = judge_pairs(held, wins, settings, iteration, chat)
         none += _none_rows("judge", missing)
-        elos = list(elo_rows(held, wins))
+        elos = list(elo_rows(held, wins, settings.metajudge))
         counts |= {"judge": len(judge)} | _counted("judge", missing, JUDGE_REASONS)
         facts["positions"] = _positions(wins)
     written = {"actor": actor, "judge": judge, "elo": elos, "none": none}

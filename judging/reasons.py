@@ -23,7 +23,7 @@ class Reason(StrEnum):
     NO_NEAR_SCORES = "no_near_scores"
     """Judge: with `metajudge.max_score_gap`, no two judgments of the response are near enough to be compared."""
     NO_DECISIVE_COMPARISON = "no_decisive_comparison"
-    """Judge: every comparison is a tie, failed or missing."""
+    """Judge: no comparison names a winner, or none that has weight."""
     EQUAL_ELO = "equal_elo"
     """Judge: the comparisons balance."""
     POSITION_COLLAPSE = "position_collapse"

@@ -67,21 +67,24 @@ def response_scores(judgments: Mapping[str, Sequence[Record]], minimum_valid: in
 
 
 def read_scores(path: Path, responses: Iterable[Record]) -> dict[str, Fraction]:
-    """Scores of responses from a JSON-lines file of {id, score}; any finite number, higher is better.
+    """Scores of responses from a JSON-lines file of {id, score, text}; any finite number, higher is better.
 
-    A row may repeat the response's "text", which must then be the same: a guard against scores of another run. A
-    response without a row has no score. Raises `UserError`, naming file and line, for an id that is unknown or comes
-    twice, a score that is no finite number, and another text.
+    A row's "text" may be left out; where it is there it must be the response's, lest the scores be those of an earlier
+    run. A response without a row has no score. Raises `UserError`, naming file and line, for an id that is unknown or
+    comes twice, a score that is no finite number, and another text.
     """
     texts = {row["id"]: row["text"] for row in responses}
     scores: dict[str, Fraction] = {}
     for number, row in read_numbered_jsonl(path, ("id", "score")):
         name, score, where = row["id"], row["score"], f"{path}, line {number}"
+        if not isinstance(name, str):
+            raise UserError(f"{where}: id is {name!r}; it must be a response's id")
         if name not in texts:
             raise UserError(f"{where}: no response has the id {name!r}; score the responses of this run")
         if name in scores:
             raise UserError(f"{where}: {name!r} comes twice; keep one row a response")
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        whole = isinstance(score, int) and not isinstance(score, bool)
+        if not whole and not (isinstance(score, float) and math.isfinite(score)):
             raise UserError(f"{where}: score is {score!r}; it must be a finite number")
         if row.get("text", texts[name]) != texts[name]:
             raise UserError(f"{where}: {name!r} has another text in this run; score its responses again")

@@ -9,15 +9,16 @@ import argparse
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from files import UserError, command, read_jsonl, read_manifest
+from files import UserError, command, digest, read_jsonl, read_manifest
 from judging.reasons import Reason
 from judging.scores import Record, distinct_responses, group_by, read_scores, response_scores
+from sampling.generate import read_units
 from settings import Iteration
 
 Document = dict[str, Any]
-STAGES = {"respond": "responses", "judge": "judgments", "metajudge": "comparisons", "pairs": "pairs"}
+STAGES = {"respond": "responses", "judge": "judgments", "metajudge": "comparisons"}
 KINDS = ("actor", "judge")
 
 
@@ -45,13 +46,14 @@ def find_prompt(run: Path, prompt_id: str) -> int:
 def lineage(run: Path, number: int, prompt_id: str) -> Document:
     """All that is known of one prompt in one iteration: responses, judgments, comparisons, Elo, pairs or reasons."""
     folder = run / f"iter{number}"
-    manifests = {name: read_manifest(folder / place) or {} for name, place in STAGES.items()}
-    made, trained = manifests["pairs"], read_manifest(folder / "checkpoint")
-    responses = list(_unit_rows(folder / "responses", prompt_id))
-    judgments = group_by(_unit_rows(folder / "judgments", prompt_id), "response_id")
+    made, trained = read_manifest(folder / "pairs") or {}, read_manifest(folder / "checkpoint")
+    sources = _sources(folder, made)
+    stages = {name: sources[place] for name, place in STAGES.items() if place in sources}
+    responses = list(_unit_rows(sources["responses"], prompt_id))
+    judgments = group_by(_unit_rows(sources.get("judgments"), prompt_id), "response_id")
     scores = response_scores(judgments, made["minimum_valid"])
-    if path := made["sources"].get("scores"):
-        scores = read_scores(Path(path), _all_rows(folder / "responses"))
+    if "scores" in sources:
+        scores = read_scores(sources["scores"], read_units(sources["responses"]))
     kept = {row["id"] for row in distinct_responses(responses)}
     pairs = {
         kind: list(_rows_naming(folder / "pairs" / f"{kind}.jsonl", prompt_id)) for kind in (*KINDS, "elo", "none")
@@ -65,11 +67,8 @@ def lineage(run: Path, number: int, prompt_id: str) -> Document:
         "rule": made["rule"],
         "minimum_valid": made["minimum_valid"],
         "positions": made.get("positions"),
-        "written_by": {
-            name: {"checkpoint": _named(run, manifest["weights"]), "weights": manifest["weights"]}
-            for name, manifest in manifests.items()
-            if "weights" in manifest
-        },
+        "scores_from": made["sources"].get("scores"),
+        "written_by": {name: _writer(run, stage) for name, stage in stages.items()},
         "trained_model": {"checkpoint": f"M{number}", "weights": trained["digest"]} if trained else None,
         "responses": [
             _without_ids(row)
@@ -81,7 +80,7 @@ def lineage(run: Path, number: int, prompt_id: str) -> Document:
             }
             for row in responses
         ],
-        "comparisons": [_without_ids(row) for row in _unit_rows(folder / "comparisons", prompt_id)],
+        "comparisons": [_without_ids(row) for row in _unit_rows(sources.get("comparisons"), prompt_id)],
         "elo": [row for row in pairs["elo"] if row["prompt_id"] == prompt_id],
         "pairs": [_pair(row) for kind in KINDS for row in pairs[kind] if _prompt_of(row) == prompt_id],
         "none": none,
@@ -101,7 +100,7 @@ def explain(document: Document, kind: str) -> str:
     sentences = {
         Reason.TOO_FEW_RESPONSES: f"{len(distinct)} distinct responses, and two are needed",
         Reason.TOO_FEW_SCORED: f"{len(scored)} of {len(distinct)} distinct responses have a score, and two are needed "
-        f"(a score needs {document['minimum_valid']} parsed judgments)",
+        + ("" if document["scores_from"] else f"(a score needs {document['minimum_valid']} parsed judgments)"),
         Reason.EQUAL_SCORES: f"all {len(scored)} scores are {scored[0]['score'] if scored else '-'}",
         Reason.SAME_RESPONSE: f"{tiers}, and one response is the shortest of the upper and the longest of the lower",
         Reason.NOT_BETTER: f"{tiers}, and the shortest of the upper does not score above the longest of the lower",
@@ -163,6 +162,8 @@ def why_not_text(document: Document) -> Iterator[str]:
 def _head(document: Document) -> Iterator[str]:
     for stage, by in document["written_by"].items():
         yield f"  {stage} by {by['checkpoint']}, weights {by['weights']}"
+    if scores := document["scores_from"]:
+        yield f"  scores from {scores['path']}, SHA-256 {scores['digest']}"
     if trained := document["trained_model"]:
         yield f"  the iteration's pairs trained {trained['checkpoint']}, weights {trained['weights']}"
     rule = ", ".join(f"{key} {value}" for key, value in document["rule"].items() if value is not None)
@@ -209,41 +210,51 @@ def _indented(text: str, spaces: int = 2) -> str:
 
 
 def _iterations(run: Path) -> Iterator[tuple[int, Path]]:
-    found = sorted(int(folder.name.removeprefix("iter")) for folder in run.glob("iter[0-9]*"))
+    names = (folder.name.removeprefix("iter") for folder in run.glob("iter*"))
+    found = sorted(int(name) for name in names if name.isdecimal())
     if not found:
         raise UserError(f"{run}: no run here; name a folder such as runs/smollm2-135m")
     for number in found:
         yield number, run / f"iter{number}"
 
 
+def _sources(folder: Path, made: dict[str, Any]) -> dict[str, Path]:
+    """What the pairs were made from. Raises `UserError` where that has been replaced since."""
+    if "sources" not in made:
+        raise UserError(f"{folder}/pairs: made by an older version; remove the folder and run iterate.py again")
+    sources = {}
+    for name, source in made["sources"].items():
+        path = Path(source["path"]) if name == "scores" else folder / name
+        if digest(path) != source["digest"]:
+            raise UserError(f"{path}: not what the pairs were made from any more; run iterate.py again")
+        sources[name] = path
+    return sources
+
+
 def _rows_naming(path: Path, name: str) -> Iterator[Record]:
     """The rows of a file that have the name somewhere: a full run's files are too long to parse each line."""
+    written = json.dumps(name, ensure_ascii=False)[1:-1]
     with path.open(encoding="utf-8") as lines:
-        yield from (json.loads(line) for line in lines if name in line)
+        yield from (json.loads(line) for line in lines if written in line)
 
 
-def _unit_rows(stage: Path, prompt_id: str) -> Iterator[Record]:
+def _unit_rows(stage: Path | None, prompt_id: str) -> Iterator[Record]:
     """The records of one prompt, in order; none where the stage did not run."""
-    for name in (read_manifest(stage) or {"units": []})["units"]:
-        for row in _rows_naming(stage / name, prompt_id):
+    manifest = read_manifest(stage) if stage else None
+    for name in manifest["units"] if manifest and stage else ():
+        for row in _rows_naming(cast(Path, stage) / name, prompt_id):
             if row["prompt_id"] == prompt_id:
                 yield row
 
 
-def _all_rows(stage: Path) -> Iterator[Record]:
-    for name in (read_manifest(stage) or {"units": []})["units"]:
-        yield from read_jsonl(stage / name)
-
-
-def _named(run: Path, weights: str) -> str:
-    """M_t where the weights are those that the run's iteration t made, or M_{t - 1} those that it was trained from."""
+def _writer(run: Path, stage: Path) -> dict[str, str]:
+    """The model that wrote a stage: the hash of its weights, and M_t where it is the actor of iteration t + 1."""
+    weights = (read_manifest(stage) or {})["weights"]
+    name = "a model of another place"
     for number, folder in _iterations(run):
-        trained = read_manifest(folder / "checkpoint") or {}
-        if trained.get("weights", {}).get("model") == weights:
-            return f"M{number - 1}"
-        if trained.get("digest") == weights:
-            return f"M{number}"
-    return "a model of another place"
+        if (read_manifest(folder / "responses") or {}).get("weights") == weights:
+            name = f"M{number - 1}"
+    return {"checkpoint": name, "weights": weights}
 
 
 def _prompt_of(pair: Record) -> str:

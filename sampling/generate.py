@@ -80,9 +80,9 @@ def completion_fields(completion: Completion, chat: ChatFormat, seed: int) -> di
 
 
 def generation_key(stage: str, settings: Settings, section: Any, iteration: int, inputs: dict[str, Path | str]) -> str:
-    """The identity of a generating stage's work; `section` is the stage's own settings."""
+    """The identity of a generating stage's work; `section` are the settings that it reads, a dataclass or a dict."""
     facts = {
-        "section": as_dict(section),
+        "section": section if isinstance(section, dict) else as_dict(section),
         "engine": as_dict(settings.engine),
         "dtype": settings.model.dtype,
         "attention": settings.model.attention,
@@ -143,15 +143,15 @@ def run_units(
         time.sleep(0.2)
     if is_complete(out, key) or (not _first(store, "finished") and _completed_by_another(out, key)):
         return
-    records = [row for path in paths for row in read_jsonl(path)]
+    counts, new_tokens = count_records(row for path in paths for row in read_jsonl(path))
     write_manifest(
         out,
         stage,
         key,
         paths,
         units=[str(path.relative_to(out)) for path in paths],
-        counts=count_records(records),
-        new_tokens=sum(len(row["ids"]) for row in records),
+        counts=counts,
+        new_tokens=new_tokens,
         computed_tokens=engine.computed_tokens if engine else 0,
         seconds=round(time.monotonic() - started, 1),
         weights=digest(model_dir),
@@ -207,7 +207,7 @@ def _first(store: dist.Store, key: str) -> bool:
         return True
 
 
-def _completed_by_another(out: Path, key: str, patience: float = 300.0) -> bool:
+def _completed_by_another(out: Path, key: str, patience: float = 900.0) -> bool:
     """Wait for the rank that finished first to write the manifest; False after `patience` seconds: it may be dead."""
     deadline = time.monotonic() + patience
     while not is_complete(out, key) and time.monotonic() < deadline:
@@ -215,15 +215,17 @@ def _completed_by_another(out: Path, key: str, patience: float = 300.0) -> bool:
     return is_complete(out, key)
 
 
-def count_records(records: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """How many records there are, and how many of each finish reason and failure."""
+def count_records(records: Iterable[dict[str, Any]]) -> tuple[dict[str, int], int]:
+    """How many records there are, and how many of each finish reason and failure; and how many tokens they have."""
     counts: Counter[str] = Counter()
+    tokens = 0
     for row in records:
+        tokens += len(row["ids"])
         counts["records"] += 1
         counts[row["finish_reason"]] += 1
         if row.get("failure"):
             counts[f"failure.{row['failure']}"] += 1
-    return dict(counts)
+    return dict(counts), tokens
 
 
 def read_units(folder: Path | str) -> Iterator[dict[str, Any]]:
@@ -310,7 +312,9 @@ def response_items(prompts: Iterable[dict[str, Any]], chat: ChatFormat, settings
 def respond_key(settings: Settings, model_dir: Path, prompts: Path, iteration: int) -> str:
     """The identity of the responses' work."""
     inputs: dict[str, Path | str] = {"model": model_dir, "prompts": prompts}
-    return generation_key("respond", settings, settings.respond, iteration, inputs)
+    section = as_dict(settings.respond)
+    del section["prompts"], section["prompts_per_iteration"]  # what was drawn is an input
+    return generation_key("respond", settings, section, iteration, inputs)
 
 
 def main() -> None:

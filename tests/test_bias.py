@@ -94,7 +94,7 @@ def test_whom_the_meta_judge_prefers():
         comparison("b", 0, 1, None, "missing"),
     ]
     elos = [
-        {"judgment_id": f"a/j{i}", "response_id": "a", "elo": e, "standard_error": 0.5 + i}
+        {"judgment_id": f"a/j{i}", "response_id": "a", "group": 0, "elo": e, "standard_error": 0.5 + i}
         for i, e in enumerate((3.0, 1.0, 2.0))
     ]
     found = metajudge_panel(comparisons, judgments, elos)
@@ -125,7 +125,7 @@ def test_pairs(tmp_path):
 
 PANEL = {
     "judge": {"parse_rate": {"value": 0.6}, "saturation": 0.7},
-    "pairs": {"actor": {"yield": 0.4}, "judge": {"yield": 0.0}},
+    "pairs": {"actor": {"pairs": 4, "yield": 0.4}, "judge": {"pairs": 0, "yield": 0.0}},
 }
 
 
@@ -146,11 +146,26 @@ def test_limits(limits, complaints):
 
 
 def test_limits_where_there_is_no_judge():
-    panel = {"judge": None, "pairs": {"actor": {"yield": None}}}
+    panel = {"judge": None, "pairs": {"actor": {"pairs": 1, "yield": 0.01}}}
     assert broken_limits(panel, Limits(parse_rate=1.0, judge_yield=1.0, saturation=0.0)) == []
     assert len(broken_limits(panel, Limits(actor_yield=0.1))) == 1
-    nothing = {"judge": {"parse_rate": {"value": None}, "saturation": None}, "pairs": {}}
-    assert len(broken_limits(nothing, Limits(parse_rate=0.1, saturation=0.5))) == 1
+
+
+def test_without_a_pair_there_is_nothing_to_train_on():
+    nothing = {
+        "judge": {"parse_rate": {"value": None}, "saturation": None},
+        "pairs": {"actor": {"pairs": 0, "yield": None}},
+    }
+    assert broken_limits(nothing, Limits()) == ["no prompt gives a pair"]
+    assert len(broken_limits(nothing, Limits(parse_rate=0.1, saturation=0.5))) == 2
+
+
+def test_nothing_at_all():
+    """An iteration whose prompts were all too long."""
+    found = judge_panel([], [])
+    assert found["parse_rate"]["value"] is None and found["by_response_length"] == []
+    assert response_panel([], {})["characters_mean"] is None
+    assert metajudge_panel([], [], [])["first_wins"]["count"] == 0
 
 
 def test_ranks_and_entropy():

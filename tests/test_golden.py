@@ -85,7 +85,7 @@ def worked(name: str) -> dict:
         "judge": {row["response_id"].rsplit("/", 1)[0]: row for row in judge} | no_judge,
         "contests": held,
         "wins": wins,
-        "elo": group_by(elo_rows(held, wins), "response_id"),
+        "elo": group_by(elo_rows(held, wins, settings.metajudge), "response_id"),
     }
 
 

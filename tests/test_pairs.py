@@ -258,8 +258,8 @@ THREE = [row for row in THREE if row["score"] is not None]  # indices 0, 2, 3
 EVEN = (0.5, 0.5)
 
 
-def judge_choice(battles, weights=EVEN, draw=take_first, rows=THREE, groups=((0, 1, 2),), **rules):
-    choice = choose_judgments(Contest({"id": "p1/r0"}, rows, battles), weights, groups, Iteration(**rules), draw)
+def judge_choice(battles, weights=EVEN, draw=take_first, rows=THREE, **rules):
+    choice = choose_judgments(Contest({"id": "p1/r0"}, rows, battles), weights, Metajudge(), Iteration(**rules), draw)
     return choice if isinstance(choice, Reason) else (choice.chosen["index"], choice.rejected["index"])
 
 
@@ -304,7 +304,7 @@ def test_the_chosen_judgment_may_not_be_too_long():
 
 def test_the_judge_pair_carries_its_elo():
     contest = Contest({"id": "p1/r0"}, THREE, [(0, 2, "first")])
-    pair = choose_judgments(contest, EVEN, [range(3)], Iteration(), take_first)
+    pair = choose_judgments(contest, EVEN, Metajudge(), Iteration(), take_first)
     assert isinstance(pair, JudgePair)
     assert pair.chosen_elo > 0 > pair.rejected_elo and pair.chosen_elo + pair.rejected_elo == pytest.approx(0)
 

@@ -42,7 +42,7 @@ class Invented:
         wins = position_wins(self.battles)
         prompts, judged = group_by(self.responses, "prompt_id"), group_by(self.judgments, "response_id")
         held = contests(prompts, judged, self.battles, self.settings, 1)
-        return *judge_pairs(held, wins, self.settings, 1, CHAT), list(elo_rows(held, wins))
+        return *judge_pairs(held, wins, self.settings, 1, CHAT), list(elo_rows(held, wins, self.settings.metajudge))
 
 
 @st.composite

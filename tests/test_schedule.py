@@ -102,18 +102,19 @@ def test_nothing_is_compared_across_chains(quarters, gap):
 def test_the_pair_comes_from_the_widest_chain():
     """Scores 3 3 5 5: 0 beats 1 once, 2 beats 3 in both orders. Over all, 0 and 2 lead and 1 and 3 trail, and the
     pair of the paper's rule would be 2 and 3 as well; here 2 against 1 is out of the question, however Elo lies."""
+    meta = Metajudge(max_score_gap=0)
     battles = [(0, 1, "first"), (2, 3, "first"), (3, 2, "second")]
     contest = Contest({"id": "p1/r0"}, rows(3, 3, 5, 5), battles)
-    choice = choose_judgments(contest, EVEN, [[0, 1], [2, 3]], Iteration(), take_first)
+    choice = choose_judgments(contest, EVEN, meta, Iteration(), take_first)
     assert (choice.chosen["index"], choice.rejected["index"]) == (2, 3)
     # 1 loses to 0 as firmly as 3 does to 2: one of the two chains is drawn, never one judgment of each.
     contest = Contest({"id": "p1/r0"}, rows(3, 3, 5, 5), [(0, 1, "first"), (2, 3, "first")])
     for draw, pair in ((take_first, (0, 1)), (lambda options, what: options[-1], (2, 3))):
-        choice = choose_judgments(contest, EVEN, [[0, 1], [2, 3]], Iteration(), draw)
+        choice = choose_judgments(contest, EVEN, meta, Iteration(), draw)
         assert (choice.chosen["index"], choice.rejected["index"]) == pair
     # In each chain all are equal: what lies between the chains does not count.
     contest = Contest({"id": "p1/r0"}, rows(3, 3, 5, 5), [(0, 1, "first"), (1, 0, "first")])
-    assert choose_judgments(contest, EVEN, [[0, 1], [2], [3]], Iteration(), take_first) is Reason.EQUAL_ELO
+    assert choose_judgments(contest, EVEN, meta, Iteration(), take_first) is Reason.EQUAL_ELO
 
 
 def test_no_near_scores_is_a_reason():
@@ -132,7 +133,7 @@ def test_elo_rows_by_hand():
     held = contests(
         group_by([response(1, 0, "answer")], "prompt_id"), group_by(rows(1, 2, 3), "response_id"), battles, settings, 1
     )
-    found = list(elo_rows(held, position_wins(battles)))
+    found = list(elo_rows(held, position_wins(battles), Metajudge()))
     assert [(row["judgment_id"], row["won"], row["lost"]) for row in found] == [
         ("p1/r0/j0", 2, 0),
         ("p1/r0/j1", 0, 2),
@@ -143,4 +144,26 @@ def test_elo_rows_by_hand():
     assert found[1]["elo"] == -e and found[2]["elo"] == 0
     # What no battle decides is known by the penalty alone, whose variance is 1 / lambda = 100, less the common shift.
     assert found[2]["standard_error"] == pytest.approx((100 * 2 / 3) ** 0.5, rel=1e-3)
-    assert list(elo_rows({"p1": Reason.TOO_FEW_JUDGMENTS}, {"first": 1, "second": 1})) == []
+    assert {row["group"] for row in found} == {0}
+    assert list(elo_rows({"p1": Reason.TOO_FEW_JUDGMENTS}, {"first": 1, "second": 1}, Metajudge())) == []
+
+
+def test_what_was_not_compared_has_no_elo():
+    """Scores 3 3 0 1 1 with a gap of 0: two groups, and 2 is alone."""
+    battles = {"p1/r0": [(0, 1, "first"), (1, 0, "second"), (3, 4, "second"), (4, 3, None)]}
+    settings = make_settings(max_score_gap=0)
+    rated = group_by(rows(3, 3, 0, 1, 1), "response_id")
+    held = contests(group_by([response(1, 0, "answer")], "prompt_id"), rated, battles, settings, 1)
+    found = list(elo_rows(held, position_wins(battles), settings.metajudge))
+    assert [row["judgment_id"][-2:] for row in found] == ["j0", "j1", "j3", "j4"]
+    groups = [row["group"] for row in found]
+    assert groups[0] == groups[1] != groups[2] == groups[3]
+
+
+def test_the_penalty_is_a_setting():
+    contest = Contest({"id": "p1/r0"}, rows(1, 2), [(0, 1, "first")])
+    loose, tight = (contest.elo(EVEN, penalty)[0][0] for penalty in (0.01, 1.0))
+    # e: 1/2 sigmoid(-2 e) = penalty e
+    for e, penalty in ((loose, 0.01), (tight, 1.0)):
+        assert 0.5 / (1 + math.exp(2 * e)) == pytest.approx(penalty * e, rel=1e-9)
+    assert loose > 5 * tight

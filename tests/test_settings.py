@@ -30,7 +30,7 @@ def test_baselines_of_the_paper():
     assert rules["scores-from-file"] == rules["self-rewarding"]
     assert [rule.judge_pairs for rule in rules["judge-pairs-throughout"]] == [True] * 4
     assert rules["sft-only"] == [] and not found["no-sft"].sft.enabled
-    everything = ("name", "iteration", "judge", "metajudge", "sft", "eft", "limits")
+    everything = ("name", "iteration", "judge", "metajudge", "sft", "eft", "evaluation")
     for settings in found.values():
         assert replace(settings, **{key: getattr(paper, key) for key in everything}) == paper
 
@@ -100,9 +100,16 @@ def test_mistakes_are_named(tmp_path, text, complaint):
         ("[metajudge]\nopponents = 3", r"metajudge\.opponents is 3; it must be even"),
         ("[metajudge]\nopponents = 2\nmax_score_gap = 1", "max_score_gap must not be negative, and goes with"),
         ("[metajudge]\nmax_score_gap = -1", "max_score_gap must not be negative"),
+        ("[metajudge]\nmax_score_gap = inf", "max_score_gap must not be negative"),
+        ("[metajudge]\nelo_penalty = 0", r"metajudge\.elo_penalty is 0\.0; it must be above 0"),
+        ("[judge]\nN = 3\nminimum_valid = 4", r"judge\.minimum_valid is 4, judge\.N 3"),
+        ("[judge]\nmax_new_tokens = 0", r"judge\.max_new_tokens is 0"),
+        ("[respond]\ntemperature = inf", r"respond\.temperature is inf"),
+        ("[evaluation]\nN = 0", r"evaluation\.N is 0"),
         ("[prompts]\nmin_words = 200", r"prompts\.min_words is 200; it must lie in \[1, max_words\]"),
         ("[prompts]\nwords = ['map', ' ']", r"prompts\.words has an empty entry"),
-        ('[judge]\nscores = "s.jsonl"', r"judge\.scores leaves no judgments to compare"),
+        ('[judge]\nscores = "{t}.jsonl"', r"judge\.scores leaves no judgments to compare"),
+        ('[judge]\nscores = "s.jsonl"', r"judge\.scores is one file for several iterations"),
     ],
 )
 def test_settings_that_exclude_each_other(tmp_path, text, complaint):

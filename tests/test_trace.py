@@ -190,7 +190,24 @@ def test_scores_from_a_file(folder, tmp_path, monkeypatch, capsys):
     folder.write([response(1, 0, "good"), response(1, 1, "bad")], None, scores=tmp_path / "scores.jsonl")
     text = folder.main(monkeypatch, capsys, "actor/p1")
     assert "response p1/r0 (chosen): score 1/4" in text and "response p1/r1 (rejected): score -1" in text
+    assert f"scores from {tmp_path / 'scores.jsonl'}, SHA-256 " in text
     assert "judge: this iteration makes no judge pairs" in folder.main(monkeypatch, capsys, "--why-not", "p1")
+    write_jsonl(tmp_path / "scores.jsonl", [{"id": "p1/r0", "score": 3}])
+    with pytest.raises(UserError, match=r"scores\.jsonl: not what the pairs were made from any more"):
+        folder.main(monkeypatch, capsys, "actor/p1")
+
+
+@pytest.mark.parametrize("name", ["new/00001", 'a "quoted" id', "back\\slash", "ümlaut"])
+def test_any_id_is_found(folder, monkeypatch, capsys, name):
+    rows = [response(1, i, text) | {"id": f"{name}/r{i}", "prompt_id": name} for i, text in enumerate(("good", "bad"))]
+    judgments = [
+        row | {"response_id": f"{name}/r{i}", "id": f"{name}/r{i}/j0", "prompt_id": name}
+        for i, score in enumerate((5, 1))
+        for row in judged(1, i, [score])
+    ]
+    folder.write(rows, judgments)
+    assert f"judgment {name}/r0/j0: 5" in folder.main(monkeypatch, capsys, f"actor/{name}")
+    assert f"{name}: iteration 1" in folder.main(monkeypatch, capsys, "--why-not", name)
 
 
 def test_mistakes_are_named(whole, tmp_path, monkeypatch, capsys):
@@ -203,6 +220,9 @@ def test_mistakes_are_named(whole, tmp_path, monkeypatch, capsys):
     for words in ((), ("actor/p1", "--why-not", "p1")):
         with pytest.raises(UserError, match="name either a pair or --why-not"):
             whole.main(monkeypatch, capsys, *words)
+    stage(whole.folder / "judgments", judged(1, 0, [1, 1]), weights="seed weights")
+    with pytest.raises(UserError, match=r"judgments: not what the pairs were made from any more"):
+        whole.main(monkeypatch, capsys, "actor/p1")
     (whole.folder / "pairs" / "manifest.json").unlink()
     with pytest.raises(UserError, match="its pairs are not made yet"):
         find_prompt(whole.path, "p1")
