@@ -1,10 +1,16 @@
 """What fewer comparisons cost in Elo: `python -m evaluation.elo_error runs/NAME/iter1 --opponents 2 4 6`.
 
-An iteration whose judgments were all compared is decided once more by a balanced share of its own comparisons
-(`metajudge.opponents`). Printed is a JSON line for each number of opponents: the share of the comparisons that it
-takes; how far the Elo scores move (root mean square), beside the spread of the scores and their mean standard error;
-their rank correlation with those of all comparisons; and how often the pair's order is the same by all comparisons.
-Means are over several draws of the share, intervals bootstrap percentiles over responses.
+Of an iteration whose judgments were all compared, printed is a JSON line for each number of opponents
+(`metajudge.opponents`), and one for all comparisons. Two questions:
+
+- How far is Elo from the truth? The iteration's Elo scores are taken for true, and a meta-judge that follows them, with
+  the iteration's taste for the first position and as often undecided, compares all judgments anew. `elo_rms_error` is
+  how far the scores from all its comparisons, or from a balanced share of them, are from the true ones, `elo_rms` how
+  large these are, `spearman` the rank correlation, `pair_in_order` how often the pair is truly in its order.
+- Do the real comparisons that were left out agree? `pair_in_order_by_the_rest` is how often the pair of a share is in
+  the same order by the Elo scores of the other comparisons; a coin would give 1/2.
+
+Means over several draws; intervals are bootstrap percentiles over responses.
 """
 
 import argparse
@@ -25,61 +31,117 @@ from judging.pairs import read_battles
 from judging.schedule import balanced_edges, schedule_seed
 
 Battles = Mapping[str, Sequence[Battle]]
+"""By response; judgments are numbered from 0."""
+Elos = dict[str, NDArray[np.float64]]
 DRAWS = 5
 
 
-def elo_scores(battles: Battles, places: Mapping[str, dict[int, int]]) -> dict[str, NDArray[np.float64]]:
-    """[2, n] for each response: Elo scores and standard errors of its judgments; `places` numbers them."""
+def elo_scores(battles: Battles, sizes: Mapping[str, int]) -> Elos:
+    """The Elo scores [judgments] of each response."""
     wins = position_wins(battles)
     weights = position_weights(wins["first"], wins["second"])
-    return {name: np.stack(elo(_matrix(own, places[name], weights))) for name, own in battles.items()}
+    return {name: elo(battle_matrix(sizes[name], own, *weights))[0] for name, own in battles.items()}
 
 
-def balanced_share(
-    battles: Battles, places: Mapping[str, dict[int, int]], opponents: int, seed: int
-) -> dict[str, list[Battle]]:
-    """The battles that `metajudge.opponents` asks for."""
-    kept = {}
+def split(battles: Battles, sizes: Mapping[str, int], opponents: int, seed: int) -> tuple[Battles, Battles]:
+    """The battles that `metajudge.opponents` asks for, and the others."""
+    share: dict[str, list[Battle]] = {}
+    rest: dict[str, list[Battle]] = {}
     for name, own in battles.items():
-        place = places[name]
-        edges = balanced_edges(len(place), opponents, random.Random(schedule_seed(seed, 0, name)))
+        edges = balanced_edges(sizes[name], opponents, random.Random(schedule_seed(seed, 0, name)))
         wanted = set(map(frozenset, edges))
-        kept[name] = [battle for battle in own if frozenset((place[battle[0]], place[battle[1]])) in wanted]
-    return kept
+        share[name] = [battle for battle in own if frozenset(battle[:2]) in wanted]
+        rest[name] = [battle for battle in own if frozenset(battle[:2]) not in wanted]
+    return share, rest
 
 
-def measure(battles: Battles, opponents: int) -> dict[str, Any]:
-    """The cost of one number of opponents, against all comparisons."""
-    places = {name: {m: i for i, m in enumerate(sorted({m for m, *_ in own}))} for name, own in battles.items()}
-    whole = elo_scores(battles, places)
-    moved: dict[str, list[float]] = {name: [] for name in battles}
-    correlation: dict[str, list[float]] = {name: [] for name in battles}
-    kept_order: dict[str, list[float]] = {name: [] for name in battles}
-    taken = 0
-    for seed in range(DRAWS):
-        share = balanced_share(battles, places, opponents, seed)
-        taken += sum(map(len, share.values()))
-        for name, (eps, _) in elo_scores(share, places).items():
-            full = whole[name][0]
-            moved[name] += list((eps - full) ** 2)
-            rank = spearman(eps, full)
-            correlation[name] += [rank] if rank is not None else []
-            best, worst = int(eps.argmax()), int(eps.argmin())
-            kept_order[name] += [0.5 if full[best] == full[worst] else float(full[best] > full[worst])]
-    square = bootstrap(list(moved.values()))
+def simulated(battles: Battles, truth: Elos, taste: float, seed: int) -> dict[str, list[Battle]]:
+    """The comparisons with a winner, decided anew: the first wins with probability sigmoid(eps_m - eps_n + taste)."""
+    draw = np.random.default_rng(seed)
     return {
-        "opponents": opponents,
-        "comparisons": round(taken / DRAWS / sum(map(len, battles.values())), 4),
-        "elo_rms_error": {key: round(square[key] ** 0.5, 4) for key in ("value", "low", "high")},
-        "elo_rms": round(float(np.sqrt(np.mean([eps**2 for own in whole.values() for eps in own[0]]))), 4),
-        "standard_error_mean": round(float(np.mean([error for own in whole.values() for error in own[1]])), 4),
-        "spearman": bootstrap(list(correlation.values())),
-        "pair_in_order": bootstrap(list(kept_order.values())),
+        name: [
+            (m, n, "first" if draw.random() < _sigmoid(truth[name][m] - truth[name][n] + taste) else "second")
+            for m, n, winner in own
+            if winner in ("first", "second")
+        ]
+        for name, own in battles.items()
     }
 
 
-def _matrix(own: Sequence[Battle], place: dict[int, int], weights: tuple[float, float]) -> NDArray[np.float64]:
-    return battle_matrix(len(place), ((place[m], place[n], winner) for m, n, winner in own), *weights)
+def position_taste(battles: Battles, truth: Elos) -> float:
+    """The log-odds for the first position that make `simulated` prefer it as often as the battles do."""
+    gaps = np.array([truth[name][m] - truth[name][n] for name, own in battles.items() for m, n, w in own if _won(w)])
+    wanted = np.mean([winner == "first" for own in battles.values() for *_, winner in own if _won(winner)])
+    low, high = -20.0, 20.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _sigmoid(gaps + middle).mean() < wanted else (low, middle)
+    return (low + high) / 2
+
+
+def measure(battles: Battles, sizes: Mapping[str, int], opponents: int | None) -> dict[str, Any]:
+    """The two answers for a number of opponents; None: all."""
+    truth = elo_scores(battles, sizes)
+    taste = position_taste(battles, truth)
+    found: dict[str, dict[str, list[float]]] = {
+        key: {name: [] for name in battles} for key in ("square", "spearman", "order", "by_rest")
+    }
+    taken = 0
+    for seed in range(DRAWS):
+        anew = simulated(battles, truth, taste, seed)
+        for name, eps in elo_scores(split(anew, sizes, opponents, seed)[0] if opponents else anew, sizes).items():
+            found["square"][name] += list((eps - truth[name]) ** 2)
+            rank = spearman(eps, truth[name])
+            found["spearman"][name] += [] if rank is None else [rank]
+            found["order"][name].append(_in_order(eps, truth[name]))
+        if opponents:
+            share, rest = split(battles, sizes, opponents, seed)
+            taken += sum(map(len, share.values()))
+            others = elo_scores(rest, sizes)
+            for name, eps in elo_scores(share, sizes).items():
+                found["by_rest"][name].append(_in_order(eps, others[name]))
+    square = bootstrap(list(found["square"].values()))
+    return {
+        "opponents": opponents or "all",
+        "comparisons": round(taken / DRAWS / sum(map(len, battles.values())), 4) if opponents else 1.0,
+        "elo_rms_error": {key: round(square[key] ** 0.5, 4) for key in ("value", "low", "high")},
+        "elo_rms": round(float(np.sqrt(np.mean(np.concatenate(list(truth.values())) ** 2))), 4),
+        "spearman": bootstrap(list(found["spearman"].values())),
+        "pair_in_order": bootstrap(list(found["order"].values())),
+        "pair_in_order_by_the_rest": bootstrap(list(found["by_rest"].values())) if opponents else None,
+    }
+
+
+def _in_order(eps: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Whether the best judgment by `eps` is above the worst by `other` too; 1/2 where it has them equal."""
+    gap = other[int(eps.argmax())] - other[int(eps.argmin())]
+    return 0.5 if abs(gap) < 1e-9 else float(gap > 0)
+
+
+def _won(winner: str | None) -> bool:
+    return winner in ("first", "second")
+
+
+def _sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+def read_complete(iteration: Path) -> tuple[Battles, dict[str, int]]:
+    """An iteration's battles, judgments numbered from 0, and how many judgments each response has.
+
+    Raises `UserError` where the judgments of a response were not all compared, or there are no comparisons.
+    """
+    battles: dict[str, list[Battle]] = {}
+    sizes = {}
+    for name, own in read_battles(iteration / "comparisons").items():
+        place = {m: i for i, m in enumerate(sorted({m for m, *_ in own}))}
+        sizes[name] = len(place)
+        if len(own) != len(place) * (len(place) - 1):
+            raise UserError(f"{iteration}: the judgments of {name} were not all compared; take a run of all")
+        battles[name] = [(place[m], place[n], winner) for m, n, winner in own]
+    if not any(_won(winner) for own in battles.values() for *_, winner in own):
+        raise UserError(f"{iteration}: no comparison with a winner; take another iteration")
+    return battles, sizes
 
 
 def main() -> None:
@@ -87,15 +149,11 @@ def main() -> None:
     parser.add_argument("iteration", type=Path, help="an iteration's folder whose judgments were all compared")
     parser.add_argument("--opponents", type=int, nargs="+", default=[2, 4, 6], help="even numbers")
     arguments = parser.parse_args()
-    battles = read_battles(arguments.iteration / "comparisons")
-    for name, own in battles.items():
-        size = len({m for m, *_ in own})
-        if len(own) != size * (size - 1):
-            raise UserError(f"{arguments.iteration}: the judgments of {name} were not all compared; take a run of all")
     if odd := [count for count in arguments.opponents if count < 2 or count % 2]:
         raise UserError(f"--opponents {odd[0]}: it must be even and at least 2")
-    for opponents in arguments.opponents:
-        print(json.dumps(measure(battles, opponents)), flush=True)
+    battles, sizes = read_complete(arguments.iteration)
+    for opponents in (*arguments.opponents, None):
+        print(json.dumps(measure(battles, sizes, opponents)), flush=True)
 
 
 if __name__ == "__main__":

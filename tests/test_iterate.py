@@ -64,6 +64,8 @@ def place(tmp_path_factory) -> Path:
 
 def test_summary(place):
     summary = json.loads((place / "runs" / "tiny" / "summary.json").read_text())
+    settings = json.loads((place / "runs" / "tiny" / "settings.json").read_text())
+    assert settings["judge"]["N"] == 4 and len(settings["iteration"]) == 2
     before, after = summary["sft"]["judge_parse_rate_before"], summary["sft"]["judge_parse_rate_after"]
     assert summary["sft"]["agreement"]["parse_rate"] == after
     assert before == 0 and after > 0.2
