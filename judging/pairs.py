@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from files import UserError, command, digest, is_complete, stage_key, write_jsonl, write_manifest
+from files import UserError, command, digest, is_complete, read_jsonl, stage_key, write_jsonl, write_manifest
 from judging.contests import Contest, choose_judgments, contests, elo_rows, position_collapse, position_wins
 from judging.elo import Battle, position_weights
 from judging.length_control import Scored, choose_responses
@@ -191,6 +191,12 @@ def write_pairs(settings: Settings, iteration: int, model_dir: Path, sources: So
     judged = group_by(read_judgments(sources.judgments), "response_id") if sources.judgments else {}
     if sources.scores:
         scores = read_scores(sources.scores, (row for rows in prompts.values() for row in rows))
+        if bare := sum("text" not in row for row in read_jsonl(sources.scores)):
+            print(
+                f"warning: {sources.scores}: {bare} rows have no text, so nothing says that they score these responses "
+                "and not those of an earlier run",
+                file=sys.stderr,
+            )
     else:
         scores = response_scores(judged, settings.judge.minimum_valid)
     actor, missing = actor_pairs(prompts, scores, settings, iteration, chat)

@@ -144,10 +144,27 @@ def test_balanced_comparisons(run):
     assert max(map(len, shown.values())) > 3  # where a share is less than all
 
 
-def write_config(place: Path, name: str, text: str) -> Path:
+def write_config(place: Path, name: str, text: str, base: str = "no-sft") -> Path:
     path = place / f"{name}.toml"
-    path.write_text(f'extends = "{ROOT / "configs" / "tiny" / "no-sft.toml"}"\nname = "{name}"\n{text}')
+    path.write_text(f'extends = "{ROOT / "configs" / "tiny" / f"{base}.toml"}"\nname = "{name}"\n{text}')
     return path
+
+
+def test_a_frozen_metajudge_is_measured_as_itself(run_config, place):
+    """The second iteration's judge is M1, its meta-judge M0: the panel says how well each of them agrees."""
+    lines = (ROOT / "data" / "evaluation" / "comparisons.jsonl").read_text().splitlines(keepends=True)
+    (place / "few.jsonl").write_text("".join(lines[:3]))
+    groups = (ROOT / "data" / "evaluation" / "groups.jsonl").read_text().splitlines(keepends=True)
+    (place / "groups.jsonl").write_text("".join(groups[:2]))
+    text = '[evaluation]\ncases = "groups.jsonl"\ncomparisons = "few.jsonl"\n'
+    folder = run_config(write_config(place, "frozen-measured", text, "frozen-metajudge"))
+    panel = bias(folder, 2)
+    m0, m1 = (
+        json.loads((folder / where / "agreement.json").read_text()) for where in ("sft/meta-after", "iter1/agreement")
+    )
+    assert panel["meta_agreement"]["agreement"] == m0["agreement"] and panel["agreement"]["pairwise"] == m1["pairwise"]
+    assert panel["weights"]["metajudge"] == bias(folder, 1)["weights"]["judge"] != panel["weights"]["judge"]
+    assert panel["metajudge"]["model"] == "initial" and panel["metajudge"]["opponents"] == "all"
 
 
 def test_judgments_that_people_agree_with_become_sft_examples(run_config, place):

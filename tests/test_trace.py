@@ -188,6 +188,7 @@ def test_every_reason_of_the_judge_is_explained(folder, reason):
 def test_scores_from_a_file(folder, tmp_path, monkeypatch, capsys):
     write_jsonl(tmp_path / "scores.jsonl", [{"id": "p1/r0", "score": 0.25}, {"id": "p1/r1", "score": -1}])
     folder.write([response(1, 0, "good"), response(1, 1, "bad")], None, scores=tmp_path / "scores.jsonl")
+    assert "2 rows have no text, so nothing says that they score these responses" in capsys.readouterr().err
     text = folder.main(monkeypatch, capsys, "actor/p1")
     assert "response p1/r0 (chosen): score 1/4" in text and "response p1/r1 (rejected): score -1" in text
     assert f"scores from {tmp_path / 'scores.jsonl'}, SHA-256 " in text
