@@ -273,8 +273,8 @@ def make_seed_judge(run: Run) -> None:
 def iterate(run: Run) -> None:
     """Seed -> SFT -> T iterations -> summary."""
     seed = prepare(run.settings.model)
-    if run.settings.metajudge.model not in ("current", "initial"):
-        other_model(run.settings.metajudge.model, "metajudge.model")
+    if any(iteration.judge_pairs for iteration in run.settings.iteration):
+        run.metajudge(seed, seed)  # is it there?
     if run.settings.iteration:
         run.draw_prompts(run.pool(seed))
     model = initial = run.sft(seed)

@@ -438,6 +438,16 @@ def _check_judging(settings: Settings, path: Path) -> None:
     judge, meta, prompts = settings.judge, settings.metajudge, settings.prompts
     if bool(settings.respond.prompts) == bool(prompts.seeds):
         raise UserError(f"{path}: the pool comes from respond.prompts or from prompts.seeds; set one of them")
+    wanted = len(settings.iteration) * settings.respond.prompts_per_iteration
+    if prompts.seeds and prompts.count < wanted:
+        raise UserError(f"{path}: prompts.count is {prompts.count}, but the iterations need {wanted}")
+    eft, sft = settings.eft, settings.sft
+    if "{run}/sft/eft" in settings.evaluation.cases and not (
+        sft.enabled and eft.sources and eft.held_out > 0 and not sft.seed_judge
+    ):
+        raise UserError(
+            f"{path}: evaluation.cases are groups that [eft] sets aside, but nothing does; name another file"
+        )
     if not 0 <= prompts.generated_shots <= prompts.shots:
         raise UserError(f"{path}: prompts.generated_shots is {prompts.generated_shots}; shots are {prompts.shots}")
     if not 1 <= prompts.min_words <= prompts.max_words:

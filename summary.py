@@ -15,7 +15,7 @@ def write_summary(folder: Path, settings: Settings, initial: Path) -> dict[str, 
     """Gather a finished run's manifests; writes and returns the summary. `initial` is M0's checkpoint."""
     summary: dict[str, Any] = {"name": folder.name, "seed": settings.seed, "model": settings.model.path}
     summary["pool"] = (read_manifest(folder / "pool") or {}).get("counts") if settings.prompts.seeds else None
-    summary["sft"] = _sft(folder / "sft", initial, settings) if settings.sft.enabled else {}
+    summary["sft"] = _sft(folder / "sft", initial, settings)
     summary["iterations"] = [
         _iteration(folder / f"iter{t}", t, settings) for t in range(1, len(settings.iteration) + 1)
     ]
@@ -95,8 +95,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     if "judge_parse_rate_before" in sft:
         before, after = sft["judge_parse_rate_before"], sft["judge_parse_rate_after"]
         print(f"  SFT          judgments that hold a score: {before:.1%} before, {after:.1%} after")
-    if sft.get("agreement") and sft["agreement"]["pairwise"]["count"]:
-        _print_agreement("M0", sft["agreement"], sft["meta_agreement"])
+    _print_agreement("M0", sft["agreement"], sft["meta_agreement"])
     for row in summary["iterations"]:
         print(f"\n  iteration {row['iteration']}  (rho {row['rho']:g})")
         _print_panel(row["bias"], row["responses"])
@@ -104,8 +103,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         print(f"  pairs        {pairs['actor']} actor, {pairs['judge']} judge; none: {_listed(pairs['reasons'])}")
         values = ", ".join(f"{key} {value:.4g}" for key, value in row["dpo"].items() if key != "held_out")
         print(f"  DPO          {values} ({'held-out pairs' if row['dpo']['held_out'] else 'the last step'})")
-        if row["agreement"] and row["agreement"]["pairwise"]["count"]:
-            _print_agreement(f"M{row['iteration']}", row["agreement"], row["meta_agreement"])
+        _print_agreement(f"M{row['iteration']}", row["agreement"], row["meta_agreement"])
         print("  seconds      " + ", ".join(f"{stage} {value:.0f}" for stage, value in row["seconds"].items()))
         print(f"  checkpoint   {row['checkpoint']}")
 
@@ -154,19 +152,20 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _print_agreement(name: str, found: dict[str, Any], meta: dict[str, Any] | None) -> None:
-    pairwise, longer, rank = found["pairwise"], found["longer_wins"], found["spearman"]
-    print(
-        f"  judge of {name}  agrees with known order {pairwise['value']:.1%} [{pairwise['low']:.1%}, "
-        f"{pairwise['high']:.1%}] (longer wins: {longer['value']:.1%}); Spearman {rank['value']:.2f}"
-    )
-    means = ", ".join(f"{quality}: {mean:.1f}" for quality, mean in found["mean_score_by_quality"].items())
-    print(f"               mean score by true quality  {means}")
-    if meta:
-        right, first = meta["agreement"], meta["first_position"]
+def _print_agreement(name: str, found: dict[str, Any] | None, meta: dict[str, Any] | None) -> None:
+    """How well a model judges, and meta-judges, by what is known; nothing where that was not measured."""
+    if found and found["pairwise"]["count"]:
+        pairwise, longer, rank = found["pairwise"], found["longer_wins"], found["spearman"]
         print(
-            f"  meta-judge   names the right judgment {right['value']:.1%} [{right['low']:.1%}, {right['high']:.1%}]; "
-            f"the first one {first['value'] or 0:.1%} of the time"
+            f"  judge of {name}  agrees with known order {_share(pairwise)} (longer wins: {longer['value']:.1%}); "
+            f"Spearman {_number(rank['value'])}"
+        )
+        means = ", ".join(f"{quality}: {mean:.1f}" for quality, mean in found["mean_score_by_quality"].items())
+        print(f"               mean score by true quality  {means}")
+    if meta:
+        print(
+            f"  meta-judge   of {name} names the right judgment {_share(meta['agreement'])}; "
+            f"the first one {meta['first_position']['value'] or 0:.1%} of the time"
         )
 
 

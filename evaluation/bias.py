@@ -134,13 +134,15 @@ def metajudge_panel(
             equal.setdefault(name, []).append(float(won_first))
         pair = frozenset((row["first"], row["second"]))
         winners.setdefault(name, {}).setdefault(pair, []).append(row["first"] if won_first else row["second"])
-    compared: dict[tuple[str, int], list[Record]] = {}
-    for row in elos:
-        compared.setdefault((row["response_id"], row["group"]), []).append(row)
-    within = [
-        spearman([row["elo"] for row in rows], [len(text[row["judgment_id"]]) for row in rows])
-        for rows in compared.values()
-    ]
+    errors: list[float] = []
+    within: list[list[float]] = []
+    for contest in group_by(elos, "response_id").values():
+        errors += [row["standard_error"] for row in contest]
+        ranks = [
+            spearman([row["elo"] for row in rows], [len(text[row["judgment_id"]]) for row in rows])
+            for rows in group_by(contest, "group").values()
+        ]
+        within.append([rank for rank in ranks if rank is not None])
     both = [[float(names[0] == names[1]) for names in own.values() if len(names) == 2] for own in winners.values()]
     return {
         "comparisons": len(comparisons),
@@ -150,8 +152,8 @@ def metajudge_panel(
         "first_wins_at_equal_scores": bootstrap(list(equal.values())),
         "higher_score_wins": bootstrap(list(higher.values())),
         "both_orders_agree": bootstrap(both),
-        "elo_length_spearman": bootstrap([[value] for value in within if value is not None]),
-        "elo_standard_error_mean": _mean([row["standard_error"] for rows in compared.values() for row in rows]),
+        "elo_length_spearman": bootstrap(within),
+        "elo_standard_error_mean": _mean(errors),
     }
 
 

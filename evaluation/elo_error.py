@@ -3,12 +3,15 @@
 Of an iteration whose judgments were all compared, printed is a JSON line for each number of opponents
 (`metajudge.opponents`), and one for all comparisons. Two questions:
 
-- How far is Elo from the truth? The iteration's Elo scores are taken for true, and a meta-judge that follows them, with
-  the iteration's taste for the first position and as often undecided, compares all judgments anew. `elo_rms_error` is
-  how far the scores from all its comparisons, or from a balanced share of them, are from the true ones, `elo_rms` how
-  large these are, `spearman` the rank correlation, `pair_in_order` how often the pair is truly in its order.
+- How far is Elo from the truth? A meta-judge is simulated that follows true scores, with the iteration's taste for the
+  first position and as often undecided, and compares all judgments anew. `elo_rms_error` is how far the scores from all
+  its comparisons, or from a balanced share of them, are from the true ones, `spearman` the rank correlation,
+  `pair_in_order` how often the pair is truly in its order. True scores are those of the iteration, drawn together until
+  the simulated ones spread no wider than the iteration's do: those hold the noise of the comparisons besides the truth.
+  A coin's are drawn together to nothing, and its pairs are in order half of the time.
 - Do the real comparisons that were left out agree? `pair_in_order_by_the_rest` is how often the pair of a share is in
-  the same order by the Elo scores of the other comparisons; a coin would give 1/2.
+  the same order by the Elo scores of the other comparisons. A coin would give 1/2; the fewer are left out, the less
+  they can tell.
 
 Means over several draws; intervals are bootstrap percentiles over responses.
 """
@@ -17,6 +20,7 @@ import argparse
 import json
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.statistics import bootstrap, spearman
-from files import UserError, command
+from files import UserError, command, read_manifest
 from judging.contests import position_wins
 from judging.elo import Battle, battle_matrix, elo, position_weights
 from judging.pairs import read_battles
@@ -36,11 +40,23 @@ Elos = dict[str, NDArray[np.float64]]
 DRAWS = 5
 
 
-def elo_scores(battles: Battles, sizes: Mapping[str, int]) -> Elos:
-    """The Elo scores [judgments] of each response."""
-    wins = position_wins(battles)
-    weights = position_weights(wins["first"], wins["second"])
-    return {name: elo(battle_matrix(sizes[name], own, *weights))[0] for name, own in battles.items()}
+@dataclass(frozen=True)
+class Measured:
+    """An iteration whose judgments were all compared."""
+
+    battles: Battles
+    sizes: Mapping[str, int]
+    """Judgments of each response."""
+    penalty: float
+    """`metajudge.elo_penalty`."""
+
+    def elo(self, battles: Battles) -> Elos:
+        """The Elo scores [judgments] of each response, by these battles."""
+        wins = position_wins(battles)
+        weights = position_weights(wins["first"], wins["second"])
+        return {
+            name: elo(battle_matrix(self.sizes[name], own, *weights), self.penalty)[0] for name, own in battles.items()
+        }
 
 
 def split(battles: Battles, sizes: Mapping[str, int], opponents: int, seed: int) -> tuple[Battles, Battles]:
@@ -79,17 +95,34 @@ def position_taste(battles: Battles, truth: Elos) -> float:
     return (low + high) / 2
 
 
-def measure(battles: Battles, sizes: Mapping[str, int], opponents: int | None) -> dict[str, Any]:
+def true_scores(measured: Measured) -> tuple[Elos, float]:
+    """Scores that a simulated iteration's would spread around as widely as the measured ones do, and the taste."""
+    seen = measured.elo(measured.battles)
+
+    def spread_beyond(shrink: float) -> float:
+        truth = {name: shrink * eps for name, eps in seen.items()}
+        taste = position_taste(measured.battles, truth)
+        anew = [measured.elo(simulated(measured.battles, truth, taste, seed)) for seed in range(DRAWS)]
+        return float(np.mean([rms(eps) for eps in anew])) - rms(seen)
+
+    low, high = 0.0, 1.0
+    for _ in range(8):
+        middle = (low + high) / 2
+        low, high = (middle, high) if spread_beyond(middle) < 0 else (low, middle)
+    truth = {name: low * eps for name, eps in seen.items()}
+    return truth, position_taste(measured.battles, truth)
+
+
+def measure(measured: Measured, truth: Elos, taste: float, opponents: int | None) -> dict[str, Any]:
     """The two answers for a number of opponents; None: all."""
-    truth = elo_scores(battles, sizes)
-    taste = position_taste(battles, truth)
+    battles, sizes = measured.battles, measured.sizes
     found: dict[str, dict[str, list[float]]] = {
         key: {name: [] for name in battles} for key in ("square", "spearman", "order", "by_rest")
     }
     taken = 0
     for seed in range(DRAWS):
         anew = simulated(battles, truth, taste, seed)
-        for name, eps in elo_scores(split(anew, sizes, opponents, seed)[0] if opponents else anew, sizes).items():
+        for name, eps in measured.elo(split(anew, sizes, opponents, seed)[0] if opponents else anew).items():
             found["square"][name] += list((eps - truth[name]) ** 2)
             rank = spearman(eps, truth[name])
             found["spearman"][name] += [] if rank is None else [rank]
@@ -97,19 +130,26 @@ def measure(battles: Battles, sizes: Mapping[str, int], opponents: int | None) -
         if opponents:
             share, rest = split(battles, sizes, opponents, seed)
             taken += sum(map(len, share.values()))
-            others = elo_scores(rest, sizes)
-            for name, eps in elo_scores(share, sizes).items():
-                found["by_rest"][name].append(_in_order(eps, others[name]))
+            others = measured.elo(rest)
+            for name, eps in measured.elo(share).items():
+                if any(_won(w) for *_, w in share[name]) and any(_won(w) for *_, w in rest[name]):
+                    found["by_rest"][name].append(_in_order(eps, others[name]))
     square = bootstrap(list(found["square"].values()))
     return {
         "opponents": opponents or "all",
         "comparisons": round(taken / DRAWS / sum(map(len, battles.values())), 4) if opponents else 1.0,
+        "elo_rms": round(rms(measured.elo(battles)), 4),
+        "true_rms": round(rms(truth), 4),
         "elo_rms_error": {key: round(square[key] ** 0.5, 4) for key in ("value", "low", "high")},
-        "elo_rms": round(float(np.sqrt(np.mean(np.concatenate(list(truth.values())) ** 2))), 4),
         "spearman": bootstrap(list(found["spearman"].values())),
         "pair_in_order": bootstrap(list(found["order"].values())),
         "pair_in_order_by_the_rest": bootstrap(list(found["by_rest"].values())) if opponents else None,
     }
+
+
+def rms(scores: Elos) -> float:
+    """How large scores are, root mean square."""
+    return float(np.sqrt(np.mean(np.concatenate(list(scores.values())) ** 2)))
 
 
 def _in_order(eps: NDArray[np.float64], other: NDArray[np.float64]) -> float:
@@ -126,10 +166,10 @@ def _sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
-def read_complete(iteration: Path) -> tuple[Battles, dict[str, int]]:
-    """An iteration's battles, judgments numbered from 0, and how many judgments each response has.
+def read_complete(iteration: Path) -> Measured:
+    """An iteration's battles, judgments numbered from 0.
 
-    Raises `UserError` where the judgments of a response were not all compared, or there are no comparisons.
+    Raises `UserError` where the judgments of a response were not all compared, or no comparison has a winner.
     """
     battles: dict[str, list[Battle]] = {}
     sizes = {}
@@ -141,7 +181,10 @@ def read_complete(iteration: Path) -> tuple[Battles, dict[str, int]]:
         battles[name] = [(place[m], place[n], winner) for m, n, winner in own]
     if not any(_won(winner) for own in battles.values() for *_, winner in own):
         raise UserError(f"{iteration}: no comparison with a winner; take another iteration")
-    return battles, sizes
+    pairs = read_manifest(iteration / "pairs")
+    if pairs is None:
+        raise UserError(f"{iteration}/pairs: not a finished stage; run iterate.py to its end first")
+    return Measured(battles, sizes, pairs["elo_penalty"])
 
 
 def main() -> None:
@@ -151,9 +194,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if odd := [count for count in arguments.opponents if count < 2 or count % 2]:
         raise UserError(f"--opponents {odd[0]}: it must be even and at least 2")
-    battles, sizes = read_complete(arguments.iteration)
+    measured = read_complete(arguments.iteration)
+    truth, taste = true_scores(measured)
     for opponents in (*arguments.opponents, None):
-        print(json.dumps(measure(battles, sizes, opponents)), flush=True)
+        print(json.dumps(measure(measured, truth, taste, opponents)), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Only where the bound reaches the threshold is the LCS computed, by bit-parallel 
 """
 
 import re
+import unicodedata
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,16 +18,19 @@ import numpy as np
 SHORTEST = 4
 """A text of fewer words than a sequence has is a sequence by itself, but one of fewer than this says nothing."""
 
-_WORD = re.compile(r"[^\W_]+")
+_ASCII_WORD = re.compile(r"[a-z0-9]+")
 
 
 def words(text: str) -> list[str]:
-    """A text's words in lower case: runs of letters and digits, whatever the script.
+    """A text's words in lower case: runs of letters, their marks and digits, whatever the script.
 
     On ASCII these are the tokens of the package rouge-score without its stemmer; it takes other letters for spaces, so
     that a text in another script would have none. Where a script sets no spaces, a whole clause is a word.
     """
-    return _WORD.findall(text.lower())
+    if text.isascii():
+        return _ASCII_WORD.findall(text.lower())
+    text = unicodedata.normalize("NFC", text.lower())
+    return "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text).split()
 
 
 def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:

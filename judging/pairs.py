@@ -168,7 +168,7 @@ def pairs_key(settings: Settings, iteration: int, model_dir: Path, sources: Sour
     """The identity of the pairs' work."""
     judge = settings.judge
     facts = {
-        "rule": as_dict(settings.iteration[iteration - 1]),
+        "rule": {key: value for key, value in as_dict(settings.iteration[iteration - 1]).items() if key != "epoch"},
         "judge": [judge.form, judge.verdict, judge.minimum_valid],
         "metajudge": [settings.metajudge.max_score_gap, settings.metajudge.elo_penalty],
         "seed": settings.seed,
@@ -207,6 +207,7 @@ def write_pairs(settings: Settings, iteration: int, model_dir: Path, sources: So
     facts: dict[str, Any] = {
         "rule": as_dict(settings.iteration[iteration - 1]),
         "minimum_valid": settings.judge.minimum_valid,
+        "elo_penalty": settings.metajudge.elo_penalty,
         "sources": {name: {"path": str(path), "digest": digest(path)} for name, path in sources.paths().items()},
     }
     if sources.comparisons:
@@ -255,7 +256,7 @@ def main() -> None:
     parser.add_argument("--responses", required=True, type=Path)
     judged = parser.add_mutually_exclusive_group(required=True)
     judged.add_argument("--judgments", type=Path)
-    judged.add_argument("--scores", type=Path, help="JSON lines of {id, score} in the judgments' place")
+    judged.add_argument("--scores", type=Path, help="JSON lines of {id, score, text} in their place")
     parser.add_argument("--comparisons", type=Path, help="not needed in an iteration without judge pairs")
     parser.add_argument("--out", required=True, type=Path)
     arguments = parser.parse_args()

@@ -36,7 +36,7 @@ NEW = "new/"
 """How the ids of new prompts begin."""
 
 _LABEL = re.compile(
-    r"^[ \t]*+(?:#++[ \t]*+)?(?P<mark>[*_]*+)[ \t]*+task[ \t]*+[0-9]++[ \t]*+"
+    r"^[ \t]*+(?:#++[ \t]*+)?(?P<mark>[*_]*+)[ \t]*+task[ \t]*+(?P<number>[0-9]{1,9}+)[ \t]*+"
     r"(?:(?P<closed>(?P=mark)[ \t]*+:|:[ \t]*+(?P=mark))|:)",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -89,23 +89,33 @@ def request_prompt(examples: Sequence[str]) -> list[Message]:
 def read_prompt(text: str, finish_reason: str) -> str | Dropped:
     """The first task of a completion's generated text, without its label and quotes; or why there is none.
 
-    It ends where the next label begins: a small model goes on and on with Task 10, Task 11, until its tokens are spent.
+    It ends where the label of a higher number begins: a small model goes on and on with Task 10, Task 11, until its
+    tokens are spent.
     """
     if finish_reason == "too_long":
         return Dropped.TOO_LONG
     labels = list(_LABEL.finditer(text))
     if words(text) and not labels:
         return Dropped.UNLABELLED
-    if len(labels) < 2 and finish_reason != "stop":
+    following = next((label for label in labels if int(label["number"]) > int(labels[0]["number"])), None)
+    if following is None and finish_reason != "stop":
         return Dropped.TRUNCATED
     if not labels:
         return Dropped.EMPTY
-    task = text[labels[0].end() : labels[1].start() if len(labels) > 1 else None].strip()
-    if not labels[0]["closed"]:  # the emphasis is that of the whole, not of the label
-        task = task.removesuffix(labels[0]["mark"]).rstrip()
+    task = _without_rules(text[labels[0].end() : following.start() if following else None])
+    if labels[0]["mark"] and not labels[0]["closed"]:  # the emphasis is that of a title or the whole, not of the label
+        task = task.replace(labels[0]["mark"], "", 1).strip()
     if match := _QUOTED.fullmatch(task):
         task = match[match.lastindex or 0].strip()
     return task if words(task) else Dropped.EMPTY
+
+
+def _without_rules(text: str) -> str:
+    """The text without the lines that markdown draws behind it, such as "---"."""
+    lines = text.strip().split("\n")
+    while lines and (not lines[-1].strip() or re.fullmatch(r"\s*(?:-{3,}|\*{3,}|_{3,})\s*", lines[-1])):
+        lines.pop()
+    return "\n".join(lines).strip()
 
 
 class Filter:

@@ -4,7 +4,7 @@ Scores are exact fractions. A judgment without a score acts as a deleted record 
 external reward model's, can take the judgments' place (`read_scores`).
 """
 
-import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -83,8 +83,7 @@ def read_scores(path: Path, responses: Iterable[Record]) -> dict[str, Fraction]:
             raise UserError(f"{where}: no response has the id {name!r}; score the responses of this run")
         if name in scores:
             raise UserError(f"{where}: {name!r} comes twice; keep one row a response")
-        whole = isinstance(score, int) and not isinstance(score, bool)
-        if not whole and not (isinstance(score, float) and math.isfinite(score)):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < sys.float_info.max:
             raise UserError(f"{where}: score is {score!r}; it must be a finite number")
         if row.get("text", texts[name]) != texts[name]:
             raise UserError(f"{where}: {name!r} has another text in this run; score its responses again")

@@ -220,7 +220,7 @@ def _iterations(run: Path) -> Iterator[tuple[int, Path]]:
 
 def _sources(folder: Path, made: dict[str, Any]) -> dict[str, Path]:
     """What the pairs were made from. Raises `UserError` where that has been replaced since."""
-    if "sources" not in made:
+    if not all(isinstance(source, dict) for source in made.get("sources", {"": ""}).values()):
         raise UserError(f"{folder}/pairs: made by an older version; remove the folder and run iterate.py again")
     sources = {}
     for name, source in made["sources"].items():
