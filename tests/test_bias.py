@@ -107,6 +107,17 @@ def test_whom_the_meta_judge_prefers():
     assert found["elo_length_spearman"]["value"] == 1.0 and found["elo_standard_error_mean"] == 1.5
 
 
+def test_elo_goes_with_length_within_a_group_alone():
+    """In each group the longer has the higher Elo, over both it would be the other way round: +1 and +1."""
+    judgments = [judgment("a", i, 3, text="y" * n) for i, n in enumerate((3, 4, 1, 2))]
+    elos = [
+        {"judgment_id": f"a/j{i}", "response_id": "a", "group": i // 2, "elo": e, "standard_error": 1.0}
+        for i, e in enumerate((-2.0, -1.0, 1.0, 2.0))
+    ]
+    found = metajudge_panel([], judgments, elos)["elo_length_spearman"]
+    assert (found["value"], found["count"]) == (1.0, 2)
+
+
 def test_pairs(tmp_path):
     row = {"chosen": [{"content": "12345"}], "rejected": [{"content": "123"}]}
     write_jsonl(tmp_path / "actor.jsonl", [row, row | {"chosen": [{"content": "1"}]}])

@@ -47,7 +47,7 @@ def test_a_meta_judge_that_knows_pays_for_fewer_comparisons():
     errors = [line["elo_rms_error"]["value"] for line in found]
     assert errors == sorted(errors, reverse=True) and errors[0] > 1.5 * errors[-1]
     ranks = [line["spearman"]["value"] for line in found]
-    assert ranks == sorted(ranks) and ranks[-1] > 0.85
+    assert ranks == sorted(ranks) and ranks[-1] > 0.75
     assert [line["comparisons"] for line in found] == [0.25, 0.5, 0.75, 1.0]
     assert [line["opponents"] for line in found] == [2, 4, 6, "all"]
 

@@ -167,3 +167,6 @@ def test_the_penalty_is_a_setting():
     for e, penalty in ((loose, 0.01), (tight, 1.0)):
         assert 0.5 / (1 + math.exp(2 * e)) == pytest.approx(penalty * e, rel=1e-9)
     assert loose > 5 * tight
+    for penalty in (0.01, 1.0):
+        choice = choose_judgments(contest, EVEN, Metajudge(elo_penalty=penalty), Iteration(), take_first)
+        assert choice.chosen_elo == contest.elo(EVEN, penalty)[0][0]
