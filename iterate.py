@@ -135,6 +135,10 @@ class Run:
         """The file of all prompts: the user's, or new ones after the example of seed prompts."""
         options = self.settings.prompts
         if not options.seeds:
+            if not self.settings.respond.prompts:
+                raise UserError(
+                    f"{self.config}: no prompts; set respond.prompts, or prompts.seeds to have new ones made"
+                )
             return Path(self.settings.respond.prompts)
         writer = other_model(options.model, "prompts.model") if options.model else seed
         key = prompts_key(self.settings, writer)

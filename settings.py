@@ -436,7 +436,7 @@ def _check(settings: Settings, path: Path) -> None:
 def _check_judging(settings: Settings, path: Path) -> None:
     """What only makes sense together."""
     judge, meta, prompts = settings.judge, settings.metajudge, settings.prompts
-    if bool(settings.respond.prompts) == bool(prompts.seeds):
+    if settings.respond.prompts and prompts.seeds:
         raise UserError(f"{path}: the pool comes from respond.prompts or from prompts.seeds; set one of them")
     wanted = len(settings.iteration) * settings.respond.prompts_per_iteration
     if prompts.seeds and prompts.count < wanted:

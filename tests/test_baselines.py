@@ -211,6 +211,11 @@ def test_new_prompts_are_the_pool(run_config, place, monkeypatch, capsys):
     assert sorted(drawn) == sorted(pool)
 
 
+def test_a_run_needs_prompts(run_config, place):
+    with pytest.raises(UserError, match=r"no-prompts\.toml: no prompts; set respond\.prompts, or prompts\.seeds"):
+        run_config(write_config(place, "no-prompts", '[respond]\nprompts = ""\n'))
+
+
 def test_a_limit_stops_the_run_before_it_trains(run_config, place):
     config = write_config(place, "limited", "[limits]\nparse_rate = 0.99\nactor_yield = 1.0\n")
     with pytest.raises(UserError) as error:
