@@ -9,7 +9,7 @@ import argparse
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from files import UserError, command, digest, read_jsonl, read_manifest
 from judging.reasons import Reason
@@ -99,8 +99,8 @@ def explain(document: Document, kind: str) -> str:
     positions = document["positions"] or {}
     sentences = {
         Reason.TOO_FEW_RESPONSES: f"{len(distinct)} distinct responses, and two are needed",
-        Reason.TOO_FEW_SCORED: f"{len(scored)} of {len(distinct)} distinct responses have a score, and two are needed "
-        + ("" if document["scores_from"] else f"(a score needs {document['minimum_valid']} parsed judgments)"),
+        Reason.TOO_FEW_SCORED: f"{len(scored)} of {len(distinct)} distinct responses have a score, and two are needed"
+        + ("" if document["scores_from"] else f" (a score needs {document['minimum_valid']} parsed judgments)"),
         Reason.EQUAL_SCORES: f"all {len(scored)} scores are {scored[0]['score'] if scored else '-'}",
         Reason.SAME_RESPONSE: f"{tiers}, and one response is the shortest of the upper and the longest of the lower",
         Reason.NOT_BETTER: f"{tiers}, and the shortest of the upper does not score above the longest of the lower",
@@ -239,12 +239,11 @@ def _rows_naming(path: Path, name: str) -> Iterator[Record]:
 
 
 def _unit_rows(stage: Path | None, prompt_id: str) -> Iterator[Record]:
-    """The records of one prompt, in order; none where the stage did not run."""
-    manifest = read_manifest(stage) if stage else None
-    for name in manifest["units"] if manifest and stage else ():
-        for row in _rows_naming(cast(Path, stage) / name, prompt_id):
-            if row["prompt_id"] == prompt_id:
-                yield row
+    """The records of one prompt, in order; none where the pairs were made without the stage."""
+    if stage is None:
+        return
+    for name in (read_manifest(stage) or {})["units"]:
+        yield from (row for row in _rows_naming(stage / name, prompt_id) if row["prompt_id"] == prompt_id)
 
 
 def _writer(run: Path, stage: Path) -> dict[str, str]:
