@@ -43,8 +43,8 @@ def labelled_rows(path: Path) -> Iterator[dict[str, Any]]:
 def lessons(settings: Settings, files: Iterable[Path]) -> list[dict[str, Any]]:
     """The labelled rows, in order: decisions alone; judgments; judgments and comparisons.
 
-    Rows of the files are shuffled among the second and third lesson, the actor's answers among
-    all. The third lesson has a judgment for each comparison, as long as half of them are left for the second.
+    Rows of the files are shuffled among the second and third lesson, the actor's answers among all. The third lesson
+    has a judgment for each comparison, as long as half of them are left for the second.
     """
     sft = settings.sft
     labelled = [row for path in files for row in labelled_rows(path)]

@@ -16,7 +16,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from enum import StrEnum
 from fractions import Fraction
 from functools import partial
@@ -28,7 +27,7 @@ from judging.novelty import Novelty, Sequences, repetition, words
 from model.chat import ChatFormat, Message, load_chat
 from sampling.generate import Item, completion_fields, generation_key, read_units, request_seed, run_units
 from sampling.request import Sampling
-from settings import Prompts, Settings, load_settings
+from settings import Prompts, Settings, as_dict, load_settings
 
 Record = dict[str, Any]
 
@@ -214,13 +213,8 @@ class Rounds:
         self._chat = load_chat(model_dir)
         options = settings.prompts
         # The settings that filter are not in it: another one samples no more than what it changes.
-        section = Prompts(
-            shots=options.shots,
-            generated_shots=options.generated_shots,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            max_new_tokens=options.max_new_tokens,
-        )
+        names = ("shots", "generated_shots", "temperature", "top_p", "max_new_tokens")
+        section = {name: getattr(options, name) for name in names}
         inputs: dict[str, Path | str] = {"model": model_dir, "seeds": options.seeds}
         self._key = generation_key("prompts-round", settings, section, 0, inputs)
 
@@ -271,7 +265,9 @@ def prompts_key(settings: Settings, model_dir: Path) -> str:
     options = settings.prompts
     inputs: dict[str, Path | str] = {"model": model_dir, "seeds": options.seeds}
     inputs |= {f"evaluation {i}": path for i, path in enumerate(options.evaluation)}
-    return generation_key("prompts", settings, replace(options, seeds="", model="", evaluation=[]), 0, inputs)
+    by_content = ("seeds", "model", "evaluation")
+    section = {key: value for key, value in as_dict(options).items() if key not in by_content}
+    return generation_key("prompts", settings, section, 0, inputs)
 
 
 def main() -> None:

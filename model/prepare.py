@@ -9,7 +9,6 @@ import argparse
 import json
 import math
 import shutil
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any, cast
@@ -62,7 +61,7 @@ def prepare(model: Model) -> Path:
     elif model.prepare == "tiny":
         make_tiny(folder)
     elif model.prepare == "tiny-judge":
-        make_tiny(folder, VERDICTS)
+        make_tiny(folder, judge=True)
     else:
         raise UserError(f"{folder}: no model here; put a Hugging Face directory there or change model.path")
     return folder
@@ -79,10 +78,10 @@ def packaged_gguf() -> Path:
     return Path(str(found[0].locate()))
 
 
-def make_tiny(folder: Path, verdicts: Sequence[str] = ()) -> None:
+def make_tiny(folder: Path, judge: bool = False) -> None:
     """A two-layer model with seeded random weights and a byte-level BPE tokenizer of 1,024 tokens.
 
-    With `verdicts` these are tokens too, and the model begins whatever it says with one of them.
+    For a `judge` the verdicts are tokens too, and it begins whatever it says with one of them.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -99,7 +98,8 @@ def make_tiny(folder: Path, verdicts: Sequence[str] = ()) -> None:
         show_progress=False,
     )
     backend.train_from_iterator((row["prompt"] for row in read_jsonl("data/prompts/train.jsonl", ("prompt",))), trainer)
-    backend.add_tokens(list(verdicts))
+    if judge:
+        backend.add_tokens(VERDICTS)
     backend.save(str(temporary / "tokenizer.json"))
     template = (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
@@ -107,12 +107,12 @@ def make_tiny(folder: Path, verdicts: Sequence[str] = ()) -> None:
     )
     configuration = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": template}
     (temporary / "tokenizer_config.json").write_text(json.dumps(configuration, indent=2) + "\n", encoding="utf-8")
-    facts = TINY | {"vocab_size": backend.get_vocab_size(), "tie_word_embeddings": not verdicts}
+    facts = TINY | {"vocab_size": backend.get_vocab_size(), "tie_word_embeddings": not judge}
     write_json(temporary / "config.json", facts)
     config = LlamaConfig.from_dict(facts)
     model = Llama(config)
     random_weights(model, seed=0)
-    if verdicts:
+    if judge:
         _begin_with_verdicts(model, backend)
     with torch.no_grad():
         save_pretrained(model.named_parameters(), config, temporary, temporary)

@@ -79,10 +79,12 @@ def completion_fields(completion: Completion, chat: ChatFormat, seed: int) -> di
     }
 
 
-def generation_key(stage: str, settings: Settings, section: Any, iteration: int, inputs: dict[str, Path | str]) -> str:
-    """The identity of a generating stage's work; `section` are the settings that it reads, a dataclass or a dict."""
+def generation_key(
+    stage: str, settings: Settings, section: dict[str, Any], iteration: int, inputs: dict[str, Path | str]
+) -> str:
+    """The identity of a generating stage's work; `section` are the settings that it reads besides the engine's."""
     facts = {
-        "section": section if isinstance(section, dict) else as_dict(section),
+        "section": section,
         "engine": as_dict(settings.engine),
         "dtype": settings.model.dtype,
         "attention": settings.model.attention,
