@@ -278,7 +278,7 @@ def _show(lines: Iterable[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Everything behind a training pair, or why a prompt gave none.")
     parser.add_argument("run", type=Path, help="a run's folder, such as runs/smollm2-135m")
-    parser.add_argument("pair", nargs="?", help="a pair's id, such as actor/t0151 or judge/t0151/r2")
+    parser.add_argument("pair", nargs="?", help="a pair's id, such as actor/t0203 or judge/t0203/r2")
     parser.add_argument("--why-not", metavar="PROMPT_ID", help="say why this prompt gave no pair")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args()
