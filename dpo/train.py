@@ -162,7 +162,7 @@ def main() -> None:
         raise UserError(
             f"--iteration {arguments.iteration}: the config has {len(settings.iteration)}; choose one of them"
         )
-    with distributed(settings.engine.threads) as world:
+    with distributed(settings.engine.threads, settings.trainer.timeout_minutes) as world:
         train(arguments, settings, world)
 
 

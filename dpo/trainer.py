@@ -7,7 +7,6 @@ A global batch is what the config says, in pairs; each rank computes its part of
 import math
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,13 +29,20 @@ from dpo.parallel import World, reshard
 from files import UserError
 from kernels.transfer import to_device
 from model.llama import Llama
+from progress import progress
 from settings import Dpo, Settings, Sft
 
 
 class Interruption:
-    """Ctrl-C or SIGTERM, remembered until the step is done. A second one ends the process at once."""
+    """Ctrl-C or SIGTERM, remembered until the step is done. A second Ctrl-C ends the process at once.
+
+    What comes within seconds of the first is the same one: a terminal, or a scheduler, sends it to every process, and
+    torchrun passes on what it got.
+    """
 
     signal = 0
+    patience = 5.0
+    """Seconds."""
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -49,8 +55,11 @@ class Interruption:
                 signal.signal(number, handler)
 
     def _remember(self, number: int, _frame: Any) -> None:
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        if not self.signal:
+            self.signal, self.since = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self.since > self.patience:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
 @dataclass(frozen=True)
@@ -106,14 +115,8 @@ class Trainer:
     def run(self) -> None:
         """From where `progress` stands to the last epoch that can be exported."""
         epochs = self.export_epoch or self.section.epochs
-        bar = tqdm(
-            total=epochs * self.steps_per_epoch,
-            initial=self.progress.step,
-            desc=self.stage,
-            unit="step",
-            disable=not self.world.first,
-            mininterval=1 if sys.stderr.isatty() else 30,
-        )
+        total = epochs * self.steps_per_epoch
+        bar = progress(total, self.stage, "step", first=self.world.first, done=self.progress.step)
         with self.interruption.watched(), bar:
             while self.progress.epoch < epochs:
                 self.train_epoch(bar)

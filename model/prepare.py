@@ -7,7 +7,6 @@ runs without SFT. Anything else the user brings.
 
 import argparse
 import json
-import math
 import shutil
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -18,9 +17,10 @@ import torch
 
 from files import UserError, command, read_jsonl, write_json
 from kernels.linear import Linear
-from model.config import LlamaConfig
+from model.config import LlamaConfig, no_config
 from model.gguf import convert
 from model.llama import Llama
+from model.scripted import Script, follow
 from model.weights import random_weights, save_pretrained
 from settings import Model, load_settings
 
@@ -62,6 +62,8 @@ def prepare(model: Model) -> Path:
         make_tiny(folder)
     elif model.prepare == "tiny-judge":
         make_tiny(folder, judge=True)
+    elif folder.is_dir():
+        raise no_config(folder)
     else:
         raise UserError(f"{folder}: no model here; put a Hugging Face directory there or change model.path")
     return folder
@@ -120,25 +122,20 @@ def make_tiny(folder: Path, judge: bool = False) -> None:
 
 
 def _begin_with_verdicts(model: Llama, backend: tokenizers.Tokenizer) -> None:
-    """Make of the head a table of what follows what: a turn's opening, a verdict, words, the end.
-
-    The three kinds of tokens get a direction each, large beside what the random blocks add; the head answers to these.
-    """
-    verdicts = [backend.token_to_id(text) for text in VERDICTS]
-    known = sorted(text for text in backend.get_vocab() if len(text) > 4 and text[0] == "Ġ" and text[1:].isalpha())
-    words = [backend.token_to_id(text) for text in known[:12]]
-    opening, end = backend.token_to_id("Ċ"), TINY["eos_token_id"]
-    head, embedding = cast(Linear, model.lm_head).weight, model.embed_tokens.weight
-    thrice = math.log(3) / math.sqrt(TINY["hidden_size"])
+    """Make the model follow a script: a turn's opening, a verdict, words, the end."""
+    vocabulary = backend.get_vocab()
+    scores, winners = ([vocabulary[text] for text in part] for part in (VERDICTS[:-2], VERDICTS[-2:]))
+    known = sorted(text for text in vocabulary if len(text) > 4 and text[0] == "Ġ" and text[1:].isalpha())
+    words = [vocabulary[text] for text in known[:12]]
+    opening, end = vocabulary["Ċ"], TINY["eos_token_id"]
+    either = dict.fromkeys(scores, 1 / 12) | dict.fromkeys(winners, 1 / 4)
+    script: Script = [
+        ([opening], either),
+        ([*scores, *winners], dict.fromkeys(words, 1 / 12)),
+        (words, dict.fromkeys(words, 1 / 15) | {end: 1 / 5}),
+    ]
     with torch.no_grad():
-        head.zero_()
-        followers = [([opening], verdicts), (verdicts, words), (words, [*words, end])]
-        for direction, (tokens, next_tokens) in enumerate(followers):
-            embedding[tokens] = 0.0
-            embedding[tokens, direction] = 1.0
-            head[next_tokens, direction] = 1.0
-        head[verdicts[-2:], 0] += thrice  # two winners beside six scores: then as likely
-        head[end, 2] += thrice
+        follow(model.embed_tokens.weight, cast(Linear, model.lm_head).weight, script)
 
 
 def main() -> None:

@@ -40,6 +40,7 @@ from files import (
 from model.chat import ChatFormat, Message, load_chat
 from model.llama import compute_dtype
 from model.weights import load_model
+from progress import progress
 from sampling.engine import Engine
 from sampling.request import Completion, Request, Sampling
 from settings import Settings, as_dict, load_settings
@@ -129,7 +130,7 @@ def run_units(
     store, rank = _rendezvous(stage, key)
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     total = sum(len(units[i]) for i in missing)
-    bar = tqdm(total=total, desc=stage, unit="req", disable=rank != 0, mininterval=1 if sys.stderr.isatty() else 30)
+    bar = progress(total, stage, "req", first=rank == 0)
     engine = None
     for index in claims(store, longest_first(units), paths):
         if engine is None:

