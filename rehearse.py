@@ -45,12 +45,11 @@ class Rehearsal:
         """Write all that the run needs; the derived config."""
         if self.settings.model.prepare or self.settings.judge.scores:
             raise UserError(f"{self.config}: rehearsals are of Llama-3 models that judge; run this config as it is")
-        (self.folder / "data").mkdir(parents=True)
         write_stand_in(self.folder / "meta")
         convert(self.folder / "meta", self.folder / "models" / "seed")
         self._take_tokenizer(Path(self.settings.model.path))
         path = self.folder / "config.toml"
-        write_atomic(path, toml({"extends": str(self.config)} | self._changes()))
+        write_atomic(path, toml({"extends": str(self.config)} | self.changes()))
         load_settings(path)
         return path
 
@@ -63,8 +62,8 @@ class Rehearsal:
         whose = f"tokenizer of {real}" if found else f"Llama-3's tokenizer, as {real} is not there yet"
         self.stand_ins.append(f"model: two layers, random, with the {whose}")
 
-    def _changes(self) -> dict[str, Any]:
-        """What the derived config says otherwise than the real one."""
+    def changes(self) -> dict[str, Any]:
+        """What the derived config says otherwise than the real one; the data that it names is written."""
         settings = self.settings
         iterations = max(len(settings.iteration), 1)
         changes: dict[str, Any] = {

@@ -18,6 +18,7 @@ from judging.construct import Constructor, load_sources
 from judging.rubric import comparison_text, evidence_text, judge_prompt, judgment_text, meta_judgment_text, meta_prompt
 from judging.verdict import Place
 from model.chat import ChatFormat, load_chat
+from model.tokenizer import tokenizer_file
 from settings import Settings, load_settings
 
 
@@ -127,8 +128,7 @@ def decision_tokens(chat: ChatFormat, text: str, place: Place) -> list[int]:
     end = len(line) if place == "first" else len(text)
     spans = [(end - len(line.split()[-1]), end)]
     spans += [match.span(1) for match in re.finditer(r"^It deserves (\d);", text, flags=re.MULTILINE)]
-    offsets = chat.tokenizer.backend.encode(text, add_special_tokens=False).offsets
-    return [i for i, (low, high) in enumerate(offsets) if any(low < b and high > a for a, b in spans)]
+    return [i for i, (low, high) in enumerate(chat.offsets(text)) if any(low < b and high > a for a, b in spans)]
 
 
 def main() -> None:
@@ -166,7 +166,7 @@ def examples_key(settings: Settings, model_dir: Path, labelled: Iterable[Path] =
     sources |= {f"labelled {i}": path for i, path in enumerate(labelled)}
     section |= {"judge": [settings.judge.form, settings.judge.verdict]}
     section |= {"metajudge": [settings.metajudge.form, settings.metajudge.verdict]}
-    return stage_key("examples", section, sources | {"tokenizer": model_dir / "tokenizer.json"})
+    return stage_key("examples", section, sources | {"tokenizer": tokenizer_file(model_dir)})
 
 
 if __name__ == "__main__":

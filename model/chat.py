@@ -1,108 +1,182 @@
-"""Chat formats as token ids: Llama-3's and ChatML.
+"""Chat formats as token ids: Llama-3's, ChatML, Llama-2's and Zephyr's.
 
 A prompt is put together from ids, never from text that holds control tokens, so there is exactly one BOS (where the
-model has one), and nothing in a message can end its turn.
+format has one), and no control token in a message is more than text. Llama-3's and ChatML's turns are held apart by
+control tokens alone: nothing in a message can end its turn. Llama-2's and Zephyr's have markers that are text, "[INST]"
+and "<|user|>"; a message that holds one reads like a turn, and no encoding could tell them apart.
 """
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from files import UserError
-from model.tokenizer import Tokenizer
+from model.tokenizer import Tokenizer, load_tokenizer, tokenizer_file
 
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}"""
 
+Control = Callable[[str], int]
+"""The id of a control token that the format needs."""
+
+NEWLINE = "<0x0A>"
+"""A token of vocabularies such as Llama-2's: they set a space before each text, and none of their tokens goes on beyond
+a newline."""
+
+ZEPHYR = re.compile(r"<\|user\|>(\\n|\n)' *\+ *message\['content'\] *\+ *eos_token")
+
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How a dialog becomes ids: control tokens around a turn, and what stands between them."""
+    """How a dialog becomes ids."""
 
     tokenizer: Tokenizer
-    begin: tuple[int, ...]
-    """At position 0: BOS, or nothing."""
-    turn: int
-    """Opens a turn, before the role."""
-    header_end: tuple[int, ...]
-    """Between the role and the content."""
-    turn_end: tuple[int, ...]
-    """After the content; its first id is what the model emits to end its turn."""
-    strip: bool
-    """Whether contents lose white space at both ends, as Llama-3's template does."""
-    default_system: str
-    """The system message of a dialog that brings none, or "" for none at all."""
+    render: Callable[[Sequence[Message]], list[int]]
+    """Ids of a dialog, up to where the assistant's answer begins."""
+    end: int
+    """What the model emits to end its turn."""
     stop_ids: frozenset[int]
+    before: str = ""
+    """The last that stands before an answer, in one text with it; "" where a control token does."""
+    space: str = ""
+    """Between that and the answer, in tokens of the answer."""
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a dialog, ready for the assistant's answer."""
-        if self.default_system and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self.default_system}, *messages]
-        ids = list(self.begin)
-        for message in messages:
-            content = message["content"].strip() if self.strip else message["content"]
-            ids += [self.turn, *self._header(message["role"], content), *self.turn_end]
-        return [*ids, self.turn, *self._header("assistant", "")]
+        return self.render(messages)
 
     def completion_ids(self, text: str) -> list[int]:
         """Ids of a finished assistant's answer, its end-of-turn token included: for SFT on written text."""
-        return [*self.tokenizer.encode(text), self.turn_end[0]]
+        return [*self.tokenizer.encode(self.before + self.space + text)[self._skipped :], self.end]
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """The characters [start, end) of `text` of each of `completion_ids(text)`, the end-of-turn token left out."""
+        shift = len(self.before + self.space)
+        spans = self.tokenizer.offsets(self.before + self.space + text)[self._skipped :]
+        return [(max(start - shift, 0), max(end - shift, 0)) for start, end in spans]
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of a completion's ids, the stop token left out."""
         return self.tokenizer.decode(ids)
 
-    def _header(self, role: str, content: str) -> list[int]:
-        if self.header_end:
-            return [*self.tokenizer.encode(role), *self.header_end, *self.tokenizer.encode("\n\n" + content)]
-        return self.tokenizer.encode(f"{role}\n{content}")
+    @property
+    def _skipped(self) -> int:
+        return len(self.tokenizer.encode(self.before))
+
+
+def llama3(tokenizer: Tokenizer, control: Control) -> ChatFormat:
+    """BOS, then of every turn <|start_header_id|>role<|end_header_id|>, two newlines, content<|eot_id|>."""
+    begin, end = control("<|begin_of_text|>"), control("<|eot_id|>")
+    start_header, end_header = control("<|start_header_id|>"), control("<|end_header_id|>")
+
+    def turn(role: str, content: str) -> list[int]:
+        return [start_header, *tokenizer.encode(role), end_header, *tokenizer.encode("\n\n" + content.strip())]
+
+    def render(messages: Sequence[Message]) -> list[int]:
+        ids = [begin]
+        for message in messages:
+            ids += [*turn(message["role"], message["content"]), end]
+        return ids + turn("assistant", "")
+
+    return ChatFormat(tokenizer, render, end, frozenset({end}))
+
+
+def chatml(tokenizer: Tokenizer, control: Control, default_system: str) -> ChatFormat:
+    """Of every turn <|im_start|>role, newline, content<|im_end|>, newline. No BOS.
+
+    `default_system` is the system message of a dialog that brings none, or "" for none at all.
+    """
+    start, end = control("<|im_start|>"), control("<|im_end|>")
+    before = "" if tokenizer.control(NEWLINE) is None else "\n"  # else an answer would begin with a space
+
+    def turn(role: str, content: str) -> list[int]:
+        return [start, *tokenizer.encode(f"{role}\n{content}")]
+
+    def render(messages: Sequence[Message]) -> list[int]:
+        if default_system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": default_system}, *messages]
+        ids = []
+        for message in messages:
+            ids += [*turn(message["role"], message["content"]), end, *tokenizer.encode("\n")]
+        return ids + turn("assistant", "")
+
+    return ChatFormat(tokenizer, render, end, frozenset({end}), before)
+
+
+def llama2(tokenizer: Tokenizer, control: Control) -> ChatFormat:
+    """Of every exchange BOS, "[INST] user [/INST] answer ", EOS, each text encoded whole, as Meta's code does.
+
+    The system message stands in the first user's, between <<SYS>> and <</SYS>>. Rendering raises `UserError` when user
+    and assistant do not take turns, which the format has no place for.
+    """
+    begin, end = control("<s>"), control("</s>")
+
+    def render(messages: Sequence[Message]) -> list[int]:
+        system = ""
+        if messages[0]["role"] == "system":
+            system, messages = f"<<SYS>>\n{messages[0]['content']}\n<</SYS>>\n\n", messages[1:]
+        roles = [message["role"] for message in messages]
+        if roles != ["user", *["assistant", "user"] * (len(roles) // 2)]:
+            raise UserError(f"Llama-2's chat format: roles {roles}; it must be user and assistant in turn, a user last")
+        contents = [message["content"] for message in messages]
+        contents[0] = system + contents[0]
+        ids = []
+        for user, answer in zip(contents[:-1:2], contents[1::2], strict=True):
+            ids += [begin, *tokenizer.encode(f"[INST] {user.strip()} [/INST] {answer.strip()} "), end]
+        return [*ids, begin, *tokenizer.encode(f"[INST] {contents[-1].strip()} [/INST]")]
+
+    return ChatFormat(tokenizer, render, end, frozenset({end}), before="[/INST]", space=" ")
+
+
+def zephyr(tokenizer: Tokenizer, control: Control) -> ChatFormat:
+    """Of every turn "<|role|>", newline, content, EOS, newline, as TinyLlama-Chat has it. No BOS."""
+    end = control("</s>")
+
+    def render(messages: Sequence[Message]) -> list[int]:
+        ids, newline = [], ""
+        for message in messages:
+            ids += [*tokenizer.encode(f"{newline}<|{message['role']}|>\n{message['content']}"), end]
+            newline = "\n"
+        return ids + tokenizer.encode(f"{newline}<|assistant|>\n")
+
+    return ChatFormat(tokenizer, render, end, frozenset({end}), before="<|assistant|>\n")
 
 
 def load_chat(folder: Path | str) -> ChatFormat:
     """The chat format of a Hugging Face directory, recognised from its chat template.
 
-    Raises `UserError` when there is no template, or it is neither Llama-3's nor ChatML. The dated preamble of
-    Llama-3.1's template is left out, as it changes from day to day; the turns are the same.
+    Raises `UserError` when there is no template, or it is of no format above. The dated preamble of Llama-3.1's
+    template is left out, as it changes from day to day; the turns are the same.
     """
     folder = Path(folder)
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = load_tokenizer(folder)
     template = _template(folder)
-    stop_ids = _stop_ids(folder)
 
     def control(token: str) -> int:
         found = tokenizer.control(token)
         if found is None:
-            raise UserError(f"{folder}/tokenizer.json: the chat template needs {token}, which the vocabulary lacks")
+            raise UserError(f"{tokenizer_file(folder)}: the chat template needs {token}, which the vocabulary lacks")
         return found
 
     if "<|start_header_id|>" in template:
-        end = control("<|eot_id|>")
-        return ChatFormat(
-            tokenizer=tokenizer,
-            begin=(control("<|begin_of_text|>"),),
-            turn=control("<|start_header_id|>"),
-            header_end=(control("<|end_header_id|>"),),
-            turn_end=(end,),
-            strip=True,
-            default_system="",
-            stop_ids=stop_ids | {end},
-        )
-    if "<|im_start|>" in template:
-        end = control("<|im_end|>")
+        chat = llama3(tokenizer, control)
+    elif "<|im_start|>" in template:
         default = re.search(r"<\|im_start\|>system(?:\\n|\n)([^<{}'\"]+)<\|im_end\|>", template)
-        return ChatFormat(
-            tokenizer=tokenizer,
-            begin=(),
-            turn=control("<|im_start|>"),
-            header_end=(),
-            turn_end=(end, *tokenizer.encode("\n")),
-            strip=False,
-            default_system=default[1] if default else "",
-            stop_ids=stop_ids | {end},
+        chat = chatml(tokenizer, control, default[1] if default else "")
+    elif "[INST]" in template and "<<SYS>>" in template:
+        control(NEWLINE)  # so that no token reaches from the prompt into the answer
+        chat = llama2(tokenizer, control)
+    elif ZEPHYR.search(template):
+        control(NEWLINE)
+        chat = zephyr(tokenizer, control)
+    else:
+        raise UserError(
+            f"{folder}: the chat template is none of Llama-3's, ChatML's, Llama-2's and Zephyr's; "
+            "only these are implemented"
         )
-    raise UserError(f"{folder}: the chat template is neither Llama-3's nor ChatML; only these are implemented")
+    return replace(chat, stop_ids=chat.stop_ids | _stop_ids(folder))
 
 
 def _template(folder: Path) -> str:

@@ -59,7 +59,7 @@ class LlamaConfig:
         """
         path = Path(folder) / "config.json"
         if not path.is_file():
-            raise UserError(f"{path}: no such file; point model.path at a Hugging Face directory")
+            raise no_config(Path(folder))
         try:
             table = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
@@ -112,6 +112,17 @@ class LlamaConfig:
             return (1 - share) * frequency / scaling.factor + share * frequency
 
         return [scaled(frequency) for frequency in plain]
+
+
+def no_config(folder: Path) -> UserError:
+    """What is wrong with a folder without config.json, and what to do: Meta's layout, or nothing that is known."""
+    if any((source / "params.json").is_file() for source in (folder, folder / "original")):
+        converted = f"{folder}-hf"
+        return UserError(
+            f"{folder}: params.json but no config.json, so Meta's layout; "
+            f"run python -m model.meta {folder} {converted} and point model.path at {converted}"
+        )
+    return UserError(f"{folder / 'config.json'}: no such file; point model.path at a Hugging Face directory")
 
 
 def _rope(table: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:

@@ -1,16 +1,39 @@
-"""Text to token ids and back, from a Hugging Face directory's `tokenizer.json`."""
+"""Text to token ids and back: `tokenizer.json`, sentencepiece's `tokenizer.model`, or Meta's, which is tiktoken's.
 
+Text is always encoded as plain text: the name of a control token inside it never becomes that token.
+"""
+
+import base64
+import binascii
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import sentencepiece
 import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from files import UserError
 
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Llama 3's words, within which tokens are merged."""
 
-class Tokenizer:
-    """Encodes text as plain text: the name of a control token inside it never becomes that token."""
+LLAMA3_NAMED = [
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"),
+    *("<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+    *("<|eom_id|>", "<|eot_id|>", "<|python_tag|>", "<|image|>"),
+]
+LLAMA3_SPECIAL = LLAMA3_NAMED + [f"<|reserved_special_token_{i}|>" for i in range(2, 258 - len(LLAMA3_NAMED))]
+"""The 256 control tokens that follow the ranks, by the names of Llama 3.1 and later; those that Llama 3 uses have the
+same ids."""
+
+
+class JsonTokenizer:
+    """The library `tokenizers`, from a Hugging Face directory's tokenizer.json or from Meta's ranks."""
 
     def __init__(self, backend: tokenizers.Tokenizer):
         self.backend = backend
@@ -18,21 +41,17 @@ class Tokenizer:
         self.backend.no_truncation()
         self.backend.no_padding()
 
-    @classmethod
-    def load(cls, folder: Path | str) -> "Tokenizer":
-        """Read `folder`/tokenizer.json. Raises `UserError` when it is missing or damaged."""
-        path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; point model.path at a Hugging Face directory")
-        try:
-            json.loads(path.read_text(encoding="utf-8"))
-            return cls(tokenizers.Tokenizer.from_file(str(path)))
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{path}: not a tokenizer ({error}); fetch the file again") from None
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: no BOS, no control tokens."""
         return self.backend.encode(text, add_special_tokens=False).ids
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """The characters [start, end) of `text` that each of `encode(text)` stands for."""
+        return self.backend.encode(text, add_special_tokens=False).offsets
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; control tokens are left out."""
@@ -41,3 +60,129 @@ class Tokenizer:
     def control(self, token: str) -> int | None:
         """The id of a control token, or None when the vocabulary lacks it."""
         return self.backend.token_to_id(token)
+
+
+class SentencePieceTokenizer:
+    """The library `sentencepiece`, from its own tokenizer.model: Llama 2, TinyLlama. Methods as above."""
+
+    def __init__(self, backend: sentencepiece.SentencePieceProcessor):
+        self.backend = backend
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_piece_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text: no BOS, no control tokens. Most models set a space before it."""
+        return self.backend.encode(text)
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """The characters [start, end) of `text` that each of `encode(text)` stands for; each byte of one has it whole.
+
+        The library gives a character that is spelled in bytes to the last of them.
+        """
+        mapping = self.backend.encode(text, out_type="offset_mapping")
+        ids, spans = mapping["ids"], mapping["offsets"]
+        for i in range(len(ids) - 2, -1, -1):
+            if spans[i][0] == spans[i][1] and self.backend.is_byte(ids[i]):
+                spans[i] = spans[i + 1]
+        return spans
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; control tokens and rows that pad the embedding are left out."""
+        return self.backend.decode([i for i in ids if i < self.vocab_size and not self.backend.is_control(i)])
+
+    def control(self, token: str) -> int | None:
+        """The id of a control token, or None when the vocabulary lacks it."""
+        found = self.backend.piece_to_id(token)
+        return found if self.backend.id_to_piece(found) == token else None
+
+
+Tokenizer = JsonTokenizer | SentencePieceTokenizer
+
+
+def tokenizer_file(folder: Path | str) -> Path:
+    """The file that makes the tokenizer of a model's directory; tokenizer.json goes before tokenizer.model.
+
+    Raises `UserError` when there is neither.
+    """
+    for name in ("tokenizer.json", "tokenizer.model"):
+        if (Path(folder) / name).is_file():
+            return Path(folder) / name
+    raise UserError(
+        f"{Path(folder) / 'tokenizer.json'}: no such file, nor tokenizer.model; "
+        "point model.path at a Hugging Face directory"
+    )
+
+
+def load_tokenizer(folder: Path | str) -> Tokenizer:
+    """The tokenizer of a model's directory. Raises `UserError` when its file is missing or damaged."""
+    path = tokenizer_file(folder)
+    if path.suffix == ".json":
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+            return JsonTokenizer(tokenizers.Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{path}: not a tokenizer ({error}); fetch the file again") from None
+    if is_tiktoken(path):
+        return JsonTokenizer(tiktoken_backend(path))
+    try:
+        return SentencePieceTokenizer(sentencepiece.SentencePieceProcessor(model_file=str(path)))
+    except RuntimeError:
+        raise UserError(f"{path}: neither sentencepiece's nor Meta's tokenizer; fetch the file again") from None
+
+
+def is_tiktoken(path: Path) -> bool:
+    """Whether a tokenizer.model is Meta's, lines of "base64 rank", rather than sentencepiece's protobuf."""
+    with path.open("rb") as file:
+        return re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\s*", file.readline(1024)) is not None
+
+
+def tiktoken_backend(path: Path) -> tokenizers.Tokenizer:
+    """Llama 3's tokenizer of a file in tiktoken's form; `save` writes the tokenizer.json that transformers loads.
+
+    Byte-level BPE: a word that is in the vocabulary is one token; in others, of all neighbours that make a token
+    together, those of the lowest rank are joined first. Raises `UserError` for a damaged file.
+    """
+    ranks = _read_ranks(path)
+    characters = _byte_characters()
+    names = {token: "".join(characters[byte] for byte in token) for token in ranks}
+    splits = [(token[:i], token[i:]) for token in ranks for i in range(1, len(token))]
+    merges = [(left, right) for left, right in splits if left in ranks and right in ranks]
+    merges.sort(key=lambda pair: (ranks[pair[0] + pair[1]], ranks[pair[0]], ranks[pair[1]]))
+    vocabulary = {names[token]: rank for token, rank in ranks.items()}
+    named = [(names[left], names[right]) for left, right in merges]
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=named, ignore_merges=True))
+    words = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated")
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, in_bytes])
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in LLAMA3_SPECIAL])
+    begin = LLAMA3_SPECIAL[0]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", pair=f"{begin} $A {begin}:1 $B:1", special_tokens=[(begin, len(ranks))]
+    )
+    return backend
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    """Each token's rank, which is its id: 0, 1, 2, ... in order; all single bytes are among them."""
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise UserError(f"{path}, line {number}: expected 'base64 rank'; fetch the file again") from None
+        if len(ranks) != number or int(rank) != number - 1:
+            raise UserError(f"{path}, line {number}: ranks must count from 0, each token once; fetch the file again")
+    if any(bytes([byte]) not in ranks for byte in range(256)):
+        raise UserError(f"{path}: not all 256 single bytes are tokens; fetch the file again")
+    return ranks
+
+
+def _byte_characters() -> list[str]:
+    """The printable character by which byte-level BPE writes each byte, as GPT-2 chose them."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]

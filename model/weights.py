@@ -141,20 +141,14 @@ def split_parameters(parameters: Iterable[tuple[str, Tensor]], config: LlamaConf
         yield from zip(part_names(name), (part.contiguous() for part in parts), strict=True)
 
 
-def save_pretrained(
-    parameters: Iterable[tuple[str, Tensor]], config: LlamaConfig, source: Path | str, folder: Path | str
-) -> list[Path]:
-    """Write a Hugging Face directory: safetensors, and config and tokenizer as in `source`.
+def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> list[Path]:
+    """Write named tensors as Hugging Face's safetensors: one file, or shards of at most 4 GiB and their index.
 
-    `parameters` are the model's own names and whole tensors, taken one after another, in the dtype to be stored.
-    Shards of at most 4 GiB are written as they fill. Returns the files written. The caller makes the folder appear
-    at once: write to a temporary one and rename it.
+    They are taken one after another; a shard is written as it fills, so no more than one is held. Returns the files.
     """
-    source, folder = Path(source), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     shards: list[tuple[Path, list[str]]] = []
     pending: dict[str, Tensor] = {}
-    dtype, total, size = "float32", 0, 0
+    total, size = 0, 0
 
     def flush() -> None:
         nonlocal pending, size
@@ -163,11 +157,11 @@ def save_pretrained(
         shards.append((path, list(pending)))
         pending, size = {}, 0
 
-    for name, tensor in split_parameters(parameters, config):
+    for name, tensor in tensors:
         if pending and size + tensor.nbytes > SHARD_BYTES:
             flush()
         pending[name] = tensor
-        size, total, dtype = size + tensor.nbytes, total + tensor.nbytes, str(tensor.dtype).removeprefix("torch.")
+        size, total = size + tensor.nbytes, total + tensor.nbytes
     flush()
     written: list[Path] = []
     weight_map: dict[str, str] = {}
@@ -180,8 +174,30 @@ def save_pretrained(
         index = folder / "model.safetensors.index.json"
         write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
         written.append(index)
+    return written
+
+
+def save_pretrained(
+    parameters: Iterable[tuple[str, Tensor]], config: LlamaConfig, source: Path | str, folder: Path | str
+) -> list[Path]:
+    """Write a Hugging Face directory: safetensors, and config and tokenizer as in `source`.
+
+    `parameters` are the model's own names and whole tensors, taken one after another, in the dtype to be stored.
+    Returns the files written. The caller makes the folder appear at once: write to a temporary one and rename it.
+    """
+    source, folder = Path(source), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = torch.float32
+
+    def seen() -> Iterator[tuple[str, Tensor]]:
+        nonlocal dtype
+        for name, tensor in split_parameters(parameters, config):
+            dtype = tensor.dtype
+            yield name, tensor
+
+    written = write_tensors(seen(), folder)
     table = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    table["dtype" if "dtype" in table else "torch_dtype"] = dtype
+    table["dtype" if "dtype" in table else "torch_dtype"] = str(dtype).removeprefix("torch.")
     write_json(folder / "config.json", table)
     written.append(folder / "config.json")
     for path in sorted(source.iterdir()):

@@ -104,6 +104,7 @@ def test_ctrl_c_again_later_does_not_wait_for_the_step(folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(LASTING, arguments(folder))
     signal.signal(signal.SIGINT, handler)
+    torch.distributed.destroy_process_group()
     assert not list((folder / "work").glob("state-*"))
 
 

@@ -1,22 +1,29 @@
 """Against transformers, on the default model's real weights: `make test-peers`."""
 
+import json
 import random
+import shutil
 from pathlib import Path
 
+import llama_models
 import pytest
+import test_meta
 import torch
 
 from files import read_jsonl
 from kernels.attention import Segments, VarlenAttention
 from model.chat import load_chat
 from model.llama import logits_head
+from model.meta import LLAMA3_TEMPLATE, convert
 from model.prepare import prepare
+from model.tokenizer import tiktoken_backend
 from model.weights import load_model, save_pretrained
 from sampling.engine import Engine
 from sampling.request import Request, Sampling
 from settings import Model
 
 pytestmark = pytest.mark.peers
+LLAMA3 = Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"
 
 PROMPTS = [
     "What is the capital of France?",
@@ -115,3 +122,72 @@ def test_an_exported_checkpoint_has_equal_logits_in_transformers(folder, referen
     assert (ours - wanted).abs().max() <= 1e-4 * wanted.std()
     assert (ours - reference(ids[None]).logits[0]).abs().max() > 1e-2 * wanted.std()
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).chat_template
+
+
+DIALOGS = [[{"role": "user", "content": prompt}] for prompt in PROMPTS if "<|im_end|>" not in prompt] + [
+    [{"role": "system", "content": "Be brief. "}, {"role": "user", "content": " Hi\nthere "}],
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": " Yes: 1.\n"},
+        {"role": "user", "content": "  And two? "},
+    ],
+]
+ZEPHYR_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '<|user|>\n' + message['content'] + eos_token }}\n{% else %}"
+    "{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token }}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}\n{% endif %}"
+)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", ["llama3", "llama3.1", "llama2", "zephyr"])
+def test_a_checkpoint_of_metas_layout_in_transformers(family, tmp_path):
+    """Converted, it has equal logits there, and its chat template makes the ids that ours are."""
+    transformers = pytest.importorskip("transformers")
+    pieces = family in ("llama2", "zephyr")
+    vocabulary = 320 if pieces else 128256
+    params = test_meta.PARAMS | {"vocab_size": vocabulary, "use_scaled_rope": family == "llama3.1"}
+    ranks = test_meta.shards(test_meta.seeded(params), 2)
+    tokenizer_file = test_meta.sentencepiece_file if pieces else lambda path: shutil.copy(LLAMA3, path)
+    folder = convert(test_meta.written(tmp_path / "meta", params, ranks, tokenizer_file), tmp_path / "hf")
+    if family == "zephyr":
+        configuration = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(configuration | {"chat_template": ZEPHYR_TEMPLATE}))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.randint(0, vocabulary, (90,), generator=torch.Generator().manual_seed(0))
+    wanted = theirs(ids[None]).logits[0]
+    assert (test_meta.our_logits(folder, ids) - wanted).abs().max() <= 1e-4 * wanted.std()
+    tokenizer, chat = transformers.AutoTokenizer.from_pretrained(folder), load_chat(folder)
+    for messages in DIALOGS:
+        found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert found == chat.prompt_ids(messages), messages
+    for text in ("Plain text.", "é 漢字 🙂\n\n  two"):
+        assert tokenizer(text).input_ids == [theirs.config.bos_token_id, *chat.tokenizer.encode(text)]
+        assert tokenizer.decode(chat.tokenizer.encode(text)) == text
+    stop = theirs.generation_config.eos_token_id
+    assert set(stop if isinstance(stop, list) else [stop]) == chat.stop_ids
+
+
+def test_llama3s_dialogs_equal_metas(tmp_path):
+    """Of contents without white space at their ends: Hugging Face's template strips it, Meta's code does not."""
+    datatypes = pytest.importorskip("llama_models.datatypes")
+    from llama_models.llama3.chat_format import ChatFormat
+    from llama_models.llama3.tokenizer import Tokenizer
+
+    tiktoken_backend(LLAMA3).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": LLAMA3_TEMPLATE}))
+    ours, theirs = load_chat(tmp_path), ChatFormat(Tokenizer(LLAMA3))
+    for dialog in DIALOGS:
+        messages = [message | {"content": message["content"].strip()} for message in dialog]
+        known = [
+            datatypes.RawMessage(
+                **message, **({"stop_reason": "end_of_turn"} if message["role"] == "assistant" else {})
+            )
+            for message in messages
+        ]
+        assert ours.prompt_ids(messages) == theirs.encode_dialog_prompt(known).tokens
+        assert ours.completion_ids("Fine, thanks.") == theirs.tokenizer.encode(
+            "Fine, thanks.<|eot_id|>", bos=False, eos=False, allowed_special="all"
+        )

@@ -113,8 +113,8 @@ def test_the_compact_rubrics_are_short(verdict):
     folder = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"
     if not folder.is_dir():
         pytest.skip("the small model's tokenizer is not here")
-    from model.tokenizer import Tokenizer
+    from model.tokenizer import load_tokenizer
 
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = load_tokenizer(folder)
     assert len(tokenizer.encode(judge_prompt("q", "r", "compact", verdict)[0]["content"])) <= 80
     assert len(tokenizer.encode(meta_prompt("q", "r", "a", "b", "compact", verdict)[0]["content"])) <= 60
