@@ -1,8 +1,8 @@
 """Stages as processes: one, or ranks under torchrun, on one node or on several that share the folder.
 
 On several nodes the same command runs on each. The first, the head, decides what comes next, and tells the others
-through a store on its port; the ranks of a stage then find each other (c10d rendezvous) on the port after it. A node
-whose ranks fail says so there, too, so that no other waits for them.
+through a store on its port; the ranks of a stage then find each other on the port after it. A node whose ranks fail
+says so there, too, so that no other waits for them.
 
 `python -m launch` is torchrun with quiet failures: its exit code is that of the first rank that failed.
 """
@@ -16,7 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -83,16 +83,19 @@ class Launcher:
         """On a node besides the first: take part in the stages that it starts, until it ends; its exit code."""
         assert self.store is not None
         self.store.add("joined", 1)
-        while True:
-            self.orders += 1
-            order = self._order()
-            if "exit" in order:
+        try:
+            while "exit" not in (order := self._order()):
+                self.orders += 1
+                print(f"[{time.strftime('%H:%M:%S')}] {order['module']} (node {self.node} of {self.nodes})", flush=True)
+                if code := self._wait(self._agent(order["module"], order["arguments"], order["name"])):
+                    self._tell_failure(code)
+        except BaseException:
+            self._tell_failure(1)  # a node that leaves before the end
+            raise
+        finally:
+            with suppress(dist.DistError):
                 self.store.add("left", 1)
-                return order["exit"]
-            print(f"[{time.strftime('%H:%M:%S')}] {order['module']} (node {self.node} of {self.nodes})", flush=True)
-            code = self._wait(self._agent(order["module"], order["arguments"], order["name"]))
-            if code:
-                self._tell(f"failed/{self.orders}", code)
+        return order["exit"]
 
     @contextmanager
     def told_the_end(self) -> Iterator[None]:
@@ -115,9 +118,9 @@ class Launcher:
         if self.store is None:
             return
         if code:
-            self._tell(f"failed/{self.orders}", code)
+            self._tell_failure(code)
         self._tell(f"order/{self.orders + 1}", {"exit": code})
-        deadline = time.monotonic() + GRACE
+        deadline = time.monotonic() + 60
         while self.store.add("left", 0) < self.store.add("joined", 0) and time.monotonic() < deadline:
             time.sleep(0.1)
 
@@ -128,26 +131,27 @@ class Launcher:
         if self.nodes == 1:
             where = ["--standalone"]
         else:
-            meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{self.host}:{self.port + 1}"]
-            where = [f"--nnodes={self.nodes}", *meeting, "--rdzv-id", f"{name}-{self.orders}"]
-            where += ["--rdzv-conf", f"is_host={int(self.node == 0)}"]
+            # Ranks by the nodes' numbers, so that what rank 0 says appears where the head does.
+            where = ["--nnodes", str(self.nodes), "--node-rank", str(self.node)]
+            where += ["--master-addr", self.host, "--master-port", str(self.port + 1)]
         output = ["--log-dir", str(logs), "--redirects", "3", "--tee", "0:3", "--shutdown-timeout", str(GRACE)]
         ranks = ["--nproc-per-node", str(self.ranks)]
         words = [sys.executable, "-m", "launch", *where, *ranks, *output, "-m", module, *arguments]
         return subprocess.Popen(words)
 
     def _wait(self, process: subprocess.Popen) -> int:
-        """A process's exit code. It gets the SIGTERM that this one gets, and another when another node has failed."""
-        told = False
+        """A process's exit code. It is ended where another node has failed, and gets the SIGTERM that this one gets."""
         try:
             while True:
                 try:
                     code = process.wait(timeout=1 if self.store else None)
                     return code if code >= 0 else 128 - code
                 except subprocess.TimeoutExpired:
-                    if not told and self._failed_elsewhere():
+                    if failure := self._failed_elsewhere():
+                        print(f"error: {failure['who']}; what it said is there", file=sys.stderr)
                         process.terminate()
-                        told = True
+                        process.wait()
+                        return failure["code"]
         except KeyboardInterrupt:
             process.wait()  # a terminal's Ctrl-C reached it too: let it save
             raise
@@ -171,16 +175,23 @@ class Launcher:
         if self.store:
             self.store.set(key, json.dumps(value))
 
-    def _failed_elsewhere(self) -> bool:
-        """Whether another node's ranks have failed; a head that has gone counts as that."""
+    def _tell_failure(self, code: int) -> None:
+        with suppress(dist.DistError):  # the head, and its store, may have gone
+            self._tell(f"failed/{self.orders}", {"who": f"node {self.node} failed with exit code {code}", "code": code})
+
+    def _failed_elsewhere(self) -> dict[str, Any] | None:
+        """What is known of another node whose ranks have failed at this stage, or None."""
+        assert self.store is not None
         try:
-            return self.store is not None and self.store.check([f"failed/{self.orders}"])
+            key = f"failed/{self.orders}"
+            return json.loads(self.store.get(key)) if self.store.check([key]) else None
         except dist.DistError:
-            return True
+            return {"who": "node 0 has gone", "code": 1}
 
     def _order(self) -> dict[str, Any]:
+        """What the head wants next."""
         assert self.store is not None
-        key = f"order/{self.orders}"
+        key = f"order/{self.orders + 1}"
         try:
             while not self.store.check([key]):
                 time.sleep(0.2)

@@ -139,16 +139,12 @@ def free_port() -> str:
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_two_ranks_write_the_same_bytes(place, nodes):
-    """On one node, or on two that share the folder."""
+    """On one node, or on two that share the folder, one torchrun each."""
     out, where = f"two-ranks-{nodes}", ("--standalone",)
     if nodes == 2:
-        where = ("--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", free_port())
-    ranks = ("--nproc-per-node", str(2 // nodes))
-    launch = ("-m", "torch.distributed.run", *where, *ranks)
-    processes = [
-        start(place, *launch, *(("--node-rank", str(node)) if nodes == 2 else ()), "-m", *judge_arguments(place, out))
-        for node in range(nodes)
-    ]
+        where = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}")
+    launch = ("-m", "torch.distributed.run", *where, "--rdzv-id", out, "--nproc-per-node", str(2 // nodes))
+    processes = [start(place, *launch, "-m", *judge_arguments(place, out)) for _ in range(nodes)]
     for process in processes:
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err

@@ -141,12 +141,19 @@ time.sleep(600)
 NODE = """
 import sys
 from pathlib import Path
+from files import command, on_sigterm_raise
 from launch import Launcher
+
+on_sigterm_raise()
 launcher = Launcher(1, Path("logs"), nodes=2, node=int(sys.argv[1]), head=sys.argv[2])
-if launcher.node:
-    raise SystemExit(launcher.follow())
-with launcher.told_the_end():
-    raise SystemExit(launcher.run("failing", [], "stage"))
+
+def main():
+    if launcher.node:
+        raise SystemExit(launcher.follow())
+    with launcher.told_the_end():
+        raise SystemExit(launcher.run("failing", [], "stage"))
+
+command(main)
 """
 
 
@@ -157,8 +164,38 @@ def test_a_node_that_fails_ends_the_others(tmp_path, node):
     head = f"127.0.0.1:{free_port()}"
     processes = [start(tmp_path, "node.py", str(number), head) for number in range(2)]
     codes = [finish(process, 120) for process in processes]
-    assert all(code for code, _, _ in codes), codes
-    assert any("ended with exit code 7" in err for _, _, err in codes)
+    assert [code for code, _, _ in codes] == [7, 7]
+    assert "ended with exit code 7" in codes[node][2]
+    assert f"error: node {node} failed with exit code 7" in codes[1 - node][2]
+
+
+def test_a_node_that_is_told_to_stop_ends_the_others(tmp_path):
+    (tmp_path / "failing.py").write_text("import time\nprint('at work', flush=True)\ntime.sleep(600)")
+    (tmp_path / "node.py").write_text(NODE)
+    head = f"127.0.0.1:{free_port()}"
+    processes = [start(tmp_path, "node.py", str(number), head) for number in range(2)]
+    while not list(tmp_path.glob("logs/stage/node1/*/attempt_0/0/stdout.log")):
+        time.sleep(0.1)
+    time.sleep(1)
+    processes[1].send_signal(signal.SIGTERM)
+    codes = [finish(process, 120) for process in processes]
+    assert (codes[0][0], codes[1][0]) == (1, 143) and "error: node 1 failed" in codes[0][2], codes
+
+
+def test_a_head_that_is_killed_ends_the_others(tmp_path):
+    (tmp_path / "failing.py").write_text("import time\ntime.sleep(600)")
+    (tmp_path / "node.py").write_text(NODE)
+    head = f"127.0.0.1:{free_port()}"
+    processes = [start(tmp_path, "node.py", str(number), head) for number in range(2)]
+    while not list(tmp_path.glob("logs/stage/node1/*/attempt_0/0/stdout.log")):
+        time.sleep(0.1)
+    agents = subprocess.check_output(["ps", "--ppid", str(processes[0].pid), "-o", "pid="], text=True).split()
+    processes[0].kill()
+    code, _, err = finish(processes[1], 120)
+    assert code == 2 and "error: node 0 has gone" in err
+    for agent_of_head in agents:
+        os.kill(int(agent_of_head), signal.SIGTERM)
+    processes[0].communicate()
 
 
 def test_nodes_that_do_not_come(monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,7 +23,7 @@ from dpo.parallel import distributed
 from dpo.reference import reference_logprob
 from dpo.train import train, train_key
 from dpo.trainer import Trainer
-from files import UserError, read_jsonl, read_manifest, write_json, write_jsonl
+from files import UserError, digest, read_jsonl, read_manifest, write_json, write_jsonl
 from kernels.attention import Segments, VarlenAttention
 from model.config import LlamaConfig
 from model.llama import Llama, logits_head
@@ -103,19 +104,27 @@ def run(settings: Settings, given: argparse.Namespace) -> list[dict[str, Any]]:
     return list(read_jsonl(given.work / "metrics.jsonl"))
 
 
-def run_ranks(ranks: int, settings: Settings, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train under torchrun; the lines of metrics.jsonl."""
+def run_ranks(ranks: int, settings: Settings, given: argparse.Namespace, nodes: int = 1) -> list[dict[str, Any]]:
+    """Train under torchrun, or with one torchrun for each of several nodes; the lines of metrics.jsonl."""
     config = given.work.parent / f"{given.work.name}.toml"
     write_toml(config, settings)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    several = ["--nnodes", nodes, "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "train"]
+    where = several if nodes > 1 else ["--standalone"]
+    launch = [sys.executable, "-m", "torch.distributed.run", *where, "--nproc-per-node", ranks // nodes]
     options: list[Any] = []
     for key, value in vars(given).items():
         if value is not None:
             options += [f"--{key}", *(value if isinstance(value, list) else [value])]
-    command = [*launch, "-m", "dpo.train", "--config", config, *options]
+    command = [*map(str, [*launch, "-m", "dpo.train", "--config", config, *options])]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    agents = [subprocess.Popen(command, cwd=ROOT, env=environment, **piped) for _ in range(nodes)]
+    for agent in agents:
+        _, err = agent.communicate(timeout=300)
+        assert agent.returncode == 0, err
     return list(read_jsonl(given.work / "metrics.jsonl"))
 
 
@@ -177,6 +186,15 @@ def test_packing_and_accumulation_do_not_change_the_losses(folder):
             changed(trainer={"token_budget": budget}), arguments(folder, work=folder / "w", out=folder / f"o{budget}")
         )
         torch.testing.assert_close(losses(found), expected, atol=1e-5, rtol=0)
+
+
+def test_two_nodes_are_one_node_to_the_byte(folder):
+    """Two torchruns, c10d rendezvous on the loopback, one folder: what two ranks of one torchrun write."""
+    one, two = ({"work": folder / f"work{n}", "out": folder / f"out{n}"} for n in (1, 2))
+    run_ranks(2, SETTINGS, arguments(folder, **one))
+    run_ranks(2, SETTINGS, arguments(folder, **two), nodes=2)
+    assert digest(folder / "out1") == digest(folder / "out2")
+    assert [read_manifest(folder / name)["ranks"] for name in ("out1", "out2")] == [2, 2]
 
 
 def test_two_ranks_are_one_rank_loss_by_loss(folder):
