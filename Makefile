@@ -11,7 +11,7 @@ BIN    := .venv/bin
 export PYTHONPATH := .
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup doctor iterate rehearse stand-in sft test test-peers test-gpu kernels bench check clean
+.PHONY: setup doctor plan iterate rehearse stand-in sft test test-peers test-gpu kernels bench check clean
 
 setup: .venv/demo
 
@@ -48,6 +48,10 @@ setup: .venv/demo
 # Whether a run will work here, and if not why: versions, devices, ranks, kernels, disk. Half a minute.
 doctor: .venv/demo
 	@$(BIN)/python -m doctor --config $(CONFIG)
+
+# What a run will cost, on GPUS = 8 of kind GPU = a100, h100, h200 or b200, or on this CPU; and whether it will fit.
+plan: .venv/demo
+	@$(BIN)/python plan.py --config $(CONFIG) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU),--gpu $(GPU))
 
 iterate: .venv/demo
 	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) \

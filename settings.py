@@ -29,6 +29,12 @@ class Model:
     """On CUDA: the kernels of `kernels/`, or PyTorch's own operations in their place, to tell whether a fault is the
     kernels'. A CPU always takes PyTorch's."""
 
+    @property
+    def shape(self) -> str:
+        """The folder whose config.json says the model's shape."""
+        stands_in = self.architecture and not (Path(self.path) / "config.json").is_file()
+        return self.architecture if stands_in else self.path
+
 
 @dataclass(frozen=True)
 class Engine:

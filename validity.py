@@ -67,6 +67,7 @@ def check(settings: "Settings", path: Path) -> None:
     if not 0 < settings.trainer.timeout_minutes < math.inf:
         raise UserError(f"{path}: trainer.timeout_minutes is {settings.trainer.timeout_minutes}; it must be above 0")
     _check_judging(settings, path)
+    _check_plan(settings, path)
     if not 0 <= settings.dpo.label_smoothing < 0.5:
         raise UserError(f"{path}: dpo.label_smoothing is {settings.dpo.label_smoothing}; it must lie in [0, 0.5)")
     for key, value in (shares | {"sft.held_out": settings.sft.held_out, "dpo.held_out": settings.dpo.held_out}).items():
@@ -111,3 +112,13 @@ def _check_judging(settings: "Settings", path: Path) -> None:
         raise UserError(
             f"{path}: judge.scores leaves no judgments to compare; set judge_pairs = false in each [[iteration]]"
         )
+
+
+def _check_plan(settings: "Settings", path: Path) -> None:
+    """Estimates that something could be: amounts above 0, and shares of something."""
+    for key, value in dataclasses.asdict(settings.plan).items():
+        share = key.endswith(("_yield", "_utilisation", "_kept")) or key.startswith("distinct_")
+        if not 0 < value < math.inf and not (value == 0 and key.endswith(("_yield", "_seconds", "_milliseconds"))):
+            raise UserError(f"{path}: plan.{key} is {value}; it must be above 0")
+        if share and value > 1:
+            raise UserError(f"{path}: plan.{key} is {value}; it is a share, at most 1")

@@ -177,12 +177,12 @@ def _gathered_block(model: Llama) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What training needs on each GPU.")
     parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--architecture", type=Path, help="folder with config.json; default: the config's model.path")
+    parser.add_argument("--architecture", type=Path, help="folder with config.json; default: the config's model")
     parser.add_argument("--ranks", type=int, help="GPUs in all; default: the config's nproc_per_node")
     parser.add_argument("--memory", type=float, default=80.0, help="GB a GPU has")
     arguments = parser.parse_args()
     settings = load_settings(arguments.config)
-    config = LlamaConfig.load(arguments.architecture or Path(settings.model.path))
+    config = LlamaConfig.load(arguments.architecture or settings.model.shape)
     ranks = arguments.ranks or settings.nproc_per_node
     found = count(config, settings, ranks)
     print(f"{settings.name} on {ranks} GPUs, micro-batches of {settings.trainer.token_budget} tokens")

@@ -9,8 +9,9 @@
   llm_judge. A second turn is asked with the answer to the first in its dialog.
 
 Sampling is the benchmark's where it says how: temperature 0 in Arena-Hard (v0.1; v2.0 leaves it to each model), by
-category in MT-Bench. AlpacaEval does not: our choice is the actor's own `respond.temperature`, and for all three its `respond.top_p` and `respond.max_new_tokens` (the tools' limits: 4,096 tokens in Arena-Hard v0.1, 1,024 in
-MT-Bench). No system message is added to what the chat format has.
+category in MT-Bench. AlpacaEval does not: our choice is the actor's own `respond.temperature`, and for all three its
+`respond.top_p` and `respond.max_new_tokens` (the tools' limits: 4,096 tokens in Arena-Hard v0.1, 1,024 in MT-Bench). No
+system message is added to what the chat format has.
 
 Arena-Hard's `token_len` is counted by the model's own tokenizer, where the benchmark takes tiktoken's. In v0.1 it is
 shown, as a mean, and scores nothing. In v2.0 `show_result.py --control-features length` compares it with the baseline's

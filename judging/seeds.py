@@ -16,7 +16,7 @@ from settings import Settings, load_settings
 
 
 def seed_prompts(settings: Settings, count: int | None = None) -> list[dict[str, str]]:
-    """{id, prompt} of each first question, in the files' order, equal texts once; or `count` of them, drawn by the seed.
+    """{id, prompt} of each first question, in the files' order, equal texts once; or `count` of them, the seed's draw.
 
     Raises `UserError` when there are fewer.
     """

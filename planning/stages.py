@@ -1,0 +1,194 @@
+"""The stages of a run in the order of `iterate.py`, with what each takes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dpo.data import Example
+from files import read_jsonl
+from model.chat import ChatFormat
+from model.config import LlamaConfig
+from planning.machine import Machine
+from planning.requests import Requests, Sample
+from planning.training import SAMPLED_BATCHES, Training, training
+from sampling.generate import cut_units
+from sampling.simulation import Simulation
+from settings import Settings
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A process, or one on each rank, and what it takes."""
+
+    name: str
+    kind: str
+    seconds: float
+    """From its start to its end."""
+    ranks: int
+    """How many are held so long."""
+    requests: int = 0
+    """Completions, or examples that training sees."""
+    prompt_tokens: float = 0.0
+    """Each request's whole prompt counted; of training, one epoch's."""
+    computed_tokens: float = 0.0
+    """Shared prefixes once."""
+    new_tokens: float = 0.0
+    units: int = 0
+    """Work units for ranks to claim, of a round where there are several."""
+
+    @property
+    def rank_hours(self) -> float:
+        return self.ranks * self.seconds / 3600
+
+
+@dataclass
+class Run:
+    """A run that is planned; the methods add stages as those of `iterate.Run` run them."""
+
+    settings: Settings
+    config: LlamaConfig
+    machine: Machine
+    requests: Requests
+    chat: ChatFormat
+    ranks: int
+    stages: list[Stage] = field(default_factory=list)
+    simulated: dict[str, tuple[Sample, Simulation, int]] = field(default_factory=dict)
+    """Of each kind of generating stage, with the units gone through: iterations are taken to be alike."""
+    trainings: dict[str, Training] = field(default_factory=dict)
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+    """Of each iteration, expected: actor pairs and judge pairs."""
+    judged_replies: int = 0
+
+    def iterate(self) -> "Run":
+        """Seed -> SFT -> T iterations."""
+        settings = self.settings
+        if settings.iteration and settings.prompts.seeds:
+            self.pool()
+        if settings.sft.enabled and not settings.sft.seed_judge:
+            self.sft()
+        for when in ("before", "after") if settings.sft.enabled else ("after",):
+            self.agreement(f"sft/{when}", f"sft/meta-{when}", seed=when == "before")
+        for t in range(1, len(settings.iteration) + 1):
+            self.iteration(t)
+            self.agreement(f"iter{t}/agreement", f"iter{t}/meta-agreement")
+        return self
+
+    def pool(self) -> None:
+        """New prompts, in rounds; each round starts an engine anew."""
+        options = self.settings.prompts
+        attempts = min(round(options.count / self.settings.plan.prompts_kept), options.max_attempts)
+        rounds = -(-attempts // options.round_attempts)
+        size = min(options.round_attempts, attempts)
+        self.generation("pool", "pool", lambda: self.requests.pool(size), rounds)
+
+    def sft(self) -> None:
+        """M0's training, and before it the seed's judgments of ranked replies."""
+        kinds = self.labelled()
+        if self.settings.eft.sources:
+            sample = self.generation("sft/eft", "eft", self.requests.eft)
+            self.judged_replies = sample.requests // self.settings.eft.N
+            kinds["judgments"] += round(self.settings.plan.eft_yield * self.judged_replies)
+        kinds = {kind: count for kind, count in kinds.items() if count}
+        if kinds:
+            self.alone("sft/examples", "examples")
+            count = SAMPLED_BATCHES * self.settings.sft.batch_size
+            self.training("sft/checkpoint", "sft", self.requests.lessons(kinds, count), sum(kinds.values()))
+
+    def labelled(self) -> dict[str, int]:
+        """SFT examples of each kind, those of EFT left out."""
+        sft = self.settings.sft
+        rows = [row for path in sft.examples if Path(path).is_file() for row in read_jsonl(path)]
+        return {
+            "decisions": sft.constructed_decisions,
+            "judgments": sft.constructed_judgments + sum(len(row.get("responses", [0])) for row in rows),
+            "comparisons": sft.constructed_comparisons,
+            "answers": sft.constructed_answers,
+        }
+
+    def agreement(self, judge: str, metajudge: str, seed: bool = False) -> None:
+        """The judge on labelled responses, and the meta-judge on labelled judgments; not on files that are missing."""
+        suffix, evaluation = "-seed" if seed else "", self.settings.evaluation
+        if "{run}" in evaluation.cases or Path(evaluation.cases).is_file():
+            self.generation(judge, "agreement" + suffix, lambda: self.requests.agreement(seed))
+        if Path(evaluation.comparisons).is_file():
+            self.generation(metajudge, "meta-agreement" + suffix, lambda: self.requests.meta_agreement(seed))
+
+    def iteration(self, t: int) -> None:
+        """Responses, judgments, comparisons, pairs, DPO."""
+        settings, plan = self.settings, self.settings.plan
+        wanted = settings.iteration[t - 1].judge_pairs
+        self.generation(f"iter{t}/responses", "respond", self.requests.respond)
+        if not settings.judge.scores:
+            self.generation(f"iter{t}/judgments", "judge", self.requests.judge)
+            if wanted:
+                self.generation(f"iter{t}/comparisons", "metajudge", self.requests.metajudge)
+        self.alone(f"iter{t}/pairs", "pairs")
+        prompts = settings.respond.prompts_per_iteration
+        actor, judge = round(plan.actor_yield * prompts), round(plan.judge_yield * prompts) if wanted else 0
+        self.pairs.append((actor, judge))
+        if actor + judge:
+            drawn = self.requests.pairs(actor, judge, SAMPLED_BATCHES * settings.dpo.batch_size)
+            self.training(f"iter{t}/checkpoint", "dpo", drawn, actor + judge)
+
+    def generation(self, name: str, kind: str, make: Callable[[], Sample], rounds: int = 1) -> Sample:
+        """A stage whose units the ranks claim: the time is that of the rank with the most units."""
+        if kind not in self.simulated:
+            self.simulated[kind] = self.simulate(make())
+        sample, simulation, units = self.simulated[kind]
+        scale = sample.requests / simulation.requests
+        all_units = max(units, round(units * scale))
+        most = -(-all_units // self.ranks) / all_units
+        work = self.machine.generation_seconds(simulation.steps) * scale * most
+        self.stages.append(
+            Stage(
+                name,
+                kind,
+                self.machine.start_seconds + rounds * (self.machine.load_seconds + work),
+                self.ranks,
+                requests=rounds * sample.requests,
+                prompt_tokens=rounds * scale * simulation.prompt_tokens,
+                computed_tokens=rounds * scale * simulation.computed_tokens,
+                new_tokens=rounds * scale * simulation.new_tokens,
+                units=all_units,
+            )
+        )
+        return sample
+
+    def simulate(self, sample: Sample) -> tuple[Sample, Simulation, int]:
+        """The sample's units, gone through one after another, each with an empty cache as in a run."""
+        simulation = Simulation()
+        units = cut_units(sample.items, self.settings.engine.unit_requests)
+        for unit in units:
+            requests = [item.request(self.chat) for item in unit]
+            lengths = {item.name: self.requests.texts.length(sample.new_tokens, sample.limit) for item in unit}
+            simulation.run(requests, lengths, self.settings.engine, self.config.max_position_embeddings)
+        return sample, simulation, len(units)
+
+    def alone(self, name: str, kind: str) -> None:
+        """A stage of one process and little work."""
+        self.stages.append(Stage(name, kind, self.machine.start_seconds, self.ranks))
+
+    def training(self, name: str, kind: str, drawn: list[Example], examples: int) -> None:
+        """SFT or DPO: the reference's pass, updates, looks at the held-out examples, exports and states."""
+        settings, machine = self.settings, self.machine
+        section = settings.sft if kind == "sft" else settings.dpo
+        found = self.trainings[name] = training(self.config, settings, section, drawn, examples, self.ranks)
+        each = [machine.update_seconds(batch) for batch in found.updates]
+        seconds = machine.start_seconds + machine.load_seconds * (2 if found.reference else 1)
+        seconds += machine.forward_seconds(found.reference) + found.epochs * machine.forward_seconds(found.held_out)
+        seconds += found.epochs * found.batches * sum(each) / max(len(each), 1)
+        # An export may follow each epoch, and a state all but the last.
+        size = self.config.parameter_count()
+        seconds += machine.disk_seconds(2 * size * found.epochs + 12 * size * (found.epochs - 1))
+        self.stages.append(
+            Stage(
+                name,
+                kind,
+                seconds,
+                self.ranks,
+                requests=examples,
+                prompt_tokens=found.prompt_tokens,
+                computed_tokens=found.computed_tokens,
+                new_tokens=found.new_tokens,
+            )
+        )
