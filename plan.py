@@ -35,8 +35,8 @@ from settings import Settings, load_settings
 
 COUNTED = (
     "prompt: all tokens of all prompts (of training, one epoch's); computed: shared prefixes once. GPU-hours: GPUs are "
-    "held from a stage's start to its end. Training, after each epoch, writes a state of 12 bytes a parameter and an "
-    "export of 2."
+    "held from a stage's start to its end. Training writes an export of 2 bytes a parameter after each epoch, and a "
+    "state of 12 then, too, or every trainer.save_every steps."
 )
 
 ON_GPUS = (
@@ -67,7 +67,7 @@ def report(run: Run, card: str, folder: Path) -> dict[str, Any]:
     for use, needed, change in needs(run):
         room[use] = needed
         found.append(memory(sum(needed.values()), there, f"{use} on a {card}", change))
-    space = disk(config, run.stages, run.requests.texts.characters)
+    space = disk(run)
     found.append(free_disk(sum(space.values()), shutil.disk_usage(folder).free, folder))
     return {
         "name": settings.name,

@@ -119,18 +119,19 @@ class TimedEngine(Engine):
 
 
 def fit(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> tuple[float, ...]:
-    """Coefficients, none below zero, that say the seconds of the rows with the least relative error.
+    """Coefficients, none below zero, that say the seconds of the rows with the least squared error.
 
-    That least-squares solution is the best of the unbounded ones of all sets of columns that have no negative part.
+    Of the error in seconds, not in shares: the few long steps of a prefill are most of a stage's time. The solution is
+    the best of the unbounded ones of all sets of columns that have no negative part.
     """
-    matrix, count = np.array(rows) / np.array(seconds)[:, None], len(rows[0])
-    best, found = np.inf, np.zeros(count)
-    for size in range(1, count + 1):
-        for columns in map(list, combinations(range(count), size)):
-            solution, *_ = np.linalg.lstsq(matrix[:, columns], np.ones(len(rows)))
-            error = float(((matrix[:, columns] @ solution - 1) ** 2).sum())
+    matrix, target = np.array(rows), np.array(seconds)
+    best, found = np.inf, np.zeros(matrix.shape[1])
+    for size in range(1, matrix.shape[1] + 1):
+        for columns in map(list, combinations(range(matrix.shape[1]), size)):
+            solution, *_ = np.linalg.lstsq(matrix[:, columns], target)
+            error = float(((matrix[:, columns] @ solution - target) ** 2).sum())
             if error < best and (solution >= 0).all():
-                best, found = error, np.zeros(count)
+                best, found = error, np.zeros(matrix.shape[1])
                 found[columns] = solution
     return tuple(float(value) for value in found)
 

@@ -139,9 +139,8 @@ class Trainer:
             self.write(metrics)
             bar.set_postfix({k: f"{metrics[k]:.4g}" for k in ("loss", "accuracy") if k in metrics}, refresh=False)
             bar.update()
-            due = options.save_every and progress.step % options.save_every == 0 and progress.position < len(batches)
-            if stop or due:
-                save_state(self.work, self.world, self.model, self.optimizer, progress)
+            if stop or (self.due(options.save_every) and progress.position < len(batches)):
+                self.save()
             if stop:
                 self.world.say(f"\nstopped after step {progress.step - 1}; the same command continues from there")
                 raise SystemExit(128 + (self.interruption.signal or signal.SIGTERM))
@@ -239,9 +238,8 @@ class Trainer:
             progress.exported = {"epoch": number} | means
         progress.epoch, progress.position = number, 0
         progress.seconds = time.monotonic() - self.started
-        if number < epochs:
-            save_state(self.work, self.world, self.model, self.optimizer, progress)
-            self.remove_exports()
+        if number < epochs and (not self.settings.trainer.save_every or self.due(self.settings.trainer.save_every)):
+            self.save()
 
     def better(self, number: int, means: dict[str, float]) -> bool:
         """Whether the epoch just done is to be exported: the set one, or the best held-out accuracy, then loss, so far.
@@ -259,8 +257,13 @@ class Trainer:
             for folder in (*self.work.glob("epoch-*"), *self.work.glob("state-*")):
                 shutil.rmtree(folder)
 
-    def remove_exports(self) -> None:
-        """Drop the exports that a better epoch has replaced."""
+    def due(self, save_every: int) -> bool:
+        """Whether so many steps have been done since the last state."""
+        return save_every > 0 and self.progress.step % save_every == 0
+
+    def save(self) -> None:
+        """The state to continue from; exports that a better epoch has replaced go, as no state knows them any more."""
+        save_state(self.work, self.world, self.model, self.optimizer, self.progress)
         for folder in self.work.glob("epoch-*"):
             if self.world.first and folder.name != f"epoch-{self.progress.exported.get('epoch')}":
                 shutil.rmtree(folder)

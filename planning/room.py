@@ -1,12 +1,12 @@
 """What a run takes of a GPU's memory and of the disk, in bytes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import dpo.memory
 from dpo.memory import CONTEXT_BYTES
 from model.config import LlamaConfig
 from planning.roofline import key_bytes
-from planning.stages import Run, Stage
+from planning.stages import Run
 from settings import Settings
 
 FIELDS = 300
@@ -53,17 +53,20 @@ def record_bytes(config: LlamaConfig, characters: float) -> float:
     return len(str(config.vocab_size - 1)) + 1 + characters
 
 
-def disk(config: LlamaConfig, stages: Iterable[Stage], characters: float) -> dict[str, float]:
+def disk(run: Run) -> dict[str, float]:
     """What a finished run keeps, and the most that training needs besides."""
-    token, size = record_bytes(config, characters), config.parameter_count()
+    characters, size = run.requests.texts.characters, run.config.parameter_count()
+    token = record_bytes(run.config, characters)
     kept = {"records": 0.0, "pairs": 0.0, "checkpoints": 0.0}
     peak = 0.0
-    for stage in stages:
+    for stage in run.stages:
         if stage.kind in ("sft", "dpo"):
             kept["pairs"] += stage.requests * FIELDS + token * (stage.prompt_tokens + stage.new_tokens)
             kept["checkpoints"] += 2 * size
-            # A new state is written before the old one goes, and so is an export.
-            peak = 2 * 12 * size + 2 * 2 * size
+            # A new state is written before the old one goes, and the exports go with it.
+            training, every = run.trainings[stage.name], run.settings.trainer.save_every
+            exports = min(training.epochs, 2 + int(every / training.batches))
+            peak = max(peak, 2 * 12 * size + exports * 2 * size)
         else:
             kept["records"] += stage.requests * FIELDS + token * stage.new_tokens
             if stage.kind == "respond":  # a response's record holds its prompt's text

@@ -177,9 +177,10 @@ class Run:
         seconds = machine.start_seconds + machine.load_seconds * (2 if found.reference else 1)
         seconds += machine.forward_seconds(found.reference) + found.epochs * machine.forward_seconds(found.held_out)
         seconds += found.epochs * found.batches * sum(each) / max(len(each), 1)
-        # An export may follow each epoch, and a state all but the last.
-        size = self.config.parameter_count()
-        seconds += machine.disk_seconds(2 * size * found.epochs + 12 * size * (found.epochs - 1))
+        # An export may follow each epoch, and a state all but the last, or so many steps.
+        size, every = self.config.parameter_count(), settings.trainer.save_every
+        states = int(found.epochs * found.batches) // every if every else found.epochs - 1
+        seconds += machine.disk_seconds(2 * size * found.epochs + 12 * size * states)
         self.stages.append(
             Stage(
                 name,

@@ -224,21 +224,22 @@ def test_memory_and_disk_by_hand(llama, monkeypatch):
     assert parts["KV cache"] == (16384 + 1) * 2 * 2**20
     monkeypatch.setattr(requests, "SAMPLED_REQUESTS", 16)
     run = planned(changed(llama, engine={"unit_requests": 16}), LLAMA, 8)
-    space = disk(LLAMA, run.stages, 4.5)
+    space = disk(run)
     assert space["checkpoints"] == 5 * 2 * 8_030_261_248, "M0 to M4"
-    assert space["while training, besides"] == (24 + 4) * 8_030_261_248
+    # Two states; in iterations 3 and 4 a state comes every 5.6 epochs, and exports stay until then: 7 of them.
+    assert space["while training, besides"] == (24 + 14) * 8_030_261_248
     assert 1e9 < space["records"] < 20e9
 
 
 # This machine's CPU.
 
 
-def test_fit_is_the_non_negative_least_squares_of_relative_errors():
+def test_fit_is_the_non_negative_least_squares():
     generator = np.random.default_rng(0)
     rows = generator.uniform(1, 10, (30, 4))
     for truth in ([1.0, 2.0, 0.0, 3.0], [0.5, -1.0, 2.0, 1.0]):
         seconds = np.abs(rows @ truth) * generator.uniform(0.8, 1.2, 30)
-        expected, _ = nnls(rows / seconds[:, None], np.ones(30))
+        expected, _ = nnls(rows, seconds)
         assert fit(rows.tolist(), seconds.tolist()) == pytest.approx(expected, abs=1e-8)
 
 
