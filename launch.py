@@ -74,7 +74,6 @@ class Launcher:
         words = [str(word) for word in arguments]
         if not distributed or self.ranks * self.nodes == 1:
             return self._wait(subprocess.Popen([sys.executable, "-m", module, *words]))
-        self._gather()
         self.orders += 1
         self._tell(f"order/{self.orders}", {"module": module, "arguments": words, "name": name})
         return self._wait(self._agent(module, words, name))
@@ -99,9 +98,10 @@ class Launcher:
 
     @contextmanager
     def told_the_end(self) -> Iterator[None]:
-        """On the first node: the others end when this is left, with the same exit code."""
+        """On the first node: wait for the others; they end when this is left, with the same exit code."""
         code = 1
         try:
+            self._gather()  # also where there is nothing left to do: who comes later would wait for a head
             yield
             code = 0
         except SystemExit as stop:

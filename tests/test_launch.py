@@ -198,13 +198,23 @@ def test_a_head_that_is_killed_ends_the_others(tmp_path):
     processes[0].communicate()
 
 
+def test_a_node_that_comes_when_there_is_nothing_left_to_do(tmp_path):
+    (tmp_path / "node.py").write_text(NODE.replace('launcher.run("failing", [], "stage")', "0"))
+    head = f"127.0.0.1:{free_port()}"
+    processes = [start(tmp_path, "node.py", "0", head)]
+    time.sleep(6)
+    processes.append(start(tmp_path, "node.py", "1", head))
+    assert [finish(process, 60)[0] for process in processes] == [0, 0]
+
+
 def test_nodes_that_do_not_come(monkeypatch, tmp_path):
     monkeypatch.setattr(launch, "PATIENCE", launch.timedelta(seconds=1))
     port = free_port()
     with pytest.raises(UserError, match="start the same command with --node 0"):
         Launcher(1, tmp_path, nodes=2, node=1, head=f"127.0.0.1:{port}")
-    with pytest.raises(UserError, match=r"1 of 3 nodes are here after 0 minutes; .*--node 1 to 2"):
-        Launcher(1, tmp_path, nodes=3, head=f"127.0.0.1:{port}").run("module", [], "stage")
+    head = Launcher(1, tmp_path, nodes=3, head=f"127.0.0.1:{port}")
+    with pytest.raises(UserError, match=r"1 of 3 nodes are here after 0 minutes; .*--node 1 to 2"), head.told_the_end():
+        pytest.fail("it did not wait")
 
 
 @pytest.mark.parametrize(
