@@ -139,7 +139,9 @@ def digest(path: Path | str) -> str:
     manifest = read_manifest(path)
     if manifest and "digest" in manifest:
         return manifest["digest"]
-    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    found = (p.relative_to(path) for p in path.rglob("*") if p.is_file())
+    # Hidden files and folders are of tools: a download's notes, a torn write.
+    files = [path / name for name in sorted(found) if not any(part.startswith(".") for part in name.parts)]
     total = hashlib.sha256()
     for file in files:
         total.update(f"{file.relative_to(path)} {file_digest(file)}\n".encode())

@@ -3,7 +3,9 @@
 A prompt is put together from ids, never from text that holds control tokens, so there is exactly one BOS (where the
 format has one), and no control token in a message is more than text. Llama-3's and ChatML's turns are held apart by
 control tokens alone: nothing in a message can end its turn. Llama-2's and Zephyr's have markers that are text, "[INST]"
-and "<|user|>"; a message that holds one reads like a turn, and no encoding could tell them apart.
+and "<|user|>"; a message that holds one reads like a turn, and no encoding could tell them apart. Their texts begin with
+sentencepiece's space after a control token, as in Meta's code; transformers leaves it out where tokenizer_config.json
+says `"legacy": false`.
 """
 
 import json
@@ -147,8 +149,8 @@ def zephyr(tokenizer: Tokenizer, control: Control) -> ChatFormat:
 def load_chat(folder: Path | str) -> ChatFormat:
     """The chat format of a Hugging Face directory, recognised from its chat template.
 
-    Raises `UserError` when there is no template, or it is of no format above. The dated preamble of Llama-3.1's
-    template is left out, as it changes from day to day; the turns are the same.
+    Raises `UserError` when there is no template, or it is of no format above. The preamble with dates that the template
+    of Llama-3.1 and later puts into the system message is left out; the turns are the same.
     """
     folder = Path(folder)
     tokenizer = load_tokenizer(folder)

@@ -73,3 +73,16 @@ def test_exit_codes(error, code, capsys):
         command(main)
     assert raised.value.code == code
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_folder_s_digest_is_not_that_of_hidden_files(tmp_path):
+    """Downloading again touches the notes that the download tool keeps, with times in them; the model is the same."""
+    (tmp_path / "config.json").write_text("{}")
+    before = digest(tmp_path)
+    (tmp_path / ".cache" / "huggingface").mkdir(parents=True)
+    (tmp_path / ".cache" / "huggingface" / "config.json.metadata").write_text("1732500000.1")
+    (tmp_path / ".torn.tmp").write_text("x")
+    assert digest(tmp_path) == before
+    (tmp_path / "original").mkdir()
+    (tmp_path / "original" / "params.json").write_text("{}")
+    assert digest(tmp_path) != before
