@@ -55,7 +55,7 @@ plan: .venv/demo
 
 iterate: .venv/demo
 	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) \
-		$(if $(NODES),--nodes $(NODES) --node $(NODE) --head $(HEAD))
+		$(if $(NODES),--nodes $(NODES) --node $(NODE) --head "$(HEAD)")
 
 # The stages, launches and files of a Llama-3 config, with a tiny model whose verdicts come from a script.
 rehearse: .venv/rehearse

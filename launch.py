@@ -15,14 +15,16 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import api as elastic
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import main as torchrun
@@ -88,8 +90,8 @@ class Launcher:
                 print(f"[{time.strftime('%H:%M:%S')}] {order['module']} (node {self.node} of {self.nodes})", flush=True)
                 if code := self._wait(self._agent(order["module"], order["arguments"], order["name"])):
                     self._tell_failure(code)
-        except BaseException:
-            self._tell_failure(1)  # a node that leaves before the end
+        except BaseException as error:
+            self._tell_failure(exit_code(error))  # a node that leaves before the end
             raise
         finally:
             with suppress(dist.DistError):
@@ -99,16 +101,12 @@ class Launcher:
     @contextmanager
     def told_the_end(self) -> Iterator[None]:
         """On the first node: wait for the others; they end when this is left, with the same exit code."""
-        code = 1
+        code = 0
         try:
             self._gather()  # also where there is nothing left to do: who comes later would wait for a head
             yield
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-            raise
-        except (UserError, KeyboardInterrupt, Terminated) as error:
-            code = {UserError: 2, KeyboardInterrupt: 130, Terminated: 143}[type(error)]
+        except BaseException as error:
+            code = exit_code(error)
             raise
         finally:
             self._end(code)
@@ -134,7 +132,8 @@ class Launcher:
             # Ranks by the nodes' numbers, so that what rank 0 says appears where the head does.
             where = ["--nnodes", str(self.nodes), "--node-rank", str(self.node)]
             where += ["--master-addr", self.host, "--master-port", str(self.port + 1)]
-        output = ["--log-dir", str(logs), "--redirects", "3", "--tee", "0:3", "--shutdown-timeout", str(GRACE)]
+        output = ["--log-dir", str(logs), "--redirects", "3", "--tee", "0:3"]
+        output += ["--shutdown-timeout", str(GRACE), "--signals-to-handle", "SIGTERM,SIGINT"]  # under nohup no SIGHUP
         ranks = ["--nproc-per-node", str(self.ranks)]
         words = [sys.executable, "-m", "launch", *where, *ranks, *output, "-m", module, *arguments]
         return subprocess.Popen(words)
@@ -152,11 +151,11 @@ class Launcher:
                         process.terminate()
                         process.wait()
                         return failure["code"]
-        except KeyboardInterrupt:
-            process.wait()  # a terminal's Ctrl-C reached it too: let it save
-            raise
-        except Terminated:
-            process.terminate()
+        except (KeyboardInterrupt, Terminated) as error:
+            for number in (signal.SIGINT, signal.SIGTERM):  # who leaves while ranks save gives up the run's lock
+                signal.signal(number, signal.SIG_IGN)
+            if isinstance(error, Terminated):  # a terminal's Ctrl-C reaches every process
+                process.terminate()
             process.wait()
             raise
 
@@ -200,6 +199,13 @@ class Launcher:
             raise UserError(f"{self.head}: node 0 has gone; see what it says, and start all nodes again") from None
 
 
+def exit_code(error: BaseException) -> int:
+    """What a process ends with that this leaves."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return {UserError: 2, KeyboardInterrupt: 130, Terminated: 143}.get(type(error), 1)
+
+
 class Heard:
     """Standard error, with a memory of its last lines: torchrun may lose what a rank says just before it ends."""
 
@@ -226,7 +232,8 @@ class Heard:
 
 def main() -> None:
     """torchrun; where it fails, a line for the first rank that did, and the end of what that rank said."""
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)
+    elastic._terminate_process_handler = partial(_first_signal, elastic._terminate_process_handler)
     os.environ.setdefault("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "[rank ${rank}] ")
     heard = Heard(sys.stderr)
     sys.stderr = cast(TextIO, heard)
@@ -241,14 +248,24 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
+def _first_signal(handler: Callable[[int, Any], None], number: int, frame: Any) -> None:
+    """torchrun's handler, for the first signal alone: another would break off its wait for the ranks."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    handler(number, frame)
+
+
 def _report(rank: int, failure: ProcessFailure, heard: Heard) -> int:
     """Say what is known of a failed rank; its exit code. A user's error is one line, a signal none."""
     code = failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
+    log = _log(failure.local_rank)
+    said = log.read_text(encoding="utf-8", errors="replace") if log else ""
     if code == 2:
-        heard.repeat(_log(0) or _log(failure.local_rank), 1)
+        heard.repeat(log if said.rpartition("\nerror: ")[1] or said.startswith("error: ") else _log(0), 1)
     elif code not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        log = _log(failure.local_rank)
         how = "was killed: out of memory?" if code == 128 + signal.SIGKILL else f"ended with exit code {code}"
+        if "collective operation timeout" in said:  # NCCL's watchdog aborts the process
+            how = "waited in vain for another (trainer.timeout_minutes), which hangs, or whose disk is slow"
         heard.write(f"error: rank {rank} {how}" + (f"; what it said is in {log}\n" if log else "\n"))
         heard.repeat(log, 15, "  ")
     return code

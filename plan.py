@@ -35,18 +35,22 @@ from settings import Settings, load_settings
 
 COUNTED = (
     "prompt: all tokens of all prompts (of training, one epoch's); computed: shared prefixes once. GPU-hours: GPUs are "
-    "held from a stage's start to its end. Training writes an export of 2 bytes a parameter after each epoch, and a "
-    "state of 12 then, too, or every trainer.save_every steps."
+    "held from a stage's start to its end. Training writes an export of 2 bytes a parameter after each epoch, or one in "
+    "all where the epoch is set or nothing is held out, and a state of 12 after each epoch but the last, or every "
+    "trainer.save_every steps."
 )
 
 ON_GPUS = (
     "A step of generation takes the longer of its operations and its bytes, at the utilisations above, and "
     "step_milliseconds; a micro-batch of training the longer of its operations (3 forward passes, 4 with activation "
-    "checkpointing) and of 8 bytes a parameter sent over the links between GPUs, at bandwidth_utilisation."
+    "checkpointing) and of 8 bytes a parameter sent over the links between GPUs, at bandwidth_utilisation. "
+    "start_seconds is also for hashing a stage's inputs: of a seed without a manifest 2 bytes a parameter, in every "
+    "stage that starts from it."
 )
 ON_A_CPU = (
     "A step of generation takes, in seconds, the coefficients by 1, tokens, tokens drawn, keys read and keys seen; a "
-    "micro-batch of training those by 1 and its forward operations. All were measured just now."
+    "micro-batch of training those by 1 and its forward operations. All were measured just now. "
+    "Hashing the stages' inputs is not counted."
 )
 
 CPU_PARAMETERS = 1e9
@@ -172,6 +176,8 @@ def choose_machine(arguments: argparse.Namespace, settings: Settings, config: Ll
     """The machine, its name and its ranks. Raises `UserError` for an unknown GPU, and a model too large for a CPU."""
     card = arguments.gpu or ("cpu" if arguments.gpus is None else "h100")
     if card == "cpu":
+        if arguments.gpus is not None:
+            raise UserError(f"--gpus {arguments.gpus}: a CPU has none; name a GPU with --gpu, or leave --gpus out")
         if config.parameter_count() > CPU_PARAMETERS:
             raise UserError(
                 f"{arguments.config}: {config.parameter_count() / 1e9:.1f} billion parameters are too many for a CPU; "

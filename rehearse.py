@@ -160,7 +160,8 @@ def main() -> None:
     config = rehearsal.prepare()
     print(NOTE, *(f"  {line}" for line in rehearsal.stand_ins), sep="\n", flush=True)
     words = [sys.executable, str(ROOT / "iterate.py"), "--config", config.name, "--run", rehearsal.settings.name]
-    code = subprocess.run(words, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False).returncode
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    code = subprocess.run(words, cwd=folder, env=environment, check=False).returncode
     if code:
         print(f"the rehearsal stopped with exit code {code}; what it left is in {folder}", file=sys.stderr)
         raise SystemExit(code)

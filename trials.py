@@ -1,4 +1,4 @@
-"""What `doctor.py` tries in fresh processes: torch and its devices, ranks, kernels, a folder.
+"""What `doctor.py` tries in fresh processes: torch and its devices, models, ranks, kernels, a folder.
 
 There a crash or a hang does no harm, and torch is not imported before it is tried.
 """
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,37 @@ from files import UserError
 ROOT = Path(__file__).parent
 LIMIT = 60.0
 """Seconds that a fresh process may take."""
+SLOW_LIMIT = 180.0
+"""Of many processes that import torch, perhaps from a network folder, or that compile many kernels."""
 SPEED_BYTES = 256 * 2**20
 """What is written to measure a folder's speed."""
 
 
-def fresh(call: str, *before: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Sight:
+    """What torch sees of the machine (`see`)."""
+
+    torch: str
+    cuda: str | None
+    """The version that torch was built for."""
+    fault: str
+    """Why none of it can be used."""
+    gpus: list[dict[str, Any]]
+    """Each: name, bytes, those free, capability, and fault, if our kernels do not run on it."""
+    dtype: str
+    """What products run in."""
+    native: bool
+    """Whether bfloat16 is."""
+    error: float
+    """Of a product in bfloat16, as a share of its largest value; rounding makes 0.2%."""
+    speed: float
+    """How many times as fast as float32."""
+
+
+def fresh(call: str, *before: str, limit: float = LIMIT) -> dict[str, Any]:
     """What a function of this module returns in a new process, whose command `before` goes before.
 
-    Raises `UserError` with the reason where it fails, is killed, or takes longer than `LIMIT` seconds.
+    Raises `UserError` with the reason where it fails, is killed, or takes longer than `limit` seconds.
     """
     # A line at once, since ranks write to one pipe; then no finalisation (`dpo.parallel.end_process`).
     code = f"import json, os, trials; os.write(1, json.dumps(trials.{call}).encode() + b'\\n'); os._exit(0)"
@@ -43,14 +67,14 @@ def fresh(call: str, *before: str) -> dict[str, Any]:
         errors="replace",
     )
     try:
-        out, err = process.communicate(timeout=LIMIT)
+        out, err = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         process.terminate()  # torchrun ends its ranks, which takes it a moment
         try:
             process.communicate(timeout=10)
         except subprocess.TimeoutExpired:
             process.kill()
-        raise UserError(f"no answer within {LIMIT:g} s") from None
+        raise UserError(f"no answer within {limit:g} s") from None
     if process.returncode:
         raise UserError(reason(err, process.returncode))
     return json.loads(out.splitlines()[-1])
@@ -71,7 +95,7 @@ def reason(err: str, code: int) -> str:
 
 
 def see(dtype: str, attention: str) -> dict[str, Any]:
-    """`doctor.Sight`'s fields, for the settings of these names in [model]."""
+    """`Sight`'s fields, for the settings of these names in [model]."""
     import torch
 
     from kernels.launch import target
@@ -90,7 +114,8 @@ def see(dtype: str, attention: str) -> dict[str, Any]:
         except UserError as error:
             wrong = str(error) if attention == "triton" else ""
         capability = f"{facts.major}.{facts.minor}"
-        gpus.append({"name": facts.name, "bytes": facts.total_memory, "capability": capability, "fault": wrong})
+        free, total = torch.cuda.mem_get_info(device)
+        gpus.append({"name": facts.name, "bytes": total, "free": free, "capability": capability, "fault": wrong})
     used = devices or [torch.device("cpu")]
     measured = [measure_bfloat16(device) for device in used]
     return {
@@ -103,6 +128,17 @@ def see(dtype: str, attention: str) -> dict[str, Any]:
         "error": max(error for error, _ in measured),
         "speed": min(speed for _, speed in measured),
     }
+
+
+def open_model(folder: str) -> dict[str, int]:
+    """Tensors of a Hugging Face directory, and the token that ends a turn; the weights are not read.
+
+    Raises `UserError` where a file is missing or damaged, and for a chat template that is none or unknown.
+    """
+    from model.chat import load_chat
+    from model.weights import Checkpoint
+
+    return {"tensors": len(Checkpoint(folder).slices), "end": load_chat(folder).end}
 
 
 def measure_bfloat16(device: Any) -> tuple[float, float]:
@@ -161,19 +197,46 @@ def compile_kernel(cache: str) -> dict[str, Any]:
     return {"name": launches[0].name, "seconds": time.monotonic() - began}
 
 
-def launch_kernel(cache: str, device: str = "cuda", dtype: str = "bfloat16") -> dict[str, Any]:
-    """The largest difference of a kernel's log-probabilities and its eager twin's."""
+def launch_kernels(cache: str, device: str = "cuda", dtype: str = "bfloat16") -> dict[str, float]:
+    """Of kernels: how far their results are from their eager twins', at most, as a share of the largest value.
+
+    Training's attention with its gradients, over a prompt that two answers continue; the paged one for a token and for
+    a prompt.
+    """
     os.environ["TRITON_CACHE_DIR"] = cache
     import torch
 
-    from kernels import logprob, logprob_triton
+    from kernels import attention, attention_triton, logprob, logprob_triton
+    from kernels.attention import Segments
+    from kernels.paged import PagedAttention
+    from kernels.paged_triton import TritonPagedAttention
+    from kernels.pieces import Span
+    from kernels.rope import rope_tables
 
     torch.manual_seed(0)
-    hidden = torch.randn(64, 128, device=device).to(getattr(torch, dtype))
-    weight = (torch.randn(1000, 128, device=device) / 128**0.5).to(hidden.dtype)
-    targets = torch.arange(64, device=device)
-    ours, eager = (module.linear_logprob(hidden, weight, targets) for module in (logprob_triton, logprob))
-    return {"name": "logprob", "difference": (ours - eager).abs().max().item()}
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=device).to(getattr(torch, dtype))
+
+    hidden, weight, targets = random(64, 128), random(1000, 128) / 128**0.5, torch.arange(64, device=device)
+    segments = Segments.make([40, 30, 30], [-1, 0, 0], torch.device(device))
+    inputs, upstream = [random(100, heads, 64).requires_grad_() for heads in (4, 2, 2)], random(100, 4, 64)
+    spans = [Span(0, 36, 37, [0, 1, 2]), Span(1, 0, 40, [3, 4, 5])]
+    blocks, qk, v = random(1, 2, 6, 2, 16, 64), random(41, 6, 64), random(41, 2, 64)
+    rope = rope_tables(torch.arange(41, device=device), torch.logspace(0, -4, 32, device=device))
+
+    def attend(module: Any) -> torch.Tensor:
+        out = module.varlen_attention(*inputs, segments)
+        return torch.cat([out, *torch.autograd.grad(out, inputs, upstream)], dim=1)
+
+    results = {
+        "logprob": [module.linear_logprob(hidden, weight, targets) for module in (logprob_triton, logprob)],
+        "attention": [attend(module) for module in (attention_triton, attention)],
+        "paged": [
+            make(blocks.clone(), spans, 4)(0, qk, v, rope) for make in (TritonPagedAttention.plan, PagedAttention)
+        ],
+    }
+    return {name: ((x - y).abs().max() / y.abs().max()).item() for name, (x, y) in results.items()}
 
 
 def try_folder(folder: str) -> dict[str, float]:

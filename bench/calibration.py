@@ -24,7 +24,7 @@ import torch
 from dpo.flops import forward_flops
 from dpo.loss import completion_logprob, dpo_loss
 from dpo.optimizer import clip, local_gradients, make_optimizer, squared_norm
-from dpo.packing import MicroBatch, micro_batches
+from dpo.packing import MicroBatch, keep_usable, micro_batches
 from dpo.parallel import World, distributed, end_process, sharded_model
 from files import command
 from model.config import LlamaConfig
@@ -46,6 +46,9 @@ SEQUENCES = (4, 16, 48)
 
 NEW_TOKENS = 8
 """Of each of them."""
+
+DRAWN_PAIRS = 32
+"""Of them the first four that fit a micro-batch are trained on."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,6 @@ def measure_generation(settings: Settings, config: LlamaConfig, requests: Reques
 
 def samples(settings: Settings, requests: Requests) -> list[Sample]:
     """Requests of the kinds that the run has most of."""
-    if not settings.iteration:
-        return [requests.agreement()]
     kinds = [requests.respond()]
     if not settings.judge.scores:
         kinds.append(requests.judge())
@@ -197,11 +198,16 @@ class TrainingBench:
         self.optimizer = make_optimizer(self.model, settings.dpo)
 
     def measure(self, requests: Requests) -> dict[str, tuple[float, ...] | float]:
-        """Coefficients of a micro-batch with and without backward, and the optimizer's seconds."""
-        examples = requests.pairs(1, 1, 4)
-        one, all_of_them = (
-            micro_batches(examples, range(count), self.settings.trainer)[0] for count in (1, len(examples))
-        )
+        """Coefficients of a micro-batch with and without backward, and the optimizer's seconds.
+
+        All are 0 where no pair fits `trainer.token_budget`: nothing can be trained then, and the plan says so.
+        """
+        options = self.settings.trainer
+        usable, _ = keep_usable(requests.pairs(1, 1, DRAWN_PAIRS), options, self.config.max_position_embeddings)
+        if not usable:
+            return {"forward": (0.0, 0.0), "backward": (0.0, 0.0), "update": 0.0}
+        examples = usable[:4]
+        one, all_of_them = (micro_batches(examples, range(count), options)[0] for count in (1, len(examples)))
         self.forward(one)  # warm
         flops = [float(forward_flops(self.config, batch)) for batch in (one, all_of_them)]
         rows = [(1.0, operations) for operations in flops]

@@ -48,9 +48,11 @@ class Progress:
 
 def save_state(folder: Path, world: World, model: Llama, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Write `folder`/state-EPOCH-STEP, each rank its own part, and remove older states."""
-    temporary, final = folder / ".state.tmp", folder / f"state-{progress.epoch:04}-{progress.step:08}"
+    final = folder / f"state-{progress.epoch:04}-{progress.step:08}"
+    temporary = folder / f".{final.name}.tmp"  # another each time: other nodes may remember a folder's old place
     if world.first:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for torn in folder.glob(".state-*"):
+            shutil.rmtree(torn)
     dist.barrier()
     dcp.save(_tensors(model, optimizer), checkpoint_id=temporary)
     if world.first:
@@ -65,9 +67,8 @@ def save_state(folder: Path, world: World, model: Llama, optimizer: torch.optim.
 def latest_state(folder: Path, key: str) -> Path | None:
     """The newest state in `folder`, if it belongs to the work `key`."""
     found = sorted(folder.glob(f"state-*/{PROGRESS}"))
-    if not found or json.loads(found[-1].read_text(encoding="utf-8"))["key"] != key:
-        return None
-    return found[-1].parent
+    own = [path.parent for path in found if json.loads(path.read_text(encoding="utf-8"))["key"] == key]
+    return own[-1] if own else None
 
 
 def load_state(state: Path, model: Llama, optimizer: torch.optim.Optimizer) -> Progress:

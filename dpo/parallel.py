@@ -66,7 +66,7 @@ class World:
 def distributed(threads: int, timeout_minutes: float = Trainer.timeout_minutes) -> Iterator[World]:
     """The process group that torchrun describes, or of this process alone; `threads` CPU threads a rank.
 
-    A `UserError` leaves every rank, but only each node's first says it. A rank that waits in vain for another says so
+    A `UserError` leaves every rank; each node's first says it first. A rank that waits in vain for another says so
     and ends with exit code 1.
     """
     torch.set_num_threads(threads)
@@ -85,10 +85,9 @@ def distributed(threads: int, timeout_minutes: float = Trainer.timeout_minutes) 
         yield World(rank, size, device, init_device_mesh(device.type, (size,)))
     except UserError:
         dist.destroy_process_group()
-        if rank == 0 or os.environ.get("LOCAL_RANK") == "0":
-            raise
-        time.sleep(1)  # torchrun ends the others when one ends: let the first one speak
-        raise SystemExit(2) from None
+        if rank and os.environ.get("LOCAL_RANK") != "0":
+            time.sleep(1)  # where all ranks fail, the first one speaks: torchrun ends the others when one ends
+        raise
     except SystemExit:
         dist.destroy_process_group()
         raise
@@ -103,12 +102,12 @@ def distributed(threads: int, timeout_minutes: float = Trainer.timeout_minutes) 
 def lost(error: RuntimeError, timeout_minutes: float) -> str | None:
     """What to tell the user of an operation among ranks that failed since one did not take part; None of others."""
     text = str(error).lower()
-    if "timed out" in text or "timeout" in text:
+    if "timed out waiting" in text:  # gloo's words; NCCL's watchdog aborts the process, of which torchrun tells
         return (
             f"another rank did not take part within {timeout_minutes:g} minutes (trainer.timeout_minutes): it hangs, "
             "or its disk is slow; the logs of all ranks say what each did last"
         )
-    if "closed by peer" in text or "connection reset" in text or "remote process exited" in text:
+    if "connection closed by peer" in text or "connection reset by peer" in text:
         return "another rank has ended; its log says why"
     return None
 

@@ -9,6 +9,7 @@ same command continues a run that was stopped.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -111,23 +112,29 @@ def train(arguments: argparse.Namespace, settings: Settings, world: World) -> No
         export_epoch=fixed_epoch(stage, settings, arguments.iteration),
         peak_flops=peak_flops(world.device, dtype),
     )
-    trainer.run()
+    with trainer.interruption.watched():  # to the end: a stage that is complete must be clean, too
+        trainer.run()
+        if world.first:
+            exported = arguments.work / f"epoch-{progress.exported['epoch']}"
+            finish(exported, arguments.out, key, **facts(trainer, dropped), weights=weights)
+        trainer.clean()
+
+
+def facts(trainer: Trainer, dropped: dict[str, int]) -> dict[str, Any]:
+    """What the manifest says of a training that is done."""
+    settings, world, progress = trainer.settings, trainer.world, trainer.progress
     sets = {"train": len(trainer.train_set), "held_out": len(trainer.held_out_set)}
-    facts = {
-        "counts": {"examples": len(examples), **sets, **dropped},
+    return {
+        "counts": {"examples": len(trainer.examples), **sets, **dropped},
         "first_loss": progress.first_loss,
         **progress.exported,
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
-        "weights": weights,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(compute_dtype(settings.model.dtype, world.device)).removeprefix("torch."),
         "ranks": world.size,
         "threads": settings.engine.threads,
         "environment": environment(),
     }
-    if world.first:
-        finish(arguments.work / f"epoch-{progress.exported['epoch']}", arguments.out, key, **facts)
-    trainer.clean()
 
 
 def start(

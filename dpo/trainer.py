@@ -117,7 +117,7 @@ class Trainer:
         epochs = self.export_epoch or self.section.epochs
         total = epochs * self.steps_per_epoch
         bar = progress(total, self.stage, "step", first=self.world.first, done=self.progress.step)
-        with self.interruption.watched(), bar:
+        with bar:
             while self.progress.epoch < epochs:
                 self.train_epoch(bar)
                 self.end_epoch(epochs)
@@ -254,8 +254,9 @@ class Trainer:
     def clean(self) -> None:
         """Remove what a stopped run would need, once nothing can stop it."""
         if self.world.first:
-            for folder in (*self.work.glob("epoch-*"), *self.work.glob("state-*")):
-                shutil.rmtree(folder)
+            for kind in ("epoch-*", "state-*", ".epoch-*", ".state-*"):  # whole ones, and what a kill left in between
+                for folder in self.work.glob(kind):
+                    shutil.rmtree(folder)
 
     def due(self, save_every: int) -> bool:
         """Whether so many steps have been done since the last state."""

@@ -3,9 +3,9 @@
 A prompt is put together from ids, never from text that holds control tokens, so there is exactly one BOS (where the
 format has one), and no control token in a message is more than text. Llama-3's and ChatML's turns are held apart by
 control tokens alone: nothing in a message can end its turn. Llama-2's and Zephyr's have markers that are text, "[INST]"
-and "<|user|>"; a message that holds one reads like a turn, and no encoding could tell them apart. Their texts begin with
-sentencepiece's space after a control token, as in Meta's code; transformers leaves it out where tokenizer_config.json
-says `"legacy": false`.
+and "<|user|>"; a message that holds one reads like a turn, and no encoding could tell them apart. Their texts begin
+with sentencepiece's space after a control token, as in Meta's code; transformers leaves it out where
+tokenizer_config.json says `"legacy": false`.
 """
 
 import json

@@ -5,11 +5,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dpo.data import Example
+from dpo.packing import own_prefix
 from files import read_jsonl
+from judging.prompts import request_prompt
 from judging.rubric import judge_prompt, meta_prompt
 from planning.stages import Run
 
 Status = Literal["ok", "warning", "will not fit"]
+
+
+SHORTER = {
+    "pool": "lower prompts.shots or prompts.max_new_tokens",
+    "eft": "leave long replies out of eft.sources",
+    "agreement": "leave long responses out of evaluation.cases, or of eft.sources where those set them aside",
+    "meta-agreement": "leave long judgments out of evaluation.comparisons",
+    "respond": "lower respond.max_new_tokens, or leave long prompts out of the pool",
+    "judge": "lower respond.max_new_tokens",
+    "metajudge": "lower respond.max_new_tokens or judge.max_new_tokens",
+}
+"""What makes a stage's requests shorter."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +38,8 @@ class Check:
 def checks(run: Run) -> Iterator[Check]:
     """All of those that need no machine."""
     yield from paths(run)
+    yield from other_models(run)
+    yield from empty(run)
     yield from context(run)
     yield from token_budget(run)
     yield from cache(run)
@@ -39,14 +56,14 @@ def paths(run: Run) -> Iterator[Check]:
         yield _there(str(Path(model.path) / "config.json"), "model.path")
     named = [(path, "sft.examples") for path in sft.examples * sft.enabled]
     named += [(path, "eft.sources") for path in settings.eft.sources * sft.enabled]
+    named += [(path, "sft.prompts") for path in sft.prompts * sft.enabled]
+    named += [(path, "sft.answers") for path in sft.answers * sft.enabled]
     named += [(sft.seed_judge, "sft.seed_judge")] if sft.enabled else []
-    named += [(settings.respond.prompts, "respond.prompts"), (settings.prompts.seeds, "prompts.seeds")]
-    named += [(path, "prompts.evaluation") for path in settings.prompts.evaluation]
+    if settings.iteration:
+        named += [(settings.respond.prompts, "respond.prompts"), (settings.prompts.seeds, "prompts.seeds")]
+        named += [(path, "prompts.evaluation") for path in settings.prompts.evaluation]
     named += [(evaluation.cases, "evaluation.cases"), (evaluation.comparisons, "evaluation.comparisons")]
-    if settings.prompts.model:
-        named.append((str(Path(settings.prompts.model) / "config.json"), "prompts.model"))
-    if settings.metajudge.model not in ("current", "initial"):
-        named.append((str(Path(settings.metajudge.model) / "config.json"), "metajudge.model"))
+    named += [(str(Path(path) / "config.json"), key) for key, path in models(run).items()]
     for path, key in named:
         if path and "{" not in path:
             yield _there(path, key)
@@ -58,69 +75,136 @@ def _there(path: str, key: str) -> Check:
     return Check("warning", f"{path} is not there", f"put it there or change {key}")
 
 
+def models(run: Run) -> dict[str, str]:
+    """The models besides the seed that stages of the run need, by setting."""
+    settings = run.settings
+    found = {}
+    if settings.iteration and settings.prompts.seeds and settings.prompts.model:
+        found["prompts.model"] = settings.prompts.model
+    if settings.metajudge.model not in ("current", "initial") and compares(run):
+        found["metajudge.model"] = settings.metajudge.model
+    return found
+
+
+def compares(run: Run) -> bool:
+    """Whether an iteration wants judge pairs."""
+    return any(iteration.judge_pairs for iteration in run.settings.iteration)
+
+
+def other_models(run: Run) -> Iterator[Check]:
+    """They may be of another shape and have another tokenizer."""
+    for key, path in models(run).items():
+        yield Check("warning", f"{key} {path}: its hours, memory and context are counted as if it were the seed")
+
+
+def empty(run: Run) -> Iterator[Check]:
+    """Stages without a request."""
+    for kind, (sample, _, _) in run.simulated.items():
+        if sample.items:
+            continue
+        if kind == "eft":
+            change = "lower eft.held_out or name other eft.sources"
+            yield Check("will not fit", "eft: no group of ranked replies is left to learn from", change)
+        elif kind == "metajudge":
+            yield Check("warning", "metajudge: no two judgments to compare are expected", "raise judge.N")
+        else:
+            key = "evaluation.comparisons" if kind.startswith("meta") else "evaluation.cases"
+            what = f"{kind}: what {key} names is empty, or not known before the run: it is not counted"
+            yield Check("warning", what, f"change {key}, or eft.held_out where that sets them aside")
+
+
 def context(run: Run) -> Iterator[Check]:
     """The longest requests that can come, against the model's context and the cache."""
-    settings, size = run.settings, run.config.max_position_embeddings
-    room = min(size, settings.engine.blocks * settings.engine.block_size)
+    size, cached = limits(run)
+    room = min(size, cached)
     which = "the model's context" if room == size else "the KV cache (engine.blocks)"
-    for name, (prompt, new, key) in longest(run).items():
-        what = f"longest {name}: {prompt} tokens and {new} new ones, {which} has {room}"
+    for kind, (prompt, new) in longest(run).items():
+        what = f"{kind}: at most {prompt} tokens and {new} new ones, {which} has {room}"
         if prompt >= room:
-            yield Check("will not fit", what, f"lower {key}")
+            yield Check("will not fit", what, shorter(run, kind))
         elif prompt + new > room:
-            yield Check("warning", f"{what}: completions may be cut off", f"lower {key}")
+            yield Check("warning", f"{what}: completions may be cut off", shorter(run, kind))
         else:
             yield Check("ok", what)
 
 
-def longest(run: Run) -> dict[str, tuple[int, int, str]]:
-    """Of each kind of request: tokens of its prompt, of its completion, and what makes it long."""
-    settings, texts, chat = run.settings, run.requests.texts, run.chat
-    respond, judge, meta = settings.respond, settings.judge, settings.metajudge
-    prompt = texts.text(longest_prompt(run))
-    response, judgment = texts.text(respond.max_new_tokens), texts.text(judge.max_new_tokens)
-    asked = {
-        "response": [{"role": "user", "content": prompt}],
-        "judgment": judge_prompt(prompt, response, judge.form, judge.verdict),
-        "comparison": meta_prompt(prompt, response, judgment, judgment, meta.form, meta.verdict),
-    }
-    made = {
-        "response": (respond.max_new_tokens, "respond.max_new_tokens"),
-        "judgment": (judge.max_new_tokens, "respond.max_new_tokens"),
-        "comparison": (meta.max_new_tokens, "respond.max_new_tokens or judge.max_new_tokens"),
-    }
-    kinds = ["response"] + ["judgment"] * (not judge.scores)
-    kinds += ["comparison"] * any(iteration.judge_pairs for iteration in settings.iteration)
-    return {kind: (len(chat.prompt_ids(asked[kind])), *made[kind]) for kind in kinds}
+def limits(run: Run) -> tuple[int, int]:
+    """Tokens that the model's context has, and the cache."""
+    return run.config.max_position_embeddings, run.settings.engine.blocks * run.settings.engine.block_size
 
 
-def longest_prompt(run: Run) -> int:
-    """Tokens of the pool's longest prompt, or of the longest that may be made."""
-    path = Path(run.settings.respond.prompts)
-    if run.settings.respond.prompts and path.is_file():
+def shorter(run: Run, kind: str) -> str:
+    """What to change where a stage's requests are too long: the cache, if that is what is short."""
+    size, cached = limits(run)
+    return "raise engine.blocks" if cached < size else SHORTER[kind.removesuffix("-seed")]
+
+
+def longest(run: Run) -> dict[str, tuple[int, int]]:
+    """Of each kind of request that the run will make: tokens of its prompt, and of its completion."""
+    settings = run.settings
+    kinds = ["pool"] * bool(settings.iteration and settings.prompts.seeds) + ["respond"]
+    kinds += ["judge"] * (not settings.judge.scores) + ["metajudge"] * compares(run)
+    return {kind: longest_request(run, kind) for kind in kinds}
+
+
+def longest_request(run: Run, kind: str) -> tuple[int, int]:
+    """Tokens of its prompt, and of its completion."""
+    settings, texts, options = run.settings, run.requests.texts, run.settings.prompts
+    judge, meta = settings.judge, settings.metajudge
+    prompt = texts.text(longest_prompt(run, settings.respond.prompts))
+    response = texts.text(settings.respond.max_new_tokens)
+    if kind == "pool":
+        shot = texts.text(max(longest_prompt(run, options.seeds), options.max_new_tokens))
+        messages, new = request_prompt([shot] * options.shots), options.max_new_tokens
+    elif kind == "respond":
+        messages, new = [{"role": "user", "content": prompt}], settings.respond.max_new_tokens
+    elif kind == "judge":
+        messages, new = judge_prompt(prompt, response, judge.form, judge.verdict), judge.max_new_tokens
+    else:
+        judgment = texts.text(judge.max_new_tokens)
+        messages = meta_prompt(prompt, response, judgment, judgment, meta.form, meta.verdict)
+        new = meta.max_new_tokens
+    return len(run.chat.prompt_ids(messages)), new
+
+
+def longest_prompt(run: Run, path: str) -> int:
+    """Tokens of a file's longest prompt, or of the longest that may be made."""
+    if path and Path(path).is_file():
         texts = (row["prompt"] for row in read_jsonl(path, ("prompt",)))
-        return max(len(run.chat.tokenizer.encode(text)) for text in texts)
+        return max((len(run.chat.tokenizer.encode(text)) for text in texts), default=0)
     return run.settings.prompts.max_new_tokens
 
 
 def token_budget(run: Run) -> Iterator[Check]:
     """Pairs against a micro-batch."""
-    settings, budget = run.settings, run.settings.trainer.token_budget
+    budget = run.settings.trainer.token_budget
     for name, found in run.trainings.items():
         if found.dropped == 1:
             yield Check("will not fit", f"{name}: no example fits {budget} tokens", "raise trainer.token_budget")
         elif found.dropped > 0.02:
             what = f"{name}: {found.dropped:.0%} of the examples are over {budget} tokens and will be dropped"
             yield Check("warning", what, "raise trainer.token_budget")
-    requests = longest(run)
-    sides = {"response": settings.respond.max_new_tokens, "judgment": settings.judge.max_new_tokens}
-    pairs = {kind: requests[kind][0] + 2 * new for kind, new in sides.items() if kind in requests}
-    kind, tokens = max(pairs.items(), key=lambda item: item[1])
-    what = f"longest pair, of {kind}s: {tokens} tokens, trainer.token_budget is {budget}"
-    if tokens > budget:
-        yield Check("warning", f"{what}: such pairs are dropped", "raise trainer.token_budget")
-    else:
-        yield Check("ok", what)
+    for name, tokens in longest_examples(run).items():
+        what = f"longest {name}: {tokens} tokens, trainer.token_budget is {budget}"
+        if tokens > budget:
+            yield Check("warning", f"{what}: such examples are dropped", "raise trainer.token_budget")
+        else:
+            yield Check("ok", what)
+
+
+def longest_examples(run: Run) -> dict[str, int]:
+    """Tokens that the trainer counts for the longest example of each kind that the run will train on."""
+    settings, found = run.settings, {}
+    kinds = [("pair of responses", "respond", 2)] * bool(settings.iteration)
+    kinds += [("pair of judgments", "judge", 2)] * compares(run)
+    if "sft/checkpoint" in run.trainings:
+        kinds += [("judgment of SFT", "judge", 1)]
+        kinds += [("comparison of SFT", "metajudge", 1)] * bool(settings.sft.constructed_comparisons)
+    for name, kind, completions in kinds:
+        prompt, new = longest_request(run, kind)
+        example = Example("", [0] * prompt, ([0] * new,) * completions)
+        found[name] = example.tokens(own_prefix(example, settings.trainer))
+    return found
 
 
 def cache(run: Run) -> Iterator[Check]:
@@ -129,12 +213,12 @@ def cache(run: Run) -> Iterator[Check]:
     for kind, (_, simulation, _) in run.simulated.items():
         if simulation.too_long:
             share = simulation.too_long / simulation.requests
-            yield Check("warning", f"{kind}: {share:.1%} of the prompts leave no room", "lower respond.max_new_tokens")
+            yield Check("warning", f"{kind}: {share:.1%} of the prompts leave no room", shorter(run, kind))
         if simulation.preemptions:
-            share = simulation.preemptions / simulation.requests
+            times = simulation.preemptions / simulation.requests
             yield Check(
                 "warning",
-                f"{kind}: {engine.blocks} blocks are too few: {share:.1%} of the sequences give way to others",
+                f"{kind}: {engine.blocks} blocks are too few: a sequence gives way {times:.2g} times on average",
                 "raise engine.blocks or lower engine.max_sequences",
             )
     most = max(run.simulated.items(), key=lambda item: item[1][1].most_blocks, default=None)

@@ -14,7 +14,7 @@ class Machine(Protocol):
 
     @property
     def start_seconds(self) -> float:
-        """A stage's processes, until they load weights."""
+        """A stage's processes, until they load weights; of a GPU's stage the hashing of its inputs, too."""
 
     @property
     def load_seconds(self) -> float:

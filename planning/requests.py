@@ -68,9 +68,9 @@ class Requests:
         """The seed's judgments of ranked replies."""
         eft, judge = self.settings.eft, self.settings.judge
         groups = [group for group in self.groups if not is_held_out(group, self.settings)]
-        per_group = eft.N * sum(len(group.replies) for group in groups) / len(groups)
-        items = list(eft_items(groups[: self.enough(per_group, len(groups))], self.chat, self.settings))
         total = eft.N * sum(len(group.replies) for group in groups)
+        few = groups[: self.enough(total / max(len(groups), 1), len(groups))]
+        items = list(eft_items(few, self.chat, self.settings))
         return Sample(items, self.plan.seed_judgment_tokens, judge.max_new_tokens, total)
 
     def agreement(self, seed: bool = False) -> Sample:
@@ -130,8 +130,10 @@ class Requests:
         return min(max(round(draw.gauss(3, 1)), 0), 5) if draw.random() < self.plan.distinct_judgments else None
 
     def enough(self, per_group: float, groups: int) -> int:
-        """How many groups of so many requests fill the units that are gone through."""
+        """How many groups of so many requests fill the units that are gone through; 0 where they have none."""
         unit = self.settings.engine.unit_requests
+        if not per_group:
+            return 0
         return min(groups, -(-SAMPLED_REQUESTS // unit) * math.ceil(unit / per_group))
 
     def sampled_prompts(self, per_prompt: float) -> list[Record]:

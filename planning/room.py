@@ -65,7 +65,7 @@ def disk(run: Run) -> dict[str, float]:
             kept["checkpoints"] += 2 * size
             # A new state is written before the old one goes, and the exports go with it.
             training, every = run.trainings[stage.name], run.settings.trainer.save_every
-            exports = min(training.epochs, 2 + int(every / training.batches))
+            exports = min(training.exports, 2 + int(every / max(training.batches, 1)))
             peak = max(peak, 2 * 12 * size + exports * 2 * size)
         else:
             kept["records"] += stage.requests * FIELDS + token * stage.new_tokens

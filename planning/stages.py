@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpo.data import Example
+from dpo.data import Stage as Trained
+from dpo.train import fixed_epoch
 from files import read_jsonl
 from model.chat import ChatFormat
 from model.config import LlamaConfig
@@ -92,7 +94,7 @@ class Run:
         if kinds:
             self.alone("sft/examples", "examples")
             count = SAMPLED_BATCHES * self.settings.sft.batch_size
-            self.training("sft/checkpoint", "sft", self.requests.lessons(kinds, count), sum(kinds.values()))
+            self.training("sft", 0, self.requests.lessons(kinds, count), sum(kinds.values()))
 
     def labelled(self) -> dict[str, int]:
         """SFT examples of each kind, those of EFT left out."""
@@ -128,13 +130,15 @@ class Run:
         self.pairs.append((actor, judge))
         if actor + judge:
             drawn = self.requests.pairs(actor, judge, SAMPLED_BATCHES * settings.dpo.batch_size)
-            self.training(f"iter{t}/checkpoint", "dpo", drawn, actor + judge)
+            self.training("dpo", t, drawn, actor + judge)
 
     def generation(self, name: str, kind: str, make: Callable[[], Sample], rounds: int = 1) -> Sample:
         """A stage whose units the ranks claim: the time is that of the rank with the most units."""
         if kind not in self.simulated:
             self.simulated[kind] = self.simulate(make())
         sample, simulation, units = self.simulated[kind]
+        if not sample.items:  # `checks.empty` says so
+            return sample
         scale = sample.requests / simulation.requests
         all_units = max(units, round(units * scale))
         most = -(-all_units // self.ranks) / all_units
@@ -168,19 +172,20 @@ class Run:
         """A stage of one process and little work."""
         self.stages.append(Stage(name, kind, self.machine.start_seconds, self.ranks))
 
-    def training(self, name: str, kind: str, drawn: list[Example], examples: int) -> None:
-        """SFT or DPO: the reference's pass, updates, looks at the held-out examples, exports and states."""
+    def training(self, kind: Trained, t: int, drawn: list[Example], examples: int) -> None:
+        """SFT, or an iteration's DPO: the reference's pass, updates, looks at what is held out, exports and states."""
         settings, machine = self.settings, self.machine
-        section = settings.sft if kind == "sft" else settings.dpo
-        found = self.trainings[name] = training(self.config, settings, section, drawn, examples, self.ranks)
+        section, name = (settings.sft, "sft/checkpoint") if kind == "sft" else (settings.dpo, f"iter{t}/checkpoint")
+        epoch = fixed_epoch(kind, settings, t)
+        found = self.trainings[name] = training(self.config, settings, section, drawn, examples, self.ranks, epoch)
         each = [machine.update_seconds(batch) for batch in found.updates]
         seconds = machine.start_seconds + machine.load_seconds * (2 if found.reference else 1)
         seconds += machine.forward_seconds(found.reference) + found.epochs * machine.forward_seconds(found.held_out)
         seconds += found.epochs * found.batches * sum(each) / max(len(each), 1)
-        # An export may follow each epoch, and a state all but the last, or so many steps.
+        # A state follows all epochs but the last, or so many steps.
         size, every = self.config.parameter_count(), settings.trainer.save_every
         states = int(found.epochs * found.batches) // every if every else found.epochs - 1
-        seconds += machine.disk_seconds(2 * size * found.epochs + 12 * size * states)
+        seconds += machine.disk_seconds(2 * size * found.exports + 12 * size * states)
         self.stages.append(
             Stage(
                 name,

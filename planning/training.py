@@ -20,6 +20,9 @@ class Training:
     examples: int
     """Of them a share is held out."""
     epochs: int
+    """As many as run: training ends with the epoch that is set to be exported."""
+    exports: int
+    """One where that epoch is set or nothing is held out, else one an epoch at most."""
     batches: float
     """Full global batches of an epoch; the last one may be short."""
     prompt_tokens: float
@@ -39,10 +42,16 @@ class Training:
 
 
 def training(
-    config: LlamaConfig, settings: Settings, section: Sft | Dpo, drawn: Sequence[Example], examples: int, ranks: int
+    config: LlamaConfig,
+    settings: Settings,
+    section: Sft | Dpo,
+    drawn: Sequence[Example],
+    examples: int,
+    ranks: int,
+    export_epoch: int | None = None,
 ) -> Training:
-    """The stage that trains on so many examples like those `drawn`."""
-    options = settings.trainer
+    """The stage that trains on so many examples like those `drawn`; None: it exports the best of its epochs."""
+    options, epochs = settings.trainer, export_epoch or section.epochs
     usable, _ = keep_usable(drawn, options, config.max_position_embeddings)
     kept = round(examples * len(usable) / len(drawn))
     held_out = round(section.held_out * kept)
@@ -63,14 +72,15 @@ def training(
         return [count * flops / max(seen, 1) / (bins * ranks)] * bins if bins else []
 
     reference = in_one_pass(kept) if isinstance(section, Dpo) else []
-    evaluated = section.epochs * held_out
+    evaluated = epochs * held_out
     return Training(
         examples=examples,
-        epochs=section.epochs,
+        epochs=epochs,
+        exports=1 if export_epoch or not held_out else epochs,
         batches=(kept - held_out) / section.batch_size,
         prompt_tokens=examples * sum(len(example.prompt) for example in drawn) / len(drawn),
         new_tokens=examples * sum(len(ids) for example in drawn for ids in example.completions) / len(drawn),
-        computed_tokens=each * (section.epochs * (kept - held_out) + evaluated + (kept if reference else 0)),
+        computed_tokens=each * (epochs * (kept - held_out) + evaluated + (kept if reference else 0)),
         updates=updates,
         reference=reference,
         held_out=in_one_pass(held_out),

@@ -131,8 +131,8 @@ def test_a_killed_run_continues_from_its_last_state(folder, monkeypatch, killed,
         run(settings, arguments(folder))
     torch.distributed.destroy_process_group()
     monkeypatch.undo()
-    (folder / "work" / ".state.tmp").mkdir()  # as from a kill in the middle of a save
-    (folder / "work" / ".state.tmp" / "__0_0.distcp").write_text("torn")
+    (folder / "work" / ".state-9.tmp").mkdir()  # as from a kill in the middle of a save
+    (folder / "work" / ".state-9.tmp" / "__0_0.distcp").write_text("torn")
     written = [row["split"] for row in read_jsonl(folder / "work" / "metrics.jsonl")]
     assert written.count("train") == killed and written.count("held_out") == killed // 5
     [state] = (folder / "work").glob("state-*")

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,8 @@ def free_port() -> int:
 def start(place: Path, *words: str) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{place}", "OMP_NUM_THREADS": "1"}
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *words], cwd=place, env=environment, **piped)
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # of a background job it would be ignored
+    return subprocess.Popen([sys.executable, *words], cwd=place, env=environment, preexec_fn=default, **piped)
 
 
 def finish(process: subprocess.Popen, seconds: float = 300) -> tuple[int, str, str]:
@@ -118,6 +120,62 @@ def test_a_users_error_on_all_ranks_is_one_line_and_exit_code_2(tmp_path):
     assert err.removeprefix("[rank 0] ") == "error: none.toml: no such config; choose one of configs/*.toml\n"
 
 
+def test_a_users_error_on_one_rank_is_told(tmp_path):
+    program = "import os, sys, time\nfrom files import UserError, command\nprint('at work', file=sys.stderr)\n"
+    program += "def main():\n    time.sleep(1)\n    if os.environ['RANK'] == '1':\n        raise UserError('a, b: c')\n"
+    (tmp_path / "wrong.py").write_text(program + "    time.sleep(60)\ncommand(main)\n")
+    code, _, err = agent(tmp_path, "wrong")
+    assert code == 2 and err.splitlines() == ["[rank 0] at work", "error: a, b: c"]
+
+
+SAVING = """
+import signal, sys, time
+stop = []
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: stop.append(1))
+print("ready", file=sys.stderr, flush=True)
+while not stop:
+    time.sleep(0.05)
+time.sleep(4)
+open("saved", "a").write("x")
+raise SystemExit(143)
+"""
+
+
+def test_signals_that_come_again_do_not_break_off_the_saving(tmp_path):
+    """A scheduler signals every process, and a launcher passes its own on: three came to a torchrun that then hung."""
+    (tmp_path / "saving.py").write_text(SAVING)
+    output = ("--log-dir", "logs", "--redirects", "3", "--tee", "0:3", "--shutdown-timeout", "60")
+    process = start(tmp_path, "-m", "launch", "--standalone", "--nproc-per-node", "2", *output, "-m", "saving")
+    while len([log for log in tmp_path.glob("logs/*/attempt_0/*/stderr.log") if "ready" in log.read_text()]) < 2:
+        time.sleep(0.1)
+    for _ in range(3):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+    code, _, err = finish(process, 60)
+    assert code == 143 and (tmp_path / "saved").read_text() == "xx" and "signal" not in err
+
+
+def test_a_second_ctrl_c_does_not_give_up_the_lock_while_ranks_save(tmp_path):
+    (tmp_path / "saving.py").write_text(SAVING)
+    program = (
+        "from pathlib import Path\nfrom files import command\nfrom launch import Launcher\nfrom lock import held\n"
+    )
+    program += "def main():\n    with held(Path('.')):\n        Launcher(2, Path('logs')).run('saving', [], 'stage')\n"
+    (tmp_path / "run.py").write_text(program + "command(main)\n")
+    process = start(tmp_path, "run.py")
+    while len([log for log in tmp_path.glob("logs/**/stderr.log") if "ready" in log.read_text()]) < 2:
+        time.sleep(0.1)
+    agents = subprocess.check_output(["ps", "--ppid", str(process.pid), "-o", "pid="], text=True).split()
+    for _ in range(2):
+        for pid in (*map(int, agents), process.pid):
+            os.kill(pid, signal.SIGINT)
+        time.sleep(1)
+    assert (tmp_path / "lock").is_file()
+    code, _, _ = finish(process, 60)
+    assert code == 130 and (tmp_path / "saved").read_text() == "xx" and not (tmp_path / "lock").exists()
+
+
 def test_a_failed_rank_is_named_with_the_end_of_its_log(tmp_path):
     (tmp_path / "crash.py").write_text("import os\nif os.environ['RANK'] == '1':\n    raise ValueError('no luck')\n")
     code, _, err = agent(tmp_path, "crash")
@@ -140,6 +198,7 @@ time.sleep(600)
 
 NODE = """
 import sys
+from functools import partial
 from pathlib import Path
 from files import command, on_sigterm_raise
 from launch import Launcher
@@ -179,7 +238,7 @@ def test_a_node_that_is_told_to_stop_ends_the_others(tmp_path):
     time.sleep(1)
     processes[1].send_signal(signal.SIGTERM)
     codes = [finish(process, 120) for process in processes]
-    assert (codes[0][0], codes[1][0]) == (1, 143) and "error: node 1 failed" in codes[0][2], codes
+    assert (codes[0][0], codes[1][0]) == (143, 143) and "error: node 1 failed" in codes[0][2], codes
 
 
 def test_a_head_that_is_killed_ends_the_others(tmp_path):

@@ -14,8 +14,9 @@ from test_engine import FIXTURE, mixed_requests
 from test_trainer import changed
 
 import plan as command_line
-from bench.calibration import Measured, fit
+from bench.calibration import Measured, TrainingBench, fit, samples
 from dpo.data import Example
+from dpo.parallel import distributed
 from evaluation.agreement import agreement_items, read_cases
 from files import UserError
 from model.chat import load_chat
@@ -217,6 +218,20 @@ def test_training_counts_what_the_trainer_packs(tiny):
     assert halves.updates[0][0] == pytest.approx(found.updates[0][0] / 2)
 
 
+def test_training_ends_with_the_epoch_that_is_set(tiny):
+    """Five epochs with an export each, as pairs are held out; two and one export where the second is set."""
+    config = LlamaConfig.load(tiny.model.path)
+    settings = changed(tiny, dpo={"held_out": 0.1, "epochs": 5})
+    pairs = [Example(str(i), [i] * 40, ([2] * 20, [3] * 20)) for i in range(16)]
+    found = training(config, settings, settings.dpo, pairs, 100, 1, export_epoch=2)
+    assert (found.epochs, found.exports) == (2, 1)
+    assert found.computed_tokens == (40 + 19 + 19) * (2 * 90 + 2 * 10 + 100)
+    assert training(config, settings, settings.dpo, pairs, 100, 1).exports == 5
+    settings = replace(settings, iteration=[Iteration(), Iteration(epoch=2)])
+    run = planned(changed(settings, plan={"actor_yield": 1.0}))
+    assert [(found.epochs, found.exports) for found in run.trainings.values()] == [(3, 1), (5, 5), (2, 1)]
+
+
 def test_memory_and_disk_by_hand(llama, monkeypatch):
     """A block of the cache takes 2 MiB; each checkpoint 2 bytes a parameter, a state 12."""
     parts = generation_memory(LLAMA, llama)
@@ -251,13 +266,45 @@ def test_a_measured_machine_adds_up():
     assert machine.disk_seconds(1e9) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.toml")), ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_every_shipped_config_gives_requests_to_measure_on(path, monkeypatch):
+    """Also one without iterations and without an evaluation."""
+    monkeypatch.setattr(requests, "SAMPLED_REQUESTS", 8)
+    settings = changed(load_settings(path), engine={"unit_requests": 8})
+    found = samples(settings, Requests(settings, chat_format(Path("none"), 1000)))
+    assert len(found) >= 1 + (not settings.judge.scores) and all(sample.items for sample in found)
+
+
+def test_where_no_pair_fits_training_is_not_measured(tiny):
+    """And the plan says that it will not fit, instead of ending in an error."""
+    settings = changed(tiny, trainer={"token_budget": 20})
+    config = LlamaConfig.load(tiny.model.path)
+    made = Requests(settings, load_chat(tiny.model.path))
+    with distributed(1) as world:
+        none = TrainingBench(world, settings, config).measure(made)
+        some = TrainingBench(world, changed(tiny, trainer={"token_budget": 300}), config).measure(made)
+    assert none == {"forward": (0.0, 0.0), "backward": (0.0, 0.0), "update": 0.0}
+    assert some["update"] > 0
+    found = command_line.report(planned(settings, config), "h100", Path("."))
+    assert "no example fits 20 tokens" in command_line.table(found)
+
+
 # What will not fit.
 
+SEEDS = {"seeds": "none.jsonl", "count": 100}
+EFT = {"sources": ["none.jsonl"]}
 CASES: list[tuple[dict, Callable, str, str]] = [
     ({"respond": {"max_new_tokens": 2000}}, checks.context, "will not fit", "respond.max_new_tokens"),
     ({"judge": {"max_new_tokens": 960}}, checks.context, "warning", "respond.max_new_tokens"),
     ({"engine": {"blocks": 4}}, checks.context, "will not fit", "engine.blocks"),
+    ({"respond": {"prompts": ""}, "prompts": SEEDS}, checks.context, "will not fit", "prompts.shots"),
     ({"engine": {"blocks": 24}}, checks.cache, "warning", "engine.blocks"),
+    ({"engine": {"blocks": 4}}, checks.cache, "warning", "raise engine.blocks"),
+    ({"respond": {"prompts": ""}, "prompts": SEEDS | {"shots": 40}}, checks.cache, "warning", "prompts.shots"),
+    ({"eft": EFT, "plan": {"reply_tokens": 2000, "groups": 20}}, checks.cache, "warning", "eft.sources"),
+    ({"eft": EFT | {"held_out": 1.0}, "plan": {"groups": 20}}, checks.empty, "will not fit", "eft.held_out"),
+    ({"evaluation": {"cases": "{run}/other.jsonl"}}, checks.empty, "warning", "evaluation.cases"),
+    ({"judge": {"N": 1}}, checks.empty, "warning", "judge.N"),
     ({"trainer": {"token_budget": 200}}, checks.token_budget, "warning", "trainer.token_budget"),
     ({"trainer": {"token_budget": 20}}, checks.token_budget, "will not fit", "trainer.token_budget"),
     ({"dpo": {"batch_size": 1}}, checks.batches, "warning", "dpo.batch_size"),
@@ -266,6 +313,8 @@ CASES: list[tuple[dict, Callable, str, str]] = [
     ({"respond": {"prompts_per_iteration": 300}}, checks.pool, "will not fit", "prompts_per_iteration"),
     ({"model": {"prepare": "", "path": "none", "architecture": "TINY"}}, checks.paths, "warning", "model.path"),
     ({"respond": {"prompts": "none.jsonl"}}, checks.paths, "warning", "respond.prompts"),
+    ({"sft": {"prompts": ["none.jsonl"]}}, checks.paths, "warning", "sft.prompts"),
+    ({"sft": {"answers": ["none.jsonl"]}}, checks.paths, "warning", "sft.answers"),
     ({"sft": {"seed_judge": "none.safetensors"}}, checks.paths, "warning", "sft.seed_judge"),
     ({"evaluation": {"cases": "none.jsonl"}}, checks.paths, "warning", "evaluation.cases"),
 ]
@@ -278,8 +327,50 @@ def test_each_check_can_fail(tiny, monkeypatch, changes, check, status, setting)
         name: {k: tiny.model.path if v == "TINY" else v for k, v in keys.items()} for name, keys in changes.items()
     }
     fits, fails = list(check(planned(tiny, ranks=1))), list(check(planned(changed(tiny, **changes), ranks=2)))
-    assert {found.status for found in fits} == {"ok"}
-    assert any(found.status == status and setting in found.what + found.change for found in fails), fails
+    assert {found.status for found in fits} <= {"ok"}
+    assert any(found.status == status and setting in found.change for found in fails), fails
+
+
+def test_sequences_that_give_way_are_counted_in_times(tiny):
+    found = list(checks.cache(planned(changed(tiny, engine={"blocks": 24}))))
+    assert any("24 blocks are too few: a sequence gives way " in check.what for check in found)
+    assert not any("% of the sequences" in check.what for check in found)
+
+
+def test_only_files_that_the_run_reads_are_wanted(tiny):
+    """Without iterations there is no pool."""
+    settings = changed(tiny, respond={"prompts": ""}, prompts=SEEDS | {"model": "none", "evaluation": ["none"]})
+    assert {check.change.rsplit(" ")[-1] for check in checks.paths(planned(settings)) if check.change} == {
+        *("prompts.seeds", "prompts.model", "prompts.evaluation")
+    }
+    assert {check.status for check in checks.paths(planned(replace(settings, iteration=[])))} == {"ok"}
+
+
+def test_models_besides_the_seed_are_said_to_be_counted_as_the_seed(tiny):
+    settings = changed(tiny, respond={"prompts": ""}, prompts=SEEDS | {"model": "a"}, metajudge={"model": "b"})
+    found = list(checks.other_models(planned(settings)))
+    assert [check.status for check in found] == ["warning"] * 2
+    assert [check.what.split(":")[0] for check in found] == ["prompts.model a", "metajudge.model b"]
+    actors = replace(settings, iteration=[Iteration(judge_pairs=False)])
+    assert [check.what.split(":")[0] for check in checks.other_models(planned(actors))] == ["prompts.model a"]
+
+
+def test_longest_examples_by_hand(tiny):
+    """A pair's last tokens are not read; without shared prefixes its prompt is read twice."""
+    run, settings = planned(tiny), tiny
+    prompts = {kind: checks.longest(run)[kind][0] for kind in ("respond", "judge", "metajudge")}
+    respond, judge, meta = (getattr(settings, name).max_new_tokens for name in ("respond", "judge", "metajudge"))
+    shared = {
+        "pair of responses": prompts["respond"] + 2 * (respond - 1),
+        "pair of judgments": prompts["judge"] + 2 * (judge - 1),
+        "judgment of SFT": prompts["judge"] + judge - 1,
+        "comparison of SFT": prompts["metajudge"] + meta - 1,
+    }
+    assert checks.longest_examples(run) == pytest.approx(shared, abs=8), "texts are about as long as is asked for"
+    apart = checks.longest_examples(planned(changed(settings, trainer={"share_prefixes": False})))
+    assert apart["pair of judgments"] == pytest.approx(2 * (prompts["judge"] + judge - 1), abs=16)
+    actors = planned(changed(replace(settings, iteration=[Iteration(judge_pairs=False)]), sft={"enabled": False}))
+    assert list(checks.longest_examples(actors)) == ["pair of responses"]
 
 
 def test_checks_of_the_machine_can_fail():
@@ -330,6 +421,8 @@ def test_mistakes_are_named(monkeypatch, capsys):
         run_command(monkeypatch, capsys, "--config", llama)
     with pytest.raises(UserError, match="--gpus 0"):
         run_command(monkeypatch, capsys, "--config", llama, "--gpus", "0", "--gpu", "h100")
+    with pytest.raises(UserError, match="--gpus 4: a CPU has none; name a GPU"):
+        run_command(monkeypatch, capsys, "--config", llama, "--gpus", "4", "--gpu", "cpu")
 
 
 def test_the_table_says_what_the_document_says(tiny):

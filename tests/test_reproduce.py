@@ -24,6 +24,7 @@ NOT_RUN = {
     "hf download": "needs an account and the internet",
     "make setup": "the tests' own environment is taken",
     "make rehearse": "tests/test_rehearse.py runs it",
+    "pip install": "the benchmark's own tool",
     "alpaca_eval evaluate": "the benchmark's own tool, with a judge that is paid for",
 }
 """Commands that are left out, and why."""
