@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 CONFIG = "configs/llama3-8b-instruct.toml"
 
 NOT_RUN = {
-    "hf download": "needs an account and the internet",
+    ".venv/bin/hf": "needs an account and the internet",
     "make setup": "the tests' own environment is taken",
     "make rehearse": "tests/test_rehearse.py runs it",
     "pip install": "the benchmark's own tool",
