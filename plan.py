@@ -35,8 +35,8 @@ from settings import Settings, load_settings
 
 COUNTED = (
     "prompt: all tokens of all prompts (of training, one epoch's); computed: shared prefixes once. GPU-hours: GPUs are "
-    "held from a stage's start to its end. Training writes an export of 2 bytes a parameter after each epoch, or one in "
-    "all where the epoch is set or nothing is held out, and a state of 12 after each epoch but the last, or every "
+    "held from a stage's start to its end. Training writes an export of 2 bytes a parameter after each epoch, or one "
+    "in all where the epoch is set or nothing is held out, and a state of 12 after each epoch but the last, or every "
     "trainer.save_every steps."
 )
 

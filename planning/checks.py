@@ -10,6 +10,7 @@ from dpo.packing import own_prefix
 from files import read_jsonl
 from judging.prompts import request_prompt
 from judging.rubric import judge_prompt, meta_prompt
+from model.chat import ChatFormat
 from planning.stages import Run
 
 Status = Literal["ok", "warning", "will not fit"]
@@ -63,7 +64,7 @@ def paths(run: Run) -> Iterator[Check]:
         named += [(settings.respond.prompts, "respond.prompts"), (settings.prompts.seeds, "prompts.seeds")]
         named += [(path, "prompts.evaluation") for path in settings.prompts.evaluation]
     named += [(evaluation.cases, "evaluation.cases"), (evaluation.comparisons, "evaluation.comparisons")]
-    named += [(str(Path(path) / "config.json"), key) for key, path in models(run).items()]
+    named += [(str(Path(path) / "config.json"), key) for key, path in run.others.values()]
     for path, key in named:
         if path and "{" not in path:
             yield _there(path, key)
@@ -75,26 +76,16 @@ def _there(path: str, key: str) -> Check:
     return Check("warning", f"{path} is not there", f"put it there or change {key}")
 
 
-def models(run: Run) -> dict[str, str]:
-    """The models besides the seed that stages of the run need, by setting."""
-    settings = run.settings
-    found = {}
-    if settings.iteration and settings.prompts.seeds and settings.prompts.model:
-        found["prompts.model"] = settings.prompts.model
-    if settings.metajudge.model not in ("current", "initial") and compares(run):
-        found["metajudge.model"] = settings.metajudge.model
-    return found
-
-
-def compares(run: Run) -> bool:
-    """Whether an iteration wants judge pairs."""
-    return any(iteration.judge_pairs for iteration in run.settings.iteration)
-
-
 def other_models(run: Run) -> Iterator[Check]:
-    """They may be of another shape and have another tokenizer."""
-    for key, path in models(run).items():
-        yield Check("warning", f"{key} {path}: its hours, memory and context are counted as if it were the seed")
+    """Models besides the seed: of one that is not there nothing is known, on a CPU not how fast it is."""
+    for kind, (key, path) in run.others.items():
+        config, _ = run.model(kind)
+        if config is run.config:
+            yield Check("warning", f"{key}: {path} is not there and is counted as if it were the seed", "put it there")
+        elif run.machine.of(config) is run.machine:
+            yield Check("warning", f"{key}: {path} was not measured and is taken to be as fast as the seed")
+        else:
+            yield Check("ok", f"{key}: {path} has {config.parameter_count() / 1e9:.2f} billion parameters")
 
 
 def empty(run: Run) -> Iterator[Check]:
@@ -115,10 +106,10 @@ def empty(run: Run) -> Iterator[Check]:
 
 def context(run: Run) -> Iterator[Check]:
     """The longest requests that can come, against the model's context and the cache."""
-    size, cached = limits(run)
-    room = min(size, cached)
-    which = "the model's context" if room == size else "the KV cache (engine.blocks)"
     for kind, (prompt, new) in longest(run).items():
+        size, cached = limits(run, kind)
+        room = min(size, cached)
+        which = "the model's context" if room == size else "the KV cache (engine.blocks)"
         what = f"{kind}: at most {prompt} tokens and {new} new ones, {which} has {room}"
         if prompt >= room:
             yield Check("will not fit", what, shorter(run, kind))
@@ -128,27 +119,29 @@ def context(run: Run) -> Iterator[Check]:
             yield Check("ok", what)
 
 
-def limits(run: Run) -> tuple[int, int]:
-    """Tokens that the model's context has, and the cache."""
-    return run.config.max_position_embeddings, run.settings.engine.blocks * run.settings.engine.block_size
+def limits(run: Run, kind: str) -> tuple[int, int]:
+    """Tokens that the context of a stage's model has, and the cache."""
+    return run.model(kind)[0].max_position_embeddings, run.settings.engine.blocks * run.settings.engine.block_size
 
 
 def shorter(run: Run, kind: str) -> str:
     """What to change where a stage's requests are too long: the cache, if that is what is short."""
-    size, cached = limits(run)
+    size, cached = limits(run, kind)
     return "raise engine.blocks" if cached < size else SHORTER[kind.removesuffix("-seed")]
 
 
 def longest(run: Run) -> dict[str, tuple[int, int]]:
-    """Of each kind of request that the run will make: tokens of its prompt, and of its completion."""
+    """Of each kind of request that iterations, and the pool, make: tokens of its prompt, and of its completion."""
     settings = run.settings
-    kinds = ["pool"] * bool(settings.iteration and settings.prompts.seeds) + ["respond"]
-    kinds += ["judge"] * (not settings.judge.scores) + ["metajudge"] * compares(run)
-    return {kind: longest_request(run, kind) for kind in kinds}
+    if not settings.iteration:
+        return {}
+    kinds = ["pool"] * bool(settings.prompts.seeds) + ["respond"]
+    kinds += ["judge"] * (not settings.judge.scores) + ["metajudge"] * run.compares
+    return {kind: longest_request(run, kind, run.model(kind)[1]) for kind in kinds}
 
 
-def longest_request(run: Run, kind: str) -> tuple[int, int]:
-    """Tokens of its prompt, and of its completion."""
+def longest_request(run: Run, kind: str, chat: ChatFormat) -> tuple[int, int]:
+    """Tokens of its prompt in a model's format, and of its completion."""
     settings, texts, options = run.settings, run.requests.texts, run.settings.prompts
     judge, meta = settings.judge, settings.metajudge
     prompt = texts.text(longest_prompt(run, settings.respond.prompts))
@@ -164,7 +157,7 @@ def longest_request(run: Run, kind: str) -> tuple[int, int]:
         judgment = texts.text(judge.max_new_tokens)
         messages = meta_prompt(prompt, response, judgment, judgment, meta.form, meta.verdict)
         new = meta.max_new_tokens
-    return len(run.chat.prompt_ids(messages)), new
+    return len(chat.prompt_ids(messages)), new
 
 
 def longest_prompt(run: Run, path: str) -> int:
@@ -196,12 +189,12 @@ def longest_examples(run: Run) -> dict[str, int]:
     """Tokens that the trainer counts for the longest example of each kind that the run will train on."""
     settings, found = run.settings, {}
     kinds = [("pair of responses", "respond", 2)] * bool(settings.iteration)
-    kinds += [("pair of judgments", "judge", 2)] * compares(run)
+    kinds += [("pair of judgments", "judge", 2)] * run.compares
     if "sft/checkpoint" in run.trainings:
         kinds += [("judgment of SFT", "judge", 1)]
         kinds += [("comparison of SFT", "metajudge", 1)] * bool(settings.sft.constructed_comparisons)
     for name, kind, completions in kinds:
-        prompt, new = longest_request(run, kind)
+        prompt, new = longest_request(run, kind, run.chat)
         example = Example("", [0] * prompt, ([0] * new,) * completions)
         found[name] = example.tokens(own_prefix(example, settings.trainer))
     return found

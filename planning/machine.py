@@ -3,11 +3,15 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from model.config import LlamaConfig
 from sampling.simulation import StepWork
 
 
 class Machine(Protocol):
     """Seconds that things take."""
+
+    def of(self, config: LlamaConfig) -> "Machine":
+        """The machine with another model on it; itself where it does not know how fast that is."""
 
     def stated(self) -> dict[str, Any]:
         """The figures that times come from, for readers."""

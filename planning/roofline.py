@@ -6,7 +6,7 @@ the ranks, whichever is longer, as FSDP does one behind the other's back.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dpo.flops import PEAK_FLOPS
@@ -48,6 +48,10 @@ class Roofline:
     ranks: int
     recompute: bool
     """Whether a backward pass computes the blocks again."""
+
+    def of(self, config: LlamaConfig) -> "Roofline":
+        """The same GPUs with another model on them."""
+        return replace(self, config=config)
 
     def stated(self) -> dict[str, Any]:
         """The GPU's figures."""

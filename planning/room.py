@@ -43,6 +43,8 @@ def needs(run: Run) -> Iterator[tuple[str, dict[str, float], str]]:
     """What uses memory, how much, and which settings to change where that is too much."""
     change = "lower engine.blocks or engine.token_budget"
     yield "generation", generation_memory(run.config, run.settings), change
+    for kind, (key, _) in run.others.items():
+        yield f"generation by {key}", generation_memory(run.model(kind)[0], run.settings), change
     if run.trainings:
         change = "lower trainer.token_budget, turn on trainer.activation_checkpointing, or take more GPUs"
         yield "training", training_memory(run.config, run.settings, run.ranks), change

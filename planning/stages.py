@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from dpo.data import Example
@@ -12,6 +13,7 @@ from model.chat import ChatFormat
 from model.config import LlamaConfig
 from planning.machine import Machine
 from planning.requests import Requests, Sample
+from planning.texts import chat_format
 from planning.training import SAMPLED_BATCHES, Training, training
 from sampling.generate import cut_units
 from sampling.simulation import Simulation
@@ -43,6 +45,12 @@ class Stage:
         return self.ranks * self.seconds / 3600
 
 
+@cache
+def _load(path: str) -> tuple[LlamaConfig, ChatFormat]:
+    config = LlamaConfig.load(path)
+    return config, chat_format(Path(path), config.vocab_size)
+
+
 @dataclass
 class Run:
     """A run that is planned; the methods add stages as those of `iterate.Run` run them."""
@@ -60,6 +68,28 @@ class Run:
     pairs: list[tuple[int, int]] = field(default_factory=list)
     """Of each iteration, expected: actor pairs and judge pairs."""
     judged_replies: int = 0
+
+    @property
+    def others(self) -> dict[str, tuple[str, str]]:
+        """The models besides the seed, by the kind of stage that needs one: the setting, and the folder it names."""
+        settings, found = self.settings, {}
+        if settings.iteration and settings.prompts.seeds and settings.prompts.model:
+            found["pool"] = ("prompts.model", settings.prompts.model)
+        if self.compares and settings.metajudge.model not in ("current", "initial"):
+            found["metajudge"] = ("metajudge.model", settings.metajudge.model)
+        return found
+
+    @property
+    def compares(self) -> bool:
+        """Whether an iteration wants judge pairs."""
+        return any(iteration.judge_pairs for iteration in self.settings.iteration)
+
+    def model(self, kind: str) -> tuple[LlamaConfig, ChatFormat]:
+        """Of a kind of generating stage: the seed's, too, where another model is named that is not there."""
+        _, path = self.others.get(kind, ("", ""))
+        if not path or not (Path(path) / "config.json").is_file():
+            return self.config, self.chat
+        return _load(path)
 
     def iterate(self) -> "Run":
         """Seed -> SFT -> T iterations."""
@@ -135,19 +165,20 @@ class Run:
     def generation(self, name: str, kind: str, make: Callable[[], Sample], rounds: int = 1) -> Sample:
         """A stage whose units the ranks claim: the time is that of the rank with the most units."""
         if kind not in self.simulated:
-            self.simulated[kind] = self.simulate(make())
+            self.simulated[kind] = self.simulate(make(), *self.model(kind))
         sample, simulation, units = self.simulated[kind]
         if not sample.items:  # `checks.empty` says so
             return sample
         scale = sample.requests / simulation.requests
         all_units = max(units, round(units * scale))
         most = -(-all_units // self.ranks) / all_units
-        work = self.machine.generation_seconds(simulation.steps) * scale * most
+        machine = self.machine.of(self.model(kind)[0])
+        work = machine.generation_seconds(simulation.steps) * scale * most
         self.stages.append(
             Stage(
                 name,
                 kind,
-                self.machine.start_seconds + rounds * (self.machine.load_seconds + work),
+                machine.start_seconds + rounds * (machine.load_seconds + work),
                 self.ranks,
                 requests=rounds * sample.requests,
                 prompt_tokens=rounds * scale * simulation.prompt_tokens,
@@ -158,14 +189,14 @@ class Run:
         )
         return sample
 
-    def simulate(self, sample: Sample) -> tuple[Sample, Simulation, int]:
+    def simulate(self, sample: Sample, config: LlamaConfig, chat: ChatFormat) -> tuple[Sample, Simulation, int]:
         """The sample's units, gone through one after another, each with an empty cache as in a run."""
         simulation = Simulation()
         units = cut_units(sample.items, self.settings.engine.unit_requests)
         for unit in units:
-            requests = [item.request(self.chat) for item in unit]
+            requests = [item.request(chat) for item in unit]
             lengths = {item.name: self.requests.texts.length(sample.new_tokens, sample.limit) for item in unit}
-            simulation.run(requests, lengths, self.settings.engine, self.config.max_position_embeddings)
+            simulation.run(requests, lengths, self.settings.engine, config.max_position_embeddings)
         return sample, simulation, len(units)
 
     def alone(self, name: str, kind: str) -> None:

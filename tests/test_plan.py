@@ -27,7 +27,7 @@ from planning import checks, requests
 from planning.checks import free_disk, memory
 from planning.requests import Requests
 from planning.roofline import CARDS, Roofline, generation_bytes, generation_flops
-from planning.room import disk, generation_memory
+from planning.room import disk, generation_memory, needs
 from planning.stages import Run
 from planning.texts import Pieces, Texts, chat_format, single_tokens
 from planning.training import training
@@ -350,9 +350,27 @@ def test_models_besides_the_seed_are_said_to_be_counted_as_the_seed(tiny):
     settings = changed(tiny, respond={"prompts": ""}, prompts=SEEDS | {"model": "a"}, metajudge={"model": "b"})
     found = list(checks.other_models(planned(settings)))
     assert [check.status for check in found] == ["warning"] * 2
-    assert [check.what.split(":")[0] for check in found] == ["prompts.model a", "metajudge.model b"]
+    assert [check.what.split(" is not")[0] for check in found] == ["prompts.model: a", "metajudge.model: b"]
     actors = replace(settings, iteration=[Iteration(judge_pairs=False)])
-    assert [check.what.split(":")[0] for check in checks.other_models(planned(actors))] == ["prompts.model a"]
+    assert list(planned(actors).others) == ["pool"]
+
+
+def test_a_model_besides_the_seed_is_counted_with_its_own_shape(tiny, tmp_path):
+    """One of twice the layers and an eighth of the context; not on a CPU, where the seed alone was measured."""
+    make_tiny(tmp_path)
+    document = json.loads((tmp_path / "config.json").read_text())
+    document |= {"num_hidden_layers": 2 * document["num_hidden_layers"], "max_position_embeddings": 128}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    own, other = planned(tiny), planned(changed(tiny, metajudge={"model": str(tmp_path)}))
+    changed_stages = [a.name for a, b in zip(own.stages, other.stages, strict=True) if a.seconds != b.seconds]
+    assert changed_stages == ["iter1/comparisons"]
+    memories = {use: parts["KV cache"] for use, parts, _ in needs(other) if "generation" in use}
+    assert memories["generation by metajudge.model"] == 2 * memories["generation"]
+    assert [check.status for check in checks.other_models(other)] == ["ok"]
+    assert [c.status for c in checks.context(other) if c.what.startswith("metajudge")] == ["will not fit"]
+    other.machine = Measured(1.0, 2.0, (1.0, 0.1, 0.01, 0.0, 0.001), (1.0, 1e-9), (2.0, 3e-9), 0.5, 1e-9)
+    [found] = checks.other_models(other)
+    assert found.status == "warning" and "was not measured" in found.what
 
 
 def test_longest_examples_by_hand(tiny):
