@@ -59,20 +59,25 @@ def check(settings: "Settings", path: Path) -> None:
         options = getattr(settings, section)
         training |= {f"{section}.{key}": getattr(options, key) for key in ("learning_rate", "weight_decay")}
         shares[f"{section}.warmup_ratio"] = options.warmup_ratio
-        if options.max_grad_norm <= 0:
-            raise UserError(f"{path}: {section}.max_grad_norm is {options.max_grad_norm}; it must be above 0")
     for key, value in (training | {"dpo.beta": settings.dpo.beta, "dpo.nll_weight": settings.dpo.nll_weight}).items():
         if value < 0:
             raise UserError(f"{path}: {key} is {value}; it must not be negative")
-    if not 0 < settings.trainer.timeout_minutes < math.inf:
-        raise UserError(f"{path}: trainer.timeout_minutes is {settings.trainer.timeout_minutes}; it must be above 0")
+    _check_training(settings, path)
     _check_judging(settings, path)
     _check_plan(settings, path)
-    if not 0 <= settings.dpo.label_smoothing < 0.5:
-        raise UserError(f"{path}: dpo.label_smoothing is {settings.dpo.label_smoothing}; it must lie in [0, 0.5)")
     for key, value in (shares | {"sft.held_out": settings.sft.held_out, "dpo.held_out": settings.dpo.held_out}).items():
         if not 0 <= value <= 1:
             raise UserError(f"{path}: {key} is {value}; it must lie in [0, 1]")
+
+
+def _check_training(settings: "Settings", path: Path) -> None:
+    """What must lie above 0, and may be anything there."""
+    positive = {f"{section}.max_grad_norm": getattr(settings, section).max_grad_norm for section in ("sft", "dpo")}
+    for key, value in (positive | {"trainer.timeout_minutes": settings.trainer.timeout_minutes}).items():
+        if not 0 < value < math.inf:
+            raise UserError(f"{path}: {key} is {value}; it must be above 0")
+    if not 0 <= settings.dpo.label_smoothing < 0.5:
+        raise UserError(f"{path}: dpo.label_smoothing is {settings.dpo.label_smoothing}; it must lie in [0, 0.5)")
 
 
 def _check_judging(settings: "Settings", path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import iterate
 from files import UserError, digest, is_complete, read_jsonl, read_manifest, write_jsonl
+from launch import Launcher
 from sampling.generate import read_units
 from settings import load_settings
 
@@ -48,7 +49,7 @@ def run_config(place, monkeypatch):
         settings = load_settings(config)
         folder = place / "runs" / settings.name
         folder.mkdir(parents=True, exist_ok=True)
-        iterate.iterate(iterate.Run(config, settings, folder))
+        iterate.iterate(iterate.Run(config, settings, folder, Launcher(1, folder / "logs")))
         return folder
 
     return run
