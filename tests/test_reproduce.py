@@ -104,7 +104,7 @@ def test_the_page_names_what_there_is():
     for link in re.findall(r"\]\(((?!http|#)[^)#]+)", text):
         assert (ROOT / "docs" / link).exists(), link
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for target in re.findall(r"\bmake ([a-z-]+)", text):
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
         assert target in targets, target
     for module in re.findall(r" -m ([a-z_.]+)", text):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
