@@ -69,11 +69,12 @@ stand-in: .venv/rehearse
 sft: .venv/demo
 	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) --make-seed-judge
 
-# On a machine with a GPU, too, these are the CPU's tests; then the kernels' in Triton's interpreter.
+# On a machine with a GPU, too, these are the CPU's tests; beside them the kernels' in Triton's interpreter.
 test: export CUDA_VISIBLE_DEVICES :=
 test: .venv/test
-	$(BIN)/python -m pytest
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -m kernels
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -m kernels > .venv/kernels.log 2>&1 & kernels=$$!; \
+	$(BIN)/python -m pytest; others=$$?; \
+	wait $$kernels; code=$$?; cat .venv/kernels.log; exit $$((others | code))
 
 test-peers: .venv-peers/ready
 	.venv-peers/bin/python -m pytest -m peers

@@ -4,6 +4,7 @@ Tests marked `kernels` run Triton's kernels: on CUDA where there is one, else in
 process must be started with TRITON_INTERPRET=1 (`make test` does).
 """
 
+import hypothesis
 import pytest
 import torch
 
@@ -12,6 +13,8 @@ from kernels.launch import interpreted
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("shared", deadline=None)  # of a shared machine no example's time says anything
+hypothesis.settings.load_profile("shared")
 if interpreted():
     import interpreter_bf16  # noqa: F401
 
