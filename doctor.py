@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from files import UserError, command
 from model.config import LlamaConfig, no_config
+from planning.inputs import named_files, named_models
 from trials import SLOW_LIMIT, Sight, fresh
 
 if TYPE_CHECKING:
@@ -136,37 +137,6 @@ def check_config(patient: Patient) -> Iterator[Line]:
     if folder:
         patient.shape = LlamaConfig.load(folder)
         yield Line("ok", f"{folder}: {patient.shape.parameter_count() / 1e6:,.0f} M parameters")
-
-
-def named_files(settings: "Settings") -> Iterator[tuple[str, str]]:
-    """Key and name of each file that the user provides and this config reads; those that a run makes are not among
-    them."""
-    sft, prompts = settings.sft, settings.prompts
-    if sft.enabled:
-        yield from (("sft.examples", name) for name in sft.examples)
-        yield from (("sft.prompts", name) for name in sft.prompts)
-        yield from (("sft.answers", name) for name in sft.answers)
-        yield from (("eft.sources", name) for name in settings.eft.sources)
-    if sft.enabled and sft.seed_judge:
-        yield "sft.seed_judge", sft.seed_judge
-    if settings.iteration and prompts.seeds:
-        yield "prompts.seeds", prompts.seeds
-        yield from (("prompts.evaluation", name) for name in prompts.evaluation)
-    elif settings.iteration:
-        yield "respond.prompts", settings.respond.prompts
-    for key, name in {"cases": settings.evaluation.cases, "comparisons": settings.evaluation.comparisons}.items():
-        if name and "{run}" not in name:
-            yield f"evaluation.{key}", name
-
-
-def named_models(settings: "Settings") -> dict[str, str]:
-    """Key and folder of the seed, and of models besides it."""
-    wanted = {"model.path": settings.model.path}
-    if settings.prompts.seeds and settings.prompts.model:
-        wanted["prompts.model"] = settings.prompts.model
-    if settings.metajudge.model not in ("current", "initial"):
-        wanted["metajudge.model"] = settings.metajudge.model
-    return wanted
 
 
 def missing_models(settings: "Settings") -> Iterator[Line]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.calibration import Measured
+from doctor import machine_bytes
 from files import UserError, command
 from model.config import LlamaConfig
 from model.prepare import prepare
@@ -67,7 +68,7 @@ def report(run: Run, card: str, folder: Path) -> dict[str, Any]:
     """The plan as plain values: stages, totals, memory, disk, pairs, assumptions, checks. Sizes are in bytes."""
     settings, config = run.settings, run.config
     room, found = {}, list(checks(run))
-    there = CARDS[card].memory if card != "cpu" else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = CARDS[card].memory if card != "cpu" else machine_bytes()
     for use, needed, change in needs(run):
         room[use] = needed
         found.append(memory(sum(needed.values()), there, f"{use} on a {card}", change))

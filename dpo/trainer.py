@@ -41,6 +41,8 @@ class Interruption:
     """
 
     signal = 0
+    since = 0.0
+    """When the first one came."""
     patience = 5.0
     """Seconds."""
 
@@ -139,7 +141,7 @@ class Trainer:
             self.write(metrics)
             bar.set_postfix({k: f"{metrics[k]:.4g}" for k in ("loss", "accuracy") if k in metrics}, refresh=False)
             bar.update()
-            if stop or (self.due(options.save_every) and progress.position < len(batches)):
+            if stop or (progress.position < len(batches) and self.due(epoch_ended=False)):
                 self.save()
             if stop:
                 self.world.say(f"\nstopped after step {progress.step - 1}; the same command continues from there")
@@ -238,7 +240,7 @@ class Trainer:
             progress.exported = {"epoch": number} | means
         progress.epoch, progress.position = number, 0
         progress.seconds = time.monotonic() - self.started
-        if number < epochs and (not self.settings.trainer.save_every or self.due(self.settings.trainer.save_every)):
+        if number < epochs and self.due(epoch_ended=True):
             self.save()
 
     def better(self, number: int, means: dict[str, float]) -> bool:
@@ -258,9 +260,10 @@ class Trainer:
                 for folder in self.work.glob(kind):
                     shutil.rmtree(folder)
 
-    def due(self, save_every: int) -> bool:
-        """Whether so many steps have been done since the last state."""
-        return save_every > 0 and self.progress.step % save_every == 0
+    def due(self, epoch_ended: bool) -> bool:
+        """Whether a state is to be saved: by the steps that are done, or at the end of each epoch."""
+        every = self.settings.trainer.save_every
+        return self.progress.step % every == 0 if every else epoch_ended
 
     def save(self) -> None:
         """The state to continue from; exports that a better epoch has replaced go, as no state knows them any more."""

@@ -11,6 +11,7 @@ from files import read_jsonl
 from judging.prompts import request_prompt
 from judging.rubric import judge_prompt, meta_prompt
 from model.chat import ChatFormat
+from planning.inputs import named_files
 from planning.stages import Run
 
 Status = Literal["ok", "warning", "will not fit"]
@@ -51,29 +52,19 @@ def checks(run: Run) -> Iterator[Check]:
 
 def paths(run: Run) -> Iterator[Check]:
     """Files that the config names."""
-    settings = run.settings
-    model, sft, evaluation = settings.model, settings.sft, settings.evaluation
+    model = run.settings.model
     if not model.prepare:
         yield _there(str(Path(model.path) / "config.json"), "model.path")
-    named = [(path, "sft.examples") for path in sft.examples * sft.enabled]
-    named += [(path, "eft.sources") for path in settings.eft.sources * sft.enabled]
-    named += [(path, "sft.prompts") for path in sft.prompts * sft.enabled]
-    named += [(path, "sft.answers") for path in sft.answers * sft.enabled]
-    named += [(sft.seed_judge, "sft.seed_judge")] if sft.enabled else []
-    if settings.iteration:
-        named += [(settings.respond.prompts, "respond.prompts"), (settings.prompts.seeds, "prompts.seeds")]
-        named += [(path, "prompts.evaluation") for path in settings.prompts.evaluation]
-    named += [(evaluation.cases, "evaluation.cases"), (evaluation.comparisons, "evaluation.comparisons")]
-    named += [(str(Path(path) / "config.json"), key) for key, path in run.others.values()]
-    for path, key in named:
-        if path and "{" not in path:
-            yield _there(path, key)
+    for key, path in named_files(run.settings):
+        yield _there(path, key)
+    for key, path in run.others.values():
+        yield _there(str(Path(path) / "config.json"), key)
 
 
 def _there(path: str, key: str) -> Check:
     if Path(path).is_file():
         return Check("ok", f"{path} is there")
-    return Check("warning", f"{path} is not there", f"put it there or change {key}")
+    return Check("warning", f"{path or key} is not there", f"put it there or change {key}")
 
 
 def other_models(run: Run) -> Iterator[Check]:

@@ -66,13 +66,13 @@ def one_node(tmp_path_factory) -> tuple[Path, str]:
     place = make_place(tmp_path_factory.mktemp("one") / "place", 2)
     process = start(place, *ITERATE)
     deadline = time.monotonic() + 200
-    while not (metrics := list(place.glob("models/sft/*/work/metrics.jsonl"))) or not metrics[0].stat().st_size:
+    while not (metrics := list(place.glob("models/sft/*/*/metrics.jsonl"))) or not metrics[0].stat().st_size:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     code, out, err = finish(process)
     assert code == 143, err
-    assert len(list(place.glob("models/sft/*/work/state-*"))) == 1 and not list(place.rglob("lock"))
+    assert len(list(place.glob("models/sft/*/*/state-*"))) == 1 and not list(place.rglob("lock"))
     code, out_2, err_2 = finish(start(place, *ITERATE))
     assert code == 0, err_2
     return place, out + err + out_2 + err_2
@@ -216,12 +216,25 @@ command(main)
 """
 
 
+def two_nodes(place: Path) -> list[subprocess.Popen]:
+    (place / "node.py").write_text(NODE)
+    head = f"127.0.0.1:{free_port()}"
+    return [start(place, "node.py", str(number), head) for number in range(2)]
+
+
+def nodes_at_work(place: Path) -> list[subprocess.Popen]:
+    """Two nodes, each with a rank that has begun."""
+    (place / "failing.py").write_text("import time\ntime.sleep(600)")
+    processes = two_nodes(place)
+    while not list(place.glob("logs/stage/node1/*/attempt_0/0/stdout.log")):
+        time.sleep(0.1)
+    return processes
+
+
 @pytest.mark.parametrize("node", [0, 1])
 def test_a_node_that_fails_ends_the_others(tmp_path, node):
     (tmp_path / "failing.py").write_text(FAILING.format(node=node))
-    (tmp_path / "node.py").write_text(NODE)
-    head = f"127.0.0.1:{free_port()}"
-    processes = [start(tmp_path, "node.py", str(number), head) for number in range(2)]
+    processes = two_nodes(tmp_path)
     codes = [finish(process, 120) for process in processes]
     assert [code for code, _, _ in codes] == [7, 7]
     assert "ended with exit code 7" in codes[node][2]
@@ -229,12 +242,7 @@ def test_a_node_that_fails_ends_the_others(tmp_path, node):
 
 
 def test_a_node_that_is_told_to_stop_ends_the_others(tmp_path):
-    (tmp_path / "failing.py").write_text("import time\nprint('at work', flush=True)\ntime.sleep(600)")
-    (tmp_path / "node.py").write_text(NODE)
-    head = f"127.0.0.1:{free_port()}"
-    processes = [start(tmp_path, "node.py", str(number), head) for number in range(2)]
-    while not list(tmp_path.glob("logs/stage/node1/*/attempt_0/0/stdout.log")):
-        time.sleep(0.1)
+    processes = nodes_at_work(tmp_path)
     time.sleep(1)
     processes[1].send_signal(signal.SIGTERM)
     codes = [finish(process, 120) for process in processes]
@@ -242,12 +250,7 @@ def test_a_node_that_is_told_to_stop_ends_the_others(tmp_path):
 
 
 def test_a_head_that_is_killed_ends_the_others(tmp_path):
-    (tmp_path / "failing.py").write_text("import time\ntime.sleep(600)")
-    (tmp_path / "node.py").write_text(NODE)
-    head = f"127.0.0.1:{free_port()}"
-    processes = [start(tmp_path, "node.py", str(number), head) for number in range(2)]
-    while not list(tmp_path.glob("logs/stage/node1/*/attempt_0/0/stdout.log")):
-        time.sleep(0.1)
+    processes = nodes_at_work(tmp_path)
     agents = subprocess.check_output(["ps", "--ppid", str(processes[0].pid), "-o", "pid="], text=True).split()
     processes[0].kill()
     code, _, err = finish(processes[1], 120)
