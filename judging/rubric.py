@@ -53,6 +53,20 @@ _META_FULL_TASK = {
     "Winner: [Judgment A | Judgment B]\nThen explain why in one or two short sentences.",
 }
 
+_PAIRWISE_FULL = (
+    "Below are a user's question and two responses to it, Response A and Response B. The additive 5-point scoring "
+    "system described here says what a good response is:\n\n"
+    + _CRITERIA
+    + "\n\nDetermine which response would earn the higher "
+    "total under this scoring system. The order and the length of the responses must not influence you.\n\n"
+)
+_PAIRWISE_FULL_TASK = {
+    "last": "Explain which response is better, and why, in up to 100 words. Then conclude with the winner, on a line "
+    "of its own, in exactly this format:\nWinner: [Response A | Response B | Tie]",
+    "first": "Begin with the better response, on a line of its own, in exactly this format:\n"
+    "Winner: [Response A | Response B | Tie]\nThen explain why in one or two short sentences.",
+}
+
 _JUDGE_COMPACT = (
     "Score the response to the question from 0 to 5, a point each if it is relevant, substantial, useful, well "
     "organised, expert. "
@@ -65,6 +79,11 @@ _META_COMPACT = "Which of two judgments of the response is more accurate? "
 _META_COMPACT_TASK = {
     "last": 'Give a short reason, then on the last line "Winner: Judgment A" or "Winner: Judgment B".',
     "first": 'Write "Winner: Judgment A" or "Winner: Judgment B" on the first line, then a short reason.',
+}
+_PAIRWISE_COMPACT = "Which of two responses to the question is better: relevant, substantial, useful, expert? "
+_PAIRWISE_COMPACT_TASK = {
+    "last": 'Give a short reason, then on the last line "Winner: Response A", "Winner: Response B" or "Winner: Tie".',
+    "first": 'Write "Winner: Response A", "Winner: Response B" or "Winner: Tie" on the first line, then a reason.',
 }
 
 
@@ -84,6 +103,18 @@ def meta_prompt(
         return _compact(_META_COMPACT + _META_COMPACT_TASK[verdict], _shown_compact(question, response) + judgments)
     judgments = _tagged("judgment_a", judgment_a) + _tagged("judgment_b", judgment_b)
     return [_user(_META_FULL + _shown_full(question, response) + judgments + _META_FULL_TASK[verdict])]
+
+
+def pairwise_prompt(question: str, response_a: str, response_b: str, form: Form, verdict: Place) -> list[Message]:
+    """The messages that ask which of two responses to one question is better; `response_a` is shown first.
+
+    The method itself scores each response alone; measurements compare pairs, too (`evaluation/pairwise.py`).
+    """
+    if form == "compact":
+        responses = "Question:\n" + question + "\n\nResponse A:\n" + response_a + "\n\nResponse B:\n" + response_b
+        return _compact(_PAIRWISE_COMPACT + _PAIRWISE_COMPACT_TASK[verdict], responses)
+    shown = _tagged("question", question) + _tagged("response_a", response_a) + _tagged("response_b", response_b)
+    return [_user(_PAIRWISE_FULL + shown + _PAIRWISE_FULL_TASK[verdict])]
 
 
 def judgment_text(score: int | float, justification: str, verdict: Place) -> str:

@@ -13,7 +13,8 @@ space, by a colon) and runs of white space made one space, has to be, as a whole
     scale        = ("/" | "out of" | "of") "5" [points]
 
     winner line  = [mark] ["final"] "winner" ":" (winner | "<" winner ">" | "[" winner "]") ["."]
-    winner       = [("judgment" | "judgement")] ("A" | "B") | "tie"
+    winner       = [noun] ("A" | "B") | "tie"
+    noun         = "judgment" | "judgement"; where two responses are compared, "response"
 
     mark         = one to six "#" | "-" | "•"                   (a heading, a list item)
 
@@ -28,6 +29,7 @@ from typing import Literal
 
 Winner = Literal["first", "second", "tie"]
 Place = Literal["first", "last"]
+Compared = Literal["judgments", "responses"]
 
 MAXIMUM = 5
 """Scores lie in [0, 5]."""
@@ -57,7 +59,6 @@ class Failure(StrEnum):
 _FLAGS = re.IGNORECASE | re.ASCII
 _NUMBER = r"(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)"
 _SCALE = r"(?:/|(?:out )?of) ?5(?: ?points?)?"
-_WINNER = r"(?:(?:judge?ment )?([AB])|(tie))"
 _MARK = r"(?:(?:#{1,6}|-|•) ?)?"
 
 _SCORE_LABEL = re.compile(rf"{_MARK}(?:(?:final|total|overall) )?score ?: ?", _FLAGS)
@@ -66,12 +67,23 @@ _SCORE_VALUE = re.compile(
     _FLAGS,
 )
 _WINNER_LABEL = re.compile(rf"{_MARK}(?:final )?winner ?: ?", _FLAGS)
-_WINNER_VALUE = re.compile(rf"(?:{_WINNER}|< ?{_WINNER} ?>|\[ ?{_WINNER} ?\]) ?\.?", _FLAGS)
 
 # What counts as a value on a line that does not fit: a number apart from the scale; a candidate (a lone "a" is a word).
 _ANY_SCALE = re.compile(rf"{_SCALE}(?![0-9.])", _FLAGS)
 _ANY_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
-_ANY_WINNER = re.compile(r"\b(?:(?i:judge?ment [AB]|B|tie)|A)\b", re.ASCII)
+
+
+def _winners(noun: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """A winner and nothing else; and whatever names one. `noun` is a pattern of what is compared."""
+    winner = rf"(?:(?:{noun} )?([AB])|(tie))"
+    value = re.compile(rf"(?:{winner}|< ?{winner} ?>|\[ ?{winner} ?\]) ?\.?", _FLAGS)
+    return value, re.compile(rf"\b(?:(?i:{noun} [AB]|B|tie)|A)\b", re.ASCII)
+
+
+_WINNERS: dict[Compared, tuple[re.Pattern[str], re.Pattern[str]]] = {
+    "judgments": _winners("judge?ment"),
+    "responses": _winners("response"),
+}
 
 
 def parse_score(text: str, finish_reason: str, verdict: Place = "last", fractions: bool = False) -> Fraction | Failure:
@@ -88,14 +100,17 @@ def parse_score(text: str, finish_reason: str, verdict: Place = "last", fraction
     return score if fractions or score.denominator == 1 else Failure.FRACTION
 
 
-def parse_winner(text: str, finish_reason: str, verdict: Place = "last") -> Winner | Failure:
-    """Which judgment a comparison's generated text prefers, by place: A was shown first, B second."""
+def parse_winner(
+    text: str, finish_reason: str, verdict: Place = "last", compared: Compared = "judgments"
+) -> Winner | Failure:
+    """Which of two a comparison's generated text prefers, by place: A was shown first, B second."""
+    value, any_winner = _WINNERS[compared]
     rest = _after_label(_WINNER_LABEL, text, finish_reason, verdict)
     if isinstance(rest, Failure):
         return rest
-    match = _WINNER_VALUE.fullmatch(rest)
+    match = value.fullmatch(rest)
     if not match:
-        return _misfit(_ANY_WINNER.findall(rest))
+        return _misfit(any_winner.findall(rest))
     winners: dict[str, Winner] = {"a": "first", "b": "second", "tie": "tie"}
     return winners[next(filter(None, match.groups())).lower()]
 
