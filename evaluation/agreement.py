@@ -1,64 +1,49 @@
-"""Does the judge rank responses as their known quality does?
+"""Does the judge prefer what people prefer?
 
-`torchrun -m evaluation.agreement` judges the responses of labelled groups and compares, within each group, the order of
-mean scores with the known order. A tie of the judge counts half; chance is 0.5. Intervals are bootstrap percentiles
-over groups. Next to it stands the baseline that says the longer response is better.
+`torchrun -m evaluation.agreement --cases FILE` has a judge decide labelled pairs and ranked groups (`labelled.py`), or
+with `--decisions FILE` takes what any judge has said of them (`decisions.py`). Way "scores" judges each response alone,
+N times, as the method does, and the higher mean is preferred; "pairwise" compares any two, N times in either order. All
+two members of a group of different quality are a pair. What is reported, over the pairs that have a verdict:
+
+- pairwise: 1 where the judge prefers what the label does, 1/2 where one of the two is a tie, 0 where they are opposed.
+  Chance is 0.5.
+- with_ties: the share where judge and label are equal, among first, second and tie; without_ties: the same where
+  neither is a tie. These are MT-Bench's S1 and S2: a pair whose orders disagree is a tie. The label is the annotators'
+  majority, a tie between labels being a tie; "annotators" has their votes one by one, which is what MT-Bench counts.
+- kappa: Cohen's, of the judge and the label (`annotators.py`); of pairs that people labelled, not of groups.
+- spearman: of quality and the judge's mean score, or share of wins, within a group, over groups; responses without a
+  value are left out, a judge who has them all equal counts as 0. exact_order: the share of groups of which any two
+  members of different quality are in order, those left out that lack a value.
+- consistency: how often both orders name the same response, or both neither; first_position: how often the first one
+  shown wins, of comparisons with a winner.
+
+Beside the judge stands the baseline that the longer response is better ("longer"), by parts if the file names subsets.
+Intervals are bootstrap percentiles over groups. The judge's verdicts are kept as decisions.jsonl.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
-
-from evaluation.statistics import bootstrap, spearman
-from files import UserError, command, is_complete, read_numbered_jsonl, write_json, write_manifest
+from evaluation.decisions import Form, collect, read_decisions
+from evaluation.labelled import Case, Labelled, read_labelled
+from evaluation.measures import report
+from evaluation.pairwise import Way, duel_items, duel_record
+from files import UserError, command, is_complete, stage_key, write_json, write_jsonl, write_manifest
 from judging.judge import judge_section, judgment_record
-from judging.rankings import conversation_text
 from judging.rubric import judge_prompt
-from judging.scores import mean_score
+from judging.scores import Record
 from model.chat import ChatFormat, load_chat
 from sampling.generate import Item, generation_key, read_units, request_seed, run_units
-from sampling.request import Sampling
+from sampling.request import Completion, Sampling
 from settings import Settings, load_settings
 
-
-@dataclass(frozen=True)
-class Case:
-    """A response of known quality."""
-
-    group: str
-    name: str
-    prompt: str
-    text: str
-    quality: float
-    """Higher is better; compared within a group only."""
-    flaw: str = ""
-
-
-def read_cases(path: Path) -> Iterator[Case]:
-    """Cases of a file of groups: {id, prompt, responses: [{text, score, flaw}]}, or OpenAssistant's ranked replies
-    {message_id, context: [{role, text}], replies: [{rank, text}]}, rank 0 the best.
-
-    Raises `UserError` for a row of neither form.
-    """
-    for number, row in read_numbered_jsonl(path):
-        if "responses" in row and "prompt" in row:
-            for i, response in enumerate(row["responses"]):
-                name = f"{row['id']}/{i}"
-                flaw = response.get("flaw", "")
-                yield Case(row["id"], name, row["prompt"], response["text"], response["score"], flaw)
-        elif "replies" in row and "context" in row:
-            prompt = conversation_text(row["context"])
-            for i, reply in enumerate(row["replies"]):
-                yield Case(row["message_id"], f"{row['message_id']}/{i}", prompt, reply["text"], -reply["rank"])
-        else:
-            raise UserError(f"{path}, line {number}: neither a group of responses nor ranked replies; see the README")
+FORMS: dict[Way, Form] = {"scores": "scores", "pairwise": "comparisons"}
+"""What each way of judging gives."""
 
 
 def agreement_items(cases: Iterable[Case], chat: ChatFormat, settings: Settings, N: int) -> Iterator[Item]:
@@ -74,103 +59,11 @@ def agreement_items(cases: Iterable[Case], chat: ChatFormat, settings: Settings,
             yield Item(name, messages, sampling, seed, case.group, known)
 
 
-def pair_outcomes(
-    cases: Sequence[Case], value: Callable[[Case], Fraction | float | None]
-) -> dict[str, list[tuple[float, float]]]:
-    """For each group the pairs of different quality: (1 where `value` agrees, 1/2 where it ties, 0, gap in quality).
-
-    A case without a value enters no pair.
-    """
-    groups: dict[str, list[Case]] = {}
-    for case in cases:
-        groups.setdefault(case.group, []).append(case)
-    outcomes = {}
-    for name, members in groups.items():
-        pairs = []
-        for i, better in enumerate(members):
-            for worse in members[:i] + members[i + 1 :]:
-                high, low = value(better), value(worse)
-                if better.quality > worse.quality and high is not None and low is not None:
-                    agrees = 0.5 if high == low else float(high > low)
-                    pairs.append((agrees, better.quality - worse.quality))
-        outcomes[name] = pairs
-    return outcomes
-
-
-def report(cases: Sequence[Case], judgments: Sequence[dict[str, Any]], minimum_valid: int = 1) -> dict[str, Any]:
-    """Parse rate, pairwise agreement (by gap and by flaw), Spearman within a group, calibration, and the baseline."""
-    by_case: dict[str, list[dict[str, Any]]] = {case.name: [] for case in cases}
-    for row in judgments:
-        by_case[row["response_id"]].append(row)
-    scores = {name: mean_score(rows, minimum_valid) for name, rows in by_case.items()}
-    outcomes = pair_outcomes(cases, lambda case: scores[case.name])
-    most = max(map(len, by_case.values()))
-    longer = pair_outcomes(cases, lambda case: len(case.text))
-    gaps = sorted({gap for pairs in outcomes.values() for _, gap in pairs})
-    parsed = [row["score"] for row in judgments if row["score"] is not None]
-    return {
-        "judgments": len(judgments),
-        "parse_rate": round(len(parsed) / len(judgments), 4),
-        "score_histogram": {str(score): parsed.count(score) for score in sorted(set(parsed))},
-        "pairwise": _pairwise(cases, scores),
-        "pairwise_by_N": {
-            str(n): _pairwise(cases, {name: mean_score(rows[:n], minimum_valid) for name, rows in by_case.items()})
-            for n in (1, 2, 4, 8, 16)
-            if n <= most
-        },
-        "longer_wins": bootstrap([[agrees for agrees, _ in pairs] for pairs in longer.values()]),
-        "spearman": bootstrap(_spearman_by_group(cases, scores)),
-        "by_gap": {
-            f"{gap:g}": bootstrap([[a for a, g in pairs if g == gap] for pairs in outcomes.values()]) for gap in gaps
-        },
-        "by_flaw": {flaw: bootstrap(pairs) for flaw, pairs in _against_flawless(cases, scores).items()},
-        "mean_score_by_quality": _means(cases, scores, lambda case: f"{case.quality:g}"),
-        "mean_score_by_flaw": _means(cases, scores, lambda case: case.flaw),
-    }
-
-
-def _pairwise(cases: Sequence[Case], scores: dict[str, Fraction | None]) -> dict[str, Any]:
-    outcomes = pair_outcomes(cases, lambda case: scores[case.name])
-    return bootstrap([[agrees for agrees, _ in pairs] for pairs in outcomes.values()])
-
-
-def _against_flawless(cases: Sequence[Case], scores: dict[str, Fraction | None]) -> dict[str, list[list[float]]]:
-    """For each flaw and group, whether the flawless responses are preferred to those with the flaw."""
-    found: dict[str, list[list[float]]] = {}
-    for flaw in sorted({case.flaw for case in cases} - {"", "none"}):
-        members = [case for case in cases if case.flaw in (flaw, "none")]
-        outcomes = pair_outcomes(members, lambda case: scores[case.name])
-        found[flaw] = [[agrees for agrees, _ in pairs] for pairs in outcomes.values()]
-    return found
-
-
-def _spearman_by_group(cases: Sequence[Case], scores: dict[str, Fraction | None]) -> list[list[float]]:
-    groups: dict[str, list[tuple[float, float]]] = {}
-    for case in cases:
-        score = scores[case.name]
-        if score is not None:
-            groups.setdefault(case.group, []).append((case.quality, float(score)))
-    found = []
-    for members in groups.values():
-        if len({quality for quality, _ in members}) > 1:
-            qualities, means = zip(*members, strict=True)
-            found.append([spearman(qualities, means) or 0.0])  # a judge that scores all alike knows nothing
-    return found
-
-
-def _means(cases: Sequence[Case], scores: dict[str, Fraction | None], label: Callable[[Case], str]) -> dict[str, float]:
-    values: dict[str, list[float]] = {}
-    for case in cases:
-        score = scores[case.name]
-        if score is not None:
-            values.setdefault(label(case), []).append(float(score))
-    return {name: round(float(np.mean(values[name])), 3) for name in sorted(values)}
-
-
-def agreement_key(settings: Settings, model_dir: Path, cases: Path, N: int) -> str:
+def agreement_key(settings: Settings, model_dir: Path, cases: Path, N: int, way: Way = "scores") -> str:
     """The identity of an agreement measurement."""
     inputs: dict[str, Path | str] = {"model": model_dir, "cases": cases}
-    return generation_key(f"agreement-{N}", settings, judge_section(settings), 0, inputs)
+    stage = f"agreement-{N}" if way == "scores" else f"agreement-{way}-{N}"
+    return generation_key(stage, settings, judge_section(settings), 0, inputs)
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -178,36 +71,145 @@ def read_report(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "agreement.json").read_text(encoding="utf-8"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure how well a judge agrees with labelled groups.")
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory of the judge")
-    parser.add_argument("--cases", required=True, type=Path, help="JSON lines of labelled groups")
-    parser.add_argument("--N", type=int, default=1, help="judgments a response")
-    parser.add_argument("--out", required=True, type=Path)
-    arguments = parser.parse_args()
+def judged(
+    labelled: Labelled, way: Way, N: int, settings: Settings, model_dir: Path, work: Path, key: str
+) -> list[Record]:
+    """What a model says of the cases, all ranks together, as rows of decisions.jsonl; the records stay in `work`."""
+    chat = load_chat(model_dir)
+    if way == "scores":
+        items = agreement_items(labelled.cases, chat, settings, N)
+    else:
+        items = duel_items((pair.duel for pair in labelled.pairs), way, N, chat, settings)
+
+    def record(item: Item, completion: Completion) -> Record:
+        if way == "scores":
+            return judgment_record(item, completion, chat, settings.judge)
+        return duel_record(item, completion, way, chat, settings.judge)
+
+    run_units("agreement", list(items), record, chat=chat, settings=settings, model_dir=model_dir, out=work, key=key)
+    if way == "scores":
+        return [{"id": row["response_id"]} | _kept(row, "index", "score", "failure") for row in read_units(work)]
+    return [
+        {"id": row["duel"], "order": row["shown"]} | _kept(row, "index", "winner", "failure")
+        for row in read_units(work)
+    ]
+
+
+def _kept(row: Record, *keys: str) -> Record:
+    return {key: row[key] for key in keys}
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The measurement of a model, which judges and has it written unless it is there."""
+    out, N = arguments.out, arguments.N or 1
+    way: Way = arguments.way or "scores"
     settings = load_settings(arguments.config)
-    key = agreement_key(settings, arguments.model, arguments.cases, arguments.N)
-    if is_complete(arguments.out, key):
-        return
-    chat, cases = load_chat(arguments.model), list(read_cases(arguments.cases))
-    if not cases:
-        raise UserError(f"{arguments.cases}: no labelled responses; name another file of groups")
-    work = arguments.out / "judgments"
-    run_units(
-        "agreement",
-        list(agreement_items(cases, chat, settings, arguments.N)),
-        lambda item, completion: judgment_record(item, completion, chat, settings.judge),
-        chat=chat,
-        settings=settings,
-        model_dir=arguments.model,
-        out=work,
-        key=key,
-    )
-    found = report(cases, list(read_units(work)))
-    path = arguments.out / "agreement.json"
-    write_json(path, found)
-    write_manifest(arguments.out, "agreement", key, [path], counts={"cases": len(cases)})
+    key = agreement_key(settings, arguments.model, arguments.cases, N, way)
+    if is_complete(out, key) and "longer" in (found := read_report(out)):  # an older one says less
+        return found
+    labelled = read_labelled(arguments.cases)
+    work = out / ("judgments" if way == "scores" else "comparisons")
+    rows = judged(labelled, way, N, settings, arguments.model, work, key)
+    decisions = collect(FORMS[way], ((str(work), row) for row in rows), labelled, str(work))
+    found = {"judge": str(arguments.model)} | report(labelled, decisions)
+    paths = [out / "agreement.json", out / "decisions.jsonl"]
+    write_json(paths[0], found)
+    write_jsonl(paths[1], rows)
+    write_manifest(out, "agreement", key, paths, counts={"cases": len(labelled.cases)})
+    return found
+
+
+def measure_stored(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The measurement of a file of decisions; it is written where a folder is named."""
+    labelled = read_labelled(arguments.cases)
+    found = {"judge": str(arguments.decisions)} | report(labelled, read_decisions(arguments.decisions, labelled))
+    if out := arguments.out:
+        key = stage_key("agreement-decisions", {}, {"cases": arguments.cases, "decisions": arguments.decisions})
+        write_json(out / "agreement.json", found)
+        write_manifest(out, "agreement", key, [out / "agreement.json"], counts={"cases": len(labelled.cases)})
+    return found
+
+
+LINES = {
+    "pairwise": "agreement, a tie counting half",
+    "with_ties": "with ties",
+    "without_ties": "without ties",
+    "kappa": "kappa with the label",
+    "spearman": "Spearman within a group",
+    "exact_order": "groups in exact order",
+    "consistency": "both orders agree",
+    "first_position": "the first one shown wins",
+}
+"""The measures of a table."""
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """A report for people: each measure with its interval and count, beside it the baseline's."""
+    parsed = "-" if found["parse_rate"] is None else f"{found['parse_rate']:.1%}"
+    lines = [f"{found['judge']}: {found['judgments']} {found['form']}, {parsed} of them read"]
+    lines += _part_lines("all", found)
+    if means := found["mean_score_by_quality"]:
+        lines.append("  mean score by quality   " + ", ".join(f"{name}: {mean:.2f}" for name, mean in means.items()))
+    for name, part in found["subsets"].items():
+        lines += _part_lines(name, part)
+    if people := found["annotators"]:
+        among = people["among"]
+        lines.append(f"{people['annotators']} annotators, {people['labels']} labels")
+        lines += [
+            f"  {'with ' + name:32}{_cell('kappa', row['kappa'])}" for name, row in people["by_annotator"].items()
+        ]
+        lines.append(f"  {'among them, mean':32}{among['reason'] or format(among['kappa'], '.2f')}")
+    return "\n".join(lines)
+
+
+def _part_lines(name: str, part: Mapping[str, Any]) -> list[str]:
+    """The lines of all, or of a subset; measures that it does not have are left out."""
+    title = f"{name}, {part['pairs']} pairs"
+    lines = [f"{title:34}{'judge':32}longer wins"]
+    for key, text in LINES.items():
+        if part[key]["count"]:
+            lines.append(f"  {text:32}{_cell(key, part[key]):32}{_cell(key, part['longer'].get(key))}".rstrip())
+    return lines
+
+
+def _cell(key: str, found: Mapping[str, Any] | None) -> str:
+    """A value with its interval and count, a share in per cent."""
+    if found is None or found["value"] is None:
+        return (found or {}).get("reason", "")
+    value, low, high = (found[name] for name in ("value", "low", "high"))
+    if key in ("spearman", "kappa"):
+        return f"{value:.2f} [{low:.2f}, {high:.2f}] of {found['count']}"
+    return f"{value:.1%} [{100 * low:.1f}, {100 * high:.1f}] of {found['count']}"
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure how well a judge agrees with labelled pairs and groups.")
+    parser.add_argument("--cases", required=True, type=Path, help="JSON lines of labelled pairs or groups")
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--model", type=Path, help="Hugging Face directory of the judge")
+    parser.add_argument("--way", choices=get_args(Way), help="of judging; default: scores")
+    parser.add_argument("--N", type=int, help="judgments a response, or comparisons in each order; default: 1")
+    parser.add_argument("--decisions", type=Path, help="JSON lines of verdicts, instead of a model")
+    parser.add_argument("--out", type=Path, help="a folder; with --decisions it may be left out")
+    parser.add_argument("--quiet", action="store_true", help="print no table")
+    arguments = parser.parse_args()
+    of_a_model = {"--config": arguments.config, "--model": arguments.model, "--out": arguments.out}
+    if arguments.decisions:
+        of_a_model |= {"--way": arguments.way, "--N": arguments.N, "--out": None}
+        if given := [name for name, value in of_a_model.items() if value is not None]:
+            raise UserError(f"{given[0]} is of a model, and --decisions takes its place; leave one of the two out")
+    elif missing := [name for name, value in of_a_model.items() if value is None]:
+        raise UserError(f"{missing[0]} is missing; name a model, its config and a folder, or a file of --decisions")
+    if arguments.N is not None and arguments.N < 1:
+        raise UserError(f"--N is {arguments.N}; it must be at least 1")
+    return arguments
+
+
+def main() -> None:
+    arguments = read_arguments()
+    found = measure_stored(arguments) if arguments.decisions else measure(arguments)
+    if not arguments.quiet and os.environ.get("RANK", "0") == "0":
+        print(table(found))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 from dpo.data import Example
-from evaluation.agreement import Case, agreement_items, read_cases
+from evaluation.agreement import agreement_items
+from evaluation.labelled import Case, read_cases
 from evaluation.meta_agreement import KEYS, comparison_items
 from files import read_jsonl
 from judging.eft import eft_items, is_held_out, read_sources

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.agreement import spearman
+from evaluation.statistics import spearman
 from files import UserError, read_jsonl
 from judging.construct import Constructor, load_sources, repetitive, sentences
 from judging.flaws import FLAWS

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import judging.eft
 import sampling.generate
-from evaluation.agreement import read_cases
+from evaluation.labelled import read_cases
 from files import UserError, read_jsonl, read_manifest, write_jsonl
 from judging.eft import (
     Outcome,

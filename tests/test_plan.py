@@ -17,7 +17,8 @@ import plan as command_line
 from bench.calibration import Measured, TrainingBench, fit, samples
 from dpo.data import Example
 from dpo.parallel import distributed
-from evaluation.agreement import agreement_items, read_cases
+from evaluation.agreement import agreement_items
+from evaluation.labelled import read_cases
 from files import UserError
 from model.chat import load_chat
 from model.config import LlamaConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.agreement import read_cases
+from evaluation.labelled import read_cases
 from files import UserError, write_jsonl
 from judging.rankings import RankedGroup, Reason, Reply, conversation_text, ranked_groups
 from settings import Eft

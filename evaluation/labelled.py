@@ -1,0 +1,283 @@
+"""Responses of which people, or another judge, have said which is better: pairs with labels, and ranked groups.
+
+A file of them is JSON lines; each row has one of four forms:
+
+- a labelled pair {id, prompt, output_1, output_2, label}: 1 or 2 says which output is better, "tie" (or 0, or 1.5) that
+  neither is. Rows with one id are one pair, labelled by several annotators, each of whom is named: "annotator".
+- a pair as AlpacaEval has it {instruction, output_1, output_2, preference}: from 1 to 2, the nearer output is better.
+  It needs no id; rows with the same texts are one pair, and "annotator_index" names the annotator.
+- a group {id, prompt, responses: [{text, score}]}, the higher score better.
+- OpenAssistant's ranked replies {message_id, context: [{role, text}], replies: [{rank, text}]}, rank 0 the best.
+
+A prompt is a text, or a conversation [{role, content}] that ends with the user's turn. "subset" (of AlpacaEval's rows
+also "dataset") names the part of the file for which a measurement has a row of its own.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from evaluation.pairwise import Duel, Preference
+from files import UserError, read_numbered_jsonl
+from judging.rankings import conversation_text
+
+_ROLES = {"prompter": "prompter", "user": "prompter", "human": "prompter", "assistant": "assistant"}
+_LABELS: dict[str, Preference] = {"first": "first", "second": "second", "tie": "tie"}
+_NUMBERS: dict[float, Preference] = {1: "first", 2: "second", 0: "tie", 1.5: "tie"}
+_QUALITIES: dict[Preference, tuple[float, float]] = {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A response of known quality."""
+
+    group: str
+    name: str
+    prompt: str
+    text: str
+    quality: float
+    """Higher is better; compared within a group only. Of a labelled pair the better response has 1, the other 0."""
+    flaw: str = ""
+    subset: str = ""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two responses to one prompt."""
+
+    name: str
+    first: Case
+    second: Case
+    labels: Mapping[str, Preference] = field(default_factory=dict)
+    """By annotator, "" being one without a name. Of two members of a ranked group there are none."""
+
+    @property
+    def label(self) -> Preference:
+        """Which is better, by the annotators' majority or by the group's order."""
+        return prefer(self.first.quality, self.second.quality)
+
+    @property
+    def duel(self) -> Duel:
+        return Duel(self.name, self.first.prompt, self.first.text, self.second.text)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a file holds."""
+
+    cases: list[Case]
+    pairs: list[Pair]
+    """The labelled ones under their ids, and of each group any two of different quality, as "GROUP/0-2"."""
+
+    @property
+    def subsets(self) -> dict[str, "Labelled"]:
+        """By name, those that have one."""
+        return {
+            name: Labelled(
+                [case for case in self.cases if case.subset == name],
+                [pair for pair in self.pairs if pair.first.subset == name],
+            )
+            for name in sorted({case.subset for case in self.cases} - {""})
+        }
+
+    @property
+    def rankings(self) -> list[list[Case]]:
+        """The groups with members of different quality; labelled pairs are none."""
+        labelled = {pair.first.group for pair in self.pairs if pair.labels}
+        groups: dict[str, list[Case]] = {}
+        for case in self.cases:
+            if case.group not in labelled:
+                groups.setdefault(case.group, []).append(case)
+        return [members for members in groups.values() if len({case.quality for case in members}) > 1]
+
+
+def prefer(first: Any, second: Any) -> Preference:
+    """Which of two numbers is higher."""
+    return "tie" if first == second else "first" if first > second else "second"
+
+
+def majority(labels: Iterable[Preference]) -> Preference:
+    """The most frequent label; a tie where several are."""
+    counts = Counter(labels)
+    most = [label for label, count in counts.items() if count == max(counts.values())]
+    return most[0] if len(most) == 1 else "tie"
+
+
+@dataclass
+class _Votes:
+    """A labelled pair while its rows are read."""
+
+    texts: tuple[str, str, str]
+    """Prompt and outputs."""
+    subset: str
+    labels: dict[str, Preference] = field(default_factory=dict)
+
+
+def read_cases(path: Path) -> list[Case]:
+    """The responses of a file of any of the four forms."""
+    return read_labelled(path).cases
+
+
+def read_labelled(path: Path) -> Labelled:
+    """The responses of a file and their pairs, groups first.
+
+    Raises `UserError`, naming file, line and id: for a row of none of the four forms or with a key that is missing or
+    of another kind, a group's id that comes twice, an id that stands for two pairs or a pair with two ids, and a label
+    that comes twice. And where the file holds nothing.
+    """
+    groups: dict[str, list[Case]] = {}
+    votes: dict[Any, _Votes] = {}
+    names: dict[tuple[str, str, str], str] = {}
+    for number, row in read_numbered_jsonl(path):
+        where = f"{path}, line {number}"
+        if "output_1" in row:
+            _add_vote(row, votes, names, where)
+            continue
+        members = _group(row, where)
+        name = members[0].group
+        if name in groups:
+            raise UserError(f"{where}: the id {name!r} came before; give each group its own")
+        groups[name] = members
+    pairs = [
+        Pair(f"{name}/{i}-{j}", members[i], members[j])
+        for name, members in groups.items()
+        for i, j in combinations(range(len(members)), 2)
+        if members[i].quality != members[j].quality
+    ]
+    for place, (key, found) in enumerate(votes.items()):
+        pair = _pair(key if isinstance(key, str) else f"{place:05}", found)
+        if pair.name in groups:
+            raise UserError(f"{path}: the id {pair.name!r} is that of a group and of a pair; rename one")
+        groups[pair.name] = [pair.first, pair.second]
+        pairs.append(pair)
+    if not groups:
+        raise UserError(f"{path}: no labelled responses; name another file of pairs or groups")
+    return Labelled([case for members in groups.values() for case in members], pairs)
+
+
+def _add_vote(row: dict[str, Any], votes: dict[Any, _Votes], names: dict[Any, str], where: str) -> None:
+    """One annotator's label of a pair. `names` has the ids under which texts came before, where annotators are named.
+
+    A pair without an id goes by its texts.
+    """
+    official = "instruction" in row
+    prompt = _prompt(_need(row, "instruction" if official else "prompt", where), where)
+    texts = (prompt, _text(row, "output_1", where), _text(row, "output_2", where))
+    key: Any = texts if official and "id" not in row else _id(row, "id", where)
+    label = _label(row, where)
+    given = row.get("annotator", row.get("annotator_index"))
+    annotator = "" if given is None else str(given)
+    subset = row.get("subset", row.get("dataset", "") if official else "")
+    found = votes.setdefault(key, _Votes(texts, str(subset)))
+    shown = repr(key) if isinstance(key, str) else f"the pair of {prompt[:40]!r}"
+    if found.texts != texts:
+        raise UserError(f"{where}: {shown} came before with another prompt or outputs; give each pair its own id")
+    if annotator in found.labels:
+        who = f"annotator {annotator!r} has" if annotator else "one without a name has"
+        raise UserError(f'{where}: {shown}: {who} labelled it before; remove a line, or name each "annotator"')
+    if isinstance(key, str) and annotator and names.setdefault(texts, key) != key:
+        raise UserError(f"{where}: {shown} and {names[texts]!r} are the same pair; annotators need one id for it")
+    found.labels[annotator] = label
+
+
+def _pair(name: str, votes: _Votes) -> Pair:
+    prompt, *texts = votes.texts
+    qualities = _QUALITIES[majority(votes.labels.values())]
+    first, second = (
+        Case(name, f"{name}/{place}", prompt, text, quality, subset=votes.subset)
+        for place, (text, quality) in enumerate(zip(texts, qualities, strict=True))
+    )
+    return Pair(name, first, second, votes.labels)
+
+
+def _group(row: dict[str, Any], where: str) -> list[Case]:
+    """The members of a group's row, of either form."""
+    if "responses" in row:
+        key, name, prompt = "responses", _id(row, "id", where), _need(row, "prompt", where)
+    elif "replies" in row and "context" in row:
+        key, name, prompt = "replies", _id(row, "message_id", where), row["context"]
+    else:
+        raise UserError(f"{where}: neither a labelled pair nor a group of responses nor ranked replies; see the README")
+    given = row[key]
+    if not isinstance(given, list) or not given or not all(isinstance(response, dict) for response in given):
+        raise UserError(f"{where}: {key!r} of {name!r} must be a list of objects; mend or remove the line")
+    prompt, subset = _prompt(prompt, where), str(row.get("subset", ""))
+    members = []
+    for place, response in enumerate(given):
+        quality = _number(response, "score", where) if key == "responses" else -_number(response, "rank", where)
+        text, flaw = _text(response, "text", where), response.get("flaw", "")
+        members.append(Case(name, f"{name}/{place}", prompt, text, quality, flaw, subset))
+    return members
+
+
+def _label(row: dict[str, Any], where: str) -> Preference:
+    key = "preference" if "preference" in row and "label" not in row else "label"
+    value = _need(row, key, where)
+    text = str(value).strip().lower()
+    if text in _LABELS:
+        return _LABELS[text]
+    number = _finite(text)
+    if isinstance(value, bool) or number is None or number not in _NUMBERS:
+        if key == "preference" and number is not None and 1 < number < 2:  # the probability of output 2, and 1
+            return "first" if number < 1.5 else "second"
+        raise UserError(f'{where}: {key} is {value!r}; it must be 1, 2 or "tie"')
+    return _NUMBERS[number]
+
+
+def _prompt(value: Any, where: str) -> str:
+    """A prompt's text, or a conversation as the text that a judge is shown."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Sequence) or not value:
+        raise UserError(f"{where}: the prompt must be a text or a list of messages; mend or remove the line")
+    turns = []
+    for message in value:
+        if not isinstance(message, dict) or message.get("role") not in _ROLES:
+            raise UserError(f"{where}: a message of the prompt must be {{role, content}} of user or assistant")
+        turns.append({"role": _ROLES[message["role"]], "text": _text(message, _content_key(message), where)})
+    if turns[-1]["role"] != "prompter":
+        raise UserError(f"{where}: the prompt must end with the user's turn; mend or remove the line")
+    return conversation_text(turns)
+
+
+def _content_key(message: Mapping[str, Any]) -> str:
+    return "text" if "text" in message else "content"
+
+
+def _id(row: Mapping[str, Any], key: str, where: str) -> str:
+    value = _need(row, key, where)
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise UserError(f"{where}: {key} is {value!r}; it must be a text")
+    return str(value)
+
+
+def _text(row: Mapping[str, Any], key: str, where: str) -> str:
+    value = _need(row, key, where)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {key} is {value!r:.40}; it must be a text")
+    return value
+
+
+def _number(row: Mapping[str, Any], key: str, where: str) -> float:
+    value = _need(row, key, where)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{where}: {key} is {value!r:.40}; it must be a finite number")
+    return value
+
+
+def _need(row: Mapping[str, Any], key: str, where: str) -> Any:
+    if row.get(key) is None:
+        raise UserError(f"{where}: key {key!r} is missing; add it")
+    return row[key]
+
+
+def _finite(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
