@@ -1,0 +1,270 @@
+"""Any judge as a benchmark's annotator: the annotations that `evaluation.winrate`, `.arena` and `.mtbench` read.
+
+`torchrun -m evaluation.annotate --benchmark B --answers FILE --out OUT` takes answers as `evaluation/answers.py` writes
+them, and a judge: `--judge DIR`, a Hugging Face folder, which scores each answer alone, as in the loop, or compares
+(`--way`, evaluation/pairwise.py), `--N` times; or `--verdicts FILE`, verdicts from elsewhere (evaluation/verdicts.py).
+
+- alpaca-eval: `--baseline` has the questions and the answers to compare with. OUT/annotations.json is a list of
+  {dataset, instruction, output_1, generator_1, output_2, generator_2, annotator, preference, raw}; output_1 is the
+  baseline's. Preference goes from 1, the baseline's, over 1.5, a tie, to 2, the model's, and is the mean over orders
+  and samples; null where no verdict could be read. "raw" is what it was made of.
+- arena-hard: `--questions`, `--baseline`. OUT/model_judgment/JUDGE/NAME.jsonl has a row a question, {question_id,
+  model, judge, baseline, games}, or {uid, category, ...} in the form of v2.0, and two games {judgment, score}: the
+  baseline's answer as A, then as B. Scores are "A>B", "A=B", "B>A", or null. There are no strong verdicts, ">>":
+  neither our pairwise prompt nor our rubric says from where on an answer is much better. A judge who scores each answer
+  alone knows no order: both games say the same, and are one piece of evidence, not two.
+- mt-bench: `--questions`. OUT/model_judgment/JUDGE_single.jsonl has a row a turn, {question_id, model, judge, judgment,
+  score, scale, turn, tstamp}. The score is the mean over the samples that hold one, null where none does. Our rubric
+  goes from 0 to 5 and MT-Bench's from 1 to 10: "scale" says which, and the two must not be averaged or compared. The
+  judge of a second turn sees the dialog so far; reference answers are not shown.
+
+The judge is named in each row, by `--judge-name`, or its folder and what its weights' digest begins with; the names of
+the benchmarks' own annotators are refused. Whatever comes out is this judge's number, not the benchmark's.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from evaluation.answers import ALPACA_EVAL, MT_BENCH, TURNS
+from evaluation.arena import V1, V2
+from evaluation.findings import Finding, Score, plain, write_findings, write_scores
+from evaluation.matches import Match, read_matches
+from evaluation.mtbench import JUDGE
+from evaluation.pairwise import Duel, Way, decide, duel_items, duel_record
+from evaluation.verdicts import found_elsewhere, judge_of, read_verdicts, scored_elsewhere
+from evaluation.winrate import OFFICIAL_ANNOTATOR
+from files import UserError, command, digest, is_complete, read_manifest, stage_key, write_manifest
+from judging.judge import judge_items, judge_section, judgment_record
+from judging.rankings import conversation_text
+from judging.scores import group_by, mean_score
+from judging.verdict import MAXIMUM
+from model.chat import ChatFormat, load_chat
+from sampling.generate import Item, generation_key, read_units, run_units
+from sampling.request import Completion
+from settings import Settings, load_settings
+
+Record = dict[str, Any]
+
+OFFICIAL = {OFFICIAL_ANNOTATOR, *V1.judges, *V2.judges, JUDGE}
+"""The annotators behind official numbers of the benchmarks. What they wrote is read as it is."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a model is asked for its judgment."""
+
+    model_dir: Path
+    settings: Settings
+    way: Way
+    N: int
+
+
+def dialog_text(match: Match, turn: int) -> str:
+    """The question that the judge of a turn, from 0, is shown: the dialog up to it."""
+    said: list[dict[str, str]] = []
+    for question, answer in zip(match.question.turns[:turn], match.answer.texts, strict=False):
+        said += [{"role": "prompter", "text": question}, {"role": "assistant", "text": answer}]
+    return conversation_text([*said, {"role": "prompter", "text": match.question.turns[turn]}])
+
+
+def duels(matches: Sequence[Match]) -> list[Duel]:
+    """The matches as duels, the baseline's answer first."""
+    found = []
+    for match in matches:
+        assert match.baseline is not None
+        texts = (match.baseline.texts[0], match.answer.texts[0])
+        found.append(Duel(match.question.id, match.question.turns[0], *texts))
+    return found
+
+
+def judge_turns(matches: Sequence[Match], asking: Asking, chat: ChatFormat) -> list[Item]:
+    """N requests for each turn of each match."""
+    rows = []
+    for match in matches:
+        for turn, text in enumerate(match.answer.texts):
+            name = f"{match.question.id}/turn{turn + 1}"
+            known = {"id": name, "prompt_id": name, "prompt": dialog_text(match, turn), "text": text}
+            rows.append(known | {"finish_reason": "stop"})
+    settings = asking.settings
+    return list(judge_items(rows, chat, replace(settings, judge=replace(settings.judge, N=asking.N)), 0))
+
+
+def ask(benchmark: str, matches: Sequence[Match], asking: Asking, out: Path, key: str) -> list[Record]:
+    """The judge's records, by all ranks; they are kept in `out`."""
+    settings, chat = asking.settings, load_chat(asking.model_dir)
+
+    def record(item: Item, completion: Completion) -> Record:
+        if benchmark == MT_BENCH:
+            return judgment_record(item, completion, chat, settings.judge)
+        return duel_record(item, completion, asking.way, chat, settings.judge)
+
+    if benchmark == MT_BENCH:
+        items = judge_turns(matches, asking, chat)
+    else:
+        items = list(duel_items(duels(matches), asking.way, asking.N, chat, settings))
+    run_units("annotate", items, record, chat=chat, settings=settings, model_dir=asking.model_dir, out=out, key=key)
+    return list(read_units(out))
+
+
+def found_by_judge(matches: Sequence[Match], records: Sequence[Record], way: Way) -> list[Finding]:
+    """What a judge's records say of each match."""
+    by_duel, findings = group_by(records, "duel"), []
+    for duel in duels(matches):
+        rows = by_duel.get(duel.id, [])
+        sides = ["\n\n".join(row["text"] for row in rows if row["shown"] == side) for side in (0, 1)]
+        games = (sides[0], sides[1])
+        if way == "scores" and rows:  # a game has both answers' judgments, A's and then B's
+            games = ("\n\n".join(sides), "\n\n".join(reversed(sides)))
+        verdict = "score" if way == "scores" else "winner"
+        raw = [{key: row[key] for key in ("shown", "index", verdict, "failure", "text")} for row in rows]
+        findings.append(Finding(decide(duel, rows, way), raw, games))
+    return findings
+
+
+def scored_by_judge(matches: Sequence[Match], records: Sequence[Record]) -> list[list[Score]]:
+    """Each match's scores, a turn each."""
+    by_turn = group_by(records, "response_id")
+
+    def score(name: str) -> Score:
+        mean = mean_score(by_turn[name], 1)
+        value = None if mean is None else plain(mean)
+        return Score(value, [0, MAXIMUM], "\n\n".join(row["text"] for row in by_turn[name]))
+
+    turns = range(1, TURNS[MT_BENCH] + 1)
+    return [[score(f"{match.question.id}/turn{turn}") for turn in turns] for match in matches]
+
+
+def named(name: str) -> str:
+    """The judge's name, if it may be one. Raises `UserError` for an official annotator's and for no file's name."""
+    if name.strip().lower() in OFFICIAL:
+        raise UserError(
+            f"the judge's name {name!r} is that of a benchmark's own annotator, whose files need no annotating; "
+            "give another one by --judge-name"
+        )
+    if not name.strip() or "/" in name:
+        raise UserError(f"the judge's name {name!r} becomes a file's; give one without a slash by --judge-name")
+    return name
+
+
+def count_findings(findings: Sequence[Finding]) -> dict[str, int]:
+    """Questions by what was found: which answer is the better one, or nothing."""
+    found = Counter(finding.decision.preference for finding in findings)
+    better = {"baseline_better": found["first"], "tied": found["tie"], "model_better": found["second"]}
+    return {"questions": len(findings)} | better | {"without_verdict": found[None]}
+
+
+def count_scores(scores: Sequence[Sequence[Score]]) -> dict[str, int]:
+    """Turns with and without a score."""
+    values = [score.value for turns in scores for score in turns]
+    unread = values.count(None)
+    return {"questions": len(scores), "scored": len(values) - unread, "without_verdict": unread}
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Have any judge annotate answers to a benchmark.")
+    parser.add_argument("--benchmark", required=True, choices=list(TURNS))
+    parser.add_argument("--answers", required=True, type=Path, help="the model's, in the benchmark's format")
+    parser.add_argument("--baseline", type=Path, help="the answers to compare with (alpaca-eval, arena-hard)")
+    parser.add_argument("--questions", type=Path, help="the benchmark's own file (arena-hard, mt-bench)")
+    judge = parser.add_mutually_exclusive_group(required=True)
+    judge.add_argument("--judge", type=Path, help="Hugging Face directory")
+    judge.add_argument("--verdicts", type=Path, help="JSON lines of verdicts from elsewhere (evaluation/verdicts.py)")
+    parser.add_argument("--config", type=Path, help="the settings of --judge")
+    parser.add_argument("--way", choices=get_args(Way), default="scores", help="how --judge is asked; default: scores")
+    parser.add_argument("--N", type=int, default=1, help="judgments an answer, or comparisons an order; default: 1")
+    parser.add_argument("--judge-name", help="default: the folder and the digest of --judge, or who --verdicts names")
+    parser.add_argument("--out", required=True, type=Path)
+    arguments = parser.parse_args()
+    check_arguments(arguments)
+    return arguments
+
+
+def check_arguments(given: argparse.Namespace) -> None:
+    """Raise `UserError` for what a benchmark or a judge needs and what it has no use for."""
+    benchmark = given.benchmark
+    needed = {"--baseline": benchmark != MT_BENCH, "--questions": benchmark != ALPACA_EVAL}
+    for option, value in (("--baseline", given.baseline), ("--questions", given.questions)):
+        if needed[option] != (value is not None):
+            raise UserError(
+                f"{option}: {benchmark} {'needs it' if needed[option] else 'has no use for it; leave it out'}"
+            )
+    if given.judge and not given.config:
+        raise UserError("--config: --judge needs one; its [judge], [engine] and [model] say how to ask")
+    if benchmark == MT_BENCH and given.way != "scores":
+        raise UserError(f"--way {given.way}: the answers of {benchmark} are scored, one by one; leave it out")
+    if given.N < 1:
+        raise UserError(f"--N is {given.N}; it must be at least 1")
+
+
+def annotation_key(given: argparse.Namespace, settings: Settings | None, what: str) -> str:
+    """The identity of the judge's work, or of the file's; `what` tells them apart."""
+    paths = {
+        "answers": given.answers,
+        "baseline": given.baseline,
+        "questions": given.questions,
+        "model": given.judge,
+        "verdicts": given.verdicts,
+    }
+    inputs: dict[str, Path | str] = {name: path for name, path in paths.items() if path}
+    section = {"benchmark": given.benchmark, "what": what}
+    if settings is None:
+        return stage_key("annotate", section, inputs)
+    asked = {"way": given.way, "N": given.N}
+    return generation_key("annotate", settings, judge_section(settings) | asked | section, 0, inputs)
+
+
+def main() -> None:
+    given, started = read_arguments(), time.monotonic()
+    benchmark, out, work = given.benchmark, given.out, given.out / "judgments"
+    matches = read_matches(benchmark, given.answers, given.baseline, given.questions)
+    settings, records, verdicts = None, [], {}
+    if given.judge:
+        settings = load_settings(given.config)
+        judge = given.judge_name or f"{given.judge.resolve().name}-{digest(given.judge)[:8]}"
+    else:
+        verdicts = read_verdicts(benchmark, [match.question for match in matches], given.verdicts)
+        judge = given.judge_name or judge_of(verdicts, given.verdicts)
+    key = annotation_key(given, settings, f"{named(judge)} of {given.answers.stem}")
+    if is_complete(out, key):
+        return
+    if settings:
+        asking = Asking(given.judge, settings, given.way, given.N)
+        records = ask(benchmark, matches, asking, work, annotation_key(given, settings, "judgments"))
+    if os.environ.get("RANK", "0") != "0":
+        return  # every rank knows the same; one writes it
+    if benchmark == MT_BENCH:
+        scores = scored_by_judge(matches, records) if settings else scored_elsewhere(matches, verdicts)
+        path, counts = write_scores(matches, scores, judge, out), count_scores(scores)
+    else:
+        if settings:
+            findings = found_by_judge(matches, records, given.way)
+        else:
+            findings = found_elsewhere(matches, verdicts, given.verdicts)
+        path = write_findings(benchmark, matches, findings, judge, given.answers.stem, out)
+        counts = count_findings(findings)
+    facts = {"file": str(path.relative_to(out)), "judge": judge, "counts": counts}
+    outputs = [path]
+    if manifest := read_manifest(work) if settings else None:
+        facts |= {"way": given.way, "N": given.N, "judgments": manifest["counts"], "weights": manifest["weights"]}
+        if benchmark == MT_BENCH:  # its file has the time at which it was written
+            outputs = [work / unit for unit in manifest["units"]]
+    write_manifest(out, "annotate", key, outputs, **facts, seconds=round(time.monotonic() - started, 1))
+    print(f"{path}: by {judge}, not the benchmark's own annotator: {said(counts, records)}", file=sys.stderr)
+
+
+def said(counts: dict[str, int], records: Sequence[Record]) -> str:
+    """Counts in words, and how many of a model's judgments hold none."""
+    unread = sum(row["failure"] is not None for row in records)
+    words = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+    return words + (f"; {unread} of {len(records)} judgments could not be read" if records else "")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,121 @@
+"""What a judge makes of answers, and the rows that say so in the forms of the benchmarks' own tools."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from evaluation.answers import ALPACA_EVAL
+from evaluation.matches import Match
+from evaluation.pairwise import Decision
+from files import write_json, write_jsonl
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a judge makes of two answers to a question."""
+
+    decision: Decision
+    """"first" is the baseline's share."""
+    raw: list[Record]
+    """The judgments or verdicts that it rests on."""
+    games: tuple[str, str]
+    """What the judge wrote where the baseline's answer came first, and where the model's did."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a judge makes of one turn's answer."""
+
+    value: float | None
+    scale: list[float]
+    """The lowest and the highest score there is."""
+    text: str
+
+
+def alpaca_row(match: Match, finding: Finding, judge: str) -> Record:
+    """AlpacaEval's annotation of one instruction."""
+    assert match.baseline is not None
+    first = finding.decision.first
+    return {
+        "dataset": match.question.row["dataset"],
+        "instruction": match.question.turns[0],
+        "output_1": match.baseline.texts[0],
+        "generator_1": match.baseline.model,
+        "output_2": match.answer.texts[0],
+        "generator_2": match.answer.model,
+        "annotator": judge,
+        "preference": None if first is None else plain(2 - first),
+        "raw": finding.raw,
+    }
+
+
+def arena_row(match: Match, finding: Finding, judge: str) -> Record:
+    """Arena-Hard's row of one question, in the form that its questions have."""
+    assert match.baseline is not None
+    first = finding.decision.first
+    baseline, swapped = finding.decision.orders or (first, first)
+    scores = (_sign(baseline), _sign(None if swapped is None else 1 - swapped))
+    row = match.question.row
+    second_version = "uid" in row
+    known = {key: row[key] for key in (("uid", "category") if second_version else ("question_id",))}
+    texts = [{"answer": text} if second_version else text for text in finding.games]
+    return known | {
+        "model": match.answer.model,
+        "judge": judge,
+        "baseline": match.baseline.model,
+        "games": [{"judgment": text, "score": score} for text, score in zip(texts, scores, strict=True)],
+    }
+
+
+def _sign(a: Fraction | None) -> str | None:
+    """A game's score by A's share of it."""
+    return None if a is None else "A=B" if 2 * a == 1 else "A>B" if 2 * a > 1 else "B>A"
+
+
+def plain(value: Fraction) -> int | float:
+    """A fraction as a file has it."""
+    return int(value) if value.denominator == 1 else float(value)
+
+
+def turn_rows(match: Match, scores: Sequence[Score], judge: str, tstamp: float) -> list[Record]:
+    """MT-Bench's rows of one question; `tstamp` in seconds since 1970."""
+    return [
+        {
+            "question_id": match.question.row["question_id"],
+            "model": match.answer.model,
+            "judge": judge,
+            "judgment": score.text,
+            "score": score.value,
+            "scale": score.scale,
+            "turn": turn,
+            "tstamp": tstamp,
+        }
+        for turn, score in enumerate(scores, 1)
+    ]
+
+
+def write_findings(
+    benchmark: str, matches: Sequence[Match], findings: Sequence[Finding], judge: str, name: str, out: Path
+) -> Path:
+    """Write the annotations of compared answers; `name` is that of the file of Arena-Hard. Returns its path."""
+    pairs = list(zip(matches, findings, strict=True))
+    if benchmark == ALPACA_EVAL:
+        path = out / "annotations.json"
+        write_json(path, [alpaca_row(match, finding, judge) for match, finding in pairs])
+    else:
+        path = out / "model_judgment" / judge / f"{name}.jsonl"
+        write_jsonl(path, [arena_row(match, finding, judge) for match, finding in pairs])
+    return path
+
+
+def write_scores(matches: Sequence[Match], scores: Sequence[Sequence[Score]], judge: str, out: Path) -> Path:
+    """Write MT-Bench's annotations; returns their path."""
+    path, now = out / "model_judgment" / f"{judge}_single.jsonl", time.time()
+    pairs = zip(matches, scores, strict=True)
+    write_jsonl(path, [row for match, turns in pairs for row in turn_rows(match, turns, judge, now)])
+    return path

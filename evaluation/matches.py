@@ -1,0 +1,140 @@
+"""A benchmark's questions with a model's answers to them, and a baseline's, read from its tools' files and joined.
+
+The files are those that `evaluation/answers.py` writes and that the benchmarks publish of other models.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.answers import ALPACA_EVAL, ARENA_HARD, TURNS, Question, read_questions
+from files import UserError, read_numbered_jsonl
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one question."""
+
+    model: str
+    texts: list[str]
+    """One a turn; may be empty."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A question with the answers to it."""
+
+    question: Question
+    answer: Answer
+    baseline: Answer | None
+    """None in MT-Bench, which compares nothing."""
+
+
+def read_matches(benchmark: str, answers: Path, baseline: Path | None, questions: Path | None) -> list[Match]:
+    """The questions with the answers to them, in the questions' order.
+
+    AlpacaEval's baseline file holds its questions, and both files must hold the same ones. In the other two the file
+    of `questions` says what is judged: the answers must cover it, and may be to more. Raises `UserError` naming what is
+    missing, comes twice or is not a benchmark's row, and where.
+    """
+    source = baseline if benchmark == ALPACA_EVAL else questions
+    assert source is not None
+    asked = read_questions(benchmark, source)
+    found = read_answers(benchmark, answers)
+    require(asked, found, benchmark, answers)
+    if benchmark == ALPACA_EVAL and (unasked := found.keys() - {told_by(benchmark, q) for q in asked}):
+        few = shortened(name for name in found if name in unasked)
+        raise UserError(f"{answers}: {len(unasked)} answers to what {source} does not have: {few}; name its baseline")
+    if len(models := {answer.model for answer in found.values()}) > 1:
+        raise UserError(f"{answers}: answers of {len(models)} models, {shortened(sorted(models))}; give each its file")
+    against = read_answers(benchmark, baseline) if baseline else {}
+    if baseline:
+        require(asked, against, benchmark, baseline)
+    names = [told_by(benchmark, question) for question in asked]
+    return [Match(q, found[name], against.get(name)) for q, name in zip(asked, names, strict=True)]
+
+
+def told_by(benchmark: str, question: Question) -> str:
+    """What the benchmark's tools tell a question by: its id; in AlpacaEval its text."""
+    return question.turns[0] if benchmark == ALPACA_EVAL else question.id
+
+
+def require(questions: Sequence[Question], answers: dict[str, Answer], benchmark: str, path: Path) -> None:
+    """Raise `UserError` naming the questions of which a file has no answer."""
+    names = [told_by(benchmark, question) for question in questions]
+    if missing := [name for name in names if name not in answers]:
+        few = shortened(missing)
+        raise UserError(f"{path}: no answer to {len(missing)} of {len(names)} questions: {few}; answer them all first")
+
+
+def shortened(names: Iterable[str]) -> str:
+    """The first names of many, each on one line and not too long."""
+    listed = list(names)
+    return ", ".join(repr(name[:60]) for name in listed[:5]) + (", ..." if len(listed) > 5 else "")
+
+
+def read_answers(benchmark: str, path: Path) -> dict[str, Answer]:
+    """The answers of a file, by what the benchmark's tools tell the question by.
+
+    Raises `UserError` naming file and line, or the entry of a JSON list, for a key that is missing, a text that is none
+    and a question that is answered twice.
+    """
+    found: dict[str, Answer] = {}
+    places: dict[str, str] = {}
+    for where, row in _entries(path) if benchmark == ALPACA_EVAL else _lines(path):
+        name, model, texts = _fields(benchmark, row, where)
+        if name in found:
+            raise UserError(f"{where}: {name[:60]!r} was answered before ({places[name]}); keep one of the two")
+        if len(texts) != TURNS[benchmark] or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{where}: the answer to {name[:60]!r} must be {TURNS[benchmark]} texts; mend the row")
+        found[name], places[name] = Answer(model, texts), where
+    return found
+
+
+def _fields(benchmark: str, row: dict[str, Any], where: str) -> tuple[str, str, list[Any]]:
+    """Question, model, and a text a turn."""
+
+    def at(*keys: str | int) -> Any:
+        value: Any = row
+        for depth, key in enumerate(keys, 1):
+            try:
+                value = value[key]
+            except (KeyError, IndexError, TypeError):
+                name = ".".join(map(str, keys[:depth]))
+                raise UserError(
+                    f"{where}: {name} is missing; add it, or name a file of answers to {benchmark}"
+                ) from None
+        return value
+
+    if benchmark == ALPACA_EVAL:
+        return str(at("instruction")), str(at("generator")), [at("output")]
+    if benchmark == ARENA_HARD and "uid" in row:
+        return str(at("uid")), str(at("model")), [at("messages", -1, "content", "answer")]
+    turns = at("choices", 0, "turns")
+    count = len(turns) if isinstance(turns, list) else 0
+    inner = ("content",) if benchmark == ARENA_HARD else ()
+    texts = [at("choices", 0, "turns", turn, *inner) for turn in range(count)]
+    return str(at("question_id")), str(at("model_id")), texts
+
+
+def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON list and where they stand, counted from 0."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; name AlpacaEval's model_outputs.json of a model")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); mend the file") from None
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: not a JSON list; name AlpacaEval's model_outputs.json of a model")
+    for index, entry in enumerate(entries):
+        where = f"{path}, entry {index}"
+        if not isinstance(entry, dict):
+            raise UserError(f"{where}: expected a JSON object; mend or remove the entry")
+        yield where, entry
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    return ((f"{path}, line {number}", row) for number, row in read_numbered_jsonl(path))
