@@ -1,0 +1,233 @@
+"""AlpacaEval 2's length-controlled win rate: what the win rate would be if both outputs were of the same length.
+
+Dubois et al., "Length-Controlled AlpacaEval" (arXiv 2404.04475), in the way of the `alpaca_eval` package, version
+0.6.6, `length_controlled_v1`. A logistic regression without intercept explains the preference q in [0, 1] of row i,
+
+    q_i ~ sigmoid(w_length tanh(d_i / std(d)) + w_difficulty difficulty_i + w_model)
+
+with d the characters of the baseline's output minus the model's, std(d) over all rows with n - 1 and not centred out of
+d itself. The rows of two baselines that game lengths are added, each with weight 0.1 and without w_model: they hold
+w_length down. The win rate is the mean of sigmoid(w_difficulty difficulty_i + w_model), the length's term at zero.
+
+A soft label is two examples, label 1 with weight q and label 0 with weight 1 - q. The penalty is L1; its C is that of
+ten with the lowest held-out cross-entropy, in five folds that keep both examples of a row together.
+With one version of scikit-learn our number is the package's to the last digits. Between versions both move, since rows
+fall into other folds: from 1.4 to 1.9 by up to 0.06 points in the tests' cases.
+
+The difficulties and the gamed rows are not ours to bring: see `SOURCE`.
+"""
+
+import csv
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.annotations import Annotations
+from files import UserError
+
+SOURCE = "of the data set tatsu-lab/alpaca_eval on Hugging Face"
+"""Where df_gamed.csv, the gamed rows, and instruction_difficulty.csv, the difficulties, are published."""
+
+GAMED_WEIGHT = 0.2 / 2
+"""Of a row of the two gamed baselines."""
+
+FOLDS = 5
+CS = np.logspace(-4, 4, 10)
+SEED = 123
+"""Of liblinear's order of coordinates."""
+
+WEIGHT_COLUMNS = ("np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)")
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model's regression against a baseline."""
+
+    length: float
+    difficulty: float
+    model: float
+
+
+@dataclass(frozen=True)
+class Gamed:
+    """The rows of the gamed baselines, in the file's order, and the difficulties that they bring."""
+
+    features: Array
+    """[m, 3], as `Weights` has them."""
+    preferences: Array
+    """[m], in [0, 1]; NaN where there is none."""
+    difficulties: dict[int, float]
+    """By an instruction's position."""
+
+
+@dataclass(frozen=True)
+class LengthControlled:
+    win_rate: float
+    """In percent."""
+    standard_error: float | None
+    """Of the mean of the predictions, in percent; None of one row."""
+    weights: Weights
+
+
+def length_controlled(annotations: Annotations, gamed: Gamed) -> LengthControlled:
+    """The length-controlled win rate of a file of annotations.
+
+    Rows without a preference are not fitted, but predicted, and their lengths count in the standard deviation. A model
+    that is its own baseline wins 50% by definition.
+
+    Raises `UserError` naming the file for a position without difficulty and for lengths that all differ alike.
+    """
+    preferences = annotations.preferences
+    if annotations.model == annotations.baseline:
+        return _summary(np.full(np.isfinite(preferences).sum(), 0.5), Weights(0.0, 0.0, 0.0))
+    difference = (annotations.lengths[:, 0] - annotations.lengths[:, 1]).astype(np.float64)
+    if len(difference) < 2 or np.ptp(difference) == 0:
+        raise UserError(f"{annotations.path}: all outputs differ in length alike; there is no length to control for")
+    if unknown := [place for place in annotations.positions.tolist() if place not in gamed.difficulties]:
+        known = f"the gamed rows have those of {len(gamed.difficulties)} instructions"
+        raise UserError(f"{annotations.path}: {known}, not of number {unknown[0]}; take all of df_gamed.csv")
+    difficulty = np.array([gamed.difficulties[place] for place in annotations.positions.tolist()])
+    own = np.column_stack([np.tanh(difference / difference.std(ddof=1)), difficulty, np.ones_like(difficulty)])
+    features = np.concatenate([gamed.features, own])
+    targets = np.concatenate([gamed.preferences, preferences])
+    masses = np.where(features[:, 2] == 1, 1.0, GAMED_WEIGHT)
+    preferred = np.isfinite(targets)
+    weights = Weights(*map(float, fit(features[preferred], targets[preferred], masses[preferred])))
+    return _summary(logistic(weights.difficulty * difficulty + weights.model), weights)
+
+
+def fit(features: Array, targets: Array, masses: Array) -> Array:
+    """Coefficients [k] of the regression of soft labels [n] in [0, 1] on features [n, k], rows weighted by masses [n].
+
+    Raises `UserError` where scikit-learn, whose liblinear solves it, is missing or too old.
+    """
+    LogisticRegression, GroupKFold = _scikit_learn()
+    rows = np.concatenate([features, features])
+    labels = np.repeat([1, 0], len(features))
+    shares = np.concatenate([targets, 1 - targets])
+    copied = np.concatenate([masses, masses])
+    groups = np.tile(np.arange(len(features)), 2)
+
+    def regression(chosen: Any, C: float, random: np.random.RandomState) -> Any:
+        model = LogisticRegression(C=C, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=random)
+        return model.fit(rows[chosen], labels[chosen], sample_weight=(shares * copied)[chosen])
+
+    losses = np.zeros((FOLDS, len(CS)))
+    for fold, (train, test) in enumerate(GroupKFold(FOLDS).split(rows, groups=groups)):
+        random = np.random.RandomState(SEED)  # all Cs of a fold draw from it in turn, as in LogisticRegressionCV
+        wanted = np.where(labels == 1, shares, 1 - shares)[test]
+        for i, C in enumerate(CS):
+            chance = regression(train, C, random).predict_proba(rows[test])[:, 1].clip(1e-15, 1 - 1e-15)
+            entropy = wanted * np.log(chance) + (1 - wanted) * np.log(1 - chance)
+            losses[fold, i] = -np.mean(entropy * copied[test])
+    best = CS[losses.sum(0).argmin()]
+    return regression(slice(None), best, np.random.RandomState(SEED)).coef_[0]
+
+
+def predict(model: Weights, baseline: Weights, difficulties: Array) -> float:
+    """The length-controlled win rate, in percent, of one model against another by their weights against a third."""
+    gap = (model.difficulty - baseline.difficulty) * difficulties + (model.model - baseline.model)
+    return float(100 * logistic(gap).mean())
+
+
+def logistic(x: Array) -> Array:
+    return np.exp(-np.logaddexp(0, -x))
+
+
+def _summary(predictions: Array, weights: Weights) -> LengthControlled:
+    error = float(100 * predictions.std(ddof=1) / math.sqrt(len(predictions))) if len(predictions) > 1 else None
+    return LengthControlled(float(100 * predictions.mean()), error, weights)
+
+
+def _scikit_learn() -> tuple[Any, Any]:
+    install = "pip install '.[evaluation]'"
+    try:
+        import sklearn
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import GroupKFold
+    except ImportError:
+        raise UserError(f"the length-controlled win rate needs scikit-learn; {install}") from None
+    if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 8):  # there l1_ratio alone is ignored
+        raise UserError(f"scikit-learn {sklearn.__version__} is too old, 1.8 knows l1_ratio; {install}")
+    return LogisticRegression, GroupKFold
+
+
+def read_gamed(path: Path) -> Gamed:
+    """The gamed baselines' rows, as published in df_gamed.csv.
+
+    The difficulty of position p is that of the file's row p, counted from 0, where this row is the first of its index:
+    the file has the instructions in order, once for each baseline.
+
+    Raises `UserError` naming file and line for a column that is missing and a value that is none.
+    """
+    features, preferences, difficulties = [], [], {}
+    seen = set()
+    columns = ("index", "preference", "std_delta_len", "instruction_difficulty", "not_gamed_baseline")
+    for place, (where, row) in enumerate(_rows(path, columns, f"name df_gamed.csv {SOURCE}")):
+        index, difficulty = _number(row, "index", where), _number(row, "instruction_difficulty", where)
+        if index not in seen:
+            seen.add(index)
+            difficulties[place] = difficulty
+        preferences.append(math.nan if row["preference"] == "" else _number(row, "preference", where))
+        kind = row["not_gamed_baseline"].lower()
+        if kind not in ("true", "false"):
+            raise UserError(f"{where}: not_gamed_baseline is {kind!r}; it must be True or False")
+        features.append([math.tanh(_number(row, "std_delta_len", where)), difficulty, float(kind == "true")])
+    return Gamed(np.array(features), np.array(preferences), difficulties)
+
+
+def read_difficulties(path: Path) -> Array:
+    """The difficulties [n] of all instructions, as published in instruction_difficulty.csv: the column of that name, or
+    the one beside the index. Raises `UserError` naming file and line."""
+    hint = f"name instruction_difficulty.csv {SOURCE}"
+    rows = list(_rows(path, (), hint))
+    header = list(rows[0][1])
+    column = header[1] if len(header) == 2 else "instruction_difficulty"
+    if column not in header:
+        raise UserError(f"{path}: no column 'instruction_difficulty'; {hint}")
+    return np.array([_number(row, column, where) for where, row in rows])
+
+
+def read_weights(path: Path) -> dict[str, Weights]:
+    """The weights of a baseline's models by name, as `alpaca_eval` keeps and publishes them. Raises `UserError` naming
+    file and line."""
+    found: dict[str, Weights] = {}
+    hint = "name a file of alpaca_eval's folder metrics/weights, such as weighted_alpaca_eval_gpt4_turbo's"
+    for where, row in _rows(path, WEIGHT_COLUMNS, hint):
+        name = next(iter(row.values()))
+        if name in found:
+            raise UserError(f"{where}: {name!r} came before; keep one of the two")
+        found[name] = Weights(*(_number(row, column, where) for column in WEIGHT_COLUMNS))
+    return found
+
+
+def _rows(path: Path, columns: tuple[str, ...], hint: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """A CSV file's rows and where they stand. Raises `UserError` where there is none, or a column is missing."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {hint}")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restval="")
+        if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
+            raise UserError(f"{path}: no column {missing[0]!r}; {hint}")
+        row = None
+        for row in reader:
+            yield f"{path}, line {reader.line_num}", row
+        if row is None:
+            raise UserError(f"{path}: no rows; {hint}")
+
+
+def _number(row: dict[str, str], column: str, where: str) -> float:
+    try:
+        value = float(row[column])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{where}: {column} is {row[column]!r}, not a number; fetch the file again")
+    return value
