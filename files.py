@@ -120,6 +120,11 @@ def write_json(path: Path | str, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path | str) -> Any:
+    """The document that `write_json` has written."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, as hexadecimal."""
     with path.open("rb") as file:

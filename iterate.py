@@ -12,13 +12,17 @@ import json
 import random
 import time
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from dpo.train import train_key
 from evaluation.agreement import agreement_key, read_report
 from evaluation.bias import broken_limits, write_panel
+from evaluation.duel import duel_key
+from evaluation.held_out import held_out_key
 from evaluation.meta_agreement import meta_agreement_key
+from evaluation.places import Place
 from files import (
     UserError,
     command,
@@ -108,20 +112,34 @@ class Run:
             write_manifest(out, "seed-judge", key, [file for file in out.iterdir() if file.is_file()])
         return out
 
-    def agreement(self, model: Path, out: Path) -> dict[str, float]:
+    def evaluate(self, model: Path, t: int, initial: Path) -> None:
+        """Measure M_t, or with t = -1 the seed, on held-out data: as judge, meta-judge, actor, and against the seed."""
+        place, evaluation = Place.of(self.folder, t), self.settings.evaluation
+        self.agreement(model, place)
+        if evaluation.instructions or evaluation.prompts:
+            key = held_out_key(self.settings, model)
+            self.stage("evaluation.held_out", key, place.held_out, "--model", model)
+        seed = Place.of(self.folder, -1 if self.settings.sft.enabled else 0)
+        if evaluation.prompts and place != seed:
+            judge = chosen_model(evaluation.judge, "evaluation.judge", model, initial)
+            key = duel_key(self.settings, judge, place.held_out, seed.held_out)
+            arguments = ("--judge", judge, "--answers", place.held_out, "--against", seed.held_out)
+            self.stage("evaluation.duel", key, place.duel, *arguments)
+
+    def agreement(self, model: Path, place: Place) -> dict[str, float]:
         """How well a model judges responses, and compares judgments, of known quality; the two shares that agree."""
         evaluation, found = self.settings.evaluation, {}
         if evaluation.cases:
             cases = Path(evaluation.cases.replace("{run}", str(self.folder)))
             key = agreement_key(self.settings, model, cases, evaluation.N)
-            arguments = ("--model", model, "--cases", cases, "--N", str(evaluation.N))
-            self.stage("evaluation.agreement", key, out, *arguments)
-            found["pairwise"] = read_report(out)["pairwise"]["value"]
+            arguments = ("--model", model, "--cases", cases, "--N", str(evaluation.N), "--quiet")
+            self.stage("evaluation.agreement", key, place.agreement, *arguments)
+            found["pairwise"] = read_report(place.agreement)["pairwise"]["value"]
         if evaluation.comparisons:
-            cases, out = Path(evaluation.comparisons), meta_twin(out)
+            cases = Path(evaluation.comparisons)
             key = meta_agreement_key(self.settings, model, cases)
-            self.stage("evaluation.meta_agreement", key, out, "--model", model, "--cases", cases)
-            found["metajudge"] = read_report(out)["agreement"]["value"]
+            self.stage("evaluation.meta_agreement", key, place.meta_agreement, "--model", model, "--cases", cases)
+            found["metajudge"] = read_report(place.meta_agreement)["agreement"]["value"]
         return found
 
     def pool(self, seed: Path) -> Path:
@@ -186,15 +204,13 @@ class Run:
         return self.stage("dpo.train", key, folder / "checkpoint", *at, *arguments)
 
     def metajudge(self, model: Path, initial: Path) -> Path:
-        """The model that compares: the iteration's own, M0, or one that the user brings."""
-        chosen = self.settings.metajudge.model
-        return {"current": model, "initial": initial}.get(chosen) or other_model(chosen, "metajudge.model")
+        """Who compares judgments."""
+        return chosen_model(self.settings.metajudge.model, "metajudge.model", model, initial)
 
     def check(self, t: int, sources: Sources, pairs: Path) -> None:
         """Write the iteration's bias panel; raises `UserError` where it breaks one of the limits, before training."""
         path, evaluation = self.folder / f"iter{t}" / "bias.json", self.settings.evaluation
-        initial = self.folder / "sft" / "after"
-        own = self.folder / f"iter{t - 1}" / "agreement" if t > 1 else initial
+        own, initial = Place.of(self.folder, t - 1), Place.of(self.folder, 0)
         measured = {"current": own, "initial": initial}.get(self.settings.metajudge.model)
         panel = write_panel(
             path,
@@ -202,8 +218,8 @@ class Run:
             self.settings,
             sources,
             pairs,
-            agreement=own if evaluation.cases else None,
-            meta_agreement=meta_twin(measured) if measured and evaluation.comparisons else None,
+            agreement=own.agreement if evaluation.cases else None,
+            meta_agreement=measured.meta_agreement if measured and evaluation.comparisons else None,
         )
         if broken := broken_limits(panel, self.settings.limits):
             raise UserError(f"{path}: {'; '.join(broken)}: look into the panel, then mend the run or change [limits]")
@@ -231,9 +247,9 @@ def other_model(path: str, key: str) -> Path:
     return Path(path)
 
 
-def meta_twin(agreement: Path) -> Path:
-    """Where a model's meta-judging was measured, beside its judging."""
-    return agreement.with_name(f"meta-{agreement.name}")
+def chosen_model(name: str, key: str, model: Path, initial: Path) -> Path:
+    """Who a setting says is to judge: "current", the model at hand; "initial", M_0; or one that the user brings."""
+    return {"current": model, "initial": initial}.get(name) or other_model(name, key)
 
 
 def sft_recipe(settings: Settings, seed: Path) -> str:
@@ -262,7 +278,7 @@ def make_seed_judge(run: Run) -> None:
     write(seed, trained, sft.seed_judge_megabytes, path, **facts)
     measured: dict[str, float] = {}
     for name, model in (("trained", trained), ("merged", run.merged_judge(seed))):
-        found = run.agreement(model, run.folder / "sft" / name)
+        found = run.agreement(model, Place(run.folder / "sft", name))
         measured |= {f"{name}_{key}": value for key, value in found.items()}
     print(json.dumps(annotate(path, **measured), indent=2))
 
@@ -272,16 +288,33 @@ def iterate(run: Run) -> None:
     seed = prepare(run.settings.model)
     if any(iteration.judge_pairs for iteration in run.settings.iteration):
         run.metajudge(seed, seed)  # is it there?
+    if run.settings.evaluation.prompts:
+        chosen_model(run.settings.evaluation.judge, "evaluation.judge", seed, seed)  # likewise
     if run.settings.iteration:
         run.draw_prompts(run.pool(seed))
     model = initial = run.sft(seed)
     if run.settings.sft.enabled:
-        run.agreement(seed, run.folder / "sft" / "before")
-    run.agreement(initial, run.folder / "sft" / "after")
+        run.evaluate(seed, -1, initial)
+    run.evaluate(initial, 0, initial)
+    summary = write_summary(run.folder, run.settings, seed, initial, 0)
     for t in range(1, len(run.settings.iteration) + 1):
         model = run.iteration(t, model, initial)
-        run.agreement(model, run.folder / f"iter{t}" / "agreement")
-    print_summary(write_summary(run.folder, run.settings, initial))
+        run.evaluate(model, t, initial)
+        summary = write_summary(run.folder, run.settings, seed, initial, t)
+    print_summary(summary)
+    print_report(run.folder)
+
+
+def print_report(folder: Path) -> None:
+    """Write the run's report and say where it is, or why there is none: it alone needs more than the run itself."""
+    if missing := [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]:
+        print(f"  no report: {' and '.join(missing)} not installed; pip install '.[report]', then make report")
+        return
+    from evaluation.report import write_report
+
+    out = folder / "report.html"
+    write_report([folder], out)
+    print(f"  report       {out}")
 
 
 def main() -> None:

@@ -89,7 +89,8 @@ class Rehearsal:
             }
         if settings.eft.sources:
             changes["eft"] = {"sources": [self._trees(path) for path in settings.eft.sources]}
-        named = {key: getattr(settings.evaluation, key) for key in ("cases", "comparisons")}
+        keys = ("cases", "comparisons", "instructions", "prompts")
+        named = {key: getattr(settings.evaluation, key) for key in keys}
         files = {key: path for key, path in named.items() if path and "{run}" not in path}
         return changes | ({"evaluation": {key: self._first(path, 8) for key, path in files.items()}} if files else {})
 

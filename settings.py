@@ -275,13 +275,27 @@ class Iteration:
 
 @dataclass(frozen=True)
 class Evaluation:
+    """How each model, the seed, M_0 and M_t, is measured on data that no training sees; what names no file is left
+    out."""
+
     cases: str = ""
-    """Labelled groups on which the judge is measured before and after SFT and after each iteration; empty: not.
+    """Labelled groups, or pairs, on which the judge is measured before and after SFT and after each iteration.
     "{run}" stands for the run's folder: `{run}/sft/eft/held_out.jsonl` are the groups that `[eft]` sets aside."""
     comparisons: str = ""
     """Pairs of judgments on which the meta-judge is measured, likewise."""
     N: int = 1
     """Judgments a response."""
+    instructions: str = ""
+    """Prompts whose answers code can check."""
+    prompts: str = ""
+    """Open prompts {id, prompt}; their answers are compared with the seed's."""
+    judge: str = "current"
+    """Who compares them: "current" is the model that answered, "initial" M0 for every model; or a Hugging Face
+    directory."""
+    way: Literal["scores", "pairwise"] = "scores"
+    """Each answer is scored alone, as in the loop; or both are shown, in both orders."""
+    duel_N: int = 1
+    """Judgments an answer for this, or comparisons in each order."""
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,26 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.agreement import read_report
+from evaluation.places import Place
+from evaluation.roster import model_rows, table
 from files import read_jsonl, read_manifest, write_json
 from settings import Settings
 
 BAR = "█"
 
 
-def write_summary(folder: Path, settings: Settings, initial: Path) -> dict[str, Any]:
-    """Gather a finished run's manifests; writes and returns the summary. `initial` is M0's checkpoint."""
+def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, done: int) -> dict[str, Any]:
+    """Gather the manifests of a run's first `done` iterations; writes and returns the summary.
+
+    `seed` and `initial` are the checkpoints that SFT starts from and ends with.
+    """
     summary: dict[str, Any] = {"name": folder.name, "seed": settings.seed, "model": settings.model.path}
     summary["pool"] = (read_manifest(folder / "pool") or {}).get("counts") if settings.prompts.seeds else None
     summary["sft"] = _sft(folder / "sft", initial, settings)
-    summary["iterations"] = [
-        _iteration(folder / f"iter{t}", t, settings) for t in range(1, len(settings.iteration) + 1)
-    ]
+    summary["iterations"] = [_iteration(folder / f"iter{t}", t, settings) for t in range(1, done + 1)]
+    checkpoints = [str(seed)] * settings.sft.enabled + [str(initial)]
+    checkpoints += [row["checkpoint"] for row in summary["iterations"]]
+    summary["models"] = model_rows(folder, settings, done, checkpoints)
     write_json(folder / "summary.json", summary)
     return summary
 
@@ -31,11 +37,12 @@ def _sft(folder: Path, checkpoint: Path, settings: Settings) -> dict[str, Any]:
         "counts": trained.get("counts"),
         "eft": read_manifest(folder / "eft") if settings.eft.sources else None,
     }
-    for when, name in (("before", "agreement_before"), ("after", "agreement")):
-        agreement = found[name] = _agreement(folder / when) if settings.evaluation.cases else None
+    before, after = Place(folder, "before"), Place(folder, "after")
+    for place, name in ((before, "agreement_before"), (after, "agreement")):
+        agreement = found[name] = _agreement(place.agreement) if settings.evaluation.cases else None
         if agreement:
-            found[f"judge_parse_rate_{when}"] = agreement["parse_rate"]
-    found["meta_agreement"] = _agreement(folder / "meta-after") if settings.evaluation.comparisons else None
+            found[f"judge_parse_rate_{place.when}"] = agreement["parse_rate"]
+    found["meta_agreement"] = _agreement(after.meta_agreement) if settings.evaluation.comparisons else None
     return found
 
 
@@ -59,8 +66,8 @@ def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
         "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0), "reasons": _reasons(counts)},
         "bias": json.loads((folder / "bias.json").read_text(encoding="utf-8")),
         "dpo": _dpo(folder / "train" / "metrics.jsonl", stages["train"]),
-        "agreement": _agreement(folder / "agreement") if settings.evaluation.cases else None,
-        "meta_agreement": _agreement(folder / "meta-agreement") if settings.evaluation.comparisons else None,
+        "agreement": _agreement(Place(folder).agreement) if settings.evaluation.cases else None,
+        "meta_agreement": _agreement(Place(folder).meta_agreement) if settings.evaluation.comparisons else None,
         "checkpoint": str(folder / "checkpoint"),
         "seconds": {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest},
         "new_tokens": {name: manifest["new_tokens"] for name, manifest in stages.items() if "new_tokens" in manifest},
@@ -106,6 +113,9 @@ def print_summary(summary: dict[str, Any]) -> None:
         _print_agreement(f"M{row['iteration']}", row["agreement"], row["meta_agreement"])
         print("  seconds      " + ", ".join(f"{stage} {value:.0f}" for stage, value in row["seconds"].items()))
         print(f"  checkpoint   {row['checkpoint']}")
+    print()
+    for line in table(summary["models"]):
+        print(f"  {line}")
 
 
 def _print_panel(panel: dict[str, Any], responses: int) -> None:

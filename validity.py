@@ -27,6 +27,7 @@ def check(settings: "Settings", path: Path) -> None:
         "prompts.shots": settings.prompts.shots,
         "prompts.ngram": settings.prompts.ngram,
         "evaluation.N": settings.evaluation.N,
+        "evaluation.duel_N": settings.evaluation.duel_N,
         "sft.batch_size": settings.sft.batch_size,
         "sft.epochs": settings.sft.epochs,
         "dpo.batch_size": settings.dpo.batch_size,

@@ -22,6 +22,8 @@ SHORTER = {
     "eft": "leave long replies out of eft.sources",
     "agreement": "leave long responses out of evaluation.cases, or of eft.sources where those set them aside",
     "meta-agreement": "leave long judgments out of evaluation.comparisons",
+    "held-out": "lower respond.max_new_tokens, or leave long prompts out of evaluation.prompts",
+    "duel": "lower respond.max_new_tokens",
     "respond": "lower respond.max_new_tokens, or leave long prompts out of the pool",
     "judge": "lower respond.max_new_tokens",
     "metajudge": "lower respond.max_new_tokens or judge.max_new_tokens",
@@ -90,7 +92,8 @@ def empty(run: Run) -> Iterator[Check]:
         elif kind == "metajudge":
             yield Check("warning", "metajudge: no two judgments to compare are expected", "raise judge.N")
         else:
-            key = "evaluation.comparisons" if kind.startswith("meta") else "evaluation.cases"
+            keys = {"meta-agreement": "comparisons", "held-out": "prompts", "duel": "prompts"}
+            key = "evaluation." + keys.get(kind.removesuffix("-seed"), "cases")
             what = f"{kind}: what {key} names is empty, or not known before the run: it is not counted"
             yield Check("warning", what, f"change {key}, or eft.held_out where that sets them aside")
 

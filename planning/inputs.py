@@ -23,7 +23,8 @@ def named_files(settings: "Settings") -> Iterator[tuple[str, str]]:
         yield from (("prompts.evaluation", name) for name in prompts.evaluation)
     elif settings.iteration:
         yield "respond.prompts", settings.respond.prompts
-    for key, name in {"cases": settings.evaluation.cases, "comparisons": settings.evaluation.comparisons}.items():
+    for key in ("cases", "comparisons", "instructions", "prompts"):
+        name = getattr(settings.evaluation, key)
         if name and "{run}" not in name:
             yield f"evaluation.{key}", name
 
@@ -33,6 +34,7 @@ def named_models(settings: "Settings") -> dict[str, str]:
     wanted = {"model.path": settings.model.path}
     if settings.prompts.seeds and settings.prompts.model:
         wanted["prompts.model"] = settings.prompts.model
-    if settings.metajudge.model not in ("current", "initial"):
-        wanted["metajudge.model"] = settings.metajudge.model
+    for key, name in (("metajudge.model", settings.metajudge.model), ("evaluation.judge", settings.evaluation.judge)):
+        if name not in ("current", "initial"):
+            wanted[key] = name
     return wanted

@@ -13,8 +13,11 @@ from pathlib import Path
 
 from dpo.data import Example
 from evaluation.agreement import agreement_items
+from evaluation.held_out import held_out_items, read_prompts
 from evaluation.labelled import Case, read_cases
 from evaluation.meta_agreement import KEYS, comparison_items
+from evaluation.pairwise import Duel, duel_items
+from evaluation.verifiable import read_instructions
 from files import read_jsonl
 from judging.eft import eft_items, is_held_out, read_sources
 from judging.judge import judge_items
@@ -89,6 +92,27 @@ class Requests:
         items = list(comparison_items(rows[: self.enough(2, len(rows))], self.chat, self.settings))
         new = self.plan.seed_comparison_tokens if seed else self.plan.comparison_tokens
         return Sample(items, new, self.settings.metajudge.max_new_tokens, 2 * len(rows))
+
+    def held_out(self) -> Sample:
+        """A model's answers to held-out prompts, those whose files are there."""
+        respond, evaluation = self.settings.respond, self.settings.evaluation
+        there = {name: name if Path(name).is_file() else "" for name in (evaluation.instructions, evaluation.prompts)}
+        instructions = read_instructions(Path(path)) if (path := there[evaluation.instructions]) else []
+        prompts = read_prompts(there[evaluation.prompts])
+        items = list(held_out_items(instructions, prompts, self.chat, self.settings))
+        few = items[: self.enough(1, len(items))]
+        return Sample(few, self.plan.response_tokens, respond.max_new_tokens, len(items))
+
+    def duel(self) -> Sample:
+        """The verdicts on such answers and the seed's."""
+        evaluation, settings = self.settings.evaluation, self.settings
+        prompts = read_prompts(evaluation.prompts)
+        mean, limit = self.plan.response_tokens, settings.respond.max_new_tokens
+        few = list(prompts.items())[: self.enough(2 * evaluation.duel_N, len(prompts))]
+        duels = [Duel(name, prompt, self.text(mean, limit), self.text(mean, limit)) for name, prompt in few]
+        items = list(duel_items(duels, evaluation.way, evaluation.duel_N, self.chat, settings))
+        total = 2 * evaluation.duel_N * len(prompts)
+        return Sample(items, self.plan.judgment_tokens, settings.judge.max_new_tokens, total)
 
     def respond(self) -> Sample:
         """An iteration's responses."""

@@ -8,9 +8,11 @@ from pathlib import Path
 from dpo.data import Example
 from dpo.data import Stage as Trained
 from dpo.train import fixed_epoch
+from evaluation.places import Place
 from files import read_jsonl
 from model.chat import ChatFormat
 from model.config import LlamaConfig
+from planning.inputs import named_files
 from planning.machine import Machine
 from planning.requests import Requests, Sample
 from planning.texts import chat_format
@@ -77,6 +79,8 @@ class Run:
             found["pool"] = ("prompts.model", settings.prompts.model)
         if self.compares and settings.metajudge.model not in ("current", "initial"):
             found["metajudge"] = ("metajudge.model", settings.metajudge.model)
+        if settings.evaluation.prompts and settings.evaluation.judge not in ("current", "initial"):
+            found["duel"] = ("evaluation.judge", settings.evaluation.judge)
         return found
 
     @property
@@ -98,11 +102,11 @@ class Run:
             self.pool()
         if settings.sft.enabled and not settings.sft.seed_judge:
             self.sft()
-        for when in ("before", "after") if settings.sft.enabled else ("after",):
-            self.agreement(f"sft/{when}", f"sft/meta-{when}", seed=when == "before")
-        for t in range(1, len(settings.iteration) + 1):
-            self.iteration(t)
-            self.agreement(f"iter{t}/agreement", f"iter{t}/meta-agreement")
+        first = -1 if settings.sft.enabled else 0
+        for t in range(first, len(settings.iteration) + 1):
+            if t > 0:
+                self.iteration(t)
+            self.evaluate(t, against_seed=t > first)
         return self
 
     def pool(self) -> None:
@@ -137,13 +141,20 @@ class Run:
             "answers": sft.constructed_answers,
         }
 
-    def agreement(self, judge: str, metajudge: str, seed: bool = False) -> None:
-        """The judge on labelled responses, and the meta-judge on labelled judgments; not on files that are missing."""
-        suffix, evaluation = "-seed" if seed else "", self.settings.evaluation
-        if "{run}" in evaluation.cases or Path(evaluation.cases).is_file():
-            self.generation(judge, "agreement" + suffix, lambda: self.requests.agreement(seed))
-        if Path(evaluation.comparisons).is_file():
-            self.generation(metajudge, "meta-agreement" + suffix, lambda: self.requests.meta_agreement(seed))
+    def evaluate(self, t: int, against_seed: bool) -> None:
+        """M_t, or with t = -1 the seed, on held-out data; not on files that are missing."""
+        place, evaluation = Place.of(Path(), t), self.settings.evaluation
+        seed, there = t < 0, {name for key, name in named_files(self.settings) if Path(name).is_file()}
+        suffix = "-seed" if seed else ""
+        if "{run}" in evaluation.cases or evaluation.cases in there:
+            self.generation(str(place.agreement), "agreement" + suffix, lambda: self.requests.agreement(seed))
+        if evaluation.comparisons in there:
+            kind = "meta-agreement" + suffix
+            self.generation(str(place.meta_agreement), kind, lambda: self.requests.meta_agreement(seed))
+        if there & {evaluation.instructions, evaluation.prompts}:
+            self.generation(str(place.held_out), "held-out", self.requests.held_out)
+        if evaluation.prompts in there and against_seed:
+            self.generation(str(place.duel), "duel", self.requests.duel)
 
     def iteration(self, t: int) -> None:
         """Responses, judgments, comparisons, pairs, DPO."""

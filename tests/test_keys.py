@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from evaluation.agreement import agreement_key
+from evaluation.duel import duel_key
+from evaluation.held_out import held_out_key
 from evaluation.meta_agreement import meta_agreement_key
 from judging.eft import eft_key, judgments_key
 from judging.judge import judge_key
@@ -17,7 +19,7 @@ from judging.metajudge import metajudge_key
 from judging.pairs import Sources, pairs_key
 from judging.prompts import prompts_key
 from sampling.generate import respond_key
-from settings import Eft, Iteration, Model, Prompts, Respond, Settings
+from settings import Eft, Evaluation, Iteration, Model, Prompts, Respond, Settings
 
 SAMPLING = {"temperature", "top_p", "max_new_tokens"}
 ENGINE = {"threads", "block_size", "blocks", "token_budget", "max_sequences", "cuda_graphs", "unit_requests"}
@@ -49,6 +51,8 @@ KEYS: dict[str, tuple[Callable[[Settings, Path], str], set[str]]] = {
         | of("metajudge", {"max_score_gap", "elo_penalty"}),
     ),
     "agreement": (lambda s, f: agreement_key(s, f, f, 1), GENERATION | JUDGMENT),
+    "held_out": (held_out_key, GENERATION | of("respond", SAMPLING)),
+    "duel": (lambda s, f: duel_key(s, f, f, f), GENERATION | JUDGMENT | of("evaluation", {"way", "duel_N"})),
     "meta_agreement": (lambda s, f: meta_agreement_key(s, f, f), GENERATION | META | {"judge.verdict"}),
     "eft judgments": (judgments_key, GENERATION | JUDGMENT | WHICH_GROUPS),
     "eft": (eft_key, GENERATION | JUDGMENT | WHICH_GROUPS | of("eft", {"order", "downsample"})),
@@ -93,6 +97,7 @@ def test_a_key_knows_what_its_stage_reads(tmp_path, name):
         respond=Respond(prompts_per_iteration=1),
         eft=Eft(sources=[str(file)]),
         prompts=Prompts(seeds=str(file)),
+        evaluation=Evaluation(instructions=str(file), prompts=str(file)),
         iteration=[Iteration()],
     )
     key, expected = KEYS[name]
@@ -100,6 +105,8 @@ def test_a_key_knows_what_its_stage_reads(tmp_path, name):
         "eft.sources",
         "prompts.seeds",
         "prompts.evaluation",
+        "evaluation.instructions",
+        "evaluation.prompts",
     )  # they count by content, which the tests below change
     before = key(settings, file)
     seen = {field for field, other in varied(settings).items() if field not in files and key(other, file) != before}

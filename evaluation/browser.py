@@ -1,0 +1,233 @@
+"""What the report shows of each pair: its texts, scores, judgments, comparisons and Elo scores.
+
+Each file of a run is gone through once, as a full one has 385,000 judgments an iteration. Texts that would make the
+page too large are cut, at a length that the page states; the whole is `judging/trace.py`'s. What models wrote goes into
+the page as chunks of deflated JSON in base64, so that no character of it stands in the markup.
+"""
+
+import base64
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from files import UserError, read_jsonl, read_manifest
+from judging.reasons import Reason
+
+Record = dict[str, Any]
+Text = str | list[Any]
+"""A text, or, of one that is cut, [its beginning, its length in characters]."""
+
+TEXT_BUDGET = 60_000_000
+"""Characters of prompts, responses and the judgments of judge pairs in one page, all runs together."""
+JUDGMENT_BUDGET = 30_000_000
+"""Characters of all other judgments."""
+COMPARISONS = 20_000
+"""An iteration of more comparisons than this shows who won each of them, without the texts."""
+LIMITS = (16_000, 8_000, 4_000, 2_000, 1_000, 500, 250, 120, 60)
+CHUNK = 64
+"""Prompts that are inflated together."""
+
+REASONS = {
+    Reason.TOO_FEW_RESPONSES: "fewer than two distinct responses",
+    Reason.TOO_FEW_SCORED: "fewer than two responses with a score",
+    Reason.EQUAL_SCORES: "all scores are equal",
+    Reason.SAME_RESPONSE: "one response is both the shortest good and the longest bad one",
+    Reason.NOT_BETTER: "the shortest good response does not score above the longest bad one",
+    Reason.CHOSEN_TOO_LONG: "the text to be chosen is longer than the iteration allows",
+    Reason.TOO_FEW_JUDGMENTS: "no response has two distinct judgments with a score",
+    Reason.NO_NEAR_SCORES: "no two judgments have scores near enough",
+    Reason.NO_DECISIVE_COMPARISON: "no comparison names a winner that has weight",
+    Reason.EQUAL_ELO: "the comparisons balance",
+    Reason.POSITION_COLLAPSE: "one position never won in the whole iteration",
+}
+"""For people, in a few words; `judging.trace --why-not` has the figures."""
+
+
+@dataclass
+class Prompt:
+    """One prompt of an iteration and all that is shown of it."""
+
+    text: str = ""
+    responses: dict[str, Record] = field(default_factory=dict)
+    """By id: characters, score (None where there is none) and the text, None where no pair has it."""
+    sides: dict[str, str] = field(default_factory=dict)
+    """The chosen and the rejected judgment, by id."""
+    judgments: dict[str, list[tuple[str, float | str, str]]] = field(default_factory=dict)
+    """By response: id, score or failure, text."""
+    comparisons: list[tuple[int, int, str, str | None]] = field(default_factory=list)
+    """First and second judgment, winner or failure, text."""
+    elo: dict[str, tuple[float, float, int, int]] = field(default_factory=dict)
+    """By judgment: Elo score, its standard error, won, lost."""
+
+
+@dataclass
+class Evidence:
+    """An iteration's pairs, and the prompts that gave none."""
+
+    entries: list[Record]
+    """A line of the browser's list each; "prompt" is the prompt's id."""
+    prompts: dict[str, Prompt]
+
+
+def read_evidence(folder: Path) -> Evidence:
+    """Everything behind the pairs of one iteration, `folder`.
+
+    Raises `UserError` where pairs name texts that the iteration does not have.
+    """
+    made = read_manifest(folder / "pairs") or {}
+    prompts = {row["id"]: Prompt(row["prompt"]) for row in read_jsonl(folder / "prompts.jsonl")}
+    found = Evidence([], prompts)
+    wanted = _read_pairs(folder / "pairs", found)
+    for row in _units(folder / "responses"):
+        if row["prompt_id"] not in prompts:
+            raise UserError(
+                f"{folder}/responses: {row['id']!r} answers no prompt of the iteration; run iterate.py again"
+            )
+        keep = row["id"] in wanted or row["prompt_id"] in wanted
+        known = {"characters": len(row["text"]), "score": None, "text": row["text"] if keep else None}
+        prompts[row["prompt_id"]].responses[row["id"]] = known
+    if "judgments" in made["sources"]:
+        _read_judgments(folder / "judgments", prompts, made["minimum_valid"])
+    elif "scores" in made["sources"]:
+        responses = {name: row for prompt in prompts.values() for name, row in prompt.responses.items()}
+        for row in read_jsonl(Path(made["sources"]["scores"]["path"])):
+            responses[row["id"]]["score"] = row["score"]
+    if "comparisons" in made["sources"]:
+        texts = (read_manifest(folder / "comparisons") or {})["counts"]["records"] <= COMPARISONS
+        for row in _units(folder / "comparisons"):
+            outcome = (row["first"], row["second"], row["winner"] or row["failure"], row["text"] if texts else None)
+            prompts[row["prompt_id"]].comparisons.append(outcome)
+    for entry in found.entries:
+        missing = {entry[side] for side in ("chosen", "rejected", "response") if side in entry} - {
+            *prompts[entry["prompt"]].responses,
+            *prompts[entry["prompt"]].sides,
+        }
+        if missing:
+            raise UserError(f"{folder}/pairs: {entry['id']} is made of texts that are gone; run iterate.py again")
+    return found
+
+
+def _read_pairs(folder: Path, found: Evidence) -> set[str]:
+    """Adds the iteration's entries; returns the responses whose texts are shown, and the prompts all of whose are."""
+    wanted: set[str] = set()
+    for row in read_jsonl(folder / "actor.jsonl"):
+        sides = {"chosen": row["chosen_id"], "rejected": row["rejected_id"]}
+        prompt = row["chosen_id"].rsplit("/", 1)[0]
+        found.entries.append({"id": row["id"], "kind": "actor", "prompt": prompt} | sides)
+        wanted |= set(sides.values())
+    for row in read_jsonl(folder / "judge.jsonl") if (folder / "judge.jsonl").is_file() else ():
+        sides = {"chosen": row["chosen_id"], "rejected": row["rejected_id"]}
+        prompt = row["response_id"].rsplit("/", 1)[0]
+        entry = {"id": row["id"], "kind": "judge", "prompt": prompt, "response": row["response_id"]}
+        found.entries.append(entry | sides | {"elo": [row["chosen_elo"], row["rejected_elo"]]})
+        found.prompts[prompt].sides = {name: row[side][0]["content"] for side, name in sides.items()}
+        wanted.add(row["response_id"])
+    for row in read_jsonl(folder / "none.jsonl"):
+        entry = {"id": f"none/{row['kind']}/{row['prompt_id']}", "kind": "none", "prompt": row["prompt_id"]}
+        found.entries.append(entry | {"of": row["kind"], "reason": row["reason"]})
+        wanted.add(row["prompt_id"])
+    for row in read_jsonl(folder / "elo.jsonl") if (folder / "elo.jsonl").is_file() else ():
+        outcome = (row["elo"], row["standard_error"], row["won"], row["lost"])
+        found.prompts[row["prompt_id"]].elo[row["judgment_id"]] = outcome
+        wanted.add(row["response_id"])
+    order = {name: place for place, name in enumerate(found.prompts)}
+    found.entries.sort(key=lambda entry: order[entry["prompt"]])
+    return wanted
+
+
+def _read_judgments(stage: Path, prompts: dict[str, Prompt], minimum_valid: int) -> None:
+    """Adds the judgments of the responses that are shown, and the mean score of every response that has one."""
+    scores: dict[str, list[float]] = {}
+    for row in _units(stage):
+        prompt, name = prompts[row["prompt_id"]], row["response_id"]
+        if row["score"] is not None:
+            scores.setdefault(name, []).append(row["score"])
+        if prompt.responses[name]["text"] is not None:
+            said = row["score"] if row["score"] is not None else row["failure"]
+            prompt.judgments.setdefault(name, []).append((row["id"], said, row["text"]))
+    for prompt in prompts.values():
+        for name, response in prompt.responses.items():
+            known = scores.get(name, [])
+            if len(known) >= max(minimum_valid, 1):
+                response["score"] = sum(known) / len(known)
+
+
+def _units(stage: Path) -> Iterator[Record]:
+    """A generating stage's records; like `sampling.generate.read_units`, without torch."""
+    manifest = read_manifest(stage)
+    if manifest is None:
+        raise UserError(f"{stage}: not a finished stage (no manifest.json); run iterate.py again")
+    for name in manifest["units"]:
+        yield from read_jsonl(stage / name)
+
+
+def pack(runs: Sequence[Sequence[tuple[int, Evidence]]]) -> Record:
+    """The browser's data: {"entries": chunk, "texts": chunks, "evidence": chunks, "limits": {...}}.
+
+    `runs` holds each run's iterations, (number, evidence).
+    """
+    evidence = [(run, number, found) for run, iterations in enumerate(runs) for number, found in iterations]
+    prompts = [prompt for _, _, found in evidence for prompt in found.prompts.values()]
+    text = _limit((len(text) for prompt in prompts for text in _texts(prompt)), TEXT_BUDGET)
+    judgment = _limit(
+        (len(row[2]) for prompt in prompts for rows in prompt.judgments.values() for row in rows), JUDGMENT_BUDGET
+    )
+    entries, start = [], 0
+    for run, number, found in evidence:
+        places = {name: start + i for i, name in enumerate(found.prompts)}
+        start += len(places)
+        entries += [{"run": run, "iteration": number, "at": places[entry["prompt"]]} | entry for entry in found.entries]
+    return {
+        "entries": _deflated(entries),
+        "texts": _chunks([_shown(prompt, text) for prompt in prompts]),
+        "evidence": _chunks([_behind(prompt, judgment) for prompt in prompts]),
+        "limits": {"text": text, "judgment": judgment},
+        "outcomes_only": any(row[3] is None for prompt in prompts for row in prompt.comparisons),
+    }
+
+
+def _texts(prompt: Prompt) -> Iterator[str]:
+    yield prompt.text
+    yield from (row["text"] for row in prompt.responses.values() if row["text"] is not None)
+    yield from prompt.sides.values()
+
+
+def _shown(prompt: Prompt, limit: int | None) -> Record:
+    responses = [
+        [name, row["characters"], row["score"], _cut(row["text"], limit)] for name, row in prompt.responses.items()
+    ]
+    sides = {name: _cut(text, limit) for name, text in prompt.sides.items()}
+    return {"prompt": _cut(prompt.text, limit), "responses": responses, "sides": sides}
+
+
+def _behind(prompt: Prompt, limit: int | None) -> Record:
+    judgments = {
+        name: [[judgment, said, _cut(text, limit)] for judgment, said, text in rows]
+        for name, rows in prompt.judgments.items()
+    }
+    return {"judgments": judgments, "comparisons": prompt.comparisons, "elo": prompt.elo}
+
+
+def _limit(lengths: Iterable[int], budget: int) -> int | None:
+    """The greatest length to cut texts at for all to fit, the least there is if none does; None to keep them whole."""
+    known = list(lengths)
+    if sum(known) <= budget:
+        return None
+    return next((limit for limit in LIMITS if sum(min(length, limit) for length in known) <= budget), LIMITS[-1])
+
+
+def _cut(text: str | None, limit: int | None) -> Text | None:
+    return text if text is None or limit is None or len(text) <= limit else [text[:limit], len(text)]
+
+
+def _chunks(rows: Sequence[Record]) -> list[str]:
+    return [_deflated(rows[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)]
+
+
+def _deflated(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    # A lone surrogate, which a tokenizer's bytes may leave, has no UTF-8.
+    return base64.b64encode(zlib.compress(text.encode("utf-8", "replace"))).decode()

@@ -1,0 +1,147 @@
+"""What a model answers to prompts that no training has seen: `torchrun -m evaluation.held_out` asks, and measures.
+
+Two files of the config's [evaluation]: `instructions`, whose rules code can check (`evaluation/verifiable.py`), and
+`prompts`, open ones, of whose answers length, variety and repetition are measured, and which a judge compares with the
+seed's (`evaluation/duel.py`). Each is answered once, sampled as the actor samples, every model with the same noise.
+"""
+
+import argparse
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from evaluation.statistics import bootstrap
+from evaluation.verifiable import Instruction, read_instructions, verifiable_report
+from files import UserError, command, is_complete, read_json, read_numbered_jsonl, write_json, write_manifest
+from judging.novelty import repetition, words
+from model.chat import ChatFormat, Message, load_chat
+from sampling.generate import Item, completion_fields, generation_key, read_units, request_seed, run_units
+from sampling.request import Sampling
+from settings import Settings, load_settings
+
+Record = dict[str, Any]
+DISTINCT = (1, 2, 3)
+"""Words of the sequences whose variety is measured."""
+
+
+def read_prompts(path: str) -> dict[str, str]:
+    """Open prompts {id, prompt} by id, in the file's order; none without a path.
+
+    Raises `UserError`, naming file and line, for an id that comes twice and for what is no text.
+    """
+    found: dict[str, str] = {}
+    for number, row in read_numbered_jsonl(path, ("id", "prompt")) if path else ():
+        name, prompt, where = row["id"], row["prompt"], f"{path}, line {number}"
+        if not isinstance(name, str) or not isinstance(prompt, str):
+            raise UserError(f"{where}: id and prompt must be texts; put quotes around them")
+        if name in found:
+            raise UserError(f"{where}: id {name!r} comes twice; give each prompt its own")
+        found[name] = prompt
+    return found
+
+
+def held_out_items(
+    instructions: Iterable[Instruction], prompts: Mapping[str, str], chat: ChatFormat, settings: Settings
+) -> Iterator[Item]:
+    """One request an instruction and a prompt."""
+    respond = settings.respond
+    sampling = Sampling(respond.temperature, respond.top_p, respond.max_new_tokens, chat.stop_ids)
+    asked = [("instruction", item.id, item.prompt) for item in instructions]
+    asked += [("prompt", name, prompt) for name, prompt in prompts.items()]
+    for kind, name, prompt in asked:
+        known = {"id": f"{kind}/{name}", "kind": kind, "name": name, "prompt": prompt}
+        seed = request_seed(settings.seed, 0, "held-out", known["id"])
+        yield Item(known["id"], partial(_asked, prompt), sampling, seed, name, known)
+
+
+def _asked(prompt: str) -> list[Message]:
+    return [{"role": "user", "content": prompt}]
+
+
+def answers_of(folder: Path, kind: str) -> dict[str, Record]:
+    """A finished stage's records of a kind, by the instruction's or prompt's id."""
+    return {row["name"]: row for row in read_units(folder / "answers") if row["kind"] == kind}
+
+
+def report(instructions: Sequence[Instruction], rows: Sequence[Record]) -> Record:
+    """The instructions that are followed; of the open prompts' answers length, variety, repetition, cuts."""
+    texts = {row["name"]: row["text"] for row in rows if row["kind"] == "instruction"}
+    answers = [row for row in rows if row["kind"] == "prompt"]
+    return {
+        "verifiable": verifiable_report(instructions, texts) if instructions else None,
+        "answers": text_report(answers) if answers else None,
+    }
+
+
+def text_report(rows: Sequence[Record]) -> Record:
+    """Of answers: characters; share cut off at the limit; share of three-word sequences that came before in the same
+    answer; different sequences of n words over all of them (distinct-n, arXiv 1510.03055), over all answers together.
+
+    `by_id` has the values of each answer, for comparisons with another model's.
+    """
+    by_id = {
+        row["name"]: {
+            "characters": float(len(row["text"])),
+            "cut_off": float(row["finish_reason"] == "length"),
+            "repetition": float(repetition(row["text"])),
+        }
+        for row in rows
+    }
+    means = {key: bootstrap([[values[key]] for values in by_id.values()]) for key in next(iter(by_id.values()))}
+    return means | {f"distinct_{n}": distinct([row["text"] for row in rows], n) for n in DISTINCT} | {"by_id": by_id}
+
+
+def distinct(texts: Iterable[str], n: int) -> float | None:
+    """Different n-word sequences over all of them; None where there is none."""
+    sequences = [tuple(own[i : i + n]) for own in map(words, texts) for i in range(len(own) - n + 1)]
+    return round(len(set(sequences)) / len(sequences), 4) if sequences else None
+
+
+def held_out_key(settings: Settings, model_dir: Path) -> str:
+    """The identity of a model's answers."""
+    section = {name: getattr(settings.respond, name) for name in ("temperature", "top_p", "max_new_tokens")}
+    files = {name: getattr(settings.evaluation, name) for name in ("instructions", "prompts")}
+    inputs: dict[str, Path | str] = {"model": model_dir} | {name: path for name, path in files.items() if path}
+    return generation_key("held-out", settings, section, 0, inputs)
+
+
+def read_held_out(folder: Path) -> Record:
+    """The finished report in `folder`."""
+    return read_json(folder / "report.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Answer held-out prompts, and measure the answers.")
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
+    parser.add_argument("--out", required=True, type=Path)
+    arguments = parser.parse_args()
+    settings, out = load_settings(arguments.config), arguments.out
+    key = held_out_key(settings, arguments.model)
+    if is_complete(out, key):
+        return
+    chat, path = load_chat(arguments.model), settings.evaluation.instructions
+    instructions = read_instructions(Path(path)) if path else []
+    items = list(held_out_items(instructions, read_prompts(settings.evaluation.prompts), chat, settings))
+    if not items:
+        raise UserError(f"{arguments.config}: nothing to answer; set evaluation.instructions or evaluation.prompts")
+    run_units(
+        "held-out",
+        items,
+        lambda item, completion: item.record | completion_fields(completion, chat, item.seed),
+        chat=chat,
+        settings=settings,
+        model_dir=arguments.model,
+        out=out / "answers",
+        key=key,
+    )
+    if os.environ.get("RANK", "0") != "0":
+        return  # every rank knows the same; one writes it
+    write_json(out / "report.json", report(instructions, list(read_units(out / "answers"))))
+    write_manifest(out, "held-out", key, [out / "report.json"], counts={"answers": len(items)})
+
+
+if __name__ == "__main__":
+    command(main)
