@@ -35,11 +35,15 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         known = [flops for part, flops in PEAK_FLOPS.items() if part in name]
         if known:
             return known[0]
-    return product_flops(device, dtype, 8192 if device.type == "cuda" else 1024, 3)
+    return product_flops(device, dtype, 0 if device.type == "cuda" else 1024, 3)
 
 
-def product_flops(device: torch.device, dtype: torch.dtype, size: int = 2048, repeats: int = 10) -> float:
-    """Operations a second in a product of two [size, size] matrices: the best of `repeats`."""
+def product_flops(device: torch.device, dtype: torch.dtype, size: int = 0, repeats: int = 10) -> float:
+    """Operations a second in a product of two [size, size] matrices: the best of `repeats`.
+
+    Without a size 2048, on a GPU 8192: there a smaller one takes little longer than to launch it and to wait for it.
+    """
+    size = size or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     best = 0.0
     for _ in range(repeats):
