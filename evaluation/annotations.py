@@ -39,7 +39,7 @@ def read_annotations(path: Path) -> Annotations:
     """The annotations of a file.
 
     Raises `UserError` naming file and entry for a missing key, an output that is no text, an instruction that came
-    before, a preference that is none, a second model, baseline or annotator, and equal outputs that do not tie.
+    before, a preference that is none, and a second model, baseline or annotator.
     """
     places: dict[str, int] = {}
     names: dict[str, str] = {}
@@ -103,8 +103,6 @@ def _preference(row: dict[str, Any], where: str) -> float:
         value = 1.5
     if not (1 <= value <= 2 or math.isnan(value)):
         raise UserError(f"{where}: preference is {given!r}; it must be from 1 to 2, 0 for a tie, or null")
-    if row["output_1"] == row["output_2"] and value != 1.5 and not math.isnan(value):
-        raise UserError(f"{where}: the outputs are equal and the preference is {given!r}; AlpacaEval has a tie, 1.5")
     return value - 1
 
 

@@ -19,7 +19,7 @@ The difficulties and the gamed rows are not ours to bring: see `SOURCE`.
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.annotations import Annotations
+from evaluation.annotations import Annotations, read_annotations
 from files import UserError
 
 SOURCE = "of the data set tatsu-lab/alpaca_eval on Hugging Face"
@@ -87,14 +87,12 @@ def length_controlled(annotations: Annotations, gamed: Gamed) -> LengthControlle
     preferences = annotations.preferences
     if annotations.model == annotations.baseline:
         return _summary(np.full(np.isfinite(preferences).sum(), 0.5), Weights(0.0, 0.0, 0.0))
-    difference = (annotations.lengths[:, 0] - annotations.lengths[:, 1]).astype(np.float64)
-    if len(difference) < 2 or np.ptp(difference) == 0:
-        raise UserError(f"{annotations.path}: all outputs differ in length alike; there is no length to control for")
+    length = _length(annotations)
     if unknown := [place for place in annotations.positions.tolist() if place not in gamed.difficulties]:
         known = f"the gamed rows have those of {len(gamed.difficulties)} instructions"
-        raise UserError(f"{annotations.path}: {known}, not of number {unknown[0]}; take all of df_gamed.csv")
+        raise UserError(f"{annotations.path}: {known}, not of number {unknown[0]}; name whole files")
     difficulty = np.array([gamed.difficulties[place] for place in annotations.positions.tolist()])
-    own = np.column_stack([np.tanh(difference / difference.std(ddof=1)), difficulty, np.ones_like(difficulty)])
+    own = np.column_stack([length, difficulty, np.ones_like(difficulty)])
     features = np.concatenate([gamed.features, own])
     targets = np.concatenate([gamed.preferences, preferences])
     masses = np.where(features[:, 2] == 1, 1.0, GAMED_WEIGHT)
@@ -159,28 +157,57 @@ def _scikit_learn() -> tuple[Any, Any]:
     return LogisticRegression, GroupKFold
 
 
-def read_gamed(path: Path) -> Gamed:
-    """The gamed baselines' rows, as published in df_gamed.csv.
+def read_gamed(paths: Sequence[Path], difficulties: Array | None = None) -> Gamed:
+    """The gamed baselines' rows: as published in df_gamed.csv, or annotations of both, which need `difficulties` [n].
 
-    The difficulty of position p is that of the file's row p, counted from 0, where this row is the first of its index:
-    the file has the instructions in order, once for each baseline.
+    In df_gamed.csv the difficulty of position p is that of the file's row p, counted from 0, where this row is the
+    first of its index: the file has the instructions in order, once for each baseline.
 
-    Raises `UserError` naming file and line for a column that is missing and a value that is none.
+    Raises `UserError` naming file and line for a column that is missing, a value that is none, and a position without
+    difficulty.
     """
-    features, preferences, difficulties = [], [], {}
+    if all(path.suffix == ".json" for path in paths):
+        return _gamed_annotations([read_annotations(path) for path in paths], difficulties)
+    if len(paths) > 1:
+        raise UserError(
+            f"{paths[1]}: --gamed is df_gamed.csv alone, or annotations of the gamed baselines, .json files"
+        )
+    path, features, preferences, known = paths[0], [], [], {}
     seen = set()
     columns = ("index", "preference", "std_delta_len", "instruction_difficulty", "not_gamed_baseline")
     for place, (where, row) in enumerate(_rows(path, columns, f"name df_gamed.csv {SOURCE}")):
         index, difficulty = _number(row, "index", where), _number(row, "instruction_difficulty", where)
         if index not in seen:
             seen.add(index)
-            difficulties[place] = difficulty
+            known[place] = difficulty
         preferences.append(math.nan if row["preference"] == "" else _number(row, "preference", where))
         kind = row["not_gamed_baseline"].lower()
         if kind not in ("true", "false"):
             raise UserError(f"{where}: not_gamed_baseline is {kind!r}; it must be True or False")
         features.append([math.tanh(_number(row, "std_delta_len", where)), difficulty, float(kind == "true")])
-    return Gamed(np.array(features), np.array(preferences), difficulties)
+    return Gamed(np.array(features), np.array(preferences), known)
+
+
+def _gamed_annotations(gamed: Sequence[Annotations], difficulties: Array | None) -> Gamed:
+    """The same from the gamed baselines' own annotations: length differences over their standard deviation."""
+    if difficulties is None:
+        raise UserError(f"{gamed[0].path}: annotations have no difficulties; add --difficulty, {SOURCE}")
+    features = []
+    for own in gamed:
+        if unknown := [place for place in own.positions.tolist() if not 0 <= place < len(difficulties)]:
+            raise UserError(f"{own.path}: no difficulty of number {unknown[0]}; --difficulty has {len(difficulties)}")
+        length = _length(own)
+        features.append(np.column_stack([length, difficulties[own.positions], np.zeros_like(length)]))
+    known = {place: float(difficulty) for place, difficulty in enumerate(difficulties)}
+    return Gamed(np.concatenate(features), np.concatenate([own.preferences for own in gamed]), known)
+
+
+def _length(annotations: Annotations) -> Array:
+    """The length feature [n]. Raises `UserError` naming the file where lengths all differ alike."""
+    difference = (annotations.lengths[:, 0] - annotations.lengths[:, 1]).astype(np.float64)
+    if len(difference) < 2 or np.ptp(difference) == 0:
+        raise UserError(f"{annotations.path}: all outputs differ in length alike; there is no length to control for")
+    return np.tanh(difference / difference.std(ddof=1))
 
 
 def read_difficulties(path: Path) -> Array:

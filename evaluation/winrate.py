@@ -5,8 +5,11 @@ AlpacaEval's leaderboard: all rates and their standard errors are in percent.
 
 The length-controlled win rate needs AlpacaEval's gamed rows, `--gamed df_gamed.csv`. They hold the instructions'
 difficulties too; the package's fit takes them from there, and so does this one: `--difficulty` beside it is compared,
-and a difference told. From published weights, of which there is a file for each annotator and baseline, the rate is
-predicted: `--weights FILE --difficulty instruction_difficulty.csv`.
+and a difference told. In place of that file may stand the annotations from which it was made, those of
+gpt4_1106_preview_verbose and _concise, `--gamed A.json B.json --difficulty instruction_difficulty.csv`.
+
+From published weights, of which there is a file for each annotator and baseline, the rate is predicted: `--weights FILE
+--difficulty instruction_difficulty.csv`.
 
 The official number is that of one annotator against one baseline. What any other judge says has its name beside it.
 """
@@ -172,7 +175,8 @@ def read_arguments() -> argparse.Namespace:
     inputs = parser.add_mutually_exclusive_group(required=True)
     inputs.add_argument("--annotations", type=Path, nargs="+", help="annotations.json of a model, a file a model")
     inputs.add_argument("--weights", type=Path, help="weights of many models, as alpaca_eval has them")
-    parser.add_argument("--gamed", type=Path, help=f"df_gamed.csv, {SOURCE}")
+    gamed = f"df_gamed.csv, {SOURCE}; or annotations of the gamed baselines, with --difficulty"
+    parser.add_argument("--gamed", type=Path, nargs="+", help=gamed)
     parser.add_argument("--difficulty", type=Path, help=f"instruction_difficulty.csv, {SOURCE}")
     parser.add_argument("--model", nargs="+", default=[], help="of --weights; default: all")
     parser.add_argument("--baseline", default=OFFICIAL_BASELINE, help="of --weights; default: %(default)s")
@@ -191,10 +195,11 @@ def main() -> None:
     if arguments.weights:
         rows = predicted(arguments.weights, arguments.model, arguments.baseline, arguments.difficulty)
     else:
-        gamed = read_gamed(arguments.gamed) if arguments.gamed else None
+        difficulties = read_difficulties(arguments.difficulty) if arguments.difficulty else None
+        gamed = read_gamed(arguments.gamed, difficulties) if arguments.gamed else None
         rows = [annotated(read_annotations(path), gamed) for path in arguments.annotations]
-        if gamed and arguments.difficulty:
-            remarks = unequal(gamed, read_difficulties(arguments.difficulty))
+        if gamed and difficulties is not None:
+            remarks = unequal(gamed, difficulties)
     remarks += notes(rows)
     if arguments.json:
         print(json.dumps({"rows": rows, "notes": remarks}, indent=2, ensure_ascii=False))

@@ -7,6 +7,7 @@ import builtins
 import importlib.util
 import json
 import math
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def gamed(data) -> Gamed:
-    return read_gamed(data / "df_gamed.csv")
+    return read_gamed([data / "df_gamed.csv"])
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def test_a_difficulty_stands_where_its_index_is_first(tmp_path):
              "5,,1.5,2,False,x", "6,1,0,3,True,x", "5,0,0,4,False,x"]  # fmt: skip
     path = tmp_path / "g.csv"
     path.write_text("\n".join(lines))
-    found = read_gamed(path)
+    found = read_gamed([path])
     assert found.difficulties == {0: 1.0, 2: 3.0}
     assert found.features.tolist() == [[0, 1, 0], [pytest.approx(math.tanh(1.5)), 2, 0], [0, 3, 1], [0, 4, 0]]
     assert found.preferences.tolist() == [0.5, pytest.approx(math.nan, nan_ok=True), 1, 0]
@@ -174,11 +175,19 @@ def test_difficulties_by_name_or_as_the_one_column(tmp_path, data):
     assert len(read_difficulties(data / "instruction_difficulty.csv")) == INSTRUCTIONS
 
 
+def read_one_gamed(path: Path) -> Gamed:
+    return read_gamed([path])
+
+
 @pytest.mark.parametrize(
     ("read", "text", "complaint"),
     [
-        (read_gamed, "index,preference\n0,1\n", "f.csv: no column 'std_delta_len'; name df_gamed.csv of the data set"),
-        (read_gamed, "", "f.csv: no column 'index'"),
+        (
+            read_one_gamed,
+            "index,preference\n0,1\n",
+            "f.csv: no column 'std_delta_len'; name df_gamed.csv of the data set",
+        ),
+        (read_one_gamed, "", "f.csv: no column 'index'"),
         (read_difficulties, "a,b,c\n0,1,2\n", "f.csv: no column 'instruction_difficulty'; name instruction_diff"),
         (read_difficulties, "index,instruction_difficulty\n", "f.csv: no rows"),
         (read_difficulties, "index,instruction_difficulty\n0,1\n1,\n", "line 3: instruction_difficulty is '', not a"),
@@ -193,6 +202,31 @@ def test_bad_data_are_one_line(tmp_path, read, text, complaint):
         read(path)
 
 
+def test_the_gamed_baselines_own_annotations_do_as_well(data, tmp_path):
+    """Rows as df_gamed.csv would have them, worked out one by one, and the annotations that they come from."""
+    difficulties, paths = read_difficulties(data / "instruction_difficulty.csv"), []
+    table = "index,preference,std_delta_len,instruction_difficulty,not_gamed_baseline\n"
+    for name in ("floats", "shorter is better"):
+        rows = annotations(name)
+        gaps = [len(row["output_1"]) - len(row["output_2"]) for row in rows]
+        spread = statistics.stdev(gaps)
+        for place, (row, gap) in enumerate(zip(rows, gaps, strict=True)):
+            table += f"{place},{float(row['preference']) - 1!r},{gap / spread!r},{float(difficulties[place])!r},False\n"
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps(rows))
+    (tmp_path / "df_gamed.csv").write_text(table)
+    one, other = read_gamed([tmp_path / "df_gamed.csv"]), read_gamed(paths, difficulties)
+    np.testing.assert_allclose(other.features, one.features, atol=1e-12)
+    np.testing.assert_allclose(other.preferences, one.preferences, atol=1e-12)
+    assert other.difficulties == one.difficulties and len(one.features) == 1610
+    with pytest.raises(UserError, match=r"floats\.json: annotations have no difficulties; add --difficulty"):
+        read_gamed(paths)
+    with pytest.raises(UserError, match=r"floats\.json: no difficulty of number 3; --difficulty has 3"):
+        read_gamed(paths, difficulties[:3])
+    with pytest.raises(UserError, match=r"df_gamed\.csv alone"):
+        read_gamed([tmp_path / "df_gamed.csv", *paths], difficulties)
+
+
 def test_gamed_rows_and_weights_are_checked(tmp_path):
     header = "index,preference,std_delta_len,instruction_difficulty,not_gamed_baseline\n"
     path = tmp_path / "f.csv"
@@ -204,7 +238,7 @@ def test_gamed_rows_and_weights_are_checked(tmp_path):
     ):
         path.write_text(header + line + "\n")
         with pytest.raises(UserError, match=complaint):
-            read_gamed(path)
+            read_gamed([path])
     write_weights(path)
     path.write_text(path.read_text() + "good,1,2,3\n")
     with pytest.raises(UserError, match="line 5: 'good' came before"):

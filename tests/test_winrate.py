@@ -120,7 +120,6 @@ def without(row: dict, key: str) -> dict:
         ([annotation(0, 1), annotation(1, 1, generator_2="m2")], "entry 1: generator_2 is 'm2', and 'model' before"),
         ([annotation(0, 1), annotation(1, 1, generator_1="b2")], "entry 1: generator_1 is 'b2', and 'base' before"),
         ([annotation(0, 1), annotation(1, 1, annotator="B")], "entry 1: annotator is 'B', and 'a coin' before"),
-        ([annotation(0, 1), annotation(1, 1.2, output_1="x", output_2="x")], "entry 1: the outputs are equal"),
         ([annotation(0, 1, output_2=None)], "entry 0: output_2 is None, not a text"),
         ([annotation(0, 1, index=4), annotation(1, 2)], "entry 1: key 'index' is missing"),
         ([annotation(0, 1, index="4")], "entry 0: index is '4'"),
