@@ -302,7 +302,6 @@ def iterate(run: Run) -> None:
         run.evaluate(model, t, initial)
         summary = write_summary(run.folder, run.settings, seed, initial, t)
     print_summary(summary)
-    print_report(run.folder)
 
 
 def print_report(folder: Path) -> None:
@@ -345,6 +344,7 @@ def main() -> None:
             make_seed_judge(run)
         else:
             iterate(run)
+            print_report(folder)
 
 
 if __name__ == "__main__":

@@ -75,17 +75,20 @@ class Evidence:
 def read_evidence(folder: Path) -> Evidence:
     """Everything behind the pairs of one iteration, `folder`.
 
-    Raises `UserError` where pairs name texts that the iteration does not have.
+    Raises `UserError` where its files name prompts, responses or judgments that are not there any more.
     """
+    try:
+        return _read(folder)
+    except KeyError as error:
+        raise UserError(f"{folder}: its files are not of one run ({error} is missing); run iterate.py again") from None
+
+
+def _read(folder: Path) -> Evidence:
     made = read_manifest(folder / "pairs") or {}
     prompts = {row["id"]: Prompt(row["prompt"]) for row in read_jsonl(folder / "prompts.jsonl")}
     found = Evidence([], prompts)
     wanted = _read_pairs(folder / "pairs", found)
     for row in _units(folder / "responses"):
-        if row["prompt_id"] not in prompts:
-            raise UserError(
-                f"{folder}/responses: {row['id']!r} answers no prompt of the iteration; run iterate.py again"
-            )
         keep = row["id"] in wanted or row["prompt_id"] in wanted
         known = {"characters": len(row["text"]), "score": None, "text": row["text"] if keep else None}
         prompts[row["prompt_id"]].responses[row["id"]] = known
@@ -101,12 +104,10 @@ def read_evidence(folder: Path) -> Evidence:
             outcome = (row["first"], row["second"], row["winner"] or row["failure"], row["text"] if texts else None)
             prompts[row["prompt_id"]].comparisons.append(outcome)
     for entry in found.entries:
-        missing = {entry[side] for side in ("chosen", "rejected", "response") if side in entry} - {
-            *prompts[entry["prompt"]].responses,
-            *prompts[entry["prompt"]].sides,
-        }
-        if missing:
-            raise UserError(f"{folder}/pairs: {entry['id']} is made of texts that are gone; run iterate.py again")
+        own = prompts[entry["prompt"]]
+        for name in (entry[side] for side in ("chosen", "rejected", "response") if side in entry):
+            if name not in own.responses and name not in own.sides:
+                raise KeyError(name)
     return found
 
 

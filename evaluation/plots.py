@@ -10,17 +10,10 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from files import UserError
-
-try:
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-except ImportError:
-    raise UserError("evaluation.report needs matplotlib and jinja2: pip install '.[report]'") from None
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 INK, LINE, MARK = "#0a0b01", "#0a0b02", "#0a0b03"
 SERIES = [f"#0c0d{i:02x}" for i in range(1, 7)]
@@ -151,7 +144,7 @@ def bars(
 @matplotlib.rc_context(STYLE)
 def stacked(name: str, rows: Sequence[tuple[str, Sequence[tuple[int, float]]]], percent: bool, label: str = "") -> str:
     """A bar a row, from left to right of parts (colour, value)."""
-    figure, axes = _axes(4.6, 0.4 + 0.25 * len(rows))
+    figure, axes = _axes(3.8, 0.4 + 0.24 * len(rows))
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", visible=True)
     for place, (_, parts) in enumerate(rows):

@@ -76,7 +76,8 @@ class Section:
     """Colours that stand for something else than runs."""
     numbers: list[tuple[str, int, list[str]]] = field(default_factory=list)
     """The same as a table: what, of which run, a cell an iteration."""
-    empty: str = ""
+    empty: str = "No iteration is finished yet."
+    """What is said where there are no cards."""
 
 
 SCORES = (
@@ -264,7 +265,7 @@ def _greatest(found: dict[int, list[tuple[int, dict[float, float]]]]) -> float:
 
 def _pairs(runs: Sequence[Run]) -> Section:
     look = "Each prompt gives a pair or has a reason. Ties and position collapse show here first."
-    section = Section("yield", "Pairs and reasons", look, legend=[(0, "pair")], empty="No iteration made pairs.")
+    section = Section("yield", "Pairs and reasons", look, legend=[(0, "pair")])
     _measured(section, runs, PAIRS)
     colours = {"pair": 0}
     for kind in ("actor", "judge"):

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.plots import Point, Series
-from evaluation.sections import Card, Measure, Row, Run, interval, look_up, measure_card, shown
+from evaluation.sections import Card, Measure, Row, Run, interval, look_up, measure_card, shown, written
+
+WAYS = {"scores": "by mean scores", "pairwise": "in both orders"}
+"""How a judge compares two answers."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,15 @@ class Column:
 
 COLUMNS = (
     Column("Win rate, self-judged", "win_rate", "share", "against the seed", ((0.5, "the seed"),)),
-    Column("Verifiable", "verifiable", "share", "prompts whose rules all hold"),
+    Column("Verifiable", "verifiable", "share", "prompts, all rules"),
     Column("Rules", "verifiable_rules", "share", "that hold"),
     Column("Length", "characters", "count", "characters"),
     Column("Judge agrees", "agreement", "share", "with the known order", ((0.5, "chance"),)),
     Column("Spearman", "spearman", "number", "of score and quality"),
-    Column("Meta-judge agrees", "meta_agreement", "share", "names the right judgment", ((0.5, "chance"),)),
-    Column("Parsed", "parse_rate", "share", "judgments that hold a score"),
+    Column("Meta-judge agrees", "meta_agreement", "share", "on judgments", ((0.5, "chance"),)),
+)
+OTHERS = (
+    Column("Parsed", "parse_rate", "share", "judgments with a score"),
     Column("Distinct bigrams", "distinct_2", "share"),
     Column("Repetition", "repetition", "share"),
     Column("Cut off", "cut_off", "share"),
@@ -43,22 +48,39 @@ class Cell:
     lines: list[str]
 
 
-def columns(runs: Sequence[Run]) -> list[Column]:
-    """Those that some model has a value of."""
+def measured(runs: Sequence[Run], among: Sequence[Column]) -> list[Column]:
+    """The columns that some model has a value of."""
     rows = [row for run in runs for row in models(run)]
-    return [column for column in COLUMNS if any(interval(row.get(column.key)) for row in rows)]
+    return [column for column in among if any(interval(row.get(column.key)) for row in rows)]
+
+
+def numbers(runs: Sequence[Run]) -> list[tuple[str, int, list[str]]]:
+    """The other measurements as a table: what, of which run, a cell a model."""
+    most = max(len(models(run)) for run in runs)
+    return [
+        (column.title, place, [written(row.get(column.key), column.form) for row in rows] + ["-"] * (most - len(rows)))
+        for column in measured(runs, OTHERS)
+        for place, rows in enumerate(map(models, runs))
+    ]
+
+
+def names(runs: Sequence[Run]) -> list[str]:
+    """Of the models of the longest run."""
+    return max(([row["name"] for row in models(run)] for run in runs), key=len)
 
 
 def models(run: Run) -> list[Row]:
     """The run's models with their measurements; of a run whose summary has none, what its iterations say of them."""
-    if run.summary.get("models"):
-        return run.summary["models"]
-    sft = run.summary["sft"]
-    rows = [_judge("seed", sft.get("agreement_before"), None), _judge("M0", sft["agreement"], sft["meta_agreement"])]
-    for iteration in run.iterations:
-        row = iteration.row
-        rows.append(_judge(f"M{iteration.number}", row["agreement"], row["meta_agreement"]) | {"pairs": row["pairs"]})
-    return rows
+    trained = {f"M{iteration.number}": iteration.row for iteration in run.iterations}
+    rows = run.summary.get("models")
+    if not rows:
+        sft = run.summary["sft"]
+        rows = [
+            _judge("seed", sft.get("agreement_before"), None),
+            _judge("M0", sft["agreement"], sft["meta_agreement"]),
+        ]
+        rows += [_judge(name, row["agreement"], row["meta_agreement"]) for name, row in trained.items()]
+    return [row | {"pairs": look_up(trained, f"{row['name']}.pairs")} for row in rows]
 
 
 def _judge(name: str, found: Row | None, meta: Row | None) -> Row:
@@ -81,13 +103,11 @@ def cells(row: Row, chosen: Sequence[Column]) -> Iterator[Cell]:
             yield Cell("-", [])
             continue
         value, low, high = known
-        under = [f"{shown(low, column.form)} to {shown(high, column.form)}"] if low is not None else []
+        under = [f"{shown(low, column.form)} to {shown(high, column.form)}".replace("%", "")] if low is not None else []
         if column.key == "win_rate":
-            under += [f"by {row.get('win_rate_by') or 'an unnamed judge'}"]
+            under += [f"by {row['win_rate_by']}, {WAYS[row['win_rate_way']]}"]
             if both := interval(row.get("win_rate_consistency")):
                 under += [f"both orders agree {both[0]:.1%}"]
-        if column.key == "agreement" and (longer := interval(row.get("longer_wins"))):
-            under += [f"“longer wins” {longer[0]:.1%}"]
         if step := interval(look_up(row, f"differences.{column.key}")):
             under += [_difference(step, column.form)]
         yield Cell(shown(value, column.form), under)
@@ -96,12 +116,14 @@ def cells(row: Row, chosen: Sequence[Column]) -> Iterator[Cell]:
 
 
 def _difference(step: tuple[Any, ...], form: str) -> str:
-    """A paired difference from the seed."""
-    value, low, high = (None if part is None else _signed(part, form) for part in step)
-    return f"seed {value}" + (f" [{low}, {high}]" if low is not None else "")
+    """A paired difference from M0; of shares in percentage points."""
+    value, low, high = (_signed(part, form) for part in step)
+    return (f"{value}" + (f" [{low}, {high}]" if low else "")).replace("%", "")
 
 
-def _signed(value: float, form: str) -> str:
+def _signed(value: float | None, form: str) -> str:
+    if value is None:
+        return ""
     sign = "+" if value > 0 else "\N{MINUS SIGN}" if value < 0 else ""
     return sign + shown(abs(value), form)
 
@@ -111,18 +133,18 @@ def note(runs: Sequence[Run]) -> str:
     rows = [row for run in runs for row in models(run)]
     told = "Small figures are 95% intervals."
     if any(row.get("differences") for row in rows):
-        told += " A line that begins with “seed” is the paired difference from the seed."
+        told += " Those with a sign are paired differences from M0, of shares in percentage points."
+    longer = {f"{known[0]:.1%}" for row in rows if (known := interval(row.get("longer_wins")))}
+    if longer:
+        told += f" That the longer response is better agrees with the known order {' or '.join(sorted(longer))}."
     if any(interval(row.get("win_rate")) for row in rows):
-        told += (
-            " Win rates are by the judge named under them, a model of this run: they are no benchmark's."
-        )
+        told += " A win rate is by the judge named under it, a tie counting half: no benchmark's number."
     return told
 
 
-def cards(runs: Sequence[Run], chosen: Sequence[Column]) -> Iterator[Card]:
-    """The columns that have a course: three models or more."""
-    names = max((models(run) for run in runs), key=len)
-    for column in chosen:
+def cards(runs: Sequence[Run]) -> Iterator[Card]:
+    """The measurements that have a course: three models or more."""
+    for column in measured(runs, COLUMNS + OTHERS):
         series = [
             Series(
                 place,
@@ -136,7 +158,7 @@ def cards(runs: Sequence[Run], chosen: Sequence[Column]) -> Iterator[Card]:
         ]
         if max(len(item.points) for item in series) < 3:
             continue
-        ticks = {float(i): row["name"] for i, row in enumerate(names)}
+        ticks = {float(i): name for i, name in enumerate(names(runs))}
         title = f"{column.title}: {column.under}" if column.under else column.title
         if card := measure_card(f"models-{column.key}", Measure(title, "", column.form, column.marks), series, ticks):
             yield card

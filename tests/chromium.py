@@ -22,8 +22,7 @@ def found() -> str | None:
 
 
 class Browser:
-    """One page of a browser that is started for it. `complaints` are errors of its console, `requests` what it asked
-    for besides the file itself."""
+    """One page of a browser started for it. `complaints` are its console's, `requests` what pages asked for."""
 
     def __init__(self, folder: Path):
         away, there = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in os.pipe())
@@ -49,7 +48,6 @@ class Browser:
         self.number, self.rest, self.session = 0, b"", ""
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        self.loaded = False
         targets = self.call("Target.getTargets")["targetInfos"]
         page = next(target["targetId"] for target in targets if target["type"] == "page")
         self.session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
@@ -85,9 +83,7 @@ class Browser:
         return json.loads(text)
 
     def _notice(self, event: str, facts: dict[str, Any]) -> None:
-        if event == "Page.loadEventFired":
-            self.loaded = True
-        elif event == "Network.requestWillBeSent":
+        if event == "Network.requestWillBeSent":
             self.requests.append(facts["request"]["url"])
         elif event in ("Runtime.exceptionThrown", "Log.entryAdded") or (
             event == "Runtime.consoleAPICalled" and facts["type"] in ("error", "assert", "warning")
@@ -102,7 +98,7 @@ class Browser:
         return found["result"].get("value")
 
     def wait(self, expression: str) -> None:
-        """Until it holds."""
+        """Wait until it holds."""
         end = time.monotonic() + TIMEOUT
         while not self.evaluate(expression):
             if time.monotonic() > end:
@@ -112,7 +108,6 @@ class Browser:
     def open(self, url: str) -> float:
         """Open a page and wait for its pairs; returns the seconds from the start of navigation to that."""
         self.call("Page.navigate", url="about:blank")
-        self.requests.clear()
         self.call("Page.navigate", url=url)
         self.wait("document.documentElement?.dataset.ready === 'yes'")
         return self.evaluate("performance.getEntriesByName('ready')[0].startTime") / 1000

@@ -43,21 +43,29 @@ def run(place: Path, *words: str) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+HELD_OUT = {
+    "cases": "evaluation/groups.jsonl",
+    "instructions": "evaluation/verifiable.jsonl",
+    "prompts": "prompts/evaluation.jsonl",
+}
 ITERATE = (str(ROOT / "iterate.py"), "--config", "tiny.toml")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A finished run of tiny.toml, the judge measured on a few held-out groups."""
+    """A finished run of tiny.toml, each model measured on a few held-out groups, instructions and prompts."""
     place = tmp_path_factory.mktemp("project")
     (place / "data").symlink_to(ROOT / "data")
-    groups = (ROOT / "data" / "evaluation" / "groups.jsonl").read_text().splitlines(keepends=True)
-    (place / "groups.jsonl").write_text("".join(groups[:4]))
-    text = (ROOT / "configs" / "tiny.toml").read_text()
-    (place / "tiny.toml").write_text(text + '\n[evaluation]\ncases = "groups.jsonl"\n')
+    text = (ROOT / "configs" / "tiny.toml").read_text() + "\n[evaluation]\n"
+    for key, name in HELD_OUT.items():
+        lines = (ROOT / "data" / name).read_text().splitlines(keepends=True)
+        (place / f"{key}.jsonl").write_text("".join(lines[:4]))
+        text += f'{key} = "{key}.jsonl"\n'
+    (place / "tiny.toml").write_text(text)
     started = time.monotonic()
-    code, _, err = run(place, *ITERATE)
+    code, out, err = run(place, *ITERATE)
     assert code == 0, err
+    (place / "out.txt").write_text(out)
     print(f"the whole loop took {time.monotonic() - started:.0f} s")
     return place
 
@@ -79,6 +87,22 @@ def test_summary(place):
         assert 0 < judge["parse_rate"]["value"] < 1 and len(judge["score_histogram"]) >= 3
         assert (place / row["checkpoint"] / "model.safetensors").is_file()
         assert {"respond", "judge", "pairs", "train"} <= set(row["seconds"])
+
+
+def test_it_ends_with_the_table_of_iterations_and_the_report(place):
+    summary = json.loads((place / "runs" / "tiny" / "summary.json").read_text())
+    seed, *others = summary["models"]
+    assert seed["name"] == "seed" and seed["win_rate"] is None and seed["differences"] == {}
+    assert [(row["name"], row["win_rate_by"]) for row in others] == [(f"M{t}", f"M{t}") for t in range(3)]
+    for row in (seed, *others):
+        assert row["verifiable"]["count"] == row["characters"]["count"] == 4
+        assert (place / row["checkpoint"] / "model.safetensors").is_file()
+    assert {"verifiable", "characters", "agreement"} <= set(others[2]["differences"])
+    table, _, report = (place / "out.txt").read_text().split("\n\n")[-1].rpartition("  report       ")
+    assert [line.split()[0] for line in table.splitlines()[:5]] == ["model", "seed", "M0", "M1", "M2"]
+    assert "self-judged" in table
+    page = place / report.strip()
+    assert page == place / "runs" / "tiny" / "report.html" and "<html" in page.read_text()
 
 
 def test_lineage(place):

@@ -9,9 +9,14 @@
   let entries = [], texts = [], chosen = [], first = 0, words = [];
 
   async function inflate(node) {
-    const bytes = Uint8Array.from(atob(node.textContent), (c) => c.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-    return JSON.parse(await new Response(stream).text());
+    const characters = atob(node.textContent);
+    const bytes = new Uint8Array(characters.length);
+    for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i); // many times faster than Uint8Array.from
+    const stream = new DecompressionStream("deflate");
+    const writer = stream.writable.getWriter();
+    writer.write(bytes);
+    writer.close();
+    return JSON.parse(await new Response(stream.readable).text());
   }
 
   async function evidence(place) {
@@ -322,7 +327,7 @@
       return;
     }
     entries = await inflate(byId("entries-data"));
-    for (const node of document.querySelectorAll("script.texts")) texts = texts.concat(await inflate(node));
+    texts = (await Promise.all([...document.querySelectorAll("script.texts")].map(inflate))).flat();
     for (const entry of entries) entry.text = searched(entry);
     fillFilters();
     note();

@@ -1,0 +1,104 @@
+"""The report's page, from the folders of runs.
+
+What models and users wrote is data in it: names pass through jinja2's escaping, texts stand in packed chunks that the
+page's script shows as text nodes (`evaluation/browser.py`), and a Content-Security-Policy allows this one script and no
+request.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from evaluation.browser import CHUNK, REASONS, pack, read_evidence
+from evaluation.plots import SERIES
+from evaluation.sections import Iteration, Run, derived, look_up, sections
+from evaluation.standings import COLUMNS, cards, cells, measured, models, names, note, numbers
+from files import UserError, read_jsonl
+
+TEMPLATES = Path(__file__).parent / "templates"
+MOST = len(SERIES)
+"""Runs in one report: one a colour."""
+
+
+def render(folders: Sequence[Path]) -> str:
+    """The page of these runs; the same runs give the same bytes.
+
+    Raises `UserError` for a folder without a summary, and for more runs than there are colours.
+    """
+    if len(folders) > MOST:
+        raise UserError(f"{len(folders)} runs: a report has colours for {MOST}; name fewer")
+    runs = [read_run(folder) for folder in folders]
+    if len({run.name for run in runs}) < len(runs):
+        for run in runs:
+            run.name = str(run.folder)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (TEMPLATES / "browser.js").read_text(encoding="utf-8")
+    pairs = pack([[(i.number, i.evidence) for i in run.iterations] for run in runs])
+    chosen = measured(runs, COLUMNS)
+    page = {
+        "runs": [{"name": run.name, "facts": facts(run)} for run in runs],
+        "titles": list(dict.fromkeys(title for run in runs for title in facts(run))),
+        "command": "python -m evaluation.report " + " ".join(str(run.folder) for run in runs),
+        "columns": chosen,
+        "standings": [[(row, list(cells(row, chosen))) for row in models(run)] for run in runs],
+        "note": note(runs),
+        "cards": list(cards(runs)),
+        "models": names(runs),
+        "numbers": numbers(runs),
+        "sections": list(sections(runs)),
+        "iterations": sorted({i.number for run in runs for i in run.iterations}),
+        "pairs": pairs,
+        "known": {
+            "runs": [{"name": run.name, "folder": str(run.folder)} for run in runs],
+            "reasons": REASONS,
+            "chunk": CHUNK,
+            "limits": pairs["limits"],
+            "outcomesOnly": pairs["outcomes_only"],
+        },
+        "style": (TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        "script": script,
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+    return environment.get_template("report.html").render(page)
+
+
+def read_run(folder: Path) -> Run:
+    """A run's summary, and for each iteration in it the metrics of its training and what is behind its pairs."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; name a run's folder, or let iterate.py finish its first iteration")
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    iterations = []
+    for row in summary["iterations"]:
+        place = folder / f"iter{row['iteration']}"
+        metrics = list(read_jsonl(place / "train" / "metrics.jsonl"))
+        evidence = read_evidence(place)
+        iterations.append(Iteration(row["iteration"], row | derived(row, evidence), metrics, evidence))
+    return Run(folder.resolve().name, folder, summary, iterations)
+
+
+def facts(run: Run) -> dict[str, str]:
+    """What was run, in a few words."""
+    found = {"Seed model": run.summary["model"], "Random seed": str(run.summary["seed"])}
+    path = run.folder / "settings.json"
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for title, key in (
+        ("Prompts an iteration", "respond.prompts_per_iteration"),
+        ("Responses a prompt, K", "respond.K"),
+        ("Judgments a response, N", "judge.N"),
+    ):
+        if (value := look_up(settings, key)) is not None:
+            found[title] = f"{value:,}"
+    rhos = [f"{i.row['rho']:g}" for i in run.iterations]
+    return found | {"Iterations": str(len(rhos)), "Length control, rho": ", ".join(rhos) or "-"}
