@@ -12,7 +12,6 @@ import json
 import random
 import time
 from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from evaluation.duel import duel_key
 from evaluation.held_out import held_out_key
 from evaluation.meta_agreement import meta_agreement_key
 from evaluation.places import Place
+from evaluation.report import write_report
 from files import (
     UserError,
     command,
@@ -306,14 +306,12 @@ def iterate(run: Run) -> None:
 
 def print_report(folder: Path) -> None:
     """Write the run's report and say where it is, or why there is none: it alone needs more than the run itself."""
-    if missing := [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]:
-        print(f"  no report: {' and '.join(missing)} not installed; pip install '.[report]', then make report")
-        return
-    from evaluation.report import write_report
-
     out = folder / "report.html"
-    write_report([folder], out)
-    print(f"  report       {out}")
+    try:
+        write_report([folder], out)
+        print(f"  report       {out}")
+    except UserError as error:
+        print(f"  no report    {error}, then make report")
 
 
 def main() -> None:

@@ -12,12 +12,12 @@ import chromium
 import pytest
 from test_pairs import CHAT
 
-import evaluation.browser
+import evaluation.report.browser
 import judging.pairs
 from evaluation.bias import write_panel
-from evaluation.browser import pack, read_evidence
-from evaluation.page import MOST
 from evaluation.report import main, write_report
+from evaluation.report.browser import pack, read_evidence
+from evaluation.report.page import MOST
 from files import UserError, read_jsonl, read_manifest, write_json, write_jsonl, write_manifest
 from judging.pairs import Sources, write_pairs
 from judging.scores import distinct_responses, group_by, meta_judged, seeded_draw
@@ -326,8 +326,8 @@ def inflated(text: str):
 
 def test_texts_are_cut_to_the_budget_and_say_so(made, monkeypatch):
     evidence = read_evidence(made / "iter1")
-    monkeypatch.setattr(evaluation.browser, "TEXT_BUDGET", PROMPTS * 6 * 60)
-    monkeypatch.setattr(evaluation.browser, "JUDGMENT_BUDGET", 10)
+    monkeypatch.setattr(evaluation.report.browser, "TEXT_BUDGET", PROMPTS * 6 * 60)
+    monkeypatch.setattr(evaluation.report.browser, "JUDGMENT_BUDGET", 10)
     packed = pack([[(1, evidence)]])
     assert packed["limits"] == {"text": 60, "judgment": 60}
     rows = [row for chunk in packed["texts"] for row in inflated(chunk)]
@@ -342,7 +342,7 @@ def test_a_run_without_what_the_report_is_made_from(made, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"summary\.json: no such file; name a run's folder, or let iterate\.py"):
         write_report([tmp_path], tmp_path / "report.html")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for name in [name for name in sys.modules if name.startswith("evaluation.p")]:
+    for name in [name for name in sys.modules if name.startswith("evaluation.report.")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UserError, match=r"the report needs matplotlib: pip install '\.\[report\]'"):
         write_report([made], tmp_path / "report.html")

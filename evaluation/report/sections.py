@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.browser import Evidence
-from evaluation.plots import Point, Series, bars, lines, stacked, thinned
+from evaluation.report.browser import Evidence
+from evaluation.report.plots import Point, Series, bars, lines, stacked, thinned
 
 Row = dict[str, Any]
 STAGES = {"respond": "answers", "judge": "judgments", "metajudge": "comparisons", "pairs": "pairs", "train": "training"}

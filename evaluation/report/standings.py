@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.plots import Point, Series
-from evaluation.sections import Card, Measure, Row, Run, interval, look_up, measure_card, shown, written
+from evaluation.report.plots import Point, Series
+from evaluation.report.sections import Card, Measure, Row, Run, interval, look_up, measure_card, shown, written
 
 WAYS = {"scores": "by mean scores", "pairwise": "in both orders"}
 """How a judge compares two answers."""

@@ -1,8 +1,7 @@
 """The report's page, from the folders of runs.
 
 What models and users wrote is data in it: names pass through jinja2's escaping, texts stand in packed chunks that the
-page's script shows as text nodes (`evaluation/browser.py`), and a Content-Security-Policy allows this one script and no
-request.
+page's script shows as text nodes (`browser.py`), and a Content-Security-Policy allows this one script and no request.
 """
 
 import base64
@@ -14,10 +13,10 @@ from typing import Any
 
 import jinja2
 
-from evaluation.browser import CHUNK, REASONS, pack, read_evidence
-from evaluation.plots import SERIES
-from evaluation.sections import Iteration, Run, derived, look_up, sections
-from evaluation.standings import COLUMNS, cards, cells, measured, models, names, note, numbers
+from evaluation.report.browser import CHUNK, REASONS, pack, read_evidence
+from evaluation.report.plots import SERIES
+from evaluation.report.sections import Iteration, Run, derived, look_up, sections
+from evaluation.report.standings import COLUMNS, cards, cells, measured, models, names, note, numbers
 from files import UserError, read_jsonl
 
 TEMPLATES = Path(__file__).parent / "templates"

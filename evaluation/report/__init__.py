@@ -1,14 +1,14 @@
 """A run as one HTML file that needs nothing else: `python -m evaluation.report runs/NAME [runs/OTHER ...]`.
 
 Tables, pictures, and a browser of all pairs, to read on a phone as well as on a desk, in light and in dark
-(`evaluation/page.py`).
+(`evaluation/report/page.py`).
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from files import UserError, command, write_atomic
+from files import UserError, write_atomic
 from settings import load_settings
 
 
@@ -19,7 +19,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     that draw it are missing.
     """
     try:
-        from evaluation.page import render
+        from evaluation.report.page import render
     except ModuleNotFoundError as error:
         raise UserError(f"the report needs {error.name}: pip install '.[report]'") from None
     write_atomic(out, render(folders))
@@ -37,7 +37,3 @@ def main() -> None:
     out = arguments.out or (runs[0] if len(runs) == 1 else runs[0].parent) / "report.html"
     write_report(runs, out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; open it in a browser")
-
-
-if __name__ == "__main__":
-    command(main)

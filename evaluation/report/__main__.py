@@ -1,0 +1,4 @@
+from evaluation.report import main
+from files import command
+
+command(main)
