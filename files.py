@@ -76,8 +76,30 @@ def read_numbered_jsonl(path: Path | str, required: Iterable[str] = ()) -> Itera
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, _row(line, f"{path}, line {number}", required)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}, after line {number}: damaged ({error}); fetch the file again") from None
+
+
+def read_json_list(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON list and where they stand, "PATH, entry I", counted from 0.
+
+    `wanted` says which file it should be. Raises `UserError` naming file, and line or entry, for what is none.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; name {wanted}")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); name {wanted}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error}); fetch the file again") from None
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: not a JSON list; name {wanted}")
+    for index, entry in enumerate(entries):
+        where = f"{path}, entry {index}"
+        if not isinstance(entry, dict):
+            raise UserError(f"{where}: expected a JSON object; mend or remove the entry")
+        yield where, entry
 
 
 def _row(line: str, where: str, required: Iterable[str]) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def named(name: str) -> str:
             f"the judge's name {name!r} is that of a benchmark's own annotator, whose files need no annotating; "
             "give another one by --judge-name"
         )
-    if not name.strip() or "/" in name:
+    if not name.strip(" .") or "/" in name:
         raise UserError(f"the judge's name {name!r} becomes a file's; give one without a slash by --judge-name")
     return name
 
@@ -197,6 +197,8 @@ def check_arguments(given: argparse.Namespace) -> None:
             )
     if given.judge and not given.config:
         raise UserError("--config: --judge needs one; its [judge], [engine] and [model] say how to ask")
+    if given.verdicts and (given.config or given.way != "scores" or given.N != 1):
+        raise UserError("--config, --way, --N: they say how to ask a --judge; --verdicts has no use for them")
     if benchmark == MT_BENCH and given.way != "scores":
         raise UserError(f"--way {given.way}: the answers of {benchmark} are scored, one by one; leave it out")
     if given.N < 1:

@@ -23,7 +23,6 @@ of the units, as the file has the time at which it was written.
 
 import argparse
 import hashlib
-import json
 import math
 import os
 import re
@@ -41,6 +40,7 @@ from files import (
     command,
     digest,
     is_complete,
+    read_json_list,
     read_manifest,
     read_numbered_jsonl,
     write_json,
@@ -90,9 +90,8 @@ def read_questions(benchmark: str, path: Path) -> list[Question]:
     Raises `UserError` naming file and line, or the entry of a JSON list, for a missing key, a turn without text, too
     few or too many turns, and a question that came before.
     """
-    rows = _entries(path) if benchmark == ALPACA_EVAL else _lines(path)
     found: dict[str, Question] = {}
-    for where, row in rows:
+    for where, row in read_rows(benchmark, path, "AlpacaEval's alpaca_eval.json"):
         name, category, turns = _fields(benchmark, row, where)
         if name in found:
             raise UserError(f"{where}: {name[:60]!r} came before; the judge's tools tell questions by it, remove one")
@@ -107,24 +106,10 @@ def read_questions(benchmark: str, path: Path) -> list[Question]:
     return list(found.values())
 
 
-def _entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """The entries of a JSON list and where they stand, counted from 0."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; name the benchmark's file of questions")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch the file again") from None
-    if not isinstance(entries, list):
-        raise UserError(f"{path}: not a JSON list; name AlpacaEval's alpaca_eval.json")
-    for index, entry in enumerate(entries):
-        where = f"{path}, entry {index}"
-        if not isinstance(entry, dict):
-            raise UserError(f"{where}: expected a JSON object; mend or remove the entry")
-        yield where, entry
-
-
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+def read_rows(benchmark: str, path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a benchmark's file and where they stand: JSON lines, in AlpacaEval, where it is `wanted`, a list."""
+    if benchmark == ALPACA_EVAL:
+        return read_json_list(path, wanted)
     return ((f"{path}, line {number}", row) for number, row in read_numbered_jsonl(path))
 
 
@@ -136,8 +121,8 @@ def _fields(benchmark: str, row: dict[str, Any], where: str) -> tuple[str, str, 
             raise UserError(f"{where}: key {key!r} is missing; add it, or name the file of {benchmark}")
         return within[key]
 
-    if benchmark == ALPACA_EVAL:
-        return str(value("instruction")), str(value("dataset")), [value("instruction")]
+    if benchmark == ALPACA_EVAL:  # whose tool asks for no "dataset", and outputs of many models have none
+        return str(value("instruction")), str(row.get("dataset", "")), [value("instruction")]
     if benchmark == ARENA_HARD and "uid" in row:
         return str(value("uid")), str(value("category")), [value("prompt")]
     name, category, turns = str(value("question_id")), str(value("category")), value("turns")
@@ -256,7 +241,7 @@ def answer_row(
     """What the benchmark's file says of one question; `tstamp` in seconds since 1970."""
     row = question.row
     if benchmark == ALPACA_EVAL:
-        known = {"dataset": row["dataset"], "instruction": row["instruction"]}
+        known = {key: row[key] for key in ("dataset", "instruction") if key in row}
         return known | {"output": answers[0], "generator": name}
     answer_id = hashlib.sha256(f"{name}/{question.id}".encode()).hexdigest()[:22]
     tokens = [len(tokenizer.encode(answer)) for answer in answers]
@@ -336,7 +321,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--top-p", type=float, help="default: the config's respond.top_p")
     parser.add_argument("--max-new-tokens", type=int, help="of an answer; default: the config's respond.max_new_tokens")
     arguments = parser.parse_args()
-    if not arguments.name.strip() or "/" in arguments.name:
+    if not arguments.name.strip(" .") or "/" in arguments.name:
         raise UserError(f"--name {arguments.name!r}: it becomes a file's name; give one without a slash")
     return arguments
 

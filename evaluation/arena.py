@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.answers import ARENA_HARD, read_questions
+from evaluation.columns import columns
 from evaluation.matches import shortened
 from evaluation.statistics import bootstrap
 from files import UserError, command, read_numbered_jsonl
@@ -279,13 +280,11 @@ def _row(
     orders = [[win for judgment in judgments for win in judgment.battles(edition, game)] for game in (0, 1)]
     return {
         "model": model,
-        "score": _ends([float(share[0]), *rates], lambda value: round(100 * value, 2)),
+        "score": _ends([float(share[0]), *rates], lambda value: 100 * value),
         "over_questions": {end: round(100 * by_question[end], 2) for end in ("low", "high")},
-        "rating": _ends(
-            [float(rating(share)[0]), *ratings], lambda value: round(value, 1) if np.isfinite(value) else None
-        ),
+        "rating": _ends([float(rating(share)[0]), *ratings], lambda value: value if np.isfinite(value) else None),
         "by_place": {
-            place: round(100 * float(np.mean(wins)), 2) if wins else None
+            place: 100 * float(np.mean(wins)) if wins else None
             for place, wins in zip(reversed(_PLACES), orders, strict=True)
         },
         "questions": len(judgments),
@@ -346,21 +345,16 @@ def table(found: dict[str, Any]) -> str:
     lines = [f"{what}, without style control: judged by {found['judge']}, against {found['baseline']} (50.0)"]
     if not found["official"]:
         lines.append(f"not the benchmark's number: {'; '.join(found['differs'])}")
-    width = max(len(row["model"]) for row in found["models"])
-    heads = "over questions  shown first  second  questions  unreadable"
-    lines.append(f"  {'':{width}}  score  {found['interval_percent']:.0f}% CI           {heads}")
+    heads = ["score", f"{found['interval_percent']:.0f}% CI", "over questions", "shown first", "second"]
+    rows = [["model", *heads, "questions", "unreadable"]]
     for row in found["models"]:
         score, over = row["score"], row["over_questions"]
-        first, second = (
-            "-" if row["by_place"][place] is None else f"{row['by_place'][place]:.1f}" for place in _PLACES
-        )
         ends = f"({score['low'] - score['value']:+.1f}, {score['high'] - score['value']:+.1f})"
-        asked = f"[{over['low']:.1f}, {over['high']:.1f}]"
-        lines.append(
-            f"  {row['model']:{width}}  {score['value']:5.1f}  {ends:15}  {asked:14}  {first:>11}  {second:>6}  "
-            f"{row['questions']:9}  {row['unreadable']:10}"
-        )
-    return "\n".join(lines)
+        by_place = [row["by_place"][place] for place in _PLACES]
+        shown = ["-" if value is None else f"{value:.1f}" for value in by_place]
+        numbers = [f"{score['value']:.1f}", ends, f"[{over['low']:.1f}, {over['high']:.1f}]", *shown]
+        rows.append([row["model"], *numbers, str(row["questions"]), str(row["unreadable"])])
+    return "\n".join([*lines, *columns(rows)])
 
 
 def main() -> None:

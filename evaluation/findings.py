@@ -41,9 +41,8 @@ def alpaca_row(match: Match, finding: Finding, judge: str) -> Record:
     """AlpacaEval's annotation of one instruction."""
     assert match.baseline is not None
     first = finding.decision.first
-    return {
-        "dataset": match.question.row["dataset"],
-        "instruction": match.question.turns[0],
+    known = {key: match.question.row[key] for key in ("dataset", "instruction") if key in match.question.row}
+    return known | {
         "output_1": match.baseline.texts[0],
         "generator_1": match.baseline.model,
         "output_2": match.answer.texts[0],

@@ -18,6 +18,7 @@ The difficulties and the gamed rows are not ours to bring: see `SOURCE`.
 """
 
 import csv
+import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ def length_controlled(annotations: Annotations, gamed: Gamed) -> LengthControlle
     Rows without a preference are not fitted, but predicted, and their lengths count in the standard deviation. A model
     that is its own baseline wins 50% by definition.
 
-    Raises `UserError` naming the file for a position without difficulty and for lengths that all differ alike.
+    Raises `UserError` naming the file for a position without difficulty, an output that is no text, and lengths that do
+    not differ.
     """
     preferences = annotations.preferences
     if annotations.model == annotations.baseline:
@@ -167,6 +169,8 @@ def read_gamed(paths: Sequence[Path], difficulties: Array | None = None) -> Game
     difficulty.
     """
     if all(path.suffix == ".json" for path in paths):
+        if len(set(paths)) != 2:
+            raise UserError(f"{paths[0]}: the gamed baselines are two, a verbose and a concise one; name both files")
         return _gamed_annotations([read_annotations(path) for path in paths], difficulties)
     if len(paths) > 1:
         raise UserError(
@@ -184,8 +188,10 @@ def read_gamed(paths: Sequence[Path], difficulties: Array | None = None) -> Game
         kind = row["not_gamed_baseline"].lower()
         if kind not in ("true", "false"):
             raise UserError(f"{where}: not_gamed_baseline is {kind!r}; it must be True or False")
-        features.append([math.tanh(_number(row, "std_delta_len", where)), difficulty, float(kind == "true")])
-    return Gamed(np.array(features), np.array(preferences), known)
+        features.append([_number(row, "std_delta_len", where), difficulty, float(kind == "true")])
+    table = np.array(features)
+    table[:, 0] = np.tanh(table[:, 0])
+    return Gamed(table, np.array(preferences), known)
 
 
 def _gamed_annotations(gamed: Sequence[Annotations], difficulties: Array | None) -> Gamed:
@@ -203,11 +209,15 @@ def _gamed_annotations(gamed: Sequence[Annotations], difficulties: Array | None)
 
 
 def _length(annotations: Annotations) -> Array:
-    """The length feature [n]. Raises `UserError` naming the file where lengths all differ alike."""
-    difference = (annotations.lengths[:, 0] - annotations.lengths[:, 1]).astype(np.float64)
-    if len(difference) < 2 or np.ptp(difference) == 0:
-        raise UserError(f"{annotations.path}: all outputs differ in length alike; there is no length to control for")
-    return np.tanh(difference / difference.std(ddof=1))
+    """The length feature [n]; -1 or 1 where all lengths differ alike, as in the package. Raises `UserError` naming the
+    file for an output that is no text, and where there is no feature: of one row, and where lengths do not differ."""
+    difference = annotations.lengths[:, 0] - annotations.lengths[:, 1]
+    if (without := np.flatnonzero(np.isnan(difference))).size:
+        raise UserError(f"{annotations.path}, entry {without[0]}: an output is no text, so has no length; mend the row")
+    if len(difference) < 2 or not difference.any():
+        raise UserError(f"{annotations.path}: no two outputs differ in length; there is no length to control for")
+    with np.errstate(divide="ignore"):
+        return np.tanh(difference / difference.std(ddof=1))
 
 
 def read_difficulties(path: Path) -> Array:
@@ -239,15 +249,18 @@ def _rows(path: Path, columns: tuple[str, ...], hint: str) -> Iterator[tuple[str
     """A CSV file's rows and where they stand. Raises `UserError` where there is none, or a column is missing."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; {hint}")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restval="")
-        if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
-            raise UserError(f"{path}: no column {missing[0]!r}; {hint}")
-        row = None
-        for row in reader:
-            yield f"{path}, line {reader.line_num}", row
-        if row is None:
-            raise UserError(f"{path}: no rows; {hint}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text in UTF-8; {hint}") from None
+    reader = csv.DictReader(io.StringIO(text), restval="")
+    if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
+        raise UserError(f"{path}: no column {missing[0]!r}; {hint}")
+    row = None
+    for row in reader:
+        yield f"{path}, line {reader.line_num}", row
+    if row is None:
+        raise UserError(f"{path}: no rows; {hint}")
 
 
 def _number(row: dict[str, str], column: str, where: str) -> float:

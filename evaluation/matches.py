@@ -3,14 +3,13 @@
 The files are those that `evaluation/answers.py` writes and that the benchmarks publish of other models.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.answers import ALPACA_EVAL, ARENA_HARD, TURNS, Question, read_questions
-from files import UserError, read_numbered_jsonl
+from evaluation.answers import ALPACA_EVAL, ARENA_HARD, TURNS, Question, read_questions, read_rows
+from files import UserError
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,14 @@ def read_answers(benchmark: str, path: Path) -> dict[str, Answer]:
     """
     found: dict[str, Answer] = {}
     places: dict[str, str] = {}
-    for where, row in _entries(path) if benchmark == ALPACA_EVAL else _lines(path):
+    for where, row in read_rows(benchmark, path, "AlpacaEval's model_outputs.json of a model"):
         name, model, texts = _fields(benchmark, row, where)
         if name in found:
             raise UserError(f"{where}: {name[:60]!r} was answered before ({places[name]}); keep one of the two")
         if len(texts) != TURNS[benchmark] or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{where}: the answer to {name[:60]!r} must be {TURNS[benchmark]} texts; mend the row")
+        if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+            raise UserError(f"{where}: the answer to {name[:60]!r} holds half a character (\\ud...); mend the row")
         found[name], places[name] = Answer(model, texts), where
     return found
 
@@ -117,24 +118,3 @@ def _fields(benchmark: str, row: dict[str, Any], where: str) -> tuple[str, str, 
     inner = ("content",) if benchmark == ARENA_HARD else ()
     texts = [at("choices", 0, "turns", turn, *inner) for turn in range(count)]
     return str(at("question_id")), str(at("model_id")), texts
-
-
-def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON list and where they stand, counted from 0."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; name AlpacaEval's model_outputs.json of a model")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); mend the file") from None
-    if not isinstance(entries, list):
-        raise UserError(f"{path}: not a JSON list; name AlpacaEval's model_outputs.json of a model")
-    for index, entry in enumerate(entries):
-        where = f"{path}, entry {index}"
-        if not isinstance(entry, dict):
-            raise UserError(f"{where}: expected a JSON object; mend or remove the entry")
-        yield where, entry
-
-
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    return ((f"{path}, line {number}", row) for number, row in read_numbered_jsonl(path))

@@ -8,17 +8,21 @@ A mean is over all scores: over both turns, so a turn that could not be read (-1
 FastChat's show_result.py, whose three tables are our first three columns. Intervals resample questions. The public
 score is that of the judge gpt-4 over 80 questions; any other is named for what it is.
 
-Scores are from 1 to 10, or what a row's "scale" says; a judge that knows several is refused. Comparisons of two models
-(gpt-4_pair.jsonl) are not read.
+Scores are from 1 to 10, or what a row's "scale" says; a file that knows several is refused. FastChat reads any number
+from its judge's text, such as 0, and counts it: so does this, of rows without "scale", and says how many. Comparisons
+of two models (gpt-4_pair.jsonl) are not read.
 """
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from evaluation.answers import MT_BENCH, Question, read_questions
+from evaluation.columns import columns
 from evaluation.matches import shortened
 from evaluation.statistics import bootstrap
 from files import UserError, command, read_numbered_jsonl
@@ -98,7 +102,8 @@ def _score(row: dict[str, Any], scale: list[float], where: str) -> float | None:
     score = row["score"]
     if score is None or (score == _UNREADABLE and "scale" not in row):
         return None
-    if isinstance(score, bool) or not isinstance(score, int | float) or not scale[0] <= score <= scale[1]:
+    least, most = scale if "scale" in row else (0, sys.float_info.max)
+    if isinstance(score, bool) or not isinstance(score, int | float) or not least <= score <= most:
         raise UserError(f"{where}: the score is {score!r}; it must lie in {scale}, or be null where there is none")
     return score
 
@@ -107,9 +112,9 @@ def score_model(scores: Scores, questions: Iterable[Question]) -> dict[str, Any]
     """Means with intervals over questions: by turn, of both, and by category; None where nothing could be read."""
 
     def mean(wanted: Iterable[Question], turns: Sequence[int]) -> dict[str, Any]:
-        return bootstrap(
-            [[score for turn in turns if (score := scores[q.id, turn]) is not None] for q in wanted],
-        )
+        groups = [[score for turn in turns if (score := scores[q.id, turn]) is not None] for q in wanted]
+        known = [score for group in groups for score in group]
+        return bootstrap(groups) | {"value": fmean(known) if known else None}  # not rounded
 
     asked = list(questions)
     categories = dict.fromkeys(question.category for question in asked)
@@ -134,6 +139,7 @@ def report(
         models = [
             {"model": model} | score_model(scores, questions) for (by, model), scores in found.items() if by == judge
         ]
+        given = [score for (by, _), scores in found.items() if by == judge for score in scores.values()]
         tables.append(
             {
                 "benchmark": MT_BENCH,
@@ -142,6 +148,7 @@ def report(
                 "questions": len(questions),
                 "official": not differs,
                 "differs": differs,
+                "outside": sum(score is not None and not scale[0] <= score <= scale[1] for score in given),
                 "models": sorted(models, key=lambda row: -(row["mean"]["value"] or 0.0)),
             }
         )
@@ -153,21 +160,17 @@ def table(found: dict[str, Any]) -> str:
     lines = [f"{found['benchmark']}: {found['questions']} questions, judged by {found['judge']}"]
     if not found["official"]:
         lines.append(f"not the benchmark's number: {'; '.join(found['differs'])}")
+    if found["outside"]:
+        lines.append(f"{found['outside']} scores lie outside of {found['scale'][0]} to {found['scale'][1]}, and count")
     models = found["models"]
-    width = max(len(row["model"]) for row in models)
-    lines.append(f"  {'':{width}}  turn 1  turn 2   mean  95%           unreadable")
+    rows = [["model", "turn 1", "turn 2", "mean", "95%", "unreadable"]]
     for row in models:
         means = [_shown(row[name]["value"]) for name in ("turn_1", "turn_2", "mean")]
         ends = f"[{_shown(row['mean']['low'])}, {_shown(row['mean']['high'])}]"
-        lines.append(
-            f"  {row['model']:{width}}  {means[0]:>6}  {means[1]:>6}  {means[2]:>5}  {ends:12}  {row['unreadable']:10}"
-        )
+        rows.append([row["model"], *means, ends, str(row["unreadable"])])
     names = list(models[0]["categories"])
-    lines.append(f"  {'':{width}}" + "".join(f"  {name:>5}" for name in names))
-    for row in models:
-        shown = (f"  {_shown(row['categories'][name]['value']):>{max(5, len(name))}}" for name in names)
-        lines.append(f"  {row['model']:{width}}" + "".join(shown))
-    return "\n".join(lines)
+    by_category = [[row["model"], *(_shown(row["categories"][name]["value"]) for name in names)] for row in models]
+    return "\n".join([*lines, *columns(rows), *columns([["model", *names], *by_category])])
 
 
 def _shown(value: float | None) -> str:

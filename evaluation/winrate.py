@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.annotations import Annotations, read_annotations
+from evaluation.columns import columns
 from evaluation.length_controlled import (
     SOURCE,
     Gamed,
@@ -66,8 +67,10 @@ def win_rate(preferences: NDArray[np.float64]) -> Record:
 def annotated(annotations: Annotations, gamed: Gamed | None) -> Record:
     """A model's row: who was judged by whom, the rates, and with the gamed rows the length-controlled one.
 
-    `avg_length` is in characters; `without_preference` counts rows, which are not in `n_total`.
+    `avg_length` is in characters, of the outputs that are texts; `without_preference` counts rows, which are not in
+    `n_total`, and `without_text` outputs of the model that are no texts.
     """
+    lengths = annotations.lengths[:, 1]
     controlled = length_controlled(annotations, gamed) if gamed else None
     return (
         _who(annotations.model, annotations.baseline, annotations.annotator, annotations.path)
@@ -79,7 +82,8 @@ def annotated(annotations: Annotations, gamed: Gamed | None) -> Record:
         | win_rate(annotations.preferences)
         | {
             "without_preference": int(np.isnan(annotations.preferences).sum()),
-            "avg_length": float(annotations.lengths[:, 1].mean()),
+            "without_text": int(np.isnan(lengths).sum()),
+            "avg_length": None if np.isnan(lengths).all() else float(np.nanmean(lengths)),
         }
     )
 
@@ -123,6 +127,11 @@ def notes(rows: Sequence[Record]) -> list[str]:
         for row in rows
         if row.get("n_total", INSTRUCTIONS) != INSTRUCTIONS
     ]
+    found += [
+        f"{row['model']}: {row['without_text']} outputs are no texts, and not in its length"
+        for row in rows
+        if row.get("without_text")
+    ]
     if any(row["length_controlled_winrate"] is None for row in rows):
         found.append(f"no length-controlled win rate: it needs --gamed df_gamed.csv, {SOURCE}")
     return found
@@ -159,15 +168,17 @@ COLUMNS = {
 def table(rows: Sequence[Record]) -> str:
     """Rows as text, without columns of which no row has anything."""
     keys = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
-    lines = [[COLUMNS[key] for key in keys], *([_cell(key, row[key]) for key in keys] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return "\n".join(
+        columns([[COLUMNS[key] for key in keys], *([_cell(key, row[key]) for key in keys] for row in rows)])
+    )
 
 
 def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
     if key == "avg_length":
         return str(int(value))  # cut off, as AlpacaEval's leaderboard has it
-    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -179,11 +190,15 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--gamed", type=Path, nargs="+", help=gamed)
     parser.add_argument("--difficulty", type=Path, help=f"instruction_difficulty.csv, {SOURCE}")
     parser.add_argument("--model", nargs="+", default=[], help="of --weights; default: all")
-    parser.add_argument("--baseline", default=OFFICIAL_BASELINE, help="of --weights; default: %(default)s")
+    parser.add_argument("--baseline", help=f"of --weights; default: {OFFICIAL_BASELINE}")
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     arguments = parser.parse_args()
     if arguments.weights and not arguments.difficulty:
         raise UserError(f"--weights: the prediction needs --difficulty instruction_difficulty.csv, {SOURCE}")
+    if arguments.weights and arguments.gamed:
+        raise UserError("--gamed: a prediction from --weights has no use for it; leave it out")
+    if arguments.annotations and (arguments.model or arguments.baseline):
+        raise UserError("--model, --baseline: annotations say who is compared; leave them out, or name --weights")
     if arguments.annotations and arguments.difficulty and not arguments.gamed:
         raise UserError(f"--difficulty: a length-controlled win rate needs --gamed df_gamed.csv too, {SOURCE}")
     return arguments
@@ -193,7 +208,8 @@ def main() -> None:
     arguments = read_arguments()
     remarks: list[str] = []
     if arguments.weights:
-        rows = predicted(arguments.weights, arguments.model, arguments.baseline, arguments.difficulty)
+        baseline = arguments.baseline or OFFICIAL_BASELINE
+        rows = predicted(arguments.weights, arguments.model, baseline, arguments.difficulty)
     else:
         difficulties = read_difficulties(arguments.difficulty) if arguments.difficulty else None
         gamed = read_gamed(arguments.gamed, difficulties) if arguments.gamed else None

@@ -37,10 +37,13 @@ class Case:
     """For longer outputs."""
     quality: float = 0.0
     nulls: int = 0
+    """Rows that were not judged; the package writes some of them without annotator."""
     indexed: bool = False
     """Whether rows stand in disorder, with their place as "index"."""
     constant: bool = False
     """Whether the model's output is always the same."""
+    alike: bool = False
+    """Whether the model's outputs are all longer by the same length."""
     itself: bool = False
     """Whether the model is its own baseline."""
 
@@ -56,6 +59,7 @@ CASES = {
     "two": Case(rows=2),
     "constant": Case(constant=True, quality=2.0, taste=0.0),
     "shorter is better": Case(taste=-1.5, quality=-0.5),
+    "alike": Case(rows=50, alike=True),
     "itself": Case(rows=40, preferences="discrete", nulls=2, itself=True),
 }
 
@@ -109,6 +113,8 @@ def annotations(name: str) -> list[dict[str, Any]]:
         lengths = [int(math.exp(random.gauss(mean, 0.6))) for mean in (5.0, 5.2)]
         if case.constant:
             lengths[1] = 60
+        if case.alike:
+            lengths[1] = lengths[0] + 7
         gap = (lengths[0] - lengths[1]) / 150
         index = place * 2 + 1 if case.indexed else place
         share = sigmoid(random.gauss(case.quality + 0.9 * difficulties[index] - case.taste * math.tanh(gap), 1.5))
@@ -130,6 +136,8 @@ def annotations(name: str) -> list[dict[str, Any]]:
         rows.append(row)
     for place in random.sample(range(case.rows), case.nulls):
         rows[place]["preference"] = None
+        if place % 2:
+            rows[place]["annotator"] = None
     if case.indexed:
         random.shuffle(rows)
     return rows

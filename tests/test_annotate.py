@@ -289,6 +289,13 @@ def test_verdicts_from_elsewhere_annotate_alpaca_eval(run, tmp_path):
     assert counts == {"questions": 3, "baseline_better": 1, "tied": 1, "model_better": 1, "without_verdict": 0}
 
 
+def test_a_public_baseline_without_data_sets(run, files, tmp_path):
+    written(Path(files[ALPACA_EVAL][3]), [{key: row[key] for key in row if key != "dataset"} for row in ALPACA])
+    run(ALPACA_EVAL, tmp_path / "out", *verdicts(tmp_path, GIVEN))
+    rows = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert [list(row)[:2] for row in rows] == [["instruction", "output_1"]] * 3
+
+
 def test_verdicts_from_elsewhere_annotate_arena_hard(run, tmp_path):
     given = [
         {"id": "a2", "verdict": "second"},
@@ -368,6 +375,7 @@ GIVEN = [{"id": i, "verdict": "tie", "judge": "friends"} for i in range(3)]
             [row | {"judge": "GPT-4"} for row in GIVEN],
             "the judge's name 'GPT-4' is that of a benchmark's own",
         ),
+        (ALPACA_EVAL, [row | {"judge": ".."} for row in GIVEN], "the judge's name '..' becomes a file's"),
         (MT_BENCH, mt_verdicts()[:-1], "'141': there must be a row of each turn, 1 and 2"),
         (MT_BENCH, mt_verdicts(score=11), "line 1: score is 11; it must be null or a number of its scale, \\[1, 10\\]"),
         (MT_BENCH, mt_verdicts(scale=(1,)), "line 1: scale is \\[1\\]; it must be the lowest and the highest"),
@@ -389,10 +397,12 @@ def test_refused_verdicts(run, tmp_path, benchmark, rows, complaint):
         ([*OUTPUTS[:2], OUTPUTS[2] | {"generator": "M2"}], "answers of 2 models, 'M1', 'M2'"),
         ([*OUTPUTS[:2], OUTPUTS[2] | {"output": None}], "entry 2: the answer to 'Why is {it} blue\\?' must be 1 texts"),
         ([{"instruction": "Add 2 and 2."}], "entry 0: generator is missing"),
+        ([*OUTPUTS[:2], OUTPUTS[2] | {"output": "\ud83d"}], "entry 2: the answer to .* holds half a character"),
     ],
 )
 def test_refused_answers_to_alpaca_eval(tmp_path, outputs, complaint):
-    answers, baseline = written(tmp_path / "M1.json", outputs), written(tmp_path / "baseline.json", ALPACA)
+    answers, baseline = tmp_path / "M1.json", written(tmp_path / "baseline.json", ALPACA)
+    answers.write_text(json.dumps(outputs))
     with pytest.raises(UserError, match=complaint):
         read_matches(ALPACA_EVAL, answers, baseline, None)
 
@@ -420,6 +430,9 @@ def test_a_baseline_may_answer_more_than_is_asked_and_no_less(tmp_path):
         (MT_BENCH, ["--config", "C", "--judge", "J", "--way", "pairwise"], "--way pairwise: the answers of mt-bench"),
         (ALPACA_EVAL, ["--config", "C", "--judge", "J", "--N", "0"], "--N is 0"),
         (ARENA_HARD, ["--verdicts", "V"], "V: no such file"),
+        (ALPACA_EVAL, ["--verdicts", "V", "--way", "pairwise"], "--way, --N: .*--verdicts has no use for them"),
+        (ALPACA_EVAL, ["--verdicts", "V", "--N", "2"], "--verdicts has no use for them"),
+        (ALPACA_EVAL, ["--verdicts", "V", "--config", "C"], "--verdicts has no use for them"),
     ],
 )
 def test_refused_arguments(run, tmp_path, benchmark, more, complaint):

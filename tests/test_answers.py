@@ -294,7 +294,7 @@ def without(row: dict, key: str) -> dict:
 @pytest.mark.parametrize(
     ("benchmark", "rows", "complaint"),
     [
-        (ALPACA_EVAL, [ALPACA[0], without(ALPACA[1], "dataset")], "q.json, entry 1: key 'dataset' is missing"),
+        (ALPACA_EVAL, [ALPACA[0], without(ALPACA[1], "instruction")], "q.json, entry 1: key 'instruction' is missing"),
         (ALPACA_EVAL, [*ALPACA, ALPACA[1]], "q.json, entry 3: 'Why is {it} blue\\?' came before"),
         (ALPACA_EVAL, [ALPACA[0] | {"instruction": " "}], "entry 0: a turn is not a text, or is empty"),
         (ALPACA_EVAL, [], "q.json: no questions"),
@@ -330,7 +330,14 @@ def test_lines_are_no_list(tmp_path):
         read_questions(ALPACA_EVAL, tmp_path / "none.json")
 
 
-@pytest.mark.parametrize("name", ["", " ", "a/b"])
+def test_a_file_of_questions_without_data_sets(run, tmp_path):
+    """Public outputs of some models have none, and AlpacaEval's tool asks for none."""
+    run(ALPACA_EVAL, written(tmp_path / "q.json", [without(row, "dataset") for row in ALPACA]), tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "model_outputs.json").read_text())
+    assert [list(row) for row in rows] == [["instruction", "output", "generator"]] * 3
+
+
+@pytest.mark.parametrize("name", ["", " ", "..", "a/b"])
 def test_a_name_becomes_a_files_name(run, tmp_path, name):
     with pytest.raises(UserError, match="--name"):
         run(MT_BENCH, written(tmp_path / "question.jsonl", MT), tmp_path / "out", "--name", name)

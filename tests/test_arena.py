@@ -76,10 +76,24 @@ def test_worked_by_hand(tmp_path):
     rows = [judged("q1", "A>>B", "A>B"), judged("q2", "A=B", "B>>A")]
     row = only(tables(tmp_path / "a.jsonl", rows))
     assert row["score"]["value"] == 18.75
-    assert row["rating"]["value"] == pytest.approx(1000 + 400 * math.log10(0.1875 / 0.8125), abs=0.05)
+    assert row["rating"]["value"] == pytest.approx(1000 + 400 * math.log10(0.1875 / 0.8125), abs=1e-9)
     assert row["by_place"] == {"second": 12.5, "first": 25.0}
     assert (row["questions"], row["battles"], row["unreadable"]) == (2, 8, 0)
     assert row["score"]["low"] <= 18.75 <= row["score"]["high"]
+
+
+def test_a_score_is_not_rounded(tmp_path):
+    """Of three verdicts one is won, by the model's answer shown second."""
+    row = only(tables(tmp_path / "a.jsonl", [judged("q1", "B>A", "B>A"), judged("q2", "A>B", None)]))
+    assert row["score"]["value"] == pytest.approx(100 / 3, abs=1e-9)
+    assert row["rating"]["value"] == pytest.approx(1000 - 400 * math.log10(2), abs=1e-9)
+
+
+def test_a_file_that_is_not_utf_8_is_one_line(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(json.dumps(judged("é", "A>B", "A>B"), ensure_ascii=False).encode("cp1252"))
+    with pytest.raises(UserError, match=r"a\.jsonl, after line 0: damaged .*utf-8") as error:
+        read_judgments([tmp_path / "a.jsonl"])
+    assert "\n" not in str(error.value)
 
 
 def test_the_share_is_the_optimum_of_bradley_terry(tmp_path):
@@ -180,7 +194,7 @@ def test_one_order_alone_is_shown_as_such(tmp_path):
     row = only(found)
     assert row["score"]["value"] == 50.0 and row["unreadable"] == 2
     assert row["by_place"] == {"second": 50.0, "first": None}
-    assert "-    50.0" in table(found[0])
+    assert table(found[0]).splitlines()[-1].split()[-4:] == ["-", "50.0", "2", "2"]
 
 
 def test_what_is_unreadable_in_each_edition(tmp_path):

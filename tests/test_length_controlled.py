@@ -136,10 +136,15 @@ def test_a_model_against_itself_wins_half(gamed):
     assert (found.win_rate, found.standard_error, found.weights) == (50, 0, Weights(0, 0, 0))
 
 
-@pytest.mark.parametrize("lengths", [[[5, 5], [7, 7]], [[5, 8], [7, 10]], [[3, 4]]])
+@pytest.mark.parametrize("lengths", [[[5, 5], [7, 7]], [[3, 4]]])
 def test_without_lengths_that_differ_there_is_no_number(gamed, lengths):
-    with pytest.raises(UserError, match=r"a\.json: all outputs differ in length alike"):
+    with pytest.raises(UserError, match=r"a\.json: no two outputs differ in length"):
         length_controlled(rows(Path("a.json"), lengths, [0.1] * len(lengths)), gamed)
+
+
+def test_an_output_without_a_length(gamed):
+    with pytest.raises(UserError, match=r"a\.json, entry 1: an output is no text"):
+        length_controlled(rows(Path("a.json"), [[5, 8], [7, math.nan]], [0.1, 0.2]), gamed)
 
 
 def test_an_instruction_without_difficulty(gamed):
@@ -219,12 +224,21 @@ def test_the_gamed_baselines_own_annotations_do_as_well(data, tmp_path):
     np.testing.assert_allclose(other.features, one.features, atol=1e-12)
     np.testing.assert_allclose(other.preferences, one.preferences, atol=1e-12)
     assert other.difficulties == one.difficulties and len(one.features) == 1610
+    with pytest.raises(UserError, match=r"floats\.json: the gamed baselines are two"):
+        read_gamed(paths[:1], difficulties)
     with pytest.raises(UserError, match=r"floats\.json: annotations have no difficulties; add --difficulty"):
         read_gamed(paths)
     with pytest.raises(UserError, match=r"floats\.json: no difficulty of number 3; --difficulty has 3"):
         read_gamed(paths, difficulties[:3])
     with pytest.raises(UserError, match=r"df_gamed\.csv alone"):
         read_gamed([tmp_path / "df_gamed.csv", *paths], difficulties)
+
+
+@pytest.mark.parametrize("read", [read_one_gamed, read_difficulties, read_weights])
+def test_what_is_no_text(tmp_path, read):
+    (tmp_path / "f.csv").write_bytes(b"\xe9,1\n")
+    with pytest.raises(UserError, match=r"f\.csv: not a text in UTF-8"):
+        read(tmp_path / "f.csv")
 
 
 def test_gamed_rows_and_weights_are_checked(tmp_path):

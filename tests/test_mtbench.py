@@ -62,6 +62,17 @@ def test_worked_by_hand(tmp_path):
     assert row["categories"]["math"]["low"] == row["categories"]["math"]["high"] == 2.0
 
 
+def test_scores_outside_of_the_scale_count_as_in_fastchat_and_are_told(tmp_path):
+    [found] = tables(tmp_path, both({81: (0, 6), 82: (12, 4), 111: (3, -1)}))
+    assert (found["models"][0]["mean"]["value"], found["outside"], found["scale"]) == (5.0, 2, [1, 10])
+    assert "2 scores lie outside of 1 to 10, and count" in table(found)
+
+
+def test_a_mean_is_not_rounded(tmp_path):
+    [found] = tables(tmp_path, both({81: (7, 8), 82: (7, 7), 111: (7, 7)}))
+    assert found["models"][0]["mean"]["value"] == pytest.approx(43 / 6, abs=1e-9)
+
+
 def test_several_models_best_first_and_a_table_a_judge(tmp_path):
     rows = both(WORKED, model="weak") + both({81: (9, 9), 82: (9, 9), 111: (9, 9)}, model="strong")
     rows += both(WORKED, model="strong", judge="M1's")
@@ -85,7 +96,7 @@ def test_nothing_readable_is_no_number(tmp_path):
     nothing = {"value": None, "low": None, "high": None, "count": 0}
     assert row["turn_1"] == row["categories"]["math"] == nothing
     assert row["mean"]["value"] == row["turn_2"]["value"] == 5.0 and row["unreadable"] == 4
-    assert "-    5.00   5.00" in table(found)
+    assert table(found).splitlines()[3].split()[:4] == ["M1", "-", "5.00", "5.00"]
 
 
 def test_only_gpt_4_over_eighty_questions_makes_the_benchmarks_number(tmp_path):
@@ -120,8 +131,8 @@ ROW = judged(81, 1, 5)
         ([without(ROW, "score")], "line 1: key 'score' is missing"),
         ([ROW | {"judge": []}], "line 1: 'judge' must be a text"),
         ([ROW | {"turn": 3}], "line 1: the turn is 3"),
-        ([ROW | {"score": 11}], r"line 1: the score is 11; it must lie in \[1, 10\]"),
-        ([ROW | {"score": 0}], "line 1: the score is 0"),
+        ([ROW | {"score": 11, "scale": [1, 10]}], r"line 1: the score is 11; it must lie in \[1, 10\]"),
+        ([ROW | {"score": -2}], "line 1: the score is -2"),
         ([ROW | {"score": "5"}], "line 1: the score is '5'"),
         ([ROW | {"score": -1, "scale": [0, 5]}], r"line 1: the score is -1; it must lie in \[0, 5\]"),
         ([ROW | {"scale": 5}], "line 1: 'scale' must be a list"),
@@ -146,4 +157,4 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     main()
     lines = capsys.readouterr().out.splitlines()
     assert lines[3].split()[:4] == ["M1", "5.50", "3.83", "4.50"]
-    assert lines[4].split() == ["writing", "math"] and lines[5].split() == ["M1", "6.17", "2.00"]
+    assert lines[4].split() == ["model", "writing", "math"] and lines[5].split() == ["M1", "6.17", "2.00"]

@@ -119,13 +119,15 @@ def without(row: dict, key: str) -> dict:
         ([annotation(0, None), annotation(1, None)], "a.json: no row has a preference"),
         ([annotation(0, 1), annotation(1, 1, generator_2="m2")], "entry 1: generator_2 is 'm2', and 'model' before"),
         ([annotation(0, 1), annotation(1, 1, generator_1="b2")], "entry 1: generator_1 is 'b2', and 'base' before"),
-        ([annotation(0, 1), annotation(1, 1, annotator="B")], "entry 1: annotator is 'B', and 'a coin' before"),
-        ([annotation(0, 1, output_2=None)], "entry 0: output_2 is None, not a text"),
+        ([annotation(0, 1, annotator=None)], "a.json: no row has an annotator; say who judged"),
         ([annotation(0, 1, index=4), annotation(1, 2)], "entry 1: key 'index' is missing"),
         ([annotation(0, 1, index="4")], "entry 0: index is '4'"),
+        ([annotation(0, 1, index=0.5)], "entry 0: index is 0.5"),
+        ([annotation(0, 1, index=math.inf)], "entry 0: index is inf"),
+        ([annotation(0, 1, index=None)], "entry 0: index is None"),
         ([annotation(0, 1), "text"], "entry 1: expected a JSON object"),
-        ([], "a.json: not a JSON list with entries"),
-        (annotation(0, 1), "a.json: not a JSON list with entries"),
+        ([], "a.json: no row has a preference"),
+        (annotation(0, 1), "a.json: not a JSON list"),
     ],
 )
 def test_bad_annotations_are_one_line(tmp_path, rows, complaint):
@@ -141,6 +143,47 @@ def test_what_is_no_file_or_no_json(tmp_path):
     (tmp_path / "a.json").write_text("[\n{")
     with pytest.raises(UserError, match="line 2: not JSON"):
         read_annotations(tmp_path / "a.json")
+    (tmp_path / "a.json").write_bytes(
+        json.dumps([annotation(0, 1, annotator="é")], ensure_ascii=False).encode("cp1252")
+    )
+    with pytest.raises(UserError, match=r"a\.json: not UTF-8"):
+        read_annotations(tmp_path / "a.json")
+
+
+def test_a_file_from_windows(tmp_path):
+    text = json.dumps([annotation(0, 1), annotation(1, 2)], indent=1).replace("\n", "\r\n")
+    (tmp_path / "a.json").write_bytes(text.encode("utf-8-sig"))
+    assert read_annotations(tmp_path / "a.json").preferences.tolist() == [0, 1]
+
+
+def test_rows_that_were_not_judged_may_have_no_annotator(tmp_path):
+    """As the package writes a row whose verdict it could not read."""
+    write_json(tmp_path / "a.json", [annotation(0, None, annotator=None), annotation(1, 2), annotation(2, 1)])
+    found = annotated(read_annotations(tmp_path / "a.json"), None)
+    assert (found["annotator"], found["n_total"], found["without_preference"]) == ("a coin", 2, 1)
+
+
+def test_a_pool_of_annotators_is_named_whole_and_is_not_official(tmp_path):
+    who = {"generator_1": OFFICIAL_BASELINE}
+    rows = [annotation(i, 1, annotator=name, **who) for i, name in enumerate((OFFICIAL_ANNOTATOR, "B", "B"))]
+    write_json(tmp_path / "a.json", rows)
+    found = annotated(read_annotations(tmp_path / "a.json"), None)
+    assert (found["annotator"], found["official"]) == (f"{OFFICIAL_ANNOTATOR}, B", False)
+
+
+def test_an_output_that_is_no_text_counts_and_has_no_length(tmp_path):
+    write_json(tmp_path / "a.json", [annotation(0, 1, output_2=None), annotation(1, 2)])
+    found = annotated(read_annotations(tmp_path / "a.json"), None)
+    assert (found["win_rate"], found["avg_length"], found["without_text"]) == (50, 23, 1)
+    assert "model: 1 outputs are no texts, and not in its length" in notes([found])
+    write_json(tmp_path / "a.json", [annotation(0, 1, output_2=None)])
+    found = annotated(read_annotations(tmp_path / "a.json"), None)
+    assert found["avg_length"] is None and "nan" not in table([found])
+
+
+def test_an_index_may_be_a_whole_float(tmp_path):
+    write_json(tmp_path / "a.json", [annotation(0, 1, index=4.0), annotation(1, 2, index=2)])
+    assert read_annotations(tmp_path / "a.json").positions.tolist() == [4, 2]
 
 
 def test_equal_outputs_may_tie(tmp_path):
@@ -237,7 +280,12 @@ def test_what_is_missing_is_said_with_its_source(run, data):
         run("--weights", data / "weights.csv")
     with pytest.raises(UserError, match=f"none.csv: no such file; name df_gamed.csv {source}"):
         run("--annotations", path, "--gamed", data / "none.csv")
+    for unused in (("--model", "model"), ("--baseline", "base")):
+        with pytest.raises(UserError, match="--model, --baseline: annotations say who is compared"):
+            run("--annotations", path, *unused)
     given = ("--weights", data / "weights.csv", "--difficulty", data / "instruction_difficulty.csv")
+    with pytest.raises(UserError, match="--gamed: a prediction from --weights has no use for it"):
+        run(*given, "--gamed", data / "df_gamed.csv")
     with pytest.raises(UserError, match="no weights of 'nobody'; it has 3 models, such as base"):
         run(*given, "--baseline", "base", "--model", "nobody")
     with pytest.raises(UserError, match=f"no weights of '{OFFICIAL_BASELINE}'"):
