@@ -19,10 +19,12 @@ from dpo.train import train_key
 from evaluation.agreement import agreement_key, read_report
 from evaluation.bias import broken_limits, write_panel
 from evaluation.duel import duel_key
-from evaluation.held_out import held_out_key
-from evaluation.meta_agreement import meta_agreement_key
+from evaluation.held_out import held_out_key, read_prompts
+from evaluation.labelled import read_labelled
+from evaluation.meta_agreement import meta_agreement_key, read_comparisons
 from evaluation.places import Place
 from evaluation.report import write_report
+from evaluation.verifiable import read_instructions
 from files import (
     UserError,
     command,
@@ -47,7 +49,7 @@ from lock import held
 from model.lowrank import annotate, merge, read_facts, write
 from model.prepare import prepare
 from sampling.generate import respond_key
-from settings import Settings, as_dict, load_settings
+from settings import Evaluation, Settings, as_dict, load_settings
 from summary import print_summary, write_summary
 
 
@@ -122,8 +124,8 @@ class Run:
         seed = Place.of(self.folder, -1 if self.settings.sft.enabled else 0)
         if evaluation.prompts and place != seed:
             judge = chosen_model(evaluation.judge, "evaluation.judge", model, initial)
-            key = duel_key(self.settings, judge, place.held_out, seed.held_out)
-            arguments = ("--judge", judge, "--answers", place.held_out, "--against", seed.held_out)
+            key = duel_key(self.settings, judge, place.answers, seed.answers)
+            arguments = ("--judge", judge, "--answers", place.answers, "--against", seed.answers)
             self.stage("evaluation.duel", key, place.duel, *arguments)
 
     def agreement(self, model: Path, place: Place) -> dict[str, float]:
@@ -252,6 +254,19 @@ def chosen_model(name: str, key: str, model: Path, initial: Path) -> Path:
     return {"current": model, "initial": initial}.get(name) or other_model(name, key)
 
 
+def check_evaluation(evaluation: Evaluation, seed: Path) -> None:
+    """Raise `UserError` for a file or model of [evaluation] that is missing or can't be read: now, not after SFT."""
+    if evaluation.cases and "{run}" not in evaluation.cases:
+        read_labelled(Path(evaluation.cases))
+    if evaluation.comparisons:
+        read_comparisons(Path(evaluation.comparisons))
+    if evaluation.instructions:
+        read_instructions(Path(evaluation.instructions))
+    if evaluation.prompts:
+        read_prompts(evaluation.prompts)
+        chosen_model(evaluation.judge, "evaluation.judge", seed, seed)
+
+
 def sft_recipe(settings: Settings, seed: Path) -> str:
     """The identity of an SFT: its settings, and the content of its seed and of its examples' sources."""
     section = {key: value for key, value in as_dict(settings.sft).items() if not key.startswith("seed_judge")}
@@ -288,8 +303,7 @@ def iterate(run: Run) -> None:
     seed = prepare(run.settings.model)
     if any(iteration.judge_pairs for iteration in run.settings.iteration):
         run.metajudge(seed, seed)  # is it there?
-    if run.settings.evaluation.prompts:
-        chosen_model(run.settings.evaluation.judge, "evaluation.judge", seed, seed)  # likewise
+    check_evaluation(run.settings.evaluation, seed)
     if run.settings.iteration:
         run.draw_prompts(run.pool(seed))
     model = initial = run.sft(seed)
@@ -311,7 +325,7 @@ def print_report(folder: Path) -> None:
         write_report([folder], out)
         print(f"  report       {out}")
     except UserError as error:
-        print(f"  no report    {error}, then make report")
+        print(f"  no report    {error}, then make report RUN={folder.name}")
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from files import UserError, command, read_jsonl, write_atomic, write_jsonl
 from model.meta import convert
 from model.scripted import write_stand_in
+from planning.inputs import named_models
 from settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parent
@@ -69,7 +70,6 @@ class Rehearsal:
         changes: dict[str, Any] = {
             "name": f"rehearsal-{settings.name}",
             "nproc_per_node": RANKS,
-            "model": {"path": "models/seed"},
             "engine": {"threads": 1, "unit_requests": 24, "max_sequences": 64},
             "respond": {"prompts_per_iteration": PROMPTS, "max_new_tokens": 64},
             "judge": {"max_new_tokens": 64},
@@ -92,7 +92,14 @@ class Rehearsal:
         keys = ("cases", "comparisons", "instructions", "prompts")
         named = {key: getattr(settings.evaluation, key) for key in keys}
         files = {key: path for key, path in named.items() if path and "{run}" not in path}
-        return changes | ({"evaluation": {key: self._first(path, 8) for key, path in files.items()}} if files else {})
+        if files:
+            changes["evaluation"] = {key: self._first(path, 8) for key, path in files.items()}
+        for key, path in named_models(settings).items():
+            section, name = key.split(".")
+            changes.setdefault(section, {})[name] = "models/seed"
+            if key != "model.path":
+                self.stand_ins.append(f"{path}: {key}; the same tiny model")
+        return changes
 
     def _first(self, path: str, count: int) -> str:
         """The first lines of a file that has to be there."""
@@ -121,10 +128,12 @@ class Rehearsal:
     def _write(self, name: str, rows: Iterable[dict[str, Any]]) -> str:
         """A file of the rehearsal's data/, compressed if its name says so; the path as the derived config has it."""
         path = self.folder / "data" / name
+        if path.exists():  # cut from another file of this name, or at another length
+            path = path.with_name(f"{len(self.stand_ins)}-{name}")
         write_jsonl(path, rows)
         if path.suffix == ".gz":
             path.write_bytes(gzip.compress(path.read_bytes()))
-        return f"data/{name}"
+        return f"data/{path.name}"
 
 
 def tree(group: dict[str, Any]) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def table(found: Mapping[str, Any]) -> str:
         lines.append("  mean score by quality   " + ", ".join(f"{name}: {mean:.2f}" for name, mean in means.items()))
     for name, part in found["subsets"].items():
         lines += _part_lines(name, part)
-    if people := found["annotators"]:
+    if (people := found["annotators"]) and people["annotators"] > 1:
         among = people["among"]
         lines.append(f"{people['annotators']} annotators, {people['labels']} labels")
         lines += [

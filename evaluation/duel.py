@@ -34,21 +34,24 @@ def duels_of(answers: Mapping[str, Record], others: Mapping[str, Record]) -> lis
 
 
 def report(duels: Sequence[Duel], rows: Iterable[Record], settings: Settings) -> Record:
-    """Win rate, a tie counting half; of the undecided; how often both orders, where there are two, agree.
+    """Win rate, a tie counting half, of the prompts with a verdict; how often both orders, where there are two, agree.
 
-    Without "win_rate" where no duel has a decision. `by_id` has each prompt's share, None without a verdict.
+    Intervals are bootstrap percentiles over prompts. `by_id` has each prompt's share, None without a verdict.
     """
     way, found = settings.evaluation.way, group_by(rows, "duel")
     decisions: dict[str, Decision] = {duel.id: decide(duel, found.get(duel.id, []), way) for duel in duels}
     shares = {name: None if it.first is None else float(it.first) for name, it in decisions.items()}
-    asked = [row for rows_of in found.values() for row in rows_of]
-    first = [[float(row["winner"] == "first")] for row in asked if row.get("winner") in ("first", "second")]
+    parsed = [[float(row["failure"] is None) for row in asked] for asked in found.values()]
+    first = [
+        [float(row["winner"] == "first") for row in asked if row.get("winner") in ("first", "second")]
+        for asked in found.values()
+    ]
     return {
         "way": way,
         "duels": len(duels),
         "win_rate": bootstrap([[share] for share in shares.values() if share is not None]),
         "ties": bootstrap([[float(share == 0.5)] for share in shares.values() if share is not None]),
-        "parse_rate": bootstrap([[float(row["failure"] is None)] for row in asked]),
+        "parse_rate": bootstrap(parsed),
         "consistency": bootstrap([[float(it.consistent)] for it in decisions.values() if it.consistent is not None]),
         "first_position": bootstrap(first),
         "by_id": shares,
@@ -72,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare a model's answers to held-out prompts with the seed's.")
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--judge", required=True, type=Path, help="Hugging Face directory of who compares")
-    parser.add_argument("--answers", required=True, type=Path, help="the model's folder of evaluation.held_out")
+    parser.add_argument("--answers", required=True, type=Path, help="the model's, OUT/answers of evaluation.held_out")
     parser.add_argument("--against", required=True, type=Path, help="the seed's")
     parser.add_argument("--out", required=True, type=Path)
     arguments = parser.parse_args()
@@ -81,7 +84,7 @@ def main() -> None:
     if is_complete(out, key):
         return
     chat, evaluation = load_chat(arguments.judge), settings.evaluation
-    duels = duels_of(answers_of(arguments.answers, "prompt"), answers_of(arguments.against, "prompt"))
+    duels = duels_of(answers_of(arguments.answers), answers_of(arguments.against))
     run_units(
         "duel",
         list(duel_items(duels, evaluation.way, evaluation.duel_N, chat, settings)),

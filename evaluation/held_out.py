@@ -29,7 +29,8 @@ DISTINCT = (1, 2, 3)
 def read_prompts(path: str) -> dict[str, str]:
     """Open prompts {id, prompt} by id, in the file's order; none without a path.
 
-    Raises `UserError`, naming file and line, for an id that comes twice and for what is no text.
+    Raises `UserError`, naming file and line, for an id that comes twice and for what is no text; and where the file
+    holds nothing.
     """
     found: dict[str, str] = {}
     for number, row in read_numbered_jsonl(path, ("id", "prompt")) if path else ():
@@ -39,6 +40,8 @@ def read_prompts(path: str) -> dict[str, str]:
         if name in found:
             raise UserError(f"{where}: id {name!r} comes twice; give each prompt its own")
         found[name] = prompt
+    if path and not found:
+        raise UserError(f"{path}: no prompts; name a file of rows with id, prompt")
     return found
 
 
@@ -60,9 +63,9 @@ def _asked(prompt: str) -> list[Message]:
     return [{"role": "user", "content": prompt}]
 
 
-def answers_of(folder: Path, kind: str) -> dict[str, Record]:
-    """A finished stage's records of a kind, by the instruction's or prompt's id."""
-    return {row["name"]: row for row in read_units(folder / "answers") if row["kind"] == kind}
+def answers_of(answers: Path) -> dict[str, Record]:
+    """The finished records of open prompts, by the prompt's id."""
+    return {row["name"]: row for row in read_units(answers) if row["kind"] == "prompt"}
 
 
 def report(instructions: Sequence[Instruction], rows: Sequence[Record]) -> Record:

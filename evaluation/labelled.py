@@ -148,10 +148,12 @@ def read_labelled(path: Path) -> Labelled:
         for i, j in combinations(range(len(members)), 2)
         if members[i].quality != members[j].quality
     ]
+    taken = {*groups, *(pair.name for pair in pairs)}
     for place, (key, found) in enumerate(votes.items()):
         pair = _pair(key if isinstance(key, str) else f"{place:05}", found)
-        if pair.name in groups:
-            raise UserError(f"{path}: the id {pair.name!r} is that of a group and of a pair; rename one")
+        if pair.name in taken:
+            raise UserError(f"{path}: the id {pair.name!r} is of a pair, and of a group or its pairs, too; rename one")
+        taken.add(pair.name)
         groups[pair.name] = [pair.first, pair.second]
         pairs.append(pair)
     if not groups:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.statistics import bootstrap
-from files import command, is_complete, read_jsonl, write_json, write_manifest
+from files import UserError, command, is_complete, read_jsonl, write_json, write_manifest
 from judging.metajudge import comparison_record
 from judging.rubric import judgment_text, meta_prompt
 from model.chat import ChatFormat, load_chat
@@ -24,6 +24,14 @@ from settings import Settings, load_settings
 KEYS = ("prompt", "response", "judgments", "winner")
 KINDS = ("score", "evidence")
 """What two judgments of a case differ in: their scores, or with equal scores the evidence alone."""
+
+
+def read_comparisons(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of pairs of judgments. Raises `UserError` where it holds none, or one lacks a key."""
+    rows = list(read_jsonl(path, KEYS))
+    if not rows:
+        raise UserError(f"{path}: no pairs of judgments; name a file of rows with {', '.join(KEYS)}")
+    return rows
 
 
 def comparison_items(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings) -> Iterator[Item]:
@@ -97,7 +105,7 @@ def main() -> None:
     work = arguments.out / "comparisons"
     run_units(
         "meta-agreement",
-        list(comparison_items(read_jsonl(arguments.cases, KEYS), chat, settings)),
+        list(comparison_items(read_comparisons(arguments.cases), chat, settings)),
         lambda item, completion: comparison_record(item, completion, chat, settings.metajudge),
         chat=chat,
         settings=settings,

@@ -35,6 +35,11 @@ class Place:
         return self.folder / ("-".join(filter(None, ("held-out", self.when))))
 
     @property
+    def answers(self) -> Path:
+        """These answers: reports may be equal where texts are not."""
+        return self.held_out / "answers"
+
+    @property
     def duel(self) -> Path:
         """These answers compared with the seed's."""
         return self.folder / ("-".join(filter(None, ("duel", self.when))))

@@ -73,6 +73,7 @@ def _winning(place: Place, t: int, settings: Settings) -> Row:
     judge = {"current": f"M{t}", "initial": "M0"}.get(evaluation.judge, evaluation.judge)
     return {
         "win_rate": found.get("win_rate"),
+        "win_rate_undecided": found["duels"] - found["win_rate"]["count"] if found else None,
         "win_rate_by": judge if found else None,
         "win_rate_way": evaluation.way if found else None,
         "win_rate_consistency": found.get("consistency"),
@@ -141,8 +142,11 @@ CHANGES["characters"] = "{:+.1f} [{:+.1f}, {:+.1f}]"
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
-    """The table of iterations as lines; columns without a value are left out."""
-    shown = [column for column in COLUMNS if any(_value(row.get(column[1])) is not None for row in rows)]
+    """The table of iterations as lines; columns without a value are left out, but for the wins that a judge was asked
+    for."""
+    judged = [row for row in rows if row["win_rate_by"]]
+    with_values = {key for _, key, _ in COLUMNS if any(_value(row.get(key)) is not None for row in rows)}
+    shown = [column for column in COLUMNS if column[1] in with_values or (column[1] == "win_rate" and judged)]
     if not shown:
         return
     lines = [["model", *(title for title, _, _ in shown)]]
@@ -155,9 +159,13 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         if found:
             changed = ", ".join(f"{key} {_written(found[key], CHANGES[key])}" for key in found)
             yield f"{row['name']} against M0, paired: {changed}"
-    if judged := [row for row in rows if row["win_rate_by"]]:
-        judges = ", ".join(dict.fromkeys(row["win_rate_by"] for row in judged))
-        yield f"* against the seed, self-judged, {WAYS[judged[0]['win_rate_way']]}, by {judges}; a tie counts half"
+    if judged:
+        judges = list(dict.fromkeys(row["win_rate_by"] for row in judged))
+        own = "self-judged" if set(judges) <= {row["name"] for row in rows} else "judged"
+        yield f"* against the seed, {own}, {WAYS[judged[0]['win_rate_way']]}, by {', '.join(judges)}; a tie counts half"
+        left_out = [(row["name"], row["win_rate_undecided"], row["win_rate"]["count"]) for row in judged]
+        if listed := ", ".join(f"{name} {count} of {count + others}" for name, count, others in left_out if count):
+            yield f"  prompts without a verdict, which are left out: {listed}"
 
 
 def _value(found: Any) -> float | None:

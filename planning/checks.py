@@ -92,10 +92,8 @@ def empty(run: Run) -> Iterator[Check]:
         elif kind == "metajudge":
             yield Check("warning", "metajudge: no two judgments to compare are expected", "raise judge.N")
         else:
-            keys = {"meta-agreement": "comparisons", "held-out": "prompts", "duel": "prompts"}
-            key = "evaluation." + keys.get(kind.removesuffix("-seed"), "cases")
-            what = f"{kind}: what {key} names is empty, or not known before the run: it is not counted"
-            yield Check("warning", what, f"change {key}, or eft.held_out where that sets them aside")
+            what = f"{kind}: what evaluation.cases names is not known before the run: it is not counted"
+            yield Check("warning", what, "change evaluation.cases, or eft.held_out where that sets them aside")
 
 
 def context(run: Run) -> Iterator[Check]:

@@ -34,7 +34,8 @@ def named_models(settings: "Settings") -> dict[str, str]:
     wanted = {"model.path": settings.model.path}
     if settings.prompts.seeds and settings.prompts.model:
         wanted["prompts.model"] = settings.prompts.model
-    for key, name in (("metajudge.model", settings.metajudge.model), ("evaluation.judge", settings.evaluation.judge)):
-        if name not in ("current", "initial"):
-            wanted[key] = name
+    judges = {"metajudge.model": settings.metajudge.model}
+    if settings.evaluation.prompts:
+        judges["evaluation.judge"] = settings.evaluation.judge
+    wanted |= {key: name for key, name in judges.items() if name not in ("current", "initial")}
     return wanted

@@ -15,7 +15,7 @@ from dpo.data import Example
 from evaluation.agreement import agreement_items
 from evaluation.held_out import held_out_items, read_prompts
 from evaluation.labelled import Case, read_cases
-from evaluation.meta_agreement import KEYS, comparison_items
+from evaluation.meta_agreement import comparison_items, read_comparisons
 from evaluation.pairwise import Duel, duel_items
 from evaluation.verifiable import read_instructions
 from files import read_jsonl
@@ -88,7 +88,7 @@ class Requests:
 
     def meta_agreement(self, seed: bool = False) -> Sample:
         """A meta-judge's comparisons of the labelled pairs of judgments."""
-        rows = list(read_jsonl(self.settings.evaluation.comparisons, KEYS))
+        rows = read_comparisons(Path(self.settings.evaluation.comparisons))
         items = list(comparison_items(rows[: self.enough(2, len(rows))], self.chat, self.settings))
         new = self.plan.seed_comparison_tokens if seed else self.plan.comparison_tokens
         return Sample(items, new, self.settings.metajudge.max_new_tokens, 2 * len(rows))

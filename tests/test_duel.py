@@ -55,6 +55,19 @@ def test_in_both_orders():
     assert found["first_position"]["value"] == 0.6  # of five that name a place
 
 
+def test_a_prompt_s_verdicts_are_drawn_together():
+    """Two prompts, each with four comparisons of one outcome: resampled one by one they would look like eight."""
+    duels = duels_of(answers(a="A1", b="B1"), answers(a="A2", b="B2"))
+
+    def four(name, place):
+        return [winner(name, shown, place) for shown in (0, 0, 1, 1)]
+
+    found = report(duels, four("a", "first") + four("b", None), PAIRWISE)
+    assert found["parse_rate"] == {"value": 0.5, "low": 0.0, "high": 1.0, "count": 8}
+    found = report(duels, four("a", "first") + four("b", "second"), PAIRWISE)
+    assert found["first_position"] == {"value": 0.5, "low": 0.0, "high": 1.0, "count": 8}
+
+
 def test_without_a_verdict_there_is_no_win_rate():
     duels = duels_of(answers(a="A1"), answers(a="A2"))
     found = report(duels, [score("a", 0, None), score("a", 1, None)], SETTINGS)

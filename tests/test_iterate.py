@@ -8,13 +8,19 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 from torch.distributed.run import get_args_parser
 
-from files import read_manifest
+from evaluation.places import Place
+from files import read_manifest, write_json, write_jsonl, write_manifest
+from iterate import Run
+from launch import Launcher
+from settings import Evaluation, load_settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,6 +109,24 @@ def test_it_ends_with_the_table_of_iterations_and_the_report(place):
     assert "self-judged" in table
     page = place / report.strip()
     assert page == place / "runs" / "tiny" / "report.html" and "<html" in page.read_text()
+
+
+def test_other_answers_make_another_duel(tmp_path, monkeypatch):
+    """Also answers of equal length, of which the reports say the same."""
+    (tmp_path / "prompts.jsonl").write_text('{"id": "p", "prompt": "Well?"}')
+    settings = replace(load_settings(ROOT / "configs" / "tiny.toml"), evaluation=Evaluation(prompts="prompts.jsonl"))
+    monkeypatch.chdir(tmp_path)
+    keys: dict[str, list[str]] = {}
+    monkeypatch.setattr(Run, "stage", lambda self, module, key, *_, **__: keys.setdefault(module, []).append(key))
+    for text in ("Yes.", "Not."):
+        for place in (Place.of(tmp_path, -1), Place.of(tmp_path, 1)):
+            write_jsonl(place.answers / "0.jsonl", [{"name": "p", "kind": "prompt", "text": text}])
+            write_manifest(place.answers, "held-out", "", [place.answers / "0.jsonl"])
+            write_json(place.held_out / "report.json", {"characters": len(text)})
+            write_manifest(place.held_out, "held-out", "", [place.held_out / "report.json"])
+        Run(Path("c"), settings, tmp_path, cast(Launcher, None)).evaluate(Path("prompts.jsonl"), 1, Path("."))
+    first, second = keys["evaluation.duel"]
+    assert first != second
 
 
 def test_lineage(place):
@@ -270,6 +294,9 @@ def test_a_seed_judge_replaces_the_training(place):
             "bad.jsonl, line 2",
         ),
         (("prompts_per_iteration = 8", "prompts_per_iteration = 300"), "400 prompts, but the iterations need 600"),
+        (('prompts = "prompts.jsonl"', 'prompts = "none.jsonl"'), "none.jsonl: no such file"),
+        (('instructions = "instructions.jsonl"', 'instructions = "bad.jsonl"'), "bad.jsonl, line 1: key 'rules' is"),
+        (('cases = "cases.jsonl"', 'cases = "bad.jsonl"'), "bad.jsonl, line 1: neither a labelled pair"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(place, change, complaint):
@@ -280,3 +307,4 @@ def test_bad_input_is_one_line_and_exit_code_2(place, change, complaint):
     code, _, err = run(place, str(ROOT / "iterate.py"), "--config", "tiny-bad.toml", "--run", "bad")
     assert code == 2
     assert complaint in err.strip() and len(err.strip().splitlines()) == 1
+    assert not (place / "runs" / "bad" / "sft").exists()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import rehearse
-from files import UserError, read_jsonl
+from files import UserError, read_jsonl, write_jsonl
 from judging.prompts import read_prompt
 from judging.rankings import ranked_groups
 from judging.verdict import parse_score, parse_winner
@@ -56,41 +56,66 @@ def test_what_the_stand_in_says_holds_a_verdict_and_a_task(stand_in):
     assert all("\nScore:" in task or "\nWinner:" in task for task in tasks) and len(set(tasks)) > 70
 
 
-def test_stand_ins_for_files_are_of_the_real_formats(tmp_path, monkeypatch):
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder to work in, with the project's own data and none of a user's; no model is made."""
     monkeypatch.setattr(rehearse, "write_stand_in", lambda folder: None)
     monkeypatch.setattr(rehearse, "convert", lambda source, folder: folder.mkdir(parents=True))
-    rehearsal = Rehearsal(PAPER, tmp_path / "r")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("evaluation", "prompts"):
+        (tmp_path / "data" / name).symlink_to(ROOT / "data" / name)
+    return tmp_path
+
+
+def test_stand_ins_for_files_are_of_the_real_formats(place):
+    rehearsal = Rehearsal(PAPER, place / "r")
     settings, real = load_settings(rehearsal.prepare()), load_settings(PAPER)
     assert (settings.respond.K, settings.judge.N, settings.iteration) == (real.respond.K, real.judge.N, real.iteration)
     assert settings.nproc_per_node == 2 and settings.prompts.count == 16 and settings.model.path == "models/seed"
     [source] = settings.eft.sources
     assert source == "data/2023-04-12_oasst_ready.trees.jsonl.gz"
-    groups, reasons = ranked_groups(tmp_path / "r" / source, Eft())
+    groups, reasons = ranked_groups(place / "r" / source, Eft())
     assert len(groups) == rehearse.TREES and not reasons and all(len(group.replies) == 3 for group in groups)
-    assert len(list(read_jsonl(tmp_path / "r" / settings.prompts.seeds, ("id", "prompt")))) == rehearse.SEEDS
-    assert all("not there yet" in line for line in rehearsal.stand_ins)
+    assert len(list(read_jsonl(place / "r" / settings.prompts.seeds, ("id", "prompt")))) == rehearse.SEEDS
+    brought = [line for line in rehearsal.stand_ins if "its first" not in line]
+    assert len(brought) == 3 and all("not there yet" in line for line in brought)
+    counts = [(rehearse.SEEDS, settings.prompts.evaluation), (8, [settings.evaluation.instructions])]
+    for count, names in counts:  # both are cut from the same file, and neither cut replaces the other
+        assert [len(list(read_jsonl(place / "r" / name))) for name in names] == [count] * len(names)
 
 
-def test_your_own_files_are_taken_where_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(rehearse, "write_stand_in", lambda folder: None)
-    monkeypatch.setattr(rehearse, "convert", lambda source, folder: folder.mkdir(parents=True))
-    monkeypatch.chdir(tmp_path)
+def test_your_own_files_are_taken_where_they_are(place):
     mine = [{"id": f"mine{i}", "prompt": f"My prompt {i}"} for i in range(100)]
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "seed-prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mine))
+    (place / "data" / "seed-prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mine))
     tree = rehearse.tree({"id": "t", "prompt": "Why?", "responses": [{"text": f"{i}", "score": i} for i in range(6)]})
     packed = gzip.compress((json.dumps(tree) + "\n").encode())
-    (tmp_path / "data" / "2023-04-12_oasst_ready.trees.jsonl.gz").write_bytes(packed)
-    model = tmp_path / "models" / "Meta-Llama-3-8B-Instruct"
+    (place / "data" / "2023-04-12_oasst_ready.trees.jsonl.gz").write_bytes(packed)
+    model = place / "models" / "Meta-Llama-3-8B-Instruct"
     model.mkdir(parents=True)
     (model / "tokenizer.json").write_text("{}")
-    rehearsal = Rehearsal(PAPER, tmp_path / "r")
+    rehearsal = Rehearsal(PAPER, place / "r")
     settings = load_settings(rehearsal.prepare())
-    assert list(read_jsonl(tmp_path / "r" / settings.prompts.seeds)) == mine[: rehearse.SEEDS]
-    assert list(read_jsonl(tmp_path / "r" / settings.eft.sources[0])) == [tree]
-    assert (tmp_path / "r" / "models" / "seed" / "tokenizer.json").read_text() == "{}"
+    assert list(read_jsonl(place / "r" / settings.prompts.seeds)) == mine[: rehearse.SEEDS]
+    assert list(read_jsonl(place / "r" / settings.eft.sources[0])) == [tree]
+    assert (place / "r" / "models" / "seed" / "tokenizer.json").read_text() == "{}"
     assert "not there yet" not in " ".join(rehearsal.stand_ins)
+
+
+def test_files_of_one_name_and_other_models_have_stand_ins_of_their_own(place):
+    for name in ("pool", "held-out"):
+        (place / name).mkdir()
+        write_jsonl(place / name / "p.jsonl", [{"id": f"{name}{i}", "prompt": name} for i in range(100)])
+    (place / "own.toml").write_text(
+        f'extends = "{PAPER}"\n[prompts]\nseeds = ""\nevaluation = []\n[respond]\nprompts = "pool/p.jsonl"\n'
+        '[metajudge]\nmodel = "models/large"\n'
+        '[evaluation]\njudge = "models/large"\ninstructions = ""\nprompts = "held-out/p.jsonl"\n'
+    )
+    settings = load_settings(Rehearsal(place / "own.toml", place / "r").prepare())
+    pool, held_out = (list(read_jsonl(place / "r" / s.prompts)) for s in (settings.respond, settings.evaluation))
+    assert len(pool) == 4 * rehearse.PROMPTS and {row["prompt"] for row in pool} == {"pool"}
+    assert len(held_out) == 8 and {row["prompt"] for row in held_out} == {"held-out"}
+    assert {settings.model.path, settings.metajudge.model, settings.evaluation.judge} == {"models/seed"}
 
 
 def test_a_config_that_needs_no_rehearsal(tmp_path):

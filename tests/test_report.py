@@ -1,161 +1,30 @@
 """The report of runs that are made by hand through the real pairs stage and the real panel, read in Chromium."""
 
 import base64
+import html
 import json
-import random
 import re
+import shlex
+import shutil
 import sys
 import zlib
 from pathlib import Path
 
 import chromium
 import pytest
+from made_runs import MODELS, PROMPTS, Maker
 from test_pairs import CHAT
 
 import evaluation.report.browser
 import judging.pairs
-from evaluation.bias import write_panel
 from evaluation.report import main, write_report
 from evaluation.report.browser import pack, read_evidence
-from evaluation.report.page import MOST
-from files import UserError, read_jsonl, read_manifest, write_json, write_jsonl, write_manifest
-from judging.pairs import Sources, write_pairs
-from judging.scores import distinct_responses, group_by, meta_judged, seeded_draw
-from settings import Iteration, Judge, Model, Respond, Settings
+from evaluation.report.page import MOST, read_run
+from evaluation.report.plots import Point, Series, lines
+from evaluation.report.sections import sections
+from files import UserError, read_jsonl, write_jsonl, write_manifest
 
-PLANTED = '<script>window.pwned=1</script><img src=x onerror="window.pwned=1"></script><!-- {{ 7 * 7 }}'
-PROMPTS = 45
 needs_chromium = pytest.mark.skipif(not chromium.found(), reason=f"no Chromium here: none of {chromium.PROGRAMS}")
-
-COMMON = {"ids": [3, 4], "finish_reason": "stop", "logprob": -1.0, "seed": 1}
-SCORES = [*range(6), None]
-STEP = {"epoch": 1, "split": "train", "margin": 0.1, "grad_norm": 1.0, "reward_chosen": 0.1, "reward_rejected": -0.1}
-ROW = {
-    "rho": 0.0,
-    "dpo": {"loss": 0.5, "accuracy": 0.75, "margin": 0.2, "held_out": True},
-    "agreement": None,
-    "meta_agreement": None,
-    "seconds": {"respond": 10.0, "judge": 20.0, "pairs": 0.1, "train": 5.0},
-    "new_tokens": {"respond": 1000, "judge": 4000},
-}
-
-
-class Maker:
-    """A run's folder with as many prompts, responses and judgments as asked, of random words."""
-
-    def __init__(self, folder: Path, prompts: int, K: int, N: int, lengths: tuple[int, int, int], seed: int = 0):
-        self.folder, self.prompts, self.K, self.N, self.lengths = folder, prompts, K, N, lengths
-        self.random = random.Random(seed)
-        letters = "abcdefghijklmnopqrstuvwxyz"
-        words = ["".join(self.random.choices(letters, k=self.random.randint(2, 9))) for _ in range(4000)]
-        self.words = " ".join(self.random.choices(words, k=200_000))
-        self.model = folder.parent / "model"
-        self.model.mkdir(parents=True, exist_ok=True)
-        (self.model / "tokenizer.json").write_text("{}")
-
-    def text(self, length: int) -> str:
-        start = self.random.randrange(len(self.words) - 2 * length)
-        return self.words[start : start + self.random.randint(length // 2, 3 * length // 2)]
-
-    def stage(self, path: Path, rows: list[dict]) -> Path:
-        write_jsonl(path / "units" / "0.jsonl", rows)
-        facts = {"units": ["units/0.jsonl"], "counts": {"records": len(rows)}, "weights": "w"}
-        write_manifest(path, "test", "key", [path / "units" / "0.jsonl"], **facts)
-        return path
-
-    def iteration(self, number: int, judge_pairs: bool = True, planted: bool = True) -> dict:
-        """Writes an iteration; returns its row of the summary. The last prompt's scores are all equal."""
-        folder = self.folder / f"iter{number}"
-        prompts = [{"id": f"t{number}{i:04}", "prompt": self.text(self.lengths[0])} for i in range(self.prompts)]
-        if planted:
-            prompts[0]["prompt"] = f"{PLANTED} zebra"
-        responses = [
-            COMMON | {"id": f"{row['id']}/r{k}", "prompt_id": row["id"], "sample": k, "prompt": row["prompt"],
-                      "text": f"{PLANTED} {k}" if planted and i == 0 else self.text(self.lengths[1])}
-            for i, row in enumerate(prompts) for k in range(self.K)
-        ]  # fmt: skip
-        judgments = [
-            judgment
-            for row in responses
-            for judgment in self.judgments(row, planted, [3] if row["prompt_id"] == prompts[-1]["id"] else SCORES)
-        ]
-        write_jsonl(folder / "prompts.jsonl", prompts)
-        sources = Sources(
-            self.stage(folder / "responses", responses),
-            self.stage(folder / "judgments", judgments),
-            comparisons=self.stage(folder / "comparisons", [*self.comparisons(number, responses, judgments)])
-            if judge_pairs
-            else None,
-        )
-        settings = Settings(
-            name="made",
-            model=Model(path="m"),
-            respond=Respond(prompts="p", prompts_per_iteration=self.prompts, K=self.K),
-            judge=Judge(N=self.N),
-            iteration=[Iteration(judge_pairs=judge_pairs)] * number,
-        )
-        write_pairs(settings, number, self.model, sources, folder / "pairs")
-        panel = write_panel(folder / "bias.json", number, settings, sources, folder / "pairs")
-        write_jsonl(folder / "train" / "metrics.jsonl", [STEP | {"step": i, "loss": 0.7 - i / 50} for i in range(10)])
-        counts = read_manifest(folder / "pairs")["counts"]
-        return ROW | {
-            "iteration": number,
-            "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0)},
-            "bias": panel,
-        }
-
-    def judgments(self, response: dict, planted: bool, scores: list) -> list[dict]:
-        known = {"response_id": response["id"], "prompt_id": response["prompt_id"]}
-        rows = []
-        for n in range(self.N):
-            score = self.random.choice(scores)
-            text = f"{self.text(self.lengths[2])} {PLANTED if planted else ''}\nScore: {score}"
-            failure = "missing" if score is None else None
-            rows.append(
-                COMMON
-                | known
-                | {"id": f"{response['id']}/j{n}", "index": n, "text": text, "score": score, "failure": failure}
-            )
-        return rows
-
-    def comparisons(self, number: int, responses: list[dict], judgments: list[dict]):
-        """Those of a meta-judge who likes the first shown, and the higher score."""
-        by_response, draw = group_by(judgments, "response_id"), seeded_draw(0, number)
-        for own in group_by(distinct_responses(responses), "prompt_id").values():
-            response, distinct = meta_judged(own, by_response, draw)
-            for a in distinct:
-                for b in distinct:
-                    if a is b:
-                        continue
-                    gap, name = a["score"] - b["score"], f"{response['id']}/m{a['index']}-{b['index']}"
-                    winner = self.random.choices(["first", "second", None], [3 + max(gap, 0), 2 + max(-gap, 0), 1])[0]
-                    yield COMMON | {
-                        "id": name, "response_id": response["id"], "prompt_id": response["prompt_id"],
-                        "first": a["index"], "second": b["index"], "winner": winner,
-                        "failure": None if winner else "malformed",
-                        "text": f"{self.text(self.lengths[2])}\nWinner: {winner}",
-                    }  # fmt: skip
-
-    def run(self, *iterations: dict, models: list[dict] | None = None) -> Path:
-        sft = {"agreement_before": None, "agreement": None, "meta_agreement": None}
-        summary = {"name": "made", "seed": 1, "model": "models/seed", "sft": sft, "iterations": list(iterations)}
-        write_json(self.folder / "summary.json", summary | ({"models": models} if models else {}))
-        return self.folder
-
-
-def measured(value: float) -> dict:
-    return {"value": value, "low": value - 0.05, "high": value + 0.05, "count": 100}
-
-
-MODELS = [
-    {"name": name, "verifiable": measured(0.4 + i / 20), "win_rate": measured(0.5 + i / 20) if i else None,
-     "win_rate_by": "M2" if i else None, "win_rate_way": "scores",
-     "win_rate_consistency": None,
-     "characters": {"value": 1500.0 + 10 * i, "low": 1400.0, "high": 1600.0, "count": 100},
-     "agreement": measured(0.7), "longer_wins": measured(0.51), "spearman": measured(0.5),
-     "differences": {"verifiable": measured(i / 20)} if i > 1 else {}}
-    for i, name in enumerate(("seed", "M0", "M1", "M2"))
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +165,7 @@ def test_runs_side_by_side(made, tmp_path):
         names = browser.evaluate("[...document.getElementById('run').options].map(option => option.text)")
         assert names == ["All", str(made), str(made)]
         assert browser.evaluate("document.getElementById('count').textContent") == f"{6 * PROMPTS} of {6 * PROMPTS}"
-        swatches = browser.evaluate("[...document.querySelectorAll('.card i.swatch')].map(node => node.className)")
+        swatches = browser.evaluate("[...document.querySelectorAll('.card dl i.swatch')].map(node => node.className)")
         assert set(swatches) == {"swatch c1", "swatch c2"}
         assert browser.complaints == []
 
@@ -342,6 +211,7 @@ def test_a_run_without_what_the_report_is_made_from(made, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"summary\.json: no such file; name a run's folder, or let iterate\.py"):
         write_report([tmp_path], tmp_path / "report.html")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(evaluation.report, "browser", evaluation.report.browser)  # the import below makes another
     for name in [name for name in sys.modules if name.startswith("evaluation.report.")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UserError, match=r"the report needs matplotlib: pip install '\.\[report\]'"):
@@ -382,7 +252,135 @@ def test_files_that_are_not_of_one_run(tmp_path, monkeypatch):
 def test_a_run_without_iterations_is_its_sft(tmp_path):
     run = Maker(tmp_path / "sft-only", 1, 1, 1, (1, 1, 1)).run(models=MODELS[:2])
     write_report([run], tmp_path / "report.html")
-    assert (tmp_path / "report.html").read_text().count("No iteration is finished yet.") == 4
+    source = (tmp_path / "report.html").read_text()
+    assert "No iteration is finished yet: there are no scores" in source and "the seed after SFT" in source
+    assert 'id="browser"' not in source and "<script" not in source
+
+
+def text_of(report: Path) -> str:
+    """What a reader sees, blanks alike, without the browser of pairs."""
+    source = re.sub(r"<(style|script|svg).*?</\1>", "", report.read_text(), flags=re.DOTALL)
+    return html.unescape(" ".join(re.sub(r"<[^>]+>", " ", source).split()))
+
+
+def test_what_was_deleted_is_said(made, tmp_path):
+    run, out = tmp_path / "saved-room", tmp_path / "report.html"
+    shutil.copytree(made, run)
+    shutil.rmtree(run / "iter1" / "responses")
+    shutil.rmtree(run / "iter2" / "train")
+    write_report([run], out)
+    words = text_of(out)
+    gone = "no pairs, Elo scores and scores by length of iteration 1: "
+    assert f"{gone}{run}/iter1/responses: no manifest.json: deleted, or not finished" in words
+    assert f"no curves of training in iteration 2: {run}/iter2/train/metrics.jsonl: no such file" in words
+    assert "Score by length, iteration 2" in words and "Score by length, iteration 1" not in words
+    assert "Scores in iteration 1" in words  # which the panel knows
+
+
+def test_a_summary_that_is_not_this_versions(made, tmp_path):
+    shutil.copytree(made, tmp_path / "run")
+    path = tmp_path / "run" / "summary.json"
+    known = json.loads(path.read_text())
+    del known["iterations"][1]["bias"]
+    for text, words in (
+        (json.dumps(known), r"run/summary\.json: of another version \(bias is missing\); `make iterate`"),
+        ("{", r"run/summary\.json: not JSON \(.*\); `make iterate` of this run writes it anew"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=words):
+            write_report([tmp_path / "run"], tmp_path / "report.html")
+
+
+def test_settings_may_hold_anything(made, tmp_path):
+    shutil.copytree(made, tmp_path / "run")
+    (tmp_path / "run" / "settings.json").write_text(
+        '{"respond": {"K": "<b>7", "prompts_per_iteration": 5000}, "judge": 3}'
+    )
+    write_report([tmp_path / "run"], tmp_path / "report.html")
+    assert "Prompts an iteration 5,000 Responses a prompt, K <b>7 Iterations 2" in text_of(tmp_path / "report.html")
+
+
+def test_models_of_several_runs_stand_under_their_names(tmp_path):
+    """One has no SFT, so its first model is M0 and not the seed; the other has fewer iterations."""
+    rates = {"with": {"seed": 0.11, "M0": 0.12}, "without": {"M0": 0.22, "M1": 0.23, "M2": 0.24}}
+    runs = [
+        Maker(tmp_path / name, 1, 1, 1, (1, 1, 1)).run(
+            models=[MODELS[0] | {"name": model, "parse_rate": rate} for model, rate in own.items()]
+        )
+        for name, own in rates.items()
+    ]
+    write_report(runs, tmp_path / "report.html")
+    words = text_of(tmp_path / "report.html")
+    assert "More numbers, by model seed M0 M1 M2 Parsed: judgments that hold a score , with 11.0% 12.0% - -" in words
+    assert "Parsed: judgments that hold a score , without - 22.0% 23.0% 24.0%" in words
+
+
+def test_seconds_and_tokens_of_every_stage(made, tmp_path):
+    shutil.copytree(made, tmp_path / "run")
+    folders = {"sft/before/judgments": 7, "sft/after/judgments": 8, "iter2/agreement/judgments": 40}
+    folders |= {"iter2/duel/verdicts": 50, "iter2/held-out/answers": 60, "iter2/meta-agreement/comparisons": 99}
+    for name, seconds in folders.items():
+        write_manifest(tmp_path / "run" / name, "test", "key", [], seconds=seconds, new_tokens=100 * seconds)
+    write_report([tmp_path / "run"], tmp_path / "report.html")
+    words = text_of(tmp_path / "report.html")
+    for row in (
+        "before 1 2 answers: seconds - 10 10 answers: new tokens - 1,000 1,000 answers: new tokens a second - 100 100",
+        "training: seconds - 5 5",
+        "held-out answers: seconds - - 60",
+        "answers against the seed's: new tokens - - 5,000",
+        "judge with labelled responses: seconds 15 - 40",
+    ):
+        assert row in words
+    assert "meta-judge with labelled" not in words  # no model has its outcome: left by another run
+
+
+def test_an_iteration_whose_prompts_all_gave_no_judge_pair_has_its_reasons(made):
+    run = read_run(made)
+    run.iterations[0].row["bias"]["pairs"]["judge"] = {"pairs": 0, "yield": 0.0, "reasons": {"position_collapse": 45}}
+    card = next(card for section in sections([run]) for card in section.cards if "judge pairs" in card.title)
+    assert card.legend == [(0, "pair"), (1, "position collapse")]
+
+
+def test_dollars_are_no_formula():
+    assert "$\\frac$" in lines("name", [Series(0, [Point(0, 1)])], ticks={0.0: "$\\frac$"})
+
+
+@needs_chromium
+def test_an_address_that_nobody_can_read_opens_no_pair(page):
+    for place in ("#actor/%E0%A4", "#100%/", "#actor/none-of-this"):
+        page.open(page.url + place)
+        assert page.evaluate("document.getElementById('pair').childElementCount") == 0
+
+
+@needs_chromium
+def test_the_command_of_a_pair_is_quoted_for_a_shell(page, made):
+    page.open(f"{page.url}#none/actor/t10044")
+    command = page.evaluate("document.querySelector('#pair code').textContent")
+    assert command == f"python -m judging.trace {shlex.quote(str(made))} --why-not t10044"
+
+
+@needs_chromium
+def test_an_open_pair_follows_the_search(page, made):
+    pair = all_pairs(made)[9]
+    page.open(f"{page.url}#{pair['id']}")
+    assert page.evaluate("document.querySelectorAll('#pair mark').length") == 0
+    word = pair["chosen"][0]["content"].split()[3]
+    shown(page, word, "all")
+    page.wait(f"document.querySelector('#pair mark')?.textContent.toLowerCase() === {json.dumps(word.lower())}")
+
+
+@needs_chromium
+def test_a_cut_text_is_counted_in_characters(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path / "run")
+    path = tmp_path / "run" / "iter2" / "prompts.jsonl"
+    write_jsonl(path, [row | {"prompt": "\N{ZEBRA FACE}" * 100} for row in read_jsonl(path)])
+    monkeypatch.setattr(evaluation.report.browser, "TEXT_BUDGET", 10)
+    write_report([tmp_path / "run"], tmp_path / "report.html")
+    with chromium.Browser(tmp_path / "chromium") as browser:
+        browser.open((tmp_path / "report.html").as_uri() + "#actor/t20003")
+        assert browser.evaluate("document.querySelector('#pair .note').textContent") == "Cut: 60 of 100 characters."
+        heads = browser.evaluate("[...document.querySelectorAll('#entries .head')].map(node => node.textContent)")
+        assert heads and all(head.isprintable() for head in heads[-3:])
 
 
 def test_more_runs_than_colours(made, tmp_path):

@@ -34,11 +34,11 @@ def test_the_interval_is_the_bootstraps():
 
 
 def share(value, low, high):
-    return {"value": value, "low": low, "high": high, "count": 9}
+    return {"value": value, "low": low, "high": high, "count": 0 if value is None else 9}
 
 
 def row(name, **measures):
-    empty = dict.fromkeys(("win_rate", "win_rate_by", "win_rate_way"))
+    empty = dict.fromkeys(("win_rate", "win_rate_by", "win_rate_way", "win_rate_undecided"))
     return {"name": name, "differences": {}} | empty | measures
 
 
@@ -51,6 +51,7 @@ def test_the_table_says_who_judged():
             win_rate=share(0.6, 0.5, 0.7),
             win_rate_by="M0",
             win_rate_way="scores",
+            win_rate_undecided=0,
         ),
         row(
             "M1",
@@ -58,6 +59,7 @@ def test_the_table_says_who_judged():
             win_rate=share(None, None, None),
             win_rate_by="M1",
             win_rate_way="scores",
+            win_rate_undecided=9,
             differences={"verifiable": share(0.25, 0.1, 0.4)},
         ),
     ]
@@ -68,6 +70,19 @@ def test_the_table_says_who_judged():
         "M1     -                 75.0% [70%, 80%]",
         "M1 against M0, paired: verifiable +25.0% [+10.0%, +40.0%]",
         "* against the seed, self-judged, by mean scores, by M0, M1; a tie counts half",
+        "  prompts without a verdict, which are left out: M1 9 of 9",
+    ]
+
+
+def test_another_s_judgment_is_not_called_self_judged():
+    """And a judge who gave no verdict is named too."""
+    measures = {"win_rate": share(None, None, None), "win_rate_way": "pairwise", "win_rate_undecided": 4}
+    assert list(table([row("M0"), row("M1", win_rate_by="models/large", **measures)])) == [
+        "model  wins*",
+        "M0     -",
+        "M1     -",
+        "* against the seed, judged, in both orders, by models/large; a tie counts half",
+        "  prompts without a verdict, which are left out: M1 4 of 4",
     ]
 
 

@@ -57,6 +57,8 @@ class Prompt:
     """The chosen and the rejected judgment, by id."""
     judgments: dict[str, list[tuple[str, float | str, str]]] = field(default_factory=dict)
     """By response: id, score or failure, text."""
+    compared: str = ""
+    """The response whose judgments were compared."""
     comparisons: list[tuple[int, int, str, str | None]] = field(default_factory=list)
     """First and second judgment, winner or failure, text."""
     elo: dict[str, tuple[float, float, int, int]] = field(default_factory=dict)
@@ -84,7 +86,7 @@ def read_evidence(folder: Path) -> Evidence:
 
 
 def _read(folder: Path) -> Evidence:
-    made = read_manifest(folder / "pairs") or {}
+    made = _manifest(folder / "pairs")
     prompts = {row["id"]: Prompt(row["prompt"]) for row in read_jsonl(folder / "prompts.jsonl")}
     found = Evidence([], prompts)
     wanted = _read_pairs(folder / "pairs", found)
@@ -99,9 +101,10 @@ def _read(folder: Path) -> Evidence:
         for row in read_jsonl(Path(made["sources"]["scores"]["path"])):
             responses[row["id"]]["score"] = row["score"]
     if "comparisons" in made["sources"]:
-        texts = (read_manifest(folder / "comparisons") or {})["counts"]["records"] <= COMPARISONS
+        texts = _manifest(folder / "comparisons")["counts"]["records"] <= COMPARISONS
         for row in _units(folder / "comparisons"):
             outcome = (row["first"], row["second"], row["winner"] or row["failure"], row["text"] if texts else None)
+            prompts[row["prompt_id"]].compared = row["response_id"]
             prompts[row["prompt_id"]].comparisons.append(outcome)
     for entry in found.entries:
         own = prompts[entry["prompt"]]
@@ -158,11 +161,14 @@ def _read_judgments(stage: Path, prompts: dict[str, Prompt], minimum_valid: int)
 
 def _units(stage: Path) -> Iterator[Record]:
     """A generating stage's records; like `sampling.generate.read_units`, without torch."""
-    manifest = read_manifest(stage)
-    if manifest is None:
-        raise UserError(f"{stage}: not a finished stage (no manifest.json); run iterate.py again")
-    for name in manifest["units"]:
+    for name in _manifest(stage)["units"]:
         yield from read_jsonl(stage / name)
+
+
+def _manifest(stage: Path) -> Record:
+    if (manifest := read_manifest(stage)) is None:
+        raise UserError(f"{stage}: no manifest.json: deleted, or not finished; iterate.py makes it anew")
+    return manifest
 
 
 def pack(runs: Sequence[Sequence[tuple[int, Evidence]]]) -> Record:
@@ -209,7 +215,8 @@ def _behind(prompt: Prompt, limit: int | None) -> Record:
         name: [[judgment, said, _cut(text, limit)] for judgment, said, text in rows]
         for name, rows in prompt.judgments.items()
     }
-    return {"judgments": judgments, "comparisons": prompt.comparisons, "elo": prompt.elo}
+    compared = {"compared": prompt.compared, "comparisons": prompt.comparisons, "elo": prompt.elo}
+    return {"judgments": judgments} | compared
 
 
 def _limit(lengths: Iterable[int], budget: int) -> int | None:

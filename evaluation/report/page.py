@@ -7,15 +7,17 @@ page's script shows as text nodes (`browser.py`), and a Content-Security-Policy 
 import base64
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from evaluation.report.browser import CHUNK, REASONS, pack, read_evidence
+from evaluation.report.browser import CHUNK, REASONS, Evidence, pack, read_evidence
+from evaluation.report.cost import cost
 from evaluation.report.plots import SERIES
-from evaluation.report.sections import Iteration, Run, derived, look_up, sections
+from evaluation.report.sections import Iteration, Row, Run, elo_spread, look_up, sections
 from evaluation.report.standings import COLUMNS, cards, cells, measured, models, names, note, numbers
 from files import UserError, read_jsonl
 
@@ -48,14 +50,15 @@ def render(folders: Sequence[Path]) -> str:
     page = {
         "runs": [{"name": run.name, "facts": facts(run)} for run in runs],
         "titles": list(dict.fromkeys(title for run in runs for title in facts(run))),
-        "command": "python -m evaluation.report " + " ".join(str(run.folder) for run in runs),
+        "command": shlex.join(["python", "-m", "evaluation.report", *(str(run.folder) for run in runs)]),
+        "gone": [(run.name, why) for run in runs for why in run.gone],
         "columns": chosen,
         "standings": [[(row, list(cells(row, chosen))) for row in models(run)] for run in runs],
         "note": note(runs),
         "cards": list(cards(runs)),
         "models": names(runs),
         "numbers": numbers(runs),
-        "sections": list(sections(runs)),
+        "sections": [*sections(runs), cost(runs)] if any(run.iterations for run in runs) else [],
         "iterations": sorted({i.number for run in runs for i in run.iterations}),
         "pairs": pairs,
         "known": {
@@ -73,31 +76,65 @@ def render(folders: Sequence[Path]) -> str:
 
 
 def read_run(folder: Path) -> Run:
-    """A run's summary, and for each iteration in it the metrics of its training and what is behind its pairs."""
+    """A run's summary, and for each iteration in it the metrics of its training and what is behind its pairs.
+
+    What has been deleted since, to save room, is left out, and `Run.gone` says so. Raises `UserError` where the summary
+    is not there, or another version's.
+    """
     path = folder / "summary.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; name a run's folder, or let iterate.py finish its first iteration")
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    iterations = []
-    for row in summary["iterations"]:
+    run = Run(folder.resolve().name, folder, _document(path))
+    if missing := _missing(run.summary):
+        raise UserError(f"{path}: of another version ({missing} is missing); `make iterate` of this run writes it anew")
+    for row in run.summary["iterations"]:
         place = folder / f"iter{row['iteration']}"
-        metrics = list(read_jsonl(place / "train" / "metrics.jsonl"))
-        evidence = read_evidence(place)
-        iterations.append(Iteration(row["iteration"], row | derived(row, evidence), metrics, evidence))
-    return Run(folder.resolve().name, folder, summary, iterations)
+        metrics: list[Row] = []
+        evidence = Evidence([], {})
+        try:
+            metrics = list(read_jsonl(place / "train" / "metrics.jsonl"))
+        except UserError as error:
+            run.gone.append(f"no curves of training in iteration {row['iteration']}: {error}")
+        try:
+            evidence = read_evidence(place)
+        except UserError as error:
+            run.gone.append(f"no pairs, Elo scores and scores by length of iteration {row['iteration']}: {error}")
+        row = row | {"elo": {"spread": elo_spread(evidence)}}
+        run.iterations.append(Iteration(row["iteration"], row, metrics, evidence))
+    return run
+
+
+def _document(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); `make iterate` of this run writes it anew") from None
+
+
+def _missing(summary: Row) -> str | None:
+    """The first key that the report needs and the summary lacks."""
+    needed = (
+        ("model", "seed", "sft", "iterations"),
+        ("iteration", "rho", "pairs", "bias", "dpo", "seconds", "new_tokens"),
+        ("name", "win_rate_by", "win_rate_way"),
+    )
+    parts = ([summary], summary.get("iterations", []), summary.get("models", []))
+    return next(
+        (key for rows, keys in zip(parts, needed, strict=True) for row in rows for key in keys if key not in row), None
+    )
 
 
 def facts(run: Run) -> dict[str, str]:
     """What was run, in a few words."""
     found = {"Seed model": run.summary["model"], "Random seed": str(run.summary["seed"])}
     path = run.folder / "settings.json"
-    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = _document(path) if path.is_file() else {}
     for title, key in (
         ("Prompts an iteration", "respond.prompts_per_iteration"),
         ("Responses a prompt, K", "respond.K"),
         ("Judgments a response, N", "judge.N"),
     ):
         if (value := look_up(settings, key)) is not None:
-            found[title] = f"{value:,}"
+            found[title] = f"{value:,}" if isinstance(value, int) else str(value)
     rhos = [f"{i.row['rho']:g}" for i in run.iterations]
     return found | {"Iterations": str(len(rhos)), "Length control, rho": ", ".join(rhos) or "-"}

@@ -29,6 +29,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 8.5,
+    "text.parse_math": False,
     "text.color": INK,
     "axes.edgecolor": LINE,
     "axes.labelcolor": INK,
@@ -142,9 +143,11 @@ def bars(
 
 
 @matplotlib.rc_context(STYLE)
-def stacked(name: str, rows: Sequence[tuple[str, Sequence[tuple[int, float]]]], percent: bool, label: str = "") -> str:
-    """A bar a row, from left to right of parts (colour, value)."""
-    figure, axes = _axes(3.8, 0.4 + 0.24 * len(rows))
+def stacked(
+    name: str, rows: Sequence[tuple[str, Sequence[tuple[int, float]]]], most: float = 1.0, percent: bool = False
+) -> str:
+    """A bar a row, from left to right of parts (colour, value); `most` is the axis's end."""
+    figure, axes = _axes(3.3, 0.4 + 0.24 * len(rows))
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", visible=True)
     for place, (_, parts) in enumerate(rows):
@@ -157,9 +160,7 @@ def stacked(name: str, rows: Sequence[tuple[str, Sequence[tuple[int, float]]]], 
     axes.spines["bottom"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(_percent if percent else _plain))
-    if percent:
-        axes.set_xlim(0, 1)
-    axes.set_xlabel(label)
+    axes.set_xlim(0, most)
     return _svg(name, figure)
 
 

@@ -11,7 +11,6 @@ from evaluation.report.browser import Evidence
 from evaluation.report.plots import Point, Series, bars, lines, stacked, thinned
 
 Row = dict[str, Any]
-STAGES = {"respond": "answers", "judge": "judgments", "metajudge": "comparisons", "pairs": "pairs", "train": "training"}
 MAXIMUM = 5
 """The highest score of the rubric."""
 LENGTH_BINS = 8
@@ -36,7 +35,9 @@ class Run:
     name: str
     folder: Path
     summary: Row
-    iterations: list[Iteration]
+    iterations: list[Iteration] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    """What is not there to be shown, and why."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ class Card:
     """Of each run, by its number: the last value and its interval."""
     size: str = HALF
     note: str = ""
+    under: str = ""
+    """What the title does not say."""
+    run: int | None = None
+    """Whose picture it is, where it is not that of all runs."""
+    legend: list[tuple[int, str]] = field(default_factory=list)
+    """Colours that stand for something else than runs."""
 
 
 @dataclass
@@ -72,11 +79,10 @@ class Section:
     title: str
     look: str
     cards: list[Card] = field(default_factory=list)
-    legend: list[tuple[int, str]] = field(default_factory=list)
-    """Colours that stand for something else than runs."""
     numbers: list[tuple[str, int, list[str]]] = field(default_factory=list)
-    """The same as a table: what, of which run, a cell an iteration."""
-    empty: str = "No iteration is finished yet."
+    """The same as a table: what, of which run, a cell a head."""
+    heads: list[str] = field(default_factory=list)
+    empty: str = "Nothing is known of it."
     """What is said where there are no cards."""
 
 
@@ -136,14 +142,10 @@ CURVES = (
 )
 
 
-def derived(row: Row, evidence: Evidence) -> Row:
-    """What the summary's row of an iteration does not hold: the spread of Elo scores, and new tokens a second."""
+def elo_spread(evidence: Evidence) -> float | None:
+    """Standard deviation of the Elo scores within a response, the root of the mean variance."""
     ratings = _ratings(evidence)
-    seconds, tokens = row["seconds"], row["new_tokens"]
-    return {
-        "elo": {"spread": float(np.sqrt(np.mean([np.var(rating) for rating in ratings]))) if ratings else None},
-        "speed": {stage: tokens[stage] / seconds[stage] for stage in tokens if seconds.get(stage)},
-    }
+    return float(np.sqrt(np.mean([np.var(rating) for rating in ratings]))) if ratings else None
 
 
 def sections(runs: Sequence[Run]) -> Iterator[Section]:
@@ -154,7 +156,6 @@ def sections(runs: Sequence[Run]) -> Iterator[Section]:
     yield _elo(runs)
     yield _pairs(runs)
     yield _training(runs)
-    yield _cost(runs)
 
 
 def _scores(runs: Sequence[Run]) -> Section:
@@ -265,36 +266,42 @@ def _greatest(found: dict[int, list[tuple[int, dict[float, float]]]]) -> float:
 
 def _pairs(runs: Sequence[Run]) -> Section:
     look = "Each prompt gives a pair or has a reason. Ties and position collapse show here first."
-    section = Section("yield", "Pairs and reasons", look, legend=[(0, "pair")])
+    section = Section("yield", "Pairs and reasons", look)
     _measured(section, runs, PAIRS)
-    colours = {"pair": 0}
     for kind in ("actor", "judge"):
-        bar_rows = []
-        for number in _numbers(runs):
-            for place, row in _rows(runs, number):
-                found = look_up(row, f"bias.pairs.{kind}")
-                if not found or not found["yield"]:
+        colours = {"pair": 0}
+        pictures = []
+        for place, run in enumerate(runs):
+            bar_rows = []
+            for iteration in run.iterations:
+                found = look_up(iteration.row, f"bias.pairs.{kind}")
+                counts = {"pair": found["pairs"]} | found["reasons"] if found else {}
+                if not (total := sum(counts.values())):
                     continue
-                total = found["pairs"] + sum(found["reasons"].values())
-                parts = [(0, found["pairs"] / total)]
-                for reason, count in found["reasons"].items():
-                    parts.append((colours.setdefault(reason, 1 + (len(colours) - 1) % 6), count / total))
-                name = f"{number}" if len(runs) == 1 else f"{number} · {runs[place].name}"
-                bar_rows.append((name, parts))
-        if bar_rows:
-            svg = stacked(f"pairs-{kind}", bar_rows, percent=True)
-            section.cards.append(Card(f"What became of the prompts: {kind} pairs, by iteration", svg, size=FULL))
-        for reason in colours:
+                parts = [(colours.setdefault(name, len(colours)), count / total) for name, count in counts.items()]
+                bar_rows.append((f"{iteration.number}", parts))
+            if bar_rows:
+                svg = stacked(f"pairs-{kind}-{place}", bar_rows, percent=True)
+                pictures.append(Card(f"What became of the prompts: {kind} pairs", svg, size=FULL, run=place))
+        for card in pictures:
+            card.legend = [(colour, _spoken(reason)) for reason, colour in colours.items()]
+        section.cards += pictures
+        for reason in colours if pictures else ():
             path = f"pairs.{kind}" if reason == "pair" else f"bias.pairs.{kind}.reasons.{reason}"
-            title = f"{kind}: pairs" if reason == "pair" else f"{kind}: {reason.replace('_', ' ')}"
+            title = f"{kind}: pairs" if reason == "pair" else f"{kind}: {_spoken(reason)}"
             section.numbers += _cells(runs, title, path, "count")
-    section.legend = [(colour, reason.replace("_", " ")) for reason, colour in colours.items()]
     return section
 
 
+def _spoken(reason: str) -> str:
+    return reason.replace("_", " ").replace("elo", "Elo")
+
+
 def _training(runs: Sequence[Run]) -> Section:
-    held_out = any(look_up(i.row, "dpo.held_out") for run in runs for i in run.iterations)
-    where = "held-out pairs" if held_out else "the last step"
+    held_out = {bool(look_up(i.row, "dpo.held_out")) for run in runs for i in run.iterations}
+    where = " or ".join(
+        text for text, known in (("held-out pairs", True), ("the last step", False)) if known in held_out
+    )
     look = (
         "Margin and accuracy should rise. Where the reward of the chosen falls while the margin rises, DPO pushes both "
         f"answers down. Figures of {where} are of the epoch that was kept."
@@ -330,28 +337,6 @@ def _curve(run: Run, key: str) -> list[Point]:
         own = [Point(iteration.number + (i + 0.5) / len(steps), row[key]) for i, row in enumerate(steps)]
         points += thinned(own)
     return points
-
-
-def _cost(runs: Sequence[Run]) -> Section:
-    look = "Where the time goes. Tokens are those generated, of all ranks."
-    section = Section("cost", "Seconds and tokens", look)
-    section.legend = [(colour, title) for colour, title in enumerate(STAGES.values())]
-    for what, key in (("Seconds", "seconds"), ("New tokens", "new_tokens")):
-        bar_rows = [
-            (
-                f"{number}" if len(runs) == 1 else f"{number} · {runs[place].name}",
-                [(i, row.get(key, {}).get(stage, 0)) for i, stage in enumerate(STAGES)],
-            )
-            for number in _numbers(runs)
-            for place, row in _rows(runs, number)
-        ]
-        if any(value for _, parts in bar_rows for _, value in parts):
-            svg = stacked(f"cost-{key}", bar_rows, percent=False)
-            section.cards.append(Card(f"{what}, by iteration", svg, size=FULL))
-    for stage, title in STAGES.items():
-        for what, key in (("seconds", "seconds"), ("new tokens", "new_tokens"), ("new tokens a second", "speed")):
-            section.numbers += _cells(runs, f"{title}: {what}", f"{key}.{stage}", "count")
-    return section
 
 
 def _measured(section: Section, runs: Sequence[Run], measures: Sequence[Measure]) -> Section:
@@ -409,11 +394,6 @@ def _cells(runs: Sequence[Run], title: str, path: str, form: str) -> list[tuple[
 
 def _numbers(runs: Sequence[Run]) -> list[int]:
     return sorted({iteration.number for run in runs for iteration in run.iterations})
-
-
-def _rows(runs: Sequence[Run], number: int) -> list[tuple[int, Row]]:
-    """Each run's row of an iteration, with the run's place."""
-    return [(place, i.row) for place, run in enumerate(runs) for i in run.iterations if i.number == number]
 
 
 def look_up(row: Any, path: str) -> Any:

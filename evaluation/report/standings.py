@@ -25,18 +25,19 @@ class Column:
 
 COLUMNS = (
     Column("Win rate, self-judged", "win_rate", "share", "against the seed", ((0.5, "the seed"),)),
-    Column("Verifiable", "verifiable", "share", "prompts, all rules"),
-    Column("Rules", "verifiable_rules", "share", "that hold"),
+    Column("Verifiable", "verifiable", "share", "all rules followed"),
+    Column("Rules", "verifiable_rules", "share", "followed"),
     Column("Length", "characters", "count", "characters"),
     Column("Judge agrees", "agreement", "share", "with the known order", ((0.5, "chance"),)),
     Column("Spearman", "spearman", "number", "of score and quality"),
-    Column("Meta-judge agrees", "meta_agreement", "share", "on judgments", ((0.5, "chance"),)),
+    Column("Meta-judge agrees", "meta_agreement", "share", "with the known order", ((0.5, "chance"),)),
 )
 OTHERS = (
-    Column("Parsed", "parse_rate", "share", "judgments with a score"),
-    Column("Distinct bigrams", "distinct_2", "share"),
-    Column("Repetition", "repetition", "share"),
-    Column("Cut off", "cut_off", "share"),
+    Column("Parsed", "parse_rate", "share", "judgments that hold a score"),
+    Column("Distinct words", "distinct_1", "share", "of all words of the answers"),
+    Column("Distinct bigrams", "distinct_2", "share", "of all pairs of neighbouring words"),
+    Column("Repetition", "repetition", "share", "three-word sequences that came before"),
+    Column("Cut off", "cut_off", "share", "answers that met the limit of length"),
 )
 
 
@@ -55,18 +56,26 @@ def measured(runs: Sequence[Run], among: Sequence[Column]) -> list[Column]:
 
 
 def numbers(runs: Sequence[Run]) -> list[tuple[str, int, list[str]]]:
-    """The other measurements as a table: what, of which run, a cell a model."""
-    most = max(len(models(run)) for run in runs)
+    """The other measurements as a table: what, of which run, a cell a model of any run."""
     return [
-        (column.title, place, [written(row.get(column.key), column.form) for row in rows] + ["-"] * (most - len(rows)))
+        (
+            f"{column.title}: {column.under}",
+            place,
+            [written(rows.get(name, {}).get(column.key), column.form) for name in names(runs)],
+        )
         for column in measured(runs, OTHERS)
-        for place, rows in enumerate(map(models, runs))
+        for place, rows in enumerate(map(_by_name, runs))
     ]
 
 
 def names(runs: Sequence[Run]) -> list[str]:
-    """Of the models of the longest run."""
-    return max(([row["name"] for row in models(run)] for run in runs), key=len)
+    """Of all models of the runs, the seed first; not each run has one beside its M0."""
+    known = {row["name"] for run in runs for row in models(run)}
+    return sorted(known, key=lambda name: (name != "seed", len(name), name))
+
+
+def _by_name(run: Run) -> dict[str, Row]:
+    return {row["name"]: row for row in models(run)}
 
 
 def models(run: Run) -> list[Row]:
@@ -144,13 +153,14 @@ def note(runs: Sequence[Run]) -> str:
 
 def cards(runs: Sequence[Run]) -> Iterator[Card]:
     """The measurements that have a course: three models or more."""
+    places = {name: i for i, name in enumerate(names(runs))}
     for column in measured(runs, COLUMNS + OTHERS):
         series = [
             Series(
                 place,
                 [
-                    Point(i, *known)
-                    for i, row in enumerate(models(run))
+                    Point(places[row["name"]], *known)
+                    for row in models(run)
                     if (known := interval(row.get(column.key))) is not None
                 ],
             )
@@ -158,7 +168,8 @@ def cards(runs: Sequence[Run]) -> Iterator[Card]:
         ]
         if max(len(item.points) for item in series) < 3:
             continue
-        ticks = {float(i): name for i, name in enumerate(names(runs))}
-        title = f"{column.title}: {column.under}" if column.under else column.title
-        if card := measure_card(f"models-{column.key}", Measure(title, "", column.form, column.marks), series, ticks):
+        ticks = {float(place): name for name, place in places.items()}
+        measure = Measure(column.title, "", column.form, column.marks)
+        if card := measure_card(f"models-{column.key}", measure, series, ticks):
+            card.under = column.under
             yield card

@@ -43,23 +43,39 @@
 
   const whole = (text) => (typeof text === "string" ? text : text[0]);
 
+  // The beginning of a text, no character cut in two.
+  const beginning = (text, most) => (text.length > most ? text.slice(0, most).replace(/[\ud800-\udbff]$/, "") + "…" : text);
+
   function body(text) {
     const shown = whole(text);
     const node = make("div", "text", ...(shown ? marked(shown) : [make("em", "", "empty")]));
     if (typeof text === "string") return node;
-    return make("div", "", node, make("p", "note", `Cut: ${number(shown.length)} of ${number(text[1])} characters.`));
+    return make("div", "", node, make("p", "note", `Cut: ${number([...shown].length)} of ${number(text[1])} characters.`));
   }
 
   const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 2 });
   const score = (value) => (value === null ? "no score" : number(value));
-  const spaced = (name) => name.replaceAll("_", " ");
+  // For a shell, whatever is in it.
+  const quoted = (text) => (/^[\w./:@%+=,][\w./:@%+=,-]*$/.test(text) ? text : "'" + text.replaceAll("'", "'\\''") + "'");
+  const spaced = (name) => name.replaceAll("_", " ").replace(/\belo\b/, "Elo");
   const signed = (value) => (Math.abs(value) < 0.005 ? "0.00" : value.toFixed(2).replace("-", "\u2212"));
 
   function key(entry) {
     return (several ? known.runs[entry.run].name + ":" : "") + entry.id;
   }
 
+  // What a prompt without a pair is called: its kind and its own id.
+  const named = (entry) => entry.id.replace(/^none\//, "");
+
   const address = (entry) => "#" + encodeURIComponent(key(entry)).replaceAll("%2F", "/").replaceAll("%3A", ":");
+
+  function decoded(text) {
+    try {
+      return decodeURIComponent(text);
+    } catch {
+      return text; // somebody typed a "%"
+    }
+  }
 
   function responseOf(entry, id) {
     return texts[entry.at].responses.find((row) => row[0] === id);
@@ -127,19 +143,20 @@
     );
     first = 0;
     draw();
+    const open = current();
+    if (open) show(open); // other words are marked, other pairs come before and after it
   }
 
   function draw() {
     const open = current();
     const items = chosen.slice(first, first + PAGE).map((entry) => {
       const prompt = whole(texts[entry.at].prompt);
-      const head = prompt.length > 110 ? prompt.slice(0, 110) + "…" : prompt;
       const link = make(
         "a",
         "",
-        make("span", "id", several ? make("i", `swatch c${entry.run + 1}`) : null, ...marked(entry.id.replace(/^none\//, ""))),
+        make("span", "id", several ? make("i", `swatch c${entry.run + 1}`) : null, ...marked(named(entry))),
         make("span", "outcome", outcome(entry)),
-        make("span", "head", ...marked(head)),
+        make("span", "head", ...marked(beginning(prompt, 110))),
       );
       link.href = address(entry);
       if (entry === open) link.setAttribute("aria-current", "true");
@@ -164,7 +181,7 @@
   // ---- one pair
 
   function current() {
-    const wanted = decodeURIComponent(location.hash.slice(1));
+    const wanted = decoded(location.hash.slice(1));
     return wanted.includes("/") ? entries.find((entry) => key(entry) === wanted) : undefined;
   }
 
@@ -185,7 +202,7 @@
 
   function responseSide(title, name, row, behind) {
     const facts = `${row[2] === null ? "no score" : "score " + number(row[2])} · ${number(row[1])} characters · ${row[0]}`;
-    return side(title, name, row[3], facts, judgmentList(behind.judgments[row[0]], {}));
+    return side(title, name, row[3], facts, judgmentList(behind.judgments[row[0]], behind.elo));
   }
 
   function others(entry, shown) {
@@ -237,10 +254,10 @@
     return make(
       "div",
       "judgments",
-      make("h5", "", `${rows.length} comparisons`),
+      make("h5", "", `${rows.length} comparisons of judgments of ${behind.compared}`),
       make("p", "note", "Rows are shown first, columns second. 1: the first wins, 2: the second, =: a tie, ×: no verdict."),
       make("div", "box", table),
-      told.length ? make("details", "", make("summary", "", "What the meta-judge said"), ...told) : null,
+      told.length ? make("details", "said", make("summary", "", "What the meta-judge said"), ...told) : null,
     );
   }
 
@@ -248,8 +265,8 @@
     const rows = texts[entry.at].responses.filter((row) => row[3] !== null);
     return [
       make("p", "reason", `No ${entry.of} pair: ${known.reasons[entry.reason] || spaced(entry.reason)}.`),
-      make("div", "sides", ...rows.map((row) => responseSide("Response", "", row, behind))),
       entry.of === "judge" ? contests(behind) : null,
+      make("div", "sides", ...rows.map((row) => responseSide("Response", "", row, behind))),
     ];
   }
 
@@ -282,12 +299,12 @@
               others(entry, [entry.chosen, entry.rejected]),
             ]
           : noPair(entry, behind);
-    const asked = entry.kind === "none" ? "--why-not " + entry.id.split("/").slice(2).join("/") : entry.id;
-    const trace = `python -m judging.trace ${known.runs[entry.run].folder} ${asked}`;
+    const asked = entry.kind === "none" ? "--why-not " + quoted(entry.id.split("/").slice(2).join("/")) : quoted(entry.id);
+    const trace = `python -m judging.trace ${quoted(known.runs[entry.run].folder)} ${asked}`;
     byId("pair").replaceChildren(
       ...[
         walk,
-        make("h3", "", ...marked(entry.id)),
+        make("h3", "", ...marked(named(entry))),
         make("p", "facts", where),
         side("Prompt", "prompt", texts[entry.at].prompt, ""),
         ...parts,
