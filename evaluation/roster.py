@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.agreement import read_report
+from evaluation.columns import columns
 from evaluation.decisions import collect
 from evaluation.duel import read_duel
 from evaluation.held_out import read_held_out
@@ -151,9 +152,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         return
     lines = [["model", *(title for title, _, _ in shown)]]
     lines += [[row["name"], *(_written(row.get(key), form) for _, key, form in shown)] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    yield from columns(lines)
     for row in rows:
         found = {key: row["differences"][key] for key in CHANGES if key in row["differences"]}
         if found:
