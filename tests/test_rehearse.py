@@ -142,4 +142,7 @@ def test_the_paper_s_run_is_rehearsed(tmp_path):
     assert [row["pairs"]["actor"] > 0 for row in rows] == [True] * 4
     assert [row["pairs"]["judge"] > 0 for row in rows] == [True, True, False, False]
     stages = Counter(json.loads(path.read_text())["stage"] for path in runs.rglob("manifest.json"))
-    assert {"respond": 4, "judge": 4, "metajudge": 2, "pairs": 4, "prompts": 1}.items() <= stages.items()
+    assert {"respond": 4, "judge": 4, "metajudge": 2, "pairs": 4}.items() <= stages.items()
+    assert stages["prompts"] > 1, "the pool, and each of its rounds"
+    assert [row["name"] for row in summary["models"]] == ["seed", "M0", "M1", "M2", "M3", "M4"]
+    assert (runs / "report.html").is_file()
