@@ -1,13 +1,12 @@
 """A run in one document, `runs/NAME/summary.json`, and the same in the terminal."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from evaluation.agreement import read_report
 from evaluation.places import Place
 from evaluation.roster import model_rows, table
-from files import read_jsonl, read_manifest, write_json
+from files import read_json, read_jsonl, read_manifest, write_json
 from settings import Settings
 
 BAR = "█"
@@ -64,7 +63,7 @@ def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
         "comparisons": stages["metajudge"]["counts"] if "metajudge" in stages else None,
         "positions": stages["pairs"].get("positions"),
         "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0), "reasons": _reasons(counts)},
-        "bias": json.loads((folder / "bias.json").read_text(encoding="utf-8")),
+        "bias": read_json(folder / "bias.json"),
         "dpo": _dpo(folder / "train" / "metrics.jsonl", stages["train"]),
         "agreement": _agreement(Place(folder).agreement) if settings.evaluation.cases else None,
         "meta_agreement": _agreement(Place(folder).meta_agreement) if settings.evaluation.comparisons else None,

@@ -22,7 +22,6 @@ Intervals are bootstrap percentiles over groups. The judge's verdicts are kept a
 """
 
 import argparse
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -33,7 +32,7 @@ from evaluation.decisions import Form, collect, read_decisions
 from evaluation.labelled import Case, Labelled, read_labelled
 from evaluation.measures import report
 from evaluation.pairwise import Way, duel_items, duel_record
-from files import UserError, command, is_complete, stage_key, write_json, write_jsonl, write_manifest
+from files import UserError, command, is_complete, read_json, stage_key, write_json, write_jsonl, write_manifest
 from judging.judge import judge_section, judgment_record
 from judging.rubric import judge_prompt
 from judging.scores import Record
@@ -68,7 +67,7 @@ def agreement_key(settings: Settings, model_dir: Path, cases: Path, N: int, way:
 
 def read_report(folder: Path) -> dict[str, Any]:
     """The finished measurement in `folder`, of a judge or of a meta-judge."""
-    return json.loads((folder / "agreement.json").read_text(encoding="utf-8"))
+    return read_json(folder / "agreement.json")
 
 
 def judged(

@@ -16,7 +16,7 @@ from typing import Any
 from evaluation.held_out import answers_of
 from evaluation.pairwise import Decision, Duel, decide, duel_items, duel_record
 from evaluation.statistics import bootstrap
-from files import UserError, command, is_complete, read_json, write_json, write_manifest
+from files import UserError, command, is_complete, write_json, write_manifest
 from judging.judge import judge_section
 from judging.scores import group_by
 from model.chat import load_chat
@@ -64,11 +64,6 @@ def duel_key(settings: Settings, judge: Path, answers: Path, against: Path) -> s
     section = judge_section(settings) | {"way": evaluation.way, "N": evaluation.duel_N}
     inputs: dict[str, Path | str] = {"judge": judge, "answers": answers, "against": against}
     return generation_key("duel", settings, section, 0, inputs)
-
-
-def read_duel(folder: Path) -> Record:
-    """The finished report in `folder`."""
-    return read_json(folder / "report.json")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from evaluation.statistics import bootstrap
 from evaluation.verifiable import Instruction, read_instructions, verifiable_report
-from files import UserError, command, is_complete, read_json, read_numbered_jsonl, write_json, write_manifest
+from files import UserError, command, is_complete, read_numbered_jsonl, write_json, write_manifest
 from judging.novelty import repetition, words
 from model.chat import ChatFormat, Message, load_chat
 from sampling.generate import Item, completion_fields, generation_key, read_units, request_seed, run_units
@@ -108,11 +108,6 @@ def held_out_key(settings: Settings, model_dir: Path) -> str:
     files = {name: getattr(settings.evaluation, name) for name in ("instructions", "prompts")}
     inputs: dict[str, Path | str] = {"model": model_dir} | {name: path for name, path in files.items() if path}
     return generation_key("held-out", settings, section, 0, inputs)
-
-
-def read_held_out(folder: Path) -> Record:
-    """The finished report in `folder`."""
-    return read_json(folder / "report.json")
 
 
 def main() -> None:

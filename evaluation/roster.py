@@ -13,17 +13,18 @@ from typing import Any
 from evaluation.agreement import read_report
 from evaluation.columns import columns
 from evaluation.decisions import collect
-from evaluation.duel import read_duel
-from evaluation.held_out import read_held_out
 from evaluation.labelled import read_labelled
 from evaluation.measures import half_credit
 from evaluation.places import Place
 from evaluation.statistics import bootstrap
+from files import read_json
 from sampling.generate import read_units
 from settings import Settings
 
 Row = dict[str, Any]
 WAYS = {"scores": "by mean scores", "pairwise": "in both orders"}
+"""How a judge compares two answers, in words."""
+
 Values = dict[str, dict[str, dict[str, float]]]
 """Of one model: measure -> what is resampled -> item -> value."""
 
@@ -58,7 +59,7 @@ def _judging(place: Place, settings: Settings) -> Row:
 
 def _acting(place: Place, settings: Settings) -> Row:
     evaluation = settings.evaluation
-    found = read_held_out(place.held_out) if evaluation.instructions or evaluation.prompts else {}
+    found = read_json(place.held_out / "report.json") if evaluation.instructions or evaluation.prompts else {}
     verifiable, answers = found.get("verifiable") or {}, found.get("answers") or {}
     return {
         "verifiable": verifiable.get("strict"),
@@ -70,13 +71,13 @@ def _acting(place: Place, settings: Settings) -> Row:
 def _winning(place: Place, t: int, settings: Settings) -> Row:
     """Against the seed, by whom."""
     evaluation, base = settings.evaluation, -1 if settings.sft.enabled else 0
-    found = read_duel(place.duel) if evaluation.prompts and t > base else {}
+    found = read_json(place.duel / "report.json") if evaluation.prompts and t > base else {}
     judge = {"current": f"M{t}", "initial": "M0"}.get(evaluation.judge, evaluation.judge)
     return {
         "win_rate": found.get("win_rate"),
         "win_rate_undecided": found["duels"] - found["win_rate"]["count"] if found else None,
         "win_rate_by": judge if found else None,
-        "win_rate_way": evaluation.way if found else None,
+        "win_rate_way": WAYS[evaluation.way] if found else None,
         "win_rate_consistency": found.get("consistency"),
     }
 
@@ -85,7 +86,7 @@ def _values(place: Place, settings: Settings, run: Path) -> Values:
     """The single values behind a model's measures."""
     evaluation, found = settings.evaluation, {}
     if evaluation.instructions or evaluation.prompts:
-        report = read_held_out(place.held_out)
+        report = read_json(place.held_out / "report.json")
         if report["verifiable"]:
             followed = report["verifiable"]["followed"]
             found["verifiable"] = {name: {"": float(all(rules))} for name, rules in followed.items()}
@@ -161,7 +162,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     if judged:
         judges = list(dict.fromkeys(row["win_rate_by"] for row in judged))
         own = "self-judged" if set(judges) <= {row["name"] for row in rows} else "judged"
-        yield f"* against the seed, {own}, {WAYS[judged[0]['win_rate_way']]}, by {', '.join(judges)}; a tie counts half"
+        yield f"* against the seed, {own}, {judged[0]['win_rate_way']}, by {', '.join(judges)}; a tie counts half"
         left_out = [(row["name"], row["win_rate_undecided"], row["win_rate"]["count"]) for row in judged]
         if listed := ", ".join(f"{name} {count} of {count + others}" for name, count, others in left_out if count):
             yield f"  prompts without a verdict, which are left out: {listed}"

@@ -134,7 +134,7 @@ def measured(value: float) -> dict:
 
 MODELS = [
     {"name": name, "verifiable": measured(0.4 + i / 20), "win_rate": measured(0.5 + i / 20) if i else None,
-     "win_rate_by": "M2" if i else None, "win_rate_way": "scores",
+     "win_rate_by": "M2" if i else None, "win_rate_way": "by mean scores",
      "win_rate_consistency": None,
      "characters": {"value": 1500.0 + 10 * i, "low": 1400.0, "high": 1600.0, "count": 100},
      "agreement": measured(0.7), "longer_wins": measured(0.51), "spearman": measured(0.5),

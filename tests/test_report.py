@@ -22,6 +22,7 @@ from evaluation.report.browser import pack, read_evidence
 from evaluation.report.page import MOST, read_run
 from evaluation.report.plots import Point, Series, lines
 from evaluation.report.sections import sections
+from evaluation.report.standings import COLUMNS, cells
 from files import UserError, read_jsonl, write_jsonl, write_manifest
 
 needs_chromium = pytest.mark.skipif(not chromium.found(), reason=f"no Chromium here: none of {chromium.PROGRAMS}")
@@ -177,7 +178,7 @@ def test_the_table_says_who_judged_and_what_is_against_the_seed(made):
     last = [
         " ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in re.findall(r"<td>.*?</td>", table.split(">M2<")[1])
     ]
-    assert last[0] == "65.0% 60.0 to 70.0 by M2, by mean scores"
+    assert last[0] == "65.0% 60.0 to 70.0 self-judged by M2, by mean scores"
     assert last[1] == "55.0% 50.0 to 60.0 +15.0 [+10.0, +20.0]"
     assert last[-1] == f"{len([*read_jsonl(made / 'iter2/pairs/actor.jsonl')])}, 0"
     assert "self-judged" in table
@@ -216,6 +217,13 @@ def test_a_run_without_what_the_report_is_made_from(made, tmp_path, monkeypatch)
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UserError, match=r"the report needs matplotlib: pip install '\.\[report\]'"):
         write_report([made], tmp_path / "report.html")
+
+
+def test_a_judge_from_elsewhere_is_not_the_model_itself():
+    won = {"win_rate": {"value": 0.5, "low": 0.4, "high": 0.6, "count": 9}, "win_rate_way": "in both orders"}
+    for judge, said in (("M1", "self-judged by M1,"), ("models/large", "judged by models/large,")):
+        cell = next(cells(won | {"win_rate_by": judge}, COLUMNS[:1]))
+        assert cell.lines == ["40.0 to 60.0", said, "in both orders"]
 
 
 def test_the_command_names_folders_or_a_config(tmp_path, monkeypatch, capsys):

@@ -50,7 +50,7 @@ def test_the_table_says_who_judged():
             verifiable=share(0.5, 0.4, 0.6),
             win_rate=share(0.6, 0.5, 0.7),
             win_rate_by="M0",
-            win_rate_way="scores",
+            win_rate_way="by mean scores",
             win_rate_undecided=0,
         ),
         row(
@@ -58,7 +58,7 @@ def test_the_table_says_who_judged():
             verifiable=share(0.75, 0.7, 0.8),
             win_rate=share(None, None, None),
             win_rate_by="M1",
-            win_rate_way="scores",
+            win_rate_way="by mean scores",
             win_rate_undecided=9,
             differences={"verifiable": share(0.25, 0.1, 0.4)},
         ),
@@ -76,7 +76,7 @@ def test_the_table_says_who_judged():
 
 def test_another_s_judgment_is_not_called_self_judged():
     """And a judge who gave no verdict is named too."""
-    measures = {"win_rate": share(None, None, None), "win_rate_way": "pairwise", "win_rate_undecided": 4}
+    measures = {"win_rate": share(None, None, None), "win_rate_way": "in both orders", "win_rate_undecided": 4}
     assert list(table([row("M0"), row("M1", win_rate_by="models/large", **measures)])) == [
         "model  wins*",
         "M0     -",

@@ -1,5 +1,6 @@
 """The table of iterations, as in the paper: a line a model, from the seed to the last."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 from evaluation.report.plots import Point, Series
 from evaluation.report.sections import Card, Measure, Row, Run, interval, look_up, measure_card, shown, written
 
-WAYS = {"scores": "by mean scores", "pairwise": "in both orders"}
-"""How a judge compares two answers."""
+OWN = re.compile(r"M\d+")
+"""A model of the run: who else judges is named by its folder."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Column:
 
 
 COLUMNS = (
-    Column("Win rate, self-judged", "win_rate", "share", "against the seed", ((0.5, "the seed"),)),
+    Column("Win rate", "win_rate", "share", "against the seed", ((0.5, "the seed"),)),
     Column("Verifiable", "verifiable", "share", "all rules followed"),
     Column("Rules", "verifiable_rules", "share", "followed"),
     Column("Length", "characters", "count", "characters"),
@@ -114,7 +115,8 @@ def cells(row: Row, chosen: Sequence[Column]) -> Iterator[Cell]:
         value, low, high = known
         under = [f"{shown(low, column.form)} to {shown(high, column.form)}".replace("%", "")] if low is not None else []
         if column.key == "win_rate":
-            under += [f"by {row['win_rate_by']}, {WAYS[row['win_rate_way']]}"]
+            judged = "self-judged" if OWN.fullmatch(row["win_rate_by"]) else "judged"
+            under += [f"{judged} by {row['win_rate_by']},", row["win_rate_way"]]
             if both := interval(row.get("win_rate_consistency")):
                 under += [f"both orders agree {both[0]:.1%}"]
         if step := interval(look_up(row, f"differences.{column.key}")):
