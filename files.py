@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import signal
 import sys
 import zlib
@@ -140,6 +141,19 @@ def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Write one indented JSON document, atomically."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Replace a folder by a copy of another, whole or not at all."""
+    temporary = target.with_name(f".{target.name}.{platform.node()}.{os.getpid()}.tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(source, temporary)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_json(path: Path | str) -> Any:

@@ -12,22 +12,24 @@ import json
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dpo.train import train_key
-from evaluation.agreement import agreement_key, read_report
+from evaluation.agreement import read_report
 from evaluation.bias import broken_limits, write_panel
-from evaluation.duel import duel_key
-from evaluation.held_out import held_out_key, read_prompts
+from evaluation.held_out import read_prompts
 from evaluation.labelled import read_labelled
-from evaluation.meta_agreement import meta_agreement_key, read_comparisons
+from evaluation.measure import measure_key
+from evaluation.meta_agreement import read_comparisons
 from evaluation.places import Place
 from evaluation.report import write_report
 from evaluation.verifiable import read_instructions
 from files import (
     UserError,
     command,
+    copy_folder,
     digest,
     is_complete,
     on_sigterm_raise,
@@ -38,9 +40,10 @@ from files import (
     write_jsonl,
     write_manifest,
 )
+from forecast import Forecast
 from judging.eft import eft_key
 from judging.examples import examples_key
-from judging.judge import judge_key
+from judging.judge import judge_key, scores_key
 from judging.metajudge import metajudge_key
 from judging.pairs import Sources, pairs_key
 from judging.prompts import prompts_key
@@ -58,15 +61,31 @@ class Run:
 
     def __init__(self, config: Path, settings: Settings, folder: Path, launcher: Launcher):
         self.config, self.settings, self.folder, self.launcher = config, settings, folder, launcher
+        self.forecast = Forecast(settings)
 
-    def stage(self, module: str, key: str, out: Path, *arguments: str | Path, distributed: bool = True) -> Path:
-        """Have `module` fill the folder `out`, unless it is complete; on all ranks if it is `distributed`."""
-        if is_complete(out, key):
+    def stage(
+        self,
+        module: str,
+        key: str,
+        out: Path,
+        *arguments: str | Path,
+        distributed: bool = True,
+        also: tuple[Path, str] | None = None,
+        name: str = "",
+    ) -> Path:
+        """Have `module` fill the folder `out`, unless it is complete; on all ranks if it is `distributed`.
+
+        `also`: a second folder that the module fills, and its key. `name`: the forecast's, if it is not the folder's.
+        """
+        name = name or "/".join(out.parts[-2:])
+        if is_complete(out, key) and (also is None or is_complete(*also)):
+            self.forecast.done(name)
             return out
-        print(f"[{time.strftime('%H:%M:%S')}] {module} -> {out}", flush=True)
-        words = ("--config", self.config, *arguments, "--out", out)
-        if code := self.launcher.run(module, words, "-".join(out.parts[-2:]), distributed):
-            raise SystemExit(code)
+        with self.forecast.stage(name) as told:
+            print(f"[{time.strftime('%H:%M:%S')}] {module} -> {out}" + (f"  ({told})" if told else ""), flush=True)
+            words = ("--config", self.config, *arguments, "--out", out)
+            if code := self.launcher.run(module, words, "-".join(out.parts[-2:]), distributed):
+                raise SystemExit(code)
         return out
 
     def sft(self, seed: Path) -> Path:
@@ -114,35 +133,41 @@ class Run:
             write_manifest(out, "seed-judge", key, [file for file in out.iterdir() if file.is_file()])
         return out
 
-    def evaluate(self, model: Path, t: int, initial: Path) -> None:
-        """Measure M_t, or with t = -1 the seed, on held-out data: as judge, meta-judge, actor, and against the seed."""
-        place, evaluation = Place.of(self.folder, t), self.settings.evaluation
-        self.agreement(model, place)
-        if evaluation.instructions or evaluation.prompts:
-            key = held_out_key(self.settings, model)
-            self.stage("evaluation.held_out", key, place.held_out, "--model", model)
-        seed = Place.of(self.folder, -1 if self.settings.sft.enabled else 0)
-        if evaluation.prompts and place != seed:
-            judge = chosen_model(evaluation.judge, "evaluation.judge", model, initial)
-            key = duel_key(self.settings, judge, place.answers, seed.answers)
-            arguments = ("--judge", judge, "--answers", place.answers, "--against", seed.answers)
-            self.stage("evaluation.duel", key, place.duel, *arguments)
+    def evaluate(self, model: Path, t: int, initial: Path) -> Place:
+        """Measure M_t, or with t = -1 the seed, on held-out data: as judge, meta-judge, actor, and against the seed.
 
-    def agreement(self, model: Path, place: Place) -> dict[str, float]:
-        """How well a model judges responses, and compares judgments, of known quality; the two shares that agree."""
-        evaluation, found = self.settings.evaluation, {}
-        if evaluation.cases:
-            cases = Path(evaluation.cases.replace("{run}", str(self.folder)))
-            key = agreement_key(self.settings, model, cases, evaluation.N)
-            arguments = ("--model", model, "--cases", cases, "--N", str(evaluation.N), "--quiet")
-            self.stage("evaluation.agreement", key, place.agreement, *arguments)
-            found["pairwise"] = read_report(place.agreement)["pairwise"]["value"]
-        if evaluation.comparisons:
-            cases = Path(evaluation.comparisons)
-            key = meta_agreement_key(self.settings, model, cases)
-            self.stage("evaluation.meta_agreement", key, place.meta_agreement, "--model", model, "--cases", cases)
-            found["metajudge"] = read_report(place.meta_agreement)["agreement"]["value"]
-        return found
+        Runs share what they measure of the same weights.
+        """
+        place, seed, evaluation = Place.of(self.folder, t), self.seed_place, self.settings.evaluation
+        cases = Path(evaluation.cases.replace("{run}", str(self.folder))) if evaluation.cases else None
+        judge = against = None
+        if evaluation.prompts and place != seed:
+            judge, against = chosen_model(evaluation.judge, "evaluation.judge", model, initial), seed.answers
+        judges = evaluation.seed_judges or place != seed or t == 0
+        key = measure_key(self.settings, model, judges, cases, judge, against)
+        arguments: tuple[str | Path, ...] = ("--model", model) if judges else ("--model", model, "--answers-only")
+        arguments += ("--cases", cases) if cases else ()
+        arguments += ("--judge", judge, "--against", against) if judge and against else ()
+        if is_complete(place.folder, key):
+            self.forecast.done(f"evaluation/{t}")
+            return place
+        shared = Path("models") / "measured" / key[:12]
+        shared.mkdir(parents=True, exist_ok=True)
+        with held(shared):  # another run may want the same
+            self.stage("evaluation.measure", key, shared, *arguments, name=f"evaluation/{t}")
+        copy_folder(shared, place.folder)
+        return place
+
+    def evaluate_initial(self, initial: Path) -> None:
+        """Measure the seed, where SFT makes M_0 another model, and M_0."""
+        if self.settings.sft.enabled:
+            self.evaluate(Path(self.settings.model.path), -1, initial)
+        self.evaluate(initial, 0, initial)
+
+    @property
+    def seed_place(self) -> Place:
+        """What was measured of the seed."""
+        return Place.of(self.folder, -1 if self.settings.sft.enabled else 0)
 
     def pool(self, seed: Path) -> Path:
         """The file of all prompts: the user's, or new ones after the example of seed prompts."""
@@ -183,20 +208,20 @@ class Run:
         key = respond_key(settings, model, prompts, t)
         responses = self.stage("sampling.generate", key, folder / "responses", *at, "--prompts", prompts)
 
-        sources = Sources(responses, scores=self.external_scores(t, responses))
-        if not settings.judge.scores:
-            key = judge_key(settings, model, responses, t)
-            judgments = self.stage("judging.judge", key, folder / "judgments", *at, "--responses", responses)
-            sources = Sources(responses, judgments)
+        sources = Sources(responses, scores_file=self.external_scores(t, responses))
+        if not settings.judge.scores_file:
+            sources = self.judged(t, model, responses)
             if settings.iteration[t - 1].judge_pairs:
                 meta_model = self.metajudge(model, initial)
-                key = metajudge_key(settings, meta_model, responses, judgments, t)
+                key = metajudge_key(settings, meta_model, sources, t)
                 arguments = ("--iteration", str(t), "--model", meta_model, *sources.arguments())
                 comparisons = self.stage("judging.metajudge", key, folder / "comparisons", *arguments)
-                sources = Sources(responses, judgments, comparisons=comparisons)
+                sources = replace(sources, comparisons=comparisons)
 
         key = pairs_key(settings, t, model, sources)
         pairs = self.stage("judging.pairs", key, folder / "pairs", *at, *sources.arguments(), distributed=False)
+        if t == 1:  # not before: the first responses and judgments are what one waits for
+            self.evaluate_initial(initial)
         self.check(t, sources, pairs)
 
         data = (pairs / "actor.jsonl", pairs / "judge.jsonl")
@@ -204,6 +229,20 @@ class Run:
         key = train_key("dpo", settings, t, model, reference, list(data))
         arguments = ("--stage", "dpo", "--reference", reference, "--data", *data, "--work", folder / "train")
         return self.stage("dpo.train", key, folder / "checkpoint", *at, *arguments)
+
+    def judged(self, t: int, model: Path, responses: Path) -> Sources:
+        """What the judge says of the responses: judgments, expected scores, or both."""
+        settings, folder = self.settings, self.folder / f"iter{t}"
+        arguments: tuple[str | Path, ...] = ("--iteration", str(t), "--model", model, "--responses", responses)
+        key, judgments = judge_key(settings, model, responses, t), folder / "judgments"
+        if settings.judge.score == "sampled":
+            return Sources(responses, self.stage("judging.judge", key, judgments, *arguments))
+        own, scores = scores_key(settings, model, responses, t), folder / "scores"
+        if settings.judge.verdict == "first" and not settings.iteration[t - 1].judge_pairs:
+            return Sources(responses, scores=self.stage("judging.judge", own, scores, *arguments))
+        arguments += ("--judgments", judgments)
+        self.stage("judging.judge", own, scores, *arguments, also=(judgments, key))
+        return Sources(responses, judgments, scores)
 
     def metajudge(self, model: Path, initial: Path) -> Path:
         """Who compares judgments."""
@@ -231,9 +270,9 @@ class Run:
 
         Raises `UserError` where it is not there yet: whoever makes it needs the responses first.
         """
-        if not self.settings.judge.scores:
+        if not self.settings.judge.scores_file:
             return None
-        name = self.settings.judge.scores.replace("{run}", str(self.folder)).replace("{t}", str(t))
+        name = self.settings.judge.scores_file.replace("{run}", str(self.folder)).replace("{t}", str(t))
         if not Path(name).is_file():
             raise UserError(
                 f"{name}: no such file; score the responses in {responses}, a line {{id, score, text}} each, and run "
@@ -293,8 +332,10 @@ def make_seed_judge(run: Run) -> None:
     write(seed, trained, sft.seed_judge_megabytes, path, **facts)
     measured: dict[str, float] = {}
     for name, model in (("trained", trained), ("merged", run.merged_judge(seed))):
-        found = run.agreement(model, Place(run.folder / "sft", name))
-        measured |= {f"{name}_{key}": value for key, value in found.items()}
+        run.settings = replace(run.settings, evaluation=replace(run.settings.evaluation, prompts="", instructions=""))
+        place = run.evaluate(model, 0, model)
+        measured[f"{name}_pairwise"] = read_report(place.agreement)["pairwise"]["value"]
+        measured[f"{name}_metajudge"] = read_report(place.meta_agreement)["agreement"]["value"]
     print(json.dumps(annotate(path, **measured), indent=2))
 
 
@@ -307,10 +348,9 @@ def iterate(run: Run) -> None:
     if run.settings.iteration:
         run.draw_prompts(run.pool(seed))
     model = initial = run.sft(seed)
-    if run.settings.sft.enabled:
-        run.evaluate(seed, -1, initial)
-    run.evaluate(initial, 0, initial)
-    summary = write_summary(run.folder, run.settings, seed, initial, 0)
+    if not run.settings.iteration:
+        run.evaluate_initial(initial)
+        summary = write_summary(run.folder, run.settings, seed, initial, 0)
     for t in range(1, len(run.settings.iteration) + 1):
         model = run.iteration(t, model, initial)
         run.evaluate(model, t, initial)

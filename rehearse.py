@@ -44,7 +44,7 @@ class Rehearsal:
 
     def prepare(self) -> Path:
         """Write all that the run needs; the derived config."""
-        if self.settings.model.prepare or self.settings.judge.scores:
+        if self.settings.model.prepare or self.settings.judge.scores_file:
             raise UserError(f"{self.config}: rehearsals are of Llama-3 models that judge; run this config as it is")
         write_stand_in(self.folder / "meta")
         convert(self.folder / "meta", self.folder / "models" / "seed")

@@ -191,12 +191,21 @@ class Judge:
     """Which line of a judgment holds the score."""
     fractions: bool = False
     """Whether a score such as 4.5 counts (the rubric forbids it; the paper accepted it)."""
+    score: Literal["sampled", "expected"] = "sampled"
+    """What a response's score is: the mean of its N judgments' scores (the paper), or the mean of the distribution over
+    the score (`judging/expected.py`). With that and the verdict first, N judgments are sampled of the meta-judged
+    response alone."""
     minimum_valid: int = 1
     """A response with fewer parsed judgments has no score."""
-    scores: str = ""
+    scores_file: str = ""
     """A JSON-lines file of {id, score, text}, a row a response, that takes the judge's place: an external reward
     model's. "{run}" and "{t}" in the name stand for the run's folder and the iteration; the text, which may be left
     out, shows that the score is of this response and not of one of the same id in an earlier run."""
+
+    @property
+    def scores_needed(self) -> int:
+        """How many rows with a score a response must have to have one itself."""
+        return 1 if self.score == "expected" and self.verdict == "first" else self.minimum_valid
 
 
 @dataclass(frozen=True)
@@ -285,6 +294,8 @@ class Evaluation:
     """Pairs of judgments on which the meta-judge is measured, likewise."""
     N: int = 1
     """Judgments a response."""
+    seed_judges: bool = True
+    """Whether the seed, too, is measured as judge and meta-judge. Off: a seed that has not learnt to only answers."""
     instructions: str = ""
     """Prompts whose answers code can check."""
     prompts: str = ""

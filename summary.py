@@ -19,7 +19,7 @@ def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, d
     """
     summary: dict[str, Any] = {"name": folder.name, "seed": settings.seed, "model": settings.model.path}
     summary["pool"] = (read_manifest(folder / "pool") or {}).get("counts") if settings.prompts.seeds else None
-    summary["sft"] = _sft(folder / "sft", initial, settings)
+    summary["sft"] = _sft(folder, initial, settings)
     summary["iterations"] = [_iteration(folder / f"iter{t}", t, settings) for t in range(1, done + 1)]
     checkpoints = [str(seed)] * settings.sft.enabled + [str(initial)]
     checkpoints += [row["checkpoint"] for row in summary["iterations"]]
@@ -34,14 +34,14 @@ def _sft(folder: Path, checkpoint: Path, settings: Settings) -> dict[str, Any]:
         "checkpoint": str(checkpoint),
         "seconds": trained.get("seconds"),
         "counts": trained.get("counts"),
-        "eft": read_manifest(folder / "eft") if settings.eft.sources else None,
+        "eft": read_manifest(folder / "sft" / "eft") if settings.eft.sources else None,
     }
-    before, after = Place(folder, "before"), Place(folder, "after")
-    for place, name in ((before, "agreement_before"), (after, "agreement")):
+    seed, own = Place.of(folder, -1), Place.of(folder, 0)
+    for place, name, when in ((seed, "agreement_before", "before"), (own, "agreement", "after")):
         agreement = found[name] = _agreement(place.agreement) if settings.evaluation.cases else None
         if agreement:
-            found[f"judge_parse_rate_{place.when}"] = agreement["parse_rate"]
-    found["meta_agreement"] = _agreement(after.meta_agreement) if settings.evaluation.comparisons else None
+            found[f"judge_parse_rate_{when}"] = agreement["parse_rate"]
+    found["meta_agreement"] = _agreement(own.meta_agreement) if settings.evaluation.comparisons else None
     return found
 
 
@@ -50,12 +50,12 @@ def _agreement(folder: Path) -> dict[str, Any] | None:
 
 
 def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
-    places = {"respond": "responses", "judge": "judgments", "metajudge": "comparisons"}
+    places = {"respond": "responses", "score": "scores", "judge": "judgments", "metajudge": "comparisons"}
     made = read_manifest(folder / "pairs") or {}
     used = {name: place for name, place in places.items() if place in made["sources"]}
     used |= {"pairs": "pairs", "train": "checkpoint"}
     stages = {name: read_manifest(folder / place) or {} for name, place in used.items()}
-    counts = stages["pairs"]["counts"]
+    counts, place = stages["pairs"]["counts"], Place.of(folder.parent, number)
     return {
         "iteration": number,
         "rho": settings.iteration[number - 1].rho,
@@ -65,8 +65,8 @@ def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
         "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0), "reasons": _reasons(counts)},
         "bias": read_json(folder / "bias.json"),
         "dpo": _dpo(folder / "train" / "metrics.jsonl", stages["train"]),
-        "agreement": _agreement(Place(folder).agreement) if settings.evaluation.cases else None,
-        "meta_agreement": _agreement(Place(folder).meta_agreement) if settings.evaluation.comparisons else None,
+        "agreement": _agreement(place.agreement) if settings.evaluation.cases else None,
+        "meta_agreement": _agreement(place.meta_agreement) if settings.evaluation.comparisons else None,
         "checkpoint": str(folder / "checkpoint"),
         "seconds": {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest},
         "new_tokens": {name: manifest["new_tokens"] for name, manifest in stages.items() if "new_tokens" in manifest},
@@ -98,9 +98,9 @@ def print_summary(summary: dict[str, Any]) -> None:
             f"  EFT          {agree} of {judged} groups agree with people ({sft['eft']['agreeing_by_chance']} would by "
             f"chance); {counts['examples']} examples"
         )
-    if "judge_parse_rate_before" in sft:
-        before, after = sft["judge_parse_rate_before"], sft["judge_parse_rate_after"]
-        print(f"  SFT          judgments that hold a score: {before:.1%} before, {after:.1%} after")
+    shares = {when: sft.get(f"judge_parse_rate_{when}") for when in ("before", "after")}
+    if told := ", ".join(f"{share:.1%} {when}" for when, share in shares.items() if share is not None):
+        print(f"  SFT          judgments that hold a score: {told}")
     _print_agreement("M0", sft["agreement"], sft["meta_agreement"])
     for row in summary["iterations"]:
         print(f"\n  iteration {row['iteration']}  (rho {row['rho']:g})")
@@ -125,9 +125,12 @@ def _print_panel(panel: dict[str, Any], responses: int) -> None:
         "average"
     )
     if judge:
-        print(f"  judgments    {_share(judge['parse_rate'])} parsed; failures: {_listed(judge['failures'])}")
-        shares = [part["parse_rate"] for part in judge["by_response_length"] if part["judgments"]]
-        print(f"               parsed by response length, short to long: {', '.join(f'{s:.0%}' for s in shares)}")
+        if judge["judgments"]:
+            print(f"  judgments    {_share(judge['parse_rate'])} parsed; failures: {_listed(judge['failures'])}")
+            shares = [part["parse_rate"] for part in judge["by_response_length"] if part["judgments"]]
+            print(f"               parsed by response length, short to long: {', '.join(f'{s:.0%}' for s in shares)}")
+        if judge["score"] == "expected":
+            print(f"  scores       expected, of the digits' {judge['digit_mass']:.1%} of the probability")
         total = max(sum(judge["score_histogram"].values()), 1)
         for score, count in judge["score_histogram"].items():
             print(f"    score {score:>4}  {count / total:6.1%}  {BAR * round(40 * count / total)}")

@@ -108,15 +108,24 @@ def _check_judging(settings: "Settings", path: Path) -> None:
         raise UserError(f"{path}: metajudge.max_score_gap must not be negative, and goes with opponents = 0 alone")
     if not 0 < meta.elo_penalty < math.inf:
         raise UserError(f"{path}: metajudge.elo_penalty is {meta.elo_penalty}; it must be above 0")
-    if judge.minimum_valid > judge.N and not judge.scores:
+    if judge.minimum_valid > judge.N and not judge.scores_file:
         raise UserError(
             f"{path}: judge.minimum_valid is {judge.minimum_valid}, judge.N {judge.N}; none would be scored"
         )
-    if judge.scores and len(settings.iteration) > 1 and "{t}" not in judge.scores:
-        raise UserError(f"{path}: judge.scores is one file for several iterations; put {{t}} into its name")
-    if judge.scores and any(iteration.judge_pairs for iteration in settings.iteration):
+    if judge.scores_file and judge.score == "expected":
+        raise UserError(f'{path}: judge.scores_file takes the judge\'s place; leave judge.score = "expected" out')
+    if judge.score == "expected" and judge.verdict == "first":
+        for key in ("N", "duel_N"):
+            if (value := getattr(settings.evaluation, key)) > 1:
+                raise UserError(
+                    f'{path}: evaluation.{key} is {value}, but judge.score = "expected" with the verdict first has one '
+                    "score a response; set it to 1"
+                )
+    if judge.scores_file and len(settings.iteration) > 1 and "{t}" not in judge.scores_file:
+        raise UserError(f"{path}: judge.scores_file is one file for several iterations; put {{t}} into its name")
+    if judge.scores_file and any(iteration.judge_pairs for iteration in settings.iteration):
         raise UserError(
-            f"{path}: judge.scores leaves no judgments to compare; set judge_pairs = false in each [[iteration]]"
+            f"{path}: judge.scores_file leaves no judgments to compare; set judge_pairs = false in each [[iteration]]"
         )
 
 

@@ -173,7 +173,7 @@ def measure_generation(settings: Settings, config: LlamaConfig, requests: Reques
 def samples(settings: Settings, requests: Requests) -> list[Sample]:
     """Requests of the kinds that the run has most of."""
     kinds = [requests.respond()]
-    if not settings.judge.scores:
+    if not settings.judge.scores_file:
         kinds.append(requests.judge())
     if any(iteration.judge_pairs for iteration in settings.iteration):
         kinds.append(requests.metajudge())

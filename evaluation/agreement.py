@@ -22,47 +22,30 @@ Intervals are bootstrap percentiles over groups. The judge's verdicts are kept a
 """
 
 import argparse
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from evaluation.decisions import Form, collect, read_decisions
-from evaluation.labelled import Case, Labelled, read_labelled
+from evaluation.labelled import Labelled, read_labelled
 from evaluation.measures import report
 from evaluation.pairwise import Way, duel_items, duel_record
 from files import UserError, command, is_complete, read_json, stage_key, write_json, write_jsonl, write_manifest
-from judging.judge import judge_section, judgment_record
-from judging.rubric import judge_prompt
+from judging.judge import Judging, judge_section, scoring_section
 from judging.scores import Record
-from model.chat import ChatFormat, load_chat
-from sampling.generate import Item, generation_key, read_units, request_seed, run_units
-from sampling.request import Completion, Sampling
+from sampling.generate import Worker, first_rank, generation_key, read_units
 from settings import Settings, load_settings
 
 FORMS: dict[Way, Form] = {"scores": "scores", "pairwise": "comparisons"}
 """What each way of judging gives."""
 
 
-def agreement_items(cases: Iterable[Case], chat: ChatFormat, settings: Settings, N: int) -> Iterator[Item]:
-    """N judge requests for each case."""
-    judge = settings.judge
-    sampling = Sampling(judge.temperature, judge.top_p, judge.max_new_tokens, chat.stop_ids)
-    for case in cases:
-        messages = partial(judge_prompt, case.prompt, case.text, judge.form, judge.verdict)
-        for index in range(N):
-            name = f"{case.name}/j{index}"
-            known = {"id": name, "response_id": case.name, "prompt_id": case.group, "index": index}
-            seed = request_seed(settings.seed, 0, "agreement", name)
-            yield Item(name, messages, sampling, seed, case.group, known)
-
-
 def agreement_key(settings: Settings, model_dir: Path, cases: Path, N: int, way: Way = "scores") -> str:
     """The identity of an agreement measurement."""
     inputs: dict[str, Path | str] = {"model": model_dir, "cases": cases}
-    stage = f"agreement-{N}" if way == "scores" else f"agreement-{way}-{N}"
-    return generation_key(stage, settings, judge_section(settings), 0, inputs)
+    section = scoring_section(settings, N) if way == "scores" else judge_section(settings) | {"N": N}
+    return generation_key(f"agreement-{way}", settings, section, 0, inputs)
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -70,24 +53,18 @@ def read_report(folder: Path) -> dict[str, Any]:
     return read_json(folder / "agreement.json")
 
 
-def judged(
-    labelled: Labelled, way: Way, N: int, settings: Settings, model_dir: Path, work: Path, key: str
-) -> list[Record]:
+def judged(worker: Worker, labelled: Labelled, way: Way, N: int, work: Path, key: str) -> list[Record]:
     """What a model says of the cases, all ranks together, as rows of decisions.jsonl; the records stay in `work`."""
-    chat = load_chat(model_dir)
     if way == "scores":
-        items = agreement_items(labelled.cases, chat, settings, N)
-    else:
-        items = duel_items((pair.duel for pair in labelled.pairs), way, N, chat, settings)
-
-    def record(item: Item, completion: Completion) -> Record:
-        if way == "scores":
-            return judgment_record(item, completion, chat, settings.judge)
-        return duel_record(item, completion, way, chat, settings.judge)
-
-    run_units("agreement", list(items), record, chat=chat, settings=settings, model_dir=model_dir, out=work, key=key)
-    if way == "scores":
-        return [{"id": row["response_id"]} | _kept(row, "index", "score", "failure") for row in read_units(work)]
+        cases = [
+            {"id": case.name, "prompt_id": case.group, "prompt": case.prompt, "text": case.text}
+            for case in labelled.cases
+        ]
+        rows = Judging(worker, "agreement", N).scores(cases, work, key)
+        return [{"id": row["response_id"]} | _kept(row, "index", "score", "failure") for row in rows]
+    items = list(duel_items((pair.duel for pair in labelled.pairs), way, N, worker.chat, worker.settings))
+    record = partial(duel_record, way=way, chat=worker.chat, judge=worker.settings.judge)
+    worker.run("agreement", items, work, key, record)
     return [
         {"id": row["duel"], "order": row["shown"]} | _kept(row, "index", "winner", "failure")
         for row in read_units(work)
@@ -98,23 +75,21 @@ def _kept(row: Record, *keys: str) -> Record:
     return {key: row[key] for key in keys}
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The measurement of a model, which judges and has it written unless it is there."""
-    out, N = arguments.out, arguments.N or 1
-    way: Way = arguments.way or "scores"
-    settings = load_settings(arguments.config)
-    key = agreement_key(settings, arguments.model, arguments.cases, N, way)
-    if is_complete(out, key) and "longer" in (found := read_report(out)):  # an older one says less
-        return found
-    labelled = read_labelled(arguments.cases)
+def measure_judge(worker: Worker, cases: Path, N: int, way: Way, out: Path) -> dict[str, Any]:
+    """The measurement of a model, which judges and has it written to `out` unless it is there."""
+    key = agreement_key(worker.settings, worker.model_dir, cases, N, way)
+    if is_complete(out, key):
+        return read_report(out)
+    labelled = read_labelled(cases)
     work = out / ("judgments" if way == "scores" else "comparisons")
-    rows = judged(labelled, way, N, settings, arguments.model, work, key)
+    rows = judged(worker, labelled, way, N, work, key)
     decisions = collect(FORMS[way], ((str(work), row) for row in rows), labelled, str(work))
-    found = {"judge": str(arguments.model)} | report(labelled, decisions)
+    found = {"judge": str(worker.model_dir)} | report(labelled, decisions)
     paths = [out / "agreement.json", out / "decisions.jsonl"]
-    write_json(paths[0], found)
-    write_jsonl(paths[1], rows)
-    write_manifest(out, "agreement", key, paths, counts={"cases": len(labelled.cases)})
+    if first_rank():
+        write_json(paths[0], found)
+        write_jsonl(paths[1], rows)
+        write_manifest(out, "agreement", key, paths, counts={"cases": len(labelled.cases)})
     return found
 
 
@@ -190,7 +165,6 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--N", type=int, help="judgments a response, or comparisons in each order; default: 1")
     parser.add_argument("--decisions", type=Path, help="JSON lines of verdicts, instead of a model")
     parser.add_argument("--out", type=Path, help="a folder; with --decisions it may be left out")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
     arguments = parser.parse_args()
     of_a_model = {"--config": arguments.config, "--model": arguments.model, "--out": arguments.out}
     if arguments.decisions:
@@ -206,8 +180,23 @@ def read_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = read_arguments()
-    found = measure_stored(arguments) if arguments.decisions else measure(arguments)
-    if not arguments.quiet and os.environ.get("RANK", "0") == "0":
+    if arguments.decisions:
+        found = measure_stored(arguments)
+    else:
+        worker = Worker(load_settings(arguments.config), arguments.model)
+        N = arguments.N or 1
+        way: Way = arguments.way or "scores"
+        if (
+            N > 1
+            and way == "scores"
+            and worker.settings.judge.scores_needed == 1
+            and worker.settings.judge.score == "expected"
+        ):
+            raise UserError(
+                '--N: judge.score = "expected" with the verdict first has one score a response; leave it out'
+            )
+        found = measure_judge(worker, arguments.cases, N, way, arguments.out)
+    if first_rank():
         print(table(found))
 
 

@@ -28,7 +28,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,8 +45,8 @@ from judging.judge import judge_items, judge_section, judgment_record
 from judging.rankings import conversation_text
 from judging.scores import group_by, mean_score
 from judging.verdict import MAXIMUM
-from model.chat import ChatFormat, load_chat
-from sampling.generate import Item, generation_key, read_units, run_units
+from model.chat import ChatFormat
+from sampling.generate import Item, Worker, generation_key, read_units
 from sampling.request import Completion
 from settings import Settings, load_settings
 
@@ -90,15 +90,17 @@ def judge_turns(matches: Sequence[Match], asking: Asking, chat: ChatFormat) -> l
     for match in matches:
         for turn, text in enumerate(match.answer.texts):
             name = f"{match.question.id}/turn{turn + 1}"
-            known = {"id": name, "prompt_id": name, "prompt": dialog_text(match, turn), "text": text}
-            rows.append(known | {"finish_reason": "stop"})
-    settings = asking.settings
-    return list(judge_items(rows, chat, replace(settings, judge=replace(settings.judge, N=asking.N)), 0))
+            rows.append({"id": name, "prompt_id": name, "prompt": dialog_text(match, turn), "text": text})
+    return list(judge_items(rows, chat, asking.settings, 0, asking.N))
 
 
 def ask(benchmark: str, matches: Sequence[Match], asking: Asking, out: Path, key: str) -> list[Record]:
-    """The judge's records, by all ranks; they are kept in `out`."""
-    settings, chat = asking.settings, load_chat(asking.model_dir)
+    """The judge's records, by all ranks; they are kept in `out`. Raises `UserError` for expected scores: they have no
+    text to show."""
+    if asking.settings.judge.score == "expected":
+        raise UserError('judge.score is "expected", but annotations need the judgments\' texts; set it to "sampled"')
+    settings, worker = asking.settings, Worker(asking.settings, asking.model_dir)
+    chat = worker.chat
 
     def record(item: Item, completion: Completion) -> Record:
         if benchmark == MT_BENCH:
@@ -109,7 +111,7 @@ def ask(benchmark: str, matches: Sequence[Match], asking: Asking, out: Path, key
         items = judge_turns(matches, asking, chat)
     else:
         items = list(duel_items(duels(matches), asking.way, asking.N, chat, settings))
-    run_units("annotate", items, record, chat=chat, settings=settings, model_dir=asking.model_dir, out=out, key=key)
+    worker.run("annotate", items, out, key, record)
     return list(read_units(out))
 
 

@@ -47,9 +47,9 @@ from files import (
     write_jsonl,
     write_manifest,
 )
-from model.chat import ChatFormat, Message, load_chat
+from model.chat import ChatFormat, Message
 from model.tokenizer import Tokenizer
-from sampling.generate import Item, completion_fields, generation_key, read_units, request_seed, run_units
+from sampling.generate import Item, Worker, generation_key, read_units, request_seed
 from sampling.request import FinishReason, Sampling
 from settings import Respond, Settings, as_dict, load_settings
 
@@ -213,23 +213,15 @@ def turn_folders(exam: Exam, out: Path) -> list[Path]:
     return [out / f"turn{turn}" for turn in range(1, TURNS[exam.benchmark] + 1)]
 
 
-def ask(exam: Exam, chat: ChatFormat, settings: Settings, model_dir: Path, out: Path) -> list[list[str]]:
+def ask(exam: Exam, worker: Worker, settings: Settings, out: Path) -> list[list[str]]:
     """Every question's answers, turn by turn, without white space at their ends, as the benchmarks' tools have them.
 
     The answer to a prompt that does not fit is an empty text.
     """
     answers: list[list[str]] = [[] for _ in exam.questions]
     for folder in turn_folders(exam, out):
-        run_units(
-            "answers",
-            list(turn_items(exam, answers, chat, settings)),
-            lambda item, completion: item.record | completion_fields(completion, chat, item.seed),
-            chat=chat,
-            settings=settings,
-            model_dir=model_dir,
-            out=folder,
-            key=exam_key(exam, settings, model_dir, folder.name),
-        )
+        items = list(turn_items(exam, answers, worker.chat, settings))
+        worker.run("answers", items, folder, exam_key(exam, settings, worker.model_dir, folder.name))
         for given, record in zip(answers, list(read_units(folder)), strict=True):
             given.append(record["text"].strip())
     return answers
@@ -337,11 +329,11 @@ def main() -> None:
     key = exam_key(exam, settings, model_dir, f"file of {arguments.name}")
     if is_complete(out, key):
         return
-    chat = load_chat(model_dir)
-    answers = ask(exam, chat, settings, model_dir, out)
+    worker = Worker(settings, model_dir)
+    answers = ask(exam, worker, settings, out)
     if os.environ.get("RANK", "0") != "0":
         return  # every rank knows the same; one writes it
-    path = write_answers(exam, answers, arguments.name, chat.tokenizer, out)
+    path = write_answers(exam, answers, arguments.name, worker.chat.tokenizer, out)
     counts, units = count_answers(exam, answers, out)
     write_manifest(
         out,

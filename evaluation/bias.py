@@ -45,14 +45,16 @@ def write_panel(
     judgments: list[Record] = []
     if sources.judgments:
         judgments = list(_columns(sources.judgments, "id", "response_id", "index", "text", "score", "failure"))
-        scores = response_scores(group_by(judgments, "response_id"), settings.judge.minimum_valid)
-        judge = judge_panel(responses, judgments)
-    elif sources.scores:
-        scores = read_scores(sources.scores, everything)
+    if sources.scores_file:
+        scores = read_scores(sources.scores_file, everything)
+    else:
+        expected = list(read_units(sources.scores)) if sources.scores else []
+        scores = response_scores(group_by(expected or judgments, "response_id"), settings.judge.scores_needed)
+        judge = judge_panel(responses, judgments, expected)
     if sources.comparisons:
         comparisons = list(_columns(sources.comparisons, "response_id", "first", "second", "winner", "failure"))
         meta = _asked(settings.metajudge) | metajudge_panel(comparisons, judgments, read_jsonl(pairs / "elo.jsonl"))
-    stages = {"judge": sources.judgments, "metajudge": sources.comparisons}
+    stages = {"judge": sources.scores or sources.judgments, "metajudge": sources.comparisons}
     panel = {
         "iteration": iteration,
         "weights": {name: (read_manifest(path) or {})["weights"] for name, path in stages.items() if path},
@@ -67,27 +69,42 @@ def write_panel(
     return panel
 
 
-def judge_panel(responses: Sequence[Record], judgments: Sequence[Record]) -> dict[str, Any]:
-    """What the judgments say by themselves: parse rate, failures by type and by response length, the scores' spread."""
+def judge_panel(
+    responses: Sequence[Record], judgments: Sequence[Record], expected: Sequence[Record] = ()
+) -> dict[str, Any]:
+    """What the judgments say by themselves: parse rate, failures by type and by response length, the scores' spread.
+
+    Where there are rows of `expected` scores, the spread is that of the digits' probabilities, as the histogram of
+    endlessly many judgments would be; "digit_mass" is the share of the distribution that the digits have.
+    """
     prompt_of = {row["id"]: row["prompt_id"] for row in responses}
     parsed: dict[str, list[float]] = {}
     for row in judgments:
         parsed.setdefault(prompt_of[row["response_id"]], []).append(float(row["score"] is not None))
     scores = [row["score"] for row in judgments if row["score"] is not None]
-    histogram = Counter(scores)
     refused = sum(row["failure"] == Failure.FRACTION for row in judgments)
     broken = sum(score != int(score) for score in scores)
+    scored = [row for row in expected if row["score"] is not None]
+    histogram: Mapping[float, float] = _expected_histogram(scored) if scored else Counter(scores)
     return {
+        "score": "expected" if expected else "sampled",
         "judgments": len(judgments),
         "parse_rate": bootstrap(list(parsed.values())),
-        "failures": _failures(judgments),
-        "by_response_length": _by_length(responses, judgments),
-        "score_histogram": {f"{score:g}": histogram[score] for score in sorted(histogram)},
-        "score_mean": _mean(scores),
+        "failures": _failures([*judgments, *expected]),
+        "by_response_length": _by_length(responses, judgments) if judgments else [],
+        "score_histogram": {f"{score:g}": round(histogram[score], 2) for score in sorted(histogram)},
+        "score_mean": _mean([row["score"] for row in scored] if expected else scores),
         "score_entropy_bits": round(entropy(list(histogram.values())), 4),
-        "saturation": _share(histogram[MAXIMUM], len(scores)),
+        "saturation": _share(histogram.get(MAXIMUM, 0), sum(histogram.values())),
         "fractions": _share(refused + broken, len(scores) + refused),
+        "digit_mass": _mean([sum(row["probabilities"]) for row in expected]),
     }
+
+
+def _expected_histogram(rows: Iterable[Record]) -> dict[float, float]:
+    """How many of the rows' judgments would state each score, were there one a row."""
+    masses = np.array([row["probabilities"] for row in rows])
+    return dict(enumerate((masses / masses.sum(1, keepdims=True)).sum(0).tolist()))
 
 
 def response_panel(responses: Sequence[Record], scores: Mapping[str, Fraction]) -> dict[str, Any]:
@@ -186,7 +203,7 @@ def broken_limits(panel: Mapping[str, Any], limits: Limits) -> list[str]:
         broken.append("no prompt gives a pair")
     if panel["judge"]:
         rate, saturation = panel["judge"]["parse_rate"]["value"], panel["judge"]["saturation"]
-        if (rate or 0.0) < limits.parse_rate:
+        if panel["judge"]["judgments"] and (rate or 0.0) < limits.parse_rate:
             broken.append(f"{rate or 0:.1%} of the judgments hold a score, limits.parse_rate is {limits.parse_rate:g}")
         if saturation is not None and saturation > limits.saturation:
             broken.append(f"{saturation:.1%} of the scores are {MAXIMUM}, limits.saturation is {limits.saturation:g}")
@@ -245,7 +262,7 @@ def _agreement(folder: Path | None, keys: Iterable[str]) -> dict[str, Any] | Non
     return {key: found[key] for key in keys}
 
 
-def _share(part: int, whole: int) -> float | None:
+def _share(part: float, whole: float) -> float | None:
     return round(part / whole, 4) if whole else None
 
 

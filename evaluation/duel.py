@@ -1,4 +1,4 @@
-"""Is a model's answer better than the seed's? `torchrun -m evaluation.duel` has a judge compare them, prompt by prompt.
+"""Is a model's answer better than the seed's? A judge compares them, prompt by prompt.
 
 Both models have answered the config's `evaluation.prompts` (`evaluation/held_out.py`). The judge is the model itself,
 M_0, or another (`evaluation.judge`), so the win rate is *self-judged*: it says what the loop believes of itself and is
@@ -6,8 +6,6 @@ no benchmark's number. `evaluation.way` says how: "scores" compares the means of
 answer, "pairwise" shows both, in both orders, `duel_N` times in each.
 """
 
-import argparse
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,12 +14,11 @@ from typing import Any
 from evaluation.held_out import answers_of
 from evaluation.pairwise import Decision, Duel, decide, duel_items, duel_record
 from evaluation.statistics import bootstrap
-from files import UserError, command, is_complete, write_json, write_manifest
-from judging.judge import judge_section
+from files import UserError, is_complete, write_json, write_manifest
+from judging.judge import Judging, judge_section, scoring_section
 from judging.scores import group_by
-from model.chat import load_chat
-from sampling.generate import generation_key, read_units, run_units
-from settings import Settings, load_settings
+from sampling.generate import Worker, first_rank, generation_key, read_units
+from settings import Settings
 
 Record = dict[str, Any]
 
@@ -61,40 +58,42 @@ def report(duels: Sequence[Duel], rows: Iterable[Record], settings: Settings) ->
 def duel_key(settings: Settings, judge: Path, answers: Path, against: Path) -> str:
     """The identity of a comparison of two models' answers."""
     evaluation = settings.evaluation
-    section = judge_section(settings) | {"way": evaluation.way, "N": evaluation.duel_N}
+    N = evaluation.duel_N
+    section = scoring_section(settings, N) if evaluation.way == "scores" else judge_section(settings) | {"N": N}
     inputs: dict[str, Path | str] = {"judge": judge, "answers": answers, "against": against}
-    return generation_key("duel", settings, section, 0, inputs)
+    return generation_key("duel", settings, section | {"way": evaluation.way}, 0, inputs)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare a model's answers to held-out prompts with the seed's.")
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--judge", required=True, type=Path, help="Hugging Face directory of who compares")
-    parser.add_argument("--answers", required=True, type=Path, help="the model's, OUT/answers of evaluation.held_out")
-    parser.add_argument("--against", required=True, type=Path, help="the seed's")
-    parser.add_argument("--out", required=True, type=Path)
-    arguments = parser.parse_args()
-    settings, out = load_settings(arguments.config), arguments.out
-    key = duel_key(settings, arguments.judge, arguments.answers, arguments.against)
+def decisive_rows(judge: Worker, duels: Sequence[Duel], out: Path, key: str) -> list[Record]:
+    """What the judge says: scores of each answer, or comparisons in both orders, with the duel and what was shown."""
+    evaluation = judge.settings.evaluation
+    if evaluation.way == "pairwise":
+        items = list(duel_items(duels, evaluation.way, evaluation.duel_N, judge.chat, judge.settings))
+        judge.run(
+            "duel", items, out, key, partial(duel_record, way="pairwise", chat=judge.chat, judge=judge.settings.judge)
+        )
+        return list(read_units(out))
+    sides = {
+        f"{duel.id}/{shown}": (duel, shown)
+        for duel in duels
+        for shown in (0, 1)
+        if duel.first != duel.second  # else they tie
+    }
+    answers = [
+        {"id": name, "prompt_id": duel.id, "prompt": duel.prompt, "text": (duel.first, duel.second)[shown]}
+        for name, (duel, shown) in sides.items()
+    ]
+    rows = Judging(judge, "duel", evaluation.duel_N).scores(answers, out, key)
+    return [row | {"duel": row["prompt_id"], "shown": sides[row["response_id"]][1]} for row in rows]
+
+
+def measure_wins(judge: Worker, answers: Path, against: Path, out: Path) -> None:
+    """Have a judge compare a model's answers with another's, and write the report to `out` unless it is there."""
+    key = duel_key(judge.settings, judge.model_dir, answers, against)
     if is_complete(out, key):
         return
-    chat, evaluation = load_chat(arguments.judge), settings.evaluation
-    duels = duels_of(answers_of(arguments.answers), answers_of(arguments.against))
-    run_units(
-        "duel",
-        list(duel_items(duels, evaluation.way, evaluation.duel_N, chat, settings)),
-        partial(duel_record, way=evaluation.way, chat=chat, judge=settings.judge),
-        chat=chat,
-        settings=settings,
-        model_dir=arguments.judge,
-        out=out / "verdicts",
-        key=key,
-    )
-    if os.environ.get("RANK", "0") != "0":
-        return  # every rank knows the same; one writes it
-    write_json(out / "report.json", report(duels, read_units(out / "verdicts"), settings))
-    write_manifest(out, "duel", key, [out / "report.json"], counts={"duels": len(duels)})
-
-
-if __name__ == "__main__":
-    command(main)
+    duels = duels_of(answers_of(answers), answers_of(against))
+    rows = decisive_rows(judge, duels, out / "verdicts", key)
+    if first_rank():
+        write_json(out / "report.json", report(duels, rows, judge.settings))
+        write_manifest(out, "duel", key, [out / "report.json"], counts={"duels": len(duels)})

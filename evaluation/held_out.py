@@ -1,12 +1,10 @@
-"""What a model answers to prompts that no training has seen: `torchrun -m evaluation.held_out` asks, and measures.
+"""What a model answers to prompts that no training has seen, and what can be measured of it.
 
 Two files of the config's [evaluation]: `instructions`, whose rules code can check (`evaluation/verifiable.py`), and
 `prompts`, open ones, of whose answers length, variety and repetition are measured, and which a judge compares with the
 seed's (`evaluation/duel.py`). Each is answered once, sampled as the actor samples, every model with the same noise.
 """
 
-import argparse
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,12 +12,12 @@ from typing import Any
 
 from evaluation.statistics import bootstrap
 from evaluation.verifiable import Instruction, read_instructions, verifiable_report
-from files import UserError, command, is_complete, read_numbered_jsonl, write_json, write_manifest
+from files import UserError, is_complete, read_numbered_jsonl, write_json, write_manifest
 from judging.novelty import repetition, words
-from model.chat import ChatFormat, Message, load_chat
-from sampling.generate import Item, completion_fields, generation_key, read_units, request_seed, run_units
+from model.chat import ChatFormat, Message
+from sampling.generate import Item, Worker, first_rank, generation_key, read_units, request_seed
 from sampling.request import Sampling
-from settings import Settings, load_settings
+from settings import Settings
 
 Record = dict[str, Any]
 DISTINCT = (1, 2, 3)
@@ -110,36 +108,15 @@ def held_out_key(settings: Settings, model_dir: Path) -> str:
     return generation_key("held-out", settings, section, 0, inputs)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Answer held-out prompts, and measure the answers.")
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
-    parser.add_argument("--out", required=True, type=Path)
-    arguments = parser.parse_args()
-    settings, out = load_settings(arguments.config), arguments.out
-    key = held_out_key(settings, arguments.model)
+def measure_answers(worker: Worker, out: Path) -> None:
+    """Have a model answer, and write the answers to `out`/answers and the report, unless they are there."""
+    settings, evaluation = worker.settings, worker.settings.evaluation
+    key = held_out_key(settings, worker.model_dir)
     if is_complete(out, key):
         return
-    chat, path = load_chat(arguments.model), settings.evaluation.instructions
-    instructions = read_instructions(Path(path)) if path else []
-    items = list(held_out_items(instructions, read_prompts(settings.evaluation.prompts), chat, settings))
-    if not items:
-        raise UserError(f"{arguments.config}: nothing to answer; set evaluation.instructions or evaluation.prompts")
-    run_units(
-        "held-out",
-        items,
-        lambda item, completion: item.record | completion_fields(completion, chat, item.seed),
-        chat=chat,
-        settings=settings,
-        model_dir=arguments.model,
-        out=out / "answers",
-        key=key,
-    )
-    if os.environ.get("RANK", "0") != "0":
-        return  # every rank knows the same; one writes it
-    write_json(out / "report.json", report(instructions, list(read_units(out / "answers"))))
-    write_manifest(out, "held-out", key, [out / "report.json"], counts={"answers": len(items)})
-
-
-if __name__ == "__main__":
-    command(main)
+    instructions = read_instructions(Path(evaluation.instructions)) if evaluation.instructions else []
+    items = list(held_out_items(instructions, read_prompts(evaluation.prompts), worker.chat, settings))
+    worker.run("held-out", items, out / "answers", key)
+    if first_rank():
+        write_json(out / "report.json", report(instructions, list(read_units(out / "answers"))))
+        write_manifest(out, "held-out", key, [out / "report.json"], counts={"answers": len(items)})

@@ -1,5 +1,6 @@
 """How well an opinion of labelled responses agrees with the labels (`evaluation/agreement.py` defines the measures)."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,12 @@ from evaluation.decisions import Decisions, Opinion, longer_wins
 from evaluation.labelled import Case, Labelled, Pair
 from evaluation.pairwise import Preference
 from evaluation.statistics import bootstrap, spearman
+
+
+def _histogram(scores: Sequence[Any]) -> dict[str, int]:
+    """How often each score was given; others than whole and half ones count as the nearest of these."""
+    counts = Counter(round(2 * score) / 2 for score in scores)
+    return {f"{score:g}": counts[score] for score in sorted(counts)}
 
 
 def report(labelled: Labelled, decisions: Decisions) -> dict[str, Any]:
@@ -23,7 +30,7 @@ def report(labelled: Labelled, decisions: Decisions) -> dict[str, Any]:
         "form": decisions.form,
         "judgments": len(said),
         "parse_rate": round(len(parsed) / len(said), 4) if said else None,
-        "score_histogram": {str(s): parsed.count(s) for s in sorted(set(parsed))} if scores else {},
+        "score_histogram": _histogram(parsed) if scores else {},
         "pairs": len(pairs),
         **measures(labelled, opinion),
         **order_measures(labelled, decisions),

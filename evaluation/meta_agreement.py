@@ -1,25 +1,23 @@
 """Does the meta-judge prefer the judgment that fits the response?
 
-`torchrun -m evaluation.meta_agreement` shows pairs of judgments of which one is right by construction, each in both
-orders. Reported: how often the right one wins (a comparison without a winner counts half), how often the first one
-does among the decided, and how often both orders name the same judgment. Intervals are bootstrap percentiles over
-pairs.
+A model is shown pairs of judgments of which one is right by construction, each in both orders. Reported: how often the
+right one wins (a comparison without a winner counts half), how often the first one does among the decided, and how
+often both orders name the same judgment. Intervals are bootstrap percentiles over pairs.
 """
 
-import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from evaluation.statistics import bootstrap
-from files import UserError, command, is_complete, read_jsonl, write_json, write_manifest
+from files import UserError, is_complete, read_jsonl, write_json, write_manifest
 from judging.metajudge import comparison_record
 from judging.rubric import judgment_text, meta_prompt
-from model.chat import ChatFormat, load_chat
-from sampling.generate import Item, generation_key, read_units, request_seed, run_units
+from model.chat import ChatFormat
+from sampling.generate import Item, Worker, first_rank, generation_key, read_units, request_seed
 from sampling.request import Sampling
-from settings import Settings, load_settings
+from settings import Settings
 
 KEYS = ("prompt", "response", "judgments", "winner")
 KINDS = ("score", "evidence")
@@ -90,33 +88,16 @@ def meta_agreement_key(settings: Settings, model_dir: Path, cases: Path) -> str:
     return generation_key("meta-agreement", settings, section, 0, inputs)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure how well a meta-judge tells the right judgment.")
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory of the meta-judge")
-    parser.add_argument("--cases", required=True, type=Path, help="JSON lines of pairs of judgments")
-    parser.add_argument("--out", required=True, type=Path)
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.config)
-    key = meta_agreement_key(settings, arguments.model, arguments.cases)
-    if is_complete(arguments.out, key):
+def measure_metajudge(worker: Worker, cases: Path, out: Path) -> None:
+    """Have a model compare the pairs of judgments, and write the measurement to `out` unless it is there."""
+    settings = worker.settings
+    key = meta_agreement_key(settings, worker.model_dir, cases)
+    if is_complete(out, key):
         return
-    chat = load_chat(arguments.model)
-    work = arguments.out / "comparisons"
-    run_units(
-        "meta-agreement",
-        list(comparison_items(read_comparisons(arguments.cases), chat, settings)),
-        lambda item, completion: comparison_record(item, completion, chat, settings.metajudge),
-        chat=chat,
-        settings=settings,
-        model_dir=arguments.model,
-        out=work,
-        key=key,
-    )
-    path = arguments.out / "agreement.json"
-    write_json(path, report(list(read_units(work))))
-    write_manifest(arguments.out, "meta-agreement", key, [path])
-
-
-if __name__ == "__main__":
-    command(main)
+    work, path = out / "comparisons", out / "agreement.json"
+    items = list(comparison_items(read_comparisons(cases), worker.chat, settings))
+    record = partial(comparison_record, chat=worker.chat, meta=settings.metajudge)
+    worker.run("meta-agreement", items, work, key, record)
+    if first_rank():
+        write_json(path, report(list(read_units(work))))
+        write_manifest(out, "meta-agreement", key, [path])

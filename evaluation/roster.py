@@ -46,8 +46,8 @@ def model_rows(run: Path, settings: Settings, done: int, checkpoints: Sequence[s
 
 def _judging(place: Place, settings: Settings) -> Row:
     evaluation = settings.evaluation
-    found = read_report(place.agreement) if evaluation.cases else {}
-    meta = read_report(place.meta_agreement) if evaluation.comparisons else {}
+    found = read_report(place.agreement) if evaluation.cases and place.agreement.is_dir() else {}
+    meta = read_report(place.meta_agreement) if evaluation.comparisons and place.meta_agreement.is_dir() else {}
     return {
         "agreement": found.get("pairwise"),
         "longer_wins": found.get("longer_wins"),
@@ -94,7 +94,7 @@ def _values(place: Place, settings: Settings, run: Path) -> Values:
             for name, own in report["answers"]["by_id"].items():
                 for key, value in own.items():
                     found.setdefault(key, {})[name] = {"": value}
-    if evaluation.cases:
+    if evaluation.cases and place.agreement.is_dir():
         cases = Path(evaluation.cases.replace("{run}", str(run)))
         found["agreement"] = _credits(cases, place.agreement / "judgments")
     return found

@@ -38,7 +38,7 @@ def ranks(values: ArrayLike) -> NDArray[np.float64]:
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
-def entropy(counts: Sequence[int]) -> float:
+def entropy(counts: Sequence[float]) -> float:
     """Entropy of a histogram, in bits."""
     shares = np.array([count for count in counts if count], dtype=float)
     shares /= shares.sum() or 1.0

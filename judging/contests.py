@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,15 +53,16 @@ def contests(
     battles: Mapping[str, Sequence[Battle]],
     settings: Settings,
     iteration: int,
+    spreads: Mapping[str, Fraction] | None = None,
 ) -> dict[str, Contest | Reason]:
-    """What was meta-judged of each prompt, or why nothing was; `judgments` and `battles` by response id.
+    """What was meta-judged of each prompt, or why nothing was; `judgments`, `battles` and `spreads` by response id.
 
     Raises `UserError` when the battles are not those of these judgments.
     """
     draw = seeded_draw(settings.seed, iteration)
 
     def contest(responses: Sequence[Record]) -> Contest | Reason:
-        picked = meta_judged(distinct_responses(responses), judgments, draw)
+        picked = meta_judged(distinct_responses(responses), judgments, draw, spreads)
         if picked is None:
             return Reason.TOO_FEW_JUDGMENTS
         response, distinct = picked

@@ -12,18 +12,18 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from files import UserError, command, digest, is_complete, read_manifest, stage_key, write_jsonl, write_manifest
 from judging.judge import judge_items, judge_section, judgment_record
 from judging.rankings import RankedGroup, Reason, ranked_groups
-from judging.scores import Record, group_by
+from judging.scores import Record, distinct_responses, group_by
 from judging.verdict import Place
-from model.chat import ChatFormat, load_chat
-from sampling.generate import Item, generation_key, read_units, request_seed, run_units
+from model.chat import ChatFormat
+from sampling.generate import Item, Worker, generation_key, read_units, request_seed
 from settings import Eft, Settings, as_dict, load_settings
 
 Order = Literal["strict", "weak"]
@@ -77,8 +77,8 @@ def eft_items(groups: Iterable[RankedGroup], chat: ChatFormat, settings: Setting
         for group in groups
         for k, reply in enumerate(group.replies)
     )
-    asked = replace(settings, judge=replace(settings.judge, N=settings.eft.N))
-    return judge_items((reply | {"finish_reason": "stop"} for reply in replies), chat, asked, 0)
+    distinct = distinct_responses(reply | {"finish_reason": "stop"} for reply in replies)
+    return judge_items(distinct, chat, settings, 0, settings.eft.N)
 
 
 def outcome(ranks: Sequence[int], scores: Sequence[Score | None], order: Order) -> Outcome:
@@ -217,21 +217,18 @@ def write_eft(settings: Settings, model_dir: Path, out: Path) -> None:
     if is_complete(out, key):
         return
     started = time.monotonic()
-    chat, (groups, sources) = load_chat(model_dir), read_sources(settings.eft)
+    worker, (groups, sources) = Worker(settings, model_dir), read_sources(settings.eft)
     if not groups:
         raise UserError(f"eft.sources: no group of ranked replies is left ({_reasons(sources)}); see the section eft")
     held_out = [group for group in groups if is_held_out(group, settings)]
     training = [group for group in groups if not is_held_out(group, settings)]
     work = out / "judgments"
-    run_units(
+    worker.run(
         "eft",
-        list(eft_items(training, chat, settings)),
-        lambda item, completion: judgment_record(item, completion, chat, settings.judge),
-        chat=chat,
-        settings=settings,
-        model_dir=model_dir,
-        out=work,
-        key=judgments_key(settings, model_dir),
+        list(eft_items(training, worker.chat, settings)),
+        work,
+        judgments_key(settings, model_dir),
+        partial(judgment_record, chat=worker.chat, judge=settings.judge),
     )
     examples, facts = choose(training, group_by(read_units(work), "response_id"), settings)
     if not examples:

@@ -2,17 +2,27 @@
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from files import command
+from files import UserError, command
+from judging.pairs import Sources
 from judging.rubric import meta_prompt
 from judging.schedule import schedule_seed, scheduled
 from judging.scores import Record, distinct_responses, group_by, meta_judged, seeded_draw
 from judging.verdict import Failure, parse_winner
-from model.chat import ChatFormat, load_chat
-from sampling.generate import Item, completion_fields, generation_key, read_units, request_seed, run_units
+from model.chat import ChatFormat
+from sampling.generate import (
+    Item,
+    Worker,
+    completion_fields,
+    example_text,
+    generation_key,
+    read_units,
+    request_seed,
+)
 from sampling.request import Completion, Sampling
 from settings import Metajudge, Settings, as_dict, load_settings
 
@@ -23,15 +33,16 @@ def metajudge_items(
     chat: ChatFormat,
     settings: Settings,
     iteration: int,
+    spreads: Mapping[str, Fraction] | None = None,
 ) -> Iterator[Item]:
     """A request for each scheduled pair of the distinct judgments of each prompt's meta-judged response.
 
-    `judgments` by response id.
+    `judgments` and, with expected scores, their variances `spreads` by response id.
     """
     meta, draw = settings.metajudge, seeded_draw(settings.seed, iteration)
     sampling = Sampling(meta.temperature, meta.top_p, meta.max_new_tokens, chat.stop_ids)
     for prompt_id, rows in group_by(distinct_responses(responses), "prompt_id").items():
-        picked = meta_judged(rows, judgments, draw)
+        picked = meta_judged(rows, judgments, draw, spreads)
         if picked is None:
             continue
         response, distinct = picked
@@ -59,9 +70,17 @@ def comparison_record(item: Item, completion: Completion, chat: ChatFormat, meta
     return row | {"winner": winner, "failure": None}
 
 
-def metajudge_key(settings: Settings, model_dir: Path, responses: Path, judgments: Path, iteration: int) -> str:
+def comparison_example(row: dict[str, Any]) -> str | None:
+    """A comparison with a winner as the terminal shows the first one."""
+    if row["winner"] is None:
+        return None
+    names = f"{row['response_id']}, judgment {row['first']} shown as A, {row['second']} as B"
+    return example_text("A first comparison", {"of": names, "meta-judge": row["text"], "winner": row["winner"]})
+
+
+def metajudge_key(settings: Settings, model_dir: Path, sources: Sources, iteration: int) -> str:
     """The identity of the comparisons' work."""
-    inputs: dict[str, Path | str] = {"model": model_dir, "responses": responses, "judgments": judgments}
+    inputs: dict[str, Path | str] = {"model": model_dir, **sources.paths()}
     section = as_dict(settings.metajudge)
     del section["model"], section["elo_penalty"]  # the one is an input, the other is for later
     return generation_key("metajudge", settings, section, iteration, inputs)
@@ -72,24 +91,21 @@ def main() -> None:
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
     parser.add_argument("--iteration", type=int, default=1)
-    parser.add_argument("--responses", required=True, type=Path)
-    parser.add_argument("--judgments", required=True, type=Path)
+    Sources.add_arguments(parser)
     parser.add_argument("--out", required=True, type=Path)
     arguments = parser.parse_args()
     settings = load_settings(arguments.config)
-    chat = load_chat(arguments.model)
+    worker = Worker(settings, arguments.model)
+    sources, t = Sources.read(arguments), arguments.iteration
+    if not sources.judgments:
+        raise UserError("--judgments is missing: they are what is compared; add it")
     fields = ("response_id", "index", "text", "score")
-    judgments = group_by(({key: row[key] for key in fields} for row in read_units(arguments.judgments)), "response_id")
-    run_units(
-        "metajudge",
-        list(metajudge_items(read_units(arguments.responses), judgments, chat, settings, arguments.iteration)),
-        lambda item, completion: comparison_record(item, completion, chat, settings.metajudge),
-        chat=chat,
-        settings=settings,
-        model_dir=arguments.model,
-        out=arguments.out,
-        key=metajudge_key(settings, arguments.model, arguments.responses, arguments.judgments, arguments.iteration),
-    )
+    judgments = group_by(({key: row[key] for key in fields} for row in read_units(sources.judgments)), "response_id")
+    responses = read_units(sources.responses)
+    items = list(metajudge_items(responses, judgments, worker.chat, settings, t, sources.spreads()))
+    record = partial(comparison_record, chat=worker.chat, meta=settings.metajudge)
+    key = metajudge_key(settings, arguments.model, sources, t)
+    worker.run("metajudge", items, arguments.out, key, record, comparison_example)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from files import UserError, command, digest, is_complete, read_jsonl, stage_key, write_jsonl, write_manifest
 from judging.contests import Contest, choose_judgments, contests, elo_rows, position_collapse, position_wins
 from judging.elo import Battle, position_weights
+from judging.expected import spreads
 from judging.length_control import Scored, choose_responses
 from judging.reasons import ACTOR_REASONS, JUDGE_REASONS, Reason
 from judging.rubric import judge_prompt
@@ -147,12 +148,13 @@ def read_battles(folder: Path) -> dict[str, list[Battle]]:
 
 @dataclass(frozen=True)
 class Sources:
-    """The finished stages that pairs are made from. Either `judgments` or `scores`, a file, are there; without
-    `comparisons` there are no judge pairs."""
+    """The finished stages that pairs are made from. What the responses score say `scores`, expected scores, if they are
+    there, else the `judgments`; or else a file. Without `comparisons` there are no judge pairs."""
 
     responses: Path
     judgments: Path | None = None
     scores: Path | None = None
+    scores_file: Path | None = None
     comparisons: Path | None = None
 
     def paths(self) -> dict[str, Path | str]:
@@ -161,7 +163,35 @@ class Sources:
 
     def arguments(self) -> tuple[str | Path, ...]:
         """The same for a command line."""
-        return tuple(word for name, path in self.paths().items() for word in (f"--{name}", path))
+        return tuple(word for name, path in self.paths().items() for word in (f"--{name.replace('_', '-')}", path))
+
+    @property
+    def scoring(self) -> Path:
+        """The stage whose rows say what a response scores, where no file does."""
+        found = self.scores or self.judgments
+        assert found is not None
+        return found
+
+    def spreads(self) -> dict[str, Fraction] | None:
+        """The variance of each response's expected score, by response id; None where judgments are sampled alone."""
+        return spreads(read_units(self.scores)) if self.scores else None
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """The options that `arguments` writes and `read` reads."""
+        parser.add_argument("--responses", required=True, type=Path)
+        parser.add_argument("--judgments", type=Path)
+        parser.add_argument("--scores", type=Path, help="the stage of expected scores")
+        parser.add_argument("--scores-file", type=Path, help="JSON lines of {id, score, text} in their place")
+        parser.add_argument("--comparisons", type=Path, help="not needed in an iteration without judge pairs")
+
+    @classmethod
+    def read(cls, arguments: argparse.Namespace) -> "Sources":
+        """From a command line. Raises `UserError` for one that says the scores twice, or not at all."""
+        found = cls(**{name: getattr(arguments, name) for name in cls.__dataclass_fields__})
+        if bool(found.scores_file) == bool(found.scores or found.judgments):
+            raise UserError("scores come from --judgments or --scores, or else from --scores-file; name one of the two")
+        return found
 
 
 def pairs_key(settings: Settings, iteration: int, model_dir: Path, sources: Sources) -> str:
@@ -169,7 +199,7 @@ def pairs_key(settings: Settings, iteration: int, model_dir: Path, sources: Sour
     judge = settings.judge
     facts = {
         "rule": {key: value for key, value in as_dict(settings.iteration[iteration - 1]).items() if key != "epoch"},
-        "judge": [judge.form, judge.verdict, judge.minimum_valid],
+        "judge": [judge.form, judge.verdict, judge.scores_needed],
         "metajudge": [settings.metajudge.max_score_gap, settings.metajudge.elo_penalty],
         "seed": settings.seed,
         "iteration": iteration,
@@ -189,16 +219,17 @@ def write_pairs(settings: Settings, iteration: int, model_dir: Path, sources: So
     chat = load_chat(model_dir)
     prompts = group_by(read_units(sources.responses), "prompt_id")
     judged = group_by(read_judgments(sources.judgments), "response_id") if sources.judgments else {}
-    if sources.scores:
-        scores = read_scores(sources.scores, (row for rows in prompts.values() for row in rows))
-        if bare := sum("text" not in row for row in read_jsonl(sources.scores)):
+    if file := sources.scores_file:
+        scores = read_scores(file, (row for rows in prompts.values() for row in rows))
+        if bare := sum("text" not in row for row in read_jsonl(file)):
             print(
-                f"warning: {sources.scores}: {bare} rows have no text, so nothing says that they score these responses "
+                f"warning: {file}: {bare} rows have no text, so nothing says that they score these responses "
                 "and not those of an earlier run",
                 file=sys.stderr,
             )
     else:
-        scores = response_scores(judged, settings.judge.minimum_valid)
+        scoring = group_by(read_units(sources.scores), "response_id") if sources.scores else judged
+        scores = response_scores(scoring, settings.judge.scores_needed)
     actor, missing = actor_pairs(prompts, scores, settings, iteration, chat)
     none = _none_rows("actor", missing)
     counts = {"prompts": len(prompts), "actor": len(actor)} | _counted("actor", missing, ACTOR_REASONS)
@@ -206,14 +237,14 @@ def write_pairs(settings: Settings, iteration: int, model_dir: Path, sources: So
     elos: list[Record] = []
     facts: dict[str, Any] = {
         "rule": as_dict(settings.iteration[iteration - 1]),
-        "minimum_valid": settings.judge.minimum_valid,
+        "minimum_valid": settings.judge.scores_needed,
         "elo_penalty": settings.metajudge.elo_penalty,
         "sources": {name: {"path": str(path), "digest": digest(path)} for name, path in sources.paths().items()},
     }
     if sources.comparisons:
         battles = read_battles(sources.comparisons)
         wins = position_wins(battles)
-        held = contests(prompts, judged, battles, settings, iteration)
+        held = contests(prompts, judged, battles, settings, iteration, sources.spreads())
         judge, missing = judge_pairs(held, wins, settings, iteration, chat)
         none += _none_rows("judge", missing)
         elos = list(elo_rows(held, wins, settings.metajudge))
@@ -253,25 +284,24 @@ def main() -> None:
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
     parser.add_argument("--iteration", required=True, type=int)
-    parser.add_argument("--responses", required=True, type=Path)
-    judged = parser.add_mutually_exclusive_group(required=True)
-    judged.add_argument("--judgments", type=Path)
-    judged.add_argument("--scores", type=Path, help="JSON lines of {id, score, text} in their place")
-    parser.add_argument("--comparisons", type=Path, help="not needed in an iteration without judge pairs")
+    Sources.add_arguments(parser)
     parser.add_argument("--out", required=True, type=Path)
     arguments = parser.parse_args()
-    settings = load_settings(arguments.config)
+    settings, sources = load_settings(arguments.config), Sources.read(arguments)
     if not 1 <= arguments.iteration <= len(settings.iteration):
         raise UserError(
             f"--iteration {arguments.iteration}: {arguments.config} has iterations 1 to {len(settings.iteration)}"
         )
     wanted = settings.iteration[arguments.iteration - 1].judge_pairs
-    if wanted and arguments.scores:
-        raise UserError(f"--scores: {arguments.config} wants judge pairs in this iteration; set judge_pairs = false")
-    if wanted and arguments.comparisons is None:
-        raise UserError(f"--comparisons is missing: {arguments.config} wants judge pairs in this iteration; add it")
-    comparisons = arguments.comparisons if wanted else None
-    sources = Sources(arguments.responses, arguments.judgments, arguments.scores, comparisons)
+    if wanted and sources.scores_file:
+        raise UserError(
+            f"--scores-file: {arguments.config} wants judge pairs in this iteration; set judge_pairs = false"
+        )
+    if wanted and not (sources.comparisons and sources.judgments):
+        raise UserError(
+            f"--judgments and --comparisons: {arguments.config} wants judge pairs in this iteration; add both"
+        )
+    sources = sources if wanted else replace(sources, comparisons=None)
     write_pairs(settings, arguments.iteration, arguments.model, sources, arguments.out)
 
 

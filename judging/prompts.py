@@ -24,8 +24,8 @@ from typing import Any
 
 from files import UserError, command, digest, is_complete, read_jsonl, write_jsonl, write_manifest
 from judging.novelty import Novelty, Sequences, repetition, words
-from model.chat import ChatFormat, Message, load_chat
-from sampling.generate import Item, completion_fields, generation_key, read_units, request_seed, run_units
+from model.chat import ChatFormat, Message
+from sampling.generate import Item, Worker, generation_key, read_units, request_seed
 from sampling.request import Sampling
 from settings import Prompts, Settings, as_dict, load_settings
 
@@ -209,8 +209,8 @@ class Rounds:
     """Samples rounds into `out`/rounds, each under a key of its own, so that a finished round stays."""
 
     def __init__(self, settings: Settings, seeds: Sequence[Record], model_dir: Path, out: Path):
-        self._settings, self._seeds, self._model_dir, self._out = settings, seeds, model_dir, out
-        self._chat = load_chat(model_dir)
+        self._settings, self._seeds, self._out = settings, seeds, out
+        self._worker = Worker(settings, model_dir)
         options = settings.prompts
         # The settings that filter are not in it: another one samples no more than what it changes.
         names = ("shots", "generated_shots", "temperature", "top_p", "max_new_tokens")
@@ -221,17 +221,9 @@ class Rounds:
     def sample(self, number: int, size: int, kept: Sequence[Record]) -> Iterator[Record]:
         """The completions of round `number`, when `kept` is what the rounds before it gave."""
         facts = json.dumps([self._key, number, size, kept])
-        folder, chat = self._out / "rounds" / f"{number:04}", self._chat
-        run_units(
-            "prompts",
-            list(attempt_items(number, size, self._seeds, kept, chat, self._settings)),
-            lambda item, completion: item.record | completion_fields(completion, chat, item.seed),
-            chat=chat,
-            settings=self._settings,
-            model_dir=self._model_dir,
-            out=folder,
-            key=hashlib.sha256(facts.encode()).hexdigest(),
-        )
+        folder = self._out / "rounds" / f"{number:04}"
+        items = list(attempt_items(number, size, self._seeds, kept, self._worker.chat, self._settings))
+        self._worker.run("prompts", items, folder, hashlib.sha256(facts.encode()).hexdigest())
         return read_units(folder)
 
 

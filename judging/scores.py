@@ -97,20 +97,37 @@ def variance(scores: Sequence[Fraction]) -> Fraction:
     return sum(((score - mean) ** 2 for score in scores), Fraction(0)) / len(scores)
 
 
+def most_uncertain(responses: Iterable[Record], spreads: Mapping[str, Fraction], draw: Draw) -> list[Record]:
+    """Of each prompt's distinct responses that with the highest variance of its score; equal ones are drawn from.
+
+    A prompt none of whose responses has a score gives none.
+    """
+    chosen = []
+    for prompt_id, rows in group_by((row for row in responses if row["id"] in spreads), "prompt_id").items():
+        highest = max(spreads[row["id"]] for row in rows)
+        chosen.append(draw([row for row in rows if spreads[row["id"]] == highest], f"{prompt_id}/variance"))
+    return chosen
+
+
 def meta_judged(
-    responses: Iterable[Record], judgments: Mapping[str, Sequence[Record]], draw: Draw
+    responses: Iterable[Record],
+    judgments: Mapping[str, Sequence[Record]],
+    draw: Draw,
+    spreads: Mapping[str, Fraction] | None = None,
 ) -> tuple[Record, list[Record]] | None:
     """The response of one prompt whose judgments are compared, and its distinct judgments.
 
-    It is the one with the highest variance of scores, each distinct judgment counting once; equal ones are drawn from.
-    Only responses with two distinct judgments or more have something to compare: None where there is none.
-    `responses` are the prompt's distinct ones, `judgments` all judgments by response id.
+    It is the one with the highest variance of scores, each distinct judgment counting once, or with the highest of
+    `spreads`, by response id, where they are known; equal ones are drawn from. Only responses with two distinct
+    judgments or more have something to compare: None where there is none. `responses` are the prompt's distinct ones,
+    `judgments` all judgments by response id.
     """
     candidates = []
     for response in responses:
         distinct = distinct_judgments(judgments.get(response["id"], ()))
         if len(distinct) >= 2:
-            candidates.append((variance(exact_scores(distinct)), response, distinct))
+            spread = variance(exact_scores(distinct)) if spreads is None else spreads.get(response["id"], Fraction(0))
+            candidates.append((spread, response, distinct))
     if not candidates:
         return None
     highest = max(spread for spread, _, _ in candidates)

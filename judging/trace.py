@@ -18,7 +18,7 @@ from sampling.generate import read_units
 from settings import Iteration
 
 Document = dict[str, Any]
-STAGES = {"respond": "responses", "judge": "judgments", "metajudge": "comparisons"}
+STAGES = {"respond": "responses", "score": "scores", "judge": "judgments", "metajudge": "comparisons"}
 KINDS = ("actor", "judge")
 
 
@@ -51,9 +51,10 @@ def lineage(run: Path, number: int, prompt_id: str) -> Document:
     stages = {name: sources[place] for name, place in STAGES.items() if place in sources}
     responses = list(_unit_rows(sources["responses"], prompt_id))
     judgments = group_by(_unit_rows(sources.get("judgments"), prompt_id), "response_id")
-    scores = response_scores(judgments, made["minimum_valid"])
-    if "scores" in sources:
-        scores = read_scores(sources["scores"], read_units(sources["responses"]))
+    expected = group_by(_unit_rows(sources.get("scores"), prompt_id), "response_id")
+    scores = response_scores(expected or judgments, made["minimum_valid"])
+    if "scores_file" in sources:
+        scores = read_scores(sources["scores_file"], read_units(sources["responses"]))
     kept = {row["id"] for row in distinct_responses(responses)}
     pairs = {
         kind: list(_rows_naming(folder / "pairs" / f"{kind}.jsonl", prompt_id)) for kind in (*KINDS, "elo", "none")
@@ -67,7 +68,7 @@ def lineage(run: Path, number: int, prompt_id: str) -> Document:
         "rule": made["rule"],
         "minimum_valid": made["minimum_valid"],
         "positions": made.get("positions"),
-        "scores_from": made["sources"].get("scores"),
+        "scores_from": made["sources"].get("scores_file"),
         "written_by": {name: _writer(run, stage) for name, stage in stages.items()},
         "trained_model": {"checkpoint": f"M{number}", "weights": trained["digest"]} if trained else None,
         "responses": [
@@ -76,6 +77,7 @@ def lineage(run: Path, number: int, prompt_id: str) -> Document:
                 "distinct": row["id"] in kept,
                 "characters": len(row["text"]),
                 "score": str(scores[row["id"]]) if row["id"] in scores else None,
+                "expected": [_without_ids(score) for score in expected.get(row["id"], [])],
                 "judgments": [_without_ids(judgment) for judgment in judgments.get(row["id"], [])],
             }
             for row in responses
@@ -179,6 +181,9 @@ def _response_text(row: Document, side: str | None) -> Iterator[str]:
     part = f" ({side})" if side else ""
     yield f"\nresponse {row['id']}{part}: {score}, seed {row['seed']}, {row['characters']} characters{_doubtful(row)}"
     yield _indented(row["text"])
+    for found in row["expected"]:
+        shares = "  ".join(f"{digit}: {share:.1%}" for digit, share in enumerate(found["probabilities"]))
+        yield f"  expected score {_verdict(found)}: {shares}"
     for judgment in row["judgments"]:
         yield from _judgment_text(judgment, None, None)
 
@@ -224,7 +229,7 @@ def _sources(folder: Path, made: dict[str, Any]) -> dict[str, Path]:
         raise UserError(f"{folder}/pairs: made by an older version; remove the folder and run iterate.py again")
     sources = {}
     for name, source in made["sources"].items():
-        path = Path(source["path"]) if name == "scores" else folder / name
+        path = Path(source["path"]) if name == "scores_file" else folder / name
         if digest(path) != source["digest"]:
             raise UserError(f"{path}: not what the pairs were made from any more; run iterate.py again")
         sources[name] = path

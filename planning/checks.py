@@ -128,7 +128,7 @@ def longest(run: Run) -> dict[str, tuple[int, int]]:
     if not settings.iteration:
         return {}
     kinds = ["pool"] * bool(settings.prompts.seeds) + ["respond"]
-    kinds += ["judge"] * (not settings.judge.scores) + ["metajudge"] * run.compares
+    kinds += ["judge"] * (not settings.judge.scores_file) + ["metajudge"] * run.compares
     return {kind: longest_request(run, kind, run.model(kind)[1]) for kind in kinds}
 
 

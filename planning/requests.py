@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 
 from dpo.data import Example
-from evaluation.agreement import agreement_items
 from evaluation.held_out import held_out_items, read_prompts
 from evaluation.labelled import Case, read_cases
 from evaluation.meta_agreement import comparison_items, read_comparisons
@@ -20,13 +19,14 @@ from evaluation.pairwise import Duel, duel_items
 from evaluation.verifiable import read_instructions
 from files import read_jsonl
 from judging.eft import eft_items, is_held_out, read_sources
+from judging.expected import expected_items
 from judging.judge import judge_items
 from judging.metajudge import metajudge_items
 from judging.prompts import attempt_items
 from judging.rankings import RankedGroup, Reply
 from judging.rubric import judge_prompt, meta_prompt
 from judging.schedule import schedule_seed, scheduled
-from judging.scores import Record, distinct_judgments, group_by
+from judging.scores import Record, distinct_judgments, distinct_responses, group_by
 from model.chat import ChatFormat
 from planning.texts import Texts, single_tokens
 from sampling.generate import Item, response_items
@@ -81,10 +81,19 @@ class Requests:
         """A judge's judgments of the labelled responses; of the seed's or of a later model's."""
         plan, N = self.plan, self.settings.evaluation.N
         cases = self.cases()
-        few = cases[: self.enough(N, len(cases))]
-        items = list(agreement_items(few, self.chat, self.settings, N))
-        new = plan.seed_judgment_tokens if seed else plan.judgment_tokens
-        return Sample(items, new, self.settings.judge.max_new_tokens, N * len(cases))
+        few = [
+            {"id": case.name, "prompt_id": case.group, "prompt": case.prompt, "text": case.text}
+            for case in cases[: self.enough(N, len(cases))]
+        ]
+        return self.scored(few, N, N * len(cases), plan.seed_judgment_tokens if seed else plan.judgment_tokens)
+
+    def scored(self, responses: list[Record], N: int, total: int, mean: float) -> Sample:
+        """What says how responses score: N judgments each, `mean` tokens long, or one pass over the prompt."""
+        judge = self.settings.judge
+        if judge.score == "expected" and judge.verdict == "first":
+            return Sample(list(expected_items(responses, self.chat, judge)), 1, 1, total // N)
+        items = list(judge_items(responses, self.chat, self.settings, 0, N))
+        return Sample(items, mean, judge.max_new_tokens, total)
 
     def meta_agreement(self, seed: bool = False) -> Sample:
         """A meta-judge's comparisons of the labelled pairs of judgments."""
@@ -109,9 +118,16 @@ class Requests:
         prompts = read_prompts(evaluation.prompts)
         mean, limit = self.plan.response_tokens, settings.respond.max_new_tokens
         few = list(prompts.items())[: self.enough(2 * evaluation.duel_N, len(prompts))]
+        total = 2 * evaluation.duel_N * len(prompts)
+        if evaluation.way == "scores":
+            answers = [
+                {"id": f"{name}/{shown}", "prompt_id": name, "prompt": prompt, "text": self.text(mean, limit)}
+                for name, prompt in few
+                for shown in (0, 1)
+            ]
+            return self.scored(answers, evaluation.duel_N, total, self.plan.judgment_tokens)
         duels = [Duel(name, prompt, self.text(mean, limit), self.text(mean, limit)) for name, prompt in few]
         items = list(duel_items(duels, evaluation.way, evaluation.duel_N, self.chat, settings))
-        total = 2 * evaluation.duel_N * len(prompts)
         return Sample(items, self.plan.judgment_tokens, settings.judge.max_new_tokens, total)
 
     def respond(self) -> Sample:
@@ -122,14 +138,23 @@ class Requests:
         total = respond.K * respond.prompts_per_iteration
         return Sample(items, self.plan.response_tokens, respond.max_new_tokens, total)
 
+    def score(self) -> Sample:
+        """An iteration's expected scores."""
+        respond = self.settings.respond
+        prompts = self.sampled_prompts(respond.K)
+        total = round((1 + (respond.K - 1) * self.plan.distinct_responses) * respond.prompts_per_iteration)
+        return self.scored(list(self.responses(prompts)), 1, total, 1)
+
     def judge(self) -> Sample:
-        """An iteration's judgments."""
-        per_prompt = self.settings.respond.K * self.settings.judge.N * self.plan.distinct_responses
-        prompts = self.sampled_prompts(per_prompt)
-        items = list(judge_items(self.responses(prompts), self.chat, self.settings, 1))
-        judged = 1 + (self.settings.respond.K - 1) * self.plan.distinct_responses
-        total = round(judged * self.settings.judge.N * self.settings.respond.prompts_per_iteration)
-        return Sample(items, self.plan.judgment_tokens, self.settings.judge.max_new_tokens, total)
+        """An iteration's judgments: of all responses, or of one a prompt where scores are expected ones."""
+        respond, judge = self.settings.respond, self.settings.judge
+        alone = judge.score == "expected" and judge.verdict == "first"
+        prompts = self.sampled_prompts(judge.N if alone else respond.K * judge.N * self.plan.distinct_responses)
+        responses = [row for row in self.responses(prompts) if not alone or row["id"].endswith("/r0")]
+        items = list(judge_items(distinct_responses(responses), self.chat, self.settings, 1, judge.N))
+        judged = 1 if alone else 1 + (respond.K - 1) * self.plan.distinct_responses
+        total = round(judged * judge.N * respond.prompts_per_iteration)
+        return Sample(items, self.plan.judgment_tokens, judge.max_new_tokens, total)
 
     def metajudge(self) -> Sample:
         """An iteration's comparisons."""
@@ -145,11 +170,11 @@ class Requests:
         """The mean over so many, as few are gone through; their judgments have no more than scores."""
         meta, count = self.settings.metajudge, 0
         for i in range(prompts):
-            rows = [{"text": str(index), "score": self.score()} for index in range(self.settings.judge.N)]
+            rows = [{"text": str(index), "score": self.drawn_score()} for index in range(self.settings.judge.N)]
             count += len(scheduled(distinct_judgments(rows), meta, schedule_seed(self.settings.seed, 1, str(i))))
         return count / prompts
 
-    def score(self) -> int | None:
+    def drawn_score(self) -> int | None:
         """Of a judgment; around 3, by 1. None: it holds none, or is like another of its response."""
         draw = self.texts.draw
         return min(max(round(draw.gauss(3, 1)), 0), 5) if draw.random() < self.plan.distinct_judgments else None
@@ -190,7 +215,7 @@ class Requests:
         """N judgments of a response."""
         for index in range(self.settings.judge.N):
             text = self.text(self.plan.judgment_tokens, self.settings.judge.max_new_tokens)
-            yield {"response_id": response["id"], "index": index, "text": text, "score": self.score()}
+            yield {"response_id": response["id"], "index": index, "text": text, "score": self.drawn_score()}
 
     def text(self, mean: float, limit: int) -> str:
         return self.texts.text(self.texts.length(mean, limit))

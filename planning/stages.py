@@ -144,11 +144,12 @@ class Run:
     def evaluate(self, t: int, against_seed: bool) -> None:
         """M_t, or with t = -1 the seed, on held-out data; not on files that are missing."""
         place, evaluation = Place.of(Path(), t), self.settings.evaluation
-        seed, there = t < 0, {name for key, name in named_files(self.settings) if Path(name).is_file()}
+        seed, judges = t < 0, t >= 0 or evaluation.seed_judges
+        there = {name for key, name in named_files(self.settings) if Path(name).is_file()}
         suffix = "-seed" if seed else ""
-        if "{run}" in evaluation.cases or evaluation.cases in there:
+        if judges and ("{run}" in evaluation.cases or evaluation.cases in there):
             self.generation(str(place.agreement), "agreement" + suffix, lambda: self.requests.agreement(seed))
-        if evaluation.comparisons in there:
+        if judges and evaluation.comparisons in there:
             kind = "meta-agreement" + suffix
             self.generation(str(place.meta_agreement), kind, lambda: self.requests.meta_agreement(seed))
         if there & {evaluation.instructions, evaluation.prompts}:
@@ -161,8 +162,12 @@ class Run:
         settings, plan = self.settings, self.settings.plan
         wanted = settings.iteration[t - 1].judge_pairs
         self.generation(f"iter{t}/responses", "respond", self.requests.respond)
-        if not settings.judge.scores:
-            self.generation(f"iter{t}/judgments", "judge", self.requests.judge)
+        asked = settings.judge
+        if not asked.scores_file:
+            if asked.score == "expected":
+                self.generation(f"iter{t}/scores", "score", self.requests.score)
+            if wanted or asked.score == "sampled" or asked.verdict == "last":
+                self.generation(f"iter{t}/judgments", "judge", self.requests.judge)
             if wanted:
                 self.generation(f"iter{t}/comparisons", "metajudge", self.requests.metajudge)
         self.alone(f"iter{t}/pairs", "pairs")

@@ -81,7 +81,8 @@ class Engine:
             for sequence in scheduler.complete(step, drawn, lambda s: _finish_reason(s) is not None):
                 reason = _finish_reason(sequence)
                 assert reason is not None
-                yield Completion(sequence.request.id, sequence.completion, reason, sequence.logprob)
+                request, found = sequence.request, sequence.completion
+                yield Completion(request.id, found, reason, sequence.logprob, sequence.probabilities)
         self.preemptions += scheduler.preemptions
 
     def _forward(self, step: Step) -> list[int]:
@@ -96,12 +97,15 @@ class Engine:
             spans.append(Span(row, item.start, item.end, item.sequence.blocks))
             row += item.end - item.start
         sampling = [item.sequence for item in step.scheduled if item.samples]
-        if self.graphs and len(sampling) == row:
+        named = [i for i, sequence in enumerate(sampling) if sequence.request.named and not sequence.completion]
+        if self.graphs and len(sampling) == row and not named:
             drawn = self.graphs(spans, sampling)
         else:
             logits = self._logits(step.scheduled, spans)
             if not sampling:
                 return []
+            for i in named:
+                sampling[i].probabilities = _probabilities(logits[i], sampling[i].request.named)
             drawn = self._draw(sampling, logits)
         ids, logprobs = to_host(*drawn)
         for sequence, logprob in zip(sampling, logprobs, strict=True):
@@ -133,6 +137,12 @@ class Engine:
             to_device([s.request.seed for s in sequences], torch.int64, device),
             to_device([len(s.tokens) for s in sequences], torch.int64, device),
         )
+
+
+def _probabilities(logits_v: Tensor, named: tuple[int, ...]) -> tuple[float, ...]:
+    """softmax(logits) of the named tokens, computed in fp32."""
+    logits_v = logits_v.float()
+    return tuple((logits_v[list(named)] - logits_v.logsumexp(0)).exp().tolist())
 
 
 def _finish_reason(sequence: Sequence) -> FinishReason | None:

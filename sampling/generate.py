@@ -1,6 +1,6 @@
 """Work units: a stage's requests cut into files of fixed content, claimed by ranks, written whole.
 
-`torchrun -m sampling.generate` writes the responses; judging and meta-judging run their requests through `run_units`
+`torchrun -m sampling.generate` writes the responses; judging and meta-judging run their requests through a `Worker`
 too. A unit's bytes are a function of its requests, the weights and the settings, so a killed run that is started again,
 on any number of ranks, ends with the same bytes, and does only what is missing.
 """
@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -58,9 +59,14 @@ class Item:
     """Items of one group share a prefix and stand in one unit; a stage lists them next to one another."""
     record: dict[str, Any]
     """What the output record says besides the completion."""
+    begun: tuple[int, ...] = ()
+    """Tokens that the answer is made to begin with."""
+    named: tuple[int, ...] = ()
+    """Tokens whose probabilities behind them are asked for."""
 
     def request(self, chat: ChatFormat) -> Request:
-        return Request(self.name, chat.prompt_ids(self.messages()), self.sampling, self.seed)
+        ids = [*chat.prompt_ids(self.messages()), *self.begun]
+        return Request(self.name, ids, self.sampling, self.seed, self.named)
 
 
 def request_seed(seed: int, iteration: int, stage: str, item_id: str) -> int:
@@ -106,70 +112,97 @@ def cut_units(items: Iterable[Item], unit_requests: int) -> list[list[Item]]:
     return units
 
 
-def run_units(
-    stage: str,
-    items: list[Item],
-    record: Callable[[Item, Completion], dict[str, Any]],
-    *,
-    chat: ChatFormat,
-    settings: Settings,
-    model_dir: Path,
-    out: Path,
-    key: str,
-) -> None:
-    """Complete all items and write `out`/units-*/*.jsonl and the manifest; under torchrun, together with other ranks.
+class Worker:
+    """One process's part in what a model is asked: its chat format, and an engine, which is loaded when first needed.
 
-    Returns when the manifest is there. Nothing is done when `out` is complete for `key` already.
+    Under torchrun it works together with the other ranks.
     """
-    if is_complete(out, key):
-        return
-    started = time.monotonic()
-    units = cut_units(items, settings.engine.unit_requests)
-    folder = out / f"units-{key[:12]}"
-    paths = [folder / f"{i:05}.jsonl" for i in range(len(units))]
-    store, rank = _rendezvous(stage, key)
-    missing = [i for i, path in enumerate(paths) if not path.is_file()]
-    total = sum(len(units[i]) for i in missing)
-    bar = progress(total, stage, "req", first=rank == 0)
-    engine = None
-    for index in claims(store, longest_first(units), paths):
-        if engine is None:
-            engine = load_engine(settings, model_dir, log=rank == 0)
-        unit, rows = units[index], {}
-        for completion in engine.run([item.request(chat) for item in unit]):
-            rows[completion.id] = completion
-            bar.update()
-        write_jsonl(paths[index], (record(item, rows[item.name]) for item in unit))
-        bar.update(sum(len(units[i]) for i in missing if paths[i].is_file()) - bar.n)  # other ranks' too
-    bar.close()
-    while not all(path.is_file() for path in paths):  # other ranks' last units
-        time.sleep(0.2)
-    if is_complete(out, key) or (not _first(store, "finished") and _completed_by_another(out, key)):
-        return
-    counts, new_tokens = count_records(row for path in paths for row in read_jsonl(path))
-    write_manifest(
-        out,
-        stage,
-        key,
-        paths,
-        units=[str(path.relative_to(out)) for path in paths],
-        counts=counts,
-        new_tokens=new_tokens,
-        computed_tokens=engine.computed_tokens if engine else 0,
-        seconds=round(time.monotonic() - started, 1),
-        weights=digest(model_dir),
-        settings={
-            "engine": as_dict(settings.engine),
-            "dtype": settings.model.dtype,
-            "attention": settings.model.attention,
-            "seed": settings.seed,
-        },
-        compute_dtype=str(compute_dtype(settings.model.dtype, local_device())).removeprefix("torch."),
-        environment=environment(),
-    )
-    for old in out.glob("units-*"):
-        if old != folder:
-            shutil.rmtree(old)
+
+    def __init__(self, settings: Settings, model_dir: Path):
+        self.settings, self.model_dir = settings, model_dir
+        self.chat = load_chat(model_dir)
+        self._engine: Engine | None = None
+
+    def engine(self, log: bool) -> Engine:
+        self._engine = self._engine or load_engine(self.settings, self.model_dir, log=log)
+        return self._engine
+
+    def record(self, item: Item, completion: Completion) -> dict[str, Any]:
+        """What is written of a completion where nothing is read out of it."""
+        return item.record | completion_fields(completion, self.chat, item.seed)
+
+    def run(
+        self,
+        stage: str,
+        items: list[Item],
+        out: Path,
+        key: str,
+        record: Callable[[Item, Completion], dict[str, Any]] | None = None,
+        example: Callable[[dict[str, Any]], str | None] | None = None,
+    ) -> None:
+        """Complete all items and write `out`/units-*/*.jsonl and the manifest.
+
+        Returns when the manifest is there. Nothing is done when `out` is complete for `key` already. `record` makes
+        what is written of a completion. The first record of which `example` makes a text is shown to the user.
+        """
+        if is_complete(out, key):
+            return
+        started, record = time.monotonic(), record or self.record
+        units = cut_units(items, self.settings.engine.unit_requests)
+        folder = out / f"units-{key[:12]}"
+        paths = [folder / f"{i:05}.jsonl" for i in range(len(units))]
+        store, rank = _rendezvous(stage, key)
+        missing = [i for i, path in enumerate(paths) if not path.is_file()]
+        bar = progress(sum(len(units[i]) for i in missing), stage, "req", first=rank == 0)
+        example = example if rank == 0 and len(missing) == len(units) else None
+        computed = self._engine.computed_tokens if self._engine else 0
+        for index in claims(store, longest_first(units), paths):
+            engine, unit, rows = self.engine(log=rank == 0), units[index], {}
+            named = {item.name: item for item in unit}
+            for completion in engine.run([item.request(self.chat) for item in unit]):
+                rows[completion.id] = record(named[completion.id], completion)
+                if example and (text := example(rows[completion.id])):
+                    tqdm.write(text, file=sys.stderr)
+                    example = None
+                bar.update()
+            write_jsonl(paths[index], (rows[item.name] for item in unit))
+            bar.update(sum(len(units[i]) for i in missing if paths[i].is_file()) - bar.n)  # other ranks' too
+        bar.close()
+        while not all(path.is_file() for path in paths):  # other ranks' last units
+            time.sleep(0.2)
+        if is_complete(out, key) or (not _first(store, "finished") and _completed_by_another(out, key)):
+            return
+        counts, new_tokens = count_records(row for path in paths for row in read_jsonl(path))
+        write_manifest(
+            out,
+            stage,
+            key,
+            paths,
+            units=[str(path.relative_to(out)) for path in paths],
+            counts=counts,
+            new_tokens=new_tokens,
+            computed_tokens=self._engine.computed_tokens - computed if self._engine else 0,
+            seconds=round(time.monotonic() - started, 1),
+            **self.facts(),
+        )
+        for old in out.glob("units-*"):
+            if old != folder:
+                shutil.rmtree(old)
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of how the records were made."""
+        settings = self.settings
+        return {
+            "weights": digest(self.model_dir),
+            "settings": {
+                "engine": as_dict(settings.engine),
+                "dtype": settings.model.dtype,
+                "attention": settings.model.attention,
+                "seed": settings.seed,
+            },
+            "compute_dtype": str(compute_dtype(settings.model.dtype, local_device())).removeprefix("torch."),
+            "environment": environment(),
+        }
 
 
 def longest_first(units: list[list[Item]]) -> list[int]:
@@ -223,7 +256,7 @@ def count_records(records: Iterable[dict[str, Any]]) -> tuple[dict[str, int], in
     counts: Counter[str] = Counter()
     tokens = 0
     for row in records:
-        tokens += len(row["ids"])
+        tokens += len(row.get("ids", ()))
         counts["records"] += 1
         counts[row["finish_reason"]] += 1
         if row.get("failure"):
@@ -240,12 +273,28 @@ def read_units(folder: Path | str) -> Iterator[dict[str, Any]]:
         yield from read_jsonl(Path(folder) / name)
 
 
+def example_text(title: str, parts: dict[str, str], width: int = 100) -> str:
+    """One record for people: a title, then its parts, each under its name and wrapped."""
+    lines = [f"\n{title}"]
+    for name, text in parts.items():
+        for i, line in enumerate(text.strip().splitlines() or [""]):
+            head = f"  {name:>10} | " if i == 0 else f"  {'':>10} | "
+            later = f"  {'':>10} | "
+            lines += textwrap.wrap(line, width, initial_indent=head, subsequent_indent=later) or [later]
+    return "\n".join(lines) + "\n"
+
+
 def environment() -> dict[str, str]:
     """What besides settings and inputs may change a result's last bits."""
     names = ("torch", "triton", "tokenizers", "safetensors")
     processor = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else str(processor)
     return {name: version(name) for name in names} | {"python": platform.python_version(), "device": device}
+
+
+def first_rank() -> bool:
+    """Whether this rank writes what all of them know."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def local_device() -> torch.device:
@@ -312,6 +361,13 @@ def response_items(prompts: Iterable[dict[str, Any]], chat: ChatFormat, settings
             yield Item(name, messages.copy, sampling, seed, row["id"], known)
 
 
+def response_example(row: dict[str, Any]) -> str | None:
+    """A finished response as the terminal shows the first one."""
+    if row["finish_reason"] != "stop":
+        return None
+    return example_text("A first response", {"prompt": row["prompt"], "response": row["text"]})
+
+
 def respond_key(settings: Settings, model_dir: Path, prompts: Path, iteration: int) -> str:
     """The identity of the responses' work."""
     inputs: dict[str, Path | str] = {"model": model_dir, "prompts": prompts}
@@ -329,18 +385,11 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     arguments = parser.parse_args()
     settings = load_settings(arguments.config)
-    chat = load_chat(arguments.model)
-    items = list(response_items(read_jsonl(arguments.prompts, ("id", "prompt")), chat, settings, arguments.iteration))
-    run_units(
-        "respond",
-        items,
-        lambda item, completion: item.record | completion_fields(completion, chat, item.seed),
-        chat=chat,
-        settings=settings,
-        model_dir=arguments.model,
-        out=arguments.out,
-        key=respond_key(settings, arguments.model, arguments.prompts, arguments.iteration),
-    )
+    worker = Worker(settings, arguments.model)
+    prompts = read_jsonl(arguments.prompts, ("id", "prompt"))
+    items = list(response_items(prompts, worker.chat, settings, arguments.iteration))
+    key = respond_key(settings, arguments.model, arguments.prompts, arguments.iteration)
+    worker.run("respond", items, arguments.out, key, example=response_example)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ class Request:
     ids: list[int]
     sampling: Sampling
     seed: int
+    named: tuple[int, ...] = ()
+    """Tokens whose probabilities the completion reports, at its first position."""
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,5 @@ class Completion:
     ids: list[int]
     finish_reason: FinishReason
     logprob: float
+    probabilities: tuple[float, ...] = ()
+    """Of the request's `named` tokens at the first new position: softmax of the logits, at temperature 1."""

@@ -28,6 +28,8 @@ class Sequence:
     entries: list[int] = field(default_factory=list)
     """Numbers of the index entries of its registered blocks."""
     logprob: float = 0.0
+    probabilities: tuple[float, ...] = ()
+    """Of the request's named tokens, once its first new token is drawn."""
 
     @property
     def prompt_length(self) -> int:

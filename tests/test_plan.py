@@ -273,7 +273,7 @@ def test_every_shipped_config_gives_requests_to_measure_on(path, monkeypatch):
     monkeypatch.setattr(requests, "SAMPLED_REQUESTS", 8)
     settings = changed(load_settings(path), engine={"unit_requests": 8})
     found = samples(settings, Requests(settings, chat_format(Path("none"), 1000)))
-    assert len(found) >= 1 + (not settings.judge.scores) and all(sample.items for sample in found)
+    assert len(found) >= 1 + (not settings.judge.scores_file) and all(sample.items for sample in found)
 
 
 def test_where_no_pair_fits_training_is_not_measured(tiny):

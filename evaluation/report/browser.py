@@ -95,11 +95,15 @@ def _read(folder: Path) -> Evidence:
         known = {"characters": len(row["text"]), "score": None, "text": row["text"] if keep else None}
         prompts[row["prompt_id"]].responses[row["id"]] = known
     if "judgments" in made["sources"]:
-        _read_judgments(folder / "judgments", prompts, made["minimum_valid"])
-    elif "scores" in made["sources"]:
+        _read_judgments(folder / "judgments", prompts)
+    if "scores_file" in made["sources"]:
         responses = {name: row for prompt in prompts.values() for name, row in prompt.responses.items()}
-        for row in read_jsonl(Path(made["sources"]["scores"]["path"])):
+        for row in read_jsonl(Path(made["sources"]["scores_file"]["path"])):
             responses[row["id"]]["score"] = row["score"]
+    else:
+        _read_scores(
+            folder / ("scores" if "scores" in made["sources"] else "judgments"), prompts, made["minimum_valid"]
+        )
     if "comparisons" in made["sources"]:
         texts = _manifest(folder / "comparisons")["counts"]["records"] <= COMPARISONS
         for row in _units(folder / "comparisons"):
@@ -142,16 +146,21 @@ def _read_pairs(folder: Path, found: Evidence) -> set[str]:
     return wanted
 
 
-def _read_judgments(stage: Path, prompts: dict[str, Prompt], minimum_valid: int) -> None:
-    """Adds the judgments of the responses that are shown, and the mean score of every response that has one."""
-    scores: dict[str, list[float]] = {}
+def _read_judgments(stage: Path, prompts: dict[str, Prompt]) -> None:
+    """Adds the judgments of the responses that are shown."""
     for row in _units(stage):
         prompt, name = prompts[row["prompt_id"]], row["response_id"]
-        if row["score"] is not None:
-            scores.setdefault(name, []).append(row["score"])
         if prompt.responses[name]["text"] is not None:
             said = row["score"] if row["score"] is not None else row["failure"]
             prompt.judgments.setdefault(name, []).append((row["id"], said, row["text"]))
+
+
+def _read_scores(stage: Path, prompts: dict[str, Prompt], minimum_valid: int) -> None:
+    """Adds the mean score of every response that has one, from judgments or from expected scores."""
+    scores: dict[str, list[float]] = {}
+    for row in _units(stage):
+        if row["score"] is not None:
+            scores.setdefault(row["response_id"], []).append(row["score"])
     for prompt in prompts.values():
         for name, response in prompt.responses.items():
             known = scores.get(name, [])

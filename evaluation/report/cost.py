@@ -9,9 +9,10 @@ from evaluation.report.sections import FULL, Card, Row, Run, Section, look_up, s
 from evaluation.report.standings import models
 from files import read_manifest
 
-PARTS = ("preparation", "answers", "judgments", "comparisons", "pairs", "training", "evaluation")
+PARTS = ("preparation", "answers", "scores", "judgments", "comparisons", "pairs", "training", "evaluation")
 """What a bar is made of; a part's place is its colour."""
-LOOP = {"respond": "answers", "judge": "judgments", "metajudge": "comparisons", "pairs": "pairs", "train": "training"}
+LOOP = {"respond": "answers", "score": "scores", "judge": "judgments", "metajudge": "comparisons"}
+LOOP |= {"pairs": "pairs", "train": "training"}
 STAGES = {
     "new prompts": "preparation",
     "SFT's examples": "preparation",
