@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 import sampling.generate as generate
 from files import read_manifest
-from sampling.generate import Item, claims, cut_units, longest_first, request_seed, run_units
+from sampling.generate import Item, Worker, claims, cut_units, longest_first, request_seed
 from sampling.request import Completion, Sampling
 from settings import load_settings
 
@@ -48,6 +48,7 @@ def test_a_rank_that_starts_late_leaves_no_unit_out(tmp_path, monkeypatch):
     store.add("claimed", 1)
     monkeypatch.setattr(generate, "_rendezvous", lambda stage, key: (store, 0))
     monkeypatch.setattr(generate, "load_engine", lambda settings, model_dir, log: FakeEngine())
+    monkeypatch.setattr(generate, "load_chat", lambda folder: FakeChat())
     monkeypatch.setattr(generate.time, "sleep", lambda seconds: (_ for _ in ()).throw(AssertionError("it waits")))
     first = tmp_path / "out" / "units-key" / "00000.jsonl"
     first.parent.mkdir(parents=True)
@@ -58,16 +59,7 @@ def test_a_rank_that_starts_late_leaves_no_unit_out(tmp_path, monkeypatch):
         return item.record | {"ids": completion.ids, "finish_reason": completion.finish_reason}
 
     settings = load_settings(ROOT / "configs" / "tiny.toml")
-    run_units(
-        "respond",
-        items(96, 8),
-        record,
-        chat=FakeChat(),
-        settings=settings,
-        model_dir=tmp_path / "model",
-        out=tmp_path / "out",
-        key="key",
-    )
+    Worker(settings, tmp_path / "model").run("respond", items(96, 8), tmp_path / "out", "key", record)
     units = cut_units(items(96, 8), settings.engine.unit_requests)
     assert read_manifest(tmp_path / "out")["counts"]["records"] == 96 - len(units[0]) + 1
     assert len(list((tmp_path / "out" / "units-key").iterdir())) == len(units)
