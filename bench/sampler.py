@@ -23,10 +23,9 @@ import torch
 from bench.workload import load_module
 from dpo.flops import product_flops
 from files import UserError, command
-from kernels.int8 import Int8Weight, int8_linear
 from kernels.linear import Linear
 from model.chat import ChatFormat, load_chat
-from model.llama import Llama, generation_dtype, held_dtype
+from model.llama import Llama, compute_dtype
 from model.weights import load_model
 from sampling.engine import Engine
 from sampling.generate import local_device
@@ -151,17 +150,6 @@ class TimedEngine(Engine):
         return drawn
 
 
-def int8_operations(size: int = 2048, repeats: int = 10) -> float:
-    """Operations a second in an int8 product of two [size, size] matrices, rounding of the one included: the best."""
-    x, weight = torch.randn(size, size), Int8Weight.of(torch.randn(size, size))
-    best = 0.0
-    for _ in range(repeats):
-        started = time.perf_counter()
-        int8_linear(x, weight)
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    return best
-
-
 def report(**row: Any) -> None:
     print(json.dumps(row), flush=True)
 
@@ -188,16 +176,16 @@ def main() -> None:
     parser.add_argument("--workload", type=Path, default=Path(__file__).parent / "workload.py")
     parser.add_argument("--only", choices=["flat", "loop"], help="one workload, and no ablations")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "int8"], default="auto")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--blocks", type=int, default=4096)
     parser.add_argument("--token-budget", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median is printed")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = local_device()
-    dtype = generation_dtype(arguments.dtype, device)
-    model = load_model(arguments.model, held_dtype(dtype), device)
-    limit = int8_operations() if dtype == torch.int8 else product_flops(device, dtype)
+    dtype = compute_dtype(arguments.dtype, device)
+    model = load_model(arguments.model, dtype, device)
+    limit = product_flops(device, dtype)
     layers = sum(module.weight.numel() for module in model.layers.modules() if isinstance(module, Linear))
     bench = Bench(
         model,
@@ -208,9 +196,9 @@ def main() -> None:
         arguments.repeats,
         limit,
         layers,
-        model.config.vocab_size * model.config.hidden_size,
+        model.head_weight.numel(),
     )
-    model.pack(dtype)
+    model.pack()
     report(workload="product", dtype=str(dtype), threads=arguments.threads, gigaflops=round(limit / 1e9, 1))
     bench.complete(bench.engine(), bench.requests(bench.texts(1), 4))  # warm
     for name, run in (("flat", bench.flat), ("loop", bench.loop)):

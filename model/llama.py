@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from files import UserError
-from kernels.linear import Linear, Weight, linear, packable, packed
+from kernels.linear import Linear, linear, packable, packed
 from kernels.norm import rms_norm
 from kernels.rope import Rope, rope_tables
 from kernels.swiglu import swiglu
@@ -27,7 +26,7 @@ Attend = Callable[[int, Tensor, Tensor, Rope], Tensor]
 Queries and keys come in one tensor and unrotated: one rotation serves both, and a paged cache may rotate keys while it
 stores them."""
 
-Head = Callable[[Tensor, Weight], Tensor]
+Head = Callable[[Tensor, Tensor], Tensor]
 """(hidden [t, d], weight [v, d]) -> whatever the caller wants of them."""
 
 
@@ -129,27 +128,20 @@ class Llama(nn.Module):
         return head(self.norm(x_td), self.head_weight)
 
     @property
-    def head_weight(self) -> Weight:
+    def head_weight(self) -> Tensor:
         """[v, d]: of the head, or of the embedding where they are tied."""
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    def pack(self, products: torch.dtype) -> "Llama":
-        """Pack the weights of all products, which shall run in this dtype, where that pays; for inference alone, and
-        once. Returns the model."""
-        if products == torch.int8 or packable(self.embed_tokens.weight):
-            self.lm_head = self.lm_head or _tied(self.embed_tokens)
+    def pack(self) -> "Llama":
+        """Pack the weights of all products where that pays; for inference alone, and once. Returns the model."""
+        if packable(self.embed_tokens.weight):
+            head = packed(self.head_weight)
             for module in self.modules():
                 if isinstance(module, Linear):
-                    module.take(packed(module.weight, products))
+                    module.weight = packed(module.weight)
+            self.lm_head = Linear(1, 1)
+            self.lm_head.weight = head
         return self
-
-
-def _tied(embedding: nn.Embedding) -> Linear:
-    """A head with the embedding's weight."""
-    with torch.device("meta"):
-        head = Linear(embedding.embedding_dim, embedding.num_embeddings)
-    head.weight = embedding.weight
-    return head
 
 
 @lru_cache
@@ -157,46 +149,17 @@ def _frequencies(config: LlamaConfig, device: torch.device) -> Tensor:
     return torch.tensor(config.inverse_frequencies(), dtype=torch.float32, device=device)
 
 
-def logits_head(hidden_td: Tensor, weight_vd: Weight) -> Tensor:
+def logits_head(hidden_td: Tensor, weight_vd: Tensor) -> Tensor:
     """Logits of every token, fp32 [t, v]."""
     return linear(hidden_td, weight_vd).float()
 
 
-def generation_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """What generation's matrix products run in: the setting, or for "auto" bfloat16 where it is native, else on a CPU
-    int8 where that is, else float32.
-    Raises `UserError` for int8 on CUDA, or on a processor without such instructions.
-    """
+def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
+    """The dtype that matrix products run in: the setting, or for "auto" bfloat16 where it is native, else float32."""
     if setting != "auto":
-        if setting == "int8" and (device.type != "cpu" or not _has("avx512_vnni", "avx_vnni")):
-            where = "CUDA" if device.type == "cuda" else "this processor, which lacks VNNI"
-            raise UserError(f'[model] dtype = "int8" is not for {where}; set it to "auto"')
         return getattr(torch, setting)
-    if device.type == "cpu" and not _bfloat16_is_native(device) and _has("avx512_vnni", "avx_vnni"):
-        return torch.int8
-    return training_dtype(setting, device)
-
-
-def held_dtype(products: torch.dtype) -> torch.dtype:
-    """What a model computes in besides such products: what its weights are loaded in before they are packed."""
-    return torch.float32 if products == torch.int8 else products
-
-
-def training_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """What training's matrix products run in, and the log-probabilities of its data: the setting, or for "auto"
-    bfloat16 where it is native, else float32; float32 too for "int8", which generation alone can use."""
-    if setting in ("float32", "bfloat16"):
-        return getattr(torch, setting)
-    return torch.bfloat16 if setting == "auto" and _bfloat16_is_native(device) else torch.float32
-
-
-def _bfloat16_is_native(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return _has("avx512_bf16", "amx_bf16", "amx_tile", "bf16")
-
-
-def _has(*names: str) -> bool:
-    """Whether the processor has one of these capabilities."""
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in names)
+    native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
+    return torch.bfloat16 if native else torch.float32

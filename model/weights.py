@@ -19,7 +19,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from files import UserError, write_json
 from model.config import LlamaConfig
-from model.llama import Llama, held_dtype
+from model.llama import Llama
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 COPIED = ("tokenizer", "special_tokens", "generation_config", "chat_template", "vocab", "merges", "added_tokens")
@@ -131,11 +131,6 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: torch.device | st
     model.to_empty(device=device)
     load_weights(model, folder)
     return model.eval().requires_grad_(False)
-
-
-def load_packed(folder: Path | str, products: torch.dtype, device: torch.device | str = "cpu") -> Llama:
-    """A whole model for generation, packed for products in this dtype (`model.llama.generation_dtype`)."""
-    return load_model(folder, held_dtype(products), device).pack(products)
 
 
 def split_parameters(parameters: Iterable[tuple[str, Tensor]], config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:

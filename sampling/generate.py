@@ -39,8 +39,8 @@ from files import (
     write_manifest,
 )
 from model.chat import ChatFormat, Message, load_chat
-from model.llama import generation_dtype
-from model.weights import load_packed
+from model.llama import compute_dtype
+from model.weights import load_model
 from progress import progress
 from sampling.engine import Engine
 from sampling.request import Completion, Request, Sampling
@@ -200,7 +200,7 @@ class Worker:
                 "attention": settings.model.attention,
                 "seed": settings.seed,
             },
-            "compute_dtype": str(generation_dtype(settings.model.dtype, local_device())).removeprefix("torch."),
+            "compute_dtype": str(compute_dtype(settings.model.dtype, local_device())).removeprefix("torch."),
             "environment": environment(),
         }
 
@@ -330,8 +330,7 @@ def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine
     device, options = local_device(), settings.engine
     torch.set_num_threads(options.threads)
     gc.collect()  # an engine of an earlier round, kept by a cycle, would keep its cache
-    products = generation_dtype(settings.model.dtype, device)
-    model = load_packed(model_dir, products, device)
+    model = load_model(model_dir, compute_dtype(settings.model.dtype, device), device).pack()
     engine = Engine(
         model,
         blocks=options.blocks,
@@ -342,8 +341,7 @@ def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine
         cuda_graphs=options.cuda_graphs,
     )
     if log:
-        dtype, cache = str(products).removeprefix("torch."), engine.cache
-        dtype += ", the rest float32," if products == torch.int8 else ""
+        dtype, cache = str(engine.cache.dtype).removeprefix("torch."), engine.cache
         where = f"{device}, {options.threads} threads" if device.type == "cpu" else f"{device}"
         tokens = options.blocks * options.block_size
         tqdm.write(f"{dtype} on {where}; KV cache {cache.nbytes / 2**20:.0f} MiB, {tokens} tokens", file=sys.stderr)
