@@ -56,10 +56,7 @@ def read_report(folder: Path) -> dict[str, Any]:
 def judged(worker: Worker, labelled: Labelled, way: Way, N: int, work: Path, key: str) -> list[Record]:
     """What a model says of the cases, all ranks together, as rows of decisions.jsonl; the records stay in `work`."""
     if way == "scores":
-        cases = [
-            {"id": case.name, "prompt_id": case.group, "prompt": case.prompt, "text": case.text}
-            for case in labelled.cases
-        ]
+        cases = [case.response for case in labelled.cases]
         rows = Judging(worker, "agreement", N).scores(cases, work, key)
         return [{"id": row["response_id"]} | _kept(row, "index", "score", "failure") for row in rows]
     items = list(duel_items((pair.duel for pair in labelled.pairs), way, N, worker.chat, worker.settings))

@@ -74,12 +74,13 @@ def judge_panel(
 ) -> dict[str, Any]:
     """What the judgments say by themselves: parse rate, failures by type and by response length, the scores' spread.
 
-    Where there are rows of `expected` scores, the spread is that of the digits' probabilities, as the histogram of
-    endlessly many judgments would be; "digit_mass" is the share of the distribution that the digits have.
+    An iteration that samples none has its rows of `expected` scores in their place. With such rows, the spread is that
+    of the digits' probabilities, as the histogram of endlessly many judgments would be; "digit_mass" is the share of
+    the distribution that the digits have.
     """
     prompt_of = {row["id"]: row["prompt_id"] for row in responses}
     parsed: dict[str, list[float]] = {}
-    for row in judgments:
+    for row in judgments or expected:
         parsed.setdefault(prompt_of[row["response_id"]], []).append(float(row["score"] is not None))
     scores = [row["score"] for row in judgments if row["score"] is not None]
     refused = sum(row["failure"] == Failure.FRACTION for row in judgments)
@@ -203,7 +204,7 @@ def broken_limits(panel: Mapping[str, Any], limits: Limits) -> list[str]:
         broken.append("no prompt gives a pair")
     if panel["judge"]:
         rate, saturation = panel["judge"]["parse_rate"]["value"], panel["judge"]["saturation"]
-        if panel["judge"]["judgments"] and (rate or 0.0) < limits.parse_rate:
+        if (rate or 0.0) < limits.parse_rate:
             broken.append(f"{rate or 0:.1%} of the judgments hold a score, limits.parse_rate is {limits.parse_rate:g}")
         if saturation is not None and saturation > limits.saturation:
             broken.append(f"{saturation:.1%} of the scores are {MAXIMUM}, limits.saturation is {limits.saturation:g}")

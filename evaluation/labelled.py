@@ -44,6 +44,11 @@ class Case:
     flaw: str = ""
     subset: str = ""
 
+    @property
+    def response(self) -> dict[str, str]:
+        """What a judge is asked about: {id, prompt_id, prompt, text}."""
+        return {"id": self.name, "prompt_id": self.group, "prompt": self.prompt, "text": self.text}
+
 
 @dataclass(frozen=True)
 class Pair:

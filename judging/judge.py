@@ -108,9 +108,7 @@ class Judging:
 def judge_key(settings: Settings, model_dir: Path, responses: Path, iteration: int) -> str:
     """The identity of the judgments' work."""
     inputs: dict[str, Path | str] = {"model": model_dir, "responses": responses}
-    facts: dict[str, Any] = {"N": settings.judge.N}
-    if settings.judge.score == "expected":  # which responses have judgments follows from it
-        facts["score"] = settings.judge.score
+    facts = {"N": settings.judge.N, "score": settings.judge.score}  # which responses have judgments follows from it
     return generation_key("judge", settings, judge_section(settings) | facts, iteration, inputs)
 
 

@@ -297,10 +297,9 @@ def main() -> None:
         raise UserError(
             f"--scores-file: {arguments.config} wants judge pairs in this iteration; set judge_pairs = false"
         )
-    if wanted and not (sources.comparisons and sources.judgments):
-        raise UserError(
-            f"--judgments and --comparisons: {arguments.config} wants judge pairs in this iteration; add both"
-        )
+    for name in ("judgments", "comparisons") if wanted else ():
+        if not getattr(sources, name):
+            raise UserError(f"--{name} is missing: {arguments.config} wants judge pairs in this iteration; add it")
     sources = sources if wanted else replace(sources, comparisons=None)
     write_pairs(settings, arguments.iteration, arguments.model, sources, arguments.out)
 

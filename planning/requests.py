@@ -81,10 +81,7 @@ class Requests:
         """A judge's judgments of the labelled responses; of the seed's or of a later model's."""
         plan, N = self.plan, self.settings.evaluation.N
         cases = self.cases()
-        few = [
-            {"id": case.name, "prompt_id": case.group, "prompt": case.prompt, "text": case.text}
-            for case in cases[: self.enough(N, len(cases))]
-        ]
+        few = [case.response for case in cases[: self.enough(N, len(cases))]]
         return self.scored(few, N, N * len(cases), plan.seed_judgment_tokens if seed else plan.judgment_tokens)
 
     def scored(self, responses: list[Record], N: int, total: int, mean: float) -> Sample:

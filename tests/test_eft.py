@@ -357,7 +357,7 @@ verdict = "first"
 def stage(tmp_path, monkeypatch):
     """Runs the stage on forty groups of three replies; the model is a tokenizer."""
     monkeypatch.setattr(sampling.generate, "load_engine", lambda settings, model_dir, log: MockEngine())
-    monkeypatch.setattr(judging.eft, "load_chat", lambda folder: CHAT)
+    monkeypatch.setattr(sampling.generate, "load_chat", lambda folder: CHAT)
     make_tiny(tmp_path / "model")
     groups = []
     for i in range(40):

@@ -7,6 +7,7 @@ import pytest
 
 from judging.judge import judge_items, judge_key, judgment_record
 from judging.rubric import judge_prompt
+from judging.scores import distinct_responses
 from sampling.generate import request_seed
 from sampling.request import Completion, Sampling
 from settings import Iteration, Judge, Model, Respond, Settings
@@ -42,10 +43,11 @@ RESPONSES = [
     response(1, 3, "", "too_long"),
     response(2, 0, "a"),
 ]
+ONCE = distinct_responses(RESPONSES)
 
 
 def test_each_distinct_response_is_judged_n_times():
-    items = list(judge_items(distinct_responses(RESPONSES), CHAT, make_settings(), 1))
+    items = list(judge_items(ONCE, CHAT, make_settings(), 1, 3))
     assert [item.name for item in items] == [f"{name}/j{i}" for name in ("p1/r0", "p1/r1", "p2/r0") for i in range(3)]
     assert [item.group for item in items] == ["p1"] * 6 + ["p2"] * 3
     assert items[4].record == {"id": "p1/r1/j1", "response_id": "p1/r1", "prompt_id": "p1", "index": 1}
@@ -54,12 +56,12 @@ def test_each_distinct_response_is_judged_n_times():
 
 @pytest.mark.parametrize(("form", "verdict"), [("full", "last"), ("compact", "first")])
 def test_the_request_is_the_rubrics_prompt(form, verdict):
-    items = list(judge_items(distinct_responses(RESPONSES), CHAT, make_settings(form=form, verdict=verdict), 1))
+    items = list(judge_items(ONCE, CHAT, make_settings(form=form, verdict=verdict), 1, 3))
     assert items[3].request(CHAT).ids == CHAT.prompt_ids(judge_prompt("question 1", "b", form, verdict))
 
 
 def test_no_two_judgments_share_their_noise():
-    seeds = [item.seed for t in (1, 2) for item in judge_items(distinct_responses(RESPONSES), CHAT, make_settings(), t)]
+    seeds = [item.seed for t in (1, 2) for item in judge_items(ONCE, CHAT, make_settings(), t, 3)]
     assert len(set(seeds)) == len(seeds) == 18
     assert seeds[1] == request_seed(5, 1, "judge", "p1/r0/j1")
 
@@ -77,7 +79,7 @@ def test_no_two_judgments_share_their_noise():
     ],
 )
 def test_judgment_records(text: str, finish_reason, score, failure):
-    item = list(judge_items(distinct_responses(RESPONSES), CHAT, make_settings(), 1))[1]
+    item = list(judge_items(ONCE, CHAT, make_settings(), 1, 3))[1]
     ids = [*text.encode(), 0] if finish_reason == "stop" else list(text.encode())
     row = judgment_record(item, Completion("p1/r0/j1", ids, finish_reason, -2.5), CHAT, Judge())
     assert row == {
@@ -98,7 +100,7 @@ def test_judgment_records(text: str, finish_reason, score, failure):
 
 
 def test_settings_reach_the_reading():
-    item = next(judge_items(distinct_responses(RESPONSES), CHAT, make_settings(), 1))
+    item = next(judge_items(ONCE, CHAT, make_settings(), 1, 3))
 
     def score(text: str, judge: Judge):
         return judgment_record(item, Completion("p1/r0/j0", [*text.encode(), 0], "stop", 0.0), CHAT, judge)["score"]

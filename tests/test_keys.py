@@ -39,9 +39,9 @@ RULE = {"rho", "length_control", "judge_pairs", "max_response_characters", "max_
 
 KEYS: dict[str, tuple[Callable[[Settings, Path], str], set[str]]] = {
     "respond": (lambda s, f: respond_key(s, f, f, 1), GENERATION | of("respond", SAMPLING | {"K"})),
-    "judge": (lambda s, f: judge_key(s, f, f, 1), GENERATION | JUDGMENT | {"judge.N"}),
+    "judge": (lambda s, f: judge_key(s, f, f, 1), GENERATION | JUDGMENT | {"judge.N", "judge.score"}),
     "metajudge": (
-        lambda s, f: metajudge_key(s, f, f, f, 1),
+        lambda s, f: metajudge_key(s, f, Sources(f, f), 1),
         GENERATION | META | of("metajudge", {"opponents", "max_score_gap"}),
     ),
     "pairs": (
@@ -50,9 +50,12 @@ KEYS: dict[str, tuple[Callable[[Settings, Path], str], set[str]]] = {
         | {"seed", "judge.form", "judge.verdict", "judge.minimum_valid"}
         | of("metajudge", {"max_score_gap", "elo_penalty"}),
     ),
-    "agreement": (lambda s, f: agreement_key(s, f, f, 1), GENERATION | JUDGMENT),
+    "agreement": (lambda s, f: agreement_key(s, f, f, 1), GENERATION | JUDGMENT | {"judge.score"}),
     "held_out": (held_out_key, GENERATION | of("respond", SAMPLING)),
-    "duel": (lambda s, f: duel_key(s, f, f, f), GENERATION | JUDGMENT | of("evaluation", {"way", "duel_N"})),
+    "duel": (
+        lambda s, f: duel_key(s, f, f, f),
+        GENERATION | JUDGMENT | {"judge.score"} | of("evaluation", {"way", "duel_N"}),
+    ),
     "meta_agreement": (lambda s, f: meta_agreement_key(s, f, f), GENERATION | META | {"judge.verdict"}),
     "eft judgments": (judgments_key, GENERATION | JUDGMENT | WHICH_GROUPS),
     "eft": (eft_key, GENERATION | JUDGMENT | WHICH_GROUPS | of("eft", {"order", "downsample"})),

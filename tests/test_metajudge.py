@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ import judging.pairs
 import sampling.generate
 from files import read_jsonl, read_manifest, write_jsonl, write_manifest
 from judging.metajudge import comparison_record, metajudge_items, metajudge_key
+from judging.pairs import Sources
 from judging.rubric import meta_prompt
 from judging.scores import group_by
 from sampling.generate import read_units, request_seed
@@ -119,11 +121,15 @@ def test_the_key_knows_model_inputs_and_settings(tmp_path):
     for name in ("m", "r", "j", "other"):
         (tmp_path / name).write_text(name)
     paths = [tmp_path / name for name in ("m", "r", "j")]
-    keys = {metajudge_key(make_settings(), *paths, 1), metajudge_key(make_settings(), *paths, 2)}
-    keys.add(metajudge_key(make_settings(top_p=1.0), *paths, 1))
+
+    def key(settings, model: Path, responses: Path, judgments: Path, iteration: int = 1, **others: Path) -> str:
+        return metajudge_key(settings, model, Sources(responses, judgments, **others), iteration)
+
+    keys = {key(make_settings(), *paths), key(make_settings(), *paths, 2), key(make_settings(top_p=1.0), *paths)}
     for i in range(3):
-        keys.add(metajudge_key(make_settings(), *paths[:i], tmp_path / "other", *paths[i + 1 :], 1))
-    assert len(keys) == 6
+        keys.add(key(make_settings(), *paths[:i], tmp_path / "other", *paths[i + 1 :]))
+    keys.add(key(make_settings(), *paths, scores=tmp_path / "other"))
+    assert len(keys) == 7
 
 
 class MockEngine:
@@ -164,7 +170,7 @@ verdict = "first"
 
 def test_from_responses_to_pairs(tmp_path, monkeypatch):
     monkeypatch.setattr(sampling.generate, "load_engine", lambda settings, model_dir, log: MockEngine())
-    for module in (judging.judge, judging.metajudge, judging.pairs):
+    for module in (sampling.generate, judging.pairs):
         monkeypatch.setattr(module, "load_chat", lambda folder: CHAT)
     (tmp_path / "config.toml").write_text(CONFIG)
     (tmp_path / "model").mkdir()

@@ -17,9 +17,9 @@ import plan as command_line
 from bench.calibration import Measured, TrainingBench, fit, samples
 from dpo.data import Example
 from dpo.parallel import distributed
-from evaluation.agreement import agreement_items
 from evaluation.labelled import read_cases
 from files import UserError
+from judging.judge import judge_items
 from model.chat import load_chat
 from model.config import LlamaConfig
 from model.prepare import make_tiny
@@ -145,7 +145,7 @@ def test_requests_of_files_that_are_there(tiny):
     settings = changed(tiny, evaluation={"cases": cases, "comparisons": "data/evaluation/comparisons.jsonl"})
     chat = load_chat(settings.model.path)
     made = Requests(settings, chat)
-    real = list(agreement_items(read_cases(ROOT / cases), chat, settings, 1))
+    real = list(judge_items([case.response for case in read_cases(ROOT / cases)], chat, settings, 0, 1))
     assert made.agreement().requests == len(real) == 432
     assert [item.request(chat).ids for item in made.agreement().items] == [r.request(chat).ids for r in real]
     assert made.meta_agreement().requests == 240
@@ -167,7 +167,7 @@ def test_the_stages_are_those_of_a_run(tiny):
     assert by_name["iter1/responses"].requests == 8 * 3 and by_name["iter1/judgments"].requests == 8 * 3 * 4
     assert by_name["sft/checkpoint"].requests == 240 + 120
     assert run.pairs == [(4, 6), (4, 0)]
-    scores = changed(tiny, judge={"scores": "scores-{t}.jsonl"})
+    scores = changed(tiny, judge={"scores_file": "scores-{t}.jsonl"})
     scores = replace(scores, iteration=[Iteration(judge_pairs=False)])
     assert [s.kind for s in planned(scores).stages if s.name.startswith("iter1")] == ["respond", "pairs", "dpo"]
 

@@ -19,7 +19,7 @@ import sampling.generate
 from files import UserError, read_jsonl, read_manifest, write_jsonl
 from judging.prompts import Dropped, Filter, draw_examples, prompts_key, read_prompt, read_seeds, request_prompt
 from sampling.generate import read_units
-from sampling.request import Completion
+from sampling.request import Completion, Request
 from settings import Prompts, load_settings
 
 CHAT = SimpleNamespace(
@@ -171,12 +171,13 @@ class MockEngine:
 
     computed_tokens = 0
 
-    def __init__(self):
-        self.requests = []
+    def __init__(self, asked: list[list[Request]]):
+        self.asked = asked
 
     def run(self, requests, on_step=None):
+        self.asked.append([])
         for request in reversed(list(requests)):
-            self.requests.append(request)
+            self.asked[-1].append(request)
             draw = random.Random(request.seed)
             text = "Task 9: " + " ".join(draw.choices(WORDS, k=8))
             kind = draw.randrange(10)
@@ -208,21 +209,20 @@ evaluation = []
 
 @pytest.fixture
 def stage(tmp_path, monkeypatch):
-    """Runs the command on a config with lines of CONFIG replaced; returns the folder and the engines it loaded."""
+    """Runs the command on a config with lines of CONFIG replaced; returns the folder and its requests by unit."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "tokenizer.json").write_text("{}")
     write_jsonl(tmp_path / "seeds.jsonl", ROWS)
-    engines: list[MockEngine] = []
+    units: list[list[Request]] = []
 
     def load_engine(settings, model_dir, log):
-        engines.append(MockEngine())
-        return engines[-1]
+        return MockEngine(units)
 
     monkeypatch.setattr(sampling.generate, "load_engine", load_engine)
-    monkeypatch.setattr(judging.prompts, "load_chat", lambda folder: CHAT)
+    monkeypatch.setattr(sampling.generate, "load_chat", lambda folder: CHAT)
 
-    def run(out: str = "out", **options: int | str) -> tuple[Path, list[MockEngine]]:
-        engines.clear()
+    def run(out: str = "out", **options: int | str) -> tuple[Path, list[list[Request]]]:
+        units.clear()
         text = CONFIG.replace("{seeds}", str(tmp_path / "seeds.jsonl"))
         for key, value in options.items():
             text = re.sub(rf"^{key} = .*", f"{key} = {value}", text, flags=re.MULTILINE)
@@ -230,7 +230,7 @@ def stage(tmp_path, monkeypatch):
         flags = ["--config", tmp_path / "config.toml", "--model", tmp_path / "model", "--out", tmp_path / out]
         monkeypatch.setattr(sys, "argv", ["command", *map(str, flags)])
         judging.prompts.main()
-        return tmp_path / out, list(engines)
+        return tmp_path / out, list(units)
 
     return run
 
@@ -245,11 +245,11 @@ def records(out: Path) -> list[dict]:
 
 
 def test_rounds_until_there_are_enough(stage, capsys):
-    out, engines = stage()
+    out, units = stage()
     kept, sampled, manifest = list(read_jsonl(out / "prompts.jsonl")), records(out), read_manifest(out)
     assert [row["id"] for row in kept] == [f"new/{i:05}" for i in range(40)]
     counts = dict(manifest["counts"])
-    assert counts["kept"] == 40 and counts["attempts"] == len(sampled) == 20 * len(engines)
+    assert counts["kept"] == 40 and counts["attempts"] == len(sampled) == 20 * len(units)
     assert counts.pop("attempts") == sum(counts.values())
     assert counts.keys() - {"kept"} == set(Dropped)
     assert min(counts[k] for k in ("unlabelled", "truncated", "too_few_words", "word", "not_needed")) > 0
@@ -260,7 +260,7 @@ def test_rounds_until_there_are_enough(stage, capsys):
     assert len(by_id) == len(sampled) == len({row["seed"] for row in sampled})
     texts = {row["id"]: row["prompt"] for row in ROWS + kept}
     places = {row["id"]: place for place, row in enumerate(sampled)}
-    requests = {request.id: bytes(request.ids[1:]).decode() for engine in engines for request in engine.requests}
+    requests = {request.id: bytes(request.ids[1:]).decode() for unit in units for request in unit}
     for row in kept:
         attempt = by_id[row["attempt"]]
         assert row["prompt"] == read_prompt(attempt["text"], attempt["finish_reason"])
@@ -293,9 +293,9 @@ def test_a_killed_run_ends_in_the_same_bytes(stage, lost):
         folder = out / "rounds" / f"{number:04}"
         (folder / "manifest.json").unlink()
         sorted(folder.glob("units-*/*.jsonl"))[1].unlink()
-    _, engines = stage()
+    _, units = stage()
     assert contents(out) == before
-    assert [len(engine.requests) for engine in engines] == [7] * len(lost)
+    assert [len(unit) for unit in units] == [7] * len(lost)
 
 
 def test_a_run_killed_between_rounds(stage):
@@ -304,13 +304,13 @@ def test_a_run_killed_between_rounds(stage):
     (out / "manifest.json").unlink()
     shutil.rmtree(out / "rounds" / "0001")
     shutil.rmtree(out / "rounds" / "0002")
-    _, engines = stage()
-    assert contents(out) == before and len(engines) == 2
+    _, units = stage()
+    assert contents(out) == before and len(units) == 2
 
 
 def test_only_what_a_setting_changes_is_sampled_again(stage):
-    out, engines = stage()
-    rounds = len(engines)
+    out, units = stage()
+    rounds = len(units)
     assert stage(count=41)[1] == []  # the last round had more
     assert stage(count="40\nmax_words = 140")[1] == []  # none was so long
     assert len(stage(count="40\nmin_words = 1")[1]) >= rounds - 2  # "ha" is kept in the first round
@@ -321,22 +321,22 @@ def test_only_what_a_setting_changes_is_sampled_again(stage):
 
 
 def test_a_run_out_of_attempts_says_so(stage, capsys):
-    out, engines = stage(max_attempts=50, count=500)
+    out, units = stage(max_attempts=50, count=500)
     kept, counts = list(read_jsonl(out / "prompts.jsonl")), read_manifest(out)["counts"]
-    assert [len(engine.requests) for engine in engines] == [20, 20, 10]
+    assert [len(unit) for unit in units] == [20, 20, 10]
     assert counts["attempts"] == 50 and counts["kept"] == len(kept) and counts["not_needed"] == 0
     error = capsys.readouterr().err
     assert f"warning: {out}: {len(kept)} of the 500 prompts wanted: attempts 50, kept {len(kept)}, " in error
     assert f"word {counts['word']}" in error and "not_needed" not in error
-    _, engines = stage(max_attempts=60, count=500)
-    assert [len(engine.requests) for engine in engines] == [20]  # the last round, which has grown
+    _, units = stage(max_attempts=60, count=500)
+    assert [len(unit) for unit in units] == [20]  # the last round, which has grown
 
 
 def test_every_rank_filters_and_the_first_writes(stage, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(sampling.generate, "_rendezvous", lambda stage, key: (dist.HashStore(), 1))
-    out, engines = stage()
-    assert len(engines) > 1 and not (out / "prompts.jsonl").exists() and read_manifest(out) is None
+    out, units = stage()
+    assert len(units) > 1 and not (out / "prompts.jsonl").exists() and read_manifest(out) is None
     monkeypatch.setenv("RANK", "0")
     assert stage()[1] == [] and read_manifest(out)["counts"]["kept"] == 40
 

@@ -111,8 +111,8 @@ def test_mistakes_are_named(tmp_path, text, complaint):
         ("[plan]\ntraining_utilisation = 40", r"plan\.training_utilisation is 40\.0; it is a share"),
         ("[prompts]\nmin_words = 200", r"prompts\.min_words is 200; it must lie in \[1, max_words\]"),
         ("[prompts]\nwords = ['map', ' ']", r"prompts\.words has an empty entry"),
-        ('[judge]\nscores = "{t}.jsonl"', r"judge\.scores leaves no judgments to compare"),
-        ('[judge]\nscores = "s.jsonl"', r"judge\.scores is one file for several iterations"),
+        ('[judge]\nscores_file = "{t}.jsonl"', r"judge\.scores_file leaves no judgments to compare"),
+        ('[judge]\nscores_file = "s.jsonl"', r"judge\.scores_file is one file for several iterations"),
     ],
 )
 def test_settings_that_exclude_each_other(tmp_path, text, complaint):

@@ -65,7 +65,7 @@ class Folder:
         prompts = {row["prompt_id"]: row["prompt"] for row in responses}
         write_jsonl(self.folder / "prompts.jsonl", ({"id": key, "prompt": text} for key, text in prompts.items()))
         made = stage(self.folder / "responses", responses, weights="seed weights")
-        sources = Sources(made, scores=scores)
+        sources = Sources(made, scores_file=scores)
         if not scores:
             own = stage(self.folder / "judgments", judgments, weights="seed weights")
             against = None
