@@ -75,8 +75,8 @@ def _kept(row: Record, *keys: str) -> Record:
 def measure_judge(worker: Worker, cases: Path, N: int, way: Way, out: Path) -> dict[str, Any]:
     """The measurement of a model, which judges and has it written to `out` unless it is there."""
     key = agreement_key(worker.settings, worker.model_dir, cases, N, way)
-    if is_complete(out, key):
-        return read_report(out)
+    if is_complete(out, key) and "longer" in (found := read_report(out)):  # an older one says less
+        return found
     labelled = read_labelled(cases)
     work = out / ("judgments" if way == "scores" else "comparisons")
     rows = judged(worker, labelled, way, N, work, key)

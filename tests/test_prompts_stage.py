@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -171,13 +172,12 @@ class MockEngine:
 
     computed_tokens = 0
 
-    def __init__(self, asked: list[list[Request]]):
+    def __init__(self, asked: list[Request]):
         self.asked = asked
 
     def run(self, requests, on_step=None):
-        self.asked.append([])
         for request in reversed(list(requests)):
-            self.asked[-1].append(request)
+            self.asked.append(request)
             draw = random.Random(request.seed)
             text = "Task 9: " + " ".join(draw.choices(WORDS, k=8))
             kind = draw.randrange(10)
@@ -209,20 +209,20 @@ evaluation = []
 
 @pytest.fixture
 def stage(tmp_path, monkeypatch):
-    """Runs the command on a config with lines of CONFIG replaced; returns the folder and its requests by unit."""
+    """Runs the command on a config with lines of CONFIG replaced; returns the folder and its requests by round."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "tokenizer.json").write_text("{}")
     write_jsonl(tmp_path / "seeds.jsonl", ROWS)
-    units: list[list[Request]] = []
+    asked: list[Request] = []
 
     def load_engine(settings, model_dir, log):
-        return MockEngine(units)
+        return MockEngine(asked)
 
     monkeypatch.setattr(sampling.generate, "load_engine", load_engine)
     monkeypatch.setattr(sampling.generate, "load_chat", lambda folder: CHAT)
 
     def run(out: str = "out", **options: int | str) -> tuple[Path, list[list[Request]]]:
-        units.clear()
+        asked.clear()
         text = CONFIG.replace("{seeds}", str(tmp_path / "seeds.jsonl"))
         for key, value in options.items():
             text = re.sub(rf"^{key} = .*", f"{key} = {value}", text, flags=re.MULTILINE)
@@ -230,7 +230,7 @@ def stage(tmp_path, monkeypatch):
         flags = ["--config", tmp_path / "config.toml", "--model", tmp_path / "model", "--out", tmp_path / out]
         monkeypatch.setattr(sys, "argv", ["command", *map(str, flags)])
         judging.prompts.main()
-        return tmp_path / out, list(units)
+        return tmp_path / out, [list(own) for _, own in groupby(asked, lambda request: request.id.split("/")[1])]
 
     return run
 
@@ -245,11 +245,11 @@ def records(out: Path) -> list[dict]:
 
 
 def test_rounds_until_there_are_enough(stage, capsys):
-    out, units = stage()
+    out, rounds = stage()
     kept, sampled, manifest = list(read_jsonl(out / "prompts.jsonl")), records(out), read_manifest(out)
     assert [row["id"] for row in kept] == [f"new/{i:05}" for i in range(40)]
     counts = dict(manifest["counts"])
-    assert counts["kept"] == 40 and counts["attempts"] == len(sampled) == 20 * len(units)
+    assert counts["kept"] == 40 and counts["attempts"] == len(sampled) == 20 * len(rounds)
     assert counts.pop("attempts") == sum(counts.values())
     assert counts.keys() - {"kept"} == set(Dropped)
     assert min(counts[k] for k in ("unlabelled", "truncated", "too_few_words", "word", "not_needed")) > 0
@@ -260,7 +260,7 @@ def test_rounds_until_there_are_enough(stage, capsys):
     assert len(by_id) == len(sampled) == len({row["seed"] for row in sampled})
     texts = {row["id"]: row["prompt"] for row in ROWS + kept}
     places = {row["id"]: place for place, row in enumerate(sampled)}
-    requests = {request.id: bytes(request.ids[1:]).decode() for unit in units for request in unit}
+    requests = {request.id: bytes(request.ids[1:]).decode() for own in rounds for request in own}
     for row in kept:
         attempt = by_id[row["attempt"]]
         assert row["prompt"] == read_prompt(attempt["text"], attempt["finish_reason"])
@@ -293,9 +293,9 @@ def test_a_killed_run_ends_in_the_same_bytes(stage, lost):
         folder = out / "rounds" / f"{number:04}"
         (folder / "manifest.json").unlink()
         sorted(folder.glob("units-*/*.jsonl"))[1].unlink()
-    _, units = stage()
+    _, rounds = stage()
     assert contents(out) == before
-    assert [len(unit) for unit in units] == [7] * len(lost)
+    assert [len(own) for own in rounds] == [7] * len(lost)
 
 
 def test_a_run_killed_between_rounds(stage):
@@ -304,39 +304,39 @@ def test_a_run_killed_between_rounds(stage):
     (out / "manifest.json").unlink()
     shutil.rmtree(out / "rounds" / "0001")
     shutil.rmtree(out / "rounds" / "0002")
-    _, units = stage()
-    assert contents(out) == before and len(units) == 2
+    _, rounds = stage()
+    assert contents(out) == before and len(rounds) == 2
 
 
 def test_only_what_a_setting_changes_is_sampled_again(stage):
-    out, units = stage()
-    rounds = len(units)
+    out, rounds = stage()
+    count = len(rounds)
     assert stage(count=41)[1] == []  # the last round had more
     assert stage(count="40\nmax_words = 140")[1] == []  # none was so long
-    assert len(stage(count="40\nmin_words = 1")[1]) >= rounds - 2  # "ha" is kept in the first round
-    assert len(stage(count="40\ntemperature = 0.5")[1]) == rounds
+    assert len(stage(count="40\nmin_words = 1")[1]) >= count - 2  # "ha" is kept in the first round
+    assert len(stage(count="40\ntemperature = 0.5")[1]) == count
     before = contents(out)
     write_jsonl(out.parent / "seeds.jsonl", [*ROWS, {"id": "s10", "prompt": "one more"}])
     assert stage(count="40\ntemperature = 0.5")[1] != [] and contents(out) != before
 
 
 def test_a_run_out_of_attempts_says_so(stage, capsys):
-    out, units = stage(max_attempts=50, count=500)
+    out, rounds = stage(max_attempts=50, count=500)
     kept, counts = list(read_jsonl(out / "prompts.jsonl")), read_manifest(out)["counts"]
-    assert [len(unit) for unit in units] == [20, 20, 10]
+    assert [len(own) for own in rounds] == [20, 20, 10]
     assert counts["attempts"] == 50 and counts["kept"] == len(kept) and counts["not_needed"] == 0
     error = capsys.readouterr().err
     assert f"warning: {out}: {len(kept)} of the 500 prompts wanted: attempts 50, kept {len(kept)}, " in error
     assert f"word {counts['word']}" in error and "not_needed" not in error
-    _, units = stage(max_attempts=60, count=500)
-    assert [len(unit) for unit in units] == [20]  # the last round, which has grown
+    _, rounds = stage(max_attempts=60, count=500)
+    assert [len(own) for own in rounds] == [20]  # the last round, which has grown
 
 
 def test_every_rank_filters_and_the_first_writes(stage, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(sampling.generate, "_rendezvous", lambda stage, key: (dist.HashStore(), 1))
-    out, units = stage()
-    assert len(units) > 1 and not (out / "prompts.jsonl").exists() and read_manifest(out) is None
+    out, rounds = stage()
+    assert len(rounds) > 1 and not (out / "prompts.jsonl").exists() and read_manifest(out) is None
     monkeypatch.setenv("RANK", "0")
     assert stage()[1] == [] and read_manifest(out)["counts"]["kept"] == 40
 
