@@ -125,7 +125,7 @@ def test_other_answers_make_another_duel(tmp_path, monkeypatch):
             write_json(place.held_out / "report.json", {"characters": len(text)})
             write_manifest(place.held_out, "held-out", "", [place.held_out / "report.json"])
         Run(Path("c"), settings, tmp_path, cast(Launcher, None)).evaluate(Path("prompts.jsonl"), 1, Path("."))
-    first, second = keys["evaluation.duel"]
+    first, second = keys["evaluation.measure"]
     assert first != second
 
 

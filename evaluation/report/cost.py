@@ -9,7 +9,7 @@ from evaluation.report.sections import FULL, Card, Row, Run, Section, look_up, s
 from evaluation.report.standings import models
 from files import read_manifest
 
-PARTS = ("preparation", "answers", "scores", "judgments", "comparisons", "pairs", "training", "evaluation")
+PARTS = ("preparation", "answers", "judgments", "comparisons", "pairs", "training", "evaluation")
 """What a bar is made of; a part's place is its colour."""
 LOOP = {"respond": "answers", "score": "scores", "judge": "judgments", "metajudge": "comparisons"}
 LOOP |= {"pairs": "pairs", "train": "training"}
@@ -17,6 +17,7 @@ STAGES = {
     "new prompts": "preparation",
     "SFT's examples": "preparation",
     **{part: part for part in LOOP.values()},
+    "scores": "judgments",
     "held-out answers": "evaluation",
     "answers against the seed's": "evaluation",
     "judge with labelled responses": "evaluation",
