@@ -133,30 +133,34 @@ class Run:
             write_manifest(out, "seed-judge", key, [file for file in out.iterdir() if file.is_file()])
         return out
 
-    def evaluate(self, model: Path, t: int, initial: Path) -> Place:
-        """Measure M_t, or with t = -1 the seed, on held-out data: as judge, meta-judge, actor, and against the seed.
-
-        Runs share what they measure of the same weights.
-        """
-        place, seed, evaluation = Place.of(self.folder, t), self.seed_place, self.settings.evaluation
-        cases = Path(evaluation.cases.replace("{run}", str(self.folder))) if evaluation.cases else None
-        judge = against = None
+    def evaluate(self, model: Path, t: int, initial: Path) -> None:
+        """Measure M_t, or with t = -1 the seed, on held-out data: as judge, meta-judge, actor, and against the seed."""
+        evaluation, place, seed = self.settings.evaluation, Place.of(self.folder, t), self.seed_place
+        judge = None
         if evaluation.prompts and place != seed:
-            judge, against = chosen_model(evaluation.judge, "evaluation.judge", model, initial), seed.answers
-        judges = evaluation.seed_judges or place != seed or t == 0
+            judge = chosen_model(evaluation.judge, "evaluation.judge", model, initial)
+        self.measure(model, place, f"evaluation/{t}", judges=t >= 0 or evaluation.seed_judges, judge=judge)
+
+    def measure(self, model: Path, place: Place, name: str, judges: bool = True, judge: Path | None = None) -> None:
+        """Have a model measured; runs share what they measure of the same weights.
+
+        `judges`: whether as a judge and meta-judge, too. `judge`: who compares its answers with the seed's, if anyone.
+        """
+        named = self.settings.evaluation.cases
+        cases = Path(named.replace("{run}", str(self.folder))) if named else None
+        against = self.seed_place.answers if judge else None
         key = measure_key(self.settings, model, judges, cases, judge, against)
-        arguments: tuple[str | Path, ...] = ("--model", model) if judges else ("--model", model, "--answers-only")
-        arguments += ("--cases", cases) if cases else ()
-        arguments += ("--judge", judge, "--against", against) if judge and against else ()
         if is_complete(place.folder, key):
-            self.forecast.done(f"evaluation/{t}")
-            return place
+            self.forecast.done(name)
+            return
+        arguments: list[str | Path] = ["--model", model, *([] if judges else ["--answers-only"])]
+        for option, value in {"--cases": cases, "--judge": judge, "--against": against}.items():
+            arguments += [option, value] if value else []
         shared = Path("models") / "measured" / key[:12]
         shared.mkdir(parents=True, exist_ok=True)
         with held(shared):  # another run may want the same
-            self.stage("evaluation.measure", key, shared, *arguments, name=f"evaluation/{t}")
+            self.stage("evaluation.measure", key, shared, *arguments, name=name)
         copy_folder(shared, place.folder)
-        return place
 
     def evaluate_initial(self, initial: Path) -> None:
         """Measure the seed, where SFT makes M_0 another model, and M_0."""
@@ -332,10 +336,12 @@ def make_seed_judge(run: Run) -> None:
     write(seed, trained, sft.seed_judge_megabytes, path, **facts)
     measured: dict[str, float] = {}
     for name, model in (("trained", trained), ("merged", run.merged_judge(seed))):
-        run.settings = replace(run.settings, evaluation=replace(run.settings.evaluation, prompts="", instructions=""))
-        place = run.evaluate(model, 0, model)
-        measured[f"{name}_pairwise"] = read_report(place.agreement)["pairwise"]["value"]
-        measured[f"{name}_metajudge"] = read_report(place.meta_agreement)["agreement"]["value"]
+        place = Place(run.folder / "sft" / name)
+        run.measure(model, place, name)
+        if place.agreement.is_dir():
+            measured[f"{name}_pairwise"] = read_report(place.agreement)["pairwise"]["value"]
+        if place.meta_agreement.is_dir():
+            measured[f"{name}_metajudge"] = read_report(place.meta_agreement)["agreement"]["value"]
     print(json.dumps(annotate(path, **measured), indent=2))
 
 

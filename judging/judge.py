@@ -88,7 +88,8 @@ class Judging:
         """N judgments of each response."""
         items = list(judge_items(responses, self.worker.chat, self.worker.settings, self.iteration, self.N, self.stage))
         record = partial(judgment_record, chat=self.worker.chat, judge=self.judge)
-        self.worker.run(self.stage, items, out, key, record, judgment_example)
+        example = judgment_example if self.iteration else None  # an evaluation's is nothing to show
+        self.worker.run(self.stage, items, out, key, record, example)
         return list(read_units(out))
 
     def expected(self, responses: Sequence[Record], out: Path, key: str) -> list[Record]:

@@ -161,7 +161,8 @@ def test_a_frozen_metajudge_is_measured_as_itself(run_config, place):
     folder = run_config(write_config(place, "frozen-measured", text, "frozen-metajudge"))
     panel = bias(folder, 2)
     m0, m1 = (
-        json.loads((folder / where / "agreement.json").read_text()) for where in ("sft/meta-after", "iter1/agreement")
+        json.loads((folder / "evaluation" / where / "agreement.json").read_text())
+        for where in ("M0/metajudge", "M1/judge")
     )
     assert panel["meta_agreement"]["agreement"] == m0["agreement"] and panel["agreement"]["pairwise"] == m1["pairwise"]
     assert panel["weights"]["metajudge"] == bias(folder, 1)["weights"]["judge"] != panel["weights"]["judge"]

@@ -271,7 +271,7 @@ def test_a_seed_judge_replaces_the_training(place):
         "merged_pairwise",
     } <= set(facts)
     trained, merged = (
-        json.loads((place / "runs" / "kept" / "sft" / name / "agreement.json").read_text())
+        json.loads((place / "runs" / "kept" / "sft" / name / "judge" / "agreement.json").read_text())
         for name in ("trained", "merged")
     )
     assert abs(trained["parse_rate"] - merged["parse_rate"]) < 0.2

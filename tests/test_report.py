@@ -325,10 +325,12 @@ def test_models_of_several_runs_stand_under_their_names(tmp_path):
 
 def test_seconds_and_tokens_of_every_stage(made, tmp_path):
     shutil.copytree(made, tmp_path / "run")
-    folders = {"sft/before/judgments": 7, "sft/after/judgments": 8, "iter2/agreement/judgments": 40}
-    folders |= {"iter2/duel/verdicts": 50, "iter2/held-out/answers": 60, "iter2/meta-agreement/comparisons": 99}
+    folders = {"seed/judge/judgments": 7, "M0/judge/judgments": 8, "M2/judge/judgments": 40}
+    folders |= {"M2/wins/verdicts": 50, "M2/actor/answers": 60, "M2/metajudge/comparisons": 99}
     for name, seconds in folders.items():
-        write_manifest(tmp_path / "run" / name, "test", "key", [], seconds=seconds, new_tokens=100 * seconds)
+        write_manifest(
+            tmp_path / "run" / "evaluation" / name, "test", "key", [], seconds=seconds, new_tokens=100 * seconds
+        )
     write_report([tmp_path / "run"], tmp_path / "report.html")
     words = text_of(tmp_path / "report.html")
     for row in (
