@@ -14,13 +14,13 @@ import pytest
 import iterate
 from files import UserError, digest, is_complete, read_jsonl, read_manifest, write_jsonl
 from launch import Launcher
-from sampling.generate import read_units
+from sampling.generate import Worker, read_units
 from settings import load_settings
 
 ROOT = Path(__file__).parent.parent
 
 
-def in_process(self, module: str, key: str, out: Path, *arguments, distributed: bool = True) -> Path:
+def in_process(self, module: str, key: str, out: Path, *arguments, **_) -> Path:
     """`Run.stage` without the process."""
     if not is_complete(out, key):
         words = ["--config", self.config, *arguments, "--out", out]
@@ -163,6 +163,7 @@ def test_a_frozen_metajudge_is_measured_as_itself(run_config, place):
     m0, m1 = (
         json.loads((folder / "evaluation" / where / "agreement.json").read_text())
         for where in ("M0/metajudge", "M1/judge")
+        for where in ("M0/metajudge", "M1/judge")
     )
     assert panel["meta_agreement"]["agreement"] == m0["agreement"] and panel["agreement"]["pairwise"] == m1["pairwise"]
     assert panel["weights"]["metajudge"] == bias(folder, 1)["weights"]["judge"] != panel["weights"]["judge"]
@@ -203,9 +204,12 @@ def test_new_prompts_are_the_pool(run_config, place, monkeypatch, capsys):
     shutil.rmtree(place / "runs" / "prompts")
     others = [row["prompt"] for row in read_jsonl(ROOT / "data" / "prompts" / "evaluation.jsonl")]
     tasks = iter(f"Task 9: {text}" for text in others)
-    monkeypatch.setattr(
-        "judging.prompts.completion_fields", lambda *_: {"ids": [], "text": next(tasks), "finish_reason": "stop"}
-    )
+
+    class Writer(Worker):
+        def record(self, item, completion):
+            return item.record | {"ids": [], "text": next(tasks), "finish_reason": "stop"}
+
+    monkeypatch.setattr("judging.prompts.Worker", Writer)
     folder = run_config(config)
     pool = [row["prompt"] for row in read_jsonl(folder / "pool" / "prompts.jsonl")]
     assert len(pool) == 16 and set(pool) <= set(others)
