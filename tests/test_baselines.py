@@ -163,7 +163,6 @@ def test_a_frozen_metajudge_is_measured_as_itself(run_config, place):
     m0, m1 = (
         json.loads((folder / "evaluation" / where / "agreement.json").read_text())
         for where in ("M0/metajudge", "M1/judge")
-        for where in ("M0/metajudge", "M1/judge")
     )
     assert panel["meta_agreement"]["agreement"] == m0["agreement"] and panel["agreement"]["pairwise"] == m1["pairwise"]
     assert panel["weights"]["metajudge"] == bias(folder, 1)["weights"]["judge"] != panel["weights"]["judge"]
