@@ -6,6 +6,7 @@ The stages run in this process, one after the other, so that importing torch is 
 import json
 import shutil
 import sys
+from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 import iterate
 from files import UserError, digest, is_complete, read_jsonl, read_manifest, write_jsonl
+from judging.scores import group_by
 from launch import Launcher
 from sampling.generate import Worker, read_units
 from settings import load_settings
@@ -167,6 +169,28 @@ def test_a_frozen_metajudge_is_measured_as_itself(run_config, place):
     assert panel["meta_agreement"]["agreement"] == m0["agreement"] and panel["agreement"]["pairwise"] == m1["pairwise"]
     assert panel["weights"]["metajudge"] == bias(folder, 1)["weights"]["judge"] != panel["weights"]["judge"]
     assert panel["metajudge"]["model"] == "initial" and panel["metajudge"]["opponents"] == "all"
+
+
+@pytest.mark.parametrize("verdict", ["first", "last"])
+def test_expected_scores(run_config, place, verdict):
+    """With the verdict first, one response a prompt is judged, where judgments are compared; else all of them."""
+    text = f'[judge]\nscore = "expected"\nverdict = "{verdict}"\n[limits]\nparse_rate = 0.0\n'
+    folder = run_config(write_config(place, f"expected-{verdict}", text))
+    responses = list(read_units(folder / "iter1" / "responses"))
+    scores, judgments = (list(read_units(folder / "iter1" / name)) for name in ("scores", "judgments"))
+    assert len({row["response_id"] for row in judgments}) == (8 if verdict == "first" else len(responses))
+    if verdict == "first":
+        assert [row["response_id"] for row in scores] == [row["id"] for row in responses]
+        assert not (folder / "iter2" / "judgments").exists()  # no judge pairs, so nothing to compare
+    pairs = list(read_jsonl(folder / "iter1" / "pairs" / "actor.jsonl"))
+    own = group_by(scores, "response_id")
+    for pair in pairs:
+        for side in ("chosen", "rejected"):
+            known = [Fraction(str(row["score"])) for row in own[pair[f"{side}_id"]] if row["score"] is not None]
+            assert Fraction(pair[f"{side}_score"]) == sum(known) / len(known)
+    panel = bias(folder, 1)["judge"]
+    assert pairs and panel["score"] == "expected" and 0.5 < panel["digit_mass"] <= 1
+    assert (folder / "iter2" / "checkpoint" / "model.safetensors").is_file()
 
 
 def test_judgments_that_people_agree_with_become_sft_examples(run_config, place):
