@@ -175,13 +175,19 @@ def test_a_frozen_metajudge_is_measured_as_itself(run_config, place):
 def test_expected_scores(run_config, place, verdict):
     """With the verdict first, one response a prompt is judged, where judgments are compared; else all of them."""
     text = f'[judge]\nscore = "expected"\nverdict = "{verdict}"\n[limits]\nparse_rate = 0.0\n'
-    folder = run_config(write_config(place, f"expected-{verdict}", text))
+    folder = run_config(write_config(place, f"expected-{verdict}", text, "../tiny"))
     responses = list(read_units(folder / "iter1" / "responses"))
     scores, judgments = (list(read_units(folder / "iter1" / name)) for name in ("scores", "judgments"))
-    assert len({row["response_id"] for row in judgments}) == (8 if verdict == "first" else len(responses))
+    judged = {row["response_id"] for row in judgments}
     if verdict == "first":
         assert [row["response_id"] for row in scores] == [row["id"] for row in responses]
+        scored = group_by((row for row in scores if row["failure"] is None), "prompt_id")
+        highest = {name: max(row["variance"] for row in rows) for name, rows in scored.items()}
+        found = {row["prompt_id"]: row["variance"] for row in scores if row["response_id"] in judged}
+        assert found == highest and len(judged) == len(highest) > 4
         assert not (folder / "iter2" / "judgments").exists()  # no judge pairs, so nothing to compare
+    else:
+        assert judged == {row["id"] for row in responses}
     pairs = list(read_jsonl(folder / "iter1" / "pairs" / "actor.jsonl"))
     own = group_by(scores, "response_id")
     for pair in pairs:
