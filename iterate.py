@@ -146,8 +146,10 @@ class Run:
 
         `judges`: whether as a judge and meta-judge, too. `judge`: who compares its answers with the seed's, if anyone.
         """
-        named = self.settings.evaluation.cases
-        cases = Path(named.replace("{run}", str(self.folder))) if named else None
+        evaluation = self.settings.evaluation
+        cases = Path(evaluation.cases.replace("{run}", str(self.folder))) if evaluation.cases else None
+        if not (evaluation.instructions or evaluation.prompts or judges and (cases or evaluation.comparisons)):
+            return
         against = self.seed_place.answers if judge else None
         key = measure_key(self.settings, model, judges, cases, judge, against)
         if is_complete(place.folder, key):
