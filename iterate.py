@@ -148,7 +148,7 @@ class Run:
         """
         evaluation = self.settings.evaluation
         cases = Path(evaluation.cases.replace("{run}", str(self.folder))) if evaluation.cases else None
-        if not (evaluation.instructions or evaluation.prompts or judges and (cases or evaluation.comparisons)):
+        if not (evaluation.instructions or evaluation.prompts or (judges and (cases or evaluation.comparisons))):
             return
         against = self.seed_place.answers if judge else None
         key = measure_key(self.settings, model, judges, cases, judge, against)
