@@ -46,6 +46,9 @@ from sampling.engine import Engine
 from sampling.request import Completion, Request, Sampling
 from settings import Settings, as_dict, load_settings
 
+EXAMPLES = 8
+"""Records of a unit of which one is shown to the user."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -143,7 +146,8 @@ class Worker:
         """Complete all items and write `out`/units-*/*.jsonl and the manifest.
 
         Returns when the manifest is there. Nothing is done when `out` is complete for `key` already. `record` makes
-        what is written of a completion. The first record of which `example` makes a text is shown to the user.
+        what is written of a completion. Of a unit's first few records, the first of which `example` makes a text is
+        shown to the user.
         """
         if is_complete(out, key):
             return
@@ -158,10 +162,11 @@ class Worker:
         computed = self._engine.computed_tokens if self._engine else 0
         for index in claims(store, longest_first(units), paths):
             engine, unit, rows = self.engine(log=rank == 0), units[index], {}
-            named = {item.name: item for item in unit}
+            named, shown = {item.name: item for item in unit}, {item.name for item in unit[:EXAMPLES]}
             for completion in engine.run([item.request(self.chat) for item in unit]):
                 rows[completion.id] = record(named[completion.id], completion)
-                if example and (text := example(rows[completion.id])):
+                # Not just any: those that end early are the shortest.
+                if example and completion.id in shown and (text := example(rows[completion.id])):
                     tqdm.write(text, file=sys.stderr)
                     example = None
                 bar.update()
