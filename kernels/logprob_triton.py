@@ -194,8 +194,9 @@ class _LinearLogprob(torch.autograd.Function):
             grad_hidden_td = hidden_td.new_zeros(hidden_td.shape, dtype=torch.float32)
         if ctx.needs_input_grad[1]:
             grad_weight_vd = weight_vd.new_empty(weight_vd.shape)
-        # A row stride that is a multiple of 16: with any other the kernel runs out of registers.
-        buffer_tr = hidden_td.new_empty(len(hidden_td), triton.cdiv(min(tile_rows, vocabulary), 16) * 16)
+        # A row stride that is a multiple of 16: with any other the kernel runs out of registers. Zeros, because oneDNN
+        # multiplies what lies behind a row's end by 0, and that must not be NaN.
+        buffer_tr = hidden_td.new_zeros(len(hidden_td), triton.cdiv(min(tile_rows, vocabulary), 16) * 16)
         for start in range(0, vocabulary, tile_rows):
             weight_rd = weight_vd[start : start + tile_rows]
             slope_tr = buffer_tr[:, : len(weight_rd)]
