@@ -111,7 +111,7 @@ def test_what_new_memory_holds_does_not_matter(device, dtype):
     """Deterministic algorithms fill new memory with NaN. oneDNN's bf16 product reads behind the end of strided rows."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        check(device, [case(129, 48, 1111, dtype)], 300)
+        check(device, [case(129, 48, 1000, dtype)], 131)
     finally:
         torch.use_deterministic_algorithms(False)
 
