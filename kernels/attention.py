@@ -68,7 +68,9 @@ class Segments:
 def varlen_attention(q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, segments: Segments) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over the keys that each query sees; [t, h, d] in q's dtype.
 
-    Scores, weights and their slopes are fp32, of `ROWS` queries at a time; backward computes them again.
+    A segment's own keys and its prefix's are parts of their own, merged by their sums of exponentials: so no keys are
+    put together, and a mask is left to the diagonal. Scores, weights and their slopes are fp32; backward computes them
+    again, of `ROWS` queries at a time.
     """
     return _VarlenAttention.apply(q_thd, k_tkd, v_tkd, segments)
 
@@ -76,67 +78,81 @@ def varlen_attention(q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, segments: Segm
 class _VarlenAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q_thd, k_tkd, v_tkd, segments):
-        ctx.save_for_backward(q_thd, k_tkd, v_tkd)
-        ctx.segments = segments
         out_thd = torch.empty_like(q_thd, memory_format=torch.contiguous_format)
-        for first, last, keys in _blocks(segments):
-            k_knd, v_knd = (_rows(x, keys) for x in (k_tkd, v_tkd))
-            weights = _weights(_folded(q_thd[first:last], len(k_knd)), k_knd, last - first)
-            out_thd[first:last] = _unfolded(torch.bmm(weights.to(v_knd.dtype), v_knd), last - first)
+        logsumexp_th = q_thd.new_empty(q_thd.shape[:2], dtype=torch.promote_types(q_thd.dtype, torch.float32))
+        attend, rows = (_fused, len(q_thd)) if q_thd.device.type == "cpu" else (_plain, ROWS)
+        for queries, keys, diagonal in _blocks(segments, rows):
+            part_rhd, part_rh = attend(q_thd[queries], k_tkd[keys], v_tkd[keys], diagonal)
+            if not diagonal:  # which comes first
+                so_far_rh, out_rhd = logsumexp_th[queries], out_thd[queries]
+                share_rh1 = torch.sigmoid(part_rh - so_far_rh)[..., None]
+                part_rhd = torch.lerp(*(x.to(share_rh1.dtype) for x in (out_rhd, part_rhd)), share_rh1)
+                part_rh = torch.logaddexp(part_rh, so_far_rh)
+            out_thd[queries], logsumexp_th[queries] = part_rhd, part_rh
+        ctx.save_for_backward(q_thd, k_tkd, v_tkd, out_thd, logsumexp_th)
+        ctx.segments = segments
         return out_thd
 
     @staticmethod
     def backward(ctx, grad_thd):
-        """With P the weights and c = 1 / sqrt(d): dv = P^T do, dS = P (do v^T - sum_j P do v^T), dq = c dS k,
+        """With P the weights, o the result and c = 1 / sqrt(d): dv = P^T do, dS = P (do v^T - sum_d do o), dq = c dS k,
         dk = c dS^T q."""
-        q_thd, k_tkd, v_tkd = ctx.saved_tensors
-        grad_q = torch.empty_like(q_thd, memory_format=torch.contiguous_format)
-        grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (k_tkd, v_tkd))
-        for first, last, keys in _blocks(ctx.segments):
-            k_knd, v_knd = (_rows(x, keys) for x in (k_tkd, v_tkd))
-            q_krd, grad_krd = (_folded(x[first:last], len(k_knd)) for x in (q_thd, grad_thd))
-            weights = _weights(q_krd, k_knd, last - first)
-            slope = torch.bmm(grad_krd.float() * q_thd.shape[2] ** -0.5, v_knd.float().transpose(1, 2))
-            slope.sub_(torch.linalg.vecdot(weights, slope)[..., None]).mul_(weights)
-            weights, slope = weights.to(q_thd.dtype), slope.to(q_thd.dtype)
-            grad_q[first:last] = _unfolded(torch.bmm(slope, k_knd), last - first)
-            for total, rows, columns in ((grad_k, slope, q_krd), (grad_v, weights, grad_krd)):
-                part, done = torch.bmm(rows.transpose(1, 2), columns).transpose(0, 1), 0
-                for run in keys:
-                    total[run.start : run.stop] += part[done : done + len(run)]
-                    done += len(run)
-        return grad_q, grad_k.to(k_tkd.dtype), grad_v.to(v_tkd.dtype), None
+        q_thd, k_tkd, v_tkd, out_thd, logsumexp_th = ctx.saved_tensors
+        heads, kv_heads, scale = q_thd.shape[1], k_tkd.shape[1], q_thd.shape[2] ** -0.5
+        q, k, v, grad = (_by_head(x, heads, logsumexp_th.dtype) for x in (q_thd, k_tkd, v_tkd, grad_thd))
+        q = q * scale
+        logsumexp_ht1 = logsumexp_th.t()[..., None]
+        mean_ht1 = torch.linalg.vecdot(grad, _by_head(out_thd, heads, grad.dtype))[..., None]
+        grad_q, grad_k, grad_v = (torch.zeros_like(q) for _ in range(3))
+        for rows, keys, diagonal in _blocks(ctx.segments, ROWS):
+            weights = torch.bmm(q[:, rows], k[:, keys].transpose(1, 2)).sub_(logsumexp_ht1[:, rows]).exp_()
+            if diagonal:
+                weights.tril_()
+            slope = torch.bmm(grad[:, rows], v[:, keys].transpose(1, 2)).sub_(mean_ht1[:, rows]).mul_(weights)
+            grad_q[:, rows] += torch.bmm(slope, k[:, keys])
+            grad_k[:, keys] += torch.bmm(slope.transpose(1, 2), q[:, rows])
+            grad_v[:, keys] += torch.bmm(weights.transpose(1, 2), grad[:, rows])
+        grad_k, grad_v = (x.unflatten(0, (kv_heads, -1)).sum(1) for x in (grad_k, grad_v))
+        return *(x.transpose(0, 1).to(q_thd.dtype) for x in (grad_q.mul_(scale), grad_k, grad_v)), None
 
 
-def _blocks(segments: Segments) -> Iterator[tuple[int, int, list[range]]]:
-    """Runs of at most `ROWS` queries of one segment, [first, last), and the runs of keys up to the last of them."""
+def _blocks(segments: Segments, most: int) -> Iterator[tuple[slice, slice, bool]]:
+    """Which queries see which keys: runs of at most `most` queries of one segment with themselves, each seeing those up
+    to itself (True), then with keys that all of them see (False)."""
     for start, end, prefix in segments.ranges():
-        for first in range(start, end, ROWS):
-            last = min(first + ROWS, end)
-            yield first, last, [run for run in (prefix, range(start, last)) if len(run)]
+        for first in range(start, end, most):
+            queries = slice(first, min(first + most, end))
+            yield queries, queries, True
+            for keys in (prefix, range(start, first)):
+                if len(keys):
+                    yield queries, slice(keys.start, keys.stop), False
 
 
-def _rows(x_tkd: Tensor, runs: list[range]) -> Tensor:
-    """The rows of all runs, [k, n, d]."""
-    return torch.cat([x_tkd[run.start : run.stop].transpose(0, 1) for run in runs], dim=1)
+def _by_head(x_tkd: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+    """[h, t, d], contiguous; a key-value head stands there once for each of its query heads."""
+    x_ktd = x_tkd.to(dtype).transpose(0, 1)
+    repeats = heads // len(x_ktd)
+    return x_ktd.contiguous() if repeats == 1 else x_ktd.repeat_interleave(repeats, 0)
 
 
-def _folded(x_rhd: Tensor, kv_heads: int) -> Tensor:
-    """[k, g r, d]: the query heads of one key-value head, g of them, are rows of one product."""
-    return x_rhd.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)
+def _fused(q_rhd: Tensor, k_nkd: Tensor, v_nkd: Tensor, diagonal: bool) -> tuple[Tensor, Tensor]:
+    """Attention [r, h, d] of a block, and the logarithm of its sum of exponentials [r, h]: PyTorch's kernel for CPUs."""
+    parts = (x.transpose(0, 1)[None] for x in (q_rhd, k_nkd, v_nkd))
+    out_hrd, logsumexp_hr = (
+        x[0] for x in torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts, is_causal=diagonal)
+    )
+    return out_hrd.transpose(0, 1), logsumexp_hr.t()
 
 
-def _unfolded(x_krd: Tensor, rows: int) -> Tensor:
-    """[r, h, d] again."""
-    return x_krd.unflatten(1, (-1, rows)).permute(2, 0, 1, 3).flatten(1, 2)
-
-
-def _weights(q_krd: Tensor, k_knd: Tensor, rows: int) -> Tensor:
-    """softmax(q k^T / sqrt(d)), fp32 [k, g r, n], of `rows` queries a head, the last of which sees all n keys."""
-    scores = torch.bmm(q_krd.float() * q_krd.shape[2] ** -0.5, k_knd.float().transpose(1, 2))
-    future = torch.ones(rows, rows, dtype=torch.bool, device=scores.device).triu_(1)
-    scores.unflatten(1, (-1, rows))[..., -rows:].masked_fill_(future, -torch.inf)
-    return scores.softmax(-1)
+def _plain(q_rhd: Tensor, k_nkd: Tensor, v_nkd: Tensor, diagonal: bool) -> tuple[Tensor, Tensor]:
+    """The same on another device."""
+    dtype = torch.promote_types(q_rhd.dtype, torch.float32)
+    q, k, v = (_by_head(x, q_rhd.shape[1], dtype) for x in (q_rhd, k_nkd, v_nkd))
+    scores = torch.bmm(q * q.shape[2] ** -0.5, k.transpose(1, 2))
+    if diagonal:
+        scores.masked_fill_(torch.ones_like(scores[0], dtype=torch.bool).triu_(1), -torch.inf)
+    logsumexp_hr = scores.logsumexp(-1)
+    return torch.bmm(scores.sub_(logsumexp_hr[..., None]).exp_(), v).transpose(0, 1), logsumexp_hr.t()
 
 
 class VarlenAttention:

@@ -44,23 +44,29 @@ class _LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_t):
-        """With g the incoming gradient, that of the logits is g (onehot(target) - softmax)."""
+        """With g the incoming gradient, that of the logits is -g (softmax - onehot(target)).
+
+        A token's g scales whole rows: it waits for the products, or is in the hidden states before them.
+        """
         hidden_td, weight_vd, targets_t, logsumexp_t = ctx.saved_tensors
         tile_rows = ctx.tile_rows
+        scaled_td = (hidden_td * -grad_t[:, None]).to(hidden_td.dtype)
         grad_hidden_td = torch.zeros_like(hidden_td, dtype=torch.float32)
         grad_weight_vd = torch.empty_like(weight_vd)
-        product_td = torch.empty_like(hidden_td)
         buffers = _buffers(hidden_td, tile_rows)
         for start in range(0, len(weight_vd), tile_rows):
             weight_rd = weight_vd[start : start + tile_rows]
             logits_tr = _logits(hidden_td, weight_rd, buffers)
             column_t, inside_t = _columns(targets_t, start, len(weight_rd))
-            slope_tr = logits_tr.sub_(logsumexp_t[:, None]).exp_().mul_(-grad_t[:, None])
-            slope_tr.scatter_add_(1, column_t[:, None], torch.where(inside_t, grad_t, 0.0)[:, None])
+            slope_tr = logits_tr.sub_(logsumexp_t[:, None]).exp_()
+            slope_tr.scatter_add_(1, column_t[:, None], -inside_t[:, None].to(slope_tr.dtype))
             slope_tr = _like(slope_tr, hidden_td, buffers)
-            grad_hidden_td += torch.mm(slope_tr, weight_rd, out=product_td)
-            torch.mm(slope_tr.t(), hidden_td, out=grad_weight_vd[start : start + tile_rows])
-        return grad_hidden_td.to(hidden_td.dtype), grad_weight_vd, None, None
+            if hidden_td.dtype == torch.float32:
+                grad_hidden_td.addmm_(slope_tr, weight_rd)
+            else:
+                grad_hidden_td += slope_tr @ weight_rd
+            torch.mm(slope_tr.t(), scaled_td, out=grad_weight_vd[start : start + tile_rows])
+        return grad_hidden_td.mul_(-grad_t[:, None]).to(hidden_td.dtype), grad_weight_vd, None, None
 
 
 def _buffers(hidden_td: Tensor, tile_rows: int) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ class _SwiGLU(torch.autograd.Function):
     def forward(ctx, gate_up, weight_di):
         ctx.save_for_backward(gate_up, weight_di)
         gate, up = gate_up.chunk(2, dim=-1)
-        return linear(F.silu(gate) * up, weight_di)
+        return linear(F.silu(gate).mul_(up), weight_di)
 
     @staticmethod
     def backward(ctx, grad_td):
@@ -33,5 +33,8 @@ class _SwiGLU(torch.autograd.Function):
         silu_ti = F.silu(gate)
         grad_weight_di = grad_td.t() @ (silu_ti * up)
         grad_ti = grad_td @ weight_di
-        grad_gate_ti = torch.ops.aten.silu_backward(grad_ti * up, gate)
-        return torch.cat((grad_gate_ti, grad_ti * silu_ti), dim=-1), grad_weight_di
+        grad_gate_up = torch.empty_like(gate_up)
+        grad_gate_ti, grad_up_ti = grad_gate_up.chunk(2, dim=-1)
+        torch.mul(grad_ti, silu_ti, out=grad_up_ti)
+        torch.ops.aten.silu_backward(grad_ti.mul_(up), gate, grad_input=grad_gate_ti)
+        return grad_gate_up, grad_weight_di
