@@ -9,6 +9,8 @@ PYTHON ?= python3
 
 BIN    := .venv/bin
 export PYTHONPATH := .
+# Threads that wait for others soon sleep: launch.py says why.
+export GOMP_SPINCOUNT ?= 1000
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: setup doctor plan iterate report rehearse stand-in sft test test-peers test-gpu kernels bench check clean

@@ -51,7 +51,7 @@ from launch import Launcher
 from lock import held
 from model.lowrank import annotate, merge, read_facts, write
 from model.prepare import prepare
-from sampling.generate import respond_key
+from sampling.generate import generating_ranks, respond_key
 from settings import Evaluation, Settings, as_dict, load_settings
 from summary import print_summary, write_summary
 
@@ -70,11 +70,13 @@ class Run:
         out: Path,
         *arguments: str | Path,
         distributed: bool = True,
+        generates: bool = True,
         also: tuple[Path, str] | None = None,
         name: str = "",
     ) -> Path:
         """Have `module` fill the folder `out`, unless it is complete; on all ranks if it is `distributed`.
 
+        `generates`: whether its ranks are independent, so that on a CPU a rank may be several of one thread each.
         `also`: a second folder that the module fills, and its key. `name`: the forecast's, if it is not the folder's.
         """
         name = name or "/".join(out.parts[-2:])
@@ -84,7 +86,8 @@ class Run:
         with self.forecast.stage(name) as told:
             print(f"[{time.strftime('%H:%M:%S')}] {module} -> {out}" + (f"  ({told})" if told else ""), flush=True)
             words = ("--config", self.config, *arguments, "--out", out)
-            if code := self.launcher.run(module, words, "-".join(out.parts[-2:]), distributed):
+            split = generating_ranks(self.settings.engine) if generates else 1
+            if code := self.launcher.run(module, words, "-".join(out.parts[-2:]), distributed, split):
                 raise SystemExit(code)
         return out
 
@@ -109,7 +112,7 @@ class Run:
         arguments = ("--stage", "sft", "--model", seed, "--data", data, "--work", shared / "work")
         shared.mkdir(parents=True, exist_ok=True)
         with held(shared):  # another run may want the same
-            return self.stage("dpo.train", key, shared / "checkpoint", *arguments)
+            return self.stage("dpo.train", key, shared / "checkpoint", *arguments, generates=False)
 
     def eft(self, seed: Path) -> list[Path]:
         """Judging examples from human rankings, where the config names any."""
@@ -234,7 +237,7 @@ class Run:
         reference = model if settings.dpo.reference == "previous" else initial
         key = train_key("dpo", settings, t, model, reference, list(data))
         arguments = ("--stage", "dpo", "--reference", reference, "--data", *data, "--work", folder / "train")
-        return self.stage("dpo.train", key, folder / "checkpoint", *at, *arguments)
+        return self.stage("dpo.train", key, folder / "checkpoint", *at, *arguments, generates=False)
 
     def judged(self, t: int, model: Path, responses: Path) -> Sources:
         """What the judge says of the responses: judgments, expected scores, or both."""

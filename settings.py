@@ -39,7 +39,8 @@ class Model:
 @dataclass(frozen=True)
 class Engine:
     threads: int = 2
-    """CPU threads a rank: a setting, not a reading of the machine, since results in bfloat16 depend on it."""
+    """CPU threads a rank: a setting, not a reading of the machine, since training in bfloat16 depends on it. Where
+    there is no GPU, generation starts as many ranks of one thread each instead."""
     block_size: int = 16
     """Tokens a block of the KV cache."""
     blocks: int = 4096
@@ -51,7 +52,7 @@ class Engine:
     cuda_graphs: bool = True
     """On CUDA, with `attention = "triton"`, decode with graphs. Off: op by op, for debugging."""
     unit_requests: int = 256
-    """Requests a work unit, rounded up to whole prompts."""
+    """Requests a work unit at most, but for whole prompts."""
 
 
 @dataclass(frozen=True)

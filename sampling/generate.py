@@ -8,6 +8,7 @@ on any number of ranks, ends with the same bytes, and does only what is missing.
 import argparse
 import gc
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -44,6 +45,7 @@ from model.weights import load_model
 from progress import progress
 from sampling.engine import Engine
 from sampling.request import Completion, Request, Sampling
+from settings import Engine as Options
 from settings import Settings, as_dict, load_settings
 
 EXAMPLES = 8
@@ -104,11 +106,13 @@ def generation_key(
     return stage_key(stage, facts, inputs)
 
 
-def cut_units(items: Iterable[Item], unit_requests: int) -> list[list[Item]]:
-    """Consecutive items in units of at least `unit_requests`, whole groups only."""
+def cut_units(items: list[Item], unit_requests: int) -> list[list[Item]]:
+    """Consecutive items in units of about equal size, `unit_requests` at most but for whole groups; an even number, so
+    that two ranks have as much to do."""
     units: list[list[Item]] = []
-    for item in items:
-        full = units and len(units[-1]) >= unit_requests and units[-1][-1].group != item.group
+    size = len(items) / (2 * math.ceil(len(items) / unit_requests / 2) or 1)
+    for i, item in enumerate(items):
+        full = units and i >= len(units) * size and units[-1][-1].group != item.group
         if not units or full:
             units.append([])
         units[-1].append(item)
@@ -330,10 +334,19 @@ def _shared_store() -> tuple[dist.Store, int]:
     return store, rank
 
 
+def generating_ranks(options: Options) -> int:
+    """How many ranks of a generating stage take the place of one: on a CPU one a thread.
+
+    Threads of one rank wait for each other some thousand times a second; ranks never do, and beside other programs lose
+    only what those take.
+    """
+    return 1 if torch.cuda.is_available() else options.threads
+
+
 def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine:
     """An engine by the settings; says on standard error in what it computes, and how much memory its cache takes."""
     device, options = local_device(), settings.engine
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(max(options.threads // generating_ranks(options), 1))
     gc.collect()  # an engine of an earlier round, kept by a cycle, would keep its cache
     model = load_model(model_dir, compute_dtype(settings.model.dtype, device), device).pack()
     engine = Engine(
@@ -347,7 +360,8 @@ def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine
     )
     if log:
         dtype, cache = str(engine.cache.dtype).removeprefix("torch."), engine.cache
-        where = f"{device}, {options.threads} threads" if device.type == "cpu" else f"{device}"
+        ranks = os.environ.get("WORLD_SIZE", "1")
+        where = f"{device}, {ranks} ranks of a thread each" if device.type == "cpu" else f"{device}"
         tokens = options.blocks * options.block_size
         tqdm.write(f"{dtype} on {where}; KV cache {cache.nbytes / 2**20:.0f} MiB, {tokens} tokens", file=sys.stderr)
     return engine

@@ -20,7 +20,7 @@ def items(count: int, group_size: int) -> list[Item]:
 
 def test_units_hold_whole_groups():
     units = cut_units(items(20, 4), 6)
-    assert [len(unit) for unit in units] == [8, 8, 4]
+    assert [len(unit) for unit in units] == [8, 4, 4, 4]
     assert [item.name for unit in units for item in unit] == [f"i{n}" for n in range(20)]
 
 
