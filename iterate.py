@@ -51,7 +51,7 @@ from launch import Launcher
 from lock import held
 from model.lowrank import annotate, merge, read_facts, write
 from model.prepare import prepare
-from sampling.generate import generating_ranks, respond_key
+from sampling.generate import respond_key
 from settings import Evaluation, Settings, as_dict, load_settings
 from summary import print_summary, write_summary
 
@@ -70,13 +70,10 @@ class Run:
         out: Path,
         *arguments: str | Path,
         distributed: bool = True,
-        generates: bool = True,
         also: tuple[Path, str] | None = None,
         name: str = "",
     ) -> Path:
         """Have `module` fill the folder `out`, unless it is complete; on all ranks if it is `distributed`.
-
-        `generates`: whether its ranks are independent, so that on a CPU a rank may be several of one thread each.
         `also`: a second folder that the module fills, and its key. `name`: the forecast's, if it is not the folder's.
         """
         name = name or "/".join(out.parts[-2:])
@@ -86,8 +83,7 @@ class Run:
         with self.forecast.stage(name) as told:
             print(f"[{time.strftime('%H:%M:%S')}] {module} -> {out}" + (f"  ({told})" if told else ""), flush=True)
             words = ("--config", self.config, *arguments, "--out", out)
-            split = generating_ranks(self.settings.engine) if generates else 1
-            if code := self.launcher.run(module, words, "-".join(out.parts[-2:]), distributed, split):
+            if code := self.launcher.run(module, words, "-".join(out.parts[-2:]), distributed):
                 raise SystemExit(code)
         return out
 
@@ -112,7 +108,7 @@ class Run:
         arguments = ("--stage", "sft", "--model", seed, "--data", data, "--work", shared / "work")
         shared.mkdir(parents=True, exist_ok=True)
         with held(shared):  # another run may want the same
-            return self.stage("dpo.train", key, shared / "checkpoint", *arguments, generates=False)
+            return self.stage("dpo.train", key, shared / "checkpoint", *arguments)
 
     def eft(self, seed: Path) -> list[Path]:
         """Judging examples from human rankings, where the config names any."""
@@ -215,6 +211,10 @@ class Run:
         at: tuple[str | Path, ...] = ("--iteration", str(t), "--model", model)
         prompts = folder / "prompts.jsonl"
         key = respond_key(settings, model, prompts, t)
+        if t == 1 and not (settings.judge.scores_file or list((folder / "responses").glob("units-*/*"))):
+            words = ("--config", self.config, "--model", model, "--prompts", prompts)
+            if code := self.launcher.run("judging.preview", words, "preview", distributed=False):
+                raise SystemExit(code)
         responses = self.stage("sampling.generate", key, folder / "responses", *at, "--prompts", prompts)
 
         sources = Sources(responses, scores_file=self.external_scores(t, responses))
@@ -229,7 +229,7 @@ class Run:
 
         key = pairs_key(settings, t, model, sources)
         pairs = self.stage("judging.pairs", key, folder / "pairs", *at, *sources.arguments(), distributed=False)
-        if t == 1:  # not before: the first responses and judgments are what one waits for
+        if t == 1:  # not before: an iteration is what one waits for
             self.evaluate_initial(initial)
         self.check(t, sources, pairs)
 
@@ -237,7 +237,7 @@ class Run:
         reference = model if settings.dpo.reference == "previous" else initial
         key = train_key("dpo", settings, t, model, reference, list(data))
         arguments = ("--stage", "dpo", "--reference", reference, "--data", *data, "--work", folder / "train")
-        return self.stage("dpo.train", key, folder / "checkpoint", *at, *arguments, generates=False)
+        return self.stage("dpo.train", key, folder / "checkpoint", *at, *arguments)
 
     def judged(self, t: int, model: Path, responses: Path) -> Sources:
         """What the judge says of the responses: judgments, expected scores, or both."""

@@ -74,19 +74,14 @@ class Launcher:
             mend = "take another port" if first else "start the same command with --node 0 there"
             raise UserError(f"{self.head}: {_first_line(error)}; {mend}") from None
 
-    def run(
-        self, module: str, arguments: Sequence[str | Path], name: str, distributed: bool = True, split: int = 1
-    ) -> int:
-        """The exit code of `python -m module arguments`, on all ranks if it is `distributed`; `name` is its logs'.
-
-        `split`: how many ranks take the place of each.
-        """
-        words, ranks = [str(word) for word in arguments], self.ranks * split
-        if not distributed or ranks * self.nodes == 1:
+    def run(self, module: str, arguments: Sequence[str | Path], name: str, distributed: bool = True) -> int:
+        """The exit code of `python -m module arguments`, on all ranks if it is `distributed`; `name` is its logs'."""
+        words = [str(word) for word in arguments]
+        if not distributed or self.ranks * self.nodes == 1:
             return self._wait(subprocess.Popen([sys.executable, "-m", module, *words], env=_environment()))
         self.orders += 1
-        self._tell(f"order/{self.orders}", {"module": module, "arguments": words, "name": name, "ranks": ranks})
-        return self._wait(self._agent(module, words, name, ranks))
+        self._tell(f"order/{self.orders}", {"module": module, "arguments": words, "name": name})
+        return self._wait(self._agent(module, words, name))
 
     def follow(self) -> int:
         """On a node besides the first: take part in the stages that it starts, until it ends; its exit code."""
@@ -96,7 +91,7 @@ class Launcher:
             while "exit" not in (order := self._order()):
                 self.orders += 1
                 print(f"[{time.strftime('%H:%M:%S')}] {order['module']} (node {self.node} of {self.nodes})", flush=True)
-                if code := self._wait(self._agent(order["module"], order["arguments"], order["name"], order["ranks"])):
+                if code := self._wait(self._agent(order["module"], order["arguments"], order["name"])):
                     self._tell_failure(code)
         except BaseException as error:
             self._tell_failure(exit_code(error))  # a node that leaves before the end
@@ -130,8 +125,8 @@ class Launcher:
         while self.store.add("left", 0) < self.store.add("joined", 0) and time.monotonic() < deadline:
             time.sleep(0.1)
 
-    def _agent(self, module: str, arguments: list[str], name: str, ranks: int) -> subprocess.Popen:
-        """This node's torchrun, of so many ranks."""
+    def _agent(self, module: str, arguments: list[str], name: str) -> subprocess.Popen:
+        """This node's torchrun."""
         logs = self.logs / name / f"node{self.node}"
         logs.mkdir(parents=True, exist_ok=True)
         if self.nodes == 1:
@@ -142,7 +137,7 @@ class Launcher:
             where += ["--master-addr", self.host, "--master-port", str(self.port + 1)]
         output = ["--log-dir", str(logs), "--redirects", "3", "--tee", "0:3"]
         output += ["--shutdown-timeout", str(GRACE), "--signals-to-handle", "SIGTERM,SIGINT"]  # under nohup no SIGHUP
-        where += ["--nproc-per-node", str(ranks)]
+        where += ["--nproc-per-node", str(self.ranks)]
         words = [sys.executable, "-m", "launch", *where, *output, "-m", module, *arguments]
         return subprocess.Popen(words, env=_environment())
 

@@ -40,7 +40,7 @@ class Model:
 class Engine:
     threads: int = 2
     """CPU threads a rank: a setting, not a reading of the machine, since training in bfloat16 depends on it. Where
-    there is no GPU, generation starts as many ranks of one thread each instead."""
+    there is no GPU, generation has as many processes of one thread each instead."""
     block_size: int = 16
     """Tokens a block of the KV cache."""
     blocks: int = 4096

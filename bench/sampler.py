@@ -5,18 +5,23 @@ is the median, over requests, of the seconds until a request has its first token
 besides the one, its predecessor, that each new token takes. `share_of_limit` is the arithmetic of all matrix products
 with weights (2 operations a weight and token computed) over what the machine reaches in one large product, which is
 measured in the same minute: timings on shared machines mean something only next to one another.
+
+As in a run's stages, on a CPU every core is a rank of its own, with one thread; each rank takes every n-th prompt.
 """
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.connection import wait
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -34,9 +39,35 @@ from sampling.scheduler import Sequence
 
 
 @dataclass
+class Ranks:
+    """The processes that share a workload: which this is, and how it meets the others."""
+
+    rank: int
+    size: int
+    barrier: Barrier
+    board: Any
+    """Shared memory, `CELLS` numbers for each rank."""
+
+    def together(self, *numbers: float) -> list[float]:
+        """The sums of every rank's numbers, on all of them."""
+        self.board[self.rank * CELLS : self.rank * CELLS + len(numbers)] = numbers
+        self.barrier.wait()
+        rows = [self.board[i * CELLS : i * CELLS + len(numbers)] for i in range(self.size)]
+        self.barrier.wait()
+        return [sum(column) for column in zip(*rows, strict=True)]
+
+    def mine(self, things: Any) -> Any:
+        return things[self.rank :: self.size]
+
+
+CELLS = 4
+
+
+@dataclass
 class Bench:
     """A model, what it is asked, and engines for it."""
 
+    ranks: Ranks
     model: Llama
     chat: ChatFormat
     workload: ModuleType
@@ -55,28 +86,30 @@ class Bench:
             blocks=self.blocks,
             block_size=16,
             token_budget=self.token_budget,
-            max_sequences=max_sequences,
+            max_sequences=-(-max_sequences // self.ranks.size),
             share_prefixes=share_prefixes,
         )
 
     def requests(self, texts: list[str], new_tokens: int, copies: int = 1) -> list[Request]:
         """`copies` requests for each user message."""
         sampling = Sampling(max_new_tokens=new_tokens, **self.workload.SAMPLING)
-        prompts = [self.chat.prompt_ids([{"role": "user", "content": text}]) for text in texts]
         return [
-            Request(f"{i}/{copy}", ids, sampling, seed=copies * i + copy)
-            for i, ids in enumerate(prompts)
+            Request(
+                f"{i}/{copy}", self.chat.prompt_ids([{"role": "user", "content": text}]), sampling, copies * i + copy
+            )
+            for i, text in enumerate(texts)
             for copy in range(copies)
         ]
 
     def flat(self, engine: Engine) -> int:
-        """Run the workload; the number of new tokens."""
+        """Run this rank's part of the workload; the number of new tokens."""
         flat = self.workload.FLAT
-        return self.complete(engine, self.requests(self.texts(flat["prompts"]), flat["new_tokens"]))[0]
+        texts = self.ranks.mine(self.texts(flat["prompts"]))
+        return self.complete(engine, self.requests(texts, flat["new_tokens"]))[0]
 
     def loop(self, engine: Engine) -> int:
         loop, responses = self.workload.LOOP, self.workload.LOOP["responses"]
-        texts = self.texts(loop["prompts"])
+        texts = self.ranks.mine(self.texts(loop["prompts"]))
         first, answers = self.complete(engine, self.requests(texts, loop["response_tokens"], responses))
         shown = [
             self.workload.JUDGE.replace("{prompt}", texts[i // responses]).replace("{response}", answer)
@@ -100,34 +133,44 @@ class Bench:
         return sum(map(len, found.values())), [self.chat.text(found[request.id]) for request in requests]
 
     def count(self, engine: Engine, requests: list[Request]) -> int:
-        return self.complete(engine, requests)[0]
+        """Run this rank's requests: all that ask the same are one rank's."""
+        asked = {request.id: request.id.partition("/")[0] for request in requests}
+        mine = set(self.ranks.mine(list(dict.fromkeys(asked.values()))))
+        return self.complete(engine, [request for request in requests if asked[request.id] in mine])[0]
 
     def measure(self, run: Callable[[Engine], int], **engine: Any) -> dict[str, Any]:
         """The median of several runs, each with an empty cache."""
         runs = []
         for _ in range(self.repeats):
             machine, self.first_tokens = self.engine(**engine), []
+            self.ranks.barrier.wait()
             started = time.perf_counter()
-            new_tokens = run(machine)
+            mine = run(machine)
+            self.ranks.barrier.wait()
             seconds = time.perf_counter() - started
-            operations = 2 * (self.layer_weights * machine.computed_tokens + self.head_weights * new_tokens)
+            new_tokens, computed_tokens = map(int, self.ranks.together(mine, machine.computed_tokens))
+            operations = 2 * (self.layer_weights * computed_tokens + self.head_weights * new_tokens)
             runs.append(
                 {
                     "new_tokens": new_tokens,
-                    "computed_tokens": machine.computed_tokens,
-                    "prefill_tokens": machine.computed_tokens - new_tokens,
+                    "computed_tokens": computed_tokens,
+                    "prefill_tokens": computed_tokens - new_tokens,
                     "seconds": round(seconds, 2),
                     "tokens_per_second": round(new_tokens / seconds, 1),
-                    "first_token": round(statistics.median(self.first_tokens), 3),
+                    "first_token": round(statistics.median(self.first_tokens or [0.0]), 3),
                     "share_of_limit": round(operations / seconds / self.limit, 3),
                 }
             )
         return sorted(runs, key=lambda row: row["tokens_per_second"])[len(runs) // 2]
 
+    def report(self, **row: Any) -> None:
+        if self.ranks.rank == 0:
+            print(json.dumps(row), flush=True)
+
     def sampler(self, batch: int = 64) -> dict[str, Any]:
-        """The draw's part of a decode step."""
+        """The draw's part of a decode step, of this rank's share of the sequences."""
         machine = self.engine(max_sequences=batch)
-        flat = self.workload.FLAT
+        flat, batch = self.workload.FLAT, len(self.ranks.mine(range(batch)))
         started = time.perf_counter()
         self.complete(machine, self.requests(self.texts(batch), flat["new_tokens"]))
         decoding = time.perf_counter() - started - max(machine.first_token_seconds)
@@ -150,44 +193,34 @@ class TimedEngine(Engine):
         return drawn
 
 
-def report(**row: Any) -> None:
-    print(json.dumps(row), flush=True)
-
-
 def ablations(bench: Bench) -> None:
     """Sharing off; sequences decoded together; N judgments of one response."""
     for name, run in (("flat", bench.flat), ("loop", bench.loop)):
-        report(workload=name, ablation="sharing off", **bench.measure(run, share_prefixes=False))
-    report(workload="sampler", batch=64, vocabulary=bench.model.config.vocab_size, **bench.sampler(64))
+        bench.report(workload=name, ablation="sharing off", **bench.measure(run, share_prefixes=False))
+    bench.report(workload="sampler", batch=64, vocabulary=bench.model.config.vocab_size, **bench.sampler(64))
     flat = bench.workload.FLAT
     requests = bench.requests(bench.texts(flat["prompts"]), flat["new_tokens"], 2)
     for batch in (1, 8, 64, 128):
         run = partial(bench.count, requests=requests[:: len(requests) // batch])
-        report(workload="batch", batch=batch, **bench.measure(run, max_sequences=batch))
+        bench.report(workload="batch", batch=batch, **bench.measure(run, max_sequences=batch))
     judged = [bench.workload.JUDGE.replace("{prompt}", text).replace("{response}", text) for text in bench.texts(8)]
     for copies in (1, 2, 4, 8, 16):
         run = partial(bench.count, requests=bench.requests(judged, bench.workload.LOOP["judgment_tokens"], copies))
-        report(workload="judgments", N=copies, **bench.measure(run))
+        bench.report(workload="judgments", N=copies, **bench.measure(run))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Generation speed, as JSON lines.")
-    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
-    parser.add_argument("--workload", type=Path, default=Path(__file__).parent / "workload.py")
-    parser.add_argument("--only", choices=["flat", "loop"], help="one workload, and no ablations")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
-    parser.add_argument("--blocks", type=int, default=4096)
-    parser.add_argument("--token-budget", type=int, default=2048)
-    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median is printed")
-    arguments = parser.parse_args()
+def measure(ranks: Ranks, arguments: argparse.Namespace) -> None:
+    """One rank's part of everything."""
+    threads = max(arguments.threads // ranks.size, 1)
     torch.set_num_threads(arguments.threads)
     device = local_device()
     dtype = compute_dtype(arguments.dtype, device)
+    limit = product_flops(device, dtype) if ranks.rank == 0 else 0.0  # of the whole machine
+    limit = ranks.together(limit)[0]
+    torch.set_num_threads(threads)
     model = load_model(arguments.model, dtype, device)
-    limit = product_flops(device, dtype)
-    layers = sum(module.weight.numel() for module in model.layers.modules() if isinstance(module, Linear))
     bench = Bench(
+        ranks,
         model,
         load_chat(arguments.model),
         load_module(arguments.workload),
@@ -195,17 +228,48 @@ def main() -> None:
         arguments.token_budget,
         arguments.repeats,
         limit,
-        layers,
+        sum(module.weight.numel() for module in model.layers.modules() if isinstance(module, Linear)),
         model.head_weight.numel(),
     )
     model.pack()
-    report(workload="product", dtype=str(dtype), threads=arguments.threads, gigaflops=round(limit / 1e9, 1))
+    bench.report(
+        workload="product", dtype=str(dtype), ranks=ranks.size, threads=threads, gigaflops=round(limit / 1e9, 1)
+    )
     bench.complete(bench.engine(), bench.requests(bench.texts(1), 4))  # warm
     for name, run in (("flat", bench.flat), ("loop", bench.loop)):
         if arguments.only in (None, name):
-            report(workload=name, **bench.measure(run))
+            bench.report(workload=name, **bench.measure(run))
     if arguments.only is None:
         ablations(bench)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Generation speed, as JSON lines.")
+    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
+    parser.add_argument("--workload", type=Path, default=Path(__file__).parent / "workload.py")
+    parser.add_argument("--only", choices=["flat", "loop"], help="one workload, and no ablations")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of all ranks")
+    parser.add_argument("--ranks", type=int, help="default: one a thread on a CPU, one on a GPU")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--blocks", type=int, default=4096)
+    parser.add_argument("--token-budget", type=int, default=2048)
+    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median is printed")
+    arguments = parser.parse_args()
+    size = arguments.ranks or (1 if torch.cuda.is_available() else arguments.threads)
+    context = multiprocessing.get_context("spawn")
+    barrier, board = context.Barrier(size), context.Array("d", CELLS * size)
+    started = {}
+    for rank in range(size):
+        run = partial(measure, Ranks(rank, size, barrier, board), arguments)
+        process = context.Process(target=command, args=(run,), daemon=True)
+        process.start()
+        started[process.sentinel] = process
+    while started:
+        for sentinel in wait(list(started)):
+            process = started.pop(cast(int, sentinel))
+            process.join()
+            if process.exitcode:
+                raise SystemExit(process.exitcode)  # the others, daemons, end with this one
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from judging.rubric import judge_prompt
 from judging.scores import Record, distinct_responses, group_by, most_uncertain, seeded_draw
 from judging.verdict import Failure, parse_score
 from model.chat import ChatFormat
-from sampling.generate import Item, Worker, completion_fields, example_text, generation_key, read_units, request_seed
+from sampling.generate import Item, Worker, completion_fields, generation_key, read_units, request_seed
 from sampling.request import Completion, Sampling
 from settings import Judge, Settings, as_dict, load_settings
 
@@ -50,14 +50,6 @@ def judgment_record(item: Item, completion: Completion, chat: ChatFormat, judge:
     return row | {"score": int(score) if score.denominator == 1 else float(score), "failure": None}
 
 
-def judgment_example(row: dict[str, Any]) -> str | None:
-    """A judgment with a score as the terminal shows the first one."""
-    if row["score"] is None:
-        return None
-    shown = {"of": row["response_id"], "judge": row["text"], "score": f"{row['score']:g}"}
-    return example_text("A first judgment", shown)
-
-
 @dataclass(frozen=True)
 class Judging:
     """A model judges responses: how often each, and where the records go."""
@@ -88,8 +80,7 @@ class Judging:
         """N judgments of each response."""
         items = list(judge_items(responses, self.worker.chat, self.worker.settings, self.iteration, self.N, self.stage))
         record = partial(judgment_record, chat=self.worker.chat, judge=self.judge)
-        example = judgment_example if self.iteration else None  # an evaluation's is nothing to show
-        self.worker.run(self.stage, items, out, key, record, example)
+        self.worker.run(self.stage, items, out, key, record)
         return list(read_units(out))
 
     def expected(self, responses: Sequence[Record], out: Path, key: str) -> list[Record]:

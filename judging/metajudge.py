@@ -18,7 +18,6 @@ from sampling.generate import (
     Item,
     Worker,
     completion_fields,
-    example_text,
     generation_key,
     read_units,
     request_seed,
@@ -70,14 +69,6 @@ def comparison_record(item: Item, completion: Completion, chat: ChatFormat, meta
     return row | {"winner": winner, "failure": None}
 
 
-def comparison_example(row: dict[str, Any]) -> str | None:
-    """A comparison with a winner as the terminal shows the first one."""
-    if row["winner"] is None:
-        return None
-    names = f"{row['response_id']}, judgment {row['first']} shown as A, {row['second']} as B"
-    return example_text("A first comparison", {"of": names, "meta-judge": row["text"], "winner": row["winner"]})
-
-
 def metajudge_key(settings: Settings, model_dir: Path, sources: Sources, iteration: int) -> str:
     """The identity of the comparisons' work."""
     inputs: dict[str, Path | str] = {"model": model_dir, **sources.paths()}
@@ -105,7 +96,7 @@ def main() -> None:
     items = list(metajudge_items(responses, judgments, worker.chat, settings, t, sources.spreads()))
     record = partial(comparison_record, chat=worker.chat, meta=settings.metajudge)
     key = metajudge_key(settings, arguments.model, sources, t)
-    worker.run("metajudge", items, arguments.out, key, record, comparison_example)
+    worker.run("metajudge", items, arguments.out, key, record)
 
 
 if __name__ == "__main__":

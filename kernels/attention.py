@@ -86,7 +86,7 @@ class _VarlenAttention(torch.autograd.Function):
             if not diagonal:  # which comes first
                 so_far_rh, out_rhd = logsumexp_th[queries], out_thd[queries]
                 share_rh1 = torch.sigmoid(part_rh - so_far_rh)[..., None]
-                part_rhd = torch.lerp(*(x.to(share_rh1.dtype) for x in (out_rhd, part_rhd)), share_rh1)
+                part_rhd = torch.lerp(out_rhd.to(share_rh1.dtype), part_rhd.to(share_rh1.dtype), share_rh1)
                 part_rh = torch.logaddexp(part_rh, so_far_rh)
             out_thd[queries], logsumexp_th[queries] = part_rhd, part_rh
         ctx.save_for_backward(q_thd, k_tkd, v_tkd, out_thd, logsumexp_th)
@@ -136,7 +136,7 @@ def _by_head(x_tkd: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
 
 
 def _fused(q_rhd: Tensor, k_nkd: Tensor, v_nkd: Tensor, diagonal: bool) -> tuple[Tensor, Tensor]:
-    """Attention [r, h, d] of a block, and the logarithm of its sum of exponentials [r, h]: PyTorch's kernel for CPUs."""
+    """Attention [r, h, d] of a block, and the logarithm of its sum of exponentials [r, h], by PyTorch's kernel."""
     parts = (x.transpose(0, 1)[None] for x in (q_rhd, k_nkd, v_nkd))
     out_hrd, logsumexp_hr = (
         x[0] for x in torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts, is_causal=diagonal)

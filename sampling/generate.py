@@ -6,20 +6,23 @@ on any number of ranks, ends with the same bytes, and does only what is missing.
 """
 
 import argparse
+import ctypes
 import gc
 import hashlib
 import math
 import os
 import platform
 import shutil
+import signal
 import sys
-import textwrap
+import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,9 +50,6 @@ from sampling.engine import Engine
 from sampling.request import Completion, Request, Sampling
 from settings import Engine as Options
 from settings import Settings, as_dict, load_settings
-
-EXAMPLES = 8
-"""Records of a unit of which one is shown to the user."""
 
 
 @dataclass(frozen=True)
@@ -145,38 +145,26 @@ class Worker:
         out: Path,
         key: str,
         record: Callable[[Item, Completion], dict[str, Any]] | None = None,
-        example: Callable[[dict[str, Any]], str | None] | None = None,
     ) -> None:
         """Complete all items and write `out`/units-*/*.jsonl and the manifest.
 
         Returns when the manifest is there. Nothing is done when `out` is complete for `key` already. `record` makes
-        what is written of a completion. Of a unit's first few records, the first of which `example` makes a text is
-        shown to the user.
+        what is written of a completion.
         """
         if is_complete(out, key):
             return
-        started, record = time.monotonic(), record or self.record
+        started = time.monotonic()
         units = cut_units(items, self.settings.engine.unit_requests)
         folder = out / f"units-{key[:12]}"
         paths = [folder / f"{i:05}.jsonl" for i in range(len(units))]
-        store, rank = _rendezvous(stage, key)
-        missing = [i for i, path in enumerate(paths) if not path.is_file()]
-        bar = progress(sum(len(units[i]) for i in missing), stage, "req", first=rank == 0)
-        example = example if rank == 0 and len(missing) == len(units) else None
+        work = Work(units, paths, [i for i, path in enumerate(paths) if not path.is_file()], record or self.record)
         computed = self._engine.computed_tokens if self._engine else 0
-        for index in claims(store, longest_first(units), paths):
-            engine, unit, rows = self.engine(log=rank == 0), units[index], {}
-            named, shown = {item.name: item for item in unit}, {item.name for item in unit[:EXAMPLES]}
-            for completion in engine.run([item.request(self.chat) for item in unit]):
-                rows[completion.id] = record(named[completion.id], completion)
-                # Not just any: those that end early are the shortest.
-                if example and completion.id in shown and (text := example(rows[completion.id])):
-                    tqdm.write(text, file=sys.stderr)
-                    example = None
-                bar.update()
-            write_jsonl(paths[index], (rows[item.name] for item in unit))
-            bar.update(sum(len(units[i]) for i in missing if paths[i].is_file()) - bar.n)  # other ranks' too
-        bar.close()
+        forks = min(cpu_processes(self.settings.engine), len(work.missing)) - 1
+        store, rank = _rendezvous(stage, key)
+        if "RANK" not in os.environ and forks > 0:
+            self._share(work, stage, forks)
+        else:
+            self._take_part(work, stage, store, rank)
         while not all(path.is_file() for path in paths):  # other ranks' last units
             time.sleep(0.2)
         if is_complete(out, key) or (not _first(store, "finished") and _completed_by_another(out, key)):
@@ -198,6 +186,49 @@ class Worker:
             if old != folder:
                 shutil.rmtree(old)
 
+    def _take_part(self, work: "Work", stage: str, store: dist.Store, rank: int) -> None:
+        """Write the units that this rank claims; the first one shows how far all are."""
+        bar = progress(sum(len(work.units[i]) for i in work.missing), stage, "req", first=rank == 0)
+        for index in claims(store, longest_first(work.units), work.paths):
+            engine, unit, rows = self.engine(log=rank == 0), work.units[index], {}
+            named = {item.name: item for item in unit}
+            for completion in engine.run([item.request(self.chat) for item in unit]):
+                rows[completion.id] = work.record(named[completion.id], completion)
+                bar.update()
+            write_jsonl(work.paths[index], (rows[item.name] for item in unit))
+            bar.update(sum(len(work.units[i]) for i in work.missing if work.paths[i].is_file()) - bar.n)  # others' too
+        bar.close()
+
+    def _share(self, work: "Work", stage: str, forks: int) -> None:
+        """Take part as the first of several ranks, the others copies of this process; they meet in a file.
+
+        One that dies leaves its unit to the others, as any rank does.
+        """
+        self.engine(log=True)
+        parent = os.getpid()
+        with tempfile.TemporaryDirectory() as folder:
+
+            def take_part(rank: int) -> None:
+                self._take_part(work, stage, dist.FileStore(f"{folder}/claims"), rank)
+
+            def follow(rank: int) -> None:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                prctl = getattr(ctypes.CDLL(None), "prctl", None)
+                if prctl and (prctl(1, signal.SIGTERM) or os.getppid() != parent):  # PR_SET_PDEATHSIG: end with it
+                    return
+                take_part(rank)
+
+            processes = [fork(partial(follow, rank)) for rank in range(1, forks + 1)]
+            try:
+                take_part(0)
+            except BaseException:
+                for process in processes:
+                    os.kill(process, signal.SIGTERM)
+                raise
+            finally:
+                for process in processes:
+                    os.waitpid(process, 0)
+
     def facts(self) -> dict[str, Any]:
         """What a manifest says of how the records were made."""
         settings = self.settings
@@ -212,6 +243,33 @@ class Worker:
             "compute_dtype": str(compute_dtype(settings.model.dtype, local_device())).removeprefix("torch."),
             "environment": environment(),
         }
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage's units, and where they are written."""
+
+    units: list[list[Item]]
+    paths: list[Path]
+    missing: list[int]
+    """The units that were not there at the start."""
+    record: Callable[[Item, Completion], dict[str, Any]]
+
+
+def fork(run: Callable[[], None]) -> int:
+    """The process that runs `run` as a copy of this one, and ends; what it raises it says on standard error."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if process := os.fork():
+        return process
+    code = 1
+    try:
+        run()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def longest_first(units: list[list[Item]]) -> list[int]:
@@ -282,17 +340,6 @@ def read_units(folder: Path | str) -> Iterator[dict[str, Any]]:
         yield from read_jsonl(Path(folder) / name)
 
 
-def example_text(title: str, parts: dict[str, str], width: int = 100) -> str:
-    """One record for people: a title, then its parts, each under its name and wrapped."""
-    lines = [f"\n{title}"]
-    for name, text in parts.items():
-        for i, line in enumerate(text.strip().splitlines() or [""]):
-            head = f"  {name:>10} | " if i == 0 else f"  {'':>10} | "
-            later = f"  {'':>10} | "
-            lines += textwrap.wrap(line, width, initial_indent=head, subsequent_indent=later) or [later]
-    return "\n".join(lines) + "\n"
-
-
 def environment() -> dict[str, str]:
     """What besides settings and inputs may change a result's last bits."""
     names = ("torch", "triton", "tokenizers", "safetensors")
@@ -334,10 +381,10 @@ def _shared_store() -> tuple[dist.Store, int]:
     return store, rank
 
 
-def generating_ranks(options: Options) -> int:
-    """How many ranks of a generating stage take the place of one: on a CPU one a thread.
+def cpu_processes(options: Options) -> int:
+    """How many processes of one thread each take the place of one with several: on a CPU as many.
 
-    Threads of one rank wait for each other some thousand times a second; ranks never do, and beside other programs lose
+    Threads wait for each other some thousand times a second. Processes never do, and beside other programs they lose
     only what those take.
     """
     return 1 if torch.cuda.is_available() else options.threads
@@ -346,7 +393,7 @@ def generating_ranks(options: Options) -> int:
 def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine:
     """An engine by the settings; says on standard error in what it computes, and how much memory its cache takes."""
     device, options = local_device(), settings.engine
-    torch.set_num_threads(max(options.threads // generating_ranks(options), 1))
+    torch.set_num_threads(options.threads // cpu_processes(options))
     gc.collect()  # an engine of an earlier round, kept by a cycle, would keep its cache
     model = load_model(model_dir, compute_dtype(settings.model.dtype, device), device).pack()
     engine = Engine(
@@ -360,8 +407,8 @@ def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine
     )
     if log:
         dtype, cache = str(engine.cache.dtype).removeprefix("torch."), engine.cache
-        ranks = os.environ.get("WORLD_SIZE", "1")
-        where = f"{device}, {ranks} ranks of a thread each" if device.type == "cpu" else f"{device}"
+        processes = int(os.environ.get("WORLD_SIZE", cpu_processes(options)))
+        where = f"{device}, {processes} thread{'s'[: processes > 1]}" if device.type == "cpu" else f"{device}"
         tokens = options.blocks * options.block_size
         tqdm.write(f"{dtype} on {where}; KV cache {cache.nbytes / 2**20:.0f} MiB, {tokens} tokens", file=sys.stderr)
     return engine
@@ -378,13 +425,6 @@ def response_items(prompts: Iterable[dict[str, Any]], chat: ChatFormat, settings
             seed = request_seed(settings.seed, iteration, "respond", name)
             known = {"id": name, "prompt_id": row["id"], "sample": sample, "prompt": row["prompt"]}
             yield Item(name, messages.copy, sampling, seed, row["id"], known)
-
-
-def response_example(row: dict[str, Any]) -> str | None:
-    """A finished response as the terminal shows the first one."""
-    if row["finish_reason"] != "stop":
-        return None
-    return example_text("A first response", {"prompt": row["prompt"], "response": row["text"]})
 
 
 def respond_key(settings: Settings, model_dir: Path, prompts: Path, iteration: int) -> str:
@@ -408,7 +448,7 @@ def main() -> None:
     prompts = read_jsonl(arguments.prompts, ("id", "prompt"))
     items = list(response_items(prompts, worker.chat, settings, arguments.iteration))
     key = respond_key(settings, arguments.model, arguments.prompts, arguments.iteration)
-    worker.run("respond", items, arguments.out, key, example=response_example)
+    worker.run("respond", items, arguments.out, key)
 
 
 if __name__ == "__main__":

@@ -31,13 +31,14 @@ def model(tmp_path, monkeypatch) -> Path:
     return prepare(Model(path="models/tiny", prepare="tiny", dtype="float32"))
 
 
-@pytest.fixture
-def rows(model, monkeypatch, capsys) -> list[dict]:
+@pytest.fixture(params=[1, 2])
+def rows(request, model, monkeypatch, capfd) -> list[dict]:
+    """Of one rank, and of two."""
     Path("workload.py").write_text(WORKLOAD)
     arguments = ["--model", str(model), "--workload", "workload.py", "--dtype", "float32", "--repeats", "1"]
-    monkeypatch.setattr(sys, "argv", ["sampler", *arguments, "--threads", "1"])
+    monkeypatch.setattr(sys, "argv", ["sampler", *arguments, "--threads", str(request.param)])
     sampler.main()
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
 
 
 def test_the_lines_count_what_was_done(rows):

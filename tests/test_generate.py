@@ -1,14 +1,18 @@
 """Work units: what they hold, and that every one is written, whoever claims what."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch.distributed as dist
 
 import sampling.generate as generate
 from files import read_manifest
+from model.prepare import prepare
 from sampling.generate import Item, Worker, claims, cut_units, longest_first, request_seed
 from sampling.request import Completion, Sampling
-from settings import load_settings
+from settings import Model, load_settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,3 +94,35 @@ def test_a_unit_is_claimed_once_more_by_one_rank_only(tmp_path):
     store.add("claimed", 1)
     assert list(claims(store, [0], paths)) == [0]
     assert list(claims(store, [0], paths)) == []
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_processes_of_one_thread_write_what_one_process_writes(dies, tmp_path, monkeypatch, capfd):
+    """Also where a process dies with a unit in hand."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    model = prepare(Model(path="models/tiny", prepare="tiny", dtype="float32"))
+    settings = load_settings(ROOT / "configs" / "tiny.toml")
+    prompts = [{"id": f"p{i}", "prompt": "What is rain?" * i} for i in range(20)]
+    own = os.getpid()
+
+    def claims_of_the_dying(*arguments):
+        for unit in claims(*arguments):
+            if os.getpid() != own:
+                os._exit(9)
+            yield unit
+
+    def written(threads: int) -> dict[str, bytes]:
+        engine = replace(settings.engine, threads=threads)
+        worker = Worker(replace(settings, engine=engine), model)
+        out = tmp_path / str(threads)
+        for stage in ("one", "two"):
+            items = list(generate.response_items(prompts, worker.chat, settings, 1))
+            worker.run(stage, items, out / stage, "key")
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.jsonl")}
+
+    alone = written(1)
+    if dies:
+        monkeypatch.setattr(generate, "claims", claims_of_the_dying)
+    assert len(alone) == 2 * 4 and written(3) == alone
+    assert "Traceback" not in capfd.readouterr().err
