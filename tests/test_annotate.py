@@ -451,10 +451,7 @@ def test_a_complete_stage_is_left_alone_a_broken_one_completed_and_a_name_asks_n
     out, how = tmp_path / "out", by_model(judge, "--way", "pairwise")
     run(ALPACA_EVAL, out, *how)
     path, manifest = out / "annotations.json", read_manifest(out)
-    content, [unit] = (
-        path.read_bytes(),
-        [out / "judgments" / name for name in read_manifest(out / "judgments")["units"]],
-    )
+    content, unit = path.read_bytes(), out / "judgments" / read_manifest(out / "judgments")["units"][0]
     before = path.stat().st_mtime_ns
     run(ALPACA_EVAL, out, *how)
     assert path.stat().st_mtime_ns == before and read_manifest(out) == manifest

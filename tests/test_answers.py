@@ -164,7 +164,7 @@ def test_a_complete_stage_is_left_alone_and_a_broken_one_completed(run, tmp_path
     questions, out = written(tmp_path / "question.jsonl", MT), tmp_path / "out"
     run(MT_BENCH, questions, out)
     path, manifest = out / "model_answer" / "M1.jsonl", read_manifest(out)
-    content, [unit] = path.read_text(), manifest_units(out / "turn2")
+    content, unit = path.read_text(), manifest_units(out / "turn2")[0]
     first = {file: file.stat().st_mtime_ns for file in (out / "turn1").rglob("*")}
 
     run(MT_BENCH, questions, out)
@@ -221,7 +221,7 @@ def test_an_overlong_prompt_is_an_empty_answer(run, tmp_path, capsys):
 def test_a_name_changes_the_answers_ids_and_asks_nothing_again(run, tmp_path):
     questions, out = written(tmp_path / "question.jsonl", ARENA_1), tmp_path / "out"
     run(ARENA_HARD, questions, out)
-    [unit] = manifest_units(out / "turn1")
+    unit = manifest_units(out / "turn1")[0]
     written_at = unit.stat().st_mtime_ns
     run(ARENA_HARD, questions, out, "--name", "M2")
     assert unit.stat().st_mtime_ns == written_at

@@ -327,7 +327,7 @@ def test_each_check_can_fail(tiny, monkeypatch, changes, check, status, setting)
     changes = {
         name: {k: tiny.model.path if v == "TINY" else v for k, v in keys.items()} for name, keys in changes.items()
     }
-    fits, fails = list(check(planned(tiny, ranks=1))), list(check(planned(changed(tiny, **changes), ranks=2)))
+    fits, fails = list(check(planned(tiny, ranks=1))), list(check(planned(changed(tiny, **changes), ranks=5)))
     assert {found.status for found in fits} <= {"ok"}
     assert any(found.status == status and setting in found.change for found in fails), fails
 

@@ -193,6 +193,7 @@ name = "test"
 [model]
 path = "m"
 [engine]
+threads = 1
 unit_requests = 7
 [respond]
 prompts_per_iteration = 2
@@ -295,7 +296,7 @@ def test_a_killed_run_ends_in_the_same_bytes(stage, lost):
         sorted(folder.glob("units-*/*.jsonl"))[1].unlink()
     _, rounds = stage()
     assert contents(out) == before
-    assert [len(own) for own in rounds] == [7] * len(lost)
+    assert [len(own) for own in rounds] == [5] * len(lost)
 
 
 def test_a_run_killed_between_rounds(stage):
