@@ -9,8 +9,10 @@ PYTHON ?= python3
 
 BIN    := .venv/bin
 export PYTHONPATH := .
-# Threads that wait for others soon sleep: launch.py says why.
+# Waiting threads soon sleep: launch.py says why.
+ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 1000
+endif
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 # pip would compile all of torch, which takes longer than to install it. This compiles what is used, even where the
 # environment tells Python not to: else every process would do it anew.

@@ -229,7 +229,7 @@ class Run:
 
         key = pairs_key(settings, t, model, sources)
         pairs = self.stage("judging.pairs", key, folder / "pairs", *at, *sources.arguments(), distributed=False)
-        if t == 1:  # not before: an iteration is what one waits for
+        if t == 1:  # measured after the first pairs, because users wait to see an iteration
             self.evaluate_initial(initial)
         self.check(t, sources, pairs)
 

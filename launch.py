@@ -34,7 +34,7 @@ from files import Terminated, UserError, command
 GRACE = 300
 """Seconds that ranks have to save their state after a signal."""
 SPINS = "1000"
-"""How often a thread that waits for another looks before it sleeps, some 50 microseconds. OpenMP's 300,000 are right
+"""How often a thread that waits for another looks before it sleeps. OpenMP's 300,000 are right
 where nothing else runs; beside a program that takes a core they are what a stage spends its time with."""
 PATIENCE = timedelta(minutes=10)
 """How long the head waits for the other nodes at the start, and they for it."""
@@ -132,13 +132,13 @@ class Launcher:
         if self.nodes == 1:
             where = ["--standalone"]
         else:
-            # Ranks by the nodes' numbers, so that what rank 0 says appears where the head does.
+            # Nodes number the ranks, so that rank 0, whose output is shown, runs on the head.
             where = ["--nnodes", str(self.nodes), "--node-rank", str(self.node)]
             where += ["--master-addr", self.host, "--master-port", str(self.port + 1)]
         output = ["--log-dir", str(logs), "--redirects", "3", "--tee", "0:3"]
         output += ["--shutdown-timeout", str(GRACE), "--signals-to-handle", "SIGTERM,SIGINT"]  # under nohup no SIGHUP
-        where += ["--nproc-per-node", str(self.ranks)]
-        words = [sys.executable, "-m", "launch", *where, *output, "-m", module, *arguments]
+        ranks = ["--nproc-per-node", str(self.ranks)]
+        words = [sys.executable, "-m", "launch", *where, *ranks, *output, "-m", module, *arguments]
         return subprocess.Popen(words, env=_environment())
 
     def _wait(self, process: subprocess.Popen) -> int:
@@ -216,7 +216,7 @@ def exit_code(error: BaseException) -> int:
 
 
 class Heard:
-    """Standard error, with a memory of its last lines: torchrun may lose what a rank says just before it ends."""
+    """Standard error that keeps its last lines, because torchrun may lose what a rank prints just before it ends."""
 
     def __init__(self, stream: TextIO):
         self.stream, self.lines = stream, deque[str](maxlen=100)

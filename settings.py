@@ -31,7 +31,7 @@ class Model:
 
     @property
     def shape(self) -> str:
-        """The folder whose config.json says the model's shape."""
+        """The folder whose config.json gives the model's shape."""
         stands_in = self.architecture and not (Path(self.path) / "config.json").is_file()
         return self.architecture if stands_in else self.path
 
@@ -39,8 +39,8 @@ class Model:
 @dataclass(frozen=True)
 class Engine:
     threads: int = 2
-    """CPU threads a rank: a setting, not a reading of the machine, since training in bfloat16 depends on it. Where
-    there is no GPU, generation has as many processes of one thread each instead."""
+    """CPU threads a rank: a setting, not a reading of the machine, since training in bfloat16 depends on it. Without
+    a GPU, generation runs as many processes of one thread each; a rank that torchrun starts runs one."""
     block_size: int = 16
     """Tokens a block of the KV cache."""
     blocks: int = 4096

@@ -1,10 +1,10 @@
 """Generation speed: `python -m bench.sampler --model DIR` prints a JSON line for each workload and ablation.
 
 `tokens_per_second` counts new tokens only, over the whole time from text to text; it is the median run's. `first_token`
-is the median, over requests, of the seconds until a request has its first token. `prefill_tokens` are those computed
-besides the one, its predecessor, that each new token takes. `share_of_limit` is the arithmetic of all matrix products
-with weights (2 operations a weight and token computed) over what the machine reaches in one large product, which is
-measured in the same minute: timings on shared machines mean something only next to one another.
+is the median, over the first rank's requests, of the seconds until a request has its first token. `prefill_tokens` are
+those computed besides the one, its predecessor, that each new token takes. `share_of_limit` is the arithmetic of all
+matrix products with weights (2 operations a weight and token computed) over what the machine reaches in one large
+product, which is measured in the same minute: timings on shared machines mean something only next to one another.
 
 As in a run's stages, on a CPU every core is a rank of its own, with one thread; each rank takes every n-th prompt.
 """
@@ -60,7 +60,8 @@ class Ranks:
         return things[self.rank :: self.size]
 
 
-CELLS = 4
+CELLS = 2
+"""Numbers that a rank can tell the others at once."""
 
 
 @dataclass
@@ -93,11 +94,10 @@ class Bench:
     def requests(self, texts: list[str], new_tokens: int, copies: int = 1) -> list[Request]:
         """`copies` requests for each user message."""
         sampling = Sampling(max_new_tokens=new_tokens, **self.workload.SAMPLING)
+        prompts = [self.chat.prompt_ids([{"role": "user", "content": text}]) for text in texts]
         return [
-            Request(
-                f"{i}/{copy}", self.chat.prompt_ids([{"role": "user", "content": text}]), sampling, copies * i + copy
-            )
-            for i, text in enumerate(texts)
+            Request(f"{i}/{copy}", ids, sampling, seed=copies * i + copy)
+            for i, ids in enumerate(prompts)
             for copy in range(copies)
         ]
 
@@ -209,7 +209,7 @@ def ablations(bench: Bench) -> None:
         bench.report(workload="judgments", N=copies, **bench.measure(run))
 
 
-def measure(ranks: Ranks, arguments: argparse.Namespace) -> None:
+def run_rank(ranks: Ranks, arguments: argparse.Namespace) -> None:
     """One rank's part of everything."""
     threads = max(arguments.threads // ranks.size, 1)
     torch.set_num_threads(arguments.threads)
@@ -260,7 +260,7 @@ def main() -> None:
     barrier, board = context.Barrier(size), context.Array("d", CELLS * size)
     started = {}
     for rank in range(size):
-        run = partial(measure, Ranks(rank, size, barrier, board), arguments)
+        run = partial(run_rank, Ranks(rank, size, barrier, board), arguments)
         process = context.Process(target=command, args=(run,), daemon=True)
         process.start()
         started[process.sentinel] = process

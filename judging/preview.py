@@ -21,13 +21,16 @@ from settings import load_settings
 
 Row = dict[str, Any]
 PROMPTS = 8
+"""Prompts answered; one of the responses is shown."""
 COMPARISONS = 4
+"""Comparisons asked for, at most, of the judgments of a response."""
 
 
-def preview(worker: Worker, prompts: Iterable[Row], iteration: int) -> Iterable[str]:
-    """One of each, as texts, as soon as it is there; of the longest response that ends and whose
-    judgments differ."""
-    settings, chat = worker.settings, worker.chat
+def preview(worker: Worker, prompts: Iterable[Row], iteration: int) -> list[str]:
+    """One of each, as texts: of the longest response whose judgments can be compared, else as much as there is."""
+    settings, chat, shown = worker.settings, worker.chat, list[str]()
+    judgment = partial(judgment_record, chat=chat, judge=settings.judge)
+    comparison = partial(comparison_record, chat=chat, meta=settings.metajudge)
 
     def complete(items: Iterable[Item], record: Callable[[Item, Completion], Row]) -> list[Row]:
         named = {item.name: item for item in items}
@@ -36,23 +39,28 @@ def preview(worker: Worker, prompts: Iterable[Row], iteration: int) -> Iterable[
 
     items = response_items(islice(prompts, PROMPTS), chat, settings, iteration)
     responses = complete([item for item in items if item.record["sample"] == 0], worker.record)
-    ended = [row for row in responses if row["finish_reason"] == "stop"]
-    for response in sorted(ended, key=lambda row: -len(row["text"])):
-        asked = judge_items([response], chat, settings, iteration, settings.judge.N)
-        judgments = complete(asked, partial(judgment_record, chat=chat, judge=settings.judge))
-        compared = metajudge_items([response], {response["id"]: judgments}, chat, settings, iteration)
-        comparisons = complete(
-            islice(compared, COMPARISONS), partial(comparison_record, chat=chat, meta=settings.metajudge)
-        )
-        decided = [row for row in comparisons if row["winner"] is not None]
-        if decided:
-            yield told("A first response", {"prompt": response["prompt"], "response": response["text"]})
-            a, b = (next(row for row in judgments if row["index"] == decided[0][i]) for i in ("first", "second"))
-            for letter, row in (("A", a), ("B", b)):
-                yield told(f"Judgment {letter} of it: {row['score']:g} of 5", {"judge": row["text"]})
-            winner = {"first": "A", "second": "B"}.get(decided[0]["winner"], "tie")
-            yield told("Which judgment is better?", {"meta-judge": decided[0]["text"], "winner": winner})
-            return
+    for response in sorted(responses, key=lambda row: (row["finish_reason"] != "stop", -len(row["text"]))):
+        judgments = complete(judge_items([response], chat, settings, iteration, settings.judge.N), judgment)
+        asked = metajudge_items([response], {response["id"]: judgments}, chat, settings, iteration)
+        comparisons = complete(islice(asked, COMPARISONS), comparison)
+        texts = _texts(response, judgments, [row for row in comparisons if row["winner"] is not None])
+        shown = max(shown, texts, key=len)
+        if len(shown) == 4:
+            break
+    return shown
+
+
+def _texts(response: Row, judgments: list[Row], comparisons: list[Row]) -> list[str]:
+    """A response, two judgments of it with scores, and the comparison of these two, as far as they are there."""
+    scored = {row["index"]: row for row in judgments if row["score"] is not None}
+    compared = [comparisons[0][place] for place in ("first", "second")] if comparisons else sorted(scored)[:2]
+    texts = [told("A first response", {"prompt": response["prompt"], "response": response["text"]})]
+    for letter, row in zip("AB", (scored[index] for index in compared), strict=False):
+        texts.append(told(f"Judgment {letter} of it: {row['score']:g} of 5", {"judge": row["text"]}))
+    if comparisons:
+        winner = {"first": "A", "second": "B"}.get(comparisons[0]["winner"], "neither")
+        texts.append(told("Which judgment is better?", {"meta-judge": comparisons[0]["text"], "winner": winner}))
+    return texts
 
 
 def told(title: str, parts: dict[str, str], width: int = 100) -> str:

@@ -119,6 +119,33 @@ def cut_units(items: list[Item], unit_requests: int) -> list[list[Item]]:
     return units
 
 
+@dataclass(frozen=True)
+class Work:
+    """A stage's units, and where they are written."""
+
+    units: list[list[Item]]
+    paths: list[Path]
+    missing: list[int]
+    """The units that were not there at the start."""
+    record: Callable[[Item, Completion], dict[str, Any]]
+
+
+def fork(run: Callable[[], None]) -> int:
+    """Run `run` in a copy of this process, which then ends; an exception is printed. Returns the copy's process id."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if process := os.fork():
+        return process
+    code = 1
+    try:
+        run()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
 class Worker:
     """One process's part in what a model is asked: its chat format, and an engine, which is loaded when first needed.
 
@@ -158,7 +185,6 @@ class Worker:
         folder = out / f"units-{key[:12]}"
         paths = [folder / f"{i:05}.jsonl" for i in range(len(units))]
         work = Work(units, paths, [i for i, path in enumerate(paths) if not path.is_file()], record or self.record)
-        computed = self._engine.computed_tokens if self._engine else 0
         forks = min(cpu_processes(self.settings.engine), len(work.missing)) - 1
         store, rank = _rendezvous(stage, key)
         if "RANK" not in os.environ and forks > 0:
@@ -178,7 +204,6 @@ class Worker:
             units=[str(path.relative_to(out)) for path in paths],
             counts=counts,
             new_tokens=new_tokens,
-            computed_tokens=self._engine.computed_tokens - computed if self._engine else 0,
             seconds=round(time.monotonic() - started, 1),
             **self.facts(),
         )
@@ -186,7 +211,7 @@ class Worker:
             if old != folder:
                 shutil.rmtree(old)
 
-    def _take_part(self, work: "Work", stage: str, store: dist.Store, rank: int) -> None:
+    def _take_part(self, work: Work, stage: str, store: dist.Store, rank: int) -> None:
         """Write the units that this rank claims; the first one shows how far all are."""
         bar = progress(sum(len(work.units[i]) for i in work.missing), stage, "req", first=rank == 0)
         for index in claims(store, longest_first(work.units), work.paths):
@@ -199,7 +224,7 @@ class Worker:
             bar.update(sum(len(work.units[i]) for i in work.missing if work.paths[i].is_file()) - bar.n)  # others' too
         bar.close()
 
-    def _share(self, work: "Work", stage: str, forks: int) -> None:
+    def _share(self, work: Work, stage: str, forks: int) -> None:
         """Take part as the first of several ranks, the others copies of this process; they meet in a file.
 
         One that dies leaves its unit to the others, as any rank does.
@@ -213,10 +238,9 @@ class Worker:
 
             def follow(rank: int) -> None:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
-                prctl = getattr(ctypes.CDLL(None), "prctl", None)
-                if prctl and (prctl(1, signal.SIGTERM) or os.getppid() != parent):  # PR_SET_PDEATHSIG: end with it
-                    return
-                take_part(rank)
+                ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: Linux ends the copy with its parent
+                if os.getppid() == parent:
+                    take_part(rank)
 
             processes = [fork(partial(follow, rank)) for rank in range(1, forks + 1)]
             try:
@@ -243,33 +267,6 @@ class Worker:
             "compute_dtype": str(compute_dtype(settings.model.dtype, local_device())).removeprefix("torch."),
             "environment": environment(),
         }
-
-
-@dataclass(frozen=True)
-class Work:
-    """A stage's units, and where they are written."""
-
-    units: list[list[Item]]
-    paths: list[Path]
-    missing: list[int]
-    """The units that were not there at the start."""
-    record: Callable[[Item, Completion], dict[str, Any]]
-
-
-def fork(run: Callable[[], None]) -> int:
-    """The process that runs `run` as a copy of this one, and ends; what it raises it says on standard error."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if process := os.fork():
-        return process
-    code = 1
-    try:
-        run()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
 
 
 def longest_first(units: list[list[Item]]) -> list[int]:

@@ -451,19 +451,19 @@ def test_a_complete_stage_is_left_alone_a_broken_one_completed_and_a_name_asks_n
     out, how = tmp_path / "out", by_model(judge, "--way", "pairwise")
     run(ALPACA_EVAL, out, *how)
     path, manifest = out / "annotations.json", read_manifest(out)
-    content, unit = path.read_bytes(), out / "judgments" / read_manifest(out / "judgments")["units"][0]
+    content, units = path.read_bytes(), [out / "judgments" / u for u in read_manifest(out / "judgments")["units"]]
     before = path.stat().st_mtime_ns
     run(ALPACA_EVAL, out, *how)
     assert path.stat().st_mtime_ns == before and read_manifest(out) == manifest
 
-    for lost in (out / "manifest.json", out / "judgments" / "manifest.json", unit, path):
+    for lost in (out / "manifest.json", out / "judgments" / "manifest.json", *units, path):
         lost.unlink()
     run(ALPACA_EVAL, out, *how)
     assert path.read_bytes() == content and read_manifest(out)["digest"] == manifest["digest"]
 
-    asked = unit.stat().st_mtime_ns
+    asked = [unit.stat().st_mtime_ns for unit in units]
     run(ALPACA_EVAL, out, *how, "--judge-name", "another")
-    assert unit.stat().st_mtime_ns == asked
+    assert [unit.stat().st_mtime_ns for unit in units] == asked
     assert {row["annotator"] for row in json.loads(path.read_text())} == {"another"}
 
 

@@ -150,7 +150,7 @@ def test_mt_bench_asks_the_second_turn_with_the_first_answer(run, tmp_path, mode
         assert one["messages"] == [{"role": "user", "content": asked["turns"][0]}]
         answer = {"role": "assistant", "content": one["text"].strip()}
         assert two["messages"] == [*one["messages"], answer, {"role": "user", "content": asked["turns"][1]}]
-        # What was stored is what was asked: the same request, made by hand, has the same answer.
+        # A request made by hand from the stored messages has the stored answer.
         temperature = {"writing": 0.7, "math": 0.0, "stem": 0.1}[asked["category"]]
         sampling = Sampling(temperature, settings.respond.top_p, 8, chat.stop_ids)
         [again] = engine.run([Request("again", chat.prompt_ids(two["messages"]), sampling, two["seed"])])
@@ -164,13 +164,13 @@ def test_a_complete_stage_is_left_alone_and_a_broken_one_completed(run, tmp_path
     questions, out = written(tmp_path / "question.jsonl", MT), tmp_path / "out"
     run(MT_BENCH, questions, out)
     path, manifest = out / "model_answer" / "M1.jsonl", read_manifest(out)
-    content, unit = path.read_text(), manifest_units(out / "turn2")[0]
+    content, units = path.read_text(), manifest_units(out / "turn2")
     first = {file: file.stat().st_mtime_ns for file in (out / "turn1").rglob("*")}
 
     run(MT_BENCH, questions, out)
     assert path.read_text() == content and read_manifest(out) == manifest
 
-    for lost in (out / "manifest.json", out / "turn2" / "manifest.json", unit):
+    for lost in (out / "manifest.json", out / "turn2" / "manifest.json", *units):
         lost.unlink()
     moved, elsewhere = shutil.copy(questions, tmp_path / "moved.jsonl"), tmp_path / "elsewhere"
     shutil.move(out, elsewhere)
@@ -221,10 +221,10 @@ def test_an_overlong_prompt_is_an_empty_answer(run, tmp_path, capsys):
 def test_a_name_changes_the_answers_ids_and_asks_nothing_again(run, tmp_path):
     questions, out = written(tmp_path / "question.jsonl", ARENA_1), tmp_path / "out"
     run(ARENA_HARD, questions, out)
-    unit = manifest_units(out / "turn1")[0]
-    written_at = unit.stat().st_mtime_ns
+    units = manifest_units(out / "turn1")
+    written_at = [unit.stat().st_mtime_ns for unit in units]
     run(ARENA_HARD, questions, out, "--name", "M2")
-    assert unit.stat().st_mtime_ns == written_at
+    assert [unit.stat().st_mtime_ns for unit in units] == written_at
     one, two = (list(read_jsonl(out / "model_answer" / f"{name}.jsonl")) for name in ("M1", "M2"))
     assert len({row["answer_id"] for row in one + two}) == 4
     assert [row["choices"] for row in one] == [row["choices"] for row in two]
