@@ -253,6 +253,9 @@ def check_dtype(patient: Patient) -> Iterator[Line]:
     measured = f"its products are off by {sight.error:.1%}, and {sight.speed:.1f} times as fast as float32's"
     if sight.gpus and sight.dtype == "float32" and patient.settings and patient.settings.model.attention == "triton":
         yield Line("FAIL", 'float32 on CUDA has no kernels; set [model] dtype = "bfloat16" or attention = "sdpa"')
+    elif sight.dtype == "int8":
+        native = "" if sight.native else "not "
+        yield Line("ok", f"int8 in generation, float32 in training; bfloat16 is {native}native here: {measured}")
     elif sight.dtype == "float32":
         yield Line("ok", f"float32; bfloat16 is {'' if sight.native else 'not '}native here: {measured}")
     elif sight.error > 2**-7:

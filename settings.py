@@ -23,8 +23,9 @@ class Model:
     """How `model.prepare` makes a missing one: "smollm2-135m", "tiny", "tiny-judge" or "": the user brings it."""
     architecture: str = ""
     """A folder with the config.json to count with (`make plan`, `dpo.memory`) while `path` is not there."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute type; auto is bfloat16 where the processor multiplies it natively, else float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """What products compute in; auto is bfloat16 where the processor multiplies it natively, else on a CPU with VNNI
+    int8 in generation, else float32. Training, which int8 is not for, takes float32 in its place."""
     attention: Literal["triton", "sdpa"] = "triton"
     """On CUDA: the kernels of `kernels/`, or PyTorch's own operations in their place, to tell whether a fault is the
     kernels'. A CPU always takes PyTorch's."""

@@ -99,7 +99,7 @@ def see(dtype: str, attention: str) -> dict[str, Any]:
     import torch
 
     from kernels.launch import target
-    from model.llama import compute_dtype
+    from model.dtype import generation_dtype, training_dtype
 
     fault, gpus = "", []
     try:
@@ -123,8 +123,8 @@ def see(dtype: str, attention: str) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "fault": fault,
         "gpus": gpus,
-        "dtype": str(compute_dtype(dtype, used[0])).removeprefix("torch."),
-        "native": compute_dtype("auto", used[0]) == torch.bfloat16,
+        "dtype": str(generation_dtype(dtype, used[0])).removeprefix("torch."),
+        "native": training_dtype("auto", used[0]) == torch.bfloat16,
         "error": max(error for error, _ in measured),
         "speed": min(speed for _, speed in measured),
     }

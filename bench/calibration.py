@@ -28,8 +28,10 @@ from dpo.packing import MicroBatch, keep_usable, micro_batches
 from dpo.parallel import World, distributed, end_process, sharded_model
 from files import command
 from model.config import LlamaConfig
-from model.llama import Llama, compute_dtype
-from model.weights import load_model, load_weights, random_weights
+from model.dtype import generation_dtype, held_dtype, training_dtype
+from model.llama import Llama
+from model.packing import pack
+from model.weights import load_packed, load_weights, random_weights
 from planning.requests import Requests, Sample
 from planning.texts import chat_format
 from sampling.engine import Engine
@@ -146,11 +148,11 @@ def fit(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> tuple[floa
 def measure_generation(settings: Settings, config: LlamaConfig, requests: Requests) -> tuple[float, tuple[float, ...]]:
     """Seconds to load the model, and a step's coefficients."""
     options, started = settings.engine, time.perf_counter()
-    folder, dtype = Path(settings.model.path), compute_dtype(settings.model.dtype, torch.device("cpu"))
+    folder, products = Path(settings.model.path), generation_dtype(settings.model.dtype, torch.device("cpu"))
     there = (folder / "config.json").is_file()
-    model = load_model(folder, dtype, torch.device("cpu")) if there else _random(config, dtype)
+    model = load_packed(folder, products) if there else _random(config, products)
     engine = TimedEngine(
-        model.pack(),
+        model,
         blocks=options.blocks,
         block_size=options.block_size,
         token_budget=options.token_budget,
@@ -180,10 +182,10 @@ def samples(settings: Settings, requests: Requests) -> list[Sample]:
     return kinds
 
 
-def _random(config: LlamaConfig, dtype: torch.dtype) -> Llama:
+def _random(config: LlamaConfig, products: torch.dtype) -> Llama:
     model = Llama(config)
     random_weights(model, seed=0)
-    return model.to(dtype)
+    return pack(model.to(held_dtype(products)), products)
 
 
 class TrainingBench:
@@ -191,7 +193,7 @@ class TrainingBench:
 
     def __init__(self, world: World, settings: Settings, config: LlamaConfig):
         self.settings, self.config = settings, config
-        dtype = compute_dtype(settings.model.dtype, world.device)
+        dtype = training_dtype(settings.model.dtype, world.device)
         self.model = sharded_model(config, world, dtype, settings.trainer)
         folder = Path(settings.model.path)
         if (folder / "config.json").is_file():

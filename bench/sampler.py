@@ -28,9 +28,12 @@ import torch
 from bench.workload import load_module
 from dpo.flops import product_flops
 from files import UserError, command
+from kernels.int8 import Int8Weight, int8_linear
 from kernels.linear import Linear
 from model.chat import ChatFormat, load_chat
-from model.llama import Llama, compute_dtype
+from model.dtype import generation_dtype, held_dtype
+from model.llama import Llama
+from model.packing import pack
 from model.weights import load_model
 from sampling.engine import Engine
 from sampling.generate import local_device
@@ -193,6 +196,19 @@ class TimedEngine(Engine):
         return drawn
 
 
+def operations(device: torch.device, products: torch.dtype, size: int = 2048, repeats: int = 10) -> float:
+    """Operations a second in a large product; in int8 with what the input's rounding takes. The best run."""
+    if products != torch.int8:
+        return product_flops(device, products)
+    x, weight = torch.randn(size, size), Int8Weight.of(torch.randn(size, size))
+    best = 0.0
+    for _ in range(repeats):
+        started = time.perf_counter()
+        int8_linear(x, weight)
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
 def ablations(bench: Bench) -> None:
     """Sharing off; sequences decoded together; N judgments of one response."""
     for name, run in (("flat", bench.flat), ("loop", bench.loop)):
@@ -214,11 +230,11 @@ def run_rank(ranks: Ranks, arguments: argparse.Namespace) -> None:
     threads = max(arguments.threads // ranks.size, 1)
     torch.set_num_threads(arguments.threads)
     device = local_device()
-    dtype = compute_dtype(arguments.dtype, device)
-    limit = product_flops(device, dtype) if ranks.rank == 0 else 0.0  # of the whole machine
+    dtype = generation_dtype(arguments.dtype, device)
+    limit = operations(device, dtype) if ranks.rank == 0 else 0.0  # of the whole machine
     limit = ranks.together(limit)[0]
     torch.set_num_threads(threads)
-    model = load_model(arguments.model, dtype, device)
+    model = load_model(arguments.model, held_dtype(dtype), device)
     bench = Bench(
         ranks,
         model,
@@ -231,7 +247,7 @@ def run_rank(ranks: Ranks, arguments: argparse.Namespace) -> None:
         sum(module.weight.numel() for module in model.layers.modules() if isinstance(module, Linear)),
         model.head_weight.numel(),
     )
-    model.pack()
+    pack(model, dtype)
     bench.report(
         workload="product", dtype=str(dtype), ranks=ranks.size, threads=threads, gigaflops=round(limit / 1e9, 1)
     )
@@ -250,7 +266,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["flat", "loop"], help="one workload, and no ablations")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of all ranks")
     parser.add_argument("--ranks", type=int, help="default: one a thread on a CPU, one on a GPU")
-    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "int8"], default="auto")
     parser.add_argument("--blocks", type=int, default=4096)
     parser.add_argument("--token-budget", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median is printed")

@@ -27,7 +27,7 @@ from dpo.trainer import Trainer
 from files import command, read_jsonl, write_jsonl
 from model.chat import ChatFormat, load_chat
 from model.config import LlamaConfig
-from model.llama import compute_dtype
+from model.dtype import training_dtype
 from model.weights import load_weights
 from settings import Dpo, Engine, Iteration, Model, Respond, Settings
 from settings import Trainer as Options
@@ -48,7 +48,7 @@ def tokenized(pairs: list[dict[str, str]], chat: ChatFormat) -> list[dict[str, A
 
 def measure(world: World, model_dir: Path, pairs: Path, settings: Settings, work: Path) -> dict[str, Any]:
     """One epoch of DPO on a file of pairs, with the reference's pass."""
-    config, dtype = LlamaConfig.load(model_dir), compute_dtype(settings.model.dtype, world.device)
+    config, dtype = LlamaConfig.load(model_dir), training_dtype(settings.model.dtype, world.device)
     examples = read_examples([pairs], "dpo", config.vocab_size)
     limit = product_flops(world.device, dtype)
     model = sharded_model(config, world, dtype, settings.trainer)

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from files import read_jsonl, write_jsonl
 from model.chat import load_chat
-from model.llama import compute_dtype
-from model.weights import load_model
+from model.dtype import generation_dtype
+from model.weights import load_packed
 from sampling.engine import Engine
 from sampling.generate import request_seed
 from sampling.request import Request, Sampling
@@ -36,7 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     chat = load_chat(arguments.model)
-    model = load_model(arguments.model, compute_dtype("auto", torch.device("cpu")))
+    model = load_packed(arguments.model, generation_dtype("auto", torch.device("cpu")))
     engine = Engine(model, blocks=2048, block_size=16, token_budget=2048, max_sequences=128)
     requests = []
     for row in (row for path in arguments.prompts for row in read_jsonl(path, ("id", "prompt"))):

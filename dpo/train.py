@@ -24,7 +24,8 @@ from dpo.reference import reference_logprob
 from dpo.trainer import Trainer
 from files import UserError, command, digest, is_complete, stage_key
 from model.config import LlamaConfig
-from model.llama import Llama, compute_dtype
+from model.dtype import training_dtype
+from model.llama import Llama
 from model.weights import load_weights
 from sampling.generate import environment
 from settings import Settings, as_dict, load_settings
@@ -74,7 +75,7 @@ def train(arguments: argparse.Namespace, settings: Settings, world: World) -> No
         summary_writer()  # on every rank, so that all of them stop if it is not there
     folders = {"model": model_dir} | ({"reference": reference} if stage == "dpo" else {})
     weights = world.agree(lambda: {name: digest(folder) for name, folder in folders.items()})
-    config, dtype = LlamaConfig.load(model_dir), compute_dtype(settings.model.dtype, world.device)
+    config, dtype = LlamaConfig.load(model_dir), training_dtype(settings.model.dtype, world.device)
     found = read_examples(data, stage, config.vocab_size)
     examples, dropped = keep_usable(found, settings.trainer, config.max_position_embeddings)
     if not examples:
@@ -130,7 +131,7 @@ def facts(trainer: Trainer, dropped: dict[str, int]) -> dict[str, Any]:
         **progress.exported,
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
-        "dtype": str(compute_dtype(settings.model.dtype, world.device)).removeprefix("torch."),
+        "dtype": str(training_dtype(settings.model.dtype, world.device)).removeprefix("torch."),
         "ranks": world.size,
         "threads": settings.engine.threads,
         "environment": environment(),

@@ -7,6 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.int8 import Int8Weight, int8_linear
+
+Weight = Tensor | Int8Weight
+"""A plain tensor [o, i], or a packed one for inference."""
+
 
 class Linear(nn.Linear):
     """x W^T; the weight is a plain tensor, or a packed one for inference."""
@@ -17,9 +22,16 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight)
 
+    def take(self, weight: Weight) -> None:
+        """Have this weight, which is no longer a parameter, in place of the one there was."""
+        del self.weight
+        self.weight = weight  # type: ignore[assignment]
 
-def linear(x_ti: Tensor, weight_oi: Tensor) -> Tensor:
-    """x W^T [t, o], W plain or packed; accumulates in fp32."""
+
+def linear(x_ti: Tensor, weight_oi: Weight) -> Tensor:
+    """x W^T [t, o], W plain or packed; accumulates in fp32, or exactly in int8."""
+    if isinstance(weight_oi, Int8Weight):
+        return int8_linear(x_ti, weight_oi)
     if weight_oi.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(x_ti, weight_oi, None, "none", [], "")
     return F.linear(x_ti, weight_oi)
@@ -30,6 +42,9 @@ def packable(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
 
 
-def packed(weight_oi: Tensor) -> nn.Parameter:
-    """The weight in oneDNN's layout: of use to `linear` alone."""
-    return nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(weight_oi), requires_grad=False)
+def packed(weight_oi: Tensor, products: torch.dtype, parts: int = 1) -> Weight:
+    """The weight in oneDNN's layout, for products in its own dtype, or in int8 with so many parts of an input
+    (`kernels.int8.Int8Weight.parts`): of use to `linear` alone."""
+    if products == torch.int8:
+        return Int8Weight.of(weight_oi, parts)
+    return torch.ops.mkldnn._reorder_linear_weight(weight_oi)

@@ -9,12 +9,19 @@ Shapes: t tokens of this step, h query heads, k key-value heads, g query heads a
 s tokens in the cache, b single tokens, p pieces of c tokens in one product, r readers of a piece, j pieces of a token.
 """
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.pieces import Piece, Span, alike, cut_pieces
 from kernels.rope import Rope, rotate_and_store
+
+ALIGNED = 64
+"""Bytes: where torch lets a tensor begin."""
 
 
 class PagedAttention:
@@ -149,6 +156,17 @@ class PieceRead:
         weights = scores.softmax(-1)
         out = torch.bmm(weights.to(v.dtype), v).view(-1, d)
         return (out, scores.amax(-1).view(-1), weights.amax(-1).view(-1)) if merged else (out,)
+
+
+def empty_cache(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros: what no token has written is masked, but must be finite. On a CPU they take memory when they are written:
+    numpy has them from the system, where `torch.zeros` would go through all of it."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + ALIGNED, np.uint8)
+    start = -memory.ctypes.data % ALIGNED
+    return torch.from_numpy(memory[start : start + size]).view(dtype).view(shape)
 
 
 def merge(outputs_bjhd: Tensor, lses_bjh: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.linear import Linear, linear, packable, packed
+from kernels.linear import Linear, Weight, linear
 from kernels.norm import rms_norm
 from kernels.rope import Rope, rope_tables
 from kernels.swiglu import swiglu
@@ -26,7 +26,7 @@ Attend = Callable[[int, Tensor, Tensor, Rope], Tensor]
 Queries and keys come in one tensor and unrotated: one rotation serves both, and a paged cache may rotate keys while it
 stores them."""
 
-Head = Callable[[Tensor, Tensor], Tensor]
+Head = Callable[[Tensor, Weight], Tensor]
 """(hidden [t, d], weight [v, d]) -> whatever the caller wants of them."""
 
 
@@ -128,20 +128,9 @@ class Llama(nn.Module):
         return head(self.norm(x_td), self.head_weight)
 
     @property
-    def head_weight(self) -> Tensor:
+    def head_weight(self) -> Weight:
         """[v, d]: of the head, or of the embedding where they are tied."""
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-
-    def pack(self) -> "Llama":
-        """Pack the weights of all products where that pays; for inference alone, and once. Returns the model."""
-        if packable(self.embed_tokens.weight):
-            head = packed(self.head_weight)
-            for module in self.modules():
-                if isinstance(module, Linear):
-                    module.weight = packed(module.weight)
-            self.lm_head = Linear(1, 1)
-            self.lm_head.weight = head
-        return self
 
 
 @lru_cache
@@ -149,17 +138,6 @@ def _frequencies(config: LlamaConfig, device: torch.device) -> Tensor:
     return torch.tensor(config.inverse_frequencies(), dtype=torch.float32, device=device)
 
 
-def logits_head(hidden_td: Tensor, weight_vd: Tensor) -> Tensor:
+def logits_head(hidden_td: Tensor, weight_vd: Weight) -> Tensor:
     """Logits of every token, fp32 [t, v]."""
     return linear(hidden_td, weight_vd).float()
-
-
-def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """The dtype that matrix products run in: the setting, or for "auto" bfloat16 where it is native, else float32."""
-    if setting != "auto":
-        return getattr(torch, setting)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    capabilities = torch.cpu.get_capabilities()
-    native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
-    return torch.bfloat16 if native else torch.float32

@@ -19,7 +19,9 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from files import UserError, write_json
 from model.config import LlamaConfig
+from model.dtype import held_dtype
 from model.llama import Llama
+from model.packing import pack
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 COPIED = ("tokenizer", "special_tokens", "generation_config", "chat_template", "vocab", "merges", "added_tokens")
@@ -131,6 +133,11 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: torch.device | st
     model.to_empty(device=device)
     load_weights(model, folder)
     return model.eval().requires_grad_(False)
+
+
+def load_packed(folder: Path | str, products: torch.dtype, device: torch.device | str = "cpu") -> Llama:
+    """A whole model for generation, packed for products in this dtype (`model.dtype.generation_dtype`)."""
+    return pack(load_model(folder, held_dtype(products), device), products)
 
 
 def split_parameters(parameters: Iterable[tuple[str, Tensor]], config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:

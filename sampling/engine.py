@@ -9,7 +9,7 @@ from torch import Tensor
 from kernels import launch
 from kernels.launch import Attention
 from kernels.linear import linear
-from kernels.paged import PagedAttention
+from kernels.paged import PagedAttention, empty_cache
 from kernels.pieces import Span
 from kernels.transfer import to_device, to_host
 from model.llama import Attend, Llama
@@ -41,7 +41,7 @@ class Engine:
         self.share_prefixes = share_prefixes
         # A block more than the pool knows: there the graphs' padding writes.
         shape = (config.num_hidden_layers, 2, blocks + 1, config.num_key_value_heads, block_size, config.head_dim)
-        self.cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.cache = empty_cache(shape, weight.dtype, weight.device)
         self.paged_attention: Callable[[Tensor, list[Span], int], Attend] = PagedAttention
         self.sample = sample
         self.graphs: Callable[[list[Span], list[Sequence]], tuple[Tensor, Tensor]] | None = None

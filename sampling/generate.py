@@ -43,8 +43,8 @@ from files import (
     write_manifest,
 )
 from model.chat import ChatFormat, Message, load_chat
-from model.llama import compute_dtype
-from model.weights import load_model
+from model.dtype import generation_dtype
+from model.weights import load_packed
 from progress import progress
 from sampling.engine import Engine
 from sampling.request import Completion, Request, Sampling
@@ -264,7 +264,7 @@ class Worker:
                 "attention": settings.model.attention,
                 "seed": settings.seed,
             },
-            "compute_dtype": str(compute_dtype(settings.model.dtype, local_device())).removeprefix("torch."),
+            "compute_dtype": str(generation_dtype(settings.model.dtype, local_device())).removeprefix("torch."),
             "environment": environment(),
         }
 
@@ -392,7 +392,8 @@ def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine
     device, options = local_device(), settings.engine
     torch.set_num_threads(options.threads // cpu_processes(options))
     gc.collect()  # an engine of an earlier round, kept by a cycle, would keep its cache
-    model = load_model(model_dir, compute_dtype(settings.model.dtype, device), device).pack()
+    products = generation_dtype(settings.model.dtype, device)
+    model = load_packed(model_dir, products, device)
     engine = Engine(
         model,
         blocks=options.blocks,
@@ -403,7 +404,8 @@ def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine
         cuda_graphs=options.cuda_graphs,
     )
     if log:
-        dtype, cache = str(engine.cache.dtype).removeprefix("torch."), engine.cache
+        dtype, cache = str(products).removeprefix("torch."), engine.cache
+        dtype += ", the rest float32," if products == torch.int8 else ""
         processes = int(os.environ.get("WORLD_SIZE", cpu_processes(options)))
         where = f"{device}, {processes} thread{'s'[: processes > 1]}" if device.type == "cpu" else f"{device}"
         tokens = options.blocks * options.block_size

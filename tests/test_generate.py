@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from conftest import needs_int8
 
 import sampling.generate as generate
 from files import read_manifest
@@ -97,12 +98,14 @@ def test_a_unit_is_claimed_once_more_by_one_rank_only(tmp_path):
 
 
 @pytest.mark.parametrize("dies", [False, True])
-def test_processes_of_one_thread_write_what_one_process_writes(dies, tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("int8", marks=needs_int8)])
+def test_processes_of_one_thread_write_what_one_process_writes(dtype, dies, tmp_path, monkeypatch, capfd):
     """Also where a process dies with a unit in hand."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(ROOT / "data")
     model = prepare(Model(path="models/tiny", prepare="tiny", dtype="float32"))
     settings = load_settings(ROOT / "configs" / "tiny.toml")
+    settings = replace(settings, model=replace(settings.model, dtype=dtype))
     prompts = [{"id": f"p{i}", "prompt": "What is rain?" * i} for i in range(20)]
     own = os.getpid()
 

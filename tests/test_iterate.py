@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from conftest import needs_int8
 from torch.distributed.run import get_args_parser
 
 from evaluation.places import Place
@@ -57,12 +58,11 @@ HELD_OUT = {
 ITERATE = (str(ROOT / "iterate.py"), "--config", "tiny.toml")
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def finished_run(place: Path, dtype: str) -> Path:
     """A finished run of tiny.toml, each model measured on a few held-out groups, instructions and prompts."""
-    place = tmp_path_factory.mktemp("project")
     (place / "data").symlink_to(ROOT / "data")
-    text = (ROOT / "configs" / "tiny.toml").read_text() + "\n[evaluation]\n"
+    text = (ROOT / "configs" / "tiny.toml").read_text().replace('dtype = "float32"', f'dtype = "{dtype}"')
+    text += "\n[evaluation]\n"
     for key, name in HELD_OUT.items():
         lines = (ROOT / "data" / name).read_text().splitlines(keepends=True)
         (place / f"{key}.jsonl").write_text("".join(lines[:4]))
@@ -71,9 +71,23 @@ def place(tmp_path_factory) -> Path:
     started = time.monotonic()
     code, out, err = run(place, *ITERATE)
     assert code == 0, err
+    assert f"\n{dtype}, " in err
     (place / "out.txt").write_text(out)
     print(f"the whole loop took {time.monotonic() - started:.0f} s")
     return place
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return finished_run(tmp_path_factory.mktemp("project"), "float32")
+
+
+@pytest.fixture(scope="module", params=["float32", pytest.param("int8", marks=needs_int8)])
+def exact_place(request, tmp_path_factory) -> Path:
+    """A run for each of the dtypes that tests of exactness go through."""
+    if request.param == "float32":
+        return request.getfixturevalue("place")
+    return finished_run(tmp_path_factory.mktemp("project"), request.param)
 
 
 def test_summary(place):
@@ -154,15 +168,15 @@ def test_a_second_call_runs_no_stage(place):
     assert code == 0 and "->" not in out
 
 
-def test_a_missing_unit_is_made_again_to_the_byte(place):
-    folder = place / "runs" / "tiny" / "iter1" / "judgments"
+def test_a_missing_unit_is_made_again_to_the_byte(exact_place):
+    folder = exact_place / "runs" / "tiny" / "iter1" / "judgments"
     manifest = read_manifest(folder)
     lost = folder / manifest["units"][1]
     content = lost.read_bytes()
     others = {name: (folder / name).stat().st_mtime_ns for name in manifest["units"] if folder / name != lost}
     lost.unlink()
     (folder / "manifest.json").unlink()
-    code, out, _ = run(place, *ITERATE)
+    code, out, _ = run(exact_place, *ITERATE)
     assert code == 0 and out.count("->") == 1
     assert lost.read_bytes() == content and read_manifest(folder)["digest"] == manifest["digest"]
     assert {name: (folder / name).stat().st_mtime_ns for name in others} == others
@@ -186,21 +200,21 @@ def free_port() -> str:
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_two_ranks_write_the_same_bytes(place, nodes):
+def test_two_ranks_write_the_same_bytes(exact_place, nodes):
     """On one node, or on two that share the folder, one torchrun each."""
     out, where = f"two-ranks-{nodes}", ("--standalone",)
     if nodes == 2:
         where = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}")
     launch = ("-m", "torch.distributed.run", *where, "--rdzv-id", out, "--nproc-per-node", str(2 // nodes))
-    processes = [start(place, *launch, "-m", *judge_arguments(place, out)) for _ in range(nodes)]
+    processes = [start(exact_place, *launch, "-m", *judge_arguments(exact_place, out)) for _ in range(nodes)]
     for process in processes:
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
-    assert judgments_digest(place, out) == judgments_digest(place, "tiny/iter1/judgments")
+    assert judgments_digest(exact_place, out) == judgments_digest(exact_place, "tiny/iter1/judgments")
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_rank_does_not_stop_the_other(place, monkeypatch, killed):
+def test_a_killed_rank_does_not_stop_the_other(exact_place, monkeypatch, killed):
     """Two ranks, not under torchrun, which ends them all; one is killed when the first unit is there. Rank 0 has the
     store: without it the other rank used to leave what was missing, and to wait for it."""
     out = f"killed-{killed}"
@@ -210,16 +224,16 @@ def test_a_killed_rank_does_not_stop_the_other(place, monkeypatch, killed):
     processes = []
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        processes.append(start(place, "-m", *judge_arguments(place, out)))
+        processes.append(start(exact_place, "-m", *judge_arguments(exact_place, out)))
     deadline = time.monotonic() + 120
-    while not list((place / "runs").glob(f"{out}/units-*/*.jsonl")) and time.monotonic() < deadline:
+    while not list((exact_place / "runs").glob(f"{out}/units-*/*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.01)
     processes[killed].kill()
     survivor = processes[1 - killed]
     _, err = survivor.communicate(timeout=300)
     assert survivor.returncode == 0, err
     assert processes[killed].wait(timeout=60) == -signal.SIGKILL
-    assert judgments_digest(place, out) == judgments_digest(place, "tiny/iter1/judgments")
+    assert judgments_digest(exact_place, out) == judgments_digest(exact_place, "tiny/iter1/judgments")
 
 
 def test_torchrun_takes_no_option_of_a_stage_for_its_own():

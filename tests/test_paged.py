@@ -1,10 +1,14 @@
 """Attention over the paged cache: the pieces that shared blocks are cut into, and what is computed with them."""
 
+import os
+from pathlib import Path
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.paged import PagedAttention, merge
+from kernels.paged import PagedAttention, empty_cache, merge
 from kernels.pieces import PRODUCT_BLOCKS, Piece, Span, alike, cut_pieces
 
 
@@ -109,3 +113,18 @@ def test_merge_with_an_empty_side():
     lses = torch.tensor([[[0.0], [0.0]], [[5.0], [float("-inf")]]])
     lses[0, 1] = torch.tensor(2.0).log()
     torch.testing.assert_close(merge(outputs, lses), torch.tensor([[[5.0]], [[3.0]]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cache_is_zeros_that_take_memory_when_they_are_written(dtype):
+    def held() -> int:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    before = held()
+    cache = empty_cache((4, 2, 1000, 3, 16, 64), dtype, torch.device("cpu"))
+    assert cache.shape == (4, 2, 1000, 3, 16, 64) and cache.dtype == dtype and cache.data_ptr() % 64 == 0
+    assert held() - before < cache.nbytes / 10
+    assert not cache[:, :, ::100].any()
+    cache[3, 1, 999] = 1
+    assert cache.sum() == 3 * 16 * 64

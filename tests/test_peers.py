@@ -3,12 +3,14 @@
 import json
 import random
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import llama_models
 import pytest
 import test_meta
 import torch
+from conftest import needs_int8
 
 from files import read_jsonl
 from kernels.attention import Segments, VarlenAttention
@@ -17,12 +19,13 @@ from model.llama import logits_head
 from model.meta import LLAMA3_TEMPLATE, convert
 from model.prepare import prepare
 from model.tokenizer import tiktoken_backend
-from model.weights import load_model, save_pretrained
+from model.weights import load_model, load_packed, save_pretrained
 from sampling.engine import Engine
 from sampling.request import Request, Sampling
 from settings import Model
 
 pytestmark = pytest.mark.peers
+ROOT = Path(__file__).parent.parent
 LLAMA3 = Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"
 
 PROMPTS = [
@@ -105,6 +108,29 @@ def test_greedy_tokens(folder, greedy, options):
     assert (engine.preemptions > 0) == (options["blocks"] == 90)
     for i, (_, wanted) in enumerate(greedy):
         assert found[str(i)] == wanted, i
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("dtype", "most"),
+    [("float32", 1e-6), ("bfloat16", 0.004), pytest.param("int8", 0.01, marks=needs_int8)],
+)
+def test_divergence_from_float32(folder, reference, dtype, most):
+    """Kullback-Leibler a token of answers to real prompts, in nats: what a faster product changes."""
+    products, chat = getattr(torch, dtype), load_chat(folder)
+    model = load_packed(folder, products)
+    prompts = {row["id"]: row["prompt"] for row in read_jsonl(ROOT / "data" / "prompts" / "train.jsonl")}
+    found = []
+    for row in islice(read_jsonl(ROOT / "data" / "answers" / "train.jsonl"), 0, 160, 10):
+        prompt = chat.prompt_ids([{"role": "user", "content": prompts[row["prompt_id"]]}])
+        ids = torch.tensor(prompt + chat.tokenizer.encode(row["text"]))
+        attend = VarlenAttention(Segments.make([len(ids)]))
+        ours = model(ids, torch.arange(len(ids)), attend, logits_head)[len(prompt) - 1 :].log_softmax(-1)
+        exact = reference(ids[None]).logits[0, len(prompt) - 1 :].log_softmax(-1)
+        found.append((exact.exp() * (exact - ours)).sum(-1))
+    divergence = torch.cat(found).mean().item()
+    print(f"{dtype}: {divergence:.5f} nats a token, {sum(map(len, found))} tokens")
+    assert divergence < most
 
 
 @torch.inference_mode()

@@ -1,0 +1,88 @@
+"""Products in int8, for processors that multiply integers fast (VNNI) but have no bfloat16 units; for inference alone.
+
+A weight is rounded once, with a scale for each output channel, an input in every call, with a scale for each token;
+both are symmetric about zero. With integers a and b the product is exact, so that a token's result depends neither on
+the other tokens of the batch nor on the order of the sum:
+
+    x_t = s_t a_t    W_o = r_o b_o    y_to = s_t r_o sum_i a_ti b_oi
+
+An input that loses too much by that has two parts, of which the second is what the first left:
+
+    x_t = s_t (a_t + c_t / 254)    y_to = s_t r_o sum_i (a_ti + c_ti / 254) b_oi
+
+Shapes: t tokens, i and o sizes of input and output, n parts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LARGEST = 127
+"""Integers lie in [-LARGEST, LARGEST]."""
+
+FINER = 2 * LARGEST
+"""Of the second part's steps to one of the first: rounding leaves at most half a step."""
+
+ZERO = 128
+"""What stands for 0 in an input: oneDNN's fast product takes inputs without a sign, and takes this off again."""
+
+LEAST = 1e-30
+"""Of the largest magnitude of a token or an output channel: one that is all zeros has a scale too."""
+
+
+@dataclass(frozen=True)
+class Int8Weight:
+    """A weight [o, i] in oneDNN's layout, of use to `int8_linear` alone."""
+
+    integers: Tensor
+    scale_o: Tensor
+    """fp32; r / LARGEST, so that a token's largest magnitude can stand for its scale."""
+    zero_o: Tensor
+    """int64, zeros."""
+    parts: int
+    """Of an input: 1, or 2."""
+
+    @classmethod
+    def of(cls, weight_oi: Tensor, parts: int = 1) -> "Int8Weight":
+        """Of a weight in any float dtype."""
+        integers_noi, peak_o1 = rounded(weight_oi.float(), 1)
+        scale_o = peak_o1.flatten() / LARGEST**2
+        layout = torch.ops.onednn.qlinear_prepack(integers_noi[0], None)
+        return cls(layout, scale_o, torch.zeros(len(scale_o), dtype=torch.int64), parts)
+
+
+def rounded(x_ti: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+    """Each row of fp32 `x_ti` as integers, int8 [n, t, i], of its largest magnitude / LARGEST, which is fp32 [t, 1]."""
+    peak_t1 = x_ti.abs().amax(-1, keepdim=True).clamp_min_(LEAST)
+    integers_nti = x_ti.new_empty((parts, *x_ti.shape), dtype=torch.int8)
+    scaled_ti = x_ti * (LARGEST / peak_t1)
+    if parts == 2:
+        first_ti = scaled_ti.round()
+        integers_nti[0] = first_ti
+        scaled_ti.sub_(first_ti).mul_(FINER)
+    integers_nti[-1] = scaled_ti.round_()
+    return integers_nti, peak_t1
+
+
+def int8_linear(x_ti: Tensor, weight: Int8Weight) -> Tensor:
+    """x W^T, fp32 [t, o], for fp32 `x_ti`."""
+    integers_nti, peak_t1 = rounded(x_ti, weight.parts)
+    shifted_nti = integers_nti.bitwise_xor_(-ZERO).view(torch.uint8)  # ZERO added: the highest bit turned over
+    y_nto = torch.ops.onednn.qlinear_pointwise(
+        shifted_nti,
+        1.0,
+        ZERO,
+        weight.integers,
+        weight.scale_o,
+        weight.zero_o,
+        None,
+        1.0,
+        0,
+        torch.float32,
+        "none",
+        [],
+        "",
+    )
+    y_to = y_nto[0] if weight.parts == 1 else torch.add(y_nto[0], y_nto[1], alpha=1 / FINER)
+    return y_to.mul_(peak_t1)
