@@ -71,7 +71,7 @@ def finished_run(place: Path, dtype: str) -> Path:
     started = time.monotonic()
     code, out, err = run(place, *ITERATE)
     assert code == 0, err
-    assert f"\n{dtype}, " in err
+    assert re.search(f"^{dtype}\\b.* on cpu", err, re.MULTILINE)
     (place / "out.txt").write_text(out)
     print(f"the whole loop took {time.monotonic() - started:.0f} s")
     return place
