@@ -25,13 +25,13 @@ from dpo.flops import forward_flops
 from dpo.loss import completion_logprob, dpo_loss
 from dpo.optimizer import clip, local_gradients, make_optimizer, squared_norm
 from dpo.packing import MicroBatch, keep_usable, micro_batches
-from dpo.parallel import World, distributed, end_process, sharded_model
+from dpo.parallel import World, distributed, end_process, load_sharded, sharded_model
 from files import command
 from model.config import LlamaConfig
 from model.dtype import generation_dtype, held_dtype, training_dtype
 from model.llama import Llama
 from model.packing import pack
-from model.weights import load_packed, load_weights, random_weights
+from model.weights import load_packed, random_weights
 from planning.requests import Requests, Sample
 from planning.texts import chat_format
 from sampling.engine import Engine
@@ -197,7 +197,7 @@ class TrainingBench:
         self.model = sharded_model(config, world, dtype, settings.trainer)
         folder = Path(settings.model.path)
         if (folder / "config.json").is_file():
-            load_weights(self.model, folder)
+            load_sharded(self.model, folder)
         else:
             for parameter in self.model.parameters():
                 torch.nn.init.normal_(parameter, std=0.02)

@@ -245,7 +245,7 @@ def run_rank(ranks: Ranks, arguments: argparse.Namespace) -> None:
         arguments.repeats,
         limit,
         sum(module.weight.numel() for module in model.layers.modules() if isinstance(module, Linear)),
-        model.head_weight.numel(),
+        model.embed_tokens.weight.numel(),
     )
     pack(model, dtype)
     bench.report(

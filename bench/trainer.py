@@ -21,14 +21,13 @@ from dpo.flops import forward_flops, product_flops
 from dpo.metrics import METRICS, MetricsLog, peak_memory_mib
 from dpo.optimizer import make_optimizer
 from dpo.packing import micro_batches
-from dpo.parallel import World, distributed, sharded_model
+from dpo.parallel import World, distributed, load_sharded, sharded_model
 from dpo.reference import reference_logprob
 from dpo.trainer import Trainer
 from files import command, read_jsonl, write_jsonl
 from model.chat import ChatFormat, load_chat
 from model.config import LlamaConfig
 from model.dtype import training_dtype
-from model.weights import load_weights
 from settings import Dpo, Engine, Iteration, Model, Respond, Settings
 from settings import Trainer as Options
 
@@ -57,7 +56,7 @@ def measure(world: World, model_dir: Path, pairs: Path, settings: Settings, work
         world, model, examples, model_dir, "", work / "reference", settings.trainer, dtype, settings.model.attention
     )
     reference_seconds = time.perf_counter() - started
-    load_weights(model, model_dir)
+    load_sharded(model, model_dir)
     trainer = Trainer(
         stage="dpo",
         settings=settings,

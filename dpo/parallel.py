@@ -9,17 +9,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from files import UserError
 from model.config import LlamaConfig
 from model.llama import Block, Llama
+from model.weights import load_weights
 from settings import Trainer
 
 T = TypeVar("T")
@@ -148,7 +152,7 @@ def spare_memory() -> None:
 
 
 def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options: Trainer) -> Llama:
-    """A model whose fp32 parameters lie in equal parts on the ranks, not yet filled (`model.weights.load_weights`).
+    """A model whose fp32 parameters lie in equal parts on the ranks, not yet filled (`load_sharded`).
 
     Each block, and the rest, is gathered in `dtype` while it computes; gradients are averaged over ranks in fp32.
     """
@@ -165,6 +169,18 @@ def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options
     fully_shard(model, mesh=world.mesh, mp_policy=policy)
     model.to_empty(device=world.device)
     return model
+
+
+def load_sharded(model: Llama, folder: Path | str) -> None:
+    """`model.weights.load_weights` for such a model: each rank reads its own rows only."""
+    load_weights(model, folder, _local)
+
+
+def _local(parameter: nn.Parameter) -> tuple[Tensor, int]:
+    """This rank's rows, and the first of them."""
+    shard = cast(DTensor, parameter)
+    _, offset = compute_local_shape_and_global_offset(shard.shape, shard.device_mesh, shard.placements)
+    return shard.to_local(), offset[0]
 
 
 def reshard(model: Llama) -> None:

@@ -14,11 +14,10 @@ from torch import Tensor
 from dpo.data import Example, content_digest
 from dpo.loss import completion_logprob
 from dpo.packing import micro_batches
-from dpo.parallel import World, reshard
+from dpo.parallel import World, load_sharded, reshard
 from files import read_jsonl, write_jsonl
 from kernels.launch import Attention
 from model.llama import Llama
-from model.weights import load_weights
 from progress import progress
 from settings import Trainer
 
@@ -42,7 +41,7 @@ def reference_logprob(
     name = hashlib.sha256(f"{content_digest(examples)} {weights_digest} {dtype} {attention}".encode()).hexdigest()
     path = cache / f"{name[:16]}.jsonl"
     if not world.agree(path.is_file):
-        load_weights(model, weights)
+        load_sharded(model, weights)
         found_e2 = _compute(world, model, examples, options, attention)
         if world.first:
             found = zip(examples, found_e2.tolist(), strict=True)

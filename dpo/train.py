@@ -19,14 +19,13 @@ from dpo.flops import peak_flops
 from dpo.metrics import MetricsLog, summary_writer
 from dpo.optimizer import make_optimizer
 from dpo.packing import keep_usable
-from dpo.parallel import World, distributed, end_process, sharded_model
+from dpo.parallel import World, distributed, end_process, load_sharded, sharded_model
 from dpo.reference import reference_logprob
 from dpo.trainer import Trainer
 from files import UserError, command, digest, is_complete, stage_key
 from model.config import LlamaConfig
 from model.dtype import training_dtype
 from model.llama import Llama
-from model.weights import load_weights
 from sampling.generate import environment
 from settings import Settings, as_dict, load_settings
 
@@ -144,7 +143,7 @@ def start(
     """Fill the model: from the last state of the same work, else from `model_dir`."""
     state = world.agree(lambda: latest_state(work, key))
     if state is None:
-        load_weights(model, model_dir)
+        load_sharded(model, model_dir)
         progress = Progress(key)
     else:
         progress = load_state(state, model, optimizer)

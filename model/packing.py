@@ -4,12 +4,13 @@ Shapes: t tokens, d hidden_size, i and o sizes of a product's input and output.
 """
 
 from math import gcd
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from kernels.linear import Linear, packable, packed
-from model.llama import Llama, RMSNorm
+from model.llama import Block, Llama, RMSNorm
 
 ROTATED = 64
 """Channels that are rotated together, at most."""
@@ -59,10 +60,11 @@ def rotate(model: Llama) -> None:
     enter(model.norm, model.lm_head)
     model.embed_tokens.weight = _frozen(_mixed(model.embed_tokens.weight, mix))
     for layer in model.layers:
-        enter(layer.input_layernorm, layer.self_attn.qkv_proj)
-        leave(layer.self_attn.o_proj)
-        enter(layer.post_attention_layernorm, layer.mlp.gate_up_proj)
-        leave(layer.mlp.down_proj)
+        block = cast(Block, layer)
+        enter(block.input_layernorm, block.self_attn.qkv_proj)
+        leave(block.self_attn.o_proj)
+        enter(block.post_attention_layernorm, block.mlp.gate_up_proj)
+        leave(block.mlp.down_proj)
 
 
 def _mixed(weight_od: Tensor, mix: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ checkpoint's tensors stacked by rows, and a rank that holds only some rows of it
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from files import UserError, write_json
 from model.config import LlamaConfig
@@ -105,22 +103,21 @@ def check_names(model: Llama, checkpoint: Checkpoint) -> None:
             raise UserError(f"{checkpoint.folder}: tensor {name} is unexpected; config.json and weights do not match")
 
 
-@torch.no_grad()
-def load_weights(model: Llama, folder: Path | str) -> None:
-    """Fill the model's parameters, plain or sharded by `fully_shard`, tensor by tensor; each keeps its dtype.
+def _whole(parameter: nn.Parameter) -> tuple[Tensor, int]:
+    return parameter, 0
 
-    A sharded parameter reads its own rows only. Raises `UserError` as `Checkpoint` and `check_names` do.
+
+@torch.no_grad()
+def load_weights(model: Llama, folder: Path | str, part: Callable[[nn.Parameter], tuple[Tensor, int]] = _whole) -> None:
+    """Fill the model's parameters, tensor by tensor; each keeps its dtype.
+
+    `part`: of a parameter what lies here, and its first row; no other rows are read (`dpo.parallel.load_sharded`).
+    Raises `UserError` as `Checkpoint` and `check_names` do.
     """
     checkpoint = Checkpoint(folder)
     check_names(model, checkpoint)
     for name, parameter in model.named_parameters():
-        local, start = parameter.data, 0
-        if isinstance(parameter, DTensor):
-            local = parameter.to_local()
-            _, offset = compute_local_shape_and_global_offset(
-                parameter.shape, parameter.device_mesh, parameter.placements
-            )
-            start = offset[0]
+        local, start = part(parameter)
         if local.numel():
             local.copy_(checkpoint.rows(part_names(name), start, start + local.shape[0]))
 

@@ -22,11 +22,10 @@ from test_trainer import (
 
 import dpo.train
 from dpo.checkpoint import export, latest_state
-from dpo.parallel import distributed, sharded_model
+from dpo.parallel import distributed, load_sharded, sharded_model
 from dpo.trainer import Interruption, Trainer
 from files import digest, read_jsonl, read_manifest
 from model.config import LlamaConfig
-from model.weights import load_weights
 
 LASTING = changed(dpo={"epochs": 3, "held_out": 0.25, "batch_size": 2})
 
@@ -173,7 +172,7 @@ def test_export_is_the_model_in_bf16(tmp_path, tied):
     (tmp_path / "out" / "stale").write_text("of an earlier export")
     with distributed(1) as world:
         model = sharded_model(LlamaConfig.load(source), world, torch.float32, LASTING.trainer)
-        load_weights(model, source)
+        load_sharded(model, source)
         export(world, model, source, tmp_path / "out")
     assert all(torch.equal(a, b) for a, b in zip(parameters(source), parameters(tmp_path / "out"), strict=True))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
