@@ -22,8 +22,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,9 @@ class Worker:
         if "RANK" not in os.environ and forks > 0:
             self._share(work, stage, forks)
         else:
-            self._take_part(work, stage, store, rank)
+            order = longest_first(work.units)
+            indices = chain(unclaimed(store, order, paths), unwritten(store, order, paths))
+            self._take_part(work, stage, indices, first=rank == 0)
         while not all(path.is_file() for path in paths):  # other ranks' last units
             time.sleep(0.2)
         if is_complete(out, key) or (not _first(store, "finished") and _completed_by_another(out, key)):
@@ -211,47 +214,53 @@ class Worker:
             if old != folder:
                 shutil.rmtree(old)
 
-    def _take_part(self, work: Work, stage: str, store: dist.Store, rank: int) -> None:
-        """Write the units that this rank claims; the first one shows how far all are."""
-        bar = progress(sum(len(work.units[i]) for i in work.missing), stage, "req", first=rank == 0)
-        for index in claims(store, longest_first(work.units), work.paths):
-            engine, unit, rows = self.engine(log=rank == 0), work.units[index], {}
+    def _take_part(self, work: Work, stage: str, indices: Iterable[int], first: bool) -> None:
+        """Write these units; the `first` rank shows how far all are."""
+        bar = progress(sum(len(work.units[i]) for i in work.missing), stage, "req", first=first)
+        for index in indices:
+            engine, unit, rows = self.engine(log=first), work.units[index], {}
             named = {item.name: item for item in unit}
             for completion in engine.run([item.request(self.chat) for item in unit]):
+                if work.paths[index].is_file():  # by the rank that claimed it first, and was slow
+                    break
                 rows[completion.id] = work.record(named[completion.id], completion)
                 bar.update()
-            write_jsonl(work.paths[index], (rows[item.name] for item in unit))
+            else:
+                write_jsonl(work.paths[index], (rows[item.name] for item in unit))
             bar.update(sum(len(work.units[i]) for i in work.missing if work.paths[i].is_file()) - bar.n)  # others' too
         bar.close()
 
     def _share(self, work: Work, stage: str, forks: int) -> None:
         """Take part as the first of several ranks, the others copies of this process; they meet in a file.
 
-        One that dies leaves its unit to the others, as any rank does.
+        What one leaves that dies is written when all have ended.
         """
         self.engine(log=True)
-        parent = os.getpid()
+        parent, order = os.getpid(), longest_first(work.units)
         with tempfile.TemporaryDirectory() as folder:
 
-            def take_part(rank: int) -> None:
-                self._take_part(work, stage, dist.FileStore(f"{folder}/claims"), rank)
+            def store() -> dist.Store:
+                return dist.FileStore(f"{folder}/claims")
 
-            def follow(rank: int) -> None:
+            def follow() -> None:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: Linux ends the copy with its parent
                 if os.getppid() == parent:
-                    take_part(rank)
+                    self._take_part(work, stage, unclaimed(store(), order, work.paths), first=False)
 
-            processes = [fork(partial(follow, rank)) for rank in range(1, forks + 1)]
+            copies = [fork(follow) for _ in range(forks)]
+
+            def left() -> Iterator[int]:
+                while copies:
+                    os.waitpid(copies.pop(), 0)
+                yield from unwritten(store(), order, work.paths)
+
             try:
-                take_part(0)
-            except BaseException:
-                for process in processes:
-                    os.kill(process, signal.SIGTERM)
-                raise
+                self._take_part(work, stage, chain(unclaimed(store(), order, work.paths), left()), first=True)
             finally:
-                for process in processes:
-                    os.waitpid(process, 0)
+                for copy in copies:
+                    os.kill(copy, signal.SIGTERM)
+                    os.waitpid(copy, 0)
 
     def facts(self) -> dict[str, Any]:
         """What a manifest says of how the records were made."""
@@ -283,17 +292,20 @@ def longest_first(units: list[list[Item]]) -> list[int]:
     return sorted(range(len(units)), key=lambda i: -lengths[i])
 
 
-def claims(store: dist.Store, order: list[int], paths: list[Path]) -> Iterator[int]:
-    """The units that this rank is to write, each once the one before is written.
-
-    First those that no other rank has claimed, in `order`. Then, rather than wait, those that are claimed and not
-    written, once more each: their ranks may be slow or dead, and whoever writes a unit writes the same bytes.
-    """
+def unclaimed(store: dist.Store, order: list[int], paths: list[Path]) -> Iterator[int]:
+    """The units, in `order`, that this rank is the first to claim, each once the one before is written."""
     with suppress(dist.DistError):  # the store was rank 0's, which has ended
         # Claims count all units, so that they mean the same to a rank that starts when others have written some.
         while (claim := store.add("claimed", 1) - 1) < len(order):
             if not paths[order[claim]].is_file():
                 yield order[claim]
+
+
+def unwritten(store: dist.Store, order: list[int], paths: list[Path]) -> Iterator[int]:
+    """Rather than wait for them: the units that are claimed and not written, once more each.
+
+    Their ranks may be slow or dead, and whoever writes a unit writes the same bytes.
+    """
     for index in order:
         if not paths[index].is_file() and _first(store, f"again/{index}"):
             yield index

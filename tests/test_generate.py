@@ -1,7 +1,9 @@
 """Work units: what they hold, and that every one is written, whoever claims what."""
 
 import os
+import time
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,20 @@ from conftest import needs_int8
 import sampling.generate as generate
 from files import read_manifest
 from model.prepare import prepare
-from sampling.generate import Item, Worker, claims, cut_units, longest_first, request_seed
+from sampling.generate import Item, Worker, cut_units, longest_first, request_seed, unclaimed, unwritten
 from sampling.request import Completion, Sampling
 from settings import Model, load_settings
 
 ROOT = Path(__file__).parent.parent
+
+
+class FakeChat:
+    def prompt_ids(self, messages):
+        return [1]
+
+
+def bare_record(item: Item, completion: Completion) -> dict:
+    return item.record | {"ids": completion.ids, "finish_reason": completion.finish_reason}
 
 
 def items(count: int, group_size: int) -> list[Item]:
@@ -39,10 +50,6 @@ def test_a_rank_that_starts_late_leaves_no_unit_out(tmp_path, monkeypatch):
     """Another rank has claimed and written the first unit before this one looks. Claims used to be positions among the
     units that a rank found missing: the late rank then skipped the second unit, and the stage waited for ever."""
 
-    class FakeChat:
-        def prompt_ids(self, messages):
-            return [1]
-
     class FakeEngine:
         computed_tokens = 0
 
@@ -60,11 +67,8 @@ def test_a_rank_that_starts_late_leaves_no_unit_out(tmp_path, monkeypatch):
     first.write_text('{"id": "i0", "ids": [7], "finish_reason": "length"}\n')
     (tmp_path / "model").mkdir()
 
-    def record(item, completion):
-        return item.record | {"ids": completion.ids, "finish_reason": completion.finish_reason}
-
     settings = load_settings(ROOT / "configs" / "tiny.toml")
-    Worker(settings, tmp_path / "model").run("respond", items(96, 8), tmp_path / "out", "key", record)
+    Worker(settings, tmp_path / "model").run("respond", items(96, 8), tmp_path / "out", "key", bare_record)
     units = cut_units(items(96, 8), settings.engine.unit_requests)
     assert read_manifest(tmp_path / "out")["counts"]["records"] == 96 - len(units[0]) + 1
     assert len(list((tmp_path / "out" / "units-key").iterdir())) == len(units)
@@ -83,7 +87,7 @@ def test_units_of_a_dead_rank_are_claimed_once_more(tmp_path):
     store.add("claimed", 2)
     order = [2, 1, 0, 3]
     found = []
-    for index in claims(store, order, paths):
+    for index in chain(unclaimed(store, order, paths), unwritten(store, order, paths)):
         found.append(index)
         paths[index].touch()
         paths[1].touch()
@@ -93,8 +97,9 @@ def test_units_of_a_dead_rank_are_claimed_once_more(tmp_path):
 def test_a_unit_is_claimed_once_more_by_one_rank_only(tmp_path):
     store, paths = dist.HashStore(), [tmp_path / "0"]
     store.add("claimed", 1)
-    assert list(claims(store, [0], paths)) == [0]
-    assert list(claims(store, [0], paths)) == []
+    assert list(unclaimed(store, [0], paths)) == []
+    assert list(unwritten(store, [0], paths)) == [0]
+    assert list(unwritten(store, [0], paths)) == []
 
 
 @pytest.mark.parametrize("dies", [False, True])
@@ -110,7 +115,7 @@ def test_processes_of_one_thread_write_what_one_process_writes(dtype, dies, tmp_
     own = os.getpid()
 
     def claims_of_the_dying(*arguments):
-        for unit in claims(*arguments):
+        for unit in unclaimed(*arguments):
             if os.getpid() != own:
                 os._exit(9)
             yield unit
@@ -126,6 +131,51 @@ def test_processes_of_one_thread_write_what_one_process_writes(dtype, dies, tmp_
 
     alone = written(1)
     if dies:
-        monkeypatch.setattr(generate, "claims", claims_of_the_dying)
+        monkeypatch.setattr(generate, "unclaimed", claims_of_the_dying)
     assert len(alone) == 2 * 4 and written(3) == alone
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_fast_process_does_not_repeat_what_a_slow_one_has_in_hand(tmp_path, monkeypatch):
+    """It did, and the stage then ended when the repetition did."""
+    own, made = os.getpid(), tmp_path / "made"
+
+    def slowly(*arguments):
+        for unit in unclaimed(*arguments):
+            if os.getpid() != own:
+                time.sleep(1)
+            yield unit
+
+    class FakeEngine:
+        def run(self, requests):
+            for request in requests:
+                with made.open("a") as file:
+                    file.write(f"{request.id}\n")
+                yield Completion(request.id, [7], "length", 0.0)
+
+    monkeypatch.setattr(generate, "unclaimed", slowly)
+    monkeypatch.setattr(generate, "load_engine", lambda settings, model_dir, log: FakeEngine())
+    monkeypatch.setattr(generate, "load_chat", lambda folder: FakeChat())
+    monkeypatch.setattr(Worker, "facts", lambda worker: {})
+    settings = load_settings(ROOT / "configs" / "tiny.toml")
+    settings = replace(settings, engine=replace(settings.engine, threads=2))
+    Worker(settings, tmp_path).run("respond", items(96, 8), tmp_path / "out", "key", bare_record)
+    assert sorted(made.read_text().split()) == sorted(item.name for item in items(96, 8))
+
+
+def test_a_rank_that_repeats_a_unit_stops_when_it_is_written(tmp_path, monkeypatch):
+    path, made = tmp_path / "unit.jsonl", []
+
+    class FakeEngine:
+        def run(self, requests):
+            for request in requests:
+                made.append(request.id)
+                if len(made) == 3:
+                    path.write_text("of the slow rank\n")
+                yield Completion(request.id, [7], "length", 0.0)
+
+    monkeypatch.setattr(generate, "load_engine", lambda settings, model_dir, log: FakeEngine())
+    monkeypatch.setattr(generate, "load_chat", lambda folder: FakeChat())
+    worker = Worker(load_settings(ROOT / "configs" / "tiny.toml"), tmp_path)
+    worker._take_part(generate.Work([items(8, 8)], [path], [0], bare_record), "respond", [0], first=False)
+    assert len(made) == 3 and path.read_text() == "of the slow rank\n"
