@@ -217,6 +217,10 @@ class Worker:
     def _take_part(self, work: Work, stage: str, indices: Iterable[int], first: bool) -> None:
         """Write these units; the `first` rank shows how far all are."""
         bar = progress(sum(len(work.units[i]) for i in work.missing), stage, "req", first=first)
+
+        def count_others() -> None:
+            bar.update(sum(len(work.units[i]) for i in work.missing if work.paths[i].is_file()) - bar.n)
+
         for index in indices:
             engine, unit, rows = self.engine(log=first), work.units[index], {}
             named = {item.name: item for item in unit}
@@ -227,7 +231,8 @@ class Worker:
                 bar.update()
             else:
                 write_jsonl(work.paths[index], (rows[item.name] for item in unit))
-            bar.update(sum(len(work.units[i]) for i in work.missing if work.paths[i].is_file()) - bar.n)  # others' too
+            count_others()
+        count_others()
         bar.close()
 
     def _share(self, work: Work, stage: str, forks: int) -> None:
