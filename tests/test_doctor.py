@@ -306,6 +306,7 @@ def test_a_torch_that_does_not_import(tmp_path, answers, capsys):
         (CPU | {"error": 0.03}, "FAIL"),
         (CPU | {"native": False}, "note"),
         (CPU | {"dtype": "float32", "native": False, "error": 0.03}, "ok"),
+        (CPU | {"dtype": "int8", "native": False, "error": 0.03}, "ok"),
         (CUDA | {"dtype": "float32"}, "FAIL"),
     ],
 )
