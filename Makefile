@@ -41,6 +41,10 @@ setup: .venv/demo
 	$(INSTALL) --no-deps llama-models==0.3.0
 	touch $@
 
+.venv/kernels: .venv/base
+	$(INSTALL) --no-compile --editable '.[kernels]'
+	touch $@
+
 .venv/test: .venv/base
 	$(INSTALL) --editable '.[test]'
 	$(INSTALL) --no-deps llama-models==0.3.0  # Meta's own model and tokenizer, which tests compare with
@@ -101,7 +105,7 @@ test-gpu: .venv/test
 	$(BIN)/python -m bench.kernels
 
 # Compiles every kernel for three GPUs, none of which need be there; a table, also as kernels.json.
-kernels: .venv/base
+kernels: .venv/kernels
 	@$(BIN)/python -m kernels.compile
 
 # Speed of generation and of training, as JSON lines. WORKLOAD and PAIRS are files with the names of bench/workload.py,

@@ -4,6 +4,7 @@ Triton's kernels take tensors on CUDA. On a CPU the eager PyTorch beside them ru
 asks for Triton's interpreter. `attention = "sdpa"` turns the kernels off, to tell whether a fault is theirs.
 """
 
+import importlib.util
 import os
 from dataclasses import dataclass
 from typing import Literal
@@ -35,11 +36,16 @@ def interpreted() -> bool:
 
 
 def use_triton(attention: Attention, tensor: Tensor) -> bool:
-    """Whether tensors like this one go to Triton's kernels. Raises `UserError` for float32 on CUDA: it does not fit."""
+    """Whether tensors like this one go to Triton's kernels.
+
+    Raises `UserError` for float32 on CUDA, which does not fit, and where triton is not installed.
+    """
     if attention == "sdpa" or not (tensor.is_cuda or interpreted()):
         return False
     if tensor.is_cuda and tensor.dtype == torch.float32:
         raise UserError('float32 on CUDA has no kernels; set [model] dtype = "bfloat16" or attention = "sdpa"')
+    if importlib.util.find_spec("triton") is None:
+        raise UserError("the kernels need triton, which is not installed: pip install --editable '.[kernels]'")
     return True
 
 

@@ -174,3 +174,11 @@ def test_buckets():
 def test_float32_on_cuda_is_an_error(fake_cuda):
     with FakeTensorMode(), pytest.raises(UserError, match=r'dtype = "bfloat16"'):
         use_triton("triton", torch.zeros(1, device="cuda"))
+
+
+def test_kernels_without_triton_are_an_error(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"need triton.*pip install"):
+        use_triton("triton", torch.zeros(1))
+    assert not use_triton("sdpa", torch.zeros(1))

@@ -174,10 +174,29 @@ def test_packages(tmp_path, monkeypatch):
     found = list(doctor.check_packages(patient(tmp_path)))
     said = failed(found).splitlines()
     assert said[0] == "torch 2.12.0 is installed, but torch>=2.13 is needed: make setup"
-    assert said[1] == "triton 3.7.1 is installed, but this torch requires triton==3.6.0: pip install it"
-    assert said[2] == "tqdm is not installed: make setup" and len(said) == 3
+    assert said[1] == "tqdm is not installed: make setup" and len(said) == 3
+    assert said[2] == "triton 3.7.1 is installed, but triton==3.6.0 is needed: make setup"
     (note,) = (line.text for line in found if line.level == "note")
     assert "numpy 2.0.0 (2.4.6)" in note and "triton" not in note
+
+
+def test_only_a_build_for_cuda_needs_triton(tmp_path, monkeypatch):
+    def said(*needed: str) -> str:
+        monkeypatch.setattr(metadata, "requires", lambda name: ["numpy", *needed])
+        return failed(list(doctor.check_packages(patient(tmp_path))))
+
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "triton":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert said() == ""
+    assert said('triton==3.7.1; platform_system == "Linux"') == "triton is not installed: make setup"
+    (line,) = lines(doctor.check_kernels, patient(tmp_path), sight=doctor.Sight(**CPU))
+    assert line.level == "note" and line.text.startswith("triton is not installed")
 
 
 def test_missing_files_are_named_by_their_keys(tmp_path, monkeypatch):
