@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -356,7 +357,7 @@ def read_units(folder: Path | str) -> Iterator[dict[str, Any]]:
 
 def environment() -> dict[str, str]:
     """What besides settings and inputs may change a result's last bits."""
-    names = ("torch", "triton", "tokenizers", "safetensors")
+    names = [name for name in ("torch", "triton", "tokenizers", "safetensors") if find_spec(name)]
     processor = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else str(processor)
     return {name: version(name) for name in names} | {"python": platform.python_version(), "device": device}

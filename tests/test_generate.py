@@ -34,6 +34,12 @@ def items(count: int, group_size: int) -> list[Item]:
     return [Item(f"i{n}", list, sampling, n, f"g{n // group_size}", {"id": f"i{n}"}) for n in range(count)]
 
 
+def test_an_environment_without_triton(monkeypatch):
+    assert "triton" in generate.environment()
+    monkeypatch.setattr(generate, "find_spec", lambda name: name != "triton")
+    assert {"torch", "python", "device"} < generate.environment().keys() and "triton" not in generate.environment()
+
+
 def test_units_hold_whole_groups():
     units = cut_units(items(20, 4), 6)
     assert [len(unit) for unit in units] == [8, 4, 4, 4]

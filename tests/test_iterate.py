@@ -58,19 +58,13 @@ HELD_OUT = {
 ITERATE = (str(ROOT / "iterate.py"), "--config", "tiny.toml")
 
 
-def finished_run(place: Path, dtype: str) -> Path:
-    """A finished run of tiny.toml, each model measured on a few held-out groups, instructions and prompts."""
+def finished_run(place: Path, config: str) -> Path:
     (place / "data").symlink_to(ROOT / "data")
-    text = (ROOT / "configs" / "tiny.toml").read_text().replace('dtype = "float32"', f'dtype = "{dtype}"')
-    text += "\n[evaluation]\n"
-    for key, name in HELD_OUT.items():
-        lines = (ROOT / "data" / name).read_text().splitlines(keepends=True)
-        (place / f"{key}.jsonl").write_text("".join(lines[:4]))
-        text += f'{key} = "{key}.jsonl"\n'
-    (place / "tiny.toml").write_text(text)
+    (place / "tiny.toml").write_text(config)
     started = time.monotonic()
     code, out, err = run(place, *ITERATE)
     assert code == 0, err
+    dtype = "int8" if '"int8"' in config else "float32"
     assert re.search(f"^{dtype}\\b.* on cpu", err, re.MULTILINE)
     (place / "out.txt").write_text(out)
     print(f"the whole loop took {time.monotonic() - started:.0f} s")
@@ -79,15 +73,23 @@ def finished_run(place: Path, dtype: str) -> Path:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    return finished_run(tmp_path_factory.mktemp("project"), "float32")
+    """A finished run of tiny.toml, each model measured on a few held-out groups, instructions and prompts."""
+    place = tmp_path_factory.mktemp("project")
+    text = (ROOT / "configs" / "tiny.toml").read_text() + "\n[evaluation]\n"
+    for key, name in HELD_OUT.items():
+        lines = (ROOT / "data" / name).read_text().splitlines(keepends=True)
+        (place / f"{key}.jsonl").write_text("".join(lines[:4]))
+        text += f'{key} = "{key}.jsonl"\n'
+    return finished_run(place, text)
 
 
 @pytest.fixture(scope="module", params=["float32", pytest.param("int8", marks=needs_int8)])
 def exact_place(request, tmp_path_factory) -> Path:
-    """A run for each of the dtypes that tests of exactness go through."""
+    """A run for each of the dtypes that tests of exactness go through: the whole one, and the first iteration."""
     if request.param == "float32":
         return request.getfixturevalue("place")
-    return finished_run(tmp_path_factory.mktemp("project"), request.param)
+    text = (ROOT / "configs" / "tiny.toml").read_text().replace('"float32"', '"int8"')
+    return finished_run(tmp_path_factory.mktemp("project"), text[: text.rindex("[[iteration]]")])
 
 
 def test_summary(place):
