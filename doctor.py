@@ -82,8 +82,8 @@ def check_packages(patient: Patient) -> Iterator[Line]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     exact = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M))
     good, others = [], []
-    of_torch = metadata.requires("torch") if installed("torch") else None
-    for requirement in project["dependencies"] + [need for need in of_torch or [] if re.match(r"triton\b", need)]:
+    of_torch = (metadata.requires("torch") if installed("torch") else None) or []
+    for requirement in [*project["dependencies"], *(need for need in of_torch if re.match(r"triton\b", need))]:
         name = re.split(r"[^\w-]", requirement)[0]
         try:
             version = metadata.version(name)
@@ -91,7 +91,10 @@ def check_packages(patient: Patient) -> Iterator[Line]:
             yield Line("FAIL", f"{name} is not installed: make setup")
             continue
         if not satisfies(version, requirement):
-            yield Line("FAIL", f"{name} {version} is installed, but {requirement.split(';')[0]} is needed: make setup")
+            wanted, mend = requirement.split(";")[0].strip(), "make setup"
+            if name == "triton":
+                wanted, mend = f"this torch's {wanted}", "pip install it"
+            yield Line("FAIL", f"{name} {version} is installed, but {wanted} is needed: {mend}")
             continue
         good.append(f"{name} {version}")
         if name in exact and not satisfies(version, f"{name}=={exact[name]}"):
@@ -103,7 +106,7 @@ def check_packages(patient: Patient) -> Iterator[Line]:
 
 
 def satisfies(version: str, requirement: str) -> bool:
-    """Whether a version, such as 2.13.0+cpu, is what a requirement with at most one bound asks for."""
+    """Whether a version, such as 2.13.0+cpu, meets a requirement that has at most one bound."""
     found = re.fullmatch(r"\s*[\w-]+\s*(?:([=<>!~]+)\s*([\w.+]+))?\s*(?:;.*)?", requirement)
     if found is None or found[1] not in (None, "==", ">="):
         raise ValueError(f"requirement {requirement!r} is beyond this check")

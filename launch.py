@@ -34,8 +34,8 @@ from files import Terminated, UserError, command
 GRACE = 300
 """Seconds that ranks have to save their state after a signal."""
 SPINS = "1000"
-"""How often a thread that waits for another looks before it sleeps. OpenMP's 300,000 are right
-where nothing else runs; beside a program that takes a core they are what a stage spends its time with."""
+"""How often a thread that waits for another looks before it sleeps. OpenMP's 300,000 are right where nothing else runs;
+beside a program that takes a core a stage would spend its time with them."""
 PATIENCE = timedelta(minutes=10)
 """How long the head waits for the other nodes at the start, and they for it."""
 

@@ -26,15 +26,14 @@ from typing import Any, cast
 import torch
 
 from bench.workload import load_module
-from dpo.flops import product_flops
+from dpo.flops import best_rate, product_flops
 from files import UserError, command
 from kernels.int8 import Int8Weight, int8_linear
 from kernels.linear import Linear
 from model.chat import ChatFormat, load_chat
-from model.dtype import generation_dtype, held_dtype
+from model.dtype import generation_dtype
 from model.llama import Llama
-from model.packing import pack
-from model.weights import load_model
+from model.weights import load_packed
 from sampling.engine import Engine
 from sampling.generate import local_device
 from sampling.request import Request, Sampling
@@ -196,17 +195,12 @@ class TimedEngine(Engine):
         return drawn
 
 
-def operations(device: torch.device, products: torch.dtype, size: int = 2048, repeats: int = 10) -> float:
-    """Operations a second in a large product; in int8 with what the input's rounding takes. The best run."""
+def machine_limit(device: torch.device, products: torch.dtype, size: int = 2048) -> float:
+    """Operations a second in a large product; in int8 with the time that rounding its input takes."""
     if products != torch.int8:
         return product_flops(device, products)
     x, weight = torch.randn(size, size), Int8Weight.of(torch.randn(size, size))
-    best = 0.0
-    for _ in range(repeats):
-        started = time.perf_counter()
-        int8_linear(x, weight)
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    return best
+    return best_rate(lambda: int8_linear(x, weight), 2 * size**3)
 
 
 def ablations(bench: Bench) -> None:
@@ -231,10 +225,10 @@ def run_rank(ranks: Ranks, arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     device = local_device()
     dtype = generation_dtype(arguments.dtype, device)
-    limit = operations(device, dtype) if ranks.rank == 0 else 0.0  # of the whole machine
+    limit = machine_limit(device, dtype) if ranks.rank == 0 else 0.0  # of the whole machine
     limit = ranks.together(limit)[0]
     torch.set_num_threads(threads)
-    model = load_model(arguments.model, held_dtype(dtype), device)
+    model = load_packed(arguments.model, dtype, device)
     bench = Bench(
         ranks,
         model,
@@ -244,10 +238,9 @@ def run_rank(ranks: Ranks, arguments: argparse.Namespace) -> None:
         arguments.token_budget,
         arguments.repeats,
         limit,
-        sum(module.weight.numel() for module in model.layers.modules() if isinstance(module, Linear)),
+        sum(part.in_features * part.out_features for part in model.layers.modules() if isinstance(part, Linear)),
         model.embed_tokens.weight.numel(),
     )
-    pack(model, dtype)
     bench.report(
         workload="product", dtype=str(dtype), ranks=ranks.size, threads=threads, gigaflops=round(limit / 1e9, 1)
     )

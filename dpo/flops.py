@@ -1,6 +1,7 @@
 """Arithmetic: what a micro-batch takes, and what the machine can do."""
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -45,9 +46,14 @@ def product_flops(device: torch.device, dtype: torch.dtype, size: int = 0, repea
     """
     size = size or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    return best_rate(lambda: (a @ b)[0, 0].item(), 2 * size**3, repeats)
+
+
+def best_rate(run: Callable[[], object], operations: int, repeats: int = 10) -> float:
+    """Operations a second: the best of `repeats` runs, each of so many operations."""
     best = 0.0
     for _ in range(repeats):
         started = time.perf_counter()
-        (a @ b)[0, 0].item()
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+        run()
+        best = max(best, operations / (time.perf_counter() - started))
     return best

@@ -22,13 +22,13 @@ LARGEST = 127
 """Integers lie in [-LARGEST, LARGEST]."""
 
 FINER = 2 * LARGEST
-"""Of the second part's steps to one of the first: rounding leaves at most half a step."""
+"""How many steps of the second part make one of the first, whose rounding leaves at most half of its own."""
 
 ZERO = 128
 """What stands for 0 in an input: oneDNN's fast product takes inputs without a sign, and takes this off again."""
 
 LEAST = 1e-30
-"""Of the largest magnitude of a token or an output channel: one that is all zeros has a scale too."""
+"""A row's largest magnitude counts as at least this, so that a row of zeros has a scale."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from files import UserError
 def generation_dtype(setting: str, device: torch.device) -> torch.dtype:
     """What generation's matrix products run in: the setting, or for "auto" bfloat16 where it is native, else on a CPU
     int8 where that is, else float32.
+
     Raises `UserError` for int8 on CUDA, or on a processor without such instructions.
     """
     if setting != "auto":

@@ -16,8 +16,8 @@ ROTATED = 64
 """Channels that are rotated together, at most."""
 
 PARTS = {"down_proj": 2}
-"""Of an input's int8 parts: by the module's name; 1 elsewhere. What SwiGLU gives is the one input that no rotation of
-the weights smooths."""
+"""How many int8 parts a module's input has, by the module's name; 1 elsewhere. No rotation of the weights reaches
+SwiGLU's output."""
 
 
 def pack(model: Llama, products: torch.dtype) -> Llama:

@@ -239,30 +239,30 @@ class Worker:
     def _share(self, work: Work, stage: str, forks: int) -> None:
         """Take part as the first of several ranks, the others copies of this process; they meet in a file.
 
-        What one leaves that dies is written when all have ended.
+        When all copies have ended, this process writes the units of those that died.
         """
         self.engine(log=True)
         parent, order = os.getpid(), longest_first(work.units)
         with tempfile.TemporaryDirectory() as folder:
 
-            def store() -> dist.Store:
-                return dist.FileStore(f"{folder}/claims")
-
             def follow() -> None:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: Linux ends the copy with its parent
                 if os.getppid() == parent:
-                    self._take_part(work, stage, unclaimed(store(), order, work.paths), first=False)
+                    store = dist.FileStore(f"{folder}/claims")
+                    self._take_part(work, stage, unclaimed(store, order, work.paths), first=False)
+
+            def lead() -> Iterator[int]:
+                store = dist.FileStore(f"{folder}/claims")
+                yield from unclaimed(store, order, work.paths)
+                while copies:
+                    os.waitpid(copies[-1], 0)
+                    copies.pop()
+                yield from unwritten(store, order, work.paths)
 
             copies = [fork(follow) for _ in range(forks)]
-
-            def left() -> Iterator[int]:
-                while copies:
-                    os.waitpid(copies.pop(), 0)
-                yield from unwritten(store(), order, work.paths)
-
             try:
-                self._take_part(work, stage, chain(unclaimed(store(), order, work.paths), left()), first=True)
+                self._take_part(work, stage, lead(), first=True)
             finally:
                 for copy in copies:
                     os.kill(copy, signal.SIGTERM)

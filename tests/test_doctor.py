@@ -175,7 +175,7 @@ def test_packages(tmp_path, monkeypatch):
     said = failed(found).splitlines()
     assert said[0] == "torch 2.12.0 is installed, but torch>=2.13 is needed: make setup"
     assert said[1] == "tqdm is not installed: make setup" and len(said) == 3
-    assert said[2] == "triton 3.7.1 is installed, but triton==3.6.0 is needed: make setup"
+    assert said[2] == "triton 3.7.1 is installed, but this torch's triton==3.6.0 is needed: pip install it"
     (note,) = (line.text for line in found if line.level == "note")
     assert "numpy 2.0.0 (2.4.6)" in note and "triton" not in note
 

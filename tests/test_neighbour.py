@@ -36,7 +36,7 @@ def wide_model(tiny: Path, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has no neighbour")
 def test_a_busy_neighbour_costs_a_stage_what_it_takes_and_no_more(tmp_path, monkeypatch):
-    """A half is the least that one busy core of two takes. OpenMP's threads, which spin, used to leave a tenth."""
+    """A half is the least that one busy core of two takes. OpenMP's threads, which spin, leave a quarter."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -44,7 +44,6 @@ def test_a_busy_neighbour_costs_a_stage_what_it_takes_and_no_more(tmp_path, monk
     wide_model(prepare(Model(path="models/tiny", prepare="tiny")), tmp_path / "wide")
     config = (ROOT / "configs" / "tiny.toml").read_text()
     (tmp_path / "wide.toml").write_text(config.replace("threads = 1", "threads = 2"))
-
     write_jsonl(tmp_path / "prompts.jsonl", islice(read_jsonl(ROOT / "data" / "prompts" / "train.jsonl"), 48))
 
     def speed(name: str) -> float:
