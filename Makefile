@@ -9,7 +9,7 @@ PYTHON ?= python3
 
 BIN    := .venv/bin
 export PYTHONPATH := .
-# Waiting threads soon sleep: launch.py says why.
+# Waiting threads soon sleep: stages/launch.py says why.
 ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 1000
 endif
@@ -62,11 +62,11 @@ setup: .venv/demo
 
 # Whether a run will work here, and if not why: versions, devices, ranks, kernels, disk. Half a minute.
 doctor: .venv/demo
-	@$(BIN)/python -m doctor --config $(CONFIG)
+	@$(BIN)/python -m tools.doctor --config $(CONFIG)
 
 # What a run will cost, on GPUS = 8 of kind GPU = a100, h100, h200 or b200, or on this CPU; and whether it will fit.
 plan: .venv/demo
-	@$(BIN)/python plan.py --config $(CONFIG) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU),--gpu $(GPU))
+	@$(BIN)/python -m tools.plan --config $(CONFIG) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU),--gpu $(GPU))
 
 iterate: .venv/demo
 	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) \
@@ -78,11 +78,11 @@ report: .venv/demo
 
 # The stages, launches and files of a Llama-3 config, with a tiny model whose verdicts come from a script.
 rehearse: .venv/rehearse
-	@$(BIN)/python -m rehearse --config $(CONFIG)
+	@$(BIN)/python -m tools.rehearse --config $(CONFIG)
 
 # A small model with random weights in the layout of Meta's files, to try the conversion with.
 stand-in: .venv/rehearse
-	@$(BIN)/python -m model.scripted $(or $(FOLDER),models/stand-in)
+	@$(BIN)/python -m prepare.scripted $(or $(FOLDER),models/stand-in)
 
 # Trains the default's judge from nothing and keeps it as data/seed-judge.safetensors.
 sft: .venv/demo
@@ -102,22 +102,22 @@ test-peers: .venv-peers/ready
 test-gpu: .venv/test
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no CUDA device: make test runs the kernels in an interpreter, make kernels compiles them")'
 	$(BIN)/python -m pytest -m "kernels or gpu"
-	$(BIN)/python -m bench.kernels
+	$(BIN)/python -m tools.bench.kernels
 
 # Compiles every kernel for three GPUs, none of which need be there; a table, also as kernels.json.
 kernels: .venv/kernels
 	@$(BIN)/python -m kernels.compile
 
-# Speed of generation and of training, as JSON lines. WORKLOAD and PAIRS are files with the names of bench/workload.py,
+# Speed of generation and of training, as JSON lines. WORKLOAD and PAIRS are files with the names of tools/tools/bench/workload.py,
 # ONLY is flat, loop or dpo.
 bench: .venv/demo
-	@$(BIN)/python -m model.prepare --config configs/smollm2-135m.toml >&2
+	@$(BIN)/python -m prepare.seed_model --config configs/smollm2-135m.toml >&2
 ifneq ($(ONLY),dpo)
-	@$(BIN)/python -m bench.sampler --model models/smollm2-135m-instruct \
+	@$(BIN)/python -m tools.bench.sampler --model models/smollm2-135m-instruct \
 		$(if $(WORKLOAD),--workload $(WORKLOAD)) $(if $(ONLY),--only $(ONLY)) $(if $(REPEATS),--repeats $(REPEATS))
 endif
 ifneq ($(filter dpo,$(or $(ONLY),dpo)),)
-	@$(BIN)/python -m bench.trainer --model models/smollm2-135m-instruct $(if $(PAIRS),--pairs $(PAIRS))
+	@$(BIN)/python -m tools.bench.trainer --model models/smollm2-135m-instruct $(if $(PAIRS),--pairs $(PAIRS))
 endif
 
 check: .venv/check

@@ -25,8 +25,18 @@ from evaluation.measure import measure_key
 from evaluation.meta_agreement import read_comparisons
 from evaluation.places import Place
 from evaluation.report import write_report
+from evaluation.summary import print_summary, write_summary
 from evaluation.verifiable import read_instructions
-from files import (
+from judging.judge import judge_key, scores_key
+from judging.metajudge import metajudge_key
+from judging.pairs import Sources, pairs_key
+from prepare.eft import eft_key
+from prepare.examples import examples_key
+from prepare.new_prompts import prompts_key
+from prepare.seed_model import prepare
+from prepare.sft_delta import annotate, merge, read_facts, write
+from sampling.generate import respond_key
+from stages.files import (
     UserError,
     command,
     copy_folder,
@@ -40,20 +50,10 @@ from files import (
     write_jsonl,
     write_manifest,
 )
-from forecast import Forecast
-from judging.eft import eft_key
-from judging.examples import examples_key
-from judging.judge import judge_key, scores_key
-from judging.metajudge import metajudge_key
-from judging.pairs import Sources, pairs_key
-from judging.prompts import prompts_key
-from launch import Launcher
-from lock import held
-from model.lowrank import annotate, merge, read_facts, write
-from model.prepare import prepare
-from sampling.generate import respond_key
-from settings import Evaluation, Settings, as_dict, load_settings
-from summary import print_summary, write_summary
+from stages.forecast import Forecast
+from stages.launch import Launcher
+from stages.lock import held
+from stages.settings import Evaluation, Settings, as_dict, load_settings
 
 
 class Run:
@@ -101,7 +101,7 @@ class Run:
         """The seed, fine-tuned on judging and meta-judging examples."""
         examples, labelled = self.folder / "sft" / "examples", self.eft(seed)
         key = examples_key(self.settings, seed, labelled)
-        self.stage("judging.examples", key, examples, "--model", seed, "--labelled", *labelled, distributed=False)
+        self.stage("prepare.examples", key, examples, "--model", seed, "--labelled", *labelled, distributed=False)
         data = examples / "examples.jsonl"
         key = train_key("sft", self.settings, 0, seed, seed, [data])
         shared = Path("models") / "sft" / key[:12]
@@ -114,7 +114,7 @@ class Run:
         """Judging examples from human rankings, where the config names any."""
         if not self.settings.eft.sources:
             return []
-        out = self.stage("judging.eft", eft_key(self.settings, seed), self.folder / "sft" / "eft", "--model", seed)
+        out = self.stage("prepare.eft", eft_key(self.settings, seed), self.folder / "sft" / "eft", "--model", seed)
         return [out / "examples.jsonl"]
 
     def merged_judge(self, seed: Path) -> Path:
@@ -185,7 +185,7 @@ class Run:
             return Path(self.settings.respond.prompts)
         writer = other_model(options.model, "prompts.model") if options.model else seed
         key = prompts_key(self.settings, writer)
-        return self.stage("judging.prompts", key, self.folder / "pool", "--model", writer) / "prompts.jsonl"
+        return self.stage("prepare.new_prompts", key, self.folder / "pool", "--model", writer) / "prompts.jsonl"
 
     def draw_prompts(self, path: Path) -> None:
         """Each iteration's share of the pool, in an order that the seed decides; no two iterations share a prompt."""

@@ -17,9 +17,9 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from dpo.parallel import World
-from files import MANIFEST, write_json, write_manifest
 from model.llama import Llama
 from model.weights import save_pretrained
+from stages.files import MANIFEST, write_json, write_manifest
 
 PROGRESS = "progress.json"
 

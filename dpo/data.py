@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from files import UserError, read_jsonl
+from stages.files import UserError, read_jsonl
 
 Stage = Literal["sft", "dpo"]
 

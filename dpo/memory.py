@@ -27,11 +27,11 @@ from dpo.loss import completion_logprob, dpo_loss
 from dpo.optimizer import clip, local_gradients, make_optimizer, squared_norm
 from dpo.packing import lay_out, own_prefix
 from dpo.parallel import World, sharded_model
-from files import UserError, command
 from kernels.compile import recording
 from model.config import LlamaConfig
 from model.llama import Llama, _frequencies
-from settings import Settings, load_settings
+from stages.files import UserError, command
+from stages.settings import Settings, load_settings
 
 CONTEXT_BYTES = 2 * 2**30
 """What CUDA, its libraries and NCCL's buffers take beside tensors: our allowance."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from files import UserError
+from stages.files import UserError
 
 METRICS = "metrics.jsonl"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from settings import Dpo, Sft
+from stages.settings import Dpo, Sft
 
 
 def make_optimizer(model: nn.Module, section: Sft | Dpo) -> torch.optim.AdamW:

@@ -18,7 +18,7 @@ from torch import Tensor
 from dpo.data import Example
 from kernels.attention import Segments
 from kernels.transfer import to_device
-from settings import Trainer
+from stages.settings import Trainer
 
 LEAST_SHARED = 16
 """Tokens that a shared prefix has at least: below, a further segment costs as much as it saves."""

@@ -20,11 +20,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from files import UserError
 from model.config import LlamaConfig
 from model.llama import Block, Llama
 from model.weights import load_weights
-from settings import Trainer
+from stages.files import UserError
+from stages.settings import Trainer
 
 T = TypeVar("T")
 

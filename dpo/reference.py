@@ -15,11 +15,11 @@ from dpo.data import Example, content_digest
 from dpo.loss import completion_logprob
 from dpo.packing import micro_batches
 from dpo.parallel import World, load_sharded, reshard
-from files import read_jsonl, write_jsonl
 from kernels.launch import Attention
 from model.llama import Llama
-from progress import progress
-from settings import Trainer
+from stages.files import read_jsonl, write_jsonl
+from stages.progress import progress
+from stages.settings import Trainer
 
 
 def reference_logprob(

@@ -22,12 +22,12 @@ from dpo.packing import keep_usable
 from dpo.parallel import World, distributed, end_process, load_sharded, sharded_model
 from dpo.reference import reference_logprob
 from dpo.trainer import Trainer
-from files import UserError, command, digest, is_complete, stage_key
 from model.config import LlamaConfig
 from model.dtype import training_dtype
 from model.llama import Llama
 from sampling.generate import environment
-from settings import Settings, as_dict, load_settings
+from stages.files import UserError, command, digest, is_complete, stage_key
+from stages.settings import Settings, as_dict, load_settings
 
 HYPERPARAMETERS = ("epochs", "learning_rate", "batch_size", "warmup_ratio", "weight_decay", "max_grad_norm", "held_out")
 

@@ -26,11 +26,11 @@ from dpo.metrics import MetricsLog, peak_memory_mib
 from dpo.optimizer import clip, learning_rate, local_gradients, squared_norm
 from dpo.packing import MicroBatch, micro_batches
 from dpo.parallel import World, reshard
-from files import UserError
 from kernels.transfer import to_device
 from model.llama import Llama
-from progress import progress
-from settings import Dpo, Settings, Sft
+from stages.files import UserError
+from stages.progress import progress
+from stages.settings import Dpo, Settings, Sft
 
 
 class Interruption:

@@ -31,11 +31,11 @@ from evaluation.decisions import Form, collect, read_decisions
 from evaluation.labelled import Labelled, read_labelled
 from evaluation.measures import report
 from evaluation.pairwise import Way, duel_items, duel_record
-from files import UserError, command, is_complete, read_json, stage_key, write_json, write_jsonl, write_manifest
 from judging.judge import Judging, judge_section, scoring_section
 from judging.scores import Record
 from sampling.generate import Worker, first_rank, generation_key, read_units
-from settings import Settings, load_settings
+from stages.files import UserError, command, is_complete, read_json, stage_key, write_json, write_jsonl, write_manifest
+from stages.settings import Settings, load_settings
 
 FORMS: dict[Way, Form] = {"scores": "scores", "pairwise": "comparisons"}
 """What each way of judging gives."""

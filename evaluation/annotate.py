@@ -40,15 +40,15 @@ from evaluation.mtbench import JUDGE
 from evaluation.pairwise import Duel, Way, decide, duel_items, duel_record
 from evaluation.verdicts import found_elsewhere, judge_of, read_verdicts, scored_elsewhere
 from evaluation.winrate import OFFICIAL_ANNOTATOR
-from files import UserError, command, digest, is_complete, read_manifest, stage_key, write_manifest
 from judging.judge import judge_items, judge_section, judgment_record
-from judging.rankings import conversation_text
 from judging.scores import group_by, mean_score
 from judging.verdict import MAXIMUM
 from model.chat import ChatFormat
+from prepare.rankings import conversation_text
 from sampling.generate import Item, Worker, generation_key, read_units
 from sampling.request import Completion
-from settings import Settings, load_settings
+from stages.files import UserError, command, digest, is_complete, read_manifest, stage_key, write_manifest
+from stages.settings import Settings, load_settings
 
 Record = dict[str, Any]
 

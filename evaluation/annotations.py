@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from files import UserError, read_json_list
+from stages.files import UserError, read_json_list
 
 NAMES = ("generator_1", "generator_2", "annotator")
 KEYS = ("instruction", "output_1", "output_2", *NAMES, "preference")

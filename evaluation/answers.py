@@ -35,7 +35,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from files import (
+from model.chat import ChatFormat, Message
+from model.tokenizer import Tokenizer
+from sampling.generate import Item, Worker, generation_key, read_units, request_seed
+from sampling.request import FinishReason, Sampling
+from stages.files import (
     UserError,
     command,
     digest,
@@ -47,11 +51,7 @@ from files import (
     write_jsonl,
     write_manifest,
 )
-from model.chat import ChatFormat, Message
-from model.tokenizer import Tokenizer
-from sampling.generate import Item, Worker, generation_key, read_units, request_seed
-from sampling.request import FinishReason, Sampling
-from settings import Respond, Settings, as_dict, load_settings
+from stages.settings import Respond, Settings, as_dict, load_settings
 
 ALPACA_EVAL, ARENA_HARD, MT_BENCH = "alpaca-eval", "arena-hard", "mt-bench"
 

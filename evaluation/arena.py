@@ -37,7 +37,7 @@ from evaluation.answers import ARENA_HARD, read_questions
 from evaluation.columns import columns
 from evaluation.matches import shortened
 from evaluation.statistics import bootstrap
-from files import UserError, command, read_numbered_jsonl
+from stages.files import UserError, command, read_numbered_jsonl
 
 ROUNDS = 100
 SEED = 42

@@ -15,12 +15,12 @@ import numpy as np
 
 from evaluation.agreement import read_report
 from evaluation.statistics import bootstrap, entropy, spearman
-from files import read_jsonl, read_manifest, write_json
 from judging.pairs import Sources
 from judging.scores import Record, distinct_responses, group_by, read_scores, response_scores
 from judging.verdict import MAXIMUM, Failure
 from sampling.generate import read_units
-from settings import Limits, Metajudge, Settings
+from stages.files import read_jsonl, read_manifest, write_json
+from stages.settings import Limits, Metajudge, Settings
 
 LENGTH_BINS = 5
 """Bins of response length, with equally many responses each as far as lengths allow."""

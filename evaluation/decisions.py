@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 from evaluation.labelled import Labelled, Pair, prefer
 from evaluation.pairwise import Decision, Preference, decide
-from files import UserError, read_numbered_jsonl
 from judging.scores import Record, mean_score
+from stages.files import UserError, read_numbered_jsonl
 
 Form = Literal["scores", "comparisons", "decisions"]
 KEYS: dict[Form, str] = {"scores": "score", "comparisons": "winner", "decisions": "decision"}

@@ -14,11 +14,11 @@ from typing import Any
 from evaluation.held_out import answers_of
 from evaluation.pairwise import Decision, Duel, decide, duel_items, duel_record
 from evaluation.statistics import bootstrap
-from files import UserError, is_complete, write_json, write_manifest
 from judging.judge import Judging, judge_section, scoring_section
 from judging.scores import group_by
 from sampling.generate import Worker, first_rank, generation_key, read_units
-from settings import Settings
+from stages.files import UserError, is_complete, write_json, write_manifest
+from stages.settings import Settings
 
 Record = dict[str, Any]
 

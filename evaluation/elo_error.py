@@ -28,11 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.statistics import bootstrap, spearman
-from files import UserError, command, read_manifest
 from judging.contests import position_wins
 from judging.elo import Battle, battle_matrix, elo, position_weights
 from judging.pairs import read_battles
 from judging.schedule import balanced_edges, schedule_seed
+from stages.files import UserError, command, read_manifest
 
 Battles = Mapping[str, Sequence[Battle]]
 """By response; judgments are numbered from 0."""

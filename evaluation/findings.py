@@ -10,7 +10,7 @@ from typing import Any
 from evaluation.answers import ALPACA_EVAL
 from evaluation.matches import Match
 from evaluation.pairwise import Decision
-from files import write_json, write_jsonl
+from stages.files import write_json, write_jsonl
 
 Record = dict[str, Any]
 

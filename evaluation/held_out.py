@@ -12,12 +12,12 @@ from typing import Any
 
 from evaluation.statistics import bootstrap
 from evaluation.verifiable import Instruction, read_instructions, verifiable_report
-from files import UserError, is_complete, read_numbered_jsonl, write_json, write_manifest
-from judging.novelty import repetition, words
 from model.chat import ChatFormat, Message
+from prepare.novelty import repetition, words
 from sampling.generate import Item, Worker, first_rank, generation_key, read_units, request_seed
 from sampling.request import Sampling
-from settings import Settings
+from stages.files import UserError, is_complete, read_numbered_jsonl, write_json, write_manifest
+from stages.settings import Settings
 
 Record = dict[str, Any]
 DISTINCT = (1, 2, 3)

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.pairwise import Duel, Preference
-from files import UserError, read_numbered_jsonl
-from judging.rankings import conversation_text
+from prepare.rankings import conversation_text
+from stages.files import UserError, read_numbered_jsonl
 
 _ROLES = {"prompter": "prompter", "user": "prompter", "human": "prompter", "assistant": "assistant"}
 _LABELS: dict[str, Preference] = {"first": "first", "second": "second", "tie": "tie"}

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.annotations import Annotations, read_annotations
-from files import UserError
+from stages.files import UserError
 
 SOURCE = "of the data set tatsu-lab/alpaca_eval on Hugging Face"
 """Where df_gamed.csv, the gamed rows, and instruction_difficulty.csv, the difficulties, are published."""

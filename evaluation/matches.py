@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.answers import ALPACA_EVAL, ARENA_HARD, TURNS, Question, read_questions, read_rows
-from files import UserError
+from stages.files import UserError
 
 
 @dataclass(frozen=True)

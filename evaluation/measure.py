@@ -12,9 +12,9 @@ from evaluation.duel import duel_key, measure_wins
 from evaluation.held_out import held_out_key, measure_answers
 from evaluation.meta_agreement import measure_metajudge, meta_agreement_key
 from evaluation.places import Place
-from files import command, is_complete, stage_key, write_manifest
 from sampling.generate import Worker, first_rank
-from settings import Settings, load_settings
+from stages.files import command, is_complete, stage_key, write_manifest
+from stages.settings import Settings, load_settings
 
 
 def measure_key(

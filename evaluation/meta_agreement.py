@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.statistics import bootstrap
-from files import UserError, is_complete, read_jsonl, write_json, write_manifest
 from judging.metajudge import comparison_record
 from judging.rubric import judgment_text, meta_prompt
 from model.chat import ChatFormat
 from sampling.generate import Item, Worker, first_rank, generation_key, read_units, request_seed
 from sampling.request import Sampling
-from settings import Settings
+from stages.files import UserError, is_complete, read_jsonl, write_json, write_manifest
+from stages.settings import Settings
 
 KEYS = ("prompt", "response", "judgments", "winner")
 KINDS = ("score", "evidence")

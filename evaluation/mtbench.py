@@ -25,7 +25,7 @@ from evaluation.answers import MT_BENCH, Question, read_questions
 from evaluation.columns import columns
 from evaluation.matches import shortened
 from evaluation.statistics import bootstrap
-from files import UserError, command, read_numbered_jsonl
+from stages.files import UserError, command, read_numbered_jsonl
 
 JUDGE, QUESTIONS, SCALE = "gpt-4", 80, [1, 10]
 """The benchmark's own."""

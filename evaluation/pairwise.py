@@ -18,7 +18,7 @@ from judging.verdict import Failure, parse_winner
 from model.chat import ChatFormat
 from sampling.generate import Item, completion_fields, request_seed
 from sampling.request import Completion, Sampling
-from settings import Judge, Settings
+from stages.settings import Judge, Settings
 
 Record = dict[str, Any]
 Way = Literal["scores", "pairwise"]

@@ -17,9 +17,9 @@ from evaluation.labelled import read_labelled
 from evaluation.measures import half_credit
 from evaluation.places import Place
 from evaluation.statistics import bootstrap
-from files import read_json
 from sampling.generate import read_units
-from settings import Settings
+from stages.files import read_json
+from stages.settings import Settings
 
 Row = dict[str, Any]
 WAYS = {"scores": "by mean scores", "pairwise": "in both orders"}

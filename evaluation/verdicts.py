@@ -30,7 +30,7 @@ from evaluation.answers import ALPACA_EVAL, MT_BENCH, TURNS, Question
 from evaluation.findings import Finding, Score
 from evaluation.matches import Match, shortened, told_by
 from evaluation.pairwise import Decision
-from files import UserError, read_numbered_jsonl
+from stages.files import UserError, read_numbered_jsonl
 
 Record = dict[str, Any]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from evaluation.rules import ALPHABETS, PARAMETERS, Rule, followed
 from evaluation.statistics import bootstrap
-from files import UserError, command, read_numbered_jsonl
+from stages.files import UserError, command, read_numbered_jsonl
 
 KEYS = ("id", "prompt", "rules")
 

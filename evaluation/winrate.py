@@ -35,7 +35,7 @@ from evaluation.length_controlled import (
     read_gamed,
     read_weights,
 )
-from files import UserError, command
+from stages.files import UserError, command
 
 OFFICIAL_ANNOTATOR, OFFICIAL_BASELINE = "weighted_alpaca_eval_gpt4_turbo", "gpt4_1106_preview"
 INSTRUCTIONS = 805

@@ -8,12 +8,12 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from files import UserError
 from judging.elo import Battle, battle_matrix, elo, position_weights
 from judging.reasons import Reason
 from judging.schedule import chains
 from judging.scores import Draw, Record, distinct_responses, meta_judged, seeded_draw
-from settings import Iteration, Metajudge, Settings
+from stages.files import UserError
+from stages.settings import Iteration, Metajudge, Settings
 
 _EQUAL = 1e-9
 """Elo scores closer than this are equal."""

@@ -17,14 +17,14 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from files import UserError
 from judging.rubric import judge_prompt
 from judging.scores import Record, exact_scores, group_by, variance
 from judging.verdict import MAXIMUM
 from model.chat import ChatFormat
 from sampling.generate import Item
 from sampling.request import Completion, Sampling
-from settings import Judge
+from stages.files import UserError
+from stages.settings import Judge
 
 LABEL = "Score: "
 LEAST_MASS = 0.5

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from files import UserError, command
 from judging.expected import expected_items, expected_record, reasoned_items, spreads
 from judging.rubric import judge_prompt
 from judging.scores import Record, distinct_responses, group_by, most_uncertain, seeded_draw
@@ -18,7 +17,8 @@ from judging.verdict import Failure, parse_score
 from model.chat import ChatFormat
 from sampling.generate import Item, Worker, completion_fields, generation_key, read_units, request_seed
 from sampling.request import Completion, Sampling
-from settings import Judge, Settings, as_dict, load_settings
+from stages.files import UserError, command
+from stages.settings import Judge, Settings, as_dict, load_settings
 
 
 def judge_items(

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from judging.reasons import Reason
 from judging.scores import Draw
-from settings import Iteration
+from stages.settings import Iteration
 
 
 @dataclass(frozen=True)

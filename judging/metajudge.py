@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from files import UserError, command
 from judging.pairs import Sources
 from judging.rubric import meta_prompt
 from judging.schedule import schedule_seed, scheduled
@@ -23,7 +22,8 @@ from sampling.generate import (
     request_seed,
 )
 from sampling.request import Completion, Sampling
-from settings import Metajudge, Settings, as_dict, load_settings
+from stages.files import UserError, command
+from stages.settings import Metajudge, Settings, as_dict, load_settings
 
 
 def metajudge_items(

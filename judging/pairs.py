@@ -15,7 +15,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from files import UserError, command, digest, is_complete, read_jsonl, stage_key, write_jsonl, write_manifest
 from judging.contests import Contest, choose_judgments, contests, elo_rows, position_collapse, position_wins
 from judging.elo import Battle, position_weights
 from judging.expected import spreads
@@ -25,7 +24,8 @@ from judging.rubric import judge_prompt
 from judging.scores import Draw, Record, distinct_responses, group_by, read_scores, response_scores, seeded_draw
 from model.chat import ChatFormat, Message, load_chat
 from sampling.generate import read_units
-from settings import Iteration, Settings, as_dict, load_settings
+from stages.files import UserError, command, digest, is_complete, read_jsonl, stage_key, write_jsonl, write_manifest
+from stages.settings import Iteration, Settings, as_dict, load_settings
 
 
 def actor_pair(

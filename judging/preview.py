@@ -12,12 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from files import command, read_jsonl
 from judging.judge import judge_items, judgment_record
 from judging.metajudge import comparison_record, metajudge_items
 from sampling.generate import Item, Worker, response_items
 from sampling.request import Completion
-from settings import load_settings
+from stages.files import command, read_jsonl
+from stages.settings import load_settings
 
 Row = dict[str, Any]
 PROMPTS = 8

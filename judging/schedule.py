@@ -13,7 +13,7 @@ from itertools import permutations
 
 from judging.scores import Record, exact_scores
 from sampling.generate import request_seed
-from settings import Metajudge
+from stages.settings import Metajudge
 
 
 def scheduled(judgments: Sequence[Record], meta: Metajudge, seed: int) -> list[tuple[Record, Record]]:

@@ -10,8 +10,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from files import UserError, read_numbered_jsonl
 from sampling.generate import request_seed
+from stages.files import UserError, read_numbered_jsonl
 
 Record = dict[str, Any]
 Draw = Callable[[Sequence[Any], str], Any]

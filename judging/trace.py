@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from files import UserError, command, digest, read_jsonl, read_manifest
 from judging.reasons import Reason
 from judging.scores import Record, distinct_responses, group_by, read_scores, response_scores
 from sampling.generate import read_units
-from settings import Iteration
+from stages.files import UserError, command, digest, read_jsonl, read_manifest
+from stages.settings import Iteration
 
 Document = dict[str, Any]
 STAGES = {"respond": "responses", "score": "scores", "judge": "judgments", "metajudge": "comparisons"}

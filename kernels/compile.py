@@ -30,10 +30,10 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 import kernels.launch
-from files import command
 from kernels import attention_triton, logprob_triton, paged_triton, topp
 from kernels.attention import Segments
 from kernels.plan import NARROW_ROWS, Sizes
+from stages.files import command
 
 TARGETS = (80, 90, 100)
 DTYPES = (torch.bfloat16, torch.float16)

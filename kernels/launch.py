@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from files import UserError
+from stages.files import UserError
 
 Attention = Literal["triton", "sdpa"]
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from files import UserError
 from model.tokenizer import Tokenizer, load_tokenizer, tokenizer_file
+from stages.files import UserError
 
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}"""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from files import UserError
+from stages.files import UserError
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def no_config(folder: Path) -> UserError:
         converted = f"{folder}-hf"
         return UserError(
             f"{folder}: params.json but no config.json, so Meta's layout; "
-            f"run python -m model.meta {folder} {converted} and point model.path at {converted}"
+            f"run python -m prepare.meta {folder} {converted} and point model.path at {converted}"
         )
     return UserError(f"{folder / 'config.json'}: no such file; point model.path at a Hugging Face directory")
 

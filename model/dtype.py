@@ -2,7 +2,7 @@
 
 import torch
 
-from files import UserError
+from stages.files import UserError
 
 
 def generation_dtype(setting: str, device: torch.device) -> torch.dtype:

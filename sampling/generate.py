@@ -33,7 +33,12 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from files import (
+from model.chat import ChatFormat, Message, load_chat
+from model.dtype import generation_dtype
+from model.weights import load_packed
+from sampling.engine import Engine
+from sampling.request import Completion, Request, Sampling
+from stages.files import (
     UserError,
     command,
     digest,
@@ -44,14 +49,9 @@ from files import (
     write_jsonl,
     write_manifest,
 )
-from model.chat import ChatFormat, Message, load_chat
-from model.dtype import generation_dtype
-from model.weights import load_packed
-from progress import progress
-from sampling.engine import Engine
-from sampling.request import Completion, Request, Sampling
-from settings import Engine as Options
-from settings import Settings, as_dict, load_settings
+from stages.progress import progress
+from stages.settings import Engine as Options
+from stages.settings import Settings, as_dict, load_settings
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 import iterate
-from files import UserError, digest, is_complete, read_jsonl, read_manifest, write_jsonl
 from judging.scores import group_by
-from launch import Launcher
 from sampling.generate import Worker, read_units
-from settings import load_settings
+from stages.files import UserError, digest, is_complete, read_jsonl, read_manifest, write_jsonl
+from stages.launch import Launcher
+from stages.settings import load_settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -238,7 +238,7 @@ def test_new_prompts_are_the_pool(run_config, place, monkeypatch, capsys):
         def record(self, item, completion):
             return item.record | {"ids": [], "text": next(tasks), "finish_reason": "stop"}
 
-    monkeypatch.setattr("judging.prompts.Worker", Writer)
+    monkeypatch.setattr("prepare.new_prompts.Worker", Writer)
     folder = run_config(config)
     pool = [row["prompt"] for row in read_jsonl(folder / "pool" / "prompts.jsonl")]
     assert len(pool) == 16 and set(pool) <= set(others)

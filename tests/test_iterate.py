@@ -18,10 +18,10 @@ from conftest import needs_int8
 from torch.distributed.run import get_args_parser
 
 from evaluation.places import Place
-from files import read_manifest, write_json, write_jsonl, write_manifest
 from iterate import Run
-from launch import Launcher
-from settings import Evaluation, load_settings
+from stages.files import read_manifest, write_json, write_jsonl, write_manifest
+from stages.launch import Launcher
+from stages.settings import Evaluation, load_settings
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,17 +12,17 @@ import test_meta
 import torch
 from conftest import needs_int8
 
-from files import read_jsonl
 from kernels.attention import Segments, VarlenAttention
 from model.chat import load_chat
 from model.llama import logits_head
-from model.meta import LLAMA3_TEMPLATE, convert
-from model.prepare import prepare
 from model.tokenizer import tiktoken_backend
 from model.weights import load_model, load_packed, save_pretrained
+from prepare.meta import LLAMA3_TEMPLATE, convert
+from prepare.seed_model import prepare
 from sampling.engine import Engine
 from sampling.request import Request, Sampling
-from settings import Model
+from stages.files import read_jsonl
+from stages.settings import Model
 
 pytestmark = pytest.mark.peers
 ROOT = Path(__file__).parent.parent

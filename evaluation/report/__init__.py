@@ -8,8 +8,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from files import UserError, write_atomic
-from settings import load_settings
+from stages.files import UserError, write_atomic
+from stages.settings import load_settings
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:

@@ -1,4 +1,4 @@
 from evaluation.report import main
-from files import command
+from stages.files import command
 
 command(main)

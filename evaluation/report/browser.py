@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from files import UserError, read_jsonl, read_manifest
 from judging.reasons import Reason
+from stages.files import UserError, read_jsonl, read_manifest
 
 Record = dict[str, Any]
 Text = str | list[Any]

@@ -7,7 +7,7 @@ from evaluation.places import Place
 from evaluation.report.plots import stacked
 from evaluation.report.sections import FULL, Card, Row, Run, Section, look_up, shown
 from evaluation.report.standings import models
-from files import read_manifest
+from stages.files import read_manifest
 
 PARTS = ("preparation", "answers", "judgments", "comparisons", "pairs", "training", "evaluation")
 """What a bar is made of; a part's place is its colour."""

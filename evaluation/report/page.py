@@ -19,7 +19,7 @@ from evaluation.report.cost import cost
 from evaluation.report.plots import SERIES
 from evaluation.report.sections import Iteration, Row, Run, elo_spread, look_up, sections
 from evaluation.report.standings import COLUMNS, cards, cells, measured, models, names, note, numbers
-from files import UserError, read_jsonl
+from stages.files import UserError, read_jsonl
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST = len(SERIES)

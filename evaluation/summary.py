@@ -1,0 +1,185 @@
+"""A run in one document, `runs/NAME/summary.json`, and the same in the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from evaluation.agreement import read_report
+from evaluation.places import Place
+from evaluation.roster import model_rows, table
+from stages.files import read_json, read_jsonl, read_manifest, write_json
+from stages.settings import Settings
+
+BAR = "█"
+
+
+def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, done: int) -> dict[str, Any]:
+    """Gather the manifests of a run's first `done` iterations; writes and returns the summary.
+
+    `seed` and `initial` are the checkpoints that SFT starts from and ends with.
+    """
+    summary: dict[str, Any] = {"name": folder.name, "seed": settings.seed, "model": settings.model.path}
+    summary["pool"] = (read_manifest(folder / "pool") or {}).get("counts") if settings.prompts.seeds else None
+    summary["sft"] = _sft(folder, initial, settings)
+    summary["iterations"] = [_iteration(folder / f"iter{t}", t, settings) for t in range(1, done + 1)]
+    checkpoints = [str(seed)] * settings.sft.enabled + [str(initial)]
+    checkpoints += [row["checkpoint"] for row in summary["iterations"]]
+    summary["models"] = model_rows(folder, settings, done, checkpoints)
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _sft(folder: Path, checkpoint: Path, settings: Settings) -> dict[str, Any]:
+    trained = read_manifest(checkpoint) or {}
+    found: dict[str, Any] = {
+        "checkpoint": str(checkpoint),
+        "seconds": trained.get("seconds"),
+        "counts": trained.get("counts"),
+        "eft": read_manifest(folder / "sft" / "eft") if settings.eft.sources else None,
+    }
+    seed, own = Place.of(folder, -1), Place.of(folder, 0)
+    for place, name, when in ((seed, "agreement_before", "before"), (own, "agreement", "after")):
+        agreement = found[name] = _agreement(place.agreement) if settings.evaluation.cases else None
+        if agreement:
+            found[f"judge_parse_rate_{when}"] = agreement["parse_rate"]
+    found["meta_agreement"] = _agreement(own.meta_agreement) if settings.evaluation.comparisons else None
+    return found
+
+
+def _agreement(folder: Path) -> dict[str, Any] | None:
+    return read_report(folder) if (folder / "agreement.json").is_file() else None
+
+
+def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
+    places = {"respond": "responses", "score": "scores", "judge": "judgments", "metajudge": "comparisons"}
+    made = read_manifest(folder / "pairs") or {}
+    used = {name: place for name, place in places.items() if place in made["sources"]}
+    used |= {"pairs": "pairs", "train": "checkpoint"}
+    stages = {name: read_manifest(folder / place) or {} for name, place in used.items()}
+    counts, place = stages["pairs"]["counts"], Place.of(folder.parent, number)
+    return {
+        "iteration": number,
+        "rho": settings.iteration[number - 1].rho,
+        "responses": stages["respond"]["counts"]["records"],
+        "comparisons": stages["metajudge"]["counts"] if "metajudge" in stages else None,
+        "positions": stages["pairs"].get("positions"),
+        "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0), "reasons": _reasons(counts)},
+        "bias": read_json(folder / "bias.json"),
+        "dpo": _dpo(folder / "train" / "metrics.jsonl", stages["train"]),
+        "agreement": _agreement(place.agreement) if settings.evaluation.cases else None,
+        "meta_agreement": _agreement(place.meta_agreement) if settings.evaluation.comparisons else None,
+        "checkpoint": str(folder / "checkpoint"),
+        "seconds": {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest},
+        "new_tokens": {name: manifest["new_tokens"] for name, manifest in stages.items() if "new_tokens" in manifest},
+    }
+
+
+def _dpo(metrics: Path, trained: dict[str, Any]) -> dict[str, Any]:
+    """Loss, accuracy and margin on the held-out pairs; where there are none, of the last step's pairs before it."""
+    found = trained if "accuracy" in trained else list(read_jsonl(metrics))[-1]
+    kept = {key: found[key] for key in ("loss", "accuracy", "margin")}
+    return {"first_loss": trained["first_loss"], **kept, "epoch": trained["epoch"], "held_out": found is trained}
+
+
+def _reasons(counts: dict[str, int]) -> dict[str, int]:
+    """Why prompts gave no pair, those that happened."""
+    return {key: value for key, value in counts.items() if "." in key and value}
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """The summary for people."""
+    sft = summary["sft"]
+    print(f"\n{summary['name']}")
+    if summary["pool"]:
+        print(f"  new prompts  {_listed({name: count for name, count in summary['pool'].items() if count})}")
+    if sft.get("eft"):
+        counts = sft["eft"]["counts"]
+        judged, agree = counts["groups"] - counts["groups.held_out"], counts["groups.agrees"]
+        print(
+            f"  EFT          {agree} of {judged} groups agree with people ({sft['eft']['agreeing_by_chance']} would by "
+            f"chance); {counts['examples']} examples"
+        )
+    shares = {when: sft.get(f"judge_parse_rate_{when}") for when in ("before", "after")}
+    if told := ", ".join(f"{share:.1%} {when}" for when, share in shares.items() if share is not None):
+        print(f"  SFT          judgments that hold a score: {told}")
+    _print_agreement("M0", sft["agreement"], sft["meta_agreement"])
+    for row in summary["iterations"]:
+        print(f"\n  iteration {row['iteration']}  (rho {row['rho']:g})")
+        _print_panel(row["bias"], row["responses"])
+        pairs = row["pairs"]
+        print(f"  pairs        {pairs['actor']} actor, {pairs['judge']} judge; none: {_listed(pairs['reasons'])}")
+        values = ", ".join(f"{key} {value:.4g}" for key, value in row["dpo"].items() if key != "held_out")
+        print(f"  DPO          {values} ({'held-out pairs' if row['dpo']['held_out'] else 'the last step'})")
+        _print_agreement(f"M{row['iteration']}", row["agreement"], row["meta_agreement"])
+        print("  seconds      " + ", ".join(f"{stage} {value:.0f}" for stage, value in row["seconds"].items()))
+        print(f"  checkpoint   {row['checkpoint']}")
+    print()
+    for line in table(summary["models"]):
+        print(f"  {line}")
+
+
+def _print_panel(panel: dict[str, Any], responses: int) -> None:
+    """The bias panel: what judge and meta-judge made of the responses, and what may have gone wrong with it."""
+    texts, judge, meta = panel["responses"], panel["judge"], panel["metajudge"]
+    print(
+        f"  responses    {responses}, {texts['distinct']} distinct, {texts['characters_mean'] or 0:.0f} characters on "
+        "average"
+    )
+    if judge:
+        if judge["judgments"]:
+            print(f"  judgments    {_share(judge['parse_rate'])} parsed; failures: {_listed(judge['failures'])}")
+            shares = [part["parse_rate"] for part in judge["by_response_length"] if part["judgments"]]
+            print(f"               parsed by response length, short to long: {', '.join(f'{s:.0%}' for s in shares)}")
+        if judge["score"] == "expected":
+            print(f"  scores       expected, of the digits' {judge['digit_mass']:.1%} of the probability")
+        total = max(sum(judge["score_histogram"].values()), 1)
+        for score, count in judge["score_histogram"].items():
+            print(f"    score {score:>4}  {count / total:6.1%}  {BAR * round(40 * count / total)}")
+        print(
+            f"               mean {_number(judge['score_mean'])}, entropy {judge['score_entropy_bits']:.2f} bits, "
+            f"fractions {judge['fractions'] or 0:.1%}"
+        )
+    print(
+        f"  scores       {texts['scored']} responses; tied within a prompt {_share(texts['ties'])}; "
+        f"with length: Spearman {_number(texts['score_length_spearman_within_prompt']['value'])} within a prompt"
+    )
+    if meta:
+        print(
+            f"  meta-judge   {meta['comparisons']} comparisons; first wins {_share(meta['first_wins'])}, "
+            f"at equal scores {_share(meta['first_wins_at_equal_scores'])}"
+        )
+        print(
+            f"               the higher score wins {_share(meta['higher_score_wins'])}; Elo with length: Spearman "
+            f"{_number(meta['elo_length_spearman']['value'])}; failures: {_listed(meta['failures'])}"
+        )
+
+
+def _share(found: dict[str, Any]) -> str:
+    """A share with its interval."""
+    if found["value"] is None:
+        return "-"
+    return f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _print_agreement(name: str, found: dict[str, Any] | None, meta: dict[str, Any] | None) -> None:
+    """How well a model judges, and meta-judges, by what is known; nothing where that was not measured."""
+    if found and found["pairwise"]["count"]:
+        pairwise, longer, rank = found["pairwise"], found["longer_wins"], found["spearman"]
+        print(
+            f"  judge of {name}  agrees with known order {_share(pairwise)} (longer wins: {longer['value']:.1%}); "
+            f"Spearman {_number(rank['value'])}"
+        )
+        means = ", ".join(f"{quality}: {mean:.1f}" for quality, mean in found["mean_score_by_quality"].items())
+        print(f"               mean score by true quality  {means}")
+    if meta:
+        print(
+            f"  meta-judge   of {name} names the right judgment {_share(meta['agreement'])}; "
+            f"the first one {meta['first_position']['value'] or 0:.1%} of the time"
+        )
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"

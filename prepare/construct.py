@@ -1,0 +1,305 @@
+"""Judging data by construction: responses whose quality is known because it was made.
+
+The raw material is a model's own answers. A good response is such an answer; each flaw of `prepare/flaws.py` is put
+into one on purpose: a remark that was not asked for, a text cut off in the middle, a drift to another subject, the same
+words again and again, the answer to a modified or to another instruction, words in disorder. The score follows from the
+flaw, and the justification names the evidence, so labels cost nothing and no two examples need be alike (the idea of
+Self-Taught Evaluators, arXiv 2408.02666). Lengths are drawn before the flaw, so that they say nothing about the score,
+and half of the responses that deserve two points or less are cut off besides, so that a cut is not a score.
+"""
+
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from judging.rubric import evidence_text
+from prepare.flaws import FLAWS, TASKS
+from stages.files import UserError
+
+LENGTHS = (12, 70)
+"""Words of a constructed response, drawn evenly from this range."""
+
+SHORT = (8, 40)
+"""The same for the first lesson: what it teaches fits into fewer tokens."""
+
+WILD = 1.2
+"""Answers sampled at a higher temperature are taken for nonsense."""
+
+REPETITIVE = 0.15
+"""An answer of which a greater share of the three-word sequences comes again is no good answer."""
+
+REFUSAL = re.compile(
+    r"I'm sorry|I apologi[sz]e|[Aa]s an AI|(?:unable|can't|cannot|not able) (?:to )?(?:assist|help|provide)"
+)
+"""Nor is one that says this."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A prompt and its answers."""
+
+    prompt: str
+    category: str
+    topic: str
+    good: list[list[str]]
+    """Sentences of each answer at a low or usual temperature."""
+    wild: list[list[str]]
+    """Sentences of each answer at a high temperature; may be none."""
+    answers: list[tuple[str, bool]]
+    """The good answers' whole texts, and whether they came to an end by themselves."""
+
+    @property
+    def task(self) -> str:
+        """What the prompt asks for, in a word or two."""
+        return TASKS[self.category]
+
+
+def sentences(text: str) -> list[str]:
+    """A text's sentences and lines, each with the white space behind it."""
+    return re.findall(r"\S.*?(?:[.!?:](?=\s)|\n|$)\s*", text, flags=re.DOTALL)
+
+
+def repetitive(text: str) -> bool:
+    """Whether more than the share REPETITIVE of the text's three-word sequences has come before."""
+    words = re.findall(r"\w+", text.lower())
+    triples = Counter(zip(words, words[1:], words[2:], strict=False))
+    return bool(triples) and 1 - len(triples) / triples.total() > REPETITIVE
+
+
+def load_sources(prompts: Iterable[dict[str, Any]], answers: Iterable[dict[str, Any]]) -> list[Source]:
+    """Prompts that have a good answer; answers at more than the temperature WILD are the wild ones.
+
+    Raises `UserError` for a category of which no one has said what it asks for.
+    """
+    good: dict[str, list[list[str]]] = defaultdict(list)
+    wild: dict[str, list[list[str]]] = defaultdict(list)
+    whole: dict[str, list[tuple[str, bool]]] = defaultdict(list)
+    for row in answers:
+        pieces = sentences(row["text"])
+        if row["finish_reason"] == "length":
+            pieces = pieces[:-1]  # the engine's cut is not the flaw that is meant
+        if not pieces:
+            continue
+        if row["temperature"] > WILD:
+            wild[row["prompt_id"]].append(pieces)
+        elif not repetitive(row["text"]) and not REFUSAL.search(row["text"]):
+            good[row["prompt_id"]].append(pieces)
+            whole[row["prompt_id"]].append((row["text"], row["finish_reason"] == "stop"))
+    prompts = list(prompts)
+    for row in prompts:
+        if row["category"] not in TASKS:
+            raise UserError(f"prompt {row['id']!r}: unknown category {row['category']!r}; add it to prepare/flaws.py")
+    return [
+        Source(row["prompt"], row["category"], row["topic"], good[row["id"]], wild[row["id"]], whole[row["id"]])
+        for row in prompts
+        if good[row["id"]]
+    ]
+
+
+class Constructor:
+    """Draws responses with chosen flaws, without end, from one seed."""
+
+    def __init__(self, sources: list[Source], seed: int):
+        """Raises `UserError` for sources among which no foreign text is found for every one of them."""
+        self.sources = sources
+        self.random = random.Random(seed)
+        self.by_category, self.by_topic = defaultdict(list), defaultdict(list)
+        for source in sources:
+            self.by_category[source.category].append(source)
+            self.by_topic[source.topic].append(source)
+        for category, members in self.by_category.items():
+            if len(self.by_category) < 2 or len({source.topic for source in members}) < 2:
+                raise UserError(f"category {category!r}: two topics in it and another category are needed; add prompts")
+        self.modifiable = [source for source in sources if self._modified(source)]
+        """Prompts on whose topic something else is asked too; without any there is no wrong task to show."""
+        self.flaws = {name: flaw for name, flaw in FLAWS.items() if name != "wrong_task" or self.modifiable}
+
+    def judge_examples(self, count: int) -> Iterator[dict[str, Any]]:
+        """Rows {kind, prompt, response, flaw, score, justification}; every score equally often."""
+        for _, flaw in zip(range(count), self._flaws(), strict=False):
+            source, response, other = self._response(flaw)
+            yield _judge_row(source, response, flaw) | {"justification": self._justification(flaw, source, other)}
+
+    def decision_examples(self, count: int) -> Iterator[dict[str, Any]]:
+        """The first lesson: rows of a good answer or one to another question, half each, and the score alone, 5 or 0.
+
+        Nearly all of a whole judgment's loss is wording. A small model finds out first what the score depends on when
+        nothing but the score is asked for, and it is one of two.
+        """
+        for i in range(count):
+            flaw = ("none", "far")[i % 2]
+            source, response, _ = self._response(flaw, lengths=SHORT)
+            yield _judge_row(source, response, flaw) | {"justification": ""}
+
+    def groups(self) -> Iterator[dict[str, Any]]:
+        """For measuring: of each source a group {id, prompt, responses: [{text, score, flaw}]}, one of every score."""
+        for number, source in enumerate(self.sources):
+            flaws = sorted(next(self._blocks()), key=lambda flaw: FLAWS[flaw].score)
+            flaws = ["near" if flaw == "wrong_task" and not self._modified(source) else flaw for flaw in flaws]
+            made = [self._response(flaw, source)[1:] for flaw in flaws]
+            responses = [
+                {"text": text, "score": FLAWS[flaw].score, "flaw": flaw}
+                for flaw, (text, _) in zip(flaws, made, strict=True)
+            ]
+            yield {"id": f"c{number:03}", "prompt": source.prompt, "responses": responses}
+
+    def answer_examples(self, count: int) -> Iterator[dict[str, Any]]:
+        """Rows of the model's own answers, so that it does not forget the actor's part while it learns to judge."""
+        for _ in range(count):
+            source = self.random.choice(self.sources)
+            text, finished = self.random.choice(source.answers)
+            yield {"kind": "respond", "prompt": source.prompt, "response": text, "finished": finished}
+
+    def metajudge_examples(self, count: int) -> Iterator[dict[str, Any]]:
+        """Rows {kind, prompt, response, flaw, judgments, winner, score}; each position wins equally often.
+
+        Mostly the worse judgment is off by two points or more, and the better one by none, or by one where that still
+        decides. Where another flaw has the same score, a quarter of the rows differ in their evidence alone.
+        """
+        for i, flaw in zip(range(count), self._flaws(), strict=False):
+            source, response, other = self._response(flaw)
+            score = FLAWS[flaw].score
+            off = {name: abs(kind.score - score) for name, kind in self.flaws.items() if name != flaw}
+            equal = [name for name in off if off[name] == 0]
+            right, wrong = flaw, self.random.choice([name for name in off if off[name] >= 2])
+            if equal and self.random.random() < 0.25:
+                wrong = self.random.choice(equal)
+            elif off[wrong] >= 3 and self.random.random() < 0.5:
+                right = self.random.choice([name for name in off if off[name] == 1])
+            pair = [
+                {"score": FLAWS[right].score, "justification": self._justification(right, source, other)},
+                {"score": FLAWS[wrong].score, "justification": self._justification(wrong, source, self._any())},
+            ]
+            yield {
+                "kind": "metajudge",
+                "prompt": source.prompt,
+                "response": response,
+                "flaw": flaw,
+                "judgments": pair if i % 2 else pair[::-1],
+                "winner": "first" if i % 2 else "second",
+                "score": score,
+            }
+
+    def _any(self) -> Source:
+        return self.random.choice(self.sources)
+
+    def _flaws(self) -> Iterator[str]:
+        """Flaws without end, every score equally often."""
+        for block in self._blocks():
+            yield from block
+
+    def _blocks(self) -> Iterator[list[str]]:
+        """Without end: a flaw of every score, in random order."""
+        by_score = defaultdict(list)
+        for name, flaw in self.flaws.items():
+            by_score[flaw.score].append(name)
+        while True:
+            block = [self.random.choice(flaws) for flaws in by_score.values()]
+            self.random.shuffle(block)
+            yield block
+
+    def _response(
+        self, flaw: str, source: Source | None = None, lengths: tuple[int, int] = LENGTHS
+    ) -> tuple[Source, str, Source]:
+        """A source, a response to its prompt with the flaw, and the source that foreign text comes from."""
+        source = source or self.random.choice(self.modifiable if flaw == "wrong_task" else self.sources)
+        other = self._other(flaw, source)
+        words = self.random.randint(*lengths)
+        own, foreign = self.random.choice(source.good), self.random.choice(other.good)
+        if flaw == "none":
+            text = _take(own, words)
+        elif flaw == "extraneous":
+            text = _join(_take(own, words - 12), self.random.choice(foreign))
+        elif flaw == "cut_off":
+            return source, self._cut("".join(own), words), other
+        elif flaw == "drift":
+            start = _take(own, words // 3)
+            text = _join(start, _take(foreign, max(words, 3 * len(start.split())) * 2 // 3))
+        elif flaw == "repetition":
+            text = self._repeat(own, words)
+        elif flaw == "gibberish":
+            text = self._disorder(source, words)
+        else:
+            text = _take(foreign, words)
+        if FLAWS[flaw].score <= 2 and self.random.random() < 0.5:
+            text = self._cut(text, words)
+        return source, text.strip(), other
+
+    def _other(self, flaw: str, source: Source) -> Source:
+        """Where foreign text comes from: a like task on another topic, another task on the topic, or far away."""
+        if flaw == "near":
+            return self.random.choice([s for s in self.by_category[source.category] if s.topic != source.topic])
+        if flaw == "wrong_task":
+            return self.random.choice(self._modified(source))
+        while True:
+            other = self._any()
+            if other.category != source.category and other.topic != source.topic:
+                return other
+
+    def _modified(self, source: Source) -> list[Source]:
+        """Sources that ask for something else on the same topic."""
+        return [s for s in self.by_topic[source.topic] if s.category != source.category]
+
+    def _cut(self, text: str, words: int) -> str:
+        """The text's first words, ended within a sentence."""
+        spans = [match.end() for match in re.finditer(r"\S+", text)]
+        keep = min(words, len(spans) - self.random.randint(1, 4))
+        while keep > 1 and text[spans[keep - 1] - 1] in ".!?:,;":
+            keep -= 1
+        return text[: spans[max(keep, 1) - 1]]
+
+    def _repeat(self, own: list[str], words: int) -> str:
+        """A beginning, and then one or two of its sentences over and over."""
+        begin = own[: max(1, len(sentences(_take(own, words // 3))))]
+        again = [piece.strip() for piece in begin[-self.random.randint(1, 2) :]]
+        length = sum(len(piece.split()) for piece in begin)
+        times = max(2, round((words - length) / max(1, sum(len(piece.split()) for piece in again))))
+        return _join("".join(begin), self.random.choice((" ", "\n")).join(again * times))
+
+    def _disorder(self, source: Source, words: int) -> str:
+        if source.wild and self.random.random() < 0.5:
+            return _take(self.random.choice(source.wild), words)
+        chosen = "".join(self.random.choice(source.good)).split()[:words]
+        self.random.shuffle(chosen)
+        return " ".join(chosen)
+
+    def _justification(self, flaw: str, source: Source, other: Source) -> str:
+        """What was asked, what was given and what is missing."""
+        kind = FLAWS[flaw]
+        evidence = {
+            "asked": "{task} on {topic}",
+            "given": self.random.choice(kind.given),
+            "missing": self.random.choice(kind.missing),
+        }
+        words = {"task": source.task, "topic": source.topic, "given_task": other.task, "other": other.topic}
+        return evidence_text({key: value.format_map(words) for key, value in evidence.items()})
+
+
+def _judge_row(source: Source, response: str, flaw: str) -> dict[str, Any]:
+    return {
+        "kind": "judge",
+        "prompt": source.prompt,
+        "response": response,
+        "flaw": flaw,
+        "score": FLAWS[flaw].score,
+    }
+
+
+def _take(pieces: list[str], words: int) -> str:
+    """The first sentences, as many as come nearest to `words` words, one at least."""
+    taken: list[str] = []
+    count = 0
+    for piece in pieces:
+        size = len(piece.split())
+        if taken and count + size / 2 > words:
+            break
+        taken.append(piece)
+        count += size
+    return "".join(taken)
+
+
+def _join(first: str, second: str) -> str:
+    return first.rstrip() + " " + second.lstrip()

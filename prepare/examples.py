@@ -1,0 +1,173 @@
+"""SFT examples: labelled judgments and comparisons, in the rubric's form, as token ids.
+
+`python -m prepare.examples` gathers the labelled rows that the config names: files of rows, of prompts with scored
+responses, those of `prepare.eft`, and as many constructed ones as asked for. It writes examples.jsonl for
+`dpo.train --stage sft`.
+"""
+
+import argparse
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from judging.rubric import comparison_text, evidence_text, judge_prompt, judgment_text, meta_judgment_text, meta_prompt
+from judging.verdict import Place
+from model.chat import ChatFormat, load_chat
+from model.tokenizer import tokenizer_file
+from prepare.construct import Constructor, load_sources
+from stages.files import UserError, command, is_complete, read_jsonl, stage_key, write_jsonl, write_manifest
+from stages.settings import Settings, load_settings
+
+
+def labelled_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The labelled rows of a file: rows {kind, ...} as they are; a prompt with scored responses as one row each."""
+    for row in read_jsonl(path, ("prompt",)):
+        if "responses" not in row:
+            if row.get("kind") not in ("judge", "metajudge"):
+                raise UserError(f"{path}, id {row.get('id')!r}: neither 'responses' nor a 'kind'; see data/README.md")
+            yield row
+            continue
+        for response in row["responses"]:
+            yield {
+                "kind": "judge",
+                "prompt": row["prompt"],
+                "response": response["text"],
+                "flaw": response.get("flaw", ""),
+                "score": response["score"],
+                "justification": evidence_text(response["evidence"]),
+            }
+
+
+def lessons(settings: Settings, files: Iterable[Path]) -> list[dict[str, Any]]:
+    """The labelled rows, in order: decisions alone; judgments; judgments and comparisons.
+
+    Rows of the files are shuffled among the second and third lesson, the actor's answers among all. The third lesson
+    has a judgment for each comparison, as long as half of them are left for the second.
+    """
+    sft = settings.sft
+    labelled = [row for path in files for row in labelled_rows(path)]
+    random.Random(settings.seed).shuffle(labelled)
+    first: list[dict[str, Any]] = []
+    judgments: list[dict[str, Any]] = []
+    comparisons: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
+    if sft.constructed_decisions + sft.constructed_judgments + sft.constructed_comparisons + sft.constructed_answers:
+        prompts = [row for path in sft.prompts for row in read_jsonl(path, ("id", "prompt", "category", "topic"))]
+        texts = [row for path in sft.answers for row in read_jsonl(path, ("prompt_id", "temperature", "text"))]
+        constructor = Constructor(load_sources(prompts, texts), settings.seed)
+        first = list(constructor.decision_examples(sft.constructed_decisions))
+        judgments = list(constructor.judge_examples(sft.constructed_judgments))
+        comparisons = list(constructor.metajudge_examples(sft.constructed_comparisons))
+        answers = list(constructor.answer_examples(sft.constructed_answers))
+    cut = len(judgments) - min(len(comparisons), len(judgments) // 2)
+    third = _interleave(judgments[cut:], comparisons)
+    return _interleave([*first, *_interleave([*judgments[:cut], *third], labelled)], answers)
+
+
+def _interleave(*lists: list[Any]) -> list[Any]:
+    """The lists' items spread evenly over one another, each list in its order."""
+    placed = [((i + 0.5) / len(items), n, item) for n, items in enumerate(lists) for i, item in enumerate(items)]
+    return [item for _, _, item in sorted(placed, key=lambda entry: entry[:2])]
+
+
+def render(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings) -> Iterator[dict[str, Any]]:
+    """SFT examples {id, kind, flaw, prompt, completion, prompt_ids, completion_ids, token_weights} of labelled rows."""
+    for number, row in enumerate(rows):
+        if row["kind"] == "respond":
+            yield _answer(number, row, chat, settings.sft.answer_weight)
+            continue
+        if row["kind"] == "judge":
+            place = settings.judge.verdict
+            messages = judge_prompt(row["prompt"], row["response"], settings.judge.form, place)
+            text = judgment_text(row["score"], row["justification"], place)
+        else:
+            place = settings.metajudge.verdict
+            a, b = (judgment_text(j["score"], j["justification"], settings.judge.verdict) for j in row["judgments"])
+            messages = meta_prompt(row["prompt"], row["response"], a, b, settings.metajudge.form, place)
+            reason = comparison_text(row["score"], [judgment["score"] for judgment in row["judgments"]])
+            text = meta_judgment_text(row["winner"], reason, place)
+        ids = chat.completion_ids(text)
+        weights = [1.0] * len(ids)
+        for i in decision_tokens(chat, text, place):
+            weights[i] = settings.sft.decision_weight
+        yield {
+            "id": f"{row['kind']}/{number:05}",
+            "kind": row["kind"],
+            "flaw": row.get("flaw", ""),
+            "prompt": messages,
+            "completion": text,
+            "prompt_ids": chat.prompt_ids(messages),
+            "completion_ids": ids,
+            "token_weights": weights,
+        }
+
+
+def _answer(number: int, row: dict[str, Any], chat: ChatFormat, weight: float) -> dict[str, Any]:
+    """An actor's example; an answer that was cut off gets no end token."""
+    messages = [{"role": "user", "content": row["prompt"]}]
+    ids = chat.completion_ids(row["response"])
+    ids = ids if row["finished"] else ids[:-1]
+    return {
+        "id": f"respond/{number:05}",
+        "kind": "respond",
+        "flaw": "",
+        "prompt": messages,
+        "completion": row["response"],
+        "prompt_ids": chat.prompt_ids(messages),
+        "completion_ids": ids,
+        "token_weights": [weight] * len(ids),
+    }
+
+
+def decision_tokens(chat: ChatFormat, text: str, place: Place) -> list[int]:
+    """Places of the tokens that decide: the verdict's value, and the score that a meta-judge says is deserved."""
+    line = text.split("\n")[0 if place == "first" else -1]
+    end = len(line) if place == "first" else len(text)
+    spans = [(end - len(line.split()[-1]), end)]
+    spans += [match.span(1) for match in re.finditer(r"^It deserves (\d);", text, flags=re.MULTILINE)]
+    return [i for i, (low, high) in enumerate(chat.offsets(text)) if any(low < b and high > a for a, b in spans)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the SFT examples that the config asks for.")
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory, for its tokenizer")
+    parser.add_argument("--labelled", type=Path, nargs="*", default=[], help="files besides those of sft.examples")
+    parser.add_argument("--out", required=True, type=Path)
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.config)
+    key = examples_key(settings, arguments.model, arguments.labelled)
+    if is_complete(arguments.out, key):
+        return
+    chat = load_chat(arguments.model)
+    files = [*map(Path, settings.sft.examples), *arguments.labelled]
+    examples = list(render(lessons(settings, files), chat, settings))
+    if not examples:
+        raise UserError(
+            f"{arguments.config}: sft names no examples and constructs none; add some or set sft.enabled = false"
+        )
+    path = arguments.out / "examples.jsonl"
+    write_jsonl(path, examples)
+    counts = Counter(f"{e['kind']}.{e['flaw']}" for e in examples)
+    tokens = sum(len(e["prompt_ids"]) + len(e["completion_ids"]) for e in examples)
+    write_manifest(arguments.out, "examples", key, [path], counts=dict(sorted(counts.items())), tokens=tokens)
+
+
+def examples_key(settings: Settings, model_dir: Path, labelled: Iterable[Path] = ()) -> str:
+    """The identity of the examples' work; `labelled` are files besides those that the config names."""
+    sft = settings.sft
+    names = ("decisions", "judgments", "comparisons", "answers")
+    section: dict[str, Any] = {name: getattr(sft, f"constructed_{name}") for name in names}
+    section |= {"decision_weight": sft.decision_weight, "answer_weight": sft.answer_weight, "seed": settings.seed}
+    sources: dict[str, Path | str] = {path: path for path in (*sft.examples, *sft.prompts, *sft.answers)}
+    sources |= {f"labelled {i}": path for i, path in enumerate(labelled)}
+    section |= {"judge": [settings.judge.form, settings.judge.verdict]}
+    section |= {"metajudge": [settings.metajudge.form, settings.metajudge.verdict]}
+    return stage_key("examples", section, sources | {"tokenizer": tokenizer_file(model_dir)})
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,33 @@
+"""Makes groups.jsonl and comparisons.jsonl in data/evaluation and data/tuning: cases for the judge and the meta-judge.
+
+Run from the repository's root: `python -m prepare.make_cases`. Prompts and answers are those of sets from which no
+training example comes; a recipe is chosen on the tuning cases, and measured on the evaluation cases.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from prepare.construct import Constructor, load_sources
+from stages.files import read_jsonl, write_jsonl
+
+SEED = 2024
+FOLDER = Path("data")
+SETS = {"evaluation": (("evaluation", "families_evaluation"), 72, 120), "tuning": (("families_tuning",), 48, 60)}
+"""Folder below data/: the sets of prompts and answers, and how many groups and comparisons to make."""
+
+
+def main() -> None:
+    for folder, (names, groups, comparisons) in SETS.items():
+        prompts = [row for name in names for row in read_jsonl(FOLDER / "prompts" / f"{name}.jsonl")]
+        answers = [row for name in names for row in read_jsonl(FOLDER / "answers" / f"{name}.jsonl")]
+        constructor = Constructor(load_sources(prompts, answers), SEED)
+        made = list(constructor.groups())
+        constructor.random.shuffle(made)
+        write_jsonl(FOLDER / folder / "groups.jsonl", made[:groups])
+        write_jsonl(FOLDER / folder / "comparisons.jsonl", constructor.metajudge_examples(comparisons))
+
+
+if __name__ == "__main__":
+    main()

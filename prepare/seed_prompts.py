@@ -1,0 +1,55 @@
+"""Seed prompts from people's conversations: `python -m prepare.seed_prompts --config C --count 3200`.
+
+Writes the file that `prompts.seeds` names: the first questions of `eft.sources`, OpenAssistant's message trees, in the
+languages of `[eft]`. Self-Rewarding (arXiv 2401.10020) has its seed prompts from there: 3,200 first turns in English.
+A question counts if people ranked two of its answers.
+"""
+
+import argparse
+import random
+from dataclasses import replace
+from pathlib import Path
+
+from prepare.rankings import ranked_groups
+from stages.files import UserError, command, write_jsonl
+from stages.settings import Settings, load_settings
+
+
+def seed_prompts(settings: Settings, count: int | None = None) -> list[dict[str, str]]:
+    """{id, prompt} of each first question, in the files' order, equal texts once; or `count` of them, the seed's draw.
+
+    Raises `UserError` when there are fewer.
+    """
+    found: dict[str, str] = {}
+    for source in settings.eft.sources:
+        groups, _ = ranked_groups(Path(source), replace(settings.eft, max_turns=1))
+        for group in groups:
+            found.setdefault(group.prompt.strip(), group.id)
+    rows = [{"id": name, "prompt": text} for text, name in found.items()]
+    if count is None:
+        return rows
+    if count > len(rows):
+        sources = ", ".join(settings.eft.sources)
+        raise UserError(f"{sources}: {len(rows)} first questions, but {count} are wanted; lower --count")
+    chosen = sorted(random.Random(settings.seed).sample(range(len(rows)), count))
+    return [rows[i] for i in chosen]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write prompts.seeds: first questions of the conversations in [eft].")
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--count", type=int, help="how many; default: all")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.config)
+    if not settings.eft.sources or not settings.prompts.seeds:
+        raise UserError(f"{arguments.config}: eft.sources and prompts.seeds must both name files")
+    path = Path(settings.prompts.seeds)
+    if path.exists():
+        raise UserError(f"{path}: is there already; remove it, or keep it and leave this command out")
+    rows = seed_prompts(settings, arguments.count)
+    write_jsonl(path, rows)
+    print(f"{path}: {len(rows)} prompts")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,132 @@
+"""A fine-tuned model as its seed and a small file: `make sft` writes it, `make iterate` adds it to the seed.
+
+Of each matrix's difference D = tuned - base the largest singular triplets are kept, D ~ left diag(scale) right with
+left [m, r] and right [r, n] in int8, scale [r] in fp32; vectors (the norms) are kept whole, in bf16. Ranks differ: over
+all matrices, the triplets are taken that explain most of the squared difference for each byte stored, until the file is
+full.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.config import LlamaConfig
+from model.weights import load_model, save_pretrained
+from stages.files import UserError, digest
+
+
+def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], room: int) -> dict[str, int]:
+    """How many triplets of each matrix to keep.
+
+    `values` are its singular values, largest first, `sizes` the bytes that one of its triplets takes. Triplets are
+    taken by squared singular value a byte, the best first, while all of them take at most `room` bytes.
+    """
+    offers = [(float(value) ** 2 / sizes[name], name) for name, found in values.items() for value in found]
+    ranks, taken = dict.fromkeys(values, 0), 0
+    for gain, name in sorted(offers, reverse=True):
+        if gain == 0 or taken + sizes[name] > room:
+            break
+        ranks[name] += 1
+        taken += sizes[name]
+    return ranks
+
+
+def compress(
+    base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], megabytes: float
+) -> tuple[dict[str, Tensor], float]:
+    """The file's tensors, and the share of the matrices' squared difference that the kept triplets explain.
+
+    They take at most `megabytes` 10^6 bytes with their names. A matrix `name` becomes `name.left`, `name.scale` and
+    `name.right`: eight bits lose far less than the triplets that would not fit in sixteen.
+    """
+    vectors = {name: tuned[name] - base[name] for name in base if base[name].dim() == 1}
+    triplets = {
+        name: torch.linalg.svd((tuned[name] - base[name]).float(), full_matrices=False)
+        for name in base
+        if base[name].dim() == 2
+    }
+    sizes = {name: sum(base[name].shape) + 4 for name in triplets}
+    header = 4096 + 512 * len(base)  # facts, names and shapes
+    room = int(megabytes * 1e6) - header - 2 * sum(map(Tensor.numel, vectors.values()))
+    ranks = choose_ranks({name: values for name, (_, values, _) in triplets.items()}, sizes, room)
+    kept = total = 0.0
+    tensors = {name: vector.to(torch.bfloat16) for name, vector in vectors.items()}
+    for name, (left, values, right) in triplets.items():
+        r = ranks[name]
+        kept, total = kept + values[:r].square().sum().item(), total + values.square().sum().item()
+        if r:
+            tensors[f"{name}.left"], left_scale = _int8(left[:, :r], 0)
+            tensors[f"{name}.right"], right_scale = _int8(right[:r], 1)
+            tensors[f"{name}.scale"] = values[:r] * left_scale * right_scale
+    return tensors, kept / total if total else 1.0
+
+
+def _int8(vectors: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Vectors along `dim` as int8, and what each is to be multiplied with."""
+    scale = vectors.abs().amax(dim, keepdim=True) / 127
+    return (vectors / scale).round().to(torch.int8).contiguous(), scale.flatten()
+
+
+def read_facts(path: Path | str) -> dict[str, Any]:
+    """What the file says of itself: base (a digest), recipe, explained, and whatever else its maker put there.
+
+    Raises `UserError` when it is missing, damaged, or not such a file.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return json.loads((file.metadata() or {})["facts"])
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such file; `make sft` writes it, or set sft.seed_judge to ""') from None
+    except (SafetensorError, KeyError, json.JSONDecodeError):
+        raise UserError(f"{path}: damaged, or not a low-rank difference; `make sft` writes it again") from None
+
+
+@torch.no_grad()
+def merge(base: Path, path: Path, out: Path) -> None:
+    """Write the Hugging Face directory `out`, bf16: the model in `base` with the difference in `path` added.
+
+    Raises `UserError` as `read_facts` does, and when the difference was made for another model.
+    """
+    if read_facts(path)["base"] != digest(base / "model.safetensors"):
+        raise UserError(f"{path}: made for another model than {base}; `make sft` makes it anew for this one")
+    model = load_model(base, torch.float32)
+    with safe_open(str(path), framework="pt") as file:
+        names = set(file.keys())
+        for name, parameter in model.named_parameters():
+            if name in names:
+                parameter.add_(file.get_tensor(name))
+            elif f"{name}.left" in names:
+                left, scale, right = (file.get_tensor(f"{name}.{part}").float() for part in ("left", "scale", "right"))
+                parameter.add_(left * scale @ right)
+    shutil.rmtree(out, ignore_errors=True)
+    parameters = ((name, parameter.to(torch.bfloat16)) for name, parameter in model.named_parameters())
+    save_pretrained(parameters, LlamaConfig.load(base), base, out)
+
+
+def write(base: Path, tuned: Path, megabytes: float, path: Path, **facts: Any) -> dict[str, Any]:
+    """Write `path`, the difference between two Hugging Face directories of one architecture; returns its facts."""
+    before, after = (dict(load_model(folder, torch.float32).named_parameters()) for folder in (base, tuned))
+    tensors, explained = compress(before, after, megabytes)
+    return _save(tensors, path, {"base": digest(base / "model.safetensors"), "explained": round(explained, 4)} | facts)
+
+
+def annotate(path: Path, **facts: Any) -> dict[str, Any]:
+    """Add to what the file says of itself; returns all of it."""
+    with safe_open(str(path), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    return _save(tensors, path, read_facts(path) | facts)
+
+
+def _save(tensors: dict[str, Tensor], path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, temporary, metadata={"format": "pt", "facts": json.dumps(facts, sort_keys=True)})
+    temporary.replace(path)
+    return facts

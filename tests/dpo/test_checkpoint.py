@@ -1,0 +1,207 @@
+"""dpo/checkpoint.py: a stopped run continues as if it had not been; exports are whole and exact."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from test_trainer import (
+    arguments,
+    changed,
+    losses,
+    make_model,
+    make_pairs,
+    parameters,
+    run,
+    run_ranks,
+)
+
+import dpo.train
+from dpo.checkpoint import export, latest_state
+from dpo.parallel import distributed, load_sharded, sharded_model
+from dpo.trainer import Interruption, Trainer
+from model.config import LlamaConfig
+from stages.files import digest, read_jsonl, read_manifest
+
+LASTING = changed(dpo={"epochs": 3, "held_out": 0.25, "batch_size": 2})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_model(tmp_path / "model")
+    make_pairs(tmp_path / "pairs.jsonl")
+    return tmp_path
+
+
+def stop_at(monkeypatch, number: int, step: int, times: int = 1) -> None:
+    """Have the process get a signal while it takes a step."""
+    real = Trainer.step
+
+    def stopping(self, batch):
+        for _ in range(times * (self.progress.step == step)):
+            os.kill(os.getpid(), number)
+        return real(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+
+
+def kill_at(monkeypatch, step: int) -> None:
+    """Have a run end without warning before it takes a step."""
+    real = Trainer.step
+
+    def killed(self, batch):
+        if self.progress.step == step:
+            raise MemoryError
+        return real(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", killed)
+
+
+def without_times(metrics):
+    of_the_machine = ("seconds", "tokens_per_second", "mfu", "memory_mib")
+    return [{name: row[name] for name in row if name not in of_the_machine} for row in metrics]
+
+
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 1), (signal.SIGINT, 4), (signal.SIGTERM, 7)])
+def test_a_stopped_run_continues_to_the_last_bit(folder, monkeypatch, number, step):
+    """Epochs have 5 steps: the signals fall into the first epoch, onto the end of it, and into the second."""
+    whole = run(LASTING, arguments(folder, work=folder / "whole", out=folder / "expected"))
+    stop_at(monkeypatch, number, step)
+    handler = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        run(LASTING, arguments(folder))
+    assert stopped.value.code == 128 + number
+    assert signal.getsignal(number) is handler
+    assert len(list((folder / "work").glob("state-*"))) == 1
+    monkeypatch.undo()
+    continued = run(LASTING, arguments(folder))
+    assert without_times(continued) == without_times(whole)
+    expected, found = read_manifest(folder / "expected"), read_manifest(folder / "out")
+    assert expected is not None and found is not None
+    assert found["digest"] == expected["digest"] and found["first_loss"] == expected["first_loss"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_twice_at_once_is_one(folder, monkeypatch, number):
+    """A scheduler, or a terminal, sends it to all processes, and torchrun passes on its own."""
+    stop_at(monkeypatch, number, 2, times=3)
+    with pytest.raises(SystemExit) as stopped:
+        run(LASTING, arguments(folder))
+    assert stopped.value.code == 128 + number
+    assert len(list((folder / "work").glob("state-*"))) == 1
+
+
+def test_ctrl_c_again_later_does_not_wait_for_the_step(folder, monkeypatch):
+    monkeypatch.setattr(Interruption, "patience", -1.0)
+    stop_at(monkeypatch, signal.SIGINT, 2, times=2)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(signal, "SIG_DFL", signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        run(LASTING, arguments(folder))
+    signal.signal(signal.SIGINT, handler)
+    torch.distributed.destroy_process_group()
+    assert not list((folder / "work").glob("state-*"))
+
+
+def test_a_run_stopped_at_every_step_has_the_same_losses(folder, monkeypatch):
+    whole = run(LASTING, arguments(folder, work=folder / "whole", out=folder / "expected"))
+    for step in range(14):
+        stop_at(monkeypatch, signal.SIGTERM, step)
+        with pytest.raises(SystemExit):
+            run(LASTING, arguments(folder))
+        monkeypatch.undo()
+    continued = run(LASTING, arguments(folder))
+    assert len(whole) == 18 and without_times(continued) == without_times(whole)
+    assert digest(folder / "out") == digest(folder / "expected")
+
+
+@pytest.mark.parametrize(("killed", "saved"), [(4, 3), (5, 3), (7, 6), (11, 9)])
+def test_a_killed_run_continues_from_its_last_state(folder, monkeypatch, killed, saved):
+    """Killed without warning some steps after a state: what was written in between is cut off and written again, the
+    export of an epoch that ended meanwhile included."""
+    settings = changed(LASTING, trainer={"save_every": 3})
+    whole = run(settings, arguments(folder, work=folder / "whole", out=folder / "expected"))
+    kill_at(monkeypatch, killed)
+    with pytest.raises(MemoryError):
+        run(settings, arguments(folder))
+    torch.distributed.destroy_process_group()
+    monkeypatch.undo()
+    (folder / "work" / ".state-9.tmp").mkdir()  # as from a kill in the middle of a save
+    (folder / "work" / ".state-9.tmp" / "__0_0.distcp").write_text("torn")
+    written = [row["split"] for row in read_jsonl(folder / "work" / "metrics.jsonl")]
+    assert written.count("train") == killed and written.count("held_out") == killed // 5
+    [state] = (folder / "work").glob("state-*")
+    assert json.loads((state / "progress.json").read_text())["step"] == saved
+    continued = run(settings, arguments(folder))
+    assert without_times(continued) == without_times(whole)
+    assert digest(folder / "out") == digest(folder / "expected")
+
+
+def test_another_number_of_ranks_continues_a_run(folder, monkeypatch):
+    whole = run(LASTING, arguments(folder, work=folder / "whole", out=folder / "expected"))
+    stop_at(monkeypatch, signal.SIGTERM, 3)
+    with pytest.raises(SystemExit):
+        run(LASTING, arguments(folder))
+    continued = run_ranks(2, LASTING, arguments(folder))
+    torch.testing.assert_close(losses(continued), losses(whole), atol=1e-5, rtol=0)
+    assert [row["step"] for row in continued] == [row["step"] for row in whole]
+
+
+def test_a_state_of_other_work_is_not_continued(folder, monkeypatch):
+    stop_at(monkeypatch, signal.SIGTERM, 2)
+    with pytest.raises(SystemExit):
+        run(LASTING, arguments(folder))
+    monkeypatch.undo()
+    [state] = (folder / "work").glob("state-*")
+    key = json.loads((state / "progress.json").read_text())["key"]
+    assert latest_state(folder / "work", key) == state
+    assert latest_state(folder / "work", "another") is None
+    metrics = run(changed(LASTING, dpo={"beta": 0.2}), arguments(folder))
+    assert metrics[0]["step"] == 0 and metrics[-1]["step"] == 14
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_export_is_the_model_in_bf16(tmp_path, tied):
+    source = make_model(tmp_path / "model", tied=tied)
+    (source / "tokenizer.json").write_text("{}")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "stale").write_text("of an earlier export")
+    with distributed(1) as world:
+        model = sharded_model(LlamaConfig.load(source), world, torch.float32, LASTING.trainer)
+        load_sharded(model, source)
+        export(world, model, source, tmp_path / "out")
+    assert all(torch.equal(a, b) for a, b in zip(parameters(source), parameters(tmp_path / "out"), strict=True))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
+    with (
+        safe_open(source / "model.safetensors", "pt") as before,
+        safe_open(tmp_path / "out" / "model.safetensors", "pt") as after,
+    ):
+        assert set(before.keys()) == set(after.keys())
+        assert all(after.get_tensor(name).dtype == torch.bfloat16 for name in after.keys())  # noqa: SIM118
+        assert after.metadata() == {"format": "pt"}
+
+
+def test_a_finished_run_that_was_not_published_is_published(folder, monkeypatch):
+    """Killed between the last export and its renaming: the next start only finishes."""
+    whole = run(LASTING, arguments(folder, work=folder / "whole", out=folder / "expected"))
+
+    def killed(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(dpo.train, "finish", killed)
+    with pytest.raises(MemoryError):
+        run(LASTING, arguments(folder))
+    torch.distributed.destroy_process_group()
+    monkeypatch.undo()
+    shutil.rmtree(folder / "work" / "reference")
+    continued = run(LASTING, arguments(folder))
+    assert without_times(continued) == without_times(whole)
+    assert digest(folder / "out") == digest(folder / "expected")

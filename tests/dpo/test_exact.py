@@ -1,0 +1,125 @@
+"""The trainer against the formulas in fp64, and against itself: a frozen problem has one sequence of losses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from plain_llama import PlainLlama, plain_dpo
+from test_trainer import arguments, changed, losses, make_model, make_pairs, run, run_ranks
+
+from model.config import LlamaConfig
+from model.llama import Llama
+from model.weights import split_parameters
+from stages.files import read_jsonl, write_jsonl
+
+FROZEN = changed(dpo={"epochs": 4, "batch_size": 4, "learning_rate": 1e-3}, trainer={"token_budget": 4096})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model, and 20 pairs whose prompts are long enough to be shared."""
+    folder = tmp_path_factory.mktemp("frozen")
+    make_model(folder / "model")
+    make_model(folder / "other", seed=1)
+    make_pairs(folder / "pairs.jsonl", count=20, prompt=(16, 40))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder) -> torch.Tensor:
+    """The frozen problem's 20 losses: one rank, one micro-batch a step, prompts shared."""
+    found = losses(run(FROZEN, arguments(folder, work=folder / "w", out=folder / "o")))
+    assert len(found) == 20 and found[-4:].mean() < 0.9 * found[:4].mean()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [
+        (1, {"share_prefixes": False}),
+        (1, {"token_budget": 80}),
+        (1, {"token_budget": 120, "share_prefixes": False}),
+        (1, {"packing": False}),
+        (1, {"activation_checkpointing": True}),
+        pytest.param(1, {"compile": True}, marks=pytest.mark.slow),
+        (2, {}),
+        (2, {"token_budget": 150, "share_prefixes": False, "activation_checkpointing": True}),
+    ],
+    ids=[
+        "prefixes not shared",
+        "accumulation",
+        "accumulation, prefixes not shared",
+        "packing off: a pair a micro-batch",
+        "activation checkpointing",
+        "compiled",
+        "2 ranks",
+        "2 ranks, accumulation, prefixes not shared, activation checkpointing",
+    ],
+)
+def test_a_frozen_problem_has_the_same_20_losses(folder, tmp_path, expected, ranks, options, monkeypatch):
+    if options == {"packing": False}:
+        options = {}
+        monkeypatch.setattr("dpo.packing.pack", lambda costs, ranks, budget: [[i] for i in range(len(costs))])
+    settings = changed(FROZEN, trainer=options)
+    given = arguments(folder, work=tmp_path / "w", out=tmp_path / "o")
+    metrics = run(settings, given) if ranks == 1 else run_ranks(ranks, settings, given)
+    assert len(metrics) == 20
+    torch.testing.assert_close(losses(metrics), expected, atol=1e-5, rtol=0)
+
+
+def first_gradients(monkeypatch, settings, given) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The first step's metrics and gradients, before clipping, under Hugging Face's names."""
+    found: list[list[torch.Tensor]] = []
+    monkeypatch.setattr("dpo.trainer.clip", lambda gradients, norm, most: found.append([g.clone() for g in gradients]))
+    metrics = run(settings, given)
+    config = LlamaConfig.load(given.model)
+    with torch.device("meta"):
+        names = [name for name, _ in Llama(config).named_parameters()]
+    return metrics[0], dict(split_parameters(zip(names, found[0], strict=True), config))
+
+
+def assert_gradients(found: dict[str, torch.Tensor], model: PlainLlama, grad_norm: float) -> None:
+    assert found.keys() == model.weights.keys()
+    for name, weight in model.weights.items():
+        assert weight.grad is not None and weight.grad.norm() > 1e-4
+        assert (found[name] - weight.grad).norm() <= 1e-5 * weight.grad.norm(), name
+    assert grad_norm == pytest.approx(torch.stack([w.grad.norm() for w in model.weights.values()]).norm().item())
+
+
+@pytest.mark.parametrize("options", [{}, {"token_budget": 150}, {"share_prefixes": False}], ids=str)
+def test_dpo_gradients_are_those_of_the_formula_in_fp64(folder, tmp_path, monkeypatch, options):
+    settings = changed(FROZEN, dpo={"epochs": 1, "batch_size": 20}, trainer=options)
+    given = arguments(folder, reference=folder / "other", work=tmp_path / "w", out=tmp_path / "o")
+    metrics, found = first_gradients(monkeypatch, settings, given)
+    policy, reference = PlainLlama(folder / "model"), PlainLlama(folder / "other")
+    loss = plain_dpo(policy, reference, list(read_jsonl(folder / "pairs.jsonl")), beta=0.1)
+    loss.backward()
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-6) and abs(loss.item() - 0.6931) > 0.01
+    assert_gradients(found, policy, metrics["grad_norm"])
+
+
+@pytest.mark.parametrize(
+    ("options", "saved"), [({}, 7 * 30), ({"token_budget": 45}, 6 * 30), ({"share_prefixes": False}, 0)], ids=str
+)
+def test_sft_gradients_are_those_of_the_formula_in_fp64(folder, tmp_path, monkeypatch, options, saved):
+    """Prompts with a common beginning; token weights of which the loss is the weighted mean."""
+    head = list(range(3, 33))
+    rows: list[dict[str, Any]] = [
+        {"id": str(i), "prompt_ids": [*head, *[i] * (i % 3)], "completion_ids": [5, i, 7], "token_weights": [4, 1, i]}
+        for i in range(8)
+    ]
+    write_jsonl(tmp_path / "sft.jsonl", rows)
+    settings = changed(FROZEN, sft={"epochs": 1, "batch_size": 8}, trainer=options)
+    given = arguments(folder, "sft", data=[tmp_path / "sft.jsonl"], work=tmp_path / "w", out=tmp_path / "o")
+    metrics, found = first_gradients(monkeypatch, settings, given)
+    model = PlainLlama(folder / "model")
+    weighted = [
+        torch.tensor(row["token_weights"]).double() @ model.logprobs(row["prompt_ids"], row["completion_ids"])
+        for row in rows
+    ]
+    loss = -torch.stack(weighted).sum() / sum(sum(row["token_weights"]) for row in rows)
+    loss.backward()
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert metrics["tokens"] == sum(len(r["prompt_ids"]) + 2 for r in rows) - saved
+    assert_gradients(found, model, metrics["grad_norm"])

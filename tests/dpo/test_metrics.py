@@ -1,0 +1,117 @@
+"""dpo/metrics.py and dpo/flops.py, and what a run writes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_checkpoint import kill_at
+from test_trainer import arguments, changed, make_model, make_pairs, run
+
+from dpo.data import Example
+from dpo.flops import forward_flops, product_flops
+from dpo.metrics import MetricsLog, peak_memory_mib
+from dpo.packing import lay_out
+from model.config import LlamaConfig
+from stages.files import UserError, read_jsonl
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_model(tmp_path / "model")
+    make_pairs(tmp_path / "pairs.jsonl")
+    return tmp_path
+
+
+def test_flops_by_hand(folder):
+    """A pair: prompt of 3 tokens, completions of 2 and 3, so segments of 3, 1 and 2 tokens, and 5 targets.
+
+    A block's weights: qkv 32 x (32 + 16 + 16), output 32 x 32, gate, up and down 3 x 32 x 48: 7680. Keys seen: the
+    prompt's 1 + 2 + 3, chosen's 3 + 1, rejected's (3 + 1) + (3 + 2): 19, at 4 x 32 operations each.
+    """
+    config = LlamaConfig.load(folder / "model")
+    batch = lay_out([Example("p", [1, 2, 3], ([4, 5], [6, 7, 8]))], [0], {0: 3})
+    assert forward_flops(config, batch) == 2 * (2 * 7680 * 6 + 4 * 32 * 19) + 2 * 97 * 32 * 5
+    assert product_flops(torch.device("cpu"), torch.float32, 256, 2) > 1e8
+
+
+def test_a_step_says_how_well_the_machine_is_used(folder):
+    metrics = run(changed(), arguments(folder))
+    names = {"loss", "reward_chosen", "reward_rejected", "margin", "accuracy", "logp_chosen", "logp_rejected"}
+    names |= {"grad_norm", "lr", "tokens", "tokens_per_second", "mfu", "memory_mib"}
+    for row in metrics:
+        assert names <= row.keys()
+        assert 0 < row["mfu"] < 1 and row["tokens_per_second"] == pytest.approx(row["tokens"] / row["seconds"])
+        assert 0 < row["memory_mib"] <= peak_memory_mib(torch.device("cpu")) + 1
+
+
+def test_held_out_examples_are_looked_at_at_intervals(folder):
+    settings = changed(dpo={"held_out": 0.25, "batch_size": 2}, trainer={"evaluate_every": 2})
+    metrics = run(settings, arguments(folder))
+    looked = [(row["step"], row["epoch"]) for row in metrics if row["split"] == "held_out"]
+    assert looked == [(1, 1), (3, 1), (4, 1), (5, 2), (7, 2), (9, 2)]
+    plain = run(
+        changed(settings, trainer={"evaluate_every": 0}), arguments(folder, work=folder / "w", out=folder / "o")
+    )
+    losses = ([row["loss"] for row in rows if row["split"] == "train"] for rows in (metrics, plain))
+    assert next(losses) == next(losses), "looking changes nothing"
+
+
+def test_nll_and_label_smoothing_reach_the_loss(folder):
+    settings = changed(dpo={"nll_weight": 0.5, "label_smoothing": 0.1, "epochs": 1})
+    metrics = run(settings, arguments(folder))
+    assert all(row["nll"] > 0 for row in metrics)
+    assert metrics[0]["loss"] == pytest.approx(0.693147 + 0.5 * metrics[0]["nll"], abs=1e-5)
+    plain = run(changed(dpo={"epochs": 1}), arguments(folder, work=folder / "w", out=folder / "o"))
+    assert metrics[-1]["logp_chosen"] > plain[-1]["logp_chosen"], "that term is for the chosen's likelihood"
+
+
+def test_tensorboard_has_every_number(folder):
+    from tensorboard.backend.event_processing import event_accumulator
+
+    settings = changed(dpo={"held_out": 0.25}, trainer={"tensorboard": True})
+    run(settings, arguments(folder))
+    board = event_accumulator.EventAccumulator(str(folder / "work" / "tensorboard"))
+    board.Reload()
+    rows = [row for row in read_jsonl(folder / "work" / "metrics.jsonl") if row["split"] == "train"]
+    points = board.Scalars("train/loss")
+    assert [(p.step, pytest.approx(p.value)) for p in points] == [(row["step"], row["loss"]) for row in rows]
+    assert "held_out/accuracy" in board.Tags()["scalars"]
+
+
+def test_tensorboard_after_a_stop_has_each_step_once(folder, monkeypatch):
+    from tensorboard.backend.event_processing import event_accumulator
+
+    settings = changed(
+        dpo={"held_out": 0.25, "batch_size": 2}, trainer={"tensorboard": True, "evaluate_every": 2, "save_every": 3}
+    )
+    kill_at(monkeypatch, 8)
+    with pytest.raises(MemoryError):
+        run(settings, arguments(folder))
+    torch.distributed.destroy_process_group()
+    monkeypatch.undo()
+    continued = run(settings, arguments(folder))
+    whole = run(settings, arguments(folder, work=folder / "w", out=folder / "o"))
+    assert [(row["step"], row["split"], row["loss"]) for row in continued] == [
+        (row["step"], row["split"], row["loss"]) for row in whole
+    ]
+    board = event_accumulator.EventAccumulator(str(folder / "work" / "tensorboard"))
+    board.Reload()
+    assert [point.step for point in board.Scalars("train/loss")] == list(range(10))
+
+
+def test_tensorboard_that_is_not_there_is_an_error_of_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        MetricsLog(tmp_path, tensorboard=True)
+
+
+def test_a_continued_log_drops_what_came_after_the_state(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write({"step": 0, "split": "train"})
+    length = log.length
+    log.write({"step": 1, "split": "train"})
+    again = MetricsLog(tmp_path, length)
+    again.write({"step": 1, "split": "train", "again": True})
+    rows = list(read_jsonl(tmp_path / "metrics.jsonl"))
+    assert rows == [{"step": 0, "split": "train"}, {"step": 1, "split": "train", "again": True}]

@@ -1,0 +1,184 @@
+"""dpo/packing.py: what is dropped, what is shared, and how sequences lie in a micro-batch."""
+
+from itertools import combinations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpo.data import Example
+from dpo.packing import LEAST_SHARED, MicroBatch, common_prefixes, keep_usable, lay_out, micro_batches, pack
+from stages.settings import Trainer
+
+RUBRIC, OTHER = list(range(100, 140)), list(range(200, 220))
+
+
+def test_what_cannot_be_used_is_dropped_whole_and_counted():
+    long, fits = list(range(9)), Example("ok", [1] * 4, ([2] * 5, [3] * 6))
+    given_examples = [
+        fits,
+        Example("no prompt", [], ([1], [2])),
+        Example("no completion", [1], ([1], [])),
+        Example("one and the same", [1], ([1, 2], [1, 2])),
+        Example("beyond the context", [1, 2], ([1], long)),
+        Example("beyond the budget", [1] * 5, ([2] * 5, [3] * 5)),
+    ]
+    assert fits.tokens() == 8 + 9
+    kept, dropped = keep_usable(given_examples, Trainer(token_budget=17), context=10)
+    assert kept == [fits]
+    assert dropped == {
+        "dropped.empty": 2,
+        "dropped.identical": 1,
+        "dropped.over_context": 1,
+        "dropped.over_token_budget": 1,
+    }
+    shared = Example("with its prompt once", [1] * 20, ([2] * 5, [3] * 6))
+    assert keep_usable([shared], Trainer(token_budget=29), context=30) == ([shared], {})
+    assert keep_usable([shared], Trainer(token_budget=48, share_prefixes=False), context=30)[0] == []
+
+
+def test_layout():
+    """Sequences end to end, positions from each start; targets are the completions' own tokens, no end token added."""
+    examples = [Example("a", [1, 2], ([3, 4], [5])), Example("b", [6], ([7], [8, 9, 7]))]
+    batch = lay_out(examples, [1, 0])
+    assert batch.ids_t.tolist() == [6, 6, 8, 9, 1, 2, 3, 1, 2]
+    assert batch.positions_t.tolist() == [0, 0, 1, 2, 0, 1, 2, 0, 1]
+    assert batch.segments.borders == [0, 1, 4, 7, 9] and batch.segments.prefixes == [-1] * 4
+    assert batch.segments.cu_seqlens.tolist() == [0, 1, 4, 7, 9] and batch.segments.cu_seqlens.dtype == torch.int32
+    assert batch.targets_n.tolist() == [7, 8, 9, 7, 3, 4, 5]
+    assert batch.sources_n.tolist() == [0, 1, 2, 3, 5, 6, 8]
+    assert batch.sequences_n.tolist() == [0, 1, 1, 1, 2, 2, 3]
+    assert batch.tokens == sum(example.tokens() for example in examples)
+    assert batch.sums(torch.ones(7)).tolist() == [[1.0, 3.0], [2.0, 1.0]]
+
+
+def test_layout_with_the_prompt_once():
+    """The prompt's last token predicts the first token of both completions; a completion of one token reads none."""
+    batch = lay_out([Example("a", [1, 2], ([3, 4, 5], [6]))], [0], {0: 2})
+    assert batch.ids_t.tolist() == [1, 2, 3, 4]
+    assert batch.positions_t.tolist() == [0, 1, 2, 3]
+    assert (batch.segments.borders, batch.segments.prefixes) == ([0, 2, 4], [-1, 0])
+    assert batch.segments.reach_3s.tolist() == [[0, 0], [0, 2], [4, 4]]
+    assert batch.targets_n.tolist() == [3, 4, 5, 6]
+    assert batch.sources_n.tolist() == [1, 2, 3, 1]
+    assert batch.sequences_n.tolist() == [0, 0, 0, 1]
+
+
+def test_sft_shares_the_rubric():
+    examples = [Example(str(i), [*RUBRIC, i, i], ([9, i],), [1.0, 2.0]) for i in range(3)]
+    [batch] = micro_batches(examples, [0, 1, 2], Trainer(token_budget=60))
+    assert batch.ids_t.tolist() == [*RUBRIC, 0, 0, 9, 1, 1, 9, 2, 2, 9] and batch.examples == [0, 1, 2]
+    assert batch.segments.prefixes == [-1, 0, 0, 0]
+    assert batch.sources_n.tolist() == [41, 42, 44, 45, 47, 48]
+    assert batch.weights_n.tolist() == [1.0, 2.0] * 3
+    assert len(micro_batches(examples, [0, 1, 2], Trainer(token_budget=60, share_prefixes=False))) == 3
+
+
+def test_sharing_never_costs_a_micro_batch():
+    """Groups whose prefixes would not all fit into one micro-batch give way to the beginning common to all."""
+    rubric, prompts = list(range(700)), [list(range(1000 + 400 * i, 1400 + 400 * i)) for i in range(8)]
+    many = [Example(f"{i}/{j}", [*rubric, *prompts[i], j], ([1] * 59,)) for i in range(8) for j in range(4)]
+    batches = micro_batches(many, range(32), Trainer(4096))
+    assert sum(batch.tokens for batch in batches) == 32 * 459 + 700 * len(batches) and len(batches) == 5
+    pairs = [Example(f"{i}/{j}", [i] * 900 + [j], ([1] * 399,)) for i in range(4) for j in range(2)]
+    plain = micro_batches(pairs, range(8), Trainer(4096, share_prefixes=False))
+    assert len(micro_batches(pairs, range(8), Trainer(4096))) == len(plain) == 3
+
+
+def test_identical_prompts_that_fill_the_budget():
+    examples = [Example(str(i), [5] * 20, ([i],)) for i in range(2)]
+    [batch] = micro_batches(examples, [0, 1], Trainer(20))
+    assert batch.tokens == 20 and batch.sources_n.tolist() == [19, 19]
+
+
+def tokens_saved(prompts: list[list[int]]) -> int:
+    """The most that groups of prompts can save, by trying every way to cut the sorted prompts into runs."""
+    prompts, best = sorted(prompts), 0
+    for count in range(len(prompts)):
+        for cuts in combinations(range(1, len(prompts)), count):
+            saved = 0
+            for start, end in zip((0, *cuts), (*cuts, len(prompts)), strict=True):
+                run = prompts[start:end]
+                same = 0
+                while all(len(p) > same and p[same] == run[0][same] for p in run):
+                    same += 1
+                saved += (len(run) - 1) * same if same >= LEAST_SHARED else 0
+            best = max(best, saved)
+    return best
+
+
+prompts = st.lists(
+    st.builds(
+        lambda head, length, tail: [*head[:length], *tail],
+        st.sampled_from([RUBRIC, OTHER, OTHER[:10] + RUBRIC]),
+        st.integers(1, 50),
+        st.lists(st.integers(0, 3), max_size=3),
+    ),
+    min_size=1,
+    max_size=7,
+)
+
+
+@given(prompts)
+@settings(deadline=None)
+def test_groups_save_as_much_as_any(prompts):
+    examples = [Example(str(i), prompt, ([1],)) for i, prompt in enumerate(prompts)]
+    groups = common_prefixes(examples, range(len(examples)))
+    for group in groups:
+        heads = {tuple(prompts[i][: group.prefix]) for i in group.members}
+        assert len(heads) == 1 and len(heads.pop()) == group.prefix
+    assert sum((len(group.members) - 1) * group.prefix for group in groups) == tokens_saved(prompts)
+
+
+def read_back(batch: MicroBatch) -> list[tuple[list[int], list[int], list[int]]]:
+    """For each target: the tokens that its source sees, their positions, and the target."""
+    borders, found = batch.segments.borders, []
+    segment = [i for i in range(len(borders) - 1) for _ in range(borders[i], borders[i + 1])]
+    for source, target in zip(batch.sources_n.tolist(), batch.targets_n.tolist(), strict=True):
+        own = segment[source]
+        prefix = batch.segments.prefixes[own]
+        before = range(borders[prefix], borders[prefix + 1]) if prefix >= 0 else ()
+        seen = [*before, *range(borders[own], source + 1)]
+        found.append((batch.ids_t[seen].tolist(), batch.positions_t[seen].tolist(), target))
+    return found
+
+
+@given(prompts, st.integers(1, 2), st.integers(1, 3), st.booleans(), st.data())
+@settings(deadline=None)
+def test_every_token_is_predicted_from_all_that_stands_before_it(prompts, completions, ranks, share, data):
+    """Over all ranks' micro-batches: each completion's tokens once, each from its whole past, within the budget."""
+    completion = st.lists(st.integers(0, 9), min_size=1, max_size=4)
+    examples = [
+        Example(str(i), p, tuple(data.draw(completion) for _ in range(completions))) for i, p in enumerate(prompts)
+    ]
+    longest = max(example.tokens() for example in examples)
+    options = Trainer(token_budget=data.draw(st.integers(longest, 3 * longest)), share_prefixes=share)
+    indices = list(range(len(examples)))
+    shares = [micro_batches(examples, indices, options, rank, ranks) for rank in range(ranks)]
+    assert len({len(batches) for batches in shares}) == 1
+    batches = [batch for batches in shares for batch in batches]
+    assert all(batch.tokens <= options.token_budget for batch in batches)
+    assert sorted(i for batch in batches if batch.real for i in batch.examples) == indices
+    for batch in batches:
+        expected, sequences = [], []
+        for place, i in enumerate(batch.examples):
+            for number, ids in enumerate(examples[i].completions):
+                for k, target in enumerate(ids):
+                    past = examples[i].prompt + ids[:k]
+                    expected.append((past, list(range(len(past))), target))
+                    sequences.append(place * completions + number)
+        assert read_back(batch) == expected and batch.sequences_n.tolist() == sequences
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 5), st.integers(50, 120))
+def test_packing_holds_every_index_once_under_the_budget(costs, ranks, budget):
+    bins = pack(costs, ranks, budget)
+    assert sorted(i for chosen in bins for i in chosen) == list(range(len(costs)))
+    assert len(bins) % ranks == 0 and bins
+    assert all(sum(costs[i] for i in chosen) <= budget for chosen in bins)
+
+
+def test_ranks_get_even_loads():
+    examples = [Example(str(i), [1] * 20, ([2] * (1 + 7 * i % 50), [3] * (1 + 3 * i % 40))) for i in range(64)]
+    loads = [sum(b.tokens for b in micro_batches(examples, range(64), Trainer(1000), r, 4)) for r in range(4)]
+    assert max(loads) <= 1.05 * min(loads)

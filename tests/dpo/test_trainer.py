@@ -1,0 +1,302 @@
+"""dpo/train.py: the loop, end to end on a two-layer model; the helpers serve the other trainer tests too."""
+
+import argparse
+import json
+import math
+import os
+import random
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dpo.data import Example, epoch_batches, split
+from dpo.optimizer import learning_rate
+from dpo.parallel import distributed
+from dpo.reference import reference_logprob
+from dpo.train import train, train_key
+from dpo.trainer import Trainer
+from kernels.attention import Segments, VarlenAttention
+from model.config import LlamaConfig
+from model.llama import Llama, logits_head
+from model.weights import load_model, random_weights, save_pretrained
+from stages import settings as sections
+from stages.files import UserError, digest, read_jsonl, read_manifest, write_json, write_jsonl
+from stages.settings import Dpo, Engine, Iteration, Model, Respond, Settings, Sft
+
+ROOT = Path(__file__).parents[2]
+VOCABULARY = 97
+SETTINGS = Settings(
+    name="test",
+    model=Model(path="", dtype="float32"),
+    respond=Respond(prompts="", prompts_per_iteration=1),
+    iteration=[Iteration()],
+    engine=Engine(threads=1),
+    sft=Sft(epochs=2, batch_size=4, learning_rate=1e-3, held_out=0.0),
+    dpo=Dpo(epochs=2, batch_size=4, learning_rate=1e-3, held_out=0.0),
+    trainer=sections.Trainer(token_budget=128),
+)
+
+
+def make_model(folder: Path, seed: int = 0, tied: bool = True) -> Path:
+    """A Hugging Face directory: two layers, hidden size 32, random fp32 weights that bf16 holds exactly."""
+    table = {
+        "model_type": "llama",
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": tied,
+    }
+    write_json(folder / "config.json", table)
+    model = Llama(LlamaConfig.load(folder))
+    random_weights(model, seed, std=0.2)
+    weights = ((name, p.detach().bfloat16().float()) for name, p in model.named_parameters())
+    save_pretrained(weights, model.config, folder, folder)
+    return folder
+
+
+def make_pairs(path: Path, count: int = 12, seed: int = 0, prompt: tuple[int, int] = (1, 9)) -> Path:
+    draw = random.Random(seed)
+
+    def ids(low: int, high: int) -> list[int]:
+        return [draw.randrange(VOCABULARY) for _ in range(draw.randint(low, high))]
+
+    keys = {"prompt_ids": prompt, "chosen_ids": (1, 14), "rejected_ids": (1, 14)}
+    write_jsonl(path, ({"id": f"p{i}"} | {key: ids(*size) for key, size in keys.items()} for i in range(count)))
+    return path
+
+
+def changed(settings: Settings = SETTINGS, **sections: dict[str, Any]) -> Settings:
+    """The settings with some keys of some sections changed: changed(dpo={"epochs": 3})."""
+    return replace(settings, **{name: replace(getattr(settings, name), **keys) for name, keys in sections.items()})
+
+
+def arguments(folder: Path, stage: str = "dpo", **changes: Any) -> argparse.Namespace:
+    """The command's arguments for a model, pairs and outputs in `folder`."""
+    known = {
+        "stage": stage,
+        "iteration": 1,
+        "model": folder / "model",
+        "reference": folder / "model" if stage == "dpo" else None,
+        "data": [folder / "pairs.jsonl"],
+        "work": folder / "work",
+        "out": folder / "out",
+    }
+    return argparse.Namespace(**(known | changes))
+
+
+def run(settings: Settings, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Train in this process; the lines of metrics.jsonl."""
+    with distributed(1) as world:
+        train(given, settings, world)
+    return list(read_jsonl(given.work / "metrics.jsonl"))
+
+
+def run_ranks(ranks: int, settings: Settings, given: argparse.Namespace, nodes: int = 1) -> list[dict[str, Any]]:
+    """Train under torchrun, or with one torchrun for each of several nodes; the lines of metrics.jsonl."""
+    config = given.work.parent / f"{given.work.name}.toml"
+    write_toml(config, settings)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    several = ["--nnodes", nodes, "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "train"]
+    where = several if nodes > 1 else ["--standalone"]
+    launch = [sys.executable, "-m", "torch.distributed.run", *where, "--nproc-per-node", ranks // nodes]
+    options: list[Any] = []
+    for key, value in vars(given).items():
+        if value is not None:
+            options += [f"--{key}", *(value if isinstance(value, list) else [value])]
+    command = [*map(str, [*launch, "-m", "dpo.train", "--config", config, *options])]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    agents = [subprocess.Popen(command, cwd=ROOT, env=environment, **piped) for _ in range(nodes)]
+    for agent in agents:
+        _, err = agent.communicate(timeout=300)
+        assert agent.returncode == 0, err
+    return list(read_jsonl(given.work / "metrics.jsonl"))
+
+
+def write_toml(path: Path, settings: Settings) -> None:
+    """The sections that training reads."""
+    lines = [f"name = {json.dumps(settings.name)}", f"seed = {settings.seed}"]
+    for section in ("model", "respond", "engine", "sft", "dpo", "trainer"):
+        lines.append(f"[{section}]")
+        values = vars(getattr(settings, section)).items()
+        lines += [f"{key} = {json.dumps(value)}" for key, value in values]
+    for iteration in settings.iteration:
+        lines.append("[[iteration]]")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in vars(iteration).items() if value is not None]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def losses(metrics: list[dict[str, Any]], split: str = "train") -> torch.Tensor:
+    return torch.tensor([row["loss"] for row in metrics if row["split"] == split], dtype=torch.float64)
+
+
+def parameters(folder: Path) -> list[Tensor]:
+    """The weights of a Hugging Face directory, fp32."""
+    return list(load_model(folder, torch.float32).parameters())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_model(tmp_path / "model")
+    make_pairs(tmp_path / "pairs.jsonl")
+    return tmp_path
+
+
+def test_first_loss_is_ln_2_and_moves(folder):
+    metrics = run(SETTINGS, arguments(folder))
+    found = losses(metrics)
+    assert len(found) == 6 and [row["step"] for row in metrics] == list(range(6))
+    assert abs(found[0] - math.log(2)) < 1e-5
+    assert abs(found[1] - math.log(2)) > 1e-4
+    assert metrics[-1]["margin"] > 0.01
+    manifest = read_manifest(folder / "out")
+    assert manifest is not None and manifest["first_loss"] == metrics[0]["loss"]
+    assert manifest["counts"] == {"examples": 12, "train": 12, "held_out": 0}
+    key = train_key("dpo", SETTINGS, 1, folder / "model", folder / "model", [folder / "pairs.jsonl"])
+    assert manifest["key"] == key
+    assert not list((folder / "work").glob("state-*")) and not list((folder / "work").glob("epoch-*"))
+
+
+def test_first_loss_in_bf16(folder):
+    found = losses(run(changed(model={"dtype": "bfloat16"}), arguments(folder)))
+    assert abs(found[0] - math.log(2)) < 1e-3
+    assert abs(found[1] - math.log(2)) > 1e-3
+
+
+def test_packing_and_accumulation_do_not_change_the_losses(folder):
+    expected = losses(run(SETTINGS, arguments(folder)))
+    for budget in (46, 70, 4096):
+        found = run(
+            changed(trainer={"token_budget": budget}), arguments(folder, work=folder / "w", out=folder / f"o{budget}")
+        )
+        torch.testing.assert_close(losses(found), expected, atol=1e-5, rtol=0)
+
+
+def test_two_nodes_are_one_node_to_the_byte(folder):
+    """Two torchruns, c10d rendezvous on the loopback, one folder: what two ranks of one torchrun write."""
+    one, two = ({"work": folder / f"work{n}", "out": folder / f"out{n}"} for n in (1, 2))
+    run_ranks(2, SETTINGS, arguments(folder, **one))
+    run_ranks(2, SETTINGS, arguments(folder, **two), nodes=2)
+    assert digest(folder / "out1") == digest(folder / "out2")
+    assert [read_manifest(folder / name)["ranks"] for name in ("out1", "out2")] == [2, 2]
+
+
+def test_two_ranks_are_one_rank_loss_by_loss(folder):
+    """With 5 pairs and batches of 4 the second batch of an epoch leaves one rank without work."""
+    make_pairs(folder / "pairs.jsonl", count=5)
+    settings = changed(dpo={"held_out": 0.2, "batch_size": 3})
+    one = run(settings, arguments(folder))
+    two = run_ranks(2, settings, arguments(folder, work=folder / "work2", out=folder / "out2"))
+    assert [row["split"] for row in one] == [row["split"] for row in two]
+    for name in ("loss", "margin", "accuracy", "logp_chosen", "logp_rejected"):
+        a, b = ([row[name] for row in metrics] for metrics in (one, two))
+        torch.testing.assert_close(torch.tensor(a), torch.tensor(b), atol=1e-5, rtol=1e-6)
+    norms = (torch.tensor([row["grad_norm"] for row in metrics if "grad_norm" in row]) for metrics in (one, two))
+    torch.testing.assert_close(*norms, atol=0, rtol=1e-4)  # Adam would hide a gradient of another scale
+    assert [row["tokens"] for row in one if "tokens" in row] == [row["tokens"] for row in two if "tokens" in row]
+    for a, b in zip(parameters(folder / "out"), parameters(folder / "out2"), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-2)
+
+
+def test_activation_checkpointing_does_not_change_the_losses(folder):
+    expected = losses(run(SETTINGS, arguments(folder)))
+    settings = changed(trainer={"activation_checkpointing": True})
+    found = run(settings, arguments(folder, work=folder / "w", out=folder / "o"))
+    assert torch.equal(losses(found), expected)
+
+
+def test_weights_move_at_the_shipped_learning_rate(folder):
+    """bf16 alone would lose an update of 5e-6 on weights of 0.2, whose neighbours are 1e-3 apart."""
+    found = run(changed(model={"dtype": "bfloat16"}, dpo={"learning_rate": 5e-6, "epochs": 40}), arguments(folder))
+    assert losses(found)[-3:].mean() < losses(found)[:3].mean()
+    before, after = parameters(folder / "model"), parameters(folder / "out")
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True) if a.dim() > 1)
+
+
+def test_sft_learns_and_weighs_the_tokens(folder):
+    rows = [{"id": f"s{i}", "prompt_ids": [1, i], "completion_ids": [5, 6, 7]} for i in range(8)]
+    write_jsonl(folder / "sft.jsonl", (row | {"token_weights": [4.0, 1.0, 1.0]} for row in rows))
+    settings = changed(sft={"epochs": 8, "learning_rate": 1e-2, "held_out": 0.25})
+    given = arguments(folder, stage="sft", data=[folder / "sft.jsonl"])
+    metrics = run(settings, given)
+    assert losses(metrics)[-1] < 0.2 * losses(metrics)[0]
+    assert len(losses(metrics, "held_out")) == 8
+    model = load_model(folder / "model", torch.float32)
+    batch = epoch_batches(split([Example(row["id"], [], ()) for row in rows], 0.25, 0)[0], 4, 0, 0)[0]
+    expected = 0.0
+    for i in batch:
+        ids = torch.tensor([1, i, 5, 6, 7])
+        logits = model(ids, torch.arange(5), VarlenAttention(Segments.make([5])), logits_head)
+        logprob = logits.log_softmax(-1)[[1, 2, 3], [5, 6, 7]]
+        expected -= (logprob @ torch.tensor([4.0, 1.0, 1.0])).item() / (6 * len(batch))
+    assert metrics[0]["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_epoch_with_the_best_held_out_accuracy_is_exported(folder, monkeypatch):
+    accuracies = iter([0.5, 0.75, 0.75, 0.25])
+    settings = changed(dpo={"epochs": 4, "held_out": 0.25})
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: {"loss": 1.0, "accuracy": next(accuracies), "margin": 0.0})
+    run(settings, arguments(folder))
+    manifest = read_manifest(folder / "out")
+    assert manifest is not None and (manifest["epoch"], manifest["accuracy"]) == (2, 0.75)
+    fixed = replace(settings, iteration=[Iteration(epoch=2)])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: {"loss": 1.0, "accuracy": 0.0, "margin": 0.0})
+    metrics = run(fixed, arguments(folder, work=folder / "w", out=folder / "o"))
+    assert max(row["epoch"] for row in metrics) == 2
+    assert all(torch.equal(a, b) for a, b in zip(parameters(folder / "out"), parameters(folder / "o"), strict=True))
+
+
+def test_complete_output_is_left_alone_and_other_settings_replace_it(folder):
+    run(SETTINGS, arguments(folder))
+    before = (folder / "out" / "manifest.json").stat().st_mtime_ns
+    run(SETTINGS, arguments(folder))
+    assert (folder / "out" / "manifest.json").stat().st_mtime_ns == before
+    run(changed(dpo={"epochs": 1}), arguments(folder))
+    manifest = read_manifest(folder / "out")
+    assert manifest is not None and manifest["steps"] == 3
+
+
+def test_a_loss_that_is_not_finite_names_its_pairs(folder, monkeypatch):
+    def poisoned(*given):
+        found = reference_logprob(*given)
+        found[[3, 7]] = torch.nan
+        return found
+
+    monkeypatch.setattr("dpo.train.reference_logprob", poisoned)
+    with pytest.raises(UserError, match=r"step \d: the loss is not finite in p[37](, p[37])?; .* dpo.learning_rate"):
+        run(SETTINGS, arguments(folder))
+    assert not (folder / "out").exists()
+
+
+def test_errors_of_the_user(folder):
+    with pytest.raises(UserError, match=r"iteration\[0\]\.epoch is 3, but dpo\.epochs is 2"):
+        run(replace(SETTINGS, iteration=[Iteration(epoch=3)]), arguments(folder))
+    with pytest.raises(UserError, match=r"no example is left to train on"):
+        run(changed(dpo={"held_out": 1.0}), arguments(folder))
+    (folder / "pairs.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"pairs\.jsonl: no usable example"):
+        run(SETTINGS, arguments(folder))
+
+
+def test_schedule():
+    rates = [learning_rate(step, 20, 1.0, 0.2) for step in range(20)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[12] == pytest.approx(0.5)
+    assert rates[5:] == sorted(rates[5:], reverse=True) and 0 < rates[-1] < 0.02
+    assert learning_rate(0, 1, 1.0, 0.0) == 1.0

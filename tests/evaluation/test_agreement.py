@@ -1,0 +1,343 @@
+"""Judge agreement: measures on worked examples and degenerate inputs, held to scipy; the stage with a model."""
+
+import json
+import random
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from sklearn.metrics import accuracy_score, cohen_kappa_score
+
+import prepare.seed_model
+from evaluation.agreement import agreement_key, main, table
+from evaluation.decisions import Decisions, collect
+from evaluation.labelled import Case, Labelled, Pair, read_labelled
+from evaluation.measures import report
+from evaluation.statistics import bootstrap, spearman
+from stages.files import UserError, read_jsonl, write_json, write_jsonl
+from stages.settings import load_settings
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "tiny.toml"
+
+
+def case(group: str, name: str, quality: float, text: str = "x", flaw: str = "", subset: str = "") -> Case:
+    return Case(group, name, "prompt", text, quality, flaw, subset)
+
+
+def grouped(*cases: Case) -> Labelled:
+    """Ranked groups and their pairs."""
+    pairs = [
+        Pair(f"{a.name}-{b.name}", a, b)
+        for a, b in combinations(cases, 2)
+        if a.group == b.group and a.quality != b.quality
+    ]
+    return Labelled(list(cases), pairs)
+
+
+def labelled_pairs(*rows: tuple[str, str, str]) -> Labelled:
+    """Pairs of (label, first text, second text), named 0, 1, ..."""
+    qualities = {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}
+    pairs = []
+    for i, (label, *texts) in enumerate(rows):
+        a, b = (case(str(i), f"{i}/{k}", qualities[label][k], texts[k]) for k in (0, 1))
+        pairs.append(Pair(str(i), a, b, {"": label}))
+    return Labelled([c for pair in pairs for c in (pair.first, pair.second)], pairs)
+
+
+def scored(labelled: Labelled, *scores: tuple[str, int | None]) -> Decisions:
+    """Judgments of responses, in order."""
+    rows = [("row", {"id": name, "index": i, "score": score}) for i, (name, score) in enumerate(scores)]
+    return collect("scores", rows, labelled, "rows")
+
+
+def decided(labelled: Labelled, *decisions: str | None) -> Decisions:
+    """A decision of each pair, in order."""
+    rows = [
+        ("row", {"id": p.name, "decision": said}) for p, said in zip(labelled.pairs, decisions, strict=True)
+    ]  # fmt: skip
+    return collect("decisions", rows, labelled, "rows")
+
+
+def compared(labelled: Labelled, *both: tuple[str | None, str | None]) -> Decisions:
+    """What wins as shown, in both orders of each pair."""
+    rows = [
+        ("row", {"id": p.name, "order": order, "winner": said[order]})
+        for p, said in zip(labelled.pairs, both, strict=True)
+        for order in (0, 1)
+    ]
+    return collect("comparisons", rows, labelled, "rows")
+
+
+def value(found: dict) -> tuple:
+    return found["value"], found["count"]
+
+
+def test_spearman_equals_scipy():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        a, b = rng.integers(0, 5, 12), rng.integers(0, 5, 12)
+        assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic)
+    assert spearman([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_report_worked_by_hand():
+    """Group g: qualities 5, 3, 0 judged 4 (mean of 5 and 3), 4, 1. Pairs: 5>3 ties, 5>0 agrees, 3>0 agrees.
+    Group h: qualities 2, 1 judged 0 and 5: disagrees. So 2.5 of 4; the failure enters nothing."""
+    groups = grouped(
+        *(case("g", "a", 5, "xx"), case("g", "b", 3, "xxx"), case("g", "c", 0)), case("h", "d", 2), case("h", "e", 1)
+    )
+    scores = [("a", 5), ("a", 3), ("b", 4), ("b", None), ("c", 1), ("d", 0), ("e", 5)]
+    found = report(groups, scored(groups, *scores))
+    assert found["judgments"] == 7 and found["parse_rate"] == round(6 / 7, 4)
+    assert value(found["pairwise"]) == (2.5 / 4, 4)
+    assert value(found["with_ties"]) == (2 / 4, 4) and value(found["without_ties"]) == (round(2 / 3, 4), 3)
+    # With the first judgment alone 5>3 agrees (5 against 4): 3 of 4.
+    assert {n: row["value"] for n, row in found["pairwise_by_N"].items()} == {"1": 3 / 4, "2": 2.5 / 4}
+    # Longer wins: 5>3 says no, 5>0 yes, 3>0 yes, h ties: 2.5 of 4 too.
+    assert found["longer_wins"] == found["longer"]["pairwise"] and value(found["longer_wins"]) == (2.5 / 4, 4)
+    assert value(found["longer"]["without_ties"]) == (round(2 / 3, 4), 3)
+    assert {gap: row["value"] for gap, row in found["by_gap"].items()} == {"1": 0.0, "2": 0.5, "3": 1.0, "5": 1.0}
+    expected = (spearmanr([5, 3, 0], [4, 4, 1]).statistic - 1) / 2
+    assert found["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
+    expected = (spearmanr([5, 3, 0], [2, 3, 1]).statistic + 0) / 2  # h's lengths are equal
+    assert found["longer"]["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
+    assert value(found["exact_order"]) == (0, 2)
+    assert found["mean_score_by_quality"] == {"0": 1.0, "1": 5.0, "2": 0.0, "3": 4.0, "5": 4.0}
+    assert found["annotators"] is None and found["kappa"]["value"] is None and found["consistency"]["count"] == 0
+
+
+def test_each_flaw_is_held_against_the_flawless():
+    groups = grouped(
+        *(
+            case(group, f"{group}{flaw}", quality, flaw=flaw)
+            for group in "gh"
+            for flaw, quality in (("none", 5), ("cut_off", 3), ("far", 0))
+        )
+    )
+    scores = {"gnone": 4, "gcut_off": 4, "gfar": 0, "hnone": 3, "hcut_off": 5, "hfar": 1}
+    found = report(groups, scored(groups, *scores.items()))["by_flaw"]
+    assert {flaw: row["value"] for flaw, row in found.items()} == {"cut_off": (0.5 + 0) / 2, "far": 1.0}
+
+
+def test_labelled_pairs_by_hand():
+    """Labels 1 1 2 tie tie, decisions 1 tie 1 tie 2, and one without a verdict."""
+    labels = ["first", "first", "second", "tie", "tie", "first"]
+    pairs = labelled_pairs(*((label, "x", "xy") for label in labels))
+    found = report(pairs, decided(pairs, "first", "tie", "first", "tie", "second", None))
+    assert value(found["with_ties"]) == (2 / 5, 5) and value(found["without_ties"]) == (1 / 2, 2)
+    assert value(found["pairwise"]) == ((1 + 0.5 + 0 + 1 + 0.5) / 5, 5)
+    assert found["parse_rate"] == round(5 / 6, 4) and found["pairs"] == 6
+    # The second is always the longer one.
+    longer = found["longer"]
+    assert value(longer["with_ties"]) == (round(1 / 6, 4), 6) and value(longer["without_ties"]) == (0.25, 4)
+    assert found["spearman"]["count"] == found["exact_order"]["count"] == 0  # pairs are no rankings
+    assert found["annotators"]["annotators"] == 1 and found["score_histogram"] == {}
+    assert longer["kappa"]["value"] == 0
+
+
+def test_accuracy_and_kappa_equal_scikit_learn():
+    draw = random.Random(0)
+    classes = ("first", "second", "tie")
+    labels, said = draw.choices(classes, k=60), draw.choices(classes, k=60)
+    pairs = labelled_pairs(*((label, "x", "x y") for label in labels))
+    found = report(pairs, decided(pairs, *said))
+    assert found["with_ties"]["value"] == pytest.approx(accuracy_score(labels, said), abs=1e-4)
+    assert found["kappa"]["value"] == pytest.approx(cohen_kappa_score(labels, said), abs=1e-4)
+    both = [(a, b) for a, b in zip(labels, said, strict=True) if "tie" not in (a, b)]
+    assert value(found["without_ties"]) == (round(sum(a == b for a, b in both) / len(both), 4), len(both))
+
+
+def test_comparisons_in_both_orders():
+    """As shown: the first response twice; whichever is first; a tie and the first response; one order unread."""
+    pairs = labelled_pairs(*(("first", "x", "y"),) * 4)
+    shown = [("first", "second"), ("first", "first"), ("tie", "second"), (None, "second")]
+    found = report(pairs, compared(pairs, *shown))
+    assert value(found["consistency"]) == (round(1 / 3, 4), 3)
+    assert value(found["with_ties"]) == (2 / 4, 4)  # orders that disagree are a tie
+    assert value(found["without_ties"]) == (1, 2) and value(found["pairwise"]) == (0.75, 4)
+    assert value(found["first_position"]) == (3 / 6, 6)
+    assert found["judgments"] == 8 and found["parse_rate"] == 7 / 8
+    assert found["mean_score_by_quality"] == {}
+
+
+def test_a_group_compared_is_ordered_by_wins():
+    """Qualities 3, 2, 2, 0: five pairs. The best loses to one of the middle, and ties with the other."""
+    groups = grouped(case("g", "a", 3), case("g", "b", 2), case("g", "c", 2), case("g", "d", 0))
+    assert [pair.name for pair in groups.pairs] == ["a-b", "a-c", "a-d", "b-d", "c-d"]
+    found = report(groups, decided(groups, "second", "tie", "first", "first", "first"))
+    assert value(found["pairwise"]) == (3.5 / 5, 5) and value(found["without_ties"]) == (3 / 4, 4)
+    # Shares of wins: 1.5 of 3, 2 of 2, 1.5 of 2, 0 of 3.
+    expected = spearmanr([3, 2, 2, 0], [0.5, 1, 0.75, 0]).statistic
+    assert found["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
+    assert value(found["exact_order"]) == (0, 1)
+    found = report(groups, decided(groups, *["first"] * 5))
+    assert value(found["exact_order"]) == (1, 1)
+
+
+def test_exact_order():
+    """Members of equal quality may stand in any order; a tie of the judge is none; who lacks a value is not asked."""
+    groups = grouped(*(case(group, f"{group}{i}", q) for group in "ghik" for i, q in enumerate((2, 1, 1))))
+    scores = {"g": (5, 1, 3), "h": (5, 5, 3), "i": (3, 5, 1), "k": (5, 1, None)}
+    rows = [(f"{group}{i}", score) for group, given in scores.items() for i, score in enumerate(given)]
+    assert value(report(groups, scored(groups, *rows))["exact_order"]) == (round(1 / 3, 4), 3)
+
+
+def test_rows_by_subset():
+    groups = grouped(
+        *(case("g", "a", 2, "xx", subset="s"), case("g", "b", 1, "x", subset="s")),
+        *(case("h", "c", 2, "x", subset="t"), case("h", "d", 1, "xx", subset="t")),
+        *(case("i", "e", 2), case("i", "f", 1)),
+    )
+    rows = zip("abcdef", (5, 1, 1, 5, 2, 2), strict=True)
+    found = report(groups, scored(groups, *rows))
+    assert list(found["subsets"]) == ["s", "t"] and value(found["pairwise"]) == (0.5, 3)
+    s, t = found["subsets"]["s"], found["subsets"]["t"]
+    assert (value(s["pairwise"]), value(s["longer"]["pairwise"]), s["spearman"]["value"]) == ((1, 1), (1, 1), 1)
+    assert (value(t["pairwise"]), value(t["longer"]["pairwise"]), t["pairs"]) == ((0, 1), (0, 1), 1)
+    assert s["pairwise"]["low"] == s["pairwise"]["high"] == 1
+
+
+def test_all_ties_are_chance():
+    groups = grouped(case("g", "a", 1), case("g", "b", 2))
+    found = report(groups, scored(groups, ("a", 3), ("b", 3)))
+    assert value(found["pairwise"]) == (0.5, 1) and value(found["with_ties"]) == (0, 1)
+    assert found["without_ties"] == {"value": None, "low": None, "high": None, "count": 0}
+    assert value(found["spearman"]) == (0, 1) and value(found["exact_order"]) == (0, 1)
+    pairs = labelled_pairs(("tie", "x", "y"), ("tie", "x", "y"))
+    found = report(pairs, decided(pairs, "tie", "tie"))
+    assert value(found["with_ties"]) == (1, 2) and found["without_ties"]["count"] == 0
+    assert found["kappa"]["value"] is None and "one label" in found["kappa"]["reason"]
+
+
+def test_nothing_is_nothing():
+    groups = grouped(case("g", "a", 1), case("g", "b", 2))
+    found = report(groups, scored(groups, ("a", None), ("b", None)))
+    assert found["parse_rate"] == 0 and found["pairwise"]["value"] is None and found["pairwise"]["count"] == 0
+    one = grouped(case("g", "a", 1))
+    found = report(one, scored(one, ("a", 3)))
+    assert found["pairs"] == 0 and found["pairwise"]["count"] == found["spearman"]["count"] == 0
+    twins = labelled_pairs(("tie", "same", "same"))
+    found = report(twins, collect("comparisons", [], twins, "rows"))
+    assert found["parse_rate"] is None and value(found["with_ties"]) == (1, 1)
+    assert bootstrap([[], []])["value"] is None
+
+
+def test_bootstrap_covers_groups():
+    rng = np.random.default_rng(1)
+    groups = [[float(x) for x in rng.random(4) < 0.7] for _ in range(200)]
+    found = bootstrap(groups)
+    error = np.sqrt(0.7 * 0.3 / 800)
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.25)
+
+
+def test_the_key_of_scores_is_as_it_was_and_each_way_has_its_own(tmp_path):
+    settings, cases = load_settings(CONFIG), ROOT / "data/evaluation/groups.jsonl"
+    (tmp_path / "weights").write_text("none")
+    one = agreement_key(settings, tmp_path, cases, 1)
+    others = {agreement_key(settings, tmp_path, cases, 2), agreement_key(settings, tmp_path, cases, 1, "pairwise")}
+    assert agreement_key(settings, tmp_path, cases, 1, "scores") == one and one not in others and len(others) == 2
+
+
+# The stage
+
+
+CASES = [
+    {"id": "g", "prompt": "Name a river.", "subset": "facts",
+     "responses": [{"text": t, "score": s} for t, s in (("The Po.", 5), ("Water.", 2), ("A river, a river.", 0))]},
+    {"id": "p", "prompt": [{"role": "user", "content": "Add 2 and 2."}], "output_1": "5", "output_2": "4",
+     "label": 2, "annotator": "ann", "subset": "sums"},
+    {"id": "p", "prompt": "Add 2 and 2.", "output_1": "5", "output_2": "4", "label": "tie", "annotator": "bob"},
+    {"id": "q", "prompt": "Add 2 and 3.", "output_1": "5", "output_2": "4", "label": 1, "annotator": "ann"},
+    {"id": "t", "prompt": "Add 3 and 3.", "output_1": "6", "output_2": "6", "label": "tie", "annotator": "ann"},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory) -> Path:
+    """A model that utters scores and winners among responses."""
+    folder = tmp_path_factory.mktemp("model") / "judge"
+    with pytest.MonkeyPatch.context() as patch:
+        verdicts = [*prepare.seed_model.VERDICTS[:-2], "Winner: Response A\n", "Winner: Response B\n"]
+        patch.setattr(prepare.seed_model, "VERDICTS", verdicts)
+        prepare.seed_model.make_tiny(folder, judge=True)
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def command(*words: str | Path) -> str:
+        monkeypatch.setattr(sys, "argv", ["agreement", *map(str, words)])
+        main()
+        return capsys.readouterr().out
+
+    return command
+
+
+@pytest.mark.parametrize("way", ["scores", "pairwise"])
+def test_what_the_stage_decides_gives_the_same_report_again(judge, run, tmp_path, way):
+    cases, out, again = tmp_path / "cases.jsonl", tmp_path / "out", tmp_path / "again"
+    write_jsonl(cases, CASES)
+    of_model = ("--config", CONFIG, "--model", judge, "--cases", cases, "--out", out, "--way", way, "--N", "3")
+    assert str(judge) in run(*of_model)
+    found = json.loads((out / "agreement.json").read_text())
+    assert found["judge"] == str(judge) and found["judgments"] == (9 * 3 if way == "scores" else 5 * 2 * 3)
+    assert 0 < found["parse_rate"] < 1 and found["pairs"] == 6 and list(found["subsets"]) == ["facts", "sums"]
+    assert found["annotators"]["labels"] == 4
+    assert (found["consistency"]["count"] > 0) == (found["first_position"]["count"] > 0) == (way == "pairwise")
+    rows = list(read_jsonl(out / "decisions.jsonl"))
+    units = [row for path in sorted(out.glob("*/units-*/*.jsonl")) for row in read_jsonl(path)]
+    key = "score" if way == "scores" else "winner"
+    assert [(row["index"], row[key], row["failure"]) for row in rows] == [
+        (row["index"], row[key], row["failure"]) for row in units
+    ]
+    shown = run("--cases", cases, "--decisions", out / "decisions.jsonl", "--out", again)
+    stored = json.loads((again / "agreement.json").read_text())
+    assert stored["judge"] == str(out / "decisions.jsonl")
+    assert {**stored, "judge": found["judge"]} == found
+    assert shown == table(stored) + "\n" and shown.startswith(stored["judge"])
+    before = (out / "agreement.json").stat().st_mtime_ns
+    assert run(*of_model) == table(found) + "\n" and (out / "agreement.json").stat().st_mtime_ns == before
+    del found["longer"]  # as a measurement of before there was a baseline of all measures
+    write_json(out / "agreement.json", found)
+    run(*of_model)
+    assert json.loads((out / "agreement.json").read_text()) == {**stored, "judge": found["judge"]}
+
+
+def test_the_table_says_both_sides(tmp_path, run):
+    """b of two pairs agrees; the longer is right once."""
+    rows = [("a", "first", "xx", "x"), ("b", "second", "xx", "x")]
+    pairs = [{"id": n, "prompt": "q", "output_1": a, "output_2": b, "label": label} for n, label, a, b in rows]
+    write_jsonl(tmp_path / "cases.jsonl", pairs)
+    write_jsonl(tmp_path / "said.jsonl", [{"id": n, "decision": "second"} for n, *_ in rows])
+    shown = run("--cases", tmp_path / "cases.jsonl", "--decisions", tmp_path / "said.jsonl").splitlines()
+    assert shown[0] == f"{tmp_path / 'said.jsonl'}: 2 decisions, 100.0% of them read"
+    (line,) = [line for line in shown if "without ties" in line]
+    assert line.split() == ["without", "ties", *("50.0%", "[0.0,", "100.0]", "of", "2") * 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.jsonl", "said.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "--config is missing"),
+        (["--config", "c", "--model", "m"], "--out is missing"),
+        (["--decisions", "d", "--model", "m"], "--model is of a model, and --decisions takes its place"),
+        (["--decisions", "d", "--N", "1"], "--N is of a model"),
+        (["--config", "c", "--model", "m", "--out", "o", "--N", "0"], "--N is 0"),
+    ],
+)
+def test_arguments_that_do_not_fit(run, words, complaint):
+    with pytest.raises(UserError, match=complaint):
+        run("--cases", "cases", *words)
+
+
+def test_what_is_refused_is_named(run, tmp_path):
+    write_jsonl(tmp_path / "cases.jsonl", CASES)
+    write_jsonl(tmp_path / "said.jsonl", [{"id": "q", "decision": "tie"}])
+    with pytest.raises(UserError, match=r"said\.jsonl: no decision of 'g/0-1'; 'g/0-2'; 'g/1-2' and 1 more"):
+        run("--cases", tmp_path / "cases.jsonl", "--decisions", tmp_path / "said.jsonl")
+    assert len(read_labelled(tmp_path / "cases.jsonl").pairs) == 6

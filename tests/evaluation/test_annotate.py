@@ -1,0 +1,490 @@
+"""Any judge as annotator: both kinds of judge, all three benchmarks, worked by hand; what is refused, and resuming.
+
+The questions are those of test_answers.py. The tiny judge utters a score or a winner, each half of the time.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from test_answers import ALPACA, ARENA_1, ARENA_2, MT
+
+import prepare.seed_model
+from evaluation import arena, mtbench, winrate
+from evaluation.annotate import dialog_text, found_by_judge, main, scored_by_judge
+from evaluation.annotations import read_annotations
+from evaluation.answers import ALPACA_EVAL, ARENA_HARD, MT_BENCH, Question, read_questions
+from evaluation.findings import Finding, alpaca_row, arena_row
+from evaluation.matches import Answer, Match, read_matches
+from evaluation.pairwise import Decision
+from prepare.seed_model import make_tiny
+from sampling.generate import read_units
+from stages.files import UserError, digest, read_jsonl, read_manifest, write_json, write_jsonl
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "tiny.toml"
+
+OUTPUTS = [
+    {"dataset": "made_up", "instruction": "Add 2 and 2.", "output": "5", "generator": "M1"},
+    {"dataset": "made_up", "instruction": "Name a river.", "output": "The Po.", "generator": "M1"},
+    {"dataset": "other", "instruction": "Why is {it} blue?", "output": "It is {not}.", "generator": "M1"},
+]
+
+
+def arena_answer(question: dict, model: str, text: str) -> dict:
+    if "uid" in question:
+        messages = [{"role": "user", "content": question["prompt"]}, {"role": "assistant", "content": {"answer": text}}]
+        return {"uid": question["uid"], "ans_id": text, "model": model, "messages": messages}
+    choices = [{"index": 0, "turns": [{"content": text, "token_len": 1}]}]
+    return {"question_id": question["question_id"], "answer_id": text, "model_id": model, "choices": choices}
+
+
+def mt_answer(question: dict, model: str, *texts: str) -> dict:
+    choices = [{"index": 0, "turns": list(texts)}]
+    return {"question_id": question["question_id"], "answer_id": "x", "model_id": model, "choices": choices}
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("judge") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            prepare.seed_model,
+            "VERDICTS",
+            [*prepare.seed_model.VERDICTS[:-2], "Winner: Response A\n", "Winner: Response B\n"],
+        )
+        make_tiny(folder, judge=True)
+    return folder
+
+
+def written(path: Path, rows: list[dict]) -> Path:
+    write_json(path, rows) if path.suffix == ".json" else write_jsonl(path, rows)
+    return path
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, list[str]]:
+    """What is given of each benchmark: the model's answers, a baseline's and questions."""
+    first = [arena_answer(question, "M1", f"answer {i}") for i, question in enumerate(ARENA_1)]
+    first_baseline = [arena_answer(question, "base", "None.") for question in reversed(ARENA_1)]
+    second = [arena_answer(question, "M1", f"answer {i}") for i, question in enumerate(ARENA_2)]
+    second_baseline = [arena_answer(q, f"base {i}", "None.") for i, q in enumerate(ARENA_2)]
+    dialogs = [mt_answer(question, "M1", "Blue water.", "Water.") for question in MT]
+
+    def options(folder: str, **rows: list[dict]) -> list[str]:
+        (tmp_path / folder).mkdir()
+        found = []
+        for name, content in rows.items():
+            stem = "M1" if name == "answers" else name
+            path = tmp_path / folder / f"{stem}.{'json' if folder == ALPACA_EVAL else 'jsonl'}"
+            found += [f"--{name}", str(written(path, content))]
+        return found
+
+    return {
+        ALPACA_EVAL: options(ALPACA_EVAL, answers=OUTPUTS, baseline=ALPACA),
+        ARENA_HARD: options(ARENA_HARD, answers=first, baseline=first_baseline, questions=ARENA_1),
+        "arena-hard 2": options("arena-hard 2", answers=second, baseline=second_baseline, questions=ARENA_2),
+        MT_BENCH: options(MT_BENCH, answers=dialogs, questions=MT),
+    }
+
+
+@pytest.fixture
+def run(monkeypatch, files):
+    def call(benchmark: str, out: Path, *more: str) -> None:
+        words = ["--benchmark", benchmark.split()[0], *files[benchmark], "--out", str(out), *more]
+        monkeypatch.setattr(sys, "argv", ["annotate", *words])
+        main()
+
+    return call
+
+
+def by_model(judge: Path, *more: str) -> list[str]:
+    return ["--config", str(CONFIG), "--judge", str(judge), *more]
+
+
+def name_of(judge: Path) -> str:
+    return f"tiny-{digest(judge)[:8]}"
+
+
+def test_a_comparing_judge_annotates_alpaca_eval(run, judge, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(ALPACA_EVAL, out, *by_model(judge, "--way", "pairwise", "--N", "4"))
+    rows = json.loads((out / "annotations.json").read_text())
+    keys = ["dataset", "instruction", "output_1", "generator_1", "output_2", "generator_2", "annotator", "preference"]
+    assert [list(row) for row in rows] == [[*keys, "raw"]] * 3
+    assert [row["instruction"] for row in rows] == [row["instruction"] for row in ALPACA]
+    assert [row["output_1"] for row in rows] == ["The Po.", "Because.", "4"]
+    assert [row["output_2"] for row in rows] == ["The Po.", "It is {not}.", "5"]
+    assert {(row["generator_1"], row["generator_2"], row["annotator"]) for row in rows} == {
+        ("baseline", "M1", name_of(judge))
+    }
+    assert (rows[0]["preference"], rows[0]["raw"]) == (1.5, [])  # equal texts tie unasked
+    unread = 0
+    for row in rows[1:]:
+        assert [(raw["shown"], raw["index"]) for raw in row["raw"]] == [(s, i) for s in (0, 1) for i in range(4)]
+        orders = []
+        for shown, better in ((0, "second"), (1, "first")):  # where the model's answer is
+            known = [raw["winner"] for raw in row["raw"] if raw["shown"] == shown and raw["winner"]]
+            orders += [Fraction(known.count(better), len(known))] if known else []
+        assert row["preference"] == (float(1 + sum(orders) / len(orders)) if orders else None)
+        unread += sum(raw["winner"] is None for raw in row["raw"])
+        assert all((raw["winner"] is None) == (raw["failure"] is not None) for raw in row["raw"])
+    assert 0 < unread < 16
+    manifest = read_manifest(out)
+    assert (manifest["judge"], manifest["way"], manifest["N"]) == (name_of(judge), "pairwise", 4)
+    assert manifest["counts"]["questions"] == 3 and manifest["counts"]["tied"] >= 1
+    assert manifest["judgments"]["records"] == 16
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(
+        f"{out}/annotations.json: by {name_of(judge)}, not the benchmark's own annotator: 3 questions"
+    )
+    assert said.endswith(f"; {unread} of 16 judgments could not be read")
+
+
+def test_a_scoring_judge_annotates_alpaca_eval(run, judge, tmp_path):
+    out = tmp_path / "out"
+    run(ALPACA_EVAL, out, *by_model(judge, "--N", "8", "--judge-name", "ours"))
+    rows = json.loads((out / "annotations.json").read_text())
+    assert {row["annotator"] for row in rows} == {"ours"}
+    for row in rows[1:]:
+        sides = [[raw["score"] for raw in row["raw"] if raw["shown"] == side] for side in (0, 1)]
+        means = [Fraction(sum(known), len(known)) for known in ([s for s in side if s is not None] for side in sides)]
+        assert row["preference"] == (1.5 if means[0] == means[1] else 1 if means[0] > means[1] else 2)
+    assert any(raw["failure"] for raw in rows[1]["raw"])
+
+
+@pytest.mark.parametrize(("benchmark", "asked"), [(ARENA_HARD, ARENA_1), ("arena-hard 2", ARENA_2)])
+def test_arena_hard_has_two_games_a_question(run, judge, tmp_path, benchmark, asked):
+    out = tmp_path / "out"
+    run(benchmark, out, *by_model(judge, "--way", "pairwise", "--N", "3"))
+    rows = list(read_jsonl(out / "model_judgment" / name_of(judge) / "M1.jsonl"))
+    named = ["uid", "category"] if "2" in benchmark else ["question_id"]
+    for i, (row, question) in enumerate(zip(rows, asked, strict=True)):
+        assert list(row) == [*named, "model", "judge", "baseline", "games"]
+        assert all(row[key] == question[key] for key in named)
+        assert (row["model"], row["judge"]) == ("M1", name_of(judge))
+        assert row["baseline"] == (f"base {i}" if "2" in benchmark else "base")
+        records = [r for r in read_units(out / "judgments") if r["duel"] == str(question[named[0]])]
+        for shown, game in enumerate(row["games"]):
+            mine = [record for record in records if record["shown"] == shown]
+            a, b = (sum(record["winner"] == place for record in mine) for place in ("first", "second"))
+            assert game["score"] == (None if not a + b else "A=B" if a == b else "A>B" if a > b else "B>A")
+            text = "\n\n".join(record["text"] for record in mine)
+            assert game["judgment"] == ({"answer": text} if "2" in benchmark else text)
+
+
+def test_a_scoring_judge_says_the_same_in_both_games(run, judge, tmp_path):
+    out = tmp_path / "out"
+    run(ARENA_HARD, out, *by_model(judge, "--N", "6"))
+    rows = list(read_jsonl(out / "model_judgment" / name_of(judge) / "M1.jsonl"))
+    mirrored = {"A>B": "B>A", "B>A": "A>B", "A=B": "A=B"}
+    assert all(row["games"][1]["score"] == mirrored[row["games"][0]["score"]] for row in rows)
+
+
+def test_mt_bench_is_scored_by_turn_on_our_scale(run, judge, tmp_path):
+    out = tmp_path / "out"
+    run(MT_BENCH, out, *by_model(judge, "--N", "2"))
+    rows = list(read_jsonl(out / "model_judgment" / f"{name_of(judge)}_single.jsonl"))
+    keys = ["question_id", "model", "judge", "judgment", "score", "scale", "turn", "tstamp"]
+    assert [list(row) for row in rows] == [keys] * 6
+    assert [(row["question_id"], row["turn"]) for row in rows] == [(q["question_id"], t) for q in MT for t in (1, 2)]
+    assert all((row["model"], row["judge"], row["scale"]) == ("M1", name_of(judge), [0, 5]) for row in rows)
+    for row in rows:
+        name = f"{row['question_id']}/turn{row['turn']}"
+        records = [record for record in read_units(out / "judgments") if record["response_id"] == name]
+        known = [record["score"] for record in records if record["score"] is not None]
+        assert len(records) == 2 and row["score"] == (sum(known) / len(known) if known else None)
+        assert row["judgment"] == "\n\n".join(record["text"] for record in records)
+    counts = read_manifest(out)["counts"]
+    assert counts["questions"] == 3 and counts["scored"] + counts["without_verdict"] == 6
+    assert counts["without_verdict"] == sum(row["score"] is None for row in rows)
+
+
+def match_of(first: str, second: str, row: dict = ARENA_1[0]) -> Match:
+    question = Question("b1", "c", ["Name a river."], row)
+    return Match(question, Answer("M1", [second]), Answer("base", [first]))
+
+
+def comparisons(as_is: list, swapped: list) -> list[dict]:
+    given = ((side, i, winner) for side, winners in enumerate((as_is, swapped)) for i, winner in enumerate(winners))
+    return [
+        {"duel": "b1", "shown": side, "index": i, "winner": winner, "failure": None, "text": f"{side}{i}"}
+        for side, i, winner in given
+    ]
+
+
+@pytest.mark.parametrize(
+    ("as_is", "swapped", "preference", "games"),
+    [
+        (["first"], ["second"], 1, ["A>B", "B>A"]),  # the baseline's, in both orders
+        (["second"], ["first"], 2, ["B>A", "A>B"]),
+        (["first"], ["first"], 1.5, ["A>B", "A>B"]),  # whatever comes first
+        (["tie"], ["tie"], 1.5, ["A=B", "A=B"]),
+        (["tie"], ["first"], 1.75, ["A=B", "A>B"]),
+        (["second", "first"], ["first", "first"], 1.75, ["A=B", "A>B"]),
+        ([None], ["first"], 2, [None, "A>B"]),
+        ([None], [None], None, [None, None]),
+    ],
+)
+def test_preferences_by_hand(as_is, swapped, preference, games):
+    match = match_of("The Po.", "No.")
+    [finding] = found_by_judge([match], comparisons(as_is, swapped), "pairwise")
+    alpaca = Match(Question("0000", "c", ["Name a river."], ALPACA[0]), match.answer, match.baseline)
+    assert alpaca_row(alpaca, finding, "ours")["preference"] == preference
+    assert [game["score"] for game in arena_row(match, finding, "ours")["games"]] == games
+    assert finding.games == ("\n\n".join(f"0{i}" for i in range(len(as_is))), "10" if len(swapped) == 1 else "10\n\n11")
+
+
+def test_equal_texts_tie_unasked():
+    match = match_of("The Po.", "The Po.")
+    [finding] = found_by_judge([match], [], "pairwise")
+    row = arena_row(match, finding, "ours")
+    assert row["games"] == [{"judgment": "", "score": "A=B"}] * 2
+
+
+def test_a_share_has_its_float():
+    row = alpaca_row(match_of("a", "b", ALPACA[0]), Finding(Decision(Fraction(1, 3)), [], ("", "")), "ours")
+    assert row["preference"] == pytest.approx(5 / 3, abs=1e-15)
+
+
+def test_the_second_turn_is_judged_in_its_dialog():
+    question = Question("81", "writing", ["Write of a lake.", "Shorter."], MT[0])
+    match = Match(question, Answer("M1", ["Blue water.", "Water."]), None)
+    assert dialog_text(match, 0) == "Write of a lake."
+    assert dialog_text(match, 1) == (
+        "The response continues this conversation.\n\nUser:\nWrite of a lake.\n\nAssistant:\nBlue water.\n\n"
+        "User:\nShorter."
+    )
+    given = {"81/turn1": (4, None, 3), "81/turn2": (None, None, None)}
+    records = [{"response_id": name, "score": score, "text": "t"} for name, scores in given.items() for score in scores]
+    [[first, second]] = scored_by_judge([match], records)
+    assert (first.value, first.scale, first.text) == (3.5, [0, 5], "t\n\nt\n\nt")
+    assert second.value is None
+
+
+def verdicts(tmp_path: Path, rows: list[dict]) -> list[str]:
+    return ["--verdicts", str(written(tmp_path / "verdicts.jsonl", rows))]
+
+
+def test_verdicts_from_elsewhere_annotate_alpaca_eval(run, tmp_path):
+    given = [
+        {"id": 2, "verdict": 1.9, "judge": "friends"},
+        {"id": "Why is {it} blue?", "verdict": "first", "game": 1, "judge": "friends", "text": "Shorter."},
+        {"id": 1, "verdict": "tie", "game": 2, "judge": "friends"},
+        {"id": "0000", "verdict": 1.5, "judge": "friends"},
+    ]
+    run(ALPACA_EVAL, tmp_path / "out", *verdicts(tmp_path, given))
+    rows = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert [row["preference"] for row in rows] == [1.5, 1.25, 1.9]
+    assert {row["annotator"] for row in rows} == {"friends"}
+    assert [row["raw"] for row in rows] == [[given[3]], given[1:3], [given[0]]]
+    read = read_annotations(tmp_path / "out" / "annotations.json")
+    assert list(read.preferences) == pytest.approx([0.5, 0.25, 0.9])
+    found = winrate.annotated(read, None)
+    assert (found["annotator"], found["official"], found["win_rate"]) == ("friends", False, pytest.approx(55))
+    counts = read_manifest(tmp_path / "out")["counts"]
+    assert counts == {"questions": 3, "baseline_better": 1, "tied": 1, "model_better": 1, "without_verdict": 0}
+
+
+def test_a_public_baseline_without_data_sets(run, files, tmp_path):
+    written(Path(files[ALPACA_EVAL][3]), [{key: row[key] for key in row if key != "dataset"} for row in ALPACA])
+    run(ALPACA_EVAL, tmp_path / "out", *verdicts(tmp_path, GIVEN))
+    rows = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert [list(row)[:2] for row in rows] == [["instruction", "output_1"]] * 3
+
+
+def test_verdicts_from_elsewhere_annotate_arena_hard(run, tmp_path):
+    given = [
+        {"id": "a2", "verdict": "second"},
+        {"id": "b1", "verdict": "first", "game": 2, "text": "B is."},
+        {"id": "b1", "verdict": None, "game": 1},
+    ]
+    run(ARENA_HARD, tmp_path / "out", *verdicts(tmp_path, given), "--judge-name", "ours")
+    rows = list(read_jsonl(tmp_path / "out" / "model_judgment" / "ours" / "M1.jsonl"))
+    assert [row["question_id"] for row in rows] == ["b1", "a2"]
+    assert rows[0]["games"] == [{"judgment": "", "score": None}, {"judgment": "B is.", "score": "B>A"}]
+    assert [game["score"] for game in rows[1]["games"]] == ["B>A", "A>B"]
+    [found] = arena.report(arena.read_judgments([tmp_path / "out" / "model_judgment" / "ours" / "M1.jsonl"]))
+    assert (found["judge"], found["baseline"], found["official"]) == ("ours", "base", False)
+    assert found["models"][0]["score"]["value"] == pytest.approx(200 / 3, abs=0.01)  # of three verdicts
+
+
+def mt_verdicts(score=7, scale=(1, 10)) -> list[dict]:
+    return [
+        {"id": question["question_id"], "turn": turn, "score": score, "scale": list(scale), "judge": "friends"}
+        for question in MT
+        for turn in (2, 1)
+    ]
+
+
+def test_scores_from_elsewhere_annotate_mt_bench(run, tmp_path):
+    given = [mt_verdicts()[0] | {"score": None}, *mt_verdicts()[1:]]
+    run(MT_BENCH, tmp_path / "out", *verdicts(tmp_path, given))
+    rows = list(read_jsonl(tmp_path / "out" / "model_judgment" / "friends_single.jsonl"))
+    assert [row["turn"] for row in rows] == [1, 2] * 3
+    assert [row["score"] for row in rows] == [7, None, 7, 7, 7, 7]
+    assert all(row["scale"] == [1, 10] and row["judge"] == "friends" for row in rows)
+
+
+def test_scores_of_our_rubric_are_no_official_number(run, judge, files, tmp_path):
+    run(MT_BENCH, tmp_path / "out", *by_model(judge, "--N", "4"))
+    questions = read_questions(MT_BENCH, Path(files[MT_BENCH][3]))
+    path = tmp_path / "out" / "model_judgment" / f"{name_of(judge)}_single.jsonl"
+    [found] = mtbench.report(*mtbench.read_scores(path, questions), questions)
+    assert (found["judge"], found["scale"], found["official"]) == (name_of(judge), [0, 5], False)
+    assert "scores are from 0 to 5, not 1 to 10" in found["differs"]
+
+
+GIVEN = [{"id": i, "verdict": "tie", "judge": "friends"} for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "rows", "complaint"),
+    [
+        (ALPACA_EVAL, [*GIVEN, GIVEN[1]], "line 4: '1' came before, in line 2"),
+        (
+            ALPACA_EVAL,
+            [*GIVEN, {"id": "Add 2 and 2.", "verdict": "tie"}],
+            "line 4: 'Add 2 and 2.' came before, in line 3",
+        ),
+        (ALPACA_EVAL, GIVEN[:1], "no verdict on 2 of 3 questions: 'Why is {it} blue\\?', 'Add 2 and 2.'"),
+        (ALPACA_EVAL, [*GIVEN, {"id": 3, "verdict": "tie"}], "line 4: no question is '3'"),
+        (ALPACA_EVAL, [{"id": 0, "verdict": 0}], "line 1: verdict is 0; it must be first, second"),
+        (
+            ALPACA_EVAL,
+            [GIVEN[0] | {"verdict": 1.1}, *GIVEN[1:]],
+            "the answers to '0' are equal: its verdict must be a tie",
+        ),
+        (ALPACA_EVAL, [{"id": 0, "verdict": True}], "line 1: verdict is True"),
+        (ALPACA_EVAL, [{"id": 0, "verdict": ["A"]}], "line 1: verdict is \\['A'\\]"),
+        (ALPACA_EVAL, [{"id": 0}], "line 1: key 'verdict' is missing"),
+        (ALPACA_EVAL, [{"id": 0, "verdict": "tie", "game": 3}], "line 1: game is 3; it must be 1 or 2"),
+        (
+            ALPACA_EVAL,
+            [GIVEN[0] | {"game": 2}, *GIVEN[1:]],
+            "'Name a river.': there must be one row a question, or one of",
+        ),
+        (ALPACA_EVAL, [*GIVEN, GIVEN[0] | {"game": 2}], "'Name a river.': there must be one row a question, or one of"),
+        (ALPACA_EVAL, [*GIVEN[:2], GIVEN[2] | {"judge": "foes"}], "rows name 2 judges, 'foes', 'friends'; give each"),
+        (ALPACA_EVAL, [*GIVEN[:2], {"id": 2, "verdict": "tie"}], "a row's judge is None; say who judged"),
+        (
+            ALPACA_EVAL,
+            [row | {"judge": "GPT-4"} for row in GIVEN],
+            "the judge's name 'GPT-4' is that of a benchmark's own",
+        ),
+        (ALPACA_EVAL, [row | {"judge": ".."} for row in GIVEN], "the judge's name '..' becomes a file's"),
+        (MT_BENCH, mt_verdicts()[:-1], "'141': there must be a row of each turn, 1 and 2"),
+        (MT_BENCH, mt_verdicts(score=11), "line 1: score is 11; it must be null or a number of its scale, \\[1, 10\\]"),
+        (MT_BENCH, mt_verdicts(scale=(1,)), "line 1: scale is \\[1\\]; it must be the lowest and the highest"),
+        (MT_BENCH, [{"id": 81, "score": 3, "scale": [1, 10]}], "line 1: turn is None; it must be 1 or 2"),
+    ],
+)
+def test_refused_verdicts(run, tmp_path, benchmark, rows, complaint):
+    with pytest.raises(UserError, match=complaint):
+        run(benchmark, tmp_path / "out", *verdicts(tmp_path, rows))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "complaint"),
+    [
+        (OUTPUTS[:2], "M1.json: no answer to 1 of 3 questions: 'Why is {it} blue\\?'; answer them all"),
+        ([*OUTPUTS, OUTPUTS[1]], "entry 3: 'Name a river.' was answered before \\(.*entry 1\\)"),
+        ([*OUTPUTS, OUTPUTS[0] | {"instruction": "?"}], "1 answers to what .*baseline.json does not have: '\\?'"),
+        ([*OUTPUTS[:2], OUTPUTS[2] | {"generator": "M2"}], "answers of 2 models, 'M1', 'M2'"),
+        ([*OUTPUTS[:2], OUTPUTS[2] | {"output": None}], "entry 2: the answer to 'Why is {it} blue\\?' must be 1 texts"),
+        ([{"instruction": "Add 2 and 2."}], "entry 0: generator is missing"),
+        ([*OUTPUTS[:2], OUTPUTS[2] | {"output": "\ud83d"}], "entry 2: the answer to .* holds half a character"),
+    ],
+)
+def test_refused_answers_to_alpaca_eval(tmp_path, outputs, complaint):
+    answers, baseline = tmp_path / "M1.json", written(tmp_path / "baseline.json", ALPACA)
+    answers.write_text(json.dumps(outputs))
+    with pytest.raises(UserError, match=complaint):
+        read_matches(ALPACA_EVAL, answers, baseline, None)
+
+
+def test_a_baseline_may_answer_more_than_is_asked_and_no_less(tmp_path):
+    questions = written(tmp_path / "question.jsonl", ARENA_2[:1])
+    answers = written(tmp_path / "M1.jsonl", [arena_answer(question, "M1", "a") for question in ARENA_2])
+    baseline = written(tmp_path / "base.jsonl", [arena_answer(question, "base", "b") for question in ARENA_2])
+    [match] = read_matches(ARENA_HARD, answers, baseline, questions)
+    assert (match.question.id, match.answer.texts, match.baseline.texts) == ("f00d", ["a"], ["b"])
+    written(baseline, [arena_answer(ARENA_2[1], "base", "b")])
+    with pytest.raises(UserError, match=r"base\.jsonl: no answer to 1 of 1 questions: 'f00d'"):
+        read_matches(ARENA_HARD, answers, baseline, questions)
+    written(answers, [{"uid": "f00d", "model": "M1", "messages": [{"content": "a"}]}])
+    with pytest.raises(UserError, match=r"M1\.jsonl, line 1: messages\.-1\.content\.answer is missing"):
+        read_matches(ARENA_HARD, answers, baseline, questions)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "more", "complaint"),
+    [
+        (ALPACA_EVAL, ["--judge", "J"], "--config: --judge needs one"),
+        (ALPACA_EVAL, ["--verdicts", "V", "--questions", "Q"], "--questions: alpaca-eval has no use for it"),
+        (MT_BENCH, ["--verdicts", "V", "--baseline", "B"], "--baseline: mt-bench has no use for it"),
+        (MT_BENCH, ["--config", "C", "--judge", "J", "--way", "pairwise"], "--way pairwise: the answers of mt-bench"),
+        (ALPACA_EVAL, ["--config", "C", "--judge", "J", "--N", "0"], "--N is 0"),
+        (ARENA_HARD, ["--verdicts", "V"], "V: no such file"),
+        (ALPACA_EVAL, ["--verdicts", "V", "--way", "pairwise"], "--way, --N: .*--verdicts has no use for them"),
+        (ALPACA_EVAL, ["--verdicts", "V", "--N", "2"], "--verdicts has no use for them"),
+        (ALPACA_EVAL, ["--verdicts", "V", "--config", "C"], "--verdicts has no use for them"),
+    ],
+)
+def test_refused_arguments(run, tmp_path, benchmark, more, complaint):
+    with pytest.raises(UserError, match=complaint):
+        run(benchmark, tmp_path / "out", *more)
+
+
+@pytest.mark.parametrize("name", ["weighted_alpaca_eval_gpt4_turbo", "gpt-4-1106-preview", "a/b", " "])
+def test_our_judge_takes_no_official_name(run, judge, tmp_path, name):
+    with pytest.raises(UserError, match=r"give (another one|one without a slash) by --judge-name"):
+        run(ALPACA_EVAL, tmp_path / "out", *by_model(judge, "--judge-name", name))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_complete_stage_is_left_alone_a_broken_one_completed_and_a_name_asks_nothing(run, judge, tmp_path):
+    out, how = tmp_path / "out", by_model(judge, "--way", "pairwise")
+    run(ALPACA_EVAL, out, *how)
+    path, manifest = out / "annotations.json", read_manifest(out)
+    content, units = path.read_bytes(), [out / "judgments" / u for u in read_manifest(out / "judgments")["units"]]
+    before = path.stat().st_mtime_ns
+    run(ALPACA_EVAL, out, *how)
+    assert path.stat().st_mtime_ns == before and read_manifest(out) == manifest
+
+    for lost in (out / "manifest.json", out / "judgments" / "manifest.json", *units, path):
+        lost.unlink()
+    run(ALPACA_EVAL, out, *how)
+    assert path.read_bytes() == content and read_manifest(out)["digest"] == manifest["digest"]
+
+    asked = [unit.stat().st_mtime_ns for unit in units]
+    run(ALPACA_EVAL, out, *how, "--judge-name", "another")
+    assert [unit.stat().st_mtime_ns for unit in units] == asked
+    assert {row["annotator"] for row in json.loads(path.read_text())} == {"another"}
+
+
+def test_two_ranks_write_what_one_does(run, judge, files, tmp_path):
+    run(ALPACA_EVAL, tmp_path / "one", *by_model(judge))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "evaluation.annotate"]
+    words = ["--benchmark", ALPACA_EVAL, *files[ALPACA_EVAL], "--out", str(tmp_path / "two"), *by_model(judge)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launch, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("not the benchmark's own annotator") == 1
+    one, two = (tmp_path / name / "annotations.json" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert read_manifest(tmp_path / "one")["digest"] == read_manifest(tmp_path / "two")["digest"]
+
+
+def test_nothing_to_ask(run, judge, files, tmp_path):
+    shutil.copy(files[ALPACA_EVAL][3], files[ALPACA_EVAL][1])
+    run(ALPACA_EVAL, tmp_path / "out", *by_model(judge))
+    rows = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert [row["preference"] for row in rows] == [1.5] * 3

@@ -1,0 +1,343 @@
+"""Answers to benchmarks: the files' exact keys, both turns of a dialog, resuming, and what is refused.
+
+The questions are made up, in the forms that AlpacaEval, Arena-Hard (v0.1 and v2.0) and MT-Bench have.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evaluation.answers import (
+    ALPACA_EVAL,
+    ARENA_HARD,
+    MT_BENCH,
+    Exam,
+    decoding,
+    exam_key,
+    main,
+    markdown_counts,
+    read_questions,
+)
+from model.chat import load_chat
+from prepare.seed_model import make_tiny
+from sampling.generate import load_engine, read_units
+from sampling.request import Request, Sampling
+from stages.files import UserError, read_jsonl, read_manifest, write_json, write_jsonl
+from stages.settings import Respond, load_settings
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "tiny.toml"
+
+ALPACA = [
+    {
+        "instruction": "Name a river.",
+        "output": "The Po.",
+        "generator": "baseline",
+        "dataset": "made_up",
+        "datasplit": "e",
+    },
+    {"instruction": "Why is {it} blue?", "output": "Because.", "generator": "baseline", "dataset": "other"},
+    {"instruction": "Add 2 and 2.", "output": "4", "generator": "baseline", "dataset": "made_up"},
+]
+ARENA_1 = [
+    {"question_id": "b1", "category": "arena-hard-v0.1", "cluster": "Rivers", "turns": [{"content": "Name a river."}]},
+    {"question_id": "a2", "category": "arena-hard-v0.1", "cluster": "Sums", "turns": [{"content": "Add 2 and 2."}]},
+]
+ARENA_2 = [
+    {"uid": "f00d", "category": "hard_prompt", "subcategory": "coding", "prompt": "Sort a list."},
+    {"uid": "beef", "category": "creative_writing", "subcategory": "creative_writing", "prompt": "A poem, please."},
+]
+MT = [
+    {"question_id": 81, "category": "writing", "turns": ["Write of a lake.", "Shorter."]},
+    {"question_id": 111, "category": "math", "turns": ["Add 2 and 2.", "Add 3."], "reference": ["4", "7"]},
+    {"question_id": 141, "category": "stem", "turns": ["What is a lake?", "And a pond?"]},
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    make_tiny(folder)
+    return folder
+
+
+def written(path: Path, rows: list[dict]) -> Path:
+    """A benchmark's file of questions: AlpacaEval's is one JSON list, the others' are JSON lines."""
+    write_json(path, rows) if path.suffix == ".json" else write_jsonl(path, rows)
+    return path
+
+
+def words(model: Path, benchmark: str, questions: Path, out: Path, *more: str) -> list[str]:
+    inputs = ["--config", str(CONFIG), "--model", str(model), "--questions", str(questions)]
+    return ["--benchmark", benchmark, *inputs, "--name", "M1", "--out", str(out), "--max-new-tokens", "8", *more]
+
+
+@pytest.fixture
+def run(monkeypatch, model):
+    def call(benchmark: str, questions: Path, out: Path, *more: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["answers", *words(model, benchmark, questions, out, *more)])
+        main()
+
+    return call
+
+
+def texts(folder: Path) -> list[str]:
+    return [row["text"].strip() for row in read_units(folder)]
+
+
+def test_alpaca_eval(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(ALPACA_EVAL, written(tmp_path / "alpaca_eval.json", ALPACA), out)
+    rows = json.loads((out / "model_outputs.json").read_text())
+    assert [list(row) for row in rows] == [["dataset", "instruction", "output", "generator"]] * 3
+    for row, asked, text in zip(rows, ALPACA, texts(out / "turn1"), strict=True):
+        assert row == {key: asked[key] for key in ("dataset", "instruction")} | {"output": text, "generator": "M1"}
+    assert all(row["output"] for row in rows)
+    manifest = read_manifest(out)
+    respond = load_settings(CONFIG).respond
+    assert manifest["decoding"]["temperatures"] == {"made_up": respond.temperature, "other": respond.temperature}
+    assert manifest["decoding"]["top_p"] == respond.top_p
+    counts = manifest["counts"]
+    assert counts["questions"] == counts["answers"] == 3 == counts["stop"] + counts["length"]
+    ends = f"{counts['length']} cut off at 8 tokens or the end of the context, 0 whose prompt does not fit, 0 empty"
+    assert capsys.readouterr().err.splitlines()[-1] == f"{out}/model_outputs.json: 3 answers: {ends}"
+
+
+def test_arena_hard_as_it_came_out(run, tmp_path, model):
+    out = tmp_path / "out"
+    run(ARENA_HARD, written(tmp_path / "question.jsonl", ARENA_1), out, "--temperature", "1")
+    rows = list(read_jsonl(out / "model_answer" / "M1.jsonl"))
+    tokenizer = load_chat(model).tokenizer
+    for row, asked, text in zip(rows, ARENA_1, texts(out / "turn1"), strict=True):
+        assert list(row) == ["question_id", "answer_id", "model_id", "choices", "tstamp"]
+        assert (row["question_id"], row["model_id"]) == (asked["question_id"], "M1")
+        turn = {"content": text, "token_len": len(tokenizer.encode(text))}
+        assert row["choices"] == [{"index": 0, "turns": [turn]}] and turn["token_len"] > 0
+    assert read_manifest(out)["decoding"]["temperatures"] == {"arena-hard-v0.1": 1.0}
+
+
+def test_arena_hard_2(run, tmp_path, model):
+    out = tmp_path / "out"
+    run(ARENA_HARD, written(tmp_path / "question.jsonl", ARENA_2), out, "--temperature", "1")
+    rows = list(read_jsonl(out / "model_answer" / "M1.jsonl"))
+    tokenizer = load_chat(model).tokenizer
+    for row, asked, text in zip(rows, ARENA_2, texts(out / "turn1"), strict=True):
+        assert list(row) == ["uid", "ans_id", "model", "messages", "tstamp", "metadata"]
+        assert (row["uid"], row["model"]) == (asked["uid"], "M1")
+        answer = {"role": "assistant", "content": {"answer": text}}
+        assert row["messages"] == [{"role": "user", "content": asked["prompt"]}, answer]
+        assert list(row["metadata"]) == ["token_len", "header_count", "list_count", "bold_count"]
+        assert row["metadata"]["token_len"] == len(tokenizer.encode(text)) > 0
+    assert len({row["ans_id"] for row in rows}) == 2
+
+
+def test_mt_bench_asks_the_second_turn_with_the_first_answer(run, tmp_path, model):
+    out = tmp_path / "out"
+    run(MT_BENCH, written(tmp_path / "question.jsonl", MT), out)
+    rows = list(read_jsonl(out / "model_answer" / "M1.jsonl"))
+    first, second = (list(read_units(out / name)) for name in ("turn1", "turn2"))
+    chat, settings = load_chat(model), load_settings(CONFIG)
+    engine = load_engine(settings, model, log=False)
+    for row, asked, one, two in zip(rows, MT, first, second, strict=True):
+        assert list(row) == ["question_id", "answer_id", "model_id", "choices", "tstamp"]
+        assert row["question_id"] == asked["question_id"]
+        assert row["choices"] == [{"index": 0, "turns": [one["text"].strip(), two["text"].strip()]}]
+        assert one["messages"] == [{"role": "user", "content": asked["turns"][0]}]
+        answer = {"role": "assistant", "content": one["text"].strip()}
+        assert two["messages"] == [*one["messages"], answer, {"role": "user", "content": asked["turns"][1]}]
+        # A request made by hand from the stored messages has the stored answer.
+        temperature = {"writing": 0.7, "math": 0.0, "stem": 0.1}[asked["category"]]
+        sampling = Sampling(temperature, settings.respond.top_p, 8, chat.stop_ids)
+        [again] = engine.run([Request("again", chat.prompt_ids(two["messages"]), sampling, two["seed"])])
+        assert again.ids == two["ids"]
+        assert one["seed"] != two["seed"]
+    assert first[0]["text"].strip()
+    assert read_manifest(out)["counts"]["answers"] == 6
+
+
+def test_a_complete_stage_is_left_alone_and_a_broken_one_completed(run, tmp_path, model):
+    questions, out = written(tmp_path / "question.jsonl", MT), tmp_path / "out"
+    run(MT_BENCH, questions, out)
+    path, manifest = out / "model_answer" / "M1.jsonl", read_manifest(out)
+    content, units = path.read_text(), manifest_units(out / "turn2")
+    first = {file: file.stat().st_mtime_ns for file in (out / "turn1").rglob("*")}
+
+    run(MT_BENCH, questions, out)
+    assert path.read_text() == content and read_manifest(out) == manifest
+
+    for lost in (out / "manifest.json", out / "turn2" / "manifest.json", *units):
+        lost.unlink()
+    moved, elsewhere = shutil.copy(questions, tmp_path / "moved.jsonl"), tmp_path / "elsewhere"
+    shutil.move(out, elsewhere)
+    run(MT_BENCH, Path(moved), elsewhere)
+    again = list(read_jsonl(elsewhere / "model_answer" / "M1.jsonl"))
+    before = [json.loads(line) for line in content.splitlines()]
+    for row, earlier in zip(again, before, strict=True):
+        assert row.pop("tstamp") > earlier.pop("tstamp")
+    assert again == before
+    assert read_manifest(elsewhere)["digest"] == manifest["digest"]
+    assert {
+        out / file.relative_to(elsewhere): file.stat().st_mtime_ns for file in (elsewhere / "turn1").rglob("*")
+    } == first
+
+
+def manifest_units(folder: Path) -> list[Path]:
+    return [folder / name for name in read_manifest(folder)["units"]]
+
+
+def test_two_ranks_write_what_one_does(run, tmp_path, model):
+    questions = written(tmp_path / "question.jsonl", MT)
+    run(MT_BENCH, questions, tmp_path / "one")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "evaluation.answers"]
+    command = [sys.executable, *launch, *words(model, MT_BENCH, questions, tmp_path / "two")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("6 answers: ") == 1
+    one, two = (read_manifest(tmp_path / name) for name in ("one", "two"))
+    assert one["digest"] == two["digest"] and one["key"] == two["key"]
+    choices = [
+        [row["choices"] for row in read_jsonl(tmp_path / n / "model_answer" / "M1.jsonl")] for n in ("one", "two")
+    ]
+    assert choices[0] == choices[1]
+
+
+def test_an_overlong_prompt_is_an_empty_answer(run, tmp_path, capsys):
+    long = {"question_id": 1, "category": "math", "turns": ["a b c " * 2000, "And?"]}
+    out = tmp_path / "out"
+    run(MT_BENCH, written(tmp_path / "question.jsonl", [MT[0], long]), out)
+    rows = list(read_jsonl(out / "model_answer" / "M1.jsonl"))
+    assert rows[1]["choices"] == [{"index": 0, "turns": ["", ""]}] and all(rows[0]["choices"][0]["turns"])
+    counts = read_manifest(out)["counts"]
+    assert (counts["answers"], counts["too_long"], counts["empty"]) == (4, 2, 2)
+    assert ", 2 whose prompt does not fit, 2 empty" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_name_changes_the_answers_ids_and_asks_nothing_again(run, tmp_path):
+    questions, out = written(tmp_path / "question.jsonl", ARENA_1), tmp_path / "out"
+    run(ARENA_HARD, questions, out)
+    units = manifest_units(out / "turn1")
+    written_at = [unit.stat().st_mtime_ns for unit in units]
+    run(ARENA_HARD, questions, out, "--name", "M2")
+    assert [unit.stat().st_mtime_ns for unit in units] == written_at
+    one, two = (list(read_jsonl(out / "model_answer" / f"{name}.jsonl")) for name in ("M1", "M2"))
+    assert len({row["answer_id"] for row in one + two}) == 4
+    assert [row["choices"] for row in one] == [row["choices"] for row in two]
+    assert {row["model_id"] for row in two} == {"M2"}
+
+
+def test_sampling_is_the_benchmarks_then_the_actors_unless_it_is_given(tmp_path):
+    respond = Respond(prompts_per_iteration=1, temperature=0.9, top_p=0.8, max_new_tokens=33)
+    exams = {
+        ALPACA_EVAL: read_questions(ALPACA_EVAL, written(tmp_path / "a.json", ALPACA)),
+        ARENA_HARD: read_questions(ARENA_HARD, written(tmp_path / "b.jsonl", ARENA_1)),
+        MT_BENCH: read_questions(
+            MT_BENCH, written(tmp_path / "c.jsonl", [*MT, MT[0] | {"question_id": 1, "category": "x"}])
+        ),
+    }
+    temperatures = {
+        ALPACA_EVAL: {"made_up": 0.9, "other": 0.9},
+        ARENA_HARD: {"arena-hard-v0.1": 0.0},
+        MT_BENCH: {"writing": 0.7, "math": 0.0, "stem": 0.1, "x": 0.7},
+    }
+    for benchmark, questions in exams.items():
+        found = decoding(benchmark, questions, respond)
+        assert (found.temperatures, found.top_p, found.max_new_tokens) == (temperatures[benchmark], 0.8, 33)
+        found = decoding(benchmark, questions, respond, 0.3, 1.0, 5)
+        assert set(found.temperatures.values()) == {0.3} and (found.top_p, found.max_new_tokens) == (1.0, 5)
+    for bad, complaint in (((-1.0,), "--temperature"), ((0.0, 1.1), "--top-p"), ((0.0, 1.0, 0), "--max-new-tokens")):
+        with pytest.raises(UserError, match=complaint):
+            decoding(MT_BENCH, exams[MT_BENCH], respond, *bad)
+
+
+def test_the_key_knows_content_and_sampling_and_no_path(tmp_path, model):
+    settings = load_settings(CONFIG)
+
+    def key(name: str, rows: list[dict], what: str = "turn1", **given) -> str:
+        file = written(tmp_path / name, rows)
+        questions = read_questions(MT_BENCH, file)
+        exam = Exam(MT_BENCH, file, questions, decoding(MT_BENCH, questions, settings.respond, **given))
+        return exam_key(exam, settings, model, what)
+
+    same = {key("a.jsonl", MT), key("b.jsonl", MT), key("a.jsonl", MT, top_p=settings.respond.top_p)}
+    assert len(same) == 1
+    others = {key("a.jsonl", [*MT[:2], MT[2] | {"turns": ["What is a lake?", "A pond?"]}]), key("a.jsonl", MT, "turn2")}
+    others |= {key("a.jsonl", MT, **given) for given in ({"temperature": 0.0}, {"top_p": 0.5}, {"max_new_tokens": 9})}
+    assert len(others) == 5 and not others & same
+
+
+def test_markdown_is_counted_outside_of_code():
+    text = (
+        "# One\n## Two\n## Two again\n###### Six\n####### no\n#no\n"
+        "1. first\n  22. second\n3.no\n- a\n* b\n + c\n-no\n"
+        "**bold** and __bold__ **not\nbold** ** **\n"
+        "```sh\n# no header\n- no item\n**no bold**\n```\n```x``` - no item\n"
+    )
+    assert markdown_counts(text) == {
+        "header_count": {"h1": 1, "h2": 2, "h3": 0, "h4": 0, "h5": 0, "h6": 1},
+        "list_count": {"ordered": 2, "unordered": 3},
+        "bold_count": {"**": 2, "__": 1},
+    }
+    empty = markdown_counts("")
+    assert {count for counts in empty.values() for count in counts.values()} == {0}
+
+
+def without(row: dict, key: str) -> dict:
+    return {name: value for name, value in row.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "rows", "complaint"),
+    [
+        (ALPACA_EVAL, [ALPACA[0], without(ALPACA[1], "instruction")], "q.json, entry 1: key 'instruction' is missing"),
+        (ALPACA_EVAL, [*ALPACA, ALPACA[1]], "q.json, entry 3: 'Why is {it} blue\\?' came before"),
+        (ALPACA_EVAL, [ALPACA[0] | {"instruction": " "}], "entry 0: a turn is not a text, or is empty"),
+        (ALPACA_EVAL, [], "q.json: no questions"),
+        (ALPACA_EVAL, ["text"], "entry 0: expected a JSON object"),
+        (ALPACA_EVAL, ALPACA[0], "q.json: not a JSON list"),
+        (ARENA_HARD, [ARENA_2[0], without(ARENA_2[1], "prompt")], "q.jsonl, line 2: key 'prompt' is missing"),
+        (ARENA_HARD, [ARENA_1[0] | {"turns": ["text"]}], "line 1: key 'content' is missing"),
+        (ARENA_HARD, [ARENA_1[0], ARENA_1[0]], "line 2: 'b1' came before"),
+        (ARENA_HARD, MT, "line 1: key 'content' is missing"),
+        (MT_BENCH, ARENA_1, "line 1: the turns of mt-bench must be a list of 2"),
+        (
+            MT_BENCH,
+            [without(MT[0], "question_id")],
+            "line 1: key 'question_id' is missing; add it, or name the file of",
+        ),
+        (MT_BENCH, [MT[0], MT[1] | {"turns": ["a", None]}], "line 2: a turn is not a text"),
+        (MT_BENCH, [MT[0] | {"turns": "ab"}], "line 1: the turns of mt-bench must be a list of 2"),
+    ],
+)
+def test_bad_questions_are_one_line(tmp_path, benchmark, rows, complaint):
+    path = written(tmp_path / ("q.json" if benchmark == ALPACA_EVAL else "q.jsonl"), rows)
+    with pytest.raises(UserError, match=complaint) as error:
+        read_questions(benchmark, path)
+    assert "\n" not in str(error.value)
+
+
+def test_lines_are_no_list(tmp_path):
+    path = tmp_path / "q.json"
+    write_jsonl(path, ALPACA)
+    with pytest.raises(UserError, match=r"q\.json, line 2: not JSON"):
+        read_questions(ALPACA_EVAL, path)
+    with pytest.raises(UserError, match=r"none\.json: no such file"):
+        read_questions(ALPACA_EVAL, tmp_path / "none.json")
+
+
+def test_a_file_of_questions_without_data_sets(run, tmp_path):
+    """Public outputs of some models have none, and AlpacaEval's tool asks for none."""
+    run(ALPACA_EVAL, written(tmp_path / "q.json", [without(row, "dataset") for row in ALPACA]), tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "model_outputs.json").read_text())
+    assert [list(row) for row in rows] == [["instruction", "output", "generator"]] * 3
+
+
+@pytest.mark.parametrize("name", ["", " ", "..", "a/b"])
+def test_a_name_becomes_a_files_name(run, tmp_path, name):
+    with pytest.raises(UserError, match="--name"):
+        run(MT_BENCH, written(tmp_path / "question.jsonl", MT), tmp_path / "out", "--name", name)

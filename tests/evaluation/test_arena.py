@@ -1,0 +1,341 @@
+"""Arena-Hard's scores: worked by hand, against optimisers and a second reading of the benchmark's procedure."""
+
+import json
+import math
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegression
+
+from evaluation.arena import SEED, main, read_judgments, report, require, score_models, table
+from stages.files import UserError, write_jsonl
+
+STRONG = {"A>>B", "B>>A"}
+
+
+def judged(
+    question: str, first: str | None, second: str | None, model: str = "M1", judge: str = "M1's", **more
+) -> dict:
+    """A row of v0.1: the verdicts with the baseline's answer as A, and with the model's."""
+    games = [{"judgment": "...", "score": first}, {"judgment": "...", "score": second}]
+    return {"question_id": question, "model": model, "judge": judge, "games": games} | more
+
+
+def judged_2(uid: str, first: str | None, second: str | None, category: str = "hard_prompt", **more) -> dict:
+    row = {"category": category, "baseline": "o3-mini-2025-01-31"} | judged(uid, first, second, **more)
+    return {"uid": row.pop("question_id")} | row
+
+
+def tables(path: Path, rows: list[dict], **given) -> list[dict]:
+    write_jsonl(path, rows)
+    found = report(read_judgments([path], **given))
+    json.dumps(found, allow_nan=False)
+    return found
+
+
+def only(found: list[dict]) -> dict:
+    """The one model of the one table."""
+    [board] = found
+    [row] = board["models"]
+    return row
+
+
+def simulated(model: str, skill: float, questions: int, seed: int) -> list[dict]:
+    """Verdicts of all kinds, unreadable ones included."""
+    draw = random.Random(seed)
+    rows = []
+    for index in range(questions):
+        verdicts = []
+        for place in "BA":  # the model's
+            other = "AB"[place == "A"]
+            best, worst = (place, other) if draw.random() < skill else (other, place)
+            sign = draw.choice([">", ">>"])
+            verdicts.append(draw.choice([f"{best}{sign}{worst}"] * 12 + ["A=B", "A=B", None, "A<B"]))
+        rows.append(judged(f"q{index}", *verdicts, model=model, judge="gpt-4-1106-preview"))
+    return rows
+
+
+def row_battles(row: dict) -> list[float]:
+    """A second reading of v0.1: what the model has of each battle."""
+    found = []
+    for game, mine in zip(row["games"], "BA", strict=True):
+        verdict = game["score"]
+        if verdict == "A=B":
+            found.append(0.5)
+        elif verdict in {"A>B", "B>A"} | STRONG:
+            found += [float(verdict[0] == mine)] * (3 if verdict in STRONG else 1)
+    return found
+
+
+def test_worked_by_hand(tmp_path):
+    """q1: lost thrice as B, won once as A. q2: half as B, lost thrice as A. So 1.5 of 8; 0.5 of 4 as B, 1 of 4 as A."""
+    rows = [judged("q1", "A>>B", "A>B"), judged("q2", "A=B", "B>>A")]
+    row = only(tables(tmp_path / "a.jsonl", rows))
+    assert row["score"]["value"] == 18.75
+    assert row["rating"]["value"] == pytest.approx(1000 + 400 * math.log10(0.1875 / 0.8125), abs=1e-9)
+    assert row["by_place"] == {"second": 12.5, "first": 25.0}
+    assert (row["questions"], row["battles"], row["unreadable"]) == (2, 8, 0)
+    assert row["score"]["low"] <= 18.75 <= row["score"]["high"]
+
+
+def test_a_score_is_not_rounded(tmp_path):
+    """Of three verdicts one is won, by the model's answer shown second."""
+    row = only(tables(tmp_path / "a.jsonl", [judged("q1", "B>A", "B>A"), judged("q2", "A>B", None)]))
+    assert row["score"]["value"] == pytest.approx(100 / 3, abs=1e-9)
+    assert row["rating"]["value"] == pytest.approx(1000 - 400 * math.log10(2), abs=1e-9)
+
+
+def test_a_file_that_is_not_utf_8_is_one_line(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(json.dumps(judged("é", "A>B", "A>B"), ensure_ascii=False).encode("cp1252"))
+    with pytest.raises(UserError, match=r"a\.jsonl, after line 0: damaged .*utf-8") as error:
+        read_judgments([tmp_path / "a.jsonl"])
+    assert "\n" not in str(error.value)
+
+
+def test_the_share_is_the_optimum_of_bradley_terry(tmp_path):
+    """All models' ratings at once, ties as half of two wins: by scipy, and by logistic regression on doubled rows."""
+    skills = {"a": 0.2, "b": 0.5, "c": 0.9}
+    rows = [row for i, (name, skill) in enumerate(skills.items()) for row in simulated(name, skill, 60, i)]
+    [board] = tables(tmp_path / "a.jsonl", rows)
+    models = list(skills)
+    battles = [(models.index(row["model"]), win) for row in rows for win in row_battles(row)]
+    owner, wins = np.array([owner for owner, _ in battles]), np.array([win for _, win in battles])
+
+    def loss(eps):
+        return (wins * np.logaddexp(0, -eps[owner]) + (1 - wins) * np.logaddexp(0, eps[owner])).sum()
+
+    by_scipy = minimize(loss, np.zeros(3), method="BFGS", options={"gtol": 1e-8}).x
+    design = np.eye(3)[np.concatenate([owner, owner])]
+    outcome = np.concatenate([wins > 0.25, wins > 0.75])
+    by_regression = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(design, outcome).coef_[0]
+    for row in board["models"]:
+        for eps in (by_scipy, by_regression):
+            assert row["rating"]["value"] == pytest.approx(
+                1000 + 400 * eps[models.index(row["model"])] / math.log(10), abs=0.1
+            )
+        eps = by_scipy[models.index(row["model"])]
+        assert row["score"]["value"] == pytest.approx(100 / (1 + math.exp(-eps)), abs=0.01)
+    assert [row["model"] for row in board["models"]] == ["c", "b", "a"]
+
+
+def test_the_interval_is_the_benchmarks(tmp_path):
+    """Its procedure anew: 100 resamples of all rows by numpy's global generator, seeded 42, a regression on each, and
+    percentiles of the ratings, shown as win rates."""
+    rows = simulated("a", 0.3, 50, 1) + simulated("b", 0.7, 50, 2)
+    [board] = tables(tmp_path / "a.jsonl", rows)
+    battles = [(row["model"], win) for row in rows for win in row_battles(row)]
+    np.random.seed(42)
+    ratings: dict[str, list[float]] = {"a": [], "b": []}
+    for _ in range(100):
+        sample = [battles[index] for index in np.random.choice(len(battles), len(battles), replace=True)] * 2
+        half = len(sample) // 2
+        design = [[name == "a", name == "b", -1.0] for name, _ in sample]
+        won = [win == 1 or (win == 0.5 and place < half) for place, (_, win) in enumerate(sample)]
+        a, b, baseline = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(design, won).coef_[0]
+        ratings["a"].append(400 * (a - baseline) / math.log(10))
+        ratings["b"].append(400 * (b - baseline) / math.log(10))
+    for row in board["models"]:
+        for end, percent in (("low", 2.5), ("high", 97.5)):
+            rating = np.percentile(ratings[row["model"]], percent)
+            assert row["score"][end] == pytest.approx(100 / (1 + 10 ** (-rating / 400)), abs=0.02)
+            assert row["rating"][end] == pytest.approx(1000 + rating, abs=0.2)
+
+
+def test_a_seed_decides_the_interval_and_nothing_else(tmp_path):
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, simulated("a", 0.3, 50, 1))
+    [(board, models)] = read_judgments([path]).items()
+    [same], [again], [other] = (score_models(board, models, seed) for seed in (SEED, SEED, SEED + 1))
+    assert same == again != other
+    assert same["score"]["value"] == other["score"]["value"] and same["over_questions"] == other["over_questions"]
+
+
+def test_the_mirror_image_loses_what_the_model_wins(tmp_path):
+    rows = simulated("a", 0.3, 40, 5)
+    swapped = str.maketrans("AB", "BA")
+    mirrored = []
+    for row in rows:
+        verdicts = [(game["score"] or "none").translate(swapped) for game in row["games"]]
+        mirrored.append(judged(row["question_id"], *(v if v != "B=A" else "A=B" for v in verdicts), model="a"))
+    one, other = only(tables(tmp_path / "a.jsonl", rows)), only(tables(tmp_path / "b.jsonl", mirrored))
+    assert one["score"]["value"] + other["score"]["value"] == pytest.approx(100)
+    assert one["rating"]["low"] + other["rating"]["high"] == pytest.approx(2000)
+
+
+@pytest.mark.parametrize(("first", "second", "score"), [("B>A", "A>>B", 100.0), ("A>B", "B>A", 0.0)])
+@pytest.mark.parametrize("questions", [1, 7])
+def test_all_won_or_lost_has_no_rating(tmp_path, first, second, score, questions):
+    row = only(tables(tmp_path / "a.jsonl", [judged(f"q{i}", first, second) for i in range(questions)]))
+    assert row["score"] == {"value": score, "low": score, "high": score}
+    assert row["rating"] == {"value": None, "low": None, "high": None}
+    assert row["over_questions"] == {"low": score, "high": score}
+
+
+@pytest.mark.parametrize("questions", [1, 7])
+def test_all_ties_are_even(tmp_path, questions):
+    row = only(tables(tmp_path / "a.jsonl", [judged(f"q{i}", "A=B", "A=B") for i in range(questions)]))
+    assert row["score"] == {"value": 50.0, "low": 50.0, "high": 50.0}
+    assert row["rating"] == {"value": 1000.0, "low": 1000.0, "high": 1000.0}
+
+
+def test_resamples_that_win_all_make_an_end_without_rating(tmp_path):
+    """Two battles, one won: a quarter of the resamples win both, a quarter none."""
+    row = only(tables(tmp_path / "a.jsonl", [judged("q1", "A>B", "A>B")]))
+    assert row["score"] == {"value": 50.0, "low": 0.0, "high": 100.0}
+    assert row["rating"] == {"value": 1000.0, "low": None, "high": None}
+
+
+def test_one_order_alone_is_shown_as_such(tmp_path):
+    found = tables(tmp_path / "a.jsonl", [judged("q1", "B>A", None), judged("q2", "A>B", "A>A")])
+    row = only(found)
+    assert row["score"]["value"] == 50.0 and row["unreadable"] == 2
+    assert row["by_place"] == {"second": 50.0, "first": None}
+    assert table(found[0]).splitlines()[-1].split()[-4:] == ["-", "50.0", "2", "2"]
+
+
+def test_what_is_unreadable_in_each_edition(tmp_path):
+    """v0.1 knows five verdicts, and leaves out a game; v2.0 reads them backwards too, and leaves out the question."""
+    rows = [("q1", "A<B", "A>B"), ("q2", None, "A>B"), ("q3", "B<<A", "A=B"), ("q4", "A>B", "[]"), ("q5", "A>B", "B=A")]
+    one = only(tables(tmp_path / "a.jsonl", [judged(*row) for row in rows]))
+    assert (one["battles"], one["unreadable"]) == (5, 5)  # q1 1, q2 1, q3 1/2, q4 0, q5 0
+    assert one["score"]["value"] == 50.0
+    two = only(tables(tmp_path / "b.jsonl", [judged_2(*row) for row in rows]))
+    assert (two["battles"], two["unreadable"]) == (8, 2)  # q1 1 1, q3 0 0 0 1/2, q5 0 1/2
+    assert two["score"]["value"] == 37.5
+    lost = judged_2("q6", None, "A>B")
+    lost["games"][0] = None
+    again = only(tables(tmp_path / "c.jsonl", [judged_2(*row) for row in rows] + [lost]))
+    assert (again["battles"], again["unreadable"]) == (8, 3) and again["score"] == two["score"]
+
+
+def test_the_interval_of_v2_spans_nine_tenths(tmp_path):
+    """Of 600 single verdicts, 30% won: the share's standard error is sqrt(0.21 / 600)."""
+    draw = random.Random(2)
+    wins = [draw.random() < 0.3 for _ in range(600)]
+    rows = [
+        judged_2(f"q{i}", "B>A" if one else "A>B", "A>B" if other else "B>A")
+        for i, (one, other) in enumerate(zip(wins[::2], wins[1::2], strict=True))
+    ]
+    [board] = tables(tmp_path / "a.jsonl", rows)
+    score = board["models"][0]["score"]
+    share = sum(wins) / 600
+    assert board["interval_percent"] == 90 and score["value"] == pytest.approx(100 * share, abs=0.01)
+    expected = 2 * 1.645 * 100 * math.sqrt(share * (1 - share) / 600)
+    assert score["high"] - score["low"] == pytest.approx(expected, rel=0.25)
+    # Other models have no part in it, nor in the draw.
+    more = [row | {"model": "other"} for row in rows[:10]] + [row | {"model": "another"} for row in rows]
+    write_jsonl(tmp_path / "b.jsonl", rows + more)
+    [(board_2, models)] = read_judgments([tmp_path / "b.jsonl"]).items()
+    assert {row["model"]: row["score"] for row in score_models(board_2, models)}["M1"] == score
+
+
+def test_judges_categories_and_editions_have_their_own_tables(tmp_path):
+    rows = [
+        judged_2("u1", "A>B", "B>A"),
+        judged_2("u2", "B>A", "A>B", category="creative_writing", baseline="gemini-2.0-flash-001"),
+        judged_2("u1", "B>A", "A>B", judge="gpt-4.1"),
+        judged("u1", "A=B", "A=B"),
+    ]
+    found = tables(tmp_path / "a.jsonl", rows)
+    assert [(b["benchmark"], b["category"], b["judge"], b["models"][0]["score"]["value"]) for b in found] == [
+        ("arena-hard-v0.1", None, "M1's", 50.0),
+        ("arena-hard-v2.0", "creative_writing", "M1's", 100.0),
+        ("arena-hard-v2.0", "hard_prompt", "M1's", 0.0),
+        ("arena-hard-v2.0", "hard_prompt", "gpt-4.1", 100.0),
+    ]
+
+
+def test_only_the_benchmarks_own_judge_baseline_and_questions_make_its_number(tmp_path):
+    def differs(*, judge: str = "gpt-4-1106-preview", count: int = 500, **more) -> list[str]:
+        rows = [judged(f"q{i}", "A>B", "A>B", judge=judge, **more) for i in range(count)]
+        [board] = tables(tmp_path / "a.jsonl", rows)
+        shown = table(board)
+        assert f"judged by {judge}, against {board['baseline']} (50.0)" in shown
+        assert board["official"] == (not board["differs"]) == ("not the benchmark's number" not in shown)
+        return board["differs"]
+
+    assert differs() == []
+    assert differs(judge="M1's", count=3, baseline="M0") == [
+        "the judge is M1's, not gpt-4-1106-preview",
+        "the baseline is M0, not gpt-4-0314",
+        "3 questions, not 500",
+    ]
+    rows = [judged_2(f"u{i}", "A>B", "A>B", judge="gpt-4.1") for i in range(500)]
+    assert tables(tmp_path / "b.jsonl", rows)[0]["differs"] == [
+        "its published tables have style control, or several judges"
+    ]
+
+
+def test_the_baseline_is_the_rows_then_the_one_given(tmp_path):
+    path = tmp_path / "a.jsonl"
+    assert tables(path, [judged("q1", "A>B", "A>B")])[0]["baseline"] == "gpt-4-0314"
+    assert tables(path, [judged("q1", "A>B", "A>B")], baseline="M0")[0]["baseline"] == "M0"
+    assert tables(path, [judged("q1", "A>B", "A>B", baseline="M0")])[0]["baseline"] == "M0"
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1: the baseline is M0, not M2"):
+        tables(path, [judged("q1", "A>B", "A>B", baseline="M0")], baseline="M2")
+
+
+def without(row: dict, key: str) -> dict:
+    return {name: value for name, value in row.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ([], r"a\.jsonl: no judgments"),
+        (
+            [judged("q1", "A>B", "A>B"), judged("q1", "A>B", "A>B")],
+            r"line 2: 'q1' of M1 was judged by M1's before \(.*1\)",
+        ),
+        ([without(judged("q1", "A>B", "A>B"), "judge")], "line 1: 'judge' must be a text"),
+        ([judged("q1", "A>B", "A>B", judge="")], "line 1: 'judge' must be a text"),
+        ([without(judged("q1", "A>B", "A>B"), "question_id")], "line 1: 'question_id' must be a text"),
+        ([judged("q1", "A>B", "A>B", model="gpt-4-0314")], "line 1: gpt-4-0314 is the baseline itself"),
+        ([judged("q1", "A>B", "A>B", games=[{"score": "A>B"}])], "line 1: 'games' must be a list of two"),
+        ([judged("q1", "A>B", "A>B", games=[{"score": "A>B"}, {}])], "line 1: a game holds no 'score'"),
+        ([without(judged_2("q1", "A>B", "A>B"), "category")], "line 1: 'category' must be a text"),
+        ([without(judged_2("q1", "A>B", "A>B", category="odd"), "baseline")], "a baseline for 'odd'; add --baseline"),
+        ([judged("q1", None, "A<B")], "'M1': no verdict of M1's counts"),
+    ],
+)
+def test_bad_judgments_are_one_line(tmp_path, rows, complaint):
+    with pytest.raises(UserError, match=complaint) as error:
+        tables(tmp_path / "a.jsonl", rows)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_unknown_questions_are_named(tmp_path):
+    questions, path = tmp_path / "question.jsonl", tmp_path / "a.jsonl"
+    write_jsonl(questions, [{"question_id": f"q{i}", "category": "c", "turns": [{"content": "?"}]} for i in range(3)])
+    rows = [judged(f"q{i}", "A>B", "A>B") for i in range(3)]
+
+    def check(rows: list[dict], asked: Path | None) -> None:
+        write_jsonl(path, rows)
+        require(read_judgments([path]), asked)
+
+    check(rows, questions)
+    check(rows[:2], None)
+    with pytest.raises(UserError, match="M1: M1's did not judge 2 of 3 questions: 'q0', 'q2'"):
+        check(rows[1:2], questions)
+    with pytest.raises(UserError, match=r"question\.jsonl does not have 1 judged questions: 'q7'"):
+        check([*rows, judged("q7", "A>B", "A>B")], questions)
+    with pytest.raises(UserError, match="M2: M1's did not judge 1 of 3 questions: 'q1'"):
+        check([*rows, *(judged(name, "A>B", "A>B", model="M2") for name in ("q0", "q2"))], None)
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, [judged("q1", "A>>B", "A>B"), judged("q2", "A=B", "B>>A")])
+    monkeypatch.setattr(sys, "argv", ["arena", "--judgments", str(path), "--json"])
+    main()
+    assert only(json.loads(capsys.readouterr().out))["score"]["value"] == 18.75
+    monkeypatch.setattr(sys, "argv", ["arena", "--judgments", str(path)])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "arena-hard-v0.1, without style control: judged by M1's, against gpt-4-0314 (50.0)"
+    assert lines[1].startswith("not the benchmark's number: the judge is M1's, not gpt-4-1106-preview; 2 questions")
+    assert lines[3].split()[:2] == ["M1", "18.8"]

@@ -1,0 +1,186 @@
+"""The bias panel on records worked by hand, and the limits that stop a run."""
+
+from fractions import Fraction
+
+import pytest
+from scipy.stats import entropy as scipy_entropy
+from scipy.stats import rankdata
+
+from evaluation.bias import broken_limits, judge_panel, metajudge_panel, pairs_panel, response_panel
+from evaluation.statistics import entropy, ranks
+from stages.files import write_jsonl, write_manifest
+from stages.settings import Limits
+
+
+def response(prompt: int, sample: int, characters: int) -> dict:
+    return {"id": f"p{prompt}/r{sample}", "prompt_id": f"p{prompt}", "text": "x" * characters}
+
+
+def judgment(name: str, index: int, score, failure: str | None = None, text: str = "") -> dict:
+    return {"id": f"{name}/j{index}", "response_id": name, "index": index, "score": score, "failure": failure,
+            "text": text}  # fmt: skip
+
+
+def comparison(name: str, first: int, second: int, winner: str | None, failure: str | None = None) -> dict:
+    return {"response_id": name, "first": first, "second": second, "winner": winner, "failure": failure}
+
+
+RESPONSES = [response(1, 0, 10), response(1, 1, 20), response(2, 0, 30), response(2, 1, 40), response(2, 2, 50)]
+JUDGMENTS = [
+    judgment("p1/r0", 0, 5),
+    judgment("p1/r0", 1, 4.5),
+    judgment("p1/r1", 0, 5),
+    judgment("p1/r1", 1, None, "truncated"),
+    judgment("p2/r0", 0, 3),
+    judgment("p2/r1", 0, 3),
+    judgment("p2/r2", 0, None, "fraction"),
+    judgment("p2/r2", 1, None, "truncated"),
+]
+
+
+def test_what_the_judgments_say():
+    """5 of 8 hold a score: 3 of 4 of p1's, 2 of 4 of p2's. Scores 5, 4.5, 5, 3, 3: mean 4.1; two are the highest; of
+    the six numbers that were read two are fractions, one of them refused."""
+    found = judge_panel(RESPONSES, JUDGMENTS)
+    assert found["judgments"] == 8 and found["failures"] == {"fraction": 1, "truncated": 2}
+    assert (found["parse_rate"]["value"], found["parse_rate"]["low"], found["parse_rate"]["high"]) == (0.625, 0.5, 0.75)
+    assert found["score_histogram"] == {"3": 2, "4.5": 1, "5": 2}
+    assert found["score_mean"] == 4.1 and found["saturation"] == 0.4
+    assert found["score_entropy_bits"] == pytest.approx(scipy_entropy([2, 1, 2], base=2), abs=1e-4)
+    assert found["fractions"] == pytest.approx(2 / 6, abs=1e-4)
+
+
+def test_failures_by_response_length():
+    """Edges 10, 10, 20, 30, 40, 50 without repetition: [10, 20), [20, 30), [30, 40), [40, 50]."""
+    bins = judge_panel(RESPONSES, JUDGMENTS)["by_response_length"]
+    assert [(row["from_characters"], row["judgments"], row["parse_rate"]) for row in bins] == [
+        (10, 2, 1.0),
+        (20, 2, 0.5),
+        (30, 1, 1.0),
+        (40, 3, 0.3333),
+    ]
+    assert bins[3]["failures"] == {"fraction": 1, "truncated": 1}
+    same = judge_panel([response(1, 0, 7)], [judgment("p1/r0", 0, 5), judgment("p1/r0", 1, None, "missing")])
+    assert [(row["from_characters"], row["judgments"]) for row in same["by_response_length"]] == [(7, 2)]
+
+
+def test_scores_ties_and_length():
+    """p1: 5 at 10 characters, 3 at 20: -1. p2: 4, 4, 1 at 30, 40, 50: ranks 2.5 2.5 1 against 1 2 3, -0.866. Of four
+    pairs within prompts one is tied; p3's one scored response is in no pair."""
+    scores = {
+        name: Fraction(s)
+        for name, s in zip(("p1/r0", "p1/r1", "p2/r0", "p2/r1", "p2/r2"), (5, 3, 4, 4, 1), strict=True)
+    }
+    found = response_panel([*RESPONSES, response(3, 0, 60), response(3, 1, 60)], scores | {"p3/r0": Fraction(2)})
+    assert found["distinct"] == 7 and found["scored"] == 6 and found["ties"]["value"] == 0.25
+    assert found["ties"]["count"] == 4 and found["all_equal"] == 0
+    assert found["score_length_spearman_within_prompt"]["value"] == pytest.approx((-1 - 0.866) / 2, abs=1e-3)
+    assert found["characters_mean"] == pytest.approx(270 / 7, abs=1e-3)
+    assert response_panel(RESPONSES[:2], {row["id"]: Fraction(4) for row in RESPONSES[:2]})["all_equal"] == 1
+
+
+def test_whom_the_meta_judge_prefers():
+    """Scores of a: 4, 4, 2. Judgments 0 and 1 (equal): first wins twice. 0 and 2: the higher wins, shown first, then
+    second. 1 and 2: the lower wins, shown first; then a tie. Of b nothing is decided."""
+    judgments = [judgment("a", i, score, text="y" * n) for i, (score, n) in enumerate([(4, 3), (4, 1), (2, 2)])]
+    judgments += [judgment("b", 0, 1), judgment("b", 1, 5)]
+    comparisons = [
+        comparison("a", 0, 1, "first"),
+        comparison("a", 1, 0, "first"),
+        comparison("a", 0, 2, "first"),
+        comparison("a", 2, 0, "second"),
+        comparison("a", 2, 1, "first"),
+        comparison("a", 1, 2, "tie"),
+        comparison("b", 0, 1, None, "missing"),
+    ]
+    elos = [
+        {"judgment_id": f"a/j{i}", "response_id": "a", "group": 0, "elo": e, "standard_error": 0.5 + i}
+        for i, e in enumerate((3.0, 1.0, 2.0))
+    ]
+    found = metajudge_panel(comparisons, judgments, elos)
+    assert found["comparisons"] == 7 and found["failures"] == {"missing": 1}
+    assert found["ties"] == pytest.approx(1 / 7, abs=1e-4)
+    assert (found["first_wins"]["value"], found["first_wins"]["count"]) == (0.8, 5)
+    assert (found["first_wins_at_equal_scores"]["value"], found["first_wins_at_equal_scores"]["count"]) == (1.0, 2)
+    assert found["higher_score_wins"]["value"] == pytest.approx(2 / 3, abs=1e-4)
+    assert (found["both_orders_agree"]["value"], found["both_orders_agree"]["count"]) == (0.5, 2)
+    assert found["elo_length_spearman"]["value"] == 1.0 and found["elo_standard_error_mean"] == 1.5
+
+
+def test_elo_goes_with_length_within_a_group_alone():
+    """In each group the longer has the higher Elo, over both it would be the other way round: +1 and +1."""
+    judgments = [judgment("a", i, 3, text="y" * n) for i, n in enumerate((3, 4, 1, 2))]
+    elos = [
+        {"judgment_id": f"a/j{i}", "response_id": "a", "group": i // 2, "elo": e, "standard_error": 1.0}
+        for i, e in enumerate((-2.0, -1.0, 1.0, 2.0))
+    ]
+    found = metajudge_panel([], judgments, elos)["elo_length_spearman"]
+    assert (found["value"], found["count"]) == (1.0, 2)
+
+
+def test_pairs(tmp_path):
+    row = {"chosen": [{"content": "12345"}], "rejected": [{"content": "123"}]}
+    write_jsonl(tmp_path / "actor.jsonl", [row, row | {"chosen": [{"content": "1"}]}])
+    counts = {"prompts": 4, "actor": 2, "actor.equal_scores": 2, "actor.not_better": 0}
+    write_manifest(tmp_path, "pairs", "key", [], counts=counts)
+    assert pairs_panel(tmp_path) == {
+        "actor": {
+            "pairs": 2,
+            "yield": 0.5,
+            "reasons": {"equal_scores": 2},
+            "chosen_characters_mean": 3.0,
+            "rejected_characters_mean": 3.0,
+        }
+    }
+
+
+PANEL = {
+    "judge": {"parse_rate": {"value": 0.6}, "saturation": 0.7},
+    "pairs": {"actor": {"pairs": 4, "yield": 0.4}, "judge": {"pairs": 0, "yield": 0.0}},
+}
+
+
+@pytest.mark.parametrize(
+    ("limits", "complaints"),
+    [
+        ({}, []),
+        ({"parse_rate": 0.6, "saturation": 0.7, "actor_yield": 0.4}, []),
+        ({"parse_rate": 0.61}, ["60.0% of the judgments hold a score, limits.parse_rate is 0.61"]),
+        ({"saturation": 0.69}, ["70.0% of the scores are 5, limits.saturation is 0.69"]),
+        ({"actor_yield": 0.5, "judge_yield": 0.1}, ["limits.actor_yield is 0.5", "limits.judge_yield is 0.1"]),
+    ],
+)
+def test_limits(limits, complaints):
+    broken = broken_limits(PANEL, Limits(**limits))
+    assert len(broken) == len(complaints)
+    assert all(complaint in clause for complaint, clause in zip(complaints, broken, strict=True))
+
+
+def test_limits_where_there_is_no_judge():
+    panel = {"judge": None, "pairs": {"actor": {"pairs": 1, "yield": 0.01}}}
+    assert broken_limits(panel, Limits(parse_rate=1.0, judge_yield=1.0, saturation=0.0)) == []
+    assert len(broken_limits(panel, Limits(actor_yield=0.1))) == 1
+
+
+def test_without_a_pair_there_is_nothing_to_train_on():
+    nothing = {
+        "judge": {"parse_rate": {"value": None}, "saturation": None},
+        "pairs": {"actor": {"pairs": 0, "yield": None}},
+    }
+    assert broken_limits(nothing, Limits()) == ["no prompt gives a pair"]
+    assert len(broken_limits(nothing, Limits(parse_rate=0.1, saturation=0.5))) == 2
+
+
+def test_nothing_at_all():
+    """An iteration whose prompts were all too long."""
+    found = judge_panel([], [])
+    assert found["parse_rate"]["value"] is None and found["by_response_length"] == []
+    assert response_panel([], {})["characters_mean"] is None
+    assert metajudge_panel([], [], [])["first_wins"]["count"] == 0
+
+
+def test_ranks_and_entropy():
+    values = [3, 1, 3, 2, 2, 2]
+    assert ranks(values).tolist() == rankdata(values).tolist()
+    assert entropy([]) == entropy([0]) == entropy([7]) == 0
+    assert entropy([1, 1, 1, 1]) == 2

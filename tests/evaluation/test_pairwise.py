@@ -1,0 +1,126 @@
+"""Two responses compared: what is asked, and what is made of the verdicts; every case worked by hand."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+
+from evaluation.pairwise import Duel, decide, duel_items, duel_record
+from judging.verdict import Failure, parse_winner
+from sampling.request import Completion
+from stages.settings import Iteration, Model, Respond, Settings
+
+DUEL = Duel("d", "What is {x}?", "It is 100% {y}.", "No idea.")
+HALF = Fraction(1, 2)
+
+
+class Chat:
+    """A chat format as far as requests need one; the token i is the character i."""
+
+    stop_ids = (0,)
+
+    def text(self, ids):
+        return "".join(map(chr, ids))
+
+
+@pytest.fixture
+def settings():
+    return Settings(name="t", model=Model("m"), respond=Respond(1), iteration=[Iteration()])
+
+
+def content(item):
+    return "\n".join(message["content"] for message in item.messages())
+
+
+@pytest.mark.parametrize("form", ["full", "compact"])
+def test_both_orders_are_asked_with_the_same_rest(settings, form):
+    settings = replace(settings, judge=replace(settings.judge, form=form))
+    items = list(duel_items([DUEL], "pairwise", 2, Chat(), settings))
+    assert [(item.record["shown"], item.record["index"]) for item in items] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert len({item.seed for item in items}) == 4
+    first, second = content(items[0]), content(items[2])
+    assert first.index(DUEL.first) < first.index(DUEL.second)
+    assert second.index(DUEL.second) < second.index(DUEL.first)
+    assert sorted(first) == sorted(second)
+
+
+def test_scores_are_asked_of_each_response_alone(settings):
+    items = list(duel_items([DUEL], "scores", 3, Chat(), settings))
+    assert len(items) == 6
+    assert all(DUEL.first in content(item) and DUEL.second not in content(item) for item in items[:3])
+    assert all(DUEL.second in content(item) and DUEL.first not in content(item) for item in items[3:])
+
+
+def test_equal_texts_tie_unasked(settings):
+    twin = Duel("d", "p", "same", "same")
+    assert not list(duel_items([twin], "pairwise", 1, Chat(), settings))
+    assert decide(twin, [], "scores").preference == "tie"
+    assert decide(twin, [], "pairwise").consistent
+
+
+@pytest.mark.parametrize(
+    ("text", "winner"),
+    [
+        ("B rambles.\nWinner: Response A", "first"),
+        ("Winner: [response b].", "second"),
+        ("**Winner:** Tie", "tie"),
+        ("Winner: B", "second"),
+        ("Winner: Judgment A", Failure.MALFORMED),
+        ("Winner: Response A or Response B", Failure.AMBIGUOUS),
+        ("Response A", Failure.MISSING),
+    ],
+)
+def test_a_winner_among_responses(text, winner):
+    assert parse_winner(text, "stop", compared="responses") == winner
+
+
+def test_a_record_says_the_winner_or_why_there_is_none(settings):
+    (item, *_) = duel_items([DUEL], "pairwise", 1, Chat(), settings)
+    said = {}
+    for reason in ("stop", "length"):
+        completion = Completion(item.name, [ord(c) for c in "Winner: Response B"], reason, -1.0)
+        said[reason] = duel_record(item, completion, "pairwise", Chat(), settings.judge)
+    assert (said["stop"]["winner"], said["stop"]["failure"]) == ("second", None)
+    assert (said["length"]["winner"], said["length"]["failure"]) == (None, "truncated")
+
+
+def scores(first, second):
+    return [{"shown": side, "score": score} for side, given in enumerate((first, second)) for score in given]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "minimum", "share"),
+    [
+        ([4, 5], [4, 4], 1, Fraction(1)),
+        ([4, 5], [4.5, 4.5], 1, HALF),
+        ([1], [2], 1, Fraction(0)),
+        ([None, 3], [2], 1, Fraction(1)),
+        ([None], [2], 1, None),
+        ([3, 3], [2], 2, None),
+    ],
+)
+def test_the_higher_mean_wins(first, second, minimum, share):
+    decision = decide(DUEL, scores(first, second), "scores", minimum)
+    assert decision.first == share
+    assert decision.consistent is None
+
+
+def winners(as_is, swapped):
+    return [{"shown": side, "winner": winner} for side, given in enumerate((as_is, swapped)) for winner in given]
+
+
+@pytest.mark.parametrize(
+    ("as_is", "swapped", "share", "preference", "consistent"),
+    [
+        (["first"], ["second"], Fraction(1), "first", True),  # the first response won in both orders
+        (["first"], ["first"], HALF, "tie", False),  # whatever is shown first wins
+        (["tie"], ["tie"], HALF, "tie", True),
+        (["tie"], ["second"], Fraction(3, 4), "first", False),
+        ([None], ["first"], Fraction(0), "second", None),
+        ([None], [None], None, None, None),
+        (["first", "first", "second"], ["first"], Fraction(1, 3), "second", False),
+    ],
+)
+def test_orders_are_averaged(as_is, swapped, share, preference, consistent):
+    decision = decide(DUEL, winners(as_is, swapped), "pairwise")
+    assert (decision.first, decision.preference, decision.consistent) == (share, preference, consistent)

@@ -1,0 +1,123 @@
+"""Expected scores: by hand, against a plain model in fp64, and through an iteration."""
+
+import json
+from fractions import Fraction
+from types import SimpleNamespace
+
+import pytest
+import torch
+from plain_llama import PlainLlama
+
+from judging.expected import expected_items, expected_record, moments, reasoned_items, score_tokens, spreads
+from judging.scores import meta_judged, most_uncertain, response_scores
+from model.weights import load_model
+from prepare.seed_model import make_tiny
+from sampling.engine import Engine
+from sampling.generate import Item
+from sampling.request import Completion, Request, Sampling
+from stages.files import UserError
+from stages.settings import Judge
+
+CHAT = SimpleNamespace(
+    prompt_ids=lambda messages: [1, *"|".join(m["content"] for m in messages).encode()],
+    completion_ids=lambda text: [*text.encode(), 0],
+    text=lambda ids: bytes(i for i in ids if i).decode(),
+    stop_ids=frozenset({0}),
+)
+RESPONSE = {"id": "p/r0", "prompt_id": "p", "prompt": "Why?", "text": "So."}
+
+
+def first_pick(options, what):
+    return options[0]
+
+
+def record(*probabilities: float, finish_reason: str = "length") -> dict:
+    item = Item("p/r0/e", list, Sampling(0.0, 1.0, 1), 0, "p", {"id": "p/r0/e", "response_id": "p/r0"})
+    return expected_record(item, Completion("p/r0/e", [], finish_reason, 0.0, probabilities))
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "mean", "variance"),
+    [
+        ((0, 0, 0, 1, 0, 0), 3, 0),
+        ((0.25, 0, 0, 0, 0, 0.75), 3.75, 4.6875),  # 0.25 * 3.75^2 + 0.75 * 1.25^2
+        ((0.1, 0.1, 0.1, 0.1, 0.1, 0.1), 2.5, 35 / 12),  # a fair die's, though they add up to 0.6
+    ],
+)
+def test_moments_by_hand(probabilities, mean, variance):
+    assert moments(probabilities) == pytest.approx((mean, variance), abs=1e-12)
+
+
+def test_a_row_has_the_mean_or_says_why_not():
+    row = record(0.0, 0.0, 0.25, 0.75, 0.0, 0.0)
+    assert (row["score"], row["variance"], row["failure"]) == (2.75, 0.1875, None)
+    assert record(0.1, 0.0, 0.0, 0.0, 0.0, 0.39)["failure"] == "low_mass"
+    assert record(*[float("nan")] * 6)["failure"] == "low_mass"
+    too_long = record(finish_reason="too_long")
+    assert (too_long["score"], too_long["failure"]) == (None, "too_long")
+
+
+def test_the_engine_gives_the_models_own_probabilities(tmp_path):
+    """Whatever else is computed with it, whether or not its prompt is in the cache, in chunks or at once."""
+    named, sampling = (5, 77, 30), Sampling(0.8, 0.9, 3)
+    prompts = [[7, 8, 9, 10, 11], [7, 8, 9, 10, 11, 12, 13, 14, 15, 16], list(range(3, 60))]
+    make_tiny(tmp_path)
+    plain = PlainLlama(tmp_path)
+    expected = [plain.logits(ids)[-1].softmax(-1)[list(named)].tolist() for ids in prompts]
+    for options in ({"token_budget": 128}, {"token_budget": 7}, {"token_budget": 128, "share_prefixes": False}):
+        machine = Engine(load_model(tmp_path, torch.float32), blocks=64, block_size=4, max_sequences=8, **options)
+        requests = [Request(f"{i}/{k}", ids, sampling, k, named) for i, ids in enumerate(prompts) for k in range(2)]
+        found = {done.id: done for done in machine.run([*requests, Request("other", [3, 4], sampling, 0)])}
+        for i, shares in enumerate(expected):
+            for k in range(2):
+                assert found[f"{i}/{k}"].probabilities == pytest.approx(shares, rel=1e-4)
+        assert found["other"].probabilities == ()
+
+
+def test_the_request_ends_where_the_digit_comes():
+    item = next(expected_items([RESPONSE], CHAT, Judge(form="compact", verdict="first")))
+    request = item.request(CHAT)
+    assert bytes(request.ids[1:]).endswith(b"So.Score: ") and request.named == tuple(b"012345")
+    assert item.sampling.max_new_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [("Fine: 3 of 4 hold.\nScore: 4", 26), ("Score: 1 is too low.\nFinal score: 2/5", 34), ("**Score:** 5", 11)],
+)
+def test_behind_reasons_the_digit_is_the_verdicts(text, place):
+    """Digits and labels in the reasons are none of its business."""
+    ids = [*text.encode(), 0]
+    judgment = {"id": "p/r0/j0", "response_id": "p/r0", "prompt_id": "p", "index": 0, "score": 1, "ids": ids}
+    failed = judgment | {"id": "p/r0/j1", "index": 1, "score": None, "text": "?"}
+    rows = {"p/r0": [judgment | {"text": text}, failed]}
+    (item,) = reasoned_items([RESPONSE], rows, CHAT, Judge(verdict="last"))
+    assert item.begun == tuple(ids[:place]) and item.record["index"] == 0
+
+
+def test_a_tokenizer_without_digits_of_their_own_is_refused():
+    assert score_tokens(CHAT).digits == tuple(b"012345")
+    with pytest.raises(UserError, match=r'set judge\.score = "sampled"'):
+        score_tokens(SimpleNamespace(completion_ids=lambda text: [7, 0]))
+
+
+def test_the_most_uncertain_response_is_judged():
+    rows = [
+        {"response_id": "p/r0", "score": 2.5, "variance": 1.0},
+        {"response_id": "p/r1", "score": 2.0, "variance": 0.5},
+        {"response_id": "p/r1", "score": 4.0, "variance": 0.5},  # the mean 0.5 within and 1 between
+        {"response_id": "p/r2", "score": None, "variance": None},
+    ]
+    found = spreads(rows)
+    assert found == {"p/r0": 1, "p/r1": Fraction(3, 2)}
+    responses = [{"id": f"p/r{i}", "prompt_id": "p"} for i in range(3)]
+    assert [row["id"] for row in most_uncertain(responses, found, first_pick)] == ["p/r1"]
+    judgments = {f"p/r{i}": [{"text": "a", "score": 0}, {"text": "b", "score": 5 * (i == 0)}] for i in range(2)}
+    assert meta_judged(responses, judgments, first_pick)[0]["id"] == "p/r0"  # by the sampled scores
+    assert meta_judged(responses, judgments, first_pick, found)[0]["id"] == "p/r1"
+    own = {"p/r1": [row for row in rows if row["response_id"] == "p/r1"]}
+    assert response_scores(own, 2) == {"p/r1": 3}
+
+
+def test_scores_are_exact_decimals():
+    assert json.loads(json.dumps(record(0.1, 0.2, 0.3, 0.2, 0.1, 0.1)["score"])) == 2.3

@@ -1,0 +1,121 @@
+"""Judge requests and judgment records, with no model: which responses are asked about, how often, and what is read."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from judging.judge import judge_items, judge_key, judgment_record
+from judging.rubric import judge_prompt
+from judging.scores import distinct_responses
+from sampling.generate import request_seed
+from sampling.request import Completion, Sampling
+from stages.settings import Iteration, Judge, Model, Respond, Settings
+
+CHAT = SimpleNamespace(
+    prompt_ids=lambda messages: [1, *"|".join(m["content"] for m in messages).encode()],
+    text=lambda ids: bytes(i for i in ids if i).decode(),
+    stop_ids=frozenset({0}),
+)
+
+
+def make_settings(**judge) -> Settings:
+    return Settings(
+        name="test",
+        model=Model(path="m"),
+        respond=Respond(prompts="p", prompts_per_iteration=1),
+        judge=Judge(**{"N": 3, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 50} | judge),
+        iteration=[Iteration()],
+        seed=5,
+    )
+
+
+def response(prompt: int, sample: int, text: str, finish_reason: str = "stop") -> dict:
+    name = f"p{prompt}"
+    return {"id": f"{name}/r{sample}", "prompt_id": name, "sample": sample, "prompt": f"question {prompt}",
+            "ids": [7], "text": text, "finish_reason": finish_reason, "logprob": -1.0, "seed": 1}  # fmt: skip
+
+
+RESPONSES = [
+    response(1, 0, "a"),
+    response(1, 1, "b", "length"),
+    response(1, 2, "a"),
+    response(1, 3, "", "too_long"),
+    response(2, 0, "a"),
+]
+ONCE = distinct_responses(RESPONSES)
+
+
+def test_each_distinct_response_is_judged_n_times():
+    items = list(judge_items(ONCE, CHAT, make_settings(), 1, 3))
+    assert [item.name for item in items] == [f"{name}/j{i}" for name in ("p1/r0", "p1/r1", "p2/r0") for i in range(3)]
+    assert [item.group for item in items] == ["p1"] * 6 + ["p2"] * 3
+    assert items[4].record == {"id": "p1/r1/j1", "response_id": "p1/r1", "prompt_id": "p1", "index": 1}
+    assert items[0].sampling == Sampling(0.7, 0.9, 50, frozenset({0}))
+
+
+@pytest.mark.parametrize(("form", "verdict"), [("full", "last"), ("compact", "first")])
+def test_the_request_is_the_rubrics_prompt(form, verdict):
+    items = list(judge_items(ONCE, CHAT, make_settings(form=form, verdict=verdict), 1, 3))
+    assert items[3].request(CHAT).ids == CHAT.prompt_ids(judge_prompt("question 1", "b", form, verdict))
+
+
+def test_no_two_judgments_share_their_noise():
+    seeds = [item.seed for t in (1, 2) for item in judge_items(ONCE, CHAT, make_settings(), t, 3)]
+    assert len(set(seeds)) == len(seeds) == 18
+    assert seeds[1] == request_seed(5, 1, "judge", "p1/r0/j1")
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "score", "failure"),
+    [
+        ("Good.\nScore: 4", "stop", 4, None),
+        ("Good.\nScore: 0", "stop", 0, None),
+        ("Good.\nScore: 4.5", "stop", None, "fraction"),
+        ("Good.\nScore: 4", "length", None, "truncated"),
+        ("", "too_long", None, "too_long"),
+        ("", "stop", None, "empty"),
+        ("Score: 4\nGood.", "stop", None, "missing"),
+    ],
+)
+def test_judgment_records(text: str, finish_reason, score, failure):
+    item = list(judge_items(ONCE, CHAT, make_settings(), 1, 3))[1]
+    ids = [*text.encode(), 0] if finish_reason == "stop" else list(text.encode())
+    row = judgment_record(item, Completion("p1/r0/j1", ids, finish_reason, -2.5), CHAT, Judge())
+    assert row == {
+        "id": "p1/r0/j1",
+        "response_id": "p1/r0",
+        "prompt_id": "p1",
+        "index": 1,
+        "ids": ids,
+        "text": text,
+        "finish_reason": finish_reason,
+        "logprob": -2.5,
+        "seed": item.seed,
+        "score": score,
+        "failure": failure,
+    }
+    assert json.loads(json.dumps(row)) == row
+    assert type(row["failure"]) in (str, type(None))
+
+
+def test_settings_reach_the_reading():
+    item = next(judge_items(ONCE, CHAT, make_settings(), 1, 3))
+
+    def score(text: str, judge: Judge):
+        return judgment_record(item, Completion("p1/r0/j0", [*text.encode(), 0], "stop", 0.0), CHAT, judge)["score"]
+
+    assert score("Score: 4.5", Judge(fractions=True)) == 4.5
+    assert score("Score: 4.0", Judge(fractions=True)) == 4
+    assert score("Score: 3\nScore: 4", Judge(verdict="first")) == 3
+    assert score("Score: 3\nScore: 4", Judge(verdict="last")) == 4
+
+
+def test_the_key_knows_model_inputs_and_settings(tmp_path):
+    for name in ("m1", "m2", "r1", "r2"):
+        (tmp_path / name).write_text(name)
+    base = (make_settings(), tmp_path / "m1", tmp_path / "r1", 1)
+    keys = {judge_key(*base)}
+    keys |= {judge_key(*base[:3], 2), judge_key(base[0], tmp_path / "m2", base[2], 1)}
+    keys |= {judge_key(*base[:2], tmp_path / "r2", 1), judge_key(make_settings(N=4), *base[1:])}
+    assert len(keys) == 5 and judge_key(*base) in keys

@@ -1,0 +1,70 @@
+"""The preview: a response, two judgments of it and their comparison, or as much of it as the model gives."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from judging.preview import preview
+from sampling.request import Completion
+from stages.settings import load_settings
+
+SETTINGS = load_settings(Path(__file__).parents[2] / "configs" / "smollm2-135m.toml")
+PROMPTS = [{"id": "a", "prompt": "What is rain?"}, {"id": "b", "prompt": "What is snow?"}]
+ANSWERS = {"a": "Water that falls.", "b": "Cold."}
+
+
+class Chat:
+    """Tokens are characters."""
+
+    stop_ids = (0,)
+
+    def prompt_ids(self, messages):
+        return [ord(letter) for letter in messages[0]["content"]]
+
+    def text(self, ids):
+        return "".join(map(chr, ids))
+
+
+class Worker:
+    """Of which each kind of request has a script: the judge's j-th answer, and the meta-judge's."""
+
+    settings, chat = SETTINGS, Chat()
+
+    def __init__(self, judge, metajudge):
+        self.judge, self.metajudge = judge, metajudge
+
+    def engine(self, log):
+        return self
+
+    def record(self, item, completion):
+        return item.record | {"text": self.chat.text(completion.ids), "finish_reason": completion.finish_reason}
+
+    def run(self, requests):
+        for request in requests:
+            kind = request.id.split("/")[-1]
+            text = self.judge(kind) if kind[0] == "j" else {"r": ANSWERS[request.id[0]], "m": self.metajudge}[kind[0]]
+            yield Completion(request.id, [ord(letter) for letter in text], "stop", 0.0)
+
+
+def judged(kind: str) -> str:
+    return f"Score: {1 + int(kind[1:]) % 2}\nBecause {kind}."
+
+
+def test_the_longest_response_with_two_judgments_and_their_comparison():
+    response, a, b, winner = preview(Worker(judged, "It deserves 2.\nWinner: Judgment B"), PROMPTS, 1)
+    assert "What is rain?" in response and "Water that falls." in response
+    assert a.startswith("\nJudgment A of it: ") and b.startswith("\nJudgment B of it: ")
+    assert a.split("Because")[1] != b.split("Because")[1]
+    assert "winner | B" in winner
+
+
+@pytest.mark.parametrize(("judge", "count"), [(lambda kind: "no score", 1), (judged, 3)])
+def test_a_model_that_does_not_judge_or_compare_shows_the_rest(judge, count):
+    assert len(preview(Worker(judge, "who knows"), PROMPTS, 1)) == count
+
+
+def test_a_single_judgment_is_shown_alone():
+    worker = Worker(judged, "Winner: Judgment A")
+    worker.settings = replace(SETTINGS, judge=replace(SETTINGS.judge, N=1))
+    assert len(preview(worker, PROMPTS, 1)) == 2

@@ -1,0 +1,185 @@
+"""What must hold for any iteration: symmetries of the battles, constants in the scores, and failures as deletions.
+
+The iterations are invented by hypothesis: prompts, responses of several lengths, judgments with and without a score,
+comparisons with and without a winner, and settings.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from test_pairs import CHAT
+
+from judging.contests import contests, elo_rows, position_wins
+from judging.elo import battle_matrix, position_weights
+from judging.pairs import actor_pairs, judge_pairs
+from judging.schedule import scheduled
+from judging.scores import distinct_responses, group_by, meta_judged, response_scores, seeded_draw
+from stages.settings import Iteration, Judge, Metajudge, Model, Respond, Settings
+
+FLIPPED = {"first": "second", "second": "first"}
+
+
+@dataclass(frozen=True)
+class Invented:
+    """An iteration's records and its settings."""
+
+    settings: Settings
+    responses: list[dict]
+    judgments: list[dict]
+    battles: dict[str, list[tuple]]
+
+    def actor(self):
+        scores = response_scores(group_by(self.judgments, "response_id"), self.settings.judge.minimum_valid)
+        return actor_pairs(group_by(self.responses, "prompt_id"), scores, self.settings, 1, CHAT)
+
+    def judge(self):
+        """Judge pairs, reasons, and all Elo scores."""
+        wins = position_wins(self.battles)
+        prompts, judged = group_by(self.responses, "prompt_id"), group_by(self.judgments, "response_id")
+        held = contests(prompts, judged, self.battles, self.settings, 1)
+        return *judge_pairs(held, wins, self.settings, 1, CHAT), list(elo_rows(held, wins, self.settings.metajudge))
+
+
+@st.composite
+def rules(draw) -> Settings:
+    limit = st.sampled_from([None, None, None, 2, 6, 8])
+    rule = Iteration(
+        rho=draw(st.sampled_from([0, 0, 1, 3, 4, 5, 8, 10])) / 10,
+        length_control=draw(st.booleans()),
+        max_response_characters=draw(limit),
+        max_judgment_characters=draw(limit),
+    )
+    return Settings(
+        name="invented",
+        model=Model(path="m"),
+        respond=Respond(prompts="p", prompts_per_iteration=1),
+        judge=Judge(minimum_valid=draw(st.sampled_from([1, 1, 2, 3]))),
+        metajudge=Metajudge(max_score_gap=draw(st.sampled_from([None, None, 0.0, 1.0]))),
+        iteration=[rule],
+    )
+
+
+@st.composite
+def iterations(draw, distinct: bool = False) -> Invented:
+    """With `distinct` no two judgments have the same text."""
+    settings = draw(rules())
+    judged = st.lists(st.sampled_from([3, 0, 1, 2, 4, 5, 5, None]), min_size=draw(st.sampled_from([3, 0])), max_size=5)
+    responses, judgments = [], []
+    for prompt in range(draw(st.sampled_from([3, 2, 1]))):
+        for sample in range(draw(st.sampled_from([4, 3, 2, 1]))):
+            name = f"p{prompt}/r{sample}"
+            text = draw(st.sampled_from(["bb", "a", "ccc", "dddd", "e", "ff", ""]))
+            responses.append({"id": name, "prompt_id": f"p{prompt}", "prompt": "q", "ids": [sample], "text": text,
+                              "finish_reason": "stop"})  # fmt: skip
+            for index, score in enumerate(draw(judged)):
+                words = draw(st.sampled_from(["fair", "thin", "rather good"])) + f" {index}" * distinct
+                judgments.append({"id": f"{name}/j{index}", "response_id": name, "index": index, "score": score,
+                                  "text": f"{words} {score}", "ids": [index]})  # fmt: skip
+    return Invented(settings, responses, judgments, draw_battles(draw, settings, responses, judgments))
+
+
+def draw_battles(draw, settings: Settings, responses: list[dict], judgments: list[dict]) -> dict[str, list[tuple]]:
+    """A comparison of each pair that the meta-judge would be asked for."""
+    battles: dict[str, list[tuple]] = {}
+    judged = group_by(judgments, "response_id")
+    for rows in group_by(distinct_responses(responses), "prompt_id").values():
+        picked = meta_judged(rows, judged, seeded_draw(settings.seed, 1))
+        for a, b in scheduled(picked[1], settings.metajudge, 0) if picked else ():
+            winner = draw(st.sampled_from(["first", "second", "first", "second", "tie", None]))
+            battles.setdefault(picked[0]["id"], []).append((a["index"], b["index"], winner))
+    return battles
+
+
+@hypothesis_settings(deadline=None)
+@given(iterations(), st.sampled_from([Fraction(1), Fraction(1, 3), Fraction(-7, 2)]))
+def test_a_constant_added_to_all_scores_changes_no_pair(case: Invented, constant: Fraction):
+    """Fractions beyond what a judge can say, so that nothing but differences may decide."""
+    shifted = replace(case, judgments=[_plus(row, constant) for row in case.judgments])
+    (pairs, none), (same, still_none) = case.actor(), shifted.actor()
+    assert none == still_none
+    assert [_choice(pair) for pair in pairs] == [_choice(pair) for pair in same]
+    for pair, other in zip(pairs, same, strict=True):
+        assert Fraction(other["chosen_score"]) - Fraction(pair["chosen_score"]) == constant
+    assert [_choice(pair) for pair in case.judge()[0]] == [_choice(pair) for pair in shifted.judge()[0]]
+
+
+def _plus(row: dict, constant: Fraction) -> dict:
+    return row if row["score"] is None else row | {"score": row["score"] + constant}
+
+
+def _choice(pair: dict) -> tuple[str, str]:
+    return pair["chosen_id"], pair["rejected_id"]
+
+
+@hypothesis_settings(deadline=None)
+@given(iterations(), st.text(max_size=8), st.booleans())
+def test_a_parse_failure_acts_as_a_deleted_record(case: Invented, text: str, copied: bool):
+    """Whatever its text, that of a judgment with a score included."""
+    known = [row["text"] for row in case.judgments if row["score"] is not None]
+    text = known[0] if copied and known else text
+    rewritten = [row if row["score"] is not None else row | {"text": text} for row in case.judgments]
+    kept = [row for row in case.judgments if row["score"] is not None]
+    decided = {
+        name: [battle for battle in own if battle[2] is not None] or own[:1] for name, own in case.battles.items()
+    }
+    for other in (replace(case, judgments=rewritten), replace(case, judgments=kept, battles=decided)):
+        assert other.actor() == case.actor()
+        assert other.judge() == case.judge()
+
+
+@hypothesis_settings(deadline=None)
+@given(iterations())
+def test_exchanged_positions_change_nothing(case: Invented):
+    """r_mn becomes -r_nm for all pairs of the iteration: each comparison is shown the other way round and has the same
+    winner. First and second wins exchange, so w1 and w2 do, and B is the same."""
+    exchanged = {
+        name: [(n, m, FLIPPED.get(winner, winner)) for m, n, winner in own] for name, own in case.battles.items()
+    }
+    wins, others = position_wins(case.battles), position_wins(exchanged)
+    assert (wins["first"], wins["second"]) == (others["second"], others["first"])
+    w1, w2 = position_weights(wins["first"], wins["second"])
+    for name, own in case.battles.items():
+        size = 1 + max(max(m, n) for m, n, _ in own)
+        B, same = battle_matrix(size, own, w1, w2), battle_matrix(size, exchanged[name], w2, w1)
+        np.testing.assert_allclose(same, B, rtol=0, atol=1e-15 * len(own))
+    assert _with_close_elo(replace(case, battles=exchanged).judge()) == _with_close_elo(case.judge())
+
+
+def _with_close_elo(judged: Sequence):
+    """Elo to six digits: sums of the same weights in another order differ in the last bit."""
+    pairs, none, rows = judged
+    return (
+        [{key: _rounded(value) for key, value in pair.items()} for pair in pairs],
+        none,
+        [{key: _rounded(value) for key, value in row.items() if key not in ("won", "lost")} for row in rows],
+    )
+
+
+def _rounded(value):
+    return round(value, 5) if isinstance(value, float) else value
+
+
+@hypothesis_settings(deadline=None)
+@given(iterations(distinct=True), st.randoms(use_true_random=False))
+def test_relabelled_judgments_permute_elo(case: Invented, random):
+    """Judgments under other indices, in another order, have the same Elo scores."""
+    label: dict[tuple[str, int], int] = {}
+    for name, own in group_by(case.judgments, "response_id").items():
+        indices = [row["index"] for row in own]
+        label |= {(name, index): new for index, new in zip(indices, random.sample(indices, len(indices)), strict=True)}
+    renamed = [row | {"index": label[row["response_id"], row["index"]]} for row in case.judgments]
+    renamed.sort(key=lambda row: (row["response_id"], row["index"]))
+    battles = {name: [(label[name, m], label[name, n], w) for m, n, w in own] for name, own in case.battles.items()}
+    before, after = case.judge()[2], replace(case, judgments=renamed, battles=battles).judge()[2]
+    again = {row["judgment_id"]: row for row in after}
+    assert len(again) == len(before)
+    for row in before:
+        other = again[row["judgment_id"]]
+        np.testing.assert_allclose(other["elo"], row["elo"], atol=2e-6)
+        np.testing.assert_allclose(other["standard_error"], row["standard_error"], atol=2e-6)
+        assert (other["won"], other["lost"]) == (row["won"], row["lost"])

@@ -1,0 +1,172 @@
+"""Which comparisons are asked for: all, a balanced share, near scores; and pairs from near scores by hand."""
+
+import math
+import random
+from collections import Counter
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_pairs import CHAT, EVEN, judgments, make_settings, response, take_first
+
+from judging.contests import Contest, choose_judgments, contests, elo_rows, position_wins
+from judging.pairs import judge_pairs
+from judging.reasons import Reason
+from judging.schedule import balanced_edges, chains, schedule_seed, scheduled
+from judging.scores import group_by
+from stages.settings import Iteration, Metajudge
+
+
+def rows(*scores) -> list[dict]:
+    return judgments("p1/r0", scores)
+
+
+def places(pairs) -> list[tuple[int, int]]:
+    return [(a["index"], b["index"]) for a, b in pairs]
+
+
+def connected(size: int, edges) -> bool:
+    reached, border = {0}, [0]
+    while border:
+        here = border.pop()
+        for m, n in edges:
+            for there in {m, n} - reached if here in (m, n) else ():
+                reached.add(there)
+                border.append(there)
+    return len(reached) == size
+
+
+@given(st.integers(2, 24), st.integers(1, 12), st.integers(0, 10**9))
+def test_a_balanced_share(size: int, half: int, seed: int):
+    degree = 2 * half
+    edges = balanced_edges(size, degree, random.Random(seed))
+    met = Counter(frozenset(edge) for edge in edges)
+    assert all(len(edge) == 2 for edge in met) and max(met.values()) == 1
+    assert Counter(m for edge in edges for m in edge) == {m: min(degree, size - 1) for m in range(size)}
+    assert connected(size, edges)
+    assert edges == balanced_edges(size, degree, random.Random(seed))
+
+
+def test_the_share_depends_on_the_seed():
+    shares = [frozenset(map(frozenset, balanced_edges(11, 4, random.Random(seed)))) for seed in range(20)]
+    assert len(set(shares)) > 15
+    seeds = {schedule_seed(seed, t, name) for seed in (0, 1) for t in (1, 2) for name in ("p1/r0", "p1/r1")}
+    assert len(seeds) == 8
+
+
+def test_all_ordered_pairs_are_the_papers():
+    everything = places(scheduled(rows(1, 2, 3), Metajudge(), 0))
+    assert everything == [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]
+    assert places(scheduled(rows(1, 2, 3), Metajudge(opponents=2), 0)) == everything
+
+
+@pytest.mark.parametrize("opponents", [2, 4, 8])
+def test_each_judgment_is_shown_first_and_second_equally_often(opponents: int):
+    pairs = places(scheduled(rows(*[3] * 11), Metajudge(opponents=opponents), 7))
+    assert len(pairs) == len(set(pairs)) == 11 * opponents
+    assert set(pairs) == {(n, m) for m, n in pairs}
+    assert Counter(m for m, _ in pairs) == Counter(n for _, n in pairs) == {m: opponents for m in range(11)}
+    assert pairs == sorted(pairs)  # what is shown first stands together, and is computed once
+
+
+def test_near_scores_by_hand():
+    scores = rows(5, 3, 4, 1, 3)
+    assert places(scheduled(scores, Metajudge(max_score_gap=0), 0)) == [(1, 4), (4, 1)]
+    near = {(0, 2), (1, 2), (1, 4), (2, 4)}
+    assert set(places(scheduled(scores, Metajudge(max_score_gap=1), 0))) == near | {(n, m) for m, n in near}
+    assert chains(scores, Metajudge()) == [[0, 1, 2, 3, 4]]
+    assert chains(scores, Metajudge(max_score_gap=0)) == [[3], [1, 4], [2], [0]]
+    assert chains(scores, Metajudge(max_score_gap=1)) == [[3], [0, 1, 2, 4]]
+    # 4.1 and 4.3 are 1/5 apart, exactly: the difference of the nearest doubles is more.
+    assert len(scheduled(rows(4.1, 4.3), Metajudge(max_score_gap=0.2), 0)) == 2 and 4.3 - 4.1 > 0.2
+
+
+@given(st.lists(st.integers(0, 20), min_size=2, max_size=9), st.integers(0, 8))
+def test_nothing_is_compared_across_chains(quarters, gap):
+    scores = rows(*[quarter / 4 for quarter in quarters])
+    meta = Metajudge(max_score_gap=gap / 4)
+    pairs, found = places(scheduled(scores, meta, 0)), chains(scores, meta)
+    chain_of = {place: number for number, chain in enumerate(found) for place in chain}
+    assert sorted(chain_of) == list(range(len(scores))) and sum(map(len, found)) == len(scores)
+    assert all(chain_of[m] == chain_of[n] for m, n in pairs)
+    for chain in found:
+        number = {place: i for i, place in enumerate(chain)}
+        assert connected(len(chain), [(number[m], number[n]) for m, n in pairs if m in number])
+    expected = {
+        (m, n) for m, a in enumerate(quarters) for n, b in enumerate(quarters) if m != n and Fraction(abs(a - b)) <= gap
+    }
+    assert set(pairs) == expected
+
+
+def test_the_pair_comes_from_the_widest_chain():
+    """Scores 3 3 5 5: 0 beats 1 once, 2 beats 3 in both orders. Over all, 0 and 2 lead and 1 and 3 trail, and the
+    pair of the paper's rule would be 2 and 3 as well; here 2 against 1 is out of the question, however Elo lies."""
+    meta = Metajudge(max_score_gap=0)
+    battles = [(0, 1, "first"), (2, 3, "first"), (3, 2, "second")]
+    contest = Contest({"id": "p1/r0"}, rows(3, 3, 5, 5), battles)
+    choice = choose_judgments(contest, EVEN, meta, Iteration(), take_first)
+    assert (choice.chosen["index"], choice.rejected["index"]) == (2, 3)
+    # 1 loses to 0 as firmly as 3 does to 2: one of the two chains is drawn, never one judgment of each.
+    contest = Contest({"id": "p1/r0"}, rows(3, 3, 5, 5), [(0, 1, "first"), (2, 3, "first")])
+    for draw, pair in ((take_first, (0, 1)), (lambda options, what: options[-1], (2, 3))):
+        choice = choose_judgments(contest, EVEN, meta, Iteration(), draw)
+        assert (choice.chosen["index"], choice.rejected["index"]) == pair
+    # In each chain all are equal: what lies between the chains does not count.
+    contest = Contest({"id": "p1/r0"}, rows(3, 3, 5, 5), [(0, 1, "first"), (1, 0, "first")])
+    assert choose_judgments(contest, EVEN, meta, Iteration(), take_first) is Reason.EQUAL_ELO
+
+
+def test_no_near_scores_is_a_reason():
+    prompts = group_by([response(1, 0, "answer")], "prompt_id")
+    rated = group_by(rows(1, 3, 5), "response_id")
+    settings = make_settings(max_score_gap=1)
+    held = contests(prompts, rated, {}, settings, 1)
+    assert judge_pairs(held, {"first": 1, "second": 1}, settings, 1, CHAT) == ([], {"p1": Reason.NO_NEAR_SCORES})
+
+
+def test_elo_rows_by_hand():
+    """0 beats 1 in both orders, 2 is tied with everyone: B_01 = w1 + w2 = 1, so e (1 + exp(2 e)) = 100 and Elo is e, -e
+    and 0 (tests/judging/test_pairs.py has the same equation)."""
+    battles = {"p1/r0": [(0, 1, "first"), (1, 0, "second"), (0, 2, "tie"), (2, 1, None)]}
+    settings = make_settings()
+    held = contests(
+        group_by([response(1, 0, "answer")], "prompt_id"), group_by(rows(1, 2, 3), "response_id"), battles, settings, 1
+    )
+    found = list(elo_rows(held, position_wins(battles), Metajudge()))
+    assert [(row["judgment_id"], row["won"], row["lost"]) for row in found] == [
+        ("p1/r0/j0", 2, 0),
+        ("p1/r0/j1", 0, 2),
+        ("p1/r0/j2", 0, 0),
+    ]
+    e = found[0]["elo"]
+    assert e * (1 + math.exp(2 * e)) == pytest.approx(100, abs=0.01)
+    assert found[1]["elo"] == -e and found[2]["elo"] == 0
+    # What no battle decides is known by the penalty alone, whose variance is 1 / lambda = 100, less the common shift.
+    assert found[2]["standard_error"] == pytest.approx((100 * 2 / 3) ** 0.5, rel=1e-3)
+    assert {row["group"] for row in found} == {0}
+    assert list(elo_rows({"p1": Reason.TOO_FEW_JUDGMENTS}, {"first": 1, "second": 1}, Metajudge())) == []
+
+
+def test_what_was_not_compared_has_no_elo():
+    """Scores 3 3 0 1 1 with a gap of 0: two groups, and 2 is alone."""
+    battles = {"p1/r0": [(0, 1, "first"), (1, 0, "second"), (3, 4, "second"), (4, 3, None)]}
+    settings = make_settings(max_score_gap=0)
+    rated = group_by(rows(3, 3, 0, 1, 1), "response_id")
+    held = contests(group_by([response(1, 0, "answer")], "prompt_id"), rated, battles, settings, 1)
+    found = list(elo_rows(held, position_wins(battles), settings.metajudge))
+    assert [row["judgment_id"][-2:] for row in found] == ["j0", "j1", "j3", "j4"]
+    groups = [row["group"] for row in found]
+    assert groups[0] == groups[1] != groups[2] == groups[3]
+
+
+def test_the_penalty_is_a_setting():
+    contest = Contest({"id": "p1/r0"}, rows(1, 2), [(0, 1, "first")])
+    loose, tight = (contest.elo(EVEN, penalty)[0][0] for penalty in (0.01, 1.0))
+    # e: 1/2 sigmoid(-2 e) = penalty e
+    for e, penalty in ((loose, 0.01), (tight, 1.0)):
+        assert 0.5 / (1 + math.exp(2 * e)) == pytest.approx(penalty * e, rel=1e-9)
+    assert loose > 5 * tight
+    for penalty in (0.01, 1.0):
+        choice = choose_judgments(contest, EVEN, Metajudge(elo_penalty=penalty), Iteration(), take_first)
+        assert choice.chosen_elo == contest.elo(EVEN, penalty)[0][0]

@@ -1,0 +1,204 @@
+"""Products in int8 against integers counted by numpy, and what chooses them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from conftest import needs_int8
+
+from kernels.attention import Segments, VarlenAttention
+from kernels.int8 import Int8Weight, int8_linear
+from model.config import LlamaConfig
+from model.dtype import generation_dtype, held_dtype, training_dtype
+from model.llama import Llama, logits_head
+from model.packing import hadamard, pack, rotate
+from model.weights import load_model, load_packed, random_weights
+from sampling.engine import Engine
+from sampling.request import Request, Sampling
+from stages.files import UserError
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SHAPES = [(1, 1, 1), (1, 576, 960), (3, 33, 50), (7, 1536, 5), (130, 31, 127), (64, 64, 1000)]
+
+
+def small_model(tied: bool) -> tuple[Llama, Callable[[], torch.Tensor]]:
+    """A model with random weights, and its logits of 40 tokens."""
+    config = LlamaConfig(**{**LlamaConfig.load(FIXTURES / "llama2").__dict__, "tie_word_embeddings": tied})
+    model = Llama(config)
+    random_weights(model, seed=0)
+    model.requires_grad_(False)
+    ids = torch.arange(40) % config.vocab_size
+
+    def logits() -> torch.Tensor:
+        attend = VarlenAttention(Segments.make([len(ids)]))
+        with torch.inference_mode():
+            return model(ids, torch.arange(len(ids)), attend, logits_head)
+
+    return model, logits
+
+
+def normal(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def by_hand(x: np.ndarray, weight: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """The product of integers and scales, in fp64, and that of their magnitudes; roundings as fp32 decides them."""
+    (a, s), (b, r) = integers(x, parts), integers(weight, 1)
+    return (a @ b.T) * s * r.T, (np.abs(a) @ np.abs(b.T)) * s * r.T
+
+
+def integers(matrix: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's integers, in steps of its scale; of two parts they are one number, 254 steps of the second a step."""
+    peak = np.abs(matrix).max(1, keepdims=True)
+    scaled = matrix * (1 / peak * np.float32(127))  # as torch divides a number by a tensor
+    first = np.rint(scaled)
+    if parts == 1:
+        return first.astype(np.int64), peak / 127.0
+    second = np.rint((scaled - first) * np.float32(254))
+    return first.astype(np.int64) * 254 + second.astype(np.int64), peak / 127.0 / 254
+
+
+@needs_int8
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(("tokens", "inputs", "outputs"), SHAPES)
+def test_a_product_is_the_integers_product_times_the_scales(tokens, inputs, outputs, parts):
+    x, weight = normal(0, tokens, inputs), normal(1, outputs, inputs)
+    found = int8_linear(x, Int8Weight.of(weight, parts))
+    expected, magnitudes = by_hand(x.numpy(), weight.numpy(), parts)
+    assert found.dtype == torch.float32
+    assert (np.abs(found.numpy() - expected) <= 1e-6 * magnitudes).all()
+
+
+@needs_int8
+def test_a_second_part_leaves_only_the_weights_error():
+    x, weight = normal(7, 50, 576), normal(8, 300, 576)
+    x[:, 3] *= 40  # an outlier, which sets the scale
+    exact = x.double() @ weight.double().t()
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    of_weights = (x.double() @ ((weight / scale).round() * scale).double().t() - exact).norm()
+    errors = [(int8_linear(x, Int8Weight.of(weight, parts)) - exact).norm().item() for parts in (1, 2)]
+    assert errors[0] > 3 * of_weights and errors[1] == pytest.approx(of_weights.item(), rel=0.02)
+
+
+@needs_int8
+def test_integers_come_through_exactly():
+    """Whole numbers with 127 in each row and channel need no rounding: the product is exact."""
+    generator = torch.Generator().manual_seed(2)
+    a, b = (torch.randint(-127, 128, (n, 1536), generator=generator) for n in (20, 30))
+    a[:, 0], b[:, 5] = -127, 127
+    a[0], b[0] = 127, 127  # the largest sum there is
+    assert torch.equal(int8_linear(a.float(), Int8Weight.of(b.float())).round().long()[1:, 1:], (a @ b.t())[1:, 1:])
+    assert int8_linear(a.float(), Int8Weight.of(b.float()))[0, 0].item() == pytest.approx(127 * 127 * 1536, rel=1e-6)
+
+
+@needs_int8
+def test_a_row_does_not_depend_on_the_others():
+    weight = Int8Weight.of(normal(3, 300, 96))
+    x = normal(4, 200, 96) * torch.logspace(-4, 4, 200)[:, None]
+    whole = int8_linear(x, weight)
+    for start, end in ((0, 1), (17, 18), (199, 200), (3, 11), (40, 105), (0, 200)):
+        assert torch.equal(int8_linear(x[start:end], weight), whole[start:end])
+    assert torch.equal(int8_linear(x.flip(0), weight), whole.flip(0))
+
+
+@needs_int8
+def test_zeros_give_zeros():
+    x, weight = normal(5, 4, 16), normal(6, 8, 16)
+    x[2], weight[3] = 0, 0
+    found = int8_linear(x, Int8Weight.of(weight))
+    assert not found[2].any() and not found[:, 3].any() and found.isfinite().all() and found[0, 0]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_rotation_leaves_the_logits_as_they_are(tied):
+    model, logits = small_model(tied)
+    exact = logits()
+    embedding, norms = model.embed_tokens.weight.clone(), model.layers[0].input_layernorm.weight
+    norms.copy_(normal(9, *norms.shape))
+    outlying = logits()
+    assert not torch.allclose(outlying, exact, atol=1e-3)
+    rotate(model)
+    assert not torch.allclose(model.embed_tokens.weight, embedding, atol=0.01)
+    torch.testing.assert_close(logits(), outlying, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 64])
+def test_hadamard(size):
+    expected = torch.from_numpy(scipy.linalg.hadamard(size)) / size**0.5
+    torch.testing.assert_close(hadamard(size), expected.float())
+
+
+@needs_int8
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_packed_model_has_nearly_the_same_logits(tied):
+    model, logits = small_model(tied)
+    exact = logits()
+    assert pack(model, torch.int8) is model
+    assert isinstance(model.head_weight, Int8Weight) and model.embed_tokens.weight.dtype == torch.float32
+    assert {layer.mlp.down_proj.weight.parts for layer in model.layers} == {2}
+    assert 0 < (logits() - exact).abs().max() < 0.1 * exact.std()
+
+
+@pytest.mark.parametrize("folder", ["llama2", "llama3"])
+def test_float32_packs_nothing(folder):
+    plain, packed = load_model(FIXTURES / folder, torch.float32), load_packed(FIXTURES / folder, torch.float32)
+    assert plain.state_dict().keys() == packed.state_dict().keys()
+
+
+@needs_int8
+def test_completions_do_not_depend_on_the_batch():
+    """Greedy, one by one and all at once, whole prompts at once and in chunks."""
+    model = load_packed(FIXTURES / "llama3", torch.int8)
+    sampling = Sampling(0.0, 1.0, 12)
+    requests = [Request(f"{i}", [1 + (7 * i + j) % 90 for j in range(5 + 9 * i)], sampling, i) for i in range(5)]
+
+    def run(chosen: list[Request], **options: int) -> dict[str, list[int]]:
+        sizes = {"blocks": 64, "block_size": 8, "token_budget": 64, "max_sequences": 8} | options
+        engine = Engine(model, **sizes)
+        assert engine.cache.dtype == torch.float32
+        return {completion.id: completion.ids for completion in engine.run(chosen)}
+
+    together = run(requests)
+    assert together == run(requests)
+    assert together == {name: ids for request in requests for name, ids in run([request]).items()}
+    assert together == run(requests, token_budget=10)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "generation", "training"),
+    [
+        ({"avx512_bf16": True, "avx512_vnni": True}, torch.bfloat16, torch.bfloat16),
+        ({"amx_tile": True, "avx512_vnni": True}, torch.bfloat16, torch.bfloat16),
+        ({"avx512_vnni": True, "avx512_bf16": False}, torch.int8, torch.float32),
+        ({"avx_vnni": True}, torch.int8, torch.float32),
+        ({"avx2": True}, torch.float32, torch.float32),
+        ({}, torch.float32, torch.float32),
+    ],
+)
+def test_what_auto_is_on_a_processor(monkeypatch, capabilities, generation, training):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert generation_dtype("auto", CPU) == generation
+    assert training_dtype("auto", CPU) == training
+    assert training_dtype("int8", CPU) == torch.float32
+    for name in ("float32", "bfloat16"):
+        assert generation_dtype(name, CPU) == training_dtype(name, CPU) == getattr(torch, name)
+
+
+def test_what_int8_needs(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
+    assert generation_dtype("int8", CPU) == torch.int8 and held_dtype(torch.int8) == torch.float32
+    with pytest.raises(UserError, match=r'^\[model\] dtype = "int8" is not for CUDA; set it to "auto"$'):
+        generation_dtype("int8", CUDA)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    with pytest.raises(UserError, match=r"lacks VNNI; set it"):
+        generation_dtype("int8", CPU)
+
+
+def test_cuda_never_takes_int8(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert generation_dtype("auto", CUDA) == training_dtype("auto", CUDA) == torch.float32

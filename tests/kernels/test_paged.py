@@ -1,0 +1,148 @@
+"""Attention over the paged cache: the pieces that shared blocks are cut into, and what is computed with them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.paged import PagedAttention, empty_cache, merge
+from kernels.pieces import PRODUCT_BLOCKS, Piece, Span, alike, cut_pieces
+
+
+@st.composite
+def block_tables(draw) -> tuple[list[list[int]], list[int], int]:
+    """Tables that share full blocks at their beginnings, as those of a scheduler do; their lengths; the block size."""
+    size = draw(st.sampled_from([1, 4, 16]))
+    tables: list[list[int]] = []
+    lengths: list[int] = []
+    fresh = iter(range(10**6))
+    for _ in range(draw(st.integers(1, 14))):
+        shared: list[int] = []
+        if tables and draw(st.booleans()):
+            i = draw(st.integers(0, len(tables) - 1))
+            shared = tables[i][: draw(st.integers(0, lengths[i] // size))]
+        own = draw(st.integers(1, 40))  # tokens behind the shared blocks
+        spare = draw(st.integers(0, 2))  # blocks that are reserved and not reached
+        tables.append(shared + [next(fresh) for _ in range(-(-own // size) + spare)])
+        lengths.append(len(shared) * size + own)
+    return tables, lengths, size
+
+
+@given(block_tables())
+def test_every_sequence_reads_each_of_its_tokens_once(case):
+    tables, lengths, size = case
+    pieces = cut_pieces(tables, lengths, size)
+    for i, (table, length) in enumerate(zip(tables, lengths, strict=True)):
+        own = [piece for piece in pieces if i in piece.readers]
+        assert [block for piece in own for block in piece.blocks] == table[: -(-length // size)]
+        assert sum(piece.tokens for piece in own) == length
+        assert all(piece.tokens == len(piece.blocks) * size for piece in own[:-1])
+    grouped = [piece for group in alike(pieces) for piece in group]
+    assert sorted(map(id, grouped)) == sorted(map(id, pieces))
+
+
+def test_what_is_shared_is_read_once_at_every_level():
+    """128 judgments: a rubric of 8 blocks for all; 8 questions of 6 blocks; 4 responses of 5 blocks to each question;
+    4 judgments of each. Without sharing the reads would be 128 x (8 + 6 + 5 + 2) blocks."""
+    tables, number = [], iter(range(1000, 10**6))
+    for _ in range(8):
+        question = [next(number) for _ in range(6)]
+        for _ in range(4):
+            response = [next(number) for _ in range(5)]
+            tables += [[*range(8), *question, *response, next(number), next(number)] for _ in range(4)]
+    pieces = cut_pieces(tables, [len(table) * 16 for table in tables], 16)
+    assert sum(len(piece.blocks) for piece in pieces) <= 8 * (8 + 6) + 32 * 5 + 128 * 2
+
+
+def test_pieces_that_pad_much_are_computed_apart():
+    pieces = [Piece([0] * blocks, blocks * 16, [i]) for i, blocks in enumerate([2] * 40 + [16] * 40)]
+    assert [len(group) for group in alike(pieces)] == [40, 40]
+    few = [Piece([0] * blocks, blocks * 16, [i]) for i, blocks in enumerate([2] * 2 + [16] * 40)]
+    assert PRODUCT_BLOCKS > 2 * 14 and [len(group) for group in alike(few)] == [42]
+
+
+def reference(q_hd, k_skd, v_skd):
+    """softmax(q k / sqrt d) v of one token, in fp64."""
+    group = len(q_hd) // k_skd.shape[1]
+    k, v = (x.double().repeat_interleave(group, dim=1) for x in (k_skd, v_skd))
+    scores = torch.einsum("hd,shd->hs", q_hd.double(), k) / q_hd.shape[1] ** 0.5
+    return torch.einsum("hs,shd->hd", scores.softmax(-1), v)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    block_tables(),
+    st.sampled_from([(1, 1, 8), (3, 1, 8), (6, 2, 16), (9, 3, 64)]),
+    st.integers(1, 9),
+    st.booleans(),
+)
+def test_attention_equals_the_formula(case, heads, prompt, low):
+    """Decoding sequences that share blocks, and one with `prompt` new tokens behind those of the first."""
+    tables, lengths, size = case
+    h, k, d = heads
+    used = sorted({block for table in tables for block in table})
+    names = {block: i for i, block in enumerate(used)}
+    tables = [[names[block] for block in table] for table in tables]
+    generator = torch.Generator().manual_seed(len(used))
+    shared = tables[0][: lengths[0] // size]
+    more = [*shared, *range(len(used), len(used) + -(-prompt // size))]
+    spans = [Span(i, length - 1, length, table) for i, (length, table) in enumerate(zip(lengths, tables, strict=True))]
+    spans.append(Span(len(spans), len(shared) * size, len(shared) * size + prompt, more))
+    dtype = torch.bfloat16 if low else torch.float32
+    cache = torch.randn(1, 2, len(used) + 40, k, size, d, generator=generator).to(dtype)
+    rows = len(tables) + prompt
+    qk, v = (torch.randn(rows, n, d, generator=generator).to(dtype) for n in (h + k, k))
+    still = (torch.ones(rows, 1, d), torch.zeros(rows, 1, d))  # no rotation
+    found = PagedAttention(cache, spans, h)(0, qk, v, still)
+    keys, values = (x.transpose(1, 2) for x in cache[0])  # [blocks, s, k, d]
+    for span in spans:
+        for row, position in enumerate(span.positions, start=span.row):
+            blocks = span.blocks[: position // size + 1]
+            wanted = reference(qk[row, :h], *(x[blocks].flatten(0, 1)[: position + 1] for x in (keys, values)))
+            torch.testing.assert_close(
+                found[row].double(), wanted, atol=4e-2 if low else 2e-6, rtol=2e-2 if low else 1e-5
+            )
+
+
+def test_merge_with_an_empty_side():
+    """Two parts of which one is missing: worked by hand, weights 1/3 and 2/3, then 1 and 0."""
+    outputs = torch.tensor([[[[3.0]], [[6.0]]], [[[3.0]], [[6.0]]]])
+    lses = torch.tensor([[[0.0], [0.0]], [[5.0], [float("-inf")]]])
+    lses[0, 1] = torch.tensor(2.0).log()
+    torch.testing.assert_close(merge(outputs, lses), torch.tensor([[[5.0]], [[3.0]]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cache_is_zeros(dtype):
+    cache = empty_cache((4, 2, 10, 3, 16, 64), dtype, torch.device("cpu"))
+    assert cache.shape == (4, 2, 10, 3, 16, 64) and cache.dtype == dtype and cache.data_ptr() % 64 == 0
+    assert not cache.any()
+    cache[3, 1, 9] = 1
+    assert cache.sum() == 3 * 16 * 64
+
+
+HOLD = """
+import os, torch
+from kernels.paged import empty_cache
+
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+before = held()
+cache = empty_cache((4, 2, 10000, 3, 16, 64), torch.bfloat16, torch.device("cpu"))
+print(cache.nbytes, held() - before)
+"""
+
+
+def test_a_cache_takes_memory_when_it_is_written():
+    """In a process of its own: the trainer, whose tests run in this one, tells glibc to keep what is freed."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", HOLD]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=100)
+    size, held = map(int, found.stdout.split())
+    assert size == 4 * 2 * 10000 * 3 * 16 * 64 * 2 and held < size / 10

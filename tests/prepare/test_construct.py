@@ -1,0 +1,123 @@
+"""Judging data by construction: scores evenly spread, flaws as named, and lengths that say nothing about scores."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation.statistics import spearman
+from prepare.construct import Constructor, load_sources, repetitive, sentences
+from prepare.flaws import FLAWS
+from stages.files import UserError, read_jsonl
+
+DATA = Path(__file__).parents[2] / "data"
+
+
+@pytest.fixture(scope="module")
+def sources():
+    """Everything that the default's training examples come from."""
+    names = ("train", "families")
+    prompts, answers = (
+        [row for n in names for row in read_jsonl(DATA / d / f"{n}.jsonl")] for d in ("prompts", "answers")
+    )
+    return load_sources(prompts, answers)
+
+
+def test_sentences_keep_the_text():
+    text = "One. Two lines\nhere! Version 1.5 stays.\n\n- a list\n- of two"
+    assert "".join(sentences(text)) == text
+    assert [s.strip() for s in sentences(text)] == [
+        "One.",
+        "Two lines",
+        "here!",
+        "Version 1.5 stays.",
+        "- a list",
+        "- of two",
+    ]
+
+
+def test_scores_are_even_and_lengths_say_nothing(sources):
+    rows = list(Constructor(sources, 3).judge_examples(3000))
+    assert set(Counter(row["score"] for row in rows).values()) == {500}
+    assert {row["flaw"] for row in rows} == set(FLAWS)
+    for length in (len, lambda text: len(text.split())):
+        assert abs(spearman([length(row["response"]) for row in rows], [row["score"] for row in rows])) < 0.1
+    for row in rows:
+        assert row["response"].strip() and FLAWS[row["flaw"]].score == row["score"]
+        assert "{" not in row["justification"] and row["justification"].startswith("Asked: ")
+
+
+@pytest.mark.parametrize("form", [r"\W*(Sure|Here)", r"(\d\.|[-*]) ", r'"', r"(?s).*\n(\d\.|[-*]) ", r"(?s).*\*\*"])
+def test_openings_and_formats_say_nothing(sources, form):
+    """Words in disorder have no form; that is the flaw."""
+    rows = [row for row in Constructor(sources, 3).judge_examples(4000) if row["flaw"] != "gibberish"]
+    low, high = (
+        np.mean([bool(re.match(form, row["response"])) for row in rows if row["score"] in scores])
+        for scores in ((0, 1, 2), (3, 4, 5))
+    )
+    assert min(low, high) > 0.02 and abs(low - high) < 0.06
+
+
+def test_a_cut_is_not_a_score(sources):
+    rows = list(Constructor(sources, 3).judge_examples(3000))
+    cut = {
+        score: np.mean([row["response"][-1].isalnum() for row in rows if row["score"] == score]) for score in range(6)
+    }
+    assert cut[3] > 0.95 and all(0.4 < cut[score] < 0.75 for score in (1, 2)) and cut[4] < 0.25 and cut[5] < 0.25
+
+
+def test_a_modified_instruction_is_on_the_same_topic(sources):
+    constructor = Constructor(sources, 3)
+    for source in constructor.modifiable[:50]:
+        other = constructor._other("wrong_task", source)
+        assert other.topic == source.topic and other.category != source.category
+        other = constructor._other("near", source)
+        assert other.topic != source.topic and other.category == source.category
+        other = constructor._other("far", source)
+        assert other.topic != source.topic and other.category != source.category
+
+
+def made(*texts: str, category: str = "facts", topic: str = "t") -> list:
+    """Sources of a prompt for each answer."""
+    answers = [
+        {"prompt_id": i, "temperature": 0.2, "text": text, "finish_reason": "stop"} for i, text in enumerate(texts)
+    ]
+    prompts = [{"id": i, "prompt": f"q{i}", "category": category, "topic": f"{topic}{i}"} for i in range(len(texts))]
+    return load_sources(prompts, answers)
+
+
+def test_what_is_no_good_answer():
+    said = "The tide comes in twice a day. " * 3
+    assert repetitive(said) and not repetitive("The tide comes in twice a day, and it goes out twice a day.")
+    found = made("A fine answer.", said, "I'm sorry, I cannot help with that.")
+    assert [source.prompt for source in found] == ["q0"]
+
+
+def test_prompts_that_construction_cannot_use():
+    with pytest.raises(UserError, match="prompt 0: unknown category 'songs'"):
+        made("A.", category="songs")
+    for sources in (made("A.", "B."), made("A.") + made("B.", "C.", category="plan", topic="u")):
+        with pytest.raises(UserError, match="category 'facts': two topics"):
+            Constructor(sources, 0)
+
+
+def test_a_wrong_judgment_is_further_off_and_positions_are_even(sources):
+    rows = list(Constructor(sources, 3).metajudge_examples(600))
+    assert Counter(row["winner"] for row in rows) == {"first": 300, "second": 300}
+    lengths, offs = [], Counter()
+    for row in rows:
+        right, wrong = row["judgments"] if row["winner"] == "first" else reversed(row["judgments"])
+        assert row["score"] == FLAWS[row["flaw"]].score
+        off = tuple(abs(judgment["score"] - row["score"]) for judgment in (right, wrong))
+        assert off == (0, 0) or off[1] - off[0] >= 2
+        offs[off == (0, 0)] += 1
+        lengths.append(len(right["justification"]) - len(wrong["justification"]))
+    assert abs(np.mean(np.sign(lengths))) < 0.15
+    assert 0.05 < offs[True] / 600 < 0.25
+
+
+def test_a_seed_is_a_data_set(sources):
+    assert list(Constructor(sources, 1).judge_examples(20)) == list(Constructor(sources, 1).judge_examples(20))
+    assert list(Constructor(sources, 1).judge_examples(20)) != list(Constructor(sources, 2).judge_examples(20))

@@ -1,0 +1,93 @@
+"""SFT examples: the verdict's tokens are found, cut-off answers get no end, lessons keep their order."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from judging.rubric import evidence_text
+from model.chat import load_chat
+from prepare.examples import labelled_rows, lessons, render
+from prepare.seed_model import make_tiny
+from stages.files import UserError
+from stages.settings import load_settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    make_tiny(folder)
+    return load_chat(folder)
+
+
+@pytest.fixture
+def settings():
+    return load_settings(ROOT / "configs" / "tiny.toml")
+
+
+def test_decisions_weigh_more(chat, settings):
+    rows = [
+        {"kind": "judge", "prompt": "q", "response": "r", "score": 3, "justification": "Score: 5 would be wrong."},
+        {
+            "kind": "metajudge",
+            "prompt": "q",
+            "response": "r",
+            "judgments": [{"score": 1, "justification": "x"}, {"score": 4, "justification": "y"}],
+            "winner": "second",
+            "score": 5,
+        },
+    ]
+    meta_last = replace(settings.metajudge, verdict="last")
+    settings = replace(settings, sft=replace(settings.sft, decision_weight=7.0), metajudge=meta_last)
+    judge, meta = render(rows, chat, settings)
+    for example, decisions in ((judge, ["3"]), (meta, ["5", "B"])):
+        ids, weights = example["completion_ids"], example["token_weights"]
+        heavy = [chat.text([token]).strip() for token, weight in zip(ids, weights, strict=True) if weight == 7.0]
+        assert heavy == decisions and set(weights) == {1.0, 7.0}
+        assert ids[-1] in chat.stop_ids
+    assert judge["completion"] == "Score: 3\nScore: 5 would be wrong."
+    assert "Score: 1\nx" in meta["prompt"][-1]["content"]
+    assert meta["completion"] == "It deserves 5; A gives 1, B gives 4.\nWinner: Judgment B"
+
+
+def test_an_answer_that_was_cut_off_gets_no_end(chat, settings):
+    rows = [{"kind": "respond", "prompt": "q", "response": "r", "finished": done} for done in (True, False)]
+    done, cut = render(rows, chat, replace(settings, sft=replace(settings.sft, answer_weight=0.25)))
+    assert done["completion_ids"][-1] in chat.stop_ids
+    assert cut["completion_ids"] == done["completion_ids"][:-1]
+    assert set(cut["token_weights"]) == {0.25}
+
+
+def test_lessons_keep_their_order(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    evidence = {"asked": "a list", "given": "a poem", "missing": "the list"}
+    row = {"id": "1", "prompt": "q", "responses": [{"text": "r", "score": 1, "evidence": evidence}] * 10}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    sizes = {"decisions": 40, "judgments": 60, "comparisons": 20, "answers": 30}
+    wanted = {f"constructed_{name}": size for name, size in sizes.items()}
+    sft = replace(settings.sft, examples=[str(tmp_path / "rows.jsonl")], **wanted)
+    rows = lessons(replace(settings, sft=sft), map(Path, sft.examples))
+    kinds = [row["kind"] if row.get("justification", "x") else "decision" for row in rows]
+    assert Counter(kinds) == {"decision": 40, "judge": 70, "metajudge": 20, "respond": 30}
+    learnt = [kind for kind in kinds if kind != "respond"]
+    assert set(learnt[:40]) == {"decision"} and "decision" not in learnt[40:]
+    first = learnt.index("metajudge")
+    assert 40 + 40 <= first <= 40 + 40 + 10  # behind the judgments of the second lesson
+    assert set(kinds[:6]) == {"decision", "respond"}
+
+
+def test_labelled_files(tmp_path):
+    evidence = {"asked": "a list", "given": "a poem", "missing": "the list"}
+    assert evidence_text(evidence) == "Asked: a list; given: a poem; missing: the list."
+    assert evidence_text(evidence | {"missing": ""}) == "Asked: a list; given: a poem."
+    path = tmp_path / "rows.jsonl"
+    responses = [{"text": "r", "score": 1, "evidence": evidence}]
+    path.write_text(json.dumps({"id": "1", "prompt": "q", "responses": responses}) + "\n")
+    assert [row["score"] for row in labelled_rows(path)] == [1]
+    path.write_text(json.dumps({"id": "1", "prompt": "q"}) + "\n")
+    with pytest.raises(UserError, match="neither 'responses' nor a 'kind'"):
+        list(labelled_rows(path))

@@ -1,0 +1,284 @@
+"""Meta's layout: converted weights give the logits of Meta's own model, from llama-models, and errors name the file."""
+
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import fairscale_one_rank  # noqa: F401
+import pytest
+import sentencepiece
+import torch
+from llama_models.checkpoint import reshard_mp
+from llama_models.llama3.args import ModelArgs
+from llama_models.llama3.model import Transformer
+from torch import Tensor
+
+import model.weights
+from kernels.attention import Segments, VarlenAttention
+from model.chat import load_chat
+from model.config import LlamaConfig
+from model.llama import logits_head
+from model.tokenizer import SentencePieceTokenizer, load_tokenizer
+from model.weights import load_model
+from prepare.meta import convert
+from prepare.seed_model import prepare
+from stages.files import UserError
+from stages.settings import Model
+
+PARAMS = {
+    "dim": 64,
+    "n_layers": 3,
+    "n_heads": 8,
+    "n_kv_heads": 4,
+    "vocab_size": 516,
+    "multiple_of": 32,
+    "ffn_dim_multiplier": 1.3,
+    "norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+}
+COLUMN_SPLIT = ("wo.weight", "w2.weight")
+
+
+def seeded(params: dict, seed: int = 0) -> dict[str, Tensor]:
+    """The tensors of Meta's own model, drawn anew: norms near one, the rest so large that errors would show."""
+    names = Transformer(ModelArgs(**params, max_seq_len=64)).state_dict()
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in names.items()}
+    return {name: 1 + 0.1 * tensor if tensor.dim() == 1 else 0.1 * tensor for name, tensor in drawn.items()}
+
+
+def shards(tensors: dict[str, Tensor], count: int, embedding: int = 0) -> list[dict[str, Tensor]]:
+    """What each of `count` ranks of Meta's model parallelism holds; the embedding is split along `embedding`."""
+
+    def part(name: str, tensor: Tensor, rank: int) -> Tensor:
+        split = 1 if name.endswith(COLUMN_SPLIT) else embedding if name.startswith("tok_embeddings") else 0
+        return tensor if tensor.dim() == 1 else tensor.chunk(count, dim=split)[rank].clone()
+
+    return [{name: part(name, tensor, rank) for name, tensor in tensors.items()} for rank in range(count)]
+
+
+def tiktoken_file(path: Path) -> None:
+    """Ranks of the single bytes and four merges: 260 tokens and 256 control tokens."""
+    tokens = [bytes([byte]) for byte in range(256)] + [b"th", b"he", b"the", b" the"]
+    path.write_text("".join(f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(tokens)))
+
+
+def sentencepiece_file(path: Path) -> None:
+    """A small model trained as Llama 2's was: BPE, bytes for what is unknown, text taken as it is."""
+    texts = ["the cat sat on the mat and the dog", "to be or not to be that is the question"] * 20
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_prefix=str(path.with_suffix("")),
+        model_type="bpe",
+        vocab_size=320,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+
+
+def written(folder: Path, params: dict, ranks: list[dict[str, Tensor]], tokenizer=tiktoken_file) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "params.json").write_text(json.dumps(params))
+    for i, rank in enumerate(ranks):
+        torch.save(rank, folder / f"consolidated.{i:02}.pth")
+    tokenizer(folder / "tokenizer.model")
+    return folder
+
+
+@torch.inference_mode()
+def our_logits(folder: Path, ids: Tensor) -> Tensor:
+    attend = VarlenAttention(Segments.make([len(ids)]))
+    return load_model(folder, torch.float32)(ids, torch.arange(len(ids)), attend, logits_head)
+
+
+def their_logits(params: dict, tensors: dict[str, Tensor], ids: Tensor) -> Tensor:
+    theirs = Transformer(ModelArgs(**params, max_seq_len=64, max_batch_size=1))
+    theirs.load_state_dict(tensors)
+    return theirs(ids[None], 0)[0]
+
+
+IDS = torch.randint(0, 516, (60,), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_logits_equal_metas(tmp_path, count, scaled):
+    params = PARAMS | {"use_scaled_rope": scaled}
+    tensors = seeded(params)
+    ranks = shards(tensors, count)
+    expected = their_logits(params, tensors, IDS)
+    if count > 1:
+        merged = reshard_mp(ranks, size=1, rank=0)
+        assert all(torch.equal(merged[name], tensors[name]) for name in tensors)
+    folder = convert(written(tmp_path / "meta", params, ranks), tmp_path / "hf")
+    assert (our_logits(folder, IDS) - expected).abs().max() <= 1e-5 * expected.std()
+    other = their_logits(params | {"use_scaled_rope": not scaled}, tensors, IDS)
+    assert (other - expected).abs().max() > 1e-3 * expected.std()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_llama2s_layout(tmp_path, count):
+    """Every head has its keys, params.json says neither vocabulary nor theta, the embedding is split by columns."""
+    full = {key: PARAMS[key] for key in PARAMS if key not in ("n_kv_heads", "ffn_dim_multiplier")}
+    full |= {"vocab_size": 320, "rope_theta": 10000.0}
+    tensors, ids = seeded(full), IDS % 320
+    told = {key: full[key] for key in full if key != "rope_theta"} | {"vocab_size": -1}
+    ranks = [rank | {"rope.freqs": torch.ones(4)} for rank in shards(tensors, count, embedding=1)]
+    source = written(tmp_path / "meta", told, ranks, sentencepiece_file)
+    folder = convert(source, tmp_path / "hf")
+    expected = their_logits(full, tensors, ids)
+    assert (our_logits(folder, ids) - expected).abs().max() <= 1e-5 * expected.std()
+    assert (folder / "tokenizer.model").read_bytes() == (source / "tokenizer.model").read_bytes()
+    table = json.loads((folder / "config.json").read_text())
+    assert table["vocab_size"] == 320 and table["max_position_embeddings"] == 4096 and table["eos_token_id"] == 2
+    assert isinstance(load_tokenizer(folder), SentencePieceTokenizer)
+    assert load_chat(folder).stop_ids == {2}
+
+
+def test_a_converted_llama3(tmp_path, monkeypatch):
+    """What lies beside the weights; bfloat16 is kept, shards are written, and an `original` folder is found."""
+    monkeypatch.setattr(model.weights, "SHARD_BYTES", 100_000)
+    tensors = {name: tensor.bfloat16() for name, tensor in seeded(PARAMS).items()}
+    written(tmp_path / "repository" / "original", PARAMS, shards(tensors, 2))
+    folder = tmp_path / "hf"
+    command = [sys.executable, "-m", "prepare.meta", str(tmp_path / "repository"), str(folder), "--context", "77"]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == str(folder)
+    config = LlamaConfig.load(folder)
+    assert (config.max_position_embeddings, config.rope_scaling, config.tie_word_embeddings) == (77, None, False)
+    again = convert(tmp_path / "repository", tmp_path / "again", context=77)
+    assert not (folder / "model.safetensors.index.json").is_file() and len(list(again.glob("model-*"))) > 1
+    loaded, sharded = (load_model(path, torch.bfloat16).state_dict() for path in (folder, again))
+    assert all(torch.equal(loaded[name], sharded[name]) for name in loaded)
+    assert torch.equal(loaded["norm.weight"], tensors["norm.weight"])
+    assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert load_chat(folder).stop_ids == {261, 269}
+    assert {path.name for path in tmp_path.iterdir()} == {"repository", "hf", "again"}
+
+
+def test_a_converted_llama32(tmp_path):
+    """Scaled RoPE brings the long context and a third stop id; a head that is the embedding is stored once."""
+    params = PARAMS | {"use_scaled_rope": True}
+    tensors = seeded(params)
+    tensors["output.weight"] = tensors["tok_embeddings.weight"].clone()
+    source = written(tmp_path / "meta", params, shards(tensors, 2))
+    folder = convert(source, tmp_path / "hf", rope_factor=32.0)
+    config = LlamaConfig.load(folder)
+    assert config.tie_word_embeddings and config.max_position_embeddings == 131072
+    assert config.rope_scaling is not None and config.rope_scaling.factor == 32.0
+    assert load_chat(folder).stop_ids == {261, 268, 269}
+    expected = their_logits(params, tensors, IDS)
+    assert (our_logits(convert(source, tmp_path / "8"), IDS) - expected).abs().max() <= 1e-5 * expected.std()
+
+
+def changed(name: str, change, rank: int | None = None):
+    """A change of one tensor, in one rank or in all."""
+
+    def apply(params: dict, ranks: list[dict[str, Tensor]]) -> None:
+        for tensors in ranks if rank is None else ranks[rank : rank + 1]:
+            tensors[name] = change(tensors.get(name))
+
+    return apply
+
+
+def dropped(name: str, rank: int | None = None):
+    def apply(params: dict, ranks: list[dict[str, Tensor]]) -> None:
+        for tensors in ranks if rank is None else ranks[rank : rank + 1]:
+            tensors.pop(name)
+
+    return apply
+
+
+def small_embedding(params: dict, ranks: list[dict[str, Tensor]]) -> None:
+    params["vocab_size"] = -1
+    for tensors in ranks:
+        tensors["tok_embeddings.weight"] = tensors["tok_embeddings.weight"][:200]
+
+
+WQ, W1, NORM = "layers.1.attention.wq.weight", "layers.0.feed_forward.w1.weight", "layers.2.ffn_norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (dropped(WQ), rf"tensor {WQ} is missing; params\.json"),
+        (dropped(W1), rf"tensor {W1} is missing"),
+        (dropped("tok_embeddings.weight"), r"tensor tok_embeddings\.weight is missing"),
+        (dropped("output.weight"), r"tensor output\.weight is missing"),
+        (dropped(WQ, rank=1), rf"consolidated\.01\.pth: tensor {WQ} is missing, another shard has it"),
+        (dropped(WQ, rank=0), rf"consolidated\.00\.pth: tensor {WQ} is missing, another shard has it"),
+        (changed("vision_model.x", lambda _: torch.ones(2)), r"tensor vision_model\.x is unexpected"),
+        (
+            changed(WQ, lambda t: t[:-1]),
+            rf"{WQ} has shape \[62, 64\] in 2 shards together, params\.json says \[64, 64\]",
+        ),
+        (changed(WQ, lambda t: t[:-1], rank=1), rf"{WQ} differs in shape or dtype between shards"),
+        (changed(WQ, lambda t: t.half(), rank=1), rf"{WQ} differs in shape or dtype between shards"),
+        (changed(WQ, lambda t: t.to(torch.int8)), rf"{WQ} is torch\.int8; quantized weights are not implemented"),
+        (changed(NORM, lambda t: t + 1, rank=1), rf"{NORM} must be equal in every shard"),
+        (changed(WQ, lambda t: 3), r"consolidated\.00\.pth: not a table of tensors"),
+        (lambda params, ranks: params.pop("norm_eps"), "key 'norm_eps' is missing"),
+        (lambda params, ranks: params.pop("rope_theta"), "key 'rope_theta' is missing, which Llama 3 needs"),
+        (lambda params, ranks: params.update(moe_args={}), "key 'moe_args' is not implemented"),
+        (lambda params, ranks: params.update(quantization_args={}), "key 'quantization_args' is not implemented"),
+        (lambda params, ranks: params.update(vision_chunk_size=448), "key 'vision_chunk_size' is not implemented"),
+        (lambda params, ranks: params.update(vocab_size=512), "vocab_size is 512, the embedding has 516 rows"),
+        (lambda params, ranks: params.update(n_kv_heads=2), r"attention\.wk\.weight has shape \[32, 64\]"),
+        (lambda params, ranks: params.update(n_layers=2), r"tensor layers\.2\.\S+ is unexpected"),
+        (lambda params, ranks: ranks.pop(), "vocab_size is 516, the embedding has 258 rows; is a consolidated file"),
+        (small_embedding, r"tokenizer\.model has 516 tokens, the embedding 400 rows"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(tmp_path, change, complaint):
+    params, ranks = dict(PARAMS), shards(seeded(PARAMS), 2)
+    change(params, ranks)
+    with pytest.raises(UserError, match=complaint):
+        convert(written(tmp_path / "meta", params, ranks), tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_files_that_are_missing_or_damaged(tmp_path):
+    folder = written(tmp_path / "meta", PARAMS, shards(seeded(PARAMS), 2))
+    first, second = folder / "consolidated.00.pth", folder / "consolidated.01.pth"
+    with pytest.raises(UserError, match="exists already"):
+        convert(folder, folder)
+    with pytest.raises(UserError, match="a RoPE factor is given, but use_scaled_rope is not set"):
+        convert(folder, tmp_path / "hf", rope_factor=32.0)
+    with pytest.raises(UserError, match=r"none/params\.json: no such file"):
+        convert(tmp_path / "none", tmp_path / "hf")
+    data = second.read_bytes()
+    second.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"consolidated\.01\.pth: not a file of tensors"):
+        convert(folder, tmp_path / "hf")
+    torch.save({"a": sentencepiece.SentencePieceTrainer}, second)  # a pickle that names more than tensors
+    with pytest.raises(UserError, match=r"consolidated\.01\.pth: not a file of tensors"):
+        convert(folder, tmp_path / "hf")
+    second.write_bytes(data)
+    first.unlink()
+    with pytest.raises(UserError, match=r"consolidated\.00\.pth is missing, but consolidated\.01\.pth is there"):
+        convert(folder, tmp_path / "hf")
+    second.unlink()
+    with pytest.raises(UserError, match=r"no consolidated\.00\.pth"):
+        convert(folder, tmp_path / "hf")
+    (folder / "tokenizer.model").write_bytes(b"\x00")
+    with pytest.raises(UserError, match=r"tokenizer\.model: neither sentencepiece's nor Meta's"):
+        convert(folder, tmp_path / "hf")
+    (folder / "tokenizer.model").unlink()
+    with pytest.raises(UserError, match=r"no tokenizer\.model"):
+        convert(folder, tmp_path / "hf")
+    (folder / "params.json").write_text("{\n]")
+    with pytest.raises(UserError, match=r"params\.json, line 2: not JSON"):
+        convert(folder, tmp_path / "hf")
+
+
+@pytest.mark.parametrize("below", ["", "original"])
+def test_metas_layout_is_recognised_where_a_directory_of_hugging_face_is_wanted(tmp_path, below):
+    folder = tmp_path / "llama"
+    (folder / below).mkdir(parents=True)
+    (folder / below / "params.json").write_text("{}")
+    for load in (LlamaConfig.load, lambda path: prepare(Model(path=str(path)))):
+        with pytest.raises(UserError, match=rf"python -m model\.meta {folder} {folder}-hf and point model\.path"):
+            load(folder)

@@ -1,0 +1,387 @@
+"""New prompts: reading and filtering completions by hand, and the whole stage with a mock engine."""
+
+import random
+import re
+import shutil
+import sys
+from collections import Counter
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+
+import prepare.new_prompts
+import sampling.generate
+from prepare.new_prompts import Dropped, Filter, draw_examples, prompts_key, read_prompt, read_seeds, request_prompt
+from sampling.generate import read_units
+from sampling.request import Completion, Request
+from stages.files import UserError, read_jsonl, read_manifest, write_jsonl
+from stages.settings import Prompts, load_settings
+
+CHAT = SimpleNamespace(
+    prompt_ids=lambda messages: [1, *"|".join(m["content"] for m in messages).encode()],
+    text=lambda ids: bytes(i for i in ids if i).decode(),
+    stop_ids=frozenset({0}),
+)
+
+
+def test_a_request_shows_the_examples_as_they_are():
+    messages = request_prompt(["Use {braces} and %s.", "Two\nlines"])
+    assert [message["role"] for message in messages] == ["user"]
+    content = messages[0]["content"]
+    assert content.startswith("Here are 2 tasks")
+    assert "\n\nTask 1: Use {braces} and %s.\n\nTask 2: Two\nlines\n\n" in content
+    assert 'Begin with "Task 3:"' in content
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Task 9: Write it.",
+        "  task 9 :   Write it.  \n",
+        "TASK 12: Write it.",
+        "**Task 9:** Write it.",
+        "**Task 9**: Write it.",
+        "**Task 9: Write it.**",
+        "_Task 9: Write it._",
+        "### Task 9:\n\nWrite it.",
+        'Task 9: "Write it."',
+        "**Task 9:** “ Write it. ”",
+        "Task 9: 'Write it.'",
+        "Sure, here is one:\n\nTask 9: Write it.",
+        "Task 9: Write it.\n\nTask 10: Sing it.",
+        "Task 9: Write it.\n**Task 10:** Sing it.\nTask 11: Th",
+    ],
+)
+def test_the_task_is_what_follows_the_first_label(text: str):
+    assert read_prompt(text, "stop") == "Write it."
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "expected"),
+    [
+        ('Task 9: "Yes" or "no"?', "stop", '"Yes" or "no"?'),
+        ("Task 9: **Write** it.", "stop", "**Write** it."),
+        ("Task 9: A list:\n- one\n\nIs task 3: hard?", "stop", "A list:\n- one\n\nIs task 3: hard?"),
+        ("Task 9: 'Don't do it.'", "stop", "'Don't do it.'"),
+        ("Task 9: Write it.\n\nTask 10: Si", "length", "Write it."),
+        ("Task 9: Write it.\n\nTask 10", "length", Dropped.TRUNCATED),
+        (
+            "Task 9: Order these.\nTask 1: buy milk\nTask 2: rest",
+            "stop",
+            "Order these.\nTask 1: buy milk\nTask 2: rest",
+        ),
+        ("Task 9: Order these.\nTask 1: buy mi", "length", Dropped.TRUNCATED),
+        ("**Task 9: A haiku**\n\nWrite one on **rain**.", "stop", "A haiku\n\nWrite one on **rain**."),
+        ("Task 9: Write it.\n\n---\n\nTask 10: Sing it.", "stop", "Write it."),
+        ("Task 9: Write it.\n***\n", "stop", "Write it."),
+        ("Task 9: Underline it with ---", "stop", "Underline it with ---"),
+        ("Task 9: Write", "length", Dropped.TRUNCATED),
+        ("Sure! Here", "length", Dropped.UNLABELLED),
+        ("Write it.", "stop", Dropped.UNLABELLED),
+        ("Task nine: Write it.", "stop", Dropped.UNLABELLED),
+        ("\n \n", "length", Dropped.TRUNCATED),
+        ("\n \n", "stop", Dropped.EMPTY),
+        ("**Task 9:**", "stop", Dropped.EMPTY),
+        ("Task 9: \n\nTask 10: Sing it.", "stop", Dropped.EMPTY),
+        ("Task 9: '...'", "stop", Dropped.EMPTY),
+        ("", "too_long", Dropped.TOO_LONG),
+    ],
+)
+def test_readings_by_hand(text: str, finish_reason: str, expected: str):
+    found = read_prompt(text, finish_reason)
+    assert found == expected and isinstance(found, Dropped) == isinstance(expected, Dropped)
+
+
+@given(st.lists(st.sampled_from(["Task", "task 9:", " ", "\n", "**", "_", "#", ":", '"', "“", "x", "9"])).map("".join))
+def test_no_completion_raises_and_no_prompt_is_blank(text: str):
+    found = read_prompt(text, "stop")
+    assert isinstance(found, Dropped) or found == found.strip() != ""
+
+
+@pytest.mark.parametrize("text", [" \n" * 5000, " " * 20000, "*" * 20000, "#" * 20000 + "task", "task " * 5000])
+def test_reading_takes_no_longer_for_odd_texts(text: str):
+    assert read_prompt(text, "length") in (Dropped.TRUNCATED, Dropped.UNLABELLED)
+
+
+OPTIONS = Prompts(min_words=3, max_words=12, max_repetition=0.25, max_rouge_l=0.7, ngram=5, words=["map", "go to"])
+SEEDS = ["Write a poem about the sea."]
+EVALUATION = ["Why do cats purr when they sleep?", "Boil four brown eggs", "Name three colours"]
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("Explain rain.", Dropped.TOO_FEW_WORDS),
+        ("Explain heavy rain.", None),
+        ("one two three four five six seven eight nine ten eleven twelve", None),
+        ("one two three four five six seven eight nine ten eleven twelve thirteen", Dropped.TOO_MANY_WORDS),
+        ("Say yes or no, say yes or no.", Dropped.REPETITIVE),  # 2 of 6
+        ("Say yes or no, but say yes or", None),  # 1 of 6: "say yes or"
+        ("Colour the MAP of Spain", Dropped.WORD),
+        ("Should I go\nto a dentist?", Dropped.WORD),
+        ("Why are maples red, and do they go tomorrow?", None),
+        ("Tell me why DO cats purr, when it rains", Dropped.EVALUATION),
+        ("Tell me why do cats purr if it rains", None),
+        ("How do I boil four brown eggs?", Dropped.EVALUATION),
+        ("How do I boil four large eggs?", None),
+        ("Please name three colours, quickly", None),  # fewer than four words say nothing
+        ("Write a poem about the moon.", Dropped.SIMILAR),
+        ("Write a poem on the deep sea.", Dropped.SIMILAR),  # 2 * 5 / (6 + 7) = 0.77
+        ("Write a short poem on the deep blue sea.", None),  # 2 * 5 / (6 + 9) = 0.67
+    ],
+)
+def test_the_reasons_by_hand(task: str, expected: Dropped | None):
+    accept = Filter(OPTIONS, SEEDS, EVALUATION)
+    assert accept.read("Task 9: " + task, "stop") == (expected or task)
+    if expected is None:
+        assert accept.read("Task 9: " + task.lower(), "stop") == Dropped.SIMILAR
+
+
+def test_no_words_forbid_nothing():
+    accept = Filter(replace(OPTIONS, words=[]), SEEDS, [])
+    assert accept.read("Task 9: Draw a map for me", "stop") == "Draw a map for me"
+
+
+ROWS = [{"id": f"s{i}", "prompt": f"seed {i}"} for i in range(10)]
+NEW = [{"id": f"new/{i:05}", "prompt": f"new {i}"} for i in range(5)]
+
+
+def test_examples_are_distinct_and_follow_from_the_seed():
+    options = Prompts(shots=6, generated_shots=2)
+    drawn = [[row["id"] for row in draw_examples(ROWS, NEW, options, seed)] for seed in range(200)]
+    assert all(len(set(ids)) == 6 and sum(name.startswith("new/") for name in ids) == 2 for ids in drawn)
+    assert drawn[7] == [row["id"] for row in draw_examples(ROWS, NEW, options, 7)]
+    assert Counter(name for ids in drawn for name in ids).keys() == {row["id"] for row in ROWS + NEW}
+    assert {ids.index(name) for ids in drawn for name in ids if name.startswith("new/")} == set(range(6))
+    early = [row["id"] for row in draw_examples(ROWS, NEW[:1], options, 3)]
+    assert len(set(early)) == 6 and all(name.startswith("s") for name in early)
+    assert len(draw_examples(ROWS, [], replace(options, shots=10, generated_shots=0), 3)) == 10
+
+
+WORDS = [f"{a}{b}" for a in ("ba", "do", "ki", "mu", "re") for b in ("lan", "min", "sot", "tek", "vur")]
+
+
+class MockEngine:
+    """Writes a task of random words, which sometimes lacks something; remembers what it was asked."""
+
+    computed_tokens = 0
+
+    def __init__(self, asked: list[Request]):
+        self.asked = asked
+
+    def run(self, requests, on_step=None):
+        for request in reversed(list(requests)):
+            self.asked.append(request)
+            draw = random.Random(request.seed)
+            text = "Task 9: " + " ".join(draw.choices(WORDS, k=8))
+            kind = draw.randrange(10)
+            text = {0: "Hello", 1: "Task 9: ha", 2: "Task 9: plot it on the map"}.get(kind, text)
+            if kind == 3:
+                yield Completion(request.id, [*text.encode()], "length", -1.0)
+            else:
+                yield Completion(request.id, [*text.encode(), 0], "stop", -1.0)
+
+
+CONFIG = """
+name = "test"
+[model]
+path = "m"
+[engine]
+threads = 1
+unit_requests = 7
+[respond]
+prompts_per_iteration = 2
+[prompts]
+seeds = "{seeds}"
+count = 40
+round_attempts = 20
+max_attempts = 90
+shots = 4
+evaluation = []
+[[iteration]]
+"""
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch):
+    """Runs the command on a config with lines of CONFIG replaced; returns the folder and its requests by round."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    write_jsonl(tmp_path / "seeds.jsonl", ROWS)
+    asked: list[Request] = []
+
+    def load_engine(settings, model_dir, log):
+        return MockEngine(asked)
+
+    monkeypatch.setattr(sampling.generate, "load_engine", load_engine)
+    monkeypatch.setattr(sampling.generate, "load_chat", lambda folder: CHAT)
+
+    def run(out: str = "out", **options: int | str) -> tuple[Path, list[list[Request]]]:
+        asked.clear()
+        text = CONFIG.replace("{seeds}", str(tmp_path / "seeds.jsonl"))
+        for key, value in options.items():
+            text = re.sub(rf"^{key} = .*", f"{key} = {value}", text, flags=re.MULTILINE)
+        (tmp_path / "config.toml").write_text(text)
+        flags = ["--config", tmp_path / "config.toml", "--model", tmp_path / "model", "--out", tmp_path / out]
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, flags)])
+        prepare.new_prompts.main()
+        return tmp_path / out, [list(own) for _, own in groupby(asked, lambda request: request.id.split("/")[1])]
+
+    return run
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """What must not depend on how often a run was killed: all but the manifests, which hold seconds."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*.jsonl")}
+
+
+def records(out: Path) -> list[dict]:
+    return [row for folder in sorted((out / "rounds").iterdir()) for row in read_units(folder)]
+
+
+def test_rounds_until_there_are_enough(stage, capsys):
+    out, rounds = stage()
+    kept, sampled, manifest = list(read_jsonl(out / "prompts.jsonl")), records(out), read_manifest(out)
+    assert [row["id"] for row in kept] == [f"new/{i:05}" for i in range(40)]
+    counts = dict(manifest["counts"])
+    assert counts["kept"] == 40 and counts["attempts"] == len(sampled) == 20 * len(rounds)
+    assert counts.pop("attempts") == sum(counts.values())
+    assert counts.keys() - {"kept"} == set(Dropped)
+    assert min(counts[k] for k in ("unlabelled", "truncated", "too_few_words", "word", "not_needed")) > 0
+    assert manifest["stage"] == "prompts" and manifest["seconds"] >= 0 and manifest["weights"]
+    assert "warning" not in capsys.readouterr().err
+
+    by_id = {row["id"]: row for row in sampled}
+    assert len(by_id) == len(sampled) == len({row["seed"] for row in sampled})
+    texts = {row["id"]: row["prompt"] for row in ROWS + kept}
+    places = {row["id"]: place for place, row in enumerate(sampled)}
+    requests = {request.id: bytes(request.ids[1:]).decode() for own in rounds for request in own}
+    for row in kept:
+        attempt = by_id[row["attempt"]]
+        assert row["prompt"] == read_prompt(attempt["text"], attempt["finish_reason"])
+        assert (row["round"], row["shots"]) == (attempt["round"], attempt["shots"])
+    assert [places[row["attempt"]] for row in kept] == sorted(places[row["attempt"]] for row in kept)
+    rounds = {row["id"]: row["round"] for row in kept}
+    for row in sampled:
+        new = [name for name in row["shots"] if name.startswith("new/")]
+        assert len(set(row["shots"])) == 4 and len(new) == (2 if row["round"] else 0)
+        assert all(rounds[name] < row["round"] for name in new)
+        assert requests[row["id"]] == request_prompt([texts[name] for name in row["shots"]])[0]["content"]
+
+
+def test_the_same_again_and_nothing_when_complete(stage):
+    first, _ = stage("first")
+    second, _ = stage("second")
+    assert contents(first) == contents(second)
+    assert stage("second")[1] == []
+    other, _ = stage("other", name='"test"\nseed = 1')
+    assert contents(other) != contents(first)
+
+
+@pytest.mark.parametrize("lost", [(), (0,), (1, 2)])
+def test_a_killed_run_ends_in_the_same_bytes(stage, lost):
+    out, _ = stage()
+    before = contents(out)
+    (out / "manifest.json").unlink()
+    (out / "prompts.jsonl").unlink()
+    for number in lost:
+        folder = out / "rounds" / f"{number:04}"
+        (folder / "manifest.json").unlink()
+        sorted(folder.glob("units-*/*.jsonl"))[1].unlink()
+    _, rounds = stage()
+    assert contents(out) == before
+    assert [len(own) for own in rounds] == [5] * len(lost)
+
+
+def test_a_run_killed_between_rounds(stage):
+    out, _ = stage()
+    before = contents(out)
+    (out / "manifest.json").unlink()
+    shutil.rmtree(out / "rounds" / "0001")
+    shutil.rmtree(out / "rounds" / "0002")
+    _, rounds = stage()
+    assert contents(out) == before and len(rounds) == 2
+
+
+def test_only_what_a_setting_changes_is_sampled_again(stage):
+    out, rounds = stage()
+    count = len(rounds)
+    assert stage(count=41)[1] == []  # the last round had more
+    assert stage(count="40\nmax_words = 140")[1] == []  # none was so long
+    assert len(stage(count="40\nmin_words = 1")[1]) >= count - 2  # "ha" is kept in the first round
+    assert len(stage(count="40\ntemperature = 0.5")[1]) == count
+    before = contents(out)
+    write_jsonl(out.parent / "seeds.jsonl", [*ROWS, {"id": "s10", "prompt": "one more"}])
+    assert stage(count="40\ntemperature = 0.5")[1] != [] and contents(out) != before
+
+
+def test_a_run_out_of_attempts_says_so(stage, capsys):
+    out, rounds = stage(max_attempts=50, count=500)
+    kept, counts = list(read_jsonl(out / "prompts.jsonl")), read_manifest(out)["counts"]
+    assert [len(own) for own in rounds] == [20, 20, 10]
+    assert counts["attempts"] == 50 and counts["kept"] == len(kept) and counts["not_needed"] == 0
+    error = capsys.readouterr().err
+    assert f"warning: {out}: {len(kept)} of the 500 prompts wanted: attempts 50, kept {len(kept)}, " in error
+    assert f"word {counts['word']}" in error and "not_needed" not in error
+    _, rounds = stage(max_attempts=60, count=500)
+    assert [len(own) for own in rounds] == [20]  # the last round, which has grown
+
+
+def test_every_rank_filters_and_the_first_writes(stage, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(sampling.generate, "_rendezvous", lambda stage, key: (dist.HashStore(), 1))
+    out, rounds = stage()
+    assert len(rounds) > 1 and not (out / "prompts.jsonl").exists() and read_manifest(out) is None
+    monkeypatch.setenv("RANK", "0")
+    assert stage()[1] == [] and read_manifest(out)["counts"]["kept"] == 40
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (ROWS[:3], "3 prompts, but a request shows 4; add prompts or lower prompts.shots"),
+        ([*ROWS, ROWS[2]], "id 's2' comes twice; give each prompt its own"),
+        ([*ROWS, NEW[0]], "id 'new/00000' may be a new prompt's; begin it with something else"),
+        ([*ROWS, {"id": "x"}], "line 11: key 'prompt' is missing; add it"),
+        ([*ROWS, {"id": "x", "prompt": 3}], "a prompt is 3; it must be a text, mend or remove the line"),
+    ],
+)
+def test_seeds_that_do_not_do(stage, tmp_path, rows, message):
+    write_jsonl(tmp_path / "seeds.jsonl", rows)
+    with pytest.raises(UserError) as error:
+        stage()
+    assert str(error.value).startswith(f"{tmp_path / 'seeds.jsonl'}") and message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_files(stage, tmp_path):
+    with pytest.raises(UserError, match=r"gone\.jsonl: no such file; check the path in the config"):
+        stage(seeds=f'"{tmp_path}/gone.jsonl"')
+    with pytest.raises(UserError, match=r"gone\.jsonl: no such file; check the path in the config"):
+        stage(evaluation=f'["{tmp_path}/gone.jsonl"]')
+
+
+def test_a_config_without_seeds():
+    with pytest.raises(UserError, match=r"^config\.toml: prompts\.seeds is empty; name a JSON-lines file"):
+        read_seeds(Prompts(), Path("config.toml"))
+
+
+def test_the_key_knows_contents_and_settings_and_not_where_they_lie(stage, tmp_path):
+    stage()
+    settings = load_settings(tmp_path / "config.toml")
+
+    def key(**options) -> str:
+        return prompts_key(replace(settings, prompts=replace(settings.prompts, **options)), tmp_path / "model")
+
+    shutil.copy(tmp_path / "seeds.jsonl", tmp_path / "copy.jsonl")
+    assert key() == key(seeds=str(tmp_path / "copy.jsonl"), model="elsewhere")
+    write_jsonl(tmp_path / "other.jsonl", ROWS[1:])
+    other = str(tmp_path / "other.jsonl")
+    keys = [key(), key(seeds=other), key(evaluation=[other]), key(count=41), key(max_words=9), key(shots=5)]
+    assert len(set(keys)) == len(keys)

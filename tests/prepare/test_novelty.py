@@ -1,0 +1,137 @@
+"""ROUGE-L against the package rouge-score and a plain table, novelty against brute force, and cases by hand."""
+
+import random
+from fractions import Fraction
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenize import tokenize
+
+from prepare.novelty import Novelty, Sequences, lcs_length, repetition, words
+from stages.files import read_jsonl
+
+PROMPTS = Path(__file__).parents[2] / "data" / "prompts"
+SCORER = RougeScorer(["rougeL"])
+ASCII = st.text(st.characters(max_codepoint=127))
+FEW_WORDS = st.lists(st.sampled_from(["the", "The", "a", "cat", "cat,", "42", "isn't", "on_it", "--"])).map(" ".join)
+
+
+def table_lcs(a, b) -> int:
+    """The recursion itself: a row of the table for each of `a`."""
+    row = [0] * (len(b) + 1)
+    for x in a:
+        above, row = row, [0]
+        for j, y in enumerate(b):
+            row.append(above[j] + 1 if x == y else max(above[j + 1], row[j]))
+    return row[-1]
+
+
+def rouge_l(a: str, b: str) -> Fraction:
+    """The F-measure by the module's words and LCS."""
+    x, y = words(a), words(b)
+    return Fraction(2 * lcs_length(x, y), len(x) + len(y)) if x and y else Fraction(0)
+
+
+@given(ASCII)
+def test_words_are_those_of_rouge_score(text: str):
+    assert words(text) == tokenize(text, None)
+
+
+def test_words_of_other_scripts():
+    assert words("Ça va? ЁЛКА—это 3 straße") == ["ça", "va", "ёлка", "это", "3", "straße"]
+    assert words("¿?! … 🙂 _") == []
+
+
+@given(a=st.one_of(FEW_WORDS, ASCII), b=st.one_of(FEW_WORDS, ASCII))
+def test_rouge_l_is_that_of_rouge_score(a: str, b: str):
+    assert float(rouge_l(a, b)) == pytest.approx(SCORER.score(a, b)["rougeL"].fmeasure, abs=1e-12)
+
+
+def test_rouge_l_is_that_of_rouge_score_on_the_project_prompts():
+    draw = random.Random(0)
+    prompts = [row["prompt"] for name in ("train", "families") for row in read_jsonl(PROMPTS / f"{name}.jsonl")]
+    for _ in range(300):
+        a, b = draw.sample(prompts, 2)
+        assert float(rouge_l(a, b)) == pytest.approx(SCORER.score(a, b)["rougeL"].fmeasure, abs=1e-12)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from("abcd"), max_size=150), st.lists(st.sampled_from("abcde"), max_size=150))
+def test_lcs_is_that_of_the_table(a, b):
+    assert lcs_length(a, b) == table_lcs(a, b) == lcs_length(b, a)
+
+
+def test_lcs_by_hand():
+    assert lcs_length("", "abc") == lcs_length("abc", "") == 0
+    assert lcs_length("abcbdab", "bdcaba") == 4  # bcba
+    assert lcs_length("x" * 200, "x" * 130) == 130
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=12).map(" ".join), max_size=12),
+    st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]),
+)
+def test_novelty_is_that_of_brute_force(texts: list[str], threshold: float):
+    novelty, before = Novelty(threshold, texts[:2]), [words(text) for text in texts[:2]]
+    for text in texts[2:]:
+        found = words(text)
+        limit = Fraction(str(threshold))
+        expected = any(2 * table_lcs(found, other) >= limit * (len(found) + len(other)) for other in before)
+        assert novelty.similar(text) == expected
+        if not expected:
+            novelty.add(text)
+            before.append(found)
+
+
+def test_novelty_of_the_project_prompts_is_that_of_rouge_score():
+    prompts = [row["prompt"] for row in read_jsonl(PROMPTS / "families.jsonl")]
+    before, novelty = prompts[:150], Novelty(0.7, prompts[:150])
+    found = [novelty.similar(text) for text in prompts[150:200]]
+    assert found == [any(SCORER.score(a, b)["rougeL"].fmeasure >= 0.7 for a in before) for b in prompts[150:200]]
+    assert set(found) == {True, False}
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.6, 0.7, 0.9])
+def test_the_threshold_itself_is_similar_whatever_floats_make_of_it(threshold: float):
+    met = 0
+    for m, n in product(range(1, 41), repeat=2):
+        common = Fraction(str(threshold)) * (m + n) / 2
+        if common.denominator == 1 and common <= min(m, n):
+            met += 1
+            shared = [f"s{i}" for i in range(int(common))]
+            a = " ".join([*shared, *(f"a{i}" for i in range(m - len(shared)))])
+            for extra, expected in ((0, True), (1, False)):
+                b = " ".join([*shared, *(f"b{i}" for i in range(n - len(shared) + extra))])
+                assert Novelty(threshold, [a]).similar(b) is expected
+    assert met > 10
+
+
+def test_novelty_by_hand():
+    novelty = Novelty(0.7)
+    assert not novelty.similar("anything") and not novelty.similar("")
+    novelty.add("Write a poem about the sea.")
+    assert novelty.similar("write a POEM about: the sea")
+    assert novelty.similar("Write a poem about the moon.")  # 5 of 6 and 6
+    assert not novelty.similar("Sea the about poem a write!")  # the same words, an LCS of 1
+    assert not novelty.similar("Write a poem about the many ways of a cat")  # 2 * 5 / (6 + 10)
+    assert not novelty.similar("") and not novelty.similar("...")
+
+
+def test_repetition_by_hand():
+    assert repetition("one two") == repetition("") == 0
+    assert repetition("a b c d e") == 0
+    assert repetition("Ha ha, ha HA ha!") == Fraction(2, 3)  # "ha ha ha" three times
+    assert repetition("a b c A b c") == Fraction(1, 4)  # abc, bca, cab, and abc again
+
+
+def test_word_sequences_by_hand():
+    known = Sequences(["A b, c! D", "one two three", "e f g h i j"], 5)
+    assert known.shares("x a B c d y") and not known.shares("a b c x d")
+    assert not known.shares("one two three")
+    assert known.shares("F g h i j.") and not known.shares("e f g h x i j")
+    assert Sequences(["one two"], 2).shares("and one, two") and not Sequences(["one"], 2).shares("one")

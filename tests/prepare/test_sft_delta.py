@@ -1,0 +1,84 @@
+"""prepare/sft_delta.py: what a small file keeps of a difference, and the model that it makes of the seed."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import LlamaConfig
+from model.weights import load_model, save_pretrained
+from prepare.seed_model import make_tiny
+from prepare.sft_delta import annotate, choose_ranks, compress, merge, read_facts, write
+from stages.files import UserError
+
+
+@pytest.fixture
+def models(tmp_path):
+    """A seed and a model that differs from it by a matrix of rank 2 in each weight, and in its norms."""
+    make_tiny(tmp_path / "base")
+    tuned = load_model(tmp_path / "base", torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in tuned.parameters():
+        if parameter.dim() == 1:
+            parameter += 0.5
+        else:
+            left, right = (torch.randn(size, 2, generator=generator) for size in parameter.shape)
+            parameter += 0.25 * left @ right.T
+    config = LlamaConfig.load(tmp_path / "base")
+    save_pretrained(tuned.named_parameters(), config, tmp_path / "base", tmp_path / "tuned")
+    return tmp_path / "base", tmp_path / "tuned"
+
+
+def test_the_best_triplets_are_numpys():
+    """One matrix alone: what is explained is what the truncated SVD of numpy explains."""
+    matrix = torch.randn(40, 30, generator=torch.Generator().manual_seed(1))
+    values = np.linalg.svd(matrix.numpy(), compute_uv=False)
+    megabytes = (4096 + 512 + 7.5 * 74) / 1e6  # room for seven triplets of 70 bytes and a scale
+    tensors, explained = compress({"w": torch.zeros(40, 30)}, {"w": matrix}, megabytes)
+    assert tensors["w.left"].shape == (40, 7) and tensors["w.right"].shape == (7, 30)
+    assert explained == pytest.approx((values[:7] ** 2).sum() / (values**2).sum(), rel=1e-4)
+    product = tensors["w.left"].float() * tensors["w.scale"] @ tensors["w.right"].float()
+    assert (product - matrix).square().sum().item() == pytest.approx((values[7:] ** 2).sum(), rel=1e-2)
+
+
+def test_ranks_go_where_a_number_explains_most():
+    values = {"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([4.0, 2.0])}
+    # gains a number: a 9/10, 1/10; b 16/40, 4/40
+    assert choose_ranks(values, {"a": 10, "b": 40}, 9) == {"a": 0, "b": 0}
+    assert choose_ranks(values, {"a": 10, "b": 40}, 50) == {"a": 1, "b": 1}
+    assert choose_ranks(values, {"a": 10, "b": 40}, 1000) == {"a": 2, "b": 2}
+
+
+def test_a_difference_of_low_rank_comes_back(models, tmp_path):
+    base, tuned = models
+    path = tmp_path / "difference.safetensors"
+    facts = write(base, tuned, 0.05, path, recipe="r")
+    assert path.stat().st_size <= 0.05e6 and facts == read_facts(path)
+    assert facts["explained"] > 0.999 and facts["recipe"] == "r"
+    merge(base, path, tmp_path / "merged")
+    found, wanted = (load_model(folder, torch.float32) for folder in (tmp_path / "merged", tuned))
+    for (name, a), b in zip(found.named_parameters(), wanted.parameters(), strict=True):
+        assert (a - b).norm() <= 0.02 * b.norm(), name
+    tensors = path.stat().st_size
+    assert annotate(path, loss=0.5) == facts | {"loss": 0.5} == read_facts(path)
+    assert 0 < path.stat().st_size - tensors < 64
+    assert (tmp_path / "merged" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+def test_another_seed_is_refused(models, tmp_path):
+    base, tuned = models
+    write(base, tuned, 0.05, tmp_path / "difference.safetensors")
+    with pytest.raises(UserError, match="made for another model"):
+        merge(tuned, tmp_path / "difference.safetensors", tmp_path / "merged")
+
+
+def test_what_is_no_such_file(models, tmp_path):
+    with pytest.raises(UserError, match="no such file; `make sft` writes it"):
+        read_facts(tmp_path / "none.safetensors")
+    shutil.copy(models[0] / "model.safetensors", tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="not a low-rank difference"):
+        read_facts(tmp_path / "model.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes(b"12")
+    with pytest.raises(UserError, match="damaged"):
+        read_facts(tmp_path / "torn.safetensors")

@@ -1,0 +1,184 @@
+"""The CUDA path without a GPU: its steps run on fake tensors, the kernels' launches recorded and left out.
+
+Fake tensors raise where tensors of two devices meet, and where a shape or a number on the host depends on data.
+"""
+
+import ctypes
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorDeviceMismatchError,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import dpo.packing
+import kernels.attention
+import kernels.paged_triton
+import sampling.engine
+from dpo.data import Example
+from dpo.loss import completion_logprob, dpo_loss
+from dpo.optimizer import squared_norm
+from dpo.packing import lay_out
+from kernels.compile import recording
+from kernels.launch import use_triton
+from kernels.pieces import Span
+from kernels.plan import Sizes
+from model.config import LlamaConfig
+from model.llama import Llama, _frequencies
+from sampling.engine import Engine
+from sampling.graphs import Inputs, bucket, decode, power_of_two
+from sampling.request import Request, Sampling
+from sampling.scheduler import Scheduled, Sequence
+from stages.files import UserError
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "llama3"
+
+
+CUDA, META = 1, 14  # c10::DeviceType
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """Fake tensors on `cuda` with a build that knows no CUDA: its slot in the registry of device guards is empty, and
+    many operations look there before they are dispatched. The guard of `meta`, which does nothing, serves."""
+    if torch.backends.cuda.is_built():
+        yield
+        return
+    library = ctypes.CDLL(str(Path(torch.__path__[0]) / "lib" / "libc10.so"))
+    registry = (ctypes.c_void_p * (META + 1)).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
+    registry[CUDA] = registry[META]
+    _frequencies.cache_clear()
+    monkeypatch.setattr(torch._subclasses.fake_tensor, "CONSTANT_NUMEL_LIMIT", 0)  # else small ones are made for real
+    yield
+    registry[CUDA] = None
+    _frequencies.cache_clear()
+
+
+class OnDevice(TorchDispatchMode):
+    """Every operation takes and gives tensors of the device alone, so that none waits for a copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in torch.utils._pytree.tree_leaves((args, kwargs, result)):
+            assert not isinstance(value, torch.Tensor) or value.device.type == "cuda", function
+        self.operations += 1
+        return result
+
+
+@pytest.fixture(params=["triton", "sdpa"])
+def fake_engine(request, monkeypatch, fake_cuda):
+    """An engine on a fake GPU, with pinned memory, of which there are no fakes, left out."""
+
+    def to_device(values, dtype, device):
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    monkeypatch.setattr(sampling.engine, "to_device", to_device)
+    monkeypatch.setattr(kernels.paged_triton, "to_device", to_device)
+    options = {"blocks": 64, "block_size": 8, "token_budget": 64, "max_sequences": 8}
+    with FakeTensorMode(), torch.inference_mode(), recording(90):
+        yield Engine(bf16_model(), **options, attention=request.param, cuda_graphs=False)
+
+
+def bf16_model() -> Llama:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model = Llama(LlamaConfig.load(FIXTURE))
+    torch.set_default_dtype(before)
+    return model
+
+
+def item(row: int, length: int, start: int, blocks: list[int]) -> tuple[Scheduled, Span]:
+    request = Request("r", list(range(length)), Sampling(1.0, 0.9, 8), seed=1)
+    sequence = Sequence(request, 0, 100, list(request.ids), computed=start, blocks=blocks)
+    return Scheduled(sequence, start, length), Span(row, start, length, blocks)
+
+
+def test_a_mixed_step_stays_on_the_device(fake_engine):
+    """Decoding with a shared prefix, a prompt from its beginning, and one behind a prefix."""
+    items = [item(0, 20, 19, [0, 1, 2]), item(1, 24, 23, [0, 1, 3])]
+    items += [item(2, 13, 0, [4, 5]), item(15, 30, 16, [0, 1, 6, 7])]
+    scheduled, spans = map(list, zip(*items, strict=True))
+    logits = fake_engine._logits(scheduled, spans)
+    assert logits.shape == (4, fake_engine.model.config.vocab_size)
+    assert (logits.device.type, logits.dtype) == ("cuda", torch.bfloat16)
+
+
+@pytest.mark.parametrize("fake_engine", ["triton"], indirect=True)
+def test_what_is_captured_has_no_host_sync_and_no_shape_from_data(fake_engine):
+    sizes = Sizes(tokens=8, tables=8, blocks=4, narrow=16, wide=16, entries=32)
+    inputs = Inputs.zeros(sizes, torch.device("cuda"))
+    decode(fake_engine.model, fake_engine.cache, inputs, sizes)  # the constant tables are made once
+    with OnDevice() as watched, recording(90) as launches:
+        ids, logprobs = decode(fake_engine.model, fake_engine.cache, inputs, sizes)
+    assert watched.operations > 50
+    assert (ids.shape, ids.dtype, logprobs.shape) == ((8,), torch.int64, (8,))
+    layers = fake_engine.model.config.num_hidden_layers
+    names = Counter(launch.kernel.__name__ for launch in launches)
+    per_layer = {"_rotate_and_store": layers, "_read": 2 * layers, "_merge": layers}
+    assert names == per_layer | {"_chunk_kernel": 1, "_draw_kernel": 1}
+
+
+def test_a_training_micro_batch_has_no_host_sync(fake_cuda, monkeypatch):
+    """Forward and loss of pairs that share prompts, the reference looked up on the device, and the gradients' norm.
+
+    Autograd runs no backward pass for a device that is not there."""
+    for module in (dpo.packing, kernels.attention):
+        monkeypatch.setattr(module, "to_device", lambda values, dtype, device: torch.tensor(values, device=device))
+    device = torch.device("cuda")
+    with FakeTensorMode(), recording(90):
+        model = bf16_model()
+        pairs = [Example("a", list(range(20)), ([1, 2], [3])), Example("b", list(range(30)), ([4], [5, 6, 7]))]
+        batch = lay_out(pairs, [0, 1], {0: 20, 1: 30}, device=device)
+        reference_e2 = torch.zeros(2, 2, device=device)
+        completion_logprob(model, batch)  # the constant tables are made once
+        with OnDevice() as watched, recording(90) as launches:
+            policy_e2 = batch.sums(completion_logprob(model, batch))
+            loss_e = dpo_loss(policy_e2, reference_e2[batch.examples_e], 0.1)["loss"]
+            square = squared_norm(list(model.parameters()))
+    assert watched.operations > 100 and loss_e.shape == (2,) and square.shape == ()
+    names = Counter(launch.name for launch in launches)
+    assert names == {"attention.forward": model.config.num_hidden_layers, "logprob.forward": 1, "logprob.target": 1}
+
+
+def test_the_watch_sees_a_sync(fake_cuda):
+    with FakeTensorMode(), torch.inference_mode():
+        x = torch.zeros(3, device="cuda")
+        with pytest.raises(DataDependentOutputException), OnDevice():
+            x.tolist()
+        with pytest.raises(DynamicOutputShapeException), OnDevice():
+            x.nonzero()
+        with pytest.raises(FakeTensorDeviceMismatchError):
+            x + torch.zeros(3)
+        with pytest.raises(AssertionError), OnDevice():
+            torch.tensor([1.0], device="cpu").to("cuda")
+
+
+def test_buckets():
+    assert [power_of_two(n) for n in (0, 1, 2, 3, 4, 5, 128, 129)] == [1, 1, 2, 4, 4, 8, 128, 256]
+    sizes = bucket(Sizes(tokens=5, tables=5, blocks=9, narrow=3, wide=0, entries=33))
+    assert sizes == Sizes(tokens=8, tables=8, blocks=16, narrow=16, wide=16, entries=64)
+    assert bucket(sizes) == sizes
+
+
+def test_float32_on_cuda_is_an_error(fake_cuda):
+    with FakeTensorMode(), pytest.raises(UserError, match=r'dtype = "bfloat16"'):
+        use_triton("triton", torch.zeros(1, device="cuda"))
+
+
+def test_kernels_without_triton_are_an_error(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"need triton.*pip install"):
+        use_triton("triton", torch.zeros(1))
+    assert not use_triton("sdpa", torch.zeros(1))

@@ -1,0 +1,125 @@
+"""The engine: same tokens whatever the batch, the chunks, the sharing and the preemptions."""
+
+import gc
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels.attention import Segments, VarlenAttention
+from model.llama import Llama, logits_head
+from model.weights import load_model
+from sampling.engine import Engine
+from sampling.request import Request, Sampling
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "llama3"
+GREEDY = Sampling(0.0, 1.0, 24)
+
+
+@pytest.fixture(scope="module")
+def model() -> Llama:
+    return load_model(FIXTURE, torch.float32)
+
+
+def engine(model: Llama, **changes) -> Engine:
+    return Engine(model, **({"blocks": 256, "block_size": 8, "token_budget": 256, "max_sequences": 32} | changes))
+
+
+def greedy_by_full_forwards(model: Llama, ids: list[int], count: int) -> list[int]:
+    """The oracle: no cache, one whole forward a token."""
+    tokens = list(ids)
+    for _ in range(count):
+        attend = VarlenAttention(Segments.make([len(tokens)]))
+        logits = model(torch.tensor(tokens), torch.arange(len(tokens)), attend, logits_head)
+        tokens.append(int(logits[-1].argmax()))
+    return tokens[len(ids) :]
+
+
+def mixed_requests(count: int, sampling: Sampling = GREEDY) -> list[Request]:
+    """Prompts of mixed lengths; families of three share prefixes that end within a block."""
+    generator = torch.Generator().manual_seed(5)
+    requests = []
+    for i in range(count):
+        length = int(torch.randint(1, 70, (1,), generator=generator))
+        ids = torch.randint(3, 131, (length,), generator=generator).tolist()
+        if i % 3:
+            ids = requests[-1].ids[: 5 + 7 * (i % 3)] + ids[: length // 2]
+        requests.append(Request(str(i), ids, sampling, seed=i))
+    return requests
+
+
+@pytest.fixture(scope="module")
+def oracle(model) -> dict[str, list[int]]:
+    return {r.id: greedy_by_full_forwards(model, r.ids, 24) for r in mixed_requests(24)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"token_budget": 13},
+        {"blocks": 24},
+        {"block_size": 1},
+        {"max_sequences": 2},
+        {"blocks": 14, "token_budget": 9},
+    ],
+    ids=str,
+)
+def test_greedy_tokens_equal_full_forwards(model, oracle, changes):
+    machine = engine(model, **changes)
+    found = {c.id: c.ids for c in machine.run(mixed_requests(24))}
+    assert found == oracle
+    assert (machine.preemptions > 0) == (changes.get("blocks", 256) * changes.get("block_size", 8) <= 256)
+
+
+def test_a_shared_prompt_is_computed_once(model):
+    ids = list(range(3, 63))
+    sampling = Sampling(1.0, 1.0, 10)
+    machine = engine(model)
+    completions = list(machine.run([Request(str(i), ids, sampling, seed=i) for i in range(8)]))
+    assert len({tuple(c.ids) for c in completions}) == 8  # samples differ
+    # The prompt once, its last token anew for each of the other seven, nine decode steps for all.
+    assert machine.computed_tokens == 60 + 7 + 8 * 9
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the resident memory is read from /proc")
+def test_memory_does_not_grow(model):
+    """2,000 requests, many of them preempted on the way, after 500 that have warmed everything up."""
+    machine = engine(model, blocks=40, token_budget=64)
+    resident = []
+    for first in range(0, 2500, 250):
+        requests = [
+            Request(str(i), [3 + i % 100, *range(3, 5 + i % 40)], Sampling(1.0, 0.95, 12), seed=i)
+            for i in range(first, first + 250)
+        ]
+        assert sum(1 for _ in machine.run(requests)) == 250
+        gc.collect()
+        resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+    assert machine.preemptions > 0
+    assert max(resident[2:]) - resident[1] < 2 * 2**20
+
+
+def test_samples_do_not_depend_on_batch_or_order(model):
+    requests = mixed_requests(12, Sampling(1.0, 0.9, 20))
+    first = {c.id: c.ids for c in engine(model).run(requests)}
+    second = {c.id: c.ids for c in engine(model, max_sequences=3, token_budget=17).run(reversed(requests))}
+    assert first == second
+
+
+def test_stop_tokens_and_reasons(model):
+    prompt = list(range(3, 40))
+    tokens = greedy_by_full_forwards(model, prompt, 24)
+    stop = tokens[10]
+    end = tokens.index(stop) + 1
+    requests = [
+        Request("stop", prompt, Sampling(0.0, 1.0, 24, frozenset({stop, 1})), 0),
+        Request("length", prompt, Sampling(0.0, 1.0, 5), 0),
+        Request("too_long", [5] * 512, GREEDY, 0),
+        Request("context", [5] * 510, GREEDY, 0),
+    ]
+    found = {c.id: c for c in engine(model).run(requests)}
+    assert (found["stop"].ids, found["stop"].finish_reason) == (tokens[:end], "stop")
+    assert (found["length"].ids, found["length"].finish_reason) == (tokens[:5], "length")
+    assert (found["too_long"].ids, found["too_long"].finish_reason) == ([], "too_long")
+    assert (len(found["context"].ids), found["context"].finish_reason) == (2, "length")

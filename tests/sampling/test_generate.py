@@ -1,0 +1,187 @@
+"""Work units: what they hold, and that every one is written, whoever claims what."""
+
+import os
+import time
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from conftest import needs_int8
+
+import sampling.generate as generate
+from prepare.seed_model import prepare
+from sampling.generate import Item, Worker, cut_units, longest_first, request_seed, unclaimed, unwritten
+from sampling.request import Completion, Sampling
+from stages.files import read_manifest
+from stages.settings import Model, load_settings
+
+ROOT = Path(__file__).parents[2]
+
+
+class FakeChat:
+    def prompt_ids(self, messages):
+        return [1]
+
+
+def bare_record(item: Item, completion: Completion) -> dict:
+    return item.record | {"ids": completion.ids, "finish_reason": completion.finish_reason}
+
+
+def items(count: int, group_size: int) -> list[Item]:
+    sampling = Sampling(1.0, 1.0, 4)
+    return [Item(f"i{n}", list, sampling, n, f"g{n // group_size}", {"id": f"i{n}"}) for n in range(count)]
+
+
+def test_an_environment_without_triton(monkeypatch):
+    assert "triton" in generate.environment()
+    monkeypatch.setattr(generate, "find_spec", lambda name: name != "triton")
+    assert {"torch", "python", "device"} < generate.environment().keys() and "triton" not in generate.environment()
+
+
+def test_units_hold_whole_groups():
+    units = cut_units(items(20, 4), 6)
+    assert [len(unit) for unit in units] == [8, 4, 4, 4]
+    assert [item.name for unit in units for item in unit] == [f"i{n}" for n in range(20)]
+
+
+def test_seeds_differ_by_everything_that_an_item_is():
+    seeds = {request_seed(*what) for what in [(0, 1, "judge", "a"), (1, 1, "judge", "a"), (0, 2, "judge", "a")]}
+    seeds |= {request_seed(0, 1, "respond", "a"), request_seed(0, 1, "judge", "b")}
+    assert len(seeds) == 5 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_rank_that_starts_late_leaves_no_unit_out(tmp_path, monkeypatch):
+    """Another rank has claimed and written the first unit before this one looks. Claims used to be positions among the
+    units that a rank found missing: the late rank then skipped the second unit, and the stage waited for ever."""
+
+    class FakeEngine:
+        computed_tokens = 0
+
+        def run(self, requests):
+            yield from (Completion(request.id, [7], "length", 0.0) for request in requests)
+
+    store = dist.HashStore()
+    store.add("claimed", 1)
+    monkeypatch.setattr(generate, "_rendezvous", lambda stage, key: (store, 0))
+    monkeypatch.setattr(generate, "load_engine", lambda settings, model_dir, log: FakeEngine())
+    monkeypatch.setattr(generate, "load_chat", lambda folder: FakeChat())
+    monkeypatch.setattr(generate.time, "sleep", lambda seconds: (_ for _ in ()).throw(AssertionError("it waits")))
+    first = tmp_path / "out" / "units-key" / "00000.jsonl"
+    first.parent.mkdir(parents=True)
+    first.write_text('{"id": "i0", "ids": [7], "finish_reason": "length"}\n')
+    (tmp_path / "model").mkdir()
+
+    settings = load_settings(ROOT / "configs" / "tiny.toml")
+    Worker(settings, tmp_path / "model").run("respond", items(96, 8), tmp_path / "out", "key", bare_record)
+    units = cut_units(items(96, 8), settings.engine.unit_requests)
+    assert read_manifest(tmp_path / "out")["counts"]["records"] == 96 - len(units[0]) + 1
+    assert len(list((tmp_path / "out" / "units-key").iterdir())) == len(units)
+
+
+def test_the_longest_units_come_first():
+    def unit(text: str, new_tokens: int) -> list[Item]:
+        return [Item("i", lambda: [{"role": "user", "content": text}], Sampling(1.0, 1.0, new_tokens), 0, "g", {})]
+
+    assert longest_first([unit("a" * 40, 5), unit("a", 100), unit("a" * 90, 5), unit("a" * 40, 5)]) == [1, 2, 0, 3]
+
+
+def test_units_of_a_dead_rank_are_claimed_once_more(tmp_path):
+    """Of four units another rank took the first and has died, a third one is at its second and writes it in time."""
+    store, paths = dist.HashStore(), [tmp_path / str(i) for i in range(4)]
+    store.add("claimed", 2)
+    order = [2, 1, 0, 3]
+    found = []
+    for index in chain(unclaimed(store, order, paths), unwritten(store, order, paths)):
+        found.append(index)
+        paths[index].touch()
+        paths[1].touch()
+    assert found == [0, 3, 2]
+
+
+def test_a_unit_is_claimed_once_more_by_one_rank_only(tmp_path):
+    store, paths = dist.HashStore(), [tmp_path / "0"]
+    store.add("claimed", 1)
+    assert list(unclaimed(store, [0], paths)) == []
+    assert list(unwritten(store, [0], paths)) == [0]
+    assert list(unwritten(store, [0], paths)) == []
+
+
+@pytest.mark.parametrize("dies", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("int8", marks=needs_int8)])
+def test_processes_of_one_thread_write_what_one_process_writes(dtype, dies, tmp_path, monkeypatch, capfd):
+    """Also where a process dies with a unit in hand."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    model = prepare(Model(path="models/tiny", prepare="tiny", dtype="float32"))
+    settings = load_settings(ROOT / "configs" / "tiny.toml")
+    settings = replace(settings, model=replace(settings.model, dtype=dtype))
+    prompts = [{"id": f"p{i}", "prompt": "What is rain?" * i} for i in range(20)]
+    own = os.getpid()
+
+    def claims_of_the_dying(*arguments):
+        for unit in unclaimed(*arguments):
+            if os.getpid() != own:
+                os._exit(9)
+            yield unit
+
+    def written(threads: int) -> dict[str, bytes]:
+        engine = replace(settings.engine, threads=threads)
+        worker = Worker(replace(settings, engine=engine), model)
+        out = tmp_path / str(threads)
+        for stage in ("one", "two"):
+            items = list(generate.response_items(prompts, worker.chat, settings, 1))
+            worker.run(stage, items, out / stage, "key")
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.jsonl")}
+
+    alone = written(1)
+    if dies:
+        monkeypatch.setattr(generate, "unclaimed", claims_of_the_dying)
+    assert len(alone) == 2 * 4 and written(3) == alone
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_fast_process_does_not_repeat_what_a_slow_one_has_in_hand(tmp_path, monkeypatch):
+    """It did, and the stage then ended when the repetition did."""
+    own, made = os.getpid(), tmp_path / "made"
+
+    def slowly(*arguments):
+        for unit in unclaimed(*arguments):
+            if os.getpid() != own:
+                time.sleep(1)
+            yield unit
+
+    class FakeEngine:
+        def run(self, requests):
+            for request in requests:
+                with made.open("a") as file:
+                    file.write(f"{request.id}\n")
+                yield Completion(request.id, [7], "length", 0.0)
+
+    monkeypatch.setattr(generate, "unclaimed", slowly)
+    monkeypatch.setattr(generate, "load_engine", lambda settings, model_dir, log: FakeEngine())
+    monkeypatch.setattr(generate, "load_chat", lambda folder: FakeChat())
+    monkeypatch.setattr(Worker, "facts", lambda worker: {})
+    settings = load_settings(ROOT / "configs" / "tiny.toml")
+    settings = replace(settings, engine=replace(settings.engine, threads=2))
+    Worker(settings, tmp_path).run("respond", items(96, 8), tmp_path / "out", "key", bare_record)
+    assert sorted(made.read_text().split()) == sorted(item.name for item in items(96, 8))
+
+
+def test_a_rank_that_repeats_a_unit_stops_when_it_is_written(tmp_path, monkeypatch):
+    path, made = tmp_path / "unit.jsonl", []
+
+    class FakeEngine:
+        def run(self, requests):
+            for request in requests:
+                made.append(request.id)
+                if len(made) == 3:
+                    path.write_text("of the slow rank\n")
+                yield Completion(request.id, [7], "length", 0.0)
+
+    monkeypatch.setattr(generate, "load_engine", lambda settings, model_dir, log: FakeEngine())
+    monkeypatch.setattr(generate, "load_chat", lambda folder: FakeChat())
+    worker = Worker(load_settings(ROOT / "configs" / "tiny.toml"), tmp_path)
+    worker._take_part(generate.Work([items(8, 8)], [path], [0], bare_record), "respond", [0], first=False)
+    assert len(made) == 3 and path.read_text() == "of the slow rank\n"

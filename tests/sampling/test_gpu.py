@@ -1,0 +1,63 @@
+"""What only a GPU can show, besides the tests marked `kernels`: captured graphs, NCCL, the loop on a device.
+
+`pytest -m gpu` with TRITON_INTERPRET=1 and no GPU goes through the same lines, uncaptured and over gloo.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_engine import mixed_requests
+from test_iterate import ITERATE, ROOT
+from test_iterate import run as run_command
+from test_trainer import SETTINGS, arguments, changed, folder, losses, run, run_ranks  # noqa: F401
+
+from model.weights import load_model
+from sampling.engine import Engine
+from sampling.graphs import DecodeGraphs, decode
+from sampling.request import Sampling
+
+pytestmark = pytest.mark.gpu
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "llama3"
+
+
+@torch.inference_mode()
+def test_a_graph_replays_what_was_captured(device):
+    """After a run, the step that each graph holds last, launched op by op: the same tokens."""
+    model = load_model(FIXTURE, torch.bfloat16 if device.type == "cuda" else torch.float32, device)
+    machine = Engine(model, blocks=256, block_size=8, token_budget=64, max_sequences=32)
+    if device.type == "cpu":
+        machine.graphs = DecodeGraphs(model, machine.cache)
+    completions = list(machine.run(mixed_requests(8, Sampling(1.0, 0.9, 8))))
+    assert len(completions) == 8 and len(machine.graphs.buckets) > 1
+    for sizes, bucket in machine.graphs.buckets.items():
+        ids, logprobs = (x.clone() for x in bucket.run())
+        again, others = decode(model, machine.cache, bucket.device, sizes)
+        assert torch.equal(ids, again)
+        torch.testing.assert_close(logprobs, others)
+
+
+def test_two_ranks_are_one_rank(folder, device):  # noqa: F811
+    if device.type == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("NCCL needs two GPUs")
+    settings = changed(SETTINGS, model={"dtype": "bfloat16" if device.type == "cuda" else "float32"})
+    one = run(settings, arguments(folder, work=folder / "one", out=folder / "out-one"))
+    two = run_ranks(2, settings, arguments(folder, work=folder / "two", out=folder / "out-two"))
+    tolerance = 3e-2 if device.type == "cuda" else 1e-5
+    torch.testing.assert_close(losses(two), losses(one), atol=tolerance, rtol=tolerance)
+
+
+def test_the_tiny_loop(tmp_path):
+    """tiny.toml in bfloat16, which is what the kernels take on CUDA."""
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    text = (ROOT / "configs" / "tiny.toml").read_text()
+    (tmp_path / "tiny.toml").write_text(text.replace('dtype = "float32"', 'dtype = "bfloat16"'))
+    code, _, err = run_command(tmp_path, *ITERATE)
+    assert code == 0, err
+    summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
+    first, second = summary["iterations"]
+    assert first["pairs"]["actor"] > 0 and second["pairs"]["actor"] > 0
+    for row in (first, second):
+        assert abs(row["dpo"]["first_loss"] - 0.693147) < 1e-2
+        assert (tmp_path / row["checkpoint"] / "model.safetensors").is_file()

@@ -1,0 +1,88 @@
+"""Files between stages: atomic, named errors, keys and digests that follow content."""
+
+import json
+
+import pytest
+
+from stages.files import (
+    UserError,
+    command,
+    digest,
+    is_complete,
+    read_jsonl,
+    stage_key,
+    write_atomic,
+    write_jsonl,
+    write_manifest,
+)
+
+
+def test_jsonl_round_trip_and_errors(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"id": 1, "text": "zwei\nZeilen, ü {x}"}, {"id": 2}]
+    write_jsonl(path, rows)
+    assert list(read_jsonl(path, ("id",))) == rows
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 2: key 'text' is missing"):
+        list(read_jsonl(path, ("text",)))
+    path.write_text('{"id": 1}\n\n[1]\n')
+    with pytest.raises(UserError, match="line 3: expected a JSON object"):
+        list(read_jsonl(path))
+    with pytest.raises(UserError, match="no such file"):
+        list(read_jsonl(tmp_path / "none.jsonl"))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+    monkeypatch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_keys_follow_content_and_settings(tmp_path):
+    path = tmp_path / "input"
+    path.write_text("a")
+    key = stage_key("judge", {"N": 3}, {"responses": path})
+    assert stage_key("judge", {"N": 3}, {"responses": path}) == key
+    assert stage_key("judge", {"N": 4}, {"responses": path}) != key
+    assert stage_key("respond", {"N": 3}, {"responses": path}) != key
+    path.write_text("b")
+    assert stage_key("judge", {"N": 3}, {"responses": path}) != key
+
+
+def test_a_manifest_marks_a_stage_complete(tmp_path):
+    output = tmp_path / "out.jsonl"
+    output.write_text("{}\n")
+    assert not is_complete(tmp_path, "k")
+    write_manifest(tmp_path, "pairs", "k", [output], counts={"pairs": 1})
+    assert is_complete(tmp_path, "k") and not is_complete(tmp_path, "other")
+    before = digest(tmp_path)
+    output.write_text("{} \n")
+    write_manifest(tmp_path, "pairs", "k", [output])
+    assert digest(tmp_path) != before
+    assert json.loads((tmp_path / "manifest.json").read_text())["stage"] == "pairs"
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError("what, where, what to do"), 2), (KeyboardInterrupt(), 130)])
+def test_exit_codes(error, code, capsys):
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as raised:
+        command(main)
+    assert raised.value.code == code
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_folder_s_digest_is_not_that_of_hidden_files(tmp_path):
+    """Downloading again touches the notes that the download tool keeps, with times in them; the model is the same."""
+    (tmp_path / "config.json").write_text("{}")
+    before = digest(tmp_path)
+    (tmp_path / ".cache" / "huggingface").mkdir(parents=True)
+    (tmp_path / ".cache" / "huggingface" / "config.json.metadata").write_text("1732500000.1")
+    (tmp_path / ".torn.tmp").write_text("x")
+    assert digest(tmp_path) == before
+    (tmp_path / "original").mkdir()
+    (tmp_path / "original" / "params.json").write_text("{}")
+    assert digest(tmp_path) != before

@@ -1,0 +1,127 @@
+"""Configs: the shipped ones load, the paper's numbers are in the paper's config, mistakes are named."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stages.files import UserError
+from stages.settings import Iteration, load_settings
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_shipped_configs_load(path):
+    """Each has a name, and so a run's folder, of its own."""
+    name = path.stem if path.parent == CONFIGS else f"{path.parent.name}-{path.stem}"
+    assert load_settings(path).name == name
+
+
+def test_baselines_of_the_paper():
+    """METHOD, section 3: they differ from the paper's run in what their names say, and in nothing else."""
+    folder, paper = CONFIGS / "llama3-8b-instruct", load_settings(CONFIGS / "llama3-8b-instruct.toml")
+    found = {path.stem: load_settings(path) for path in folder.glob("*.toml")}
+    assert set(found) == {path.stem for path in (CONFIGS / "tiny").glob("*.toml")}
+    rules = {name: settings.iteration for name, settings in found.items()}
+    for rule, ours in zip(paper.iteration, rules["self-rewarding"], strict=True):
+        assert replace(rule, judge_pairs=False, max_judgment_characters=None) == ours
+    assert rules["self-rewarding-no-length-control"] == [Iteration(length_control=False, judge_pairs=False)] * 4
+    assert rules["scores-from-file"] == rules["self-rewarding"]
+    assert [rule.judge_pairs for rule in rules["judge-pairs-throughout"]] == [True] * 4
+    assert rules["sft-only"] == [] and not found["no-sft"].sft.enabled
+    everything = ("name", "iteration", "judge", "metajudge", "sft", "eft", "evaluation")
+    for settings in found.values():
+        assert replace(settings, **{key: getattr(paper, key) for key in everything}) == paper
+
+
+def test_a_config_extends_another(tmp_path):
+    (tmp_path / "base.toml").write_text((CONFIGS / "tiny.toml").read_text())
+    (tmp_path / "folder").mkdir()
+    middle, top = tmp_path / "folder" / "middle.toml", tmp_path / "top.toml"
+    middle.write_text('extends = "../base.toml"\nname = "middle"\n[judge]\nN = 9\n[[iteration]]\nrho = 0.7\n')
+    top.write_text('extends = "folder/middle.toml"\nname = "top"\n[judge]\ntop_p = 0.5\n')
+    base, settings = load_settings(tmp_path / "base.toml"), load_settings(top)
+    assert settings == replace(
+        base, name="top", judge=replace(base.judge, N=9, top_p=0.5), iteration=[Iteration(rho=0.7)]
+    )
+    (tmp_path / "base.toml").write_text('extends = "top.toml"\n')
+    with pytest.raises(UserError, match=r"base\.toml: extends: top\.toml extends this config again"):
+        load_settings(top)
+    (tmp_path / "base.toml").write_text('extends = "none.toml"\n')
+    with pytest.raises(UserError, match=r"none\.toml: no such config"):
+        load_settings(top)
+
+
+def test_the_papers_numbers():
+    """METHOD, section 3: the schedule of the paper, stated there."""
+    settings = load_settings(CONFIGS / "llama3-8b-instruct.toml")
+    assert (settings.respond.prompts_per_iteration, settings.respond.K, settings.judge.N) == (5000, 7, 11)
+    for sampling in (settings.respond, settings.judge, settings.metajudge):
+        assert (sampling.temperature, sampling.top_p) == (0.8, 0.95)
+    assert (settings.dpo.beta, settings.dpo.learning_rate, settings.dpo.batch_size) == (0.1, 5e-6, 32)
+    assert settings.dpo.reference == "previous" and settings.dpo.epochs == 10
+    assert [i.rho for i in settings.iteration] == [0, 0.32, 0.32, 0.40]
+    assert [i.judge_pairs for i in settings.iteration] == [True, True, False, False]
+    assert [i.max_response_characters for i in settings.iteration] == [2500, None, None, None]
+    assert [i.max_judgment_characters for i in settings.iteration] == [1100, 1000, None, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("name = ", "not TOML"),
+        ("seed = 1", "name: missing"),
+        ("TINY[judge]\nM = 3", r"judge: expected|Cannot declare|not TOML"),
+        ("TINYseeds = 3", "seeds: unknown key"),
+        ("TINY[[iteration]]\nrho = 1.5", r"iteration\[2\]\.rho is 1\.5; it must lie in"),
+        ('TINY[[iteration]]\nrho = "high"', r"iteration\[2\]\.rho: expected float, got 'high'"),
+        ("TINY[limits]\nsaturation = 2", r"limits\.saturation is 2\.0; it must lie in"),
+        ("TINY[prompts]\nseeds = 's'", "respond.prompts or from prompts.seeds"),
+        ("TINY[prompts]\ngenerated_shots = 9", "generated_shots is 9; shots are 8"),
+        ("TINY[eft]\nN = 0", r"eft\.N is 0"),
+        ("TINY[[iteration]]\njudge_pairs = 1", r"iteration\[2\]\.judge_pairs: expected bool, got 1"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, text, complaint):
+    tiny = (CONFIGS / "tiny.toml").read_text()
+    if text.startswith("TINYseeds"):
+        text = text.removeprefix("TINY") + "\n" + tiny
+    path = tmp_path / "config.toml"
+    path.write_text(text.replace("TINY", tiny + "\n"))
+    with pytest.raises(UserError, match=complaint) as error:
+        load_settings(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[metajudge]\nopponents = 3", r"metajudge\.opponents is 3; it must be even"),
+        ("[metajudge]\nopponents = 2\nmax_score_gap = 1", "max_score_gap must not be negative, and goes with"),
+        ("[metajudge]\nmax_score_gap = -1", "max_score_gap must not be negative"),
+        ("[metajudge]\nmax_score_gap = inf", "max_score_gap must not be negative"),
+        ("[metajudge]\nelo_penalty = 0", r"metajudge\.elo_penalty is 0\.0; it must be above 0"),
+        ("[judge]\nN = 3\nminimum_valid = 4", r"judge\.minimum_valid is 4, judge\.N 3"),
+        ("[judge]\nmax_new_tokens = 0", r"judge\.max_new_tokens is 0"),
+        ("[respond]\ntemperature = inf", r"respond\.temperature is inf"),
+        ("[evaluation]\nN = 0", r"evaluation\.N is 0"),
+        ("[plan]\ngroups = 0", r"plan\.groups is 0; it must be above 0"),
+        ("[plan]\nactor_yield = 1.5", r"plan\.actor_yield is 1\.5; it is a share"),
+        ("[plan]\ntraining_utilisation = 40", r"plan\.training_utilisation is 40\.0; it is a share"),
+        ("[prompts]\nmin_words = 200", r"prompts\.min_words is 200; it must lie in \[1, max_words\]"),
+        ("[prompts]\nwords = ['map', ' ']", r"prompts\.words has an empty entry"),
+        ('[judge]\nscores_file = "{t}.jsonl"', r"judge\.scores_file leaves no judgments to compare"),
+        ('[judge]\nscores_file = "s.jsonl"', r"judge\.scores_file is one file for several iterations"),
+    ],
+)
+def test_settings_that_exclude_each_other(tmp_path, text, complaint):
+    path = tmp_path / "config.toml"
+    path.write_text(f'extends = "{CONFIGS / "tiny.toml"}"\n{text}\n')
+    with pytest.raises(UserError, match=complaint):
+        load_settings(path)
+
+
+def test_a_missing_config(tmp_path):
+    with pytest.raises(UserError, match="no such config"):
+        load_settings(tmp_path / "none.toml")

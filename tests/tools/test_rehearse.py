@@ -1,0 +1,148 @@
+"""tools/rehearse.py: a stand-in speaks by its script; the derived config is the real one, small."""
+
+import gzip
+import json
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from judging.verdict import parse_score, parse_winner
+from model.chat import load_chat
+from model.weights import load_model
+from prepare.meta import convert
+from prepare.new_prompts import read_prompt
+from prepare.rankings import ranked_groups
+from prepare.scripted import write_stand_in
+from sampling.engine import Engine
+from sampling.request import Request, Sampling
+from stages.files import UserError, read_jsonl, write_jsonl
+from stages.settings import Eft, load_settings
+from tools import rehearse
+from tools.rehearse import Rehearsal, toml
+
+ROOT = Path(__file__).parents[2]
+PAPER = ROOT / "configs" / "llama3-8b-instruct.toml"
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("stand-in")
+    write_stand_in(folder / "meta")
+    return convert(folder / "meta", folder / "model")
+
+
+def test_what_the_stand_in_says_holds_a_verdict_and_a_task(stand_in):
+    chat = load_chat(stand_in)
+    engine = Engine(load_model(stand_in, torch.float32), blocks=512, block_size=16, token_budget=512, max_sequences=64)
+    sampling = Sampling(0.8, 0.95, 96, chat.stop_ids)
+    ids = chat.prompt_ids([{"role": "user", "content": "Review this."}])
+    done = list(engine.run([Request(str(i), ids, sampling, i) for i in range(96)]))
+    texts = [(chat.text(completion.ids), completion.finish_reason) for completion in done]
+    assert len({text for text, _ in texts}) > 90
+    finished = [text for text, reason in texts if reason == "stop"]
+    assert len(finished) > 80
+    scores = [parse_score(text, "stop") for text in finished]
+    winners = [parse_winner(text, "stop") for text in finished]
+    assert all(
+        (score in range(6)) != (winner in ("first", "second")) for score, winner in zip(scores, winners, strict=True)
+    )
+    assert 0.75 < sum(score in range(6) for score in scores) / len(finished) < 1
+    tasks = [read_prompt(text, "stop") for text in finished]
+    assert all("\nScore:" in task or "\nWinner:" in task for task in tasks) and len(set(tasks)) > 70
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder to work in, with the project's own data and none of a user's; no model is made."""
+    monkeypatch.setattr(rehearse, "write_stand_in", lambda folder: None)
+    monkeypatch.setattr(rehearse, "convert", lambda source, folder: folder.mkdir(parents=True))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("evaluation", "prompts"):
+        (tmp_path / "data" / name).symlink_to(ROOT / "data" / name)
+    return tmp_path
+
+
+def test_stand_ins_for_files_are_of_the_real_formats(place):
+    rehearsal = Rehearsal(PAPER, place / "r")
+    settings, real = load_settings(rehearsal.prepare()), load_settings(PAPER)
+    assert (settings.respond.K, settings.judge.N, settings.iteration) == (real.respond.K, real.judge.N, real.iteration)
+    assert settings.nproc_per_node == 2 and settings.prompts.count == 16 and settings.model.path == "models/seed"
+    [source] = settings.eft.sources
+    assert source == "data/2023-04-12_oasst_ready.trees.jsonl.gz"
+    groups, reasons = ranked_groups(place / "r" / source, Eft())
+    assert len(groups) == rehearse.TREES and not reasons and all(len(group.replies) == 3 for group in groups)
+    assert len(list(read_jsonl(place / "r" / settings.prompts.seeds, ("id", "prompt")))) == rehearse.SEEDS
+    brought = [line for line in rehearsal.stand_ins if "its first" not in line]
+    assert len(brought) == 3 and all("not there yet" in line for line in brought)
+    counts = [(rehearse.SEEDS, settings.prompts.evaluation), (8, [settings.evaluation.instructions])]
+    for count, names in counts:  # both are cut from the same file, and neither cut replaces the other
+        assert [len(list(read_jsonl(place / "r" / name))) for name in names] == [count] * len(names)
+
+
+def test_your_own_files_are_taken_where_they_are(place):
+    mine = [{"id": f"mine{i}", "prompt": f"My prompt {i}"} for i in range(100)]
+    (place / "data" / "seed-prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mine))
+    tree = rehearse.tree({"id": "t", "prompt": "Why?", "responses": [{"text": f"{i}", "score": i} for i in range(6)]})
+    packed = gzip.compress((json.dumps(tree) + "\n").encode())
+    (place / "data" / "2023-04-12_oasst_ready.trees.jsonl.gz").write_bytes(packed)
+    model = place / "models" / "Meta-Llama-3-8B-Instruct"
+    model.mkdir(parents=True)
+    (model / "tokenizer.json").write_text("{}")
+    rehearsal = Rehearsal(PAPER, place / "r")
+    settings = load_settings(rehearsal.prepare())
+    assert list(read_jsonl(place / "r" / settings.prompts.seeds)) == mine[: rehearse.SEEDS]
+    assert list(read_jsonl(place / "r" / settings.eft.sources[0])) == [tree]
+    assert (place / "r" / "models" / "seed" / "tokenizer.json").read_text() == "{}"
+    assert "not there yet" not in " ".join(rehearsal.stand_ins)
+
+
+def test_files_of_one_name_and_other_models_have_stand_ins_of_their_own(place):
+    for name in ("pool", "held-out"):
+        (place / name).mkdir()
+        write_jsonl(place / name / "p.jsonl", [{"id": f"{name}{i}", "prompt": name} for i in range(100)])
+    (place / "own.toml").write_text(
+        f'extends = "{PAPER}"\n[prompts]\nseeds = ""\nevaluation = []\n[respond]\nprompts = "pool/p.jsonl"\n'
+        '[metajudge]\nmodel = "models/large"\n'
+        '[evaluation]\njudge = "models/large"\ninstructions = ""\nprompts = "held-out/p.jsonl"\n'
+    )
+    settings = load_settings(Rehearsal(place / "own.toml", place / "r").prepare())
+    pool, held_out = (list(read_jsonl(place / "r" / s.prompts)) for s in (settings.respond, settings.evaluation))
+    assert len(pool) == 4 * rehearse.PROMPTS and {row["prompt"] for row in pool} == {"pool"}
+    assert len(held_out) == 8 and {row["prompt"] for row in held_out} == {"held-out"}
+    assert {settings.model.path, settings.metajudge.model, settings.evaluation.judge} == {"models/seed"}
+
+
+def test_a_config_that_needs_no_rehearsal(tmp_path):
+    with pytest.raises(UserError, match="run this config as it is"):
+        Rehearsal(ROOT / "configs" / "smollm2-135m.toml", tmp_path / "r").prepare()
+
+
+def test_toml():
+    table = {"name": 'a "b"', "n": 3, "section": {"rate": 5e-6, "on": True, "files": ["x", "y"]}, "other": {"k": ""}}
+    assert tomllib.loads(toml(table)) == table
+
+
+@pytest.mark.slow
+def test_the_paper_s_run_is_rehearsed(tmp_path):
+    """Every stage of four iterations, two of them with judge pairs, on two ranks: minutes."""
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    words = [sys.executable, "-m", "tools.rehearse", "--config", str(PAPER)]
+    done = subprocess.run(words, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("verdicts come from a script") == 2
+    runs = tmp_path / "runs" / "rehearsal-llama3-8b-instruct" / "runs" / "llama3-8b-instruct"
+    summary = json.loads((runs / "summary.json").read_text())
+    rows = summary["iterations"]
+    assert [row["pairs"]["actor"] > 0 for row in rows] == [True] * 4
+    assert [row["pairs"]["judge"] > 0 for row in rows] == [True, True, False, False]
+    stages = Counter(json.loads(path.read_text())["stage"] for path in runs.rglob("manifest.json"))
+    assert {"respond": 4, "judge": 4, "metajudge": 2, "pairs": 4}.items() <= stages.items()
+    assert stages["prompts"] > 1, "the pool, and each of its rounds"
+    assert [row["name"] for row in summary["models"]] == ["seed", "M0", "M1", "M2", "M3", "M4"]
+    assert (runs / "report.html").is_file()

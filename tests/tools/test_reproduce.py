@@ -1,0 +1,139 @@
+"""docs/reproduce.md, walked through: its commands run as they are written, with stand-ins for model, data and counts.
+
+The folder is a copy of the repository in which `configs/llama3-8b-instruct.toml` is the rehearsal's version of itself.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prepare.scripted import write_stand_in
+from stages.files import read_jsonl, write_atomic
+from tools.rehearse import Rehearsal, toml
+
+ROOT = Path(__file__).parents[2]
+CONFIG = "configs/llama3-8b-instruct.toml"
+
+NOT_RUN = {
+    ".venv/bin/hf": "needs an account and the internet",
+    "make setup": "the tests' own environment is taken",
+    "make rehearse": "tests/tools/test_rehearse.py runs it",
+    "pip install": "the benchmark's own tool",
+    "alpaca_eval evaluate": "the benchmark's own tool, with a judge that is paid for",
+}
+"""Commands that are left out, and why."""
+
+SLURM = {
+    "scontrol": "#!/bin/bash\nprintf '127.0.0.1\\n127.0.0.1\\n'\n",
+    "srun": '#!/bin/bash\nshift\nSLURM_NODEID=1 "$@" &\nSLURM_NODEID=0 "$@" && wait $!\n',
+}
+"""Two nodes, which are one machine."""
+
+
+def blocks() -> list[str]:
+    return re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docs" / "reproduce.md").read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(block: str) -> list[str]:
+    """A block's commands, each on one line, without comments."""
+    joined = re.sub(r"\s*\\\n\s*", " ", block)
+    return [line for line in (re.sub(r"\s+#.*", "", line).strip() for line in joined.splitlines()) if line]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """The copy, with the files that a user fetches where the page has them put."""
+    folder = tmp_path_factory.mktemp("walk") / "clone"
+    for name in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    (folder / ".venv").mkdir()
+    for part in ("bin", "lib", "pyvenv.cfg"):
+        (folder / ".venv" / part).symlink_to(Path(sys.prefix) / part)
+    for done in ("base", "demo", "rehearse"):  # so that make installs nothing
+        (folder / ".venv" / done).touch()
+    rehearsal = Rehearsal(folder / CONFIG, folder / "rehearsal")
+    derived = rehearsal.changes() | {"name": "llama3-8b-instruct", "model": {}}
+    derived["prompts"]["seeds"] = "data/seed-prompts.jsonl"
+    (folder / CONFIG).rename(folder / "configs" / "real.toml")
+    write_atomic(folder / CONFIG, toml({"extends": "real.toml"} | derived))
+    shutil.copytree(folder / "rehearsal" / "data", folder / "data", dirs_exist_ok=True)
+    (folder / "data" / "seed-prompts.jsonl").unlink()
+    write_stand_in(folder / "models" / "Meta-Llama-3-8B-Instruct-original")
+    prompts = [row["prompt"] for row in read_jsonl(ROOT / "data" / "prompts" / "evaluation.jsonl")][:6]
+    write_atomic(folder / "data" / "alpaca_eval.json", json.dumps([alpaca(text) for text in prompts]))
+    for name, row in (("arena-hard", arena), ("mt-bench", mt_bench)):
+        rows = [json.dumps(row(i, text)) + "\n" for i, text in enumerate(prompts)]
+        write_atomic(folder / "data" / name / "question.jsonl", "".join(rows))
+    for name, script in SLURM.items():
+        write_atomic(folder / "bin" / name, script)
+        (folder / "bin" / name).chmod(0o755)
+    return folder
+
+
+def alpaca(text: str) -> dict:
+    return {"dataset": "helpful_base", "instruction": text, "output": "", "generator": "text_davinci_003"}
+
+
+def arena(number: int, text: str) -> dict:
+    return {"question_id": f"q{number}", "category": "arena-hard-v0.1", "cluster": "c", "turns": [{"content": text}]}
+
+
+def mt_bench(number: int, text: str) -> dict:
+    return {"question_id": number, "category": "writing", "turns": [text, "Now in one line."]}
+
+
+def run(clone: Path, *lines: str, seconds: float = 1500) -> None:
+    """Commands that run at the same time."""
+    known = {"PATH": f"{clone / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
+    slurm = {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "127.0.0.1"}
+    shells = [subprocess.Popen(["bash", "-ec", line], cwd=clone, env=os.environ | known | slurm) for line in lines]
+    for line, shell in zip(lines, shells, strict=True):
+        assert shell.wait(timeout=seconds) == 0, line
+
+
+def test_the_page_names_what_there_is():
+    """Quick: files, settings and make's targets that the page names exist."""
+    text = (ROOT / "docs" / "reproduce.md").read_text()
+    for link in re.findall(r"\]\(((?!http|#)[^)#]+)", text):
+        assert (ROOT / "docs" / link).exists(), link
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
+        assert target in targets, target
+    for module in re.findall(r" -m ([a-z_.]+)", text):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+    kept = [row for row in commands("\n".join(blocks())) if not any(part in row for part in NOT_RUN)]
+    assert len(kept) >= 12
+
+
+@pytest.mark.slow
+def test_every_command_runs_as_it_is_written(clone):
+    """In the page's order. Two nodes are started together, and node0 is this machine."""
+    together: list[str] = []
+    for block in blocks():
+        if "#SBATCH" in block:
+            run(clone, block)
+            continue
+        for line in commands(block):
+            if any(part in line for part in NOT_RUN):
+                continue
+            here = line.replace("node0:", "127.0.0.1:")
+            if "NODES=2" in here or "--nnodes 2" in here:
+                together += [here] if "NODE=" in here else [here, here]
+                if len(together) < 2:
+                    continue
+                run(clone, *together)
+                together = []
+            else:
+                run(clone, here.replace("--nproc-per-node 8", "--nproc-per-node 2"))
+    summary = json.loads((clone / "runs" / "llama3" / "summary.json").read_text())
+    assert [row["pairs"]["actor"] > 0 for row in summary["iterations"]] == [True] * 4
+    answers = clone / "runs" / "llama3" / "answers" / "M4"
+    outputs = json.loads((answers / "alpaca-eval" / "model_outputs.json").read_text())
+    assert len(outputs) == 6 and all(row["generator"] == "M4" for row in outputs)

@@ -1,0 +1,103 @@
+"""What the doctor tries in fresh processes: faults and silence are told, nothing is left behind."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stages.files import UserError
+from tools import trials
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_fresh_processes_that_fail():
+    for call, words in {
+        "no_such_thing()": "AttributeError: module 'trials' has no attribute 'no_such_thing'",
+        "os.abort()": "killed by SIGABRT",
+        "try_folder('/proc')": "0 MB are free",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            trials.fresh(call)
+
+
+def test_a_folder_that_can_not_be_written_to(monkeypatch):
+    monkeypatch.setattr(trials.shutil, "disk_usage", lambda folder: trials.shutil._ntuple_diskusage(0, 0, 10**12))
+    with pytest.raises(OSError, match="/proc"):
+        trials.try_folder("/proc")
+
+
+def test_a_folder_that_can(tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "SPEED_BYTES", 8 * 2**20)
+    found = trials.try_folder(str(tmp_path))
+    assert found["write"] > 0 and found["read"] > 0 and list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_that_replaces_in_parts(tmp_path, monkeypatch):
+    def replace(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:1000])
+        time.sleep(0.002)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(UserError, match="seen in part"):
+        trials.try_names(tmp_path)
+
+
+def test_a_file_system_without_exclusive_creation(tmp_path, monkeypatch):
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode="r", *rest, **more: real(path, mode.replace("x", "w")))
+    with pytest.raises(UserError, match="created twice"):
+        trials.try_names(tmp_path)
+
+
+def test_ranks_that_hang_are_ended(tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    call = f"Path({str(tmp_path / 'started')!r}).touch() or trials.time.sleep({1000 + os.getpid()})"
+    began = time.monotonic()
+    with pytest.raises(UserError, match="no answer within 12 s"):
+        trials.fresh(call, sys.executable, *torchrun, "--shutdown-timeout", "5", "--no-python", limit=12)
+    assert time.monotonic() - began < 30 and (tmp_path / "started").exists()
+    commands = (path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
+    assert not any(call.encode() in command for command in commands)
+
+
+RANKS = """\
+W0801 12:00:00.000000 1 torch/distributed/run.py:800] Setting OMP_NUM_THREADS
+[rank1]: Traceback (most recent call last):
+[rank1]:   File "tools/trials.py", line 1, in meet
+[rank1]: RuntimeError: gloo: a sum over 2 ranks is wrong: [2.0]
+[rank0]: RuntimeError: Connection closed by peer
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+"""
+
+
+@pytest.mark.parametrize(
+    ("err", "code", "told"),
+    [
+        (RANKS, 1, "RuntimeError: gloo: a sum over 2 ranks is wrong: [2.0]"),
+        ("error: rank 0: another rank has ended\n", 1, "rank 0: another rank has ended"),
+        ("Traceback\n  x\nfiles.UserError: head_dim 512: too large\n", 1, "head_dim 512: too large"),
+        ("  error_file: <N/A>\n  traceback : Signal 11 (SIGSEGV) received by PID 7\n=====\n", 1, "killed by SIGSEGV"),
+        ("", -9, "killed by SIGKILL"),
+        ("some words\n\n", 3, "some words"),
+        ("", 3, "exit code 3, without a word"),
+    ],
+)
+def test_reason(err, code, told):
+    assert trials.reason(err, code) == told
+
+
+def test_kernels_give_what_their_twins_give(tmp_path):
+    """In Triton's interpreter."""
+    code = f"import json, trials; print(json.dumps(trials.launch_kernels({str(tmp_path)!r}, 'cpu', 'float32')))"
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert list(found) == ["logprob", "attention", "paged"]
+    assert all(0 < difference < 1e-4 for difference in found.values())

@@ -1,0 +1,1 @@
+"""Commands around a run: plan, doctor, rehearse, benchmarks."""

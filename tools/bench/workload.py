@@ -1,0 +1,47 @@
+"""The workloads: what they ask, of which lengths. A file with these names may take its place.
+
+`flat`: one response to each prompt. `loop`: what an iteration does: K responses to each prompt, then N judgments of
+every response. End tokens are ignored, so that every program that runs them does the same work. `pairs`: for training.
+"""
+
+import importlib.util
+import random
+from pathlib import Path
+from types import ModuleType
+
+from judging.rubric import judge_prompt
+from stages.files import UserError, read_jsonl
+
+SAMPLING = {"temperature": 0.8, "top_p": 0.95}
+FLAT = {"prompts": 64, "new_tokens": 64}
+LOOP = {"prompts": 8, "responses": 4, "response_tokens": 64, "judgments": 4, "judgment_tokens": 96}
+JUDGE = judge_prompt("{prompt}", "{response}", "full", "last")[0]["content"]
+"""The judge's message; {prompt} and {response} are replaced, in this order."""
+
+PROMPTS = Path(__file__).parent.parent / "data" / "prompts" / "evaluation.jsonl"
+
+
+def load_module(path: Path) -> ModuleType:
+    """A Python file as a module. Raises `UserError` when there is none."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UserError(f"{path}: not a Python file; name one with what tools/bench/workload.py defines")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def prompts(count: int) -> list[str]:
+    """The first `count` prompts of at most 400 characters."""
+    return [row["prompt"] for row in read_jsonl(PROMPTS) if len(row["prompt"]) <= 400][:count]
+
+
+def pairs(count: int = 32, seed: int = 0) -> list[dict[str, str]]:
+    """Texts of 20 to 60 words as prompts, of 40 to 200 words as chosen and rejected; words drawn from the prompts."""
+    draw = random.Random(seed)
+    words = [word for text in prompts(200) for word in text.split()]
+    sizes = {"prompt": (20, 60), "chosen": (40, 200), "rejected": (40, 200)}
+    return [
+        {name: " ".join(draw.choices(words, k=draw.randint(*size))) for name, size in sizes.items()}
+        for _ in range(count)
+    ]

@@ -1,0 +1,88 @@
+"""What a training stage computes: a few of its global batches are packed as the trainer packs them, and counted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dpo.data import Example
+from dpo.flops import forward_flops
+from dpo.packing import keep_usable, micro_batches
+from model.config import LlamaConfig
+from stages.settings import Dpo, Settings, Sft
+
+SAMPLED_BATCHES = 4
+"""Global batches of a stage that are packed."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A stage's work, expected."""
+
+    examples: int
+    """Of them a share is held out."""
+    epochs: int
+    """As many as run: training ends with the epoch that is set to be exported."""
+    exports: int
+    """One where that epoch is set or nothing is held out, else one an epoch at most."""
+    batches: float
+    """Full global batches of an epoch; the last one may be short."""
+    prompt_tokens: float
+    """Of all examples together, in one epoch; a pair's prompt once."""
+    new_tokens: float
+    """Of their completions, likewise."""
+    computed_tokens: float
+    """In all epochs and, for DPO, in the reference's pass; shared prefixes once."""
+    updates: list[list[float]]
+    """Of a few global batches: each micro-batch's forward operations, on the rank that has the most."""
+    reference: list[float]
+    """The same of the reference's pass; nothing for SFT."""
+    held_out: list[float]
+    """The same of a look at the held-out examples."""
+    dropped: float
+    """Share of the examples that are over `trainer.token_budget` or the context."""
+
+
+def training(
+    config: LlamaConfig,
+    settings: Settings,
+    section: Sft | Dpo,
+    drawn: Sequence[Example],
+    examples: int,
+    ranks: int,
+    export_epoch: int | None = None,
+) -> Training:
+    """The stage that trains on so many examples like those `drawn`; None: it exports the best of its epochs."""
+    options, epochs = settings.trainer, export_epoch or section.epochs
+    usable, _ = keep_usable(drawn, options, config.max_position_embeddings)
+    kept = round(examples * len(usable) / len(drawn))
+    held_out = round(section.held_out * kept)
+    updates: list[list[float]] = []
+    tokens, flops, seen = 0, 0.0, 0
+    for start in range(0, len(usable), section.batch_size):
+        indices = range(start, min(start + section.batch_size, len(usable)))
+        by_rank = [micro_batches(usable, indices, options, rank, ranks) for rank in range(ranks)]
+        updates.append([max(forward_flops(config, b) for b in batches) for batches in zip(*by_rank, strict=True)])
+        real = [batch for batches in by_rank for batch in batches if batch.real]
+        tokens += sum(batch.tokens for batch in real)
+        flops += sum(forward_flops(config, batch) for batch in real)
+        seen += len(indices)
+    each = tokens / max(seen, 1)
+
+    def in_one_pass(count: int) -> list[float]:
+        bins = -(-int(count * each) // (options.token_budget * ranks))
+        return [count * flops / max(seen, 1) / (bins * ranks)] * bins if bins else []
+
+    reference = in_one_pass(kept) if isinstance(section, Dpo) else []
+    evaluated = epochs * held_out
+    return Training(
+        examples=examples,
+        epochs=epochs,
+        exports=1 if export_epoch or not held_out else epochs,
+        batches=(kept - held_out) / section.batch_size,
+        prompt_tokens=examples * sum(len(example.prompt) for example in drawn) / len(drawn),
+        new_tokens=examples * sum(len(ids) for example in drawn for ids in example.completions) / len(drawn),
+        computed_tokens=each * (epochs * (kept - held_out) + evaluated + (kept if reference else 0)),
+        updates=updates,
+        reference=reference,
+        held_out=in_one_pass(held_out),
+        dropped=1 - len(usable) / len(drawn),
+    )
