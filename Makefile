@@ -84,9 +84,9 @@ rehearse: .venv/rehearse
 stand-in: .venv/rehearse
 	@$(BIN)/python -m prepare.scripted $(or $(FOLDER),models/stand-in)
 
-# Trains the default's judge from nothing and keeps it as data/seed-judge.safetensors.
+# Trains the default's judge from nothing and keeps it as data/sft-delta.safetensors.
 sft: .venv/demo
-	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) --make-seed-judge
+	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) --make-sft-delta
 
 # On a machine with a GPU, too, these are the CPU's tests; beside them the kernels' in Triton's interpreter.
 test: export CUDA_VISIBLE_DEVICES :=

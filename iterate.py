@@ -95,7 +95,7 @@ class Run:
         sft = self.settings.sft
         if not sft.enabled:
             return seed
-        return self.merged_judge(seed) if sft.seed_judge else self.trained_judge(seed)
+        return self.merged_judge(seed) if sft.sft_delta else self.trained_judge(seed)
 
     def trained_judge(self, seed: Path) -> Path:
         """The seed, fine-tuned on judging and meta-judging examples."""
@@ -118,18 +118,18 @@ class Run:
         return [out / "examples.jsonl"]
 
     def merged_judge(self, seed: Path) -> Path:
-        """The seed with the difference that such training has made, from the file `sft.seed_judge`."""
-        path = Path(self.settings.sft.seed_judge)
+        """The seed with the difference that such training has made, from the file `sft.sft_delta`."""
+        path = Path(self.settings.sft.sft_delta)
         if read_facts(path)["recipe"] != sft_recipe(self.settings, seed):
             raise UserError(
                 f"{path}: made by another [sft] recipe than this config's; `make sft` makes it anew, or set "
-                'sft.seed_judge to "" to train in this run'
+                'sft.sft_delta to "" to train in this run'
             )
-        key = stage_key("seed-judge", {}, {"model": seed, "file": path})
+        key = stage_key("sft-delta", {}, {"model": seed, "file": path})
         out = Path("models") / "sft" / key[:12] / "checkpoint"
         if not is_complete(out, key):
             merge(seed, path, out)
-            write_manifest(out, "seed-judge", key, [file for file in out.iterdir() if file.is_file()])
+            write_manifest(out, "sft-delta", key, [file for file in out.iterdir() if file.is_file()])
         return out
 
     def evaluate(self, model: Path, t: int, initial: Path) -> None:
@@ -146,7 +146,7 @@ class Run:
         `judges`: whether as a judge and meta-judge, too. `judge`: who compares its answers with the seed's, if anyone.
         """
         evaluation = self.settings.evaluation
-        cases = Path(evaluation.cases.replace("{run}", str(self.folder))) if evaluation.cases else None
+        cases = Path(evaluation.judge_cases.replace("{run}", str(self.folder))) if evaluation.judge_cases else None
         if not (evaluation.instructions or evaluation.prompts or (judges and (cases or evaluation.comparisons))):
             return
         against = self.seed_place.answers if judge else None
@@ -247,7 +247,7 @@ class Run:
         if settings.judge.score == "sampled":
             return Sources(responses, self.stage("judging.judge", key, judgments, *arguments))
         own, scores = scores_key(settings, model, responses, t), folder / "scores"
-        if settings.judge.verdict == "first" and not settings.iteration[t - 1].judge_pairs:
+        if settings.judge.verdict_position == "first" and not settings.iteration[t - 1].judge_pairs:
             return Sources(responses, scores=self.stage("judging.judge", own, scores, *arguments))
         arguments += ("--judgments", judgments)
         self.stage("judging.judge", own, scores, *arguments, also=(judgments, key))
@@ -268,7 +268,7 @@ class Run:
             self.settings,
             sources,
             pairs,
-            agreement=own.agreement if evaluation.cases else None,
+            agreement=own.agreement if evaluation.judge_cases else None,
             meta_agreement=measured.meta_agreement if measured and evaluation.comparisons else None,
         )
         if broken := broken_limits(panel, self.settings.limits):
@@ -304,8 +304,8 @@ def chosen_model(name: str, key: str, model: Path, initial: Path) -> Path:
 
 def check_evaluation(evaluation: Evaluation, seed: Path) -> None:
     """Raise `UserError` for a file or model of [evaluation] that is missing or can't be read: now, not after SFT."""
-    if evaluation.cases and "{run}" not in evaluation.cases:
-        read_labelled(Path(evaluation.cases))
+    if evaluation.judge_cases and "{run}" not in evaluation.judge_cases:
+        read_labelled(Path(evaluation.judge_cases))
     if evaluation.comparisons:
         read_comparisons(Path(evaluation.comparisons))
     if evaluation.instructions:
@@ -317,19 +317,23 @@ def check_evaluation(evaluation: Evaluation, seed: Path) -> None:
 
 def sft_recipe(settings: Settings, seed: Path) -> str:
     """The identity of an SFT: its settings, and the content of its seed and of its examples' sources."""
-    section = {key: value for key, value in as_dict(settings.sft).items() if not key.startswith("seed_judge")}
-    facts = {"sft": section, "token_budget": settings.trainer.token_budget, "examples": examples_key(settings, seed)}
+    section = {key: value for key, value in as_dict(settings.sft).items() if not key.startswith("sft_delta")}
+    facts = {
+        "sft": section,
+        "tokens_per_microbatch": settings.trainer.tokens_per_microbatch,
+        "examples": examples_key(settings, seed),
+    }
     if settings.eft.sources:
         facts["eft"] = eft_key(settings, seed)
     return stage_key("sft-recipe", facts, {"model": seed})
 
 
-def make_seed_judge(run: Run) -> None:
-    """Train M0 from nothing, and keep what that changed as the file `sft.seed_judge`, with what the file loses."""
+def make_sft_delta(run: Run) -> None:
+    """Train M0 from nothing, and keep what that changed as the file `sft.sft_delta`, with what the file loses."""
     sft = run.settings.sft
-    if not sft.seed_judge:
-        raise UserError(f"{run.config}: sft.seed_judge is empty; name the file to write")
-    seed, path = prepare(run.settings.model), Path(sft.seed_judge)
+    if not sft.sft_delta:
+        raise UserError(f"{run.config}: sft.sft_delta is empty; name the file to write")
+    seed, path = prepare(run.settings.model), Path(sft.sft_delta)
     trained = run.trained_judge(seed)
     facts: dict[str, Any] = {
         "command": f"make sft CONFIG={run.config}",
@@ -338,7 +342,7 @@ def make_seed_judge(run: Run) -> None:
         "examples": digest(run.folder / "sft" / "examples"),
     }
     facts |= {key: value for key, value in (read_manifest(trained) or {}).items() if key in ("steps", "seconds")}
-    write(seed, trained, sft.seed_judge_megabytes, path, **facts)
+    write(seed, trained, sft.sft_delta_megabytes, path, **facts)
     measured: dict[str, float] = {}
     for name, model in (("trained", trained), ("merged", run.merged_judge(seed))):
         place = Place(run.folder / "sft" / name)
@@ -384,7 +388,7 @@ def main() -> None:
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--run", help="name of the run's folder below runs/; default: the config's name")
     parser.add_argument(
-        "--make-seed-judge", action="store_true", help="only train M0, from nothing, and write sft.seed_judge"
+        "--make-sft-delta", action="store_true", help="only train M0, from nothing, and write sft.sft_delta"
     )
     several = parser.add_argument_group("several nodes", "start the same command on each")
     several.add_argument("--nodes", type=int, default=1)
@@ -403,8 +407,8 @@ def main() -> None:
     with launcher.told_the_end(), held(folder):
         write_json(folder / "settings.json", as_dict(settings))
         run = Run(arguments.config, settings, folder, launcher)
-        if arguments.make_seed_judge:
-            make_seed_judge(run)
+        if arguments.make_sft_delta:
+            make_sft_delta(run)
         else:
             iterate(run)
             print_report(folder)

@@ -106,10 +106,10 @@ def split(examples: Sequence[Example], held_out: float, seed: int) -> tuple[list
 
 
 def epoch_batches(
-    indices: Sequence[int], batch_size: int, seed: int, epoch: int, in_order: bool = False
+    indices: Sequence[int], batch_size: int, seed: int, epoch: int, curriculum: bool = False
 ) -> list[list[int]]:
     """An epoch's global batches, the order a function of (seed, epoch), or as given; the last may be short."""
     order = list(indices)
-    if not in_order:
+    if not curriculum:
         random.Random(f"{seed}/{epoch}").shuffle(order)
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

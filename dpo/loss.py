@@ -31,14 +31,12 @@ def completion_logprob(model: Llama, batch: MicroBatch, attention: Attention = "
     return model(batch.ids_t, batch.positions_t, VarlenAttention(batch.segments, attention), head)
 
 
-def dpo_loss(policy_e2: Tensor, reference_e2: Tensor, beta: float, label_smoothing: float = 0.0) -> dict[str, Tensor]:
+def dpo_loss(policy_e2: Tensor, reference_e2: Tensor, beta: float) -> dict[str, Tensor]:
     """Direct preference optimisation (arXiv 2305.18290, eq. 7) of each pair [e].
 
-    With margin m = beta [log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)] and label smoothing s, the
-    probability that a preference is the wrong way round (conservative DPO, section 3 of "A note on DPO with noisy
-    preferences"):
+    With margin m = beta [log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)]:
 
-        loss = -(1 - s) log sigmoid(m) - s log sigmoid(-m)
+        loss = -log sigmoid(m)
 
     `policy_e2` and `reference_e2` hold the log-probabilities of chosen y_w and rejected y_l, summed over their tokens.
     Besides the loss: the rewards beta log pi/pi_ref, their difference (margin), whether chosen has more (accuracy),
@@ -48,7 +46,7 @@ def dpo_loss(policy_e2: Tensor, reference_e2: Tensor, beta: float, label_smoothi
     margin = reward_chosen - reward_rejected
     logp_chosen, logp_rejected = policy_e2.unbind(1)
     return {
-        "loss": -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin),
+        "loss": -F.logsigmoid(margin),
         "reward_chosen": reward_chosen,
         "reward_rejected": reward_rejected,
         "margin": margin,

@@ -142,7 +142,7 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
     model = sharded_model(config, world, torch.bfloat16, settings.trainer)
     tracker.peak = tracker.live  # what was counted so far is the model on `meta`, which takes no memory
     optimizer = make_optimizer(model, settings.dpo)
-    example = full_pair(settings.trainer.token_budget, settings.trainer.share_prefixes)
+    example = full_pair(settings.trainer.tokens_per_microbatch, settings.trainer.share_prefixes)
     batch = lay_out([example], [0], {0: own_prefix(example, settings.trainer)})
     for _ in range(2):
         before = tracker.live
@@ -185,12 +185,12 @@ def main() -> None:
     config = LlamaConfig.load(arguments.architecture or settings.model.shape)
     ranks = arguments.ranks or settings.nproc_per_node
     found = count(config, settings, ranks)
-    print(f"{settings.name} on {ranks} GPUs, micro-batches of {settings.trainer.token_budget} tokens")
+    print(f"{settings.name} on {ranks} GPUs, micro-batches of {settings.trainer.tokens_per_microbatch} tokens")
     print(found.table())
     if found.needed > arguments.memory * 1e9:
         raise UserError(
             f"{arguments.config}: needs {found.needed / 1e9:.1f} GB of {arguments.memory:g} a GPU; lower "
-            "trainer.token_budget, turn on trainer.activation_checkpointing, or take more GPUs"
+            "trainer.tokens_per_microbatch, turn on trainer.activation_checkpointing, or take more GPUs"
         )
 
 

@@ -96,7 +96,7 @@ def keep_usable(examples: Iterable[Example], options: Trainer, context: int) -> 
             dropped["dropped.identical"] += 1
         elif example.longest > context:
             dropped["dropped.over_context"] += 1
-        elif example.tokens(own_prefix(example, options)) > options.token_budget:
+        elif example.tokens(own_prefix(example, options)) > options.tokens_per_microbatch:
             dropped["dropped.over_token_budget"] += 1
         else:
             kept.append(example)
@@ -173,10 +173,10 @@ def micro_batches(
     Where there are fewer examples than bins, a rank gets the batch's shortest example as a stand-in.
     """
     if options.share_prefixes and len(examples[indices[0]].completions) == 1:
-        prefixes, bins = _pack_with_common_prefixes(examples, indices, ranks, options.token_budget)
+        prefixes, bins = _pack_with_common_prefixes(examples, indices, ranks, options.tokens_per_microbatch)
     else:
         prefixes = {i: own_prefix(examples[i], options) for i in indices}
-        bins = pack([examples[i].tokens(prefixes[i]) for i in indices], ranks, options.token_budget)
+        bins = pack([examples[i].tokens(prefixes[i]) for i in indices], ranks, options.tokens_per_microbatch)
     shortest = min(indices, key=lambda i: examples[i].tokens())
     own = ([indices[i] for i in chosen] for chosen in bins[rank::ranks])
     return [lay_out(examples, chosen or [shortest], prefixes, bool(chosen), device) for chosen in own]

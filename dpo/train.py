@@ -37,10 +37,10 @@ def train_key(
 ) -> str:
     """The identity of a training stage's work. SFT has no reference, and the iteration says nothing to it."""
     section = as_dict(settings.sft if stage == "sft" else settings.dpo)
-    names = (*HYPERPARAMETERS, *(("in_order",) if stage == "sft" else ("beta", "label_smoothing", "nll_weight")))
+    names = (*HYPERPARAMETERS, *(("curriculum",) if stage == "sft" else ("beta", "nll_weight")))
     facts = {name: section[name] for name in names} | {
         "export": fixed_epoch(stage, settings, iteration),
-        "token_budget": settings.trainer.token_budget,
+        "tokens_per_microbatch": settings.trainer.tokens_per_microbatch,
         "share_prefixes": settings.trainer.share_prefixes,
         "compile": settings.trainer.compile,
         "dtype": settings.model.dtype,

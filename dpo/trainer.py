@@ -127,8 +127,8 @@ class Trainer:
     def train_epoch(self, bar: tqdm) -> None:
         """The global batches that are left of the epoch under way."""
         progress, options = self.progress, self.settings.trainer
-        in_order = isinstance(self.section, Sft) and self.section.in_order
-        batches = epoch_batches(self.train_set, self.section.batch_size, self.settings.seed, progress.epoch, in_order)
+        curriculum = isinstance(self.section, Sft) and self.section.curriculum
+        batches = epoch_batches(self.train_set, self.section.batch_size, self.settings.seed, progress.epoch, curriculum)
         for batch in batches[progress.position :]:
             # Before a step, not behind one: a run that is told to stop has its state saved first.
             if progress.position and options.evaluate_every and progress.step % options.evaluate_every == 0:
@@ -215,7 +215,7 @@ class Trainer:
         if self.reference_e2 is None:
             return sft_loss(batch, logprob_n)
         options, reference_e2 = self.settings.dpo, self.reference_e2[batch.examples_e]
-        terms = dpo_loss(batch.sums(logprob_n), reference_e2, options.beta, options.label_smoothing)
+        terms = dpo_loss(batch.sums(logprob_n), reference_e2, options.beta)
         if options.nll_weight:
             nll_e = chosen_nll(batch, logprob_n)
             terms |= {"loss": terms["loss"] + options.nll_weight * nll_e, "nll": nll_e}

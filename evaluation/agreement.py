@@ -30,22 +30,22 @@ from typing import Any, get_args
 from evaluation.decisions import Form, collect, read_decisions
 from evaluation.labelled import Labelled, read_labelled
 from evaluation.measures import report
-from evaluation.pairwise import Way, duel_items, duel_record
+from evaluation.pairwise import Protocol, duel_items, duel_record
 from judging.judge import Judging, judge_section, scoring_section
 from judging.scores import Record
 from sampling.generate import Worker, first_rank, generation_key, read_units
 from stages.files import UserError, command, is_complete, read_json, stage_key, write_json, write_jsonl, write_manifest
 from stages.settings import Settings, load_settings
 
-FORMS: dict[Way, Form] = {"scores": "scores", "pairwise": "comparisons"}
+FORMS: dict[Protocol, Form] = {"scores": "scores", "pairwise": "comparisons"}
 """What each way of judging gives."""
 
 
-def agreement_key(settings: Settings, model_dir: Path, cases: Path, N: int, way: Way = "scores") -> str:
+def agreement_key(settings: Settings, model_dir: Path, cases: Path, N: int, protocol: Protocol = "scores") -> str:
     """The identity of an agreement measurement."""
     inputs: dict[str, Path | str] = {"model": model_dir, "cases": cases}
-    section = scoring_section(settings, N) if way == "scores" else judge_section(settings) | {"N": N}
-    return generation_key(f"agreement-{way}", settings, section, 0, inputs)
+    section = scoring_section(settings, N) if protocol == "scores" else judge_section(settings) | {"N": N}
+    return generation_key(f"agreement-{protocol}", settings, section, 0, inputs)
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -53,14 +53,14 @@ def read_report(folder: Path) -> dict[str, Any]:
     return read_json(folder / "agreement.json")
 
 
-def judged(worker: Worker, labelled: Labelled, way: Way, N: int, work: Path, key: str) -> list[Record]:
+def judged(worker: Worker, labelled: Labelled, protocol: Protocol, N: int, work: Path, key: str) -> list[Record]:
     """What a model says of the cases, all ranks together, as rows of decisions.jsonl; the records stay in `work`."""
-    if way == "scores":
+    if protocol == "scores":
         cases = [case.response for case in labelled.cases]
         rows = Judging(worker, "agreement", N).scores(cases, work, key)
         return [{"id": row["response_id"]} | _kept(row, "index", "score", "failure") for row in rows]
-    items = list(duel_items((pair.duel for pair in labelled.pairs), way, N, worker.chat, worker.settings))
-    record = partial(duel_record, way=way, chat=worker.chat, judge=worker.settings.judge)
+    items = list(duel_items((pair.duel for pair in labelled.pairs), protocol, N, worker.chat, worker.settings))
+    record = partial(duel_record, protocol=protocol, chat=worker.chat, judge=worker.settings.judge)
     worker.run("agreement", items, work, key, record)
     return [
         {"id": row["duel"], "order": row["shown"]} | _kept(row, "index", "winner", "failure")
@@ -72,15 +72,15 @@ def _kept(row: Record, *keys: str) -> Record:
     return {key: row[key] for key in keys}
 
 
-def measure_judge(worker: Worker, cases: Path, N: int, way: Way, out: Path) -> dict[str, Any]:
+def measure_judge(worker: Worker, cases: Path, N: int, protocol: Protocol, out: Path) -> dict[str, Any]:
     """The measurement of a model, which judges and has it written to `out` unless it is there."""
-    key = agreement_key(worker.settings, worker.model_dir, cases, N, way)
+    key = agreement_key(worker.settings, worker.model_dir, cases, N, protocol)
     if is_complete(out, key) and "longer" in (found := read_report(out)):  # an older one says less
         return found
     labelled = read_labelled(cases)
-    work = out / ("judgments" if way == "scores" else "comparisons")
-    rows = judged(worker, labelled, way, N, work, key)
-    decisions = collect(FORMS[way], ((str(work), row) for row in rows), labelled, str(work))
+    work = out / ("judgments" if protocol == "scores" else "comparisons")
+    rows = judged(worker, labelled, protocol, N, work, key)
+    decisions = collect(FORMS[protocol], ((str(work), row) for row in rows), labelled, str(work))
     found = {"judge": str(worker.model_dir)} | report(labelled, decisions)
     paths = [out / "agreement.json", out / "decisions.jsonl"]
     if first_rank():
@@ -158,14 +158,14 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--cases", required=True, type=Path, help="JSON lines of labelled pairs or groups")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--model", type=Path, help="Hugging Face directory of the judge")
-    parser.add_argument("--way", choices=get_args(Way), help="of judging; default: scores")
+    parser.add_argument("--protocol", choices=get_args(Protocol), help="of judging; default: scores")
     parser.add_argument("--N", type=int, help="judgments a response, or comparisons in each order; default: 1")
     parser.add_argument("--decisions", type=Path, help="JSON lines of verdicts, instead of a model")
     parser.add_argument("--out", type=Path, help="a folder; with --decisions it may be left out")
     arguments = parser.parse_args()
     of_a_model = {"--config": arguments.config, "--model": arguments.model, "--out": arguments.out}
     if arguments.decisions:
-        of_a_model |= {"--way": arguments.way, "--N": arguments.N, "--out": None}
+        of_a_model |= {"--protocol": arguments.protocol, "--N": arguments.N, "--out": None}
         if given := [name for name, value in of_a_model.items() if value is not None]:
             raise UserError(f"{given[0]} is of a model, and --decisions takes its place; leave one of the two out")
     elif missing := [name for name, value in of_a_model.items() if value is None]:
@@ -182,17 +182,17 @@ def main() -> None:
     else:
         worker = Worker(load_settings(arguments.config), arguments.model)
         N = arguments.N or 1
-        way: Way = arguments.way or "scores"
+        protocol: Protocol = arguments.protocol or "scores"
         if (
             N > 1
-            and way == "scores"
+            and protocol == "scores"
             and worker.settings.judge.scores_needed == 1
             and worker.settings.judge.score == "expected"
         ):
             raise UserError(
                 '--N: judge.score = "expected" with the verdict first has one score a response; leave it out'
             )
-        found = measure_judge(worker, arguments.cases, N, way, arguments.out)
+        found = measure_judge(worker, arguments.cases, N, protocol, arguments.out)
     if first_rank():
         print(table(found))
 

@@ -2,7 +2,7 @@
 
 `torchrun -m evaluation.annotate --benchmark B --answers FILE --out OUT` takes answers as `evaluation/answers.py` writes
 them, and a judge: `--judge DIR`, a Hugging Face folder, which scores each answer alone, as in the loop, or compares
-(`--way`, evaluation/pairwise.py), `--N` times; or `--verdicts FILE`, verdicts from elsewhere (evaluation/verdicts.py).
+(`--protocol`, evaluation/pairwise.py), `--N` times; or `--verdicts FILE`, verdicts from elsewhere (evaluation/verdicts.py).
 
 - alpaca-eval: `--baseline` has the questions and the answers to compare with. OUT/annotations.json is a list of
   {dataset, instruction, output_1, generator_1, output_2, generator_2, annotator, preference, raw}; output_1 is the
@@ -37,7 +37,7 @@ from evaluation.arena import V1, V2
 from evaluation.findings import Finding, Score, plain, write_findings, write_scores
 from evaluation.matches import Match, read_matches
 from evaluation.mtbench import JUDGE
-from evaluation.pairwise import Duel, Way, decide, duel_items, duel_record
+from evaluation.pairwise import Duel, Protocol, decide, duel_items, duel_record
 from evaluation.verdicts import found_elsewhere, judge_of, read_verdicts, scored_elsewhere
 from evaluation.winrate import OFFICIAL_ANNOTATOR
 from judging.judge import judge_items, judge_section, judgment_record
@@ -62,7 +62,7 @@ class Asking:
 
     model_dir: Path
     settings: Settings
-    way: Way
+    protocol: Protocol
     N: int
 
 
@@ -105,28 +105,28 @@ def ask(benchmark: str, matches: Sequence[Match], asking: Asking, out: Path, key
     def record(item: Item, completion: Completion) -> Record:
         if benchmark == MT_BENCH:
             return judgment_record(item, completion, chat, settings.judge)
-        return duel_record(item, completion, asking.way, chat, settings.judge)
+        return duel_record(item, completion, asking.protocol, chat, settings.judge)
 
     if benchmark == MT_BENCH:
         items = judge_turns(matches, asking, chat)
     else:
-        items = list(duel_items(duels(matches), asking.way, asking.N, chat, settings))
+        items = list(duel_items(duels(matches), asking.protocol, asking.N, chat, settings))
     worker.run("annotate", items, out, key, record)
     return list(read_units(out))
 
 
-def found_by_judge(matches: Sequence[Match], records: Sequence[Record], way: Way) -> list[Finding]:
+def found_by_judge(matches: Sequence[Match], records: Sequence[Record], protocol: Protocol) -> list[Finding]:
     """What a judge's records say of each match."""
     by_duel, findings = group_by(records, "duel"), []
     for duel in duels(matches):
         rows = by_duel.get(duel.id, [])
         sides = ["\n\n".join(row["text"] for row in rows if row["shown"] == side) for side in (0, 1)]
         games = (sides[0], sides[1])
-        if way == "scores" and rows:  # a game has both answers' judgments, A's and then B's
+        if protocol == "scores" and rows:  # a game has both answers' judgments, A's and then B's
             games = ("\n\n".join(sides), "\n\n".join(reversed(sides)))
-        verdict = "score" if way == "scores" else "winner"
+        verdict = "score" if protocol == "scores" else "winner"
         raw = [{key: row[key] for key in ("shown", "index", verdict, "failure", "text")} for row in rows]
-        findings.append(Finding(decide(duel, rows, way), raw, games))
+        findings.append(Finding(decide(duel, rows, protocol), raw, games))
     return findings
 
 
@@ -179,7 +179,9 @@ def read_arguments() -> argparse.Namespace:
     judge.add_argument("--judge", type=Path, help="Hugging Face directory")
     judge.add_argument("--verdicts", type=Path, help="JSON lines of verdicts from elsewhere (evaluation/verdicts.py)")
     parser.add_argument("--config", type=Path, help="the settings of --judge")
-    parser.add_argument("--way", choices=get_args(Way), default="scores", help="how --judge is asked; default: scores")
+    parser.add_argument(
+        "--protocol", choices=get_args(Protocol), default="scores", help="how --judge is asked; default: scores"
+    )
     parser.add_argument("--N", type=int, default=1, help="judgments an answer, or comparisons an order; default: 1")
     parser.add_argument("--judge-name", help="default: the folder and the digest of --judge, or who --verdicts names")
     parser.add_argument("--out", required=True, type=Path)
@@ -199,10 +201,10 @@ def check_arguments(given: argparse.Namespace) -> None:
             )
     if given.judge and not given.config:
         raise UserError("--config: --judge needs one; its [judge], [engine] and [model] say how to ask")
-    if given.verdicts and (given.config or given.way != "scores" or given.N != 1):
-        raise UserError("--config, --way, --N: they say how to ask a --judge; --verdicts has no use for them")
-    if benchmark == MT_BENCH and given.way != "scores":
-        raise UserError(f"--way {given.way}: the answers of {benchmark} are scored, one by one; leave it out")
+    if given.verdicts and (given.config or given.protocol != "scores" or given.N != 1):
+        raise UserError("--config, --protocol, --N: they say how to ask a --judge; --verdicts has no use for them")
+    if benchmark == MT_BENCH and given.protocol != "scores":
+        raise UserError(f"--protocol {given.way}: the answers of {benchmark} are scored, one by one; leave it out")
     if given.N < 1:
         raise UserError(f"--N is {given.N}; it must be at least 1")
 
@@ -220,7 +222,7 @@ def annotation_key(given: argparse.Namespace, settings: Settings | None, what: s
     section = {"benchmark": given.benchmark, "what": what}
     if settings is None:
         return stage_key("annotate", section, inputs)
-    asked = {"way": given.way, "N": given.N}
+    asked = {"protocol": given.protocol, "N": given.N}
     return generation_key("annotate", settings, judge_section(settings) | asked | section, 0, inputs)
 
 
@@ -239,7 +241,7 @@ def main() -> None:
     if is_complete(out, key):
         return
     if settings:
-        asking = Asking(given.judge, settings, given.way, given.N)
+        asking = Asking(given.judge, settings, given.protocol, given.N)
         records = ask(benchmark, matches, asking, work, annotation_key(given, settings, "judgments"))
     if os.environ.get("RANK", "0") != "0":
         return  # every rank knows the same; one writes it
@@ -248,7 +250,7 @@ def main() -> None:
         path, counts = write_scores(matches, scores, judge, out), count_scores(scores)
     else:
         if settings:
-            findings = found_by_judge(matches, records, given.way)
+            findings = found_by_judge(matches, records, given.protocol)
         else:
             findings = found_elsewhere(matches, verdicts, given.verdicts)
         path = write_findings(benchmark, matches, findings, judge, given.answers.stem, out)
@@ -256,7 +258,12 @@ def main() -> None:
     facts = {"file": str(path.relative_to(out)), "judge": judge, "counts": counts}
     outputs = [path]
     if manifest := read_manifest(work) if settings else None:
-        facts |= {"way": given.way, "N": given.N, "judgments": manifest["counts"], "weights": manifest["weights"]}
+        facts |= {
+            "protocol": given.protocol,
+            "N": given.N,
+            "judgments": manifest["counts"],
+            "weights": manifest["weights"],
+        }
         if benchmark == MT_BENCH:  # its file has the time at which it was written
             outputs = [work / unit for unit in manifest["units"]]
     write_manifest(out, "annotate", key, outputs, **facts, seconds=round(time.monotonic() - started, 1))

@@ -206,8 +206,10 @@ def broken_limits(panel: Mapping[str, Any], limits: Limits) -> list[str]:
         rate, saturation = panel["judge"]["parse_rate"]["value"], panel["judge"]["saturation"]
         if (rate or 0.0) < limits.parse_rate:
             broken.append(f"{rate or 0:.1%} of the judgments hold a score, limits.parse_rate is {limits.parse_rate:g}")
-        if saturation is not None and saturation > limits.saturation:
-            broken.append(f"{saturation:.1%} of the scores are {MAXIMUM}, limits.saturation is {limits.saturation:g}")
+        if saturation is not None and saturation > limits.max_top_score_share:
+            broken.append(
+                f"{saturation:.1%} of the scores are {MAXIMUM}, limits.max_top_score_share is {limits.max_top_score_share:g}"
+            )
     for kind, least in (("actor", limits.actor_yield), ("judge", limits.judge_yield)):
         found = panel["pairs"].get(kind)
         if found and (found["yield"] or 0.0) < least:

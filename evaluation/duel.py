@@ -2,8 +2,8 @@
 
 Both models have answered the config's `evaluation.prompts` (`evaluation/held_out.py`). The judge is the model itself,
 M_0, or another (`evaluation.judge`), so the win rate is *self-judged*: it says what the loop believes of itself and is
-no benchmark's number. `evaluation.way` says how: "scores" compares the means of `evaluation.duel_N` judgments of each
-answer, "pairwise" shows both, in both orders, `duel_N` times in each.
+no benchmark's number. `evaluation.protocol` says how: "scores" compares the means of `evaluation.duel_samples` judgments of each
+answer, "pairwise" shows both, in both orders, `duel_samples` times in each.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,8 +35,8 @@ def report(duels: Sequence[Duel], rows: Iterable[Record], settings: Settings) ->
 
     Intervals are bootstrap percentiles over prompts. `by_id` has each prompt's share, None without a verdict.
     """
-    way, found = settings.evaluation.way, group_by(rows, "duel")
-    decisions: dict[str, Decision] = {duel.id: decide(duel, found.get(duel.id, []), way) for duel in duels}
+    protocol, found = settings.evaluation.protocol, group_by(rows, "duel")
+    decisions: dict[str, Decision] = {duel.id: decide(duel, found.get(duel.id, []), protocol) for duel in duels}
     shares = {name: None if it.first is None else float(it.first) for name, it in decisions.items()}
     parsed = [[float(row["failure"] is None) for row in asked] for asked in found.values()]
     first = [
@@ -44,7 +44,7 @@ def report(duels: Sequence[Duel], rows: Iterable[Record], settings: Settings) ->
         for asked in found.values()
     ]
     return {
-        "way": way,
+        "protocol": protocol,
         "duels": len(duels),
         "win_rate": bootstrap([[share] for share in shares.values() if share is not None]),
         "ties": bootstrap([[float(share == 0.5)] for share in shares.values() if share is not None]),
@@ -58,19 +58,23 @@ def report(duels: Sequence[Duel], rows: Iterable[Record], settings: Settings) ->
 def duel_key(settings: Settings, judge: Path, answers: Path, against: Path) -> str:
     """The identity of a comparison of two models' answers."""
     evaluation = settings.evaluation
-    N = evaluation.duel_N
-    section = scoring_section(settings, N) if evaluation.way == "scores" else judge_section(settings) | {"N": N}
+    N = evaluation.duel_samples
+    section = scoring_section(settings, N) if evaluation.protocol == "scores" else judge_section(settings) | {"N": N}
     inputs: dict[str, Path | str] = {"judge": judge, "answers": answers, "against": against}
-    return generation_key("duel", settings, section | {"way": evaluation.way}, 0, inputs)
+    return generation_key("duel", settings, section | {"protocol": evaluation.protocol}, 0, inputs)
 
 
 def decisive_rows(judge: Worker, duels: Sequence[Duel], out: Path, key: str) -> list[Record]:
     """What the judge says: scores of each answer, or comparisons in both orders, with the duel and what was shown."""
     evaluation = judge.settings.evaluation
-    if evaluation.way == "pairwise":
-        items = list(duel_items(duels, evaluation.way, evaluation.duel_N, judge.chat, judge.settings))
+    if evaluation.protocol == "pairwise":
+        items = list(duel_items(duels, evaluation.protocol, evaluation.duel_samples, judge.chat, judge.settings))
         judge.run(
-            "duel", items, out, key, partial(duel_record, way="pairwise", chat=judge.chat, judge=judge.settings.judge)
+            "duel",
+            items,
+            out,
+            key,
+            partial(duel_record, protocol="pairwise", chat=judge.chat, judge=judge.settings.judge),
         )
         return list(read_units(out))
     sides = {
@@ -83,7 +87,7 @@ def decisive_rows(judge: Worker, duels: Sequence[Duel], out: Path, key: str) -> 
         {"id": name, "prompt_id": duel.id, "prompt": duel.prompt, "text": (duel.first, duel.second)[shown]}
         for name, (duel, shown) in sides.items()
     ]
-    rows = Judging(judge, "duel", evaluation.duel_N).scores(answers, out, key)
+    rows = Judging(judge, "duel", evaluation.duel_samples).scores(answers, out, key)
     return [row | {"duel": row["prompt_id"], "shown": sides[row["response_id"]][1]} for row in rows]
 
 

@@ -37,14 +37,23 @@ def comparison_items(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings:
     meta = settings.metajudge
     sampling = Sampling(meta.temperature, meta.top_p, meta.max_new_tokens, chat.stop_ids)
     for number, row in enumerate(rows):
-        texts = [judgment_text(j["score"], j["justification"], settings.judge.verdict) for j in row["judgments"]]
+        texts = [
+            judgment_text(j["score"], j["justification"], settings.judge.verdict_position) for j in row["judgments"]
+        ]
         for first in (0, 1):
             name = f"c{number:04}/m{first}-{1 - first}"
             shown = (row["prompt"], row["response"], texts[first], texts[1 - first])
             right = ("first", "second")[first if row["winner"] == "first" else 1 - first]
             known = {"id": name, "case": number, "first": first, "right": right, "differ_in": _kind(row)}
             seed = request_seed(settings.seed, 0, "meta-agreement", name)
-            yield Item(name, partial(meta_prompt, *shown, meta.form, meta.verdict), sampling, seed, str(number), known)
+            yield Item(
+                name,
+                partial(meta_prompt, *shown, meta.prompt_style, meta.verdict_position),
+                sampling,
+                seed,
+                str(number),
+                known,
+            )
 
 
 def report(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -84,7 +93,9 @@ def meta_agreement_key(settings: Settings, model_dir: Path, cases: Path) -> str:
     """The identity of a measurement."""
     inputs: dict[str, Path | str] = {"model": model_dir, "cases": cases}
     names = ("temperature", "top_p", "max_new_tokens", "form", "verdict")
-    section = {name: getattr(settings.metajudge, name) for name in names} | {"judgments": settings.judge.verdict}
+    section = {name: getattr(settings.metajudge, name) for name in names} | {
+        "judgments": settings.judge.verdict_position
+    }
     return generation_key("meta-agreement", settings, section, 0, inputs)
 
 

@@ -21,7 +21,7 @@ from sampling.request import Completion, Sampling
 from stages.settings import Judge, Settings
 
 Record = dict[str, Any]
-Way = Literal["scores", "pairwise"]
+Protocol = Literal["scores", "pairwise"]
 Preference = Literal["first", "second", "tie"]
 
 
@@ -35,7 +35,9 @@ class Duel:
     second: str
 
 
-def duel_items(duels: Iterable[Duel], way: Way, N: int, chat: ChatFormat, settings: Settings) -> Iterator[Item]:
+def duel_items(
+    duels: Iterable[Duel], protocol: Protocol, N: int, chat: ChatFormat, settings: Settings
+) -> Iterator[Item]:
     """The requests that decide the duels: N judgments of each response, or N comparisons in each order.
 
     Equal texts of one duel are not asked about: they tie.
@@ -47,24 +49,24 @@ def duel_items(duels: Iterable[Duel], way: Way, N: int, chat: ChatFormat, settin
             continue
         texts = (duel.first, duel.second)
         for shown in (0, 1):  # the response that is scored, or the one that is shown first
-            if way == "scores":
-                messages = partial(judge_prompt, duel.prompt, texts[shown], judge.form, judge.verdict)
+            if protocol == "scores":
+                messages = partial(judge_prompt, duel.prompt, texts[shown], judge.prompt_style, judge.verdict_position)
             else:
                 asked = (duel.prompt, texts[shown], texts[1 - shown])
-                messages = partial(pairwise_prompt, *asked, judge.form, judge.verdict)
+                messages = partial(pairwise_prompt, *asked, judge.prompt_style, judge.verdict_position)
             for index in range(N):
-                name = f"{duel.id}/{shown}/{way[0]}{index}"
+                name = f"{duel.id}/{shown}/{protocol[0]}{index}"
                 known = {"id": name, "duel": duel.id, "shown": shown, "index": index}
-                seed = request_seed(settings.seed, 0, f"duel-{way}", name)
+                seed = request_seed(settings.seed, 0, f"duel-{protocol}", name)
                 yield Item(name, messages, sampling, seed, duel.id, known)
 
 
-def duel_record(item: Item, completion: Completion, way: Way, chat: ChatFormat, judge: Judge) -> Record:
+def duel_record(item: Item, completion: Completion, protocol: Protocol, chat: ChatFormat, judge: Judge) -> Record:
     """A judgment with its "score", or a comparison with its "winner" by place; or the "failure" instead."""
-    if way == "scores":
+    if protocol == "scores":
         return judgment_record(item, completion, chat, judge)
     row = item.record | completion_fields(completion, chat, item.seed)
-    winner = parse_winner(row["text"], completion.finish_reason, judge.verdict, "responses")
+    winner = parse_winner(row["text"], completion.finish_reason, judge.verdict_position, "responses")
     if isinstance(winner, Failure):
         return row | {"winner": None, "failure": str(winner)}
     return row | {"winner": winner, "failure": None}
@@ -94,7 +96,7 @@ class Decision:
         return a == b
 
 
-def decide(duel: Duel, rows: Sequence[Record], way: Way, minimum_valid: int = 1) -> Decision:
+def decide(duel: Duel, rows: Sequence[Record], protocol: Protocol, minimum_valid: int = 1) -> Decision:
     """The decision of a duel by its records.
 
     Scores: the higher mean wins; without `minimum_valid` scores on both sides there is no decision. Pairwise: the mean
@@ -102,9 +104,9 @@ def decide(duel: Duel, rows: Sequence[Record], way: Way, minimum_valid: int = 1)
     """
     if duel.first == duel.second:
         half = Fraction(1, 2)
-        return Decision(half, (half, half) if way == "pairwise" else None)
+        return Decision(half, (half, half) if protocol == "pairwise" else None)
     sides = [[row for row in rows if row["shown"] == shown] for shown in (0, 1)]
-    if way == "scores":
+    if protocol == "scores":
         a, b = (mean_score(side, minimum_valid) for side in sides)
         if a is None or b is None:
             return Decision(None)

@@ -46,7 +46,7 @@ def model_rows(run: Path, settings: Settings, done: int, checkpoints: Sequence[s
 
 def _judging(place: Place, settings: Settings) -> Row:
     evaluation = settings.evaluation
-    found = read_report(place.agreement) if evaluation.cases and place.agreement.is_dir() else {}
+    found = read_report(place.agreement) if evaluation.judge_cases and place.agreement.is_dir() else {}
     meta = read_report(place.meta_agreement) if evaluation.comparisons and place.meta_agreement.is_dir() else {}
     return {
         "agreement": found.get("pairwise"),
@@ -77,7 +77,7 @@ def _winning(place: Place, t: int, settings: Settings) -> Row:
         "win_rate": found.get("win_rate"),
         "win_rate_undecided": found["duels"] - found["win_rate"]["count"] if found else None,
         "win_rate_by": judge if found else None,
-        "win_rate_way": WAYS[evaluation.way] if found else None,
+        "win_rate_way": WAYS[evaluation.protocol] if found else None,
         "win_rate_consistency": found.get("consistency"),
     }
 
@@ -94,8 +94,8 @@ def _values(place: Place, settings: Settings, run: Path) -> Values:
             for name, own in report["answers"]["by_id"].items():
                 for key, value in own.items():
                     found.setdefault(key, {})[name] = {"": value}
-    if evaluation.cases and place.agreement.is_dir():
-        cases = Path(evaluation.cases.replace("{run}", str(run)))
+    if evaluation.judge_cases and place.agreement.is_dir():
+        cases = Path(evaluation.judge_cases.replace("{run}", str(run)))
         found["agreement"] = _credits(cases, place.agreement / "judgments")
     return found
 

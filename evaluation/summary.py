@@ -38,7 +38,7 @@ def _sft(folder: Path, checkpoint: Path, settings: Settings) -> dict[str, Any]:
     }
     seed, own = Place.of(folder, -1), Place.of(folder, 0)
     for place, name, when in ((seed, "agreement_before", "before"), (own, "agreement", "after")):
-        agreement = found[name] = _agreement(place.agreement) if settings.evaluation.cases else None
+        agreement = found[name] = _agreement(place.agreement) if settings.evaluation.judge_cases else None
         if agreement:
             found[f"judge_parse_rate_{when}"] = agreement["parse_rate"]
     found["meta_agreement"] = _agreement(own.meta_agreement) if settings.evaluation.comparisons else None
@@ -65,7 +65,7 @@ def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
         "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0), "reasons": _reasons(counts)},
         "bias": read_json(folder / "bias.json"),
         "dpo": _dpo(folder / "train" / "metrics.jsonl", stages["train"]),
-        "agreement": _agreement(place.agreement) if settings.evaluation.cases else None,
+        "agreement": _agreement(place.agreement) if settings.evaluation.judge_cases else None,
         "meta_agreement": _agreement(place.meta_agreement) if settings.evaluation.comparisons else None,
         "checkpoint": str(folder / "checkpoint"),
         "seconds": {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest},

@@ -61,7 +61,7 @@ def expected_items(responses: Iterable[Record], chat: ChatFormat, judge: Judge) 
     tokens = score_tokens(chat)
     for row in responses:
         known = {"id": f"{row['id']}/e", "response_id": row["id"], "prompt_id": row["prompt_id"], "index": 0}
-        messages = partial(judge_prompt, row["prompt"], row["text"], judge.form, judge.verdict)
+        messages = partial(judge_prompt, row["prompt"], row["text"], judge.prompt_style, judge.verdict_position)
         yield _item(messages, row["prompt_id"], known, tokens.label, tokens)
 
 
@@ -74,7 +74,7 @@ def reasoned_items(
     """
     tokens = score_tokens(chat)
     for row in responses:
-        messages = partial(judge_prompt, row["prompt"], row["text"], judge.form, judge.verdict)
+        messages = partial(judge_prompt, row["prompt"], row["text"], judge.prompt_style, judge.verdict_position)
         for judgment in judgments.get(row["id"], ()):
             if judgment["score"] is None:
                 continue

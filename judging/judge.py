@@ -28,7 +28,9 @@ def judge_items(
     judge = settings.judge
     sampling = Sampling(judge.temperature, judge.top_p, judge.max_new_tokens, chat.stop_ids)
     for response in responses:
-        messages = partial(judge_prompt, response["prompt"], response["text"], judge.form, judge.verdict)
+        messages = partial(
+            judge_prompt, response["prompt"], response["text"], judge.prompt_style, judge.verdict_position
+        )
         for index in range(N):
             name = f"{response['id']}/j{index}"
             seed = request_seed(settings.seed, iteration, stage, name)
@@ -44,7 +46,7 @@ def judge_items(
 def judgment_record(item: Item, completion: Completion, chat: ChatFormat, judge: Judge) -> dict[str, Any]:
     """The judgment with its "score", a whole number or a decimal, or the "failure" that explains its absence."""
     row = item.record | completion_fields(completion, chat, item.seed)
-    score = parse_score(row["text"], completion.finish_reason, judge.verdict, judge.fractions)
+    score = parse_score(row["text"], completion.finish_reason, judge.verdict_position, judge.fractions)
     if isinstance(score, Failure):
         return row | {"score": None, "failure": str(score)}
     return row | {"score": int(score) if score.denominator == 1 else float(score), "failure": None}
@@ -71,7 +73,7 @@ class Judging:
         """
         if self.judge.score == "sampled":
             return self.sampled(responses, out, key)
-        if self.judge.verdict == "first":
+        if self.judge.verdict_position == "first":
             return self.expected(responses, out, key)
         judgments = self.sampled(responses, out / "reasons", key)
         return self.reasoned(responses, judgments, out, key)
@@ -121,8 +123,8 @@ def scoring_section(settings: Settings, N: int) -> dict[str, Any]:
     judge = settings.judge
     if judge.score == "sampled":
         return judge_section(settings) | {"N": N}
-    if judge.verdict == "first":
-        return {"form": judge.form, "verdict": judge.verdict, "score": judge.score}
+    if judge.verdict_position == "first":
+        return {"form": judge.prompt_style, "verdict": judge.verdict_position, "score": judge.score}
     return judge_section(settings) | {"N": N, "score": judge.score}
 
 
@@ -138,7 +140,7 @@ def judge(judging: Judging, responses: Sequence[Record], arguments: argparse.Nam
         judging.sampled(responses, arguments.out, key)
         return
     own = scores_key(settings, model, arguments.responses, iteration)
-    if judging.judge.verdict == "last":
+    if judging.judge.verdict_position == "last":
         judging.reasoned(responses, judging.sampled(responses, arguments.judgments, key), arguments.out, own)
         return
     rows = judging.expected(responses, arguments.out, own)
@@ -161,7 +163,7 @@ def main() -> None:
         raise UserError(
             f"{arguments.config}: judge.score is sampled, so the judgments go to --out; leave --judgments out"
         )
-    if settings.judge.score == "expected" and settings.judge.verdict == "last" and not arguments.judgments:
+    if settings.judge.score == "expected" and settings.judge.verdict_position == "last" and not arguments.judgments:
         raise UserError("--judgments is missing: with the verdict last, expected scores stand behind judgments; add it")
     judging = Judging(Worker(settings, arguments.model), "judge", settings.judge.N, arguments.iteration)
     judge(judging, distinct_responses(read_units(arguments.responses)), arguments)

@@ -47,7 +47,7 @@ def metajudge_items(
         response, distinct = picked
         for a, b in scheduled(distinct, meta, schedule_seed(settings.seed, iteration, response["id"])):
             texts = (response["prompt"], response["text"], a["text"], b["text"])
-            messages = partial(meta_prompt, *texts, meta.form, meta.verdict)
+            messages = partial(meta_prompt, *texts, meta.prompt_style, meta.verdict_position)
             name = f"{response['id']}/m{a['index']}-{b['index']}"
             seed = request_seed(settings.seed, iteration, "metajudge", name)
             known = {
@@ -63,7 +63,7 @@ def metajudge_items(
 def comparison_record(item: Item, completion: Completion, chat: ChatFormat, meta: Metajudge) -> dict[str, Any]:
     """The comparison with its "winner", "first", "second" or "tie", or the "failure" that explains its absence."""
     row = item.record | completion_fields(completion, chat, item.seed)
-    winner = parse_winner(row["text"], completion.finish_reason, meta.verdict)
+    winner = parse_winner(row["text"], completion.finish_reason, meta.verdict_position)
     if isinstance(winner, Failure):
         return row | {"winner": None, "failure": str(winner)}
     return row | {"winner": winner, "failure": None}

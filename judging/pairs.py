@@ -57,7 +57,7 @@ def judge_pair(
     if isinstance(choice, Reason):
         return choice
     response, judge = contest.response, settings.judge
-    prompt = judge_prompt(response["prompt"], response["text"], judge.form, judge.verdict)
+    prompt = judge_prompt(response["prompt"], response["text"], judge.prompt_style, judge.verdict_position)
     return {
         **_pair(f"judge/{response['id']}", "judge", prompt, choice.chosen, choice.rejected, chat),
         "response_id": response["id"],
@@ -199,7 +199,7 @@ def pairs_key(settings: Settings, iteration: int, model_dir: Path, sources: Sour
     judge = settings.judge
     facts = {
         "rule": {key: value for key, value in as_dict(settings.iteration[iteration - 1]).items() if key != "epoch"},
-        "judge": [judge.form, judge.verdict, judge.scores_needed],
+        "judge": [judge.prompt_style, judge.verdict_position, judge.scores_needed],
         "metajudge": [settings.metajudge.max_score_gap, settings.metajudge.elo_penalty],
         "seed": settings.seed,
         "iteration": iteration,

@@ -152,7 +152,7 @@ def choose(
     groups: Sequence[RankedGroup], judgments: Mapping[str, Sequence[Record]], settings: Settings
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The examples, and the manifest's facts about them; `judgments` by reply id, each reply's in order."""
-    order, verdict = settings.eft.order, settings.judge.verdict
+    order, verdict = settings.eft.order, settings.judge.verdict_position
     outcomes: Counter[Outcome] = Counter()
     accepted: Counter[int] = Counter()
     rows: list[dict[str, Any]] = []

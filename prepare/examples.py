@@ -80,19 +80,21 @@ def render(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings)
             yield _answer(number, row, chat, settings.sft.answer_weight)
             continue
         if row["kind"] == "judge":
-            place = settings.judge.verdict
-            messages = judge_prompt(row["prompt"], row["response"], settings.judge.form, place)
+            place = settings.judge.verdict_position
+            messages = judge_prompt(row["prompt"], row["response"], settings.judge.prompt_style, place)
             text = judgment_text(row["score"], row["justification"], place)
         else:
-            place = settings.metajudge.verdict
-            a, b = (judgment_text(j["score"], j["justification"], settings.judge.verdict) for j in row["judgments"])
-            messages = meta_prompt(row["prompt"], row["response"], a, b, settings.metajudge.form, place)
+            place = settings.metajudge.verdict_position
+            a, b = (
+                judgment_text(j["score"], j["justification"], settings.judge.verdict_position) for j in row["judgments"]
+            )
+            messages = meta_prompt(row["prompt"], row["response"], a, b, settings.metajudge.prompt_style, place)
             reason = comparison_text(row["score"], [judgment["score"] for judgment in row["judgments"]])
             text = meta_judgment_text(row["winner"], reason, place)
         ids = chat.completion_ids(text)
         weights = [1.0] * len(ids)
         for i in decision_tokens(chat, text, place):
-            weights[i] = settings.sft.decision_weight
+            weights[i] = settings.sft.verdict_token_weight
         yield {
             "id": f"{row['kind']}/{number:05}",
             "kind": row["kind"],
@@ -161,11 +163,15 @@ def examples_key(settings: Settings, model_dir: Path, labelled: Iterable[Path] =
     sft = settings.sft
     names = ("decisions", "judgments", "comparisons", "answers")
     section: dict[str, Any] = {name: getattr(sft, f"constructed_{name}") for name in names}
-    section |= {"decision_weight": sft.decision_weight, "answer_weight": sft.answer_weight, "seed": settings.seed}
+    section |= {
+        "verdict_token_weight": sft.verdict_token_weight,
+        "answer_weight": sft.answer_weight,
+        "seed": settings.seed,
+    }
     sources: dict[str, Path | str] = {path: path for path in (*sft.examples, *sft.prompts, *sft.answers)}
     sources |= {f"labelled {i}": path for i, path in enumerate(labelled)}
-    section |= {"judge": [settings.judge.form, settings.judge.verdict]}
-    section |= {"metajudge": [settings.metajudge.form, settings.metajudge.verdict]}
+    section |= {"judge": [settings.judge.prompt_style, settings.judge.verdict_position]}
+    section |= {"metajudge": [settings.metajudge.prompt_style, settings.metajudge.verdict_position]}
     return stage_key("examples", section, sources | {"tokenizer": tokenizer_file(model_dir)})
 
 

@@ -37,7 +37,7 @@ def main() -> None:
     torch.set_num_threads(2)
     chat = load_chat(arguments.model)
     model = load_packed(arguments.model, generation_dtype("auto", torch.device("cpu")))
-    engine = Engine(model, blocks=2048, block_size=16, token_budget=2048, max_sequences=128)
+    engine = Engine(model, num_kv_blocks=2048, block_size=16, max_num_batched_tokens=2048, max_num_seqs=128)
     requests = []
     for row in (row for path in arguments.prompts for row in read_jsonl(path, ("id", "prompt"))):
         ids = chat.prompt_ids([{"role": "user", "content": row["prompt"]}])

@@ -83,7 +83,7 @@ def read_facts(path: Path | str) -> dict[str, Any]:
         with safe_open(str(path), framework="pt") as file:
             return json.loads((file.metadata() or {})["facts"])
     except FileNotFoundError:
-        raise UserError(f'{path}: no such file; `make sft` writes it, or set sft.seed_judge to ""') from None
+        raise UserError(f'{path}: no such file; `make sft` writes it, or set sft.sft_delta to ""') from None
     except (SafetensorError, KeyError, json.JSONDecodeError):
         raise UserError(f"{path}: damaged, or not a low-rank difference; `make sft` writes it again") from None
 

@@ -26,21 +26,28 @@ class Engine:
         self,
         model: Llama,
         *,
-        blocks: int,
+        num_kv_blocks: int,
         block_size: int,
-        token_budget: int,
-        max_sequences: int,
+        max_num_batched_tokens: int,
+        max_num_seqs: int,
         share_prefixes: bool = True,
         attention: Attention = "triton",
         cuda_graphs: bool = True,
     ):
         config, weight = model.config, model.embed_tokens.weight
         self.model = model
-        self.blocks, self.block_size = blocks, block_size
-        self.token_budget, self.max_sequences = token_budget, max_sequences
+        self.num_kv_blocks, self.block_size = num_kv_blocks, block_size
+        self.max_num_batched_tokens, self.max_num_seqs = max_num_batched_tokens, max_num_seqs
         self.share_prefixes = share_prefixes
         # A block more than the pool knows: there the graphs' padding writes.
-        shape = (config.num_hidden_layers, 2, blocks + 1, config.num_key_value_heads, block_size, config.head_dim)
+        shape = (
+            config.num_hidden_layers,
+            2,
+            num_kv_blocks + 1,
+            config.num_key_value_heads,
+            block_size,
+            config.head_dim,
+        )
         self.cache = empty_cache(shape, weight.dtype, weight.device)
         self.paged_attention: Callable[[Tensor, list[Span], int], Attend] = PagedAttention
         self.sample = sample
@@ -66,9 +73,9 @@ class Engine:
         A prompt that does not fit the context or the cache comes back at once as `too_long`.
         """
         started, self.first_token_seconds = time.monotonic(), []
-        pool = BlockPool(self.blocks, self.block_size, self.share_prefixes)
+        pool = BlockPool(self.num_kv_blocks, self.block_size, self.share_prefixes)
         limit = self.model.config.max_position_embeddings
-        scheduler = Scheduler(pool, self.token_budget, self.max_sequences, limit)
+        scheduler = Scheduler(pool, self.max_num_batched_tokens, self.max_num_seqs, limit)
         for request in requests:
             if not scheduler.add(request):
                 yield Completion(request.id, [], "too_long", 0.0)

@@ -108,11 +108,11 @@ def generation_key(
     return stage_key(stage, facts, inputs)
 
 
-def cut_units(items: list[Item], unit_requests: int) -> list[list[Item]]:
+def cut_units(items: list[Item], shard_requests: int) -> list[list[Item]]:
     """Consecutive items in units of about equal size, `unit_requests` at most but for whole groups; an even number, so
     that two ranks have as much to do."""
     units: list[list[Item]] = []
-    size = len(items) / (2 * math.ceil(len(items) / unit_requests / 2) or 1)
+    size = len(items) / (2 * math.ceil(len(items) / shard_requests / 2) or 1)
     for i, item in enumerate(items):
         full = units and i >= len(units) * size and units[-1][-1].group != item.group
         if not units or full:
@@ -183,7 +183,7 @@ class Worker:
         if is_complete(out, key):
             return
         started = time.monotonic()
-        units = cut_units(items, self.settings.engine.unit_requests)
+        units = cut_units(items, self.settings.engine.shard_requests)
         folder = out / f"units-{key[:12]}"
         paths = [folder / f"{i:05}.jsonl" for i in range(len(units))]
         work = Work(units, paths, [i for i, path in enumerate(paths) if not path.is_file()], record or self.record)
@@ -414,10 +414,10 @@ def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine
     model = load_packed(model_dir, products, device)
     engine = Engine(
         model,
-        blocks=options.blocks,
+        num_kv_blocks=options.num_kv_blocks,
         block_size=options.block_size,
-        token_budget=options.token_budget,
-        max_sequences=options.max_sequences,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_num_seqs=options.max_num_seqs,
         attention=settings.model.attention,
         cuda_graphs=options.cuda_graphs,
     )
@@ -426,7 +426,7 @@ def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine
         dtype += ", the rest float32," if products == torch.int8 else ""
         processes = int(os.environ.get("WORLD_SIZE", cpu_processes(options)))
         where = f"{device}, {processes} thread{'s'[: processes > 1]}" if device.type == "cpu" else f"{device}"
-        tokens = options.blocks * options.block_size
+        tokens = options.num_kv_blocks * options.block_size
         tqdm.write(f"{dtype} on {where}; KV cache {cache.nbytes / 2**20:.0f} MiB, {tokens} tokens", file=sys.stderr)
     return engine
 

@@ -69,10 +69,10 @@ def _arrival(sequence: Sequence) -> int:
 class Scheduler:
     """Admits, orders and preempts sequences."""
 
-    def __init__(self, pool: BlockPool, token_budget: int, max_sequences: int, max_length: int):
+    def __init__(self, pool: BlockPool, max_num_batched_tokens: int, max_num_seqs: int, max_length: int):
         self.pool = pool
-        self.token_budget = token_budget
-        self.max_sequences = max_sequences
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_num_seqs = max_num_seqs
         self.max_length = min(max_length, len(pool.references) * pool.block_size)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -94,14 +94,14 @@ class Scheduler:
 
     def schedule(self) -> Step:
         """The next step; never empty while the scheduler is busy."""
-        step, budget = Step(), self.token_budget
+        step, budget = Step(), self.max_num_batched_tokens
         for sequence in list(self.running):
             end = min(len(sequence.tokens), sequence.computed + budget)
             # An older sequence may just have taken this one's blocks.
             if end > sequence.computed and sequence in self.running and self._reserve(sequence, end):
                 budget -= self._schedule(step, sequence, end)
         for sequence in list(self.waiting):
-            if not budget or len(self.running) == self.max_sequences:
+            if not budget or len(self.running) == self.max_num_seqs:
                 break
             match = self.pool.match(sequence.tokens[:-1])
             if match.promised:

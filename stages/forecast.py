@@ -39,7 +39,7 @@ def _iteration(settings: Settings, judge_pairs: bool) -> dict[str, float]:
     found = {"responses": responses * plan.response_tokens}
     if judge.scores_file:
         return found
-    alone = judge.score == "expected" and judge.verdict == "first"
+    alone = judge.score == "expected" and judge.verdict_position == "first"
     judged = (prompts * judge_pairs if alone else responses) * judge.N
     found["scores" if judge.score == "expected" else "judgments"] = responses * read + judged * plan.judgment_tokens
     if judge_pairs:
@@ -67,10 +67,10 @@ def _measure(settings: Settings, model: int) -> float:
     each = plan.judgment_tokens if settings.judge.score == "sampled" else 0.0
     scored = READ * plan.response_tokens + each
     if model >= 0 or evaluation.seed_judges:
-        cases = 6 * _rows(evaluation.cases)  # responses a row
+        cases = 6 * _rows(evaluation.judge_cases)  # responses a row
         tokens += cases * evaluation.N * scored
         tokens += 2 * _rows(evaluation.comparisons) * (plan.comparison_tokens + 2 * READ * plan.judgment_tokens)
-    return tokens + 2 * open_prompts * evaluation.duel_N * scored * (model >= 0)
+    return tokens + 2 * open_prompts * evaluation.duel_samples * scored * (model >= 0)
 
 
 def _rows(path: str) -> int:

@@ -270,11 +270,11 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_continues(place):
 def test_a_seed_judge_replaces_the_training(place):
     """The file is made from the trained M0, and gives an M0 that writes nearly the same judgments."""
     text = (place / "tiny.toml").read_text()
-    (place / "kept.toml").write_text(text.replace("[sft]", '[sft]\nseed_judge = "seed-judge.safetensors"'))
+    (place / "kept.toml").write_text(text.replace("[sft]", '[sft]\nseed_judge = "sft-delta.safetensors"'))
     config = (str(ROOT / "iterate.py"), "--config", "kept.toml", "--run", "kept")
     code, _, err = run(place, *config)
-    assert code == 2 and "seed-judge.safetensors: no such file; `make sft` writes it" in err
-    code, out, err = run(place, *config, "--make-seed-judge")
+    assert code == 2 and "sft-delta.safetensors: no such file; `make sft` writes it" in err
+    code, out, err = run(place, *config, "--make-sft-delta")
     assert code == 0, err
     facts = json.loads(out[out.index("{") :])
     assert facts["explained"] > 0.999 and {

@@ -92,10 +92,10 @@ def greedy(folder, reference) -> list[tuple[list[int], list[int]]]:
 @pytest.mark.parametrize(
     "options",
     [
-        {"blocks": 2048, "token_budget": 2048, "max_sequences": 64},
-        {"blocks": 2048, "token_budget": 61, "max_sequences": 9},
-        {"blocks": 90, "token_budget": 100, "max_sequences": 64},
-        {"blocks": 2048, "token_budget": 300, "max_sequences": 64, "share_prefixes": False},
+        {"num_kv_blocks": 2048, "max_num_batched_tokens": 2048, "max_num_seqs": 64},
+        {"num_kv_blocks": 2048, "max_num_batched_tokens": 61, "max_num_seqs": 9},
+        {"num_kv_blocks": 90, "max_num_batched_tokens": 100, "max_num_seqs": 64},
+        {"num_kv_blocks": 2048, "max_num_batched_tokens": 300, "max_num_seqs": 64, "share_prefixes": False},
     ],
     ids=["whole", "chunked", "preempted", "unshared"],
 )

@@ -125,7 +125,7 @@ def check_config(patient: Patient) -> Iterator[Line]:
     settings = patient.settings = load_settings(patient.config)
     missing = [(key, name) for key, name in named_files(settings) if not Path(name).is_file()]
     for key, name in missing:
-        advice = "make sft makes it" if key == "sft.seed_judge" else f"put the file there or change {key}"
+        advice = "make sft makes it" if key == "sft.sft_delta" else f"put the file there or change {key}"
         yield Line("FAIL", f"{key}: {name or 'empty'}: no such file; {advice}")
     if not missing:
         yield Line("ok", f"{patient.config} loads, and the files that it names are there")
@@ -383,7 +383,7 @@ def check_memory(patient: Patient) -> Iterator[Line]:
         return
     parameters, ranks, engine = shape.parameter_count(), settings.nproc_per_node, settings.engine
     size = 2 if sight.dtype == "bfloat16" else 4
-    cache = engine.blocks * engine.block_size * shape.num_hidden_layers * 2 * shape.kv_size * size
+    cache = engine.num_kv_blocks * engine.block_size * shape.num_hidden_layers * 2 * shape.kv_size * size
     training, generation = 16 * parameters / ranks, size * parameters + cache
     where, there = "free on a GPU", min((gpu["free"] for gpu in sight.gpus), default=0)
     if not sight.gpus:
@@ -392,7 +392,7 @@ def check_memory(patient: Patient) -> Iterator[Line]:
     text = f"of {there / 1e9:,.1f} GB {where}, training takes more than {training / 1e9:,.1f} on one node, "
     text += f"generation {generation / 1e9:,.1f}"
     if generation >= there:
-        yield Line("FAIL", f"{text}: it takes fewer engine.blocks; python -m dpo.memory counts")
+        yield Line("FAIL", f"{text}: it takes fewer engine.num_kv_blocks; python -m dpo.memory counts")
     elif training >= there:  # several nodes share it, and how many only the run is told
         mend = "more ranks on more GPUs, in all nodes, or a smaller model; python -m dpo.memory counts"
         yield Line("note" if sight.gpus else "FAIL", f"{text}: it takes {mend}")

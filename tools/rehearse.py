@@ -70,7 +70,7 @@ class Rehearsal:
         changes: dict[str, Any] = {
             "name": f"rehearsal-{settings.name}",
             "nproc_per_node": RANKS,
-            "engine": {"threads": 1, "unit_requests": 24, "max_sequences": 64},
+            "engine": {"threads": 1, "shard_requests": 24, "max_num_seqs": 64},
             "respond": {"prompts_per_iteration": PROMPTS, "max_new_tokens": 64},
             "judge": {"max_new_tokens": 64},
             "metajudge": {"max_new_tokens": 64},

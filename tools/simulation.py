@@ -63,8 +63,8 @@ class Simulation:
 
     def run(self, requests: Sequence[Request], lengths: Mapping[str, int], engine: Engine, context: int) -> None:
         """Add a unit: complete each request with `lengths[id]` tokens, or as many as there is room for."""
-        pool = BlockPool(engine.blocks, engine.block_size)
-        scheduler = Scheduler(pool, engine.token_budget, engine.max_sequences, context)
+        pool = BlockPool(engine.num_kv_blocks, engine.block_size)
+        scheduler = Scheduler(pool, engine.max_num_batched_tokens, engine.max_num_seqs, context)
         self.requests += len(requests)
         for request in requests:
             self.prompt_tokens += len(request.ids)
@@ -76,7 +76,7 @@ class Simulation:
             work = StepWork.of(step, engine.block_size)
             self.steps.append(work)
             self.new_tokens += work.drawn
-            self.most_blocks = max(self.most_blocks, engine.blocks - len(pool.free))
+            self.most_blocks = max(self.most_blocks, engine.num_kv_blocks - len(pool.free))
             drawn = list(range(fresh, fresh - work.drawn, -1))
             fresh -= work.drawn
             scheduler.complete(

@@ -53,7 +53,7 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert sorted(i for batch in first for i in batch) == list(range(10))
     assert first != epoch_batches(range(10), 4, seed=1, epoch=1)
     assert first != epoch_batches(range(10), 4, seed=2, epoch=0)
-    assert epoch_batches([5, 3, 8], 2, seed=1, epoch=1, in_order=True) == [[5, 3], [8]]
+    assert epoch_batches([5, 3, 8], 2, seed=1, epoch=1, curriculum=True) == [[5, 3], [8]]
 
 
 def test_held_out_is_a_function_of_seed_and_ids():

@@ -13,7 +13,7 @@ from model.llama import Llama
 from model.weights import split_parameters
 from stages.files import read_jsonl, write_jsonl
 
-FROZEN = changed(dpo={"epochs": 4, "batch_size": 4, "learning_rate": 1e-3}, trainer={"token_budget": 4096})
+FROZEN = changed(dpo={"epochs": 4, "batch_size": 4, "learning_rate": 1e-3}, trainer={"tokens_per_microbatch": 4096})
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,13 @@ def expected(folder) -> torch.Tensor:
     ("ranks", "options"),
     [
         (1, {"share_prefixes": False}),
-        (1, {"token_budget": 80}),
-        (1, {"token_budget": 120, "share_prefixes": False}),
+        (1, {"tokens_per_microbatch": 80}),
+        (1, {"tokens_per_microbatch": 120, "share_prefixes": False}),
         (1, {"packing": False}),
         (1, {"activation_checkpointing": True}),
         pytest.param(1, {"compile": True}, marks=pytest.mark.slow),
         (2, {}),
-        (2, {"token_budget": 150, "share_prefixes": False, "activation_checkpointing": True}),
+        (2, {"tokens_per_microbatch": 150, "share_prefixes": False, "activation_checkpointing": True}),
     ],
     ids=[
         "prefixes not shared",
@@ -87,7 +87,7 @@ def assert_gradients(found: dict[str, torch.Tensor], model: PlainLlama, grad_nor
     assert grad_norm == pytest.approx(torch.stack([w.grad.norm() for w in model.weights.values()]).norm().item())
 
 
-@pytest.mark.parametrize("options", [{}, {"token_budget": 150}, {"share_prefixes": False}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"tokens_per_microbatch": 150}, {"share_prefixes": False}], ids=str)
 def test_dpo_gradients_are_those_of_the_formula_in_fp64(folder, tmp_path, monkeypatch, options):
     settings = changed(FROZEN, dpo={"epochs": 1, "batch_size": 20}, trainer=options)
     given = arguments(folder, reference=folder / "other", work=tmp_path / "w", out=tmp_path / "o")
@@ -100,7 +100,9 @@ def test_dpo_gradients_are_those_of_the_formula_in_fp64(folder, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("options", "saved"), [({}, 7 * 30), ({"token_budget": 45}, 6 * 30), ({"share_prefixes": False}, 0)], ids=str
+    ("options", "saved"),
+    [({}, 7 * 30), ({"tokens_per_microbatch": 45}, 6 * 30), ({"share_prefixes": False}, 0)],
+    ids=str,
 )
 def test_sft_gradients_are_those_of_the_formula_in_fp64(folder, tmp_path, monkeypatch, options, saved):
     """Prompts with a common beginning; token weights of which the loss is the weighted mean."""

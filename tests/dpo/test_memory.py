@@ -32,7 +32,7 @@ def test_the_recipe_fits_eight_gpus_of_80_gb(config, recipe):
     assert found.parameters == found.gradients == PARAMETERS * 4 // 8
     assert found.optimizer == 2 * found.parameters
     # Each block's input in bf16, and embedding and head, which stay gathered.
-    inputs = config.num_hidden_layers * recipe.trainer.token_budget * config.hidden_size * 2
+    inputs = config.num_hidden_layers * recipe.trainer.tokens_per_microbatch * config.hidden_size * 2
     gathered = 2 * config.vocab_size * config.hidden_size * 2
     assert inputs + gathered < found.activations < 1.1 * (inputs + gathered)
     state = found.parameters + found.gradients + found.optimizer

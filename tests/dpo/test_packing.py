@@ -24,7 +24,7 @@ def test_what_cannot_be_used_is_dropped_whole_and_counted():
         Example("beyond the budget", [1] * 5, ([2] * 5, [3] * 5)),
     ]
     assert fits.tokens() == 8 + 9
-    kept, dropped = keep_usable(given_examples, Trainer(token_budget=17), context=10)
+    kept, dropped = keep_usable(given_examples, Trainer(tokens_per_microbatch=17), context=10)
     assert kept == [fits]
     assert dropped == {
         "dropped.empty": 2,
@@ -33,8 +33,8 @@ def test_what_cannot_be_used_is_dropped_whole_and_counted():
         "dropped.over_token_budget": 1,
     }
     shared = Example("with its prompt once", [1] * 20, ([2] * 5, [3] * 6))
-    assert keep_usable([shared], Trainer(token_budget=29), context=30) == ([shared], {})
-    assert keep_usable([shared], Trainer(token_budget=48, share_prefixes=False), context=30)[0] == []
+    assert keep_usable([shared], Trainer(tokens_per_microbatch=29), context=30) == ([shared], {})
+    assert keep_usable([shared], Trainer(tokens_per_microbatch=48, share_prefixes=False), context=30)[0] == []
 
 
 def test_layout():
@@ -66,12 +66,12 @@ def test_layout_with_the_prompt_once():
 
 def test_sft_shares_the_rubric():
     examples = [Example(str(i), [*RUBRIC, i, i], ([9, i],), [1.0, 2.0]) for i in range(3)]
-    [batch] = micro_batches(examples, [0, 1, 2], Trainer(token_budget=60))
+    [batch] = micro_batches(examples, [0, 1, 2], Trainer(tokens_per_microbatch=60))
     assert batch.ids_t.tolist() == [*RUBRIC, 0, 0, 9, 1, 1, 9, 2, 2, 9] and batch.examples == [0, 1, 2]
     assert batch.segments.prefixes == [-1, 0, 0, 0]
     assert batch.sources_n.tolist() == [41, 42, 44, 45, 47, 48]
     assert batch.weights_n.tolist() == [1.0, 2.0] * 3
-    assert len(micro_batches(examples, [0, 1, 2], Trainer(token_budget=60, share_prefixes=False))) == 3
+    assert len(micro_batches(examples, [0, 1, 2], Trainer(tokens_per_microbatch=60, share_prefixes=False))) == 3
 
 
 def test_sharing_never_costs_a_micro_batch():
@@ -152,12 +152,12 @@ def test_every_token_is_predicted_from_all_that_stands_before_it(prompts, comple
         Example(str(i), p, tuple(data.draw(completion) for _ in range(completions))) for i, p in enumerate(prompts)
     ]
     longest = max(example.tokens() for example in examples)
-    options = Trainer(token_budget=data.draw(st.integers(longest, 3 * longest)), share_prefixes=share)
+    options = Trainer(tokens_per_microbatch=data.draw(st.integers(longest, 3 * longest)), share_prefixes=share)
     indices = list(range(len(examples)))
     shares = [micro_batches(examples, indices, options, rank, ranks) for rank in range(ranks)]
     assert len({len(batches) for batches in shares}) == 1
     batches = [batch for batches in shares for batch in batches]
-    assert all(batch.tokens <= options.token_budget for batch in batches)
+    assert all(batch.tokens <= options.tokens_per_microbatch for batch in batches)
     assert sorted(i for batch in batches if batch.real for i in batch.examples) == indices
     for batch in batches:
         expected, sequences = [], []

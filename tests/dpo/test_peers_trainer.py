@@ -89,7 +89,7 @@ def test_losses_gradient_norms_and_weights_are_trls(folder, theirs, tmp_path, mo
     settings = changed(
         engine={"threads": torch.get_num_threads()},
         dpo={"epochs": STEPS, "batch_size": 6, "learning_rate": RATE, "warmup_ratio": 0.0},
-        trainer={"token_budget": budget},
+        trainer={"tokens_per_microbatch": budget},
     )
     given = arguments(tmp_path, model=folder, reference=folder)
     metrics = run(settings, given)

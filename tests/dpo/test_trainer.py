@@ -40,7 +40,7 @@ SETTINGS = Settings(
     engine=Engine(threads=1),
     sft=Sft(epochs=2, batch_size=4, learning_rate=1e-3, held_out=0.0),
     dpo=Dpo(epochs=2, batch_size=4, learning_rate=1e-3, held_out=0.0),
-    trainer=sections.Trainer(token_budget=128),
+    trainer=sections.Trainer(tokens_per_microbatch=128),
 )
 
 
@@ -183,7 +183,8 @@ def test_packing_and_accumulation_do_not_change_the_losses(folder):
     expected = losses(run(SETTINGS, arguments(folder)))
     for budget in (46, 70, 4096):
         found = run(
-            changed(trainer={"token_budget": budget}), arguments(folder, work=folder / "w", out=folder / f"o{budget}")
+            changed(trainer={"tokens_per_microbatch": budget}),
+            arguments(folder, work=folder / "w", out=folder / f"o{budget}"),
         )
         torch.testing.assert_close(losses(found), expected, atol=1e-5, rtol=0)
 

@@ -277,20 +277,33 @@ def run(monkeypatch, capsys):
     return command
 
 
-@pytest.mark.parametrize("way", ["scores", "pairwise"])
-def test_what_the_stage_decides_gives_the_same_report_again(judge, run, tmp_path, way):
+@pytest.mark.parametrize("protocol", ["scores", "pairwise"])
+def test_what_the_stage_decides_gives_the_same_report_again(judge, run, tmp_path, protocol):
     cases, out, again = tmp_path / "cases.jsonl", tmp_path / "out", tmp_path / "again"
     write_jsonl(cases, CASES)
-    of_model = ("--config", CONFIG, "--model", judge, "--cases", cases, "--out", out, "--way", way, "--N", "3")
+    of_model = (
+        "--config",
+        CONFIG,
+        "--model",
+        judge,
+        "--cases",
+        cases,
+        "--out",
+        out,
+        "--protocol",
+        protocol,
+        "--N",
+        "3",
+    )
     assert str(judge) in run(*of_model)
     found = json.loads((out / "agreement.json").read_text())
-    assert found["judge"] == str(judge) and found["judgments"] == (9 * 3 if way == "scores" else 5 * 2 * 3)
+    assert found["judge"] == str(judge) and found["judgments"] == (9 * 3 if protocol == "scores" else 5 * 2 * 3)
     assert 0 < found["parse_rate"] < 1 and found["pairs"] == 6 and list(found["subsets"]) == ["facts", "sums"]
     assert found["annotators"]["labels"] == 4
-    assert (found["consistency"]["count"] > 0) == (found["first_position"]["count"] > 0) == (way == "pairwise")
+    assert (found["consistency"]["count"] > 0) == (found["first_position"]["count"] > 0) == (protocol == "pairwise")
     rows = list(read_jsonl(out / "decisions.jsonl"))
     units = [row for path in sorted(out.glob("*/units-*/*.jsonl")) for row in read_jsonl(path)]
-    key = "score" if way == "scores" else "winner"
+    key = "score" if protocol == "scores" else "winner"
     assert [(row["index"], row[key], row["failure"]) for row in rows] == [
         (row["index"], row[key], row["failure"]) for row in units
     ]

@@ -113,7 +113,7 @@ def name_of(judge: Path) -> str:
 
 def test_a_comparing_judge_annotates_alpaca_eval(run, judge, tmp_path, capsys):
     out = tmp_path / "out"
-    run(ALPACA_EVAL, out, *by_model(judge, "--way", "pairwise", "--N", "4"))
+    run(ALPACA_EVAL, out, *by_model(judge, "--protocol", "pairwise", "--N", "4"))
     rows = json.loads((out / "annotations.json").read_text())
     keys = ["dataset", "instruction", "output_1", "generator_1", "output_2", "generator_2", "annotator", "preference"]
     assert [list(row) for row in rows] == [[*keys, "raw"]] * 3
@@ -136,7 +136,7 @@ def test_a_comparing_judge_annotates_alpaca_eval(run, judge, tmp_path, capsys):
         assert all((raw["winner"] is None) == (raw["failure"] is not None) for raw in row["raw"])
     assert 0 < unread < 16
     manifest = read_manifest(out)
-    assert (manifest["judge"], manifest["way"], manifest["N"]) == (name_of(judge), "pairwise", 4)
+    assert (manifest["judge"], manifest["protocol"], manifest["N"]) == (name_of(judge), "pairwise", 4)
     assert manifest["counts"]["questions"] == 3 and manifest["counts"]["tied"] >= 1
     assert manifest["judgments"]["records"] == 16
     said = capsys.readouterr().err.splitlines()[-1]
@@ -161,7 +161,7 @@ def test_a_scoring_judge_annotates_alpaca_eval(run, judge, tmp_path):
 @pytest.mark.parametrize(("benchmark", "asked"), [(ARENA_HARD, ARENA_1), ("arena-hard 2", ARENA_2)])
 def test_arena_hard_has_two_games_a_question(run, judge, tmp_path, benchmark, asked):
     out = tmp_path / "out"
-    run(benchmark, out, *by_model(judge, "--way", "pairwise", "--N", "3"))
+    run(benchmark, out, *by_model(judge, "--protocol", "pairwise", "--N", "3"))
     rows = list(read_jsonl(out / "model_judgment" / name_of(judge) / "M1.jsonl"))
     named = ["uid", "category"] if "2" in benchmark else ["question_id"]
     for i, (row, question) in enumerate(zip(rows, asked, strict=True)):
@@ -429,10 +429,18 @@ def test_a_baseline_may_answer_more_than_is_asked_and_no_less(tmp_path):
         (ALPACA_EVAL, ["--judge", "J"], "--config: --judge needs one"),
         (ALPACA_EVAL, ["--verdicts", "V", "--questions", "Q"], "--questions: alpaca-eval has no use for it"),
         (MT_BENCH, ["--verdicts", "V", "--baseline", "B"], "--baseline: mt-bench has no use for it"),
-        (MT_BENCH, ["--config", "C", "--judge", "J", "--way", "pairwise"], "--way pairwise: the answers of mt-bench"),
+        (
+            MT_BENCH,
+            ["--config", "C", "--judge", "J", "--protocol", "pairwise"],
+            "--protocol pairwise: the answers of mt-bench",
+        ),
         (ALPACA_EVAL, ["--config", "C", "--judge", "J", "--N", "0"], "--N is 0"),
         (ARENA_HARD, ["--verdicts", "V"], "V: no such file"),
-        (ALPACA_EVAL, ["--verdicts", "V", "--way", "pairwise"], "--way, --N: .*--verdicts has no use for them"),
+        (
+            ALPACA_EVAL,
+            ["--verdicts", "V", "--protocol", "pairwise"],
+            "--protocol, --N: .*--verdicts has no use for them",
+        ),
         (ALPACA_EVAL, ["--verdicts", "V", "--N", "2"], "--verdicts has no use for them"),
         (ALPACA_EVAL, ["--verdicts", "V", "--config", "C"], "--verdicts has no use for them"),
     ],
@@ -450,7 +458,7 @@ def test_our_judge_takes_no_official_name(run, judge, tmp_path, name):
 
 
 def test_a_complete_stage_is_left_alone_a_broken_one_completed_and_a_name_asks_nothing(run, judge, tmp_path):
-    out, how = tmp_path / "out", by_model(judge, "--way", "pairwise")
+    out, how = tmp_path / "out", by_model(judge, "--protocol", "pairwise")
     run(ALPACA_EVAL, out, *how)
     path, manifest = out / "annotations.json", read_manifest(out)
     content, units = path.read_bytes(), [out / "judgments" / u for u in read_manifest(out / "judgments")["units"]]

@@ -146,7 +146,7 @@ PANEL = {
         ({}, []),
         ({"parse_rate": 0.6, "saturation": 0.7, "actor_yield": 0.4}, []),
         ({"parse_rate": 0.61}, ["60.0% of the judgments hold a score, limits.parse_rate is 0.61"]),
-        ({"saturation": 0.69}, ["70.0% of the scores are 5, limits.saturation is 0.69"]),
+        ({"saturation": 0.69}, ["70.0% of the scores are 5, limits.max_top_score_share is 0.69"]),
         ({"actor_yield": 0.5, "judge_yield": 0.1}, ["limits.actor_yield is 0.5", "limits.judge_yield is 0.1"]),
     ],
 )

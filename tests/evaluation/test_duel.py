@@ -9,7 +9,7 @@ from stages.files import UserError
 from stages.settings import Evaluation, Iteration, Model, Respond, Settings
 
 SETTINGS = Settings(name="t", model=Model("m"), respond=Respond(1), iteration=[Iteration()])
-PAIRWISE = replace(SETTINGS, evaluation=Evaluation(way="pairwise"))
+PAIRWISE = replace(SETTINGS, evaluation=Evaluation(protocol="pairwise"))
 
 
 def answers(**texts):

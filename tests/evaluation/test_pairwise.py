@@ -34,7 +34,7 @@ def content(item):
 
 @pytest.mark.parametrize("form", ["full", "compact"])
 def test_both_orders_are_asked_with_the_same_rest(settings, form):
-    settings = replace(settings, judge=replace(settings.judge, form=form))
+    settings = replace(settings, judge=replace(settings.judge, prompt_style=form))
     items = list(duel_items([DUEL], "pairwise", 2, Chat(), settings))
     assert [(item.record["shown"], item.record["index"]) for item in items] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert len({item.seed for item in items}) == 4

@@ -167,7 +167,7 @@ def test_prompts_name_what_their_rules_ask_for():
                 ways = {str(rule.value), NUMBERS.get(rule.value, str(rule.value)), f"fewer than {rule.value + 1}"}
                 ways |= {f"more than {rule.value - 1}"}
                 ways |= {"one sentence", "one single sentence"} if rule == Rule("sentences", 1) else set()
-                assert any(way in prompt.lower() for way in ways), instruction
+                assert any(protocol in prompt.lower() for protocol in ways), instruction
             elif rule.name != "alphabet" and rule.value:
                 texts = [rule.value] if isinstance(rule.value, str) else rule.value
                 assert all(f'"{t}"'.lower() in prompt.lower() or t == "1848" or f'"{t}."' in prompt for t in texts), (

@@ -64,8 +64,12 @@ def test_the_engine_gives_the_models_own_probabilities(tmp_path):
     make_tiny(tmp_path)
     plain = PlainLlama(tmp_path)
     expected = [plain.logits(ids)[-1].softmax(-1)[list(named)].tolist() for ids in prompts]
-    for options in ({"token_budget": 128}, {"token_budget": 7}, {"token_budget": 128, "share_prefixes": False}):
-        machine = Engine(load_model(tmp_path, torch.float32), blocks=64, block_size=4, max_sequences=8, **options)
+    for options in (
+        {"max_num_batched_tokens": 128},
+        {"max_num_batched_tokens": 7},
+        {"max_num_batched_tokens": 128, "share_prefixes": False},
+    ):
+        machine = Engine(load_model(tmp_path, torch.float32), num_kv_blocks=64, block_size=4, max_num_seqs=8, **options)
         requests = [Request(f"{i}/{k}", ids, sampling, k, named) for i, ids in enumerate(prompts) for k in range(2)]
         found = {done.id: done for done in machine.run([*requests, Request("other", [3, 4], sampling, 0)])}
         for i, shares in enumerate(expected):
@@ -75,7 +79,7 @@ def test_the_engine_gives_the_models_own_probabilities(tmp_path):
 
 
 def test_the_request_ends_where_the_digit_comes():
-    item = next(expected_items([RESPONSE], CHAT, Judge(form="compact", verdict="first")))
+    item = next(expected_items([RESPONSE], CHAT, Judge(prompt_style="compact", verdict_position="first")))
     request = item.request(CHAT)
     assert bytes(request.ids[1:]).endswith(b"So.Score: ") and request.named == tuple(b"012345")
     assert item.sampling.max_new_tokens == 1
@@ -91,7 +95,7 @@ def test_behind_reasons_the_digit_is_the_verdicts(text, place):
     judgment = {"id": "p/r0/j0", "response_id": "p/r0", "prompt_id": "p", "index": 0, "score": 1, "ids": ids}
     failed = judgment | {"id": "p/r0/j1", "index": 1, "score": None, "text": "?"}
     rows = {"p/r0": [judgment | {"text": text}, failed]}
-    (item,) = reasoned_items([RESPONSE], rows, CHAT, Judge(verdict="last"))
+    (item,) = reasoned_items([RESPONSE], rows, CHAT, Judge(verdict_position="last"))
     assert item.begun == tuple(ids[:place]) and item.record["index"] == 0
 
 

@@ -56,7 +56,7 @@ def test_each_distinct_response_is_judged_n_times():
 
 @pytest.mark.parametrize(("form", "verdict"), [("full", "last"), ("compact", "first")])
 def test_the_request_is_the_rubrics_prompt(form, verdict):
-    items = list(judge_items(ONCE, CHAT, make_settings(form=form, verdict=verdict), 1, 3))
+    items = list(judge_items(ONCE, CHAT, make_settings(prompt_style=form, verdict_position=verdict), 1, 3))
     assert items[3].request(CHAT).ids == CHAT.prompt_ids(judge_prompt("question 1", "b", form, verdict))
 
 
@@ -107,8 +107,8 @@ def test_settings_reach_the_reading():
 
     assert score("Score: 4.5", Judge(fractions=True)) == 4.5
     assert score("Score: 4.0", Judge(fractions=True)) == 4
-    assert score("Score: 3\nScore: 4", Judge(verdict="first")) == 3
-    assert score("Score: 3\nScore: 4", Judge(verdict="last")) == 4
+    assert score("Score: 3\nScore: 4", Judge(verdict_position="first")) == 3
+    assert score("Score: 3\nScore: 4", Judge(verdict_position="last")) == 4
 
 
 def test_the_key_knows_model_inputs_and_settings(tmp_path):

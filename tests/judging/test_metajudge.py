@@ -84,7 +84,9 @@ def test_all_ordered_pairs_of_the_most_varied_responses_distinct_judgments():
 
 @pytest.mark.parametrize(("form", "verdict"), [("full", "last"), ("compact", "first")])
 def test_the_first_judgment_is_shown_as_a(form, verdict):
-    items = list(metajudge_items(RESPONSES, JUDGMENTS, CHAT, make_settings(form=form, verdict=verdict), 1))
+    items = list(
+        metajudge_items(RESPONSES, JUDGMENTS, CHAT, make_settings(prompt_style=form, verdict_position=verdict), 1)
+    )
     assert items[2].request(CHAT).ids == CHAT.prompt_ids(meta_prompt("question 1", "b", "v", "u", form, verdict))
 
 
@@ -113,7 +115,9 @@ def test_comparison_records(text: str, finish_reason, winner, failure):
         "winner": winner,
         "failure": failure,
     }
-    first = comparison_record(item, Completion("", [*b"Winner: B\nA", 0], "stop", 0), CHAT, Metajudge(verdict="first"))
+    first = comparison_record(
+        item, Completion("", [*b"Winner: B\nA", 0], "stop", 0), CHAT, Metajudge(verdict_position="first")
+    )
     assert first["winner"] == "second"
 
 
@@ -154,16 +158,16 @@ name = "test"
 [model]
 path = "m"
 [engine]
-unit_requests = 20
+shard_requests = 20
 [respond]
 prompts = "p"
 prompts_per_iteration = 2
 [judge]
-form = "compact"
-verdict = "first"
+prompt_style = "compact"
+verdict_position = "first"
 [metajudge]
-form = "compact"
-verdict = "first"
+prompt_style = "compact"
+verdict_position = "first"
 [[iteration]]
 """
 

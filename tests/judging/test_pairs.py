@@ -221,7 +221,7 @@ def make_settings(**rules) -> Settings:
         name="test",
         model=Model(path="m"),
         respond=Respond(prompts="p", prompts_per_iteration=1),
-        judge=Judge(form="compact", verdict="first"),
+        judge=Judge(prompt_style="compact", verdict_position="first"),
         metajudge=Metajudge(max_score_gap=gap),
         iteration=[Iteration(**rules)],
     )

@@ -157,7 +157,7 @@ def test_completions_do_not_depend_on_the_batch():
     requests = [Request(f"{i}", [1 + (7 * i + j) % 90 for j in range(5 + 9 * i)], sampling, i) for i in range(5)]
 
     def run(chosen: list[Request], **options: int) -> dict[str, list[int]]:
-        sizes = {"blocks": 64, "block_size": 8, "token_budget": 64, "max_sequences": 8} | options
+        sizes = {"num_kv_blocks": 64, "block_size": 8, "max_num_batched_tokens": 64, "max_num_seqs": 8} | options
         engine = Engine(model, **sizes)
         assert engine.cache.dtype == torch.float32
         return {completion.id: completion.ids for completion in engine.run(chosen)}
@@ -165,7 +165,7 @@ def test_completions_do_not_depend_on_the_batch():
     together = run(requests)
     assert together == run(requests)
     assert together == {name: ids for request in requests for name, ids in run([request]).items()}
-    assert together == run(requests, token_budget=10)
+    assert together == run(requests, max_num_batched_tokens=10)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,9 @@ def test_log_probabilities_and_their_gradients(model, device, dtype, prefixes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"graphs": True}, {"blocks": 14, "token_budget": 19, "max_sequences": 5, "graphs": True}], ids=str
+    "changes",
+    [{}, {"graphs": True}, {"num_kv_blocks": 14, "max_num_batched_tokens": 19, "max_num_seqs": 5, "graphs": True}],
+    ids=str,
 )
 @pytest.mark.parametrize("sampling", [Sampling(0.0, 1.0, 8), Sampling(1.0, 0.9, 8)], ids=["greedy", "sampled"])
 def test_generation(model, sampling, changes, device):
@@ -72,7 +74,7 @@ def test_generation(model, sampling, changes, device):
 
     In bf16 roundings differ, and tokens where two are about as probable. On CUDA, therefore, what is compared are the
     log-probabilities of the kernels' own tokens, which the eager model gives all at once."""
-    options = {"blocks": 256, "block_size": 8, "token_budget": 64, "max_sequences": 32} | changes
+    options = {"num_kv_blocks": 256, "block_size": 8, "max_num_batched_tokens": 64, "max_num_seqs": 32} | changes
     graphs, found = options.pop("graphs", False), []
     for attention in ("triton", "sdpa"):
         machine = Engine(model, **options, attention=attention, cuda_graphs=graphs)

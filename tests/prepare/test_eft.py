@@ -56,7 +56,7 @@ def make_settings(**eft) -> Settings:
         name="test",
         model=Model(path="m"),
         respond=Respond(prompts="p", prompts_per_iteration=1),
-        judge=Judge(N=9, form="compact", verdict="first"),
+        judge=Judge(N=9, prompt_style="compact", verdict_position="first"),
         eft=Eft(**eft),
         iteration=[Iteration()],
         seed=5,
@@ -339,7 +339,7 @@ seed = 3
 [model]
 path = "m"
 [engine]
-unit_requests = 20
+shard_requests = 20
 [respond]
 prompts = "p"
 prompts_per_iteration = 2
@@ -347,8 +347,8 @@ prompts_per_iteration = 2
 sources = ["{source}"]
 N = 3
 [judge]
-form = "compact"
-verdict = "first"
+prompt_style = "compact"
+verdict_position = "first"
 [[iteration]]
 """
 

@@ -41,8 +41,8 @@ def test_decisions_weigh_more(chat, settings):
             "score": 5,
         },
     ]
-    meta_last = replace(settings.metajudge, verdict="last")
-    settings = replace(settings, sft=replace(settings.sft, decision_weight=7.0), metajudge=meta_last)
+    meta_last = replace(settings.metajudge, verdict_position="last")
+    settings = replace(settings, sft=replace(settings.sft, verdict_token_weight=7.0), metajudge=meta_last)
     judge, meta = render(rows, chat, settings)
     for example, decisions in ((judge, ["3"]), (meta, ["5", "B"])):
         ids, weights = example["completion_ids"], example["token_weights"]

@@ -194,7 +194,7 @@ name = "test"
 path = "m"
 [engine]
 threads = 1
-unit_requests = 7
+shard_requests = 7
 [respond]
 prompts_per_iteration = 2
 [prompts]

@@ -9,7 +9,7 @@ from prepare.sft_delta import read_facts
 from stages.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
-PATH = ROOT / "data" / "seed-judge.safetensors"
+PATH = ROOT / "data" / "sft-delta.safetensors"
 
 
 def test_it_is_small_and_says_what_it_lost():

@@ -84,7 +84,7 @@ def fake_engine(request, monkeypatch, fake_cuda):
 
     monkeypatch.setattr(sampling.engine, "to_device", to_device)
     monkeypatch.setattr(kernels.paged_triton, "to_device", to_device)
-    options = {"blocks": 64, "block_size": 8, "token_budget": 64, "max_sequences": 8}
+    options = {"num_kv_blocks": 64, "block_size": 8, "max_num_batched_tokens": 64, "max_num_seqs": 8}
     with FakeTensorMode(), torch.inference_mode(), recording(90):
         yield Engine(bf16_model(), **options, attention=request.param, cuda_graphs=False)
 
@@ -100,7 +100,7 @@ def bf16_model() -> Llama:
 
 def item(row: int, length: int, start: int, blocks: list[int]) -> tuple[Scheduled, Span]:
     request = Request("r", list(range(length)), Sampling(1.0, 0.9, 8), seed=1)
-    sequence = Sequence(request, 0, 100, list(request.ids), computed=start, blocks=blocks)
+    sequence = Sequence(request, 0, 100, list(request.ids), computed=start, num_kv_blocks=blocks)
     return Scheduled(sequence, start, length), Span(row, start, length, blocks)
 
 
@@ -116,7 +116,7 @@ def test_a_mixed_step_stays_on_the_device(fake_engine):
 
 @pytest.mark.parametrize("fake_engine", ["triton"], indirect=True)
 def test_what_is_captured_has_no_host_sync_and_no_shape_from_data(fake_engine):
-    sizes = Sizes(tokens=8, tables=8, blocks=4, narrow=16, wide=16, entries=32)
+    sizes = Sizes(tokens=8, tables=8, num_kv_blocks=4, narrow=16, wide=16, entries=32)
     inputs = Inputs.zeros(sizes, torch.device("cuda"))
     decode(fake_engine.model, fake_engine.cache, inputs, sizes)  # the constant tables are made once
     with OnDevice() as watched, recording(90) as launches:
@@ -166,8 +166,8 @@ def test_the_watch_sees_a_sync(fake_cuda):
 
 def test_buckets():
     assert [power_of_two(n) for n in (0, 1, 2, 3, 4, 5, 128, 129)] == [1, 1, 2, 4, 4, 8, 128, 256]
-    sizes = bucket(Sizes(tokens=5, tables=5, blocks=9, narrow=3, wide=0, entries=33))
-    assert sizes == Sizes(tokens=8, tables=8, blocks=16, narrow=16, wide=16, entries=64)
+    sizes = bucket(Sizes(tokens=5, tables=5, num_kv_blocks=9, narrow=3, wide=0, entries=33))
+    assert sizes == Sizes(tokens=8, tables=8, num_kv_blocks=16, narrow=16, wide=16, entries=64)
     assert bucket(sizes) == sizes
 
 

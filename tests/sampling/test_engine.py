@@ -23,7 +23,9 @@ def model() -> Llama:
 
 
 def engine(model: Llama, **changes) -> Engine:
-    return Engine(model, **({"blocks": 256, "block_size": 8, "token_budget": 256, "max_sequences": 32} | changes))
+    return Engine(
+        model, **({"num_kv_blocks": 256, "block_size": 8, "max_num_batched_tokens": 256, "max_num_seqs": 32} | changes)
+    )
 
 
 def greedy_by_full_forwards(model: Llama, ids: list[int], count: int) -> list[int]:
@@ -58,11 +60,11 @@ def oracle(model) -> dict[str, list[int]]:
     "changes",
     [
         {},
-        {"token_budget": 13},
-        {"blocks": 24},
+        {"max_num_batched_tokens": 13},
+        {"num_kv_blocks": 24},
         {"block_size": 1},
-        {"max_sequences": 2},
-        {"blocks": 14, "token_budget": 9},
+        {"max_num_seqs": 2},
+        {"num_kv_blocks": 14, "max_num_batched_tokens": 9},
     ],
     ids=str,
 )
@@ -86,7 +88,7 @@ def test_a_shared_prompt_is_computed_once(model):
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the resident memory is read from /proc")
 def test_memory_does_not_grow(model):
     """2,000 requests, many of them preempted on the way, after 500 that have warmed everything up."""
-    machine = engine(model, blocks=40, token_budget=64)
+    machine = engine(model, num_kv_blocks=40, max_num_batched_tokens=64)
     resident = []
     for first in range(0, 2500, 250):
         requests = [
@@ -103,7 +105,7 @@ def test_memory_does_not_grow(model):
 def test_samples_do_not_depend_on_batch_or_order(model):
     requests = mixed_requests(12, Sampling(1.0, 0.9, 20))
     first = {c.id: c.ids for c in engine(model).run(requests)}
-    second = {c.id: c.ids for c in engine(model, max_sequences=3, token_budget=17).run(reversed(requests))}
+    second = {c.id: c.ids for c in engine(model, max_num_seqs=3, max_num_batched_tokens=17).run(reversed(requests))}
     assert first == second
 
 

@@ -75,7 +75,7 @@ def test_a_rank_that_starts_late_leaves_no_unit_out(tmp_path, monkeypatch):
 
     settings = load_settings(ROOT / "configs" / "tiny.toml")
     Worker(settings, tmp_path / "model").run("respond", items(96, 8), tmp_path / "out", "key", bare_record)
-    units = cut_units(items(96, 8), settings.engine.unit_requests)
+    units = cut_units(items(96, 8), settings.engine.shard_requests)
     assert read_manifest(tmp_path / "out")["counts"]["records"] == 96 - len(units[0]) + 1
     assert len(list((tmp_path / "out" / "units-key").iterdir())) == len(units)
 

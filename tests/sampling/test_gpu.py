@@ -26,7 +26,7 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "llama3"
 def test_a_graph_replays_what_was_captured(device):
     """After a run, the step that each graph holds last, launched op by op: the same tokens."""
     model = load_model(FIXTURE, torch.bfloat16 if device.type == "cuda" else torch.float32, device)
-    machine = Engine(model, blocks=256, block_size=8, token_budget=64, max_sequences=32)
+    machine = Engine(model, num_kv_blocks=256, block_size=8, max_num_batched_tokens=64, max_num_seqs=32)
     if device.type == "cpu":
         machine.graphs = DecodeGraphs(model, machine.cache)
     completions = list(machine.run(mixed_requests(8, Sampling(1.0, 0.9, 8))))

@@ -22,7 +22,7 @@ from sampling.generate import respond_key
 from stages.settings import Eft, Evaluation, Iteration, Model, Prompts, Respond, Settings
 
 SAMPLING = {"temperature", "top_p", "max_new_tokens"}
-ENGINE = {"threads", "block_size", "blocks", "token_budget", "max_sequences", "cuda_graphs", "unit_requests"}
+ENGINE = {"threads", "block_size", "num_kv_blocks", "max_num_batched_tokens", "max_num_seqs", "cuda_graphs", "shard_requests"}
 GENERATION = {f"engine.{name}" for name in ENGINE} | {"seed", "model.dtype", "model.attention"}
 
 
@@ -47,14 +47,14 @@ KEYS: dict[str, tuple[Callable[[Settings, Path], str], set[str]]] = {
     "pairs": (
         lambda s, f: pairs_key(s, 1, f, Sources(f, f, comparisons=f)),
         of("iteration", RULE)
-        | {"seed", "judge.form", "judge.verdict", "judge.minimum_valid"}
+        | {"seed", "judge.prompt_style", "judge.verdict", "judge.minimum_valid"}
         | of("metajudge", {"max_score_gap", "elo_penalty"}),
     ),
     "agreement": (lambda s, f: agreement_key(s, f, f, 1), GENERATION | JUDGMENT | {"judge.score"}),
     "held_out": (held_out_key, GENERATION | of("respond", SAMPLING)),
     "duel": (
         lambda s, f: duel_key(s, f, f, f),
-        GENERATION | JUDGMENT | {"judge.score"} | of("evaluation", {"way", "duel_N"}),
+        GENERATION | JUDGMENT | {"judge.score"} | of("evaluation", {"way", "duel_samples"}),
     ),
     "meta_agreement": (lambda s, f: meta_agreement_key(s, f, f), GENERATION | META | {"judge.verdict"}),
     "eft judgments": (judgments_key, GENERATION | JUDGMENT | WHICH_GROUPS),

@@ -1,12 +1,13 @@
 """Configs: the shipped ones load, the paper's numbers are in the paper's config, mistakes are named."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stages.files import UserError
-from stages.settings import Iteration, load_settings
+from stages.settings import RENAMED, Iteration, load_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -74,9 +75,9 @@ def test_the_papers_numbers():
         ("seed = 1", "name: missing"),
         ("TINY[judge]\nM = 3", r"judge: expected|Cannot declare|not TOML"),
         ("TINYseeds = 3", "seeds: unknown key"),
-        ("TINY[[iteration]]\nrho = 1.5", r"iteration\[2\]\.rho is 1\.5; it must lie in"),
+        ("TINY[[iteration]]\nrho = 1.5", r"iteration\[2\]\.rho is 1\.5; it must be at least 0 and at most 1"),
         ('TINY[[iteration]]\nrho = "high"', r"iteration\[2\]\.rho: expected float, got 'high'"),
-        ("TINY[limits]\nsaturation = 2", r"limits\.saturation is 2\.0; it must lie in"),
+        ("TINY[limits]\nmax_top_score_share = 2", r"limits\.max_top_score_share is 2\.0; it must be at least 0 and at most 1"),
         ("TINY[prompts]\nseeds = 's'", "respond.prompts or from prompts.seeds"),
         ("TINY[prompts]\ngenerated_shots = 9", "generated_shots is 9; shots are 8"),
         ("TINY[eft]\nN = 0", r"eft\.N is 0"),
@@ -98,18 +99,18 @@ def test_mistakes_are_named(tmp_path, text, complaint):
     ("text", "complaint"),
     [
         ("[metajudge]\nopponents = 3", r"metajudge\.opponents is 3; it must be even"),
-        ("[metajudge]\nopponents = 2\nmax_score_gap = 1", "max_score_gap must not be negative, and goes with"),
-        ("[metajudge]\nmax_score_gap = -1", "max_score_gap must not be negative"),
-        ("[metajudge]\nmax_score_gap = inf", "max_score_gap must not be negative"),
+        ("[metajudge]\nopponents = 2\nmax_score_gap = 1", "max_score_gap goes with opponents = 0 alone"),
+        ("[metajudge]\nmax_score_gap = -1", r"metajudge\.max_score_gap is -1\.0; it must be at least 0"),
+        ("[metajudge]\nmax_score_gap = inf", r"metajudge\.max_score_gap is inf; it must be at least 0"),
         ("[metajudge]\nelo_penalty = 0", r"metajudge\.elo_penalty is 0\.0; it must be above 0"),
         ("[judge]\nN = 3\nminimum_valid = 4", r"judge\.minimum_valid is 4, judge\.N 3"),
         ("[judge]\nmax_new_tokens = 0", r"judge\.max_new_tokens is 0"),
         ("[respond]\ntemperature = inf", r"respond\.temperature is inf"),
         ("[evaluation]\nN = 0", r"evaluation\.N is 0"),
-        ("[plan]\ngroups = 0", r"plan\.groups is 0; it must be above 0"),
-        ("[plan]\nactor_yield = 1.5", r"plan\.actor_yield is 1\.5; it is a share"),
-        ("[plan]\ntraining_utilisation = 40", r"plan\.training_utilisation is 40\.0; it is a share"),
-        ("[prompts]\nmin_words = 200", r"prompts\.min_words is 200; it must lie in \[1, max_words\]"),
+        ("[plan]\ngroups = 0", r"plan\.groups is 0; it must be at least 1"),
+        ("[plan]\nactor_yield = 1.5", r"plan\.actor_yield is 1\.5; it must be at least 0 and at most 1"),
+        ("[plan]\ntraining_utilisation = 40", r"plan\.training_utilisation is 40\.0; it must be above 0 and at most 1"),
+        ("[prompts]\nmin_words = 200", r"prompts\.min_words is 200; max_words are 150"),
         ("[prompts]\nwords = ['map', ' ']", r"prompts\.words has an empty entry"),
         ('[judge]\nscores_file = "{t}.jsonl"', r"judge\.scores_file leaves no judgments to compare"),
         ('[judge]\nscores_file = "s.jsonl"', r"judge\.scores_file is one file for several iterations"),
@@ -125,3 +126,13 @@ def test_settings_that_exclude_each_other(tmp_path, text, complaint):
 def test_a_missing_config(tmp_path):
     with pytest.raises(UserError, match="no such config"):
         load_settings(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_old_name_is_an_error_with_the_new_one(tmp_path, old, new):
+    section, _, key = old.partition(".")
+    assert hasattr(getattr(load_settings(CONFIGS / "tiny.toml"), section), new.partition(".")[2])
+    path = tmp_path / "config.toml"
+    path.write_text(f'extends = "{CONFIGS / "tiny.toml"}"\n[{section}]\n{key} = 1\n')
+    with pytest.raises(UserError, match=rf"config\.toml: {re.escape(old)} is called {re.escape(new)} now"):
+        load_settings(path)

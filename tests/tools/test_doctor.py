@@ -221,8 +221,8 @@ def test_missing_files_are_named_by_their_keys(tmp_path, monkeypatch):
         prepare = ""
     """
     said = failed(list(doctor.check_config(patient(tmp_path, text))))
-    keys = ["sft.examples", "sft.prompts", "sft.answers", "eft.sources", "sft.seed_judge", "respond.prompts"]
-    keys += ["evaluation.cases", "evaluation.comparisons", "model.path", "metajudge.model"]
+    keys = ["sft.examples", "sft.prompts", "sft.answers", "eft.sources", "sft.sft_delta", "respond.prompts"]
+    keys += ["evaluation.judge_cases", "evaluation.comparisons", "model.path", "metajudge.model"]
     assert [line.partition(":")[0] for line in said.splitlines()] == keys
     seeds = """
         [respond]
@@ -445,7 +445,7 @@ def test_room_in_memory(tmp_path, answers, monkeypatch):
     for ranks, blocks, sight, level, words in (
         (2, 1024, gpu, "ok", ""),
         (1, 1024, gpu, "note", "training takes more than 128.5 on one node"),
-        (2, 40_000, gpu, "FAIL", "fewer engine.blocks"),
+        (2, 40_000, gpu, "FAIL", "fewer engine.num_kv_blocks"),
         (2, 1024, busy, "FAIL", "of 15.0 GB free on a GPU"),
     ):
         line = lines(doctor.check_memory, patient(tmp_path, text.format(ranks, blocks)), sight=sight, shape=SHAPE)[0]

@@ -72,13 +72,13 @@ def planned(settings: Settings, config: LlamaConfig | None = None, ranks: int = 
 def test_a_simulation_computes_what_the_engine_computes(blocks, sequences):
     """Prompts that share, long ones in chunks, waiting ones; with 24 blocks sequences give way and start again."""
     model, work = load_model(FIXTURE, torch.float32), []
-    engine = Engine(model, blocks=blocks, block_size=8, token_budget=64, max_sequences=sequences)
+    engine = Engine(model, num_kv_blocks=blocks, block_size=8, token_budget=64, max_num_seqs=sequences)
     forward = engine._forward
     engine._forward = lambda step: (work.append(StepWork.of(step, 8)), forward(step))[1]  # type: ignore[method-assign]
     asked = mixed_requests(24, Sampling(1.0, 1.0, 24))
     lengths = {completion.id: len(completion.ids) for completion in engine.run(asked)}
     simulation = Simulation()
-    options = EngineSettings(blocks=blocks, block_size=8, token_budget=64, max_sequences=sequences)
+    options = EngineSettings(num_kv_blocks=blocks, block_size=8, token_budget=64, max_num_seqs=sequences)
     simulation.run(asked, lengths, options, model.config.max_position_embeddings)
     assert simulation.steps == work
     assert simulation.computed_tokens == engine.computed_tokens
@@ -239,7 +239,7 @@ def test_memory_and_disk_by_hand(llama, monkeypatch):
     assert parts["weights"] == 2 * 8_030_261_248
     assert parts["KV cache"] == (16384 + 1) * 2 * 2**20
     monkeypatch.setattr(requests, "SAMPLED_REQUESTS", 16)
-    run = planned(changed(llama, engine={"unit_requests": 16}), LLAMA, 8)
+    run = planned(changed(llama, engine={"shard_requests": 16}), LLAMA, 8)
     space = disk(run)
     assert space["checkpoints"] == 5 * 2 * 8_030_261_248, "M0 to M4"
     # Two states; in iterations 3 and 4 a state comes every 5.6 epochs, and exports stay until then: 7 of them.
@@ -271,7 +271,7 @@ def test_a_measured_machine_adds_up():
 def test_every_shipped_config_gives_requests_to_measure_on(path, monkeypatch):
     """Also one without iterations and without an evaluation."""
     monkeypatch.setattr(requests, "SAMPLED_REQUESTS", 8)
-    settings = changed(load_settings(path), engine={"unit_requests": 8})
+    settings = changed(load_settings(path), engine={"shard_requests": 8})
     found = samples(settings, Requests(settings, chat_format(Path("none"), 1000)))
     assert len(found) >= 1 + (not settings.judge.scores_file) and all(sample.items for sample in found)
 
@@ -297,27 +297,27 @@ EFT = {"sources": ["none.jsonl"]}
 CASES: list[tuple[dict, Callable, str, str]] = [
     ({"respond": {"max_new_tokens": 2000}}, checks.context, "will not fit", "respond.max_new_tokens"),
     ({"judge": {"max_new_tokens": 960}}, checks.context, "warning", "respond.max_new_tokens"),
-    ({"engine": {"blocks": 4}}, checks.context, "will not fit", "engine.blocks"),
+    ({"engine": {"num_kv_blocks": 4}}, checks.context, "will not fit", "engine.num_kv_blocks"),
     ({"respond": {"prompts": ""}, "prompts": SEEDS}, checks.context, "will not fit", "prompts.shots"),
-    ({"engine": {"blocks": 24}}, checks.cache, "warning", "engine.blocks"),
-    ({"engine": {"blocks": 4}}, checks.cache, "warning", "raise engine.blocks"),
+    ({"engine": {"num_kv_blocks": 24}}, checks.cache, "warning", "engine.num_kv_blocks"),
+    ({"engine": {"num_kv_blocks": 4}}, checks.cache, "warning", "raise engine.num_kv_blocks"),
     ({"respond": {"prompts": ""}, "prompts": SEEDS | {"shots": 40}}, checks.cache, "warning", "prompts.shots"),
     ({"eft": EFT, "plan": {"reply_tokens": 2000, "groups": 20}}, checks.cache, "warning", "eft.sources"),
     ({"eft": EFT | {"held_out": 1.0}, "plan": {"groups": 20}}, checks.empty, "will not fit", "eft.held_out"),
-    ({"evaluation": {"cases": "{run}/other.jsonl"}}, checks.empty, "warning", "evaluation.cases"),
+    ({"evaluation": {"cases": "{run}/other.jsonl"}}, checks.empty, "warning", "evaluation.judge_cases"),
     ({"judge": {"N": 1}}, checks.empty, "warning", "judge.N"),
-    ({"trainer": {"token_budget": 200}}, checks.token_budget, "warning", "trainer.token_budget"),
-    ({"trainer": {"token_budget": 20}}, checks.token_budget, "will not fit", "trainer.token_budget"),
+    ({"trainer": {"token_budget": 200}}, checks.token_budget, "warning", "trainer.tokens_per_microbatch"),
+    ({"trainer": {"token_budget": 20}}, checks.token_budget, "will not fit", "trainer.tokens_per_microbatch"),
     ({"dpo": {"batch_size": 1}}, checks.batches, "warning", "dpo.batch_size"),
     ({"dpo": {"batch_size": 3}}, checks.batches, "warning", "dpo.batch_size"),
-    ({"engine": {"unit_requests": 512}}, checks.units, "warning", "engine.unit_requests"),
+    ({"engine": {"shard_requests": 512}}, checks.units, "warning", "engine.shard_requests"),
     ({"respond": {"prompts_per_iteration": 300}}, checks.pool, "will not fit", "prompts_per_iteration"),
     ({"model": {"prepare": "", "path": "none", "architecture": "TINY"}}, checks.paths, "warning", "model.path"),
     ({"respond": {"prompts": "none.jsonl"}}, checks.paths, "warning", "respond.prompts"),
     ({"sft": {"prompts": ["none.jsonl"]}}, checks.paths, "warning", "sft.prompts"),
     ({"sft": {"answers": ["none.jsonl"]}}, checks.paths, "warning", "sft.answers"),
-    ({"sft": {"seed_judge": "none.safetensors"}}, checks.paths, "warning", "sft.seed_judge"),
-    ({"evaluation": {"cases": "none.jsonl"}}, checks.paths, "warning", "evaluation.cases"),
+    ({"sft": {"sft_delta": "none.safetensors"}}, checks.paths, "warning", "sft.sft_delta"),
+    ({"evaluation": {"cases": "none.jsonl"}}, checks.paths, "warning", "evaluation.judge_cases"),
 ]
 
 
@@ -334,7 +334,7 @@ def test_each_check_can_fail(tiny, monkeypatch, changes, check, status, setting)
 
 
 def test_sequences_that_give_way_are_counted_in_times(tiny):
-    found = list(checks.cache(planned(changed(tiny, engine={"blocks": 24}))))
+    found = list(checks.cache(planned(changed(tiny, engine={"num_kv_blocks": 24}))))
     assert any("24 blocks are too few: a sequence gives way " in check.what for check in found)
     assert not any("% of the sequences" in check.what for check in found)
 
@@ -401,7 +401,7 @@ def test_checks_of_the_machine_can_fail():
 
 def test_new_prompts_against_iterations(llama, monkeypatch):
     monkeypatch.setattr(requests, "SAMPLED_REQUESTS", 16)
-    settings = changed(llama, engine={"unit_requests": 16}, prompts={"max_attempts": 1000})
+    settings = changed(llama, engine={"shard_requests": 16}, prompts={"max_attempts": 1000})
     [found] = checks.pool(planned(settings, LLAMA, 8))
     assert found.status == "will not fit" and "prompts.max_attempts" in found.change
 
@@ -430,7 +430,10 @@ def test_json_and_exit_codes(monkeypatch, capsys):
     monkeypatch.setitem(CARDS, "a100", replace(CARDS["a100"], memory=1e9))
     code, out = run_command(monkeypatch, capsys, "--config", str(base), "--gpus", "2", "--gpu", "a100", "--json")
     wrong = [check["change"] for check in json.loads(out)["checks"] if check["status"] == "will not fit"]
-    assert code == 1 and ["engine.blocks" in wrong[0], "trainer.token_budget" in wrong[1]] == [True, True]
+    assert code == 1 and ["engine.num_kv_blocks" in wrong[0], "trainer.tokens_per_microbatch" in wrong[1]] == [
+        True,
+        True,
+    ]
 
 
 def test_mistakes_are_named(monkeypatch, capsys):

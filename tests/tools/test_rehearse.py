@@ -38,7 +38,13 @@ def stand_in(tmp_path_factory) -> Path:
 
 def test_what_the_stand_in_says_holds_a_verdict_and_a_task(stand_in):
     chat = load_chat(stand_in)
-    engine = Engine(load_model(stand_in, torch.float32), blocks=512, block_size=16, token_budget=512, max_sequences=64)
+    engine = Engine(
+        load_model(stand_in, torch.float32),
+        num_kv_blocks=512,
+        block_size=16,
+        max_num_batched_tokens=512,
+        max_num_seqs=64,
+    )
     sampling = Sampling(0.8, 0.95, 96, chat.stop_ids)
     ids = chat.prompt_ids([{"role": "user", "content": "Review this."}])
     done = list(engine.run([Request(str(i), ids, sampling, i) for i in range(96)]))

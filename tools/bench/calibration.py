@@ -153,14 +153,14 @@ def measure_generation(settings: Settings, config: LlamaConfig, requests: Reques
     model = load_packed(folder, products) if there else _random(config, products)
     engine = TimedEngine(
         model,
-        blocks=options.blocks,
+        num_kv_blocks=options.num_kv_blocks,
         block_size=options.block_size,
-        token_budget=options.token_budget,
-        max_sequences=options.max_sequences,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_num_seqs=options.max_num_seqs,
     )
     loaded = time.perf_counter() - started
     kinds = samples(settings, requests)
-    turns = [(kind, count) for count in SEQUENCES for kind in kinds] + [(kinds[0], options.max_sequences)]
+    turns = [(kind, count) for count in SEQUENCES for kind in kinds] + [(kinds[0], options.max_num_seqs)]
     rows: list[tuple[StepWork, float]] = []
     started = time.perf_counter()
     for i, (sample, count) in enumerate(turns, 1):
@@ -206,7 +206,7 @@ class TrainingBench:
     def measure(self, requests: Requests) -> dict[str, tuple[float, ...] | float]:
         """Coefficients of a micro-batch with and without backward, and the optimizer's seconds.
 
-        All are 0 where no pair fits `trainer.token_budget`: nothing can be trained then, and the plan says so.
+        All are 0 where no pair fits `trainer.tokens_per_microbatch`: nothing can be trained then, and the plan says so.
         """
         options = self.settings.trainer
         usable, _ = keep_usable(requests.pairs(1, 1, DRAWN_PAIRS), options, self.config.max_position_embeddings)

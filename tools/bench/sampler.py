@@ -74,8 +74,8 @@ class Bench:
     model: Llama
     chat: ChatFormat
     workload: ModuleType
-    blocks: int
-    token_budget: int
+    num_kv_blocks: int
+    max_num_batched_tokens: int
     repeats: int
     limit: float
     """Operations a second."""
@@ -83,13 +83,13 @@ class Bench:
     head_weights: int
     first_tokens: list[float] = field(default_factory=list)
 
-    def engine(self, max_sequences: int = 128, share_prefixes: bool = True) -> "TimedEngine":
+    def engine(self, max_num_seqs: int = 128, share_prefixes: bool = True) -> "TimedEngine":
         return TimedEngine(
             self.model,
-            blocks=self.blocks,
+            num_kv_blocks=self.num_kv_blocks,
             block_size=16,
-            token_budget=self.token_budget,
-            max_sequences=-(-max_sequences // self.ranks.size),
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_num_seqs=-(-max_num_seqs // self.ranks.size),
             share_prefixes=share_prefixes,
         )
 
@@ -171,7 +171,7 @@ class Bench:
 
     def sampler(self, batch: int = 64) -> dict[str, Any]:
         """The draw's part of a decode step, of this rank's share of the sequences."""
-        machine = self.engine(max_sequences=batch)
+        machine = self.engine(max_num_seqs=batch)
         flat, batch = self.workload.FLAT, len(self.ranks.mine(range(batch)))
         started = time.perf_counter()
         self.complete(machine, self.requests(self.texts(batch), flat["new_tokens"]))
@@ -212,7 +212,7 @@ def ablations(bench: Bench) -> None:
     requests = bench.requests(bench.texts(flat["prompts"]), flat["new_tokens"], 2)
     for batch in (1, 8, 64, 128):
         run = partial(bench.count, requests=requests[:: len(requests) // batch])
-        bench.report(workload="batch", batch=batch, **bench.measure(run, max_sequences=batch))
+        bench.report(workload="batch", batch=batch, **bench.measure(run, max_num_seqs=batch))
     judged = [bench.workload.JUDGE.replace("{prompt}", text).replace("{response}", text) for text in bench.texts(8)]
     for copies in (1, 2, 4, 8, 16):
         run = partial(bench.count, requests=bench.requests(judged, bench.workload.LOOP["judgment_tokens"], copies))
@@ -235,7 +235,7 @@ def run_rank(ranks: Ranks, arguments: argparse.Namespace) -> None:
         load_chat(arguments.model),
         load_module(arguments.workload),
         arguments.blocks,
-        arguments.token_budget,
+        arguments.max_num_batched_tokens,
         arguments.repeats,
         limit,
         sum(part.in_features * part.out_features for part in model.layers.modules() if isinstance(part, Linear)),

@@ -20,7 +20,7 @@ Status = Literal["ok", "warning", "will not fit"]
 SHORTER = {
     "pool": "lower prompts.shots or prompts.max_new_tokens",
     "eft": "leave long replies out of eft.sources",
-    "agreement": "leave long responses out of evaluation.cases, or of eft.sources where those set them aside",
+    "agreement": "leave long responses out of evaluation.judge_cases, or of eft.sources where those set them aside",
     "meta-agreement": "leave long judgments out of evaluation.comparisons",
     "held-out": "lower respond.max_new_tokens, or leave long prompts out of evaluation.prompts",
     "duel": "lower respond.max_new_tokens",
@@ -45,7 +45,7 @@ def checks(run: Run) -> Iterator[Check]:
     yield from other_models(run)
     yield from empty(run)
     yield from context(run)
-    yield from token_budget(run)
+    yield from tokens_per_microbatch(run)
     yield from cache(run)
     yield from batches(run)
     yield from units(run)
@@ -92,8 +92,8 @@ def empty(run: Run) -> Iterator[Check]:
         elif kind == "metajudge":
             yield Check("warning", "metajudge: no two judgments to compare are expected", "raise judge.N")
         else:
-            what = f"{kind}: what evaluation.cases names is not known before the run: it is not counted"
-            yield Check("warning", what, "change evaluation.cases, or eft.held_out where that sets them aside")
+            what = f"{kind}: what evaluation.judge_cases names is not known before the run: it is not counted"
+            yield Check("warning", what, "change evaluation.judge_cases, or eft.held_out where that sets them aside")
 
 
 def context(run: Run) -> Iterator[Check]:
@@ -101,7 +101,7 @@ def context(run: Run) -> Iterator[Check]:
     for kind, (prompt, new) in longest(run).items():
         size, cached = limits(run, kind)
         room = min(size, cached)
-        which = "the model's context" if room == size else "the KV cache (engine.blocks)"
+        which = "the model's context" if room == size else "the KV cache (engine.num_kv_blocks)"
         what = f"{kind}: at most {prompt} tokens and {new} new ones, {which} has {room}"
         if prompt >= room:
             yield Check("will not fit", what, shorter(run, kind))
@@ -113,13 +113,15 @@ def context(run: Run) -> Iterator[Check]:
 
 def limits(run: Run, kind: str) -> tuple[int, int]:
     """Tokens that the context of a stage's model has, and the cache."""
-    return run.model(kind)[0].max_position_embeddings, run.settings.engine.blocks * run.settings.engine.block_size
+    return run.model(kind)[
+        0
+    ].max_position_embeddings, run.settings.engine.num_kv_blocks * run.settings.engine.block_size
 
 
 def shorter(run: Run, kind: str) -> str:
     """What to change where a stage's requests are too long: the cache, if that is what is short."""
     size, cached = limits(run, kind)
-    return "raise engine.blocks" if cached < size else SHORTER[kind.removesuffix("-seed")]
+    return "raise engine.num_kv_blocks" if cached < size else SHORTER[kind.removesuffix("-seed")]
 
 
 def longest(run: Run) -> dict[str, tuple[int, int]]:
@@ -144,10 +146,10 @@ def longest_request(run: Run, kind: str, chat: ChatFormat) -> tuple[int, int]:
     elif kind == "respond":
         messages, new = [{"role": "user", "content": prompt}], settings.respond.max_new_tokens
     elif kind == "judge":
-        messages, new = judge_prompt(prompt, response, judge.form, judge.verdict), judge.max_new_tokens
+        messages, new = judge_prompt(prompt, response, judge.prompt_style, judge.verdict_position), judge.max_new_tokens
     else:
         judgment = texts.text(judge.max_new_tokens)
-        messages = meta_prompt(prompt, response, judgment, judgment, meta.form, meta.verdict)
+        messages = meta_prompt(prompt, response, judgment, judgment, meta.prompt_style, meta.verdict_position)
         new = meta.max_new_tokens
     return len(chat.prompt_ids(messages)), new
 
@@ -160,19 +162,21 @@ def longest_prompt(run: Run, path: str) -> int:
     return run.settings.prompts.max_new_tokens
 
 
-def token_budget(run: Run) -> Iterator[Check]:
+def tokens_per_microbatch(run: Run) -> Iterator[Check]:
     """Pairs against a micro-batch."""
-    budget = run.settings.trainer.token_budget
+    budget = run.settings.trainer.tokens_per_microbatch
     for name, found in run.trainings.items():
         if found.dropped == 1:
-            yield Check("will not fit", f"{name}: no example fits {budget} tokens", "raise trainer.token_budget")
+            yield Check(
+                "will not fit", f"{name}: no example fits {budget} tokens", "raise trainer.tokens_per_microbatch"
+            )
         elif found.dropped > 0.02:
             what = f"{name}: {found.dropped:.0%} of the examples are over {budget} tokens and will be dropped"
-            yield Check("warning", what, "raise trainer.token_budget")
+            yield Check("warning", what, "raise trainer.tokens_per_microbatch")
     for name, tokens in longest_examples(run).items():
-        what = f"longest {name}: {tokens} tokens, trainer.token_budget is {budget}"
+        what = f"longest {name}: {tokens} tokens, trainer.tokens_per_microbatch is {budget}"
         if tokens > budget:
-            yield Check("warning", f"{what}: such examples are dropped", "raise trainer.token_budget")
+            yield Check("warning", f"{what}: such examples are dropped", "raise trainer.tokens_per_microbatch")
         else:
             yield Check("ok", what)
 
@@ -203,15 +207,15 @@ def cache(run: Run) -> Iterator[Check]:
             times = simulation.preemptions / simulation.requests
             yield Check(
                 "warning",
-                f"{kind}: {engine.blocks} blocks are too few: a sequence gives way {times:.2g} times on average",
-                "raise engine.blocks or lower engine.max_sequences",
+                f"{kind}: {engine.num_kv_blocks} blocks are too few: a sequence gives way {times:.2g} times on average",
+                "raise engine.num_kv_blocks or lower engine.max_num_seqs",
             )
     most = max(run.simulated.items(), key=lambda item: item[1][1].most_blocks, default=None)
     if most:
         used = most[1][1].most_blocks
-        yield Check("ok", f"KV cache: {used} of {engine.blocks} blocks in use at most ({most[0]})")
+        yield Check("ok", f"KV cache: {used} of {engine.num_kv_blocks} blocks in use at most ({most[0]})")
         together = (f"{kind} {together:.0f}" for kind, together in sequences_together(run).items())
-        yield Check("ok", f"sequences together, on average of at most {engine.max_sequences}: {', '.join(together)}")
+        yield Check("ok", f"sequences together, on average of at most {engine.max_num_seqs}: {', '.join(together)}")
 
 
 def sequences_together(run: Run) -> dict[str, float]:
@@ -248,7 +252,7 @@ def units(run: Run) -> Iterator[Check]:
         if share > 0.2 and run.ranks > 1:
             what = f"{kind}: {count} units on {run.ranks} ranks, which idle {share:.0%} of the time"
             more = " or raise prompts.round_attempts" if kind == "pool" else ""
-            yield Check("warning", what, f"lower engine.unit_requests{more}")
+            yield Check("warning", what, f"lower engine.shard_requests{more}")
     if idle and all(share <= 0.2 for share, _ in idle.values()):
         yield Check("ok", "work units are enough for all ranks")
 

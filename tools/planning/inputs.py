@@ -16,8 +16,8 @@ def named_files(settings: "Settings") -> Iterator[tuple[str, str]]:
         yield from (("sft.prompts", name) for name in sft.prompts)
         yield from (("sft.answers", name) for name in sft.answers)
         yield from (("eft.sources", name) for name in settings.eft.sources)
-    if sft.enabled and sft.seed_judge:
-        yield "sft.seed_judge", sft.seed_judge
+    if sft.enabled and sft.sft_delta:
+        yield "sft.sft_delta", sft.sft_delta
     if settings.iteration and prompts.seeds:
         yield "prompts.seeds", prompts.seeds
         yield from (("prompts.evaluation", name) for name in prompts.evaluation)

@@ -87,7 +87,7 @@ class Requests:
     def scored(self, responses: list[Record], N: int, total: int, mean: float) -> Sample:
         """What says how responses score: N judgments each, `mean` tokens long, or one pass over the prompt."""
         judge = self.settings.judge
-        if judge.score == "expected" and judge.verdict == "first":
+        if judge.score == "expected" and judge.verdict_position == "first":
             return Sample(list(expected_items(responses, self.chat, judge)), 1, 1, total // N)
         items = list(judge_items(responses, self.chat, self.settings, 0, N))
         return Sample(items, mean, judge.max_new_tokens, total)
@@ -114,17 +114,17 @@ class Requests:
         evaluation, settings = self.settings.evaluation, self.settings
         prompts = read_prompts(evaluation.prompts)
         mean, limit = self.plan.response_tokens, settings.respond.max_new_tokens
-        few = list(prompts.items())[: self.enough(2 * evaluation.duel_N, len(prompts))]
-        total = 2 * evaluation.duel_N * len(prompts)
-        if evaluation.way == "scores":
+        few = list(prompts.items())[: self.enough(2 * evaluation.duel_samples, len(prompts))]
+        total = 2 * evaluation.duel_samples * len(prompts)
+        if evaluation.protocol == "scores":
             answers = [
                 {"id": f"{name}/{shown}", "prompt_id": name, "prompt": prompt, "text": self.text(mean, limit)}
                 for name, prompt in few
                 for shown in (0, 1)
             ]
-            return self.scored(answers, evaluation.duel_N, total, self.plan.judgment_tokens)
+            return self.scored(answers, evaluation.duel_samples, total, self.plan.judgment_tokens)
         duels = [Duel(name, prompt, self.text(mean, limit), self.text(mean, limit)) for name, prompt in few]
-        items = list(duel_items(duels, evaluation.way, evaluation.duel_N, self.chat, settings))
+        items = list(duel_items(duels, evaluation.protocol, evaluation.duel_samples, self.chat, settings))
         return Sample(items, self.plan.judgment_tokens, settings.judge.max_new_tokens, total)
 
     def respond(self) -> Sample:
@@ -145,7 +145,7 @@ class Requests:
     def judge(self) -> Sample:
         """An iteration's judgments: of all responses, or of one a prompt where scores are expected ones."""
         respond, judge = self.settings.respond, self.settings.judge
-        alone = judge.score == "expected" and judge.verdict == "first"
+        alone = judge.score == "expected" and judge.verdict_position == "first"
         prompts = self.sampled_prompts(judge.N if alone else respond.K * judge.N * self.plan.distinct_responses)
         responses = [row for row in self.responses(prompts) if not alone or row["id"].endswith("/r0")]
         items = list(judge_items(distinct_responses(responses), self.chat, self.settings, 1, judge.N))
@@ -178,7 +178,7 @@ class Requests:
 
     def enough(self, per_group: float, groups: int) -> int:
         """How many groups of so many requests fill the units that are gone through; 0 where they have none."""
-        unit = self.settings.engine.unit_requests
+        unit = self.settings.engine.shard_requests
         if not per_group:
             return 0
         return min(groups, -(-SAMPLED_REQUESTS // unit) * math.ceil(unit / per_group))
@@ -234,9 +234,9 @@ class Requests:
         ]
 
     def cases(self) -> list[Case]:
-        """The labelled responses: those of `evaluation.cases`, or the replies that EFT sets aside."""
-        if "{run}" not in self.settings.evaluation.cases:
-            return list(read_cases(Path(self.settings.evaluation.cases)))
+        """The labelled responses: those of `evaluation.judge_cases`, or the replies that EFT sets aside."""
+        if "{run}" not in self.settings.evaluation.judge_cases:
+            return list(read_cases(Path(self.settings.evaluation.judge_cases)))
         held_out = [group for group in self.groups if is_held_out(group, self.settings)]
         return [
             Case(group.id, f"{group.id}/{k}", group.prompt, reply.text, -reply.rank)
@@ -274,7 +274,9 @@ class Requests:
                 mean, limit = plan.response_tokens, respond.max_new_tokens
             elif kind == "comparisons":
                 a, b = self.texts.texts(2, plan.judgment_tokens, judge.max_new_tokens)
-                ids = self.chat.prompt_ids(meta_prompt(prompt, response, a, b, meta.form, meta.verdict))
+                ids = self.chat.prompt_ids(
+                    meta_prompt(prompt, response, a, b, meta.prompt_style, meta.verdict_position)
+                )
                 mean, limit = plan.comparison_tokens, meta.max_new_tokens
             elif kind == "decisions":
                 mean, limit = DECISION_TOKENS, judge.max_new_tokens
@@ -283,7 +285,7 @@ class Requests:
 
     def judge_ids(self, prompt: str, response: str) -> list[int]:
         judge = self.settings.judge
-        return self.chat.prompt_ids(judge_prompt(prompt, response, judge.form, judge.verdict))
+        return self.chat.prompt_ids(judge_prompt(prompt, response, judge.prompt_style, judge.verdict_position))
 
     def completion(self, mean: float, limit: int, token: int) -> list[int]:
         return [token] * self.texts.length(mean, limit)

@@ -15,12 +15,12 @@ FIELDS = 300
 
 def generation_memory(config: LlamaConfig, settings: Settings) -> dict[str, float]:
     """A rank's, in bf16."""
-    engine, tokens = settings.engine, settings.engine.token_budget
+    engine, tokens = settings.engine, settings.engine.max_num_batched_tokens
     inner = 2 * tokens * (3 * config.hidden_size + config.q_size + 2 * config.kv_size + 3 * config.intermediate_size)
-    logits = 4 * engine.max_sequences * config.vocab_size * 3  # bf16, fp32, and what top-p keeps of them
+    logits = 4 * engine.max_num_seqs * config.vocab_size * 3  # bf16, fp32, and what top-p keeps of them
     return {
         "weights": 2 * config.parameter_count(),
-        "KV cache": key_bytes(config) * engine.block_size * (engine.blocks + 1),
+        "KV cache": key_bytes(config) * engine.block_size * (engine.num_kv_blocks + 1),
         "a step's activations": inner + logits,
         "CUDA (allowance)": CONTEXT_BYTES,
     }
@@ -41,12 +41,12 @@ def training_memory(config: LlamaConfig, settings: Settings, ranks: int) -> dict
 
 def needs(run: Run) -> Iterator[tuple[str, dict[str, float], str]]:
     """What uses memory, how much, and which settings to change where that is too much."""
-    change = "lower engine.blocks or engine.token_budget"
+    change = "lower engine.num_kv_blocks or engine.max_num_batched_tokens"
     yield "generation", generation_memory(run.config, run.settings), change
     for kind, (key, _) in run.others.items():
         yield f"generation by {key}", generation_memory(run.model(kind)[0], run.settings), change
     if run.trainings:
-        change = "lower trainer.token_budget, turn on trainer.activation_checkpointing, or take more GPUs"
+        change = "lower trainer.tokens_per_microbatch, turn on trainer.activation_checkpointing, or take more GPUs"
         yield "training", training_memory(run.config, run.settings, run.ranks), change
 
 

@@ -100,7 +100,7 @@ class Run:
         settings = self.settings
         if settings.iteration and settings.prompts.seeds:
             self.pool()
-        if settings.sft.enabled and not settings.sft.seed_judge:
+        if settings.sft.enabled and not settings.sft.sft_delta:
             self.sft()
         first = -1 if settings.sft.enabled else 0
         for t in range(first, len(settings.iteration) + 1):
@@ -147,7 +147,7 @@ class Run:
         seed, judges = t < 0, t >= 0 or evaluation.seed_judges
         there = {name for key, name in named_files(self.settings) if Path(name).is_file()}
         suffix = "-seed" if seed else ""
-        if judges and ("{run}" in evaluation.cases or evaluation.cases in there):
+        if judges and ("{run}" in evaluation.judge_cases or evaluation.judge_cases in there):
             self.generation(str(place.agreement), "agreement" + suffix, lambda: self.requests.agreement(seed))
         if judges and evaluation.comparisons in there:
             kind = "meta-agreement" + suffix
@@ -166,7 +166,7 @@ class Run:
         if not asked.scores_file:
             if asked.score == "expected":
                 self.generation(f"iter{t}/scores", "score", self.requests.score)
-            if wanted or asked.score == "sampled" or asked.verdict == "last":
+            if wanted or asked.score == "sampled" or asked.verdict_position == "last":
                 self.generation(f"iter{t}/judgments", "judge", self.requests.judge)
             if wanted:
                 self.generation(f"iter{t}/comparisons", "metajudge", self.requests.metajudge)
@@ -208,7 +208,7 @@ class Run:
     def simulate(self, sample: Sample, config: LlamaConfig, chat: ChatFormat) -> tuple[Sample, Simulation, int]:
         """The sample's units, gone through one after another, each with an empty cache as in a run."""
         simulation = Simulation()
-        units = cut_units(sample.items, self.settings.engine.unit_requests)
+        units = cut_units(sample.items, self.settings.engine.shard_requests)
         for unit in units:
             requests = [item.request(chat) for item in unit]
             lengths = {item.name: self.requests.texts.length(sample.new_tokens, sample.limit) for item in unit}

@@ -38,7 +38,7 @@ class Training:
     held_out: list[float]
     """The same of a look at the held-out examples."""
     dropped: float
-    """Share of the examples that are over `trainer.token_budget` or the context."""
+    """Share of the examples that are over `trainer.tokens_per_microbatch` or the context."""
 
 
 def training(
@@ -68,7 +68,7 @@ def training(
     each = tokens / max(seen, 1)
 
     def in_one_pass(count: int) -> list[float]:
-        bins = -(-int(count * each) // (options.token_budget * ranks))
+        bins = -(-int(count * each) // (options.tokens_per_microbatch * ranks))
         return [count * flops / max(seen, 1) / (bins * ranks)] * bins if bins else []
 
     reference = in_one_pass(kept) if isinstance(section, Dpo) else []
