@@ -19,11 +19,11 @@ from typing import Any
 from dpo.train import train_key
 from evaluation.agreement import read_report
 from evaluation.bias import broken_limits, write_panel
+from evaluation.folders import ModelMeasurements
 from evaluation.held_out import read_prompts
 from evaluation.labelled import read_labelled
 from evaluation.measure import measure_key
 from evaluation.meta_agreement import read_comparisons
-from evaluation.places import Place
 from evaluation.report import write_report
 from evaluation.summary import print_summary, write_summary
 from evaluation.verifiable import read_instructions
@@ -134,13 +134,15 @@ class Run:
 
     def evaluate(self, model: Path, t: int, initial: Path) -> None:
         """Measure M_t, or with t = -1 the seed, on held-out data: as judge, meta-judge, actor, and against the seed."""
-        evaluation, place, seed = self.settings.evaluation, Place.of(self.folder, t), self.seed_place
+        evaluation, place, seed = self.settings.evaluation, ModelMeasurements.of(self.folder, t), self.seed_place
         judge = None
         if evaluation.prompts and place != seed:
             judge = chosen_model(evaluation.judge, "evaluation.judge", model, initial)
         self.measure(model, place, f"evaluation/{t}", judges=t >= 0 or evaluation.seed_judges, judge=judge)
 
-    def measure(self, model: Path, place: Place, name: str, judges: bool = True, judge: Path | None = None) -> None:
+    def measure(
+        self, model: Path, place: ModelMeasurements, name: str, judges: bool = True, judge: Path | None = None
+    ) -> None:
         """Have a model measured; runs share what they measure of the same weights.
 
         `judges`: whether as a judge and meta-judge, too. `judge`: who compares its answers with the seed's, if anyone.
@@ -170,9 +172,9 @@ class Run:
         self.evaluate(initial, 0, initial)
 
     @property
-    def seed_place(self) -> Place:
+    def seed_place(self) -> ModelMeasurements:
         """What was measured of the seed."""
-        return Place.of(self.folder, -1 if self.settings.sft.enabled else 0)
+        return ModelMeasurements.of(self.folder, -1 if self.settings.sft.enabled else 0)
 
     def pool(self, seed: Path) -> Path:
         """The file of all prompts: the user's, or new ones after the example of seed prompts."""
@@ -260,7 +262,7 @@ class Run:
     def check(self, t: int, sources: Sources, pairs: Path) -> None:
         """Write the iteration's bias panel; raises `UserError` where it breaks one of the limits, before training."""
         path, evaluation = self.folder / f"iter{t}" / "bias.json", self.settings.evaluation
-        own, initial = Place.of(self.folder, t - 1), Place.of(self.folder, 0)
+        own, initial = ModelMeasurements.of(self.folder, t - 1), ModelMeasurements.of(self.folder, 0)
         measured = {"current": own, "initial": initial}.get(self.settings.metajudge.model)
         panel = write_panel(
             path,
@@ -345,7 +347,7 @@ def make_sft_delta(run: Run) -> None:
     write(seed, trained, sft.sft_delta_megabytes, path, **facts)
     measured: dict[str, float] = {}
     for name, model in (("trained", trained), ("merged", run.merged_judge(seed))):
-        place = Place(run.folder / "sft" / name)
+        place = ModelMeasurements(run.folder / "sft" / name)
         run.measure(model, place, name)
         if place.agreement.is_dir():
             measured[f"{name}_pairwise"] = read_report(place.agreement)["pairwise"]["value"]

@@ -34,9 +34,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.answers import ARENA_HARD, read_questions
-from evaluation.columns import columns
 from evaluation.matches import shortened
-from evaluation.statistics import bootstrap
+from evaluation.statistics import bootstrap, columns
 from stages.files import UserError, command, read_numbered_jsonl
 
 ROUNDS = 100

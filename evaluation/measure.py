@@ -9,9 +9,9 @@ from pathlib import Path
 
 from evaluation.agreement import agreement_key, measure_judge
 from evaluation.duel import duel_key, measure_wins
+from evaluation.folders import ModelMeasurements
 from evaluation.held_out import held_out_key, measure_answers
 from evaluation.meta_agreement import measure_metajudge, meta_agreement_key
-from evaluation.places import Place
 from sampling.generate import Worker, first_rank
 from stages.files import command, is_complete, stage_key, write_manifest
 from stages.settings import Settings, load_settings
@@ -39,7 +39,7 @@ def measure_key(
 
 def measure(arguments: argparse.Namespace, settings: Settings) -> None:
     """The command's work; each measurement that is there already stays."""
-    place, evaluation = Place(arguments.out), settings.evaluation
+    place, evaluation = ModelMeasurements(arguments.out), settings.evaluation
     judge, against = arguments.judge, arguments.against
     key = measure_key(settings, arguments.model, not arguments.answers_only, arguments.cases, judge, against)
     if is_complete(place.folder, key):

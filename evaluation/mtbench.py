@@ -22,9 +22,8 @@ from statistics import fmean
 from typing import Any
 
 from evaluation.answers import MT_BENCH, Question, read_questions
-from evaluation.columns import columns
 from evaluation.matches import shortened
-from evaluation.statistics import bootstrap
+from evaluation.statistics import bootstrap, columns
 from stages.files import UserError, command, read_numbered_jsonl
 
 JUDGE, QUESTIONS, SCALE = "gpt-4", 80, [1, 10]

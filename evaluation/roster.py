@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.agreement import read_report
-from evaluation.columns import columns
 from evaluation.decisions import collect
+from evaluation.folders import ModelMeasurements
 from evaluation.labelled import read_labelled
 from evaluation.measures import half_credit
-from evaluation.places import Place
-from evaluation.statistics import bootstrap
+from evaluation.statistics import bootstrap, columns
 from sampling.generate import read_units
 from stages.files import read_json
 from stages.settings import Settings
@@ -32,7 +31,7 @@ Values = dict[str, dict[str, dict[str, float]]]
 def model_rows(run: Path, settings: Settings, done: int, checkpoints: Sequence[str]) -> list[Row]:
     """A row for the seed, where SFT makes M_0 another model, and for M_0 to M_`done`; `checkpoints` in that order."""
     numbers = range(-1 if settings.sft.enabled else 0, done + 1)
-    places = {t: Place.of(run, t) for t in numbers}
+    places = {t: ModelMeasurements.of(run, t) for t in numbers}
     values = {t: _values(place, settings, run) for t, place in places.items()}
     return [
         {"name": "seed" if t < 0 else f"M{t}", "checkpoint": checkpoint}
@@ -44,7 +43,7 @@ def model_rows(run: Path, settings: Settings, done: int, checkpoints: Sequence[s
     ]
 
 
-def _judging(place: Place, settings: Settings) -> Row:
+def _judging(place: ModelMeasurements, settings: Settings) -> Row:
     evaluation = settings.evaluation
     found = read_report(place.agreement) if evaluation.judge_cases and place.agreement.is_dir() else {}
     meta = read_report(place.meta_agreement) if evaluation.comparisons and place.meta_agreement.is_dir() else {}
@@ -57,7 +56,7 @@ def _judging(place: Place, settings: Settings) -> Row:
     }
 
 
-def _acting(place: Place, settings: Settings) -> Row:
+def _acting(place: ModelMeasurements, settings: Settings) -> Row:
     evaluation = settings.evaluation
     found = read_json(place.held_out / "report.json") if evaluation.instructions or evaluation.prompts else {}
     verifiable, answers = found.get("verifiable") or {}, found.get("answers") or {}
@@ -68,7 +67,7 @@ def _acting(place: Place, settings: Settings) -> Row:
     }
 
 
-def _winning(place: Place, t: int, settings: Settings) -> Row:
+def _winning(place: ModelMeasurements, t: int, settings: Settings) -> Row:
     """Against the seed, by whom."""
     evaluation, base = settings.evaluation, -1 if settings.sft.enabled else 0
     found = read_json(place.duel / "report.json") if evaluation.prompts and t > base else {}
@@ -82,7 +81,7 @@ def _winning(place: Place, t: int, settings: Settings) -> Row:
     }
 
 
-def _values(place: Place, settings: Settings, run: Path) -> Values:
+def _values(place: ModelMeasurements, settings: Settings, run: Path) -> Values:
     """The single values behind a model's measures."""
     evaluation, found = settings.evaluation, {}
     if evaluation.instructions or evaluation.prompts:

@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals, and rank correlation."""
+"""Means with bootstrap intervals, rank correlation, and tables as text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -43,3 +43,9 @@ def entropy(counts: Sequence[float]) -> float:
     shares = np.array([count for count in counts if count], dtype=float)
     shares /= shares.sum() or 1.0
     return float(-(shares * np.log2(shares)).sum()) + 0.0  # not -0.0
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table of rows of equal length as lines of text, the columns aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.agreement import read_report
-from evaluation.places import Place
+from evaluation.folders import ModelMeasurements
 from evaluation.roster import model_rows, table
 from stages.files import read_json, read_jsonl, read_manifest, write_json
 from stages.settings import Settings
@@ -36,7 +36,7 @@ def _sft(folder: Path, checkpoint: Path, settings: Settings) -> dict[str, Any]:
         "counts": trained.get("counts"),
         "eft": read_manifest(folder / "sft" / "eft") if settings.eft.sources else None,
     }
-    seed, own = Place.of(folder, -1), Place.of(folder, 0)
+    seed, own = ModelMeasurements.of(folder, -1), ModelMeasurements.of(folder, 0)
     for place, name, when in ((seed, "agreement_before", "before"), (own, "agreement", "after")):
         agreement = found[name] = _agreement(place.agreement) if settings.evaluation.judge_cases else None
         if agreement:
@@ -55,7 +55,7 @@ def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
     used = {name: place for name, place in places.items() if place in made["sources"]}
     used |= {"pairs": "pairs", "train": "checkpoint"}
     stages = {name: read_manifest(folder / place) or {} for name, place in used.items()}
-    counts, place = stages["pairs"]["counts"], Place.of(folder.parent, number)
+    counts, place = stages["pairs"]["counts"], ModelMeasurements.of(folder.parent, number)
     return {
         "iteration": number,
         "rho": settings.iteration[number - 1].rho,

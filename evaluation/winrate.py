@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.annotations import Annotations, read_annotations
-from evaluation.columns import columns
 from evaluation.length_controlled import (
     SOURCE,
     Gamed,
@@ -35,6 +34,7 @@ from evaluation.length_controlled import (
     read_gamed,
     read_weights,
 )
+from evaluation.statistics import columns
 from stages.files import UserError, command
 
 OFFICIAL_ANNOTATOR, OFFICIAL_BASELINE = "weighted_alpaca_eval_gpt4_turbo", "gpt4_1106_preview"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from evaluation.places import Place
+from evaluation.folders import ModelMeasurements
 from evaluation.report.plots import stacked
 from evaluation.report.sections import FULL, Card, Row, Run, Section, look_up, shown
 from evaluation.report.standings import models
@@ -78,7 +78,7 @@ def _taken(run: Run) -> dict[str, Spent]:
         "training": {"seconds": look_up(run.summary, "sft.seconds")},
     }
     for t, name in ((-1, "seed"), (0, "M0")):
-        for stage, row in _measuring(Place.of(run.folder, t), measured.get(name, {})):
+        for stage, row in _measuring(ModelMeasurements.of(run.folder, t), measured.get(name, {})):
             for key, value in row.items():
                 known = before.setdefault(stage, {})
                 known[key] = (known.get(key) or 0) + value
@@ -88,7 +88,7 @@ def _taken(run: Run) -> dict[str, Spent]:
             stage: {key: look_up(iteration.row, f"{key}.{name}") for key in ("seconds", "new_tokens")}
             for name, stage in LOOP.items()
         }
-        own |= dict(_measuring(Place.of(run.folder, iteration.number), measured.get(f"M{iteration.number}", {})))
+        own |= dict(_measuring(ModelMeasurements.of(run.folder, iteration.number), measured.get(f"M{iteration.number}", {})))
         found[f"{iteration.number}"] = own
     return {
         head: spent
@@ -97,7 +97,7 @@ def _taken(run: Run) -> dict[str, Spent]:
     }
 
 
-def _measuring(place: Place, model: Row) -> Iterator[tuple[str, Row]]:
+def _measuring(place: ModelMeasurements, model: Row) -> Iterator[tuple[str, Row]]:
     """The stages that measured a model, those whose outcome is in the table of models."""
     yield from (
         (stage, _told(folder))

@@ -8,7 +8,7 @@ from pathlib import Path
 from dpo.data import Example
 from dpo.data import Stage as Trained
 from dpo.train import fixed_epoch
-from evaluation.places import Place
+from evaluation.folders import ModelMeasurements
 from model.chat import ChatFormat
 from model.config import LlamaConfig
 from sampling.generate import cut_units
@@ -143,7 +143,7 @@ class Run:
 
     def evaluate(self, t: int, against_seed: bool) -> None:
         """M_t, or with t = -1 the seed, on held-out data; not on files that are missing."""
-        place, evaluation = Place.of(Path(), t), self.settings.evaluation
+        place, evaluation = ModelMeasurements.of(Path(), t), self.settings.evaluation
         seed, judges = t < 0, t >= 0 or evaluation.seed_judges
         there = {name for key, name in named_files(self.settings) if Path(name).is_file()}
         suffix = "-seed" if seed else ""
