@@ -8,13 +8,10 @@ Answers at several temperatures are the raw material of the judging examples tha
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from model.chat import load_chat
 from model.dtype import generation_dtype

@@ -4,10 +4,7 @@ Run from the repository's root: `python -m prepare.make_cases`. Prompts and answ
 training example comes; a recipe is chosen on the tuning cases, and measured on the evaluation cases.
 """
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from prepare.construct import Constructor, load_sources
 from stages.files import read_jsonl, write_jsonl

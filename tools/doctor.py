@@ -29,7 +29,7 @@ from tools.trials import SLOW_LIMIT, Sight, fresh
 if TYPE_CHECKING:
     from stages.settings import Settings
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 SLOW_FOLDER = 50
 """MB/s below which it is worth a note."""
 WIDTH = 100

@@ -25,7 +25,7 @@ from stages.files import UserError, command, read_jsonl, write_atomic, write_jso
 from stages.settings import Settings, load_settings
 from tools.planning.inputs import named_models
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 RANKS = 2
 PROMPTS = 4
 """An iteration."""
@@ -89,7 +89,7 @@ class Rehearsal:
             }
         if settings.eft.sources:
             changes["eft"] = {"sources": [self._trees(path) for path in settings.eft.sources]}
-        keys = ("cases", "comparisons", "instructions", "prompts")
+        keys = ("judge_cases", "comparisons", "instructions", "prompts")
         named = {key: getattr(settings.evaluation, key) for key in keys}
         files = {key: path for key, path in named.items() if path and "{run}" not in path}
         if files:

@@ -19,7 +19,7 @@ from typing import Any
 
 from stages.files import UserError
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 LIMIT = 60.0
 """Seconds that a fresh process may take."""
 SLOW_LIMIT = 180.0
@@ -55,7 +55,8 @@ def fresh(call: str, *before: str, limit: float = LIMIT) -> dict[str, Any]:
     Raises `UserError` with the reason where it fails, is killed, or takes longer than `limit` seconds.
     """
     # A line at once, since ranks write to one pipe; then no finalisation (`dpo.parallel.end_process`).
-    code = f"import json, os, trials; os.write(1, json.dumps(trials.{call}).encode() + b'\\n'); os._exit(0)"
+    code = "import json, os; from tools import trials; "
+    code += f"os.write(1, json.dumps(trials.{call}).encode() + b'\\n'); os._exit(0)"
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "0"}
     process = subprocess.Popen(
@@ -86,7 +87,7 @@ def reason(err: str, code: int) -> str:
     lines = [line.strip() for line in err.splitlines() if line.strip()]
     for line in lines:
         if (found := re.match(told, line)) and "ChildFailedError" not in line:
-            return re.sub(r"^(files\.UserError|error): ", "", found[1])
+            return re.sub(r"^(stages\.files\.UserError|error): ", "", found[1])
     if killed := re.search(r"Signal \d+ \((\w+)\) received", err):  # torchrun's word for a rank
         return f"killed by {killed[1]}"
     if code < 0:

@@ -205,14 +205,14 @@ def test_missing_files_are_named_by_their_keys(tmp_path, monkeypatch):
         examples = ["no/examples"]
         prompts = ["no/prompts"]
         answers = ["no/answers"]
-        seed_judge = "no/judge"
+        sft_delta = "no/delta"
         [eft]
         sources = ["no/trees"]
         [respond]
         prompts_per_iteration = 8
         prompts = "no/pool"
         [evaluation]
-        cases = "no/cases"
+        judge_cases = "no/cases"
         comparisons = "no/comparisons"
         [metajudge]
         model = "no/model"
@@ -249,7 +249,7 @@ def test_a_model_that_is_not_there_is_counted_by_its_architecture(tmp_path, answ
     """Llama-3-8B, 16 bytes a parameter, on a small GPU."""
     answers["see"] = CUDA | {"gpus": [GPU | {"bytes": 24 * 10**9, "free": 23 * 10**9}]}
     text = '[model]\npath = "no/seed"\nprepare = ""\narchitecture = "configs/architectures/llama-3-8b"'
-    reasons, screen = examined(patient(tmp_path, text + "\n[engine]\nblocks = 20000"), capsys)
+    reasons, screen = examined(patient(tmp_path, text + "\n[engine]\nnum_kv_blocks = 20000"), capsys)
     assert [reason.partition(":")[0] for reason in reasons] == ["config", "memory"]
     assert "training takes more than 128.5" in reasons[-1]
     assert "no/seed: not there yet" in screen
@@ -440,7 +440,7 @@ def test_models_on_another_disk(tmp_path, answers, monkeypatch):
 
 def test_room_in_memory(tmp_path, answers, monkeypatch):
     """16 bytes a parameter over the ranks: 128.5 GB on one, 64.2 on each of two; several nodes may share the former."""
-    text = "nproc_per_node = {}\n[engine]\nblocks = {}"
+    text = "nproc_per_node = {}\n[engine]\nnum_kv_blocks = {}"
     gpu, busy = doctor.Sight(**CUDA), doctor.Sight(**CUDA | {"gpus": [GPU, GPU | {"free": 15 * 10**9}]})
     for ranks, blocks, sight, level, words in (
         (2, 1024, gpu, "ok", ""),
@@ -461,7 +461,7 @@ def test_the_machine_s_memory_beside_gpus(tmp_path, answers, monkeypatch):
     """Two ranks' 8 GB and two shards of 4 GiB."""
     for there, enough in ((16.5e9, False), (16.6e9, True)):
         monkeypatch.setattr(doctor, "machine_bytes", lambda there=there: there)
-        here = patient(tmp_path, "nproc_per_node = 2\n[engine]\nblocks = 1024")
+        here = patient(tmp_path, "nproc_per_node = 2\n[engine]\nnum_kv_blocks = 1024")
         said = failed(lines(doctor.check_memory, here, sight=doctor.Sight(**CUDA), shape=SHAPE))
         assert ("2 ranks and an export take about 16.6" in said) != enough and bool(said) != enough
     assert not lines(doctor.check_memory, here, sight=doctor.Sight(**CPU), shape=SHAPE)[1:]

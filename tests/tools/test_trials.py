@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_fresh_processes_that_fail():
     for call, words in {
-        "no_such_thing()": "AttributeError: module 'trials' has no attribute 'no_such_thing'",
+        "no_such_thing()": "AttributeError: module 'tools.trials' has no attribute 'no_such_thing'",
         "os.abort()": "killed by SIGABRT",
         "try_folder('/proc')": "0 MB are free",
     }.items():
@@ -81,7 +81,7 @@ torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
     [
         (RANKS, 1, "RuntimeError: gloo: a sum over 2 ranks is wrong: [2.0]"),
         ("error: rank 0: another rank has ended\n", 1, "rank 0: another rank has ended"),
-        ("Traceback\n  x\nfiles.UserError: head_dim 512: too large\n", 1, "head_dim 512: too large"),
+        ("Traceback\n  x\nstages.files.UserError: head_dim 512: too large\n", 1, "head_dim 512: too large"),
         ("  error_file: <N/A>\n  traceback : Signal 11 (SIGSEGV) received by PID 7\n=====\n", 1, "killed by SIGSEGV"),
         ("", -9, "killed by SIGKILL"),
         ("some words\n\n", 3, "some words"),
@@ -94,7 +94,7 @@ def test_reason(err, code, told):
 
 def test_kernels_give_what_their_twins_give(tmp_path):
     """In Triton's interpreter."""
-    code = f"import json, trials; print(json.dumps(trials.launch_kernels({str(tmp_path)!r}, 'cpu', 'float32')))"
+    code = f"import json; from tools import trials; print(json.dumps(trials.launch_kernels({str(tmp_path)!r}, 'cpu', 'float32')))"
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

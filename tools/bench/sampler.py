@@ -234,7 +234,7 @@ def run_rank(ranks: Ranks, arguments: argparse.Namespace) -> None:
         model,
         load_chat(arguments.model),
         load_module(arguments.workload),
-        arguments.blocks,
+        arguments.num_kv_blocks,
         arguments.max_num_batched_tokens,
         arguments.repeats,
         limit,
@@ -260,8 +260,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of all ranks")
     parser.add_argument("--ranks", type=int, help="default: one a thread on a CPU, one on a GPU")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "int8"], default="auto")
-    parser.add_argument("--blocks", type=int, default=4096)
-    parser.add_argument("--token-budget", type=int, default=2048)
+    parser.add_argument("--num-kv-blocks", type=int, default=4096)
+    parser.add_argument("--max-num-batched-tokens", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median is printed")
     arguments = parser.parse_args()
     size = arguments.ranks or (1 if torch.cuda.is_available() else arguments.threads)

@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, default=Path(__file__).parent / "workload.py", help="file with pairs()")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
-    parser.add_argument("--token-budget", type=int, default=4096)
+    parser.add_argument("--tokens-per-microbatch", type=int, default=4096)
     parser.add_argument("--no-sharing", action="store_true", help="compute a pair's prompt twice")
     parser.add_argument("--compile", action="store_true", help="torch.compile each block")
     arguments = parser.parse_args()
@@ -113,7 +113,7 @@ def main() -> None:
         iteration=[Iteration()],
         engine=Engine(threads=arguments.threads),
         dpo=Dpo(epochs=1, batch_size=4, learning_rate=5e-6, held_out=0.0),
-        trainer=Options(arguments.token_budget, not arguments.no_sharing, compile=arguments.compile),
+        trainer=Options(arguments.tokens_per_microbatch, not arguments.no_sharing, compile=arguments.compile),
     )
     with tempfile.TemporaryDirectory() as folder, distributed(arguments.threads) as world:
         work = Path(folder)

@@ -18,7 +18,7 @@ LOOP = {"prompts": 8, "responses": 4, "response_tokens": 64, "judgments": 4, "ju
 JUDGE = judge_prompt("{prompt}", "{response}", "full", "last")[0]["content"]
 """The judge's message; {prompt} and {response} are replaced, in this order."""
 
-PROMPTS = Path(__file__).parent.parent / "data" / "prompts" / "evaluation.jsonl"
+PROMPTS = Path(__file__).parents[2] / "data" / "prompts" / "evaluation.jsonl"
 
 
 def load_module(path: Path) -> ModuleType:

@@ -23,7 +23,7 @@ def named_files(settings: "Settings") -> Iterator[tuple[str, str]]:
         yield from (("prompts.evaluation", name) for name in prompts.evaluation)
     elif settings.iteration:
         yield "respond.prompts", settings.respond.prompts
-    for key in ("cases", "comparisons", "instructions", "prompts"):
+    for key in ("judge_cases", "comparisons", "instructions", "prompts"):
         name = getattr(settings.evaluation, key)
         if name and "{run}" not in name:
             yield f"evaluation.{key}", name
