@@ -9,11 +9,8 @@ import pytest
 import torch
 
 from kernels.launch import interpreted
-from model.dtype import int8_is_native
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-needs_int8 = pytest.mark.skipif(not int8_is_native(), reason="int8 products need VNNI")
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("shared", deadline=None)  # of a shared machine no example's time says anything

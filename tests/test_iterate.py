@@ -6,56 +6,27 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import cast
 
 import pytest
-from conftest import needs_int8
+from marks import needs_int8
+from processes import ITERATE, ROOT, run, start
 from torch.distributed.run import get_args_parser
 
-from evaluation.places import Place
+from evaluation.folders import ModelMeasurements
 from iterate import Run
 from stages.files import read_manifest, write_json, write_jsonl, write_manifest
 from stages.launch import Launcher
 from stages.settings import Evaluation, load_settings
-
-ROOT = Path(__file__).parent.parent
-
-
-def start(place: Path, *words: str) -> subprocess.Popen:
-    """Python on the project's code, in a folder of its own, so that its models and runs are the test's.
-
-    A shell's background job ignores Ctrl-C, and so would what the tests start when they are run as one.
-    """
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *words]
-    return subprocess.Popen(
-        command,
-        cwd=place,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def run(place: Path, *words: str) -> tuple[int, str, str]:
-    process = start(place, *words)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
-
 
 HELD_OUT = {
     "cases": "evaluation/groups.jsonl",
     "instructions": "evaluation/verifiable.jsonl",
     "prompts": "prompts/evaluation.jsonl",
 }
-ITERATE = (str(ROOT / "iterate.py"), "--config", "tiny.toml")
 
 
 def finished_run(place: Path, config: str) -> Path:
@@ -135,7 +106,7 @@ def test_other_answers_make_another_duel(tmp_path, monkeypatch):
     keys: dict[str, list[str]] = {}
     monkeypatch.setattr(Run, "stage", lambda self, module, key, *_, **__: keys.setdefault(module, []).append(key))
     for text in ("Yes.", "Not."):
-        for place in (Place.of(tmp_path, -1), Place.of(tmp_path, 1)):
+        for place in (ModelMeasurements.of(tmp_path, -1), ModelMeasurements.of(tmp_path, 1)):
             write_jsonl(place.answers / "0.jsonl", [{"name": "p", "kind": "prompt", "text": text}])
             write_manifest(place.answers, "held-out", "", [place.answers / "0.jsonl"])
             write_json(place.held_out / "report.json", {"characters": len(text)})

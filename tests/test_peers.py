@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 
 import llama_models
+import meta_layout
 import pytest
-import test_meta
 import torch
-from conftest import needs_int8
+from marks import needs_int8
 
 from kernels.attention import Segments, VarlenAttention
 from model.chat import load_chat
@@ -105,7 +105,7 @@ def test_greedy_tokens(folder, greedy, options):
     engine = Engine(model, block_size=16, **options)
     sampling = Sampling(0.0, 1.0, 40, chat.stop_ids)
     found = {c.id: c.ids for c in engine.run(Request(str(i), ids, sampling, 0) for i, (ids, _) in enumerate(greedy))}
-    assert (engine.preemptions > 0) == (options["blocks"] == 90)
+    assert (engine.preemptions > 0) == (options["num_kv_blocks"] == 90)
     for i, (_, wanted) in enumerate(greedy):
         assert found[str(i)] == wanted, i
 
@@ -174,17 +174,17 @@ def test_a_checkpoint_of_metas_layout_in_transformers(family, tmp_path):
     transformers = pytest.importorskip("transformers")
     pieces = family in ("llama2", "zephyr")
     vocabulary = 320 if pieces else 128256
-    params = test_meta.PARAMS | {"vocab_size": vocabulary, "use_scaled_rope": family == "llama3.1"}
-    ranks = test_meta.shards(test_meta.seeded(params), 2)
-    tokenizer_file = test_meta.sentencepiece_file if pieces else lambda path: shutil.copy(LLAMA3, path)
-    folder = convert(test_meta.written(tmp_path / "meta", params, ranks, tokenizer_file), tmp_path / "hf")
+    params = meta_layout.PARAMS | {"vocab_size": vocabulary, "use_scaled_rope": family == "llama3.1"}
+    ranks = meta_layout.shards(meta_layout.seeded(params), 2)
+    tokenizer_file = meta_layout.sentencepiece_file if pieces else lambda path: shutil.copy(LLAMA3, path)
+    folder = convert(meta_layout.written(tmp_path / "meta", params, ranks, tokenizer_file), tmp_path / "hf")
     if family == "zephyr":
         configuration = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps(configuration | {"chat_template": ZEPHYR_TEMPLATE}))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.randint(0, vocabulary, (90,), generator=torch.Generator().manual_seed(0))
     wanted = theirs(ids[None]).logits[0]
-    assert (test_meta.our_logits(folder, ids) - wanted).abs().max() <= 1e-4 * wanted.std()
+    assert (meta_layout.our_logits(folder, ids) - wanted).abs().max() <= 1e-4 * wanted.std()
     tokenizer, chat = transformers.AutoTokenizer.from_pretrained(folder), load_chat(folder)
     for messages in DIALOGS:
         found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)

@@ -9,16 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from test_trainer import (
-    arguments,
-    changed,
-    losses,
-    make_model,
-    make_pairs,
-    parameters,
-    run,
-    run_ranks,
-)
+from training import arguments, changed, kill_at, losses, make_inputs, make_model, parameters, run, run_ranks
 
 import dpo.train
 from dpo.checkpoint import export, latest_state
@@ -32,9 +23,7 @@ LASTING = changed(dpo={"epochs": 3, "held_out": 0.25, "batch_size": 2})
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    make_model(tmp_path / "model")
-    make_pairs(tmp_path / "pairs.jsonl")
-    return tmp_path
+    return make_inputs(tmp_path)
 
 
 def stop_at(monkeypatch, number: int, step: int, times: int = 1) -> None:
@@ -47,18 +36,6 @@ def stop_at(monkeypatch, number: int, step: int, times: int = 1) -> None:
         return real(self, batch)
 
     monkeypatch.setattr(Trainer, "step", stopping)
-
-
-def kill_at(monkeypatch, step: int) -> None:
-    """Have a run end without warning before it takes a step."""
-    real = Trainer.step
-
-    def killed(self, batch):
-        if self.progress.step == step:
-            raise MemoryError
-        return real(self, batch)
-
-    monkeypatch.setattr(Trainer, "step", killed)
 
 
 def without_times(metrics):

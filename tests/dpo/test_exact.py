@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from plain_llama import PlainLlama, plain_dpo
-from test_trainer import arguments, changed, losses, make_model, make_pairs, run, run_ranks
+from training import arguments, changed, losses, make_model, make_pairs, run, run_ranks
 
 from model.config import LlamaConfig
 from model.llama import Llama

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import changed
+from training import changed
 
 from dpo.memory import LiveBytes, count
 from model.config import LlamaConfig

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_checkpoint import kill_at
-from test_trainer import arguments, changed, make_model, make_pairs, run
+from training import arguments, changed, kill_at, make_inputs, run
 
 from dpo.data import Example
 from dpo.flops import forward_flops, product_flops
@@ -18,9 +17,7 @@ from stages.files import UserError, read_jsonl
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    make_model(tmp_path / "model")
-    make_pairs(tmp_path / "pairs.jsonl")
-    return tmp_path
+    return make_inputs(tmp_path)
 
 
 def test_flops_by_hand(folder):

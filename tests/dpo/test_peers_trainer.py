@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainer import arguments, changed, run
+from training import arguments, changed, run
 
 from model.weights import split_parameters
 from prepare.seed_model import prepare

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import SETTINGS, arguments, changed, make_model, make_pairs, run
+from training import SETTINGS, arguments, changed, make_inputs, make_model, make_pairs, run
 
 import dpo.reference
 from dpo.data import read_examples
@@ -18,10 +18,8 @@ from model.weights import load_model
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    make_model(tmp_path / "model")
     make_model(tmp_path / "other", seed=1)
-    make_pairs(tmp_path / "pairs.jsonl")
-    return tmp_path
+    return make_inputs(tmp_path)
 
 
 def plain(model_dir: Path, pairs: Path) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Any judge as annotator: both kinds of judge, all three benchmarks, worked by hand; what is refused, and resuming.
 
-The questions are those of test_answers.py. The tiny judge utters a score or a winner, each half of the time.
+The questions are those of tests/support/questions.py. The tiny judge utters a score or a winner, each half of the time.
 """
 
 import json
@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from test_answers import ALPACA, ARENA_1, ARENA_2, MT
+from questions import ALPACA, ARENA_1, ARENA_2, MT
 
 import prepare.seed_model
 from evaluation import arena, mtbench, winrate

@@ -13,7 +13,7 @@ from pathlib import Path
 import chromium
 import pytest
 from made_runs import MODELS, PROMPTS, Maker
-from test_pairs import CHAT
+from records import CHAT
 
 import evaluation.report.browser
 import judging.pairs
@@ -280,7 +280,7 @@ def test_what_was_deleted_is_said(made, tmp_path):
     words = text_of(out)
     gone = "no pairs, Elo scores and scores by length of iteration 1: "
     assert f"{gone}{run}/iter1/responses: no manifest.json: deleted, or not finished" in words
-    assert f"no curves of training in iteration 2: {run}/iter2/train/metrics.jsonl: no such file" in words
+    assert f"no training curves of iteration 2: {run}/iter2/train/metrics.jsonl: no such file" in words
     assert "Score by length, iteration 2" in words and "Score by length, iteration 1" not in words
     assert "Scores in iteration 1" in words  # which the panel knows
 
@@ -292,7 +292,7 @@ def test_a_summary_that_is_not_this_versions(made, tmp_path):
     del known["iterations"][1]["bias"]
     for text, words in (
         (json.dumps(known), r"run/summary\.json: of another version \(bias is missing\); `make iterate`"),
-        ("{", r"run/summary\.json: not JSON \(.*\); `make iterate` of this run writes it anew"),
+        ("{", r"run/summary\.json: not JSON \(.*\); `make iterate` of this run writes a new one"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=words):
@@ -305,7 +305,7 @@ def test_settings_may_hold_anything(made, tmp_path):
         '{"respond": {"K": "<b>7", "prompts_per_iteration": 5000}, "judge": 3}'
     )
     write_report([tmp_path / "run"], tmp_path / "report.html")
-    assert "Prompts an iteration 5,000 Responses a prompt, K <b>7 Iterations 2" in text_of(tmp_path / "report.html")
+    assert "Prompts per iteration 5,000 Responses per prompt, K <b>7 Iterations 2" in text_of(tmp_path / "report.html")
 
 
 def test_models_of_several_runs_stand_under_their_names(tmp_path):
@@ -334,14 +334,14 @@ def test_seconds_and_tokens_of_every_stage(made, tmp_path):
     write_report([tmp_path / "run"], tmp_path / "report.html")
     words = text_of(tmp_path / "report.html")
     for row in (
-        "before 1 2 answers: seconds - 10 10 answers: new tokens - 1,000 1,000 answers: new tokens a second - 100 100",
+        "before 1 2 responses: seconds - 10 10 responses: new tokens - 1,000 1,000 responses: new tokens a second - 100 100",
         "training: seconds - 5 5",
         "held-out answers: seconds - - 60",
-        "answers against the seed's: new tokens - - 5,000",
-        "judge with labelled responses: seconds 15 - 40",
+        "answers compared with the seed's: new tokens - - 5,000",
+        "judge on labelled responses: seconds 15 - 40",
     ):
         assert row in words
-    assert "meta-judge with labelled" not in words  # no model has its outcome: left by another run
+    assert "meta-judge on labelled" not in words  # no model has its outcome: left by another run
 
 
 def test_an_iteration_whose_prompts_all_gave_no_judge_pair_has_its_reasons(made):

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from test_pairs import CHAT
+from records import CHAT
 
 from judging.contests import Contest, contests, elo_rows, position_wins
 from judging.judge import judgment_record

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_pairs import take_first, take_last
+from records import take_first, take_last
 
 from judging.length_control import Scored, choose_responses
 from judging.reasons import Reason

@@ -4,9 +4,9 @@ import json
 import math
 import sys
 from fractions import Fraction
-from types import SimpleNamespace
 
 import pytest
+from records import CHAT, EVEN, judgments, make_settings, response, take_first, take_last
 
 import judging.pairs
 from judging.contests import Contest, JudgePair, choose_judgments, contests, position_collapse, position_wins
@@ -24,37 +24,9 @@ from judging.scores import (
     variance,
 )
 from stages.files import UserError, read_jsonl, read_manifest, write_jsonl, write_manifest
-from stages.settings import Iteration, Judge, Metajudge, Model, Respond, Settings
-
-CHAT = SimpleNamespace(prompt_ids=lambda messages: [1, *"".join(m["content"] for m in messages).encode(), 2])
-
-
-def take_first(options, what):
-    return options[0]
-
-
-def take_last(options, what):
-    return options[-1]
-
+from stages.settings import Iteration, Metajudge
 
 # --- scores ---------------------------------------------------------------------------------------------------------
-
-
-def response(prompt: int, sample: int, text: str, finish_reason: str = "stop") -> dict:
-    name = f"p{prompt}"
-    ids = [] if finish_reason == "too_long" else [100 + sample, 9]
-    return {"id": f"{name}/r{sample}", "prompt_id": name, "sample": sample, "prompt": f"question {prompt}",
-            "ids": ids, "text": text, "finish_reason": finish_reason, "logprob": -1.0, "seed": 1}  # fmt: skip
-
-
-def judgments(response_id: str, scores, texts=None) -> list[dict]:
-    texts = texts or [f"judgment {i}" for i in range(len(scores))]
-    return [
-        {"id": f"{response_id}/j{i}", "response_id": response_id, "prompt_id": response_id.split("/")[0], "index": i,
-         "ids": [200 + i, 9], "text": text, "finish_reason": "stop", "logprob": -1.0, "seed": 1,
-         "score": score, "failure": None if score is not None else "missing"}
-        for i, (score, text) in enumerate(zip(scores, texts, strict=True))
-    ]  # fmt: skip
 
 
 def test_distinct_responses():
@@ -149,7 +121,6 @@ def test_nothing_to_meta_judge():
 
 THREE = judgments("p1/r0", [4, None, 3, 2], ["long judgment", "", "short", "shorter"])
 THREE = [row for row in THREE if row["score"] is not None]  # indices 0, 2, 3
-EVEN = (0.5, 0.5)
 
 
 def judge_choice(battles, weights=EVEN, draw=take_first, rows=THREE, **rules):
@@ -213,18 +184,6 @@ def test_positions():
 
 
 # --- all together ---------------------------------------------------------------------------------------------------
-
-
-def make_settings(**rules) -> Settings:
-    gap = rules.pop("max_score_gap", None)
-    return Settings(
-        name="test",
-        model=Model(path="m"),
-        respond=Respond(prompts="p", prompts_per_iteration=1),
-        judge=Judge(prompt_style="compact", verdict_position="first"),
-        metajudge=Metajudge(max_score_gap=gap),
-        iteration=[Iteration(**rules)],
-    )
 
 
 def actor_case(rows: list[tuple[str, list]], minimum_valid: int = 1):

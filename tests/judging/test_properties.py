@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from test_pairs import CHAT
+from records import CHAT
 
 from judging.contests import contests, elo_rows, position_wins
 from judging.elo import battle_matrix, position_weights

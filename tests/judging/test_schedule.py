@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_pairs import CHAT, EVEN, judgments, make_settings, response, take_first
+from records import CHAT, EVEN, judgments, make_settings, response, take_first
 
 from judging.contests import Contest, choose_judgments, contests, elo_rows, position_wins
 from judging.pairs import judge_pairs

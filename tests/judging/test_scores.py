@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 import pytest
-from test_pairs import response
+from records import response
 
 from judging.scores import read_scores
 from stages.files import UserError, write_jsonl

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_pairs import CHAT, response
+from records import CHAT, response
 
 import judging.pairs
 import judging.trace

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from conftest import needs_int8
+from marks import needs_int8
 
 from kernels.attention import Segments, VarlenAttention
 from kernels.int8 import Int8Weight, int8_linear

@@ -1,10 +1,8 @@
 """Meta's layout: converted weights give the logits of Meta's own model, from llama-models, and errors name the file."""
 
-import base64
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import fairscale_one_rank  # noqa: F401
 import pytest
@@ -13,86 +11,18 @@ import torch
 from llama_models.checkpoint import reshard_mp
 from llama_models.llama3.args import ModelArgs
 from llama_models.llama3.model import Transformer
+from meta_layout import PARAMS, our_logits, seeded, sentencepiece_file, shards, written
 from torch import Tensor
 
 import model.weights
-from kernels.attention import Segments, VarlenAttention
 from model.chat import load_chat
 from model.config import LlamaConfig
-from model.llama import logits_head
 from model.tokenizer import SentencePieceTokenizer, load_tokenizer
 from model.weights import load_model
 from prepare.meta import convert
 from prepare.seed_model import prepare
 from stages.files import UserError
 from stages.settings import Model
-
-PARAMS = {
-    "dim": 64,
-    "n_layers": 3,
-    "n_heads": 8,
-    "n_kv_heads": 4,
-    "vocab_size": 516,
-    "multiple_of": 32,
-    "ffn_dim_multiplier": 1.3,
-    "norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-}
-COLUMN_SPLIT = ("wo.weight", "w2.weight")
-
-
-def seeded(params: dict, seed: int = 0) -> dict[str, Tensor]:
-    """The tensors of Meta's own model, drawn anew: norms near one, the rest so large that errors would show."""
-    names = Transformer(ModelArgs(**params, max_seq_len=64)).state_dict()
-    generator = torch.Generator().manual_seed(seed)
-    drawn = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in names.items()}
-    return {name: 1 + 0.1 * tensor if tensor.dim() == 1 else 0.1 * tensor for name, tensor in drawn.items()}
-
-
-def shards(tensors: dict[str, Tensor], count: int, embedding: int = 0) -> list[dict[str, Tensor]]:
-    """What each of `count` ranks of Meta's model parallelism holds; the embedding is split along `embedding`."""
-
-    def part(name: str, tensor: Tensor, rank: int) -> Tensor:
-        split = 1 if name.endswith(COLUMN_SPLIT) else embedding if name.startswith("tok_embeddings") else 0
-        return tensor if tensor.dim() == 1 else tensor.chunk(count, dim=split)[rank].clone()
-
-    return [{name: part(name, tensor, rank) for name, tensor in tensors.items()} for rank in range(count)]
-
-
-def tiktoken_file(path: Path) -> None:
-    """Ranks of the single bytes and four merges: 260 tokens and 256 control tokens."""
-    tokens = [bytes([byte]) for byte in range(256)] + [b"th", b"he", b"the", b" the"]
-    path.write_text("".join(f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(tokens)))
-
-
-def sentencepiece_file(path: Path) -> None:
-    """A small model trained as Llama 2's was: BPE, bytes for what is unknown, text taken as it is."""
-    texts = ["the cat sat on the mat and the dog", "to be or not to be that is the question"] * 20
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_prefix=str(path.with_suffix("")),
-        model_type="bpe",
-        vocab_size=320,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
-
-
-def written(folder: Path, params: dict, ranks: list[dict[str, Tensor]], tokenizer=tiktoken_file) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "params.json").write_text(json.dumps(params))
-    for i, rank in enumerate(ranks):
-        torch.save(rank, folder / f"consolidated.{i:02}.pth")
-    tokenizer(folder / "tokenizer.model")
-    return folder
-
-
-@torch.inference_mode()
-def our_logits(folder: Path, ids: Tensor) -> Tensor:
-    attend = VarlenAttention(Segments.make([len(ids)]))
-    return load_model(folder, torch.float32)(ids, torch.arange(len(ids)), attend, logits_head)
 
 
 def their_logits(params: dict, tensors: dict[str, Tensor], ids: Tensor) -> Tensor:
@@ -280,5 +210,5 @@ def test_metas_layout_is_recognised_where_a_directory_of_hugging_face_is_wanted(
     (folder / below).mkdir(parents=True)
     (folder / below / "params.json").write_text("{}")
     for load in (LlamaConfig.load, lambda path: prepare(Model(path=str(path)))):
-        with pytest.raises(UserError, match=rf"python -m model\.meta {folder} {folder}-hf and point model\.path"):
+        with pytest.raises(UserError, match=rf"python -m prepare\.meta {folder} {folder}-hf and point model\.path"):
             load(folder)

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from workload import FIXTURE, GREEDY, mixed_requests
 
 from kernels.attention import Segments, VarlenAttention
 from model.llama import Llama, logits_head
 from model.weights import load_model
 from sampling.engine import Engine
 from sampling.request import Request, Sampling
-
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "llama3"
-GREEDY = Sampling(0.0, 1.0, 24)
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +36,6 @@ def greedy_by_full_forwards(model: Llama, ids: list[int], count: int) -> list[in
     return tokens[len(ids) :]
 
 
-def mixed_requests(count: int, sampling: Sampling = GREEDY) -> list[Request]:
-    """Prompts of mixed lengths; families of three share prefixes that end within a block."""
-    generator = torch.Generator().manual_seed(5)
-    requests = []
-    for i in range(count):
-        length = int(torch.randint(1, 70, (1,), generator=generator))
-        ids = torch.randint(3, 131, (length,), generator=generator).tolist()
-        if i % 3:
-            ids = requests[-1].ids[: 5 + 7 * (i % 3)] + ids[: length // 2]
-        requests.append(Request(str(i), ids, sampling, seed=i))
-    return requests
-
-
 @pytest.fixture(scope="module")
 def oracle(model) -> dict[str, list[int]]:
     return {r.id: greedy_by_full_forwards(model, r.ids, 24) for r in mixed_requests(24)}
@@ -72,7 +57,7 @@ def test_greedy_tokens_equal_full_forwards(model, oracle, changes):
     machine = engine(model, **changes)
     found = {c.id: c.ids for c in machine.run(mixed_requests(24))}
     assert found == oracle
-    assert (machine.preemptions > 0) == (changes.get("blocks", 256) * changes.get("block_size", 8) <= 256)
+    assert (machine.preemptions > 0) == (changes.get("num_kv_blocks", 256) * changes.get("block_size", 8) <= 256)
 
 
 def test_a_shared_prompt_is_computed_once(model):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from conftest import needs_int8
+from marks import needs_int8
 
 import sampling.generate as generate
 from prepare.seed_model import prepare

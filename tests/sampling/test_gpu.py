@@ -4,14 +4,13 @@
 """
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from test_engine import mixed_requests
-from test_iterate import ITERATE, ROOT
-from test_iterate import run as run_command
-from test_trainer import SETTINGS, arguments, changed, folder, losses, run, run_ranks  # noqa: F401
+from processes import ITERATE, ROOT
+from processes import run as run_command
+from training import SETTINGS, arguments, changed, losses, make_inputs, run, run_ranks
+from workload import FIXTURE, mixed_requests
 
 from model.weights import load_model
 from sampling.engine import Engine
@@ -19,7 +18,6 @@ from sampling.graphs import DecodeGraphs, decode
 from sampling.request import Sampling
 
 pytestmark = pytest.mark.gpu
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "llama3"
 
 
 @torch.inference_mode()
@@ -38,10 +36,11 @@ def test_a_graph_replays_what_was_captured(device):
         torch.testing.assert_close(logprobs, others)
 
 
-def test_two_ranks_are_one_rank(folder, device):  # noqa: F811
+def test_two_ranks_are_one_rank(tmp_path, device):
     if device.type == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("NCCL needs two GPUs")
     settings = changed(SETTINGS, model={"dtype": "bfloat16" if device.type == "cuda" else "float32"})
+    folder = make_inputs(tmp_path)
     one = run(settings, arguments(folder, work=folder / "one", out=folder / "out-one"))
     two = run_ranks(2, settings, arguments(folder, work=folder / "two", out=folder / "out-two"))
     tolerance = 3e-2 if device.type == "cuda" else 1e-5

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import nnls
-from test_engine import FIXTURE, mixed_requests
-from test_trainer import changed
+from training import changed
+from workload import FIXTURE, mixed_requests
 
 from dpo.data import Example
 from dpo.parallel import distributed
@@ -72,13 +72,13 @@ def planned(settings: Settings, config: LlamaConfig | None = None, ranks: int = 
 def test_a_simulation_computes_what_the_engine_computes(blocks, sequences):
     """Prompts that share, long ones in chunks, waiting ones; with 24 blocks sequences give way and start again."""
     model, work = load_model(FIXTURE, torch.float32), []
-    engine = Engine(model, num_kv_blocks=blocks, block_size=8, token_budget=64, max_num_seqs=sequences)
+    engine = Engine(model, num_kv_blocks=blocks, block_size=8, max_num_batched_tokens=64, max_num_seqs=sequences)
     forward = engine._forward
     engine._forward = lambda step: (work.append(StepWork.of(step, 8)), forward(step))[1]  # type: ignore[method-assign]
     asked = mixed_requests(24, Sampling(1.0, 1.0, 24))
     lengths = {completion.id: len(completion.ids) for completion in engine.run(asked)}
     simulation = Simulation()
-    options = EngineSettings(num_kv_blocks=blocks, block_size=8, token_budget=64, max_num_seqs=sequences)
+    options = EngineSettings(num_kv_blocks=blocks, block_size=8, max_num_batched_tokens=64, max_num_seqs=sequences)
     simulation.run(asked, lengths, options, model.config.max_position_embeddings)
     assert simulation.steps == work
     assert simulation.computed_tokens == engine.computed_tokens
@@ -142,7 +142,7 @@ def test_requests_of_the_papers_run(llama):
 
 def test_requests_of_files_that_are_there(tiny):
     cases = "data/evaluation/groups.jsonl"
-    settings = changed(tiny, evaluation={"cases": cases, "comparisons": "data/evaluation/comparisons.jsonl"})
+    settings = changed(tiny, evaluation={"judge_cases": cases, "comparisons": "data/evaluation/comparisons.jsonl"})
     chat = load_chat(settings.model.path)
     made = Requests(settings, chat)
     real = list(judge_items([case.response for case in read_cases(ROOT / cases)], chat, settings, 0, 1))
@@ -278,12 +278,12 @@ def test_every_shipped_config_gives_requests_to_measure_on(path, monkeypatch):
 
 def test_where_no_pair_fits_training_is_not_measured(tiny):
     """And the plan says that it will not fit, instead of ending in an error."""
-    settings = changed(tiny, trainer={"token_budget": 20})
+    settings = changed(tiny, trainer={"tokens_per_microbatch": 20})
     config = LlamaConfig.load(tiny.model.path)
     made = Requests(settings, load_chat(tiny.model.path))
     with distributed(1) as world:
         none = TrainingBench(world, settings, config).measure(made)
-        some = TrainingBench(world, changed(tiny, trainer={"token_budget": 300}), config).measure(made)
+        some = TrainingBench(world, changed(tiny, trainer={"tokens_per_microbatch": 300}), config).measure(made)
     assert none == {"forward": (0.0, 0.0), "backward": (0.0, 0.0), "update": 0.0}
     assert some["update"] > 0
     found = command_line.report(planned(settings, config), "h100", Path("."))
@@ -304,10 +304,10 @@ CASES: list[tuple[dict, Callable, str, str]] = [
     ({"respond": {"prompts": ""}, "prompts": SEEDS | {"shots": 40}}, checks.cache, "warning", "prompts.shots"),
     ({"eft": EFT, "plan": {"reply_tokens": 2000, "groups": 20}}, checks.cache, "warning", "eft.sources"),
     ({"eft": EFT | {"held_out": 1.0}, "plan": {"groups": 20}}, checks.empty, "will not fit", "eft.held_out"),
-    ({"evaluation": {"cases": "{run}/other.jsonl"}}, checks.empty, "warning", "evaluation.judge_cases"),
+    ({"evaluation": {"judge_cases": "{run}/other.jsonl"}}, checks.empty, "warning", "evaluation.judge_cases"),
     ({"judge": {"N": 1}}, checks.empty, "warning", "judge.N"),
-    ({"trainer": {"token_budget": 200}}, checks.token_budget, "warning", "trainer.tokens_per_microbatch"),
-    ({"trainer": {"token_budget": 20}}, checks.token_budget, "will not fit", "trainer.tokens_per_microbatch"),
+    ({"trainer": {"tokens_per_microbatch": 200}}, checks.tokens_per_microbatch, "warning", "trainer.tokens_per_microbatch"),
+    ({"trainer": {"tokens_per_microbatch": 20}}, checks.tokens_per_microbatch, "will not fit", "trainer.tokens_per_microbatch"),
     ({"dpo": {"batch_size": 1}}, checks.batches, "warning", "dpo.batch_size"),
     ({"dpo": {"batch_size": 3}}, checks.batches, "warning", "dpo.batch_size"),
     ({"engine": {"shard_requests": 512}}, checks.units, "warning", "engine.shard_requests"),
@@ -317,7 +317,7 @@ CASES: list[tuple[dict, Callable, str, str]] = [
     ({"sft": {"prompts": ["none.jsonl"]}}, checks.paths, "warning", "sft.prompts"),
     ({"sft": {"answers": ["none.jsonl"]}}, checks.paths, "warning", "sft.answers"),
     ({"sft": {"sft_delta": "none.safetensors"}}, checks.paths, "warning", "sft.sft_delta"),
-    ({"evaluation": {"cases": "none.jsonl"}}, checks.paths, "warning", "evaluation.judge_cases"),
+    ({"evaluation": {"judge_cases": "none.jsonl"}}, checks.paths, "warning", "evaluation.judge_cases"),
 ]
 
 

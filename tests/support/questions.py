@@ -1,0 +1,26 @@
+"""Questions that are made up, in the forms that AlpacaEval, Arena-Hard (v0.1 and v2.0) and MT-Bench have."""
+
+ALPACA = [
+    {
+        "instruction": "Name a river.",
+        "output": "The Po.",
+        "generator": "baseline",
+        "dataset": "made_up",
+        "datasplit": "e",
+    },
+    {"instruction": "Why is {it} blue?", "output": "Because.", "generator": "baseline", "dataset": "other"},
+    {"instruction": "Add 2 and 2.", "output": "4", "generator": "baseline", "dataset": "made_up"},
+]
+ARENA_1 = [
+    {"question_id": "b1", "category": "arena-hard-v0.1", "cluster": "Rivers", "turns": [{"content": "Name a river."}]},
+    {"question_id": "a2", "category": "arena-hard-v0.1", "cluster": "Sums", "turns": [{"content": "Add 2 and 2."}]},
+]
+ARENA_2 = [
+    {"uid": "f00d", "category": "hard_prompt", "subcategory": "coding", "prompt": "Sort a list."},
+    {"uid": "beef", "category": "creative_writing", "subcategory": "creative_writing", "prompt": "A poem, please."},
+]
+MT = [
+    {"question_id": 81, "category": "writing", "turns": ["Write of a lake.", "Shorter."]},
+    {"question_id": 111, "category": "math", "turns": ["Add 2 and 2.", "Add 3."], "reference": ["4", "7"]},
+    {"question_id": 141, "category": "stem", "turns": ["What is a lake?", "And a pond?"]},
+]

@@ -1,0 +1,45 @@
+"""Responses, judgments and settings of an iteration, made by hand."""
+
+from types import SimpleNamespace
+
+from stages.settings import Iteration, Judge, Metajudge, Model, Respond, Settings
+
+CHAT = SimpleNamespace(prompt_ids=lambda messages: [1, *"".join(m["content"] for m in messages).encode(), 2])
+EVEN = (0.5, 0.5)
+
+
+def take_first(options, what):
+    return options[0]
+
+
+def take_last(options, what):
+    return options[-1]
+
+
+def response(prompt: int, sample: int, text: str, finish_reason: str = "stop") -> dict:
+    name = f"p{prompt}"
+    ids = [] if finish_reason == "too_long" else [100 + sample, 9]
+    return {"id": f"{name}/r{sample}", "prompt_id": name, "sample": sample, "prompt": f"question {prompt}",
+            "ids": ids, "text": text, "finish_reason": finish_reason, "logprob": -1.0, "seed": 1}  # fmt: skip
+
+
+def judgments(response_id: str, scores, texts=None) -> list[dict]:
+    texts = texts or [f"judgment {i}" for i in range(len(scores))]
+    return [
+        {"id": f"{response_id}/j{i}", "response_id": response_id, "prompt_id": response_id.split("/")[0], "index": i,
+         "ids": [200 + i, 9], "text": text, "finish_reason": "stop", "logprob": -1.0, "seed": 1,
+         "score": score, "failure": None if score is not None else "missing"}
+        for i, (score, text) in enumerate(zip(scores, texts, strict=True))
+    ]  # fmt: skip
+
+
+def make_settings(**rules) -> Settings:
+    gap = rules.pop("max_score_gap", None)
+    return Settings(
+        name="test",
+        model=Model(path="m"),
+        respond=Respond(prompts="p", prompts_per_iteration=1),
+        judge=Judge(prompt_style="compact", verdict_position="first"),
+        metajudge=Metajudge(max_score_gap=gap),
+        iteration=[Iteration(**rules)],
+    )

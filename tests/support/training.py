@@ -1,0 +1,164 @@
+"""Training in tests: a two-layer model, made pairs, and runs of dpo/train.py in this process or under torchrun."""
+
+import argparse
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpo.parallel import distributed
+from dpo.train import train
+from dpo.trainer import Trainer
+from model.config import LlamaConfig
+from model.llama import Llama
+from model.weights import load_model, random_weights, save_pretrained
+from stages import settings as sections
+from stages.files import read_jsonl, write_json, write_jsonl
+from stages.settings import Dpo, Engine, Iteration, Model, Respond, Settings, Sft
+
+ROOT = Path(__file__).parents[2]
+VOCABULARY = 97
+SETTINGS = Settings(
+    name="test",
+    model=Model(path="", dtype="float32"),
+    respond=Respond(prompts="", prompts_per_iteration=1),
+    iteration=[Iteration()],
+    engine=Engine(threads=1),
+    sft=Sft(epochs=2, batch_size=4, learning_rate=1e-3, held_out=0.0),
+    dpo=Dpo(epochs=2, batch_size=4, learning_rate=1e-3, held_out=0.0),
+    trainer=sections.Trainer(tokens_per_microbatch=128),
+)
+
+
+def make_model(folder: Path, seed: int = 0, tied: bool = True) -> Path:
+    """A Hugging Face directory: two layers, hidden size 32, random fp32 weights that bf16 holds exactly."""
+    table = {
+        "model_type": "llama",
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": tied,
+    }
+    write_json(folder / "config.json", table)
+    model = Llama(LlamaConfig.load(folder))
+    random_weights(model, seed, std=0.2)
+    weights = ((name, p.detach().bfloat16().float()) for name, p in model.named_parameters())
+    save_pretrained(weights, model.config, folder, folder)
+    return folder
+
+
+def make_pairs(path: Path, count: int = 12, seed: int = 0, prompt: tuple[int, int] = (1, 9)) -> Path:
+    draw = random.Random(seed)
+
+    def ids(low: int, high: int) -> list[int]:
+        return [draw.randrange(VOCABULARY) for _ in range(draw.randint(low, high))]
+
+    keys = {"prompt_ids": prompt, "chosen_ids": (1, 14), "rejected_ids": (1, 14)}
+    write_jsonl(path, ({"id": f"p{i}"} | {key: ids(*size) for key, size in keys.items()} for i in range(count)))
+    return path
+
+
+def make_inputs(folder: Path) -> Path:
+    """A model and 12 pairs in `folder`."""
+    make_model(folder / "model")
+    make_pairs(folder / "pairs.jsonl")
+    return folder
+
+
+def changed(settings: Settings = SETTINGS, **sections: dict[str, Any]) -> Settings:
+    """The settings with some keys of some sections changed: changed(dpo={"epochs": 3})."""
+    return replace(settings, **{name: replace(getattr(settings, name), **keys) for name, keys in sections.items()})
+
+
+def arguments(folder: Path, stage: str = "dpo", **changes: Any) -> argparse.Namespace:
+    """The command's arguments for a model, pairs and outputs in `folder`."""
+    known = {
+        "stage": stage,
+        "iteration": 1,
+        "model": folder / "model",
+        "reference": folder / "model" if stage == "dpo" else None,
+        "data": [folder / "pairs.jsonl"],
+        "work": folder / "work",
+        "out": folder / "out",
+    }
+    return argparse.Namespace(**(known | changes))
+
+
+def run(settings: Settings, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Train in this process; the lines of metrics.jsonl."""
+    with distributed(1) as world:
+        train(given, settings, world)
+    return list(read_jsonl(given.work / "metrics.jsonl"))
+
+
+def run_ranks(ranks: int, settings: Settings, given: argparse.Namespace, nodes: int = 1) -> list[dict[str, Any]]:
+    """Train under torchrun, or with one torchrun for each of several nodes; the lines of metrics.jsonl."""
+    config = given.work.parent / f"{given.work.name}.toml"
+    write_toml(config, settings)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    several = ["--nnodes", nodes, "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "train"]
+    where = several if nodes > 1 else ["--standalone"]
+    launch = [sys.executable, "-m", "torch.distributed.run", *where, "--nproc-per-node", ranks // nodes]
+    options: list[Any] = []
+    for key, value in vars(given).items():
+        if value is not None:
+            options += [f"--{key}", *(value if isinstance(value, list) else [value])]
+    command = [*map(str, [*launch, "-m", "dpo.train", "--config", config, *options])]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    agents = [subprocess.Popen(command, cwd=ROOT, env=environment, **piped) for _ in range(nodes)]
+    for agent in agents:
+        _, err = agent.communicate(timeout=300)
+        assert agent.returncode == 0, err
+    return list(read_jsonl(given.work / "metrics.jsonl"))
+
+
+def write_toml(path: Path, settings: Settings) -> None:
+    """The sections that training reads."""
+    lines = [f"name = {json.dumps(settings.name)}", f"seed = {settings.seed}"]
+    for section in ("model", "respond", "engine", "sft", "dpo", "trainer"):
+        lines.append(f"[{section}]")
+        values = vars(getattr(settings, section)).items()
+        lines += [f"{key} = {json.dumps(value)}" for key, value in values]
+    for iteration in settings.iteration:
+        lines.append("[[iteration]]")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in vars(iteration).items() if value is not None]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def losses(metrics: list[dict[str, Any]], split: str = "train") -> torch.Tensor:
+    return torch.tensor([row["loss"] for row in metrics if row["split"] == split], dtype=torch.float64)
+
+
+def parameters(folder: Path) -> list[Tensor]:
+    """The weights of a Hugging Face directory, fp32."""
+    return list(load_model(folder, torch.float32).parameters())
+
+
+def kill_at(monkeypatch, step: int) -> None:
+    """Have a run end without warning before it takes a step."""
+    real = Trainer.step
+
+    def killed(self, batch):
+        if self.progress.step == step:
+            raise MemoryError
+        return real(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", killed)

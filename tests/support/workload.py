@@ -1,0 +1,23 @@
+"""A small model and the requests that engines are tested with."""
+
+from pathlib import Path
+
+import torch
+
+from sampling.request import Request, Sampling
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "llama3"
+GREEDY = Sampling(0.0, 1.0, 24)
+
+
+def mixed_requests(count: int, sampling: Sampling = GREEDY) -> list[Request]:
+    """Prompts of mixed lengths; families of three share prefixes that end within a block."""
+    generator = torch.Generator().manual_seed(5)
+    requests = []
+    for i in range(count):
+        length = int(torch.randint(1, 70, (1,), generator=generator))
+        ids = torch.randint(3, 131, (length,), generator=generator).tolist()
+        if i % 3:
+            ids = requests[-1].ids[: 5 + 7 * (i % 3)] + ids[: length // 2]
+        requests.append(Request(str(i), ids, sampling, seed=i))
+    return requests
