@@ -1,7 +1,6 @@
-"""A run as one HTML file that needs nothing else: `python -m evaluation.report runs/NAME [runs/OTHER ...]`.
+"""One or more runs as one self-contained HTML file: `python -m evaluation.report runs/NAME [runs/OTHER ...]`.
 
-Tables, pictures, and a browser of all pairs, to read on a phone as well as on a desk, in light and in dark
-(`evaluation/report/page.py`).
+It holds tables, pictures and a browser of all pairs, for phones and desktops, in light and dark (`page.py`).
 """
 
 import argparse
@@ -13,10 +12,9 @@ from stages.settings import load_settings
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
-    """Write the report of a run, or of several side by side.
+    """Write the report of one run, or of several side by side.
 
-    Raises `UserError` for a folder without a summary, for more runs than there are colours, and where the packages
-    that draw it are missing.
+    Raises `UserError` for a folder without a summary, for more runs than there are colours, and for missing packages.
     """
     try:
         from evaluation.report.page import render
@@ -26,10 +24,12 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a run, or several side by side, as one HTML file.")
+    parser = argparse.ArgumentParser(description="Write one run, or several side by side, as one HTML file.")
     parser.add_argument("runs", nargs="*", type=Path, help="folders such as runs/smollm2-135m")
-    parser.add_argument("--config", type=Path, help="without a folder: the run that has this config's name")
-    parser.add_argument("--out", type=Path, help="default: report.html in the run's folder; of several, beside them")
+    parser.add_argument("--config", type=Path, help="in place of folders: the run with this config's name")
+    parser.add_argument(
+        "--out", type=Path, help="default: report.html in the run's folder; for several runs, in the folder above"
+    )
     arguments = parser.parse_args()
     if bool(arguments.runs) == bool(arguments.config):
         raise UserError("evaluation.report: name either folders of runs or --config")

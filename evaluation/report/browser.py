@@ -1,8 +1,8 @@
-"""What the report shows of each pair: its texts, scores, judgments, comparisons and Elo scores.
+"""The data of the report's browser of pairs: texts, scores, judgments, comparisons and Elo scores.
 
-Each file of a run is gone through once, as a full one has 385,000 judgments an iteration. Texts that would make the
-page too large are cut, at a length that the page states; the whole is `judging/trace.py`'s. What models wrote goes into
-the page as chunks of deflated JSON in base64, so that no character of it stands in the markup.
+Each file of a run is read once, since a full run has 385,000 judgments in each iteration. Texts that would make the
+page too large are cut to a length that the page states; `judging/trace.py` prints them whole. Text by models enters the
+page as chunks of deflated JSON in base64, so that none of it is markup.
 """
 
 import base64
@@ -18,17 +18,17 @@ from stages.files import UserError, read_jsonl, read_manifest
 
 Record = dict[str, Any]
 Text = str | list[Any]
-"""A text, or, of one that is cut, [its beginning, its length in characters]."""
+"""A whole text, or of a cut one [beginning, length in characters]."""
 
 TEXT_BUDGET = 60_000_000
-"""Characters of prompts, responses and the judgments of judge pairs in one page, all runs together."""
+"""Characters of prompts, responses and the judgments of judge pairs in one page, for all runs together."""
 JUDGMENT_BUDGET = 30_000_000
 """Characters of all other judgments."""
 COMPARISONS = 20_000
-"""An iteration of more comparisons than this shows who won each of them, without the texts."""
+"""An iteration with more comparisons than this shows their winners without their texts."""
 LIMITS = (16_000, 8_000, 4_000, 2_000, 1_000, 500, 250, 120, 60)
 CHUNK = 64
-"""Prompts that are inflated together."""
+"""Prompts in a chunk."""
 
 REASONS = {
     Reason.TOO_FEW_RESPONSES: "fewer than two distinct responses",
@@ -43,42 +43,39 @@ REASONS = {
     Reason.EQUAL_ELO: "the comparisons balance",
     Reason.POSITION_COLLAPSE: "one position never won in the whole iteration",
 }
-"""For people, in a few words; `judging.trace --why-not` has the figures."""
+"""Short explanations; `judging.trace --why-not` gives the numbers."""
 
 
 @dataclass
 class Prompt:
-    """One prompt of an iteration and all that is shown of it."""
+    """One prompt of an iteration, and everything that the page shows of it."""
 
     text: str = ""
     responses: dict[str, Record] = field(default_factory=dict)
-    """By id: characters, score (None where there is none) and the text, None where no pair has it."""
+    """By id: characters, score (or None), and the text (None if no pair needs it)."""
     sides: dict[str, str] = field(default_factory=dict)
-    """The chosen and the rejected judgment, by id."""
+    """The texts of the chosen and the rejected judgment, by id."""
     judgments: dict[str, list[tuple[str, float | str, str]]] = field(default_factory=dict)
-    """By response: id, score or failure, text."""
+    """By response: (id, score or failure, text)."""
     compared: str = ""
     """The response whose judgments were compared."""
     comparisons: list[tuple[int, int, str, str | None]] = field(default_factory=list)
-    """First and second judgment, winner or failure, text."""
+    """(first judgment, second judgment, winner or failure, text)."""
     elo: dict[str, tuple[float, float, int, int]] = field(default_factory=dict)
-    """By judgment: Elo score, its standard error, won, lost."""
+    """By judgment: (Elo score, standard error, won, lost)."""
 
 
 @dataclass
 class Evidence:
-    """An iteration's pairs, and the prompts that gave none."""
+    """An iteration's pairs, and its prompts that gave no pair."""
 
     entries: list[Record]
-    """A line of the browser's list each; "prompt" is the prompt's id."""
+    """The lines of the browser's list; "prompt" is the prompt's id."""
     prompts: dict[str, Prompt]
 
 
 def read_evidence(folder: Path) -> Evidence:
-    """Everything behind the pairs of one iteration, `folder`.
-
-    Raises `UserError` where its files name prompts, responses or judgments that are not there any more.
-    """
+    """The evidence of the iteration in `folder`. Raises `UserError` where its files don't fit together."""
     try:
         return _read(folder)
     except KeyError as error:
@@ -88,12 +85,12 @@ def read_evidence(folder: Path) -> Evidence:
 def _read(folder: Path) -> Evidence:
     made = _manifest(folder / "pairs")
     prompts = {row["id"]: Prompt(row["prompt"]) for row in read_jsonl(folder / "prompts.jsonl")}
-    found = Evidence([], prompts)
-    wanted = _read_pairs(folder / "pairs", found)
+    evidence = Evidence([], prompts)
+    wanted = _read_pairs(folder / "pairs", evidence)
     for row in _units(folder / "responses"):
         keep = row["id"] in wanted or row["prompt_id"] in wanted
-        known = {"characters": len(row["text"]), "score": None, "text": row["text"] if keep else None}
-        prompts[row["prompt_id"]].responses[row["id"]] = known
+        response = {"characters": len(row["text"]), "score": None, "text": row["text"] if keep else None}
+        prompts[row["prompt_id"]].responses[row["id"]] = response
     if "judgments" in made["sources"]:
         _read_judgments(folder / "judgments", prompts)
     if "scores_file" in made["sources"]:
@@ -110,73 +107,73 @@ def _read(folder: Path) -> Evidence:
             outcome = (row["first"], row["second"], row["winner"] or row["failure"], row["text"] if texts else None)
             prompts[row["prompt_id"]].compared = row["response_id"]
             prompts[row["prompt_id"]].comparisons.append(outcome)
-    for entry in found.entries:
-        own = prompts[entry["prompt"]]
+    for entry in evidence.entries:
+        prompt = prompts[entry["prompt"]]
         for name in (entry[side] for side in ("chosen", "rejected", "response") if side in entry):
-            if name not in own.responses and name not in own.sides:
+            if name not in prompt.responses and name not in prompt.sides:
                 raise KeyError(name)
-    return found
+    return evidence
 
 
-def _read_pairs(folder: Path, found: Evidence) -> set[str]:
-    """Adds the iteration's entries; returns the responses whose texts are shown, and the prompts all of whose are."""
+def _read_pairs(folder: Path, evidence: Evidence) -> set[str]:
+    """Add the iteration's entries; returns ids of responses to show, and of prompts all of whose responses to show."""
     wanted: set[str] = set()
     for row in read_jsonl(folder / "actor.jsonl"):
         sides = {"chosen": row["chosen_id"], "rejected": row["rejected_id"]}
         prompt = row["chosen_id"].rsplit("/", 1)[0]
-        found.entries.append({"id": row["id"], "kind": "actor", "prompt": prompt} | sides)
+        evidence.entries.append({"id": row["id"], "kind": "actor", "prompt": prompt} | sides)
         wanted |= set(sides.values())
     for row in read_jsonl(folder / "judge.jsonl") if (folder / "judge.jsonl").is_file() else ():
         sides = {"chosen": row["chosen_id"], "rejected": row["rejected_id"]}
         prompt = row["response_id"].rsplit("/", 1)[0]
         entry = {"id": row["id"], "kind": "judge", "prompt": prompt, "response": row["response_id"]}
-        found.entries.append(entry | sides | {"elo": [row["chosen_elo"], row["rejected_elo"]]})
-        found.prompts[prompt].sides = {name: row[side][0]["content"] for side, name in sides.items()}
+        evidence.entries.append(entry | sides | {"elo": [row["chosen_elo"], row["rejected_elo"]]})
+        evidence.prompts[prompt].sides = {name: row[side][0]["content"] for side, name in sides.items()}
         wanted.add(row["response_id"])
     for row in read_jsonl(folder / "none.jsonl"):
         entry = {"id": f"none/{row['kind']}/{row['prompt_id']}", "kind": "none", "prompt": row["prompt_id"]}
-        found.entries.append(entry | {"of": row["kind"], "reason": row["reason"]})
+        evidence.entries.append(entry | {"of": row["kind"], "reason": row["reason"]})
         wanted.add(row["prompt_id"])
     for row in read_jsonl(folder / "elo.jsonl") if (folder / "elo.jsonl").is_file() else ():
         outcome = (row["elo"], row["standard_error"], row["won"], row["lost"])
-        found.prompts[row["prompt_id"]].elo[row["judgment_id"]] = outcome
+        evidence.prompts[row["prompt_id"]].elo[row["judgment_id"]] = outcome
         wanted.add(row["response_id"])
-    order = {name: place for place, name in enumerate(found.prompts)}
-    found.entries.sort(key=lambda entry: order[entry["prompt"]])
+    order = {name: place for place, name in enumerate(evidence.prompts)}
+    evidence.entries.sort(key=lambda entry: order[entry["prompt"]])
     return wanted
 
 
 def _read_judgments(stage: Path, prompts: dict[str, Prompt]) -> None:
-    """Adds the judgments of the responses that are shown."""
+    """Add the judgments of the responses to show."""
     for row in _units(stage):
         prompt, name = prompts[row["prompt_id"]], row["response_id"]
         if prompt.responses[name]["text"] is not None:
-            said = row["score"] if row["score"] is not None else row["failure"]
-            prompt.judgments.setdefault(name, []).append((row["id"], said, row["text"]))
+            verdict = row["score"] if row["score"] is not None else row["failure"]
+            prompt.judgments.setdefault(name, []).append((row["id"], verdict, row["text"]))
 
 
 def _read_scores(stage: Path, prompts: dict[str, Prompt], minimum_valid: int) -> None:
-    """Adds the mean score of every response that has one, from judgments or from expected scores."""
+    """Add each response's mean score, if it has enough, from the records of judgments or of expected scores."""
     scores: dict[str, list[float]] = {}
     for row in _units(stage):
         if row["score"] is not None:
             scores.setdefault(row["response_id"], []).append(row["score"])
     for prompt in prompts.values():
         for name, response in prompt.responses.items():
-            known = scores.get(name, [])
-            if len(known) >= max(minimum_valid, 1):
-                response["score"] = sum(known) / len(known)
+            own = scores.get(name, [])
+            if len(own) >= max(minimum_valid, 1):
+                response["score"] = sum(own) / len(own)
 
 
 def _units(stage: Path) -> Iterator[Record]:
-    """A generating stage's records; like `sampling.generate.read_units`, without torch."""
+    """The records of a stage that generates; `sampling.generate.read_units` would import torch."""
     for name in _manifest(stage)["units"]:
         yield from read_jsonl(stage / name)
 
 
 def _manifest(stage: Path) -> Record:
     if (manifest := read_manifest(stage)) is None:
-        raise UserError(f"{stage}: no manifest.json: deleted, or not finished; iterate.py makes it anew")
+        raise UserError(f"{stage}: no manifest.json: deleted, or not finished; iterate.py makes it again")
     return manifest
 
 
@@ -185,17 +182,18 @@ def pack(runs: Sequence[Sequence[tuple[int, Evidence]]]) -> Record:
 
     `runs` holds each run's iterations, (number, evidence).
     """
-    evidence = [(run, number, found) for run, iterations in enumerate(runs) for number, found in iterations]
-    prompts = [prompt for _, _, found in evidence for prompt in found.prompts.values()]
+    iterations = [(run, number, evidence) for run, own in enumerate(runs) for number, evidence in own]
+    prompts = [prompt for _, _, evidence in iterations for prompt in evidence.prompts.values()]
     text = _limit((len(text) for prompt in prompts for text in _texts(prompt)), TEXT_BUDGET)
     judgment = _limit(
         (len(row[2]) for prompt in prompts for rows in prompt.judgments.values() for row in rows), JUDGMENT_BUDGET
     )
     entries, start = [], 0
-    for run, number, found in evidence:
-        places = {name: start + i for i, name in enumerate(found.prompts)}
+    for run, number, evidence in iterations:
+        places = {name: start + i for i, name in enumerate(evidence.prompts)}
         start += len(places)
-        entries += [{"run": run, "iteration": number, "at": places[entry["prompt"]]} | entry for entry in found.entries]
+        common = {"run": run, "iteration": number}
+        entries += [common | {"at": places[entry["prompt"]]} | entry for entry in evidence.entries]
     return {
         "entries": _deflated(entries),
         "texts": _chunks([_shown(prompt, text) for prompt in prompts]),
@@ -221,7 +219,7 @@ def _shown(prompt: Prompt, limit: int | None) -> Record:
 
 def _behind(prompt: Prompt, limit: int | None) -> Record:
     judgments = {
-        name: [[judgment, said, _cut(text, limit)] for judgment, said, text in rows]
+        name: [[judgment, verdict, _cut(text, limit)] for judgment, verdict, text in rows]
         for name, rows in prompt.judgments.items()
     }
     compared = {"compared": prompt.compared, "comparisons": prompt.comparisons, "elo": prompt.elo}
@@ -229,11 +227,11 @@ def _behind(prompt: Prompt, limit: int | None) -> Record:
 
 
 def _limit(lengths: Iterable[int], budget: int) -> int | None:
-    """The greatest length to cut texts at for all to fit, the least there is if none does; None to keep them whole."""
-    known = list(lengths)
-    if sum(known) <= budget:
+    """The longest limit with which all texts fit, or else the shortest limit; None if they fit whole."""
+    lengths = list(lengths)
+    if sum(lengths) <= budget:
         return None
-    return next((limit for limit in LIMITS if sum(min(length, limit) for length in known) <= budget), LIMITS[-1])
+    return next((limit for limit in LIMITS if sum(min(length, limit) for length in lengths) <= budget), LIMITS[-1])
 
 
 def _cut(text: str | None, limit: int | None) -> Text | None:
@@ -246,5 +244,5 @@ def _chunks(rows: Sequence[Record]) -> list[str]:
 
 def _deflated(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    # A lone surrogate, which a tokenizer's bytes may leave, has no UTF-8.
+    # A tokenizer may leave a lone surrogate, which UTF-8 can't hold.
     return base64.b64encode(zlib.compress(text.encode("utf-8", "replace"))).decode()

@@ -1,7 +1,7 @@
-"""The report's page, from the folders of runs.
+"""The report's page, made from the folders of runs.
 
-What models and users wrote is data in it: names pass through jinja2's escaping, texts stand in packed chunks that the
-page's script shows as text nodes (`browser.py`), and a Content-Security-Policy allows this one script and no request.
+Text by models and users can't act in the page: jinja2 escapes names, the page's script shows packed texts as text
+nodes (`browser.py`), and a Content-Security-Policy allows only this script and no requests.
 """
 
 import base64
@@ -16,18 +16,19 @@ import jinja2
 
 from evaluation.report.browser import CHUNK, REASONS, Evidence, pack, read_evidence
 from evaluation.report.cost import cost
+from evaluation.report.parts import ReportedIteration, ReportedRun, Row, look_up
 from evaluation.report.plots import SERIES
-from evaluation.report.sections import Iteration, Row, Run, elo_spread, look_up, sections
-from evaluation.report.standings import COLUMNS, cards, cells, measured, models, names, note, numbers
+from evaluation.report.sections import elo_spread, sections
+from evaluation.report.standings import COLUMNS, cards, cells, names, note, numbers, with_values
 from stages.files import UserError, read_jsonl
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST = len(SERIES)
-"""Runs in one report: one a colour."""
+"""The most runs in one report: each has a colour."""
 
 
 def render(folders: Sequence[Path]) -> str:
-    """The page of these runs; the same runs give the same bytes.
+    """The page of these runs. The same runs give the same bytes.
 
     Raises `UserError` for a folder without a summary, and for more runs than there are colours.
     """
@@ -46,14 +47,14 @@ def render(folders: Sequence[Path]) -> str:
     )
     script = (TEMPLATES / "browser.js").read_text(encoding="utf-8")
     pairs = pack([[(i.number, i.evidence) for i in run.iterations] for run in runs])
-    chosen = measured(runs, COLUMNS)
+    columns = with_values(runs, COLUMNS)
     page = {
         "runs": [{"name": run.name, "facts": facts(run)} for run in runs],
         "titles": list(dict.fromkeys(title for run in runs for title in facts(run))),
         "command": shlex.join(["python", "-m", "evaluation.report", *(str(run.folder) for run in runs)]),
         "gone": [(run.name, why) for run in runs for why in run.gone],
-        "columns": chosen,
-        "standings": [[(row, list(cells(row, chosen))) for row in models(run)] for run in runs],
+        "columns": columns,
+        "standings": [[(row, list(cells(row, columns))) for row in run.models] for run in runs],
         "note": note(runs),
         "cards": list(cards(runs)),
         "models": names(runs),
@@ -61,7 +62,7 @@ def render(folders: Sequence[Path]) -> str:
         "sections": [*sections(runs), cost(runs)] if any(run.iterations for run in runs) else [],
         "iterations": sorted({i.number for run in runs for i in run.iterations}),
         "pairs": pairs,
-        "known": {
+        "report": {
             "runs": [{"name": run.name, "folder": str(run.folder)} for run in runs],
             "reasons": REASONS,
             "chunk": CHUNK,
@@ -75,32 +76,34 @@ def render(folders: Sequence[Path]) -> str:
     return environment.get_template("report.html").render(page)
 
 
-def read_run(folder: Path) -> Run:
-    """A run's summary, and for each iteration in it the metrics of its training and what is behind its pairs.
+def read_run(folder: Path) -> ReportedRun:
+    """A run's summary, and the training metrics and pairs of each of its iterations.
 
-    What has been deleted since, to save room, is left out, and `Run.gone` says so. Raises `UserError` where the summary
-    is not there, or another version's.
+    Deleted files are left out and named in `gone`. Raises `UserError` where the summary is missing or of another
+    version.
     """
     path = folder / "summary.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; name a run's folder, or let iterate.py finish its first iteration")
-    run = Run(folder.resolve().name, folder, _document(path))
+    run = ReportedRun(folder.resolve().name, folder, _document(path))
     if missing := _missing(run.summary):
-        raise UserError(f"{path}: of another version ({missing} is missing); `make iterate` of this run writes it anew")
+        raise UserError(
+            f"{path}: of another version ({missing} is missing); `make iterate` of this run writes a new one"
+        )
     for row in run.summary["iterations"]:
-        place = folder / f"iter{row['iteration']}"
+        path = folder / f"iter{row['iteration']}"
         metrics: list[Row] = []
         evidence = Evidence([], {})
         try:
-            metrics = list(read_jsonl(place / "train" / "metrics.jsonl"))
+            metrics = list(read_jsonl(path / "train" / "metrics.jsonl"))
         except UserError as error:
-            run.gone.append(f"no curves of training in iteration {row['iteration']}: {error}")
+            run.gone.append(f"no training curves of iteration {row['iteration']}: {error}")
         try:
-            evidence = read_evidence(place)
+            evidence = read_evidence(path)
         except UserError as error:
             run.gone.append(f"no pairs, Elo scores and scores by length of iteration {row['iteration']}: {error}")
         row = row | {"elo": {"spread": elo_spread(evidence)}}
-        run.iterations.append(Iteration(row["iteration"], row, metrics, evidence))
+        run.iterations.append(ReportedIteration(row["iteration"], row, metrics, evidence))
     return run
 
 
@@ -108,11 +111,11 @@ def _document(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); `make iterate` of this run writes it anew") from None
+        raise UserError(f"{path}: not JSON ({error}); `make iterate` of this run writes a new one") from None
 
 
 def _missing(summary: Row) -> str | None:
-    """The first key that the report needs and the summary lacks."""
+    """The first key that the report needs and the summary lacks, if any."""
     needed = (
         ("model", "seed", "sft", "iterations"),
         ("iteration", "rho", "pairs", "bias", "dpo", "seconds", "new_tokens"),
@@ -124,17 +127,17 @@ def _missing(summary: Row) -> str | None:
     )
 
 
-def facts(run: Run) -> dict[str, str]:
-    """What was run, in a few words."""
-    found = {"Seed model": run.summary["model"], "Random seed": str(run.summary["seed"])}
+def facts(run: ReportedRun) -> dict[str, str]:
+    """The run's model and main settings."""
+    rows = {"Seed model": run.summary["model"], "Random seed": str(run.summary["seed"])}
     path = run.folder / "settings.json"
     settings = _document(path) if path.is_file() else {}
     for title, key in (
-        ("Prompts an iteration", "respond.prompts_per_iteration"),
-        ("Responses a prompt, K", "respond.K"),
-        ("Judgments a response, N", "judge.N"),
+        ("Prompts per iteration", "respond.prompts_per_iteration"),
+        ("Responses per prompt, K", "respond.K"),
+        ("Judgments per response, N", "judge.N"),
     ):
         if (value := look_up(settings, key)) is not None:
-            found[title] = f"{value:,}" if isinstance(value, int) else str(value)
+            rows[title] = f"{value:,}" if isinstance(value, int) else str(value)
     rhos = [f"{i.row['rho']:g}" for i in run.iterations]
-    return found | {"Iterations": str(len(rhos)), "Length control, rho": ", ".join(rhos) or "-"}
+    return rows | {"Iterations": str(len(rhos)), "Length control, rho": ", ".join(rhos) or "-"}

@@ -1,7 +1,7 @@
-"""The report's pictures: small SVGs by matplotlib, whose colours are the page's, so that they follow light and dark.
+"""The report's pictures: small SVGs by matplotlib.
 
-matplotlib draws in placeholder colours, which become CSS variables. Text stays text, in the page's font. The same data
-give the same bytes.
+matplotlib draws in placeholder colours, which become the page's CSS variables, so that pictures follow light and dark.
+Text stays text, in the page's font. The same data give the same bytes.
 """
 
 import io
@@ -17,9 +17,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 INK, LINE, MARK = "#0a0b01", "#0a0b02", "#0a0b03"
 SERIES = [f"#0c0d{i:02x}" for i in range(1, 7)]
-"""A colour a run."""
+"""The colours of runs."""
 PARTS = [f"#0e0f{i:02x}" for i in range(1, 8)]
-"""A colour a part of a bar."""
+"""The colours of a bar's parts."""
 COLOURS = (
     {INK: "muted", LINE: "line", MARK: "mark"}
     | {colour: f"s{i}" for i, colour in enumerate(SERIES, 1)}
@@ -52,7 +52,7 @@ STYLE: dict[Any, Any] = {
 
 
 class Point(NamedTuple):
-    """A value, with its interval where there is one."""
+    """A value, and the ends of its interval if it has one."""
 
     x: float
     y: float
@@ -61,7 +61,7 @@ class Point(NamedTuple):
 
 
 class Series(NamedTuple):
-    """A line of a picture."""
+    """One line of a picture."""
 
     colour: int
     """Index into `SERIES`."""
@@ -83,10 +83,10 @@ def lines(
     height: tuple[float, float] | None = None,
     borders: Sequence[float] = (),
 ) -> str:
-    """Values over iterations, or over anything else; `marks` are levels to compare with, dotted.
+    """Lines over iterations, or over any other x; returns SVG.
 
-    Intervals are bars, of series side by side, or shades with `bands`. `reach` and `height` are the ends of the axes,
-    `borders` thin lines across.
+    Intervals are vertical bars, or shaded bands with `bands`. `marks` are dotted horizontal lines, `borders` are thin
+    vertical lines. `reach` and `height` are the ends of the x and the y axis.
     """
     figure, axes = _axes(2.7, 1.55)
     many = max(len(series), 1)
@@ -129,7 +129,7 @@ def bars(
     width: float = 1.0,
     label: str = "",
 ) -> str:
-    """Histograms side by side: for each series the share at each x, `width` apart; `top` is the greatest share."""
+    """Histograms side by side: (colour, share at each x). `width` is the bins' distance, `top` the greatest share."""
     figure, axes = _axes(2.7, 1.45)
     each = 0.8 * width / max(len(series), 1)
     for place, (colour, shares) in enumerate(series):
@@ -146,7 +146,7 @@ def bars(
 def stacked(
     name: str, rows: Sequence[tuple[str, Sequence[tuple[int, float]]]], most: float = 1.0, percent: bool = False
 ) -> str:
-    """A bar a row, from left to right of parts (colour, value); `most` is the axis's end."""
+    """One horizontal bar for each row, of parts (colour, value) from left to right; `most` is the axis's end."""
     figure, axes = _axes(3.3, 0.4 + 0.24 * len(rows))
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", visible=True)
@@ -181,7 +181,7 @@ def _finished(name: str, figure: Figure, axes: Axes, percent: bool, label: str) 
 
 
 def _room(low: float, high: float, percent: bool) -> tuple[float, float]:
-    """The ends of a y axis, not so near that noise looks like a trend; shares stay between 0 and 1."""
+    """The ends of a y axis, wide enough that noise doesn't look like a trend; shares stay between 0 and 1."""
     least = 0.2 if percent else 0.25 * max(abs(low), abs(high))
     if (short := least - (high - low)) > 0:
         low, high = low - short / 2, high + short / 2
@@ -203,7 +203,7 @@ def _plain(value: float, _: int) -> str:
 
 
 def _svg(name: str, figure: Figure) -> str:
-    """The picture as markup for a page: no size, no ids but those it refers to, colours by the page."""
+    """The picture as markup for a page: without size and unused ids, in the page's colours."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -221,7 +221,7 @@ def _svg(name: str, figure: Figure) -> str:
 
 
 def thinned(points: Sequence[Point], most: int = 300) -> list[Point]:
-    """A long curve as means of neighbours."""
+    """A long curve, shortened to means of neighbouring points."""
     size = math.ceil(len(points) / most)
     groups = [points[i : i + size] for i in range(0, len(points), max(size, 1))]
     return [Point(sum(p.x for p in g) / len(g), sum(p.y for p in g) / len(g)) for g in groups]

@@ -1,96 +1,35 @@
-"""What the report shows, a topic a section: measures over iterations, pictures, and a sentence on what to look for."""
+"""The report's sections, one for each topic: measures over the iterations, pictures, and what to look for."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from evaluation.report.browser import Evidence
+from evaluation.report.parts import (
+    FULL,
+    Card,
+    Measure,
+    Numbers,
+    ReportedIteration,
+    ReportedRun,
+    Section,
+    interval,
+    look_up,
+    measure_card,
+    written,
+)
 from evaluation.report.plots import Point, Series, bars, lines, stacked, thinned
+from judging.verdict import MAXIMUM
 
-Row = dict[str, Any]
-MAXIMUM = 5
-"""The highest score of the rubric."""
 LENGTH_BINS = 8
-FULL, HALF = "wide", ""
-"""How much room a picture takes."""
-
-
-@dataclass
-class Iteration:
-    """What is known of one iteration: its row of the summary, its training's metrics, what is behind its pairs."""
-
-    number: int
-    row: Row
-    metrics: list[Row]
-    evidence: Evidence
-
-
-@dataclass
-class Run:
-    """A run of the report."""
-
-    name: str
-    folder: Path
-    summary: Row
-    iterations: list[Iteration] = field(default_factory=list)
-    gone: list[str] = field(default_factory=list)
-    """What is not there to be shown, and why."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number of each iteration."""
-
-    title: str
-    path: str
-    """Its keys in the iteration's row of the summary, with dots between; a number, or one with its interval."""
-    form: str = "number"
-    """share, number or count."""
-    marks: tuple[tuple[float, str], ...] = ()
-    """Levels to compare with."""
-
-
-@dataclass
-class Card:
-    """A measure or a picture."""
-
-    title: str
-    svg: str = ""
-    values: list[tuple[int, str, str]] = field(default_factory=list)
-    """Of each run, by its number: the last value and its interval."""
-    size: str = HALF
-    note: str = ""
-    under: str = ""
-    """What the title does not say."""
-    run: int | None = None
-    """Whose picture it is, where it is not that of all runs."""
-    legend: list[tuple[int, str]] = field(default_factory=list)
-    """Colours that stand for something else than runs."""
-
-
-@dataclass
-class Section:
-    """A topic."""
-
-    name: str
-    title: str
-    look: str
-    cards: list[Card] = field(default_factory=list)
-    numbers: list[tuple[str, int, list[str]]] = field(default_factory=list)
-    """The same as a table: what, of which run, a cell a head."""
-    heads: list[str] = field(default_factory=list)
-    empty: str = "Nothing is known of it."
-    """What is said where there are no cards."""
-
 
 SCORES = (
     Measure("Judgments that hold a score", "bias.judge.parse_rate", "share"),
     Measure("Mean score of the judgments", "bias.judge.score_mean"),
     Measure("Entropy of the scores, bits", "bias.judge.score_entropy_bits"),
-    Measure("Two responses to a prompt tie", "bias.responses.ties", "share"),
+    Measure("Ties between two responses to a prompt", "bias.responses.ties", "share"),
     Measure("Scores that are 5", "bias.judge.saturation", "share"),
     Measure("Scores that are fractions", "bias.judge.fractions", "share"),
 )
@@ -143,13 +82,13 @@ CURVES = (
 
 
 def elo_spread(evidence: Evidence) -> float | None:
-    """Standard deviation of the Elo scores within a response, the root of the mean variance."""
+    """Standard deviation of the Elo scores within a response: the root of the mean variance."""
     ratings = _ratings(evidence)
     return float(np.sqrt(np.mean([np.var(rating) for rating in ratings]))) if ratings else None
 
 
-def sections(runs: Sequence[Run]) -> Iterator[Section]:
-    """The topics, in the order in which an iteration comes to them."""
+def sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
+    """The sections, in the order of an iteration's steps."""
     yield _scores(runs)
     yield _length(runs)
     yield _positions(runs)
@@ -158,153 +97,152 @@ def sections(runs: Sequence[Run]) -> Iterator[Section]:
     yield _training(runs)
 
 
-def _scores(runs: Sequence[Run]) -> Section:
+def _by_iteration(
+    runs: Sequence[ReportedRun], value_of: Callable[[ReportedIteration], Any]
+) -> dict[int, list[tuple[int, Any]]]:
+    """(run's index, value) by the iteration's number; empty values are left out."""
+    values: dict[int, list[tuple[int, Any]]] = {}
+    for place, run in enumerate(runs):
+        for iteration in run.iterations:
+            if value := value_of(iteration):
+                values.setdefault(iteration.number, []).append((place, value))
+    return dict(sorted(values.items()))
+
+
+def _scores(runs: Sequence[ReportedRun]) -> Section:
     look = (
-        "Scores that drift to 5, lose entropy and tie leave fewer pairs. A judgment without a score is a failure that "
-        "is counted, never a guess."
+        "Scores that drift to 5, lose entropy and tie leave fewer pairs. A judgment without a score counts as a "
+        "failure; no score is guessed."
     )
     section = Section("scores", "Scores", look, empty="No iteration judged responses: the scores come from a file.")
-    found: dict[int, list[tuple[int, dict[float, float]]]] = {}
-    for place, run in enumerate(runs):
-        for iteration in run.iterations:
-            counts = look_up(iteration.row, "bias.judge.score_histogram") or {}
-            total = sum(counts.values())
-            if total:
-                shares = {float(score): count / total for score, count in counts.items()}
-                found.setdefault(iteration.number, []).append((place, shares))
-    top = _greatest(found)
-    for number, series in sorted(found.items()):
-        svg = bars(f"scores{number}", series, (0, MAXIMUM), top)
+    histograms = _by_iteration(runs, lambda iteration: _shares(look_up(iteration.row, "bias.judge.score_histogram")))
+    for number, series in histograms.items():
+        svg = bars(f"scores{number}", series, (0, MAXIMUM), _greatest(histograms))
         section.cards.append(Card(f"Scores in iteration {number}", svg))
-    return _measured(section, runs, SCORES)
+    return _with_measures(section, runs, SCORES)
 
 
-def _length(runs: Sequence[Run]) -> Section:
+def _shares(histogram: dict[str, float] | None) -> dict[float, float]:
+    total = sum((histogram or {}).values())
+    return {float(score): count / total for score, count in histogram.items()} if histogram and total else {}
+
+
+def _greatest(histograms: dict[int, list[tuple[int, dict[float, float]]]]) -> float:
+    return max((share for group in histograms.values() for _, shares in group for share in shares.values()), default=1)
+
+
+def _length(runs: Sequence[ReportedRun]) -> Section:
     look = (
-        "A judge that scores long responses higher, or pairs whose chosen response is the longer one, teach length. "
-        "Shades hold the middle half of the responses."
+        "A judge that scores long responses higher, or pairs whose chosen response is the longer one, teach the model "
+        "to write longer. The shaded band holds the middle half of the responses."
     )
-    section = Section("length", "Length against score", look)
-    found: dict[int, list[Series]] = {}
-    for place, run in enumerate(runs):
-        for iteration in run.iterations:
-            if points := _by_length(iteration.evidence):
-                found.setdefault(iteration.number, []).append(Series(place, points))
-    every = [point for group in found.values() for series in group for point in series.points]
-    for number, group in sorted(found.items()):
+    section = Section("length", "Length and score", look)
+    curves = _by_iteration(runs, lambda iteration: _by_length(iteration.evidence))
+    every = [point for group in curves.values() for _, points in group for point in points]
+    for number, group in curves.items():
         reach = (0.0, 1.03 * max(point.x for point in every))
         low, high = min(point.low or point.y for point in every), max(point.high or point.y for point in every)
         height = (low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1))
-        svg = lines(f"length{number}", group, label="characters", bands=True, reach=reach, height=height)
+        series = [Series(place, points) for place, points in group]
+        svg = lines(f"length{number}", series, label="characters", bands=True, reach=reach, height=height)
         section.cards.append(Card(f"Score by length, iteration {number}", svg))
-    return _measured(section, runs, LENGTH)
+    return _with_measures(section, runs, LENGTH)
 
 
 def _by_length(evidence: Evidence) -> list[Point]:
-    """Mean score, and its quartiles, in bins of equally many responses, each at its mean length."""
-    known = [
+    """Mean score and quartiles in bins of equally many responses, each bin at its mean length."""
+    scored = [
         (row["characters"], float(row["score"]))
         for prompt in evidence.prompts.values()
         for row in prompt.responses.values()
         if row["score"] is not None
     ]
-    if not known:
+    if not scored:
         return []
-    parts = np.array_split(np.array(sorted(known)), min(LENGTH_BINS, max(len(known) // 5, 1)))
+    bins = np.array_split(np.array(sorted(scored)), min(LENGTH_BINS, max(len(scored) // 5, 1)))
     return [
         Point(float(part[:, 0].mean()), float(part[:, 1].mean()), *map(float, np.percentile(part[:, 1], [25, 75])))
-        for part in parts
+        for part in bins
     ]
 
 
-def _positions(runs: Sequence[Run]) -> Section:
+def _positions(runs: Sequence[ReportedRun]) -> Section:
     look = (
-        "A meta-judge without a bias names the first judgment half of the time. The paper's collapsed after one round "
-        "of judge training: it named the higher score 97.7% of the time and, at equal scores, the first 87.8%."
+        "A meta-judge without a bias names the first judgment half of the time. The paper's meta-judge collapsed after "
+        "one round of judge training: it named the higher score 97.7% of the time and, at equal scores, the first "
+        "judgment 87.8% of the time."
     )
     section = Section("position", "Position bias", look, empty="No iteration compared judgments.")
-    return _measured(section, runs, POSITIONS)
+    return _with_measures(section, runs, POSITIONS)
 
 
-def _elo(runs: Sequence[Run]) -> Section:
+def _elo(runs: Sequence[ReportedRun]) -> Section:
     look = (
-        "Judgments of one response are rated by their comparisons; its judge pair is the best against the worst. A "
-        "spread that is no greater than the standard error is noise."
+        "Comparisons give each judgment of a response an Elo score; the judge pair is the best judgment against the "
+        "worst. A standard deviation no greater than the standard error is noise."
     )
     section = Section("elo", "Elo", look, empty="No iteration compared judgments.")
-    found: dict[int, list[tuple[int, list[float]]]] = {}
-    for place, run in enumerate(runs):
-        for iteration in run.iterations:
-            if ratings := _ratings(iteration.evidence):
-                every = [value for rating in ratings for value in rating]
-                found.setdefault(iteration.number, []).append((place, every))
-    values = [value for group in found.values() for _, own in group for value in own]
-    width = max(max(map(abs, values), default=0.0), 0.5) / 7.5
-    cells = {number: [(place, _cells_of(own, width)) for place, own in group] for number, group in found.items()}
-    centres = [centre for group in cells.values() for _, shares in group for centre in shares]
+    scores = _by_iteration(runs, lambda iteration: [elo for own in _ratings(iteration.evidence) for elo in own])
+    highest = max((abs(value) for group in scores.values() for _, own in group for value in own), default=0.0)
+    width = max(highest, 0.5) / 7.5
+    histograms = {number: [(place, _histogram(own, width)) for place, own in group] for number, group in scores.items()}
+    centres = [centre for group in histograms.values() for _, shares in group for centre in shares]
     reach = (min(centres, default=0.0), max(centres, default=0.0))
-    for number, series in sorted(cells.items()):
-        svg = bars(f"elo{number}", series, reach, _greatest(cells), width, label="Elo score")
+    for number, series in histograms.items():
+        svg = bars(f"elo{number}", series, reach, _greatest(histograms), width, label="Elo score")
         section.cards.append(Card(f"Elo scores in iteration {number}", svg))
-    return _measured(section, runs, ELO)
+    return _with_measures(section, runs, ELO)
 
 
 def _ratings(evidence: Evidence) -> list[list[float]]:
-    """The Elo scores of each response that has some."""
+    """The Elo scores within each response whose judgments were compared."""
     return [[row[0] for row in prompt.elo.values()] for prompt in evidence.prompts.values() if prompt.elo]
 
 
-def _cells_of(values: Sequence[float], width: float) -> dict[float, float]:
+def _histogram(values: Sequence[float], width: float) -> dict[float, float]:
     """The share of values around each multiple of `width`."""
     cells, counts = np.unique(np.round(np.array(values) / width), return_counts=True)
     return {float(cell) * width: float(count) / len(values) for cell, count in zip(cells, counts, strict=True)}
 
 
-def _greatest(found: dict[int, list[tuple[int, dict[float, float]]]]) -> float:
-    return max((share for group in found.values() for _, shares in group for share in shares.values()), default=1.0)
-
-
-def _pairs(runs: Sequence[Run]) -> Section:
-    look = "Each prompt gives a pair or has a reason. Ties and position collapse show here first."
-    section = Section("yield", "Pairs and reasons", look)
-    _measured(section, runs, PAIRS)
+def _pairs(runs: Sequence[ReportedRun]) -> Section:
+    look = "Each prompt gives a pair, or has a reason for giving none. Ties and position collapse show here first."
+    section = _with_measures(Section("yield", "Pairs and reasons", look), runs, PAIRS)
     for kind in ("actor", "judge"):
         colours = {"pair": 0}
         pictures = []
         for place, run in enumerate(runs):
             bar_rows = []
             for iteration in run.iterations:
-                found = look_up(iteration.row, f"bias.pairs.{kind}")
-                counts = {"pair": found["pairs"]} | found["reasons"] if found else {}
+                panel = look_up(iteration.row, f"bias.pairs.{kind}")
+                counts = {"pair": panel["pairs"]} | panel["reasons"] if panel else {}
                 if not (total := sum(counts.values())):
                     continue
                 parts = [(colours.setdefault(name, len(colours)), count / total) for name, count in counts.items()]
                 bar_rows.append((f"{iteration.number}", parts))
             if bar_rows:
                 svg = stacked(f"pairs-{kind}-{place}", bar_rows, percent=True)
-                pictures.append(Card(f"What became of the prompts: {kind} pairs", svg, size=FULL, run=place))
+                pictures.append(Card(f"Outcome of the prompts: {kind} pairs", svg, size=FULL, run=place))
         for card in pictures:
-            card.legend = [(colour, _spoken(reason)) for reason, colour in colours.items()]
+            card.legend = [(colour, _spaced(reason)) for reason, colour in colours.items()]
         section.cards += pictures
         for reason in colours if pictures else ():
             path = f"pairs.{kind}" if reason == "pair" else f"bias.pairs.{kind}.reasons.{reason}"
-            title = f"{kind}: pairs" if reason == "pair" else f"{kind}: {_spoken(reason)}"
-            section.numbers += _cells(runs, title, path, "count")
+            title = f"{kind}: pairs" if reason == "pair" else f"{kind}: {_spaced(reason)}"
+            section.numbers += _cells(runs, Measure(title, path, "count"))
     return section
 
 
-def _spoken(reason: str) -> str:
+def _spaced(reason: str) -> str:
     return reason.replace("_", " ").replace("elo", "Elo")
 
 
-def _training(runs: Sequence[Run]) -> Section:
+def _training(runs: Sequence[ReportedRun]) -> Section:
     held_out = {bool(look_up(i.row, "dpo.held_out")) for run in runs for i in run.iterations}
-    where = " or ".join(
-        text for text, known in (("held-out pairs", True), ("the last step", False)) if known in held_out
-    )
+    where = " or ".join(text for text, flag in (("held-out pairs", True), ("the last step", False)) if flag in held_out)
     look = (
-        "Margin and accuracy should rise. Where the reward of the chosen falls while the margin rises, DPO pushes both "
-        f"answers down. Figures of {where} are of the epoch that was kept."
+        "Margin and accuracy should rise. If the margin rises while the reward of the chosen falls, DPO makes both "
+        f"answers less likely. Numbers of {where} are those of the epoch that was kept."
     )
     section = Section("training", "Training", look)
     numbers = _numbers(runs)
@@ -324,110 +262,47 @@ def _training(runs: Sequence[Run]) -> Section:
                 reach=(numbers[0], numbers[-1] + 1),
                 borders=numbers[1:],
             )
-            section.cards.append(Card(title, svg, note="Rejected dashed." if len(keys) > 1 else ""))
-    measures = [replace(measure, title=f"{measure.title}, {where}") for measure in TRAINING]
-    return _measured(section, runs, measures)
+            section.cards.append(Card(title, svg, note="Dashed: rejected." if len(keys) > 1 else ""))
+    return _with_measures(section, runs, [replace(m, title=f"{m.title}, {where}") for m in TRAINING])
 
 
-def _curve(run: Run, key: str) -> list[Point]:
-    """A metric of all steps; each iteration's from its number on, over a width of one."""
+def _curve(run: ReportedRun, key: str) -> list[Point]:
+    """A metric of all steps. Iteration t covers x from t to t + 1."""
     points = []
     for iteration in run.iterations:
         steps = [row for row in iteration.metrics if row["split"] == "train" and row.get(key) is not None]
-        own = [Point(iteration.number + (i + 0.5) / len(steps), row[key]) for i, row in enumerate(steps)]
-        points += thinned(own)
+        points += thinned([Point(iteration.number + (i + 0.5) / len(steps), row[key]) for i, row in enumerate(steps)])
     return points
 
 
-def _measured(section: Section, runs: Sequence[Run], measures: Sequence[Measure]) -> Section:
-    """Adds a card a measure, before the pictures, and the table of their values."""
+def _with_measures(section: Section, runs: Sequence[ReportedRun], measures: Sequence[Measure]) -> Section:
+    """The section with a card for each measure, before its pictures, and with the table of their values."""
     cards = []
     ticks = {float(number): f"{number}" for number in _numbers(runs)}
     for measure in measures:
-        series = [
-            Series(
-                place,
-                [
-                    Point(iteration.number, *known)
-                    for iteration in run.iterations
-                    if (known := interval(look_up(iteration.row, measure.path)))
-                ],
-            )
-            for place, run in enumerate(runs)
-        ]
+        series = []
+        for place, run in enumerate(runs):
+            values = [
+                (iteration.number, interval(look_up(iteration.row, measure.path))) for iteration in run.iterations
+            ]
+            series.append(Series(place, [Point(number, *value) for number, value in values if value]))
         if card := measure_card(f"{section.name}-{measure.path}", measure, series, ticks):
             cards.append(card)
-            section.numbers += _cells(runs, measure.title, measure.path, measure.form)
+            section.numbers += _cells(runs, measure)
     section.cards[:0] = cards
     return section
 
 
-def measure_card(name: str, measure: Measure, series: Sequence[Series], ticks: dict[float, str]) -> Card | None:
-    """A measure's last value of each run, and its course where there is more than one; None where it has none."""
-    series = [item for item in series if item.points]
-    if not series:
-        return None
-    values = []
-    for item in series:
-        _, value, low, high = item.points[-1]
-        between = f"{shown(low, measure.form)} to {shown(high, measure.form)}" if low is not None else ""
-        values.append((item.colour, shown(value, measure.form), between))
-    card = Card(measure.title, values=values)
-    if len(ticks) > 1:
-        levels = [level for level, _ in measure.marks]
-        card.svg = lines(name, series, ticks, levels, percent=measure.form == "share")
-    if measure.marks:
-        told = "; ".join(f"{text} {shown(level, measure.form)}" for level, text in measure.marks)
-        card.note = f"Dotted: {told}." if card.svg else f"To compare: {told}."
-    return card
-
-
-def _cells(runs: Sequence[Run], title: str, path: str, form: str) -> list[tuple[str, int, list[str]]]:
-    """A row of each run that has the value at a path of its iterations' rows."""
+def _cells(runs: Sequence[ReportedRun], measure: Measure) -> Numbers:
+    """A table row for each run that has the measure in some iteration."""
     rows = []
     for place, run in enumerate(runs):
-        known = {iteration.number: look_up(iteration.row, path) for iteration in run.iterations}
-        if any(found is not None for found in known.values()):
-            rows.append((title, place, [written(known.get(number), form) for number in _numbers(runs)]))
+        values = {iteration.number: look_up(iteration.row, measure.path) for iteration in run.iterations}
+        if any(value is not None for value in values.values()):
+            cells = [written(values.get(number), measure.form) for number in _numbers(runs)]
+            rows.append((measure.title, place, cells))
     return rows
 
 
-def _numbers(runs: Sequence[Run]) -> list[int]:
+def _numbers(runs: Sequence[ReportedRun]) -> list[int]:
     return sorted({iteration.number for run in runs for iteration in run.iterations})
-
-
-def look_up(row: Any, path: str) -> Any:
-    """What stands at a path of keys; None where there is nothing."""
-    for key in path.split("."):
-        row = row.get(key) if isinstance(row, dict) else None
-    return row
-
-
-def interval(found: Any) -> tuple[float, float | None, float | None] | None:
-    """Value, low and high of a measurement; of a bare number the value alone."""
-    if isinstance(found, dict):
-        value = found.get("value")
-        return None if value is None else (value, found.get("low"), found.get("high"))
-    return None if found is None else (found, None, None)
-
-
-def shown(value: float | None, form: str) -> str:
-    """A number for people."""
-    if value is None:
-        return "-"
-    if form == "share":
-        text = f"{value:.1%}"
-    elif form == "count":
-        text = f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
-    else:
-        text = f"{value:.2f}" if abs(value) >= 0.1 or not value else f"{value:.2g}"
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def written(found: Any, form: str) -> str:
-    """A measurement as the cell of a table."""
-    known = interval(found)
-    if known is None:
-        return "-"
-    value, low, high = known
-    return shown(value, form) + (f" [{shown(low, form)}, {shown(high, form)}]" if low is not None else "")

@@ -1,134 +1,104 @@
-"""The table of iterations, as in the paper: a line a model, from the seed to the last."""
+"""The table of models, as in the paper: a row for each model, from the seed to the last."""
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.report.parts import (
+    Card,
+    Measure,
+    Numbers,
+    ReportedRun,
+    Row,
+    interval,
+    look_up,
+    measure_card,
+    shown,
+    written,
+)
 from evaluation.report.plots import Point, Series
-from evaluation.report.sections import Card, Measure, Row, Run, interval, look_up, measure_card, shown, written
 
 OWN = re.compile(r"M\d+")
-"""A model of the run: who else judges is named by its folder."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A measurement of models."""
-
-    title: str
-    key: str
-    form: str
-    under: str = ""
-    """What the title does not say."""
-    marks: tuple[tuple[float, str], ...] = ()
-
+"""The name of a model of the run. A judge from elsewhere is named by its folder."""
 
 COLUMNS = (
-    Column("Win rate", "win_rate", "share", "against the seed", ((0.5, "the seed"),)),
-    Column("Verifiable", "verifiable", "share", "all rules followed"),
-    Column("Rules", "verifiable_rules", "share", "followed"),
-    Column("Length", "characters", "count", "characters"),
-    Column("Judge agrees", "agreement", "share", "with the known order", ((0.5, "chance"),)),
-    Column("Spearman", "spearman", "number", "of score and quality"),
-    Column("Meta-judge agrees", "meta_agreement", "share", "with the known order", ((0.5, "chance"),)),
+    Measure("Win rate", "win_rate", "share", ((0.5, "the seed"),), "against the seed"),
+    Measure("Verifiable", "verifiable", "share", under="prompts with all rules followed"),
+    Measure("Rules", "verifiable_rules", "share", under="followed"),
+    Measure("Length", "characters", "count", under="characters"),
+    Measure("Judge agrees", "agreement", "share", ((0.5, "chance"),), "with the labels"),
+    Measure("Spearman", "spearman", under="of score and quality"),
+    Measure("Meta-judge agrees", "meta_agreement", "share", ((0.5, "chance"),), "with the labels"),
 )
 OTHERS = (
-    Column("Parsed", "parse_rate", "share", "judgments that hold a score"),
-    Column("Distinct words", "distinct_1", "share", "of all words of the answers"),
-    Column("Distinct bigrams", "distinct_2", "share", "of all pairs of neighbouring words"),
-    Column("Repetition", "repetition", "share", "three-word sequences that came before"),
-    Column("Cut off", "cut_off", "share", "answers that met the limit of length"),
+    Measure("Parsed", "parse_rate", "share", under="judgments that hold a score"),
+    Measure("Distinct words", "distinct_1", "share", under="of all words of the answers"),
+    Measure("Distinct bigrams", "distinct_2", "share", under="of all pairs of neighbouring words"),
+    Measure("Repetition", "repetition", "share", under="three-word sequences that occurred before"),
+    Measure("Cut off", "cut_off", "share", under="answers that reached the length limit"),
 )
 
 
 @dataclass
 class Cell:
-    """A measurement, in up to four lines."""
+    """A value, and the lines of small text below it."""
 
     value: str
     lines: list[str]
 
 
-def measured(runs: Sequence[Run], among: Sequence[Column]) -> list[Column]:
-    """The columns that some model has a value of."""
-    rows = [row for run in runs for row in models(run)]
-    return [column for column in among if any(interval(row.get(column.key)) for row in rows)]
+def with_values(runs: Sequence[ReportedRun], measures: Sequence[Measure]) -> list[Measure]:
+    """The measures that some model has a value of."""
+    rows = [row for run in runs for row in run.models]
+    return [measure for measure in measures if any(interval(row.get(measure.path)) for row in rows)]
 
 
-def numbers(runs: Sequence[Run]) -> list[tuple[str, int, list[str]]]:
-    """The other measurements as a table: what, of which run, a cell a model of any run."""
+def numbers(runs: Sequence[ReportedRun]) -> Numbers:
+    """The other measures as a table, with a cell for each model name."""
     return [
         (
-            f"{column.title}: {column.under}",
+            f"{measure.title}: {measure.under}",
             place,
-            [written(rows.get(name, {}).get(column.key), column.form) for name in names(runs)],
+            [written(run.by_name.get(name, {}).get(measure.path), measure.form) for name in names(runs)],
         )
-        for column in measured(runs, OTHERS)
-        for place, rows in enumerate(map(_by_name, runs))
+        for measure in with_values(runs, OTHERS)
+        for place, run in enumerate(runs)
     ]
 
 
-def names(runs: Sequence[Run]) -> list[str]:
-    """Of all models of the runs, the seed first; not each run has one beside its M0."""
-    known = {row["name"] for run in runs for row in models(run)}
-    return sorted(known, key=lambda name: (name != "seed", len(name), name))
+def names(runs: Sequence[ReportedRun]) -> list[str]:
+    """The names of all models, the seed first. Some runs have no seed besides their M0."""
+    present = {row["name"] for run in runs for row in run.models}
+    return sorted(present, key=lambda name: (name != "seed", len(name), name))
 
 
-def _by_name(run: Run) -> dict[str, Row]:
-    return {row["name"]: row for row in models(run)}
-
-
-def models(run: Run) -> list[Row]:
-    """The run's models with their measurements; of a run whose summary has none, what its iterations say of them."""
-    trained = {f"M{iteration.number}": iteration.row for iteration in run.iterations}
-    rows = run.summary.get("models")
-    if not rows:
-        sft = run.summary["sft"]
-        rows = [
-            _judge("seed", sft.get("agreement_before"), None),
-            _judge("M0", sft["agreement"], sft["meta_agreement"]),
-        ]
-        rows += [_judge(name, row["agreement"], row["meta_agreement"]) for name, row in trained.items()]
-    return [row | {"pairs": look_up(trained, f"{row['name']}.pairs")} for row in rows]
-
-
-def _judge(name: str, found: Row | None, meta: Row | None) -> Row:
-    found, meta = found or {}, meta or {}
-    return {
-        "name": name,
-        "agreement": found.get("pairwise"),
-        "longer_wins": found.get("longer_wins"),
-        "spearman": found.get("spearman"),
-        "parse_rate": found.get("parse_rate"),
-        "meta_agreement": meta.get("agreement"),
-    }
-
-
-def cells(row: Row, chosen: Sequence[Column]) -> Iterator[Cell]:
-    """The row's cells of these columns; after them the pairs that trained the model."""
-    for column in chosen:
-        known = interval(row.get(column.key))
-        if known is None:
+def cells(row: Row, measures: Sequence[Measure]) -> Iterator[Cell]:
+    """A model's cell for each measure, and last the number of pairs that trained the model."""
+    for measure in measures:
+        parts = interval(row.get(measure.path))
+        if parts is None:
             yield Cell("-", [])
             continue
-        value, low, high = known
-        under = [f"{shown(low, column.form)} to {shown(high, column.form)}".replace("%", "")] if low is not None else []
-        if column.key == "win_rate":
+        value, low, high = parts
+        lines = (
+            [f"{shown(low, measure.form)} to {shown(high, measure.form)}".replace("%", "")] if low is not None else []
+        )
+        if measure.path == "win_rate":
             judged = "self-judged" if OWN.fullmatch(row["win_rate_by"]) else "judged"
-            under += [f"{judged} by {row['win_rate_by']},", row["win_rate_way"]]
-            if both := interval(row.get("win_rate_consistency")):
-                under += [f"both orders agree {both[0]:.1%}"]
-        if step := interval(look_up(row, f"differences.{column.key}")):
-            under += [_difference(step, column.form)]
-        yield Cell(shown(value, column.form), under)
+            lines += [f"{judged} by {row['win_rate_by']},", row["win_rate_way"]]
+            if consistency := interval(row.get("win_rate_consistency")):
+                lines += [f"both orders agree {consistency[0]:.1%}"]
+        if difference := interval(look_up(row, f"differences.{measure.path}")):
+            lines += [_difference(difference, measure.form)]
+        yield Cell(shown(value, measure.form), lines)
     pairs = row.get("pairs") or {}
     yield Cell(", ".join(shown(pairs.get(kind), "count") for kind in ("actor", "judge")) if pairs else "-", [])
 
 
-def _difference(step: tuple[Any, ...], form: str) -> str:
-    """A paired difference from M0; of shares in percentage points."""
-    value, low, high = (_signed(part, form) for part in step)
+def _difference(parts: tuple[Any, ...], form: str) -> str:
+    """A paired difference from M0; of shares, in percentage points."""
+    value, low, high = (_signed(part, form) for part in parts)
     return (f"{value}" + (f" [{low}, {high}]" if low else "")).replace("%", "")
 
 
@@ -139,39 +109,31 @@ def _signed(value: float | None, form: str) -> str:
     return sign + shown(abs(value), form)
 
 
-def note(runs: Sequence[Run]) -> str:
-    """What stands below the table."""
-    rows = [row for run in runs for row in models(run)]
-    told = "Small figures are 95% intervals."
+def note(runs: Sequence[ReportedRun]) -> str:
+    """The text below the table."""
+    rows = [row for run in runs for row in run.models]
+    sentences = ["Small numbers are 95% intervals."]
     if any(row.get("differences") for row in rows):
-        told += " Those with a sign are paired differences from M0, of shares in percentage points."
-    longer = {f"{known[0]:.1%}" for row in rows if (known := interval(row.get("longer_wins")))}
+        sentences.append("Numbers with a sign are paired differences from M0; for shares, in percentage points.")
+    longer = {f"{parts[0]:.1%}" for row in rows if (parts := interval(row.get("longer_wins")))}
     if longer:
-        told += f" That the longer response is better agrees with the known order {' or '.join(sorted(longer))}."
+        shares = " or ".join(sorted(longer))
+        sentences.append(f"Always preferring the longer response would agree with the labels {shares} of the time.")
     if any(interval(row.get("win_rate")) for row in rows):
-        told += " A win rate is by the judge named under it, a tie counting half: no benchmark's number."
-    return told
+        sentences.append("Win rates are by the judge named below them, a tie counting half; none is a benchmark's.")
+    return " ".join(sentences)
 
 
-def cards(runs: Sequence[Run]) -> Iterator[Card]:
-    """The measurements that have a course: three models or more."""
-    places = {name: i for i, name in enumerate(names(runs))}
-    for column in measured(runs, COLUMNS + OTHERS):
-        series = [
-            Series(
-                place,
-                [
-                    Point(places[row["name"]], *known)
-                    for row in models(run)
-                    if (known := interval(row.get(column.key))) is not None
-                ],
-            )
-            for place, run in enumerate(runs)
-        ]
+def cards(runs: Sequence[ReportedRun]) -> Iterator[Card]:
+    """A card for each measure that three or more models of a run have."""
+    places = {name: float(i) for i, name in enumerate(names(runs))}
+    ticks = {place: name for name, place in places.items()}
+    for measure in with_values(runs, COLUMNS + OTHERS):
+        series = []
+        for place, run in enumerate(runs):
+            values = [(places[row["name"]], interval(row.get(measure.path))) for row in run.models]
+            series.append(Series(place, [Point(x, *parts) for x, parts in values if parts is not None]))
         if max(len(item.points) for item in series) < 3:
             continue
-        ticks = {float(place): name for name, place in places.items()}
-        measure = Measure(column.title, "", column.form, column.marks)
-        if card := measure_card(f"models-{column.key}", measure, series, ticks):
-            card.under = column.under
+        if card := measure_card(f"models-{measure.path}", measure, series, ticks):
             yield card

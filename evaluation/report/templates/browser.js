@@ -1,10 +1,10 @@
 "use strict";
-// The browser of pairs. All that a model or a user wrote becomes text nodes; nothing here writes markup.
+// The browser of pairs. Text by models and users becomes text nodes; nothing here writes markup.
 (() => {
   const PAGE = 50;
   const byId = (id) => document.getElementById(id);
-  const known = JSON.parse(byId("known").textContent);
-  const several = known.runs.length > 1;
+  const report = JSON.parse(byId("report").textContent);
+  const several = report.runs.length > 1;
   const inflated = new Map();
   let entries = [], texts = [], chosen = [], first = 0, words = [];
 
@@ -21,12 +21,12 @@
 
   async function evidence(place) {
     const nodes = document.querySelectorAll("script.evidence");
-    const chunk = Math.floor(place / known.chunk);
+    const chunk = Math.floor(place / report.chunk);
     if (!inflated.has(chunk)) inflated.set(chunk, await inflate(nodes[chunk]));
-    return inflated.get(chunk)[place % known.chunk];
+    return inflated.get(chunk)[place % report.chunk];
   }
 
-  // An element of children: elements, texts, or nothing.
+  // An element with children: elements or texts; empty ones are left out.
   function make(tag, name, ...children) {
     const node = document.createElement(tag);
     if (name) node.className = name;
@@ -34,7 +34,7 @@
     return node;
   }
 
-  // A text with the words searched for marked.
+  // A text with the searched words marked.
   function marked(text) {
     if (!words.length) return [text];
     const pattern = new RegExp("(" + words.map((w) => w.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("|") + ")", "gi");
@@ -43,7 +43,7 @@
 
   const whole = (text) => (typeof text === "string" ? text : text[0]);
 
-  // The beginning of a text, no character cut in two.
+  // The beginning of a text, without half a surrogate pair at its end.
   const beginning = (text, most) => (text.length > most ? text.slice(0, most).replace(/[\ud800-\udbff]$/, "") + "…" : text);
 
   function body(text) {
@@ -55,16 +55,16 @@
 
   const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 2 });
   const score = (value) => (value === null ? "no score" : number(value));
-  // For a shell, whatever is in it.
+  // A word quoted for a shell.
   const quoted = (text) => (/^[\w./:@%+=,][\w./:@%+=,-]*$/.test(text) ? text : "'" + text.replaceAll("'", "'\\''") + "'");
   const spaced = (name) => name.replaceAll("_", " ").replace(/\belo\b/, "Elo");
   const signed = (value) => (Math.abs(value) < 0.005 ? "0.00" : value.toFixed(2).replace("-", "\u2212"));
 
   function key(entry) {
-    return (several ? known.runs[entry.run].name + ":" : "") + entry.id;
+    return (several ? report.runs[entry.run].name + ":" : "") + entry.id;
   }
 
-  // What a prompt without a pair is called: its kind and its own id.
+  // The name in the list; a prompt without a pair has its kind and id.
   const named = (entry) => entry.id.replace(/^none\//, "");
 
   const address = (entry) => "#" + encodeURIComponent(key(entry)).replaceAll("%2F", "/").replaceAll("%3A", ":");
@@ -73,7 +73,7 @@
     try {
       return decodeURIComponent(text);
     } catch {
-      return text; // somebody typed a "%"
+      return text; // a stray "%"
     }
   }
 
@@ -112,7 +112,7 @@
   function fillFilters() {
     const numbers = [...new Set(entries.map((entry) => entry.iteration))].sort((a, b) => a - b);
     options(byId("iteration"), [["", "All"], ...numbers.map((n) => [n, n])]);
-    if (several) options(byId("run"), [["", "All"], ...known.runs.map((run, i) => [i, run.name])]);
+    if (several) options(byId("run"), [["", "All"], ...report.runs.map((run, i) => [i, run.name])]);
     const count = (test) => entries.filter(test).length;
     const rows = [["all", "All"]];
     rows.push(["actor", `Actor pairs (${count(kinds.actor)})`], ["judge", `Judge pairs (${count(kinds.judge)})`]);
@@ -144,7 +144,7 @@
     first = 0;
     draw();
     const open = current();
-    if (open) show(open); // other words are marked, other pairs come before and after it
+    if (open) show(open); // its marked words and its neighbours have changed
   }
 
   function draw() {
@@ -187,9 +187,9 @@
 
   function judgmentList(rows, elo) {
     if (!rows || !rows.length) return null;
-    const items = rows.map(([id, said, text]) => {
-      const failed = typeof said === "string";
-      const summary = make("summary", "", make("b", failed ? "failed" : "", failed ? spaced(said) : number(said)), ` ${id.split("/").pop()}`);
+    const items = rows.map(([id, verdict, text]) => {
+      const failed = typeof verdict === "string";
+      const summary = make("summary", "", make("b", failed ? "failed" : "", failed ? spaced(verdict) : number(verdict)), ` ${id.split("/").pop()}`);
       if (elo[id]) summary.append(` · Elo ${signed(elo[id][0])} ± ${elo[id][1].toFixed(2)}, won ${elo[id][2]}, lost ${elo[id][3]}`);
       return make("details", "judgment", summary, body(text));
     });
@@ -208,8 +208,8 @@
   function others(entry, shown) {
     const rows = texts[entry.at].responses.filter((row) => !shown.includes(row[0]));
     if (!rows.length) return null;
-    const told = rows.map((row) => `${row[0].split("/").pop()}: ${score(row[2])}, ${number(row[1])} characters`);
-    return make("p", "facts", `Other responses – ${told.join("; ")}`);
+    const facts = rows.map((row) => `${row[0].split("/").pop()}: ${score(row[2])}, ${number(row[1])} characters`);
+    return make("p", "facts", `Other responses – ${facts.join("; ")}`);
   }
 
   function judgePair(entry, behind) {
@@ -219,8 +219,8 @@
     const half = (title, name) => {
       const id = entry[name];
       const [value, error, won, lost] = behind.elo[id];
-      const said = rows.find((row) => row[0] === id);
-      const facts = `score ${said ? said[1] : "–"} · Elo ${signed(value)} ± ${error.toFixed(2)} · won ${won}, lost ${lost} · ${id}`;
+      const judgment = rows.find((row) => row[0] === id);
+      const facts = `score ${judgment ? judgment[1] : "–"} · Elo ${signed(value)} ± ${error.toFixed(2)} · won ${won}, lost ${lost} · ${id}`;
       return side(title, name, prompt.sides[id], facts, null);
     };
     const ranked = [...rows].sort((a, b) => (behind.elo[b[0]] || [-99])[0] - (behind.elo[a[0]] || [-99])[0]);
@@ -245,26 +245,26 @@
     const line = (a) => make("tr", "", make("th", "", `j${a}`), ...names.map((b) => cell(a, b)));
     const head = make("tr", "", make("th", "", ""), ...names.map((b) => make("th", "", `j${b}`)));
     const table = make("table", "matrix", make("thead", "", head), make("tbody", "", ...names.map(line)));
-    const said = { first: "the first wins", second: "the second wins", tie: "a tie" };
-    const told = rows
+    const outcomes = { first: "the first wins", second: "the second wins", tie: "a tie" };
+    const details = rows
       .filter((row) => row[3] !== null)
       .map(([a, b, winner, text]) =>
-        make("details", "judgment", make("summary", "", `j${a} against j${b}: `, make("b", "", said[winner] || spaced(winner))), body(text)),
+        make("details", "judgment", make("summary", "", `j${a} against j${b}: `, make("b", "", outcomes[winner] || spaced(winner))), body(text)),
       );
     return make(
       "div",
       "judgments",
       make("h5", "", `${rows.length} comparisons of judgments of ${behind.compared}`),
-      make("p", "note", "Rows are shown first, columns second. 1: the first wins, 2: the second, =: a tie, ×: no verdict."),
+      make("p", "note", "The row's judgment was shown first, the column's second. 1: the first wins, 2: the second wins, =: a tie, ×: no verdict."),
       make("div", "box", table),
-      told.length ? make("details", "said", make("summary", "", "What the meta-judge said"), ...told) : null,
+      details.length ? make("details", "said", make("summary", "", "The meta-judge's texts"), ...details) : null,
     );
   }
 
   function noPair(entry, behind) {
     const rows = texts[entry.at].responses.filter((row) => row[3] !== null);
     return [
-      make("p", "reason", `No ${entry.of} pair: ${known.reasons[entry.reason] || spaced(entry.reason)}.`),
+      make("p", "reason", `No ${entry.of} pair: ${report.reasons[entry.reason] || spaced(entry.reason)}.`),
       entry.of === "judge" ? contests(behind) : null,
       make("div", "sides", ...rows.map((row) => responseSide("Response", "", row, behind))),
     ];
@@ -272,7 +272,7 @@
 
   async function show(entry) {
     const behind = await evidence(entry.at);
-    if (entry !== current()) return; // another one was opened meanwhile
+    if (entry !== current()) return; // another pair was opened meanwhile
     const at = chosen.indexOf(entry);
     const step = (to, text) => {
       const link = make("a", "", text);
@@ -284,7 +284,7 @@
     back.href = "#browser";
     const walk = make("nav", "walk", back, at >= 0 ? step(at - 1, "Previous") : null, at >= 0 ? step(at + 1, "Next") : null);
     walk.setAttribute("aria-label", "Pairs");
-    const where = `${several ? known.runs[entry.run].name + " · " : ""}iteration ${entry.iteration} · ${outcome(entry)}`;
+    const where = `${several ? report.runs[entry.run].name + " · " : ""}iteration ${entry.iteration} · ${outcome(entry)}`;
     const parts =
       entry.kind === "judge"
         ? judgePair(entry, behind)
@@ -300,7 +300,7 @@
             ]
           : noPair(entry, behind);
     const asked = entry.kind === "none" ? "--why-not " + quoted(entry.id.split("/").slice(2).join("/")) : quoted(entry.id);
-    const trace = `python -m judging.trace ${quoted(known.runs[entry.run].folder)} ${asked}`;
+    const trace = `python -m judging.trace ${quoted(report.runs[entry.run].folder)} ${asked}`;
     byId("pair").replaceChildren(
       ...[
         walk,
@@ -308,7 +308,7 @@
         make("p", "facts", where),
         side("Prompt", "prompt", texts[entry.at].prompt, ""),
         ...parts,
-        make("p", "note", "All of it, with seeds and weights: ", make("code", "", trace)),
+        make("p", "note", "Everything, with seeds and weights: ", make("code", "", trace)),
       ].filter(Boolean),
     );
   }
@@ -327,13 +327,13 @@
 
   function note() {
     const cuts = [];
-    if (known.limits.text) cuts.push(`responses at ${number(known.limits.text)} characters`);
-    if (known.limits.judgment) cuts.push(`judgments at ${number(known.limits.judgment)}`);
+    if (report.limits.text) cuts.push(`responses at ${number(report.limits.text)} characters`);
+    if (report.limits.judgment) cuts.push(`judgments at ${number(report.limits.judgment)}`);
     const parts = [];
-    if (cuts.length) parts.push(`cut are ${cuts.join(", ")}`);
-    if (known.outcomesOnly) parts.push("comparisons are without what the meta-judge said");
+    if (cuts.length) parts.push(`texts are cut: ${cuts.join(", ")}`);
+    if (report.outcomesOnly) parts.push("comparisons are shown without the meta-judge's texts");
     if (!parts.length) return;
-    byId("cut").textContent = `To keep this page small, ${parts.join(", and ")}. Each pair says the command that shows all of it.`;
+    byId("cut").textContent = `To keep this page small, ${parts.join(", and ")}. The command below each pair prints everything.`;
     byId("cut").hidden = false;
   }
 
