@@ -1,10 +1,10 @@
-"""A run in one document, `runs/NAME/summary.json`, and the same in the terminal."""
+"""A run's summary: `runs/NAME/summary.json`, and the same in the terminal."""
 
 from pathlib import Path
 from typing import Any
 
 from evaluation.agreement import read_report
-from evaluation.folders import ModelMeasurements
+from evaluation.folders import STAGE_FOLDERS, ModelMeasurements
 from evaluation.roster import model_rows, table
 from stages.files import read_json, read_jsonl, read_manifest, write_json
 from stages.settings import Settings
@@ -13,9 +13,9 @@ BAR = "█"
 
 
 def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, done: int) -> dict[str, Any]:
-    """Gather the manifests of a run's first `done` iterations; writes and returns the summary.
+    """Write and return the summary of a run's first `done` iterations.
 
-    `seed` and `initial` are the checkpoints that SFT starts from and ends with.
+    SFT starts from the checkpoint `seed` and ends with the checkpoint `initial`.
     """
     summary: dict[str, Any] = {"name": folder.name, "seed": settings.seed, "model": settings.model.path}
     summary["pool"] = (read_manifest(folder / "pool") or {}).get("counts") if settings.prompts.seeds else None
@@ -30,19 +30,19 @@ def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, d
 
 def _sft(folder: Path, checkpoint: Path, settings: Settings) -> dict[str, Any]:
     trained = read_manifest(checkpoint) or {}
-    found: dict[str, Any] = {
+    sft: dict[str, Any] = {
         "checkpoint": str(checkpoint),
         "seconds": trained.get("seconds"),
         "counts": trained.get("counts"),
         "eft": read_manifest(folder / "sft" / "eft") if settings.eft.sources else None,
     }
     seed, own = ModelMeasurements.of(folder, -1), ModelMeasurements.of(folder, 0)
-    for place, name, when in ((seed, "agreement_before", "before"), (own, "agreement", "after")):
-        agreement = found[name] = _agreement(place.agreement) if settings.evaluation.judge_cases else None
+    for model, name, when in ((seed, "agreement_before", "before"), (own, "agreement", "after")):
+        agreement = sft[name] = _agreement(model.agreement) if settings.evaluation.judge_cases else None
         if agreement:
-            found[f"judge_parse_rate_{when}"] = agreement["parse_rate"]
-    found["meta_agreement"] = _agreement(own.meta_agreement) if settings.evaluation.comparisons else None
-    return found
+            sft[f"judge_parse_rate_{when}"] = agreement["parse_rate"]
+    sft["meta_agreement"] = _agreement(own.meta_agreement) if settings.evaluation.comparisons else None
+    return sft
 
 
 def _agreement(folder: Path) -> dict[str, Any] | None:
@@ -50,12 +50,9 @@ def _agreement(folder: Path) -> dict[str, Any] | None:
 
 
 def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
-    places = {"respond": "responses", "score": "scores", "judge": "judgments", "metajudge": "comparisons"}
-    made = read_manifest(folder / "pairs") or {}
-    used = {name: place for name, place in places.items() if place in made["sources"]}
-    used |= {"pairs": "pairs", "train": "checkpoint"}
-    stages = {name: read_manifest(folder / place) or {} for name, place in used.items()}
-    counts, place = stages["pairs"]["counts"], ModelMeasurements.of(folder.parent, number)
+    used = {*(read_manifest(folder / "pairs") or {})["inputs"], "pairs", "checkpoint"}
+    stages = {name: read_manifest(folder / place) or {} for name, place in STAGE_FOLDERS.items() if place in used}
+    counts, model = stages["pairs"]["counts"], ModelMeasurements.of(folder.parent, number)
     return {
         "iteration": number,
         "rho": settings.iteration[number - 1].rho,
@@ -65,8 +62,8 @@ def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
         "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0), "reasons": _reasons(counts)},
         "bias": read_json(folder / "bias.json"),
         "dpo": _dpo(folder / "train" / "metrics.jsonl", stages["train"]),
-        "agreement": _agreement(place.agreement) if settings.evaluation.judge_cases else None,
-        "meta_agreement": _agreement(place.meta_agreement) if settings.evaluation.comparisons else None,
+        "agreement": _agreement(model.agreement) if settings.evaluation.judge_cases else None,
+        "meta_agreement": _agreement(model.meta_agreement) if settings.evaluation.comparisons else None,
         "checkpoint": str(folder / "checkpoint"),
         "seconds": {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest},
         "new_tokens": {name: manifest["new_tokens"] for name, manifest in stages.items() if "new_tokens" in manifest},
@@ -74,19 +71,19 @@ def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
 
 
 def _dpo(metrics: Path, trained: dict[str, Any]) -> dict[str, Any]:
-    """Loss, accuracy and margin on the held-out pairs; where there are none, of the last step's pairs before it."""
-    found = trained if "accuracy" in trained else list(read_jsonl(metrics))[-1]
-    kept = {key: found[key] for key in ("loss", "accuracy", "margin")}
-    return {"first_loss": trained["first_loss"], **kept, "epoch": trained["epoch"], "held_out": found is trained}
+    """Loss, accuracy and margin on the held-out pairs, or without such pairs those of the last step."""
+    last = trained if "accuracy" in trained else list(read_jsonl(metrics))[-1]
+    values = {key: last[key] for key in ("loss", "accuracy", "margin")}
+    return {"first_loss": trained["first_loss"], **values, "epoch": trained["epoch"], "held_out": last is trained}
 
 
 def _reasons(counts: dict[str, int]) -> dict[str, int]:
-    """Why prompts gave no pair, those that happened."""
+    """The reasons for which prompts gave no pair, with their counts."""
     return {key: value for key, value in counts.items() if "." in key and value}
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """The summary for people."""
+    """Print the summary."""
     sft = summary["sft"]
     print(f"\n{summary['name']}")
     if summary["pool"]:
@@ -95,18 +92,18 @@ def print_summary(summary: dict[str, Any]) -> None:
         counts = sft["eft"]["counts"]
         judged, agree = counts["groups"] - counts["groups.held_out"], counts["groups.agrees"]
         print(
-            f"  EFT          {agree} of {judged} groups agree with people ({sft['eft']['agreeing_by_chance']} would by "
-            f"chance); {counts['examples']} examples"
+            f"  EFT          {agree} of {judged} groups agree with people ({sft['eft']['agreeing_by_chance']} expected "
+            f"by chance); {counts['examples']} examples"
         )
     shares = {when: sft.get(f"judge_parse_rate_{when}") for when in ("before", "after")}
-    if told := ", ".join(f"{share:.1%} {when}" for when, share in shares.items() if share is not None):
-        print(f"  SFT          judgments that hold a score: {told}")
+    if parsed := ", ".join(f"{share:.1%} {when}" for when, share in shares.items() if share is not None):
+        print(f"  SFT          judgments that hold a score: {parsed}")
     _print_agreement("M0", sft["agreement"], sft["meta_agreement"])
     for row in summary["iterations"]:
         print(f"\n  iteration {row['iteration']}  (rho {row['rho']:g})")
         _print_panel(row["bias"], row["responses"])
         pairs = row["pairs"]
-        print(f"  pairs        {pairs['actor']} actor, {pairs['judge']} judge; none: {_listed(pairs['reasons'])}")
+        print(f"  pairs        {pairs['actor']} actor, {pairs['judge']} judge; no pair: {_listed(pairs['reasons'])}")
         values = ", ".join(f"{key} {value:.4g}" for key, value in row["dpo"].items() if key != "held_out")
         print(f"  DPO          {values} ({'held-out pairs' if row['dpo']['held_out'] else 'the last step'})")
         _print_agreement(f"M{row['iteration']}", row["agreement"], row["meta_agreement"])
@@ -118,7 +115,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def _print_panel(panel: dict[str, Any], responses: int) -> None:
-    """The bias panel: what judge and meta-judge made of the responses, and what may have gone wrong with it."""
+    """Print the bias panel of one iteration."""
     texts, judge, meta = panel["responses"], panel["judge"], panel["metajudge"]
     print(
         f"  responses    {responses}, {texts['distinct']} distinct, {texts['characters_mean'] or 0:.0f} characters on "
@@ -130,7 +127,7 @@ def _print_panel(panel: dict[str, Any], responses: int) -> None:
             shares = [part["parse_rate"] for part in judge["by_response_length"] if part["judgments"]]
             print(f"               parsed by response length, short to long: {', '.join(f'{s:.0%}' for s in shares)}")
         if judge["score"] == "expected":
-            print(f"  scores       expected, of the digits' {judge['digit_mass']:.1%} of the probability")
+            print(f"  scores       expected; the digits hold {judge['digit_mass']:.1%} of the probability")
         total = max(sum(judge["score_histogram"].values()), 1)
         for score, count in judge["score_histogram"].items():
             print(f"    score {score:>4}  {count / total:6.1%}  {BAR * round(40 * count / total)}")
@@ -139,12 +136,12 @@ def _print_panel(panel: dict[str, Any], responses: int) -> None:
             f"fractions {judge['fractions'] or 0:.1%}"
         )
     print(
-        f"  scores       {texts['scored']} responses; tied within a prompt {_share(texts['ties'])}; "
-        f"with length: Spearman {_number(texts['score_length_spearman_within_prompt']['value'])} within a prompt"
+        f"  scores       {texts['scored']} responses; ties within a prompt {_share(texts['ties'])}; score with "
+        f"length: Spearman {_number(texts['score_length_spearman_within_prompt']['value'])} within a prompt"
     )
     if meta:
         print(
-            f"  meta-judge   {meta['comparisons']} comparisons; first wins {_share(meta['first_wins'])}, "
+            f"  meta-judge   {meta['comparisons']} comparisons; the first wins {_share(meta['first_wins'])}, "
             f"at equal scores {_share(meta['first_wins_at_equal_scores'])}"
         )
         print(
@@ -153,31 +150,31 @@ def _print_panel(panel: dict[str, Any], responses: int) -> None:
         )
 
 
-def _share(found: dict[str, Any]) -> str:
+def _share(share: dict[str, Any]) -> str:
     """A share with its interval."""
-    if found["value"] is None:
+    if share["value"] is None:
         return "-"
-    return f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
+    return f"{share['value']:.1%} [{share['low']:.1%}, {share['high']:.1%}]"
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _print_agreement(name: str, found: dict[str, Any] | None, meta: dict[str, Any] | None) -> None:
-    """How well a model judges, and meta-judges, by what is known; nothing where that was not measured."""
-    if found and found["pairwise"]["count"]:
-        pairwise, longer, rank = found["pairwise"], found["longer_wins"], found["spearman"]
+def _print_agreement(name: str, agreement: dict[str, Any] | None, meta: dict[str, Any] | None) -> None:
+    """Print how well a model judges and meta-judges, as far as that was measured."""
+    if agreement and agreement["pairwise"]["count"]:
+        pairwise, longer, rank = agreement["pairwise"], agreement["longer_wins"], agreement["spearman"]
         print(
-            f"  judge of {name}  agrees with known order {_share(pairwise)} (longer wins: {longer['value']:.1%}); "
-            f"Spearman {_number(rank['value'])}"
+            f"  judge        {name} agrees with the labels {_share(pairwise)} (the longer response would: "
+            f"{longer['value']:.1%}); Spearman {_number(rank['value'])}"
         )
-        means = ", ".join(f"{quality}: {mean:.1f}" for quality, mean in found["mean_score_by_quality"].items())
-        print(f"               mean score by true quality  {means}")
+        means = ", ".join(f"{quality}: {mean:.1f}" for quality, mean in agreement["mean_score_by_quality"].items())
+        print(f"               mean score by labelled quality  {means}")
     if meta:
         print(
-            f"  meta-judge   of {name} names the right judgment {_share(meta['agreement'])}; "
-            f"the first one {meta['first_position']['value'] or 0:.1%} of the time"
+            f"  meta-judge   {name} names the right judgment {_share(meta['agreement'])}, "
+            f"and the first one {meta['first_position']['value'] or 0:.1%} of the time"
         )
 
 

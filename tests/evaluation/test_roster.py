@@ -1,4 +1,4 @@
-"""The table of iterations: paired differences, and how it is printed."""
+"""The table of models: paired differences, and how it is printed."""
 
 import numpy as np
 from pytest import approx
@@ -9,14 +9,14 @@ from evaluation.roster import differences, table
 def test_a_paired_difference_is_of_what_both_have():
     own = {"verifiable": {"v1": {"": 1.0}, "v2": {"": 1.0}, "v3": {"": 0.0}}, "agreement": {"g": {"x": 1.0, "y": 0.5}}}
     others = {"verifiable": {"v1": {"": 0.0}, "v2": {"": 1.0}}, "agreement": {"g": {"y": 1.0}}, "characters": {}}
-    found = differences(own, others)
-    assert set(found) == {"verifiable", "agreement"}
-    assert (found["verifiable"]["value"], found["verifiable"]["count"]) == (0.5, 2)
-    assert (found["agreement"]["value"], found["agreement"]["count"]) == (-0.5, 1)
+    paired = differences(own, others)
+    assert set(paired) == {"verifiable", "agreement"}
+    assert (paired["verifiable"]["value"], paired["verifiable"]["count"]) == (0.5, 2)
+    assert (paired["agreement"]["value"], paired["agreement"]["count"]) == (-0.5, 1)
 
 
-def test_what_goes_together_is_certain():
-    """Two models that differ by one everywhere, however much prompts differ: the interval has no width."""
+def test_a_constant_difference_has_no_interval():
+    """Two models differ by one on every prompt, and the prompts differ much."""
     draw = np.random.default_rng(0)
     lengths = {str(i): float(x) for i, x in enumerate(draw.integers(10, 1000, 50))}
     own = {"characters": {name: {"": value + 1} for name, value in lengths.items()}}
@@ -29,8 +29,8 @@ def test_the_interval_is_the_bootstraps():
     draw = np.random.default_rng(1)
     own = {"verifiable": {str(i): {"": float(x)} for i, x in enumerate(draw.integers(0, 2, 400))}}
     other = {"verifiable": {str(i): {"": 0.0} for i in range(400)}}
-    found = differences(own, other)["verifiable"]
-    assert found["high"] - found["low"] == approx(2 * 1.96 * 0.025, rel=0.1)
+    difference = differences(own, other)["verifiable"]
+    assert difference["high"] - difference["low"] == approx(2 * 1.96 * 0.025, rel=0.1)
 
 
 def share(value, low, high):
@@ -74,7 +74,7 @@ def test_the_table_says_who_judged():
     ]
 
 
-def test_another_s_judgment_is_not_called_self_judged():
+def test_a_foreign_judge_is_not_called_self_judged():
     """And a judge who gave no verdict is named too."""
     measures = {"win_rate": share(None, None, None), "win_rate_way": "in both orders", "win_rate_undecided": 4}
     assert list(table([row("M0"), row("M1", win_rate_by="models/large", **measures)])) == [
