@@ -16,26 +16,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dpo.train import train_key
+from dpo.sft import SFT
+from dpo.train import DPO
 from evaluation.agreement import read_report
 from evaluation.bias import broken_limits, write_panel
 from evaluation.folders import ModelMeasurements
 from evaluation.held_out import read_prompts
 from evaluation.labelled import read_labelled
-from evaluation.measure import measure_key
+from evaluation.measure import MEASURE
 from evaluation.meta_agreement import read_comparisons
 from evaluation.report import write_report
 from evaluation.summary import print_summary, write_summary
 from evaluation.verifiable import read_instructions
-from judging.judge import judge_key, scores_key
-from judging.metajudge import metajudge_key
-from judging.pairs import Sources, pairs_key
-from prepare.eft import eft_key
-from prepare.examples import examples_key
-from prepare.new_prompts import prompts_key
+from judging.expected import SCORE
+from judging.judge import JUDGE
+from judging.metajudge import METAJUDGE
+from judging.pairs import PAIRS, Sources
+from prepare.eft import EFT
+from prepare.examples import EXAMPLES
+from prepare.new_prompts import NEW_PROMPTS
 from prepare.seed_model import prepare
 from prepare.sft_delta import annotate, merge, read_facts, write
-from sampling.generate import respond_key
+from sampling.respond import RESPOND
 from stages.files import (
     UserError,
     command,
@@ -52,8 +54,9 @@ from stages.files import (
 )
 from stages.forecast import Forecast
 from stages.launch import Launcher
-from stages.lock import held
+from stages.lock import run_lock
 from stages.settings import Evaluation, Settings, as_dict, load_settings
+from stages.stage import Job, Stage
 
 
 class Run:
@@ -62,30 +65,37 @@ class Run:
     def __init__(self, config: Path, settings: Settings, folder: Path, launcher: Launcher):
         self.config, self.settings, self.folder, self.launcher = config, settings, folder, launcher
         self.forecast = Forecast(settings)
+        self.digests: dict[Path, str] = {}
 
-    def stage(
-        self,
-        module: str,
-        key: str,
-        out: Path,
-        *arguments: str | Path,
-        distributed: bool = True,
-        also: tuple[Path, str] | None = None,
-        name: str = "",
-    ) -> Path:
-        """Have `module` fill the folder `out`, unless it is complete; on all ranks if it is `distributed`.
-        `also`: a second folder that the module fills, and its key. `name`: the forecast's, if it is not the folder's.
-        """
-        name = name or "/".join(out.parts[-2:])
-        if is_complete(out, key) and (also is None or is_complete(*also)):
+    def job(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Job:
+        """A stage's work on these inputs; the digests of models are computed once."""
+        return stage.job(self.settings, out, t, self.digest, **inputs)
+
+    def digest(self, path: Path) -> str:
+        """An input's content. A model's is remembered: no stage changes a model."""
+        if not (path / "config.json").is_file():
+            return digest(path)
+        if path not in self.digests:
+            self.digests[path] = digest(path)
+        return self.digests[path]
+
+    def stage(self, stage: Stage, job: Job, name: str = "") -> Path:
+        """Have a stage do a job, unless it is done; the output folder. `name`: the forecast's, if not the folder's."""
+        name = name or "/".join(job.out.parts[-2:])
+        if job.complete:
             self.forecast.done(name)
-            return out
-        with self.forecast.stage(name) as told:
-            print(f"[{time.strftime('%H:%M:%S')}] {module} -> {out}" + (f"  ({told})" if told else ""), flush=True)
-            words = ("--config", self.config, *arguments, "--out", out)
-            if code := self.launcher.run(module, words, "-".join(out.parts[-2:]), distributed):
+            return job.out
+        with self.forecast.stage(name) as share:
+            note = f"  ({share})" if share else ""
+            print(f"[{time.strftime('%H:%M:%S')}] {stage.module} -> {job.out}{note}", flush=True)
+            words = stage.arguments(self.config, job)
+            if code := self.launcher.run(stage.module, words, "-".join(job.out.parts[-2:]), stage.ranks != "one"):
                 raise SystemExit(code)
-        return out
+        return job.out
+
+    def run(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Path:
+        """Have a stage work on these inputs; its output folder."""
+        return self.stage(stage, self.job(stage, out, t, **inputs))
 
     def sft(self, seed: Path) -> Path:
         """M0: the seed that has learnt to judge and to meta-judge, by training or from the file that keeps its outcome.
@@ -99,28 +109,23 @@ class Run:
 
     def trained_judge(self, seed: Path) -> Path:
         """The seed, fine-tuned on judging and meta-judging examples."""
-        examples, labelled = self.folder / "sft" / "examples", self.eft(seed)
-        key = examples_key(self.settings, seed, labelled)
-        self.stage("prepare.examples", key, examples, "--model", seed, "--labelled", *labelled, distributed=False)
-        data = examples / "examples.jsonl"
-        key = train_key("sft", self.settings, 0, seed, seed, [data])
-        shared = Path("models") / "sft" / key[:12]
-        arguments = ("--stage", "sft", "--model", seed, "--data", data, "--work", shared / "work")
+        labelled = self.run(EFT, self.folder / "sft" / "eft", model=seed) / "examples.jsonl" if self.ranked else None
+        examples = self.run(EXAMPLES, self.folder / "sft" / "examples", model=seed, labelled=labelled)
+        job = self.job(SFT, Path(), model=seed, data=examples / "examples.jsonl")
+        shared = Path("models") / "sft" / job.key[:12]
         shared.mkdir(parents=True, exist_ok=True)
-        with held(shared):  # another run may want the same
-            return self.stage("dpo.train", key, shared / "checkpoint", *arguments)
+        with run_lock(shared):  # another run may want the same
+            return self.stage(SFT, replace(job, out=shared / "checkpoint"))
 
-    def eft(self, seed: Path) -> list[Path]:
-        """Judging examples from human rankings, where the config names any."""
-        if not self.settings.eft.sources:
-            return []
-        out = self.stage("prepare.eft", eft_key(self.settings, seed), self.folder / "sft" / "eft", "--model", seed)
-        return [out / "examples.jsonl"]
+    @property
+    def ranked(self) -> bool:
+        """Whether the config names human rankings to make judging examples from."""
+        return bool(self.settings.eft.sources)
 
     def merged_judge(self, seed: Path) -> Path:
         """The seed with the difference that such training has made, from the file `sft.sft_delta`."""
         path = Path(self.settings.sft.sft_delta)
-        if read_facts(path)["recipe"] != sft_recipe(self.settings, seed):
+        if read_facts(path)["recipe"] != self.sft_recipe(seed):
             raise UserError(
                 f"{path}: made by another [sft] recipe than this config's; `make sft` makes it anew, or set "
                 'sft.sft_delta to "" to train in this run'
@@ -132,38 +137,44 @@ class Run:
             write_manifest(out, "sft-delta", key, [file for file in out.iterdir() if file.is_file()])
         return out
 
+    def sft_recipe(self, seed: Path) -> str:
+        """The identity of an SFT: its settings, and the content of its seed and of its examples' sources."""
+        stages = (EFT, EXAMPLES, SFT) if self.ranked else (EXAMPLES, SFT)
+        return stage_key("sft-recipe", [self.job(stage, Path(), model=seed).key for stage in stages], {})
+
     def evaluate(self, model: Path, t: int, initial: Path) -> None:
         """Measure M_t, or with t = -1 the seed, on held-out data: as judge, meta-judge, actor, and against the seed."""
-        evaluation, place, seed = self.settings.evaluation, ModelMeasurements.of(self.folder, t), self.seed_place
+        evaluation, place, seed = self.settings.evaluation, ModelMeasurements.of(self.folder, t), self.seed_measurements
         judge = None
         if evaluation.prompts and place != seed:
             judge = chosen_model(evaluation.judge, "evaluation.judge", model, initial)
         self.measure(model, place, f"evaluation/{t}", judges=t >= 0 or evaluation.seed_judges, judge=judge)
 
     def measure(
-        self, model: Path, place: ModelMeasurements, name: str, judges: bool = True, judge: Path | None = None
+        self, model: Path, folders: ModelMeasurements, name: str, judges: bool = True, judge: Path | None = None
     ) -> None:
         """Have a model measured; runs share what they measure of the same weights.
 
         `judges`: whether as a judge and meta-judge, too. `judge`: who compares its answers with the seed's, if anyone.
         """
         evaluation = self.settings.evaluation
-        cases = Path(evaluation.judge_cases.replace("{run}", str(self.folder))) if evaluation.judge_cases else None
-        if not (evaluation.instructions or evaluation.prompts or (judges and (cases or evaluation.comparisons))):
+        inputs: dict[str, Any] = {"instructions": evaluation.instructions, "prompts": evaluation.prompts}
+        if judges:
+            cases = evaluation.judge_cases.replace("{run}", str(self.folder))
+            inputs |= {"judge_cases": cases, "comparisons": evaluation.comparisons}
+        if judge:
+            inputs |= {"judge": judge, "against": self.seed_measurements.answers}
+        if not any(inputs.values()):
             return
-        against = self.seed_place.answers if judge else None
-        key = measure_key(self.settings, model, judges, cases, judge, against)
-        if is_complete(place.folder, key):
+        job = self.job(MEASURE, Path(), model=model, **inputs)
+        if is_complete(folders.folder, job.key):
             self.forecast.done(name)
             return
-        arguments: list[str | Path] = ["--model", model, *([] if judges else ["--answers-only"])]
-        for option, value in {"--cases": cases, "--judge": judge, "--against": against}.items():
-            arguments += [option, value] if value else []
-        shared = Path("models") / "measured" / key[:12]
+        shared = Path("models") / "measured" / job.key[:12]
         shared.mkdir(parents=True, exist_ok=True)
-        with held(shared):  # another run may want the same
-            self.stage("evaluation.measure", key, shared, *arguments, name=name)
-        copy_folder(shared, place.folder)
+        with run_lock(shared):  # another run may want the same
+            self.stage(MEASURE, replace(job, out=shared), name=name)
+        copy_folder(shared, folders.folder)
 
     def evaluate_initial(self, initial: Path) -> None:
         """Measure the seed, where SFT makes M_0 another model, and M_0."""
@@ -172,7 +183,7 @@ class Run:
         self.evaluate(initial, 0, initial)
 
     @property
-    def seed_place(self) -> ModelMeasurements:
+    def seed_measurements(self) -> ModelMeasurements:
         """What was measured of the seed."""
         return ModelMeasurements.of(self.folder, -1 if self.settings.sft.enabled else 0)
 
@@ -186,8 +197,7 @@ class Run:
                 )
             return Path(self.settings.respond.prompts)
         writer = other_model(options.model, "prompts.model") if options.model else seed
-        key = prompts_key(self.settings, writer)
-        return self.stage("prepare.new_prompts", key, self.folder / "pool", "--model", writer) / "prompts.jsonl"
+        return self.run(NEW_PROMPTS, self.folder / "pool", model=writer) / "prompts.jsonl"
 
     def draw_prompts(self, path: Path) -> None:
         """Each iteration's share of the pool, in an order that the seed decides; no two iterations share a prompt."""
@@ -209,50 +219,44 @@ class Run:
     def iteration(self, t: int, model: Path, initial: Path) -> Path:
         """M_t from M_{t-1} (`model`): act, judge, meta-judge, make pairs, train."""
         settings, folder = self.settings, self.folder / f"iter{t}"
-        arguments: tuple[str | Path, ...]
-        at: tuple[str | Path, ...] = ("--iteration", str(t), "--model", model)
         prompts = folder / "prompts.jsonl"
-        key = respond_key(settings, model, prompts, t)
-        if t == 1 and not (settings.judge.scores_file or list((folder / "responses").glob("units-*/*"))):
+        if t == 1 and not (settings.judge.scores_file or list((folder / "responses").glob("shards-*/*"))):
             words = ("--config", self.config, "--model", model, "--prompts", prompts)
             if code := self.launcher.run("judging.preview", words, "preview", distributed=False):
                 raise SystemExit(code)
-        responses = self.stage("sampling.generate", key, folder / "responses", *at, "--prompts", prompts)
+        responses = self.run(RESPOND, folder / "responses", t, model=model, prompts=prompts)
 
         sources = Sources(responses, scores_file=self.external_scores(t, responses))
         if not settings.judge.scores_file:
             sources = self.judged(t, model, responses)
             if settings.iteration[t - 1].judge_pairs:
-                meta_model = self.metajudge(model, initial)
-                key = metajudge_key(settings, meta_model, sources, t)
-                arguments = ("--iteration", str(t), "--model", meta_model, *sources.arguments())
-                comparisons = self.stage("judging.metajudge", key, folder / "comparisons", *arguments)
+                comparisons = folder / "comparisons"
+                self.run(METAJUDGE, comparisons, t, model=self.metajudge(model, initial), **sources.paths())
                 sources = replace(sources, comparisons=comparisons)
 
-        key = pairs_key(settings, t, model, sources)
-        pairs = self.stage("judging.pairs", key, folder / "pairs", *at, *sources.arguments(), distributed=False)
+        pairs = self.run(PAIRS, folder / "pairs", t, model=model, **sources.paths())
         if t == 1:  # measured after the first pairs, because users wait to see an iteration
             self.evaluate_initial(initial)
         self.check(t, sources, pairs)
 
-        data = (pairs / "actor.jsonl", pairs / "judge.jsonl")
+        data = [pairs / "actor.jsonl", pairs / "judge.jsonl"]
         reference = model if settings.dpo.reference == "previous" else initial
-        key = train_key("dpo", settings, t, model, reference, list(data))
-        arguments = ("--stage", "dpo", "--reference", reference, "--data", *data, "--work", folder / "train")
-        return self.stage("dpo.train", key, folder / "checkpoint", *at, *arguments)
+        return self.run(DPO, folder / "checkpoint", t, model=model, reference=reference, data=data)
 
     def judged(self, t: int, model: Path, responses: Path) -> Sources:
         """What the judge says of the responses: judgments, expected scores, or both."""
-        settings, folder = self.settings, self.folder / f"iter{t}"
-        arguments: tuple[str | Path, ...] = ("--iteration", str(t), "--model", model, "--responses", responses)
-        key, judgments = judge_key(settings, model, responses, t), folder / "judgments"
-        if settings.judge.score == "sampled":
-            return Sources(responses, self.stage("judging.judge", key, judgments, *arguments))
-        own, scores = scores_key(settings, model, responses, t), folder / "scores"
-        if settings.judge.verdict_position == "first" and not settings.iteration[t - 1].judge_pairs:
-            return Sources(responses, scores=self.stage("judging.judge", own, scores, *arguments))
-        arguments += ("--judgments", judgments)
-        self.stage("judging.judge", own, scores, *arguments, also=(judgments, key))
+        judge, folder = self.settings.judge, self.folder / f"iter{t}"
+        judgments, scores = folder / "judgments", folder / "scores"
+        if judge.score == "sampled":
+            return Sources(responses, self.run(JUDGE, judgments, t, model=model, responses=responses))
+        if not judge.score_first:
+            self.run(JUDGE, judgments, t, model=model, responses=responses)
+            self.run(SCORE, scores, t, model=model, responses=responses, judgments=judgments)
+            return Sources(responses, judgments, scores)
+        self.run(SCORE, scores, t, model=model, responses=responses)
+        if not self.settings.iteration[t - 1].judge_pairs:
+            return Sources(responses, scores=scores)
+        self.run(JUDGE, judgments, t, model=model, responses=responses, scores=scores)
         return Sources(responses, judgments, scores)
 
     def metajudge(self, model: Path, initial: Path) -> Path:
@@ -313,21 +317,8 @@ def check_evaluation(evaluation: Evaluation, seed: Path) -> None:
     if evaluation.instructions:
         read_instructions(Path(evaluation.instructions))
     if evaluation.prompts:
-        read_prompts(evaluation.prompts)
+        read_prompts(Path(evaluation.prompts))
         chosen_model(evaluation.judge, "evaluation.judge", seed, seed)
-
-
-def sft_recipe(settings: Settings, seed: Path) -> str:
-    """The identity of an SFT: its settings, and the content of its seed and of its examples' sources."""
-    section = {key: value for key, value in as_dict(settings.sft).items() if not key.startswith("sft_delta")}
-    facts = {
-        "sft": section,
-        "tokens_per_microbatch": settings.trainer.tokens_per_microbatch,
-        "examples": examples_key(settings, seed),
-    }
-    if settings.eft.sources:
-        facts["eft"] = eft_key(settings, seed)
-    return stage_key("sft-recipe", facts, {"model": seed})
 
 
 def make_sft_delta(run: Run) -> None:
@@ -339,7 +330,7 @@ def make_sft_delta(run: Run) -> None:
     trained = run.trained_judge(seed)
     facts: dict[str, Any] = {
         "command": f"make sft CONFIG={run.config}",
-        "recipe": sft_recipe(run.settings, seed),
+        "recipe": run.sft_recipe(seed),
         "seed": run.settings.seed,
         "examples": digest(run.folder / "sft" / "examples"),
     }
@@ -406,7 +397,7 @@ def main() -> None:
     if arguments.node:
         raise SystemExit(launcher.follow())
     folder.mkdir(parents=True, exist_ok=True)
-    with launcher.told_the_end(), held(folder):
+    with launcher.coordinate(), run_lock(folder):
         write_json(folder / "settings.json", as_dict(settings))
         run = Run(arguments.config, settings, folder, launcher)
         if arguments.make_sft_delta:

@@ -1,6 +1,6 @@
 """Checkpoints: the state that a stopped run continues from, and the export that the next stage reads.
 
-Both are written under another name, synced and renamed, so that a folder with its final name is always whole.
+Both are written under a temporary name, synced and renamed: a folder with its final name is always whole.
 """
 
 import json
@@ -20,39 +20,40 @@ from dpo.parallel import World
 from model.llama import Llama
 from model.weights import save_pretrained
 from stages.files import MANIFEST, write_json, write_manifest
+from stages.stage import Job
 
 PROGRESS = "progress.json"
 
 
 @dataclass
 class Progress:
-    """Where a run stands: all of its state that is no tensor. Schedule and data order are functions of it."""
+    """How far a run has come: all of its state that is not a tensor. Schedule and data order are functions of it."""
 
     key: str
-    """What work the state belongs to (`files.stage_key`)."""
+    """Identity of the work that the state belongs to."""
     step: int = 0
     """Updates done."""
     epoch: int = 0
     """Epochs done."""
     position: int = 0
-    """Global batches done of the epoch under way."""
+    """Global batches done in the current epoch."""
     metrics_bytes: int = 0
-    """Length of metrics.jsonl: lines that a run wrote after its last state are cut off."""
+    """Length of metrics.jsonl at this state; a continued run cuts off what follows."""
     seconds: float = 0.0
-    """Time spent in training, over all starts."""
+    """Training time over all starts."""
     exported: dict[str, Any] = field(default_factory=dict)
-    """The metrics of the epoch that is exported so far; empty when none is."""
+    """Number and held-out metrics of the epoch exported so far; empty when there is none."""
     first_loss: float | None = None
-    """The first batch's loss, before any update."""
+    """Loss of the first batch, before any update."""
 
 
 def save_state(folder: Path, world: World, model: Llama, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write `folder`/state-EPOCH-STEP, each rank its own part, and remove older states."""
+    """Write `folder`/state-EPOCH-STEP and remove older states. Each rank writes its own part."""
     final = folder / f"state-{progress.epoch:04}-{progress.step:08}"
-    temporary = folder / f".{final.name}.tmp"  # another each time: other nodes may remember a folder's old place
+    temporary = folder / f".{final.name}.tmp"  # never reused: other nodes may cache where a folder was
     if world.first:
-        for torn in folder.glob(".state-*"):
-            shutil.rmtree(torn)
+        for unfinished in folder.glob(".state-*"):
+            shutil.rmtree(unfinished)
     dist.barrier()
     dcp.save(_tensors(model, optimizer), checkpoint_id=temporary)
     if world.first:
@@ -65,14 +66,14 @@ def save_state(folder: Path, world: World, model: Llama, optimizer: torch.optim.
 
 
 def latest_state(folder: Path, key: str) -> Path | None:
-    """The newest state in `folder`, if it belongs to the work `key`."""
-    found = sorted(folder.glob(f"state-*/{PROGRESS}"))
-    own = [path.parent for path in found if json.loads(path.read_text(encoding="utf-8"))["key"] == key]
+    """The newest state in `folder` that belongs to the work `key`; None if there is none."""
+    paths = sorted(folder.glob(f"state-*/{PROGRESS}"))
+    own = [path.parent for path in paths if json.loads(path.read_text(encoding="utf-8"))["key"] == key]
     return own[-1] if own else None
 
 
 def load_state(state: Path, model: Llama, optimizer: torch.optim.Optimizer) -> Progress:
-    """Fill model and optimizer, exactly as they were; the number of ranks may differ from the one that saved."""
+    """Fill model and optimizer exactly as they were saved; the number of ranks may have changed."""
     progress = Progress(**json.loads((state / PROGRESS).read_text(encoding="utf-8")))
     for moments in optimizer.state.values():
         moments["step"].fill_(progress.step)
@@ -81,7 +82,7 @@ def load_state(state: Path, model: Llama, optimizer: torch.optim.Optimizer) -> P
 
 
 def _tensors(model: Llama, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The fp32 parameters and Adam's two moments, by name; DCP reads and writes them in place, each rank its rows."""
+    """The fp32 parameters and Adam's two moments by name. DCP reads and writes each rank's rows in place."""
     tensors = {}
     for name, parameter in model.named_parameters():
         moments = optimizer.state[parameter]
@@ -91,9 +92,9 @@ def _tensors(model: Llama, optimizer: torch.optim.Optimizer) -> dict[str, Tensor
 
 
 def export(world: World, model: Llama, source: Path, folder: Path) -> None:
-    """Write the model as a Hugging Face directory in bf16; configuration and tokenizer are those of `source`.
+    """Write the model as a Hugging Face directory in bf16, with the configuration and tokenizer of `source`.
 
-    Parameters are gathered one after another, so that no rank holds the whole model.
+    Parameters are gathered one at a time, so that no rank holds the whole model.
     """
     parameters = _gathered(model)
     if world.first:
@@ -104,7 +105,7 @@ def export(world: World, model: Llama, source: Path, folder: Path) -> None:
             _sync(path)
         _publish(temporary, folder)
     else:
-        for _ in parameters:  # each takes part in the gathering
+        for _ in parameters:  # gathering is collective
             pass
     dist.barrier()
 
@@ -114,16 +115,16 @@ def _gathered(model: Llama) -> Iterator[tuple[str, Tensor]]:
         yield name, parameter.detach().to(torch.bfloat16).full_tensor().cpu()  # type: ignore[attr-defined]
 
 
-def finish(exported: Path, out: Path, key: str, **facts: Any) -> None:
-    """Give an export its manifest and its final place; what was there before is removed."""
+def finish(exported: Path, job: Job, **facts: Any) -> None:
+    """Write the manifest of an export and move the export to its final place, replacing an older one."""
     files = [path for path in exported.iterdir() if path.name != MANIFEST]
-    write_manifest(exported, "train", key, files, **facts)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _publish(exported, out)
+    write_manifest(exported, job.name, job.key, files, **facts, inputs=job.lineage())
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    _publish(exported, job.out)
 
 
 def _publish(temporary: Path, final: Path) -> None:
-    """Rename a written folder to its final name, in place of an older one."""
+    """Rename a finished folder to its final name; an older folder of that name is replaced."""
     _sync(temporary)
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -135,7 +136,7 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the system write a file, or a folder's entries, to disk."""
+    """Flush a file, or a folder's entries, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,5 +1,6 @@
-"""Training examples: a prompt with its completions, chosen and rejected for DPO, one for SFT; which are
-held out, and in what order they come.
+"""Training examples: reading, the held-out share, and the order of batches.
+
+A DPO example is a prompt with a chosen and a rejected completion; an SFT example has one completion.
 """
 
 import hashlib
@@ -13,55 +14,55 @@ from typing import Any, Literal
 
 from stages.files import UserError, read_jsonl
 
-Stage = Literal["sft", "dpo"]
+Objective = Literal["sft", "dpo"]
 
 COMPLETIONS = {"sft": ("completion_ids",), "dpo": ("chosen_ids", "rejected_ids")}
-"""The keys of a record that hold its completions."""
+"""Keys of the completions in a record."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt's ids and its completions' ids: (chosen, rejected), or one for SFT."""
+    """Token ids of a prompt and of its completions: (chosen, rejected), or one for SFT."""
 
     id: str
     prompt: list[int]
     completions: tuple[list[int], ...]
     token_weights: list[float] | None = None
-    """SFT: each completion token's weight in the loss."""
+    """SFT: the weight of each completion token in the loss."""
 
     def tokens(self, shared: int = 0) -> int:
-        """Tokens of its sequences, of which the first `shared` are computed once; the last is predicted, not read."""
+        """Tokens that the model reads, the first `shared` once. A completion's last token is only predicted."""
         return shared + sum(len(self.prompt) - shared + len(completion) - 1 for completion in self.completions)
 
     @property
     def longest(self) -> int:
-        """Tokens of the prompt with its longest completion."""
+        """Tokens of the prompt and the longest completion."""
         return len(self.prompt) + max(map(len, self.completions))
 
     @property
     def weight(self) -> float:
-        """What it adds to the loss's denominator: 1 for a pair, its tokens' weights for SFT."""
+        """Share in the denominator of the mean loss: 1 for a pair, the sum of the token weights for SFT."""
         return 1.0 if self.token_weights is None else sum(self.token_weights)
 
 
-def read_examples(paths: Iterable[Path], stage: Stage, vocab_size: int) -> list[Example]:
+def read_examples(paths: Iterable[Path], objective: Objective, vocab_size: int) -> list[Example]:
     """The examples of JSON-lines files, in order: pairs for "dpo", SFT examples for "sft".
 
-    An SFT example may have `token_weights`, one for each completion token; without them each weighs 1. Raises
-    `UserError` naming file and id for ids that are no token ids, bad weights, and an id that comes twice.
+    An SFT example may have `token_weights`, one for each completion token; the default is 1. Raises UserError, with
+    file and id, for bad token ids, bad weights and repeated ids.
     """
-    keys, examples, seen = COMPLETIONS[stage], [], set()
+    keys, examples, seen = COMPLETIONS[objective], [], set()
     for path in paths:
         for row in read_jsonl(path, ("id", "prompt_ids", *keys)):
             where = f"{path}, id {row['id']!r}"
             if row["id"] in seen:
-                raise UserError(f"{where}: this id came before; give each example its own")
+                raise UserError(f"{where}: this id came before; give each example its own id")
             seen.add(row["id"])
             prompt, *completions = (
                 _token_ids(row[key], vocab_size, f"{where}: {key}") for key in ("prompt_ids", *keys)
             )
             weights = None
-            if stage == "sft":
+            if objective == "sft":
                 weights = _weights(row.get("token_weights", [1.0] * len(completions[0])), len(completions[0]), where)
             examples.append(Example(row["id"], prompt, tuple(completions), weights))
     return examples
@@ -76,19 +77,19 @@ def _token_ids(value: Any, vocab_size: int, where: str) -> list[int]:
 
 
 def _weights(value: Any, length: int, where: str) -> list[float]:
-    """Finite, not negative, and not all zero: a loss is divided by their sum."""
+    """Weights are finite, not negative and not all zero: the loss is divided by their sum."""
     numbers = isinstance(value, list) and all(type(weight) in (int, float) for weight in value)
     if not numbers or len(value) != length or not all(0 <= weight < math.inf for weight in value):
         raise UserError(
-            f"{where}: token_weights {value!r} are not {length} weights of at least 0, one a token; mend them"
+            f"{where}: token_weights {value!r} are not {length} weights of at least 0, one a token; correct them"
         )
     if length and not any(value):
-        raise UserError(f"{where}: token_weights are all 0, so nothing is to be learnt; remove the example")
+        raise UserError(f"{where}: token_weights are all 0, so there is nothing to learn; remove the example")
     return [float(weight) for weight in value]
 
 
 def content_digest(examples: Iterable[Example]) -> str:
-    """SHA-256 of ids and tokens, in order."""
+    """SHA-256 of example ids and tokens, in order."""
     total = hashlib.sha256()
     for example in examples:
         total.update(json.dumps([example.id, example.prompt, example.completions]).encode())
@@ -96,7 +97,7 @@ def content_digest(examples: Iterable[Example]) -> str:
 
 
 def split(examples: Sequence[Example], held_out: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of the training examples and of the held-out share, chosen by a hash of (seed, id)."""
+    """Indices of the training examples and of the held-out share; a hash of (seed, id) chooses."""
 
     def draw(index: int) -> bytes:
         return hashlib.sha256(f"{seed}/{examples[index].id}".encode()).digest()
@@ -108,7 +109,7 @@ def split(examples: Sequence[Example], held_out: float, seed: int) -> tuple[list
 def epoch_batches(
     indices: Sequence[int], batch_size: int, seed: int, epoch: int, curriculum: bool = False
 ) -> list[list[int]]:
-    """An epoch's global batches, the order a function of (seed, epoch), or as given; the last may be short."""
+    """Global batches of an epoch, shuffled by (seed, epoch), or in the given order. The last may be short."""
     order = list(indices)
     if not curriculum:
         random.Random(f"{seed}/{epoch}").shuffle(order)

@@ -1,4 +1,4 @@
-"""Arithmetic: what a micro-batch takes, and what the machine can do."""
+"""Floating-point operations: the number in a micro-batch, and the machine's peak rate."""
 
 import time
 from collections.abc import Callable
@@ -6,17 +6,17 @@ from collections.abc import Callable
 import torch
 
 from dpo.packing import MicroBatch
-from kernels.attention import Segments
+from kernels.segments import Segments
 from model.config import LlamaConfig
 
 PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "B300": 2250e12}
-"""Dense bf16 operations a second, by what a card's name contains; the makers' figures."""
+"""Dense bf16 operations a second by part of the GPU's name; figures of the manufacturers."""
 
 
 def forward_flops(config: LlamaConfig, batch: MicroBatch) -> int:
-    """Operations of a forward pass: 2 a weight and token in matrix products, 4 head_dim a head, query and key seen.
+    """Operations of a forward pass: 2 per weight and token, and 4 head_dim per head, query and visible key.
 
-    The head counts for the targets alone. A backward pass takes twice as many; what is computed again is not counted.
+    The output head counts only for the targets. A backward pass takes twice as many; recomputation is not counted.
     """
     block = config.hidden_size * (2 * config.q_size + 2 * config.kv_size + 3 * config.intermediate_size)
     attention = 4 * config.q_size * seen_keys(batch.segments)
@@ -25,24 +25,24 @@ def forward_flops(config: LlamaConfig, batch: MicroBatch) -> int:
 
 
 def seen_keys(segments: Segments) -> int:
-    """How many keys all queries see together."""
+    """Sum over all queries of the keys that the query attends to."""
     return sum((end - start) * (end - start + 1 + 2 * len(prefix)) // 2 for start, end, prefix in segments.ranges())
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second at best: the maker's figure for a known GPU in bf16, else the speed of a large product."""
+    """Peak operations a second: the manufacturer's figure for a known GPU in bf16, else that of a large product."""
     if device.type == "cuda" and dtype != torch.float32:
         name = torch.cuda.get_device_name(device)
-        known = [flops for part, flops in PEAK_FLOPS.items() if part in name]
-        if known:
-            return known[0]
+        figures = [flops for part, flops in PEAK_FLOPS.items() if part in name]
+        if figures:
+            return figures[0]
     return product_flops(device, dtype, 0 if device.type == "cuda" else 1024, 3)
 
 
 def product_flops(device: torch.device, dtype: torch.dtype, size: int = 0, repeats: int = 10) -> float:
     """Operations a second in a product of two [size, size] matrices: the best of `repeats`.
 
-    Without a size 2048, on a GPU 8192: there a smaller one takes little longer than to launch it and to wait for it.
+    The default size is 2048, on a GPU 8192: a smaller product there mostly measures launch and synchronisation.
     """
     size = size or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
@@ -50,7 +50,7 @@ def product_flops(device: torch.device, dtype: torch.dtype, size: int = 0, repea
 
 
 def best_rate(run: Callable[[], object], operations: int, repeats: int = 10) -> float:
-    """Operations a second: the best of `repeats` runs, each of so many operations."""
+    """Operations a second: the best of `repeats` runs of `operations` each."""
     best = 0.0
     for _ in range(repeats):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Log-probabilities of completions, and the losses made of them.
+"""Log-probabilities of completions, and the losses computed from them.
 
 Shapes: t tokens, d hidden_size, v vocabulary, n targets of a micro-batch, e examples.
 """
@@ -15,9 +15,9 @@ from model.llama import Llama
 
 
 def completion_logprob(model: Llama, batch: MicroBatch, attention: Attention = "triton") -> Tensor:
-    """log pi(token | what stands before it) of every completion token, fp32 [n].
+    """log pi(token | all tokens before it) of every completion token, fp32 [n].
 
-    Policy and reference both come through here. The head sees only the hidden states that predict a target.
+    Policy and reference share this function. The head gets only the hidden states that predict a target.
     """
 
     def head(hidden_td: Tensor, weight_vd: Tensor) -> Tensor:
@@ -38,9 +38,8 @@ def dpo_loss(policy_e2: Tensor, reference_e2: Tensor, beta: float) -> dict[str, 
 
         loss = -log sigmoid(m)
 
-    `policy_e2` and `reference_e2` hold the log-probabilities of chosen y_w and rejected y_l, summed over their tokens.
-    Besides the loss: the rewards beta log pi/pi_ref, their difference (margin), whether chosen has more (accuracy),
-    and the policy's log-probabilities.
+    `policy_e2` and `reference_e2` hold the log-probabilities of chosen y_w and rejected y_l, summed over tokens. The
+    result also has the rewards beta log pi/pi_ref, margin, accuracy (margin > 0) and the policy's log-probabilities.
     """
     reward_chosen, reward_rejected = (beta * (policy_e2 - reference_e2)).unbind(1)
     margin = reward_chosen - reward_rejected
@@ -59,12 +58,12 @@ def dpo_loss(policy_e2: Tensor, reference_e2: Tensor, beta: float) -> dict[str, 
 def chosen_nll(batch: MicroBatch, logprob_n: Tensor) -> Tensor:
     """-log pi(y_w|x) / |y_w| of each pair [e].
 
-    Added to the DPO loss with a weight, it keeps the chosen's likelihood from falling (arXiv 2404.19733, eq. 1).
+    A weighted term of the DPO loss that keeps the likelihood of chosen from falling (arXiv 2404.19733, eq. 1).
     """
     lengths_e2 = batch.sums(logprob_n.new_ones(len(logprob_n)))
     return -(batch.sums(logprob_n) / lengths_e2)[:, 0]
 
 
 def sft_loss(batch: MicroBatch, logprob_n: Tensor) -> dict[str, Tensor]:
-    """-sum of weight * log pi(token) over each example's completion [e]; to be divided by the global weight."""
+    """-sum of weight * log pi(token) over each completion [e]; the trainer divides by the batch's total weight."""
     return {"loss": -batch.sums(batch.weights_n * logprob_n)[:, 0]}

@@ -1,9 +1,9 @@
-"""What training needs on each GPU, counted without one: `python -m dpo.memory --config C`.
+"""The memory that training needs on each GPU, counted without a GPU: `python -m dpo.memory --config C`.
 
-The trainer's own model, sharding, forward, backward and update run on tensors without storage, as rank 0 of a process
-group that only pretends to communicate; every storage that comes and goes is counted. Kernels are not launched, but
-what they are given and give is counted too. A step has two full micro-batches, since in the second the gradients are
-there already when backward begins. What an allocator loses between blocks is not seen.
+The trainer's own model, sharding, forward, backward and update run on tensors without storage, as rank 0 of a fake
+process group, and every allocation and release is counted. Kernels are not launched, but their inputs and outputs are
+counted. A step has two full micro-batches: in the second one, gradients already exist when backward begins.
+Fragmentation of the allocator is not counted.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from stages.files import UserError, command
 from stages.settings import Settings, load_settings
 
 CONTEXT_BYTES = 2 * 2**30
-"""What CUDA, its libraries and NCCL's buffers take beside tensors: our allowance."""
+"""Our allowance for CUDA, its libraries and NCCL's buffers."""
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make, until they are freed or resized."""
+    """Counts the bytes of all storages that operations create, until they are freed or resized."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class LiveBytes(TorchDispatchMode):
             self.sizes[key] = size
 
     def resizing(self) -> Any:
-        """While in here, FSDP's resizing of gathered parameters is counted."""
+        """In this context, FSDP's resizing of gathered parameters is counted."""
         resize = torch.UntypedStorage.resize_
 
         def counted(storage: torch.UntypedStorage, size: int) -> Any:
@@ -81,7 +81,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def local(tensor: Any) -> Tensor:
-    """A sharded tensor's part on this rank."""
+    """The shard of a tensor on this rank; a tensor that is not sharded itself."""
     return getattr(tensor, "_local_tensor", tensor)
 
 
@@ -93,11 +93,11 @@ class Memory:
     gradients: int
     optimizer: int
     activations: int
-    """What forward keeps for backward."""
+    """Tensors that forward keeps for backward."""
     peak: int
-    """Of all tensors together."""
+    """Peak of all tensors together."""
     block: int
-    """A block's parameters, gathered: one more may be there when communication runs ahead."""
+    """Gathered parameters of one block: communication may gather one block ahead."""
 
     @property
     def needed(self) -> int:
@@ -118,15 +118,14 @@ class Memory:
 
 
 def full_pair(tokens: int, shared: bool) -> Example:
-    """A pair whose micro-batch has that many tokens: a quarter of them prompt, computed once or twice."""
+    """A pair whose micro-batch has `tokens` tokens: a quarter are prompt, computed once if `shared`, else twice."""
     prompt = tokens // 4 if shared else tokens // 8
     computed = prompt if shared else 2 * prompt
     return Example("full", [0] * prompt, ([0] * ((tokens - computed) // 2 + 1),) * 2)
 
 
 def count(config: LlamaConfig, settings: Settings, ranks: int, target: int = 90) -> Memory:
-    """A DPO step of two full micro-batches on one of `ranks` GPUs, in bf16, with the kernels of compute capability
-    `target` / 10."""
+    """A bf16 DPO step of two full micro-batches on one of `ranks` GPUs of compute capability `target` / 10."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     try:
         world = World(0, ranks, torch.device("cpu"), init_device_mesh("cpu", (ranks,)))
@@ -135,12 +134,12 @@ def count(config: LlamaConfig, settings: Settings, ranks: int, target: int = 90)
             return _step(config, settings, world, tracker)
     finally:
         dist.destroy_process_group()
-        _frequencies.cache_clear()  # it has tensors without storage now
+        _frequencies.cache_clear()  # its tensors have no storage
 
 
 def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBytes) -> Memory:
     model = sharded_model(config, world, torch.bfloat16, settings.trainer)
-    tracker.peak = tracker.live  # what was counted so far is the model on `meta`, which takes no memory
+    tracker.peak = tracker.live  # so far only the model on `meta` was counted, which takes no memory
     optimizer = make_optimizer(model, settings.dpo)
     example = full_pair(settings.trainer.tokens_per_microbatch, settings.trainer.share_prefixes)
     batch = lay_out([example], [0], {0: own_prefix(example, settings.trainer)})
@@ -175,7 +174,7 @@ def _gathered_block(model: Llama) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What training needs on each GPU.")
+    parser = argparse.ArgumentParser(description="Memory that training needs on each GPU.")
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--architecture", type=Path, help="folder with config.json; default: the config's model")
     parser.add_argument("--ranks", type=int, help="GPUs in all; default: the config's nproc_per_node")
@@ -184,12 +183,12 @@ def main() -> None:
     settings = load_settings(arguments.config)
     config = LlamaConfig.load(arguments.architecture or settings.model.shape)
     ranks = arguments.ranks or settings.nproc_per_node
-    found = count(config, settings, ranks)
+    memory = count(config, settings, ranks)
     print(f"{settings.name} on {ranks} GPUs, micro-batches of {settings.trainer.tokens_per_microbatch} tokens")
-    print(found.table())
-    if found.needed > arguments.memory * 1e9:
+    print(memory.table())
+    if memory.needed > arguments.memory * 1e9:
         raise UserError(
-            f"{arguments.config}: needs {found.needed / 1e9:.1f} GB of {arguments.memory:g} a GPU; lower "
+            f"{arguments.config}: needs {memory.needed / 1e9:.1f} GB of {arguments.memory:g} GB a GPU; lower "
             "trainer.tokens_per_microbatch, turn on trainer.activation_checkpointing, or take more GPUs"
         )
 

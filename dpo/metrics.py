@@ -1,4 +1,4 @@
-"""Where a run's metrics go: metrics.jsonl, a line a step, and TensorBoard's files if asked."""
+"""The metrics of a run: metrics.jsonl, a line a step, and TensorBoard files if the config asks for them."""
 
 import json
 import resource
@@ -14,7 +14,7 @@ METRICS = "metrics.jsonl"
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory, MiB, that this process has had so far: on the GPU, or resident on a CPU."""
+    """Peak memory of this process so far, in MiB: allocated on the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024
@@ -22,23 +22,23 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def summary_writer() -> Any:
-    """TensorBoard's writer. Raises `UserError` when it is not installed."""
+    """TensorBoard's class of writers. Raises UserError when tensorboard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError(
-            "trainer.tensorboard is on, but tensorboard is not there: pip install tensorboard, or turn it off"
+            "trainer.tensorboard is on, but tensorboard is not installed: pip install tensorboard, or turn it off"
         ) from None
     return SummaryWriter
 
 
 class MetricsLog:
-    """The metrics of a run in `folder`, written by one rank. A continued run goes on behind `length` bytes."""
+    """The metrics of a run in `folder`. Only one rank writes them."""
 
     def __init__(
         self, folder: Path, length: int = 0, writes: bool = True, tensorboard: bool = False, next_step: int = 0
     ):
-        """`next_step`: the first that is not done yet; TensorBoard drops points from there on."""
+        """A continued run keeps the first `length` bytes, and TensorBoard's points before `next_step`."""
         self.path, self.length, self.writes, self.board = folder / METRICS, length, writes, None
         if not writes:
             return
@@ -49,7 +49,7 @@ class MetricsLog:
             self.board = summary_writer()(str(folder / "tensorboard"), purge_step=next_step)
 
     def write(self, metrics: dict[str, Any]) -> None:
-        """A line, and a point of each curve."""
+        """Write a line, and a point of each TensorBoard curve."""
         line = (json.dumps(metrics) + "\n").encode()
         self.length += len(line)
         if not self.writes:

@@ -10,9 +10,9 @@ from stages.settings import Dpo, Sft
 
 
 def make_optimizer(model: nn.Module, section: Sft | Dpo) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) on the fp32 parameters; matrices decay, norms do not.
+    """AdamW (arXiv 1711.05101) on the fp32 parameters, with weight decay on matrices only.
 
-    Its state is there from the start, to be loaded into, and to lie together in memory.
+    The moments are allocated at once, so that a saved state can be loaded into them and they lie together in memory.
     """
     groups = [
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": section.weight_decay},
@@ -29,7 +29,7 @@ def make_optimizer(model: nn.Module, section: Sft | Dpo) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
-    """Linear warm-up over the first `warmup_ratio` of the steps, then half a cosine down to zero."""
+    """Linear warm-up over the first `warmup_ratio` of the steps, then half a cosine period down to zero."""
     warmup = round(warmup_ratio * steps)
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -37,13 +37,13 @@ def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> fl
 
 
 def local_gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """This rank's parts of the gradients, fp32."""
+    """This rank's shards of the gradients, fp32."""
     gradients = (p.grad for p in parameters if p.grad is not None)
     return [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
 
 
 def squared_norm(gradients: list[Tensor]) -> Tensor:
-    """Sum of squares, fp64: parts of a gradient on several ranks add up to the whole one's."""
+    """Sum of squares, fp64. The sums of all ranks add up to the squared norm of the whole gradient."""
     return torch.stack(torch._foreach_norm(gradients)).double().square().sum()
 
 

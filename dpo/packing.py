@@ -1,9 +1,9 @@
-"""Micro-batches: examples packed flat under a token budget, the same number of them on every rank.
+"""Micro-batches: examples packed flat under a token budget, the same number on every rank.
 
-What sequences of a micro-batch begin with is computed once, where that saves enough: for DPO a pair's prompt, for SFT
-what prompts have in common, such as the rubric. All of them see it (`kernels.attention.Segments`).
+Where it saves enough, a shared prefix is computed once (`kernels.segments.Segments`): for DPO the prompt of a pair,
+for SFT the common beginning of prompts, such as the rubric.
 
-Shapes: t tokens of all segments, n targets (the completions' tokens), e examples, c completions of each.
+Shapes: t tokens of all segments, n targets (the completions' tokens), e examples, c completions of each example.
 """
 
 import heapq
@@ -16,49 +16,45 @@ import torch
 from torch import Tensor
 
 from dpo.data import Example
-from kernels.attention import Segments
+from kernels.segments import Segments
 from kernels.transfer import to_device
 from stages.settings import Trainer
 
 LEAST_SHARED = 16
-"""Tokens that a shared prefix has at least: below, a further segment costs as much as it saves."""
+"""Shortest shared prefix, in tokens: a shorter one costs as much as it saves, since it is one more segment."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Packed sequences, and where in them the completions' tokens are predicted. No padding."""
+    """Packed sequences without padding, and the positions that predict the completions' tokens."""
 
     examples: list[int]
-    """Each example's index among those that training was given."""
+    """Indices into the training examples."""
     real: bool
-    """False for the stand-in that a rank without work computes, so that collectives match; its loss is left out."""
+    """False for a stand-in: a rank without work computes it, so that collectives match. Its loss does not count."""
     segments: Segments
     examples_e: Tensor
     """int64; `examples`, on the device."""
     ids_t: Tensor
-    """int64; what the model reads."""
+    """int64; tokens that the model reads."""
     positions_t: Tensor
-    """int64; counted from each sequence's start."""
+    """int64; positions within each sequence."""
     sources_n: Tensor
-    """int64; which of t predicts the target."""
+    """int64; index into t of the token that predicts the target."""
     targets_n: Tensor
     """int64; the completions' tokens."""
     sequences_n: Tensor
-    """int64; which of the e * c completions the target belongs to."""
+    """int64; index into the e * c completions."""
     weights_n: Tensor
-    """fp32; the target's weight in SFT's loss."""
+    """fp32; weights in the SFT loss."""
     completions: int
-    """c."""
 
     @property
     def tokens(self) -> int:
         return self.segments.borders[-1]
 
     def sums(self, values_n: Tensor) -> Tensor:
-        """Sums of the targets' values over each completion, fp32 [e, c]; the same bits every time.
-
-        Of the two operations that add by index, one is deterministic on CUDA, the other on a CPU.
-        """
+        """Sums over each completion, fp32 [e, c]. `index_put` is deterministic only on CUDA, `index_add` on a CPU."""
         total = values_n.new_zeros(len(self.examples) * self.completions)
         if values_n.is_cuda:
             total = total.index_put((self.sequences_n,), values_n, accumulate=True)
@@ -67,28 +63,27 @@ class MicroBatch:
         return total.view(-1, self.completions)
 
     def predicting(self, hidden_td: Tensor) -> Tensor:
-        """The hidden states that predict a target, [n, d]; in backward, too, the same bits every time (as above)."""
+        """Hidden states that predict a target, [n, d]; the backward is deterministic on CUDA and on a CPU."""
         return hidden_td[self.sources_n] if hidden_td.is_cuda else hidden_td.index_select(0, self.sources_n)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Examples, by index, whose prompts begin with the same `prefix` tokens, which are computed once."""
+    """Indices of examples whose prompts share their first `prefix` tokens."""
 
     members: list[int]
     prefix: int
 
 
 def own_prefix(example: Example, options: Trainer) -> int:
-    """Tokens of its prompt that an example's own completions share."""
+    """Prompt tokens that the completions of one example share."""
     enough = len(example.completions) > 1 and len(example.prompt) >= LEAST_SHARED
     return len(example.prompt) if options.share_prefixes and enough else 0
 
 
 def keep_usable(examples: Iterable[Example], options: Trainer, context: int) -> tuple[list[Example], dict[str, int]]:
-    """The examples that can be trained on, and how many were dropped, by reason. Nothing is truncated."""
-    kept: list[Example] = []
-    dropped: Counter[str] = Counter()
+    """The examples that can be trained on, and the numbers of dropped ones by reason. Nothing is truncated."""
+    kept, dropped = list[Example](), Counter[str]()
     for example in examples:
         if not example.prompt or not all(example.completions):
             dropped["dropped.empty"] += 1
@@ -104,10 +99,10 @@ def keep_usable(examples: Iterable[Example], options: Trainer, context: int) -> 
 
 
 def common_prefixes(examples: Sequence[Example], indices: Sequence[int]) -> list[Group]:
-    """SFT examples by what their prompts begin with: the groups that save the most tokens.
+    """Groups of SFT examples by common beginnings of their prompts, which save the most tokens.
 
-    In the order of their prompts, groups are runs. best[end], the most tokens that the first `end` examples can save,
-    is best[start] + (members - 1) * prefix for the last run's start.
+    A group is a run in the sorted prompts. best[end], the most tokens that the first `end` prompts can save, is the
+    maximum over the last run's start of best[start] + (members - 1) * prefix.
     """
     order = sorted(indices, key=lambda i: examples[i].prompt)
     prompts = [examples[i].prompt for i in order]
@@ -134,15 +129,14 @@ def common_prefixes(examples: Sequence[Example], indices: Sequence[int]) -> list
 
 
 def _common(a: list[int], b: list[int]) -> int:
-    """Tokens that both begin with."""
+    """Length of the common beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def pack(costs: Sequence[int], ranks: int, budget: int) -> list[list[int]]:
-    """Indices of `costs` in ranks * m bins of at most `budget`, m as small as greedy packing finds.
+    """Indices of `costs`, each at most `budget`, in the fewest bins (a multiple of `ranks`) that greedy packing finds.
 
-    Longest first, each into the bin with the least in it, so that bins are even, and with them the ranks. No cost may
-    exceed the budget.
+    The highest cost comes first, and each goes into the emptiest bin, so that bins and ranks are even.
     """
     assert max(costs, default=0) <= budget
     count = ranks * max(1, -(-sum(costs) // max(1, budget * ranks)))
@@ -168,10 +162,7 @@ def micro_batches(
     ranks: int = 1,
     device: torch.device | None = None,
 ) -> list[MicroBatch]:
-    """This rank's micro-batches of the global batch `indices`; every rank has the same number of them.
-
-    Where there are fewer examples than bins, a rank gets the batch's shortest example as a stand-in.
-    """
+    """This rank's micro-batches of the global batch `indices`; an empty bin gets the shortest example as stand-in."""
     if options.share_prefixes and len(examples[indices[0]].completions) == 1:
         prefixes, bins = _pack_with_common_prefixes(examples, indices, ranks, options.tokens_per_microbatch)
     else:
@@ -184,32 +175,32 @@ def micro_batches(
 
 @dataclass(frozen=True)
 class _Packed:
+    """Shared prompt tokens of each example, bins of positions in the global batch, and the tokens of all bins."""
+
     prefixes: dict[int, int]
-    """Tokens of each example's prompt that it shares."""
     bins: list[list[int]]
-    """Positions in the global batch."""
     tokens: int
 
 
 def _pack_with_common_prefixes(
     examples: Sequence[Example], indices: Sequence[int], ranks: int, budget: int
 ) -> tuple[dict[int, int], list[list[int]]]:
-    """Each SFT example's shared tokens, and the bins: the way to share that needs the fewest bins, then tokens.
+    """Shared tokens of each SFT example, and the bins.
 
-    The ways: the groups that save most; what all prompts have in common; nothing.
+    Of three groupings (those that save most; one group of all prompts; none) the one with the fewest bins, then tokens.
     """
     prompts = sorted(examples[i].prompt for i in indices)
     everyone = Group(list(indices), _common(prompts[0], prompts[-1]))
-    ways = [common_prefixes(examples, indices), [everyone] if everyone.prefix >= LEAST_SHARED else [], []]
-    found = [_pack_groups(examples, indices, groups, ranks, budget) for groups in ways]
-    best = min((packed for packed in found if packed), key=lambda packed: (len(packed.bins), packed.tokens))
+    groupings = [common_prefixes(examples, indices), [everyone] if everyone.prefix >= LEAST_SHARED else [], []]
+    packings = [_pack_groups(examples, indices, groups, ranks, budget) for groups in groupings]
+    best = min((packed for packed in packings if packed), key=lambda packed: (len(packed.bins), packed.tokens))
     return best.prefixes, best.bins
 
 
 def _pack_groups(
     examples: Sequence[Example], indices: Sequence[int], groups: list[Group], ranks: int, budget: int
 ) -> _Packed | None:
-    """Packed; None if it does not fit: a bin may have examples of every group, and so each group's prefix once."""
+    """The packing, or None if it does not fit: a bin may hold examples of every group, hence every prefix."""
     prefixes = dict.fromkeys(indices, 0) | {i: group.prefix for group in groups for i in group.members}
     rest = [examples[i].tokens() - prefixes[i] for i in indices]
     reserved = sum(group.prefix for group in groups)
@@ -228,10 +219,7 @@ def lay_out(
     real: bool = True,
     device: torch.device | None = None,
 ) -> MicroBatch:
-    """Pack the sequences of the examples at `indices`; the first prefixes[i] tokens of example i may be shared.
-
-    This is the one place that knows how an example's sequences lie in memory.
-    """
+    """Pack the sequences of the examples at `indices`; the first prefixes[i] tokens of example i may be shared."""
     layout, order = _Layout(), []
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i in indices:
@@ -248,7 +236,10 @@ def lay_out(
 
 @dataclass
 class _Layout:
-    """A micro-batch under way."""
+    """Builds a micro-batch, sequence by sequence.
+
+    The current shared prefix is segment `prefix` (-1: none); its `shared` tokens begin at index `first` of `ids`.
+    """
 
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
@@ -259,26 +250,23 @@ class _Layout:
     sequences: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     prefix: int = -1
-    """The segment that the next sequences continue, or -1."""
     shared: int = 0
-    """Its tokens."""
     first: int = 0
-    """Where it begins."""
 
     def begin(self, shared: list[int]) -> None:
-        """A prefix for the sequences that follow; none if it is empty."""
+        """Set the prefix of the sequences that follow; it may be empty."""
         self.first, self.shared, self.prefix = len(self.ids), len(shared), -1
         if shared:
             self._segment(shared, 0)
             self.prefix = len(self.lengths) - 1
 
     def add(self, example: Example, completion: list[int], sequence: int) -> None:
-        """A prompt with one of its completions, but for the prefix."""
+        """Add a prompt with one of its completions, without the prefix."""
         start, prompt = len(self.ids), len(example.prompt)
         own = (example.prompt + completion[:-1])[self.shared :]
         if own:
             self._segment(own, self.shared)
-        # The token before predicts; the prompt's last one may be the prefix's.
+        # A target is predicted by the token before it, which may lie in the prefix.
         for position in range(prompt - 1, prompt - 1 + len(completion)):
             inside = position < self.shared
             self.sources.append(self.first + position if inside else start + position - self.shared)

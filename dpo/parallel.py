@@ -1,4 +1,4 @@
-"""Ranks and sharding: the process group, FSDP2, and sums over ranks. One rank takes the same path as many."""
+"""Ranks and sharding: the process group, FSDP2, and sums over ranks. One rank runs the same code as many."""
 
 import ctypes
 import os
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others that train the same model."""
+    """The rank of this process among those that train the same model."""
 
     rank: int
     size: int
@@ -48,7 +48,7 @@ class World:
         return values
 
     def agree(self, compute: Callable[[], T]) -> T:
-        """What rank 0 computes, on every rank; a `UserError` there is raised on every rank."""
+        """The result of `compute` on rank 0, given to every rank; its UserError is raised on every rank."""
         outcome: list[Any] = [None, None]
         if self.first:
             try:
@@ -61,17 +61,16 @@ class World:
         return outcome[0]
 
     def say(self, message: str) -> None:
-        """A line for the user, once."""
+        """Print a line for the user on rank 0."""
         if self.first:
             print(message, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def distributed(threads: int, timeout_minutes: float = Trainer.timeout_minutes) -> Iterator[World]:
-    """The process group that torchrun describes, or of this process alone; `threads` CPU threads a rank.
+    """The process group that torchrun describes, or a group of this process alone; `threads` CPU threads a rank.
 
-    A `UserError` leaves every rank; each node's first says it first. A rank that waits in vain for another says so
-    and ends with exit code 1.
+    UserError is raised on every rank. A rank that loses another prints why and ends with exit code 1.
     """
     torch.set_num_threads(threads)
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -90,26 +89,26 @@ def distributed(threads: int, timeout_minutes: float = Trainer.timeout_minutes) 
     except UserError:
         dist.destroy_process_group()
         if rank and os.environ.get("LOCAL_RANK") != "0":
-            time.sleep(1)  # where all ranks fail, the first one speaks: torchrun ends the others when one ends
+            time.sleep(1)  # the first rank of the node prints the error: torchrun ends the others when one ends
         raise
     except SystemExit:
         dist.destroy_process_group()
         raise
-    except RuntimeError as error:  # the group is not destroyed: that could wait, too
-        if (said := lost(error, timeout_minutes)) is None:
+    except RuntimeError as error:  # the group is not destroyed: destroying could hang, too
+        if (message := describe_lost_rank(error, timeout_minutes)) is None:
             raise
-        print(f"error: rank {rank}: {said}", file=sys.stderr)
+        print(f"error: rank {rank}: {message}", file=sys.stderr)
         raise SystemExit(1) from None
     dist.destroy_process_group()
 
 
-def lost(error: RuntimeError, timeout_minutes: float) -> str | None:
-    """What to tell the user of an operation among ranks that failed since one did not take part; None of others."""
+def describe_lost_rank(error: RuntimeError, timeout_minutes: float) -> str | None:
+    """Error message for a collective operation that failed because a rank is missing; None for other errors."""
     text = str(error).lower()
-    if "timed out waiting" in text:  # gloo's words; NCCL's watchdog aborts the process, of which torchrun tells
+    if "timed out waiting" in text:  # gloo's message; NCCL's watchdog aborts the process, which torchrun reports
         return (
             f"another rank did not take part within {timeout_minutes:g} minutes (trainer.timeout_minutes): it hangs, "
-            "or its disk is slow; the logs of all ranks say what each did last"
+            "or its disk is slow; look for its last line in the logs of all ranks"
         )
     if "connection closed by peer" in text or "connection reset by peer" in text:
         return "another rank has ended; its log says why"
@@ -117,10 +116,10 @@ def lost(error: RuntimeError, timeout_minutes: float) -> str | None:
 
 
 def end_process(run: Callable[[], None]) -> NoReturn:
-    """Run a command and end the process with its exit code, without the interpreter's finalisation.
+    """Run a command and end the process with its exit code, without finalisation of the interpreter.
 
-    Gloo's threads outlive the process group, and one that lets go of a tensor while the interpreter ends aborts the
-    process (pytorch/pytorch issues 38228, 190489): a rank that had done all its work would be reported as failed.
+    Gloo's threads outlive the process group, and a thread that frees a tensor during finalisation aborts the process
+    (pytorch/pytorch issues 38228, 190489). A rank that has done its work would be reported as failed.
     """
     code: Any = 0
     try:
@@ -136,15 +135,15 @@ def end_process(run: Callable[[], None]) -> NoReturn:
 
 
 def spare_memory() -> None:
-    """Settings of a CPU process whose tensors have other shapes at every step.
+    """Memory settings for a CPU process whose tensor shapes change at every step.
 
-    glibc is to keep large freed blocks: else each goes back to the system, which must zero its pages again. PyTorch is
-    to remember few of oneDNN's products: it would keep a thousand shapes' code, scattered over what could be one block.
+    glibc keeps large freed blocks: the system would have to zero returned pages again. PyTorch caches 64 oneDNN
+    products: by default code for a thousand shapes would fragment the memory.
     """
     os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # another C library
+    except (OSError, AttributeError, TypeError):  # not glibc
         return
     trim_threshold, mmap_max = -1, -4
     mallopt(trim_threshold, 2**31 - 1)
@@ -152,13 +151,13 @@ def spare_memory() -> None:
 
 
 def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options: Trainer) -> Llama:
-    """A model whose fp32 parameters lie in equal parts on the ranks, not yet filled (`load_sharded`).
+    """A model whose fp32 parameters are sharded evenly over the ranks; `load_sharded` fills them.
 
-    Each block, and the rest, is gathered in `dtype` while it computes; gradients are averaged over ranks in fp32.
+    Each block, and the rest, is gathered in `dtype` for its computation. Gradients are averaged over ranks in fp32.
     """
     with torch.device("meta"):
         model = Llama(config)
-    # Inputs are not cast: the rotary tables among them stay fp32.
+    # Inputs are not cast, so that the rotary tables stay fp32.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in model.layers:
         block = cast(Block, layer)
@@ -172,19 +171,19 @@ def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options
 
 
 def load_sharded(model: Llama, folder: Path | str) -> None:
-    """`model.weights.load_weights` for such a model: each rank reads its own rows only."""
+    """`model.weights.load_weights` for a sharded model: each rank reads only its own rows."""
     load_weights(model, folder, _local)
 
 
 def _local(parameter: nn.Parameter) -> tuple[Tensor, int]:
-    """This rank's rows, and the first of them."""
+    """This rank's rows, and the index of the first one."""
     shard = cast(DTensor, parameter)
     _, offset = compute_local_shape_and_global_offset(shard.shape, shard.device_mesh, shard.placements)
     return shard.to_local(), offset[0]
 
 
 def reshard(model: Llama) -> None:
-    """Give up gathered parameters. Due after a forward without a backward: they would outlive the next load."""
+    """Free gathered parameters. Needed after a forward without a backward: they would hide the next loaded weights."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

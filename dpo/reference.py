@@ -1,7 +1,7 @@
-"""The reference model's log-probabilities, computed once before training and kept in a file.
+"""The log-probabilities of the reference model, computed once before training and kept in a file.
 
-They come from the reference's own Hugging Face directory through the trainer's forward, never from the sampler and
-never from the state of a run: a resumed run reads the file, or computes it again from that directory.
+The trainer's forward computes them from the reference's Hugging Face directory, never from the sampler or from the
+state of a run. A resumed run reads the file, or computes it again.
 """
 
 import hashlib
@@ -33,33 +33,32 @@ def reference_logprob(
     dtype: torch.dtype,
     attention: Attention = "triton",
 ) -> Tensor:
-    """Log-probabilities of each pair's chosen and rejected under the weights in the folder `weights`, fp32 [e, 2].
+    """Log-probabilities of chosen and rejected of each pair under the weights in the folder `weights`, fp32 [e, 2].
 
-    Read from the folder `cache` when they are there for these pairs, weights, dtype and attention. If not, `model` is
-    filled with the reference's weights, which the caller replaces by the policy's.
+    Read from the folder `cache` if it has a file for these pairs, weights, dtype and attention. Otherwise `model` is
+    filled with the reference's weights, and the caller must load the policy's weights afterwards.
     """
     name = hashlib.sha256(f"{content_digest(examples)} {weights_digest} {dtype} {attention}".encode()).hexdigest()
     path = cache / f"{name[:16]}.jsonl"
     if not world.agree(path.is_file):
         load_sharded(model, weights)
-        found_e2 = _compute(world, model, examples, options, attention)
+        pairs = zip(examples, _compute(world, model, examples, options, attention).tolist(), strict=True)
         if world.first:
-            found = zip(examples, found_e2.tolist(), strict=True)
-            write_jsonl(path, ({"id": pair.id, "chosen": both[0], "rejected": both[1]} for pair, both in found))
+            write_jsonl(path, ({"id": pair.id, "chosen": row[0], "rejected": row[1]} for pair, row in pairs))
     rows = world.agree(lambda: [(row["chosen"], row["rejected"]) for row in read_jsonl(path)])
     return torch.tensor(rows, dtype=torch.float32, device=world.device)
 
 
 @torch.no_grad()
 def _compute(world: World, model: Llama, examples: Sequence[Example], options: Trainer, attention: Attention) -> Tensor:
-    found_e2 = torch.zeros(len(examples), 2, device=world.device)
+    sums_e2 = torch.zeros(len(examples), 2, device=world.device)
     batches = micro_batches(examples, range(len(examples)), options, world.rank, world.size, world.device)
     bar = progress(len(batches), "reference", "batch", first=world.first)
     for batch in batches:
         logprob_n = completion_logprob(model, batch, attention)
         if batch.real:
-            found_e2[batch.examples_e] = batch.sums(logprob_n)
+            sums_e2[batch.examples_e] = batch.sums(logprob_n)
         bar.update()
     bar.close()
     reshard(model)
-    return world.sum(found_e2)
+    return world.sum(sums_e2)

@@ -1,20 +1,18 @@
-"""One loop for SFT and DPO: `torchrun -m dpo.train --stage dpo ...`, or plain `python -m dpo.train` for one rank.
+"""Training on preference pairs: `torchrun -m dpo.train`, or plain `python -m dpo.train` for one rank.
 
-Reads a policy's Hugging Face directory, JSON-lines files of examples and, for DPO, the reference's directory. Writes
-`--work`: metrics.jsonl (a line a step, and a line for each look at the held-out examples), the reference's
-log-probabilities, the state of a stopped run; and `--out`: the trained Hugging Face directory with its manifest. The
-same command continues a run that was stopped.
+Reads a policy's Hugging Face directory, JSON-lines files of pairs and the reference's directory. Writes the trained
+Hugging Face directory with its manifest, and beside it the folder train/: metrics.jsonl (a line a step, and a line for
+each look at the held-out examples), the reference's log-probabilities, the state of a stopped run. The same command
+continues a run that was stopped. SFT (`dpo/sft.py`) is the same loop with another loss.
 """
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dpo.checkpoint import Progress, finish, latest_state, load_state
-from dpo.data import Stage, read_examples
+from dpo.data import Objective, read_examples
 from dpo.flops import peak_flops
 from dpo.metrics import MetricsLog, summary_writer
 from dpo.optimizer import make_optimizer
@@ -25,80 +23,75 @@ from dpo.trainer import Trainer
 from model.config import LlamaConfig
 from model.dtype import training_dtype
 from model.llama import Llama
-from sampling.generate import environment
-from stages.files import UserError, command, digest, is_complete, stage_key
-from stages.settings import Settings, as_dict, load_settings
+from sampling.worker import environment
+from stages.files import UserError
+from stages.settings import Settings, Training, as_dict
+from stages.stage import Job, Stage
 
-HYPERPARAMETERS = ("epochs", "learning_rate", "batch_size", "warmup_ratio", "weight_decay", "max_grad_norm", "held_out")
 
-
-def train_key(
-    stage: Stage, settings: Settings, iteration: int, model: Path, reference: Path | None, data: Sequence[Path]
-) -> str:
-    """The identity of a training stage's work. SFT has no reference, and the iteration says nothing to it."""
-    section = as_dict(settings.sft if stage == "sft" else settings.dpo)
-    names = (*HYPERPARAMETERS, *(("curriculum",) if stage == "sft" else ("beta", "nll_weight")))
-    facts = {name: section[name] for name in names} | {
-        "export": fixed_epoch(stage, settings, iteration),
-        "tokens_per_microbatch": settings.trainer.tokens_per_microbatch,
-        "share_prefixes": settings.trainer.share_prefixes,
-        "compile": settings.trainer.compile,
+def training_settings(settings: Settings, section: Training, *names: str) -> dict[str, Any]:
+    """What a training's output depends on: the section's fields that SFT and DPO share, and its own `names`."""
+    values, trainer = as_dict(section), settings.trainer
+    return {name: values[name] for name in (*as_dict(Training()), *names)} | {
+        "tokens_per_microbatch": trainer.tokens_per_microbatch,
+        "share_prefixes": trainer.share_prefixes,
+        "compile": trainer.compile,
         "dtype": settings.model.dtype,
         "attention": settings.model.attention,
         "seed": settings.seed,
     }
-    inputs: dict[str, Path | str] = {f"data{i}": path for i, path in enumerate(data)}
-    inputs["model"] = model
-    if stage == "dpo" and reference is not None:
-        inputs["reference"] = reference
-    return stage_key(stage, facts, inputs)
 
 
-def fixed_epoch(stage: Stage, settings: Settings, iteration: int) -> int | None:
+def fixed_epoch(stage: str, settings: Settings, iteration: int) -> int | None:
     """The epoch to export, counted from 1; None: the best on the held-out pairs. SFT exports its last."""
     if stage == "sft":
         return settings.sft.epochs
     epoch, last = settings.iteration[iteration - 1].epoch, settings.dpo.epochs
     if epoch is not None and not 1 <= epoch <= last:
-        raise UserError(f"iteration[{iteration - 1}].epoch is {epoch}, but dpo.epochs is {last}; choose 1 to {last}")
+        where = f"iteration[{iteration - 1}].epoch"
+        raise UserError(f"{where} is {epoch}, but dpo.epochs is {last}; choose 1 to {last}")
     return epoch
 
 
-def train(arguments: argparse.Namespace, settings: Settings, world: World) -> None:
-    """The command's work: set up, run, publish. Nothing is done when `--out` is complete already."""
-    stage, model_dir, reference, data = arguments.stage, arguments.model, arguments.reference, arguments.data
-    key = world.agree(lambda: train_key(stage, settings, arguments.iteration, model_dir, reference, data))
-    if world.agree(lambda: is_complete(arguments.out, key)):
+def run_training(job: Job) -> None:
+    """Train on preference pairs by DPO; the same command continues a stopped run."""
+    with distributed(job.settings.engine.threads, job.settings.trainer.timeout_minutes) as world:
+        train(job, world, job.out.with_name("train"))
+
+
+def train(job: Job, world: World, work: Path) -> None:
+    """Set up, run, publish. Nothing is done when the job's output is complete already."""
+    settings, model_dir, data = job.settings, job.path("model"), job.paths("data")
+    objective: Objective = "dpo" if job.has("reference") else "sft"
+    if world.agree(lambda: job.complete):
         return
     if settings.trainer.tensorboard:
         summary_writer()  # on every rank, so that all of them stop if it is not there
-    folders = {"model": model_dir} | ({"reference": reference} if stage == "dpo" else {})
-    weights = world.agree(lambda: {name: digest(folder) for name, folder in folders.items()})
     config, dtype = LlamaConfig.load(model_dir), training_dtype(settings.model.dtype, world.device)
-    found = read_examples(data, stage, config.vocab_size)
+    found = read_examples(data, objective, config.vocab_size)
     examples, dropped = keep_usable(found, settings.trainer, config.max_position_embeddings)
     if not examples:
         raise UserError(f"{', '.join(map(str, data))}: no usable example ({dropped or 'empty'}); add data")
 
     model = sharded_model(config, world, dtype, settings.trainer)
     reference_e2 = None
-    if stage == "dpo":
+    if objective == "dpo":
         reference_e2 = reference_logprob(
             world,
             model,
             examples,
-            reference,
-            weights["reference"],
-            arguments.work / "reference",
+            job.path("reference"),
+            job.digests["reference"],
+            work / "reference",
             settings.trainer,
             dtype,
             settings.model.attention,
         )
-    optimizer = make_optimizer(model, settings.sft if stage == "sft" else settings.dpo)
-    progress = start(world, model, optimizer, model_dir, arguments.work, key)
-    log = MetricsLog(arguments.work, progress.metrics_bytes, world.first, settings.trainer.tensorboard, progress.step)
+    optimizer = make_optimizer(model, settings.sft if objective == "sft" else settings.dpo)
+    progress = start(world, model, optimizer, model_dir, work, job.key)
+    log = MetricsLog(work, progress.metrics_bytes, world.first, settings.trainer.tensorboard, progress.step)
     trainer = Trainer(
-        stage=stage,
+        stage=objective,
         settings=settings,
         world=world,
         model=model,
@@ -107,16 +100,16 @@ def train(arguments: argparse.Namespace, settings: Settings, world: World) -> No
         reference_e2=reference_e2,
         progress=progress,
         log=log,
-        work=arguments.work,
+        work=work,
         source=model_dir,
-        export_epoch=fixed_epoch(stage, settings, arguments.iteration),
+        export_epoch=fixed_epoch(objective, settings, job.iteration),
         peak_flops=peak_flops(world.device, dtype),
     )
     with trainer.interruption.watched():  # to the end: a stage that is complete must be clean, too
         trainer.run()
         if world.first:
-            exported = arguments.work / f"epoch-{progress.exported['epoch']}"
-            finish(exported, arguments.out, key, **facts(trainer, dropped), weights=weights)
+            exported = work / f"epoch-{progress.exported['epoch']}"
+            finish(exported, job, **facts(trainer, dropped))
         trainer.clean()
 
 
@@ -151,27 +144,20 @@ def start(
     return progress
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train by SFT or DPO; the same command continues a stopped run.")
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--stage", required=True, choices=("sft", "dpo"))
-    parser.add_argument("--iteration", type=int, default=1, help="which [[iteration]] of the config, from 1")
-    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory that the policy starts from")
-    parser.add_argument("--reference", type=Path, help="Hugging Face directory of DPO's reference model")
-    parser.add_argument("--data", required=True, type=Path, nargs="+", help="JSON lines of pairs, or of SFT examples")
-    parser.add_argument("--work", required=True, type=Path, help="folder for metrics and what a stopped run needs")
-    parser.add_argument("--out", required=True, type=Path, help="folder for the trained model")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.config)
-    if arguments.stage == "dpo" and arguments.reference is None:
-        raise UserError("--stage dpo needs --reference, the model that log-probabilities are compared with; add it")
-    if arguments.stage == "dpo" and not 1 <= arguments.iteration <= len(settings.iteration):
-        raise UserError(
-            f"--iteration {arguments.iteration}: the config has {len(settings.iteration)}; choose one of them"
-        )
-    with distributed(settings.engine.threads, settings.trainer.timeout_minutes) as world:
-        train(arguments, settings, world)
+def _settings(settings: Settings, iteration: int) -> Any:
+    values = training_settings(settings, settings.dpo, "beta", "nll_weight")
+    return values | {"export": settings.iteration[iteration - 1].epoch}
 
+
+DPO = Stage(
+    "dpo",
+    "dpo.train",
+    run_training,
+    settings=_settings,
+    inputs=("model", "reference", "data"),
+    lists=("data",),
+    ranks="group",
+)
 
 if __name__ == "__main__":
-    end_process(lambda: command(main))
+    end_process(DPO.main)

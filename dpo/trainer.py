@@ -1,7 +1,7 @@
-"""The training loop of SFT and DPO: epochs of global batches, each an update of the model.
+"""The training loop of SFT and DPO: epochs of global batches, one update of the model for each batch.
 
-A global batch is what the config says, in pairs; each rank computes its part of it in packed micro-batches
-(`dpo.packing`), and the loss is a mean over all of it, so that neither ranks nor micro-batches change an update.
+Each rank computes its part of a global batch in packed micro-batches (`dpo.packing`). The loss is the mean over the
+whole batch, so the number of ranks and micro-batches does not change an update.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dpo.checkpoint import Progress, export, save_state
-from dpo.data import Example, Stage, epoch_batches, split
+from dpo.data import Example, Objective, epoch_batches, split
 from dpo.flops import forward_flops
 from dpo.loss import chosen_nll, completion_logprob, dpo_loss, sft_loss
 from dpo.metrics import MetricsLog, peak_memory_mib
@@ -36,19 +36,19 @@ from stages.settings import Dpo, Settings, Sft
 class Interruption:
     """Ctrl-C or SIGTERM, remembered until the step is done. A second Ctrl-C ends the process at once.
 
-    What comes within seconds of the first is the same one: a terminal, or a scheduler, sends it to every process, and
-    torchrun passes on what it got.
+    Signals within `patience` seconds of the first count as one: a terminal or a scheduler sends the signal to every
+    process, and torchrun passes on its own.
     """
 
     signal = 0
     since = 0.0
-    """When the first one came."""
+    """Time of the first signal."""
     patience = 5.0
     """Seconds."""
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """While in here a first signal is only remembered."""
+        """In this context the first signal is only remembered."""
         before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -65,44 +65,44 @@ class Interruption:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a global batch gave, on all ranks together."""
+class BatchResult:
+    """Losses of a global batch and the work for it, over all ranks."""
 
     means: dict[str, float]
-    """Means over the examples, by weight, of what the loss says of each."""
+    """Means of the loss terms over the examples, by weight."""
     tokens: int
-    """Tokens computed; shared prefixes once."""
+    """Computed tokens; a shared prefix counts once."""
     flops: float
-    """Operations of a forward pass over them."""
+    """Operations of a forward pass."""
     grad_norm: float
-    """Of the mean loss's gradient; 0 without backward."""
+    """Norm of the gradient of the mean loss; 0 without backward."""
     memory_mib: float
-    """The most that any rank has had."""
+    """The highest peak of any rank."""
     stop: bool
-    """Whether a rank was told to stop."""
+    """Whether a rank got a signal to stop."""
 
 
 @dataclass
 class Trainer:
-    """A model, its data and its optimizer; the methods are the loop: run, train_epoch, step, measure, end_epoch."""
+    """A model, its data and its optimizer. The loop: run, train_epoch, step, measure, end_epoch."""
 
-    stage: Stage
+    stage: Objective
     settings: Settings
     world: World
     model: Llama
     optimizer: torch.optim.Optimizer
     examples: list[Example]
     reference_e2: Tensor | None
-    """fp32 [examples, 2], the reference's log-probabilities of chosen and rejected; None for SFT."""
+    """fp32 [examples, 2]: the reference's log-probabilities of chosen and rejected. None for SFT."""
     progress: Progress
     log: MetricsLog
     work: Path
     source: Path
-    """The policy's start, whose configuration and tokenizer an export takes along."""
+    """The initial policy; an export copies its configuration and tokenizer."""
     export_epoch: int | None
-    """The epoch to export, counted from 1; None: the best on the held-out examples."""
+    """The epoch to export, counted from 1. None: the best epoch on the held-out examples."""
     peak_flops: float
-    """Operations a second that a rank reaches at best, for the utilisation."""
+    """Peak operations a second of a rank, for the utilisation (mfu)."""
     interruption: Interruption = field(default_factory=Interruption)
 
     def __post_init__(self) -> None:
@@ -115,48 +115,47 @@ class Trainer:
         self.started = time.monotonic() - self.progress.seconds
 
     def run(self) -> None:
-        """From where `progress` stands to the last epoch that can be exported."""
+        """Train from the current progress to the last epoch that can be exported."""
         epochs = self.export_epoch or self.section.epochs
         total = epochs * self.steps_per_epoch
-        bar = progress(total, self.stage, "step", first=self.world.first, done=self.progress.step)
-        with bar:
+        with progress(total, self.stage, "step", first=self.world.first, done=self.progress.step) as bar:
             while self.progress.epoch < epochs:
                 self.train_epoch(bar)
                 self.end_epoch(epochs)
 
     def train_epoch(self, bar: tqdm) -> None:
-        """The global batches that are left of the epoch under way."""
-        progress, options = self.progress, self.settings.trainer
+        """Train on the remaining global batches of the current epoch."""
+        at, every = self.progress, self.settings.trainer.evaluate_every
         curriculum = isinstance(self.section, Sft) and self.section.curriculum
-        batches = epoch_batches(self.train_set, self.section.batch_size, self.settings.seed, progress.epoch, curriculum)
-        for batch in batches[progress.position :]:
-            # Before a step, not behind one: a run that is told to stop has its state saved first.
-            if progress.position and options.evaluate_every and progress.step % options.evaluate_every == 0:
+        batches = epoch_batches(self.train_set, self.section.batch_size, self.settings.seed, at.epoch, curriculum)
+        for batch in batches[at.position :]:
+            # Evaluation comes before a step, not after it, so that an interrupted run saves its state first.
+            if at.position and every and at.step % every == 0:
                 self.evaluate()
             metrics, stop = self.step(batch)
-            if progress.first_loss is None:
-                progress.first_loss = metrics["loss"]
-            progress.step += 1
-            progress.position += 1
+            if at.first_loss is None:
+                at.first_loss = metrics["loss"]
+            at.step += 1
+            at.position += 1
             self.write(metrics)
             bar.set_postfix({k: f"{metrics[k]:.4g}" for k in ("loss", "accuracy") if k in metrics}, refresh=False)
             bar.update()
-            if stop or (progress.position < len(batches) and self.due(epoch_ended=False)):
+            if stop or (at.position < len(batches) and self.due(epoch_ended=False)):
                 self.save()
             if stop:
-                self.world.say(f"\nstopped after step {progress.step - 1}; the same command continues from there")
+                self.world.say(f"\nstopped after step {at.step - 1}; the same command continues from there")
                 raise SystemExit(128 + (self.interruption.signal or signal.SIGTERM))
 
     def step(self, batch: list[int]) -> tuple[dict[str, Any], bool]:
-        """One update on a global batch (indices of examples): its metrics, and whether a rank was told to stop."""
+        """One update on a global batch (indices of examples): its metrics, and whether a rank got a signal to stop."""
         started, section = time.perf_counter(), self.section
         rate = learning_rate(self.progress.step, self.steps, section.learning_rate, section.warmup_ratio)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        found = self.measure(batch, backward=True)
-        if not math.isfinite(found.means["loss"]) or not math.isfinite(found.grad_norm):
-            raise UserError(self.blame(batch))
-        clip(local_gradients(self.model.parameters()), found.grad_norm, section.max_grad_norm)
+        result = self.measure(batch, backward=True)
+        if not math.isfinite(result.means["loss"]) or not math.isfinite(result.grad_norm):
+            raise UserError(self.describe_nonfinite(batch))
+        clip(local_gradients(self.model.parameters()), result.grad_norm, section.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         seconds = time.perf_counter() - started
@@ -164,22 +163,21 @@ class Trainer:
             "step": self.progress.step,
             "epoch": self.progress.epoch + 1,
             "split": "train",
-            **found.means,
-            "grad_norm": found.grad_norm,
+            **result.means,
+            "grad_norm": result.grad_norm,
             "lr": rate,
-            "tokens": found.tokens,
-            "tokens_per_second": found.tokens / seconds,
-            "mfu": 3 * found.flops / seconds / (self.peak_flops * self.world.size),
-            "memory_mib": round(found.memory_mib),
+            "tokens": result.tokens,
+            "tokens_per_second": result.tokens / seconds,
+            "mfu": 3 * result.flops / seconds / (self.peak_flops * self.world.size),
+            "memory_mib": round(result.memory_mib),
             "seconds": seconds,
         }
-        return metrics, found.stop
+        return metrics, result.stop
 
-    def measure(self, indices: Sequence[int], backward: bool) -> Measured:
-        """What the loss says of the examples at `indices`, and how much work that was. One sum over ranks.
+    def measure(self, indices: Sequence[int], backward: bool) -> BatchResult:
+        """The mean loss terms of the examples at `indices` over all ranks, by weight, and the work for them.
 
-        With `backward` the mean loss's gradient is added to the parameters'. The mean is over all ranks' examples, by
-        weight.
+        With `backward` the gradient of the mean loss is added to the parameters' gradients.
         """
         world, weight = self.world, sum(self.examples[i].weight for i in indices)
         terms: dict[str, Tensor] = {}
@@ -190,7 +188,7 @@ class Trainer:
         for batch in batches:
             terms = self.terms(batch)
             if backward:
-                scale = world.size / weight  # FSDP averages gradients over ranks; the mean here is over weight
+                scale = world.size / weight  # FSDP averages over ranks; this mean is over weight
                 (terms["loss"].sum() * (batch.real * scale)).backward()
             sums = sums + batch.real * torch.stack([term.detach().double().sum() for term in terms.values()])
             tokens += batch.real * batch.tokens
@@ -200,7 +198,7 @@ class Trainer:
         facts = to_device([tokens, flops, self.interruption.signal > 0, *memory_r], torch.float64, world.device)
         values = world.sum(torch.cat((sums, square[None], facts))).tolist()
         square_of_all, tokens_of_all, flops_of_all, stops, *memory_r = values[len(terms) :]
-        return Measured(
+        return BatchResult(
             means={name: value / weight for name, value in zip(terms, values, strict=False)},
             tokens=int(tokens_of_all),
             flops=flops_of_all,
@@ -210,7 +208,7 @@ class Trainer:
         )
 
     def terms(self, batch: MicroBatch) -> dict[str, Tensor]:
-        """What the stage's loss says of each example of a micro-batch."""
+        """Loss and further terms of each example of a micro-batch, fp32 [e]."""
         logprob_n = completion_logprob(self.model, batch, self.settings.model.attention)
         if self.reference_e2 is None:
             return sft_loss(batch, logprob_n)
@@ -223,7 +221,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """The held-out examples' means, as a line of the metrics too; nothing without such examples."""
+        """Means over the held-out examples, also written as a line of metrics; empty without held-out examples."""
         if not self.held_out_set:
             return {}
         means = self.measure(self.held_out_set, backward=False).means
@@ -232,21 +230,21 @@ class Trainer:
         return means
 
     def end_epoch(self, epochs: int) -> None:
-        """Held-out metrics, the export if this epoch is the one to keep so far, and the state to continue from."""
-        progress, number = self.progress, self.progress.epoch + 1
+        """Held-out metrics, the export if this epoch is to be exported so far, and the state to continue from."""
+        number = self.progress.epoch + 1
         means = self.evaluate()
         if self.better(number, means):
             export(self.world, self.model, self.source, self.work / f"epoch-{number}")
-            progress.exported = {"epoch": number} | means
-        progress.epoch, progress.position = number, 0
-        progress.seconds = time.monotonic() - self.started
+            self.progress.exported = {"epoch": number} | means
+        self.progress.epoch, self.progress.position = number, 0
+        self.progress.seconds = time.monotonic() - self.started
         if number < epochs and self.due(epoch_ended=True):
             self.save()
 
     def better(self, number: int, means: dict[str, float]) -> bool:
-        """Whether the epoch just done is to be exported: the set one, or the best held-out accuracy, then loss, so far.
+        """Whether this epoch is to be exported: the configured one, or the best so far by held-out accuracy, then loss.
 
-        Without held-out examples the last epoch is.
+        Without held-out examples it is the last one.
         """
         if self.export_epoch or not means:
             return number == (self.export_epoch or self.section.epochs)
@@ -254,37 +252,34 @@ class Trainer:
         return not best or (means["accuracy"], -means["loss"]) > (best["accuracy"], -best["loss"])
 
     def clean(self) -> None:
-        """Remove what a stopped run would need, once nothing can stop it."""
+        """Remove states and exports after the stage is complete."""
         if self.world.first:
-            for kind in ("epoch-*", "state-*", ".epoch-*", ".state-*"):  # whole ones, and what a kill left in between
+            for kind in ("epoch-*", "state-*", ".epoch-*", ".state-*"):  # finished, and left by a kill
                 for folder in self.work.glob(kind):
                     shutil.rmtree(folder)
 
     def due(self, epoch_ended: bool) -> bool:
-        """Whether a state is to be saved: by the steps that are done, or at the end of each epoch."""
+        """Whether to save a state now: every `save_every` steps, or at the end of each epoch."""
         every = self.settings.trainer.save_every
         return self.progress.step % every == 0 if every else epoch_ended
 
     def save(self) -> None:
-        """The state to continue from; exports that a better epoch has replaced go, as no state knows them any more."""
+        """Save the state to continue from, and remove exports that a better epoch has replaced."""
         save_state(self.work, self.world, self.model, self.optimizer, self.progress)
         for folder in self.work.glob("epoch-*"):
             if self.world.first and folder.name != f"epoch-{self.progress.exported.get('epoch')}":
                 shutil.rmtree(folder)
 
     def write(self, metrics: dict[str, Any]) -> None:
-        """A line of metrics, which belongs to the state from now on."""
+        """Write a line of metrics and count it in the progress."""
         self.log.write(metrics)
         self.progress.metrics_bytes = self.log.length
         self.progress.seconds = time.monotonic() - self.started
 
-    def blame(self, batch: Sequence[int]) -> str:
-        """What to tell the user of a batch whose loss or gradient is not finite."""
+    def describe_nonfinite(self, batch: Sequence[int]) -> str:
+        """Error message for a batch whose loss or gradient is not finite."""
         with torch.no_grad():
             bad = [i for i in batch if not math.isfinite(self.measure([i], backward=False).means["loss"])]
-        what = "loss" if bad else "gradient"
-        names = ", ".join(self.examples[i].id for i in bad or batch)
-        return (
-            f"step {self.progress.step}: the {what} is not finite in {names}; look at these examples, or lower "
-            f"{self.stage}.learning_rate"
-        )
+        names, advice = ", ".join(self.examples[i].id for i in bad or batch), f"lower {self.stage}.learning_rate"
+        quantity = "loss" if bad else "gradient"
+        return f"step {self.progress.step}: the {quantity} is not finite in {names}; check these examples, or {advice}"

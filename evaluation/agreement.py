@@ -30,22 +30,16 @@ from typing import Any, get_args
 from evaluation.decisions import Form, collect, read_decisions
 from evaluation.labelled import Labelled, read_labelled
 from evaluation.measures import report
-from evaluation.pairwise import Protocol, duel_items, duel_record
-from judging.judge import Judging, judge_section, scoring_section
-from judging.scores import Record
-from sampling.generate import Worker, first_rank, generation_key, read_units
-from stages.files import UserError, command, is_complete, read_json, stage_key, write_json, write_jsonl, write_manifest
-from stages.settings import Settings, load_settings
+from evaluation.pairwise import duel_items, read_duel
+from judging.judge import judge_section, score_rows, scoring_section
+from judging.scores import Row
+from sampling.worker import Worker, generation_settings
+from stages.files import UserError, command, read_json, read_shards, stage_key, write_json, write_manifest
+from stages.settings import Protocol, Settings, load_settings
+from stages.stage import Job, Output, first_rank, make_job
 
 FORMS: dict[Protocol, Form] = {"scores": "scores", "pairwise": "comparisons"}
 """What each way of judging gives."""
-
-
-def agreement_key(settings: Settings, model_dir: Path, cases: Path, N: int, protocol: Protocol = "scores") -> str:
-    """The identity of an agreement measurement."""
-    inputs: dict[str, Path | str] = {"model": model_dir, "cases": cases}
-    section = scoring_section(settings, N) if protocol == "scores" else judge_section(settings) | {"N": N}
-    return generation_key(f"agreement-{protocol}", settings, section, 0, inputs)
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -53,52 +47,52 @@ def read_report(folder: Path) -> dict[str, Any]:
     return read_json(folder / "agreement.json")
 
 
-def judged(worker: Worker, labelled: Labelled, protocol: Protocol, N: int, work: Path, key: str) -> list[Record]:
-    """What a model says of the cases, all ranks together, as rows of decisions.jsonl; the records stay in `work`."""
+def judged(worker: Worker, labelled: Labelled, protocol: Protocol, N: int, job: Job) -> list[dict[str, Any]]:
+    """What a model says of the cases, all ranks together, as rows of decisions.jsonl; the records stay in the job."""
     if protocol == "scores":
-        cases = [case.response for case in labelled.cases]
-        rows = Judging(worker, "agreement", N).scores(cases, work, key)
+        rows = score_rows(worker, [case.response for case in labelled.cases], N, job)
         return [{"id": row["response_id"]} | _kept(row, "index", "score", "failure") for row in rows]
-    items = list(duel_items((pair.duel for pair in labelled.pairs), protocol, N, worker.chat, worker.settings))
-    record = partial(duel_record, protocol=protocol, chat=worker.chat, judge=worker.settings.judge)
-    worker.run("agreement", items, work, key, record)
-    return [
-        {"id": row["duel"], "order": row["shown"]} | _kept(row, "index", "winner", "failure")
-        for row in read_units(work)
-    ]
+    items = duel_items((pair.duel for pair in labelled.pairs), protocol, N, worker.chat, worker.settings)
+    worker.run(job, items, partial(read_duel, protocol=protocol, judge=worker.settings.judge))
+    rows = list(read_shards(job.out))
+    return [{"id": row["duel"], "order": row["shown"]} | _kept(row, "index", "winner", "failure") for row in rows]
 
 
-def _kept(row: Record, *keys: str) -> Record:
+def _kept(row: Row, *keys: str) -> dict[str, Any]:
     return {key: row[key] for key in keys}
 
 
-def measure_judge(worker: Worker, cases: Path, N: int, protocol: Protocol, out: Path) -> dict[str, Any]:
-    """The measurement of a model, which judges and has it written to `out` unless it is there."""
-    key = agreement_key(worker.settings, worker.model_dir, cases, N, protocol)
-    if is_complete(out, key) and "longer" in (found := read_report(out)):  # an older one says less
-        return found
-    labelled = read_labelled(cases)
-    work = out / ("judgments" if protocol == "scores" else "comparisons")
-    rows = judged(worker, labelled, protocol, N, work, key)
-    decisions = collect(FORMS[protocol], ((str(work), row) for row in rows), labelled, str(work))
-    found = {"judge": str(worker.model_dir)} | report(labelled, decisions)
-    paths = [out / "agreement.json", out / "decisions.jsonl"]
+def measure_judge(worker: Worker, protocol: Protocol, N: int, job: Job) -> dict[str, Any]:
+    """The measurement of a model on the input `judge_cases`; it judges, and has it written unless it is there."""
+    if job.complete:
+        return read_report(job.out)
+    labelled = read_labelled(job.path("judge_cases"))
+    work = job.part("agreement", "judgments" if protocol == "scores" else "comparisons")
+    rows = judged(worker, labelled, protocol, N, work)
+    decisions = collect(FORMS[protocol], ((str(work.out), row) for row in rows), labelled, str(work.out))
+    measured = {"judge": str(worker.model_dir)} | report(labelled, decisions)
     if first_rank():
-        write_json(paths[0], found)
-        write_jsonl(paths[1], rows)
-        write_manifest(out, "agreement", key, paths, counts={"cases": len(labelled.cases)})
-    return found
+        files = {"agreement.json": measured, "decisions.jsonl": rows}
+        Output(files, {"counts": {"cases": len(labelled.cases)}}).write(job)
+    return measured
 
 
 def measure_stored(arguments: argparse.Namespace) -> dict[str, Any]:
     """The measurement of a file of decisions; it is written where a folder is named."""
     labelled = read_labelled(arguments.cases)
-    found = {"judge": str(arguments.decisions)} | report(labelled, read_decisions(arguments.decisions, labelled))
+    measured = {"judge": str(arguments.decisions)} | report(labelled, read_decisions(arguments.decisions, labelled))
     if out := arguments.out:
         key = stage_key("agreement-decisions", {}, {"cases": arguments.cases, "decisions": arguments.decisions})
-        write_json(out / "agreement.json", found)
+        write_json(out / "agreement.json", measured)
         write_manifest(out, "agreement", key, [out / "agreement.json"], counts={"cases": len(labelled.cases)})
-    return found
+    return measured
+
+
+def agreement_job(settings: Settings, model: Path, cases: Path, protocol: Protocol, N: int, out: Path) -> Job:
+    """The measurement as work of its own."""
+    section = scoring_section(settings, N) if protocol == "scores" else judge_section(settings) | {"N": N}
+    values = [protocol, generation_settings(settings, 0, section)]
+    return make_job("agreement", settings, values, out, {"model": model, "judge_cases": cases})
 
 
 LINES = {
@@ -178,23 +172,18 @@ def read_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = read_arguments()
     if arguments.decisions:
-        found = measure_stored(arguments)
+        measured = measure_stored(arguments)
     else:
-        worker = Worker(load_settings(arguments.config), arguments.model)
-        N = arguments.N or 1
+        settings, N = load_settings(arguments.config), arguments.N or 1
         protocol: Protocol = arguments.protocol or "scores"
-        if (
-            N > 1
-            and protocol == "scores"
-            and worker.settings.judge.scores_needed == 1
-            and worker.settings.judge.score == "expected"
-        ):
+        if N > 1 and protocol == "scores" and settings.judge.score_first:
             raise UserError(
                 '--N: judge.score = "expected" with the verdict first has one score a response; leave it out'
             )
-        found = measure_judge(worker, arguments.cases, N, protocol, arguments.out)
+        job = agreement_job(settings, arguments.model, arguments.cases, protocol, N, arguments.out)
+        measured = measure_judge(Worker(settings, arguments.model), protocol, N, job)
     if first_rank():
-        print(table(found))
+        print(table(measured))
 
 
 if __name__ == "__main__":

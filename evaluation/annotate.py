@@ -23,12 +23,12 @@ the benchmarks' own annotators are refused. Whatever comes out is this judge's n
 """
 
 import argparse
-import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,18 +37,19 @@ from evaluation.arena import V1, V2
 from evaluation.findings import Finding, Score, plain, write_findings, write_scores
 from evaluation.matches import Match, read_matches
 from evaluation.mtbench import JUDGE
-from evaluation.pairwise import Duel, Protocol, decide, duel_items, duel_record
+from evaluation.pairwise import Duel, decide, duel_items, read_duel
 from evaluation.verdicts import found_elsewhere, judge_of, read_verdicts, scored_elsewhere
 from evaluation.winrate import OFFICIAL_ANNOTATOR
-from judging.judge import judge_items, judge_section, judgment_record
-from judging.scores import group_by, mean_score
+from judging.judge import judge_items, judge_section, read_score
+from judging.scores import mean_score
 from judging.verdict import MAXIMUM
 from model.chat import ChatFormat
 from prepare.rankings import conversation_text
-from sampling.generate import Item, Worker, generation_key, read_units
-from sampling.request import Completion
-from stages.files import UserError, command, digest, is_complete, read_manifest, stage_key, write_manifest
-from stages.settings import Settings, load_settings
+from sampling.worker import Item, Worker, generation_settings
+from stages.files import UserError, command, digest, read_manifest, read_shards
+from stages.records import group_by
+from stages.settings import Protocol, Settings, load_settings
+from stages.stage import Job, Output, first_rank, make_job
 
 Record = dict[str, Any]
 
@@ -94,25 +95,20 @@ def judge_turns(matches: Sequence[Match], asking: Asking, chat: ChatFormat) -> l
     return list(judge_items(rows, chat, asking.settings, 0, asking.N))
 
 
-def ask(benchmark: str, matches: Sequence[Match], asking: Asking, out: Path, key: str) -> list[Record]:
-    """The judge's records, by all ranks; they are kept in `out`. Raises `UserError` for expected scores: they have no
-    text to show."""
-    if asking.settings.judge.score == "expected":
-        raise UserError('judge.score is "expected", but annotations need the judgments\' texts; set it to "sampled"')
+def ask(benchmark: str, matches: Sequence[Match], asking: Asking, job: Job) -> list[Record]:
+    """The judge's records, by all ranks; they stay in the job's folder.
+
+    Raises `UserError` for expected scores: they have no text to show.
+    """
     settings, worker = asking.settings, Worker(asking.settings, asking.model_dir)
-    chat = worker.chat
-
-    def record(item: Item, completion: Completion) -> Record:
-        if benchmark == MT_BENCH:
-            return judgment_record(item, completion, chat, settings.judge)
-        return duel_record(item, completion, asking.protocol, chat, settings.judge)
-
+    if settings.judge.score == "expected":
+        raise UserError('judge.score is "expected", but annotations need the judgments\' texts; set it to "sampled"')
     if benchmark == MT_BENCH:
-        items = judge_turns(matches, asking, chat)
+        worker.run(job, judge_turns(matches, asking, worker.chat), partial(read_score, judge=settings.judge))
     else:
-        items = list(duel_items(duels(matches), asking.protocol, asking.N, chat, settings))
-    worker.run("annotate", items, out, key, record)
-    return list(read_units(out))
+        items = duel_items(duels(matches), asking.protocol, asking.N, worker.chat, settings)
+        worker.run(job, items, partial(read_duel, protocol=asking.protocol, judge=settings.judge))
+    return list(read_shards(job.out))
 
 
 def found_by_judge(matches: Sequence[Match], records: Sequence[Record], protocol: Protocol) -> list[Finding]:
@@ -209,26 +205,19 @@ def check_arguments(given: argparse.Namespace) -> None:
         raise UserError(f"--N is {given.N}; it must be at least 1")
 
 
-def annotation_key(given: argparse.Namespace, settings: Settings | None, what: str) -> str:
-    """The identity of the judge's work, or of the file's; `what` tells them apart."""
-    paths = {
-        "answers": given.answers,
-        "baseline": given.baseline,
-        "questions": given.questions,
-        "model": given.judge,
-        "verdicts": given.verdicts,
-    }
-    inputs: dict[str, Path | str] = {name: path for name, path in paths.items() if path}
-    section = {"benchmark": given.benchmark, "what": what}
-    if settings is None:
-        return stage_key("annotate", section, inputs)
-    asked = {"protocol": given.protocol, "N": given.N}
-    return generation_key("annotate", settings, judge_section(settings) | asked | section, 0, inputs)
+def annotation_job(given: argparse.Namespace, settings: Settings | None, what: str, out: Path) -> Job:
+    """The judge's work, or the file's; `what` tells them apart."""
+    names = ("answers", "baseline", "questions", "judge", "verdicts")
+    values: Any = {"benchmark": given.benchmark, "what": what}
+    if settings:
+        asked = {"protocol": given.protocol, "N": given.N}
+        values = generation_settings(settings, 0, judge_section(settings) | asked | values)
+    return make_job("annotate", settings, values, out, {name: getattr(given, name) for name in names})
 
 
 def main() -> None:
     given, started = read_arguments(), time.monotonic()
-    benchmark, out, work = given.benchmark, given.out, given.out / "judgments"
+    benchmark, out = given.benchmark, given.out
     matches = read_matches(benchmark, given.answers, given.baseline, given.questions)
     settings, records, verdicts = None, [], {}
     if given.judge:
@@ -237,13 +226,14 @@ def main() -> None:
     else:
         verdicts = read_verdicts(benchmark, [match.question for match in matches], given.verdicts)
         judge = given.judge_name or judge_of(verdicts, given.verdicts)
-    key = annotation_key(given, settings, f"{named(judge)} of {given.answers.stem}")
-    if is_complete(out, key):
+    job = annotation_job(given, settings, f"{named(judge)} of {given.answers.stem}", out)
+    if job.complete:
         return
+    work = annotation_job(given, settings, "judgments", out / "judgments")
     if settings:
         asking = Asking(given.judge, settings, given.protocol, given.N)
-        records = ask(benchmark, matches, asking, work, annotation_key(given, settings, "judgments"))
-    if os.environ.get("RANK", "0") != "0":
+        records = ask(benchmark, matches, asking, work)
+    if not first_rank():
         return  # every rank knows the same; one writes it
     if benchmark == MT_BENCH:
         scores = scored_by_judge(matches, records) if settings else scored_elsewhere(matches, verdicts)
@@ -257,16 +247,11 @@ def main() -> None:
         counts = count_findings(findings)
     facts = {"file": str(path.relative_to(out)), "judge": judge, "counts": counts}
     outputs = [path]
-    if manifest := read_manifest(work) if settings else None:
-        facts |= {
-            "protocol": given.protocol,
-            "N": given.N,
-            "judgments": manifest["counts"],
-            "weights": manifest["weights"],
-        }
+    if manifest := read_manifest(work.out) if settings else None:
+        facts |= {"protocol": given.protocol, "N": given.N, "judgments": manifest["counts"]}
         if benchmark == MT_BENCH:  # its file has the time at which it was written
-            outputs = [work / unit for unit in manifest["units"]]
-    write_manifest(out, "annotate", key, outputs, **facts, seconds=round(time.monotonic() - started, 1))
+            outputs = [work.out / shard for shard in manifest["shards"]]
+    Output({}, facts, outputs).write(job, seconds=round(time.monotonic() - started, 1))
     print(f"{path}: by {judge}, not the benchmark's own annotator: {said(counts, records)}", file=sys.stderr)
 
 

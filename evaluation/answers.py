@@ -17,14 +17,13 @@ Arena-Hard's `token_len` is counted by the model's own tokenizer, where the benc
 shown, as a mean, and scores nothing. In v2.0 `show_result.py --control-features length` compares it with the baseline's
 count: run arena-hard-auto's `utils/add_markdown_info.py` on the answers first, which counts all metadata anew.
 
-A stage like the others: units, a folder a turn, by all ranks; then rank 0 writes the file. The stage's digest is that
-of the units, as the file has the time at which it was written.
+A stage like the others: shards, a folder a turn, by all ranks; then rank 0 writes the file. The stage's digest is that
+of the shards, as the file has the time at which it was written.
 """
 
 import argparse
 import hashlib
 import math
-import os
 import re
 import sys
 import time
@@ -37,21 +36,21 @@ from typing import Any, get_args
 
 from model.chat import ChatFormat, Message
 from model.tokenizer import Tokenizer
-from sampling.generate import Item, Worker, generation_key, read_units, request_seed
 from sampling.request import FinishReason, Sampling
+from sampling.worker import Item, Worker, generation_settings
 from stages.files import (
     UserError,
     command,
-    digest,
-    is_complete,
     read_json_list,
     read_manifest,
     read_numbered_jsonl,
+    read_shards,
     write_json,
     write_jsonl,
-    write_manifest,
 )
+from stages.seeds import request_seed
 from stages.settings import Respond, Settings, as_dict, load_settings
+from stages.stage import Job, Output, first_rank, make_job
 
 ALPACA_EVAL, ARENA_HARD, MT_BENCH = "alpaca-eval", "arena-hard", "mt-bench"
 
@@ -190,10 +189,11 @@ class Exam:
     decoding: Decoding
 
 
-def exam_key(exam: Exam, settings: Settings, model_dir: Path, what: str) -> str:
-    """The identity of a turn's work, or of the file's; `what` is the turn, or the name in the file."""
+def exam_job(exam: Exam, settings: Settings, model_dir: Path, what: str, out: Path) -> Job:
+    """The work of a turn, or of the file; `what` is the turn, or the name in the file."""
     section = {"benchmark": exam.benchmark, "what": what} | as_dict(exam.decoding)
-    return generation_key("answers", settings, section, 0, {"model": model_dir, "questions": exam.file})
+    values = generation_settings(settings, 0, section)
+    return make_job("answers", settings, values, out, {"model": model_dir, "questions": exam.file})
 
 
 def turn_items(exam: Exam, answers: Sequence[Sequence[str]], chat: ChatFormat, settings: Settings) -> Iterator[Item]:
@@ -204,25 +204,25 @@ def turn_items(exam: Exam, answers: Sequence[Sequence[str]], chat: ChatFormat, s
         messages = partial(dialog, question, tuple(given))
         sampling = Sampling(how.temperatures[question.category], how.top_p, how.max_new_tokens, chat.stop_ids)
         seed = request_seed(settings.seed, 0, "answers", name)
-        known = {"id": name, "question_id": question.id, "turn": len(given) + 1, "messages": messages()}
-        yield Item(name, messages, sampling, seed, question.id, known)
+        record = {"id": name, "question_id": question.id, "turn": len(given) + 1, "messages": messages()}
+        yield Item(name, messages, sampling, seed, question.id, record)
 
 
 def turn_folders(exam: Exam, out: Path) -> list[Path]:
-    """Where the units of each turn are."""
+    """Where the shards of each turn are."""
     return [out / f"turn{turn}" for turn in range(1, TURNS[exam.benchmark] + 1)]
 
 
-def ask(exam: Exam, worker: Worker, settings: Settings, out: Path) -> list[list[str]]:
+def ask(exam: Exam, worker: Worker, job: Job) -> list[list[str]]:
     """Every question's answers, turn by turn, without white space at their ends, as the benchmarks' tools have them.
 
     The answer to a prompt that does not fit is an empty text.
     """
     answers: list[list[str]] = [[] for _ in exam.questions]
-    for folder in turn_folders(exam, out):
-        items = list(turn_items(exam, answers, worker.chat, settings))
-        worker.run("answers", items, folder, exam_key(exam, settings, worker.model_dir, folder.name))
-        for given, record in zip(answers, list(read_units(folder)), strict=True):
+    for folder in turn_folders(exam, job.out):
+        items = turn_items(exam, answers, worker.chat, job.settings)
+        worker.run(exam_job(exam, job.settings, worker.model_dir, folder.name, folder), items)
+        for given, record in zip(answers, list(read_shards(folder)), strict=True):
             given.append(record["text"].strip())
     return answers
 
@@ -287,17 +287,17 @@ def write_answers(exam: Exam, answers: Sequence[Sequence[str]], name: str, token
 
 
 def count_answers(exam: Exam, answers: Sequence[Sequence[str]], out: Path) -> tuple[dict[str, int], list[Path]]:
-    """Answers by how they ended, and those without text; and all units."""
+    """Answers by how they ended, and those without text; and all shards."""
     counts: Counter[str] = Counter()
-    units = []
+    shards = []
     for folder in turn_folders(exam, out):
         manifest = read_manifest(folder)
         assert manifest is not None
         counts.update(manifest["counts"])
-        units += [folder / unit for unit in manifest["units"]]
+        shards += [folder / shard for shard in manifest["shards"]]
     ends = {reason: counts[reason] for reason in get_args(FinishReason)}
     empty = sum(not text for texts in answers for text in texts)
-    return {"questions": len(exam.questions), "answers": counts["records"]} | ends | {"empty": empty}, units
+    return {"questions": len(exam.questions), "answers": counts["records"]} | ends | {"empty": empty}, shards
 
 
 def read_arguments() -> argparse.Namespace:
@@ -326,26 +326,17 @@ def main() -> None:
     given = (arguments.temperature, arguments.top_p, arguments.max_new_tokens)
     how = decoding(arguments.benchmark, questions, settings.respond, *given)
     exam = Exam(arguments.benchmark, arguments.questions, questions, how)
-    key = exam_key(exam, settings, model_dir, f"file of {arguments.name}")
-    if is_complete(out, key):
+    job = exam_job(exam, settings, model_dir, f"file of {arguments.name}", out)
+    if job.complete:
         return
     worker = Worker(settings, model_dir)
-    answers = ask(exam, worker, settings, out)
-    if os.environ.get("RANK", "0") != "0":
+    answers = ask(exam, worker, job)
+    if not first_rank():
         return  # every rank knows the same; one writes it
     path = write_answers(exam, answers, arguments.name, worker.chat.tokenizer, out)
-    counts, units = count_answers(exam, answers, out)
-    write_manifest(
-        out,
-        "answers",
-        key,
-        units,
-        file=str(path.relative_to(out)),
-        counts=counts,
-        decoding=as_dict(how),
-        seconds=round(time.monotonic() - started, 1),
-        weights=digest(model_dir),
-    )
+    counts, shards = count_answers(exam, answers, out)
+    facts = {"file": str(path.relative_to(out)), "counts": counts, "decoding": as_dict(how)}
+    Output({}, facts, shards).write(job, seconds=round(time.monotonic() - started, 1))
     print(
         f"{path}: {counts['answers']} answers: {counts['length']} cut off at {how.max_new_tokens} tokens or the end of "
         f"the context, {counts['too_long']} whose prompt does not fit, {counts['empty']} empty",

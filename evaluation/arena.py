@@ -1,26 +1,26 @@
 """Arena-Hard scores from a judge's verdicts: `python -m evaluation.arena --judgments FILE...`.
 
-Files are those of arena-hard-auto's gen_judgment.py, public ones and evaluation/annotate.py's, for v0.1 ({question_id,
-model, judge, games}) or v2.0 ({uid, category, ...}): of each question two games {score: "A>>B" ... "B>>A"}, the first
-with the baseline's answer as A, the second with the model's. A tie is half a win, a verdict with >> counts three times.
-An unreadable verdict takes its game out in v0.1, and both games of the question in v2.0.
+The files are those of arena-hard-auto's gen_judgment.py, its published ones, and evaluation/annotate.py's, of v0.1
+({question_id, model, judge, games}) or v2.0 ({uid, category, ...}). Each question has two games {score: "A>>B" ...
+"B>>A"}: in the first, A is the baseline's answer, in the second the model's. A tie is half a win; a verdict with >>
+counts three times. In v0.1 an unreadable verdict removes its game, in v2.0 both games of the question.
 
-Everyone plays against the baseline alone. So the likelihood of Bradley-Terry is highest where each model's rate is its
-share of what it could win, and needs no search: the rating is 1000 + 400 log10(share / (1 - share)), the baseline's is
-1000. A model that wins all, or nothing, has none: infinite, null in JSON.
+All models play against the baseline only. So the maximum likelihood of Bradley-Terry has a closed form: the win rate is
+the share of battles won, and the rating is 1000 + 400 log10(share / (1 - share)), with the baseline at 1000. A share of
+0 or 1 has an infinite rating, null in JSON.
 
-The interval is the benchmark's, from 100 resamples of single verdicts, where a >> is three of them:
+The interval is the benchmark's, from 100 resamples of single verdicts, where a >> is three verdicts:
 
-- v0.1: the 2.5th and the 97.5th percentile of the ratings, over resamples of all models' verdicts together. It is what
-  `show_result.py` shows without style control, and with the same files in the same order it is the same draw.
-- v2.0: the 5th and the 95th percentile of the win rate, over each model's own resamples, as `show_result.py` does
-  without --control-features. It draws without a seed and shows the resamples' mean, which scatters about our score.
+- v0.1: the 2.5th and 97.5th percentile of the ratings, over resamples of all models' verdicts together. This is what
+  `show_result.py` shows without style control; the same files in the same order give the same resamples.
+- v2.0: the 5th and 95th percentile of the win rate, over resamples of each model by itself, as in `show_result.py`
+  without --control-features. The tool sets no seed and shows the resamples' mean, which scatters around our score.
 
-As a question's verdicts go together, the interval is too narrow: the one beside it resamples questions.
+The two verdicts on a question are correlated, so this interval is too narrow; "over_questions" resamples questions.
 
-Not built: style control, which the headline of v2.0 has. It takes every model to the average style of the table's
-models, so that a number depends on who else is in it. And judges are not pooled: each has its own table. So nothing of
-v2.0 is said to be the benchmark's own number.
+Not built: style control, which v2.0's headline has. It adjusts every model to the average style of the models in the
+table, so that a number depends on the other models. Judges aren't pooled either; each has its own table. So no number
+of v2.0 is called the benchmark's own.
 """
 
 import argparse
@@ -40,10 +40,10 @@ from stages.files import UserError, command, read_numbered_jsonl
 
 ROUNDS = 100
 SEED = 42
-"""Both the benchmark's."""
+"""Both are the benchmark's."""
 
 _PLACES = ("first", "second")
-"""Where the model's answer was shown."""
+"""The place at which the model's answer was shown."""
 _STRONG = 3
 _VERDICTS = {
     "A>>B": [1.0] * _STRONG,
@@ -56,23 +56,23 @@ _VERDICTS = {
 
 @dataclass(frozen=True)
 class Edition:
-    """What the benchmark fixes, and how its tool counts."""
+    """The fixed parts of a version of the benchmark, and how its tool counts."""
 
     name: str
     id: str
-    """The key of a question's id."""
+    """The key that holds a question's id."""
     judges: tuple[str, ...]
     baselines: dict[str, str]
-    """By category; in v0.1 there is one category, ""."""
+    """By category. v0.1 has a single category, ""."""
     questions: dict[str, int]
     verdicts: dict[str, list[float]]
-    """What a verdict is to A, as often as it counts; any other text is unreadable."""
+    """A's results by verdict: one for each time that the verdict counts. Any other text is unreadable."""
     both: bool
-    """An unreadable verdict takes the question's other game with it."""
+    """Whether an unreadable verdict removes the question's other game too."""
     ratings: bool
-    """Models are resampled together, and percentiles are those of the ratings."""
+    """Whether models are resampled together and percentiles are of ratings."""
     tail: float
-    """Percent below the interval, and above it."""
+    """Percent of the resamples below the interval, and above it."""
 
 
 V1 = Edition(
@@ -93,7 +93,7 @@ V2 = Edition(
     baselines=dict.fromkeys(("hard_prompt", "coding", "math"), "o3-mini-2025-01-31")
     | {"creative_writing": "gemini-2.0-flash-001"},
     questions={"hard_prompt": 500, "creative_writing": 250},
-    # Only v2.0 reads a verdict from right to left as well: B<<A is A>>B.
+    # Only v2.0 also reads a verdict from right to left: B<<A is A>>B.
     verdicts=_VERDICTS | {text[::-1].translate(str.maketrans("<>", "><")): wins for text, wins in _VERDICTS.items()},
     both=True,
     ratings=False,
@@ -108,10 +108,10 @@ class Judgment:
     question: str
     model: str
     verdicts: tuple[str | None, str | None]
-    """With the baseline's answer as A, and with the model's; None where it is unreadable."""
+    """With the baseline's answer as A, and with the model's as A; None if unreadable."""
 
     def battles(self, edition: Edition, game: int) -> list[float]:
-        """What the model has of each battle that a game stands for: 1, 1/2 or 0; empty where it does not count."""
+        """The model's result, 1, 1/2 or 0, in each battle of a game; empty if the game doesn't count."""
         verdict = self.verdicts[game]
         if verdict is None or (edition.both and None in self.verdicts):
             return []
@@ -121,7 +121,7 @@ class Judgment:
 
 @dataclass(frozen=True, order=True)
 class Board:
-    """Whose scores may stand in one table."""
+    """What the scores in one table have in common."""
 
     edition: str
     category: str
@@ -136,8 +136,8 @@ Models = dict[str, list[Judgment]]
 def read_judgments(paths: Sequence[Path], baseline: str | None = None) -> dict[Board, Models]:
     """The judgments of all files, in their order.
 
-    The baseline is the row's; rows of v0.1 have none in public files: then `baseline`, or the benchmark's. Raises
-    `UserError` naming file and line for what is no such row, a question that is judged twice, or another baseline.
+    The baseline is the row's, or else `baseline`, or else the benchmark's; public rows of v0.1 have none. Raises
+    `UserError` naming file and line for a malformed row, a question that is judged twice, or another baseline.
     """
     boards: dict[Board, Models] = {}
     places: dict[tuple[Board, str, str], str] = {}
@@ -175,12 +175,12 @@ def _judgment(row: dict[str, Any], edition: Edition, given: str | None, where: s
         raise UserError(f"{where}: the baseline is {baseline}, not {given}; leave --baseline out, or name another file")
     model = text("model")
     if model == baseline:
-        raise UserError(f"{where}: {model} is the baseline itself; remove the row, or say who is by --baseline")
+        raise UserError(f"{where}: {model} is the baseline itself; remove the row, or name the baseline by --baseline")
     games = row.get("games")
     if not isinstance(games, list) or len(games) != 2:
         raise UserError(f"{where}: 'games' must be a list of two, one an order; have the judge compare in both")
     verdicts = []
-    for game in games:  # where a call of the judge failed, v2.0 has null for the game
+    for game in games:  # v2.0 has null for a game on which the judge's call failed
         if game is not None and (not isinstance(game, dict) or "score" not in game):
             raise UserError(f"{where}: a game holds no 'score'; add the verdict, or null where there is none")
         score = game["score"] if game else None
@@ -190,9 +190,9 @@ def _judgment(row: dict[str, Any], edition: Edition, given: str | None, where: s
 
 
 def require(boards: dict[Board, Models], questions: Path | None) -> None:
-    """Raise `UserError` naming the questions of which a model has no judgment.
+    """Raise `UserError` naming the questions on which a model has no judgment.
 
-    They are the benchmark's, or without its file those that any model of the same table has.
+    Required are the questions of the benchmark's file, or without it those of any model in the same table.
     """
     asked = read_questions(ARENA_HARD, questions) if questions else []
     for board, models in boards.items():
@@ -202,13 +202,13 @@ def require(boards: dict[Board, Models], questions: Path | None) -> None:
         if not questions:
             expected = list(dict.fromkeys(judged.question for judgments in models.values() for judged in judgments))
         for model, judgments in models.items():
-            found = {judgment.question for judgment in judgments}
-            if missing := [name for name in expected if name not in found]:
+            judged = {judgment.question for judgment in judgments}
+            if missing := [name for name in expected if name not in judged]:
                 which = f"{len(missing)} of {len(expected)} questions: {shortened(missing)}"
                 raise UserError(
                     f"{model}: {board.judge} did not judge {which}; have it judge them, or leave the model's file out"
                 )
-            if strange := found - set(expected):
+            if strange := judged - set(expected):
                 which = shortened(judgment.question for judgment in judgments if judgment.question in strange)
                 raise UserError(
                     f"{model}: {questions} does not have {len(strange)} judged questions: {which}; name theirs"
@@ -216,18 +216,18 @@ def require(boards: dict[Board, Models], questions: Path | None) -> None:
 
 
 def rating(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Bradley-Terry ratings on Elo's scale, the baseline at 1000; infinite for shares of 0 and 1."""
+    """Bradley-Terry ratings on Elo's scale, with the baseline at 1000; infinite for shares of 0 and 1."""
     with np.errstate(divide="ignore"):
         return 1000 + 400 * (np.log10(share) - np.log10(1 - share))
 
 
 def win_rate(ratings: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How often such a rating wins against the baseline, in [0, 1]."""
+    """The win rate of such ratings against the baseline, in [0, 1]."""
     return 1 / (1 + 10 ** ((1000 - ratings) / 400))
 
 
 def resampled(battles: Sequence[NDArray[np.float64]], seed: int) -> NDArray[np.float64]:
-    """Shares [rounds, models] of each model's battles in resamples of them all; NaN where a round has none of its."""
+    """Each model's share of wins in resamples of all battles [rounds, models]; NaN without a battle of the model."""
     owner = np.repeat(np.arange(len(battles)), [len(own) for own in battles])
     wins = np.concatenate(battles)
     draw = np.random.RandomState(seed)  # the generator that the benchmark's tool seeds
@@ -241,10 +241,10 @@ def resampled(battles: Sequence[NDArray[np.float64]], seed: int) -> NDArray[np.f
 
 
 def interval(shares: NDArray[np.float64], edition: Edition) -> tuple[list[float], list[float]]:
-    """The low and high end of the win rate, and of the rating, from a model's shares in the resamples that have any."""
-    known = shares[~np.isnan(shares)]
-    values = rating(known) if edition.ratings else known
-    # Nothing lies half-way to an infinite rating.
+    """The low and high ends of the win rate, and of the rating, from a model's shares in the resamples."""
+    shares = shares[~np.isnan(shares)]
+    values = rating(shares) if edition.ratings else shares
+    # An infinite rating can't be interpolated.
     method = "linear" if np.isfinite(values).all() else "nearest"
     ends = np.percentile(values, [edition.tail, 100 - edition.tail], method=method)  # type: ignore[call-overload]
     rates = win_rate(ends) if edition.ratings else ends
@@ -252,14 +252,14 @@ def interval(shares: NDArray[np.float64], edition: Edition) -> tuple[list[float]
 
 
 def score_models(board: Board, models: Models, seed: int = SEED) -> list[dict[str, Any]]:
-    """A row a model, the best first. Raises `UserError` for a model of which no verdict could be read."""
+    """A row for each model, the best first. Raises `UserError` for a model without a readable verdict."""
     edition = _edition(board)
     battles = {
         model: np.array([win for judgment in judgments for game in (0, 1) for win in judgment.battles(edition, game)])
         for model, judgments in models.items()
     }
     if silent := [model for model, own in battles.items() if not len(own)]:
-        raise UserError(f"{shortened(silent)}: no verdict of {board.judge} counts; leave the file out, or judge anew")
+        raise UserError(f"{shortened(silent)}: no verdict of {board.judge} counts; leave the file out, or judge again")
     together = list(battles.values())
     draws = resampled(together, seed).T if edition.ratings else [resampled([own], seed)[:, 0] for own in together]
     rows = [
@@ -301,28 +301,28 @@ def _edition(board: Board) -> Edition:
 
 
 def differences(board: Board, models: Models) -> list[str]:
-    """What keeps the scores from being the benchmark's own; empty where nothing does."""
+    """The differences from the benchmark's own setting; empty if there are none."""
     edition = _edition(board)
     count = len(next(iter(models.values())))
     wanted, baseline = edition.questions.get(board.category), edition.baselines.get(board.category)
-    found = []
+    differs = []
     if board.judge not in edition.judges:
-        found.append(f"the judge is {board.judge}, not {' or '.join(edition.judges)}")
+        differs.append(f"the judge is {board.judge}, not {' or '.join(edition.judges)}")
     if board.baseline != baseline:
-        found.append(f"the baseline is {board.baseline}, not {baseline or 'one of the benchmark'}")
+        differs.append(f"the baseline is {board.baseline}, not {baseline or 'one of the benchmark'}")
     if count != wanted:
-        found.append(f"{count} questions, not {wanted or 'a category of the benchmark'}")
+        differs.append(f"{count} questions, not {wanted or 'a category of the benchmark'}")
     if edition is V2:
-        found.append("its published tables have style control, or several judges")
-    return found
+        differs.append("its published tables have style control, or several judges")
+    return differs
 
 
 def report(boards: dict[Board, Models], seed: int = SEED) -> list[dict[str, Any]]:
-    """A table a board: its judge, whether that makes the scores the benchmark's own, and the models."""
-    found = []
+    """A table for each board: its judge, whether the scores are the benchmark's own, and the models."""
+    tables = []
     for board, models in sorted(boards.items(), key=lambda item: item[0]):
         differs = differences(board, models)
-        found.append(
+        tables.append(
             {
                 "benchmark": f"arena-hard-{board.edition}",
                 "category": board.category or None,
@@ -335,43 +335,41 @@ def report(boards: dict[Board, Models], seed: int = SEED) -> list[dict[str, Any]
                 "models": score_models(board, models, seed),
             }
         )
-    return found
+    return tables
 
 
-def table(found: dict[str, Any]) -> str:
-    """A board in words."""
-    what = found["benchmark"] + (f", {found['category']}" if found["category"] else "")
-    lines = [f"{what}, without style control: judged by {found['judge']}, against {found['baseline']} (50.0)"]
-    if not found["official"]:
-        lines.append(f"not the benchmark's number: {'; '.join(found['differs'])}")
-    heads = ["score", f"{found['interval_percent']:.0f}% CI", "over questions", "shown first", "second"]
+def table(board: dict[str, Any]) -> str:
+    """One of the tables as text."""
+    name = board["benchmark"] + (f", {board['category']}" if board["category"] else "")
+    lines = [f"{name}, without style control: judged by {board['judge']}, against {board['baseline']} (50.0)"]
+    if not board["official"]:
+        lines.append(f"not the benchmark's number: {'; '.join(board['differs'])}")
+    heads = ["score", f"{board['interval_percent']:.0f}% CI", "over questions", "shown first", "second"]
     rows = [["model", *heads, "questions", "unreadable"]]
-    for row in found["models"]:
-        score, over = row["score"], row["over_questions"]
+    for row in board["models"]:
+        score, interval_ends = row["score"], row["over_questions"]
         ends = f"({score['low'] - score['value']:+.1f}, {score['high'] - score['value']:+.1f})"
         by_place = [row["by_place"][place] for place in _PLACES]
         shown = ["-" if value is None else f"{value:.1f}" for value in by_place]
-        numbers = [f"{score['value']:.1f}", ends, f"[{over['low']:.1f}, {over['high']:.1f}]", *shown]
+        numbers = [f"{score['value']:.1f}", ends, f"[{interval_ends['low']:.1f}, {interval_ends['high']:.1f}]", *shown]
         rows.append([row["model"], *numbers, str(row["questions"]), str(row["unreadable"])])
     return "\n".join([*lines, *columns(rows)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score models by Arena-Hard's judgments.")
-    parser.add_argument("--judgments", required=True, nargs="+", type=Path, help="JSON lines, of one model or several")
+    parser.add_argument("--judgments", required=True, nargs="+", type=Path, help="JSON lines of one or more models")
+    parser.add_argument("--baseline", help="for rows without a baseline; default: the benchmark's, gpt-4-0314 in v0.1")
+    parser.add_argument("--questions", type=Path, help="the benchmark's own file; a judged category must be complete")
     parser.add_argument(
-        "--baseline", help="who it is where rows do not say; default: the benchmark's, gpt-4-0314 in v0.1"
+        "--seed", type=int, default=SEED, help=f"seed of the resamples; default: the benchmark's, {SEED}"
     )
-    parser.add_argument(
-        "--questions", type=Path, help="the benchmark's own file; of a category that is judged, all must be"
-    )
-    parser.add_argument("--seed", type=int, default=SEED, help=f"of the resamples; default: the benchmark's, {SEED}")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of words")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     arguments = parser.parse_args()
     boards = read_judgments(arguments.judgments, arguments.baseline)
     require(boards, arguments.questions)
-    found = report(boards, arguments.seed)
-    print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else "\n\n".join(map(table, found)))
+    tables = report(boards, arguments.seed)
+    print(json.dumps(tables, indent=2, ensure_ascii=False) if arguments.json else "\n\n".join(map(table, tables)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The bias panel: what may go wrong with a judge and a meta-judge, measured in every iteration.
+"""The bias panel: known failures of a judge and a meta-judge, measured in every iteration.
 
-`iterate.py` writes it as `runs/NAME/iter<t>/bias.json` before it trains: the meta-judge's taste for the first position
-and for high scores, the judge's for long responses, scores that pile up, judgments that can't be read, and how many
-pairs come of it all. Intervals are bootstrap percentiles over prompts. `[limits]` of the config stop a run on it.
+`iterate.py` writes it as `runs/NAME/iter<t>/bias.json` before it trains: the meta-judge's bias for the first position
+and for high scores, the judge's bias for long responses, scores that pile up, judgments without a score, and the number
+of pairs. Intervals are bootstrap percentiles over prompts. The config's `[limits]` stop a run by these numbers.
 """
 
 from collections import Counter
@@ -16,14 +16,16 @@ import numpy as np
 from evaluation.agreement import read_report
 from evaluation.statistics import bootstrap, entropy, spearman
 from judging.pairs import Sources
-from judging.scores import Record, distinct_responses, group_by, read_scores, response_scores
+from judging.scores import distinct_responses, read_scores, response_scores
 from judging.verdict import MAXIMUM, Failure
-from sampling.generate import read_units
-from stages.files import read_jsonl, read_manifest, write_json
+from stages.files import read_jsonl, read_manifest, read_shards, write_json
+from stages.records import group_by
 from stages.settings import Limits, Metajudge, Settings
 
+Record = dict[str, Any]
+
 LENGTH_BINS = 5
-"""Bins of response length, with equally many responses each as far as lengths allow."""
+"""Bins of response length, with equally many responses in each as far as lengths allow."""
 
 
 def write_panel(
@@ -35,20 +37,20 @@ def write_panel(
     agreement: Path | None = None,
     meta_agreement: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure an iteration by the stages that its pairs are made from and the pairs; writes and returns the panel.
+    """Write and return the panel of an iteration, from its pairs and the stages behind them.
 
-    `agreement` and `meta_agreement` are where its judge and its meta-judge were measured on labelled data, if so.
+    `agreement` and `meta_agreement` are the folders of its judge's and its meta-judge's measurements on labelled data.
     """
-    everything = list(read_units(sources.responses))
-    responses = distinct_responses(everything)
+    all_responses = list(read_shards(sources.responses))
+    responses = distinct_responses(all_responses)
     judge = meta = None
     judgments: list[Record] = []
     if sources.judgments:
         judgments = list(_columns(sources.judgments, "id", "response_id", "index", "text", "score", "failure"))
     if sources.scores_file:
-        scores = read_scores(sources.scores_file, everything)
+        scores = read_scores(sources.scores_file, all_responses)
     else:
-        expected = list(read_units(sources.scores)) if sources.scores else []
+        expected = list(read_shards(sources.scores)) if sources.scores else []
         scores = response_scores(group_by(expected or judgments, "response_id"), settings.judge.scores_needed)
         judge = judge_panel(responses, judgments, expected)
     if sources.comparisons:
@@ -57,7 +59,7 @@ def write_panel(
     stages = {"judge": sources.scores or sources.judgments, "metajudge": sources.comparisons}
     panel = {
         "iteration": iteration,
-        "weights": {name: (read_manifest(path) or {})["weights"] for name, path in stages.items() if path},
+        "weights": {name: weights_of(path) for name, path in stages.items() if path},
         "responses": response_panel(responses, scores),
         "judge": judge,
         "metajudge": meta,
@@ -69,14 +71,18 @@ def write_panel(
     return panel
 
 
+def weights_of(stage: Path) -> str:
+    """The digest of the model that wrote a stage."""
+    return (read_manifest(stage) or {})["inputs"]["model"]["digest"]
+
+
 def judge_panel(
     responses: Sequence[Record], judgments: Sequence[Record], expected: Sequence[Record] = ()
 ) -> dict[str, Any]:
-    """What the judgments say by themselves: parse rate, failures by type and by response length, the scores' spread.
+    """Parse rate, failures by type and by response length, and the distribution of the scores.
 
-    An iteration that samples none has its rows of `expected` scores in their place. With such rows, the spread is that
-    of the digits' probabilities, as the histogram of endlessly many judgments would be; "digit_mass" is the share of
-    the distribution that the digits have.
+    An iteration without sampled judgments has rows of `expected` scores instead. Their histogram is that of the digits'
+    probabilities, the limit of infinitely many judgments; "digit_mass" is the digits' share of all probability.
     """
     prompt_of = {row["id"]: row["prompt_id"] for row in responses}
     parsed: dict[str, list[float]] = {}
@@ -103,17 +109,17 @@ def judge_panel(
 
 
 def _expected_histogram(rows: Iterable[Record]) -> dict[float, float]:
-    """How many of the rows' judgments would state each score, were there one a row."""
+    """The expected number of judgments with each score, if each row had one judgment."""
     masses = np.array([row["probabilities"] for row in rows])
     return dict(enumerate((masses / masses.sum(1, keepdims=True)).sum(0).tolist()))
 
 
 def response_panel(responses: Sequence[Record], scores: Mapping[str, Fraction]) -> dict[str, Any]:
-    """Mean length and score; ties among a prompt's scored responses; how score and length go together."""
+    """Mean length and score, ties among a prompt's scored responses, and the correlation of score and length."""
     groups = group_by(responses, "prompt_id").values()
-    known = [[row for row in rows if row["id"] in scores] for rows in groups]
-    lengths = [[float(len(row["text"])) for row in rows] for rows in known]
-    values = [[scores[row["id"]] for row in rows] for rows in known]
+    scored = [[row for row in rows if row["id"] in scores] for rows in groups]
+    lengths = [[float(len(row["text"])) for row in rows] for rows in scored]
+    values = [[scores[row["id"]] for row in rows] for rows in scored]
     floats = [[float(score) for score in row] for row in values]
     within = [spearman(a, b) for a, b in zip(floats, lengths, strict=True) if len(a) > 1]
     flat = [value for row in floats for value in row]
@@ -132,7 +138,7 @@ def response_panel(responses: Sequence[Record], scores: Mapping[str, Fraction]) 
 def metajudge_panel(
     comparisons: Sequence[Record], judgments: Iterable[Record], elos: Iterable[Record]
 ) -> dict[str, Any]:
-    """Whom the meta-judge prefers: the first shown, the higher score, the longer judgment; and how firmly."""
+    """How often the meta-judge prefers the first position, the higher score and the longer judgment; errors of Elo."""
     score = {(row["response_id"], row["index"]): row["score"] for row in judgments}
     text = {row["id"]: row["text"] for row in judgments}
     first: dict[str, list[float]] = {}
@@ -176,14 +182,14 @@ def metajudge_panel(
 
 
 def pairs_panel(folder: Path) -> dict[str, Any]:
-    """How many prompts gave a pair, why the others gave none, and how long chosen and rejected texts are."""
+    """By kind: the number of pairs, the reasons of prompts without a pair, and the mean length of both texts."""
     counts = (read_manifest(folder) or {})["counts"]
-    found: dict[str, Any] = {}
+    panel: dict[str, Any] = {}
     for kind in ("actor", "judge"):
         if kind not in counts:
             continue
         pairs = list(read_jsonl(folder / f"{kind}.jsonl"))
-        found[kind] = {
+        panel[kind] = {
             "pairs": counts[kind],
             "yield": _share(counts[kind], counts["prompts"]),
             "reasons": {
@@ -194,31 +200,33 @@ def pairs_panel(folder: Path) -> dict[str, Any]:
             "chosen_characters_mean": _mean([len(row["chosen"][0]["content"]) for row in pairs]),
             "rejected_characters_mean": _mean([len(row["rejected"][0]["content"]) for row in pairs]),
         }
-    return found
+    return panel
 
 
 def broken_limits(panel: Mapping[str, Any], limits: Limits) -> list[str]:
-    """What of the panel breaks which limit, a clause each. Without a single pair there is nothing to train on."""
+    """A clause for each limit that the panel breaks, and one if there is no pair to train on."""
     broken = []
-    if not any(found["pairs"] for found in panel["pairs"].values()):
+    if not any(kind["pairs"] for kind in panel["pairs"].values()):
         broken.append("no prompt gives a pair")
     if panel["judge"]:
-        rate, saturation = panel["judge"]["parse_rate"]["value"], panel["judge"]["saturation"]
+        rate, top, most = (
+            panel["judge"]["parse_rate"]["value"],
+            panel["judge"]["saturation"],
+            limits.max_top_score_share,
+        )
         if (rate or 0.0) < limits.parse_rate:
             broken.append(f"{rate or 0:.1%} of the judgments hold a score, limits.parse_rate is {limits.parse_rate:g}")
-        if saturation is not None and saturation > limits.max_top_score_share:
-            broken.append(
-                f"{saturation:.1%} of the scores are {MAXIMUM}, limits.max_top_score_share is {limits.max_top_score_share:g}"
-            )
+        if top is not None and top > most:
+            broken.append(f"{top:.1%} of the scores are {MAXIMUM}, limits.max_top_score_share is {most:g}")
     for kind, least in (("actor", limits.actor_yield), ("judge", limits.judge_yield)):
-        found = panel["pairs"].get(kind)
-        if found and (found["yield"] or 0.0) < least:
-            broken.append(f"{found['yield'] or 0:.1%} of the prompts give a pair, limits.{kind}_yield is {least:g}")
+        pairs = panel["pairs"].get(kind)
+        if pairs and (pairs["yield"] or 0.0) < least:
+            broken.append(f"{pairs['yield'] or 0:.1%} of the prompts give a pair, limits.{kind}_yield is {least:g}")
     return broken
 
 
 def _by_length(responses: Sequence[Record], judgments: Iterable[Record]) -> list[dict[str, Any]]:
-    """Judgments, parse rate and failures by length of the judged response: long ones are cut, and fail, more often."""
+    """Judgments, parse rate and failures by length of the judged response."""
     if not responses:
         return []
     length = {row["id"]: len(row["text"]) for row in responses}
@@ -239,18 +247,18 @@ def _by_length(responses: Sequence[Record], judgments: Iterable[Record]) -> list
 
 
 def _asked(meta: Metajudge) -> dict[str, Any]:
-    """The settings against the collapse of the meta-judge, and for fewer comparisons."""
+    """The settings of the meta-judge that decide which comparisons are made."""
     return {"model": meta.model, "opponents": meta.opponents or "all", "max_score_gap": meta.max_score_gap}
 
 
 def _columns(stage: Path, *fields: str) -> Iterator[Record]:
-    """A stage's records with these fields alone: a full run has half a million."""
-    for row in read_units(stage):
+    """A stage's records with these fields only, since a full run has half a million."""
+    for row in read_shards(stage):
         yield {key: row[key] for key in fields}
 
 
 def _ties(scores: Sequence[Fraction]) -> list[float]:
-    """Of each two responses of a prompt whether they score the same."""
+    """1 or 0 for any two responses of a prompt: whether their scores are equal."""
     return [float(a == b) for i, a in enumerate(scores) for b in scores[:i]]
 
 
@@ -261,8 +269,8 @@ def _failures(rows: Iterable[Record]) -> dict[str, int]:
 def _agreement(folder: Path | None, keys: Iterable[str]) -> dict[str, Any] | None:
     if folder is None:
         return None
-    found = read_report(folder)
-    return {key: found[key] for key in keys}
+    report = read_report(folder)
+    return {key: report[key] for key in keys}
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.held_out import answers_of
-from evaluation.pairwise import Decision, Duel, decide, duel_items, duel_record
+from evaluation.pairwise import Decision, Duel, decide, duel_items, read_duel
 from evaluation.statistics import bootstrap
-from judging.judge import Judging, judge_section, scoring_section
-from judging.scores import group_by
-from sampling.generate import Worker, first_rank, generation_key, read_units
-from stages.files import UserError, is_complete, write_json, write_manifest
+from judging.judge import score_rows
+from sampling.worker import Worker
+from stages.files import UserError, read_shards
+from stages.records import group_by
 from stages.settings import Settings
+from stages.stage import Job, Output, first_rank
 
 Record = dict[str, Any]
 
@@ -55,28 +56,13 @@ def report(duels: Sequence[Duel], rows: Iterable[Record], settings: Settings) ->
     }
 
 
-def duel_key(settings: Settings, judge: Path, answers: Path, against: Path) -> str:
-    """The identity of a comparison of two models' answers."""
-    evaluation = settings.evaluation
-    N = evaluation.duel_samples
-    section = scoring_section(settings, N) if evaluation.protocol == "scores" else judge_section(settings) | {"N": N}
-    inputs: dict[str, Path | str] = {"judge": judge, "answers": answers, "against": against}
-    return generation_key("duel", settings, section | {"protocol": evaluation.protocol}, 0, inputs)
-
-
-def decisive_rows(judge: Worker, duels: Sequence[Duel], out: Path, key: str) -> list[Record]:
+def decisive_rows(judge: Worker, duels: Sequence[Duel], job: Job) -> list[Record]:
     """What the judge says: scores of each answer, or comparisons in both orders, with the duel and what was shown."""
     evaluation = judge.settings.evaluation
     if evaluation.protocol == "pairwise":
-        items = list(duel_items(duels, evaluation.protocol, evaluation.duel_samples, judge.chat, judge.settings))
-        judge.run(
-            "duel",
-            items,
-            out,
-            key,
-            partial(duel_record, protocol="pairwise", chat=judge.chat, judge=judge.settings.judge),
-        )
-        return list(read_units(out))
+        items = duel_items(duels, evaluation.protocol, evaluation.duel_samples, judge.chat, judge.settings)
+        judge.run(job, items, partial(read_duel, protocol="pairwise", judge=judge.settings.judge))
+        return list(read_shards(job.out))
     sides = {
         f"{duel.id}/{shown}": (duel, shown)
         for duel in duels
@@ -87,17 +73,17 @@ def decisive_rows(judge: Worker, duels: Sequence[Duel], out: Path, key: str) -> 
         {"id": name, "prompt_id": duel.id, "prompt": duel.prompt, "text": (duel.first, duel.second)[shown]}
         for name, (duel, shown) in sides.items()
     ]
-    rows = Judging(judge, "duel", evaluation.duel_samples).scores(answers, out, key)
+    rows = score_rows(judge, answers, evaluation.duel_samples, job)
     return [row | {"duel": row["prompt_id"], "shown": sides[row["response_id"]][1]} for row in rows]
 
 
-def measure_wins(judge: Worker, answers: Path, against: Path, out: Path) -> None:
-    """Have a judge compare a model's answers with another's, and write the report to `out` unless it is there."""
-    key = duel_key(judge.settings, judge.model_dir, answers, against)
-    if is_complete(out, key):
+def measure_wins(judge: Worker, answers: Path, job: Job) -> None:
+    """Have a judge compare a model's answers with those of the input `against`, and write the report unless it is
+    there."""
+    if job.complete:
         return
-    duels = duels_of(answers_of(answers), answers_of(against))
-    rows = decisive_rows(judge, duels, out / "verdicts", key)
+    duels = duels_of(answers_of(answers), answers_of(job.path("against")))
+    rows = decisive_rows(judge, duels, job.part("duel", "verdicts"))
     if first_rank():
-        write_json(out / "report.json", report(duels, rows, judge.settings))
-        write_manifest(out, "duel", key, [out / "report.json"], counts={"duels": len(duels)})
+        files = {"report.json": report(duels, rows, judge.settings)}
+        Output(files, {"counts": {"duels": len(duels)}}).write(job)

@@ -14,47 +14,47 @@ from evaluation.statistics import bootstrap
 from evaluation.verifiable import Instruction, read_instructions, verifiable_report
 from model.chat import ChatFormat, Message
 from prepare.novelty import repetition, words
-from sampling.generate import Item, Worker, first_rank, generation_key, read_units, request_seed
-from sampling.request import Sampling
-from stages.files import UserError, is_complete, read_numbered_jsonl, write_json, write_manifest
+from sampling.worker import Item, Worker, sampling_of
+from stages.files import UserError, read_numbered_jsonl, read_shards
+from stages.seeds import request_seed
 from stages.settings import Settings
+from stages.stage import Job, Output, first_rank
 
 Record = dict[str, Any]
 DISTINCT = (1, 2, 3)
 """Words of the sequences whose variety is measured."""
 
 
-def read_prompts(path: str) -> dict[str, str]:
-    """Open prompts {id, prompt} by id, in the file's order; none without a path.
+def read_prompts(path: Path) -> dict[str, str]:
+    """Open prompts {id, prompt} by id, in the file's order.
 
     Raises `UserError`, naming file and line, for an id that comes twice and for what is no text; and where the file
     holds nothing.
     """
-    found: dict[str, str] = {}
-    for number, row in read_numbered_jsonl(path, ("id", "prompt")) if path else ():
+    prompts: dict[str, str] = {}
+    for number, row in read_numbered_jsonl(path, ("id", "prompt")):
         name, prompt, where = row["id"], row["prompt"], f"{path}, line {number}"
         if not isinstance(name, str) or not isinstance(prompt, str):
             raise UserError(f"{where}: id and prompt must be texts; put quotes around them")
-        if name in found:
+        if name in prompts:
             raise UserError(f"{where}: id {name!r} comes twice; give each prompt its own")
-        found[name] = prompt
-    if path and not found:
+        prompts[name] = prompt
+    if not prompts:
         raise UserError(f"{path}: no prompts; name a file of rows with id, prompt")
-    return found
+    return prompts
 
 
 def held_out_items(
     instructions: Iterable[Instruction], prompts: Mapping[str, str], chat: ChatFormat, settings: Settings
 ) -> Iterator[Item]:
     """One request an instruction and a prompt."""
-    respond = settings.respond
-    sampling = Sampling(respond.temperature, respond.top_p, respond.max_new_tokens, chat.stop_ids)
+    sampling = sampling_of(settings.respond, chat)
     asked = [("instruction", item.id, item.prompt) for item in instructions]
     asked += [("prompt", name, prompt) for name, prompt in prompts.items()]
     for kind, name, prompt in asked:
-        known = {"id": f"{kind}/{name}", "kind": kind, "name": name, "prompt": prompt}
-        seed = request_seed(settings.seed, 0, "held-out", known["id"])
-        yield Item(known["id"], partial(_asked, prompt), sampling, seed, name, known)
+        record = {"id": f"{kind}/{name}", "kind": kind, "name": name, "prompt": prompt}
+        seed = request_seed(settings.seed, 0, "held-out", record["id"])
+        yield Item(record["id"], partial(_asked, prompt), sampling, seed, name, record)
 
 
 def _asked(prompt: str) -> list[Message]:
@@ -63,7 +63,7 @@ def _asked(prompt: str) -> list[Message]:
 
 def answers_of(answers: Path) -> dict[str, Record]:
     """The finished records of open prompts, by the prompt's id."""
-    return {row["name"]: row for row in read_units(answers) if row["kind"] == "prompt"}
+    return {row["name"]: row for row in read_shards(answers) if row["kind"] == "prompt"}
 
 
 def report(instructions: Sequence[Instruction], rows: Sequence[Record]) -> Record:
@@ -100,23 +100,14 @@ def distinct(texts: Iterable[str], n: int) -> float | None:
     return round(len(set(sequences)) / len(sequences), 4) if sequences else None
 
 
-def held_out_key(settings: Settings, model_dir: Path) -> str:
-    """The identity of a model's answers."""
-    section = {name: getattr(settings.respond, name) for name in ("temperature", "top_p", "max_new_tokens")}
-    files = {name: getattr(settings.evaluation, name) for name in ("instructions", "prompts")}
-    inputs: dict[str, Path | str] = {"model": model_dir} | {name: path for name, path in files.items() if path}
-    return generation_key("held-out", settings, section, 0, inputs)
-
-
-def measure_answers(worker: Worker, out: Path) -> None:
-    """Have a model answer, and write the answers to `out`/answers and the report, unless they are there."""
-    settings, evaluation = worker.settings, worker.settings.evaluation
-    key = held_out_key(settings, worker.model_dir)
-    if is_complete(out, key):
+def measure_answers(worker: Worker, job: Job) -> None:
+    """Have a model answer, and write the answers to the job's answers/ and the report, unless they are there."""
+    if job.complete:
         return
-    instructions = read_instructions(Path(evaluation.instructions)) if evaluation.instructions else []
-    items = list(held_out_items(instructions, read_prompts(evaluation.prompts), worker.chat, settings))
-    worker.run("held-out", items, out / "answers", key)
+    instructions = read_instructions(job.path("instructions")) if job.has("instructions") else []
+    prompts = read_prompts(job.path("prompts")) if job.has("prompts") else {}
+    answers = job.part("held-out", "answers")
+    worker.run(answers, held_out_items(instructions, prompts, worker.chat, job.settings))
     if first_rank():
-        write_json(out / "report.json", report(instructions, list(read_units(out / "answers"))))
-        write_manifest(out, "held-out", key, [out / "report.json"], counts={"answers": len(items)})
+        rows = list(read_shards(answers.out))
+        Output({"report.json": report(instructions, rows)}, {"counts": {"answers": len(rows)}}).write(job)

@@ -1,16 +1,16 @@
-"""Responses of which people, or another judge, have said which is better: pairs with labels, and ranked groups.
+"""Responses whose quality people, or another judge, have labelled: labelled pairs, and ranked groups.
 
-A file of them is JSON lines; each row has one of four forms:
+A file of them is JSON lines. Each row has one of four forms:
 
-- a labelled pair {id, prompt, output_1, output_2, label}: 1 or 2 says which output is better, "tie" (or 0, or 1.5) that
-  neither is. Rows with one id are one pair, labelled by several annotators, each of whom is named: "annotator".
-- a pair as AlpacaEval has it {instruction, output_1, output_2, preference}: from 1 to 2, the nearer output is better.
-  It needs no id; rows with the same texts are one pair, and "annotator_index" names the annotator.
-- a group {id, prompt, responses: [{text, score}]}, the higher score better.
-- OpenAssistant's ranked replies {message_id, context: [{role, text}], replies: [{rank, text}]}, rank 0 the best.
+- a labelled pair {id, prompt, output_1, output_2, label}: label 1 or 2 is the better output, and "tie" (or 0, or 1.5)
+  means that neither is better. Rows with the same id are one pair by several annotators, whom "annotator" names.
+- AlpacaEval's pair {instruction, output_1, output_2, preference}: from 1 to 2, and the nearer output is better. It
+  needs no id: rows with the same texts are one pair, and "annotator_index" names the annotator.
+- a group {id, prompt, responses: [{text, score}]}: a higher score is better.
+- OpenAssistant's ranked replies {message_id, context: [{role, text}], replies: [{rank, text}]}: rank 0 is the best.
 
-A prompt is a text, or a conversation [{role, content}] that ends with the user's turn. "subset" (of AlpacaEval's rows
-also "dataset") names the part of the file for which a measurement has a row of its own.
+A prompt is a text, or a conversation [{role, content}] that ends with the user's turn. "subset" (in AlpacaEval's rows
+also "dataset") names a part of the file, for which measurements have a row of their own.
 """
 
 import math
@@ -40,13 +40,13 @@ class Case:
     prompt: str
     text: str
     quality: float
-    """Higher is better; compared within a group only. Of a labelled pair the better response has 1, the other 0."""
+    """Higher is better, within a group. In a labelled pair the better response has 1, the worse 0, tied ones 0.5."""
     flaw: str = ""
     subset: str = ""
 
     @property
     def response(self) -> dict[str, str]:
-        """What a judge is asked about: {id, prompt_id, prompt, text}."""
+        """The response as a judge's stage takes it: {id, prompt_id, prompt, text}."""
         return {"id": self.name, "prompt_id": self.group, "prompt": self.prompt, "text": self.text}
 
 
@@ -58,11 +58,11 @@ class Pair:
     first: Case
     second: Case
     labels: Mapping[str, Preference] = field(default_factory=dict)
-    """By annotator, "" being one without a name. Of two members of a ranked group there are none."""
+    """By annotator; "" is an annotator without a name. Empty for two members of a ranked group."""
 
     @property
     def label(self) -> Preference:
-        """Which is better, by the annotators' majority or by the group's order."""
+        """The better response by the annotators' majority, or by the group's order."""
         return prefer(self.first.quality, self.second.quality)
 
     @property
@@ -72,15 +72,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What a file holds."""
+    """The contents of a file."""
 
     cases: list[Case]
     pairs: list[Pair]
-    """The labelled ones under their ids, and of each group any two of different quality, as "GROUP/0-2"."""
+    """Labelled pairs by their ids; and any two of a group with different quality, as "GROUP/0-2"."""
 
     @property
     def subsets(self) -> dict[str, "Labelled"]:
-        """By name, those that have one."""
+        """The parts of the file that have a name, by name."""
         return {
             name: Labelled(
                 [case for case in self.cases if case.subset == name],
@@ -91,7 +91,7 @@ class Labelled:
 
     @property
     def rankings(self) -> list[list[Case]]:
-        """The groups with members of different quality; labelled pairs are none."""
+        """The ranked groups, without labelled pairs, whose members differ in quality."""
         labelled = {pair.first.group for pair in self.pairs if pair.labels}
         groups: dict[str, list[Case]] = {}
         for case in self.cases:
@@ -101,12 +101,12 @@ class Labelled:
 
 
 def prefer(first: Any, second: Any) -> Preference:
-    """Which of two numbers is higher."""
+    """The position of the higher number."""
     return "tie" if first == second else "first" if first > second else "second"
 
 
 def majority(labels: Iterable[Preference]) -> Preference:
-    """The most frequent label; a tie where several are."""
+    """The most frequent label; a tie if there are several."""
     counts = Counter(labels)
     most = [label for label, count in counts.items() if count == max(counts.values())]
     return most[0] if len(most) == 1 else "tie"
@@ -114,7 +114,7 @@ def majority(labels: Iterable[Preference]) -> Preference:
 
 @dataclass
 class _Votes:
-    """A labelled pair while its rows are read."""
+    """The labels of a pair, while its rows are read."""
 
     texts: tuple[str, str, str]
     """Prompt and outputs."""
@@ -130,9 +130,8 @@ def read_cases(path: Path) -> list[Case]:
 def read_labelled(path: Path) -> Labelled:
     """The responses of a file and their pairs, groups first.
 
-    Raises `UserError`, naming file, line and id: for a row of none of the four forms or with a key that is missing or
-    of another kind, a group's id that comes twice, an id that stands for two pairs or a pair with two ids, and a label
-    that comes twice. And where the file holds nothing.
+    Raises `UserError`, naming file, line and id, for a row of no form, a missing or invalid key, a repeated id of a
+    group, an id with two pairs, a pair with two ids, and a repeated label; and for an empty file.
     """
     groups: dict[str, list[Case]] = {}
     votes: dict[Any, _Votes] = {}
@@ -154,8 +153,8 @@ def read_labelled(path: Path) -> Labelled:
         if members[i].quality != members[j].quality
     ]
     taken = {*groups, *(pair.name for pair in pairs)}
-    for place, (key, found) in enumerate(votes.items()):
-        pair = _pair(key if isinstance(key, str) else f"{place:05}", found)
+    for place, (key, own) in enumerate(votes.items()):
+        pair = _pair(key if isinstance(key, str) else f"{place:05}", own)
         if pair.name in taken:
             raise UserError(f"{path}: the id {pair.name!r} is of a pair, and of a group or its pairs, too; rename one")
         taken.add(pair.name)
@@ -167,9 +166,9 @@ def read_labelled(path: Path) -> Labelled:
 
 
 def _add_vote(row: dict[str, Any], votes: dict[Any, _Votes], names: dict[Any, str], where: str) -> None:
-    """One annotator's label of a pair. `names` has the ids under which texts came before, where annotators are named.
+    """Add one annotator's label of a pair. The pair's key is its id, or else its texts.
 
-    A pair without an id goes by its texts.
+    `names` maps texts to their id, for rows that name the annotator.
     """
     official = "instruction" in row
     prompt = _prompt(_need(row, "instruction" if official else "prompt", where), where)
@@ -179,16 +178,16 @@ def _add_vote(row: dict[str, Any], votes: dict[Any, _Votes], names: dict[Any, st
     given = row.get("annotator", row.get("annotator_index"))
     annotator = "" if given is None else str(given)
     subset = row.get("subset", row.get("dataset", "") if official else "")
-    found = votes.setdefault(key, _Votes(texts, str(subset)))
+    pair = votes.setdefault(key, _Votes(texts, str(subset)))
     shown = repr(key) if isinstance(key, str) else f"the pair of {prompt[:40]!r}"
-    if found.texts != texts:
+    if pair.texts != texts:
         raise UserError(f"{where}: {shown} came before with another prompt or outputs; give each pair its own id")
-    if annotator in found.labels:
+    if annotator in pair.labels:
         who = f"annotator {annotator!r} has" if annotator else "one without a name has"
         raise UserError(f'{where}: {shown}: {who} labelled it before; remove a line, or name each "annotator"')
     if isinstance(key, str) and annotator and names.setdefault(texts, key) != key:
         raise UserError(f"{where}: {shown} and {names[texts]!r} are the same pair; annotators need one id for it")
-    found.labels[annotator] = label
+    pair.labels[annotator] = label
 
 
 def _pair(name: str, votes: _Votes) -> Pair:
@@ -202,7 +201,7 @@ def _pair(name: str, votes: _Votes) -> Pair:
 
 
 def _group(row: dict[str, Any], where: str) -> list[Case]:
-    """The members of a group's row, of either form."""
+    """The members of a row of either form of groups."""
     if "responses" in row:
         key, name, prompt = "responses", _id(row, "id", where), _need(row, "prompt", where)
     elif "replies" in row and "context" in row:
@@ -229,14 +228,14 @@ def _label(row: dict[str, Any], where: str) -> Preference:
         return _LABELS[text]
     number = _finite(text)
     if isinstance(value, bool) or number is None or number not in _NUMBERS:
-        if key == "preference" and number is not None and 1 < number < 2:  # the probability of output 2, and 1
+        if key == "preference" and number is not None and 1 < number < 2:  # 1 + probability that output 2 is better
             return "first" if number < 1.5 else "second"
         raise UserError(f'{where}: {key} is {value!r}; it must be 1, 2 or "tie"')
     return _NUMBERS[number]
 
 
 def _prompt(value: Any, where: str) -> str:
-    """A prompt's text, or a conversation as the text that a judge is shown."""
+    """A prompt's text; of a conversation, the text that a judge is shown."""
     if isinstance(value, str):
         return value
     if not isinstance(value, Sequence) or not value:

@@ -1,79 +1,64 @@
 """What a run measures of one of its models, in one process: `torchrun -m evaluation.measure`.
 
 As a judge (`agreement.py`), as a meta-judge (`meta_agreement.py`), as an actor (`held_out.py`), and against the seed
-(`duel.py`), as far as the config's [evaluation] names data for it.
+(`duel.py`), each as far as its file is given.
 """
 
-import argparse
-from pathlib import Path
+from typing import Any
 
-from evaluation.agreement import agreement_key, measure_judge
-from evaluation.duel import duel_key, measure_wins
+from evaluation.agreement import measure_judge
+from evaluation.duel import measure_wins
 from evaluation.folders import ModelMeasurements
-from evaluation.held_out import held_out_key, measure_answers
-from evaluation.meta_agreement import measure_metajudge, meta_agreement_key
-from sampling.generate import Worker, first_rank
-from stages.files import command, is_complete, stage_key, write_manifest
-from stages.settings import Settings, load_settings
+from evaluation.held_out import measure_answers
+from evaluation.meta_agreement import measure_metajudge
+from judging.judge import judge_section, scoring_section
+from sampling.worker import Worker, generation_settings
+from stages.settings import Settings, as_dict
+from stages.stage import Job, Output, Stage
 
 
-def measure_key(
-    settings: Settings, model: Path, judges: bool, cases: Path | None, judge: Path | None, against: Path | None
-) -> str:
-    """The identity of all measurements of a model: it counts by its weights, so that runs can share them.
-
-    `judges`: whether it is measured as a judge, on the labelled `cases` if there are any, and as a meta-judge.
-    `against`: the answers of the model that `judge` compares its own with; both or neither.
-    """
-    evaluation, keys = settings.evaluation, []
-    if judges and cases:
-        keys.append(agreement_key(settings, model, cases, evaluation.N))
-    if judges and evaluation.comparisons:
-        keys.append(meta_agreement_key(settings, model, Path(evaluation.comparisons)))
-    if evaluation.instructions or evaluation.prompts:
-        keys.append(held_out_key(settings, model))
-    if judge and against:  # its answers are not there yet, but they follow from the key above
-        keys.append(duel_key(settings, judge, model, against))
-    return stage_key("measure", keys, {})
-
-
-def measure(arguments: argparse.Namespace, settings: Settings) -> None:
-    """The command's work; each measurement that is there already stays."""
-    place, evaluation = ModelMeasurements(arguments.out), settings.evaluation
-    judge, against = arguments.judge, arguments.against
-    key = measure_key(settings, arguments.model, not arguments.answers_only, arguments.cases, judge, against)
-    if is_complete(place.folder, key):
-        return
-    worker, folders = Worker(settings, arguments.model), []
-    if evaluation.instructions or evaluation.prompts:
-        measure_answers(worker, place.held_out)
-        folders.append(place.held_out)
-    if arguments.cases and not arguments.answers_only:
-        measure_judge(worker, arguments.cases, evaluation.N, "scores", place.agreement)
-        folders.append(place.agreement)
-    if evaluation.comparisons and not arguments.answers_only:
-        measure_metajudge(worker, Path(evaluation.comparisons), place.meta_agreement)
-        folders.append(place.meta_agreement)
-    if against:
-        other = worker if judge == arguments.model else Worker(settings, judge)
-        measure_wins(other, place.answers, against, place.duel)
-        folders.append(place.duel)
-    if first_rank():
-        write_manifest(place.folder, "measure", key, [folder / "manifest.json" for folder in folders])
+def measure(job: Job) -> Output:
+    """Measure a model as a judge, as a meta-judge and as an actor; each measurement that is there already stays."""
+    evaluation, folders = job.settings.evaluation, ModelMeasurements(job.out)
+    worker, parts = Worker(job.settings, job.path("model")), []
+    if job.has("instructions") or job.has("prompts"):
+        parts.append(job.part("held-out", folders.held_out.name))
+        measure_answers(worker, parts[-1])
+    if job.has("judge_cases"):
+        parts.append(job.part("agreement", folders.agreement.name))
+        measure_judge(worker, "scores", evaluation.N, parts[-1])
+    if job.has("comparisons"):
+        parts.append(job.part("meta-agreement", folders.meta_agreement.name))
+        measure_metajudge(worker, parts[-1])
+    if judge := job.optional("judge"):
+        other = worker if judge == job.path("model") else Worker(job.settings, judge)
+        parts.append(job.part("duel", folders.duel.name))
+        measure_wins(other, folders.answers, parts[-1])
+    return Output({}, written=[part.out / "manifest.json" for part in parts])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure a model as a judge, as a meta-judge and as an actor.")
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
-    parser.add_argument("--answers-only", action="store_true", help="a model that has not learnt to judge")
-    parser.add_argument("--cases", type=Path, help="JSON lines of labelled responses")
-    parser.add_argument("--judge", type=Path, help="Hugging Face directory of who compares its answers")
-    parser.add_argument("--against", type=Path, help="with the answers in this folder")
-    parser.add_argument("--out", required=True, type=Path)
-    arguments = parser.parse_args()
-    measure(arguments, load_settings(arguments.config))
+def _settings(settings: Settings, iteration: int) -> Any:
+    evaluation, meta = settings.evaluation, as_dict(settings.metajudge)
+    section = {
+        "answers": [settings.respond.temperature, settings.respond.top_p, settings.respond.max_new_tokens],
+        "judge": [judge_section(settings), scoring_section(settings, evaluation.N)],
+        "metajudge": [
+            meta[name] for name in ("temperature", "top_p", "max_new_tokens", "prompt_style", "verdict_position")
+        ],
+        "wins": [evaluation.protocol, evaluation.duel_samples],
+    }
+    return generation_settings(settings, 0, section)
 
+
+MEASURE = Stage(
+    "measure",
+    "evaluation.measure",
+    measure,
+    settings=_settings,
+    inputs=("model",),
+    optional=("judge_cases", "comparisons", "instructions", "prompts", "judge", "against"),
+    ranks="all",
+)
 
 if __name__ == "__main__":
-    command(main)
+    MEASURE.main()

@@ -1,4 +1,4 @@
-"""How well an opinion of labelled responses agrees with the labels (`evaluation/agreement.py` defines the measures)."""
+"""Agreement of an opinion with the labels (`evaluation/agreement.py` defines the measures)."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from evaluation.statistics import bootstrap, spearman
 
 
 def _histogram(scores: Sequence[Any]) -> dict[str, int]:
-    """How often each score was given; others than whole and half ones count as the nearest of these."""
+    """Counts of scores, each rounded to the nearest half."""
     counts = Counter(round(2 * score) / 2 for score in scores)
     return {f"{score:g}": counts[score] for score in sorted(counts)}
 
@@ -22,14 +22,14 @@ def _histogram(scores: Sequence[Any]) -> dict[str, int]:
 def report(labelled: Labelled, decisions: Decisions) -> dict[str, Any]:
     """Parse rate, agreement (by N, gap, flaw, subset and annotator), rankings, calibration, and the baseline."""
     opinion, longer = decisions.opinion(labelled), longer_wins(labelled)
-    pairs, said = labelled.pairs, decisions.said
+    pairs, verdicts = labelled.pairs, decisions.verdicts
     gaps = sorted({_gap(pair) for pair in pairs})
     scores = opinion.values if decisions.form == "scores" else {}
-    parsed = [value for value in said if value is not None]
+    parsed = [value for value in verdicts if value is not None]
     return {
         "form": decisions.form,
-        "judgments": len(said),
-        "parse_rate": round(len(parsed) / len(said), 4) if said else None,
+        "judgments": len(verdicts),
+        "parse_rate": round(len(parsed) / len(verdicts), 4) if verdicts else None,
         "score_histogram": _histogram(parsed) if scores else {},
         "pairs": len(pairs),
         **measures(labelled, opinion),
@@ -42,7 +42,7 @@ def report(labelled: Labelled, decisions: Decisions) -> dict[str, Any]:
         "longer_wins": agreement(pairs, longer),
         "longer": measures(labelled, longer),
         "by_gap": {f"{gap:g}": agreement([pair for pair in pairs if _gap(pair) == gap], opinion) for gap in gaps},
-        "by_flaw": {flaw: agreement(found, opinion) for flaw, found in _against_flawless(pairs).items()},
+        "by_flaw": {flaw: agreement(part, opinion) for flaw, part in _against_flawless(pairs).items()},
         "subsets": {
             name: {"pairs": len(part.pairs)}
             | measures(part, opinion)
@@ -57,7 +57,7 @@ def report(labelled: Labelled, decisions: Decisions) -> dict[str, Any]:
 
 
 def measures(labelled: Labelled, opinion: Opinion) -> dict[str, Any]:
-    """How well an opinion, the judge's or the baseline's, agrees with the labels."""
+    """The measures of an opinion, the judge's or the baseline's."""
 
     def equal(a: Preference, b: Preference) -> float:
         return float(a == b)
@@ -76,30 +76,30 @@ def measures(labelled: Labelled, opinion: Opinion) -> dict[str, Any]:
 
 
 def _labels(pairs: Sequence[Pair], opinion: Opinion) -> list[tuple[Preference, Preference]]:
-    """What is said of the pairs that people labelled, and their label."""
-    said = [(opinion.preferences[pair.name], pair.label) for pair in pairs if pair.labels]
-    return [(a, b) for a, b in said if a is not None]
+    """(preference, label) of the pairs that people labelled and the opinion decides."""
+    labels = [(opinion.preferences[pair.name], pair.label) for pair in pairs if pair.labels]
+    return [(a, b) for a, b in labels if a is not None]
 
 
 def half_credit(a: Preference, b: Preference) -> float:
-    """1 for the same, 1/2 where one of the two is a tie, 0 for opposites."""
+    """1 for equal preferences, 1/2 if one of them is a tie, 0 for opposite ones."""
     return float(a == b) if "tie" not in (a, b) or a == b else 0.5
 
 
 def agreement(
     pairs: Iterable[Pair], opinion: Opinion, credit: Callable[[Preference, Preference], float | None] = half_credit
 ) -> dict[str, Any]:
-    """The mean credit of an opinion of pairs; without a verdict, or where `credit` is None, a pair is left out."""
+    """The mean credit over pairs. Pairs without a verdict, or with a credit of None, are left out."""
     groups: dict[str, list[float]] = {}
     for pair in pairs:
-        said, group = opinion.preferences[pair.name], groups.setdefault(pair.first.group, [])
-        if said is not None and (value := credit(said, pair.label)) is not None:
+        preference, group = opinion.preferences[pair.name], groups.setdefault(pair.first.group, [])
+        if preference is not None and (value := credit(preference, pair.label)) is not None:
             group.append(value)
     return bootstrap(list(groups.values()))
 
 
 def order_measures(labelled: Labelled, decisions: Decisions) -> dict[str, Any]:
-    """Consistency over both orders and the share of the first position, of comparisons."""
+    """From comparisons: how often both orders agree, and how often the first position wins."""
     consistent: dict[str, list[float]] = {}
     first: dict[str, list[float]] = {}
     for pair in labelled.pairs if decisions.form == "comparisons" else ():
@@ -115,16 +115,16 @@ def order_measures(labelled: Labelled, decisions: Decisions) -> dict[str, Any]:
 
 
 def _spearman(members: Sequence[Case], opinion: Opinion) -> list[float]:
-    """Of one group; nothing where too few members have a value."""
-    known = [(case.quality, float(value)) for case in members if (value := opinion.values[case.name]) is not None]
-    if len({quality for quality, _ in known}) < 2:
+    """Spearman's correlation within one group; empty if too few members have a value."""
+    valued = [(case.quality, float(value)) for case in members if (value := opinion.values[case.name]) is not None]
+    if len({quality for quality, _ in valued}) < 2:
         return []
-    qualities, values = zip(*known, strict=True)
-    return [spearman(qualities, values) or 0.0]  # a judge that has them all alike knows nothing
+    qualities, values = zip(*valued, strict=True)
+    return [spearman(qualities, values) or 0.0]  # equal values for all members count as 0
 
 
 def _in_order(members: Sequence[Case], opinion: Opinion) -> list[float]:
-    """Whether one group is in order; nothing where a member has no value."""
+    """Whether one group is in order; empty if a member has no value."""
     values = [opinion.values[case.name] for case in members]
     if None in values:
         return []
@@ -132,9 +132,9 @@ def _in_order(members: Sequence[Case], opinion: Opinion) -> list[float]:
 
 
 def _by_quality(members: Sequence[Case], values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """The values of any two members of different quality, the better one's first."""
-    known = list(zip(members, values, strict=True))
-    return ((a, b) for better, a in known for worse, b in known if better.quality > worse.quality)
+    """The values of any two members of different quality, the better member's first."""
+    valued = list(zip(members, values, strict=True))
+    return ((a, b) for better, a in valued for worse, b in valued if better.quality > worse.quality)
 
 
 def _gap(pair: Pair) -> float:
@@ -142,7 +142,7 @@ def _gap(pair: Pair) -> float:
 
 
 def _against_flawless(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
-    """For each flaw the pairs of responses that have it or none."""
+    """By flaw: the pairs of two responses that each have this flaw or none."""
     flaws = {case.flaw for pair in pairs for case in (pair.first, pair.second)} - {"", "none"}
     return {
         flaw: [pair for pair in pairs if {pair.first.flaw, pair.second.flaw} <= {flaw, "none"}]

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.statistics import bootstrap
-from judging.metajudge import comparison_record
+from judging.metajudge import read_winner
 from judging.rubric import judgment_text, meta_prompt
 from model.chat import ChatFormat
-from sampling.generate import Item, Worker, first_rank, generation_key, read_units, request_seed
-from sampling.request import Sampling
-from stages.files import UserError, is_complete, read_jsonl, write_json, write_manifest
+from sampling.worker import Item, Worker, sampling_of
+from stages.files import UserError, read_jsonl, read_shards
+from stages.seeds import request_seed
 from stages.settings import Settings
+from stages.stage import Job, Output, first_rank
 
 KEYS = ("prompt", "response", "judgments", "winner")
 KINDS = ("score", "evidence")
@@ -34,26 +35,21 @@ def read_comparisons(path: Path) -> list[dict[str, Any]]:
 
 def comparison_items(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings) -> Iterator[Item]:
     """Both orders of each row {prompt, response, judgments: [{score, justification} x 2], winner}."""
-    meta = settings.metajudge
-    sampling = Sampling(meta.temperature, meta.top_p, meta.max_new_tokens, chat.stop_ids)
+    meta, sampling, position = (
+        settings.metajudge,
+        sampling_of(settings.metajudge, chat),
+        settings.judge.verdict_position,
+    )
     for number, row in enumerate(rows):
-        texts = [
-            judgment_text(j["score"], j["justification"], settings.judge.verdict_position) for j in row["judgments"]
-        ]
+        texts = [judgment_text(j["score"], j["justification"], position) for j in row["judgments"]]
         for first in (0, 1):
             name = f"c{number:04}/m{first}-{1 - first}"
             shown = (row["prompt"], row["response"], texts[first], texts[1 - first])
             right = ("first", "second")[first if row["winner"] == "first" else 1 - first]
-            known = {"id": name, "case": number, "first": first, "right": right, "differ_in": _kind(row)}
+            record = {"id": name, "case": number, "first": first, "right": right, "differ_in": _kind(row)}
+            messages = partial(meta_prompt, *shown, meta.prompt_style, meta.verdict_position)
             seed = request_seed(settings.seed, 0, "meta-agreement", name)
-            yield Item(
-                name,
-                partial(meta_prompt, *shown, meta.prompt_style, meta.verdict_position),
-                sampling,
-                seed,
-                str(number),
-                known,
-            )
+            yield Item(name, messages, sampling, seed, str(number), record)
 
 
 def report(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -89,26 +85,12 @@ def _outcome(row: dict[str, Any]) -> float:
     return float(row["winner"] == row["right"]) if row["winner"] in ("first", "second") else 0.5
 
 
-def meta_agreement_key(settings: Settings, model_dir: Path, cases: Path) -> str:
-    """The identity of a measurement."""
-    inputs: dict[str, Path | str] = {"model": model_dir, "cases": cases}
-    names = ("temperature", "top_p", "max_new_tokens", "form", "verdict")
-    section = {name: getattr(settings.metajudge, name) for name in names} | {
-        "judgments": settings.judge.verdict_position
-    }
-    return generation_key("meta-agreement", settings, section, 0, inputs)
-
-
-def measure_metajudge(worker: Worker, cases: Path, out: Path) -> None:
-    """Have a model compare the pairs of judgments, and write the measurement to `out` unless it is there."""
-    settings = worker.settings
-    key = meta_agreement_key(settings, worker.model_dir, cases)
-    if is_complete(out, key):
+def measure_metajudge(worker: Worker, job: Job) -> None:
+    """Have a model compare the pairs of judgments, and write the measurement unless it is there."""
+    if job.complete:
         return
-    work, path = out / "comparisons", out / "agreement.json"
-    items = list(comparison_items(read_comparisons(cases), worker.chat, settings))
-    record = partial(comparison_record, chat=worker.chat, meta=settings.metajudge)
-    worker.run("meta-agreement", items, work, key, record)
+    comparisons = job.part("meta-agreement", "comparisons")
+    items = comparison_items(read_comparisons(job.path("comparisons")), worker.chat, job.settings)
+    worker.run(comparisons, items, partial(read_winner, meta=job.settings.metajudge))
     if first_rank():
-        write_json(path, report(list(read_units(work))))
-        write_manifest(out, "meta-agreement", key, [path])
+        Output({"agreement.json": report(list(read_shards(comparisons.out)))}).write(job)

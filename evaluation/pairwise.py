@@ -11,17 +11,16 @@ from fractions import Fraction
 from functools import partial
 from typing import Any, Literal
 
-from judging.judge import judgment_record
+from judging.judge import read_score
 from judging.rubric import judge_prompt, pairwise_prompt
-from judging.scores import mean_score
+from judging.scores import Row, mean_score
 from judging.verdict import Failure, parse_winner
 from model.chat import ChatFormat
-from sampling.generate import Item, completion_fields, request_seed
-from sampling.request import Completion, Sampling
-from stages.settings import Judge, Settings
+from sampling.worker import Item, sampling_of
+from stages.seeds import request_seed
+from stages.settings import Judge, Protocol, Settings
 
 Record = dict[str, Any]
-Protocol = Literal["scores", "pairwise"]
 Preference = Literal["first", "second", "tie"]
 
 
@@ -42,8 +41,7 @@ def duel_items(
 
     Equal texts of one duel are not asked about: they tie.
     """
-    judge = settings.judge
-    sampling = Sampling(judge.temperature, judge.top_p, judge.max_new_tokens, chat.stop_ids)
+    judge, sampling = settings.judge, sampling_of(settings.judge, chat)
     for duel in duels:
         if duel.first == duel.second:
             continue
@@ -56,20 +54,19 @@ def duel_items(
                 messages = partial(pairwise_prompt, *asked, judge.prompt_style, judge.verdict_position)
             for index in range(N):
                 name = f"{duel.id}/{shown}/{protocol[0]}{index}"
-                known = {"id": name, "duel": duel.id, "shown": shown, "index": index}
+                record = {"id": name, "duel": duel.id, "shown": shown, "index": index}
                 seed = request_seed(settings.seed, 0, f"duel-{protocol}", name)
-                yield Item(name, messages, sampling, seed, duel.id, known)
+                yield Item(name, messages, sampling, seed, duel.id, record)
 
 
-def duel_record(item: Item, completion: Completion, protocol: Protocol, chat: ChatFormat, judge: Judge) -> Record:
-    """A judgment with its "score", or a comparison with its "winner" by place; or the "failure" instead."""
+def read_duel(row: Row, protocol: Protocol, judge: Judge) -> Record:
+    """A judgment's "score", or a comparison's "winner" by place; or the "failure" instead."""
     if protocol == "scores":
-        return judgment_record(item, completion, chat, judge)
-    row = item.record | completion_fields(completion, chat, item.seed)
-    winner = parse_winner(row["text"], completion.finish_reason, judge.verdict_position, "responses")
+        return read_score(row, judge)
+    winner = parse_winner(row["text"], row["finish_reason"], judge.verdict_position, "responses")
     if isinstance(winner, Failure):
-        return row | {"winner": None, "failure": str(winner)}
-    return row | {"winner": winner, "failure": None}
+        return {"winner": None, "failure": str(winner)}
+    return {"winner": winner, "failure": None}
 
 
 @dataclass(frozen=True)

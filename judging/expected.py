@@ -1,4 +1,6 @@
-"""The expected score: the mean of the distribution that a judge has over the score where its judgment states it.
+"""Scoring: `torchrun -m judging.expected` reads the expected score of each distinct response, instead of sampling it.
+
+The expected score is the mean of the distribution that a judge has over the score where its judgment states it.
 
 With p(d) the model's probability of the digit d there, over the digits 0 to 5:
 
@@ -11,20 +13,22 @@ judgments reads these.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from typing import Any
 
 from judging.rubric import judge_prompt
-from judging.scores import Record, exact_scores, group_by, variance
+from judging.scores import Row, distinct_responses, exact_scores, variance
 from judging.verdict import MAXIMUM
-from model.chat import ChatFormat
-from sampling.generate import Item
-from sampling.request import Completion, Sampling
-from stages.files import UserError
-from stages.settings import Judge
+from model.chat import ChatFormat, Message
+from sampling.request import Sampling
+from sampling.worker import Item, Worker, generation_settings
+from stages.files import UserError, read_shards
+from stages.records import group_by
+from stages.settings import Judge, Settings, as_dict
+from stages.stage import Job, Stage
 
 LABEL = "Score: "
 LEAST_MASS = 0.5
@@ -56,42 +60,44 @@ def score_tokens(chat: ChatFormat) -> ScoreTokens:
     return ScoreTokens(tuple(label), tuple(digits))
 
 
-def expected_items(responses: Iterable[Record], chat: ChatFormat, judge: Judge) -> Iterator[Item]:
+def expected_items(responses: Iterable[Row], chat: ChatFormat, judge: Judge) -> Iterator[Item]:
     """With the verdict first: a request for each response {id, prompt_id, prompt, text}."""
     tokens = score_tokens(chat)
     for row in responses:
-        known = {"id": f"{row['id']}/e", "response_id": row["id"], "prompt_id": row["prompt_id"], "index": 0}
+        record = {"id": f"{row['id']}/e", "response_id": row["id"], "prompt_id": row["prompt_id"], "index": 0}
         messages = partial(judge_prompt, row["prompt"], row["text"], judge.prompt_style, judge.verdict_position)
-        yield _item(messages, row["prompt_id"], known, tokens.label, tokens)
+        yield _item(messages, record, tokens.label, tokens)
 
 
-def reasoned_items(
-    responses: Iterable[Record], judgments: Mapping[str, Sequence[Record]], chat: ChatFormat, judge: Judge
+def behind_reasons(
+    responses: Iterable[Row], judgments: Iterable[Row], chat: ChatFormat, judge: Judge
 ) -> Iterator[Item]:
-    """With the verdict last: a request for each judgment with a score, up to where it states it.
+    """With the verdict last: a request for each judgment with a score, up to where the judgment states it.
 
-    `judgments` by response id. A judgment without a score has no row, as a deleted one.
+    A judgment without a score has no row, as a deleted one.
     """
-    tokens = score_tokens(chat)
+    tokens, by_response = score_tokens(chat), group_by(judgments, "response_id")
     for row in responses:
         messages = partial(judge_prompt, row["prompt"], row["text"], judge.prompt_style, judge.verdict_position)
-        for judgment in judgments.get(row["id"], ()):
+        for judgment in by_response.get(row["id"], ()):
             if judgment["score"] is None:
                 continue
-            known = {key: judgment[key] for key in ("response_id", "prompt_id", "index")}
+            record = {key: judgment[key] for key in ("response_id", "prompt_id", "index")}
             begun = judgment["ids"][: _score_place(judgment, tokens, chat)]
-            yield _item(messages, row["prompt_id"], {"id": f"{judgment['id']}/e", **known}, tuple(begun), tokens)
+            yield _item(messages, {"id": f"{judgment['id']}/e", **record}, tuple(begun), tokens)
 
 
-def _item(messages: Any, group: str, known: Record, begun: tuple[int, ...], tokens: ScoreTokens) -> Item:
+def _item(
+    messages: Callable[[], list[Message]], record: dict[str, Any], begun: tuple[int, ...], tokens: ScoreTokens
+) -> Item:
     """One token is drawn, and never looked at."""
-    return Item(known["id"], messages, Sampling(0.0, 1.0, 1), 0, group, known, begun, tokens.digits)
+    return Item(record["id"], messages, Sampling(0.0, 1.0, 1), 0, record["prompt_id"], record, begun, tokens.digits)
 
 
-def _score_place(judgment: Record, tokens: ScoreTokens, chat: ChatFormat) -> int:
+def _score_place(judgment: Row, tokens: ScoreTokens, chat: ChatFormat) -> int:
     """Where in a judgment's ids the score stands: the first digit behind the last "Score" label.
 
-    Raises `UserError` where the tokenizer writes it in another way than on a line of its own.
+    Raises `UserError` when the tokenizer writes the score in another way than on a line of its own.
     """
     ids, text = judgment["ids"], judgment["text"]
     label = text.lower().rindex("score")
@@ -101,19 +107,15 @@ def _score_place(judgment: Record, tokens: ScoreTokens, chat: ChatFormat) -> int
     raise UserError(f'{judgment["id"]}: its score is not a token of its own; set judge.score = "sampled"')
 
 
-def expected_record(item: Item, completion: Completion) -> Record:
-    """The row of a request: "score", "variance" and what they come from, or the "failure" that explains their absence.
-
-    "probabilities" are those of the digits 0 to 5, which add up to the share of the distribution that they have.
-    """
-    found = [round(p, 6) for p in completion.probabilities]
-    row = item.record | {"finish_reason": completion.finish_reason, "probabilities": found}
-    if not found:
-        return row | {"score": None, "variance": None, "failure": completion.finish_reason}
-    if not math.fsum(found) >= LEAST_MASS:
-        return row | {"score": None, "variance": None, "failure": LOW_MASS}
-    mean, spread = moments(found)
-    return row | {"score": round(mean, DECIMALS), "variance": round(spread, 6), "failure": None}
+def read_expected(row: Row) -> dict[str, Any]:
+    """The "score" and "variance" of a row's digits' "probabilities", or the "failure" that explains their absence."""
+    probabilities = row["probabilities"]
+    if not probabilities:
+        return {"score": None, "variance": None, "failure": row["finish_reason"]}
+    if not math.fsum(probabilities) >= LEAST_MASS:
+        return {"score": None, "variance": None, "failure": LOW_MASS}
+    mean, spread = moments(probabilities)
+    return {"score": round(mean, DECIMALS), "variance": round(spread, 6), "failure": None}
 
 
 def moments(probabilities: Sequence[float]) -> tuple[float, float]:
@@ -123,13 +125,45 @@ def moments(probabilities: Sequence[float]) -> tuple[float, float]:
     return mean, math.fsum((d - mean) ** 2 * p for d, p in enumerate(probabilities)) / mass
 
 
-def spreads(rows: Iterable[Record]) -> dict[str, Fraction]:
+def spreads(rows: Iterable[Row]) -> dict[str, Fraction]:
     """The variance of each response's score, by response id: within its rows on average, and between them.
 
     `rows` are those of all responses.
     """
-    found = {}
+    variances = {}
     for name, own in group_by((row for row in rows if row["score"] is not None), "response_id").items():
         within = [Fraction(str(row["variance"])) for row in own]
-        found[name] = sum(within, Fraction(0)) / len(within) + variance(exact_scores(own))
-    return found
+        variances[name] = sum(within, Fraction(0)) / len(within) + variance(exact_scores(own))
+    return variances
+
+
+def score(job: Job) -> None:
+    """Read the expected score of each distinct response, behind the reasons of its judgments if they are given."""
+    worker, judge = Worker(job.settings, job.path("model")), job.settings.judge
+    if judge.score_first == job.has("judgments"):
+        raise UserError("--judgments: expected scores stand behind judgments where the verdict is last, and only there")
+    responses = distinct_responses(read_shards(job.path("responses")))
+    if judge.score_first:
+        items = expected_items(responses, worker.chat, judge)
+    else:
+        items = behind_reasons(responses, read_shards(job.path("judgments")), worker.chat, judge)
+    worker.run(job, items, read_expected)
+
+
+def _settings(settings: Settings, iteration: int) -> Any:
+    names = ("prompt_style", "verdict_position", "score")
+    return generation_settings(settings, iteration, {name: as_dict(settings.judge)[name] for name in names})
+
+
+SCORE = Stage(
+    "score",
+    "judging.expected",
+    score,
+    settings=_settings,
+    inputs=("model", "responses"),
+    optional=("judgments",),
+    ranks="all",
+)
+
+if __name__ == "__main__":
+    SCORE.main()

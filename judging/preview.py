@@ -6,16 +6,16 @@ They are the run's own: the stages draw the same texts again.
 import argparse
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from judging.judge import judge_items, judgment_record
-from judging.metajudge import comparison_record, metajudge_items
-from sampling.generate import Item, Worker, response_items
-from sampling.request import Completion
+from judging.judge import judge_items, read_score
+from judging.metajudge import choose_meta_judged, metajudge_items, read_winner
+from sampling.respond import response_items
+from sampling.worker import Item, Verdict, Worker
 from stages.files import command, read_jsonl
 from stages.settings import load_settings
 
@@ -29,20 +29,22 @@ COMPARISONS = 4
 def preview(worker: Worker, prompts: Iterable[Row], iteration: int) -> list[str]:
     """One of each, as texts: of the longest response whose judgments can be compared, else as much as there is."""
     settings, chat, shown = worker.settings, worker.chat, list[str]()
-    judgment = partial(judgment_record, chat=chat, judge=settings.judge)
-    comparison = partial(comparison_record, chat=chat, meta=settings.metajudge)
 
-    def complete(items: Iterable[Item], record: Callable[[Item, Completion], Row]) -> list[Row]:
+    def complete(items: Iterable[Item], verdict: Verdict = lambda row: {}) -> list[Row]:
         named = {item.name: item for item in items}
-        found = worker.engine(log=False).run([item.request(chat) for item in named.values()])
-        return [record(named[completion.id], completion) for completion in found]
+        completions = worker.engine(log=False).run([item.request(chat) for item in named.values()])
+        rows = [named[completion.id].row(completion, chat) for completion in completions]
+        return [row | verdict(row) for row in rows]
 
     items = response_items(islice(prompts, PROMPTS), chat, settings, iteration)
-    responses = complete([item for item in items if item.record["sample"] == 0], worker.record)
+    responses = complete([item for item in items if item.record["sample"] == 0])
     for response in sorted(responses, key=lambda row: (row["finish_reason"] != "stop", -len(row["text"]))):
-        judgments = complete(judge_items([response], chat, settings, iteration, settings.judge.N), judgment)
-        asked = metajudge_items([response], {response["id"]: judgments}, chat, settings, iteration)
-        comparisons = complete(islice(asked, COMPARISONS), comparison)
+        asked = judge_items([response], chat, settings, iteration, settings.judge.N)
+        judgments = complete(asked, partial(read_score, judge=settings.judge))
+        own = {response["id"]: judgments}
+        chosen = choose_meta_judged([response], own, settings, iteration)
+        asked = metajudge_items(chosen, {response["id"]: response}, own, chat, settings, iteration)
+        comparisons = complete(islice(asked, COMPARISONS), partial(read_winner, meta=settings.metajudge))
         texts = _texts(response, judgments, [row for row in comparisons if row["winner"] is not None])
         shown = max(shown, texts, key=len)
         if len(shown) == 4:

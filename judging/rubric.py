@@ -9,10 +9,8 @@ that braces and percent signs in it mean nothing.
 from collections.abc import Sequence
 from typing import Literal
 
-from judging.verdict import Place
 from model.chat import Message
-
-Form = Literal["full", "compact"]
+from stages.settings import PromptStyle, VerdictPosition
 
 _CRITERIA = """\
 - First point: the response is relevant and gives some information on the question, even if it is incomplete or partly \
@@ -87,44 +85,55 @@ _PAIRWISE_COMPACT_TASK = {
 }
 
 
-def judge_prompt(question: str, response: str, form: Form, verdict: Place) -> list[Message]:
+def judge_prompt(
+    question: str, response: str, prompt_style: PromptStyle, verdict_position: VerdictPosition
+) -> list[Message]:
     """The messages that ask for one response's score, on the judgment's first or last line."""
-    if form == "compact":
-        return _compact(_JUDGE_COMPACT + _JUDGE_COMPACT_TASK[verdict], _shown_compact(question, response))
-    return [_user(_JUDGE_FULL + _shown_full(question, response) + _JUDGE_FULL_TASK[verdict])]
+    if prompt_style == "compact":
+        return _compact(_JUDGE_COMPACT + _JUDGE_COMPACT_TASK[verdict_position], _shown_compact(question, response))
+    return [_user(_JUDGE_FULL + _shown_full(question, response) + _JUDGE_FULL_TASK[verdict_position])]
 
 
 def meta_prompt(
-    question: str, response: str, judgment_a: str, judgment_b: str, form: Form, verdict: Place
+    question: str,
+    response: str,
+    judgment_a: str,
+    judgment_b: str,
+    prompt_style: PromptStyle,
+    verdict_position: VerdictPosition,
 ) -> list[Message]:
     """The messages that ask which of two judgments of one response is better; `judgment_a` is shown first."""
-    if form == "compact":
+    if prompt_style == "compact":
         judgments = "\n\nJudgment A:\n" + judgment_a + "\n\nJudgment B:\n" + judgment_b
-        return _compact(_META_COMPACT + _META_COMPACT_TASK[verdict], _shown_compact(question, response) + judgments)
+        return _compact(
+            _META_COMPACT + _META_COMPACT_TASK[verdict_position], _shown_compact(question, response) + judgments
+        )
     judgments = _tagged("judgment_a", judgment_a) + _tagged("judgment_b", judgment_b)
-    return [_user(_META_FULL + _shown_full(question, response) + judgments + _META_FULL_TASK[verdict])]
+    return [_user(_META_FULL + _shown_full(question, response) + judgments + _META_FULL_TASK[verdict_position])]
 
 
-def pairwise_prompt(question: str, response_a: str, response_b: str, form: Form, verdict: Place) -> list[Message]:
+def pairwise_prompt(
+    question: str, response_a: str, response_b: str, prompt_style: PromptStyle, verdict_position: VerdictPosition
+) -> list[Message]:
     """The messages that ask which of two responses to one question is better; `response_a` is shown first.
 
     The method itself scores each response alone; measurements compare pairs, too (`evaluation/pairwise.py`).
     """
-    if form == "compact":
+    if prompt_style == "compact":
         responses = "Question:\n" + question + "\n\nResponse A:\n" + response_a + "\n\nResponse B:\n" + response_b
-        return _compact(_PAIRWISE_COMPACT + _PAIRWISE_COMPACT_TASK[verdict], responses)
+        return _compact(_PAIRWISE_COMPACT + _PAIRWISE_COMPACT_TASK[verdict_position], responses)
     shown = _tagged("question", question) + _tagged("response_a", response_a) + _tagged("response_b", response_b)
-    return [_user(_PAIRWISE_FULL + shown + _PAIRWISE_FULL_TASK[verdict])]
+    return [_user(_PAIRWISE_FULL + shown + _PAIRWISE_FULL_TASK[verdict_position])]
 
 
-def judgment_text(score: int | float, justification: str, verdict: Place) -> str:
+def judgment_text(score: int | float, justification: str, verdict_position: VerdictPosition) -> str:
     """A judgment in the form that the judge is asked for; without a justification the verdict line alone."""
-    return _placed(f"Score: {score}", justification, verdict)
+    return _placed(f"Score: {score}", justification, verdict_position)
 
 
-def meta_judgment_text(winner: Literal["first", "second"], reason: str, verdict: Place) -> str:
+def meta_judgment_text(winner: Literal["first", "second"], reason: str, verdict_position: VerdictPosition) -> str:
     """A comparison in the form that the meta-judge is asked for."""
-    return _placed("Winner: Judgment A" if winner == "first" else "Winner: Judgment B", reason, verdict)
+    return _placed("Winner: Judgment A" if winner == "first" else "Winner: Judgment B", reason, verdict_position)
 
 
 def evidence_text(evidence: dict[str, str]) -> str:
@@ -138,8 +147,8 @@ def comparison_text(deserved: int, scores: Sequence[int]) -> str:
     return f"It deserves {deserved}; A gives {scores[0]}, B gives {scores[1]}."
 
 
-def _placed(line: str, reason: str, verdict: Place) -> str:
-    parts = (line, reason.strip()) if verdict == "first" else (reason.strip(), line)
+def _placed(line: str, reason: str, verdict_position: VerdictPosition) -> str:
+    parts = (line, reason.strip()) if verdict_position == "first" else (reason.strip(), line)
     return "\n".join(filter(None, parts))
 
 

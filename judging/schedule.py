@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import permutations
 
-from judging.scores import Record, exact_scores
-from sampling.generate import request_seed
+from judging.scores import Row, exact_scores
+from stages.seeds import request_seed
 from stages.settings import Metajudge
 
 
-def scheduled(judgments: Sequence[Record], meta: Metajudge, seed: int) -> list[tuple[Record, Record]]:
+def scheduled(judgments: Sequence[Row], meta: Metajudge, seed: int) -> list[tuple[Row, Row]]:
     """The ordered pairs (shown first, shown second) of one response's distinct judgments, by what is shown first."""
     if meta.max_score_gap is not None:
         gap = Fraction(str(meta.max_score_gap))
@@ -48,20 +48,20 @@ def balanced_edges(size: int, degree: int, draw: random.Random) -> list[tuple[in
     return [(circle[i], circle[(i + step) % size]) for step in steps for i in range(size)]
 
 
-def chains(judgments: Sequence[Record], meta: Metajudge) -> list[list[int]]:
+def comparable_groups(judgments: Sequence[Row], meta: Metajudge) -> list[list[int]]:
     """The places of one response's judgments, in groups within which their Elo scores mean something.
 
-    With `max_score_gap` a chain of near scores ends where the next score is too far; nothing compares two chains.
-    Otherwise all judgments are one group.
+    With `max_score_gap` a group of near scores ends where the next score is too far away; no comparison connects two
+    groups. Otherwise all judgments are one group.
     """
     if meta.max_score_gap is None:
         return [list(range(len(judgments)))]
     gap = Fraction(str(meta.max_score_gap))
     scores = exact_scores(judgments)
-    found: list[list[int]] = []
+    groups: list[list[int]] = []
     for i in sorted(range(len(judgments)), key=lambda i: scores[i]):
-        if found and scores[i] - scores[found[-1][-1]] <= gap:
-            found[-1].append(i)
+        if groups and scores[i] - scores[groups[-1][-1]] <= gap:
+            groups[-1].append(i)
         else:
-            found.append([i])
-    return [sorted(chain) for chain in found]
+            groups.append([i])
+    return [sorted(group) for group in groups]

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from judging.reasons import Reason
-from judging.scores import Record, distinct_responses, group_by, read_scores, response_scores
-from sampling.generate import read_units
-from stages.files import UserError, command, digest, read_jsonl, read_manifest
+from judging.scores import Reason, distinct_responses, read_scores, response_scores, to_number
+from stages.files import UserError, command, digest, read_jsonl, read_manifest, read_shards
+from stages.records import group_by
 from stages.settings import Iteration
 
+Record = dict[str, Any]
 Document = dict[str, Any]
 STAGES = {"respond": "responses", "score": "scores", "judge": "judgments", "metajudge": "comparisons"}
 KINDS = ("actor", "judge")
@@ -49,12 +49,12 @@ def lineage(run: Path, number: int, prompt_id: str) -> Document:
     made, trained = read_manifest(folder / "pairs") or {}, read_manifest(folder / "checkpoint")
     sources = _sources(folder, made)
     stages = {name: sources[place] for name, place in STAGES.items() if place in sources}
-    responses = list(_unit_rows(sources["responses"], prompt_id))
-    judgments = group_by(_unit_rows(sources.get("judgments"), prompt_id), "response_id")
-    expected = group_by(_unit_rows(sources.get("scores"), prompt_id), "response_id")
+    responses = list(_shard_rows(sources["responses"], prompt_id))
+    judgments = group_by(_shard_rows(sources.get("judgments"), prompt_id), "response_id")
+    expected = group_by(_shard_rows(sources.get("scores"), prompt_id), "response_id")
     scores = response_scores(expected or judgments, made["minimum_valid"])
     if "scores_file" in sources:
-        scores = read_scores(sources["scores_file"], read_units(sources["responses"]))
+        scores = read_scores(sources["scores_file"], read_shards(sources["responses"]))
     kept = {row["id"] for row in distinct_responses(responses)}
     pairs = {
         kind: list(_rows_naming(folder / "pairs" / f"{kind}.jsonl", prompt_id)) for kind in (*KINDS, "elo", "none")
@@ -68,7 +68,7 @@ def lineage(run: Path, number: int, prompt_id: str) -> Document:
         "rule": made["rule"],
         "minimum_valid": made["minimum_valid"],
         "positions": made.get("positions"),
-        "scores_from": made["sources"].get("scores_file"),
+        "scores_from": made["inputs"].get("scores_file"),
         "written_by": {name: _writer(run, stage) for name, stage in stages.items()},
         "trained_model": {"checkpoint": f"M{number}", "weights": trained["digest"]} if trained else None,
         "responses": [
@@ -76,15 +76,15 @@ def lineage(run: Path, number: int, prompt_id: str) -> Document:
             | {
                 "distinct": row["id"] in kept,
                 "characters": len(row["text"]),
-                "score": str(scores[row["id"]]) if row["id"] in scores else None,
+                "score": to_number(scores[row["id"]]) if row["id"] in scores else None,
                 "expected": [_without_ids(score) for score in expected.get(row["id"], [])],
                 "judgments": [_without_ids(judgment) for judgment in judgments.get(row["id"], [])],
             }
             for row in responses
         ],
-        "comparisons": [_without_ids(row) for row in _unit_rows(sources.get("comparisons"), prompt_id)],
+        "comparisons": [_without_ids(row) for row in _shard_rows(sources.get("comparisons"), prompt_id)],
         "elo": [row for row in pairs["elo"] if row["prompt_id"] == prompt_id],
-        "pairs": [_pair(row) for kind in KINDS for row in pairs[kind] if _prompt_of(row) == prompt_id],
+        "pairs": [_pair(row) for kind in KINDS for row in pairs[kind] if row["prompt_id"] == prompt_id],
         "none": none,
     }
 
@@ -225,10 +225,12 @@ def _iterations(run: Path) -> Iterator[tuple[int, Path]]:
 
 def _sources(folder: Path, made: dict[str, Any]) -> dict[str, Path]:
     """What the pairs were made from. Raises `UserError` where that has been replaced since."""
-    if not all(isinstance(source, dict) for source in made.get("sources", {"": ""}).values()):
+    if "inputs" not in made:
         raise UserError(f"{folder}/pairs: made by an older version; remove the folder and run iterate.py again")
     sources = {}
-    for name, source in made["sources"].items():
+    for name, source in made["inputs"].items():
+        if name == "model":
+            continue
         path = Path(source["path"]) if name == "scores_file" else folder / name
         if digest(path) != source["digest"]:
             raise UserError(f"{path}: not what the pairs were made from any more; run iterate.py again")
@@ -243,28 +245,27 @@ def _rows_naming(path: Path, name: str) -> Iterator[Record]:
         yield from (json.loads(line) for line in lines if written in line)
 
 
-def _unit_rows(stage: Path | None, prompt_id: str) -> Iterator[Record]:
+def _shard_rows(stage: Path | None, prompt_id: str) -> Iterator[Record]:
     """The records of one prompt, in order; none where the pairs were made without the stage."""
     if stage is None:
         return
-    for name in (read_manifest(stage) or {})["units"]:
+    for name in (read_manifest(stage) or {})["shards"]:
         yield from (row for row in _rows_naming(stage / name, prompt_id) if row["prompt_id"] == prompt_id)
 
 
 def _writer(run: Path, stage: Path) -> dict[str, str]:
     """The model that wrote a stage: the hash of its weights, and M_t where it is the actor of iteration t + 1."""
-    weights = (read_manifest(stage) or {})["weights"]
+    weights = _weights(stage)
     name = "a model of another place"
     for number, folder in _iterations(run):
-        if (read_manifest(folder / "responses") or {}).get("weights") == weights:
+        if _weights(folder / "responses") == weights:
             name = f"M{number - 1}"
     return {"checkpoint": name, "weights": weights}
 
 
-def _prompt_of(pair: Record) -> str:
-    """The prompt behind a pair: its chosen text's id begins with it, prompt/response or prompt/response/judgment."""
-    depth = {"actor": 1, "judge": 2}[pair["kind"]]
-    return pair["chosen_id"].rsplit("/", depth)[0]
+def _weights(stage: Path) -> str:
+    """The hash of the weights that wrote a stage; empty where the stage is not there."""
+    return (read_manifest(stage) or {"inputs": {"model": {"digest": ""}}})["inputs"]["model"]["digest"]
 
 
 def _pair(row: Record) -> Document:
@@ -294,7 +295,7 @@ def main() -> None:
         lines = why_not_text(document)
     else:
         number, pair = find_pair(arguments.run, arguments.pair)
-        document = lineage(arguments.run, number, _prompt_of(pair)) | {"pair": arguments.pair}
+        document = lineage(arguments.run, number, pair["prompt_id"]) | {"pair": arguments.pair}
         lines = trace_text(document, _pair(pair))
     _show([json.dumps(document, indent=2, ensure_ascii=False)] if arguments.json else lines)
 

@@ -27,8 +27,9 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import Literal
 
+from stages.settings import VerdictPosition
+
 Winner = Literal["first", "second", "tie"]
-Place = Literal["first", "last"]
 Compared = Literal["judgments", "responses"]
 
 MAXIMUM = 5
@@ -86,9 +87,11 @@ _WINNERS: dict[Compared, tuple[re.Pattern[str], re.Pattern[str]]] = {
 }
 
 
-def parse_score(text: str, finish_reason: str, verdict: Place = "last", fractions: bool = False) -> Fraction | Failure:
+def parse_score(
+    text: str, finish_reason: str, verdict_position: VerdictPosition = "last", fractions: bool = False
+) -> Fraction | Failure:
     """The score in [0, 5] that a judgment's generated text states, exactly, or the reason why there is none."""
-    rest = _after_label(_SCORE_LABEL, text, finish_reason, verdict)
+    rest = _after_label(_SCORE_LABEL, text, finish_reason, verdict_position)
     if isinstance(rest, Failure):
         return rest
     match = _SCORE_VALUE.fullmatch(rest)
@@ -101,11 +104,11 @@ def parse_score(text: str, finish_reason: str, verdict: Place = "last", fraction
 
 
 def parse_winner(
-    text: str, finish_reason: str, verdict: Place = "last", compared: Compared = "judgments"
+    text: str, finish_reason: str, verdict_position: VerdictPosition = "last", compared: Compared = "judgments"
 ) -> Winner | Failure:
     """Which of two a comparison's generated text prefers, by place: A was shown first, B second."""
     value, any_winner = _WINNERS[compared]
-    rest = _after_label(_WINNER_LABEL, text, finish_reason, verdict)
+    rest = _after_label(_WINNER_LABEL, text, finish_reason, verdict_position)
     if isinstance(rest, Failure):
         return rest
     match = value.fullmatch(rest)
@@ -115,14 +118,16 @@ def parse_winner(
     return winners[next(filter(None, match.groups())).lower()]
 
 
-def _after_label(label: re.Pattern[str], text: str, finish_reason: str, verdict: Place) -> str | Failure:
+def _after_label(
+    label: re.Pattern[str], text: str, finish_reason: str, verdict_position: VerdictPosition
+) -> str | Failure:
     """What follows the label on the verdict line."""
     if finish_reason != "stop":
         return Failure.TOO_LONG if finish_reason == "too_long" else Failure.TRUNCATED
     lines = text.strip().splitlines()
     if not lines:
         return Failure.EMPTY
-    line = re.sub(r"[*_`]", " ", lines[0 if verdict == "first" else -1]).replace("\N{FULLWIDTH COLON}", ":")
+    line = re.sub(r"[*_`]", " ", lines[0 if verdict_position == "first" else -1]).replace("\N{FULLWIDTH COLON}", ":")
     line = " ".join(line.split())  # one space at most anywhere, so that no pattern can backtrack far
     match = label.match(line)
     return line[match.end() :] if match else Failure.MISSING

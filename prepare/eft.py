@@ -6,10 +6,8 @@ the seed learns from those of its judgments that people would have agreed with. 
 `prepare.examples`, and held_out.jsonl: groups that were set aside, for `evaluation.agreement`.
 """
 
-import argparse
 import random
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -17,14 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from judging.judge import judge_items, judge_section, judgment_record
-from judging.scores import Record, distinct_responses, group_by
-from judging.verdict import Place
+from judging.judge import judge_items, judge_section, read_score
+from judging.scores import Row, distinct_responses
 from model.chat import ChatFormat
 from prepare.rankings import RankedGroup, Reason, ranked_groups
-from sampling.generate import Item, Worker, generation_key, read_units, request_seed
-from stages.files import UserError, command, digest, is_complete, read_manifest, stage_key, write_jsonl, write_manifest
-from stages.settings import Eft, Settings, as_dict, load_settings
+from sampling.worker import Item, Worker, generation_settings
+from stages.files import UserError, read_manifest, read_shards, stage_key
+from stages.records import group_by
+from stages.seeds import request_seed
+from stages.settings import Eft, Settings, VerdictPosition, as_dict
+from stages.stage import Job, Output, Stage, first_rank
 
 Order = Literal["strict", "weak"]
 Score = int | float
@@ -111,13 +111,15 @@ def agreeing_by_chance(groups: Iterable[tuple[Sequence[int], Rounds]], order: Or
     return agreeing / SHUFFLES
 
 
-def justification(text: str, verdict: Place) -> str:
+def justification(text: str, verdict_position: VerdictPosition) -> str:
     """A parsed judgment's text without its verdict line, as `judging.verdict` finds that; may be empty."""
     lines = text.strip().splitlines(keepends=True)
-    return "".join(lines[1:] if verdict == "first" else lines[:-1]).strip()
+    return "".join(lines[1:] if verdict_position == "first" else lines[:-1]).strip()
 
 
-def example_rows(group: RankedGroup, judgments: Sequence[Record], verdict: Place) -> Iterator[dict[str, Any]]:
+def example_rows(
+    group: RankedGroup, judgments: Sequence[Row], verdict_position: VerdictPosition
+) -> Iterator[dict[str, Any]]:
     """The labelled rows of an accepted round, given as one judgment of each of the group's replies, in their order."""
     for reply, row in zip(group.replies, judgments, strict=True):
         if row["score"] is not None:
@@ -126,7 +128,7 @@ def example_rows(group: RankedGroup, judgments: Sequence[Record], verdict: Place
                 "prompt": group.prompt,
                 "response": reply.text,
                 "score": row["score"],
-                "justification": justification(row["text"], verdict),
+                "justification": justification(row["text"], verdict_position),
                 "judgment_id": row["id"],
                 "rank": reply.rank,
                 "flaw": "",
@@ -149,10 +151,10 @@ def downsampled(rows: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any
 
 
 def choose(
-    groups: Sequence[RankedGroup], judgments: Mapping[str, Sequence[Record]], settings: Settings
+    groups: Sequence[RankedGroup], judgments: Mapping[str, Sequence[Row]], settings: Settings
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The examples, and the manifest's facts about them; `judgments` by reply id, each reply's in order."""
-    order, verdict = settings.eft.order, settings.judge.verdict_position
+    order, verdict_position = settings.eft.order, settings.judge.verdict_position
     outcomes: Counter[Outcome] = Counter()
     accepted: Counter[int] = Counter()
     rows: list[dict[str, Any]] = []
@@ -169,7 +171,7 @@ def choose(
             continue
         outcomes[Outcome.AGREES] += 1
         accepted[found] += 1
-        rows += example_rows(group, rounds[found], verdict)
+        rows += example_rows(group, rounds[found], verdict_position)
     kept = downsampled(rows, settings.seed) if settings.eft.downsample else rows
     return kept, {
         "counts": {f"groups.{reason}": outcomes[reason] for reason in Outcome}
@@ -192,70 +194,56 @@ def _reasons(sources: dict[str, dict[str, int]]) -> str:
     return ", ".join(f"{name} {count}" for name, count in total.items() if count) or "the files are empty"
 
 
-def judgments_key(settings: Settings, model_dir: Path) -> str:
-    """The identity of the judgments, which another `order` or `downsample` leaves as they are."""
-    eft = settings.eft
-    inputs: dict[str, Path | str] = {"model": model_dir} | {f"source {i}": path for i, path in enumerate(eft.sources)}
-    which = {"languages": eft.languages, "max_turns": eft.max_turns, "N": eft.N, "held_out": eft.held_out}
-    sampled = generation_key("eft", settings, judge_section(settings), 0, inputs)
-    return stage_key("eft-judgments", {"which": which, "sampled": sampled}, {})
+def make_examples(job: Job) -> Output:
+    """Have the seed judge replies that people have ranked, and keep the judgments that people agree with.
 
-
-def eft_key(settings: Settings, model_dir: Path) -> str:
-    """The identity of the stage's work. Raises `UserError` where a source is missing."""
-    section = {key: value for key, value in as_dict(settings.eft).items() if key != "sources"}  # they count by content
-    return stage_key("eft", {"eft": section, "judgments": judgments_key(settings, model_dir)}, {})
-
-
-def write_eft(settings: Settings, model_dir: Path, out: Path) -> None:
-    """Write `out`/examples.jsonl, held_out.jsonl, the judgments and the manifest, under torchrun with other ranks.
-
-    Manifest: `counts`, of groups, judgments and examples; `sources`, what each gave and left out, by reason; the
-    `scores` of the examples; and `agreeing_by_chance`, how many groups would agree with a judge that knows nothing.
+    Writes examples.jsonl, held_out.jsonl and the judgments, with other ranks. Manifest: `counts`, of groups, judgments
+    and examples; `sources`, what each gave and left out, by reason; the `scores` of the examples; and
+    `agreeing_by_chance`, how many groups would agree with a judge that knows nothing.
     """
-    key = eft_key(settings, model_dir)
-    if is_complete(out, key):
-        return
-    started = time.monotonic()
-    worker, (groups, sources) = Worker(settings, model_dir), read_sources(settings.eft)
+    settings = job.settings
+    if not job.has("sources"):
+        raise UserError("eft.sources is empty; name files of OpenAssistant's there")
+    worker, (groups, sources) = Worker(settings, job.path("model")), read_sources(settings.eft)
     if not groups:
         raise UserError(f"eft.sources: no group of ranked replies is left ({_reasons(sources)}); see the section eft")
     held_out = [group for group in groups if is_held_out(group, settings)]
     training = [group for group in groups if not is_held_out(group, settings)]
-    work = out / "judgments"
-    worker.run(
-        "eft",
-        list(eft_items(training, worker.chat, settings)),
-        work,
-        judgments_key(settings, model_dir),
-        partial(judgment_record, chat=worker.chat, judge=settings.judge),
-    )
-    examples, facts = choose(training, group_by(read_units(work), "response_id"), settings)
-    if not examples:
+    # Another `order` or `downsample` leaves the judgments as they are.
+    read = {name: value for name, value in as_dict(settings.eft).items() if name not in UNREAD}
+    section = generation_settings(settings, 0, judge_section(settings))
+    work = job.part("eft", "judgments", stage_key("eft-judgments", [read, section, job.digests], {}))
+    verdict = partial(read_score, judge=settings.judge)
+    worker.run(work, eft_items(training, worker.chat, settings), verdict)
+    examples, facts = choose(training, group_by(read_shards(work.out), "response_id"), settings)
+    if not examples and first_rank():
         print(f"warning: no example: none of {len(training)} groups has a round that agrees", file=sys.stderr)
-    judged = (read_manifest(work) or {})["counts"]
+    judged = (read_manifest(work.out) or {})["counts"]
     failures = {name: count for name, count in judged.items() if name.startswith("failure.")}
     counts = {"groups": len(groups), "groups.held_out": len(held_out)}
     counts |= {"judgments": judged.get("records", 0)} | failures | facts.pop("counts")
-    outputs = [out / "examples.jsonl", out / "held_out.jsonl"]
-    write_jsonl(outputs[0], examples)
-    write_jsonl(outputs[1], (group.row() for group in held_out))
-    seconds = round(time.monotonic() - started, 1)
-    weights = digest(model_dir)
-    write_manifest(out, "eft", key, outputs, counts=counts, sources=sources, **facts, seconds=seconds, weights=weights)
+    files = {"examples.jsonl": examples, "held_out.jsonl": [group.row() for group in held_out]}
+    return Output(files, {"counts": counts, "sources": sources, **facts})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Make examples of judging from replies that people have ranked.")
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory of the seed, which judges")
-    parser.add_argument("--out", required=True, type=Path)
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.config)
-    if not settings.eft.sources:
-        raise UserError(f"{arguments.config}: eft.sources is empty; name files of OpenAssistant's there")
-    write_eft(settings, arguments.model, arguments.out)
+UNREAD = ("sources", "order", "downsample")
+"""Settings of [eft] that the judgments do not depend on; the sources count by their content."""
 
+
+def _settings(settings: Settings, iteration: int) -> Any:
+    section = {key: value for key, value in as_dict(settings.eft).items() if key != "sources"}
+    return [section, generation_settings(settings, 0, judge_section(settings))]
+
+
+EFT = Stage(
+    "eft",
+    "prepare.eft",
+    make_examples,
+    settings=_settings,
+    inputs=("model",),
+    files=lambda settings: {"sources": settings.eft.sources},
+    ranks="all",
+)
 
 if __name__ == "__main__":
-    command(main)
+    EFT.main()

@@ -5,7 +5,6 @@ responses, those of `prepare.eft`, and as many constructed ones as asked for. It
 `dpo.train --stage sft`.
 """
 
-import argparse
 import random
 import re
 from collections import Counter
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from judging.rubric import comparison_text, evidence_text, judge_prompt, judgment_text, meta_judgment_text, meta_prompt
-from judging.verdict import Place
 from model.chat import ChatFormat, load_chat
-from model.tokenizer import tokenizer_file
 from prepare.construct import Constructor, load_sources
-from stages.files import UserError, command, is_complete, read_jsonl, stage_key, write_jsonl, write_manifest
-from stages.settings import Settings, load_settings
+from stages.files import UserError, read_jsonl
+from stages.settings import Settings, VerdictPosition
+from stages.stage import Job, Output, Stage
 
 
 def labelled_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -124,7 +122,7 @@ def _answer(number: int, row: dict[str, Any], chat: ChatFormat, weight: float) -
     }
 
 
-def decision_tokens(chat: ChatFormat, text: str, place: Place) -> list[int]:
+def decision_tokens(chat: ChatFormat, text: str, place: VerdictPosition) -> list[int]:
     """Places of the tokens that decide: the verdict's value, and the score that a meta-judge says is deserved."""
     line = text.split("\n")[0 if place == "first" else -1]
     end = len(line) if place == "first" else len(text)
@@ -133,47 +131,42 @@ def decision_tokens(chat: ChatFormat, text: str, place: Place) -> list[int]:
     return [i for i, (low, high) in enumerate(chat.offsets(text)) if any(low < b and high > a for a, b in spans)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the SFT examples that the config asks for.")
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory, for its tokenizer")
-    parser.add_argument("--labelled", type=Path, nargs="*", default=[], help="files besides those of sft.examples")
-    parser.add_argument("--out", required=True, type=Path)
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.config)
-    key = examples_key(settings, arguments.model, arguments.labelled)
-    if is_complete(arguments.out, key):
-        return
-    chat = load_chat(arguments.model)
-    files = [*map(Path, settings.sft.examples), *arguments.labelled]
+def gather(job: Job) -> Output:
+    """Write the SFT examples that the config asks for."""
+    settings, chat = job.settings, load_chat(job.path("model"))
+    files = [*map(Path, settings.sft.examples), *job.paths("labelled")]
     examples = list(render(lessons(settings, files), chat, settings))
     if not examples:
-        raise UserError(
-            f"{arguments.config}: sft names no examples and constructs none; add some or set sft.enabled = false"
-        )
-    path = arguments.out / "examples.jsonl"
-    write_jsonl(path, examples)
+        raise UserError("sft names no examples and constructs none; add some or set sft.enabled = false")
     counts = Counter(f"{e['kind']}.{e['flaw']}" for e in examples)
     tokens = sum(len(e["prompt_ids"]) + len(e["completion_ids"]) for e in examples)
-    write_manifest(arguments.out, "examples", key, [path], counts=dict(sorted(counts.items())), tokens=tokens)
+    return Output({"examples.jsonl": examples}, {"counts": dict(sorted(counts.items())), "tokens": tokens})
 
 
-def examples_key(settings: Settings, model_dir: Path, labelled: Iterable[Path] = ()) -> str:
-    """The identity of the examples' work; `labelled` are files besides those that the config names."""
-    sft = settings.sft
-    names = ("decisions", "judgments", "comparisons", "answers")
-    section: dict[str, Any] = {name: getattr(sft, f"constructed_{name}") for name in names}
-    section |= {
-        "verdict_token_weight": sft.verdict_token_weight,
-        "answer_weight": sft.answer_weight,
+def _settings(settings: Settings, iteration: int) -> Any:
+    names = [f"constructed_{name}" for name in ("decisions", "judgments", "comparisons", "answers")]
+    return {
+        "sft": {name: getattr(settings.sft, name) for name in (*names, "verdict_token_weight", "answer_weight")},
+        "judge": [settings.judge.prompt_style, settings.judge.verdict_position],
+        "metajudge": [settings.metajudge.prompt_style, settings.metajudge.verdict_position],
         "seed": settings.seed,
     }
-    sources: dict[str, Path | str] = {path: path for path in (*sft.examples, *sft.prompts, *sft.answers)}
-    sources |= {f"labelled {i}": path for i, path in enumerate(labelled)}
-    section |= {"judge": [settings.judge.prompt_style, settings.judge.verdict_position]}
-    section |= {"metajudge": [settings.metajudge.prompt_style, settings.metajudge.verdict_position]}
-    return stage_key("examples", section, sources | {"tokenizer": tokenizer_file(model_dir)})
 
+
+EXAMPLES = Stage(
+    "examples",
+    "prepare.examples",
+    gather,
+    settings=_settings,
+    inputs=("model",),
+    optional=("labelled",),
+    lists=("labelled",),
+    files=lambda settings: {
+        "examples": settings.sft.examples,
+        "prompts": settings.sft.prompts,
+        "answers": settings.sft.answers,
+    },
+)
 
 if __name__ == "__main__":
-    command(main)
+    EXAMPLES.main()

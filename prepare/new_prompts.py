@@ -1,33 +1,30 @@
 """New prompts from seed prompts: `torchrun -m prepare.new_prompts` shows a model a few, and the model writes one more.
 
 As in Self-Instruct (arXiv 2212.10560) and Self-Rewarding (arXiv 2401.10020). Completions are sampled in rounds, each a
-folder of work units; after a round its completions are filtered one by one, in order, and what is kept serves as
+folder of work shards; after a round its completions are filtered one by one, in order, and what is kept serves as
 examples in later rounds. It ends when there are enough prompts, or no attempts are left. Every rank filters for itself:
-what is kept, and so what the next round asks, is a function of the units' bytes alone.
+what is kept, and so what the next round asks, is a function of the shards' bytes alone.
 """
 
-import argparse
 import hashlib
 import json
-import os
 import random
 import re
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from fractions import Fraction
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from model.chat import ChatFormat, Message
 from prepare.novelty import Novelty, Sequences, repetition, words
-from sampling.generate import Item, Worker, generation_key, read_units, request_seed
-from sampling.request import Sampling
-from stages.files import UserError, command, digest, is_complete, read_jsonl, write_jsonl, write_manifest
-from stages.settings import Prompts, Settings, as_dict, load_settings
+from sampling.worker import Item, Worker, generation_settings, sampling_of
+from stages.files import UserError, read_jsonl, read_shards, stage_key
+from stages.seeds import request_seed
+from stages.settings import Prompts, Settings, as_dict
+from stages.stage import Job, Output, Stage, first_rank
 
 Record = dict[str, Any]
 
@@ -152,13 +149,13 @@ class Filter:
         return Dropped.SIMILAR if self._novelty.similar(prompt) else None
 
 
-def read_seeds(options: Prompts, config: Path) -> list[Record]:
+def read_seeds(options: Prompts) -> list[Record]:
     """The seed prompts {id, prompt}.
 
     Raises `UserError` when there are fewer than a request shows, or an id can't be told from another or a new one.
     """
     if not options.seeds:
-        raise UserError(f"{config}: prompts.seeds is empty; name a JSON-lines file of {{id, prompt}}")
+        raise UserError("prompts.seeds is empty; name a JSON-lines file of {id, prompt}")
     seeds = list(_texts(options.seeds, ("id", "prompt")))
     if len(seeds) < options.shots:
         wanted = f"a request shows {options.shots}"
@@ -194,37 +191,36 @@ def attempt_items(
     number: int, size: int, seeds: Sequence[Record], kept: Sequence[Record], chat: ChatFormat, settings: Settings
 ) -> Iterator[Item]:
     """The requests of round `number`."""
-    options = settings.prompts
-    sampling = Sampling(options.temperature, options.top_p, options.max_new_tokens, chat.stop_ids)
+    options, sampling = settings.prompts, sampling_of(settings.prompts, chat)
     for attempt in range(size):
         name = f"attempt/{number:04}/{attempt:05}"
         shots = draw_examples(seeds, kept, options, request_seed(settings.seed, number, "prompts/shots", name))
         messages = partial(request_prompt, [row["prompt"] for row in shots])
-        known = {"id": name, "round": number, "shots": [row["id"] for row in shots]}
+        record = {"id": name, "round": number, "shots": [row["id"] for row in shots]}
         seed = request_seed(settings.seed, number, "prompts", name)
-        yield Item(name, messages, sampling, seed, name, known)  # a group each: requests share only their first words
+        yield Item(name, messages, sampling, seed, name, record)  # a group each: requests share only their first words
 
 
 class Rounds:
-    """Samples rounds into `out`/rounds, each under a key of its own, so that a finished round stays."""
+    """Samples rounds into the job's folder, each under a key of its own, so that a finished round stays."""
 
-    def __init__(self, settings: Settings, seeds: Sequence[Record], model_dir: Path, out: Path):
-        self._settings, self._seeds, self._out = settings, seeds, out
-        self._worker = Worker(settings, model_dir)
-        options = settings.prompts
-        # The settings that filter are not in it: another one samples no more than what it changes.
+    def __init__(self, job: Job, seeds: Sequence[Record]):
+        self._job, self._seeds = job, seeds
+        self._worker = Worker(job.settings, job.path("model"))
+        # The settings that filter are not in the key: another one samples no more than what it changes.
         names = ("shots", "generated_shots", "temperature", "top_p", "max_new_tokens")
-        section = {name: getattr(options, name) for name in names}
-        inputs: dict[str, Path | str] = {"model": model_dir, "seeds": options.seeds}
-        self._key = generation_key("prompts-round", settings, section, 0, inputs)
+        section = {name: getattr(job.settings.prompts, name) for name in names}
+        inputs = {name: job.digests[name] for name in ("model", "seeds")}
+        self._key = stage_key("prompts-round", [generation_settings(job.settings, 0, section), inputs], {})
 
     def sample(self, number: int, size: int, kept: Sequence[Record]) -> Iterator[Record]:
         """The completions of round `number`, when `kept` is what the rounds before it gave."""
         facts = json.dumps([self._key, number, size, kept])
-        folder = self._out / "rounds" / f"{number:04}"
-        items = list(attempt_items(number, size, self._seeds, kept, self._worker.chat, self._settings))
-        self._worker.run("prompts", items, folder, hashlib.sha256(facts.encode()).hexdigest())
-        return read_units(folder)
+        key = hashlib.sha256(facts.encode()).hexdigest()
+        items = attempt_items(number, size, self._seeds, kept, self._worker.chat, self._job.settings)
+        work = self._job.part("prompts", f"rounds/{number:04}", key)
+        self._worker.run(work, items)
+        return read_shards(work.out)
 
 
 def make_prompts(
@@ -243,8 +239,8 @@ def make_prompts(
             if isinstance(prompt, Dropped):
                 counts[prompt] += 1
                 continue
-            known = {"attempt": row["id"], "round": number, "shots": row["shots"]}
-            kept.append({"id": f"{NEW}{len(kept):05}", "prompt": prompt, **known})
+            lineage = {"attempt": row["id"], "round": number, "shots": row["shots"]}
+            kept.append({"id": f"{NEW}{len(kept):05}", "prompt": prompt, **lineage})
         number += 1
         if log:
             print(f"{counts['attempts']} attempts: {len(kept)} of {options.count} prompts", file=sys.stderr)
@@ -252,44 +248,34 @@ def make_prompts(
     return kept, counts
 
 
-def prompts_key(settings: Settings, model_dir: Path) -> str:
-    """The identity of the new prompts' work."""
-    options = settings.prompts
-    inputs: dict[str, Path | str] = {"model": model_dir, "seeds": options.seeds}
-    inputs |= {f"evaluation {i}": path for i, path in enumerate(options.evaluation)}
-    by_content = ("seeds", "model", "evaluation")
-    section = {key: value for key, value in as_dict(options).items() if key not in by_content}
-    return generation_key("prompts", settings, section, 0, inputs)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Have a model write new prompts after the example of seed prompts.")
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
-    parser.add_argument("--out", required=True, type=Path)
-    arguments = parser.parse_args()
-    started = time.monotonic()
-    settings, out = load_settings(arguments.config), arguments.out
-    options = settings.prompts
-    seeds = read_seeds(options, arguments.config)
+def write_prompts(job: Job) -> Output:
+    """Have a model write new prompts after the example of seed prompts."""
+    options = job.settings.prompts
+    seeds = read_seeds(options)
     evaluation = [row["prompt"] for path in options.evaluation for row in _texts(path, ("prompt",))]
-    key = prompts_key(settings, arguments.model)
-    if is_complete(out, key):
-        return
-    rounds = Rounds(settings, seeds, arguments.model, out)
     accept = Filter(options, (row["prompt"] for row in seeds), evaluation)
-    first = os.environ.get("RANK", "0") == "0"
-    kept, counts = make_prompts(rounds, accept, options, log=first)
-    if not first:
-        return  # every rank knows the same; one writes it
-    path = out / "prompts.jsonl"
-    write_jsonl(path, kept)
-    seconds = round(time.monotonic() - started, 1)
-    write_manifest(out, "prompts", key, [path], counts=counts, seconds=seconds, weights=digest(arguments.model))
-    if len(kept) < options.count:
-        found = ", ".join(f"{name} {value}" for name, value in counts.items() if value)
-        print(f"warning: {out}: {len(kept)} of the {options.count} prompts wanted: {found}", file=sys.stderr)
+    kept, counts = make_prompts(Rounds(job, seeds), accept, options, log=first_rank())
+    if len(kept) < options.count and first_rank():
+        listed = ", ".join(f"{name} {value}" for name, value in counts.items() if value)
+        print(f"warning: {job.out}: {len(kept)} of the {options.count} prompts wanted: {listed}", file=sys.stderr)
+    return Output({"prompts.jsonl": kept}, {"counts": counts})
 
+
+def _settings(settings: Settings, iteration: int) -> Any:
+    by_content = ("seeds", "model", "evaluation")
+    section = {key: value for key, value in as_dict(settings.prompts).items() if key not in by_content}
+    return generation_settings(settings, 0, section)
+
+
+NEW_PROMPTS = Stage(
+    "prompts",
+    "prepare.new_prompts",
+    write_prompts,
+    settings=_settings,
+    inputs=("model",),
+    files=lambda settings: {"seeds": settings.prompts.seeds, "evaluation": settings.prompts.evaluation},
+    ranks="all",
+)
 
 if __name__ == "__main__":
-    command(main)
+    NEW_PROMPTS.main()

@@ -22,7 +22,7 @@ class Entry:
     tokens: tuple[int, ...]
     block: int
     filled: int = 0
-    """Tokens whose keys and values are in the cache; the others are promised by a running step."""
+    """Tokens whose keys and values are in the cache; a running step computes the others."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Match:
     tail: int | None = None
     """A block whose first `tail_tokens` tokens match too: to be copied, as others write behind them."""
     tail_tokens: int = 0
-    promised: bool = False
+    pending: bool = False
     """Whether a running step is computing more of this prefix."""
 
 
@@ -57,7 +57,7 @@ class BlockPool:
     def allocate(self) -> int:
         """Take the block that has been free the longest, its old content forgotten. The pool must not be empty."""
         block, _ = self.free.popitem(last=False)
-        self.forget(block)
+        self.evict(block)
         self.references[block] = 1
         return block
 
@@ -74,7 +74,7 @@ class BlockPool:
         if not self.references[block]:
             entry = self.entries.get(block)
             if entry and entry.filled < len(entry.tokens):
-                self.forget(block)
+                self.evict(block)
             self.free[block] = None
 
     def register(self, block: int, parent: int, tokens: Sequence[int]) -> int:
@@ -84,7 +84,7 @@ class BlockPool:
         """
         old = self.entries.get(block)
         filled = old.filled if old else 0
-        self.forget(block)
+        self.evict(block)
         self.last_number += 1
         entry = Entry(self.last_number, parent, tuple(tokens), block, filled)
         self.entries[block] = entry
@@ -96,7 +96,7 @@ class BlockPool:
         if entry:
             entry.filled = min(filled, len(entry.tokens))
 
-    def forget(self, block: int) -> None:
+    def evict(self, block: int) -> None:
         """Take a block's content out of the index."""
         entry = self.entries.pop(block, None)
         if entry is None:
@@ -118,7 +118,7 @@ class BlockPool:
             if entry is None or len(entry.tokens) < size:
                 break
             if entry.filled < size:
-                found.promised = True
+                found.pending = True
                 break
             found.blocks.append(entry.block)
             found.parent = entry.number
@@ -130,7 +130,7 @@ class BlockPool:
             longest = max(longest, common)
             if min(common, entry.filled) > found.tail_tokens:
                 found.tail, found.tail_tokens = entry.block, min(common, entry.filled)
-        found.promised |= longest > found.tail_tokens
+        found.pending |= longest > found.tail_tokens
         return found
 
 

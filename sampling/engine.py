@@ -9,14 +9,14 @@ from torch import Tensor
 from kernels import launch
 from kernels.launch import Attention
 from kernels.linear import linear
+from kernels.metadata import AttentionMetadata
 from kernels.paged import PagedAttention, empty_cache
-from kernels.pieces import Span
 from kernels.transfer import to_device, to_host
 from model.llama import Attend, Llama
 from sampling.blocks import BlockPool
 from sampling.request import Completion, FinishReason, Request
 from sampling.sampler import sample
-from sampling.scheduler import Scheduled, Scheduler, Sequence, Step
+from sampling.scheduler import Scheduler, Sequence, Step
 
 
 class Engine:
@@ -49,9 +49,9 @@ class Engine:
             config.head_dim,
         )
         self.cache = empty_cache(shape, weight.dtype, weight.device)
-        self.paged_attention: Callable[[Tensor, list[Span], int], Attend] = PagedAttention
+        self.paged_attention: Callable[[Tensor, AttentionMetadata, int], Attend] = PagedAttention
         self.sample = sample
-        self.graphs: Callable[[list[Span], list[Sequence]], tuple[Tensor, Tensor]] | None = None
+        self.graphs: Callable[[AttentionMetadata, list[Sequence]], tuple[Tensor, Tensor]] | None = None
         if launch.use_triton(attention, self.cache):
             self._use_triton(cuda_graphs and self.cache.is_cuda)
         self.computed_tokens = 0
@@ -63,7 +63,7 @@ class Engine:
         from kernels import paged_triton, topp
         from sampling.graphs import DecodeGraphs
 
-        self.paged_attention, self.sample = paged_triton.TritonPagedAttention.plan, topp.sample
+        self.paged_attention, self.sample = paged_triton.TritonPagedAttention.build, topp.sample
         self.graphs = DecodeGraphs(self.model, self.cache) if cuda_graphs else None
 
     @torch.inference_mode()
@@ -81,7 +81,6 @@ class Engine:
                 yield Completion(request.id, [], "too_long", 0.0)
         while scheduler.busy:
             step = scheduler.schedule()
-            step.scheduled.sort(key=lambda item: item.end - item.start > 1)  # single tokens first
             first = sum(item.samples and item.end == item.sequence.prompt_length for item in step.scheduled)
             drawn = self._forward(step)
             self.first_token_seconds += [time.monotonic() - started] * first
@@ -98,17 +97,14 @@ class Engine:
         if step.copies:
             sources, destinations = (to_device(side, torch.int64, device) for side in zip(*step.copies, strict=True))
             self.cache.index_copy_(2, destinations, self.cache.index_select(2, sources))
-        self.computed_tokens += sum(item.end - item.start for item in step.scheduled)
-        spans, row = [], 0
-        for item in step.scheduled:
-            spans.append(Span(row, item.start, item.end, item.sequence.blocks))
-            row += item.end - item.start
+        metadata = step.metadata(self.block_size)
+        self.computed_tokens += sum(len(span.positions) for span in metadata.spans)
         sampling = [item.sequence for item in step.scheduled if item.samples]
         named = [i for i, sequence in enumerate(sampling) if sequence.request.named and not sequence.completion]
-        if self.graphs and len(sampling) == row and not named:
-            drawn = self.graphs(spans, sampling)
+        if self.graphs and not step.prefill and len(sampling) == len(step.decode) and not named:
+            drawn = self.graphs(metadata, sampling)
         else:
-            logits = self._logits(step.scheduled, spans)
+            logits = self._logits(step, metadata)
             if not sampling:
                 return []
             for i in named:
@@ -119,18 +115,17 @@ class Engine:
             sequence.logprob += logprob
         return ids
 
-    def _logits(self, scheduled: list[Scheduled], spans: list[Span]) -> Tensor:
+    def _logits(self, step: Step, metadata: AttentionMetadata) -> Tensor:
         """Logits [b, v] of the items that sample, in order."""
-        device = self.cache.device
+        device, scheduled = self.cache.device, step.scheduled
         ids = [token for item in scheduled for token in item.sequence.tokens[item.start : item.end]]
-        positions = [position for span in spans for position in span.positions]
-        ends = [span.row + span.end - span.start - 1 for span in spans]
-        last = [end for end, item in zip(ends, scheduled, strict=True) if item.samples]
+        spans = zip(metadata.spans, scheduled, strict=True)
+        last = [span.row + span.end - span.start - 1 for span, item in spans if item.samples]
         rows = to_device(last, torch.int64, device)
         return self.model(
             to_device(ids, torch.int64, device),
-            to_device(positions, torch.int64, device),
-            self.paged_attention(self.cache, spans, self.model.config.num_attention_heads),
+            to_device(metadata.positions, torch.int64, device),
+            self.paged_attention(self.cache, metadata, self.model.config.num_attention_heads),
             lambda hidden_td, weight_vd: linear(hidden_td.index_select(0, rows), weight_vd),
         )
 

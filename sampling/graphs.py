@@ -1,8 +1,8 @@
 """Decoding as CUDA graphs: a step of single tokens, padded to a bucket, is replayed rather than launched op by op.
 
-A step is its plan (`kernels.plan`), the sequences' last tokens, and what the sampler needs. All of it is copied to
-fixed addresses, and forward pass and sampler are one graph. A bucket is the room for each part of a step, in powers of
-two. Padding rows hold token 0 at position 0 in a spare block, the cache's last, which no sequence has.
+A step's inputs are its tiles (`kernels.tiles`), the sequences' last tokens, and the sampler's settings. They are copied
+to fixed addresses; forward pass and sampler are one graph. A bucket is the room for each part of a step, in powers of
+two. Padding rows hold token 0 at position 0 in a spare block, the cache's last, which belongs to no sequence.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,32 +13,31 @@ import torch
 from torch import Tensor
 
 from kernels.linear import linear
-from kernels.paged_triton import Reads, TritonPagedAttention
-from kernels.pieces import Span
-from kernels.plan import Sizes, plan_reads
+from kernels.metadata import AttentionMetadata
+from kernels.paged_triton import DeviceTiles, TritonPagedAttention
+from kernels.tiles import TileSizes, build_tiles
 from kernels.topp import sample
 from model.llama import Llama
 from sampling import scheduler
 
 LEAST_TILES = 16
-"""Room for tiles at least: they exit at once, and fewer sizes are fewer graphs."""
-
+"""Smallest room for tiles. Programs of padding exit at once, and fewer sizes are fewer graphs."""
 
 Drawn = tuple[Tensor, Tensor]
-"""Tokens, int64, and their log-probabilities, fp32, as `sample` gives them."""
+"""Tokens, int64, and their log-probabilities, fp32, as `sample` returns them."""
 
 
 @dataclass
 class Inputs:
-    """A step's inputs in three tensors: the plan int32; token, seed and position int64 [3, b]; temperature and top-p
+    """A step's inputs in three tensors: the tiles int32; token, seed and position int64 [3, b]; temperature and top-p
     fp32 [2, b]."""
 
-    plan: Tensor
+    tiles: Tensor
     tokens: Tensor
     sampling: Tensor
 
     @classmethod
-    def zeros(cls, sizes: Sizes, device: torch.device, pinned: bool = False) -> "Inputs":
+    def zeros(cls, sizes: TileSizes, device: torch.device, pinned: bool = False) -> "Inputs":
         def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device, pin_memory=pinned)
 
@@ -48,24 +47,24 @@ class Inputs:
             zeros(torch.float32, 2, sizes.tokens),
         )
 
-    def copy_(self, other: "Inputs") -> None:
-        self.plan.copy_(other.plan, non_blocking=True)
-        self.tokens.copy_(other.tokens, non_blocking=True)
-        self.sampling.copy_(other.sampling, non_blocking=True)
+    def copy_(self, source: "Inputs") -> None:
+        self.tiles.copy_(source.tiles, non_blocking=True)
+        self.tokens.copy_(source.tokens, non_blocking=True)
+        self.sampling.copy_(source.sampling, non_blocking=True)
 
 
-def decode(model: Llama, cache: Tensor, inputs: Inputs, sizes: Sizes) -> Drawn:
-    """The next token of each sequence. This is what is captured: no host sync, no shape from data."""
-    reads = Reads.view(inputs.plan, sizes, merges=True)
+def decode(model: Llama, cache: Tensor, inputs: Inputs, sizes: TileSizes) -> Drawn:
+    """The next token of each sequence. A graph captures this: no host sync, no shape from data."""
+    tiles = DeviceTiles.view(inputs.tiles, sizes, merges=True)
     ids_b, seed_b, position_b = inputs.tokens.unbind()
-    logits_bv = model(ids_b, reads.positions_t.long(), TritonPagedAttention(cache, reads), linear)
+    logits_bv = model(ids_b, tiles.positions_t.long(), TritonPagedAttention(cache, tiles), linear)
     temperature_b, top_p_b = inputs.sampling.unbind()
     return sample(logits_bv, temperature_b, top_p_b, seed_b, position_b)
 
 
 @dataclass
 class Bucket:
-    """Inputs at fixed addresses, and what computes the next tokens of whatever they hold."""
+    """Inputs at fixed addresses, and the function that draws the next tokens for their content."""
 
     host: Inputs
     """Pinned on CUDA."""
@@ -74,41 +73,41 @@ class Bucket:
 
 
 class DecodeGraphs:
-    """A graph for each bucket, captured when first used; off CUDA the same steps without a graph."""
+    """A graph for each bucket, captured at its first use; without CUDA the same steps run without a graph."""
 
     def __init__(self, model: Llama, cache: Tensor):
         """`cache`: [layers, 2, blocks, k, s, d], its last block spare."""
         self.model, self.cache = model, cache
-        self.buckets: dict[Sizes, Bucket] = {}
+        self.buckets: dict[TileSizes, Bucket] = {}
         self.pool: Any = None
-        """The graphs' memory, which they share: one runs at a time."""
+        """Memory that all graphs share, since one runs at a time."""
         self.stream = torch.cuda.Stream() if cache.is_cuda else None
-        """Of all the trial runs: libraries keep memory for every stream that they have seen."""
+        """One stream for all trial runs: libraries keep memory for every stream that they have seen."""
 
-    def __call__(self, spans: Sequence[Span], sequences: Sequence[scheduler.Sequence]) -> Drawn:
-        """The next token of each sequence, of which `spans` holds the last one."""
+    def __call__(self, metadata: AttentionMetadata, sequences: Sequence[scheduler.Sequence]) -> Drawn:
+        """The next token of each sequence; `metadata` of a step that decodes each one's last token."""
         config = self.model.config
-        spare, size = self.cache.shape[2] - 1, self.cache.shape[4]
-        plan = plan_reads(spans, size, config.num_attention_heads, config.num_key_value_heads)
-        sizes = bucket(plan.sizes)
+        tiles = build_tiles(metadata, config.num_attention_heads, config.num_key_value_heads)
+        sizes = bucket(tiles.sizes)
         if sizes not in self.buckets:
             self.buckets[sizes] = self._bucket(sizes)
-        found, count = self.buckets[sizes], len(sequences)
-        found.host.plan.copy_(torch.tensor(plan.integers(sizes, spare), dtype=torch.int32))
+        fixed, count = self.buckets[sizes], len(sequences)
+        integers = tiles.integers(sizes, spare_block=self.cache.shape[2] - 1)
+        fixed.host.tiles.copy_(torch.tensor(integers, dtype=torch.int32))
         tokens = [(s.tokens[-1], s.request.seed, len(s.tokens)) for s in sequences]
         sampling = [(s.request.sampling.temperature, s.request.sampling.top_p) for s in sequences]
-        for host, values in ((found.host.tokens, tokens), (found.host.sampling, sampling)):
+        for host, values in ((fixed.host.tokens, tokens), (fixed.host.sampling, sampling)):
             host.zero_()[:, :count] = torch.tensor(values, dtype=host.dtype).t()
-        found.device.copy_(found.host)
-        ids, logprobs = found.run()
+        fixed.device.copy_(fixed.host)
+        ids, logprobs = fixed.run()
         return ids[:count], logprobs[:count]
 
-    def _bucket(self, sizes: Sizes) -> Bucket:
+    def _bucket(self, sizes: TileSizes) -> Bucket:
         on_cuda = self.cache.is_cuda
         host = Inputs.zeros(sizes, torch.device("cpu"), pinned=on_cuda)
         device = Inputs.zeros(sizes, self.cache.device)
-        # Zeros are a plan too: no work, and keys that go to block 0. The first, trial run must not write there.
-        Reads.view(device.plan, sizes, merges=True).table_bm.fill_(self.cache.shape[2] - 1)
+        # Tiles of zeros are no work, but their keys go to block 0, where the trial run must not write.
+        DeviceTiles.view(device.tiles, sizes, merges=True).table_bm.fill_(self.cache.shape[2] - 1)
 
         def run() -> Drawn:
             return decode(self.model, self.cache, device, sizes)
@@ -119,7 +118,7 @@ class DecodeGraphs:
         stream = self.stream
         assert stream is not None
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries set themselves up, and kernels compile, in a first, ordinary run
+        with torch.cuda.stream(stream):  # an ordinary first run, in which libraries start and kernels compile
             run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
@@ -134,12 +133,12 @@ class DecodeGraphs:
         return replay
 
 
-def bucket(sizes: Sizes) -> Sizes:
+def bucket(sizes: TileSizes) -> TileSizes:
     """The room for a step of these sizes."""
     tokens, tables, blocks, narrow, wide, entries = map(power_of_two, astuple(sizes))
-    return Sizes(tokens, tables, blocks, max(narrow, LEAST_TILES), max(wide, LEAST_TILES), entries)
+    return TileSizes(tokens, tables, blocks, max(narrow, LEAST_TILES), max(wide, LEAST_TILES), entries)
 
 
 def power_of_two(number: int) -> int:
-    """The smallest one that is not below `number`."""
+    """The smallest power of two that is not below `number`."""
     return 1 << max(number - 1, 0).bit_length()

@@ -10,6 +10,7 @@ from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from kernels.metadata import AttentionMetadata, build_metadata
 from sampling.blocks import ROOT, BlockPool
 from sampling.request import Request
 
@@ -58,8 +59,23 @@ class Scheduled:
 class Step:
     """One forward pass: first the block copies (source, destination), then the tokens."""
 
-    scheduled: list[Scheduled] = field(default_factory=list)
+    decode: list[Scheduled] = field(default_factory=list)
+    """Single tokens; their rows come first."""
+    prefill: list[Scheduled] = field(default_factory=list)
+    """Several tokens of a sequence."""
     copies: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def scheduled(self) -> list[Scheduled]:
+        """All items, in the order of their rows."""
+        return self.decode + self.prefill
+
+    def metadata(self, block_size: int) -> AttentionMetadata:
+        """What the attention kernels need to know of the step."""
+        decode, prefill = (
+            [(item.start, item.end, item.sequence.blocks) for item in items] for items in (self.decode, self.prefill)
+        )
+        return build_metadata(decode, prefill, block_size)
 
 
 def _arrival(sequence: Sequence) -> int:
@@ -104,7 +120,7 @@ class Scheduler:
             if not budget or len(self.running) == self.max_num_seqs:
                 break
             match = self.pool.match(sequence.tokens[:-1])
-            if match.promised:
+            if match.pending:
                 continue  # a running step computes more of this prefix: share it in the next
             if not self._admit(step, sequence, match, budget):
                 break
@@ -186,5 +202,6 @@ class Scheduler:
         if sequence.computed < sequence.prompt_length <= end and end % size:
             parent = sequence.entries[-1] if sequence.entries else ROOT
             self.pool.register(sequence.blocks[end // size], parent, sequence.tokens[end - end % size : end])
-        step.scheduled.append(Scheduled(sequence, sequence.computed, end))
+        kind = step.decode if end - sequence.computed == 1 else step.prefill
+        kind.append(Scheduled(sequence, sequence.computed, end))
         return end - sequence.computed

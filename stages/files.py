@@ -202,6 +202,15 @@ def read_manifest(folder: Path | str) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def read_shards(folder: Path | str) -> Iterator[Any]:
+    """All records of a finished generating stage, in the order of its requests."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder}: not a finished stage (no manifest.json); run the stage that writes it")
+    for name in manifest["shards"]:
+        yield from read_jsonl(Path(folder) / name)
+
+
 def is_complete(folder: Path | str, key: str) -> bool:
     """Whether `folder` holds the finished output of exactly this work."""
     manifest = read_manifest(folder)

@@ -39,9 +39,11 @@ def _iteration(settings: Settings, judge_pairs: bool) -> dict[str, float]:
     found = {"responses": responses * plan.response_tokens}
     if judge.scores_file:
         return found
-    alone = judge.score == "expected" and judge.verdict_position == "first"
-    judged = (prompts * judge_pairs if alone else responses) * judge.N
-    found["scores" if judge.score == "expected" else "judgments"] = responses * read + judged * plan.judgment_tokens
+    if judge.score == "expected":
+        found["scores"] = responses * read
+    judged = (prompts * judge_pairs if judge.score_first else responses) * judge.N
+    if judged:
+        found["judgments"] = judged * (read + plan.judgment_tokens)
     if judge_pairs:
         distinct = plan.distinct_judgments * judge.N
         opponents = min(settings.metajudge.opponents or distinct, distinct - 1)

@@ -102,7 +102,7 @@ class Launcher:
         return order["exit"]
 
     @contextmanager
-    def told_the_end(self) -> Iterator[None]:
+    def coordinate(self) -> Iterator[None]:
         """On the first node: wait for the others; they end when this is left, with the same exit code."""
         code = 0
         try:
@@ -215,7 +215,7 @@ def exit_code(error: BaseException) -> int:
     return {UserError: 2, KeyboardInterrupt: 130, Terminated: 143}.get(type(error), 1)
 
 
-class Heard:
+class StderrTee:
     """Standard error that keeps its last lines, because torchrun may lose what a rank prints just before it ends."""
 
     def __init__(self, stream: TextIO):
@@ -244,7 +244,7 @@ def main() -> None:
     logging.disable(logging.ERROR)
     elastic._terminate_process_handler = partial(_first_signal, elastic._terminate_process_handler)
     os.environ.setdefault("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "[rank ${rank}] ")
-    heard = Heard(sys.stderr)
+    heard = StderrTee(sys.stderr)
     sys.stderr = cast(TextIO, heard)
     try:
         torchrun(sys.argv[1:])
@@ -264,7 +264,7 @@ def _first_signal(handler: Callable[[int, Any], None], number: int, frame: Any) 
     handler(number, frame)
 
 
-def _report(rank: int, failure: ProcessFailure, heard: Heard) -> int:
+def _report(rank: int, failure: ProcessFailure, heard: StderrTee) -> int:
     """Say what is known of a failed rank; its exit code. A user's error is one line, a signal none."""
     code = failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
     log = _log(failure.local_rank)

@@ -88,7 +88,7 @@ class Sight:
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Hold `folder`/lock; no other process does at the same time. The folder must be there.
 
     A lock that was left behind is taken over, which stderr says. Raises `UserError` where its holder lives; to find

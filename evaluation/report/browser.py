@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from judging.reasons import Reason
-from stages.files import UserError, read_jsonl, read_manifest
+from judging.scores import Reason, response_scores, to_number
+from stages.files import UserError, read_jsonl, read_manifest, read_shards
+from stages.records import group_by
 
 Record = dict[str, Any]
 Text = str | list[Any]
@@ -87,23 +88,22 @@ def _read(folder: Path) -> Evidence:
     prompts = {row["id"]: Prompt(row["prompt"]) for row in read_jsonl(folder / "prompts.jsonl")}
     evidence = Evidence([], prompts)
     wanted = _read_pairs(folder / "pairs", evidence)
-    for row in _units(folder / "responses"):
+    for row in read_shards(folder / "responses"):
         keep = row["id"] in wanted or row["prompt_id"] in wanted
         response = {"characters": len(row["text"]), "score": None, "text": row["text"] if keep else None}
         prompts[row["prompt_id"]].responses[row["id"]] = response
-    if "judgments" in made["sources"]:
+    if "judgments" in made["inputs"]:
         _read_judgments(folder / "judgments", prompts)
-    if "scores_file" in made["sources"]:
+    if "scores_file" in made["inputs"]:
         responses = {name: row for prompt in prompts.values() for name, row in prompt.responses.items()}
-        for row in read_jsonl(Path(made["sources"]["scores_file"]["path"])):
+        for row in read_jsonl(Path(made["inputs"]["scores_file"]["path"])):
             responses[row["id"]]["score"] = row["score"]
     else:
-        _read_scores(
-            folder / ("scores" if "scores" in made["sources"] else "judgments"), prompts, made["minimum_valid"]
-        )
-    if "comparisons" in made["sources"]:
+        stage = "scores" if "scores" in made["inputs"] else "judgments"
+        _read_scores(folder / stage, prompts, made["minimum_valid"])
+    if "comparisons" in made["inputs"]:
         texts = _manifest(folder / "comparisons")["counts"]["records"] <= COMPARISONS
-        for row in _units(folder / "comparisons"):
+        for row in read_shards(folder / "comparisons"):
             outcome = (row["first"], row["second"], row["winner"] or row["failure"], row["text"] if texts else None)
             prompts[row["prompt_id"]].compared = row["response_id"]
             prompts[row["prompt_id"]].comparisons.append(outcome)
@@ -120,12 +120,11 @@ def _read_pairs(folder: Path, evidence: Evidence) -> set[str]:
     wanted: set[str] = set()
     for row in read_jsonl(folder / "actor.jsonl"):
         sides = {"chosen": row["chosen_id"], "rejected": row["rejected_id"]}
-        prompt = row["chosen_id"].rsplit("/", 1)[0]
-        evidence.entries.append({"id": row["id"], "kind": "actor", "prompt": prompt} | sides)
+        evidence.entries.append({"id": row["id"], "kind": "actor", "prompt": row["prompt_id"]} | sides)
         wanted |= set(sides.values())
     for row in read_jsonl(folder / "judge.jsonl") if (folder / "judge.jsonl").is_file() else ():
         sides = {"chosen": row["chosen_id"], "rejected": row["rejected_id"]}
-        prompt = row["response_id"].rsplit("/", 1)[0]
+        prompt = row["prompt_id"]
         entry = {"id": row["id"], "kind": "judge", "prompt": prompt, "response": row["response_id"]}
         evidence.entries.append(entry | sides | {"elo": [row["chosen_elo"], row["rejected_elo"]]})
         evidence.prompts[prompt].sides = {name: row[side][0]["content"] for side, name in sides.items()}
@@ -145,7 +144,7 @@ def _read_pairs(folder: Path, evidence: Evidence) -> set[str]:
 
 def _read_judgments(stage: Path, prompts: dict[str, Prompt]) -> None:
     """Add the judgments of the responses to show."""
-    for row in _units(stage):
+    for row in read_shards(stage):
         prompt, name = prompts[row["prompt_id"]], row["response_id"]
         if prompt.responses[name]["text"] is not None:
             verdict = row["score"] if row["score"] is not None else row["failure"]
@@ -154,21 +153,10 @@ def _read_judgments(stage: Path, prompts: dict[str, Prompt]) -> None:
 
 def _read_scores(stage: Path, prompts: dict[str, Prompt], minimum_valid: int) -> None:
     """Add each response's mean score, if it has enough, from the records of judgments or of expected scores."""
-    scores: dict[str, list[float]] = {}
-    for row in _units(stage):
-        if row["score"] is not None:
-            scores.setdefault(row["response_id"], []).append(row["score"])
+    scores = response_scores(group_by(read_shards(stage), "response_id"), minimum_valid)
     for prompt in prompts.values():
-        for name, response in prompt.responses.items():
-            own = scores.get(name, [])
-            if len(own) >= max(minimum_valid, 1):
-                response["score"] = sum(own) / len(own)
-
-
-def _units(stage: Path) -> Iterator[Record]:
-    """The records of a stage that generates; `sampling.generate.read_units` would import torch."""
-    for name in _manifest(stage)["units"]:
-        yield from read_jsonl(stage / name)
+        for name in prompt.responses.keys() & scores.keys():
+            prompt.responses[name]["score"] = to_number(scores[name])
 
 
 def _manifest(stage: Path) -> Record:

@@ -1,1 +1,1 @@
-"""What a run will take, before it is started: `tools/plan.py`."""
+"""What a run will take, estimated before it starts: `tools.plan`."""

@@ -1,4 +1,4 @@
-"""Will it fit? Each check says what is, and where it is wrong which setting to change."""
+"""Will a run fit? Each check states a fact and, where the fact is a fault, the setting to change."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from judging.rubric import judge_prompt, meta_prompt
 from model.chat import ChatFormat
 from prepare.new_prompts import request_prompt
 from stages.files import read_jsonl
-from tools.planning.inputs import named_files
-from tools.planning.stages import Run
+from tools.planning.inputs import missing_inputs
+from tools.planning.stages import PlannedRun
 
 Status = Literal["ok", "warning", "will not fit"]
 
@@ -28,7 +28,7 @@ SHORTER = {
     "judge": "lower respond.max_new_tokens",
     "metajudge": "lower respond.max_new_tokens or judge.max_new_tokens",
 }
-"""What makes a stage's requests shorter."""
+"""How to make a stage's requests shorter."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Check:
     status: Status
     what: str
     change: str = ""
-    """The setting, and what to do with it."""
+    """What to do with which setting."""
 
 
-def checks(run: Run) -> Iterator[Check]:
-    """All of those that need no machine."""
+def checks(run: PlannedRun) -> Iterator[Check]:
+    """All checks that need no machine."""
     yield from paths(run)
     yield from other_models(run)
     yield from empty(run)
@@ -48,30 +48,19 @@ def checks(run: Run) -> Iterator[Check]:
     yield from tokens_per_microbatch(run)
     yield from cache(run)
     yield from batches(run)
-    yield from units(run)
+    yield from shards(run)
     yield from pool(run)
 
 
-def paths(run: Run) -> Iterator[Check]:
-    """Files that the config names."""
-    model = run.settings.model
-    if not model.prepare:
-        yield _there(str(Path(model.path) / "config.json"), "model.path")
-    for key, path in named_files(run.settings):
-        yield _there(path, key)
-    for key, path in run.others.values():
-        yield _there(str(Path(path) / "config.json"), key)
+def paths(run: PlannedRun) -> Iterator[Check]:
+    """Files and models that the config names."""
+    missing = [Check("warning", f"{key}: {fault}", advice) for key, fault, advice in missing_inputs(run.settings)]
+    yield from missing or [Check("ok", "the files and models that the config names are there")]
 
 
-def _there(path: str, key: str) -> Check:
-    if Path(path).is_file():
-        return Check("ok", f"{path} is there")
-    return Check("warning", f"{path or key} is not there", f"put it there or change {key}")
-
-
-def other_models(run: Run) -> Iterator[Check]:
-    """Models besides the seed: of one that is not there nothing is known, on a CPU not how fast it is."""
-    for kind, (key, path) in run.others.items():
+def other_models(run: PlannedRun) -> Iterator[Check]:
+    """Models besides the seed: the shape of one that is not there is unknown, and on a CPU its speed."""
+    for kind, (key, path) in run.other_models.items():
         config, _ = run.model(kind)
         if config is run.config:
             yield Check("warning", f"{key}: {path} is not there and is counted as if it were the seed", "put it there")
@@ -81,7 +70,7 @@ def other_models(run: Run) -> Iterator[Check]:
             yield Check("ok", f"{key}: {path} has {config.parameter_count() / 1e9:.2f} billion parameters")
 
 
-def empty(run: Run) -> Iterator[Check]:
+def empty(run: PlannedRun) -> Iterator[Check]:
     """Stages without a request."""
     for kind, (sample, _, _) in run.simulated.items():
         if sample.items:
@@ -92,12 +81,12 @@ def empty(run: Run) -> Iterator[Check]:
         elif kind == "metajudge":
             yield Check("warning", "metajudge: no two judgments to compare are expected", "raise judge.N")
         else:
-            what = f"{kind}: what evaluation.judge_cases names is not known before the run: it is not counted"
+            what = f"{kind}: the content of evaluation.judge_cases is unknown before the run and is not counted"
             yield Check("warning", what, "change evaluation.judge_cases, or eft.held_out where that sets them aside")
 
 
-def context(run: Run) -> Iterator[Check]:
-    """The longest requests that can come, against the model's context and the cache."""
+def context(run: PlannedRun) -> Iterator[Check]:
+    """The longest possible requests, against the model's context and the cache."""
     for kind, (prompt, new) in longest(run).items():
         size, cached = limits(run, kind)
         room = min(size, cached)
@@ -111,21 +100,20 @@ def context(run: Run) -> Iterator[Check]:
             yield Check("ok", what)
 
 
-def limits(run: Run, kind: str) -> tuple[int, int]:
-    """Tokens that the context of a stage's model has, and the cache."""
-    return run.model(kind)[
-        0
-    ].max_position_embeddings, run.settings.engine.num_kv_blocks * run.settings.engine.block_size
+def limits(run: PlannedRun, kind: str) -> tuple[int, int]:
+    """Tokens that fit the context of a stage's model, and the cache."""
+    engine, (config, _) = run.settings.engine, run.model(kind)
+    return config.max_position_embeddings, engine.num_kv_blocks * engine.block_size
 
 
-def shorter(run: Run, kind: str) -> str:
-    """What to change where a stage's requests are too long: the cache, if that is what is short."""
+def shorter(run: PlannedRun, kind: str) -> str:
+    """What to change where a stage's requests are too long: the cache if it holds less than the context."""
     size, cached = limits(run, kind)
     return "raise engine.num_kv_blocks" if cached < size else SHORTER[kind.removesuffix("-seed")]
 
 
-def longest(run: Run) -> dict[str, tuple[int, int]]:
-    """Of each kind of request that iterations, and the pool, make: tokens of its prompt, and of its completion."""
+def longest(run: PlannedRun) -> dict[str, tuple[int, int]]:
+    """Tokens of prompt and completion of the longest request of each kind that the pool and the iterations make."""
     settings = run.settings
     if not settings.iteration:
         return {}
@@ -134,8 +122,8 @@ def longest(run: Run) -> dict[str, tuple[int, int]]:
     return {kind: longest_request(run, kind, run.model(kind)[1]) for kind in kinds}
 
 
-def longest_request(run: Run, kind: str, chat: ChatFormat) -> tuple[int, int]:
-    """Tokens of its prompt in a model's format, and of its completion."""
+def longest_request(run: PlannedRun, kind: str, chat: ChatFormat) -> tuple[int, int]:
+    """Tokens of the prompt, in a model's chat format, and of the completion."""
     settings, texts, options = run.settings, run.requests.texts, run.settings.prompts
     judge, meta = settings.judge, settings.metajudge
     prompt = texts.text(longest_prompt(run, settings.respond.prompts))
@@ -154,36 +142,34 @@ def longest_request(run: Run, kind: str, chat: ChatFormat) -> tuple[int, int]:
     return len(chat.prompt_ids(messages)), new
 
 
-def longest_prompt(run: Run, path: str) -> int:
-    """Tokens of a file's longest prompt, or of the longest that may be made."""
+def longest_prompt(run: PlannedRun, path: str) -> int:
+    """Tokens of the longest prompt in a file, or of the longest that may be made where there is no file."""
     if path and Path(path).is_file():
         texts = (row["prompt"] for row in read_jsonl(path, ("prompt",)))
         return max((len(run.chat.tokenizer.encode(text)) for text in texts), default=0)
     return run.settings.prompts.max_new_tokens
 
 
-def tokens_per_microbatch(run: Run) -> Iterator[Check]:
-    """Pairs against a micro-batch."""
-    budget = run.settings.trainer.tokens_per_microbatch
-    for name, found in run.trainings.items():
-        if found.dropped == 1:
-            yield Check(
-                "will not fit", f"{name}: no example fits {budget} tokens", "raise trainer.tokens_per_microbatch"
-            )
-        elif found.dropped > 0.02:
-            what = f"{name}: {found.dropped:.0%} of the examples are over {budget} tokens and will be dropped"
-            yield Check("warning", what, "raise trainer.tokens_per_microbatch")
+def tokens_per_microbatch(run: PlannedRun) -> Iterator[Check]:
+    """Training examples against a micro-batch."""
+    limit, change = run.settings.trainer.tokens_per_microbatch, "raise trainer.tokens_per_microbatch"
+    for name, work in run.trainings.items():
+        if work.dropped == 1:
+            yield Check("will not fit", f"{name}: no example fits {limit} tokens", change)
+        elif work.dropped > 0.02:
+            what = f"{name}: {work.dropped:.0%} of the examples are over {limit} tokens and will be dropped"
+            yield Check("warning", what, change)
     for name, tokens in longest_examples(run).items():
-        what = f"longest {name}: {tokens} tokens, trainer.tokens_per_microbatch is {budget}"
-        if tokens > budget:
-            yield Check("warning", f"{what}: such examples are dropped", "raise trainer.tokens_per_microbatch")
+        what = f"longest {name}: {tokens} tokens, trainer.tokens_per_microbatch is {limit}"
+        if tokens > limit:
+            yield Check("warning", f"{what}: such examples are dropped", change)
         else:
             yield Check("ok", what)
 
 
-def longest_examples(run: Run) -> dict[str, int]:
+def longest_examples(run: PlannedRun) -> dict[str, int]:
     """Tokens that the trainer counts for the longest example of each kind that the run will train on."""
-    settings, found = run.settings, {}
+    settings, longest_by_name = run.settings, {}
     kinds = [("pair of responses", "respond", 2)] * bool(settings.iteration)
     kinds += [("pair of judgments", "judge", 2)] * run.compares
     if "sft/checkpoint" in run.trainings:
@@ -192,12 +178,12 @@ def longest_examples(run: Run) -> dict[str, int]:
     for name, kind, completions in kinds:
         prompt, new = longest_request(run, kind, run.chat)
         example = Example("", [0] * prompt, ([0] * new,) * completions)
-        found[name] = example.tokens(own_prefix(example, settings.trainer))
-    return found
+        longest_by_name[name] = example.tokens(own_prefix(example, settings.trainer))
+    return longest_by_name
 
 
-def cache(run: Run) -> Iterator[Check]:
-    """The cache, and how many sequences run together, by what was simulated."""
+def cache(run: PlannedRun) -> Iterator[Check]:
+    """The cache's use in the simulation, and how many sequences run together."""
     engine = run.settings.engine
     for kind, (_, simulation, _) in run.simulated.items():
         if simulation.too_long:
@@ -214,20 +200,20 @@ def cache(run: Run) -> Iterator[Check]:
     if most:
         used = most[1][1].most_blocks
         yield Check("ok", f"KV cache: {used} of {engine.num_kv_blocks} blocks in use at most ({most[0]})")
-        together = (f"{kind} {together:.0f}" for kind, together in sequences_together(run).items())
-        yield Check("ok", f"sequences together, on average of at most {engine.max_num_seqs}: {', '.join(together)}")
+        means = ", ".join(f"{kind} {mean:.0f}" for kind, mean in sequences_together(run).items())
+        yield Check("ok", f"sequences together, on average, of at most {engine.max_num_seqs}: {means}")
 
 
-def sequences_together(run: Run) -> dict[str, float]:
-    """Tokens drawn a step: few, where the longest of a unit run on alone."""
+def sequences_together(run: PlannedRun) -> dict[str, float]:
+    """Tokens drawn a step, on average: few where a shard's longest sequences run on alone."""
     return {
         kind: simulation.new_tokens / max(len(simulation.steps), 1)
         for kind, (_, simulation, _) in run.simulated.items()
     }
 
 
-def batches(run: Run) -> Iterator[Check]:
-    """Global batches against ranks."""
+def batches(run: PlannedRun) -> Iterator[Check]:
+    """Global batches against the number of ranks."""
     trained = {name.rsplit("/")[0] for name in run.trainings}
     for section in ["sft"] * ("sft" in trained) + ["dpo"] * bool(trained - {"sft"}):
         size = getattr(run.settings, section).batch_size
@@ -241,24 +227,24 @@ def batches(run: Run) -> Iterator[Check]:
             yield Check("ok", what)
 
 
-def units(run: Run) -> Iterator[Check]:
-    """Work units against ranks: who has none is idle, and so is who has none left."""
+def shards(run: PlannedRun) -> Iterator[Check]:
+    """Shards against ranks: a rank idles where it gets fewer shards than another."""
     idle = {}
     for stage in run.stages:
-        if stage.units:
-            rounds = -(-stage.units // run.ranks)
-            idle[stage.kind] = (1 - stage.units / (rounds * run.ranks), stage.units)
+        if stage.shards:
+            rounds = -(-stage.shards // run.ranks)
+            idle[stage.kind] = (1 - stage.shards / (rounds * run.ranks), stage.shards)
     for kind, (share, count) in idle.items():
         if share > 0.2 and run.ranks > 1:
-            what = f"{kind}: {count} units on {run.ranks} ranks, which idle {share:.0%} of the time"
+            what = f"{kind}: {count} shards on {run.ranks} ranks, which idle {share:.0%} of the time"
             more = " or raise prompts.round_attempts" if kind == "pool" else ""
             yield Check("warning", what, f"lower engine.shard_requests{more}")
     if idle and all(share <= 0.2 for share, _ in idle.values()):
-        yield Check("ok", "work units are enough for all ranks")
+        yield Check("ok", "there are enough shards for all ranks")
 
 
-def pool(run: Run) -> Iterator[Check]:
-    """Prompts against iterations."""
+def pool(run: PlannedRun) -> Iterator[Check]:
+    """The pool's prompts against what the iterations need."""
     settings, options = run.settings, run.settings.prompts
     wanted = len(settings.iteration) * settings.respond.prompts_per_iteration
     if not wanted:
@@ -271,23 +257,23 @@ def pool(run: Run) -> Iterator[Check]:
         else:
             yield Check("ok", what)
     elif Path(settings.respond.prompts).is_file():
-        there = sum(1 for _ in read_jsonl(settings.respond.prompts))
-        what = f"pool: {there} prompts, the iterations need {wanted}"
-        if there < wanted:
+        count = sum(1 for _ in read_jsonl(settings.respond.prompts))
+        what = f"pool: {count} prompts, the iterations need {wanted}"
+        if count < wanted:
             yield Check("will not fit", what, "add prompts or lower respond.prompts_per_iteration")
         else:
             yield Check("ok", what)
 
 
 def memory(needed: float, there: float, what: str, change: str) -> Check:
-    """Bytes against a GPU's."""
-    said = f"{what}: {needed / 1e9:.1f} of {there / 1e9:.0f} GB"
-    return Check("ok", said) if needed <= there else Check("will not fit", said, change)
+    """Bytes needed against a GPU's, or a machine's, memory."""
+    fact = f"{what}: {needed / 1e9:.1f} of {there / 1e9:.0f} GB"
+    return Check("ok", fact) if needed <= there else Check("will not fit", fact, change)
 
 
 def free_disk(needed: float, there: float, folder: Path) -> Check:
-    """Bytes against the disk's."""
-    said = f"disk: {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are free in {folder}"
+    """Bytes needed against those free on the disk."""
+    fact = f"disk: {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are free in {folder}"
     if needed <= there:
-        return Check("ok", said)
-    return Check("will not fit", said, "free some, or run from a folder on a larger disk")
+        return Check("ok", fact)
+    return Check("will not fit", fact, "free some, or run from a folder on a larger disk")

@@ -1,15 +1,17 @@
-"""What a config needs to be there before its run begins: files and models, with the settings that name them."""
+"""What a config needs before its run begins: files and models, with the settings that name them."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from model.config import no_config
 
 if TYPE_CHECKING:
     from stages.settings import Settings
 
 
 def named_files(settings: "Settings") -> Iterator[tuple[str, str]]:
-    """Key and name of each file that the user provides and this config reads; those that a run makes are not among
-    them."""
+    """Setting and name of each file that the user provides and the run reads; files that a run makes are left out."""
     sft, prompts = settings.sft, settings.prompts
     if sft.enabled:
         yield from (("sft.examples", name) for name in sft.examples)
@@ -30,12 +32,26 @@ def named_files(settings: "Settings") -> Iterator[tuple[str, str]]:
 
 
 def named_models(settings: "Settings") -> dict[str, str]:
-    """Key and folder of the seed, and of models besides it."""
-    wanted = {"model.path": settings.model.path}
-    if settings.prompts.seeds and settings.prompts.model:
-        wanted["prompts.model"] = settings.prompts.model
-    judges = {"metajudge.model": settings.metajudge.model}
+    """Setting and folder of the seed, and of each further model that the run uses."""
+    models = {}
+    if settings.iteration and settings.prompts.seeds and settings.prompts.model:
+        models["prompts.model"] = settings.prompts.model
+    if any(iteration.judge_pairs for iteration in settings.iteration):
+        models["metajudge.model"] = settings.metajudge.model
     if settings.evaluation.prompts:
-        judges["evaluation.judge"] = settings.evaluation.judge
-    wanted |= {key: name for key, name in judges.items() if name not in ("current", "initial")}
-    return wanted
+        models["evaluation.judge"] = settings.evaluation.judge
+    further = {key: name for key, name in models.items() if name not in ("current", "initial")}
+    return {"model.path": settings.model.path} | further
+
+
+def missing_inputs(settings: "Settings") -> Iterator[tuple[str, str, str]]:
+    """Setting, fault and what to do, of each named file and model that is not there and that the run does not make."""
+    for key, name in named_files(settings):
+        if not Path(name).is_file():
+            advice = "make sft makes it" if key == "sft.sft_delta" else f"put the file there or change {key}"
+            yield key, f"{name or 'empty'}: no such file", advice
+    for key, name in named_models(settings).items():
+        made = key == "model.path" and settings.model.prepare
+        if not made and not (Path(name) / "config.json").is_file():
+            fault, _, advice = str(no_config(Path(name))).partition("; ")
+            yield key, fault, advice.replace("point model.path", f"point {key}")

@@ -8,30 +8,30 @@ from tools.simulation import StepWork
 
 
 class Machine(Protocol):
-    """Seconds that things take."""
+    """Seconds that each kind of work takes."""
 
     def of(self, config: LlamaConfig) -> "Machine":
-        """The machine with another model on it; itself where it does not know how fast that is."""
+        """The machine with another model on it; itself where that model's speed is unknown."""
 
     def stated(self) -> dict[str, Any]:
         """The figures that times come from, for readers."""
 
     @property
     def start_seconds(self) -> float:
-        """A stage's processes, until they load weights; of a GPU's stage the hashing of its inputs, too."""
+        """From a stage's start until its processes load weights; on GPUs with the hashing of inputs."""
 
     @property
     def load_seconds(self) -> float:
-        """A model's weights, from the disk to where they are used."""
+        """Loading a model's weights from the disk to where they are used."""
 
     def generation_seconds(self, steps: Iterable[StepWork]) -> float:
-        """Steps of generation, on one rank."""
+        """Steps of generation on one rank."""
 
     def update_seconds(self, micro_batches: Sequence[float]) -> float:
-        """A step of training; of each micro-batch the operations of a forward pass on the busiest rank."""
+        """A step of training; each micro-batch is given as the operations of a forward pass on the busiest rank."""
 
     def forward_seconds(self, micro_batches: Sequence[float]) -> float:
-        """The same micro-batches without backward."""
+        """Forward passes over such micro-batches."""
 
     def disk_seconds(self, size: float) -> float:
-        """Reading or writing bytes."""
+        """Reading or writing `size` bytes."""

@@ -1,8 +1,8 @@
-"""How long work takes on GPUs that are not here: by what the makers say, and the shares of it that a plan assumes.
+"""How long work takes on GPUs that are not here: from the makers' figures and the shares of them that a plan assumes.
 
-A step of generation takes as long as its operations or as its bytes, whichever is longer, and what the host needs. A
-micro-batch of training takes as long as its operations or as gathering the parameters and reducing the gradients over
-the ranks, whichever is longer, as FSDP does one behind the other's back.
+A step of generation takes the longer of its operations and its bytes, and the host's time. A micro-batch of training
+takes the longer of its operations and of FSDP's communication, which runs meanwhile: parameters are gathered over the
+ranks, gradients reduced.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,21 +12,22 @@ from typing import Any
 from dpo.flops import PEAK_FLOPS
 from model.config import LlamaConfig
 from stages.settings import Plan
+from tools.planning.room import key_bytes
 from tools.simulation import StepWork
 
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU's figures; the makers', each direction of its links for itself."""
+    """A GPU's figures, as its maker states them."""
 
     flops: float
     """Dense bf16 operations a second."""
     bandwidth: float
-    """Bytes a second from its memory."""
+    """Bytes a second from the GPU's memory."""
     memory: float
     """Bytes."""
     link: float
-    """Bytes a second to the other GPUs of a node."""
+    """Bytes a second to the other GPUs of a node, in one direction."""
 
 
 CARDS = {
@@ -40,7 +41,7 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Roofline:
-    """So many GPUs of one kind, and a model on them in bf16."""
+    """`ranks` GPUs of one kind with a model on them in bf16: a `tools.planning.machine.Machine`."""
 
     config: LlamaConfig
     plan: Plan
@@ -50,11 +51,9 @@ class Roofline:
     """Whether a backward pass computes the blocks again."""
 
     def of(self, config: LlamaConfig) -> "Roofline":
-        """The same GPUs with another model on them."""
         return replace(self, config=config)
 
     def stated(self) -> dict[str, Any]:
-        """The GPU's figures."""
         card = self.card
         return {
             "bf16 Tflop/s": card.flops / 1e12,
@@ -69,35 +68,30 @@ class Roofline:
 
     @property
     def load_seconds(self) -> float:
-        """Weights from the disk."""
         return self.disk_seconds(2 * self.config.parameter_count())
 
     def disk_seconds(self, size: float) -> float:
-        """For reading or writing bytes."""
         return size / (1e9 * self.plan.disk_gigabytes_per_second)
 
     def generation_seconds(self, steps: Iterable[StepWork]) -> float:
-        """Of one rank."""
         return sum(self.step_seconds(step) for step in steps)
 
     def step_seconds(self, step: StepWork) -> float:
-        """The larger of arithmetic and reading, and the host's part."""
+        """The longer of arithmetic and reading, plus the host's part."""
         plan = self.plan
         arithmetic = generation_flops(self.config, step) / (self.card.flops * plan.product_utilisation)
         reading = generation_bytes(self.config, step) / (self.card.bandwidth * plan.bandwidth_utilisation)
         return max(arithmetic, reading) + plan.step_milliseconds / 1000
 
     def update_seconds(self, micro_batches: Sequence[float]) -> float:
-        """A step of training; of each micro-batch the operations of a forward pass on the busiest rank."""
         passes = 4 if self.recompute else 3
-        # Parameters, 2 bytes each, are gathered for forward and for backward; gradients, 4 bytes, are reduced.
+        # Parameters, 2 bytes each, are gathered for forward and for backward; gradients, 4 bytes each, are reduced.
         sent = self.sending_seconds(8)
         batches = sum(max(passes * flops / self.training_flops, sent) for flops in micro_batches)
         # Adam reads parameter, gradient and two moments and writes three of them, 4 bytes each.
         return batches + 28 * self.config.parameter_count() / self.ranks / self.card.bandwidth
 
     def forward_seconds(self, micro_batches: Sequence[float]) -> float:
-        """Of micro-batches without backward."""
         return sum(max(flops / self.training_flops, self.sending_seconds(2)) for flops in micro_batches)
 
     @property
@@ -105,7 +99,7 @@ class Roofline:
         return self.card.flops * self.plan.training_utilisation
 
     def sending_seconds(self, bytes_a_parameter: float) -> float:
-        """What every rank receives from all others, over the slowest link between them, at a stated share of it."""
+        """Time for each rank to receive the others' parts over the slowest link between them, at its assumed share."""
         link = self.card.link if self.ranks <= self.plan.gpus_per_node else 1e9 * self.plan.network_gigabytes_per_second
         share = (self.ranks - 1) / self.ranks
         return share * bytes_a_parameter * self.config.parameter_count() / (link * self.plan.bandwidth_utilisation)
@@ -117,18 +111,13 @@ def block_weights(config: LlamaConfig) -> int:
 
 
 def generation_flops(config: LlamaConfig, step: StepWork) -> float:
-    """Operations of a step: 2 a weight and token, in the head a token drawn; 4 head_dim a head, query and key."""
+    """Operations of a step: 2 a weight and token (in the head: a token drawn), 4 head_dim a head, query and key."""
     products = 2 * config.num_hidden_layers * block_weights(config) * step.tokens
     head = 2 * config.vocab_size * config.hidden_size * step.drawn
     return products + head + 4 * config.num_hidden_layers * config.q_size * step.keys_seen
 
 
 def generation_bytes(config: LlamaConfig, step: StepWork) -> float:
-    """Bytes that a step takes from memory, in bf16: all weights once, keys and values read and written."""
+    """Bytes that a step reads and writes, in bf16: all weights once, keys and values."""
     weights = config.num_hidden_layers * block_weights(config) + config.vocab_size * config.hidden_size
     return 2 * weights + key_bytes(config) * (step.keys_read + step.tokens)
-
-
-def key_bytes(config: LlamaConfig) -> int:
-    """A token's keys and values in all layers, in bf16."""
-    return 4 * config.num_hidden_layers * config.kv_size

@@ -1,4 +1,4 @@
-"""The stages of a run in the order of `iterate.py`, with what each takes."""
+"""The stages of a planned run, in the order of `iterate.py`, with the work and time of each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,41 +6,41 @@ from functools import cache
 from pathlib import Path
 
 from dpo.data import Example
-from dpo.data import Stage as Trained
+from dpo.data import Objective as Trained
 from dpo.train import fixed_epoch
 from evaluation.folders import ModelMeasurements
 from model.chat import ChatFormat
 from model.config import LlamaConfig
-from sampling.generate import cut_units
 from stages.files import read_jsonl
 from stages.settings import Settings
-from tools.planning.inputs import named_files
+from stages.shards import cut_shards
+from tools.planning.inputs import named_files, named_models
 from tools.planning.machine import Machine
 from tools.planning.requests import Requests, Sample
 from tools.planning.texts import chat_format
-from tools.planning.training import SAMPLED_BATCHES, Training, training
+from tools.planning.training import SAMPLED_BATCHES, TrainingWork, training_work
 from tools.simulation import Simulation
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A process, or one on each rank, and what it takes."""
+class PlannedStage:
+    """A stage, on one rank or all of them, and what it takes."""
 
     name: str
     kind: str
     seconds: float
     """From its start to its end."""
     ranks: int
-    """How many are held so long."""
+    """Ranks that are held for these seconds."""
     requests: int = 0
     """Completions, or examples that training sees."""
     prompt_tokens: float = 0.0
-    """Each request's whole prompt counted; of training, one epoch's."""
+    """The whole prompts of all requests; of training, one epoch's."""
     computed_tokens: float = 0.0
-    """Shared prefixes once."""
+    """Tokens computed: shared prefixes count once."""
     new_tokens: float = 0.0
-    units: int = 0
-    """Work units for ranks to claim, of a round where there are several."""
+    shards: int = 0
+    """Shards for ranks to claim; where a stage has rounds, of one round."""
 
     @property
     def rank_hours(self) -> float:
@@ -54,8 +54,8 @@ def _load(path: str) -> tuple[LlamaConfig, ChatFormat]:
 
 
 @dataclass
-class Run:
-    """A run that is planned; the methods add stages as those of `iterate.Run` run them."""
+class PlannedRun:
+    """A run's stages, with what each takes; the methods add stages as those of `iterate.Run` run them."""
 
     settings: Settings
     config: LlamaConfig
@@ -63,25 +63,18 @@ class Run:
     requests: Requests
     chat: ChatFormat
     ranks: int
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[PlannedStage] = field(default_factory=list)
     simulated: dict[str, tuple[Sample, Simulation, int]] = field(default_factory=dict)
-    """Of each kind of generating stage, with the units gone through: iterations are taken to be alike."""
-    trainings: dict[str, Training] = field(default_factory=dict)
+    """The sample, simulation and number of shards of each kind of generating stage: all iterations share them."""
+    trainings: dict[str, TrainingWork] = field(default_factory=dict)
     pairs: list[tuple[int, int]] = field(default_factory=list)
-    """Of each iteration, expected: actor pairs and judge pairs."""
-    judged_replies: int = 0
+    """Actor pairs and judge pairs expected of each iteration."""
 
     @property
-    def others(self) -> dict[str, tuple[str, str]]:
-        """The models besides the seed, by the kind of stage that needs one: the setting, and the folder it names."""
-        settings, found = self.settings, {}
-        if settings.iteration and settings.prompts.seeds and settings.prompts.model:
-            found["pool"] = ("prompts.model", settings.prompts.model)
-        if self.compares and settings.metajudge.model not in ("current", "initial"):
-            found["metajudge"] = ("metajudge.model", settings.metajudge.model)
-        if settings.evaluation.prompts and settings.evaluation.judge not in ("current", "initial"):
-            found["duel"] = ("evaluation.judge", settings.evaluation.judge)
-        return found
+    def other_models(self) -> dict[str, tuple[str, str]]:
+        """The models besides the seed by the kind of stage that uses each: the setting, and the folder it names."""
+        kinds = {"prompts.model": "pool", "metajudge.model": "metajudge", "evaluation.judge": "duel"}
+        return {kinds[key]: (key, path) for key, path in named_models(self.settings).items() if key in kinds}
 
     @property
     def compares(self) -> bool:
@@ -89,14 +82,14 @@ class Run:
         return any(iteration.judge_pairs for iteration in self.settings.iteration)
 
     def model(self, kind: str) -> tuple[LlamaConfig, ChatFormat]:
-        """Of a kind of generating stage: the seed's, too, where another model is named that is not there."""
-        _, path = self.others.get(kind, ("", ""))
+        """Config and chat format of a generating stage's model; the seed's where the model is not there."""
+        _, path = self.other_models.get(kind, ("", ""))
         if not path or not (Path(path) / "config.json").is_file():
             return self.config, self.chat
         return _load(path)
 
-    def iterate(self) -> "Run":
-        """Seed -> SFT -> T iterations."""
+    def iterate(self) -> "PlannedRun":
+        """Add all stages: seed -> SFT -> T iterations."""
         settings = self.settings
         if settings.iteration and settings.prompts.seeds:
             self.pool()
@@ -110,7 +103,7 @@ class Run:
         return self
 
     def pool(self) -> None:
-        """New prompts, in rounds; each round starts an engine anew."""
+        """New prompts, in rounds; each round loads the model again."""
         options = self.settings.prompts
         attempts = min(round(options.count / self.settings.plan.prompts_kept), options.max_attempts)
         rounds = -(-attempts // options.round_attempts)
@@ -118,12 +111,12 @@ class Run:
         self.generation("pool", "pool", lambda: self.requests.pool(size), rounds)
 
     def sft(self) -> None:
-        """M0's training, and before it the seed's judgments of ranked replies."""
+        """The seed's judgments of ranked replies, then M0's training."""
         kinds = self.labelled()
         if self.settings.eft.sources:
             sample = self.generation("sft/eft", "eft", self.requests.eft)
-            self.judged_replies = sample.requests // self.settings.eft.N
-            kinds["judgments"] += round(self.settings.plan.eft_yield * self.judged_replies)
+            judged_replies = sample.requests // self.settings.eft.N
+            kinds["judgments"] += round(self.settings.plan.eft_yield * judged_replies)
         kinds = {kind: count for kind, count in kinds.items() if count}
         if kinds:
             self.alone("sft/examples", "examples")
@@ -131,7 +124,7 @@ class Run:
             self.training("sft", 0, self.requests.lessons(kinds, count), sum(kinds.values()))
 
     def labelled(self) -> dict[str, int]:
-        """SFT examples of each kind, those of EFT left out."""
+        """SFT examples of each kind, without those of EFT."""
         sft = self.settings.sft
         rows = [row for path in sft.examples if Path(path).is_file() for row in read_jsonl(path)]
         return {
@@ -142,7 +135,7 @@ class Run:
         }
 
     def evaluate(self, t: int, against_seed: bool) -> None:
-        """M_t, or with t = -1 the seed, on held-out data; not on files that are missing."""
+        """M_t, or with t = -1 the seed, on held-out data; files that are missing are left out."""
         place, evaluation = ModelMeasurements.of(Path(), t), self.settings.evaluation
         seed, judges = t < 0, t >= 0 or evaluation.seed_judges
         there = {name for key, name in named_files(self.settings) if Path(name).is_file()}
@@ -162,36 +155,36 @@ class Run:
         settings, plan = self.settings, self.settings.plan
         wanted = settings.iteration[t - 1].judge_pairs
         self.generation(f"iter{t}/responses", "respond", self.requests.respond)
-        asked = settings.judge
-        if not asked.scores_file:
-            if asked.score == "expected":
+        judge = settings.judge
+        if not judge.scores_file:
+            if judge.score == "expected":
                 self.generation(f"iter{t}/scores", "score", self.requests.score)
-            if wanted or asked.score == "sampled" or asked.verdict_position == "last":
+            if wanted or not judge.score_first:
                 self.generation(f"iter{t}/judgments", "judge", self.requests.judge)
             if wanted:
                 self.generation(f"iter{t}/comparisons", "metajudge", self.requests.metajudge)
         self.alone(f"iter{t}/pairs", "pairs")
         prompts = settings.respond.prompts_per_iteration
-        actor, judge = round(plan.actor_yield * prompts), round(plan.judge_yield * prompts) if wanted else 0
-        self.pairs.append((actor, judge))
-        if actor + judge:
-            drawn = self.requests.pairs(actor, judge, SAMPLED_BATCHES * settings.dpo.batch_size)
-            self.training("dpo", t, drawn, actor + judge)
+        actor_pairs, judge_pairs = round(plan.actor_yield * prompts), round(plan.judge_yield * prompts) * wanted
+        self.pairs.append((actor_pairs, judge_pairs))
+        if actor_pairs + judge_pairs:
+            drawn = self.requests.pairs(actor_pairs, judge_pairs, SAMPLED_BATCHES * settings.dpo.batch_size)
+            self.training("dpo", t, drawn, actor_pairs + judge_pairs)
 
     def generation(self, name: str, kind: str, make: Callable[[], Sample], rounds: int = 1) -> Sample:
-        """A stage whose units the ranks claim: the time is that of the rank with the most units."""
+        """A stage whose shards the ranks claim: its time is that of the rank with the most shards."""
         if kind not in self.simulated:
             self.simulated[kind] = self.simulate(make(), *self.model(kind))
-        sample, simulation, units = self.simulated[kind]
-        if not sample.items:  # `checks.empty` says so
+        sample, simulation, sampled_shards = self.simulated[kind]
+        if not sample.items:  # `checks.empty` reports it
             return sample
         scale = sample.requests / simulation.requests
-        all_units = max(units, round(units * scale))
-        most = -(-all_units // self.ranks) / all_units
+        shards = max(sampled_shards, round(sampled_shards * scale))
+        most = -(-shards // self.ranks) / shards
         machine = self.machine.of(self.model(kind)[0])
         work = machine.generation_seconds(simulation.steps) * scale * most
         self.stages.append(
-            Stage(
+            PlannedStage(
                 name,
                 kind,
                 machine.start_seconds + rounds * (machine.load_seconds + work),
@@ -200,48 +193,48 @@ class Run:
                 prompt_tokens=rounds * scale * simulation.prompt_tokens,
                 computed_tokens=rounds * scale * simulation.computed_tokens,
                 new_tokens=rounds * scale * simulation.new_tokens,
-                units=all_units,
+                shards=shards,
             )
         )
         return sample
 
     def simulate(self, sample: Sample, config: LlamaConfig, chat: ChatFormat) -> tuple[Sample, Simulation, int]:
-        """The sample's units, gone through one after another, each with an empty cache as in a run."""
+        """The sample's shards simulated one after another, each with an empty cache as in a run."""
         simulation = Simulation()
-        units = cut_units(sample.items, self.settings.engine.shard_requests)
-        for unit in units:
-            requests = [item.request(chat) for item in unit]
-            lengths = {item.name: self.requests.texts.length(sample.new_tokens, sample.limit) for item in unit}
+        shards = cut_shards(sample.items, self.settings.engine.shard_requests)
+        for shard in shards:
+            requests = [item.request(chat) for item in shard]
+            lengths = {item.name: self.requests.texts.length(sample.new_tokens, sample.limit) for item in shard}
             simulation.run(requests, lengths, self.settings.engine, config.max_position_embeddings)
-        return sample, simulation, len(units)
+        return sample, simulation, len(shards)
 
     def alone(self, name: str, kind: str) -> None:
         """A stage of one process and little work."""
-        self.stages.append(Stage(name, kind, self.machine.start_seconds, self.ranks))
+        self.stages.append(PlannedStage(name, kind, self.machine.start_seconds, self.ranks))
 
     def training(self, kind: Trained, t: int, drawn: list[Example], examples: int) -> None:
-        """SFT, or an iteration's DPO: the reference's pass, updates, looks at what is held out, exports and states."""
+        """SFT, or an iteration's DPO: the reference's pass, updates, held-out evaluations, exports and states."""
         settings, machine = self.settings, self.machine
         section, name = (settings.sft, "sft/checkpoint") if kind == "sft" else (settings.dpo, f"iter{t}/checkpoint")
         epoch = fixed_epoch(kind, settings, t)
-        found = self.trainings[name] = training(self.config, settings, section, drawn, examples, self.ranks, epoch)
-        each = [machine.update_seconds(batch) for batch in found.updates]
-        seconds = machine.start_seconds + machine.load_seconds * (2 if found.reference else 1)
-        seconds += machine.forward_seconds(found.reference) + found.epochs * machine.forward_seconds(found.held_out)
-        seconds += found.epochs * found.batches * sum(each) / max(len(each), 1)
-        # A state follows all epochs but the last, or so many steps.
+        work = self.trainings[name] = training_work(self.config, settings, section, drawn, examples, self.ranks, epoch)
+        each = [machine.update_seconds(batch) for batch in work.updates]
+        seconds = machine.start_seconds + machine.load_seconds * (2 if work.reference else 1)
+        seconds += machine.forward_seconds(work.reference) + work.epochs * machine.forward_seconds(work.held_out)
+        seconds += work.epochs * work.batches * sum(each) / max(len(each), 1)
+        # A state is written every `save_every` steps, or after all epochs but the last.
         size, every = self.config.parameter_count(), settings.trainer.save_every
-        states = int(found.epochs * found.batches) // every if every else found.epochs - 1
-        seconds += machine.disk_seconds(2 * size * found.exports + 12 * size * states)
+        states = int(work.epochs * work.batches) // every if every else work.epochs - 1
+        seconds += machine.disk_seconds(2 * size * work.exports + 12 * size * states)
         self.stages.append(
-            Stage(
+            PlannedStage(
                 name,
                 kind,
                 seconds,
                 self.ranks,
                 requests=examples,
-                prompt_tokens=found.prompt_tokens,
-                computed_tokens=found.computed_tokens,
-                new_tokens=found.new_tokens,
+                prompt_tokens=work.prompt_tokens,
+                computed_tokens=work.computed_tokens,
+                new_tokens=work.new_tokens,
             )
         )

@@ -1,7 +1,7 @@
-"""Texts that are not there yet, as long as they are expected to be, and a tokenizer for a model that is not there.
+"""Stand-ins for texts that are not there yet, and for the tokenizer of a model that is not there.
 
-The stand-in cuts a text into pieces of as many characters as a token has on average. Texts with a common beginning have
-common ids, which is all that scheduling depends on, so the stages' own requests can be made.
+The tokenizer cuts a text into pieces of a token's mean number of characters. Texts with a common beginning then have
+common ids, which is all that scheduling depends on.
 """
 
 import math
@@ -20,17 +20,17 @@ from model.chat import ChatFormat, llama3, load_chat
 from model.tokenizer import JsonTokenizer
 
 CHARACTERS = 4.5
-"""A token of English text in Llama-3's vocabulary, where no tokenizer is there to ask: our estimate."""
+"""Characters of a token of English text in Llama-3's vocabulary: our estimate."""
 
 
-class Pieces(JsonTokenizer):
+class StandInTokenizer(JsonTokenizer):
     """A tokenizer whose tokens have `characters` characters each, on average."""
 
     def __init__(self, characters: float, vocabulary: int):
         self.characters, self.vocabulary = characters, vocabulary
 
     def encode(self, text: str) -> list[int]:
-        """Ids: equal pieces at equal places have equal ones."""
+        """Ids: equal pieces at equal positions have equal ids."""
         count = math.ceil(len(text) / self.characters)
         borders = [round(i * self.characters) for i in range(count)] + [len(text)]
         data = text.encode("utf-32-le")
@@ -38,16 +38,16 @@ class Pieces(JsonTokenizer):
 
 
 def chat_format(model_dir: Path, vocabulary: int) -> ChatFormat:
-    """The model's; where the model is not there, Llama-3's over a stand-in tokenizer."""
+    """The model's chat format; where the model is not there, Llama-3's over a stand-in tokenizer."""
     if (model_dir / "config.json").is_file():
         return load_chat(model_dir)
     control = {"<|begin_of_text|>": 0, "<|eot_id|>": 1, "<|start_header_id|>": 2, "<|end_header_id|>": 3}
-    return llama3(Pieces(CHARACTERS, vocabulary), control.__getitem__)
+    return llama3(StandInTokenizer(CHARACTERS, vocabulary), control.__getitem__)
 
 
 def single_tokens(chat: ChatFormat) -> list[str]:
-    """Words that are one token each, whatever stands around them."""
-    if isinstance(chat.tokenizer, Pieces):
+    """Words that are one token each in any context."""
+    if isinstance(chat.tokenizer, StandInTokenizer):
         letters, draw = string.ascii_lowercase, random.Random(0)
         return ["".join(draw.choices(letters, k=size)) for size in (4, 5) for _ in range(500)]
     rubric, alone = judge_prompt("", "", "full", "last")[0]["content"], len(chat.tokenizer.encode("the"))
@@ -56,14 +56,14 @@ def single_tokens(chat: ChatFormat) -> list[str]:
 
 
 class Texts:
-    """Draws lengths and texts; all of it follows from the seed."""
+    """Draws lengths and texts, both functions of the seed. `spread` is a length's standard deviation over its mean."""
 
     def __init__(self, words: Sequence[str], spread: float, seed: int):
         self.words, self.spread = words, spread
         self.draw = random.Random(seed)
 
     def length(self, mean: float, limit: int) -> int:
-        """Tokens of a text: log-normal, cut at `limit` as generation is, so that the cut ones have this mean."""
+        """Tokens of a text: log-normal and cut at `limit`, as generation is, with this mean after the cut."""
         if mean >= limit:
             return limit
         deviation = math.sqrt(math.log1p(self.spread**2))
@@ -71,12 +71,12 @@ class Texts:
         return max(1, min(round(value), limit))
 
     def text(self, tokens: int) -> str:
-        """A text of about so many tokens."""
+        """A text of about `tokens` tokens."""
         return "".join(self.draw.choices(self.words, k=tokens))
 
     @property
     def characters(self) -> float:
-        """Of a token, on average."""
+        """Mean characters of a token."""
         return sum(map(len, self.words)) / len(self.words)
 
     def texts(self, count: int, mean: float, limit: int) -> list[str]:

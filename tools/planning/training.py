@@ -1,4 +1,4 @@
-"""What a training stage computes: a few of its global batches are packed as the trainer packs them, and counted."""
+"""What a training stage computes: a few of its global batches are packed as the trainer does, and counted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,34 +14,32 @@ SAMPLED_BATCHES = 4
 
 
 @dataclass(frozen=True)
-class Training:
-    """A stage's work, expected."""
+class TrainingWork:
+    """The expected work of a training stage."""
 
-    examples: int
-    """Of them a share is held out."""
     epochs: int
-    """As many as run: training ends with the epoch that is set to be exported."""
+    """Epochs that run: training ends with the epoch that is set to be exported."""
     exports: int
     """One where that epoch is set or nothing is held out, else one an epoch at most."""
     batches: float
     """Full global batches of an epoch; the last one may be short."""
     prompt_tokens: float
-    """Of all examples together, in one epoch; a pair's prompt once."""
+    """Tokens of all examples' prompts in one epoch; a pair's prompt counts once."""
     new_tokens: float
-    """Of their completions, likewise."""
+    """Tokens of all examples' completions in one epoch."""
     computed_tokens: float
-    """In all epochs and, for DPO, in the reference's pass; shared prefixes once."""
+    """Tokens computed in all epochs and, for DPO, in the reference's pass; shared prefixes count once."""
     updates: list[list[float]]
-    """Of a few global batches: each micro-batch's forward operations, on the rank that has the most."""
+    """Forward operations of each micro-batch of a few global batches, on the rank that has the most."""
     reference: list[float]
-    """The same of the reference's pass; nothing for SFT."""
+    """Forward operations of each micro-batch of the reference's pass; empty for SFT."""
     held_out: list[float]
-    """The same of a look at the held-out examples."""
+    """Forward operations of each micro-batch of one evaluation on the held-out examples."""
     dropped: float
     """Share of the examples that are over `trainer.tokens_per_microbatch` or the context."""
 
 
-def training(
+def training_work(
     config: LlamaConfig,
     settings: Settings,
     section: Sft | Dpo,
@@ -49,8 +47,8 @@ def training(
     examples: int,
     ranks: int,
     export_epoch: int | None = None,
-) -> Training:
-    """The stage that trains on so many examples like those `drawn`; None: it exports the best of its epochs."""
+) -> TrainingWork:
+    """The work of training on `examples` examples like those `drawn`; without `export_epoch` the best is exported."""
     options, epochs = settings.trainer, export_epoch or section.epochs
     usable, _ = keep_usable(drawn, options, config.max_position_embeddings)
     kept = round(examples * len(usable) / len(drawn))
@@ -72,15 +70,13 @@ def training(
         return [count * flops / max(seen, 1) / (bins * ranks)] * bins if bins else []
 
     reference = in_one_pass(kept) if isinstance(section, Dpo) else []
-    evaluated = epochs * held_out
-    return Training(
-        examples=examples,
+    return TrainingWork(
         epochs=epochs,
         exports=1 if export_epoch or not held_out else epochs,
         batches=(kept - held_out) / section.batch_size,
         prompt_tokens=examples * sum(len(example.prompt) for example in drawn) / len(drawn),
         new_tokens=examples * sum(len(ids) for example in drawn for ids in example.completions) / len(drawn),
-        computed_tokens=each * (epochs * (kept - held_out) + evaluated + (kept if reference else 0)),
+        computed_tokens=each * (epochs * kept + (kept if reference else 0)),
         updates=updates,
         reference=reference,
         held_out=in_one_pass(held_out),

@@ -257,7 +257,7 @@
       make("h5", "", `${rows.length} comparisons of judgments of ${behind.compared}`),
       make("p", "note", "The row's judgment was shown first, the column's second. 1: the first wins, 2: the second wins, =: a tie, ×: no verdict."),
       make("div", "box", table),
-      details.length ? make("details", "said", make("summary", "", "The meta-judge's texts"), ...details) : null,
+      details.length ? make("details", "outcomes", make("summary", "", "The meta-judge's texts"), ...details) : null,
     );
   }
 

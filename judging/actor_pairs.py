@@ -1,17 +1,18 @@
-"""Length control: which two responses to a prompt make an actor pair (section 2.2 of the paper)."""
+"""Actor pairs: which two responses to a prompt make a preference pair, with length control (section 2.2 of the paper)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from judging.reasons import Reason
-from judging.scores import Draw
+from judging.scores import Draw, Reason, Row, to_number
+from model.chat import ChatFormat
+from stages.records import ActorPair
 from stages.settings import Iteration
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What length control knows of a response: `length` in characters of its text."""
+    """A response as length control sees it; `length` is in characters of its text."""
 
     id: str
     length: int
@@ -49,3 +50,34 @@ def choose_responses(
     if rule.max_response_characters is not None and chosen.length > rule.max_response_characters:
         return Reason.CHOSEN_TOO_LONG
     return chosen, rejected
+
+
+def actor_pair(
+    responses: Sequence[Row], scores: Mapping[str, Fraction], rule: Iteration, draw: Draw, chat: ChatFormat
+) -> ActorPair | Reason:
+    """The actor pair of one prompt's distinct responses; `scores` by response id, of those that have one."""
+    if len(responses) < 2:
+        return Reason.TOO_FEW_RESPONSES
+    scored = [Scored(row["id"], len(row["text"]), scores[row["id"]]) for row in responses if row["id"] in scores]
+    prompt_id = responses[0]["prompt_id"]
+    choice = choose_responses(scored, rule, draw, prompt_id)
+    if isinstance(choice, Reason):
+        return choice
+    by_id = {row["id"]: row for row in responses}
+    chosen, rejected = (by_id[response.id] for response in choice)
+    prompt = [{"role": "user", "content": responses[0]["prompt"]}]
+    return {
+        "id": f"actor/{prompt_id}",
+        "kind": "actor",
+        "prompt_id": prompt_id,
+        "prompt": prompt,
+        "chosen": [{"role": "assistant", "content": chosen["text"]}],
+        "rejected": [{"role": "assistant", "content": rejected["text"]}],
+        "prompt_ids": chat.prompt_ids(prompt),
+        "chosen_ids": list(chosen["ids"]),
+        "rejected_ids": list(rejected["ids"]),
+        "chosen_id": chosen["id"],
+        "rejected_id": rejected["id"],
+        "chosen_score": to_number(choice[0].score),
+        "rejected_score": to_number(choice[1].score),
+    }

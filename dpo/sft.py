@@ -1,0 +1,29 @@
+"""Supervised fine-tuning: `torchrun -m dpo.sft` trains the seed on judging and meta-judging examples.
+
+The loop is that of `dpo/train.py`; the loss is the weighted mean of -log pi over the completions' tokens.
+"""
+
+from typing import Any
+
+from dpo.parallel import end_process
+from dpo.train import run_training, training_settings
+from stages.settings import Settings
+from stages.stage import Stage
+
+
+def _settings(settings: Settings, iteration: int) -> Any:
+    return training_settings(settings, settings.sft, "curriculum")
+
+
+SFT = Stage(
+    "sft",
+    "dpo.sft",
+    run_training,
+    settings=_settings,
+    inputs=("model", "data"),
+    lists=("data",),
+    ranks="group",
+)
+
+if __name__ == "__main__":
+    end_process(SFT.main)

@@ -1,0 +1,44 @@
+"""Responding: `torchrun -m sampling.respond` samples K responses to each prompt."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from model.chat import ChatFormat
+from sampling.worker import Item, Worker, generation_settings, sampling_of
+from stages.files import read_jsonl
+from stages.seeds import request_seed
+from stages.settings import Settings, as_dict
+from stages.stage import Job, Stage
+
+
+def response_items(
+    prompts: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings, iteration: int
+) -> Iterator[Item]:
+    """K requests for each prompt {id, prompt}."""
+    sampling = sampling_of(settings.respond, chat)
+    for row in prompts:
+        messages = [{"role": "user", "content": row["prompt"]}]
+        for sample in range(settings.respond.K):
+            name = f"{row['id']}/r{sample}"
+            seed = request_seed(settings.seed, iteration, "respond", name)
+            record = {"id": name, "prompt_id": row["id"], "sample": sample, "prompt": row["prompt"]}
+            yield Item(name, messages.copy, sampling, seed, row["id"], record)
+
+
+def respond(job: Job) -> None:
+    """Sample K responses to each prompt."""
+    worker = Worker(job.settings, job.path("model"))
+    prompts = read_jsonl(job.path("prompts"), ("id", "prompt"))
+    worker.run(job, response_items(prompts, worker.chat, job.settings, job.iteration))
+
+
+def _settings(settings: Settings, iteration: int) -> Any:
+    section = as_dict(settings.respond)
+    del section["prompts"], section["prompts_per_iteration"]  # the prompts drawn are an input
+    return generation_settings(settings, iteration, section)
+
+
+RESPOND = Stage("respond", "sampling.respond", respond, settings=_settings, inputs=("model", "prompts"), ranks="all")
+
+if __name__ == "__main__":
+    RESPOND.main()

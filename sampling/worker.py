@@ -1,0 +1,318 @@
+"""A worker: one process's part in what a model is asked. It claims shards of a stage's requests and writes them.
+
+Under torchrun the ranks share the shards. A lone process on a CPU makes copies of itself that do.
+"""
+
+import ctypes
+import gc
+import os
+import platform
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from model.chat import ChatFormat, Message, load_chat
+from model.dtype import generation_dtype
+from model.weights import load_packed
+from sampling.engine import Engine
+from sampling.request import Completion, Request, Sampling
+from stages.files import read_jsonl, write_jsonl, write_manifest
+from stages.progress import progress
+from stages.settings import Engine as Options
+from stages.settings import Settings, as_dict
+from stages.shards import (
+    completed_by_another,
+    count_records,
+    cut_shards,
+    first_to_ask,
+    fork,
+    rendezvous,
+    unclaimed,
+    unwritten,
+)
+from stages.stage import Job
+
+Row = dict[str, Any]
+Verdict = Callable[[Row], Row]
+"""The fields that a stage reads out of a completion's row, such as a judgment's score."""
+
+
+class SamplingSection(Protocol):
+    """A section of the settings that says how to sample."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def max_new_tokens(self) -> int: ...
+
+
+def sampling_of(section: SamplingSection, chat: ChatFormat) -> Sampling:
+    """How a stage samples: a section's settings, to the end of the model's turn."""
+    return Sampling(section.temperature, section.top_p, section.max_new_tokens, chat.stop_ids)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A request of a stage. Its prompt is made when its shard is claimed: a stage may have half a million."""
+
+    name: str
+    messages: Callable[[], list[Message]]
+    sampling: Sampling
+    seed: int
+    group: str
+    """Items of one group share a prefix and stand in one shard; a stage lists them next to one another."""
+    record: Row
+    """The fields of the output row besides those of the completion."""
+    begun: tuple[int, ...] = ()
+    """Tokens that the answer is made to begin with."""
+    named: tuple[int, ...] = ()
+    """Tokens whose probabilities behind them are the completion."""
+
+    def request(self, chat: ChatFormat) -> Request:
+        ids = [*chat.prompt_ids(self.messages()), *self.begun]
+        return Request(self.name, ids, self.sampling, self.seed, self.named)
+
+    def row(self, completion: Completion, chat: ChatFormat) -> Row:
+        """The output row of the request: what was sampled, or the probabilities of the tokens asked for."""
+        if self.named:
+            probabilities = [round(p, 6) for p in completion.probabilities]
+            return self.record | {"finish_reason": completion.finish_reason, "probabilities": probabilities}
+        return self.record | {
+            "ids": completion.ids,
+            "text": chat.text(completion.ids),
+            "finish_reason": completion.finish_reason,
+            "logprob": round(completion.logprob, 4),
+            "seed": self.seed,
+        }
+
+
+def generation_settings(settings: Settings, iteration: int, section: Any) -> Row:
+    """What a generating stage's output depends on; `section` are the settings that it reads besides the engine's."""
+    return {
+        "section": section,
+        "engine": as_dict(settings.engine),
+        "dtype": settings.model.dtype,
+        "attention": settings.model.attention,
+        "seed": settings.seed,
+        "iteration": iteration,
+    }
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage's shards, and where they are written."""
+
+    stage: str
+    shards: list[list[Item]]
+    paths: list[Path]
+    missing: list[int]
+    """The shards that were not there at the start."""
+    verdict: Verdict
+
+    @property
+    def order(self) -> list[int]:
+        """The shards' numbers, those with the most text to read and to write first: no rank starts a long one last.
+
+        Counted in characters, four to a token: nothing is tokenized before its shard is claimed.
+        """
+
+        def length(shard: list[Item]) -> int:
+            texts = sum(len(message["content"]) for item in shard for message in item.messages())
+            return texts + sum(4 * item.sampling.max_new_tokens for item in shard)
+
+        lengths = [length(shard) for shard in self.shards]
+        return sorted(range(len(lengths)), key=lambda i: -lengths[i])
+
+
+class Worker:
+    """A model's chat format, and an engine, which is loaded when first needed."""
+
+    def __init__(self, settings: Settings, model_dir: Path):
+        self.settings, self.model_dir = settings, model_dir
+        self.chat = load_chat(model_dir)
+        self._engine: Engine | None = None
+
+    def engine(self, log: bool) -> Engine:
+        self._engine = self._engine or load_engine(self.settings, self.model_dir, log=log)
+        return self._engine
+
+    def run(
+        self,
+        job: Job,
+        items: Iterable[Item],
+        verdict: Verdict = lambda row: {},
+        extra: Mapping[str, Iterable[Any]] | None = None,
+    ) -> None:
+        """Complete all items and write the job's shards-*/*.jsonl and manifest; returns when the manifest is there.
+
+        `extra`: JSON-lines files besides, by name. Nothing is done when the job is complete already.
+        """
+        if job.complete:
+            return
+        started = time.monotonic()
+        shards = cut_shards(list(items), self.settings.engine.shard_requests)
+        folder = job.out / f"shards-{job.key[:12]}"
+        paths = [folder / f"{i:05}.jsonl" for i in range(len(shards))]
+        work = Work(job.name, shards, paths, [i for i, path in enumerate(paths) if not path.is_file()], verdict)
+        copies = min(cpu_processes(self.settings.engine), len(work.missing)) - 1
+        store, rank = rendezvous(job.name, job.key)
+        if "RANK" not in os.environ and copies > 0:
+            self._share(work, copies)
+        else:
+            order = work.order
+            indices = chain(unclaimed(store, order, paths), unwritten(store, order, paths))
+            self._take_part(work, indices, first=rank == 0)
+        while not all(path.is_file() for path in paths):  # other ranks' last shards
+            time.sleep(0.2)
+        if not job.complete and (first_to_ask(store, "finished") or not completed_by_another(job.out, job.key)):
+            self._finish(job, paths, extra or {}, started)
+            for old in job.out.glob("shards-*"):
+                if old != folder:
+                    shutil.rmtree(old)
+
+    def _finish(self, job: Job, paths: list[Path], extra: Mapping[str, Iterable[Any]], started: float) -> None:
+        """Write what else belongs to the output, and the manifest."""
+        for name, rows in extra.items():
+            write_jsonl(job.out / name, rows)
+        counts, new_tokens = count_records(row for path in paths for row in read_jsonl(path))
+        settings = self.settings
+        write_manifest(
+            job.out,
+            job.name,
+            job.key,
+            [*paths, *(job.out / name for name in extra)],
+            shards=[str(path.relative_to(job.out)) for path in paths],
+            counts=counts,
+            new_tokens=new_tokens,
+            seconds=round(time.monotonic() - started, 1),
+            inputs=job.lineage(),
+            settings={
+                "engine": as_dict(settings.engine),
+                "dtype": settings.model.dtype,
+                "attention": settings.model.attention,
+                "seed": settings.seed,
+            },
+            compute_dtype=str(generation_dtype(settings.model.dtype, local_device())).removeprefix("torch."),
+            environment=environment(),
+        )
+
+    def _take_part(self, work: Work, indices: Iterable[int], first: bool) -> None:
+        """Write these shards; the `first` rank shows how far all are."""
+        bar = progress(sum(len(work.shards[i]) for i in work.missing), work.stage, "req", first=first)
+
+        def count_others() -> None:
+            bar.update(sum(len(work.shards[i]) for i in work.missing if work.paths[i].is_file()) - bar.n)
+
+        for index in indices:
+            engine, shard, rows = self.engine(log=first), work.shards[index], {}
+            named = {item.name: item for item in shard}
+            for completion in engine.run([item.request(self.chat) for item in shard]):
+                if work.paths[index].is_file():  # by the rank that claimed it first, and was slow
+                    break
+                row = named[completion.id].row(completion, self.chat)
+                rows[completion.id] = row | work.verdict(row)
+                bar.update()
+            else:
+                write_jsonl(work.paths[index], (rows[item.name] for item in shard))
+            count_others()
+        count_others()
+        bar.close()
+
+    def _share(self, work: Work, count: int) -> None:
+        """Take part as the first of several ranks, the others copies of this process; they meet in a file.
+
+        When all copies have ended, this process writes the shards of those that died.
+        """
+        self.engine(log=True)
+        parent, order = os.getpid(), work.order
+        with tempfile.TemporaryDirectory() as folder:
+
+            def follow() -> None:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: Linux ends the copy with its parent
+                if os.getppid() == parent:
+                    store = dist.FileStore(f"{folder}/claims")
+                    self._take_part(work, unclaimed(store, order, work.paths), first=False)
+
+            def lead() -> Iterator[int]:
+                store = dist.FileStore(f"{folder}/claims")
+                yield from unclaimed(store, order, work.paths)
+                while copies:
+                    os.waitpid(copies[-1], 0)
+                    copies.pop()
+                yield from unwritten(store, order, work.paths)
+
+            copies = [fork(follow) for _ in range(count)]
+            try:
+                self._take_part(work, lead(), first=True)
+            finally:
+                for copy in copies:
+                    os.kill(copy, signal.SIGTERM)
+                    os.waitpid(copy, 0)
+
+
+def environment() -> dict[str, str]:
+    """What besides settings and inputs may change a result's last bits."""
+    names = [name for name in ("torch", "triton", "tokenizers", "safetensors") if find_spec(name)]
+    processor = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else str(processor)
+    return {name: version(name) for name in names} | {"python": platform.python_version(), "device": device}
+
+
+def local_device() -> torch.device:
+    """This rank's accelerator, which becomes the current one, as kernels are launched there; or the CPU."""
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
+    return torch.device("cpu")
+
+
+def cpu_processes(options: Options) -> int:
+    """How many processes of one thread each take the place of one with several: on a CPU as many.
+
+    Threads wait for each other some thousand times a second. Processes never do, and beside other programs they lose
+    only what those take.
+    """
+    return 1 if torch.cuda.is_available() else options.threads
+
+
+def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine:
+    """An engine by the settings; tells standard error the type of its products and the memory of its cache."""
+    device, options = local_device(), settings.engine
+    torch.set_num_threads(options.threads // cpu_processes(options))
+    gc.collect()  # an engine of an earlier round, kept by a cycle, would keep its cache
+    products = generation_dtype(settings.model.dtype, device)
+    model = load_packed(model_dir, products, device)
+    engine = Engine(
+        model,
+        num_kv_blocks=options.num_kv_blocks,
+        block_size=options.block_size,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_num_seqs=options.max_num_seqs,
+        attention=settings.model.attention,
+        cuda_graphs=options.cuda_graphs,
+    )
+    if log:
+        dtype, cache = str(products).removeprefix("torch."), engine.cache
+        dtype += ", the rest float32," if products == torch.int8 else ""
+        processes = int(os.environ.get("WORLD_SIZE", cpu_processes(options)))
+        where = f"{device}, {processes} process{'es' * (processes > 1)}" if device.type == "cpu" else f"{device}"
+        tokens = options.num_kv_blocks * options.block_size
+        tqdm.write(f"{dtype} on {where}; KV cache {cache.nbytes / 2**20:.0f} MiB, {tokens} tokens", file=sys.stderr)
+    return engine

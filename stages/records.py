@@ -1,0 +1,164 @@
+"""The records of a run: one definition of each kind of row in its JSON-lines files.
+
+| file in runs/NAME/iter<t>/ | rows |
+|---|---|
+| responses/shards-*/*.jsonl | `Response` |
+| judgments/shards-*/*.jsonl | `Judgment` |
+| scores/shards-*/*.jsonl | `ExpectedScore` |
+| comparisons/shards-*/*.jsonl | `Comparison` |
+| comparisons/meta_judged.jsonl | `MetaJudged` |
+| pairs/actor.jsonl, pairs/judge.jsonl | `ActorPair`, `JudgePair` |
+| pairs/elo.jsonl | `EloScore` |
+| pairs/none.jsonl | `MissingPair` |
+
+Ids say what they are of: prompt "t0007", response "t0007/r2", judgment "t0007/r2/j0", comparison "t0007/r2/m0-3", pairs
+"actor/t0007" and "judge/t0007/r2". Code reads the fields that name other records, and never takes an id apart.
+"""
+
+from typing import Any, Literal, TypedDict
+
+Message = dict[str, str]
+"""{"role": ..., "content": ...}"""
+
+
+class Sampled(TypedDict):
+    """What a model has sampled."""
+
+    id: str
+    prompt_id: str
+    ids: list[int]
+    """The sampled token ids, the stop token included where there is one."""
+    text: str
+    """The same as text, without special tokens."""
+    finish_reason: Literal["stop", "length", "too_long"]
+    """A stop token; `max_new_tokens` or the end of the context; no room behind the prompt, so nothing was sampled."""
+    logprob: float
+    """Log-probability of the ids at the sampling temperature, before top-p."""
+    seed: int
+    """Of the noise: `stages.seeds.request_seed`."""
+
+
+class Response(Sampled):
+    """One of the K answers to a prompt."""
+
+    sample: int
+    """0 to K - 1."""
+    prompt: str
+
+
+class Judgment(Sampled):
+    """One of the N judgments of a response."""
+
+    response_id: str
+    index: int
+    """0 to N - 1."""
+    score: int | float | None
+    """In [0, 5], as the text states it: `judging.scores.to_number`. None: the text holds none."""
+    failure: str | None
+    """Why there is no score: a `judging.verdict.Failure`."""
+
+
+class ExpectedScore(TypedDict):
+    """The mean of the distribution over the score, of a response or behind the reasons of one judgment."""
+
+    id: str
+    response_id: str
+    prompt_id: str
+    index: int
+    """Of the judgment; 0 where the score stands first."""
+    finish_reason: str
+    probabilities: list[float]
+    """Of the digits 0 to 5."""
+    score: float | None
+    variance: float | None
+    failure: str | None
+    """"low_mass": the digits have too little of the distribution; or the finish reason."""
+
+
+class Comparison(Sampled):
+    """One verdict of the meta-judge about two judgments of a response."""
+
+    response_id: str
+    first: int
+    """Index of the judgment shown first, as A."""
+    second: int
+    winner: Literal["first", "second", "tie"] | None
+    failure: str | None
+    """Why there is no winner: a `judging.verdict.Failure`."""
+
+
+class MetaJudged(TypedDict):
+    """Which of a prompt's responses is meta-judged; decided by `judging.metajudge`, read by whoever comes after."""
+
+    prompt_id: str
+    response_id: str | None
+    judgments: list[int]
+    """Indices of the response's distinct judgments with a score, which are compared."""
+    reason: str | None
+    """Why nothing is compared: a `judging.scores.Reason`."""
+
+
+class Pair(TypedDict):
+    """A preference pair, in TRL's conversational format, with the token ids that were sampled."""
+
+    id: str
+    prompt_id: str
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    chosen_id: str
+    """Of the response or judgment."""
+    rejected_id: str
+
+
+class ActorPair(Pair):
+    """Which response to a prompt is better."""
+
+    kind: Literal["actor"]
+    chosen_score: int | float
+    """Mean score: `judging.scores.to_number`."""
+    rejected_score: int | float
+
+
+class JudgePair(Pair):
+    """Which judgment of a response is better."""
+
+    kind: Literal["judge"]
+    response_id: str
+    chosen_elo: float
+    """In natural-log units."""
+    rejected_elo: float
+
+
+class EloScore(TypedDict):
+    """The Elo score of a judgment that was compared."""
+
+    judgment_id: str
+    response_id: str
+    prompt_id: str
+    group: int
+    """Only judgments of one group were compared with one another."""
+    elo: float
+    standard_error: float
+    won: int
+    lost: int
+
+
+class MissingPair(TypedDict):
+    """Why a prompt gave no pair of a kind."""
+
+    prompt_id: str
+    kind: Literal["actor", "judge"]
+    reason: str
+    """A `judging.scores.Reason`."""
+
+
+def group_by(records: Any, key: str) -> dict[str, list[Any]]:
+    """Records by the value of a field, in order of appearance."""
+    groups: dict[str, list[Any]] = {}
+    for row in records:
+        groups.setdefault(row[key], []).append(row)
+    return groups
