@@ -1,4 +1,4 @@
-"""dpo/checkpoint.py: a stopped run continues as if it had not been; exports are whole and exact."""
+"""Checkpoints: a stopped run continues to the last bit; exports are complete and exact."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def stop_at(monkeypatch, number: int, step: int, times: int = 1) -> None:
-    """Have the process get a signal while it takes a step."""
+    """Send the process a signal, `times` times, while it takes a step."""
     real = Trainer.step
 
     def stopping(self, batch):
@@ -39,13 +39,13 @@ def stop_at(monkeypatch, number: int, step: int, times: int = 1) -> None:
 
 
 def without_times(metrics):
-    of_the_machine = ("seconds", "tokens_per_second", "mfu", "memory_mib")
-    return [{name: row[name] for name in row if name not in of_the_machine} for row in metrics]
+    machine_dependent = ("seconds", "tokens_per_second", "mfu", "memory_mib")
+    return [{name: row[name] for name in row if name not in machine_dependent} for row in metrics]
 
 
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 1), (signal.SIGINT, 4), (signal.SIGTERM, 7)])
 def test_a_stopped_run_continues_to_the_last_bit(folder, monkeypatch, number, step):
-    """Epochs have 5 steps: the signals fall into the first epoch, onto the end of it, and into the second."""
+    """Epochs have 5 steps: the signals come in the first epoch, at its end, and in the second epoch."""
     whole = run(LASTING, arguments(folder, work=folder / "whole", out=folder / "expected"))
     stop_at(monkeypatch, number, step)
     handler = signal.getsignal(number)
@@ -57,14 +57,14 @@ def test_a_stopped_run_continues_to_the_last_bit(folder, monkeypatch, number, st
     monkeypatch.undo()
     continued = run(LASTING, arguments(folder))
     assert without_times(continued) == without_times(whole)
-    expected, found = read_manifest(folder / "expected"), read_manifest(folder / "out")
-    assert expected is not None and found is not None
-    assert found["digest"] == expected["digest"] and found["first_loss"] == expected["first_loss"]
+    expected, manifest = read_manifest(folder / "expected"), read_manifest(folder / "out")
+    assert expected is not None and manifest is not None
+    assert manifest["digest"] == expected["digest"] and manifest["first_loss"] == expected["first_loss"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_comes_twice_at_once_is_one(folder, monkeypatch, number):
-    """A scheduler, or a terminal, sends it to all processes, and torchrun passes on its own."""
+    """A scheduler or a terminal sends a signal to all processes, and torchrun passes on its own."""
     stop_at(monkeypatch, number, 2, times=3)
     with pytest.raises(SystemExit) as stopped:
         run(LASTING, arguments(folder))
@@ -98,8 +98,7 @@ def test_a_run_stopped_at_every_step_has_the_same_losses(folder, monkeypatch):
 
 @pytest.mark.parametrize(("killed", "saved"), [(4, 3), (5, 3), (7, 6), (11, 9)])
 def test_a_killed_run_continues_from_its_last_state(folder, monkeypatch, killed, saved):
-    """Killed without warning some steps after a state: what was written in between is cut off and written again, the
-    export of an epoch that ended meanwhile included."""
+    """Killed some steps after a state: lines and exports written since then are written again."""
     settings = changed(LASTING, trainer={"save_every": 3})
     whole = run(settings, arguments(folder, work=folder / "whole", out=folder / "expected"))
     kill_at(monkeypatch, killed)
@@ -107,7 +106,7 @@ def test_a_killed_run_continues_from_its_last_state(folder, monkeypatch, killed,
         run(settings, arguments(folder))
     torch.distributed.destroy_process_group()
     monkeypatch.undo()
-    (folder / "work" / ".state-9.tmp").mkdir()  # as from a kill in the middle of a save
+    (folder / "work" / ".state-9.tmp").mkdir()  # as if killed during a save
     (folder / "work" / ".state-9.tmp" / "__0_0.distcp").write_text("torn")
     written = [row["split"] for row in read_jsonl(folder / "work" / "metrics.jsonl")]
     assert written.count("train") == killed and written.count("held_out") == killed // 5
@@ -167,7 +166,7 @@ def test_export_is_the_model_in_bf16(tmp_path, tied):
 
 
 def test_a_finished_run_that_was_not_published_is_published(folder, monkeypatch):
-    """Killed between the last export and its renaming: the next start only finishes."""
+    """Killed between the last export and its renaming: the next start only publishes."""
     whole = run(LASTING, arguments(folder, work=folder / "whole", out=folder / "expected"))
 
     def killed(*_, **__):

@@ -1,4 +1,4 @@
-"""dpo/data.py: reading, order and what is held out."""
+"""Training examples: reading, order, and the held-out share."""
 
 import json
 

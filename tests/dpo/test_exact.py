@@ -1,4 +1,4 @@
-"""The trainer against the formulas in fp64, and against itself: a frozen problem has one sequence of losses."""
+"""The trainer against the formulas in fp64, and a frozen problem whose losses do not depend on batching or ranks."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ FROZEN = changed(dpo={"epochs": 4, "batch_size": 4, "learning_rate": 1e-3}, trai
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A model, and 20 pairs whose prompts are long enough to be shared."""
+    """Two models, and 20 pairs whose prompts are long enough to be shared."""
     folder = tmp_path_factory.mktemp("frozen")
     make_model(folder / "model")
     make_model(folder / "other", seed=1)
@@ -29,9 +29,9 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def expected(folder) -> torch.Tensor:
     """The frozen problem's 20 losses: one rank, one micro-batch a step, prompts shared."""
-    found = losses(run(FROZEN, arguments(folder, work=folder / "w", out=folder / "o")))
-    assert len(found) == 20 and found[-4:].mean() < 0.9 * found[:4].mean()
-    return found
+    losses_20 = losses(run(FROZEN, arguments(folder, work=folder / "w", out=folder / "o")))
+    assert len(losses_20) == 20 and losses_20[-4:].mean() < 0.9 * losses_20[:4].mean()
+    return losses_20
 
 
 @pytest.mark.parametrize(
@@ -69,21 +69,21 @@ def test_a_frozen_problem_has_the_same_20_losses(folder, tmp_path, expected, ran
 
 
 def first_gradients(monkeypatch, settings, given) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The first step's metrics and gradients, before clipping, under Hugging Face's names."""
-    found: list[list[torch.Tensor]] = []
-    monkeypatch.setattr("dpo.trainer.clip", lambda gradients, norm, most: found.append([g.clone() for g in gradients]))
+    """Metrics of the first step and its gradients before clipping, under Hugging Face's names."""
+    steps: list[list[torch.Tensor]] = []
+    monkeypatch.setattr("dpo.trainer.clip", lambda gradients, norm, most: steps.append([g.clone() for g in gradients]))
     metrics = run(settings, given)
     config = LlamaConfig.load(given.model)
     with torch.device("meta"):
         names = [name for name, _ in Llama(config).named_parameters()]
-    return metrics[0], dict(split_parameters(zip(names, found[0], strict=True), config))
+    return metrics[0], dict(split_parameters(zip(names, steps[0], strict=True), config))
 
 
-def assert_gradients(found: dict[str, torch.Tensor], model: PlainLlama, grad_norm: float) -> None:
-    assert found.keys() == model.weights.keys()
+def assert_gradients(gradients: dict[str, torch.Tensor], model: PlainLlama, grad_norm: float) -> None:
+    assert gradients.keys() == model.weights.keys()
     for name, weight in model.weights.items():
         assert weight.grad is not None and weight.grad.norm() > 1e-4
-        assert (found[name] - weight.grad).norm() <= 1e-5 * weight.grad.norm(), name
+        assert (gradients[name] - weight.grad).norm() <= 1e-5 * weight.grad.norm(), name
     assert grad_norm == pytest.approx(torch.stack([w.grad.norm() for w in model.weights.values()]).norm().item())
 
 
@@ -91,12 +91,12 @@ def assert_gradients(found: dict[str, torch.Tensor], model: PlainLlama, grad_nor
 def test_dpo_gradients_are_those_of_the_formula_in_fp64(folder, tmp_path, monkeypatch, options):
     settings = changed(FROZEN, dpo={"epochs": 1, "batch_size": 20}, trainer=options)
     given = arguments(folder, reference=folder / "other", work=tmp_path / "w", out=tmp_path / "o")
-    metrics, found = first_gradients(monkeypatch, settings, given)
+    metrics, gradients = first_gradients(monkeypatch, settings, given)
     policy, reference = PlainLlama(folder / "model"), PlainLlama(folder / "other")
     loss = plain_dpo(policy, reference, list(read_jsonl(folder / "pairs.jsonl")), beta=0.1)
     loss.backward()
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-6) and abs(loss.item() - 0.6931) > 0.01
-    assert_gradients(found, policy, metrics["grad_norm"])
+    assert_gradients(gradients, policy, metrics["grad_norm"])
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_dpo_gradients_are_those_of_the_formula_in_fp64(folder, tmp_path, monkey
     ids=str,
 )
 def test_sft_gradients_are_those_of_the_formula_in_fp64(folder, tmp_path, monkeypatch, options, saved):
-    """Prompts with a common beginning; token weights of which the loss is the weighted mean."""
+    """Prompts have a common beginning. The loss is the mean over tokens by weight."""
     head = list(range(3, 33))
     rows: list[dict[str, Any]] = [
         {"id": str(i), "prompt_ids": [*head, *[i] * (i % 3)], "completion_ids": [5, i, 7], "token_weights": [4, 1, i]}
@@ -114,7 +114,7 @@ def test_sft_gradients_are_those_of_the_formula_in_fp64(folder, tmp_path, monkey
     write_jsonl(tmp_path / "sft.jsonl", rows)
     settings = changed(FROZEN, sft={"epochs": 1, "batch_size": 8}, trainer=options)
     given = arguments(folder, "sft", data=[tmp_path / "sft.jsonl"], work=tmp_path / "w", out=tmp_path / "o")
-    metrics, found = first_gradients(monkeypatch, settings, given)
+    metrics, gradients = first_gradients(monkeypatch, settings, given)
     model = PlainLlama(folder / "model")
     weighted = [
         torch.tensor(row["token_weights"]).double() @ model.logprobs(row["prompt_ids"], row["completion_ids"])
@@ -124,4 +124,4 @@ def test_sft_gradients_are_those_of_the_formula_in_fp64(folder, tmp_path, monkey
     loss.backward()
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-6)
     assert metrics["tokens"] == sum(len(r["prompt_ids"]) + 2 for r in rows) - saved
-    assert_gradients(found, model, metrics["grad_norm"])
+    assert_gradients(gradients, model, metrics["grad_norm"])

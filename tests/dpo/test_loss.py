@@ -1,4 +1,4 @@
-"""dpo/loss.py, worked by hand on three tokens."""
+"""Losses worked by hand on a vocabulary of three tokens."""
 
 import math
 
@@ -11,14 +11,14 @@ from dpo.loss import chosen_nll, completion_logprob, dpo_loss, sft_loss
 from dpo.packing import lay_out
 
 LOGITS = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
-"""What follows token i: row i."""
+"""Row i: logits of the token that follows token i."""
 
 EXAMPLE = Example("p", [2, 0], ([1, 0], [2]))
 """Prompt 2 0; chosen 1 0; rejected 2."""
 
 
 class Bigram(torch.nn.Module):
-    """A model whose logits are a row of `LOGITS`: the hidden state is the token itself, one-hot."""
+    """A model whose logits are a row of `LOGITS`. The hidden state is the one-hot token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def test_dpo_by_hand():
     batch = lay_out([EXAMPLE], [0])
     policy = batch.sums(completion_logprob(Bigram(), batch))
     torch.testing.assert_close(policy, torch.tensor([[-1.57745, -0.40761]]), atol=2e-5, rtol=0)
-    found = dpo_loss(policy, torch.tensor([[-2.0, -1.0]]), beta=0.5)
+    terms = dpo_loss(policy, torch.tensor([[-2.0, -1.0]]), beta=0.5)
     expected = {
         "loss": 0.73651,
         "reward_chosen": 0.21127,
@@ -54,11 +54,11 @@ def test_dpo_by_hand():
         "logp_chosen": -1.57745,
         "logp_rejected": -0.40761,
     }
-    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, abs=2e-5)
+    assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, abs=2e-5)
 
 
 def test_nll_by_hand():
-    """The chosen's two tokens have log-probabilities -1.40761 and -0.16985: 0.78873 a token."""
+    """The two tokens of chosen have log-probabilities -1.40761 and -0.16985: 0.78873 a token."""
     batch = lay_out([EXAMPLE], [0])
     logprob = completion_logprob(Bigram(), batch)
     assert chosen_nll(batch, logprob).tolist() == pytest.approx([0.78873], abs=2e-5)
@@ -74,8 +74,7 @@ def test_swapping_the_pair_negates_the_margin():
 def test_gradient_of_the_loss():
     """d loss / d log pi(chosen) = -beta sigmoid(-margin), and its opposite for rejected."""
     policy = torch.tensor([[-3.0, -5.0]], requires_grad=True)
-    found = dpo_loss(policy, torch.tensor([[-4.0, -4.5]]), beta=0.2)
-    found["loss"].sum().backward()
+    dpo_loss(policy, torch.tensor([[-4.0, -4.5]]), beta=0.2)["loss"].sum().backward()
     slope = 0.2 / (1 + math.exp(0.2 * 1.5))
     assert policy.grad is not None
     torch.testing.assert_close(policy.grad, torch.tensor([[-slope, slope]]))
@@ -84,14 +83,14 @@ def test_gradient_of_the_loss():
 def test_sft_weighs_tokens_and_sums():
     example = Example("p", [2, 0], ([1, 0],), token_weights=[1.0, 4.0])
     batch = lay_out([example, example], [0, 1])
-    found = sft_loss(batch, completion_logprob(Bigram(), batch))["loss"]
+    loss = sft_loss(batch, completion_logprob(Bigram(), batch))["loss"]
     expected = -log_softmax([0, 1, 2], 1) - 4 * log_softmax([3, 0, 1], 0)
-    torch.testing.assert_close(found, torch.tensor([expected, expected]))
+    torch.testing.assert_close(loss, torch.tensor([expected, expected]))
     assert example.weight == 5.0
 
 
 def test_prompt_tokens_get_no_loss():
-    """Only the states that predict a completion's token get a gradient: not the prompt's before its last token."""
+    """Only hidden states that predict a completion token get a gradient; of the prompt, only the last one does."""
     model, batch = Bigram(), lay_out([Example("p", [2, 1, 0], ([1, 2, 0], [2]))], [0])
     completion_logprob(model, batch).sum().backward()
     assert model.hidden_td.grad is not None

@@ -1,4 +1,4 @@
-"""dpo/memory.py: the shipped recipe for Llama-3-8B fits 8 GPUs of 80 GB."""
+"""Counted memory: the shipped recipe for Llama-3-8B fits 8 GPUs of 80 GB."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from stages.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 PARAMETERS = 8_030_261_248
-"""Of Llama-3-8B, as Meta counts them."""
+"""Parameters of Llama-3-8B, as Meta counts them."""
 
 
 @pytest.fixture(scope="module")
@@ -27,18 +27,18 @@ def recipe():
 
 
 def test_the_recipe_fits_eight_gpus_of_80_gb(config, recipe):
-    found = count(config, recipe, ranks=8)
-    print(found.table())
-    assert found.parameters == found.gradients == PARAMETERS * 4 // 8
-    assert found.optimizer == 2 * found.parameters
-    # Each block's input in bf16, and embedding and head, which stay gathered.
+    memory = count(config, recipe, ranks=8)
+    print(memory.table())
+    assert memory.parameters == memory.gradients == PARAMETERS * 4 // 8
+    assert memory.optimizer == 2 * memory.parameters
+    # The input of each block in bf16, and embedding and head, which stay gathered.
     inputs = config.num_hidden_layers * recipe.trainer.tokens_per_microbatch * config.hidden_size * 2
     gathered = 2 * config.vocab_size * config.hidden_size * 2
-    assert inputs + gathered < found.activations < 1.1 * (inputs + gathered)
-    state = found.parameters + found.gradients + found.optimizer
-    # Besides: the gradient of embedding and head in bf16, and in fp32 for the sum over ranks; a block's.
-    assert state + found.activations < found.peak < state + found.activations + 4 * gathered
-    assert found.needed < 80e9
+    assert inputs + gathered < memory.activations < 1.1 * (inputs + gathered)
+    state = memory.parameters + memory.gradients + memory.optimizer
+    # The rest: gradients of embedding, head and one block in bf16, and in fp32 for the sum over ranks.
+    assert state + memory.activations < memory.peak < state + memory.activations + 4 * gathered
+    assert memory.needed < 80e9
 
 
 def test_without_activation_checkpointing_it_needs_more_and_fits_too(config, recipe):

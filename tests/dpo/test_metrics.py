@@ -1,4 +1,4 @@
-"""dpo/metrics.py and dpo/flops.py, and what a run writes."""
+"""The metrics of a run, and the count of operations."""
 
 import sys
 from pathlib import Path
@@ -23,8 +23,8 @@ def folder(tmp_path: Path) -> Path:
 def test_flops_by_hand(folder):
     """A pair: prompt of 3 tokens, completions of 2 and 3, so segments of 3, 1 and 2 tokens, and 5 targets.
 
-    A block's weights: qkv 32 x (32 + 16 + 16), output 32 x 32, gate, up and down 3 x 32 x 48: 7680. Keys seen: the
-    prompt's 1 + 2 + 3, chosen's 3 + 1, rejected's (3 + 1) + (3 + 2): 19, at 4 x 32 operations each.
+    Weights of a block: qkv 32 x (32 + 16 + 16), output 32 x 32, gate, up and down 3 x 32 x 48: 7680. Visible keys:
+    prompt 1 + 2 + 3, chosen 3 + 1, rejected (3 + 1) + (3 + 2): 19, at 4 x 32 operations each.
     """
     config = LlamaConfig.load(folder / "model")
     batch = lay_out([Example("p", [1, 2, 3], ([4, 5], [6, 7, 8]))], [0], {0: 3})

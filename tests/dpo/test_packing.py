@@ -1,4 +1,4 @@
-"""dpo/packing.py: what is dropped, what is shared, and how sequences lie in a micro-batch."""
+"""Packing: dropped examples, shared prefixes, and the layout of a micro-batch."""
 
 from itertools import combinations
 
@@ -38,7 +38,7 @@ def test_what_cannot_be_used_is_dropped_whole_and_counted():
 
 
 def test_layout():
-    """Sequences end to end, positions from each start; targets are the completions' own tokens, no end token added."""
+    """Sequences lie end to end, each with positions from 0. Targets are the completions' tokens; no end is added."""
     examples = [Example("a", [1, 2], ([3, 4], [5])), Example("b", [6], ([7], [8, 9, 7]))]
     batch = lay_out(examples, [1, 0])
     assert batch.ids_t.tolist() == [6, 6, 8, 9, 1, 2, 3, 1, 2]
@@ -53,7 +53,7 @@ def test_layout():
 
 
 def test_layout_with_the_prompt_once():
-    """The prompt's last token predicts the first token of both completions; a completion of one token reads none."""
+    """The last prompt token predicts the first token of both completions. A completion of one token has no segment."""
     batch = lay_out([Example("a", [1, 2], ([3, 4, 5], [6]))], [0], {0: 2})
     assert batch.ids_t.tolist() == [1, 2, 3, 4]
     assert batch.positions_t.tolist() == [0, 1, 2, 3]
@@ -75,7 +75,7 @@ def test_sft_shares_the_rubric():
 
 
 def test_sharing_never_costs_a_micro_batch():
-    """Groups whose prefixes would not all fit into one micro-batch give way to the beginning common to all."""
+    """Groups whose prefixes do not all fit into one micro-batch are replaced by one group of all prompts."""
     rubric, prompts = list(range(700)), [list(range(1000 + 400 * i, 1400 + 400 * i)) for i in range(8)]
     many = [Example(f"{i}/{j}", [*rubric, *prompts[i], j], ([1] * 59,)) for i in range(8) for j in range(4)]
     batches = micro_batches(many, range(32), Trainer(4096))
@@ -92,7 +92,7 @@ def test_identical_prompts_that_fill_the_budget():
 
 
 def tokens_saved(prompts: list[list[int]]) -> int:
-    """The most that groups of prompts can save, by trying every way to cut the sorted prompts into runs."""
+    """The most tokens that groups can save, by trying every cut of the sorted prompts into runs."""
     prompts, best = sorted(prompts), 0
     for count in range(len(prompts)):
         for cuts in combinations(range(1, len(prompts)), count):
@@ -131,22 +131,22 @@ def test_groups_save_as_much_as_any(prompts):
 
 
 def read_back(batch: MicroBatch) -> list[tuple[list[int], list[int], list[int]]]:
-    """For each target: the tokens that its source sees, their positions, and the target."""
-    borders, found = batch.segments.borders, []
+    """For each target: the tokens that its source sees, their positions, and the target itself."""
+    borders, rows = batch.segments.borders, []
     segment = [i for i in range(len(borders) - 1) for _ in range(borders[i], borders[i + 1])]
     for source, target in zip(batch.sources_n.tolist(), batch.targets_n.tolist(), strict=True):
         own = segment[source]
         prefix = batch.segments.prefixes[own]
         before = range(borders[prefix], borders[prefix + 1]) if prefix >= 0 else ()
         seen = [*before, *range(borders[own], source + 1)]
-        found.append((batch.ids_t[seen].tolist(), batch.positions_t[seen].tolist(), target))
-    return found
+        rows.append((batch.ids_t[seen].tolist(), batch.positions_t[seen].tolist(), target))
+    return rows
 
 
 @given(prompts, st.integers(1, 2), st.integers(1, 3), st.booleans(), st.data())
 @settings(deadline=None)
 def test_every_token_is_predicted_from_all_that_stands_before_it(prompts, completions, ranks, share, data):
-    """Over all ranks' micro-batches: each completion's tokens once, each from its whole past, within the budget."""
+    """Micro-batches of all ranks predict each completion token once, from its whole past, within the budget."""
     completion = st.lists(st.integers(0, 9), min_size=1, max_size=4)
     examples = [
         Example(str(i), p, tuple(data.draw(completion) for _ in range(completions))) for i, p in enumerate(prompts)

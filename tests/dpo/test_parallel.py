@@ -1,4 +1,4 @@
-"""dpo/parallel.py: what a rank says when another is not there any more."""
+"""The error of a rank that loses another rank."""
 
 import os
 import socket
@@ -36,12 +36,12 @@ end_process(work)
         ("os._exit(9)", "error: rank 0: another rank has ended; its log says why"),
     ],
 )
-def test_a_rank_that_waits_in_vain_says_so(fault, complaint):
+def test_a_rank_that_loses_another_prints_why(fault, complaint):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    known = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_PORT": port}
-    environment = os.environ | known | {"MASTER_ADDR": "127.0.0.1"}
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment = os.environ | group | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-c", RANK.format(fault=fault)]
     ranks = [
         subprocess.Popen(words, env=environment | {"RANK": rank}, stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""The trainer against TRL's, in fp32 on the default model's real weights: `make test-peers`."""
+"""The trainer against TRL in fp32, on the real weights of the default model: `make test-peers`."""
 
 import random
 from pathlib import Path
@@ -28,18 +28,18 @@ def conversations() -> list[dict[str, Any]]:
     texts = [row["prompt"] for row in read_jsonl("data/prompts/evaluation.jsonl")]
     draw = random.Random(5)
 
-    def said(role: str, count: int) -> list[dict[str, str]]:
+    def turn(role: str, count: int) -> list[dict[str, str]]:
         return [{"role": role, "content": " ".join(draw.sample(texts, count))}]
 
     return [
-        {"prompt": said("user", 1 + i % 2), "chosen": said("assistant", 1 + i % 3), "rejected": said("assistant", 2)}
+        {"prompt": turn("user", 1 + i % 2), "chosen": turn("assistant", 1 + i % 3), "rejected": turn("assistant", 2)}
         for i in range(6)
     ]
 
 
 @pytest.fixture(scope="module")
 def theirs(folder, tmp_path_factory):
-    """(pairs as TRL's tokens, its log of steps, its weights before and after)."""
+    """TRL: (its pairs as tokens, its log of steps, its weights before and after)."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     transformers = pytest.importorskip("transformers")
     config = trl.DPOConfig(
@@ -77,12 +77,12 @@ def theirs(folder, tmp_path_factory):
 def test_losses_gradient_norms_and_weights_are_trls(folder, theirs, tmp_path, monkeypatch, budget):
     pairs, log, before, after = theirs
     write_jsonl(tmp_path / "pairs.jsonl", pairs)
-    found: dict[str, torch.Tensor] = {}
+    trained: dict[str, torch.Tensor] = {}
 
     def kept(world, model, source, target):
-        """What an export gathers, before it is rounded to bf16."""
+        """Keep the parameters that an export gathers, before they are rounded to bf16."""
         parameters = ((name, p.detach().full_tensor().clone()) for name, p in model.named_parameters())
-        found.update(split_parameters(parameters, model.config))
+        trained.update(split_parameters(parameters, model.config))
         target.mkdir(parents=True)
 
     monkeypatch.setattr("dpo.trainer.export", kept)
@@ -101,7 +101,7 @@ def test_losses_gradient_norms_and_weights_are_trls(folder, theirs, tmp_path, mo
         names = {"reward_chosen": "rewards/chosen", "margin": "rewards/margins", "logp_chosen": "logps/chosen"}
         for name, key in names.items():
             assert ours[name] == pytest.approx(row[key], rel=1e-3, abs=1e-4), name
-    assert found.keys() == before.keys()
+    assert trained.keys() == before.keys()
     for name in before:
-        moved, expected = found[name] - before[name], after[name] - before[name]
+        moved, expected = trained[name] - before[name], after[name] - before[name]
         assert (moved - expected).norm() <= 2e-3 * expected.norm(), name

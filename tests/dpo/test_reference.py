@@ -1,4 +1,4 @@
-"""dpo/reference.py: the reference's own log-probabilities, computed once."""
+"""Log-probabilities of the reference model, computed once."""
 
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import dpo.reference
 from dpo.data import read_examples
 from dpo.parallel import distributed, sharded_model
 from dpo.reference import reference_logprob
-from kernels.attention import Segments, VarlenAttention
+from kernels.attention import VarlenAttention
+from kernels.segments import Segments
 from model.config import LlamaConfig
 from model.llama import logits_head
 from model.weights import load_model
@@ -23,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def plain(model_dir: Path, pairs: Path) -> torch.Tensor:
-    """One sequence at a time, whole logits, fp64 log-softmax."""
+    """The log-probabilities from whole logits, one sequence at a time, with log-softmax in fp64."""
     model, rows = load_model(model_dir, torch.float32), []
     for pair in read_examples([pairs], "dpo", model.config.vocab_size):
         sums = []
@@ -48,13 +49,14 @@ def compute(folder: Path, weights: Path, weights_digest: str) -> torch.Tensor:
 
 
 def test_agrees_with_whole_logits_one_sequence_at_a_time(folder):
-    found = compute(folder, folder / "model", "w")
-    torch.testing.assert_close(found.double(), plain(folder / "model", folder / "pairs.jsonl"), atol=1e-4, rtol=1e-6)
+    logprob_e2 = compute(folder, folder / "model", "w")
+    expected = plain(folder / "model", folder / "pairs.jsonl")
+    torch.testing.assert_close(logprob_e2.double(), expected, atol=1e-4, rtol=1e-6)
 
 
 def test_is_read_again_for_the_same_pairs_and_weights_only(folder, monkeypatch):
     first = compute(folder, folder / "model", "w")
-    monkeypatch.setattr(dpo.reference, "_compute", None)  # calling it would fail
+    monkeypatch.setattr(dpo.reference, "_compute", None)  # computing again would fail
     assert torch.equal(compute(folder, folder / "model", "w"), first)
     monkeypatch.undo()
     assert not torch.equal(compute(folder, folder / "other", "v"), first)
@@ -64,7 +66,7 @@ def test_is_read_again_for_the_same_pairs_and_weights_only(folder, monkeypatch):
 
 
 def test_policy_is_not_the_reference_that_was_computed_before_it(folder):
-    """Parameters gathered for the reference must not linger when the policy's are loaded into their place."""
+    """Parameters gathered for the reference must be freed before the policy's parameters are loaded."""
     metrics = run(changed(dpo={"batch_size": 12}), arguments(folder, reference=folder / "other"))
     policy, reference = (plain(folder / name, folder / "pairs.jsonl") for name in ("model", "other"))
     margin = 0.1 * ((policy - reference)[:, 0] - (policy - reference)[:, 1])

@@ -13,7 +13,8 @@ from dpo.optimizer import learning_rate
 from dpo.reference import reference_logprob
 from dpo.train import train_key
 from dpo.trainer import Trainer
-from kernels.attention import Segments, VarlenAttention
+from kernels.attention import VarlenAttention
+from kernels.segments import Segments
 from model.llama import logits_head
 from model.weights import load_model
 from stages.files import UserError, digest, read_manifest, write_jsonl
@@ -27,10 +28,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_first_loss_is_ln_2_and_moves(folder):
     metrics = run(SETTINGS, arguments(folder))
-    found = losses(metrics)
-    assert len(found) == 6 and [row["step"] for row in metrics] == list(range(6))
-    assert abs(found[0] - math.log(2)) < 1e-5
-    assert abs(found[1] - math.log(2)) > 1e-4
+    assert [row["step"] for row in metrics] == list(range(6))
+    first, second = losses(metrics)[:2]
+    assert abs(first - math.log(2)) < 1e-5 and abs(second - math.log(2)) > 1e-4
     assert metrics[-1]["margin"] > 0.01
     manifest = read_manifest(folder / "out")
     assert manifest is not None and manifest["first_loss"] == metrics[0]["loss"]
@@ -41,23 +41,20 @@ def test_first_loss_is_ln_2_and_moves(folder):
 
 
 def test_first_loss_in_bf16(folder):
-    found = losses(run(changed(model={"dtype": "bfloat16"}), arguments(folder)))
-    assert abs(found[0] - math.log(2)) < 1e-3
-    assert abs(found[1] - math.log(2)) > 1e-3
+    first, second = losses(run(changed(model={"dtype": "bfloat16"}), arguments(folder)))[:2]
+    assert abs(first - math.log(2)) < 1e-3 < abs(second - math.log(2))
 
 
 def test_packing_and_accumulation_do_not_change_the_losses(folder):
     expected = losses(run(SETTINGS, arguments(folder)))
     for budget in (46, 70, 4096):
-        found = run(
-            changed(trainer={"tokens_per_microbatch": budget}),
-            arguments(folder, work=folder / "w", out=folder / f"o{budget}"),
-        )
-        torch.testing.assert_close(losses(found), expected, atol=1e-5, rtol=0)
+        settings = changed(trainer={"tokens_per_microbatch": budget})
+        metrics = run(settings, arguments(folder, work=folder / "w", out=folder / f"o{budget}"))
+        torch.testing.assert_close(losses(metrics), expected, atol=1e-5, rtol=0)
 
 
 def test_two_nodes_are_one_node_to_the_byte(folder):
-    """Two torchruns, c10d rendezvous on the loopback, one folder: what two ranks of one torchrun write."""
+    """Two torchruns with c10d rendezvous and one folder write the same bytes as two ranks of one torchrun."""
     one, two = ({"work": folder / f"work{n}", "out": folder / f"out{n}"} for n in (1, 2))
     run_ranks(2, SETTINGS, arguments(folder, **one))
     run_ranks(2, SETTINGS, arguments(folder, **two), nodes=2)
@@ -66,7 +63,7 @@ def test_two_nodes_are_one_node_to_the_byte(folder):
 
 
 def test_two_ranks_are_one_rank_loss_by_loss(folder):
-    """With 5 pairs and batches of 4 the second batch of an epoch leaves one rank without work."""
+    """With 4 training pairs and batches of 3, the second batch of an epoch leaves one rank without work."""
     make_pairs(folder / "pairs.jsonl", count=5)
     settings = changed(dpo={"held_out": 0.2, "batch_size": 3})
     one = run(settings, arguments(folder))
@@ -76,7 +73,7 @@ def test_two_ranks_are_one_rank_loss_by_loss(folder):
         a, b = ([row[name] for row in metrics] for metrics in (one, two))
         torch.testing.assert_close(torch.tensor(a), torch.tensor(b), atol=1e-5, rtol=1e-6)
     norms = (torch.tensor([row["grad_norm"] for row in metrics if "grad_norm" in row]) for metrics in (one, two))
-    torch.testing.assert_close(*norms, atol=0, rtol=1e-4)  # Adam would hide a gradient of another scale
+    torch.testing.assert_close(*norms, atol=0, rtol=1e-4)  # Adam would hide a wrong scale of gradients
     assert [row["tokens"] for row in one if "tokens" in row] == [row["tokens"] for row in two if "tokens" in row]
     for a, b in zip(parameters(folder / "out"), parameters(folder / "out2"), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-2)
@@ -85,14 +82,14 @@ def test_two_ranks_are_one_rank_loss_by_loss(folder):
 def test_activation_checkpointing_does_not_change_the_losses(folder):
     expected = losses(run(SETTINGS, arguments(folder)))
     settings = changed(trainer={"activation_checkpointing": True})
-    found = run(settings, arguments(folder, work=folder / "w", out=folder / "o"))
-    assert torch.equal(losses(found), expected)
+    metrics = run(settings, arguments(folder, work=folder / "w", out=folder / "o"))
+    assert torch.equal(losses(metrics), expected)
 
 
 def test_weights_move_at_the_shipped_learning_rate(folder):
-    """bf16 alone would lose an update of 5e-6 on weights of 0.2, whose neighbours are 1e-3 apart."""
-    found = run(changed(model={"dtype": "bfloat16"}, dpo={"learning_rate": 5e-6, "epochs": 40}), arguments(folder))
-    assert losses(found)[-3:].mean() < losses(found)[:3].mean()
+    """Updates of 5e-6 would be lost in bf16, whose steps near 0.2 are 1e-3 wide."""
+    metrics = run(changed(model={"dtype": "bfloat16"}, dpo={"learning_rate": 5e-6, "epochs": 40}), arguments(folder))
+    assert losses(metrics)[-3:].mean() < losses(metrics)[:3].mean()
     before, after = parameters(folder / "model"), parameters(folder / "out")
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True) if a.dim() > 1)
 
@@ -142,9 +139,9 @@ def test_complete_output_is_left_alone_and_other_settings_replace_it(folder):
 
 def test_a_loss_that_is_not_finite_names_its_pairs(folder, monkeypatch):
     def poisoned(*given):
-        found = reference_logprob(*given)
-        found[[3, 7]] = torch.nan
-        return found
+        logprob_e2 = reference_logprob(*given)
+        logprob_e2[[3, 7]] = torch.nan
+        return logprob_e2
 
     monkeypatch.setattr("dpo.train.reference_logprob", poisoned)
     with pytest.raises(UserError, match=r"step \d: the loss is not finite in p[37](, p[37])?; .* dpo.learning_rate"):

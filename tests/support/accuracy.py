@@ -1,4 +1,4 @@
-"""The measure of a kernel: against fp64, its error is at most twice the eager version's in the same dtype."""
+"""Accuracy of a kernel: its error against fp64 is at most twice that of the eager version in the same dtype."""
 
 from collections.abc import Iterable
 

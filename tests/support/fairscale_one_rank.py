@@ -1,4 +1,4 @@
-"""What Meta's model takes from fairscale, as it is on one rank: plain layers. Fairscale itself is hard to install.
+"""Plain layers in place of fairscale's, which Meta's model needs: on one rank they are the same.
 
 Importing this module makes `llama_models.llama3.model` and `llama_models.checkpoint` importable.
 """

@@ -1,8 +1,7 @@
-"""Mend two faults of Triton's interpreter (3.7.1) in bfloat16, which it keeps as 16-bit integers.
+"""Correct two faults of Triton's interpreter (3.7.1) in bfloat16, which it keeps as 16-bit integers.
 
-`tl.dot` multiplies those integers (triton#11584), and casts from fp32 cut the mantissa off rather than round it.
-Importing this module replaces both by what the hardware does: exact products summed in fp32, rounding to the nearest
-even.
+`tl.dot` multiplies those integers (triton#11584), and casts from fp32 truncate the mantissa. Importing this module
+replaces both by the hardware's behaviour: exact products summed in fp32, and rounding to the nearest even.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Runs made by hand, through the real pairs stage and the real panel, for the report's tests."""
+"""Runs for tests of the report, made by hand with the real pairs stage and the real bias panel."""
 
 import random
 from pathlib import Path
@@ -26,7 +26,7 @@ ROW = {
 
 
 class Maker:
-    """A run's folder with as many prompts, responses and judgments as asked, of random words."""
+    """The folder of a run with `prompts` prompts, K responses each and N judgments each, of random words."""
 
     def __init__(self, folder: Path, prompts: int, K: int, N: int, lengths: tuple[int, int, int], seed: int = 0):
         self.folder, self.prompts, self.K, self.N, self.lengths = folder, prompts, K, N, lengths
@@ -49,7 +49,7 @@ class Maker:
         return path
 
     def iteration(self, number: int, judge_pairs: bool = True, planted: bool = True) -> dict:
-        """Writes an iteration; returns its row of the summary. The last prompt's scores are all equal."""
+        """Write an iteration and return its row of the summary. All scores of the last prompt are equal."""
         folder = self.folder / f"iter{number}"
         prompts = [{"id": f"t{number}{i:04}", "prompt": self.text(self.lengths[0])} for i in range(self.prompts)]
         if planted:
@@ -90,7 +90,7 @@ class Maker:
         }
 
     def judgments(self, response: dict, planted: bool, scores: list) -> list[dict]:
-        known = {"response_id": response["id"], "prompt_id": response["prompt_id"]}
+        lineage = {"response_id": response["id"], "prompt_id": response["prompt_id"]}
         rows = []
         for n in range(self.N):
             score = self.random.choice(scores)
@@ -98,13 +98,13 @@ class Maker:
             failure = "missing" if score is None else None
             rows.append(
                 COMMON
-                | known
+                | lineage
                 | {"id": f"{response['id']}/j{n}", "index": n, "text": text, "score": score, "failure": failure}
             )
         return rows
 
     def comparisons(self, number: int, responses: list[dict], judgments: list[dict]):
-        """Those of a meta-judge who likes the first shown, and the higher score."""
+        """Comparisons of a meta-judge that prefers the judgment shown first and the higher score."""
         by_response, draw = group_by(judgments, "response_id"), seeded_draw(0, number)
         for own in group_by(distinct_responses(responses), "prompt_id").values():
             response, distinct = meta_judged(own, by_response, draw)

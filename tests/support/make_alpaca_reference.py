@@ -1,12 +1,12 @@
-"""Makes tests/fixtures/alpaca_eval/reference.json: what the alpaca_eval package says of made-up annotations.
+"""Makes tests/fixtures/alpaca_eval/reference.json: results of the alpaca_eval package on made-up annotations.
 
-Run by hand, `python tests/make_alpaca_reference.py`, with
+Run by hand, `python tests/support/make_alpaca_reference.py`, with
 
     pip install --no-deps alpaca-eval==0.6.6
     pip install pandas patsy scikit-learn==1.9.1
 
-The tests read the file alone, and make the annotations again from their seeds. What the package would fetch, the gamed
-rows and the difficulties, is made up too.
+Tests read only the file, and make the annotations again from their seeds. The gamed rows and the difficulties, which
+the package would download, are made up too.
 """
 
 import contextlib
@@ -28,22 +28,22 @@ INSTRUCTIONS = 805
 
 @dataclass(frozen=True)
 class Case:
-    """How annotations are made up."""
+    """Parameters of made-up annotations."""
 
     rows: int = INSTRUCTIONS
     preferences: str = "float"
-    """float: of token probabilities; string: the same as strings; discrete: 1, 2 and the ties 0 and 1.5."""
+    """float: token probabilities; string: the same as strings; discrete: 1, 2 and the ties 0 and 1.5."""
     taste: float = 0.8
-    """For longer outputs."""
+    """Preference for longer outputs."""
     quality: float = 0.0
     nulls: int = 0
-    """Rows that were not judged; the package writes some of them without annotator."""
+    """Number of rows without a preference; the package writes some of them without annotator."""
     indexed: bool = False
-    """Whether rows stand in disorder, with their place as "index"."""
+    """Whether rows are shuffled, with their place as "index"."""
     constant: bool = False
     """Whether the model's output is always the same."""
     alike: bool = False
-    """Whether the model's outputs are all longer by the same length."""
+    """Whether all outputs of the model are longer by the same length."""
     itself: bool = False
     """Whether the model is its own baseline."""
 
@@ -105,7 +105,7 @@ def write_weights(path: Path) -> None:
 
 
 def annotations(name: str) -> list[dict[str, Any]]:
-    """The rows of a case, by its name alone."""
+    """The rows of a case; its name is the seed."""
     case, random = CASES[name], Random(name)
     difficulties = instruction_difficulties()
     rows: list[dict[str, Any]] = []
@@ -145,7 +145,7 @@ def annotations(name: str) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def package(folder: Path):
-    """`alpaca_eval.metrics.glm_winrate`, with files of `folder` for downloads and without what it does not need."""
+    """`alpaca_eval.metrics.glm_winrate` with files of `folder` as downloads and mocks for unneeded packages."""
     for name in ("pkg_resources", "datasets", "dotenv", "fire", "huggingface_hub", "openai", "tiktoken"):
         try:
             importlib.import_module(name)
@@ -162,10 +162,10 @@ def package(folder: Path):
 
 
 def outcomes(folder: Path, glm_winrate: Any) -> dict[str, Any]:
-    """The package's metrics and weights of each case, and its predictions from weights."""
+    """Metrics and weights of each case by the package, and its predictions from weights."""
     import pandas
 
-    found: dict[str, Any] = {}
+    cases: dict[str, Any] = {}
     for name in CASES:
         path = folder / "annotations.json"
         path.write_text(json.dumps(annotations(name)), encoding="utf-8")
@@ -173,16 +173,16 @@ def outcomes(folder: Path, glm_winrate: Any) -> dict[str, Any]:
             pandas.read_json(path), save_weights_dir=folder / name, is_warn_extreme_changes=False
         )
         [weights] = (folder / name).rglob("*.csv")
-        [kept] = pandas.read_csv(weights, index_col=0).to_dict(orient="split")["data"]
-        found[name] = {key: value.item() if hasattr(value, "item") else value for key, value in metrics.items()}
-        found[name]["weights"] = kept
+        [coefficients] = pandas.read_csv(weights, index_col=0).to_dict(orient="split")["data"]
+        cases[name] = {key: value.item() if hasattr(value, "item") else value for key, value in metrics.items()}
+        cases[name]["weights"] = coefficients
     write_weights(folder / "weights.csv")
     pairs = [("good", "base"), ("weak one", "base"), ("good", "weak one"), ("base", "base")]
     predictions = [
         [model, baseline, 100 * glm_winrate.predict_winrate(model, baseline, folder / "weights.csv").item()]
         for model, baseline in pairs
     ]
-    return {"cases": found, "predictions": predictions}
+    return {"cases": cases, "predictions": predictions}
 
 
 def main() -> None:
@@ -190,9 +190,9 @@ def main() -> None:
         folder = Path(name)
         write_data(folder)
         with package(folder) as glm_winrate:
-            found = outcomes(folder, glm_winrate)
+            reference = outcomes(folder, glm_winrate)
     REFERENCE.parent.mkdir(parents=True, exist_ok=True)
-    REFERENCE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    REFERENCE.write_text(json.dumps(reference, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

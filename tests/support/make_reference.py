@@ -1,6 +1,6 @@
-"""Makes tests/fixtures/*: small seeded Llama checkpoints and the logits that transformers gives for them (fp32).
+"""Makes tests/fixtures/*: small seeded Llama checkpoints and their logits by transformers (fp32).
 
-Run by hand with transformers installed: `python tests/make_reference.py`. The tests read the files alone.
+Run by hand with transformers installed: `python tests/support/make_reference.py`. Tests read only the files.
 """
 
 from pathlib import Path

@@ -11,7 +11,8 @@ from llama_models.llama3.args import ModelArgs
 from llama_models.llama3.model import Transformer
 from torch import Tensor
 
-from kernels.attention import Segments, VarlenAttention
+from kernels.attention import VarlenAttention
+from kernels.segments import Segments
 from model.llama import logits_head
 from model.weights import load_model
 
@@ -30,7 +31,7 @@ COLUMN_SPLIT = ("wo.weight", "w2.weight")
 
 
 def seeded(params: dict, seed: int = 0) -> dict[str, Tensor]:
-    """The tensors of Meta's own model, drawn anew: norms near one, the rest so large that errors would show."""
+    """Random tensors for Meta's own model: norms near one, the rest large enough that errors show."""
     names = Transformer(ModelArgs(**params, max_seq_len=64)).state_dict()
     generator = torch.Generator().manual_seed(seed)
     drawn = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in names.items()}
@@ -38,7 +39,7 @@ def seeded(params: dict, seed: int = 0) -> dict[str, Tensor]:
 
 
 def shards(tensors: dict[str, Tensor], count: int, embedding: int = 0) -> list[dict[str, Tensor]]:
-    """What each of `count` ranks of Meta's model parallelism holds; the embedding is split along `embedding`."""
+    """Shards of `count` ranks of Meta's model parallelism; the embedding is split along dimension `embedding`."""
 
     def part(name: str, tensor: Tensor, rank: int) -> Tensor:
         split = 1 if name.endswith(COLUMN_SPLIT) else embedding if name.startswith("tok_embeddings") else 0
@@ -54,7 +55,7 @@ def tiktoken_file(path: Path) -> None:
 
 
 def sentencepiece_file(path: Path) -> None:
-    """A small model trained as Llama 2's was: BPE, bytes for what is unknown, text taken as it is."""
+    """A small model trained like Llama 2's: BPE with byte fallback, text not normalised."""
     texts = ["the cat sat on the mat and the dog", "to be or not to be that is the question"] * 20
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),

@@ -1,4 +1,4 @@
-"""Llama and the losses written out once more, one sequence at a time, in the dtype of the weights: for tests."""
+"""A second, plain implementation of Llama and the DPO loss: fp64, one sequence at a time."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class PlainLlama:
-    """A Hugging Face directory's model in fp64. `weights` have the file's names and take gradients."""
+    """The model of a Hugging Face directory in fp64. `weights` have the names of the file and take gradients."""
 
     def __init__(self, folder: Path):
         self.config = json.loads((folder / "config.json").read_text())
@@ -48,7 +48,7 @@ class PlainLlama:
         return out.transpose(0, 1).reshape(tokens, -1) @ layer["self_attn.o_proj.weight"].T
 
     def logprobs(self, prompt: list[int], completion: list[int]) -> Tensor:
-        """log pi of each of the completion's tokens."""
+        """log pi of each completion token."""
         logits = self.logits(prompt + completion)[len(prompt) - 1 : -1]
         return (logits - logits.exp().sum(-1, keepdim=True).log())[range(len(completion)), completion]
 

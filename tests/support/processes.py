@@ -12,9 +12,9 @@ ITERATE = (str(ROOT / "iterate.py"), "--config", "tiny.toml")
 
 
 def start(place: Path, *words: str) -> subprocess.Popen:
-    """Python on the project's code, in a folder of its own, so that its models and runs are the test's.
+    """Start Python on the project's code in the folder `place`.
 
-    A shell's background job ignores Ctrl-C, and so would what the tests start when they are run as one.
+    Ctrl-C gets its default action back: jobs in the background of a shell ignore it, and so would their children.
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *words]
@@ -30,6 +30,7 @@ def start(place: Path, *words: str) -> subprocess.Popen:
 
 
 def run(place: Path, *words: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
     process = start(place, *words)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err

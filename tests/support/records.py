@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+from judging.judge_pairs import contests
+from judging.metajudge import choose_meta_judged
 from stages.settings import Iteration, Judge, Metajudge, Model, Respond, Settings
 
 CHAT = SimpleNamespace(prompt_ids=lambda messages: [1, *"".join(m["content"] for m in messages).encode(), 2])
@@ -43,3 +45,13 @@ def make_settings(**rules) -> Settings:
         metajudge=Metajudge(max_score_gap=gap),
         iteration=[Iteration(**rules)],
     )
+
+
+def decided(responses, judgments, battles, settings, iteration=1, spreads=None):
+    """The contests of an iteration: `responses` in order, `judgments` and `battles` by response id."""
+    chosen = choose_meta_judged(responses, judgments, settings, iteration, spreads)
+    return contests(chosen, {row["id"]: row for row in responses}, judgments, battles)
+
+
+def flattened(groups) -> list[dict]:
+    return [row for rows in groups.values() for row in rows]

@@ -1,4 +1,4 @@
-"""Verdicts read once more, by a plain recursive descent over the grammar without regular expressions: for tests."""
+"""A second, slow parser of verdicts: recursive descent over the grammar, without regular expressions."""
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction

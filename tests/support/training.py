@@ -62,6 +62,7 @@ def make_model(folder: Path, seed: int = 0, tied: bool = True) -> Path:
 
 
 def make_pairs(path: Path, count: int = 12, seed: int = 0, prompt: tuple[int, int] = (1, 9)) -> Path:
+    """Pairs of random tokens; `prompt`: the least and the most tokens of a prompt."""
     draw = random.Random(seed)
 
     def ids(low: int, high: int) -> list[int]:
@@ -80,13 +81,13 @@ def make_inputs(folder: Path) -> Path:
 
 
 def changed(settings: Settings = SETTINGS, **sections: dict[str, Any]) -> Settings:
-    """The settings with some keys of some sections changed: changed(dpo={"epochs": 3})."""
+    """Settings with some keys of some sections changed: changed(dpo={"epochs": 3})."""
     return replace(settings, **{name: replace(getattr(settings, name), **keys) for name, keys in sections.items()})
 
 
 def arguments(folder: Path, stage: str = "dpo", **changes: Any) -> argparse.Namespace:
     """The command's arguments for a model, pairs and outputs in `folder`."""
-    known = {
+    values = {
         "stage": stage,
         "iteration": 1,
         "model": folder / "model",
@@ -95,18 +96,18 @@ def arguments(folder: Path, stage: str = "dpo", **changes: Any) -> argparse.Name
         "work": folder / "work",
         "out": folder / "out",
     }
-    return argparse.Namespace(**(known | changes))
+    return argparse.Namespace(**(values | changes))
 
 
 def run(settings: Settings, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train in this process; the lines of metrics.jsonl."""
+    """Train in this process; returns the lines of metrics.jsonl."""
     with distributed(1) as world:
         train(given, settings, world)
     return list(read_jsonl(given.work / "metrics.jsonl"))
 
 
 def run_ranks(ranks: int, settings: Settings, given: argparse.Namespace, nodes: int = 1) -> list[dict[str, Any]]:
-    """Train under torchrun, or with one torchrun for each of several nodes; the lines of metrics.jsonl."""
+    """Train under one torchrun for each node; returns the lines of metrics.jsonl."""
     config = given.work.parent / f"{given.work.name}.toml"
     write_toml(config, settings)
     with socket.socket() as probe:
@@ -130,7 +131,7 @@ def run_ranks(ranks: int, settings: Settings, given: argparse.Namespace, nodes: 
 
 
 def write_toml(path: Path, settings: Settings) -> None:
-    """The sections that training reads."""
+    """Write the sections that training reads."""
     lines = [f"name = {json.dumps(settings.name)}", f"seed = {settings.seed}"]
     for section in ("model", "respond", "engine", "sft", "dpo", "trainer"):
         lines.append(f"[{section}]")
@@ -153,7 +154,7 @@ def parameters(folder: Path) -> list[Tensor]:
 
 
 def kill_at(monkeypatch, step: int) -> None:
-    """Have a run end without warning before it takes a step."""
+    """End a run without warning before it takes a step."""
     real = Trainer.step
 
     def killed(self, batch):
