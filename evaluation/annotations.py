@@ -1,9 +1,9 @@
-"""AlpacaEval's annotations: which of two outputs a judge prefers, a row an instruction.
+"""AlpacaEval's annotations: a judge's preference between two outputs, one row for each instruction.
 
-A JSON list as `alpaca_eval` writes it (annotations.json) and its repository publishes it, or `evaluation/annotate.py`:
-output_1 is the baseline's, output_2 the model's, and a preference goes from 1, the baseline's, to 2, the model's. Ties
-are 1.5, in older files 0; preferences may be strings; null is a row that the annotator gave none for, which then may
-have no annotator either. A file may be of a pool of annotators.
+The file is a JSON list as `alpaca_eval` writes and publishes it (annotations.json), or `evaluation/annotate.py` writes
+it. output_1 is the baseline's, output_2 the model's. A preference is a number, or a string of one, from 1 (the
+baseline's output) to 2 (the model's); 1.5, or in older files 0, is a tie; null is no preference, and such a row may
+have no annotator. A file may have a pool of annotators.
 """
 
 import math
@@ -28,20 +28,20 @@ class Annotations:
     model: str
     baseline: str
     annotator: str
-    """All names of a pool of annotators."""
+    """For a pool, all names, separated by commas."""
     preferences: NDArray[np.float64]
-    """[n], from 0, the baseline's output, to 1, the model's; NaN where there is none."""
+    """[n], from 0 (the baseline's output) to 1 (the model's); NaN for no preference."""
     lengths: NDArray[np.float64]
-    """[n, 2], characters of the baseline's and the model's output; NaN where it is no text."""
+    """[n, 2], characters of the baseline's and the model's output; NaN for an output that is no text."""
     positions: NDArray[np.int64]
-    """[n], where an instruction's difficulty is found: the row's "index" where rows have one, else its place."""
+    """[n], the index of the instruction's difficulty: the row's "index" if rows have one, else the row's place."""
 
 
 def read_annotations(path: Path) -> Annotations:
     """The annotations of a file.
 
-    Raises `UserError` naming file and entry for a missing key, an instruction that came before, a preference that is
-    none, and a second model or baseline.
+    Raises `UserError` naming file and entry for a missing key, a repeated instruction, an invalid preference, and a
+    second model or baseline.
     """
     places: dict[str, int] = {}
     names: dict[str, list[str]] = {key: [] for key in NAMES}
@@ -64,20 +64,20 @@ def read_annotations(path: Path) -> Annotations:
     if all(map(math.isnan, preferences)):
         raise UserError(f"{path}: no row has a preference; name a file that a judge has annotated")
     if not names["annotator"]:
-        raise UserError(f"{path}: no row has an annotator; say who judged")
+        raise UserError(f"{path}: no row has an annotator; add the judge's name")
     model, baseline, annotator = (", ".join(names[key]) for key in ("generator_2", "generator_1", "annotator"))
     return Annotations(path, model, baseline, annotator, np.array(preferences), np.array(lengths), np.array(positions))
 
 
 def _add_names(names: dict[str, list[str]], row: dict[str, Any], where: str) -> None:
-    """Add what a row says of who is compared and by whom, where it is new."""
-    for key, known in names.items():
-        # Rows that it could not judge may come out of the package without annotator, and it may have several.
-        if str(row[key]) in known or (key == "annotator" and row[key] is None):
+    """Add a row's model, baseline and annotator, if they are new."""
+    for key, values in names.items():
+        # A row that the package could not judge has no annotator; a file may have several annotators.
+        if str(row[key]) in values or (key == "annotator" and row[key] is None):
             continue
-        if known and key != "annotator":
-            raise UserError(f"{where}: {key} is {row[key]!r}, and {known[0]!r} before; keep one in a file")
-        known.append(str(row[key]))
+        if values and key != "annotator":
+            raise UserError(f"{where}: {key} is {row[key]!r}, and {values[0]!r} before; keep one in a file")
+        values.append(str(row[key]))
 
 
 def _length(output: Any) -> float:
@@ -85,7 +85,7 @@ def _length(output: Any) -> float:
 
 
 def _preference(row: dict[str, Any], where: str) -> float:
-    """In [0, 1], or NaN."""
+    """The preference in [0, 1], or NaN."""
     given = row["preference"]
     if given is None:
         return math.nan

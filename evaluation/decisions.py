@@ -140,8 +140,8 @@ def collect(form: Form, rows: Iterable[tuple[str, Record]], labelled: Labelled, 
         if (order, index) in verdicts[name]:
             raise UserError(f'{place}: {name!r} has this verdict already; remove one, or give each its own "index"')
         verdicts[name][order, index] = _verdict(form, row, place)
-    if missing := [repr(name) + (f", order {order}" if form == "comparisons" else "")
-                   for name, order in _asked(form, labelled) if order not in {o for o, _ in verdicts[name]}]:  # fmt: skip
+    needed = [row for row in _needed(form, labelled) if row[1] not in {order for order, _ in verdicts[row[0]]}]
+    if missing := [repr(name) + (f", order {order}" if form == "comparisons" else "") for name, order in needed]:
         shown = "; ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise UserError(f"{where}: no {KEYS[form]} of {shown}; add a row for each, null where there is none")
     return Decisions(form, {name: _numbered(KEYS[form], own) for name, own in verdicts.items()})
@@ -156,7 +156,7 @@ def _numbered(key: str, verdicts: Mapping[tuple[int, int], Any]) -> list[Record]
     return rows
 
 
-def _asked(form: Form, labelled: Labelled) -> list[tuple[str, int]]:
+def _needed(form: Form, labelled: Labelled) -> list[tuple[str, int]]:
     """(name, order) of each row that is needed."""
     if form == "scores":
         return [(case.name, 0) for case in labelled.cases]

@@ -1,4 +1,4 @@
-"""What a judge makes of answers, and the rows that say so in the forms of the benchmarks' own tools."""
+"""A judge's findings on answers, and their rows in the formats of the benchmarks' own tools."""
 
 import time
 from collections.abc import Sequence
@@ -17,32 +17,32 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a judge makes of two answers to a question."""
+    """A judge's finding on two answers to a question."""
 
     decision: Decision
     """"first" is the baseline's share."""
     raw: list[Record]
-    """The judgments or verdicts that it rests on."""
+    """The judgments or verdicts behind the decision."""
     games: tuple[str, str]
-    """What the judge wrote where the baseline's answer came first, and where the model's did."""
+    """The judge's texts: with the baseline's answer first, and with the model's first."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a judge makes of one turn's answer."""
+    """A judge's score of the answer of one turn."""
 
     value: float | None
     scale: list[float]
-    """The lowest and the highest score there is."""
+    """The lowest and the highest possible score."""
     text: str
 
 
 def alpaca_row(match: Match, finding: Finding, judge: str) -> Record:
-    """AlpacaEval's annotation of one instruction."""
+    """One instruction's annotation, in AlpacaEval's format."""
     assert match.baseline is not None
     first = finding.decision.first
-    known = {key: match.question.row[key] for key in ("dataset", "instruction") if key in match.question.row}
-    return known | {
+    copied = {key: match.question.row[key] for key in ("dataset", "instruction") if key in match.question.row}
+    return copied | {
         "output_1": match.baseline.texts[0],
         "generator_1": match.baseline.model,
         "output_2": match.answer.texts[0],
@@ -54,16 +54,16 @@ def alpaca_row(match: Match, finding: Finding, judge: str) -> Record:
 
 
 def arena_row(match: Match, finding: Finding, judge: str) -> Record:
-    """Arena-Hard's row of one question, in the form that its questions have."""
+    """One question's row in Arena-Hard's format, of the version that its questions have."""
     assert match.baseline is not None
     first = finding.decision.first
     baseline, swapped = finding.decision.orders or (first, first)
     scores = (_sign(baseline), _sign(None if swapped is None else 1 - swapped))
     row = match.question.row
     second_version = "uid" in row
-    known = {key: row[key] for key in (("uid", "category") if second_version else ("question_id",))}
+    copied = {key: row[key] for key in (("uid", "category") if second_version else ("question_id",))}
     texts = [{"answer": text} if second_version else text for text in finding.games]
-    return known | {
+    return copied | {
         "model": match.answer.model,
         "judge": judge,
         "baseline": match.baseline.model,
@@ -72,17 +72,17 @@ def arena_row(match: Match, finding: Finding, judge: str) -> Record:
 
 
 def _sign(a: Fraction | None) -> str | None:
-    """A game's score by A's share of it."""
+    """A game's verdict, from A's share of it."""
     return None if a is None else "A=B" if 2 * a == 1 else "A>B" if 2 * a > 1 else "B>A"
 
 
 def plain(value: Fraction) -> int | float:
-    """A fraction as a file has it."""
+    """A fraction as a number for JSON."""
     return int(value) if value.denominator == 1 else float(value)
 
 
 def turn_rows(match: Match, scores: Sequence[Score], judge: str, tstamp: float) -> list[Record]:
-    """MT-Bench's rows of one question; `tstamp` in seconds since 1970."""
+    """One question's rows in MT-Bench's format; `tstamp` is in seconds since 1970."""
     return [
         {
             "question_id": match.question.row["question_id"],
@@ -101,7 +101,7 @@ def turn_rows(match: Match, scores: Sequence[Score], judge: str, tstamp: float) 
 def write_findings(
     benchmark: str, matches: Sequence[Match], findings: Sequence[Finding], judge: str, name: str, out: Path
 ) -> Path:
-    """Write the annotations of compared answers; `name` is that of the file of Arena-Hard. Returns its path."""
+    """Write the annotations of compared answers; returns their path. `name` is the stem of Arena-Hard's file."""
     pairs = list(zip(matches, findings, strict=True))
     if benchmark == ALPACA_EVAL:
         path = out / "annotations.json"

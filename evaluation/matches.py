@@ -1,6 +1,6 @@
-"""A benchmark's questions with a model's answers to them, and a baseline's, read from its tools' files and joined.
+"""A benchmark's questions, joined with a model's answers and a baseline's.
 
-The files are those that `evaluation/answers.py` writes and that the benchmarks publish of other models.
+The files are written by `evaluation/answers.py`, or published by the benchmarks for other models.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,88 +14,88 @@ from stages.files import UserError
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said to one question."""
+    """A model's answer to one question."""
 
     model: str
     texts: list[str]
-    """One a turn; may be empty."""
+    """One text for each turn; a text may be empty."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """A question with the answers to it."""
+    """A question with its answers."""
 
     question: Question
     answer: Answer
     baseline: Answer | None
-    """None in MT-Bench, which compares nothing."""
+    """None in MT-Bench, which doesn't compare answers."""
 
 
 def read_matches(benchmark: str, answers: Path, baseline: Path | None, questions: Path | None) -> list[Match]:
-    """The questions with the answers to them, in the questions' order.
+    """The questions with their answers, in the questions' order.
 
-    AlpacaEval's baseline file holds its questions, and both files must hold the same ones. In the other two the file
-    of `questions` says what is judged: the answers must cover it, and may be to more. Raises `UserError` naming what is
-    missing, comes twice or is not a benchmark's row, and where.
+    AlpacaEval's questions are those of the baseline's file, and both files must have the same ones. In the other
+    benchmarks `questions` is the file of questions to judge; there may be more answers. Raises `UserError` naming file
+    and line for missing, repeated and malformed rows.
     """
     source = baseline if benchmark == ALPACA_EVAL else questions
     assert source is not None
     asked = read_questions(benchmark, source)
-    found = read_answers(benchmark, answers)
-    require(asked, found, benchmark, answers)
-    if benchmark == ALPACA_EVAL and (unasked := found.keys() - {told_by(benchmark, q) for q in asked}):
-        few = shortened(name for name in found if name in unasked)
+    own = read_answers(benchmark, answers)
+    require(asked, own, benchmark, answers)
+    if benchmark == ALPACA_EVAL and (unasked := own.keys() - {question_key(benchmark, q) for q in asked}):
+        few = shortened(name for name in own if name in unasked)
         raise UserError(f"{answers}: {len(unasked)} answers to what {source} does not have: {few}; name its baseline")
-    if len(models := {answer.model for answer in found.values()}) > 1:
+    if len(models := {answer.model for answer in own.values()}) > 1:
         raise UserError(f"{answers}: answers of {len(models)} models, {shortened(sorted(models))}; give each its file")
     against = read_answers(benchmark, baseline) if baseline else {}
     if baseline:
         require(asked, against, benchmark, baseline)
-    names = [told_by(benchmark, question) for question in asked]
-    return [Match(q, found[name], against.get(name)) for q, name in zip(asked, names, strict=True)]
+    keys = [question_key(benchmark, question) for question in asked]
+    return [Match(question, own[key], against.get(key)) for question, key in zip(asked, keys, strict=True)]
 
 
-def told_by(benchmark: str, question: Question) -> str:
-    """What the benchmark's tools tell a question by: its id; in AlpacaEval its text."""
+def question_key(benchmark: str, question: Question) -> str:
+    """The key of a question in the benchmark's files: its id; in AlpacaEval its text."""
     return question.turns[0] if benchmark == ALPACA_EVAL else question.id
 
 
 def require(questions: Sequence[Question], answers: dict[str, Answer], benchmark: str, path: Path) -> None:
-    """Raise `UserError` naming the questions of which a file has no answer."""
-    names = [told_by(benchmark, question) for question in questions]
+    """Raise `UserError` naming the questions to which a file has no answer."""
+    names = [question_key(benchmark, question) for question in questions]
     if missing := [name for name in names if name not in answers]:
         few = shortened(missing)
         raise UserError(f"{path}: no answer to {len(missing)} of {len(names)} questions: {few}; answer them all first")
 
 
 def shortened(names: Iterable[str]) -> str:
-    """The first names of many, each on one line and not too long."""
+    """The first names of a list, each cut to 60 characters."""
     listed = list(names)
     return ", ".join(repr(name[:60]) for name in listed[:5]) + (", ..." if len(listed) > 5 else "")
 
 
 def read_answers(benchmark: str, path: Path) -> dict[str, Answer]:
-    """The answers of a file, by what the benchmark's tools tell the question by.
+    """The answers of a file, by `question_key`.
 
-    Raises `UserError` naming file and line, or the entry of a JSON list, for a key that is missing, a text that is none
-    and a question that is answered twice.
+    Raises `UserError` naming file and line, or the entry of a JSON list, for a missing key, a text that is no text, and
+    a question that is answered twice.
     """
-    found: dict[str, Answer] = {}
+    answers: dict[str, Answer] = {}
     places: dict[str, str] = {}
     for where, row in read_rows(benchmark, path, "AlpacaEval's model_outputs.json of a model"):
         name, model, texts = _fields(benchmark, row, where)
-        if name in found:
+        if name in answers:
             raise UserError(f"{where}: {name[:60]!r} was answered before ({places[name]}); keep one of the two")
         if len(texts) != TURNS[benchmark] or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{where}: the answer to {name[:60]!r} must be {TURNS[benchmark]} texts; mend the row")
         if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
             raise UserError(f"{where}: the answer to {name[:60]!r} holds half a character (\\ud...); mend the row")
-        found[name], places[name] = Answer(model, texts), where
-    return found
+        answers[name], places[name] = Answer(model, texts), where
+    return answers
 
 
 def _fields(benchmark: str, row: dict[str, Any], where: str) -> tuple[str, str, list[Any]]:
-    """Question, model, and a text a turn."""
+    """Question, model, and one text for each turn."""
 
     def at(*keys: str | int) -> Any:
         value: Any = row

@@ -144,9 +144,9 @@ PANEL = {
     ("limits", "complaints"),
     [
         ({}, []),
-        ({"parse_rate": 0.6, "saturation": 0.7, "actor_yield": 0.4}, []),
+        ({"parse_rate": 0.6, "max_top_score_share": 0.7, "actor_yield": 0.4}, []),
         ({"parse_rate": 0.61}, ["60.0% of the judgments hold a score, limits.parse_rate is 0.61"]),
-        ({"saturation": 0.69}, ["70.0% of the scores are 5, limits.max_top_score_share is 0.69"]),
+        ({"max_top_score_share": 0.69}, ["70.0% of the scores are 5, limits.max_top_score_share is 0.69"]),
         ({"actor_yield": 0.5, "judge_yield": 0.1}, ["limits.actor_yield is 0.5", "limits.judge_yield is 0.1"]),
     ],
 )
@@ -158,7 +158,7 @@ def test_limits(limits, complaints):
 
 def test_limits_where_there_is_no_judge():
     panel = {"judge": None, "pairs": {"actor": {"pairs": 1, "yield": 0.01}}}
-    assert broken_limits(panel, Limits(parse_rate=1.0, judge_yield=1.0, saturation=0.0)) == []
+    assert broken_limits(panel, Limits(parse_rate=1.0, judge_yield=1.0, max_top_score_share=0.0)) == []
     assert len(broken_limits(panel, Limits(actor_yield=0.1))) == 1
 
 
@@ -168,7 +168,7 @@ def test_without_a_pair_there_is_nothing_to_train_on():
         "pairs": {"actor": {"pairs": 0, "yield": None}},
     }
     assert broken_limits(nothing, Limits()) == ["no prompt gives a pair"]
-    assert len(broken_limits(nothing, Limits(parse_rate=0.1, saturation=0.5))) == 2
+    assert len(broken_limits(nothing, Limits(parse_rate=0.1, max_top_score_share=0.5))) == 2
 
 
 def test_nothing_at_all():

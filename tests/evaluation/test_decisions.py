@@ -55,7 +55,7 @@ def test_scores_prefer_the_higher_mean(read, labelled):
     assert opinion.values["g/0"] == Fraction(9, 2) and opinion.values["g/2"] is None
     first = found.first(1).opinion(labelled)
     assert first.preferences["g/0-1"] == "second" and found.most == 2
-    assert len(found.said) == 10 and found.said.count(None) == 3
+    assert len(found.verdicts) == 10 and found.verdicts.count(None) == 3
 
 
 def test_comparisons_prefer_what_both_orders_do(read, labelled):

@@ -119,7 +119,7 @@ def without(row: dict, key: str) -> dict:
         ([annotation(0, None), annotation(1, None)], "a.json: no row has a preference"),
         ([annotation(0, 1), annotation(1, 1, generator_2="m2")], "entry 1: generator_2 is 'm2', and 'model' before"),
         ([annotation(0, 1), annotation(1, 1, generator_1="b2")], "entry 1: generator_1 is 'b2', and 'base' before"),
-        ([annotation(0, 1, annotator=None)], "a.json: no row has an annotator; say who judged"),
+        ([annotation(0, 1, annotator=None)], "a.json: no row has an annotator; add the judge's name"),
         ([annotation(0, 1, index=4), annotation(1, 2)], "entry 1: key 'index' is missing"),
         ([annotation(0, 1, index="4")], "entry 0: index is '4'"),
         ([annotation(0, 1, index=0.5)], "entry 0: index is 0.5"),
