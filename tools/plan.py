@@ -1,11 +1,11 @@
-"""What a run will cost, and whether it will fit, before it is started.
+"""What a run will cost and whether it will fit, estimated before it starts.
 
-    python tools/plan.py --config configs/llama3-8b-instruct.toml --gpus 8 --gpu h100
-    python tools/plan.py --config configs/smollm2-135m.toml
+    python -m tools.plan --config configs/llama3-8b-instruct.toml --gpus 8 --gpu h100
+    python -m tools.plan --config configs/smollm2-135m.toml
 
-The engine's scheduler goes through typical work units and the trainer packs typical batches, without weights and
-without a GPU; lengths and yields are those of `[plan]` in the config. A step's time is that of a stated roofline, or on
-this machine's CPU, which is measured for about 20 seconds. Exit code 0: everything fits; 1: something will not.
+The engine's scheduler runs typical shards and the trainer packs typical batches, without weights and without a GPU;
+lengths and yields are those of `[plan]` in the config. A step's time comes from a GPU's roofline, or from measuring
+this machine's CPU for about 20 seconds. Exit code 0: everything fits; 1: something will not.
 """
 
 import argparse
@@ -24,14 +24,13 @@ from model.config import LlamaConfig
 from prepare.seed_model import prepare
 from stages.files import UserError, command
 from stages.settings import Settings, load_settings
-from tools.bench.calibration import Measured
-from tools.doctor import machine_bytes
+from tools.bench.calibration import MeasuredCpu
 from tools.planning.checks import checks, free_disk, memory
 from tools.planning.machine import Machine
 from tools.planning.requests import Requests
 from tools.planning.roofline import CARDS, Roofline
-from tools.planning.room import disk, needs
-from tools.planning.stages import Run
+from tools.planning.room import disk, machine_bytes, memory_uses
+from tools.planning.stages import PlannedRun
 from tools.planning.texts import chat_format
 
 COUNTED = (
@@ -45,35 +44,35 @@ ON_GPUS = (
     "A step of generation takes the longer of its operations and its bytes, at the utilisations above, and "
     "step_milliseconds; a micro-batch of training the longer of its operations (3 forward passes, 4 with activation "
     "checkpointing) and of 8 bytes a parameter sent over the links between GPUs, at bandwidth_utilisation. "
-    "start_seconds is also for hashing a stage's inputs: of a seed without a manifest 2 bytes a parameter, in every "
+    "start_seconds also covers hashing a stage's inputs: of a seed without a manifest 2 bytes a parameter, in every "
     "stage that starts from it."
 )
 ON_A_CPU = (
-    "A step of generation takes, in seconds, the coefficients by 1, tokens, tokens drawn, keys read and keys seen; a "
-    "micro-batch of training those by 1 and its forward operations. All were measured just now. "
+    "A step's seconds are the sum of its coefficients times 1, tokens, tokens drawn, keys read and keys seen; a "
+    "micro-batch's of those times 1 and its forward operations. All were measured just now. "
     "Hashing the stages' inputs is not counted."
 )
 
 CPU_PARAMETERS = 1e9
-"""Of a model that is planned for a CPU, at most."""
+"""Parameters at most of a model that is planned for a CPU."""
 
 
-def plan(settings: Settings, config: LlamaConfig, machine: Machine, ranks: int) -> Run:
-    """All stages of a run."""
+def plan(settings: Settings, config: LlamaConfig, machine: Machine, ranks: int) -> PlannedRun:
+    """The run that `settings` describe, on `ranks` ranks of a machine."""
     chat = chat_format(Path(settings.model.path), config.vocab_size)
-    return Run(settings, config, machine, Requests(settings, chat), chat, ranks).iterate()
+    return PlannedRun(settings, config, machine, Requests(settings, chat), chat, ranks).iterate()
 
 
-def report(run: Run, card: str, folder: Path) -> dict[str, Any]:
+def report(run: PlannedRun, card: str, folder: Path) -> dict[str, Any]:
     """The plan as plain values: stages, totals, memory, disk, pairs, assumptions, checks. Sizes are in bytes."""
     settings, config = run.settings, run.config
-    room, found = {}, list(checks(run))
-    there = CARDS[card].memory if card != "cpu" else machine_bytes()
-    for use, needed, change in needs(run):
-        room[use] = needed
-        found.append(memory(sum(needed.values()), there, f"{use} on a {card}", change))
+    memory_parts, results = {}, list(checks(run))
+    available = CARDS[card].memory if card != "cpu" else machine_bytes()
+    for use, parts, change in memory_uses(run):
+        memory_parts[use] = parts
+        results.append(memory(sum(parts.values()), available, f"{use} on a {card}", change))
     space = disk(run)
-    found.append(free_disk(sum(space.values()), shutil.disk_usage(folder).free, folder))
+    results.append(free_disk(sum(space.values()), shutil.disk_usage(folder).free, folder))
     return {
         "name": settings.name,
         "parameters": config.parameter_count(),
@@ -83,42 +82,42 @@ def report(run: Run, card: str, folder: Path) -> dict[str, Any]:
         "seconds": sum(stage.seconds for stage in run.stages),
         "rank_hours": sum(stage.rank_hours for stage in run.stages),
         "pairs": [{"actor": actor, "judge": judge} for actor, judge in run.pairs],
-        "memory": room,
+        "memory": memory_parts,
         "disk": space,
         "assumptions": asdict(settings.plan) | {"characters_per_token": run.requests.texts.characters},
         "machine": run.machine.stated(),
-        "checks": [asdict(check) for check in found],
+        "checks": [asdict(check) for check in results],
     }
 
 
-def table(found: dict[str, Any]) -> str:
-    """The same for people."""
-    cpu = found["gpu"] == "cpu"
-    machine = "this machine's CPU" if cpu else f"{found['ranks']} x {found['gpu']}"
-    lines = [f"{found['name']}: {found['parameters'] / 1e9:.2f} billion parameters on {machine}", ""]
+def table(document: dict[str, Any]) -> str:
+    """A `report` as text for people."""
+    cpu = document["gpu"] == "cpu"
+    machine = "this machine's CPU" if cpu else f"{document['ranks']} x {document['gpu']}"
+    lines = [f"{document['name']}: {document['parameters'] / 1e9:.2f} billion parameters on {machine}", ""]
     columns = ("requests", "prompt", "computed", "new", "CPU-hours" if cpu else "GPU-hours", "time")
     lines.append(f"{'stage':20}" + "".join(f"{column:>11}" for column in columns))
-    for row in found["stages"]:
+    for row in document["stages"]:
         tokens = "".join(f"{_count(row[key]):>11}" for key in ("prompt_tokens", "computed_tokens", "new_tokens"))
         hours = f"{row['rank_hours']:>11.2f}{_time(row['seconds']):>11}"
         requests = f"{row['requests']:,}" if row["requests"] else "-"
         lines.append(f"{row['name']:20}{requests:>11}{tokens}{hours}")
-    lines.append(f"{'in all':64}{found['rank_hours']:>11.2f}{_time(found['seconds']):>11}")
-    parts = (f"{name} {hours:.1f}" for name, hours in _by_part(found["stages"]).items())
+    lines.append(f"{'in all':64}{document['rank_hours']:>11.2f}{_time(document['seconds']):>11}")
+    parts = (f"{name} {hours:.1f}" for name, hours in _by_part(document["stages"]).items())
     lines += [*_wrapped(f"{columns[-2]} of each part", ", ".join(parts)), ""]
-    if found["pairs"]:
-        pairs = (f"iter{t} {row['actor']} actor, {row['judge']} judge" for t, row in enumerate(found["pairs"], 1))
+    if document["pairs"]:
+        pairs = (f"iter{t} {row['actor']} actor, {row['judge']} judge" for t, row in enumerate(document["pairs"], 1))
         lines += _wrapped("pairs expected", "; ".join(pairs))
-    for use, parts in (found["memory"] | {"disk": found["disk"]}).items():
+    for use, parts in (document["memory"] | {"disk": document["disk"]}).items():
         title = "disk" if use == "disk" else f"{use}, memory a {'machine' if cpu else 'GPU'}"
         lines += _wrapped(title, f"{_sizes(parts)}; in all {sum(parts.values()) / 1e9:.1f} GB")
     lines += [
         "",
-        *_wrapped("assumed ([plan])", _listed(found["assumptions"])),
-        *_wrapped("machine", _listed(found["machine"])),
+        *_wrapped("assumed ([plan])", _listed(document["assumptions"])),
+        *_wrapped("machine", _listed(document["machine"])),
     ]
     lines += [*_wrapped("counted", f"{COUNTED} {ON_A_CPU if cpu else ON_GPUS}"), ""]
-    for check in found["checks"]:
+    for check in document["checks"]:
         change = f": {check['change']}" if check["change"] else ""
         lines += textwrap.wrap(f"{check['status']:14}{check['what']}{change}", 118, subsequent_indent=" " * 14)
     return "\n".join(lines)
@@ -162,19 +161,22 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def calibrated(config: Path) -> Measured:
+def calibrated(config: Path) -> MeasuredCpu:
     """This machine's CPU, measured in a process of its own."""
     print("measuring this machine's CPU, about 20 seconds", file=sys.stderr, flush=True)
     words = [sys.executable, "-m", "tools.bench.calibration", "--config", str(config), "--started", str(time.time())]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    found = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=environment)
-    if found.returncode:  # it has said why
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:  # the process has printed the reason
         raise SystemExit(2)
-    return Measured(**json.loads(found.stdout))
+    return MeasuredCpu(**json.loads(done.stdout))
 
 
 def choose_machine(arguments: argparse.Namespace, settings: Settings, config: LlamaConfig) -> tuple[Machine, str, int]:
-    """The machine, its name and its ranks. Raises `UserError` for an unknown GPU, and a model too large for a CPU."""
+    """The machine, its name and the number of ranks.
+
+    Raises `UserError` for an unknown GPU, for a number of GPUs below 1 and for a model too large for a CPU.
+    """
     card = arguments.gpu or ("cpu" if arguments.gpus is None else "h100")
     if card == "cpu":
         if arguments.gpus is not None:
@@ -186,10 +188,10 @@ def choose_machine(arguments: argparse.Namespace, settings: Settings, config: Ll
             )
         return calibrated(arguments.config), card, settings.nproc_per_node
     if card not in CARDS:
-        raise UserError(f"--gpu {card}: unknown; known are cpu, {', '.join(CARDS)}")
+        raise UserError(f"--gpu {card}: unknown; choose cpu, {', '.join(CARDS)}")
     ranks = settings.nproc_per_node if arguments.gpus is None else arguments.gpus
     if ranks < 1:
-        raise UserError(f"--gpus {ranks}: it must be at least 1")
+        raise UserError(f"--gpus {ranks}: must be at least 1")
     recompute = settings.trainer.activation_checkpointing
     return Roofline(config, settings.plan, CARDS[card], ranks, recompute), card, ranks
 
@@ -207,9 +209,9 @@ def main() -> None:
     config = LlamaConfig.load(settings.model.shape)
     machine, card, ranks = choose_machine(arguments, settings, config)
     folder = Path("runs") if Path("runs").is_dir() else Path(".")
-    found = report(plan(settings, config, machine, ranks), card, folder)
-    print(json.dumps(found, indent=2) if arguments.json else table(found))
-    if any(check["status"] == "will not fit" for check in found["checks"]):
+    document = report(plan(settings, config, machine, ranks), card, folder)
+    print(json.dumps(document, indent=2) if arguments.json else table(document))
+    if any(check["status"] == "will not fit" for check in document["checks"]):
         raise SystemExit(1)
 
 

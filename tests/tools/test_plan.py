@@ -27,15 +27,15 @@ from stages.files import UserError
 from stages.settings import Engine as EngineSettings
 from stages.settings import Iteration, Settings, load_settings
 from tools import plan as command_line
-from tools.bench.calibration import Measured, TrainingBench, fit, samples
+from tools.bench.calibration import MeasuredCpu, TrainingBench, fit, samples
 from tools.planning import checks, requests
 from tools.planning.checks import free_disk, memory
 from tools.planning.requests import Requests
 from tools.planning.roofline import CARDS, Roofline, generation_bytes, generation_flops
-from tools.planning.room import disk, generation_memory, needs
-from tools.planning.stages import Run
-from tools.planning.texts import Pieces, Texts, chat_format, single_tokens
-from tools.planning.training import training
+from tools.planning.room import disk, generation_memory, memory_uses
+from tools.planning.stages import PlannedRun
+from tools.planning.texts import StandInTokenizer, Texts, chat_format, single_tokens
+from tools.planning.training import training_work
 from tools.simulation import Simulation, StepWork
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,7 @@ def roofline(settings: Settings, config: LlamaConfig, ranks: int = 8) -> Rooflin
     return Roofline(config, settings.plan, CARDS["h100"], ranks, settings.trainer.activation_checkpointing)
 
 
-def planned(settings: Settings, config: LlamaConfig | None = None, ranks: int = 1) -> Run:
+def planned(settings: Settings, config: LlamaConfig | None = None, ranks: int = 1) -> PlannedRun:
     config = config or LlamaConfig.load(settings.model.shape)
     return command_line.plan(settings, config, roofline(settings, config, ranks), ranks)
 
@@ -113,12 +113,12 @@ def test_texts_have_the_tokens_that_are_asked_for(tiny):
     assert len(words) > 20
     assert len(chat.tokenizer.encode(Texts(words, 0.5, 0).text(300))) == pytest.approx(300, abs=1)
     absent = chat_format(Path("none"), 1000)
-    assert isinstance(absent.tokenizer, Pieces)
+    assert isinstance(absent.tokenizer, StandInTokenizer)
     assert len(absent.tokenizer.encode(Texts(single_tokens(absent), 0.5, 0).text(300))) == pytest.approx(300, abs=5)
 
 
 def test_the_stand_in_shares_what_texts_share():
-    encode = Pieces(4.5, 1000).encode
+    encode = StandInTokenizer(4.5, 1000).encode
     assert encode("a common beginning, then this")[:4] == encode("a common beginning, and that")[:4]
     assert encode("abcdefghi") != encode("abcdefghj") and len(encode("x" * 45)) == 10
 
@@ -172,8 +172,8 @@ def test_the_stages_are_those_of_a_run(tiny):
     assert [s.kind for s in planned(scores).stages if s.name.startswith("iter1")] == ["respond", "pairs", "dpo"]
 
 
-def test_units_are_claimed_by_ranks(tiny):
-    """Four units on three ranks take as long as on two: one rank has two of them."""
+def test_shards_are_claimed_by_ranks(tiny):
+    """Four shards on three ranks take as long as on two: one rank has two of them."""
     settings = changed(tiny, respond={"prompts_per_iteration": 32})
     times = [planned(settings, ranks=ranks).stages[2].seconds for ranks in (1, 2, 3, 4, 8)]
     fixed = settings.plan.start_seconds + roofline(settings, LlamaConfig.load(settings.model.path)).load_seconds
@@ -211,11 +211,11 @@ def test_training_counts_what_the_trainer_packs(tiny):
     config = LlamaConfig.load(tiny.model.path)
     settings = changed(tiny, dpo={"held_out": 0.1, "epochs": 2})
     pairs = [Example(str(i), [i] * 40, ([2] * 20, [3] * 20)) for i in range(16)]
-    found = training(config, settings, settings.dpo, pairs, 100, ranks=1)
+    found = training_work(config, settings, settings.dpo, pairs, 100, ranks=1)
     assert found.batches == 90 / 8
     assert found.computed_tokens == (40 + 19 + 19) * (2 * 90 + 2 * 10 + 100)
     assert [len(update) for update in found.updates] == [1, 1] and found.dropped == 0
-    halves = training(config, settings, settings.dpo, pairs, 100, ranks=2)
+    halves = training_work(config, settings, settings.dpo, pairs, 100, ranks=2)
     assert halves.updates[0][0] == pytest.approx(found.updates[0][0] / 2)
 
 
@@ -224,10 +224,10 @@ def test_training_ends_with_the_epoch_that_is_set(tiny):
     config = LlamaConfig.load(tiny.model.path)
     settings = changed(tiny, dpo={"held_out": 0.1, "epochs": 5})
     pairs = [Example(str(i), [i] * 40, ([2] * 20, [3] * 20)) for i in range(16)]
-    found = training(config, settings, settings.dpo, pairs, 100, 1, export_epoch=2)
+    found = training_work(config, settings, settings.dpo, pairs, 100, 1, export_epoch=2)
     assert (found.epochs, found.exports) == (2, 1)
     assert found.computed_tokens == (40 + 19 + 19) * (2 * 90 + 2 * 10 + 100)
-    assert training(config, settings, settings.dpo, pairs, 100, 1).exports == 5
+    assert training_work(config, settings, settings.dpo, pairs, 100, 1).exports == 5
     settings = replace(settings, iteration=[Iteration(), Iteration(epoch=2)])
     run = planned(changed(settings, plan={"actor_yield": 1.0}))
     assert [(found.epochs, found.exports) for found in run.trainings.values()] == [(3, 1), (5, 5), (2, 1)]
@@ -260,7 +260,7 @@ def test_fit_is_the_non_negative_least_squares():
 
 
 def test_a_measured_machine_adds_up():
-    machine = Measured(1.0, 2.0, (1.0, 0.1, 0.01, 0.0, 0.001), (1.0, 1e-9), (2.0, 3e-9), 0.5, 1e-9)
+    machine = MeasuredCpu(1.0, 2.0, (1.0, 0.1, 0.01, 0.0, 0.001), (1.0, 1e-9), (2.0, 3e-9), 0.5, 1e-9)
     assert machine.generation_seconds([StepWork(10, 2, 50, 100)] * 2) == pytest.approx(2 * (1 + 1 + 0.02 + 0.1))
     assert machine.update_seconds([1e9, 1e9]) == pytest.approx(2 * 2 + 6 + 0.5)
     assert machine.forward_seconds([1e9]) == pytest.approx(2.0)
@@ -306,11 +306,21 @@ CASES: list[tuple[dict, Callable, str, str]] = [
     ({"eft": EFT | {"held_out": 1.0}, "plan": {"groups": 20}}, checks.empty, "will not fit", "eft.held_out"),
     ({"evaluation": {"judge_cases": "{run}/other.jsonl"}}, checks.empty, "warning", "evaluation.judge_cases"),
     ({"judge": {"N": 1}}, checks.empty, "warning", "judge.N"),
-    ({"trainer": {"tokens_per_microbatch": 200}}, checks.tokens_per_microbatch, "warning", "trainer.tokens_per_microbatch"),
-    ({"trainer": {"tokens_per_microbatch": 20}}, checks.tokens_per_microbatch, "will not fit", "trainer.tokens_per_microbatch"),
+    (
+        {"trainer": {"tokens_per_microbatch": 200}},
+        checks.tokens_per_microbatch,
+        "warning",
+        "trainer.tokens_per_microbatch",
+    ),
+    (
+        {"trainer": {"tokens_per_microbatch": 20}},
+        checks.tokens_per_microbatch,
+        "will not fit",
+        "trainer.tokens_per_microbatch",
+    ),
     ({"dpo": {"batch_size": 1}}, checks.batches, "warning", "dpo.batch_size"),
     ({"dpo": {"batch_size": 3}}, checks.batches, "warning", "dpo.batch_size"),
-    ({"engine": {"shard_requests": 512}}, checks.units, "warning", "engine.shard_requests"),
+    ({"engine": {"shard_requests": 512}}, checks.shards, "warning", "engine.shard_requests"),
     ({"respond": {"prompts_per_iteration": 300}}, checks.pool, "will not fit", "prompts_per_iteration"),
     ({"model": {"prepare": "", "path": "none", "architecture": "TINY"}}, checks.paths, "warning", "model.path"),
     ({"respond": {"prompts": "none.jsonl"}}, checks.paths, "warning", "respond.prompts"),
@@ -327,10 +337,10 @@ def test_each_check_can_fail(tiny, monkeypatch, changes, check, status, setting)
     changes = {
         name: {k: tiny.model.path if v == "TINY" else v for k, v in keys.items()} for name, keys in changes.items()
     }
-    ranks = 5 if check is checks.units else 2  # two ranks have no idle one: the number of units is even
+    ranks = 5 if check is checks.shards else 2  # two ranks have no idle one: the number of shards is even
     fits, fails = list(check(planned(tiny, ranks=1))), list(check(planned(changed(tiny, **changes), ranks=ranks)))
     assert {found.status for found in fits} <= {"ok"}
-    assert any(found.status == status and setting in found.change for found in fails), fails
+    assert any(check.status == status and setting in check.what + check.change for check in fails), fails
 
 
 def test_sequences_that_give_way_are_counted_in_times(tiny):
@@ -342,7 +352,7 @@ def test_sequences_that_give_way_are_counted_in_times(tiny):
 def test_only_files_that_the_run_reads_are_wanted(tiny):
     """Without iterations there is no pool."""
     settings = changed(tiny, respond={"prompts": ""}, prompts=SEEDS | {"model": "none", "evaluation": ["none"]})
-    assert {check.change.rsplit(" ")[-1] for check in checks.paths(planned(settings)) if check.change} == {
+    assert {check.what.partition(":")[0] for check in checks.paths(planned(settings)) if check.change} == {
         *("prompts.seeds", "prompts.model", "prompts.evaluation")
     }
     assert {check.status for check in checks.paths(planned(replace(settings, iteration=[])))} == {"ok"}
@@ -354,7 +364,7 @@ def test_models_besides_the_seed_are_said_to_be_counted_as_the_seed(tiny):
     assert [check.status for check in found] == ["warning"] * 2
     assert [check.what.split(" is not")[0] for check in found] == ["prompts.model: a", "metajudge.model: b"]
     actors = replace(settings, iteration=[Iteration(judge_pairs=False)])
-    assert list(planned(actors).others) == ["pool"]
+    assert list(planned(actors).other_models) == ["pool"]
 
 
 def test_a_model_besides_the_seed_is_counted_with_its_own_shape(tiny, tmp_path):
@@ -366,11 +376,11 @@ def test_a_model_besides_the_seed_is_counted_with_its_own_shape(tiny, tmp_path):
     own, other = planned(tiny), planned(changed(tiny, metajudge={"model": str(tmp_path)}))
     changed_stages = [a.name for a, b in zip(own.stages, other.stages, strict=True) if a.seconds != b.seconds]
     assert changed_stages == ["iter1/comparisons"]
-    memories = {use: parts["KV cache"] for use, parts, _ in needs(other) if "generation" in use}
+    memories = {use: parts["KV cache"] for use, parts, _ in memory_uses(other) if "generation" in use}
     assert memories["generation by metajudge.model"] == 2 * memories["generation"]
     assert [check.status for check in checks.other_models(other)] == ["ok"]
     assert [c.status for c in checks.context(other) if c.what.startswith("metajudge")] == ["will not fit"]
-    other.machine = Measured(1.0, 2.0, (1.0, 0.1, 0.01, 0.0, 0.001), (1.0, 1e-9), (2.0, 3e-9), 0.5, 1e-9)
+    other.machine = MeasuredCpu(1.0, 2.0, (1.0, 0.1, 0.01, 0.0, 0.001), (1.0, 1e-9), (2.0, 3e-9), 0.5, 1e-9)
     [found] = checks.other_models(other)
     assert found.status == "warning" and "was not measured" in found.what
 
@@ -438,7 +448,7 @@ def test_json_and_exit_codes(monkeypatch, capsys):
 
 def test_mistakes_are_named(monkeypatch, capsys):
     llama = str(ROOT / "configs" / "llama3-8b-instruct.toml")
-    with pytest.raises(UserError, match="--gpu v100: unknown; known are cpu, a100"):
+    with pytest.raises(UserError, match="--gpu v100: unknown; choose cpu, a100"):
         run_command(monkeypatch, capsys, "--config", llama, "--gpus", "8", "--gpu", "v100")
     with pytest.raises(UserError, match=r"8\.0 billion parameters are too many for a CPU; .* GPUS=8 GPU=h100"):
         run_command(monkeypatch, capsys, "--config", llama)

@@ -1,4 +1,4 @@
-"""What the doctor tries in fresh processes: faults and silence are told, nothing is left behind."""
+"""What the doctor tries in processes of their own: faults and time-outs have a reason, nothing is left behind."""
 
 import json
 import os
@@ -15,14 +15,14 @@ from tools import trials
 ROOT = Path(__file__).parents[2]
 
 
-def test_fresh_processes_that_fail():
+def test_isolated_processes_that_fail():
     for call, words in {
         "no_such_thing()": "AttributeError: module 'tools.trials' has no attribute 'no_such_thing'",
         "os.abort()": "killed by SIGABRT",
         "try_folder('/proc')": "0 MB are free",
     }.items():
         with pytest.raises(UserError, match=words):
-            trials.fresh(call)
+            trials.run_isolated(call)
 
 
 def test_a_folder_that_can_not_be_written_to(monkeypatch):
@@ -33,8 +33,8 @@ def test_a_folder_that_can_not_be_written_to(monkeypatch):
 
 def test_a_folder_that_can(tmp_path, monkeypatch):
     monkeypatch.setattr(trials, "SPEED_BYTES", 8 * 2**20)
-    found = trials.try_folder(str(tmp_path))
-    assert found["write"] > 0 and found["read"] > 0 and list(tmp_path.iterdir()) == []
+    speeds = trials.try_folder(str(tmp_path))
+    assert speeds["write"] > 0 and speeds["read"] > 0 and list(tmp_path.iterdir()) == []
 
 
 def test_a_file_system_that_replaces_in_parts(tmp_path, monkeypatch):
@@ -59,7 +59,7 @@ def test_ranks_that_hang_are_ended(tmp_path):
     call = f"Path({str(tmp_path / 'started')!r}).touch() or trials.time.sleep({1000 + os.getpid()})"
     began = time.monotonic()
     with pytest.raises(UserError, match="no answer within 12 s"):
-        trials.fresh(call, sys.executable, *torchrun, "--shutdown-timeout", "5", "--no-python", limit=12)
+        trials.run_isolated(call, sys.executable, *torchrun, "--shutdown-timeout", "5", "--no-python", limit=12)
     assert time.monotonic() - began < 30 and (tmp_path / "started").exists()
     commands = (path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
     assert not any(call.encode() in command for command in commands)
@@ -68,7 +68,7 @@ def test_ranks_that_hang_are_ended(tmp_path):
 RANKS = """\
 W0801 12:00:00.000000 1 torch/distributed/run.py:800] Setting OMP_NUM_THREADS
 [rank1]: Traceback (most recent call last):
-[rank1]:   File "tools/trials.py", line 1, in meet
+[rank1]:   File "tools/trials.py", line 1, in sum_over_ranks
 [rank1]: RuntimeError: gloo: a sum over 2 ranks is wrong: [2.0]
 [rank0]: RuntimeError: Connection closed by peer
 torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
@@ -77,7 +77,7 @@ torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
 
 
 @pytest.mark.parametrize(
-    ("err", "code", "told"),
+    ("err", "code", "reason"),
     [
         (RANKS, 1, "RuntimeError: gloo: a sum over 2 ranks is wrong: [2.0]"),
         ("error: rank 0: another rank has ended\n", 1, "rank 0: another rank has ended"),
@@ -85,19 +85,20 @@ torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
         ("  error_file: <N/A>\n  traceback : Signal 11 (SIGSEGV) received by PID 7\n=====\n", 1, "killed by SIGSEGV"),
         ("", -9, "killed by SIGKILL"),
         ("some words\n\n", 3, "some words"),
-        ("", 3, "exit code 3, without a word"),
+        ("", 3, "exit code 3, no message"),
     ],
 )
-def test_reason(err, code, told):
-    assert trials.reason(err, code) == told
+def test_failure_reason(err, code, reason):
+    assert trials.failure_reason(err, code) == reason
 
 
-def test_kernels_give_what_their_twins_give(tmp_path):
+def test_kernels_give_what_the_eager_references_give(tmp_path):
     """In Triton's interpreter."""
-    code = f"import json; from tools import trials; print(json.dumps(trials.launch_kernels({str(tmp_path)!r}, 'cpu', 'float32')))"
+    call = f"launch_kernels({str(tmp_path)!r}, 'cpu', 'float32')"
+    code = f"import json; from tools import trials; print(json.dumps(trials.{call}))"
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert list(found) == ["logprob", "attention", "paged"]
-    assert all(0 < difference < 1e-4 for difference in found.values())
+    differences = json.loads(done.stdout)
+    assert list(differences) == ["logprob", "attention", "paged"]
+    assert all(0 < difference < 1e-4 for difference in differences.values())

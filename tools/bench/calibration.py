@@ -54,7 +54,7 @@ DRAWN_PAIRS = 32
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredCpu:
     """A CPU's coefficients, in seconds: a `tools.planning.machine.Machine`."""
 
     start_seconds: float
@@ -70,7 +70,7 @@ class Measured:
     disk: float
     """A byte's writing."""
 
-    def of(self, config: LlamaConfig) -> "Measured":
+    def of(self, config: LlamaConfig) -> "MeasuredCpu":
         """Itself: no other model was measured."""
         return self
 
