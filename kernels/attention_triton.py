@@ -1,7 +1,7 @@
 """Causal attention over packed segments, forward and backward, in Triton (FlashAttention-2, arXiv 2307.08691).
 
 Query i sees the keys j <= i of its own segment and all keys of the one that this continues, its prefix; segments are
-those of `kernels.attention.Segments`. With scale c = 1 / sqrt(d) and j over the keys that i sees:
+those of `kernels.segments.Segments`. With scale c = 1 / sqrt(d) and j over the keys that i sees:
 
     S_ij = c q_i . k_j     L_i = log sum_j exp S_ij     P_ij = exp(S_ij - L_i)     o_i = sum_j P_ij v_j
 
@@ -35,8 +35,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import launch
-from kernels.attention import Segments
 from kernels.launch import Launch
+from kernels.segments import Segments
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 

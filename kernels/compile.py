@@ -31,8 +31,8 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 import kernels.launch
 from kernels import attention_triton, logprob_triton, paged_triton, topp
-from kernels.attention import Segments
-from kernels.plan import NARROW_ROWS, Sizes
+from kernels.segments import Segments
+from kernels.tiles import NARROW_ROWS, TileSizes
 from stages.files import command
 
 TARGETS = (80, 90, 100)
@@ -131,12 +131,12 @@ def run_attention(shape: Shape, dtype: torch.dtype) -> None:
 
 def run_paged(shape: Shape, dtype: torch.dtype) -> None:
     """A decoding step of 64 sequences as a graph captures it."""
-    sizes = Sizes(tokens=64, tables=64, blocks=128, narrow=256, wide=256, entries=256)
-    reads = paged_triton.Reads.view(_empty(torch.int32, sum(sizes.parts)), sizes, merges=True)
+    sizes = TileSizes(tokens=64, tables=64, blocks=128, narrow=256, wide=256, entries=256)
+    tiles = paged_triton.DeviceTiles.view(_empty(torch.int32, sum(sizes.parts)), sizes, merges=True)
     cache = _empty(dtype, 1, 2, 512, shape.kv_heads, 16, shape.head_dim)
     qk, v = (_empty(dtype, 64, n, shape.head_dim) for n in (shape.heads + shape.kv_heads, shape.kv_heads))
     rope = (_empty(torch.float32, 64, 1, shape.head_dim), _empty(torch.float32, 64, 1, shape.head_dim))
-    paged_triton.TritonPagedAttention(cache, reads)(0, qk, v, rope)
+    paged_triton.TritonPagedAttention(cache, tiles)(0, qk, v, rope)
 
 
 def run_logprob(shape: Shape, dtype: torch.dtype) -> None:

@@ -1,12 +1,11 @@
 """Attention over a paged KV cache: keys and values live in blocks that a table names.
 
-A step's tokens are of two kinds. Spans of several tokens (prompts, or parts of them) attend one by one. Single tokens
-(decoding) attend all together, and a run of blocks that several of them share is read once for all: `kernels.pieces`
-cuts the tables into runs, every run is attended by all its readers, and a reader's partial results o_j are merged by
-their log-sum-exps l_j: o = sum_j exp(l_j - l) o_j with l = log sum_j exp(l_j).
+Prefill spans (prompts, or parts of them) attend one by one. Decode tokens attend all together, and a run of blocks that
+several of them share is read once for all (`kernels.metadata`). Every run is attended by all its readers, and a
+reader's partial results o_j are merged by their log-sum-exps l_j: o = sum_j exp(l_j - l) o_j, l = log sum_j exp(l_j).
 
 Shapes: t tokens of this step, h query heads, k key-value heads, g query heads a key-value head, d head_dim, n blocks of
-s tokens in the cache, b single tokens, p pieces of c tokens in one product, r readers of a piece, j pieces of a token.
+s tokens in the cache, b decode tokens, p runs of c tokens in one product, r readers of a run, j runs of a token.
 """
 
 import math
@@ -17,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.pieces import Piece, Span, alike, cut_pieces
+from kernels.metadata import AttentionMetadata, QuerySpan, SharedRun, batches
 from kernels.rope import Rope, rotate_and_store
 
 ALIGNED = 64
-"""Bytes: where torch lets a tensor begin."""
+"""Alignment of a tensor's memory, in bytes."""
 
 
 class PagedAttention:
@@ -30,30 +29,31 @@ class PagedAttention:
     First the step's keys (rotated) and values are stored, then every token attends to its sequence up to itself.
     """
 
-    def __init__(self, cache: Tensor, spans: list[Span], heads: int):
-        """`cache`: [layers, 2, n, k, s, d]; `heads`: h; `spans` cover the step's rows in order, single tokens first."""
+    def __init__(self, cache: Tensor, metadata: AttentionMetadata, heads: int):
+        """`cache`: [layers, 2, n, k, s, d]; `heads`: h."""
         self.cache = cache
         self.kv_heads, size = cache.shape[3:5]
-        slots = [span.blocks[i // size] * self.kv_heads * size + i % size for span in spans for i in span.positions]
+        slots = [
+            span.blocks[i // size] * self.kv_heads * size + i % size for span in metadata.spans for i in span.positions
+        ]
         head_k = torch.arange(self.kv_heads, device=cache.device) * size
         self.slots_tk = torch.tensor(slots, device=cache.device)[:, None] + head_k
-        single = [span for span in spans if len(span.positions) == 1]
-        self.decode = DecodeReads(cache, single, heads) if single else None
-        self.prefill = [PrefillRead(cache, span) for span in spans[len(single) :]]
+        self.decode = DecodeAttention(cache, metadata, heads) if metadata.decode else None
+        self.prefill = [PrefillAttention(cache, span) for span in metadata.prefill]
 
     def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
         cache = self.cache[layer]
         qk_thd = rotate_and_store(qk_thd, v_tkd, rope, cache, self.slots_tk)
         q_thd, k_tkd = qk_thd.split((qk_thd.shape[1] - self.kv_heads, self.kv_heads), dim=1)
         outputs = [self.decode(qk_thd, cache)] if self.decode else []
-        outputs += [read(q_thd, k_tkd, v_tkd, cache) for read in self.prefill]
+        outputs += [attend(q_thd, k_tkd, v_tkd, cache) for attend in self.prefill]
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
-class PrefillRead:
+class PrefillAttention:
     """Several tokens of one sequence attend to what the cache holds before them and, causally, to themselves."""
 
-    def __init__(self, cache: Tensor, span: Span):
+    def __init__(self, cache: Tensor, span: QuerySpan):
         self.kv_heads, size = cache.shape[3:5]
         self.span, self.bias_ts = span, None
         if span.start:  # else the step's own keys and values are all there is
@@ -76,29 +76,28 @@ class PrefillRead:
         return out_kgtd.flatten(0, 1).transpose(0, 1)
 
 
-class DecodeReads:
-    """Single tokens of many sequences attend, each run of blocks that several of them share read once.
+class DecodeAttention:
+    """Single tokens of many sequences attend; each run of blocks that several of them share is read once.
 
-    Queries, blocks and partial results are rows of matrices, so that what all the pieces need is one `index_select`.
+    Queries, blocks and partial results are rows of matrices, so that one `index_select` gathers those of all runs.
     """
 
-    def __init__(self, cache: Tensor, spans: list[Span], heads: int):
-        groups = alike(cut_pieces([span.blocks for span in spans], [span.end for span in spans], cache.shape[4]))
-        self.reads = [PieceRead(cache, pieces, heads) for pieces in groups]
-        self.query_rows = torch.cat([read.query_rows for read in self.reads])
-        self.block_rows = torch.cat([read.block_rows for read in self.reads])
-        self.parts_bjh, self.none_bj1 = self._parts(len(spans), heads, cache)
+    def __init__(self, cache: Tensor, metadata: AttentionMetadata, heads: int):
+        self.batches = [RunBatch(cache, runs, heads) for runs in batches(metadata.shared_runs())]
+        self.query_rows = torch.cat([batch.query_rows for batch in self.batches])
+        self.block_rows = torch.cat([batch.block_rows for batch in self.batches])
+        self.parts_bjh, self.none_bj1 = self._parts(len(metadata.decode), heads, cache)
 
     def _parts(self, count: int, heads: int, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of each token's partial results, and minus infinity where there is none (any row will do)."""
+        """Rows of each token's partial results, and minus infinity for padding, whose rows are arbitrary."""
         kv_heads, device = cache.shape[3], cache.device
         origins: list[list[tuple[int, int]]] = [[] for _ in range(count)]
         row, group = 0, heads // kv_heads
-        for read in self.reads:
-            for piece in read.pieces:
-                for i, reader in enumerate(piece.readers):
-                    origins[reader].append((row + i * group, read.readers * group))
-                row += kv_heads * read.readers * group
+        for batch in self.batches:
+            for run in batch.runs:
+                for i, reader in enumerate(run.readers):
+                    origins[reader].append((row + i * group, batch.readers * group))
+                row += kv_heads * batch.readers * group
         most = max(map(len, origins))
         padded = [parts + parts[:1] * (most - len(parts)) for parts in origins]
         origin_bj11, stride_bj11 = torch.tensor(padded, device=device)[..., None, None].unbind(2)
@@ -108,17 +107,17 @@ class DecodeReads:
         return (origin_bj11 + stride_bj11 * head_k1 + member_g).flatten(2), _bias(none_bj, torch.float32)[..., None]
 
     def __call__(self, qk_thd: Tensor, cache: Tensor) -> Tensor:
-        """[b, h, d]; the first b tokens of `qk_thd` [t, h + k, d] are the single ones."""
+        """[b, h, d]; the decode tokens are the first b of `qk_thd` [t, h + k, d]."""
         queries = qk_thd.flatten(0, 1).index_select(0, self.query_rows)
         blocks = cache.flatten(0, 2).flatten(1).index_select(0, self.block_rows)
         parts = zip(
-            self.reads,
-            queries.split([len(read.query_rows) for read in self.reads]),
-            blocks.split([len(read.block_rows) for read in self.reads]),
+            self.batches,
+            queries.split([len(batch.query_rows) for batch in self.batches]),
+            blocks.split([len(batch.block_rows) for batch in self.batches]),
             strict=True,
         )
         merged = self.parts_bjh.shape[1] > 1
-        results = [read(q, kv, merged) for read, q, kv in parts]
+        results = [batch(q, kv, merged) for batch, q, kv in parts]
         output, *statistics = (torch.cat(side) for side in zip(*results, strict=True))
         if not merged:
             return output[self.parts_bjh[:, 0]]
@@ -127,28 +126,28 @@ class DecodeReads:
         return merge(output[self.parts_bjh], lse[self.parts_bjh] + self.none_bj1)
 
 
-class PieceRead:
-    """Pieces of about one size, with about as many readers: their attention is one batched product."""
+class RunBatch:
+    """Runs of similar length with a similar number of readers: their attention is one batched product."""
 
-    def __init__(self, cache: Tensor, pieces: list[Piece], heads: int):
+    def __init__(self, cache: Tensor, runs: list[SharedRun], heads: int):
         kv_heads, size = cache.shape[3:5]
         device = cache.device
-        self.pieces = pieces
-        self.readers = max(len(piece.readers) for piece in pieces)
-        blocks = max(len(piece.blocks) for piece in pieces)
-        # What is padded is masked, or never looked at: any block and any reader will do.
-        tables = [piece.blocks + piece.blocks[:1] * (blocks - len(piece.blocks)) for piece in pieces]
-        readers = [piece.readers + piece.readers[:1] * (self.readers - len(piece.readers)) for piece in pieces]
+        self.runs = runs
+        self.readers = max(len(run.readers) for run in runs)
+        blocks = max(len(run.blocks) for run in runs)
+        # Padding may be any block and any reader: it is masked, or its result is never used.
+        tables = [run.blocks + run.blocks[:1] * (blocks - len(run.blocks)) for run in runs]
+        readers = [run.readers + run.readers[:1] * (self.readers - len(run.readers)) for run in runs]
         readers_p1r1 = torch.tensor(readers, device=device)[:, None, :, None] * (heads + kv_heads)
         heads_k1g = torch.arange(heads, device=device).view(kv_heads, 1, -1)
         self.query_rows = (readers_p1r1 + heads_k1g).flatten()
         self.block_rows = _block_rows(tables, cache)
-        tokens_p = torch.tensor([piece.tokens for piece in pieces], device=device).repeat_interleave(kv_heads)
+        tokens_p = torch.tensor([run.tokens for run in runs], device=device).repeat_interleave(kv_heads)
         self.bias_p1c = _bias(torch.arange(blocks * size, device=device) >= tokens_p[:, None, None], torch.float32)
 
     def __call__(self, queries: Tensor, blocks: Tensor, merged: bool) -> tuple[Tensor, ...]:
-        """Outputs, a row for each piece, key-value head, reader and query head, in this order; and if they are to be
-        merged, the highest score and weight, fp32, of each row: log-sum-exp = score - log weight."""
+        """Outputs, a row for each run, key-value head, reader and query head, in this order. For merging also each
+        row's highest score and weight, fp32: log-sum-exp = score - log weight."""
         d = queries.shape[-1]
         q = queries.view(len(self.bias_p1c), -1, d)
         k, v = blocks.view(2, len(q), -1, d)
@@ -159,8 +158,8 @@ class PieceRead:
 
 
 def empty_cache(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros: what no token has written is masked, but must be finite. On a CPU they take memory when they are written:
-    numpy has them from the system, where `torch.zeros` would go through all of it."""
+    """Zeros: unwritten slots are masked, but must be finite. On a CPU they take memory only when they are written:
+    numpy gets zero pages from the system, while `torch.zeros` would write all of them."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
@@ -170,12 +169,12 @@ def empty_cache(shape: Sequence[int], dtype: torch.dtype, device: torch.device) 
 
 
 def merge(outputs_bjhd: Tensor, lses_bjh: Tensor) -> Tensor:
-    """Each token's result [b, h, d] from its partial results and their log-sum-exps, fp32; minus infinity: no such."""
+    """Each token's result [b, h, d] from its partial results and their log-sum-exps, fp32 (minus infinity: no part)."""
     return (outputs_bjhd * lses_bjh.softmax(1)[..., None]).sum(1).to(outputs_bjhd.dtype)
 
 
 def _block_rows(tables: list[list[int]], cache: Tensor) -> Tensor:
-    """Where the blocks of each table lie for each head: rows of a layer's cache seen as [2 n k, s d], keys first."""
+    """Rows of each table's blocks, for each head, in a layer's cache viewed as [2 n k, s d]; keys first."""
     _, _, blocks, kv_heads, _, _ = cache.shape
     heads = torch.arange(kv_heads, device=cache.device)[:, None]
     rows = (torch.tensor(tables, device=cache.device)[:, None] * kv_heads + heads).flatten()

@@ -1,25 +1,24 @@
 """Attention over a paged KV cache in Triton: prefill in chunks, decoding, and runs of blocks that sequences share.
 
-A token's result is merged from its partial results over pieces of its sequence (`kernels.plan` says which):
+A token's result is merged from its partial results over runs of its sequence (`kernels.tiles` cuts them):
 
-    o_j = sum_n exp(S_n - l_j) v_n     l_j = log sum_n exp S_n     over the keys n of piece j that the token sees
+    o_j = sum_n exp(S_n - l_j) v_n     l_j = log sum_n exp S_n     over the keys n of run j that the token sees
     o = sum_j exp(l_j - l) o_j         l = log sum_j exp l_j       with S_n = q . k_n / sqrt(d)
 
-One kernel computes the o_j and l_j of every kind of piece: a chunk of a prompt against all before it, a part of a long
-context for one token, a prefix that many sequences share for all of them. A piece of which a token sees nothing has
+One kernel computes the o_j and l_j of every kind of run: a prompt's chunk against all tokens up to it, a part of a long
+context for one token, a prefix that many sequences share for all of them. A run of which a token sees nothing has
 l_j = -infinity, and no part in the result.
 
-Tiling. A program of `_read` has one key-value head and one tile of a plan: BLOCK_M rows, each a token and one of the g
-query heads of the key-value head, all of which read the same keys. It walks over the piece's keys in steps of BLOCK_N,
-through the block table. A token that has one entry in the plan gets its result there. For the others `_merge` has a
-program for each token and key-value head. No number of programs depends on data, so a plan that is padded to a size is
-a CUDA graph's fixed work: what pads exits at once.
+Tiling. A program of `_read` has one key-value head and one tile: BLOCK_M rows, each a token and one of the g query
+heads of the key-value head, all of which read the same keys. It walks over the run's keys in steps of BLOCK_N, through
+the block table. A token with a single entry gets its result there. For the others `_merge` has a program for each token
+and key-value head. The number of programs never depends on data, so tiles padded to a size are a CUDA graph's fixed
+work: the programs of the padding exit at once.
 
 Shapes: t tokens, h query heads, k key-value heads, g = h / k, d head_dim, n blocks of s tokens in the cache, b rows of
-the table with m blocks each, w tiles, e entries.
+the block table with m blocks each, w tiles, e entries.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,13 +29,13 @@ from torch import Tensor
 from kernels import launch
 from kernels.attention_triton import LOG2_E
 from kernels.launch import Launch
-from kernels.pieces import Span
-from kernels.plan import NARROW_ROWS, TILE_WIDTH, WIDE_ROWS, Sizes, plan_reads
+from kernels.metadata import AttentionMetadata
 from kernels.rope import Rope
 from kernels.rope_triton import rotate_and_store
+from kernels.tiles import NARROW_ROWS, TILE_WIDTH, WIDE_ROWS, TileSizes, build_tiles
 from kernels.transfer import to_device
 
-# Tiles by target and by the head size up to which they serve. 80's fit cards with 99 KiB of shared memory, too.
+# Tiles by target and largest head size. Those of 80 also fit cards with 99 KiB of shared memory.
 NARROW = {
     80: {64: Launch(NARROW_ROWS, 64, 4, 5), 128: Launch(NARROW_ROWS, 64, 4, 3)},
     90: {64: Launch(NARROW_ROWS, 64, 4, 5), 128: Launch(NARROW_ROWS, 64, 4, 5)},
@@ -59,11 +58,11 @@ def _cached(cache, table, n, length, block_stride, SIZE: tl.constexpr, D: tl.con
     return tl.load(rows[:, None] + columns[None, :], mask=seen[:, None] & (columns[None, :] < D), other=0.0)
 
 
-# A plan's parts lie anywhere in one tensor, and its table has any width: no reason to compile anew.
-PLAN = ["positions", "table", "tiles", "readers", "starts"]
+# Parts of one tensor have any alignment, and the table has any width: neither needs another compilation.
+UNALIGNED = ["positions", "table", "tiles", "readers", "starts"]
 
 
-@triton.jit(do_not_specialize=["table_row"], do_not_specialize_on_alignment=PLAN)
+@triton.jit(do_not_specialize=["table_row"], do_not_specialize_on_alignment=UNALIGNED)
 def _read(
     q,  # [t, h, d], contiguous in d; bf16, fp16 or fp32
     keys, values,  # [n, k, s, d], contiguous, like q
@@ -95,7 +94,7 @@ def _read(
     token = tl.load(readers + entry, mask=real, other=0)
     alone = tl.load(starts + token + 1, mask=real, other=0) - tl.load(starts + token, mask=real, other=0) == 1
     position = tl.load(positions + token, mask=real, other=-1)
-    seen = tl.minimum(position - first_block * SIZE + 1, tokens)  # of the piece's keys
+    seen = tl.minimum(position - first_block * SIZE + 1, tokens)  # of the run's keys
     in_tile = real[:, None] & (columns[None, :] < D)
     query_rows = q + token.to(tl.int64) * q_token + head * q_head
     queries = tl.load(query_rows[:, None] + columns[None, :], mask=in_tile, other=0.0)
@@ -163,8 +162,8 @@ def _merge(
 
 
 @dataclass(frozen=True)
-class Reads:
-    """A plan on the device, int32; `kernels.plan.Plan.integers` says what each part is."""
+class DeviceTiles:
+    """Tiles on the device, int32; `kernels.tiles.Tiles.integers` describes the parts."""
 
     positions_t: Tensor
     sequences_t: Tensor
@@ -178,8 +177,8 @@ class Reads:
     """Whether a token may have several entries."""
 
     @classmethod
-    def view(cls, integers: Tensor, sizes: Sizes, merges: bool) -> "Reads":
-        """The parts of a plan's integers, int32, in one tensor."""
+    def view(cls, integers: Tensor, sizes: TileSizes, merges: bool) -> "DeviceTiles":
+        """The parts of `Tiles.integers`, one int32 tensor."""
         positions, sequences, table, narrow, wide, readers, starts, entries = integers.split(sizes.parts)
         table, narrow, wide = table.view(-1, sizes.blocks), narrow.view(-1, TILE_WIDTH), wide.view(-1, TILE_WIDTH)
         return cls(positions, sequences, table, narrow, wide, readers, starts, entries, merges)
@@ -191,31 +190,30 @@ class TritonPagedAttention:
     First the step's keys (rotated) and values are stored, then every token attends to its sequence up to itself.
     """
 
-    def __init__(self, cache: Tensor, reads: Reads):
+    def __init__(self, cache: Tensor, tiles: DeviceTiles):
         """`cache`: [layers, 2, n, k, s, d]."""
-        self.cache, self.reads = cache, reads
+        self.cache, self.tiles = cache, tiles
         kv_heads, size = cache.shape[3:5]
-        positions_t = reads.positions_t.long()
-        blocks_t = reads.table_bm[reads.sequences_t.long(), positions_t // size].long()
+        positions_t = tiles.positions_t.long()
+        blocks_t = tiles.table_bm[tiles.sequences_t.long(), positions_t // size].long()
         heads_k = torch.arange(kv_heads, device=cache.device)
         self.slots_tk = (blocks_t[:, None] * kv_heads + heads_k) * size + (positions_t % size)[:, None]
 
     @classmethod
-    def plan(cls, cache: Tensor, spans: Sequence[Span], heads: int) -> "TritonPagedAttention":
-        """`heads`: h; `spans` cover the step's rows in order, single tokens first."""
-        kv_heads, size = cache.shape[3:5]
-        plan = plan_reads(spans, size, heads, kv_heads)
-        integers = to_device(plan.integers(plan.sizes, spare_block=0), torch.int32, cache.device)
-        return cls(cache, Reads.view(integers, plan.sizes, plan.merges))
+    def build(cls, cache: Tensor, metadata: AttentionMetadata, heads: int) -> "TritonPagedAttention":
+        """`heads`: h."""
+        tiles = build_tiles(metadata, heads, cache.shape[3])
+        integers = to_device(tiles.integers(tiles.sizes, spare_block=0), torch.int32, cache.device)
+        return cls(cache, DeviceTiles.view(integers, tiles.sizes, tiles.merges))
 
     def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
         cache = self.cache[layer]
         qk_thd = rotate_and_store(qk_thd, v_tkd, rope, cache, self.slots_tk)
-        return paged_attention(qk_thd[:, : qk_thd.shape[1] - v_tkd.shape[1]], cache, self.reads)
+        return paged_attention(qk_thd[:, : qk_thd.shape[1] - v_tkd.shape[1]], cache, self.tiles)
 
 
-def paged_attention(q_thd: Tensor, cache: Tensor, reads: Reads) -> Tensor:
-    """Attention of the step's tokens over a layer's cache [2, n, k, s, d] as planned; [t, h, d] in q's dtype.
+def paged_attention(q_thd: Tensor, cache: Tensor, tiles: DeviceTiles) -> Tensor:
+    """Attention of the step's tokens over a layer's cache [2, n, k, s, d]; [t, h, d] in q's dtype.
 
     `q_thd` and `cache` of one dtype, bf16 or fp16 (fp32 in the interpreter), q contiguous in d and rotated. Raises
     `UserError` for a head size above 128.
@@ -223,22 +221,22 @@ def paged_attention(q_thd: Tensor, cache: Tensor, reads: Reads) -> Tensor:
     (tokens, heads, d), (_, _, kv_heads, size, _), device = q_thd.shape, cache.shape, q_thd.device
     group, block_d = heads // kv_heads, launch.padded(d)
     out = torch.empty((tokens, heads, d), dtype=q_thd.dtype, device=device)
-    entries = len(reads.readers_e) if reads.merges else 0
+    entries = len(tiles.readers_e) if tiles.merges else 0
     parts = torch.empty((entries, heads, d), dtype=torch.float32, device=device)
     lses = torch.empty((entries, heads), dtype=torch.float32, device=device)
-    for tiles, settings in ((reads.narrow_w8, NARROW), (reads.wide_w8, WIDE)):
+    for tiles_w8, settings in ((tiles.narrow_w8, NARROW), (tiles.wide_w8, WIDE)):
         tile = launch.choose(settings, device, d)
-        if len(tiles):
-            _read[(kv_heads, len(tiles))](
+        if len(tiles_w8):
+            _read[(kv_heads, len(tiles_w8))](
                 q_thd, cache[0], cache[1], out, parts, lses,
-                reads.positions_t, reads.table_bm, tiles, reads.readers_e, reads.starts_t,
-                heads, d**-0.5 * LOG2_E.value, *q_thd.stride()[:2], reads.table_bm.stride(0), cache.stride(1),
+                tiles.positions_t, tiles.table_bm, tiles_w8, tiles.readers_e, tiles.starts_t,
+                heads, d**-0.5 * LOG2_E.value, *q_thd.stride()[:2], tiles.table_bm.stride(0), cache.stride(1),
                 GROUP=group, SIZE=size, D=d, BLOCK_D=block_d, WIDTH=TILE_WIDTH,
                 BLOCK_M=tile.m, BLOCK_N=tile.n, **tile.options,
             )  # fmt: skip
-    if reads.merges:
+    if tiles.merges:
         _merge[(tokens, kv_heads)](
-            out, parts, lses, reads.starts_t, reads.entries_e, heads,
+            out, parts, lses, tiles.starts_t, tiles.entries_e, heads,
             GROUP=group, BLOCK_G=launch.padded(group, 1), D=d, BLOCK_D=block_d, num_warps=1 if d <= 64 else 2,
         )  # fmt: skip
     return out

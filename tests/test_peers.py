@@ -12,7 +12,8 @@ import pytest
 import torch
 from marks import needs_int8
 
-from kernels.attention import Segments, VarlenAttention
+from kernels.attention import VarlenAttention
+from kernels.segments import Segments
 from model.chat import load_chat
 from model.llama import logits_head
 from model.tokenizer import tiktoken_backend

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import attention, launch
-from kernels.attention import Segments
 from kernels.launch import Launch
+from kernels.segments import Segments
 
 pytestmark = pytest.mark.kernels
 

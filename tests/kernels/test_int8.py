@@ -9,8 +9,9 @@ import scipy.linalg
 import torch
 from marks import needs_int8
 
-from kernels.attention import Segments, VarlenAttention
+from kernels.attention import VarlenAttention
 from kernels.int8 import Int8Weight, int8_linear
+from kernels.segments import Segments
 from model.config import LlamaConfig
 from model.dtype import generation_dtype, held_dtype, training_dtype
 from model.llama import Llama, logits_head

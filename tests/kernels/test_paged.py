@@ -1,4 +1,4 @@
-"""Attention over the paged cache: the pieces that shared blocks are cut into, and what is computed with them."""
+"""Attention over the paged cache: the runs that block tables are cut into, and their attention."""
 
 import os
 import subprocess
@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.metadata import PRODUCT_BLOCKS, SharedRun, batches, build_metadata, shared_runs
 from kernels.paged import PagedAttention, empty_cache, merge
-from kernels.pieces import PRODUCT_BLOCKS, Piece, Span, alike, cut_pieces
 
 
 @st.composite
@@ -36,14 +36,14 @@ def block_tables(draw) -> tuple[list[list[int]], list[int], int]:
 @given(block_tables())
 def test_every_sequence_reads_each_of_its_tokens_once(case):
     tables, lengths, size = case
-    pieces = cut_pieces(tables, lengths, size)
+    runs = shared_runs(tables, lengths, size)
     for i, (table, length) in enumerate(zip(tables, lengths, strict=True)):
-        own = [piece for piece in pieces if i in piece.readers]
-        assert [block for piece in own for block in piece.blocks] == table[: -(-length // size)]
-        assert sum(piece.tokens for piece in own) == length
-        assert all(piece.tokens == len(piece.blocks) * size for piece in own[:-1])
-    grouped = [piece for group in alike(pieces) for piece in group]
-    assert sorted(map(id, grouped)) == sorted(map(id, pieces))
+        own = [run for run in runs if i in run.readers]
+        assert [block for run in own for block in run.blocks] == table[: -(-length // size)]
+        assert sum(run.tokens for run in own) == length
+        assert all(run.tokens == len(run.blocks) * size for run in own[:-1])
+    grouped = [run for batch in batches(runs) for run in batch]
+    assert sorted(map(id, grouped)) == sorted(map(id, runs))
 
 
 def test_what_is_shared_is_read_once_at_every_level():
@@ -55,15 +55,15 @@ def test_what_is_shared_is_read_once_at_every_level():
         for _ in range(4):
             response = [next(number) for _ in range(5)]
             tables += [[*range(8), *question, *response, next(number), next(number)] for _ in range(4)]
-    pieces = cut_pieces(tables, [len(table) * 16 for table in tables], 16)
-    assert sum(len(piece.blocks) for piece in pieces) <= 8 * (8 + 6) + 32 * 5 + 128 * 2
+    runs = shared_runs(tables, [len(table) * 16 for table in tables], 16)
+    assert sum(len(run.blocks) for run in runs) <= 8 * (8 + 6) + 32 * 5 + 128 * 2
 
 
-def test_pieces_that_pad_much_are_computed_apart():
-    pieces = [Piece([0] * blocks, blocks * 16, [i]) for i, blocks in enumerate([2] * 40 + [16] * 40)]
-    assert [len(group) for group in alike(pieces)] == [40, 40]
-    few = [Piece([0] * blocks, blocks * 16, [i]) for i, blocks in enumerate([2] * 2 + [16] * 40)]
-    assert PRODUCT_BLOCKS > 2 * 14 and [len(group) for group in alike(few)] == [42]
+def test_runs_that_pad_much_are_computed_apart():
+    runs = [SharedRun([0] * blocks, blocks * 16, [i]) for i, blocks in enumerate([2] * 40 + [16] * 40)]
+    assert [len(batch) for batch in batches(runs)] == [40, 40]
+    few = [SharedRun([0] * blocks, blocks * 16, [i]) for i, blocks in enumerate([2] * 2 + [16] * 40)]
+    assert PRODUCT_BLOCKS > 2 * 14 and [len(batch) for batch in batches(few)] == [42]
 
 
 def reference(q_hd, k_skd, v_skd):
@@ -91,21 +91,22 @@ def test_attention_equals_the_formula(case, heads, prompt, low):
     generator = torch.Generator().manual_seed(len(used))
     shared = tables[0][: lengths[0] // size]
     more = [*shared, *range(len(used), len(used) + -(-prompt // size))]
-    spans = [Span(i, length - 1, length, table) for i, (length, table) in enumerate(zip(lengths, tables, strict=True))]
-    spans.append(Span(len(spans), len(shared) * size, len(shared) * size + prompt, more))
+    decode = [(length - 1, length, table) for length, table in zip(lengths, tables, strict=True)]
+    last = (len(shared) * size, len(shared) * size + prompt, more)
+    metadata = build_metadata([*decode, last], [], size) if prompt == 1 else build_metadata(decode, [last], size)
     dtype = torch.bfloat16 if low else torch.float32
     cache = torch.randn(1, 2, len(used) + 40, k, size, d, generator=generator).to(dtype)
     rows = len(tables) + prompt
     qk, v = (torch.randn(rows, n, d, generator=generator).to(dtype) for n in (h + k, k))
     still = (torch.ones(rows, 1, d), torch.zeros(rows, 1, d))  # no rotation
-    found = PagedAttention(cache, spans, h)(0, qk, v, still)
+    attended = PagedAttention(cache, metadata, h)(0, qk, v, still)
     keys, values = (x.transpose(1, 2) for x in cache[0])  # [blocks, s, k, d]
-    for span in spans:
+    for span in metadata.spans:
         for row, position in enumerate(span.positions, start=span.row):
             blocks = span.blocks[: position // size + 1]
             wanted = reference(qk[row, :h], *(x[blocks].flatten(0, 1)[: position + 1] for x in (keys, values)))
             torch.testing.assert_close(
-                found[row].double(), wanted, atol=4e-2 if low else 2e-6, rtol=2e-2 if low else 1e-5
+                attended[row].double(), wanted, atol=4e-2 if low else 2e-6, rtol=2e-2 if low else 1e-5
             )
 
 
@@ -140,9 +141,9 @@ print(cache.nbytes, held() - before)
 
 
 def test_a_cache_takes_memory_when_it_is_written():
-    """In a process of its own: the trainer, whose tests run in this one, tells glibc to keep what is freed."""
+    """In a process of its own, since the trainer's tests make glibc keep freed memory in this one."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", HOLD]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=100)
-    size, held = map(int, found.stdout.split())
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=100)
+    size, held = map(int, process.stdout.split())
     assert size == 4 * 2 * 10000 * 3 * 16 * 64 * 2 and held < size / 10

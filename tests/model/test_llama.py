@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kernels.attention import Segments, VarlenAttention
+from kernels.attention import VarlenAttention
+from kernels.metadata import build_metadata
 from kernels.paged import PagedAttention
-from kernels.pieces import Span
+from kernels.segments import Segments
 from model.config import LlamaConfig
 from model.llama import Llama, logits_head
 from model.weights import load_model
@@ -58,11 +59,11 @@ def test_prefill_and_decode_equal_one_forward(case):
     blocks = [list(range(0, 40, 2)), list(range(41, 1, -2))]
     ids, expected = reference["ids"], reference["logits"]
     for start, end in [(0, 21), (21, 50), *((i, i + 1) for i in range(50, 70))]:
-        width = end - start
-        spans = [Span(i * width, start, end, blocks[i]) for i in range(2)]
+        both = [(start, end, table) for table in blocks]
+        metadata = build_metadata(both, [], size) if end - start == 1 else build_metadata([], both, size)
         tokens = torch.cat([ids[0, start:end], ids[1, start:end]])
         positions = torch.arange(start, end).repeat(2)
-        logits = model(tokens, positions, PagedAttention(cache, spans, config.num_attention_heads), logits_head)
+        logits = model(tokens, positions, PagedAttention(cache, metadata, config.num_attention_heads), logits_head)
         assert close(logits, torch.cat([expected[0, start:end], expected[1, start:end]]))
 
 

@@ -7,7 +7,8 @@ from workload import FIXTURE, mixed_requests
 from dpo.data import Example
 from dpo.loss import completion_logprob
 from dpo.packing import lay_out
-from kernels.attention import Segments, VarlenAttention
+from kernels.attention import VarlenAttention
+from kernels.segments import Segments
 from model.llama import logits_head
 from model.weights import load_model
 from sampling.engine import Engine

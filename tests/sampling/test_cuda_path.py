@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dpo.packing
-import kernels.attention
 import kernels.paged_triton
+import kernels.segments
 import sampling.engine
 from dpo.data import Example
 from dpo.loss import completion_logprob, dpo_loss
@@ -27,14 +27,13 @@ from dpo.optimizer import squared_norm
 from dpo.packing import lay_out
 from kernels.compile import recording
 from kernels.launch import use_triton
-from kernels.pieces import Span
-from kernels.plan import Sizes
+from kernels.tiles import TileSizes
 from model.config import LlamaConfig
 from model.llama import Llama, _frequencies
 from sampling.engine import Engine
 from sampling.graphs import Inputs, bucket, decode, power_of_two
 from sampling.request import Request, Sampling
-from sampling.scheduler import Scheduled, Sequence
+from sampling.scheduler import Scheduled, Sequence, Step
 from stages.files import UserError
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "llama3"
@@ -98,25 +97,24 @@ def bf16_model() -> Llama:
     return model
 
 
-def item(row: int, length: int, start: int, blocks: list[int]) -> tuple[Scheduled, Span]:
+def item(length: int, start: int, blocks: list[int]) -> Scheduled:
     request = Request("r", list(range(length)), Sampling(1.0, 0.9, 8), seed=1)
-    sequence = Sequence(request, 0, 100, list(request.ids), computed=start, num_kv_blocks=blocks)
-    return Scheduled(sequence, start, length), Span(row, start, length, blocks)
+    sequence = Sequence(request, 0, 100, list(request.ids), computed=start, blocks=blocks)
+    return Scheduled(sequence, start, length)
 
 
 def test_a_mixed_step_stays_on_the_device(fake_engine):
     """Decoding with a shared prefix, a prompt from its beginning, and one behind a prefix."""
-    items = [item(0, 20, 19, [0, 1, 2]), item(1, 24, 23, [0, 1, 3])]
-    items += [item(2, 13, 0, [4, 5]), item(15, 30, 16, [0, 1, 6, 7])]
-    scheduled, spans = map(list, zip(*items, strict=True))
-    logits = fake_engine._logits(scheduled, spans)
+    decode = [item(20, 19, [0, 1, 2]), item(24, 23, [0, 1, 3])]
+    step = Step(decode, [item(13, 0, [4, 5]), item(30, 16, [0, 1, 6, 7])])
+    logits = fake_engine._logits(step, step.metadata(8))
     assert logits.shape == (4, fake_engine.model.config.vocab_size)
     assert (logits.device.type, logits.dtype) == ("cuda", torch.bfloat16)
 
 
 @pytest.mark.parametrize("fake_engine", ["triton"], indirect=True)
 def test_what_is_captured_has_no_host_sync_and_no_shape_from_data(fake_engine):
-    sizes = Sizes(tokens=8, tables=8, num_kv_blocks=4, narrow=16, wide=16, entries=32)
+    sizes = TileSizes(tokens=8, tables=8, blocks=4, narrow=16, wide=16, entries=32)
     inputs = Inputs.zeros(sizes, torch.device("cuda"))
     decode(fake_engine.model, fake_engine.cache, inputs, sizes)  # the constant tables are made once
     with OnDevice() as watched, recording(90) as launches:
@@ -133,7 +131,7 @@ def test_a_training_micro_batch_has_no_host_sync(fake_cuda, monkeypatch):
     """Forward and loss of pairs that share prompts, the reference looked up on the device, and the gradients' norm.
 
     Autograd runs no backward pass for a device that is not there."""
-    for module in (dpo.packing, kernels.attention):
+    for module in (dpo.packing, kernels.segments):
         monkeypatch.setattr(module, "to_device", lambda values, dtype, device: torch.tensor(values, device=device))
     device = torch.device("cuda")
     with FakeTensorMode(), recording(90):
@@ -166,8 +164,8 @@ def test_the_watch_sees_a_sync(fake_cuda):
 
 def test_buckets():
     assert [power_of_two(n) for n in (0, 1, 2, 3, 4, 5, 128, 129)] == [1, 1, 2, 4, 4, 8, 128, 256]
-    sizes = bucket(Sizes(tokens=5, tables=5, num_kv_blocks=9, narrow=3, wide=0, entries=33))
-    assert sizes == Sizes(tokens=8, tables=8, num_kv_blocks=16, narrow=16, wide=16, entries=64)
+    sizes = bucket(TileSizes(tokens=5, tables=5, blocks=9, narrow=3, wide=0, entries=33))
+    assert sizes == TileSizes(tokens=8, tables=8, blocks=16, narrow=16, wide=16, entries=64)
     assert bucket(sizes) == sizes
 
 

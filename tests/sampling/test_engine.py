@@ -8,7 +8,8 @@ import pytest
 import torch
 from workload import FIXTURE, GREEDY, mixed_requests
 
-from kernels.attention import Segments, VarlenAttention
+from kernels.attention import VarlenAttention
+from kernels.segments import Segments
 from model.llama import Llama, logits_head
 from model.weights import load_model
 from sampling.engine import Engine

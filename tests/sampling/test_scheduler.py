@@ -98,7 +98,7 @@ def test_any_sequence_of_events(prompts, arrivals, size, spare, budget, sequence
 
 
 def test_a_prompt_that_can_never_fit_is_refused():
-    machine = Machine(num_kv_blocks=4, size=2, budget=8, sequences=4)
+    machine = Machine(blocks=4, size=2, budget=8, sequences=4)
     assert not machine.scheduler.add(Request("long", [0] * 8, Sampling(1.0, 1.0, 1), 0))
     assert not machine.scheduler.add(Request("empty", [], Sampling(1.0, 1.0, 1), 0))
     assert machine.scheduler.add(Request("fits", [0] * 7, Sampling(1.0, 1.0, 5), 0))
@@ -106,7 +106,7 @@ def test_a_prompt_that_can_never_fit_is_refused():
 
 def test_the_youngest_gives_way_and_loses_nothing():
     """Two sequences that outgrow the pool together: the younger one waits, and ends with the same tokens."""
-    machine = Machine(num_kv_blocks=6, size=2, budget=16, sequences=4)
+    machine = Machine(blocks=6, size=2, budget=16, sequences=4)
     requests = [Request(str(i), [i] * 4, Sampling(1.0, 1.0, 8), 0) for i in range(2)]
     for request in requests:
         machine.scheduler.add(request)
