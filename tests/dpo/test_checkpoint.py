@@ -46,18 +46,18 @@ def without_times(metrics):
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 1), (signal.SIGINT, 4), (signal.SIGTERM, 7)])
 def test_a_stopped_run_continues_to_the_last_bit(folder, monkeypatch, number, step):
     """Epochs have 5 steps: the signals come in the first epoch, at its end, and in the second epoch."""
-    whole = run(LASTING, arguments(folder, work=folder / "whole", out=folder / "expected"))
+    whole = run(LASTING, arguments(folder, place="whole"))
     stop_at(monkeypatch, number, step)
     handler = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
         run(LASTING, arguments(folder))
     assert stopped.value.code == 128 + number
     assert signal.getsignal(number) is handler
-    assert len(list((folder / "work").glob("state-*"))) == 1
+    assert len(list((folder / "run" / "train").glob("state-*"))) == 1
     monkeypatch.undo()
     continued = run(LASTING, arguments(folder))
     assert without_times(continued) == without_times(whole)
-    expected, manifest = read_manifest(folder / "expected"), read_manifest(folder / "out")
+    expected, manifest = read_manifest(folder / "whole" / "out"), read_manifest(folder / "run" / "out")
     assert expected is not None and manifest is not None
     assert manifest["digest"] == expected["digest"] and manifest["first_loss"] == expected["first_loss"]
 
@@ -69,7 +69,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(folder, monkeypatch, number):
     with pytest.raises(SystemExit) as stopped:
         run(LASTING, arguments(folder))
     assert stopped.value.code == 128 + number
-    assert len(list((folder / "work").glob("state-*"))) == 1
+    assert len(list((folder / "run" / "train").glob("state-*"))) == 1
 
 
 def test_ctrl_c_again_later_does_not_wait_for_the_step(folder, monkeypatch):
@@ -81,11 +81,11 @@ def test_ctrl_c_again_later_does_not_wait_for_the_step(folder, monkeypatch):
         run(LASTING, arguments(folder))
     signal.signal(signal.SIGINT, handler)
     torch.distributed.destroy_process_group()
-    assert not list((folder / "work").glob("state-*"))
+    assert not list((folder / "run" / "train").glob("state-*"))
 
 
 def test_a_run_stopped_at_every_step_has_the_same_losses(folder, monkeypatch):
-    whole = run(LASTING, arguments(folder, work=folder / "whole", out=folder / "expected"))
+    whole = run(LASTING, arguments(folder, place="whole"))
     for step in range(14):
         stop_at(monkeypatch, signal.SIGTERM, step)
         with pytest.raises(SystemExit):
@@ -93,32 +93,32 @@ def test_a_run_stopped_at_every_step_has_the_same_losses(folder, monkeypatch):
         monkeypatch.undo()
     continued = run(LASTING, arguments(folder))
     assert len(whole) == 18 and without_times(continued) == without_times(whole)
-    assert digest(folder / "out") == digest(folder / "expected")
+    assert digest(folder / "run" / "out") == digest(folder / "whole" / "out")
 
 
 @pytest.mark.parametrize(("killed", "saved"), [(4, 3), (5, 3), (7, 6), (11, 9)])
 def test_a_killed_run_continues_from_its_last_state(folder, monkeypatch, killed, saved):
     """Killed some steps after a state: lines and exports written since then are written again."""
     settings = changed(LASTING, trainer={"save_every": 3})
-    whole = run(settings, arguments(folder, work=folder / "whole", out=folder / "expected"))
+    whole = run(settings, arguments(folder, place="whole"))
     kill_at(monkeypatch, killed)
     with pytest.raises(MemoryError):
         run(settings, arguments(folder))
     torch.distributed.destroy_process_group()
     monkeypatch.undo()
-    (folder / "work" / ".state-9.tmp").mkdir()  # as if killed during a save
-    (folder / "work" / ".state-9.tmp" / "__0_0.distcp").write_text("torn")
-    written = [row["split"] for row in read_jsonl(folder / "work" / "metrics.jsonl")]
+    (folder / "run" / "train" / ".state-9.tmp").mkdir()  # as if killed during a save
+    (folder / "run" / "train" / ".state-9.tmp" / "__0_0.distcp").write_text("torn")
+    written = [row["split"] for row in read_jsonl(folder / "run" / "train" / "metrics.jsonl")]
     assert written.count("train") == killed and written.count("held_out") == killed // 5
-    [state] = (folder / "work").glob("state-*")
+    [state] = (folder / "run" / "train").glob("state-*")
     assert json.loads((state / "progress.json").read_text())["step"] == saved
     continued = run(settings, arguments(folder))
     assert without_times(continued) == without_times(whole)
-    assert digest(folder / "out") == digest(folder / "expected")
+    assert digest(folder / "run" / "out") == digest(folder / "whole" / "out")
 
 
 def test_another_number_of_ranks_continues_a_run(folder, monkeypatch):
-    whole = run(LASTING, arguments(folder, work=folder / "whole", out=folder / "expected"))
+    whole = run(LASTING, arguments(folder, place="whole"))
     stop_at(monkeypatch, signal.SIGTERM, 3)
     with pytest.raises(SystemExit):
         run(LASTING, arguments(folder))
@@ -132,10 +132,10 @@ def test_a_state_of_other_work_is_not_continued(folder, monkeypatch):
     with pytest.raises(SystemExit):
         run(LASTING, arguments(folder))
     monkeypatch.undo()
-    [state] = (folder / "work").glob("state-*")
+    [state] = (folder / "run" / "train").glob("state-*")
     key = json.loads((state / "progress.json").read_text())["key"]
-    assert latest_state(folder / "work", key) == state
-    assert latest_state(folder / "work", "another") is None
+    assert latest_state(folder / "run" / "train", key) == state
+    assert latest_state(folder / "run" / "train", "another") is None
     metrics = run(changed(LASTING, dpo={"beta": 0.2}), arguments(folder))
     assert metrics[0]["step"] == 0 and metrics[-1]["step"] == 14
 
@@ -167,7 +167,7 @@ def test_export_is_the_model_in_bf16(tmp_path, tied):
 
 def test_a_finished_run_that_was_not_published_is_published(folder, monkeypatch):
     """Killed between the last export and its renaming: the next start only publishes."""
-    whole = run(LASTING, arguments(folder, work=folder / "whole", out=folder / "expected"))
+    whole = run(LASTING, arguments(folder, place="whole"))
 
     def killed(*_, **__):
         raise MemoryError
@@ -177,7 +177,7 @@ def test_a_finished_run_that_was_not_published_is_published(folder, monkeypatch)
         run(LASTING, arguments(folder))
     torch.distributed.destroy_process_group()
     monkeypatch.undo()
-    shutil.rmtree(folder / "work" / "reference")
+    shutil.rmtree(folder / "run" / "train" / "reference")
     continued = run(LASTING, arguments(folder))
     assert without_times(continued) == without_times(whole)
-    assert digest(folder / "out") == digest(folder / "expected")
+    assert digest(folder / "run" / "out") == digest(folder / "whole" / "out")

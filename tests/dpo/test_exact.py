@@ -8,6 +8,7 @@ import torch
 from plain_llama import PlainLlama, plain_dpo
 from training import arguments, changed, losses, make_model, make_pairs, run, run_ranks
 
+from dpo.sft import SFT
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.weights import split_parameters
@@ -29,7 +30,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def expected(folder) -> torch.Tensor:
     """The frozen problem's 20 losses: one rank, one micro-batch a step, prompts shared."""
-    losses_20 = losses(run(FROZEN, arguments(folder, work=folder / "w", out=folder / "o")))
+    losses_20 = losses(run(FROZEN, arguments(folder, place="second")))
     assert len(losses_20) == 20 and losses_20[-4:].mean() < 0.9 * losses_20[:4].mean()
     return losses_20
 
@@ -62,7 +63,7 @@ def test_a_frozen_problem_has_the_same_20_losses(folder, tmp_path, expected, ran
         options = {}
         monkeypatch.setattr("dpo.packing.pack", lambda costs, ranks, budget: [[i] for i in range(len(costs))])
     settings = changed(FROZEN, trainer=options)
-    given = arguments(folder, work=tmp_path / "w", out=tmp_path / "o")
+    given = arguments(folder, place=tmp_path)
     metrics = run(settings, given) if ranks == 1 else run_ranks(ranks, settings, given)
     assert len(metrics) == 20
     torch.testing.assert_close(losses(metrics), expected, atol=1e-5, rtol=0)
@@ -73,7 +74,7 @@ def first_gradients(monkeypatch, settings, given) -> tuple[dict[str, Any], dict[
     steps: list[list[torch.Tensor]] = []
     monkeypatch.setattr("dpo.trainer.clip", lambda gradients, norm, most: steps.append([g.clone() for g in gradients]))
     metrics = run(settings, given)
-    config = LlamaConfig.load(given.model)
+    config = LlamaConfig.load(given.inputs["model"])
     with torch.device("meta"):
         names = [name for name, _ in Llama(config).named_parameters()]
     return metrics[0], dict(split_parameters(zip(names, steps[0], strict=True), config))
@@ -90,7 +91,7 @@ def assert_gradients(gradients: dict[str, torch.Tensor], model: PlainLlama, grad
 @pytest.mark.parametrize("options", [{}, {"tokens_per_microbatch": 150}, {"share_prefixes": False}], ids=str)
 def test_dpo_gradients_are_those_of_the_formula_in_fp64(folder, tmp_path, monkeypatch, options):
     settings = changed(FROZEN, dpo={"epochs": 1, "batch_size": 20}, trainer=options)
-    given = arguments(folder, reference=folder / "other", work=tmp_path / "w", out=tmp_path / "o")
+    given = arguments(folder, reference=folder / "other", place=tmp_path)
     metrics, gradients = first_gradients(monkeypatch, settings, given)
     policy, reference = PlainLlama(folder / "model"), PlainLlama(folder / "other")
     loss = plain_dpo(policy, reference, list(read_jsonl(folder / "pairs.jsonl")), beta=0.1)
@@ -113,7 +114,7 @@ def test_sft_gradients_are_those_of_the_formula_in_fp64(folder, tmp_path, monkey
     ]
     write_jsonl(tmp_path / "sft.jsonl", rows)
     settings = changed(FROZEN, sft={"epochs": 1, "batch_size": 8}, trainer=options)
-    given = arguments(folder, "sft", data=[tmp_path / "sft.jsonl"], work=tmp_path / "w", out=tmp_path / "o")
+    given = arguments(folder, SFT, data=[tmp_path / "sft.jsonl"], place=tmp_path)
     metrics, gradients = first_gradients(monkeypatch, settings, given)
     model = PlainLlama(folder / "model")
     weighted = [

@@ -47,9 +47,7 @@ def test_held_out_examples_are_looked_at_at_intervals(folder):
     metrics = run(settings, arguments(folder))
     looked = [(row["step"], row["epoch"]) for row in metrics if row["split"] == "held_out"]
     assert looked == [(1, 1), (3, 1), (4, 1), (5, 2), (7, 2), (9, 2)]
-    plain = run(
-        changed(settings, trainer={"evaluate_every": 0}), arguments(folder, work=folder / "w", out=folder / "o")
-    )
+    plain = run(changed(settings, trainer={"evaluate_every": 0}), arguments(folder, place="second"))
     losses = ([row["loss"] for row in rows if row["split"] == "train"] for rows in (metrics, plain))
     assert next(losses) == next(losses), "looking changes nothing"
 
@@ -59,7 +57,7 @@ def test_the_nll_term_reaches_the_loss(folder):
     metrics = run(settings, arguments(folder))
     assert all(row["nll"] > 0 for row in metrics)
     assert metrics[0]["loss"] == pytest.approx(0.693147 + 0.5 * metrics[0]["nll"], abs=1e-5)
-    plain = run(changed(dpo={"epochs": 1}), arguments(folder, work=folder / "w", out=folder / "o"))
+    plain = run(changed(dpo={"epochs": 1}), arguments(folder, place="second"))
     assert metrics[-1]["logp_chosen"] > plain[-1]["logp_chosen"], "that term is for the chosen's likelihood"
 
 
@@ -68,9 +66,9 @@ def test_tensorboard_has_every_number(folder):
 
     settings = changed(dpo={"held_out": 0.25}, trainer={"tensorboard": True})
     run(settings, arguments(folder))
-    board = event_accumulator.EventAccumulator(str(folder / "work" / "tensorboard"))
+    board = event_accumulator.EventAccumulator(str(folder / "run" / "train" / "tensorboard"))
     board.Reload()
-    rows = [row for row in read_jsonl(folder / "work" / "metrics.jsonl") if row["split"] == "train"]
+    rows = [row for row in read_jsonl(folder / "run" / "train" / "metrics.jsonl") if row["split"] == "train"]
     points = board.Scalars("train/loss")
     assert [(p.step, pytest.approx(p.value)) for p in points] == [(row["step"], row["loss"]) for row in rows]
     assert "held_out/accuracy" in board.Tags()["scalars"]
@@ -88,11 +86,11 @@ def test_tensorboard_after_a_stop_has_each_step_once(folder, monkeypatch):
     torch.distributed.destroy_process_group()
     monkeypatch.undo()
     continued = run(settings, arguments(folder))
-    whole = run(settings, arguments(folder, work=folder / "w", out=folder / "o"))
+    whole = run(settings, arguments(folder, place="second"))
     assert [(row["step"], row["split"], row["loss"]) for row in continued] == [
         (row["step"], row["split"], row["loss"]) for row in whole
     ]
-    board = event_accumulator.EventAccumulator(str(folder / "work" / "tensorboard"))
+    board = event_accumulator.EventAccumulator(str(folder / "run" / "train" / "tensorboard"))
     board.Reload()
     assert [point.step for point in board.Scalars("train/loss")] == list(range(10))
 

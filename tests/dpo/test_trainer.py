@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import SETTINGS, arguments, changed, losses, make_inputs, make_pairs, parameters, run, run_ranks
+from training import SETTINGS, arguments, changed, losses, make_inputs, make_job, make_pairs, parameters, run, run_ranks
 
 from dpo.data import Example, epoch_batches, split
 from dpo.optimizer import learning_rate
 from dpo.reference import reference_logprob
-from dpo.train import train_key
+from dpo.sft import SFT
 from dpo.trainer import Trainer
 from kernels.attention import VarlenAttention
 from kernels.segments import Segments
 from model.llama import logits_head
 from model.weights import load_model
-from stages.files import UserError, digest, read_manifest, write_jsonl
+from stages.files import UserError, read_manifest, write_jsonl
 from stages.settings import Iteration
 
 
@@ -32,12 +32,11 @@ def test_first_loss_is_ln_2_and_moves(folder):
     first, second = losses(metrics)[:2]
     assert abs(first - math.log(2)) < 1e-5 and abs(second - math.log(2)) > 1e-4
     assert metrics[-1]["margin"] > 0.01
-    manifest = read_manifest(folder / "out")
+    manifest = read_manifest(folder / "run" / "out")
     assert manifest is not None and manifest["first_loss"] == metrics[0]["loss"]
     assert manifest["counts"] == {"examples": 12, "train": 12, "held_out": 0}
-    key = train_key("dpo", SETTINGS, 1, folder / "model", folder / "model", [folder / "pairs.jsonl"])
-    assert manifest["key"] == key
-    assert not list((folder / "work").glob("state-*")) and not list((folder / "work").glob("epoch-*"))
+    assert manifest["key"] == make_job(SETTINGS, arguments(folder)).key
+    assert not list((folder / "run" / "train").glob("state-*")) and not list((folder / "run" / "train").glob("epoch-*"))
 
 
 def test_first_loss_in_bf16(folder):
@@ -49,17 +48,16 @@ def test_packing_and_accumulation_do_not_change_the_losses(folder):
     expected = losses(run(SETTINGS, arguments(folder)))
     for budget in (46, 70, 4096):
         settings = changed(trainer={"tokens_per_microbatch": budget})
-        metrics = run(settings, arguments(folder, work=folder / "w", out=folder / f"o{budget}"))
+        metrics = run(settings, arguments(folder, place=f"budget-{budget}"))
         torch.testing.assert_close(losses(metrics), expected, atol=1e-5, rtol=0)
 
 
 def test_two_nodes_are_one_node_to_the_byte(folder):
     """Two torchruns with c10d rendezvous and one folder write the same bytes as two ranks of one torchrun."""
-    one, two = ({"work": folder / f"work{n}", "out": folder / f"out{n}"} for n in (1, 2))
-    run_ranks(2, SETTINGS, arguments(folder, **one))
-    run_ranks(2, SETTINGS, arguments(folder, **two), nodes=2)
-    assert digest(folder / "out1") == digest(folder / "out2")
-    assert [read_manifest(folder / name)["ranks"] for name in ("out1", "out2")] == [2, 2]
+    for nodes in (1, 2):
+        run_ranks(2, SETTINGS, arguments(folder, place=f"nodes-{nodes}"), nodes)
+    one, two = (read_manifest(folder / f"nodes-{nodes}" / "out") for nodes in (1, 2))
+    assert one["digest"] == two["digest"] and one["ranks"] == two["ranks"] == 2
 
 
 def test_two_ranks_are_one_rank_loss_by_loss(folder):
@@ -67,7 +65,7 @@ def test_two_ranks_are_one_rank_loss_by_loss(folder):
     make_pairs(folder / "pairs.jsonl", count=5)
     settings = changed(dpo={"held_out": 0.2, "batch_size": 3})
     one = run(settings, arguments(folder))
-    two = run_ranks(2, settings, arguments(folder, work=folder / "work2", out=folder / "out2"))
+    two = run_ranks(2, settings, arguments(folder, place="ranks"))
     assert [row["split"] for row in one] == [row["split"] for row in two]
     for name in ("loss", "margin", "accuracy", "logp_chosen", "logp_rejected"):
         a, b = ([row[name] for row in metrics] for metrics in (one, two))
@@ -75,14 +73,14 @@ def test_two_ranks_are_one_rank_loss_by_loss(folder):
     norms = (torch.tensor([row["grad_norm"] for row in metrics if "grad_norm" in row]) for metrics in (one, two))
     torch.testing.assert_close(*norms, atol=0, rtol=1e-4)  # Adam would hide a wrong scale of gradients
     assert [row["tokens"] for row in one if "tokens" in row] == [row["tokens"] for row in two if "tokens" in row]
-    for a, b in zip(parameters(folder / "out"), parameters(folder / "out2"), strict=True):
+    for a, b in zip(parameters(folder / "run" / "out"), parameters(folder / "ranks" / "out"), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-2)
 
 
 def test_activation_checkpointing_does_not_change_the_losses(folder):
     expected = losses(run(SETTINGS, arguments(folder)))
     settings = changed(trainer={"activation_checkpointing": True})
-    metrics = run(settings, arguments(folder, work=folder / "w", out=folder / "o"))
+    metrics = run(settings, arguments(folder, place="second"))
     assert torch.equal(losses(metrics), expected)
 
 
@@ -90,7 +88,7 @@ def test_weights_move_at_the_shipped_learning_rate(folder):
     """Updates of 5e-6 would be lost in bf16, whose steps near 0.2 are 1e-3 wide."""
     metrics = run(changed(model={"dtype": "bfloat16"}, dpo={"learning_rate": 5e-6, "epochs": 40}), arguments(folder))
     assert losses(metrics)[-3:].mean() < losses(metrics)[:3].mean()
-    before, after = parameters(folder / "model"), parameters(folder / "out")
+    before, after = parameters(folder / "model"), parameters(folder / "run" / "out")
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True) if a.dim() > 1)
 
 
@@ -98,7 +96,7 @@ def test_sft_learns_and_weighs_the_tokens(folder):
     rows = [{"id": f"s{i}", "prompt_ids": [1, i], "completion_ids": [5, 6, 7]} for i in range(8)]
     write_jsonl(folder / "sft.jsonl", (row | {"token_weights": [4.0, 1.0, 1.0]} for row in rows))
     settings = changed(sft={"epochs": 8, "learning_rate": 1e-2, "held_out": 0.25})
-    given = arguments(folder, stage="sft", data=[folder / "sft.jsonl"])
+    given = arguments(folder, SFT, data=[folder / "sft.jsonl"])
     metrics = run(settings, given)
     assert losses(metrics)[-1] < 0.2 * losses(metrics)[0]
     assert len(losses(metrics, "held_out")) == 8
@@ -118,22 +116,25 @@ def test_the_epoch_with_the_best_held_out_accuracy_is_exported(folder, monkeypat
     settings = changed(dpo={"epochs": 4, "held_out": 0.25})
     monkeypatch.setattr(Trainer, "evaluate", lambda self: {"loss": 1.0, "accuracy": next(accuracies), "margin": 0.0})
     run(settings, arguments(folder))
-    manifest = read_manifest(folder / "out")
+    manifest = read_manifest(folder / "run" / "out")
     assert manifest is not None and (manifest["epoch"], manifest["accuracy"]) == (2, 0.75)
     fixed = replace(settings, iteration=[Iteration(epoch=2)])
     monkeypatch.setattr(Trainer, "evaluate", lambda self: {"loss": 1.0, "accuracy": 0.0, "margin": 0.0})
-    metrics = run(fixed, arguments(folder, work=folder / "w", out=folder / "o"))
+    metrics = run(fixed, arguments(folder, place="second"))
     assert max(row["epoch"] for row in metrics) == 2
-    assert all(torch.equal(a, b) for a, b in zip(parameters(folder / "out"), parameters(folder / "o"), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(parameters(folder / "run" / "out"), parameters(folder / "second" / "out"), strict=True)
+    )
 
 
 def test_complete_output_is_left_alone_and_other_settings_replace_it(folder):
     run(SETTINGS, arguments(folder))
-    before = (folder / "out" / "manifest.json").stat().st_mtime_ns
+    before = (folder / "run" / "out" / "manifest.json").stat().st_mtime_ns
     run(SETTINGS, arguments(folder))
-    assert (folder / "out" / "manifest.json").stat().st_mtime_ns == before
+    assert (folder / "run" / "out" / "manifest.json").stat().st_mtime_ns == before
     run(changed(dpo={"epochs": 1}), arguments(folder))
-    manifest = read_manifest(folder / "out")
+    manifest = read_manifest(folder / "run" / "out")
     assert manifest is not None and manifest["steps"] == 3
 
 
@@ -146,7 +147,7 @@ def test_a_loss_that_is_not_finite_names_its_pairs(folder, monkeypatch):
     monkeypatch.setattr("dpo.train.reference_logprob", poisoned)
     with pytest.raises(UserError, match=r"step \d: the loss is not finite in p[37](, p[37])?; .* dpo.learning_rate"):
         run(SETTINGS, arguments(folder))
-    assert not (folder / "out").exists()
+    assert not (folder / "run" / "out").exists()
 
 
 def test_errors_of_the_user(folder):

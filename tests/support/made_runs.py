@@ -4,9 +4,10 @@ import random
 from pathlib import Path
 
 from evaluation.bias import write_panel
-from judging.pairs import Sources, write_pairs
-from judging.scores import distinct_responses, group_by, meta_judged, seeded_draw
+from judging.metajudge import choose_meta_judged
+from judging.pairs import PAIRS, Sources
 from stages.files import read_manifest, write_json, write_jsonl, write_manifest
+from stages.records import group_by
 from stages.settings import Iteration, Judge, Model, Respond, Settings
 
 PLANTED = '<script>window.pwned=1</script><img src=x onerror="window.pwned=1"></script><!-- {{ 7 * 7 }}'
@@ -43,9 +44,10 @@ class Maker:
         return self.words[start : start + self.random.randint(length // 2, 3 * length // 2)]
 
     def stage(self, path: Path, rows: list[dict]) -> Path:
-        write_jsonl(path / "units" / "0.jsonl", rows)
-        facts = {"units": ["units/0.jsonl"], "counts": {"records": len(rows)}, "weights": "w"}
-        write_manifest(path, "test", "key", [path / "units" / "0.jsonl"], **facts)
+        write_jsonl(path / "shards" / "0.jsonl", rows)
+        facts = {"shards": ["shards/0.jsonl"], "counts": {"records": len(rows)}}
+        inputs = {"model": {"path": str(self.model), "digest": "w"}}
+        write_manifest(path, "test", "key", [path / "shards" / "0.jsonl"], inputs=inputs, **facts)
         return path
 
     def iteration(self, number: int, judge_pairs: bool = True, planted: bool = True) -> dict:
@@ -65,13 +67,6 @@ class Maker:
             for judgment in self.judgments(row, planted, [3] if row["prompt_id"] == prompts[-1]["id"] else SCORES)
         ]
         write_jsonl(folder / "prompts.jsonl", prompts)
-        sources = Sources(
-            self.stage(folder / "responses", responses),
-            self.stage(folder / "judgments", judgments),
-            comparisons=self.stage(folder / "comparisons", [*self.comparisons(number, responses, judgments)])
-            if judge_pairs
-            else None,
-        )
         settings = Settings(
             name="made",
             model=Model(path="m"),
@@ -79,7 +74,18 @@ class Maker:
             judge=Judge(N=self.N),
             iteration=[Iteration(judge_pairs=judge_pairs)] * number,
         )
-        write_pairs(settings, number, self.model, sources, folder / "pairs")
+        comparisons = folder / "comparisons" if judge_pairs else None
+        if comparisons:
+            by_response = group_by(judgments, "response_id")
+            chosen = list(choose_meta_judged(responses, by_response, settings, number))
+            write_jsonl(comparisons / "meta_judged.jsonl", chosen)
+            self.stage(comparisons, [*self.comparisons(chosen, by_response)])
+        sources = Sources(
+            self.stage(folder / "responses", responses),
+            self.stage(folder / "judgments", judgments),
+            comparisons=comparisons,
+        )
+        PAIRS.run(PAIRS.job(settings, folder / "pairs", number, model=self.model, **sources.paths()))
         panel = write_panel(folder / "bias.json", number, settings, sources, folder / "pairs")
         write_jsonl(folder / "train" / "metrics.jsonl", [STEP | {"step": i, "loss": 0.7 - i / 50} for i in range(10)])
         counts = read_manifest(folder / "pairs")["counts"]
@@ -103,19 +109,19 @@ class Maker:
             )
         return rows
 
-    def comparisons(self, number: int, responses: list[dict], judgments: list[dict]):
+    def comparisons(self, meta_judged: list[dict], judgments: dict[str, list[dict]]):
         """Comparisons of a meta-judge that prefers the judgment shown first and the higher score."""
-        by_response, draw = group_by(judgments, "response_id"), seeded_draw(0, number)
-        for own in group_by(distinct_responses(responses), "prompt_id").values():
-            response, distinct = meta_judged(own, by_response, draw)
+        for row in meta_judged:
+            name = row["response_id"]
+            distinct = [judgment for judgment in judgments[name] if judgment["index"] in row["judgments"]]
             for a in distinct:
                 for b in distinct:
                     if a is b:
                         continue
-                    gap, name = a["score"] - b["score"], f"{response['id']}/m{a['index']}-{b['index']}"
+                    gap = a["score"] - b["score"]
                     winner = self.random.choices(["first", "second", None], [3 + max(gap, 0), 2 + max(-gap, 0), 1])[0]
                     yield COMMON | {
-                        "id": name, "response_id": response["id"], "prompt_id": response["prompt_id"],
+                        "id": f"{name}/m{a['index']}-{b['index']}", "response_id": name, "prompt_id": row["prompt_id"],
                         "first": a["index"], "second": b["index"], "winner": winner,
                         "failure": None if winner else "malformed",
                         "text": f"{self.text(self.lengths[2])}\nWinner: {winner}",

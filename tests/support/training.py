@@ -1,13 +1,12 @@
 """Training in tests: a two-layer model, made pairs, and runs of dpo/train.py in this process or under torchrun."""
 
-import argparse
 import json
 import os
 import random
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dpo.parallel import distributed
-from dpo.train import train
+from dpo.train import DPO, train
 from dpo.trainer import Trainer
 from model.config import LlamaConfig
 from model.llama import Llama
@@ -23,6 +22,7 @@ from model.weights import load_model, random_weights, save_pretrained
 from stages import settings as sections
 from stages.files import read_jsonl, write_json, write_jsonl
 from stages.settings import Dpo, Engine, Iteration, Model, Respond, Settings, Sft
+from stages.stage import Job, Stage
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = 97
@@ -85,44 +85,51 @@ def changed(settings: Settings = SETTINGS, **sections: dict[str, Any]) -> Settin
     return replace(settings, **{name: replace(getattr(settings, name), **keys) for name, keys in sections.items()})
 
 
-def arguments(folder: Path, stage: str = "dpo", **changes: Any) -> argparse.Namespace:
-    """The command's arguments for a model, pairs and outputs in `folder`."""
-    values = {
-        "stage": stage,
-        "iteration": 1,
-        "model": folder / "model",
-        "reference": folder / "model" if stage == "dpo" else None,
-        "data": [folder / "pairs.jsonl"],
-        "work": folder / "work",
-        "out": folder / "out",
-    }
-    return argparse.Namespace(**(values | changes))
+@dataclass(frozen=True)
+class Arguments:
+    """A training's stage, its inputs, and the folder for its output `out` and its state `train`."""
+
+    stage: Stage
+    inputs: dict[str, Any]
+    place: Path
+
+    @property
+    def work(self) -> Path:
+        return self.place / "train"
 
 
-def run(settings: Settings, given: argparse.Namespace) -> list[dict[str, Any]]:
+def arguments(folder: Path, stage: Stage = DPO, place: Path | str = "run", **inputs: Any) -> Arguments:
+    """Arguments for the model and the pairs in `folder`, or for other inputs, with the output in `folder`/`place`."""
+    values = {"model": folder / "model", "data": [folder / "pairs.jsonl"]}
+    if stage is DPO:
+        values["reference"] = folder / "model"
+    return Arguments(stage, values | inputs, folder / place)
+
+
+def make_job(settings: Settings, given: Arguments) -> Job:
+    return given.stage.job(settings, given.place / "out", 1, **given.inputs)
+
+
+def run(settings: Settings, given: Arguments) -> list[dict[str, Any]]:
     """Train in this process; returns the lines of metrics.jsonl."""
     with distributed(1) as world:
-        train(given, settings, world)
+        train(make_job(settings, given), world, given.work)
     return list(read_jsonl(given.work / "metrics.jsonl"))
 
 
-def run_ranks(ranks: int, settings: Settings, given: argparse.Namespace, nodes: int = 1) -> list[dict[str, Any]]:
+def run_ranks(ranks: int, settings: Settings, given: Arguments, nodes: int = 1) -> list[dict[str, Any]]:
     """Train under one torchrun for each node; returns the lines of metrics.jsonl."""
-    config = given.work.parent / f"{given.work.name}.toml"
+    config = given.place / "config.toml"
     write_toml(config, settings)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
-    several = ["--nnodes", nodes, "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "train"]
-    where = several if nodes > 1 else ["--standalone"]
-    launch = [sys.executable, "-m", "torch.distributed.run", *where, "--nproc-per-node", ranks // nodes]
-    options: list[Any] = []
-    for key, value in vars(given).items():
-        if value is not None:
-            options += [f"--{key}", *(value if isinstance(value, list) else [value])]
-    command = [*map(str, [*launch, "-m", "dpo.train", "--config", config, *options])]
+    several = ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "train"]
+    launch = ["-m", "torch.distributed.run", *(several if nodes > 1 else ["--standalone"])]
+    words = ["--nproc-per-node", str(ranks // nodes), "-m", given.stage.module]
+    command = [sys.executable, *launch, *words, *given.stage.arguments(config, make_job(settings, given))]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     agents = [subprocess.Popen(command, cwd=ROOT, env=environment, **piped) for _ in range(nodes)]
     for agent in agents:
         _, err = agent.communicate(timeout=300)
