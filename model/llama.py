@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.linear import Linear, Weight, linear
-from kernels.norm import rms_norm
 from kernels.rope import Rope, rope_tables
-from kernels.swiglu import swiglu
 from model.config import LlamaConfig
+from model.layers import Linear, RMSNorm, SwiGLU, Weight, linear
 
 Attend = Callable[[int, Tensor, Tensor, Rope], Tensor]
 """(layer, q and k [t, h + k, head_dim], v [t, k, head_dim], rope) -> [t, h, head_dim].
@@ -28,18 +26,6 @@ stores them."""
 
 Head = Callable[[Tensor, Weight], Tensor]
 """(hidden [t, d], weight [v, d]) -> whatever the caller wants of them."""
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, statistics in fp32 (arXiv 1910.07467)."""
-
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x_td: Tensor) -> Tensor:
-        return rms_norm(x_td, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -62,18 +48,6 @@ class Attention(nn.Module):
         return self.o_proj(attended_thd.flatten(1))
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202); gate and up are one matrix, rows in that order."""
-
-    def __init__(self, config: LlamaConfig):
-        super().__init__()
-        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, x_td: Tensor) -> Tensor:
-        return swiglu(self.gate_up_proj(x_td), self.down_proj.weight)
-
-
 class Block(nn.Module):
     """Attention and feed-forward, each with a norm before it and a residual around it."""
 
@@ -82,7 +56,7 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = SwiGLU(config)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
         self.recompute = False
         """Activation checkpointing: keep only the block's input and compute the rest again in backward."""
 

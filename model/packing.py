@@ -9,8 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from kernels.linear import Linear, packable, packed
-from model.llama import Block, Llama, RMSNorm
+from model.layers import Linear, RMSNorm, packable, packed
+from model.llama import Block, Llama
 
 ROTATED = 64
 """Channels that are rotated together, at most."""

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from kernels import launch
 from kernels.launch import Attention
-from kernels.linear import linear
 from kernels.metadata import AttentionMetadata
 from kernels.paged import PagedAttention, empty_cache
 from kernels.transfer import to_device, to_host
+from model.layers import linear
 from model.llama import Attend, Llama
 from sampling.blocks import BlockPool
 from sampling.request import Completion, FinishReason, Request

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.linear import linear
 from kernels.metadata import AttentionMetadata
 from kernels.paged_triton import DeviceTiles, TritonPagedAttention
 from kernels.tiles import TileSizes, build_tiles
 from kernels.topp import sample
+from model.layers import linear
 from model.llama import Llama
 from sampling import scheduler
 

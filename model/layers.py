@@ -1,0 +1,131 @@
+"""The model's layers: linear, RMSNorm and SwiGLU.
+
+RMSNorm and SwiGLU have backward passes by hand, which keep fewer tensors than autograd would. A linear layer's weight
+may be packed for inference: laid out once for oneDNN's product on a CPU instead of anew in every call.
+
+Shapes: t tokens, d hidden_size, i intermediate_size; in linear layers i and o, the sizes of input and output.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.int8 import Int8Weight, int8_linear
+
+Weight = Tensor | Int8Weight
+"""A plain tensor [o, i], or a packed one for inference."""
+
+
+class Linear(nn.Linear):
+    """x W^T, without a bias; the weight is a plain tensor, or a packed one for inference."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight)
+
+    def take(self, weight: Weight) -> None:
+        """Replace the weight by this one, which is no parameter."""
+        del self.weight
+        self.weight = weight  # type: ignore[assignment]
+
+
+def linear(x_ti: Tensor, weight_oi: Weight) -> Tensor:
+    """x W^T [t, o], W plain or packed; accumulates in fp32, or exactly in int8."""
+    if isinstance(weight_oi, Int8Weight):
+        return int8_linear(x_ti, weight_oi)
+    if weight_oi.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(x_ti, weight_oi, None, "none", [], "")
+    return F.linear(x_ti, weight_oi)
+
+
+def packable(weight: Tensor) -> bool:
+    """Whether packing pays: oneDNN would lay this weight out anew in every product (bf16 on a CPU)."""
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
+
+
+def packed(weight_oi: Tensor, products: torch.dtype, parts: int = 1) -> Weight:
+    """The weight in oneDNN's layout, of use to `linear` alone; for products in the weight's dtype, or in int8 with
+    inputs in so many parts (`kernels.int8.Int8Weight.parts`)."""
+    if products == torch.int8:
+        return Int8Weight.of(weight_oi, parts)
+    return torch.ops.mkldnn._reorder_linear_weight(weight_oi)
+
+
+class RMSNorm(nn.Module):
+    """n weight with n = x / sqrt(mean(x^2) + eps) (arXiv 1910.07467), statistics in fp32; [t, d] in x's dtype."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x_td: Tensor) -> Tensor:
+        return _RMSNorm.apply(x_td, self.weight, self.eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """For an incoming gradient g, and s = 1 / sqrt(mean(x^2) + eps):
+
+        dweight = sum_t g n        dx = s (g weight - n mean(g weight n))
+
+    Backward keeps the input alone.
+    """
+
+    @staticmethod
+    def forward(ctx, x_td, weight_d, eps):
+        x = x_td.float()
+        scale_t1 = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x_td, weight_d, scale_t1)
+        return weight_d * (x * scale_t1).to(x_td.dtype)
+
+    @staticmethod
+    def backward(ctx, grad_td):
+        x_td, weight_d, scale_t1 = ctx.saved_tensors
+        normal_td, grad = x_td.float() * scale_t1, grad_td.float()
+        grad_weight_d = (grad * normal_td).sum(0).to(weight_d.dtype)
+        grad = grad * weight_d
+        mean_t1 = torch.linalg.vecdot(grad, normal_td)[:, None] / x_td.shape[-1]
+        grad_x_td = torch.addcmul(grad, normal_td, mean_t1, value=-1).mul_(scale_t1)
+        return grad_x_td.to(x_td.dtype), grad_weight_d, None
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202); gate and up are one matrix, rows in that order."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.gate_up_proj = Linear(hidden_size, 2 * intermediate_size)
+        self.down_proj = Linear(intermediate_size, hidden_size)
+
+    def forward(self, x_td: Tensor) -> Tensor:
+        return _SwiGLU.apply(self.gate_up_proj(x_td), self.down_proj.weight)
+
+
+class _SwiGLU(torch.autograd.Function):
+    """h W^T with h = silu(gate) up. For s = sigmoid(gate) and an incoming gradient g:
+
+        dW = g^T h        dh = g W        dup = dh silu(gate)        dgate = dh up s (1 + gate (1 - s))
+
+    Backward keeps gate and up alone, [t, 2 i], gate first, and computes h again.
+    """
+
+    @staticmethod
+    def forward(ctx, gate_up, weight_di):
+        ctx.save_for_backward(gate_up, weight_di)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return linear(F.silu(gate).mul_(up), weight_di)
+
+    @staticmethod
+    def backward(ctx, grad_td):
+        gate_up, weight_di = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        silu_ti = F.silu(gate)
+        grad_weight_di = grad_td.t() @ (silu_ti * up)
+        grad_ti = grad_td @ weight_di
+        grad_gate_up = torch.empty_like(gate_up)
+        grad_gate_ti, grad_up_ti = grad_gate_up.chunk(2, dim=-1)
+        torch.mul(grad_ti, silu_ti, out=grad_up_ti)
+        torch.ops.aten.silu_backward(grad_ti.mul_(up), gate, grad_input=grad_gate_ti)
+        return grad_gate_up, grad_weight_di
