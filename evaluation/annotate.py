@@ -200,7 +200,7 @@ def check_arguments(given: argparse.Namespace) -> None:
     if given.verdicts and (given.config or given.protocol != "scores" or given.N != 1):
         raise UserError("--config, --protocol, --N: they say how to ask a --judge; --verdicts has no use for them")
     if benchmark == MT_BENCH and given.protocol != "scores":
-        raise UserError(f"--protocol {given.way}: the answers of {benchmark} are scored, one by one; leave it out")
+        raise UserError(f"--protocol {given.protocol}: the answers of {benchmark} are scored, one by one; leave it out")
     if given.N < 1:
         raise UserError(f"--N is {given.N}; it must be at least 1")
 

@@ -23,8 +23,7 @@ from evaluation.findings import Finding, alpaca_row, arena_row
 from evaluation.matches import Answer, Match, read_matches
 from evaluation.pairwise import Decision
 from prepare.seed_model import make_tiny
-from sampling.generate import read_units
-from stages.files import UserError, digest, read_jsonl, read_manifest, write_json, write_jsonl
+from stages.files import UserError, digest, read_jsonl, read_manifest, read_shards, write_json, write_jsonl
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "tiny.toml"
@@ -169,7 +168,7 @@ def test_arena_hard_has_two_games_a_question(run, judge, tmp_path, benchmark, as
         assert all(row[key] == question[key] for key in named)
         assert (row["model"], row["judge"]) == ("M1", name_of(judge))
         assert row["baseline"] == (f"base {i}" if "2" in benchmark else "base")
-        records = [r for r in read_units(out / "judgments") if r["duel"] == str(question[named[0]])]
+        records = [r for r in read_shards(out / "judgments") if r["duel"] == str(question[named[0]])]
         for shown, game in enumerate(row["games"]):
             mine = [record for record in records if record["shown"] == shown]
             a, b = (sum(record["winner"] == place for record in mine) for place in ("first", "second"))
@@ -196,7 +195,7 @@ def test_mt_bench_is_scored_by_turn_on_our_scale(run, judge, tmp_path):
     assert all((row["model"], row["judge"], row["scale"]) == ("M1", name_of(judge), [0, 5]) for row in rows)
     for row in rows:
         name = f"{row['question_id']}/turn{row['turn']}"
-        records = [record for record in read_units(out / "judgments") if record["response_id"] == name]
+        records = [record for record in read_shards(out / "judgments") if record["response_id"] == name]
         known = [record["score"] for record in records if record["score"] is not None]
         assert len(records) == 2 and row["score"] == (sum(known) / len(known) if known else None)
         assert row["judgment"] == "\n\n".join(record["text"] for record in records)
@@ -461,19 +460,20 @@ def test_a_complete_stage_is_left_alone_a_broken_one_completed_and_a_name_asks_n
     out, how = tmp_path / "out", by_model(judge, "--protocol", "pairwise")
     run(ALPACA_EVAL, out, *how)
     path, manifest = out / "annotations.json", read_manifest(out)
-    content, units = path.read_bytes(), [out / "judgments" / u for u in read_manifest(out / "judgments")["units"]]
+    content, judgments = path.read_bytes(), out / "judgments"
+    shards = [judgments / name for name in read_manifest(judgments)["shards"]]
     before = path.stat().st_mtime_ns
     run(ALPACA_EVAL, out, *how)
     assert path.stat().st_mtime_ns == before and read_manifest(out) == manifest
 
-    for lost in (out / "manifest.json", out / "judgments" / "manifest.json", *units, path):
+    for lost in (out / "manifest.json", judgments / "manifest.json", *shards, path):
         lost.unlink()
     run(ALPACA_EVAL, out, *how)
     assert path.read_bytes() == content and read_manifest(out)["digest"] == manifest["digest"]
 
-    asked = [unit.stat().st_mtime_ns for unit in units]
+    asked = [shard.stat().st_mtime_ns for shard in shards]
     run(ALPACA_EVAL, out, *how, "--judge-name", "another")
-    assert [unit.stat().st_mtime_ns for unit in units] == asked
+    assert [shard.stat().st_mtime_ns for shard in shards] == asked
     assert {row["annotator"] for row in json.loads(path.read_text())} == {"another"}
 
 

@@ -19,16 +19,16 @@ from evaluation.answers import (
     MT_BENCH,
     Exam,
     decoding,
-    exam_key,
+    exam_job,
     main,
     markdown_counts,
     read_questions,
 )
 from model.chat import load_chat
 from prepare.seed_model import make_tiny
-from sampling.generate import load_engine, read_units
 from sampling.request import Request, Sampling
-from stages.files import UserError, read_jsonl, read_manifest, write_json, write_jsonl
+from sampling.worker import load_engine
+from stages.files import UserError, read_jsonl, read_manifest, read_shards, write_json, write_jsonl
 from stages.settings import Respond, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def run(monkeypatch, model):
 
 
 def texts(folder: Path) -> list[str]:
-    return [row["text"].strip() for row in read_units(folder)]
+    return [row["text"].strip() for row in read_shards(folder)]
 
 
 def test_alpaca_eval(run, tmp_path, capsys):
@@ -116,7 +116,7 @@ def test_mt_bench_asks_the_second_turn_with_the_first_answer(run, tmp_path, mode
     out = tmp_path / "out"
     run(MT_BENCH, written(tmp_path / "question.jsonl", MT), out)
     rows = list(read_jsonl(out / "model_answer" / "M1.jsonl"))
-    first, second = (list(read_units(out / name)) for name in ("turn1", "turn2"))
+    first, second = (list(read_shards(out / name)) for name in ("turn1", "turn2"))
     chat, settings = load_chat(model), load_settings(CONFIG)
     engine = load_engine(settings, model, log=False)
     for row, asked, one, two in zip(rows, MT, first, second, strict=True):
@@ -140,13 +140,13 @@ def test_a_complete_stage_is_left_alone_and_a_broken_one_completed(run, tmp_path
     questions, out = written(tmp_path / "question.jsonl", MT), tmp_path / "out"
     run(MT_BENCH, questions, out)
     path, manifest = out / "model_answer" / "M1.jsonl", read_manifest(out)
-    content, units = path.read_text(), manifest_units(out / "turn2")
+    content, shards = path.read_text(), manifest_shards(out / "turn2")
     first = {file: file.stat().st_mtime_ns for file in (out / "turn1").rglob("*")}
 
     run(MT_BENCH, questions, out)
     assert path.read_text() == content and read_manifest(out) == manifest
 
-    for lost in (out / "manifest.json", out / "turn2" / "manifest.json", *units):
+    for lost in (out / "manifest.json", out / "turn2" / "manifest.json", *shards):
         lost.unlink()
     moved, elsewhere = shutil.copy(questions, tmp_path / "moved.jsonl"), tmp_path / "elsewhere"
     shutil.move(out, elsewhere)
@@ -162,8 +162,8 @@ def test_a_complete_stage_is_left_alone_and_a_broken_one_completed(run, tmp_path
     } == first
 
 
-def manifest_units(folder: Path) -> list[Path]:
-    return [folder / name for name in read_manifest(folder)["units"]]
+def manifest_shards(folder: Path) -> list[Path]:
+    return [folder / name for name in read_manifest(folder)["shards"]]
 
 
 def test_two_ranks_write_what_one_does(run, tmp_path, model):
@@ -197,10 +197,10 @@ def test_an_overlong_prompt_is_an_empty_answer(run, tmp_path, capsys):
 def test_a_name_changes_the_answers_ids_and_asks_nothing_again(run, tmp_path):
     questions, out = written(tmp_path / "question.jsonl", ARENA_1), tmp_path / "out"
     run(ARENA_HARD, questions, out)
-    units = manifest_units(out / "turn1")
-    written_at = [unit.stat().st_mtime_ns for unit in units]
+    shards = manifest_shards(out / "turn1")
+    written_at = [shard.stat().st_mtime_ns for shard in shards]
     run(ARENA_HARD, questions, out, "--name", "M2")
-    assert [unit.stat().st_mtime_ns for unit in units] == written_at
+    assert [shard.stat().st_mtime_ns for shard in shards] == written_at
     one, two = (list(read_jsonl(out / "model_answer" / f"{name}.jsonl")) for name in ("M1", "M2"))
     assert len({row["answer_id"] for row in one + two}) == 4
     assert [row["choices"] for row in one] == [row["choices"] for row in two]
@@ -238,7 +238,7 @@ def test_the_key_knows_content_and_sampling_and_no_path(tmp_path, model):
         file = written(tmp_path / name, rows)
         questions = read_questions(MT_BENCH, file)
         exam = Exam(MT_BENCH, file, questions, decoding(MT_BENCH, questions, settings.respond, **given))
-        return exam_key(exam, settings, model, what)
+        return exam_job(exam, settings, model, what, tmp_path / "out").key
 
     same = {key("a.jsonl", MT), key("b.jsonl", MT), key("a.jsonl", MT, top_p=settings.respond.top_p)}
     assert len(same) == 1

@@ -66,7 +66,7 @@ def test_the_position_bias_is_recovered():
 def write(folder, rows) -> None:
     fields = ("response_id", "first", "second", "winner")
     write_jsonl(folder / "u" / "0.jsonl", (dict(zip(fields, row, strict=True)) for row in rows))
-    write_manifest(folder, "metajudge", "key", [], units=["u/0.jsonl"])
+    write_manifest(folder, "metajudge", "key", [], shards=["u/0.jsonl"])
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from evaluation.pairwise import Duel, decide, duel_items, duel_record
+from evaluation.pairwise import Duel, decide, duel_items, read_duel
 from judging.verdict import Failure, parse_winner
 from sampling.request import Completion
 from stages.settings import Iteration, Model, Respond, Settings
@@ -79,7 +79,7 @@ def test_a_record_says_the_winner_or_why_there_is_none(settings):
     said = {}
     for reason in ("stop", "length"):
         completion = Completion(item.name, [ord(c) for c in "Winner: Response B"], reason, -1.0)
-        said[reason] = duel_record(item, completion, "pairwise", Chat(), settings.judge)
+        said[reason] = read_duel(item.row(completion, Chat()), "pairwise", settings.judge)
     assert (said["stop"]["winner"], said["stop"]["failure"]) == ("second", None)
     assert (said["length"]["winner"], said["length"]["failure"]) == (None, "truncated")
 

@@ -84,12 +84,12 @@ def test_the_search_finds_the_pairs_that_have_all_words(page, made):
         for row in pairs
     }
     word = pairs[7]["chosen"][0]["content"].split()[3]
-    found = 0
+    matched = 0
     for words in (word, f"{word[:3]} {pairs[7]['id'][-3:].upper()}", "zebra window.pwned", "nothing-has-this"):
         expected = {name for name, text in content.items() if all(part in text for part in words.lower().split())}
         assert shown(page, words, "actor") | shown(page, words, "judge") == expected
-        found += len(expected)
-    assert found >= 5
+        matched += len(expected)
+    assert matched >= 5
 
 
 @needs_chromium
@@ -129,7 +129,7 @@ def test_a_link_opens_its_pair_with_all_that_is_behind_it(page, made):
     assert page.evaluate("document.querySelector('#pair h3').textContent") == pair["id"]
     texts = page.evaluate("[...document.querySelectorAll('#pair .text')].map(node => node.textContent)")
     judgments, comparisons = (
-        [r for r in read_jsonl(made / "iter1" / name / "units/0.jsonl") if r["response_id"] == pair["response_id"]]
+        [r for r in read_jsonl(made / "iter1" / name / "shards/0.jsonl") if r["response_id"] == pair["response_id"]]
         for name in ("judgments", "comparisons")
     )
     wanted = [pair["chosen"][0]["content"], pair["rejected"][0]["content"]]
@@ -248,7 +248,7 @@ def test_files_that_are_not_of_one_run(tmp_path, monkeypatch):
     monkeypatch.setattr(judging.pairs, "load_chat", lambda path: CHAT)
     maker = Maker(tmp_path / "mixed", prompts=6, K=3, N=4, lengths=(10, 10, 10))
     maker.iteration(1)
-    for name in ("prompts.jsonl", "responses/units/0.jsonl"):
+    for name in ("prompts.jsonl", "responses/shards/0.jsonl"):
         path = tmp_path / "mixed" / "iter1" / name
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(lines[1:] if name == "prompts.jsonl" else lines[:3]))
@@ -279,7 +279,7 @@ def test_what_was_deleted_is_said(made, tmp_path):
     write_report([run], out)
     words = text_of(out)
     gone = "no pairs, Elo scores and scores by length of iteration 1: "
-    assert f"{gone}{run}/iter1/responses: no manifest.json: deleted, or not finished" in words
+    assert f"{gone}{run}/iter1/responses: not a finished stage (no manifest.json)" in words
     assert f"no training curves of iteration 2: {run}/iter2/train/metrics.jsonl: no such file" in words
     assert "Score by length, iteration 2" in words and "Score by length, iteration 1" not in words
     assert "Scores in iteration 1" in words  # which the panel knows
@@ -334,7 +334,8 @@ def test_seconds_and_tokens_of_every_stage(made, tmp_path):
     write_report([tmp_path / "run"], tmp_path / "report.html")
     words = text_of(tmp_path / "report.html")
     for row in (
-        "before 1 2 responses: seconds - 10 10 responses: new tokens - 1,000 1,000 responses: new tokens a second - 100 100",
+        "before 1 2 responses: seconds - 10 10 responses: new tokens - 1,000 1,000",
+        "responses: new tokens a second - 100 100",
         "training: seconds - 5 5",
         "held-out answers: seconds - - 60",
         "answers compared with the seed's: new tokens - - 5,000",

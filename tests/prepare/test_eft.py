@@ -2,7 +2,6 @@
 
 import random
 import shutil
-import sys
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,23 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prepare.eft
-import sampling.generate
+import sampling.worker
 from evaluation.labelled import read_cases
 from judging.rubric import judge_prompt, judgment_text
-from judging.scores import group_by
 from judging.verdict import parse_score
 from model.chat import load_chat
 from prepare.eft import (
+    EFT,
     Outcome,
     agreeing_by_chance,
     choose,
     downsampled,
     eft_items,
-    eft_key,
     example_rows,
     first_agreeing,
     is_held_out,
-    judgments_key,
     justification,
     outcome,
     read_sources,
@@ -36,10 +33,11 @@ from prepare.eft import (
 from prepare.examples import labelled_rows, render
 from prepare.rankings import RankedGroup, Reply
 from prepare.seed_model import make_tiny
-from sampling.generate import read_units
 from sampling.request import Completion
-from stages.files import UserError, read_jsonl, read_manifest, write_jsonl
+from stages.files import UserError, read_jsonl, read_manifest, read_shards, write_jsonl
+from stages.records import group_by
 from stages.settings import Eft, Iteration, Judge, Model, Respond, Settings
+from stages.stage import Job
 
 CHAT = SimpleNamespace(
     prompt_ids=lambda messages: [1, *"|".join(m["content"] for m in messages).encode()],
@@ -294,14 +292,23 @@ def test_a_group_that_comes_again_is_counted(tmp_path):
     }
 
 
-def test_keys(tmp_path):
+def test_keys(tmp_path, monkeypatch):
     for name in ("model", "other", "source", "changed"):
-        write_jsonl(tmp_path / name, [{"name": name}])
+        write_jsonl(tmp_path / name, rows_of([ranked(name, 0, 1)]))
     (tmp_path / "moved").write_bytes((tmp_path / "source").read_bytes())
+    parts: list[Job] = []
+    monkeypatch.setattr(
+        prepare.eft, "Worker", lambda *_: SimpleNamespace(chat=CHAT, run=lambda part, *_: parts.append(part))
+    )
+    monkeypatch.setattr(prepare.eft, "read_shards", lambda folder: [])
+    monkeypatch.setattr(prepare.eft, "choose", lambda *_: ([], {"counts": {}}))
+    monkeypatch.setattr(prepare.eft, "read_manifest", lambda folder: {"counts": {}})
 
     def both(model="model", source="source", seed=5, **eft) -> tuple[str, str]:
         settings = replace(make_settings(sources=[str(tmp_path / source)], **eft), seed=seed)
-        return eft_key(settings, tmp_path / model), judgments_key(settings, tmp_path / model)
+        job = EFT.job(settings, tmp_path / "out", model=tmp_path / model)
+        prepare.eft.make_examples(job)
+        return job.key, parts[-1].key
 
     changes = ({"model": "other"}, {"source": "changed"}, {"seed": 6}, {"N": 2}, {"max_turns": 2}, {"held_out": 0.0})
     known = both()
@@ -356,8 +363,8 @@ verdict_position = "first"
 @pytest.fixture
 def stage(tmp_path, monkeypatch):
     """Runs the stage on forty groups of three replies; the model is a tokenizer."""
-    monkeypatch.setattr(sampling.generate, "load_engine", lambda settings, model_dir, log: MockEngine())
-    monkeypatch.setattr(sampling.generate, "load_chat", lambda folder: CHAT)
+    monkeypatch.setattr(sampling.worker, "load_engine", lambda settings, model_dir, log: MockEngine())
+    monkeypatch.setattr(sampling.worker, "load_chat", lambda folder: CHAT)
     make_tiny(tmp_path / "model")
     groups = []
     for i in range(40):
@@ -368,8 +375,7 @@ def stage(tmp_path, monkeypatch):
 
     def run(out: str):
         flags = ["--config", str(tmp_path / "config.toml"), "--model", str(tmp_path / "model")]
-        monkeypatch.setattr(sys, "argv", ["command", *flags, "--out", str(tmp_path / out)])
-        prepare.eft.main()
+        EFT.run(EFT.read_arguments([*flags, "--out", str(tmp_path / out)]))
         return tmp_path / out
 
     return run
@@ -379,7 +385,7 @@ def test_from_rankings_to_examples(stage, tmp_path):
     out = stage("eft")
     manifest = read_manifest(out)
     counts, rows = manifest["counts"], list(labelled_rows(out / "examples.jsonl"))
-    judgments = {row["id"]: row for row in read_units(out / "judgments")}
+    judgments = {row["id"]: row for row in read_shards(out / "judgments")}
     assert manifest["sources"] == {str(tmp_path / "source.jsonl"): {"groups": 40, "equal_ranks": 1}}
     assert counts["groups"] == 40 == sum(counts[f"groups.{name}"] for name in ("held_out", *Outcome))
     held_out = {case.group for case in read_cases(out / "held_out.jsonl")}
@@ -414,7 +420,7 @@ def test_examples_render_with_a_real_tokenizer(stage, tmp_path):
         assert example["completion_ids"][-1] in chat.stop_ids and example["prompt_ids"]
 
 
-def test_a_stage_that_lost_a_unit_ends_with_the_same_bytes(stage, tmp_path):
+def test_a_stage_that_lost_a_shard_ends_with_the_same_bytes(stage, tmp_path):
     names = ("examples.jsonl", "held_out.jsonl")
     out = stage("eft")
     once = {name: (out / name).read_bytes() for name in names}
@@ -422,14 +428,14 @@ def test_a_stage_that_lost_a_unit_ends_with_the_same_bytes(stage, tmp_path):
     written = (out / "manifest.json").stat().st_mtime_ns
     stage("eft")
     assert (out / "manifest.json").stat().st_mtime_ns == written  # complete: left alone
-    units = sorted((out / "judgments").glob("units-*/*.jsonl"))
-    units[1].unlink()
-    kept = units[0].stat().st_mtime_ns
+    shards = sorted((out / "judgments").glob("shards-*/*.jsonl"))
+    shards[1].unlink()
+    kept = shards[0].stat().st_mtime_ns
     for path in (out / "manifest.json", out / "judgments" / "manifest.json", out / "examples.jsonl"):
         path.unlink()
     stage("eft")
     assert {name: (out / name).read_bytes() for name in names} == once
-    assert read_manifest(out)["digest"] == digest and units[0].stat().st_mtime_ns == kept
+    assert read_manifest(out)["digest"] == digest and shards[0].stat().st_mtime_ns == kept
     again = stage("again")
     assert {name: (again / name).read_bytes() for name in names} == once
     shutil.rmtree(again)
@@ -439,7 +445,7 @@ def test_another_order_takes_the_judgments_that_are_there(stage, tmp_path, monke
     out = stage("eft")
     config = tmp_path / "config.toml"
     config.write_text(config.read_text().replace("N = 3", 'N = 3\norder = "strict"'))
-    monkeypatch.setattr(sampling.generate, "load_engine", lambda *_, **__: pytest.fail("nothing is sampled"))
+    monkeypatch.setattr(sampling.worker, "load_engine", lambda *_, **__: pytest.fail("nothing is sampled"))
     before = read_manifest(out)["counts"]
     after = read_manifest(stage("eft"))["counts"]
     assert after["judgments"] == before["judgments"] and after["groups.agrees"] < before["groups.agrees"]
@@ -456,5 +462,5 @@ def test_nothing_to_judge(stage, tmp_path, capsys):
     with pytest.raises(UserError, match=r"no group of ranked replies is left \(equal_ranks 1\)"):
         stage("eft")
     config.write_text(text.replace(f'"{tmp_path / "source.jsonl"}"', ""))
-    with pytest.raises(UserError, match=r"config\.toml: eft\.sources is empty"):
+    with pytest.raises(UserError, match=r"^eft\.sources is empty"):
         stage("eft")

@@ -3,7 +3,6 @@
 import random
 import re
 import shutil
-import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import groupby
@@ -15,12 +14,18 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-import prepare.new_prompts
-import sampling.generate
-from prepare.new_prompts import Dropped, Filter, draw_examples, prompts_key, read_prompt, read_seeds, request_prompt
-from sampling.generate import read_units
+import sampling.worker
+from prepare.new_prompts import (
+    NEW_PROMPTS,
+    Dropped,
+    Filter,
+    draw_examples,
+    read_prompt,
+    read_seeds,
+    request_prompt,
+)
 from sampling.request import Completion, Request
-from stages.files import UserError, read_jsonl, read_manifest, write_jsonl
+from stages.files import UserError, read_jsonl, read_manifest, read_shards, write_jsonl
 from stages.settings import Prompts, load_settings
 
 CHAT = SimpleNamespace(
@@ -219,8 +224,8 @@ def stage(tmp_path, monkeypatch):
     def load_engine(settings, model_dir, log):
         return MockEngine(asked)
 
-    monkeypatch.setattr(sampling.generate, "load_engine", load_engine)
-    monkeypatch.setattr(sampling.generate, "load_chat", lambda folder: CHAT)
+    monkeypatch.setattr(sampling.worker, "load_engine", load_engine)
+    monkeypatch.setattr(sampling.worker, "load_chat", lambda folder: CHAT)
 
     def run(out: str = "out", **options: int | str) -> tuple[Path, list[list[Request]]]:
         asked.clear()
@@ -229,8 +234,7 @@ def stage(tmp_path, monkeypatch):
             text = re.sub(rf"^{key} = .*", f"{key} = {value}", text, flags=re.MULTILINE)
         (tmp_path / "config.toml").write_text(text)
         flags = ["--config", tmp_path / "config.toml", "--model", tmp_path / "model", "--out", tmp_path / out]
-        monkeypatch.setattr(sys, "argv", ["command", *map(str, flags)])
-        prepare.new_prompts.main()
+        NEW_PROMPTS.run(NEW_PROMPTS.read_arguments([*map(str, flags)]))
         return tmp_path / out, [list(own) for _, own in groupby(asked, lambda request: request.id.split("/")[1])]
 
     return run
@@ -242,7 +246,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def records(out: Path) -> list[dict]:
-    return [row for folder in sorted((out / "rounds").iterdir()) for row in read_units(folder)]
+    return [row for folder in sorted((out / "rounds").iterdir()) for row in read_shards(folder)]
 
 
 def test_rounds_until_there_are_enough(stage, capsys):
@@ -254,7 +258,7 @@ def test_rounds_until_there_are_enough(stage, capsys):
     assert counts.pop("attempts") == sum(counts.values())
     assert counts.keys() - {"kept"} == set(Dropped)
     assert min(counts[k] for k in ("unlabelled", "truncated", "too_few_words", "word", "not_needed")) > 0
-    assert manifest["stage"] == "prompts" and manifest["seconds"] >= 0 and manifest["weights"]
+    assert manifest["stage"] == "prompts" and manifest["seconds"] >= 0 and manifest["inputs"]["model"]["digest"]
     assert "warning" not in capsys.readouterr().err
 
     by_id = {row["id"]: row for row in sampled}
@@ -293,7 +297,7 @@ def test_a_killed_run_ends_in_the_same_bytes(stage, lost):
     for number in lost:
         folder = out / "rounds" / f"{number:04}"
         (folder / "manifest.json").unlink()
-        sorted(folder.glob("units-*/*.jsonl"))[1].unlink()
+        sorted(folder.glob("shards-*/*.jsonl"))[1].unlink()
     _, rounds = stage()
     assert contents(out) == before
     assert [len(own) for own in rounds] == [5] * len(lost)
@@ -335,7 +339,7 @@ def test_a_run_out_of_attempts_says_so(stage, capsys):
 
 def test_every_rank_filters_and_the_first_writes(stage, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(sampling.generate, "_rendezvous", lambda stage, key: (dist.HashStore(), 1))
+    monkeypatch.setattr(sampling.worker, "rendezvous", lambda stage, key: (dist.HashStore(), 1))
     out, rounds = stage()
     assert len(rounds) > 1 and not (out / "prompts.jsonl").exists() and read_manifest(out) is None
     monkeypatch.setenv("RANK", "0")
@@ -361,15 +365,15 @@ def test_seeds_that_do_not_do(stage, tmp_path, rows, message):
 
 
 def test_missing_files(stage, tmp_path):
-    with pytest.raises(UserError, match=r"gone\.jsonl: no such file; check the path in the config"):
+    with pytest.raises(UserError, match=r"gone\.jsonl: no such file or folder; check the path"):
         stage(seeds=f'"{tmp_path}/gone.jsonl"')
-    with pytest.raises(UserError, match=r"gone\.jsonl: no such file; check the path in the config"):
+    with pytest.raises(UserError, match=r"gone\.jsonl: no such file or folder; check the path"):
         stage(evaluation=f'["{tmp_path}/gone.jsonl"]')
 
 
 def test_a_config_without_seeds():
-    with pytest.raises(UserError, match=r"^config\.toml: prompts\.seeds is empty; name a JSON-lines file"):
-        read_seeds(Prompts(), Path("config.toml"))
+    with pytest.raises(UserError, match=r"^prompts\.seeds is empty; name a JSON-lines file"):
+        read_seeds(Prompts())
 
 
 def test_the_key_knows_contents_and_settings_and_not_where_they_lie(stage, tmp_path):
@@ -377,7 +381,8 @@ def test_the_key_knows_contents_and_settings_and_not_where_they_lie(stage, tmp_p
     settings = load_settings(tmp_path / "config.toml")
 
     def key(**options) -> str:
-        return prompts_key(replace(settings, prompts=replace(settings.prompts, **options)), tmp_path / "model")
+        changed = replace(settings, prompts=replace(settings.prompts, **options))
+        return NEW_PROMPTS.job(changed, tmp_path / "out", model=tmp_path / "model").key
 
     shutil.copy(tmp_path / "seeds.jsonl", tmp_path / "copy.jsonl")
     assert key() == key(seeds=str(tmp_path / "copy.jsonl"), model="elsewhere")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from iterate import sft_recipe
+from iterate import Run
 from prepare.sft_delta import read_facts
+from stages.launch import Launcher
 from stages.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -21,9 +22,11 @@ def test_it_is_small_and_says_what_it_lost():
         assert abs(facts[f"merged_{measure}"] - facts[f"trained_{measure}"]) < 0.05
 
 
-def test_it_was_made_by_the_default_recipe(monkeypatch):
+def test_it_was_made_by_the_default_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    settings = load_settings("configs/smollm2-135m.toml")
+    config = Path("configs/smollm2-135m.toml")
+    settings = load_settings(config)
     if not Path(settings.model.path).is_dir():
         pytest.skip("the default model is not prepared")
-    assert read_facts(PATH)["recipe"] == sft_recipe(settings, Path(settings.model.path))
+    run = Run(config, settings, tmp_path, Launcher(1, tmp_path / "logs"))
+    assert read_facts(PATH)["recipe"] == run.sft_recipe(Path(settings.model.path))
