@@ -1,20 +1,20 @@
-"""AlpacaEval 2's length-controlled win rate: what the win rate would be if both outputs were of the same length.
+"""AlpacaEval 2's length-controlled win rate: an estimate of the win rate if both outputs had the same length.
 
-Dubois et al., "Length-Controlled AlpacaEval" (arXiv 2404.04475), in the way of the `alpaca_eval` package, version
-0.6.6, `length_controlled_v1`. A logistic regression without intercept explains the preference q in [0, 1] of row i,
+From Dubois et al., "Length-Controlled AlpacaEval" (arXiv 2404.04475), as in the `alpaca_eval` package, version 0.6.6,
+`length_controlled_v1`. A logistic regression without intercept predicts the preference q in [0, 1] of row i,
 
     q_i ~ sigmoid(w_length tanh(d_i / std(d)) + w_difficulty difficulty_i + w_model)
 
-with d the characters of the baseline's output minus the model's, std(d) over all rows with n - 1 and not centred out of
-d itself. The rows of two baselines that game lengths are added, each with weight 0.1 and without w_model: they hold
-w_length down. The win rate is the mean of sigmoid(w_difficulty difficulty_i + w_model), the length's term at zero.
+where d is the baseline's characters minus the model's, not centred, and std(d) is over all rows, with n - 1. The rows
+of two baselines that game length are added, each with weight 0.1 and without w_model; they keep w_length small. The win
+rate is the mean of sigmoid(w_difficulty difficulty_i + w_model), where the length's term is zero.
 
-A soft label is two examples, label 1 with weight q and label 0 with weight 1 - q. The penalty is L1; its C is that of
-ten with the lowest held-out cross-entropy, in five folds that keep both examples of a row together.
-With one version of scikit-learn our number is the package's to the last digits. Between versions both move, since rows
-fall into other folds: from 1.4 to 1.9 by up to 0.06 points in the tests' cases.
+A soft label is two examples: label 1 with weight q, and label 0 with weight 1 - q. The penalty is L1. Its C is the one
+of ten with the lowest held-out cross-entropy, in five folds that keep both examples of a row together. With the same
+version of scikit-learn our number equals the package's to the last digits. Versions assign rows to different folds,
+which changes both: from 1.4 to 1.9 by up to 0.06 points in the tests' cases.
 
-The difficulties and the gamed rows are not ours to bring: see `SOURCE`.
+The difficulties and the gamed rows don't come with this project: see `SOURCE`.
 """
 
 import csv
@@ -32,15 +32,15 @@ from evaluation.annotations import Annotations, read_annotations
 from stages.files import UserError
 
 SOURCE = "of the data set tatsu-lab/alpaca_eval on Hugging Face"
-"""Where df_gamed.csv, the gamed rows, and instruction_difficulty.csv, the difficulties, are published."""
+"""The publisher of df_gamed.csv (the gamed rows) and instruction_difficulty.csv (the difficulties)."""
 
 GAMED_WEIGHT = 0.2 / 2
-"""Of a row of the two gamed baselines."""
+"""Weight of a row of the two gamed baselines."""
 
 FOLDS = 5
 CS = np.logspace(-4, 4, 10)
 SEED = 123
-"""Of liblinear's order of coordinates."""
+"""Seed of liblinear's order of coordinates."""
 
 WEIGHT_COLUMNS = ("np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)")
 
@@ -49,7 +49,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Weights:
-    """A model's regression against a baseline."""
+    """The coefficients of a model's regression against a baseline."""
 
     length: float
     difficulty: float
@@ -58,12 +58,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class Gamed:
-    """The rows of the gamed baselines, in the file's order, and the difficulties that they bring."""
+    """The rows of the gamed baselines, in the file's order, and the difficulties in them."""
 
     features: Array
     """[m, 3], as `Weights` has them."""
     preferences: Array
-    """[m], in [0, 1]; NaN where there is none."""
+    """[m], in [0, 1]; NaN for no preference."""
     difficulties: dict[int, float]
     """By an instruction's position."""
 
@@ -73,26 +73,26 @@ class LengthControlled:
     win_rate: float
     """In percent."""
     standard_error: float | None
-    """Of the mean of the predictions, in percent; None of one row."""
+    """Standard error of the mean prediction, in percent; None for a single row."""
     weights: Weights
 
 
 def length_controlled(annotations: Annotations, gamed: Gamed) -> LengthControlled:
     """The length-controlled win rate of a file of annotations.
 
-    Rows without a preference are not fitted, but predicted, and their lengths count in the standard deviation. A model
-    that is its own baseline wins 50% by definition.
+    Rows without a preference are predicted but not fitted; their lengths count in the standard deviation. A model that
+    is its own baseline wins 50% by definition.
 
-    Raises `UserError` naming the file for a position without difficulty, an output that is no text, and lengths that do
-    not differ.
+    Raises `UserError` naming the file for a position without difficulty, an output that is no text, and lengths that
+    don't differ.
     """
     preferences = annotations.preferences
     if annotations.model == annotations.baseline:
         return _summary(np.full(np.isfinite(preferences).sum(), 0.5), Weights(0.0, 0.0, 0.0))
     length = _length(annotations)
     if unknown := [place for place in annotations.positions.tolist() if place not in gamed.difficulties]:
-        known = f"the gamed rows have those of {len(gamed.difficulties)} instructions"
-        raise UserError(f"{annotations.path}: {known}, not of number {unknown[0]}; name whole files")
+        count = f"the gamed rows have the difficulties of {len(gamed.difficulties)} instructions"
+        raise UserError(f"{annotations.path}: {count}, not of number {unknown[0]}; name whole files")
     difficulty = np.array([gamed.difficulties[place] for place in annotations.positions.tolist()])
     own = np.column_stack([length, difficulty, np.ones_like(difficulty)])
     features = np.concatenate([gamed.features, own])
@@ -104,9 +104,9 @@ def length_controlled(annotations: Annotations, gamed: Gamed) -> LengthControlle
 
 
 def fit(features: Array, targets: Array, masses: Array) -> Array:
-    """Coefficients [k] of the regression of soft labels [n] in [0, 1] on features [n, k], rows weighted by masses [n].
+    """Coefficients [k] of the regression of soft labels [n] in [0, 1] on features [n, k], rows weighted by `masses` [n].
 
-    Raises `UserError` where scikit-learn, whose liblinear solves it, is missing or too old.
+    Raises `UserError` if scikit-learn, whose liblinear solves it, is missing or too old.
     """
     LogisticRegression, GroupKFold = _scikit_learn()
     rows = np.concatenate([features, features])
@@ -121,18 +121,18 @@ def fit(features: Array, targets: Array, masses: Array) -> Array:
 
     losses = np.zeros((FOLDS, len(CS)))
     for fold, (train, test) in enumerate(GroupKFold(FOLDS).split(rows, groups=groups)):
-        random = np.random.RandomState(SEED)  # all Cs of a fold draw from it in turn, as in LogisticRegressionCV
-        wanted = np.where(labels == 1, shares, 1 - shares)[test]
+        random = np.random.RandomState(SEED)  # all Cs of a fold share it, as in LogisticRegressionCV
+        targets_of_1 = np.where(labels == 1, shares, 1 - shares)[test]
         for i, C in enumerate(CS):
             chance = regression(train, C, random).predict_proba(rows[test])[:, 1].clip(1e-15, 1 - 1e-15)
-            entropy = wanted * np.log(chance) + (1 - wanted) * np.log(1 - chance)
+            entropy = targets_of_1 * np.log(chance) + (1 - targets_of_1) * np.log(1 - chance)
             losses[fold, i] = -np.mean(entropy * copied[test])
     best = CS[losses.sum(0).argmin()]
     return regression(slice(None), best, np.random.RandomState(SEED)).coef_[0]
 
 
 def predict(model: Weights, baseline: Weights, difficulties: Array) -> float:
-    """The length-controlled win rate, in percent, of one model against another by their weights against a third."""
+    """The length-controlled win rate, in percent, of a model against a baseline, by their weights against a third."""
     gap = (model.difficulty - baseline.difficulty) * difficulties + (model.model - baseline.model)
     return float(100 * logistic(gap).mean())
 
@@ -154,19 +154,18 @@ def _scikit_learn() -> tuple[Any, Any]:
         from sklearn.model_selection import GroupKFold
     except ImportError:
         raise UserError(f"the length-controlled win rate needs scikit-learn; {install}") from None
-    if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 8):  # there l1_ratio alone is ignored
-        raise UserError(f"scikit-learn {sklearn.__version__} is too old, 1.8 knows l1_ratio; {install}")
+    if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 8):  # older ones ignore l1_ratio alone
+        raise UserError(f"scikit-learn {sklearn.__version__} is too old, l1_ratio needs 1.8; {install}")
     return LogisticRegression, GroupKFold
 
 
 def read_gamed(paths: Sequence[Path], difficulties: Array | None = None) -> Gamed:
-    """The gamed baselines' rows: as published in df_gamed.csv, or annotations of both, which need `difficulties` [n].
+    """The gamed baselines' rows: the published df_gamed.csv, or annotations of both baselines with `difficulties` [n].
 
-    In df_gamed.csv the difficulty of position p is that of the file's row p, counted from 0, where this row is the
-    first of its index: the file has the instructions in order, once for each baseline.
+    df_gamed.csv has the instructions in order, once for each baseline. So the difficulty of position p is that of row
+    p, from 0, as long as the row is the first with its index.
 
-    Raises `UserError` naming file and line for a column that is missing, a value that is none, and a position without
-    difficulty.
+    Raises `UserError` naming file and line for a missing column, an invalid value, and a position without difficulty.
     """
     if all(path.suffix == ".json" for path in paths):
         if len(set(paths)) != 2:
@@ -176,14 +175,14 @@ def read_gamed(paths: Sequence[Path], difficulties: Array | None = None) -> Game
         raise UserError(
             f"{paths[1]}: --gamed is df_gamed.csv alone, or annotations of the gamed baselines, .json files"
         )
-    path, features, preferences, known = paths[0], [], [], {}
+    path, features, preferences, by_place = paths[0], [], [], {}
     seen = set()
     columns = ("index", "preference", "std_delta_len", "instruction_difficulty", "not_gamed_baseline")
     for place, (where, row) in enumerate(_rows(path, columns, f"name df_gamed.csv {SOURCE}")):
         index, difficulty = _number(row, "index", where), _number(row, "instruction_difficulty", where)
         if index not in seen:
             seen.add(index)
-            known[place] = difficulty
+            by_place[place] = difficulty
         preferences.append(math.nan if row["preference"] == "" else _number(row, "preference", where))
         kind = row["not_gamed_baseline"].lower()
         if kind not in ("true", "false"):
@@ -191,11 +190,11 @@ def read_gamed(paths: Sequence[Path], difficulties: Array | None = None) -> Game
         features.append([_number(row, "std_delta_len", where), difficulty, float(kind == "true")])
     table = np.array(features)
     table[:, 0] = np.tanh(table[:, 0])
-    return Gamed(table, np.array(preferences), known)
+    return Gamed(table, np.array(preferences), by_place)
 
 
 def _gamed_annotations(gamed: Sequence[Annotations], difficulties: Array | None) -> Gamed:
-    """The same from the gamed baselines' own annotations: length differences over their standard deviation."""
+    """The gamed rows from the gamed baselines' own annotations."""
     if difficulties is None:
         raise UserError(f"{gamed[0].path}: annotations have no difficulties; add --difficulty, {SOURCE}")
     features = []
@@ -204,16 +203,19 @@ def _gamed_annotations(gamed: Sequence[Annotations], difficulties: Array | None)
             raise UserError(f"{own.path}: no difficulty of number {unknown[0]}; --difficulty has {len(difficulties)}")
         length = _length(own)
         features.append(np.column_stack([length, difficulties[own.positions], np.zeros_like(length)]))
-    known = {place: float(difficulty) for place, difficulty in enumerate(difficulties)}
-    return Gamed(np.concatenate(features), np.concatenate([own.preferences for own in gamed]), known)
+    by_place = dict(enumerate(map(float, difficulties)))
+    return Gamed(np.concatenate(features), np.concatenate([own.preferences for own in gamed]), by_place)
 
 
 def _length(annotations: Annotations) -> Array:
-    """The length feature [n]; -1 or 1 where all lengths differ alike, as in the package. Raises `UserError` naming the
-    file for an output that is no text, and where there is no feature: of one row, and where lengths do not differ."""
+    """The length feature [n]; as in the package, -1 or 1 if all differences are equal.
+
+    Raises `UserError` naming the file for an output that is no text, for a single row, and for lengths that don't
+    differ.
+    """
     difference = annotations.lengths[:, 0] - annotations.lengths[:, 1]
     if (without := np.flatnonzero(np.isnan(difference))).size:
-        raise UserError(f"{annotations.path}, entry {without[0]}: an output is no text, so has no length; mend the row")
+        raise UserError(f"{annotations.path}, entry {without[0]}: an output is no text and has no length; mend the row")
     if len(difference) < 2 or not difference.any():
         raise UserError(f"{annotations.path}: no two outputs differ in length; there is no length to control for")
     with np.errstate(divide="ignore"):
@@ -221,8 +223,10 @@ def _length(annotations: Annotations) -> Array:
 
 
 def read_difficulties(path: Path) -> Array:
-    """The difficulties [n] of all instructions, as published in instruction_difficulty.csv: the column of that name, or
-    the one beside the index. Raises `UserError` naming file and line."""
+    """The difficulties [n] of all instructions, as published in instruction_difficulty.csv.
+
+    They are the column "instruction_difficulty", or the second of two columns. Raises `UserError` naming file and line.
+    """
     hint = f"name instruction_difficulty.csv {SOURCE}"
     rows = list(_rows(path, (), hint))
     header = list(rows[0][1])
@@ -233,20 +237,19 @@ def read_difficulties(path: Path) -> Array:
 
 
 def read_weights(path: Path) -> dict[str, Weights]:
-    """The weights of a baseline's models by name, as `alpaca_eval` keeps and publishes them. Raises `UserError` naming
-    file and line."""
-    found: dict[str, Weights] = {}
+    """The weights of models by name, as `alpaca_eval` publishes them. Raises `UserError` naming file and line."""
+    weights: dict[str, Weights] = {}
     hint = "name a file of alpaca_eval's folder metrics/weights, such as weighted_alpaca_eval_gpt4_turbo's"
     for where, row in _rows(path, WEIGHT_COLUMNS, hint):
         name = next(iter(row.values()))
-        if name in found:
+        if name in weights:
             raise UserError(f"{where}: {name!r} came before; keep one of the two")
-        found[name] = Weights(*(_number(row, column, where) for column in WEIGHT_COLUMNS))
-    return found
+        weights[name] = Weights(*(_number(row, column, where) for column in WEIGHT_COLUMNS))
+    return weights
 
 
 def _rows(path: Path, columns: tuple[str, ...], hint: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """A CSV file's rows and where they stand. Raises `UserError` where there is none, or a column is missing."""
+    """A CSV file's rows, each with its file and line. Raises `UserError` for an empty file and a missing column."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; {hint}")
     try:

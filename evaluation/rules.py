@@ -1,6 +1,6 @@
-"""Rules that code can check: does an answer follow an instruction about its form?
+"""Rules about the form of an answer, which code can check.
 
-Each rule has a name and at most one parameter, and is followed or not:
+Each rule has a name and at most one parameter:
 
 | rule | parameter | followed by an answer |
 |---|---|---|
@@ -8,8 +8,8 @@ Each rule has a name and at most one parameter, and is followed or not:
 | words_at_least | count | of no fewer words |
 | one_word | | of exactly one word |
 | sentences | count | of exactly so many sentences |
-| bullets | count | with exactly so many bullet points, whatever else it holds |
-| numbered | count | with exactly so many numbered items, which count up from 1, whatever else it holds |
+| bullets | count | with exactly so many bullet points, and any other text |
+| numbered | count | with exactly so many numbered items, which count up from 1, and any other text |
 | contains | words | in which each of the words (or phrases) occurs |
 | lacks | words | in which none of them occurs |
 | starts_with | text | that begins with this text |
@@ -20,27 +20,29 @@ Each rule has a name and at most one parameter, and is followed or not:
 | alphabet | alphabet | whose letters are all of this alphabet, with at least one letter |
 | no_commas | | without a comma |
 
-An answer of nothing but white space follows no rule. Characters are compared as they are, without normalising Unicode.
-Markdown is text like any other, but for the marks of lists. What the terms mean:
+An answer of white space only follows no rule. Characters are compared without Unicode normalisation. Markdown counts as
+text, except for the marks of lists. The terms:
 
-- A *word* is what white space or a dash (U+2014 or two hyphens) separates and holds a letter or digit: "well-known",
-  "don't", "3.5" and the "1." before an item are one each, "-" is none. Where a script sets no spaces a clause is one.
-- A *sentence* ends where a word ends with . ! ? or U+2026, closing quotation marks, brackets and emphasis aside; with
-  a list item, an empty line or the text; and before a list item. It holds a letter or digit; an item's number is no
-  sentence. A full stop after Mr, Mrs, Ms, Dr, Prof, St or vs ends none, nor, if a lower-case letter follows, do a full
-  stop of a word with another within ("e.g.", "p.m."), an ellipsis, or a mark before a closing quotation mark.
+- A *word* stands between white space or dashes (U+2014 or two hyphens), and has a letter or digit: "well-known",
+  "don't", "3.5" and the "1." before an item are one word each, "-" is none. In a script without spaces, a clause is one
+  word.
+- A *sentence* ends with a word that ends in . ! ? or U+2026, apart from closing quotation marks, brackets and emphasis.
+  It also ends with a list item, an empty line or the text, and before a list item. It has a letter or digit; an item's
+  number is no sentence. A full stop after Mr, Mrs, Ms, Dr, Prof, St or vs ends no sentence. Neither do, before a
+  lower-case letter, the last full stop of a word with another full stop ("e.g.", "p.m."), an ellipsis, and a mark
+  before a closing quotation mark.
 - A *bullet point* is a line that begins, after white space, with one of - * + and U+2013 and white space, or with
-  U+2022, and holds a letter or digit. A *numbered item* begins with digits, "." or ")", and white space.
-- Words and phrases *occur*, and texts begin and end, letter case aside, curly quotation marks and apostrophes as
-  straight ones, any white space as one space; no letter or digit may adjoin them: "sea" occurs in "sea-salt" and
-  "sea's", not in "seas". What is neither letter nor digit before the beginning, and after the end, counts only where
-  the text that is asked for itself begins, or ends, with such a character.
-- *JSON* may stand between a line ``` or ```json and a line ```, where nothing stands outside. No key may come twice,
-  and NaN and Infinity are no numbers.
-- An *alphabet* is the first word of the letters' Unicode names. Modifier letters belong to all alphabets. Whether the
-  language is the one that was asked for no rule says.
+  U+2022, and has a letter or digit. A *numbered item* begins with digits, "." or ")", and white space.
+- Words and phrases *occur*, and texts begin and end, regardless of letter case. Curly quotation marks and apostrophes
+  equal straight ones, and any white space equals one space. No letter or digit may adjoin: "sea" occurs in "sea-salt"
+  and "sea's", but not in "seas". Other characters before the beginning, and after the end, are ignored, unless the
+  required text itself begins, or ends, with such a character.
+- *JSON* may stand between a line ``` or ```json and a line ```, with nothing outside. Keys must be distinct, and NaN
+  and Infinity are no numbers.
+- An *alphabet* is the first word of the letters' Unicode names. Modifier letters belong to all alphabets. No rule
+  checks the language.
 
-All of it takes time linear in the answer's length.
+All checks take time linear in the answer's length.
 """
 
 import json
@@ -67,7 +69,7 @@ PARAMETERS: dict[str, str | None] = {
     "alphabet": "alphabet",
     "no_commas": None,
 }
-"""Every rule's name, and what its parameter is called."""
+"""The name of each rule's parameter, by the rule's name."""
 
 ALPHABETS = ("ARABIC", "ARMENIAN", "CYRILLIC", "DEVANAGARI", "GEORGIAN", "GREEK", "HANGUL", "HEBREW", "LATIN", "THAI")
 
@@ -90,7 +92,7 @@ class Rule:
 
     name: str
     value: int | str | tuple[str, ...] | None = None
-    """Its parameter: a count, a text or an alphabet, or words or keys."""
+    """The parameter: a count, a text or an alphabet, or words or keys."""
 
 
 def followed(rule: Rule, text: str) -> bool:
@@ -134,19 +136,19 @@ def followed(rule: Rule, text: str) -> bool:
 
 
 def word_count(text: str) -> int:
-    """How many words a text has."""
+    """The number of words in a text."""
     for dash in _DASHES:
         text = text.replace(dash, " ")
-    return sum(map(_says_something, text.split()))
+    return sum(map(_has_content, text.split()))
 
 
 def sentence_count(text: str) -> int:
-    """How many sentences a text has."""
+    """The number of sentences in a text."""
     total = 0
     for block in _blocks(text):
         started = False
         for word, following in pairwise([*block, ""]):
-            started = started or _says_something(word)
+            started = started or _has_content(word)
             if started and _ends_sentence(word, following):
                 total, started = total + 1, False
         total += started
@@ -154,7 +156,7 @@ def sentence_count(text: str) -> int:
 
 
 def _blocks(text: str) -> list[list[str]]:
-    """The words, with their punctuation, of each list item and each paragraph, of which no sentence spans two."""
+    """The words, with punctuation, of each list item and each paragraph. No sentence spans two blocks."""
     blocks: list[list[str]] = [[]]
     for mark, rest in _items(text):
         if mark or not rest:
@@ -178,8 +180,8 @@ def _ends_sentence(word: str, following: str) -> bool:
 
 
 def _items(text: str) -> list[tuple[str, str]]:
-    """Each line's mark and the rest: U+2022 of a bullet point, the number of a numbered item, else nothing."""
-    found = []
+    """(mark, rest) of each line. The mark is U+2022 for a bullet point, the number of a numbered item, or empty."""
+    items = []
     for line in map(str.strip, text.splitlines()):
         after = line.lstrip(_DIGITS)
         number = line[: len(line) - len(after)]
@@ -188,8 +190,8 @@ def _items(text: str) -> list[tuple[str, str]]:
             mark, rest = number, after[1:]
         elif line[:1] == _DOT or (line[:1] in _BULLETS and line[1:2].isspace()):
             mark, rest = _DOT, line[1:]
-        found.append((mark, rest.strip()) if _says_something(rest) else ("", line))
-    return found
+        items.append((mark, rest.strip()) if _has_content(rest) else ("", line))
+    return items
 
 
 def _occurs(phrase: str, text: str) -> bool:
@@ -205,7 +207,7 @@ def _occurs(phrase: str, text: str) -> bool:
 
 
 def _starts(wanted: str, text: str) -> bool:
-    """Whether a text begins with another; turned round, whether it ends with it."""
+    """Whether `text` begins with `wanted`. With both reversed: whether it ends with it."""
     if _is_letter(wanted[0]):
         text = text[next((place for place, c in enumerate(text) if _is_letter(c)), 0) :]
     end = len(wanted)
@@ -218,11 +220,11 @@ def _plain(text: str) -> str:
 
 
 def _is_letter(character: str) -> bool:
-    """Whether this is a letter, a mark on one, or a digit; not so of no character at all."""
+    """Whether the character is a letter, a combining mark or a digit; False for the empty string."""
     return bool(character) and (character.isalnum() or unicodedata.category(character)[0] == "M")
 
 
-def _says_something(text: str) -> bool:
+def _has_content(text: str) -> bool:
     return any(map(str.isalnum, text))
 
 
@@ -231,13 +233,13 @@ def _is_object(text: str, keys: Sequence[str]) -> bool:
     if len(lines) > 2 and lines[0].strip() in ("```", "```json") and lines[-1].strip() == "```":
         text = "\n".join(lines[1:-1])
     try:
-        # Numbers stay text: a long one would take more than linear time to become a number.
-        found = json.loads(
+        # Numbers stay text, since converting a long one takes more than linear time.
+        value = json.loads(
             text, object_pairs_hook=_distinct, parse_int=str, parse_float=str, parse_constant=_no_constant
         )
     except (ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and set(found) == set(keys)
+    return isinstance(value, dict) and set(value) == set(keys)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ RESAMPLES = 2000
 
 
 def bootstrap(groups: Sequence[Sequence[float]], seed: int = 0) -> dict[str, Any]:
-    """Mean over all values, with a 95% percentile interval from resampling whole groups; None where there is none."""
+    """Mean of all values, with a 95% percentile interval from resampling whole groups; None without values."""
     filled = [group for group in groups if len(group)]
     if not filled:
         return {"value": None, "low": None, "high": None, "count": 0}
@@ -27,13 +27,13 @@ def bootstrap(groups: Sequence[Sequence[float]], seed: int = 0) -> dict[str, Any
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float | None:
-    """Spearman's rank correlation with mean ranks for ties; None where one side is constant."""
+    """Spearman's rank correlation with mean ranks for ties; None if one side is constant."""
     x, y = ranks(a), ranks(b)
     return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else None
 
 
 def ranks(values: ArrayLike) -> NDArray[np.float64]:
-    """The values' ranks from 1, equal ones sharing the mean of theirs."""
+    """The values' ranks from 1; equal values share their mean rank."""
     _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 

@@ -1,12 +1,12 @@
-"""Does a model do as it is told? Instructions whose form code can check, for answers of any model.
+"""Instructions about form that code can check, for answers of any model.
 
-`python -m evaluation.verifiable --instructions data/evaluation/verifiable.jsonl --answers FILE` reads answers
-{id, text}, one an instruction, and prints how many prompts had all of their rules followed, how many of the rules were,
-and the same by rule (`evaluation/rules.py` defines them). It is strict: a nearly right answer is wrong. Whether an
-answer is any good otherwise is not looked at. Intervals are bootstrap percentiles over prompts.
+`python -m evaluation.verifiable --instructions data/evaluation/verifiable.jsonl --answers FILE` reads one answer
+{id, text} for each instruction. It prints how many prompts had all their rules followed, how many rules were followed,
+and the same by rule (`evaluation/rules.py` defines them). It is strict: a nearly right answer is wrong. It ignores all
+other qualities of an answer. Intervals are bootstrap percentiles over prompts.
 
-The kind of measurement is that of IFEval (Zhou et al., arXiv 2311.07911), which has 25 kinds of instructions. Prompts
-and definitions here are the project's own: no figure can be compared with one of IFEval.
+The measurement follows IFEval (Zhou et al., arXiv 2311.07911), which has 25 kinds of instructions. Prompts and
+definitions here are the project's own, so numbers can't be compared with IFEval's.
 """
 
 import argparse
@@ -25,7 +25,7 @@ KEYS = ("id", "prompt", "rules")
 
 @dataclass(frozen=True)
 class Instruction:
-    """A prompt, and the rules that it states."""
+    """A prompt, and the rules in it."""
 
     id: str
     prompt: str
@@ -33,12 +33,12 @@ class Instruction:
 
 
 def read_instructions(path: Path) -> list[Instruction]:
-    """Instructions of a file of rows {id, prompt, rules: [{rule: NAME, PARAMETER: value}]}, in its order.
+    """The instructions of a file of rows {id, prompt, rules: [{rule: NAME, PARAMETER: value}]}, in its order.
 
     Raises `UserError` naming file, line and key for an unknown or missing key, rule or parameter, a value of the wrong
-    type, and an id that came before.
+    type, and a repeated id.
     """
-    found: dict[str, Instruction] = {}
+    instructions: dict[str, Instruction] = {}
     for number, row in read_numbered_jsonl(path, KEYS):
         where = f"{path}, line {number}"
         unknown = [key for key in row if key not in KEYS]
@@ -47,15 +47,15 @@ def read_instructions(path: Path) -> list[Instruction]:
         for key in ("id", "prompt"):
             if not isinstance(row[key], str) or not row[key].strip():
                 raise UserError(f"{where}: key {key!r} must be a text that is not empty; mend the row")
-        if row["id"] in found:
+        if row["id"] in instructions:
             raise UserError(f"{where}: id {row['id']!r} came before; give each row its own")
         if not isinstance(row["rules"], list) or not row["rules"]:
             raise UserError(f"{where}: key 'rules' must be a list that is not empty; mend the row")
         rules = tuple(_rule(entry, f"{where}, rules[{place}]") for place, entry in enumerate(row["rules"]))
-        found[row["id"]] = Instruction(row["id"], row["prompt"], rules)
-    if not found:
+        instructions[row["id"]] = Instruction(row["id"], row["prompt"], rules)
+    if not instructions:
         raise UserError(f"{path}: no instructions; name a file of rows with {', '.join(KEYS)}")
-    return list(found.values())
+    return list(instructions.values())
 
 
 def _rule(entry: Any, where: str) -> Rule:
@@ -67,7 +67,7 @@ def _rule(entry: Any, where: str) -> Rule:
     if not isinstance(name, str) or name not in PARAMETERS:
         raise UserError(f"{where}: rule {name!r} is not known; take one of {', '.join(PARAMETERS)}")
     key = PARAMETERS[name]
-    unknown = [other for other in entry if other not in ("rule", key)]
+    unknown = [extra for extra in entry if extra not in ("rule", key)]
     if unknown:
         takes = f"takes only {key!r}" if key else "takes no parameter"
         raise UserError(f"{where}: key {unknown[0]!r} is not known, {name} {takes}; remove it")
@@ -79,7 +79,7 @@ def _rule(entry: Any, where: str) -> Rule:
 
 
 def _value(key: str, value: Any, where: str) -> int | str | tuple[str, ...]:
-    """The parameter `key` of a rule, once it is known to be one."""
+    """A valid value of the parameter `key`."""
     if key == "count":
         if type(value) is not int or value < 1:
             raise UserError(f"{where}: key 'count' is {value!r}; it must be a whole number from 1")
@@ -102,9 +102,9 @@ def _is_text(value: Any) -> bool:
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """Answers by id, of a file of rows {id, text} with whatever else.
+    """The answers by id, of a file of rows {id, text, ...}.
 
-    Raises `UserError` naming file, line and key for a missing key, a value that is no text, an id that came before.
+    Raises `UserError` naming file, line and key for a missing key, a value that is no text, and a repeated id.
     """
     texts: dict[str, str] = {}
     for number, row in read_numbered_jsonl(path, ("id", "text")):
@@ -112,16 +112,16 @@ def read_texts(path: Path) -> dict[str, str]:
             if not isinstance(row[key], str):
                 raise UserError(f"{path}, line {number}: key {key!r} must be a text; mend the row")
         if row["id"] in texts:
-            raise UserError(f"{path}, line {number}: id {row['id']!r} came before; keep one answer an instruction")
+            raise UserError(f"{path}, line {number}: id {row['id']!r} came before; keep one answer to an instruction")
         texts[row["id"]] = row["text"]
     return texts
 
 
 def verifiable_report(instructions: Sequence[Instruction], texts: Mapping[str, str]) -> dict[str, Any]:
-    """How many prompts had all of their rules followed ("strict"), how many rules were ("rules"), the same by rule, and
-    for each id which of its rules were.
+    """The share of prompts with all rules followed ("strict"), of rules followed ("rules"), the same by rule, and for
+    each id which of its rules were followed.
 
-    Raises `UserError` naming the ids that have no text, or that no instruction has.
+    Raises `UserError` naming instructions without an answer, and answers to unknown instructions.
     """
     missing = [instruction.id for instruction in instructions if instruction.id not in texts]
     if missing:
@@ -156,7 +156,7 @@ def _some(ids: Sequence[str], shown: int = 10) -> str:
 
 
 def table(report: Mapping[str, Any]) -> Iterator[str]:
-    """The report's lines for people, without the single answers."""
+    """The report as lines of text, without the single answers."""
     kept = report["followed"].values()
     whole = {"followed": sum(map(all, kept))} | report["strict"]
     single = {"followed": sum(map(sum, kept))} | report["rules"]

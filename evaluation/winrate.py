@@ -1,17 +1,17 @@
-"""AlpacaEval 2's numbers, from files of annotations: win rate, length-controlled win rate, and what they rest on.
+"""AlpacaEval 2's numbers, from files of annotations: win rate, length-controlled win rate, and counts.
 
-`python -m evaluation.winrate --annotations FILE ...` makes a table, a row a model. Names and units are those of
-AlpacaEval's leaderboard: all rates and their standard errors are in percent.
+`python -m evaluation.winrate --annotations FILE ...` prints a table with a row for each model. Names and units are
+those of AlpacaEval's leaderboard: all rates and standard errors are in percent.
 
-The length-controlled win rate needs AlpacaEval's gamed rows, `--gamed df_gamed.csv`. They hold the instructions'
-difficulties too; the package's fit takes them from there, and so does this one: `--difficulty` beside it is compared,
-and a difference told. In place of that file may stand the annotations from which it was made, those of
-gpt4_1106_preview_verbose and _concise, `--gamed A.json B.json --difficulty instruction_difficulty.csv`.
+The length-controlled win rate needs AlpacaEval's gamed rows, `--gamed df_gamed.csv`. They also hold the instructions'
+difficulties, which the package's fit uses, and so does this one; with `--difficulty` beside it, a note says if the two
+differ. The annotations behind that file, of gpt4_1106_preview_verbose and _concise, can replace it: `--gamed A.json
+B.json --difficulty instruction_difficulty.csv`.
 
-From published weights, of which there is a file for each annotator and baseline, the rate is predicted: `--weights FILE
---difficulty instruction_difficulty.csv`.
+Published weights, a file for each annotator and baseline, predict the rate: `--weights FILE --difficulty
+instruction_difficulty.csv`.
 
-The official number is that of one annotator against one baseline. What any other judge says has its name beside it.
+The official number has one annotator and one baseline. All other numbers are shown with their judge's name.
 """
 
 import argparse
@@ -44,31 +44,31 @@ Record = dict[str, Any]
 
 
 def win_rate(preferences: NDArray[np.float64]) -> Record:
-    """Win rate, its standard error, and discrete win rate, in percent, and the counts, of preferences [n] in [0, 1].
+    """Win rate, standard error and discrete win rate, in percent, and counts, of preferences [n] in [0, 1].
 
-    A preference counts as far as it goes; in the discrete win rate it is a win, a loss or, at exactly 1/2, half a win.
-    NaN is no preference and counts nowhere; at least one must be known. The standard error of one preference is None.
+    The win rate is the mean preference. The discrete win rate counts a preference as a win, a loss or, at exactly 1/2,
+    half a win. NaN, no preference, is left out; there must be one preference. A single one has no standard error: None.
     """
-    known = preferences[np.isfinite(preferences)]
-    wins, losses = int((known > 0.5).sum()), int((known < 0.5).sum())
-    ties = len(known) - wins - losses
-    error = float(100 * known.std(ddof=1) / math.sqrt(len(known))) if len(known) > 1 else None
+    given = preferences[np.isfinite(preferences)]
+    wins, losses = int((given > 0.5).sum()), int((given < 0.5).sum())
+    ties = len(given) - wins - losses
+    error = float(100 * given.std(ddof=1) / math.sqrt(len(given))) if len(given) > 1 else None
     return {
-        "win_rate": float(100 * known.mean()),
+        "win_rate": float(100 * given.mean()),
         "standard_error": error,
-        "discrete_win_rate": 100 * (wins + ties / 2) / len(known),
+        "discrete_win_rate": 100 * (wins + ties / 2) / len(given),
         "n_wins": wins,
         "n_wins_base": losses,
         "n_draws": ties,
-        "n_total": len(known),
+        "n_total": len(given),
     }
 
 
 def annotated(annotations: Annotations, gamed: Gamed | None) -> Record:
-    """A model's row: who was judged by whom, the rates, and with the gamed rows the length-controlled one.
+    """A model's row: model, baseline, annotator and rates; with the gamed rows, the length-controlled win rate.
 
-    `avg_length` is in characters, of the outputs that are texts; `without_preference` counts rows, which are not in
-    `n_total`, and `without_text` outputs of the model that are no texts.
+    `avg_length` is in characters, over the outputs that are texts; `without_text` counts the others.
+    `without_preference` counts rows that are not in `n_total`.
     """
     lengths = annotations.lengths[:, 1]
     controlled = length_controlled(annotations, gamed) if gamed else None
@@ -89,10 +89,10 @@ def annotated(annotations: Annotations, gamed: Gamed | None) -> Record:
 
 
 def predicted(path: Path, models: Sequence[str], baseline: str, difficulty: Path) -> list[Record]:
-    """A row for each of the models, or of all in a file of weights: its length-controlled win rate against another.
+    """Rows with the predicted length-controlled win rate, of the named models, or of all models in a file of weights.
 
-    The annotator is known by the file's folder, where it has that of `alpaca_eval`: ANNOTATOR/length_controlled_v1.
-    Raises `UserError` for a name without weights.
+    The folder ANNOTATOR/length_controlled_v1, as in `alpaca_eval`, names the annotator. Raises `UserError` for a model
+    without weights.
     """
     weights, difficulties = read_weights(path), read_difficulties(difficulty)
     for name in (baseline, *models):
@@ -101,7 +101,7 @@ def predicted(path: Path, models: Sequence[str], baseline: str, difficulty: Path
                 f"{path}: no weights of {name!r}; it has {len(weights)} models, such as {next(iter(weights))}"
             )
     folder = path.absolute().parent
-    annotator = folder.parent.name if folder.name == "length_controlled_v1" else "an annotator that is not known"
+    annotator = folder.parent.name if folder.name == "length_controlled_v1" else "an unknown annotator"
     return [
         _who(name, baseline, annotator, path)
         | {"length_controlled_winrate": predict(weights[name], weights[baseline], difficulties)}
@@ -115,30 +115,30 @@ def _who(model: str, baseline: str, annotator: str, path: Path) -> Record:
 
 
 def notes(rows: Sequence[Record]) -> list[str]:
-    """Which rows are not AlpacaEval 2's official numbers, or not of all instructions, and what numbers are missing."""
-    others = sorted({(row["annotator"], row["baseline"]) for row in rows if not row["official"]})
-    found = [
+    """Notes on unofficial rows, on rows without all instructions or texts, and on missing length control."""
+    unofficial = sorted({(row["annotator"], row["baseline"]) for row in rows if not row["official"]})
+    lines = [
         f"judged by {annotator} against {baseline}: not the official AlpacaEval 2 number, "
         f"which is by {OFFICIAL_ANNOTATOR} against {OFFICIAL_BASELINE}"
-        for annotator, baseline in others
+        for annotator, baseline in unofficial
     ]
-    found += [
+    lines += [
         f"{row['model']}: a preference on {row['n_total']} instructions; AlpacaEval has {INSTRUCTIONS}"
         for row in rows
         if row.get("n_total", INSTRUCTIONS) != INSTRUCTIONS
     ]
-    found += [
+    lines += [
         f"{row['model']}: {row['without_text']} outputs are no texts, and not in its length"
         for row in rows
         if row.get("without_text")
     ]
     if any(row["length_controlled_winrate"] is None for row in rows):
-        found.append(f"no length-controlled win rate: it needs --gamed df_gamed.csv, {SOURCE}")
-    return found
+        lines.append(f"no length-controlled win rate: it needs --gamed df_gamed.csv, {SOURCE}")
+    return lines
 
 
 def unequal(gamed: Gamed, difficulties: NDArray[np.float64]) -> list[str]:
-    """Whether the difficulties that come with the gamed rows are those of a file of their own; as a note, if not."""
+    """A note if the gamed rows' difficulties differ from those of --difficulty."""
     places = sorted(gamed.difficulties)
     if places == list(range(len(difficulties))):
         gap = float(np.abs(np.array([gamed.difficulties[place] for place in places]) - difficulties).max())
@@ -162,11 +162,11 @@ COLUMNS = {
     "annotator": "annotator",
     "baseline": "baseline",
 }
-"""What a table shows of rows, and the columns' titles."""
+"""The columns of a table, by key, with their titles."""
 
 
 def table(rows: Sequence[Record]) -> str:
-    """Rows as text, without columns of which no row has anything."""
+    """Rows as text, without empty columns."""
     keys = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
     return "\n".join(
         columns([[COLUMNS[key] for key in keys], *([_cell(key, row[key]) for key in keys] for row in rows)])
@@ -177,28 +177,28 @@ def _cell(key: str, value: Any) -> str:
     if value is None:
         return "-"
     if key == "avg_length":
-        return str(int(value))  # cut off, as AlpacaEval's leaderboard has it
+        return str(int(value))  # truncated, as on AlpacaEval's leaderboard
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def read_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="AlpacaEval 2's win rates, of files of annotations or of weights.")
+    parser = argparse.ArgumentParser(description="AlpacaEval 2's win rates, from files of annotations or of weights.")
     inputs = parser.add_mutually_exclusive_group(required=True)
-    inputs.add_argument("--annotations", type=Path, nargs="+", help="annotations.json of a model, a file a model")
-    inputs.add_argument("--weights", type=Path, help="weights of many models, as alpaca_eval has them")
+    inputs.add_argument("--annotations", type=Path, nargs="+", help="annotations.json, one file for each model")
+    inputs.add_argument("--weights", type=Path, help="weights of many models, as published by alpaca_eval")
     gamed = f"df_gamed.csv, {SOURCE}; or annotations of the gamed baselines, with --difficulty"
     parser.add_argument("--gamed", type=Path, nargs="+", help=gamed)
     parser.add_argument("--difficulty", type=Path, help=f"instruction_difficulty.csv, {SOURCE}")
-    parser.add_argument("--model", nargs="+", default=[], help="of --weights; default: all")
-    parser.add_argument("--baseline", help=f"of --weights; default: {OFFICIAL_BASELINE}")
+    parser.add_argument("--model", nargs="+", default=[], help="models of --weights; default: all")
+    parser.add_argument("--baseline", help=f"baseline of --weights; default: {OFFICIAL_BASELINE}")
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     arguments = parser.parse_args()
     if arguments.weights and not arguments.difficulty:
         raise UserError(f"--weights: the prediction needs --difficulty instruction_difficulty.csv, {SOURCE}")
     if arguments.weights and arguments.gamed:
-        raise UserError("--gamed: a prediction from --weights has no use for it; leave it out")
+        raise UserError("--gamed: a prediction from --weights doesn't use it; leave it out")
     if arguments.annotations and (arguments.model or arguments.baseline):
-        raise UserError("--model, --baseline: annotations say who is compared; leave them out, or name --weights")
+        raise UserError("--model, --baseline: annotations name their models; leave them out, or name --weights")
     if arguments.annotations and arguments.difficulty and not arguments.gamed:
         raise UserError(f"--difficulty: a length-controlled win rate needs --gamed df_gamed.csv too, {SOURCE}")
     return arguments
@@ -206,7 +206,7 @@ def read_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = read_arguments()
-    remarks: list[str] = []
+    lines: list[str] = []
     if arguments.weights:
         baseline = arguments.baseline or OFFICIAL_BASELINE
         rows = predicted(arguments.weights, arguments.model, baseline, arguments.difficulty)
@@ -215,12 +215,12 @@ def main() -> None:
         gamed = read_gamed(arguments.gamed, difficulties) if arguments.gamed else None
         rows = [annotated(read_annotations(path), gamed) for path in arguments.annotations]
         if gamed and difficulties is not None:
-            remarks = unequal(gamed, difficulties)
-    remarks += notes(rows)
+            lines = unequal(gamed, difficulties)
+    lines += notes(rows)
     if arguments.json:
-        print(json.dumps({"rows": rows, "notes": remarks}, indent=2, ensure_ascii=False))
+        print(json.dumps({"rows": rows, "notes": lines}, indent=2, ensure_ascii=False))
     else:
-        print("\n".join([table(rows), *remarks]))
+        print("\n".join([table(rows), *lines]))
 
 
 if __name__ == "__main__":

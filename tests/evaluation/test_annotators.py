@@ -24,9 +24,9 @@ def test_kappa_equals_scikit_learn(classes):
     for _ in range(20):
         a = draw.choices(classes, k=30)
         b = [label if draw.random() < 0.5 else draw.choice(classes) for label in a]
-        found = cohen_kappa(list(zip(a, b, strict=True)))
-        assert found["value"] == pytest.approx(cohen_kappa_score(a, b), abs=1e-4)
-        assert found["low"] <= found["value"] <= found["high"] and found["count"] == 30
+        kappa = cohen_kappa(list(zip(a, b, strict=True)))
+        assert kappa["value"] == pytest.approx(cohen_kappa_score(a, b), abs=1e-4)
+        assert kappa["low"] <= kappa["value"] <= kappa["high"] and kappa["count"] == 30
 
 
 def test_kappa_worked_by_hand():
@@ -40,10 +40,10 @@ def test_kappas_interval_is_that_of_its_large_sample_error():
     """Kappa 0.5 of two balanced classes: standard error sqrt(p_o (1 - p_o) / n) / (1 - p_e), p_e about constant."""
     both = [("first", "first")] * 150 + [("second", "second")] * 150
     both += [("first", "second")] * 50 + [("second", "first")] * 50
-    found = cohen_kappa(both)
+    kappa = cohen_kappa(both)
     error = (0.75 * 0.25 / 400) ** 0.5 / 0.5
-    assert found["value"] == 0.5
-    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert kappa["value"] == 0.5
+    assert kappa["high"] - kappa["low"] == pytest.approx(2 * 1.96 * error, rel=0.1)
 
 
 def test_without_a_kappa_there_is_a_reason():
@@ -63,17 +63,17 @@ def test_several_annotators_by_hand():
         pair("d", x="tie"),
     ]
     said = {"a": "first", "b": "second", "c": "tie", "d": None}
-    found = annotator_report(pairs, said)
-    assert (found["annotators"], found["labels"]) == (3, 8)
+    people = annotator_report(pairs, said)
+    assert (people["annotators"], people["labels"]) == (3, 8)
     # Votes of a: yes, yes; b: yes, no; c: no, no, yes. Without ties a and b alone.
-    assert found["votes"]["with_ties"]["value"] == round(4 / 7, 4)
-    assert (found["votes"]["without_ties"]["value"], found["votes"]["without_ties"]["count"]) == (0.75, 4)
-    of_x = found["by_annotator"]["x"]
+    assert people["votes"]["with_ties"]["value"] == round(4 / 7, 4)
+    assert (people["votes"]["without_ties"]["value"], people["votes"]["without_ties"]["count"]) == (0.75, 4)
+    of_x = people["by_annotator"]["x"]
     expected = cohen_kappa_score(["first", "second", "tie"], ["first", "second", "second"])
     assert of_x["kappa"]["value"] == pytest.approx(expected, abs=1e-4)
     assert (of_x["with_ties"]["value"], of_x["with_ties"]["count"]) == (round(2 / 3, 4), 3)
     # Among them: x and y agree on a and c, and z with neither on c. Kappas: x with y; with z both have 0.
-    among = found["among"]
+    among = people["among"]
     x_y = cohen_kappa_score(["first", "second", "second"], ["first", "first", "second"])
     assert among["kappa"] == pytest.approx((x_y + 0 + 0) / 3, abs=1e-4) and among["twos"] == 3
     assert (among["with_ties"]["value"], among["with_ties"]["count"]) == (0.4, 5)
@@ -81,9 +81,9 @@ def test_several_annotators_by_hand():
 
 
 def test_one_annotator_has_nobody_to_agree_with():
-    found = annotator_report([pair("a", **{"": "first"})], {"a": "first"})
-    assert found["annotators"] == 1 and found["among"]["kappa"] is None and "no two" in found["among"]["reason"]
-    assert found["by_annotator"][""]["kappa"]["value"] is None
+    people = annotator_report([pair("a", **{"": "first"})], {"a": "first"})
+    assert people["annotators"] == 1 and people["among"]["kappa"] is None and "no two" in people["among"]["reason"]
+    assert people["by_annotator"][""]["kappa"]["value"] is None
     assert annotator_report([], {}) is None
 
 
@@ -99,7 +99,7 @@ def test_votes_are_counted_as_mt_bench_does():
             if vote != "tie" and said[p.name] != "tie":
                 total_decided += 1
                 equal_decided += vote == said[p.name]
-    found = annotator_report(pairs, said)["votes"]
-    assert (found["with_ties"]["value"], found["with_ties"]["count"]) == (round(equal / total, 4), total)
+    people = annotator_report(pairs, said)["votes"]
+    assert (people["with_ties"]["value"], people["with_ties"]["count"]) == (round(equal / total, 4), total)
     expected = (round(equal_decided / total_decided, 4), total_decided)
-    assert (found["without_ties"]["value"], found["without_ties"]["count"]) == expected
+    assert (people["without_ties"]["value"], people["without_ties"]["count"]) == expected

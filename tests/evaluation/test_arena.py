@@ -32,14 +32,14 @@ def judged_2(uid: str, first: str | None, second: str | None, category: str = "h
 
 def tables(path: Path, rows: list[dict], **given) -> list[dict]:
     write_jsonl(path, rows)
-    found = report(read_judgments([path], **given))
-    json.dumps(found, allow_nan=False)
-    return found
+    boards = report(read_judgments([path], **given))
+    json.dumps(boards, allow_nan=False)
+    return boards
 
 
-def only(found: list[dict]) -> dict:
+def only(boards: list[dict]) -> dict:
     """The one model of the one table."""
-    [board] = found
+    [board] = boards
     [row] = board["models"]
     return row
 
@@ -61,14 +61,14 @@ def simulated(model: str, skill: float, questions: int, seed: int) -> list[dict]
 
 def row_battles(row: dict) -> list[float]:
     """A second reading of v0.1: what the model has of each battle."""
-    found = []
+    scores = []
     for game, mine in zip(row["games"], "BA", strict=True):
         verdict = game["score"]
         if verdict == "A=B":
-            found.append(0.5)
+            scores.append(0.5)
         elif verdict in {"A>B", "B>A"} | STRONG:
-            found += [float(verdict[0] == mine)] * (3 if verdict in STRONG else 1)
-    return found
+            scores += [float(verdict[0] == mine)] * (3 if verdict in STRONG else 1)
+    return scores
 
 
 def test_worked_by_hand(tmp_path):
@@ -190,11 +190,11 @@ def test_resamples_that_win_all_make_an_end_without_rating(tmp_path):
 
 
 def test_one_order_alone_is_shown_as_such(tmp_path):
-    found = tables(tmp_path / "a.jsonl", [judged("q1", "B>A", None), judged("q2", "A>B", "A>A")])
-    row = only(found)
+    boards = tables(tmp_path / "a.jsonl", [judged("q1", "B>A", None), judged("q2", "A>B", "A>A")])
+    row = only(boards)
     assert row["score"]["value"] == 50.0 and row["unreadable"] == 2
     assert row["by_place"] == {"second": 50.0, "first": None}
-    assert table(found[0]).splitlines()[-1].split()[-4:] == ["-", "50.0", "2", "2"]
+    assert table(boards[0]).splitlines()[-1].split()[-4:] == ["-", "50.0", "2", "2"]
 
 
 def test_what_is_unreadable_in_each_edition(tmp_path):
@@ -240,8 +240,8 @@ def test_judges_categories_and_editions_have_their_own_tables(tmp_path):
         judged_2("u1", "B>A", "A>B", judge="gpt-4.1"),
         judged("u1", "A=B", "A=B"),
     ]
-    found = tables(tmp_path / "a.jsonl", rows)
-    assert [(b["benchmark"], b["category"], b["judge"], b["models"][0]["score"]["value"]) for b in found] == [
+    boards = tables(tmp_path / "a.jsonl", rows)
+    assert [(b["benchmark"], b["category"], b["judge"], b["models"][0]["score"]["value"]) for b in boards] == [
         ("arena-hard-v0.1", None, "M1's", 50.0),
         ("arena-hard-v2.0", "creative_writing", "M1's", 100.0),
         ("arena-hard-v2.0", "hard_prompt", "M1's", 0.0),

@@ -41,13 +41,13 @@ JUDGMENTS = [
 def test_what_the_judgments_say():
     """5 of 8 hold a score: 3 of 4 of p1's, 2 of 4 of p2's. Scores 5, 4.5, 5, 3, 3: mean 4.1; two are the highest; of
     the six numbers that were read two are fractions, one of them refused."""
-    found = judge_panel(RESPONSES, JUDGMENTS)
-    assert found["judgments"] == 8 and found["failures"] == {"fraction": 1, "truncated": 2}
-    assert (found["parse_rate"]["value"], found["parse_rate"]["low"], found["parse_rate"]["high"]) == (0.625, 0.5, 0.75)
-    assert found["score_histogram"] == {"3": 2, "4.5": 1, "5": 2}
-    assert found["score_mean"] == 4.1 and found["saturation"] == 0.4
-    assert found["score_entropy_bits"] == pytest.approx(scipy_entropy([2, 1, 2], base=2), abs=1e-4)
-    assert found["fractions"] == pytest.approx(2 / 6, abs=1e-4)
+    panel = judge_panel(RESPONSES, JUDGMENTS)
+    assert panel["judgments"] == 8 and panel["failures"] == {"fraction": 1, "truncated": 2}
+    assert (panel["parse_rate"]["value"], panel["parse_rate"]["low"], panel["parse_rate"]["high"]) == (0.625, 0.5, 0.75)
+    assert panel["score_histogram"] == {"3": 2, "4.5": 1, "5": 2}
+    assert panel["score_mean"] == 4.1 and panel["saturation"] == 0.4
+    assert panel["score_entropy_bits"] == pytest.approx(scipy_entropy([2, 1, 2], base=2), abs=1e-4)
+    assert panel["fractions"] == pytest.approx(2 / 6, abs=1e-4)
 
 
 def test_failures_by_response_length():
@@ -71,11 +71,11 @@ def test_scores_ties_and_length():
         name: Fraction(s)
         for name, s in zip(("p1/r0", "p1/r1", "p2/r0", "p2/r1", "p2/r2"), (5, 3, 4, 4, 1), strict=True)
     }
-    found = response_panel([*RESPONSES, response(3, 0, 60), response(3, 1, 60)], scores | {"p3/r0": Fraction(2)})
-    assert found["distinct"] == 7 and found["scored"] == 6 and found["ties"]["value"] == 0.25
-    assert found["ties"]["count"] == 4 and found["all_equal"] == 0
-    assert found["score_length_spearman_within_prompt"]["value"] == pytest.approx((-1 - 0.866) / 2, abs=1e-3)
-    assert found["characters_mean"] == pytest.approx(270 / 7, abs=1e-3)
+    panel = response_panel([*RESPONSES, response(3, 0, 60), response(3, 1, 60)], scores | {"p3/r0": Fraction(2)})
+    assert panel["distinct"] == 7 and panel["scored"] == 6 and panel["ties"]["value"] == 0.25
+    assert panel["ties"]["count"] == 4 and panel["all_equal"] == 0
+    assert panel["score_length_spearman_within_prompt"]["value"] == pytest.approx((-1 - 0.866) / 2, abs=1e-3)
+    assert panel["characters_mean"] == pytest.approx(270 / 7, abs=1e-3)
     assert response_panel(RESPONSES[:2], {row["id"]: Fraction(4) for row in RESPONSES[:2]})["all_equal"] == 1
 
 
@@ -97,14 +97,14 @@ def test_whom_the_meta_judge_prefers():
         {"judgment_id": f"a/j{i}", "response_id": "a", "group": 0, "elo": e, "standard_error": 0.5 + i}
         for i, e in enumerate((3.0, 1.0, 2.0))
     ]
-    found = metajudge_panel(comparisons, judgments, elos)
-    assert found["comparisons"] == 7 and found["failures"] == {"missing": 1}
-    assert found["ties"] == pytest.approx(1 / 7, abs=1e-4)
-    assert (found["first_wins"]["value"], found["first_wins"]["count"]) == (0.8, 5)
-    assert (found["first_wins_at_equal_scores"]["value"], found["first_wins_at_equal_scores"]["count"]) == (1.0, 2)
-    assert found["higher_score_wins"]["value"] == pytest.approx(2 / 3, abs=1e-4)
-    assert (found["both_orders_agree"]["value"], found["both_orders_agree"]["count"]) == (0.5, 2)
-    assert found["elo_length_spearman"]["value"] == 1.0 and found["elo_standard_error_mean"] == 1.5
+    panel = metajudge_panel(comparisons, judgments, elos)
+    assert panel["comparisons"] == 7 and panel["failures"] == {"missing": 1}
+    assert panel["ties"] == pytest.approx(1 / 7, abs=1e-4)
+    assert (panel["first_wins"]["value"], panel["first_wins"]["count"]) == (0.8, 5)
+    assert (panel["first_wins_at_equal_scores"]["value"], panel["first_wins_at_equal_scores"]["count"]) == (1.0, 2)
+    assert panel["higher_score_wins"]["value"] == pytest.approx(2 / 3, abs=1e-4)
+    assert (panel["both_orders_agree"]["value"], panel["both_orders_agree"]["count"]) == (0.5, 2)
+    assert panel["elo_length_spearman"]["value"] == 1.0 and panel["elo_standard_error_mean"] == 1.5
 
 
 def test_elo_goes_with_length_within_a_group_alone():
@@ -114,8 +114,8 @@ def test_elo_goes_with_length_within_a_group_alone():
         {"judgment_id": f"a/j{i}", "response_id": "a", "group": i // 2, "elo": e, "standard_error": 1.0}
         for i, e in enumerate((-2.0, -1.0, 1.0, 2.0))
     ]
-    found = metajudge_panel([], judgments, elos)["elo_length_spearman"]
-    assert (found["value"], found["count"]) == (1.0, 2)
+    panel = metajudge_panel([], judgments, elos)["elo_length_spearman"]
+    assert (panel["value"], panel["count"]) == (1.0, 2)
 
 
 def test_pairs(tmp_path):
@@ -173,8 +173,8 @@ def test_without_a_pair_there_is_nothing_to_train_on():
 
 def test_nothing_at_all():
     """An iteration whose prompts were all too long."""
-    found = judge_panel([], [])
-    assert found["parse_rate"]["value"] is None and found["by_response_length"] == []
+    panel = judge_panel([], [])
+    assert panel["parse_rate"]["value"] is None and panel["by_response_length"] == []
     assert response_panel([], {})["characters_mean"] is None
     assert metajudge_panel([], [], [])["first_wins"]["count"] == 0
 

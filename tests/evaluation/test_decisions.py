@@ -49,13 +49,13 @@ def comparisons(**given: tuple) -> list[dict]:
 
 
 def test_scores_prefer_the_higher_mean(read, labelled):
-    found = read(scores(g0=[4, 5], g1=[4.5, None], g2=[None, None]))
-    opinion = found.opinion(labelled)
+    decisions = read(scores(g0=[4, 5], g1=[4.5, None], g2=[None, None]))
+    opinion = decisions.opinion(labelled)
     assert opinion.preferences == {"g/0-1": "tie", "g/0-2": None, "g/1-2": None, "p": "second", "t": "tie"}
     assert opinion.values["g/0"] == Fraction(9, 2) and opinion.values["g/2"] is None
-    first = found.first(1).opinion(labelled)
-    assert first.preferences["g/0-1"] == "second" and found.most == 2
-    assert len(found.verdicts) == 10 and found.verdicts.count(None) == 3
+    first = decisions.first(1).opinion(labelled)
+    assert first.preferences["g/0-1"] == "second" and decisions.most == 2
+    assert len(decisions.verdicts) == 10 and decisions.verdicts.count(None) == 3
 
 
 def test_comparisons_prefer_what_both_orders_do(read, labelled):
@@ -78,9 +78,9 @@ def test_a_response_without_a_decided_pair_has_no_value(read, labelled):
 def test_several_comparisons_in_an_order_are_told_apart_by_index(read, labelled):
     rows = comparisons(g01=("first", "second"), g02=("first", "second"), g12=("first", "second"), p=("first", "second"))
     more = [row | {"index": i + 3} for i, row in enumerate(rows)]
-    found = read(rows + more)
-    assert found.most == 2
-    assert [row["index"] for row in found.rows["p"]] == [0, 1, 0, 1]
+    decisions = read(rows + more)
+    assert decisions.most == 2
+    assert [row["index"] for row in decisions.rows["p"]] == [0, 1, 0, 1]
 
 
 def test_decisions_are_taken_as_they_are(read, labelled):

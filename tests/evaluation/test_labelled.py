@@ -81,16 +81,16 @@ def test_majority(labels, expected):
 
 def test_groups_of_both_forms(read):
     """Of three responses with scores 4, 1, 4 two pairs differ. Groups come before pairs."""
-    found = read(PAIR, GROUP | {"subset": "s"}, RANKED)
-    assert [(c.name, c.quality) for c in found.cases] == [
+    contents = read(PAIR, GROUP | {"subset": "s"}, RANKED)
+    assert [(c.name, c.quality) for c in contents.cases] == [
         *(("g/0", 4), ("g/1", 1), ("g/2", 4), ("m/0", 0), ("m/1", -1)),
         *(("a/0", 1), ("a/1", 0)),
     ]
-    assert [(p.name, p.label, len(p.labels)) for p in found.pairs] == [
+    assert [(p.name, p.label, len(p.labels)) for p in contents.pairs] == [
         *(("g/0-1", "first", 0), ("g/1-2", "second", 0), ("m/0-1", "first", 0), ("a", "first", 1)),
     ]
-    assert [[case.name for case in members] for members in found.rankings] == [["g/0", "g/1", "g/2"], ["m/0", "m/1"]]
-    (name, part), *others = found.subsets.items()
+    assert [[case.name for case in members] for members in contents.rankings] == [["g/0", "g/1", "g/2"], ["m/0", "m/1"]]
+    (name, part), *others = contents.subsets.items()
     assert name == "s" and len(part.cases) == 3 and len(part.pairs) == 2 and not others
 
 

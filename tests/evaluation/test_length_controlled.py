@@ -63,9 +63,9 @@ def case(name: str, folder: Path, gamed: Gamed) -> dict:
     return annotated(read_annotations(folder / "annotations.json"), gamed)
 
 
-def assert_equal(found: dict, wanted: dict) -> None:
+def assert_equal(result: dict, wanted: dict) -> None:
     for key, value in wanted.items():
-        own = list(found[key].values()) if key == "weights" else found[key]
+        own = list(result[key].values()) if key == "weights" else result[key]
         assert own == pytest.approx(value, abs=1e-9), key
 
 
@@ -86,8 +86,8 @@ def test_the_package_says_so_now(tmp_path, data, gamed):
     if importlib.util.find_spec("alpaca_eval") is None:
         pytest.skip("alpaca_eval is not installed")
     with package(data) as glm_winrate:
-        found = outcomes(data, glm_winrate)
-    for name, wanted in found["cases"].items():
+        outcome = outcomes(data, glm_winrate)
+    for name, wanted in outcome["cases"].items():
         assert_equal(case(name, tmp_path, gamed), wanted)
 
 
@@ -109,9 +109,9 @@ def test_the_fit_is_an_optimum_by_scipy():
         x = features @ w
         return C * float(masses @ (np.logaddexp(0, x) - targets * x)) + float(np.abs(w).sum())
 
-    found = fit(features, targets, masses)
-    optima = [minimize(objective, found, (C,), "Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-9}).x for C in CS]
-    assert min(np.abs(optimum - found).max() for optimum in optima) < 2e-3
+    weights = fit(features, targets, masses)
+    optima = [minimize(objective, weights, (C,), "Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-9}).x for C in CS]
+    assert min(np.abs(optimum - weights).max() for optimum in optima) < 2e-3
 
 
 def rows(path: Path, lengths, preferences, **more) -> Annotations:
@@ -126,14 +126,14 @@ def test_length_is_controlled(gamed):
     gap = lengths[:, 0] - lengths[:, 1]
     preferences = 1 / (1 + np.exp(2.5 * np.tanh(gap / gap.std(ddof=1))))
     assert preferences.mean() > 0.65
-    found = length_controlled(rows(Path("a"), lengths, preferences), gamed)
-    assert abs(found.win_rate - 50) < 5 and found.weights.length < -1.5
+    result = length_controlled(rows(Path("a"), lengths, preferences), gamed)
+    assert abs(result.win_rate - 50) < 5 and result.weights.length < -1.5
 
 
 def test_a_model_against_itself_wins_half(gamed):
     itself = rows(Path("a"), [[1, 1], [2, 2], [3, 3]], [0.5, math.nan, 1.0], model="b")
-    found = length_controlled(itself, gamed)
-    assert (found.win_rate, found.standard_error, found.weights) == (50, 0, Weights(0, 0, 0))
+    result = length_controlled(itself, gamed)
+    assert (result.win_rate, result.standard_error, result.weights) == (50, 0, Weights(0, 0, 0))
 
 
 @pytest.mark.parametrize("lengths", [[[5, 5], [7, 7]], [[3, 4]]])
@@ -149,7 +149,9 @@ def test_an_output_without_a_length(gamed):
 
 def test_an_instruction_without_difficulty(gamed):
     unknown = rows(Path("a.json"), [[1, 2], [4, 1]], [0.1, 0.2], positions=np.array([3, INSTRUCTIONS]))
-    with pytest.raises(UserError, match=f"a.json: the gamed rows have those of {INSTRUCTIONS} .*not of number 805"):
+    with pytest.raises(
+        UserError, match=f"a.json: the gamed rows have the difficulties of {INSTRUCTIONS} .*not of number 805"
+    ):
         length_controlled(unknown, gamed)
 
 
@@ -165,10 +167,10 @@ def test_a_difficulty_stands_where_its_index_is_first(tmp_path):
              "5,,1.5,2,False,x", "6,1,0,3,True,x", "5,0,0,4,False,x"]  # fmt: skip
     path = tmp_path / "g.csv"
     path.write_text("\n".join(lines))
-    found = read_gamed([path])
-    assert found.difficulties == {0: 1.0, 2: 3.0}
-    assert found.features.tolist() == [[0, 1, 0], [pytest.approx(math.tanh(1.5)), 2, 0], [0, 3, 1], [0, 4, 0]]
-    assert found.preferences.tolist() == [0.5, pytest.approx(math.nan, nan_ok=True), 1, 0]
+    gamed = read_gamed([path])
+    assert gamed.difficulties == {0: 1.0, 2: 3.0}
+    assert gamed.features.tolist() == [[0, 1, 0], [pytest.approx(math.tanh(1.5)), 2, 0], [0, 3, 1], [0, 4, 0]]
+    assert gamed.preferences.tolist() == [0.5, pytest.approx(math.nan, nan_ok=True), 1, 0]
 
 
 def test_difficulties_by_name_or_as_the_one_column(tmp_path, data):

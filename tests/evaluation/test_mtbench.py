@@ -41,15 +41,15 @@ WORKED = {81: (8, 6.5), 82: (-1, 4), 111: (3, 1)}
 def tables(tmp_path: Path, rows: list[dict], asked: dict[str, str] = CATEGORIES) -> list[dict]:
     write_jsonl(tmp_path / "j.jsonl", rows)
     known = questions(tmp_path / "q.jsonl", asked)
-    found = report(*read_scores(tmp_path / "j.jsonl", known), known)
-    json.dumps(found, allow_nan=False)
-    return found
+    judges = report(*read_scores(tmp_path / "j.jsonl", known), known)
+    json.dumps(judges, allow_nan=False)
+    return judges
 
 
 def test_worked_by_hand(tmp_path):
     """Turn 1: 8 and 3. Turn 2: 6.5, 4, 1. All: 22.5 of 5 scores; a turn without a score is in no mean."""
-    [found] = tables(tmp_path, both(WORKED))
-    [row] = found["models"]
+    [scored] = tables(tmp_path, both(WORKED))
+    [row] = scored["models"]
     values = {name: (row[name]["value"], row[name]["count"]) for name in ("turn_1", "turn_2", "mean")}
     assert values == {"turn_1": (5.5, 2), "turn_2": (pytest.approx(11.5 / 3, abs=1e-4), 3), "mean": (4.5, 5)}
     assert {name: mean["value"] for name, mean in row["categories"].items()} == {
@@ -63,54 +63,54 @@ def test_worked_by_hand(tmp_path):
 
 
 def test_scores_outside_of_the_scale_count_as_in_fastchat_and_are_told(tmp_path):
-    [found] = tables(tmp_path, both({81: (0, 6), 82: (12, 4), 111: (3, -1)}))
-    assert (found["models"][0]["mean"]["value"], found["outside"], found["scale"]) == (5.0, 2, [1, 10])
-    assert "2 scores lie outside of 1 to 10, and count" in table(found)
+    [scored] = tables(tmp_path, both({81: (0, 6), 82: (12, 4), 111: (3, -1)}))
+    assert (scored["models"][0]["mean"]["value"], scored["outside"], scored["scale"]) == (5.0, 2, [1, 10])
+    assert "2 scores lie outside of 1 to 10, and count" in table(scored)
 
 
 def test_a_mean_is_not_rounded(tmp_path):
-    [found] = tables(tmp_path, both({81: (7, 8), 82: (7, 7), 111: (7, 7)}))
-    assert found["models"][0]["mean"]["value"] == pytest.approx(43 / 6, abs=1e-9)
+    [scored] = tables(tmp_path, both({81: (7, 8), 82: (7, 7), 111: (7, 7)}))
+    assert scored["models"][0]["mean"]["value"] == pytest.approx(43 / 6, abs=1e-9)
 
 
 def test_several_models_best_first_and_a_table_a_judge(tmp_path):
     rows = both(WORKED, model="weak") + both({81: (9, 9), 82: (9, 9), 111: (9, 9)}, model="strong")
     rows += both(WORKED, model="strong", judge="M1's")
-    found = tables(tmp_path, rows)
-    assert [(table["judge"], [row["model"] for row in table["models"]]) for table in found] == [
+    judges = tables(tmp_path, rows)
+    assert [(table["judge"], [row["model"] for row in table["models"]]) for table in judges] == [
         ("M1's", ["strong"]),
         ("gpt-4", ["strong", "weak"]),
     ]
-    assert found[1]["models"][0]["mean"] == {"value": 9.0, "low": 9.0, "high": 9.0, "count": 6}
+    assert judges[1]["models"][0]["mean"] == {"value": 9.0, "low": 9.0, "high": 9.0, "count": 6}
 
 
 def test_one_question_and_all_alike(tmp_path):
-    [found] = tables(tmp_path, both({81: (7, 7)}), {"81": "writing"})
-    row = found["models"][0]
+    [scored] = tables(tmp_path, both({81: (7, 7)}), {"81": "writing"})
+    row = scored["models"][0]
     assert row["turn_1"] == row["turn_2"] == {"value": 7.0, "low": 7.0, "high": 7.0, "count": 1}
 
 
 def test_nothing_readable_is_no_number(tmp_path):
-    [found] = tables(tmp_path, both({81: (-1, 5), 82: (None, 5), 111: (-1, -1)}))
-    row = found["models"][0]
+    [scored] = tables(tmp_path, both({81: (-1, 5), 82: (None, 5), 111: (-1, -1)}))
+    row = scored["models"][0]
     nothing = {"value": None, "low": None, "high": None, "count": 0}
     assert row["turn_1"] == row["categories"]["math"] == nothing
     assert row["mean"]["value"] == row["turn_2"]["value"] == 5.0 and row["unreadable"] == 4
-    assert table(found).splitlines()[3].split()[:4] == ["M1", "-", "5.00", "5.00"]
+    assert table(scored).splitlines()[3].split()[:4] == ["M1", "-", "5.00", "5.00"]
 
 
 def test_only_gpt_4_over_eighty_questions_makes_the_benchmarks_number(tmp_path):
     eighty = {str(81 + i): "writing" for i in range(80)}
-    [found] = tables(tmp_path, both({81 + i: (5, 5) for i in range(80)}), eighty)
-    assert found["official"] and found["differs"] == [] and "not the benchmark's" not in table(found)
-    [found] = tables(tmp_path, both({81: (5, 0), 82: (0, 0), 111: (2.5, None)}, judge="M1's", scale=[0, 5]))
-    assert not found["official"] and found["differs"] == [
+    [scored] = tables(tmp_path, both({81 + i: (5, 5) for i in range(80)}), eighty)
+    assert scored["official"] and scored["differs"] == [] and "not the benchmark's" not in table(scored)
+    [scored] = tables(tmp_path, both({81: (5, 0), 82: (0, 0), 111: (2.5, None)}, judge="M1's", scale=[0, 5]))
+    assert not scored["official"] and scored["differs"] == [
         "the judge is M1's, not gpt-4",
         "3 questions, not 80",
         "scores are from 0 to 5, not 1 to 10",
     ]
-    assert found["models"][0]["mean"]["value"] == 1.5
-    lines = table(found).splitlines()
+    assert scored["models"][0]["mean"]["value"] == 1.5
+    lines = table(scored).splitlines()
     assert lines[0] == "mt-bench: 3 questions, judged by M1's" and lines[1].startswith("not the benchmark's number: ")
 
 

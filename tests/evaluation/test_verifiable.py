@@ -34,8 +34,8 @@ def test_a_worked_report():
     assert (report["strict"]["low"], report["strict"]["high"]) == (0.0, 1.0)
     assert (report["rules"]["value"], report["rules"]["count"]) == (0.5, 4)
     assert list(report["by_rule"]) == ["one_word", "upper_case", "no_commas"]
-    found = {name: (row["followed"], row["count"], row["value"]) for name, row in report["by_rule"].items()}
-    assert found == {"one_word": (1, 2, 0.5), "upper_case": (0, 1, 0.0), "no_commas": (1, 1, 1.0)}
+    by_rule = {name: (row["followed"], row["count"], row["value"]) for name, row in report["by_rule"].items()}
+    assert by_rule == {"one_word": (1, 2, 0.5), "upper_case": (0, 1, 0.0), "no_commas": (1, 1, 1.0)}
     assert [line.split()[:4] for line in table(report)] == [
         ["prompts", "1", "of", "3"],
         ["rules", "2", "of", "4"],

@@ -50,41 +50,41 @@ def measured(path: Path, *preferences) -> dict:
 def test_a_hand_worked_file(tmp_path):
     """Shares 0, 1, 1/2 and 1/4: mean 0.4375; squares about it 0.19140625, 0.31640625, 0.00390625 and 0.03515625, in
     all 0.546875, over 3 and 4. One win, two losses and a tie: 1.5 of 4. Outputs of 20, 23, 26 and 29 characters."""
-    found = measured(tmp_path / "a.json", 1, 2, 1.5, 1.25)
-    assert found["win_rate"] == pytest.approx(43.75, abs=1e-9)
-    assert found["standard_error"] == pytest.approx(100 * math.sqrt(0.546875 / 12), abs=1e-9)
-    assert found["discrete_win_rate"] == pytest.approx(37.5, abs=1e-9)
-    assert [found[key] for key in ("n_wins", "n_wins_base", "n_draws", "n_total")] == [1, 2, 1, 4]
-    assert found["avg_length"] == 24.5 and found["without_preference"] == 0
-    assert (found["model"], found["baseline"], found["annotator"]) == ("model", "base", "a coin")
-    assert found["length_controlled_winrate"] is None
+    row = measured(tmp_path / "a.json", 1, 2, 1.5, 1.25)
+    assert row["win_rate"] == pytest.approx(43.75, abs=1e-9)
+    assert row["standard_error"] == pytest.approx(100 * math.sqrt(0.546875 / 12), abs=1e-9)
+    assert row["discrete_win_rate"] == pytest.approx(37.5, abs=1e-9)
+    assert [row[key] for key in ("n_wins", "n_wins_base", "n_draws", "n_total")] == [1, 2, 1, 4]
+    assert row["avg_length"] == 24.5 and row["without_preference"] == 0
+    assert (row["model"], row["baseline"], row["annotator"]) == ("model", "base", "a coin")
+    assert row["length_controlled_winrate"] is None
 
 
 def test_a_preference_is_read_in_every_form(tmp_path):
     """0, "0.0", 1.5 and "1.5" tie; "2.0" and 2 win: 4/2 + 2 of 6. Deviations: four times 1/6, twice 1/3."""
-    found = measured(tmp_path / "a.json", 0, "0.0", 1.5, "1.5", "2.0", 2)
-    assert (found["n_wins"], found["n_wins_base"], found["n_draws"]) == (2, 0, 4)
-    assert found["win_rate"] == pytest.approx(200 / 3, abs=1e-9) == found["discrete_win_rate"]
-    assert found["standard_error"] == pytest.approx(100 * math.sqrt((4 / 36 + 2 / 9) / 30), abs=1e-9)
+    row = measured(tmp_path / "a.json", 0, "0.0", 1.5, "1.5", "2.0", 2)
+    assert (row["n_wins"], row["n_wins_base"], row["n_draws"]) == (2, 0, 4)
+    assert row["win_rate"] == pytest.approx(200 / 3, abs=1e-9) == row["discrete_win_rate"]
+    assert row["standard_error"] == pytest.approx(100 * math.sqrt((4 / 36 + 2 / 9) / 30), abs=1e-9)
 
 
 def test_nearly_a_tie_is_none(tmp_path):
-    found = measured(tmp_path / "a.json", 1.5000001, 1.4999999, 1.5)
-    assert (found["n_wins"], found["n_wins_base"], found["n_draws"]) == (1, 1, 1)
+    row = measured(tmp_path / "a.json", 1.5000001, 1.4999999, 1.5)
+    assert (row["n_wins"], row["n_wins_base"], row["n_draws"]) == (1, 1, 1)
 
 
 def test_rows_without_preference_count_nowhere(tmp_path):
     """Of 2, null and 1 two count: a half, deviations 1/2, over 1 and 2."""
-    found = measured(tmp_path / "a.json", 2, None, 1)
-    assert (found["n_total"], found["without_preference"]) == (2, 1)
-    assert found["win_rate"] == 50 == found["discrete_win_rate"]
-    assert found["standard_error"] == pytest.approx(50, abs=1e-9)
-    assert found["avg_length"] == 23  # all three
+    row = measured(tmp_path / "a.json", 2, None, 1)
+    assert (row["n_total"], row["without_preference"]) == (2, 1)
+    assert row["win_rate"] == 50 == row["discrete_win_rate"]
+    assert row["standard_error"] == pytest.approx(50, abs=1e-9)
+    assert row["avg_length"] == 23  # all three
 
 
 def test_all_tie_and_one_row(tmp_path):
-    found = measured(tmp_path / "a.json", 1.5, 0, 1.5)
-    assert (found["win_rate"], found["standard_error"], found["discrete_win_rate"]) == (50, 0, 50)
+    row = measured(tmp_path / "a.json", 1.5, 0, 1.5)
+    assert (row["win_rate"], row["standard_error"], row["discrete_win_rate"]) == (50, 0, 50)
     one = measured(tmp_path / "a.json", 1.75)
     assert (one["win_rate"], one["standard_error"], one["discrete_win_rate"], one["n_total"]) == (75, None, 100, 1)
     assert "75.00" in table([one]) and "None" not in table([one])
@@ -159,26 +159,26 @@ def test_a_file_from_windows(tmp_path):
 def test_rows_that_were_not_judged_may_have_no_annotator(tmp_path):
     """As the package writes a row whose verdict it could not read."""
     write_json(tmp_path / "a.json", [annotation(0, None, annotator=None), annotation(1, 2), annotation(2, 1)])
-    found = annotated(read_annotations(tmp_path / "a.json"), None)
-    assert (found["annotator"], found["n_total"], found["without_preference"]) == ("a coin", 2, 1)
+    row = annotated(read_annotations(tmp_path / "a.json"), None)
+    assert (row["annotator"], row["n_total"], row["without_preference"]) == ("a coin", 2, 1)
 
 
 def test_a_pool_of_annotators_is_named_whole_and_is_not_official(tmp_path):
     who = {"generator_1": OFFICIAL_BASELINE}
     rows = [annotation(i, 1, annotator=name, **who) for i, name in enumerate((OFFICIAL_ANNOTATOR, "B", "B"))]
     write_json(tmp_path / "a.json", rows)
-    found = annotated(read_annotations(tmp_path / "a.json"), None)
-    assert (found["annotator"], found["official"]) == (f"{OFFICIAL_ANNOTATOR}, B", False)
+    row = annotated(read_annotations(tmp_path / "a.json"), None)
+    assert (row["annotator"], row["official"]) == (f"{OFFICIAL_ANNOTATOR}, B", False)
 
 
 def test_an_output_that_is_no_text_counts_and_has_no_length(tmp_path):
     write_json(tmp_path / "a.json", [annotation(0, 1, output_2=None), annotation(1, 2)])
-    found = annotated(read_annotations(tmp_path / "a.json"), None)
-    assert (found["win_rate"], found["avg_length"], found["without_text"]) == (50, 23, 1)
-    assert "model: 1 outputs are no texts, and not in its length" in notes([found])
+    row = annotated(read_annotations(tmp_path / "a.json"), None)
+    assert (row["win_rate"], row["avg_length"], row["without_text"]) == (50, 23, 1)
+    assert "model: 1 outputs are no texts, and not in its length" in notes([row])
     write_json(tmp_path / "a.json", [annotation(0, 1, output_2=None)])
-    found = annotated(read_annotations(tmp_path / "a.json"), None)
-    assert found["avg_length"] is None and "nan" not in table([found])
+    row = annotated(read_annotations(tmp_path / "a.json"), None)
+    assert row["avg_length"] is None and "nan" not in table([row])
 
 
 def test_an_index_may_be_a_whole_float(tmp_path):
@@ -199,10 +199,10 @@ def test_whose_number_is_official(tmp_path):
     base = annotated(read_annotations(written(tmp_path / "c.json", 1, 2, **who | {"generator_1": "M0"})), None)
     assert [row["official"] for row in (official, judge, base)] == [True, False, False]
     assert not any("official" in note for note in notes([official]))
-    found = [note for note in notes([official, judge, judge, base]) if "not the official" in note]
-    assert len(found) == 2
-    assert found[0].startswith(f"judged by M1 against {OFFICIAL_BASELINE}: not the official AlpacaEval 2 number")
-    assert found[1].startswith(f"judged by {OFFICIAL_ANNOTATOR} against M0: not the official")
+    unofficial = [note for note in notes([official, judge, judge, base]) if "not the official" in note]
+    assert len(unofficial) == 2
+    assert unofficial[0].startswith(f"judged by M1 against {OFFICIAL_BASELINE}: not the official AlpacaEval 2 number")
+    assert unofficial[1].startswith(f"judged by {OFFICIAL_ANNOTATOR} against M0: not the official")
 
 
 def test_the_difficulties_of_two_files_are_compared():
@@ -239,9 +239,9 @@ def test_the_command_makes_a_table_and_json(run, data):
     assert remarks[2] == "M2: a preference on 2 instructions; AlpacaEval has 805"
     assert "df_gamed.csv, of the data set tatsu-lab/alpaca_eval" in remarks[3]
     both = ("--gamed", data / "df_gamed.csv", "--difficulty", data / "instruction_difficulty.csv")
-    found = json.loads(run("--annotations", *files, *both, "--json"))
-    assert [row["model"] for row in found["rows"]] == ["model", "M2"] and len(found["notes"]) == 3
-    controlled = found["rows"][0]
+    document = json.loads(run("--annotations", *files, *both, "--json"))
+    assert [row["model"] for row in document["rows"]] == ["model", "M2"] and len(document["notes"]) == 3
+    controlled = document["rows"][0]
     assert 0 < controlled["length_controlled_winrate"] < 100 and set(controlled["weights"]) == {
         "length",
         "difficulty",
@@ -257,7 +257,7 @@ def test_the_command_predicts_from_weights(run, data):
     assert header.split() == ["model", "LC", "annotator", "baseline"]
     assert [row.split()[0] for row in rows] == ["base", "good", "weak"]
     assert rows[0].split()[1] == "50.00"
-    assert remark.startswith("judged by an annotator that is not known against base: not the official")
+    assert remark.startswith("judged by an unknown annotator against base: not the official")
     one = run("--weights", data / "weights.csv", *difficulty, "--baseline", "good", "--model", "weak one", "--json")
     [row] = json.loads(one)["rows"]
     assert (row["model"], row["baseline"]) == ("weak one", "good")
@@ -281,10 +281,10 @@ def test_what_is_missing_is_said_with_its_source(run, data):
     with pytest.raises(UserError, match=f"none.csv: no such file; name df_gamed.csv {source}"):
         run("--annotations", path, "--gamed", data / "none.csv")
     for unused in (("--model", "model"), ("--baseline", "base")):
-        with pytest.raises(UserError, match="--model, --baseline: annotations say who is compared"):
+        with pytest.raises(UserError, match="--model, --baseline: annotations name their models"):
             run("--annotations", path, *unused)
     given = ("--weights", data / "weights.csv", "--difficulty", data / "instruction_difficulty.csv")
-    with pytest.raises(UserError, match="--gamed: a prediction from --weights has no use for it"):
+    with pytest.raises(UserError, match="--gamed: a prediction from --weights doesn't use it"):
         run(*given, "--gamed", data / "df_gamed.csv")
     with pytest.raises(UserError, match="no weights of 'nobody'; it has 3 models, such as base"):
         run(*given, "--baseline", "base", "--model", "nobody")
