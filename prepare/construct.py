@@ -1,11 +1,11 @@
 """Judging data by construction: responses whose quality is known because it was made.
 
 The raw material is a model's own answers. A good response is such an answer; each flaw of `prepare/flaws.py` is put
-into one on purpose: a remark that was not asked for, a text cut off in the middle, a drift to another subject, the same
-words again and again, the answer to a modified or to another instruction, words in disorder. The score follows from the
-flaw, and the justification names the evidence, so labels cost nothing and no two examples need be alike (the idea of
-Self-Taught Evaluators, arXiv 2408.02666). Lengths are drawn before the flaw, so that they say nothing about the score,
-and half of the responses that deserve two points or less are cut off besides, so that a cut is not a score.
+into one on purpose: a needless remark, a cut in mid-sentence, a drift to another subject, repetition, the answer to a
+modified or another instruction, words in disorder. The score follows from the flaw, and the justification names the
+evidence, so labels cost nothing and examples vary without end (the idea of Self-Taught Evaluators, arXiv 2408.02666).
+Lengths are drawn independently of the flaw, so that they do not reveal the score; half of the responses worth two
+points or less are also cut off, so that a cut does not either.
 """
 
 import random
@@ -23,18 +23,18 @@ LENGTHS = (12, 70)
 """Words of a constructed response, drawn evenly from this range."""
 
 SHORT = (8, 40)
-"""The same for the first lesson: what it teaches fits into fewer tokens."""
+"""The same for the first lesson, which fits into fewer tokens."""
 
 WILD = 1.2
-"""Answers sampled at a higher temperature are taken for nonsense."""
+"""Answers sampled at a higher temperature count as nonsense."""
 
 REPETITIVE = 0.15
-"""An answer of which a greater share of the three-word sequences comes again is no good answer."""
+"""An answer with a greater share of repeated three-word sequences is not a good one."""
 
 REFUSAL = re.compile(
     r"I'm sorry|I apologi[sz]e|[Aa]s an AI|(?:unable|can't|cannot|not able) (?:to )?(?:assist|help|provide)"
 )
-"""Nor is one that says this."""
+"""An answer that says this is not a good one."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Source:
     good: list[list[str]]
     """Sentences of each answer at a low or usual temperature."""
     wild: list[list[str]]
-    """Sentences of each answer at a high temperature; may be none."""
+    """Sentences of each answer at a high temperature; may be empty."""
     answers: list[tuple[str, bool]]
-    """The good answers' whole texts, and whether they came to an end by themselves."""
+    """The good answers' whole texts, and whether each ended by itself."""
 
     @property
     def task(self) -> str:
@@ -58,21 +58,21 @@ class Source:
 
 
 def sentences(text: str) -> list[str]:
-    """A text's sentences and lines, each with the white space behind it."""
+    """A text's sentences and lines, each with the white space after it."""
     return re.findall(r"\S.*?(?:[.!?:](?=\s)|\n|$)\s*", text, flags=re.DOTALL)
 
 
 def repetitive(text: str) -> bool:
-    """Whether more than the share REPETITIVE of the text's three-word sequences has come before."""
+    """Whether more than the share REPETITIVE of the text's three-word sequences are repetitions."""
     words = re.findall(r"\w+", text.lower())
     triples = Counter(zip(words, words[1:], words[2:], strict=False))
     return bool(triples) and 1 - len(triples) / triples.total() > REPETITIVE
 
 
 def load_sources(prompts: Iterable[dict[str, Any]], answers: Iterable[dict[str, Any]]) -> list[Source]:
-    """Prompts that have a good answer; answers at more than the temperature WILD are the wild ones.
+    """Sources of the prompts that have a good answer; answers at temperatures above WILD are the wild ones.
 
-    Raises `UserError` for a category of which no one has said what it asks for.
+    Raises `UserError` for a category that is not in `TASKS`.
     """
     good: dict[str, list[list[str]]] = defaultdict(list)
     wild: dict[str, list[list[str]]] = defaultdict(list)
@@ -80,7 +80,7 @@ def load_sources(prompts: Iterable[dict[str, Any]], answers: Iterable[dict[str, 
     for row in answers:
         pieces = sentences(row["text"])
         if row["finish_reason"] == "length":
-            pieces = pieces[:-1]  # the engine's cut is not the flaw that is meant
+            pieces = pieces[:-1]  # a cut by the engine would be an unlabelled flaw
         if not pieces:
             continue
         if row["temperature"] > WILD:
@@ -103,7 +103,7 @@ class Constructor:
     """Draws responses with chosen flaws, without end, from one seed."""
 
     def __init__(self, sources: list[Source], seed: int):
-        """Raises `UserError` for sources among which no foreign text is found for every one of them."""
+        """Raises `UserError` where a source has no other from which foreign text could come."""
         self.sources = sources
         self.random = random.Random(seed)
         self.by_category, self.by_topic = defaultdict(list), defaultdict(list)
@@ -114,20 +114,20 @@ class Constructor:
             if len(self.by_category) < 2 or len({source.topic for source in members}) < 2:
                 raise UserError(f"category {category!r}: two topics in it and another category are needed; add prompts")
         self.modifiable = [source for source in sources if self._modified(source)]
-        """Prompts on whose topic something else is asked too; without any there is no wrong task to show."""
+        """Sources whose topic has another task too; without any the flaw "wrong_task" can't be made."""
         self.flaws = {name: flaw for name, flaw in FLAWS.items() if name != "wrong_task" or self.modifiable}
 
     def judge_examples(self, count: int) -> Iterator[dict[str, Any]]:
-        """Rows {kind, prompt, response, flaw, score, justification}; every score equally often."""
+        """Rows {kind, prompt, response, flaw, score, justification}; all scores are equally frequent."""
         for _, flaw in zip(range(count), self._flaws(), strict=False):
-            source, response, other = self._response(flaw)
-            yield _judge_row(source, response, flaw) | {"justification": self._justification(flaw, source, other)}
+            source, response, foreign = self._response(flaw)
+            yield _judge_row(source, response, flaw) | {"justification": self._justification(flaw, source, foreign)}
 
     def decision_examples(self, count: int) -> Iterator[dict[str, Any]]:
-        """The first lesson: rows of a good answer or one to another question, half each, and the score alone, 5 or 0.
+        """The first lesson: rows with the score alone, half of them 5 for a good answer, half 0 for another question's.
 
-        Nearly all of a whole judgment's loss is wording. A small model finds out first what the score depends on when
-        nothing but the score is asked for, and it is one of two.
+        Nearly all of a whole judgment's loss is wording. A small model learns sooner what the score depends on when
+        the score, one of two, is all that it is to write.
         """
         for i in range(count):
             flaw = ("none", "far")[i % 2]
@@ -135,7 +135,7 @@ class Constructor:
             yield _judge_row(source, response, flaw) | {"justification": ""}
 
     def groups(self) -> Iterator[dict[str, Any]]:
-        """For measuring: of each source a group {id, prompt, responses: [{text, score, flaw}]}, one of every score."""
+        """For evaluation: a group {id, prompt, responses: [{text, score, flaw}]} of each source, a response a score."""
         for number, source in enumerate(self.sources):
             flaws = sorted(next(self._blocks()), key=lambda flaw: FLAWS[flaw].score)
             flaws = ["near" if flaw == "wrong_task" and not self._modified(source) else flaw for flaw in flaws]
@@ -147,7 +147,7 @@ class Constructor:
             yield {"id": f"c{number:03}", "prompt": source.prompt, "responses": responses}
 
     def answer_examples(self, count: int) -> Iterator[dict[str, Any]]:
-        """Rows of the model's own answers, so that it does not forget the actor's part while it learns to judge."""
+        """Rows of the model's own answers, so that the model keeps the actor's part while it learns to judge."""
         for _ in range(count):
             source = self.random.choice(self.sources)
             text, finished = self.random.choice(source.answers)
@@ -156,21 +156,22 @@ class Constructor:
     def metajudge_examples(self, count: int) -> Iterator[dict[str, Any]]:
         """Rows {kind, prompt, response, flaw, judgments, winner, score}; each position wins equally often.
 
-        Mostly the worse judgment is off by two points or more, and the better one by none, or by one where that still
-        decides. Where another flaw has the same score, a quarter of the rows differ in their evidence alone.
+        The worse judgment's score is mostly off by two points or more; the better one's is right, or off by one where
+        the other is off by three. Where another flaw has the same score, the judgments of a quarter of the rows differ
+        in their evidence alone.
         """
         for i, flaw in zip(range(count), self._flaws(), strict=False):
-            source, response, other = self._response(flaw)
+            source, response, foreign = self._response(flaw)
             score = FLAWS[flaw].score
-            off = {name: abs(kind.score - score) for name, kind in self.flaws.items() if name != flaw}
-            equal = [name for name in off if off[name] == 0]
-            right, wrong = flaw, self.random.choice([name for name in off if off[name] >= 2])
+            errors = {name: abs(kind.score - score) for name, kind in self.flaws.items() if name != flaw}
+            equal = [name for name in errors if errors[name] == 0]
+            right, wrong = flaw, self.random.choice([name for name in errors if errors[name] >= 2])
             if equal and self.random.random() < 0.25:
                 wrong = self.random.choice(equal)
-            elif off[wrong] >= 3 and self.random.random() < 0.5:
-                right = self.random.choice([name for name in off if off[name] == 1])
+            elif errors[wrong] >= 3 and self.random.random() < 0.5:
+                right = self.random.choice([name for name in errors if errors[name] == 1])
             pair = [
-                {"score": FLAWS[right].score, "justification": self._justification(right, source, other)},
+                {"score": FLAWS[right].score, "justification": self._justification(right, source, foreign)},
                 {"score": FLAWS[wrong].score, "justification": self._justification(wrong, source, self._any())},
             ]
             yield {
@@ -187,12 +188,12 @@ class Constructor:
         return self.random.choice(self.sources)
 
     def _flaws(self) -> Iterator[str]:
-        """Flaws without end, every score equally often."""
+        """Flaws without end; all scores are equally frequent."""
         for block in self._blocks():
             yield from block
 
     def _blocks(self) -> Iterator[list[str]]:
-        """Without end: a flaw of every score, in random order."""
+        """Blocks without end: one flaw of each score, in random order."""
         by_score = defaultdict(list)
         for name, flaw in self.flaws.items():
             by_score[flaw.score].append(name)
@@ -204,56 +205,56 @@ class Constructor:
     def _response(
         self, flaw: str, source: Source | None = None, lengths: tuple[int, int] = LENGTHS
     ) -> tuple[Source, str, Source]:
-        """A source, a response to its prompt with the flaw, and the source that foreign text comes from."""
+        """A source, a response to its prompt with the flaw, and the source of foreign text."""
         source = source or self.random.choice(self.modifiable if flaw == "wrong_task" else self.sources)
-        other = self._other(flaw, source)
+        foreign = self._foreign(flaw, source)
         words = self.random.randint(*lengths)
-        own, foreign = self.random.choice(source.good), self.random.choice(other.good)
+        own_text, foreign_text = self.random.choice(source.good), self.random.choice(foreign.good)
         if flaw == "none":
-            text = _take(own, words)
+            text = _take(own_text, words)
         elif flaw == "extraneous":
-            text = _join(_take(own, words - 12), self.random.choice(foreign))
+            text = _join(_take(own_text, words - 12), self.random.choice(foreign_text))
         elif flaw == "cut_off":
-            return source, self._cut("".join(own), words), other
+            return source, self._cut("".join(own_text), words), foreign
         elif flaw == "drift":
-            start = _take(own, words // 3)
-            text = _join(start, _take(foreign, max(words, 3 * len(start.split())) * 2 // 3))
+            start = _take(own_text, words // 3)
+            text = _join(start, _take(foreign_text, max(words, 3 * len(start.split())) * 2 // 3))
         elif flaw == "repetition":
-            text = self._repeat(own, words)
+            text = self._repeat(own_text, words)
         elif flaw == "gibberish":
             text = self._disorder(source, words)
         else:
-            text = _take(foreign, words)
+            text = _take(foreign_text, words)
         if FLAWS[flaw].score <= 2 and self.random.random() < 0.5:
             text = self._cut(text, words)
-        return source, text.strip(), other
+        return source, text.strip(), foreign
 
-    def _other(self, flaw: str, source: Source) -> Source:
-        """Where foreign text comes from: a like task on another topic, another task on the topic, or far away."""
+    def _foreign(self, flaw: str, source: Source) -> Source:
+        """The source of foreign text: the task on another topic, another task on the topic, or neither in common."""
         if flaw == "near":
             return self.random.choice([s for s in self.by_category[source.category] if s.topic != source.topic])
         if flaw == "wrong_task":
             return self.random.choice(self._modified(source))
         while True:
-            other = self._any()
-            if other.category != source.category and other.topic != source.topic:
-                return other
+            foreign = self._any()
+            if foreign.category != source.category and foreign.topic != source.topic:
+                return foreign
 
     def _modified(self, source: Source) -> list[Source]:
-        """Sources that ask for something else on the same topic."""
+        """Sources of another task on the same topic."""
         return [s for s in self.by_topic[source.topic] if s.category != source.category]
 
     def _cut(self, text: str, words: int) -> str:
-        """The text's first words, ended within a sentence."""
+        """The text's first words, ending within a sentence."""
         spans = [match.end() for match in re.finditer(r"\S+", text)]
         keep = min(words, len(spans) - self.random.randint(1, 4))
         while keep > 1 and text[spans[keep - 1] - 1] in ".!?:,;":
             keep -= 1
         return text[: spans[max(keep, 1) - 1]]
 
-    def _repeat(self, own: list[str], words: int) -> str:
-        """A beginning, and then one or two of its sentences over and over."""
-        begin = own[: max(1, len(sentences(_take(own, words // 3))))]
+    def _repeat(self, text: list[str], words: int) -> str:
+        """A beginning, then one or two of its sentences over and over."""
+        begin = text[: max(1, len(sentences(_take(text, words // 3))))]
         again = [piece.strip() for piece in begin[-self.random.randint(1, 2) :]]
         length = sum(len(piece.split()) for piece in begin)
         times = max(2, round((words - length) / max(1, sum(len(piece.split()) for piece in again))))
@@ -266,7 +267,7 @@ class Constructor:
         self.random.shuffle(chosen)
         return " ".join(chosen)
 
-    def _justification(self, flaw: str, source: Source, other: Source) -> str:
+    def _justification(self, flaw: str, source: Source, foreign: Source) -> str:
         """What was asked, what was given and what is missing."""
         kind = FLAWS[flaw]
         evidence = {
@@ -274,7 +275,7 @@ class Constructor:
             "given": self.random.choice(kind.given),
             "missing": self.random.choice(kind.missing),
         }
-        words = {"task": source.task, "topic": source.topic, "given_task": other.task, "other": other.topic}
+        words = {"task": source.task, "topic": source.topic, "given_task": foreign.task, "other": foreign.topic}
         return evidence_text({key: value.format_map(words) for key, value in evidence.items()})
 
 
@@ -289,7 +290,7 @@ def _judge_row(source: Source, response: str, flaw: str) -> dict[str, Any]:
 
 
 def _take(pieces: list[str], words: int) -> str:
-    """The first sentences, as many as come nearest to `words` words, one at least."""
+    """The first sentences, as many as come nearest to `words` words, but at least one."""
     taken: list[str] = []
     count = 0
     for piece in pieces:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from judging.judge import judge_items, judge_section, read_score
 from judging.scores import Row, distinct_responses
 from model.chat import ChatFormat
-from prepare.rankings import RankedGroup, Reason, ranked_groups
+from prepare.rankings import LeftOut, RankedGroup, ranked_groups
 from sampling.worker import Item, Worker, generation_settings
 from stages.files import UserError, read_manifest, read_shards, stage_key
 from stages.records import group_by
@@ -56,8 +56,8 @@ def read_sources(eft: Eft) -> tuple[list[RankedGroup], dict[str, dict[str, int]]
         for group in found:
             groups.setdefault(group.id, group)
         taken = len(groups) - before
-        reasons[Reason.REPEATED] += len(found) - taken
-        counts[path] = {"groups": taken} | {str(reason): reasons[reason] for reason in Reason if reasons[reason]}
+        reasons[LeftOut.REPEATED] += len(found) - taken
+        counts[path] = {"groups": taken} | {str(reason): reasons[reason] for reason in LeftOut if reasons[reason]}
     return list(groups.values()), counts
 
 

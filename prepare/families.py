@@ -1,10 +1,10 @@
-"""Prompts made of task families and topics: families.toml -> families.jsonl and families_tuning.jsonl,
+"""Prompts from task families and topics: families.toml -> families.jsonl and families_tuning.jsonl,
 families_evaluation.toml -> families_evaluation.jsonl.
 
-Run as `python -m prepare.families`; the result depends on the TOML files and nothing else. A family has three
-wordings and names the groups of topics that suit it. Families take turns; each takes the topic that it, and then
-everybody, has used least, so that families, topics and wordings come up about equally often. The families of TUNING
-are set apart, for choosing a recipe on prompts that it does not train on.
+Run as `python -m prepare.families`; the result depends only on the TOML files. A family has three wordings and names
+the groups of topics that suit it. Families take turns; each takes the topic that it, and then all families, have used
+least, so that families, topics and wordings are about equally frequent. The families of TUNING are set apart: a recipe
+is chosen on prompts that it does not train on.
 """
 
 import json
@@ -23,13 +23,13 @@ NUMBERS = {"few": WORDS, "digit": range(3, 10), "many": range(12, 61)}
 
 
 def fill(template: str, topic: str, rng: random.Random) -> str:
-    """The template with the topic and, for each {few}, {digit} and {many}, a number drawn anew."""
+    """The template with the topic, and a number drawn for each {few}, {digit} and {many}."""
     text = re.sub(r"\{(few|digit|many)\}", lambda match: str(rng.choice(NUMBERS[match[1]])), template)
     return text.replace("{topic}", topic)
 
 
 def prompts(source: dict, letter: str, count: int) -> list[dict[str, str]]:
-    """`count` different prompts from `source`, a parsed TOML file: id, prompt, category, topic, family."""
+    """`count` different prompts {id, prompt, category, topic, family} from `source`, a parsed TOML file."""
     rng = random.Random(SEED)
     used: Counter[tuple[str, ...]] = Counter()
     seen: set[str] = set()
@@ -53,7 +53,7 @@ def prompts(source: dict, letter: str, count: int) -> list[dict[str, str]]:
 
 
 def texts(name: str, letter: str, count: int) -> dict[str, str]:
-    """The files that `{name}.toml` makes, by name, and their contents."""
+    """Name and content of each file made from `{name}.toml`."""
     source = tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
     files: dict[str, str] = {}
     for row in prompts(source, letter, count):

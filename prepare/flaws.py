@@ -1,7 +1,7 @@
-"""What can be wrong with a constructed response: each flaw's score, and the evidence that a justification names.
+"""The flaws of constructed responses: each flaw's score, and the evidence that a justification names.
 
-A score is additive, as in the rubric: a response that is about something else gets nothing, one that does the asked
-kind of task on another subject, or another task on the asked subject, one point, and so on up to a complete answer.
+A score is additive, as in the rubric: 0 for a response to something else, 1 for the right task on another subject or
+another task on the right subject, and so on up to 5 for a complete answer.
 """
 
 from dataclasses import dataclass
@@ -9,15 +9,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Flaw:
-    """A kind of response. In the wordings {task} and {topic} are what was asked, {given_task} and {other} what came
-    instead.
-    """
+    """A kind of response. In the wordings {task} and {topic} stand for what was asked, {given_task} and {other} for
+    what was given instead."""
 
     score: int
     given: tuple[str, ...]
     """What a justification says was given."""
     missing: tuple[str, ...] = ("",)
-    """What it says is missing; "" for nothing."""
+    """What a justification says is missing; "" for nothing."""
 
 
 FLAWS: dict[str, Flaw] = {
@@ -41,11 +40,7 @@ FLAWS: dict[str, Flaw] = {
     ),
     "cut_off": Flaw(
         3,
-        (
-            "a good start on {topic}",
-            "the first part of {task}",
-            "a useful text that breaks off",
-        ),
+        ("a good start on {topic}", "the first part of {task}", "a useful text that breaks off"),
         ("the end, since it stops in mid-sentence", "the rest of the last sentence"),
     ),
     "drift": Flaw(
@@ -68,38 +63,22 @@ FLAWS: dict[str, Flaw] = {
     ),
     "near": Flaw(
         1,
-        (
-            "the same kind of text, but on {other}",
-            "{task}, but about {other}",
-            "{other} in place of {topic}",
-        ),
+        ("the same kind of text, but on {other}", "{task}, but about {other}", "{other} in place of {topic}"),
         ("anything on {topic}", "the right subject"),
     ),
     "wrong_task": Flaw(
         1,
-        (
-            "{given_task} on {topic}",
-            "{given_task} in place of {task}",
-            "the right subject, but {given_task}",
-        ),
+        ("{given_task} on {topic}", "{given_task} in place of {task}", "the right subject, but {given_task}"),
         ("{task}", "what was to be done with {topic}"),
     ),
     "far": Flaw(
         0,
-        (
-            "{given_task} on {other}",
-            "a text about {other}",
-            "something on {other}, off topic",
-        ),
+        ("{given_task} on {other}", "a text about {other}", "something on {other}, off topic"),
         ("anything on {topic}", "any part of {task}"),
     ),
     "gibberish": Flaw(
         0,
-        (
-            "words that make no sense",
-            "word salad",
-            "a jumble without a meaning",
-        ),
+        ("words that make no sense", "word salad", "a jumble without a meaning"),
         ("any sense", "anything on {topic}"),
     ),
 }
@@ -127,4 +106,4 @@ TASKS: dict[str, str] = {
     "recipe": "a recipe",
     "definition": "a definition",
 }
-"""What a category of prompts asks for."""
+"""What each category of prompts asks for."""

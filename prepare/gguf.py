@@ -1,7 +1,7 @@
 """GGUF to a Hugging Face directory: a converter for Llama models with a GPT-2 style tokenizer.
 
-The library `gguf` reads and dequantises. GGUF stores the rows of q and k for interleaved RoPE; here they go back to
-Hugging Face's half-split order.
+The package `gguf` reads and dequantises. GGUF stores the rows of q and k for interleaved RoPE; the converter reorders
+them for Hugging Face's half-split RoPE.
 """
 
 import json
@@ -28,8 +28,7 @@ STACKED = {
     "self_attn.qkv_proj": ("attn_q", "attn_k", "attn_v"),
     "mlp.gate_up_proj": ("ffn_gate", "ffn_up"),
 }
-CONTROL = 3  # token types of GGUF: 1 is normal, 3 is control, 4 is user-defined
-USER_DEFINED = 4
+CONTROL, USER_DEFINED = 3, 4  # GGUF's types of special tokens
 
 
 def half_split(weight: Tensor, heads: int) -> Tensor:
@@ -38,9 +37,9 @@ def half_split(weight: Tensor, heads: int) -> Tensor:
 
 
 def convert(path: Path, folder: Path) -> None:
-    """Write the GGUF file `path` as a Hugging Face directory (bfloat16) at `folder`, which must not exist.
+    """Write the GGUF file `path` as a Hugging Face directory in bfloat16 at `folder`, which must not exist.
 
-    Raises `UserError` for a missing file, another architecture or another tokenizer.
+    Raises `UserError` for a missing file or package, another architecture or another tokenizer.
     """
     try:
         import gguf

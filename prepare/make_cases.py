@@ -1,7 +1,7 @@
 """Makes groups.jsonl and comparisons.jsonl in data/evaluation and data/tuning: cases for the judge and the meta-judge.
 
-Run from the repository's root: `python -m prepare.make_cases`. Prompts and answers are those of sets from which no
-training example comes; a recipe is chosen on the tuning cases, and measured on the evaluation cases.
+Run from the repository's root: `python -m prepare.make_cases`. No training example comes from these prompts and
+answers; a recipe is chosen on the tuning cases and measured on the evaluation cases.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from stages.files import read_jsonl, write_jsonl
 SEED = 2024
 FOLDER = Path("data")
 SETS = {"evaluation": (("evaluation", "families_evaluation"), 72, 120), "tuning": (("families_tuning",), 48, 60)}
-"""Folder below data/: the sets of prompts and answers, and how many groups and comparisons to make."""
+"""For each folder below data/: its sets of prompts and answers, and how many groups and comparisons to make."""
 
 
 def main() -> None:
@@ -20,9 +20,9 @@ def main() -> None:
         prompts = [row for name in names for row in read_jsonl(FOLDER / "prompts" / f"{name}.jsonl")]
         answers = [row for name in names for row in read_jsonl(FOLDER / "answers" / f"{name}.jsonl")]
         constructor = Constructor(load_sources(prompts, answers), SEED)
-        made = list(constructor.groups())
-        constructor.random.shuffle(made)
-        write_jsonl(FOLDER / folder / "groups.jsonl", made[:groups])
+        rows = list(constructor.groups())
+        constructor.random.shuffle(rows)
+        write_jsonl(FOLDER / folder / "groups.jsonl", rows[:groups])
         write_jsonl(FOLDER / folder / "comparisons.jsonl", constructor.metajudge_examples(comparisons))
 
 

@@ -1,9 +1,9 @@
-"""Meta's own layout to a Hugging Face directory: `python -m prepare.meta SOURCE FOLDER`.
+"""Meta's checkpoint layout to a Hugging Face directory: `python -m prepare.meta SOURCE FOLDER`.
 
 SOURCE holds params.json, consolidated.00.pth and so on, and tokenizer.model: a download of Llama 1 to 3.3 from Meta, or
-the folder `original` of a Hugging Face repository. Each file is what one rank of Meta's model parallelism holds; the
-tensors are put together one by one. Meta rotates neighbouring dimensions of q and k, Hugging Face those half a head
-apart, so their rows are reordered.
+the folder `original` of a Hugging Face repository. Each .pth file is one rank's part under Meta's model parallelism;
+tensors are joined one by one. RoPE rotates neighbouring dimensions of q and k in Meta's code, and dimensions half a
+head apart in Hugging Face's, so the rows of q and k are reordered.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from prepare.gguf import half_split
 from stages.files import UserError, command, write_json
 
 ROWS, COLUMNS, WHOLE = 0, 1, None
-"""How ranks share a tensor: each has some rows, or some columns, or all of it."""
+"""How ranks share a tensor: each has some of the rows, some of the columns, or the whole."""
 
 BLOCK = {
     "attention_norm": ("input_layernorm", WHOLE),
@@ -37,12 +37,12 @@ BLOCK = {
     "feed_forward.w2": ("mlp.down_proj", COLUMNS),
     "feed_forward.w3": ("mlp.up_proj", ROWS),
 }
-"""A block's tensors: Meta's name, Hugging Face's, and how ranks share it."""
+"""A block's tensors: Meta's name, Hugging Face's name, and how ranks share the tensor."""
 
 NEEDED = {"dim", "n_layers", "n_heads", "norm_eps"}
 KNOWN = NEEDED | {"n_kv_heads", "vocab_size", "rope_theta", "use_scaled_rope"}
 UNUSED = {"multiple_of", "ffn_dim_multiplier", "max_batch_size", "max_seq_len"}
-"""Keys of params.json that the weights' shapes make needless, or that only limit Meta's own cache."""
+"""Keys of params.json that follow from the weights' shapes, or that only limit Meta's own cache."""
 
 LLAMA3_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -60,10 +60,10 @@ LLAMA2_TEMPLATE = (
 
 
 class MetaCheckpoint:
-    """The tensors of consolidated.*.pth, mapped into memory, each put together when it is asked for."""
+    """The tensors of consolidated.*.pth, mapped into memory; each is joined on request."""
 
     def __init__(self, source: Path):
-        """Raises `UserError` when a file is missing, damaged, or holds anything but tensors."""
+        """Raises `UserError` where a file is missing, damaged, or holds anything but tensors."""
         self.source = source
         paths = sorted(source.glob("consolidated.*.pth"))
         if not paths:
@@ -78,11 +78,11 @@ class MetaCheckpoint:
                 raise UserError(f"{absent}: tensor {name} is missing, another shard has it; fetch the files again")
 
     def tensor(self, name: str, split: int | None, shape: tuple[int, int] | tuple[int]) -> Tensor:
-        """The whole tensor, which must have `shape`. Ranks share it along dimension `split`.
+        """The whole tensor, which ranks share along dimension `split`.
 
-        Raises `UserError` when it is missing, the ranks' parts do not fit each other, or the shape is another.
+        Raises `UserError` where it is missing, the ranks' parts do not fit each other, or its shape is not `shape`.
         """
-        parts = [rank[name] for rank in self._having(name)]
+        parts = self._parts(name)
         first = parts[0]
         if any(part.shape != first.shape or part.dtype != first.dtype for part in parts):
             raise UserError(f"{self.source}: {name} differs in shape or dtype between shards; fetch the files again")
@@ -99,23 +99,23 @@ class MetaCheckpoint:
         return whole
 
     def rows(self, name: str) -> int:
-        """The rows of a tensor that ranks share by rows."""
-        return sum(rank[name].shape[0] for rank in self._having(name))
+        """The number of rows of a tensor that ranks share by rows."""
+        return sum(part.shape[0] for part in self._parts(name))
 
     def embedding_split(self, dim: int) -> int:
         """How ranks share tok_embeddings.weight: by columns up to Llama 2, by rows since."""
-        columns = self._having("tok_embeddings.weight")[0]["tok_embeddings.weight"].shape[-1]
-        return ROWS if columns == dim else COLUMNS
+        return ROWS if self._parts("tok_embeddings.weight")[0].shape[-1] == dim else COLUMNS
 
     def vocab_size(self, dim: int) -> int:
-        """The rows of the whole embedding."""
+        """The number of rows of the whole embedding."""
         name = "tok_embeddings.weight"
-        return self.rows(name) if self.embedding_split(dim) == ROWS else self._having(name)[0][name].shape[0]
+        return self.rows(name) if self.embedding_split(dim) == ROWS else self._parts(name)[0].shape[0]
 
-    def _having(self, name: str) -> list[dict[str, Tensor]]:
+    def _parts(self, name: str) -> list[Tensor]:
+        """Each rank's part of a tensor."""
         if name not in self.ranks[0]:
             raise UserError(f"{self.source}: tensor {name} is missing; params.json and weights do not match")
-        return self.ranks
+        return [rank[name] for rank in self.ranks]
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -132,14 +132,15 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def convert(source: Path | str, folder: Path | str, rope_factor: float = 8.0, context: int | None = None) -> Path:
-    """Write Meta's checkpoint at `source` as a Hugging Face directory, dtype kept, at `folder`, which must not exist.
+    """Write Meta's checkpoint at `source` as a Hugging Face directory in the same dtype at `folder`, which must not
+    exist; returns `folder`.
 
-    `rope_factor` is by how much Llama 3.1 and later slow low frequencies: 8 in Meta's own code; Hugging Face's configs
-    of Llama 3.2 say 32. `context` goes to max_position_embeddings; without it: 131072 for Llama 3.1 and later, 8192 for
-    Llama 3, else 4096. Meta's files do not say whether a model is a chat model; a chat template is written anyhow.
+    `rope_factor` is by how much Llama 3.1 and later slow low frequencies: 8 in Meta's own code, 32 in Hugging Face's
+    configs of Llama 3.2. `context` becomes max_position_embeddings; by default 131072 for Llama 3.1 and later, 8192 for
+    Llama 3, else 4096. A chat template is always written, as Meta's files do not say whether a model is a chat model.
 
-    Returns `folder`. Raises `UserError` for a file that is missing or damaged, a key of params.json that would have to
-    be ignored, and tensors that are missing, unknown, or fit neither each other nor params.json.
+    Raises `UserError` for files that are missing or damaged, keys of params.json that are not implemented, and tensors
+    that are missing, unknown, or do not fit each other or params.json.
     """
     source, folder = Path(source), Path(folder)
     if folder.exists():
@@ -181,7 +182,7 @@ def _read_params(path: Path) -> dict[str, Any]:
 def _config(
     params: dict[str, Any], checkpoint: MetaCheckpoint, tokenizer: Tokenizer, rope_factor: float, context: int | None
 ) -> dict[str, Any]:
-    """Hugging Face's config.json; what params.json leaves open is read from the weights' shapes."""
+    """Hugging Face's config.json, from params.json and the weights' shapes."""
     where = checkpoint.source / "params.json"
     scaled, llama3 = bool(params.get("use_scaled_rope")), isinstance(tokenizer, JsonTokenizer)
     if llama3 and "rope_theta" not in params:
@@ -229,20 +230,20 @@ def _config(
 
 
 def _stop_ids(tokenizer: Tokenizer, scaled: bool) -> list[int]:
-    """The ids that end an answer; of a message that calls a tool, <|eom_id|>, since Llama 3.1."""
+    """The ids that end an answer; since Llama 3.1 <|eom_id|> ends a message that calls a tool."""
     names = ["</s>", "<|end_of_text|>", *(["<|eom_id|>"] if scaled else []), "<|eot_id|>"]
-    return [found for name in names if (found := tokenizer.control(name)) is not None]
+    return [token for name in names if (token := tokenizer.control(name)) is not None]
 
 
 def _tied(checkpoint: MetaCheckpoint, vocab_size: int, dim: int) -> bool:
-    """Whether the head is the embedding: Meta stores both, also where they are one."""
+    """Whether head and embedding are equal; Meta stores both even where they are tied."""
     shape = (vocab_size, dim)
     embedding = checkpoint.tensor("tok_embeddings.weight", checkpoint.embedding_split(dim), shape)
     return torch.equal(embedding, checkpoint.tensor("output.weight", ROWS, shape))
 
 
 def _check_names(checkpoint: MetaCheckpoint, config: LlamaConfig) -> None:
-    """Raise `UserError` for a tensor that is missing or that the model has no place for."""
+    """Raise `UserError` for a tensor that is missing or unknown."""
     blocks = {f"layers.{i}.{name}.weight" for i in range(config.num_hidden_layers) for name in BLOCK}
     expected = blocks | {"tok_embeddings.weight", "norm.weight", "output.weight"}
     for name in sorted(expected ^ checkpoint.ranks[0].keys()):
@@ -251,7 +252,7 @@ def _check_names(checkpoint: MetaCheckpoint, config: LlamaConfig) -> None:
 
 
 def _tensors(checkpoint: MetaCheckpoint, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
-    """(Hugging Face's name, tensor), one after another."""
+    """Hugging Face's name and tensor of each parameter."""
     d, q, kv, hidden = config.hidden_size, config.q_size, config.kv_size, config.intermediate_size
     shapes: dict[str, tuple[int, int] | tuple[int]] = {
         "attention.wq": (q, d),
@@ -278,7 +279,7 @@ def _tensors(checkpoint: MetaCheckpoint, config: LlamaConfig) -> Iterator[tuple[
 
 
 def _write_tokenizer(source: Path, tokenizer: Tokenizer, table: dict[str, Any], folder: Path) -> None:
-    """Write tokenizer, chat template and stop ids as transformers and vLLM read them."""
+    """Write tokenizer, chat template and stop ids in the form that transformers and vLLM read."""
     configuration = {"model_max_length": table["max_position_embeddings"], "clean_up_tokenization_spaces": False}
     if isinstance(tokenizer, JsonTokenizer):
         tokenizer.backend.save(str(folder / "tokenizer.json"))
@@ -286,7 +287,7 @@ def _write_tokenizer(source: Path, tokenizer: Tokenizer, table: dict[str, Any], 
         configuration |= {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
     else:
         shutil.copy(source / "tokenizer.model", folder)
-        # Meta's code encodes every piece of a dialog with a space before it: "legacy" in transformers.
+        # Meta's code encodes each piece of a dialog with a space before it, which transformers calls "legacy".
         configuration |= {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True}
         configuration |= {"chat_template": LLAMA2_TEMPLATE}
         configuration |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}

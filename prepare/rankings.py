@@ -1,10 +1,10 @@
 """Human rankings: OpenAssistant's files (arXiv 2304.07327) read into groups of ranked replies to one question.
 
-Two formats, JSON lines. Message trees, as OpenAssistant exports them (also .jsonl.gz): {message_tree_id, tree_state,
-prompt: {message_id, text, role: "prompter", lang, review_result, deleted, synthetic, replies: [{role: "assistant",
-rank, replies, ...}]}}; each prompter's message with its replies is a group, the conversation above it its context. And
-such groups by themselves: {message_id, context: [{role, text}], replies: [{rank, text}]}. Rank 0 is the best; replies
-may share a rank. What is left out has a reason, and each is counted.
+Two formats of JSON lines are read. Message trees, as OpenAssistant exports them (also .jsonl.gz): {message_tree_id,
+tree_state, prompt: {message_id, text, role: "prompter", lang, review_result, deleted, synthetic, replies: [{role:
+"assistant", rank, replies, ...}]}}; each prompter's message with its replies is a group, and the conversation above it
+the group's context. And single groups: {message_id, context: [{role, text}], replies: [{rank, text}]}. Rank 0 is the
+best; replies may share a rank. Whatever is left out is counted by its reason.
 """
 
 from collections import Counter
@@ -21,50 +21,50 @@ from stages.settings import Eft
 Turn = dict[str, str]
 """{"role": "prompter" | "assistant", "text": text}"""
 Message = dict[str, Any]
-"""A message as the file has it, with its replies."""
+"""A message of the file, with its replies."""
 
 _SPEAKERS = {"prompter": "User", "assistant": "Assistant"}
 _READY = "ready_for_export"
 """The state of a tree that is complete, reviewed and ranked."""
 
 
-class Reason(StrEnum):
-    """Why a tree, a message with all that is below it, a reply or a group is left out.
+class LeftOut(StrEnum):
+    """Why a tree, a message with all below it, a reply or a group is left out.
 
-    Only the topmost reason is counted: what is below a message that is left out is not looked at.
+    Only the topmost reason is counted: messages below one that is left out are not read.
     """
 
     TREE_STATE = "tree_state"
     """Tree: not ready for export, so perhaps not ranked to the end, or given up."""
     DELETED = "deleted"
-    """Message: a moderator or its author took it back."""
+    """Message: deleted by a moderator or its author."""
     UNREVIEWED = "unreviewed"
-    """Message: nobody has reviewed it, or the reviewers rejected it."""
+    """Message: without a review, or rejected by the reviewers."""
     LANGUAGE = "language"
-    """Message: in a language that is not asked for."""
+    """Message: in a language that is not wanted."""
     SYNTHETIC = "synthetic"
-    """Message of a tree: a model wrote it. In groups by themselves the replies may be a model's."""
+    """Message of a tree: written by a model. The replies of single groups may be a model's."""
     EMPTY = "empty"
-    """Message: white space alone."""
+    """Message: only white space."""
     TOO_MANY_TURNS = "too_many_turns"
     """Group: the conversation has more turns of the prompter than wanted."""
     UNRANKED = "unranked"
-    """Reply: it has no rank. The conversation below it is looked at."""
+    """Reply: without a rank. The conversation below it is still read."""
     DUPLICATE = "duplicate"
-    """Reply: an earlier one of its group has the same text, and keeps its own rank."""
+    """Reply: an earlier reply of the group has the same text."""
     TOO_FEW_REPLIES = "too_few_replies"
     """Group: fewer than two ranked replies are left."""
     EQUAL_RANKS = "equal_ranks"
-    """Group: all of them have one rank."""
+    """Group: all replies have one rank."""
     REPEATED = "repeated"
-    """Group: another of the same id came before, perhaps in another source."""
+    """Group: an earlier group, perhaps of another source, has the same id."""
 
 
 @dataclass(frozen=True)
 class Reply:
     text: str
     rank: int
-    """0 is the best; compared within a group only."""
+    """0 is the best; ranks are compared only within a group."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class RankedGroup:
 
     id: str
     tree: str
-    """The conversation that the group is part of: groups of one tree share messages."""
+    """The conversation that the group is part of; groups of one tree share messages."""
     context: tuple[Turn, ...]
-    """The turns up to the question, which is the last."""
+    """The turns up to the question, which is the last one."""
     replies: tuple[Reply, ...]
 
     @property
@@ -83,49 +83,49 @@ class RankedGroup:
         return conversation_text(self.context)
 
     def row(self) -> dict[str, Any]:
-        """The group as a row that `ranked_groups` reads, and `evaluation.agreement`."""
+        """The group as a row that `ranked_groups` and `evaluation.agreement` read."""
         replies = [{"rank": reply.rank, "text": reply.text} for reply in self.replies]
         return {"message_id": self.id, "context": list(self.context), "replies": replies}
 
 
 def conversation_text(context: Sequence[Mapping[str, str]]) -> str:
-    """A conversation as the question that a judge is shown: its only turn as it is, several under their roles."""
+    """A conversation as the question shown to a judge: a single turn as it is, several turns under their roles."""
     if len(context) == 1:
         return context[0]["text"]
     turns = [f"{_SPEAKERS[turn['role']]}:\n" + turn["text"] for turn in context]
     return "\n\n".join(["The response continues this conversation.", *turns])
 
 
-def ranked_groups(path: Path, eft: Eft) -> tuple[list[RankedGroup], Counter[Reason]]:
-    """The groups of a file in its order, and how often something was left out for which reason.
+def ranked_groups(path: Path, eft: Eft) -> tuple[list[RankedGroup], Counter[LeftOut]]:
+    """The groups of a file, in its order, and how often each reason left something out.
 
-    Raises `UserError` naming file and line where a row has neither format.
+    Raises `UserError` naming file and line for a row of neither format.
     """
     groups: list[RankedGroup] = []
-    reasons: Counter[Reason] = Counter()
+    reasons: Counter[LeftOut] = Counter()
     for number, row in read_numbered_jsonl(path):
         where = f"{path}, line {number}"
         read = _tree_groups if "prompt" in row else _single_group
-        for found in read(row, eft, where):
-            if isinstance(found, Reason):
-                reasons[found] += 1
+        for group in read(row, eft, where):
+            if isinstance(group, LeftOut):
+                reasons[group] += 1
             else:
-                groups.append(found)
+                groups.append(group)
     return groups, reasons
 
 
-def _tree_groups(row: Message, eft: Eft, where: str) -> Iterator[RankedGroup | Reason]:
+def _tree_groups(row: Message, eft: Eft, where: str) -> Iterator[RankedGroup | LeftOut]:
     """The groups of a message tree, from its root down."""
     root = row["prompt"]
     _check_tree(root, "prompter", where)
     if row.get("tree_state", _READY) != _READY:
-        yield Reason.TREE_STATE
+        yield LeftOut.TREE_STATE
         return
     yield from _below(root, (), root["message_id"], partial(_fault, eft=eft, synthetic=True), eft.max_turns)
 
 
-def _single_group(row: Message, eft: Eft, where: str) -> Iterator[RankedGroup | Reason]:
-    """The group of a row that is one: the last turn of its context has the replies, which may be a model's samples."""
+def _single_group(row: Message, eft: Eft, where: str) -> Iterator[RankedGroup | LeftOut]:
+    """The group of a row that is a single group; its replies, to the context's last turn, may be a model's samples."""
     turns, replies = _need(row, "context", list, where), _need(row, "replies", list, where)
     if len(turns) % 2 == 0:
         raise UserError(f"{where}: 'context' has to begin and to end with a prompter's turn; mend or remove the line")
@@ -146,16 +146,16 @@ def _below(
     question: Message,
     above: tuple[Turn, ...],
     tree: str,
-    fault: Callable[[Message], Reason | None],
+    fault: Callable[[Message], LeftOut | None],
     max_turns: int,
-) -> Iterator[RankedGroup | Reason]:
-    """The group of a prompter's message, then those below it, depth first; in its place, what is left out and why."""
+) -> Iterator[RankedGroup | LeftOut]:
+    """The group of a prompter's message, then those below it, depth first; or why they are left out."""
     if reason := fault(question):
         yield reason
         return
     context = (*above, _turn(question))
     if len(context) // 2 + 1 > max_turns:
-        yield Reason.TOO_MANY_TURNS
+        yield LeftOut.TOO_MANY_TURNS
         return
     usable = []
     for reply in question.get("replies") or []:
@@ -171,21 +171,21 @@ def _below(
 
 def _group(
     name: str, tree: str, context: tuple[Turn, ...], usable: Sequence[Message]
-) -> Iterator[RankedGroup | Reason]:
-    """The group of a question's usable replies, behind what is wrong with each; or why there is none."""
+) -> Iterator[RankedGroup | LeftOut]:
+    """The reasons that leave out replies; then the group of the others, or the reason that leaves out the group."""
     replies: dict[str, Reply] = {}
     for reply in usable:
         text, rank = reply["text"], reply.get("rank")
         if rank is None:
-            yield Reason.UNRANKED
+            yield LeftOut.UNRANKED
         elif text in replies:
-            yield Reason.DUPLICATE
+            yield LeftOut.DUPLICATE
         else:
             replies[text] = Reply(text, rank)
     if len(replies) < 2:
-        yield Reason.TOO_FEW_REPLIES
+        yield LeftOut.TOO_FEW_REPLIES
     elif len({reply.rank for reply in replies.values()}) == 1:
-        yield Reason.EQUAL_RANKS
+        yield LeftOut.EQUAL_RANKS
     else:
         yield RankedGroup(name, tree, context, tuple(replies.values()))
 
@@ -194,21 +194,21 @@ def _turn(message: Message) -> Turn:
     return {"role": message["role"], "text": message["text"]}
 
 
-def _fault(message: Message, eft: Eft, synthetic: bool) -> Reason | None:
-    """What speaks against a message. A key that it lacks says nothing; null for a review is no review."""
+def _fault(message: Message, eft: Eft, synthetic: bool) -> LeftOut | None:
+    """Why a message is left out, if it is. A missing key is no reason; null as the review's result is."""
     if message.get("deleted"):
-        return Reason.DELETED
+        return LeftOut.DELETED
     if message.get("review_result", True) is not True:
-        return Reason.UNREVIEWED
+        return LeftOut.UNREVIEWED
     if "lang" in message and message["lang"] not in eft.languages:
-        return Reason.LANGUAGE
+        return LeftOut.LANGUAGE
     if synthetic and message.get("synthetic"):
-        return Reason.SYNTHETIC
-    return None if message["text"].strip() else Reason.EMPTY
+        return LeftOut.SYNTHETIC
+    return None if message["text"].strip() else LeftOut.EMPTY
 
 
 def _check_tree(message: Any, role: str, where: str) -> None:
-    """Raise `UserError` where a message, or one below it, lacks what reading it takes."""
+    """Raise `UserError` where a message, or one below it, lacks a key or has a wrong type."""
     _check_message(message, role, where)
     if role == "prompter":
         _need(message, "message_id", str, where)
@@ -228,7 +228,7 @@ def _check_message(message: Any, role: str, where: str) -> None:
 
 
 def _need(row: Message, key: str, kind: type, where: str, optional: bool = False) -> Any:
-    """The value of a key, of the kind that it has to be of; None where it is optional and missing or null."""
+    """The value of a key, which must be of type `kind`; None where it is optional and missing or null."""
     value = row.get(key)
     if value is None and optional:
         return None

@@ -1,13 +1,13 @@
 """A stand-in for Llama-3 that speaks by a script: `python -m prepare.scripted FOLDER` writes one in Meta's layout.
 
-For rehearsals of a run, whose judge must utter verdicts though nobody has taught it. Its blocks are random; embedding
-and head make it a Markov chain: a token's kind is a direction of the residual stream, large beside what the blocks add,
-and the head answers to each kind with what may follow. So all that it says has the form
+Rehearsals of a run need a judge that writes verdicts without training. The stand-in's blocks are random; embedding and
+head make it a Markov chain. Each kind of token is a direction of the residual stream, large beside what the blocks add,
+and the head maps each kind to the tokens that may follow. So each completion has the form
 
     **Task9:** some words
     Score:3
 
-(or `Winner:A`), which serves as a response, a new task, a judgment, a comparison alike, and means nothing.
+(or `Winner:A`), which serves as response, new task, judgment and comparison alike, and means nothing.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from model.tokenizer import Tokenizer, load_tokenizer
 from stages.files import UserError, command, write_json
 
 Script = Sequence[tuple[Sequence[int], Mapping[int, float]]]
-"""Kinds of tokens: the tokens, and what may follow them with which probability."""
+"""For each kind of token: its tokens, and the probabilities of the tokens that may follow."""
 
 CERTAINTY = 20.0
-"""Logit of what follows a token, where all others have about 0."""
+"""Logit of the tokens that may follow; those of all others are about 0."""
 
 PARAMS: dict[str, Any] = {
     "dim": 128,
@@ -43,18 +43,18 @@ PARAMS: dict[str, Any] = {
     "norm_eps": 1e-5,
     "rope_theta": 500000.0,
 }
-"""Llama-3-8B's params.json, small: four query heads share a key-value head, as there."""
+"""A small params.json; four query heads share a key-value head, as in Llama-3-8B."""
 
 SHARDS = 2
 SCORE_SHARE = 0.88
-"""Of the texts that end with a score; the others end with a winner."""
+"""Share of the texts that end with a score; the others end with a winner."""
 WORDS = 200
 STOP = 1 / 16
-"""Probability that a text's words end after each of them."""
+"""Probability that a word is the last one of a text."""
 
 
 def follow(embedding_vd: Tensor, head_vd: Tensor, script: Script) -> None:
-    """Make the weights, in place, those of a model that follows the script (at temperature 1)."""
+    """Change embedding and head in place so that the model follows the script at temperature 1."""
     size = embedding_vd.shape[1]
     head_vd.zero_()
     for direction, (tokens, followers) in enumerate(script):
@@ -64,17 +64,17 @@ def follow(embedding_vd: Tensor, head_vd: Tensor, script: Script) -> None:
 
 
 def llama3_script(tokenizer: Tokenizer) -> Script:
-    """What the stand-in says, in the tokens of Llama-3; each place of the text has tokens of its own."""
+    """The stand-in's script in Llama-3's tokens; each position of the text has tokens of its own."""
 
     def token(text: str) -> int:
-        [found] = tokenizer.encode(text)
-        return found
+        [single] = tokenizer.encode(text)
+        return single
 
     def evenly(tokens: Sequence[int], share: float = 1.0) -> dict[int, float]:
         return dict.fromkeys(tokens, share / len(tokens))
 
-    known = [(i, tokenizer.decode([i])) for i in range(1000, 60000)]
-    words = random.Random(0).sample([i for i, text in known if re.fullmatch(" [a-z]{4,9}", text)], WORDS)
+    texts = [(i, tokenizer.decode([i])) for i in range(1000, 60000)]
+    words = random.Random(0).sample([i for i, text in texts if re.fullmatch(" [a-z]{4,9}", text)], WORDS)
     opening, mark, task, number, closed = (token(text) for text in ("\n\n", "**", "Task", "9", ":**"))
     newline, score, colon, winner = (token(text) for text in ("\n", "Score", ":", "Winner"))
     values, winners = [token(str(value)) for value in range(6)], [token(":A"), token(":B")]
@@ -96,14 +96,14 @@ def llama3_script(tokenizer: Tokenizer) -> Script:
 
 
 def packaged_tokenizer() -> Path:
-    """Llama-3's tokenizer.model, which the package llama-models carries. Raises `UserError` where it is missing."""
+    """Llama-3's tokenizer.model in the package llama-models. Raises `UserError` where it is missing."""
     try:
-        found = [file for file in files("llama-models") or [] if str(file) == "llama_models/llama3/tokenizer.model"]
+        models = [file for file in files("llama-models") or [] if str(file) == "llama_models/llama3/tokenizer.model"]
     except PackageNotFoundError:
-        found = []
-    if not found:
+        models = []
+    if not models:
         raise UserError("llama-models is not installed; pip install --no-deps llama-models==0.3.0")
-    return Path(str(found[0].locate()))
+    return Path(str(models[0].locate()))
 
 
 def write_stand_in(folder: Path) -> None:
@@ -140,7 +140,7 @@ def _weights(script: Script) -> dict[str, Tensor]:
 
 
 def _part(name: str, tensor: Tensor, shard: int) -> Tensor:
-    """A tensor's part in a shard: columns of what gathers, rows of all else, norms whole."""
+    """A tensor's part in a shard: columns of wo and w2, rows of all other matrices, norms whole."""
     if tensor.dim() == 1:
         return tensor
     return tensor.chunk(SHARDS, dim=1 if name.endswith(("wo.weight", "w2.weight")) else 0)[shard].contiguous()
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     if arguments.folder.exists():
-        raise UserError(f"{arguments.folder}: is there already; name a new folder")
+        raise UserError(f"{arguments.folder}: exists already; name a new folder")
     write_stand_in(arguments.folder)
     print(arguments.folder)
 

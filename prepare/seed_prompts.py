@@ -1,8 +1,8 @@
 """Seed prompts from people's conversations: `python -m prepare.seed_prompts --config C --count 3200`.
 
 Writes the file that `prompts.seeds` names: the first questions of `eft.sources`, OpenAssistant's message trees, in the
-languages of `[eft]`. Self-Rewarding (arXiv 2401.10020) has its seed prompts from there: 3,200 first turns in English.
-A question counts if people ranked two of its answers.
+languages of `[eft]`. Self-Rewarding (arXiv 2401.10020) took its seed prompts from there: 3,200 first turns in English.
+A question counts if people ranked at least two of its answers.
 """
 
 import argparse
@@ -16,21 +16,21 @@ from stages.settings import Settings, load_settings
 
 
 def seed_prompts(settings: Settings, count: int | None = None) -> list[dict[str, str]]:
-    """{id, prompt} of each first question, in the files' order, equal texts once; or `count` of them, the seed's draw.
+    """{id, prompt} of each first question, in the files' order without equal texts; or `count` of them, drawn by seed.
 
-    Raises `UserError` when there are fewer.
+    Raises `UserError` where there are fewer than `count`.
     """
-    found: dict[str, str] = {}
+    questions: dict[str, str] = {}
     for source in settings.eft.sources:
         groups, _ = ranked_groups(Path(source), replace(settings.eft, max_turns=1))
         for group in groups:
-            found.setdefault(group.prompt.strip(), group.id)
-    rows = [{"id": name, "prompt": text} for text, name in found.items()]
+            questions.setdefault(group.prompt.strip(), group.id)
+    rows = [{"id": name, "prompt": text} for text, name in questions.items()]
     if count is None:
         return rows
     if count > len(rows):
         sources = ", ".join(settings.eft.sources)
-        raise UserError(f"{sources}: {len(rows)} first questions, but {count} are wanted; lower --count")
+        raise UserError(f"{sources}: only {len(rows)} first questions, but {count} are wanted; lower --count")
     chosen = sorted(random.Random(settings.seed).sample(range(len(rows)), count))
     return [rows[i] for i in chosen]
 
@@ -45,7 +45,7 @@ def main() -> None:
         raise UserError(f"{arguments.config}: eft.sources and prompts.seeds must both name files")
     path = Path(settings.prompts.seeds)
     if path.exists():
-        raise UserError(f"{path}: is there already; remove it, or keep it and leave this command out")
+        raise UserError(f"{path}: exists already; remove it, or keep it and leave this command out")
     rows = seed_prompts(settings, arguments.count)
     write_jsonl(path, rows)
     print(f"{path}: {len(rows)} prompts")

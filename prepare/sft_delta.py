@@ -1,9 +1,8 @@
 """A fine-tuned model as its seed and a small file: `make sft` writes it, `make iterate` adds it to the seed.
 
-Of each matrix's difference D = tuned - base the largest singular triplets are kept, D ~ left diag(scale) right with
-left [m, r] and right [r, n] in int8, scale [r] in fp32; vectors (the norms) are kept whole, in bf16. Ranks differ: over
-all matrices, the triplets are taken that explain most of the squared difference for each byte stored, until the file is
-full.
+Of each matrix's difference D = tuned - base the largest singular triplets are kept: D ~ left diag(scale) right with
+left [m, r] and right [r, n] in int8 and scale [r] in fp32. Vectors (the norms) are kept whole, in bf16. Ranks r differ
+between matrices: the triplets that explain most of the squared difference a byte are taken until the file is full.
 """
 
 import json
@@ -25,10 +24,10 @@ from stages.files import UserError, digest
 def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], room: int) -> dict[str, int]:
     """How many triplets of each matrix to keep.
 
-    `values` are its singular values, largest first, `sizes` the bytes that one of its triplets takes. Triplets are
-    taken by squared singular value a byte, the best first, while all of them take at most `room` bytes.
+    `values` are the singular values of each matrix, largest first, `sizes` the bytes of one of its triplets. Triplets
+    are taken in the order of squared singular value a byte, as long as all of them fit into `room` bytes.
     """
-    offers = [(float(value) ** 2 / sizes[name], name) for name, found in values.items() for value in found]
+    offers = [(float(value) ** 2 / sizes[name], name) for name, spectrum in values.items() for value in spectrum]
     ranks, taken = dict.fromkeys(values, 0), 0
     for gain, name in sorted(offers, reverse=True):
         if gain == 0 or taken + sizes[name] > room:
@@ -43,8 +42,8 @@ def compress(
 ) -> tuple[dict[str, Tensor], float]:
     """The file's tensors, and the share of the matrices' squared difference that the kept triplets explain.
 
-    They take at most `megabytes` 10^6 bytes with their names. A matrix `name` becomes `name.left`, `name.scale` and
-    `name.right`: eight bits lose far less than the triplets that would not fit in sixteen.
+    The tensors with their names take at most `megabytes` 10^6 bytes. A matrix `name` becomes `name.left`, `name.scale`
+    and `name.right`. Rounding to eight bits loses far less than dropping half the triplets would.
     """
     vectors = {name: tuned[name] - base[name] for name in base if base[name].dim() == 1}
     triplets = {
@@ -69,15 +68,15 @@ def compress(
 
 
 def _int8(vectors: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Vectors along `dim` as int8, and what each is to be multiplied with."""
+    """Vectors along `dim` as int8, and each vector's scale."""
     scale = vectors.abs().amax(dim, keepdim=True) / 127
     return (vectors / scale).round().to(torch.int8).contiguous(), scale.flatten()
 
 
 def read_facts(path: Path | str) -> dict[str, Any]:
-    """What the file says of itself: base (a digest), recipe, explained, and whatever else its maker put there.
+    """The file's facts: base (a digest), recipe, explained, and whatever else `write` and `annotate` added.
 
-    Raises `UserError` when it is missing, damaged, or not such a file.
+    Raises `UserError` where the file is missing, damaged, or of another kind.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -90,9 +89,9 @@ def read_facts(path: Path | str) -> dict[str, Any]:
 
 @torch.no_grad()
 def merge(base: Path, path: Path, out: Path) -> None:
-    """Write the Hugging Face directory `out`, bf16: the model in `base` with the difference in `path` added.
+    """Write the Hugging Face directory `out` in bf16: the model in `base` with the difference in `path` added.
 
-    Raises `UserError` as `read_facts` does, and when the difference was made for another model.
+    Raises `UserError` as `read_facts` does, and where the difference was made for another model.
     """
     if read_facts(path)["base"] != digest(base / "model.safetensors"):
         raise UserError(f"{path}: made for another model than {base}; `make sft` makes it anew for this one")
@@ -111,14 +110,14 @@ def merge(base: Path, path: Path, out: Path) -> None:
 
 
 def write(base: Path, tuned: Path, megabytes: float, path: Path, **facts: Any) -> dict[str, Any]:
-    """Write `path`, the difference between two Hugging Face directories of one architecture; returns its facts."""
+    """Write to `path` the difference between two Hugging Face directories of one architecture; returns its facts."""
     before, after = (dict(load_model(folder, torch.float32).named_parameters()) for folder in (base, tuned))
     tensors, explained = compress(before, after, megabytes)
     return _save(tensors, path, {"base": digest(base / "model.safetensors"), "explained": round(explained, 4)} | facts)
 
 
 def annotate(path: Path, **facts: Any) -> dict[str, Any]:
-    """Add to what the file says of itself; returns all of it."""
+    """Add to the file's facts; returns all of them."""
     with safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     return _save(tensors, path, read_facts(path) | facts)

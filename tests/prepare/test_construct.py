@@ -71,12 +71,12 @@ def test_a_cut_is_not_a_score(sources):
 def test_a_modified_instruction_is_on_the_same_topic(sources):
     constructor = Constructor(sources, 3)
     for source in constructor.modifiable[:50]:
-        other = constructor._other("wrong_task", source)
-        assert other.topic == source.topic and other.category != source.category
-        other = constructor._other("near", source)
-        assert other.topic != source.topic and other.category == source.category
-        other = constructor._other("far", source)
-        assert other.topic != source.topic and other.category != source.category
+        foreign = constructor._foreign("wrong_task", source)
+        assert foreign.topic == source.topic and foreign.category != source.category
+        foreign = constructor._foreign("near", source)
+        assert foreign.topic != source.topic and foreign.category == source.category
+        foreign = constructor._foreign("far", source)
+        assert foreign.topic != source.topic and foreign.category != source.category
 
 
 def made(*texts: str, category: str = "facts", topic: str = "t") -> list:

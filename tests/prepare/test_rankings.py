@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.labelled import read_cases
-from prepare.rankings import RankedGroup, Reason, Reply, conversation_text, ranked_groups
+from prepare.rankings import LeftOut, RankedGroup, Reply, conversation_text, ranked_groups
 from stages.files import UserError, write_jsonl
 from stages.settings import Eft
 
@@ -64,7 +64,7 @@ def test_every_question_of_a_tree_is_a_group_with_the_conversation_above_it(tmp_
     assert (second.id, second.tree) == ("q2", "q1")
     assert second.replies == (Reply("text of c", 1), Reply("text of d", 0))
     assert [turn["text"] for turn in second.context] == ["text of q1", "text of a", "text of q2"]
-    assert reasons == {Reason.TOO_MANY_TURNS: 1, Reason.TOO_FEW_REPLIES: 1}  # q3; q4, where nobody answered
+    assert reasons == {LeftOut.TOO_MANY_TURNS: 1, LeftOut.TOO_FEW_REPLIES: 1}  # q3; q4, where nobody answered
 
 
 def test_a_prompt_is_the_question_or_a_conversation_with_roles():
@@ -78,13 +78,13 @@ def test_a_prompt_is_the_question_or_a_conversation_with_roles():
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"deleted": True}, Reason.DELETED),
-        ({"review_result": False}, Reason.UNREVIEWED),
-        ({"review_result": None}, Reason.UNREVIEWED),
-        ({"lang": "de"}, Reason.LANGUAGE),
-        ({"lang": None}, Reason.LANGUAGE),
-        ({"synthetic": True}, Reason.SYNTHETIC),
-        ({"text": " \n"}, Reason.EMPTY),
+        ({"deleted": True}, LeftOut.DELETED),
+        ({"review_result": False}, LeftOut.UNREVIEWED),
+        ({"review_result": None}, LeftOut.UNREVIEWED),
+        ({"lang": "de"}, LeftOut.LANGUAGE),
+        ({"lang": None}, LeftOut.LANGUAGE),
+        ({"synthetic": True}, LeftOut.SYNTHETIC),
+        ({"text": " \n"}, LeftOut.EMPTY),
     ],
 )
 def test_a_message_left_out_takes_what_is_below_with_it(tmp_path, fields, reason):
@@ -109,20 +109,20 @@ def test_keys_that_are_missing_say_nothing(tmp_path):
 
 def test_what_is_wrong_with_trees_replies_and_groups(tmp_path):
     found = {
-        Reason.TREE_STATE: tree(ask("a", *two("x")), tree_state="growing"),
-        Reason.TOO_FEW_REPLIES: tree(ask("c", answer("x", 0))),
-        Reason.EQUAL_RANKS: tree(ask("d", answer("x", 1), answer("y", 1))),
-        Reason.TOO_MANY_TURNS: group("e", [0, 1], [("prompter", "1"), ("assistant", "2"), ("prompter", "3")]),
+        LeftOut.TREE_STATE: tree(ask("a", *two("x")), tree_state="growing"),
+        LeftOut.TOO_FEW_REPLIES: tree(ask("c", answer("x", 0))),
+        LeftOut.EQUAL_RANKS: tree(ask("d", answer("x", 1), answer("y", 1))),
+        LeftOut.TOO_MANY_TURNS: group("e", [0, 1], [("prompter", "1"), ("assistant", "2"), ("prompter", "3")]),
     }
     for reason, row in found.items():
         assert read(tmp_path, row, eft=Eft(max_turns=1)) == ([], {reason: 1})
     groups, reasons = read(tmp_path, tree(ask("b", answer("x", None, ask("q2", *two("y"))), *two("z"))))
     assert [(g.id, len(g.replies)) for g in groups] == [("b", 2), ("q2", 2)]  # an unranked reply may be talked about
-    assert reasons == {Reason.UNRANKED: 1}
+    assert reasons == {LeftOut.UNRANKED: 1}
     twice = [answer("x", 2), answer("y", 0, text="text of x"), answer("z", 1)]
     groups, reasons = read(tmp_path, tree(ask("b", *twice)))
-    assert groups[0].replies == (Reply("text of x", 2), Reply("text of z", 1)) and reasons == {Reason.DUPLICATE: 1}
-    assert read(tmp_path, tree(ask("b", *twice[:2])))[1] == {Reason.DUPLICATE: 1, Reason.TOO_FEW_REPLIES: 1}
+    assert groups[0].replies == (Reply("text of x", 2), Reply("text of z", 1)) and reasons == {LeftOut.DUPLICATE: 1}
+    assert read(tmp_path, tree(ask("b", *twice[:2])))[1] == {LeftOut.DUPLICATE: 1, LeftOut.TOO_FEW_REPLIES: 1}
 
 
 def test_groups_by_themselves(tmp_path):
@@ -131,11 +131,11 @@ def test_groups_by_themselves(tmp_path):
     groups, reasons = read(tmp_path, *rows)
     assert [(g.id, g.tree, [r.rank for r in g.replies]) for g in groups] == [("g", "g", [0, 2, 2]), ("h", "h", [1, 0])]
     assert [turn["role"] for turn in groups[1].context] == ["prompter", "assistant", "prompter"] and not reasons
-    assert read(tmp_path, group("g", [0, 1], deleted=True))[1] == {Reason.DELETED: 2, Reason.TOO_FEW_REPLIES: 1}
+    assert read(tmp_path, group("g", [0, 1], deleted=True))[1] == {LeftOut.DELETED: 2, LeftOut.TOO_FEW_REPLIES: 1}
     for place in range(3):
         row = group("h", [1, 0], talk)
         row["context"][place]["lang"] = "fr"
-        assert read(tmp_path, row) == ([], {Reason.LANGUAGE: 1})
+        assert read(tmp_path, row) == ([], {LeftOut.LANGUAGE: 1})
         assert len(read(tmp_path, row, eft=Eft(max_turns=2, languages=["fr"]))[0]) == 1
 
 
@@ -143,7 +143,7 @@ def test_questions_and_reasons_add_up(tmp_path):
     """Each question that is reached is a group or has a reason of its own."""
     rows = [tree(ask(f"q{i}", *(answer(f"{i}.{k}", k % i) for k in range(i)))) for i in range(1, 6)]
     groups, reasons = read(tmp_path, *rows)
-    assert len(groups) == 4 and reasons == {Reason.TOO_FEW_REPLIES: 1}
+    assert len(groups) == 4 and reasons == {LeftOut.TOO_FEW_REPLIES: 1}
 
 
 def test_a_group_written_is_read_again_here_and_by_the_agreement(tmp_path):

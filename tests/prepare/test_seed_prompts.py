@@ -51,12 +51,12 @@ def main(monkeypatch, *options: str) -> None:
 def test_first_questions_that_people_ranked_answers_to(place, monkeypatch):
     main(monkeypatch)
     settings = load_settings(place / "config.toml")
-    assert [(row["id"], row["prompt"]) for row in read_seeds(settings.prompts, place / "config.toml")] == [
+    assert [(row["id"], row["prompt"]) for row in read_seeds(settings.prompts)] == [
         ("q1", "Why is the sky blue?"),
         ("q5", "Write a poem."),
         ("q6", "Name a river."),
     ]
-    with pytest.raises(UserError, match=r"seeds\.jsonl: is there already"):
+    with pytest.raises(UserError, match=r"seeds\.jsonl: exists already"):
         main(monkeypatch)
 
 
@@ -64,7 +64,7 @@ def test_a_draw_by_the_seed(place):
     settings = load_settings(place / "config.toml")
     draws = {tuple(row["id"] for row in seeds.seed_prompts(replace(settings, seed=i), 2)) for i in range(20)}
     assert draws == {("q1", "q5"), ("q1", "q6"), ("q5", "q6")}
-    with pytest.raises(UserError, match="3 first questions, but 4 are wanted"):
+    with pytest.raises(UserError, match="only 3 first questions, but 4 are wanted"):
         seeds.seed_prompts(settings, 4)
 
 
