@@ -1,9 +1,9 @@
-"""The whole of a Llama-3 run in minutes on a CPU: `python -m tools.rehearse --config configs/llama3-8b-instruct.toml`.
+"""A whole Llama-3 run in minutes on a CPU: `python -m tools.rehearse --config configs/llama3-8b-instruct.toml`.
 
-The very stages, launches and file formats of a config, with what is slow or has to be fetched replaced: the model by a
-tiny one with random weights (`prepare/scripted.py`), converted from Meta's layout as the real one is; human rankings
-and prompts by the first lines of your files where they are there, else by a few of this project's in their formats; the
-counts by a handful. Verdicts come from a script. So a typo, a missing file or a full disk does not wait for day two.
+Stages, launches and file formats are the config's own. Stand-ins replace what is slow or has to be fetched: a tiny
+model with random weights (`prepare.scripted`), converted from Meta's layout as the real one is; the first lines of the
+user's human rankings and prompts, or a few of this project's in their formats; small counts. Verdicts come from a
+script. A typo, a missing file or a full disk shows now and not on day two.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from tools.planning.inputs import named_models
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = 2
 PROMPTS = 4
-"""An iteration."""
+"""Prompts of an iteration."""
 TREES = 24
 SEEDS = 40
-NOTE = "REHEARSAL: a random model; verdicts come from a script, so scores, winners and all that follows mean nothing."
+NOTE = "REHEARSAL: a random model; verdicts come from a script, so scores, winners and what follows mean nothing."
 
 
 class Rehearsal:
-    """A folder that holds everything: stand-ins, the config, and in it the run's own models/ and runs/."""
+    """A folder with the stand-ins, the derived config, and the run's models/ and runs/."""
 
     def __init__(self, config: Path, folder: Path):
         self.config, self.folder = config.resolve(), folder
@@ -43,9 +43,12 @@ class Rehearsal:
         self.stand_ins: list[str] = []
 
     def prepare(self) -> Path:
-        """Write all that the run needs; the derived config."""
+        """Write all that the run needs; returns the derived config's path.
+
+        Raises `UserError` for a config whose model is made by the run or does not judge, and for missing files.
+        """
         if self.settings.model.prepare or self.settings.judge.scores_file:
-            raise UserError(f"{self.config}: rehearsals are of Llama-3 models that judge; run this config as it is")
+            raise UserError(f"{self.config}: only runs of Llama-3 models that judge are rehearsed; run it as it is")
         write_stand_in(self.folder / "meta")
         convert(self.folder / "meta", self.folder / "models" / "seed")
         self._take_tokenizer(Path(self.settings.model.path))
@@ -55,16 +58,16 @@ class Rehearsal:
         return path
 
     def _take_tokenizer(self, real: Path) -> None:
-        """The tokenizer and chat template of the real model, where it is there already."""
+        """Copy the tokenizer and chat template of the real model, where it is there already."""
         names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-        found = [real / name for name in names if (real / name).is_file()]
-        for path in found:
+        files = [real / name for name in names if (real / name).is_file()]
+        for path in files:
             shutil.copyfile(path, self.folder / "models" / "seed" / path.name)
-        whose = f"tokenizer of {real}" if found else f"Llama-3's tokenizer, as {real} is not there yet"
-        self.stand_ins.append(f"model: two layers, random, with the {whose}")
+        tokenizer = f"tokenizer of {real}" if files else f"Llama-3's tokenizer, as {real} is not there yet"
+        self.stand_ins.append(f"model: two layers, random, with the {tokenizer}")
 
     def changes(self) -> dict[str, Any]:
-        """What the derived config says otherwise than the real one; the data that it names is written."""
+        """Settings of the derived config that differ from the real one's; also writes the data that they name."""
         settings = self.settings
         iterations = max(len(settings.iteration), 1)
         changes: dict[str, Any] = {
@@ -91,9 +94,9 @@ class Rehearsal:
             changes["eft"] = {"sources": [self._trees(path) for path in settings.eft.sources]}
         keys = ("judge_cases", "comparisons", "instructions", "prompts")
         named = {key: getattr(settings.evaluation, key) for key in keys}
-        files = {key: path for key, path in named.items() if path and "{run}" not in path}
+        files = {key: self._first(path, 8) for key, path in named.items() if path and "{run}" not in path}
         if files:
-            changes["evaluation"] = {key: self._first(path, 8) for key, path in files.items()}
+            changes["evaluation"] = files
         for key, path in named_models(settings).items():
             section, name = key.split(".")
             changes.setdefault(section, {})[name] = "models/seed"
@@ -102,13 +105,13 @@ class Rehearsal:
         return changes
 
     def _first(self, path: str, count: int) -> str:
-        """The first lines of a file that has to be there."""
+        """The first lines of a file that must be there."""
         if not Path(path).is_file():
             raise UserError(f"{self.config}: {path}: no such file; put it there, or change the config")
         return self._cut(Path(path), count)
 
     def _cut(self, path: Path, count: int) -> str:
-        """The first lines of the user's file, under its name."""
+        """The first lines of the user's file, under the same name."""
         rows = islice(read_jsonl(path), count)
         self.stand_ins.append(f"{path}: its first {count} lines")
         return self._write(path.name, rows)
@@ -126,9 +129,9 @@ class Rehearsal:
         return self._write(Path(path).name, map(tree, islice(read_jsonl(ROOT / "data/evaluation/groups.jsonl"), TREES)))
 
     def _write(self, name: str, rows: Iterable[dict[str, Any]]) -> str:
-        """A file of the rehearsal's data/, compressed if its name says so; the path as the derived config has it."""
+        """Write a file in the rehearsal's data/, compressed for a .gz; returns its path for the derived config."""
         path = self.folder / "data" / name
-        if path.exists():  # cut from another file of this name, or at another length
+        if path.exists():  # cut from another file of this name, or with another length
             path = path.with_name(f"{len(self.stand_ins)}-{name}")
         write_jsonl(path, rows)
         if path.suffix == ".gz":
@@ -140,8 +143,8 @@ def tree(group: dict[str, Any]) -> dict[str, Any]:
     """A group of responses of known quality as a message tree of OpenAssistant's export."""
 
     def message(name: str, text: str, role: str, **fields: Any) -> dict[str, Any]:
-        known = {"message_id": name, "text": text, "role": role, "lang": "en"}
-        return known | {"review_result": True, "deleted": False, "synthetic": False, "replies": []} | fields
+        usual = {"lang": "en", "review_result": True, "deleted": False, "synthetic": False, "replies": []}
+        return {"message_id": name, "text": text, "role": role} | usual | fields
 
     best_first = sorted(group["responses"], key=lambda response: -response["score"])
     replies = [
@@ -153,7 +156,7 @@ def tree(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def toml(table: dict[str, Any]) -> str:
-    """Keys, then sections, as TOML; its texts, numbers, truth values and lists of them are written as JSON's are."""
+    """A table as TOML, keys before sections. JSON writes strings, numbers, booleans and lists of them as TOML does."""
     keys = [f"{key} = {json.dumps(value)}\n" for key, value in table.items() if not isinstance(value, dict)]
     sections = [f"\n[{key}]\n{toml(value)}" for key, value in table.items() if isinstance(value, dict)]
     return "".join(keys + sections)

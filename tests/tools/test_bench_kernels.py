@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from kernels.launch import interpreted
-from tools.bench.kernels import Sizes, cases, measure
+from tools.bench.kernels import BenchSizes, cases, measure
 
 pytestmark = [pytest.mark.kernels, pytest.mark.filterwarnings("ignore:divide by zero")]
 
-TINY = Sizes(
+TINY = BenchSizes(
     heads=4, kv_heads=2, head_dim=64, hidden_size=48, vocabulary=500, sequences=2, length=64, batch=3, block_size=16
 )
 

@@ -125,7 +125,7 @@ def test_files_of_one_name_and_other_models_have_stand_ins_of_their_own(place):
 
 
 def test_a_config_that_needs_no_rehearsal(tmp_path):
-    with pytest.raises(UserError, match="run this config as it is"):
+    with pytest.raises(UserError, match="run it as it is"):
         Rehearsal(ROOT / "configs" / "smollm2-135m.toml", tmp_path / "r").prepare()
 
 

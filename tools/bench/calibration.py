@@ -1,8 +1,8 @@
-"""The speed of this CPU: `python -m tools.bench.calibration --config C` prints a JSON line, after about 20 seconds.
+"""The speed of this CPU: `python -m tools.bench.calibration --config C` prints a JSON line after about 20 seconds.
 
-The config's own model (one of its shape, with random weights, where it is not there) generates for requests of the
-run's own kinds, and trains on pairs like the run's. A step's time is taken to be linear in its work (`StepWork`), a
-micro-batch's in its operations; the coefficients are least squares of relative errors, none below zero.
+The config's model (or one of its shape with random weights) generates for the run's own kinds of requests, and trains
+on pairs like the run's. A step's time is taken to be linear in its work (`StepWork`), a micro-batch's in its
+operations; the coefficients are non-negative least squares (`fit`).
 """
 
 import argparse
@@ -41,57 +41,51 @@ from tools.planning.texts import chat_format
 from tools.simulation import StepWork
 
 GENERATION_SECONDS = 9.0
-"""For all its measurements together, at most."""
+"""Seconds for all measurements of generation together, at most."""
 
 SEQUENCES = (4, 16, 48)
-"""Requests of a measurement; of the shortest requests there is one of as many as run together at most."""
+"""Requests of a measurement; one more, of the shortest requests, has `engine.max_num_seqs`."""
 
 NEW_TOKENS = 8
-"""Of each of them."""
+"""New tokens of each request."""
 
 DRAWN_PAIRS = 32
-"""Of them the first four that fit a micro-batch are trained on."""
+"""Pairs that are made; the first four that fit a micro-batch are trained on."""
 
 
 @dataclass(frozen=True)
 class MeasuredCpu:
-    """A CPU's coefficients, in seconds: a `tools.planning.machine.Machine`."""
+    """Coefficients of a CPU, in seconds: a `tools.planning.machine.Machine`."""
 
     start_seconds: float
     load_seconds: float
     step: tuple[float, ...]
-    """A step's own time, then that of each token, token drawn, key read and key seen."""
+    """Time of a step, then of each token, token drawn, key read and key seen."""
     forward: tuple[float, ...]
-    """A micro-batch's own time, and that of an operation of its forward pass, without backward."""
+    """Time of a micro-batch, then of each operation of its forward pass, without backward."""
     backward: tuple[float, ...]
     """The same with backward."""
     update: float
-    """The optimizer's step."""
+    """Time of the optimizer's step."""
     disk: float
-    """A byte's writing."""
+    """Time of writing a byte."""
 
     def of(self, config: LlamaConfig) -> "MeasuredCpu":
-        """Itself: no other model was measured."""
         return self
 
     def stated(self) -> dict[str, Any]:
-        """The coefficients."""
         return asdict(self)
 
     def generation_seconds(self, steps: Iterable[StepWork]) -> float:
-        """Of one rank."""
         return sum(float(np.dot(self.step, (1, *astuple(step)))) for step in steps)
 
     def update_seconds(self, micro_batches: Sequence[float]) -> float:
-        """A step of training; of each micro-batch the operations of a forward pass."""
         return _linear(self.backward, micro_batches) + self.update
 
     def forward_seconds(self, micro_batches: Sequence[float]) -> float:
-        """The same micro-batches without backward."""
         return _linear(self.forward, micro_batches)
 
     def disk_seconds(self, size: float) -> float:
-        """Writing bytes."""
         return self.disk * size
 
 
@@ -103,8 +97,8 @@ class TimeIsOver(Exception):
     """Ends a measurement."""
 
 
-class TimedEngine(Engine):
-    """An engine that keeps each step's work and when it began, and stops in time."""
+class StepTimedEngine(Engine):
+    """An engine that records each step's work and start, and stops when its time is over."""
 
     until: float
     work: list[StepWork]
@@ -118,7 +112,7 @@ class TimedEngine(Engine):
         return super()._forward(step)
 
     def measure(self, requests: list[Request], until: float) -> list[tuple[StepWork, float]]:
-        """Steps with their seconds, scheduling included, till the requests are done or it is `until`."""
+        """Steps with their seconds, scheduling included, until the requests are done or the clock shows `until`."""
         self.until, self.work, self.starts = until, [], []
         with suppress(TimeIsOver):
             for _ in self.run(requests):
@@ -128,30 +122,30 @@ class TimedEngine(Engine):
 
 
 def fit(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> tuple[float, ...]:
-    """Coefficients, none below zero, that say the seconds of the rows with the least squared error.
+    """Non-negative coefficients of the rows with the least squared error in seconds.
 
-    Of the error in seconds, not in shares: the few long steps of a prefill are most of a stage's time. The solution is
-    the best of the unbounded ones of all sets of columns that have no negative part.
+    The error is not relative, as the few long steps of a prefill take most of a stage's time. The solution is the best
+    of the unbounded least-squares solutions over all sets of columns without a negative coefficient.
     """
     matrix, target = np.array(rows), np.array(seconds)
-    best, found = np.inf, np.zeros(matrix.shape[1])
+    best, coefficients = np.inf, np.zeros(matrix.shape[1])
     for size in range(1, matrix.shape[1] + 1):
         for columns in map(list, combinations(range(matrix.shape[1]), size)):
             solution, *_ = np.linalg.lstsq(matrix[:, columns], target)
             error = float(((matrix[:, columns] @ solution - target) ** 2).sum())
             if error < best and (solution >= 0).all():
-                best, found = error, np.zeros(matrix.shape[1])
-                found[columns] = solution
-    return tuple(float(value) for value in found)
+                best, coefficients = error, np.zeros(matrix.shape[1])
+                coefficients[columns] = solution
+    return tuple(float(value) for value in coefficients)
 
 
 def measure_generation(settings: Settings, config: LlamaConfig, requests: Requests) -> tuple[float, tuple[float, ...]]:
     """Seconds to load the model, and a step's coefficients."""
     options, started = settings.engine, time.perf_counter()
     folder, products = Path(settings.model.path), generation_dtype(settings.model.dtype, torch.device("cpu"))
-    there = (folder / "config.json").is_file()
-    model = load_packed(folder, products) if there else _random(config, products)
-    engine = TimedEngine(
+    exists = (folder / "config.json").is_file()
+    model = load_packed(folder, products) if exists else _random(config, products)
+    engine = StepTimedEngine(
         model,
         num_kv_blocks=options.num_kv_blocks,
         block_size=options.block_size,
@@ -164,16 +158,16 @@ def measure_generation(settings: Settings, config: LlamaConfig, requests: Reques
     rows: list[tuple[StepWork, float]] = []
     started = time.perf_counter()
     for i, (sample, count) in enumerate(turns, 1):
-        asked = [item.request(requests.chat) for item in sample.items[:count]]
-        sampling = replace(asked[0].sampling, max_new_tokens=NEW_TOKENS, stop_ids=frozenset())
-        short = [replace(request, sampling=sampling) for request in asked]
+        whole = [item.request(requests.chat) for item in sample.items[:count]]
+        sampling = replace(whole[0].sampling, max_new_tokens=NEW_TOKENS, stop_ids=frozenset())
+        short = [replace(request, sampling=sampling) for request in whole]
         rows += engine.measure(short, started + GENERATION_SECONDS * i / len(turns))
     features = [(1.0, *map(float, astuple(work))) for work, _ in rows]
     return loaded, fit(features, [seconds for _, seconds in rows])
 
 
 def samples(settings: Settings, requests: Requests) -> list[Sample]:
-    """Requests of the kinds that the run has most of."""
+    """Requests of the kinds that a run has most of."""
     kinds = [requests.respond()]
     if not settings.judge.scores_file:
         kinds.append(requests.judge())
@@ -206,20 +200,19 @@ class TrainingBench:
     def measure(self, requests: Requests) -> dict[str, tuple[float, ...] | float]:
         """Coefficients of a micro-batch with and without backward, and the optimizer's seconds.
 
-        All are 0 where no pair fits `trainer.tokens_per_microbatch`: nothing can be trained then, and the plan says so.
+        All are 0 where no pair fits `trainer.tokens_per_microbatch`: nothing is trained, and the plan reports it.
         """
         options = self.settings.trainer
         usable, _ = keep_usable(requests.pairs(1, 1, DRAWN_PAIRS), options, self.config.max_position_embeddings)
         if not usable:
             return {"forward": (0.0, 0.0), "backward": (0.0, 0.0), "update": 0.0}
         examples = usable[:4]
-        one, all_of_them = (micro_batches(examples, range(count), options)[0] for count in (1, len(examples)))
-        self.forward(one)  # warm
-        flops = [float(forward_flops(self.config, batch)) for batch in (one, all_of_them)]
-        rows = [(1.0, operations) for operations in flops]
-        without = [timed(partial(self.forward, batch)) for batch in (one, all_of_them)]
-        self.backward(one)
-        with_backward = [timed(partial(self.backward, batch)) for batch in (one, all_of_them)]
+        batches = [micro_batches(examples, range(count), options)[0] for count in (1, len(examples))]
+        rows = [(1.0, float(forward_flops(self.config, batch))) for batch in batches]
+        self.forward(batches[0])  # warm
+        without = [timed(partial(self.forward, batch)) for batch in batches]
+        self.backward(batches[0])
+        with_backward = [timed(partial(self.backward, batch)) for batch in batches]
         update = min(timed(self.update) for _ in range(2))
         return {"forward": fit(rows, without), "backward": fit(rows, with_backward), "update": update}
 
@@ -245,7 +238,7 @@ def timed(run: Callable[[], None]) -> float:
 
 
 def disk_seconds(size: int = 2**26) -> float:
-    """A byte's, of a file that is written through to the disk."""
+    """Seconds a byte of a file that is written through to the disk."""
     data = os.urandom(size)
     with tempfile.NamedTemporaryFile(dir=".") as file:
 
@@ -269,10 +262,10 @@ def main() -> None:
     requests = Requests(settings, chat_format(folder, config.vocab_size))
     torch.set_num_threads(settings.engine.threads)
     loaded, step = measure_generation(settings, config, requests)
-    found = {"start_seconds": start, "load_seconds": loaded, "step": step, "disk": disk_seconds()}
+    coefficients = {"start_seconds": start, "load_seconds": loaded, "step": step, "disk": disk_seconds()}
     with distributed(settings.engine.threads) as world:
-        found |= TrainingBench(world, settings, config).measure(requests)
-    print(json.dumps(found), flush=True)
+        coefficients |= TrainingBench(world, settings, config).measure(requests)
+    print(json.dumps(coefficients), flush=True)
 
 
 if __name__ == "__main__":

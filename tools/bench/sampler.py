@@ -1,12 +1,12 @@
 """Generation speed: `python -m tools.bench.sampler --model DIR` prints a JSON line for each workload and ablation.
 
 `tokens_per_second` counts new tokens only, over the whole time from text to text; it is the median run's. `first_token`
-is the median, over the first rank's requests, of the seconds until a request has its first token. `prefill_tokens` are
-those computed besides the one, its predecessor, that each new token takes. `share_of_limit` is the arithmetic of all
-matrix products with weights (2 operations a weight and token computed) over what the machine reaches in one large
-product, which is measured in the same minute: timings on shared machines mean something only next to one another.
+is the median, over the first rank's requests, of the seconds until the first token. `prefill_tokens` are the computed
+tokens beyond one for each new token. `share_of_limit` is the arithmetic of all matrix products with weights (2
+operations a weight and token computed) over what the machine reaches in one large product, which is measured in the
+same minute: timings on shared machines can only be compared with one another.
 
-As in a run's stages, on a CPU every core is a rank of its own, with one thread; each rank takes every n-th prompt.
+As in a run's stages, each core of a CPU is a rank with one thread; each rank takes every n-th prompt.
 """
 
 import argparse
@@ -27,22 +27,22 @@ import torch
 
 from dpo.flops import best_rate, product_flops
 from kernels.int8 import Int8Weight, int8_linear
-from kernels.linear import Linear
 from model.chat import ChatFormat, load_chat
 from model.dtype import generation_dtype
+from model.layers import Linear
 from model.llama import Llama
 from model.weights import load_packed
 from sampling.engine import Engine
-from sampling.generate import local_device
 from sampling.request import Request, Sampling
 from sampling.scheduler import Sequence
+from sampling.worker import local_device
 from stages.files import UserError, command
 from tools.bench.workload import load_module
 
 
 @dataclass
 class Ranks:
-    """The processes that share a workload: which this is, and how it meets the others."""
+    """This process among those that share a workload, and its means to meet the others."""
 
     rank: int
     size: int
@@ -50,25 +50,26 @@ class Ranks:
     board: Any
     """Shared memory, `CELLS` numbers for each rank."""
 
-    def together(self, *numbers: float) -> list[float]:
-        """The sums of every rank's numbers, on all of them."""
+    def sums(self, *numbers: float) -> list[float]:
+        """The sum over ranks of each number; every rank must call this, and gets the same."""
         self.board[self.rank * CELLS : self.rank * CELLS + len(numbers)] = numbers
         self.barrier.wait()
         rows = [self.board[i * CELLS : i * CELLS + len(numbers)] for i in range(self.size)]
         self.barrier.wait()
         return [sum(column) for column in zip(*rows, strict=True)]
 
-    def mine(self, things: Any) -> Any:
-        return things[self.rank :: self.size]
+    def own(self, items: Any) -> Any:
+        """This rank's part of a sequence."""
+        return items[self.rank :: self.size]
 
 
 CELLS = 2
-"""Numbers that a rank can tell the others at once."""
+"""Numbers that `Ranks.sums` takes at most."""
 
 
 @dataclass
 class Bench:
-    """A model, what it is asked, and engines for it."""
+    """A model and its workload, measured with engines of different options."""
 
     ranks: Ranks
     model: Llama
@@ -78,13 +79,13 @@ class Bench:
     max_num_batched_tokens: int
     repeats: int
     limit: float
-    """Operations a second."""
+    """Operations a second that the machine reaches."""
     layer_weights: int
     head_weights: int
     first_tokens: list[float] = field(default_factory=list)
 
-    def engine(self, max_num_seqs: int = 128, share_prefixes: bool = True) -> "TimedEngine":
-        return TimedEngine(
+    def engine(self, max_num_seqs: int = 128, share_prefixes: bool = True) -> "DrawTimedEngine":
+        return DrawTimedEngine(
             self.model,
             num_kv_blocks=self.num_kv_blocks,
             block_size=16,
@@ -104,14 +105,14 @@ class Bench:
         ]
 
     def flat(self, engine: Engine) -> int:
-        """Run this rank's part of the workload; the number of new tokens."""
+        """Run this rank's part of `FLAT`; returns the number of new tokens."""
         flat = self.workload.FLAT
-        texts = self.ranks.mine(self.texts(flat["prompts"]))
+        texts = self.ranks.own(self.texts(flat["prompts"]))
         return self.complete(engine, self.requests(texts, flat["new_tokens"]))[0]
 
     def loop(self, engine: Engine) -> int:
         loop, responses = self.workload.LOOP, self.workload.LOOP["responses"]
-        texts = self.ranks.mine(self.texts(loop["prompts"]))
+        texts = self.ranks.own(self.texts(loop["prompts"]))
         first, answers = self.complete(engine, self.requests(texts, loop["response_tokens"], responses))
         shown = [
             self.workload.JUDGE.replace("{prompt}", texts[i // responses]).replace("{response}", answer)
@@ -123,34 +124,33 @@ class Bench:
     def texts(self, count: int) -> list[str]:
         texts = self.workload.prompts(count)
         if len(texts) < count:
-            raise UserError(
-                f"{self.workload.__file__}: prompts({count}) gives {len(texts)}; the workload needs them all"
-            )
+            file = self.workload.__file__
+            raise UserError(f"{file}: prompts({count}) gives only {len(texts)}; let it give {count}")
         return texts
 
     def complete(self, engine: Engine, requests: list[Request]) -> tuple[int, list[str]]:
         """New tokens, and the completions' texts in order."""
-        found = {completion.id: completion.ids for completion in engine.run(requests)}
+        ids = {completion.id: completion.ids for completion in engine.run(requests)}
         self.first_tokens += engine.first_token_seconds
-        return sum(map(len, found.values())), [self.chat.text(found[request.id]) for request in requests]
+        return sum(map(len, ids.values())), [self.chat.text(ids[request.id]) for request in requests]
 
     def count(self, engine: Engine, requests: list[Request]) -> int:
-        """Run this rank's requests: all that ask the same are one rank's."""
-        asked = {request.id: request.id.partition("/")[0] for request in requests}
-        mine = set(self.ranks.mine(list(dict.fromkeys(asked.values()))))
-        return self.complete(engine, [request for request in requests if asked[request.id] in mine])[0]
+        """Run this rank's requests, which include all copies of a prompt; returns the number of new tokens."""
+        prompts = {request.id: request.id.partition("/")[0] for request in requests}
+        own = set(self.ranks.own(list(dict.fromkeys(prompts.values()))))
+        return self.complete(engine, [request for request in requests if prompts[request.id] in own])[0]
 
-    def measure(self, run: Callable[[Engine], int], **engine: Any) -> dict[str, Any]:
+    def measure(self, run: Callable[[Engine], int], **options: Any) -> dict[str, Any]:
         """The median of several runs, each with an empty cache."""
         runs = []
         for _ in range(self.repeats):
-            machine, self.first_tokens = self.engine(**engine), []
+            engine, self.first_tokens = self.engine(**options), []
             self.ranks.barrier.wait()
             started = time.perf_counter()
-            mine = run(machine)
+            own_tokens = run(engine)
             self.ranks.barrier.wait()
             seconds = time.perf_counter() - started
-            new_tokens, computed_tokens = map(int, self.ranks.together(mine, machine.computed_tokens))
+            new_tokens, computed_tokens = map(int, self.ranks.sums(own_tokens, engine.computed_tokens))
             operations = 2 * (self.layer_weights * computed_tokens + self.head_weights * new_tokens)
             runs.append(
                 {
@@ -170,33 +170,33 @@ class Bench:
             print(json.dumps(row), flush=True)
 
     def sampler(self, batch: int = 64) -> dict[str, Any]:
-        """The draw's part of a decode step, of this rank's share of the sequences."""
-        machine = self.engine(max_num_seqs=batch)
-        flat, batch = self.workload.FLAT, len(self.ranks.mine(range(batch)))
+        """Seconds of a decode step of this rank's sequences, of its draw, and the draw's share."""
+        engine = self.engine(max_num_seqs=batch)
+        flat, batch = self.workload.FLAT, len(self.ranks.own(range(batch)))
         started = time.perf_counter()
-        self.complete(machine, self.requests(self.texts(batch), flat["new_tokens"]))
-        decoding = time.perf_counter() - started - max(machine.first_token_seconds)
+        self.complete(engine, self.requests(self.texts(batch), flat["new_tokens"]))
+        decoding = time.perf_counter() - started - max(engine.first_token_seconds)
         step = decoding / (flat["new_tokens"] - 1)
-        drawn = statistics.median(seconds for count, seconds in machine.drawn if count == batch)
-        return {"step_seconds": round(step, 4), "draw_seconds": round(drawn, 4), "share": round(drawn / step, 3)}
+        draw = statistics.median(seconds for count, seconds in engine.draws if count == batch)
+        return {"step_seconds": round(step, 4), "draw_seconds": round(draw, 4), "share": round(draw / step, 3)}
 
 
-class TimedEngine(Engine):
-    """An engine that keeps how long each draw takes."""
+class DrawTimedEngine(Engine):
+    """An engine that records each draw's number of sequences and seconds."""
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
-        self.drawn: list[tuple[int, float]] = []
+        self.draws: list[tuple[int, float]] = []
 
     def _draw(self, sequences: list[Sequence], logits_bv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         started = time.perf_counter()
         drawn = super()._draw(sequences, logits_bv)
-        self.drawn.append((len(sequences), time.perf_counter() - started))
+        self.draws.append((len(sequences), time.perf_counter() - started))
         return drawn
 
 
 def machine_limit(device: torch.device, products: torch.dtype, size: int = 2048) -> float:
-    """Operations a second in a large product; in int8 with the time that rounding its input takes."""
+    """Operations a second in a large product; in int8 including the rounding of the input."""
     if products != torch.int8:
         return product_flops(device, products)
     x, weight = torch.randn(size, size), Int8Weight.of(torch.randn(size, size))
@@ -204,7 +204,7 @@ def machine_limit(device: torch.device, products: torch.dtype, size: int = 2048)
 
 
 def ablations(bench: Bench) -> None:
-    """Sharing off; sequences decoded together; N judgments of one response."""
+    """Both workloads without prefix sharing, numbers of sequences decoded together, and numbers of judgments N."""
     for name, run in (("flat", bench.flat), ("loop", bench.loop)):
         bench.report(workload=name, ablation="sharing off", **bench.measure(run, share_prefixes=False))
     bench.report(workload="sampler", batch=64, vocabulary=bench.model.config.vocab_size, **bench.sampler(64))
@@ -220,13 +220,13 @@ def ablations(bench: Bench) -> None:
 
 
 def run_rank(ranks: Ranks, arguments: argparse.Namespace) -> None:
-    """One rank's part of everything."""
+    """One rank's part of all measurements."""
     threads = max(arguments.threads // ranks.size, 1)
     torch.set_num_threads(arguments.threads)
     device = local_device()
     dtype = generation_dtype(arguments.dtype, device)
     limit = machine_limit(device, dtype) if ranks.rank == 0 else 0.0  # of the whole machine
-    limit = ranks.together(limit)[0]
+    limit = ranks.sums(limit)[0]
     torch.set_num_threads(threads)
     model = load_packed(arguments.model, dtype, device)
     bench = Bench(

@@ -1,8 +1,8 @@
 """Training speed: `python -m tools.bench.trainer --model DIR` prints a JSON line of DPO on 32 pairs in batches of 4.
 
-`pairs_per_second` is over the reference's pass, with its loading, and all updates; `peak_memory_mib` is the
-process's. `tokens_per_second` counts computed tokens, of both passes. `share_of_limit` is the arithmetic of forward,
-backward and reference pass over what the machine reaches in one large product, which is measured in the same minute.
+`pairs_per_second` is over the reference's pass, with loading, and all updates; `peak_memory_mib` is the process's;
+`tokens_per_second` counts the computed tokens of both. `share_of_limit` is the arithmetic of forward, backward and
+reference pass over what the machine reaches in one large product, which is measured in the same minute.
 """
 
 import argparse
@@ -119,9 +119,9 @@ def main() -> None:
         work = Path(folder)
         pairs = load_module(arguments.pairs).pairs()
         write_jsonl(work / "pairs.jsonl", tokenized(pairs, load_chat(arguments.model)))
-        found = measure(world, arguments.model, work / "pairs.jsonl", settings, work)
+        row = measure(world, arguments.model, work / "pairs.jsonl", settings, work)
         if world.first:
-            print(json.dumps({"workload": "dpo"} | found), flush=True)
+            print(json.dumps({"workload": "dpo"} | row), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The workloads: what they ask, of which lengths. A file with these names may take its place.
+"""The workloads: texts and lengths. Another file that defines the same names may take the place of this one.
 
-`flat`: one response to each prompt. `loop`: what an iteration does: K responses to each prompt, then N judgments of
-every response. End tokens are ignored, so that every program that runs them does the same work. `pairs`: for training.
+`FLAT`: one response to each prompt. `LOOP`, as in an iteration: K responses to each prompt, then N judgments of each
+response. End tokens are ignored, so that every program does the same work. `pairs`: for training.
 """
 
 import importlib.util
@@ -22,10 +22,10 @@ PROMPTS = Path(__file__).parents[2] / "data" / "prompts" / "evaluation.jsonl"
 
 
 def load_module(path: Path) -> ModuleType:
-    """A Python file as a module. Raises `UserError` when there is none."""
+    """A Python file as a module. Raises `UserError` where it is missing or not Python."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise UserError(f"{path}: not a Python file; name one with what tools/bench/workload.py defines")
+        raise UserError(f"{path}: not a Python file; name one that defines what tools/bench/workload.py does")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
