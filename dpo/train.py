@@ -154,6 +154,7 @@ DPO = Stage(
     "dpo.train",
     run_training,
     settings=_settings,
+    per_iteration=True,
     inputs=("model", "reference", "data"),
     lists=("data",),
     ranks="group",

@@ -160,6 +160,7 @@ SCORE = Stage(
     "judging.expected",
     score,
     settings=_settings,
+    per_iteration=True,
     inputs=("model", "responses"),
     optional=("judgments",),
     ranks="all",

@@ -102,6 +102,7 @@ JUDGE = Stage(
     "judging.judge",
     judge,
     settings=_settings,
+    per_iteration=True,
     inputs=("model", "responses"),
     optional=("scores",),
     ranks="all",

@@ -110,6 +110,7 @@ METAJUDGE = Stage(
     "judging.metajudge",
     metajudge,
     settings=_settings,
+    per_iteration=True,
     inputs=("model", "responses"),
     optional=("judgments", "scores"),
     ranks="all",

@@ -217,6 +217,7 @@ PAIRS = Stage(
     "judging.pairs",
     make_pairs,
     settings=_settings,
+    per_iteration=True,
     inputs=("model", "responses"),
     optional=("judgments", "scores", "scores_file", "comparisons"),
 )

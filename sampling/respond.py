@@ -38,7 +38,15 @@ def _settings(settings: Settings, iteration: int) -> Any:
     return generation_settings(settings, iteration, section)
 
 
-RESPOND = Stage("respond", "sampling.respond", respond, settings=_settings, inputs=("model", "prompts"), ranks="all")
+RESPOND = Stage(
+    "respond",
+    "sampling.respond",
+    respond,
+    settings=_settings,
+    per_iteration=True,
+    inputs=("model", "prompts"),
+    ranks="all",
+)
 
 if __name__ == "__main__":
     RESPOND.main()

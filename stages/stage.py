@@ -101,6 +101,8 @@ class Stage:
     """Those of the inputs that are lists of files."""
     files: Callable[[Settings], Inputs] = lambda settings: {}
     """Inputs that the config names."""
+    per_iteration: bool = False
+    """Whether it works for one iteration of the method."""
     ranks: Literal["one", "all", "group"] = "one"
     """A single process; or all ranks, each for itself, sharing the requests; or all ranks as one process group."""
 
@@ -114,7 +116,8 @@ class Stage:
 
     def arguments(self, config: Path, job: Job) -> list[str]:
         """The command line that gives `main` this job. Digests and key are handed over: no rank computes them anew."""
-        words = ["--config", str(config), "--iteration", str(job.iteration), "--out", str(job.out), "--key", job.key]
+        words = ["--config", str(config), "--out", str(job.out), "--key", job.key]
+        words += ["--iteration", str(job.iteration)] if job.iteration else []
         for name in (*self.inputs, *self.optional):
             if paths := job.inputs.get(name):
                 words += [_option(name), *map(str, paths)]
@@ -137,7 +140,7 @@ class Stage:
         """The job that a command line asks for. Raises `UserError`."""
         parser = argparse.ArgumentParser(prog=f"python -m {self.module}", description=self.work.__doc__)
         parser.add_argument("--config", required=True, type=Path)
-        parser.add_argument("--iteration", type=int, help="which [[iteration]] of the config, from 1")
+        parser.add_argument("--iteration", type=int, help="which [[iteration]] of the config, from 1; default: none")
         for name in (*self.inputs, *self.optional):
             many: dict[str, Any] = {"nargs": "+"} if name in self.lists else {}
             parser.add_argument(_option(name), type=Path, required=name in self.inputs, **many)
@@ -146,12 +149,14 @@ class Stage:
         parser.add_argument("--key", help="with --digests: the key that must follow from them")
         given = vars(parser.parse_args(words))
         settings = load_settings(given["config"])
-        last, iteration = len(settings.iteration), 1 if given["iteration"] is None else given["iteration"]
-        if not 0 <= iteration <= max(last, 1):
+        last, iteration = len(settings.iteration), given["iteration"]
+        if iteration is None and self.per_iteration:
+            raise UserError(f"--iteration is missing: {self.module} works for one of the iterations 1 to {last}")
+        if iteration is not None and not 1 <= iteration <= last:
             raise UserError(f"--iteration {iteration}: {given['config']} has iterations 1 to {last}")
         known = dict(entry.split("=", 1) for entry in given["digests"])
         inputs = {name: given[name] for name in (*self.inputs, *self.optional)}
-        job = self.job(settings, given["out"], iteration, known or digest, **inputs)
+        job = self.job(settings, given["out"], iteration or 0, known or digest, **inputs)
         if given["key"] and given["key"] != job.key:
             raise UserError(f"{given['config']}: changed since the run was started; start it again")
         return job

@@ -5,33 +5,27 @@ The stages run in this process, one after the other, so that importing torch is 
 
 import json
 import shutil
-import sys
 from fractions import Fraction
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import iterate
-from judging.scores import group_by
-from sampling.generate import Worker, read_units
-from stages.files import UserError, digest, is_complete, read_jsonl, read_manifest, write_jsonl
+from sampling.worker import Worker
+from stages.files import UserError, digest, read_jsonl, read_manifest, read_shards, write_jsonl
 from stages.launch import Launcher
+from stages.records import group_by
 from stages.settings import load_settings
+from stages.stage import Job, Stage
 
 ROOT = Path(__file__).parent.parent
 
 
-def in_process(self, module: str, key: str, out: Path, *arguments, **_) -> Path:
-    """`Run.stage` without the process."""
-    if not is_complete(out, key):
-        words = ["--config", self.config, *arguments, "--out", out]
-        before, sys.argv = sys.argv, [module, *map(str, words)]
-        try:
-            import_module(module).main()
-        finally:
-            sys.argv = before
-    return out
+def in_process(self, stage: Stage, job: Job, name: str = "") -> Path:
+    """`iterate.Run.stage` without the process, by the same command line."""
+    if not job.complete:
+        stage.run(stage.read_arguments(stage.arguments(self.config, job)))
+    return job.out
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +79,7 @@ def test_no_sft(run, place):
     folder = run("no-sft")
     seed = place / "models" / "tiny-judge"
     assert not (folder / "sft").exists()
-    assert read_manifest(folder / "iter1" / "responses")["weights"] == digest(seed)
+    assert read_manifest(folder / "iter1" / "responses")["inputs"]["model"]["digest"] == digest(seed)
     assert bias(folder, 1)["judge"]["parse_rate"]["value"] > 0.2
     assert counts(folder, 1)["actor"] > 0 and counts(folder, 1)["judge"] > 0
     assert counts(folder, 2)["actor"] > 0
@@ -108,7 +102,7 @@ def test_scores_from_a_file(run):
         with pytest.raises(UserError, match=rf"iter{t}/scores\.jsonl: no such file; score the responses in") as error:
             run("scores-from-file")
         path = Path(str(error.value).split(": no such file")[0])
-        rows = list(read_units(path.parent / "responses"))
+        rows = list(read_shards(path.parent / "responses"))
         write_jsonl(path, ({"id": row["id"], "score": len(row["text"]) / 10, "text": row["text"]} for row in rows))
     folder = run("scores-from-file")
     for t in (1, 2):
@@ -121,8 +115,8 @@ def test_scores_from_a_file(run):
 
 def test_near_scores(run):
     folder = run("near-scores") / "iter1"
-    score = {(row["response_id"], row["index"]): row["score"] for row in read_units(folder / "judgments")}
-    rows = list(read_units(folder / "comparisons"))
+    score = {(row["response_id"], row["index"]): row["score"] for row in read_shards(folder / "judgments")}
+    rows = list(read_shards(folder / "comparisons"))
     gaps = {abs(score[row["response_id"], row["first"]] - score[row["response_id"], row["second"]]) for row in rows}
     assert gaps and gaps <= {0, 1}
 
@@ -130,7 +124,7 @@ def test_near_scores(run):
 def test_a_frozen_metajudge(run):
     folder = run("frozen-metajudge")
     judges, metajudges = (
-        [read_manifest(folder / f"iter{t}" / stage)["weights"] for t in (1, 2)]
+        [read_manifest(folder / f"iter{t}" / stage)["inputs"]["model"]["digest"] for t in (1, 2)]
         for stage in ("judgments", "comparisons")
     )
     assert metajudges == [judges[0]] * 2 and judges[1] != judges[0]
@@ -139,7 +133,7 @@ def test_a_frozen_metajudge(run):
 def test_balanced_comparisons(run):
     folder = run("balanced-comparisons") / "iter1"
     shown: dict[str, dict[int, list[int]]] = {}
-    for row in read_units(folder / "comparisons"):
+    for row in read_shards(folder / "comparisons"):
         for side, place in enumerate(("first", "second")):
             shown.setdefault(row["response_id"], {}).setdefault(row[place], [0, 0])[side] += 1
     for own in shown.values():
@@ -159,7 +153,7 @@ def test_a_frozen_metajudge_is_measured_as_itself(run_config, place):
     (place / "few.jsonl").write_text("".join(lines[:3]))
     groups = (ROOT / "data" / "evaluation" / "groups.jsonl").read_text().splitlines(keepends=True)
     (place / "groups.jsonl").write_text("".join(groups[:2]))
-    text = '[evaluation]\ncases = "groups.jsonl"\ncomparisons = "few.jsonl"\n'
+    text = '[evaluation]\njudge_cases = "groups.jsonl"\ncomparisons = "few.jsonl"\n'
     folder = run_config(write_config(place, "frozen-measured", text, "frozen-metajudge"))
     panel = bias(folder, 2)
     m0, m1 = (
@@ -174,10 +168,10 @@ def test_a_frozen_metajudge_is_measured_as_itself(run_config, place):
 @pytest.mark.parametrize("verdict", ["first", "last"])
 def test_expected_scores(run_config, place, verdict):
     """With the verdict first, one response a prompt is judged, where judgments are compared; else all of them."""
-    text = f'[judge]\nscore = "expected"\nverdict = "{verdict}"\n[limits]\nparse_rate = 0.0\n'
+    text = f'[judge]\nscore = "expected"\nverdict_position = "{verdict}"\n[limits]\nparse_rate = 0.0\n'
     folder = run_config(write_config(place, f"expected-{verdict}", text, "../tiny"))
-    responses = list(read_units(folder / "iter1" / "responses"))
-    scores, judgments = (list(read_units(folder / "iter1" / name)) for name in ("scores", "judgments"))
+    responses = list(read_shards(folder / "iter1" / "responses"))
+    scores, judgments = (list(read_shards(folder / "iter1" / name)) for name in ("scores", "judgments"))
     judged = {row["response_id"] for row in judgments}
     if verdict == "first":
         assert [row["response_id"] for row in scores] == [row["id"] for row in responses]
@@ -193,7 +187,7 @@ def test_expected_scores(run_config, place, verdict):
     for pair in pairs:
         for side in ("chosen", "rejected"):
             known = [Fraction(str(row["score"])) for row in own[pair[f"{side}_id"]] if row["score"] is not None]
-            assert Fraction(pair[f"{side}_score"]) == sum(known) / len(known)
+            assert pair[f"{side}_score"] == float(sum(known) / len(known))
     panel = bias(folder, 1)["judge"]
     assert pairs and panel["score"] == "expected" and 0.5 < panel["digit_mass"] <= 1
     assert (folder / "iter2" / "checkpoint" / "model.safetensors").is_file()

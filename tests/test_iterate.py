@@ -20,6 +20,7 @@ from evaluation.folders import ModelMeasurements
 from iterate import Run
 from stages.files import read_manifest, write_json, write_jsonl, write_manifest
 from stages.launch import Launcher
+from stages.records import ActorPair, Comparison, EloScore, JudgePair, Judgment, MetaJudged, MissingPair, Response
 from stages.settings import Evaluation, load_settings
 
 HELD_OUT = {
@@ -103,8 +104,8 @@ def test_other_answers_make_another_duel(tmp_path, monkeypatch):
     (tmp_path / "prompts.jsonl").write_text('{"id": "p", "prompt": "Well?"}')
     settings = replace(load_settings(ROOT / "configs" / "tiny.toml"), evaluation=Evaluation(prompts="prompts.jsonl"))
     monkeypatch.chdir(tmp_path)
-    keys: dict[str, list[str]] = {}
-    monkeypatch.setattr(Run, "stage", lambda self, module, key, *_, **__: keys.setdefault(module, []).append(key))
+    keys: list[str] = []
+    monkeypatch.setattr(Run, "stage", lambda self, stage, job, *_, **__: keys.append(job.key))
     for text in ("Yes.", "Not."):
         for place in (ModelMeasurements.of(tmp_path, -1), ModelMeasurements.of(tmp_path, 1)):
             write_jsonl(place.answers / "0.jsonl", [{"name": "p", "kind": "prompt", "text": text}])
@@ -112,8 +113,27 @@ def test_other_answers_make_another_duel(tmp_path, monkeypatch):
             write_json(place.held_out / "report.json", {"characters": len(text)})
             write_manifest(place.held_out, "held-out", "", [place.held_out / "report.json"])
         Run(Path("c"), settings, tmp_path, cast(Launcher, None)).evaluate(Path("prompts.jsonl"), 1, Path("."))
-    first, second = keys["evaluation.measure"]
+    first, second = keys
     assert first != second
+
+
+RECORDS = {
+    "responses/shards-*/*.jsonl": Response,
+    "judgments/shards-*/*.jsonl": Judgment,
+    "comparisons/shards-*/*.jsonl": Comparison,
+    "comparisons/meta_judged.jsonl": MetaJudged,
+    "pairs/actor.jsonl": ActorPair,
+    "pairs/judge.jsonl": JudgePair,
+    "pairs/elo.jsonl": EloScore,
+    "pairs/none.jsonl": MissingPair,
+}
+
+
+@pytest.mark.parametrize("files", RECORDS)
+def test_records_have_the_fields_that_are_documented(place, files):
+    record = RECORDS[files]
+    rows = [row for path in (place / "runs" / "tiny" / "iter1").glob(files) for row in read_jsonl(path)]
+    assert rows and all(set(row) == set(record.__annotations__) for row in rows)
 
 
 def test_lineage(place):
@@ -121,8 +141,8 @@ def test_lineage(place):
     folder = place / "runs" / "tiny" / "iter1"
 
     def records(stage: str) -> dict[str, dict]:
-        units = read_manifest(folder / stage)["units"]
-        return {row["id"]: row for name in units for row in map(json.loads, (folder / stage / name).open())}
+        shards = read_manifest(folder / stage)["shards"]
+        return {row["id"]: row for name in shards for row in map(json.loads, (folder / stage / name).open())}
 
     responses, judgments = records("responses"), records("judgments")
     for line in (folder / "pairs" / "actor.jsonl").open():
@@ -144,9 +164,9 @@ def test_a_second_call_runs_no_stage(place):
 def test_a_missing_unit_is_made_again_to_the_byte(exact_place):
     folder = exact_place / "runs" / "tiny" / "iter1" / "judgments"
     manifest = read_manifest(folder)
-    lost = folder / manifest["units"][1]
+    lost = folder / manifest["shards"][1]
     content = lost.read_bytes()
-    others = {name: (folder / name).stat().st_mtime_ns for name in manifest["units"] if folder / name != lost}
+    others = {name: (folder / name).stat().st_mtime_ns for name in manifest["shards"] if folder / name != lost}
     lost.unlink()
     (folder / "manifest.json").unlink()
     code, out, _ = run(exact_place, *ITERATE)
@@ -199,7 +219,7 @@ def test_a_killed_rank_does_not_stop_the_other(exact_place, monkeypatch, killed)
         monkeypatch.setenv("RANK", rank)
         processes.append(start(exact_place, "-m", *judge_arguments(exact_place, out)))
     deadline = time.monotonic() + 120
-    while not list((exact_place / "runs").glob(f"{out}/units-*/*.jsonl")) and time.monotonic() < deadline:
+    while not list((exact_place / "runs").glob(f"{out}/shards-*/*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.01)
     processes[killed].kill()
     survivor = processes[1 - killed]
@@ -238,10 +258,10 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_continues(place):
     assert read_manifest(continued)["digest"] == read_manifest(whole)["digest"]
 
 
-def test_a_seed_judge_replaces_the_training(place):
+def test_an_sft_delta_replaces_the_training(place):
     """The file is made from the trained M0, and gives an M0 that writes nearly the same judgments."""
     text = (place / "tiny.toml").read_text()
-    (place / "kept.toml").write_text(text.replace("[sft]", '[sft]\nseed_judge = "sft-delta.safetensors"'))
+    (place / "kept.toml").write_text(text.replace("[sft]", '[sft]\nsft_delta = "sft-delta.safetensors"'))
     config = (str(ROOT / "iterate.py"), "--config", "kept.toml", "--run", "kept")
     code, _, err = run(place, *config)
     assert code == 2 and "sft-delta.safetensors: no such file; `make sft` writes it" in err
@@ -263,8 +283,8 @@ def test_a_seed_judge_replaces_the_training(place):
     )
     assert abs(trained["parse_rate"] - merged["parse_rate"]) < 0.2
     code, out, err = run(place, *config)
-    assert code == 0 and "dpo.train -> models/sft" not in out, err
-    assert "sampling.generate -> runs/kept/iter1/responses" in out
+    assert code == 0 and "dpo.sft -> models/sft" not in out, err
+    assert "sampling.respond -> runs/kept/iter1/responses" in out
     (place / "kept.toml").write_text((place / "kept.toml").read_text().replace("epochs = 3", "epochs = 4"))
     code, _, err = run(place, *config)
     assert code == 2 and "made by another [sft] recipe" in err

@@ -8,13 +8,13 @@ import pytest
 import torch
 from plain_llama import PlainLlama
 
-from judging.expected import expected_items, expected_record, moments, reasoned_items, score_tokens, spreads
+from judging.expected import behind_reasons, expected_items, moments, read_expected, score_tokens, spreads
 from judging.scores import meta_judged, most_uncertain, response_scores
 from model.weights import load_model
 from prepare.seed_model import make_tiny
 from sampling.engine import Engine
-from sampling.generate import Item
 from sampling.request import Completion, Request, Sampling
+from sampling.worker import Item
 from stages.files import UserError
 from stages.settings import Judge
 
@@ -32,8 +32,10 @@ def first_pick(options, what):
 
 
 def record(*probabilities: float, finish_reason: str = "length") -> dict:
-    item = Item("p/r0/e", list, Sampling(0.0, 1.0, 1), 0, "p", {"id": "p/r0/e", "response_id": "p/r0"})
-    return expected_record(item, Completion("p/r0/e", [], finish_reason, 0.0, probabilities))
+    digits = tuple(range(6))
+    item = Item("p/r0/e", list, Sampling(0.0, 1.0, 1), 0, "p", {"id": "p/r0/e", "response_id": "p/r0"}, (), digits)
+    row = item.row(Completion("p/r0/e", [], finish_reason, 0.0, probabilities), CHAT)
+    return row | read_expected(row)
 
 
 @pytest.mark.parametrize(
@@ -94,8 +96,8 @@ def test_behind_reasons_the_digit_is_the_verdicts(text, place):
     ids = [*text.encode(), 0]
     judgment = {"id": "p/r0/j0", "response_id": "p/r0", "prompt_id": "p", "index": 0, "score": 1, "ids": ids}
     failed = judgment | {"id": "p/r0/j1", "index": 1, "score": None, "text": "?"}
-    rows = {"p/r0": [judgment | {"text": text}, failed]}
-    (item,) = reasoned_items([RESPONSE], rows, CHAT, Judge(verdict_position="last"))
+    rows = [judgment | {"text": text}, failed]
+    (item,) = behind_reasons([RESPONSE], rows, CHAT, Judge(verdict_position="last"))
     assert item.begun == tuple(ids[:place]) and item.record["index"] == 0
 
 

@@ -11,16 +11,16 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from records import CHAT
+from records import CHAT, decided
 
-from judging.contests import Contest, contests, elo_rows, position_wins
-from judging.judge import judgment_record
-from judging.metajudge import comparison_record
+from judging.judge import read_score
+from judging.judge_pairs import Contest, elo_rows, position_wins
+from judging.metajudge import read_winner
 from judging.pairs import actor_pairs, judge_pairs
-from judging.reasons import ACTOR_REASONS, JUDGE_REASONS, Reason
-from judging.scores import group_by, response_scores
-from sampling.generate import Item
+from judging.scores import ACTOR_REASONS, JUDGE_REASONS, Reason, response_scores, to_number
 from sampling.request import Completion, Sampling
+from sampling.worker import Item
+from stages.records import group_by
 from stages.settings import Iteration, Judge, Metajudge, Model, Respond, Settings
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -36,11 +36,12 @@ class Texts:
         return bytes(ids).decode()
 
 
-def completed(name: str, said, record: dict) -> tuple[Item, Completion]:
-    """A finished request, from a text or {text, finish_reason}."""
+def completed(name: str, said, record: dict) -> dict:
+    """The row of a finished request, from a text or {text, finish_reason}."""
     said = said if isinstance(said, dict) else {"text": said}
     item = Item(name, list, Sampling(0.8, 0.95, 100), 0, "", {"id": name, **record})
-    return item, Completion(name, list(said["text"].encode()), said.get("finish_reason", "stop"), 0.0)
+    completion = Completion(name, list(said["text"].encode()), said.get("finish_reason", "stop"), 0.0)
+    return item.row(completion, Texts)
 
 
 @cache
@@ -68,21 +69,21 @@ def worked(name: str) -> dict:
             responses.append({"id": response_id, "prompt_id": prompt["id"], "prompt": prompt["question"],
                               "text": response["text"], "finish_reason": reason, "ids": [0]})  # fmt: skip
             for i, said in enumerate(response.get("judgments", ())):
-                done = completed(f"{response_id}/j{i}", said, {"response_id": response_id, "index": i})
-                judgments.append(judgment_record(*done, Texts, settings.judge))
+                row = completed(f"{response_id}/j{i}", said, {"response_id": response_id, "index": i})
+                judgments.append(row | read_score(row, settings.judge))
         for m, n, said in prompt.get("comparisons", ()):
-            winner = comparison_record(*completed("c", said, {}), Texts, Metajudge())["winner"]
+            winner = read_winner(completed("c", said, {}), Metajudge())["winner"]
             battles.setdefault(names[_only(prompt["judge"]["response"])], []).append((m, n, winner))
     scores = response_scores(group_by(judgments, "response_id"), settings.judge.minimum_valid)
     actor, no_actor = actor_pairs(group_by(responses, "prompt_id"), scores, settings, 1, CHAT)
     tested = [row for row in responses if "judge" in _prompt(table, row["prompt_id"])]
-    held = contests(group_by(tested, "prompt_id"), group_by(judgments, "response_id"), battles, settings, 1)
+    held = decided(tested, group_by(judgments, "response_id"), battles, settings)
     wins = position_wins(battles)
     judge, no_judge = judge_pairs(held, wins, settings, 1, CHAT)
     return {
         "scores": scores,
-        "actor": {row["id"].removeprefix("actor/"): row for row in actor} | no_actor,
-        "judge": {row["response_id"].rsplit("/", 1)[0]: row for row in judge} | no_judge,
+        "actor": {row["prompt_id"]: row for row in actor} | no_actor,
+        "judge": {row["prompt_id"]: row for row in judge} | no_judge,
         "contests": held,
         "wins": wins,
         "elo": group_by(elo_rows(held, wins, settings.metajudge), "response_id"),
@@ -130,7 +131,9 @@ def test_actor(name: str, prompt_id: str):
     assert not isinstance(made, Reason), f"{made}\n{prompt['why']}"
     for side in ("chosen", "rejected"):
         assert int(made[f"{side}_id"].rsplit("/r", 1)[1]) in _allowed(expected[side]), prompt["why"]
-        assert Fraction(made[f"{side}_score"]) == Fraction(expected[f"{side}_score"]), prompt["why"]
+        score = Fraction(expected[f"{side}_score"])
+        assert made[f"{side}_score"] == to_number(score), prompt["why"]
+        assert worked(name)["scores"][made[f"{side}_id"]] == score, prompt["why"]
 
 
 @pytest.mark.parametrize(("name", "prompt_id"), [key for key in PROMPTS if "judge" in _prompt(golden(key[0]), key[1])])

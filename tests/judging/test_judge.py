@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from judging.judge import judge_items, judge_key, judgment_record
+from judging.judge import JUDGE, judge_items, read_score
 from judging.rubric import judge_prompt
 from judging.scores import distinct_responses
-from sampling.generate import request_seed
 from sampling.request import Completion, Sampling
+from stages.seeds import request_seed
 from stages.settings import Iteration, Judge, Model, Respond, Settings
 
 CHAT = SimpleNamespace(
@@ -81,7 +81,8 @@ def test_no_two_judgments_share_their_noise():
 def test_judgment_records(text: str, finish_reason, score, failure):
     item = list(judge_items(ONCE, CHAT, make_settings(), 1, 3))[1]
     ids = [*text.encode(), 0] if finish_reason == "stop" else list(text.encode())
-    row = judgment_record(item, Completion("p1/r0/j1", ids, finish_reason, -2.5), CHAT, Judge())
+    row = item.row(Completion("p1/r0/j1", ids, finish_reason, -2.5), CHAT)
+    row |= read_score(row, Judge())
     assert row == {
         "id": "p1/r0/j1",
         "response_id": "p1/r0",
@@ -100,10 +101,8 @@ def test_judgment_records(text: str, finish_reason, score, failure):
 
 
 def test_settings_reach_the_reading():
-    item = next(judge_items(ONCE, CHAT, make_settings(), 1, 3))
-
     def score(text: str, judge: Judge):
-        return judgment_record(item, Completion("p1/r0/j0", [*text.encode(), 0], "stop", 0.0), CHAT, judge)["score"]
+        return read_score({"text": text, "finish_reason": "stop"}, judge)["score"]
 
     assert score("Score: 4.5", Judge(fractions=True)) == 4.5
     assert score("Score: 4.0", Judge(fractions=True)) == 4
@@ -114,8 +113,9 @@ def test_settings_reach_the_reading():
 def test_the_key_knows_model_inputs_and_settings(tmp_path):
     for name in ("m1", "m2", "r1", "r2"):
         (tmp_path / name).write_text(name)
-    base = (make_settings(), tmp_path / "m1", tmp_path / "r1", 1)
-    keys = {judge_key(*base)}
-    keys |= {judge_key(*base[:3], 2), judge_key(base[0], tmp_path / "m2", base[2], 1)}
-    keys |= {judge_key(*base[:2], tmp_path / "r2", 1), judge_key(make_settings(N=4), *base[1:])}
-    assert len(keys) == 5 and judge_key(*base) in keys
+
+    def key(settings=make_settings(), model="m1", responses="r1", t=1) -> str:  # noqa: B008
+        return JUDGE.job(settings, tmp_path, t, model=tmp_path / model, responses=tmp_path / responses).key
+
+    keys = {key(), key(t=2), key(model="m2"), key(responses="r2"), key(make_settings(N=4))}
+    assert len(keys) == 5 and key() in keys

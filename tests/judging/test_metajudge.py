@@ -7,17 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 
-import judging.judge
-import judging.metajudge
 import judging.pairs
-import sampling.generate
-from judging.metajudge import comparison_record, metajudge_items, metajudge_key
-from judging.pairs import Sources
+import sampling.worker
+from judging.judge import JUDGE
+from judging.metajudge import METAJUDGE, choose_meta_judged, metajudge_items, read_winner
+from judging.pairs import PAIRS
 from judging.rubric import meta_prompt
-from judging.scores import group_by
-from sampling.generate import read_units, request_seed
 from sampling.request import Completion, Sampling
-from stages.files import read_jsonl, read_manifest, write_jsonl, write_manifest
+from stages.files import read_jsonl, read_manifest, read_shards, write_jsonl, write_manifest
+from stages.records import group_by
+from stages.seeds import request_seed
 from stages.settings import Iteration, Metajudge, Model, Respond, Settings
 
 CHAT = SimpleNamespace(
@@ -64,8 +63,22 @@ JUDGMENTS = group_by(
 )
 
 
+def items_of(settings: Settings) -> list:
+    chosen = choose_meta_judged(RESPONSES, JUDGMENTS, settings, 1)
+    return list(metajudge_items(chosen, {row["id"]: row for row in RESPONSES}, JUDGMENTS, CHAT, settings, 1))
+
+
+def test_which_response_is_meta_judged_is_recorded():
+    few = {"response_id": None, "judgments": [], "reason": "too_few_judgments"}
+    assert list(choose_meta_judged(RESPONSES, JUDGMENTS, make_settings(), 1)) == [
+        {"prompt_id": "p1", "response_id": "p1/r1", "judgments": [0, 2, 4], "reason": None},
+        {"prompt_id": "p2"} | few,
+        {"prompt_id": "p3"} | few,
+    ]
+
+
 def test_all_ordered_pairs_of_the_most_varied_responses_distinct_judgments():
-    items = list(metajudge_items(RESPONSES, JUDGMENTS, CHAT, make_settings(), 1))
+    items = items_of(make_settings())
     orders = [(0, 2), (0, 4), (2, 0), (2, 4), (4, 0), (4, 2)]
     assert [(item.record["first"], item.record["second"]) for item in items] == orders
     assert [item.name for item in items] == [f"p1/r1/m{m}-{n}" for m, n in orders]
@@ -84,9 +97,7 @@ def test_all_ordered_pairs_of_the_most_varied_responses_distinct_judgments():
 
 @pytest.mark.parametrize(("form", "verdict"), [("full", "last"), ("compact", "first")])
 def test_the_first_judgment_is_shown_as_a(form, verdict):
-    items = list(
-        metajudge_items(RESPONSES, JUDGMENTS, CHAT, make_settings(prompt_style=form, verdict_position=verdict), 1)
-    )
+    items = items_of(make_settings(prompt_style=form, verdict_position=verdict))
     assert items[2].request(CHAT).ids == CHAT.prompt_ids(meta_prompt("question 1", "b", "v", "u", form, verdict))
 
 
@@ -103,10 +114,10 @@ def test_the_first_judgment_is_shown_as_a(form, verdict):
     ],
 )
 def test_comparison_records(text: str, finish_reason, winner, failure):
-    item = list(metajudge_items(RESPONSES, JUDGMENTS, CHAT, make_settings(), 1))[1]
+    item = items_of(make_settings())[1]
     ids = [*text.encode(), 0] if finish_reason == "stop" else list(text.encode())
-    row = comparison_record(item, Completion(item.name, ids, finish_reason, -2.5), CHAT, Metajudge())
-    assert row == item.record | {
+    row = item.row(Completion(item.name, ids, finish_reason, -2.5), CHAT)
+    assert row | read_winner(row, Metajudge()) == item.record | {
         "ids": ids,
         "text": text,
         "finish_reason": finish_reason,
@@ -115,10 +126,8 @@ def test_comparison_records(text: str, finish_reason, winner, failure):
         "winner": winner,
         "failure": failure,
     }
-    first = comparison_record(
-        item, Completion("", [*b"Winner: B\nA", 0], "stop", 0), CHAT, Metajudge(verdict_position="first")
-    )
-    assert first["winner"] == "second"
+    row = {"text": "Winner: B\nA", "finish_reason": "stop"}
+    assert read_winner(row, Metajudge(verdict_position="first"))["winner"] == "second"
 
 
 def test_the_key_knows_model_inputs_and_settings(tmp_path):
@@ -127,7 +136,8 @@ def test_the_key_knows_model_inputs_and_settings(tmp_path):
     paths = [tmp_path / name for name in ("m", "r", "j")]
 
     def key(settings, model: Path, responses: Path, judgments: Path, iteration: int = 1, **others: Path) -> str:
-        return metajudge_key(settings, model, Sources(responses, judgments, **others), iteration)
+        inputs = {"model": model, "responses": responses, "judgments": judgments, **others}
+        return METAJUDGE.job(settings, tmp_path, iteration, **inputs).key
 
     keys = {key(make_settings(), *paths), key(make_settings(), *paths, 2), key(make_settings(top_p=1.0), *paths)}
     for i in range(3):
@@ -173,31 +183,31 @@ verdict_position = "first"
 
 
 def test_from_responses_to_pairs(tmp_path, monkeypatch):
-    monkeypatch.setattr(sampling.generate, "load_engine", lambda settings, model_dir, log: MockEngine())
-    for module in (sampling.generate, judging.pairs):
+    monkeypatch.setattr(sampling.worker, "load_engine", lambda settings, model_dir, log: MockEngine())
+    for module in (sampling.worker, judging.pairs):
         monkeypatch.setattr(module, "load_chat", lambda folder: CHAT)
     (tmp_path / "config.toml").write_text(CONFIG)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "tokenizer.json").write_text("{}")
     rows = [response(p, s, "x" * (s + 1) + f" by {s}") for p in range(5) for s in range(4)]
-    unit = tmp_path / "responses" / "units" / "0.jsonl"
-    write_jsonl(unit, rows)
-    write_manifest(tmp_path / "responses", "respond", "key", [unit], units=["units/0.jsonl"])
+    shard = tmp_path / "responses" / "shards" / "0.jsonl"
+    write_jsonl(shard, rows)
+    write_manifest(tmp_path / "responses", "respond", "key", [shard], shards=["shards/0.jsonl"])
 
-    def command(module, out: str, *inputs: str):
+    def command(stage, out: str, *inputs: str):
         flags = ["--config", str(tmp_path / "config.toml"), "--model", str(tmp_path / "model"), "--iteration", "1"]
         for name in inputs:
             flags += [f"--{name}", str(tmp_path / name)]
         monkeypatch.setattr(sys, "argv", ["command", *flags, "--out", str(tmp_path / out)])
-        module.main()
+        stage.main()
 
-    command(judging.judge, "judgments", "responses")
-    command(judging.metajudge, "comparisons", "responses", "judgments")
-    command(judging.pairs, "pairs", "responses", "judgments", "comparisons")
+    command(JUDGE, "judgments", "responses")
+    command(METAJUDGE, "comparisons", "responses", "judgments")
+    command(PAIRS, "pairs", "responses", "judgments", "comparisons")
 
-    judged = list(read_units(tmp_path / "judgments"))
+    judged = list(read_shards(tmp_path / "judgments"))
     assert len(judged) == 5 * 4 * 11 and all(row["failure"] is None for row in judged)
-    compared = list(read_units(tmp_path / "comparisons"))
+    compared = list(read_shards(tmp_path / "comparisons"))
     assert Counter(row["prompt_id"] for row in compared) == {f"p{p}": 110 for p in range(5)}
     actor = list(read_jsonl(tmp_path / "pairs" / "actor.jsonl"))
     assert [(row["chosen_id"], row["rejected_id"]) for row in actor] == [(f"p{p}/r3", f"p{p}/r0") for p in range(5)]

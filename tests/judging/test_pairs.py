@@ -2,21 +2,22 @@
 
 import json
 import math
-import sys
 from fractions import Fraction
 
 import pytest
-from records import CHAT, EVEN, judgments, make_settings, response, take_first, take_last
+from records import CHAT, EVEN, decided, flattened, judgments, make_settings, response, take_first, take_last
 
 import judging.pairs
-from judging.contests import Contest, JudgePair, choose_judgments, contests, position_collapse, position_wins
-from judging.pairs import actor_pairs, judge_pairs
-from judging.reasons import ACTOR_REASONS, JUDGE_REASONS, Reason
+from judging.judge_pairs import Contest, choose_judgments, position_collapse, position_wins
+from judging.metajudge import choose_meta_judged
+from judging.pairs import PAIRS, actor_pairs, judge_pairs
 from judging.rubric import judge_prompt
 from judging.scores import (
+    ACTOR_REASONS,
+    JUDGE_REASONS,
+    Reason,
     distinct_judgments,
     distinct_responses,
-    group_by,
     mean_score,
     meta_judged,
     response_scores,
@@ -24,6 +25,7 @@ from judging.scores import (
     variance,
 )
 from stages.files import UserError, read_jsonl, read_manifest, write_jsonl, write_manifest
+from stages.records import group_by
 from stages.settings import Iteration, Metajudge
 
 # --- scores ---------------------------------------------------------------------------------------------------------
@@ -125,7 +127,7 @@ THREE = [row for row in THREE if row["score"] is not None]  # indices 0, 2, 3
 
 def judge_choice(battles, weights=EVEN, draw=take_first, rows=THREE, **rules):
     choice = choose_judgments(Contest({"id": "p1/r0"}, rows, battles), weights, Metajudge(), Iteration(**rules), draw)
-    return choice if isinstance(choice, Reason) else (choice.chosen["index"], choice.rejected["index"])
+    return choice if isinstance(choice, Reason) else tuple(row["index"] for row, _ in choice)
 
 
 @pytest.mark.parametrize(
@@ -170,8 +172,9 @@ def test_the_chosen_judgment_may_not_be_too_long():
 def test_the_judge_pair_carries_its_elo():
     contest = Contest({"id": "p1/r0"}, THREE, [(0, 2, "first")])
     pair = choose_judgments(contest, EVEN, Metajudge(), Iteration(), take_first)
-    assert isinstance(pair, JudgePair)
-    assert pair.chosen_elo > 0 > pair.rejected_elo and pair.chosen_elo + pair.rejected_elo == pytest.approx(0)
+    assert not isinstance(pair, Reason)
+    (_, chosen_elo), (_, rejected_elo) = pair
+    assert chosen_elo > 0 > rejected_elo and chosen_elo + rejected_elo == pytest.approx(0)
 
 
 def test_positions():
@@ -193,7 +196,8 @@ def actor_case(rows: list[tuple[str, list]], minimum_valid: int = 1):
 
 
 def made_judge_pairs(prompts, rated, battles, settings):
-    return judge_pairs(contests(prompts, rated, battles, settings, 1), position_wins(battles), settings, 1, CHAT)
+    held = decided(flattened(prompts), rated, battles, settings)
+    return judge_pairs(held, position_wins(battles), settings, 1, CHAT)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +227,7 @@ def test_an_actor_pair():
         {
             "id": "actor/p1",
             "kind": "actor",
+            "prompt_id": "p1",
             "prompt": [{"role": "user", "content": "question 1"}],
             "chosen": [{"role": "assistant", "content": "good"}],
             "rejected": [{"role": "assistant", "content": "bad"}],
@@ -231,8 +236,8 @@ def test_an_actor_pair():
             "rejected_ids": [101, 9],
             "chosen_id": "p1/r0",
             "rejected_id": "p1/r1",
-            "chosen_score": "13/3",
-            "rejected_score": "3/2",
+            "chosen_score": 13 / 3,
+            "rejected_score": 1.5,
         }
     ]
 
@@ -313,9 +318,9 @@ judge_pairs = false
 
 
 def stage(folder, rows):
-    write_jsonl(folder / "units-0" / "0.jsonl", rows)
-    path = folder / "units-0" / "0.jsonl"
-    write_manifest(folder, "test", "key", [path], units=["units-0/0.jsonl"])
+    write_jsonl(folder / "shards-0" / "0.jsonl", rows)
+    path = folder / "shards-0" / "0.jsonl"
+    write_manifest(folder, "test", "key", [path], shards=["shards-0/0.jsonl"])
 
 
 @pytest.fixture
@@ -327,6 +332,8 @@ def run(tmp_path, monkeypatch):
                 {"response_id": "p1/r1", "first": 1, "second": 0, "winner": "second"}]  # fmt: skip
     for name, rows in (("responses", responses), ("judgments", rated), ("comparisons", compared)):
         stage(tmp_path / name, rows)
+    chosen = choose_meta_judged(responses, group_by(rated, "response_id"), make_settings(), 1)
+    write_jsonl(tmp_path / "comparisons" / "meta_judged.jsonl", chosen)
     (tmp_path / "config.toml").write_text(CONFIG)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "tokenizer.json").write_text("{}")
@@ -336,8 +343,7 @@ def run(tmp_path, monkeypatch):
         paths = {name: str(tmp_path / name) for name in ("model", "responses", "judgments", "comparisons", "out")}
         paths = {"config": str(tmp_path / "config.toml"), "iteration": str(iteration)} | paths
         flags = [word for name, path in paths.items() if name not in without for word in (f"--{name}", path)]
-        monkeypatch.setattr(sys, "argv", ["pairs", *flags])
-        judging.pairs.main()
+        PAIRS.run(PAIRS.read_arguments(flags))
         return tmp_path / "out"
 
     return run
@@ -387,7 +393,7 @@ def test_mistakes_are_named(run):
     with pytest.raises(UserError, match="--comparisons is missing"):
         run(1, "comparisons")
     for iteration in (0, 3):
-        with pytest.raises(UserError, match=f"--iteration {iteration}: .*iterations 1 to 2"):
+        with pytest.raises(UserError, match=rf"--iteration {iteration}: .*iterations 1 to 2"):
             run(iteration)
 
 

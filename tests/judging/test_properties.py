@@ -9,16 +9,18 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from records import CHAT
+from records import CHAT, decided
 
-from judging.contests import contests, elo_rows, position_wins
 from judging.elo import battle_matrix, position_weights
+from judging.judge_pairs import elo_rows, position_wins
 from judging.pairs import actor_pairs, judge_pairs
 from judging.schedule import scheduled
-from judging.scores import distinct_responses, group_by, meta_judged, response_scores, seeded_draw
+from judging.scores import distinct_responses, meta_judged, response_scores, seeded_draw
+from stages.records import group_by
 from stages.settings import Iteration, Judge, Metajudge, Model, Respond, Settings
 
 FLIPPED = {"first": "second", "second": "first"}
@@ -40,8 +42,7 @@ class Invented:
     def judge(self):
         """Judge pairs, reasons, and all Elo scores."""
         wins = position_wins(self.battles)
-        prompts, judged = group_by(self.responses, "prompt_id"), group_by(self.judgments, "response_id")
-        held = contests(prompts, judged, self.battles, self.settings, 1)
+        held = decided(self.responses, group_by(self.judgments, "response_id"), self.battles, self.settings)
         return *judge_pairs(held, wins, self.settings, 1, CHAT), list(elo_rows(held, wins, self.settings.metajudge))
 
 
@@ -104,7 +105,7 @@ def test_a_constant_added_to_all_scores_changes_no_pair(case: Invented, constant
     assert none == still_none
     assert [_choice(pair) for pair in pairs] == [_choice(pair) for pair in same]
     for pair, other in zip(pairs, same, strict=True):
-        assert Fraction(other["chosen_score"]) - Fraction(pair["chosen_score"]) == constant
+        assert other["chosen_score"] - pair["chosen_score"] == pytest.approx(float(constant))
     assert [_choice(pair) for pair in case.judge()[0]] == [_choice(pair) for pair in shifted.judge()[0]]
 
 

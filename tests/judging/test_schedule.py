@@ -8,13 +8,13 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from records import CHAT, EVEN, judgments, make_settings, response, take_first
+from records import CHAT, EVEN, decided, judgments, make_settings, response, take_first
 
-from judging.contests import Contest, choose_judgments, contests, elo_rows, position_wins
+from judging.judge_pairs import Contest, choose_judgments, elo_rows, position_wins
 from judging.pairs import judge_pairs
-from judging.reasons import Reason
-from judging.schedule import balanced_edges, chains, schedule_seed, scheduled
-from judging.scores import group_by
+from judging.schedule import balanced_edges, comparable_groups, schedule_seed, scheduled
+from judging.scores import Reason
+from stages.records import group_by
 from stages.settings import Iteration, Metajudge
 
 
@@ -75,18 +75,18 @@ def test_near_scores_by_hand():
     assert places(scheduled(scores, Metajudge(max_score_gap=0), 0)) == [(1, 4), (4, 1)]
     near = {(0, 2), (1, 2), (1, 4), (2, 4)}
     assert set(places(scheduled(scores, Metajudge(max_score_gap=1), 0))) == near | {(n, m) for m, n in near}
-    assert chains(scores, Metajudge()) == [[0, 1, 2, 3, 4]]
-    assert chains(scores, Metajudge(max_score_gap=0)) == [[3], [1, 4], [2], [0]]
-    assert chains(scores, Metajudge(max_score_gap=1)) == [[3], [0, 1, 2, 4]]
+    assert comparable_groups(scores, Metajudge()) == [[0, 1, 2, 3, 4]]
+    assert comparable_groups(scores, Metajudge(max_score_gap=0)) == [[3], [1, 4], [2], [0]]
+    assert comparable_groups(scores, Metajudge(max_score_gap=1)) == [[3], [0, 1, 2, 4]]
     # 4.1 and 4.3 are 1/5 apart, exactly: the difference of the nearest doubles is more.
     assert len(scheduled(rows(4.1, 4.3), Metajudge(max_score_gap=0.2), 0)) == 2 and 4.3 - 4.1 > 0.2
 
 
 @given(st.lists(st.integers(0, 20), min_size=2, max_size=9), st.integers(0, 8))
-def test_nothing_is_compared_across_chains(quarters, gap):
+def test_nothing_is_compared_across_comparable_groups(quarters, gap):
     scores = rows(*[quarter / 4 for quarter in quarters])
     meta = Metajudge(max_score_gap=gap / 4)
-    pairs, found = places(scheduled(scores, meta, 0)), chains(scores, meta)
+    pairs, found = places(scheduled(scores, meta, 0)), comparable_groups(scores, meta)
     chain_of = {place: number for number, chain in enumerate(found) for place in chain}
     assert sorted(chain_of) == list(range(len(scores))) and sum(map(len, found)) == len(scores)
     assert all(chain_of[m] == chain_of[n] for m, n in pairs)
@@ -99,29 +99,28 @@ def test_nothing_is_compared_across_chains(quarters, gap):
     assert set(pairs) == expected
 
 
-def test_the_pair_comes_from_the_widest_chain():
+def test_the_pair_comes_from_the_widest_group():
     """Scores 3 3 5 5: 0 beats 1 once, 2 beats 3 in both orders. Over all, 0 and 2 lead and 1 and 3 trail, and the
     pair of the paper's rule would be 2 and 3 as well; here 2 against 1 is out of the question, however Elo lies."""
     meta = Metajudge(max_score_gap=0)
     battles = [(0, 1, "first"), (2, 3, "first"), (3, 2, "second")]
     contest = Contest({"id": "p1/r0"}, rows(3, 3, 5, 5), battles)
     choice = choose_judgments(contest, EVEN, meta, Iteration(), take_first)
-    assert (choice.chosen["index"], choice.rejected["index"]) == (2, 3)
-    # 1 loses to 0 as firmly as 3 does to 2: one of the two chains is drawn, never one judgment of each.
+    assert [row["index"] for row, _ in choice] == [2, 3]
+    # 1 loses to 0 as firmly as 3 does to 2: one of the two groups is drawn, never one judgment of each.
     contest = Contest({"id": "p1/r0"}, rows(3, 3, 5, 5), [(0, 1, "first"), (2, 3, "first")])
     for draw, pair in ((take_first, (0, 1)), (lambda options, what: options[-1], (2, 3))):
         choice = choose_judgments(contest, EVEN, meta, Iteration(), draw)
-        assert (choice.chosen["index"], choice.rejected["index"]) == pair
-    # In each chain all are equal: what lies between the chains does not count.
+        assert tuple(row["index"] for row, _ in choice) == pair
+    # In each group all are equal: what lies between the groups does not count.
     contest = Contest({"id": "p1/r0"}, rows(3, 3, 5, 5), [(0, 1, "first"), (1, 0, "first")])
     assert choose_judgments(contest, EVEN, meta, Iteration(), take_first) is Reason.EQUAL_ELO
 
 
 def test_no_near_scores_is_a_reason():
-    prompts = group_by([response(1, 0, "answer")], "prompt_id")
     rated = group_by(rows(1, 3, 5), "response_id")
     settings = make_settings(max_score_gap=1)
-    held = contests(prompts, rated, {}, settings, 1)
+    held = decided([response(1, 0, "answer")], rated, {}, settings)
     assert judge_pairs(held, {"first": 1, "second": 1}, settings, 1, CHAT) == ([], {"p1": Reason.NO_NEAR_SCORES})
 
 
@@ -130,9 +129,7 @@ def test_elo_rows_by_hand():
     and 0 (tests/judging/test_pairs.py has the same equation)."""
     battles = {"p1/r0": [(0, 1, "first"), (1, 0, "second"), (0, 2, "tie"), (2, 1, None)]}
     settings = make_settings()
-    held = contests(
-        group_by([response(1, 0, "answer")], "prompt_id"), group_by(rows(1, 2, 3), "response_id"), battles, settings, 1
-    )
+    held = decided([response(1, 0, "answer")], group_by(rows(1, 2, 3), "response_id"), battles, settings)
     found = list(elo_rows(held, position_wins(battles), Metajudge()))
     assert [(row["judgment_id"], row["won"], row["lost"]) for row in found] == [
         ("p1/r0/j0", 2, 0),
@@ -153,7 +150,7 @@ def test_what_was_not_compared_has_no_elo():
     battles = {"p1/r0": [(0, 1, "first"), (1, 0, "second"), (3, 4, "second"), (4, 3, None)]}
     settings = make_settings(max_score_gap=0)
     rated = group_by(rows(3, 3, 0, 1, 1), "response_id")
-    held = contests(group_by([response(1, 0, "answer")], "prompt_id"), rated, battles, settings, 1)
+    held = decided([response(1, 0, "answer")], rated, battles, settings)
     found = list(elo_rows(held, position_wins(battles), settings.metajudge))
     assert [row["judgment_id"][-2:] for row in found] == ["j0", "j1", "j3", "j4"]
     groups = [row["group"] for row in found]
@@ -169,4 +166,4 @@ def test_the_penalty_is_a_setting():
     assert loose > 5 * tight
     for penalty in (0.01, 1.0):
         choice = choose_judgments(contest, EVEN, Metajudge(elo_penalty=penalty), Iteration(), take_first)
-        assert choice.chosen_elo == contest.elo(EVEN, penalty)[0][0]
+        assert choice[0][1] == contest.elo(EVEN, penalty)[0][0]

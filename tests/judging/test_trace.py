@@ -9,10 +9,12 @@ from records import CHAT, response
 
 import judging.pairs
 import judging.trace
-from judging.pairs import Sources, write_pairs
-from judging.reasons import ACTOR_REASONS, JUDGE_REASONS, Reason
+from judging.metajudge import choose_meta_judged
+from judging.pairs import PAIRS
+from judging.scores import ACTOR_REASONS, JUDGE_REASONS, Reason
 from judging.trace import explain, find_pair, find_prompt, lineage
 from stages.files import UserError, write_jsonl, write_manifest
+from stages.records import group_by
 from stages.settings import Iteration, Judge, Metajudge, Model, Respond, Settings
 
 
@@ -36,9 +38,11 @@ def compared(prompt: int, sample: int, *battles: tuple) -> list[dict]:
     ]  # fmt: skip
 
 
-def stage(folder: Path, rows: list[dict], **facts) -> Path:
-    write_jsonl(folder / "units" / "0.jsonl", rows)
-    write_manifest(folder, "test", "key", [folder / "units" / "0.jsonl"], units=["units/0.jsonl"], **facts)
+def stage(folder: Path, rows: list[dict], weights: str) -> Path:
+    path = folder / "shards" / "0.jsonl"
+    write_jsonl(path, rows)
+    inputs = {"model": {"path": "m", "digest": weights}}
+    write_manifest(folder, "test", "key", [path], shards=["shards/0.jsonl"], inputs=inputs)
     return folder
 
 
@@ -64,16 +68,18 @@ class Folder:
         )
         prompts = {row["prompt_id"]: row["prompt"] for row in responses}
         write_jsonl(self.folder / "prompts.jsonl", ({"id": key, "prompt": text} for key, text in prompts.items()))
-        made = stage(self.folder / "responses", responses, weights="seed weights")
-        sources = Sources(made, scores_file=scores)
+        made = stage(self.folder / "responses", responses, "seed weights")
+        sources = {"responses": made, "scores_file": scores}
         if not scores:
-            own = stage(self.folder / "judgments", judgments, weights="seed weights")
-            against = None
+            own = stage(self.folder / "judgments", judgments, "seed weights")
+            sources = {"responses": made, "judgments": own}
             if comparisons is not None:
-                against = stage(self.folder / "comparisons", comparisons, weights="another's weights")
-            sources = Sources(made, own, comparisons=against)
-        write_pairs(settings, 1, self.model, sources, self.folder / "pairs")
-        write_manifest(self.folder / "checkpoint", "train", "key", [], weights={"model": "seed weights"})
+                by_response = group_by(judgments, "response_id")
+                chosen = choose_meta_judged(responses, by_response, settings, 1)
+                write_jsonl(self.folder / "comparisons" / "meta_judged.jsonl", chosen)
+                sources["comparisons"] = stage(self.folder / "comparisons", comparisons, "another's weights")
+        PAIRS.run(PAIRS.job(settings, self.folder / "pairs", 1, model=self.model, **sources))
+        write_manifest(self.folder / "checkpoint", "dpo", "key", [])
         return self
 
     def main(self, monkeypatch, capsys, *words: str) -> str:
@@ -101,8 +107,8 @@ def test_an_actor_pair_and_all_behind_it(whole, monkeypatch, capsys):
     assert text.startswith(f"actor/p1: iteration 1 of {whole.path}\n")
     assert "respond by M0, weights seed weights" in text
     assert "trained M1, weights" in text
-    assert "response p1/r0 (chosen): score 9/2, seed 1, 4 characters" in text
-    assert "response p1/r1 (rejected): score 5/2" in text
+    assert "response p1/r0 (chosen): score 4.5, seed 1, 4 characters" in text
+    assert "response p1/r1 (rejected): score 2.5" in text
     assert "response p1/r2: no score, seed 1, 3 characters, not distinct: not judged" in text
     assert "judgment p1/r0/j2: none (missing), seed 72" in text
     for row in (judged(1, 0, [5, 4]), judged(1, 1, [1, 4])):
@@ -146,7 +152,7 @@ ACTORS = {
         {"minimum_valid": 2},
         "1 of 2 distinct responses have a score, and two are needed (a score needs 2 parsed judgments)",
     ),
-    Reason.EQUAL_SCORES: ([("a", [3, 4]), ("b", [4, 3])], {}, "all 2 scores are 7/2"),
+    Reason.EQUAL_SCORES: ([("a", [3, 4]), ("b", [4, 3])], {}, "all 2 scores are 3.5"),
     Reason.SAME_RESPONSE: ([("aaa", [5]), ("bb", [3]), ("c", [1])], {"rho": 0.5}, "the tiers of rho = 0.5 meet"),
     Reason.NOT_BETTER: ([("aaa", [5]), ("b", [3]), ("cccc", [3]), ("dd", [1])], {"rho": 0.5}, "does not score above"),
     Reason.CHOSEN_TOO_LONG: ([("aaa", [5]), ("b", [3])], {"max_response_characters": 2}, "iteration's 2 characters"),
@@ -190,7 +196,7 @@ def test_scores_from_a_file(folder, tmp_path, monkeypatch, capsys):
     folder.write([response(1, 0, "good"), response(1, 1, "bad")], None, scores=tmp_path / "scores.jsonl")
     assert "2 rows have no text, so nothing says that they score these responses" in capsys.readouterr().err
     text = folder.main(monkeypatch, capsys, "actor/p1")
-    assert "response p1/r0 (chosen): score 1/4" in text and "response p1/r1 (rejected): score -1" in text
+    assert "response p1/r0 (chosen): score 0.25" in text and "response p1/r1 (rejected): score -1" in text
     assert f"scores from {tmp_path / 'scores.jsonl'}, SHA-256 " in text
     assert "judge: this iteration makes no judge pairs" in folder.main(monkeypatch, capsys, "--why-not", "p1")
     write_jsonl(tmp_path / "scores.jsonl", [{"id": "p1/r0", "score": 3}])

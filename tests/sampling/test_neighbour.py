@@ -14,7 +14,7 @@ from model.config import LlamaConfig
 from model.llama import Llama
 from model.weights import random_weights, save_pretrained
 from prepare.seed_model import prepare
-from stages.files import read_jsonl, read_manifest, write_jsonl
+from stages.files import read_jsonl, read_manifest, read_shards, write_jsonl
 from stages.launch import Launcher
 from stages.settings import Model
 
@@ -48,10 +48,10 @@ def test_a_busy_neighbour_costs_a_stage_what_it_takes_and_no_more(tmp_path, monk
 
     def speed(name: str) -> float:
         """Tokens a second."""
-        arguments = ["--config", "wide.toml", "--model", "wide", "--prompts", "prompts.jsonl", "--out"]
-        assert Launcher(1, tmp_path / "logs").run("sampling.generate", [*arguments, name], name) == 0
+        arguments = ["--config", "wide.toml", "--iteration", "1", "--model", "wide", "--prompts", "prompts.jsonl"]
+        assert Launcher(1, tmp_path / "logs").run("sampling.respond", [*arguments, "--out", name], name) == 0
         manifest = read_manifest(tmp_path / name)
-        rows = [row for unit in manifest["units"] for row in read_jsonl(tmp_path / name / unit)]
+        rows = read_shards(tmp_path / name)
         return sum(len(row["ids"]) for row in rows) / manifest["seconds"]
 
     quiet = speed("quiet")

@@ -3,64 +3,74 @@
 A key that forgets a setting has stale output used again; one that knows too much has days of work done twice.
 """
 
-from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
-from pathlib import Path
 
 import pytest
 
-from evaluation.agreement import agreement_key
-from evaluation.duel import duel_key
-from evaluation.held_out import held_out_key
-from evaluation.meta_agreement import meta_agreement_key
-from judging.judge import judge_key
-from judging.metajudge import metajudge_key
-from judging.pairs import Sources, pairs_key
-from prepare.eft import eft_key, judgments_key
-from prepare.new_prompts import prompts_key
-from sampling.generate import respond_key
-from stages.settings import Eft, Evaluation, Iteration, Model, Prompts, Respond, Settings
+from dpo.sft import SFT
+from dpo.train import DPO
+from evaluation.measure import MEASURE
+from judging.expected import SCORE
+from judging.judge import JUDGE
+from judging.metajudge import METAJUDGE
+from judging.pairs import PAIRS
+from prepare.eft import EFT
+from prepare.examples import EXAMPLES
+from prepare.new_prompts import NEW_PROMPTS
+from sampling.respond import RESPOND
+from stages.settings import Eft, Evaluation, Iteration, Model, Prompts, Respond, Settings, Training
+from stages.stage import Stage
 
 SAMPLING = {"temperature", "top_p", "max_new_tokens"}
-ENGINE = {"threads", "block_size", "num_kv_blocks", "max_num_batched_tokens", "max_num_seqs", "cuda_graphs", "shard_requests"}
-GENERATION = {f"engine.{name}" for name in ENGINE} | {"seed", "model.dtype", "model.attention"}
+ENGINE = {"threads", "block_size", "num_kv_blocks", "max_num_batched_tokens", "max_num_seqs", "cuda_graphs"}
+GENERATION = {f"engine.{name}" for name in ENGINE | {"shard_requests"}} | {"seed", "model.dtype", "model.attention"}
 
 
 def of(section: str, names: set[str]) -> set[str]:
     return {f"{section}.{name}" for name in names}
 
 
-JUDGMENT = of("judge", SAMPLING | {"form", "verdict", "fractions"})
-META = of("metajudge", SAMPLING | {"form", "verdict"})
+PROMPT = {"prompt_style", "verdict_position"}
+JUDGMENT = of("judge", SAMPLING | PROMPT | {"fractions"})
+META = of("metajudge", SAMPLING | PROMPT)
 WHICH_GROUPS = of("eft", {"languages", "max_turns", "N", "held_out"})
 FILTER = {"count", "max_attempts", "round_attempts", "min_words", "max_words", "max_repetition", "max_rouge_l"}
 FILTER |= {"ngram", "words", "shots", "generated_shots"}
 RULE = {"rho", "length_control", "judge_pairs", "max_response_characters", "max_judgment_characters"}
-
-KEYS: dict[str, tuple[Callable[[Settings, Path], str], set[str]]] = {
-    "respond": (lambda s, f: respond_key(s, f, f, 1), GENERATION | of("respond", SAMPLING | {"K"})),
-    "judge": (lambda s, f: judge_key(s, f, f, 1), GENERATION | JUDGMENT | {"judge.N", "judge.score"}),
-    "metajudge": (
-        lambda s, f: metajudge_key(s, f, Sources(f, f), 1),
-        GENERATION | META | of("metajudge", {"opponents", "max_score_gap"}),
-    ),
-    "pairs": (
-        lambda s, f: pairs_key(s, 1, f, Sources(f, f, comparisons=f)),
-        of("iteration", RULE)
-        | {"seed", "judge.prompt_style", "judge.verdict", "judge.minimum_valid"}
-        | of("metajudge", {"max_score_gap", "elo_penalty"}),
-    ),
-    "agreement": (lambda s, f: agreement_key(s, f, f, 1), GENERATION | JUDGMENT | {"judge.score"}),
-    "held_out": (held_out_key, GENERATION | of("respond", SAMPLING)),
-    "duel": (
-        lambda s, f: duel_key(s, f, f, f),
-        GENERATION | JUDGMENT | {"judge.score"} | of("evaluation", {"way", "duel_samples"}),
-    ),
-    "meta_agreement": (lambda s, f: meta_agreement_key(s, f, f), GENERATION | META | {"judge.verdict"}),
-    "eft judgments": (judgments_key, GENERATION | JUDGMENT | WHICH_GROUPS),
-    "eft": (eft_key, GENERATION | JUDGMENT | WHICH_GROUPS | of("eft", {"order", "downsample"})),
-    "prompts": (prompts_key, GENERATION | of("prompts", SAMPLING | FILTER)),
+TRAINING = of("trainer", {"tokens_per_microbatch", "share_prefixes", "compile"}) | {
+    "seed",
+    "model.dtype",
+    "model.attention",
 }
+TRAINED = {field.name for field in fields(Training)}
+CONSTRUCTED = {f"constructed_{name}" for name in ("decisions", "judgments", "comparisons", "answers")}
+
+READS: dict[Stage, set[str]] = {
+    RESPOND: GENERATION | of("respond", SAMPLING | {"K"}),
+    SCORE: GENERATION | of("judge", PROMPT | {"score"}),
+    JUDGE: GENERATION | JUDGMENT | {"judge.N", "judge.score"},
+    METAJUDGE: GENERATION | META | of("metajudge", {"opponents", "max_score_gap"}),
+    PAIRS: of("iteration", RULE)
+    | {"seed"}
+    | of("judge", PROMPT | {"minimum_valid"})
+    | of("metajudge", {"max_score_gap", "elo_penalty"}),
+    MEASURE: GENERATION
+    | JUDGMENT
+    | META
+    | of("respond", SAMPLING)
+    | {"judge.score"}
+    | of("evaluation", {"N", "protocol", "duel_samples"}),
+    EFT: GENERATION | JUDGMENT | WHICH_GROUPS | of("eft", {"order", "downsample"}),
+    NEW_PROMPTS: GENERATION | of("prompts", SAMPLING | FILTER),
+    EXAMPLES: of("sft", CONSTRUCTED | {"verdict_token_weight", "answer_weight"})
+    | of("judge", PROMPT)
+    | of("metajudge", PROMPT)
+    | {"seed"},
+    SFT: TRAINING | of("sft", TRAINED | {"curriculum"}),
+    DPO: TRAINING | of("dpo", TRAINED | {"beta", "nll_weight"}) | {"iteration.epoch"},
+}
+FILES = {"eft.sources", "prompts.seeds", "prompts.evaluation", "sft.examples", "sft.prompts", "sft.answers"}
+"""Settings that name files: the files count by their content."""
 
 
 def changed(value):
@@ -76,24 +86,25 @@ def changed(value):
 
 def varied(settings: Settings) -> dict[str, Settings]:
     """The settings with each field changed in turn; of the iteration that the stage is of, too."""
-    found = {"seed": replace(settings, seed=settings.seed + 1)}
+    variants = {"seed": replace(settings, seed=settings.seed + 1)}
     for section in fields(settings):
         value = getattr(settings, section.name)
         if section.name == "iteration":
             for field in fields(Iteration):
                 rule = replace(value[0], **{field.name: changed(getattr(value[0], field.name))})
-                found[f"iteration.{field.name}"] = replace(settings, iteration=[rule])
+                variants[f"iteration.{field.name}"] = replace(settings, iteration=[rule])
         elif is_dataclass(value):
             for field in fields(value):
                 other = replace(value, **{field.name: changed(getattr(value, field.name))})
-                found[f"{section.name}.{field.name}"] = replace(settings, **{section.name: other})
-    return found
+                variants[f"{section.name}.{field.name}"] = replace(settings, **{section.name: other})
+    return variants
 
 
-@pytest.mark.parametrize("name", KEYS)
-def test_a_key_knows_what_its_stage_reads(tmp_path, name):
-    file = tmp_path / "file"
+@pytest.mark.parametrize("stage", READS, ids=lambda stage: stage.name)
+def test_a_key_knows_what_its_stage_reads(tmp_path, stage):
+    file, other = tmp_path / "file", tmp_path / "other"
     file.write_text("anything")
+    other.write_text("something else")
     settings = Settings(
         name="test",
         model=Model(path="m"),
@@ -103,36 +114,34 @@ def test_a_key_knows_what_its_stage_reads(tmp_path, name):
         evaluation=Evaluation(instructions=str(file), prompts=str(file)),
         iteration=[Iteration()],
     )
-    key, expected = KEYS[name]
-    files = (
-        "eft.sources",
-        "prompts.seeds",
-        "prompts.evaluation",
-        "evaluation.instructions",
-        "evaluation.prompts",
-    )  # they count by content, which the tests below change
-    before = key(settings, file)
-    seen = {field for field, other in varied(settings).items() if field not in files and key(other, file) != before}
-    assert seen == expected
-    other = tmp_path / "other"
-    other.write_text("something else")
-    assert key(settings, other) != before
+    inputs = dict.fromkeys(stage.inputs, file)
+
+    def key(settings: Settings, **others) -> str:
+        return stage.job(settings, tmp_path, 1, **inputs | others).key
+
+    before = key(settings)
+    variants = {name: variant for name, variant in varied(settings).items() if name not in FILES}
+    assert {name for name, variant in variants.items() if key(variant) != before} == READS[stage]
+    for name in (*stage.inputs, *stage.optional):
+        assert key(settings, **{name: other}) != before, name
+    if stage.per_iteration and stage not in (DPO,):
+        assert stage.job(replace(settings, iteration=[Iteration()] * 2), tmp_path, 2, **inputs).key != before
 
 
-def test_the_sources_of_eft_and_prompts_count_by_content(tmp_path):
+def test_files_that_the_config_names_count_by_content(tmp_path):
     for name, text in (("a", "same"), ("b", "same"), ("c", "other")):
         (tmp_path / name).write_text(text)
     settings = Settings(
         name="test", model=Model(path="m"), respond=Respond(prompts_per_iteration=1), iteration=[Iteration()]
     )
 
-    def keys(name: str) -> tuple[str, str, str]:
+    def keys(name: str) -> list[str]:
         path = str(tmp_path / name)
         eft = replace(settings, eft=Eft(sources=[path]))
         seeded = replace(settings, prompts=Prompts(seeds=path))
         evaluated = replace(settings, prompts=Prompts(seeds=str(tmp_path / "a"), evaluation=[path]))
-        model = tmp_path / "a"
-        return eft_key(eft, model), prompts_key(seeded, model), prompts_key(evaluated, model)
+        jobs = ((EFT, eft), (NEW_PROMPTS, seeded), (NEW_PROMPTS, evaluated))
+        return [stage.job(variant, tmp_path, model=tmp_path / "a").key for stage, variant in jobs]
 
     assert keys("a") == keys("b")
     assert not set(keys("a")) & set(keys("c"))

@@ -114,14 +114,14 @@ def agent(place: Path, *words: str, ranks: str = "2") -> tuple[int, str, str]:
 
 
 def test_a_users_error_on_all_ranks_is_one_line_and_exit_code_2(tmp_path):
-    words = ("dpo.train", "--config", "none.toml", "--stage", "sft", "--model", "m", "--data", "d", "--work", "w")
+    words = ("dpo.sft", "--config", "none.toml", "--model", "m", "--data", "d")
     code, out, err = agent(tmp_path, *words, "--out", "o")
     assert code == 2 and out == ""
     assert err.removeprefix("[rank 0] ") == "error: none.toml: no such config; choose one of configs/*.toml\n"
 
 
 def test_a_users_error_on_one_rank_is_told(tmp_path):
-    program = "import os, sys, time\nfrom files import UserError, command\nprint('at work', file=sys.stderr)\n"
+    program = "import os, sys, time\nfrom stages.files import UserError, command\nprint('at work', file=sys.stderr)\n"
     program += "def main():\n    time.sleep(1)\n    if os.environ['RANK'] == '1':\n        raise UserError('a, b: c')\n"
     (tmp_path / "wrong.py").write_text(program + "    time.sleep(60)\ncommand(main)\n")
     code, _, err = agent(tmp_path, "wrong")
@@ -209,7 +209,7 @@ launcher = Launcher(1, Path("logs"), nodes=2, node=int(sys.argv[1]), head=sys.ar
 def main():
     if launcher.node:
         raise SystemExit(launcher.follow())
-    with launcher.told_the_end():
+    with launcher.coordinate():
         raise SystemExit(launcher.run("failing", [], "stage"))
 
 command(main)
@@ -275,7 +275,7 @@ def test_nodes_that_do_not_come(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="start the same command with --node 0"):
         Launcher(1, tmp_path, nodes=2, node=1, head=f"127.0.0.1:{port}")
     head = Launcher(1, tmp_path, nodes=3, head=f"127.0.0.1:{port}")
-    with pytest.raises(UserError, match=r"1 of 3 nodes are here after 0 minutes; .*--node 1 to 2"), head.told_the_end():
+    with pytest.raises(UserError, match=r"1 of 3 nodes are here after 0 minutes; .*--node 1 to 2"), head.coordinate():
         pytest.fail("it did not wait")
 
 

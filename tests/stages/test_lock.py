@@ -13,7 +13,7 @@ import pytest
 
 from stages import lock
 from stages.files import UserError
-from stages.lock import Holder, held
+from stages.lock import Holder
 
 ROOT = Path(__file__).parents[2]
 FAR = {"host": "far-away", "kernel": "another boot"}
@@ -28,7 +28,7 @@ folder = Path(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
 try:
-    with lock.held(folder):
+    with lock.run_lock(folder):
         with (folder / "inside").open("x"):  # fails where another is inside, too
             print("held", flush=True)
             sys.stdin.readline()
@@ -77,7 +77,7 @@ def ended() -> int:
 
 
 def refused(folder: Path) -> str:
-    with pytest.raises(UserError) as raised, held(folder):
+    with pytest.raises(UserError) as raised, lock.run_lock(folder):
         pytest.fail("got a lock that another holds")
     return str(raised.value)
 
@@ -125,13 +125,13 @@ def test_a_claim_left_behind_is_no_obstacle(tmp_path):
         with pytest.raises(OSError, match="killed"):
             lock._take(path, json.dumps(asdict(replace(Holder.current(), pid=ended()))))
     assert len(list(tmp_path.iterdir())) == 2
-    with held(tmp_path):
+    with lock.run_lock(tmp_path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_living_process_is_named(tmp_path):
-    with held(tmp_path):
+    with lock.run_lock(tmp_path):
         before = (tmp_path / "lock").read_text()
         said = refused(tmp_path)
         assert (tmp_path / "lock").read_text() == before
@@ -158,7 +158,7 @@ def test_an_ended_process_is_followed_at_once(tmp_path, capsys, gone):
         "zombie": {"pid": process.pid, "ticks": lock._process(process.pid)[1]},
     }
     leave(tmp_path, **changes[gone])
-    with held(tmp_path):
+    with lock.run_lock(tmp_path):
         said = capsys.readouterr().err
     assert said.startswith(f"{tmp_path}/lock: left behind by process ") and said.count("\n") == 1
     process.wait()
@@ -174,7 +174,7 @@ def test_a_number_of_another_namespace_says_nothing(tmp_path, monkeypatch):
 
 def test_a_lost_machine_is_followed(tmp_path, capsys):
     leave(tmp_path, lock.STALE + 1, **FAR)
-    with held(tmp_path):
+    with lock.run_lock(tmp_path):
         said = capsys.readouterr().err
     assert "on far-away" in said and "last sign of life 121 s ago; taken over" in said and said.count("\n") == 1
 
@@ -184,7 +184,7 @@ def test_another_machine_is_given_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(lock, "POLL", 0.05)
     leave(tmp_path, **FAR)
     started = time.monotonic()
-    with held(tmp_path):
+    with lock.run_lock(tmp_path):
         assert time.monotonic() - started > 1.5
     waiting, taken = capsys.readouterr().err.splitlines()
     assert "on far-away" in waiting and waiting.endswith("waiting 2 s at most for another")
@@ -204,7 +204,7 @@ def test_a_lock_given_back_during_the_wait_is_taken(tmp_path, monkeypatch):
     path = leave(tmp_path, **FAR)
     monkeypatch.setattr(lock, "POLL", 0.05)
     threading.Timer(0.3, path.unlink).start()
-    with held(tmp_path):
+    with lock.run_lock(tmp_path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
@@ -214,14 +214,14 @@ def test_of_a_damaged_lock_the_age_counts(tmp_path, monkeypatch, capsys, text):
     monkeypatch.setattr(lock, "POLL", 0.05)
     (tmp_path / "lock").write_text(text, encoding="latin-1")
     started = time.monotonic()
-    with held(tmp_path):
+    with lock.run_lock(tmp_path):
         assert time.monotonic() - started > 0.5
     assert "the file is damaged" in capsys.readouterr().err
 
 
 def test_it_beats(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT", 0.05)
-    with held(tmp_path):
+    with lock.run_lock(tmp_path):
         aged(tmp_path / "lock", 1000)
         time.sleep(0.5)
         assert lock._look(tmp_path / "lock").age < 1
@@ -229,7 +229,7 @@ def test_it_beats(tmp_path, monkeypatch):
 
 def test_a_lock_that_was_lost_is_said_and_left_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(lock, "BEAT", 0.05)
-    with held(tmp_path):
+    with lock.run_lock(tmp_path):
         path = leave(tmp_path, 1000, **FAR)
         time.sleep(0.5)
         assert "no longer this process's" in capsys.readouterr().err
@@ -238,7 +238,7 @@ def test_a_lock_that_was_lost_is_said_and_left_alone(tmp_path, monkeypatch, caps
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
 def test_given_back_whatever_happens(tmp_path, error):
-    with pytest.raises(error), held(tmp_path):
+    with pytest.raises(error), lock.run_lock(tmp_path):
         raise error
     assert list(tmp_path.iterdir()) == []
 

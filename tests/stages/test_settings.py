@@ -77,7 +77,10 @@ def test_the_papers_numbers():
         ("TINYseeds = 3", "seeds: unknown key"),
         ("TINY[[iteration]]\nrho = 1.5", r"iteration\[2\]\.rho is 1\.5; it must be at least 0 and at most 1"),
         ('TINY[[iteration]]\nrho = "high"', r"iteration\[2\]\.rho: expected float, got 'high'"),
-        ("TINY[limits]\nmax_top_score_share = 2", r"limits\.max_top_score_share is 2\.0; it must be at least 0 and at most 1"),
+        (
+            "TINY[limits]\nmax_top_score_share = 2",
+            r"limits\.max_top_score_share is 2\.0; it must be at least 0 and at most 1",
+        ),
         ("TINY[prompts]\nseeds = 's'", "respond.prompts or from prompts.seeds"),
         ("TINY[prompts]\ngenerated_shots = 9", "generated_shots is 9; shots are 8"),
         ("TINY[eft]\nN = 0", r"eft\.N is 0"),

@@ -1,4 +1,4 @@
-"""Work units: what they hold, and that every one is written, whoever claims what."""
+"""Work shards: what they hold, and that every one is written, whoever claims what."""
 
 import os
 import time
@@ -10,12 +10,16 @@ import pytest
 import torch.distributed as dist
 from marks import needs_int8
 
-import sampling.generate as generate
 from prepare.seed_model import prepare
-from sampling.generate import Item, Worker, cut_units, longest_first, request_seed, unclaimed, unwritten
+from sampling import worker as workers
 from sampling.request import Completion, Sampling
+from sampling.respond import response_items
+from sampling.worker import Item, Work, Worker
 from stages.files import read_manifest
+from stages.seeds import request_seed
 from stages.settings import Model, load_settings
+from stages.shards import cut_shards, unclaimed, unwritten
+from stages.stage import Job
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,9 +28,12 @@ class FakeChat:
     def prompt_ids(self, messages):
         return [1]
 
+    def text(self, ids):
+        return "text"
 
-def bare_record(item: Item, completion: Completion) -> dict:
-    return item.record | {"ids": completion.ids, "finish_reason": completion.finish_reason}
+
+def job(out: Path, settings=None, name: str = "respond") -> Job:
+    return Job(name, settings, 0, {}, {}, "key", out)
 
 
 def items(count: int, group_size: int) -> list[Item]:
@@ -35,15 +42,15 @@ def items(count: int, group_size: int) -> list[Item]:
 
 
 def test_an_environment_without_triton(monkeypatch):
-    assert "triton" in generate.environment()
-    monkeypatch.setattr(generate, "find_spec", lambda name: name != "triton")
-    assert {"torch", "python", "device"} < generate.environment().keys() and "triton" not in generate.environment()
+    assert "triton" in workers.environment()
+    monkeypatch.setattr(workers, "find_spec", lambda name: name != "triton")
+    assert {"torch", "python", "device"} < workers.environment().keys() and "triton" not in workers.environment()
 
 
-def test_units_hold_whole_groups():
-    units = cut_units(items(20, 4), 6)
-    assert [len(unit) for unit in units] == [8, 4, 4, 4]
-    assert [item.name for unit in units for item in unit] == [f"i{n}" for n in range(20)]
+def test_shards_hold_whole_groups():
+    shards = cut_shards(items(20, 4), 6)
+    assert [len(shard) for shard in shards] == [8, 4, 4, 4]
+    assert [item.name for shard in shards for item in shard] == [f"i{n}" for n in range(20)]
 
 
 def test_seeds_differ_by_everything_that_an_item_is():
@@ -52,9 +59,9 @@ def test_seeds_differ_by_everything_that_an_item_is():
     assert len(seeds) == 5 and all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_a_rank_that_starts_late_leaves_no_unit_out(tmp_path, monkeypatch):
-    """Another rank has claimed and written the first unit before this one looks. Claims used to be positions among the
-    units that a rank found missing: the late rank then skipped the second unit, and the stage waited for ever."""
+def test_a_rank_that_starts_late_leaves_no_shard_out(tmp_path, monkeypatch):
+    """Another rank has claimed and written the first shard before this one looks. Claims used to be positions among the
+    shards that a rank found missing: the late rank then skipped the second shard, and the stage waited for ever."""
 
     class FakeEngine:
         computed_tokens = 0
@@ -64,31 +71,32 @@ def test_a_rank_that_starts_late_leaves_no_unit_out(tmp_path, monkeypatch):
 
     store = dist.HashStore()
     store.add("claimed", 1)
-    monkeypatch.setattr(generate, "_rendezvous", lambda stage, key: (store, 0))
-    monkeypatch.setattr(generate, "load_engine", lambda settings, model_dir, log: FakeEngine())
-    monkeypatch.setattr(generate, "load_chat", lambda folder: FakeChat())
-    monkeypatch.setattr(generate.time, "sleep", lambda seconds: (_ for _ in ()).throw(AssertionError("it waits")))
-    first = tmp_path / "out" / "units-key" / "00000.jsonl"
+    monkeypatch.setattr(workers, "rendezvous", lambda stage, key: (store, 0))
+    monkeypatch.setattr(workers, "load_engine", lambda settings, model_dir, log: FakeEngine())
+    monkeypatch.setattr(workers, "load_chat", lambda folder: FakeChat())
+    monkeypatch.setattr(workers.time, "sleep", lambda seconds: (_ for _ in ()).throw(AssertionError("it waits")))
+    first = tmp_path / "out" / "shards-key" / "00000.jsonl"
     first.parent.mkdir(parents=True)
     first.write_text('{"id": "i0", "ids": [7], "finish_reason": "length"}\n')
     (tmp_path / "model").mkdir()
 
     settings = load_settings(ROOT / "configs" / "tiny.toml")
-    Worker(settings, tmp_path / "model").run("respond", items(96, 8), tmp_path / "out", "key", bare_record)
-    units = cut_units(items(96, 8), settings.engine.shard_requests)
-    assert read_manifest(tmp_path / "out")["counts"]["records"] == 96 - len(units[0]) + 1
-    assert len(list((tmp_path / "out" / "units-key").iterdir())) == len(units)
+    Worker(settings, tmp_path / "model").run(job(tmp_path / "out"), items(96, 8))
+    shards = cut_shards(items(96, 8), settings.engine.shard_requests)
+    assert read_manifest(tmp_path / "out")["counts"]["records"] == 96 - len(shards[0]) + 1
+    assert len(list((tmp_path / "out" / "shards-key").iterdir())) == len(shards)
 
 
-def test_the_longest_units_come_first():
-    def unit(text: str, new_tokens: int) -> list[Item]:
+def test_the_longest_shards_come_first():
+    def shard(text: str, new_tokens: int) -> list[Item]:
         return [Item("i", lambda: [{"role": "user", "content": text}], Sampling(1.0, 1.0, new_tokens), 0, "g", {})]
 
-    assert longest_first([unit("a" * 40, 5), unit("a", 100), unit("a" * 90, 5), unit("a" * 40, 5)]) == [1, 2, 0, 3]
+    shards = [shard("a" * 40, 5), shard("a", 100), shard("a" * 90, 5), shard("a" * 40, 5)]
+    assert Work("respond", shards, [], [], dict).order == [1, 2, 0, 3]
 
 
-def test_units_of_a_dead_rank_are_claimed_once_more(tmp_path):
-    """Of four units another rank took the first and has died, a third one is at its second and writes it in time."""
+def test_shards_of_a_dead_rank_are_claimed_once_more(tmp_path):
+    """Of four shards another rank took the first and has died, a third one is at its second and writes it in time."""
     store, paths = dist.HashStore(), [tmp_path / str(i) for i in range(4)]
     store.add("claimed", 2)
     order = [2, 1, 0, 3]
@@ -100,7 +108,7 @@ def test_units_of_a_dead_rank_are_claimed_once_more(tmp_path):
     assert found == [0, 3, 2]
 
 
-def test_a_unit_is_claimed_once_more_by_one_rank_only(tmp_path):
+def test_a_shard_is_claimed_once_more_by_one_rank_only(tmp_path):
     store, paths = dist.HashStore(), [tmp_path / "0"]
     store.add("claimed", 1)
     assert list(unclaimed(store, [0], paths)) == []
@@ -111,7 +119,7 @@ def test_a_unit_is_claimed_once_more_by_one_rank_only(tmp_path):
 @pytest.mark.parametrize("dies", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("int8", marks=needs_int8)])
 def test_processes_of_one_thread_write_what_one_process_writes(dtype, dies, tmp_path, monkeypatch, capfd):
-    """Also where a process dies with a unit in hand."""
+    """Also where a process dies with a shard in hand."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(ROOT / "data")
     model = prepare(Model(path="models/tiny", prepare="tiny", dtype="float32"))
@@ -121,23 +129,22 @@ def test_processes_of_one_thread_write_what_one_process_writes(dtype, dies, tmp_
     own = os.getpid()
 
     def claims_of_the_dying(*arguments):
-        for unit in unclaimed(*arguments):
+        for shard in unclaimed(*arguments):
             if os.getpid() != own:
                 os._exit(9)
-            yield unit
+            yield shard
 
     def written(threads: int) -> dict[str, bytes]:
         engine = replace(settings.engine, threads=threads)
         worker = Worker(replace(settings, engine=engine), model)
         out = tmp_path / str(threads)
         for stage in ("one", "two"):
-            items = list(generate.response_items(prompts, worker.chat, settings, 1))
-            worker.run(stage, items, out / stage, "key")
+            worker.run(job(out / stage, name=stage), response_items(prompts, worker.chat, settings, 1))
         return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.jsonl")}
 
     alone = written(1)
     if dies:
-        monkeypatch.setattr(generate, "unclaimed", claims_of_the_dying)
+        monkeypatch.setattr(workers, "unclaimed", claims_of_the_dying)
     assert len(alone) == 2 * 4 and written(3) == alone
     assert "Traceback" not in capfd.readouterr().err
 
@@ -147,10 +154,10 @@ def test_a_fast_process_does_not_repeat_what_a_slow_one_has_in_hand(tmp_path, mo
     own, made = os.getpid(), tmp_path / "made"
 
     def slowly(*arguments):
-        for unit in unclaimed(*arguments):
+        for shard in unclaimed(*arguments):
             if os.getpid() != own:
                 time.sleep(1)
-            yield unit
+            yield shard
 
     class FakeEngine:
         def run(self, requests):
@@ -159,18 +166,17 @@ def test_a_fast_process_does_not_repeat_what_a_slow_one_has_in_hand(tmp_path, mo
                     file.write(f"{request.id}\n")
                 yield Completion(request.id, [7], "length", 0.0)
 
-    monkeypatch.setattr(generate, "unclaimed", slowly)
-    monkeypatch.setattr(generate, "load_engine", lambda settings, model_dir, log: FakeEngine())
-    monkeypatch.setattr(generate, "load_chat", lambda folder: FakeChat())
-    monkeypatch.setattr(Worker, "facts", lambda worker: {})
+    monkeypatch.setattr(workers, "unclaimed", slowly)
+    monkeypatch.setattr(workers, "load_engine", lambda settings, model_dir, log: FakeEngine())
+    monkeypatch.setattr(workers, "load_chat", lambda folder: FakeChat())
     settings = load_settings(ROOT / "configs" / "tiny.toml")
     settings = replace(settings, engine=replace(settings.engine, threads=2))
-    Worker(settings, tmp_path).run("respond", items(96, 8), tmp_path / "out", "key", bare_record)
+    Worker(settings, tmp_path).run(job(tmp_path / "out"), items(96, 8))
     assert sorted(made.read_text().split()) == sorted(item.name for item in items(96, 8))
 
 
-def test_a_rank_that_repeats_a_unit_stops_when_it_is_written(tmp_path, monkeypatch):
-    path, made = tmp_path / "unit.jsonl", []
+def test_a_rank_that_repeats_a_shard_stops_when_it_is_written(tmp_path, monkeypatch):
+    path, made = tmp_path / "shard.jsonl", []
 
     class FakeEngine:
         def run(self, requests):
@@ -180,8 +186,8 @@ def test_a_rank_that_repeats_a_unit_stops_when_it_is_written(tmp_path, monkeypat
                     path.write_text("of the slow rank\n")
                 yield Completion(request.id, [7], "length", 0.0)
 
-    monkeypatch.setattr(generate, "load_engine", lambda settings, model_dir, log: FakeEngine())
-    monkeypatch.setattr(generate, "load_chat", lambda folder: FakeChat())
+    monkeypatch.setattr(workers, "load_engine", lambda settings, model_dir, log: FakeEngine())
+    monkeypatch.setattr(workers, "load_chat", lambda folder: FakeChat())
     worker = Worker(load_settings(ROOT / "configs" / "tiny.toml"), tmp_path)
-    worker._take_part(generate.Work([items(8, 8)], [path], [0], bare_record), "respond", [0], first=False)
+    worker._take_part(Work("respond", [items(8, 8)], [path], [0], lambda row: {}), [0], first=False)
     assert len(made) == 3 and path.read_text() == "of the slow rank\n"

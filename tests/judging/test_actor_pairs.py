@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import take_first, take_last
 
-from judging.length_control import Scored, choose_responses
-from judging.reasons import Reason
-from judging.scores import seeded_draw
+from judging.actor_pairs import Scored, choose_responses
+from judging.scores import Reason, seeded_draw
 from stages.settings import Iteration
 
 

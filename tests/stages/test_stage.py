@@ -1,0 +1,93 @@
+"""A stage's description gives its key, its command line and its manifest; the documented example is one."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.files import UserError, digest, read_manifest, write_jsonl, write_manifest
+from stages.settings import load_settings
+from stages.stage import Job, Output, Stage
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "tiny.toml"
+
+
+def copy(job: Job) -> Output:
+    """Copy a text."""
+    return Output({"copy.json": job.path("text").read_text()}, {"counts": {"notes": len(job.paths("notes"))}})
+
+
+COPY = Stage(
+    "copy",
+    "nowhere.copy",
+    copy,
+    settings=lambda settings, iteration: [settings.respond.K, iteration],
+    inputs=("text",),
+    optional=("notes",),
+    lists=("notes",),
+)
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    (tmp_path / "text").write_text("words")
+    return tmp_path / "text"
+
+
+def test_a_job_is_done_once_and_its_manifest_says_from_what(tmp_path, text):
+    job = COPY.job(load_settings(CONFIG), tmp_path / "out", text=text, notes=[text, text])
+    COPY.run(job)
+    manifest = read_manifest(job.out)
+    assert (manifest["stage"], manifest["key"], manifest["counts"]) == ("copy", job.key, {"notes": 2})
+    assert manifest["inputs"]["text"] == {"path": str(text), "digest": digest(text)}
+    assert json.loads((job.out / "copy.json").read_text()) == "words" and manifest["seconds"] >= 0
+    (job.out / "copy.json").unlink()
+    COPY.run(job)
+    assert not (job.out / "copy.json").exists(), "it is complete"
+
+
+def test_a_later_rank_writes_nothing(tmp_path, text, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    COPY.run(COPY.job(load_settings(CONFIG), tmp_path / "out", text=text))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_gives_the_same_job_and_hashes_nothing(tmp_path, text, monkeypatch):
+    job = COPY.job(load_settings(CONFIG), tmp_path / "out", 2, text=text, notes=[text])
+    words = COPY.arguments(CONFIG, job)
+    text.unlink()  # what is handed over is not read again
+    assert COPY.read_arguments(words) == job
+
+
+def test_mistakes_are_named(tmp_path, text):
+    job = COPY.job(load_settings(CONFIG), tmp_path / "out", 1, text=text)
+    words = COPY.arguments(CONFIG, job)
+    (tmp_path / "other.toml").write_text(f'extends = "{CONFIG}"\n[respond]\nK = 5\n')
+    with pytest.raises(UserError, match=r"other\.toml: changed since the run was started; start it again"):
+        COPY.read_arguments([word.replace(str(CONFIG), str(tmp_path / "other.toml")) for word in words])
+    with pytest.raises(UserError, match="nothing: no such file or folder"):
+        COPY.job(load_settings(CONFIG), tmp_path / "out", text=tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"--iteration 3: .*has iterations 1 to 2"):
+        COPY.read_arguments(["--config", str(CONFIG), "--text", str(text), "--out", "o", "--iteration", "3"])
+
+
+def test_the_documented_stage_runs(tmp_path):
+    """docs/stages.md: saved as it is said there, it has at most 25 lines of code, and its command works."""
+    source = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "stages.md").read_text(), re.DOTALL)[1]
+    assert len([line for line in source.splitlines() if line.strip()]) <= 25
+    (tmp_path / "judging").mkdir()
+    (tmp_path / "judging" / "verbosity.py").write_text(source)
+    rows = [{"text": "one two", "score": 3}, {"text": "one", "score": 3}, {"text": "none", "score": None}]
+    shard = tmp_path / "judgments" / "shards" / "0.jsonl"
+    write_jsonl(shard, rows)
+    write_manifest(tmp_path / "judgments", "judge", "key", [shard], shards=["shards/0.jsonl"])
+    program = f"import judging, sys; judging.__path__.append({str(tmp_path / 'judging')!r})\n"
+    program += "import runpy; runpy.run_module('judging.verbosity', run_name='__main__')"
+    words = ["--config", CONFIG, "--iteration", "1", "--judgments", tmp_path / "judgments", "--out", tmp_path / "out"]
+    subprocess.run([sys.executable, "-c", program, *map(str, words)], check=True, cwd=ROOT)
+    assert json.loads((tmp_path / "out" / "words.json").read_text()) == {"3": 1.5}
+    assert read_manifest(tmp_path / "out")["counts"] == {"scores": 1}
