@@ -139,8 +139,10 @@ class Run:
 
     def sft_recipe(self, seed: Path) -> str:
         """The identity of an SFT: its settings, and the content of its seed and of its examples' sources."""
-        stages = (EFT, EXAMPLES, SFT) if self.ranked else (EXAMPLES, SFT)
-        return stage_key("sft-recipe", [self.job(stage, Path(), model=seed).key for stage in stages], {})
+        sft = {key: value for key, value in as_dict(self.settings.sft).items() if not key.startswith("sft_delta")}
+        examples = [self.job(stage, Path(), model=seed).key for stage in (EXAMPLES, EFT)[: 1 + self.ranked]]
+        facts = {"sft": sft, "tokens": self.settings.trainer.tokens_per_microbatch, "examples": examples}
+        return stage_key("sft-recipe", facts, {"model": seed})
 
     def evaluate(self, model: Path, t: int, initial: Path) -> None:
         """Measure M_t, or with t = -1 the seed, on held-out data: as judge, meta-judge, actor, and against the seed."""

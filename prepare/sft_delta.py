@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from model.config import LlamaConfig
 from model.weights import load_model, save_pretrained
-from stages.files import UserError, digest
+from stages.files import UserError, digest, read_json, write_atomic, write_json
 
 
 def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], room: int) -> dict[str, int]:
@@ -73,18 +73,19 @@ def _int8(vectors: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return (vectors / scale).round().to(torch.int8).contiguous(), scale.flatten()
 
 
-def read_facts(path: Path | str) -> dict[str, Any]:
-    """The file's facts: base (a digest), recipe, explained, and whatever else `write` and `annotate` added.
+def read_facts(path: Path) -> dict[str, Any]:
+    """The file's facts, from the JSON file beside it: base (a digest), recipe, explained, what `annotate` added.
 
-    Raises `UserError` where the file is missing, damaged, or of another kind.
+    Raises `UserError` where one of the two files is missing, or the JSON file is damaged.
     """
+    beside = path.with_suffix(".json")
+    for file in (path, beside):
+        if not file.is_file():
+            raise UserError(f'{file}: no such file; `make sft` writes it, or set sft.sft_delta to ""')
     try:
-        with safe_open(str(path), framework="pt") as file:
-            return json.loads((file.metadata() or {})["facts"])
-    except FileNotFoundError:
-        raise UserError(f'{path}: no such file; `make sft` writes it, or set sft.sft_delta to ""') from None
-    except (SafetensorError, KeyError, json.JSONDecodeError):
-        raise UserError(f"{path}: damaged, or not a low-rank difference; `make sft` writes it again") from None
+        return {"base": None, "recipe": None} | read_json(beside)
+    except (json.JSONDecodeError, TypeError):
+        raise UserError(f"{beside}: damaged; `make sft` writes it again") from None
 
 
 @torch.no_grad()
@@ -95,15 +96,17 @@ def merge(base: Path, path: Path, out: Path) -> None:
     """
     if read_facts(path)["base"] != digest(base / "model.safetensors"):
         raise UserError(f"{path}: made for another model than {base}; `make sft` makes it anew for this one")
+    try:
+        tensors = load_file(path)
+    except SafetensorError:
+        raise UserError(f"{path}: damaged, or no safetensors file; `make sft` writes it again") from None
     model = load_model(base, torch.float32)
-    with safe_open(str(path), framework="pt") as file:
-        names = set(file.keys())
-        for name, parameter in model.named_parameters():
-            if name in names:
-                parameter.add_(file.get_tensor(name))
-            elif f"{name}.left" in names:
-                left, scale, right = (file.get_tensor(f"{name}.{part}").float() for part in ("left", "scale", "right"))
-                parameter.add_(left * scale @ right)
+    for name, parameter in model.named_parameters():
+        if name in tensors:
+            parameter.add_(tensors[name])
+        elif f"{name}.left" in tensors:
+            left, scale, right = (tensors[f"{name}.{part}"].float() for part in ("left", "scale", "right"))
+            parameter.add_(left * scale @ right)
     shutil.rmtree(out, ignore_errors=True)
     parameters = ((name, parameter.to(torch.bfloat16)) for name, parameter in model.named_parameters())
     save_pretrained(parameters, LlamaConfig.load(base), base, out)
@@ -113,19 +116,14 @@ def write(base: Path, tuned: Path, megabytes: float, path: Path, **facts: Any) -
     """Write to `path` the difference between two Hugging Face directories of one architecture; returns its facts."""
     before, after = (dict(load_model(folder, torch.float32).named_parameters()) for folder in (base, tuned))
     tensors, explained = compress(before, after, megabytes)
-    return _save(tensors, path, {"base": digest(base / "model.safetensors"), "explained": round(explained, 4)} | facts)
+    write_atomic(path, save(tensors, {"format": "pt"}))
+    facts |= {"base": digest(base / "model.safetensors"), "explained": round(explained, 4)}
+    write_json(path.with_suffix(".json"), facts)
+    return facts
 
 
 def annotate(path: Path, **facts: Any) -> dict[str, Any]:
     """Add to the file's facts; returns all of them."""
-    with safe_open(str(path), framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    return _save(tensors, path, read_facts(path) | facts)
-
-
-def _save(tensors: dict[str, Tensor], path: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    temporary = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, temporary, metadata={"format": "pt", "facts": json.dumps(facts, sort_keys=True)})
-    temporary.replace(path)
+    facts = read_facts(path) | facts
+    write_json(path.with_suffix(".json"), facts)
     return facts

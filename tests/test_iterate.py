@@ -18,7 +18,7 @@ from torch.distributed.run import get_args_parser
 
 from evaluation.folders import ModelMeasurements
 from iterate import Run
-from stages.files import read_manifest, write_json, write_jsonl, write_manifest
+from stages.files import read_jsonl, read_manifest, write_json, write_jsonl, write_manifest
 from stages.launch import Launcher
 from stages.records import ActorPair, Comparison, EloScore, JudgePair, Judgment, MetaJudged, MissingPair, Response
 from stages.settings import Evaluation, load_settings
