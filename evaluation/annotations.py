@@ -58,7 +58,8 @@ def read_annotations(path: Path) -> Annotations:
             raise UserError(f"{where}: {before}; an instruction counts once, remove one of the two")
         places[instruction] = place
         _add_names(names, row, where)
-        lengths.append([_length(row[key]) for key in ("output_1", "output_2")])
+        outputs = (row["output_1"], row["output_2"])
+        lengths.append([len(output) if isinstance(output, str) else math.nan for output in outputs])
         preferences.append(_preference(row, where))
         positions.append(_position(row, place, where))
     if all(map(math.isnan, preferences)):
@@ -78,10 +79,6 @@ def _add_names(names: dict[str, list[str]], row: dict[str, Any], where: str) -> 
         if values and key != "annotator":
             raise UserError(f"{where}: {key} is {row[key]!r}, and {values[0]!r} before; keep one in a file")
         values.append(str(row[key]))
-
-
-def _length(output: Any) -> float:
-    return len(output) if isinstance(output, str) else math.nan
 
 
 def _preference(row: dict[str, Any], where: str) -> float:

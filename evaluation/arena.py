@@ -25,7 +25,7 @@ of v2.0 is called the benchmark's own.
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.answers import ARENA_HARD, read_questions
-from evaluation.matches import shortened
-from evaluation.statistics import bootstrap, columns
+from evaluation.statistics import bootstrap, columns, shortened
 from stages.files import UserError, command, read_numbered_jsonl
 
 ROUNDS = 100
@@ -141,7 +140,8 @@ def read_judgments(paths: Sequence[Path], baseline: str | None = None) -> dict[B
     """
     boards: dict[Board, Models] = {}
     places: dict[tuple[Board, str, str], str] = {}
-    for where, row in _rows(paths):
+    rows = ((f"{path}, line {number}", row) for path in paths for number, row in read_numbered_jsonl(path))
+    for where, row in rows:
         edition = V2 if "uid" in row else V1
         board, judgment = _judgment(row, edition, baseline, where)
         place = (board, judgment.model, judgment.question)
@@ -153,12 +153,6 @@ def read_judgments(paths: Sequence[Path], baseline: str | None = None) -> dict[B
     if not boards:
         raise UserError(f"{', '.join(map(str, paths))}: no judgments; name files of the folder model_judgment")
     return boards
-
-
-def _rows(paths: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for path in paths:
-        for number, row in read_numbered_jsonl(path):
-            yield f"{path}, line {number}", row
 
 
 def _judgment(row: dict[str, Any], edition: Edition, given: str | None, where: str) -> tuple[Board, Judgment]:

@@ -20,7 +20,7 @@ from judging.scores import distinct_responses, read_scores, response_scores
 from judging.verdict import MAXIMUM, Failure
 from stages.files import read_jsonl, read_manifest, read_shards, write_json
 from stages.records import group_by
-from stages.settings import Limits, Metajudge, Settings
+from stages.settings import Limits, Settings
 
 Record = dict[str, Any]
 
@@ -54,8 +54,14 @@ def write_panel(
         scores = response_scores(group_by(expected or judgments, "response_id"), settings.judge.scores_needed)
         judge = judge_panel(responses, judgments, expected)
     if sources.comparisons:
+        setting = settings.metajudge
+        asked = {
+            "model": setting.model,
+            "opponents": setting.opponents or "all",
+            "max_score_gap": setting.max_score_gap,
+        }
         comparisons = list(_columns(sources.comparisons, "response_id", "first", "second", "winner", "failure"))
-        meta = _asked(settings.metajudge) | metajudge_panel(comparisons, judgments, read_jsonl(pairs / "elo.jsonl"))
+        meta = asked | metajudge_panel(comparisons, judgments, read_jsonl(pairs / "elo.jsonl"))
     stages = {"judge": sources.scores or sources.judgments, "metajudge": sources.comparisons}
     panel = {
         "iteration": iteration,
@@ -244,11 +250,6 @@ def _by_length(responses: Sequence[Record], judgments: Iterable[Record]) -> list
         }
         for i, rows in enumerate(bins)
     ]
-
-
-def _asked(meta: Metajudge) -> dict[str, Any]:
-    """The settings of the meta-judge that decide which comparisons are made."""
-    return {"model": meta.model, "opponents": meta.opponents or "all", "max_score_gap": meta.max_score_gap}
 
 
 def _columns(stage: Path, *fields: str) -> Iterator[Record]:

@@ -244,14 +244,11 @@ def _prompt(value: Any, where: str) -> str:
     for message in value:
         if not isinstance(message, dict) or message.get("role") not in _ROLES:
             raise UserError(f"{where}: a message of the prompt must be {{role, content}} of user or assistant")
-        turns.append({"role": _ROLES[message["role"]], "text": _text(message, _content_key(message), where)})
+        key = "text" if "text" in message else "content"
+        turns.append({"role": _ROLES[message["role"]], "text": _text(message, key, where)})
     if turns[-1]["role"] != "prompter":
         raise UserError(f"{where}: the prompt must end with the user's turn; mend or remove the line")
     return conversation_text(turns)
-
-
-def _content_key(message: Mapping[str, Any]) -> str:
-    return "text" if "text" in message else "content"
 
 
 def _id(row: Mapping[str, Any], key: str, where: str) -> str:

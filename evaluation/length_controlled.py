@@ -104,7 +104,7 @@ def length_controlled(annotations: Annotations, gamed: Gamed) -> LengthControlle
 
 
 def fit(features: Array, targets: Array, masses: Array) -> Array:
-    """Coefficients [k] of the regression of soft labels [n] in [0, 1] on features [n, k], rows weighted by `masses` [n].
+    """Coefficients [k] of the regression of soft labels [n] in [0, 1] on features [n, k], weighted by `masses` [n].
 
     Raises `UserError` if scikit-learn, whose liblinear solves it, is missing or too old.
     """

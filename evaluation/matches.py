@@ -3,12 +3,13 @@
 The files are written by `evaluation/answers.py`, or published by the benchmarks for other models.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.answers import ALPACA_EVAL, ARENA_HARD, TURNS, Question, read_questions, read_rows
+from evaluation.statistics import shortened
 from stages.files import UserError
 
 
@@ -66,12 +67,6 @@ def require(questions: Sequence[Question], answers: dict[str, Answer], benchmark
     if missing := [name for name in names if name not in answers]:
         few = shortened(missing)
         raise UserError(f"{path}: no answer to {len(missing)} of {len(names)} questions: {few}; answer them all first")
-
-
-def shortened(names: Iterable[str]) -> str:
-    """The first names of a list, each cut to 60 characters."""
-    listed = list(names)
-    return ", ".join(repr(name[:60]) for name in listed[:5]) + (", ..." if len(listed) > 5 else "")
 
 
 def read_answers(benchmark: str, path: Path) -> dict[str, Answer]:

@@ -65,20 +65,16 @@ def measures(labelled: Labelled, opinion: Opinion) -> dict[str, Any]:
     def decided(a: Preference, b: Preference) -> float | None:
         return None if "tie" in (a, b) else float(a == b)
 
+    by_people = [(opinion.preferences[pair.name], pair.label) for pair in labelled.pairs if pair.labels]
+    labels = [(preference, label) for preference, label in by_people if preference is not None]
     return {
         "pairwise": agreement(labelled.pairs, opinion),
         "with_ties": agreement(labelled.pairs, opinion, equal),
         "without_ties": agreement(labelled.pairs, opinion, decided),
-        "kappa": cohen_kappa(_labels(labelled.pairs, opinion)),
+        "kappa": cohen_kappa(labels),
         "spearman": bootstrap([[rank] for members in labelled.rankings for rank in _spearman(members, opinion)]),
         "exact_order": bootstrap([[exact] for members in labelled.rankings for exact in _in_order(members, opinion)]),
     }
-
-
-def _labels(pairs: Sequence[Pair], opinion: Opinion) -> list[tuple[Preference, Preference]]:
-    """(preference, label) of the pairs that people labelled and the opinion decides."""
-    labels = [(opinion.preferences[pair.name], pair.label) for pair in pairs if pair.labels]
-    return [(a, b) for a, b in labels if a is not None]
 
 
 def half_credit(a: Preference, b: Preference) -> float:

@@ -22,8 +22,7 @@ from statistics import fmean
 from typing import Any
 
 from evaluation.answers import MT_BENCH, Question, read_questions
-from evaluation.matches import shortened
-from evaluation.statistics import bootstrap, columns
+from evaluation.statistics import bootstrap, columns, shortened
 from stages.files import UserError, command, read_numbered_jsonl
 
 JUDGE, QUESTIONS, SCALE = "gpt-4", 80, [1, 10]

@@ -1,6 +1,6 @@
-"""Means with bootstrap intervals, rank correlation, and tables as text."""
+"""Means with bootstrap intervals and rank correlation; tables and lists of names as text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,3 +49,9 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """A table of rows of equal length as lines of text, the columns aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def shortened(names: Iterable[str]) -> str:
+    """The first names of a list, each cut to 60 characters."""
+    listed = list(names)
+    return ", ".join(repr(name[:60]) for name in listed[:5]) + (", ..." if len(listed) > 5 else "")

@@ -27,8 +27,9 @@ from typing import Any
 
 from evaluation.answers import ALPACA_EVAL, MT_BENCH, TURNS, Question
 from evaluation.findings import Finding, Score
-from evaluation.matches import Match, question_key, shortened
+from evaluation.matches import Match, question_key
 from evaluation.pairwise import Decision
+from evaluation.statistics import shortened
 from stages.files import UserError, read_numbered_jsonl
 
 Record = dict[str, Any]

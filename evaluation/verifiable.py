@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.rules import ALPHABETS, PARAMETERS, Rule, followed
-from evaluation.statistics import bootstrap
+from evaluation.statistics import bootstrap, shortened
 from stages.files import UserError, command, read_numbered_jsonl
 
 KEYS = ("id", "prompt", "rules")
@@ -125,10 +125,12 @@ def verifiable_report(instructions: Sequence[Instruction], texts: Mapping[str, s
     """
     missing = [instruction.id for instruction in instructions if instruction.id not in texts]
     if missing:
-        raise UserError(f"no answer to {_some(missing)}; answer every instruction")
+        raise UserError(
+            f"no answer to {len(missing)} of {len(instructions)} instructions: {shortened(missing)}; answer them all"
+        )
     unknown = set(texts) - {instruction.id for instruction in instructions}
     if unknown:
-        raise UserError(f"answers to {_some(sorted(unknown))}, which are no instructions; remove them")
+        raise UserError(f"{len(unknown)} answers to unknown instructions: {shortened(sorted(unknown))}; remove them")
     kept = {
         instruction.id: [followed(rule, texts[instruction.id]) for rule in instruction.rules]
         for instruction in instructions
@@ -148,11 +150,6 @@ def verifiable_report(instructions: Sequence[Instruction], texts: Mapping[str, s
         "by_rule": by_rule,
         "followed": kept,
     }
-
-
-def _some(ids: Sequence[str], shown: int = 10) -> str:
-    rest = f" and {len(ids) - shown} more" if len(ids) > shown else ""
-    return ", ".join(map(repr, ids[:shown])) + rest
 
 
 def table(report: Mapping[str, Any]) -> Iterator[str]:

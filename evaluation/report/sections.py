@@ -59,6 +59,12 @@ POSITIONS = (
     ),
     Measure("Both orders agree", "bias.metajudge.both_orders_agree", "share"),
 )
+LOOK_AT_POSITIONS = (
+    "A meta-judge without a bias names the first judgment half of the time. The paper's meta-judge collapsed after one "
+    "round of judge training: it named the higher score 97.7% of the time and, at equal scores, the first judgment "
+    "87.8% of the time."
+)
+NOT_COMPARED = "No iteration compared judgments."
 ELO = (
     Measure("Standard deviation of Elo within a response", "elo.spread"),
     Measure("Standard error of an Elo score, mean", "bias.metajudge.elo_standard_error_mean"),
@@ -91,7 +97,7 @@ def sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     """The sections, in the order of an iteration's steps."""
     yield _scores(runs)
     yield _length(runs)
-    yield _positions(runs)
+    yield _with_measures(Section("position", "Position bias", LOOK_AT_POSITIONS, empty=NOT_COMPARED), runs, POSITIONS)
     yield _elo(runs)
     yield _pairs(runs)
     yield _training(runs)
@@ -166,22 +172,12 @@ def _by_length(evidence: Evidence) -> list[Point]:
     ]
 
 
-def _positions(runs: Sequence[ReportedRun]) -> Section:
-    look = (
-        "A meta-judge without a bias names the first judgment half of the time. The paper's meta-judge collapsed after "
-        "one round of judge training: it named the higher score 97.7% of the time and, at equal scores, the first "
-        "judgment 87.8% of the time."
-    )
-    section = Section("position", "Position bias", look, empty="No iteration compared judgments.")
-    return _with_measures(section, runs, POSITIONS)
-
-
 def _elo(runs: Sequence[ReportedRun]) -> Section:
     look = (
         "Comparisons give each judgment of a response an Elo score; the judge pair is the best judgment against the "
         "worst. A standard deviation no greater than the standard error is noise."
     )
-    section = Section("elo", "Elo", look, empty="No iteration compared judgments.")
+    section = Section("elo", "Elo", look, empty=NOT_COMPARED)
     scores = _by_iteration(runs, lambda iteration: [elo for own in _ratings(iteration.evidence) for elo in own])
     highest = max((abs(value) for group in scores.values() for _, own in group for value in own), default=0.0)
     width = max(highest, 0.5) / 7.5

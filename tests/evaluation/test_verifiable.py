@@ -56,8 +56,8 @@ def test_one_prompt_and_none():
 @pytest.mark.parametrize(
     ("texts", "complaint"),
     [
-        ({"x": "a"}, "no answer to 'y', 'z'; answer every instruction"),
-        ({"x": "a", "y": "b", "z": "c", "v": "d", "u": "e"}, "answers to 'u', 'v', which are no instructions"),
+        ({"x": "a"}, "no answer to 2 of 3 instructions: 'y', 'z'; answer them all"),
+        ({"x": "a", "y": "b", "z": "c", "v": "d", "u": "e"}, "2 answers to unknown instructions: 'u', 'v'"),
     ],
 )
 def test_ids_must_be_those_of_the_instructions(texts, complaint):
@@ -143,7 +143,7 @@ def test_the_command(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", list(read_jsonl(ANSWERS))[1:])
     done = run("--answers", tmp_path / "a.jsonl")
     assert done.returncode == 2 and done.stderr == (
-        f"error: {tmp_path / 'a.jsonl'}: no answer to 'v000'; answer every instruction\n"
+        f"error: {tmp_path / 'a.jsonl'}: no answer to 1 of 175 instructions: 'v000'; answer them all\n"
     )
 
 
