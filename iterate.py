@@ -9,9 +9,7 @@ continues a run that was stopped.
 
 import argparse
 import json
-import random
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,7 @@ from judging.pairs import PAIRS, Sources
 from prepare.eft import EFT
 from prepare.examples import EXAMPLES
 from prepare.new_prompts import NEW_PROMPTS
+from prepare.pool import draw_prompts
 from prepare.seed_model import prepare
 from prepare.sft_delta import annotate, merge, read_facts, write
 from sampling.respond import RESPOND
@@ -45,7 +44,6 @@ from stages.files import (
     digest,
     is_complete,
     on_sigterm_raise,
-    read_jsonl,
     read_manifest,
     stage_key,
     write_json,
@@ -201,23 +199,6 @@ class Run:
         writer = other_model(options.model, "prompts.model") if options.model else seed
         return self.run(NEW_PROMPTS, self.folder / "pool", model=writer) / "prompts.jsonl"
 
-    def draw_prompts(self, path: Path) -> None:
-        """Each iteration's share of the pool, in an order that the seed decides; no two iterations share a prompt."""
-        pool = list(read_jsonl(path, ("id", "prompt")))
-        for row in pool:
-            if not isinstance(row["id"], str) or not isinstance(row["prompt"], str):
-                raise UserError(f"{path}: id {row['id']!r}: id and prompt must be texts; put quotes around them")
-        repeated = [name for name, count in Counter(row["id"] for row in pool).items() if count > 1]
-        if repeated:
-            raise UserError(f"{path}: id {repeated[0]!r} comes twice; give each prompt its own")
-        random.Random(self.settings.seed).shuffle(pool)
-        size, iterations = self.settings.respond.prompts_per_iteration, len(self.settings.iteration)
-        if len(pool) < iterations * size:
-            wanted = iterations * size
-            raise UserError(f"{path}: {len(pool)} prompts, but the iterations need {wanted}; add prompts")
-        for t in range(iterations):
-            write_jsonl(self.folder / f"iter{t + 1}" / "prompts.jsonl", pool[t * size : (t + 1) * size])
-
     def iteration(self, t: int, model: Path, initial: Path) -> Path:
         """M_t from M_{t-1} (`model`): act, judge, meta-judge, make pairs, train."""
         settings, folder = self.settings, self.folder / f"iter{t}"
@@ -356,7 +337,9 @@ def iterate(run: Run) -> None:
         run.metajudge(seed, seed)  # is it there?
     check_evaluation(run.settings.evaluation, seed)
     if run.settings.iteration:
-        run.draw_prompts(run.pool(seed))
+        draws = draw_prompts(run.pool(seed), run.settings)
+        for t, rows in enumerate(draws, 1):
+            write_jsonl(run.folder / f"iter{t}" / "prompts.jsonl", rows)
     model = initial = run.sft(seed)
     if not run.settings.iteration:
         run.evaluate_initial(initial)

@@ -1,4 +1,4 @@
-"""Actor pairs: which two responses to a prompt make a preference pair, with length control (section 2.2 of the paper)."""
+"""Actor pairs: which two responses to a prompt make a preference pair, by length control (section 2.2 of the paper)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

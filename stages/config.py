@@ -8,7 +8,6 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -43,13 +42,32 @@ Positive = Annotated[float, Bounds(0, above=True)]
 PositiveShare = Annotated[float, Bounds(0, 1, above=True)]
 
 
-def read_config(cls: type[T], path: Path, renamed: Mapping[str, str]) -> T:
-    """The config `path` as a `cls`; `renamed` maps old keys, "section.key", to new ones, for the error that names them.
+RENAMED = {
+    "engine.blocks": "engine.num_kv_blocks",
+    "engine.token_budget": "engine.max_num_batched_tokens",
+    "engine.max_sequences": "engine.max_num_seqs",
+    "engine.unit_requests": "engine.shard_requests",
+    "trainer.token_budget": "trainer.tokens_per_microbatch",
+    "judge.form": "judge.prompt_style",
+    "judge.verdict": "judge.verdict_position",
+    "metajudge.form": "metajudge.prompt_style",
+    "metajudge.verdict": "metajudge.verdict_position",
+    "sft.in_order": "sft.curriculum",
+    "sft.decision_weight": "sft.verdict_token_weight",
+    "sft.seed_judge": "sft.sft_delta",
+    "sft.seed_judge_megabytes": "sft.sft_delta_megabytes",
+    "evaluation.cases": "evaluation.judge_cases",
+    "evaluation.way": "evaluation.protocol",
+    "evaluation.duel_N": "evaluation.duel_samples",
+    "limits.saturation": "limits.max_top_score_share",
+}
+"""Keys of older configs, and what they are called now."""
 
-    Raises `UserError`.
-    """
+
+def read_config(cls: type[T], path: Path) -> T:
+    """The config `path` as a `cls`. Raises `UserError`."""
     table = _read(path)
-    for old, new in renamed.items():
+    for old, new in RENAMED.items():
         section, _, key = old.partition(".")
         if isinstance(found := table.get(section), dict) and key in found:
             raise UserError(f"{path}: {old} is called {new} now; rename the key")

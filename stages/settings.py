@@ -391,30 +391,8 @@ def check(settings: Settings, path: Path) -> None:
             raise UserError(f"{path}: {message}")
 
 
-RENAMED = {
-    "engine.blocks": "engine.num_kv_blocks",
-    "engine.token_budget": "engine.max_num_batched_tokens",
-    "engine.max_sequences": "engine.max_num_seqs",
-    "engine.unit_requests": "engine.shard_requests",
-    "trainer.token_budget": "trainer.tokens_per_microbatch",
-    "judge.form": "judge.prompt_style",
-    "judge.verdict": "judge.verdict_position",
-    "metajudge.form": "metajudge.prompt_style",
-    "metajudge.verdict": "metajudge.verdict_position",
-    "sft.in_order": "sft.curriculum",
-    "sft.decision_weight": "sft.verdict_token_weight",
-    "sft.seed_judge": "sft.sft_delta",
-    "sft.seed_judge_megabytes": "sft.sft_delta_megabytes",
-    "evaluation.cases": "evaluation.judge_cases",
-    "evaluation.way": "evaluation.protocol",
-    "evaluation.duel_N": "evaluation.duel_samples",
-    "limits.saturation": "limits.max_top_score_share",
-}
-"""Keys of older configs, and what they are called now."""
-
-
 def load_settings(path: Path | str) -> Settings:
     """Read and check a TOML config. Raises `UserError` naming file and key."""
-    settings = read_config(Settings, Path(path), RENAMED)
+    settings = read_config(Settings, Path(path))
     check(settings, Path(path))
     return settings

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from stages.config import RENAMED
 from stages.files import UserError
-from stages.settings import RENAMED, Iteration, load_settings
+from stages.settings import Iteration, load_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
