@@ -76,6 +76,6 @@ def test_training(model, monkeypatch, capsys):
 
 
 def test_the_pairs_that_it_ships():
-    found = trainer.load_module(Path(trainer.__file__).parent / "workload.py").pairs()
-    assert len(found) == 32 and found[0].keys() == {"prompt", "chosen", "rejected"}
-    assert all(20 <= len(pair["prompt"].split()) <= 60 for pair in found)
+    pairs = trainer.load_module(Path(trainer.__file__).parent / "workload.py").pairs()
+    assert len(pairs) == 32 and pairs[0].keys() == {"prompt", "chosen", "rejected"}
+    assert all(20 <= len(pair["prompt"].split()) <= 60 for pair in pairs)

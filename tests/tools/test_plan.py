@@ -150,8 +150,8 @@ def test_requests_of_files_that_are_there(tiny):
     assert [item.request(chat).ids for item in made.agreement().items] == [r.request(chat).ids for r in real]
     assert made.meta_agreement().requests == 240
     prompts = [row["prompt"] for row in made.sampled_prompts(1)]
-    known = {json.loads(line)["prompt"] for line in (ROOT / "data/prompts/train.jsonl").open()}
-    assert len(prompts) == settings.respond.prompts_per_iteration and set(prompts) <= known
+    pool = {json.loads(line)["prompt"] for line in (ROOT / "data/prompts/train.jsonl").open()}
+    assert len(prompts) == settings.respond.prompts_per_iteration and set(prompts) <= pool
 
 
 def test_the_stages_are_those_of_a_run(tiny):
@@ -211,12 +211,12 @@ def test_training_counts_what_the_trainer_packs(tiny):
     config = LlamaConfig.load(tiny.model.path)
     settings = changed(tiny, dpo={"held_out": 0.1, "epochs": 2})
     pairs = [Example(str(i), [i] * 40, ([2] * 20, [3] * 20)) for i in range(16)]
-    found = training_work(config, settings, settings.dpo, pairs, 100, ranks=1)
-    assert found.batches == 90 / 8
-    assert found.computed_tokens == (40 + 19 + 19) * (2 * 90 + 2 * 10 + 100)
-    assert [len(update) for update in found.updates] == [1, 1] and found.dropped == 0
+    work = training_work(config, settings, settings.dpo, pairs, 100, ranks=1)
+    assert work.batches == 90 / 8
+    assert work.computed_tokens == (40 + 19 + 19) * (2 * 90 + 2 * 10 + 100)
+    assert [len(update) for update in work.updates] == [1, 1] and work.dropped == 0
     halves = training_work(config, settings, settings.dpo, pairs, 100, ranks=2)
-    assert halves.updates[0][0] == pytest.approx(found.updates[0][0] / 2)
+    assert halves.updates[0][0] == pytest.approx(work.updates[0][0] / 2)
 
 
 def test_training_ends_with_the_epoch_that_is_set(tiny):
@@ -224,13 +224,13 @@ def test_training_ends_with_the_epoch_that_is_set(tiny):
     config = LlamaConfig.load(tiny.model.path)
     settings = changed(tiny, dpo={"held_out": 0.1, "epochs": 5})
     pairs = [Example(str(i), [i] * 40, ([2] * 20, [3] * 20)) for i in range(16)]
-    found = training_work(config, settings, settings.dpo, pairs, 100, 1, export_epoch=2)
-    assert (found.epochs, found.exports) == (2, 1)
-    assert found.computed_tokens == (40 + 19 + 19) * (2 * 90 + 2 * 10 + 100)
+    work = training_work(config, settings, settings.dpo, pairs, 100, 1, export_epoch=2)
+    assert (work.epochs, work.exports) == (2, 1)
+    assert work.computed_tokens == (40 + 19 + 19) * (2 * 90 + 2 * 10 + 100)
     assert training_work(config, settings, settings.dpo, pairs, 100, 1).exports == 5
     settings = replace(settings, iteration=[Iteration(), Iteration(epoch=2)])
     run = planned(changed(settings, plan={"actor_yield": 1.0}))
-    assert [(found.epochs, found.exports) for found in run.trainings.values()] == [(3, 1), (5, 5), (2, 1)]
+    assert [(work.epochs, work.exports) for work in run.trainings.values()] == [(3, 1), (5, 5), (2, 1)]
 
 
 def test_memory_and_disk_by_hand(llama, monkeypatch):
@@ -272,8 +272,8 @@ def test_every_shipped_config_gives_requests_to_measure_on(path, monkeypatch):
     """Also one without iterations and without an evaluation."""
     monkeypatch.setattr(requests, "SAMPLED_REQUESTS", 8)
     settings = changed(load_settings(path), engine={"shard_requests": 8})
-    found = samples(settings, Requests(settings, chat_format(Path("none"), 1000)))
-    assert len(found) >= 1 + (not settings.judge.scores_file) and all(sample.items for sample in found)
+    kinds = samples(settings, Requests(settings, chat_format(Path("none"), 1000)))
+    assert len(kinds) >= 1 + (not settings.judge.scores_file) and all(sample.items for sample in kinds)
 
 
 def test_where_no_pair_fits_training_is_not_measured(tiny):
@@ -286,8 +286,8 @@ def test_where_no_pair_fits_training_is_not_measured(tiny):
         some = TrainingBench(world, changed(tiny, trainer={"tokens_per_microbatch": 300}), config).measure(made)
     assert none == {"forward": (0.0, 0.0), "backward": (0.0, 0.0), "update": 0.0}
     assert some["update"] > 0
-    found = command_line.report(planned(settings, config), "h100", Path("."))
-    assert "no example fits 20 tokens" in command_line.table(found)
+    document = command_line.report(planned(settings, config), "h100", Path("."))
+    assert "no example fits 20 tokens" in command_line.table(document)
 
 
 # What will not fit.
@@ -339,14 +339,14 @@ def test_each_check_can_fail(tiny, monkeypatch, changes, check, status, setting)
     }
     ranks = 5 if check is checks.shards else 2  # two ranks have no idle one: the number of shards is even
     fits, fails = list(check(planned(tiny, ranks=1))), list(check(planned(changed(tiny, **changes), ranks=ranks)))
-    assert {found.status for found in fits} <= {"ok"}
-    assert any(check.status == status and setting in check.what + check.change for check in fails), fails
+    assert {result.status for result in fits} <= {"ok"}
+    assert any(result.status == status and setting in result.what + result.change for result in fails), fails
 
 
 def test_sequences_that_give_way_are_counted_in_times(tiny):
-    found = list(checks.cache(planned(changed(tiny, engine={"num_kv_blocks": 24}))))
-    assert any("24 blocks are too few: a sequence gives way " in check.what for check in found)
-    assert not any("% of the sequences" in check.what for check in found)
+    results = list(checks.cache(planned(changed(tiny, engine={"num_kv_blocks": 24}))))
+    assert any("24 blocks are too few: a sequence gives way " in check.what for check in results)
+    assert not any("% of the sequences" in check.what for check in results)
 
 
 def test_only_files_that_the_run_reads_are_wanted(tiny):
@@ -360,9 +360,9 @@ def test_only_files_that_the_run_reads_are_wanted(tiny):
 
 def test_models_besides_the_seed_are_said_to_be_counted_as_the_seed(tiny):
     settings = changed(tiny, respond={"prompts": ""}, prompts=SEEDS | {"model": "a"}, metajudge={"model": "b"})
-    found = list(checks.other_models(planned(settings)))
-    assert [check.status for check in found] == ["warning"] * 2
-    assert [check.what.split(" is not")[0] for check in found] == ["prompts.model: a", "metajudge.model: b"]
+    results = list(checks.other_models(planned(settings)))
+    assert [check.status for check in results] == ["warning"] * 2
+    assert [check.what.split(" is not")[0] for check in results] == ["prompts.model: a", "metajudge.model: b"]
     actors = replace(settings, iteration=[Iteration(judge_pairs=False)])
     assert list(planned(actors).other_models) == ["pool"]
 
@@ -381,8 +381,8 @@ def test_a_model_besides_the_seed_is_counted_with_its_own_shape(tiny, tmp_path):
     assert [check.status for check in checks.other_models(other)] == ["ok"]
     assert [c.status for c in checks.context(other) if c.what.startswith("metajudge")] == ["will not fit"]
     other.machine = MeasuredCpu(1.0, 2.0, (1.0, 0.1, 0.01, 0.0, 0.001), (1.0, 1e-9), (2.0, 3e-9), 0.5, 1e-9)
-    [found] = checks.other_models(other)
-    assert found.status == "warning" and "was not measured" in found.what
+    [check] = checks.other_models(other)
+    assert check.status == "warning" and "was not measured" in check.what
 
 
 def test_longest_examples_by_hand(tiny):
@@ -412,8 +412,8 @@ def test_checks_of_the_machine_can_fail():
 def test_new_prompts_against_iterations(llama, monkeypatch):
     monkeypatch.setattr(requests, "SAMPLED_REQUESTS", 16)
     settings = changed(llama, engine={"shard_requests": 16}, prompts={"max_attempts": 1000})
-    [found] = checks.pool(planned(settings, LLAMA, 8))
-    assert found.status == "will not fit" and "prompts.max_attempts" in found.change
+    [check] = checks.pool(planned(settings, LLAMA, 8))
+    assert check.status == "will not fit" and "prompts.max_attempts" in check.change
 
 
 # The command.
@@ -433,10 +433,10 @@ def test_json_and_exit_codes(monkeypatch, capsys):
     """0: all fits. 1: a GPU of 1 GB has no room for CUDA itself, and the document says which settings take room."""
     base = ROOT / "configs" / "tiny.toml"
     code, out = run_command(monkeypatch, capsys, "--config", str(base), "--gpus", "2", "--json")
-    found = json.loads(out)
-    assert code == 0 and {"ok"} <= {check["status"] for check in found["checks"]} <= {"ok", "warning"}
-    assert found["rank_hours"] == pytest.approx(2 * found["seconds"] / 3600)
-    assert found["assumptions"]["response_tokens"] == 21 and found["ranks"] == 2 and found["gpu"] == "h100"
+    document = json.loads(out)
+    assert code == 0 and {"ok"} <= {check["status"] for check in document["checks"]} <= {"ok", "warning"}
+    assert document["rank_hours"] == pytest.approx(2 * document["seconds"] / 3600)
+    assert document["assumptions"]["response_tokens"] == 21 and document["ranks"] == 2 and document["gpu"] == "h100"
     monkeypatch.setitem(CARDS, "a100", replace(CARDS["a100"], memory=1e9))
     code, out = run_command(monkeypatch, capsys, "--config", str(base), "--gpus", "2", "--gpu", "a100", "--json")
     wrong = [check["change"] for check in json.loads(out)["checks"] if check["status"] == "will not fit"]
@@ -460,20 +460,20 @@ def test_mistakes_are_named(monkeypatch, capsys):
 
 def test_the_table_says_what_the_document_says(tiny):
     run = planned(tiny, ranks=2)
-    found = command_line.report(run, "h100", Path("."))
-    table = command_line.table(found)
+    document = command_line.report(run, "h100", Path("."))
+    table = command_line.table(document)
     for stage in run.stages:
         assert stage.name in table
     assert "2 x h100" in table and "response_tokens 21" in table and "iter1 4 actor, 6 judge" in table
     words = " ".join(table.split())
-    for check in found["checks"]:
+    for check in document["checks"]:
         assert " ".join(f"{check['what']}: {check['change']}".split()).rstrip(": ") in words
 
 
 def test_a_cpu_is_measured(monkeypatch):
     """The tiny model's: every coefficient is there, and some work takes some time."""
     monkeypatch.chdir(ROOT)
-    found = command_line.calibrated(Path("configs/tiny.toml"))
-    assert found.start_seconds > 0 and found.load_seconds > 0 and found.update > 0 and found.disk > 0
-    assert found.generation_seconds([StepWork(100, 10, 500, 1000)]) > 0
-    assert found.update_seconds([1e9]) > found.forward_seconds([1e9]) > 0
+    cpu = command_line.calibrated(Path("configs/tiny.toml"))
+    assert cpu.start_seconds > 0 and cpu.load_seconds > 0 and cpu.update > 0 and cpu.disk > 0
+    assert cpu.generation_seconds([StepWork(100, 10, 500, 1000)]) > 0
+    assert cpu.update_seconds([1e9]) > cpu.forward_seconds([1e9]) > 0

@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import tokenizers
+import torch
+from safetensors.torch import save_file
 
 from stages.files import UserError
 from tools import trials
@@ -52,6 +55,39 @@ def test_a_file_system_without_exclusive_creation(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", lambda path, mode="r", *rest, **more: real(path, mode.replace("x", "w")))
     with pytest.raises(UserError, match="created twice"):
         trials.try_names(tmp_path)
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """A folder as a fetched model's: one tensor, a tokenizer with ChatML's tokens, a template."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file({"model.norm.weight": torch.ones(8)}, folder / "model.safetensors")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, []))
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "<|im_start|>"}))
+    return folder
+
+
+def test_a_model_opens(model):
+    assert trials.open_model(str(model)) == {"tensors": 1, "end": 2}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("model.safetensors.index.json", {"weight_map": {"a": "model-00001-of-00002.safetensors"}}, "00001-of-00002"),
+        ("model.safetensors", "version https://git-lfs", "damaged"),
+        ("tokenizer_config.json", {}, "no chat_template"),
+        ("tokenizer_config.json", {"chat_template": "<start_of_turn>"}, "the chat template is none of"),
+    ],
+)
+def test_half_a_model_and_one_without_a_chat_format(model, file, content, words):
+    (model / file).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UserError, match=words):
+        trials.open_model(str(model))
 
 
 def test_ranks_that_hang_are_ended(tmp_path):

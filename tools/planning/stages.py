@@ -136,19 +136,19 @@ class PlannedRun:
 
     def evaluate(self, t: int, against_seed: bool) -> None:
         """M_t, or with t = -1 the seed, on held-out data; files that are missing are left out."""
-        place, evaluation = ModelMeasurements.of(Path(), t), self.settings.evaluation
+        measurements, evaluation = ModelMeasurements.of(Path(), t), self.settings.evaluation
         seed, judges = t < 0, t >= 0 or evaluation.seed_judges
         there = {name for key, name in named_files(self.settings) if Path(name).is_file()}
         suffix = "-seed" if seed else ""
         if judges and ("{run}" in evaluation.judge_cases or evaluation.judge_cases in there):
-            self.generation(str(place.agreement), "agreement" + suffix, lambda: self.requests.agreement(seed))
+            self.generation(str(measurements.agreement), "agreement" + suffix, lambda: self.requests.agreement(seed))
         if judges and evaluation.comparisons in there:
             kind = "meta-agreement" + suffix
-            self.generation(str(place.meta_agreement), kind, lambda: self.requests.meta_agreement(seed))
+            self.generation(str(measurements.meta_agreement), kind, lambda: self.requests.meta_agreement(seed))
         if there & {evaluation.instructions, evaluation.prompts}:
-            self.generation(str(place.held_out), "held-out", self.requests.held_out)
+            self.generation(str(measurements.held_out), "held-out", self.requests.held_out)
         if evaluation.prompts in there and against_seed:
-            self.generation(str(place.duel), "duel", self.requests.duel)
+            self.generation(str(measurements.duel), "duel", self.requests.duel)
 
     def iteration(self, t: int) -> None:
         """Responses, judgments, comparisons, pairs, DPO."""
