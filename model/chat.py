@@ -178,7 +178,7 @@ def load_chat(folder: Path | str) -> ChatFormat:
             f"{folder}: the chat template is none of Llama-3's, ChatML's, Llama-2's and Zephyr's; "
             "only these are implemented"
         )
-    return replace(chat, stop_ids=chat.stop_ids | _stop_ids(folder))
+    return replace(chat, stop_ids=chat.stop_ids | load_stop_ids(folder))
 
 
 def _template(folder: Path) -> str:
@@ -192,7 +192,7 @@ def _template(folder: Path) -> str:
     return template
 
 
-def _stop_ids(folder: Path) -> frozenset[int]:
+def load_stop_ids(folder: Path) -> frozenset[int]:
     """The end-of-sequence ids that generation_config.json or config.json lists: one id, or several."""
     for name in ("generation_config.json", "config.json"):
         value = _json(folder / name).get("eos_token_id") if (folder / name).is_file() else None

@@ -11,15 +11,10 @@ import argparse
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from model.chat import load_chat
-from model.dtype import generation_dtype
-from model.weights import load_packed
-from sampling.engine import Engine
-from sampling.generate import request_seed
-from sampling.request import Request, Sampling
+from sampling.llm import LLM, SamplingParams
 from stages.files import read_jsonl, write_jsonl
+from stages.seeds import request_seed
 
 MAX_NEW_TOKENS = 96
 
@@ -32,27 +27,19 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    chat = load_chat(arguments.model)
-    model = load_packed(arguments.model, generation_dtype("auto", torch.device("cpu")))
-    engine = Engine(model, num_kv_blocks=2048, block_size=16, max_num_batched_tokens=2048, max_num_seqs=128)
-    requests = []
-    for row in (row for path in arguments.prompts for row in read_jsonl(path, ("id", "prompt"))):
-        ids = chat.prompt_ids([{"role": "user", "content": row["prompt"]}])
+    llm = LLM(arguments.model, device="cpu", num_kv_blocks=2048)
+    conversations, params, rows = [], [], []
+    for prompt in (row for path in arguments.prompts for row in read_jsonl(path, ("id", "prompt"))):
         for temperature in arguments.temperatures:
-            name = f"{row['id']}/{temperature}"
-            sampling = Sampling(temperature, 0.95, MAX_NEW_TOKENS, chat.stop_ids)
-            requests.append(Request(name, ids, sampling, request_seed(0, 0, "answers", name)))
-    completions = {c.id: c for c in tqdm(engine.run(requests), total=len(requests), mininterval=10)}
-    rows = []
-    for request in requests:
-        prompt_id, temperature = request.id.split("/")
-        completion = completions[request.id]
-        text = chat.text(completion.ids).strip()
-        rows.append(
-            {"id": request.id, "prompt_id": prompt_id, "temperature": float(temperature), "text": text}
-            | {"finish_reason": completion.finish_reason}
-        )
-    write_jsonl(arguments.out, rows)
+            name = f"{prompt['id']}/{temperature}"
+            conversations.append([{"role": "user", "content": prompt["prompt"]}])
+            params.append(SamplingParams(temperature, 0.95, MAX_NEW_TOKENS, request_seed(0, 0, "answers", name)))
+            rows.append({"id": name, "prompt_id": prompt["id"], "temperature": temperature})
+    outputs = zip(rows, llm.chat(conversations, params), strict=True)
+    write_jsonl(
+        arguments.out,
+        [row | {"text": output.text.strip(), "finish_reason": output.finish_reason} for row, output in outputs],
+    )
 
 
 if __name__ == "__main__":

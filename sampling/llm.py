@@ -1,0 +1,122 @@
+"""The engine's front door, for people and notebooks.
+
+llm = LLM("models/smollm2-135m-instruct")
+output = llm.chat([{"role": "user", "content": "Name a fruit."}], SamplingParams(temperature=0.8, seed=1))[0]
+print(output.text)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.chat import ChatFormat, Message, load_chat, load_stop_ids
+from model.dtype import generation_dtype
+from model.llama import Llama
+from model.tokenizer import load_tokenizer
+from model.weights import load_packed
+from sampling.engine import Engine
+from sampling.request import FinishReason, Request, Sampling
+from stages.files import UserError
+
+BOS = ("<|begin_of_text|>", "<s>")
+"""Names of beginning-of-sequence tokens."""
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How completions are drawn: temperature 0 is greedy, top_p 1 is the whole distribution."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 <= self.top_p <= 1 or self.max_tokens < 1:
+            raise UserError(f"{self}: temperature must be at least 0, top_p from 0 to 1, max_tokens at least 1")
+
+
+@dataclass(frozen=True)
+class Output:
+    """A completion; a stop token ends `token_ids`, but is no part of `text`."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+
+
+class LLM:
+    """A model with its tokenizer and an engine."""
+
+    def __init__(self, path: Path | str, dtype: str = "auto", device: str | None = None, **engine_options: Any):
+        """`path`: a Hugging Face directory; `device`: CUDA where there is one; `engine_options`: see `Engine`.
+
+        Raises `UserError` for a model that cannot be loaded.
+        """
+        self.path, self.tokenizer = Path(path), load_tokenizer(path)
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = load_packed(path, generation_dtype(dtype, place), place)
+        options = {"block_size": 16, "max_num_batched_tokens": 2048, "max_num_seqs": 128} | engine_options
+        self.engine = Engine(model, **({"num_kv_blocks": _num_kv_blocks(model, options["block_size"])} | options))
+
+    @cached_property
+    def chat_format(self) -> ChatFormat:
+        return load_chat(self.path)
+
+    def generate(self, prompts: Sequence[str], params: SamplingParams | Sequence[SamplingParams]) -> list[Output]:
+        """Continue raw texts, each after a BOS where the vocabulary has one.
+
+        Prompt i draws with seed `params.seed` + i, or with params of its own. Raises `UserError` for an empty prompt.
+        """
+        if isinstance(prompts, str):
+            raise UserError("generate: prompts is a text; pass a list of texts")
+        begin = [self.tokenizer.control(name) for name in BOS]
+        bos = [token for token in begin if token is not None][:1]
+        ids = [bos + self.tokenizer.encode(prompt) for prompt in prompts]
+        return self._complete(ids, params, load_stop_ids(self.path))
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams],
+    ) -> list[Output]:
+        """Answer one conversation, or each of several, in the model's chat format; seeds as in `generate`.
+
+        Raises `UserError` for a model without a known chat format.
+        """
+        conversations: Any = [messages] if messages and isinstance(messages[0], dict) else messages
+        ids = [self.chat_format.prompt_ids(conversation) for conversation in conversations]
+        return self._complete(ids, params, self.chat_format.stop_ids)
+
+    def _complete(
+        self,
+        prompts: list[list[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        stop_ids: frozenset[int],
+    ) -> list[Output]:
+        if isinstance(params, SamplingParams):
+            params = [replace(params, seed=params.seed + i) for i in range(len(prompts))]
+        if len(params) != len(prompts):
+            raise UserError(f"{len(prompts)} prompts but {len(params)} params; pass one for all, or one for each")
+        requests = []
+        for i, (ids, own) in enumerate(zip(prompts, params, strict=True)):
+            if not ids:
+                raise UserError(f"prompt {i} is empty; the model needs a token to continue")
+            sampling = Sampling(own.temperature, own.top_p, own.max_tokens, stop_ids)
+            requests.append(Request(str(i), ids, sampling, own.seed))
+        completions = {completion.id: completion for completion in self.engine.run(requests)}
+        ordered = [completions[request.id] for request in requests]
+        return [Output(self.tokenizer.decode(c.ids), c.ids, c.finish_reason) for c in ordered]
+
+
+def _num_kv_blocks(model: Llama, block_size: int) -> int:
+    """Blocks of the KV cache: on CUDA they fill 80% of the free memory; a CPU's take memory only once written."""
+    config, weight = model.config, model.embed_tokens.weight
+    if not weight.is_cuda:
+        return 4096
+    size = 2 * config.num_hidden_layers * config.kv_size * block_size * weight.dtype.itemsize
+    return int(0.8 * torch.cuda.mem_get_info(weight.device)[0] / size)

@@ -1,0 +1,76 @@
+"""LLM: texts and conversations in, the engine's completions out."""
+
+import pytest
+import torch
+
+from kernels.attention import VarlenAttention
+from kernels.segments import Segments
+from model.llama import logits_head
+from prepare.seed_model import make_tiny
+from sampling.llm import LLM, SamplingParams
+from stages.files import UserError
+
+CHAT = [{"role": "user", "content": "Name a fruit."}]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory) -> LLM:
+    folder = tmp_path_factory.mktemp("llm") / "tiny"
+    make_tiny(folder)
+    return LLM(folder, dtype="float32", device="cpu", num_kv_blocks=64)
+
+
+def greedy(llm: LLM, ids: list[int], count: int) -> list[int]:
+    """The most probable tokens after `ids`, each from a whole forward pass."""
+    tokens = list(ids)
+    for _ in range(count):
+        attend = VarlenAttention(Segments.make([len(tokens)]))
+        logits = llm.engine.model(torch.tensor(tokens), torch.arange(len(tokens)), attend, logits_head)
+        tokens.append(int(logits[-1].argmax()))
+    return tokens[len(ids) :]
+
+
+def test_generate_continues_the_text(llm):
+    prompts = ["The sea is", "Once upon a time"]
+    for prompt, output in zip(prompts, llm.generate(prompts, GREEDY), strict=True):
+        assert output.token_ids == greedy(llm, llm.tokenizer.encode(prompt), 8)
+        assert output.text == llm.tokenizer.decode(output.token_ids) and output.finish_reason == "length"
+
+
+def test_chat_answers_in_the_chat_format(llm):
+    expected = greedy(llm, llm.chat_format.prompt_ids(CHAT), 8)
+    assert [output.token_ids for output in llm.chat(CHAT, GREEDY)] == [expected]
+    assert [output.token_ids for output in llm.chat([CHAT, CHAT], GREEDY)] == [expected] * 2
+
+
+def test_a_bos_begins_a_text_where_there_is_one(monkeypatch, llm):
+    control = llm.tokenizer.control
+    monkeypatch.setattr(llm.tokenizer, "control", lambda name: 7 if name == "<s>" else control(name))
+    expected = greedy(llm, [7, *llm.tokenizer.encode("The sea")], 8)
+    assert llm.generate(["The sea"], GREEDY)[0].token_ids == expected
+
+
+def test_seeds_make_samples_reproducible(llm):
+    params = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=12, seed=5)
+    first, second = llm.generate(["The sea", "The sea"], params)
+    assert first != second and [first, second] == llm.generate(["The sea", "The sea"], params)
+    own = [SamplingParams(1.0, 0.9, 12, seed=6), SamplingParams(1.0, 0.9, 12, seed=5)]
+    assert llm.generate(["The sea", "The sea"], own) == [second, first]
+
+
+def test_errors_say_what_to_do(llm, tmp_path):
+    for fault, complaint in [
+        (lambda: SamplingParams(top_p=1.5), "top_p from 0 to 1"),
+        (lambda: llm.generate("text", GREEDY), "pass a list"),
+        (lambda: llm.generate(["text", ""], GREEDY), "prompt 1 is empty"),
+        (lambda: llm.generate(["text"], [GREEDY] * 2), "1 prompts but 2 params"),
+        (lambda: LLM(tmp_path / "none"), "none"),
+    ]:
+        with pytest.raises(UserError, match=complaint):
+            fault()
+
+
+def test_a_prompt_without_room_is_an_output(llm):
+    output = llm.generate(["word " * 2000], GREEDY)[0]
+    assert (output.text, output.finish_reason) == ("", "too_long")
