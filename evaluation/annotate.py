@@ -2,7 +2,8 @@
 
 `torchrun -m evaluation.annotate --benchmark B --answers FILE --out OUT` takes answers as `evaluation/answers.py` writes
 them, and a judge: `--judge DIR`, a Hugging Face folder, which scores each answer alone, as in the loop, or compares
-(`--protocol`, evaluation/pairwise.py), `--N` times; or `--verdicts FILE`, verdicts from elsewhere (evaluation/verdicts.py).
+(`--protocol`, evaluation/pairwise.py), `--N` times; or `--verdicts FILE`, verdicts from elsewhere
+(evaluation/verdicts.py).
 
 - alpaca-eval: `--baseline` has the questions and the answers to compare with. OUT/annotations.json is a list of
   {dataset, instruction, output_1, generator_1, output_2, generator_2, annotator, preference, raw}; output_1 is the
