@@ -108,7 +108,7 @@ test-gpu: .venv/test
 kernels: .venv/kernels
 	@$(BIN)/python -m kernels.compile
 
-# Speed of generation and of training, as JSON lines. WORKLOAD and PAIRS are files with the names of tools/tools/bench/workload.py,
+# Speed of generation and of training, as JSON lines. WORKLOAD and PAIRS are files with the names of tools/bench/workload.py,
 # ONLY is flat, loop or dpo.
 bench: .venv/demo
 	@$(BIN)/python -m prepare.seed_model --config configs/smollm2-135m.toml >&2
