@@ -14,15 +14,15 @@ from kernels.rope import Rope, apply_rope
 from kernels.segments import Segments
 
 ROWS = 256
-"""Queries at a time: bounds the memory, and leaves out most keys that come later."""
+"""Queries per block: bounds the memory, and skips most of the keys behind each query."""
 
 
 def varlen_attention(q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, segments: Segments) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over the keys that each query sees; [t, h, d] in q's dtype.
 
-    A segment's own keys and its prefix's are parts of their own, merged by their sums of exponentials: so no keys are
-    put together, and a mask is left to the diagonal. Scores, weights and their slopes are fp32; backward computes them
-    again, of `ROWS` queries at a time.
+    A query's own segment and its prefix are attended separately, and the results merged by their sums of exponentials,
+    so keys are never concatenated and only the diagonal needs a mask. Scores, weights and their gradients are fp32;
+    backward recomputes them for `ROWS` queries at a time.
     """
     return _VarlenAttention.apply(q_thd, k_tkd, v_tkd, segments)
 
@@ -35,7 +35,7 @@ class _VarlenAttention(torch.autograd.Function):
         attend, rows = (_fused, len(q_thd)) if q_thd.device.type == "cpu" else (_plain, ROWS)
         for queries, keys, diagonal in _blocks(segments, rows):
             part_rhd, part_rh = attend(q_thd[queries], k_tkd[keys], v_tkd[keys], diagonal)
-            if not diagonal:  # which comes first
+            if not diagonal:  # the diagonal block has come first
                 so_far_rh, out_rhd = logsumexp_th[queries], out_thd[queries]
                 share_rh1 = torch.sigmoid(part_rh - so_far_rh)[..., None]
                 part_rhd = torch.lerp(out_rhd.to(share_rh1.dtype), part_rhd.to(share_rh1.dtype), share_rh1)
@@ -69,8 +69,8 @@ class _VarlenAttention(torch.autograd.Function):
 
 
 def _blocks(segments: Segments, most: int) -> Iterator[tuple[slice, slice, bool]]:
-    """Which queries see which keys: runs of at most `most` queries of one segment with themselves, each seeing those up
-    to itself (True), then with keys that all of them see (False)."""
+    """Blocks of at most `most` queries of one segment: first with their own keys, each query seeing those up to itself
+    (True), then with keys that all of them see (False)."""
     for start, end, prefix in segments.ranges():
         for first in range(start, end, most):
             queries = slice(first, min(first + most, end))
@@ -81,7 +81,7 @@ def _blocks(segments: Segments, most: int) -> Iterator[tuple[slice, slice, bool]
 
 
 def _by_head(x_tkd: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-    """[h, t, d], contiguous; a key-value head stands there once for each of its query heads."""
+    """[h, t, d], contiguous; each key-value head is repeated for each of its query heads."""
     x_ktd = x_tkd.to(dtype).transpose(0, 1)
     repeats = heads // len(x_ktd)
     return x_ktd.contiguous() if repeats == 1 else x_ktd.repeat_interleave(repeats, 0)
@@ -97,7 +97,7 @@ def _fused(q_rhd: Tensor, k_nkd: Tensor, v_nkd: Tensor, diagonal: bool) -> tuple
 
 
 def _plain(q_rhd: Tensor, k_nkd: Tensor, v_nkd: Tensor, diagonal: bool) -> tuple[Tensor, Tensor]:
-    """The same on another device."""
+    """`_fused` on other devices, in plain PyTorch."""
     dtype = torch.promote_types(q_rhd.dtype, torch.float32)
     q, k, v = (_by_head(x, q_rhd.shape[1], dtype) for x in (q_rhd, k_nkd, v_nkd))
     scores = torch.bmm(q * q.shape[2] ** -0.5, k.transpose(1, 2))
@@ -116,7 +116,7 @@ class VarlenAttention:
     def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
         kv_heads = v_tkd.shape[1]
         q_thd, k_tkd = apply_rope(qk_thd, rope).split((qk_thd.shape[1] - kv_heads, kv_heads), dim=1)
-        v_tkd = v_tkd.contiguous()  # else backward would keep the unrotated queries and keys beside it
+        v_tkd = v_tkd.contiguous()  # a view would keep the unrotated queries and keys alive until backward
         if launch.use_triton(self.attention, v_tkd):
             from kernels import attention_triton
 

@@ -1,7 +1,7 @@
 """Causal attention over packed segments, forward and backward, in Triton (FlashAttention-2, arXiv 2307.08691).
 
-Query i sees the keys j <= i of its own segment and all keys of the one that this continues, its prefix; segments are
-those of `kernels.segments.Segments`. With scale c = 1 / sqrt(d) and j over the keys that i sees:
+Query i sees the keys j <= i of its own segment and all keys of the segment's prefix (`kernels.segments`). With scale
+c = 1 / sqrt(d) and j over the keys that i sees:
 
     S_ij = c q_i . k_j     L_i = log sum_j exp S_ij     P_ij = exp(S_ij - L_i)     o_i = sum_j P_ij v_j
 
@@ -9,22 +9,22 @@ and for an incoming gradient do, with D_i = do_i . o_i and i over the queries th
 
     dv_j = sum_i P_ij do_i     dS_ij = P_ij (do_i . v_j - D_i)     dq_i = c sum_j dS_ij k_j     dk_j = c sum_i dS_ij q_i
 
-Neither S nor P is ever stored: forward keeps a running maximum and sum in fp32 while it walks over the keys, backward
-computes P again from L. Products take the inputs' dtype and are summed in fp32.
+S and P are never stored: forward keeps a running maximum and sum in fp32 while it walks over the keys, and backward
+recomputes P from L. Products take the inputs' dtype and are summed in fp32.
 
 Tiling. A program of `_forward` and `_backward_queries` has BLOCK_M queries of one head and walks over the keys of the
 prefix, then over those of its own segment up to its last query's, in steps of BLOCK_N. A program of `_backward_keys`
 has BLOCK_N keys of one key-value head and walks over the queries of all heads in its group, in steps of BLOCK_M, so
 that dk and dv are sums in registers: no atomics, the same bits every time. These queries are one range of tokens, from
-the first key to the last token that sees the segment, since those that continue it stand right behind it. And as a
-prefix stands before them, of all the keys that a walk meets a query sees those whose token is not behind its own.
+the first key to the last token that sees the segment, since continuations stand directly behind their prefix. Prefixes
+precede their continuations in the batch, so one test, key <= query, masks both.
 
-No tile or step goes beyond a segment. Which one a tile belongs to is found by bisection in `cu_seqlens`: the tiles of
-segment s begin at cu_seqlens[s] // BLOCK + s, which leaves room for a partly filled one in each. So the number of
-programs follows from shapes alone, and the host never waits for the lengths.
+No tile or step crosses a segment's border. Bisection in `cu_seqlens` finds a tile's segment: the tiles of segment s
+begin at cu_seqlens[s] // BLOCK + s, which leaves room for one partly filled tile in each. So the number of programs
+follows from shapes alone, and the host never waits for the lengths.
 
-`do_not_specialize` names what differs from batch to batch, so that no batch is the first of its kind to be compiled
-for; `reach` is a view whose alignment depends on the number of segments.
+`do_not_specialize` lists the arguments that differ from batch to batch, so that no batch causes a compilation; `reach`
+is a view whose alignment depends on the number of segments.
 
 Shapes: t tokens of all segments, s segments, h query heads, k key-value heads, d head_dim.
 """
@@ -40,7 +40,7 @@ from kernels.segments import Segments
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
-# Tiles by target and by the head size up to which they serve. 80's fit cards with 99 KiB of shared memory, too.
+# Tiles by target and largest head size. Those of 80 also fit cards with 99 KiB of shared memory.
 FORWARD = {
     80: {64: Launch(128, 64, 4, 2), 128: Launch(128, 64, 8, 3)},
     90: {64: Launch(128, 128, 8, 3), 128: Launch(128, 128, 8, 2)},
@@ -61,8 +61,8 @@ DELTA_ROWS = 64
 
 @triton.jit
 def _segment_of(tile, cu_seqlens, segments, BLOCK: tl.constexpr):
-    """The last segment whose first tile is not behind `tile`: (which, its first token, that behind its last one, the
-    tile's first token)."""
+    """The last segment whose first tile is not behind `tile`: (index, first token, token behind its last, the tile's
+    first token)."""
     low, high = 0, segments
     while high - low > 1:
         middle = (low + high) // 2
@@ -96,18 +96,18 @@ def _store(pointer, first, stride, end, values, D: tl.constexpr, BLOCK: tl.const
 
 @triton.jit
 def _keys_of(step, prefix_steps, prefix_start, prefix_end, start, end, BLOCK_N: tl.constexpr):
-    """(First key of a step, the one behind its segment's last). Steps through the prefix and through the segment itself
-    differ in these numbers alone, and so are one loop."""
+    """(First key of a step, key behind the last of its segment). Steps through the prefix and the segment differ in
+    these numbers alone, so one loop serves both."""
     own = step >= prefix_steps
     return tl.where(own, start - prefix_steps * BLOCK_N, prefix_start) + step * BLOCK_N, tl.where(own, end, prefix_end)
 
 
 @triton.jit
 def _up_to(last, COLUMNS: tl.constexpr):
-    """Whether column j of row i is up to last_i: [len(last), COLUMNS].
+    """Whether j <= last_i for column j of row i: [len(last), COLUMNS].
 
-    In halves: on compute capability 10.0 a thread has half a row, and then compares with numbers that the code has in
-    it, which would take a register each if they depended on the thread.
+    In halves, because on compute capability 10.0 a thread has half a row: then it compares with constants of the code
+    instead of numbers that depend on the thread and take a register each.
     """
     halves, columns = tl.arange(0, 2) * (COLUMNS // 2), tl.arange(0, COLUMNS // 2)
     up_to = last[:, None, None] - halves[None, :, None] >= columns[None, None, :]
@@ -289,7 +289,7 @@ def forward(q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, segments: Segments) -> 
 def backward(
     grad_thd: Tensor, q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, segments: Segments, out_thd: Tensor, lse_ht: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v for that of the result."""
+    """Gradients of q, k and v, given the gradient of the result."""
     if grad_thd.stride(2) != 1:
         grad_thd = grad_thd.contiguous()
     (tokens, heads, d), kv_heads, device = q_thd.shape, k_tkd.shape[1], q_thd.device

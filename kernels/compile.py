@@ -1,8 +1,8 @@
-"""Compile the kernels for GPUs that are not there, and say what the compiler made of them: `make kernels`.
+"""Compile the kernels for GPUs that are not present, and report on the machine code: `make kernels`.
 
-The public functions run on tensors without storage (device `meta`), at the shipped settings of each target; what they
-would launch is recorded, specialised by Triton's own rules and compiled to machine code. So what is checked is what a
-GPU would run.
+The public functions run on tensors without storage (device `meta`), at the shipped settings of each target. Their
+launches are recorded, specialised by Triton's own rules and compiled to machine code. So the check covers exactly what
+a GPU would run.
 """
 
 import argparse
@@ -38,16 +38,16 @@ from stages.files import command
 TARGETS = (80, 90, 100)
 DTYPES = (torch.bfloat16, torch.float16)
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-"""Shared memory that a program may have."""
+"""Largest shared memory of a program."""
 CONSUMER_SHARED_BYTES = 99 * 1024
-"""On the smaller cards (8.6, 8.9, 12.0) that run with the settings of 80."""
+"""Of the smaller cards (8.6, 8.9, 12.0), which run with the settings of 80."""
 INSTRUCTIONS = {"mma": r"\bmma\.sync", "wgmma": r"\bwgmma\.mma_async", "tcgen05": r"\btcgen05\.mma\b"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A launch that did not happen."""
+    """A recorded launch, which did not run."""
 
     kernel: JITFunction
     arguments: tuple[Any, ...]
@@ -67,13 +67,13 @@ class Recorded:
 
     @property
     def name(self) -> str:
-        """Such as `attention.forward`."""
+        """For example `attention.forward`."""
         module = self.kernel.__module__.removeprefix("kernels.").removesuffix("_triton")
         return f"{module}.{self.kernel.__name__.strip('_').removesuffix('_kernel')}"
 
     @property
     def tile(self) -> tuple[int, int]:
-        """Rows and columns of what a program holds at a time."""
+        """Rows and columns of a program's tile."""
         rows, columns = (
             next(self.options[name] for name in names if name in self.options)
             for names in (("BLOCK_M", "BLOCK_T", "BLOCK_HEADS", "BLOCK_G", "M"), ("BLOCK_N", "BLOCK_V", "BLOCK_D", "N"))
@@ -83,8 +83,8 @@ class Recorded:
 
 @contextlib.contextmanager
 def recording(target: int, keep: bool = True) -> Iterator[list[Recorded]]:
-    """Kernels launched inside are recorded, with the settings of `target`, and not run. A record keeps its tensors
-    alive; without `keep` there are none."""
+    """Record the kernels launched inside, with the settings of `target`, instead of running them. A record keeps its
+    tensors alive; without `keep` nothing is recorded."""
     launches: list[Recorded] = []
 
     def run(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
@@ -101,7 +101,7 @@ def recording(target: int, keep: bool = True) -> Iterator[list[Recorded]]:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model that decide about its kernels."""
+    """The sizes of a model on which its kernels depend."""
 
     heads: int
     kv_heads: int
@@ -119,7 +119,7 @@ SHAPES = {
 def run_attention(shape: Shape, dtype: torch.dtype) -> None:
     """Forward and backward over 8 segments of 4096 tokens in all; queries and keys are views of one tensor.
 
-    Which continue which is in tensors, so that every batch has these kernels.
+    The prefixes are data in tensors, so every batch has these kernels.
     """
     qk = _empty(dtype, 4096, shape.heads + shape.kv_heads, shape.head_dim)
     v = _empty(dtype, 4096, shape.kv_heads, shape.head_dim)
@@ -130,7 +130,7 @@ def run_attention(shape: Shape, dtype: torch.dtype) -> None:
 
 
 def run_paged(shape: Shape, dtype: torch.dtype) -> None:
-    """A decoding step of 64 sequences as a graph captures it."""
+    """A decoding step of 64 sequences, as a graph captures it."""
     sizes = TileSizes(tokens=64, tables=64, blocks=128, narrow=256, wide=256, entries=256)
     tiles = paged_triton.DeviceTiles.view(_empty(torch.int32, sum(sizes.parts)), sizes, merges=True)
     cache = _empty(dtype, 1, 2, 512, shape.kv_heads, 16, shape.head_dim)
@@ -140,7 +140,7 @@ def run_paged(shape: Shape, dtype: torch.dtype) -> None:
 
 
 def run_logprob(shape: Shape, dtype: torch.dtype) -> None:
-    """Values of 4096 tokens, and the slope of one tile of the vocabulary."""
+    """Values of 4096 tokens, and the gradient of one vocabulary tile's logits."""
     hidden, weight = _empty(dtype, 4096, shape.hidden_size), _empty(dtype, shape.vocabulary, shape.hidden_size)
     targets, grad, rows = _empty(torch.int64, 4096), _empty(torch.float32, 4096), logprob_triton.TILE_ROWS
     _, logsumexp = logprob_triton.forward(hidden, weight, targets)
@@ -173,9 +173,9 @@ def compile_case(case: str, model: str, dtype: torch.dtype, target: int) -> list
 
 
 def describe(launch: Recorded, model: str, dtype: torch.dtype, target: int) -> dict[str, Any]:
-    """A row of the table: the launch compiled, and what its machine code needs and has."""
+    """A row of the table: the compiled launch's resources and instructions."""
     compiled = launch.compile(target)
-    found = Counter({name: len(re.findall(pattern, compiled.asm["ptx"])) for name, pattern in INSTRUCTIONS.items()})
+    counts = Counter({name: len(re.findall(pattern, compiled.asm["ptx"])) for name, pattern in INSTRUCTIONS.items()})
     registers, stack, spills = _resources(compiled.asm["cubin"])
     shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
     return {
@@ -187,7 +187,7 @@ def describe(launch: Recorded, model: str, dtype: torch.dtype, target: int) -> d
         "spills": spills,
         "stack": stack,
         "shared_bytes": shared,
-        "matrix_instructions": {name: count for name, count in found.items() if count},
+        "matrix_instructions": {name: count for name, count in counts.items() if count},
         "dots": len(re.findall(r"\btt\.dot\b", compiled.asm["ttir"])),
         "scalar_dots": len(re.findall(r"\btt\.dot\b.*-> tensor<[^>]*#blocked", compiled.asm["ttgir"])),
         "tile": "x".join(map(str, launch.tile)),
@@ -198,14 +198,14 @@ def describe(launch: Recorded, model: str, dtype: torch.dtype, target: int) -> d
 
 
 def _resources(cubin: bytes) -> tuple[int, int, int]:
-    """Registers, bytes of stack and of local memory, and instructions that spill to it, read from the machine code."""
+    """Registers, bytes of stack and local memory, and number of spill instructions in the machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
         code = _tool("nvdisasm", "-c", file.name)
-    facts = {name: max(map(int, re.findall(rf"{name}:(\d+)", usage))) for name in ("REG", "STACK", "LOCAL")}
-    return facts["REG"], facts["STACK"] + facts["LOCAL"], len(re.findall(r"\b(?:LDL|STL)\b", code))
+    most = {name: max(map(int, re.findall(rf"{name}:(\d+)", usage))) for name in ("REG", "STACK", "LOCAL")}
+    return most["REG"], most["STACK"] + most["LOCAL"], len(re.findall(r"\b(?:LDL|STL)\b", code))
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -213,19 +213,19 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def blocks_per_multiprocessor(target: int, registers: int, shared: int, warps: int) -> int:
-    """Programs that fit a multiprocessor at the same time, of 65,536 registers, 64 warps and 32 programs."""
+    """Programs that fit a multiprocessor (65,536 registers, 64 warps, 32 programs) at the same time."""
     by_registers = 65_536 // (warps * -(-registers * 32 // 256) * 256)
-    by_shared = (SHARED_BYTES[target] + 1024) // (shared + 1024)  # the system keeps 1 KiB a program
+    by_shared = (SHARED_BYTES[target] + 1024) // (shared + 1024)  # the system reserves 1 KiB a program
     return min(by_registers, by_shared, 64 // warps, 32)
 
 
 def faults(row: dict[str, Any]) -> list[str]:
-    """Which of the bars a row misses."""
+    """The requirements that a row does not meet."""
     rows, columns = map(int, row["tile"].split("x"))
     target = int(row["target"].removeprefix("sm_"))
     wide = row["dots"] > 0 and not (row["kernel"] == "paged.read" and rows == NARROW_ROWS)
     best = {80: "mma", 90: "wgmma", 100: "tcgen05"}[target]
-    bars = {
+    requirements = {
         "spills registers": row["spills"] == 0 and row["stack"] == 0,
         "has too much shared memory": row["shared_bytes"] <= SHARED_BYTES[target],
         "has too much shared memory for smaller cards": target != 80 or row["shared_bytes"] <= CONSUMER_SHARED_BYTES,
@@ -235,13 +235,13 @@ def faults(row: dict[str, Any]) -> list[str]:
         f"does not use {best}": not wide or best in row["matrix_instructions"],
         "does not fit": row["blocks_per_multiprocessor"] >= 1,
     }
-    return [name for name, met in bars.items() if not met]
+    return [name for name, met in requirements.items() if not met]
 
 
 def compile_all(processes: int) -> list[dict[str, Any]]:
     """The rows of all cases, models, dtypes and targets."""
     jobs = list(product(CASES, SHAPES, DTYPES, TARGETS))
-    context = multiprocessing.get_context("spawn")  # the compiler's threads do not survive a fork
+    context = multiprocessing.get_context("spawn")  # a fork would lose the compiler's threads
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         return [row for rows in pool.map(compile_case, *zip(*jobs, strict=True)) for row in rows]
 
@@ -251,7 +251,7 @@ COLUMNS += ["shared_bytes", "matrix_instructions", "blocks_per_multiprocessor"]
 
 
 def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
-    """Those columns of the rows, as aligned text."""
+    """These columns of the rows, as aligned text."""
 
     def text(value: Any) -> str:
         return " ".join(f"{count} {name}" for name, count in value.items()) if isinstance(value, dict) else str(value)
@@ -263,7 +263,7 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("kernels.json"), help="where the rows go")
+    parser.add_argument("--out", type=Path, default=Path("kernels.json"), help="JSON file for the rows")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     rows = compile_all(arguments.processes)

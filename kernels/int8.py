@@ -1,12 +1,12 @@
-"""Products in int8, for processors that multiply integers fast (VNNI) but have no bfloat16 units; for inference alone.
+"""Products in int8 for inference, on processors that multiply integers fast (VNNI) but have no bfloat16 units.
 
-A weight is rounded once, with a scale for each output channel, an input in every call, with a scale for each token;
-both are symmetric about zero. With integers a and b the product is exact, so that a token's result depends neither on
-the other tokens of the batch nor on the order of the sum:
+A weight is rounded once, with a scale for each output channel; an input is rounded in every call, with a scale for each
+token. Both are symmetric about zero. The product of the integers a and b is exact, so a token's result depends neither
+on the other tokens of the batch nor on the order of the sum:
 
     x_t = s_t a_t    W_o = r_o b_o    y_to = s_t r_o sum_i a_ti b_oi
 
-An input that loses too much by that has two parts, of which the second is what the first left:
+An input that would lose too much has two parts, of which the second rounds the remainder of the first:
 
     x_t = s_t (a_t + c_t / 254)    y_to = s_t r_o sum_i (a_ti + c_ti / 254) b_oi
 
@@ -22,13 +22,13 @@ LARGEST = 127
 """Integers lie in [-LARGEST, LARGEST]."""
 
 FINER = 2 * LARGEST
-"""How many steps of the second part make one of the first, whose rounding leaves at most half of its own."""
+"""Steps of the second part per step of the first, whose rounding error is at most half a step."""
 
 ZERO = 128
-"""What stands for 0 in an input: oneDNN's fast product takes inputs without a sign, and takes this off again."""
+"""Zero point of inputs: oneDNN's fast product takes unsigned inputs and subtracts this."""
 
 LEAST = 1e-30
-"""A row's largest magnitude counts as at least this, so that a row of zeros has a scale."""
+"""Lower bound of a row's largest magnitude, so that a row of zeros has a scale."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,15 @@ class Int8Weight:
 
     integers: Tensor
     scale_o: Tensor
-    """fp32; r / LARGEST, so that a token's largest magnitude can stand for its scale."""
+    """fp32; r / LARGEST, so that a token's largest magnitude can serve as its scale."""
     zero_o: Tensor
     """int64, zeros."""
     parts: int
-    """Of an input: 1, or 2."""
+    """Parts of an input: 1 or 2."""
 
     @classmethod
     def of(cls, weight_oi: Tensor, parts: int = 1) -> "Int8Weight":
-        """Of a weight in any float dtype."""
+        """Round a weight of any float dtype."""
         integers_noi, peak_o1 = rounded(weight_oi.float(), 1)
         scale_o = peak_o1.flatten() / LARGEST**2
         layout = torch.ops.onednn.qlinear_prepack(integers_noi[0], None)
@@ -53,7 +53,7 @@ class Int8Weight:
 
 
 def rounded(x_ti: Tensor, parts: int) -> tuple[Tensor, Tensor]:
-    """Each row of fp32 `x_ti` as integers, int8 [n, t, i], of its largest magnitude / LARGEST, which is fp32 [t, 1]."""
+    """Each row of fp32 `x_ti` in steps of its peak / LARGEST, int8 [n, t, i]; and the peak, fp32 [t, 1]."""
     peak_t1 = x_ti.abs().amax(-1, keepdim=True).clamp_min_(LEAST)
     integers_nti = x_ti.new_empty((parts, *x_ti.shape), dtype=torch.int8)
     scaled_ti = x_ti * (LARGEST / peak_t1)
@@ -68,7 +68,7 @@ def rounded(x_ti: Tensor, parts: int) -> tuple[Tensor, Tensor]:
 def int8_linear(x_ti: Tensor, weight: Int8Weight) -> Tensor:
     """x W^T, fp32 [t, o], for fp32 `x_ti`."""
     integers_nti, peak_t1 = rounded(x_ti, weight.parts)
-    shifted_nti = integers_nti.bitwise_xor_(-ZERO).view(torch.uint8)  # ZERO added: the highest bit turned over
+    shifted_nti = integers_nti.bitwise_xor_(-ZERO).view(torch.uint8)  # adds ZERO by flipping the highest bit
     y_nto = torch.ops.onednn.qlinear_pointwise(
         shifted_nti,
         1.0,

@@ -1,7 +1,7 @@
-"""Which kernels run, and in what tiles.
+"""Which kernels run, and with what tiles.
 
-Triton's kernels take tensors on CUDA. On a CPU the eager PyTorch beside them runs, unless TRITON_INTERPRET=1
-asks for Triton's interpreter. `attention = "sdpa"` turns the kernels off, to tell whether a fault is theirs.
+Triton's kernels take tensors on CUDA. On a CPU their eager references run, unless TRITON_INTERPRET=1 asks for
+Triton's interpreter. `attention = "sdpa"` turns the kernels off, to find out whether they cause a fault.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ Attention = Literal["triton", "sdpa"]
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel's tile, rows by columns, and what Triton is told: warps a program, stages of its software pipeline."""
+    """A kernel's tile, rows by columns, its warps, and the stages of its software pipeline."""
 
     m: int
     n: int
@@ -36,9 +36,9 @@ def interpreted() -> bool:
 
 
 def use_triton(attention: Attention, tensor: Tensor) -> bool:
-    """Whether tensors like this one go to Triton's kernels.
+    """Whether Triton's kernels run for tensors like this one.
 
-    Raises `UserError` for float32 on CUDA, which does not fit, and where triton is not installed.
+    Raises `UserError` for float32 on CUDA, which does not fit, and if triton is not installed.
     """
     if attention == "sdpa" or not (tensor.is_cuda or interpreted()):
         return False
@@ -50,27 +50,27 @@ def use_triton(attention: Attention, tensor: Tensor) -> bool:
 
 
 def target(device: torch.device) -> int:
-    """The row of the tables of launch settings: 80, 90 or 100, for compute capabilities 8.x and 12.x, 9.x and 10.x.
+    """The key of the tables of launch settings: 80, 90 or 100, for compute capabilities 8.x and 12.x, 9.x and 10.x.
 
-    The interpreter uses 80's. Raises `UserError` for other cards.
+    The interpreter uses 80. Raises `UserError` for other cards.
     """
     if device.type != "cuda":
         return 80
     major, minor = torch.cuda.get_device_capability(device)
-    found = {8: 80, 9: 90, 10: 100, 12: 80}.get(major) if torch.version.hip is None else None
-    if found is None:
+    settings = {8: 80, 9: 90, 10: 100, 12: 80}.get(major) if torch.version.hip is None else None
+    if settings is None:
         raise UserError(f'{device}: no kernels for compute capability {major}.{minor}; set [model] attention = "sdpa"')
-    return found
+    return settings
 
 
 def choose(table: dict[int, dict[int, Launch]], device: torch.device, head_dim: int) -> Launch:
-    """The settings of a kernel whose tiles depend on the head size. Raises `UserError` for a size beyond the table."""
-    for largest, found in table[target(device)].items():
+    """A kernel's launch for this head size. Raises `UserError` for a head size beyond the table."""
+    for largest, launch in table[target(device)].items():
         if head_dim <= largest:
-            return found
+            return launch
     raise UserError(f'head_dim {head_dim}: the kernels go up to {largest}; set [model] attention = "sdpa"')
 
 
 def padded(size: int, least: int = 16) -> int:
-    """The width of a tile that holds `size` columns: a power of two, and what a matrix instruction takes at least."""
+    """Width of a tile of `size` columns: a power of two, at least as wide as a matrix instruction needs."""
     return max(least, 1 << (size - 1).bit_length())

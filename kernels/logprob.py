@@ -1,8 +1,8 @@
 """Log-probabilities of target tokens under a linear head, without the matrix of logits.
 
-Walks the vocabulary in tiles: only [tokens, rows of a tile] logits exist at a time, and the backward pass computes them
-again. Tiling the vocabulary rather than the tokens makes each tile's weight gradient one product over all tokens, so
-it is summed in fp32 inside that product, with no fp32 copy of the whole weight.
+The vocabulary is processed in tiles: only [tokens, rows of a tile] logits exist at a time, and the backward pass
+recomputes them. Tiling the vocabulary rather than the tokens makes each tile's weight gradient one product over all
+tokens, which sums in fp32 without an fp32 copy of the whole weight.
 
 Shapes: t tokens, d hidden_size, v vocabulary, r rows of a tile.
 """
@@ -33,8 +33,8 @@ class _LinearLogprob(torch.autograd.Function):
         for start in range(0, len(weight_vd), tile_rows):
             logits_tr = _logits(hidden_td, weight_vd[start : start + tile_rows], buffers)
             column_t, inside_t = _columns(targets_t, start, logits_tr.shape[1])
-            found_t = logits_tr.gather(1, column_t[:, None])[:, 0]
-            target_logit_t = torch.where(inside_t, found_t, target_logit_t)
+            logit_t = logits_tr.gather(1, column_t[:, None])[:, 0]
+            target_logit_t = torch.where(inside_t, logit_t, target_logit_t)
             highest_t = logits_tr.amax(1)
             tile_t = logits_tr.sub_(highest_t[:, None]).exp_().sum(1).log_() + highest_t
             logsumexp_t = torch.logaddexp(logsumexp_t, tile_t)
@@ -44,9 +44,9 @@ class _LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_t):
-        """With g the incoming gradient, that of the logits is -g (softmax - onehot(target)).
+        """The logits' gradient is -g (softmax - onehot(target)), with g the incoming gradient.
 
-        A token's g scales whole rows: it waits for the products, or is in the hidden states before them.
+        A token's g scales a whole row, so it is applied after the products, or to the hidden states before them.
         """
         hidden_td, weight_vd, targets_t, logsumexp_t = ctx.saved_tensors
         tile_rows = ctx.tile_rows
@@ -70,14 +70,14 @@ class _LinearLogprob(torch.autograd.Function):
 
 
 def _buffers(hidden_td: Tensor, tile_rows: int) -> tuple[Tensor, Tensor]:
-    """Memory for one tile, fp32 and in the inputs' dtype, used again by every tile: fresh memory costs page faults."""
+    """Memory of one tile, fp32 and in the inputs' dtype. All tiles reuse it, since fresh memory costs page faults."""
     size = len(hidden_td) * tile_rows
     single = hidden_td.new_empty(size, dtype=torch.float32)
     return single, single if hidden_td.dtype == torch.float32 else hidden_td.new_empty(size)
 
 
 def _logits(hidden_td: Tensor, weight_rd: Tensor, buffers: tuple[Tensor, Tensor]) -> Tensor:
-    """hidden weight^T, fp32 [t, r], in the first buffer. On a GPU the product itself ends in fp32."""
+    """hidden weight^T, fp32 [t, r], in the first buffer. On a GPU the product itself returns fp32."""
     shape = (len(hidden_td), len(weight_rd))
     single, low = (buffer[: shape[0] * shape[1]].view(shape) for buffer in buffers)
     if hidden_td.dtype == torch.float32:
@@ -95,7 +95,7 @@ def _like(slope_tr: Tensor, hidden_td: Tensor, buffers: tuple[Tensor, Tensor]) -
 
 
 def _columns(targets_t: Tensor, start: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Each target's column in the tile at `start`, and whether it lies in it (the column is 0 where not)."""
+    """Each target's column in the tile at `start`, or 0, and whether the target lies in the tile."""
     column_t = targets_t - start
     inside_t = (column_t >= 0) & (column_t < rows)
     return torch.where(inside_t, column_t, 0), inside_t

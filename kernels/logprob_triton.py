@@ -1,4 +1,4 @@
-"""Log-probabilities of target tokens under a linear head, forward and backward, in Triton: logprob.py says what for.
+"""Log-probabilities of target tokens under a linear head in Triton; logprob.py is the eager reference.
 
 With hidden state h_t, head W and target y_t of token t:
 
@@ -8,16 +8,16 @@ and for an incoming gradient g, with S the slope, that is the gradient of the lo
 
     S_tv = g_t ([v = y_t] - exp(z_tv - L_t))     dh_t = sum_v S_tv W_v     dW_v = sum_t S_tv h_t
 
-Forward stores L and the targets' logits; no other logit leaves the chip. Backward computes the logits again, of a tile
-of the vocabulary at a time, and stores S of that tile, in the inputs' dtype. The two products with S are torch's: they
-are plain matrix products, which its libraries do best. A tile has all tokens, so its rows of dW are one product.
+Forward stores L and the targets' logits; no other logit leaves the chip. Backward recomputes the logits of one tile of
+the vocabulary at a time and stores the tile's S, in the inputs' dtype. Torch multiplies the two plain matrix products
+with S. A tile has all tokens, so its rows of dW are one product.
 
 Tiling. A program of `_forward` has BLOCK_T tokens and a slice of the vocabulary. It walks over the slice in steps of
-BLOCK_V rows, with a running maximum and sum in fp32, and in each step over the hidden size in steps of BLOCK_K. With
-slices, few tokens fill a GPU, too; how many there are follows from shapes alone, and torch merges them. A program of
-`_slope` has BLOCK_T tokens and BLOCK_V rows. One of `_target` has BLOCK_T tokens and the rows of their targets: it
-multiplies each with each, which is less than a step of `_forward`, and keeps the diagonal. So the target's logit is
-summed as the logits in L are, and where it is the only one that counts, the two cancel.
+BLOCK_V rows, with a running maximum and sum in fp32, and in each step over the hidden size in steps of BLOCK_K. Slices
+let few tokens fill a GPU; their number follows from shapes alone, and torch merges them. A program of `_slope` has
+BLOCK_T tokens and BLOCK_V rows. A program of `_target` has BLOCK_T tokens and the rows of their targets: it multiplies
+each with each, which is less than a step of `_forward`, and keeps the diagonal. So the target's logit is summed in the
+same order as the logits in L, and cancels exactly where it dominates.
 
 Shapes: t tokens, d and k hidden_size, v vocabulary, r rows of a tile, s slices.
 """
@@ -33,7 +33,7 @@ from kernels.launch import Launch
 
 TILE_ROWS = 4096
 
-# Tiles, BLOCK_T by BLOCK_V. 80's fit cards with 99 KiB of shared memory, too, and leave an A100 room for two programs.
+# Tiles, BLOCK_T by BLOCK_V. Those of 80 also fit cards with 99 KiB of shared memory, and an A100 twice.
 LAUNCH: dict[str, dict[int, Launch]] = {
     "target": {80: Launch(64, 64, 4, 4), 90: Launch(64, 64, 4, 4), 100: Launch(64, 64, 4, 4)},
     "forward": {80: Launch(128, 128, 4, 4), 90: Launch(128, 256, 8, 4), 100: Launch(128, 256, 8, 4)},
@@ -42,11 +42,11 @@ LAUNCH: dict[str, dict[int, Launch]] = {
 DEPTH = {80: 64, 90: 128, 100: 128}
 """BLOCK_K in bytes."""
 PROGRAMS = 2048
-"""Programs of `_forward` at least, where the vocabulary has the steps: many for each processor, so that it matters
-little that not all finish at once."""
+"""Least number of programs of `_forward`, if the vocabulary has enough steps: many per processor, so that an uneven
+finish costs little."""
 GROUP: tl.constexpr = tl.constexpr(16)
-"""Blocks of tokens whose programs run at the same time, each for several pieces of the vocabulary: few enough that
-their hidden states stay in the L2 cache, and enough that a piece's rows of W are read from there many times."""
+"""Blocks of tokens whose programs run at the same time: few enough that their hidden states stay in the L2 cache, and
+enough that it serves each piece's rows of W many times."""
 
 
 @triton.jit
@@ -95,12 +95,12 @@ def _target(
     t = tl.program_id(0) * BLOCK_T + i
     token = tl.minimum(t, tokens - 1)
     target = tl.load(targets + token)
-    # What is no token reads no memory, and has the logit 0, as it has in the eager version.
+    # A target outside the vocabulary reads no memory and has the logit 0, as in the eager version.
     inside = (target >= 0) & (target < vocabulary)
     row = tl.where(inside, target, 0)
     logits = _logits(hidden, weight, token, row, hidden_stride, weight_stride, SIZE, BLOCK_T, BLOCK_V, BLOCK_K)
-    found = tl.sum(tl.where(i[:, None] == i[None, :], logits, 0.0), 1)
-    tl.store(target_logit + t, tl.where(inside, found, 0.0), mask=t < tokens)
+    logit = tl.sum(tl.where(i[:, None] == i[None, :], logits, 0.0), 1)
+    tl.store(target_logit + t, tl.where(inside, logit, 0.0), mask=t < tokens)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -113,7 +113,7 @@ def _forward(
 ):  # fmt: skip
     block, piece = _place(tokens, slices, BLOCK_T)
     t = block * BLOCK_T + tl.arange(0, BLOCK_T)
-    # In place of tokens and rows behind the last, the last once more: so the inner loop needs no mask for them.
+    # The last token and row stand in for those behind them, so the inner loop needs no mask.
     token = tl.minimum(t, tokens - 1)
     peak = tl.full((BLOCK_T,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_T,), tl.float32)
@@ -148,8 +148,8 @@ def _slope(
     logits = _logits(hidden, weight, token, row, hidden_stride, weight_stride, SIZE, BLOCK_T, BLOCK_V, BLOCK_K)
     target = (tl.load(targets + token) - start).to(tl.int32)
     softmax = tl.exp(logits - tl.load(logsumexp + token)[:, None])
-    # The comparison decides between values that hang on the logits. A matrix of 0 and 1 does not: the compiler makes it
-    # beforehand, and runs out of registers.
+    # Both alternatives depend on the logits. The compiler would compute a matrix of 0 and 1 in advance, and run out of
+    # registers.
     softmax = tl.where(r[None, :] == target[:, None], softmax - 1.0, softmax)
     slope = softmax * -tl.load(grad + token)[:, None]
     pointers = out + t.to(tl.int64)[:, None] * out_stride + r[None, :]
@@ -194,8 +194,8 @@ class _LinearLogprob(torch.autograd.Function):
             grad_hidden_td = hidden_td.new_zeros(hidden_td.shape, dtype=torch.float32)
         if ctx.needs_input_grad[1]:
             grad_weight_vd = weight_vd.new_empty(weight_vd.shape)
-        # A row stride that is a multiple of 16: with any other the kernel runs out of registers. Zeros, because oneDNN
-        # multiplies what lies behind a row's end by 0, and that must not be NaN.
+        # The kernel runs out of registers unless the row stride is a multiple of 16. The buffer starts as zeros,
+        # because oneDNN multiplies the memory behind a row's end by 0, and that must not be NaN.
         buffer_tr = hidden_td.new_zeros(len(hidden_td), triton.cdiv(min(tile_rows, vocabulary), 16) * 16)
         for start in range(0, vocabulary, tile_rows):
             weight_rd = weight_vd[start : start + tile_rows]
@@ -211,7 +211,7 @@ class _LinearLogprob(torch.autograd.Function):
 
 
 def forward(hidden_td: Tensor, weight_vd: Tensor, targets_t: Tensor) -> tuple[Tensor, Tensor]:
-    """The value and L, fp32 [t] each. Rows, and `targets_t`, must be contiguous."""
+    """The value and L, fp32 [t] each. Rows and `targets_t` must be contiguous."""
     (tokens, size), vocabulary = hidden_td.shape, len(weight_vd)
     tile, settings = _settings("forward", hidden_td)
     blocks, steps = triton.cdiv(tokens, tile.m), triton.cdiv(vocabulary, tile.n)
@@ -242,7 +242,7 @@ def slope(
     start: int,
     out: Tensor,
 ) -> None:
-    """S of the vocabulary's rows from `start` on, to `out` [t, r]. Rows, and tensors [t], must be contiguous."""
+    """Write S of the vocabulary's rows from `start` on to `out` [t, r]. Rows and tensors [t] must be contiguous."""
     (tokens, size), rows = hidden_td.shape, len(weight_rd)
     tile, settings = _settings("slope", hidden_td)
     if tokens:
@@ -253,7 +253,7 @@ def slope(
 
 
 def _settings(kernel: str, hidden_td: Tensor) -> tuple[Launch, dict[str, int]]:
-    """A kernel's tile on this device, and the same as arguments of its launch."""
+    """A kernel's tile on this device, and its launch's arguments for it."""
     target = launch.target(hidden_td.device)
     tile = LAUNCH[kernel][target]
     depth = DEPTH[target] // hidden_td.element_size()
@@ -266,7 +266,7 @@ def _rows(matrix: Tensor) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a b; on a GPU it ends in fp32, so that partial sums are never rounded to 16 bits."""
+    """a b; fp32 on a GPU, so that partial sums are never rounded to 16 bits."""
     if a.is_cuda and a.dtype != torch.float32:
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a, b)

@@ -19,7 +19,7 @@ def rope_tables(positions_t: Tensor, inverse_frequencies: Tensor) -> Rope:
 def apply_rope(x_thd: Tensor, rope: Rope) -> Tensor:
     """Rotate each pair (x[i], x[i + d/2]) by its token's angle, in fp32; the result has x's dtype.
 
-    A gradient is rotated back, and nothing is kept for it but the tables.
+    Backward rotates the gradient back, and keeps only the tables.
     """
     return _Rotation.apply(x_thd, *rope)
 

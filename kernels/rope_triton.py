@@ -4,8 +4,8 @@ For each pair (x_i, x_{i + d/2}) of a query or key at a position with angle a_i:
 
     y_i = x_i cos a_i - x_{i + d/2} sin a_i     y_{i + d/2} = x_{i + d/2} cos a_i + x_i sin a_i     in fp32
 
-Keys and values are stored where the cache wants them; a value is copied as it is. The cosines and sines come from
-`kernels.rope.rope_tables`, computed once for all layers.
+Keys and values are stored in their slots of the cache; values are not rotated. `kernels.rope.rope_tables` computes the
+cosines and sines once for all layers.
 
 Tiling. A program has one token: all its heads' first halves and second halves as two tiles [heads, d / 2], then its
 values as a tile [k, d].

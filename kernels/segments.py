@@ -14,29 +14,29 @@ from kernels.transfer import to_device
 
 @dataclass(frozen=True)
 class Segments:
-    """Which packed tokens see one another.
+    """The segments of a packed batch.
 
-    A segment is a run of tokens, each of which sees those before it in the segment and, if the segment continues
-    another one (its prefix), all of that one. So the tokens that several sequences begin with are computed once:
-    prompt, chosen, rejected are three segments, of which the latter two continue the first. Those that continue a
-    segment stand right behind it, and a prefix has no prefix itself. A plain sequence is a segment by itself.
+    A segment is a run of tokens. Each token sees the tokens before it in the segment and, if the segment continues
+    another one (its prefix), all of the prefix. So a shared beginning of several sequences is computed once: prompt,
+    chosen and rejected are three segments, of which the latter two continue the first. Segments that continue another
+    one stand directly behind it, and a prefix has no prefix itself. A plain sequence is one segment.
     """
 
     borders: list[int]
-    """[s + 1], from 0 to t; segment i has the tokens borders[i] to borders[i + 1] - 1."""
+    """[s + 1], from 0 to t; segment i is the tokens [borders[i], borders[i + 1])."""
     prefixes: list[int]
-    """[s]; the segment that each one continues, or -1."""
+    """[s]; index of each segment's prefix, or -1."""
     cu_seqlens: Tensor
     """`borders` on the device, int32."""
     reach_3s: Tensor
-    """int32 [3, s] on the device: first token and length of each one's prefix, and the token behind the last one that
-    sees it, in it or in a segment that continues it."""
+    """int32 [3, s] on the device: first token and length of each segment's prefix, and the token behind the last one
+    that sees the segment."""
 
     @classmethod
     def make(
         cls, lengths: Sequence[int], prefixes: Sequence[int] | None = None, device: torch.device | None = None
     ) -> "Segments":
-        """Segments of these lengths; `prefixes` as above, by default none."""
+        """Segments of these lengths; `prefixes` as above, none by default."""
         prefixes = [-1] * len(lengths) if prefixes is None else list(prefixes)
         borders = [0]
         for count in lengths:
@@ -52,7 +52,7 @@ class Segments:
         return cls(borders, prefixes, table[: len(borders)], table[len(borders) :].view(3, -1))
 
     def ranges(self) -> Iterator[tuple[int, int, range]]:
-        """Of each segment that has tokens: the first one, the one behind the last, and the prefix's."""
+        """Of each segment that has tokens: first token, token behind the last, and the prefix's tokens."""
         for i, prefix in enumerate(self.prefixes):
             if self.borders[i] < self.borders[i + 1]:
                 seen = range(self.borders[prefix], self.borders[prefix + 1]) if prefix >= 0 else range(0)

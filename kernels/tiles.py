@@ -60,8 +60,8 @@ class Tiles:
     @property
     def sizes(self) -> TileSizes:
         """The room that these tiles need."""
-        counts = (self.narrow, self.wide, self.readers)
-        return TileSizes(len(self.positions), len(self.tables), max(map(len, self.tables)), *map(len, counts))
+        blocks, readers = max(map(len, self.tables)), len(self.readers)
+        return TileSizes(len(self.positions), len(self.tables), blocks, len(self.narrow), len(self.wide), readers)
 
     @property
     def merges(self) -> bool:

@@ -1,21 +1,20 @@
-"""Exact temperature and top-p sampling in Triton: no sort, and nothing that waits for the host.
+"""Exact temperature and top-p sampling in Triton, without a sort and without waiting for the host.
 
-The algorithm and the noise are those of `sampling.sampler`, and so are the draws. With x the logits of a row and T its
-temperature,
+Algorithm, noise and draws are those of `sampling.sampler`. With x the logits of a row and T its temperature,
 
     w[i] = exp((x[i] - max x) / T),    W = sum of w,
 
 a draw is the first i at which w[0] + ... + w[i] >= u W, with u from Philox-4x32-10 of (seed, position, attempt). It is
-kept when the tokens more probable than it hold less than top_p W; else the next attempt draws again. Judging a draw is
-a pass over the row, which two things save: a draw with w > (1 - top_p) W leaves less than top_p W to all others, so it
-is kept; and a draw no more probable than a rejected one is rejected too, so a small top_p costs few passes.
+kept if the tokens more probable than it hold less than top_p W; else the next attempt draws again. The test is a pass
+over the row, which is not needed in two cases: a draw with w > (1 - top_p) W leaves less than top_p W to all others, so
+it is kept; a draw no more probable than a rejected one is rejected too, so a small top_p costs few passes.
 
 Shapes: b sequences, v vocabulary, c chunks of the vocabulary, m chunks a tile, n tokens a chunk.
 
-Tiling: two kernels, since a draw needs its whole row, but a program a row leaves most of a GPU idle in a small batch.
-The first reads the logits once, a program for each tile of m chunks in each row, and writes every chunk's maximum and
-sum. The second has a program a row: it holds the c sums as one vector, draws a chunk from them and then a token from
-the chunk's n, and walks the row in tiles of m chunks only where a draw must be judged.
+Tiling. Two kernels, since a draw needs its whole row, but one program a row leaves most of a GPU idle in a small batch.
+The first reads the logits once, with a program for each tile of m chunks in each row, and writes every chunk's maximum
+and sum. The second has one program a row: it holds the c sums as one vector, draws a chunk from them and then a token
+from the chunk's n, and walks the row in tiles of m chunks only if a draw must be tested.
 """
 
 import torch
@@ -29,8 +28,8 @@ from kernels.attention_triton import LOG2_E
 from kernels.launch import Launch
 
 CHUNK = 256
-# By compute capability times ten: tiles of m chunks by n tokens. With 16 warps the second kernel has 8 tokens a thread,
-# so the sums that it keeps through its walk fit the registers, mostly those of two programs on a multiprocessor.
+# Tiles of m chunks by n tokens, by compute capability times ten. With 16 warps the second kernel has 8 tokens a thread,
+# so its sums fit the registers, mostly with two programs on a multiprocessor.
 CHUNK_LAUNCH: dict[int, Launch] = {
     80: Launch(16, CHUNK, warps=4, stages=1),
     90: Launch(16, CHUNK, warps=4, stages=1),
@@ -57,7 +56,7 @@ def _chunk_kernel(
     token_mn = chunk_m[:, None] * N + tl.arange(0, N)[None, :]
     x_mn = tl.load(logits + row * stride + token_mn, mask=token_mn < vocabulary, other=float("-inf")).to(tl.float32)
     highest_m = tl.max(x_mn, 1)
-    # A chunk of -inf alone: any finite reference gives it the sum 0, where its own would give NaN.
+    # The sum of a chunk of -inf alone is 0 with any finite reference, and NaN with its own maximum.
     reference_m = tl.where(highest_m == float("-inf"), 0.0, highest_m)
     mass_m = tl.sum(_weight(x_mn, reference_m[:, None], _rate(tl.load(temperature + row))), 1)
     tl.store(highest + row * chunks + chunk_m, highest_m, mask=chunk_m < chunks)
@@ -99,7 +98,7 @@ def _draw_kernel(
         x_n, lane_n = _load_chunk(x_row, chunk, vocabulary, N)
         token = chunk * N + _first(x_n == top, lane_n, N - 1)
 
-    # Ends for any input: comparisons with NaN are false, and nothing is above the most probable token.
+    # The loop ends for any input: comparisons with NaN are false, and nothing is above the most probable token.
     pending = t != 0
     attempt = tl.full([], 0, tl.uint32)
     x_rejected = top
@@ -110,7 +109,7 @@ def _draw_kernel(
         x_n, lane_n = _load_chunk(x_row, chunk, vocabulary, N)
         w_n = _weight(x_n, top, rate)
         running_n = tl.cumsum(w_n.to(tl.float64), 0)
-        # Rounding may put the target past the chunk's last sum: then the last token that has any weight.
+        # Rounding may put the target past the chunk's last sum; then the last token with any weight is drawn.
         remainder = tl.minimum(remainder, tl.max(tl.where(w_n > 0, running_n, 0.0), 0))
         lane = _first((running_n >= remainder) & (w_n > 0), lane_n, N - 1)
         token = chunk * N + lane
@@ -135,13 +134,13 @@ def _rate(temperature):
 
 @triton.jit
 def _weight(x, highest, rate):
-    """exp((x - highest) / T). The difference comes first: of logits near the highest it is exact."""
+    """exp((x - highest) / T). The difference comes first, because it is exact for logits near the highest."""
     return tl.exp2((x - highest) * rate)
 
 
 @triton.jit
 def _first(condition, index, last):
-    """The lowest index at which the condition holds; `last`, the highest one that counts, where it never does."""
+    """The lowest index, at most `last`, at which the condition holds; `last` if it never does."""
     return tl.min(tl.where(condition, tl.minimum(index, last), last), 0)
 
 
@@ -180,10 +179,10 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """Draw a token for each row: (ids int64 [b], log-probabilities fp32 [b] at the temperature, before top-p).
 
-    `logits_bv` in fp32, fp16 or bf16, computed on in fp32; its rows may lie apart. `temperature_b` and `top_p_b` fp32:
-    temperature 0 means greedy, the lowest index among equals; top-p 0 leaves the most probable token and its equals.
+    `logits_bv` in fp32, fp16 or bf16, computed on in fp32, with any row stride. `temperature_b` and `top_p_b` fp32:
+    temperature 0 is greedy, the lowest index among equals; top-p 0 leaves the most probable token and its equals.
     `seed_b`, `position_b` int64. Raises `ValueError` for an empty vocabulary and for rows that are not contiguous.
-    Never waits for the GPU, and allocates by the shapes alone: it may be captured in a CUDA graph.
+    Never waits for the GPU and allocates by the shapes alone, so a CUDA graph may capture it.
     """
     rows, vocabulary = logits_bv.shape
     if vocabulary == 0 or (vocabulary > 1 and logits_bv.stride(1) != 1):

@@ -1,4 +1,4 @@
-"""Numbers to the device and back: on CUDA through pinned memory, so that copies do not wait for one another."""
+"""Numbers to the device and back: on CUDA through pinned memory, so that copies do not wait for each other."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def to_device(values: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of `values` on the device; on CUDA the copy is queued and the host goes on."""
+    """A tensor of `values` on the device; on CUDA the copy is only queued."""
     tensor = torch.tensor(values, dtype=dtype)
     if device.type != "cuda":
         return tensor.to(device)
@@ -15,7 +15,7 @@ def to_device(values: Sequence, dtype: torch.dtype, device: torch.device) -> Ten
 
 
 def to_host(*tensors: Tensor) -> list[list]:
-    """The tensors' values. On CUDA all copies are queued, then waited for once."""
+    """The tensors' values. On CUDA all copies are queued before one synchronisation."""
     if not tensors[0].is_cuda:
         return [tensor.tolist() for tensor in tensors]
     copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in tensors]

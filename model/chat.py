@@ -1,11 +1,10 @@
 """Chat formats as token ids: Llama-3's, ChatML, Llama-2's and Zephyr's.
 
-A prompt is put together from ids, never from text that holds control tokens, so there is exactly one BOS (where the
-format has one), and no control token in a message is more than text. Llama-3's and ChatML's turns are held apart by
-control tokens alone: nothing in a message can end its turn. Llama-2's and Zephyr's have markers that are text, "[INST]"
-and "<|user|>"; a message that holds one reads like a turn, and no encoding could tell them apart. Their texts begin
-with sentencepiece's space after a control token, as in Meta's code; transformers leaves it out where
-tokenizer_config.json says `"legacy": false`.
+A prompt is built from ids, never from text with control tokens. So there is exactly one BOS, if the format has one, and
+the name of a control token in a message is only text. Llama-3's and ChatML's turns are separated by control tokens
+alone, so nothing in a message can end its turn. Llama-2's and Zephyr's markers are text, "[INST]" and "<|user|>"; a
+message that contains one looks like a turn, and no encoding can tell them apart. Their texts begin with sentencepiece's
+space after a control token, as in Meta's code; transformers omits it if tokenizer_config.json has `"legacy": false`.
 """
 
 import json
@@ -21,11 +20,10 @@ Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}"""
 
 Control = Callable[[str], int]
-"""The id of a control token that the format needs."""
+"""From the name of a control token that the format needs to its id."""
 
 NEWLINE = "<0x0A>"
-"""A token of vocabularies such as Llama-2's: they set a space before each text, and none of their tokens goes on beyond
-a newline."""
+"""Marks vocabularies like Llama-2's: a space precedes each text, and no token continues beyond a newline."""
 
 ZEPHYR = re.compile(r"<\|user\|>(\\n|\n)' *\+ *message\['content'\] *\+ *eos_token")
 
@@ -38,12 +36,12 @@ class ChatFormat:
     render: Callable[[Sequence[Message]], list[int]]
     """Ids of a dialog, up to where the assistant's answer begins."""
     end: int
-    """What the model emits to end its turn."""
+    """The token that ends the model's turn."""
     stop_ids: frozenset[int]
     before: str = ""
-    """The last that stands before an answer, in one text with it; "" where a control token does."""
+    """Text directly before an answer, encoded together with it; "" after a control token."""
     space: str = ""
-    """Between that and the answer, in tokens of the answer."""
+    """Text between `before` and the answer, in the answer's tokens."""
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a dialog, ready for the assistant's answer."""
@@ -54,13 +52,13 @@ class ChatFormat:
         return [*self.tokenizer.encode(self.before + self.space + text)[self._skipped :], self.end]
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """The characters [start, end) of `text` of each of `completion_ids(text)`, the end-of-turn token left out."""
+        """The characters [start, end) of `text` of each of `completion_ids(text)`, without the end-of-turn token."""
         shift = len(self.before + self.space)
         spans = self.tokenizer.offsets(self.before + self.space + text)[self._skipped :]
         return [(max(start - shift, 0), max(end - shift, 0)) for start, end in spans]
 
     def text(self, ids: Sequence[int]) -> str:
-        """Text of a completion's ids, the stop token left out."""
+        """Text of a completion's ids, without the stop token."""
         return self.tokenizer.decode(ids)
 
     @property
@@ -69,7 +67,7 @@ class ChatFormat:
 
 
 def llama3(tokenizer: Tokenizer, control: Control) -> ChatFormat:
-    """BOS, then of every turn <|start_header_id|>role<|end_header_id|>, two newlines, content<|eot_id|>."""
+    """BOS, then for each turn <|start_header_id|>role<|end_header_id|>, two newlines, content<|eot_id|>."""
     begin, end = control("<|begin_of_text|>"), control("<|eot_id|>")
     start_header, end_header = control("<|start_header_id|>"), control("<|end_header_id|>")
 
@@ -86,12 +84,12 @@ def llama3(tokenizer: Tokenizer, control: Control) -> ChatFormat:
 
 
 def chatml(tokenizer: Tokenizer, control: Control, default_system: str) -> ChatFormat:
-    """Of every turn <|im_start|>role, newline, content<|im_end|>, newline. No BOS.
+    """For each turn <|im_start|>role, newline, content<|im_end|>, newline. No BOS.
 
-    `default_system` is the system message of a dialog that brings none, or "" for none at all.
+    `default_system`: system message of a dialog without one; "" for none.
     """
     start, end = control("<|im_start|>"), control("<|im_end|>")
-    before = "" if tokenizer.control(NEWLINE) is None else "\n"  # else an answer would begin with a space
+    before = "" if tokenizer.control(NEWLINE) is None else "\n"  # such vocabularies would begin the answer with a space
 
     def turn(role: str, content: str) -> list[int]:
         return [start, *tokenizer.encode(f"{role}\n{content}")]
@@ -108,10 +106,10 @@ def chatml(tokenizer: Tokenizer, control: Control, default_system: str) -> ChatF
 
 
 def llama2(tokenizer: Tokenizer, control: Control) -> ChatFormat:
-    """Of every exchange BOS, "[INST] user [/INST] answer ", EOS, each text encoded whole, as Meta's code does.
+    """For each exchange BOS, "[INST] user [/INST] answer ", EOS, each text encoded whole, as in Meta's code.
 
-    The system message stands in the first user's, between <<SYS>> and <</SYS>>. Rendering raises `UserError` when user
-    and assistant do not take turns, which the format has no place for.
+    The system message stands in the first user message, between <<SYS>> and <</SYS>>. Rendering raises `UserError` if
+    user and assistant do not take turns, which the format cannot express.
     """
     begin, end = control("<s>"), control("</s>")
 
@@ -133,7 +131,7 @@ def llama2(tokenizer: Tokenizer, control: Control) -> ChatFormat:
 
 
 def zephyr(tokenizer: Tokenizer, control: Control) -> ChatFormat:
-    """Of every turn "<|role|>", newline, content, EOS, newline, as TinyLlama-Chat has it. No BOS."""
+    """For each turn "<|role|>", newline, content, EOS, newline, as in TinyLlama-Chat. No BOS."""
     end = control("</s>")
 
     def render(messages: Sequence[Message]) -> list[int]:
@@ -149,18 +147,18 @@ def zephyr(tokenizer: Tokenizer, control: Control) -> ChatFormat:
 def load_chat(folder: Path | str) -> ChatFormat:
     """The chat format of a Hugging Face directory, recognised from its chat template.
 
-    Raises `UserError` when there is no template, or it is of no format above. The preamble with dates that the template
-    of Llama-3.1 and later puts into the system message is left out; the turns are the same.
+    Raises `UserError` if there is no template, or one of another format. The dates that the template of Llama-3.1 and
+    later puts into the system message are left out; the turns are the same.
     """
     folder = Path(folder)
     tokenizer = load_tokenizer(folder)
     template = _template(folder)
 
     def control(token: str) -> int:
-        found = tokenizer.control(token)
-        if found is None:
+        token_id = tokenizer.control(token)
+        if token_id is None:
             raise UserError(f"{tokenizer_file(folder)}: the chat template needs {token}, which the vocabulary lacks")
-        return found
+        return token_id
 
     if "<|start_header_id|>" in template:
         chat = llama3(tokenizer, control)

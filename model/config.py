@@ -1,4 +1,4 @@
-"""The architecture's numbers, read from Hugging Face's `config.json`."""
+"""The architecture's sizes and constants, read from Hugging Face's `config.json`."""
 
 import json
 import math
@@ -54,8 +54,8 @@ class LlamaConfig:
     def load(cls, folder: Path | str) -> "LlamaConfig":
         """Read `folder`/config.json.
 
-        Raises `UserError` for a missing or damaged file, another architecture, or anything that this model would
-        have to ignore (biases, another activation, an unknown rope type).
+        Raises `UserError` for a missing or damaged file, another architecture, or a feature that is not implemented
+        (biases, another activation, an unknown rope type).
         """
         path = Path(folder) / "config.json"
         if not path.is_file():
@@ -115,7 +115,7 @@ class LlamaConfig:
 
 
 def no_config(folder: Path) -> UserError:
-    """What is wrong with a folder without config.json, and what to do: Meta's layout, or nothing that is known."""
+    """The error for a folder without config.json: it is in Meta's layout, or no model."""
     if any((source / "params.json").is_file() for source in (folder, folder / "original")):
         converted = f"{folder}-hf"
         return UserError(

@@ -1,4 +1,4 @@
-"""What matrix products run in: the fastest that the processor has and that the use allows."""
+"""The dtype of matrix products: the fastest that the processor has and the use allows."""
 
 import torch
 
@@ -6,8 +6,8 @@ from stages.files import UserError
 
 
 def generation_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """What generation's matrix products run in: the setting, or for "auto" bfloat16 where it is native, else on a CPU
-    int8 where that is, else float32.
+    """The dtype of generation's matrix products: the setting, or for "auto" bfloat16 if it is native, else on a CPU
+    int8 if that is native, else float32.
 
     Raises `UserError` for int8 on CUDA, or on a processor without such instructions.
     """
@@ -22,13 +22,13 @@ def generation_dtype(setting: str, device: torch.device) -> torch.dtype:
 
 
 def held_dtype(products: torch.dtype) -> torch.dtype:
-    """What a model computes in besides such products: what its weights are loaded in before they are packed."""
+    """The dtype of everything but these products, in which weights are loaded before they are packed."""
     return torch.float32 if products == torch.int8 else products
 
 
 def training_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """What training's matrix products run in, and the log-probabilities of its data: the setting, or for "auto"
-    bfloat16 where it is native, else float32; float32 too for "int8", which generation alone can use."""
+    """The dtype of training's matrix products, also for the log-probabilities of its data: the setting, or for "auto"
+    bfloat16 if it is native, else float32. "int8", which only generation can use, is float32 here."""
     if setting in ("float32", "bfloat16"):
         return getattr(torch, setting)
     return torch.bfloat16 if setting == "auto" and _bfloat16_is_native(device) else torch.float32

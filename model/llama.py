@@ -1,8 +1,8 @@
 """Llama by hand: one forward for training, prefill and decode.
 
-Tokens are flat: no batch dimension and no padding. What differs between uses is passed in: `attend` knows where keys
-and values live and which tokens see which; `head` turns the last hidden states into logits or log-probabilities, so
-that it runs inside the forward (under FSDP the weight is whole only there).
+Tokens are flat: no batch dimension and no padding. The caller passes in what differs between uses: `attend` knows where
+keys and values live and which tokens see which; `head` turns the last hidden states into logits or log-probabilities
+inside the forward, since under FSDP the weight is whole only there.
 
 Shapes: t tokens, d hidden_size, h query heads, k key-value heads, v vocabulary.
 """
@@ -21,11 +21,11 @@ from model.layers import Linear, RMSNorm, SwiGLU, Weight, linear
 Attend = Callable[[int, Tensor, Tensor, Rope], Tensor]
 """(layer, q and k [t, h + k, head_dim], v [t, k, head_dim], rope) -> [t, h, head_dim].
 
-Queries and keys come in one tensor and unrotated: one rotation serves both, and a paged cache may rotate keys while it
+Queries and keys come in one tensor and unrotated: one rotation serves both, and a paged cache rotates keys while it
 stores them."""
 
 Head = Callable[[Tensor, Weight], Tensor]
-"""(hidden [t, d], weight [v, d]) -> whatever the caller wants of them."""
+"""(hidden [t, d], weight [v, d]) -> what the caller needs, for example logits."""
 
 
 class Attention(nn.Module):
@@ -44,7 +44,7 @@ class Attention(nn.Module):
         return qk, v
 
     def output(self, attended_thd: Tensor) -> Tensor:
-        """[t, d] of what the heads gathered, [t, h, head_dim]."""
+        """[t, d] from the heads' results [t, h, head_dim]."""
         return self.o_proj(attended_thd.flatten(1))
 
 
@@ -58,7 +58,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
         self.recompute = False
-        """Activation checkpointing: keep only the block's input and compute the rest again in backward."""
+        """Activation checkpointing: keep only the block's input and recompute the rest in backward."""
 
     def forward(self, x_td: Tensor, layer: int, attend: Attend, rope: Rope) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
@@ -66,7 +66,7 @@ class Block(nn.Module):
         return self._forward(x_td, layer, attend, rope)
 
     def fuse(self) -> None:
-        """Have `torch.compile` fuse what stands before and behind the attention; token counts may vary."""
+        """Compile the parts before and behind the attention; token counts may vary."""
         self._before = torch.compile(self._before, dynamic=True)  # type: ignore[method-assign]
         self._behind = torch.compile(self._behind, dynamic=True)  # type: ignore[method-assign]
 
@@ -83,12 +83,12 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """The whole model. Parameters carry Hugging Face's names, but for the two fused projections."""
+    """The whole model. Parameters have Hugging Face's names, except the two fused projections."""
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
-        # A weight of its own: filling one that is loaded anyway makes torch import its compiler, for two seconds.
+        # An empty weight: nn.Embedding would fill its own, for which torch imports its compiler, for two seconds.
         empty_vd = torch.empty(config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=empty_vd)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
@@ -105,7 +105,7 @@ class Llama(nn.Module):
 
     @property
     def head_weight(self) -> Weight:
-        """[v, d]: of the head, or of the embedding where they are tied."""
+        """[v, d]: the head's weight, or the embedding's if they are tied."""
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
 

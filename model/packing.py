@@ -1,4 +1,4 @@
-"""A model made ready for inference: its weights laid out for the products that shall run, in int8 after a rotation.
+"""Packing a model for inference: its weights in the layout of the products, for int8 after a rotation.
 
 Shapes: t tokens, d hidden_size, i and o sizes of a product's input and output.
 """
@@ -13,17 +13,17 @@ from model.layers import Linear, RMSNorm, packable, packed
 from model.llama import Block, Llama
 
 ROTATED = 64
-"""Channels that are rotated together, at most."""
+"""Most channels that are rotated together."""
 
 PARTS = {"down_proj": 2}
-"""How many int8 parts a module's input has, by the module's name; 1 elsewhere. No rotation of the weights reaches
-SwiGLU's output."""
+"""Number of int8 parts of a module's input, by the module's name; 1 elsewhere. SwiGLU's output needs two, because no
+rotation of the weights reaches it."""
 
 
 def pack(model: Llama, products: torch.dtype) -> Llama:
-    """Pack the weights of all products, which shall run in this dtype, where that pays; for inference alone, and once.
+    """Pack the weights of all products for this dtype, if that pays; changes the model and returns it.
 
-    Changes the model, and returns it.
+    A packed model is for inference alone, and cannot be packed again.
     """
     if products == torch.int8:
         rotate(model)
@@ -39,11 +39,11 @@ def pack(model: Llama, products: torch.dtype) -> Llama:
 
 @torch.no_grad()
 def rotate(model: Llama) -> None:
-    """Turn the residual stream, which leaves the logits as they are (QuaRot, arXiv 2404.00456).
+    """Rotate the residual stream without changing the logits (QuaRot, arXiv 2404.00456).
 
     A few of a Llama's channels are far larger than the others, and would set the scale by which int8 rounds all of
-    them. So the norms' weights w go into the products that follow, and a Hadamard matrix mixes each block of `ROTATED`
-    neighbouring channels. With Q of all these blocks, orthogonal and symmetric:
+    them. So the norms' weights w are multiplied into the products that follow, and a Hadamard matrix mixes each block
+    of `ROTATED` neighbouring channels. With Q the orthogonal, symmetric matrix of all these blocks:
 
         E -> E Q    W_in -> W_in diag(w) Q    W_out -> Q W_out    since  norm(x Q) = norm(x) Q
     """

@@ -1,4 +1,4 @@
-"""Text to token ids and back: `tokenizer.json`, sentencepiece's `tokenizer.model`, or Meta's, which is tiktoken's.
+"""Text to token ids and back: `tokenizer.json`, sentencepiece's `tokenizer.model`, or Meta's in tiktoken's format.
 
 Text is always encoded as plain text: the name of a control token inside it never becomes that token.
 """
@@ -28,12 +28,11 @@ LLAMA3_NAMED = [
     *("<|eom_id|>", "<|eot_id|>", "<|python_tag|>", "<|image|>"),
 ]
 LLAMA3_SPECIAL = LLAMA3_NAMED + [f"<|reserved_special_token_{i}|>" for i in range(2, 258 - len(LLAMA3_NAMED))]
-"""The 256 control tokens that follow the ranks, by the names of Llama 3.1 and later; those that Llama 3 uses have the
-same ids."""
+"""The 256 control tokens that follow the ranks, by the names of Llama 3.1 and later. The ids are also Llama 3's."""
 
 
 class JsonTokenizer:
-    """The library `tokenizers`, from a Hugging Face directory's tokenizer.json or from Meta's ranks."""
+    """A tokenizer of the library `tokenizers`, from Hugging Face's tokenizer.json or Meta's ranks."""
 
     def __init__(self, backend: tokenizers.Tokenizer):
         self.backend = backend
@@ -58,12 +57,12 @@ class JsonTokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def control(self, token: str) -> int | None:
-        """The id of a control token, or None when the vocabulary lacks it."""
+        """The id of a control token, or None if the vocabulary lacks it."""
         return self.backend.token_to_id(token)
 
 
 class SentencePieceTokenizer:
-    """The library `sentencepiece`, from its own tokenizer.model: Llama 2, TinyLlama. Methods as above."""
+    """A tokenizer of the library `sentencepiece`, from its tokenizer.model: Llama 2, TinyLlama. Methods as above."""
 
     def __init__(self, backend: sentencepiece.SentencePieceProcessor):
         self.backend = backend
@@ -73,13 +72,13 @@ class SentencePieceTokenizer:
         return self.backend.get_piece_size()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text: no BOS, no control tokens. Most models set a space before it."""
+        """Ids of plain text: no BOS, no control tokens. Most models add a space before it."""
         return self.backend.encode(text)
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """The characters [start, end) of `text` that each of `encode(text)` stands for; each byte of one has it whole.
+        """The characters [start, end) of `text` that each of `encode(text)` stands for.
 
-        The library gives a character that is spelled in bytes to the last of them.
+        Each token of a character spelled in bytes gets the character, which the library gives to the last one alone.
         """
         mapping = self.backend.encode(text, out_type="offset_mapping")
         ids, spans = mapping["ids"], mapping["offsets"]
@@ -89,22 +88,22 @@ class SentencePieceTokenizer:
         return spans
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; control tokens and rows that pad the embedding are left out."""
+        """Text of ids; control tokens and ids beyond the vocabulary, which pad the embedding, are left out."""
         return self.backend.decode([i for i in ids if i < self.vocab_size and not self.backend.is_control(i)])
 
     def control(self, token: str) -> int | None:
-        """The id of a control token, or None when the vocabulary lacks it."""
-        found = self.backend.piece_to_id(token)
-        return found if self.backend.id_to_piece(found) == token else None
+        """The id of a control token, or None if the vocabulary lacks it."""
+        token_id = self.backend.piece_to_id(token)
+        return token_id if self.backend.id_to_piece(token_id) == token else None
 
 
 Tokenizer = JsonTokenizer | SentencePieceTokenizer
 
 
 def tokenizer_file(folder: Path | str) -> Path:
-    """The file that makes the tokenizer of a model's directory; tokenizer.json goes before tokenizer.model.
+    """The file of a model's tokenizer: tokenizer.json, else tokenizer.model.
 
-    Raises `UserError` when there is neither.
+    Raises `UserError` if there is neither.
     """
     for name in ("tokenizer.json", "tokenizer.model"):
         if (Path(folder) / name).is_file():
@@ -116,7 +115,7 @@ def tokenizer_file(folder: Path | str) -> Path:
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
-    """The tokenizer of a model's directory. Raises `UserError` when its file is missing or damaged."""
+    """The tokenizer of a model's directory. Raises `UserError` if its file is missing or damaged."""
     path = tokenizer_file(folder)
     if path.suffix == ".json":
         try:
@@ -133,16 +132,16 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
 
 
 def is_tiktoken(path: Path) -> bool:
-    """Whether a tokenizer.model is Meta's, lines of "base64 rank", rather than sentencepiece's protobuf."""
+    """Whether a tokenizer.model is Meta's (lines of "base64 rank") and not sentencepiece's protobuf."""
     with path.open("rb") as file:
         return re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\s*", file.readline(1024)) is not None
 
 
 def tiktoken_backend(path: Path) -> tokenizers.Tokenizer:
-    """Llama 3's tokenizer of a file in tiktoken's form; `save` writes the tokenizer.json that transformers loads.
+    """Llama 3's tokenizer from a file in tiktoken's format; `save` writes a tokenizer.json that transformers loads.
 
-    Byte-level BPE: a word that is in the vocabulary is one token; in others, of all neighbours that make a token
-    together, those of the lowest rank are joined first. Raises `UserError` for a damaged file.
+    Byte-level BPE: a word in the vocabulary is one token. In other words the neighbours whose union has the lowest rank
+    are joined first. Raises `UserError` for a damaged file.
     """
     ranks = _read_ranks(path)
     characters = _byte_characters()
@@ -182,7 +181,7 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def _byte_characters() -> list[str]:
-    """The printable character by which byte-level BPE writes each byte, as GPT-2 chose them."""
+    """The printable character that stands for each byte in byte-level BPE, as chosen by GPT-2."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]

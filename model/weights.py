@@ -1,7 +1,7 @@
 """Weights between Hugging Face's safetensors and the model: strict, streamed, sharded or whole.
 
-The model fuses q, k, v and gate, up; a checkpoint stores them apart. A parameter is therefore a list of a
-checkpoint's tensors stacked by rows, and a rank that holds only some rows of it reads only those.
+The model fuses q, k, v and gate, up; a checkpoint stores them separately. A parameter is therefore several of a
+checkpoint's tensors stacked by rows, and a rank that holds some of the rows reads only those.
 """
 
 import json
@@ -46,7 +46,7 @@ class Checkpoint:
     """The safetensors of a Hugging Face directory, read by name and rows; single file or sharded by an index."""
 
     def __init__(self, folder: Path | str):
-        """Raises `UserError` when no weights are found, or a file is missing or damaged."""
+        """Raises `UserError` if there are no weights, or a file is missing or damaged."""
         self.folder = Path(folder)
         index = self.folder / "model.safetensors.index.json"
         single = self.folder / "model.safetensors"
@@ -95,8 +95,8 @@ def check_names(model: Llama, checkpoint: Checkpoint) -> None:
         if name not in checkpoint.slices:
             raise UserError(f"{checkpoint.folder}: tensor {name} is missing; config.json and weights do not match")
         if checkpoint.shape(name) != shape:
-            found = checkpoint.shape(name)
-            raise UserError(f"{checkpoint.folder}: tensor {name} has shape {found}, config.json says {shape}")
+            shape_read = checkpoint.shape(name)
+            raise UserError(f"{checkpoint.folder}: tensor {name} has shape {shape_read}, config.json says {shape}")
     ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
     for name in checkpoint.slices:
         if name not in expected and name not in ignored and not name.endswith("rotary_emb.inv_freq"):
@@ -111,7 +111,7 @@ def _whole(parameter: nn.Parameter) -> tuple[Tensor, int]:
 def load_weights(model: Llama, folder: Path | str, part: Callable[[nn.Parameter], tuple[Tensor, int]] = _whole) -> None:
     """Fill the model's parameters, tensor by tensor; each keeps its dtype.
 
-    `part`: of a parameter what lies here, and its first row; no other rows are read (`dpo.parallel.load_sharded`).
+    `part`: this rank's part of a parameter, and its first row; no other rows are read (`dpo.parallel.load_sharded`).
     Raises `UserError` as `Checkpoint` and `check_names` do.
     """
     checkpoint = Checkpoint(folder)
@@ -123,7 +123,7 @@ def load_weights(model: Llama, folder: Path | str, part: Callable[[nn.Parameter]
 
 
 def load_model(folder: Path | str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Llama:
-    """A whole model on one device, for generation: built on the meta device, then filled in `dtype`."""
+    """A whole model on one device, for generation, with parameters in `dtype`."""
     config = LlamaConfig.load(folder)
     with torch.device("meta"):
         model = Llama(config).to(dtype)
@@ -138,7 +138,7 @@ def load_packed(folder: Path | str, products: torch.dtype, device: torch.device 
 
 
 def split_parameters(parameters: Iterable[tuple[str, Tensor]], config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
-    """A model's (name, whole tensor) as a checkpoint's: fused projections apart."""
+    """A model's (name, whole tensor) pairs as a checkpoint's, with the fused projections split."""
     for name, tensor in parameters:
         rows = part_rows(name, config)
         parts = tensor.split(rows) if rows else (tensor,)
@@ -148,7 +148,8 @@ def split_parameters(parameters: Iterable[tuple[str, Tensor]], config: LlamaConf
 def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> list[Path]:
     """Write named tensors as Hugging Face's safetensors: one file, or shards of at most 4 GiB and their index.
 
-    They are taken one after another; a shard is written as it fills, so no more than one is held. Returns the files.
+    Tensors are taken one after another, and each shard is written when it is full, so at most one shard is in memory.
+    Returns the files.
     """
     shards: list[tuple[Path, list[str]]] = []
     pending: dict[str, Tensor] = {}
@@ -187,7 +188,7 @@ def save_pretrained(
     """Write a Hugging Face directory: safetensors, and config and tokenizer as in `source`.
 
     `parameters` are the model's own names and whole tensors, taken one after another, in the dtype to be stored.
-    Returns the files written. The caller makes the folder appear at once: write to a temporary one and rename it.
+    Returns the files written. For a folder that appears whole the caller writes to a temporary one and renames it.
     """
     source, folder = Path(source), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +214,7 @@ def save_pretrained(
 
 
 def random_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
-    """Fill a plain model with seeded weights: norms one, all else normal with `std`."""
+    """Fill a model with seeded weights: norms with 1, others from a normal distribution with `std`."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         with torch.no_grad():

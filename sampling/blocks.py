@@ -1,9 +1,9 @@
 """The pool of KV-cache blocks: reference counts, and an index of the prefixes that are already in the cache.
 
 No tensors here. A block holds `block_size` consecutive tokens of one or more sequences. Contents form a tree: a block's
-entry says which entry precedes it and which tokens it holds, so equal prefixes of any two sequences are found by
-walking from the root. An entry's number is never used again, so an entry whose parent was evicted is just unreachable.
-Blocks without references keep their content until they are taken again, the longest-released first.
+entry names its parent entry and its tokens, so a walk from the root finds equal prefixes of any two sequences. An
+entry's number is never used again, so an entry whose parent was evicted is merely unreachable. Blocks without
+references keep their content until they are allocated again, the longest-free first.
 """
 
 from collections import OrderedDict
@@ -15,7 +15,7 @@ ROOT = 0
 
 @dataclass
 class Entry:
-    """What a block holds."""
+    """A block's content in the index."""
 
     number: int
     parent: int
@@ -34,7 +34,7 @@ class Match:
     parent: int = ROOT
     """Entry of the last shared block."""
     tail: int | None = None
-    """A block whose first `tail_tokens` tokens match too: to be copied, as others write behind them."""
+    """A block whose first `tail_tokens` tokens match. It must be copied, since other sequences write behind them."""
     tail_tokens: int = 0
     pending: bool = False
     """Whether a running step is computing more of this prefix."""
@@ -49,13 +49,13 @@ class BlockPool:
         self.references = [0] * blocks
         self.free: OrderedDict[int, None] = OrderedDict.fromkeys(range(blocks))
         self.entries: dict[int, Entry] = {}
-        """By block."""
+        """Each block's entry."""
         self.children: dict[int, dict[tuple[int, ...], Entry]] = {}
-        """By the parent's number, then by tokens."""
+        """Entries by the parent's number, then by tokens."""
         self.last_number = ROOT
 
     def allocate(self) -> int:
-        """Take the block that has been free the longest, its old content forgotten. The pool must not be empty."""
+        """Take the block that has been free the longest and evict its content. The pool must not be empty."""
         block, _ = self.free.popitem(last=False)
         self.evict(block)
         self.references[block] = 1
@@ -67,7 +67,7 @@ class BlockPool:
         self.references[block] += 1
 
     def release(self, block: int) -> None:
-        """One reference less; without any the block is free, its content still to be found."""
+        """One reference less. A block without references is free, and its content can still be matched."""
         if self.references[block] < 1:
             raise ValueError(f"block {block} is released more often than taken")
         self.references[block] -= 1
@@ -78,9 +78,9 @@ class BlockPool:
             self.free[block] = None
 
     def register(self, block: int, parent: int, tokens: Sequence[int]) -> int:
-        """Say what a block will hold after the running step; returns the entry's number, parent of the next block.
+        """Index what a block will hold after the running step; returns the entry's number, the next block's parent.
 
-        Where another block already holds the same, the index keeps that one, and its number is returned.
+        If another block already holds the same, the index keeps that block, and returns its number.
         """
         old = self.entries.get(block)
         filled = old.filled if old else 0
@@ -97,7 +97,7 @@ class BlockPool:
             entry.filled = min(filled, len(entry.tokens))
 
     def evict(self, block: int) -> None:
-        """Take a block's content out of the index."""
+        """Remove a block's content from the index."""
         entry = self.entries.pop(block, None)
         if entry is None:
             return
@@ -108,30 +108,30 @@ class BlockPool:
                 del self.children[entry.parent]
 
     def match(self, tokens: Sequence[int]) -> Match:
-        """The longest prefix of `tokens` that is in the cache; nothing is taken."""
-        found, position, size = Match(), 0, self.block_size
+        """The longest prefix of `tokens` that is in the cache; takes no references."""
+        match, position, size = Match(), 0, self.block_size
         if not self.share_prefixes:
-            return found
+            return match
         while True:
-            children = self.children.get(found.parent, {})
+            children = self.children.get(match.parent, {})
             entry = children.get(tuple(tokens[position : position + size]))
             if entry is None or len(entry.tokens) < size:
                 break
             if entry.filled < size:
-                found.pending = True
+                match.pending = True
                 break
-            found.blocks.append(entry.block)
-            found.parent = entry.number
+            match.blocks.append(entry.block)
+            match.parent = entry.number
             position += size
         rest = tuple(tokens[position : position + size])
         longest = 0
         for entry in children.values():
             common = _common(entry.tokens, rest)
             longest = max(longest, common)
-            if min(common, entry.filled) > found.tail_tokens:
-                found.tail, found.tail_tokens = entry.block, min(common, entry.filled)
-        found.pending |= longest > found.tail_tokens
-        return found
+            if min(common, entry.filled) > match.tail_tokens:
+                match.tail, match.tail_tokens = entry.block, min(common, entry.filled)
+        match.pending |= longest > match.tail_tokens
+        return match
 
 
 def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:

@@ -20,7 +20,7 @@ from sampling.scheduler import Scheduler, Sequence, Step
 
 
 class Engine:
-    """Continuous batching of one model over a paged KV cache. The cache serves one set of weights."""
+    """Continuous batching of one model over a paged KV cache."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Engine:
         self.num_kv_blocks, self.block_size = num_kv_blocks, block_size
         self.max_num_batched_tokens, self.max_num_seqs = max_num_batched_tokens, max_num_seqs
         self.share_prefixes = share_prefixes
-        # A block more than the pool knows: there the graphs' padding writes.
+        # One block more than the pool has: the graphs' padding writes there.
         shape = (
             config.num_hidden_layers,
             2,
@@ -57,7 +57,7 @@ class Engine:
         self.computed_tokens = 0
         self.preemptions = 0
         self.first_token_seconds: list[float] = []
-        """Of each request of the last run, from its start to the request's first token."""
+        """Seconds from the start of the last run to each request's first token."""
 
     def _use_triton(self, cuda_graphs: bool) -> None:
         from kernels import paged_triton, topp
@@ -68,9 +68,9 @@ class Engine:
 
     @torch.inference_mode()
     def run(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Complete the requests, each as it ends; starts with an empty cache.
+        """Yield each request's completion when it ends; starts with an empty cache.
 
-        A prompt that does not fit the context or the cache comes back at once as `too_long`.
+        A prompt that does not fit the context or the cache is returned at once as `too_long`.
         """
         started, self.first_token_seconds = time.monotonic(), []
         pool = BlockPool(self.num_kv_blocks, self.block_size, self.share_prefixes)
@@ -87,12 +87,12 @@ class Engine:
             for sequence in scheduler.complete(step, drawn, lambda s: _finish_reason(s) is not None):
                 reason = _finish_reason(sequence)
                 assert reason is not None
-                request, found = sequence.request, sequence.completion
-                yield Completion(request.id, found, reason, sequence.logprob, sequence.probabilities)
+                request, ids = sequence.request, sequence.completion
+                yield Completion(request.id, ids, reason, sequence.logprob, sequence.probabilities)
         self.preemptions += scheduler.preemptions
 
     def _forward(self, step: Step) -> list[int]:
-        """Compute a step's tokens; returns those drawn, in order of the items that sample."""
+        """Compute a step; returns the drawn tokens, in order of the items that sample."""
         device = self.cache.device
         if step.copies:
             sources, destinations = (to_device(side, torch.int64, device) for side in zip(*step.copies, strict=True))

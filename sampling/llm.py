@@ -60,8 +60,9 @@ class LLM:
         self.path, self.tokenizer = Path(path), load_tokenizer(path)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = load_packed(path, generation_dtype(dtype, place), place)
-        options = {"block_size": 16, "max_num_batched_tokens": 2048, "max_num_seqs": 128} | engine_options
-        self.engine = Engine(model, **({"num_kv_blocks": _num_kv_blocks(model, options["block_size"])} | options))
+        options: dict[str, Any] = {"block_size": 16, "max_num_batched_tokens": 2048, "max_num_seqs": 128}
+        options |= {"num_kv_blocks": _num_kv_blocks(model, engine_options.get("block_size", 16))} | engine_options
+        self.engine = Engine(model, **options)
 
     @cached_property
     def chat_format(self) -> ChatFormat:

@@ -1,15 +1,15 @@
-"""What goes into the engine and what comes out."""
+"""The engine's input and output."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "too_long"]
-"""A stop token was sampled; `max_new_tokens` or the context was reached; the prompt does not fit."""
+"""A stop token was drawn; `max_new_tokens` or the context's end was reached; the prompt does not fit."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: temperature 0 is greedy; top_p 1 is the whole distribution."""
+    """How tokens are drawn: temperature 0 is greedy, top_p 1 is the whole distribution."""
 
     temperature: float
     top_p: float
@@ -19,19 +19,19 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One completion wanted: `ids` is the whole prompt; every draw is a function of (`seed`, position)."""
+    """A completion to make: `ids` is the whole prompt; every draw is a function of (`seed`, position)."""
 
     id: str
     ids: list[int]
     sampling: Sampling
     seed: int
     named: tuple[int, ...] = ()
-    """Tokens whose probabilities the completion reports, at its first position."""
+    """Tokens whose probabilities at the completion's first position are returned."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """The sampled `ids`, the stop token included where there is one.
+    """The sampled `ids`, including a stop token at the end.
 
     `logprob` sums the log-probabilities of the sampled ids at the sampling temperature (at 1 where greedy), before
     top-p.

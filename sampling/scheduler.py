@@ -1,9 +1,9 @@
 """Which tokens are computed in the next step: continuous batching over a pool of KV-cache blocks.
 
-No tensors here. A sequence's state is two numbers, its tokens and how many of them are computed; whether it is in
-prefill or decode, and how many blocks it needs, follows from them. Running sequences go first, in order of arrival,
-then waiting ones as blocks, the token budget and the number of sequences allow. When no block is left, the youngest
-running sequence gives up its blocks and waits again; its tokens are kept and computed anew.
+No tensors here. A sequence's state is its tokens and how many of them are computed; whether it is in prefill or decode,
+and how many blocks it needs, follows from them. Running sequences are scheduled first, in order of arrival, then
+waiting ones as far as blocks, the token budget and the number of sequences allow. If no block is left, the youngest
+running sequence gives up its blocks and waits again; it keeps its tokens, which are recomputed.
 """
 
 from bisect import insort
@@ -17,20 +17,20 @@ from sampling.request import Request
 
 @dataclass(eq=False)
 class Sequence:
-    """A request in work."""
+    """A request that waits or runs."""
 
     request: Request
     arrival: int
     max_tokens: int
-    """Prompt and completion at most."""
+    """Maximum length of prompt and completion together."""
     tokens: list[int]
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     entries: list[int] = field(default_factory=list)
-    """Numbers of the index entries of its registered blocks."""
+    """Numbers of its blocks' entries in the pool's index."""
     logprob: float = 0.0
     probabilities: tuple[float, ...] = ()
-    """Of the request's named tokens, once its first new token is drawn."""
+    """Probabilities of the request's named tokens, once its first new token is drawn."""
 
     @property
     def prompt_length(self) -> int:
@@ -51,7 +51,7 @@ class Scheduled:
 
     @property
     def samples(self) -> bool:
-        """Whether the step reaches the sequence's last token, so that the next one is drawn."""
+        """Whether the item ends with the sequence's last token, so that the next token is drawn."""
         return self.end == len(self.sequence.tokens)
 
 
@@ -96,7 +96,7 @@ class Scheduler:
         self.preemptions = 0
 
     def add(self, request: Request) -> bool:
-        """Queue a request; False when its prompt leaves no room for a single new token."""
+        """Queue a request; False if its prompt leaves no room for a new token."""
         if not request.ids or len(request.ids) >= self.max_length:
             return False
         longest = min(len(request.ids) + request.sampling.max_new_tokens, self.max_length)
@@ -113,7 +113,7 @@ class Scheduler:
         step, budget = Step(), self.max_num_batched_tokens
         for sequence in list(self.running):
             end = min(len(sequence.tokens), sequence.computed + budget)
-            # An older sequence may just have taken this one's blocks.
+            # An older sequence may have just preempted this one.
             if end > sequence.computed and sequence in self.running and self._reserve(sequence, end):
                 budget -= self._schedule(step, sequence, end)
         for sequence in list(self.waiting):
@@ -128,9 +128,9 @@ class Scheduler:
         return step
 
     def complete(self, step: Step, tokens: list[int], finished: Callable[[Sequence], bool]) -> list[Sequence]:
-        """Enter a step's results: `tokens` are the drawn ones, in order of the items that sample.
+        """Record a step's results: the drawn `tokens`, in order of the items that sample.
 
-        Returns the sequences that are at their end (`finished`), their blocks released.
+        Returns the sequences that have ended (`finished`), whose blocks are released.
         """
         size, drawn, done = self.pool.block_size, iter(tokens), []
         for item in step.scheduled:
@@ -148,13 +148,13 @@ class Scheduler:
         return done
 
     def _admit(self, step: Step, sequence: Sequence, match, budget: int) -> bool:
-        """Move a waiting sequence to the running ones, with the prefix that the cache holds; False without room."""
+        """Let a waiting sequence run, with the prefix that the cache holds; False without room."""
         size = self.pool.block_size
         computed = len(match.blocks) * size + match.tail_tokens
         end = min(len(sequence.tokens), computed + budget)
         wanted = -(-end // size) - len(match.blocks)
         free = len(self.pool.free) - sum(block in self.pool.free for block in match.blocks)
-        # A block to grow for everyone, or else the newcomer is soon thrown out again.
+        # Keep a block for each running sequence to grow, or else the newcomer is soon preempted.
         if wanted > free or (self.running and wanted + len(self.running) > free):
             return False
         for block in match.blocks:
@@ -170,7 +170,7 @@ class Scheduler:
         return True
 
     def _reserve(self, sequence: Sequence, end: int) -> bool:
-        """Blocks for a sequence's first `end` tokens; False when it had to give up its own."""
+        """Allocate blocks for a sequence's first `end` tokens; False if the sequence itself was preempted."""
         while len(sequence.blocks) * self.pool.block_size < end:
             if self.pool.free:
                 sequence.blocks.append(self.pool.allocate())
@@ -188,12 +188,12 @@ class Scheduler:
         insort(self.waiting, sequence, key=_arrival)
 
     def _release(self, sequence: Sequence) -> None:
-        for block in reversed(sequence.blocks):  # so that the ends of prefixes are forgotten before their beginnings
+        for block in reversed(sequence.blocks):  # so that the ends of prefixes are evicted before their beginnings
             self.pool.release(block)
         sequence.blocks, sequence.entries, sequence.computed = [], [], 0
 
     def _schedule(self, step: Step, sequence: Sequence, end: int) -> int:
-        """Add tokens up to `end` to the step and register the blocks that it fills; returns how many tokens."""
+        """Add tokens up to `end` to the step and register the blocks that they fill; returns the number of tokens."""
         size = self.pool.block_size
         for i in range(len(sequence.entries), end // size):
             parent = sequence.entries[-1] if sequence.entries else ROOT
