@@ -2,9 +2,8 @@
 
     python iterate.py --config configs/smollm2-135m.toml [--run NAME]
 
-This file says which stage comes next and on which files; each stage is a process of its own that reads files and
-writes files, and is left out when its output is complete for the same inputs and settings. So the same command
-continues a run that was stopped.
+This file decides which stage comes next, on which files. Each stage is a process that reads files and writes files; it
+is left out when its output is complete for the same inputs and settings. So the same command continues a stopped run.
 """
 
 import argparse
@@ -58,7 +57,7 @@ from stages.stage import Job, Stage
 
 
 class Run:
-    """A run's folder and settings; the methods are the method's steps."""
+    """A run: its folder, its settings, and the steps of the method."""
 
     def __init__(self, config: Path, settings: Settings, folder: Path, launcher: Launcher):
         self.config, self.settings, self.folder, self.launcher = config, settings, folder, launcher
@@ -66,11 +65,11 @@ class Run:
         self.digests: dict[Path, str] = {}
 
     def job(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Job:
-        """A stage's work on these inputs; the digests of models are computed once."""
+        """A stage's work on these inputs."""
         return stage.job(self.settings, out, t, self.digest, **inputs)
 
     def digest(self, path: Path) -> str:
-        """An input's content. A model's is remembered: no stage changes a model."""
+        """The digest of an input. Those of models are kept, since no stage changes a model."""
         if not (path / "config.json").is_file():
             return digest(path)
         if path not in self.digests:
@@ -78,7 +77,7 @@ class Run:
         return self.digests[path]
 
     def stage(self, stage: Stage, job: Job, name: str = "") -> Path:
-        """Have a stage do a job, unless it is done; the output folder. `name`: the forecast's, if not the folder's."""
+        """Run a job of a stage, unless it is complete; the output folder. `name`: the stage's name in the forecast."""
         name = name or "/".join(job.out.parts[-2:])
         if job.complete:
             self.forecast.done(name)
@@ -92,36 +91,33 @@ class Run:
         return job.out
 
     def run(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Path:
-        """Have a stage work on these inputs; its output folder."""
+        """Run a stage on these inputs; its output folder."""
         return self.stage(stage, self.job(stage, out, t, **inputs))
 
     def sft(self, seed: Path) -> Path:
-        """M0: the seed that has learnt to judge and to meta-judge, by training or from the file that keeps its outcome.
-
-        Runs with the same inputs share it.
-        """
+        """M0, which judges and meta-judges: the seed after SFT, or with the change that SFT made added from a file."""
         sft = self.settings.sft
         if not sft.enabled:
             return seed
         return self.merged_judge(seed) if sft.sft_delta else self.trained_judge(seed)
 
     def trained_judge(self, seed: Path) -> Path:
-        """The seed, fine-tuned on judging and meta-judging examples."""
+        """The seed, fine-tuned on judging and meta-judging examples. Runs with the same inputs share it."""
         labelled = self.run(EFT, self.folder / "sft" / "eft", model=seed) / "examples.jsonl" if self.ranked else None
         examples = self.run(EXAMPLES, self.folder / "sft" / "examples", model=seed, labelled=labelled)
         job = self.job(SFT, Path(), model=seed, data=examples / "examples.jsonl")
         shared = Path("models") / "sft" / job.key[:12]
         shared.mkdir(parents=True, exist_ok=True)
-        with run_lock(shared):  # another run may want the same
+        with run_lock(shared):  # another run may train the same model
             return self.stage(SFT, replace(job, out=shared / "checkpoint"))
 
     @property
     def ranked(self) -> bool:
-        """Whether the config names human rankings to make judging examples from."""
+        """Whether the config names human rankings as a source of judging examples."""
         return bool(self.settings.eft.sources)
 
     def merged_judge(self, seed: Path) -> Path:
-        """The seed with the difference that such training has made, from the file `sft.sft_delta`."""
+        """The seed plus the change that SFT makes, from the file `sft.sft_delta`."""
         path = Path(self.settings.sft.sft_delta)
         if read_facts(path)["recipe"] != self.sft_recipe(seed):
             raise UserError(
@@ -136,7 +132,7 @@ class Run:
         return out
 
     def sft_recipe(self, seed: Path) -> str:
-        """The identity of an SFT: its settings, and the content of its seed and of its examples' sources."""
+        """The identity of an SFT: its settings, its seed, and the sources of its examples."""
         sft = {key: value for key, value in as_dict(self.settings.sft).items() if not key.startswith("sft_delta")}
         examples = [self.job(stage, Path(), model=seed).key for stage in (EXAMPLES, EFT)[: 1 + self.ranked]]
         facts = {"sft": sft, "tokens": self.settings.trainer.tokens_per_microbatch, "examples": examples}
@@ -144,18 +140,19 @@ class Run:
 
     def evaluate(self, model: Path, t: int, initial: Path) -> None:
         """Measure M_t, or with t = -1 the seed, on held-out data: as judge, meta-judge, actor, and against the seed."""
-        evaluation, place, seed = self.settings.evaluation, ModelMeasurements.of(self.folder, t), self.seed_measurements
+        evaluation, folders = self.settings.evaluation, ModelMeasurements.of(self.folder, t)
         judge = None
-        if evaluation.prompts and place != seed:
+        if evaluation.prompts and folders != self.seed_measurements:
             judge = chosen_model(evaluation.judge, "evaluation.judge", model, initial)
-        self.measure(model, place, f"evaluation/{t}", judges=t >= 0 or evaluation.seed_judges, judge=judge)
+        self.measure(model, folders, f"evaluation/{t}", judges=t >= 0 or evaluation.seed_judges, judge=judge)
 
     def measure(
         self, model: Path, folders: ModelMeasurements, name: str, judges: bool = True, judge: Path | None = None
     ) -> None:
-        """Have a model measured; runs share what they measure of the same weights.
+        """Measure a model. Runs share the measurements of the same weights.
 
-        `judges`: whether as a judge and meta-judge, too. `judge`: who compares its answers with the seed's, if anyone.
+        `judges`: whether to measure it as a judge and meta-judge, too. `judge`: the model that compares its answers
+        with the seed's; None: no comparison.
         """
         evaluation = self.settings.evaluation
         inputs: dict[str, Any] = {"instructions": evaluation.instructions, "prompts": evaluation.prompts}
@@ -172,35 +169,33 @@ class Run:
             return
         shared = Path("models") / "measured" / job.key[:12]
         shared.mkdir(parents=True, exist_ok=True)
-        with run_lock(shared):  # another run may want the same
+        with run_lock(shared):  # another run may measure the same model
             self.stage(MEASURE, replace(job, out=shared), name=name)
         copy_folder(shared, folders.folder)
 
     def evaluate_initial(self, initial: Path) -> None:
-        """Measure the seed, where SFT makes M_0 another model, and M_0."""
+        """Measure M_0 and, if SFT makes it another model, the seed."""
         if self.settings.sft.enabled:
             self.evaluate(Path(self.settings.model.path), -1, initial)
         self.evaluate(initial, 0, initial)
 
     @property
     def seed_measurements(self) -> ModelMeasurements:
-        """What was measured of the seed."""
+        """The measurements of the seed."""
         return ModelMeasurements.of(self.folder, -1 if self.settings.sft.enabled else 0)
 
     def pool(self, seed: Path) -> Path:
-        """The file of all prompts: the user's, or new ones after the example of seed prompts."""
+        """The file of all prompts: the user's, or new prompts written after seed prompts."""
         options = self.settings.prompts
         if not options.seeds:
             if not self.settings.respond.prompts:
-                raise UserError(
-                    f"{self.config}: no prompts; set respond.prompts, or prompts.seeds to have new ones made"
-                )
+                raise UserError(f"{self.config}: no prompts; set respond.prompts, or prompts.seeds to make new ones")
             return Path(self.settings.respond.prompts)
         writer = other_model(options.model, "prompts.model") if options.model else seed
         return self.run(NEW_PROMPTS, self.folder / "pool", model=writer) / "prompts.jsonl"
 
     def iteration(self, t: int, model: Path, initial: Path) -> Path:
-        """M_t from M_{t-1} (`model`): act, judge, meta-judge, make pairs, train."""
+        """Make M_t from M_{t-1} (`model`): act, judge, meta-judge, make pairs, train."""
         settings, folder = self.settings, self.folder / f"iter{t}"
         prompts = folder / "prompts.jsonl"
         if t == 1 and not (settings.judge.scores_file or list((folder / "responses").glob("shards-*/*"))):
@@ -218,7 +213,7 @@ class Run:
                 sources = replace(sources, comparisons=comparisons)
 
         pairs = self.run(PAIRS, folder / "pairs", t, model=model, **sources.paths())
-        if t == 1:  # measured after the first pairs, because users wait to see an iteration
+        if t == 1:  # after the first pairs, since users wait to see an iteration
             self.evaluate_initial(initial)
         self.check(t, sources, pairs)
 
@@ -227,7 +222,7 @@ class Run:
         return self.run(DPO, folder / "checkpoint", t, model=model, reference=reference, data=data)
 
     def judged(self, t: int, model: Path, responses: Path) -> Sources:
-        """What the judge says of the responses: judgments, expected scores, or both."""
+        """Judge the responses: judgments, expected scores, or both."""
         judge, folder = self.settings.judge, self.folder / f"iter{t}"
         judgments, scores = folder / "judgments", folder / "scores"
         if judge.score == "sampled":
@@ -243,11 +238,11 @@ class Run:
         return Sources(responses, judgments, scores)
 
     def metajudge(self, model: Path, initial: Path) -> Path:
-        """Who compares judgments."""
+        """The model that compares judgments."""
         return chosen_model(self.settings.metajudge.model, "metajudge.model", model, initial)
 
     def check(self, t: int, sources: Sources, pairs: Path) -> None:
-        """Write the iteration's bias panel; raises `UserError` where it breaks one of the limits, before training."""
+        """Write the iteration's bias panel. Raises `UserError` if the panel breaks one of the limits."""
         path, evaluation = self.folder / f"iter{t}" / "bias.json", self.settings.evaluation
         own, initial = ModelMeasurements.of(self.folder, t - 1), ModelMeasurements.of(self.folder, 0)
         measured = {"current": own, "initial": initial}.get(self.settings.metajudge.model)
@@ -264,9 +259,9 @@ class Run:
             raise UserError(f"{path}: {'; '.join(broken)}: look into the panel, then mend the run or change [limits]")
 
     def external_scores(self, t: int, responses: Path) -> Path | None:
-        """The file of scores that takes the judge's place, where the config names one.
+        """The file of scores that takes the judge's place, if the config names one.
 
-        Raises `UserError` where it is not there yet: whoever makes it needs the responses first.
+        Raises `UserError` where the file is missing: its author needs the responses first.
         """
         if not self.settings.judge.scores_file:
             return None
@@ -280,19 +275,19 @@ class Run:
 
 
 def other_model(path: str, key: str) -> Path:
-    """A model besides the seed, which the user brings. Raises `UserError`, naming the setting, where it is missing."""
+    """A model that the user brings. Raises `UserError` naming the setting `key` where the model is missing."""
     if not (Path(path) / "config.json").is_file():
         raise UserError(f"{path}: no model here; put a Hugging Face directory there or change {key}")
     return Path(path)
 
 
 def chosen_model(name: str, key: str, model: Path, initial: Path) -> Path:
-    """Who a setting says is to judge: "current", the model at hand; "initial", M_0; or one that the user brings."""
+    """The model that a setting chooses: "current", `model`; "initial", M_0; or a Hugging Face directory."""
     return {"current": model, "initial": initial}.get(name) or other_model(name, key)
 
 
 def check_evaluation(evaluation: Evaluation, seed: Path) -> None:
-    """Raise `UserError` for a file or model of [evaluation] that is missing or can't be read: now, not after SFT."""
+    """Raise `UserError` before the run for a file or model of [evaluation] that is missing or can't be read."""
     if evaluation.judge_cases and "{run}" not in evaluation.judge_cases:
         read_labelled(Path(evaluation.judge_cases))
     if evaluation.comparisons:
@@ -305,7 +300,7 @@ def check_evaluation(evaluation: Evaluation, seed: Path) -> None:
 
 
 def make_sft_delta(run: Run) -> None:
-    """Train M0 from nothing, and keep what that changed as the file `sft.sft_delta`, with what the file loses."""
+    """Train M0, write the change as the file `sft.sft_delta`, and measure M0 from training and from the file."""
     sft = run.settings.sft
     if not sft.sft_delta:
         raise UserError(f"{run.config}: sft.sft_delta is empty; name the file to write")
@@ -321,12 +316,12 @@ def make_sft_delta(run: Run) -> None:
     write(seed, trained, sft.sft_delta_megabytes, path, **facts)
     measured: dict[str, float] = {}
     for name, model in (("trained", trained), ("merged", run.merged_judge(seed))):
-        place = ModelMeasurements(run.folder / "sft" / name)
-        run.measure(model, place, name)
-        if place.agreement.is_dir():
-            measured[f"{name}_pairwise"] = read_report(place.agreement)["pairwise"]["value"]
-        if place.meta_agreement.is_dir():
-            measured[f"{name}_metajudge"] = read_report(place.meta_agreement)["agreement"]["value"]
+        folders = ModelMeasurements(run.folder / "sft" / name)
+        run.measure(model, folders, name)
+        if folders.agreement.is_dir():
+            measured[f"{name}_pairwise"] = read_report(folders.agreement)["pairwise"]["value"]
+        if folders.meta_agreement.is_dir():
+            measured[f"{name}_metajudge"] = read_report(folders.meta_agreement)["agreement"]["value"]
     print(json.dumps(annotate(path, **measured), indent=2))
 
 
@@ -334,7 +329,7 @@ def iterate(run: Run) -> None:
     """Seed -> SFT -> T iterations -> summary."""
     seed = prepare(run.settings.model)
     if any(iteration.judge_pairs for iteration in run.settings.iteration):
-        run.metajudge(seed, seed)  # is it there?
+        run.metajudge(seed, seed)  # fails now, not later, if the model is missing
     check_evaluation(run.settings.evaluation, seed)
     if run.settings.iteration:
         draws = draw_prompts(run.pool(seed), run.settings)
@@ -352,7 +347,7 @@ def iterate(run: Run) -> None:
 
 
 def print_report(folder: Path) -> None:
-    """Write the run's report and say where it is, or why there is none: it alone needs more than the run itself."""
+    """Write the run's report and print its path, or why there is none: it needs packages that the run does not."""
     out = folder / "report.html"
     try:
         write_report([folder], out)
@@ -365,9 +360,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run Meta-Rewarding end to end; the same command continues a run.")
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--run", help="name of the run's folder below runs/; default: the config's name")
-    parser.add_argument(
-        "--make-sft-delta", action="store_true", help="only train M0, from nothing, and write sft.sft_delta"
-    )
+    parser.add_argument("--make-sft-delta", action="store_true", help="only train M0 and write sft.sft_delta")
     several = parser.add_argument_group("several nodes", "start the same command on each")
     several.add_argument("--nodes", type=int, default=1)
     several.add_argument("--node", type=int, default=0, help="which of them this is, from 0")

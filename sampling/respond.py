@@ -14,7 +14,7 @@ from stages.stage import Job, Stage
 def response_items(
     prompts: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings, iteration: int
 ) -> Iterator[Item]:
-    """K requests for each prompt {id, prompt}."""
+    """K requests for each prompt, a row {id, prompt}."""
     sampling = sampling_of(settings.respond, chat)
     for row in prompts:
         messages = [{"role": "user", "content": row["prompt"]}]
@@ -34,7 +34,7 @@ def respond(job: Job) -> None:
 
 def _settings(settings: Settings, iteration: int) -> Any:
     section = as_dict(settings.respond)
-    del section["prompts"], section["prompts_per_iteration"]  # the prompts drawn are an input
+    del section["prompts"], section["prompts_per_iteration"]  # the drawn prompts are an input
     return generation_settings(settings, iteration, section)
 
 

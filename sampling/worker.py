@@ -1,6 +1,6 @@
-"""A worker: one process's part in what a model is asked. It claims shards of a stage's requests and writes them.
+"""A worker: a process that claims shards of a stage's requests to a model, completes them and writes them.
 
-Under torchrun the ranks share the shards. A lone process on a CPU makes copies of itself that do.
+Under torchrun the ranks share the shards. A lone process on a CPU shares them with copies of itself.
 """
 
 import ctypes
@@ -47,11 +47,11 @@ from stages.stage import Job
 
 Row = dict[str, Any]
 Verdict = Callable[[Row], Row]
-"""The fields that a stage reads out of a completion's row, such as a judgment's score."""
+"""Maps a completion's row to further fields that a stage reads from it, such as a judgment's score."""
 
 
 class SamplingSection(Protocol):
-    """A section of the settings that says how to sample."""
+    """A section of the settings with the parameters of sampling."""
 
     @property
     def temperature(self) -> float: ...
@@ -62,33 +62,33 @@ class SamplingSection(Protocol):
 
 
 def sampling_of(section: SamplingSection, chat: ChatFormat) -> Sampling:
-    """How a stage samples: a section's settings, to the end of the model's turn."""
+    """A section's parameters of sampling, with the tokens that end the model's turn as stop tokens."""
     return Sampling(section.temperature, section.top_p, section.max_new_tokens, chat.stop_ids)
 
 
 @dataclass(frozen=True)
 class Item:
-    """A request of a stage. Its prompt is made when its shard is claimed: a stage may have half a million."""
+    """A request of a stage, of which there may be half a million. Its prompt is made when its shard is claimed."""
 
     name: str
     messages: Callable[[], list[Message]]
     sampling: Sampling
     seed: int
     group: str
-    """Items of one group share a prefix and stand in one shard; a stage lists them next to one another."""
+    """Items of a group share a prefix and stand in one shard; a stage gives them one after another."""
     record: Row
     """The fields of the output row besides those of the completion."""
     begun: tuple[int, ...] = ()
-    """Tokens that the answer is made to begin with."""
+    """Tokens that the answer is forced to begin with."""
     named: tuple[int, ...] = ()
-    """Tokens whose probabilities behind them are the completion."""
+    """Tokens whose probabilities at the next position are the completion, in place of sampled tokens."""
 
     def request(self, chat: ChatFormat) -> Request:
         ids = [*chat.prompt_ids(self.messages()), *self.begun]
         return Request(self.name, ids, self.sampling, self.seed, self.named)
 
     def row(self, completion: Completion, chat: ChatFormat) -> Row:
-        """The output row of the request: what was sampled, or the probabilities of the tokens asked for."""
+        """The output row of the request: the sampled tokens, or the probabilities of the `named` tokens."""
         if self.named:
             probabilities = [round(p, 6) for p in completion.probabilities]
             return self.record | {"finish_reason": completion.finish_reason, "probabilities": probabilities}
@@ -102,7 +102,7 @@ class Item:
 
 
 def generation_settings(settings: Settings, iteration: int, section: Any) -> Row:
-    """What a generating stage's output depends on; `section` are the settings that it reads besides the engine's."""
+    """The settings that the output of a generating stage depends on, for its key; `section` are the stage's own."""
     return {
         "section": section,
         "engine": as_dict(settings.engine),
@@ -115,20 +115,20 @@ def generation_settings(settings: Settings, iteration: int, section: Any) -> Row
 
 @dataclass(frozen=True)
 class Work:
-    """A stage's shards, and where they are written."""
+    """The shards of a stage, and the files that they are written to."""
 
     stage: str
     shards: list[list[Item]]
     paths: list[Path]
     missing: list[int]
-    """The shards that were not there at the start."""
+    """The numbers of the shards that did not exist at the start."""
     verdict: Verdict
 
     @property
     def order(self) -> list[int]:
-        """The shards' numbers, those with the most text to read and to write first: no rank starts a long one last.
+        """The shards' numbers by falling length of prompts and completions, so that no rank starts a long shard last.
 
-        Counted in characters, four to a token: nothing is tokenized before its shard is claimed.
+        Length is in characters, four to a token, since prompts are not tokenized before their shard is claimed.
         """
 
         def length(shard: list[Item]) -> int:
@@ -140,7 +140,7 @@ class Work:
 
 
 class Worker:
-    """A model's chat format, and an engine, which is loaded when first needed."""
+    """A process's model for the requests of stages: its chat format, and an engine that is loaded when first needed."""
 
     def __init__(self, settings: Settings, model_dir: Path):
         self.settings, self.model_dir = settings, model_dir
@@ -158,9 +158,9 @@ class Worker:
         verdict: Verdict = lambda row: {},
         extra: Mapping[str, Iterable[Any]] | None = None,
     ) -> None:
-        """Complete all items and write the job's shards-*/*.jsonl and manifest; returns when the manifest is there.
+        """Complete all items and write shards-*/*.jsonl and the manifest, unless the job is complete.
 
-        `extra`: JSON-lines files besides, by name. Nothing is done when the job is complete already.
+        Returns when the manifest exists, on any rank. `extra`: rows of further JSON-lines files, by name.
         """
         if job.complete:
             return
@@ -186,7 +186,7 @@ class Worker:
                     shutil.rmtree(old)
 
     def _finish(self, job: Job, paths: list[Path], extra: Mapping[str, Iterable[Any]], started: float) -> None:
-        """Write what else belongs to the output, and the manifest."""
+        """Write the extra files and the manifest."""
         for name, rows in extra.items():
             write_jsonl(job.out / name, rows)
         counts, new_tokens = count_records(row for path in paths for row in read_jsonl(path))
@@ -212,7 +212,7 @@ class Worker:
         )
 
     def _take_part(self, work: Work, indices: Iterable[int], first: bool) -> None:
-        """Write these shards; the `first` rank shows how far all are."""
+        """Complete and write these shards; the `first` rank shows the progress of all ranks."""
         bar = progress(sum(len(work.shards[i]) for i in work.missing), work.stage, "req", first=first)
 
         def count_others() -> None:
@@ -220,11 +220,11 @@ class Worker:
 
         for index in indices:
             engine, shard, rows = self.engine(log=first), work.shards[index], {}
-            named = {item.name: item for item in shard}
+            items = {item.name: item for item in shard}
             for completion in engine.run([item.request(self.chat) for item in shard]):
-                if work.paths[index].is_file():  # by the rank that claimed it first, and was slow
+                if work.paths[index].is_file():  # the slow rank that claimed the shard first has written it
                     break
-                row = named[completion.id].row(completion, self.chat)
+                row = items[completion.id].row(completion, self.chat)
                 rows[completion.id] = row | work.verdict(row)
                 bar.update()
             else:
@@ -234,9 +234,9 @@ class Worker:
         bar.close()
 
     def _share(self, work: Work, count: int) -> None:
-        """Take part as the first of several ranks, the others copies of this process; they meet in a file.
+        """Share the shards with `count` copies of this process; claims are kept in a file.
 
-        When all copies have ended, this process writes the shards of those that died.
+        When all copies have ended, this process writes the shards of copies that died.
         """
         self.engine(log=True)
         parent, order = os.getpid(), work.order
@@ -267,7 +267,7 @@ class Worker:
 
 
 def environment() -> dict[str, str]:
-    """What besides settings and inputs may change a result's last bits."""
+    """Package versions and the device: besides settings and inputs, they may change the last bits of a result."""
     names = [name for name in ("torch", "triton", "tokenizers", "safetensors") if find_spec(name)]
     processor = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else str(processor)
@@ -275,7 +275,7 @@ def environment() -> dict[str, str]:
 
 
 def local_device() -> torch.device:
-    """This rank's accelerator, which becomes the current one, as kernels are launched there; or the CPU."""
+    """This rank's GPU, made the current device, on which kernels are launched; or the CPU."""
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
@@ -284,16 +284,16 @@ def local_device() -> torch.device:
 
 
 def cpu_processes(options: Options) -> int:
-    """How many processes of one thread each take the place of one with several: on a CPU as many.
+    """The number of processes that generate. On a CPU, processes of one thread each replace the threads of one.
 
-    Threads wait for each other some thousand times a second. Processes never do, and beside other programs they lose
-    only what those take.
+    Threads wait for each other thousands of times a second, and all of them wait for one that is interrupted. Processes
+    do not wait: beside other programs they lose only the time that those take.
     """
     return 1 if torch.cuda.is_available() else options.threads
 
 
 def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine:
-    """An engine by the settings; tells standard error the type of its products and the memory of its cache."""
+    """An engine as the settings describe it. With `log`, standard error gets its dtype, device and cache size."""
     device, options = local_device(), settings.engine
     torch.set_num_threads(options.threads // cpu_processes(options))
     gc.collect()  # an engine of an earlier round, kept by a cycle, would keep its cache

@@ -1,1 +1,1 @@
-"""What carries a run: settings, files, stages, work shards, launch, lock, progress."""
+"""The machinery of a run: settings, files, stages, work shards, launch, lock, progress."""

@@ -10,44 +10,44 @@ class Plan:
     """What `make plan` assumes of texts, yields and machines. No stage's output depends on it."""
 
     prompt_tokens: Positive = 40.0
-    """Mean of a prompt of the pool, where the pool is not there yet; the chat format comes on top."""
+    """Mean of a prompt without its chat format, where the pool does not exist yet."""
     response_tokens: Positive = 430.0
     judgment_tokens: Positive = 180.0
     comparison_tokens: Positive = 220.0
     seed_judgment_tokens: Positive = 180.0
-    """Of a judgment by the seed, which may not have learnt when to stop."""
+    """Of a judgment by the seed, which may not know when to stop."""
     seed_comparison_tokens: Positive = 220.0
     reply_tokens: Positive = 200.0
-    """Of a human reply in `eft.sources`, where they are not there."""
+    """Of a human reply, where the files of `eft.sources` are missing."""
     spread: Positive = 0.5
-    """Standard deviation of a text's tokens over their mean."""
+    """Standard deviation of the tokens in a text, divided by their mean."""
     groups: Count = 3500
-    """Groups of ranked replies in `eft.sources`, where they are not there."""
+    """Groups of ranked replies, where the files of `eft.sources` are missing."""
     replies: Count = 3
-    """Replies in such a group."""
+    """Replies in a group."""
     prompts_kept: PositiveShare = 0.5
-    """Attempts at a new prompt that give one."""
+    """Share of attempts that give a new prompt."""
     distinct_responses: PositiveShare = 1.0
-    """Responses that are not equal to another of their prompt."""
+    """Share of responses that differ from all others of their prompt."""
     distinct_judgments: PositiveShare = 0.95
-    """Judgments that hold a score and are not equal to another of their response."""
+    """Share of judgments that hold a score and differ from all others of their response."""
     eft_yield: Share = 0.2
-    """Judged replies that become examples."""
+    """Share of judged replies that become examples."""
     actor_yield: Share = 0.6
-    """Prompts that give an actor pair."""
+    """Share of prompts that give an actor pair."""
     judge_yield: Share = 0.5
-    """Prompts that give a judge pair, in an iteration that wants them."""
+    """Share of prompts that give a judge pair, in an iteration with judge pairs."""
     product_utilisation: PositiveShare = 0.5
-    """Share of a GPU's peak that generation's products reach."""
+    """Share of a GPU's peak that matrix products reach in generation."""
     bandwidth_utilisation: PositiveShare = 0.6
     """Share of a GPU's memory bandwidth that reading weights and keys reaches."""
     training_utilisation: PositiveShare = 0.4
     """Share of a GPU's peak that training reaches."""
     step_milliseconds: Amount = 8.0
-    """What a step of generation takes besides the model: scheduling on the host, launches."""
+    """Time of a generation step besides the model: scheduling and kernel launches."""
     gpus_per_node: Count = 8
     network_gigabytes_per_second: Positive = 50.0
     """Between nodes, for each GPU."""
     disk_gigabytes_per_second: Positive = 1.0
     start_seconds: Amount = 30.0
-    """A stage's processes, until they load weights."""
+    """From the start of a stage's processes until they load weights."""

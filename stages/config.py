@@ -19,15 +19,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Bounds:
-    """The numbers that a setting may have; `low` and `high` themselves belong to them unless it says `above`."""
+    """The range of a setting, from `low` to `high`, both included."""
 
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
-    """Whether the number must be greater than `low`."""
+    """Whether `low` itself is excluded."""
 
     def broken(self, value: float) -> str:
-        """What the value must be and is not; empty if it is."""
+        """What the value must be, if it is out of range; else empty."""
         if math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low):
             return ""
         least = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
@@ -61,7 +61,7 @@ RENAMED = {
     "evaluation.duel_N": "evaluation.duel_samples",
     "limits.saturation": "limits.max_top_score_share",
 }
-"""Keys of older configs, and what they are called now."""
+"""Keys of older configs, and their present names."""
 
 
 def read_config(cls: type[T], path: Path) -> T:
@@ -69,33 +69,33 @@ def read_config(cls: type[T], path: Path) -> T:
     table = _read(path)
     for old, new in RENAMED.items():
         section, _, key = old.partition(".")
-        if isinstance(found := table.get(section), dict) and key in found:
+        if isinstance(values := table.get(section), dict) and key in values:
             raise UserError(f"{path}: {old} is called {new} now; rename the key")
     return _build(cls, table, f"{path}: ")
 
 
 def _read(path: Path, extended: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A config's table, laid over that of the config which its key `extends` names, relative to its own folder."""
+    """A config's table. Its key `extends` names a config, relative to its own folder, whose keys it replaces."""
     if not path.is_file():
         raise UserError(f"{path}: no such config; choose one of configs/*.toml")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not TOML ({error}); mend the line") from None
-    if (below := table.pop("extends", None)) is None:
+    if (name := table.pop("extends", None)) is None:
         return table
-    base = path.parent / str(below)
+    base = path.parent / str(name)
     if base.resolve() in extended:
-        raise UserError(f"{path}: extends: {below} extends this config again; take one of the two out")
+        raise UserError(f"{path}: extends: {name} extends this config again; take one of the two out")
     return _overlaid(_read(base, (*extended, path.resolve())), table)
 
 
 def _overlaid(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
-    """`table`'s keys replace `base`'s, within sections too; lists, such as the iterations, as a whole."""
+    """`base` with the keys of `table` in place of its own, also within sections; a list is replaced as a whole."""
     merged = dict(base)
     for key, value in table.items():
-        inner = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _overlaid(base[key], value) if inner else value
+        is_section = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _overlaid(base[key], value) if is_section else value
     return merged
 
 
@@ -104,10 +104,10 @@ def _build(cls: type[T], table: dict[str, Any], where: str) -> T:
     for key in table:
         if key not in hints:
             raise UserError(f"{where}{key}: unknown key; known here: {', '.join(hints)}")
-    for item in dataclasses.fields(cls):  # type: ignore[arg-type]
-        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        if required and item.name not in table:
-            raise UserError(f"{where}{item.name}: missing; add this key")
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in table:
+            raise UserError(f"{where}{field.name}: missing; add this key")
     return cls(**{key: _convert(hints[key], value, f"{where}{key}") for key, value in table.items()})
 
 

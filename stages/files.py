@@ -1,7 +1,7 @@
 """Files between stages: JSON lines, atomic writes, digests, and the manifest that marks a stage complete.
 
-Every stage reads files and writes files. A stage's folder is complete when it holds `manifest.json`, which is
-written last; the manifest's `key` says for which inputs and settings, its `digest` what came out.
+A stage's folder is complete when it holds `manifest.json`, which is written last. The manifest's `key` identifies the
+inputs and settings, its `digest` the output.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ MANIFEST = "manifest.json"
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what, where (file, line, key), what to do."""
+    """An error that the user can mend. The message is one line: what, where (file, line, key), what to do."""
 
 
 class Terminated(BaseException):
-    """SIGTERM, where it is not to end the process at once (`on_sigterm_raise`): a machine is wanted back."""
+    """A SIGTERM that does not end the process at once (`on_sigterm_raise`)."""
 
 
 def on_sigterm_raise() -> None:
-    """Have a first SIGTERM raise `Terminated`, so that what was started can be told and ended; others do nothing."""
+    """Make the first SIGTERM raise `Terminated`, so that child processes can be ended; later ones do nothing."""
 
     def raise_terminated(number: int, _frame: Any) -> None:
         signal.signal(number, signal.SIG_IGN)
@@ -44,7 +44,7 @@ def command(main: Callable[[], None]) -> None:
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -58,7 +58,7 @@ def command(main: Callable[[], None]) -> None:
 
 
 def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file, in order; blank lines are passed over.
+    """The objects of a JSON-lines file, in order; blank lines are skipped.
 
     Raises `UserError` naming file and line when the file is missing, a line is not a JSON object, or a key of
     `required` is missing.
@@ -67,7 +67,7 @@ def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[dict[
 
 
 def read_numbered_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The same with the lines' numbers, from 1; of a compressed file, `.gz`, too."""
+    """The line numbers, from 1, and objects of a JSON-lines file, which may be compressed (`.gz`)."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path in the config or run the stage that writes it")
@@ -82,9 +82,9 @@ def read_numbered_jsonl(path: Path | str, required: Iterable[str] = ()) -> Itera
 
 
 def read_json_list(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON list and where they stand, "PATH, entry I", counted from 0.
+    """The objects of a JSON list, each with its place, "PATH, entry I", counted from 0.
 
-    `wanted` says which file it should be. Raises `UserError` naming file, and line or entry, for what is none.
+    `wanted` tells users which file to name. Raises `UserError` naming the file, and the line or entry.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; name {wanted}")
@@ -120,7 +120,7 @@ def write_atomic(path: Path | str, data: str | bytes) -> None:
     """Write a file whole or not at all: temporary name in the same folder, fsync, rename."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Nodes that share the folder may have processes of one number.
+    # Processes of two nodes that share the folder may have the same number.
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -157,7 +157,7 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    """The document that `write_json` has written."""
+    """The content of a JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
@@ -168,7 +168,7 @@ def file_digest(path: Path) -> str:
 
 
 def digest(path: Path | str) -> str:
-    """What an input's content is: a file's SHA-256; of a folder, its manifest's digest, else that of all its files.
+    """The digest of an input: a file's SHA-256; a folder's manifest's digest or, without one, that of all its files.
 
     Raises `UserError` when the path does not exist.
     """
@@ -180,9 +180,9 @@ def digest(path: Path | str) -> str:
     manifest = read_manifest(path)
     if manifest and "digest" in manifest:
         return manifest["digest"]
-    found = (p.relative_to(path) for p in path.rglob("*") if p.is_file())
-    # Hidden files and folders are of tools: a download's notes, a torn write.
-    files = [path / name for name in sorted(found) if not any(part.startswith(".") for part in name.parts)]
+    names = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    # Hidden files and folders belong to tools: a download's notes, an unfinished write.
+    files = [path / name for name in sorted(names) if not any(part.startswith(".") for part in name.parts)]
     total = hashlib.sha256()
     for file in files:
         total.update(f"{file.relative_to(path)} {file_digest(file)}\n".encode())
@@ -203,7 +203,7 @@ def read_manifest(folder: Path | str) -> dict[str, Any] | None:
 
 
 def read_shards(folder: Path | str) -> Iterator[Any]:
-    """All records of a finished generating stage, in the order of its requests."""
+    """All records of a finished stage that writes shards, in the order of its requests."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder}: not a finished stage (no manifest.json); run the stage that writes it")
@@ -218,7 +218,7 @@ def is_complete(folder: Path | str, key: str) -> bool:
 
 
 def write_manifest(folder: Path | str, stage: str, key: str, outputs: Iterable[Path], **facts: Any) -> None:
-    """Mark a stage complete. `outputs` are the files whose content is the stage's digest; `facts` are for readers."""
+    """Mark a stage complete. The digest covers the files `outputs`; `facts` are for readers."""
     folder = Path(folder)
     total = hashlib.sha256()
     for path in sorted(outputs):

@@ -1,8 +1,7 @@
-"""How much of a run each stage is, and how long the rest will take: tokens, at the speed of the stages that are done.
+"""Each stage's share of a run, and the time left at the speed of the stages that are done.
 
-A stage's work is counted in tokens that are generated; one that is only read, or trained on, counts as the part of
-that time that it takes. The means of texts come from `[plan]`, so the shares are estimates, and the time left is the
-better the further the run is.
+Work is measured in generated tokens; a token that is read or trained on counts by its time. Mean lengths come from
+`[plan]`, so shares are estimates, and the time left becomes more accurate as the run advances.
 """
 
 import time
@@ -13,47 +12,47 @@ from pathlib import Path
 from stages.settings import Settings
 
 READ = 0.3
-"""Time of a token of a prompt, next to one that is generated."""
+"""Time to read a token of a prompt, as a multiple of the time to generate one."""
 TRAINED = 1.5
-"""Time of a token that is trained on once, forward and backward."""
+"""Time to train on a token once, forward and backward, likewise."""
 
 
 def works(settings: Settings) -> dict[str, float]:
-    """The tokens that each stage of a run takes, by the folder that it fills."""
-    found: dict[str, float] = {}
+    """The work of each stage of a run, in generated tokens, by the stage's folder."""
+    work: dict[str, float] = {}
     models = [-1] * settings.sft.enabled + [0]
     for t, rule in enumerate(settings.iteration, start=1):
-        found |= {f"iter{t}/{name}": tokens for name, tokens in _iteration(settings, rule.judge_pairs).items()}
+        work |= {f"iter{t}/{name}": tokens for name, tokens in _iteration(settings, rule.judge_pairs).items()}
         if t == 1:
-            found |= {f"evaluation/{model}": _measure(settings, model) for model in models}
-        found[f"iter{t}/checkpoint"] = _training(settings, rule.judge_pairs)
-        found[f"evaluation/{t}"] = _measure(settings, t)
-    return found or {f"evaluation/{model}": _measure(settings, model) for model in models}
+            work |= {f"evaluation/{model}": _measure(settings, model) for model in models}
+        work[f"iter{t}/checkpoint"] = _training(settings, rule.judge_pairs)
+        work[f"evaluation/{t}"] = _measure(settings, t)
+    return work or {f"evaluation/{model}": _measure(settings, model) for model in models}
 
 
 def _iteration(settings: Settings, judge_pairs: bool) -> dict[str, float]:
-    """Responses, judgments and comparisons."""
+    """The work of responses, scores, judgments and comparisons."""
     plan, judge, prompts = settings.plan, settings.judge, settings.respond.prompts_per_iteration
     responses = prompts * settings.respond.K
     read = READ * plan.response_tokens
-    found = {"responses": responses * plan.response_tokens}
+    work = {"responses": responses * plan.response_tokens}
     if judge.scores_file:
-        return found
+        return work
     if judge.score == "expected":
-        found["scores"] = responses * read
+        work["scores"] = responses * read
     judged = (prompts * judge_pairs if judge.score_first else responses) * judge.N
     if judged:
-        found["judgments"] = judged * (read + plan.judgment_tokens)
+        work["judgments"] = judged * (read + plan.judgment_tokens)
     if judge_pairs:
         distinct = plan.distinct_judgments * judge.N
         opponents = min(settings.metajudge.opponents or distinct, distinct - 1)
         each = plan.comparison_tokens + 2 * READ * plan.judgment_tokens
-        found["comparisons"] = prompts * distinct * opponents * each
-    return found
+        work["comparisons"] = prompts * distinct * opponents * each
+    return work
 
 
 def _training(settings: Settings, judge_pairs: bool) -> float:
-    """The reference's pass counts as a third of an epoch."""
+    """The work of DPO; the pass of the reference model counts as a third of an epoch."""
     plan = settings.plan
     pairs = plan.actor_yield * 2 * plan.response_tokens
     if judge_pairs:
@@ -62,7 +61,7 @@ def _training(settings: Settings, judge_pairs: bool) -> float:
 
 
 def _measure(settings: Settings, model: int) -> float:
-    """What a model, -1 for the seed, is measured by."""
+    """The work of measuring M_t, or with model = -1 the seed."""
     plan, evaluation = settings.plan, settings.evaluation
     answers, open_prompts = _rows(evaluation.instructions) + _rows(evaluation.prompts), _rows(evaluation.prompts)
     tokens = answers * plan.response_tokens
@@ -81,7 +80,7 @@ def _rows(path: str) -> int:
 
 
 class Forecast:
-    """The stages of a run that are left, and how fast it has been so far."""
+    """The stages of a run that are left, and the speed so far."""
 
     def __init__(self, settings: Settings):
         self.left = works(settings)
@@ -90,23 +89,22 @@ class Forecast:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[str]:
-        """Around a stage that runs: gives what to say of it."""
+        """A context for a running stage; gives a note on the stage's share of the run and the time left."""
         tokens, started = self.left.get(name, 0.0), time.monotonic()
-        yield self._told(tokens)
+        yield self._note(tokens)
         self.done(name)
         if tokens:
             self.tokens += tokens
             self.seconds += time.monotonic() - started
 
     def done(self, name: str) -> None:
-        """A stage is there."""
+        """Take a finished stage off the list."""
         self.left.pop(name, None)
 
-    def _told(self, tokens: float) -> str:
-        """A stage's share of the run, and the time that is left with it."""
-        said = f"{tokens / self.whole:.0%} of the run" if tokens else ""
+    def _note(self, tokens: float) -> str:
+        share = f"{tokens / self.whole:.0%} of the run" if tokens else ""
         if not self.tokens:
-            return said
+            return share
         minutes = sum(self.left.values()) * self.seconds / self.tokens / 60
         left = f"about {minutes:.0f} min left" if minutes >= 1.5 else "about a minute left"
-        return ", ".join(filter(None, (said, left)))
+        return ", ".join(filter(None, (share, left)))

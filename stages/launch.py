@@ -1,10 +1,10 @@
-"""Stages as processes: one, or ranks under torchrun, on one node or on several that share the folder.
+"""Stages as processes: one process, or ranks under torchrun, on one node or on several that share the folder.
 
-On several nodes the same command runs on each. The first, the head, decides what comes next, and tells the others
-through a store on its port; the ranks of a stage then find each other on the port after it. A node whose ranks fail
-says so there, too, so that no other waits for them.
+On several nodes the same command runs on each. The first node, the head, decides what comes next and tells the others
+through a store on its port; the ranks of a stage meet on the port after it. A node whose ranks fail reports that in the
+store, so that no other node waits for them.
 
-`python -m stages.launch` is torchrun with quiet failures: its exit code is that of the first rank that failed.
+`python -m stages.launch` is torchrun with short error messages; its exit code is that of the first rank that failed.
 """
 
 import json
@@ -34,32 +34,32 @@ from stages.files import Terminated, UserError, command
 GRACE = 300
 """Seconds that ranks have to save their state after a signal."""
 SPINS = "1000"
-"""How often a thread that waits for another looks before it sleeps. OpenMP's 300,000 are right where nothing else runs;
-beside a program that takes a core a stage would spend its time with them."""
+"""How often a thread that waits for another looks before it sleeps. OpenMP's default, 300,000, suits an idle machine;
+beside a program that takes a core, a stage would spend its time on looking."""
 PATIENCE = timedelta(minutes=10)
-"""How long the head waits for the other nodes at the start, and they for it."""
+"""How long the head waits for the other nodes at the start, and the others for the head."""
 
 
 @dataclass
 class Launcher:
-    """Starts a run's stages, and waits for them."""
+    """Starts the stages of a run and waits for them."""
 
     ranks: int
-    """On each node."""
+    """Ranks on each node."""
     logs: Path
-    """Where each rank's output goes, when there are several: `logs`/STAGE/node0/.../RANK/stderr.log."""
+    """Folder for the output of the ranks, if there are several: `logs`/STAGE/node0/.../RANK/stderr.log."""
     nodes: int = 1
     node: int = 0
     head: str = ""
-    """HOST:PORT of node 0; PORT + 1 must be free there as well."""
+    """HOST:PORT of node 0; PORT + 1 must be free on it as well."""
     store: dist.Store | None = None
     orders: int = 0
-    """Stages with ranks so far: the same number on all nodes."""
+    """Number of stages started under torchrun; the same on all nodes."""
     host: str = field(init=False, default="")
     port: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        """Raises `UserError` for a head that can't be, or is not there."""
+        """Raises `UserError` where the head's address is wrong or the head does not answer."""
         if self.nodes == 1:
             return
         self.host, _, port = self.head.rpartition(":")
@@ -75,7 +75,7 @@ class Launcher:
             raise UserError(f"{self.head}: {_first_line(error)}; {mend}") from None
 
     def run(self, module: str, arguments: Sequence[str | Path], name: str, distributed: bool = True) -> int:
-        """The exit code of `python -m module arguments`, on all ranks if it is `distributed`; `name` is its logs'."""
+        """Run `python -m module arguments`, on all ranks if `distributed`; its exit code. `name` names the logs."""
         words = [str(word) for word in arguments]
         if not distributed or self.ranks * self.nodes == 1:
             return self._wait(subprocess.Popen([sys.executable, "-m", module, *words], env=_environment()))
@@ -84,7 +84,7 @@ class Launcher:
         return self._wait(self._agent(module, words, name))
 
     def follow(self) -> int:
-        """On a node besides the first: take part in the stages that it starts, until it ends; its exit code."""
+        """On the other nodes: take part in the stages that the head starts, until it ends; the head's exit code."""
         assert self.store is not None
         self.store.add("joined", 1)
         try:
@@ -94,7 +94,7 @@ class Launcher:
                 if code := self._wait(self._agent(order["module"], order["arguments"], order["name"])):
                     self._tell_failure(code)
         except BaseException as error:
-            self._tell_failure(exit_code(error))  # a node that leaves before the end
+            self._tell_failure(exit_code(error))  # the others must not wait for this node
             raise
         finally:
             with suppress(dist.DistError):
@@ -103,10 +103,10 @@ class Launcher:
 
     @contextmanager
     def coordinate(self) -> Iterator[None]:
-        """On the first node: wait for the others; they end when this is left, with the same exit code."""
+        """On the head: wait for the other nodes, and at the end have them exit with the same code."""
         code = 0
         try:
-            self._gather()  # also where there is nothing left to do: who comes later would wait for a head
+            self._gather()  # also if no stage is left: a node that starts late would wait for a head
             yield
         except BaseException as error:
             code = exit_code(error)
@@ -115,7 +115,7 @@ class Launcher:
             self._end(code)
 
     def _end(self, code: int) -> None:
-        """They must have heard it before the store goes."""
+        """Tell the other nodes the exit code, and keep the store until they have read it."""
         if self.store is None:
             return
         if code:
@@ -126,13 +126,13 @@ class Launcher:
             time.sleep(0.1)
 
     def _agent(self, module: str, arguments: list[str], name: str) -> subprocess.Popen:
-        """This node's torchrun."""
+        """Start this node's torchrun."""
         logs = self.logs / name / f"node{self.node}"
         logs.mkdir(parents=True, exist_ok=True)
         if self.nodes == 1:
             where = ["--standalone"]
         else:
-            # Nodes number the ranks, so that rank 0, whose output is shown, runs on the head.
+            # Explicit node ranks put rank 0, whose output is shown, on the head.
             where = ["--nnodes", str(self.nodes), "--node-rank", str(self.node)]
             where += ["--master-addr", self.host, "--master-port", str(self.port + 1)]
         output = ["--log-dir", str(logs), "--redirects", "3", "--tee", "0:3"]
@@ -142,7 +142,7 @@ class Launcher:
         return subprocess.Popen(words, env=_environment())
 
     def _wait(self, process: subprocess.Popen) -> int:
-        """A process's exit code. It is ended where another node has failed, and gets the SIGTERM that this one gets."""
+        """A process's exit code. The process is ended when another node fails, or when SIGTERM ends this one."""
         try:
             while True:
                 try:
@@ -150,12 +150,12 @@ class Launcher:
                     return code if code >= 0 else 128 - code
                 except subprocess.TimeoutExpired:
                     if failure := self._failed_elsewhere():
-                        print(f"error: {failure['who']}; what it said is there", file=sys.stderr)
+                        print(f"error: {failure['who']}; see its output", file=sys.stderr)
                         process.terminate()
                         process.wait()
                         return failure["code"]
         except (KeyboardInterrupt, Terminated) as error:
-            for number in (signal.SIGINT, signal.SIGTERM):  # who leaves while ranks save gives up the run's lock
+            for number in (signal.SIGINT, signal.SIGTERM):  # leaving while ranks save would release the run's lock
                 signal.signal(number, signal.SIG_IGN)
             if isinstance(error, Terminated):  # a terminal's Ctrl-C reaches every process
                 process.terminate()
@@ -163,12 +163,12 @@ class Launcher:
             raise
 
     def _gather(self) -> None:
-        """On the first node, wait until the others are there."""
+        """On the head: wait until the other nodes have joined."""
         deadline = time.monotonic() + PATIENCE.total_seconds()
-        while self.store and (found := self.store.add("joined", 0) + 1) < self.nodes:
+        while self.store and (present := self.store.add("joined", 0) + 1) < self.nodes:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"{found} of {self.nodes} nodes are here after {PATIENCE.seconds // 60} minutes; start the same "
+                    f"{present} of {self.nodes} nodes are here after {PATIENCE.seconds // 60} minutes; start the same "
                     f"command with --node 1 to {self.nodes - 1} on the others, and check that they reach {self.head}"
                 )
             time.sleep(0.2)
@@ -178,11 +178,11 @@ class Launcher:
             self.store.set(key, json.dumps(value))
 
     def _tell_failure(self, code: int) -> None:
-        with suppress(dist.DistError):  # the head, and its store, may have gone
+        with suppress(dist.DistError):  # the head, and its store, may have ended
             self._tell(f"failed/{self.orders}", {"who": f"node {self.node} failed with exit code {code}", "code": code})
 
     def _failed_elsewhere(self) -> dict[str, Any] | None:
-        """What is known of another node whose ranks have failed at this stage, or None."""
+        """The report of a node whose ranks have failed at this stage, or None."""
         assert self.store is not None
         try:
             key = f"failed/{self.orders}"
@@ -191,7 +191,7 @@ class Launcher:
             return {"who": "node 0 has gone", "code": 1}
 
     def _order(self) -> dict[str, Any]:
-        """What the head wants next."""
+        """The head's next order."""
         assert self.store is not None
         key = f"order/{self.orders + 1}"
         try:
@@ -199,17 +199,17 @@ class Launcher:
                 time.sleep(0.2)
             return json.loads(self.store.get(key))
         except dist.DistError:
-            raise UserError(f"{self.head}: node 0 has gone; see what it says, and start all nodes again") from None
+            raise UserError(f"{self.head}: node 0 has gone; see its output, and start all nodes again") from None
 
 
 def _environment() -> dict[str, str]:
-    """A stage's: its threads share the processor, unless the user says how they wait."""
-    known = os.environ
-    return {**known} if "OMP_WAIT_POLICY" in known else {"GOMP_SPINCOUNT": SPINS, **known}
+    """The environment of a stage: waiting threads sleep early, unless the user says how they wait."""
+    own = os.environ
+    return {**own} if "OMP_WAIT_POLICY" in own else {"GOMP_SPINCOUNT": SPINS, **own}
 
 
 def exit_code(error: BaseException) -> int:
-    """What a process ends with that this leaves."""
+    """Exit code for an exception that leaves main()."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     return {UserError: 2, KeyboardInterrupt: 130, Terminated: 143}.get(type(error), 1)
@@ -232,24 +232,24 @@ class StderrTee:
         return self.stream.fileno()
 
     def repeat(self, log: Path | None, count: int, indent: str = "") -> None:
-        """Say those of a log's last lines that have not been heard."""
+        """Print those of a log's last `count` lines that were not printed before."""
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:] if log else []
         for line in lines:
-            if not any(line in heard for heard in self.lines):
+            if not any(line in printed for printed in self.lines):
                 self.write(f"{indent}{line}\n")
 
 
 def main() -> None:
-    """torchrun; where it fails, a line for the first rank that did, and the end of what that rank said."""
+    """Run torchrun. If it fails, name the first rank that failed, with the end of its log."""
     logging.disable(logging.ERROR)
     elastic._terminate_process_handler = partial(_first_signal, elastic._terminate_process_handler)
     os.environ.setdefault("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "[rank ${rank}] ")
-    heard = StderrTee(sys.stderr)
-    sys.stderr = cast(TextIO, heard)
+    stderr = StderrTee(sys.stderr)
+    sys.stderr = cast(TextIO, stderr)
     try:
         torchrun(sys.argv[1:])
     except ChildFailedError as error:
-        raise SystemExit(_report(*error.get_first_failure(), heard)) from None
+        raise SystemExit(_report(*error.get_first_failure(), stderr)) from None
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from None
     except (dist.DistError, RuntimeError) as error:
@@ -258,33 +258,33 @@ def main() -> None:
 
 
 def _first_signal(handler: Callable[[int, Any], None], number: int, frame: Any) -> None:
-    """torchrun's handler, for the first signal alone: another would break off its wait for the ranks."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
+    """Pass the first signal alone to torchrun's handler: another would break off its wait for the ranks."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)
     handler(number, frame)
 
 
-def _report(rank: int, failure: ProcessFailure, heard: StderrTee) -> int:
-    """Say what is known of a failed rank; its exit code. A user's error is one line, a signal none."""
+def _report(rank: int, failure: ProcessFailure, stderr: StderrTee) -> int:
+    """Print why a rank failed; its exit code. A `UserError` takes one line, an end by SIGINT or SIGTERM none."""
     code = failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
     log = _log(failure.local_rank)
-    said = log.read_text(encoding="utf-8", errors="replace") if log else ""
+    text = log.read_text(encoding="utf-8", errors="replace") if log else ""
     if code == 2:
-        heard.repeat(log if said.rpartition("\nerror: ")[1] or said.startswith("error: ") else _log(0), 1)
+        stderr.repeat(log if "\nerror: " in text or text.startswith("error: ") else _log(0), 1)
     elif code not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        how = "was killed: out of memory?" if code == 128 + signal.SIGKILL else f"ended with exit code {code}"
-        if "collective operation timeout" in said:  # NCCL's watchdog aborts the process
-            how = "waited in vain for another (trainer.timeout_minutes), which hangs, or whose disk is slow"
-        heard.write(f"error: rank {rank} {how}" + (f"; what it said is in {log}\n" if log else "\n"))
-        heard.repeat(log, 15, "  ")
+        reason = "was killed: out of memory?" if code == 128 + signal.SIGKILL else f"ended with exit code {code}"
+        if "collective operation timeout" in text:  # NCCL's watchdog aborts the process
+            reason = "waited in vain for another (trainer.timeout_minutes), which hangs, or whose disk is slow"
+        stderr.write(f"error: rank {rank} {reason}" + (f"; its output is in {log}\n" if log else "\n"))
+        stderr.repeat(log, 15, "  ")
     return code
 
 
 def _log(local_rank: int) -> Path | None:
-    """What a rank of this node has said in this launch, where it said something and torchrun was given a folder."""
+    """The log of a rank of this node in this launch; None if it is empty or torchrun has no folder for logs."""
     folder = Path(sys.argv[sys.argv.index("--log-dir") + 1]) if "--log-dir" in sys.argv else None
-    found = sorted(folder.glob("*/attempt_*"), key=lambda path: path.stat().st_mtime) if folder else []
-    log = found[-1] / str(local_rank) / "stderr.log" if found else None
+    attempts = sorted(folder.glob("*/attempt_*"), key=lambda path: path.stat().st_mtime) if folder else []
+    log = attempts[-1] / str(local_rank) / "stderr.log" if attempts else None
     return log if log and log.is_file() and log.stat().st_size else None
 
 

@@ -1,8 +1,8 @@
-"""One run, one `iterate.py`: the file `lock` in a run's folder says which process works there.
+"""One `iterate.py` at a time in a run's folder: the file `lock` there names the process that holds it.
 
-It is made for folders that nodes share, where no kernel sees all processes. On its own machine a holder lives as long
-as its process does; on others by its signs of life, a touch of the file every `BEAT`. How old the last one is says the
-file system's clock, since those of nodes differ.
+Nodes may share the folder, where no kernel sees all processes. A holder on the same machine is alive while its process
+is; a holder on another machine while it touches the file every `BEAT` seconds. Age is measured by the file system's
+clock, since the clocks of nodes differ.
 """
 
 import contextlib
@@ -21,25 +21,25 @@ from pathlib import Path
 from stages.files import UserError
 
 BEAT = 20.0
-"""Seconds between two signs of life."""
+"""Seconds between two touches of the file."""
 STALE = 120.0
-"""Seconds without one after which a holder is taken to be lost, with its machine."""
+"""Seconds without a touch after which a holder is taken to be lost, with its machine."""
 POLL = 1.0
-"""Seconds between two looks at a lock whose holder may be lost."""
+"""Seconds between two readings of a lock whose holder may be lost."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """What the file says: a process, and what tells it from others of its number."""
+    """The content of the file: a process, and what distinguishes it from others with the same number."""
 
     host: str
     pid: int
     started: str
     command: str
     kernel: str
-    """The machine's boot and the process's namespace (a container's): only there does `pid` say which process."""
+    """Ids of the machine's boot and of the process's namespace (a container's), within which `pid` is unique."""
     ticks: str
-    """The kernel's time of the process's start."""
+    """The process's start in clock ticks since the boot."""
 
     @classmethod
     def current(cls) -> "Holder":
@@ -53,20 +53,20 @@ class Holder:
 
     @property
     def gone(self) -> bool:
-        """Whether a process of this machine has ended; its number may be another's by now."""
+        """Whether this machine's process has ended; another process may have its number by now."""
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return True
-        except PermissionError:  # another user's
+        except PermissionError:  # the process of another user
             pass
         state, ticks = _process(self.pid)
         return state in ("Z", "X") or (bool(ticks) and ticks != self.ticks)
 
 
 @dataclass(frozen=True)
-class Sight:
-    """A lock as it was seen: its text, its last change in ns, how many seconds before that was."""
+class LockState:
+    """A lock at the time of reading: its text, the time of its last change in ns, and its age in seconds."""
 
     text: str
     changed: int
@@ -74,25 +74,25 @@ class Sight:
 
     @property
     def holder(self) -> Holder | None:
-        """None where the file is damaged: then its age alone counts."""
+        """The process that the file names; None if the file is damaged: then its age alone counts."""
         try:
             return Holder(**json.loads(self.text))
         except (ValueError, TypeError):
             return None
 
     def __str__(self) -> str:
-        who = "an unknown process (the file is damaged)"
+        process = "an unknown process (the file is damaged)"
         if holder := self.holder:
-            who = f"process {holder.pid} on {holder.host} ({holder.command}), since {holder.started}"
-        return f"{who}, last sign of life {self.age:.0f} s ago"
+            process = f"process {holder.pid} on {holder.host} ({holder.command}), since {holder.started}"
+        return f"{process}, last sign of life {self.age:.0f} s ago"
 
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder`/lock; no other process does at the same time. The folder must be there.
+    """Hold `folder`/lock, as no other process does at the same time. The folder must exist.
 
-    A lock that was left behind is taken over, which stderr says. Raises `UserError` where its holder lives; to find
-    that out of one on another machine may take `STALE` seconds.
+    A stale lock is taken over, with a line on stderr. Raises `UserError` where the holder is alive; to find that out
+    may take `STALE` seconds if the holder is on another machine.
     """
     path = folder / "lock"
     text = json.dumps(asdict(Holder.current()), ensure_ascii=False) + "\n"
@@ -105,33 +105,33 @@ def run_lock(folder: Path) -> Iterator[None]:
     finally:
         done.set()
         heart.join()
-        with contextlib.suppress(OSError):  # what stays is taken over by the next
+        with contextlib.suppress(OSError):  # a file that stays is taken over by the next holder
             if path.read_text(encoding="utf-8", errors="replace") == text:
                 path.unlink()
 
 
 def _take(path: Path, text: str) -> None:
-    """Make the file `path`, with this text, or put it in the place of one that was left behind.
+    """Create the file `path` with this text, or replace a stale lock by it.
 
-    Of those who would replace the same file at once, one may: who holds its claim, a lock like this one, named after
-    the file's content. So a slow process can't replace what another has put there meanwhile.
+    Only the process that creates the claim file, a lock named after the content of the stale lock, may replace the
+    stale lock. So a slow process can't replace a lock that is new by then.
     """
     while not _create(path, text):
-        found = _left_behind(path)
-        if found is None:
+        stale = _wait_until_stale(path)
+        if stale is None:
             continue
-        claim = path.with_name(f"{path.name}.{hashlib.sha256(found.text.encode()).hexdigest()[:12]}")
+        claim = path.with_name(f"{path.name}.{hashlib.sha256(stale.text.encode()).hexdigest()[:12]}")
         _take(claim, text)
-        now = _look(path)
-        if now and (now.text, now.changed) == (found.text, found.changed):
-            print(f"{path}: left behind by {found}; taken over", file=sys.stderr, flush=True)
+        now = _read_lock(path)
+        if now and (now.text, now.changed) == (stale.text, stale.changed):
+            print(f"{path}: left behind by {stale}; taken over", file=sys.stderr, flush=True)
             claim.replace(path)
             return
         claim.unlink()
 
 
 def _create(path: Path, text: str) -> bool:
-    """Whether there was no such file; then there is now."""
+    """Create the file, unless it exists; whether it was created."""
     try:
         file = path.open("x", encoding="utf-8")
     except FileExistsError:
@@ -145,36 +145,35 @@ def _create(path: Path, text: str) -> bool:
     return True
 
 
-def _left_behind(path: Path) -> Sight | None:
-    """The lock, once it is certain that its holder is gone; None where there is no lock any more.
+def _wait_until_stale(path: Path) -> LockState | None:
+    """The lock, once its holder is certainly gone; None if the lock has been removed.
 
-    Raises `UserError` where the holder lives.
+    Raises `UserError` where the holder is alive.
     """
-    first = _look(path)
-    seen = first
-    while first and seen:
-        alive = (seen.text, seen.changed) != (first.text, first.changed)
-        if (holder := seen.holder) and holder.local:
+    first = _read_lock(path)
+    now = first
+    while first and now:
+        alive = (now.text, now.changed) != (first.text, first.changed)
+        if (holder := now.holder) and holder.local:
             if holder.gone:
-                return seen
+                return now
             alive = True
         if alive:
             raise UserError(
-                f"{path}: in use by {seen}; wait for it, stop it, or, if you are certain that it is gone, delete the "
-                "file"
+                f"{path}: in use by {now}; wait for it, stop it or, if you are certain that it is gone, delete the file"
             )
-        if seen.age > STALE:
-            return seen
-        if seen is first:
-            wait = f"waiting {STALE - seen.age:.0f} s at most for another"
-            print(f"{path}: held by {seen}; {wait}", file=sys.stderr, flush=True)
+        if now.age > STALE:
+            return now
+        if now is first:
+            wait = f"waiting {STALE - now.age:.0f} s at most for another"
+            print(f"{path}: held by {now}; {wait}", file=sys.stderr, flush=True)
         time.sleep(POLL)
-        seen = _look(path)
+        now = _read_lock(path)
     return None
 
 
-def _look(path: Path) -> Sight | None:
-    """The lock, or None where there is none. It is opened, since a network file system is then asked anew."""
+def _read_lock(path: Path) -> LockState | None:
+    """The lock, or None where there is none. Opening the file makes a network file system fetch its present state."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             text, changed = file.read(), os.fstat(file.fileno()).st_mtime_ns
@@ -187,11 +186,11 @@ def _look(path: Path) -> Sight | None:
         now = clock.stat().st_mtime_ns
     finally:
         clock.unlink(missing_ok=True)
-    return Sight(text, changed, (now - changed) / 1e9)
+    return LockState(text, changed, (now - changed) / 1e9)
 
 
 def _beat(path: Path, text: str, done: threading.Event) -> None:
-    """Touch the lock until `done`, or until it is no longer ours."""
+    """Touch the lock until `done` is set or the lock is another process's."""
     while not done.wait(BEAT):
         try:
             if path.read_text(encoding="utf-8", errors="replace") == text:
@@ -199,14 +198,14 @@ def _beat(path: Path, text: str, done: threading.Event) -> None:
                 continue
         except FileNotFoundError:
             pass
-        except OSError:  # a network folder's moment of weakness: the next beat will do
+        except OSError:  # a network folder may fail for a moment: the next beat will do
             continue
         print(f"{path}: no longer this process's; another may work in this folder: stop one of them", file=sys.stderr)
         return
 
 
 def _kernel() -> str:
-    """The boot and the process namespace; empty where there is no /proc."""
+    """The ids of the boot and of the process namespace; empty where there is no /proc."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -215,11 +214,10 @@ def _kernel() -> str:
 
 
 def _process(pid: int) -> tuple[str, str]:
-    """A process's state and the ticks from the boot to its start (proc_pid_stat(5): fields 3 and 22); empty where
-    /proc does not show it."""
+    """A process's state and its start in ticks since the boot, fields 3 and 22 of proc_pid_stat(5); else empty."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "", ""
-    fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
+    fields = stat.rpartition(")")[2].split()  # the program's name in parentheses may hold spaces
     return fields[0], fields[19]

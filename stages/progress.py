@@ -1,4 +1,4 @@
-"""A stage's progress: a bar in a terminal, a line a minute in a file."""
+"""The progress of a stage: a bar in a terminal, a line a minute in a file."""
 
 import sys
 from typing import Any, TextIO
@@ -9,7 +9,7 @@ MINUTE = 60.0
 
 
 class Lines:
-    """A stream for tqdm that gives each state of the bar a line of its own."""
+    """A stream for tqdm that writes each state of the bar as a line."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -23,9 +23,9 @@ class Lines:
 
 
 def progress(total: int, what: str, unit: str, *, first: bool, done: int = 0) -> tqdm:
-    """What the first rank shows of `total` units of work; the other ranks count in silence."""
-    where: dict[str, Any] = {"mininterval": 1.0}
+    """The progress bar of `total` pieces of work, which the first rank shows; on other ranks it is silent."""
+    display: dict[str, Any] = {"mininterval": 1.0}
     if not sys.stderr.isatty():
-        # Any delay: without one there is a line at 0%.
-        where = {"file": Lines(sys.stderr), "mininterval": MINUTE, "maxinterval": MINUTE, "delay": 1e-9, "ncols": 100}
-    return tqdm(total=total, initial=done, desc=what, unit=unit, disable=not first, **where)
+        # A delay, however short, suppresses the line at 0%.
+        display = {"file": Lines(sys.stderr), "mininterval": MINUTE, "maxinterval": MINUTE, "delay": 1e-9, "ncols": 100}
+    return tqdm(total=total, initial=done, desc=what, unit=unit, disable=not first, **display)

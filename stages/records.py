@@ -1,4 +1,4 @@
-"""The records of a run: one definition of each kind of row in its JSON-lines files.
+"""The records of a run: one definition for each kind of row in its JSON-lines files.
 
 | file in runs/NAME/iter<t>/ | rows |
 |---|---|
@@ -11,7 +11,7 @@
 | pairs/elo.jsonl | `EloScore` |
 | pairs/none.jsonl | `MissingPair` |
 
-Ids say what they are of: prompt "t0007", response "t0007/r2", judgment "t0007/r2/j0", comparison "t0007/r2/m0-3", pairs
+Ids are readable: prompt "t0007", response "t0007/r2", judgment "t0007/r2/j0", comparison "t0007/r2/m0-3", pairs
 "actor/t0007" and "judge/t0007/r2". Code reads the fields that name other records, and never takes an id apart.
 """
 
@@ -22,20 +22,20 @@ Message = dict[str, str]
 
 
 class Sampled(TypedDict):
-    """What a model has sampled."""
+    """A completion that a model has sampled."""
 
     id: str
     prompt_id: str
     ids: list[int]
     """The sampled token ids, the stop token included where there is one."""
     text: str
-    """The same as text, without special tokens."""
+    """The ids as text, without special tokens."""
     finish_reason: Literal["stop", "length", "too_long"]
-    """A stop token; `max_new_tokens` or the end of the context; no room behind the prompt, so nothing was sampled."""
+    """A stop token; `max_new_tokens` or the end of the context; no room after the prompt, so nothing was sampled."""
     logprob: float
     """Log-probability of the ids at the sampling temperature, before top-p."""
     seed: int
-    """Of the noise: `stages.seeds.request_seed`."""
+    """Seed of the noise: `stages.seeds.request_seed`."""
 
 
 class Response(Sampled):
@@ -53,22 +53,22 @@ class Judgment(Sampled):
     index: int
     """0 to N - 1."""
     score: int | float | None
-    """In [0, 5], as the text states it: `judging.scores.to_number`. None: the text holds none."""
+    """In [0, 5], as the text states it: `judging.scores.to_number`. None: the text states no score."""
     failure: str | None
     """Why there is no score: a `judging.verdict.Failure`."""
 
 
 class ExpectedScore(TypedDict):
-    """The mean of the distribution over the score, of a response or behind the reasons of one judgment."""
+    """The mean of the distribution over a response's score, without text before it or after one judgment's reasons."""
 
     id: str
     response_id: str
     prompt_id: str
     index: int
-    """Of the judgment; 0 where the score stands first."""
+    """Index of the judgment; 0 where the score stands first."""
     finish_reason: str
     probabilities: list[float]
-    """Of the digits 0 to 5."""
+    """Probabilities of the digits 0 to 5."""
     score: float | None
     variance: float | None
     failure: str | None
@@ -88,12 +88,12 @@ class Comparison(Sampled):
 
 
 class MetaJudged(TypedDict):
-    """Which of a prompt's responses is meta-judged; decided by `judging.metajudge`, read by whoever comes after."""
+    """Which of a prompt's responses is meta-judged; decided by `judging.metajudge`, read by later stages."""
 
     prompt_id: str
     response_id: str | None
     judgments: list[int]
-    """Indices of the response's distinct judgments with a score, which are compared."""
+    """Indices of the judgments that are compared: distinct ones with a score."""
     reason: str | None
     """Why nothing is compared: a `judging.scores.Reason`."""
 
@@ -110,7 +110,7 @@ class Pair(TypedDict):
     chosen_ids: list[int]
     rejected_ids: list[int]
     chosen_id: str
-    """Of the response or judgment."""
+    """Id of the chosen response or judgment."""
     rejected_id: str
 
 

@@ -1,4 +1,4 @@
-"""Seeds: what is drawn at random is a function of the run's seed and of what is drawn, and of nothing drawn before."""
+"""Seeds: each random draw is a function of the run's seed and of the draw's name, and of no earlier draw."""
 
 import hashlib
 

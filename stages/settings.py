@@ -1,6 +1,6 @@
-"""The settings of a run: one dataclass a section of the TOML file, symbols named as in the paper.
+"""The settings of a run: a dataclass for each section of the TOML file, with symbols named as in the paper.
 
-A field's type carries its bounds (`stages/config.py`); `check` says what only makes sense together.
+A field's type carries its bounds (`stages/config.py`); `check` holds the rules between several settings.
 """
 
 import dataclasses
@@ -22,45 +22,45 @@ class Model:
     path: str
     """The seed: a Hugging Face directory (config.json, safetensors, tokenizer.json)."""
     prepare: str = ""
-    """How `prepare.seed_model` makes a missing one: "smollm2-135m", "tiny", "tiny-judge" or "": the user brings it."""
+    """How `prepare.seed_model` makes the seed: "smollm2-135m", "tiny" or "tiny-judge"; "": the user brings it."""
     architecture: str = ""
-    """A folder with the config.json to count with (`make plan`, `dpo.memory`) while `path` is not there."""
+    """A folder whose config.json stands in for a missing `path` in estimates (`make plan`, `dpo.memory`)."""
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """The type in which products are computed. "auto" is bfloat16 where the processor multiplies it natively, else
-    int8 in generation on a CPU with VNNI, else float32. Training takes float32 in place of int8."""
+    """The type of matrix products. "auto" is bfloat16 where the processor multiplies it natively, else int8 in
+    generation on a CPU with VNNI, else float32. Training takes float32 in place of int8."""
     attention: Literal["triton", "sdpa"] = "triton"
-    """On CUDA: the kernels of `kernels/`, or PyTorch's own operations in their place, to tell whether a fault is the
-    kernels'. A CPU always takes PyTorch's."""
+    """On CUDA: the kernels of `kernels/`, or PyTorch's own operations, which help to find a fault in the kernels. A CPU
+    always takes PyTorch's."""
 
     @property
     def shape(self) -> str:
         """The folder whose config.json gives the model's shape."""
-        stands_in = self.architecture and not (Path(self.path) / "config.json").is_file()
-        return self.architecture if stands_in else self.path
+        missing = not (Path(self.path) / "config.json").is_file()
+        return self.architecture if self.architecture and missing else self.path
 
 
 @dataclass(frozen=True)
 class Engine:
     threads: Count = 2
-    """CPU threads a rank. A setting, not a reading of the machine, because training in bfloat16 depends on it. Without
-    a GPU, generation runs as many processes of one thread each; a rank that torchrun starts runs one."""
+    """CPU threads a rank; a setting, because results of training in bfloat16 depend on it. Without a GPU, generation
+    runs as many processes of one thread each; a rank under torchrun runs one thread."""
     block_size: Count = 16
-    """Tokens a block of the KV cache."""
+    """Tokens in a block of the KV cache."""
     num_kv_blocks: Count = 4096
-    """Blocks of the KV cache: its size. A block of Llama-3-8B takes 2 MiB in bfloat16 (128 KiB a token)."""
+    """Blocks in the KV cache. A block of Llama-3-8B takes 2 MiB in bfloat16 (128 KiB a token)."""
     max_num_batched_tokens: Count = 2048
-    """Tokens a forward pass at most; a longer prompt is prefilled in chunks."""
+    """Tokens in a forward pass at most; a longer prompt is prefilled in chunks."""
     max_num_seqs: Count = 128
     """Sequences decoded together at most."""
     cuda_graphs: bool = True
     """On CUDA, with `attention = "triton"`: decode with graphs. Off: operation by operation, for debugging."""
     shard_requests: Count = 256
-    """Requests a work shard at most; a prompt's requests are never divided."""
+    """Requests in a work shard at most; the requests of one prompt always share a shard."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What SFT and DPO have in common."""
+    """The settings that SFT and DPO have in common."""
 
     epochs: Count = 1
     learning_rate: Amount = 5e-6
@@ -81,28 +81,28 @@ class Sft(Training):
     enabled: bool = True
     """Off: the seed itself is M0."""
     examples: list[str] = field(default_factory=list)
-    """JSON-lines files of labelled judgments and comparisons, or of prompts with scored responses."""
+    """JSON-lines files of labelled judgments and comparisons, or of prompts with scored responses (data/README.md)."""
     constructed_decisions: CountOrNone = 0
-    """Examples of the first lesson: a good answer or one to another question, and the score alone."""
+    """Examples of the first lesson: a good answer, or one to another question, and only the score."""
     constructed_judgments: CountOrNone = 0
     """Judgments made by construction from `prompts` and `answers`: the second lesson, and part of the third."""
     constructed_comparisons: CountOrNone = 0
     """Meta-judgments by construction: the third lesson. Models too small to meta-judge untaught need them."""
     constructed_answers: CountOrNone = 0
-    """The model's own answers among the examples, so that it keeps the actor's part."""
+    """The model's own answers among the examples, so that the model still acts."""
     prompts: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     sft_delta: str = ""
-    """The difference that this section's training makes, as a low-rank file (`prepare/sft_delta.py`): M0 is the seed
-    with it added, so that a small machine need not train it anew. Empty: train."""
+    """A low-rank file of the change that SFT makes (`prepare/sft_delta.py`). M0 is then the seed plus this change, so
+    that a small machine need not train M0. Empty: train."""
     sft_delta_megabytes: Positive = 12.0
-    """Size at most of the file that `iterate.py --make-sft-delta` writes there."""
+    """Size at most of the file that `iterate.py --make-sft-delta` writes."""
     verdict_token_weight: Amount = 1.0
-    """Weight in the loss of a token that decides: a judgment's score, a comparison's winner and the score before it."""
+    """Weight in the loss of a verdict's tokens: a judgment's score, a comparison's winner and the score before it."""
     answer_weight: Amount = 1.0
     """Weight of each token of an actor's answer. All other completion tokens weigh 1."""
     curriculum: bool = False
-    """Whether the examples are taken in order, lesson by lesson, rather than shuffled."""
+    """Whether examples are taken in order, lesson by lesson, rather than shuffled."""
 
 
 @dataclass(frozen=True)
@@ -110,19 +110,19 @@ class Eft:
     """Evaluation fine-tuning: judge examples from human rankings (`prepare/eft.py`), added to `sft.examples`."""
 
     sources: list[str] = field(default_factory=list)
-    """OpenAssistant's message trees, or groups of ranked replies, as JSON lines. Empty: no such examples."""
+    """JSON-lines files of OpenAssistant's message trees or of groups of ranked replies. Empty: no such examples."""
     languages: list[str] = field(default_factory=lambda: ["en"])
     """Languages of the messages that are kept."""
     max_turns: Count = 1
-    """Prompter's turns in a conversation at most: 1 is a first question alone."""
+    """User turns in a conversation at most: 1 is a first question alone."""
     N: Count = 4
-    """Judgments sampled of each reply; the first round of them whose order agrees with the humans' is kept."""
+    """Rounds of judgments sampled for each group; the first round whose order agrees with the humans' is kept."""
     order: Literal["strict", "weak"] = "weak"
-    """When an order agrees: every better reply scores higher; or none scores lower, and not all are equal."""
+    """Agreement of orders: strict, every better reply scores higher; weak, none scores lower, and not all are equal."""
     downsample: bool = True
-    """Whether examples of the most frequent score are dropped until it is as frequent as the second."""
+    """Whether examples of the most frequent score are dropped down to the number of the second most frequent."""
     held_out: Share = 0.25
-    """Share of the groups that are set aside to measure judges on."""
+    """Share of the groups set aside for measuring judges."""
 
 
 UNSEEN = "image images graph graphs picture pictures file files map maps draw plot video audio music flowchart diagram"
@@ -130,47 +130,47 @@ UNSEEN = "image images graph graphs picture pictures file files map maps draw pl
 
 @dataclass(frozen=True)
 class Prompts:
-    """New prompts from seed prompts (`prepare/new_prompts.py`); they become the pool."""
+    """New prompts from seed prompts (`prepare/new_prompts.py`); the new prompts are the pool."""
 
     seeds: str = ""
     """A JSON-lines file of {id, prompt}. Empty: the pool is `respond.prompts`."""
     model: str = ""
-    """Hugging Face directory of the model that writes them; empty: the run's seed."""
+    """Hugging Face directory of the model that writes prompts; empty: the run's seed."""
     count: Count = 20000
     """Prompts wanted."""
     max_attempts: Count = 200000
     """Completions sampled at most."""
     round_attempts: Count = 4000
-    """Completions sampled between two filterings; what the earlier rounds kept serves as examples."""
+    """Completions sampled in a round; prompts kept in earlier rounds serve as examples."""
     shots: Count = 8
-    """Examples shown."""
+    """Examples in a request."""
     generated_shots: CountOrNone = 2
-    """Of these, how many are new prompts of earlier rounds, once there are that many."""
+    """How many of the examples are new prompts of earlier rounds, once there are that many."""
     temperature: Amount = 0.6
     top_p: Share = 0.9
     max_new_tokens: Count = 256
     min_words: Count = 3
     max_words: Count = 150
     max_repetition: Share = 0.2
-    """Share of a prompt's three-word sequences that have come before in it, at most."""
+    """Share of repeated sequences among a prompt's three-word sequences, at most."""
     max_rouge_l: Share = 0.7
-    """A prompt whose ROUGE-L F-measure with a seed or a kept prompt is not below this is dropped."""
+    """A prompt is dropped unless its ROUGE-L F-measure with every seed and kept prompt is below this."""
     evaluation: list[str] = field(default_factory=list)
-    """JSON-lines files of {prompt} that no new prompt may share a word sequence with."""
+    """JSON-lines files of {prompt}; a new prompt that shares a word sequence with one of them is dropped."""
     ngram: Count = 8
     """Words of such a sequence."""
     words: list[str] = field(default_factory=lambda: [*UNSEEN.split(), "go to"])
-    """A prompt with one of these is dropped: a model of texts can't see, or do, what it asks for."""
+    """A prompt with one of these is dropped: a language model can't see, or do, what the prompt asks for."""
 
 
 @dataclass(frozen=True)
 class Respond:
     prompts_per_iteration: Count
-    """Prompts drawn each iteration; draws of different iterations do not overlap."""
+    """Prompts drawn for each iteration; no prompt is drawn twice."""
     prompts: str = ""
-    """The pool: a JSON-lines file of {id, prompt}. Empty where `[prompts]` makes it."""
+    """The pool: a JSON-lines file of {id, prompt}. Empty where `[prompts]` makes the pool."""
     K: Count = 7
-    """Responses a prompt."""
+    """Responses to each prompt."""
     temperature: Amount = 0.8
     top_p: Share = 0.95
     max_new_tokens: Count = 1024
@@ -179,7 +179,7 @@ class Respond:
 @dataclass(frozen=True)
 class Judge:
     N: Count = 11
-    """Judgments a response."""
+    """Judgments of each response."""
     temperature: Amount = 0.8
     top_p: Share = 0.95
     max_new_tokens: Count = 512
@@ -191,23 +191,22 @@ class Judge:
     """Whether a score such as 4.5 counts (the rubric forbids it; the paper accepted it)."""
     score: Literal["sampled", "expected"] = "sampled"
     """A response's score: the mean of its N judgments' scores (the paper), or the mean of the distribution over the
-    score (`judging/expected.py`). With that and the verdict first, N judgments are sampled of the meta-judged response
-    alone."""
+    score (`judging/expected.py`). With "expected" and the verdict first, only meta-judged responses get judgments."""
     minimum_valid: Count = 1
-    """A response with fewer parsed judgments has no score."""
+    """A response with fewer judgments that hold a score has no score."""
     scores_file: str = ""
-    """A JSON-lines file of {id, score, text}, a row a response, that takes the judge's place: an external reward
-    model's. "{run}" and "{t}" in the name stand for the run's folder and the iteration; the text, which may be left
-    out, shows that the score is of this response and not of one of the same id in an earlier run."""
+    """A JSON-lines file of {id, score, text}, a row for each response, that takes the judge's place: scores of an
+    external reward model. "{run}" and "{t}" in the name stand for the run's folder and the iteration. The text is
+    optional; it shows that the score belongs to this response, not to one with the same id in an earlier run."""
 
     @property
     def scores_needed(self) -> int:
-        """How many rows with a score a response must have to have one itself."""
+        """How many rows with a score a response needs to have a score itself."""
         return 1 if self.score_first else self.minimum_valid
 
     @property
     def score_first(self) -> bool:
-        """Whether a response's score is read off without any text before it."""
+        """Whether a response's score is read without any text before it."""
         return self.score == "expected" and self.verdict_position == "first"
 
 
@@ -219,12 +218,12 @@ class Metajudge:
     prompt_style: PromptStyle = "full"
     verdict_position: VerdictPosition = "last"
     model: str = "current"
-    """Who compares: "current" is the iteration's model (the paper), "initial" M0 in every iteration, frozen; or a
+    """The model that compares: "current", the iteration's model (the paper); "initial", M0 in every iteration; or a
     Hugging Face directory."""
     opponents: CountOrNone = 0
-    """With how many others each judgment is compared, an even number; 0: with all (the paper)."""
+    """How many others each judgment is compared with, an even number; 0: all others (the paper)."""
     max_score_gap: Amount | None = None
-    """Only judgments whose scores differ by no more are compared; none: all (the paper)."""
+    """Largest difference between the scores of two judgments that are compared; none: no limit (the paper)."""
     elo_penalty: Positive = 0.01
     """lambda of the penalty (lambda / 2) sum eps^2 that keeps Elo scores finite."""
 
@@ -239,27 +238,27 @@ class Dpo(Training):
     reference: Literal["previous", "initial"] = "previous"
     """The model that the iteration starts from (the paper), or the SFT model."""
     nll_weight: Amount = 0.0
-    """Weight of -log pi(chosen) a token, added to the loss: against likelihoods that fall on both sides."""
+    """Weight of -log pi(chosen) a token, added to the loss, which keeps the likelihood of chosen texts from falling."""
 
 
 @dataclass(frozen=True)
 class Trainer:
     tokens_per_microbatch: Count = 4096
-    """Tokens a micro-batch at most; a longer pair is dropped and counted."""
+    """Tokens in a micro-batch at most; a longer pair is dropped and counted."""
     share_prefixes: bool = True
-    """Whether a micro-batch computes once what its sequences begin with: a pair's prompt, in SFT the rubric."""
+    """Whether a micro-batch computes a shared beginning once: a pair's prompt, in SFT the rubric."""
     activation_checkpointing: bool = False
-    """Keep a block's input alone and compute the block again in backward."""
+    """Whether to keep only a layer's input and compute the layer again in backward."""
     compile: bool = False
-    """Whether `torch.compile` fuses what is in a block besides its attention; a CPU needs a C++ compiler for it."""
+    """Whether `torch.compile` fuses each layer apart from its attention; on a CPU this needs a C++ compiler."""
     save_every: CountOrNone = 0
-    """Steps between resumable checkpoints; 0: at the end of each epoch. A state takes 12 bytes a parameter to write."""
+    """Steps between resumable checkpoints of 12 bytes a parameter; 0: at the end of each epoch."""
     evaluate_every: CountOrNone = 0
-    """Steps between looks at the held-out examples; 0: at the end of each epoch alone."""
+    """Steps between measurements on the held-out examples; 0: only at the end of each epoch."""
     timeout_minutes: Positive = 30.0
-    """How long a rank waits for the others; the first one writes an export, 16 GB of Llama-3-8B, alone."""
+    """How long a rank waits for the others; the first rank writes an export, 16 GB of Llama-3-8B, alone."""
     tensorboard: bool = False
-    """Whether the metrics also go to TensorBoard's files; needs `pip install tensorboard`."""
+    """Whether to write metrics for TensorBoard, too; needs `pip install tensorboard`."""
 
 
 @dataclass(frozen=True)
@@ -275,48 +274,47 @@ class Iteration:
     max_judgment_characters: int | None = None
     """A judge pair whose chosen judgment is longer is dropped."""
     epoch: int | None = None
-    """Which epoch's checkpoint becomes the next model; none: the best held-out preference accuracy."""
+    """The epoch whose checkpoint becomes the next model; none: the one with the best held-out accuracy."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How each model, the seed, M_0 and M_t, is measured on data that no training sees. A measurement whose file is not
-    named is left out."""
+    """How the seed, M_0 and each M_t are measured, on data that no training sees. A measurement without a file is left
+    out."""
 
     judge_cases: str = ""
-    """Labelled groups, or pairs, on which the judge is measured before and after SFT and after each iteration.
-    "{run}" stands for the run's folder: `{run}/sft/eft/held_out.jsonl` are the groups that `[eft]` sets aside."""
+    """Labelled groups, or pairs, on which the judge is measured. "{run}" stands for the run's folder:
+    `{run}/sft/eft/held_out.jsonl` holds the groups that `[eft]` sets aside."""
     comparisons: str = ""
-    """Pairs of judgments on which the meta-judge is measured, likewise."""
+    """Pairs of judgments on which the meta-judge is measured."""
     N: Count = 1
-    """Judgments a response."""
+    """Judgments of each response."""
     seed_judges: bool = True
-    """Whether the seed, too, is measured as judge and meta-judge. Off: a seed that has not learnt to only answers."""
+    """Whether the seed, too, is measured as judge and meta-judge. Off: the seed only answers."""
     instructions: str = ""
-    """Prompts whose answers code can check."""
+    """Prompts with rules for the answer that code can check."""
     prompts: str = ""
-    """Open prompts {id, prompt}; their answers are compared with the seed's."""
+    """Open prompts {id, prompt}, whose answers are compared with the seed's answers."""
     judge: str = "current"
-    """Who compares them: "current" is the model that answered, "initial" M0 for every model; or a Hugging Face
-    directory."""
+    """The model that compares answers: "current", the one that answered; "initial", M0; or a Hugging Face directory."""
     protocol: Protocol = "scores"
-    """Each answer is scored alone, as in the loop; or both are shown, in both orders."""
+    """How answers are compared: each is scored alone, as in the loop; or both are shown, in both orders."""
     duel_samples: Count = 1
-    """Judgments an answer for this, or comparisons in each order."""
+    """Judgments of each answer, or comparisons in each order."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What stops a run before it trains on an iteration that has gone wrong; each is off by default."""
+    """Limits that stop a run before training if an iteration has gone wrong; each is off by default."""
 
     parse_rate: Share = 0.0
-    """Judgments that hold a score, at least."""
+    """Least share of judgments that hold a score."""
     actor_yield: Share = 0.0
-    """Prompts that give an actor pair, at least."""
+    """Least share of prompts that give an actor pair."""
     judge_yield: Share = 0.0
-    """Prompts that give a judge pair, at least, where the iteration wants them."""
+    """Least share of prompts that give a judge pair, in iterations with judge pairs."""
     max_top_score_share: Share = 1.0
-    """Scores that are the highest there is, 5, at most."""
+    """Greatest share of scores that are 5, the highest."""
 
 
 @dataclass(frozen=True)
@@ -347,24 +345,24 @@ def as_dict(section: Any) -> dict[str, Any]:
 
 
 def check(settings: Settings, path: Path) -> None:
-    """What only makes sense together. Raises `UserError` naming the config, the key and what to do."""
+    """Check settings that depend on one another. Raises `UserError` naming the config, the key and what to do."""
     eft, sft, judge, meta, prompts = settings.eft, settings.sft, settings.judge, settings.metajudge, settings.prompts
     evaluation, iterations = settings.evaluation, settings.iteration
-    wanted = len(iterations) * settings.respond.prompts_per_iteration
+    needed = len(iterations) * settings.respond.prompts_per_iteration
     sets_aside = sft.enabled and eft.sources and eft.held_out > 0 and not sft.sft_delta
     wrong = {
         "the pool comes from respond.prompts or from prompts.seeds; set one of them": (
             settings.respond.prompts and prompts.seeds
         ),
-        f"prompts.count is {prompts.count}, but the iterations need {wanted}": prompts.seeds and prompts.count < wanted,
+        f"prompts.count is {prompts.count}, but the iterations need {needed}": prompts.seeds and prompts.count < needed,
         f"prompts.generated_shots is {prompts.generated_shots}; shots are {prompts.shots}": (
             prompts.generated_shots > prompts.shots
         ),
         f"prompts.min_words is {prompts.min_words}; max_words are {prompts.max_words}": (
             prompts.min_words > prompts.max_words
         ),
-        "prompts.words has an empty entry, which says nothing; take it out": not all(map(str.strip, prompts.words)),
-        "evaluation.judge_cases are groups that [eft] sets aside, but nothing does; name another file": (
+        "prompts.words has an empty entry; take it out": not all(map(str.strip, prompts.words)),
+        "evaluation.judge_cases are groups that [eft] sets aside, but this config sets none aside; name another file": (
             "{run}/sft/eft" in evaluation.judge_cases and not sets_aside
         ),
         f"metajudge.opponents is {meta.opponents}; it must be even, or 0 for all": meta.opponents % 2,

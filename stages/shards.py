@@ -1,7 +1,7 @@
-"""Work shards: a stage's requests cut into files of fixed content, claimed by ranks, written whole.
+"""Work shards: the requests of a stage in files of fixed content, each claimed by a rank and written whole.
 
-A shard's bytes are a function of its requests, the weights and the settings. So a killed run that is started again, on
-any number of ranks, ends with the same bytes, and does only what is missing.
+A shard's bytes are a function of its requests, the weights and the settings. So a killed run, started again on any
+number of ranks, does only what is missing and ends with the same bytes.
 """
 
 import math
@@ -30,9 +30,9 @@ T = TypeVar("T", bound=Grouped)
 
 
 def cut_shards(items: list[T], shard_requests: int) -> list[list[T]]:
-    """Consecutive items in shards of about equal size; at most `shard_requests` each, but a group is never divided.
+    """Consecutive items in shards of about equal size, at most `shard_requests`; but a group is never divided.
 
-    The number of shards is even, so that two ranks have as much to do.
+    The number of shards is even, so that two ranks have the same amount of work.
     """
     shards: list[list[T]] = []
     size = len(items) / (2 * math.ceil(len(items) / shard_requests / 2) or 1)
@@ -45,18 +45,18 @@ def cut_shards(items: list[T], shard_requests: int) -> list[list[T]]:
 
 
 def unclaimed(store: dist.Store, order: list[int], paths: list[Path]) -> Iterator[int]:
-    """The shards, in `order`, that this rank is the first to claim, each once the one before is written."""
-    with suppress(dist.DistError):  # rank 0, whose store it was, has ended
-        # Claims count all shards, so that they mean the same to a rank that starts when others have written some.
+    """The shards, in `order`, that this rank claims first; it claims a shard when the one before is written."""
+    with suppress(dist.DistError):  # rank 0, which has the store, has ended
+        # Claims count written shards, too, so that a rank which starts later agrees on their numbers.
         while (claim := store.add("claimed", 1) - 1) < len(order):
             if not paths[order[claim]].is_file():
                 yield order[claim]
 
 
 def unwritten(store: dist.Store, order: list[int], paths: list[Path]) -> Iterator[int]:
-    """The shards that are claimed and not written, for one rank each to do once more instead of waiting.
+    """The shards that are claimed and not written; this rank does them once more, instead of waiting.
 
-    Their ranks may be slow or dead, and whoever writes a shard writes the same bytes.
+    The ranks that claimed them may be slow or dead, and every rank writes the same bytes. No two ranks repeat a shard.
     """
     for index in order:
         if not paths[index].is_file() and first_to_ask(store, f"again/{index}"):
@@ -64,7 +64,7 @@ def unwritten(store: dist.Store, order: list[int], paths: list[Path]) -> Iterato
 
 
 def first_to_ask(store: dist.Store, key: str) -> bool:
-    """Whether no other rank has asked this before; when the store has gone with rank 0, each rank is on its own."""
+    """Whether this is the first rank to ask with `key`; always, when rank 0 has ended and taken the store along."""
     try:
         return store.add(key, 1) == 1
     except dist.DistError:
@@ -72,7 +72,7 @@ def first_to_ask(store: dist.Store, key: str) -> bool:
 
 
 def completed_by_another(out: Path, key: str, patience: float = 900.0) -> bool:
-    """Wait for the rank that finished first to write the manifest; False after `patience` seconds: it may be dead."""
+    """Wait until the rank that finished first has written the manifest; False after `patience` seconds."""
     deadline = time.monotonic() + patience
     while not is_complete(out, key) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -80,7 +80,7 @@ def completed_by_another(out: Path, key: str, patience: float = 900.0) -> bool:
 
 
 def rendezvous(stage: str, key: str) -> tuple[dist.Store, int]:
-    """The store that all ranks share, and this rank's number; a lone rank has a store of its own. No process group.
+    """The store that all ranks share, and this rank's number; a lone rank has its own store. Needs no process group.
 
     Ranks come from torchrun, or from any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
     """
@@ -93,13 +93,13 @@ def rendezvous(stage: str, key: str) -> tuple[dist.Store, int]:
 
 @cache
 def _shared_store() -> tuple[dist.Store, int]:
-    """One a process: a stage in several rounds meets the others at the same address again."""
+    """One for the whole process, since the rounds of a stage all meet at the same address."""
     store, rank, _ = next(iter(dist.rendezvous("env://")))
     return store, rank
 
 
 def fork(run: Callable[[], None]) -> int:
-    """Run `run` in a copy of this process, which then ends; an exception is printed. Returns the copy's process id."""
+    """Call `run` in a copy of this process, which then ends; its exceptions are printed. Returns the process id."""
     sys.stdout.flush()
     sys.stderr.flush()
     if process := os.fork():
@@ -115,7 +115,7 @@ def fork(run: Callable[[], None]) -> int:
 
 
 def count_records(records: Iterable[dict[str, Any]]) -> tuple[dict[str, int], int]:
-    """How many records there are, and how many of each finish reason and failure; and how many tokens they have."""
+    """The number of records, in all and by finish reason and failure; and the number of their tokens."""
     counts: Counter[str] = Counter()
     tokens = 0
     for row in records:

@@ -1,7 +1,7 @@
 """A stage of a run, described once: its name, its inputs, the settings that it reads, its work.
 
-From the description follow the stage's key (what its output depends on), its command line, its manifest, which rank
-writes, and how `iterate.py` starts it. docs/stages.md adds one.
+The stage's key, its command line, its manifest, which rank writes, and how `iterate.py` starts the stage follow from
+the description. docs/stages.md shows how to add a stage.
 """
 
 import argparse
@@ -21,16 +21,16 @@ Inputs = Mapping[str, Path | str | Sequence[Path | str] | None]
 
 @dataclass(frozen=True)
 class Job:
-    """One execution of a stage: the settings, the inputs and the output folder that its work is about."""
+    """One execution of a stage: its settings, inputs and output folder."""
 
     name: str
     settings: Settings
     iteration: int
-    """Which iteration of the method, from 1; 0 outside of them."""
+    """Iteration of the method, from 1; 0 outside of the iterations."""
     inputs: dict[str, list[Path]]
-    """Those that are given."""
+    """The paths of each given input."""
     digests: dict[str, str]
-    """The content of each input."""
+    """The digest of each given input."""
     key: str
     """The identity of the work: the stage's name, the settings that it reads, the content of its inputs."""
     out: Path
@@ -44,22 +44,22 @@ class Job:
         return name in self.inputs
 
     def path(self, name: str) -> Path:
-        """A required input."""
+        """The path of a required input."""
         return self.inputs[name][0]
 
     def optional(self, name: str) -> Path | None:
         return self.inputs[name][0] if name in self.inputs else None
 
     def paths(self, name: str) -> list[Path]:
-        """An input that is a list of files."""
+        """The paths of an input that is a list of files."""
         return self.inputs.get(name, [])
 
     def part(self, name: str, folder: str, key: str = "") -> "Job":
-        """A part of the work with an output folder of its own, for a stage that generates more than once."""
+        """A part of the work with its own output folder, for a stage that generates more than once."""
         return replace(self, name=name, out=self.out / folder, key=key or stage_key(name, self.key, {}))
 
     def lineage(self) -> dict[str, dict[str, str]]:
-        """Each input's path and the digest of its content, for the manifest."""
+        """Path and digest of each input, for the manifest."""
         return {
             name: {"path": " ".join(map(str, paths)), "digest": self.digests[name]}
             for name, paths in self.inputs.items()
@@ -68,12 +68,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Output:
-    """What a stage's work gives: files by name, ".jsonl" of rows or ".json", and facts for the manifest."""
+    """The output of a stage: files by name, ".jsonl" of rows or ".json", and facts for the manifest."""
 
     files: Mapping[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
     written: Sequence[Path] = ()
-    """Files that the work has written itself."""
+    """Further files, which the work has written itself."""
 
     def write(self, job: Job, **facts: Any) -> None:
         """Write the files, then the manifest that marks the stage complete."""
@@ -85,29 +85,29 @@ class Output:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the method, as a process."""
+    """One step of the method, run as a process of its own."""
 
     name: str
     module: str
     """`python -m MODULE` runs it."""
     work: Callable[[Job], Output | None]
-    """Does the work. None: the work has written its output and its manifest itself, shard by shard."""
+    """Does the work. It returns None if it has written its output and manifest itself, shard by shard."""
     settings: Callable[[Settings, int], Any] = lambda settings, iteration: {}
-    """(settings, iteration) -> the values that the output depends on, besides the inputs."""
+    """(settings, iteration) -> the settings that the output depends on."""
     inputs: tuple[str, ...] = ()
-    """Files and folders that it must be given."""
+    """Required files and folders."""
     optional: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
-    """Those of the inputs that are lists of files."""
+    """Which of the inputs are lists of files."""
     files: Callable[[Settings], Inputs] = lambda settings: {}
     """Inputs that the config names."""
     per_iteration: bool = False
-    """Whether it works for one iteration of the method."""
+    """Whether the stage works for one iteration of the method."""
     ranks: Literal["one", "all", "group"] = "one"
-    """A single process; or all ranks, each for itself, sharing the requests; or all ranks as one process group."""
+    """A single process; or all ranks, which share the requests; or all ranks as one process group."""
 
     def job(self, settings: Settings, out: Path, iteration: int = 0, digest_of: Any = digest, **given: Any) -> Job:
-        """The stage's work on these inputs. `digest_of` gives an input's digest, or is a mapping of names to digests.
+        """The stage's work on these inputs. `digest_of` maps a path to its digest, or is a dict of digests by name.
 
         Raises `UserError` for an input that is missing.
         """
@@ -115,7 +115,7 @@ class Stage:
         return make_job(self.name, settings, values, out, {**given, **self.files(settings)}, iteration, digest_of)
 
     def arguments(self, config: Path, job: Job) -> list[str]:
-        """The command line that gives `main` this job. Digests and key are handed over: no rank computes them anew."""
+        """The command line for this job, with key and digests, so that no rank computes them again."""
         words = ["--config", str(config), "--out", str(job.out), "--key", job.key]
         words += ["--iteration", str(job.iteration)] if job.iteration else []
         for name in (*self.inputs, *self.optional):
@@ -124,8 +124,8 @@ class Stage:
         return [*words, "--digests", *(f"{name}={value}" for name, value in job.digests.items())]
 
     def run(self, job: Job) -> None:
-        """Do the work, unless it is done."""
-        if self.ranks != "group" and job.complete:  # a process group decides together
+        """Do the work, unless the job is complete."""
+        if self.ranks != "group" and job.complete:  # the ranks of a group decide together
             return
         started = time.monotonic()
         output = self.work(job)
@@ -137,7 +137,7 @@ class Stage:
         command(lambda: self.run(self.read_arguments()))
 
     def read_arguments(self, words: Sequence[str] | None = None) -> Job:
-        """The job that a command line asks for. Raises `UserError`."""
+        """The job of a command line. Raises `UserError` for a wrong iteration or a config that has changed."""
         parser = argparse.ArgumentParser(prog=f"python -m {self.module}", description=self.work.__doc__)
         parser.add_argument("--config", required=True, type=Path)
         parser.add_argument("--iteration", type=int, help="which [[iteration]] of the config, from 1; default: none")
@@ -145,8 +145,8 @@ class Stage:
             many: dict[str, Any] = {"nargs": "+"} if name in self.lists else {}
             parser.add_argument(_option(name), type=Path, required=name in self.inputs, **many)
         parser.add_argument("--out", required=True, type=Path, help="folder for the output")
-        parser.add_argument("--digests", nargs="*", default=[], help="NAME=SHA-256 of inputs, by whoever knows them")
-        parser.add_argument("--key", help="with --digests: the key that must follow from them")
+        parser.add_argument("--digests", nargs="*", default=[], help="NAME=SHA-256 of inputs, if they are known")
+        parser.add_argument("--key", help="with --digests: the key that settings and digests must give")
         given = vars(parser.parse_args(words))
         settings = load_settings(given["config"])
         last, iteration = len(settings.iteration), given["iteration"]
@@ -154,9 +154,9 @@ class Stage:
             raise UserError(f"--iteration is missing: {self.module} works for one of the iterations 1 to {last}")
         if iteration is not None and not 1 <= iteration <= last:
             raise UserError(f"--iteration {iteration}: {given['config']} has iterations 1 to {last}")
-        known = dict(entry.split("=", 1) for entry in given["digests"])
+        digests = dict(entry.split("=", 1) for entry in given["digests"])
         inputs = {name: given[name] for name in (*self.inputs, *self.optional)}
-        job = self.job(settings, given["out"], iteration or 0, known or digest, **inputs)
+        job = self.job(settings, given["out"], iteration or 0, digests or digest, **inputs)
         if given["key"] and given["key"] != job.key:
             raise UserError(f"{given['config']}: changed since the run was started; start it again")
         return job
@@ -171,7 +171,7 @@ def make_job(
     iteration: int = 0,
     digest_of: Callable[[Path], str] | Mapping[str, str] = digest,
 ) -> Job:
-    """Work whose output depends on `values`, those of the settings that it reads, and on the inputs `given`."""
+    """A job whose output depends on the settings `values` and on the inputs `given`."""
     inputs = {}
     for input_name, value in given.items():
         if value:
@@ -186,12 +186,12 @@ def make_job(
 
 
 def first_rank() -> bool:
-    """Whether this rank writes what all of them know."""
+    """Whether this rank is the one that writes the common output."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _digest(paths: Iterable[Path], digest_of: Callable[[Path], str]) -> str:
-    """The content of an input: of one file or folder, or of a list."""
+    """The digest of an input: of one file or folder, or of a list."""
     digests = [digest_of(path) for path in paths]
     return digests[0] if len(digests) == 1 else stage_key("list", digests, {})
 

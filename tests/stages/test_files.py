@@ -1,4 +1,4 @@
-"""Files between stages: atomic, named errors, keys and digests that follow content."""
+"""stages/files.py: atomic writes, errors that name file and line, keys and digests that follow content."""
 
 import json
 
@@ -75,8 +75,8 @@ def test_exit_codes(error, code, capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_a_folder_s_digest_is_not_that_of_hidden_files(tmp_path):
-    """Downloading again touches the notes that the download tool keeps, with times in them; the model is the same."""
+def test_the_digest_of_a_folder_leaves_out_hidden_files(tmp_path):
+    """A second download of the same model changes the times in the download tool's notes."""
     (tmp_path / "config.json").write_text("{}")
     before = digest(tmp_path)
     (tmp_path / ".cache" / "huggingface").mkdir(parents=True)

@@ -1,6 +1,6 @@
-"""A stage's key changes with every setting that the stage reads, and with none that it does not.
+"""A stage's key changes with every setting that the stage reads, and with no other.
 
-A key that forgets a setting has stale output used again; one that knows too much has days of work done twice.
+A key that misses a setting lets stale output be used again; a key with a needless setting has work done twice.
 """
 
 from dataclasses import fields, is_dataclass, replace
@@ -74,7 +74,7 @@ FILES = {"eft.sources", "prompts.seeds", "prompts.evaluation", "sft.examples", "
 
 
 def changed(value):
-    """Another value of the same kind; a key does not ask whether it makes sense."""
+    """Another value of the same type; for a key it need not make sense."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
@@ -85,7 +85,7 @@ def changed(value):
 
 
 def varied(settings: Settings) -> dict[str, Settings]:
-    """The settings with each field changed in turn; of the iteration that the stage is of, too."""
+    """The settings with each field changed in turn, also those of the iteration."""
     variants = {"seed": replace(settings, seed=settings.seed + 1)}
     for section in fields(settings):
         value = getattr(settings, section.name)
@@ -95,16 +95,16 @@ def varied(settings: Settings) -> dict[str, Settings]:
                 variants[f"iteration.{field.name}"] = replace(settings, iteration=[rule])
         elif is_dataclass(value):
             for field in fields(value):
-                other = replace(value, **{field.name: changed(getattr(value, field.name))})
-                variants[f"{section.name}.{field.name}"] = replace(settings, **{section.name: other})
+                variant = replace(value, **{field.name: changed(getattr(value, field.name))})
+                variants[f"{section.name}.{field.name}"] = replace(settings, **{section.name: variant})
     return variants
 
 
 @pytest.mark.parametrize("stage", READS, ids=lambda stage: stage.name)
-def test_a_key_knows_what_its_stage_reads(tmp_path, stage):
-    file, other = tmp_path / "file", tmp_path / "other"
+def test_a_key_depends_on_what_its_stage_reads(tmp_path, stage):
+    file, other_file = tmp_path / "file", tmp_path / "other"
     file.write_text("anything")
-    other.write_text("something else")
+    other_file.write_text("something else")
     settings = Settings(
         name="test",
         model=Model(path="m"),
@@ -116,19 +116,19 @@ def test_a_key_knows_what_its_stage_reads(tmp_path, stage):
     )
     inputs = dict.fromkeys(stage.inputs, file)
 
-    def key(settings: Settings, **others) -> str:
-        return stage.job(settings, tmp_path, 1, **inputs | others).key
+    def key(settings: Settings, **changes) -> str:
+        return stage.job(settings, tmp_path, 1, **inputs | changes).key
 
     before = key(settings)
     variants = {name: variant for name, variant in varied(settings).items() if name not in FILES}
     assert {name for name, variant in variants.items() if key(variant) != before} == READS[stage]
     for name in (*stage.inputs, *stage.optional):
-        assert key(settings, **{name: other}) != before, name
+        assert key(settings, **{name: other_file}) != before, name
     if stage.per_iteration and stage not in (DPO,):
         assert stage.job(replace(settings, iteration=[Iteration()] * 2), tmp_path, 2, **inputs).key != before
 
 
-def test_files_that_the_config_names_count_by_content(tmp_path):
+def test_a_key_depends_on_the_content_of_files_that_the_config_names(tmp_path):
     for name, text in (("a", "same"), ("b", "same"), ("c", "other")):
         (tmp_path / name).write_text(text)
     settings = Settings(

@@ -1,4 +1,4 @@
-"""One holder at a time: of processes that try at once, of those that were lost, and of those that seem to be."""
+"""stages/lock.py: one holder at a time, among processes that try at once, that were lost, or that seem lost."""
 
 import json
 import os
@@ -40,7 +40,7 @@ except UserError as error:
 
 
 def contend(folder: Path, processes: int) -> list[str]:
-    """What each process says that tries at the same time; whoever gets the lock holds it until all have spoken."""
+    """The line that each of several processes prints when all try at the same time; the holder waits for all lines."""
     command = [sys.executable, "-c", CONTENDER, str(folder)]
     started = [
         subprocess.Popen(command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -51,14 +51,14 @@ def contend(folder: Path, processes: int) -> list[str]:
     for process in started:
         process.stdin.write("\n")
         process.stdin.flush()
-    said = [process.stdout.readline() for process in started]
+    lines = [process.stdout.readline() for process in started]
     assert all(process.communicate("\n", timeout=30)[0] == "" for process in started)
     assert [process.returncode for process in started] == [0] * processes
-    return said
+    return lines
 
 
 def leave(folder: Path, age: float = 0.0, **changes) -> Path:
-    """A lock of this process, or of one that differs by `changes`, whose last sign of life was `age` seconds ago."""
+    """A lock of this process, or of one that differs by `changes`, last touched `age` seconds ago."""
     path = folder / "lock"
     path.write_text(json.dumps(asdict(replace(Holder.current(), **changes))))
     return aged(path, age)
@@ -70,7 +70,7 @@ def aged(path: Path, age: float) -> Path:
 
 
 def ended() -> int:
-    """The number of a process that is no more."""
+    """The number of a process that has ended."""
     process = subprocess.Popen(["true"])
     process.wait()
     return process.pid
@@ -92,23 +92,23 @@ def test_one_of_those_that_try_at_once_gets_it(tmp_path, left):
         elif left == "a damaged one":
             (tmp_path / "lock").touch()
             aged(tmp_path / "lock", 500)
-        said = contend(tmp_path, 4)
-        assert [line.split()[0] for line in sorted(said)] == ["held", "refused", "refused", "refused"], said
+        lines = contend(tmp_path, 4)
+        assert [line.split()[0] for line in sorted(lines)] == ["held", "refused", "refused", "refused"], lines
         assert list(tmp_path.iterdir()) == []
 
 
 def test_a_slow_taker_leaves_a_new_lock_alone(tmp_path, monkeypatch):
-    """Between its finding that the old holder is lost and its taking over, another has taken over and works."""
+    """After a process finds the old holder lost, and before it takes over, another process takes over and works."""
     path = leave(tmp_path, 500, **FAR)
-    find = lock._left_behind
+    wait_until_stale = lock._wait_until_stale
 
-    def overtaken(path: Path) -> lock.Sight | None:
-        found = find(path)
-        monkeypatch.setattr(lock, "_left_behind", find)
+    def overtaken(path: Path) -> lock.LockState | None:
+        stale = wait_until_stale(path)
+        monkeypatch.setattr(lock, "_wait_until_stale", wait_until_stale)
         lock._take(path, path.read_text().replace("far-away", "quick").replace("another boot", "third"))
-        return found
+        return stale
 
-    monkeypatch.setattr(lock, "_left_behind", overtaken)
+    monkeypatch.setattr(lock, "_wait_until_stale", overtaken)
     monkeypatch.setattr(lock, "POLL", 0.01)
     beats = threading.Timer(0.5, os.utime, (path,))
     beats.start()
@@ -133,23 +133,23 @@ def test_a_claim_left_behind_is_no_obstacle(tmp_path):
 def test_a_living_process_is_named(tmp_path):
     with lock.run_lock(tmp_path):
         before = (tmp_path / "lock").read_text()
-        said = refused(tmp_path)
+        error = refused(tmp_path)
         assert (tmp_path / "lock").read_text() == before
     facts = json.loads(before)
     assert {"host", "pid", "started", "command"} <= set(facts) and facts["pid"] == os.getpid()
     for word in (f"{tmp_path}/lock: in use by process {os.getpid()} on {facts['host']}", facts["started"], "delete"):
-        assert word in said
-    assert "\n" not in said
+        assert word in error
+    assert "\n" not in error
 
 
-def test_an_old_sign_of_a_living_process_counts_nothing(tmp_path):
-    """A process that was stopped (Ctrl-Z) lives."""
+def test_a_local_process_lives_however_old_its_lock_is(tmp_path):
+    """A stopped process (Ctrl-Z) touches nothing."""
     leave(tmp_path, 5000)
     assert "last sign of life 5000 s ago" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("gone", ["ended", "its number is another's", "zombie"])
-def test_an_ended_process_is_followed_at_once(tmp_path, capsys, gone):
+def test_the_lock_of_an_ended_process_is_taken_over_at_once(tmp_path, capsys, gone):
     process = subprocess.Popen(["true"])
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     changes = {
@@ -159,27 +159,28 @@ def test_an_ended_process_is_followed_at_once(tmp_path, capsys, gone):
     }
     leave(tmp_path, **changes[gone])
     with lock.run_lock(tmp_path):
-        said = capsys.readouterr().err
-    assert said.startswith(f"{tmp_path}/lock: left behind by process ") and said.count("\n") == 1
+        message = capsys.readouterr().err
+    assert message.startswith(f"{tmp_path}/lock: left behind by process ") and message.count("\n") == 1
     process.wait()
 
 
-def test_a_number_of_another_namespace_says_nothing(tmp_path, monkeypatch):
-    """A container of the same name: its processes are not seen, and may live."""
+def test_a_process_number_of_another_namespace_counts_nothing(tmp_path, monkeypatch):
+    """The processes of a container with the same host name are invisible, and may live."""
     path = leave(tmp_path, pid=ended(), kernel="another boot")
     monkeypatch.setattr(lock, "POLL", 0.01)
     threading.Timer(0.2, os.utime, (path,)).start()
     assert "in use by process" in refused(tmp_path)
 
 
-def test_a_lost_machine_is_followed(tmp_path, capsys):
+def test_the_lock_of_a_lost_machine_is_taken_over(tmp_path, capsys):
     leave(tmp_path, lock.STALE + 1, **FAR)
     with lock.run_lock(tmp_path):
-        said = capsys.readouterr().err
-    assert "on far-away" in said and "last sign of life 121 s ago; taken over" in said and said.count("\n") == 1
+        message = capsys.readouterr().err
+    assert "on far-away" in message and "last sign of life 121 s ago; taken over" in message
+    assert message.count("\n") == 1
 
 
-def test_another_machine_is_given_time(tmp_path, monkeypatch, capsys):
+def test_a_holder_on_another_machine_is_given_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(lock, "STALE", 2.0)
     monkeypatch.setattr(lock, "POLL", 0.05)
     leave(tmp_path, **FAR)
@@ -200,7 +201,7 @@ def test_a_sign_of_life_ends_the_wait(tmp_path, monkeypatch, capsys):
     assert "waiting 60 s at most" in capsys.readouterr().err
 
 
-def test_a_lock_given_back_during_the_wait_is_taken(tmp_path, monkeypatch):
+def test_a_lock_released_during_the_wait_is_taken(tmp_path, monkeypatch):
     path = leave(tmp_path, **FAR)
     monkeypatch.setattr(lock, "POLL", 0.05)
     threading.Timer(0.3, path.unlink).start()
@@ -209,7 +210,7 @@ def test_a_lock_given_back_during_the_wait_is_taken(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", "{not JSON", "[]", "{}", '{"host": "h", "pid": 1}', "\x80"])
-def test_of_a_damaged_lock_the_age_counts(tmp_path, monkeypatch, capsys, text):
+def test_a_damaged_lock_is_judged_by_its_age(tmp_path, monkeypatch, capsys, text):
     monkeypatch.setattr(lock, "STALE", 1.0)
     monkeypatch.setattr(lock, "POLL", 0.05)
     (tmp_path / "lock").write_text(text, encoding="latin-1")
@@ -219,25 +220,25 @@ def test_of_a_damaged_lock_the_age_counts(tmp_path, monkeypatch, capsys, text):
     assert "the file is damaged" in capsys.readouterr().err
 
 
-def test_it_beats(tmp_path, monkeypatch):
+def test_a_holder_touches_its_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT", 0.05)
     with lock.run_lock(tmp_path):
         aged(tmp_path / "lock", 1000)
         time.sleep(0.5)
-        assert lock._look(tmp_path / "lock").age < 1
+        assert lock._read_lock(tmp_path / "lock").age < 1
 
 
-def test_a_lock_that_was_lost_is_said_and_left_alone(tmp_path, monkeypatch, capsys):
+def test_a_lock_taken_by_another_is_reported_and_left_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(lock, "BEAT", 0.05)
     with lock.run_lock(tmp_path):
         path = leave(tmp_path, 1000, **FAR)
         time.sleep(0.5)
         assert "no longer this process's" in capsys.readouterr().err
-    assert "far-away" in path.read_text() and lock._look(path).age > 900
+    assert "far-away" in path.read_text() and lock._read_lock(path).age > 900
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
-def test_given_back_whatever_happens(tmp_path, error):
+def test_a_lock_is_released_whatever_happens(tmp_path, error):
     with pytest.raises(error), lock.run_lock(tmp_path):
         raise error
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Configs: the shipped ones load, the paper's numbers are in the paper's config, mistakes are named."""
+"""stages/settings.py: shipped configs load, the paper's config has its numbers, errors name mistakes."""
 
 import re
 from dataclasses import replace
@@ -15,26 +15,26 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_shipped_configs_load(path):
-    """Each has a name, and so a run's folder, of its own."""
+    """Each config has its own name, and so its own folder for runs."""
     name = path.stem if path.parent == CONFIGS else f"{path.parent.name}-{path.stem}"
     assert load_settings(path).name == name
 
 
 def test_baselines_of_the_paper():
-    """METHOD, section 3: they differ from the paper's run in what their names say, and in nothing else."""
+    """METHOD, section 3: each differs from the paper's run only in what its name says."""
     folder, paper = CONFIGS / "llama3-8b-instruct", load_settings(CONFIGS / "llama3-8b-instruct.toml")
-    found = {path.stem: load_settings(path) for path in folder.glob("*.toml")}
-    assert set(found) == {path.stem for path in (CONFIGS / "tiny").glob("*.toml")}
-    rules = {name: settings.iteration for name, settings in found.items()}
+    baselines = {path.stem: load_settings(path) for path in folder.glob("*.toml")}
+    assert set(baselines) == {path.stem for path in (CONFIGS / "tiny").glob("*.toml")}
+    rules = {name: settings.iteration for name, settings in baselines.items()}
     for rule, ours in zip(paper.iteration, rules["self-rewarding"], strict=True):
         assert replace(rule, judge_pairs=False, max_judgment_characters=None) == ours
     assert rules["self-rewarding-no-length-control"] == [Iteration(length_control=False, judge_pairs=False)] * 4
     assert rules["scores-from-file"] == rules["self-rewarding"]
     assert [rule.judge_pairs for rule in rules["judge-pairs-throughout"]] == [True] * 4
-    assert rules["sft-only"] == [] and not found["no-sft"].sft.enabled
-    everything = ("name", "iteration", "judge", "metajudge", "sft", "eft", "evaluation")
-    for settings in found.values():
-        assert replace(settings, **{key: getattr(paper, key) for key in everything}) == paper
+    assert rules["sft-only"] == [] and not baselines["no-sft"].sft.enabled
+    sections = ("name", "iteration", "judge", "metajudge", "sft", "eft", "evaluation")
+    for settings in baselines.values():
+        assert replace(settings, **{key: getattr(paper, key) for key in sections}) == paper
 
 
 def test_a_config_extends_another(tmp_path):
@@ -56,17 +56,17 @@ def test_a_config_extends_another(tmp_path):
 
 
 def test_the_papers_numbers():
-    """METHOD, section 3: the schedule of the paper, stated there."""
+    """METHOD, section 3: the schedule of the paper."""
     settings = load_settings(CONFIGS / "llama3-8b-instruct.toml")
     assert (settings.respond.prompts_per_iteration, settings.respond.K, settings.judge.N) == (5000, 7, 11)
     for sampling in (settings.respond, settings.judge, settings.metajudge):
         assert (sampling.temperature, sampling.top_p) == (0.8, 0.95)
     assert (settings.dpo.beta, settings.dpo.learning_rate, settings.dpo.batch_size) == (0.1, 5e-6, 32)
     assert settings.dpo.reference == "previous" and settings.dpo.epochs == 10
-    assert [i.rho for i in settings.iteration] == [0, 0.32, 0.32, 0.40]
-    assert [i.judge_pairs for i in settings.iteration] == [True, True, False, False]
-    assert [i.max_response_characters for i in settings.iteration] == [2500, None, None, None]
-    assert [i.max_judgment_characters for i in settings.iteration] == [1100, 1000, None, None]
+    assert [iteration.rho for iteration in settings.iteration] == [0, 0.32, 0.32, 0.40]
+    assert [iteration.judge_pairs for iteration in settings.iteration] == [True, True, False, False]
+    assert [iteration.max_response_characters for iteration in settings.iteration] == [2500, None, None, None]
+    assert [iteration.max_judgment_characters for iteration in settings.iteration] == [1100, 1000, None, None]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A stage's description gives its key, its command line and its manifest; the documented example is one."""
+"""stages/stage.py: a description gives key, command line and manifest; the documented example works."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def text(tmp_path) -> Path:
     return tmp_path / "text"
 
 
-def test_a_job_is_done_once_and_its_manifest_says_from_what(tmp_path, text):
+def test_a_job_is_done_once_and_its_manifest_names_its_inputs(tmp_path, text):
     job = COPY.job(load_settings(CONFIG), tmp_path / "out", text=text, notes=[text, text])
     COPY.run(job)
     manifest = read_manifest(job.out)
@@ -47,7 +47,7 @@ def test_a_job_is_done_once_and_its_manifest_says_from_what(tmp_path, text):
     assert json.loads((job.out / "copy.json").read_text()) == "words" and manifest["seconds"] >= 0
     (job.out / "copy.json").unlink()
     COPY.run(job)
-    assert not (job.out / "copy.json").exists(), "it is complete"
+    assert not (job.out / "copy.json").exists(), "a complete job ran again"
 
 
 def test_a_later_rank_writes_nothing(tmp_path, text, monkeypatch):
@@ -59,7 +59,7 @@ def test_a_later_rank_writes_nothing(tmp_path, text, monkeypatch):
 def test_the_command_line_gives_the_same_job_and_hashes_nothing(tmp_path, text, monkeypatch):
     job = COPY.job(load_settings(CONFIG), tmp_path / "out", 2, text=text, notes=[text])
     words = COPY.arguments(CONFIG, job)
-    text.unlink()  # what is handed over is not read again
+    text.unlink()  # an input with a given digest is not read
     assert COPY.read_arguments(words) == job
 
 
@@ -76,7 +76,7 @@ def test_mistakes_are_named(tmp_path, text):
 
 
 def test_the_documented_stage_runs(tmp_path):
-    """docs/stages.md: saved as it is said there, it has at most 25 lines of code, and its command works."""
+    """The example of docs/stages.md has at most 25 lines of code, and its command works."""
     source = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "stages.md").read_text(), re.DOTALL)[1]
     assert len([line for line in source.splitlines() if line.strip()]) <= 25
     (tmp_path / "judging").mkdir()
