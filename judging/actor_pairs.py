@@ -12,7 +12,7 @@ from stages.settings import Iteration
 
 @dataclass(frozen=True)
 class Scored:
-    """A response as length control sees it; `length` is in characters of its text."""
+    """A response with a score; `length` counts the characters of its text."""
 
     id: str
     length: int
@@ -22,11 +22,12 @@ class Scored:
 def choose_responses(
     responses: Sequence[Scored], rule: Iteration, draw: Draw, prompt_id: str
 ) -> tuple[Scored, Scored] | Reason:
-    """(chosen, rejected) of one prompt's distinct scored responses.
+    """(chosen, rejected) of one prompt's distinct scored responses, or the reason for no pair.
 
-    With length control: the shortest response of the top tier, scores in [(1 - rho) S_max + rho S_min, S_max], against
-    the longest of the bottom tier, [S_min, (1 - rho) S_min + rho S_max]. Among equally long ones the better (the worse)
-    score counts, then the earlier response. Without: best against worst, drawn among equals; rho has no say.
+    With length control, chosen is the shortest response of the top tier, scores in [(1 - rho) S_max + rho S_min,
+    S_max], and rejected the longest of the bottom tier, [S_min, (1 - rho) S_min + rho S_max]. Ties in length go to the
+    higher (lower) score, then to the earlier response. Without length control, chosen has the highest score and
+    rejected the lowest; ties are drawn.
     """
     if len(responses) < 2:
         return Reason.TOO_FEW_SCORED
@@ -35,7 +36,7 @@ def choose_responses(
     if high == low:
         return Reason.EQUAL_SCORES
     if rule.length_control:
-        margin = Fraction(str(rule.rho)) * (high - low)  # the decimal that the config says, not its nearest double
+        margin = Fraction(str(rule.rho)) * (high - low)  # the config's decimal, not its nearest double
         top = [response for response in responses if response.score >= high - margin]
         bottom = [response for response in responses if response.score <= low + margin]
         chosen = min(top, key=lambda response: (response.length, -response.score))
@@ -55,7 +56,7 @@ def choose_responses(
 def actor_pair(
     responses: Sequence[Row], scores: Mapping[str, Fraction], rule: Iteration, draw: Draw, chat: ChatFormat
 ) -> ActorPair | Reason:
-    """The actor pair of one prompt's distinct responses; `scores` by response id, of those that have one."""
+    """The actor pair of one prompt's distinct responses, or the reason for none; `scores` by response id."""
     if len(responses) < 2:
         return Reason.TOO_FEW_RESPONSES
     scored = [Scored(row["id"], len(row["text"]), scores[row["id"]]) for row in responses if row["id"] in scores]

@@ -6,17 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Battle = tuple[int, int, str | None]
-"""(m, n, winner): judgment m was shown first and n second; winner "first", "second", or anything else for neither."""
+"""(m, n, winner): judgment m was shown first, n second; any winner but "first" and "second" means neither."""
 
 _NEWTON_STEPS = 100
 _TOLERANCE = 1e-12
 
 
 def position_weights(wins_first: int, wins_second: int) -> tuple[float, float]:
-    """(w1, w2): what a win shown first and one shown second weigh, from the totals over a whole iteration.
+    """(w1, w2): the weights of a win shown first and of a win shown second, from an iteration's totals.
 
-    w1 = win_2nd / (win_1st + win_2nd), w2 = win_1st / (win_1st + win_2nd): a win from the position that usually loses
-    counts for more. Without any win nothing is known about the positions: (1/2, 1/2).
+    w1 = win_2nd / (win_1st + win_2nd), w2 = win_1st / (win_1st + win_2nd): a win in the position that usually loses
+    counts for more. Without any win both weights are 1/2.
     """
     total = wins_first + wins_second
     return (wins_second / total, wins_first / total) if total else (0.5, 0.5)
@@ -34,14 +34,14 @@ def battle_matrix(size: int, battles: Iterable[Battle], w1: float, w2: float) ->
 
 
 def elo(B: NDArray[np.float64], regularization: float = 0.01) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scores eps [size] and their standard errors [size], in natural-log units: odds of a win are exp(eps_m - eps_n).
+    """Scores eps [size] and their standard errors [size], in natural-log units: m beats n with odds exp(eps_m - eps_n).
 
-    eps maximises sum_{m != n} B_mn log sigmoid(eps_m - eps_n) - (regularization / 2) sum_m eps_m^2, which has exactly
-    one maximum, at a finite eps of sum zero. Standard errors are the square roots of the diagonal of the inverse
-    negative Hessian there, within sum-zero scores. They say how firmly the battles fix each score when a battle counts
-    as its weight says, about half: were all asked again, the scores would scatter less.
+    eps maximises sum_{m != n} B_mn log sigmoid(eps_m - eps_n) - (regularization / 2) sum_m eps_m^2. The maximum is
+    unique and finite, and its scores sum to zero. Standard errors are the square roots of the diagonal of the inverse
+    negative Hessian there, restricted to sum-zero scores. They count a battle as its weight, about half, so the scores
+    of repeated battles would scatter less.
 
-    Newton's method, halving a step that does not climb enough. Raises `ValueError` when B is not square, finite and
+    Newton's method; a step that does not climb enough is halved. Raises `ValueError` when B is not square, finite and
     non-negative, or the regularization is not positive.
     """
     B = np.array(B, dtype=np.float64)
@@ -64,7 +64,7 @@ def elo(B: NDArray[np.float64], regularization: float = 0.01) -> tuple[NDArray[n
         ):
             length /= 2
         eps, value = eps + length * step, trial
-    # No battle can see a shift common to all scores: give it eigenvalue 1 before the inversion, and take it out after.
+    # A shift common to all scores changes no battle: it gets eigenvalue 1 before the inversion and is removed after.
     shift = np.full((size, size), 1 / size)
     covariance = np.linalg.inv(laplacian + regularization * (np.eye(size) - shift) + shift) - shift
     return eps - eps.mean(), np.sqrt(np.diag(covariance).clip(min=0.0))

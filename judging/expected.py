@@ -1,15 +1,14 @@
-"""Scoring: `torchrun -m judging.expected` reads the expected score of each distinct response, instead of sampling it.
+"""Scoring: `torchrun -m judging.expected` computes each distinct response's expected score, instead of sampling it.
 
-The expected score is the mean of the distribution that a judge has over the score where its judgment states it.
-
-With p(d) the model's probability of the digit d there, over the digits 0 to 5:
+The expected score is the mean of the judge's distribution over the score. With p(d) the model's probability of the
+digit d, 0 to 5, in the place of the score:
 
     S = sum_d d p(d) / sum_d p(d)        variance = sum_d (d - S)^2 p(d) / sum_d p(d)
 
-With the verdict first S is the limit of the paper's mean for N to infinity at temperature 1, and takes one prefill:
-the judge's prompt and "Score: ". With the verdict last the same is read off each sampled judgment, behind its own
-reasons, and a response's score is the mean over them. A row here stands for a judgment: what reads the scores of
-judgments reads these.
+With the verdict first, S is the limit of the paper's mean for N to infinity at temperature 1, and costs one prefill of
+the judge's prompt and "Score: ". With the verdict last, S is computed behind the reasons of each sampled judgment, and
+a response's score is the mean over its judgments. Rows here have a judgment's score fields, so the same code
+reads both.
 """
 
 import math
@@ -32,25 +31,25 @@ from stages.stage import Job, Stage
 
 LABEL = "Score: "
 LEAST_MASS = 0.5
-"""Probability that the six digits have together, at least; below, the judge was about to say something else."""
+"""Least total probability of the six digits; with less, the judge was about to write something else."""
 LOW_MASS = "low_mass"
-"""The failure of a row whose digits have less."""
+"""The failure of a row whose digits have less than `LEAST_MASS`."""
 DECIMALS = 4
-"""Of a score; two that agree in these are equal."""
+"""Decimals of a score; scores are equal if they agree in these."""
 
 
 @dataclass(frozen=True)
 class ScoreTokens:
-    """How a model spells a score line."""
+    """The tokens of a score line."""
 
     label: tuple[int, ...]
     """Token ids of "Score: "."""
     digits: tuple[int, ...]
-    """The token of each digit, 0 to 5, behind the label."""
+    """The token of each digit, 0 to 5, after the label."""
 
 
 def score_tokens(chat: ChatFormat) -> ScoreTokens:
-    """Raises `UserError` for a tokenizer that has no token of its own for the digit behind the label."""
+    """The tokens of a score line. Raises `UserError` for a tokenizer without a single token for each digit."""
     lines = [chat.completion_ids(f"{LABEL}{digit}")[:-1] for digit in range(MAXIMUM + 1)]
     label, digits = lines[0][:-1], [line[-1] for line in lines]
     if any(line[:-1] != label for line in lines) or len(set(digits)) < len(digits):
@@ -61,7 +60,7 @@ def score_tokens(chat: ChatFormat) -> ScoreTokens:
 
 
 def expected_items(responses: Iterable[Row], chat: ChatFormat, judge: Judge) -> Iterator[Item]:
-    """With the verdict first: a request for each response {id, prompt_id, prompt, text}."""
+    """Requests with the verdict first: one for each response {id, prompt_id, prompt, text}."""
     tokens = score_tokens(chat)
     for row in responses:
         record = {"id": f"{row['id']}/e", "response_id": row["id"], "prompt_id": row["prompt_id"], "index": 0}
@@ -72,10 +71,7 @@ def expected_items(responses: Iterable[Row], chat: ChatFormat, judge: Judge) -> 
 def behind_reasons(
     responses: Iterable[Row], judgments: Iterable[Row], chat: ChatFormat, judge: Judge
 ) -> Iterator[Item]:
-    """With the verdict last: a request for each judgment with a score, up to where the judgment states it.
-
-    A judgment without a score has no row, as a deleted one.
-    """
+    """Requests with the verdict last: one for each judgment that has a score, with its text up to that score."""
     tokens, by_response = score_tokens(chat), group_by(judgments, "response_id")
     for row in responses:
         messages = partial(judge_prompt, row["prompt"], row["text"], judge.prompt_style, judge.verdict_position)
@@ -90,14 +86,14 @@ def behind_reasons(
 def _item(
     messages: Callable[[], list[Message]], record: dict[str, Any], begun: tuple[int, ...], tokens: ScoreTokens
 ) -> Item:
-    """One token is drawn, and never looked at."""
+    """A request for the digits' probabilities; the one token drawn is ignored."""
     return Item(record["id"], messages, Sampling(0.0, 1.0, 1), 0, record["prompt_id"], record, begun, tokens.digits)
 
 
 def _score_place(judgment: Row, tokens: ScoreTokens, chat: ChatFormat) -> int:
-    """Where in a judgment's ids the score stands: the first digit behind the last "Score" label.
+    """Index of the score in a judgment's ids: the first digit after the last "Score" label.
 
-    Raises `UserError` when the tokenizer writes the score in another way than on a line of its own.
+    Raises `UserError` where the score is not a token of its own.
     """
     ids, text = judgment["ids"], judgment["text"]
     label = text.lower().rindex("score")
@@ -108,7 +104,7 @@ def _score_place(judgment: Row, tokens: ScoreTokens, chat: ChatFormat) -> int:
 
 
 def read_expected(row: Row) -> dict[str, Any]:
-    """The "score" and "variance" of a row's digits' "probabilities", or the "failure" that explains their absence."""
+    """The "score" and "variance" from a row's "probabilities" of the digits, or the "failure" instead."""
     probabilities = row["probabilities"]
     if not probabilities:
         return {"score": None, "variance": None, "failure": row["finish_reason"]}
@@ -119,17 +115,14 @@ def read_expected(row: Row) -> dict[str, Any]:
 
 
 def moments(probabilities: Sequence[float]) -> tuple[float, float]:
-    """Mean and variance of the digits 0, 1, ... by their probabilities, which need not add up to 1."""
+    """Mean and variance of the digits 0, 1, ... weighted by probabilities that need not add up to 1."""
     mass = math.fsum(probabilities)
     mean = math.fsum(d * p for d, p in enumerate(probabilities)) / mass
     return mean, math.fsum((d - mean) ** 2 * p for d, p in enumerate(probabilities)) / mass
 
 
 def spreads(rows: Iterable[Row]) -> dict[str, Fraction]:
-    """The variance of each response's score, by response id: within its rows on average, and between them.
-
-    `rows` are those of all responses.
-    """
+    """Variance of each response's score, by response id: the mean variance within its rows plus that between them."""
     variances = {}
     for name, own in group_by((row for row in rows if row["score"] is not None), "response_id").items():
         within = [Fraction(str(row["variance"])) for row in own]
@@ -138,10 +131,10 @@ def spreads(rows: Iterable[Row]) -> dict[str, Fraction]:
 
 
 def score(job: Job) -> None:
-    """Read the expected score of each distinct response, behind the reasons of its judgments if they are given."""
+    """Compute the expected score of each distinct response, behind its judgments' reasons if judgments are given."""
     worker, judge = Worker(job.settings, job.path("model")), job.settings.judge
     if judge.score_first == job.has("judgments"):
-        raise UserError("--judgments: expected scores stand behind judgments where the verdict is last, and only there")
+        raise UserError("--judgments: expected scores need them with the verdict last, and only then; add or drop them")
     responses = distinct_responses(read_shards(job.path("responses")))
     if judge.score_first:
         items = expected_items(responses, worker.chat, judge)

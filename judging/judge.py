@@ -19,7 +19,7 @@ from stages.stage import Job, Stage
 def judge_items(
     responses: Iterable[Row], chat: ChatFormat, settings: Settings, iteration: int, N: int, stage: str = "judge"
 ) -> Iterator[Item]:
-    """N requests for each response {id, prompt_id, prompt, text}: the same prompt, other streams of noise."""
+    """N requests for each response {id, prompt_id, prompt, text}, with one prompt and different noise."""
     judge, sampling = settings.judge, sampling_of(settings.judge, chat)
     for response in responses:
         texts = (response["prompt"], response["text"])
@@ -37,7 +37,7 @@ def judge_items(
 
 
 def read_score(row: Row, judge: Judge) -> dict[str, Any]:
-    """A judgment's "score", or the "failure" that explains its absence."""
+    """A judgment's "score", or the "failure" instead."""
     score = parse_score(row["text"], row["finish_reason"], judge.verdict_position, judge.fractions)
     if isinstance(score, Failure):
         return {"score": None, "failure": str(score)}
@@ -45,12 +45,12 @@ def read_score(row: Row, judge: Judge) -> dict[str, Any]:
 
 
 def judge(job: Job) -> None:
-    """Sample N judgments of each distinct response; where scores stand first, of each prompt's most uncertain one."""
+    """Sample N judgments of each distinct response; with expected scores first, of a prompt's most uncertain one."""
     settings = job.settings
     worker, responses = Worker(settings, job.path("model")), distinct_responses(read_shards(job.path("responses")))
     if settings.judge.score_first:
         if not job.has("scores"):
-            raise UserError("--scores is missing: with scores that stand first, they say what is judged; add it")
+            raise UserError("--scores is missing: with expected scores first, they choose the judged responses; add it")
         draw = seeded_draw(settings.seed, job.iteration)
         responses = most_uncertain(responses, spreads(read_shards(job.path("scores"))), draw)
     items = judge_items(responses, worker.chat, settings, job.iteration, settings.judge.N)
@@ -58,10 +58,10 @@ def judge(job: Job) -> None:
 
 
 def score_rows(worker: Worker, responses: Sequence[Row], N: int, job: Job) -> list[Any]:
-    """The rows that say what each response {id, prompt_id, prompt, text} scores: judgments, or expected scores.
+    """Rows with the scores of each response {id, prompt_id, prompt, text}: judgments, or expected scores.
 
-    They are written to the job's folder, and with the expected score behind reasons the judgments to its "reasons".
-    The job's name is that of the noise: what is judged in another stage meets other noise.
+    The rows are written to the job's folder, and judgments that expected scores stand behind to its "reasons". The
+    job's name seeds the noise, so each stage has its own.
     """
     judge = worker.settings.judge
     scores = job if judge.score == "sampled" else job.part(f"{job.name} scores", ".", job.key)
@@ -80,12 +80,12 @@ def score_rows(worker: Worker, responses: Sequence[Row], N: int, job: Job) -> li
 
 def judge_section(settings: Settings) -> dict[str, Any]:
     """The settings that a judgment depends on."""
-    others = ("N", "minimum_valid", "score", "scores_file")
-    return {key: value for key, value in as_dict(settings.judge).items() if key not in others}
+    excluded = ("N", "minimum_valid", "score", "scores_file")
+    return {key: value for key, value in as_dict(settings.judge).items() if key not in excluded}
 
 
 def scoring_section(settings: Settings, N: int) -> dict[str, Any]:
-    """The settings that a response's score depends on; `N` judgments each, where any are sampled."""
+    """The settings that a response's score depends on; `N` sampled judgments each, if any are sampled."""
     judge = settings.judge
     if judge.score_first:
         return {"prompt_style": judge.prompt_style, "verdict_position": judge.verdict_position, "score": judge.score}

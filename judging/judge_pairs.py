@@ -17,12 +17,12 @@ from stages.records import EloScore, JudgePair
 from stages.settings import Iteration, Metajudge, Settings
 
 _EQUAL = 1e-9
-"""Elo scores closer than this are equal."""
+"""Elo scores that differ by less count as equal."""
 
 
 @dataclass(frozen=True)
 class Contest:
-    """One prompt's meta-judged response, its distinct judgments, and what the meta-judge said of them."""
+    """One prompt's meta-judged response, its distinct judgments, and their battles."""
 
     response: Row
     judgments: list[Row]
@@ -44,10 +44,10 @@ def contests(
     judgments: Mapping[str, Sequence[Row]],
     battles: Mapping[str, Sequence[Battle]],
 ) -> dict[str, Contest | Reason]:
-    """The contest of each prompt, or why it has none, by prompt id, as `judging.metajudge` has decided it.
+    """Each prompt's contest, or the reason for none, by prompt id; `meta_judged` are the choices of judging.metajudge.
 
-    `responses` by id, `judgments` and `battles` by response id. Raises `UserError` when the battles are not those of
-    these judgments.
+    `responses` are by id, `judgments` and `battles` by response id. Raises `UserError` where battles and judgments do
+    not belong together.
     """
 
     def contest(row: Row) -> Contest | Reason:
@@ -57,7 +57,7 @@ def contests(
         distinct = [judgment for judgment in judgments.get(name, ()) if judgment["index"] in compared]
         own = battles.get(name, ())
         if not own or len(distinct) < len(compared) or any(m not in compared or n not in compared for m, n, _ in own):
-            raise UserError(f"comparisons of {name} are missing or of other judgments; run judging.metajudge again")
+            raise UserError(f"comparisons of {name} are missing or of different judgments; run judging.metajudge")
         return Contest(responses[name], distinct, own)
 
     return {row["prompt_id"]: contest(row) for row in meta_judged}
@@ -68,8 +68,8 @@ def choose_judgments(
 ) -> tuple[tuple[Row, float], tuple[Row, float]] | Reason:
     """(chosen, rejected), each with its Elo score: the best and the worst of one response's distinct judgments.
 
-    The pair comes from the group of compared judgments (`comparable_groups`; in the paper all are one group) in which
-    the Elo scores lie widest apart.
+    The pair comes from the group of comparable judgments (`comparable_groups`; one group in the paper) with the widest
+    spread of Elo scores.
     """
     scores, groups = contest.elo(weights, meta.elo_penalty), comparable_groups(contest.judgments, meta)
     if scores is None:
@@ -92,7 +92,7 @@ def choose_judgments(
 def judge_pair(
     contest: Contest, weights: tuple[float, float], settings: Settings, rule: Iteration, draw: Draw, chat: ChatFormat
 ) -> JudgePair | Reason:
-    """The judge pair of a meta-judged response."""
+    """The judge pair of a meta-judged response, or the reason for none."""
     choice = choose_judgments(contest, weights, settings.metajudge, rule, draw)
     if isinstance(choice, Reason):
         return choice
@@ -118,7 +118,7 @@ def judge_pair(
 
 
 def elo_rows(contests: Mapping[str, Contest | Reason], wins: Mapping[str, int], meta: Metajudge) -> Iterator[EloScore]:
-    """The Elo score of each compared judgment, with its standard error and how many battles it won and lost."""
+    """Each compared judgment's Elo score, its standard error, and the numbers of battles won and lost."""
     weights = position_weights(wins["first"], wins["second"])
     for contest in contests.values():
         scores = None if isinstance(contest, Reason) else contest.elo(weights, meta.elo_penalty)
@@ -148,12 +148,12 @@ def elo_rows(contests: Mapping[str, Contest | Reason], wins: Mapping[str, int], 
 
 
 def position_wins(battles: Mapping[str, Sequence[Battle]]) -> Counter[str]:
-    """How often the judgment shown "first" won, and the one shown "second", and "neither", over all responses."""
+    """Numbers of battles won by the judgment shown "first", by the one shown "second", and by "neither"."""
     return Counter(
         winner if winner in ("first", "second") else "neither" for own in battles.values() for *_, winner in own
     )
 
 
 def position_collapse(wins: Mapping[str, int]) -> bool:
-    """Whether one position won, and the other never did."""
+    """Whether only one of the positions ever won."""
     return (wins["first"] == 0) != (wins["second"] == 0)

@@ -1,4 +1,4 @@
-"""Meta-judging: `torchrun -m judging.metajudge` compares the judgments of one response a prompt, in both orders."""
+"""Meta-judging: `torchrun -m judging.metajudge` compares one response's judgments per prompt, in both orders."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -26,9 +26,9 @@ def choose_meta_judged(
     iteration: int,
     spreads: Mapping[str, Fraction] | None = None,
 ) -> Iterator[MetaJudged]:
-    """Of each prompt the response whose judgments are compared, or why there is none.
+    """Each prompt's response whose judgments are compared, or the reason for none.
 
-    `judgments` and, with expected scores, their variances `spreads` by response id.
+    `judgments` are by response id, and so are `spreads`, the variances of expected scores.
     """
     draw = seeded_draw(settings.seed, iteration)
     for prompt_id, rows in group_by(responses, "prompt_id").items():
@@ -78,7 +78,7 @@ def metajudge_items(
 
 
 def read_winner(row: Row, meta: Metajudge) -> dict[str, Any]:
-    """A comparison's "winner", "first", "second" or "tie", or the "failure" that explains its absence."""
+    """A comparison's "winner" ("first", "second" or "tie"), or the "failure" instead."""
     winner = parse_winner(row["text"], row["finish_reason"], meta.verdict_position)
     if isinstance(winner, Failure):
         return {"winner": None, "failure": str(winner)}
@@ -86,10 +86,10 @@ def read_winner(row: Row, meta: Metajudge) -> dict[str, Any]:
 
 
 def metajudge(job: Job) -> None:
-    """Compare the judgments of one response a prompt."""
+    """Compare the judgments of one response per prompt."""
     settings, sources = job.settings, Sources.of(job)
     if not sources.judgments:
-        raise UserError("--judgments is missing: they are what is compared; add it")
+        raise UserError("--judgments is missing: the meta-judge compares judgments; add it")
     worker = Worker(settings, job.path("model"))
     fields = ("response_id", "index", "text", "score")
     judgments = group_by(({key: row[key] for key in fields} for row in read_shards(sources.judgments)), "response_id")
@@ -101,7 +101,7 @@ def metajudge(job: Job) -> None:
 
 def _settings(settings: Settings, iteration: int) -> Any:
     section = as_dict(settings.metajudge)
-    del section["model"], section["elo_penalty"]  # the model is an input, and the penalty is for the pairs
+    del section["model"], section["elo_penalty"]  # the model is an input, and the penalty belongs to the pairs
     return generation_settings(settings, iteration, section)
 
 

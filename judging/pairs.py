@@ -1,7 +1,7 @@
 """Preference pairs: `python -m judging.pairs` turns scores and comparisons into what DPO trains on.
 
-Actor pairs say which response to a prompt is better (`judging/actor_pairs.py`), judge pairs which judgment of a
-response (`judging/judge_pairs.py`). A prompt that gives no pair has a reason, and each reason is counted.
+An actor pair has two responses to a prompt (`judging/actor_pairs.py`), a judge pair two judgments of a response
+(`judging/judge_pairs.py`). A prompt without a pair has a reason, and the manifest counts the reasons.
 """
 
 import sys
@@ -36,8 +36,8 @@ from stages.stage import Job, Output, Stage
 
 @dataclass(frozen=True)
 class Sources:
-    """The finished stages that pairs are made from. What a response scores comes from `scores`, expected scores, if
-    they are there, else from the `judgments`; or else from a file. Without `comparisons` there are no judge pairs."""
+    """The finished stages that pairs are made from. Scores come from `scores`, the expected scores, if given, else from
+    `judgments` or from `scores_file`. Without `comparisons` there are no judge pairs."""
 
     responses: Path
     judgments: Path | None = None
@@ -47,23 +47,23 @@ class Sources:
 
     @classmethod
     def of(cls, job: Job) -> "Sources":
-        """A job's inputs. Raises `UserError` when they give the scores twice, or not at all."""
+        """A job's inputs. Raises `UserError` where scores are given twice or not at all."""
         sources = cls(job.path("responses"), *map(job.optional, tuple(cls.__dataclass_fields__)[1:]))
         if bool(sources.scores_file) == bool(sources.scores or sources.judgments):
             raise UserError("scores come from --judgments or --scores, or else from --scores-file; name one of the two")
         return sources
 
     def paths(self) -> dict[str, Path]:
-        """Those that are there, by name."""
+        """The given paths, by name."""
         return {name: path for name, path in vars(self).items() if path}
 
     def spreads(self) -> dict[str, Fraction] | None:
-        """The variance of each response's expected score, by response id; None when judgments are sampled alone."""
+        """The variance of each response's expected score, by response id; None without expected scores."""
         return spreads(read_shards(self.scores)) if self.scores else None
 
 
 Reasons = dict[str, Reason]
-"""Why prompts gave no pair, by prompt id."""
+"""Why prompts have no pair, by prompt id."""
 
 
 def actor_pairs(
@@ -73,7 +73,7 @@ def actor_pairs(
     iteration: int,
     chat: ChatFormat,
 ) -> tuple[list[ActorPair], Reasons]:
-    """All actor pairs, and why the other prompts gave none; `prompts` are the responses by prompt id."""
+    """All actor pairs, and why the other prompts have none; `prompts` has the responses by prompt id."""
     rule, draw = settings.iteration[iteration - 1], seeded_draw(settings.seed, iteration)
     pairs = {
         name: actor_pair(distinct_responses(responses), scores, rule, draw, chat) for name, responses in prompts.items()
@@ -88,7 +88,7 @@ def judge_pairs(
     iteration: int,
     chat: ChatFormat,
 ) -> tuple[list[JudgePair], Reasons]:
-    """All judge pairs, and why the other prompts gave none; `wins` are the iteration's, by position."""
+    """All judge pairs, and why the other prompts have none; `wins` counts the iteration's wins by position."""
     rule, draw = settings.iteration[iteration - 1], seeded_draw(settings.seed, iteration)
     weights, collapsed = position_weights(wins["first"], wins["second"]), position_collapse(wins)
 
@@ -101,13 +101,13 @@ def judge_pairs(
 
 
 def _split(made: Mapping[str, Any]) -> tuple[list[Any], Reasons]:
-    """The pairs, and the reasons in place of others."""
+    """The pairs, and the reasons of prompts without one."""
     pairs = [pair for pair in made.values() if not isinstance(pair, Reason)]
     return pairs, {name: reason for name, reason in made.items() if isinstance(reason, Reason)}
 
 
 def read_judgments(folder: Path) -> Iterator[dict[str, Any]]:
-    """Judgments with what pairs need of them, token ids packed: a full run has hundreds of thousands."""
+    """The judgments' fields that pairs need, with token ids packed: a full run has hundreds of thousands."""
     for row in read_shards(folder):
         kept = {key: row[key] for key in ("id", "response_id", "index", "text", "score")}
         yield kept | {"ids": array("i", row["ids"])}
@@ -124,8 +124,8 @@ def read_battles(folder: Path) -> dict[str, list[Battle]]:
 def make_pairs(job: Job) -> Output:
     """Make the preference pairs of one iteration.
 
-    Writes actor.jsonl, judge.jsonl, elo.jsonl, none.jsonl (why a prompt gave no pair). Manifest: `counts`, by kind and
-    reason; `positions`, how often each position won, and what a win weighs.
+    Writes actor.jsonl, judge.jsonl, elo.jsonl and none.jsonl (why a prompt has no pair). Manifest: `counts` by kind and
+    reason; `positions`, each position's wins and the weight of a win.
     """
     settings, iteration, sources = job.settings, job.iteration, Sources.of(job)
     rule = settings.iteration[iteration - 1]
@@ -146,9 +146,9 @@ def make_pairs(job: Job) -> Output:
         responses = {row["id"]: row for rows in prompts.values() for row in rows}
         battles = read_battles(sources.comparisons)
         wins = position_wins(battles)
-        held = contests(read_jsonl(sources.comparisons / "meta_judged.jsonl"), responses, judgments, battles)
-        judge, missing = judge_pairs(held, wins, settings, iteration, chat)
-        files |= {"judge.jsonl": judge, "elo.jsonl": list(elo_rows(held, wins, settings.metajudge))}
+        decided = contests(read_jsonl(sources.comparisons / "meta_judged.jsonl"), responses, judgments, battles)
+        judge, missing = judge_pairs(decided, wins, settings, iteration, chat)
+        files |= {"judge.jsonl": judge, "elo.jsonl": list(elo_rows(decided, wins, settings.metajudge))}
         none += _missing("judge", missing)
         counts |= {"judge": len(judge)} | _counted("judge", missing, JUDGE_REASONS)
         facts["positions"] = _positions(wins)
@@ -156,7 +156,7 @@ def make_pairs(job: Job) -> Output:
 
 
 def _check_sources(sources: Sources, wanted: bool) -> None:
-    """Raise `UserError` when the iteration wants judge pairs, and what they are made from is missing."""
+    """Raise `UserError` where the iteration wants judge pairs and an input for them is missing."""
     if wanted and sources.scores_file:
         raise UserError("--scores-file: the config wants judge pairs in this iteration; set judge_pairs = false")
     for name in ("judgments", "comparisons") if wanted else ():
@@ -171,8 +171,7 @@ def _scores(
     if file := sources.scores_file:
         if bare := sum("text" not in row for row in read_jsonl(file)):
             print(
-                f"warning: {file}: {bare} rows have no text, so nothing says that they score these responses "
-                "and not those of an earlier run",
+                f"warning: {file}: {bare} rows have no text; their scores may be those of an earlier run's responses",
                 file=sys.stderr,
             )
         return read_scores(file, (row for rows in prompts.values() for row in rows))
@@ -190,7 +189,7 @@ def _counted(kind: str, missing: Reasons, reasons: Iterable[Reason]) -> dict[str
 
 
 def _positions(wins: Mapping[str, int]) -> dict[str, float]:
-    """How often each position won and what its wins weigh; a position that never won is said loudly."""
+    """Each position's wins and their weight; warns where only one position ever won."""
     w1, w2 = position_weights(wins["first"], wins["second"])
     if position_collapse(wins):
         print(

@@ -1,6 +1,6 @@
-"""What a run's model says first, for people to see before its stages begin: a response, a judgment, a comparison.
+"""A preview of an iteration for people: a response, two judgments and a comparison, before its stages begin.
 
-They are the run's own: the stages draw the same texts again.
+The stages draw the same texts again.
 """
 
 import argparse
@@ -23,11 +23,11 @@ Row = dict[str, Any]
 PROMPTS = 8
 """Prompts answered; one of the responses is shown."""
 COMPARISONS = 4
-"""Comparisons asked for, at most, of the judgments of a response."""
+"""Most comparisons that are asked for of one response's judgments."""
 
 
 def preview(worker: Worker, prompts: Iterable[Row], iteration: int) -> list[str]:
-    """One of each, as texts: of the longest response whose judgments can be compared, else as much as there is."""
+    """The texts of the longest response whose judgments are compared; else as many texts as there are."""
     settings, chat, shown = worker.settings, worker.chat, list[str]()
 
     def complete(items: Iterable[Item], verdict: Verdict = lambda row: {}) -> list[Row]:
@@ -53,20 +53,20 @@ def preview(worker: Worker, prompts: Iterable[Row], iteration: int) -> list[str]
 
 
 def _texts(response: Row, judgments: list[Row], comparisons: list[Row]) -> list[str]:
-    """A response, two judgments of it with scores, and the comparison of these two, as far as they are there."""
+    """Texts of a response, of two of its judgments with scores, and of their comparison, as far as they exist."""
     scored = {row["index"]: row for row in judgments if row["score"] is not None}
     compared = [comparisons[0][place] for place in ("first", "second")] if comparisons else sorted(scored)[:2]
-    texts = [told("A first response", {"prompt": response["prompt"], "response": response["text"]})]
+    texts = [record_text("A first response", {"prompt": response["prompt"], "response": response["text"]})]
     for letter, row in zip("AB", (scored[index] for index in compared), strict=False):
-        texts.append(told(f"Judgment {letter} of it: {row['score']:g} of 5", {"judge": row["text"]}))
+        texts.append(record_text(f"Judgment {letter} of it: {row['score']:g} of 5", {"judge": row["text"]}))
     if comparisons:
         winner = {"first": "A", "second": "B"}.get(comparisons[0]["winner"], "neither")
-        texts.append(told("Which judgment is better?", {"meta-judge": comparisons[0]["text"], "winner": winner}))
+        texts.append(record_text("Which judgment is better?", {"meta-judge": comparisons[0]["text"], "winner": winner}))
     return texts
 
 
-def told(title: str, parts: dict[str, str], width: int = 100) -> str:
-    """One record for people: a title, then its parts, each under its name and wrapped."""
+def record_text(title: str, parts: dict[str, str], width: int = 100) -> str:
+    """One record for people: a title, then each part, wrapped and after its name."""
     lines = [f"\n{title}"]
     for name, text in parts.items():
         for i, line in enumerate(text.strip().splitlines() or [""]):

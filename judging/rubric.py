@@ -1,9 +1,9 @@
-"""What the judge and the meta-judge are asked, and what a well-formed answer of theirs looks like.
+"""The prompts of the judge and the meta-judge, and well-formed answers to them.
 
-Two forms. "full" has the elements of the paper's prompts. "compact" says the same to a small model, which learns the
-format by SFT, in as few tokens as possible. In both the text that many prompts share comes first: the rubric, the
-question, the response, and for the meta-judge the two judgments last. Users' text is concatenated, never formatted, so
-that braces and percent signs in it mean nothing.
+The style "full" has the elements of the paper's prompts; "compact" has as few tokens as possible, for a small model
+that learns the format by SFT. Text that many prompts share comes first: the rubric, the question, the response, and for
+the meta-judge the two judgments last. Users' text is concatenated, never formatted, so its braces and percent signs
+mean nothing.
 """
 
 from collections.abc import Sequence
@@ -117,7 +117,7 @@ def pairwise_prompt(
 ) -> list[Message]:
     """The messages that ask which of two responses to one question is better; `response_a` is shown first.
 
-    The method itself scores each response alone; measurements compare pairs, too (`evaluation/pairwise.py`).
+    The method scores each response alone; only measurements compare pairs (`evaluation/pairwise.py`).
     """
     if prompt_style == "compact":
         responses = "Question:\n" + question + "\n\nResponse A:\n" + response_a + "\n\nResponse B:\n" + response_b
@@ -127,7 +127,7 @@ def pairwise_prompt(
 
 
 def judgment_text(score: int | float, justification: str, verdict_position: VerdictPosition) -> str:
-    """A judgment in the form that the judge is asked for; without a justification the verdict line alone."""
+    """A judgment in the form that the judge is asked for; without a justification, only the verdict line."""
     return _placed(f"Score: {score}", justification, verdict_position)
 
 
@@ -137,13 +137,13 @@ def meta_judgment_text(winner: Literal["first", "second"], reason: str, verdict_
 
 
 def evidence_text(evidence: dict[str, str]) -> str:
-    """A justification from what was asked, what was given and what is missing (may be "")."""
+    """A justification that states what was asked, what was given and what is missing (may be "")."""
     missing = f"; missing: {evidence['missing']}" if evidence["missing"] else ""
     return f"Asked: {evidence['asked']}; given: {evidence['given']}{missing}."
 
 
 def comparison_text(deserved: int, scores: Sequence[int]) -> str:
-    """A meta-judge's reason: the score that the response deserves, next to those that the judgments give."""
+    """A meta-judge's reason: the score that the response deserves, and the judgments' scores."""
     return f"It deserves {deserved}; A gives {scores[0]}, B gives {scores[1]}."
 
 

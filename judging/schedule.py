@@ -1,9 +1,9 @@
-"""Which comparisons the meta-judge is asked for.
+"""The comparisons that the meta-judge is asked for.
 
 The paper asks for every ordered pair of a response's N judgments: N (N - 1) comparisons. Two settings ask for fewer.
 `metajudge.opponents` takes a balanced share of them, so that the cost grows with N and not with its square.
-`metajudge.max_score_gap` leaves out judgments whose scores are far apart, where a meta-judge that has learnt to name
-the higher score needs no other sense. Whatever is compared is compared in both orders.
+`metajudge.max_score_gap` leaves out pairs whose scores are far apart, which a meta-judge can decide by naming the
+higher score. Each pair is compared in both orders.
 """
 
 import random
@@ -17,7 +17,7 @@ from stages.settings import Metajudge
 
 
 def scheduled(judgments: Sequence[Row], meta: Metajudge, seed: int) -> list[tuple[Row, Row]]:
-    """The ordered pairs (shown first, shown second) of one response's distinct judgments, by what is shown first."""
+    """The ordered pairs (shown first, shown second) of one response's distinct judgments, sorted by the first."""
     if meta.max_score_gap is not None:
         gap = Fraction(str(meta.max_score_gap))
         scores = exact_scores(judgments)
@@ -31,15 +31,15 @@ def scheduled(judgments: Sequence[Row], meta: Metajudge, seed: int) -> list[tupl
 
 
 def schedule_seed(seed: int, iteration: int, response_id: str) -> int:
-    """The seed of one response's balanced share."""
+    """The seed that draws one response's balanced share."""
     return request_seed(seed, iteration, "schedule", response_id)
 
 
 def balanced_edges(size: int, degree: int, draw: random.Random) -> list[tuple[int, int]]:
-    """Pairs of 0 ... size - 1 such that each has `degree` (even) partners and all hang together; all pairs if fewer.
+    """Edges of a connected graph on 0 ... size - 1 with `degree` (even) edges a node; all pairs if there are fewer.
 
-    A circulant graph: the judgments stand in a circle in random order, and each meets those 1, s_2, s_3 ... places on,
-    the s drawn at random. The step of 1 connects them.
+    The graph is circulant: nodes stand in a circle in random order, and each meets the nodes 1, s_2, s_3 ... places on,
+    with the s drawn at random. The step of 1 connects the graph.
     """
     if degree >= size - 1:
         return [(m, n) for m in range(size) for n in range(m + 1, size)]
@@ -49,10 +49,10 @@ def balanced_edges(size: int, degree: int, draw: random.Random) -> list[tuple[in
 
 
 def comparable_groups(judgments: Sequence[Row], meta: Metajudge) -> list[list[int]]:
-    """The places of one response's judgments, in groups within which their Elo scores mean something.
+    """Indices of one response's judgments, in groups within which Elo scores can be compared.
 
-    With `max_score_gap` a group of near scores ends where the next score is too far away; no comparison connects two
-    groups. Otherwise all judgments are one group.
+    With `max_score_gap`, a group ends where the next score is too far away, and no comparison connects two groups.
+    Without it all judgments are one group.
     """
     if meta.max_score_gap is None:
         return [list(range(len(judgments)))]

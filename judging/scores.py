@@ -1,8 +1,8 @@
-"""What the judgments say about a prompt's responses: which count, mean, variance, and which response is meta-judged.
+"""Scores of a prompt's responses from their judgments: mean, variance, and the choice of the meta-judged response.
 
-A score is a `Fraction` in memory and a JSON number in files (`to_number`). A judgment without a score acts as a
-deleted record everywhere. A file of scores, say an external reward model's, can take the judgments' place
-(`read_scores`). Why a prompt gives no pair is a `Reason`, and each is counted.
+A score is a `Fraction` in memory and a JSON number in files (`to_number`). A judgment without a score counts as deleted
+everywhere. A file of scores, such as an external reward model's, can replace the judgments (`read_scores`). A prompt
+without a pair has a `Reason`.
 """
 
 import sys
@@ -17,49 +17,52 @@ from stages.records import group_by
 from stages.seeds import request_seed
 
 Row = Mapping[str, Any]
-"""A record, or as much of it as is needed."""
+"""A record, or the fields of it that are needed."""
 Draw = Callable[[Sequence[Any], str], Any]
-"""(options, what is decided) -> one of the options, at random but always the same one."""
+"""(options, name of the decision) -> one of the options: random, but always the same for the same name."""
 
 
 class Reason(StrEnum):
-    """Why a prompt gives no actor pair, or no judge pair."""
+    """Why a prompt has no actor pair, or no judge pair; `EXPLANATIONS` has a sentence for each."""
 
     TOO_FEW_RESPONSES = "too_few_responses"
-    """Actor: fewer than two distinct responses."""
     TOO_FEW_SCORED = "too_few_scored"
-    """Actor: fewer than two of them have a score."""
     EQUAL_SCORES = "equal_scores"
-    """Actor: all scores are equal."""
     SAME_RESPONSE = "same_response"
-    """Actor: the tiers meet, and one response is both the chosen and the rejected one."""
     NOT_BETTER = "not_better"
-    """Actor: the tiers meet, and the chosen response's score is not above the rejected one's."""
     CHOSEN_TOO_LONG = "chosen_too_long"
-    """Actor, judge: the chosen text is longer than the iteration allows."""
     TOO_FEW_JUDGMENTS = "too_few_judgments"
-    """Judge: no response has two distinct parsed judgments."""
     NO_NEAR_SCORES = "no_near_scores"
-    """Judge: with `metajudge.max_score_gap`, no two judgments of the response are near enough to be compared."""
     NO_DECISIVE_COMPARISON = "no_decisive_comparison"
-    """Judge: no comparison names a winner, or none that has weight."""
     EQUAL_ELO = "equal_elo"
-    """Judge: the comparisons balance."""
     POSITION_COLLAPSE = "position_collapse"
-    """Judge: in the whole iteration one position never won, so that no comparison says anything."""
 
 
 ACTOR_REASONS = tuple(Reason)[:6]
 JUDGE_REASONS = tuple(Reason)[5:]
+EXPLANATIONS = {
+    Reason.TOO_FEW_RESPONSES: "fewer than two distinct responses",
+    Reason.TOO_FEW_SCORED: "fewer than two responses with a score",
+    Reason.EQUAL_SCORES: "all scores are equal",
+    Reason.SAME_RESPONSE: "one response is both the shortest good and the longest bad one",
+    Reason.NOT_BETTER: "the shortest good response does not score above the longest bad one",
+    Reason.CHOSEN_TOO_LONG: "the text to be chosen is longer than the iteration allows",
+    Reason.TOO_FEW_JUDGMENTS: "no response has two distinct judgments with a score",
+    Reason.NO_NEAR_SCORES: "no two judgments of the meta-judged response have scores near enough to be compared",
+    Reason.NO_DECISIVE_COMPARISON: "no comparison names a winner that has weight",
+    Reason.EQUAL_ELO: "the comparisons balance",
+    Reason.POSITION_COLLAPSE: "one position never won in the whole iteration, so no comparison is evidence",
+}
+"""One sentence for each reason; `judging.trace --why-not` adds the figures."""
 
 
 def seeded_draw(seed: int, iteration: int) -> Draw:
-    """Tie-breaking for one iteration of a run: a draw depends on what is decided, and on nothing drawn before."""
+    """Tie-breaking for one iteration of a run: a draw depends on the decision's name, not on earlier draws."""
     return lambda options, what: options[request_seed(seed, iteration, "tie", what) % len(options)]
 
 
 def distinct_responses(responses: Iterable[Row]) -> list[Any]:
-    """The responses that are judged: those generated, and of a prompt's equal texts the first."""
+    """The responses that are judged: generated ones, and only the first of a prompt's equal texts."""
     first: dict[tuple[str, str], Any] = {}
     for row in responses:
         if row["finish_reason"] in ("stop", "length"):
@@ -68,7 +71,7 @@ def distinct_responses(responses: Iterable[Row]) -> list[Any]:
 
 
 def distinct_judgments(judgments: Iterable[Row]) -> list[Any]:
-    """Of one response's judgments those with a score, and of equal texts the first."""
+    """One response's judgments with a score, and only the first of equal texts."""
     first: dict[str, Any] = {}
     for row in judgments:
         if row["score"] is not None:
@@ -77,12 +80,12 @@ def distinct_judgments(judgments: Iterable[Row]) -> list[Any]:
 
 
 def to_number(score: Fraction) -> int | float:
-    """A score as files hold it: a whole number, or a decimal."""
+    """A score as a JSON number: an integer if whole, else a decimal."""
     return int(score) if score.denominator == 1 else float(score)
 
 
 def exact_scores(judgments: Iterable[Row]) -> list[Fraction]:
-    """The scores there are. A decimal means what it says: 4.1 is 41/10."""
+    """The judgments' scores, without missing ones. Decimals are exact: 4.1 is 41/10."""
     return [Fraction(str(row["score"])) for row in judgments if row["score"] is not None]
 
 
@@ -93,7 +96,7 @@ def mean_score(judgments: Iterable[Row], minimum_valid: int) -> Fraction | None:
 
 
 def response_scores(judgments: Mapping[str, Sequence[Row]], minimum_valid: int) -> dict[str, Fraction]:
-    """The score of each response that has one, by response id; `judgments` likewise."""
+    """The score of each response that has one; both mappings are by response id."""
     scores = {name: mean_score(rows, minimum_valid) for name, rows in judgments.items()}
     return {name: score for name, score in scores.items() if score is not None}
 
@@ -101,9 +104,9 @@ def response_scores(judgments: Mapping[str, Sequence[Row]], minimum_valid: int) 
 def read_scores(path: Path, responses: Iterable[Row]) -> dict[str, Fraction]:
     """Scores of responses from a JSON-lines file of {id, score, text}; any finite number, higher is better.
 
-    A row's "text" may be left out; where it is there it must be the response's, lest the scores be those of an earlier
-    run. A response without a row has no score. Raises `UserError`, naming file and line, for an id that is unknown or
-    comes twice, a score that is no finite number, and another text.
+    "text" is optional; if given, it must be the response's text, lest the scores be those of an earlier run. A response
+    without a row has no score. Raises `UserError`, naming file and line, for an unknown or repeated id, a score that is
+    not a finite number, and a different text.
     """
     texts = {row["id"]: row["text"] for row in responses}
     scores: dict[str, Fraction] = {}
@@ -130,10 +133,7 @@ def variance(scores: Sequence[Fraction]) -> Fraction:
 
 
 def most_uncertain(responses: Iterable[Row], spreads: Mapping[str, Fraction], draw: Draw) -> list[Any]:
-    """Of each prompt's distinct responses that with the highest variance of its score; equal ones are drawn from.
-
-    A prompt none of whose responses has a score gives none.
-    """
+    """Each prompt's response whose score has the highest variance, ties drawn; none for a prompt without scores."""
     chosen = []
     for prompt_id, rows in group_by((row for row in responses if row["id"] in spreads), "prompt_id").items():
         highest = max(spreads[row["id"]] for row in rows)
@@ -147,12 +147,11 @@ def meta_judged(
     draw: Draw,
     spreads: Mapping[str, Fraction] | None = None,
 ) -> tuple[Any, list[Any]] | None:
-    """The response of one prompt whose judgments are compared, and its distinct judgments.
+    """One prompt's response whose judgments are compared, and its distinct judgments; None if no response qualifies.
 
-    It is the one with the highest variance of scores, each distinct judgment counting once, or with the highest of
-    `spreads`, by response id, where they are known; equal ones are drawn from. Only responses with two distinct
-    judgments or more have something to compare: None where there is none. `responses` are the prompt's distinct ones,
-    `judgments` all judgments by response id.
+    The response has at least two distinct judgments and the highest variance of their scores; with `spreads`, by
+    response id, the highest spread. Ties are drawn. `responses` are the prompt's distinct responses, `judgments` all
+    judgments by response id.
     """
     candidates = []
     for response in responses:

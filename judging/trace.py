@@ -1,8 +1,8 @@
-"""From a training pair back to everything behind it: `python -m judging.trace RUN PAIR_ID`.
+"""The evidence behind a training pair: `python -m judging.trace RUN PAIR_ID`.
 
-Shown are the responses of the pair's prompt, the judgments of each, for judge pairs the comparisons and Elo scores,
-all with raw text, seed and the hash of the checkpoint that wrote them. `--why-not PROMPT_ID` says why a prompt gave no
-pair, on the same evidence. `--json` prints all that is known as one document.
+The trace shows the responses to the pair's prompt and their judgments, for judge pairs comparisons and Elo scores; all
+with raw text, seed and the hash of the checkpoint that wrote them. `--why-not PROMPT_ID` explains why a prompt has no
+pair. `--json` prints all evidence as one document.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from judging.scores import Reason, distinct_responses, read_scores, response_scores, to_number
+from judging.scores import EXPLANATIONS, Reason, distinct_responses, read_scores, response_scores, to_number
 from stages.files import UserError, command, digest, read_jsonl, read_manifest, read_shards
 from stages.records import group_by
 from stages.settings import Iteration
@@ -23,18 +23,18 @@ KINDS = ("actor", "judge")
 
 
 def find_pair(run: Path, pair_id: str) -> tuple[int, Record]:
-    """The iteration and the record of a training pair. Raises `UserError` where the run has none of this id."""
+    """The iteration and the record of a training pair. Raises `UserError` where the run has no such pair."""
     for number, folder in _iterations(run):
         for kind in KINDS:
             path = folder / "pairs" / f"{kind}.jsonl"
             for row in _rows_naming(path, pair_id) if path.is_file() else ():
                 if row["id"] == pair_id:
                     return number, row
-    raise UserError(f"{run}: no pair {pair_id!r}; ids stand in iter*/pairs/*.jsonl, and --why-not PROMPT_ID says more")
+    raise UserError(f"{run}: no pair {pair_id!r}; see iter*/pairs/*.jsonl, or ask --why-not PROMPT_ID")
 
 
 def find_prompt(run: Path, prompt_id: str) -> int:
-    """The iteration that drew a prompt. Raises `UserError` where none has."""
+    """The iteration that drew a prompt. Raises `UserError` where no iteration did."""
     for number, folder in _iterations(run):
         if any(row["id"] == prompt_id for row in read_jsonl(folder / "prompts.jsonl")):
             if not (folder / "pairs" / "manifest.json").is_file():
@@ -44,7 +44,7 @@ def find_prompt(run: Path, prompt_id: str) -> int:
 
 
 def lineage(run: Path, number: int, prompt_id: str) -> Document:
-    """All that is known of one prompt in one iteration: responses, judgments, comparisons, Elo, pairs or reasons."""
+    """All records of one prompt in one iteration: responses, judgments, comparisons, Elo, pairs or reasons."""
     folder = run / f"iter{number}"
     made, trained = read_manifest(folder / "pairs") or {}, read_manifest(folder / "checkpoint")
     sources = _sources(folder, made)
@@ -90,14 +90,14 @@ def lineage(run: Path, number: int, prompt_id: str) -> Document:
 
 
 def explain(document: Document, kind: str) -> str:
-    """Why the prompt gave no pair of a kind, in one sentence with the figures that decided."""
+    """Why the prompt has no pair of a kind, in one sentence with the figures that decided."""
     reason, rule = Reason(document["none"][kind]), Iteration(**document["rule"])
     distinct = [row for row in document["responses"] if row["distinct"]]
     scored = [row for row in distinct if row["score"] is not None]
     decided = sum(row["winner"] in ("first", "second") for row in document["comparisons"])
     tiers = f"the tiers of rho = {rule.rho:g} meet"
     limit = rule.max_response_characters if kind == "actor" else rule.max_judgment_characters
-    thing = "response" if kind == "actor" else "judgment"
+    text_kind = "response" if kind == "actor" else "judgment"
     positions = document["positions"] or {}
     sentences = {
         Reason.TOO_FEW_RESPONSES: f"{len(distinct)} distinct responses, and two are needed",
@@ -106,20 +106,18 @@ def explain(document: Document, kind: str) -> str:
         Reason.EQUAL_SCORES: f"all {len(scored)} scores are {scored[0]['score'] if scored else '-'}",
         Reason.SAME_RESPONSE: f"{tiers}, and one response is the shortest of the upper and the longest of the lower",
         Reason.NOT_BETTER: f"{tiers}, and the shortest of the upper does not score above the longest of the lower",
-        Reason.CHOSEN_TOO_LONG: f"the {thing} to be chosen is longer than the iteration's {limit} characters",
-        Reason.TOO_FEW_JUDGMENTS: "no response has two distinct judgments with a score",
-        Reason.NO_NEAR_SCORES: "no two judgments of the meta-judged response have scores near enough",
+        Reason.CHOSEN_TOO_LONG: f"the {text_kind} to be chosen is longer than the iteration's {limit} characters",
         Reason.NO_DECISIVE_COMPARISON: f"{decided} of {len(document['comparisons'])} comparisons name a winner, and "
         "none of them has weight",
         Reason.EQUAL_ELO: f"the {decided} comparisons with a winner balance: all Elo scores are equal",
         Reason.POSITION_COLLAPSE: f"in the whole iteration the first shown won {positions.get('first')} comparisons "
-        f"and the second {positions.get('second')}, so that no comparison says anything",
+        f"and the second {positions.get('second')}, so no comparison is evidence",
     }
-    return sentences[reason]
+    return sentences.get(reason, EXPLANATIONS[reason])
 
 
 def trace_text(document: Document, pair: Document) -> Iterator[str]:
-    """A pair and what is behind it, for people."""
+    """The lines that show a pair and its evidence."""
     yield f"{pair['id']}: iteration {document['iteration']} of {document['run']}"
     yield from _head(document)
     if pair["kind"] == "actor":
@@ -141,10 +139,10 @@ def trace_text(document: Document, pair: Document) -> Iterator[str]:
 
 
 def why_not_text(document: Document) -> Iterator[str]:
-    """Why a prompt gave no pair, and the scores and Elo scores that it was decided on."""
+    """The lines that explain why a prompt has no pair, with the scores and Elo scores that decided."""
     yield f"{document['prompt_id']}: iteration {document['iteration']} of {document['run']}"
     for pair in document["pairs"]:
-        yield f"  {pair['kind']}: it gave the pair {pair['id']}"
+        yield f"  {pair['kind']}: pair {pair['id']}"
     for kind, reason in document["none"].items():
         yield f"  {kind}: no pair, {reason}: {explain(document, kind)}"
     if document["positions"] is None:
@@ -152,9 +150,9 @@ def why_not_text(document: Document) -> Iterator[str]:
     yield from _head(document)
     for row in document["responses"]:
         verdicts = ", ".join(_verdict(judgment) for judgment in row["judgments"])
-        said = f"; judgments: {verdicts}" if verdicts else ""
+        judgments = f"; judgments: {verdicts}" if verdicts else ""
         score = f"score {row['score']}" if row["score"] is not None else "no score"
-        yield f"  response {row['id']}: {score}, {row['characters']} characters{_doubtful(row)}{said}"
+        yield f"  response {row['id']}: {score}, {row['characters']} characters{_doubtful(row)}{judgments}"
     for row in document["elo"]:
         yield f"  judgment {row['judgment_id']}: {_elo_text(row)}"
     for row in document["comparisons"]:
@@ -181,9 +179,9 @@ def _response_text(row: Document, side: str | None) -> Iterator[str]:
     part = f" ({side})" if side else ""
     yield f"\nresponse {row['id']}{part}: {score}, seed {row['seed']}, {row['characters']} characters{_doubtful(row)}"
     yield _indented(row["text"])
-    for found in row["expected"]:
-        shares = "  ".join(f"{digit}: {share:.1%}" for digit, share in enumerate(found["probabilities"]))
-        yield f"  expected score {_verdict(found)}: {shares}"
+    for expected in row["expected"]:
+        shares = "  ".join(f"{digit}: {share:.1%}" for digit, share in enumerate(expected["probabilities"]))
+        yield f"  expected score {_verdict(expected)}: {shares}"
     for judgment in row["judgments"]:
         yield from _judgment_text(judgment, None, None)
 
@@ -205,7 +203,7 @@ def _elo_text(row: Document) -> str:
 
 
 def _doubtful(row: Document) -> str:
-    """What is unusual about a response."""
+    """Notes on an unusual response."""
     notes = {"length": ", cut off", "too_long": ", prompt too long"}
     return notes.get(row["finish_reason"], "") + ("" if row["distinct"] else ", not distinct: not judged")
 
@@ -216,15 +214,15 @@ def _indented(text: str, spaces: int = 2) -> str:
 
 def _iterations(run: Path) -> Iterator[tuple[int, Path]]:
     names = (folder.name.removeprefix("iter") for folder in run.glob("iter*"))
-    found = sorted(int(name) for name in names if name.isdecimal())
-    if not found:
-        raise UserError(f"{run}: no run here; name a folder such as runs/smollm2-135m")
-    for number in found:
+    numbers = sorted(int(name) for name in names if name.isdecimal())
+    if not numbers:
+        raise UserError(f"{run}: the folder holds no run; name one such as runs/smollm2-135m")
+    for number in numbers:
         yield number, run / f"iter{number}"
 
 
 def _sources(folder: Path, made: dict[str, Any]) -> dict[str, Path]:
-    """What the pairs were made from. Raises `UserError` where that has been replaced since."""
+    """The inputs of the pairs. Raises `UserError` for an input that has changed since the pairs were made."""
     if "inputs" not in made:
         raise UserError(f"{folder}/pairs: made by an older version; remove the folder and run iterate.py again")
     sources = {}
@@ -233,13 +231,13 @@ def _sources(folder: Path, made: dict[str, Any]) -> dict[str, Path]:
             continue
         path = Path(source["path"]) if name == "scores_file" else folder / name
         if digest(path) != source["digest"]:
-            raise UserError(f"{path}: not what the pairs were made from any more; run iterate.py again")
+            raise UserError(f"{path}: changed since the pairs were made; run iterate.py again")
         sources[name] = path
     return sources
 
 
 def _rows_naming(path: Path, name: str) -> Iterator[Record]:
-    """The rows of a file that have the name somewhere: a full run's files are too long to parse each line."""
+    """The rows of a file whose lines contain the name; a full run's files are too long to parse each line."""
     written = json.dumps(name, ensure_ascii=False)[1:-1]
     with path.open(encoding="utf-8") as lines:
         yield from (json.loads(line) for line in lines if written in line)
@@ -256,7 +254,7 @@ def _shard_rows(stage: Path | None, prompt_id: str) -> Iterator[Record]:
 def _writer(run: Path, stage: Path) -> dict[str, str]:
     """The model that wrote a stage: the hash of its weights, and M_t where it is the actor of iteration t + 1."""
     weights = _weights(stage)
-    name = "a model of another place"
+    name = "a model outside the run"
     for number, folder in _iterations(run):
         if _weights(folder / "responses") == weights:
             name = f"M{number - 1}"
@@ -264,7 +262,7 @@ def _writer(run: Path, stage: Path) -> dict[str, str]:
 
 
 def _weights(stage: Path) -> str:
-    """The hash of the weights that wrote a stage; empty where the stage is not there."""
+    """The hash of the weights that wrote a stage; empty if the stage is missing."""
     return (read_manifest(stage) or {"inputs": {"model": {"digest": ""}}})["inputs"]["model"]["digest"]
 
 
@@ -282,10 +280,10 @@ def _show(lines: Iterable[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Everything behind a training pair, or why a prompt gave none.")
+    parser = argparse.ArgumentParser(description="The evidence behind a training pair, or why a prompt has none.")
     parser.add_argument("run", type=Path, help="a run's folder, such as runs/smollm2-135m")
     parser.add_argument("pair", nargs="?", help="a pair's id, such as actor/t0203 or judge/t0203/r2")
-    parser.add_argument("--why-not", metavar="PROMPT_ID", help="say why this prompt gave no pair")
+    parser.add_argument("--why-not", metavar="PROMPT_ID", help="explain why this prompt has no pair")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args()
     if (arguments.pair is None) == (arguments.why_not is None):

@@ -1,9 +1,9 @@
 """Reading a verdict: the score of a judgment, the winner of a comparison, or why there is none.
 
-A verdict is looked for in one place only: the last non-empty line (with verdict = "first", the first non-empty
-line) of the generated text of a completion that ended with a stop token. Nothing else in the text, and nothing in
-the prompt, is a verdict. That line, with the markdown emphasis characters * _ ` and full-width colons replaced (by a
-space, by a colon) and runs of white space made one space, has to be, as a whole and in any ASCII case:
+A verdict stands in one place only: the last non-empty line (with verdict_position = "first", the first non-empty line)
+of the generated text of a completion that ended with a stop token. Nothing else in the text, and nothing in the prompt,
+is a verdict. In that line the markdown emphasis characters * _ ` become spaces, full-width colons become colons, and
+runs of white space become one space. The whole line must then match, in any ASCII case:
 
     score line   = [mark] ["final" | "total" | "overall"] "score" ":" value [points] [scale | "(" scale ")"] ["."]
     value        = number | "<" number ">" | "[" number "]"
@@ -18,8 +18,8 @@ space, by a colon) and runs of white space made one space, has to be, as a whole
 
     mark         = one to six "#" | "-" | "•"                   (a heading, a list item)
 
-with white space optional beside signs and needed between words. A verdict that fails has a type (`Failure`) and is
-never a number: it must not enter a mean, a minimum or a maximum. No text raises.
+White space is optional beside signs and required between words. A verdict that can't be read is a `Failure`, never a
+number: it must not enter a mean, a minimum or a maximum. No text raises an exception.
 """
 
 import re
@@ -42,13 +42,13 @@ class Failure(StrEnum):
     TOO_LONG = "too_long"
     """The prompt left no room in the context: nothing was generated."""
     TRUNCATED = "truncated"
-    """No stop token: what stands there, even on the first line, is not a finished judgment."""
+    """No stop token: the text is not a finished judgment, even if its first line is a verdict."""
     EMPTY = "empty"
-    """White space alone."""
+    """Only white space."""
     MISSING = "missing"
-    """The line is no verdict line, or one that names no value."""
+    """The line is not a verdict line, or names no value."""
     MALFORMED = "malformed"
-    """A verdict line with one value and something that the grammar does not know."""
+    """A verdict line with one value and text outside the grammar."""
     AMBIGUOUS = "ambiguous"
     """A verdict line with several values, equal ones included."""
     OUT_OF_RANGE = "out_of_range"
@@ -69,13 +69,13 @@ _SCORE_VALUE = re.compile(
 )
 _WINNER_LABEL = re.compile(rf"{_MARK}(?:final )?winner ?: ?", _FLAGS)
 
-# What counts as a value on a line that does not fit: a number apart from the scale; a candidate (a lone "a" is a word).
+# Values on a line that does not match the grammar: a number outside the scale; a candidate (a lone "a" is a word).
 _ANY_SCALE = re.compile(rf"{_SCALE}(?![0-9.])", _FLAGS)
 _ANY_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
 def _winners(noun: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """A winner and nothing else; and whatever names one. `noun` is a pattern of what is compared."""
+    """Patterns of a winner alone, and of any text that names a winner; `noun` is a pattern for the compared texts."""
     winner = rf"(?:(?:{noun} )?([AB])|(tie))"
     value = re.compile(rf"(?:{winner}|< ?{winner} ?>|\[ ?{winner} ?\]) ?\.?", _FLAGS)
     return value, re.compile(rf"\b(?:(?i:{noun} [AB]|B|tie)|A)\b", re.ASCII)
@@ -90,7 +90,7 @@ _WINNERS: dict[Compared, tuple[re.Pattern[str], re.Pattern[str]]] = {
 def parse_score(
     text: str, finish_reason: str, verdict_position: VerdictPosition = "last", fractions: bool = False
 ) -> Fraction | Failure:
-    """The score in [0, 5] that a judgment's generated text states, exactly, or the reason why there is none."""
+    """The exact score in [0, 5] that a judgment's generated text states, or the reason for none."""
     rest = _after_label(_SCORE_LABEL, text, finish_reason, verdict_position)
     if isinstance(rest, Failure):
         return rest
@@ -106,7 +106,7 @@ def parse_score(
 def parse_winner(
     text: str, finish_reason: str, verdict_position: VerdictPosition = "last", compared: Compared = "judgments"
 ) -> Winner | Failure:
-    """Which of two a comparison's generated text prefers, by place: A was shown first, B second."""
+    """The winner that a comparison's generated text names, by place: A was shown first, B second."""
     value, any_winner = _WINNERS[compared]
     rest = _after_label(_WINNER_LABEL, text, finish_reason, verdict_position)
     if isinstance(rest, Failure):
@@ -121,14 +121,14 @@ def parse_winner(
 def _after_label(
     label: re.Pattern[str], text: str, finish_reason: str, verdict_position: VerdictPosition
 ) -> str | Failure:
-    """What follows the label on the verdict line."""
+    """The text after the label on the verdict line."""
     if finish_reason != "stop":
         return Failure.TOO_LONG if finish_reason == "too_long" else Failure.TRUNCATED
     lines = text.strip().splitlines()
     if not lines:
         return Failure.EMPTY
     line = re.sub(r"[*_`]", " ", lines[0 if verdict_position == "first" else -1]).replace("\N{FULLWIDTH COLON}", ":")
-    line = " ".join(line.split())  # one space at most anywhere, so that no pattern can backtrack far
+    line = " ".join(line.split())  # single spaces only, so that no pattern backtracks far
     match = label.match(line)
     return line[match.end() :] if match else Failure.MISSING
 

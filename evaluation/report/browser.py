@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from judging.scores import Reason, response_scores, to_number
+from judging.scores import response_scores, to_number
 from stages.files import UserError, read_jsonl, read_manifest, read_shards
 from stages.records import group_by
 
@@ -30,21 +30,6 @@ COMPARISONS = 20_000
 LIMITS = (16_000, 8_000, 4_000, 2_000, 1_000, 500, 250, 120, 60)
 CHUNK = 64
 """Prompts in a chunk."""
-
-REASONS = {
-    Reason.TOO_FEW_RESPONSES: "fewer than two distinct responses",
-    Reason.TOO_FEW_SCORED: "fewer than two responses with a score",
-    Reason.EQUAL_SCORES: "all scores are equal",
-    Reason.SAME_RESPONSE: "one response is both the shortest good and the longest bad one",
-    Reason.NOT_BETTER: "the shortest good response does not score above the longest bad one",
-    Reason.CHOSEN_TOO_LONG: "the text to be chosen is longer than the iteration allows",
-    Reason.TOO_FEW_JUDGMENTS: "no response has two distinct judgments with a score",
-    Reason.NO_NEAR_SCORES: "no two judgments have scores near enough",
-    Reason.NO_DECISIVE_COMPARISON: "no comparison names a winner that has weight",
-    Reason.EQUAL_ELO: "the comparisons balance",
-    Reason.POSITION_COLLAPSE: "one position never won in the whole iteration",
-}
-"""Short explanations; `judging.trace --why-not` gives the numbers."""
 
 
 @dataclass

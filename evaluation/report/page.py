@@ -14,12 +14,13 @@ from typing import Any
 
 import jinja2
 
-from evaluation.report.browser import CHUNK, REASONS, Evidence, pack, read_evidence
+from evaluation.report.browser import CHUNK, Evidence, pack, read_evidence
 from evaluation.report.cost import cost
 from evaluation.report.parts import ReportedIteration, ReportedRun, Row, look_up
 from evaluation.report.plots import SERIES
 from evaluation.report.sections import elo_spread, sections
 from evaluation.report.standings import COLUMNS, cards, cells, names, note, numbers, with_values
+from judging.scores import EXPLANATIONS
 from stages.files import UserError, read_jsonl
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -64,7 +65,7 @@ def render(folders: Sequence[Path]) -> str:
         "pairs": pairs,
         "report": {
             "runs": [{"name": run.name, "folder": str(run.folder)} for run in runs],
-            "reasons": REASONS,
+            "reasons": EXPLANATIONS,
             "chunk": CHUNK,
             "limits": pairs["limits"],
             "outcomesOnly": pairs["outcomes_only"],

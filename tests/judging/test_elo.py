@@ -44,9 +44,9 @@ def reference(B: np.ndarray, regularization: float) -> np.ndarray:
         for k in range(size):
 
             def slope(value, k=k):
-                others = [i for i in range(size) if i != k]
-                gain = sum(B[k][i] / (1 + math.exp(value - eps[i])) for i in others)
-                return gain - sum(B[i][k] / (1 + math.exp(eps[i] - value)) for i in others) - regularization * value
+                rest = [i for i in range(size) if i != k]
+                gain = sum(B[k][i] / (1 + math.exp(value - eps[i])) for i in rest)
+                return gain - sum(B[i][k] / (1 + math.exp(eps[i] - value)) for i in rest) - regularization * value
 
             eps[k] = brentq(slope, -50, 50, xtol=1e-13)
         if np.abs(eps - before).max() < 1e-11:
@@ -162,7 +162,7 @@ def test_position_weights_by_hand():
 
 
 def test_with_position_weights_a_blind_meta_judge_decides_nothing():
-    # It takes the first shown nine times in ten, whatever is shown: every pair meets (9, 1) and (1, 9).
+    # The meta-judge takes the first shown nine times in ten: every pair has 9 wins and 1, and 1 and 9.
     battles = []
     for m in range(4):
         for n in range(4):

@@ -60,7 +60,7 @@ def test_a_row_has_the_mean_or_says_why_not():
 
 
 def test_the_engine_gives_the_models_own_probabilities(tmp_path):
-    """Whatever else is computed with it, whether or not its prompt is in the cache, in chunks or at once."""
+    """Other requests, cached prefixes and chunked prefill change no probability."""
     named, sampling = (5, 77, 30), Sampling(0.8, 0.9, 3)
     prompts = [[7, 8, 9, 10, 11], [7, 8, 9, 10, 11, 12, 13, 14, 15, 16], list(range(3, 60))]
     make_tiny(tmp_path)
@@ -73,11 +73,11 @@ def test_the_engine_gives_the_models_own_probabilities(tmp_path):
     ):
         machine = Engine(load_model(tmp_path, torch.float32), num_kv_blocks=64, block_size=4, max_num_seqs=8, **options)
         requests = [Request(f"{i}/{k}", ids, sampling, k, named) for i, ids in enumerate(prompts) for k in range(2)]
-        found = {done.id: done for done in machine.run([*requests, Request("other", [3, 4], sampling, 0)])}
+        completions = {done.id: done for done in machine.run([*requests, Request("other", [3, 4], sampling, 0)])}
         for i, shares in enumerate(expected):
             for k in range(2):
-                assert found[f"{i}/{k}"].probabilities == pytest.approx(shares, rel=1e-4)
-        assert found["other"].probabilities == ()
+                assert completions[f"{i}/{k}"].probabilities == pytest.approx(shares, rel=1e-4)
+        assert completions["other"].probabilities == ()
 
 
 def test_the_request_ends_where_the_digit_comes():
@@ -92,7 +92,7 @@ def test_the_request_ends_where_the_digit_comes():
     [("Fine: 3 of 4 hold.\nScore: 4", 26), ("Score: 1 is too low.\nFinal score: 2/5", 34), ("**Score:** 5", 11)],
 )
 def test_behind_reasons_the_digit_is_the_verdicts(text, place):
-    """Digits and labels in the reasons are none of its business."""
+    """Digits and labels in the reasons are ignored."""
     ids = [*text.encode(), 0]
     judgment = {"id": "p/r0/j0", "response_id": "p/r0", "prompt_id": "p", "index": 0, "score": 1, "ids": ids}
     failed = judgment | {"id": "p/r0/j1", "index": 1, "score": None, "text": "?"}
@@ -111,16 +111,16 @@ def test_the_most_uncertain_response_is_judged():
     rows = [
         {"response_id": "p/r0", "score": 2.5, "variance": 1.0},
         {"response_id": "p/r1", "score": 2.0, "variance": 0.5},
-        {"response_id": "p/r1", "score": 4.0, "variance": 0.5},  # the mean 0.5 within and 1 between
+        {"response_id": "p/r1", "score": 4.0, "variance": 0.5},  # 0.5 within the rows and 1 between them
         {"response_id": "p/r2", "score": None, "variance": None},
     ]
-    found = spreads(rows)
-    assert found == {"p/r0": 1, "p/r1": Fraction(3, 2)}
+    variances = spreads(rows)
+    assert variances == {"p/r0": 1, "p/r1": Fraction(3, 2)}
     responses = [{"id": f"p/r{i}", "prompt_id": "p"} for i in range(3)]
-    assert [row["id"] for row in most_uncertain(responses, found, first_pick)] == ["p/r1"]
+    assert [row["id"] for row in most_uncertain(responses, variances, first_pick)] == ["p/r1"]
     judgments = {f"p/r{i}": [{"text": "a", "score": 0}, {"text": "b", "score": 5 * (i == 0)}] for i in range(2)}
     assert meta_judged(responses, judgments, first_pick)[0]["id"] == "p/r0"  # by the sampled scores
-    assert meta_judged(responses, judgments, first_pick, found)[0]["id"] == "p/r1"
+    assert meta_judged(responses, judgments, first_pick, variances)[0]["id"] == "p/r1"
     own = {"p/r1": [row for row in rows if row["response_id"] == "p/r1"]}
     assert response_scores(own, 2) == {"p/r1": 3}
 

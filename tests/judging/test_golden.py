@@ -1,7 +1,7 @@
-"""Golden iterations: invented texts whose pairs were worked out by hand from the method's description, line by line.
+"""Golden iterations: invented texts whose pairs were worked out by hand from the method's description.
 
-Each file of tests/golden is one iteration. Its prompts carry the reasoning (`why`); this test reads the raw texts, lets
-the code judge them, and compares scores, pairs, reasons, position weights and Elo.
+Each file of tests/golden is one iteration, whose prompts state the reasoning (`why`). The test reads the raw texts and
+compares the code's scores, pairs, reasons, position weights and Elo scores.
 """
 
 import tomllib
@@ -36,11 +36,11 @@ class Texts:
         return bytes(ids).decode()
 
 
-def completed(name: str, said, record: dict) -> dict:
+def completed(name: str, output, record: dict) -> dict:
     """The row of a finished request, from a text or {text, finish_reason}."""
-    said = said if isinstance(said, dict) else {"text": said}
+    output = output if isinstance(output, dict) else {"text": output}
     item = Item(name, list, Sampling(0.8, 0.95, 100), 0, "", {"id": name, **record})
-    completion = Completion(name, list(said["text"].encode()), said.get("finish_reason", "stop"), 0.0)
+    completion = Completion(name, list(output["text"].encode()), output.get("finish_reason", "stop"), 0.0)
     return item.row(completion, Texts)
 
 
@@ -51,7 +51,7 @@ def golden(name: str) -> dict:
 
 @cache
 def worked(name: str) -> dict:
-    """What the code makes of a file: scores, pairs and reasons by prompt, wins by position, Elo by judgment."""
+    """The code's results for a file: scores, pairs and reasons by prompt, wins by position, Elo by judgment."""
     table = golden(name)
     rule = table["rule"]
     settings = Settings(
@@ -68,25 +68,25 @@ def worked(name: str) -> dict:
             reason = response.get("finish_reason", "stop")
             responses.append({"id": response_id, "prompt_id": prompt["id"], "prompt": prompt["question"],
                               "text": response["text"], "finish_reason": reason, "ids": [0]})  # fmt: skip
-            for i, said in enumerate(response.get("judgments", ())):
-                row = completed(f"{response_id}/j{i}", said, {"response_id": response_id, "index": i})
+            for i, output in enumerate(response.get("judgments", ())):
+                row = completed(f"{response_id}/j{i}", output, {"response_id": response_id, "index": i})
                 judgments.append(row | read_score(row, settings.judge))
-        for m, n, said in prompt.get("comparisons", ()):
-            winner = read_winner(completed("c", said, {}), Metajudge())["winner"]
+        for m, n, output in prompt.get("comparisons", ()):
+            winner = read_winner(completed("c", output, {}), Metajudge())["winner"]
             battles.setdefault(names[_only(prompt["judge"]["response"])], []).append((m, n, winner))
     scores = response_scores(group_by(judgments, "response_id"), settings.judge.minimum_valid)
     actor, no_actor = actor_pairs(group_by(responses, "prompt_id"), scores, settings, 1, CHAT)
     tested = [row for row in responses if "judge" in _prompt(table, row["prompt_id"])]
-    held = decided(tested, group_by(judgments, "response_id"), battles, settings)
+    contests = decided(tested, group_by(judgments, "response_id"), battles, settings)
     wins = position_wins(battles)
-    judge, no_judge = judge_pairs(held, wins, settings, 1, CHAT)
+    judge, no_judge = judge_pairs(contests, wins, settings, 1, CHAT)
     return {
         "scores": scores,
         "actor": {row["prompt_id"]: row for row in actor} | no_actor,
         "judge": {row["prompt_id"]: row for row in judge} | no_judge,
-        "contests": held,
+        "contests": contests,
         "wins": wins,
-        "elo": group_by(elo_rows(held, wins, settings.metajudge), "response_id"),
+        "elo": group_by(elo_rows(contests, wins, settings.metajudge), "response_id"),
     }
 
 
@@ -99,7 +99,7 @@ def _only(value) -> int:
 
 
 def _allowed(value) -> list[int]:
-    """One number, or those that the seed draws from."""
+    """The numbers that the seed may draw."""
     return [value] if isinstance(value, int) else value
 
 
@@ -108,7 +108,7 @@ PROMPTS = [(name, prompt["id"]) for name in FILES for prompt in golden(name)["pr
 
 @pytest.mark.parametrize("name", FILES)
 def test_positions(name: str):
-    """Wins by position over the whole iteration, and what they weigh."""
+    """Wins by position over the whole iteration, and their weights."""
     stated, wins = golden(name)["positions"], worked(name)["wins"]
     assert {place: wins[place] for place in ("first", "second", "neither")} == {
         place: stated[place] for place in ("first", "second", "neither")
@@ -155,7 +155,7 @@ def test_judge(name: str, prompt_id: str):
         assert int(made[f"{side}_id"].rsplit("/j", 1)[1]) in _allowed(expected[side]), prompt["why"]
 
 
-def test_they_are_many_and_show_every_reason():
+def test_the_iterations_are_many_and_show_every_reason():
     assert len(PROMPTS) >= 40 and len(set(PROMPTS)) == len(PROMPTS)
     shown = {
         kind: Counter(

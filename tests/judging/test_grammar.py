@@ -1,4 +1,4 @@
-"""Verdict lines drawn from the grammar, some of them spoilt: the parser agrees with the slow reading of each."""
+"""Verdict lines drawn from the grammar, some of them spoilt: the parser agrees with a slow parser."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ SIGNS = [*"::#-\u2022<>[]()..,!=\u2013_\uff1a", "##", "**", "score:", "Winner:"]
 
 
 def place(draw: Random, length: int) -> int:
-    """Where to spoil something; the end is likelier than the start, for without its label a line says little."""
+    """A place to spoil; the end is likelier than the start, since a line without a label is rarely a verdict."""
     return max(draw.randrange(length), draw.randrange(length))
 
 
@@ -76,8 +76,8 @@ def spoil_pieces(draw: Random, pieces: list[str]) -> list[str]:
     if kind == "append":
         return [*pieces, token]
     if kind == "exchange":
-        pieces, other = list(pieces), place(draw, len(pieces))
-        pieces[at], pieces[other] = pieces[other], pieces[at]
+        pieces, second = list(pieces), place(draw, len(pieces))
+        pieces[at], pieces[second] = pieces[second], pieces[at]
         return pieces
     middle = {"drop": [], "double": [pieces[at]] * 2, "replace": [token], "add": [pieces[at], token]}[kind]
     return pieces[:at] + middle + pieces[at + 1 :]
@@ -90,7 +90,7 @@ def spoil_characters(draw: Random, line: str) -> str:
 
 
 def recased(draw: Random, piece: str) -> str:
-    """The piece in some case; now and then with a letter whose capital is an ASCII one, though it is none itself."""
+    """The piece in a random case; rarely with a non-ASCII letter whose capital is ASCII."""
     if draw.random() < 0.02:
         return piece.replace("s", "\u017f").replace("i", draw.choice("\u0131\u0130"))
     if draw.random() < 0.1:
@@ -99,7 +99,7 @@ def recased(draw: Random, piece: str) -> str:
 
 
 def joined(draw: Random, pieces: list[str]) -> str:
-    """The pieces with the white space that they need and some that they do not, in any case, with some emphasis."""
+    """The pieces with required and optional white space, in any case, with some emphasis."""
     line, before = "", ""
     for piece in pieces:
         needed = before[-1:].isalpha() and piece[:1].isalpha() and draw.random() < 0.95
@@ -119,7 +119,7 @@ def text_around(draw: Random, line: str, quoted: str, verdict: str) -> str:
 
 
 def requests(seed: int, count: int, draw_line: Callable[[Random], list[str]]) -> Iterator[dict[str, Any]]:
-    """Texts with the arguments that they are read with."""
+    """Texts with the parser's other arguments."""
     draw = Random(seed)
     for _ in range(count):
         pieces = draw_line(draw)
@@ -148,7 +148,7 @@ def winner_requests(seed: int, count: int) -> Iterator[dict[str, Any]]:
 
 
 def compare(parse: Callable, slow: Callable, sample: Iterator[dict[str, Any]]) -> tuple[Counter, list[str]]:
-    """How often each reading occurs, and the requests that are read differently."""
+    """Counts of the readings, and the requests that the parsers read differently."""
     seen, disagreements = Counter(), []
     for request in sample:
         parsed, plain = parse(**request), slow(**request)
@@ -174,7 +174,7 @@ def test_winners_are_read_as_the_grammar_has_them():
     assert set(seen) == failures | {"first", "second", "tie"}
 
 
-READ_SCORES = {  # stated by hand, to try the slow reading itself; whole scores only
+READ_SCORES = {  # stated by hand, to test the slow parser itself; whole scores only
     "Score: 4": 4,
     "I think so.\n\n## Final_Score\uff1a **4.0** / 5.\n": 4,
     "-score:<3>points(out of 5 points).": 3,

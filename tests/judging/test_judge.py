@@ -1,4 +1,4 @@
-"""Judge requests and judgment records, with no model: which responses are asked about, how often, and what is read."""
+"""Judge requests and judgment records, without a model: the judged responses, their requests, and the scores read."""
 
 import json
 from types import SimpleNamespace

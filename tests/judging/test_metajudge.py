@@ -1,4 +1,4 @@
-"""Meta-judge requests and comparison records, with no model; and judging from responses to pairs with a mock engine."""
+"""Meta-judge requests and comparison records without a model; and from responses to pairs with a mock engine."""
 
 import sys
 from collections import Counter
@@ -135,8 +135,8 @@ def test_the_key_knows_model_inputs_and_settings(tmp_path):
         (tmp_path / name).write_text(name)
     paths = [tmp_path / name for name in ("m", "r", "j")]
 
-    def key(settings, model: Path, responses: Path, judgments: Path, iteration: int = 1, **others: Path) -> str:
-        inputs = {"model": model, "responses": responses, "judgments": judgments, **others}
+    def key(settings, model: Path, responses: Path, judgments: Path, iteration: int = 1, **more: Path) -> str:
+        inputs = {"model": model, "responses": responses, "judgments": judgments, **more}
         return METAJUDGE.job(settings, tmp_path, iteration, **inputs).key
 
     keys = {key(make_settings(), *paths), key(make_settings(), *paths, 2), key(make_settings(top_p=1.0), *paths)}

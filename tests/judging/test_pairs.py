@@ -196,8 +196,8 @@ def actor_case(rows: list[tuple[str, list]], minimum_valid: int = 1):
 
 
 def made_judge_pairs(prompts, rated, battles, settings):
-    held = decided(flattened(prompts), rated, battles, settings)
-    return judge_pairs(held, position_wins(battles), settings, 1, CHAT)
+    contests = decided(flattened(prompts), rated, battles, settings)
+    return judge_pairs(contests, position_wins(battles), settings, 1, CHAT)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_an_actor_pair():
 
 
 ONE = (group_by([response(1, 0, "answer")], "prompt_id"), group_by(judgments("p1/r0", [4, 2]), "response_id"))
-OTHER = {"p9/r0": [(0, 1, "first"), (0, 1, "second")]}  # another prompt's, so that both positions have won
+BOTH_WON = {"p9/r0": [(0, 1, "first"), (0, 1, "second")]}  # another prompt's battles, so that both positions have won
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ OTHER = {"p9/r0": [(0, 1, "first"), (0, 1, "second")]}  # another prompt's, so t
     ],
 )
 def test_judge_reasons_are_counted(battles, rules, reason):
-    assert made_judge_pairs(*ONE, {"p1/r0": battles} | OTHER, make_settings(**rules)) == ([], {"p1": reason})
+    assert made_judge_pairs(*ONE, {"p1/r0": battles} | BOTH_WON, make_settings(**rules)) == ([], {"p1": reason})
 
 
 @pytest.mark.parametrize("winner", ["first", "second"])
@@ -276,7 +276,7 @@ def test_comparisons_of_other_judgments_are_refused(battles):
 
 
 def test_a_judge_pair():
-    battles = {"p1/r0": [(0, 1, "second"), (1, 0, "first")]} | OTHER
+    battles = {"p1/r0": [(0, 1, "second"), (1, 0, "first")]} | BOTH_WON
     (pair,), reasons = made_judge_pairs(*ONE, battles, make_settings())
     assert not reasons
     prompt = judge_prompt("question 1", "answer", "compact", "first")
@@ -325,7 +325,7 @@ def stage(folder, rows):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """The command over two prompts; the second's responses are set aside."""
+    """The command over two prompts; the second has no judged response."""
     responses = [response(1, 0, "good"), response(1, 1, "bad"), response(2, 0, "", "too_long")]
     rated = judgments("p1/r0", [5, 4]) + judgments("p1/r1", [1, 4])
     compared = [{"response_id": "p1/r1", "first": 0, "second": 1, "winner": "first"},
@@ -382,7 +382,7 @@ def test_an_iteration_without_judge_pairs_needs_no_comparisons(run):
     assert "judge" not in read_manifest(out)["counts"] and read_manifest(out)["counts"]["actor"] == 1
 
 
-def test_collapse_is_said_loudly(run, tmp_path, capsys):
+def test_collapse_is_warned_about(run, tmp_path, capsys):
     stage(tmp_path / "comparisons", [{"response_id": "p1/r1", "first": 0, "second": 1, "winner": "first"}])
     out = run(1)
     assert "position collapse" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The preview: a response, two judgments of it and their comparison, or as much of it as the model gives."""
+"""The preview: a response, two judgments of it and their comparison, as far as the model gives them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ class Chat:
 
 
 class Worker:
-    """Of which each kind of request has a script: the judge's j-th answer, and the meta-judge's."""
+    """A worker with scripted answers: the judge's j-th answer, and the meta-judge's."""
 
     settings, chat = SETTINGS, Chat()
 

@@ -1,4 +1,4 @@
-"""What must hold for any iteration: symmetries of the battles, constants in the scores, and failures as deletions.
+"""Properties of any iteration: symmetries of the battles, constants in the scores, and failures as deletions.
 
 The iterations are invented by hypothesis: prompts, responses of several lengths, judgments with and without a score,
 comparisons with and without a winner, and settings.
@@ -42,8 +42,9 @@ class Invented:
     def judge(self):
         """Judge pairs, reasons, and all Elo scores."""
         wins = position_wins(self.battles)
-        held = decided(self.responses, group_by(self.judgments, "response_id"), self.battles, self.settings)
-        return *judge_pairs(held, wins, self.settings, 1, CHAT), list(elo_rows(held, wins, self.settings.metajudge))
+        contests = decided(self.responses, group_by(self.judgments, "response_id"), self.battles, self.settings)
+        elos = list(elo_rows(contests, wins, self.settings.metajudge))
+        return *judge_pairs(contests, wins, self.settings, 1, CHAT), elos
 
 
 @st.composite
@@ -85,7 +86,7 @@ def iterations(draw, distinct: bool = False) -> Invented:
 
 
 def draw_battles(draw, settings: Settings, responses: list[dict], judgments: list[dict]) -> dict[str, list[tuple]]:
-    """A comparison of each pair that the meta-judge would be asked for."""
+    """A winner for each comparison that the meta-judge is asked for."""
     battles: dict[str, list[tuple]] = {}
     judged = group_by(judgments, "response_id")
     for rows in group_by(distinct_responses(responses), "prompt_id").values():
@@ -99,13 +100,13 @@ def draw_battles(draw, settings: Settings, responses: list[dict], judgments: lis
 @hypothesis_settings(deadline=None)
 @given(iterations(), st.sampled_from([Fraction(1), Fraction(1, 3), Fraction(-7, 2)]))
 def test_a_constant_added_to_all_scores_changes_no_pair(case: Invented, constant: Fraction):
-    """Fractions beyond what a judge can say, so that nothing but differences may decide."""
+    """Shifted scores go beyond a judge's range, so only differences can decide."""
     shifted = replace(case, judgments=[_plus(row, constant) for row in case.judgments])
     (pairs, none), (same, still_none) = case.actor(), shifted.actor()
     assert none == still_none
     assert [_choice(pair) for pair in pairs] == [_choice(pair) for pair in same]
-    for pair, other in zip(pairs, same, strict=True):
-        assert other["chosen_score"] - pair["chosen_score"] == pytest.approx(float(constant))
+    for pair, shifted_pair in zip(pairs, same, strict=True):
+        assert shifted_pair["chosen_score"] - pair["chosen_score"] == pytest.approx(float(constant))
     assert [_choice(pair) for pair in case.judge()[0]] == [_choice(pair) for pair in shifted.judge()[0]]
 
 
@@ -120,29 +121,29 @@ def _choice(pair: dict) -> tuple[str, str]:
 @hypothesis_settings(deadline=None)
 @given(iterations(), st.text(max_size=8), st.booleans())
 def test_a_parse_failure_acts_as_a_deleted_record(case: Invented, text: str, copied: bool):
-    """Whatever its text, that of a judgment with a score included."""
-    known = [row["text"] for row in case.judgments if row["score"] is not None]
-    text = known[0] if copied and known else text
+    """The text of a failure does not matter, even if it equals the text of a judgment with a score."""
+    scored_texts = [row["text"] for row in case.judgments if row["score"] is not None]
+    text = scored_texts[0] if copied and scored_texts else text
     rewritten = [row if row["score"] is not None else row | {"text": text} for row in case.judgments]
     kept = [row for row in case.judgments if row["score"] is not None]
     decided = {
         name: [battle for battle in own if battle[2] is not None] or own[:1] for name, own in case.battles.items()
     }
-    for other in (replace(case, judgments=rewritten), replace(case, judgments=kept, battles=decided)):
-        assert other.actor() == case.actor()
-        assert other.judge() == case.judge()
+    for changed in (replace(case, judgments=rewritten), replace(case, judgments=kept, battles=decided)):
+        assert changed.actor() == case.actor()
+        assert changed.judge() == case.judge()
 
 
 @hypothesis_settings(deadline=None)
 @given(iterations())
 def test_exchanged_positions_change_nothing(case: Invented):
-    """r_mn becomes -r_nm for all pairs of the iteration: each comparison is shown the other way round and has the same
-    winner. First and second wins exchange, so w1 and w2 do, and B is the same."""
+    """r_mn becomes -r_nm for all pairs: each comparison is shown in the opposite order, with the same winner. First and
+    second wins exchange, hence w1 and w2, and B is the same."""
     exchanged = {
         name: [(n, m, FLIPPED.get(winner, winner)) for m, n, winner in own] for name, own in case.battles.items()
     }
-    wins, others = position_wins(case.battles), position_wins(exchanged)
-    assert (wins["first"], wins["second"]) == (others["second"], others["first"])
+    wins, exchanged_wins = position_wins(case.battles), position_wins(exchanged)
+    assert (wins["first"], wins["second"]) == (exchanged_wins["second"], exchanged_wins["first"])
     w1, w2 = position_weights(wins["first"], wins["second"])
     for name, own in case.battles.items():
         size = 1 + max(max(m, n) for m, n, _ in own)
@@ -180,7 +181,7 @@ def test_relabelled_judgments_permute_elo(case: Invented, random):
     again = {row["judgment_id"]: row for row in after}
     assert len(again) == len(before)
     for row in before:
-        other = again[row["judgment_id"]]
-        np.testing.assert_allclose(other["elo"], row["elo"], atol=2e-6)
-        np.testing.assert_allclose(other["standard_error"], row["standard_error"], atol=2e-6)
-        assert (other["won"], other["lost"]) == (row["won"], row["lost"])
+        relabelled = again[row["judgment_id"]]
+        np.testing.assert_allclose(relabelled["elo"], row["elo"], atol=2e-6)
+        np.testing.assert_allclose(relabelled["standard_error"], row["standard_error"], atol=2e-6)
+        assert (relabelled["won"], relabelled["lost"]) == (row["won"], row["lost"])

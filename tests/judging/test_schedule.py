@@ -1,4 +1,4 @@
-"""Which comparisons are asked for: all, a balanced share, near scores; and pairs from near scores by hand."""
+"""Scheduled comparisons: all, a balanced share, near scores; and pairs from near scores by hand."""
 
 import math
 import random
@@ -29,11 +29,11 @@ def places(pairs) -> list[tuple[int, int]]:
 def connected(size: int, edges) -> bool:
     reached, border = {0}, [0]
     while border:
-        here = border.pop()
+        node = border.pop()
         for m, n in edges:
-            for there in {m, n} - reached if here in (m, n) else ():
-                reached.add(there)
-                border.append(there)
+            for neighbour in {m, n} - reached if node in (m, n) else ():
+                reached.add(neighbour)
+                border.append(neighbour)
     return len(reached) == size
 
 
@@ -67,7 +67,7 @@ def test_each_judgment_is_shown_first_and_second_equally_often(opponents: int):
     assert len(pairs) == len(set(pairs)) == 11 * opponents
     assert set(pairs) == {(n, m) for m, n in pairs}
     assert Counter(m for m, _ in pairs) == Counter(n for _, n in pairs) == {m: opponents for m in range(11)}
-    assert pairs == sorted(pairs)  # what is shown first stands together, and is computed once
+    assert pairs == sorted(pairs)  # pairs with the same first judgment are adjacent, so its prefix is computed once
 
 
 def test_near_scores_by_hand():
@@ -86,13 +86,13 @@ def test_near_scores_by_hand():
 def test_nothing_is_compared_across_comparable_groups(quarters, gap):
     scores = rows(*[quarter / 4 for quarter in quarters])
     meta = Metajudge(max_score_gap=gap / 4)
-    pairs, found = places(scheduled(scores, meta, 0)), comparable_groups(scores, meta)
-    chain_of = {place: number for number, chain in enumerate(found) for place in chain}
-    assert sorted(chain_of) == list(range(len(scores))) and sum(map(len, found)) == len(scores)
-    assert all(chain_of[m] == chain_of[n] for m, n in pairs)
-    for chain in found:
-        number = {place: i for i, place in enumerate(chain)}
-        assert connected(len(chain), [(number[m], number[n]) for m, n in pairs if m in number])
+    pairs, groups = places(scheduled(scores, meta, 0)), comparable_groups(scores, meta)
+    group_of = {place: number for number, group in enumerate(groups) for place in group}
+    assert sorted(group_of) == list(range(len(scores))) and sum(map(len, groups)) == len(scores)
+    assert all(group_of[m] == group_of[n] for m, n in pairs)
+    for group in groups:
+        number = {place: i for i, place in enumerate(group)}
+        assert connected(len(group), [(number[m], number[n]) for m, n in pairs if m in number])
     expected = {
         (m, n) for m, a in enumerate(quarters) for n, b in enumerate(quarters) if m != n and Fraction(abs(a - b)) <= gap
     }
@@ -100,19 +100,19 @@ def test_nothing_is_compared_across_comparable_groups(quarters, gap):
 
 
 def test_the_pair_comes_from_the_widest_group():
-    """Scores 3 3 5 5: 0 beats 1 once, 2 beats 3 in both orders. Over all, 0 and 2 lead and 1 and 3 trail, and the
-    pair of the paper's rule would be 2 and 3 as well; here 2 against 1 is out of the question, however Elo lies."""
+    """Scores 3 3 5 5: 0 beats 1 once, 2 beats 3 in both orders. The paper's rule would choose 2 and 3 as well, but with
+    groups a pair of 2 and 1 is impossible."""
     meta = Metajudge(max_score_gap=0)
     battles = [(0, 1, "first"), (2, 3, "first"), (3, 2, "second")]
     contest = Contest({"id": "p1/r0"}, rows(3, 3, 5, 5), battles)
     choice = choose_judgments(contest, EVEN, meta, Iteration(), take_first)
     assert [row["index"] for row, _ in choice] == [2, 3]
-    # 1 loses to 0 as firmly as 3 does to 2: one of the two groups is drawn, never one judgment of each.
+    # 1 loses to 0 as clearly as 3 to 2: one of the two groups is drawn, never one judgment of each.
     contest = Contest({"id": "p1/r0"}, rows(3, 3, 5, 5), [(0, 1, "first"), (2, 3, "first")])
     for draw, pair in ((take_first, (0, 1)), (lambda options, what: options[-1], (2, 3))):
         choice = choose_judgments(contest, EVEN, meta, Iteration(), draw)
         assert tuple(row["index"] for row, _ in choice) == pair
-    # In each group all are equal: what lies between the groups does not count.
+    # Within each group all are equal, and differences between groups do not count.
     contest = Contest({"id": "p1/r0"}, rows(3, 3, 5, 5), [(0, 1, "first"), (1, 0, "first")])
     assert choose_judgments(contest, EVEN, meta, Iteration(), take_first) is Reason.EQUAL_ELO
 
@@ -120,40 +120,40 @@ def test_the_pair_comes_from_the_widest_group():
 def test_no_near_scores_is_a_reason():
     rated = group_by(rows(1, 3, 5), "response_id")
     settings = make_settings(max_score_gap=1)
-    held = decided([response(1, 0, "answer")], rated, {}, settings)
-    assert judge_pairs(held, {"first": 1, "second": 1}, settings, 1, CHAT) == ([], {"p1": Reason.NO_NEAR_SCORES})
+    contests = decided([response(1, 0, "answer")], rated, {}, settings)
+    assert judge_pairs(contests, {"first": 1, "second": 1}, settings, 1, CHAT) == ([], {"p1": Reason.NO_NEAR_SCORES})
 
 
 def test_elo_rows_by_hand():
-    """0 beats 1 in both orders, 2 is tied with everyone: B_01 = w1 + w2 = 1, so e (1 + exp(2 e)) = 100 and Elo is e, -e
+    """0 beats 1 in both orders, 2 ties with both: B_01 = w1 + w2 = 1, so e (1 + exp(2 e)) = 100 and Elo is e, -e
     and 0 (tests/judging/test_pairs.py has the same equation)."""
     battles = {"p1/r0": [(0, 1, "first"), (1, 0, "second"), (0, 2, "tie"), (2, 1, None)]}
     settings = make_settings()
-    held = decided([response(1, 0, "answer")], group_by(rows(1, 2, 3), "response_id"), battles, settings)
-    found = list(elo_rows(held, position_wins(battles), Metajudge()))
-    assert [(row["judgment_id"], row["won"], row["lost"]) for row in found] == [
+    contests = decided([response(1, 0, "answer")], group_by(rows(1, 2, 3), "response_id"), battles, settings)
+    elos = list(elo_rows(contests, position_wins(battles), Metajudge()))
+    assert [(row["judgment_id"], row["won"], row["lost"]) for row in elos] == [
         ("p1/r0/j0", 2, 0),
         ("p1/r0/j1", 0, 2),
         ("p1/r0/j2", 0, 0),
     ]
-    e = found[0]["elo"]
+    e = elos[0]["elo"]
     assert e * (1 + math.exp(2 * e)) == pytest.approx(100, abs=0.01)
-    assert found[1]["elo"] == -e and found[2]["elo"] == 0
-    # What no battle decides is known by the penalty alone, whose variance is 1 / lambda = 100, less the common shift.
-    assert found[2]["standard_error"] == pytest.approx((100 * 2 / 3) ** 0.5, rel=1e-3)
-    assert {row["group"] for row in found} == {0}
+    assert elos[1]["elo"] == -e and elos[2]["elo"] == 0
+    # Without battles the penalty alone decides: its variance is 1 / lambda = 100, less the common shift.
+    assert elos[2]["standard_error"] == pytest.approx((100 * 2 / 3) ** 0.5, rel=1e-3)
+    assert {row["group"] for row in elos} == {0}
     assert list(elo_rows({"p1": Reason.TOO_FEW_JUDGMENTS}, {"first": 1, "second": 1}, Metajudge())) == []
 
 
-def test_what_was_not_compared_has_no_elo():
-    """Scores 3 3 0 1 1 with a gap of 0: two groups, and 2 is alone."""
+def test_a_judgment_without_comparisons_has_no_elo():
+    """Scores 3 3 0 1 1 with a gap of 0: two groups, and judgment 2 alone."""
     battles = {"p1/r0": [(0, 1, "first"), (1, 0, "second"), (3, 4, "second"), (4, 3, None)]}
     settings = make_settings(max_score_gap=0)
     rated = group_by(rows(3, 3, 0, 1, 1), "response_id")
-    held = decided([response(1, 0, "answer")], rated, battles, settings)
-    found = list(elo_rows(held, position_wins(battles), settings.metajudge))
-    assert [row["judgment_id"][-2:] for row in found] == ["j0", "j1", "j3", "j4"]
-    groups = [row["group"] for row in found]
+    contests = decided([response(1, 0, "answer")], rated, battles, settings)
+    elos = list(elo_rows(contests, position_wins(battles), settings.metajudge))
+    assert [row["judgment_id"][-2:] for row in elos] == ["j0", "j1", "j3", "j4"]
+    groups = [row["group"] for row in elos]
     assert groups[0] == groups[1] != groups[2] == groups[3]
 
 

@@ -1,4 +1,4 @@
-"""From pairs back to texts, and why there is no pair, on a run folder written by hand through the real pairs stage."""
+"""From pairs back to texts, and why there is no pair, on a run folder written by hand and by the real pairs stage."""
 
 import json
 import sys
@@ -47,7 +47,7 @@ def stage(folder: Path, rows: list[dict], weights: str) -> Path:
 
 
 class Folder:
-    """A run of one iteration, in which M0 is "seed weights" and M1 what its checkpoint's manifest says."""
+    """A run of one iteration: M0's hash is "seed weights", M1's is in its checkpoint's manifest."""
 
     def __init__(self, path: Path, monkeypatch):
         self.path, self.folder = path / "runs" / "hand", path / "runs" / "hand" / "iter1"
@@ -95,7 +95,7 @@ def folder(tmp_path, monkeypatch) -> Folder:
 
 @pytest.fixture
 def whole(folder) -> Folder:
-    """Two prompts: p1 gives both pairs, p2 none."""
+    """Two prompts: p1 has both pairs, p2 none."""
     responses = [response(1, 0, "good"), response(1, 1, "bad"), response(1, 2, "bad"), response(2, 0, "alone")]
     judgments = judged(1, 0, [5, 4, None]) + judged(1, 1, [1, 4]) + judged(2, 0, [3, None])
     comparisons = compared(1, 1, (0, 1, "first"), (1, 0, "second"))
@@ -119,7 +119,7 @@ def test_an_actor_pair_and_all_behind_it(whole, monkeypatch, capsys):
 
 def test_a_judge_pair_and_all_behind_it(whole, monkeypatch, capsys):
     text = whole.main(monkeypatch, capsys, "judge/p1/r1")
-    assert "metajudge by a model of another place, weights another's weights" in text
+    assert "metajudge by a model outside the run, weights another's weights" in text
     assert "judgment p1/r1/j0 (chosen): 1, seed 70, Elo " in text and "won 2, lost 0" in text
     assert "judgment p1/r1/j1 (rejected): 4, seed 71, Elo -" in text and "won 0, lost 2" in text
     assert "comparison p1/r1/m1-0, seed 81: second\n    | of 1 and 0\n    | Winner: second" in text
@@ -142,7 +142,7 @@ def test_why_not(whole, monkeypatch, capsys):
     assert "judge: no pair, too_few_judgments: no response has two distinct judgments with a score" in text
     assert "response p2/r0: score 3, 5 characters; judgments: 3, none (missing)" in text
     text = whole.main(monkeypatch, capsys, "--why-not", "p1")
-    assert "actor: it gave the pair actor/p1" in text and "judge: it gave the pair judge/p1/r1" in text
+    assert "actor: pair actor/p1" in text and "judge: pair judge/p1/r1" in text
 
 
 ACTORS = {
@@ -169,7 +169,7 @@ JUDGES = {
         "the first shown won 1 comparisons and the second 0",
     ),
 }
-OTHERS = compared(9, 0, (0, 1, "first"), (0, 1, "second"))  # of a prompt that is not there: both positions have won
+OTHERS = compared(9, 0, (0, 1, "first"), (0, 1, "second"))  # of a missing prompt, so both positions have won
 
 
 @pytest.mark.parametrize("reason", ACTOR_REASONS)
@@ -194,13 +194,13 @@ def test_every_reason_of_the_judge_is_explained(folder, reason):
 def test_scores_from_a_file(folder, tmp_path, monkeypatch, capsys):
     write_jsonl(tmp_path / "scores.jsonl", [{"id": "p1/r0", "score": 0.25}, {"id": "p1/r1", "score": -1}])
     folder.write([response(1, 0, "good"), response(1, 1, "bad")], None, scores=tmp_path / "scores.jsonl")
-    assert "2 rows have no text, so nothing says that they score these responses" in capsys.readouterr().err
+    assert "2 rows have no text; their scores may be those of an earlier run's responses" in capsys.readouterr().err
     text = folder.main(monkeypatch, capsys, "actor/p1")
     assert "response p1/r0 (chosen): score 0.25" in text and "response p1/r1 (rejected): score -1" in text
     assert f"scores from {tmp_path / 'scores.jsonl'}, SHA-256 " in text
     assert "judge: this iteration makes no judge pairs" in folder.main(monkeypatch, capsys, "--why-not", "p1")
     write_jsonl(tmp_path / "scores.jsonl", [{"id": "p1/r0", "score": 3}])
-    with pytest.raises(UserError, match=r"scores\.jsonl: not what the pairs were made from any more"):
+    with pytest.raises(UserError, match=r"scores\.jsonl: changed since the pairs were made"):
         folder.main(monkeypatch, capsys, "actor/p1")
 
 
@@ -222,13 +222,13 @@ def test_mistakes_are_named(whole, tmp_path, monkeypatch, capsys):
         find_pair(whole.path, "actor/p2")
     with pytest.raises(UserError, match="no iteration has drawn the prompt 'p7'"):
         find_prompt(whole.path, "p7")
-    with pytest.raises(UserError, match="no run here"):
+    with pytest.raises(UserError, match="the folder holds no run"):
         find_pair(tmp_path, "actor/p1")
     for words in ((), ("actor/p1", "--why-not", "p1")):
         with pytest.raises(UserError, match="name either a pair or --why-not"):
             whole.main(monkeypatch, capsys, *words)
     stage(whole.folder / "judgments", judged(1, 0, [1, 1]), weights="seed weights")
-    with pytest.raises(UserError, match=r"judgments: not what the pairs were made from any more"):
+    with pytest.raises(UserError, match=r"judgments: changed since the pairs were made"):
         whole.main(monkeypatch, capsys, "actor/p1")
     (whole.folder / "pairs" / "manifest.json").unlink()
     with pytest.raises(UserError, match="its pairs are not made yet"):
