@@ -18,7 +18,7 @@ from torch import Tensor
 from dpo.data import Example
 from kernels.segments import Segments
 from kernels.transfer import to_device
-from stages.settings import Trainer
+from stages.settings import TrainerOptions
 
 LEAST_SHARED = 16
 """Shortest shared prefix, in tokens: a shorter one costs as much as it saves, since it is one more segment."""
@@ -75,13 +75,15 @@ class Group:
     prefix: int
 
 
-def own_prefix(example: Example, options: Trainer) -> int:
+def own_prefix(example: Example, options: TrainerOptions) -> int:
     """Prompt tokens that the completions of one example share."""
     enough = len(example.completions) > 1 and len(example.prompt) >= LEAST_SHARED
     return len(example.prompt) if options.share_prefixes and enough else 0
 
 
-def keep_usable(examples: Iterable[Example], options: Trainer, context: int) -> tuple[list[Example], dict[str, int]]:
+def keep_usable(
+    examples: Iterable[Example], options: TrainerOptions, context: int
+) -> tuple[list[Example], dict[str, int]]:
     """The examples that can be trained on, and the numbers of dropped ones by reason. Nothing is truncated."""
     kept, dropped = list[Example](), Counter[str]()
     for example in examples:
@@ -157,7 +159,7 @@ def pack(costs: Sequence[int], ranks: int, budget: int) -> list[list[int]]:
 def micro_batches(
     examples: Sequence[Example],
     indices: Sequence[int],
-    options: Trainer,
+    options: TrainerOptions,
     rank: int = 0,
     ranks: int = 1,
     device: torch.device | None = None,

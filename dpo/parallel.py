@@ -24,7 +24,7 @@ from model.config import LlamaConfig
 from model.llama import Block, Llama
 from model.weights import load_weights
 from stages.files import UserError
-from stages.settings import Trainer
+from stages.settings import TrainerOptions
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class World:
 
 
 @contextmanager
-def distributed(threads: int, timeout_minutes: float = Trainer.timeout_minutes) -> Iterator[World]:
+def distributed(threads: int, timeout_minutes: float = TrainerOptions.timeout_minutes) -> Iterator[World]:
     """The process group that torchrun describes, or a group of this process alone; `threads` CPU threads a rank.
 
     UserError is raised on every rank. A rank that loses another prints why and ends with exit code 1.
@@ -150,7 +150,7 @@ def spare_memory() -> None:
     mallopt(mmap_max, 0)
 
 
-def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options: Trainer) -> Llama:
+def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options: TrainerOptions) -> Llama:
     """A model whose fp32 parameters are sharded evenly over the ranks; `load_sharded` fills them.
 
     Each block, and the rest, is gathered in `dtype` for its computation. Gradients are averaged over ranks in fp32.

@@ -19,7 +19,7 @@ from kernels.launch import Attention
 from model.llama import Llama
 from stages.files import read_jsonl, write_jsonl
 from stages.progress import progress
-from stages.settings import Trainer
+from stages.settings import TrainerOptions
 
 
 def reference_logprob(
@@ -29,7 +29,7 @@ def reference_logprob(
     weights: Path,
     weights_digest: str,
     cache: Path,
-    options: Trainer,
+    options: TrainerOptions,
     dtype: torch.dtype,
     attention: Attention = "triton",
 ) -> Tensor:
@@ -50,7 +50,9 @@ def reference_logprob(
 
 
 @torch.no_grad()
-def _compute(world: World, model: Llama, examples: Sequence[Example], options: Trainer, attention: Attention) -> Tensor:
+def _compute(
+    world: World, model: Llama, examples: Sequence[Example], options: TrainerOptions, attention: Attention
+) -> Tensor:
     sums_e2 = torch.zeros(len(examples), 2, device=world.device)
     batches = micro_batches(examples, range(len(examples)), options, world.rank, world.size, world.device)
     bar = progress(len(batches), "reference", "batch", first=world.first)

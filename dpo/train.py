@@ -68,8 +68,8 @@ def train(job: Job, world: World, work: Path) -> None:
     if settings.trainer.tensorboard:
         summary_writer()  # on every rank, so that all of them stop if it is not there
     config, dtype = LlamaConfig.load(model_dir), training_dtype(settings.model.dtype, world.device)
-    found = read_examples(data, objective, config.vocab_size)
-    examples, dropped = keep_usable(found, settings.trainer, config.max_position_embeddings)
+    read = read_examples(data, objective, config.vocab_size)
+    examples, dropped = keep_usable(read, settings.trainer, config.max_position_embeddings)
     if not examples:
         raise UserError(f"{', '.join(map(str, data))}: no usable example ({dropped or 'empty'}); add data")
 

@@ -31,8 +31,7 @@ from sampling.engine import Engine
 from sampling.request import Completion, Request, Sampling
 from stages.files import read_jsonl, write_jsonl, write_manifest
 from stages.progress import progress
-from stages.settings import Engine as Options
-from stages.settings import Settings, as_dict
+from stages.settings import EngineOptions, Settings, as_dict
 from stages.shards import (
     completed_by_another,
     count_records,
@@ -283,7 +282,7 @@ def local_device() -> torch.device:
     return torch.device("cpu")
 
 
-def cpu_processes(options: Options) -> int:
+def cpu_processes(options: EngineOptions) -> int:
     """The number of processes that generate. On a CPU, processes of one thread each replace the threads of one.
 
     Threads wait for each other thousands of times a second, and all of them wait for one that is interrupted. Processes

@@ -6,7 +6,7 @@ from stages.config import Amount, Count, Positive, PositiveShare, Share
 
 
 @dataclass(frozen=True)
-class Plan:
+class Assumptions:
     """What `make plan` assumes of texts, yields and machines. No stage's output depends on it."""
 
     prompt_tokens: Positive = 40.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from stages.assumptions import Plan
+from stages.assumptions import Assumptions
 from stages.config import Amount, Count, CountOrNone, Positive, Share, read_config
 from stages.files import UserError
 
@@ -40,7 +40,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineOptions:
     threads: Count = 2
     """CPU threads a rank; a setting, because results of training in bfloat16 depend on it. Without a GPU, generation
     runs as many processes of one thread each; a rank under torchrun runs one thread."""
@@ -242,7 +242,7 @@ class Dpo(Training):
 
 
 @dataclass(frozen=True)
-class Trainer:
+class TrainerOptions:
     tokens_per_microbatch: Count = 4096
     """Tokens in a micro-batch at most; a longer pair is dropped and counted."""
     share_prefixes: bool = True
@@ -326,17 +326,17 @@ class Settings:
     seed: int = 0
     nproc_per_node: Count = 1
     """Ranks that `iterate.py` starts for each stage."""
-    engine: Engine = field(default_factory=Engine)
+    engine: EngineOptions = field(default_factory=EngineOptions)
     sft: Sft = field(default_factory=Sft)
     eft: Eft = field(default_factory=Eft)
     prompts: Prompts = field(default_factory=Prompts)
     judge: Judge = field(default_factory=Judge)
     metajudge: Metajudge = field(default_factory=Metajudge)
     dpo: Dpo = field(default_factory=Dpo)
-    trainer: Trainer = field(default_factory=Trainer)
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
     evaluation: Evaluation = field(default_factory=Evaluation)
     limits: Limits = field(default_factory=Limits)
-    plan: Plan = field(default_factory=Plan)
+    plan: Assumptions = field(default_factory=Assumptions)
 
 
 def as_dict(section: Any) -> dict[str, Any]:

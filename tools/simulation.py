@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from sampling.blocks import BlockPool
 from sampling.request import Request
 from sampling.scheduler import Scheduler, Step
-from stages.settings import Engine
+from stages.settings import EngineOptions
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Simulation:
     def computed_tokens(self) -> int:
         return sum(step.tokens for step in self.steps)
 
-    def run(self, requests: Sequence[Request], lengths: Mapping[str, int], engine: Engine, context: int) -> None:
+    def run(self, requests: Sequence[Request], lengths: Mapping[str, int], engine: EngineOptions, context: int) -> None:
         """Add a shard: complete each request with `lengths[id]` tokens, or as many as there is room for."""
         pool = BlockPool(engine.num_kv_blocks, engine.block_size)
         scheduler = Scheduler(pool, engine.max_num_batched_tokens, engine.max_num_seqs, context)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dpo.data import Example
 from dpo.packing import LEAST_SHARED, MicroBatch, common_prefixes, keep_usable, lay_out, micro_batches, pack
-from stages.settings import Trainer
+from stages.settings import TrainerOptions
 
 RUBRIC, OTHER = list(range(100, 140)), list(range(200, 220))
 
@@ -24,7 +24,7 @@ def test_what_cannot_be_used_is_dropped_whole_and_counted():
         Example("beyond the budget", [1] * 5, ([2] * 5, [3] * 5)),
     ]
     assert fits.tokens() == 8 + 9
-    kept, dropped = keep_usable(given_examples, Trainer(tokens_per_microbatch=17), context=10)
+    kept, dropped = keep_usable(given_examples, TrainerOptions(tokens_per_microbatch=17), context=10)
     assert kept == [fits]
     assert dropped == {
         "dropped.empty": 2,
@@ -33,8 +33,8 @@ def test_what_cannot_be_used_is_dropped_whole_and_counted():
         "dropped.over_token_budget": 1,
     }
     shared = Example("with its prompt once", [1] * 20, ([2] * 5, [3] * 6))
-    assert keep_usable([shared], Trainer(tokens_per_microbatch=29), context=30) == ([shared], {})
-    assert keep_usable([shared], Trainer(tokens_per_microbatch=48, share_prefixes=False), context=30)[0] == []
+    assert keep_usable([shared], TrainerOptions(tokens_per_microbatch=29), context=30) == ([shared], {})
+    assert keep_usable([shared], TrainerOptions(tokens_per_microbatch=48, share_prefixes=False), context=30)[0] == []
 
 
 def test_layout():
@@ -66,28 +66,28 @@ def test_layout_with_the_prompt_once():
 
 def test_sft_shares_the_rubric():
     examples = [Example(str(i), [*RUBRIC, i, i], ([9, i],), [1.0, 2.0]) for i in range(3)]
-    [batch] = micro_batches(examples, [0, 1, 2], Trainer(tokens_per_microbatch=60))
+    [batch] = micro_batches(examples, [0, 1, 2], TrainerOptions(tokens_per_microbatch=60))
     assert batch.ids_t.tolist() == [*RUBRIC, 0, 0, 9, 1, 1, 9, 2, 2, 9] and batch.examples == [0, 1, 2]
     assert batch.segments.prefixes == [-1, 0, 0, 0]
     assert batch.sources_n.tolist() == [41, 42, 44, 45, 47, 48]
     assert batch.weights_n.tolist() == [1.0, 2.0] * 3
-    assert len(micro_batches(examples, [0, 1, 2], Trainer(tokens_per_microbatch=60, share_prefixes=False))) == 3
+    assert len(micro_batches(examples, [0, 1, 2], TrainerOptions(tokens_per_microbatch=60, share_prefixes=False))) == 3
 
 
 def test_sharing_never_costs_a_micro_batch():
     """Groups whose prefixes do not all fit into one micro-batch are replaced by one group of all prompts."""
     rubric, prompts = list(range(700)), [list(range(1000 + 400 * i, 1400 + 400 * i)) for i in range(8)]
     many = [Example(f"{i}/{j}", [*rubric, *prompts[i], j], ([1] * 59,)) for i in range(8) for j in range(4)]
-    batches = micro_batches(many, range(32), Trainer(4096))
+    batches = micro_batches(many, range(32), TrainerOptions(4096))
     assert sum(batch.tokens for batch in batches) == 32 * 459 + 700 * len(batches) and len(batches) == 5
     pairs = [Example(f"{i}/{j}", [i] * 900 + [j], ([1] * 399,)) for i in range(4) for j in range(2)]
-    plain = micro_batches(pairs, range(8), Trainer(4096, share_prefixes=False))
-    assert len(micro_batches(pairs, range(8), Trainer(4096))) == len(plain) == 3
+    plain = micro_batches(pairs, range(8), TrainerOptions(4096, share_prefixes=False))
+    assert len(micro_batches(pairs, range(8), TrainerOptions(4096))) == len(plain) == 3
 
 
 def test_identical_prompts_that_fill_the_budget():
     examples = [Example(str(i), [5] * 20, ([i],)) for i in range(2)]
-    [batch] = micro_batches(examples, [0, 1], Trainer(20))
+    [batch] = micro_batches(examples, [0, 1], TrainerOptions(20))
     assert batch.tokens == 20 and batch.sources_n.tolist() == [19, 19]
 
 
@@ -152,7 +152,7 @@ def test_every_token_is_predicted_from_all_that_stands_before_it(prompts, comple
         Example(str(i), p, tuple(data.draw(completion) for _ in range(completions))) for i, p in enumerate(prompts)
     ]
     longest = max(example.tokens() for example in examples)
-    options = Trainer(tokens_per_microbatch=data.draw(st.integers(longest, 3 * longest)), share_prefixes=share)
+    options = TrainerOptions(tokens_per_microbatch=data.draw(st.integers(longest, 3 * longest)), share_prefixes=share)
     indices = list(range(len(examples)))
     shares = [micro_batches(examples, indices, options, rank, ranks) for rank in range(ranks)]
     assert len({len(batches) for batches in shares}) == 1
@@ -180,5 +180,5 @@ def test_packing_holds_every_index_once_under_the_budget(costs, ranks, budget):
 
 def test_ranks_get_even_loads():
     examples = [Example(str(i), [1] * 20, ([2] * (1 + 7 * i % 50), [3] * (1 + 3 * i % 40))) for i in range(64)]
-    loads = [sum(b.tokens for b in micro_batches(examples, range(64), Trainer(1000), r, 4)) for r in range(4)]
+    loads = [sum(b.tokens for b in micro_batches(examples, range(64), TrainerOptions(1000), r, 4)) for r in range(4)]
     assert max(loads) <= 1.05 * min(loads)

@@ -21,7 +21,7 @@ from model.llama import Llama
 from model.weights import load_model, random_weights, save_pretrained
 from stages import settings as sections
 from stages.files import read_jsonl, write_json, write_jsonl
-from stages.settings import Dpo, Engine, Iteration, Model, Respond, Settings, Sft
+from stages.settings import Dpo, EngineOptions, Iteration, Model, Respond, Settings, Sft
 from stages.stage import Job, Stage
 
 ROOT = Path(__file__).parents[2]
@@ -31,10 +31,10 @@ SETTINGS = Settings(
     model=Model(path="", dtype="float32"),
     respond=Respond(prompts="", prompts_per_iteration=1),
     iteration=[Iteration()],
-    engine=Engine(threads=1),
+    engine=EngineOptions(threads=1),
     sft=Sft(epochs=2, batch_size=4, learning_rate=1e-3, held_out=0.0),
     dpo=Dpo(epochs=2, batch_size=4, learning_rate=1e-3, held_out=0.0),
-    trainer=sections.Trainer(tokens_per_microbatch=128),
+    trainer=sections.TrainerOptions(tokens_per_microbatch=128),
 )
 
 

@@ -24,8 +24,7 @@ from prepare.seed_model import make_tiny
 from sampling.engine import Engine
 from sampling.request import Sampling
 from stages.files import UserError
-from stages.settings import Engine as EngineSettings
-from stages.settings import Iteration, Settings, load_settings
+from stages.settings import EngineOptions, Iteration, Settings, load_settings
 from tools import plan as command_line
 from tools.bench.calibration import MeasuredCpu, TrainingBench, fit, samples
 from tools.planning import checks, requests
@@ -78,7 +77,7 @@ def test_a_simulation_computes_what_the_engine_computes(blocks, sequences):
     asked = mixed_requests(24, Sampling(1.0, 1.0, 24))
     lengths = {completion.id: len(completion.ids) for completion in engine.run(asked)}
     simulation = Simulation()
-    options = EngineSettings(num_kv_blocks=blocks, block_size=8, max_num_batched_tokens=64, max_num_seqs=sequences)
+    options = EngineOptions(num_kv_blocks=blocks, block_size=8, max_num_batched_tokens=64, max_num_seqs=sequences)
     simulation.run(asked, lengths, options, model.config.max_position_embeddings)
     assert simulation.steps == work
     assert simulation.computed_tokens == engine.computed_tokens
@@ -91,7 +90,7 @@ def test_a_shared_prefix_is_read_once_and_seen_by_all():
     """Two sequences with a prompt of 64 tokens: the second one computes its last token and one of its own."""
     simulation = Simulation()
     asked = [replace(request, ids=list(range(64))) for request in mixed_requests(2)]
-    simulation.run(asked, {"0": 2, "1": 2}, EngineSettings(block_size=8), 1000)
+    simulation.run(asked, {"0": 2, "1": 2}, EngineOptions(block_size=8), 1000)
     assert simulation.steps[0] == StepWork(tokens=64, drawn=1, keys_read=64, keys_seen=64 * 65 // 2)
     assert simulation.computed_tokens == 64 + 1 + 1 + 1
     assert sum(step.keys_seen for step in simulation.steps[1:]) == 65 + 64 + 65

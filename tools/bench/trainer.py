@@ -27,8 +27,7 @@ from model.chat import ChatFormat, load_chat
 from model.config import LlamaConfig
 from model.dtype import training_dtype
 from stages.files import command, read_jsonl, write_jsonl
-from stages.settings import Dpo, Engine, Iteration, Model, Respond, Settings
-from stages.settings import Trainer as Options
+from stages.settings import Dpo, EngineOptions, Iteration, Model, Respond, Settings, TrainerOptions
 from tools.bench.workload import load_module
 
 
@@ -111,9 +110,9 @@ def main() -> None:
         model=Model(path=str(arguments.model), dtype=arguments.dtype),
         respond=Respond(prompts="", prompts_per_iteration=1),
         iteration=[Iteration()],
-        engine=Engine(threads=arguments.threads),
+        engine=EngineOptions(threads=arguments.threads),
         dpo=Dpo(epochs=1, batch_size=4, learning_rate=5e-6, held_out=0.0),
-        trainer=Options(arguments.tokens_per_microbatch, not arguments.no_sharing, compile=arguments.compile),
+        trainer=TrainerOptions(arguments.tokens_per_microbatch, not arguments.no_sharing, compile=arguments.compile),
     )
     with tempfile.TemporaryDirectory() as folder, distributed(arguments.threads) as world:
         work = Path(folder)

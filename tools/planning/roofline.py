@@ -11,7 +11,7 @@ from typing import Any
 
 from dpo.flops import PEAK_FLOPS
 from model.config import LlamaConfig
-from stages.settings import Plan
+from stages.settings import Assumptions
 from tools.planning.room import key_bytes
 from tools.simulation import StepWork
 
@@ -44,7 +44,7 @@ class Roofline:
     """`ranks` GPUs of one kind with a model on them in bf16: a `tools.planning.machine.Machine`."""
 
     config: LlamaConfig
-    plan: Plan
+    plan: Assumptions
     card: Card
     ranks: int
     recompute: bool
