@@ -1,9 +1,9 @@
 """Evaluation fine-tuning (EFT, arXiv 2401.10020): examples of judging, from replies that people have ranked.
 
-`torchrun -m prepare.eft` has the seed judge each reply eft.N times. Round i of a group holds the i-th judgment of each
-of its replies; the first round whose scores put the replies in the people's order gives its judgments as examples, and
-the seed learns from those of its judgments that people would have agreed with. It writes examples.jsonl, for
-`prepare.examples`, and held_out.jsonl: groups that were set aside, for `evaluation.agreement`.
+`torchrun -m prepare.eft` lets the seed model judge each reply eft.N times. Round i of a group has the i-th judgment of
+each reply. The first round whose scores put the replies in the people's order gives the examples, so the seed model
+learns from those of its judgments that people agree with. The stage writes examples.jsonl, for `prepare.examples`, and
+held_out.jsonl, groups set aside for `evaluation.agreement`.
 """
 
 import random
@@ -29,17 +29,17 @@ from stages.stage import Job, Output, Stage, first_rank
 Order = Literal["strict", "weak"]
 Score = int | float
 Rounds = Sequence[Sequence[Score | None]]
-"""A group's scores, round by round; in a round one for each reply, or None where the judgment holds none."""
+"""A group's scores by round and reply; None for a judgment without a score."""
 SHUFFLES = 50
-"""How often ranks are shuffled to see how many groups would agree by chance."""
+"""Shuffles of the ranks, to estimate how many groups agree by chance."""
 
 
 class Outcome(StrEnum):
-    """How the scores of a round stand to the ranks. A group's outcome is the first of these that a round of it has."""
+    """Whether a round's scores agree with the ranks. A group's outcome is the first of these that any round has."""
 
     AGREES = "agrees"
     DISAGREES = "disagrees"
-    """A better reply has a lower score; with the strict order, or an equal one."""
+    """A better reply has a lower score or, with the strict order, an equal one."""
     EQUAL_SCORES = "equal_scores"
     """All scores are equal."""
     TOO_FEW_SCORED = "too_few_scored"
@@ -47,24 +47,24 @@ class Outcome(StrEnum):
 
 
 def read_sources(eft: Eft) -> tuple[list[RankedGroup], dict[str, dict[str, int]]]:
-    """The groups of all sources, in order, and for each source how many it gave, and what was left out, by reason."""
+    """All sources' groups, in order, and each source's numbers of groups and of those left out, by reason."""
     groups: dict[str, RankedGroup] = {}
     counts = {}
     for path in eft.sources:
-        found, reasons = ranked_groups(Path(path), eft)
+        from_source, reasons = ranked_groups(Path(path), eft)
         before = len(groups)
-        for group in found:
+        for group in from_source:
             groups.setdefault(group.id, group)
         taken = len(groups) - before
-        reasons[LeftOut.REPEATED] += len(found) - taken
+        reasons[LeftOut.REPEATED] += len(from_source) - taken
         counts[path] = {"groups": taken} | {str(reason): reasons[reason] for reason in LeftOut if reasons[reason]}
     return list(groups.values()), counts
 
 
 def is_held_out(group: RankedGroup, settings: Settings) -> bool:
-    """Whether the group is set aside: drawn by its tree's id, whatever other groups there are.
+    """Whether the group is held out: drawn by its tree's id, independently of other groups.
 
-    The groups of a tree share messages, so they go to one side together.
+    The groups of a tree share messages, so all of them are held out or none.
     """
     seed = request_seed(settings.seed, 0, "eft", f"{group.tree}/held-out")
     return random.Random(seed).random() < settings.eft.held_out
@@ -82,7 +82,7 @@ def eft_items(groups: Iterable[RankedGroup], chat: ChatFormat, settings: Setting
 
 
 def outcome(ranks: Sequence[int], scores: Sequence[Score | None], order: Order) -> Outcome:
-    """How one round's scores of a group's replies stand to their ranks; a reply without a score is not in the round."""
+    """The outcome of one round's scores against the replies' ranks; replies without a score are left out."""
     scored = [(rank, score) for rank, score in zip(ranks, scores, strict=True) if score is not None]
     pairs = [(high, low) for better, high in scored for worse, low in scored if better < worse]
     if not pairs:
@@ -94,15 +94,15 @@ def outcome(ranks: Sequence[int], scores: Sequence[Score | None], order: Order) 
 
 
 def first_agreeing(ranks: Sequence[int], rounds: Rounds, order: Order) -> int | Outcome:
-    """The number of a group's first round that agrees; where there is none, its outcome."""
-    found = [outcome(ranks, scores, order) for scores in rounds]
-    return found.index(Outcome.AGREES) if Outcome.AGREES in found else next(o for o in Outcome if o in found)
+    """The number of a group's first round that agrees; without such a round, the group's outcome."""
+    outcomes = [outcome(ranks, scores, order) for scores in rounds]
+    return outcomes.index(Outcome.AGREES) if Outcome.AGREES in outcomes else next(o for o in Outcome if o in outcomes)
 
 
 def agreeing_by_chance(groups: Iterable[tuple[Sequence[int], Rounds]], order: Order, seed: int) -> float:
-    """How many of the groups, each (ranks, rounds), agree when their ranks are shuffled; the mean over `SHUFFLES`.
+    """Number of groups, each (ranks, rounds), that agree when their ranks are shuffled; the mean over `SHUFFLES`.
 
-    So many would be accepted of a judge that knew nothing of what people prefer: several rounds find an order by luck.
+    A judge that knows nothing of people's preferences has as many groups accepted, as one of several rounds may agree.
     """
     draw, agreeing = random.Random(request_seed(seed, 0, "eft", "chance")), 0
     for ranks, rounds in groups:
@@ -112,7 +112,7 @@ def agreeing_by_chance(groups: Iterable[tuple[Sequence[int], Rounds]], order: Or
 
 
 def justification(text: str, verdict_position: VerdictPosition) -> str:
-    """A parsed judgment's text without its verdict line, as `judging.verdict` finds that; may be empty."""
+    """A parsed judgment's text without the verdict line that `judging.verdict` reads; may be empty."""
     lines = text.strip().splitlines(keepends=True)
     return "".join(lines[1:] if verdict_position == "first" else lines[:-1]).strip()
 
@@ -120,7 +120,7 @@ def justification(text: str, verdict_position: VerdictPosition) -> str:
 def example_rows(
     group: RankedGroup, judgments: Sequence[Row], verdict_position: VerdictPosition
 ) -> Iterator[dict[str, Any]]:
-    """The labelled rows of an accepted round, given as one judgment of each of the group's replies, in their order."""
+    """The labelled rows of an accepted round; `judgments` has one judgment of each reply, in the replies' order."""
     for reply, row in zip(group.replies, judgments, strict=True):
         if row["score"] is not None:
             yield {
@@ -136,9 +136,9 @@ def example_rows(
 
 
 def downsampled(rows: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """The rows, of the most frequent score no more than of the second: else the judge learns to give that one.
+    """The rows with the most frequent score cut to the count of the second, lest the judge learn to always give it.
 
-    Those to drop are drawn. With two scores equally frequent, or a single one, all rows stay.
+    The dropped rows are drawn. All rows stay if the two scores are equally frequent or there is only one score.
     """
     frequent = Counter(row["score"] for row in rows).most_common(2)
     if len(frequent) < 2:
@@ -158,25 +158,25 @@ def choose(
     outcomes: Counter[Outcome] = Counter()
     accepted: Counter[int] = Counter()
     rows: list[dict[str, Any]] = []
-    played: list[tuple[list[int], Rounds]] = []
+    judged_groups: list[tuple[list[int], Rounds]] = []
     for group in groups:
         of_replies = [judgments[f"{group.id}/{k}"] for k in range(len(group.replies))]
         rounds = list(zip(*of_replies, strict=True))
         ranks = [reply.rank for reply in group.replies]
         scores = [[row["score"] for row in judged] for judged in rounds]
-        played.append((ranks, scores))
-        found = first_agreeing(ranks, scores, order)
-        if isinstance(found, Outcome):
-            outcomes[found] += 1
+        judged_groups.append((ranks, scores))
+        first = first_agreeing(ranks, scores, order)
+        if isinstance(first, Outcome):
+            outcomes[first] += 1
             continue
         outcomes[Outcome.AGREES] += 1
-        accepted[found] += 1
-        rows += example_rows(group, rounds[found], verdict_position)
+        accepted[first] += 1
+        rows += example_rows(group, rounds[first], verdict_position)
     kept = downsampled(rows, settings.seed) if settings.eft.downsample else rows
     return kept, {
         "counts": {f"groups.{reason}": outcomes[reason] for reason in Outcome}
         | {"rows": len(rows), "downsampled": len(rows) - len(kept), "examples": len(kept)},
-        "agreeing_by_chance": round(agreeing_by_chance(played, order, settings.seed), 1),
+        "agreeing_by_chance": round(agreeing_by_chance(judged_groups, order, settings.seed), 1),
         "accepted_round": {str(i): accepted[i] for i in range(settings.eft.N)},
         "scores": {"rows": _histogram(rows), "examples": _histogram(kept)},
     }
@@ -195,21 +195,21 @@ def _reasons(sources: dict[str, dict[str, int]]) -> str:
 
 
 def make_examples(job: Job) -> Output:
-    """Have the seed judge replies that people have ranked, and keep the judgments that people agree with.
+    """Let the seed model judge replies that people have ranked, and keep the judgments that people agree with.
 
-    Writes examples.jsonl, held_out.jsonl and the judgments, with other ranks. Manifest: `counts`, of groups, judgments
-    and examples; `sources`, what each gave and left out, by reason; the `scores` of the examples; and
-    `agreeing_by_chance`, how many groups would agree with a judge that knows nothing.
+    Writes examples.jsonl and held_out.jsonl; all ranks write the judgments. Manifest: `counts` of groups, judgments and
+    examples; `sources`, each source's groups and left-out groups by reason; the `scores` of the examples; and
+    `agreeing_by_chance`, the number of groups that agree with a judge that knows nothing.
     """
     settings = job.settings
     if not job.has("sources"):
-        raise UserError("eft.sources is empty; name files of OpenAssistant's there")
+        raise UserError("eft.sources is empty; name OpenAssistant's files")
     worker, (groups, sources) = Worker(settings, job.path("model")), read_sources(settings.eft)
     if not groups:
-        raise UserError(f"eft.sources: no group of ranked replies is left ({_reasons(sources)}); see the section eft")
+        raise UserError(f"eft.sources: no group of ranked replies is left ({_reasons(sources)}); relax [eft]")
     held_out = [group for group in groups if is_held_out(group, settings)]
     training = [group for group in groups if not is_held_out(group, settings)]
-    # Another `order` or `downsample` leaves the judgments as they are.
+    # The judgments do not depend on `UNREAD`, so they stay when these settings change.
     read = {name: value for name, value in as_dict(settings.eft).items() if name not in UNREAD}
     section = generation_settings(settings, 0, judge_section(settings))
     work = job.part("eft", "judgments", stage_key("eft-judgments", [read, section, job.digests], {}))
@@ -227,7 +227,7 @@ def make_examples(job: Job) -> Output:
 
 
 UNREAD = ("sources", "order", "downsample")
-"""Settings of [eft] that the judgments do not depend on; the sources count by their content."""
+"""Settings of [eft] that the judgments do not depend on; the key has the sources' content, not their paths."""
 
 
 def _settings(settings: Settings, iteration: int) -> Any:

@@ -1,8 +1,7 @@
 """SFT examples: labelled judgments and comparisons, in the rubric's form, as token ids.
 
-`python -m prepare.examples` gathers the labelled rows that the config names: files of rows, of prompts with scored
-responses, those of `prepare.eft`, and as many constructed ones as asked for. It writes examples.jsonl for
-`dpo.train --stage sft`.
+`python -m prepare.examples` gathers the labelled rows that the config names: rows in files, prompts with scored
+responses, rows of `prepare.eft`, and constructed rows. It writes examples.jsonl for `dpo.train --stage sft`.
 """
 
 import random
@@ -21,7 +20,7 @@ from stages.stage import Job, Output, Stage
 
 
 def labelled_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The labelled rows of a file: rows {kind, ...} as they are; a prompt with scored responses as one row each."""
+    """The labelled rows of a file: rows {kind, ...} unchanged; one row for each scored response to a prompt."""
     for row in read_jsonl(path, ("prompt",)):
         if "responses" not in row:
             if row.get("kind") not in ("judge", "metajudge"):
@@ -40,10 +39,10 @@ def labelled_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def lessons(settings: Settings, files: Iterable[Path]) -> list[dict[str, Any]]:
-    """The labelled rows, in order: decisions alone; judgments; judgments and comparisons.
+    """The labelled rows in three lessons: decisions alone; judgments; judgments and comparisons.
 
-    Rows of the files are shuffled among the second and third lesson, the actor's answers among all. The third lesson
-    has a judgment for each comparison, as long as half of them are left for the second.
+    Rows of the files are spread over the second and third lesson, the actor's answers over all. The third lesson has a
+    judgment for each comparison, but at most half of the judgments.
     """
     sft = settings.sft
     labelled = [row for path in files for row in labelled_rows(path)]
@@ -66,7 +65,7 @@ def lessons(settings: Settings, files: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def _interleave(*lists: list[Any]) -> list[Any]:
-    """The lists' items spread evenly over one another, each list in its order."""
+    """The items of all lists, spread evenly, with each list in its order."""
     placed = [((i + 0.5) / len(items), n, item) for n, items in enumerate(lists) for i, item in enumerate(items)]
     return [item for _, _, item in sorted(placed, key=lambda entry: entry[:2])]
 
@@ -106,7 +105,7 @@ def render(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings)
 
 
 def _answer(number: int, row: dict[str, Any], chat: ChatFormat, weight: float) -> dict[str, Any]:
-    """An actor's example; an answer that was cut off gets no end token."""
+    """An actor's example; a cut-off answer has no end token."""
     messages = [{"role": "user", "content": row["prompt"]}]
     ids = chat.completion_ids(row["response"])
     ids = ids if row["finished"] else ids[:-1]
@@ -123,7 +122,7 @@ def _answer(number: int, row: dict[str, Any], chat: ChatFormat, weight: float) -
 
 
 def decision_tokens(chat: ChatFormat, text: str, place: VerdictPosition) -> list[int]:
-    """Places of the tokens that decide: the verdict's value, and the score that a meta-judge says is deserved."""
+    """Indices of the tokens that decide: the verdict's value, and the deserved score in a meta-judge's reason."""
     line = text.split("\n")[0 if place == "first" else -1]
     end = len(line) if place == "first" else len(text)
     spans = [(end - len(line.split()[-1]), end)]

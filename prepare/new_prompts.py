@@ -1,9 +1,9 @@
 """New prompts from seed prompts: `torchrun -m prepare.new_prompts` shows a model a few, and the model writes one more.
 
-As in Self-Instruct (arXiv 2212.10560) and Self-Rewarding (arXiv 2401.10020). Completions are sampled in rounds, each a
-folder of work shards; after a round its completions are filtered one by one, in order, and what is kept serves as
-examples in later rounds. It ends when there are enough prompts, or no attempts are left. Every rank filters for itself:
-what is kept, and so what the next round asks, is a function of the shards' bytes alone.
+The method is that of Self-Instruct (arXiv 2212.10560) and Self-Rewarding (arXiv 2401.10020). Completions are sampled in
+rounds, each a folder of work shards. After a round its completions are filtered in order, and kept prompts serve as
+examples in later rounds. Rounds end when there are enough prompts or no attempts are left. Every rank filters for
+itself: the kept prompts, and so the next round's requests, are a function of the shards' bytes alone.
 """
 
 import hashlib
@@ -29,17 +29,17 @@ from stages.stage import Job, Output, Stage, first_rank
 Record = dict[str, Any]
 
 NEW = "new/"
-"""How the ids of new prompts begin."""
+"""The prefix of new prompts' ids."""
 
 _LABEL = re.compile(
     r"^[ \t]*+(?:#++[ \t]*+)?(?P<mark>[*_]*+)[ \t]*+task[ \t]*+(?P<number>[0-9]{1,9}+)[ \t]*+"
     r"(?:(?P<closed>(?P=mark)[ \t]*+:|:[ \t]*+(?P=mark))|:)",
     re.IGNORECASE | re.MULTILINE,
 )
-"""A line's beginning such as "Task 9:", "**task 9**:" or "### Task 9:"."""
+"""A label at the beginning of a line, such as "Task 9:", "**task 9**:" or "### Task 9:"."""
 
 _QUOTED = re.compile("\"([^\"]*)\"|'([^']*)'|“([^“”]*)”|\u2018([^\u2018\u2019]*)\u2019|«([^«»]*)»")
-"""A text between one pair of quotes, with none of that kind inside."""
+"""A text between one pair of quotes, without quotes of that kind inside."""
 
 
 class Dropped(StrEnum):
@@ -52,27 +52,27 @@ class Dropped(StrEnum):
     TRUNCATED = "truncated"
     """Neither a stop token nor a further label ends the task."""
     EMPTY = "empty"
-    """Without label and quotes no letter or digit is left."""
+    """The task has no letter or digit."""
     TOO_FEW_WORDS = "too_few_words"
     """Fewer than `min_words`, counted by white space."""
     TOO_MANY_WORDS = "too_many_words"
     """More than `max_words`."""
     REPETITIVE = "repetitive"
-    """A greater share than `max_repetition` of its three-word sequences have come before in it."""
+    """More than a share `max_repetition` of its three-word sequences repeat earlier ones."""
     WORD = "word"
-    """It has one of `words`, which ask for what a model of texts can't see or do."""
+    """The prompt has one of `words`, which ask for something that a text model can't see or do."""
     EVALUATION = "evaluation"
-    """It shares a sequence of `ngram` words with a prompt of the evaluation files."""
+    """The prompt shares a sequence of `ngram` words with a prompt of the evaluation files."""
     SIMILAR = "similar"
-    """Its ROUGE-L with a seed or a kept prompt is not below `max_rouge_l`."""
+    """The prompt's ROUGE-L with a seed or a kept prompt is not below `max_rouge_l`."""
     NOT_NEEDED = "not_needed"
-    """There were `count` prompts already; nothing was checked."""
+    """There are `count` prompts already; nothing is checked."""
 
 
 def request_prompt(examples: Sequence[str]) -> list[Message]:
     """The messages that ask for one more task. Prompts are concatenated, never formatted."""
     count = len(examples)
-    # What makes a task stands first, as a small model takes the words that stand last for its topic.
+    # The definition of a task comes first, since a small model takes the last words for its topic.
     opening = f"Here are {count} tasks that people gave to an AI assistant, each complete in itself.\n\n"
     shown = "".join(f"Task {i}: " + example + "\n\n" for i, example in enumerate(examples, 1))
     wanted = (
@@ -83,9 +83,9 @@ def request_prompt(examples: Sequence[str]) -> list[Message]:
 
 
 def read_prompt(text: str, finish_reason: str) -> str | Dropped:
-    """The first task of a completion's generated text, without its label and quotes; or why there is none.
+    """The first task of a completion's generated text, without its label and quotes; or the reason for none.
 
-    It ends where the label of a higher number begins: a small model goes on and on with Task 10, Task 11, until its
+    The task ends at the label of a higher number, since a small model goes on with Task 10, Task 11, ... until its
     tokens are spent.
     """
     if finish_reason == "too_long":
@@ -99,7 +99,7 @@ def read_prompt(text: str, finish_reason: str) -> str | Dropped:
     if not labels:
         return Dropped.EMPTY
     task = _without_rules(text[labels[0].end() : following.start() if following else None])
-    if labels[0]["mark"] and not labels[0]["closed"]:  # the emphasis is that of a title or the whole, not of the label
+    if labels[0]["mark"] and not labels[0]["closed"]:  # the emphasis is that of a title or of the whole task
         task = task.replace(labels[0]["mark"], "", 1).strip()
     if match := _QUOTED.fullmatch(task):
         task = match[match.lastindex or 0].strip()
@@ -107,7 +107,7 @@ def read_prompt(text: str, finish_reason: str) -> str | Dropped:
 
 
 def _without_rules(text: str) -> str:
-    """The text without the lines that markdown draws behind it, such as "---"."""
+    """The text without markdown's rules at its end, such as "---"."""
     lines = text.strip().split("\n")
     while lines and (not lines[-1].strip() or re.fullmatch(r"\s*(?:-{3,}|\*{3,}|_{3,})\s*", lines[-1])):
         lines.pop()
@@ -115,7 +115,7 @@ def _without_rules(text: str) -> str:
 
 
 class Filter:
-    """Decides on completions, one after the other; what it keeps counts against those that follow."""
+    """The filter of completions, in order: a prompt that is kept counts against similar later ones."""
 
     def __init__(self, options: Prompts, seeds: Iterable[str], evaluation: Iterable[str]):
         self._options = options
@@ -125,7 +125,7 @@ class Filter:
         self._words = re.compile(rf"(?<!\w)(?:{phrases})(?!\w)" if phrases else r"(?!)", re.IGNORECASE)
 
     def read(self, text: str, finish_reason: str) -> str | Dropped:
-        """The prompt that a completion gives, which is kept, or why it gives none."""
+        """The prompt of a completion, which is then kept; or the reason for none."""
         prompt = read_prompt(text, finish_reason)
         if isinstance(prompt, Dropped):
             return prompt
@@ -152,7 +152,7 @@ class Filter:
 def read_seeds(options: Prompts) -> list[Record]:
     """The seed prompts {id, prompt}.
 
-    Raises `UserError` when there are fewer than a request shows, or an id can't be told from another or a new one.
+    Raises `UserError` for fewer prompts than a request shows, a repeated id, and an id with the prefix `NEW`.
     """
     if not options.seeds:
         raise UserError("prompts.seeds is empty; name a JSON-lines file of {id, prompt}")
@@ -176,10 +176,7 @@ def _texts(path: str, keys: tuple[str, ...]) -> Iterator[Record]:
 
 
 def draw_examples(seeds: Sequence[Record], kept: Sequence[Record], options: Prompts, seed: int) -> list[Record]:
-    """The rows that one request shows: seeds, and once there are enough, some of the prompts `kept` in rounds before.
-
-    All of it follows from `seed`, and none comes twice.
-    """
+    """The distinct rows that a request shows, drawn by `seed`: seeds and, if there are enough, `kept` prompts."""
     draw = random.Random(seed)
     generated = options.generated_shots if len(kept) >= options.generated_shots else 0
     chosen = [*draw.sample(seeds, options.shots - generated), *draw.sample(kept, generated)]
@@ -198,23 +195,25 @@ def attempt_items(
         messages = partial(request_prompt, [row["prompt"] for row in shots])
         record = {"id": name, "round": number, "shots": [row["id"] for row in shots]}
         seed = request_seed(settings.seed, number, "prompts", name)
-        yield Item(name, messages, sampling, seed, name, record)  # a group each: requests share only their first words
+        yield Item(
+            name, messages, sampling, seed, name, record
+        )  # one group each, since requests share only their first words
 
 
 class Rounds:
-    """Samples rounds into the job's folder, each under a key of its own, so that a finished round stays."""
+    """The sampling of rounds into the job's folder; each round has its own key, so a finished round stays."""
 
     def __init__(self, job: Job, seeds: Sequence[Record]):
         self._job, self._seeds = job, seeds
         self._worker = Worker(job.settings, job.path("model"))
-        # The settings that filter are not in the key: another one samples no more than what it changes.
+        # The filter's settings are not in the key, so changing one resamples only the rounds that change.
         names = ("shots", "generated_shots", "temperature", "top_p", "max_new_tokens")
         section = {name: getattr(job.settings.prompts, name) for name in names}
         inputs = {name: job.digests[name] for name in ("model", "seeds")}
         self._key = stage_key("prompts-round", [generation_settings(job.settings, 0, section), inputs], {})
 
     def sample(self, number: int, size: int, kept: Sequence[Record]) -> Iterator[Record]:
-        """The completions of round `number`, when `kept` is what the rounds before it gave."""
+        """The completions of round `number`, given the prompts `kept` in earlier rounds."""
         facts = json.dumps([self._key, number, size, kept])
         key = hashlib.sha256(facts.encode()).hexdigest()
         items = attempt_items(number, size, self._seeds, kept, self._worker.chat, self._job.settings)
@@ -226,7 +225,7 @@ class Rounds:
 def make_prompts(
     rounds: Rounds, accept: Filter, options: Prompts, log: bool = True
 ) -> tuple[list[Record], Counter[str]]:
-    """The new prompts {id, prompt, attempt, round, shots}, and how many attempts ended how."""
+    """The new prompts {id, prompt, attempt, round, shots}, and the number of attempts by outcome."""
     kept: list[Record] = []
     counts = Counter({"attempts": 0, "kept": 0} | {str(reason): 0 for reason in Dropped})
     number = 0
@@ -249,7 +248,7 @@ def make_prompts(
 
 
 def write_prompts(job: Job) -> Output:
-    """Have a model write new prompts after the example of seed prompts."""
+    """Let a model write new prompts from seed prompts as examples."""
     options = job.settings.prompts
     seeds = read_seeds(options)
     evaluation = [row["prompt"] for path in options.evaluation for row in _texts(path, ("prompt",))]

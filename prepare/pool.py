@@ -1,4 +1,4 @@
-"""The pool of prompts: each iteration's share of it."""
+"""The pool of prompts, and each iteration's share."""
 
 import random
 from collections import Counter
@@ -12,8 +12,8 @@ from stages.settings import Settings
 def draw_prompts(path: Path, settings: Settings) -> list[list[dict[str, Any]]]:
     """The prompts {id, prompt} of each iteration, drawn from the file `path`; no two iterations share one.
 
-    The seed decides the order. Raises `UserError` for a prompt that is no text, an id that comes twice, and a pool that
-    is too small.
+    The seed decides the order. Raises `UserError` for an id or prompt that is not a text, a repeated id, and too small
+    a pool.
     """
     pool = list(read_jsonl(path, ("id", "prompt")))
     for row in pool:

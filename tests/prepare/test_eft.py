@@ -1,4 +1,4 @@
-"""EFT: orders and downsampling worked by hand, properties of what is accepted, and the stage with a mock engine."""
+"""EFT: orders and downsampling by hand, properties of accepted rounds, and the stage with a mock engine."""
 
 import random
 import shutil
@@ -78,19 +78,19 @@ def ranked(name: str, *ranks: int, tree: str = "") -> RankedGroup:
         ([0, 1, 2], [4, 3, 2], AGREES, AGREES),
         ([0, 1, 2], [4, 2, 3], DISAGREES, DISAGREES),
         ([0, 1, 2], [3, 3, 3], EQUAL, EQUAL),
-        # Equal ranks say nothing of each other.
+        # Replies of equal rank are not compared.
         ([0, 0, 1], [2, 5, 1], AGREES, AGREES),
         ([0, 0, 1], [2, 5, 2], AGREES, DISAGREES),
         ([0, 0, 1], [2, 5, 3], DISAGREES, DISAGREES),
         ([0, 0, 1], [3, 3, 3], EQUAL, EQUAL),
-        # A failure is as a deleted record: of a reply in the middle, at an end, of too many.
+        # A failure counts as deleted: in the middle, at an end, for too many replies.
         ([0, 1, 2], [4, None, 2], AGREES, AGREES),
         ([0, 1, 2], [None, 3, 3], EQUAL, EQUAL),
         ([0, 1, 2], [None, 2, 4], DISAGREES, DISAGREES),
         ([0, 1, 2], [None, 3, None], FEW, FEW),
         ([0, 1, 1], [None, 3, 4], FEW, FEW),
         ([0, 1], [None, None], FEW, FEW),
-        # Fractions, where they count.
+        # Fractions.
         ([0, 1], [4.5, 4], AGREES, AGREES),
         ([0, 1, 2], [0, 0.5, 0], DISAGREES, DISAGREES),
     ],
@@ -111,15 +111,15 @@ def test_the_first_agreeing_round_is_taken_and_the_rest_have_one_reason():
 @given(st.data(), RANKS, st.sampled_from(["weak", "strict"]))
 def test_no_accepted_round_has_an_inverted_pair(data, ranks, order):
     rounds = data.draw(st.lists(st.tuples(*[SCORES] * len(ranks)), min_size=1, max_size=4))
-    found = first_agreeing(ranks, rounds, order)
-    if isinstance(found, Outcome):
-        assert found == FEW or len(set(ranks)) > 1
+    first = first_agreeing(ranks, rounds, order)
+    if isinstance(first, Outcome):
+        assert first == FEW or len(set(ranks)) > 1
         return
-    scored = [(rank, score) for rank, score in zip(ranks, rounds[found], strict=True) if score is not None]
+    scored = [(rank, score) for rank, score in zip(ranks, rounds[first], strict=True) if score is not None]
     pairs = [(high, low) for better, high in scored for worse, low in scored if better < worse]
     assert all(high >= low for high, low in pairs) and any(high > low for high, low in pairs)
     assert order == "weak" or all(high > low for high, low in pairs)
-    assert not any(outcome(ranks, scores, order) == AGREES for scores in rounds[:found])
+    assert not any(outcome(ranks, scores, order) == AGREES for scores in rounds[:first])
 
 
 @given(st.data(), RANKS)
@@ -137,7 +137,7 @@ def test_chance_is_what_shuffled_ranks_give():
     assert agreeing_by_chance(three, "weak", 1) / 200 == pytest.approx(1 / 6, abs=0.02)
     assert agreeing_by_chance([([1, 0], [[5, 3]])] * 200, "strict", 1) / 200 == pytest.approx(1 / 2, abs=0.02)
     assert agreeing_by_chance([([0, 1], [[3, 3], [2, None]])], "weak", 1) == 0
-    # Two rounds that contradict each other: one of them agrees, whatever the people said.
+    # Of two rounds that contradict each other, one agrees with any ranks.
     assert agreeing_by_chance([([0, 1], [[5, 3], [2, 4]])], "weak", 1) == 1
 
 
@@ -197,8 +197,8 @@ def test_rows_of_an_accepted_round():
 
 
 def test_groups_to_examples_by_hand():
-    """g agrees in its second round and gives 5 and 3, h in its first: 3 and 2 (the failure is left out). Of the three
-    others none does. So 3 is the most frequent score, one of its two rows is dropped."""
+    """g agrees in its second round with scores 5 and 3, h in its first with 3 and 2 (a failure is left out), i, j and k
+    in none. So 3 is the most frequent score, and one of its two rows is dropped."""
     groups = [ranked("g", 1, 0), ranked("h", 0, 1, 2), ranked("i", 0, 1), ranked("j", 0, 1), ranked("k", 0, 1)]
     rounds = {
         "g": ([5, 3], [3, 5]),
@@ -252,14 +252,14 @@ def test_downsampling_levels_the_first_with_the_second(scores, seed):
         assert sum(before[score] != after[score] for score in before) == (counts[0] > counts[1])
 
 
-def test_who_is_held_out_depends_on_nothing_else():
+def test_holding_out_a_group_depends_on_its_tree_alone():
     groups, settings = [ranked(f"g{i}", 0, 1) for i in range(400)], make_settings(held_out=0.25)
     out = {g.id for g in groups if is_held_out(g, settings)}
     assert 70 < len(out) < 130
     random.Random(0).shuffle(groups)
     assert {g.id for g in groups[:200] if is_held_out(g, settings)} == out & {g.id for g in groups[:200]}
     more = {g.id for g in groups if is_held_out(g, make_settings(held_out=0.5))}
-    assert out < more  # a larger share keeps those that were set aside
+    assert out < more  # a larger share keeps the groups that a smaller one holds out
     assert out != {g.id for g in groups if is_held_out(g, replace(settings, seed=6))}
     tree = {is_held_out(ranked(f"g{i}", 0, 1, tree="t"), settings) for i in range(50)}
     assert len(tree) == 1
@@ -311,19 +311,19 @@ def test_keys(tmp_path, monkeypatch):
         return job.key, parts[-1].key
 
     changes = ({"model": "other"}, {"source": "changed"}, {"seed": 6}, {"N": 2}, {"max_turns": 2}, {"held_out": 0.0})
-    known = both()
+    unchanged = both()
     for change in (*changes, {"languages": ["de"]}):
-        assert not set(both(**change)) & set(known)
+        assert not set(both(**change)) & set(unchanged)
     for change in ({"order": "strict"}, {"downsample": False}):
         whole, judgments = both(**change)
-        assert whole != known[0] and judgments == known[1]
-    assert both(source="moved") == known
+        assert whole != unchanged[0] and judgments == unchanged[1]
+    assert both(source="moved") == unchanged
     with pytest.raises(UserError, match="no such file"):
         both(source="none")
 
 
 class MockEngine:
-    """Scores a reply by its letters, give or take one; sometimes in the wrong words, not to the end, or not at all."""
+    """Scores a reply by its letters, plus or minus one; some verdicts are malformed, cut off or missing."""
 
     computed_tokens = 0
 
@@ -403,7 +403,7 @@ def test_from_rankings_to_examples(stage, tmp_path):
         str(score): count for score, count in sorted(Counter(row["score"] for row in rows).items())
     }
     assert sum(manifest["accepted_round"].values()) == counts["groups.agrees"]
-    assert manifest["agreeing_by_chance"] < counts["groups.agrees"]  # this judge knows something
+    assert manifest["agreeing_by_chance"] < counts["groups.agrees"]  # this judge is better than chance
     for row in rows:
         judgment = judgments[row["judgment_id"]]
         assert judgment_text(row["score"], row["justification"], "first") == judgment["text"]
@@ -441,7 +441,7 @@ def test_a_stage_that_lost_a_shard_ends_with_the_same_bytes(stage, tmp_path):
     shutil.rmtree(again)
 
 
-def test_another_order_takes_the_judgments_that_are_there(stage, tmp_path, monkeypatch):
+def test_another_order_reuses_the_judgments(stage, tmp_path, monkeypatch):
     out = stage("eft")
     config = tmp_path / "config.toml"
     config.write_text(config.read_text().replace("N = 3", 'N = 3\norder = "strict"'))

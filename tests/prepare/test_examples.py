@@ -1,4 +1,4 @@
-"""SFT examples: the verdict's tokens are found, cut-off answers get no end, lessons keep their order."""
+"""SFT examples: the verdict's tokens weigh more, cut-off answers have no end token, lessons keep their order."""
 
 import json
 from collections import Counter
@@ -54,7 +54,7 @@ def test_decisions_weigh_more(chat, settings):
     assert meta["completion"] == "It deserves 5; A gives 1, B gives 4.\nWinner: Judgment B"
 
 
-def test_an_answer_that_was_cut_off_gets_no_end(chat, settings):
+def test_a_cut_off_answer_has_no_end_token(chat, settings):
     rows = [{"kind": "respond", "prompt": "q", "response": "r", "finished": done} for done in (True, False)]
     done, cut = render(rows, chat, replace(settings, sft=replace(settings.sft, answer_weight=0.25)))
     assert done["completion_ids"][-1] in chat.stop_ids

@@ -99,14 +99,14 @@ def test_the_task_is_what_follows_the_first_label(text: str):
     ],
 )
 def test_readings_by_hand(text: str, finish_reason: str, expected: str):
-    found = read_prompt(text, finish_reason)
-    assert found == expected and isinstance(found, Dropped) == isinstance(expected, Dropped)
+    prompt = read_prompt(text, finish_reason)
+    assert prompt == expected and isinstance(prompt, Dropped) == isinstance(expected, Dropped)
 
 
 @given(st.lists(st.sampled_from(["Task", "task 9:", " ", "\n", "**", "_", "#", ":", '"', "“", "x", "9"])).map("".join))
 def test_no_completion_raises_and_no_prompt_is_blank(text: str):
-    found = read_prompt(text, "stop")
-    assert isinstance(found, Dropped) or found == found.strip() != ""
+    prompt = read_prompt(text, "stop")
+    assert isinstance(prompt, Dropped) or prompt == prompt.strip() != ""
 
 
 @pytest.mark.parametrize("text", [" \n" * 5000, " " * 20000, "*" * 20000, "#" * 20000 + "task", "task " * 5000])
@@ -135,7 +135,7 @@ EVALUATION = ["Why do cats purr when they sleep?", "Boil four brown eggs", "Name
         ("Tell me why do cats purr if it rains", None),
         ("How do I boil four brown eggs?", Dropped.EVALUATION),
         ("How do I boil four large eggs?", None),
-        ("Please name three colours, quickly", None),  # fewer than four words say nothing
+        ("Please name three colours, quickly", None),  # evaluation prompts of fewer than four words don't count
         ("Write a poem about the moon.", Dropped.SIMILAR),
         ("Write a poem on the deep sea.", Dropped.SIMILAR),  # 2 * 5 / (6 + 7) = 0.77
         ("Write a short poem on the deep blue sea.", None),  # 2 * 5 / (6 + 9) = 0.67
@@ -173,7 +173,7 @@ WORDS = [f"{a}{b}" for a in ("ba", "do", "ki", "mu", "re") for b in ("lan", "min
 
 
 class MockEngine:
-    """Writes a task of random words, which sometimes lacks something; remembers what it was asked."""
+    """Writes a task of random words, sometimes with a defect; records the requests."""
 
     computed_tokens = 0
 
@@ -241,7 +241,7 @@ def stage(tmp_path, monkeypatch):
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """What must not depend on how often a run was killed: all but the manifests, which hold seconds."""
+    """Files that must not depend on kills: all but the manifests, which hold seconds."""
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*.jsonl")}
 
 
@@ -284,8 +284,8 @@ def test_the_same_again_and_nothing_when_complete(stage):
     second, _ = stage("second")
     assert contents(first) == contents(second)
     assert stage("second")[1] == []
-    other, _ = stage("other", name='"test"\nseed = 1')
-    assert contents(other) != contents(first)
+    reseeded, _ = stage("other", name='"test"\nseed = 1')
+    assert contents(reseeded) != contents(first)
 
 
 @pytest.mark.parametrize("lost", [(), (0,), (1, 2)])
@@ -313,11 +313,11 @@ def test_a_run_killed_between_rounds(stage):
     assert contents(out) == before and len(rounds) == 2
 
 
-def test_only_what_a_setting_changes_is_sampled_again(stage):
+def test_a_setting_resamples_only_the_rounds_that_it_changes(stage):
     out, rounds = stage()
     count = len(rounds)
     assert stage(count=41)[1] == []  # the last round had more
-    assert stage(count="40\nmax_words = 140")[1] == []  # none was so long
+    assert stage(count="40\nmax_words = 140")[1] == []  # no prompt was so long
     assert len(stage(count="40\nmin_words = 1")[1]) >= count - 2  # "ha" is kept in the first round
     assert len(stage(count="40\ntemperature = 0.5")[1]) == count
     before = contents(out)
@@ -387,6 +387,6 @@ def test_the_key_knows_contents_and_settings_and_not_where_they_lie(stage, tmp_p
     shutil.copy(tmp_path / "seeds.jsonl", tmp_path / "copy.jsonl")
     assert key() == key(seeds=str(tmp_path / "copy.jsonl"), model="elsewhere")
     write_jsonl(tmp_path / "other.jsonl", ROWS[1:])
-    other = str(tmp_path / "other.jsonl")
-    keys = [key(), key(seeds=other), key(evaluation=[other]), key(count=41), key(max_words=9), key(shots=5)]
+    path = str(tmp_path / "other.jsonl")
+    keys = [key(), key(seeds=path), key(evaluation=[path]), key(count=41), key(max_words=9), key(shots=5)]
     assert len(set(keys)) == len(keys)
