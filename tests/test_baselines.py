@@ -1,6 +1,6 @@
-"""Each baseline runs from its own config on the tiny model, and differs from the others in what its name says.
+"""Each baseline runs from its own config on the tiny model, and does what its name says.
 
-The stages run in this process, one after the other, so that importing torch is paid once.
+The stages run in this process, one after the other, so that torch is imported only once.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import iterate
-from sampling.worker import Worker
+from sampling.worker import Item
 from stages.files import UserError, digest, read_jsonl, read_manifest, read_shards, write_jsonl
 from stages.launch import Launcher
 from stages.records import group_by
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def in_process(self, stage: Stage, job: Job, name: str = "") -> Path:
-    """`iterate.Run.stage` without the process, by the same command line."""
+    """`iterate.Run.stage` by the same command line, without a process of its own."""
     if not job.complete:
         stage.run(stage.read_arguments(stage.arguments(self.config, job)))
     return job.out
@@ -30,7 +30,7 @@ def in_process(self, stage: Stage, job: Job, name: str = "") -> Path:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """One folder for all of them: those that train the same M0 share it."""
+    """One folder for all baselines, since those with the same M0 share it."""
     place = tmp_path_factory.mktemp("baselines")
     (place / "data").symlink_to(ROOT / "data")
     return place
@@ -97,7 +97,7 @@ def test_judge_pairs_throughout(run):
 
 
 def test_scores_from_a_file(run):
-    """Longer is better, says this reward model; each iteration waits for its file."""
+    """The reward model's scores are lengths; each iteration waits for its file."""
     for t in (1, 2):
         with pytest.raises(UserError, match=rf"iter{t}/scores\.jsonl: no such file; score the responses in") as error:
             run("scores-from-file")
@@ -132,13 +132,13 @@ def test_a_frozen_metajudge(run):
 
 def test_balanced_comparisons(run):
     folder = run("balanced-comparisons") / "iter1"
-    shown: dict[str, dict[int, list[int]]] = {}
+    times_shown: dict[str, dict[int, list[int]]] = {}
     for row in read_shards(folder / "comparisons"):
-        for side, place in enumerate(("first", "second")):
-            shown.setdefault(row["response_id"], {}).setdefault(row[place], [0, 0])[side] += 1
-    for own in shown.values():
-        assert all(times == [min(2, len(own) - 1)] * 2 for times in own.values())
-    assert max(map(len, shown.values())) > 3  # where a share is less than all
+        for position, key in enumerate(("first", "second")):
+            times_shown.setdefault(row["response_id"], {}).setdefault(row[key], [0, 0])[position] += 1
+    for judgments in times_shown.values():
+        assert all(times == [min(2, len(judgments) - 1)] * 2 for times in judgments.values())
+    assert max(map(len, times_shown.values())) > 3  # so that two opponents are fewer than all
 
 
 def write_config(place: Path, name: str, text: str, base: str = "no-sft") -> Path:
@@ -148,7 +148,7 @@ def write_config(place: Path, name: str, text: str, base: str = "no-sft") -> Pat
 
 
 def test_a_frozen_metajudge_is_measured_as_itself(run_config, place):
-    """The second iteration's judge is M1, its meta-judge M0: the panel says how well each of them agrees."""
+    """In iteration 2 the judge is M1 and the meta-judge M0: the panel has the agreement of each."""
     lines = (ROOT / "data" / "evaluation" / "comparisons.jsonl").read_text().splitlines(keepends=True)
     (place / "few.jsonl").write_text("".join(lines[:3]))
     groups = (ROOT / "data" / "evaluation" / "groups.jsonl").read_text().splitlines(keepends=True)
@@ -157,8 +157,8 @@ def test_a_frozen_metajudge_is_measured_as_itself(run_config, place):
     folder = run_config(write_config(place, "frozen-measured", text, "frozen-metajudge"))
     panel = bias(folder, 2)
     m0, m1 = (
-        json.loads((folder / "evaluation" / where / "agreement.json").read_text())
-        for where in ("M0/metajudge", "M1/judge")
+        json.loads((folder / "evaluation" / name / "agreement.json").read_text())
+        for name in ("M0/metajudge", "M1/judge")
     )
     assert panel["meta_agreement"]["agreement"] == m0["agreement"] and panel["agreement"]["pairwise"] == m1["pairwise"]
     assert panel["weights"]["metajudge"] == bias(folder, 1)["weights"]["judge"] != panel["weights"]["judge"]
@@ -167,7 +167,7 @@ def test_a_frozen_metajudge_is_measured_as_itself(run_config, place):
 
 @pytest.mark.parametrize("verdict", ["first", "last"])
 def test_expected_scores(run_config, place, verdict):
-    """With the verdict first, one response a prompt is judged, where judgments are compared; else all of them."""
+    """With the verdict first, one response a prompt is judged, for comparisons; with the verdict last, all are."""
     text = f'[judge]\nscore = "expected"\nverdict_position = "{verdict}"\n[limits]\nparse_rate = 0.0\n'
     folder = run_config(write_config(place, f"expected-{verdict}", text, "../tiny"))
     responses = list(read_shards(folder / "iter1" / "responses"))
@@ -177,24 +177,24 @@ def test_expected_scores(run_config, place, verdict):
         assert [row["response_id"] for row in scores] == [row["id"] for row in responses]
         scored = group_by((row for row in scores if row["failure"] is None), "prompt_id")
         highest = {name: max(row["variance"] for row in rows) for name, rows in scored.items()}
-        found = {row["prompt_id"]: row["variance"] for row in scores if row["response_id"] in judged}
-        assert found == highest and len(judged) == len(highest) > 4
+        variances = {row["prompt_id"]: row["variance"] for row in scores if row["response_id"] in judged}
+        assert variances == highest and len(judged) == len(highest) > 4
         assert not (folder / "iter2" / "judgments").exists()  # no judge pairs, so nothing to compare
     else:
         assert judged == {row["id"] for row in responses}
     pairs = list(read_jsonl(folder / "iter1" / "pairs" / "actor.jsonl"))
-    own = group_by(scores, "response_id")
+    scores_of = group_by(scores, "response_id")
     for pair in pairs:
         for side in ("chosen", "rejected"):
-            known = [Fraction(str(row["score"])) for row in own[pair[f"{side}_id"]] if row["score"] is not None]
-            assert pair[f"{side}_score"] == float(sum(known) / len(known))
+            rows = [row for row in scores_of[pair[f"{side}_id"]] if row["score"] is not None]
+            assert pair[f"{side}_score"] == float(sum(Fraction(str(row["score"])) for row in rows) / len(rows))
     panel = bias(folder, 1)["judge"]
     assert pairs and panel["score"] == "expected" and 0.5 < panel["digit_mass"] <= 1
     assert (folder / "iter2" / "checkpoint" / "model.safetensors").is_file()
 
 
 def test_judgments_that_people_agree_with_become_sft_examples(run_config, place):
-    """Eight groups of replies, invented; the untaught judge's scores are random, so some orders agree."""
+    """Eight invented groups of replies; the untaught judge scores at random, so some orders agree."""
     groups = [
         {
             "message_id": f"g{i}",
@@ -214,7 +214,7 @@ def test_judgments_that_people_agree_with_become_sft_examples(run_config, place)
 
 
 def test_new_prompts_are_the_pool(run_config, place, monkeypatch, capsys):
-    """The tiny model writes no tasks; so a writer is put in its place, and without it the run says what is missing."""
+    """The tiny model writes no tasks, which is an error; so the test writes the completions."""
     config = write_config(
         place,
         "prompts",
@@ -225,17 +225,17 @@ def test_new_prompts_are_the_pool(run_config, place, monkeypatch, capsys):
         run_config(config)
     assert "0 of the 16 prompts wanted: attempts 20, unlabelled" in capsys.readouterr().err
     shutil.rmtree(place / "runs" / "prompts")
-    others = [row["prompt"] for row in read_jsonl(ROOT / "data" / "prompts" / "evaluation.jsonl")]
-    tasks = iter(f"Task 9: {text}" for text in others)
+    texts = [row["prompt"] for row in read_jsonl(ROOT / "data" / "prompts" / "evaluation.jsonl")]
+    tasks = iter(f"Task 9: {text}" for text in texts)
 
-    class Writer(Worker):
-        def record(self, item, completion):
-            return item.record | {"ids": [], "text": next(tasks), "finish_reason": "stop"}
+    class TaskItem(Item):
+        def row(self, completion, chat):
+            return self.record | {"ids": [], "text": next(tasks), "finish_reason": "stop"}
 
-    monkeypatch.setattr("prepare.new_prompts.Worker", Writer)
+    monkeypatch.setattr("prepare.new_prompts.Item", TaskItem)
     folder = run_config(config)
     pool = [row["prompt"] for row in read_jsonl(folder / "pool" / "prompts.jsonl")]
-    assert len(pool) == 16 and set(pool) <= set(others)
+    assert len(pool) == 16 and set(pool) <= set(texts)
     drawn = [row["prompt"] for t in (1, 2) for row in read_jsonl(folder / f"iter{t}" / "prompts.jsonl")]
     assert sorted(drawn) == sorted(pool)
 

@@ -1,4 +1,4 @@
-"""The whole loop on the tiny model: every stage as its own process, resumed, repeated and on two ranks."""
+"""iterate.py on the tiny model: every stage as its own process, resumed, repeated and on two ranks."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from stages.records import ActorPair, Comparison, EloScore, JudgePair, Judgment,
 from stages.settings import Evaluation, load_settings
 
 HELD_OUT = {
-    "cases": "evaluation/groups.jsonl",
+    "judge_cases": "evaluation/groups.jsonl",
     "instructions": "evaluation/verifiable.jsonl",
     "prompts": "prompts/evaluation.jsonl",
 }
@@ -57,7 +57,7 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", params=["float32", pytest.param("int8", marks=needs_int8)])
 def exact_place(request, tmp_path_factory) -> Path:
-    """A run for each of the dtypes that tests of exactness go through: the whole one, and the first iteration."""
+    """A run in each of the dtypes of the exactness tests: the whole run in float32, one iteration in int8."""
     if request.param == "float32":
         return request.getfixturevalue("place")
     text = (ROOT / "configs" / "tiny.toml").read_text().replace('"float32"', '"int8"')
@@ -83,15 +83,15 @@ def test_summary(place):
         assert {"respond", "judge", "pairs", "train"} <= set(row["seconds"])
 
 
-def test_it_ends_with_the_table_of_iterations_and_the_report(place):
+def test_a_run_ends_with_the_table_of_models_and_the_report(place):
     summary = json.loads((place / "runs" / "tiny" / "summary.json").read_text())
-    seed, *others = summary["models"]
+    seed, *trained = summary["models"]
     assert seed["name"] == "seed" and seed["win_rate"] is None and seed["differences"] == {}
-    assert [(row["name"], row["win_rate_by"]) for row in others] == [(f"M{t}", f"M{t}") for t in range(3)]
-    for row in (seed, *others):
+    assert [(row["name"], row["win_rate_by"]) for row in trained] == [(f"M{t}", f"M{t}") for t in range(3)]
+    for row in (seed, *trained):
         assert row["verifiable"]["count"] == row["characters"]["count"] == 4
         assert (place / row["checkpoint"] / "model.safetensors").is_file()
-    assert {"verifiable", "characters", "agreement"} <= set(others[2]["differences"])
+    assert {"verifiable", "characters", "agreement"} <= set(trained[2]["differences"])
     table, _, report = (place / "out.txt").read_text().split("\n\n")[-1].rpartition("  report       ")
     assert [line.split()[0] for line in table.splitlines()[:5]] == ["model", "seed", "M0", "M1", "M2"]
     assert "self-judged" in table
@@ -100,18 +100,18 @@ def test_it_ends_with_the_table_of_iterations_and_the_report(place):
 
 
 def test_other_answers_make_another_duel(tmp_path, monkeypatch):
-    """Also answers of equal length, of which the reports say the same."""
+    """Also where the answers have equal lengths, and so equal reports."""
     (tmp_path / "prompts.jsonl").write_text('{"id": "p", "prompt": "Well?"}')
     settings = replace(load_settings(ROOT / "configs" / "tiny.toml"), evaluation=Evaluation(prompts="prompts.jsonl"))
     monkeypatch.chdir(tmp_path)
     keys: list[str] = []
     monkeypatch.setattr(Run, "stage", lambda self, stage, job, *_, **__: keys.append(job.key))
     for text in ("Yes.", "Not."):
-        for place in (ModelMeasurements.of(tmp_path, -1), ModelMeasurements.of(tmp_path, 1)):
-            write_jsonl(place.answers / "0.jsonl", [{"name": "p", "kind": "prompt", "text": text}])
-            write_manifest(place.answers, "held-out", "", [place.answers / "0.jsonl"])
-            write_json(place.held_out / "report.json", {"characters": len(text)})
-            write_manifest(place.held_out, "held-out", "", [place.held_out / "report.json"])
+        for folders in (ModelMeasurements.of(tmp_path, -1), ModelMeasurements.of(tmp_path, 1)):
+            write_jsonl(folders.answers / "0.jsonl", [{"name": "p", "kind": "prompt", "text": text}])
+            write_manifest(folders.answers, "held-out", "", [folders.answers / "0.jsonl"])
+            write_json(folders.held_out / "report.json", {"characters": len(text)})
+            write_manifest(folders.held_out, "held-out", "", [folders.held_out / "report.json"])
         Run(Path("c"), settings, tmp_path, cast(Launcher, None)).evaluate(Path("prompts.jsonl"), 1, Path("."))
     first, second = keys
     assert first != second
@@ -137,7 +137,7 @@ def test_records_have_the_fields_that_are_documented(place, files):
 
 
 def test_lineage(place):
-    """From a pair back to its texts: each id leads to a record of the stage before."""
+    """Each id in a pair leads to a record of an earlier stage, with the same texts."""
     folder = place / "runs" / "tiny" / "iter1"
 
     def records(stage: str) -> dict[str, dict]:
@@ -161,22 +161,22 @@ def test_a_second_call_runs_no_stage(place):
     assert code == 0 and "->" not in out
 
 
-def test_a_missing_unit_is_made_again_to_the_byte(exact_place):
+def test_a_missing_shard_is_made_again_to_the_byte(exact_place):
     folder = exact_place / "runs" / "tiny" / "iter1" / "judgments"
     manifest = read_manifest(folder)
     lost = folder / manifest["shards"][1]
     content = lost.read_bytes()
-    others = {name: (folder / name).stat().st_mtime_ns for name in manifest["shards"] if folder / name != lost}
+    kept = {name: (folder / name).stat().st_mtime_ns for name in manifest["shards"] if folder / name != lost}
     lost.unlink()
     (folder / "manifest.json").unlink()
     code, out, _ = run(exact_place, *ITERATE)
     assert code == 0 and out.count("->") == 1
     assert lost.read_bytes() == content and read_manifest(folder)["digest"] == manifest["digest"]
-    assert {name: (folder / name).stat().st_mtime_ns for name in others} == others
+    assert {name: (folder / name).stat().st_mtime_ns for name in kept} == kept
 
 
 def judge_arguments(place: Path, out: str) -> tuple[str, ...]:
-    """The command that wrote the first iteration's judgments, but for the folder."""
+    """The command that wrote the first iteration's judgments, with another output folder."""
     [m0] = (place / "models" / "sft").glob("*/checkpoint")
     inputs = ("--model", str(m0.relative_to(place)), "--responses", "runs/tiny/iter1/responses")
     return ("judging.judge", "--config", "tiny.toml", "--iteration", "1", *inputs, "--out", f"runs/{out}")
@@ -208,8 +208,8 @@ def test_two_ranks_write_the_same_bytes(exact_place, nodes):
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_rank_does_not_stop_the_other(exact_place, monkeypatch, killed):
-    """Two ranks, not under torchrun, which ends them all; one is killed when the first unit is there. Rank 0 has the
-    store: without it the other rank used to leave what was missing, and to wait for it."""
+    """Without torchrun, which would end both ranks, one of two is killed once the first shard is written. Rank 0 has
+    the store: when rank 0 had ended, the other rank used to wait for ever for the missing shards."""
     out = f"killed-{killed}"
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
@@ -230,7 +230,7 @@ def test_a_killed_rank_does_not_stop_the_other(exact_place, monkeypatch, killed)
 
 
 def test_torchrun_takes_no_option_of_a_stage_for_its_own():
-    """It takes abbreviations, also behind the module's name: `--n` used to stop it."""
+    """torchrun accepts abbreviated options, also after the module's name: `--n` used to stop it."""
     own = [option for action in get_args_parser()._actions for option in action.option_strings]
     for folder in ("sampling", "judging", "dpo", "evaluation"):
         for path in (ROOT / folder).glob("*.py"):
@@ -259,7 +259,7 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_continues(place):
 
 
 def test_an_sft_delta_replaces_the_training(place):
-    """The file is made from the trained M0, and gives an M0 that writes nearly the same judgments."""
+    """The file is made from the trained M0, and the merged M0 judges nearly as the trained one does."""
     text = (place / "tiny.toml").read_text()
     (place / "kept.toml").write_text(text.replace("[sft]", '[sft]\nsft_delta = "sft-delta.safetensors"'))
     config = (str(ROOT / "iterate.py"), "--config", "kept.toml", "--run", "kept")
@@ -303,7 +303,10 @@ def test_an_sft_delta_replaces_the_training(place):
         (("prompts_per_iteration = 8", "prompts_per_iteration = 300"), "400 prompts, but the iterations need 600"),
         (('prompts = "prompts.jsonl"', 'prompts = "none.jsonl"'), "none.jsonl: no such file"),
         (('instructions = "instructions.jsonl"', 'instructions = "bad.jsonl"'), "bad.jsonl, line 1: key 'rules' is"),
-        (('cases = "cases.jsonl"', 'cases = "bad.jsonl"'), "bad.jsonl, line 1: neither a labelled pair"),
+        (
+            ('judge_cases = "judge_cases.jsonl"', 'judge_cases = "bad.jsonl"'),
+            "bad.jsonl, line 1: neither a labelled pair",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(place, change, complaint):

@@ -1,4 +1,4 @@
-"""A stage beside a program that keeps a core busy."""
+"""The speed of a stage beside a program that keeps a core busy."""
 
 import json
 import os
@@ -23,7 +23,7 @@ SPIN = "while True: pass"
 
 
 def wide_model(tiny: Path, folder: Path) -> None:
-    """Random weights with products as large as the default model's: there threads would wait for each other."""
+    """Random weights in matrices as large as the default model's, so that threads would wait for each other."""
     sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
     sizes |= {"head_dim": 64, "num_hidden_layers": 6}
     model = Llama(config := replace(LlamaConfig.load(tiny), **sizes))
@@ -35,8 +35,8 @@ def wide_model(tiny: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has no neighbour")
-def test_a_busy_neighbour_costs_a_stage_what_it_takes_and_no_more(tmp_path, monkeypatch):
-    """A half is the least that one busy core of two takes. OpenMP's threads, which spin, leave a quarter."""
+def test_a_busy_neighbour_costs_a_stage_only_the_core_that_it_takes(tmp_path, monkeypatch):
+    """One busy core of two leaves half of the speed. OpenMP's threads, which spin, would leave a quarter."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

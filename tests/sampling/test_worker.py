@@ -1,4 +1,4 @@
-"""Work shards: what they hold, and that every one is written, whoever claims what."""
+"""Work shards: their content, and that each is written, whichever rank claims it."""
 
 import os
 import time
@@ -53,15 +53,17 @@ def test_shards_hold_whole_groups():
     assert [item.name for shard in shards for item in shard] == [f"i{n}" for n in range(20)]
 
 
-def test_seeds_differ_by_everything_that_an_item_is():
-    seeds = {request_seed(*what) for what in [(0, 1, "judge", "a"), (1, 1, "judge", "a"), (0, 2, "judge", "a")]}
+def test_a_seed_depends_on_each_argument():
+    seeds = {
+        request_seed(*arguments) for arguments in [(0, 1, "judge", "a"), (1, 1, "judge", "a"), (0, 2, "judge", "a")]
+    }
     seeds |= {request_seed(0, 1, "respond", "a"), request_seed(0, 1, "judge", "b")}
     assert len(seeds) == 5 and all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_a_rank_that_starts_late_leaves_no_shard_out(tmp_path, monkeypatch):
-    """Another rank has claimed and written the first shard before this one looks. Claims used to be positions among the
-    shards that a rank found missing: the late rank then skipped the second shard, and the stage waited for ever."""
+    """Another rank has claimed and written the first shard before this rank starts. When claims were positions among
+    the missing shards, the late rank skipped the second shard, and the stage waited for ever."""
 
     class FakeEngine:
         computed_tokens = 0
@@ -74,7 +76,9 @@ def test_a_rank_that_starts_late_leaves_no_shard_out(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "rendezvous", lambda stage, key: (store, 0))
     monkeypatch.setattr(workers, "load_engine", lambda settings, model_dir, log: FakeEngine())
     monkeypatch.setattr(workers, "load_chat", lambda folder: FakeChat())
-    monkeypatch.setattr(workers.time, "sleep", lambda seconds: (_ for _ in ()).throw(AssertionError("it waits")))
+    monkeypatch.setattr(
+        workers.time, "sleep", lambda seconds: (_ for _ in ()).throw(AssertionError("the worker waits"))
+    )
     first = tmp_path / "out" / "shards-key" / "00000.jsonl"
     first.parent.mkdir(parents=True)
     first.write_text('{"id": "i0", "ids": [7], "finish_reason": "length"}\n')
@@ -96,16 +100,16 @@ def test_the_longest_shards_come_first():
 
 
 def test_shards_of_a_dead_rank_are_claimed_once_more(tmp_path):
-    """Of four shards another rank took the first and has died, a third one is at its second and writes it in time."""
+    """Of four shards, a rank that died had claimed the first; another rank has claimed the second and writes it."""
     store, paths = dist.HashStore(), [tmp_path / str(i) for i in range(4)]
     store.add("claimed", 2)
     order = [2, 1, 0, 3]
-    found = []
+    claimed = []
     for index in chain(unclaimed(store, order, paths), unwritten(store, order, paths)):
-        found.append(index)
+        claimed.append(index)
         paths[index].touch()
         paths[1].touch()
-    assert found == [0, 3, 2]
+    assert claimed == [0, 3, 2]
 
 
 def test_a_shard_is_claimed_once_more_by_one_rank_only(tmp_path):
@@ -119,7 +123,7 @@ def test_a_shard_is_claimed_once_more_by_one_rank_only(tmp_path):
 @pytest.mark.parametrize("dies", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("int8", marks=needs_int8)])
 def test_processes_of_one_thread_write_what_one_process_writes(dtype, dies, tmp_path, monkeypatch, capfd):
-    """Also where a process dies with a shard in hand."""
+    """Also where a process dies before its shard is written."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(ROOT / "data")
     model = prepare(Model(path="models/tiny", prepare="tiny", dtype="float32"))
@@ -149,8 +153,7 @@ def test_processes_of_one_thread_write_what_one_process_writes(dtype, dies, tmp_
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_fast_process_does_not_repeat_what_a_slow_one_has_in_hand(tmp_path, monkeypatch):
-    """It did, and the stage then ended when the repetition did."""
+def test_a_fast_process_does_not_repeat_the_shard_of_a_slow_one(tmp_path, monkeypatch):
     own, made = os.getpid(), tmp_path / "made"
 
     def slowly(*arguments):

@@ -1,4 +1,4 @@
-"""stages/launch.py and long runs: two nodes on one machine, failures of ranks and nodes, SIGTERM."""
+"""stages/launch.py: two nodes on one machine, failures of ranks and nodes, SIGTERM."""
 
 import json
 import os
@@ -21,13 +21,13 @@ ITERATE = (str(ROOT / "iterate.py"), "--config", "two.toml")
 
 
 def free_port() -> int:
-    """A port that is free, and the next one, too."""
+    """A free port whose successor is free, too."""
     while True:
-        with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
             try:
-                other.bind(("127.0.0.1", port + 1))
+                second.bind(("127.0.0.1", port + 1))
             except (OSError, OverflowError):
                 continue
             return port
@@ -36,7 +36,7 @@ def free_port() -> int:
 def start(place: Path, *words: str) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{place}", "OMP_NUM_THREADS": "1"}
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # of a background job it would be ignored
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # background jobs ignore SIGINT
     return subprocess.Popen([sys.executable, *words], cwd=place, env=environment, preexec_fn=default, **piped)
 
 
@@ -46,7 +46,7 @@ def finish(process: subprocess.Popen, seconds: float = 300) -> tuple[int, str, s
 
 
 def make_place(place: Path, ranks: int) -> Path:
-    """A folder for an iteration of tiny.toml with so many ranks a node."""
+    """A folder for one iteration of tiny.toml with `ranks` ranks a node."""
     place.mkdir()
     (place / "data").symlink_to(ROOT / "data")
     text = (ROOT / "configs" / "tiny.toml").read_text().replace("seed = 0", f"seed = 0\nnproc_per_node = {ranks}", 1)
@@ -55,14 +55,14 @@ def make_place(place: Path, ranks: int) -> Path:
 
 
 def digests(place: Path) -> dict[str, str]:
-    """What came out of each stage."""
+    """The digest of each stage's output, by folder."""
     manifests = {path.parent: read_manifest(path.parent) for path in place.rglob("manifest.json")}
     return {str(folder.relative_to(place)): manifest["digest"] for folder, manifest in manifests.items() if manifest}
 
 
 @pytest.fixture(scope="module")
 def one_node(tmp_path_factory) -> tuple[Path, str]:
-    """A run with two ranks of one torchrun that was told to stop while it trained, and continued; what it said."""
+    """A run on two ranks of one torchrun, stopped by SIGTERM during SFT and continued; and its output."""
     place = make_place(tmp_path_factory.mktemp("one") / "place", 2)
     process = start(place, *ITERATE)
     deadline = time.monotonic() + 200
@@ -79,22 +79,22 @@ def one_node(tmp_path_factory) -> tuple[Path, str]:
 
 
 def test_sigterm_saves_and_the_same_command_continues(one_node):
-    _, said = one_node
-    assert "terminated: run the same command again" in said and "stopped after step" in said
-    assert "continuing from step" in said
+    _, output = one_node
+    assert "terminated: run the same command again" in output and "stopped after step" in output
+    assert "continuing from step" in output
 
 
-def test_each_rank_has_a_log_and_the_first_one_speaks(one_node):
-    place, said = one_node
+def test_each_rank_has_a_log_and_the_first_rank_is_shown(one_node):
+    place, output = one_node
     logs = place / "runs" / "tiny" / "logs" / "iter1-judgments" / "node0"
     first, second = (next(logs.glob(f"*/attempt_0/{rank}/stderr.log")).read_text() for rank in range(2))
     assert "KV cache" in first and "judge: 100%" in first and "\r" not in first
-    assert "[rank 0] judge: 100%" in said and "[rank 1]" not in said
+    assert "[rank 0] judge: 100%" in output and "[rank 1]" not in output
     assert "KV cache" not in second
 
 
 def test_two_nodes_make_what_one_makes(one_node, tmp_path):
-    """Generation and training, with the same number of ranks: every stage's output is the same to the byte."""
+    """With the same number of ranks, every stage's output is the same to the byte."""
     place = make_place(tmp_path / "place", 1)
     several = ("--nodes", "2", "--head", f"127.0.0.1:{free_port()}")
     follower, head = (start(place, *ITERATE, *several, "--node", node) for node in ("1", "0"))
@@ -120,7 +120,7 @@ def test_a_users_error_on_all_ranks_is_one_line_and_exit_code_2(tmp_path):
     assert err.removeprefix("[rank 0] ") == "error: none.toml: no such config; choose one of configs/*.toml\n"
 
 
-def test_a_users_error_on_one_rank_is_told(tmp_path):
+def test_a_users_error_on_one_rank_is_shown(tmp_path):
     program = "import os, sys, time\nfrom stages.files import UserError, command\nprint('at work', file=sys.stderr)\n"
     program += "def main():\n    time.sleep(1)\n    if os.environ['RANK'] == '1':\n        raise UserError('a, b: c')\n"
     (tmp_path / "wrong.py").write_text(program + "    time.sleep(60)\ncommand(main)\n")
@@ -143,7 +143,7 @@ raise SystemExit(143)
 
 
 def test_signals_that_come_again_do_not_break_off_the_saving(tmp_path):
-    """A scheduler signals every process, and a launcher passes its own on: three came to a torchrun that then hung."""
+    """A scheduler signals every process and a launcher passes signals on: a torchrun that got three used to hang."""
     (tmp_path / "saving.py").write_text(SAVING)
     output = ("--log-dir", "logs", "--redirects", "3", "--tee", "0:3", "--shutdown-timeout", "60")
     process = start(tmp_path, "-m", "stages.launch", "--standalone", "--nproc-per-node", "2", *output, "-m", "saving")
@@ -158,10 +158,11 @@ def test_signals_that_come_again_do_not_break_off_the_saving(tmp_path):
 
 def test_a_second_ctrl_c_does_not_give_up_the_lock_while_ranks_save(tmp_path):
     (tmp_path / "saving.py").write_text(SAVING)
-    program = (
-        "from pathlib import Path\nfrom files import command\nfrom launch import Launcher\nfrom lock import held\n"
+    program = "from pathlib import Path\nfrom stages.files import command\nfrom stages.launch import Launcher\n"
+    program += "from stages.lock import run_lock\n"
+    program += (
+        "def main():\n    with run_lock(Path('.')):\n        Launcher(2, Path('logs')).run('saving', [], 'stage')\n"
     )
-    program += "def main():\n    with held(Path('.')):\n        Launcher(2, Path('logs')).run('saving', [], 'stage')\n"
     (tmp_path / "run.py").write_text(program + "command(main)\n")
     process = start(tmp_path, "run.py")
     while len([log for log in tmp_path.glob("logs/**/stderr.log") if "ready" in log.read_text()]) < 2:
@@ -180,10 +181,10 @@ def test_a_failed_rank_is_named_with_the_end_of_its_log(tmp_path):
     (tmp_path / "crash.py").write_text("import os\nif os.environ['RANK'] == '1':\n    raise ValueError('no luck')\n")
     code, _, err = agent(tmp_path, "crash")
     assert code == 1
-    assert "error: rank 1 ended with exit code 1; what it said is in logs/" in err and "ValueError: no luck" in err
+    assert "error: rank 1 ended with exit code 1; its output is in logs/" in err and "ValueError: no luck" in err
 
 
-def test_a_killed_rank_is_said_to_be_killed(tmp_path):
+def test_a_killed_rank_is_named(tmp_path):
     (tmp_path / "crash.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
     code, _, err = agent(tmp_path, "crash", ranks="1")
     assert code == 137 and "error: rank 0 was killed: out of memory?" in err
@@ -223,7 +224,7 @@ def two_nodes(place: Path) -> list[subprocess.Popen]:
 
 
 def nodes_at_work(place: Path) -> list[subprocess.Popen]:
-    """Two nodes, each with a rank that has begun."""
+    """Two nodes, each with a running rank."""
     (place / "failing.py").write_text("import time\ntime.sleep(600)")
     processes = two_nodes(place)
     while not list(place.glob("logs/stage/node1/*/attempt_0/0/stdout.log")):
@@ -260,7 +261,7 @@ def test_a_head_that_is_killed_ends_the_others(tmp_path):
     processes[0].communicate()
 
 
-def test_a_node_that_comes_when_there_is_nothing_left_to_do(tmp_path):
+def test_a_node_that_starts_late_ends_with_the_head(tmp_path):
     (tmp_path / "node.py").write_text(NODE.replace('launcher.run("failing", [], "stage")', "0"))
     head = f"127.0.0.1:{free_port()}"
     processes = [start(tmp_path, "node.py", "0", head)]
@@ -269,21 +270,21 @@ def test_a_node_that_comes_when_there_is_nothing_left_to_do(tmp_path):
     assert [finish(process, 60)[0] for process in processes] == [0, 0]
 
 
-def test_nodes_that_do_not_come(monkeypatch, tmp_path):
+def test_nodes_that_do_not_start(monkeypatch, tmp_path):
     monkeypatch.setattr(launch, "PATIENCE", launch.timedelta(seconds=1))
     port = free_port()
     with pytest.raises(UserError, match="start the same command with --node 0"):
         Launcher(1, tmp_path, nodes=2, node=1, head=f"127.0.0.1:{port}")
     head = Launcher(1, tmp_path, nodes=3, head=f"127.0.0.1:{port}")
     with pytest.raises(UserError, match=r"1 of 3 nodes are here after 0 minutes; .*--node 1 to 2"), head.coordinate():
-        pytest.fail("it did not wait")
+        pytest.fail("the head did not wait")
 
 
 @pytest.mark.parametrize(
     ("node", "head", "complaint"),
     [(0, "", "HOST:PORT"), (0, "here", "HOST:PORT"), (0, "here:70000", "HOST:PORT"), (2, "here:1", "0 to 1")],
 )
-def test_nodes_that_can_not_be(tmp_path, node, head, complaint):
+def test_wrong_options_for_nodes(tmp_path, node, head, complaint):
     with pytest.raises(UserError, match=complaint):
         Launcher(1, tmp_path, nodes=2, node=node, head=head)
 
@@ -291,8 +292,8 @@ def test_nodes_that_can_not_be(tmp_path, node, head, complaint):
 def test_a_second_iterate_in_the_same_folder_is_refused(one_node):
     place, _ = one_node
     folder = place / "runs" / "tiny"
-    code = "import sys, time; from lock import held; from pathlib import Path\n"
-    code += f"with held(Path({str(folder)!r})):\n    print('held', flush=True); time.sleep(600)"
+    code = "import sys, time; from stages.lock import run_lock; from pathlib import Path\n"
+    code += f"with run_lock(Path({str(folder)!r})):\n    print('held', flush=True); time.sleep(600)"
     holder = start(place, "-c", code)
     assert holder.stdout and holder.stdout.readline() == "held\n"
     code_of_second, _, err = finish(start(place, *ITERATE))
