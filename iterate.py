@@ -69,7 +69,7 @@ class Run:
         return stage.job(self.settings, out, t, self.digest, **inputs)
 
     def digest(self, path: Path) -> str:
-        """The digest of an input. Those of models are kept, since no stage changes a model."""
+        """The digest of an input. Digests of models are kept, since no stage changes a model."""
         if not (path / "config.json").is_file():
             return digest(path)
         if path not in self.digests:
@@ -95,7 +95,7 @@ class Run:
         return self.stage(stage, self.job(stage, out, t, **inputs))
 
     def sft(self, seed: Path) -> Path:
-        """M0, which judges and meta-judges: the seed after SFT, or with the change that SFT made added from a file."""
+        """M0, which can judge and meta-judge: the seed after SFT, or the seed plus the change that SFT once made."""
         sft = self.settings.sft
         if not sft.enabled:
             return seed
@@ -287,7 +287,7 @@ def chosen_model(name: str, key: str, model: Path, initial: Path) -> Path:
 
 
 def check_evaluation(evaluation: Evaluation, seed: Path) -> None:
-    """Raise `UserError` before the run for a file or model of [evaluation] that is missing or can't be read."""
+    """Raise `UserError`, before any training, for a missing or unreadable file or model of [evaluation]."""
     if evaluation.judge_cases and "{run}" not in evaluation.judge_cases:
         read_labelled(Path(evaluation.judge_cases))
     if evaluation.comparisons:

@@ -64,7 +64,7 @@ def unwritten(store: dist.Store, order: list[int], paths: list[Path]) -> Iterato
 
 
 def first_to_ask(store: dist.Store, key: str) -> bool:
-    """Whether this is the first rank to ask with `key`; always, when rank 0 has ended and taken the store along."""
+    """Whether this rank is the first to ask with `key`; true for every rank once rank 0, with the store, has ended."""
     try:
         return store.add(key, 1) == 1
     except dist.DistError:
@@ -93,7 +93,7 @@ def rendezvous(stage: str, key: str) -> tuple[dist.Store, int]:
 
 @cache
 def _shared_store() -> tuple[dist.Store, int]:
-    """One for the whole process, since the rounds of a stage all meet at the same address."""
+    """One store for the whole process, since all rounds of a stage meet at the same address."""
     store, rank, _ = next(iter(dist.rendezvous("env://")))
     return store, rank
 
