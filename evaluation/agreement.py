@@ -1,24 +1,24 @@
 """Does the judge prefer what people prefer?
 
-`torchrun -m evaluation.agreement --cases FILE` has a judge decide labelled pairs and ranked groups (`labelled.py`), or
-with `--decisions FILE` takes what any judge has said of them (`decisions.py`). Way "scores" judges each response alone,
-N times, as the method does, and the higher mean is preferred; "pairwise" compares any two, N times in either order. All
-two members of a group of different quality are a pair. What is reported, over the pairs that have a verdict:
+`torchrun -m evaluation.agreement --cases FILE` lets a judge decide labelled pairs and ranked groups (`labelled.py`);
+`--decisions FILE` takes any judge's decisions (`decisions.py`). The protocol "scores" judges each response alone, N
+times, as the method does, and prefers the higher mean; "pairwise" compares two responses, N times in each order. Any
+two members of a group with different quality are a pair. The report has, over the pairs with a verdict:
 
-- pairwise: 1 where the judge prefers what the label does, 1/2 where one of the two is a tie, 0 where they are opposed.
-  Chance is 0.5.
-- with_ties: the share where judge and label are equal, among first, second and tie; without_ties: the same where
+- pairwise: 1 where judge and label prefer the same, 1/2 where one of the two is a tie, 0 where they are opposed. Chance
+  is 0.5.
+- with_ties: the share where judge and label are equal, among first, second and tie; without_ties: the same share where
   neither is a tie. These are MT-Bench's S1 and S2: a pair whose orders disagree is a tie. The label is the annotators'
-  majority, a tie between labels being a tie; "annotators" has their votes one by one, which is what MT-Bench counts.
-- kappa: Cohen's, of the judge and the label (`annotators.py`); of pairs that people labelled, not of groups.
-- spearman: of quality and the judge's mean score, or share of wins, within a group, over groups; responses without a
-  value are left out, a judge who has them all equal counts as 0. exact_order: the share of groups of which any two
-  members of different quality are in order, those left out that lack a value.
-- consistency: how often both orders name the same response, or both neither; first_position: how often the first one
-  shown wins, of comparisons with a winner.
+  majority, and a tie between labels is a tie; "annotators" counts their votes one by one, as MT-Bench does.
+- kappa: Cohen's, of the judge and the label (`annotators.py`); for pairs that people labelled, not for groups.
+- spearman: of quality and the judge's mean score, or share of wins, within a group, averaged over groups. Responses
+  without a value are left out; a judge with all values equal counts as 0. exact_order: the share of groups in which any
+  two members of different quality are in order; groups that lack a value are left out.
+- consistency: how often both orders name the same response, or both neither; first_position: how often the response
+  shown first wins, of comparisons with a winner.
 
-Beside the judge stands the baseline that the longer response is better ("longer"), by parts if the file names subsets.
-Intervals are bootstrap percentiles over groups. The judge's verdicts are kept as decisions.jsonl.
+The report has the same for the baseline "longer", which prefers the longer response, and for the file's subsets.
+Intervals are bootstrap percentiles over groups. The judge's verdicts are written to decisions.jsonl.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from stages.settings import Protocol, Settings, load_settings
 from stages.stage import Job, Output, first_rank, make_job
 
 FORMS: dict[Protocol, Form] = {"scores": "scores", "pairwise": "comparisons"}
-"""What each way of judging gives."""
+"""The form of each protocol's decisions."""
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def judged(worker: Worker, labelled: Labelled, protocol: Protocol, N: int, job: Job) -> list[dict[str, Any]]:
-    """What a model says of the cases, all ranks together, as rows of decisions.jsonl; the records stay in the job."""
+    """A model's decisions on the cases, by all ranks, as rows of decisions.jsonl; the records stay in the job."""
     if protocol == "scores":
         rows = score_rows(worker, [case.response for case in labelled.cases], N, job)
         return [{"id": row["response_id"]} | _kept(row, "index", "score", "failure") for row in rows]
@@ -63,7 +63,7 @@ def _kept(row: Row, *keys: str) -> dict[str, Any]:
 
 
 def measure_judge(worker: Worker, protocol: Protocol, N: int, job: Job) -> dict[str, Any]:
-    """The measurement of a model on the input `judge_cases`; it judges, and has it written unless it is there."""
+    """The measurement of a model on the input `judge_cases`, made and written unless the job is complete."""
     if job.complete:
         return read_report(job.out)
     labelled = read_labelled(job.path("judge_cases"))
@@ -78,7 +78,7 @@ def measure_judge(worker: Worker, protocol: Protocol, N: int, job: Job) -> dict[
 
 
 def measure_stored(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The measurement of a file of decisions; it is written where a folder is named."""
+    """The measurement of a file of decisions, written if a folder is named."""
     labelled = read_labelled(arguments.cases)
     measured = {"judge": str(arguments.decisions)} | report(labelled, read_decisions(arguments.decisions, labelled))
     if out := arguments.out:
@@ -89,7 +89,7 @@ def measure_stored(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def agreement_job(settings: Settings, model: Path, cases: Path, protocol: Protocol, N: int, out: Path) -> Job:
-    """The measurement as work of its own."""
+    """The measurement as a job."""
     section = scoring_section(settings, N) if protocol == "scores" else judge_section(settings) | {"N": N}
     values = [protocol, generation_settings(settings, 0, section)]
     return make_job("agreement", settings, values, out, {"model": model, "judge_cases": cases})
@@ -105,19 +105,19 @@ LINES = {
     "consistency": "both orders agree",
     "first_position": "the first one shown wins",
 }
-"""The measures of a table."""
+"""The measures of a table, with their names for people."""
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(measured: Mapping[str, Any]) -> str:
     """A report for people: each measure with its interval and count, beside it the baseline's."""
-    parsed = "-" if found["parse_rate"] is None else f"{found['parse_rate']:.1%}"
-    lines = [f"{found['judge']}: {found['judgments']} {found['form']}, {parsed} of them read"]
-    lines += _part_lines("all", found)
-    if means := found["mean_score_by_quality"]:
+    parsed = "-" if measured["parse_rate"] is None else f"{measured['parse_rate']:.1%}"
+    lines = [f"{measured['judge']}: {measured['judgments']} {measured['form']}, {parsed} of them read"]
+    lines += _part_lines("all", measured)
+    if means := measured["mean_score_by_quality"]:
         lines.append("  mean score by quality   " + ", ".join(f"{name}: {mean:.2f}" for name, mean in means.items()))
-    for name, part in found["subsets"].items():
+    for name, part in measured["subsets"].items():
         lines += _part_lines(name, part)
-    if (people := found["annotators"]) and people["annotators"] > 1:
+    if (people := measured["annotators"]) and people["annotators"] > 1:
         among = people["among"]
         lines.append(f"{people['annotators']} annotators, {people['labels']} labels")
         lines += [
@@ -128,7 +128,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def _part_lines(name: str, part: Mapping[str, Any]) -> list[str]:
-    """The lines of all, or of a subset; measures that it does not have are left out."""
+    """The lines of all pairs, or of a subset, without measures of no pairs."""
     title = f"{name}, {part['pairs']} pairs"
     lines = [f"{title:34}{'judge':32}longer wins"]
     for key, text in LINES.items():
@@ -137,14 +137,14 @@ def _part_lines(name: str, part: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _cell(key: str, found: Mapping[str, Any] | None) -> str:
+def _cell(key: str, measure: Mapping[str, Any] | None) -> str:
     """A value with its interval and count, a share in per cent."""
-    if found is None or found["value"] is None:
-        return (found or {}).get("reason", "")
-    value, low, high = (found[name] for name in ("value", "low", "high"))
+    if measure is None or measure["value"] is None:
+        return (measure or {}).get("reason", "")
+    value, low, high = (measure[name] for name in ("value", "low", "high"))
     if key in ("spearman", "kappa"):
-        return f"{value:.2f} [{low:.2f}, {high:.2f}] of {found['count']}"
-    return f"{value:.1%} [{100 * low:.1f}, {100 * high:.1f}] of {found['count']}"
+        return f"{value:.2f} [{low:.2f}, {high:.2f}] of {measure['count']}"
+    return f"{value:.1%} [{100 * low:.1f}, {100 * high:.1f}] of {measure['count']}"
 
 
 def read_arguments() -> argparse.Namespace:
@@ -152,7 +152,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--cases", required=True, type=Path, help="JSON lines of labelled pairs or groups")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--model", type=Path, help="Hugging Face directory of the judge")
-    parser.add_argument("--protocol", choices=get_args(Protocol), help="of judging; default: scores")
+    parser.add_argument("--protocol", choices=get_args(Protocol), help="how the model judges; default: scores")
     parser.add_argument("--N", type=int, help="judgments a response, or comparisons in each order; default: 1")
     parser.add_argument("--decisions", type=Path, help="JSON lines of verdicts, instead of a model")
     parser.add_argument("--out", type=Path, help="a folder; with --decisions it may be left out")
@@ -161,7 +161,7 @@ def read_arguments() -> argparse.Namespace:
     if arguments.decisions:
         of_a_model |= {"--protocol": arguments.protocol, "--N": arguments.N, "--out": None}
         if given := [name for name, value in of_a_model.items() if value is not None]:
-            raise UserError(f"{given[0]} is of a model, and --decisions takes its place; leave one of the two out")
+            raise UserError(f"{given[0]} is for a model, and --decisions replaces the model; leave one of the two out")
     elif missing := [name for name, value in of_a_model.items() if value is None]:
         raise UserError(f"{missing[0]} is missing; name a model, its config and a folder, or a file of --decisions")
     if arguments.N is not None and arguments.N < 1:

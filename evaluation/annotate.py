@@ -1,26 +1,25 @@
 """Any judge as a benchmark's annotator: the annotations that `evaluation.winrate`, `.arena` and `.mtbench` read.
 
-`torchrun -m evaluation.annotate --benchmark B --answers FILE --out OUT` takes answers as `evaluation/answers.py` writes
-them, and a judge: `--judge DIR`, a Hugging Face folder, which scores each answer alone, as in the loop, or compares
-(`--protocol`, evaluation/pairwise.py), `--N` times; or `--verdicts FILE`, verdicts from elsewhere
-(evaluation/verdicts.py).
+`torchrun -m evaluation.annotate --benchmark B --answers FILE --out OUT` reads answers as `evaluation/answers.py` writes
+them. The judge is `--judge DIR`, a Hugging Face folder, which scores each answer alone, as in the loop, or compares
+(`--protocol`, evaluation/pairwise.py), `--N` times; or `--verdicts FILE`, verdicts from elsewhere (`verdicts.py`).
 
 - alpaca-eval: `--baseline` has the questions and the answers to compare with. OUT/annotations.json is a list of
   {dataset, instruction, output_1, generator_1, output_2, generator_2, annotator, preference, raw}; output_1 is the
   baseline's. Preference goes from 1, the baseline's, over 1.5, a tie, to 2, the model's, and is the mean over orders
-  and samples; null where no verdict could be read. "raw" is what it was made of.
+  and samples; null if no verdict could be read. "raw" has the verdicts behind the mean.
 - arena-hard: `--questions`, `--baseline`. OUT/model_judgment/JUDGE/NAME.jsonl has a row a question, {question_id,
   model, judge, baseline, games}, or {uid, category, ...} in the form of v2.0, and two games {judgment, score}: the
   baseline's answer as A, then as B. Scores are "A>B", "A=B", "B>A", or null. There are no strong verdicts, ">>":
-  neither our pairwise prompt nor our rubric says from where on an answer is much better. A judge who scores each answer
-  alone knows no order: both games say the same, and are one piece of evidence, not two.
+  neither our pairwise prompt nor our rubric defines when an answer is much better. If each answer is scored alone,
+  there is no order: both games have the same result, and are one piece of evidence, not two.
 - mt-bench: `--questions`. OUT/model_judgment/JUDGE_single.jsonl has a row a turn, {question_id, model, judge, judgment,
-  score, scale, turn, tstamp}. The score is the mean over the samples that hold one, null where none does. Our rubric
-  goes from 0 to 5 and MT-Bench's from 1 to 10: "scale" says which, and the two must not be averaged or compared. The
-  judge of a second turn sees the dialog so far; reference answers are not shown.
+  score, scale, turn, tstamp}. The score is the mean over the samples with a score, or null. Our rubric goes from 0
+  to 5 and MT-Bench's from 1 to 10: "scale" says which, and the two must not be averaged or compared. The judge of a
+  second turn sees the dialog so far; reference answers are not shown.
 
-The judge is named in each row, by `--judge-name`, or its folder and what its weights' digest begins with; the names of
-the benchmarks' own annotators are refused. Whatever comes out is this judge's number, not the benchmark's.
+Each row names the judge, by `--judge-name` or by its folder and the beginning of its weights' digest; the names of the
+benchmarks' own annotators are refused. The result is this judge's number, not the benchmark's.
 """
 
 import argparse
@@ -55,7 +54,7 @@ from stages.stage import Job, Output, first_rank, make_job
 Record = dict[str, Any]
 
 OFFICIAL = {OFFICIAL_ANNOTATOR, *V1.judges, *V2.judges, JUDGE}
-"""The annotators behind official numbers of the benchmarks. What they wrote is read as it is."""
+"""The annotators behind the benchmarks' official numbers, whose files need no annotating."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +68,21 @@ class Asking:
 
 
 def dialog_text(match: Match, turn: int) -> str:
-    """The question that the judge of a turn, from 0, is shown: the dialog up to it."""
-    said: list[dict[str, str]] = []
+    """The question that the judge of a turn (from 0) is shown: the dialog up to that turn."""
+    messages: list[dict[str, str]] = []
     for question, answer in zip(match.question.turns[:turn], match.answer.texts, strict=False):
-        said += [{"role": "prompter", "text": question}, {"role": "assistant", "text": answer}]
-    return conversation_text([*said, {"role": "prompter", "text": match.question.turns[turn]}])
+        messages += [{"role": "prompter", "text": question}, {"role": "assistant", "text": answer}]
+    return conversation_text([*messages, {"role": "prompter", "text": match.question.turns[turn]}])
 
 
 def duels(matches: Sequence[Match]) -> list[Duel]:
     """The matches as duels, the baseline's answer first."""
-    found = []
+    made = []
     for match in matches:
         assert match.baseline is not None
         texts = (match.baseline.texts[0], match.answer.texts[0])
-        found.append(Duel(match.question.id, match.question.turns[0], *texts))
-    return found
+        made.append(Duel(match.question.id, match.question.turns[0], *texts))
+    return made
 
 
 def judge_turns(matches: Sequence[Match], asking: Asking, chat: ChatFormat) -> list[Item]:
@@ -97,10 +96,7 @@ def judge_turns(matches: Sequence[Match], asking: Asking, chat: ChatFormat) -> l
 
 
 def ask(benchmark: str, matches: Sequence[Match], asking: Asking, job: Job) -> list[Record]:
-    """The judge's records, by all ranks; they stay in the job's folder.
-
-    Raises `UserError` for expected scores: they have no text to show.
-    """
+    """The judge's records, by all ranks, in the job's folder. Raises `UserError` for expected scores (no texts)."""
     settings, worker = asking.settings, Worker(asking.settings, asking.model_dir)
     if settings.judge.score == "expected":
         raise UserError('judge.score is "expected", but annotations need the judgments\' texts; set it to "sampled"')
@@ -113,7 +109,7 @@ def ask(benchmark: str, matches: Sequence[Match], asking: Asking, job: Job) -> l
 
 
 def found_by_judge(matches: Sequence[Match], records: Sequence[Record], protocol: Protocol) -> list[Finding]:
-    """What a judge's records say of each match."""
+    """Each match's finding, from a judge's records."""
     by_duel, findings = group_by(records, "duel"), []
     for duel in duels(matches):
         rows = by_duel.get(duel.id, [])
@@ -128,7 +124,7 @@ def found_by_judge(matches: Sequence[Match], records: Sequence[Record], protocol
 
 
 def scored_by_judge(matches: Sequence[Match], records: Sequence[Record]) -> list[list[Score]]:
-    """Each match's scores, a turn each."""
+    """Each match's scores, one for each turn."""
     by_turn = group_by(records, "response_id")
 
     def score(name: str) -> Score:
@@ -141,7 +137,7 @@ def scored_by_judge(matches: Sequence[Match], records: Sequence[Record]) -> list
 
 
 def named(name: str) -> str:
-    """The judge's name, if it may be one. Raises `UserError` for an official annotator's and for no file's name."""
+    """The judge's name. Raises `UserError` for an official annotator's name and a name that can't be a file's."""
     if name.strip().lower() in OFFICIAL:
         raise UserError(
             f"the judge's name {name!r} is that of a benchmark's own annotator, whose files need no annotating; "
@@ -153,14 +149,14 @@ def named(name: str) -> str:
 
 
 def count_findings(findings: Sequence[Finding]) -> dict[str, int]:
-    """Questions by what was found: which answer is the better one, or nothing."""
-    found = Counter(finding.decision.preference for finding in findings)
-    better = {"baseline_better": found["first"], "tied": found["tie"], "model_better": found["second"]}
-    return {"questions": len(findings)} | better | {"without_verdict": found[None]}
+    """Numbers of questions by better answer, and of questions without a verdict."""
+    count = Counter(finding.decision.preference for finding in findings)
+    better = {"baseline_better": count["first"], "tied": count["tie"], "model_better": count["second"]}
+    return {"questions": len(findings)} | better | {"without_verdict": count[None]}
 
 
 def count_scores(scores: Sequence[Sequence[Score]]) -> dict[str, int]:
-    """Turns with and without a score."""
+    """Numbers of turns with and without a score."""
     values = [score.value for turns in scores for score in turns]
     unread = values.count(None)
     return {"questions": len(scores), "scored": len(values) - unread, "without_verdict": unread}
@@ -188,7 +184,7 @@ def read_arguments() -> argparse.Namespace:
 
 
 def check_arguments(given: argparse.Namespace) -> None:
-    """Raise `UserError` for what a benchmark or a judge needs and what it has no use for."""
+    """Raise `UserError` for options that the benchmark or the judge lacks, or does not use."""
     benchmark = given.benchmark
     needed = {"--baseline": benchmark != MT_BENCH, "--questions": benchmark != ALPACA_EVAL}
     for option, value in (("--baseline", given.baseline), ("--questions", given.questions)):
@@ -207,7 +203,7 @@ def check_arguments(given: argparse.Namespace) -> None:
 
 
 def annotation_job(given: argparse.Namespace, settings: Settings | None, what: str, out: Path) -> Job:
-    """The judge's work, or the file's; `what` tells them apart."""
+    """The job of the judge, or of the benchmark's file; `what` tells the two apart."""
     names = ("answers", "baseline", "questions", "judge", "verdicts")
     values: Any = {"benchmark": given.benchmark, "what": what}
     if settings:
@@ -235,7 +231,7 @@ def main() -> None:
         asking = Asking(given.judge, settings, given.protocol, given.N)
         records = ask(benchmark, matches, asking, work)
     if not first_rank():
-        return  # every rank knows the same; one writes it
+        return  # every rank has the same records; one writes the file
     if benchmark == MT_BENCH:
         scores = scored_by_judge(matches, records) if settings else scored_elsewhere(matches, verdicts)
         path, counts = write_scores(matches, scores, judge, out), count_scores(scores)
@@ -250,14 +246,14 @@ def main() -> None:
     outputs = [path]
     if manifest := read_manifest(work.out) if settings else None:
         facts |= {"protocol": given.protocol, "N": given.N, "judgments": manifest["counts"]}
-        if benchmark == MT_BENCH:  # its file has the time at which it was written
+        if benchmark == MT_BENCH:  # its file contains the time of writing
             outputs = [work.out / shard for shard in manifest["shards"]]
     Output({}, facts, outputs).write(job, seconds=round(time.monotonic() - started, 1))
-    print(f"{path}: by {judge}, not the benchmark's own annotator: {said(counts, records)}", file=sys.stderr)
+    print(f"{path}: by {judge}, not the benchmark's own annotator: {counts_text(counts, records)}", file=sys.stderr)
 
 
-def said(counts: dict[str, int], records: Sequence[Record]) -> str:
-    """Counts in words, and how many of a model's judgments hold none."""
+def counts_text(counts: dict[str, int], records: Sequence[Record]) -> str:
+    """Counts in words, and the number of a model's judgments that could not be read."""
     unread = sum(row["failure"] is not None for row in records)
     words = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
     return words + (f"; {unread} of {len(records)} judgments could not be read" if records else "")

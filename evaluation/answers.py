@@ -1,24 +1,24 @@
-"""A model's answers to public benchmarks, as the files that the benchmarks' own tools read and their judge scores.
+"""A model's answers to public benchmarks, in the files that the benchmarks' own tools read.
 
-`torchrun -m evaluation.answers --benchmark B --questions FILE` takes the benchmark's own file of questions:
+`torchrun -m evaluation.answers --benchmark B --questions FILE` reads the benchmark's own file of questions:
 
 - alpaca-eval, AlpacaEval 2: alpaca_eval.json gives OUT/model_outputs.json, for `alpaca_eval --model_outputs`.
-- arena-hard, Arena-Hard: question.jsonl, of v0.1 as it came out ({question_id, turns}) or in the form of v2.0 ({uid,
-  prompt}), gives OUT/model_answer/NAME.jsonl, for the folder of that name in arena-hard-auto.
+- arena-hard, Arena-Hard: question.jsonl, in the form of v0.1 ({question_id, turns}) or of v2.0 ({uid, prompt}), gives
+  OUT/model_answer/NAME.jsonl, for the folder of that name in arena-hard-auto.
 - mt-bench, MT-Bench: question.jsonl gives OUT/model_answer/NAME.jsonl, for the folder of that name in FastChat's
   llm_judge. A second turn is asked with the answer to the first in its dialog.
 
-Sampling is the benchmark's where it says how: temperature 0 in Arena-Hard (v0.1; v2.0 leaves it to each model), by
-category in MT-Bench. AlpacaEval does not: our choice is the actor's own `respond.temperature`, and for all three its
-`respond.top_p` and `respond.max_new_tokens` (the tools' limits: 4,096 tokens in Arena-Hard v0.1, 1,024 in MT-Bench). No
-system message is added to what the chat format has.
+The temperature is the benchmark's if it defines one: 0 in Arena-Hard (v0.1; v2.0 leaves it to each model), by category
+in MT-Bench. AlpacaEval does not; our choice is the actor's `respond.temperature`. For all three, `respond.top_p` and
+`respond.max_new_tokens` are the actor's (the tools' limits: 4,096 tokens in Arena-Hard v0.1, 1,024 in MT-Bench). No
+system message is added to the chat format.
 
-Arena-Hard's `token_len` is counted by the model's own tokenizer, where the benchmark takes tiktoken's. In v0.1 it is
-shown, as a mean, and scores nothing. In v2.0 `show_result.py --control-features length` compares it with the baseline's
-count: run arena-hard-auto's `utils/add_markdown_info.py` on the answers first, which counts all metadata anew.
+Arena-Hard's `token_len` is counted by the model's own tokenizer, where the benchmark takes tiktoken's. v0.1 shows its
+mean and does not score it. v2.0's `show_result.py --control-features length` compares it with the baseline's count: run
+arena-hard-auto's `utils/add_markdown_info.py` on the answers first, which counts all metadata anew.
 
-A stage like the others: shards, a folder a turn, by all ranks; then rank 0 writes the file. The stage's digest is that
-of the shards, as the file has the time at which it was written.
+All ranks write shards, a folder for each turn; then rank 0 writes the file. The stage's digest is that of the shards,
+since the file contains the time of writing.
 """
 
 import argparse
@@ -55,7 +55,7 @@ from stages.stage import Job, Output, first_rank, make_job
 ALPACA_EVAL, ARENA_HARD, MT_BENCH = "alpaca-eval", "arena-hard", "mt-bench"
 
 TURNS = {ALPACA_EVAL: 1, ARENA_HARD: 1, MT_BENCH: 2}
-"""What the user says in a dialog of each benchmark."""
+"""The user's turns in a dialog of each benchmark."""
 
 CATEGORY_TEMPERATURES = {
     "writing": 0.7,
@@ -67,7 +67,7 @@ CATEGORY_TEMPERATURES = {
     "stem": 0.1,
     "humanities": 0.1,
 }
-"""MT-Bench's, of FastChat; any other category has `OTHER_TEMPERATURE`."""
+"""MT-Bench's temperatures, from FastChat; any other category has `OTHER_TEMPERATURE`."""
 
 OTHER_TEMPERATURE = 0.7
 
@@ -79,7 +79,7 @@ class Question:
     id: str
     category: str
     turns: list[str]
-    """What the user says, first and then."""
+    """The user's messages, in order."""
     row: dict[str, Any]
 
 
@@ -87,40 +87,40 @@ def read_questions(benchmark: str, path: Path) -> list[Question]:
     """The questions of a benchmark's file, in its order.
 
     Raises `UserError` naming file and line, or the entry of a JSON list, for a missing key, a turn without text, too
-    few or too many turns, and a question that came before.
+    few or too many turns, and a repeated question.
     """
-    found: dict[str, Question] = {}
+    questions: dict[str, Question] = {}
     for where, row in read_rows(benchmark, path, "AlpacaEval's alpaca_eval.json"):
         name, category, turns = _fields(benchmark, row, where)
-        if name in found:
+        if name in questions:
             raise UserError(f"{where}: {name[:60]!r} came before; the judge's tools tell questions by it, remove one")
         if not isinstance(turns, list) or len(turns) != TURNS[benchmark]:
             raise UserError(f"{where}: the turns of {benchmark} must be a list of {TURNS[benchmark]}; mend the row")
         if not all(isinstance(turn, str) and turn.strip() for turn in turns):
             raise UserError(f"{where}: a turn is not a text, or is empty; mend or remove the row")
-        # An instruction is too long for an id: its place stands for it.
-        found[name] = Question(f"{len(found):04}" if benchmark == ALPACA_EVAL else name, category, turns, row)
-    if not found:
+        # An instruction is too long for an id, so its place is the id.
+        questions[name] = Question(f"{len(questions):04}" if benchmark == ALPACA_EVAL else name, category, turns, row)
+    if not questions:
         raise UserError(f"{path}: no questions; name the benchmark's file of them")
-    return list(found.values())
+    return list(questions.values())
 
 
 def read_rows(benchmark: str, path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a benchmark's file and where they stand: JSON lines, in AlpacaEval, where it is `wanted`, a list."""
+    """A benchmark's rows, each after its place in the file: AlpacaEval's list (the `wanted` file) or JSON lines."""
     if benchmark == ALPACA_EVAL:
         return read_json_list(path, wanted)
     return ((f"{path}, line {number}", row) for number, row in read_numbered_jsonl(path))
 
 
 def _fields(benchmark: str, row: dict[str, Any], where: str) -> tuple[str, str, Any]:
-    """What the judge's tools tell the question by, its category, and its turns."""
+    """The text that the judge's tools tell the question by, its category, and its turns."""
 
     def value(key: str, within: Any = row) -> Any:
         if not isinstance(within, dict) or key not in within:
             raise UserError(f"{where}: key {key!r} is missing; add it, or name the file of {benchmark}")
         return within[key]
 
-    if benchmark == ALPACA_EVAL:  # whose tool asks for no "dataset", and outputs of many models have none
+    if benchmark == ALPACA_EVAL:  # its tool needs no "dataset", and outputs of many models have none
         return str(value("instruction")), str(row.get("dataset", "")), [value("instruction")]
     if benchmark == ARENA_HARD and "uid" in row:
         return str(value("uid")), str(value("category")), [value("prompt")]
@@ -135,7 +135,7 @@ class Decoding:
     """How answers are sampled."""
 
     temperatures: dict[str, float]
-    """Of each category that the questions have."""
+    """By the questions' categories."""
     top_p: float
     max_new_tokens: int
 
@@ -148,7 +148,7 @@ def decoding(
     top_p: float | None = None,
     max_new_tokens: int | None = None,
 ) -> Decoding:
-    """The benchmark's way, or the actor's, in all that is not given. Raises `UserError` for what can't be."""
+    """The given settings, else the benchmark's, else the actor's. Raises `UserError` for a value out of range."""
     if temperature is not None and not 0 <= temperature < math.inf:
         raise UserError(f"--temperature is {temperature}; it must not be negative")
     if top_p is not None and not 0 <= top_p <= 1:
@@ -156,7 +156,7 @@ def decoding(
     if max_new_tokens is not None and max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is {max_new_tokens}; it must be at least 1")
 
-    def of(category: str) -> float:
+    def temperature_of(category: str) -> float:
         if temperature is not None:
             return temperature
         if benchmark == MT_BENCH:
@@ -164,14 +164,14 @@ def decoding(
         return 0.0 if benchmark == ARENA_HARD else respond.temperature
 
     return Decoding(
-        {question.category: of(question.category) for question in questions},
+        {question.category: temperature_of(question.category) for question in questions},
         respond.top_p if top_p is None else top_p,
         respond.max_new_tokens if max_new_tokens is None else max_new_tokens,
     )
 
 
 def dialog(question: Question, answers: Sequence[str]) -> list[Message]:
-    """The messages of the turn after those that have `answers`."""
+    """The messages up to the first turn without an answer."""
     messages: list[Message] = []
     for turn, answer in zip(question.turns, answers, strict=False):
         messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
@@ -180,17 +180,17 @@ def dialog(question: Question, answers: Sequence[str]) -> list[Message]:
 
 @dataclass(frozen=True)
 class Exam:
-    """What is asked, and how it is to be answered."""
+    """A benchmark's questions, and how their answers are sampled."""
 
     benchmark: str
     file: Path
-    """Where the questions come from."""
+    """The file of the questions."""
     questions: list[Question]
     decoding: Decoding
 
 
 def exam_job(exam: Exam, settings: Settings, model_dir: Path, what: str, out: Path) -> Job:
-    """The work of a turn, or of the file; `what` is the turn, or the name in the file."""
+    """The job of a turn, or of the file; `what` is the turn, or the name in the file."""
     section = {"benchmark": exam.benchmark, "what": what} | as_dict(exam.decoding)
     values = generation_settings(settings, 0, section)
     return make_job("answers", settings, values, out, {"model": model_dir, "questions": exam.file})
@@ -209,15 +209,12 @@ def turn_items(exam: Exam, answers: Sequence[Sequence[str]], chat: ChatFormat, s
 
 
 def turn_folders(exam: Exam, out: Path) -> list[Path]:
-    """Where the shards of each turn are."""
+    """The folders of each turn's shards."""
     return [out / f"turn{turn}" for turn in range(1, TURNS[exam.benchmark] + 1)]
 
 
 def ask(exam: Exam, worker: Worker, job: Job) -> list[list[str]]:
-    """Every question's answers, turn by turn, without white space at their ends, as the benchmarks' tools have them.
-
-    The answer to a prompt that does not fit is an empty text.
-    """
+    """Each question's answers by turn, stripped as by the benchmarks' tools; empty if the prompt does not fit."""
     answers: list[list[str]] = [[] for _ in exam.questions]
     for folder in turn_folders(exam, job.out):
         items = turn_items(exam, answers, worker.chat, job.settings)
@@ -230,11 +227,11 @@ def ask(exam: Exam, worker: Worker, job: Job) -> list[list[str]]:
 def answer_row(
     benchmark: str, question: Question, answers: Sequence[str], name: str, tokenizer: Tokenizer, tstamp: float
 ) -> dict[str, Any]:
-    """What the benchmark's file says of one question; `tstamp` in seconds since 1970."""
+    """One question's row in the benchmark's file; `tstamp` in seconds since 1970."""
     row = question.row
     if benchmark == ALPACA_EVAL:
-        known = {key: row[key] for key in ("dataset", "instruction") if key in row}
-        return known | {"output": answers[0], "generator": name}
+        copied = {key: row[key] for key in ("dataset", "instruction") if key in row}
+        return copied | {"output": answers[0], "generator": name}
     answer_id = hashlib.sha256(f"{name}/{question.id}".encode()).hexdigest()[:22]
     tokens = [len(tokenizer.encode(answer)) for answer in answers]
     if "uid" in row and benchmark == ARENA_HARD:
@@ -287,7 +284,7 @@ def write_answers(exam: Exam, answers: Sequence[Sequence[str]], name: str, token
 
 
 def count_answers(exam: Exam, answers: Sequence[Sequence[str]], out: Path) -> tuple[dict[str, int], list[Path]]:
-    """Answers by how they ended, and those without text; and all shards."""
+    """Numbers of answers by finish reason, and of empty ones; and all shards."""
     counts: Counter[str] = Counter()
     shards = []
     for folder in turn_folders(exam, out):
@@ -332,7 +329,7 @@ def main() -> None:
     worker = Worker(settings, model_dir)
     answers = ask(exam, worker, job)
     if not first_rank():
-        return  # every rank knows the same; one writes it
+        return  # every rank has the same answers; one writes the file
     path = write_answers(exam, answers, arguments.name, worker.chat.tokenizer, out)
     counts, shards = count_answers(exam, answers, out)
     facts = {"file": str(path.relative_to(out)), "counts": counts, "decoding": as_dict(how)}

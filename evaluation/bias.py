@@ -25,7 +25,7 @@ from stages.settings import Limits, Settings
 Record = dict[str, Any]
 
 LENGTH_BINS = 5
-"""Bins of response length, with equally many responses in each as far as lengths allow."""
+"""Bins of response length, with equally many responses each as far as lengths allow."""
 
 
 def write_panel(
@@ -39,7 +39,7 @@ def write_panel(
 ) -> dict[str, Any]:
     """Write and return the panel of an iteration, from its pairs and the stages behind them.
 
-    `agreement` and `meta_agreement` are the folders of its judge's and its meta-judge's measurements on labelled data.
+    `agreement` and `meta_agreement` are the folders of the judge's and the meta-judge's measurements on labelled data.
     """
     all_responses = list(read_shards(sources.responses))
     responses = distinct_responses(all_responses)
@@ -144,7 +144,7 @@ def response_panel(responses: Sequence[Record], scores: Mapping[str, Fraction]) 
 def metajudge_panel(
     comparisons: Sequence[Record], judgments: Iterable[Record], elos: Iterable[Record]
 ) -> dict[str, Any]:
-    """How often the meta-judge prefers the first position, the higher score and the longer judgment; errors of Elo."""
+    """How often the meta-judge prefers the first position, the higher score and the longer judgment; Elo's errors."""
     score = {(row["response_id"], row["index"]): row["score"] for row in judgments}
     text = {row["id"]: row["text"] for row in judgments}
     first: dict[str, list[float]] = {}
@@ -210,7 +210,7 @@ def pairs_panel(folder: Path) -> dict[str, Any]:
 
 
 def broken_limits(panel: Mapping[str, Any], limits: Limits) -> list[str]:
-    """A clause for each limit that the panel breaks, and one if there is no pair to train on."""
+    """A clause for each limit that the panel breaks, and one if no prompt has a pair."""
     broken = []
     if not any(kind["pairs"] for kind in panel["pairs"].values()):
         broken.append("no prompt gives a pair")
@@ -259,7 +259,7 @@ def _columns(stage: Path, *fields: str) -> Iterator[Record]:
 
 
 def _ties(scores: Sequence[Fraction]) -> list[float]:
-    """1 or 0 for any two responses of a prompt: whether their scores are equal."""
+    """1 for each two responses of a prompt with equal scores, 0 for each two with different ones."""
     return [float(a == b) for i, a in enumerate(scores) for b in scores[:i]]
 
 

@@ -1,9 +1,9 @@
-"""Is a model's answer better than the seed's? A judge compares them, prompt by prompt.
+"""Is a model's answer better than the seed model's? A judge compares the answers, prompt by prompt.
 
 Both models have answered the config's `evaluation.prompts` (`evaluation/held_out.py`). The judge is the model itself,
-M_0, or another (`evaluation.judge`), so the win rate is *self-judged*: it says what the loop believes of itself and is
-no benchmark's number. `evaluation.protocol` says how: "scores" compares the means of `evaluation.duel_samples` judgments of each
-answer, "pairwise" shows both, in both orders, `duel_samples` times in each.
+M_0, or another model (`evaluation.judge`). The win rate is *self-judged*: it measures the loop's belief about itself
+and is no benchmark's number. With `evaluation.protocol` "scores", the means of `evaluation.duel_samples` judgments of
+each answer are compared; with "pairwise" the judge sees both answers, `duel_samples` times in each order.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,25 +24,26 @@ from stages.stage import Job, Output, first_rank
 Record = dict[str, Any]
 
 
-def duels_of(answers: Mapping[str, Record], others: Mapping[str, Record]) -> list[Duel]:
-    """A duel a prompt, the model's answer first. Raises `UserError` naming a prompt that only one has answered."""
-    for name in answers.keys() ^ others.keys():
-        raise UserError(f"prompt {name!r}: answered by one of the two models alone; answer the same prompts again")
-    return [Duel(name, row["prompt"], row["text"], others[name]["text"]) for name, row in answers.items()]
+def duels_of(answers: Mapping[str, Record], against: Mapping[str, Record]) -> list[Duel]:
+    """A duel for each prompt, the model's answer first. Raises `UserError` for a prompt with a single answer."""
+    for name in answers.keys() ^ against.keys():
+        raise UserError(f"prompt {name!r}: answered by only one of the two models; answer the same prompts again")
+    return [Duel(name, row["prompt"], row["text"], against[name]["text"]) for name, row in answers.items()]
 
 
 def report(duels: Sequence[Duel], rows: Iterable[Record], settings: Settings) -> Record:
-    """Win rate, a tie counting half, of the prompts with a verdict; how often both orders, where there are two, agree.
+    """Win rate over prompts with a verdict, a tie counting half, and how often both orders agree (pairwise).
 
-    Intervals are bootstrap percentiles over prompts. `by_id` has each prompt's share, None without a verdict.
+    Intervals are bootstrap percentiles over prompts. `by_id` has each prompt's share of wins, None without a verdict.
     """
-    protocol, found = settings.evaluation.protocol, group_by(rows, "duel")
-    decisions: dict[str, Decision] = {duel.id: decide(duel, found.get(duel.id, []), protocol) for duel in duels}
-    shares = {name: None if it.first is None else float(it.first) for name, it in decisions.items()}
-    parsed = [[float(row["failure"] is None) for row in asked] for asked in found.values()]
+    protocol, by_duel = settings.evaluation.protocol, group_by(rows, "duel")
+    decisions: dict[str, Decision] = {duel.id: decide(duel, by_duel.get(duel.id, []), protocol) for duel in duels}
+    shares = {name: None if decision.first is None else float(decision.first) for name, decision in decisions.items()}
+    consistent = [decision.consistent for decision in decisions.values() if decision.consistent is not None]
+    parsed = [[float(row["failure"] is None) for row in own] for own in by_duel.values()]
     first = [
-        [float(row["winner"] == "first") for row in asked if row.get("winner") in ("first", "second")]
-        for asked in found.values()
+        [float(row["winner"] == "first") for row in own if row.get("winner") in ("first", "second")]
+        for own in by_duel.values()
     ]
     return {
         "protocol": protocol,
@@ -50,14 +51,14 @@ def report(duels: Sequence[Duel], rows: Iterable[Record], settings: Settings) ->
         "win_rate": bootstrap([[share] for share in shares.values() if share is not None]),
         "ties": bootstrap([[float(share == 0.5)] for share in shares.values() if share is not None]),
         "parse_rate": bootstrap(parsed),
-        "consistency": bootstrap([[float(it.consistent)] for it in decisions.values() if it.consistent is not None]),
+        "consistency": bootstrap([[float(agree)] for agree in consistent]),
         "first_position": bootstrap(first),
         "by_id": shares,
     }
 
 
 def decisive_rows(judge: Worker, duels: Sequence[Duel], job: Job) -> list[Record]:
-    """What the judge says: scores of each answer, or comparisons in both orders, with the duel and what was shown."""
+    """The judge's rows: scores of each answer, or comparisons in both orders, with the duel and what was shown."""
     evaluation = judge.settings.evaluation
     if evaluation.protocol == "pairwise":
         items = duel_items(duels, evaluation.protocol, evaluation.duel_samples, judge.chat, judge.settings)
@@ -67,7 +68,7 @@ def decisive_rows(judge: Worker, duels: Sequence[Duel], job: Job) -> list[Record
         f"{duel.id}/{shown}": (duel, shown)
         for duel in duels
         for shown in (0, 1)
-        if duel.first != duel.second  # else they tie
+        if duel.first != duel.second  # equal answers tie
     }
     answers = [
         {"id": name, "prompt_id": duel.id, "prompt": duel.prompt, "text": (duel.first, duel.second)[shown]}
@@ -78,8 +79,7 @@ def decisive_rows(judge: Worker, duels: Sequence[Duel], job: Job) -> list[Record
 
 
 def measure_wins(judge: Worker, answers: Path, job: Job) -> None:
-    """Have a judge compare a model's answers with those of the input `against`, and write the report unless it is
-    there."""
+    """Let a judge compare a model's answers with the input `against`; write the report unless the job is complete."""
     if job.complete:
         return
     duels = duels_of(answers_of(answers), answers_of(job.path("against")))

@@ -1,8 +1,8 @@
-"""What a model answers to prompts that no training has seen, and what can be measured of it.
+"""A model's answers to prompts that no training has seen, and measures of the answers.
 
-Two files of the config's [evaluation]: `instructions`, whose rules code can check (`evaluation/verifiable.py`), and
-`prompts`, open ones, of whose answers length, variety and repetition are measured, and which a judge compares with the
-seed's (`evaluation/duel.py`). Each is answered once, sampled as the actor samples, every model with the same noise.
+The config's [evaluation] names two files. `instructions` have rules that code can check (`evaluation/verifiable.py`).
+`prompts` are open: length, variety and repetition are measured, and a judge compares the answers with the seed model's
+(`evaluation/duel.py`). Each is answered once, sampled as the actor samples, with the same noise for all models.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,14 +22,14 @@ from stages.stage import Job, Output, first_rank
 
 Record = dict[str, Any]
 DISTINCT = (1, 2, 3)
-"""Words of the sequences whose variety is measured."""
+"""Lengths in words of the sequences whose variety is measured."""
 
 
 def read_prompts(path: Path) -> dict[str, str]:
     """Open prompts {id, prompt} by id, in the file's order.
 
-    Raises `UserError`, naming file and line, for an id that comes twice and for what is no text; and where the file
-    holds nothing.
+    Raises `UserError`, naming file and line, for a repeated id and an id or prompt that is not a text; also for an
+    empty file.
     """
     prompts: dict[str, str] = {}
     for number, row in read_numbered_jsonl(path, ("id", "prompt")):
@@ -47,7 +47,7 @@ def read_prompts(path: Path) -> dict[str, str]:
 def held_out_items(
     instructions: Iterable[Instruction], prompts: Mapping[str, str], chat: ChatFormat, settings: Settings
 ) -> Iterator[Item]:
-    """One request an instruction and a prompt."""
+    """One request for each instruction and each prompt."""
     sampling = sampling_of(settings.respond, chat)
     asked = [("instruction", item.id, item.prompt) for item in instructions]
     asked += [("prompt", name, prompt) for name, prompt in prompts.items()]
@@ -67,7 +67,7 @@ def answers_of(answers: Path) -> dict[str, Record]:
 
 
 def report(instructions: Sequence[Instruction], rows: Sequence[Record]) -> Record:
-    """The instructions that are followed; of the open prompts' answers length, variety, repetition, cuts."""
+    """How instructions are followed; length, variety, repetition and cut-offs of the open prompts' answers."""
     texts = {row["name"]: row["text"] for row in rows if row["kind"] == "instruction"}
     answers = [row for row in rows if row["kind"] == "prompt"]
     return {
@@ -77,10 +77,10 @@ def report(instructions: Sequence[Instruction], rows: Sequence[Record]) -> Recor
 
 
 def text_report(rows: Sequence[Record]) -> Record:
-    """Of answers: characters; share cut off at the limit; share of three-word sequences that came before in the same
-    answer; different sequences of n words over all of them (distinct-n, arXiv 1510.03055), over all answers together.
+    """Answers' characters, share cut off at the limit, and share of three-word sequences that repeat earlier ones; over
+    all answers together, the share of different n-word sequences (distinct-n, arXiv 1510.03055).
 
-    `by_id` has the values of each answer, for comparisons with another model's.
+    `by_id` has each answer's values, for comparisons with another model.
     """
     by_id = {
         row["name"]: {
@@ -95,13 +95,13 @@ def text_report(rows: Sequence[Record]) -> Record:
 
 
 def distinct(texts: Iterable[str], n: int) -> float | None:
-    """Different n-word sequences over all of them; None where there is none."""
+    """The share of different sequences among all n-word sequences; None without any."""
     sequences = [tuple(own[i : i + n]) for own in map(words, texts) for i in range(len(own) - n + 1)]
     return round(len(set(sequences)) / len(sequences), 4) if sequences else None
 
 
 def measure_answers(worker: Worker, job: Job) -> None:
-    """Have a model answer, and write the answers to the job's answers/ and the report, unless they are there."""
+    """Let a model answer, and write the answers to the job's answers/, and the report, unless the job is complete."""
     if job.complete:
         return
     instructions = read_instructions(job.path("instructions")) if job.has("instructions") else []

@@ -1,7 +1,7 @@
-"""What a run measures of one of its models, in one process: `torchrun -m evaluation.measure`.
+"""All measurements of one of a run's models, in one process: `torchrun -m evaluation.measure`.
 
-As a judge (`agreement.py`), as a meta-judge (`meta_agreement.py`), as an actor (`held_out.py`), and against the seed
-(`duel.py`), each as far as its file is given.
+The model is measured as a judge (`agreement.py`), as a meta-judge (`meta_agreement.py`), as an actor (`held_out.py`),
+and against the seed model (`duel.py`), each if its file is given.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from stages.stage import Job, Output, Stage
 
 
 def measure(job: Job) -> Output:
-    """Measure a model as a judge, as a meta-judge and as an actor; each measurement that is there already stays."""
+    """Measure a model as a judge, as a meta-judge and as an actor; finished measurements stay."""
     evaluation, folders = job.settings.evaluation, ModelMeasurements(job.out)
     worker, parts = Worker(job.settings, job.path("model")), []
     if job.has("instructions") or job.has("prompts"):
@@ -31,9 +31,9 @@ def measure(job: Job) -> Output:
         parts.append(job.part("meta-agreement", folders.meta_agreement.name))
         measure_metajudge(worker, parts[-1])
     if judge := job.optional("judge"):
-        other = worker if judge == job.path("model") else Worker(job.settings, judge)
+        judge_worker = worker if judge == job.path("model") else Worker(job.settings, judge)
         parts.append(job.part("duel", folders.duel.name))
-        measure_wins(other, folders.answers, parts[-1])
+        measure_wins(judge_worker, folders.answers, parts[-1])
     return Output({}, written=[part.out / "manifest.json" for part in parts])
 
 

@@ -1,8 +1,8 @@
 """Does the meta-judge prefer the judgment that fits the response?
 
-A model is shown pairs of judgments of which one is right by construction, each in both orders. Reported: how often the
-right one wins (a comparison without a winner counts half), how often the first one does among the decided, and how
-often both orders name the same judgment. Intervals are bootstrap percentiles over pairs.
+A model compares pairs of judgments of which one is right by construction, in both orders. The report has how often the
+right one wins (a comparison without a winner counts half), how often the first one wins among decided comparisons, and
+how often both orders name the same judgment. Intervals are bootstrap percentiles over pairs.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,11 +22,11 @@ from stages.stage import Job, Output, first_rank
 
 KEYS = ("prompt", "response", "judgments", "winner")
 KINDS = ("score", "evidence")
-"""What two judgments of a case differ in: their scores, or with equal scores the evidence alone."""
+"""The difference of a case's judgments: their scores or, with equal scores, the evidence alone."""
 
 
 def read_comparisons(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of pairs of judgments. Raises `UserError` where it holds none, or one lacks a key."""
+    """The rows of a file of pairs of judgments. Raises `UserError` for an empty file and a missing key."""
     rows = list(read_jsonl(path, KEYS))
     if not rows:
         raise UserError(f"{path}: no pairs of judgments; name a file of rows with {', '.join(KEYS)}")
@@ -53,7 +53,7 @@ def comparison_items(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings:
 
 
 def report(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Agreement, by what the judgments differ in too, first-position rate, consistency over both orders, parse rate."""
+    """Agreement, overall and by the judgments' difference; first-position rate, consistency of orders, parse rate."""
     cases: dict[int, list[dict[str, Any]]] = {}
     for row in comparisons:
         cases.setdefault(row["case"], []).append(row)
@@ -86,7 +86,7 @@ def _outcome(row: dict[str, Any]) -> float:
 
 
 def measure_metajudge(worker: Worker, job: Job) -> None:
-    """Have a model compare the pairs of judgments, and write the measurement unless it is there."""
+    """Let a model compare the pairs of judgments, and write the measurement, unless the job is complete."""
     if job.complete:
         return
     comparisons = job.part("meta-agreement", "comparisons")

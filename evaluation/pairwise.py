@@ -1,8 +1,8 @@
-"""Which of two responses is better? Asked of a model, in both orders, or decided by two mean scores.
+"""Which of two responses is better? A judge compares them in both orders, or two mean scores decide.
 
-The method scores each response alone. Benchmarks, and people who label data, compare two: so a judge is measured, and
-used as an annotator, in either way. "pairwise" shows it both responses and is asked in both orders; "scores" has it
-score each alone, as in the loop, and compares the means.
+The method scores each response alone; benchmarks, and people who label data, compare two. So a judge is measured, and
+used as an annotator, by either protocol. With "pairwise" the judge sees both responses, in both orders; with "scores"
+the judge scores each alone, as in the loop, and the means are compared.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,7 +39,7 @@ def duel_items(
 ) -> Iterator[Item]:
     """The requests that decide the duels: N judgments of each response, or N comparisons in each order.
 
-    Equal texts of one duel are not asked about: they tie.
+    A duel of equal texts is a tie and has no request.
     """
     judge, sampling = settings.judge, sampling_of(settings.judge, chat)
     for duel in duels:
@@ -71,12 +71,12 @@ def read_duel(row: Row, protocol: Protocol, judge: Judge) -> Record:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a judge makes of a duel."""
+    """A judge's decision of a duel."""
 
     first: Fraction | None
-    """Share of the first response, in [0, 1]; 1/2 is a tie; None where no verdict could be read."""
+    """The first response's share of wins, in [0, 1]; 1/2 is a tie; None if no verdict could be read."""
     orders: tuple[Fraction | None, Fraction | None] | None = None
-    """The same by order: as the duel has it, and the other way round. None of a judge who scores each alone."""
+    """The same share with the first response shown first, and shown second; None if responses are scored alone."""
 
     @property
     def preference(self) -> Preference | None:
@@ -94,10 +94,10 @@ class Decision:
 
 
 def decide(duel: Duel, rows: Sequence[Record], protocol: Protocol, minimum_valid: int = 1) -> Decision:
-    """The decision of a duel by its records.
+    """The decision of a duel from its records.
 
-    Scores: the higher mean wins; without `minimum_valid` scores on both sides there is no decision. Pairwise: the mean
-    over the orders that have a verdict of the mean share of the first response in it, a tie counting half.
+    Scores: the higher mean wins; without `minimum_valid` scores on both sides there is no decision. Pairwise: the first
+    response's share of wins in each order, a tie counting half, averaged over the orders with a verdict.
     """
     if duel.first == duel.second:
         half = Fraction(1, 2)
@@ -109,12 +109,12 @@ def decide(duel: Duel, rows: Sequence[Record], protocol: Protocol, minimum_valid
             return Decision(None)
         return Decision(Fraction(1, 2) if a == b else Fraction(int(a > b)))
     orders = (_share(sides[0], "first"), _share(sides[1], "second"))
-    known = [share for share in orders if share is not None]
-    return Decision(sum(known, Fraction(0)) / len(known) if known else None, orders)
+    shares = [share for share in orders if share is not None]
+    return Decision(sum(shares, Fraction(0)) / len(shares) if shares else None, orders)
 
 
 def _share(rows: Sequence[Record], place: str) -> Fraction | None:
-    """How often the response at `place` wins one order's comparisons."""
+    """The share of one order's comparisons that the response at `place` wins; None without any verdict."""
     won = [
         Fraction(1, 2) if row["winner"] == "tie" else Fraction(row["winner"] == place) for row in rows if row["winner"]
     ]

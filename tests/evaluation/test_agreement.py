@@ -57,23 +57,23 @@ def scored(labelled: Labelled, *scores: tuple[str, int | None]) -> Decisions:
 def decided(labelled: Labelled, *decisions: str | None) -> Decisions:
     """A decision of each pair, in order."""
     rows = [
-        ("row", {"id": p.name, "decision": said}) for p, said in zip(labelled.pairs, decisions, strict=True)
+        ("row", {"id": p.name, "decision": decision}) for p, decision in zip(labelled.pairs, decisions, strict=True)
     ]  # fmt: skip
     return collect("decisions", rows, labelled, "rows")
 
 
 def compared(labelled: Labelled, *both: tuple[str | None, str | None]) -> Decisions:
-    """What wins as shown, in both orders of each pair."""
+    """The winner by place, in both orders of each pair."""
     rows = [
-        ("row", {"id": p.name, "order": order, "winner": said[order]})
-        for p, said in zip(labelled.pairs, both, strict=True)
+        ("row", {"id": p.name, "order": order, "winner": winners[order]})
+        for p, winners in zip(labelled.pairs, both, strict=True)
         for order in (0, 1)
     ]
     return collect("comparisons", rows, labelled, "rows")
 
 
-def value(found: dict) -> tuple:
-    return found["value"], found["count"]
+def value(row: dict) -> tuple:
+    return row["value"], row["count"]
 
 
 def test_spearman_equals_scipy():
@@ -86,28 +86,28 @@ def test_spearman_equals_scipy():
 
 def test_report_worked_by_hand():
     """Group g: qualities 5, 3, 0 judged 4 (mean of 5 and 3), 4, 1. Pairs: 5>3 ties, 5>0 agrees, 3>0 agrees.
-    Group h: qualities 2, 1 judged 0 and 5: disagrees. So 2.5 of 4; the failure enters nothing."""
+    Group h: qualities 2, 1 judged 0 and 5: disagrees. So 2.5 of 4; the failure does not count."""
     groups = grouped(
         *(case("g", "a", 5, "xx"), case("g", "b", 3, "xxx"), case("g", "c", 0)), case("h", "d", 2), case("h", "e", 1)
     )
     scores = [("a", 5), ("a", 3), ("b", 4), ("b", None), ("c", 1), ("d", 0), ("e", 5)]
-    found = report(groups, scored(groups, *scores))
-    assert found["judgments"] == 7 and found["parse_rate"] == round(6 / 7, 4)
-    assert value(found["pairwise"]) == (2.5 / 4, 4)
-    assert value(found["with_ties"]) == (2 / 4, 4) and value(found["without_ties"]) == (round(2 / 3, 4), 3)
+    result = report(groups, scored(groups, *scores))
+    assert result["judgments"] == 7 and result["parse_rate"] == round(6 / 7, 4)
+    assert value(result["pairwise"]) == (2.5 / 4, 4)
+    assert value(result["with_ties"]) == (2 / 4, 4) and value(result["without_ties"]) == (round(2 / 3, 4), 3)
     # With the first judgment alone 5>3 agrees (5 against 4): 3 of 4.
-    assert {n: row["value"] for n, row in found["pairwise_by_N"].items()} == {"1": 3 / 4, "2": 2.5 / 4}
+    assert {n: row["value"] for n, row in result["pairwise_by_N"].items()} == {"1": 3 / 4, "2": 2.5 / 4}
     # Longer wins: 5>3 says no, 5>0 yes, 3>0 yes, h ties: 2.5 of 4 too.
-    assert found["longer_wins"] == found["longer"]["pairwise"] and value(found["longer_wins"]) == (2.5 / 4, 4)
-    assert value(found["longer"]["without_ties"]) == (round(2 / 3, 4), 3)
-    assert {gap: row["value"] for gap, row in found["by_gap"].items()} == {"1": 0.0, "2": 0.5, "3": 1.0, "5": 1.0}
+    assert result["longer_wins"] == result["longer"]["pairwise"] and value(result["longer_wins"]) == (2.5 / 4, 4)
+    assert value(result["longer"]["without_ties"]) == (round(2 / 3, 4), 3)
+    assert {gap: row["value"] for gap, row in result["by_gap"].items()} == {"1": 0.0, "2": 0.5, "3": 1.0, "5": 1.0}
     expected = (spearmanr([5, 3, 0], [4, 4, 1]).statistic - 1) / 2
-    assert found["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
+    assert result["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
     expected = (spearmanr([5, 3, 0], [2, 3, 1]).statistic + 0) / 2  # h's lengths are equal
-    assert found["longer"]["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
-    assert value(found["exact_order"]) == (0, 2)
-    assert found["mean_score_by_quality"] == {"0": 1.0, "1": 5.0, "2": 0.0, "3": 4.0, "5": 4.0}
-    assert found["annotators"] is None and found["kappa"]["value"] is None and found["consistency"]["count"] == 0
+    assert result["longer"]["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
+    assert value(result["exact_order"]) == (0, 2)
+    assert result["mean_score_by_quality"] == {"0": 1.0, "1": 5.0, "2": 0.0, "3": 4.0, "5": 4.0}
+    assert result["annotators"] is None and result["kappa"]["value"] is None and result["consistency"]["count"] == 0
 
 
 def test_each_flaw_is_held_against_the_flawless():
@@ -119,67 +119,67 @@ def test_each_flaw_is_held_against_the_flawless():
         )
     )
     scores = {"gnone": 4, "gcut_off": 4, "gfar": 0, "hnone": 3, "hcut_off": 5, "hfar": 1}
-    found = report(groups, scored(groups, *scores.items()))["by_flaw"]
-    assert {flaw: row["value"] for flaw, row in found.items()} == {"cut_off": (0.5 + 0) / 2, "far": 1.0}
+    result = report(groups, scored(groups, *scores.items()))["by_flaw"]
+    assert {flaw: row["value"] for flaw, row in result.items()} == {"cut_off": (0.5 + 0) / 2, "far": 1.0}
 
 
 def test_labelled_pairs_by_hand():
     """Labels 1 1 2 tie tie, decisions 1 tie 1 tie 2, and one without a verdict."""
     labels = ["first", "first", "second", "tie", "tie", "first"]
     pairs = labelled_pairs(*((label, "x", "xy") for label in labels))
-    found = report(pairs, decided(pairs, "first", "tie", "first", "tie", "second", None))
-    assert value(found["with_ties"]) == (2 / 5, 5) and value(found["without_ties"]) == (1 / 2, 2)
-    assert value(found["pairwise"]) == ((1 + 0.5 + 0 + 1 + 0.5) / 5, 5)
-    assert found["parse_rate"] == round(5 / 6, 4) and found["pairs"] == 6
+    result = report(pairs, decided(pairs, "first", "tie", "first", "tie", "second", None))
+    assert value(result["with_ties"]) == (2 / 5, 5) and value(result["without_ties"]) == (1 / 2, 2)
+    assert value(result["pairwise"]) == ((1 + 0.5 + 0 + 1 + 0.5) / 5, 5)
+    assert result["parse_rate"] == round(5 / 6, 4) and result["pairs"] == 6
     # The second is always the longer one.
-    longer = found["longer"]
+    longer = result["longer"]
     assert value(longer["with_ties"]) == (round(1 / 6, 4), 6) and value(longer["without_ties"]) == (0.25, 4)
-    assert found["spearman"]["count"] == found["exact_order"]["count"] == 0  # pairs are no rankings
-    assert found["annotators"]["annotators"] == 1 and found["score_histogram"] == {}
+    assert result["spearman"]["count"] == result["exact_order"]["count"] == 0  # pairs are no rankings
+    assert result["annotators"]["annotators"] == 1 and result["score_histogram"] == {}
     assert longer["kappa"]["value"] == 0
 
 
 def test_accuracy_and_kappa_equal_scikit_learn():
     draw = random.Random(0)
     classes = ("first", "second", "tie")
-    labels, said = draw.choices(classes, k=60), draw.choices(classes, k=60)
+    labels, decisions = draw.choices(classes, k=60), draw.choices(classes, k=60)
     pairs = labelled_pairs(*((label, "x", "x y") for label in labels))
-    found = report(pairs, decided(pairs, *said))
-    assert found["with_ties"]["value"] == pytest.approx(accuracy_score(labels, said), abs=1e-4)
-    assert found["kappa"]["value"] == pytest.approx(cohen_kappa_score(labels, said), abs=1e-4)
-    both = [(a, b) for a, b in zip(labels, said, strict=True) if "tie" not in (a, b)]
-    assert value(found["without_ties"]) == (round(sum(a == b for a, b in both) / len(both), 4), len(both))
+    result = report(pairs, decided(pairs, *decisions))
+    assert result["with_ties"]["value"] == pytest.approx(accuracy_score(labels, decisions), abs=1e-4)
+    assert result["kappa"]["value"] == pytest.approx(cohen_kappa_score(labels, decisions), abs=1e-4)
+    both = [(a, b) for a, b in zip(labels, decisions, strict=True) if "tie" not in (a, b)]
+    assert value(result["without_ties"]) == (round(sum(a == b for a, b in both) / len(both), 4), len(both))
 
 
 def test_comparisons_in_both_orders():
     """As shown: the first response twice; whichever is first; a tie and the first response; one order unread."""
     pairs = labelled_pairs(*(("first", "x", "y"),) * 4)
     shown = [("first", "second"), ("first", "first"), ("tie", "second"), (None, "second")]
-    found = report(pairs, compared(pairs, *shown))
-    assert value(found["consistency"]) == (round(1 / 3, 4), 3)
-    assert value(found["with_ties"]) == (2 / 4, 4)  # orders that disagree are a tie
-    assert value(found["without_ties"]) == (1, 2) and value(found["pairwise"]) == (0.75, 4)
-    assert value(found["first_position"]) == (3 / 6, 6)
-    assert found["judgments"] == 8 and found["parse_rate"] == 7 / 8
-    assert found["mean_score_by_quality"] == {}
+    result = report(pairs, compared(pairs, *shown))
+    assert value(result["consistency"]) == (round(1 / 3, 4), 3)
+    assert value(result["with_ties"]) == (2 / 4, 4)  # orders that disagree are a tie
+    assert value(result["without_ties"]) == (1, 2) and value(result["pairwise"]) == (0.75, 4)
+    assert value(result["first_position"]) == (3 / 6, 6)
+    assert result["judgments"] == 8 and result["parse_rate"] == 7 / 8
+    assert result["mean_score_by_quality"] == {}
 
 
 def test_a_group_compared_is_ordered_by_wins():
     """Qualities 3, 2, 2, 0: five pairs. The best loses to one of the middle, and ties with the other."""
     groups = grouped(case("g", "a", 3), case("g", "b", 2), case("g", "c", 2), case("g", "d", 0))
     assert [pair.name for pair in groups.pairs] == ["a-b", "a-c", "a-d", "b-d", "c-d"]
-    found = report(groups, decided(groups, "second", "tie", "first", "first", "first"))
-    assert value(found["pairwise"]) == (3.5 / 5, 5) and value(found["without_ties"]) == (3 / 4, 4)
+    result = report(groups, decided(groups, "second", "tie", "first", "first", "first"))
+    assert value(result["pairwise"]) == (3.5 / 5, 5) and value(result["without_ties"]) == (3 / 4, 4)
     # Shares of wins: 1.5 of 3, 2 of 2, 1.5 of 2, 0 of 3.
     expected = spearmanr([3, 2, 2, 0], [0.5, 1, 0.75, 0]).statistic
-    assert found["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
-    assert value(found["exact_order"]) == (0, 1)
-    found = report(groups, decided(groups, *["first"] * 5))
-    assert value(found["exact_order"]) == (1, 1)
+    assert result["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
+    assert value(result["exact_order"]) == (0, 1)
+    result = report(groups, decided(groups, *["first"] * 5))
+    assert value(result["exact_order"]) == (1, 1)
 
 
 def test_exact_order():
-    """Members of equal quality may stand in any order; a tie of the judge is none; who lacks a value is not asked."""
+    """Members of equal quality may be in any order; a judge's tie is no order; groups without a value don't count."""
     groups = grouped(*(case(group, f"{group}{i}", q) for group in "ghik" for i, q in enumerate((2, 1, 1))))
     scores = {"g": (5, 1, 3), "h": (5, 5, 3), "i": (3, 5, 1), "k": (5, 1, None)}
     rows = [(f"{group}{i}", score) for group, given in scores.items() for i, score in enumerate(given)]
@@ -193,9 +193,9 @@ def test_rows_by_subset():
         *(case("i", "e", 2), case("i", "f", 1)),
     )
     rows = zip("abcdef", (5, 1, 1, 5, 2, 2), strict=True)
-    found = report(groups, scored(groups, *rows))
-    assert list(found["subsets"]) == ["s", "t"] and value(found["pairwise"]) == (0.5, 3)
-    s, t = found["subsets"]["s"], found["subsets"]["t"]
+    result = report(groups, scored(groups, *rows))
+    assert list(result["subsets"]) == ["s", "t"] and value(result["pairwise"]) == (0.5, 3)
+    s, t = result["subsets"]["s"], result["subsets"]["t"]
     assert (value(s["pairwise"]), value(s["longer"]["pairwise"]), s["spearman"]["value"]) == ((1, 1), (1, 1), 1)
     assert (value(t["pairwise"]), value(t["longer"]["pairwise"]), t["pairs"]) == ((0, 1), (0, 1), 1)
     assert s["pairwise"]["low"] == s["pairwise"]["high"] == 1
@@ -203,38 +203,38 @@ def test_rows_by_subset():
 
 def test_all_ties_are_chance():
     groups = grouped(case("g", "a", 1), case("g", "b", 2))
-    found = report(groups, scored(groups, ("a", 3), ("b", 3)))
-    assert value(found["pairwise"]) == (0.5, 1) and value(found["with_ties"]) == (0, 1)
-    assert found["without_ties"] == {"value": None, "low": None, "high": None, "count": 0}
-    assert value(found["spearman"]) == (0, 1) and value(found["exact_order"]) == (0, 1)
+    result = report(groups, scored(groups, ("a", 3), ("b", 3)))
+    assert value(result["pairwise"]) == (0.5, 1) and value(result["with_ties"]) == (0, 1)
+    assert result["without_ties"] == {"value": None, "low": None, "high": None, "count": 0}
+    assert value(result["spearman"]) == (0, 1) and value(result["exact_order"]) == (0, 1)
     pairs = labelled_pairs(("tie", "x", "y"), ("tie", "x", "y"))
-    found = report(pairs, decided(pairs, "tie", "tie"))
-    assert value(found["with_ties"]) == (1, 2) and found["without_ties"]["count"] == 0
-    assert found["kappa"]["value"] is None and "one label" in found["kappa"]["reason"]
+    result = report(pairs, decided(pairs, "tie", "tie"))
+    assert value(result["with_ties"]) == (1, 2) and result["without_ties"]["count"] == 0
+    assert result["kappa"]["value"] is None and "one label" in result["kappa"]["reason"]
 
 
 def test_nothing_is_nothing():
     groups = grouped(case("g", "a", 1), case("g", "b", 2))
-    found = report(groups, scored(groups, ("a", None), ("b", None)))
-    assert found["parse_rate"] == 0 and found["pairwise"]["value"] is None and found["pairwise"]["count"] == 0
+    result = report(groups, scored(groups, ("a", None), ("b", None)))
+    assert result["parse_rate"] == 0 and result["pairwise"]["value"] is None and result["pairwise"]["count"] == 0
     one = grouped(case("g", "a", 1))
-    found = report(one, scored(one, ("a", 3)))
-    assert found["pairs"] == 0 and found["pairwise"]["count"] == found["spearman"]["count"] == 0
+    result = report(one, scored(one, ("a", 3)))
+    assert result["pairs"] == 0 and result["pairwise"]["count"] == result["spearman"]["count"] == 0
     twins = labelled_pairs(("tie", "same", "same"))
-    found = report(twins, collect("comparisons", [], twins, "rows"))
-    assert found["parse_rate"] is None and value(found["with_ties"]) == (1, 1)
+    result = report(twins, collect("comparisons", [], twins, "rows"))
+    assert result["parse_rate"] is None and value(result["with_ties"]) == (1, 1)
     assert bootstrap([[], []])["value"] is None
 
 
 def test_bootstrap_covers_groups():
     rng = np.random.default_rng(1)
     groups = [[float(x) for x in rng.random(4) < 0.7] for _ in range(200)]
-    found = bootstrap(groups)
+    result = bootstrap(groups)
     error = np.sqrt(0.7 * 0.3 / 800)
-    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.25)
+    assert result["high"] - result["low"] == pytest.approx(2 * 1.96 * error, rel=0.25)
 
 
-def test_each_way_of_judging_has_its_own_key(tmp_path):
+def test_each_protocol_has_its_own_key(tmp_path):
     settings, cases = load_settings(CONFIG), ROOT / "data/evaluation/groups.jsonl"
     (tmp_path / "weights").write_text("none")
 
@@ -281,7 +281,7 @@ def run(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("protocol", ["scores", "pairwise"])
-def test_what_the_stage_decides_gives_the_same_report_again(judge, run, tmp_path, protocol):
+def test_the_stages_decisions_give_the_same_report_again(judge, run, tmp_path, protocol):
     cases, out, again = tmp_path / "cases.jsonl", tmp_path / "out", tmp_path / "again"
     write_jsonl(cases, CASES)
     of_model = (
@@ -299,11 +299,11 @@ def test_what_the_stage_decides_gives_the_same_report_again(judge, run, tmp_path
         "3",
     )
     assert str(judge) in run(*of_model)
-    found = json.loads((out / "agreement.json").read_text())
-    assert found["judge"] == str(judge) and found["judgments"] == (9 * 3 if protocol == "scores" else 5 * 2 * 3)
-    assert 0 < found["parse_rate"] < 1 and found["pairs"] == 6 and list(found["subsets"]) == ["facts", "sums"]
-    assert found["annotators"]["labels"] == 4
-    assert (found["consistency"]["count"] > 0) == (found["first_position"]["count"] > 0) == (protocol == "pairwise")
+    result = json.loads((out / "agreement.json").read_text())
+    assert result["judge"] == str(judge) and result["judgments"] == (9 * 3 if protocol == "scores" else 5 * 2 * 3)
+    assert 0 < result["parse_rate"] < 1 and result["pairs"] == 6 and list(result["subsets"]) == ["facts", "sums"]
+    assert result["annotators"]["labels"] == 4
+    assert (result["consistency"]["count"] > 0) == (result["first_position"]["count"] > 0) == (protocol == "pairwise")
     rows = list(read_jsonl(out / "decisions.jsonl"))
     records = [row for path in sorted(out.glob("*/shards-*/*.jsonl")) for row in read_jsonl(path)]
     key = "score" if protocol == "scores" else "winner"
@@ -313,23 +313,23 @@ def test_what_the_stage_decides_gives_the_same_report_again(judge, run, tmp_path
     shown = run("--cases", cases, "--decisions", out / "decisions.jsonl", "--out", again)
     stored = json.loads((again / "agreement.json").read_text())
     assert stored["judge"] == str(out / "decisions.jsonl")
-    assert {**stored, "judge": found["judge"]} == found
+    assert {**stored, "judge": result["judge"]} == result
     assert shown == table(stored) + "\n" and shown.startswith(stored["judge"])
     before = (out / "agreement.json").stat().st_mtime_ns
-    assert run(*of_model) == table(found) + "\n" and (out / "agreement.json").stat().st_mtime_ns == before
+    assert run(*of_model) == table(result) + "\n" and (out / "agreement.json").stat().st_mtime_ns == before
 
 
-def test_the_table_says_both_sides(tmp_path, run):
-    """b of two pairs agrees; the longer is right once."""
+def test_the_table_has_the_judge_and_the_baseline(tmp_path, run):
+    """Of two pairs b agrees; the longer response is right once."""
     rows = [("a", "first", "xx", "x"), ("b", "second", "xx", "x")]
     pairs = [{"id": n, "prompt": "q", "output_1": a, "output_2": b, "label": label} for n, label, a, b in rows]
     write_jsonl(tmp_path / "cases.jsonl", pairs)
-    write_jsonl(tmp_path / "said.jsonl", [{"id": n, "decision": "second"} for n, *_ in rows])
-    shown = run("--cases", tmp_path / "cases.jsonl", "--decisions", tmp_path / "said.jsonl").splitlines()
-    assert shown[0] == f"{tmp_path / 'said.jsonl'}: 2 decisions, 100.0% of them read"
+    write_jsonl(tmp_path / "decisions.jsonl", [{"id": n, "decision": "second"} for n, *_ in rows])
+    shown = run("--cases", tmp_path / "cases.jsonl", "--decisions", tmp_path / "decisions.jsonl").splitlines()
+    assert shown[0] == f"{tmp_path / 'decisions.jsonl'}: 2 decisions, 100.0% of them read"
     (line,) = [line for line in shown if "without ties" in line]
     assert line.split() == ["without", "ties", *("50.0%", "[0.0,", "100.0]", "of", "2") * 2]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.jsonl", "said.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.jsonl", "decisions.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -337,8 +337,8 @@ def test_the_table_says_both_sides(tmp_path, run):
     [
         ([], "--config is missing"),
         (["--config", "c", "--model", "m"], "--out is missing"),
-        (["--decisions", "d", "--model", "m"], "--model is of a model, and --decisions takes its place"),
-        (["--decisions", "d", "--N", "1"], "--N is of a model"),
+        (["--decisions", "d", "--model", "m"], "--model is for a model, and --decisions replaces the model"),
+        (["--decisions", "d", "--N", "1"], "--N is for a model"),
         (["--config", "c", "--model", "m", "--out", "o", "--N", "0"], "--N is 0"),
     ],
 )
@@ -347,9 +347,9 @@ def test_arguments_that_do_not_fit(run, words, complaint):
         run("--cases", "cases", *words)
 
 
-def test_what_is_refused_is_named(run, tmp_path):
+def test_missing_decisions_are_named(run, tmp_path):
     write_jsonl(tmp_path / "cases.jsonl", CASES)
-    write_jsonl(tmp_path / "said.jsonl", [{"id": "q", "decision": "tie"}])
-    with pytest.raises(UserError, match=r"said\.jsonl: no decision of 'g/0-1'; 'g/0-2'; 'g/1-2' and 1 more"):
-        run("--cases", tmp_path / "cases.jsonl", "--decisions", tmp_path / "said.jsonl")
+    write_jsonl(tmp_path / "decisions.jsonl", [{"id": "q", "decision": "tie"}])
+    with pytest.raises(UserError, match=r"decisions\.jsonl: no decision of 'g/0-1'; 'g/0-2'; 'g/1-2' and 1 more"):
+        run("--cases", tmp_path / "cases.jsonl", "--decisions", tmp_path / "decisions.jsonl")
     assert len(read_labelled(tmp_path / "cases.jsonl").pairs) == 6

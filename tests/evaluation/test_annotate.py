@@ -1,6 +1,6 @@
-"""Any judge as annotator: both kinds of judge, all three benchmarks, worked by hand; what is refused, and resuming.
+"""Any judge as annotator: both kinds of judge, all three benchmarks, worked by hand; refusals, and resuming.
 
-The questions are those of tests/support/questions.py. The tiny judge utters a score or a winner, each half of the time.
+The questions are those of tests/support/questions.py. The tiny judge gives a score or a winner, each half of the time.
 """
 
 import json
@@ -68,7 +68,7 @@ def written(path: Path, rows: list[dict]) -> Path:
 
 @pytest.fixture
 def files(tmp_path) -> dict[str, list[str]]:
-    """What is given of each benchmark: the model's answers, a baseline's and questions."""
+    """Each benchmark's options: the model's answers, a baseline's and questions."""
     first = [arena_answer(question, "M1", f"answer {i}") for i, question in enumerate(ARENA_1)]
     first_baseline = [arena_answer(question, "base", "None.") for question in reversed(ARENA_1)]
     second = [arena_answer(question, "M1", f"answer {i}") for i, question in enumerate(ARENA_2)]
@@ -77,12 +77,12 @@ def files(tmp_path) -> dict[str, list[str]]:
 
     def options(folder: str, **rows: list[dict]) -> list[str]:
         (tmp_path / folder).mkdir()
-        found = []
+        words = []
         for name, content in rows.items():
             stem = "M1" if name == "answers" else name
             path = tmp_path / folder / f"{stem}.{'json' if folder == ALPACA_EVAL else 'jsonl'}"
-            found += [f"--{name}", str(written(path, content))]
-        return found
+            words += [f"--{name}", str(written(path, content))]
+        return words
 
     return {
         ALPACA_EVAL: options(ALPACA_EVAL, answers=OUTPUTS, baseline=ALPACA),
@@ -128,8 +128,8 @@ def test_a_comparing_judge_annotates_alpaca_eval(run, judge, tmp_path, capsys):
         assert [(raw["shown"], raw["index"]) for raw in row["raw"]] == [(s, i) for s in (0, 1) for i in range(4)]
         orders = []
         for shown, better in ((0, "second"), (1, "first")):  # where the model's answer is
-            known = [raw["winner"] for raw in row["raw"] if raw["shown"] == shown and raw["winner"]]
-            orders += [Fraction(known.count(better), len(known))] if known else []
+            winners = [raw["winner"] for raw in row["raw"] if raw["shown"] == shown and raw["winner"]]
+            orders += [Fraction(winners.count(better), len(winners))] if winners else []
         assert row["preference"] == (float(1 + sum(orders) / len(orders)) if orders else None)
         unread += sum(raw["winner"] is None for raw in row["raw"])
         assert all((raw["winner"] is None) == (raw["failure"] is not None) for raw in row["raw"])
@@ -138,11 +138,11 @@ def test_a_comparing_judge_annotates_alpaca_eval(run, judge, tmp_path, capsys):
     assert (manifest["judge"], manifest["protocol"], manifest["N"]) == (name_of(judge), "pairwise", 4)
     assert manifest["counts"]["questions"] == 3 and manifest["counts"]["tied"] >= 1
     assert manifest["judgments"]["records"] == 16
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith(
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(
         f"{out}/annotations.json: by {name_of(judge)}, not the benchmark's own annotator: 3 questions"
     )
-    assert said.endswith(f"; {unread} of 16 judgments could not be read")
+    assert line.endswith(f"; {unread} of 16 judgments could not be read")
 
 
 def test_a_scoring_judge_annotates_alpaca_eval(run, judge, tmp_path):
@@ -152,7 +152,7 @@ def test_a_scoring_judge_annotates_alpaca_eval(run, judge, tmp_path):
     assert {row["annotator"] for row in rows} == {"ours"}
     for row in rows[1:]:
         sides = [[raw["score"] for raw in row["raw"] if raw["shown"] == side] for side in (0, 1)]
-        means = [Fraction(sum(known), len(known)) for known in ([s for s in side if s is not None] for side in sides)]
+        means = [Fraction(sum(own), len(own)) for own in ([s for s in side if s is not None] for side in sides)]
         assert row["preference"] == (1.5 if means[0] == means[1] else 1 if means[0] > means[1] else 2)
     assert any(raw["failure"] for raw in rows[1]["raw"])
 
@@ -177,7 +177,7 @@ def test_arena_hard_has_two_games_a_question(run, judge, tmp_path, benchmark, as
             assert game["judgment"] == ({"answer": text} if "2" in benchmark else text)
 
 
-def test_a_scoring_judge_says_the_same_in_both_games(run, judge, tmp_path):
+def test_a_scoring_judge_has_the_same_result_in_both_games(run, judge, tmp_path):
     out = tmp_path / "out"
     run(ARENA_HARD, out, *by_model(judge, "--N", "6"))
     rows = list(read_jsonl(out / "model_judgment" / name_of(judge) / "M1.jsonl"))
@@ -196,8 +196,8 @@ def test_mt_bench_is_scored_by_turn_on_our_scale(run, judge, tmp_path):
     for row in rows:
         name = f"{row['question_id']}/turn{row['turn']}"
         records = [record for record in read_shards(out / "judgments") if record["response_id"] == name]
-        known = [record["score"] for record in records if record["score"] is not None]
-        assert len(records) == 2 and row["score"] == (sum(known) / len(known) if known else None)
+        scores = [record["score"] for record in records if record["score"] is not None]
+        assert len(records) == 2 and row["score"] == (sum(scores) / len(scores) if scores else None)
         assert row["judgment"] == "\n\n".join(record["text"] for record in records)
     counts = read_manifest(out)["counts"]
     assert counts["questions"] == 3 and counts["scored"] + counts["without_verdict"] == 6
@@ -222,7 +222,7 @@ def comparisons(as_is: list, swapped: list) -> list[dict]:
     [
         (["first"], ["second"], 1, ["A>B", "B>A"]),  # the baseline's, in both orders
         (["second"], ["first"], 2, ["B>A", "A>B"]),
-        (["first"], ["first"], 1.5, ["A>B", "A>B"]),  # whatever comes first
+        (["first"], ["first"], 1.5, ["A>B", "A>B"]),  # the first place, both times
         (["tie"], ["tie"], 1.5, ["A=B", "A=B"]),
         (["tie"], ["first"], 1.75, ["A=B", "A>B"]),
         (["second", "first"], ["first", "first"], 1.75, ["A=B", "A>B"]),
@@ -284,8 +284,8 @@ def test_verdicts_from_elsewhere_annotate_alpaca_eval(run, tmp_path):
     assert [row["raw"] for row in rows] == [[given[3]], given[1:3], [given[0]]]
     read = read_annotations(tmp_path / "out" / "annotations.json")
     assert list(read.preferences) == pytest.approx([0.5, 0.25, 0.9])
-    found = winrate.annotated(read, None)
-    assert (found["annotator"], found["official"], found["win_rate"]) == ("friends", False, pytest.approx(55))
+    result = winrate.annotated(read, None)
+    assert (result["annotator"], result["official"], result["win_rate"]) == ("friends", False, pytest.approx(55))
     counts = read_manifest(tmp_path / "out")["counts"]
     assert counts == {"questions": 3, "baseline_better": 1, "tied": 1, "model_better": 1, "without_verdict": 0}
 
@@ -308,9 +308,9 @@ def test_verdicts_from_elsewhere_annotate_arena_hard(run, tmp_path):
     assert [row["question_id"] for row in rows] == ["b1", "a2"]
     assert rows[0]["games"] == [{"judgment": "", "score": None}, {"judgment": "B is.", "score": "B>A"}]
     assert [game["score"] for game in rows[1]["games"]] == ["B>A", "A>B"]
-    [found] = arena.report(arena.read_judgments([tmp_path / "out" / "model_judgment" / "ours" / "M1.jsonl"]))
-    assert (found["judge"], found["baseline"], found["official"]) == ("ours", "base", False)
-    assert found["models"][0]["score"]["value"] == pytest.approx(200 / 3, abs=0.01)  # of three verdicts
+    [result] = arena.report(arena.read_judgments([tmp_path / "out" / "model_judgment" / "ours" / "M1.jsonl"]))
+    assert (result["judge"], result["baseline"], result["official"]) == ("ours", "base", False)
+    assert result["models"][0]["score"]["value"] == pytest.approx(200 / 3, abs=0.01)  # of three verdicts
 
 
 def mt_verdicts(score=7, scale=(1, 10)) -> list[dict]:
@@ -334,9 +334,9 @@ def test_scores_of_our_rubric_are_no_official_number(run, judge, files, tmp_path
     run(MT_BENCH, tmp_path / "out", *by_model(judge, "--N", "4"))
     questions = read_questions(MT_BENCH, Path(files[MT_BENCH][3]))
     path = tmp_path / "out" / "model_judgment" / f"{name_of(judge)}_single.jsonl"
-    [found] = mtbench.report(*mtbench.read_scores(path, questions), questions)
-    assert (found["judge"], found["scale"], found["official"]) == (name_of(judge), [0, 5], False)
-    assert "scores are from 0 to 5, not 1 to 10" in found["differs"]
+    [result] = mtbench.report(*mtbench.read_scores(path, questions), questions)
+    assert (result["judge"], result["scale"], result["official"]) == (name_of(judge), [0, 5], False)
+    assert "scores are from 0 to 5, not 1 to 10" in result["differs"]
 
 
 GIVEN = [{"id": i, "verdict": "tie", "judge": "friends"} for i in range(3)]
@@ -456,7 +456,7 @@ def test_our_judge_takes_no_official_name(run, judge, tmp_path, name):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_complete_stage_is_left_alone_a_broken_one_completed_and_a_name_asks_nothing(run, judge, tmp_path):
+def test_a_complete_stage_stays_a_broken_one_is_completed_and_a_new_name_samples_nothing(run, judge, tmp_path):
     out, how = tmp_path / "out", by_model(judge, "--protocol", "pairwise")
     run(ALPACA_EVAL, out, *how)
     path, manifest = out / "annotations.json", read_manifest(out)

@@ -1,4 +1,4 @@
-"""Answers to benchmarks: the files' exact keys, both turns of a dialog, resuming, and what is refused.
+"""Answers to benchmarks: the files' exact keys, both turns of a dialog, resuming, and refusals.
 
 The questions are made up, in the forms that AlpacaEval, Arena-Hard (v0.1 and v2.0) and MT-Bench have.
 """
@@ -136,7 +136,7 @@ def test_mt_bench_asks_the_second_turn_with_the_first_answer(run, tmp_path, mode
     assert read_manifest(out)["counts"]["answers"] == 6
 
 
-def test_a_complete_stage_is_left_alone_and_a_broken_one_completed(run, tmp_path, model):
+def test_a_complete_stage_stays_and_a_broken_one_is_completed(run, tmp_path, model):
     questions, out = written(tmp_path / "question.jsonl", MT), tmp_path / "out"
     run(MT_BENCH, questions, out)
     path, manifest = out / "model_answer" / "M1.jsonl", read_manifest(out)
@@ -194,7 +194,7 @@ def test_an_overlong_prompt_is_an_empty_answer(run, tmp_path, capsys):
     assert ", 2 whose prompt does not fit, 2 empty" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_name_changes_the_answers_ids_and_asks_nothing_again(run, tmp_path):
+def test_a_name_changes_the_answers_ids_and_samples_nothing_again(run, tmp_path):
     questions, out = written(tmp_path / "question.jsonl", ARENA_1), tmp_path / "out"
     run(ARENA_HARD, questions, out)
     shards = manifest_shards(out / "turn1")
@@ -207,7 +207,7 @@ def test_a_name_changes_the_answers_ids_and_asks_nothing_again(run, tmp_path):
     assert {row["model_id"] for row in two} == {"M2"}
 
 
-def test_sampling_is_the_benchmarks_then_the_actors_unless_it_is_given(tmp_path):
+def test_sampling_is_as_given_else_the_benchmarks_else_the_actors(tmp_path):
     respond = Respond(prompts_per_iteration=1, temperature=0.9, top_p=0.8, max_new_tokens=33)
     exams = {
         ALPACA_EVAL: read_questions(ALPACA_EVAL, written(tmp_path / "a.json", ALPACA)),
@@ -222,16 +222,16 @@ def test_sampling_is_the_benchmarks_then_the_actors_unless_it_is_given(tmp_path)
         MT_BENCH: {"writing": 0.7, "math": 0.0, "stem": 0.1, "x": 0.7},
     }
     for benchmark, questions in exams.items():
-        found = decoding(benchmark, questions, respond)
-        assert (found.temperatures, found.top_p, found.max_new_tokens) == (temperatures[benchmark], 0.8, 33)
-        found = decoding(benchmark, questions, respond, 0.3, 1.0, 5)
-        assert set(found.temperatures.values()) == {0.3} and (found.top_p, found.max_new_tokens) == (1.0, 5)
+        how = decoding(benchmark, questions, respond)
+        assert (how.temperatures, how.top_p, how.max_new_tokens) == (temperatures[benchmark], 0.8, 33)
+        how = decoding(benchmark, questions, respond, 0.3, 1.0, 5)
+        assert set(how.temperatures.values()) == {0.3} and (how.top_p, how.max_new_tokens) == (1.0, 5)
     for bad, complaint in (((-1.0,), "--temperature"), ((0.0, 1.1), "--top-p"), ((0.0, 1.0, 0), "--max-new-tokens")):
         with pytest.raises(UserError, match=complaint):
             decoding(MT_BENCH, exams[MT_BENCH], respond, *bad)
 
 
-def test_the_key_knows_content_and_sampling_and_no_path(tmp_path, model):
+def test_the_key_depends_on_content_and_sampling_and_not_on_paths(tmp_path, model):
     settings = load_settings(CONFIG)
 
     def key(name: str, rows: list[dict], what: str = "turn1", **given) -> str:
@@ -242,9 +242,9 @@ def test_the_key_knows_content_and_sampling_and_no_path(tmp_path, model):
 
     same = {key("a.jsonl", MT), key("b.jsonl", MT), key("a.jsonl", MT, top_p=settings.respond.top_p)}
     assert len(same) == 1
-    others = {key("a.jsonl", [*MT[:2], MT[2] | {"turns": ["What is a lake?", "A pond?"]}]), key("a.jsonl", MT, "turn2")}
-    others |= {key("a.jsonl", MT, **given) for given in ({"temperature": 0.0}, {"top_p": 0.5}, {"max_new_tokens": 9})}
-    assert len(others) == 5 and not others & same
+    apart = {key("a.jsonl", [*MT[:2], MT[2] | {"turns": ["What is a lake?", "A pond?"]}]), key("a.jsonl", MT, "turn2")}
+    apart |= {key("a.jsonl", MT, **given) for given in ({"temperature": 0.0}, {"top_p": 0.5}, {"max_new_tokens": 9})}
+    assert len(apart) == 5 and not apart & same
 
 
 def test_markdown_is_counted_outside_of_code():
@@ -307,7 +307,7 @@ def test_lines_are_no_list(tmp_path):
 
 
 def test_a_file_of_questions_without_data_sets(run, tmp_path):
-    """Public outputs of some models have none, and AlpacaEval's tool asks for none."""
+    """Some models' public outputs have no data sets, and AlpacaEval's tool needs none."""
     run(ALPACA_EVAL, written(tmp_path / "q.json", [without(row, "dataset") for row in ALPACA]), tmp_path / "out")
     rows = json.loads((tmp_path / "out" / "model_outputs.json").read_text())
     assert [list(row) for row in rows] == [["instruction", "output", "generator"]] * 3

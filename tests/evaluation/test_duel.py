@@ -36,45 +36,45 @@ def test_by_scores():
         score("d", 0, None),
         score("d", 1, 5),
     ]
-    found = report(DUELS, rows, SETTINGS)
-    assert found["by_id"] == {"a": 1.0, "b": 0.5, "c": 0.5, "d": None}  # c: equal texts tie unasked
-    assert found["win_rate"]["value"] == round(2 / 3, 4) and found["win_rate"]["count"] == 3
-    assert found["ties"]["value"] == round(2 / 3, 4)
-    assert found["parse_rate"]["value"] == round(5 / 6, 4)
-    assert found["consistency"]["count"] == 0 and found["first_position"]["count"] == 0
+    result = report(DUELS, rows, SETTINGS)
+    assert result["by_id"] == {"a": 1.0, "b": 0.5, "c": 0.5, "d": None}  # c: equal texts tie unasked
+    assert result["win_rate"]["value"] == round(2 / 3, 4) and result["win_rate"]["count"] == 3
+    assert result["ties"]["value"] == round(2 / 3, 4)
+    assert result["parse_rate"]["value"] == round(5 / 6, 4)
+    assert result["consistency"]["count"] == 0 and result["first_position"]["count"] == 0
 
 
 def test_in_both_orders():
-    rows = [winner("a", 0, "first"), winner("a", 1, "second")]  # the model's answer, wherever it stands
-    rows += [winner("b", 0, "first"), winner("b", 1, "first")]  # whatever stands first
+    rows = [winner("a", 0, "first"), winner("a", 1, "second")]  # the model's answer, in either place
+    rows += [winner("b", 0, "first"), winner("b", 1, "first")]  # the first place, both times
     rows += [winner("d", 0, "second"), winner("d", 1, None)]
-    found = report(DUELS, rows, PAIRWISE)
-    assert found["by_id"] == {"a": 1.0, "b": 0.5, "c": 0.5, "d": 0.0}
-    assert found["win_rate"]["value"] == 0.5
-    assert found["consistency"]["value"] == round(2 / 3, 4)  # a and c, not b; d has one order alone
-    assert found["first_position"]["value"] == 0.6  # of five that name a place
+    result = report(DUELS, rows, PAIRWISE)
+    assert result["by_id"] == {"a": 1.0, "b": 0.5, "c": 0.5, "d": 0.0}
+    assert result["win_rate"]["value"] == 0.5
+    assert result["consistency"]["value"] == round(2 / 3, 4)  # a and c, not b; d has one order alone
+    assert result["first_position"]["value"] == 0.6  # of five that name a place
 
 
 def test_a_prompt_s_verdicts_are_drawn_together():
-    """Two prompts, each with four comparisons of one outcome: resampled one by one they would look like eight."""
+    """Two prompts, each with four equal comparisons: resampled one by one, they would count as eight prompts."""
     duels = duels_of(answers(a="A1", b="B1"), answers(a="A2", b="B2"))
 
     def four(name, place):
         return [winner(name, shown, place) for shown in (0, 0, 1, 1)]
 
-    found = report(duels, four("a", "first") + four("b", None), PAIRWISE)
-    assert found["parse_rate"] == {"value": 0.5, "low": 0.0, "high": 1.0, "count": 8}
-    found = report(duels, four("a", "first") + four("b", "second"), PAIRWISE)
-    assert found["first_position"] == {"value": 0.5, "low": 0.0, "high": 1.0, "count": 8}
+    result = report(duels, four("a", "first") + four("b", None), PAIRWISE)
+    assert result["parse_rate"] == {"value": 0.5, "low": 0.0, "high": 1.0, "count": 8}
+    result = report(duels, four("a", "first") + four("b", "second"), PAIRWISE)
+    assert result["first_position"] == {"value": 0.5, "low": 0.0, "high": 1.0, "count": 8}
 
 
 def test_without_a_verdict_there_is_no_win_rate():
     duels = duels_of(answers(a="A1"), answers(a="A2"))
-    found = report(duels, [score("a", 0, None), score("a", 1, None)], SETTINGS)
-    assert found["win_rate"] == {"value": None, "low": None, "high": None, "count": 0}
-    assert found["by_id"] == {"a": None}
+    result = report(duels, [score("a", 0, None), score("a", 1, None)], SETTINGS)
+    assert result["win_rate"] == {"value": None, "low": None, "high": None, "count": 0}
+    assert result["by_id"] == {"a": None}
 
 
-def test_both_must_have_answered_the_same_prompts():
-    with pytest.raises(UserError, match="prompt 'b': answered by one of the two"):
+def test_both_models_must_answer_the_same_prompts():
+    with pytest.raises(UserError, match="prompt 'b': answered by only one of the two"):
         duels_of(answers(a="A1", b="B1"), answers(a="A2"))

@@ -1,4 +1,4 @@
-"""What is measured of answers to held-out prompts; every value worked by hand."""
+"""Measures of answers to held-out prompts; every value worked by hand."""
 
 from dataclasses import replace
 
@@ -44,32 +44,32 @@ def row(name, text, kind="prompt", finish_reason="stop"):
 
 def test_length_variety_repetition_and_cuts():
     rows = [row("a", "one two three one two three"), row("b", "four", finish_reason="length")]
-    found = text_report(rows)
-    assert found["by_id"]["a"] == {"characters": 27.0, "cut_off": 0.0, "repetition": 0.25}  # 1 of 4 triples came before
-    assert found["by_id"]["b"] == {"characters": 4.0, "cut_off": 1.0, "repetition": 0.0}
-    assert (found["characters"]["value"], found["cut_off"]["value"]) == (15.5, 0.5)
-    assert found["distinct_1"] == round(4 / 7, 4)  # one two three four
-    assert found["distinct_2"] == round(3 / 5, 4)  # one-two two-three three-one
-    assert found["distinct_3"] == round(3 / 4, 4)
+    result = text_report(rows)
+    assert result["by_id"]["a"] == {"characters": 27.0, "cut_off": 0.0, "repetition": 0.25}  # of 4 triples, 1 repeats
+    assert result["by_id"]["b"] == {"characters": 4.0, "cut_off": 1.0, "repetition": 0.0}
+    assert (result["characters"]["value"], result["cut_off"]["value"]) == (15.5, 0.5)
+    assert result["distinct_1"] == round(4 / 7, 4)  # one two three four
+    assert result["distinct_2"] == round(3 / 5, 4)  # one-two two-three three-one
+    assert result["distinct_3"] == round(3 / 4, 4)
 
 
-def test_nothing_said_has_no_variety():
+def test_an_empty_answer_has_no_variety():
     assert distinct(["", "word"], 2) is None
-    found = text_report([row("a", "")])
-    assert found["characters"]["value"] == 0 and found["distinct_1"] is None
+    result = text_report([row("a", "")])
+    assert result["characters"]["value"] == 0 and result["distinct_1"] is None
 
 
 def test_instructions_and_open_prompts_are_measured_apart():
     rows = [row("v1", "YES", "instruction"), row("v2", "NO", "instruction"), row("p", "Well.")]
-    found = report(INSTRUCTIONS, rows)
-    assert found["verifiable"]["strict"]["value"] == 0.5
-    assert found["verifiable"]["followed"] == {"v1": [True], "v2": [False]}
-    assert found["answers"]["characters"]["value"] == 5
+    result = report(INSTRUCTIONS, rows)
+    assert result["verifiable"]["strict"]["value"] == 0.5
+    assert result["verifiable"]["followed"] == {"v1": [True], "v2": [False]}
+    assert result["answers"]["characters"]["value"] == 5
     assert report([], [row("p", "Well.")])["verifiable"] is None
     assert report(INSTRUCTIONS, rows[:2])["answers"] is None
 
 
-def test_prompts_that_cant_be_told_apart_are_refused(tmp_path):
+def test_repeated_ids_and_bad_prompts_are_refused(tmp_path):
     path = tmp_path / "prompts.jsonl"
     write_jsonl(path, [{"id": "p1", "prompt": "a"}, {"id": "p1", "prompt": "b"}])
     with pytest.raises(UserError, match=r"line 2: id 'p1' comes twice"):

@@ -1,4 +1,4 @@
-"""The meta-judge's measurement: both orders of each case, and what is counted as agreement."""
+"""The meta-judge's measurement: both orders of each case, and the agreement."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def test_report_worked_by_hand():
     def row(case: int, first: int, right: str, winner: str | None, kind: str) -> dict:
         return {"case": case, "first": first, "right": right, "winner": winner, "differ_in": kind}
 
-    found = report(
+    result = report(
         [
             row(0, 0, "second", "second", "score"),
             row(0, 1, "first", "second", "score"),
@@ -56,8 +56,8 @@ def test_report_worked_by_hand():
             row(1, 1, "second", None, "evidence"),
         ]
     )
-    assert found["parse_rate"] == 0.75
-    assert found["agreement"]["value"] == 2.5 / 4
-    assert {kind: value["value"] for kind, value in found["by_kind"].items()} == {"score": 0.5, "evidence": 0.75}
-    assert found["first_position"]["value"] == pytest.approx(1 / 3, abs=1e-4)
-    assert found["consistency"]["value"] == 0.0  # the one case decided twice: the second place won both times
+    assert result["parse_rate"] == 0.75
+    assert result["agreement"]["value"] == 2.5 / 4
+    assert {kind: value["value"] for kind, value in result["by_kind"].items()} == {"score": 0.5, "evidence": 0.75}
+    assert result["first_position"]["value"] == pytest.approx(1 / 3, abs=1e-4)
+    assert result["consistency"]["value"] == 0.0  # the one case decided twice: the second place won both times

@@ -1,4 +1,4 @@
-"""Two responses compared: what is asked, and what is made of the verdicts; every case worked by hand."""
+"""Two responses compared: requests, and decisions from verdicts; every case worked by hand."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -15,7 +15,7 @@ HALF = Fraction(1, 2)
 
 
 class Chat:
-    """A chat format as far as requests need one; the token i is the character i."""
+    """The parts of a chat format that requests need; the token i is the character i."""
 
     stop_ids = (0,)
 
@@ -74,14 +74,14 @@ def test_a_winner_among_responses(text, winner):
     assert parse_winner(text, "stop", compared="responses") == winner
 
 
-def test_a_record_says_the_winner_or_why_there_is_none(settings):
+def test_a_record_has_the_winner_or_the_failure(settings):
     (item, *_) = duel_items([DUEL], "pairwise", 1, Chat(), settings)
-    said = {}
+    records = {}
     for reason in ("stop", "length"):
         completion = Completion(item.name, [ord(c) for c in "Winner: Response B"], reason, -1.0)
-        said[reason] = read_duel(item.row(completion, Chat()), "pairwise", settings.judge)
-    assert (said["stop"]["winner"], said["stop"]["failure"]) == ("second", None)
-    assert (said["length"]["winner"], said["length"]["failure"]) == (None, "truncated")
+        records[reason] = read_duel(item.row(completion, Chat()), "pairwise", settings.judge)
+    assert (records["stop"]["winner"], records["stop"]["failure"]) == ("second", None)
+    assert (records["length"]["winner"], records["length"]["failure"]) == (None, "truncated")
 
 
 def scores(first, second):
@@ -113,7 +113,7 @@ def winners(as_is, swapped):
     ("as_is", "swapped", "share", "preference", "consistent"),
     [
         (["first"], ["second"], Fraction(1), "first", True),  # the first response won in both orders
-        (["first"], ["first"], HALF, "tie", False),  # whatever is shown first wins
+        (["first"], ["first"], HALF, "tie", False),  # the first place wins, both times
         (["tie"], ["tie"], HALF, "tie", True),
         (["tie"], ["second"], Fraction(3, 4), "first", False),
         ([None], ["first"], Fraction(0), "second", None),
