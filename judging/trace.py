@@ -7,7 +7,7 @@ pair. `--json` prints all evidence as one document.
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -275,10 +275,6 @@ def _without_ids(row: Record) -> Document:
     return {key: value for key, value in row.items() if key not in ("ids", "prompt", "prompt_id")}
 
 
-def _show(lines: Iterable[str]) -> None:
-    print("\n".join(lines))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="The evidence behind a training pair, or why a prompt has none.")
     parser.add_argument("run", type=Path, help="a run's folder, such as runs/smollm2-135m")
@@ -295,7 +291,7 @@ def main() -> None:
         number, pair = find_pair(arguments.run, arguments.pair)
         document = lineage(arguments.run, number, pair["prompt_id"]) | {"pair": arguments.pair}
         lines = trace_text(document, _pair(pair))
-    _show([json.dumps(document, indent=2, ensure_ascii=False)] if arguments.json else lines)
+    print(json.dumps(document, indent=2, ensure_ascii=False) if arguments.json else "\n".join(lines))
 
 
 if __name__ == "__main__":
