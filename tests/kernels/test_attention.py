@@ -1,4 +1,4 @@
-"""kernels/attention.py: what stands in for PyTorch's fused kernel where there is none."""
+"""kernels/attention.py: the plain attention equals PyTorch's fused kernel."""
 
 import pytest
 import torch
@@ -12,5 +12,5 @@ def test_the_plain_attention_is_the_fused_one(diagonal):
     queries, keys = 37, 37 if diagonal else 21
     q = torch.randn(queries, 6, 16, generator=generator)
     k, v = (torch.randn(keys, 2, 16, generator=generator) for _ in range(2))
-    for found, expected in zip(_plain(q, k, v, diagonal), _fused(q, k, v, diagonal), strict=True):
-        torch.testing.assert_close(found, expected)
+    for result, expected in zip(_plain(q, k, v, diagonal), _fused(q, k, v, diagonal), strict=True):
+        torch.testing.assert_close(result, expected)

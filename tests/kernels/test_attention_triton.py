@@ -28,8 +28,8 @@ TREES = {
 
 
 @cache
-def sight(lengths: tuple[int, ...], prefixes: tuple[int, ...]) -> torch.Tensor:
-    """Whether token i sees token j, bool [t, t]: in its segment itself and those before it, in its prefix all."""
+def visibility(lengths: tuple[int, ...], prefixes: tuple[int, ...]) -> torch.Tensor:
+    """Whether token i sees token j, bool [t, t]: tokens up to i in its segment, and all tokens of the prefix."""
     segment = [s for s, length in enumerate(lengths) for _ in range(length)]
     return torch.tensor(
         [[b == prefixes[a] or (b == a and j <= i) for j, b in enumerate(segment)] for i, a in enumerate(segment)],
@@ -38,7 +38,7 @@ def sight(lengths: tuple[int, ...], prefixes: tuple[int, ...]) -> torch.Tensor:
 
 
 def plain(seen, q, k, v):
-    """softmax(q k^T / sqrt(d)) v over what is seen, written out."""
+    """softmax(q k^T / sqrt(d)) v over the keys that are seen."""
     group = q.shape[1] // k.shape[1]
     scores = torch.einsum("ihd,jhd->hij", q, k.repeat_interleave(group, 1)) / q.shape[2] ** 0.5
     weights = scores.masked_fill(~seen.to(q.device), float("-inf")).softmax(-1)
@@ -64,7 +64,7 @@ def check(lengths, prefixes, d, group, dtype, device):
         for n in (heads, kv_heads, kv_heads, heads)
     )
     segments = Segments.make(lengths, prefixes, device)
-    exact = run(partial(plain, sight(tuple(lengths), tuple(prefixes))), *(x.double() for x in (q, k, v)), upstream)
+    exact = run(partial(plain, visibility(tuple(lengths), tuple(prefixes))), *(x.double() for x in (q, k, v)), upstream)
     eager = run(partial(attention.varlen_attention, segments=segments), q, k, v, upstream)
     assert_as_close(run(partial(varlen_attention, segments=segments), q, k, v, upstream), eager, exact)
 
@@ -81,7 +81,7 @@ def test_so_they_are_with_prefixes(tree, d, group, dtype, device):
 
 @st.composite
 def trees(draw):
-    """Lengths and prefixes: some segments, each with those that continue it."""
+    """Lengths and prefixes of some segments and their continuations."""
     lengths, prefixes = [], []
     size = st.integers(0, 36)
     for length, continuations in draw(st.lists(st.tuples(size, st.lists(size, max_size=3)), min_size=1, max_size=2)):
@@ -93,7 +93,7 @@ def trees(draw):
 @settings(max_examples=25, deadline=None)
 @given(tree=trees(), m=st.sampled_from([16, 32]), n=st.sampled_from([16, 32]), seed=st.integers(0, 99))
 def test_any_tree_in_small_tiles(device, tree, m, n, seed):
-    """Tiles so small that short segments have some, of either shape."""
+    """Tiles so small, of either shape, that short segments have several."""
     from kernels import attention_triton
 
     if device.type == "cuda":
@@ -101,11 +101,11 @@ def test_any_tree_in_small_tiles(device, tree, m, n, seed):
     lengths, prefixes = tree
     generator = torch.Generator().manual_seed(seed)
     q, k, v, upstream = (torch.randn(sum(lengths), h, 16, generator=generator) for h in (2, 1, 1, 2))
-    exact = run(partial(plain, sight(tuple(lengths), tuple(prefixes))), *(x.double() for x in (q, k, v)), upstream)
+    exact = run(partial(plain, visibility(tuple(lengths), tuple(prefixes))), *(x.double() for x in (q, k, v)), upstream)
     attend = partial(attention_triton.varlen_attention, segments=Segments.make(lengths, prefixes))
     with mock.patch.object(launch, "choose", lambda table, device, head_dim: Launch(m, n, 4, 2)):
-        found = run(attend, q, k, v, upstream)
-    for mine, true in zip(found, exact, strict=True):
+        result = run(attend, q, k, v, upstream)
+    for mine, true in zip(result, exact, strict=True):
         torch.testing.assert_close(mine.double(), true, atol=2e-5, rtol=2e-5)
 
 
@@ -119,7 +119,7 @@ def test_segments_are_the_sequences_that_repeat_their_prefix(tree, device):
     generator = torch.Generator().manual_seed(0)
     q, k, v, upstream = (torch.randn(sum(lengths), n, 64, generator=generator).to(device, dtype) for n in (2, 1, 1, 2))
     attend = partial(varlen_attention, segments=Segments.make(lengths, prefixes, device))
-    found = run(attend, q, k, v, upstream)
+    result = run(attend, q, k, v, upstream)
 
     tokens = torch.arange(sum(lengths), device=device).split(lengths)
     sequences = [(tokens[i][:0] if p < 0 else tokens[p], tokens[i]) for i, p in enumerate(prefixes)]
@@ -129,9 +129,9 @@ def test_segments_are_the_sequences_that_repeat_their_prefix(tree, device):
     copies = run(attend, *(x[which] for x in (q, k, v)), upstream[which] * own[:, None, None])
 
     assert copies[1][~own].count_nonzero() == 0
-    sums = [torch.zeros_like(x).index_add_(0, which, y) for x, y in zip(found[1:], copies[1:], strict=True)]
+    sums = [torch.zeros_like(x).index_add_(0, which, y) for x, y in zip(result[1:], copies[1:], strict=True)]
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    for one, several in zip(found, [copies[0][own], *sums], strict=True):
+    for one, several in zip(result, [copies[0][own], *sums], strict=True):
         torch.testing.assert_close(one, several, atol=tolerance, rtol=tolerance)
 
 
@@ -142,7 +142,7 @@ def test_log_sum_exp(device):
     q, k, v = (torch.randn(75, n, 64).to(device, dtype) for n in (2, 1, 1))
     _, lse = forward(q, k, v, Segments.make(lengths, prefixes, device))
     scores = torch.einsum("ihd,jd->hij", q.double(), k[:, 0].double()) / 8
-    true = scores.masked_fill(~sight(lengths, prefixes).to(device), float("-inf")).logsumexp(-1)
+    true = scores.masked_fill(~visibility(lengths, prefixes).to(device), float("-inf")).logsumexp(-1)
     torch.testing.assert_close(lse.double(), true, atol=1e-5, rtol=1e-5)
 
 
@@ -158,10 +158,10 @@ def test_segments_beside_each_other_do_not_see_each_other_and_strides_are_respec
     packed[20:30] = float("inf")  # a segment of its own
     q, k, v = packed.split((4, 2, 2), 1)[0], packed[:, 4:6], torch.randn(40, 4, 64).to(device, dtype)[:, ::2]
     v[20:30] = float("inf")
-    found = varlen_attention(q, k, v, Segments.make([20, 10, 10], [-1, prefix, prefix], device))
+    result = varlen_attention(q, k, v, Segments.make([20, 10, 10], [-1, prefix, prefix], device))
     others = [*range(20), *range(30, 40)]
     alone = varlen_attention(*(x[others] for x in (q, k, v)), Segments.make([20, 10], [-1, prefix], device))
-    assert torch.equal(found[others], alone) and alone.isfinite().all()
+    assert torch.equal(result[others], alone) and alone.isfinite().all()
 
 
 def test_offsets_past_2_31_elements(device):
@@ -179,11 +179,11 @@ def test_offsets_past_2_31_elements(device):
     near = [torch.randn(tokens, 1, 64).to(device, torch.float16) for _ in range(4)]
     for away, values in zip(far, near, strict=True):
         away.copy_(values)
-    found = []
+    result = []
     for q, k, v, upstream in (far, near):
         out, lse = forward(q, k, v, segments)
-        found.append([out, lse, *backward(upstream, q, k, v, segments, out, lse)])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        result.append([out, lse, *backward(upstream, q, k, v, segments, out, lse)])
+    assert all(torch.equal(a, b) for a, b in zip(*result, strict=True))
 
 
 def test_no_tokens(device):

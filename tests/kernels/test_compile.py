@@ -1,4 +1,4 @@
-"""Every kernel, compiled at its shipped settings for GPUs that are not there."""
+"""Every kernel, compiled at its shipped settings for GPUs that are not present."""
 
 import os
 from itertools import product
@@ -36,7 +36,7 @@ def rows():
     return compile_all(min(2, os.cpu_count() or 1))
 
 
-def test_no_kernel_misses_a_bar(rows):
+def test_every_kernel_meets_the_requirements(rows):
     assert [(row, missed) for row in rows if (missed := faults(row))] == []
 
 
@@ -50,7 +50,7 @@ def test_all_are_there(rows):
     assert len(lines) == len(rows) + 1 and lines[0].split() == COLUMNS
 
 
-def test_each_bar_is_seen_to_be_missed(rows):
+def test_each_fault_is_detected(rows):
     good = next(row for row in rows if row["kernel"] == "attention.forward" and row["target"] == "sm_90")
     changes = {
         "spills registers": {"spills": 2},
@@ -70,13 +70,13 @@ def test_each_bar_is_seen_to_be_missed(rows):
 
 def test_a_bad_setting_shows_in_what_the_compiler_makes(monkeypatch):
     """128 rows in 4 warps are too much for the registers, and 16 rows too few for wgmma."""
-    found = {}
+    fault_lists = {}
     for name, tile in {"spills": Launch(128, 64, 4, 3), "small": Launch(16, 64, 4, 3)}.items():
         monkeypatch.setitem(attention_triton.FORWARD, 90, {128: tile})
         row = compile_case("attention", "Llama-3-8B", torch.bfloat16, 90)[0]
         assert row["kernel"] == "attention.forward"
-        found[name] = faults(row)
-    assert found == {"spills": ["spills registers"], "small": ["has a tile below 64x64", "does not use wgmma"]}
+        fault_lists[name] = faults(row)
+    assert fault_lists == {"spills": ["spills registers"], "small": ["has a tile below 64x64", "does not use wgmma"]}
 
 
 def test_products_in_fp32_are_seen_not_to_be_matrix_instructions():

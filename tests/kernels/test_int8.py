@@ -1,4 +1,4 @@
-"""Products in int8 against integers counted by numpy, and what chooses them."""
+"""Products in int8 against numpy's integers, and the choice of the dtype."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -68,10 +68,10 @@ def integers(matrix: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("tokens", "inputs", "outputs"), SHAPES)
 def test_a_product_is_the_integers_product_times_the_scales(tokens, inputs, outputs, parts):
     x, weight = normal(0, tokens, inputs), normal(1, outputs, inputs)
-    found = int8_linear(x, Int8Weight.of(weight, parts))
+    product = int8_linear(x, Int8Weight.of(weight, parts))
     expected, magnitudes = by_hand(x.numpy(), weight.numpy(), parts)
-    assert found.dtype == torch.float32
-    assert (np.abs(found.numpy() - expected) <= 1e-6 * magnitudes).all()
+    assert product.dtype == torch.float32
+    assert (np.abs(product.numpy() - expected) <= 1e-6 * magnitudes).all()
 
 
 @needs_int8
@@ -110,8 +110,8 @@ def test_a_row_does_not_depend_on_the_others():
 def test_zeros_give_zeros():
     x, weight = normal(5, 4, 16), normal(6, 8, 16)
     x[2], weight[3] = 0, 0
-    found = int8_linear(x, Int8Weight.of(weight))
-    assert not found[2].any() and not found[:, 3].any() and found.isfinite().all() and found[0, 0]
+    product = int8_linear(x, Int8Weight.of(weight))
+    assert not product[2].any() and not product[:, 3].any() and product.isfinite().all() and product[0, 0]
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -43,16 +43,16 @@ def check(device: torch.device, cases: list[tuple[Tensor, ...]], tile_rows: int)
     sizes = torch.zeros(3, dtype=torch.float64)
     for hidden, weight, targets, upstream in cases:
         expected = run(plain, hidden.double(), weight.double(), targets, upstream)
-        found = run(linear_logprob, *(x.to(device) for x in (hidden, weight, targets, upstream)), tile_rows=tile_rows)
+        result = run(linear_logprob, *(x.to(device) for x in (hidden, weight, targets, upstream)), tile_rows=tile_rows)
         theirs = run(kernels.logprob.linear_logprob, hidden, weight, targets, upstream, tile_rows=tile_rows)
         for i, true in enumerate(expected):
-            ours[i] += (found[i] - true).square().sum()
+            ours[i] += (result[i] - true).square().sum()
             eager[i] += (theirs[i] - true).square().sum()
             sizes[i] += true.square().sum()
         # A value is a difference of two logits' size, and is 0 where the vocabulary has one row.
         sizes[0] += (hidden.double() * weight[targets].double()).sum(1).square().sum()
         # The eager version rounds the logits of a low dtype on a CPU, so its error would hide a row left out.
-        torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(result[0], expected[0], atol=1e-4, rtol=1e-5)
     floor = torch.where(eager == 0, 4 * torch.finfo(torch.float32).eps * sizes.sqrt(), 0)
     assert (ours.sqrt() <= 2 * eager.sqrt() + floor).all(), (ours.sqrt(), eager.sqrt())
 
@@ -102,9 +102,9 @@ def test_targets_at_the_borders_of_blocks_and_tiles(device, dtype):
 def test_what_is_no_token_has_the_value_of_the_eager_version(device, dtype):
     hidden, weight, _, _ = case(4, 48, 131, dtype)
     targets = torch.tensor([-100, 131, 2**31 + 5, 3])
-    found = linear_logprob(*(x.to(device) for x in (hidden, weight, targets)))
+    result = linear_logprob(*(x.to(device) for x in (hidden, weight, targets)))
     expected = kernels.logprob.linear_logprob(hidden.float(), weight.float(), targets)
-    torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(result.cpu(), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_what_new_memory_holds_does_not_matter(device, dtype):

@@ -93,10 +93,10 @@ def test_rotation_and_store(h, k, d, dtype, device):
     cache, qk, v, rope = tensors(metadata, blocks, h, k, d, dtype, device)
     before = cache[0].clone()
     slots = TritonPagedAttention.build(cache, metadata, h).slots_tk
-    found = rotate_and_store(qk, v, rope, cache[0], slots)
-    assert_as_close([found], [apply_rope(qk, rope)], [apply_rope(qk.double(), tuple(x.double() for x in rope))])
+    result = rotate_and_store(qk, v, rope, cache[0], slots)
+    assert_as_close([result], [apply_rope(qk, rope)], [apply_rope(qk.double(), tuple(x.double() for x in rope))])
     rows = slots.flatten()
-    assert torch.equal(cache[0, 0].view(-1, d)[rows], found[:, h:].flatten(0, 1))
+    assert torch.equal(cache[0, 0].view(-1, d)[rows], result[:, h:].flatten(0, 1))
     assert torch.equal(cache[0, 1].view(-1, d)[rows], v.flatten(0, 1))
     untouched = torch.ones(before[0].numel() // d, dtype=torch.bool)
     untouched[rows.cpu()] = False
@@ -114,9 +114,9 @@ def test_a_run_of_which_a_token_sees_nothing(device):
     tiles.wide += [[0, 1, 17, 33, start, min(start + 64, 99), 0, 0] for start in (0, 64)]
     tiles.readers = [*range(33)] * 2
     integers = torch.tensor(tiles.integers(tiles.sizes, 0), dtype=torch.int32, device=device)
-    found = TritonPagedAttention(cache, DeviceTiles.view(integers, tiles.sizes, True))(0, qk, v, rope)
-    assert found.isfinite().all()
-    torch.testing.assert_close(found, whole, atol=1e-3, rtol=1e-3)
+    result = TritonPagedAttention(cache, DeviceTiles.view(integers, tiles.sizes, True))(0, qk, v, rope)
+    assert result.isfinite().all()
+    torch.testing.assert_close(result, whole, atol=1e-3, rtol=1e-3)
 
 
 def test_padded_tiles_are_the_same_work(device):
@@ -129,10 +129,10 @@ def test_padded_tiles_are_the_same_work(device):
     sizes = TileSizes(8, 8, needed.blocks + 3, needed.narrow + 5, needed.wide + 2, needed.entries + 4)
     integers = torch.tensor(tiles.integers(sizes, spare_block=blocks), dtype=torch.int32, device=device)
     more = [torch.cat((x, x)) for x in (qk, v, *rope)]
-    found = TritonPagedAttention(padded_cache, DeviceTiles.view(integers, sizes, True))(
+    result = TritonPagedAttention(padded_cache, DeviceTiles.view(integers, sizes, True))(
         0, more[0], more[1], (more[2], more[3])
     )
-    assert torch.equal(found[:4], exact) and not found[4:].any()
+    assert torch.equal(result[:4], exact) and not result[4:].any()
     assert torch.equal(padded_cache[:, :, :-1], cache[:, :, :-1])
 
 
@@ -150,9 +150,9 @@ def test_offsets_past_2_31_elements(device):
         [(s.start, s.end, [block + blocks - count for block in s.blocks]) for s in spans]
         for spans in (metadata.decode, metadata.prefill)
     ]
-    found = TritonPagedAttention.build(far, build_metadata(*moved, SIZE), 8)(0, qk, v, rope)
-    assert torch.equal(found, TritonPagedAttention.build(near, metadata, 8)(0, qk, v, rope))
+    result = TritonPagedAttention.build(far, build_metadata(*moved, SIZE), 8)(0, qk, v, rope)
+    assert torch.equal(result, TritonPagedAttention.build(near, metadata, 8)(0, qk, v, rope))
     assert torch.equal(far[0, :, -count:], near[0])
     tiles = TritonPagedAttention.build(near, metadata, 8).tiles
     again = paged_attention(apply_rope(qk, rope)[:, :8], near[0], tiles)
-    torch.testing.assert_close(found, again, atol=2e-3, rtol=2e-3)  # the rotation's rounding differs
+    torch.testing.assert_close(result, again, atol=2e-3, rtol=2e-3)  # the rotation's rounding differs

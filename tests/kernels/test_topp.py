@@ -1,7 +1,7 @@
 """kernels/topp.py against the CPU sampler: the same tokens for the same noise.
 
-The two round differently, so a draw could differ where its noise falls on the boundary between two tokens, or a token
-on that of the nucleus. With the seeds here none does: every token stays the same when noise or top-p moves by 2e-6.
+The two round differently, so a draw may differ if its noise falls on the boundary between two tokens, or a token on the
+boundary of the nucleus. These seeds avoid that: every token stays the same when noise or top-p moves by 2e-6.
 """
 
 import itertools
@@ -33,7 +33,7 @@ def filled(rows: int, value: float) -> Tensor:
 
 
 def check(device: torch.device, logits: Tensor, *settings: Tensor, moved: Tensor | None = None):
-    """Both samplers agree; returns what they say. `moved`: the logits on the device, where `to` would lay them anew."""
+    """Both samplers agree; returns their draws. `moved`: the logits on the device, in a layout of their own."""
     expected, expected_logprobs = sampler.sample(logits, *settings)
     moved = logits.to(device) if moved is None else moved
     ids, logprobs = topp.sample(moved, *(x.to(device) for x in settings))

@@ -90,11 +90,11 @@ def pieces(path: Path, template: str) -> Path:
 
 def parts(chat, ids: list[int]) -> list[str | int]:
     """A dialog's ids as texts, each decoded whole, and the ids of control tokens between them."""
-    found: list[str | int] = []
+    segments: list[str | int] = []
     for control, group in itertools.groupby(ids, lambda i: i < 3):
         group = list(group)
-        found += group if control else [chat.text(group)]
-    return found
+        segments += group if control else [chat.text(group)]
+    return segments
 
 
 def test_llama2(tmp_path):

@@ -47,14 +47,14 @@ def texts() -> list[str]:
     draw = random.Random(0)
     prompts = [row["prompt"] for row in read_jsonl(ROOT / "data" / "prompts" / "evaluation.jsonl")]
     code = [path.read_text() for path in sorted((ROOT / "model").glob("*.py"))]
-    found = [*WORDS, *LOOKALIKES, *prompts, *code]
+    samples = [*WORDS, *LOOKALIKES, *prompts, *code]
     ranges = [(0x20, 0x7F), (0x1, 0x250), (0x250, 0xD800), (0xE000, 0x20000), (0x1F300, 0x1FAFF), (0x9, 0xE)]
     alphabets = ["ab", "a- ", "aA1 \n", "é's LlTſ", "=-_", "0123456789 ", "\n\r\t ", "'sdmtrevl ", "ha", "🙂é字"]
     for _ in range(600):
-        found.append("".join(chr(draw.randrange(*draw.choice(ranges))) for _ in range(draw.randint(1, 50))))
-        found.append("".join(draw.choices(draw.choice(alphabets), k=draw.randint(1, 80))))
-        found.append(" ".join(draw.choices([*WORDS, *LOOKALIKES], k=3)))
-    return found
+        samples.append("".join(chr(draw.randrange(*draw.choice(ranges))) for _ in range(draw.randint(1, 50))))
+        samples.append("".join(draw.choices(draw.choice(alphabets), k=draw.randint(1, 80))))
+        samples.append(" ".join(draw.choices([*WORDS, *LOOKALIKES], k=3)))
+    return samples
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +73,9 @@ def theirs() -> metas.Tokenizer:
 
 
 def test_ids_equal_tiktokens(llama3, theirs):
-    found = texts()
-    assert len(set(found)) > 1500
-    for text in found:
+    samples = texts()
+    assert len(set(samples)) > 1500
+    for text in samples:
         ids = theirs.encode(text, bos=False, eos=False)
         assert llama3.encode(text) == ids, text
         assert llama3.decode(ids) == text

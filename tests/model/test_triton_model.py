@@ -49,13 +49,13 @@ def test_log_probabilities_and_their_gradients(model, device, dtype, prefixes):
     ]
     batch = lay_out(examples, [0, 1], prefixes, device=device)
     model.requires_grad_()
-    found = []
+    results = []
     for attention in ("triton", "sdpa"):
         model.zero_grad()
         logprob = completion_logprob(model, batch, attention)
         (batch.sums(logprob) * torch.tensor([1.0, -1.0], device=device)).sum().backward()
-        found.append([logprob.detach(), *(p.grad for p in model.parameters())])
-    for ours, theirs in zip(*found, strict=True):
+        results.append([logprob.detach(), *(p.grad for p in model.parameters())])
+    for ours, theirs in zip(*results, strict=True):
         tolerance = 1e-4 if dtype == torch.float32 else 0.1
         assert theirs.norm() > 0
         assert (ours - theirs).norm() <= tolerance * theirs.norm()
@@ -73,18 +73,18 @@ def test_generation(model, sampling, changes, device):
     In bf16 roundings differ, and tokens where two are about as probable. On CUDA, therefore, what is compared are the
     log-probabilities of the kernels' own tokens, which the eager model gives all at once."""
     options = {"num_kv_blocks": 256, "block_size": 8, "max_num_batched_tokens": 64, "max_num_seqs": 32} | changes
-    graphs, found = options.pop("graphs", False), []
+    graphs, results = options.pop("graphs", False), []
     for attention in ("triton", "sdpa"):
         machine = Engine(model, **options, attention=attention, cuda_graphs=graphs)
         if graphs and attention == "triton" and device.type == "cpu":
             machine.graphs = DecodeGraphs(model, machine.cache)
-        found.append({c.id: c for c in machine.run(mixed_requests(9, sampling))})
+        results.append({c.id: c for c in machine.run(mixed_requests(9, sampling))})
         assert bool(machine.graphs) == (graphs and attention == "triton")
         assert (machine.preemptions > 0) == ("num_kv_blocks" in changes)
     if device.type == "cpu":
-        assert {name: c.ids for name, c in found[0].items()} == {name: c.ids for name, c in found[1].items()}
+        assert {name: c.ids for name, c in results[0].items()} == {name: c.ids for name, c in results[1].items()}
     for request in mixed_requests(9, sampling):
-        completion = found[0][request.id]
+        completion = results[0][request.id]
         expected = eager_logprob(model, request.ids, completion.ids)
         assert abs(completion.logprob - expected) <= (1e-3 if device.type == "cpu" else 0.3)
 

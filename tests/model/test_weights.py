@@ -24,14 +24,14 @@ def test_export_is_the_checkpoint_that_was_loaded(shape, shard_bytes, tmp_path, 
     written = save_pretrained(llama.named_parameters(), llama.config, FIXTURES / shape, tmp_path)
     original = load_file(FIXTURES / shape / "model.safetensors")
     original.pop("lm_head.weight" if llama.config.tie_word_embeddings else "", None)
-    found = {}
+    tensors = {}
     for path in written:
         if path.suffix == ".safetensors":
-            found |= load_file(path)
+            tensors |= load_file(path)
             with safe_open(path, framework="pt") as file:
                 assert file.metadata()["format"] == "pt"
-    assert found.keys() == original.keys()
-    assert all(torch.equal(found[name], original[name]) for name in original)
+    assert tensors.keys() == original.keys()
+    assert all(torch.equal(tensors[name], original[name]) for name in original)
     assert (shard_bytes < 2**30) == (tmp_path / "model.safetensors.index.json").is_file()
     again = load_model(tmp_path, torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), llama.parameters(), strict=True))

@@ -56,8 +56,8 @@ def oracle(model) -> dict[str, list[int]]:
 )
 def test_greedy_tokens_equal_full_forwards(model, oracle, changes):
     machine = engine(model, **changes)
-    found = {c.id: c.ids for c in machine.run(mixed_requests(24))}
-    assert found == oracle
+    completions = {c.id: c.ids for c in machine.run(mixed_requests(24))}
+    assert completions == oracle
     assert (machine.preemptions > 0) == (changes.get("num_kv_blocks", 256) * changes.get("block_size", 8) <= 256)
 
 
@@ -106,8 +106,8 @@ def test_stop_tokens_and_reasons(model):
         Request("too_long", [5] * 512, GREEDY, 0),
         Request("context", [5] * 510, GREEDY, 0),
     ]
-    found = {c.id: c for c in engine(model).run(requests)}
-    assert (found["stop"].ids, found["stop"].finish_reason) == (tokens[:end], "stop")
-    assert (found["length"].ids, found["length"].finish_reason) == (tokens[:5], "length")
-    assert (found["too_long"].ids, found["too_long"].finish_reason) == ([], "too_long")
-    assert (len(found["context"].ids), found["context"].finish_reason) == (2, "length")
+    completions = {c.id: c for c in engine(model).run(requests)}
+    assert (completions["stop"].ids, completions["stop"].finish_reason) == (tokens[:end], "stop")
+    assert (completions["length"].ids, completions["length"].finish_reason) == (tokens[:5], "length")
+    assert (completions["too_long"].ids, completions["too_long"].finish_reason) == ([], "too_long")
+    assert (len(completions["context"].ids), completions["context"].finish_reason) == (2, "length")

@@ -1,4 +1,4 @@
-"""What only a GPU can show, besides the tests marked `kernels`: captured graphs, NCCL, the loop on a device.
+"""Tests that only a GPU can pass in full, besides those marked `kernels`: captured graphs, NCCL, the loop.
 
 `pytest -m gpu` with TRITON_INTERPRET=1 and no GPU goes through the same lines, uncaptured and over gloo.
 """

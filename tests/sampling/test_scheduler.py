@@ -14,7 +14,7 @@ from sampling.scheduler import Scheduler, Sequence, Step
 
 
 class Machine:
-    """A scheduler, and what a model's forward passes would have left in the cache."""
+    """A scheduler, and the cache's content after a model's forward passes."""
 
     def __init__(self, blocks: int, size: int, budget: int, sequences: int):
         self.pool = BlockPool(blocks, size)
@@ -35,7 +35,7 @@ class Machine:
         self.check_blocks()
 
     def compute(self, step: Step) -> None:
-        """The copies, then the writes; then every token must find its prefix in its sequence's blocks."""
+        """Copy and write; then every token must have its prefix in its sequence's blocks."""
         assert sum(item.end - item.start for item in step.scheduled) <= self.budget
         assert len(self.scheduler.running) <= self.sequences
         for source, destination in step.copies:
@@ -52,7 +52,7 @@ class Machine:
                 assert self.cache[place] == tuple(item.sequence.tokens[: position + 1])
 
     def check_blocks(self) -> None:
-        """References are what the running sequences hold; free are exactly the blocks that nobody holds."""
+        """References count the running sequences' blocks; the free blocks are exactly those without a reference."""
         held = Counter(block for sequence in self.scheduler.running for block in sequence.blocks)
         assert {block: count for block, count in enumerate(self.pool.references) if count} == dict(held)
         assert set(self.pool.free) == set(range(len(self.pool.references))) - set(held)
@@ -60,7 +60,7 @@ class Machine:
 
 
 def expected(request: Request) -> list[int]:
-    """What the machine draws for a request that has it to itself."""
+    """The tokens that the machine draws for a request alone."""
     sequence = Sequence(request, 0, 0, list(request.ids))
     for _ in range(request.sampling.max_new_tokens):
         sequence.tokens.append((sum(sequence.tokens) + len(sequence.tokens)) % 5)
