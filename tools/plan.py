@@ -4,18 +4,14 @@
     python -m tools.plan --config configs/smollm2-135m.toml
 
 The engine's scheduler runs typical shards and the trainer packs typical batches, without weights and without a GPU;
-lengths and yields are those of `[plan]` in the config. A step's time comes from a GPU's roofline, or from measuring
-this machine's CPU for about 20 seconds. Exit code 0: everything fits; 1: something will not.
+lengths and yields are those of `[plan]` in the config. A step's time comes from the machine's roofline: a GPU's by its
+data sheet, this CPU's by a large product and a large copy. Exit code 0: everything fits; 1: something will not.
 """
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
-import sys
 import textwrap
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,12 +20,10 @@ from model.config import LlamaConfig
 from prepare.seed_model import prepare
 from stages.files import UserError, command
 from stages.settings import Settings, load_settings
-from tools.bench.calibration import MeasuredCpu
 from tools.planning.checks import checks, free_disk, memory
-from tools.planning.machine import Machine
 from tools.planning.requests import Requests
-from tools.planning.roofline import CARDS, Roofline
-from tools.planning.room import disk, machine_bytes, memory_uses
+from tools.planning.roofline import CARDS, Roofline, this_cpu
+from tools.planning.room import disk, memory_uses
 from tools.planning.stages import PlannedRun
 from tools.planning.texts import chat_format
 
@@ -40,24 +34,18 @@ COUNTED = (
     "trainer.save_every steps."
 )
 
-ON_GPUS = (
+TIMES = (
     "A step of generation takes the longer of its operations and its bytes, at the utilisations above, and "
     "step_milliseconds; a micro-batch of training the longer of its operations (3 forward passes, 4 with activation "
     "checkpointing) and of 8 bytes a parameter sent over the links between GPUs, at bandwidth_utilisation. "
     "start_seconds also covers hashing a stage's inputs: of a seed without a manifest 2 bytes a parameter, in every "
     "stage that starts from it."
 )
-ON_A_CPU = (
-    "A step's seconds are the sum of its coefficients times 1, tokens, tokens drawn, keys read and keys seen; a "
-    "micro-batch's of those times 1 and its forward operations. All were measured just now. "
-    "Hashing the stages' inputs is not counted."
-)
-
 CPU_PARAMETERS = 1e9
 """Parameters at most of a model that is planned for a CPU."""
 
 
-def plan(settings: Settings, config: LlamaConfig, machine: Machine, ranks: int) -> PlannedRun:
+def plan(settings: Settings, config: LlamaConfig, machine: Roofline, ranks: int) -> PlannedRun:
     """The run that `settings` describe, on `ranks` ranks of a machine."""
     chat = chat_format(Path(settings.model.path), config.vocab_size)
     return PlannedRun(settings, config, machine, Requests(settings, chat), chat, ranks).iterate()
@@ -67,10 +55,9 @@ def report(run: PlannedRun, card: str, folder: Path) -> dict[str, Any]:
     """The plan as plain values: stages, totals, memory, disk, pairs, assumptions, checks. Sizes are in bytes."""
     settings, config = run.settings, run.config
     memory_parts, results = {}, list(checks(run))
-    available = CARDS[card].memory if card != "cpu" else machine_bytes()
     for use, parts, change in memory_uses(run):
         memory_parts[use] = parts
-        results.append(memory(sum(parts.values()), available, f"{use} on a {card}", change))
+        results.append(memory(sum(parts.values()), run.machine.card.memory, f"{use} on a {card}", change))
     space = disk(run)
     results.append(free_disk(sum(space.values()), shutil.disk_usage(folder).free, folder))
     return {
@@ -116,7 +103,7 @@ def table(document: dict[str, Any]) -> str:
         *_wrapped("assumed ([plan])", _listed(document["assumptions"])),
         *_wrapped("machine", _listed(document["machine"])),
     ]
-    lines += [*_wrapped("counted", f"{COUNTED} {ON_A_CPU if cpu else ON_GPUS}"), ""]
+    lines += [*_wrapped("counted", f"{COUNTED} {TIMES}"), ""]
     for check in document["checks"]:
         change = f": {check['change']}" if check["change"] else ""
         lines += textwrap.wrap(f"{check['status']:14}{check['what']}{change}", 118, subsequent_indent=" " * 14)
@@ -161,18 +148,7 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def calibrated(config: Path) -> MeasuredCpu:
-    """This machine's CPU, measured in a process of its own."""
-    print("measuring this machine's CPU, about 20 seconds", file=sys.stderr, flush=True)
-    words = [sys.executable, "-m", "tools.bench.calibration", "--config", str(config), "--started", str(time.time())]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=environment)
-    if done.returncode:  # the process has printed the reason
-        raise SystemExit(2)
-    return MeasuredCpu(**json.loads(done.stdout))
-
-
-def choose_machine(arguments: argparse.Namespace, settings: Settings, config: LlamaConfig) -> tuple[Machine, str, int]:
+def choose_machine(arguments: argparse.Namespace, settings: Settings, config: LlamaConfig) -> tuple[Roofline, str, int]:
     """The machine, its name and the number of ranks.
 
     Raises `UserError` for an unknown GPU, for a number of GPUs below 1 and for a model too large for a CPU.
@@ -186,14 +162,15 @@ def choose_machine(arguments: argparse.Namespace, settings: Settings, config: Ll
                 f"{arguments.config}: {config.parameter_count() / 1e9:.1f} billion parameters are too many for a CPU; "
                 f"plan for GPUs: make plan CONFIG={arguments.config} GPUS={settings.nproc_per_node} GPU=h100"
             )
-        return calibrated(arguments.config), card, settings.nproc_per_node
-    if card not in CARDS:
+        figures, ranks = this_cpu(settings), settings.nproc_per_node
+    elif card not in CARDS:
         raise UserError(f"--gpu {card}: unknown; choose cpu, {', '.join(CARDS)}")
-    ranks = settings.nproc_per_node if arguments.gpus is None else arguments.gpus
+    else:
+        figures, ranks = CARDS[card], settings.nproc_per_node if arguments.gpus is None else arguments.gpus
     if ranks < 1:
         raise UserError(f"--gpus {ranks}: must be at least 1")
     recompute = settings.trainer.activation_checkpointing
-    return Roofline(config, settings.plan, CARDS[card], ranks, recompute), card, ranks
+    return Roofline(config, settings.plan, figures, ranks, recompute), card, ranks
 
 
 def main() -> None:

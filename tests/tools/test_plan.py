@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import nnls
 from training import changed
 from workload import FIXTURE, mixed_requests
 
 from dpo.data import Example
-from dpo.parallel import distributed
 from evaluation.labelled import read_cases
 from judging.judge import judge_items
 from model.chat import load_chat
@@ -23,14 +21,14 @@ from model.weights import load_model
 from prepare.seed_model import make_tiny
 from sampling.engine import Engine
 from sampling.request import Sampling
+from stages.assumptions import Assumptions
 from stages.files import UserError
 from stages.settings import EngineOptions, Iteration, Settings, load_settings
 from tools import plan as command_line
-from tools.bench.calibration import MeasuredCpu, TrainingBench, fit, samples
 from tools.planning import checks, requests
 from tools.planning.checks import free_disk, memory
 from tools.planning.requests import Requests
-from tools.planning.roofline import CARDS, Roofline, generation_bytes, generation_flops
+from tools.planning.roofline import CARDS, Roofline, generation_bytes, generation_flops, this_cpu
 from tools.planning.room import disk, generation_memory, memory_uses
 from tools.planning.stages import PlannedRun
 from tools.planning.texts import StandInTokenizer, Texts, chat_format, single_tokens
@@ -246,49 +244,6 @@ def test_memory_and_disk_by_hand(llama, monkeypatch):
     assert 1e9 < space["records"] < 20e9
 
 
-# This machine's CPU.
-
-
-def test_fit_is_the_non_negative_least_squares():
-    generator = np.random.default_rng(0)
-    rows = generator.uniform(1, 10, (30, 4))
-    for truth in ([1.0, 2.0, 0.0, 3.0], [0.5, -1.0, 2.0, 1.0]):
-        seconds = np.abs(rows @ truth) * generator.uniform(0.8, 1.2, 30)
-        expected, _ = nnls(rows, seconds)
-        assert fit(rows.tolist(), seconds.tolist()) == pytest.approx(expected, abs=1e-8)
-
-
-def test_a_measured_machine_adds_up():
-    machine = MeasuredCpu(1.0, 2.0, (1.0, 0.1, 0.01, 0.0, 0.001), (1.0, 1e-9), (2.0, 3e-9), 0.5, 1e-9)
-    assert machine.generation_seconds([StepWork(10, 2, 50, 100)] * 2) == pytest.approx(2 * (1 + 1 + 0.02 + 0.1))
-    assert machine.update_seconds([1e9, 1e9]) == pytest.approx(2 * 2 + 6 + 0.5)
-    assert machine.forward_seconds([1e9]) == pytest.approx(2.0)
-    assert machine.disk_seconds(1e9) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.toml")), ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_every_shipped_config_gives_requests_to_measure_on(path, monkeypatch):
-    """Also one without iterations and without an evaluation."""
-    monkeypatch.setattr(requests, "SAMPLED_REQUESTS", 8)
-    settings = changed(load_settings(path), engine={"shard_requests": 8})
-    kinds = samples(settings, Requests(settings, chat_format(Path("none"), 1000)))
-    assert len(kinds) >= 1 + (not settings.judge.scores_file) and all(sample.items for sample in kinds)
-
-
-def test_where_no_pair_fits_training_is_not_measured(tiny):
-    """And the plan says that it will not fit, instead of ending in an error."""
-    settings = changed(tiny, trainer={"tokens_per_microbatch": 20})
-    config = LlamaConfig.load(tiny.model.path)
-    made = Requests(settings, load_chat(tiny.model.path))
-    with distributed(1) as world:
-        none = TrainingBench(world, settings, config).measure(made)
-        some = TrainingBench(world, changed(tiny, trainer={"tokens_per_microbatch": 300}), config).measure(made)
-    assert none == {"forward": (0.0, 0.0), "backward": (0.0, 0.0), "update": 0.0}
-    assert some["update"] > 0
-    document = command_line.report(planned(settings, config), "h100", Path("."))
-    assert "no example fits 20 tokens" in command_line.table(document)
-
-
 # What will not fit.
 
 SEEDS = {"seeds": "none.jsonl", "count": 100}
@@ -367,7 +322,7 @@ def test_models_besides_the_seed_are_said_to_be_counted_as_the_seed(tiny):
 
 
 def test_a_model_besides_the_seed_is_counted_with_its_own_shape(tiny, tmp_path):
-    """One of twice the layers and an eighth of the context; not on a CPU, where the seed alone was measured."""
+    """One of twice the layers and an eighth of the context."""
     make_tiny(tmp_path)
     document = json.loads((tmp_path / "config.json").read_text())
     document |= {"num_hidden_layers": 2 * document["num_hidden_layers"], "max_position_embeddings": 128}
@@ -379,9 +334,6 @@ def test_a_model_besides_the_seed_is_counted_with_its_own_shape(tiny, tmp_path):
     assert memories["generation by metajudge.model"] == 2 * memories["generation"]
     assert [check.status for check in checks.other_models(other)] == ["ok"]
     assert [c.status for c in checks.context(other) if c.what.startswith("metajudge")] == ["will not fit"]
-    other.machine = MeasuredCpu(1.0, 2.0, (1.0, 0.1, 0.01, 0.0, 0.001), (1.0, 1e-9), (2.0, 3e-9), 0.5, 1e-9)
-    [check] = checks.other_models(other)
-    assert check.status == "warning" and "was not measured" in check.what
 
 
 def test_longest_examples_by_hand(tiny):
@@ -469,10 +421,10 @@ def test_the_table_says_what_the_document_says(tiny):
         assert " ".join(f"{check['what']}: {check['change']}".split()).rstrip(": ") in words
 
 
-def test_a_cpu_is_measured(monkeypatch):
-    """The tiny model's: every coefficient is there, and some work takes some time."""
-    monkeypatch.chdir(ROOT)
-    cpu = command_line.calibrated(Path("configs/tiny.toml"))
-    assert cpu.start_seconds > 0 and cpu.load_seconds > 0 and cpu.update > 0 and cpu.disk > 0
-    assert cpu.generation_seconds([StepWork(100, 10, 500, 1000)]) > 0
-    assert cpu.update_seconds([1e9]) > cpu.forward_seconds([1e9]) > 0
+def test_this_cpu_has_a_roofline(tiny):
+    """Its peaks are those of a large product and a large copy."""
+    card = this_cpu(tiny)
+    assert 1e9 < card.flops < 1e14 and 1e8 < card.bandwidth < 1e13
+    machine = Roofline(LLAMA, Assumptions(), card, 1, False)
+    assert machine.generation_seconds([StepWork(100, 10, 500, 1000)]) > 0
+    assert machine.update_seconds([1e9]) > machine.forward_seconds([1e9]) > 0

@@ -59,13 +59,11 @@ def paths(run: PlannedRun) -> Iterator[Check]:
 
 
 def other_models(run: PlannedRun) -> Iterator[Check]:
-    """Models besides the seed: the shape of one that is not there is unknown, and on a CPU its speed."""
+    """Models besides the seed: the shape of one that is not there is unknown."""
     for kind, (key, path) in run.other_models.items():
         config, _ = run.model(kind)
         if config is run.config:
             yield Check("warning", f"{key}: {path} is not there and is counted as if it were the seed", "put it there")
-        elif run.machine.of(config) is run.machine:
-            yield Check("warning", f"{key}: {path} was not measured and is taken to be as fast as the seed")
         else:
             yield Check("ok", f"{key}: {path} has {config.parameter_count() / 1e9:.2f} billion parameters")
 

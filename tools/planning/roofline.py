@@ -1,24 +1,28 @@
-"""How long work takes on GPUs that are not here: from the makers' figures and the shares of them that a plan assumes.
+"""How long work takes on GPUs that are not here, or on this CPU: the shares that a plan assumes of a machine's peaks.
 
 A step of generation takes the longer of its operations and its bytes, and the host's time. A micro-batch of training
 takes the longer of its operations and of FSDP's communication, which runs meanwhile: parameters are gathered over the
 ranks, gradients reduced.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dpo.flops import PEAK_FLOPS
+import torch
+
+from dpo.flops import PEAK_FLOPS, best_rate, product_flops
 from model.config import LlamaConfig
-from stages.settings import Assumptions
-from tools.planning.room import key_bytes
+from model.dtype import training_dtype
+from stages.settings import Assumptions, Settings
+from tools.planning.room import key_bytes, machine_bytes
 from tools.simulation import StepWork
 
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU's figures, as its maker states them."""
+    """A machine's peaks, a GPU's as its maker states them."""
 
     flops: float
     """Dense bf16 operations a second."""
@@ -39,9 +43,23 @@ CARDS = {
 """SXM modules: NVIDIA's data sheets."""
 
 
+def this_cpu(settings: Settings) -> Card:
+    """This machine's CPU: operations a second of a large product, bytes a second of a large copy."""
+    torch.set_num_threads(settings.engine.threads)
+    device = torch.device("cpu")
+    memory = torch.zeros(2**28, dtype=torch.uint8)
+    bandwidth = best_rate(lambda: memory.clone(), 2 * len(memory), 3)
+    return Card(
+        product_flops(device, training_dtype(settings.model.dtype, device), 1024, 3),
+        bandwidth,
+        machine_bytes(),
+        math.inf,
+    )
+
+
 @dataclass(frozen=True)
 class Roofline:
-    """`ranks` GPUs of one kind with a model on them in bf16: a `tools.planning.machine.Machine`."""
+    """`ranks` GPUs of one kind, or CPUs like this one, with a model on them in bf16."""
 
     config: LlamaConfig
     plan: Assumptions
@@ -51,9 +69,11 @@ class Roofline:
     """Whether a backward pass computes the blocks again."""
 
     def of(self, config: LlamaConfig) -> "Roofline":
+        """The machine with another model on it."""
         return replace(self, config=config)
 
     def stated(self) -> dict[str, Any]:
+        """The figures that times come from, for readers."""
         card = self.card
         return {
             "bf16 Tflop/s": card.flops / 1e12,

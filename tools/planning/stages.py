@@ -15,8 +15,8 @@ from stages.files import read_jsonl
 from stages.settings import Settings
 from stages.shards import cut_shards
 from tools.planning.inputs import named_files, named_models
-from tools.planning.machine import Machine
 from tools.planning.requests import Requests, Sample
+from tools.planning.roofline import Roofline
 from tools.planning.texts import chat_format
 from tools.planning.training import SAMPLED_BATCHES, TrainingWork, training_work
 from tools.simulation import Simulation
@@ -59,7 +59,7 @@ class PlannedRun:
 
     settings: Settings
     config: LlamaConfig
-    machine: Machine
+    machine: Roofline
     requests: Requests
     chat: ChatFormat
     ranks: int
