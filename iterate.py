@@ -99,9 +99,9 @@ class Run:
         sft = self.settings.sft
         if not sft.enabled:
             return seed
-        return self.merged_judge(seed) if sft.sft_delta else self.trained_judge(seed)
+        return self.merged_m0(seed) if sft.sft_delta else self.trained_m0(seed)
 
-    def trained_judge(self, seed: Path) -> Path:
+    def trained_m0(self, seed: Path) -> Path:
         """The seed, fine-tuned on judging and meta-judging examples. Runs with the same inputs share it."""
         labelled = self.run(EFT, self.folder / "sft" / "eft", model=seed) / "examples.jsonl" if self.ranked else None
         examples = self.run(EXAMPLES, self.folder / "sft" / "examples", model=seed, labelled=labelled)
@@ -116,7 +116,7 @@ class Run:
         """Whether the config names human rankings as a source of judging examples."""
         return bool(self.settings.eft.sources)
 
-    def merged_judge(self, seed: Path) -> Path:
+    def merged_m0(self, seed: Path) -> Path:
         """The seed plus the change that SFT makes, from the file `sft.sft_delta`."""
         path = Path(self.settings.sft.sft_delta)
         if read_facts(path)["recipe"] != self.sft_recipe(seed):
@@ -305,7 +305,7 @@ def make_sft_delta(run: Run) -> None:
     if not sft.sft_delta:
         raise UserError(f"{run.config}: sft.sft_delta is empty; name the file to write")
     seed, path = prepare(run.settings.model), Path(sft.sft_delta)
-    trained = run.trained_judge(seed)
+    trained = run.trained_m0(seed)
     facts: dict[str, Any] = {
         "command": f"make sft CONFIG={run.config}",
         "recipe": run.sft_recipe(seed),
@@ -315,7 +315,7 @@ def make_sft_delta(run: Run) -> None:
     facts |= {key: value for key, value in (read_manifest(trained) or {}).items() if key in ("steps", "seconds")}
     write(seed, trained, sft.sft_delta_megabytes, path, **facts)
     measured: dict[str, float] = {}
-    for name, model in (("trained", trained), ("merged", run.merged_judge(seed))):
+    for name, model in (("trained", trained), ("merged", run.merged_m0(seed))):
         folders = ModelMeasurements(run.folder / "sft" / name)
         run.measure(model, folders, name)
         if folders.agreement.is_dir():

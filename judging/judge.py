@@ -50,7 +50,7 @@ def judge(job: Job) -> None:
     worker, responses = Worker(settings, job.path("model")), distinct_responses(read_shards(job.path("responses")))
     if settings.judge.score_first:
         if not job.has("scores"):
-            raise UserError("--scores is missing: with expected scores first, they choose the judged responses; add it")
+            raise UserError("--scores is missing: they choose the judged responses; add what `judging.expected` wrote")
         draw = seeded_draw(settings.seed, job.iteration)
         responses = most_uncertain(responses, spreads(read_shards(job.path("scores"))), draw)
     items = judge_items(responses, worker.chat, settings, job.iteration, settings.judge.N)

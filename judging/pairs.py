@@ -47,10 +47,14 @@ class Sources:
 
     @classmethod
     def of(cls, job: Job) -> "Sources":
-        """A job's inputs. Raises `UserError` where scores are given twice or not at all."""
+        """A job's inputs. Raises `UserError` where scores are given twice or not at all, or are not the config's."""
         sources = cls(job.path("responses"), *map(job.optional, tuple(cls.__dataclass_fields__)[1:]))
         if bool(sources.scores_file) == bool(sources.scores or sources.judgments):
             raise UserError("scores come from --judgments or --scores, or else from --scores-file; name one of the two")
+        if job.settings.judge.score == "expected" and not sources.scores:
+            raise UserError(
+                '--scores is missing: judge.score is "expected", and `judging.expected` writes them; add it'
+            )
         return sources
 
     def paths(self) -> dict[str, Path]:

@@ -6,7 +6,7 @@ The result has exactly the distribution of the renormalised nucleus, and the pro
 top-p cuts off, at most 1 - p.
 
 The noise of a draw is Philox-4x32-10 (Salmon et al., SC 2011) of (seed, position, attempt), so no draw depends on the
-batch, the rank or the order.
+batch, the rank or the order. On CUDA `kernels/topp.py` draws the same tokens.
 
 Shapes: b sequences, v vocabulary, c chunks of the vocabulary, w tokens a chunk.
 """

@@ -35,7 +35,7 @@ class Bounds:
 
 
 Count = Annotated[int, Bounds(1)]
-CountOrNone = Annotated[int, Bounds(0)]
+CountOrZero = Annotated[int, Bounds(0)]
 Share = Annotated[float, Bounds(0, 1)]
 Amount = Annotated[float, Bounds(0)]
 Positive = Annotated[float, Bounds(0, above=True)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stages.assumptions import Assumptions
-from stages.config import Amount, Count, CountOrNone, Positive, Share, read_config
+from stages.config import Amount, Count, CountOrZero, Positive, Share, read_config
 from stages.files import UserError
 
 PromptStyle = Literal["full", "compact"]
@@ -82,13 +82,13 @@ class Sft(Training):
     """Off: the seed itself is M0."""
     examples: list[str] = field(default_factory=list)
     """JSON-lines files of labelled judgments and comparisons, or of prompts with scored responses (data/README.md)."""
-    constructed_decisions: CountOrNone = 0
+    constructed_decisions: CountOrZero = 0
     """Examples of the first lesson: a good answer, or one to another question, and only the score."""
-    constructed_judgments: CountOrNone = 0
+    constructed_judgments: CountOrZero = 0
     """Judgments made by construction from `prompts` and `answers`: the second lesson, and part of the third."""
-    constructed_comparisons: CountOrNone = 0
+    constructed_comparisons: CountOrZero = 0
     """Meta-judgments by construction: the third lesson. Models too small to meta-judge untaught need them."""
-    constructed_answers: CountOrNone = 0
+    constructed_answers: CountOrZero = 0
     """The model's own answers among the examples, so that the model still acts."""
     prompts: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
@@ -144,7 +144,7 @@ class Prompts:
     """Completions sampled in a round; prompts kept in earlier rounds serve as examples."""
     shots: Count = 8
     """Examples in a request."""
-    generated_shots: CountOrNone = 2
+    generated_shots: CountOrZero = 2
     """How many of the examples are new prompts of earlier rounds, once there are that many."""
     temperature: Amount = 0.6
     top_p: Share = 0.9
@@ -220,7 +220,7 @@ class Metajudge:
     model: str = "current"
     """The model that compares: "current", the iteration's model (the paper); "initial", M0 in every iteration; or a
     Hugging Face directory."""
-    opponents: CountOrNone = 0
+    opponents: CountOrZero = 0
     """How many others each judgment is compared with, an even number; 0: all others (the paper)."""
     max_score_gap: Amount | None = None
     """Largest difference between the scores of two judgments that are compared; none: no limit (the paper)."""
@@ -251,9 +251,9 @@ class TrainerOptions:
     """Whether to keep only a layer's input and compute the layer again in backward."""
     compile: bool = False
     """Whether `torch.compile` fuses each layer apart from its attention; on a CPU this needs a C++ compiler."""
-    save_every: CountOrNone = 0
+    save_every: CountOrZero = 0
     """Steps between resumable checkpoints of 12 bytes a parameter; 0: at the end of each epoch."""
-    evaluate_every: CountOrNone = 0
+    evaluate_every: CountOrZero = 0
     """Steps between measurements on the held-out examples; 0: only at the end of each epoch."""
     timeout_minutes: Positive = 30.0
     """How long a rank waits for the others; the first rank writes an export, 16 GB of Llama-3-8B, alone."""
