@@ -3,8 +3,9 @@
 The style "full" has the elements of the paper's prompts; "compact" has as few tokens as possible, for a small model
 that learns the format by SFT. Text that many prompts share comes first: the rubric, the question, the response, and for
 the meta-judge the two judgments last. Users' text is concatenated, never formatted, so its braces and percent signs
-mean nothing. `_CRITERIA` serves all prompts of the full style. A stage's key does not cover these texts: after a change,
-take a new run.
+mean nothing. `_CRITERIA` serves all prompts of the full style.
+
+A stage's key does not cover these texts: after a change, take a new run.
 """
 
 from collections.abc import Sequence
