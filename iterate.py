@@ -76,7 +76,7 @@ class Run:
             self.digests[path] = digest(path)
         return self.digests[path]
 
-    def stage(self, stage: Stage, job: Job, name: str = "") -> Path:
+    def run_job(self, stage: Stage, job: Job, name: str = "") -> Path:
         """Run a job of a stage, unless it is complete; the output folder. `name`: the stage's name in the forecast."""
         name = name or "/".join(job.out.parts[-2:])
         if job.complete:
@@ -90,9 +90,9 @@ class Run:
                 raise SystemExit(code)
         return job.out
 
-    def run(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Path:
+    def run_stage(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Path:
         """Run a stage on these inputs; its output folder."""
-        return self.stage(stage, self.job(stage, out, t, **inputs))
+        return self.run_job(stage, self.job(stage, out, t, **inputs))
 
     def sft(self, seed: Path) -> Path:
         """M0, which can judge and meta-judge: the seed after SFT, or the seed plus the change that SFT once made."""
@@ -103,13 +103,15 @@ class Run:
 
     def trained_m0(self, seed: Path) -> Path:
         """The seed, fine-tuned on judging and meta-judging examples. Runs with the same inputs share it."""
-        labelled = self.run(EFT, self.folder / "sft" / "eft", model=seed) / "examples.jsonl" if self.ranked else None
-        examples = self.run(EXAMPLES, self.folder / "sft" / "examples", model=seed, labelled=labelled)
+        labelled = None
+        if self.ranked:
+            labelled = self.run_stage(EFT, self.folder / "sft" / "eft", model=seed) / "examples.jsonl"
+        examples = self.run_stage(EXAMPLES, self.folder / "sft" / "examples", model=seed, labelled=labelled)
         job = self.job(SFT, Path(), model=seed, data=examples / "examples.jsonl")
         shared = Path("models") / "sft" / job.key[:12]
         shared.mkdir(parents=True, exist_ok=True)
         with run_lock(shared):  # another run may train the same model
-            return self.stage(SFT, replace(job, out=shared / "checkpoint"))
+            return self.run_job(SFT, replace(job, out=shared / "checkpoint"))
 
     @property
     def ranked(self) -> bool:
@@ -170,7 +172,7 @@ class Run:
         shared = Path("models") / "measured" / job.key[:12]
         shared.mkdir(parents=True, exist_ok=True)
         with run_lock(shared):  # another run may measure the same model
-            self.stage(MEASURE, replace(job, out=shared), name=name)
+            self.run_job(MEASURE, replace(job, out=shared), name=name)
         copy_folder(shared, folders.folder)
 
     def evaluate_initial(self, initial: Path) -> None:
@@ -192,7 +194,7 @@ class Run:
                 raise UserError(f"{self.config}: no prompts; set respond.prompts, or prompts.seeds to make new ones")
             return Path(self.settings.respond.prompts)
         writer = other_model(options.model, "prompts.model") if options.model else seed
-        return self.run(NEW_PROMPTS, self.folder / "pool", model=writer) / "prompts.jsonl"
+        return self.run_stage(NEW_PROMPTS, self.folder / "pool", model=writer) / "prompts.jsonl"
 
     def iteration(self, t: int, model: Path, initial: Path) -> Path:
         """Make M_t from M_{t-1} (`model`): act, judge, meta-judge, make pairs, train."""
@@ -202,39 +204,39 @@ class Run:
             words = ("--config", self.config, "--model", model, "--prompts", prompts)
             if code := self.launcher.run("judging.preview", words, "preview", distributed=False):
                 raise SystemExit(code)
-        responses = self.run(RESPOND, folder / "responses", t, model=model, prompts=prompts)
+        responses = self.run_stage(RESPOND, folder / "responses", t, model=model, prompts=prompts)
 
         sources = Sources(responses, scores_file=self.external_scores(t, responses))
         if not settings.judge.scores_file:
             sources = self.judged(t, model, responses)
             if settings.iteration[t - 1].judge_pairs:
                 comparisons = folder / "comparisons"
-                self.run(METAJUDGE, comparisons, t, model=self.metajudge(model, initial), **sources.paths())
+                self.run_stage(METAJUDGE, comparisons, t, model=self.metajudge(model, initial), **sources.paths())
                 sources = replace(sources, comparisons=comparisons)
 
-        pairs = self.run(PAIRS, folder / "pairs", t, model=model, **sources.paths())
+        pairs = self.run_stage(PAIRS, folder / "pairs", t, model=model, **sources.paths())
         if t == 1:  # after the first pairs, since users wait to see an iteration
             self.evaluate_initial(initial)
         self.check(t, sources, pairs)
 
         data = [pairs / "actor.jsonl", pairs / "judge.jsonl"]
         reference = model if settings.dpo.reference == "previous" else initial
-        return self.run(DPO, folder / "checkpoint", t, model=model, reference=reference, data=data)
+        return self.run_stage(DPO, folder / "checkpoint", t, model=model, reference=reference, data=data)
 
     def judged(self, t: int, model: Path, responses: Path) -> Sources:
         """Judge the responses: judgments, expected scores, or both."""
         judge, folder = self.settings.judge, self.folder / f"iter{t}"
         judgments, scores = folder / "judgments", folder / "scores"
         if judge.score == "sampled":
-            return Sources(responses, self.run(JUDGE, judgments, t, model=model, responses=responses))
+            return Sources(responses, self.run_stage(JUDGE, judgments, t, model=model, responses=responses))
         if not judge.score_first:
-            self.run(JUDGE, judgments, t, model=model, responses=responses)
-            self.run(SCORE, scores, t, model=model, responses=responses, judgments=judgments)
+            self.run_stage(JUDGE, judgments, t, model=model, responses=responses)
+            self.run_stage(SCORE, scores, t, model=model, responses=responses, judgments=judgments)
             return Sources(responses, judgments, scores)
-        self.run(SCORE, scores, t, model=model, responses=responses)
+        self.run_stage(SCORE, scores, t, model=model, responses=responses)
         if not self.settings.iteration[t - 1].judge_pairs:
             return Sources(responses, scores=scores)
-        self.run(JUDGE, judgments, t, model=model, responses=responses, scores=scores)
+        self.run_stage(JUDGE, judgments, t, model=model, responses=responses, scores=scores)
         return Sources(responses, judgments, scores)
 
     def metajudge(self, model: Path, initial: Path) -> Path:

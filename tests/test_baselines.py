@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def in_process(self, stage: Stage, job: Job, name: str = "") -> Path:
-    """`iterate.Run.stage` by the same command line, without a process of its own."""
+    """`iterate.Run.run_job` by the same command line, without a process of its own."""
     if not job.complete:
         stage.run(stage.read_arguments(stage.arguments(self.config, job)))
     return job.out
@@ -39,7 +39,7 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture
 def run_config(place, monkeypatch):
     monkeypatch.chdir(place)
-    monkeypatch.setattr(iterate.Run, "stage", in_process)
+    monkeypatch.setattr(iterate.Run, "run_job", in_process)
 
     def run(config: Path) -> Path:
         settings = load_settings(config)
