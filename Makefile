@@ -8,7 +8,7 @@ HEAD   ?=
 PYTHON ?= python3
 
 BIN    := .venv/bin
-export PYTHONPATH := .
+export PYTHONPATH := $(CURDIR)
 # Waiting threads sleep early: stages/launch.py says why.
 ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 1000

@@ -31,6 +31,7 @@ from torch.distributed.run import main as torchrun
 
 from stages.files import Terminated, UserError, command
 
+ROOT = Path(__file__).parents[1]
 GRACE = 300
 """Seconds that ranks have to save their state after a signal."""
 SPINS = "1000"
@@ -203,9 +204,13 @@ class Launcher:
 
 
 def _environment() -> dict[str, str]:
-    """The environment of a stage: waiting threads sleep early, unless the user says how they wait."""
-    own = os.environ
-    return {**own} if "OMP_WAIT_POLICY" in own else {"GOMP_SPINCOUNT": SPINS, **own}
+    """The environment of a stage: it finds the checkout's modules, which no one installs, from any folder.
+
+    Waiting threads sleep early, unless the user says how they wait.
+    """
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    own = os.environ | {"PYTHONPATH": path}
+    return own if "OMP_WAIT_POLICY" in own else {"GOMP_SPINCOUNT": SPINS, **own}
 
 
 def exit_code(error: BaseException) -> int:
