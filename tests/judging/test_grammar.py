@@ -133,7 +133,7 @@ def requests(seed: int, count: int, draw_line: Callable[[Random], list[str]]) ->
         yield {
             "text": draw.choice(["", " ", "\n\u00a0\n", "\u2028\x1c"]) if draw.random() < 0.02 else text,
             "finish_reason": draw.choice(["too_long", "length", ""]) if draw.random() < 0.05 else "stop",
-            "verdict": verdict,
+            "verdict_position": verdict,
         }
 
 
@@ -237,7 +237,7 @@ def test_slow_winners(text, expected):
 def test_slow_settings():
     assert slow_score("score: 9", "too_long") == slow_winner("", "too_long") == Failure.TOO_LONG
     assert slow_score("score: 3", "length") == slow_winner("winner: A", "") == Failure.TRUNCATED
-    assert slow_score("\nscore: 3\x0bscore: 4", "stop", verdict="first") == 3
+    assert slow_score("\nscore: 3\x0bscore: 4", "stop", verdict_position="first") == 3
     assert slow_winner("winner: A\u2028winner: B", "stop", "first") == "first"
     assert slow_score("score: 4.5 of 5", "stop", fractions=True) == Fraction(9, 2)
     assert slow_score("score: 5.5", "stop", fractions=True) == Failure.OUT_OF_RANGE

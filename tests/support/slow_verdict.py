@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
-from judging.verdict import Failure
+from judging.verdict_position import Failure
 
 
 class Token(NamedTuple):
@@ -19,9 +19,9 @@ class Token(NamedTuple):
 Rule = Callable[[list[Token], int], Iterator[tuple[int, str]]]
 
 
-def slow_score(text: str, finish_reason: str, verdict: str = "last", fractions: bool = False) -> Fraction | Failure:
+def slow_score(text: str, finish_reason: str, verdict_position: str = "last", fractions: bool = False) -> Fraction | Failure:
     """The score that the verdict line names, or why there is none."""
-    line = verdict_line(text, finish_reason, verdict)
+    line = verdict_line(text, finish_reason, verdict_position)
     if isinstance(line, Failure):
         return line
     value = whole_reading(SCORE_LINE, line)
@@ -35,9 +35,9 @@ def slow_score(text: str, finish_reason: str, verdict: str = "last", fractions: 
     return score
 
 
-def slow_winner(text: str, finish_reason: str, verdict: str = "last") -> str | Failure:
+def slow_winner(text: str, finish_reason: str, verdict_position: str = "last") -> str | Failure:
     """The winner that the verdict line names, or why there is none."""
-    line = verdict_line(text, finish_reason, verdict)
+    line = verdict_line(text, finish_reason, verdict_position)
     if isinstance(line, Failure):
         return line
     value = whole_reading(WINNER_LINE, line)
@@ -46,7 +46,7 @@ def slow_winner(text: str, finish_reason: str, verdict: str = "last") -> str | F
     return {"a": "first", "b": "second", "tie": "tie"}[value]
 
 
-def verdict_line(text: str, finish_reason: str, verdict: str) -> str | Failure:
+def verdict_line(text: str, finish_reason: str, verdict_position: str) -> str | Failure:
     """The only line that can hold the verdict, without emphasis and with its white space made even."""
     if finish_reason == "too_long":
         return Failure.TOO_LONG
@@ -55,7 +55,7 @@ def verdict_line(text: str, finish_reason: str, verdict: str) -> str | Failure:
     if text.strip() == "":
         return Failure.EMPTY
     lines = text.strip().splitlines()  # the outermost two are never empty
-    line = lines[0] if verdict == "first" else lines[-1]
+    line = lines[0] if verdict_position == "first" else lines[-1]
     for emphasis in "*_`":
         line = line.replace(emphasis, " ")
     return " ".join(line.replace("\N{FULLWIDTH COLON}", ":").split())
