@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
-from judging.verdict_position import Failure
+from judging.verdict import Failure
 
 
 class Token(NamedTuple):
@@ -19,7 +19,9 @@ class Token(NamedTuple):
 Rule = Callable[[list[Token], int], Iterator[tuple[int, str]]]
 
 
-def slow_score(text: str, finish_reason: str, verdict_position: str = "last", fractions: bool = False) -> Fraction | Failure:
+def slow_score(
+    text: str, finish_reason: str, verdict_position: str = "last", fractions: bool = False
+) -> Fraction | Failure:
     """The score that the verdict line names, or why there is none."""
     line = verdict_line(text, finish_reason, verdict_position)
     if isinstance(line, Failure):
