@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.agreement import read_report
-from evaluation.decisions import collect
+from evaluation.decisions import read_decisions
 from evaluation.folders import ModelMeasurements
 from evaluation.labelled import read_labelled
 from evaluation.measures import half_credit
 from evaluation.statistics import bootstrap
-from stages.files import read_json, read_shards
+from stages.files import read_json
 from stages.settings import Settings
 
 Row = dict[str, Any]
@@ -24,8 +24,10 @@ PROTOCOLS = {"scores": "by mean scores", "pairwise": "in both orders"}
 """The protocol of a judge, in words."""
 
 ANSWERS = ("characters", "cut_off", "repetition", "distinct_1", "distinct_2")
-Values = dict[str, dict[str, dict[str, float]]]
-"""The single values of one model: measure -> group that is resampled -> item -> value."""
+Item = tuple[str, str]
+"""The group that is resampled, and the name within the group."""
+Values = dict[str, dict[Item, float]]
+"""The single values of one model, by measure."""
 
 
 def model_rows(run: Path, settings: Settings, done: int, checkpoints: Sequence[str]) -> list[Row]:
@@ -53,14 +55,15 @@ def _measured(model: ModelMeasurements, settings: Settings, run: Path) -> tuple[
     meta = labelled_report(model.meta_agreement, evaluation.comparisons) or {}
     actor = read_json(model.held_out / "report.json") if evaluation.instructions or evaluation.prompts else {}
     verifiable, answers = actor.get("verifiable") or {}, actor.get("answers") or {}
-    followed = verifiable.get("followed", {})
-    values: Values = {"verifiable": {name: {"": float(all(rules))} for name, rules in followed.items()}}
+    values: Values = {}
+    for name, rules in verifiable.get("followed", {}).items():
+        values.setdefault("verifiable", {})[name, ""] = float(all(rules))
     for name, own in answers.get("by_id", {}).items():
         for key, value in own.items():
-            values.setdefault(key, {})[name] = {"": value}
+            values.setdefault(key, {})[name, ""] = value
     if judge:
         cases = Path(evaluation.judge_cases.replace("{run}", str(run)))
-        values["agreement"] = _credits(cases, model.agreement / "judgments")
+        values["agreement"] = _credits(cases, model.agreement / "decisions.jsonl")
     row = {"agreement": judge.get("pairwise"), "meta_agreement": meta.get("agreement")}
     row |= {key: judge.get(key) for key in ("longer_wins", "spearman", "parse_rate")}
     row |= {"verifiable": verifiable.get("strict"), "verifiable_rules": verifiable.get("rules")}
@@ -81,35 +84,24 @@ def _winning(model: ModelMeasurements, t: int, settings: Settings) -> Row:
     }
 
 
-def _credits(cases: Path, judgments: Path) -> dict[str, dict[str, float]]:
-    """By group and pair, 1, 1/2 or 0 for the judge's agreement with the label; pairs without a verdict are left out."""
+def _credits(cases: Path, decisions: Path) -> dict[Item, float]:
+    """1, 1/2 or 0 for the judge's agreement with each pair's label; pairs without a verdict are left out."""
     labelled = read_labelled(cases)
-    rows = [{"id": row["response_id"], "index": row["index"], "score": row["score"]} for row in read_shards(judgments)]
-    decisions = collect("scores", ((f"{judgments}", row) for row in rows), labelled, str(judgments))
-    preferences = decisions.opinion(labelled).preferences
-    groups: dict[str, dict[str, float]] = {}
-    for pair in labelled.pairs:
-        if (preference := preferences[pair.name]) is not None:
-            groups.setdefault(pair.first.group, {})[pair.name] = half_credit(preference, pair.label)
-    return groups
+    preferences = read_decisions(decisions, labelled).opinion(labelled).preferences
+    decided = [(pair, preference) for pair in labelled.pairs if (preference := preferences[pair.name]) is not None]
+    return {(pair.first.group, pair.name): half_credit(preference, pair.label) for pair, preference in decided}
 
 
 def differences(values: Values, base: Values) -> Row:
     """For each measure of both: the mean of value - base over the items of both, with its interval."""
-    return {
-        measure: bootstrap(
-            [
-                [
-                    value - base[measure][group][item]
-                    for item, value in own.items()
-                    if item in base[measure].get(group, {})
-                ]
-                for group, own in groups.items()
-            ]
-        )
-        for measure, groups in values.items()
-        if groups and measure in base
-    }
+    paired: Row = {}
+    for measure in (name for name in values if name in base):
+        groups: dict[str, list[float]] = {}
+        for (group, item), value in values[measure].items():
+            if (group, item) in base[measure]:
+                groups.setdefault(group, []).append(value - base[measure][group, item])
+        paired[measure] = bootstrap(list(groups.values()))
+    return paired
 
 
 COLUMNS = (

@@ -32,16 +32,13 @@ def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, d
 def _sft(folder: Path, checkpoint: Path, settings: Settings) -> dict[str, Any]:
     trained, evaluation = read_manifest(checkpoint) or {}, settings.evaluation
     seed, own = ModelMeasurements.of(folder, -1), ModelMeasurements.of(folder, 0)
-    before, after = (labelled_report(model.agreement, evaluation.judge_cases) for model in (seed, own))
     return {
         "checkpoint": str(checkpoint),
         "seconds": trained.get("seconds"),
         "counts": trained.get("counts"),
         "eft": read_manifest(folder / "sft" / "eft") if settings.eft.sources else None,
-        "agreement_before": before,
-        "judge_parse_rate_before": before and before["parse_rate"],
-        "agreement": after,
-        "judge_parse_rate_after": after and after["parse_rate"],
+        "agreement_before": labelled_report(seed.agreement, evaluation.judge_cases),
+        "agreement": labelled_report(own.agreement, evaluation.judge_cases),
         "meta_agreement": labelled_report(own.meta_agreement, evaluation.comparisons),
     }
 
@@ -55,8 +52,6 @@ def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
         "iteration": number,
         "rho": settings.iteration[number - 1].rho,
         "responses": stages["respond"]["counts"]["records"],
-        "comparisons": stages["metajudge"]["counts"] if "metajudge" in stages else None,
-        "positions": stages["pairs"].get("positions"),
         "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0), "reasons": reasons},
         "bias": read_json(folder / "bias.json"),
         "dpo": _dpo(folder / "train" / "metrics.jsonl", stages["train"]),
@@ -64,7 +59,6 @@ def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
         "meta_agreement": labelled_report(model.meta_agreement, settings.evaluation.comparisons),
         "checkpoint": str(folder / "checkpoint"),
         "seconds": {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest},
-        "new_tokens": {name: manifest["new_tokens"] for name, manifest in stages.items() if "new_tokens" in manifest},
     }
 
 
@@ -96,8 +90,12 @@ def summary_lines(summary: dict[str, Any]) -> Iterator[str]:
             f"  EFT          {agree} of {judged} groups agree with people ({sft['eft']['agreeing_by_chance']} expected "
             f"by chance); {counts['examples']} examples"
         )
-    shares = {when: sft[f"judge_parse_rate_{when}"] for when in ("before", "after")}
-    if parsed := ", ".join(f"{share:.1%} {when}" for when, share in shares.items() if share is not None):
+    reports = {"before": sft["agreement_before"], "after": sft["agreement"]}
+    if parsed := ", ".join(
+        f"{report['parse_rate']:.1%} {when}"
+        for when, report in reports.items()
+        if report and report["parse_rate"] is not None
+    ):
         yield f"  SFT          judgments that hold a score: {parsed}"
     yield from _agreement_lines("M0", sft["agreement"], sft["meta_agreement"])
     for row in summary["iterations"]:
