@@ -189,7 +189,7 @@ def _head(document: Document) -> Iterator[str]:
 
 def response_label(row: Document) -> str:
     """A response in one line: id, part in the pair, score, seed, length, and what is unusual."""
-    score = "no score" if row["score"] is None else f"score {row['score']}"
+    score = "no score" if row["score"] is None else f"score {row['score']:.6g}"
     notes = NOTES.get(row["finish_reason"], "") + ("" if row["distinct"] else ", not distinct: not judged")
     return f"{row['id']}{_part(row)}: {score}, seed {row['seed']}, {row['characters']} characters{notes}"
 
