@@ -15,7 +15,6 @@ from judging.scores import EXPLANATIONS, distinct_responses, read_scores, respon
 from stages.files import UserError, command, digest, read_manifest, read_shards
 from stages.records import group_by
 
-Record = dict[str, Any]
 Document = dict[str, Any]
 STAGES = {"respond": "responses", "score": "scores", "judge": "judgments", "metajudge": "comparisons"}
 KINDS = ("actor", "judge")
@@ -23,7 +22,7 @@ NOTES = {"length": ", cut off", "too_long": ", prompt too long"}
 """Notes on the finish reasons of unusual responses."""
 
 
-def find(run: Path, name: str, *files: str) -> tuple[int, Record]:
+def find(run: Path, name: str, *files: str) -> tuple[int, Document]:
     """The iteration that has a row with the id `name` in one of these files, and the row; `UserError` if none has."""
     for number, folder in iterations(run):
         for path in (folder / file for file in files):
@@ -63,10 +62,9 @@ def read_lineage(run: Path, number: int, prompt_id: str = "") -> tuple[Document,
     elo = {row["judgment_id"]: row for row in rows["elo"]}
     documents: dict[str, Document] = {}
     for row in rows["responses"]:
-        empty: Document = {"responses": [], "comparisons": [], "pairs": [], "none": {}}
-        document = documents.setdefault(
-            row["prompt_id"], {"prompt_id": row["prompt_id"], "prompt": row["prompt"]} | empty
-        )
+        shared: Document = {key: row[key] for key in ("prompt_id", "prompt")}
+        lists: Document = {"responses": [], "comparisons": [], "pairs": [], "none": {}}
+        document = documents.setdefault(row["prompt_id"], shared | lists)
         own = judgments.get(row["id"], [])
         document["responses"].append(
             {key: value for key, value in row.items() if key != "prompt"}
@@ -89,14 +87,14 @@ def read_lineage(run: Path, number: int, prompt_id: str = "") -> tuple[Document,
     return _facts(run, number, made), documents
 
 
-def _facts(run: Path, number: int, made: Record) -> Document:
+def _facts(run: Path, number: int, made: Document) -> Document:
     """What all prompts of an iteration have in common."""
     trained = read_manifest(run / f"iter{number}" / "checkpoint")
     # The actor of iteration t + 1 is M_t.
     models = {_weights(folder / "responses"): f"M{t - 1}" for t, folder in iterations(run)}
-    stages = {
-        name: _weights(run / f"iter{number}" / place) for name, place in STAGES.items() if place in made["inputs"]
-    }
+    places = {name: run / f"iter{number}" / place for name, place in STAGES.items() if place in made["inputs"]}
+    weights = {name: _weights(stage) for name, stage in places.items()}
+    outside = "a model outside the run"
     return {
         "run": str(run),
         "iteration": number,
@@ -104,10 +102,7 @@ def _facts(run: Path, number: int, made: Record) -> Document:
         "minimum_valid": made["minimum_valid"],
         "positions": made.get("positions"),
         "scores_from": made["inputs"].get("scores_file"),
-        "written_by": {
-            name: {"checkpoint": models.get(weights, "a model outside the run"), "weights": weights}
-            for name, weights in stages.items()
-        },
+        "written_by": {name: {"checkpoint": models.get(w, outside), "weights": w} for name, w in weights.items()},
         "trained_model": {"checkpoint": f"M{number}", "weights": trained["digest"]} if trained else None,
     }
 
@@ -117,7 +112,7 @@ def _weights(stage: Path) -> str:
     return (read_manifest(stage) or {"inputs": {"model": {"digest": ""}}})["inputs"]["model"]["digest"]
 
 
-def _sources(folder: Path, made: Record) -> dict[str, Path]:
+def _sources(folder: Path, made: Document) -> dict[str, Path]:
     """The inputs of the pairs, without the model."""
     if "inputs" not in made:
         raise UserError(f"{folder}/pairs: not made yet, or by an older version; run iterate.py to its end")
@@ -130,13 +125,13 @@ def _sources(folder: Path, made: Record) -> dict[str, Path]:
     return sources
 
 
-def _stage_rows(stage: Path, prompt_id: str) -> Iterator[Record]:
+def _stage_rows(stage: Path, prompt_id: str) -> Iterator[Document]:
     """The records of a stage, of all prompts or one, in order."""
     for name in (read_manifest(stage) or {"shards": []})["shards"]:
         yield from _rows(stage / name, prompt_id)
 
 
-def _rows(path: Path, name: str, key: str = "prompt_id") -> Iterator[Record]:
+def _rows(path: Path, name: str, key: str = "prompt_id") -> Iterator[Document]:
     """All rows of a file, or those with this name under the key, without token ids."""
     written = json.dumps(name, ensure_ascii=False)[1:-1]
     with path.open(encoding="utf-8") as lines:
@@ -156,7 +151,7 @@ def trace_text(document: Document, pair: Document | None = None) -> Iterator[str
             yield f"\nresponse {response_label(row)}"
             for expected in row["expected"]:
                 shares = "  ".join(f"{digit}: {share:.1%}" for digit, share in enumerate(expected["probabilities"]))
-                yield f"  expected score {_verdict(expected)}: {shares}"
+                yield f"  expected score {verdict(expected)}: {shares}"
             yield from _indented(row["text"], 2) if pair else ()
             for judgment in row["judgments"]:
                 yield f"  judgment {judgment_label(judgment)}"
@@ -196,7 +191,7 @@ def response_label(row: Document) -> str:
 
 def judgment_label(row: Document) -> str:
     """A judgment in one line: id, part in the pair, score or failure, seed, and if it was compared, its Elo score."""
-    label = f"{row['id']}{_part(row)}: {_verdict(row)}, seed {row['seed']}"
+    label = f"{row['id']}{_part(row)}: {verdict(row)}, seed {row['seed']}"
     if elo := row["elo"]:
         label += f", Elo {elo['elo']:.3f} +- {elo['standard_error']:.3f}, won {elo['won']}, lost {elo['lost']}"
     return label
@@ -211,7 +206,8 @@ def _part(row: Document) -> str:
     return f" ({row['part']})" if row["part"] else ""
 
 
-def _verdict(row: Document) -> str:
+def verdict(row: Document) -> str:
+    """The score of a judgment, or why it has none."""
     return f"none ({row['failure']})" if row["score"] is None else f"{row['score']}"
 
 

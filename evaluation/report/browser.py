@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from judging.scores import EXPLANATIONS
-from judging.trace import Document, comparison_label, judgment_label, response_label
+from judging.trace import Document, comparison_label, judgment_label, response_label, verdict
 
 TEXT_BUDGET = 20_000_000
 """Characters of the prompts and of the pairs' texts in one page; the texts behind the pairs may have as many again."""
@@ -15,8 +15,6 @@ LIMITS = (16_000, 8_000, 4_000, 2_000, 1_000, 600, 300, 150)
 LABEL = 80
 """About the characters of a label, which count, too."""
 
-Entry = list[str]
-"""A line of the browser's list: id of the pair, or for a prompt without one its kind and id; kind; outcome."""
 Shown = list[Any]
 """[label, text or None, part in the pair, texts behind this text]."""
 
@@ -34,21 +32,21 @@ def _prompt(document: Document, limit: int, behind: int) -> list[Any]:
     responses: list[Shown] = []
     for row in document["responses"]:
         # Judgments whose text is left out keep their line if they were compared.
-        judgments = [
+        judgments: list[Shown] = [
             [judgment_label(own), _cut(own["text"], limit if own["part"] else behind), own["part"] or "", []]
             for own in row["judgments"]
             if behind or own["part"] or own["elo"]
         ]
-        own_limit = limit if _in_pair(document, row) else behind
-        responses.append([response_label(row), _cut(row["text"], own_limit), row["part"] or "", judgments])
-    comparisons = [
-        [comparison_label(row), _cut(row["text"], behind), "", []] for row in document["comparisons"] if behind
-    ]
-    text = _cut(document["prompt"], limit)
-    return [document["prompt_id"], text, list(_entries(document)), responses, comparisons]
+        verdicts = "" if behind else "; judgments: " + ", ".join(map(verdict, row["judgments"]))
+        text = _cut(row["text"], limit if _in_pair(document, row) else behind)
+        responses.append([response_label(row) + verdicts, text, row["part"] or "", judgments])
+    rows = document["comparisons"] if behind else ()
+    comparisons: list[Shown] = [[comparison_label(row), _cut(row["text"], behind), "", []] for row in rows]
+    return [document["prompt_id"], _cut(document["prompt"], limit), list(_entries(document)), responses, comparisons]
 
 
-def _entries(document: Document) -> Iterator[Entry]:
+def _entries(document: Document) -> Iterator[list[str]]:
+    """The prompt's lines in the browser's list: [id, kind, outcome] of each pair and of each missing pair."""
     for pair in document["pairs"]:
         if pair["kind"] == "actor":
             outcome = f"{pair['chosen_score']:.4g} over {pair['rejected_score']:.4g}"

@@ -8,17 +8,17 @@ import base64
 import hashlib
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jinja2
 
 from evaluation.report.browser import TEXT_BUDGET, shown_prompts
-from evaluation.report.plots import ReportedIteration, ReportedRun, plots
+from evaluation.report.plots import ReportedIteration, ReportedRun, Row, plots
 from evaluation.roster import cells, notes
 from evaluation.summary import summary_lines
 from judging.trace import read_lineage
-from stages.files import UserError, read_json, read_jsonl, read_manifest
+from stages.files import MANIFEST, UserError, read_json, read_jsonl, read_manifest
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -37,27 +37,22 @@ def render(folders: Sequence[Path]) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     script = (TEMPLATES / "browser.js").read_text(encoding="utf-8")
-    budget = TEXT_BUDGET // max(sum(len(run.summary["iterations"]) for run in runs), 1)
-    try:
-        for run in runs:
-            run.iterations = [_read_iteration(run, row, budget) for row in run.summary["iterations"]]
-        return environment.get_template("report.html").render(
-            runs=[_shown(run) for run in runs],
-            plots=plots(runs),
-            command=shlex.join(["python", "-m", "evaluation.report", *(str(run.folder) for run in runs)]),
-            data=[
-                {"name": f"{run.name}, iteration {i.number}", "folder": str(run.folder), "prompts": i.prompts}
-                for run in runs
-                for i in run.iterations
-                if i.prompts
-            ],
-            script=script,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        )
-    except KeyError as error:
-        raise UserError(
-            f"{run.folder}/summary.json: of another version ({error} is missing); `make iterate` writes a new one"
-        ) from None
+    budget = TEXT_BUDGET // max(sum(len(run.summary.get("iterations", ())) for run in runs), 1)
+    printed = [_printed(run, budget) for run in runs]
+    data = [
+        {"name": f"{run.name}, iteration {iteration.number}", "folder": f"{run.folder}", "prompts": iteration.prompts}
+        for run in runs
+        for iteration in run.iterations
+        if iteration.prompts
+    ]
+    return environment.get_template("report.html").render(
+        runs=printed,
+        plots=plots(runs),
+        command=shlex.join(["python", "-m", "evaluation.report", *(str(run.folder) for run in runs)]),
+        data=data,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
 
 
 def _read_summary(folder: Path) -> ReportedRun:
@@ -70,7 +65,21 @@ def _read_summary(folder: Path) -> ReportedRun:
         raise UserError(f"{path}: not JSON ({error}); `make iterate` of this run writes a new one") from None
 
 
-def _read_iteration(run: ReportedRun, row: dict, budget: int) -> ReportedIteration:
+def _printed(run: ReportedRun, budget: int) -> Row:
+    """Read a run's iterations; returns what the page prints of the run."""
+    try:
+        rows = run.summary["models"]
+        run.iterations = [_read_iteration(run, row, budget) for row in run.summary["iterations"]]
+        printed = {"models": cells(rows), "notes": list(notes(rows)), "summary": "\n".join(summary_lines(run.summary))}
+        facts = {key: run.summary[key] for key in ("model", "seed")}
+        return {"name": run.name, "gone": run.gone, "cost": list(_cost(run))} | facts | printed
+    except KeyError as error:
+        raise UserError(
+            f"{run.folder}/summary.json: of another version ({error} is missing); `make iterate` writes a new one"
+        ) from None
+
+
+def _read_iteration(run: ReportedRun, row: Row, budget: int) -> ReportedIteration:
     """An iteration with its training metrics and prompts. Deleted files are left out and named in the run's `gone`."""
     iteration = ReportedIteration(row["iteration"], row)
     try:
@@ -89,31 +98,13 @@ def _read_iteration(run: ReportedRun, row: dict, budget: int) -> ReportedIterati
     return iteration
 
 
-def _shown(run: ReportedRun) -> dict:
-    """What the page prints of a run: the table of models, the summary, the cost of each stage."""
-    rows = run.summary["models"]
-    return {
-        "name": run.name,
-        "model": run.summary["model"],
-        "seed": run.summary["seed"],
-        "gone": run.gone,
-        "models": cells(rows),
-        "notes": list(notes(rows)),
-        "summary": "\n".join(summary_lines(run.summary)),
-        "cost": list(_cost(run)),
-    }
-
-
-def _cost(run: ReportedRun):
+def _cost(run: ReportedRun) -> Iterator[list[str]]:
     """Stage, seconds, new tokens of all ranks and new tokens a second, by the manifests in the run's folder."""
-    folders = [
-        Path(run.summary["sft"]["checkpoint"]),
-        *(path.parent for path in sorted(run.folder.rglob("manifest.json"))),
-    ]
+    folders = [Path(run.summary["sft"]["checkpoint"]), *(path.parent for path in sorted(run.folder.rglob(MANIFEST)))]
     for folder in folders:
         made = read_manifest(folder) or {}
-        seconds, tokens = made.get("seconds"), made.get("new_tokens")
-        if seconds is not None:
+        if (seconds := made.get("seconds")) is not None:
             name = folder.relative_to(run.folder) if folder.is_relative_to(run.folder) else folder
+            tokens = made.get("new_tokens")
             rate = f"{tokens / seconds:,.0f}" if tokens and seconds else ""
             yield [f"{name}", f"{seconds:,.1f}", f"{tokens:,}" if tokens else "", rate]

@@ -16,7 +16,6 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 from judging.scores import Reason
 
 Row = dict[str, Any]
-LENGTH_BINS = 8
 GREY = "#7f7f7f"
 STYLE: dict[Any, Any] = {
     **{f"{name}.color": GREY for name in ("text", "xtick", "ytick", "grid")},
@@ -105,8 +104,7 @@ def _by_iteration(paths: dict[str, str], share: bool = False) -> Callable[[Axes,
 
 def _scores(axes: Axes, run: ReportedRun) -> None:
     for iteration in run.iterations:
-        histogram = look_up(iteration.row, "bias.judge.score_histogram")
-        if histogram:
+        if histogram := look_up(iteration.row, "bias.judge.score_histogram"):
             shares = np.array([*histogram.values()]) / sum(histogram.values())
             axes.plot([float(score) for score in histogram], shares, "o-", label=f"iteration {iteration.number}")
     axes.set_xlabel("score")
@@ -114,10 +112,10 @@ def _scores(axes: Axes, run: ReportedRun) -> None:
 
 
 def _score_by_length(axes: Axes, run: ReportedRun) -> None:
-    """Mean score in bins of equally many responses, each at its mean length."""
+    """Mean score in up to 8 bins of equally many responses, each at its mean length."""
     for iteration in run.iterations:
         if scored := sorted(iteration.scored):
-            bins = np.array_split(np.array(scored), min(LENGTH_BINS, max(len(scored) // 5, 1)))
+            bins = np.array_split(np.array(scored), min(8, max(len(scored) // 5, 1)))
             axes.plot(*zip(*(part.mean(0) for part in bins), strict=True), "o-", label=f"iteration {iteration.number}")
     axes.set_xlabel("characters")
 

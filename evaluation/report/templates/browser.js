@@ -29,7 +29,7 @@ function searched({ prompt, key }) {
 }
 
 function chosen() {
-  const words = byId("search").value.toLowerCase().split(/\s+/);
+  const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   const [iteration, kind] = [byId("iteration").value, byId("kind").value];
   return entries.filter(
     (entry) =>
