@@ -60,8 +60,7 @@ def whole(folder) -> Folder:
 def test_an_actor_pair_and_all_behind_it(whole, monkeypatch, capsys):
     text = whole.main(monkeypatch, capsys, "actor/p1")
     assert text.startswith(f"actor/p1: iteration 1 of {whole.path}\n")
-    assert "respond by M0, weights seed weights" in text
-    assert "trained M1, weights" in text
+    assert "respond by M0, weights seed weights" in text and "trained M1, weights" in text
     assert "response p1/r0 (chosen): score 4.5, seed 1, 4 characters" in text
     assert "response p1/r1 (rejected): score 2.5" in text
     assert "response p1/r2: no score, seed 1, 3 characters, not distinct: not judged" in text
@@ -83,8 +82,6 @@ def test_json_holds_the_whole_chain(whole, monkeypatch, capsys):
     facts, documents = read_lineage(whole.path, 1)
     assert document == facts | documents["p1"] and list(documents) == ["p1", "p2"]
     assert [row["id"] for row in document["responses"]] == ["p1/r0", "p1/r1", "p1/r2"]
-    assert [len(row["judgments"]) for row in document["responses"]] == [3, 2, 0]
-    assert [row["seed"] for row in document["comparisons"]] == [80, 81]
     assert [row["elo"]["won"] for row in document["responses"][1]["judgments"]] == [2, 0]
     assert [pair["id"] for pair in document["pairs"]] == ["actor/p1", "judge/p1/r1"] and document["none"] == {}
 
