@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-STAGE_FOLDERS = {"respond": "responses", "score": "scores", "judge": "judgments", "metajudge": "comparisons"}
-STAGE_FOLDERS |= {"pairs": "pairs", "train": "checkpoint"}
+from judging.trace import STAGES
+
+STAGE_FOLDERS = STAGES | {"pairs": "pairs", "train": "checkpoint"}
 """The folder of each stage within an iteration's folder."""
 
 

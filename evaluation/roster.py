@@ -6,64 +6,68 @@ the two models' values. Intervals are bootstrap percentiles over prompts (or gro
 questions, a paired difference is far more certain than the difference of two means.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from evaluation.agreement import read_report
-from evaluation.decisions import collect
+from evaluation.decisions import read_decisions
 from evaluation.folders import ModelMeasurements
 from evaluation.labelled import read_labelled
 from evaluation.measures import half_credit
-from evaluation.statistics import bootstrap, columns
-from stages.files import read_json, read_shards
+from evaluation.statistics import bootstrap
+from stages.files import read_json
 from stages.settings import Settings
 
 Row = dict[str, Any]
 PROTOCOLS = {"scores": "by mean scores", "pairwise": "in both orders"}
 """The protocol of a judge, in words."""
 
-Values = dict[str, dict[str, dict[str, float]]]
-"""The single values of one model: measure -> group that is resampled -> item -> value."""
+ANSWERS = ("characters", "cut_off", "repetition", "distinct_1", "distinct_2")
+Item = tuple[str, str]
+"""The group that is resampled, and the name within the group."""
+Values = dict[str, dict[Item, float]]
+"""The single values of one model, by measure."""
 
 
 def model_rows(run: Path, settings: Settings, done: int, checkpoints: Sequence[str]) -> list[Row]:
     """Rows of M_0 to M_`done`, and before them of the seed where there is SFT; `checkpoints` have the same order."""
     numbers = range(-1 if settings.sft.enabled else 0, done + 1)
-    models = {t: ModelMeasurements.of(run, t) for t in numbers}
-    values = {t: _values(model, settings, run) for t, model in models.items()}
+    measured = {t: _measured(ModelMeasurements.of(run, t), settings, run) for t in numbers}
     return [
         {"name": "seed" if t < 0 else f"M{t}", "checkpoint": checkpoint}
-        | _judging(models[t], settings)
-        | _acting(models[t], settings)
-        | _winning(models[t], t, settings)
-        | {"differences": differences(values[t], values[0]) if t > 0 else {}}
+        | measured[t][0]
+        | _winning(ModelMeasurements.of(run, t), t, settings)
+        | {"differences": differences(measured[t][1], measured[0][1]) if t > 0 else {}}
         for t, checkpoint in zip(numbers, checkpoints, strict=True)
     ]
 
 
-def _judging(model: ModelMeasurements, settings: Settings) -> Row:
-    evaluation = settings.evaluation
-    judge = read_report(model.agreement) if evaluation.judge_cases and model.agreement.is_dir() else {}
-    meta = read_report(model.meta_agreement) if evaluation.comparisons and model.meta_agreement.is_dir() else {}
-    return {
-        "agreement": judge.get("pairwise"),
-        "longer_wins": judge.get("longer_wins"),
-        "spearman": judge.get("spearman"),
-        "parse_rate": judge.get("parse_rate"),
-        "meta_agreement": meta.get("agreement"),
-    }
+def labelled_report(folder: Path, wanted: str) -> Row | None:
+    """A measurement on labelled data; None where the config names no file or the model was not measured."""
+    return read_report(folder) if wanted and folder.is_dir() else None
 
 
-def _acting(model: ModelMeasurements, settings: Settings) -> Row:
+def _measured(model: ModelMeasurements, settings: Settings, run: Path) -> tuple[Row, Values]:
+    """A model's measures as a judge, meta-judge and actor, and the single values behind the measures."""
     evaluation = settings.evaluation
-    report = read_json(model.held_out / "report.json") if evaluation.instructions or evaluation.prompts else {}
-    verifiable, answers = report.get("verifiable") or {}, report.get("answers") or {}
-    return {
-        "verifiable": verifiable.get("strict"),
-        "verifiable_rules": verifiable.get("rules"),
-        **{key: answers.get(key) for key in ("characters", "cut_off", "repetition", "distinct_1", "distinct_2")},
-    }
+    judge = labelled_report(model.agreement, evaluation.judge_cases) or {}
+    meta = labelled_report(model.meta_agreement, evaluation.comparisons) or {}
+    actor = read_json(model.held_out / "report.json") if evaluation.instructions or evaluation.prompts else {}
+    verifiable, answers = actor.get("verifiable") or {}, actor.get("answers") or {}
+    values: Values = {}
+    for name, rules in verifiable.get("followed", {}).items():
+        values.setdefault("verifiable", {})[name, ""] = float(all(rules))
+    for name, own in answers.get("by_id", {}).items():
+        for key, value in own.items():
+            values.setdefault(key, {})[name, ""] = value
+    if judge:
+        cases = Path(evaluation.judge_cases.replace("{run}", str(run)))
+        values["agreement"] = _credits(cases, model.agreement / "decisions.jsonl")
+    row = {"agreement": judge.get("pairwise"), "meta_agreement": meta.get("agreement")}
+    row |= {key: judge.get(key) for key in ("longer_wins", "spearman", "parse_rate")}
+    row |= {"verifiable": verifiable.get("strict"), "verifiable_rules": verifiable.get("rules")}
+    return row | {key: answers.get(key) for key in ANSWERS}, values
 
 
 def _winning(model: ModelMeasurements, t: int, settings: Settings) -> Row:
@@ -80,48 +84,24 @@ def _winning(model: ModelMeasurements, t: int, settings: Settings) -> Row:
     }
 
 
-def _values(model: ModelMeasurements, settings: Settings, run: Path) -> Values:
-    """The single values behind a model's measures."""
-    evaluation, values = settings.evaluation, {}
-    if evaluation.instructions or evaluation.prompts:
-        report = read_json(model.held_out / "report.json")
-        if report["verifiable"]:
-            followed = report["verifiable"]["followed"]
-            values["verifiable"] = {name: {"": float(all(rules))} for name, rules in followed.items()}
-        if report["answers"]:
-            for name, own in report["answers"]["by_id"].items():
-                for key, value in own.items():
-                    values.setdefault(key, {})[name] = {"": value}
-    if evaluation.judge_cases and model.agreement.is_dir():
-        cases = Path(evaluation.judge_cases.replace("{run}", str(run)))
-        values["agreement"] = _credits(cases, model.agreement / "judgments")
-    return values
-
-
-def _credits(cases: Path, judgments: Path) -> dict[str, dict[str, float]]:
-    """By group and pair, 1, 1/2 or 0 for the judge's agreement with the label; pairs without a verdict are left out."""
+def _credits(cases: Path, decisions: Path) -> dict[Item, float]:
+    """1, 1/2 or 0 for the judge's agreement with each pair's label; pairs without a verdict are left out."""
     labelled = read_labelled(cases)
-    rows = [{"id": row["response_id"], "index": row["index"], "score": row["score"]} for row in read_shards(judgments)]
-    decisions = collect("scores", ((f"{judgments}", row) for row in rows), labelled, str(judgments))
-    preferences = decisions.opinion(labelled).preferences
-    groups: dict[str, dict[str, float]] = {}
-    for pair in labelled.pairs:
-        if (preference := preferences[pair.name]) is not None:
-            groups.setdefault(pair.first.group, {})[pair.name] = half_credit(preference, pair.label)
-    return groups
+    preferences = read_decisions(decisions, labelled).opinion(labelled).preferences
+    decided = [(pair, preference) for pair in labelled.pairs if (preference := preferences[pair.name]) is not None]
+    return {(pair.first.group, pair.name): half_credit(preference, pair.label) for pair, preference in decided}
 
 
 def differences(values: Values, base: Values) -> Row:
     """For each measure of both: the mean of value - base over the items of both, with its interval."""
-    return {
-        measure: bootstrap([list(_paired(own, base[measure].get(group, {}))) for group, own in groups.items()])
-        for measure, groups in values.items()
-        if measure in base
-    }
-
-
-def _paired(own: Mapping[str, float], base: Mapping[str, float]) -> Iterator[float]:
-    return (value - base[item] for item, value in own.items() if item in base)
+    paired: Row = {}
+    for measure in (name for name in values if name in base):
+        groups: dict[str, list[float]] = {}
+        for (group, item), value in values[measure].items():
+            if (group, item) in base[measure]:
+                groups.setdefault(group, []).append(value - base[measure][group, item])
+        paired[measure] = bootstrap(list(groups.values()))
+    return paired
 
 
 COLUMNS = (
@@ -136,32 +116,33 @@ COLUMNS = (
 )
 """Title, key, and the format of value and interval."""
 
-CHANGES = {"verifiable": "{:+.1%} [{:+.1%}, {:+.1%}]", "agreement": "{:+.1%} [{:+.1%}, {:+.1%}]"}
-CHANGES["characters"] = "{:+.1f} [{:+.1f}, {:+.1f}]"
+CHANGES = dict.fromkeys(("verifiable", "agreement"), "{:+.1%} [{:+.1%}, {:+.1%}]") | {
+    "characters": "{:+.1f} [{:+.1f}, {:+.1f}]"
+}
 """The differences to print, and their formats."""
 
 
-def table(rows: Sequence[Row]) -> Iterator[str]:
-    """The table of models as lines, without empty columns. The win rate stays if a judge was asked for it."""
-    judged = [row for row in rows if row["win_rate_by"]]
-    with_values = {key for _, key, _ in COLUMNS if any(_value(row.get(key)) is not None for row in rows)}
-    shown = [column for column in COLUMNS if column[1] in with_values or (column[1] == "win_rate" and judged)]
-    if not shown:
-        return
-    lines = [["model", *(title for title, _, _ in shown)]]
-    lines += [[row["name"], *(_written(row.get(key), form) for _, key, form in shown)] for row in rows]
-    yield from columns(lines)
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The table of models, without empty columns, its heads first. The win rate stays if a judge was asked for it."""
+    shown = [column for column in COLUMNS if any(_value(row.get(column[1])) is not None for row in rows)]
+    if any(row["win_rate_by"] for row in rows) and COLUMNS[0] not in shown:
+        shown.insert(0, COLUMNS[0])
+    heads = ["model", *(title for title, _, _ in shown)]
+    return [heads, *([row["name"], *(_written(row.get(key), form) for _, key, form in shown)] for row in rows)]
+
+
+def notes(rows: Sequence[Row]) -> Iterator[str]:
+    """The lines below the table: paired differences, who judged, and prompts without a verdict."""
     for row in rows:
         changes = [(key, row["differences"][key]) for key in CHANGES if key in row["differences"]]
-        if changes:
-            listed = ", ".join(f"{key} {_written(change, CHANGES[key])}" for key, change in changes)
+        if listed := ", ".join(f"{key} {_written(change, CHANGES[key])}" for key, change in changes):
             yield f"{row['name']} against M0, paired: {listed}"
-    if judged:
+    if judged := [row for row in rows if row["win_rate_by"]]:
         judges = list(dict.fromkeys(row["win_rate_by"] for row in judged))
         own = "self-judged" if set(judges) <= {row["name"] for row in rows} else "judged"
         yield f"* against the seed, {own}, {judged[0]['win_rate_way']}, by {', '.join(judges)}; a tie counts half"
         left_out = [(row["name"], row["win_rate_undecided"], row["win_rate"]["count"]) for row in judged]
-        if listed := ", ".join(f"{name} {count} of {count + judged}" for name, count, judged in left_out if count):
+        if listed := ", ".join(f"{name} {count} of {count + decided}" for name, count, decided in left_out if count):
             yield f"  prompts without a verdict, which are left out: {listed}"
 
 

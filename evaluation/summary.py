@@ -1,11 +1,12 @@
 """A run's summary: `runs/NAME/summary.json`, and the same in the terminal."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from evaluation.agreement import read_report
 from evaluation.folders import STAGE_FOLDERS, ModelMeasurements
-from evaluation.roster import model_rows, table
+from evaluation.roster import cells, labelled_report, model_rows, notes
+from evaluation.statistics import columns
 from stages.files import read_json, read_jsonl, read_manifest, write_json
 from stages.settings import Settings
 
@@ -29,44 +30,35 @@ def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, d
 
 
 def _sft(folder: Path, checkpoint: Path, settings: Settings) -> dict[str, Any]:
-    trained = read_manifest(checkpoint) or {}
-    sft: dict[str, Any] = {
+    trained, evaluation = read_manifest(checkpoint) or {}, settings.evaluation
+    seed, own = ModelMeasurements.of(folder, -1), ModelMeasurements.of(folder, 0)
+    return {
         "checkpoint": str(checkpoint),
         "seconds": trained.get("seconds"),
         "counts": trained.get("counts"),
         "eft": read_manifest(folder / "sft" / "eft") if settings.eft.sources else None,
+        "agreement_before": labelled_report(seed.agreement, evaluation.judge_cases),
+        "agreement": labelled_report(own.agreement, evaluation.judge_cases),
+        "meta_agreement": labelled_report(own.meta_agreement, evaluation.comparisons),
     }
-    seed, own = ModelMeasurements.of(folder, -1), ModelMeasurements.of(folder, 0)
-    for model, name, when in ((seed, "agreement_before", "before"), (own, "agreement", "after")):
-        agreement = sft[name] = _agreement(model.agreement) if settings.evaluation.judge_cases else None
-        if agreement:
-            sft[f"judge_parse_rate_{when}"] = agreement["parse_rate"]
-    sft["meta_agreement"] = _agreement(own.meta_agreement) if settings.evaluation.comparisons else None
-    return sft
-
-
-def _agreement(folder: Path) -> dict[str, Any] | None:
-    return read_report(folder) if (folder / "agreement.json").is_file() else None
 
 
 def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
     used = {*(read_manifest(folder / "pairs") or {})["inputs"], "pairs", "checkpoint"}
     stages = {name: read_manifest(folder / place) or {} for name, place in STAGE_FOLDERS.items() if place in used}
     counts, model = stages["pairs"]["counts"], ModelMeasurements.of(folder.parent, number)
+    reasons = {key: value for key, value in counts.items() if "." in key and value}
     return {
         "iteration": number,
         "rho": settings.iteration[number - 1].rho,
         "responses": stages["respond"]["counts"]["records"],
-        "comparisons": stages["metajudge"]["counts"] if "metajudge" in stages else None,
-        "positions": stages["pairs"].get("positions"),
-        "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0), "reasons": _reasons(counts)},
+        "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0), "reasons": reasons},
         "bias": read_json(folder / "bias.json"),
         "dpo": _dpo(folder / "train" / "metrics.jsonl", stages["train"]),
-        "agreement": _agreement(model.agreement) if settings.evaluation.judge_cases else None,
-        "meta_agreement": _agreement(model.meta_agreement) if settings.evaluation.comparisons else None,
+        "agreement": labelled_report(model.agreement, settings.evaluation.judge_cases),
+        "meta_agreement": labelled_report(model.meta_agreement, settings.evaluation.comparisons),
         "checkpoint": str(folder / "checkpoint"),
         "seconds": {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest},
-        "new_tokens": {name: manifest["new_tokens"] for name, manifest in stages.items() if "new_tokens" in manifest},
     }
 
 
@@ -77,74 +69,78 @@ def _dpo(metrics: Path, trained: dict[str, Any]) -> dict[str, Any]:
     return {"first_loss": trained["first_loss"], **values, "epoch": trained["epoch"], "held_out": last is trained}
 
 
-def _reasons(counts: dict[str, int]) -> dict[str, int]:
-    """The reasons for which prompts gave no pair, with their counts."""
-    return {key: value for key, value in counts.items() if "." in key and value}
-
-
 def print_summary(summary: dict[str, Any]) -> None:
-    """Print the summary."""
+    """Print the summary and the table of models."""
+    rows = summary["models"]
+    print("", *summary_lines(summary), "", sep="\n")
+    if len((table := cells(rows))[0]) > 1:
+        print(*(f"  {line}" for line in [*columns(table), *notes(rows)]), sep="\n")
+
+
+def summary_lines(summary: dict[str, Any]) -> Iterator[str]:
+    """The summary as it is printed, without the table of models."""
     sft = summary["sft"]
-    print(f"\n{summary['name']}")
+    yield summary["name"]
     if summary["pool"]:
-        print(f"  new prompts  {_listed({name: count for name, count in summary['pool'].items() if count})}")
-    if sft.get("eft"):
+        yield f"  new prompts  {_listed({name: count for name, count in summary['pool'].items() if count})}"
+    if sft["eft"]:
         counts = sft["eft"]["counts"]
         judged, agree = counts["groups"] - counts["groups.held_out"], counts["groups.agrees"]
-        print(
+        yield (
             f"  EFT          {agree} of {judged} groups agree with people ({sft['eft']['agreeing_by_chance']} expected "
             f"by chance); {counts['examples']} examples"
         )
-    shares = {when: sft.get(f"judge_parse_rate_{when}") for when in ("before", "after")}
-    if parsed := ", ".join(f"{share:.1%} {when}" for when, share in shares.items() if share is not None):
-        print(f"  SFT          judgments that hold a score: {parsed}")
-    _print_agreement("M0", sft["agreement"], sft["meta_agreement"])
+    reports = {"before": sft["agreement_before"], "after": sft["agreement"]}
+    if parsed := ", ".join(
+        f"{report['parse_rate']:.1%} {when}"
+        for when, report in reports.items()
+        if report and report["parse_rate"] is not None
+    ):
+        yield f"  SFT          judgments that hold a score: {parsed}"
+    yield from _agreement_lines("M0", sft["agreement"], sft["meta_agreement"])
     for row in summary["iterations"]:
-        print(f"\n  iteration {row['iteration']}  (rho {row['rho']:g})")
-        _print_panel(row["bias"], row["responses"])
+        yield f"\n  iteration {row['iteration']}  (rho {row['rho']:g})"
+        yield from _panel_lines(row["bias"], row["responses"])
         pairs = row["pairs"]
-        print(f"  pairs        {pairs['actor']} actor, {pairs['judge']} judge; no pair: {_listed(pairs['reasons'])}")
+        yield f"  pairs        {pairs['actor']} actor, {pairs['judge']} judge; no pair: {_listed(pairs['reasons'])}"
         values = ", ".join(f"{key} {value:.4g}" for key, value in row["dpo"].items() if key != "held_out")
-        print(f"  DPO          {values} ({'held-out pairs' if row['dpo']['held_out'] else 'the last step'})")
-        _print_agreement(f"M{row['iteration']}", row["agreement"], row["meta_agreement"])
-        print("  seconds      " + ", ".join(f"{stage} {value:.0f}" for stage, value in row["seconds"].items()))
-        print(f"  checkpoint   {row['checkpoint']}")
-    print()
-    for line in table(summary["models"]):
-        print(f"  {line}")
+        yield f"  DPO          {values} ({'held-out pairs' if row['dpo']['held_out'] else 'the last step'})"
+        yield from _agreement_lines(f"M{row['iteration']}", row["agreement"], row["meta_agreement"])
+        yield "  seconds      " + ", ".join(f"{stage} {value:.0f}" for stage, value in row["seconds"].items())
+        yield f"  checkpoint   {row['checkpoint']}"
 
 
-def _print_panel(panel: dict[str, Any], responses: int) -> None:
-    """Print the bias panel of one iteration."""
+def _panel_lines(panel: dict[str, Any], responses: int) -> Iterator[str]:
+    """The bias panel of one iteration."""
     texts, judge, meta = panel["responses"], panel["judge"], panel["metajudge"]
-    print(
+    yield (
         f"  responses    {responses}, {texts['distinct']} distinct, {texts['characters_mean'] or 0:.0f} characters on "
         "average"
     )
     if judge:
         if judge["judgments"]:
-            print(f"  judgments    {_share(judge['parse_rate'])} parsed; failures: {_listed(judge['failures'])}")
+            yield f"  judgments    {_share(judge['parse_rate'])} parsed; failures: {_listed(judge['failures'])}"
             shares = [part["parse_rate"] for part in judge["by_response_length"] if part["judgments"]]
-            print(f"               parsed by response length, short to long: {', '.join(f'{s:.0%}' for s in shares)}")
+            yield f"               parsed by response length, short to long: {', '.join(f'{s:.0%}' for s in shares)}"
         if judge["score"] == "expected":
-            print(f"  scores       expected; the digits hold {judge['digit_mass']:.1%} of the probability")
+            yield f"  scores       expected; the digits hold {judge['digit_mass']:.1%} of the probability"
         total = max(sum(judge["score_histogram"].values()), 1)
         for score, count in judge["score_histogram"].items():
-            print(f"    score {score:>4}  {count / total:6.1%}  {BAR * round(40 * count / total)}")
-        print(
+            yield f"    score {score:>4}  {count / total:6.1%}  {BAR * round(40 * count / total)}"
+        yield (
             f"               mean {_number(judge['score_mean'])}, entropy {judge['score_entropy_bits']:.2f} bits, "
             f"fractions {judge['fractions'] or 0:.1%}"
         )
-    print(
+    yield (
         f"  scores       {texts['scored']} responses; ties within a prompt {_share(texts['ties'])}; score with "
         f"length: Spearman {_number(texts['score_length_spearman_within_prompt']['value'])} within a prompt"
     )
     if meta:
-        print(
+        yield (
             f"  meta-judge   {meta['comparisons']} comparisons; the first wins {_share(meta['first_wins'])}, "
             f"at equal scores {_share(meta['first_wins_at_equal_scores'])}"
         )
-        print(
+        yield (
             f"               the higher score wins {_share(meta['higher_score_wins'])}; Elo with length: Spearman "
             f"{_number(meta['elo_length_spearman']['value'])}; failures: {_listed(meta['failures'])}"
         )
@@ -161,18 +157,18 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _print_agreement(name: str, agreement: dict[str, Any] | None, meta: dict[str, Any] | None) -> None:
-    """Print how well a model judges and meta-judges, as far as that was measured."""
+def _agreement_lines(name: str, agreement: dict[str, Any] | None, meta: dict[str, Any] | None) -> Iterator[str]:
+    """How well a model judges and meta-judges, as far as that was measured."""
     if agreement and agreement["pairwise"]["count"]:
         pairwise, longer, rank = agreement["pairwise"], agreement["longer_wins"], agreement["spearman"]
-        print(
+        yield (
             f"  judge        {name} agrees with the labels {_share(pairwise)} (the longer response would: "
             f"{longer['value']:.1%}); Spearman {_number(rank['value'])}"
         )
         means = ", ".join(f"{quality}: {mean:.1f}" for quality, mean in agreement["mean_score_by_quality"].items())
-        print(f"               mean score by labelled quality  {means}")
+        yield f"               mean score by labelled quality  {means}"
     if meta:
-        print(
+        yield (
             f"  meta-judge   {name} names the right judgment {_share(meta['agreement'])}, "
             f"and the first one {meta['first_position']['value'] or 0:.1%} of the time"
         )

@@ -2,7 +2,7 @@
 
 The trace shows the responses to the pair's prompt and their judgments, for judge pairs comparisons and Elo scores; all
 with raw text, seed and the hash of the checkpoint that wrote them. `--why-not PROMPT_ID` explains why a prompt has no
-pair. `--json` prints all evidence as one document.
+pair. `--json` prints all evidence as one document. `evaluation/report` shows the same documents.
 """
 
 import argparse
@@ -11,152 +11,154 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from judging.scores import EXPLANATIONS, Reason, distinct_responses, read_scores, response_scores, to_number
-from stages.files import UserError, command, digest, read_jsonl, read_manifest, read_shards
+from judging.scores import EXPLANATIONS, distinct_responses, read_scores, response_scores, to_number
+from stages.files import UserError, command, digest, read_manifest, read_shards
 from stages.records import group_by
-from stages.settings import Iteration
 
-Record = dict[str, Any]
 Document = dict[str, Any]
 STAGES = {"respond": "responses", "score": "scores", "judge": "judgments", "metajudge": "comparisons"}
 KINDS = ("actor", "judge")
+NOTES = {"length": ", cut off", "too_long": ", prompt too long"}
+"""Notes on the finish reasons of unusual responses."""
 
 
-def find_pair(run: Path, pair_id: str) -> tuple[int, Record]:
-    """The iteration and the record of a training pair. Raises `UserError` where the run has no such pair."""
-    for number, folder in _iterations(run):
-        for kind in KINDS:
-            path = folder / "pairs" / f"{kind}.jsonl"
-            for row in _rows_naming(path, pair_id) if path.is_file() else ():
-                if row["id"] == pair_id:
-                    return number, row
-    raise UserError(f"{run}: no pair {pair_id!r}; see iter*/pairs/*.jsonl, or ask --why-not PROMPT_ID")
+def find(run: Path, name: str, *files: str) -> tuple[int, Document]:
+    """The iteration that has a row with the id `name` in one of these files, and the row; `UserError` if none has."""
+    for number, folder in iterations(run):
+        for path in (folder / file for file in files):
+            for row in _rows(path, name, "id") if path.is_file() else ():
+                return number, row
+    raise UserError(f"{run}: no iteration has {name!r}; see {' or '.join(f'iter*/{file}' for file in files)}")
 
 
-def find_prompt(run: Path, prompt_id: str) -> int:
-    """The iteration that drew a prompt. Raises `UserError` where no iteration did."""
-    for number, folder in _iterations(run):
-        if any(row["id"] == prompt_id for row in read_jsonl(folder / "prompts.jsonl")):
-            if not (folder / "pairs" / "manifest.json").is_file():
-                raise UserError(f"{folder}: its pairs are not made yet; run iterate.py to its end first")
-            return number
-    raise UserError(f"{run}: no iteration has drawn the prompt {prompt_id!r}; see iter*/prompts.jsonl")
+def iterations(run: Path) -> list[tuple[int, Path]]:
+    """Number and folder of each of a run's iterations. Raises `UserError` where the folder has none."""
+    names = (folder.name.removeprefix("iter") for folder in run.glob("iter*"))
+    if numbers := sorted(int(name) for name in names if name.isdecimal()):
+        return [(number, run / f"iter{number}") for number in numbers]
+    raise UserError(f"{run}: the folder holds no run; name one such as runs/smollm2-135m")
 
 
-def lineage(run: Path, number: int, prompt_id: str) -> Document:
-    """All records of one prompt in one iteration: responses, judgments, comparisons, Elo, pairs or reasons."""
+def read_lineage(run: Path, number: int, prompt_id: str = "") -> tuple[Document, dict[str, Document]]:
+    """The facts of an iteration, and by prompt id, for all prompts or one, all records without token ids.
+
+    A prompt's document has its responses, with score and judgments, comparisons, pairs, and reasons for missing pairs.
+    Judgments have their Elo score, and chosen and rejected texts their "part". Raises `UserError` for an input that is
+    missing or has changed since the pairs were made.
+    """
     folder = run / f"iter{number}"
-    made, trained = read_manifest(folder / "pairs") or {}, read_manifest(folder / "checkpoint")
+    made = read_manifest(folder / "pairs") or {}
     sources = _sources(folder, made)
-    stages = {name: sources[place] for name, place in STAGES.items() if place in sources}
-    responses = list(_shard_rows(sources["responses"], prompt_id))
-    judgments = group_by(_shard_rows(sources.get("judgments"), prompt_id), "response_id")
-    expected = group_by(_shard_rows(sources.get("scores"), prompt_id), "response_id")
-    scores = response_scores(expected or judgments, made["minimum_valid"])
+    rows = {name: list(_stage_rows(path, prompt_id)) for name, path in sources.items() if name in STAGES.values()}
+    rows |= {name: list(_rows(folder / "pairs" / f"{name}.jsonl", prompt_id)) for name in (*KINDS, "elo", "none")}
+    judgments, expected = (group_by(rows.get(name, ()), "response_id") for name in ("judgments", "scores"))
     if "scores_file" in sources:
         scores = read_scores(sources["scores_file"], read_shards(sources["responses"]))
-    kept = {row["id"] for row in distinct_responses(responses)}
-    pairs = {
-        kind: list(_rows_naming(folder / "pairs" / f"{kind}.jsonl", prompt_id)) for kind in (*KINDS, "elo", "none")
-    }
-    none = {row["kind"]: row["reason"] for row in pairs["none"] if row["prompt_id"] == prompt_id}
+    else:
+        scores = response_scores(expected or judgments, made["minimum_valid"])
+    distinct = {row["id"] for row in distinct_responses(rows["responses"])}
+    pairs = [row for kind in KINDS for row in rows[kind]]
+    parts = {row[f"{part}_id"]: part for row in pairs for part in ("chosen", "rejected")}
+    elo = {row["judgment_id"]: row for row in rows["elo"]}
+    documents: dict[str, Document] = {}
+    for row in rows["responses"]:
+        shared: Document = {key: row[key] for key in ("prompt_id", "prompt")}
+        lists: Document = {"responses": [], "comparisons": [], "pairs": [], "none": {}}
+        document = documents.setdefault(row["prompt_id"], shared | lists)
+        own = judgments.get(row["id"], [])
+        document["responses"].append(
+            {key: value for key, value in row.items() if key != "prompt"}
+            | {
+                "part": parts.get(row["id"]),
+                "distinct": row["id"] in distinct,
+                "characters": len(row["text"]),
+                "score": to_number(scores[row["id"]]) if row["id"] in scores else None,
+                "expected": expected.get(row["id"], []),
+                "judgments": [one | {"part": parts.get(one["id"]), "elo": elo.get(one["id"])} for one in own],
+            }
+        )
+    for row in rows.get("comparisons", ()):
+        documents[row["prompt_id"]]["comparisons"].append(row)
+    for row in pairs:
+        texts = {part: row[part][0]["content"] for part in ("chosen", "rejected")}
+        documents[row["prompt_id"]]["pairs"].append({key: row[key] for key in row if key != "prompt"} | texts)
+    for row in rows["none"]:
+        documents[row["prompt_id"]]["none"][row["kind"]] = row["reason"]
+    return _facts(run, number, made), documents
+
+
+def _facts(run: Path, number: int, made: Document) -> Document:
+    """What all prompts of an iteration have in common."""
+    trained = read_manifest(run / f"iter{number}" / "checkpoint")
+    # The actor of iteration t + 1 is M_t.
+    models = {_weights(folder / "responses"): f"M{t - 1}" for t, folder in iterations(run)}
+    places = {name: run / f"iter{number}" / place for name, place in STAGES.items() if place in made["inputs"]}
+    weights = {name: _weights(stage) for name, stage in places.items()}
+    outside = "a model outside the run"
     return {
         "run": str(run),
         "iteration": number,
-        "prompt_id": prompt_id,
-        "prompt": responses[0]["prompt"],
         "rule": made["rule"],
         "minimum_valid": made["minimum_valid"],
         "positions": made.get("positions"),
         "scores_from": made["inputs"].get("scores_file"),
-        "written_by": {name: _writer(run, stage) for name, stage in stages.items()},
+        "written_by": {name: {"checkpoint": models.get(w, outside), "weights": w} for name, w in weights.items()},
         "trained_model": {"checkpoint": f"M{number}", "weights": trained["digest"]} if trained else None,
-        "responses": [
-            _without_ids(row)
-            | {
-                "distinct": row["id"] in kept,
-                "characters": len(row["text"]),
-                "score": to_number(scores[row["id"]]) if row["id"] in scores else None,
-                "expected": [_without_ids(score) for score in expected.get(row["id"], [])],
-                "judgments": [_without_ids(judgment) for judgment in judgments.get(row["id"], [])],
-            }
-            for row in responses
-        ],
-        "comparisons": [_without_ids(row) for row in _shard_rows(sources.get("comparisons"), prompt_id)],
-        "elo": [row for row in pairs["elo"] if row["prompt_id"] == prompt_id],
-        "pairs": [_pair(row) for kind in KINDS for row in pairs[kind] if row["prompt_id"] == prompt_id],
-        "none": none,
     }
 
 
-def explain(document: Document, kind: str) -> str:
-    """Why the prompt has no pair of a kind, in one sentence with the figures that decided."""
-    reason, rule = Reason(document["none"][kind]), Iteration(**document["rule"])
-    distinct = [row for row in document["responses"] if row["distinct"]]
-    scored = [row for row in distinct if row["score"] is not None]
-    decided = sum(row["winner"] in ("first", "second") for row in document["comparisons"])
-    tiers = f"the tiers of rho = {rule.rho:g} meet"
-    limit = rule.max_response_characters if kind == "actor" else rule.max_judgment_characters
-    text_kind = "response" if kind == "actor" else "judgment"
-    positions = document["positions"] or {}
-    sentences = {
-        Reason.TOO_FEW_RESPONSES: f"{len(distinct)} distinct responses, and two are needed",
-        Reason.TOO_FEW_SCORED: f"{len(scored)} of {len(distinct)} distinct responses have a score, and two are needed"
-        + ("" if document["scores_from"] else f" (a score needs {document['minimum_valid']} parsed judgments)"),
-        Reason.EQUAL_SCORES: f"all {len(scored)} scores are {scored[0]['score'] if scored else '-'}",
-        Reason.SAME_RESPONSE: f"{tiers}, and one response is the shortest of the upper and the longest of the lower",
-        Reason.NOT_BETTER: f"{tiers}, and the shortest of the upper does not score above the longest of the lower",
-        Reason.CHOSEN_TOO_LONG: f"the {text_kind} to be chosen is longer than the iteration's {limit} characters",
-        Reason.NO_DECISIVE_COMPARISON: f"{decided} of {len(document['comparisons'])} comparisons name a winner, and "
-        "none of them has weight",
-        Reason.EQUAL_ELO: f"the {decided} comparisons with a winner balance: all Elo scores are equal",
-        Reason.POSITION_COLLAPSE: f"in the whole iteration the first shown won {positions.get('first')} comparisons "
-        f"and the second {positions.get('second')}, so no comparison is evidence",
-    }
-    return sentences.get(reason, EXPLANATIONS[reason])
+def _weights(stage: Path) -> str:
+    """The hash of the weights that wrote a stage; empty if the stage is missing."""
+    return (read_manifest(stage) or {"inputs": {"model": {"digest": ""}}})["inputs"]["model"]["digest"]
 
 
-def trace_text(document: Document, pair: Document) -> Iterator[str]:
-    """The lines that show a pair and its evidence."""
-    yield f"{pair['id']}: iteration {document['iteration']} of {document['run']}"
+def _sources(folder: Path, made: Document) -> dict[str, Path]:
+    """The inputs of the pairs, without the model."""
+    if "inputs" not in made:
+        raise UserError(f"{folder}/pairs: not made yet, or by an older version; run iterate.py to its end")
+    sources = {}
+    for name, source in made["inputs"].items():
+        if name != "model":
+            sources[name] = Path(source["path"]) if name == "scores_file" else folder / name
+            if digest(sources[name]) != source["digest"]:
+                raise UserError(f"{sources[name]}: changed since the pairs were made; run iterate.py again")
+    return sources
+
+
+def _stage_rows(stage: Path, prompt_id: str) -> Iterator[Document]:
+    """The records of a stage, of all prompts or one, in order."""
+    for name in (read_manifest(stage) or {"shards": []})["shards"]:
+        yield from _rows(stage / name, prompt_id)
+
+
+def _rows(path: Path, name: str, key: str = "prompt_id") -> Iterator[Document]:
+    """All rows of a file, or those with this name under the key, without token ids."""
+    written = json.dumps(name, ensure_ascii=False)[1:-1]
+    with path.open(encoding="utf-8") as lines:
+        # A full run has too many lines to parse each for one name.
+        for row in (json.loads(line) for line in lines if written in line):
+            if name in ("", row[key]):
+                yield {field: value for field, value in row.items() if not field.endswith("ids")}
+
+
+def trace_text(document: Document, pair: Document | None = None) -> Iterator[str]:
+    """The lines that show a prompt's evidence: with a pair its texts, without one what decided in a line each."""
+    yield f"{pair['id'] if pair else document['prompt_id']}: iteration {document['iteration']} of {document['run']}"
     yield from _head(document)
-    if pair["kind"] == "actor":
-        sides = {pair["chosen_id"]: "chosen", pair["rejected_id"]: "rejected"}
-        for row in sorted(document["responses"], key=lambda row: sides.get(row["id"], "without part in the pair")):
-            yield from _response_text(row, sides.get(row["id"]))
-        return
-    response = next(row for row in document["responses"] if row["id"] == pair["response_id"])
-    yield f"\nresponse {response['id']}, seed {response['seed']}, {response['characters']} characters"
-    yield _indented(response["text"])
-    sides = {pair["chosen_id"]: "chosen", pair["rejected_id"]: "rejected"}
-    elo = {row["judgment_id"]: row for row in document["elo"]}
-    for row in response["judgments"]:
-        yield from _judgment_text(row, sides.get(row["id"]), elo.get(row["id"]))
-    for row in document["comparisons"]:
-        verdict = row["winner"] or f"no winner ({row['failure']})"
-        yield f"\n  comparison {row['id']}, seed {row['seed']}: {verdict}"
-        yield _indented(row["text"], 4)
-
-
-def why_not_text(document: Document) -> Iterator[str]:
-    """The lines that explain why a prompt has no pair, with the scores and Elo scores that decided."""
-    yield f"{document['prompt_id']}: iteration {document['iteration']} of {document['run']}"
-    for pair in document["pairs"]:
-        yield f"  {pair['kind']}: pair {pair['id']}"
-    for kind, reason in document["none"].items():
-        yield f"  {kind}: no pair, {reason}: {explain(document, kind)}"
-    if document["positions"] is None:
-        yield "  judge: this iteration makes no judge pairs"
-    yield from _head(document)
-    for row in document["responses"]:
-        verdicts = ", ".join(_verdict(judgment) for judgment in row["judgments"])
-        judgments = f"; judgments: {verdicts}" if verdicts else ""
-        score = f"score {row['score']}" if row["score"] is not None else "no score"
-        yield f"  response {row['id']}: {score}, {row['characters']} characters{_doubtful(row)}{judgments}"
-    for row in document["elo"]:
-        yield f"  judgment {row['judgment_id']}: {_elo_text(row)}"
-    for row in document["comparisons"]:
-        yield f"  comparison {row['id']}: {row['winner'] or row['failure']}"
+    only = (pair or {}).get("response_id")
+    for row in sorted(document["responses"], key=lambda row: row["part"] or "without a part"):
+        if only in (None, row["id"]):
+            yield f"\nresponse {response_label(row)}"
+            for expected in row["expected"]:
+                shares = "  ".join(f"{digit}: {share:.1%}" for digit, share in enumerate(expected["probabilities"]))
+                yield f"  expected score {verdict(expected)}: {shares}"
+            yield from _indented(row["text"], 2) if pair else ()
+            for judgment in row["judgments"]:
+                yield f"  judgment {judgment_label(judgment)}"
+                yield from _indented(judgment["text"], 4) if pair else ()
+    for row in document["comparisons"] if only or not pair else ():
+        yield f"  comparison {comparison_label(row)}"
+        yield from _indented(row["text"], 4) if pair else ()
 
 
 def _head(document: Document) -> Iterator[str]:
@@ -166,113 +168,51 @@ def _head(document: Document) -> Iterator[str]:
         yield f"  scores from {scores['path']}, SHA-256 {scores['digest']}"
     if trained := document["trained_model"]:
         yield f"  the iteration's pairs trained {trained['checkpoint']}, weights {trained['weights']}"
-    rule = ", ".join(f"{key} {value}" for key, value in document["rule"].items() if value is not None)
-    yield f"  rule: {rule}"
+    rule = document["rule"] | {"judgments needed for a score": document["minimum_valid"]}
+    yield "  rule: " + ", ".join(f"{key} {value}" for key, value in rule.items() if value is not None)
     if document["positions"]:
         yield "  positions: " + ", ".join(f"{key} {value:.4g}" for key, value in document["positions"].items())
+    for pair in document["pairs"]:
+        yield f"  {pair['kind']}: pair {pair['id']}"
+    for kind, reason in document["none"].items():
+        yield f"  {kind}: no pair, {reason}: {EXPLANATIONS[reason]}"
+    if document["positions"] is None:
+        yield "  judge: this iteration makes no judge pairs"
     yield "  prompt:"
-    yield _indented(document["prompt"], 4)
+    yield from _indented(document["prompt"], 4)
 
 
-def _response_text(row: Document, side: str | None) -> Iterator[str]:
-    score = f"score {row['score']}" if row["score"] is not None else "no score"
-    part = f" ({side})" if side else ""
-    yield f"\nresponse {row['id']}{part}: {score}, seed {row['seed']}, {row['characters']} characters{_doubtful(row)}"
-    yield _indented(row["text"])
-    for expected in row["expected"]:
-        shares = "  ".join(f"{digit}: {share:.1%}" for digit, share in enumerate(expected["probabilities"]))
-        yield f"  expected score {_verdict(expected)}: {shares}"
-    for judgment in row["judgments"]:
-        yield from _judgment_text(judgment, None, None)
+def response_label(row: Document) -> str:
+    """A response in one line: id, part in the pair, score, seed, length, and what is unusual."""
+    score = "no score" if row["score"] is None else f"score {row['score']:.6g}"
+    notes = NOTES.get(row["finish_reason"], "") + ("" if row["distinct"] else ", not distinct: not judged")
+    return f"{row['id']}{_part(row)}: {score}, seed {row['seed']}, {row['characters']} characters{notes}"
 
 
-def _judgment_text(row: Document, side: str | None, elo: Document | None) -> Iterator[str]:
-    part = f" ({side})" if side else ""
-    yield f"\n  judgment {row['id']}{part}: {_verdict(row)}, seed {row['seed']}" + (
-        f", {_elo_text(elo)}" if elo else ""
-    )
-    yield _indented(row["text"], 4)
+def judgment_label(row: Document) -> str:
+    """A judgment in one line: id, part in the pair, score or failure, seed, and if it was compared, its Elo score."""
+    label = f"{row['id']}{_part(row)}: {verdict(row)}, seed {row['seed']}"
+    if elo := row["elo"]:
+        label += f", Elo {elo['elo']:.3f} +- {elo['standard_error']:.3f}, won {elo['won']}, lost {elo['lost']}"
+    return label
 
 
-def _verdict(judgment: Document) -> str:
-    return f"{judgment['score']}" if judgment["score"] is not None else f"none ({judgment['failure']})"
+def comparison_label(row: Document) -> str:
+    """A comparison in one line: id, seed, and the winner or the failure."""
+    return f"{row['id']}, seed {row['seed']}: {row['winner'] or 'no winner (' + row['failure'] + ')'}"
 
 
-def _elo_text(row: Document) -> str:
-    return f"Elo {row['elo']:.3f} +- {row['standard_error']:.3f}, won {row['won']}, lost {row['lost']}"
+def _part(row: Document) -> str:
+    return f" ({row['part']})" if row["part"] else ""
 
 
-def _doubtful(row: Document) -> str:
-    """Notes on an unusual response."""
-    notes = {"length": ", cut off", "too_long": ", prompt too long"}
-    return notes.get(row["finish_reason"], "") + ("" if row["distinct"] else ", not distinct: not judged")
+def verdict(row: Document) -> str:
+    """The score of a judgment, or why it has none."""
+    return f"none ({row['failure']})" if row["score"] is None else f"{row['score']}"
 
 
-def _indented(text: str, spaces: int = 2) -> str:
-    return "\n".join(" " * spaces + "| " + line for line in text.splitlines() or [""])
-
-
-def _iterations(run: Path) -> Iterator[tuple[int, Path]]:
-    names = (folder.name.removeprefix("iter") for folder in run.glob("iter*"))
-    numbers = sorted(int(name) for name in names if name.isdecimal())
-    if not numbers:
-        raise UserError(f"{run}: the folder holds no run; name one such as runs/smollm2-135m")
-    for number in numbers:
-        yield number, run / f"iter{number}"
-
-
-def _sources(folder: Path, made: dict[str, Any]) -> dict[str, Path]:
-    """The inputs of the pairs. Raises `UserError` for an input that has changed since the pairs were made."""
-    if "inputs" not in made:
-        raise UserError(f"{folder}/pairs: made by an older version; remove the folder and run iterate.py again")
-    sources = {}
-    for name, source in made["inputs"].items():
-        if name == "model":
-            continue
-        path = Path(source["path"]) if name == "scores_file" else folder / name
-        if digest(path) != source["digest"]:
-            raise UserError(f"{path}: changed since the pairs were made; run iterate.py again")
-        sources[name] = path
-    return sources
-
-
-def _rows_naming(path: Path, name: str) -> Iterator[Record]:
-    """The rows of a file whose lines contain the name; a full run's files are too long to parse each line."""
-    written = json.dumps(name, ensure_ascii=False)[1:-1]
-    with path.open(encoding="utf-8") as lines:
-        yield from (json.loads(line) for line in lines if written in line)
-
-
-def _shard_rows(stage: Path | None, prompt_id: str) -> Iterator[Record]:
-    """The records of one prompt, in order; none where the pairs were made without the stage."""
-    if stage is None:
-        return
-    for name in (read_manifest(stage) or {})["shards"]:
-        yield from (row for row in _rows_naming(stage / name, prompt_id) if row["prompt_id"] == prompt_id)
-
-
-def _writer(run: Path, stage: Path) -> dict[str, str]:
-    """The model that wrote a stage: the hash of its weights, and M_t where it is the actor of iteration t + 1."""
-    weights = _weights(stage)
-    name = "a model outside the run"
-    for number, folder in _iterations(run):
-        if _weights(folder / "responses") == weights:
-            name = f"M{number - 1}"
-    return {"checkpoint": name, "weights": weights}
-
-
-def _weights(stage: Path) -> str:
-    """The hash of the weights that wrote a stage; empty if the stage is missing."""
-    return (read_manifest(stage) or {"inputs": {"model": {"digest": ""}}})["inputs"]["model"]["digest"]
-
-
-def _pair(row: Record) -> Document:
-    kept = {key: value for key, value in row.items() if not key.endswith("_ids") and key not in ("prompt",)}
-    return kept | {side: row[side][0]["content"] for side in ("chosen", "rejected")}
-
-
-def _without_ids(row: Record) -> Document:
-    return {key: value for key, value in row.items() if key not in ("ids", "prompt", "prompt_id")}
+def _indented(text: str, spaces: int) -> Iterator[str]:
+    yield from (" " * spaces + "| " + line for line in text.splitlines() or [""])
 
 
 def main() -> None:
@@ -284,14 +224,17 @@ def main() -> None:
     arguments = parser.parse_args()
     if (arguments.pair is None) == (arguments.why_not is None):
         raise UserError("judging.trace: name either a pair or --why-not and a prompt")
-    if arguments.why_not:
-        document = lineage(arguments.run, find_prompt(arguments.run, arguments.why_not), arguments.why_not)
-        lines = why_not_text(document)
+    if prompt_id := arguments.why_not:
+        number, _ = find(arguments.run, prompt_id, "prompts.jsonl")
     else:
-        number, pair = find_pair(arguments.run, arguments.pair)
-        document = lineage(arguments.run, number, pair["prompt_id"]) | {"pair": arguments.pair}
-        lines = trace_text(document, _pair(pair))
-    print(json.dumps(document, indent=2, ensure_ascii=False) if arguments.json else "\n".join(lines))
+        number, row = find(arguments.run, arguments.pair, *(f"pairs/{kind}.jsonl" for kind in KINDS))
+        prompt_id = row["prompt_id"]
+    facts, documents = read_lineage(arguments.run, number, prompt_id)
+    document = facts | documents[prompt_id]
+    pair = next((pair for pair in document["pairs"] if pair["id"] == arguments.pair), None)
+    print(
+        json.dumps(document, indent=2, ensure_ascii=False) if arguments.json else "\n".join(trace_text(document, pair))
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One or more runs as one self-contained HTML file: `python -m evaluation.report runs/NAME [runs/OTHER ...]`.
 
-It holds tables, pictures and a browser of all pairs, for phones and desktops, in light and dark (`page.py`).
+It holds the table of models, plots, seconds and tokens, and a browser of all pairs, in light and dark (`page.py`).
 """
 
 import argparse
@@ -14,13 +14,14 @@ from stages.settings import load_settings
 def write_report(folders: Sequence[Path], out: Path) -> None:
     """Write the report of one run, or of several side by side.
 
-    Raises `UserError` for a folder without a summary, for more runs than there are colours, and for missing packages.
+    Raises `UserError` for a folder without a summary of this version, and for missing packages.
     """
     try:
         from evaluation.report.page import render
     except ModuleNotFoundError as error:
         raise UserError(f"the report needs {error.name}: pip install '.[report]'") from None
-    write_atomic(out, render(folders))
+    # A tokenizer may leave a lone surrogate, which UTF-8 can't hold.
+    write_atomic(out, render(folders).encode("utf-8", "replace"))
 
 
 def main() -> None:

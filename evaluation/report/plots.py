@@ -1,227 +1,202 @@
-"""The report's pictures: small SVGs by matplotlib.
+"""The report's plots, drawn by matplotlib in colours for light and dark pages; runs stand side by side in each."""
 
-matplotlib draws in placeholder colours, which become the page's CSS variables, so that pictures follow light and dark.
-Text stays text, in the page's font. The same data give the same bytes.
-"""
-
+import base64
 import io
-import math
-import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
-INK, LINE, MARK = "#0a0b01", "#0a0b02", "#0a0b03"
-SERIES = [f"#0c0d{i:02x}" for i in range(1, 7)]
-"""The colours of runs."""
-PARTS = [f"#0e0f{i:02x}" for i in range(1, 8)]
-"""The colours of a bar's parts."""
-COLOURS = (
-    {INK: "muted", LINE: "line", MARK: "mark"}
-    | {colour: f"s{i}" for i, colour in enumerate(SERIES, 1)}
-    | {colour: f"p{i}" for i, colour in enumerate(PARTS, 1)}
-)
+from judging.scores import Reason
+
+Row = dict[str, Any]
+GREY = "#7f7f7f"
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 8.5,
-    "text.parse_math": False,
-    "text.color": INK,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **{f"{name}.color": GREY for name in ("text", "xtick", "ytick", "grid")},
+    **{f"axes.{name}color": GREY for name in ("edge", "label", "title")},
+    **{f"axes.spines.{side}": False for side in ("top", "right")},
+    "axes.facecolor": "none",
     "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.major.pad": 5,
-    "lines.linewidth": 1.5,
-    "lines.solid_capstyle": "round",
+    "axes.titlesize": 9,
+    "grid.alpha": 0.25,
+    "font.size": 8.5,
+    "lines.markersize": 4,
+    "text.parse_math": False,
+    "svg.hashsalt": "report",  # so that the same data give the same bytes
 }
 
 
-class Point(NamedTuple):
-    """A value, and the ends of its interval if it has one."""
+@dataclass
+class ReportedIteration:
+    """One iteration: its row of the summary, the metrics of its training steps, and what its pairs were made from."""
 
-    x: float
-    y: float
-    low: float | None = None
-    high: float | None = None
-
-
-class Series(NamedTuple):
-    """One line of a picture."""
-
-    colour: int
-    """Index into `SERIES`."""
-    points: Sequence[Point]
-    dashed: bool = False
+    number: int
+    row: Row
+    metrics: list[Row] = field(default_factory=list)
+    scored: list[tuple[int, float]] = field(default_factory=list)
+    """Characters and score of each response with a score."""
+    elo: list[float] = field(default_factory=list)
+    prompts: list[list[Any]] = field(default_factory=list)
+    """What the browser shows (`browser.py`)."""
 
 
-@matplotlib.rc_context(STYLE)
-def lines(
-    name: str,
-    series: Sequence[Series],
-    ticks: dict[float, str] | None = None,
-    marks: Sequence[float] = (),
-    percent: bool = False,
-    label: str = "",
-    bands: bool = False,
-    dots: bool = True,
-    reach: tuple[float, float] | None = None,
-    height: tuple[float, float] | None = None,
-    borders: Sequence[float] = (),
-) -> str:
-    """Lines over iterations, or over any other x; returns SVG.
+@dataclass
+class ReportedRun:
+    name: str
+    folder: Path
+    summary: Row
+    iterations: list[ReportedIteration] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    """What can't be shown, since its files were deleted."""
 
-    Intervals are vertical bars, or shaded bands with `bands`. `marks` are dotted horizontal lines, `borders` are thin
-    vertical lines. `reach` and `height` are the ends of the x and the y axis.
-    """
-    figure, axes = _axes(2.7, 1.55)
-    many = max(len(series), 1)
-    for border in borders:
-        axes.axvline(border, color=LINE, linewidth=0.6)
-    for place, (colour, points, dashed) in enumerate(series):
-        x = [p.x + (0 if bands or not dots else 0.07 * (place - (many - 1) / 2)) for p in points]
-        y = [p.y for p in points]
-        low = [p.y if p.low is None else p.low for p in points]
-        high = [p.y if p.high is None else p.high for p in points]
-        style: dict[str, Any] = {"color": SERIES[colour], "linestyle": (0, (3, 2)) if dashed else "-"}
-        axes.plot(x, y, marker="o" if dots else None, markersize=4, markeredgewidth=0, **style)
-        if bands:
-            axes.fill_between(x, low, high, color=SERIES[colour], alpha=0.15, linewidth=0)
-        elif low != y or high != y:
-            axes.vlines(x, low, high, color=SERIES[colour], alpha=0.4, linewidth=2.5)
-    for level in marks:
-        axes.axhline(level, color=MARK, linewidth=1.2, linestyle=(0, (1, 2)))
-    if ticks:
-        axes.set_xticks(list(ticks), list(ticks.values()))
-        axes.set_xlim(min(ticks) - 0.4, max(ticks) + 0.4)
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
-    if reach:
-        axes.set_xlim(reach)
-    if height:
-        axes.set_ylim(height)
-    elif dots and not bands:
-        axes.set_ylim(*_room(*axes.get_ylim(), percent))
-    return _finished(name, figure, axes, percent, label)
+
+def plots(runs: Sequence[ReportedRun]) -> list[dict[str, str]]:
+    """Title, text and picture (a data URI) of each plot that any of the runs has data for."""
+    pictures = [(title, text, _picture(draw, runs)) for title, text, draw in PLOTS]
+    return [{"title": title, "text": text, "source": source} for title, text, source in pictures if source]
 
 
 @matplotlib.rc_context(STYLE)
-def bars(
-    name: str,
-    series: Sequence[tuple[int, dict[float, float]]],
-    reach: tuple[float, float],
-    top: float,
-    width: float = 1.0,
-    label: str = "",
-) -> str:
-    """Histograms side by side: (colour, share at each x). `width` is the bins' distance, `top` the greatest share."""
-    figure, axes = _axes(2.7, 1.45)
-    each = 0.8 * width / max(len(series), 1)
-    for place, (colour, shares) in enumerate(series):
-        x = [value + each * (place - (len(series) - 1) / 2) for value in shares]
-        axes.bar(x, list(shares.values()), 0.92 * each, color=SERIES[colour], linewidth=0)
-    axes.set_xlim(reach[0] - 0.6 * width, reach[1] + 0.6 * width)
-    axes.set_ylim(0, 1.05 * top)
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
-    return _finished(name, figure, axes, percent=True, label=label)
+def _picture(draw: Callable[[Axes, ReportedRun], None], runs: Sequence[ReportedRun]) -> str:
+    figure = Figure(figsize=(3.9 * len(runs), 2.9), layout="constrained", facecolor="none")
+    axes = figure.subplots(1, len(runs), sharex=True, sharey=True, squeeze=False)[0]
+    for own, run in zip(axes, runs, strict=True):
+        draw(own, run)
+        own.set_title(run.name if len(runs) > 1 else "")
+    if not any(own.has_data() for own in axes):
+        return ""
+    labels = {label: handle for own in axes for handle, label in zip(*own.get_legend_handles_labels(), strict=True)}
+    figure.legend(labels.values(), labels, loc="outside lower center", ncols=2 * len(runs), frameon=False, fontsize=7.5)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-@matplotlib.rc_context(STYLE)
-def stacked(
-    name: str, rows: Sequence[tuple[str, Sequence[tuple[int, float]]]], most: float = 1.0, percent: bool = False
-) -> str:
-    """One horizontal bar for each row, of parts (colour, value) from left to right; `most` is the axis's end."""
-    figure, axes = _axes(3.3, 0.4 + 0.24 * len(rows))
-    axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", visible=True)
-    for place, (_, parts) in enumerate(rows):
-        left = 0.0
-        for colour, value in parts:
-            axes.barh(place, value, 0.62, left=left, color=PARTS[colour], edgecolor="none")
-            left += value
-    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
-    axes.invert_yaxis()
-    axes.spines["bottom"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(_percent if percent else _plain))
-    axes.set_xlim(0, most)
-    return _svg(name, figure)
+def look_up(row: Any, path: str) -> Any:
+    """The value at a path of keys joined by dots, or a measurement's mean; None where a key is missing."""
+    for key in path.split("."):
+        row = row.get(key) if isinstance(row, dict) else None
+    return row["value"] if isinstance(row, dict) and "value" in row else row
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.patch.set_visible(False)
-    axes = figure.add_subplot()
-    axes.patch.set_visible(False)
-    return figure, axes
+def _by_iteration(paths: dict[str, str], share: bool = False) -> Callable[[Axes, ReportedRun], None]:
+    """Draws a line over the iterations for each path, by the line's name."""
+
+    def draw(axes: Axes, run: ReportedRun) -> None:
+        for name, path in paths.items():
+            points = [(i.number, value) for i in run.iterations if (value := look_up(i.row, path)) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-", label=name)
+        axes.set_xlabel("iteration")
+        axes.xaxis.set_major_locator(MultipleLocator(1))
+        if share:
+            axes.set_ylim(0, 1.02)
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+    return draw
 
 
-def _finished(name: str, figure: Figure, axes: Axes, percent: bool, label: str) -> str:
-    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(_percent if percent else _plain))
-    if label:
-        axes.set_xlabel(label)
-    return _svg(name, figure)
+def _scores(axes: Axes, run: ReportedRun) -> None:
+    for iteration in run.iterations:
+        if histogram := look_up(iteration.row, "bias.judge.score_histogram"):
+            shares = np.array([*histogram.values()]) / sum(histogram.values())
+            axes.plot([float(score) for score in histogram], shares, "o-", label=f"iteration {iteration.number}")
+    axes.set_xlabel("score")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
-def _room(low: float, high: float, percent: bool) -> tuple[float, float]:
-    """The ends of a y axis, wide enough that noise doesn't look like a trend; shares stay between 0 and 1."""
-    least = 0.2 if percent else 0.25 * max(abs(low), abs(high))
-    if (short := least - (high - low)) > 0:
-        low, high = low - short / 2, high + short / 2
-    if percent:
-        low, high = (low - max(high - 1.01, 0), min(high, 1.01)) if high > 1.01 else (low, high)
-        low, high = (max(low, -0.01), high - min(low + 0.01, 0)) if low < -0.01 else (low, high)
-    return low, high
+def _score_by_length(axes: Axes, run: ReportedRun) -> None:
+    """Mean score in up to 8 bins of equally many responses, each at its mean length."""
+    for iteration in run.iterations:
+        if scored := sorted(iteration.scored):
+            bins = np.array_split(np.array(scored), min(8, max(len(scored) // 5, 1)))
+            axes.plot(*zip(*(part.mean(0) for part in bins), strict=True), "o-", label=f"iteration {iteration.number}")
+    axes.set_xlabel("characters")
 
 
-def _percent(value: float, _: int) -> str:
-    return f"{100 * value:.6g}%"
+def _elo(axes: Axes, run: ReportedRun) -> None:
+    for iteration in run.iterations:
+        if iteration.elo:
+            error = look_up(iteration.row, "bias.metajudge.elo_standard_error_mean")
+            label = f"iteration {iteration.number}, standard error {error:.2f}"
+            weights = np.full(len(iteration.elo), 1 / len(iteration.elo))
+            axes.hist(iteration.elo, 15, weights=weights, histtype="step", label=label)
+    axes.set_xlabel("Elo score")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
-def _plain(value: float, _: int) -> str:
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    text = f"{value:.10g}" if value == 0 or abs(value) > 1e-4 else f"{value:.0e}"
-    return text.replace("e-0", "e-").replace("-", "\N{MINUS SIGN}")
+def _by_step(*names: str) -> Callable[[Axes, ReportedRun], None]:
+    """Draws metrics over the steps of all iterations, each iteration in its colour, later metrics dashed."""
+
+    def draw(axes: Axes, run: ReportedRun) -> None:
+        first = 0
+        for place, iteration in enumerate(run.iterations):
+            steps = [row for row in iteration.metrics if row["split"] == "train"]
+            for name, style in zip(names if steps else (), ("-", "--"), strict=False):
+                label = f"iteration {iteration.number}" if name == names[0] else None
+                values = [row[name] for row in steps]
+                axes.plot(range(first, first + len(steps)), values, style, color=f"C{place % 10}", label=label)
+            first += len(steps)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+    return draw
 
 
-def _svg(name: str, figure: Figure) -> str:
-    """The picture as markup for a page: without size and unused ids, in the page's colours."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<(metadata|style).*?</\1>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<g) id="[^"]*"', r"\1", text)
-    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
-    text = re.sub(
-        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', text
-    )
-    for colour, variable in COLOURS.items():
-        text = text.replace(colour, f"var(--{variable})")
-    return re.sub(r"\s*\n\s*", "\n", text)
+def _outcomes(kind: str) -> Callable[[Axes, ReportedRun], None]:
+    """Draws how many of each iteration's prompts gave a pair, and why the others gave none."""
+
+    def draw(axes: Axes, run: ReportedRun) -> None:
+        panels = {i.number: panel for i in run.iterations if (panel := look_up(i.row, f"bias.pairs.{kind}"))}
+        left = np.zeros(len(panels))
+        for place, name in enumerate(("pair", *Reason)):
+            counts = [panel["pairs"] if name == "pair" else panel["reasons"].get(name, 0) for panel in panels.values()]
+            if any(counts):
+                colour, label = matplotlib.colormaps["tab20"](place), name.replace("_", " ")
+                axes.barh([f"iteration {number}" for number in panels], counts, left=left, color=colour, label=label)
+                left += counts
+        axes.set_xlabel("prompts")
+        axes.yaxis.set_inverted(True)
+
+    return draw
 
 
-def thinned(points: Sequence[Point], most: int = 300) -> list[Point]:
-    """A long curve, shortened to means of neighbouring points."""
-    size = math.ceil(len(points) / most)
-    groups = [points[i : i + size] for i in range(0, len(points), max(size, 1))]
-    return [Point(sum(p.x for p in g) / len(g), sum(p.y for p in g) / len(g)) for g in groups]
+LENGTHS = {"responses": "responses.characters_mean"}
+LENGTHS |= {f"{part} response": f"pairs.actor.{part}_characters_mean" for part in ("chosen", "rejected")}
+POSITIONS = {
+    "the first judgment": "first_wins",
+    "first at equal scores": "first_wins_at_equal_scores",
+    "the higher score": "higher_score_wins",
+    "the same in both orders": "both_orders_agree",
+}
+PLOTS: tuple[tuple[str, str, Callable[[Axes, ReportedRun], None]], ...] = (
+    ("Scores", "The share of the judgments that give each score.", _scores),
+    (
+        "Lengths",
+        "Mean characters. Chosen responses that are longer than the rejected ones teach the model to write longer.",
+        _by_iteration({name: f"bias.{path}" for name, path in LENGTHS.items()}),
+    ),
+    ("Score by length", "The mean score of responses of about equal length.", _score_by_length),
+    (
+        "What wins a comparison",
+        "Without a bias the first judgment wins half of the time. The paper's meta-judge, when it collapsed, named the "
+        "higher score 97.7% of the time and, at equal scores, the first judgment 87.8% of the time.",
+        _by_iteration({name: f"bias.metajudge.{path}" for name, path in POSITIONS.items()}, share=True),
+    ),
+    ("Elo", "The scores of the compared judgments. A spread no greater than the standard error is noise.", _elo),
+    ("Actor pairs", "Prompts with a pair, and why the others have none.", _outcomes("actor")),
+    ("Judge pairs", "Prompts with a pair, and why the others have none.", _outcomes("judge")),
+    ("Loss", "DPO's loss on the training pairs.", _by_step("loss")),
+    (
+        "Rewards",
+        "The reward of the chosen should rise over that of the rejected (dashed). Where both fall, DPO makes both less "
+        "likely.",
+        _by_step("reward_chosen", "reward_rejected"),
+    ),
+)
