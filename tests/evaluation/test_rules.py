@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.rules import ALPHABETS, PARAMETERS, Rule, followed, sentence_count, word_count
+from evaluation.rules import ALPHABETS, RULES, Rule, followed, sentence_count, word_count
 
 CASES = [
     # rule, texts that follow it, texts that do not
@@ -188,7 +188,7 @@ def test_what_follows_a_rule(rule, good, bad):
 
 
 def test_every_rule_and_alphabet_has_a_case():
-    assert {rule.name for rule, *_ in CASES} == set(PARAMETERS)
+    assert {rule.name for rule, *_ in CASES} == set(RULES)
     assert {rule.value for rule, *_ in CASES if rule.name == "alphabet"} == set(ALPHABETS)
     with pytest.raises(ValueError, match="no rule is called 'rhymes'"):
         followed(Rule("rhymes"), "a")

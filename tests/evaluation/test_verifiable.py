@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.rules import PARAMETERS, Rule, followed
+from evaluation.rules import RULES, Rule, followed
 from evaluation.verifiable import Instruction, read_instructions, read_texts, table, verifiable_report
 from prepare.novelty import Novelty, Sequences
 from stages.files import UserError, read_jsonl, write_jsonl
@@ -150,7 +150,7 @@ def test_the_command(tmp_path):
 def test_counts_of_prompts_and_rules():
     assert [instruction.id for instruction in INSTRUCTIONS] == [f"v{number:03}" for number in range(175)]
     rules = Counter(rule.name for instruction in INSTRUCTIONS for rule in instruction.rules)
-    assert set(rules) == set(PARAMETERS) and min(rules.values()) >= 12
+    assert set(rules) == set(RULES) and min(rules.values()) >= 12
     two = sum(len(instruction.rules) == 2 for instruction in INSTRUCTIONS)
     assert two == 46 and all(len(instruction.rules) <= 2 for instruction in INSTRUCTIONS)
 
