@@ -53,8 +53,6 @@ CREDITS: dict[str, Callable[[Preference, Preference], float | None]] = {
     "with_ties": lambda a, b: float(a == b),
     "without_ties": lambda a, b: None if "tie" in (a, b) else float(a == b),
 }
-
-
 LINES = {
     "pairwise": "agreement, a tie counting half",
     "with_ties": "with ties",

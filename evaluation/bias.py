@@ -25,9 +25,6 @@ from stages.settings import Limits, Settings
 
 Record = dict[str, Any]
 
-LENGTH_BINS = 5
-"""Bins of response length, with equally many responses each as far as lengths allow."""
-
 
 def write_panel(
     path: Path,
@@ -56,9 +53,10 @@ def write_panel(
         meta = {"model": asked.model, "opponents": asked.opponents or "all", "max_score_gap": asked.max_score_gap}
         meta |= metajudge_panel(comparisons, judgments, read_jsonl(pairs / "elo.jsonl"))
     stages = {"judge": sources.scores or sources.judgments, "metajudge": sources.comparisons}
+    manifests = {name: read_manifest(stage) or {} for name, stage in stages.items() if stage}
     panel = {
         "iteration": iteration,
-        "weights": {name: _weights(stage) for name, stage in stages.items() if stage},
+        "weights": {name: manifest["inputs"]["model"]["digest"] for name, manifest in manifests.items()},
         "responses": response_panel(responses, scores),
         "judge": judge,
         "metajudge": meta,
@@ -82,7 +80,10 @@ def judge_panel(responses: Sequence[Record], judgments: Sequence[Record], expect
     refused = sum(row["failure"] == Failure.FRACTION for row in judgments)
     broken = sum(score != int(score) for score in scores)
     scored = [row for row in expected if row["score"] is not None]
-    histogram: dict[float, float] = _expected_histogram(scored) if scored else dict(Counter(scores))
+    histogram: dict[float, float] = dict(Counter(scores))
+    if scored:
+        masses = np.array([row["probabilities"] for row in scored])
+        histogram = dict(enumerate((masses / masses.sum(1, keepdims=True)).sum(0).tolist()))
     shares = np.array([count for count in histogram.values() if count]) / (sum(histogram.values()) or 1)
     return {
         "score": "expected" if expected else "sampled",
@@ -97,12 +98,6 @@ def judge_panel(responses: Sequence[Record], judgments: Sequence[Record], expect
         "fractions": _share(refused + broken, len(scores) + refused),
         "digit_mass": _mean([sum(row["probabilities"]) for row in expected]),
     }
-
-
-def _expected_histogram(rows: Iterable[Record]) -> dict[float, float]:
-    """The expected number of judgments with each score, if each row had one judgment."""
-    masses = np.array([row["probabilities"] for row in rows])
-    return dict(enumerate((masses / masses.sum(1, keepdims=True)).sum(0).tolist()))
 
 
 def response_panel(responses: Sequence[Record], scores: Mapping[str, Fraction]) -> Record:
@@ -195,9 +190,9 @@ def broken_limits(panel: Record, limits: Limits) -> list[str]:
 
 
 def _by_length(responses: Sequence[Record], judgments: Iterable[Record]) -> list[Record]:
-    """Judgments, parse rate and failures by length of the judged response."""
+    """Judgments, parse rate and failures in up to five bins of the judged response's length, as equal as possible."""
     length = {row["id"]: len(row["text"]) for row in responses}
-    edges = np.unique(np.quantile(list(length.values()), np.linspace(0, 1, LENGTH_BINS + 1), method="lower"))
+    edges = np.unique(np.quantile(list(length.values()), np.linspace(0, 1, 6), method="lower"))
     bins: list[list[Record]] = [[] for _ in range(max(len(edges) - 1, 1))]
     for row in judgments:
         place = int(np.searchsorted(edges, length[row["response_id"]], side="right")) - 1
@@ -216,11 +211,6 @@ def _by_length(responses: Sequence[Record], judgments: Iterable[Record]) -> list
 def _columns(stage: Path | None, *fields: str) -> list[Record]:
     """A stage's records with these fields only, since a full run has half a million."""
     return [{key: row[key] for key in fields} for row in read_shards(stage)] if stage else []
-
-
-def _weights(stage: Path) -> str:
-    """The digest of the model that wrote a stage."""
-    return (read_manifest(stage) or {})["inputs"]["model"]["digest"]
 
 
 def _failures(rows: Iterable[Record]) -> dict[str, int]:

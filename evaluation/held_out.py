@@ -1,14 +1,12 @@
-"""A model's answers to prompts that no training has seen, measures of the answers, and a judge's comparison with the
-seed model's.
+"""A model's answers to prompts that no training has seen, measures of the answers, and wins against the seed model's.
 
 The config's [evaluation] names two files. `instructions` have rules that code can check (`evaluation/verifiable.py`).
-`prompts` are open: length, variety and repetition are measured, and a judge compares the answers with the seed model's,
-prompt by prompt. Each is answered once, sampled as the actor samples, with the same noise for all models.
+`prompts` are open: length, variety and repetition are measured, and a judge compares the answers with the seed model's.
+Each is answered once, sampled as the actor samples, with the same noise for all models.
 
 The judge is the model itself, M_0, or another model (`evaluation.judge`). The win rate is *self-judged*: it measures
 the loop's belief about itself and is no benchmark's number. With `evaluation.protocol` "scores", the means of
-`evaluation.duel_samples` judgments of each answer are compared; with "pairwise" the judge sees both answers,
-`duel_samples` times in each order.
+`duel_samples` judgments of each answer are compared; with "pairwise" the judge compares them as often in each order.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,11 +47,6 @@ def held_out_items(
         seed = request_seed(settings.seed, 0, "held-out", record["id"])
         message = {"role": "user", "content": prompt}
         yield Item(record["id"], partial(list, [message]), sampling, seed, name, record)
-
-
-def answers_of(answers: Path) -> dict[str, Record]:
-    """The finished records of open prompts, by the prompt's id."""
-    return {row["name"]: row for row in read_shards(answers) if row["kind"] == "prompt"}
 
 
 def report(instructions: Sequence[Instruction], rows: Sequence[Record]) -> Record:
@@ -101,6 +94,11 @@ def measure_answers(worker: Worker, job: Job) -> None:
         Output({"report.json": report(instructions, rows)}, {"counts": {"answers": len(rows)}}).write(job)
 
 
+def answers_of(answers: Path) -> dict[str, Record]:
+    """The finished records of open prompts, by the prompt's id."""
+    return {row["name"]: row for row in read_shards(answers) if row["kind"] == "prompt"}
+
+
 def duels_of(answers: Mapping[str, Record], against: Mapping[str, Record]) -> list[Duel]:
     """A duel for each prompt, the model's answer first. Raises `UserError` for a prompt with a single answer."""
     for name in answers.keys() ^ against.keys():
@@ -143,9 +141,8 @@ def decisive_rows(judge: Worker, duels: Sequence[Duel], job: Job) -> list[Record
         if duel.first != duel.second  # equal answers tie
     ]
     rows = score_rows(judge, answers, evaluation.duel_samples, job)
-    return [
-        row | {"duel": row["prompt_id"], "shown": int(row["response_id"] != f"{row['prompt_id']}/0")} for row in rows
-    ]
+    seconds = {f"{duel.id}/1" for duel in duels}
+    return [row | {"duel": row["prompt_id"], "shown": int(row["response_id"] in seconds)} for row in rows]
 
 
 def measure_wins(judge: Worker, answers: Path, job: Job) -> None:

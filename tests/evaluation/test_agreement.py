@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import rankdata, spearmanr
-from sklearn.metrics import accuracy_score, cohen_kappa_score
+from sklearn.metrics import cohen_kappa_score
 
 import prepare.seed_model
 from evaluation.agreement import agreement_job, main, report, table
@@ -138,16 +138,9 @@ def test_labelled_pairs_by_hand():
     assert value(longer["with_ties"]) == (round(1 / 6, 4), 6) and value(longer["without_ties"]) == (0.25, 4)
     assert result["spearman"]["count"] == result["exact_order"]["count"] == 0  # pairs are no rankings
     assert result["annotators"]["annotators"] == 1 and result["annotators"]["kappa"] is None
+    labels, judged = ("first", "first", "second", "tie", "tie"), ("first", "tie", "first", "tie", "second")
+    assert result["kappa"]["value"] == pytest.approx(cohen_kappa_score(labels, judged), abs=1e-4)
     assert longer["kappa"]["value"] == 0 and result["score_histogram"] == {}
-
-
-def test_accuracy_and_kappa_with_the_label_equal_scikit_learn():
-    draw = random.Random(0)
-    labels, decisions = draw.choices(CLASSES, k=60), draw.choices(CLASSES, k=60)
-    pairs = labelled_pairs(*({"": label} for label in labels))
-    result = report(pairs, decided(pairs, *decisions))
-    assert result["with_ties"]["value"] == pytest.approx(accuracy_score(labels, decisions), abs=1e-4)
-    assert result["kappa"]["value"] == pytest.approx(cohen_kappa_score(labels, decisions), abs=1e-4)
 
 
 def test_several_annotators_by_hand():
@@ -178,25 +171,17 @@ def test_comparisons_in_both_orders():
     assert result["judgments"] == 8 and result["parse_rate"] == 7 / 8 and result["mean_score_by_quality"] == {}
 
 
-def test_a_group_compared_is_ordered_by_wins():
-    """Qualities 3, 2, 2, 0: five pairs. The best loses to one of the middle, and ties with the other."""
-    groups = grouped(case("g", "a", 3), case("g", "b", 2), case("g", "c", 2), case("g", "d", 0))
-    assert [pair.name for pair in groups.pairs] == ["a-b", "a-c", "a-d", "b-d", "c-d"]
-    result = report(groups, decided(groups, "second", "tie", "first", "first", "first"))
-    assert value(result["pairwise"]) == (3.5 / 5, 5) and value(result["without_ties"]) == (3 / 4, 4)
-    # Shares of wins: 1.5 of 3, 2 of 2, 1.5 of 2, 0 of 3.
-    expected = spearmanr([3, 2, 2, 0], [0.5, 1, 0.75, 0]).statistic
-    assert result["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
-    assert value(result["exact_order"]) == (0, 1)
-    assert value(report(groups, decided(groups, *["first"] * 5))["exact_order"]) == (1, 1)
-
-
 def test_exact_order():
     """Members of equal quality may be in any order; a judge's tie is no order; groups without a value don't count."""
     groups = grouped(*(case(group, f"{group}{i}", q) for group in "ghik" for i, q in enumerate((2, 1, 1))))
     scores = {"g": (5, 1, 3), "h": (5, 5, 3), "i": (3, 5, 1), "k": (5, 1, None)}
     rows = [(f"{group}{i}", score) for group, given in scores.items() for i, score in enumerate(given)]
     assert value(report(groups, scored(groups, *rows))["exact_order"]) == (round(1 / 3, 4), 3)
+    # By decisions, shares of wins: 1 of 2, and 1 of 1; the other group has none.
+    pair = grouped(*(case("g", f"g{i}", q) for i, q in enumerate((2, 1, 1))))
+    result = report(pair, decided(pair, "first", "second"))
+    assert value(result["exact_order"]) == (0, 1)
+    assert result["spearman"]["value"] == pytest.approx(spearmanr([2, 1, 1], [0.5, 0, 1]).statistic, abs=1e-4)
 
 
 def test_rows_by_subset():

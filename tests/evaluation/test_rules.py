@@ -107,14 +107,6 @@ def test_counts_are_monotone_meet_and_add(a, b, count):
     assert sentence_count(a + "\n\n" + b) == sentence_count(a) + sentence_count(b)
 
 
-@given(TEXTS)
-def test_case(text):
-    upper, lower = text.upper(), text.lower()
-    assert followed(Rule("upper_case"), upper) == (upper != upper.lower())
-    assert followed(Rule("lower_case"), lower) == (lower != lower.upper())
-    assert not (followed(Rule("upper_case"), text) and followed(Rule("lower_case"), text))
-
-
 WORDS = st.lists(st.sampled_from(["sea", "seas", "Tom's", "ßa", "a-b", "x1", "é"]), min_size=1)
 
 
