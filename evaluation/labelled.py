@@ -178,7 +178,7 @@ def _group(row: Record, where: str) -> list[Case]:
                 text = _value(response, "text", where, "a text")
                 cases.append(Case(name, f"{name}/{i}", prompt, text, quality, response.get("flaw", ""), subset))
             return cases
-    raise UserError(f"{where}: neither a labelled pair nor a group of responses nor ranked replies; see the README")
+    raise UserError(f"{where}: neither a labelled pair nor a group; evaluation/labelled.py describes the rows")
 
 
 def _label(row: Record, where: str) -> Preference:
@@ -191,7 +191,7 @@ def _label(row: Record, where: str) -> Preference:
         number = math.nan
     if number not in (0, 1, 1.5, 2) and not (key == "preference" and 1 < number < 2):
         raise UserError(f'{where}: {key} is {value!r}; it must be 1, 2 or "tie"')
-    return prefer(1.5, number or 1.5)
+    return prefer(1.5, number or 1.5)  # 0 is a tie, too
 
 
 def _prompt(value: Any, where: str) -> str:

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from evaluation.decisions import Decisions, by_value, read_decisions
+from evaluation.decisions import Decisions, read_decisions
 from evaluation.labelled import Labelled, majority, read_labelled
 from stages.files import UserError, write_jsonl
 
@@ -178,11 +178,6 @@ def test_decisions_are_taken_as_they_are(decide, labelled):
     opinion = decisions.opinion(labelled)
     assert opinion.preferences == given | {"t": "tie"}
     assert opinion.values["g/1"] == 1 and opinion.values["g/0"] == Fraction(1, 4)
-
-
-def test_the_higher_value_is_better(labelled):
-    opinion = by_value(labelled, {case.name: len(case.text) for case in labelled.cases})
-    assert opinion.preferences == {"g/0-1": "first", "g/0-2": "first", "g/1-2": "tie", "p": "tie", "t": "tie"}
 
 
 ALL = scores(g0=[1], g1=[2], g2=[3])
