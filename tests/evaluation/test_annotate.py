@@ -15,13 +15,18 @@ import pytest
 from questions import ALPACA, ARENA_1, ARENA_2, MT
 
 import prepare.seed_model
-from evaluation import arena, mtbench, winrate
-from evaluation.annotate import dialog_text, found_by_judge, main, scored_by_judge
-from evaluation.annotations import read_annotations
-from evaluation.answers import ALPACA_EVAL, ARENA_HARD, MT_BENCH, Question, read_questions
-from evaluation.findings import Finding, alpaca_row, arena_row
-from evaluation.matches import Answer, Match, read_matches
-from evaluation.pairwise import Decision
+from evaluation import alpaca, arena, mtbench
+from evaluation.annotate import Finding, annotation_rows, compared, dialog_text, main, scored
+from evaluation.benchmarks import (
+    ALPACA_EVAL,
+    ARENA_HARD,
+    MT_BENCH,
+    Answer,
+    Match,
+    Question,
+    read_matches,
+    read_questions,
+)
 from prepare.seed_model import make_tiny
 from stages.files import UserError, digest, read_jsonl, read_manifest, read_shards, write_json, write_jsonl
 
@@ -205,8 +210,7 @@ def test_mt_bench_is_scored_by_turn_on_our_scale(run, judge, tmp_path):
 
 
 def match_of(first: str, second: str, row: dict = ARENA_1[0]) -> Match:
-    question = Question("b1", "c", ["Name a river."], row)
-    return Match(question, Answer("M1", [second]), Answer("base", [first]))
+    return Match(Question("b1", "b1", "c", ["Name a river."], row), Answer("M1", [second]), Answer("base", [first]))
 
 
 def comparisons(as_is: list, swapped: list) -> list[dict]:
@@ -232,38 +236,32 @@ def comparisons(as_is: list, swapped: list) -> list[dict]:
 )
 def test_preferences_by_hand(as_is, swapped, preference, games):
     match = match_of("The Po.", "No.")
-    [finding] = found_by_judge([match], comparisons(as_is, swapped), "pairwise")
-    alpaca = Match(Question("0000", "c", ["Name a river."], ALPACA[0]), match.answer, match.baseline)
-    assert alpaca_row(alpaca, finding, "ours")["preference"] == preference
-    assert [game["score"] for game in arena_row(match, finding, "ours")["games"]] == games
-    assert finding.games == ("\n\n".join(f"0{i}" for i in range(len(as_is))), "10" if len(swapped) == 1 else "10\n\n11")
+    finding = compared(match, comparisons(as_is, swapped), "pairwise")
+    [row] = annotation_rows(ALPACA_EVAL, match_of("The Po.", "No.", ALPACA[0]), finding, "ours", 0)
+    assert row["preference"] == preference
+    [row] = annotation_rows(ARENA_HARD, match, finding, "ours", 0)
+    assert [game["score"] for game in row["games"]] == games
+    assert finding.texts == ["\n\n".join(f"0{i}" for i in range(len(as_is))), "10" if len(swapped) == 1 else "10\n\n11"]
 
 
-def test_equal_texts_tie_unasked():
+def test_equal_texts_tie_unasked_and_a_share_has_its_float():
     match = match_of("The Po.", "The Po.")
-    [finding] = found_by_judge([match], [], "pairwise")
-    row = arena_row(match, finding, "ours")
+    [row] = annotation_rows(ARENA_HARD, match, compared(match, [], "pairwise"), "ours", 0)
     assert row["games"] == [{"judgment": "", "score": "A=B"}] * 2
-
-
-def test_a_share_has_its_float():
-    row = alpaca_row(match_of("a", "b", ALPACA[0]), Finding(Decision(Fraction(1, 3)), [], ("", "")), "ours")
+    [row] = annotation_rows(ALPACA_EVAL, match, Finding([Fraction(1, 3)] * 2, ("", ""), []), "ours", 0)
     assert row["preference"] == pytest.approx(5 / 3, abs=1e-15)
 
 
 def test_the_second_turn_is_judged_in_its_dialog():
-    question = Question("81", "writing", ["Write of a lake.", "Shorter."], MT[0])
+    question = Question("81", "81", "writing", ["Write of a lake.", "Shorter."], MT[0])
     match = Match(question, Answer("M1", ["Blue water.", "Water."]), None)
     assert dialog_text(match, 0) == "Write of a lake."
     assert dialog_text(match, 1) == (
         "The response continues this conversation.\n\nUser:\nWrite of a lake.\n\nAssistant:\nBlue water.\n\n"
         "User:\nShorter."
     )
-    given = {"81/turn1": (4, None, 3), "81/turn2": (None, None, None)}
-    records = [{"response_id": name, "score": score, "text": "t"} for name, scores in given.items() for score in scores]
-    [[first, second]] = scored_by_judge([match], records)
-    assert (first.value, first.scale, first.text) == (3.5, [0, 5], "t\n\nt\n\nt")
-    assert second.value is None
+    finding = scored([[{"score": score, "text": "t"} for score in own] for own in ((4, None, 3), (None, None, None))])
+    assert (finding.values, finding.texts[0]) == ([3.5, None], "t\n\nt\n\nt")
 
 
 def verdicts(tmp_path: Path, rows: list[dict]) -> list[str]:
@@ -282,9 +280,9 @@ def test_verdicts_from_elsewhere_annotate_alpaca_eval(run, tmp_path):
     assert [row["preference"] for row in rows] == [1.5, 1.25, 1.9]
     assert {row["annotator"] for row in rows} == {"friends"}
     assert [row["raw"] for row in rows] == [[given[3]], given[1:3], [given[0]]]
-    read = read_annotations(tmp_path / "out" / "annotations.json")
+    read = alpaca.read_annotations(tmp_path / "out" / "annotations.json")
     assert list(read.preferences) == pytest.approx([0.5, 0.25, 0.9])
-    result = winrate.annotated(read, None)
+    result = alpaca.annotated(read, None)
     assert (result["annotator"], result["official"], result["win_rate"]) == ("friends", False, pytest.approx(55))
     counts = read_manifest(tmp_path / "out")["counts"]
     assert counts == {"questions": 3, "baseline_better": 1, "tied": 1, "model_better": 1, "without_verdict": 0}
@@ -309,8 +307,8 @@ def test_verdicts_from_elsewhere_annotate_arena_hard(run, tmp_path):
     assert rows[0]["games"] == [{"judgment": "", "score": None}, {"judgment": "B is.", "score": "B>A"}]
     assert [game["score"] for game in rows[1]["games"]] == ["B>A", "A>B"]
     [result] = arena.report(arena.read_judgments([tmp_path / "out" / "model_judgment" / "ours" / "M1.jsonl"]))
-    assert (result["judge"], result["baseline"], result["official"]) == ("ours", "base", False)
-    assert result["models"][0]["score"]["value"] == pytest.approx(200 / 3, abs=0.01)  # of three verdicts
+    assert (result["judge"], result["baseline"]) == ("ours", "base")
+    assert result["rows"][0]["score"] == pytest.approx(200 / 3, abs=0.01)  # of three verdicts
 
 
 def mt_verdicts(score=7, scale=(1, 10)) -> list[dict]:
@@ -335,8 +333,8 @@ def test_scores_of_our_rubric_are_no_official_number(run, judge, files, tmp_path
     questions = read_questions(MT_BENCH, Path(files[MT_BENCH][3]))
     path = tmp_path / "out" / "model_judgment" / f"{name_of(judge)}_single.jsonl"
     [result] = mtbench.report(*mtbench.read_scores(path, questions), questions)
-    assert (result["judge"], result["scale"], result["official"]) == (name_of(judge), [0, 5], False)
-    assert "scores are from 0 to 5, not 1 to 10" in result["differs"]
+    assert (result["judge"], result["scale"]) == (name_of(judge), [0, 5])
+    assert "scores are from 0 to 5, not 1 to 10" in result["notes"][0]
 
 
 GIVEN = [{"id": i, "verdict": "tie", "judge": "friends"} for i in range(3)]
@@ -345,42 +343,25 @@ GIVEN = [{"id": i, "verdict": "tie", "judge": "friends"} for i in range(3)]
 @pytest.mark.parametrize(
     ("benchmark", "rows", "complaint"),
     [
-        (ALPACA_EVAL, [*GIVEN, GIVEN[1]], "line 4: '1' came before, in line 2"),
         (
             ALPACA_EVAL,
-            [*GIVEN, {"id": "Add 2 and 2.", "verdict": "tie"}],
-            "line 4: 'Add 2 and 2.' came before, in line 3",
+            [*GIVEN, {"id": "Name a river.", "verdict": "tie"}],
+            "line 4: 'Name a river.' came before .*ine 1",
         ),
-        (ALPACA_EVAL, GIVEN[:1], "no verdict on 2 of 3 questions: 'Why is {it} blue\\?', 'Add 2 and 2.'"),
-        (ALPACA_EVAL, [*GIVEN, {"id": 3, "verdict": "tie"}], "line 4: no question is '3'"),
-        (ALPACA_EVAL, [{"id": 0, "verdict": 0}], "line 1: verdict is 0; it must be first, second"),
-        (
-            ALPACA_EVAL,
-            [GIVEN[0] | {"verdict": 1.1}, *GIVEN[1:]],
-            "the answers to '0' are equal: its verdict must be a tie",
-        ),
-        (ALPACA_EVAL, [{"id": 0, "verdict": True}], "line 1: verdict is True"),
-        (ALPACA_EVAL, [{"id": 0, "verdict": ["A"]}], "line 1: verdict is \\['A'\\]"),
-        (ALPACA_EVAL, [{"id": 0}], "line 1: key 'verdict' is missing"),
-        (ALPACA_EVAL, [{"id": 0, "verdict": "tie", "game": 3}], "line 1: game is 3; it must be 1 or 2"),
-        (
-            ALPACA_EVAL,
-            [GIVEN[0] | {"game": 2}, *GIVEN[1:]],
-            "'Name a river.': there must be one row a question, or one of",
-        ),
-        (ALPACA_EVAL, [*GIVEN, GIVEN[0] | {"game": 2}], "'Name a river.': there must be one row a question, or one of"),
-        (ALPACA_EVAL, [*GIVEN[:2], GIVEN[2] | {"judge": "foes"}], "rows name 2 judges, 'foes', 'friends'; give each"),
-        (ALPACA_EVAL, [*GIVEN[:2], {"id": 2, "verdict": "tie"}], "a row's judge is None; say who judged"),
-        (
-            ALPACA_EVAL,
-            [row | {"judge": "GPT-4"} for row in GIVEN],
-            "the judge's name 'GPT-4' is that of a benchmark's own",
-        ),
-        (ALPACA_EVAL, [row | {"judge": ".."} for row in GIVEN], "the judge's name '..' becomes a file's"),
-        (MT_BENCH, mt_verdicts()[:-1], "'141': there must be a row of each turn, 1 and 2"),
-        (MT_BENCH, mt_verdicts(score=11), "line 1: score is 11; it must be null or a number of its scale, \\[1, 10\\]"),
-        (MT_BENCH, mt_verdicts(scale=(1,)), "line 1: scale is \\[1\\]; it must be the lowest and the highest"),
-        (MT_BENCH, [{"id": 81, "score": 3, "scale": [1, 10]}], "line 1: turn is None; it must be 1 or 2"),
+        (ALPACA_EVAL, GIVEN[:1], r"not one row, .* of 2 of 3 questions: 'Why is {it} blue\?', 'Add 2 and 2.'"),
+        (ALPACA_EVAL, [*GIVEN, {"id": 3, "verdict": "tie"}], "line 4: no question has the id '3'"),
+        *((ALPACA_EVAL, [{"id": 0, "verdict": bad}], "line 1: verdict is .*; it must be") for bad in (0, True, ["A"])),
+        (ALPACA_EVAL, [{"id": 0}], "line 1: verdict is missing"),
+        (ALPACA_EVAL, [{"id": 0, "verdict": "tie", "game": 3}], "line 1: no question has the id '0' and game 3"),
+        (ALPACA_EVAL, [GIVEN[0] | {"game": 2}, *GIVEN[1:]], "not one row, or a row for each game.*'Name a river.'"),
+        (ALPACA_EVAL, [*GIVEN, GIVEN[0] | {"game": 2}], "not one row, or a row for each game.*'Name a river.'"),
+        (ALPACA_EVAL, [*GIVEN[:2], GIVEN[2] | {"judge": "foes"}], "must be one text without a slash in all rows"),
+        (ALPACA_EVAL, [{"id": i, "verdict": "tie"} for i in range(3)], "the judge's name None must be one text"),
+        (ALPACA_EVAL, [row | {"judge": "GPT-4"} for row in GIVEN], "'GPT-4' is a benchmark's own annotator's"),
+        (MT_BENCH, mt_verdicts()[:-1], "not a row for each turn, 1 and 2, of 1 of 3 questions: '141'"),
+        (MT_BENCH, mt_verdicts(score=11), r"line 1: score is 11; it must lie in \[1, 10\]"),
+        (MT_BENCH, mt_verdicts(scale=(1,)), r"line 1: scale is \[1\]; it must be the lowest and the highest"),
+        (MT_BENCH, [{"id": 81, "turn": 1, "score": 3}], "line 1: scale is missing"),
     ],
 )
 def test_refused_verdicts(run, tmp_path, benchmark, rows, complaint):
@@ -392,13 +373,13 @@ def test_refused_verdicts(run, tmp_path, benchmark, rows, complaint):
 @pytest.mark.parametrize(
     ("outputs", "complaint"),
     [
-        (OUTPUTS[:2], "M1.json: no answer to 1 of 3 questions: 'Why is {it} blue\\?'; answer them all"),
-        ([*OUTPUTS, OUTPUTS[1]], "entry 3: 'Name a river.' was answered before \\(.*entry 1\\)"),
-        ([*OUTPUTS, OUTPUTS[0] | {"instruction": "?"}], "1 answers to what .*baseline.json does not have: '\\?'"),
+        (OUTPUTS[:2], r"M1.json: no answer to 1 of 3 questions: 'Why is {it} blue\?'; add them"),
+        ([*OUTPUTS, OUTPUTS[1]], "entry 3: 'Name a river.' came before \\(.*entry 1\\)"),
+        ([*OUTPUTS, OUTPUTS[0] | {"instruction": "?"}], r"baseline.json: no answer to 1 of 4 questions: '\?'"),
         ([*OUTPUTS[:2], OUTPUTS[2] | {"generator": "M2"}], "answers of 2 models, 'M1', 'M2'"),
-        ([*OUTPUTS[:2], OUTPUTS[2] | {"output": None}], "entry 2: the answer to 'Why is {it} blue\\?' must be 1 texts"),
-        ([{"instruction": "Add 2 and 2."}], "entry 0: generator is missing"),
-        ([*OUTPUTS[:2], OUTPUTS[2] | {"output": "\ud83d"}], "entry 2: the answer to .* holds half a character"),
+        ([*OUTPUTS[:2], OUTPUTS[2] | {"output": None}], "entry 2: an answer to 'Why is .* is no text of whole"),
+        ([{"instruction": "Add 2 and 2.", "output": ""}], "entry 0: generator is missing"),
+        ([*OUTPUTS[:2], OUTPUTS[2] | {"output": "\ud83d"}], "entry 2: an answer to 'Why is .* is no text of whole"),
     ],
 )
 def test_refused_answers_to_alpaca_eval(tmp_path, outputs, complaint):
@@ -425,23 +406,15 @@ def test_a_baseline_may_answer_more_than_is_asked_and_no_less(tmp_path):
 @pytest.mark.parametrize(
     ("benchmark", "more", "complaint"),
     [
-        (ALPACA_EVAL, ["--judge", "J"], "--config: --judge needs one"),
-        (ALPACA_EVAL, ["--verdicts", "V", "--questions", "Q"], "--questions: alpaca-eval has no use for it"),
-        (MT_BENCH, ["--verdicts", "V", "--baseline", "B"], "--baseline: mt-bench has no use for it"),
-        (
-            MT_BENCH,
-            ["--config", "C", "--judge", "J", "--protocol", "pairwise"],
-            "--protocol pairwise: the answers of mt-bench",
-        ),
-        (ALPACA_EVAL, ["--config", "C", "--judge", "J", "--N", "0"], "--N is 0"),
+        (ALPACA_EVAL, ["--judge", "J"], "--config: a --judge needs one"),
+        (ALPACA_EVAL, ["--verdicts", "V", "--questions", "Q"], "--questions for arena-hard and mt-bench"),
+        (MT_BENCH, ["--verdicts", "V", "--baseline", "B"], "--baseline is for alpaca-eval and arena-hard"),
+        (MT_BENCH, ["--config", "C", "--judge", "J", "--protocol", "pairwise"], "--protocol scores for mt-bench"),
+        (ALPACA_EVAL, ["--config", "C", "--judge", "J", "--N", "0"], "--N must be at least 1"),
         (ARENA_HARD, ["--verdicts", "V"], "V: no such file"),
-        (
-            ALPACA_EVAL,
-            ["--verdicts", "V", "--protocol", "pairwise"],
-            "--protocol, --N: .*--verdicts has no use for them",
-        ),
-        (ALPACA_EVAL, ["--verdicts", "V", "--N", "2"], "--verdicts has no use for them"),
-        (ALPACA_EVAL, ["--verdicts", "V", "--config", "C"], "--verdicts has no use for them"),
+        (ALPACA_EVAL, ["--verdicts", "V", "--protocol", "pairwise"], "--verdicts has no use for .*--protocol, --N"),
+        (ALPACA_EVAL, ["--verdicts", "V", "--N", "2"], "--verdicts has no use for"),
+        (ALPACA_EVAL, ["--verdicts", "V", "--config", "C"], "--verdicts has no use for"),
     ],
 )
 def test_refused_arguments(run, tmp_path, benchmark, more, complaint):
@@ -451,7 +424,7 @@ def test_refused_arguments(run, tmp_path, benchmark, more, complaint):
 
 @pytest.mark.parametrize("name", ["weighted_alpaca_eval_gpt4_turbo", "gpt-4-1106-preview", "a/b", " "])
 def test_our_judge_takes_no_official_name(run, judge, tmp_path, name):
-    with pytest.raises(UserError, match=r"give (another one|one without a slash) by --judge-name"):
+    with pytest.raises(UserError, match=r"the judge's name .* give (another by )?--judge-name"):
         run(ALPACA_EVAL, tmp_path / "out", *by_model(judge, "--judge-name", name))
     assert not (tmp_path / "out").exists()
 
