@@ -239,13 +239,12 @@ def read_gamed(paths: Sequence[Path], difficulty: Path | None = None) -> Gamed:
     p, from 0, as long as the row is the first with its index.
     """
     if len(paths) == 1 and difficulty is None:
-        columns = ("std_delta_len", "instruction_difficulty", "not_gamed_baseline", "preference", "index")
-        _, rows = read_csv(paths[0], columns, "df_gamed.csv")
-        rows[:, 0] = np.tanh(rows[:, 0])
-        _, first = np.unique(rows[:, 4], return_index=True)
-        difficulties = np.full(len(rows), math.nan)
-        difficulties[first] = rows[first, 1]
-        return Gamed(rows[:, :3], rows[:, 3], difficulties)
+        columns = ("std_delta_len", "instruction_difficulty", "index", "preference")
+        length, difficulties, index, preferences = read_csv(paths[0], columns, "df_gamed.csv")[1].T
+        _, first = np.unique(index, return_index=True)
+        features = np.column_stack([np.tanh(length), difficulties, np.zeros_like(length)])
+        known = np.where(np.isin(np.arange(len(index)), first), difficulties, math.nan)
+        return Gamed(features, preferences, known)
     if len(set(paths)) != 2 or difficulty is None:
         raise UserError(f"--gamed: name df_gamed.csv alone, or both baselines' annotations and --difficulty, {SOURCE}")
     gamed, difficulties = [read_annotations(path) for path in paths], read_difficulties(difficulty)
@@ -258,10 +257,10 @@ def read_difficulties(path: Path) -> Array:
     return read_csv(path, ("instruction_difficulty",), "instruction_difficulty.csv")[1][:, 0]
 
 
-def read_csv(path: Path, names: Sequence[str], file: str) -> tuple[list[str], Array]:
-    """A CSV file's first column as texts, and its named columns [n, k] as numbers. A second column needs no name.
+def read_csv(path: Path, columns: Sequence[str], file: str) -> tuple[list[str], Array]:
+    """A CSV file's first column as texts, and its named columns [n, k] as numbers; an empty preference is NaN.
 
-    Raises `UserError` naming file, line and column.
+    The second of two columns needs no name. Raises `UserError` naming file, line and column.
     """
     try:
         reader = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), restval="")
@@ -269,23 +268,20 @@ def read_csv(path: Path, names: Sequence[str], file: str) -> tuple[list[str], Ar
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{path}: no such file in UTF-8; name {file} {SOURCE}") from None
     header = list(reader.fieldnames or ())
-    wanted = header[1:] if len(header) == 2 and len(names) == 1 else names
-    if missing := [name for name in wanted if name not in header] or ([] if rows else ["row"]):
+    names = header[1:] if len(header) == 2 and len(columns) == 1 else columns
+    if missing := [name for name in names if name not in header] or ([] if rows else ["row"]):
         raise UserError(f"{path}: no {missing[0]}; name {file} {SOURCE}")
-    return [row[header[0]] for _, row in rows], np.array([[_number(row[k], k, at) for k in wanted] for at, row in rows])
 
+    def number(row: dict[str, str], column: str, where: str) -> float:
+        try:
+            given = float(row[column] or "nan")
+        except ValueError:
+            given = math.inf
+        if not math.isfinite(given) and (column, row[column]) != ("preference", ""):
+            raise UserError(f"{where}: {column} is {row[column]!r}; fetch the file again")
+        return given
 
-def _number(cell: str, column: str, where: str) -> float:
-    """A cell as a number: True is 1, False 0; only a preference may be empty, NaN."""
-    if column == "preference" and cell == "":
-        return math.nan
-    try:
-        number = {"true": 1.0, "false": 0.0}[cell.lower()] if column == "not_gamed_baseline" else float(cell)
-    except (KeyError, ValueError):
-        number = math.inf
-    if not math.isfinite(number):
-        raise UserError(f"{where}: {column} is {cell!r}; fetch the file again")
-    return number
+    return [row[header[0]] for _, row in rows], np.array([[number(row, k, at) for k in names] for at, row in rows])
 
 
 def predicted(path: Path, baseline: str, difficulties: Array) -> list[Record]:

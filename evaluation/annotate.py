@@ -43,20 +43,9 @@ from typing import Any, get_args
 from evaluation.alpaca import OFFICIAL_ANNOTATOR
 from evaluation.answers import dialog
 from evaluation.arena import JUDGES
-from evaluation.benchmarks import (
-    ALPACA_EVAL,
-    MT_BENCH,
-    TURNS,
-    Match,
-    Record,
-    once,
-    read_matches,
-    read_rows,
-    require,
-    value,
-)
+from evaluation.benchmarks import ALPACA_EVAL, MT_BENCH, TURNS, Match, once, read_matches, read_rows, require, value
 from evaluation.mtbench import JUDGE, read_rating
-from evaluation.pairwise import Decision, Duel, decide, duel_items, read_duel
+from evaluation.pairwise import Decision, Duel, Record, decide, duel_items, read_duel
 from judging.judge import judge_items, judge_section, read_score
 from judging.scores import mean_score
 from judging.verdict import MAXIMUM
@@ -137,9 +126,8 @@ def compared(match: Match, records: Sequence[Record], protocol: Protocol) -> Fin
 
 def scored(turns: Sequence[Sequence[Record]]) -> Finding:
     """The finding of a judge with these records of each turn."""
-    means = [mean_score(rows, 1) for rows in turns]
     texts = ["\n\n".join(row["text"] for row in rows) for rows in turns]
-    return Finding([None if mean is None else plain(mean) for mean in means], texts, (), [[0, MAXIMUM]] * 2)
+    return Finding([plain(mean_score(rows, 1)) for rows in turns], texts, (), [[0, MAXIMUM]] * 2)
 
 
 def findings_of(given: argparse.Namespace, matches: Sequence[Match], records: Sequence[Record]) -> list[Finding]:
@@ -205,9 +193,9 @@ def judge_name(given: argparse.Namespace, findings: Sequence[Finding]) -> str:
     return name
 
 
-def plain(number: Fraction) -> int | float:
+def plain(number: Fraction | None) -> int | float | None:
     """A fraction as a number for JSON."""
-    return int(number) if number.denominator == 1 else float(number)
+    return number if number is None else int(number) if number.denominator == 1 else float(number)
 
 
 def annotation_rows(benchmark: str, match: Match, finding: Finding, judge: str, tstamp: float) -> list[Record]:
@@ -224,7 +212,7 @@ def annotation_rows(benchmark: str, match: Match, finding: Finding, judge: str, 
         known: Record = {key: row[key] for key in ("dataset", "instruction") if key in row}
         one = {"output_1": baseline.texts[0], "generator_1": baseline.model}
         two = {"output_2": model.texts[0], "generator_2": model.model, "annotator": judge}
-        return [known | one | two | {"preference": None if first is None else plain(2 - first), "raw": finding.raw}]
+        return [known | one | two | {"preference": plain(None if first is None else 2 - first), "raw": finding.raw}]
     games = []
     for judgment, share, a, b in zip(finding.texts, finding.values, "AB", "BA", strict=True):
         score = None if share is None else "A=B" if 2 * share == 1 else f"{a}>{b}" if 2 * share > 1 else f"{b}>{a}"
@@ -275,12 +263,12 @@ def read_arguments() -> argparse.Namespace:
 
 def annotation_job(given: argparse.Namespace, settings: Settings | None, what: str, out: Path) -> Job:
     """The job of the judge, or of the benchmark's file; `what` tells the two apart."""
-    names = ("answers", "baseline", "questions", "judge", "verdicts")
     values: Any = {"benchmark": given.benchmark, "what": what}
     if settings:
-        asked = {"protocol": given.protocol, "N": given.N}
-        values = generation_settings(settings, 0, judge_section(settings) | asked | values)
-    return make_job("annotate", settings, values, out, {name: getattr(given, name) for name in names})
+        values |= judge_section(settings) | {"protocol": given.protocol, "N": given.N}
+        values = generation_settings(settings, 0, values)
+    inputs = {name: getattr(given, name) for name in ("answers", "baseline", "questions", "judge", "verdicts")}
+    return make_job("annotate", settings, values, out, inputs)
 
 
 def main() -> None:

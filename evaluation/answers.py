@@ -3,9 +3,8 @@
 `torchrun -m evaluation.answers --benchmark B --questions FILE` reads the benchmark's own file of questions:
 
 - alpaca-eval: alpaca_eval.json gives OUT/model_outputs.json, for `alpaca_eval --model_outputs`.
-- arena-hard: question.jsonl of v0.1 or v2.0 gives OUT/model_answer/NAME.jsonl, for arena-hard-auto's folder.
-- mt-bench: question.jsonl gives OUT/model_answer/NAME.jsonl, for the folder of FastChat's llm_judge. The second turn is
-  asked with the answer to the first in its dialog.
+- arena-hard (v0.1 and v2.0), mt-bench: question.jsonl gives OUT/model_answer/NAME.jsonl, for the folder of that name in
+  arena-hard-auto and FastChat's llm_judge. MT-Bench's second turn is asked with the answer to the first in its dialog.
 
 The temperature is the benchmark's if it defines one: 0 in Arena-Hard (v0.1; v2.0 leaves it to each model), by category
 in MT-Bench. AlpacaEval does not; our choice is the actor's `respond.temperature`. `respond.top_p` and
@@ -67,9 +66,10 @@ class Exam:
         values = generation_settings(self.settings, 0, section)
         return make_job("answers", self.settings, values, out, {"model": self.model_dir, "questions": self.file})
 
-    def folders(self, out: Path) -> list[Path]:
+    @property
+    def folders(self) -> list[str]:
         """The folders of each turn's shards."""
-        return [out / f"turn{turn}" for turn in range(1, TURNS[self.benchmark] + 1)]
+        return [f"turn{turn}" for turn in range(1, TURNS[self.benchmark] + 1)]
 
 
 def read_exam(given: argparse.Namespace) -> Exam:
@@ -108,9 +108,9 @@ def turn_items(exam: Exam, answers: Sequence[Sequence[str]], chat: ChatFormat) -
 def ask(exam: Exam, worker: Worker, out: Path) -> list[list[str]]:
     """Each question's answers by turn, stripped as by the benchmarks' tools; empty if the prompt does not fit."""
     answers: list[list[str]] = [[] for _ in exam.questions]
-    for folder in exam.folders(out):
-        worker.run(exam.job(folder.name, folder), turn_items(exam, answers, worker.chat))
-        for given, record in zip(answers, list(read_shards(folder)), strict=True):
+    for turn in exam.folders:
+        worker.run(exam.job(turn, out / turn), turn_items(exam, answers, worker.chat))
+        for given, record in zip(answers, list(read_shards(out / turn)), strict=True):
             given.append(record["text"].strip())
     return answers
 
@@ -162,10 +162,10 @@ def count_answers(exam: Exam, answers: Sequence[Sequence[str]], out: Path) -> tu
     """Numbers of answers by finish reason, and of empty ones; and all shards."""
     counts: Counter[str] = Counter()
     shards: list[Path] = []
-    for folder in exam.folders(out):
-        manifest = read_manifest(folder) or {}
+    for turn in exam.folders:
+        manifest = read_manifest(out / turn) or {}
         counts.update(manifest["counts"])
-        shards += [folder / shard for shard in manifest["shards"]]
+        shards += [out / turn / shard for shard in manifest["shards"]]
     ends = {reason: counts[reason] for reason in get_args(FinishReason)}
     empty = sum(not text for texts in answers for text in texts)
     return {"questions": len(exam.questions), "answers": counts["records"]} | ends | {"empty": empty}, shards

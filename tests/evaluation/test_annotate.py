@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from questions import ALPACA, ARENA_1, ARENA_2, MT
+from questions import ALPACA, ARENA_1, ARENA_2, MT, written
 
 import prepare.seed_model
 from evaluation import alpaca, arena, mtbench
@@ -28,7 +28,7 @@ from evaluation.benchmarks import (
     read_questions,
 )
 from prepare.seed_model import make_tiny
-from stages.files import UserError, digest, read_jsonl, read_manifest, read_shards, write_json, write_jsonl
+from stages.files import UserError, digest, read_jsonl, read_manifest, read_shards
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "tiny.toml"
@@ -64,11 +64,6 @@ def judge(tmp_path_factory) -> Path:
         )
         make_tiny(folder, judge=True)
     return folder
-
-
-def written(path: Path, rows: list[dict]) -> Path:
-    write_json(path, rows) if path.suffix == ".json" else write_jsonl(path, rows)
-    return path
 
 
 @pytest.fixture
@@ -190,7 +185,7 @@ def test_a_scoring_judge_has_the_same_result_in_both_games(run, judge, tmp_path)
     assert all(row["games"][1]["score"] == mirrored[row["games"][0]["score"]] for row in rows)
 
 
-def test_mt_bench_is_scored_by_turn_on_our_scale(run, judge, tmp_path):
+def test_mt_bench_is_scored_by_turn_on_our_scale(run, judge, files, tmp_path):
     out = tmp_path / "out"
     run(MT_BENCH, out, *by_model(judge, "--N", "2"))
     rows = list(read_jsonl(out / "model_judgment" / f"{name_of(judge)}_single.jsonl"))
@@ -207,6 +202,10 @@ def test_mt_bench_is_scored_by_turn_on_our_scale(run, judge, tmp_path):
     counts = read_manifest(out)["counts"]
     assert counts["questions"] == 3 and counts["scored"] + counts["without_verdict"] == 6
     assert counts["without_verdict"] == sum(row["score"] is None for row in rows)
+    questions = read_questions(MT_BENCH, Path(files[MT_BENCH][3]))
+    path = out / "model_judgment" / f"{name_of(judge)}_single.jsonl"
+    [result] = mtbench.report(*mtbench.read_scores(path, questions), questions)
+    assert result["scale"] == [0, 5] and "scores are from 0 to 5, not 1 to 10" in result["notes"][0]
 
 
 def match_of(first: str, second: str, row: dict = ARENA_1[0]) -> Match:
@@ -326,15 +325,6 @@ def test_scores_from_elsewhere_annotate_mt_bench(run, tmp_path):
     assert [row["turn"] for row in rows] == [1, 2] * 3
     assert [row["score"] for row in rows] == [7, None, 7, 7, 7, 7]
     assert all(row["scale"] == [1, 10] and row["judge"] == "friends" for row in rows)
-
-
-def test_scores_of_our_rubric_are_no_official_number(run, judge, files, tmp_path):
-    run(MT_BENCH, tmp_path / "out", *by_model(judge, "--N", "4"))
-    questions = read_questions(MT_BENCH, Path(files[MT_BENCH][3]))
-    path = tmp_path / "out" / "model_judgment" / f"{name_of(judge)}_single.jsonl"
-    [result] = mtbench.report(*mtbench.read_scores(path, questions), questions)
-    assert (result["judge"], result["scale"]) == (name_of(judge), [0, 5])
-    assert "scores are from 0 to 5, not 1 to 10" in result["notes"][0]
 
 
 GIVEN = [{"id": i, "verdict": "tie", "judge": "friends"} for i in range(3)]

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from questions import ALPACA, ARENA_1, ARENA_2, MT
+from questions import ALPACA, ARENA_1, ARENA_2, MT, without, written
 
 from evaluation.answers import main, markdown_counts, read_exam
 from evaluation.benchmarks import ALPACA_EVAL, ARENA_HARD, MT_BENCH, read_questions
@@ -20,7 +20,7 @@ from model.chat import load_chat
 from prepare.seed_model import make_tiny
 from sampling.request import Request, Sampling
 from sampling.worker import load_engine
-from stages.files import UserError, read_jsonl, read_manifest, read_shards, write_json, write_jsonl
+from stages.files import UserError, read_jsonl, read_manifest, read_shards
 from stages.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -32,12 +32,6 @@ def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
     make_tiny(folder)
     return folder
-
-
-def written(path: Path, rows: list[dict]) -> Path:
-    """A benchmark's file of questions: AlpacaEval's is one JSON list, the others' are JSON lines."""
-    write_json(path, rows) if path.suffix == ".json" else write_jsonl(path, rows)
-    return path
 
 
 def words(model: Path, benchmark: str, questions: Path, out: Path, *more: str) -> list[str]:
@@ -236,10 +230,6 @@ def test_markdown_is_counted_outside_of_code():
     }
     empty = markdown_counts("")
     assert {count for counts in empty.values() for count in counts.values()} == {0}
-
-
-def without(row: dict, key: str) -> dict:
-    return {name: value for name, value in row.items() if name != key}
 
 
 @pytest.mark.parametrize(

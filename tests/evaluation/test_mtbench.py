@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from questions import without
 
 from evaluation.benchmarks import MT_BENCH, Question, read_questions
 from evaluation.mtbench import main, read_scores, report
@@ -81,10 +82,6 @@ def test_only_gpt_4_over_eighty_questions_makes_the_benchmarks_number(tmp_path):
     [scored] = tables(tmp_path, both({81: (5, 0), 82: (0, 0), 111: (2.5, None)}, judge="M1's", scale=[0, 5]))
     differs = "the judge is M1's, not gpt-4; 3 questions, not 80; scores are from 0 to 5, not 1 to 10"
     assert scored["notes"] == [f"not the benchmark's number: {differs}"] and scored["rows"][0]["mean"] == 1.5
-
-
-def without(row: dict, key: str) -> dict:
-    return {name: value for name, value in row.items() if name != key}
 
 
 ROW = judged(81, 1, 5)
