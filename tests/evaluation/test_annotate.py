@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from questions import ALPACA, ARENA_1, ARENA_2, MT, written
+from questions import ALPACA, ARENA_1, ARENA_2, MT, without, written
 
 import prepare.seed_model
 from evaluation import alpaca, arena, mtbench
@@ -69,25 +69,23 @@ def judge(tmp_path_factory) -> Path:
 @pytest.fixture
 def files(tmp_path) -> dict[str, list[str]]:
     """Each benchmark's options: the model's answers, a baseline's and questions."""
-    first = [arena_answer(question, "M1", f"answer {i}") for i, question in enumerate(ARENA_1)]
-    first_baseline = [arena_answer(question, "base", "None.") for question in reversed(ARENA_1)]
-    second = [arena_answer(question, "M1", f"answer {i}") for i, question in enumerate(ARENA_2)]
-    second_baseline = [arena_answer(q, f"base {i}", "None.") for i, q in enumerate(ARENA_2)]
-    dialogs = [mt_answer(question, "M1", "Blue water.", "Water.") for question in MT]
 
     def options(folder: str, **rows: list[dict]) -> list[str]:
         (tmp_path / folder).mkdir()
-        words = []
-        for name, content in rows.items():
-            stem = "M1" if name == "answers" else name
-            path = tmp_path / folder / f"{stem}.{'json' if folder == ALPACA_EVAL else 'jsonl'}"
-            words += [f"--{name}", str(written(path, content))]
-        return words
+        ending = "json" if folder == ALPACA_EVAL else "jsonl"
+        paths = {name: tmp_path / folder / f"{'M1' if name == 'answers' else name}.{ending}" for name in rows}
+        return [word for name in rows for word in (f"--{name}", str(written(paths[name], rows[name])))]
 
+    def arena(questions: list[dict]) -> dict[str, list[dict]]:
+        answers = [arena_answer(question, "M1", f"answer {i}") for i, question in enumerate(questions)]
+        baseline = [arena_answer(question, "base", "None.") for question in reversed(questions)]
+        return {"answers": answers, "baseline": baseline, "questions": questions}
+
+    dialogs = [mt_answer(question, "M1", "Blue water.", "Water.") for question in MT]
     return {
         ALPACA_EVAL: options(ALPACA_EVAL, answers=OUTPUTS, baseline=ALPACA),
-        ARENA_HARD: options(ARENA_HARD, answers=first, baseline=first_baseline, questions=ARENA_1),
-        "arena-hard 2": options("arena-hard 2", answers=second, baseline=second_baseline, questions=ARENA_2),
+        ARENA_HARD: options(ARENA_HARD, **arena(ARENA_1)),
+        "arena-hard 2": options("arena-hard 2", **arena(ARENA_2)),
         MT_BENCH: options(MT_BENCH, answers=dialogs, questions=MT),
     }
 
@@ -111,17 +109,14 @@ def name_of(judge: Path) -> str:
 
 
 def test_a_comparing_judge_annotates_alpaca_eval(run, judge, tmp_path, capsys):
-    out = tmp_path / "out"
+    out, name = tmp_path / "out", name_of(judge)
     run(ALPACA_EVAL, out, *by_model(judge, "--protocol", "pairwise", "--N", "4"))
     rows = json.loads((out / "annotations.json").read_text())
-    keys = ["dataset", "instruction", "output_1", "generator_1", "output_2", "generator_2", "annotator", "preference"]
-    assert [list(row) for row in rows] == [[*keys, "raw"]] * 3
-    assert [row["instruction"] for row in rows] == [row["instruction"] for row in ALPACA]
-    assert [row["output_1"] for row in rows] == ["The Po.", "Because.", "4"]
-    assert [row["output_2"] for row in rows] == ["The Po.", "It is {not}.", "5"]
-    assert {(row["generator_1"], row["generator_2"], row["annotator"]) for row in rows} == {
-        ("baseline", "M1", name_of(judge))
-    }
+    for row, asked, output in zip(rows, ALPACA, ("The Po.", "It is {not}.", "5"), strict=True):
+        known = {key: asked[key] for key in ("dataset", "instruction")}
+        known |= {"output_1": asked["output"], "generator_1": "baseline", "output_2": output, "generator_2": "M1"}
+        known |= {"annotator": name, "preference": row["preference"], "raw": row["raw"]}
+        assert row == known and list(row) == list(known)
     assert (rows[0]["preference"], rows[0]["raw"]) == (1.5, [])  # equal texts tie unasked
     unread = 0
     for row in rows[1:]:
@@ -131,44 +126,38 @@ def test_a_comparing_judge_annotates_alpaca_eval(run, judge, tmp_path, capsys):
             winners = [raw["winner"] for raw in row["raw"] if raw["shown"] == shown and raw["winner"]]
             orders += [Fraction(winners.count(better), len(winners))] if winners else []
         assert row["preference"] == (float(1 + sum(orders) / len(orders)) if orders else None)
-        unread += sum(raw["winner"] is None for raw in row["raw"])
-        assert all((raw["winner"] is None) == (raw["failure"] is not None) for raw in row["raw"])
-    assert 0 < unread < 16
+        unread += sum(raw["winner"] is None and raw["failure"] is not None for raw in row["raw"])
     manifest = read_manifest(out)
-    assert (manifest["judge"], manifest["protocol"], manifest["N"]) == (name_of(judge), "pairwise", 4)
-    assert manifest["counts"]["questions"] == 3 and manifest["counts"]["tied"] >= 1
-    assert manifest["judgments"]["records"] == 16
+    assert (manifest["judge"], manifest["protocol"], manifest["N"]) == (name, "pairwise", 4)
+    assert manifest["counts"]["questions"] == 3 and manifest["judgments"]["records"] == 16
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(
-        f"{out}/annotations.json: by {name_of(judge)}, not the benchmark's own annotator: 3 questions"
-    )
-    assert line.endswith(f"; {unread} of 16 judgments could not be read")
+    assert line.startswith(f"{out}/annotations.json: by {name}, not the benchmark's own annotator: 3 questions")
+    assert 0 < unread < 16 and line.endswith(f"; {unread} of 16 judgments could not be read")
 
 
-def test_a_scoring_judge_annotates_alpaca_eval(run, judge, tmp_path):
-    out = tmp_path / "out"
-    run(ALPACA_EVAL, out, *by_model(judge, "--N", "8", "--judge-name", "ours"))
-    rows = json.loads((out / "annotations.json").read_text())
-    assert {row["annotator"] for row in rows} == {"ours"}
-    for row in rows[1:]:
+def test_a_scoring_judge_annotates(run, judge, tmp_path):
+    """The higher mean wins, in AlpacaEval and in both games of Arena-Hard."""
+    run(ALPACA_EVAL, tmp_path / "alpaca", *by_model(judge, "--N", "8", "--judge-name", "ours"))
+    for row in json.loads((tmp_path / "alpaca" / "annotations.json").read_text())[1:]:
         sides = [[raw["score"] for raw in row["raw"] if raw["shown"] == side] for side in (0, 1)]
-        means = [Fraction(sum(own), len(own)) for own in ([s for s in side if s is not None] for side in sides)]
-        assert row["preference"] == (1.5 if means[0] == means[1] else 1 if means[0] > means[1] else 2)
-    assert any(raw["failure"] for raw in rows[1]["raw"])
+        one, two = (Fraction(sum(own), len(own)) for own in ([s for s in side if s is not None] for side in sides))
+        assert (row["annotator"], row["preference"]) == ("ours", 1.5 if one == two else 1 if one > two else 2)
+    run(ARENA_HARD, tmp_path / "arena", *by_model(judge, "--N", "6", "--judge-name", "ours"))
+    rows = read_jsonl(tmp_path / "arena" / "model_judgment" / "ours" / "M1.jsonl")
+    games = [tuple(game["score"] for game in row["games"]) for row in rows]
+    assert len(games) == 2 and set(games) <= {("A>B", "B>A"), ("B>A", "A>B"), ("A=B", "A=B")}
 
 
 @pytest.mark.parametrize(("benchmark", "asked"), [(ARENA_HARD, ARENA_1), ("arena-hard 2", ARENA_2)])
 def test_arena_hard_has_two_games_a_question(run, judge, tmp_path, benchmark, asked):
-    out = tmp_path / "out"
+    out, name = tmp_path / "out", name_of(judge)
     run(benchmark, out, *by_model(judge, "--protocol", "pairwise", "--N", "3"))
-    rows = list(read_jsonl(out / "model_judgment" / name_of(judge) / "M1.jsonl"))
+    rows = list(read_jsonl(out / "model_judgment" / name / "M1.jsonl"))
     named = ["uid", "category"] if "2" in benchmark else ["question_id"]
-    for i, (row, question) in enumerate(zip(rows, asked, strict=True)):
-        assert list(row) == [*named, "model", "judge", "baseline", "games"]
-        assert all(row[key] == question[key] for key in named)
-        assert (row["model"], row["judge"]) == ("M1", name_of(judge))
-        assert row["baseline"] == (f"base {i}" if "2" in benchmark else "base")
-        records = [r for r in read_shards(out / "judgments") if r["duel"] == str(question[named[0]])]
+    for row, question in zip(rows, asked, strict=True):
+        known = {key: question[key] for key in named} | {"model": "M1", "judge": name, "baseline": "base"}
+        assert row == known | {"games": row["games"]}
+        records = [r for r in read_shards(out / "judgments") if r["duel"] == question[named[0]]]
         for shown, game in enumerate(row["games"]):
             mine = [record for record in records if record["shown"] == shown]
             a, b = (sum(record["winner"] == place for record in mine) for place in ("first", "second"))
@@ -177,33 +166,22 @@ def test_arena_hard_has_two_games_a_question(run, judge, tmp_path, benchmark, as
             assert game["judgment"] == ({"answer": text} if "2" in benchmark else text)
 
 
-def test_a_scoring_judge_has_the_same_result_in_both_games(run, judge, tmp_path):
-    out = tmp_path / "out"
-    run(ARENA_HARD, out, *by_model(judge, "--N", "6"))
-    rows = list(read_jsonl(out / "model_judgment" / name_of(judge) / "M1.jsonl"))
-    mirrored = {"A>B": "B>A", "B>A": "A>B", "A=B": "A=B"}
-    assert all(row["games"][1]["score"] == mirrored[row["games"][0]["score"]] for row in rows)
-
-
 def test_mt_bench_is_scored_by_turn_on_our_scale(run, judge, files, tmp_path):
-    out = tmp_path / "out"
+    out, name = tmp_path / "out", name_of(judge)
     run(MT_BENCH, out, *by_model(judge, "--N", "2"))
-    rows = list(read_jsonl(out / "model_judgment" / f"{name_of(judge)}_single.jsonl"))
-    keys = ["question_id", "model", "judge", "judgment", "score", "scale", "turn", "tstamp"]
-    assert [list(row) for row in rows] == [keys] * 6
-    assert [(row["question_id"], row["turn"]) for row in rows] == [(q["question_id"], t) for q in MT for t in (1, 2)]
-    assert all((row["model"], row["judge"], row["scale"]) == ("M1", name_of(judge), [0, 5]) for row in rows)
-    for row in rows:
-        name = f"{row['question_id']}/turn{row['turn']}"
-        records = [record for record in read_shards(out / "judgments") if record["response_id"] == name]
+    path = out / "model_judgment" / f"{name}_single.jsonl"
+    rows = list(read_jsonl(path))
+    for row, (question, turn) in zip(rows, [(q, turn) for q in MT for turn in (1, 2)], strict=True):
+        part = f"{question['question_id']}/turn{turn}"
+        records = [record for record in read_shards(out / "judgments") if record["response_id"] == part]
         scores = [record["score"] for record in records if record["score"] is not None]
-        assert len(records) == 2 and row["score"] == (sum(scores) / len(scores) if scores else None)
-        assert row["judgment"] == "\n\n".join(record["text"] for record in records)
-    counts = read_manifest(out)["counts"]
-    assert counts["questions"] == 3 and counts["scored"] + counts["without_verdict"] == 6
-    assert counts["without_verdict"] == sum(row["score"] is None for row in rows)
+        known = {"question_id": question["question_id"], "model": "M1", "judge": name}
+        known |= {"judgment": "\n\n".join(record["text"] for record in records)}
+        known |= {"score": sum(scores) / len(scores) if scores else None, "scale": [0, 5], "turn": turn}
+        assert len(records) == 2 and row == known | {"tstamp": row["tstamp"]}
+    unread = sum(row["score"] is None for row in rows)
+    assert read_manifest(out)["counts"] == {"questions": 3, "scored": 6 - unread, "without_verdict": unread}
     questions = read_questions(MT_BENCH, Path(files[MT_BENCH][3]))
-    path = out / "model_judgment" / f"{name_of(judge)}_single.jsonl"
     [result] = mtbench.report(*mtbench.read_scores(path, questions), questions)
     assert result["scale"] == [0, 5] and "scores are from 0 to 5, not 1 to 10" in result["notes"][0]
 
@@ -213,11 +191,9 @@ def match_of(first: str, second: str, row: dict = ARENA_1[0]) -> Match:
 
 
 def comparisons(as_is: list, swapped: list) -> list[dict]:
-    given = ((side, i, winner) for side, winners in enumerate((as_is, swapped)) for i, winner in enumerate(winners))
-    return [
-        {"duel": "b1", "shown": side, "index": i, "winner": winner, "failure": None, "text": f"{side}{i}"}
-        for side, i, winner in given
-    ]
+    given = [(side, i, winner) for side, winners in enumerate((as_is, swapped)) for i, winner in enumerate(winners)]
+    known = {"duel": "b1", "failure": None}
+    return [known | {"shown": side, "index": i, "winner": winner, "text": f"{side}{i}"} for side, i, winner in given]
 
 
 @pytest.mark.parametrize(
@@ -276,54 +252,44 @@ def test_verdicts_from_elsewhere_annotate_alpaca_eval(run, tmp_path):
     ]
     run(ALPACA_EVAL, tmp_path / "out", *verdicts(tmp_path, given))
     rows = json.loads((tmp_path / "out" / "annotations.json").read_text())
-    assert [row["preference"] for row in rows] == [1.5, 1.25, 1.9]
-    assert {row["annotator"] for row in rows} == {"friends"}
     assert [row["raw"] for row in rows] == [[given[3]], given[1:3], [given[0]]]
-    read = alpaca.read_annotations(tmp_path / "out" / "annotations.json")
-    assert list(read.preferences) == pytest.approx([0.5, 0.25, 0.9])
-    result = alpaca.annotated(read, None)
+    assert [row["preference"] for row in rows] == [1.5, 1.25, 1.9]
+    result = alpaca.annotated(alpaca.read_annotations(tmp_path / "out" / "annotations.json"), None)
     assert (result["annotator"], result["official"], result["win_rate"]) == ("friends", False, pytest.approx(55))
     counts = read_manifest(tmp_path / "out")["counts"]
     assert counts == {"questions": 3, "baseline_better": 1, "tied": 1, "model_better": 1, "without_verdict": 0}
 
 
 def test_a_public_baseline_without_data_sets(run, files, tmp_path):
-    written(Path(files[ALPACA_EVAL][3]), [{key: row[key] for key in row if key != "dataset"} for row in ALPACA])
+    written(Path(files[ALPACA_EVAL][3]), [without(row, "dataset") for row in ALPACA])
     run(ALPACA_EVAL, tmp_path / "out", *verdicts(tmp_path, GIVEN))
     rows = json.loads((tmp_path / "out" / "annotations.json").read_text())
     assert [list(row)[:2] for row in rows] == [["instruction", "output_1"]] * 3
 
 
 def test_verdicts_from_elsewhere_annotate_arena_hard(run, tmp_path):
-    given = [
-        {"id": "a2", "verdict": "second"},
-        {"id": "b1", "verdict": "first", "game": 2, "text": "B is."},
-        {"id": "b1", "verdict": None, "game": 1},
-    ]
+    given = [{"id": "a2", "verdict": "second"}, {"id": "b1", "verdict": "first", "game": 2, "text": "B is."}]
+    given += [{"id": "b1", "verdict": None, "game": 1}]
     run(ARENA_HARD, tmp_path / "out", *verdicts(tmp_path, given), "--judge-name", "ours")
-    rows = list(read_jsonl(tmp_path / "out" / "model_judgment" / "ours" / "M1.jsonl"))
-    assert [row["question_id"] for row in rows] == ["b1", "a2"]
-    assert rows[0]["games"] == [{"judgment": "", "score": None}, {"judgment": "B is.", "score": "B>A"}]
-    assert [game["score"] for game in rows[1]["games"]] == ["B>A", "A>B"]
-    [result] = arena.report(arena.read_judgments([tmp_path / "out" / "model_judgment" / "ours" / "M1.jsonl"]))
+    path = tmp_path / "out" / "model_judgment" / "ours" / "M1.jsonl"
+    one, two = (row["games"] for row in read_jsonl(path))
+    assert one == [{"judgment": "", "score": None}, {"judgment": "B is.", "score": "B>A"}]
+    assert [game["score"] for game in two] == ["B>A", "A>B"]
+    [result] = arena.report(arena.read_judgments([path]))
     assert (result["judge"], result["baseline"]) == ("ours", "base")
     assert result["rows"][0]["score"] == pytest.approx(200 / 3, abs=0.01)  # of three verdicts
 
 
 def mt_verdicts(score=7, scale=(1, 10)) -> list[dict]:
-    return [
-        {"id": question["question_id"], "turn": turn, "score": score, "scale": list(scale), "judge": "friends"}
-        for question in MT
-        for turn in (2, 1)
-    ]
+    known = {"score": score, "scale": list(scale), "judge": "friends"}
+    return [{"id": question["question_id"], "turn": turn} | known for question in MT for turn in (2, 1)]
 
 
 def test_scores_from_elsewhere_annotate_mt_bench(run, tmp_path):
     given = [mt_verdicts()[0] | {"score": None}, *mt_verdicts()[1:]]
     run(MT_BENCH, tmp_path / "out", *verdicts(tmp_path, given))
     rows = list(read_jsonl(tmp_path / "out" / "model_judgment" / "friends_single.jsonl"))
-    assert [row["turn"] for row in rows] == [1, 2] * 3
-    assert [row["score"] for row in rows] == [7, None, 7, 7, 7, 7]
+    assert [(row["turn"], row["score"]) for row in rows] == [(1, 7), (2, None), (1, 7), (2, 7), (1, 7), (2, 7)]
     assert all(row["scale"] == [1, 10] and row["judge"] == "friends" for row in rows)
 
 
@@ -333,11 +299,7 @@ GIVEN = [{"id": i, "verdict": "tie", "judge": "friends"} for i in range(3)]
 @pytest.mark.parametrize(
     ("benchmark", "rows", "complaint"),
     [
-        (
-            ALPACA_EVAL,
-            [*GIVEN, {"id": "Name a river.", "verdict": "tie"}],
-            "line 4: 'Name a river.' came before .*ine 1",
-        ),
+        (ALPACA_EVAL, [*GIVEN, GIVEN[0] | {"id": "Name a river."}], "line 4: 'Name a river.' came before .*ine 1"),
         (ALPACA_EVAL, GIVEN[:1], r"not one row, .* of 2 of 3 questions: 'Why is {it} blue\?', 'Add 2 and 2.'"),
         (ALPACA_EVAL, [*GIVEN, {"id": 3, "verdict": "tie"}], "line 4: no question has the id '3'"),
         *((ALPACA_EVAL, [{"id": 0, "verdict": bad}], "line 1: verdict is .*; it must be") for bad in (0, True, ["A"])),
