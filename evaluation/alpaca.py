@@ -10,12 +10,12 @@ outputs had the same length. A logistic regression without intercept predicts th
 
     q_i ~ sigmoid(w_length tanh(d_i / std(d)) + w_difficulty difficulty_i + w_model)
 
-where d is the baseline's characters minus the model's, not centred, and std(d) is over all rows, with n - 1. The rows
-of two baselines that game length are added, each with weight 0.1 and without w_model; they keep w_length small. LC is
-the mean of sigmoid(w_difficulty difficulty_i + w_model), where the length's term is zero. A soft label is two examples:
-label 1 with weight q, label 0 with weight 1 - q. The penalty is L1. Its C is the one of ten with the lowest held-out
-cross-entropy, in five folds that keep both examples of a row together. With the same version of scikit-learn LC equals
-the package's to the last digits; versions assign rows to other folds, which changes both by up to 0.06 points.
+where d is the baseline's characters minus the model's, and std(d) is over all rows, with n - 1. The rows of two
+baselines that game length are added, each with weight 0.1 and without w_model; they keep w_length small. LC is the mean
+of sigmoid(w_difficulty difficulty_i + w_model). A soft label is two examples: label 1 with weight q, label 0 with
+weight 1 - q. The penalty is L1. Its C is the one of ten with the lowest held-out cross-entropy, in five folds that keep
+both examples of a row together. With the same version of scikit-learn LC equals the package's to the last digits;
+versions assign rows to other folds, which changes both by up to 0.06 points.
 
 The gamed rows are `--gamed df_gamed.csv`, which also has the difficulties; or the annotations that it comes from, of
 gpt4_1106_preview_verbose and _concise, `--gamed A.json B.json --difficulty instruction_difficulty.csv`. Published
@@ -44,9 +44,8 @@ SOURCE = "of the data set tatsu-lab/alpaca_eval on Hugging Face"
 
 GAMED_WEIGHT = 0.2 / 2
 """Weight of a row of the two gamed baselines."""
-FOLDS, CS = 5, np.logspace(-4, 4, 10)
-SEED = 123
-"""Seed of liblinear's order of coordinates."""
+FOLDS, CS, SEED = 5, np.logspace(-4, 4, 10), 123
+"""The seed is that of liblinear's order of coordinates."""
 
 COLUMNS = {
     "model": "model", "length_controlled_winrate": "LC", "lc_standard_error": "LC error", "win_rate": "win rate",
@@ -62,8 +61,8 @@ class Annotations:
     """A judge's preferences between a model and a baseline, n rows in the file's order."""
 
     path: Path
-    names: tuple[str, str, str]
-    """Model, baseline, and all annotators, separated by commas."""
+    names: dict[str, str]
+    """"model", "baseline", and "annotator", which may be several names, separated by commas."""
     preferences: Array
     """[n], from 0 (the baseline's output) to 1 (the model's); NaN for no preference."""
     lengths: Array
@@ -98,15 +97,14 @@ def read_annotations(path: Path) -> Annotations:
         positions.append(int(position))
     if all(map(math.isnan, preferences)):
         raise UserError(f"{path}: no row has a preference; name a file that a judge has annotated")
-    names = []
-    for key in ("generator_2", "generator_1", "annotator"):
+    names = {}
+    for name, key in (("model", "generator_2"), ("baseline", "generator_1"), ("annotator", "annotator")):
         given = dict.fromkeys(value(row, where, key) for where, row in rows)
-        names.append([str(name) for name in given if key != "annotator" or name is not None])
-        if not names[-1] or (key != "annotator" and len(names[-1]) > 1):
-            raise UserError(f"{path}: {key} is {', '.join(names[-1]) or None}; name one in all rows")
-    model, baseline, annotators = map(", ".join, names)
-    numbers = (np.array(preferences), np.array(lengths), np.array(positions))
-    return Annotations(path, (model, baseline, annotators), *numbers)
+        own = [str(one) for one in given if name != "annotator" or one is not None]
+        if not own or (name != "annotator" and len(own) > 1):
+            raise UserError(f"{path}: {key} is {', '.join(own) or None}; name one in all rows")
+        names[name] = ", ".join(own)
+    return Annotations(path, names, np.array(preferences), np.array(lengths), np.array(positions))
 
 
 def _preference(given: Any, where: str) -> float:
@@ -125,11 +123,6 @@ def standard_error(values: Array) -> float | None:
     return float(100 * values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
 
 
-def _who(model: str, baseline: str, annotator: str, path: Path) -> Record:
-    official = (annotator, baseline) == (OFFICIAL_ANNOTATOR, OFFICIAL_BASELINE)
-    return {"model": model, "baseline": baseline, "annotator": annotator, "official": official, "file": str(path)}
-
-
 def annotated(annotations: Annotations, gamed: Gamed | None) -> Record:
     """A model's row: rates and standard errors in percent, counts, the mean length in characters; with `gamed`, LC.
 
@@ -141,7 +134,7 @@ def annotated(annotations: Annotations, gamed: Gamed | None) -> Record:
     wins, losses = int((given > 0.5).sum()), int((given < 0.5).sum())
     ties = len(given) - wins - losses
     rate, error, weights = length_controlled(annotations, gamed) if gamed else (None, None, None)
-    return _who(*annotations.names, annotations.path) | {
+    return annotations.names | {
         "length_controlled_winrate": rate,
         "lc_standard_error": error,
         "weights": weights,
@@ -164,7 +157,7 @@ def length_controlled(annotations: Annotations, gamed: Gamed) -> tuple[float, fl
     Rows without a preference are predicted but not fitted; their lengths count in the standard deviation. A model that
     is its own baseline wins 50% by definition.
     """
-    if annotations.names[0] == annotations.names[1]:
+    if annotations.names["model"] == annotations.names["baseline"]:
         predictions, weights = np.full(np.isfinite(annotations.preferences).sum(), 0.5), np.zeros(3)
     else:
         own = design(annotations, gamed.difficulties, 1.0)
@@ -294,14 +287,15 @@ def predicted(path: Path, baseline: str, difficulties: Array) -> list[Record]:
     gaps = weights - weights[names.index(baseline)]
     rates = [float(100 * logistic(own[1] * difficulties + own[2]).mean()) for own in gaps]
     pairs = zip(names, rates, strict=True)
-    return [_who(name, baseline, annotator, path) | {"length_controlled_winrate": rate} for name, rate in pairs]
+    known = {"baseline": baseline, "annotator": annotator}
+    return [{"model": name} | known | {"length_controlled_winrate": rate} for name, rate in pairs]
 
 
 def notes(rows: Sequence[Record]) -> list[str]:
     """Notes on unofficial rows, on rows without all instructions or texts, and on missing length control."""
-    official = f"not the official AlpacaEval 2 number, which is by {OFFICIAL_ANNOTATOR} against {OFFICIAL_BASELINE}"
-    others = sorted({(row["annotator"], row["baseline"]) for row in rows if not row["official"]})
-    lines = [f"judged by {annotator} against {baseline}: {official}" for annotator, baseline in others]
+    official = f"by {OFFICIAL_ANNOTATOR} against {OFFICIAL_BASELINE}"
+    others = sorted({f"by {row['annotator']} against {row['baseline']}" for row in rows} - {official})
+    lines = [f"judged {other}: not the official AlpacaEval 2 number, which is {official}" for other in others]
     for row in rows:
         if (count := row.get("n_total", INSTRUCTIONS)) != INSTRUCTIONS:
             lines.append(f"{row['model']}: a preference on {count} instructions; AlpacaEval has {INSTRUCTIONS}")

@@ -92,7 +92,7 @@ def dialog_text(match: Match, turn: int) -> str:
     """The question that the judge of a turn (from 0) is shown: the dialog up to that turn."""
     roles = {"user": "prompter", "assistant": "assistant"}
     messages = dialog(match.question, match.answer.texts[:turn])
-    return conversation_text([{"role": roles[m["role"]], "text": m["content"]} for m in messages])
+    return conversation_text([{"role": roles[message["role"]], "text": message["content"]} for message in messages])
 
 
 def ask(given: argparse.Namespace, settings: Settings, matches: Sequence[Match], job: Job) -> list[Record]:
@@ -224,13 +224,11 @@ def annotation_rows(benchmark: str, match: Match, finding: Finding, judge: str, 
 def count_findings(benchmark: str, findings: Sequence[Finding]) -> dict[str, int]:
     """Numbers of questions by better answer, or of turns with a score; and without a verdict."""
     if benchmark == MT_BENCH:
-        values = [score for finding in findings for score in finding.values]
-        counts = {"scored": len(values) - values.count(None), "without_verdict": values.count(None)}
-    else:
-        count = Counter(finding.decision.preference for finding in findings)
-        counts = {"baseline_better": count["first"], "tied": count["tie"], "model_better": count["second"]}
-        counts |= {"without_verdict": count[None]}
-    return {"questions": len(findings)} | counts
+        unread = [score for finding in findings for score in finding.values].count(None)
+        return {"questions": len(findings), "scored": 2 * len(findings) - unread, "without_verdict": unread}
+    count = Counter(finding.decision.preference for finding in findings)
+    better = {"baseline_better": count["first"], "tied": count["tie"], "model_better": count["second"]}
+    return {"questions": len(findings)} | better | {"without_verdict": count[None]}
 
 
 def read_arguments() -> argparse.Namespace:

@@ -41,9 +41,8 @@ from stages.seeds import request_seed
 from stages.settings import Settings, load_settings
 from stages.stage import Job, Output, first_rank, make_job
 
-CATEGORY_TEMPERATURES = {"stem": 0.1, "humanities": 0.1} | dict.fromkeys(
-    ("extraction", "math", "coding", "reasoning"), 0.0
-)
+COLD = ("extraction", "math", "coding", "reasoning")
+CATEGORY_TEMPERATURES = {"stem": 0.1, "humanities": 0.1} | dict.fromkeys(COLD, 0.0)
 """MT-Bench's temperatures, from FastChat; any other category has 0.7."""
 
 

@@ -9,12 +9,10 @@ All models play against the baseline only. So the maximum likelihood of Bradley-
 the share of battles won, and the rating is 1000 + 400 log10(share / (1 - share)), with the baseline at 1000. A share of
 0 or 1 has an infinite rating, null in JSON.
 
-The interval is the benchmark's, from 100 resamples of single verdicts, where a >> is three verdicts:
-
-- v0.1: the 2.5th and 97.5th percentile of the ratings, over resamples of all models' verdicts together. This is what
-  `show_result.py` shows without style control; the same files in the same order give the same resamples.
-- v2.0: the 5th and 95th percentile of the win rate, over resamples of each model by itself, as in `show_result.py`
-  without --control-features. The tool sets no seed and shows the resamples' mean, which scatters around our score.
+The interval is that of the benchmark's `show_result.py` without style control, from 100 resamples of single verdicts,
+where a >> is three: in v0.1 the 2.5th and 97.5th percentile of the ratings, over resamples of all models' verdicts
+together (the same files in the same order give the same resamples); in v2.0 the 5th and 95th percentile of the win
+rate, over resamples of each model by itself (the tool sets no seed, and shows the resamples' mean, not our score).
 
 Two verdicts on a question are correlated, so [low, high] is too narrow; "questions low" and "high" resample questions.
 There is no style control, which would make a number depend on the other models of the table, and judges aren't pooled;
