@@ -99,8 +99,8 @@ def read_annotations(path: Path) -> Annotations:
         raise UserError(f"{path}: no row has a preference; name a file that a judge has annotated")
     names = {}
     for name, key in (("model", "generator_2"), ("baseline", "generator_1"), ("annotator", "annotator")):
-        given = dict.fromkeys(value(row, where, key) for where, row in rows)
-        own = [str(one) for one in given if name != "annotator" or one is not None]
+        judged = [entry for entry in rows if name != "annotator" or entry[1].get(key, "") is not None]
+        own = list(dict.fromkeys(str(value(row, where, key)) for where, row in judged))
         if not own or (name != "annotator" and len(own) > 1):
             raise UserError(f"{path}: {key} is {', '.join(own) or None}; name one in all rows")
         names[name] = ", ".join(own)

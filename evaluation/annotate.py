@@ -185,8 +185,8 @@ def judge_name(given: argparse.Namespace, findings: Sequence[Finding]) -> str:
     if not name and given.judge:
         name = f"{given.judge.resolve().name}-{digest(given.judge)[:8]}"
     elif not name:
-        name, *others = {row.get("judge") for finding in findings for row in finding.raw}
-    if others or not isinstance(name, str) or not name.strip(" .") or "/" in name:
+        name, *others = {str(row.get("judge") or "") for finding in findings for row in finding.raw}
+    if others or not name.strip(" .") or "/" in name:
         raise UserError(f"the judge's name {name!r} must be one text without a slash in all rows; give --judge-name")
     if name.strip().lower() in OFFICIAL:
         raise UserError(f"the judge's name {name!r} is a benchmark's own annotator's; give another by --judge-name")
@@ -248,9 +248,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--judge-name", help="default: the folder and the digest of --judge, or who --verdicts names")
     parser.add_argument("--out", required=True, type=Path)
     given = parser.parse_args()
-    if (given.benchmark != MT_BENCH) != bool(given.baseline) or (given.benchmark != ALPACA_EVAL) != bool(
-        given.questions
-    ):
+    needs = (given.benchmark != MT_BENCH, given.benchmark != ALPACA_EVAL)
+    if needs != (bool(given.baseline), bool(given.questions)):
         raise UserError("--baseline is for alpaca-eval and arena-hard alone, --questions for arena-hard and mt-bench")
     if bool(given.judge) != bool(given.config) or (given.verdicts and (given.protocol, given.N) != ("scores", 1)):
         raise UserError("--config: a --judge needs one; --verdicts has no use for --config, --protocol, --N")

@@ -88,7 +88,8 @@ def read_judgments(paths: Sequence[Path], baseline: str | None = None) -> dict[B
     for where, row in (entry for path in paths for entry in read_rows(path)):
         version = V2 if "uid" in row else V1
         category, model = text(row, where, "category") if version == V2 else "", text(row, where, "model")
-        own = row.get("baseline") or baseline or SETTINGS.get((version, category), ("",))[0]
+        own = baseline or SETTINGS.get((version, category), ("",))[0]
+        own = text(row, where, "baseline") if "baseline" in row else own
         if not own or baseline not in (None, own) or model == own:
             raise UserError(f"{where}: the baseline of {model} is {own or 'unknown'}; name the rows' own by --baseline")
         board, judgment = Board(version, category, text(row, where, "judge"), own), _judgment(row, version, where)

@@ -20,6 +20,7 @@ from typing import Any
 from evaluation.benchmarks import (
     MT_BENCH,
     Question,
+    Record,
     once,
     print_tables,
     read_questions,
@@ -30,8 +31,6 @@ from evaluation.benchmarks import (
 )
 from evaluation.statistics import bootstrap
 from stages.files import UserError, command
-
-Record = dict[str, Any]
 
 JUDGE, QUESTIONS, SCALE = "gpt-4", 80, [1, 10]
 """The benchmark's own judge, number of questions and scale."""

@@ -308,7 +308,7 @@ GIVEN = [{"id": i, "verdict": "tie", "judge": "friends"} for i in range(3)]
         (ALPACA_EVAL, [GIVEN[0] | {"game": 2}, *GIVEN[1:]], "not one row, or a row for each game.*'Name a river.'"),
         (ALPACA_EVAL, [*GIVEN, GIVEN[0] | {"game": 2}], "not one row, or a row for each game.*'Name a river.'"),
         (ALPACA_EVAL, [*GIVEN[:2], GIVEN[2] | {"judge": "foes"}], "must be one text without a slash in all rows"),
-        (ALPACA_EVAL, [{"id": i, "verdict": "tie"} for i in range(3)], "the judge's name None must be one text"),
+        (ALPACA_EVAL, [{"id": i, "verdict": "tie"} for i in range(3)], "the judge's name '' must be one text"),
         (ALPACA_EVAL, [row | {"judge": "GPT-4"} for row in GIVEN], "'GPT-4' is a benchmark's own annotator's"),
         (MT_BENCH, mt_verdicts()[:-1], "not a row for each turn, 1 and 2, of 1 of 3 questions: '141'"),
         (MT_BENCH, mt_verdicts(score=11), r"line 1: score is 11; it must lie in \[1, 10\]"),
