@@ -100,8 +100,8 @@ def read_judgments(paths: Sequence[Path], baseline: str | None = None) -> dict[B
     for board, models in boards.items():
         judged = {model: [judgment.question for judgment in own] for model, own in models.items()}
         names = list(dict.fromkeys(name for own in judged.values() for name in own))
-        for model, own in judged.items():
-            require(names, own, f"{model}: no judgment by {board.judge} on")
+        for model, questions in judged.items():
+            require(names, questions, f"{model}: no judgment by {board.judge} on")
     return boards
 
 

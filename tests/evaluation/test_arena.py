@@ -103,12 +103,13 @@ def test_the_interval_is_the_benchmarks(tmp_path):
     battles = [(row["model"], win) for row in rows for win in row_battles(row)]
     np.random.seed(42)
     ratings: dict[str, list[float]] = {"a": [], "b": []}
+    design = [[1, 0, -1.0], [1, 0, -1.0], [0, 1, -1.0], [0, 1, -1.0]]  # won and lost battles of a, and of b
     for _ in range(100):
-        sample = [battles[index] for index in np.random.choice(len(battles), len(battles), replace=True)] * 2
-        half = len(sample) // 2
-        design = [[name == "a", name == "b", -1.0] for name, _ in sample]
-        won = [win == 1 or (win == 0.5 and place < half) for place, (_, win) in enumerate(sample)]
-        a, b, baseline = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(design, won).coef_[0]
+        sample = [battles[index] for index in np.random.choice(len(battles), len(battles), replace=True)]
+        results = [[win for name, win in sample if name == model] for model in "ab"]
+        weights = [count for wins in results for count in (sum(wins), len(wins) - sum(wins))]
+        regression = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10)
+        a, b, baseline = regression.fit(design, [1, 0, 1, 0], sample_weight=weights).coef_[0]
         ratings["a"].append(400 * (a - baseline) / math.log(10))
         ratings["b"].append(400 * (b - baseline) / math.log(10))
     for row in board["rows"]:
