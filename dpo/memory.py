@@ -8,6 +8,7 @@ Fragmentation of the allocator is not counted.
 
 import argparse
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,7 +30,7 @@ from dpo.parallel import World, sharded_model
 from kernels.compile import recording
 from model.config import LlamaConfig
 from model.llama import _frequencies
-from stages.files import UserError, command
+from stages.files import command
 from stages.settings import Settings, load_settings
 
 CONTEXT_BYTES = 2 * 2**30
@@ -81,13 +82,6 @@ def local(tensor: Any) -> Tensor:
     return getattr(tensor, "_local_tensor", tensor)
 
 
-def full_pair(tokens: int, shared: bool) -> Example:
-    """A pair whose micro-batch has `tokens` tokens: a quarter are prompt, computed once if `shared`, else twice."""
-    prompt = tokens // 4 if shared else tokens // 8
-    computed = prompt if shared else 2 * prompt
-    return Example("full", [0] * prompt, ([0] * ((tokens - computed) // 2 + 1),) * 2)
-
-
 def count(config: LlamaConfig, settings: Settings, ranks: int, target: int = 90) -> dict[str, int]:
     """Bytes of a bf16 DPO step of two full micro-batches on one of `ranks` GPUs of compute capability `target` / 10.
 
@@ -109,7 +103,9 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
     model = sharded_model(config, world, torch.bfloat16, settings.trainer)
     tracker.peak = tracker.live  # so far only the model on `meta` was counted, which takes no memory
     optimizer = make_optimizer(model, settings.dpo)
-    example = full_pair(settings.trainer.tokens_per_microbatch, settings.trainer.share_prefixes)
+    tokens, twice = settings.trainer.tokens_per_microbatch, 1 if settings.trainer.share_prefixes else 2
+    prompt = tokens // 4 // twice  # with two completions, the pair fills the micro-batch
+    example = Example("full", [0] * prompt, ([0] * ((tokens - twice * prompt) // 2 + 1),) * 2)
     batch = lay_out([example], [0], {0: own_prefix(example, settings.trainer)})
     for _ in range(2):
         before = tracker.live
@@ -125,7 +121,7 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
     moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     block = 2 * sum(parameter.numel() for parameter in model.layers[0].parameters())
     return {
-        "parameters, fp32": _bytes(list(model.parameters())),
+        "parameters, fp32": _bytes(model.parameters()),
         "gradients, fp32": _bytes(gradients),
         "Adam's moments, fp32": _bytes(moments),
         "activations kept for backward": activations,
@@ -136,27 +132,20 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
     }
 
 
-def _bytes(tensors: list[Any]) -> int:
-    storages = {storage._cdata: storage.nbytes() for storage in (local(x).untyped_storage() for x in tensors)}
-    return sum(storages.values())
+def _bytes(tensors: Iterable[Any]) -> int:
+    return sum({x._cdata: x.nbytes() for x in (local(tensor).untyped_storage() for tensor in tensors)}.values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Memory that training needs on each GPU.")
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--ranks", type=int, help="GPUs in all; default: the config's nproc_per_node")
-    parser.add_argument("--memory", type=float, default=80.0, help="GB a GPU has")
     arguments = parser.parse_args()
     settings = load_settings(arguments.config)
     ranks = arguments.ranks or settings.nproc_per_node
-    parts = count(LlamaConfig.load(settings.model.shape), settings, ranks)
     print(f"{settings.name} on {ranks} GPUs, micro-batches of {settings.trainer.tokens_per_microbatch} tokens")
-    print("\n".join(f"{name:32}{size / 1e9:8.2f} GB" for name, size in parts.items()))
-    if parts["needed"] > arguments.memory * 1e9:
-        raise UserError(
-            f"{arguments.config}: needs {parts['needed'] / 1e9:.1f} GB of {arguments.memory:g} GB a GPU; lower "
-            "trainer.tokens_per_microbatch, turn on trainer.activation_checkpointing, or take more GPUs"
-        )
+    for name, size in count(LlamaConfig.load(settings.model.shape), settings, ranks).items():
+        print(f"{name:32}{size / 1e9:8.2f} GB")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ class Assumptions:
     spread: Positive = 0.5
     """Standard deviation of the tokens in a text, divided by their mean."""
     ranked_replies: Count = 10500
-    """Ranked replies, where the files of `eft.sources` are missing."""
+    """In all files of `eft.sources`, three to a prompt."""
     prompts_kept: PositiveShare = 0.5
     """Share of attempts that give a new prompt."""
     distinct_judgments: PositiveShare = 0.95

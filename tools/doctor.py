@@ -190,7 +190,10 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/smollm2-135m.toml"))
     parser.add_argument("--check", choices=CHECKS, help="one check alone, in this process")
     arguments = parser.parse_args()
-    settings, reasons = load_settings(arguments.config), []
+    try:
+        settings, reasons = load_settings(arguments.config), []
+    except UserError as error:
+        raise SystemExit(f"{arguments.config} will not run here:\n  {error}") from None
     if arguments.check:
         for level, text in CHECKS[arguments.check](settings):
             print(f"{level:6}{text}", flush=True)

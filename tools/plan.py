@@ -11,7 +11,6 @@ import argparse
 import math
 import shutil
 import textwrap
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +22,11 @@ from model.config import LlamaConfig
 from prepare.seed_model import prepare
 from sampling.request import Request, Sampling
 from stages.files import UserError, command
-from stages.settings import EngineOptions, Settings, as_dict, load_settings
+from stages.settings import EngineOptions, Settings, load_settings
 from tools.inputs import missing_inputs
 from tools.planned import CHARACTERS, Generation, Planned, Stages, Training, count_rows
-from tools.roofline import CARDS, FORMULA, Roofline, key_bytes, this_cpu
-from tools.simulation import Simulation, simulate
+from tools.roofline import CARDS, Roofline, key_bytes, this_cpu
+from tools.simulation import simulate
 
 RECORD_BYTES = 300
 """A record without its tokens: ids, seed, log-probability."""
@@ -36,18 +35,15 @@ SAMPLED_BATCHES = 4
 
 
 @dataclass(frozen=True)
-class Row:
-    """A stage: its completions or training examples, tokens computed (shared prefixes once) and drawn or predicted,
-    seconds from start to end (infinite where no example fits a micro-batch), bytes of memory on a rank and of the disk
-    afterwards."""
+class Cost:
+    """What a stage takes: tokens computed (shared prefixes once) and drawn or predicted, seconds from start to end
+    (infinite where no example fits a micro-batch), bytes of memory on a rank; and how often a sequence gives way."""
 
-    name: str
-    requests: int
     computed: float
     new: float
     seconds: float
     memory: float
-    disk: float
+    preemptions: float = 0.0
 
 
 class Plan:
@@ -55,53 +51,41 @@ class Plan:
 
     def __init__(self, settings: Settings, machine: Roofline):
         self.settings, self.machine, self.planned = settings, machine, Planned(settings)
-        self.stages = self.planned.stages()
-        self.simulations: dict[Generation, Simulation] = {}
-        self.first: dict[Generation | Training, Row] = {}
-        """The first of the rows with equal work."""
-        trained = any(isinstance(work, Training) for work in self.stages.values())
-        self.training_memory = count(machine.config, settings, machine.ranks)["needed"] if trained else 0
-        for name, work in self.stages.items():
-            if work not in self.first:
-                made = self.training(name, work) if isinstance(work, Training) else self.generation(name, work)
-                self.first[work] = made
-        self.rows = [replace(self.first[work], name=name) for name, work in self.stages.items()]
+        self.stages, self.costs = self.planned.stages(), dict[Generation | Training, Cost]()
+        self.training_memory = count(machine.config, settings, machine.ranks)["needed"]
+        for work in self.stages.values():
+            if work not in self.costs:
+                self.costs[work] = self.training(work) if isinstance(work, Training) else self.generation(work)
 
     def config(self, work: Generation) -> LlamaConfig:
         """The shape of a stage's model; the seed's where the model is not there."""
         there = (Path(work.model or "none") / "config.json").is_file()
         return LlamaConfig.load(work.model) if there else self.machine.config
 
-    def generation(self, name: str, work: Generation) -> Row:
+    def generation(self, work: Generation) -> Cost:
         """A stage whose shards the ranks claim: its time is that of the rank with the most shards."""
         settings, machine = self.settings, replace(self.machine, config=self.config(work))
         shards = 2 * -(-work.count // (2 * settings.engine.shard_requests))  # an even number, as in `cut_shards`
-        simulation = self.simulations[work] = self.simulate(work, -(-work.count // shards), machine.config)
-        loads = -(-work.count // settings.prompts.round_attempts) if name == "pool" else 1
-        seconds = settings.plan.start_seconds + loads * machine.disk_seconds(2)
-        seconds += -(-shards // machine.ranks) * sum(map(machine.step_seconds, simulation.steps))
-        memory = sum(generation_memory(machine.config, settings.engine).values())
-        computed, new = (shards * sum(getattr(step, key) for step in simulation.steps) for key in ("tokens", "drawn"))
-        return Row(name, work.count, computed, new, seconds, memory, disk(work, settings, machine.config)[0])
-
-    def simulate(self, work: Generation, size: int, config: LlamaConfig) -> Simulation:
-        """A shard of `size` requests."""
-        prompts: list[list[int]] = []
+        size, prompts = -(-work.count // shards), list[list[int]]()
         while len(prompts) < size:
             prompts += work.group()
         sampling = Sampling(1.0, 1.0, work.limit)
         requests = [Request(str(i), ids, sampling, 0) for i, ids in enumerate(prompts[:size])]
         lengths = {str(i): length for i, length in enumerate(self.planned.lengths(work, size))}
-        return simulate(requests, lengths, self.settings.engine, config.max_position_embeddings)
+        simulation = simulate(requests, lengths, settings.engine, machine.config.max_position_embeddings)
+        seconds = settings.plan.start_seconds + work.loads * machine.disk_seconds(2)
+        seconds += -(-shards // machine.ranks) * sum(map(machine.step_seconds, simulation.steps))
+        computed, new = (shards * sum(getattr(step, key) for step in simulation.steps) for key in ("tokens", "drawn"))
+        memory = sum(generation_memory(machine.config, settings.engine).values())
+        return Cost(computed, new, seconds, memory, simulation.preemptions / size)
 
-    def training(self, name: str, work: Training) -> Row:
+    def training(self, work: Training) -> Cost:
         """Updates, the reference's pass, held-out evaluations, exports and states."""
         section, options, machine, is_dpo = work.section, self.settings.trainer, self.machine, work.completions == 2
         drawn = self.planned.examples(work, SAMPLED_BATCHES * section.batch_size)
         usable, _ = keep_usable(drawn, options, machine.config.max_position_embeddings)
-        sizes = (self.training_memory, disk(work, self.settings, machine.config)[0])
         if not usable:
-            return Row(name, work.count, 0, 0, math.inf, *sizes)
+            return Cost(0, 0, math.inf, self.training_memory)
         tokens, flops, updates = 0, 0.0, []
         for start in range(0, len(usable), section.batch_size):
             indices = range(start, min(start + section.batch_size, len(usable)))
@@ -119,41 +103,41 @@ class Plan:
         seconds += machine.disk_seconds(2 + 2 * is_dpo + 2 * work.exports + 12 * states)
         computed = tokens * (passes + scale * work.epochs * (1 - section.held_out))
         new = work.count * sum(len(ids) for example in drawn for ids in example.completions) / len(drawn)
-        return Row(name, work.count, computed, new, seconds, *sizes)
+        return Cost(computed, new, seconds, self.training_memory)
 
     def faults(self, free: float) -> Iterator[str]:
         """What will not fit, and the setting to change. `free`: bytes free on the disk. A "warning" stops no run."""
-        settings, engine, options = self.settings, self.settings.engine, self.settings.trainer
+        settings, options, path = self.settings, self.settings.trainer, self.settings.respond.prompts
         yield from (f"warning: {text}" for text in missing_inputs(settings))
-        needed, path = len(settings.iteration) * settings.respond.prompts_per_iteration, settings.respond.prompts
+        needed = len(settings.iteration) * settings.respond.prompts_per_iteration
         pool = round(settings.prompts.max_attempts * settings.plan.prompts_kept)
         pool = pool if settings.prompts.seeds else count_rows(path) or needed
         if pool < needed:
             change = "raise prompts.max_attempts" if settings.prompts.seeds else f"add prompts to {path}"
             yield f"pool: {pool} prompts, the iterations need {needed}; {change}"
         if (taken := disk_needed(self.stages, settings, self.machine.config)) > free:
-            yield f"disk: {taken / 1e9:.1f} GB, {free / 1e9:.1f} are free"
+            yield f"disk: {taken / 1e9:.1f} GB, {free / 1e9:.1f} are free; make room or run in another folder"
         self.planned.at_limits = True  # from here on the longest possible texts are drawn
-        for work, row in self.first.items():
+        names = {work: name for name, work in reversed(self.stages.items())}
+        cache, there = settings.engine.num_kv_blocks * settings.engine.block_size, self.machine.card.memory
+        for work, cost in self.costs.items():
             change = "trainer.tokens_per_microbatch" if isinstance(work, Training) else "engine.num_kv_blocks"
-            if row.memory > (there := self.machine.card.memory):
-                yield f"{row.name}: {row.memory / 1e9:.1f} of {there / 1e9:.0f} GB of memory; lower {change}"
+            if cost.memory > there:
+                yield f"{names[work]}: {cost.memory / 1e9:.1f} of {there / 1e9:.0f} GB of memory; lower {change}"
             if isinstance(work, Training):
                 most = max(e.tokens(own_prefix(e, options)) for e in self.planned.examples(work, 8))
-                if row.seconds == math.inf:
-                    yield f"{row.name}: no example fits a micro-batch; raise {change}"
+                if cost.seconds == math.inf:
+                    yield f"{names[work]}: no example fits a micro-batch; raise {change}"
                 elif most > options.tokens_per_microbatch:
-                    yield f"warning: {row.name}: an example may have {most} tokens and be dropped; raise {change}"
+                    yield f"warning: {names[work]}: examples may have {most} tokens and be dropped; raise {change}"
                 continue
-            prompt, cache = max(map(len, work.group()), default=0), engine.num_kv_blocks * engine.block_size
+            prompt = max(map(len, work.group()), default=0)
             room = min(self.config(work).max_position_embeddings, cache)
             if room < prompt + work.limit:
-                text = (
-                    f"{row.name}: up to {prompt} tokens and {work.limit} new ones; {room} fit the context and KV cache"
-                )
+                text = f"{names[work]}: up to {prompt} + {work.limit} tokens, the context or the KV cache holds {room}"
                 yield f"{'' if room <= prompt else 'warning: '}{text}; lower max_new_tokens or raise {change}"
-            if times := self.simulations[work].preemptions / self.simulations[work].requests:
-                yield f"warning: {row.name}: a sequence loses its place in the KV cache {times:.2g} times; raise {change}"
+            if times := cost.preemptions:
+                yield f"warning: {names[work]}: a sequence gives its KV cache up {times:.2g} times; raise {change}"
 
 
 def generation_memory(config: LlamaConfig, engine: EngineOptions) -> dict[str, float]:
@@ -186,44 +170,39 @@ def disk_needed(stages: Stages, settings: Settings, config: LlamaConfig) -> floa
 
 def table(plan: Plan, card: str) -> Iterator[str]:
     """The plan as lines for people."""
-    settings, machine, peaks = plan.settings, plan.machine, plan.machine.card
-    size, unit = machine.config.parameter_count() / 1e9, "CPU" if card == "cpu" else "GPU"
-    yield f"{settings.name}: {size:.2f} billion parameters on {machine.ranks} x {card}\n"
+    settings, machine, config = plan.settings, plan.machine, plan.machine.config
+    unit, hours = "CPU" if card == "cpu" else "GPU", dict.fromkeys((name.split("/")[0] for name in plan.stages), 0.0)
+    yield f"{settings.name}: {config.parameter_count() / 1e9:.2f} billion parameters on {machine.ranks} x {card}\n"
     columns = ("requests", "computed", "new tokens", f"{unit}-hours", "time", "memory GB", "disk GB")
     yield f"{'stage':22}" + "".join(f"{column:>12}" for column in columns)
-    hours: Counter[str] = Counter()
-    for row in plan.rows:
-        each = machine.ranks * row.seconds / 3600
-        hours[row.name.split("/")[0]] += each
-        cells = (f"{row.requests:,}", _count(row.computed), _count(row.new), f"{each:.2f}", _time(row.seconds))
-        cells += (f"{row.memory / 1e9:.1f}", f"{row.disk / 1e9:.1f}")
-        yield f"{row.name:22}" + "".join(f"{cell:>12}" for cell in cells)
-    yield f"{'in all':58}{hours.total():12.2f}{_time(sum(row.seconds for row in plan.rows)):>12}\n"
-    memory = generation_memory(machine.config, settings.engine)
-    parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in memory.items())
+    for name, work in plan.stages.items():
+        cost = plan.costs[work]
+        each = machine.ranks * cost.seconds / 3600
+        hours[name.split("/")[0]] += each
+        sizes = f"{cost.memory / 1e9:12.1f}{disk(work, settings, config)[0] / 1e9:12.1f}"
+        tokens = f"{work.count:12,}{_count(cost.computed)}{_count(cost.new)}"
+        yield f"{name:22}{tokens}{each:12.2f}{_time(cost.seconds)}{sizes}"
+    yield f"{'in all':58}{sum(hours.values()):12.2f}{_time(3600 * sum(hours.values()) / machine.ranks)}\n"
+    memory = generation_memory(config, settings.engine)
     for text in (
         f"{unit}-hours of each part: " + ", ".join(f"{name} {value:.1f}" for name, value in hours.items()),
-        f"generation, memory a {unit}: {parts}, in all {sum(memory.values()) / 1e9:.1f} GB",
-        f"training, memory a {unit}: {plan.training_memory / 1e9:.1f} GB; python -m dpo.memory lists its parts",
-        f"disk, with states and exports while training: "
-        f"{disk_needed(plan.stages, settings, machine.config) / 1e9:.1f} GB",
-        f"machine: {peaks.flops / 1e12:.4g} Tflop/s, {peaks.bandwidth / 1e12:.3g} TB/s, {peaks.memory / 1e9:.0f} GB, "
-        f"link {peaks.link / 1e9:.0f} GB/s",
-        "[plan]: " + ", ".join(f"{name} {value:g}" for name, value in as_dict(settings.plan).items()),
-        f"time: {FORMULA}",
+        f"memory of generation: {', '.join(f'{name} {size / 1e9:.1f}' for name, size in memory.items())}, in all "
+        f"{sum(memory.values()) / 1e9:.1f} GB; of training: {plan.training_memory / 1e9:.1f} GB (python -m dpo.memory)",
+        f"disk, with states and exports while training: {disk_needed(plan.stages, settings, config) / 1e9:.1f} GB",
+        machine.formula(),
     ):
         yield textwrap.fill(text, 118, subsequent_indent="  ")
 
 
 def _count(count: float) -> str:
     size, unit = next(((s, u) for s, u in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if count >= s), (1, ""))
-    return f"{count / size:.{1 if unit else 0}f} {unit}".rstrip()
+    return f"{f'{count / size:.{1 if unit else 0}f} {unit}'.rstrip():>12}"
 
 
 def _time(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 6000:
+        return f"{f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min':>12}"
+    return f"{f'{seconds / 3600:.1f} h':>12}"
 
 
 def main() -> None:
@@ -235,15 +214,14 @@ def main() -> None:
     settings, card = load_settings(arguments.config), arguments.gpu or ("h100" if arguments.gpus else "cpu")
     ranks = settings.nproc_per_node if arguments.gpus is None else arguments.gpus
     if ranks < 1 or (card == "cpu" and arguments.gpus):
-        raise UserError(f"--gpus {ranks}: give at least 1, and name a kind of GPU or none")
+        raise UserError(f"--gpus {ranks}: give at least 1, and a kind of GPU or none")
     if settings.model.prepare:
         prepare(settings.model)
     config, recompute = LlamaConfig.load(settings.model.shape), settings.trainer.activation_checkpointing
     peaks = CARDS[card] if card in CARDS else this_cpu(settings)
     plan = Plan(settings, Roofline(config, settings.plan, peaks, ranks, recompute))
     print("\n".join(table(plan, card)) + "\n")
-    folder = next(path for path in (Path("runs"), Path(".")) if path.is_dir())
-    faults = list(plan.faults(shutil.disk_usage(folder).free))
+    faults = list(plan.faults(shutil.disk_usage("runs" if Path("runs").is_dir() else ".").free))
     print("\n".join(faults) or "Everything fits: context, KV cache, micro-batches, pool, memory and disk.")
     if any(not fault.startswith("warning") for fault in faults):
         raise SystemExit(1)

@@ -17,7 +17,6 @@ from dpo.train import fixed_epoch
 from evaluation.labelled import read_cases
 from judging.rubric import judge_prompt, meta_prompt
 from judging.schedule import scheduled
-from prepare.eft import read_sources
 from prepare.new_prompts import request_prompt
 from stages.files import read_jsonl
 from stages.settings import Dpo, Metajudge, Settings, Sft
@@ -35,14 +34,15 @@ Ids = list[int]
 
 @dataclass(frozen=True)
 class Generation:
-    """A stage's requests: `group` draws the prompts of the next ones that share a prefix. Completions have `mean`
-    tokens, and `limit` at most. `model` is the folder of a model other than the run's own."""
+    """A stage's requests. `group` draws the prompts of the next ones that share a prefix. Completions have `mean`
+    tokens, and `limit` at most. `model`: the folder of a model besides the run's own. It is loaded `loads` times."""
 
     count: int
     group: Callable[[], list[Ids]]
     mean: float
     limit: int
     model: str = ""
+    loads: int = 1
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,17 @@ class Planned:
         """The stages with work, by name: seed -> SFT -> T iterations, with measurements."""
         settings, sft, eft, evaluation = self.settings, self.settings.sft, self.settings.eft, self.settings.evaluation
         judge, K, prompts = settings.judge, settings.respond.K, settings.respond.prompts_per_iteration
-        acting, ranked, once = self.answered(prompts, K), self.ranked_replies(), judge.score_first
+        acting, once = self.answered(prompts, K), judge.score_first
+        ranked = self.plan.ranked_replies if eft.sources else 0
         judging, scoring = self.judged(prompts, 1 if once else K, judge.N), self.judged(prompts, K, 1, True)
         comparing = self.compared(prompts, judge.N, settings.metajudge, self.models.get("metajudge.model", ""))
         stages: Stages = {"pool": self.pool()} if settings.iteration and settings.prompts.seeds else {}
         if sft.enabled and not sft.sft_delta:
             taught = round((1 - eft.held_out) * ranked)
             stages["sft/eft"] = self.judged(round(taught / REPLIES), REPLIES, eft.N)
-            lessons = self.lessons() + round(self.plan.eft_yield * taught)
+            kinds = (sft.constructed_decisions, sft.constructed_judgments, sft.constructed_comparisons)
+            lessons = round(self.plan.eft_yield * taught) + sum(kinds) + sft.constructed_answers
+            lessons += sum(map(count_rows, sft.examples))
             stages["sft/checkpoint"] = Training(sft, 1, ((judging, lessons),), sft.epochs, 1)
         cases, rows = evaluation.judge_cases, count_rows(evaluation.prompts)
         labelled = len(read_cases(Path(cases))) if Path(cases).is_file() else 0
@@ -130,6 +133,7 @@ class Planned:
             mean,
             options.max_new_tokens,
             self.models.get("prompts.model", ""),
+            loads=-(-count // options.round_attempts),
         )
 
     def answered(self, prompts: int, samples: int) -> Generation:
@@ -169,20 +173,6 @@ class Planned:
 
         count = round(responses * sum(len(pairs()) for _ in range(200)) / 200) if N > 1 else 0
         return Generation(count, group, plan.comparison_tokens, shown.max_new_tokens, model)
-
-    def ranked_replies(self) -> int:
-        """The replies of `eft.sources`, or as many as `[plan]` expects."""
-        eft = self.settings.eft
-        if not all(Path(path).is_file() for path in eft.sources):
-            return self.plan.ranked_replies
-        return sum(len(group.replies) for group in read_sources(eft)[0])
-
-    def lessons(self) -> int:
-        """SFT's examples, without those from ranked replies."""
-        sft = self.settings.sft
-        made = sft.constructed_decisions + sft.constructed_judgments + sft.constructed_comparisons
-        rows = chain.from_iterable(read_jsonl(path) for path in sft.examples if Path(path).is_file())
-        return made + sft.constructed_answers + sum(len(row.get("responses", [0])) for row in rows)
 
     def dpo(self, t: int, acting: Generation, judging: Generation) -> Training:
         """An iteration's pairs."""

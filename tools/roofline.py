@@ -16,15 +16,6 @@ from tools.simulation import StepWork
 
 GPUS_PER_NODE = 8
 
-FORMULA = (
-    "A step of generation takes max(operations / (peak x product_utilisation), bytes / (bandwidth x "
-    "bandwidth_utilisation)) + step_milliseconds. A micro-batch of training takes max(3 forward passes' operations, 4 "
-    "with activation checkpointing, / (peak x training_utilisation), 8 bytes a parameter between GPUs / (link x "
-    "bandwidth_utilisation)); an update, 28 bytes a parameter of Adam's. A stage adds start_seconds, 2 bytes a "
-    "parameter read from the disk (for each measurement and each round of the pool, too: an upper bound), and what "
-    "training writes: 2 bytes an export, 12 a state. GPUs are held from a stage's start to its end."
-)
-
 
 @dataclass(frozen=True)
 class Card:
@@ -68,6 +59,27 @@ class Roofline:
     recompute: bool
     """Whether a backward pass computes the blocks again."""
 
+    def formula(self) -> str:
+        """How times are reckoned, for readers."""
+        card, plan = self.card, self.plan
+        return (
+            "time: a step of generation takes the longer of operations / "
+            f"({card.flops / 1e12:.3g} Tflop/s x product_utilisation {plan.product_utilisation}) and bytes / "
+            f"({card.bandwidth / 1e9:.0f} GB/s x bandwidth_utilisation {plan.bandwidth_utilisation}), and "
+            f"step_milliseconds {plan.step_milliseconds:g}; a micro-batch of training, the longer of 3 forward passes' "
+            f"operations, 4 with activation checkpointing, / (peak x training_utilisation {plan.training_utilisation}) "
+            f"and 8 bytes a parameter / ({self.link / 1e9:.0f} GB/s between GPUs x bandwidth_utilisation); an update, "
+            f"28 bytes a parameter of Adam's. A stage adds start_seconds {plan.start_seconds:g}, and at "
+            f"{plan.disk_gigabytes_per_second:g} GB/s of disk 2 bytes a parameter for weights (each measurement and round "
+            "of the pool, too: an upper bound) and each export, 12 for each state. GPUs are held from a stage's "
+            "start to its end. The names are settings of [plan]."
+        )
+
+    @property
+    def link(self) -> float:
+        """Bytes a second between GPUs; of several nodes, over the network."""
+        return self.card.link if self.ranks <= GPUS_PER_NODE else 1e9 * self.plan.network_gigabytes_per_second
+
     def disk_seconds(self, bytes_a_parameter: float) -> float:
         return bytes_a_parameter * self.config.parameter_count() / (1e9 * self.plan.disk_gigabytes_per_second)
 
@@ -86,12 +98,10 @@ class Roofline:
         rank receives the others' parts. Adam reads parameter, gradient and two moments and writes three of them, 4
         bytes each.
         """
-        size, card, plan = self.config.parameter_count(), self.card, self.plan
-        link = card.link if self.ranks <= GPUS_PER_NODE else 1e9 * plan.network_gigabytes_per_second
-        sending = 8 * size * (self.ranks - 1) / self.ranks / (link * plan.bandwidth_utilisation)
-        passes = 4 if self.recompute else 3
+        size, passes = self.config.parameter_count(), 4 if self.recompute else 3
+        sending = 8 * size * (self.ranks - 1) / self.ranks / (self.link * self.plan.bandwidth_utilisation)
         computing = sum(max(passes * self.training_seconds(flops), sending) for flops in forward_flops)
-        return computing + 28 * size / self.ranks / card.bandwidth
+        return computing + 28 * size / self.ranks / self.card.bandwidth
 
 
 def block_weights(config: LlamaConfig) -> int:

@@ -41,7 +41,6 @@ class StepWork:
 class Simulation:
     """The steps of a shard."""
 
-    requests: int
     steps: list[StepWork] = field(default_factory=list)
     preemptions: int = 0
 
@@ -52,7 +51,7 @@ def simulate(
     """A shard whose requests are completed with `lengths[id]` tokens, or as many as there is room for."""
     pool = BlockPool(engine.num_kv_blocks, engine.block_size)
     scheduler = Scheduler(pool, engine.max_num_batched_tokens, engine.max_num_seqs, context)
-    simulation = Simulation(len(requests))
+    simulation = Simulation()
     for request in requests:
         scheduler.add(request)
     next_id = -1  # sampled ids are negative and unique, so that completions share no prefix
