@@ -27,7 +27,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 ADVICE = {
     "ranks": "; the host name must resolve (/etc/hosts), GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, if set, name an "
     "interface that exists, and a firewall let local connections through",
-    "kernels": "; Triton needs gcc and Python's development package; make test-gpu says more",
+    "kernels": "; Triton needs gcc and Python's development package",
 }
 
 Lines = Iterator[tuple[str, str]]
@@ -39,7 +39,7 @@ def check_versions(settings: Settings) -> Lines:
     constraints = Path(__file__).parents[1] / "constraints.txt"
     tested = dict(re.findall(r"^([\w-]+)==(\S+)", constraints.read_text(encoding="utf-8"), re.M))
     versions = {package.name: package.version for package in metadata.distributions() if package.name in tested}
-    names = [name for name in ("torch", "triton", "safetensors", "tokenizers", "numpy") if name in versions]
+    names = [name for name in ("torch", "triton", "tokenizers", "numpy") if name in versions]
     yield "ok", ", ".join([f"Python {platform.python_version()}", *(f"{name} {versions[name]}" for name in names)])
     if other := [f"{name} {v} ({tested[name]})" for name, v in versions.items() if v.split("+")[0] != tested[name]]:
         yield "note", f"other versions than constraints.txt's, which are tested: {', '.join(other)}"
@@ -144,8 +144,7 @@ def check_disk(settings: Settings) -> Lines:
     free, needed = shutil.disk_usage(folder).free, 0.0
     if (Path(settings.model.shape) / "config.json").is_file():
         needed = disk_needed(Planned(settings).stages(), settings, LlamaConfig.load(settings.model.shape))
-    text = f"{folder.absolute()}: {free / 1e9:,.1f} GB are free, a run takes {needed / 1e9:,.1f}"
-    yield "ok" if needed < free else "FAIL", text
+    yield "ok" if needed < free else "FAIL", f"{free / 1e9:,.1f} GB are free, a run takes {needed / 1e9:,.1f}"
 
 
 CHECKS: dict[str, Callable[[Settings], Lines]] = {

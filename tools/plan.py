@@ -136,7 +136,7 @@ class Plan:
             if room < prompt + work.limit:
                 text = f"{names[work]}: up to {prompt} + {work.limit} tokens, the context or the KV cache holds {room}"
                 yield f"{'' if room <= prompt else 'warning: '}{text}; lower max_new_tokens or raise {change}"
-            if times := cost.preemptions:
+            if (times := cost.preemptions) > 0.05:
                 yield f"warning: {names[work]}: a sequence gives its KV cache up {times:.2g} times; raise {change}"
 
 

@@ -63,16 +63,14 @@ class Roofline:
         """How times are reckoned, for readers."""
         card, plan = self.card, self.plan
         return (
-            "time: a step of generation takes the longer of operations / "
-            f"({card.flops / 1e12:.3g} Tflop/s x product_utilisation {plan.product_utilisation}) and bytes / "
-            f"({card.bandwidth / 1e9:.0f} GB/s x bandwidth_utilisation {plan.bandwidth_utilisation}), and "
-            f"step_milliseconds {plan.step_milliseconds:g}; a micro-batch of training, the longer of 3 forward passes' "
-            f"operations, 4 with activation checkpointing, / (peak x training_utilisation {plan.training_utilisation}) "
-            f"and 8 bytes a parameter / ({self.link / 1e9:.0f} GB/s between GPUs x bandwidth_utilisation); an update, "
-            f"28 bytes a parameter of Adam's. A stage adds start_seconds {plan.start_seconds:g}, and at "
-            f"{plan.disk_gigabytes_per_second:g} GB/s of disk 2 bytes a parameter for weights (each measurement and round "
-            "of the pool, too: an upper bound) and each export, 12 for each state. GPUs are held from a stage's "
-            "start to its end. The names are settings of [plan]."
+            f"time: a step of generation, the longer of operations / ({card.flops / 1e12:.3g} Tflop/s x "
+            f"product_utilisation {plan.product_utilisation}) and bytes / ({card.bandwidth / 1e9:.0f} GB/s x "
+            f"bandwidth_utilisation {plan.bandwidth_utilisation}), and {plan.step_milliseconds:g} ms; a micro-batch, "
+            "the longer of operations of 3 forward passes (4 with activation checkpointing) / (peak x "
+            f"training_utilisation {plan.training_utilisation}) and 8 bytes a parameter / ({self.link / 1e9:.0f} GB/s "
+            f"x bandwidth_utilisation); an update, 28 bytes a parameter; a stage, {plan.start_seconds:g} s and 2 bytes a "
+            f"parameter at {plan.disk_gigabytes_per_second:g} GB/s for weights (for each measurement and round of the "
+            "pool, too: an upper bound) and each export, 12 for each state. Utilisations are settings: [plan]."
         )
 
     @property
@@ -105,13 +103,12 @@ class Roofline:
 
 
 def block_weights(config: LlamaConfig) -> int:
-    """Weights of a block's products."""
     return config.hidden_size * (2 * config.q_size + 2 * config.kv_size + 3 * config.intermediate_size)
 
 
 def key_bytes(config: LlamaConfig) -> int:
     """Bytes of a token's keys and values in all layers, in bf16."""
-    return 2 * config.num_hidden_layers * config.kv_size * 2
+    return 4 * config.num_hidden_layers * config.kv_size
 
 
 def generation_flops(config: LlamaConfig, step: StepWork) -> float:

@@ -1,6 +1,5 @@
 """Each kind of fault is a line with a reason and exit code 1; a healthy machine has none."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tokenizers
 import torch
-from safetensors.torch import save_file
 from training import changed
 
+from prepare.seed_model import make_tiny
 from stages.settings import load_settings
 from tools import doctor
 from tools.inputs import missing_inputs
@@ -67,22 +65,12 @@ def test_a_check_that_fails_or_hangs(tiny, monkeypatch):
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.parametrize(
-    ("err", "code", "reason"),
-    [
-        (
-            "Setting OMP\n[rank1]: Traceback\n[rank1]: RuntimeError: gloo: wrong\nx.ChildFailedError: \n",
-            1,
-            "gloo: wrong",
-        ),
-        ("error: rank 0: another rank has ended\n", 1, "rank 0: another rank has ended"),
-        ("  traceback : Signal 11 (SIGSEGV) received by PID 7\n=====\n", 1, "(SIGSEGV) received"),
-        ("", -9, "exit code -9, no message"),
-        ("some words\n\n", 3, "exit code 3, some words"),
-    ],
-)
-def test_failure_reason(err, code, reason):
-    assert reason in doctor.failure_reason(err, code)
+def test_failure_reason():
+    torchrun = "Setting OMP\n[rank1]: Traceback\n[rank1]: RuntimeError: gloo: wrong\nx.ChildFailedError: \n===="
+    assert doctor.failure_reason(torchrun, 1) == "RuntimeError: gloo: wrong"
+    assert doctor.failure_reason("error: rank 0: another rank has ended\n", 1) == "rank 0: another rank has ended"
+    assert "SIGSEGV" in doctor.failure_reason("  traceback : Signal 11 (SIGSEGV) received by PID 7\n====\n", 1)
+    assert doctor.failure_reason("some words\n\n", -9) == "exit code -9, some words"
 
 
 def test_versions(tiny, monkeypatch):
@@ -125,32 +113,15 @@ def test_missing_inputs_are_named_by_their_keys(tiny, tmp_path):
     assert list(missing_inputs(settings)) == []
 
 
-@pytest.fixture
-def model(tmp_path) -> Path:
-    """A folder as a fetched model's: one tensor, a tokenizer with ChatML's tokens, a template."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    save_file({"model.norm.weight": torch.ones(8)}, folder / "model.safetensors")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, []))
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "config.json").write_text("{}")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "<|im_start|>"}))
-    return folder
-
-
 @pytest.mark.parametrize(
-    ("file", "content", "words"),
-    [
-        ("config.json", "{}", ""),
-        ("model.safetensors", "version https://git-lfs", "damaged"),
-        ("tokenizer_config.json", "{}", "no chat_template"),
-    ],
+    ("file", "words"), [("", ""), ("model.safetensors", "damaged"), ("tokenizer_config.json", "no chat_template")]
 )
-def test_models_are_opened(tiny, model, file, content, words):
-    (model / file).write_text(content)
-    lines = list(doctor.check_inputs(changed(tiny, model={"path": str(model), "prepare": ""})))
-    assert words in failed(lines) if words else lines == [("ok", f"{model}: 1 tensors and a known chat format")]
+def test_models_are_opened(tiny, tmp_path, file, words):
+    make_tiny(tmp_path / "model")
+    if file:
+        (tmp_path / "model" / file).write_text("{}")
+    lines = list(doctor.check_inputs(changed(tiny, model={"path": str(tmp_path / "model"), "prepare": ""})))
+    assert words in failed(lines) if words else lines[0][1].endswith(" tensors and a known chat format")
 
 
 def test_devices(tiny, monkeypatch, tmp_path):
