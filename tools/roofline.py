@@ -69,7 +69,7 @@ class Roofline:
             "the longer of operations of 3 forward passes (4 with activation checkpointing) / (peak x "
             f"training_utilisation {plan.training_utilisation}) and 8 bytes a parameter / ({self.link / 1e9:.0f} GB/s "
             f"x bandwidth_utilisation); an update, 28 bytes a parameter; a stage, {plan.start_seconds:g} s and 2 bytes "
-            f"a parameter at {plan.disk_gigabytes_per_second:g} GB/s for weights (for each measurement and round of the "
+            f"a parameter at {plan.disk_gigabytes_per_second:g} GB/s for weights (each measurement and round of the "
             "pool, too: an upper bound) and each export, 12 for each state. Utilisations are settings: [plan]."
         )
 
