@@ -1,35 +1,28 @@
-"""Stages as processes: one process, or ranks under torchrun, on one node or on several that share the folder.
+"""Stages as processes: one process, or ranks on one node or on several that share the folder.
 
 On several nodes the same command runs on each. The first node, the head, decides what comes next and tells the others
 through a store on its port; the ranks of a stage meet on the port after it. A node whose ranks fail reports that in the
 store, so that no other node waits for them.
-
-`python -m stages.launch` is torchrun with short error messages; its exit code is that of the first rank that failed.
 """
 
 import json
-import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, BinaryIO
 
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing import api as elastic
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.run import main as torchrun
 
-from stages.files import Terminated, UserError, command
+from stages.files import Terminated, UserError
 
 ROOT = Path(__file__).parents[1]
 GRACE = 300
@@ -79,10 +72,13 @@ class Launcher:
         """Run `python -m module arguments`, on all ranks if `distributed`; its exit code. `name` names the logs."""
         words = [str(word) for word in arguments]
         if not distributed or self.ranks * self.nodes == 1:
-            return self._wait(subprocess.Popen([sys.executable, "-m", module, *words], env=_environment()))
+            code = self._wait([_start(module, words)])
+            if code == 128 + signal.SIGKILL:
+                print(f"error: {module} was killed: out of memory?", file=sys.stderr)
+            return code
         self.orders += 1
         self._tell(f"order/{self.orders}", {"module": module, "arguments": words, "name": name})
-        return self._wait(self._agent(module, words, name))
+        return self._run_ranks(module, words, name)
 
     def follow(self) -> int:
         """On the other nodes: take part in the stages that the head starts, until it ends; the head's exit code."""
@@ -92,7 +88,7 @@ class Launcher:
             while "exit" not in (order := self._order()):
                 self.orders += 1
                 print(f"[{time.strftime('%H:%M:%S')}] {order['module']} (node {self.node} of {self.nodes})", flush=True)
-                if code := self._wait(self._agent(order["module"], order["arguments"], order["name"])):
+                if code := self._run_ranks(order["module"], order["arguments"], order["name"]):
                     self._tell_failure(code)
         except BaseException as error:
             self._tell_failure(exit_code(error))  # the others must not wait for this node
@@ -126,41 +122,56 @@ class Launcher:
         while self.store.add("left", 0) < self.store.add("joined", 0) and time.monotonic() < deadline:
             time.sleep(0.1)
 
-    def _agent(self, module: str, arguments: list[str], name: str) -> subprocess.Popen:
-        """Start this node's torchrun."""
-        logs = self.logs / name / f"node{self.node}"
-        logs.mkdir(parents=True, exist_ok=True)
-        if self.nodes == 1:
-            where = ["--standalone"]
-        else:
-            # Explicit node ranks put rank 0, whose output is shown, on the head.
-            where = ["--nnodes", str(self.nodes), "--node-rank", str(self.node)]
-            where += ["--master-addr", self.host, "--master-port", str(self.port + 1)]
-        output = ["--log-dir", str(logs), "--redirects", "3", "--tee", "0:3"]
-        output += ["--shutdown-timeout", str(GRACE), "--signals-to-handle", "SIGTERM,SIGINT"]  # under nohup no SIGHUP
-        ranks = ["--nproc-per-node", str(self.ranks)]
-        words = [sys.executable, "-m", "stages.launch", *where, *ranks, *output, "-m", module, *arguments]
-        return subprocess.Popen(words, env=_environment())
+    def _run_ranks(self, module: str, words: list[str], name: str) -> int:
+        """Run this node's ranks; the exit code of the first that fails, whose last lines are printed."""
+        folder = self.logs / name / f"node{self.node}"
+        folder.mkdir(parents=True, exist_ok=True)
+        first, size = self.node * self.ranks, self.nodes * self.ranks
+        address = (self.host, self.port + 1) if self.store else ("127.0.0.1", _free_port())
+        common: dict[str, Any] = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": self.ranks, "GROUP_RANK": self.node}
+        common |= {"MASTER_ADDR": address[0], "MASTER_PORT": address[1]}
+        processes, logs = [], [folder / f"rank{first + local}.log" for local in range(self.ranks)]
+        for local, log in enumerate(logs):
+            ranked = {key: str(value) for key, value in (common | {"RANK": first + local, "LOCAL_RANK": local}).items()}
+            with log.open("wb") as file:
+                output = subprocess.PIPE if first + local == 0 else file
+                processes.append(_start(module, words, ranked, output))
+        shown = [threading.Thread(target=_show, args=(processes[0].stdout, logs[0]))] if first == 0 else []
+        for thread in shown:
+            thread.start()
+        code = self._wait(processes)
+        for thread in shown:
+            thread.join()
+        failed = [i for i, process in enumerate(processes) if process.returncode in (code, 128 - code)]
+        if code and failed:
+            _report(first + failed[0], code, logs[failed[0]], logs[0].read_text() if first == 0 else "")
+        return code
 
-    def _wait(self, process: subprocess.Popen) -> int:
-        """A process's exit code. The process is ended when another node fails, or when SIGTERM ends this one."""
+    def _wait(self, processes: list[subprocess.Popen]) -> int:
+        """Wait for all; the exit code of the first that fails, or 0.
+
+        The others are ended when one fails, when another node fails, and when SIGTERM ends this process.
+        """
         try:
             while True:
-                try:
-                    code = process.wait(timeout=1 if self.store else None)
-                    return code if code >= 0 else 128 - code
-                except subprocess.TimeoutExpired:
-                    if failure := self._failed_elsewhere():
-                        print(f"error: {failure['who']}; see its output", file=sys.stderr)
-                        process.terminate()
-                        process.wait()
-                        return failure["code"]
+                codes = [process.poll() for process in processes]
+                if broken := [code for code in codes if code]:
+                    _end(processes)
+                    return broken[0] if broken[0] > 0 else 128 - broken[0]
+                if None not in codes:
+                    return 0
+                if self.store and (failure := self._failed_elsewhere()):
+                    print(f"error: {failure['who']}; see its output", file=sys.stderr)
+                    _end(processes)
+                    return failure["code"]
+                time.sleep(0.05)
         except (KeyboardInterrupt, Terminated) as error:
             for number in (signal.SIGINT, signal.SIGTERM):  # leaving while ranks save would release the run's lock
                 signal.signal(number, signal.SIG_IGN)
             if isinstance(error, Terminated):  # a terminal's Ctrl-C reaches every process
-                process.terminate()
-            process.wait()
+                _end(processes)
+            for process in processes:
+                process.wait()
             raise
 
     def _gather(self) -> None:
@@ -203,14 +214,57 @@ class Launcher:
             raise UserError(f"{self.head}: node 0 has gone; see its output, and start all nodes again") from None
 
 
-def _environment() -> dict[str, str]:
-    """The environment of a stage: it finds the checkout's modules, which no one installs, from any folder.
+def _start(module: str, words: list[str], ranked: dict[str, str] | None = None, output: Any = None) -> subprocess.Popen:
+    """Start `python -m module words`. It inherits the run's lock, and finds the checkout's modules from any folder.
 
     Waiting threads sleep early, unless the user says how they wait.
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    own = os.environ | {"PYTHONPATH": path}
-    return own if "OMP_WAIT_POLICY" in own else {"GOMP_SPINCOUNT": SPINS, **own}
+    environment = ({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": SPINS}) | os.environ
+    environment |= {"PYTHONPATH": path} | (ranked or {})
+    command = [sys.executable, *(["-u"] if ranked else []), "-m", module, *words]
+    errors = subprocess.STDOUT if output else None
+    return subprocess.Popen(command, env=environment, stdout=output, stderr=errors, close_fds=False)
+
+
+def _show(output: BinaryIO, log: Path) -> None:
+    """Copy a rank's output to its log and, each line with its rank, to standard error."""
+    with log.open("ab", buffering=0) as file:
+        for line in output:
+            file.write(line)
+            print(f"[rank 0] {line.decode(errors='replace').rstrip()}", file=sys.stderr, flush=True)
+
+
+def _end(processes: list[subprocess.Popen]) -> None:
+    """Have all processes end: they get `GRACE` seconds to save their state."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + GRACE
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(deadline - time.monotonic(), 0.0))
+        process.kill()
+        process.wait()
+
+
+def _report(rank: int, code: int, log: Path, shown: str) -> None:
+    """Print why a rank failed, unless it was shown. A `UserError` takes one line, an end by SIGINT or SIGTERM none."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    if code == 2:
+        errors = [line for line in lines if line.startswith("error: ") and line not in shown]
+        print(*errors[-1:], sep="\n", end="\n" * bool(errors), file=sys.stderr)
+    elif code not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        reason = "was killed: out of memory?" if code == 128 + signal.SIGKILL else f"ended with exit code {code}"
+        if any("collective operation timeout" in line for line in lines):  # NCCL's watchdog aborts the process
+            reason = "waited in vain for another (trainer.timeout_minutes), which hangs, or whose disk is slow"
+        print(f"error: rank {rank} {reason}; its output is in {log}", file=sys.stderr)
+        print(*(f"  {line}" for line in lines[-15:] if rank), sep="\n", end="\n" * bool(rank), file=sys.stderr)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def exit_code(error: BaseException) -> int:
@@ -220,82 +274,5 @@ def exit_code(error: BaseException) -> int:
     return {UserError: 2, KeyboardInterrupt: 130, Terminated: 143}.get(type(error), 1)
 
 
-class StderrTee:
-    """Standard error that keeps its last lines, because torchrun may lose what a rank prints just before it ends."""
-
-    def __init__(self, stream: TextIO):
-        self.stream, self.lines = stream, deque[str](maxlen=100)
-
-    def write(self, text: str) -> None:
-        self.lines.extend(text.splitlines())
-        self.stream.write(text)
-
-    def flush(self) -> None:
-        self.stream.flush()
-
-    def fileno(self) -> int:
-        return self.stream.fileno()
-
-    def repeat(self, log: Path | None, count: int, indent: str = "") -> None:
-        """Print those of a log's last `count` lines that were not printed before."""
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:] if log else []
-        for line in lines:
-            if not any(line in printed for printed in self.lines):
-                self.write(f"{indent}{line}\n")
-
-
-def main() -> None:
-    """Run torchrun. If it fails, name the first rank that failed, with the end of its log."""
-    logging.disable(logging.ERROR)
-    elastic._terminate_process_handler = partial(_first_signal, elastic._terminate_process_handler)
-    os.environ.setdefault("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "[rank ${rank}] ")
-    stderr = StderrTee(sys.stderr)
-    sys.stderr = cast(TextIO, stderr)
-    try:
-        torchrun(sys.argv[1:])
-    except ChildFailedError as error:
-        raise SystemExit(_report(*error.get_first_failure(), stderr)) from None
-    except SignalException as error:
-        raise SystemExit(128 + error.sigval) from None
-    except (dist.DistError, RuntimeError) as error:
-        print(f"error: the nodes do not find each other: {_first_line(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
-
-
-def _first_signal(handler: Callable[[int, Any], None], number: int, frame: Any) -> None:
-    """Pass the first signal alone to torchrun's handler: another would break off its wait for the ranks."""
-    for ignored in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ignored, signal.SIG_IGN)
-    handler(number, frame)
-
-
-def _report(rank: int, failure: ProcessFailure, stderr: StderrTee) -> int:
-    """Print why a rank failed; its exit code. A `UserError` takes one line, an end by SIGINT or SIGTERM none."""
-    code = failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
-    log = _log(failure.local_rank)
-    text = log.read_text(encoding="utf-8", errors="replace") if log else ""
-    if code == 2:
-        stderr.repeat(log if "\nerror: " in text or text.startswith("error: ") else _log(0), 1)
-    elif code not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        reason = "was killed: out of memory?" if code == 128 + signal.SIGKILL else f"ended with exit code {code}"
-        if "collective operation timeout" in text:  # NCCL's watchdog aborts the process
-            reason = "waited in vain for another (trainer.timeout_minutes), which hangs, or whose disk is slow"
-        stderr.write(f"error: rank {rank} {reason}" + (f"; its output is in {log}\n" if log else "\n"))
-        stderr.repeat(log, 15, "  ")
-    return code
-
-
-def _log(local_rank: int) -> Path | None:
-    """The log of a rank of this node in this launch; None if it is empty or torchrun has no folder for logs."""
-    folder = Path(sys.argv[sys.argv.index("--log-dir") + 1]) if "--log-dir" in sys.argv else None
-    attempts = sorted(folder.glob("*/attempt_*"), key=lambda path: path.stat().st_mtime) if folder else []
-    log = attempts[-1] / str(local_rank) / "stderr.log" if attempts else None
-    return log if log and log.is_file() and log.stat().st_size else None
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-if __name__ == "__main__":
-    command(main)
