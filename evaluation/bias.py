@@ -21,6 +21,7 @@ from judging.verdict import MAXIMUM, Failure
 from stages.files import read_jsonl, read_manifest, read_shards, write_json
 from stages.records import group_by
 from stages.settings import Limits, Settings
+from stages.stage import weights_of
 
 Record = dict[str, Any]
 
@@ -75,11 +76,6 @@ def write_panel(
     }
     write_json(path, panel)
     return panel
-
-
-def weights_of(stage: Path) -> str:
-    """The digest of the model that wrote a stage."""
-    return (read_manifest(stage) or {})["inputs"]["model"]["digest"]
 
 
 def judge_panel(

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from judging.scores import Draw, Reason, Row, to_number
 from model.chat import ChatFormat
-from stages.records import ActorPair
+from stages.records import ActorPair, preference
 from stages.settings import Iteration
 
 
@@ -70,15 +70,7 @@ def actor_pair(
     return {
         "id": f"actor/{prompt_id}",
         "kind": "actor",
-        "prompt_id": prompt_id,
-        "prompt": prompt,
-        "chosen": [{"role": "assistant", "content": chosen["text"]}],
-        "rejected": [{"role": "assistant", "content": rejected["text"]}],
-        "prompt_ids": chat.prompt_ids(prompt),
-        "chosen_ids": list(chosen["ids"]),
-        "rejected_ids": list(rejected["ids"]),
-        "chosen_id": chosen["id"],
-        "rejected_id": rejected["id"],
+        **preference(prompt_id, prompt, chat.prompt_ids(prompt), chosen, rejected),
         "chosen_score": to_number(choice[0].score),
         "rejected_score": to_number(choice[1].score),
     }

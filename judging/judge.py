@@ -1,6 +1,7 @@
 """Judging: `torchrun -m judging.judge` samples N judgments of each distinct response and reads their scores."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -64,18 +65,17 @@ def score_rows(worker: Worker, responses: Sequence[Row], N: int, job: Job) -> li
     job's name seeds the noise, so each stage has its own.
     """
     judge = worker.settings.judge
-    scores = job if judge.score == "sampled" else job.part(f"{job.name} scores", ".", job.key)
-    if judge.score_first:
-        worker.run(scores, expected_items(responses, worker.chat, judge), read_expected)
-        return list(read_shards(scores.out))
     judgments = job if judge.score == "sampled" else job.part(job.name, "reasons", job.key)
-    items = judge_items(responses, worker.chat, worker.settings, 0, N, job.name)
-    worker.run(judgments, items, partial(read_score, judge=judge))
-    rows = list(read_shards(judgments.out))
-    if judge.score == "sampled":
-        return rows
-    worker.run(scores, behind_reasons(responses, rows, worker.chat, judge), read_expected)
-    return list(read_shards(scores.out))
+    if not judge.score_first:
+        items = judge_items(responses, worker.chat, worker.settings, 0, N, job.name)
+        worker.run(judgments, items, partial(read_score, judge=judge))
+    if judge.score == "expected":
+        if judge.score_first:
+            items = expected_items(responses, worker.chat, judge)
+        else:
+            items = behind_reasons(responses, read_shards(judgments.out), worker.chat, judge)
+        worker.run(replace(job, name=f"{job.name} scores"), items, read_expected)
+    return list(read_shards(job.out))
 
 
 def judge_section(settings: Settings) -> dict[str, Any]:

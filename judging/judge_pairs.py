@@ -13,7 +13,7 @@ from judging.schedule import comparable_groups
 from judging.scores import Draw, Reason, Row
 from model.chat import ChatFormat
 from stages.files import UserError
-from stages.records import EloScore, JudgePair
+from stages.records import EloScore, JudgePair, preference
 from stages.settings import Iteration, Metajudge, Settings
 
 _EQUAL = 1e-9
@@ -102,15 +102,7 @@ def judge_pair(
     return {
         "id": f"judge/{response['id']}",
         "kind": "judge",
-        "prompt_id": response["prompt_id"],
-        "prompt": prompt,
-        "chosen": [{"role": "assistant", "content": chosen["text"]}],
-        "rejected": [{"role": "assistant", "content": rejected["text"]}],
-        "prompt_ids": chat.prompt_ids(prompt),
-        "chosen_ids": list(chosen["ids"]),
-        "rejected_ids": list(rejected["ids"]),
-        "chosen_id": chosen["id"],
-        "rejected_id": rejected["id"],
+        **preference(response["prompt_id"], prompt, chat.prompt_ids(prompt), chosen, rejected),
         "response_id": response["id"],
         "chosen_elo": round(chosen_elo, 6),
         "rejected_elo": round(rejected_elo, 6),

@@ -14,6 +14,7 @@ from typing import Any
 from judging.scores import EXPLANATIONS, distinct_responses, read_scores, response_scores, to_number
 from stages.files import UserError, command, digest, read_manifest, read_shards
 from stages.records import group_by
+from stages.stage import weights_of
 
 Document = dict[str, Any]
 STAGES = {"respond": "responses", "score": "scores", "judge": "judgments", "metajudge": "comparisons"}
@@ -91,9 +92,9 @@ def _facts(run: Path, number: int, made: Document) -> Document:
     """What all prompts of an iteration have in common."""
     trained = read_manifest(run / f"iter{number}" / "checkpoint")
     # The actor of iteration t + 1 is M_t.
-    models = {_weights(folder / "responses"): f"M{t - 1}" for t, folder in iterations(run)}
+    models = {weights_of(folder / "responses"): f"M{t - 1}" for t, folder in iterations(run)}
     places = {name: run / f"iter{number}" / place for name, place in STAGES.items() if place in made["inputs"]}
-    weights = {name: _weights(stage) for name, stage in places.items()}
+    weights = {name: weights_of(stage) for name, stage in places.items()}
     outside = "a model outside the run"
     return {
         "run": str(run),
@@ -105,11 +106,6 @@ def _facts(run: Path, number: int, made: Document) -> Document:
         "written_by": {name: {"checkpoint": models.get(w, outside), "weights": w} for name, w in weights.items()},
         "trained_model": {"checkpoint": f"M{number}", "weights": trained["digest"]} if trained else None,
     }
-
-
-def _weights(stage: Path) -> str:
-    """The hash of the weights that wrote a stage; empty if the stage is missing."""
-    return (read_manifest(stage) or {"inputs": {"model": {"digest": ""}}})["inputs"]["model"]["digest"]
 
 
 def _sources(folder: Path, made: Document) -> dict[str, Path]:

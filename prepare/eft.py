@@ -212,7 +212,7 @@ def make_examples(job: Job) -> Output:
     # The judgments do not depend on `UNREAD`, so they stay when these settings change.
     read = {name: value for name, value in as_dict(settings.eft).items() if name not in UNREAD}
     section = generation_settings(settings, 0, judge_section(settings))
-    work = job.part("eft", "judgments", stage_key("eft-judgments", [read, section, job.digests], {}))
+    work = job.part("eft", "judgments", stage_key("eft-judgments", [read, section, job.digests]))
     verdict = partial(read_score, judge=settings.judge)
     worker.run(work, eft_items(training, worker.chat, settings), verdict)
     examples, facts = choose(training, group_by(read_shards(work.out), "response_id"), settings)

@@ -210,7 +210,7 @@ class Rounds:
         names = ("shots", "generated_shots", "temperature", "top_p", "max_new_tokens")
         section = {name: getattr(job.settings.prompts, name) for name in names}
         inputs = {name: job.digests[name] for name in ("model", "seeds")}
-        self._key = stage_key("prompts-round", [generation_settings(job.settings, 0, section), inputs], {})
+        self._key = stage_key("prompts-round", [generation_settings(job.settings, 0, section), inputs])
 
     def sample(self, number: int, size: int, kept: Sequence[Record]) -> Iterator[Record]:
         """The completions of round `number`, given the prompts `kept` in earlier rounds."""

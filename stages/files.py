@@ -14,8 +14,9 @@ import shutil
 import signal
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 MANIFEST = "manifest.json"
@@ -189,7 +190,7 @@ def digest(path: Path | str) -> str:
     return total.hexdigest()
 
 
-def stage_key(stage: str, settings: Any, inputs: dict[str, Path | str]) -> str:
+def stage_key(stage: str, settings: Any, inputs: Mapping[str, Path | str] = MappingProxyType({})) -> str:
     """The identity of a stage's work: its name, the settings it reads, and the content of its inputs."""
     content = {name: digest(path) for name, path in sorted(inputs.items())}
     text = json.dumps({"stage": stage, "settings": settings, "inputs": content}, sort_keys=True, default=str)

@@ -98,10 +98,9 @@ class MetaJudged(TypedDict):
     """Why nothing is compared: a `judging.scores.Reason`."""
 
 
-class Pair(TypedDict):
+class Preference(TypedDict):
     """A preference pair, in TRL's conversational format, with the token ids that were sampled."""
 
-    id: str
     prompt_id: str
     prompt: list[Message]
     chosen: list[Message]
@@ -114,18 +113,35 @@ class Pair(TypedDict):
     rejected_id: str
 
 
-class ActorPair(Pair):
+def preference(prompt_id: str, prompt: list[Message], prompt_ids: list[int], chosen: Any, rejected: Any) -> Preference:
+    """The preference of two responses, or judgments, to one prompt: their records `chosen` and `rejected`."""
+    return {
+        "prompt_id": prompt_id,
+        "prompt": prompt,
+        "chosen": [{"role": "assistant", "content": chosen["text"]}],
+        "rejected": [{"role": "assistant", "content": rejected["text"]}],
+        "prompt_ids": prompt_ids,
+        "chosen_ids": list(chosen["ids"]),
+        "rejected_ids": list(rejected["ids"]),
+        "chosen_id": chosen["id"],
+        "rejected_id": rejected["id"],
+    }
+
+
+class ActorPair(Preference):
     """Which response to a prompt is better."""
 
+    id: str
     kind: Literal["actor"]
     chosen_score: int | float
     """Mean score: `judging.scores.to_number`."""
     rejected_score: int | float
 
 
-class JudgePair(Pair):
+class JudgePair(Preference):
     """Which judgment of a response is better."""
 
+    id: str
     kind: Literal["judge"]
     response_id: str
     chosen_elo: float

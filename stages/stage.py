@@ -10,9 +10,20 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
-from stages.files import UserError, command, digest, is_complete, stage_key, write_json, write_jsonl, write_manifest
+from stages.files import (
+    UserError,
+    command,
+    digest,
+    is_complete,
+    read_manifest,
+    stage_key,
+    write_json,
+    write_jsonl,
+    write_manifest,
+)
 from stages.settings import Settings, load_settings
 
 Inputs = Mapping[str, Path | str | Sequence[Path | str] | None]
@@ -56,7 +67,7 @@ class Job:
 
     def part(self, name: str, folder: str, key: str = "") -> "Job":
         """A part of the work with its own output folder, for a stage that generates more than once."""
-        return replace(self, name=name, out=self.out / folder, key=key or stage_key(name, self.key, {}))
+        return replace(self, name=name, out=self.out / folder, key=key or stage_key(name, self.key))
 
     def lineage(self) -> dict[str, dict[str, str]]:
         """Path and digest of each input, for the manifest."""
@@ -106,13 +117,21 @@ class Stage:
     ranks: Literal["one", "all", "group"] = "one"
     """A single process; or all ranks, which share the requests; or all ranks as one process group."""
 
-    def job(self, settings: Settings, out: Path, iteration: int = 0, digest_of: Any = digest, **given: Any) -> Job:
-        """The stage's work on these inputs. `digest_of` maps a path to its digest, or is a dict of digests by name.
+    def job(
+        self,
+        settings: Settings,
+        out: Path,
+        iteration: int = 0,
+        digest_of: Callable[[Path], str] = digest,
+        known: Mapping[str, str] = MappingProxyType({}),
+        **given: Any,
+    ) -> Job:
+        """The stage's work on these inputs; `known` are digests by input, `digest_of` computes the others.
 
         Raises `UserError` for an input that is missing.
         """
-        values = self.settings(settings, iteration)
-        return make_job(self.name, settings, values, out, {**given, **self.files(settings)}, iteration, digest_of)
+        values, inputs = self.settings(settings, iteration), {**given, **self.files(settings)}
+        return make_job(self.name, settings, values, out, inputs, iteration, digest_of, known)
 
     def arguments(self, config: Path, job: Job) -> list[str]:
         """The command line for this job, with key and digests, so that no rank computes them again."""
@@ -154,9 +173,9 @@ class Stage:
             raise UserError(f"--iteration is missing: {self.module} works for one of the iterations 1 to {last}")
         if iteration is not None and not 1 <= iteration <= last:
             raise UserError(f"--iteration {iteration}: {given['config']} has iterations 1 to {last}")
-        digests = dict(entry.split("=", 1) for entry in given["digests"])
+        known = dict(entry.partition("=")[::2] for entry in given["digests"])
         inputs = {name: given[name] for name in (*self.inputs, *self.optional)}
-        job = self.job(settings, given["out"], iteration or 0, digests or digest, **inputs)
+        job = self.job(settings, given["out"], iteration or 0, known=known, **inputs)
         if given["key"] and given["key"] != job.key:
             raise UserError(f"{given['config']}: changed since the run was started; start it again")
         return job
@@ -169,20 +188,23 @@ def make_job(
     out: Path,
     given: Inputs,
     iteration: int = 0,
-    digest_of: Callable[[Path], str] | Mapping[str, str] = digest,
+    digest_of: Callable[[Path], str] = digest,
+    known: Mapping[str, str] = MappingProxyType({}),
 ) -> Job:
     """A job whose output depends on the settings `values` and on the inputs `given`."""
-    inputs = {}
-    for input_name, value in given.items():
-        if value:
-            paths = [value] if isinstance(value, str | Path) else list(value)
-            inputs[input_name] = [Path(path) for path in paths]
-    digests = {
-        input_name: _digest(paths, digest_of) if callable(digest_of) else digest_of[input_name]
-        for input_name, paths in inputs.items()
+    inputs = {
+        key: [Path(path) for path in ([value] if isinstance(value, str | Path) else value)]
+        for key, value in given.items()
+        if value
     }
-    key = stage_key(name, {"settings": values, "inputs": digests}, {})
+    digests = {key: known.get(key) or _digest(paths, digest_of) for key, paths in inputs.items()}
+    key = stage_key(name, {"settings": values, "inputs": digests})
     return Job(name, settings, iteration, inputs, digests, key, out)
+
+
+def weights_of(folder: Path) -> str:
+    """The digest of the model that wrote a stage's output; empty if the stage has no manifest."""
+    return (read_manifest(folder) or {"inputs": {"model": {"digest": ""}}})["inputs"]["model"]["digest"]
 
 
 def first_rank() -> bool:
@@ -193,7 +215,7 @@ def first_rank() -> bool:
 def _digest(paths: Iterable[Path], digest_of: Callable[[Path], str]) -> str:
     """The digest of an input: of one file or folder, or of a list."""
     digests = [digest_of(path) for path in paths]
-    return digests[0] if len(digests) == 1 else stage_key("list", digests, {})
+    return digests[0] if len(digests) == 1 else stage_key("list", digests)
 
 
 def _option(name: str) -> str:

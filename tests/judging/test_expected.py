@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from plain_llama import PlainLlama
+from records import BYTES_CHAT as CHAT
 
 from judging.expected import behind_reasons, expected_items, moments, read_expected, score_tokens, spreads
 from judging.scores import meta_judged, most_uncertain, response_scores
@@ -18,12 +19,6 @@ from sampling.worker import Item
 from stages.files import UserError
 from stages.settings import Judge
 
-CHAT = SimpleNamespace(
-    prompt_ids=lambda messages: [1, *"|".join(m["content"] for m in messages).encode()],
-    completion_ids=lambda text: [*text.encode(), 0],
-    text=lambda ids: bytes(i for i in ids if i).decode(),
-    stop_ids=frozenset({0}),
-)
 RESPONSE = {"id": "p/r0", "prompt_id": "p", "prompt": "Why?", "text": "So."}
 
 

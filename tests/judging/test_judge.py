@@ -1,9 +1,10 @@
 """Judge requests and judgment records, without a model: the judged responses, their requests, and the scores read."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
+from records import BYTES_CHAT as CHAT
+from records import response
 
 from judging.judge import JUDGE, judge_items, read_score
 from judging.rubric import judge_prompt
@@ -11,12 +12,6 @@ from judging.scores import distinct_responses
 from sampling.request import Completion, Sampling
 from stages.seeds import request_seed
 from stages.settings import Iteration, Judge, Model, Respond, Settings
-
-CHAT = SimpleNamespace(
-    prompt_ids=lambda messages: [1, *"|".join(m["content"] for m in messages).encode()],
-    text=lambda ids: bytes(i for i in ids if i).decode(),
-    stop_ids=frozenset({0}),
-)
 
 
 def make_settings(**judge) -> Settings:
@@ -28,12 +23,6 @@ def make_settings(**judge) -> Settings:
         iteration=[Iteration()],
         seed=5,
     )
-
-
-def response(prompt: int, sample: int, text: str, finish_reason: str = "stop") -> dict:
-    name = f"p{prompt}"
-    return {"id": f"{name}/r{sample}", "prompt_id": name, "sample": sample, "prompt": f"question {prompt}",
-            "ids": [7], "text": text, "finish_reason": finish_reason, "logprob": -1.0, "seed": 1}  # fmt: skip
 
 
 RESPONSES = [

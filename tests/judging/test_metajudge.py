@@ -3,9 +3,10 @@
 import sys
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from records import BYTES_CHAT as CHAT
+from records import response
 
 import judging.pairs
 import sampling.worker
@@ -19,12 +20,6 @@ from stages.records import group_by
 from stages.seeds import request_seed
 from stages.settings import Iteration, Metajudge, Model, Respond, Settings
 
-CHAT = SimpleNamespace(
-    prompt_ids=lambda messages: [1, *"|".join(m["content"] for m in messages).encode()],
-    text=lambda ids: bytes(i for i in ids if i).decode(),
-    stop_ids=frozenset({0}),
-)
-
 
 def make_settings(**metajudge) -> Settings:
     return Settings(
@@ -35,12 +30,6 @@ def make_settings(**metajudge) -> Settings:
         iteration=[Iteration()],
         seed=5,
     )
-
-
-def response(prompt: int, sample: int, text: str, finish_reason: str = "stop") -> dict:
-    name = f"p{prompt}"
-    return {"id": f"{name}/r{sample}", "prompt_id": name, "sample": sample, "prompt": f"question {prompt}",
-            "ids": [7], "text": text, "finish_reason": finish_reason, "logprob": -1.0, "seed": 1}  # fmt: skip
 
 
 def judgment(response_id: str, index: int, score, text: str) -> dict:

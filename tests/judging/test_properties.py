@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -19,7 +18,7 @@ from judging.elo import battle_matrix, position_weights
 from judging.judge_pairs import elo_rows, position_wins
 from judging.pairs import actor_pairs, judge_pairs
 from judging.schedule import scheduled
-from judging.scores import distinct_responses, meta_judged, response_scores, seeded_draw
+from judging.scores import distinct_responses, meta_judged, response_scores, seeded_draw, to_number
 from stages.records import group_by
 from stages.settings import Iteration, Judge, Metajudge, Model, Respond, Settings
 
@@ -35,9 +34,11 @@ class Invented:
     judgments: list[dict]
     battles: dict[str, list[tuple]]
 
+    def scores(self) -> dict[str, Fraction]:
+        return response_scores(group_by(self.judgments, "response_id"), self.settings.judge.minimum_valid)
+
     def actor(self):
-        scores = response_scores(group_by(self.judgments, "response_id"), self.settings.judge.minimum_valid)
-        return actor_pairs(group_by(self.responses, "prompt_id"), scores, self.settings, 1, CHAT)
+        return actor_pairs(group_by(self.responses, "prompt_id"), self.scores(), self.settings, 1, CHAT)
 
     def judge(self):
         """Judge pairs, reasons, and all Elo scores."""
@@ -105,8 +106,11 @@ def test_a_constant_added_to_all_scores_changes_no_pair(case: Invented, constant
     (pairs, none), (same, still_none) = case.actor(), shifted.actor()
     assert none == still_none
     assert [_choice(pair) for pair in pairs] == [_choice(pair) for pair in same]
+    scores, shifted_scores = case.scores(), shifted.scores()
+    assert shifted_scores == {name: score + constant for name, score in scores.items()}
     for pair, shifted_pair in zip(pairs, same, strict=True):
-        assert shifted_pair["chosen_score"] - pair["chosen_score"] == pytest.approx(float(constant))
+        assert pair["chosen_score"] == to_number(scores[pair["chosen_id"]])
+        assert shifted_pair["chosen_score"] == to_number(shifted_scores[pair["chosen_id"]])
     assert [_choice(pair) for pair in case.judge()[0]] == [_choice(pair) for pair in shifted.judge()[0]]
 
 

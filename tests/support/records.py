@@ -7,6 +7,13 @@ from judging.metajudge import choose_meta_judged
 from stages.settings import Iteration, Judge, Metajudge, Model, Respond, Settings
 
 CHAT = SimpleNamespace(prompt_ids=lambda messages: [1, *"".join(m["content"] for m in messages).encode(), 2])
+BYTES_CHAT = SimpleNamespace(
+    prompt_ids=lambda messages: [1, *"|".join(m["content"] for m in messages).encode()],
+    completion_ids=lambda text: [*text.encode(), 0],
+    text=lambda ids: bytes(i for i in ids if i).decode(),
+    stop_ids=frozenset({0}),
+)
+"""A chat format whose ids are the bytes of a text, and 0 at its end."""
 EVEN = (0.5, 0.5)
 
 
