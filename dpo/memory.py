@@ -8,7 +8,7 @@ Fragmentation of the allocator is not counted.
 
 import argparse
 import weakref
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,8 +29,8 @@ from dpo.packing import lay_out, own_prefix
 from dpo.parallel import World, sharded_model
 from kernels.compile import recording
 from model.config import LlamaConfig
-from model.llama import Llama, _frequencies
-from stages.files import UserError, command
+from model.llama import _frequencies
+from stages.files import command
 from stages.settings import Settings, load_settings
 
 CONTEXT_BYTES = 2 * 2**30
@@ -49,15 +49,12 @@ class LiveBytes(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
-                self.see(local(value).untyped_storage())
+                storage = local(value).untyped_storage()
+                if storage._cdata not in self.sizes:
+                    self.sizes[storage._cdata] = 0
+                    weakref.finalize(storage, self._set, storage._cdata, None)
+                self._set(storage._cdata, storage.nbytes())
         return result
-
-    def see(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self.sizes:
-            self.sizes[key] = 0
-            weakref.finalize(storage, self._set, key, None)
-        self._set(key, storage.nbytes())
 
     def _set(self, key: int, size: int | None) -> None:
         self.live += (size or 0) - self.sizes[key]
@@ -85,47 +82,12 @@ def local(tensor: Any) -> Tensor:
     return getattr(tensor, "_local_tensor", tensor)
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on each GPU."""
+def count(config: LlamaConfig, settings: Settings, ranks: int, target: int = 90) -> dict[str, int]:
+    """Bytes of a bf16 DPO step of two full micro-batches on one of `ranks` GPUs of compute capability `target` / 10.
 
-    parameters: int
-    gradients: int
-    optimizer: int
-    activations: int
-    """Tensors that forward keeps for backward."""
-    peak: int
-    """Peak of all tensors together."""
-    block: int
-    """Gathered parameters of one block: communication may gather one block ahead."""
-
-    @property
-    def needed(self) -> int:
-        return self.peak + self.block + CONTEXT_BYTES
-
-    def table(self) -> str:
-        rows = {
-            "parameters, fp32": self.parameters,
-            "gradients, fp32": self.gradients,
-            "Adam's moments, fp32": self.optimizer,
-            "activations kept for backward": self.activations,
-            "all tensors at the peak": self.peak,
-            "a block gathered ahead": self.block,
-            "CUDA and NCCL (allowance)": CONTEXT_BYTES,
-            "needed": self.needed,
-        }
-        return "\n".join(f"{name:32}{value / 1e9:8.2f} GB" for name, value in rows.items())
-
-
-def full_pair(tokens: int, shared: bool) -> Example:
-    """A pair whose micro-batch has `tokens` tokens: a quarter are prompt, computed once if `shared`, else twice."""
-    prompt = tokens // 4 if shared else tokens // 8
-    computed = prompt if shared else 2 * prompt
-    return Example("full", [0] * prompt, ([0] * ((tokens - computed) // 2 + 1),) * 2)
-
-
-def count(config: LlamaConfig, settings: Settings, ranks: int, target: int = 90) -> Memory:
-    """A bf16 DPO step of two full micro-batches on one of `ranks` GPUs of compute capability `target` / 10."""
+    "needed" is the peak of all tensors together, a block's parameters, which communication may gather ahead, and our
+    allowance.
+    """
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     try:
         world = World(0, ranks, torch.device("cpu"), init_device_mesh("cpu", (ranks,)))
@@ -137,11 +99,13 @@ def count(config: LlamaConfig, settings: Settings, ranks: int, target: int = 90)
         _frequencies.cache_clear()  # its tensors have no storage
 
 
-def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBytes) -> Memory:
+def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBytes) -> dict[str, int]:
     model = sharded_model(config, world, torch.bfloat16, settings.trainer)
     tracker.peak = tracker.live  # so far only the model on `meta` was counted, which takes no memory
     optimizer = make_optimizer(model, settings.dpo)
-    example = full_pair(settings.trainer.tokens_per_microbatch, settings.trainer.share_prefixes)
+    tokens, twice = settings.trainer.tokens_per_microbatch, 1 if settings.trainer.share_prefixes else 2
+    prompt = tokens // 4 // twice  # with two completions, the pair fills the micro-batch
+    example = Example("full", [0] * prompt, ([0] * ((tokens - twice * prompt) // 2 + 1),) * 2)
     batch = lay_out([example], [0], {0: own_prefix(example, settings.trainer)})
     for _ in range(2):
         before = tracker.live
@@ -154,43 +118,34 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
     squared_norm(gradients)
     clip(gradients, 2.0, 1.0)
     optimizer.step()
-    return Memory(
-        parameters=_bytes(list(model.parameters())),
-        gradients=_bytes(gradients),
-        optimizer=_bytes([m for state in optimizer.state.values() for m in (state["exp_avg"], state["exp_avg_sq"])]),
-        activations=activations,
-        peak=tracker.peak,
-        block=_gathered_block(model),
-    )
+    moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    block = 2 * sum(parameter.numel() for parameter in model.layers[0].parameters())
+    return {
+        "parameters, fp32": _bytes(model.parameters()),
+        "gradients, fp32": _bytes(gradients),
+        "Adam's moments, fp32": _bytes(moments),
+        "activations kept for backward": activations,
+        "all tensors at the peak": tracker.peak,
+        "a block gathered ahead": block,
+        "CUDA and NCCL (allowance)": CONTEXT_BYTES,
+        "needed": tracker.peak + block + CONTEXT_BYTES,
+    }
 
 
-def _bytes(tensors: list[Any]) -> int:
-    storages = {storage._cdata: storage.nbytes() for storage in (local(x).untyped_storage() for x in tensors)}
-    return sum(storages.values())
-
-
-def _gathered_block(model: Llama) -> int:
-    return 2 * sum(parameter.numel() for parameter in model.layers[0].parameters())
+def _bytes(tensors: Iterable[Any]) -> int:
+    return sum({x._cdata: x.nbytes() for x in (local(tensor).untyped_storage() for tensor in tensors)}.values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Memory that training needs on each GPU.")
     parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--architecture", type=Path, help="folder with config.json; default: the config's model")
     parser.add_argument("--ranks", type=int, help="GPUs in all; default: the config's nproc_per_node")
-    parser.add_argument("--memory", type=float, default=80.0, help="GB a GPU has")
     arguments = parser.parse_args()
     settings = load_settings(arguments.config)
-    config = LlamaConfig.load(arguments.architecture or settings.model.shape)
     ranks = arguments.ranks or settings.nproc_per_node
-    memory = count(config, settings, ranks)
     print(f"{settings.name} on {ranks} GPUs, micro-batches of {settings.trainer.tokens_per_microbatch} tokens")
-    print(memory.table())
-    if memory.needed > arguments.memory * 1e9:
-        raise UserError(
-            f"{arguments.config}: needs {memory.needed / 1e9:.1f} GB of {arguments.memory:g} GB a GPU; lower "
-            "trainer.tokens_per_microbatch, turn on trainer.activation_checkpointing, or take more GPUs"
-        )
+    for name, size in count(LlamaConfig.load(settings.model.shape), settings, ranks).items():
+        print(f"{name:32}{size / 1e9:8.2f} GB")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ two members of a group with different quality are a pair. The report has, over t
   is 0.5.
 - with_ties: the share where judge and label are equal, among first, second and tie; without_ties: the same share where
   neither is a tie. These are MT-Bench's S1 and S2: a pair whose orders disagree is a tie. The label is the annotators'
-  majority, and a tie between labels is a tie; "annotators" counts their votes one by one, as MT-Bench does.
-- kappa: Cohen's, of the judge and the label (`annotators.py`); for pairs that people labelled, not for groups.
+  majority, and a tie between labels is a tie; "annotators" counts their votes one by one, as MT-Bench does, and has
+  the mean kappa of any two annotators.
+- kappa: Cohen's, of the judge and the label; for pairs that people labelled, not for groups.
 - spearman: of quality and the judge's mean score, or share of wins, within a group, averaged over groups. Responses
   without a value are left out; a judge with all values equal counts as 0. exact_order: the share of groups in which any
   two members of different quality are in order; groups that lack a value are left out.
@@ -22,79 +23,36 @@ Intervals are bootstrap percentiles over groups. The judge's verdicts are writte
 """
 
 import argparse
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, get_args
 
-from evaluation.decisions import Form, collect, read_decisions
-from evaluation.labelled import Labelled, read_labelled
-from evaluation.measures import report
-from evaluation.pairwise import duel_items, read_duel
+import numpy as np
+
+from evaluation.decisions import Decisions, Form, Opinion, by_value, collect, read_decisions
+from evaluation.labelled import Labelled, Pair, read_labelled
+from evaluation.pairwise import Preference, duel_items, read_duel
+from evaluation.statistics import bootstrap, by_group, cohen_kappa, spearman
 from judging.judge import judge_section, score_rows, scoring_section
-from judging.scores import Row
 from sampling.worker import Worker, generation_settings
-from stages.files import UserError, command, read_json, read_shards, stage_key, write_json, write_manifest
+from stages.files import UserError, command, read_json, read_shards, write_json
 from stages.settings import Protocol, Settings, load_settings
 from stages.stage import Job, Output, first_rank, make_job
 
-FORMS: dict[Protocol, Form] = {"scores": "scores", "pairwise": "comparisons"}
-"""The form of each protocol's decisions."""
+
+def half_credit(a: Preference, b: Preference) -> float:
+    """1 for equal preferences, 1/2 if one of them is a tie, 0 for opposite ones."""
+    return float(a == b) if "tie" not in (a, b) or a == b else 0.5
 
 
-def read_report(folder: Path) -> dict[str, Any]:
-    """The finished measurement in `folder`, of a judge or of a meta-judge."""
-    return read_json(folder / "agreement.json")
-
-
-def judged(worker: Worker, labelled: Labelled, protocol: Protocol, N: int, job: Job) -> list[dict[str, Any]]:
-    """A model's decisions on the cases, by all ranks, as rows of decisions.jsonl; the records stay in the job."""
-    if protocol == "scores":
-        rows = score_rows(worker, [case.response for case in labelled.cases], N, job)
-        return [{"id": row["response_id"]} | _kept(row, "index", "score", "failure") for row in rows]
-    items = duel_items((pair.duel for pair in labelled.pairs), protocol, N, worker.chat, worker.settings)
-    worker.run(job, items, partial(read_duel, protocol=protocol, judge=worker.settings.judge))
-    rows = list(read_shards(job.out))
-    return [{"id": row["duel"], "order": row["shown"]} | _kept(row, "index", "winner", "failure") for row in rows]
-
-
-def _kept(row: Row, *keys: str) -> dict[str, Any]:
-    return {key: row[key] for key in keys}
-
-
-def measure_judge(worker: Worker, protocol: Protocol, N: int, job: Job) -> dict[str, Any]:
-    """The measurement of a model on the input `judge_cases`, made and written unless the job is complete."""
-    if job.complete:
-        return read_report(job.out)
-    labelled = read_labelled(job.path("judge_cases"))
-    work = job.part("agreement", "judgments" if protocol == "scores" else "comparisons")
-    rows = judged(worker, labelled, protocol, N, work)
-    decisions = collect(FORMS[protocol], ((str(work.out), row) for row in rows), labelled, str(work.out))
-    measured = {"judge": str(worker.model_dir)} | report(labelled, decisions)
-    if first_rank():
-        files = {"agreement.json": measured, "decisions.jsonl": rows}
-        Output(files, {"counts": {"cases": len(labelled.cases)}}).write(job)
-    return measured
-
-
-def measure_stored(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The measurement of a file of decisions, written if a folder is named."""
-    labelled = read_labelled(arguments.cases)
-    measured = {"judge": str(arguments.decisions)} | report(labelled, read_decisions(arguments.decisions, labelled))
-    if out := arguments.out:
-        key = stage_key("agreement-decisions", {}, {"cases": arguments.cases, "decisions": arguments.decisions})
-        write_json(out / "agreement.json", measured)
-        write_manifest(out, "agreement", key, [out / "agreement.json"], counts={"cases": len(labelled.cases)})
-    return measured
-
-
-def agreement_job(settings: Settings, model: Path, cases: Path, protocol: Protocol, N: int, out: Path) -> Job:
-    """The measurement as a job."""
-    section = scoring_section(settings, N) if protocol == "scores" else judge_section(settings) | {"N": N}
-    values = [protocol, generation_settings(settings, 0, section)]
-    return make_job("agreement", settings, values, out, {"model": model, "judge_cases": cases})
-
-
+CREDITS: dict[str, Callable[[Preference, Preference], float | None]] = {
+    "pairwise": half_credit,
+    "with_ties": lambda a, b: float(a == b),
+    "without_ties": lambda a, b: None if "tie" in (a, b) else float(a == b),
+}
 LINES = {
     "pairwise": "agreement, a tie counting half",
     "with_ties": "with ties",
@@ -106,82 +64,191 @@ LINES = {
     "first_position": "the first one shown wins",
 }
 """The measures of a table, with their names for people."""
+FORMS: dict[Protocol, Form] = {"scores": "scores", "pairwise": "comparisons"}
+
+
+def agreement(pairs: Iterable[Pair], opinion: Opinion, credit: str = "pairwise") -> dict[str, Any]:
+    """The mean credit over the pairs with a verdict."""
+    decided = [(pair, own) for pair in pairs if (own := opinion.preferences[pair.name]) is not None]
+    return by_group((pair.first.group, CREDITS[credit](own, pair.label)) for pair, own in decided)
+
+
+def measures(labelled: Labelled, opinion: Opinion) -> dict[str, Any]:
+    """The measures of an opinion, the judge's or the baseline's."""
+    by_people = [
+        (own, pair.label) for pair in labelled.pairs if pair.labels and (own := opinion.preferences[pair.name])
+    ]
+    ranks, exact = [], []
+    for members in labelled.rankings:
+        valued = [(case.quality, value) for case in members if (value := opinion.values[case.name]) is not None]
+        if len({quality for quality, _ in valued}) > 1:
+            ranks.append([spearman(*np.array(valued, dtype=float).T) or 0.0])  # equal values for all count as 0
+        if len(valued) == len(members):
+            exact.append([float(all(a > b for (better, a), (worse, b) in permutations(valued, 2) if better > worse))])
+    return {name: agreement(labelled.pairs, opinion, name) for name in CREDITS} | {
+        "kappa": cohen_kappa(by_people),
+        "spearman": bootstrap(ranks),
+        "exact_order": bootstrap(exact),
+    }
+
+
+def all_measures(labelled: Labelled, decisions: Decisions) -> dict[str, Any]:
+    """The measures of the cases, or of a subset of them, with those of the baseline and of the orders."""
+    consistent, first = [], []
+    for pair in labelled.pairs if decisions.form == "comparisons" else ():
+        group, agree, orders = pair.first.group, decisions.of(pair).consistent, decisions.verdicts[pair.name]
+        consistent += [(group, float(agree))] if any(orders) and agree is not None else []
+        first += [(group, float(won == "first")) for own in orders for won in own if won in ("first", "second")]
+    return measures(labelled, decisions.opinion(labelled)) | {
+        "pairs": len(labelled.pairs),
+        "consistency": by_group(consistent),
+        "first_position": by_group(first),
+        "longer": measures(labelled, by_value(labelled, {case.name: len(case.text) for case in labelled.cases})),
+    }
+
+
+def report(labelled: Labelled, decisions: Decisions) -> dict[str, Any]:
+    """Parse rate, agreement (by N, gap, flaw, subset and annotator), rankings, calibration, and the baseline."""
+    opinion, pairs, measured = decisions.opinion(labelled), labelled.pairs, all_measures(labelled, decisions)
+    orders = [own for orders in decisions.verdicts.values() for own in orders]
+    parsed = [verdict for own in orders for verdict in own if verdict is not None]
+    judgments, most = sum(map(len, orders)), max([1, *map(len, orders)])
+    scores = parsed if decisions.form == "scores" else []
+    histogram = Counter(round(2 * score) / 2 for score in scores)
+    by_gap, by_flaw = defaultdict(list), defaultdict(list)
+    by_quality: dict[str, list[float]] = defaultdict(list)
+    for pair in pairs:
+        by_gap[abs(pair.first.quality - pair.second.quality)].append(pair)
+        if len(flaws := {pair.first.flaw, pair.second.flaw} - {"none"}) == 1:
+            by_flaw[flaws.pop()].append(pair)
+    subsets = sorted({case.subset for case in labelled.cases} - {""})
+    for case in labelled.cases if scores else ():
+        by_quality[f"{case.quality:g}"] += [float(score)] if (score := opinion.values[case.name]) is not None else []
+    return measured | {
+        "form": decisions.form,
+        "judgments": judgments,
+        "parse_rate": round(len(parsed) / judgments, 4) if judgments else None,
+        "score_histogram": {f"{score:g}": histogram[score] for score in sorted(histogram)},
+        "pairwise_by_N": {
+            str(n): agreement(pairs, decisions.first(n).opinion(labelled)) for n in (1, 2, 4, 8, 16) if n <= most
+        },
+        "longer_wins": measured["longer"]["pairwise"],
+        "by_gap": {f"{gap:g}": agreement(by_gap[gap], opinion) for gap in sorted(by_gap)},
+        "by_flaw": {flaw: agreement(by_flaw[flaw], opinion) for flaw in sorted(by_flaw) if flaw},
+        "subsets": {name: all_measures(labelled.subset(name), decisions) for name in subsets},
+        "annotators": annotators([pair for pair in pairs if pair.labels], opinion),
+        "mean_score_by_quality": {
+            name: round(float(np.mean(own)), 3) for name, own in sorted(by_quality.items()) if own
+        },
+    }
+
+
+def annotators(pairs: Sequence[Pair], opinion: Opinion) -> dict[str, Any] | None:
+    """The votes of a file's annotators against the judge, and their mean kappa; None without annotators."""
+    names = sorted({name for pair in pairs for name in pair.labels})
+    votes = [(pair, opinion.preferences[pair.name], label) for pair in pairs for label in pair.labels.values()]
+    kappas = []
+    for a, b in combinations(names, 2):
+        both = [(pair.labels[a], pair.labels[b]) for pair in pairs if {a, b} <= pair.labels.keys()]
+        kappas += [kappa] if (kappa := cohen_kappa(both)["value"]) is not None else []
+    against = {
+        credit: by_group((pair.name, CREDITS[credit](own, label)) for pair, own, label in votes if own)
+        for credit in ("with_ties", "without_ties")
+    }
+    mean = round(float(np.mean(kappas)), 4) if kappas else None
+    return {"annotators": len(names), "labels": len(votes), "kappa": mean, **against} if names else None
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The finished measurement in `folder`, of a judge or of a meta-judge."""
+    return read_json(folder / "agreement.json")
+
+
+def measure_judge(worker: Worker, protocol: Protocol, N: int, job: Job) -> dict[str, Any]:
+    """The measurement of a model on the input `judge_cases`, by all ranks; made and written unless complete."""
+    if job.complete:
+        return read_report(job.out)
+    labelled, settings, form = read_labelled(job.path("judge_cases")), worker.settings, FORMS[protocol]
+    work = job.part("agreement", "judgments" if form == "scores" else form)
+    if form == "scores":
+        records = score_rows(worker, [case.response for case in labelled.cases], N, work)
+        keys = {"id": "response_id", "index": "index", "score": "score", "failure": "failure"}
+    else:
+        items = duel_items((pair.duel for pair in labelled.pairs), protocol, N, worker.chat, settings)
+        worker.run(work, items, partial(read_duel, protocol=protocol, judge=settings.judge))
+        records = list(read_shards(work.out))
+        keys = {"id": "duel", "order": "shown", "index": "index", "winner": "winner", "failure": "failure"}
+    rows = [{name: record[key] for name, key in keys.items()} for record in records]
+    decisions = collect(form, ((str(work.out), row) for row in rows), labelled, str(work.out))
+    measured = {"judge": str(worker.model_dir)} | report(labelled, decisions)
+    if first_rank():
+        files = {"agreement.json": measured, "decisions.jsonl": rows}
+        Output(files, {"counts": {"cases": len(labelled.cases)}}).write(job)
+    return measured
+
+
+def agreement_job(settings: Settings, model: Path, cases: Path, protocol: Protocol, N: int, out: Path) -> Job:
+    """The measurement as a job."""
+    section = scoring_section(settings, N) if protocol == "scores" else judge_section(settings) | {"N": N}
+    values = [protocol, generation_settings(settings, 0, section)]
+    return make_job("agreement", settings, values, out, {"model": model, "judge_cases": cases})
 
 
 def table(measured: Mapping[str, Any]) -> str:
     """A report for people: each measure with its interval and count, beside it the baseline's."""
     parsed = "-" if measured["parse_rate"] is None else f"{measured['parse_rate']:.1%}"
     lines = [f"{measured['judge']}: {measured['judgments']} {measured['form']}, {parsed} of them read"]
-    lines += _part_lines("all", measured)
+    for name, part in {"all": measured, **measured["subsets"]}.items():
+        title = f"{name}, {part['pairs']} pairs"
+        lines.append(f"{title:34}{'judge':32}longer wins")
+        for key, text in LINES.items():
+            if part[key]["count"]:
+                lines.append(f"  {text:32}{_cell(key, part[key]):32}{_cell(key, part['longer'].get(key))}".rstrip())
     if means := measured["mean_score_by_quality"]:
-        lines.append("  mean score by quality   " + ", ".join(f"{name}: {mean:.2f}" for name, mean in means.items()))
-    for name, part in measured["subsets"].items():
-        lines += _part_lines(name, part)
+        lines.append("mean score by quality: " + ", ".join(f"{name}: {mean:.2f}" for name, mean in means.items()))
     if (people := measured["annotators"]) and people["annotators"] > 1:
-        among = people["among"]
-        lines.append(f"{people['annotators']} annotators, {people['labels']} labels")
-        lines += [
-            f"  {'with ' + name:32}{_cell('kappa', row['kappa'])}" for name, row in people["by_annotator"].items()
-        ]
-        lines.append(f"  {'among them, mean':32}{among['reason'] or format(among['kappa'], '.2f')}")
+        kappa = "-" if people["kappa"] is None else f"{people['kappa']:.2f}"
+        lines.append(f"{people['annotators']} annotators, {people['labels']} labels; their mean kappa {kappa}")
+        lines += [f"  votes {LINES[key]:26}{_cell(key, people[key])}" for key in ("with_ties", "without_ties")]
     return "\n".join(lines)
-
-
-def _part_lines(name: str, part: Mapping[str, Any]) -> list[str]:
-    """The lines of all pairs, or of a subset, without measures of no pairs."""
-    title = f"{name}, {part['pairs']} pairs"
-    lines = [f"{title:34}{'judge':32}longer wins"]
-    for key, text in LINES.items():
-        if part[key]["count"]:
-            lines.append(f"  {text:32}{_cell(key, part[key]):32}{_cell(key, part['longer'].get(key))}".rstrip())
-    return lines
 
 
 def _cell(key: str, measure: Mapping[str, Any] | None) -> str:
     """A value with its interval and count, a share in per cent."""
     if measure is None or measure["value"] is None:
         return (measure or {}).get("reason", "")
-    value, low, high = (measure[name] for name in ("value", "low", "high"))
-    if key in ("spearman", "kappa"):
-        return f"{value:.2f} [{low:.2f}, {high:.2f}] of {measure['count']}"
-    return f"{value:.1%} [{100 * low:.1f}, {100 * high:.1f}] of {measure['count']}"
-
-
-def read_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure how well a judge agrees with labelled pairs and groups.")
-    parser.add_argument("--cases", required=True, type=Path, help="JSON lines of labelled pairs or groups")
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--model", type=Path, help="Hugging Face directory of the judge")
-    parser.add_argument("--protocol", choices=get_args(Protocol), help="how the model judges; default: scores")
-    parser.add_argument("--N", type=int, help="judgments a response, or comparisons in each order; default: 1")
-    parser.add_argument("--decisions", type=Path, help="JSON lines of verdicts, instead of a model")
-    parser.add_argument("--out", type=Path, help="a folder; with --decisions it may be left out")
-    arguments = parser.parse_args()
-    of_a_model = {"--config": arguments.config, "--model": arguments.model, "--out": arguments.out}
-    if arguments.decisions:
-        of_a_model |= {"--protocol": arguments.protocol, "--N": arguments.N, "--out": None}
-        if given := [name for name, value in of_a_model.items() if value is not None]:
-            raise UserError(f"{given[0]} is for a model, and --decisions replaces the model; leave one of the two out")
-    elif missing := [name for name, value in of_a_model.items() if value is None]:
-        raise UserError(f"{missing[0]} is missing; name a model, its config and a folder, or a file of --decisions")
-    if arguments.N is not None and arguments.N < 1:
-        raise UserError(f"--N is {arguments.N}; it must be at least 1")
-    return arguments
+    form = "{:.2f} [{:.2f}, {:.2f}] of {}" if key in ("spearman", "kappa") else "{:.1%} [{:.1%}, {:.1%}] of {}"
+    return form.format(*(measure[name] for name in ("value", "low", "high", "count")))
 
 
 def main() -> None:
-    arguments = read_arguments()
-    if arguments.decisions:
-        measured = measure_stored(arguments)
+    parser = argparse.ArgumentParser(description="Measure how well a judge agrees with labelled pairs and groups.")
+    parser.add_argument("--cases", required=True, type=Path, help="JSON lines of labelled pairs or groups")
+    judge = parser.add_mutually_exclusive_group(required=True)
+    judge.add_argument("--model", type=Path, help="Hugging Face directory of the judge; needs --config and --out")
+    judge.add_argument("--decisions", type=Path, help="JSON lines of verdicts, instead of a model")
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--protocol", choices=get_args(Protocol), default="scores", help="how the model judges")
+    parser.add_argument("--N", type=int, default=1, help="judgments a response, or comparisons in each order")
+    parser.add_argument("--out", type=Path, help="a folder; with --decisions it may be left out")
+    given = parser.parse_args()
+    if given.decisions and (given.config or given.protocol != "scores" or given.N != 1):
+        raise UserError("--config, --protocol, --N: they say how to ask a --model; --decisions has no use for them")
+    if given.model and not (given.config and given.out):
+        raise UserError("--config, --out: a --model needs both; add them")
+    if given.N < 1:
+        raise UserError(f"--N is {given.N}; it must be at least 1")
+    if given.decisions:
+        labelled = read_labelled(given.cases)
+        measured = {"judge": str(given.decisions)} | report(labelled, read_decisions(given.decisions, labelled))
+        if given.out:
+            write_json(given.out / "agreement.json", measured)
     else:
-        settings, N = load_settings(arguments.config), arguments.N or 1
-        protocol: Protocol = arguments.protocol or "scores"
-        if N > 1 and protocol == "scores" and settings.judge.score_first:
-            raise UserError(
-                '--N: judge.score = "expected" with the verdict first has one score a response; leave it out'
-            )
-        job = agreement_job(settings, arguments.model, arguments.cases, protocol, N, arguments.out)
-        measured = measure_judge(Worker(settings, arguments.model), protocol, N, job)
+        settings = load_settings(given.config)
+        if given.N > 1 and given.protocol == "scores" and settings.judge.score_first:
+            raise UserError('--N: judge.score = "expected" with the verdict first has one score a response; omit it')
+        job = agreement_job(settings, given.model, given.cases, given.protocol, given.N, given.out)
+        measured = measure_judge(Worker(settings, given.model), given.protocol, given.N, job)
     if first_rank():
         print(table(measured))
 

@@ -1,31 +1,26 @@
 """Arena-Hard scores from a judge's verdicts: `python -m evaluation.arena --judgments FILE...`.
 
-The files are those of arena-hard-auto's gen_judgment.py, its published ones, and evaluation/annotate.py's, of v0.1
-({question_id, model, judge, games}) or v2.0 ({uid, category, ...}). Each question has two games {score: "A>>B" ...
-"B>>A"}: in the first, A is the baseline's answer, in the second the model's. A tie is half a win; a verdict with >>
-counts three times. In v0.1 an unreadable verdict removes its game, in v2.0 both games of the question.
+The files are arena-hard-auto's or evaluation/annotate.py's, of v0.1 ({question_id, model, judge, games}) or v2.0 ({uid,
+category, ...}). Each question has two games {score: "A>>B" ... "B>>A"}: in the first, A is the baseline's answer, in
+the second the model's. A tie is half a win; a verdict with >> counts three times. In v0.1 an unreadable verdict removes
+its game, in v2.0 both games of the question.
 
 All models play against the baseline only. So the maximum likelihood of Bradley-Terry has a closed form: the win rate is
 the share of battles won, and the rating is 1000 + 400 log10(share / (1 - share)), with the baseline at 1000. A share of
 0 or 1 has an infinite rating, null in JSON.
 
-The interval is the benchmark's, from 100 resamples of single verdicts, where a >> is three verdicts:
+The interval is that of the benchmark's `show_result.py` without style control, from 100 resamples of single verdicts,
+where a >> is three: in v0.1 the 2.5th and 97.5th percentile of the ratings, over resamples of all models' verdicts
+together (the same files in the same order give the same resamples); in v2.0 the 5th and 95th percentile of the win
+rate, over resamples of each model by itself (the tool sets no seed, and shows the resamples' mean, not our score).
 
-- v0.1: the 2.5th and 97.5th percentile of the ratings, over resamples of all models' verdicts together. This is what
-  `show_result.py` shows without style control; the same files in the same order give the same resamples.
-- v2.0: the 5th and 95th percentile of the win rate, over resamples of each model by itself, as in `show_result.py`
-  without --control-features. The tool sets no seed and shows the resamples' mean, which scatters around our score.
-
-The two verdicts on a question are correlated, so this interval is too narrow; "over_questions" resamples questions.
-
-Not built: style control, which v2.0's headline has. It adjusts every model to the average style of the models in the
-table, so that a number depends on the other models. Judges aren't pooled either; each has its own table. So no number
-of v2.0 is called the benchmark's own.
+Two verdicts on a question are correlated, so [low, high] is too narrow; "questions low" and "high" resample questions.
+There is no style control, which would make a number depend on the other models of the table, and judges aren't pooled;
+v2.0's headline has both. So no number of v2.0 is called the benchmark's own.
 """
 
 import argparse
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,71 +28,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.answers import ARENA_HARD, read_questions
-from evaluation.statistics import bootstrap, columns, shortened
-from stages.files import UserError, command, read_numbered_jsonl
+from evaluation.benchmarks import Record, once, print_tables, read_rows, require, text, value
+from evaluation.statistics import bootstrap, shortened
+from stages.files import UserError, command
 
-ROUNDS = 100
-SEED = 42
+Array = NDArray[np.float64]
+
+ROUNDS, SEED = 100, 42
 """Both are the benchmark's."""
 
-_PLACES = ("first", "second")
-"""The place at which the model's answer was shown."""
-_STRONG = 3
-_VERDICTS = {
-    "A>>B": [1.0] * _STRONG,
-    "A>B": [1.0],
-    "A=B": [0.5],
-    "B>A": [0.0],
-    "B>>A": [0.0] * _STRONG,
+V1, V2 = "v0.1", "v2.0"
+JUDGES = {V1: ["gpt-4-1106-preview"], V2: ["gpt-4.1", "gemini-2.5"]}
+SETTINGS = {(V1, ""): ("gpt-4-0314", 500), (V2, "creative_writing"): ("gemini-2.0-flash-001", 250)} | {
+    (V2, category): ("o3-mini-2025-01-31", 500 if category == "hard_prompt" else None)
+    for category in ("hard_prompt", "coding", "math")
 }
-
-
-@dataclass(frozen=True)
-class Edition:
-    """The fixed parts of a version of the benchmark, and how its tool counts."""
-
-    name: str
-    id: str
-    """The key that holds a question's id."""
-    judges: tuple[str, ...]
-    baselines: dict[str, str]
-    """By category. v0.1 has a single category, ""."""
-    questions: dict[str, int]
-    verdicts: dict[str, list[float]]
-    """A's results by verdict: one for each time that the verdict counts. Any other text is unreadable."""
-    both: bool
-    """Whether an unreadable verdict removes the question's other game too."""
-    ratings: bool
-    """Whether models are resampled together and percentiles are of ratings."""
-    tail: float
-    """Percent of the resamples below the interval, and above it."""
-
-
-V1 = Edition(
-    "v0.1",
-    id="question_id",
-    judges=("gpt-4-1106-preview",),
-    baselines={"": "gpt-4-0314"},
-    questions={"": 500},
-    verdicts=_VERDICTS,
-    both=False,
-    ratings=True,
-    tail=2.5,
-)
-V2 = Edition(
-    "v2.0",
-    id="uid",
-    judges=("gpt-4.1", "gemini-2.5"),
-    baselines=dict.fromkeys(("hard_prompt", "coding", "math"), "o3-mini-2025-01-31")
-    | {"creative_writing": "gemini-2.0-flash-001"},
-    questions={"hard_prompt": 500, "creative_writing": 250},
-    # Only v2.0 also reads a verdict from right to left: B<<A is A>>B.
-    verdicts=_VERDICTS | {text[::-1].translate(str.maketrans("<>", "><")): wins for text, wins in _VERDICTS.items()},
-    both=True,
-    ratings=False,
-    tail=5.0,
-)
+"""The baseline and the number of questions, by version and category; v0.1 has a single category, ""."""
+TAIL = {V1: 2.5, V2: 5.0}
+"""Percent of the resamples below the interval, and above it."""
+VERDICTS = {"A>>B": [1.0] * 3, "A>B": [1.0], "A=B": [0.5], "B>A": [0.0], "B>>A": [0.0] * 3}
+"""A's results by verdict: one for each time that the verdict counts. Any other text is unreadable."""
+REVERSED = {"B<<A": "A>>B", "B<A": "A>B", "B=A": "A=B", "A<B": "B>A", "A<<B": "B>>A"}
+"""Verdicts that only v2.0 reads."""
 
 
 @dataclass(frozen=True)
@@ -105,24 +57,16 @@ class Judgment:
     """Both games of one question."""
 
     question: str
-    model: str
-    verdicts: tuple[str | None, str | None]
-    """With the baseline's answer as A, and with the model's as A; None if unreadable."""
-
-    def battles(self, edition: Edition, game: int) -> list[float]:
-        """The model's result, 1, 1/2 or 0, in each battle of a game; empty if the game doesn't count."""
-        verdict = self.verdicts[game]
-        if verdict is None or (edition.both and None in self.verdicts):
-            return []
-        wins = edition.verdicts[verdict]
-        return wins if game else [1 - win for win in wins]
+    battles: tuple[list[float], list[float]]
+    """The model's results, 1, 1/2 or 0, with its answer as B, and as A; empty if the game doesn't count."""
+    unreadable: int
 
 
 @dataclass(frozen=True, order=True)
 class Board:
     """What the scores in one table have in common."""
 
-    edition: str
+    version: str
     category: str
     judge: str
     baseline: str
@@ -136,95 +80,55 @@ def read_judgments(paths: Sequence[Path], baseline: str | None = None) -> dict[B
     """The judgments of all files, in their order.
 
     The baseline is the row's, or else `baseline`, or else the benchmark's; public rows of v0.1 have none. Raises
-    `UserError` naming file and line for a malformed row, a question that is judged twice, or another baseline.
+    `UserError` naming file and line for a malformed row, a question that is judged twice, or another baseline; and
+    naming the questions of a table on which a model has no judgment.
     """
     boards: dict[Board, Models] = {}
-    places: dict[tuple[Board, str, str], str] = {}
-    rows = ((f"{path}, line {number}", row) for path in paths for number, row in read_numbered_jsonl(path))
-    for where, row in rows:
-        edition = V2 if "uid" in row else V1
-        board, judgment = _judgment(row, edition, baseline, where)
-        place = (board, judgment.model, judgment.question)
-        if place in places:
-            twice = f"{judgment.question!r} of {judgment.model} was judged by {board.judge} before ({places[place]})"
-            raise UserError(f"{where}: {twice}; keep one of the two")
-        places[place] = where
-        boards.setdefault(board, {}).setdefault(judgment.model, []).append(judgment)
+    places: dict[Any, str] = {}
+    for where, row in (entry for path in paths for entry in read_rows(path)):
+        version = V2 if "uid" in row else V1
+        category, model = text(row, where, "category") if version == V2 else "", text(row, where, "model")
+        own = baseline or SETTINGS.get((version, category), ("",))[0]
+        own = text(row, where, "baseline") if "baseline" in row else own
+        if not own or baseline not in (None, own) or model == own:
+            raise UserError(f"{where}: the baseline of {model} is {own or 'unknown'}; name the rows' own by --baseline")
+        board, judgment = Board(version, category, text(row, where, "judge"), own), _judgment(row, version, where)
+        once(places, (board, model, judgment.question), judgment.question, where)
+        boards.setdefault(board, {}).setdefault(model, []).append(judgment)
     if not boards:
         raise UserError(f"{', '.join(map(str, paths))}: no judgments; name files of the folder model_judgment")
+    for board, models in boards.items():
+        judged = {model: [judgment.question for judgment in own] for model, own in models.items()}
+        names = list(dict.fromkeys(name for own in judged.values() for name in own))
+        for model, questions in judged.items():
+            require(names, questions, f"{model}: no judgment by {board.judge} on")
     return boards
 
 
-def _judgment(row: dict[str, Any], edition: Edition, given: str | None, where: str) -> tuple[Board, Judgment]:
-    def text(key: str) -> str:
-        if not isinstance(row.get(key), str) or not row[key]:
-            raise UserError(f"{where}: {key!r} must be a text that is not empty; mend the row of Arena-Hard")
-        return row[key]
-
-    category = text("category") if edition is V2 else ""
-    baseline = text("baseline") if "baseline" in row else given or edition.baselines.get(category)
-    if baseline is None:
-        raise UserError(f"{where}: neither the row nor the benchmark has a baseline for {category!r}; add --baseline")
-    if given not in (None, baseline):
-        raise UserError(f"{where}: the baseline is {baseline}, not {given}; leave --baseline out, or name another file")
-    model = text("model")
-    if model == baseline:
-        raise UserError(f"{where}: {model} is the baseline itself; remove the row, or name the baseline by --baseline")
-    games = row.get("games")
+def _judgment(row: Record, version: str, where: str) -> Judgment:
+    games = value(row, where, "games")
     if not isinstance(games, list) or len(games) != 2:
-        raise UserError(f"{where}: 'games' must be a list of two, one an order; have the judge compare in both")
-    verdicts = []
-    for game in games:  # v2.0 has null for a game on which the judge's call failed
-        if game is not None and (not isinstance(game, dict) or "score" not in game):
-            raise UserError(f"{where}: a game holds no 'score'; add the verdict, or null where there is none")
-        score = game["score"] if game else None
-        verdicts.append(score if isinstance(score, str) and score in edition.verdicts else None)
-    board = Board(edition.name, category, text("judge"), baseline)
-    return board, Judgment(text(edition.id), model, (verdicts[0], verdicts[1]))
+        raise UserError(f"{where}: games must be a list of two, one an order; have the judge compare in both")
+    # v2.0 has null for a game on which the judge's call failed.
+    scores = [None if game is None else value(row, where, "games", i, "score") for i, game in enumerate(games)]
+    scores = [REVERSED.get(str(score), score) if version == V2 else score for score in scores]
+    wins = [VERDICTS.get(str(score)) for score in scores]
+    unreadable = wins.count(None)
+    as_b, as_a = ([] if own is None or (version == V2 and unreadable) else own for own in wins)
+    name = text(row, where, "uid" if version == V2 else "question_id")
+    return Judgment(name, ([1 - win for win in as_b], as_a), unreadable)
 
 
-def require(boards: dict[Board, Models], questions: Path | None) -> None:
-    """Raise `UserError` naming the questions on which a model has no judgment.
-
-    Required are the questions of the benchmark's file, or without it those of any model in the same table.
-    """
-    asked = read_questions(ARENA_HARD, questions) if questions else []
-    for board, models in boards.items():
-        expected = [
-            question.id for question in asked if board.edition == V1.name or question.category == board.category
-        ]
-        if not questions:
-            expected = list(dict.fromkeys(judged.question for judgments in models.values() for judged in judgments))
-        for model, judgments in models.items():
-            judged = {judgment.question for judgment in judgments}
-            if missing := [name for name in expected if name not in judged]:
-                which = f"{len(missing)} of {len(expected)} questions: {shortened(missing)}"
-                raise UserError(
-                    f"{model}: {board.judge} did not judge {which}; have it judge them, or leave the model's file out"
-                )
-            if strange := judged - set(expected):
-                which = shortened(judgment.question for judgment in judgments if judgment.question in strange)
-                raise UserError(
-                    f"{model}: {questions} does not have {len(strange)} judged questions: {which}; name theirs"
-                )
-
-
-def rating(share: NDArray[np.float64]) -> NDArray[np.float64]:
+def rating(share: Array) -> Array:
     """Bradley-Terry ratings on Elo's scale, with the baseline at 1000; infinite for shares of 0 and 1."""
     with np.errstate(divide="ignore"):
         return 1000 + 400 * (np.log10(share) - np.log10(1 - share))
 
 
-def win_rate(ratings: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The win rate of such ratings against the baseline, in [0, 1]."""
-    return 1 / (1 + 10 ** ((1000 - ratings) / 400))
-
-
-def resampled(battles: Sequence[NDArray[np.float64]], seed: int) -> NDArray[np.float64]:
+def resampled(battles: Sequence[Array]) -> Array:
     """Each model's share of wins in resamples of all battles [rounds, models]; NaN without a battle of the model."""
-    owner = np.repeat(np.arange(len(battles)), [len(own) for own in battles])
-    wins = np.concatenate(battles)
-    draw = np.random.RandomState(seed)  # the generator that the benchmark's tool seeds
+    owner, wins = np.repeat(np.arange(len(battles)), [len(own) for own in battles]), np.concatenate(battles)
+    draw = np.random.RandomState(SEED)  # the generator that the benchmark's tool seeds
     rounds = []
     for _ in range(ROUNDS):
         chosen = draw.choice(len(wins), len(wins))
@@ -234,136 +138,74 @@ def resampled(battles: Sequence[NDArray[np.float64]], seed: int) -> NDArray[np.f
     return np.stack(rounds)
 
 
-def interval(shares: NDArray[np.float64], edition: Edition) -> tuple[list[float], list[float]]:
+def interval(shares: Array, version: str) -> tuple[Array, Array]:
     """The low and high ends of the win rate, and of the rating, from a model's shares in the resamples."""
     shares = shares[~np.isnan(shares)]
-    values = rating(shares) if edition.ratings else shares
+    values = rating(shares) if version == V1 else shares
     # An infinite rating can't be interpolated.
     method = "linear" if np.isfinite(values).all() else "nearest"
-    ends = np.percentile(values, [edition.tail, 100 - edition.tail], method=method)  # type: ignore[call-overload]
-    rates = win_rate(ends) if edition.ratings else ends
-    return rates.tolist(), (ends if edition.ratings else rating(ends)).tolist()
+    ends = np.percentile(values, [TAIL[version], 100 - TAIL[version]], method=method)  # type: ignore[call-overload]
+    return (1 / (1 + 10 ** ((1000 - ends) / 400)), ends) if version == V1 else (ends, rating(ends))
 
 
-def score_models(board: Board, models: Models, seed: int = SEED) -> list[dict[str, Any]]:
+def score_models(board: Board, models: Models) -> list[Record]:
     """A row for each model, the best first. Raises `UserError` for a model without a readable verdict."""
-    edition = _edition(board)
-    battles = {
-        model: np.array([win for judgment in judgments for game in (0, 1) for win in judgment.battles(edition, game)])
-        for model, judgments in models.items()
-    }
-    if silent := [model for model, own in battles.items() if not len(own)]:
+    by_question = {model: [[*j.battles[0], *j.battles[1]] for j in judgments] for model, judgments in models.items()}
+    battles = [np.array([win for wins in own for win in wins]) for own in by_question.values()]
+    if silent := [model for model, own in zip(models, battles, strict=True) if not len(own)]:
         raise UserError(f"{shortened(silent)}: no verdict of {board.judge} counts; leave the file out, or judge again")
-    together = list(battles.values())
-    draws = resampled(together, seed).T if edition.ratings else [resampled([own], seed)[:, 0] for own in together]
-    rows = [
-        _row(model, models[model], edition, own, shares)
-        for (model, own), shares in zip(battles.items(), draws, strict=True)
-    ]
-    return sorted(rows, key=lambda row: -row["score"]["value"])
+    draws = resampled(battles).T if board.version == V1 else [resampled([own])[:, 0] for own in battles]
+    rows: list[Record] = []
+    for (model, judgments), own, shares in zip(models.items(), battles, draws, strict=True):
+        rates, ratings = interval(shares, board.version)
+        score, over_questions = own.mean(keepdims=True), bootstrap(by_question[model])
+        second, first = ([win for judged in judgments for win in judged.battles[game]] for game in (0, 1))
+        numbers = np.array([*(100 * score), *(100 * rates), *rating(score), *ratings]).tolist()
+        names = ("score", "low", "high", "rating", "rating_low", "rating_high")
+        finite = [number if np.isfinite(number) else None for number in numbers]
+        questions = {f"questions_{end}": round(100 * over_questions[end], 2) for end in ("low", "high")}
+        places = {
+            f"shown_{name}": 100 * float(np.mean(wins)) if wins else None
+            for name, wins in (("first", first), ("second", second))
+        }
+        unreadable = sum(judged.unreadable for judged in judgments)
+        counts = {"questions": len(judgments), "battles": len(own), "unreadable": unreadable}
+        rows.append({"model": model} | dict(zip(names, finite, strict=True)) | questions | places | counts)
+    return sorted(rows, key=lambda row: -row["score"])
 
 
-def _row(
-    model: str, judgments: list[Judgment], edition: Edition, own: NDArray[np.float64], shares: NDArray[np.float64]
-) -> dict[str, Any]:
-    share = own.mean(keepdims=True)
-    rates, ratings = interval(shares, edition)
-    questions = [[win for game in (0, 1) for win in judged.battles(edition, game)] for judged in judgments]
-    by_question = bootstrap(questions)
-    orders = [[win for judgment in judgments for win in judgment.battles(edition, game)] for game in (0, 1)]
-    return {
-        "model": model,
-        "score": _ends([float(share[0]), *rates], lambda value: 100 * value),
-        "over_questions": {end: round(100 * by_question[end], 2) for end in ("low", "high")},
-        "rating": _ends([float(rating(share)[0]), *ratings], lambda value: value if np.isfinite(value) else None),
-        "by_place": {
-            place: 100 * float(np.mean(wins)) if wins else None
-            for place, wins in zip(reversed(_PLACES), orders, strict=True)
-        },
-        "questions": len(judgments),
-        "battles": len(own),
-        "unreadable": sum(verdict is None for judgment in judgments for verdict in judgment.verdicts),
+def differences(board: Board, count: int) -> list[str]:
+    """The differences from the benchmark's own setting; `count` is the number of questions."""
+    judges = JUDGES[board.version]
+    baseline, wanted = SETTINGS.get((board.version, board.category), (None, None))
+    checks = {
+        f"the judge is {board.judge}, not {' or '.join(judges)}": board.judge in judges,
+        f"the baseline is {board.baseline}, not {baseline or 'one of the benchmark'}": board.baseline == baseline,
+        f"{count} questions, not {wanted or 'a category of the benchmark'}": count == wanted,
+        "its published tables have style control, or several judges": board.version == V1,
     }
+    return [difference for difference, same in checks.items() if not same]
 
 
-def _ends(values: Sequence[float], plain: Callable[[float], float | None]) -> dict[str, float | None]:
-    return dict(zip(("value", "low", "high"), map(plain, values), strict=True))
-
-
-def _edition(board: Board) -> Edition:
-    return V1 if board.edition == V1.name else V2
-
-
-def differences(board: Board, models: Models) -> list[str]:
-    """The differences from the benchmark's own setting; empty if there are none."""
-    edition = _edition(board)
-    count = len(next(iter(models.values())))
-    wanted, baseline = edition.questions.get(board.category), edition.baselines.get(board.category)
-    differs = []
-    if board.judge not in edition.judges:
-        differs.append(f"the judge is {board.judge}, not {' or '.join(edition.judges)}")
-    if board.baseline != baseline:
-        differs.append(f"the baseline is {board.baseline}, not {baseline or 'one of the benchmark'}")
-    if count != wanted:
-        differs.append(f"{count} questions, not {wanted or 'a category of the benchmark'}")
-    if edition is V2:
-        differs.append("its published tables have style control, or several judges")
-    return differs
-
-
-def report(boards: dict[Board, Models], seed: int = SEED) -> list[dict[str, Any]]:
-    """A table for each board: its judge, whether the scores are the benchmark's own, and the models."""
+def report(boards: dict[Board, Models]) -> list[Record]:
+    """A table for each board; its notes say how it differs from the benchmark's own."""
     tables = []
     for board, models in sorted(boards.items(), key=lambda item: item[0]):
-        differs = differences(board, models)
-        tables.append(
-            {
-                "benchmark": f"arena-hard-{board.edition}",
-                "category": board.category or None,
-                "judge": board.judge,
-                "baseline": board.baseline,
-                "style_control": False,
-                "official": not differs,
-                "differs": differs,
-                "interval_percent": 100 - 2 * _edition(board).tail,
-                "models": score_models(board, models, seed),
-            }
-        )
+        name = f"arena-hard-{board.version}" + (f", {board.category}" if board.category else "")
+        title = f"{name}, without style control: judged by {board.judge}, against {board.baseline} (50.0)"
+        differs = differences(board, len(next(iter(models.values()))))
+        notes = [f"not the benchmark's number: {'; '.join(differs)}"] if differs else []
+        tables.append({"title": title, **vars(board), "notes": notes, "rows": score_models(board, models)})
     return tables
-
-
-def table(board: dict[str, Any]) -> str:
-    """One of the tables as text."""
-    name = board["benchmark"] + (f", {board['category']}" if board["category"] else "")
-    lines = [f"{name}, without style control: judged by {board['judge']}, against {board['baseline']} (50.0)"]
-    if not board["official"]:
-        lines.append(f"not the benchmark's number: {'; '.join(board['differs'])}")
-    heads = ["score", f"{board['interval_percent']:.0f}% CI", "over questions", "shown first", "second"]
-    rows = [["model", *heads, "questions", "unreadable"]]
-    for row in board["models"]:
-        score, interval_ends = row["score"], row["over_questions"]
-        ends = f"({score['low'] - score['value']:+.1f}, {score['high'] - score['value']:+.1f})"
-        by_place = [row["by_place"][place] for place in _PLACES]
-        shown = ["-" if value is None else f"{value:.1f}" for value in by_place]
-        numbers = [f"{score['value']:.1f}", ends, f"[{interval_ends['low']:.1f}, {interval_ends['high']:.1f}]", *shown]
-        rows.append([row["model"], *numbers, str(row["questions"]), str(row["unreadable"])])
-    return "\n".join([*lines, *columns(rows)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score models by Arena-Hard's judgments.")
     parser.add_argument("--judgments", required=True, nargs="+", type=Path, help="JSON lines of one or more models")
     parser.add_argument("--baseline", help="for rows without a baseline; default: the benchmark's, gpt-4-0314 in v0.1")
-    parser.add_argument("--questions", type=Path, help="the benchmark's own file; a judged category must be complete")
-    parser.add_argument(
-        "--seed", type=int, default=SEED, help=f"seed of the resamples; default: the benchmark's, {SEED}"
-    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    arguments = parser.parse_args()
-    boards = read_judgments(arguments.judgments, arguments.baseline)
-    require(boards, arguments.questions)
-    tables = report(boards, arguments.seed)
-    print(json.dumps(tables, indent=2, ensure_ascii=False) if arguments.json else "\n\n".join(map(table, tables)))
+    given = parser.parse_args()
+    print_tables(report(read_judgments(given.judgments, given.baseline)), 1, given.json)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,17 @@ and for high scores, the judge's bias for long responses, scores that pile up, j
 of pairs. Intervals are bootstrap percentiles over prompts. The config's `[limits]` stop a run by these numbers.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from evaluation.agreement import read_report
-from evaluation.statistics import bootstrap, entropy, spearman
+from evaluation.statistics import bootstrap, by_group, spearman
 from judging.pairs import Sources
 from judging.scores import distinct_responses, read_scores, response_scores
 from judging.verdict import MAXIMUM, Failure
@@ -25,9 +26,6 @@ from stages.stage import weights_of
 
 Record = dict[str, Any]
 
-LENGTH_BINS = 5
-"""Bins of response length, with equally many responses each as far as lengths allow."""
-
 
 def write_panel(
     path: Path,
@@ -37,17 +35,14 @@ def write_panel(
     pairs: Path,
     agreement: Path | None = None,
     meta_agreement: Path | None = None,
-) -> dict[str, Any]:
+) -> Record:
     """Write and return the panel of an iteration, from its pairs and the stages behind them.
 
     `agreement` and `meta_agreement` are the folders of the judge's and the meta-judge's measurements on labelled data.
     """
-    all_responses = list(read_shards(sources.responses))
-    responses = distinct_responses(all_responses)
-    judge = meta = None
-    judgments: list[Record] = []
-    if sources.judgments:
-        judgments = list(_columns(sources.judgments, "id", "response_id", "index", "text", "score", "failure"))
+    all_responses, judge, meta = list(read_shards(sources.responses)), None, None
+    responses, asked = distinct_responses(all_responses), settings.metajudge
+    judgments = _columns(sources.judgments, "id", "response_id", "index", "text", "score", "failure")
     if sources.scores_file:
         scores = read_scores(sources.scores_file, all_responses)
     else:
@@ -55,14 +50,9 @@ def write_panel(
         scores = response_scores(group_by(expected or judgments, "response_id"), settings.judge.scores_needed)
         judge = judge_panel(responses, judgments, expected)
     if sources.comparisons:
-        setting = settings.metajudge
-        asked = {
-            "model": setting.model,
-            "opponents": setting.opponents or "all",
-            "max_score_gap": setting.max_score_gap,
-        }
-        comparisons = list(_columns(sources.comparisons, "response_id", "first", "second", "winner", "failure"))
-        meta = asked | metajudge_panel(comparisons, judgments, read_jsonl(pairs / "elo.jsonl"))
+        comparisons = _columns(sources.comparisons, "response_id", "first", "second", "winner", "failure")
+        meta = {"model": asked.model, "opponents": asked.opponents or "all", "max_score_gap": asked.max_score_gap}
+        meta |= metajudge_panel(comparisons, judgments, read_jsonl(pairs / "elo.jsonl"))
     stages = {"judge": sources.scores or sources.judgments, "metajudge": sources.comparisons}
     panel = {
         "iteration": iteration,
@@ -71,203 +61,164 @@ def write_panel(
         "judge": judge,
         "metajudge": meta,
         "pairs": pairs_panel(pairs),
-        "agreement": _agreement(agreement, ("parse_rate", "pairwise", "longer_wins", "spearman")),
-        "meta_agreement": _agreement(meta_agreement, ("parse_rate", "agreement", "first_position", "consistency")),
+        "agreement": _agreement(agreement, "parse_rate", "pairwise", "longer_wins", "spearman"),
+        "meta_agreement": _agreement(meta_agreement, "parse_rate", "agreement", "first_position", "consistency"),
     }
     write_json(path, panel)
     return panel
 
 
-def judge_panel(
-    responses: Sequence[Record], judgments: Sequence[Record], expected: Sequence[Record] = ()
-) -> dict[str, Any]:
+def judge_panel(responses: Sequence[Record], judgments: Sequence[Record], expected: Sequence[Record] = ()) -> Record:
     """Parse rate, failures by type and by response length, and the distribution of the scores.
 
     An iteration without sampled judgments has rows of `expected` scores instead. Their histogram is that of the digits'
     probabilities, the limit of infinitely many judgments; "digit_mass" is the digits' share of all probability.
     """
     prompt_of = {row["id"]: row["prompt_id"] for row in responses}
-    parsed: dict[str, list[float]] = {}
-    for row in judgments or expected:
-        parsed.setdefault(prompt_of[row["response_id"]], []).append(float(row["score"] is not None))
+    parsed = ((prompt_of[row["response_id"]], float(row["score"] is not None)) for row in judgments or expected)
     scores = [row["score"] for row in judgments if row["score"] is not None]
     refused = sum(row["failure"] == Failure.FRACTION for row in judgments)
     broken = sum(score != int(score) for score in scores)
     scored = [row for row in expected if row["score"] is not None]
-    histogram: Mapping[float, float] = _expected_histogram(scored) if scored else Counter(scores)
+    histogram: dict[float, float] = dict(Counter(scores))
+    if scored:
+        masses = np.array([row["probabilities"] for row in scored])
+        histogram = dict(enumerate((masses / masses.sum(1, keepdims=True)).sum(0).tolist()))
+    shares = np.array([count for count in histogram.values() if count]) / (sum(histogram.values()) or 1)
     return {
         "score": "expected" if expected else "sampled",
         "judgments": len(judgments),
-        "parse_rate": bootstrap(list(parsed.values())),
+        "parse_rate": by_group(parsed),
         "failures": _failures([*judgments, *expected]),
         "by_response_length": _by_length(responses, judgments) if judgments else [],
         "score_histogram": {f"{score:g}": round(histogram[score], 2) for score in sorted(histogram)},
         "score_mean": _mean([row["score"] for row in scored] if expected else scores),
-        "score_entropy_bits": round(entropy(list(histogram.values())), 4),
+        "score_entropy_bits": round(abs(float((shares * np.log2(shares)).sum())), 4),
         "saturation": _share(histogram.get(MAXIMUM, 0), sum(histogram.values())),
         "fractions": _share(refused + broken, len(scores) + refused),
         "digit_mass": _mean([sum(row["probabilities"]) for row in expected]),
     }
 
 
-def _expected_histogram(rows: Iterable[Record]) -> dict[float, float]:
-    """The expected number of judgments with each score, if each row had one judgment."""
-    masses = np.array([row["probabilities"] for row in rows])
-    return dict(enumerate((masses / masses.sum(1, keepdims=True)).sum(0).tolist()))
-
-
-def response_panel(responses: Sequence[Record], scores: Mapping[str, Fraction]) -> dict[str, Any]:
+def response_panel(responses: Sequence[Record], scores: Mapping[str, Fraction]) -> Record:
     """Mean length and score, ties among a prompt's scored responses, and the correlation of score and length."""
-    groups = group_by(responses, "prompt_id").values()
-    scored = [[row for row in rows if row["id"] in scores] for rows in groups]
-    lengths = [[float(len(row["text"])) for row in rows] for rows in scored]
-    values = [[scores[row["id"]] for row in rows] for rows in scored]
-    floats = [[float(score) for score in row] for row in values]
-    within = [spearman(a, b) for a, b in zip(floats, lengths, strict=True) if len(a) > 1]
-    flat = [value for row in floats for value in row]
+    prompts = group_by(responses, "prompt_id").values()
+    scored = [[(scores[row["id"]], len(row["text"])) for row in rows if row["id"] in scores] for rows in prompts]
+    values = [[score for score, _ in rows] for rows in scored]
+    flat = [pair for rows in scored for pair in rows]
+    within, overall = [_score_with_length(rows) for rows in scored], _score_with_length(flat)
     return {
         "distinct": len(responses),
         "characters_mean": _mean([len(row["text"]) for row in responses]),
         "scored": len(flat),
-        "score_mean": _mean(flat),
-        "ties": bootstrap([_ties(row) for row in values]),
+        "score_mean": _mean([float(score) for score, _ in flat]),
+        "ties": bootstrap([[float(a == b) for a, b in combinations(row, 2)] for row in values]),
         "all_equal": _share(sum(len(row) > 1 and len(set(row)) == 1 for row in values), len(values)),
-        "score_length_spearman": _rounded(spearman(flat, [x for row in lengths for x in row]) if flat else None),
+        "score_length_spearman": None if overall is None else round(overall, 4),
         "score_length_spearman_within_prompt": bootstrap([[value] for value in within if value is not None]),
     }
 
 
-def metajudge_panel(
-    comparisons: Sequence[Record], judgments: Iterable[Record], elos: Iterable[Record]
-) -> dict[str, Any]:
+def _score_with_length(scored: Sequence[tuple[Fraction, int]]) -> float | None:
+    """Spearman's correlation of (score, length)."""
+    return spearman(*np.array(scored, dtype=float).T) if len(scored) > 1 else None
+
+
+def metajudge_panel(comparisons: Sequence[Record], judgments: Sequence[Record], elos: Iterable[Record]) -> Record:
     """How often the meta-judge prefers the first position, the higher score and the longer judgment; Elo's errors."""
     score = {(row["response_id"], row["index"]): row["score"] for row in judgments}
-    text = {row["id"]: row["text"] for row in judgments}
-    first: dict[str, list[float]] = {}
-    equal: dict[str, list[float]] = {}
-    higher: dict[str, list[float]] = {}
-    winners: dict[str, dict[frozenset[int], list[int]]] = {}
+    length = {row["id"]: len(row["text"]) for row in judgments}
+    rates: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    winners: dict[tuple[str, frozenset[int]], list[int]] = defaultdict(list)
     for row in comparisons:
-        name = row["response_id"]
-        if row["winner"] not in ("first", "second"):
-            continue
-        won_first = row["winner"] == "first"
-        gap = score[name, row["first"]] - score[name, row["second"]]
-        first.setdefault(name, []).append(float(won_first))
-        if gap:
-            higher.setdefault(name, []).append(float(won_first == (gap > 0)))
-        else:
-            equal.setdefault(name, []).append(float(won_first))
-        pair = frozenset((row["first"], row["second"]))
-        winners.setdefault(name, {}).setdefault(pair, []).append(row["first"] if won_first else row["second"])
-    errors: list[float] = []
-    within: list[list[float]] = []
-    for contest in group_by(elos, "response_id").values():
-        errors += [row["standard_error"] for row in contest]
-        ranks = [
-            spearman([row["elo"] for row in rows], [len(text[row["judgment_id"]]) for row in rows])
-            for rows in group_by(contest, "group").values()
-        ]
-        within.append([rank for rank in ranks if rank is not None])
-    both = [[float(names[0] == names[1]) for names in own.values() if len(names) == 2] for own in winners.values()]
+        if row["winner"] in ("first", "second"):
+            name, won_first = row["response_id"], row["winner"] == "first"
+            gap = score[name, row["first"]] - score[name, row["second"]]
+            rates["first_wins"].append((name, float(won_first)))
+            which = "higher_score_wins" if gap else "first_wins_at_equal_scores"
+            rates[which].append((name, float(won_first == (gap >= 0))))
+            winners[name, frozenset((row["first"], row["second"]))].append(row[row["winner"]])
+    contests: dict[tuple[str, int], list[Record]] = defaultdict(list)
+    for row in elos:
+        contests[row["response_id"], row["group"]].append(row)
+    ranks = [
+        (name, spearman([row["elo"] for row in rows], [length[row["judgment_id"]] for row in rows]))
+        for (name, _), rows in contests.items()
+    ]
+    both = ((name, float(won[0] == won[1])) for (name, _), won in winners.items() if len(won) == 2)
+    names = ("first_wins", "first_wins_at_equal_scores", "higher_score_wins")
     return {
         "comparisons": len(comparisons),
         "failures": _failures(comparisons),
         "ties": _share(sum(row["winner"] == "tie" for row in comparisons), len(comparisons)),
-        "first_wins": bootstrap(list(first.values())),
-        "first_wins_at_equal_scores": bootstrap(list(equal.values())),
-        "higher_score_wins": bootstrap(list(higher.values())),
-        "both_orders_agree": bootstrap(both),
-        "elo_length_spearman": bootstrap(within),
-        "elo_standard_error_mean": _mean(errors),
+        **{name: by_group(rates[name]) for name in names},
+        "both_orders_agree": by_group(both),
+        "elo_length_spearman": by_group(ranks),
+        "elo_standard_error_mean": _mean([row["standard_error"] for rows in contests.values() for row in rows]),
     }
 
 
-def pairs_panel(folder: Path) -> dict[str, Any]:
+def pairs_panel(folder: Path) -> Record:
     """By kind: the number of pairs, the reasons of prompts without a pair, and the mean length of both texts."""
     counts = (read_manifest(folder) or {})["counts"]
-    panel: dict[str, Any] = {}
-    for kind in ("actor", "judge"):
-        if kind not in counts:
-            continue
-        pairs = list(read_jsonl(folder / f"{kind}.jsonl"))
-        panel[kind] = {
-            "pairs": counts[kind],
-            "yield": _share(counts[kind], counts["prompts"]),
-            "reasons": {
-                name.removeprefix(f"{kind}."): count
-                for name, count in counts.items()
-                if name.startswith(f"{kind}.") and count
-            },
-            "chosen_characters_mean": _mean([len(row["chosen"][0]["content"]) for row in pairs]),
-            "rejected_characters_mean": _mean([len(row["rejected"][0]["content"]) for row in pairs]),
-        }
+    panel: Record = {}
+    for kind in [kind for kind in ("actor", "judge") if kind in counts]:
+        pairs, reasons = list(read_jsonl(folder / f"{kind}.jsonl")), {}
+        for name, count in counts.items():
+            if name.startswith(f"{kind}.") and count:
+                reasons[name.removeprefix(f"{kind}.")] = count
+        panel[kind] = {"pairs": counts[kind], "yield": _share(counts[kind], counts["prompts"]), "reasons": reasons}
+        for side in ("chosen", "rejected"):
+            panel[kind][f"{side}_characters_mean"] = _mean([len(row[side][0]["content"]) for row in pairs])
     return panel
 
 
-def broken_limits(panel: Mapping[str, Any], limits: Limits) -> list[str]:
+def broken_limits(panel: Record, limits: Limits) -> list[str]:
     """A clause for each limit that the panel breaks, and one if no prompt has a pair."""
-    broken = []
+    broken, judge = [], panel["judge"]
     if not any(kind["pairs"] for kind in panel["pairs"].values()):
         broken.append("no prompt gives a pair")
-    if panel["judge"]:
-        rate, top, most = (
-            panel["judge"]["parse_rate"]["value"],
-            panel["judge"]["saturation"],
-            limits.max_top_score_share,
-        )
-        if (rate or 0.0) < limits.parse_rate:
-            broken.append(f"{rate or 0:.1%} of the judgments hold a score, limits.parse_rate is {limits.parse_rate:g}")
-        if top is not None and top > most:
-            broken.append(f"{top:.1%} of the scores are {MAXIMUM}, limits.max_top_score_share is {most:g}")
+    rate, top = (judge["parse_rate"]["value"] or 0, judge["saturation"] or 0) if judge else (1, 0)
+    if rate < limits.parse_rate:
+        broken.append(f"{rate:.1%} of the judgments hold a score, limits.parse_rate is {limits.parse_rate:g}")
+    if top > (most := limits.max_top_score_share):
+        broken.append(f"{top:.1%} of the scores are {MAXIMUM}, limits.max_top_score_share is {most:g}")
     for kind, least in (("actor", limits.actor_yield), ("judge", limits.judge_yield)):
-        pairs = panel["pairs"].get(kind)
-        if pairs and (pairs["yield"] or 0.0) < least:
-            broken.append(f"{pairs['yield'] or 0:.1%} of the prompts give a pair, limits.{kind}_yield is {least:g}")
+        if kind in panel["pairs"] and (share := panel["pairs"][kind]["yield"] or 0) < least:
+            broken.append(f"{share:.1%} of the prompts give a pair, limits.{kind}_yield is {least:g}")
     return broken
 
 
-def _by_length(responses: Sequence[Record], judgments: Iterable[Record]) -> list[dict[str, Any]]:
-    """Judgments, parse rate and failures by length of the judged response."""
-    if not responses:
-        return []
+def _by_length(responses: Sequence[Record], judgments: Iterable[Record]) -> list[Record]:
+    """Judgments, parse rate and failures in up to five bins of the judged response's length, as equal as possible."""
     length = {row["id"]: len(row["text"]) for row in responses}
-    edges = np.unique(np.quantile(list(length.values()), np.linspace(0, 1, LENGTH_BINS + 1), method="lower"))
+    edges = np.unique(np.quantile(list(length.values()), np.linspace(0, 1, 6), method="lower"))
     bins: list[list[Record]] = [[] for _ in range(max(len(edges) - 1, 1))]
     for row in judgments:
         place = int(np.searchsorted(edges, length[row["response_id"]], side="right")) - 1
         bins[min(place, len(bins) - 1)].append(row)
     return [
         {
-            "from_characters": int(edges[i]),
+            "from_characters": int(edge),
             "judgments": len(rows),
             "parse_rate": _share(sum(row["score"] is not None for row in rows), len(rows)),
             "failures": _failures(rows),
         }
-        for i, rows in enumerate(bins)
+        for edge, rows in zip(edges, bins, strict=False)  # the last edge is the end
     ]
 
 
-def _columns(stage: Path, *fields: str) -> Iterator[Record]:
+def _columns(stage: Path | None, *fields: str) -> list[Record]:
     """A stage's records with these fields only, since a full run has half a million."""
-    for row in read_shards(stage):
-        yield {key: row[key] for key in fields}
-
-
-def _ties(scores: Sequence[Fraction]) -> list[float]:
-    """1 for each two responses of a prompt with equal scores, 0 for each two with different ones."""
-    return [float(a == b) for i, a in enumerate(scores) for b in scores[:i]]
+    return [{key: row[key] for key in fields} for row in read_shards(stage)] if stage else []
 
 
 def _failures(rows: Iterable[Record]) -> dict[str, int]:
     return dict(sorted(Counter(row["failure"] for row in rows if row["failure"]).items()))
 
 
-def _agreement(folder: Path | None, keys: Iterable[str]) -> dict[str, Any] | None:
-    if folder is None:
-        return None
-    report = read_report(folder)
-    return {key: report[key] for key in keys}
+def _agreement(folder: Path | None, *keys: str) -> Record | None:
+    return {key: read_report(folder)[key] for key in keys} if folder else None
 
 
 def _share(part: float, whole: float) -> float | None:
@@ -276,7 +227,3 @@ def _share(part: float, whole: float) -> float | None:
 
 def _mean(values: Sequence[float]) -> float | None:
     return round(float(np.mean(values)), 4) if len(values) else None
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)

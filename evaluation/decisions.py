@@ -14,14 +14,14 @@ that the verdict could not be read. Responses with equal texts tie without a com
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluation.labelled import Labelled, Pair, prefer
-from evaluation.pairwise import Decision, Preference, decide
+from evaluation.labelled import Labelled, Pair
+from evaluation.pairwise import SHARES, Decision, Preference, decide, mean_share, prefer
 from judging.scores import mean_score
 from stages.files import UserError, read_numbered_jsonl
 
@@ -29,7 +29,6 @@ Record = dict[str, Any]
 Form = Literal["scores", "comparisons", "decisions"]
 KEYS: dict[Form, str] = {"scores": "score", "comparisons": "winner", "decisions": "decision"}
 """The key of the verdict, by form."""
-_SHARES = {"first": Fraction(1), "tie": Fraction(1, 2), "second": Fraction(0), None: None}
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,10 @@ class Opinion:
     """By response; higher is better, within its group. From comparisons, the value is the share of wins."""
 
 
-def longer_wins(labelled: Labelled) -> Opinion:
-    """The opinion that the longer response is better, in characters."""
-    return _by_value(labelled, {case.name: len(case.text) for case in labelled.cases})
+def by_value(labelled: Labelled, values: Mapping[str, Fraction | int | None]) -> Opinion:
+    """The opinion that the response with the higher value is better, such as the longer one."""
+    both = {pair.name: (values[pair.first.name], values[pair.second.name]) for pair in labelled.pairs}
+    return Opinion({name: None if None in own else prefer(*own) for name, own in both.items()}, values)
 
 
 @dataclass(frozen=True)
@@ -52,60 +52,37 @@ class Decisions:
     """A judge's verdicts, all of one form."""
 
     form: Form
-    rows: Mapping[str, list[Record]]
-    """By response or pair; "index" counts from 0, in each order."""
-
-    @property
-    def verdicts(self) -> list[Any]:
-        """The verdicts of all rows; None for an unreadable one."""
-        return [row[KEYS[self.form]] for rows in self.rows.values() for row in rows]
-
-    @property
-    def most(self) -> int:
-        """The greatest number of verdicts on one response, or on one order of a pair."""
-        return 1 + max((row["index"] for rows in self.rows.values() for row in rows), default=0)
+    verdicts: Mapping[str, Sequence[Sequence[Any]]]
+    """By response or pair: the verdicts in each order, in the order of their indices."""
 
     def first(self, n: int) -> "Decisions":
         """The first `n` verdicts on each response, or on each order of a pair."""
-        return Decisions(self.form, {name: [r for r in rows if r["index"] < n] for name, rows in self.rows.items()})
+        return Decisions(self.form, {name: [own[:n] for own in orders] for name, orders in self.verdicts.items()})
 
     def of(self, pair: Pair) -> Decision:
         """The decision of a pair by its comparisons, or by its row (`evaluation.pairwise`)."""
-        rows = self.rows[pair.name]
+        orders = self.verdicts[pair.name]
         if self.form == "comparisons":
-            return decide(pair.duel, [row | {"shown": row["order"]} for row in rows], "pairwise")
-        return Decision(_SHARES[rows[0]["decision"]] if rows else Fraction(1, 2))
+            rows = [{"shown": order, "winner": winner} for order, own in enumerate(orders) for winner in own]
+            return decide(pair.duel, rows, "pairwise")
+        return Decision(SHARES[orders[0][0] if orders[0] else "tie"])
 
     def opinion(self, labelled: Labelled) -> Opinion:
         """The judge's opinion: the higher mean score wins; or the comparisons decide, with a tie if the two orders
-        disagree, which is MT-Bench's rule."""
+        disagree, which is MT-Bench's rule. A response's share of wins is over its decided pairs, a tie counting half.
+        """
         if self.form == "scores":
-            return _by_value(labelled, {case.name: mean_score(self.rows[case.name], 1) for case in labelled.cases})
+            rows = {case.name: [{"score": score} for score in self.verdicts[case.name][0]] for case in labelled.cases}
+            return by_value(labelled, {name: mean_score(own, 1) for name, own in rows.items()})
         preferences: dict[str, Preference | None] = {}
+        won: dict[str, list[Fraction | None]] = {case.name: [] for case in labelled.cases}
         for pair in labelled.pairs:
             decision = self.of(pair)
             preferences[pair.name] = "tie" if decision.consistent is False else decision.preference
-        return Opinion(preferences, _shares_of_wins(labelled, preferences))
-
-
-def _by_value(labelled: Labelled, values: Mapping[str, Fraction | int | None]) -> Opinion:
-    """The opinion that the response with the higher value is better."""
-    preferences: dict[str, Preference | None] = {}
-    for pair in labelled.pairs:
-        first, second = values[pair.first.name], values[pair.second.name]
-        preferences[pair.name] = None if first is None or second is None else prefer(first, second)
-    return Opinion(preferences, values)
-
-
-def _shares_of_wins(labelled: Labelled, preferences: Mapping[str, Preference | None]) -> dict[str, Fraction | None]:
-    """By response: the share of its decided pairs that it wins, a tie counting half; None without decided pairs."""
-    won: dict[str, list[Fraction]] = {case.name: [] for case in labelled.cases}
-    for pair in labelled.pairs:
-        share = _SHARES[preferences[pair.name]]
-        if share is not None:
+            share = SHARES[preferences[pair.name]]
             won[pair.first.name].append(share)
-            won[pair.second.name].append(1 - share)
-    return {name: sum(shares, Fraction(0)) / len(shares) if shares else None for name, shares in won.items()}
+            won[pair.second.name].append(None if share is None else 1 - share)
+        return Opinion(preferences, {name: mean_share(shares) for name, shares in won.items()})
 
 
 def read_decisions(path: Path, labelled: Labelled) -> Decisions:
@@ -117,70 +94,45 @@ def read_decisions(path: Path, labelled: Labelled) -> Decisions:
     rows = [(f"{path}, line {number}", row) for number, row in read_numbered_jsonl(path, ("id",))]
     if not rows:
         raise UserError(f"{path}: no verdicts; name another file")
-    where, row = rows[0]
-    form = next((form for form, key in KEYS.items() if key in row), None)
+    form = next((form for form, key in KEYS.items() if key in rows[0][1]), None)
     if form is None:
-        raise UserError(f"{where}: no score, winner or decision; evaluation/decisions.py describes the rows")
+        raise UserError(f"{rows[0][0]}: no score, winner or decision; evaluation/decisions.py describes the rows")
     return collect(form, rows, labelled, str(path))
 
 
 def collect(form: Form, rows: Iterable[tuple[str, Record]], labelled: Labelled, where: str) -> Decisions:
     """The verdicts of rows, each row with its place in `where`. Raises the errors of `read_decisions`."""
-    judged = labelled.cases if form == "scores" else labelled.pairs
-    verdicts: dict[str, dict[tuple[int, int], Any]] = {item.name: {} for item in judged}
+    key, orders = KEYS[form], (0, 1) if form == "comparisons" else (0,)
+    verdicts: dict[str, dict[Any, Any]]
+    verdicts = {item.name: {} for item in (labelled.cases if form == "scores" else labelled.pairs)}
     for place, row in rows:
-        name = str(row["id"])
-        if name not in verdicts:
+        own, name = verdicts.get(str(row["id"])), repr(row["id"])
+        if own is None:
             kind = "response" if form == "scores" else "pair"
-            raise UserError(f"{place}: no {kind} of the cases has the id {name!r}; remove the line, or name their file")
-        if KEYS[form] not in row:
-            raise UserError(f"{place}: {name!r} has no {KEYS[form]}; all rows must be of one form, add it")
-        order = _whole(row, "order", place) if form == "comparisons" else 0
-        index = _whole(row, "index", place) if row.get("index") is not None and form != "decisions" else 0
-        if (order, index) in verdicts[name]:
-            raise UserError(f'{place}: {name!r} has this verdict already; remove one, or give each its own "index"')
-        verdicts[name][order, index] = _verdict(form, row, place)
-    needed = [row for row in _needed(form, labelled) if row[1] not in {order for order, _ in verdicts[row[0]]}]
-    if missing := [repr(name) + (f", order {order}" if form == "comparisons" else "") for name, order in needed]:
-        shown = "; ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise UserError(f"{where}: no {KEYS[form]} of {shown}; add a row for each, null where there is none")
-    return Decisions(form, {name: _numbered(KEYS[form], own) for name, own in verdicts.items()})
-
-
-def _numbered(key: str, verdicts: Mapping[tuple[int, int], Any]) -> list[Record]:
-    """Rows of the verdicts by (order, index); the new index counts from 0 in each order."""
-    rows: list[Record] = []
-    for order in (0, 1):
-        indices = sorted(index for o, index in verdicts if o == order)
-        rows += [{"order": order, "index": i, key: verdicts[order, index]} for i, index in enumerate(indices)]
-    return rows
-
-
-def _needed(form: Form, labelled: Labelled) -> list[tuple[str, int]]:
-    """(name, order) of each row that is needed."""
-    if form == "scores":
-        return [(case.name, 0) for case in labelled.cases]
-    orders = (0, 1) if form == "comparisons" else (0,)
-    pairs = [pair for pair in labelled.pairs if pair.first.text != pair.second.text]
-    return [(pair.name, order) for pair in pairs for order in orders]
-
-
-def _verdict(form: Form, row: Record, where: str) -> Any:
-    value = row[KEYS[form]]
-    if form == "scores" and value is not None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{where}: the score of {row['id']!r} is {value!r}; it must be a finite number or null")
-    elif value not in ("first", "second", "tie", None):
-        verdict = f"the {KEYS[form]} of {row['id']!r} is {value!r}"
-        raise UserError(f'{where}: {verdict}; it must be "first", "second", "tie" or null')
-    return value
-
-
-def _whole(row: Record, key: str, where: str) -> int:
-    value = row.get(key)
-    if type(value) is not int or value < 0 or (key == "order" and value > 1):
-        raise UserError(
-            f"{where}: the {key} of {row['id']!r} is {value!r}; it must be "
-            + ("0 or 1" if key == "order" else "a whole number from 0")
-        )
-    return value
+            raise UserError(f"{place}: no {kind} of the cases has the id {name}; remove the line, or name their file")
+        if key not in row:
+            raise UserError(f"{place}: {name} has no {key}; all rows must be of one form, add it")
+        order, index = row.get("order") if form == "comparisons" else 0, row.get("index") or 0
+        number = row[key] is None or (type(row[key]) in (int, float) and math.isfinite(row[key]))
+        for part, valid, wanted in (
+            ("score", number or form != "scores", "a finite number or null"),
+            (key, row[key] in list(SHARES) or form == "scores", '"first", "second", "tie" or null'),
+            ("order", type(order) is int and order in orders, "0 or 1"),
+            ("index", type(index) is int and index >= 0, "a whole number from 0"),
+        ):
+            if not valid:
+                raise UserError(f"{place}: the {part} of {name} is {row.get(part)!r}; it must be {wanted}")
+        at = (order, 0 if form == "decisions" else index)
+        if at in own:
+            raise UserError(f'{place}: {name} has this verdict already; remove one, or give each its own "index"')
+        own[at] = row[key]
+    ordered = {
+        n: [[own[at] for at in sorted(own) if at[0] == order] for order in orders] for n, own in verdicts.items()
+    }
+    twins = {pair.name for pair in labelled.pairs if pair.first.text == pair.second.text}
+    missing = [(name, order) for name in ordered if name not in twins for order in orders if not ordered[name][order]]
+    if missing:
+        few = "; ".join(f"{n!r}, order {order}" if form == "comparisons" else repr(n) for n, order in missing[:3])
+        few += f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(f"{where}: no {key} of {few}; add a row for each, null where there is none")
+    return Decisions(form, ordered)

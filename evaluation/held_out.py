@@ -1,8 +1,12 @@
-"""A model's answers to prompts that no training has seen, and measures of the answers.
+"""A model's answers to prompts that no training has seen, measures of the answers, and wins against the seed model's.
 
 The config's [evaluation] names two files. `instructions` have rules that code can check (`evaluation/verifiable.py`).
-`prompts` are open: length, variety and repetition are measured, and a judge compares the answers with the seed model's
-(`evaluation/duel.py`). Each is answered once, sampled as the actor samples, with the same noise for all models.
+`prompts` are open: length, variety and repetition are measured, and a judge compares the answers with the seed model's.
+Each is answered once, sampled as the actor samples, with the same noise for all models.
+
+The judge is the model itself, M_0, or another model (`evaluation.judge`). The win rate is *self-judged*: it measures
+the loop's belief about itself and is no benchmark's number. With `evaluation.protocol` "scores", the means of
+`duel_samples` judgments of each answer are compared; with "pairwise" the judge compares them as often in each order.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,38 +14,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from evaluation.pairwise import Duel, decide, duel_items, read_duel
 from evaluation.statistics import bootstrap
-from evaluation.verifiable import Instruction, read_instructions, verifiable_report
-from model.chat import ChatFormat, Message
+from evaluation.verifiable import Instruction, read_instructions, read_rows, verifiable_report
+from judging.judge import score_rows
+from model.chat import ChatFormat
 from prepare.novelty import repetition, words
 from sampling.worker import Item, Worker, sampling_of
-from stages.files import UserError, read_numbered_jsonl, read_shards
+from stages.files import UserError, read_shards
+from stages.records import group_by
 from stages.seeds import request_seed
 from stages.settings import Settings
 from stages.stage import Job, Output, first_rank
 
 Record = dict[str, Any]
-DISTINCT = (1, 2, 3)
-"""Lengths in words of the sequences whose variety is measured."""
 
 
 def read_prompts(path: Path) -> dict[str, str]:
-    """Open prompts {id, prompt} by id, in the file's order.
-
-    Raises `UserError`, naming file and line, for a repeated id and an id or prompt that is not a text; also for an
-    empty file.
-    """
-    prompts: dict[str, str] = {}
-    for number, row in read_numbered_jsonl(path, ("id", "prompt")):
-        name, prompt, where = row["id"], row["prompt"], f"{path}, line {number}"
-        if not isinstance(name, str) or not isinstance(prompt, str):
-            raise UserError(f"{where}: id and prompt must be texts; put quotes around them")
-        if name in prompts:
-            raise UserError(f"{where}: id {name!r} comes twice; give each prompt its own")
-        prompts[name] = prompt
-    if not prompts:
-        raise UserError(f"{path}: no prompts; name a file of rows with id, prompt")
-    return prompts
+    """Open prompts {id, prompt} by id, in the file's order. Raises the errors of `read_rows`."""
+    return {name: row["prompt"] for name, (_, row) in read_rows(path, "prompt").items()}
 
 
 def held_out_items(
@@ -54,16 +45,8 @@ def held_out_items(
     for kind, name, prompt in asked:
         record = {"id": f"{kind}/{name}", "kind": kind, "name": name, "prompt": prompt}
         seed = request_seed(settings.seed, 0, "held-out", record["id"])
-        yield Item(record["id"], partial(_asked, prompt), sampling, seed, name, record)
-
-
-def _asked(prompt: str) -> list[Message]:
-    return [{"role": "user", "content": prompt}]
-
-
-def answers_of(answers: Path) -> dict[str, Record]:
-    """The finished records of open prompts, by the prompt's id."""
-    return {row["name"]: row for row in read_shards(answers) if row["kind"] == "prompt"}
+        message = {"role": "user", "content": prompt}
+        yield Item(record["id"], partial(list, [message]), sampling, seed, name, record)
 
 
 def report(instructions: Sequence[Instruction], rows: Sequence[Record]) -> Record:
@@ -91,7 +74,7 @@ def text_report(rows: Sequence[Record]) -> Record:
         for row in rows
     }
     means = {key: bootstrap([[values[key]] for values in by_id.values()]) for key in next(iter(by_id.values()))}
-    return means | {f"distinct_{n}": distinct([row["text"] for row in rows], n) for n in DISTINCT} | {"by_id": by_id}
+    return means | {f"distinct_{n}": distinct([row["text"] for row in rows], n) for n in (1, 2)} | {"by_id": by_id}
 
 
 def distinct(texts: Iterable[str], n: int) -> float | None:
@@ -101,9 +84,7 @@ def distinct(texts: Iterable[str], n: int) -> float | None:
 
 
 def measure_answers(worker: Worker, job: Job) -> None:
-    """Let a model answer, and write the answers to the job's answers/, and the report, unless the job is complete."""
-    if job.complete:
-        return
+    """Let a model answer, and write the answers to the job's answers/, and the report."""
     instructions = read_instructions(job.path("instructions")) if job.has("instructions") else []
     prompts = read_prompts(job.path("prompts")) if job.has("prompts") else {}
     answers = job.part("held-out", "answers")
@@ -111,3 +92,63 @@ def measure_answers(worker: Worker, job: Job) -> None:
     if first_rank():
         rows = list(read_shards(answers.out))
         Output({"report.json": report(instructions, rows)}, {"counts": {"answers": len(rows)}}).write(job)
+
+
+def answers_of(answers: Path) -> dict[str, Record]:
+    """The finished records of open prompts, by the prompt's id."""
+    return {row["name"]: row for row in read_shards(answers) if row["kind"] == "prompt"}
+
+
+def duels_of(answers: Mapping[str, Record], against: Mapping[str, Record]) -> list[Duel]:
+    """A duel for each prompt, the model's answer first. Raises `UserError` for a prompt with a single answer."""
+    for name in answers.keys() ^ against.keys():
+        raise UserError(f"prompt {name!r}: answered by only one of the two models; answer the same prompts again")
+    return [Duel(name, row["prompt"], row["text"], against[name]["text"]) for name, row in answers.items()]
+
+
+def wins_report(duels: Sequence[Duel], rows: Iterable[Record], settings: Settings) -> Record:
+    """Win rate over prompts with a verdict, a tie counting half, and how often both orders agree (pairwise).
+
+    Intervals are bootstrap percentiles over prompts. `by_id` has each prompt's share of wins, None without a verdict.
+    """
+    protocol, by_duel = settings.evaluation.protocol, group_by(rows, "duel")
+    decisions = [decide(duel, by_duel.get(duel.id, []), protocol) for duel in duels]
+    shares = [None if decision.first is None else float(decision.first) for decision in decisions]
+    winners = [[row["winner"] for row in own if row.get("winner") in ("first", "second")] for own in by_duel.values()]
+    return {
+        "protocol": protocol,
+        "duels": len(duels),
+        "win_rate": bootstrap([[share] for share in shares if share is not None]),
+        "ties": bootstrap([[float(share == 0.5)] for share in shares if share is not None]),
+        "parse_rate": bootstrap([[float(row["failure"] is None) for row in own] for own in by_duel.values()]),
+        "consistency": bootstrap([[float(d.consistent)] for d in decisions if d.consistent is not None]),
+        "first_position": bootstrap([[float(winner == "first") for winner in own] for own in winners]),
+        "by_id": {duel.id: share for duel, share in zip(duels, shares, strict=True)},
+    }
+
+
+def decisive_rows(judge: Worker, duels: Sequence[Duel], job: Job) -> list[Record]:
+    """The judge's rows: scores of each answer, or comparisons in both orders, with the duel and what was shown."""
+    evaluation = judge.settings.evaluation
+    if evaluation.protocol == "pairwise":
+        items = duel_items(duels, evaluation.protocol, evaluation.duel_samples, judge.chat, judge.settings)
+        judge.run(job, items, partial(read_duel, protocol="pairwise", judge=judge.settings.judge))
+        return list(read_shards(job.out))
+    answers = [
+        {"id": f"{duel.id}/{shown}", "prompt_id": duel.id, "prompt": duel.prompt, "text": text}
+        for duel in duels
+        for shown, text in enumerate((duel.first, duel.second))
+        if duel.first != duel.second  # equal answers tie
+    ]
+    rows = score_rows(judge, answers, evaluation.duel_samples, job)
+    seconds = {f"{duel.id}/1" for duel in duels}
+    return [row | {"duel": row["prompt_id"], "shown": int(row["response_id"] in seconds)} for row in rows]
+
+
+def measure_wins(judge: Worker, answers: Path, job: Job) -> None:
+    """Let a judge compare a model's answers with the input `against`, and write the report."""
+    duels = duels_of(answers_of(answers), answers_of(job.path("against")))
+    rows = decisive_rows(judge, duels, job.part("duel", "verdicts"))
+    if first_rank():
+        files = {"report.json": wins_report(duels, rows, judge.settings)}
+        Output(files, {"counts": {"duels": len(duels)}}).write(job)

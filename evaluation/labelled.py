@@ -15,20 +15,25 @@ also "dataset") names a part of the file, for which measurements have a row of t
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
-from evaluation.pairwise import Duel, Preference
+from evaluation.pairwise import Duel, Preference, prefer
 from prepare.rankings import conversation_text
 from stages.files import UserError, read_numbered_jsonl
 
+Record = Mapping[str, Any]
 _ROLES = {"prompter": "prompter", "user": "prompter", "human": "prompter", "assistant": "assistant"}
-_LABELS: dict[str, Preference] = {"first": "first", "second": "second", "tie": "tie"}
-_NUMBERS: dict[float, Preference] = {1: "first", 2: "second", 0: "tie", 1.5: "tie"}
 _QUALITIES: dict[Preference, tuple[float, float]] = {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "a text": lambda value: isinstance(value, str),
+    "a text or a whole number": lambda value: type(value) in (str, int) and value != "",
+    "a finite number": lambda value: type(value) in (int, float) and math.isfinite(value),
+    "a list of objects": lambda value: type(value) is list and value != [] and all(type(x) is dict for x in value),
+}
 
 
 @dataclass(frozen=True)
@@ -72,54 +77,29 @@ class Pair:
 
 @dataclass(frozen=True)
 class Labelled:
-    """The contents of a file."""
+    """The contents of a file, or of one of its subsets."""
 
     cases: list[Case]
+    """Those of a group one after another."""
     pairs: list[Pair]
     """Labelled pairs by their ids; and any two of a group with different quality, as "GROUP/0-2"."""
 
-    @property
-    def subsets(self) -> dict[str, "Labelled"]:
-        """The parts of the file that have a name, by name."""
-        return {
-            name: Labelled(
-                [case for case in self.cases if case.subset == name],
-                [pair for pair in self.pairs if pair.first.subset == name],
-            )
-            for name in sorted({case.subset for case in self.cases} - {""})
-        }
+    def subset(self, name: str) -> "Labelled":
+        pairs = [pair for pair in self.pairs if pair.first.subset == name]
+        return Labelled([case for case in self.cases if case.subset == name], pairs)
 
     @property
     def rankings(self) -> list[list[Case]]:
         """The ranked groups, without labelled pairs, whose members differ in quality."""
         labelled = {pair.first.group for pair in self.pairs if pair.labels}
-        groups: dict[str, list[Case]] = {}
-        for case in self.cases:
-            if case.group not in labelled:
-                groups.setdefault(case.group, []).append(case)
-        return [members for members in groups.values() if len({case.quality for case in members}) > 1]
-
-
-def prefer(first: Any, second: Any) -> Preference:
-    """The position of the higher number."""
-    return "tie" if first == second else "first" if first > second else "second"
+        groups = [list(members) for name, members in groupby(self.cases, lambda c: c.group) if name not in labelled]
+        return [members for members in groups if len({case.quality for case in members}) > 1]
 
 
 def majority(labels: Iterable[Preference]) -> Preference:
     """The most frequent label; a tie if there are several."""
-    counts = Counter(labels)
-    most = [label for label, count in counts.items() if count == max(counts.values())]
-    return most[0] if len(most) == 1 else "tie"
-
-
-@dataclass
-class _Votes:
-    """The labels of a pair, while its rows are read."""
-
-    texts: tuple[str, str, str]
-    """Prompt and outputs."""
-    subset: str
-    labels: dict[str, Preference] = field(default_factory=dict)
+    (label, most), *others = Counter(labels).most_common()
+    return "tie" if any(count == most for _, count in others) else label
 
 
 def read_cases(path: Path) -> list[Case]:
@@ -131,21 +111,18 @@ def read_labelled(path: Path) -> Labelled:
     """The responses of a file and their pairs, groups first.
 
     Raises `UserError`, naming file, line and id, for a row of no form, a missing or invalid key, a repeated id of a
-    group, an id with two pairs, a pair with two ids, and a repeated label; and for an empty file.
+    group, an id with two pairs, and a repeated label; and for an empty file.
     """
     groups: dict[str, list[Case]] = {}
     votes: dict[Any, _Votes] = {}
-    names: dict[tuple[str, str, str], str] = {}
     for number, row in read_numbered_jsonl(path):
         where = f"{path}, line {number}"
         if "output_1" in row:
-            _add_vote(row, votes, names, where)
+            _add_vote(row, votes, where)
             continue
         members = _group(row, where)
-        name = members[0].group
-        if name in groups:
-            raise UserError(f"{where}: the id {name!r} came before; give each group its own")
-        groups[name] = members
+        if groups.setdefault(members[0].group, members) is not members:
+            raise UserError(f"{where}: the id {members[0].group!r} came before; give each group its own")
     pairs = [
         Pair(f"{name}/{i}-{j}", members[i], members[j])
         for name, members in groups.items()
@@ -153,134 +130,90 @@ def read_labelled(path: Path) -> Labelled:
         if members[i].quality != members[j].quality
     ]
     taken = {*groups, *(pair.name for pair in pairs)}
-    for place, (key, own) in enumerate(votes.items()):
-        pair = _pair(key if isinstance(key, str) else f"{place:05}", own)
-        if pair.name in taken:
-            raise UserError(f"{path}: the id {pair.name!r} is of a pair, and of a group or its pairs, too; rename one")
-        taken.add(pair.name)
-        groups[pair.name] = [pair.first, pair.second]
-        pairs.append(pair)
+    for place, (key, (texts, subset, labels)) in enumerate(votes.items()):
+        name, qualities = key if isinstance(key, str) else f"{place:05}", _QUALITIES[majority(labels.values())]
+        if name in taken:
+            raise UserError(f"{path}: the id {name!r} is of a pair, and of a group or its pairs, too; rename one")
+        a, b = (Case(name, f"{name}/{i}", texts[0], texts[1 + i], qualities[i], "", subset) for i in (0, 1))
+        groups[name] = [a, b]
+        pairs.append(Pair(name, a, b, labels))
     if not groups:
         raise UserError(f"{path}: no labelled responses; name another file of pairs or groups")
     return Labelled([case for members in groups.values() for case in members], pairs)
 
 
-def _add_vote(row: dict[str, Any], votes: dict[Any, _Votes], names: dict[Any, str], where: str) -> None:
-    """Add one annotator's label of a pair. The pair's key is its id, or else its texts.
+_Votes = tuple[tuple[str, ...], str, dict[str, Preference]]
+"""Of one pair: prompt and outputs, subset, and labels by annotator."""
 
-    `names` maps texts to their id, for rows that name the annotator.
-    """
+
+def _add_vote(row: Record, votes: dict[Any, _Votes], where: str) -> None:
+    """Add one annotator's label of a pair. The pair's key is its id, or else its texts."""
     official = "instruction" in row
-    prompt = _prompt(_need(row, "instruction" if official else "prompt", where), where)
-    texts = (prompt, _text(row, "output_1", where), _text(row, "output_2", where))
-    key: Any = texts if official and "id" not in row else _id(row, "id", where)
-    label = _label(row, where)
-    given = row.get("annotator", row.get("annotator_index"))
-    annotator = "" if given is None else str(given)
+    prompt = _prompt(_value(row, "instruction" if official else "prompt", where), where)
+    texts = (prompt, *(_value(row, key, where, "a text") for key in ("output_1", "output_2")))
+    key: Any = texts if official and "id" not in row else str(_value(row, "id", where, "a text or a whole number"))
+    label, annotator = _label(row, where), row.get("annotator", row.get("annotator_index"))
+    annotator = "" if annotator is None else str(annotator)
     subset = row.get("subset", row.get("dataset", "") if official else "")
-    pair = votes.setdefault(key, _Votes(texts, str(subset)))
+    before, _, labels = votes.setdefault(key, (texts, str(subset), {}))
     shown = repr(key) if isinstance(key, str) else f"the pair of {prompt[:40]!r}"
-    if pair.texts != texts:
+    if before != texts:
         raise UserError(f"{where}: {shown} came before with another prompt or outputs; give each pair its own id")
-    if annotator in pair.labels:
+    if annotator in labels:
         who = f"annotator {annotator!r} has" if annotator else "one without a name has"
         raise UserError(f'{where}: {shown}: {who} labelled it before; remove a line, or name each "annotator"')
-    if isinstance(key, str) and annotator and names.setdefault(texts, key) != key:
-        raise UserError(f"{where}: {shown} and {names[texts]!r} are the same pair; annotators need one id for it")
-    pair.labels[annotator] = label
+    labels[annotator] = label
 
 
-def _pair(name: str, votes: _Votes) -> Pair:
-    prompt, *texts = votes.texts
-    qualities = _QUALITIES[majority(votes.labels.values())]
-    first, second = (
-        Case(name, f"{name}/{place}", prompt, text, quality, subset=votes.subset)
-        for place, (text, quality) in enumerate(zip(texts, qualities, strict=True))
-    )
-    return Pair(name, first, second, votes.labels)
-
-
-def _group(row: dict[str, Any], where: str) -> list[Case]:
+def _group(row: Record, where: str) -> list[Case]:
     """The members of a row of either form of groups."""
-    if "responses" in row:
-        key, name, prompt = "responses", _id(row, "id", where), _need(row, "prompt", where)
-    elif "replies" in row and "context" in row:
-        key, name, prompt = "replies", _id(row, "message_id", where), row["context"]
-    else:
-        raise UserError(f"{where}: neither a labelled pair nor a group of responses nor ranked replies; see the README")
-    given = row[key]
-    if not isinstance(given, list) or not given or not all(isinstance(response, dict) for response in given):
-        raise UserError(f"{where}: {key!r} of {name!r} must be a list of objects; mend or remove the line")
-    prompt, subset = _prompt(prompt, where), str(row.get("subset", ""))
-    members = []
-    for place, response in enumerate(given):
-        quality = _number(response, "score", where) if key == "responses" else -_number(response, "rank", where)
-        text, flaw = _text(response, "text", where), response.get("flaw", "")
-        members.append(Case(name, f"{name}/{place}", prompt, text, quality, flaw, subset))
-    return members
+    forms = (("responses", "id", "prompt", "score", 1), ("replies", "message_id", "context", "rank", -1))
+    for key, id_key, prompt_key, quality_key, sign in forms:
+        if key in row:
+            name = str(_value(row, id_key, where, "a text or a whole number"))
+            prompt, subset = _prompt(_value(row, prompt_key, where), where), str(row.get("subset", ""))
+            cases = []
+            for i, response in enumerate(_value(row, key, where, "a list of objects")):
+                quality = sign * _value(response, quality_key, where, "a finite number")
+                text = _value(response, "text", where, "a text")
+                cases.append(Case(name, f"{name}/{i}", prompt, text, quality, response.get("flaw", ""), subset))
+            return cases
+    raise UserError(f"{where}: neither a labelled pair nor a group; evaluation/labelled.py describes the rows")
 
 
-def _label(row: dict[str, Any], where: str) -> Preference:
+def _label(row: Record, where: str) -> Preference:
     key = "preference" if "preference" in row and "label" not in row else "label"
-    value = _need(row, key, where)
+    value = _value(row, key, where)
     text = str(value).strip().lower()
-    if text in _LABELS:
-        return _LABELS[text]
-    number = _finite(text)
-    if isinstance(value, bool) or number is None or number not in _NUMBERS:
-        if key == "preference" and number is not None and 1 < number < 2:  # 1 + probability that output 2 is better
-            return "first" if number < 1.5 else "second"
+    try:
+        number = {"first": 1, "second": 2, "tie": 1.5}.get(text) or float(text)
+    except ValueError:
+        number = math.nan
+    if number not in (0, 1, 1.5, 2) and not (key == "preference" and 1 < number < 2):
         raise UserError(f'{where}: {key} is {value!r}; it must be 1, 2 or "tie"')
-    return _NUMBERS[number]
+    return prefer(1.5, number or 1.5)  # 0 is a tie, too
 
 
 def _prompt(value: Any, where: str) -> str:
     """A prompt's text; of a conversation, the text that a judge is shown."""
     if isinstance(value, str):
         return value
-    if not isinstance(value, Sequence) or not value:
-        raise UserError(f"{where}: the prompt must be a text or a list of messages; mend or remove the line")
     turns = []
-    for message in value:
-        if not isinstance(message, dict) or message.get("role") not in _ROLES:
+    for message in _value({"prompt": value}, "prompt", where, "a list of objects"):
+        if message.get("role") not in _ROLES:
             raise UserError(f"{where}: a message of the prompt must be {{role, content}} of user or assistant")
-        key = "text" if "text" in message else "content"
-        turns.append({"role": _ROLES[message["role"]], "text": _text(message, key, where)})
+        text = _value(message, "text" if "text" in message else "content", where, "a text")
+        turns.append({"role": _ROLES[message["role"]], "text": text})
     if turns[-1]["role"] != "prompter":
         raise UserError(f"{where}: the prompt must end with the user's turn; mend or remove the line")
     return conversation_text(turns)
 
 
-def _id(row: Mapping[str, Any], key: str, where: str) -> str:
-    value = _need(row, key, where)
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise UserError(f"{where}: {key} is {value!r}; it must be a text")
-    return str(value)
-
-
-def _text(row: Mapping[str, Any], key: str, where: str) -> str:
-    value = _need(row, key, where)
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {key} is {value!r:.40}; it must be a text")
-    return value
-
-
-def _number(row: Mapping[str, Any], key: str, where: str) -> float:
-    value = _need(row, key, where)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{where}: {key} is {value!r:.40}; it must be a finite number")
-    return value
-
-
-def _need(row: Mapping[str, Any], key: str, where: str) -> Any:
-    if row.get(key) is None:
+def _value(row: Record, key: str, where: str, kind: str = "") -> Any:
+    """A value of a row, of one of `_KINDS` if named."""
+    value = row.get(key)
+    if value is None:
         raise UserError(f"{where}: key {key!r} is missing; add it")
-    return row[key]
-
-
-def _finite(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+    if kind and not _KINDS[kind](value):
+        raise UserError(f"{where}: {key} is {value!r:.40}; it must be {kind}")
+    return value

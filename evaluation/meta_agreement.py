@@ -16,13 +16,12 @@ from judging.rubric import judgment_text, meta_prompt
 from model.chat import ChatFormat
 from sampling.worker import Item, Worker, sampling_of
 from stages.files import UserError, read_jsonl, read_shards
+from stages.records import group_by
 from stages.seeds import request_seed
 from stages.settings import Settings
 from stages.stage import Job, Output, first_rank
 
 KEYS = ("prompt", "response", "judgments", "winner")
-KINDS = ("score", "evidence")
-"""The difference of a case's judgments: their scores or, with equal scores, the evidence alone."""
 
 
 def read_comparisons(path: Path) -> list[dict[str, Any]]:
@@ -34,19 +33,20 @@ def read_comparisons(path: Path) -> list[dict[str, Any]]:
 
 
 def comparison_items(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings) -> Iterator[Item]:
-    """Both orders of each row {prompt, response, judgments: [{score, justification} x 2], winner}."""
-    meta, sampling, position = (
-        settings.metajudge,
-        sampling_of(settings.metajudge, chat),
-        settings.judge.verdict_position,
-    )
+    """Both orders of each row {prompt, response, judgments: [{score, justification} x 2], winner}.
+
+    The judgments differ in their scores or, with equal scores, in the evidence alone.
+    """
+    meta, sampling = settings.metajudge, sampling_of(settings.metajudge, chat)
     for number, row in enumerate(rows):
-        texts = [judgment_text(j["score"], j["justification"], position) for j in row["judgments"]]
+        judgments = row["judgments"]
+        texts = [judgment_text(j["score"], j["justification"], settings.judge.verdict_position) for j in judgments]
+        differ_in = "evidence" if judgments[0]["score"] == judgments[1]["score"] else "score"
         for first in (0, 1):
             name = f"c{number:04}/m{first}-{1 - first}"
             shown = (row["prompt"], row["response"], texts[first], texts[1 - first])
             right = ("first", "second")[first if row["winner"] == "first" else 1 - first]
-            record = {"id": name, "case": number, "first": first, "right": right, "differ_in": _kind(row)}
+            record = {"id": name, "case": number, "first": first, "right": right, "differ_in": differ_in}
             messages = partial(meta_prompt, *shown, meta.prompt_style, meta.verdict_position)
             seed = request_seed(settings.seed, 0, "meta-agreement", name)
             yield Item(name, messages, sampling, seed, str(number), record)
@@ -54,41 +54,29 @@ def comparison_items(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings:
 
 def report(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Agreement, overall and by the judgments' difference; first-position rate, consistency of orders, parse rate."""
-    cases: dict[int, list[dict[str, Any]]] = {}
-    for row in comparisons:
-        cases.setdefault(row["case"], []).append(row)
-    decided = [[row for row in rows if row["winner"] in ("first", "second")] for rows in cases.values()]
-    outcomes = {number: [_outcome(row) for row in rows] for number, rows in cases.items()}
+    cases = list(group_by(comparisons, "case").values())
+    decided = [[row for row in rows if row["winner"] in ("first", "second")] for rows in cases]
     both = [rows for rows in decided if len(rows) == 2]
     parsed = sum(row["winner"] is not None for row in comparisons)
     return {
         "comparisons": len(comparisons),
         "parse_rate": round(parsed / len(comparisons), 4),
-        "agreement": bootstrap(list(outcomes.values())),
+        "agreement": bootstrap([[_credit(row) for row in rows] for rows in cases]),
         "by_kind": {
-            kind: bootstrap(
-                [[_outcome(row) for row in rows] for rows in cases.values() if rows[0]["differ_in"] == kind]
-            )
-            for kind in KINDS
+            kind: bootstrap([[_credit(row) for row in rows if row["differ_in"] == kind] for rows in cases])
+            for kind in ("score", "evidence")
         },
         "first_position": bootstrap([[float(row["winner"] == "first") for row in rows] for rows in decided]),
-        "consistency": bootstrap([[float(a["winner"] != b["winner"])] for a, b in both]),
+        "consistency": bootstrap([[float(len({row["winner"] for row in rows}) > 1)] for rows in both]),
     }
 
 
-def _kind(row: dict[str, Any]) -> str:
-    first, second = (judgment["score"] for judgment in row["judgments"])
-    return "evidence" if first == second else "score"
-
-
-def _outcome(row: dict[str, Any]) -> float:
+def _credit(row: dict[str, Any]) -> float:
     return float(row["winner"] == row["right"]) if row["winner"] in ("first", "second") else 0.5
 
 
 def measure_metajudge(worker: Worker, job: Job) -> None:
-    """Let a model compare the pairs of judgments, and write the measurement, unless the job is complete."""
-    if job.complete:
-        return
+    """Let a model compare the pairs of judgments, and write the measurement."""
     comparisons = job.part("meta-agreement", "comparisons")
     items = comparison_items(read_comparisons(job.path("comparisons")), worker.chat, job.settings)
     worker.run(comparisons, items, partial(read_winner, meta=job.settings.metajudge))

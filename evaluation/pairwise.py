@@ -22,6 +22,13 @@ from stages.settings import Judge, Protocol, Settings
 
 Record = dict[str, Any]
 Preference = Literal["first", "second", "tie"]
+SHARES = {"first": Fraction(1), "second": Fraction(0), "tie": Fraction(1, 2), None: None}
+"""The first response's share of a win, by preference; None without a verdict."""
+
+
+def prefer(first: Any, second: Any) -> Preference:
+    """The position of the higher number."""
+    return "tie" if first == second else "first" if first > second else "second"
 
 
 @dataclass(frozen=True)
@@ -64,9 +71,8 @@ def read_duel(row: Row, protocol: Protocol, judge: Judge) -> Record:
     if protocol == "scores":
         return read_score(row, judge)
     winner = parse_winner(row["text"], row["finish_reason"], judge.verdict_position, "responses")
-    if isinstance(winner, Failure):
-        return {"winner": None, "failure": str(winner)}
-    return {"winner": winner, "failure": None}
+    failed = isinstance(winner, Failure)
+    return {"winner": None if failed else winner, "failure": str(winner) if failed else None}
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,7 @@ class Decision:
 
     @property
     def preference(self) -> Preference | None:
-        if self.first is None:
-            return None
-        return "tie" if 2 * self.first == 1 else "first" if 2 * self.first > 1 else "second"
+        return None if self.first is None else prefer(2 * self.first, 1)
 
     @property
     def consistent(self) -> bool | None:
@@ -93,29 +97,24 @@ class Decision:
         return a == b
 
 
-def decide(duel: Duel, rows: Sequence[Record], protocol: Protocol, minimum_valid: int = 1) -> Decision:
+def decide(duel: Duel, rows: Sequence[Record], protocol: Protocol) -> Decision:
     """The decision of a duel from its records.
 
-    Scores: the higher mean wins; without `minimum_valid` scores on both sides there is no decision. Pairwise: the first
-    response's share of wins in each order, a tie counting half, averaged over the orders with a verdict.
+    Scores: the higher mean wins; without a score on both sides there is no decision. Pairwise: the first response's
+    share of wins in each order, a tie counting half, averaged over the orders with a verdict.
     """
     if duel.first == duel.second:
-        half = Fraction(1, 2)
-        return Decision(half, (half, half) if protocol == "pairwise" else None)
+        return Decision(SHARES["tie"], (SHARES["tie"], SHARES["tie"]) if protocol == "pairwise" else None)
     sides = [[row for row in rows if row["shown"] == shown] for shown in (0, 1)]
     if protocol == "scores":
-        a, b = (mean_score(side, minimum_valid) for side in sides)
-        if a is None or b is None:
-            return Decision(None)
-        return Decision(Fraction(1, 2) if a == b else Fraction(int(a > b)))
-    orders = (_share(sides[0], "first"), _share(sides[1], "second"))
-    shares = [share for share in orders if share is not None]
-    return Decision(sum(shares, Fraction(0)) / len(shares) if shares else None, orders)
+        a, b = (mean_score(side, 1) for side in sides)
+        return Decision(None if a is None or b is None else SHARES[prefer(a, b)])
+    first, second = (mean_share(SHARES[row["winner"]] for row in side) for side in sides)
+    orders = (first, None if second is None else 1 - second)
+    return Decision(mean_share(orders), orders)
 
 
-def _share(rows: Sequence[Record], place: str) -> Fraction | None:
-    """The share of one order's comparisons that the response at `place` wins; None without any verdict."""
-    won = [
-        Fraction(1, 2) if row["winner"] == "tie" else Fraction(row["winner"] == place) for row in rows if row["winner"]
-    ]
-    return sum(won, Fraction(0)) / len(won) if won else None
+def mean_share(shares: Iterable[Fraction | None]) -> Fraction | None:
+    """The mean of shares, without missing ones; None if there are no others."""
+    known = [share for share in shares if share is not None]
+    return sum(known, Fraction(0)) / len(known) if known else None

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.agreement import read_report
+from evaluation.agreement import half_credit, read_report
 from evaluation.decisions import read_decisions
 from evaluation.folders import ModelMeasurements
 from evaluation.labelled import read_labelled
-from evaluation.measures import half_credit
 from evaluation.statistics import bootstrap
 from stages.files import read_json
 from stages.settings import Settings

@@ -1,24 +1,16 @@
 """Rules about the form of an answer, which code can check.
 
-Each rule has a name and at most one parameter:
+Each rule has a name and at most one parameter. An answer follows it if the answer
 
-| rule | parameter | followed by an answer |
-|---|---|---|
-| words_at_most | count | of no more words |
-| words_at_least | count | of no fewer words |
-| one_word | | of exactly one word |
-| sentences | count | of exactly so many sentences |
-| bullets | count | with exactly so many bullet points, and any other text |
-| numbered | count | with exactly so many numbered items, which count up from 1, and any other text |
-| contains | words | in which each of the words (or phrases) occurs |
-| lacks | words | in which none of them occurs |
-| starts_with | text | that begins with this text |
-| ends_with | text | that ends with this text |
-| json | keys | that is a JSON object with exactly these keys and nothing else |
-| upper_case | | without lower-case letters, with at least one upper-case letter |
-| lower_case | | without upper-case letters, with at least one lower-case letter |
-| alphabet | alphabet | whose letters are all of this alphabet, with at least one letter |
-| no_commas | | without a comma |
+- words_at_most, words_at_least, sentences {count}: has no more words, no fewer, exactly so many sentences
+- one_word: is exactly one word
+- bullets, numbered {count}: has exactly so many bullet points, or numbered items from 1 up; and any other text
+- contains, lacks {words}: has each of the words (or phrases); has none of them
+- starts_with, ends_with {text}: begins, or ends, with this text
+- json {keys}: is a JSON object with exactly these keys and nothing else
+- upper_case, lower_case: has no letter of the other case and at least one of this
+- alphabet {alphabet}: has at least one letter, and only letters of this alphabet
+- no_commas: has no comma
 
 An answer of white space only follows no rule. Characters are compared without Unicode normalisation. Markdown counts as
 text, except for the marks of lists. The terms:
@@ -47,48 +39,59 @@ All checks take time linear in the answer's length.
 
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-PARAMETERS: dict[str, str | None] = {
-    "words_at_most": "count",
-    "words_at_least": "count",
-    "one_word": None,
-    "sentences": "count",
-    "bullets": "count",
-    "numbered": "count",
-    "contains": "words",
-    "lacks": "words",
-    "starts_with": "text",
-    "ends_with": "text",
-    "json": "keys",
-    "upper_case": None,
-    "lower_case": None,
-    "alphabet": "alphabet",
-    "no_commas": None,
-}
-"""The name of each rule's parameter, by the rule's name."""
-
 ALPHABETS = ("ARABIC", "ARMENIAN", "CYRILLIC", "DEVANAGARI", "GEORGIAN", "GREEK", "HANGUL", "HEBREW", "LATIN", "THAI")
 
-_DASHES = ("\u2014", "--")
 _STRAIGHT = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
 _ENDS = ".!?\u2026"
 _QUOTES = "\"'\u2019\u201d\u00bb"
 _OPENERS = "\"'\u2018\u201c\u00ab([*_"
-_CLOSERS = _QUOTES + ")]*_"
 _TITLES = ("mr", "mrs", "ms", "dr", "prof", "st", "vs")
-_BULLETS = "-*+\u2013"
 _DOT = "\u2022"
-_DIGITS = "0123456789"
-_COMMAS = ",\u060c\u3001\uff0c"
+
+RULES: dict[str, tuple[str, Callable[[str, Any], bool]]] = {
+    "words_at_most": ("count", lambda text, count: word_count(text) <= count),
+    "words_at_least": ("count", lambda text, count: word_count(text) >= count),
+    "one_word": ("", lambda text, _: word_count(text) == 1),
+    "sentences": ("count", lambda text, count: sentence_count(text) == count),
+    "bullets": ("count", lambda text, count: [mark for mark, _ in _items(text)].count(_DOT) == count),
+    "numbered": ("count", lambda text, count: _numbers(text) == [str(number) for number in range(1, count + 1)]),
+    "contains": ("words", lambda text, words: all(_occurs(word, text) for word in words)),
+    "lacks": ("words", lambda text, words: not any(_occurs(word, text) for word in words)),
+    "starts_with": ("text", lambda text, start: _starts(_plain(start), _plain(text))),
+    "ends_with": ("text", lambda text, end: _starts(_plain(end)[::-1], _plain(text)[::-1])),
+    "json": ("keys", lambda text, keys: _object_keys(text.strip()) == set(keys)),
+    "upper_case": ("", lambda text, _: text == text.upper() != text.lower()),
+    "lower_case": ("", lambda text, _: text == text.lower() != text.upper()),
+    "alphabet": ("alphabet", lambda text, alphabet: _alphabets(text) == {alphabet}),
+    "no_commas": ("", lambda text, _: set(text).isdisjoint(",\u060c\u3001\uff0c")),
+}
+"""By the rule's name: the name of its parameter, and the check of (text, value)."""
+
+
+def _are_texts(value: Any) -> bool:
+    texts = isinstance(value, list) and value and all(isinstance(x, str) and x and x == x.strip() for x in value)
+    return bool(texts) and len(set(value)) == len(value)
+
+
+_TEXTS = (_are_texts, "it must be a list of different texts without white space at their ends")
+VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "count": (lambda value: type(value) is int and value >= 1, "it must be a whole number from 1"),
+    "alphabet": (lambda value: value in list(ALPHABETS), f"take one of {', '.join(ALPHABETS)}"),
+    "text": (lambda value: _are_texts([value]), "it must be a text without white space at its ends"),
+    "words": _TEXTS,
+    "keys": _TEXTS,
+}
+"""By a parameter's name: the check of a value, and what a valid value is."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of the table above."""
+    """A rule of the list above."""
 
     name: str
     value: int | str | tuple[str, ...] | None = None
@@ -97,55 +100,23 @@ class Rule:
 
 def followed(rule: Rule, text: str) -> bool:
     """Whether an answer follows a rule."""
-    if not text.strip():
-        return False
-    value: Any = rule.value
-    match rule.name:
-        case "words_at_most":
-            return word_count(text) <= value
-        case "words_at_least":
-            return word_count(text) >= value
-        case "one_word":
-            return word_count(text) == 1
-        case "sentences":
-            return sentence_count(text) == value
-        case "bullets":
-            return [mark for mark, _ in _items(text)].count(_DOT) == value
-        case "numbered":
-            numbers = [mark for mark, _ in _items(text) if mark not in ("", _DOT)]
-            return numbers == [str(number) for number in range(1, value + 1)]
-        case "contains":
-            return all(_occurs(word, text) for word in value)
-        case "lacks":
-            return not any(_occurs(word, text) for word in value)
-        case "starts_with":
-            return _starts(_plain(value), _plain(text))
-        case "ends_with":
-            return _starts(_plain(value)[::-1], _plain(text)[::-1])
-        case "json":
-            return _is_object(text.strip(), value)
-        case "upper_case":
-            return text == text.upper() and text != text.lower()
-        case "lower_case":
-            return text == text.lower() and text != text.upper()
-        case "alphabet":
-            return _is_written_in(value, text)
-        case "no_commas":
-            return not any(comma in text for comma in _COMMAS)
-    raise ValueError(f"no rule is called {rule.name!r}")
+    return bool(text.strip()) and RULES[rule.name][1](text, rule.value)
 
 
 def word_count(text: str) -> int:
     """The number of words in a text."""
-    for dash in _DASHES:
-        text = text.replace(dash, " ")
-    return sum(map(_has_content, text.split()))
+    return sum(map(_has_content, text.replace("\u2014", " ").replace("--", " ").split()))
 
 
 def sentence_count(text: str) -> int:
-    """The number of sentences in a text."""
+    """The number of sentences in a text. No sentence spans two list items or paragraphs."""
+    blocks: list[list[str]] = [[]]
+    for mark, rest in _items(text):
+        if mark or not rest:
+            blocks.append([])
+        blocks[-1] += rest.split()
     total = 0
-    for block in _blocks(text):
+    for block in blocks:
         started = False
         for word, following in pairwise([*block, ""]):
             started = started or _has_content(word)
@@ -155,26 +126,15 @@ def sentence_count(text: str) -> int:
     return total
 
 
-def _blocks(text: str) -> list[list[str]]:
-    """The words, with punctuation, of each list item and each paragraph. No sentence spans two blocks."""
-    blocks: list[list[str]] = [[]]
-    for mark, rest in _items(text):
-        if mark or not rest:
-            blocks.append([])
-        blocks[-1] += rest.split()
-    return blocks
-
-
 def _ends_sentence(word: str, following: str) -> bool:
-    opened = word.rstrip(_CLOSERS)
+    opened = word.rstrip(_QUOTES + ")]*_")
     body = opened.rstrip(_ENDS)
     marks = opened[len(body) :]
     body = body.lstrip(_OPENERS)
     if not marks or (marks == "." and body.lower() in _TITLES):
         return False
-    quoted = any(quote in word[len(opened) :] for quote in _QUOTES)
-    ellipsis = marks.startswith(("..", "\u2026"))
-    if quoted or ellipsis or (marks == "." and "." in body):
+    quoted = not set(_QUOTES).isdisjoint(word[len(opened) :])
+    if quoted or marks.startswith(("..", "\u2026")) or (marks == "." and "." in body):
         return not following.lstrip(_OPENERS)[:1].islower()
     return True
 
@@ -183,12 +143,12 @@ def _items(text: str) -> list[tuple[str, str]]:
     """(mark, rest) of each line. The mark is U+2022 for a bullet point, the number of a numbered item, or empty."""
     items = []
     for line in map(str.strip, text.splitlines()):
-        after = line.lstrip(_DIGITS)
+        after = line.lstrip("0123456789")
         number = line[: len(line) - len(after)]
         mark, rest = "", line
         if number and after[:1] in (".", ")") and after[1:2].isspace():
             mark, rest = number, after[1:]
-        elif line[:1] == _DOT or (line[:1] in _BULLETS and line[1:2].isspace()):
+        elif line[:1] == _DOT or (line[:1] in "-*+\u2013" and line[1:2].isspace()):
             mark, rest = _DOT, line[1:]
         items.append((mark, rest.strip()) if _has_content(rest) else ("", line))
     return items
@@ -199,8 +159,7 @@ def _occurs(phrase: str, text: str) -> bool:
     start = text.find(phrase)
     while start >= 0:
         end = start + len(phrase)
-        before, after = text[max(start - 1, 0) : start], text[end : end + 1]
-        if not _is_letter(before) and not _is_letter(after):
+        if not _is_letter(text[max(start - 1, 0) : start]) and not _is_letter(text[end : end + 1]):
             return True
         start = text.find(phrase, start + 1)
     return False
@@ -228,18 +187,21 @@ def _has_content(text: str) -> bool:
     return any(map(str.isalnum, text))
 
 
-def _is_object(text: str, keys: Sequence[str]) -> bool:
+def _numbers(text: str) -> list[str]:
+    """The numbers of the numbered items."""
+    return [mark for mark, _ in _items(text) if mark not in ("", _DOT)]
+
+
+def _object_keys(text: str) -> set[str] | None:
+    """The keys of a JSON object; None for another text."""
     lines = text.split("\n")
     if len(lines) > 2 and lines[0].strip() in ("```", "```json") and lines[-1].strip() == "```":
         text = "\n".join(lines[1:-1])
-    try:
-        # Numbers stay text, since converting a long one takes more than linear time.
-        value = json.loads(
-            text, object_pairs_hook=_distinct, parse_int=str, parse_float=str, parse_constant=_no_constant
-        )
+    try:  # numbers stay text, since converting a long one takes more than linear time
+        value = json.loads(text, object_pairs_hook=_distinct, parse_int=str, parse_float=str, parse_constant=_refuse)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and set(value) == set(keys)
+        return None
+    return set(value) if isinstance(value, dict) else None
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -248,10 +210,11 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _no_constant(name: str) -> None:
+def _refuse(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _is_written_in(alphabet: str, text: str) -> bool:
+def _alphabets(text: str) -> set[str]:
+    """The alphabets of a text's letters."""
     letters = {c for c in text if c.isalpha() and unicodedata.category(c) != "Lm"}
-    return bool(letters) and all(unicodedata.name(c, "").split(" ")[0] == alphabet for c in letters)
+    return {unicodedata.name(c, "").split(" ")[0] for c in letters}

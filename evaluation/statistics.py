@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals and rank correlation; tables and lists of names as text."""
+"""Means with bootstrap intervals, Cohen's kappa and rank correlation; tables and lists of names as text."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -7,23 +7,55 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 2000
+_CLASSES = ("first", "second", "tie")
 
 
-def bootstrap(groups: Sequence[Sequence[float]], seed: int = 0) -> dict[str, Any]:
+def bootstrap(groups: Iterable[Sequence[float]], seed: int = 0) -> dict[str, Any]:
     """Mean of all values, with a 95% percentile interval from resampling whole groups; None without values."""
     filled = [group for group in groups if len(group)]
     if not filled:
         return {"value": None, "low": None, "high": None, "count": 0}
     sums, counts = np.array([sum(g) for g in filled]), np.array([len(g) for g in filled])
     chosen = np.random.default_rng(seed).integers(len(filled), size=(RESAMPLES, len(filled)))
-    means = sums[chosen].sum(1) / counts[chosen].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return {
-        "value": round(float(sums.sum() / counts.sum()), 4),
-        "low": round(float(low), 4),
-        "high": round(float(high), 4),
-        "count": int(counts.sum()),
-    }
+    return _measure(sums.sum() / counts.sum(), sums[chosen].sum(1) / counts[chosen].sum(1), int(counts.sum()))
+
+
+def by_group(values: Iterable[tuple[Any, float | None]]) -> dict[str, Any]:
+    """The mean of (group, value), without values of None, from resampling groups."""
+    groups: dict[Any, list[float]] = {}
+    for group, value in values:
+        groups.setdefault(group, []).extend([] if value is None else [value])
+    return bootstrap(groups.values())
+
+
+def _measure(value: float, resampled: Any, count: int) -> dict[str, Any]:
+    low, high = np.nanpercentile(resampled, [2.5, 97.5])
+    return {name: round(float(x), 4) for name, x in (("value", value), ("low", low), ("high", high))} | {"count": count}
+
+
+def cohen_kappa(labels: Sequence[tuple[str, str]], seed: int = 0) -> dict[str, Any]:
+    """Cohen's kappa (1960) of two labels, "first", "second" or "tie", of each item; without a kappa, the "reason".
+
+    Kappa is (p_o - p_e) / (1 - p_e): p_o is the share of equal labels, and p_e its expectation if both labelled at
+    random with their own frequencies. The 95% interval is over resampled items, without resamples that lack a kappa.
+    """
+    table = np.zeros((3, 3))
+    for a, b in labels:
+        table[_CLASSES.index(a), _CLASSES.index(b)] += 1
+    value = _kappas(table[None])[0] if labels else np.nan
+    if np.isnan(value):
+        reason = "both give all pairs one label" if labels else "no pair has both labels"
+        return bootstrap([]) | {"count": len(labels), "reason": reason}
+    drawn = np.random.default_rng(seed).multinomial(len(labels), (table / len(labels)).ravel(), size=RESAMPLES)
+    return _measure(value, _kappas(drawn.reshape(-1, 3, 3)), len(labels)) | {"reason": None}
+
+
+def _kappas(tables: Any) -> Any:
+    """The kappas [n] of contingency tables [n, 3, 3]; NaN where chance alone always agrees."""
+    shares = tables / tables.sum((1, 2), keepdims=True)
+    observed, expected = shares.trace(axis1=1, axis2=2), (shares.sum(1) * shares.sum(2)).sum(1)
+    certain = expected > 1 - 1e-12
+    return np.where(certain, np.nan, (observed - expected) / np.where(certain, 1, 1 - expected))
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float | None:
@@ -36,13 +68,6 @@ def ranks(values: ArrayLike) -> NDArray[np.float64]:
     """The values' ranks from 1; equal values share their mean rank."""
     _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def entropy(counts: Sequence[float]) -> float:
-    """Entropy of a histogram, in bits."""
-    shares = np.array([count for count in counts if count], dtype=float)
-    shares /= shares.sum() or 1.0
-    return float(-(shares * np.log2(shares)).sum()) + 0.0  # not -0.0
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.rules import ALPHABETS, PARAMETERS, Rule, followed
-from evaluation.statistics import bootstrap, shortened
+from evaluation.rules import RULES, VALUES, Rule, followed
+from evaluation.statistics import bootstrap, by_group, shortened
 from stages.files import UserError, command, read_numbered_jsonl
-
-KEYS = ("id", "prompt", "rules")
 
 
 @dataclass(frozen=True)
@@ -32,122 +30,87 @@ class Instruction:
     rules: tuple[Rule, ...]
 
 
+def read_rows(path: Path, text: str, *others: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """By id: (place, row) of a file of rows that have a text of the name `text`, and the keys `others`.
+
+    Raises `UserError` naming file, line and key for a missing key, a value that is no text, and a repeated id; also for
+    an empty file.
+    """
+    rows: dict[str, tuple[str, dict[str, Any]]] = {}
+    for number, row in read_numbered_jsonl(path, ("id", text, *others)):
+        where = f"{path}, line {number}"
+        for key in ("id", text):
+            if not isinstance(row[key], str) or not (row[key].strip() or key == "text"):
+                raise UserError(f"{where}: key {key!r} must be a text that is not empty; mend the row")
+        if row["id"] in rows:
+            raise UserError(f"{where}: id {row['id']!r} came before; give each row its own")
+        rows[row["id"]] = where, row
+    if not rows:
+        raise UserError(f"{path}: no rows; name a file of rows with {', '.join(('id', text, *others))}")
+    return rows
+
+
 def read_instructions(path: Path) -> list[Instruction]:
     """The instructions of a file of rows {id, prompt, rules: [{rule: NAME, PARAMETER: value}]}, in its order.
 
-    Raises `UserError` naming file, line and key for an unknown or missing key, rule or parameter, a value of the wrong
-    type, and a repeated id.
+    Raises the errors of `read_rows`, and `UserError` naming file, line and key for an unknown key, an unknown or
+    missing rule or parameter, and a wrong value.
     """
-    instructions: dict[str, Instruction] = {}
-    for number, row in read_numbered_jsonl(path, KEYS):
-        where = f"{path}, line {number}"
-        unknown = [key for key in row if key not in KEYS]
-        if unknown:
-            raise UserError(f"{where}: key {unknown[0]!r} is not known; a row has {', '.join(KEYS)}, remove it")
-        for key in ("id", "prompt"):
-            if not isinstance(row[key], str) or not row[key].strip():
-                raise UserError(f"{where}: key {key!r} must be a text that is not empty; mend the row")
-        if row["id"] in instructions:
-            raise UserError(f"{where}: id {row['id']!r} came before; give each row its own")
+    instructions = []
+    for name, (where, row) in read_rows(path, "prompt", "rules").items():
+        _check_keys(row, ("id", "prompt", "rules"), "a row", where)
         if not isinstance(row["rules"], list) or not row["rules"]:
             raise UserError(f"{where}: key 'rules' must be a list that is not empty; mend the row")
         rules = tuple(_rule(entry, f"{where}, rules[{place}]") for place, entry in enumerate(row["rules"]))
-        instructions[row["id"]] = Instruction(row["id"], row["prompt"], rules)
-    if not instructions:
-        raise UserError(f"{path}: no instructions; name a file of rows with {', '.join(KEYS)}")
-    return list(instructions.values())
+        instructions.append(Instruction(name, row["prompt"], rules))
+    return instructions
+
+
+def _check_keys(row: Mapping[str, Any], keys: Sequence[str], owner: str, where: str) -> None:
+    for key in (*row, *keys):
+        if key not in row or key not in keys:
+            wrong = "is not known" if key in row else "is missing"
+            raise UserError(f"{where}: key {key!r} {wrong}; {owner} has {', '.join(keys)}")
 
 
 def _rule(entry: Any, where: str) -> Rule:
-    if not isinstance(entry, dict):
-        raise UserError(f"{where}: expected a JSON object; mend the row")
-    if "rule" not in entry:
+    if not isinstance(entry, dict) or "rule" not in entry:
         raise UserError(f"{where}: key 'rule' is missing; add it")
     name = entry["rule"]
-    if not isinstance(name, str) or name not in PARAMETERS:
-        raise UserError(f"{where}: rule {name!r} is not known; take one of {', '.join(PARAMETERS)}")
-    key = PARAMETERS[name]
-    unknown = [extra for extra in entry if extra not in ("rule", key)]
-    if unknown:
-        takes = f"takes only {key!r}" if key else "takes no parameter"
-        raise UserError(f"{where}: key {unknown[0]!r} is not known, {name} {takes}; remove it")
-    if key is None:
-        return Rule(name)
-    if key not in entry:
-        raise UserError(f"{where}: key {key!r} of {name} is missing; add it")
-    return Rule(name, _value(key, entry[key], where))
-
-
-def _value(key: str, value: Any, where: str) -> int | str | tuple[str, ...]:
-    """A valid value of the parameter `key`."""
-    if key == "count":
-        if type(value) is not int or value < 1:
-            raise UserError(f"{where}: key 'count' is {value!r}; it must be a whole number from 1")
-        return value
-    if key == "alphabet":
-        if not isinstance(value, str) or value not in ALPHABETS:
-            raise UserError(f"{where}: key 'alphabet' is {value!r}; take one of {', '.join(ALPHABETS)}")
-        return value
-    if key == "text":
-        if not _is_text(value):
-            raise UserError(f"{where}: key 'text' is {value!r}; it must be a text without white space at its ends")
-        return value
-    if not isinstance(value, list) or not value or not all(map(_is_text, value)) or len(set(value)) < len(value):
-        raise UserError(f"{where}: key {key!r} must be a list of different texts without white space at their ends")
-    return tuple(value)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value) and value == value.strip()
-
-
-def read_texts(path: Path) -> dict[str, str]:
-    """The answers by id, of a file of rows {id, text, ...}.
-
-    Raises `UserError` naming file, line and key for a missing key, a value that is no text, and a repeated id.
-    """
-    texts: dict[str, str] = {}
-    for number, row in read_numbered_jsonl(path, ("id", "text")):
-        for key in ("id", "text"):
-            if not isinstance(row[key], str):
-                raise UserError(f"{path}, line {number}: key {key!r} must be a text; mend the row")
-        if row["id"] in texts:
-            raise UserError(f"{path}, line {number}: id {row['id']!r} came before; keep one answer to an instruction")
-        texts[row["id"]] = row["text"]
-    return texts
+    if name not in list(RULES):
+        raise UserError(f"{where}: rule {name!r} is not known; take one of {', '.join(RULES)}")
+    key = RULES[name][0]
+    _check_keys(entry, ("rule", key) if key else ("rule",), name, where)
+    value = entry.get(key)
+    if key and not VALUES[key][0](value):
+        raise UserError(f"{where}: key {key!r} is {value!r}; {VALUES[key][1]}")
+    return Rule(name, tuple(value) if isinstance(value, list) else value)
 
 
 def verifiable_report(instructions: Sequence[Instruction], texts: Mapping[str, str]) -> dict[str, Any]:
     """The share of prompts with all rules followed ("strict"), of rules followed ("rules"), the same by rule, and for
-    each id which of its rules were followed.
-
-    Raises `UserError` naming instructions without an answer, and answers to unknown instructions.
+    each id which of its rules were followed. Raises `UserError` naming missing answers and unknown ones.
     """
-    missing = [instruction.id for instruction in instructions if instruction.id not in texts]
-    if missing:
-        raise UserError(
-            f"no answer to {len(missing)} of {len(instructions)} instructions: {shortened(missing)}; answer them all"
-        )
-    unknown = set(texts) - {instruction.id for instruction in instructions}
-    if unknown:
-        raise UserError(f"{len(unknown)} answers to unknown instructions: {shortened(sorted(unknown))}; remove them")
-    kept = {
-        instruction.id: [followed(rule, texts[instruction.id]) for rule in instruction.rules]
-        for instruction in instructions
-    }
-    by_rule = {}
-    for name in PARAMETERS:
-        groups = [
-            [float(kept[instruction.id][place]) for place, rule in enumerate(instruction.rules) if rule.name == name]
-            for instruction in instructions
-        ]
-        if any(groups):
-            by_rule[name] = {"followed": int(sum(map(sum, groups)))} | bootstrap(groups)
+    names = [item.id for item in instructions]
+    if missing := [name for name in names if name not in texts]:
+        few = f"{len(missing)} of {len(names)} instructions: {shortened(missing)}"
+        raise UserError(f"no answer to {few}; answer them all")
+    if unknown := sorted(set(texts) - set(names)):
+        raise UserError(f"{len(unknown)} answers to unknown instructions: {shortened(unknown)}; remove them")
+    kept = {item.id: [followed(rule, texts[item.id]) for rule in item.rules] for item in instructions}
+    by_rule: dict[str, list[tuple[str, float]]] = {}
+    for item in instructions:
+        for rule, own in zip(item.rules, kept[item.id], strict=True):
+            by_rule.setdefault(rule.name, []).append((item.id, float(own)))
     return {
-        "prompts": len(instructions),
+        "prompts": len(names),
         "strict": bootstrap([[float(all(verdicts))] for verdicts in kept.values()]),
         "rules": bootstrap([list(map(float, verdicts)) for verdicts in kept.values()]),
-        "by_rule": by_rule,
+        "by_rule": {
+            name: {"followed": int(sum(own for _, own in by_rule[name]))} | by_group(by_rule[name])
+            for name in RULES
+            if name in by_rule
+        },
         "followed": kept,
     }
 
@@ -167,16 +130,13 @@ def main() -> None:
     parser.add_argument("--instructions", required=True, type=Path, help="JSON lines of {id, prompt, rules}")
     parser.add_argument("--answers", required=True, type=Path, help="JSON lines of {id, text}")
     parser.add_argument("--json", action="store_true", help="the whole report, for programs")
-    arguments = parser.parse_args()
-    instructions, texts = read_instructions(arguments.instructions), read_texts(arguments.answers)
+    given = parser.parse_args()
+    instructions, answers = read_instructions(given.instructions), read_rows(given.answers, "text")
     try:
-        report = verifiable_report(instructions, texts)
+        report = verifiable_report(instructions, {name: row["text"] for name, (_, row) in answers.items()})
     except UserError as error:
-        raise UserError(f"{arguments.answers}: {error}") from None
-    if arguments.json:
-        print(json.dumps(report, indent=2))
-    else:
-        print(*table(report), sep="\n")
+        raise UserError(f"{given.answers}: {error}") from None
+    print(json.dumps(report, indent=2) if given.json else "\n".join(table(report)))
 
 
 if __name__ == "__main__":

@@ -10,25 +10,16 @@ class Assumptions:
     """What `make plan` assumes of texts, yields and machines. No stage's output depends on it."""
 
     prompt_tokens: Positive = 40.0
-    """Mean of a prompt without its chat format, where the pool does not exist yet."""
+    """Mean of a prompt without its chat format."""
     response_tokens: Positive = 430.0
     judgment_tokens: Positive = 180.0
     comparison_tokens: Positive = 220.0
-    seed_judgment_tokens: Positive = 180.0
-    """Of a judgment by the seed, which may not know when to stop."""
-    seed_comparison_tokens: Positive = 220.0
-    reply_tokens: Positive = 200.0
-    """Of a human reply, where the files of `eft.sources` are missing."""
     spread: Positive = 0.5
     """Standard deviation of the tokens in a text, divided by their mean."""
-    groups: Count = 3500
-    """Groups of ranked replies, where the files of `eft.sources` are missing."""
-    replies: Count = 3
-    """Replies in a group."""
+    ranked_replies: Count = 10500
+    """In all files of `eft.sources`, three to a prompt."""
     prompts_kept: PositiveShare = 0.5
     """Share of attempts that give a new prompt."""
-    distinct_responses: PositiveShare = 1.0
-    """Share of responses that differ from all others of their prompt."""
     distinct_judgments: PositiveShare = 0.95
     """Share of judgments that hold a score and differ from all others of their response."""
     eft_yield: Share = 0.2
@@ -45,7 +36,6 @@ class Assumptions:
     """Share of a GPU's peak that training reaches."""
     step_milliseconds: Amount = 8.0
     """Time of a generation step besides the model: scheduling and kernel launches."""
-    gpus_per_node: Count = 8
     network_gigabytes_per_second: Positive = 50.0
     """Between nodes, for each GPU."""
     disk_gigabytes_per_second: Positive = 1.0

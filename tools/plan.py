@@ -3,192 +3,227 @@
     python -m tools.plan --config configs/llama3-8b-instruct.toml --gpus 8 --gpu h100
     python -m tools.plan --config configs/smollm2-135m.toml
 
-The engine's scheduler runs typical shards and the trainer packs typical batches, without weights and without a GPU;
-lengths and yields are those of `[plan]` in the config. A step's time comes from the machine's roofline: a GPU's by its
-data sheet, this CPU's by a large product and a large copy. Exit code 0: everything fits; 1: something will not.
+The engine's scheduler runs a typical shard of each stage and the trainer packs typical batches, without weights and
+without a GPU. Exit code 0: everything fits; 1: something will not.
 """
 
 import argparse
-import json
+import math
 import shutil
 import textwrap
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from dpo.flops import forward_flops
+from dpo.memory import CONTEXT_BYTES, count
+from dpo.packing import keep_usable, micro_batches, own_prefix
 from model.config import LlamaConfig
 from prepare.seed_model import prepare
+from sampling.request import Request, Sampling
 from stages.files import UserError, command
-from stages.settings import Settings, load_settings
-from tools.planning.checks import checks, free_disk, memory
-from tools.planning.requests import Requests
-from tools.planning.roofline import CARDS, Roofline, this_cpu
-from tools.planning.room import disk, memory_uses
-from tools.planning.stages import PlannedRun
-from tools.planning.texts import chat_format
+from stages.settings import EngineOptions, Settings, load_settings
+from tools.inputs import missing_inputs
+from tools.planned import CHARACTERS, Generation, Planned, Stages, Training, count_rows
+from tools.roofline import CARDS, Roofline, key_bytes, this_cpu
+from tools.simulation import simulate
 
-COUNTED = (
-    "prompt: all tokens of all prompts (of training, one epoch's); computed: shared prefixes once. GPU-hours: GPUs are "
-    "held from a stage's start to its end. Training writes an export of 2 bytes a parameter after each epoch, or one "
-    "in all where the epoch is set or nothing is held out, and a state of 12 after each epoch but the last, or every "
-    "trainer.save_every steps."
-)
-
-TIMES = (
-    "A step of generation takes the longer of its operations and its bytes, at the utilisations above, and "
-    "step_milliseconds; a micro-batch of training the longer of its operations (3 forward passes, 4 with activation "
-    "checkpointing) and of 8 bytes a parameter sent over the links between GPUs, at bandwidth_utilisation. "
-    "start_seconds also covers hashing a stage's inputs: of a seed without a manifest 2 bytes a parameter, in every "
-    "stage that starts from it."
-)
-CPU_PARAMETERS = 1e9
-"""Parameters at most of a model that is planned for a CPU."""
+RECORD_BYTES = 300
+"""A record without its tokens: ids, seed, log-probability."""
+SAMPLED_BATCHES = 4
+"""Global batches of a training that are packed."""
 
 
-def plan(settings: Settings, config: LlamaConfig, machine: Roofline, ranks: int) -> PlannedRun:
-    """The run that `settings` describe, on `ranks` ranks of a machine."""
-    chat = chat_format(Path(settings.model.path), config.vocab_size)
-    return PlannedRun(settings, config, machine, Requests(settings, chat), chat, ranks).iterate()
+@dataclass(frozen=True)
+class Cost:
+    """What a stage takes: tokens computed (shared prefixes once) and drawn or predicted, seconds from start to end
+    (infinite where no example fits a micro-batch), bytes of memory on a rank; and how often a sequence gives way."""
+
+    computed: float
+    new: float
+    seconds: float
+    memory: float
+    preemptions: float = 0.0
 
 
-def report(run: PlannedRun, card: str, folder: Path) -> dict[str, Any]:
-    """The plan as plain values: stages, totals, memory, disk, pairs, assumptions, checks. Sizes are in bytes."""
-    settings, config = run.settings, run.config
-    memory_parts, results = {}, list(checks(run))
-    for use, parts, change in memory_uses(run):
-        memory_parts[use] = parts
-        results.append(memory(sum(parts.values()), run.machine.card.memory, f"{use} on a {card}", change))
-    space = disk(run)
-    results.append(free_disk(sum(space.values()), shutil.disk_usage(folder).free, folder))
+class Plan:
+    """The stages of a run on a machine, and what each takes."""
+
+    def __init__(self, settings: Settings, machine: Roofline):
+        self.settings, self.machine, self.planned = settings, machine, Planned(settings)
+        self.stages, self.costs = self.planned.stages(), dict[Generation | Training, Cost]()
+        self.training_memory = count(machine.config, settings, machine.ranks)["needed"]
+        for work in self.stages.values():
+            if work not in self.costs:
+                self.costs[work] = self.training(work) if isinstance(work, Training) else self.generation(work)
+
+    def config(self, work: Generation) -> LlamaConfig:
+        """The shape of a stage's model; the seed's where the model is not there."""
+        there = (Path(work.model or "none") / "config.json").is_file()
+        return LlamaConfig.load(work.model) if there else self.machine.config
+
+    def generation(self, work: Generation) -> Cost:
+        """A stage whose shards the ranks claim: its time is that of the rank with the most shards."""
+        settings, machine = self.settings, replace(self.machine, config=self.config(work))
+        shards = 2 * -(-work.count // (2 * settings.engine.shard_requests))  # an even number, as in `cut_shards`
+        size, prompts = -(-work.count // shards), list[list[int]]()
+        while len(prompts) < size:
+            prompts += work.group()
+        sampling = Sampling(1.0, 1.0, work.limit)
+        requests = [Request(str(i), ids, sampling, 0) for i, ids in enumerate(prompts[:size])]
+        lengths = {str(i): length for i, length in enumerate(self.planned.lengths(work, size))}
+        simulation = simulate(requests, lengths, settings.engine, machine.config.max_position_embeddings)
+        seconds = settings.plan.start_seconds + work.loads * machine.disk_seconds(2)
+        seconds += -(-shards // machine.ranks) * sum(map(machine.step_seconds, simulation.steps))
+        computed, new = (shards * sum(getattr(step, key) for step in simulation.steps) for key in ("tokens", "drawn"))
+        memory = sum(generation_memory(machine.config, settings.engine).values())
+        return Cost(computed, new, seconds, memory, simulation.preemptions / size)
+
+    def training(self, work: Training) -> Cost:
+        """Updates, the reference's pass, held-out evaluations, exports and states."""
+        section, options, machine, is_dpo = work.section, self.settings.trainer, self.machine, work.completions == 2
+        drawn = self.planned.examples(work, SAMPLED_BATCHES * section.batch_size)
+        usable, _ = keep_usable(drawn, options, machine.config.max_position_embeddings)
+        if not usable:
+            return Cost(0, 0, math.inf, self.training_memory)
+        tokens, flops, updates = 0, 0.0, []
+        for start in range(0, len(usable), section.batch_size):
+            indices = range(start, min(start + section.batch_size, len(usable)))
+            ranks = [micro_batches(usable, indices, options, rank, machine.ranks) for rank in range(machine.ranks)]
+            forwards = [[forward_flops(machine.config, batch) for batch in batches] for batches in ranks]
+            updates.append(machine.update_seconds([max(batch) for batch in zip(*forwards, strict=True)]))
+            tokens += sum(batch.tokens for batches in ranks for batch in batches)
+            flops += sum(map(sum, forwards))
+        scale = work.count / len(usable)
+        passes = scale * (is_dpo + work.epochs * section.held_out)  # forward alone, over the usable examples
+        seconds = 2 * self.settings.plan.start_seconds  # the stage that makes the examples, and this one
+        seconds += work.epochs * work.steps * sum(updates) / len(updates)
+        seconds += passes * machine.training_seconds(flops / machine.ranks)
+        states = int(work.epochs * work.steps) // options.save_every if options.save_every else work.epochs - 1
+        seconds += machine.disk_seconds(2 + 2 * is_dpo + 2 * work.exports + 12 * states)
+        computed = tokens * (passes + scale * work.epochs * (1 - section.held_out))
+        new = work.count * sum(len(ids) for example in drawn for ids in example.completions) / len(drawn)
+        return Cost(computed, new, seconds, self.training_memory)
+
+    def faults(self, free: float) -> Iterator[str]:
+        """What will not fit, and the setting to change. `free`: bytes free on the disk. A "warning" stops no run."""
+        settings, options, path = self.settings, self.settings.trainer, self.settings.respond.prompts
+        yield from (f"warning: {text}" for text in missing_inputs(settings))
+        needed = len(settings.iteration) * settings.respond.prompts_per_iteration
+        pool = round(settings.prompts.max_attempts * settings.plan.prompts_kept)
+        pool = pool if settings.prompts.seeds else count_rows(path) or needed
+        if pool < needed:
+            change = "raise prompts.max_attempts" if settings.prompts.seeds else f"add prompts to {path}"
+            yield f"pool: {pool} prompts, the iterations need {needed}; {change}"
+        if (taken := disk_needed(self.stages, settings, self.machine.config)) > free:
+            yield f"disk: {taken / 1e9:.1f} GB, {free / 1e9:.1f} are free; make room or run in another folder"
+        self.planned.at_limits = True  # from here on the longest possible texts are drawn
+        names = {work: name for name, work in reversed(self.stages.items())}
+        cache, there = settings.engine.num_kv_blocks * settings.engine.block_size, self.machine.card.memory
+        for work, cost in self.costs.items():
+            change = "trainer.tokens_per_microbatch" if isinstance(work, Training) else "engine.num_kv_blocks"
+            if cost.memory > there:
+                yield f"{names[work]}: {cost.memory / 1e9:.1f} of {there / 1e9:.0f} GB of memory; lower {change}"
+            if isinstance(work, Training):
+                most = max(e.tokens(own_prefix(e, options)) for e in self.planned.examples(work, 8))
+                if cost.seconds == math.inf:
+                    yield f"{names[work]}: no example fits a micro-batch; raise {change}"
+                elif most > options.tokens_per_microbatch:
+                    yield f"warning: {names[work]}: examples may have {most} tokens and be dropped; raise {change}"
+                continue
+            prompt = max(map(len, work.group()), default=0)
+            room = min(self.config(work).max_position_embeddings, cache)
+            if room < prompt + work.limit:
+                text = f"{names[work]}: up to {prompt} + {work.limit} tokens, the context or the KV cache holds {room}"
+                yield f"{'' if room <= prompt else 'warning: '}{text}; lower max_new_tokens or raise {change}"
+            if (times := cost.preemptions) > 0.05:
+                yield f"warning: {names[work]}: a sequence gives its KV cache up {times:.2g} times; raise {change}"
+
+
+def generation_memory(config: LlamaConfig, engine: EngineOptions) -> dict[str, float]:
+    """Memory of a rank that generates in bf16, by part."""
+    inner = 3 * config.hidden_size + config.q_size + 2 * config.kv_size + 3 * config.intermediate_size
+    logits = 4 * engine.max_num_seqs * config.vocab_size * 3  # bf16, fp32, and top-p's copies
     return {
-        "name": settings.name,
-        "parameters": config.parameter_count(),
-        "gpu": card,
-        "ranks": run.ranks,
-        "stages": [asdict(stage) | {"rank_hours": stage.rank_hours} for stage in run.stages],
-        "seconds": sum(stage.seconds for stage in run.stages),
-        "rank_hours": sum(stage.rank_hours for stage in run.stages),
-        "pairs": [{"actor": actor, "judge": judge} for actor, judge in run.pairs],
-        "memory": memory_parts,
-        "disk": space,
-        "assumptions": asdict(settings.plan) | {"characters_per_token": run.requests.texts.characters},
-        "machine": run.machine.stated(),
-        "checks": [asdict(check) for check in results],
+        "weights": 2 * config.parameter_count(),
+        "KV cache": key_bytes(config) * engine.block_size * (engine.num_kv_blocks + 1),
+        "a step": 2 * engine.max_num_batched_tokens * inner + logits,
+        "CUDA": CONTEXT_BYTES,
     }
 
 
-def table(document: dict[str, Any]) -> str:
-    """A `report` as text for people."""
-    cpu = document["gpu"] == "cpu"
-    machine = "this machine's CPU" if cpu else f"{document['ranks']} x {document['gpu']}"
-    lines = [f"{document['name']}: {document['parameters'] / 1e9:.2f} billion parameters on {machine}", ""]
-    columns = ("requests", "prompt", "computed", "new", "CPU-hours" if cpu else "GPU-hours", "time")
-    lines.append(f"{'stage':20}" + "".join(f"{column:>11}" for column in columns))
-    for row in document["stages"]:
-        tokens = "".join(f"{_count(row[key]):>11}" for key in ("prompt_tokens", "computed_tokens", "new_tokens"))
-        hours = f"{row['rank_hours']:>11.2f}{_time(row['seconds']):>11}"
-        requests = f"{row['requests']:,}" if row["requests"] else "-"
-        lines.append(f"{row['name']:20}{requests:>11}{tokens}{hours}")
-    lines.append(f"{'in all':64}{document['rank_hours']:>11.2f}{_time(document['seconds']):>11}")
-    parts = (f"{name} {hours:.1f}" for name, hours in _by_part(document["stages"]).items())
-    lines += [*_wrapped(f"{columns[-2]} of each part", ", ".join(parts)), ""]
-    if document["pairs"]:
-        pairs = (f"iter{t} {row['actor']} actor, {row['judge']} judge" for t, row in enumerate(document["pairs"], 1))
-        lines += _wrapped("pairs expected", "; ".join(pairs))
-    for use, parts in (document["memory"] | {"disk": document["disk"]}).items():
-        title = "disk" if use == "disk" else f"{use}, memory a {'machine' if cpu else 'GPU'}"
-        lines += _wrapped(title, f"{_sizes(parts)}; in all {sum(parts.values()) / 1e9:.1f} GB")
-    lines += [
-        "",
-        *_wrapped("assumed ([plan])", _listed(document["assumptions"])),
-        *_wrapped("machine", _listed(document["machine"])),
-    ]
-    lines += [*_wrapped("counted", f"{COUNTED} {TIMES}"), ""]
-    for check in document["checks"]:
-        change = f": {check['change']}" if check["change"] else ""
-        lines += textwrap.wrap(f"{check['status']:14}{check['what']}{change}", 118, subsequent_indent=" " * 14)
-    return "\n".join(lines)
+def disk(work: Generation | Training, settings: Settings, config: LlamaConfig) -> tuple[float, float]:
+    """Bytes that a stage leaves, and that training takes besides: two states of 12 bytes a parameter, and the exports
+    of 2 that wait for the next state."""
+    if isinstance(work, Training):
+        waiting = min(work.exports, 2 + int(settings.trainer.save_every / work.steps))
+        return 2.0 * config.parameter_count(), (2.0 * 12 + 2 * waiting) * config.parameter_count()
+    token = len(str(config.vocab_size)) + 1 + CHARACTERS  # the id, a comma, the text
+    return work.count * (RECORD_BYTES + token * work.mean), 0.0
 
 
-def _by_part(stages: list[dict[str, Any]]) -> dict[str, float]:
-    """Hours of the pool, of SFT and of each iteration."""
-    hours: dict[str, float] = {}
-    for row in stages:
-        part = row["name"].split("/")[0]
-        hours[part] = hours.get(part, 0.0) + row["rank_hours"]
-    return hours
+def disk_needed(stages: Stages, settings: Settings, config: LlamaConfig) -> float:
+    """Bytes that a run takes at most."""
+    left, besides = zip(*(disk(work, settings, config) for work in stages.values()), strict=True)
+    return sum(left) + max(besides)
 
 
-def _wrapped(title: str, text: str) -> list[str]:
-    return textwrap.wrap(f"{title}: {text}", 118, subsequent_indent="  ", break_long_words=False)
-
-
-def _listed(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {_number(value)}" for name, value in values.items())
-
-
-def _number(value: Any) -> str:
-    return " ".join(f"{x:.3g}" for x in value) if isinstance(value, list | tuple) else f"{value:.4g}"
-
-
-def _sizes(parts: dict[str, float]) -> str:
-    return ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in parts.items())
+def table(plan: Plan, card: str) -> Iterator[str]:
+    """The plan as lines for people."""
+    settings, machine, config = plan.settings, plan.machine, plan.machine.config
+    unit, hours = "CPU" if card == "cpu" else "GPU", dict.fromkeys((name.split("/")[0] for name in plan.stages), 0.0)
+    yield f"{settings.name}: {config.parameter_count() / 1e9:.2f} billion parameters on {machine.ranks} x {card}\n"
+    columns = ("requests", "computed", "new tokens", f"{unit}-hours", "time", "memory GB", "disk GB")
+    yield f"{'stage':22}" + "".join(f"{column:>12}" for column in columns)
+    for name, work in plan.stages.items():
+        cost = plan.costs[work]
+        each = machine.ranks * cost.seconds / 3600
+        hours[name.split("/")[0]] += each
+        sizes = f"{cost.memory / 1e9:12.1f}{disk(work, settings, config)[0] / 1e9:12.1f}"
+        tokens = f"{work.count:12,}{_count(cost.computed)}{_count(cost.new)}"
+        yield f"{name:22}{tokens}{each:12.2f}{_time(cost.seconds)}{sizes}"
+    yield f"{'in all':58}{sum(hours.values()):12.2f}{_time(3600 * sum(hours.values()) / machine.ranks)}\n"
+    memory = generation_memory(config, settings.engine)
+    for text in (
+        f"{unit}-hours of each part: " + ", ".join(f"{name} {value:.1f}" for name, value in hours.items()),
+        f"memory of generation: {', '.join(f'{name} {size / 1e9:.1f}' for name, size in memory.items())}, in all "
+        f"{sum(memory.values()) / 1e9:.1f} GB; of training: {plan.training_memory / 1e9:.1f} GB (python -m dpo.memory)",
+        f"disk, with states and exports while training: {disk_needed(plan.stages, settings, config) / 1e9:.1f} GB",
+        machine.formula(),
+    ):
+        yield textwrap.fill(text, 118, subsequent_indent="  ")
 
 
 def _count(count: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f}" if count else "-"
+    size, unit = next(((s, u) for s, u in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if count >= s), (1, ""))
+    return f"{f'{count / size:.{1 if unit else 0}f} {unit}'.rstrip():>12}"
 
 
 def _time(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def choose_machine(arguments: argparse.Namespace, settings: Settings, config: LlamaConfig) -> tuple[Roofline, str, int]:
-    """The machine, its name and the number of ranks.
-
-    Raises `UserError` for an unknown GPU, for a number of GPUs below 1 and for a model too large for a CPU.
-    """
-    card = arguments.gpu or ("cpu" if arguments.gpus is None else "h100")
-    if card == "cpu":
-        if arguments.gpus is not None:
-            raise UserError(f"--gpus {arguments.gpus}: a CPU has none; name a GPU with --gpu, or leave --gpus out")
-        if config.parameter_count() > CPU_PARAMETERS:
-            raise UserError(
-                f"{arguments.config}: {config.parameter_count() / 1e9:.1f} billion parameters are too many for a CPU; "
-                f"plan for GPUs: make plan CONFIG={arguments.config} GPUS={settings.nproc_per_node} GPU=h100"
-            )
-        figures, ranks = this_cpu(settings), settings.nproc_per_node
-    elif card not in CARDS:
-        raise UserError(f"--gpu {card}: unknown; choose cpu, {', '.join(CARDS)}")
-    else:
-        figures, ranks = CARDS[card], settings.nproc_per_node if arguments.gpus is None else arguments.gpus
-    if ranks < 1:
-        raise UserError(f"--gpus {ranks}: must be at least 1")
-    recompute = settings.trainer.activation_checkpointing
-    return Roofline(config, settings.plan, figures, ranks, recompute), card, ranks
+    if seconds < 6000:
+        return f"{f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min':>12}"
+    return f"{f'{seconds / 3600:.1f} h':>12}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What a run will cost, and whether it will fit.")
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--gpus", type=int, help="GPUs in all; default: the config's nproc_per_node")
-    parser.add_argument("--gpu", help=f"cpu, {', '.join(CARDS)}; default: h100 with --gpus, else cpu")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--gpu", choices=("cpu", *CARDS), help="default: h100 with --gpus, else cpu")
     arguments = parser.parse_args()
-    settings = load_settings(arguments.config)
+    settings, card = load_settings(arguments.config), arguments.gpu or ("h100" if arguments.gpus else "cpu")
+    ranks = settings.nproc_per_node if arguments.gpus is None else arguments.gpus
+    if ranks < 1 or (card == "cpu" and arguments.gpus):
+        raise UserError(f"--gpus {ranks}: give at least 1, and a kind of GPU or none")
     if settings.model.prepare:
         prepare(settings.model)
-    config = LlamaConfig.load(settings.model.shape)
-    machine, card, ranks = choose_machine(arguments, settings, config)
-    folder = Path("runs") if Path("runs").is_dir() else Path(".")
-    document = report(plan(settings, config, machine, ranks), card, folder)
-    print(json.dumps(document, indent=2) if arguments.json else table(document))
-    if any(check["status"] == "will not fit" for check in document["checks"]):
+    config, recompute = LlamaConfig.load(settings.model.shape), settings.trainer.activation_checkpointing
+    peaks = CARDS[card] if card in CARDS else this_cpu(settings)
+    plan = Plan(settings, Roofline(config, settings.plan, peaks, ranks, recompute))
+    print("\n".join(table(plan, card)) + "\n")
+    faults = list(plan.faults(shutil.disk_usage("runs" if Path("runs").is_dir() else ".").free))
+    print("\n".join(faults) or "Everything fits: context, KV cache, micro-batches, pool, memory and disk.")
+    if any(not fault.startswith("warning") for fault in faults):
         raise SystemExit(1)
 
 

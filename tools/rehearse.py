@@ -23,7 +23,7 @@ from prepare.meta import convert
 from prepare.scripted import write_stand_in
 from stages.files import UserError, command, read_jsonl, write_atomic, write_jsonl
 from stages.settings import Settings, load_settings
-from tools.planning.inputs import named_models
+from tools.inputs import named_models
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = 2

@@ -39,41 +39,30 @@ class StepWork:
 
 @dataclass
 class Simulation:
-    """The steps of one or more shards."""
+    """The steps of a shard."""
 
     steps: list[StepWork] = field(default_factory=list)
-    requests: int = 0
-    prompt_tokens: int = 0
-    """Tokens of all requests' whole prompts; shared prefixes count for each request."""
-    new_tokens: int = 0
-    too_long: int = 0
-    """Requests whose prompt leaves no room for a completion in the context or the cache."""
     preemptions: int = 0
-    most_blocks: int = 0
-    """Blocks of the cache in use at once."""
 
-    @property
-    def computed_tokens(self) -> int:
-        return sum(step.tokens for step in self.steps)
 
-    def run(self, requests: Sequence[Request], lengths: Mapping[str, int], engine: EngineOptions, context: int) -> None:
-        """Add a shard: complete each request with `lengths[id]` tokens, or as many as there is room for."""
-        pool = BlockPool(engine.num_kv_blocks, engine.block_size)
-        scheduler = Scheduler(pool, engine.max_num_batched_tokens, engine.max_num_seqs, context)
-        self.requests += len(requests)
-        for request in requests:
-            self.prompt_tokens += len(request.ids)
-            self.too_long += not scheduler.add(request)
-        next_id = -1  # sampled ids are negative and unique, so that completions share no prefix
-        while scheduler.busy:
-            step = scheduler.schedule()
-            work = StepWork.of(step, engine.block_size)
-            self.steps.append(work)
-            self.new_tokens += work.drawn
-            self.most_blocks = max(self.most_blocks, engine.num_kv_blocks - len(pool.free))
-            drawn = list(range(next_id, next_id - work.drawn, -1))
-            next_id -= work.drawn
-            scheduler.complete(
-                step, drawn, lambda s: len(s.completion) >= lengths[s.request.id] or len(s.tokens) >= s.max_tokens
-            )
-        self.preemptions += scheduler.preemptions
+def simulate(
+    requests: Sequence[Request], lengths: Mapping[str, int], engine: EngineOptions, context: int
+) -> Simulation:
+    """A shard whose requests are completed with `lengths[id]` tokens, or as many as there is room for."""
+    pool = BlockPool(engine.num_kv_blocks, engine.block_size)
+    scheduler = Scheduler(pool, engine.max_num_batched_tokens, engine.max_num_seqs, context)
+    simulation = Simulation()
+    for request in requests:
+        scheduler.add(request)
+    next_id = -1  # sampled ids are negative and unique, so that completions share no prefix
+    while scheduler.busy:
+        step = scheduler.schedule()
+        work = StepWork.of(step, engine.block_size)
+        simulation.steps.append(work)
+        drawn = list(range(next_id, next_id - work.drawn, -1))
+        next_id -= work.drawn
+        scheduler.complete(
+            step, drawn, lambda s: len(s.completion) >= lengths[s.request.id] or len(s.tokens) >= s.max_tokens
+        )
+    simulation.preemptions = scheduler.preemptions
+    return simulation

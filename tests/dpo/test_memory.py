@@ -26,41 +26,38 @@ def recipe():
     return load_settings(ROOT / "configs" / "llama3-8b-instruct.toml")
 
 
-def test_the_recipe_fits_eight_gpus_of_80_gb(config, recipe):
-    memory = count(config, recipe, ranks=8)
-    print(memory.table())
-    assert memory.parameters == memory.gradients == PARAMETERS * 4 // 8
-    assert memory.optimizer == 2 * memory.parameters
+@pytest.fixture(scope="module")
+def memory(config, recipe) -> dict[str, int]:
+    return count(config, recipe, 8)
+
+
+def state(memory: dict[str, int]) -> int:
+    return memory["parameters, fp32"] + memory["gradients, fp32"] + memory["Adam's moments, fp32"]
+
+
+def test_the_recipe_fits_eight_gpus_of_80_gb(config, recipe, memory):
+    assert memory["parameters, fp32"] == memory["gradients, fp32"] == PARAMETERS * 4 // 8
+    assert memory["Adam's moments, fp32"] == 2 * memory["parameters, fp32"]
     # The input of each block in bf16, and embedding and head, which stay gathered.
     inputs = config.num_hidden_layers * recipe.trainer.tokens_per_microbatch * config.hidden_size * 2
     gathered = 2 * config.vocab_size * config.hidden_size * 2
-    assert inputs + gathered < memory.activations < 1.1 * (inputs + gathered)
-    state = memory.parameters + memory.gradients + memory.optimizer
+    activations, peak = memory["activations kept for backward"], memory["all tensors at the peak"]
+    assert inputs + gathered < activations < 1.1 * (inputs + gathered)
     # The rest: gradients of embedding, head and one block in bf16, and in fp32 for the sum over ranks.
-    assert state + memory.activations < memory.peak < state + memory.activations + 4 * gathered
-    assert memory.needed < 80e9
+    assert state(memory) + activations < peak < state(memory) + activations + 4 * gathered
+    assert peak < memory["needed"] < 80e9
+    assert type(_frequencies(config, torch.device("cpu"))) is torch.Tensor, "a real model can be used after a count"
 
 
-def test_without_activation_checkpointing_it_needs_more_and_fits_too(config, recipe):
-    settings = changed(recipe, trainer={"activation_checkpointing": False})
-    assert count(config, recipe, 8).needed < count(config, settings, 8).needed < 80e9
-
-
-def test_more_gpus_hold_less_each(config, recipe):
-    one, two = (count(config, recipe, ranks) for ranks in (8, 16))
-    assert one.parameters == 2 * two.parameters
-    assert one.peak - two.peak > one.parameters + one.optimizer - two.parameters - two.optimizer
-
-
-def test_prompts_that_are_not_shared_fill_the_budget_too(config, recipe):
-    settings = changed(recipe, trainer={"share_prefixes": False})
-    shared, twice = count(config, recipe, 8), count(config, settings, 8)
-    assert twice.activations == pytest.approx(shared.activations, rel=0.02)
-
-
-def test_a_real_model_can_be_used_after_a_count(config, recipe):
-    count(config, recipe, 8)
-    assert type(_frequencies(config, torch.device("cpu"))) is torch.Tensor
+def test_other_settings(config, recipe, memory):
+    """Without activation checkpointing more; on 16 GPUs less each; a prompt that is not shared fills the batch, too."""
+    kept = count(config, changed(recipe, trainer={"activation_checkpointing": False}), 8)
+    assert memory["needed"] < kept["needed"] < 80e9
+    twice = count(config, changed(recipe, trainer={"share_prefixes": False}), 16)
+    assert memory["parameters, fp32"] == 2 * twice["parameters, fp32"]
+    assert memory["all tensors at the peak"] - twice["all tensors at the peak"] > state(memory) / 2 - 1e9
+    name = "activations kept for backward"
+    assert twice[name] == pytest.approx(memory[name], rel=0.02)
 
 
 def test_live_bytes_are_counted():

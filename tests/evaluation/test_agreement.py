@@ -1,4 +1,4 @@
-"""Judge agreement: measures on worked examples and degenerate inputs, held to scipy; the stage with a model."""
+"""Judge agreement: measures on worked examples, held to scipy and scikit-learn; degenerate inputs; the command."""
 
 import json
 import random
@@ -8,20 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
-from sklearn.metrics import accuracy_score, cohen_kappa_score
+from scipy.stats import rankdata, spearmanr
+from sklearn.metrics import cohen_kappa_score
 
 import prepare.seed_model
-from evaluation.agreement import agreement_job, main, table
+from evaluation.agreement import agreement_job, main, report, table
 from evaluation.decisions import Decisions, collect
-from evaluation.labelled import Case, Labelled, Pair, read_labelled
-from evaluation.measures import report
-from evaluation.statistics import bootstrap, spearman
+from evaluation.labelled import Case, Labelled, Pair, majority
+from evaluation.statistics import bootstrap, cohen_kappa, ranks, spearman
 from stages.files import UserError, read_jsonl, write_jsonl
 from stages.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "tiny.toml"
+CLASSES = ("first", "second", "tie")
 
 
 def case(group: str, name: str, quality: float, text: str = "x", flaw: str = "", subset: str = "") -> Case:
@@ -30,21 +30,16 @@ def case(group: str, name: str, quality: float, text: str = "x", flaw: str = "",
 
 def grouped(*cases: Case) -> Labelled:
     """Ranked groups and their pairs."""
-    pairs = [
-        Pair(f"{a.name}-{b.name}", a, b)
-        for a, b in combinations(cases, 2)
-        if a.group == b.group and a.quality != b.quality
-    ]
-    return Labelled(list(cases), pairs)
+    both = [(a, b) for a, b in combinations(cases, 2) if a.group == b.group and a.quality != b.quality]
+    return Labelled(list(cases), [Pair(f"{a.name}-{b.name}", a, b) for a, b in both])
 
 
-def labelled_pairs(*rows: tuple[str, str, str]) -> Labelled:
-    """Pairs of (label, first text, second text), named 0, 1, ..."""
-    qualities = {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}
+def labelled_pairs(*rows: dict[str, str], texts: tuple[str, str] = ("x", "xy")) -> Labelled:
+    """Pairs named 0, 1, ..., by their labels by annotator."""
     pairs = []
-    for i, (label, *texts) in enumerate(rows):
-        a, b = (case(str(i), f"{i}/{k}", qualities[label][k], texts[k]) for k in (0, 1))
-        pairs.append(Pair(str(i), a, b, {"": label}))
+    for i, labels in enumerate(rows):
+        qualities = {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}[majority(labels.values())]
+        pairs.append(Pair(str(i), *(case(str(i), f"{i}/{k}", qualities[k], texts[k]) for k in (0, 1)), labels))
     return Labelled([c for pair in pairs for c in (pair.first, pair.second)], pairs)
 
 
@@ -56,32 +51,45 @@ def scored(labelled: Labelled, *scores: tuple[str, int | None]) -> Decisions:
 
 def decided(labelled: Labelled, *decisions: str | None) -> Decisions:
     """A decision of each pair, in order."""
-    rows = [
-        ("row", {"id": p.name, "decision": decision}) for p, decision in zip(labelled.pairs, decisions, strict=True)
-    ]  # fmt: skip
-    return collect("decisions", rows, labelled, "rows")
-
-
-def compared(labelled: Labelled, *both: tuple[str | None, str | None]) -> Decisions:
-    """The winner by place, in both orders of each pair."""
-    rows = [
-        ("row", {"id": p.name, "order": order, "winner": winners[order]})
-        for p, winners in zip(labelled.pairs, both, strict=True)
-        for order in (0, 1)
-    ]
-    return collect("comparisons", rows, labelled, "rows")
+    both = zip(labelled.pairs, decisions, strict=True)
+    return collect("decisions", [("row", {"id": pair.name, "decision": d}) for pair, d in both], labelled, "rows")
 
 
 def value(row: dict) -> tuple:
     return row["value"], row["count"]
 
 
-def test_spearman_equals_scipy():
-    rng = np.random.default_rng(0)
-    for _ in range(20):
+def test_statistics_equal_scipy_and_scikit_learn():
+    rng, draw = np.random.default_rng(0), random.Random(0)
+    for i in range(20):
         a, b = rng.integers(0, 5, 12), rng.integers(0, 5, 12)
         assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic)
+        assert ranks(a).tolist() == rankdata(a).tolist()
+        first = draw.choices(CLASSES[: 2 + i % 2], k=30)
+        second = [label if draw.random() < 0.5 else draw.choice(CLASSES) for label in first]
+        kappa = cohen_kappa(list(zip(first, second, strict=True)))
+        assert kappa["value"] == pytest.approx(cohen_kappa_score(first, second), abs=1e-4)
+        assert kappa["low"] <= kappa["value"] <= kappa["high"] and kappa["count"] == 30
     assert spearman([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_intervals_are_those_of_large_samples():
+    rng = np.random.default_rng(1)
+    result = bootstrap([[float(x) for x in rng.random(4) < 0.7] for _ in range(200)])
+    assert result["high"] - result["low"] == pytest.approx(2 * 1.96 * np.sqrt(0.7 * 0.3 / 800), rel=0.25)
+    assert bootstrap([[], []]) == {"value": None, "low": None, "high": None, "count": 0}
+    # Kappa 0.5 of two balanced classes: standard error sqrt(p_o (1 - p_o) / n) / (1 - p_e), p_e about constant.
+    both = [(a, b) for a in CLASSES[:2] for b in CLASSES[:2] for _ in range(150 if a == b else 50)]
+    kappa = cohen_kappa(both)
+    assert kappa["value"] == 0.5
+    assert kappa["high"] - kappa["low"] == pytest.approx(2 * 1.96 * (0.75 * 0.25 / 400) ** 0.5 / 0.5, rel=0.1)
+
+
+def test_without_a_kappa_there_is_a_reason():
+    assert cohen_kappa([])["reason"] == "no pair has both labels"
+    same = cohen_kappa([("tie", "tie")] * 5)
+    assert same["value"] is None and same["count"] == 5 and "one label" in same["reason"]
+    assert cohen_kappa([("tie", "tie"), ("tie", "first")])["value"] == 0  # one of them is constant: chance
 
 
 def test_report_worked_by_hand():
@@ -107,75 +115,60 @@ def test_report_worked_by_hand():
     assert result["longer"]["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
     assert value(result["exact_order"]) == (0, 2)
     assert result["mean_score_by_quality"] == {"0": 1.0, "1": 5.0, "2": 0.0, "3": 4.0, "5": 4.0}
+    assert result["score_histogram"] == {"0": 1, "1": 1, "3": 1, "4": 1, "5": 2}
     assert result["annotators"] is None and result["kappa"]["value"] is None and result["consistency"]["count"] == 0
 
 
 def test_each_flaw_is_held_against_the_flawless():
-    groups = grouped(
-        *(
-            case(group, f"{group}{flaw}", quality, flaw=flaw)
-            for group in "gh"
-            for flaw, quality in (("none", 5), ("cut_off", 3), ("far", 0))
-        )
-    )
+    flaws = (("none", 5), ("cut_off", 3), ("far", 0))
+    groups = grouped(*(case(g, f"{g}{flaw}", quality, flaw=flaw) for g in "gh" for flaw, quality in flaws))
     scores = {"gnone": 4, "gcut_off": 4, "gfar": 0, "hnone": 3, "hcut_off": 5, "hfar": 1}
     result = report(groups, scored(groups, *scores.items()))["by_flaw"]
     assert {flaw: row["value"] for flaw, row in result.items()} == {"cut_off": (0.5 + 0) / 2, "far": 1.0}
 
 
 def test_labelled_pairs_by_hand():
-    """Labels 1 1 2 tie tie, decisions 1 tie 1 tie 2, and one without a verdict."""
-    labels = ["first", "first", "second", "tie", "tie", "first"]
-    pairs = labelled_pairs(*((label, "x", "xy") for label in labels))
+    """Labels 1 1 2 tie tie, decisions 1 tie 1 tie 2, and one without a verdict. The second is always the longer one."""
+    pairs = labelled_pairs(*({"": label} for label in ("first", "first", "second", "tie", "tie", "first")))
     result = report(pairs, decided(pairs, "first", "tie", "first", "tie", "second", None))
     assert value(result["with_ties"]) == (2 / 5, 5) and value(result["without_ties"]) == (1 / 2, 2)
     assert value(result["pairwise"]) == ((1 + 0.5 + 0 + 1 + 0.5) / 5, 5)
     assert result["parse_rate"] == round(5 / 6, 4) and result["pairs"] == 6
-    # The second is always the longer one.
     longer = result["longer"]
     assert value(longer["with_ties"]) == (round(1 / 6, 4), 6) and value(longer["without_ties"]) == (0.25, 4)
     assert result["spearman"]["count"] == result["exact_order"]["count"] == 0  # pairs are no rankings
-    assert result["annotators"]["annotators"] == 1 and result["score_histogram"] == {}
-    assert longer["kappa"]["value"] == 0
+    assert result["annotators"]["annotators"] == 1 and result["annotators"]["kappa"] is None
+    labels, judged = ("first", "first", "second", "tie", "tie"), ("first", "tie", "first", "tie", "second")
+    assert result["kappa"]["value"] == pytest.approx(cohen_kappa_score(labels, judged), abs=1e-4)
+    assert longer["kappa"]["value"] == 0 and result["score_histogram"] == {}
 
 
-def test_accuracy_and_kappa_equal_scikit_learn():
-    draw = random.Random(0)
-    classes = ("first", "second", "tie")
-    labels, decisions = draw.choices(classes, k=60), draw.choices(classes, k=60)
-    pairs = labelled_pairs(*((label, "x", "x y") for label in labels))
-    result = report(pairs, decided(pairs, *decisions))
-    assert result["with_ties"]["value"] == pytest.approx(accuracy_score(labels, decisions), abs=1e-4)
-    assert result["kappa"]["value"] == pytest.approx(cohen_kappa_score(labels, decisions), abs=1e-4)
-    both = [(a, b) for a, b in zip(labels, decisions, strict=True) if "tie" not in (a, b)]
-    assert value(result["without_ties"]) == (round(sum(a == b for a, b in both) / len(both), 4), len(both))
+def test_several_annotators_by_hand():
+    """x and y share three pairs, and both share one with z; the judge has no verdict of the last pair."""
+    pairs = labelled_pairs(
+        *({"x": "first", "y": "first"}, {"x": "second", "y": "first"}),
+        *({"x": "second", "y": "second", "z": "tie"}, {"x": "tie"}),
+    )
+    people = report(pairs, decided(pairs, "first", "second", "tie", None))["annotators"]
+    assert (people["annotators"], people["labels"]) == (3, 8)
+    # Votes: yes, yes; yes, no; no, no, yes. Without ties the first two pairs alone.
+    assert value(people["with_ties"]) == (round(4 / 7, 4), 7) and value(people["without_ties"]) == (0.75, 4)
+    # Kappas: x with y; with z both have 0.
+    x_y = cohen_kappa_score(["first", "second", "second"], ["first", "first", "second"])
+    assert people["kappa"] == pytest.approx((x_y + 0 + 0) / 3, abs=1e-4)
 
 
 def test_comparisons_in_both_orders():
     """As shown: the first response twice; whichever is first; a tie and the first response; one order unread."""
-    pairs = labelled_pairs(*(("first", "x", "y"),) * 4)
+    pairs = labelled_pairs(*({"": "first"},) * 4)
     shown = [("first", "second"), ("first", "first"), ("tie", "second"), (None, "second")]
-    result = report(pairs, compared(pairs, *shown))
+    rows = [("r", {"id": str(i), "order": o, "winner": both[o]}) for i, both in enumerate(shown) for o in (0, 1)]
+    result = report(pairs, collect("comparisons", rows, pairs, "rows"))
     assert value(result["consistency"]) == (round(1 / 3, 4), 3)
     assert value(result["with_ties"]) == (2 / 4, 4)  # orders that disagree are a tie
     assert value(result["without_ties"]) == (1, 2) and value(result["pairwise"]) == (0.75, 4)
     assert value(result["first_position"]) == (3 / 6, 6)
-    assert result["judgments"] == 8 and result["parse_rate"] == 7 / 8
-    assert result["mean_score_by_quality"] == {}
-
-
-def test_a_group_compared_is_ordered_by_wins():
-    """Qualities 3, 2, 2, 0: five pairs. The best loses to one of the middle, and ties with the other."""
-    groups = grouped(case("g", "a", 3), case("g", "b", 2), case("g", "c", 2), case("g", "d", 0))
-    assert [pair.name for pair in groups.pairs] == ["a-b", "a-c", "a-d", "b-d", "c-d"]
-    result = report(groups, decided(groups, "second", "tie", "first", "first", "first"))
-    assert value(result["pairwise"]) == (3.5 / 5, 5) and value(result["without_ties"]) == (3 / 4, 4)
-    # Shares of wins: 1.5 of 3, 2 of 2, 1.5 of 2, 0 of 3.
-    expected = spearmanr([3, 2, 2, 0], [0.5, 1, 0.75, 0]).statistic
-    assert result["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
-    assert value(result["exact_order"]) == (0, 1)
-    result = report(groups, decided(groups, *["first"] * 5))
-    assert value(result["exact_order"]) == (1, 1)
+    assert result["judgments"] == 8 and result["parse_rate"] == 7 / 8 and result["mean_score_by_quality"] == {}
 
 
 def test_exact_order():
@@ -184,6 +177,11 @@ def test_exact_order():
     scores = {"g": (5, 1, 3), "h": (5, 5, 3), "i": (3, 5, 1), "k": (5, 1, None)}
     rows = [(f"{group}{i}", score) for group, given in scores.items() for i, score in enumerate(given)]
     assert value(report(groups, scored(groups, *rows))["exact_order"]) == (round(1 / 3, 4), 3)
+    # By decisions, shares of wins: 1 of 2, and 1 of 1; the other group has none.
+    pair = grouped(*(case("g", f"g{i}", q) for i, q in enumerate((2, 1, 1))))
+    result = report(pair, decided(pair, "first", "second"))
+    assert value(result["exact_order"]) == (0, 1)
+    assert result["spearman"]["value"] == pytest.approx(spearmanr([2, 1, 1], [0.5, 0, 1]).statistic, abs=1e-4)
 
 
 def test_rows_by_subset():
@@ -192,46 +190,24 @@ def test_rows_by_subset():
         *(case("h", "c", 2, "x", subset="t"), case("h", "d", 1, "xx", subset="t")),
         *(case("i", "e", 2), case("i", "f", 1)),
     )
-    rows = zip("abcdef", (5, 1, 1, 5, 2, 2), strict=True)
-    result = report(groups, scored(groups, *rows))
+    result = report(groups, scored(groups, *zip("abcdef", (5, 1, 1, 5, 2, 2), strict=True)))
     assert list(result["subsets"]) == ["s", "t"] and value(result["pairwise"]) == (0.5, 3)
     s, t = result["subsets"]["s"], result["subsets"]["t"]
     assert (value(s["pairwise"]), value(s["longer"]["pairwise"]), s["spearman"]["value"]) == ((1, 1), (1, 1), 1)
     assert (value(t["pairwise"]), value(t["longer"]["pairwise"]), t["pairs"]) == ((0, 1), (0, 1), 1)
-    assert s["pairwise"]["low"] == s["pairwise"]["high"] == 1
 
 
-def test_all_ties_are_chance():
+def test_ties_are_chance_and_nothing_is_nothing():
     groups = grouped(case("g", "a", 1), case("g", "b", 2))
     result = report(groups, scored(groups, ("a", 3), ("b", 3)))
     assert value(result["pairwise"]) == (0.5, 1) and value(result["with_ties"]) == (0, 1)
     assert result["without_ties"] == {"value": None, "low": None, "high": None, "count": 0}
     assert value(result["spearman"]) == (0, 1) and value(result["exact_order"]) == (0, 1)
-    pairs = labelled_pairs(("tie", "x", "y"), ("tie", "x", "y"))
-    result = report(pairs, decided(pairs, "tie", "tie"))
-    assert value(result["with_ties"]) == (1, 2) and result["without_ties"]["count"] == 0
-    assert result["kappa"]["value"] is None and "one label" in result["kappa"]["reason"]
-
-
-def test_nothing_is_nothing():
-    groups = grouped(case("g", "a", 1), case("g", "b", 2))
     result = report(groups, scored(groups, ("a", None), ("b", None)))
-    assert result["parse_rate"] == 0 and result["pairwise"]["value"] is None and result["pairwise"]["count"] == 0
-    one = grouped(case("g", "a", 1))
-    result = report(one, scored(one, ("a", 3)))
-    assert result["pairs"] == 0 and result["pairwise"]["count"] == result["spearman"]["count"] == 0
-    twins = labelled_pairs(("tie", "same", "same"))
+    assert result["parse_rate"] == 0 and value(result["pairwise"]) == (None, 0)
+    twins = labelled_pairs({"": "tie"}, texts=("same", "same"))
     result = report(twins, collect("comparisons", [], twins, "rows"))
     assert result["parse_rate"] is None and value(result["with_ties"]) == (1, 1)
-    assert bootstrap([[], []])["value"] is None
-
-
-def test_bootstrap_covers_groups():
-    rng = np.random.default_rng(1)
-    groups = [[float(x) for x in rng.random(4) < 0.7] for _ in range(200)]
-    result = bootstrap(groups)
-    error = np.sqrt(0.7 * 0.3 / 800)
-    assert result["high"] - result["low"] == pytest.approx(2 * 1.96 * error, rel=0.25)
 
 
 def test_each_protocol_has_its_own_key(tmp_path):
@@ -245,8 +221,7 @@ def test_each_protocol_has_its_own_key(tmp_path):
     assert key("scores", 1) == key("scores", 1, "elsewhere")
 
 
-# The stage
-
+# The command
 
 CASES = [
     {"id": "g", "prompt": "Name a river.", "subset": "facts",
@@ -281,23 +256,10 @@ def run(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("protocol", ["scores", "pairwise"])
-def test_the_stages_decisions_give_the_same_report_again(judge, run, tmp_path, protocol):
+def test_a_models_decisions_give_the_same_report_again(judge, run, tmp_path, protocol):
     cases, out, again = tmp_path / "cases.jsonl", tmp_path / "out", tmp_path / "again"
     write_jsonl(cases, CASES)
-    of_model = (
-        "--config",
-        CONFIG,
-        "--model",
-        judge,
-        "--cases",
-        cases,
-        "--out",
-        out,
-        "--protocol",
-        protocol,
-        "--N",
-        "3",
-    )
+    of_model = ("--config", CONFIG, "--model", judge, "--cases", cases, "--out", out, "--protocol", protocol, "--N", 3)
     assert str(judge) in run(*of_model)
     result = json.loads((out / "agreement.json").read_text())
     assert result["judge"] == str(judge) and result["judgments"] == (9 * 3 if protocol == "scores" else 5 * 2 * 3)
@@ -305,16 +267,11 @@ def test_the_stages_decisions_give_the_same_report_again(judge, run, tmp_path, p
     assert result["annotators"]["labels"] == 4
     assert (result["consistency"]["count"] > 0) == (result["first_position"]["count"] > 0) == (protocol == "pairwise")
     rows = list(read_jsonl(out / "decisions.jsonl"))
-    records = [row for path in sorted(out.glob("*/shards-*/*.jsonl")) for row in read_jsonl(path)]
-    key = "score" if protocol == "scores" else "winner"
-    assert [(row["index"], row[key], row["failure"]) for row in rows] == [
-        (row["index"], row[key], row["failure"]) for row in records
-    ]
+    assert len(rows) == result["judgments"]
     shown = run("--cases", cases, "--decisions", out / "decisions.jsonl", "--out", again)
     stored = json.loads((again / "agreement.json").read_text())
-    assert stored["judge"] == str(out / "decisions.jsonl")
-    assert {**stored, "judge": result["judge"]} == result
-    assert shown == table(stored) + "\n" and shown.startswith(stored["judge"])
+    assert stored["judge"] == str(out / "decisions.jsonl") and {**stored, "judge": result["judge"]} == result
+    assert shown == table(stored) + "\n" and shown.startswith(stored["judge"]) and "2 annotators, 4 labels" in shown
     before = (out / "agreement.json").stat().st_mtime_ns
     assert run(*of_model) == table(result) + "\n" and (out / "agreement.json").stat().st_mtime_ns == before
 
@@ -328,28 +285,18 @@ def test_the_table_has_the_judge_and_the_baseline(tmp_path, run):
     shown = run("--cases", tmp_path / "cases.jsonl", "--decisions", tmp_path / "decisions.jsonl").splitlines()
     assert shown[0] == f"{tmp_path / 'decisions.jsonl'}: 2 decisions, 100.0% of them read"
     (line,) = [line for line in shown if "without ties" in line]
-    assert line.split() == ["without", "ties", *("50.0%", "[0.0,", "100.0]", "of", "2") * 2]
+    assert line.split() == ["without", "ties", *("50.0%", "[0.0%,", "100.0%]", "of", "2") * 2]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.jsonl", "decisions.jsonl"]
 
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ([], "--config is missing"),
-        (["--config", "c", "--model", "m"], "--out is missing"),
-        (["--decisions", "d", "--model", "m"], "--model is for a model, and --decisions replaces the model"),
-        (["--decisions", "d", "--N", "1"], "--N is for a model"),
+        (["--config", "c", "--model", "m"], "a --model needs both"),
+        (["--decisions", "d", "--protocol", "pairwise"], "--decisions has no use for them"),
         (["--config", "c", "--model", "m", "--out", "o", "--N", "0"], "--N is 0"),
     ],
 )
 def test_arguments_that_do_not_fit(run, words, complaint):
     with pytest.raises(UserError, match=complaint):
         run("--cases", "cases", *words)
-
-
-def test_missing_decisions_are_named(run, tmp_path):
-    write_jsonl(tmp_path / "cases.jsonl", CASES)
-    write_jsonl(tmp_path / "decisions.jsonl", [{"id": "q", "decision": "tie"}])
-    with pytest.raises(UserError, match=r"decisions\.jsonl: no decision of 'g/0-1'; 'g/0-2'; 'g/1-2' and 1 more"):
-        run("--cases", tmp_path / "cases.jsonl", "--decisions", tmp_path / "decisions.jsonl")
-    assert len(read_labelled(tmp_path / "cases.jsonl").pairs) == 6

@@ -4,26 +4,29 @@ The questions are those of tests/support/questions.py. The tiny judge gives a sc
 """
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from questions import ALPACA, ARENA_1, ARENA_2, MT
+from questions import ALPACA, ARENA_1, ARENA_2, MT, without, written
 
 import prepare.seed_model
-from evaluation import arena, mtbench, winrate
-from evaluation.annotate import dialog_text, found_by_judge, main, scored_by_judge
-from evaluation.annotations import read_annotations
-from evaluation.answers import ALPACA_EVAL, ARENA_HARD, MT_BENCH, Question, read_questions
-from evaluation.findings import Finding, alpaca_row, arena_row
-from evaluation.matches import Answer, Match, read_matches
-from evaluation.pairwise import Decision
+from evaluation import alpaca, arena, mtbench
+from evaluation.annotate import Finding, annotation_rows, compared, dialog_text, main, scored
+from evaluation.benchmarks import (
+    ALPACA_EVAL,
+    ARENA_HARD,
+    MT_BENCH,
+    Answer,
+    Match,
+    Question,
+    read_matches,
+    read_questions,
+)
 from prepare.seed_model import make_tiny
-from stages.files import UserError, digest, read_jsonl, read_manifest, read_shards, write_json, write_jsonl
+from stages.files import UserError, digest, read_jsonl, read_manifest, read_shards
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "tiny.toml"
@@ -61,33 +64,26 @@ def judge(tmp_path_factory) -> Path:
     return folder
 
 
-def written(path: Path, rows: list[dict]) -> Path:
-    write_json(path, rows) if path.suffix == ".json" else write_jsonl(path, rows)
-    return path
-
-
 @pytest.fixture
 def files(tmp_path) -> dict[str, list[str]]:
     """Each benchmark's options: the model's answers, a baseline's and questions."""
-    first = [arena_answer(question, "M1", f"answer {i}") for i, question in enumerate(ARENA_1)]
-    first_baseline = [arena_answer(question, "base", "None.") for question in reversed(ARENA_1)]
-    second = [arena_answer(question, "M1", f"answer {i}") for i, question in enumerate(ARENA_2)]
-    second_baseline = [arena_answer(q, f"base {i}", "None.") for i, q in enumerate(ARENA_2)]
-    dialogs = [mt_answer(question, "M1", "Blue water.", "Water.") for question in MT]
 
     def options(folder: str, **rows: list[dict]) -> list[str]:
         (tmp_path / folder).mkdir()
-        words = []
-        for name, content in rows.items():
-            stem = "M1" if name == "answers" else name
-            path = tmp_path / folder / f"{stem}.{'json' if folder == ALPACA_EVAL else 'jsonl'}"
-            words += [f"--{name}", str(written(path, content))]
-        return words
+        ending = "json" if folder == ALPACA_EVAL else "jsonl"
+        paths = {name: tmp_path / folder / f"{'M1' if name == 'answers' else name}.{ending}" for name in rows}
+        return [word for name in rows for word in (f"--{name}", str(written(paths[name], rows[name])))]
 
+    def arena(questions: list[dict]) -> dict[str, list[dict]]:
+        answers = [arena_answer(question, "M1", f"answer {i}") for i, question in enumerate(questions)]
+        baseline = [arena_answer(question, "base", "None.") for question in reversed(questions)]
+        return {"answers": answers, "baseline": baseline, "questions": questions}
+
+    dialogs = [mt_answer(question, "M1", "Blue water.", "Water.") for question in MT]
     return {
         ALPACA_EVAL: options(ALPACA_EVAL, answers=OUTPUTS, baseline=ALPACA),
-        ARENA_HARD: options(ARENA_HARD, answers=first, baseline=first_baseline, questions=ARENA_1),
-        "arena-hard 2": options("arena-hard 2", answers=second, baseline=second_baseline, questions=ARENA_2),
+        ARENA_HARD: options(ARENA_HARD, **arena(ARENA_1)),
+        "arena-hard 2": options("arena-hard 2", **arena(ARENA_2)),
         MT_BENCH: options(MT_BENCH, answers=dialogs, questions=MT),
     }
 
@@ -111,17 +107,14 @@ def name_of(judge: Path) -> str:
 
 
 def test_a_comparing_judge_annotates_alpaca_eval(run, judge, tmp_path, capsys):
-    out = tmp_path / "out"
+    out, name = tmp_path / "out", name_of(judge)
     run(ALPACA_EVAL, out, *by_model(judge, "--protocol", "pairwise", "--N", "4"))
     rows = json.loads((out / "annotations.json").read_text())
-    keys = ["dataset", "instruction", "output_1", "generator_1", "output_2", "generator_2", "annotator", "preference"]
-    assert [list(row) for row in rows] == [[*keys, "raw"]] * 3
-    assert [row["instruction"] for row in rows] == [row["instruction"] for row in ALPACA]
-    assert [row["output_1"] for row in rows] == ["The Po.", "Because.", "4"]
-    assert [row["output_2"] for row in rows] == ["The Po.", "It is {not}.", "5"]
-    assert {(row["generator_1"], row["generator_2"], row["annotator"]) for row in rows} == {
-        ("baseline", "M1", name_of(judge))
-    }
+    for row, asked, output in zip(rows, ALPACA, ("The Po.", "It is {not}.", "5"), strict=True):
+        known = {key: asked[key] for key in ("dataset", "instruction")}
+        known |= {"output_1": asked["output"], "generator_1": "baseline", "output_2": output, "generator_2": "M1"}
+        known |= {"annotator": name, "preference": row["preference"], "raw": row["raw"]}
+        assert row == known and list(row) == list(known)
     assert (rows[0]["preference"], rows[0]["raw"]) == (1.5, [])  # equal texts tie unasked
     unread = 0
     for row in rows[1:]:
@@ -131,44 +124,38 @@ def test_a_comparing_judge_annotates_alpaca_eval(run, judge, tmp_path, capsys):
             winners = [raw["winner"] for raw in row["raw"] if raw["shown"] == shown and raw["winner"]]
             orders += [Fraction(winners.count(better), len(winners))] if winners else []
         assert row["preference"] == (float(1 + sum(orders) / len(orders)) if orders else None)
-        unread += sum(raw["winner"] is None for raw in row["raw"])
-        assert all((raw["winner"] is None) == (raw["failure"] is not None) for raw in row["raw"])
-    assert 0 < unread < 16
+        unread += sum(raw["winner"] is None and raw["failure"] is not None for raw in row["raw"])
     manifest = read_manifest(out)
-    assert (manifest["judge"], manifest["protocol"], manifest["N"]) == (name_of(judge), "pairwise", 4)
-    assert manifest["counts"]["questions"] == 3 and manifest["counts"]["tied"] >= 1
-    assert manifest["judgments"]["records"] == 16
+    assert (manifest["judge"], manifest["protocol"], manifest["N"]) == (name, "pairwise", 4)
+    assert manifest["counts"]["questions"] == 3 and manifest["judgments"]["records"] == 16
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(
-        f"{out}/annotations.json: by {name_of(judge)}, not the benchmark's own annotator: 3 questions"
-    )
-    assert line.endswith(f"; {unread} of 16 judgments could not be read")
+    assert line.startswith(f"{out}/annotations.json: by {name}, not the benchmark's own annotator: 3 questions")
+    assert 0 < unread < 16 and line.endswith(f"; {unread} of 16 judgments could not be read")
 
 
-def test_a_scoring_judge_annotates_alpaca_eval(run, judge, tmp_path):
-    out = tmp_path / "out"
-    run(ALPACA_EVAL, out, *by_model(judge, "--N", "8", "--judge-name", "ours"))
-    rows = json.loads((out / "annotations.json").read_text())
-    assert {row["annotator"] for row in rows} == {"ours"}
-    for row in rows[1:]:
+def test_a_scoring_judge_annotates(run, judge, tmp_path):
+    """The higher mean wins, in AlpacaEval and in both games of Arena-Hard."""
+    run(ALPACA_EVAL, tmp_path / "alpaca", *by_model(judge, "--N", "8", "--judge-name", "ours"))
+    for row in json.loads((tmp_path / "alpaca" / "annotations.json").read_text())[1:]:
         sides = [[raw["score"] for raw in row["raw"] if raw["shown"] == side] for side in (0, 1)]
-        means = [Fraction(sum(own), len(own)) for own in ([s for s in side if s is not None] for side in sides)]
-        assert row["preference"] == (1.5 if means[0] == means[1] else 1 if means[0] > means[1] else 2)
-    assert any(raw["failure"] for raw in rows[1]["raw"])
+        one, two = (Fraction(sum(own), len(own)) for own in ([s for s in side if s is not None] for side in sides))
+        assert (row["annotator"], row["preference"]) == ("ours", 1.5 if one == two else 1 if one > two else 2)
+    run(ARENA_HARD, tmp_path / "arena", *by_model(judge, "--N", "6", "--judge-name", "ours"))
+    rows = read_jsonl(tmp_path / "arena" / "model_judgment" / "ours" / "M1.jsonl")
+    games = [tuple(game["score"] for game in row["games"]) for row in rows]
+    assert len(games) == 2 and set(games) <= {("A>B", "B>A"), ("B>A", "A>B"), ("A=B", "A=B")}
 
 
 @pytest.mark.parametrize(("benchmark", "asked"), [(ARENA_HARD, ARENA_1), ("arena-hard 2", ARENA_2)])
 def test_arena_hard_has_two_games_a_question(run, judge, tmp_path, benchmark, asked):
-    out = tmp_path / "out"
+    out, name = tmp_path / "out", name_of(judge)
     run(benchmark, out, *by_model(judge, "--protocol", "pairwise", "--N", "3"))
-    rows = list(read_jsonl(out / "model_judgment" / name_of(judge) / "M1.jsonl"))
+    rows = list(read_jsonl(out / "model_judgment" / name / "M1.jsonl"))
     named = ["uid", "category"] if "2" in benchmark else ["question_id"]
-    for i, (row, question) in enumerate(zip(rows, asked, strict=True)):
-        assert list(row) == [*named, "model", "judge", "baseline", "games"]
-        assert all(row[key] == question[key] for key in named)
-        assert (row["model"], row["judge"]) == ("M1", name_of(judge))
-        assert row["baseline"] == (f"base {i}" if "2" in benchmark else "base")
-        records = [r for r in read_shards(out / "judgments") if r["duel"] == str(question[named[0]])]
+    for row, question in zip(rows, asked, strict=True):
+        known = {key: question[key] for key in named} | {"model": "M1", "judge": name, "baseline": "base"}
+        assert row == known | {"games": row["games"]}
+        records = [r for r in read_shards(out / "judgments") if r["duel"] == question[named[0]]]
         for shown, game in enumerate(row["games"]):
             mine = [record for record in records if record["shown"] == shown]
             a, b = (sum(record["winner"] == place for record in mine) for place in ("first", "second"))
@@ -177,44 +164,34 @@ def test_arena_hard_has_two_games_a_question(run, judge, tmp_path, benchmark, as
             assert game["judgment"] == ({"answer": text} if "2" in benchmark else text)
 
 
-def test_a_scoring_judge_has_the_same_result_in_both_games(run, judge, tmp_path):
-    out = tmp_path / "out"
-    run(ARENA_HARD, out, *by_model(judge, "--N", "6"))
-    rows = list(read_jsonl(out / "model_judgment" / name_of(judge) / "M1.jsonl"))
-    mirrored = {"A>B": "B>A", "B>A": "A>B", "A=B": "A=B"}
-    assert all(row["games"][1]["score"] == mirrored[row["games"][0]["score"]] for row in rows)
-
-
-def test_mt_bench_is_scored_by_turn_on_our_scale(run, judge, tmp_path):
-    out = tmp_path / "out"
+def test_mt_bench_is_scored_by_turn_on_our_scale(run, judge, files, tmp_path):
+    out, name = tmp_path / "out", name_of(judge)
     run(MT_BENCH, out, *by_model(judge, "--N", "2"))
-    rows = list(read_jsonl(out / "model_judgment" / f"{name_of(judge)}_single.jsonl"))
-    keys = ["question_id", "model", "judge", "judgment", "score", "scale", "turn", "tstamp"]
-    assert [list(row) for row in rows] == [keys] * 6
-    assert [(row["question_id"], row["turn"]) for row in rows] == [(q["question_id"], t) for q in MT for t in (1, 2)]
-    assert all((row["model"], row["judge"], row["scale"]) == ("M1", name_of(judge), [0, 5]) for row in rows)
-    for row in rows:
-        name = f"{row['question_id']}/turn{row['turn']}"
-        records = [record for record in read_shards(out / "judgments") if record["response_id"] == name]
+    path = out / "model_judgment" / f"{name}_single.jsonl"
+    rows = list(read_jsonl(path))
+    for row, (question, turn) in zip(rows, [(q, turn) for q in MT for turn in (1, 2)], strict=True):
+        part = f"{question['question_id']}/turn{turn}"
+        records = [record for record in read_shards(out / "judgments") if record["response_id"] == part]
         scores = [record["score"] for record in records if record["score"] is not None]
-        assert len(records) == 2 and row["score"] == (sum(scores) / len(scores) if scores else None)
-        assert row["judgment"] == "\n\n".join(record["text"] for record in records)
-    counts = read_manifest(out)["counts"]
-    assert counts["questions"] == 3 and counts["scored"] + counts["without_verdict"] == 6
-    assert counts["without_verdict"] == sum(row["score"] is None for row in rows)
+        known = {"question_id": question["question_id"], "model": "M1", "judge": name}
+        known |= {"judgment": "\n\n".join(record["text"] for record in records)}
+        known |= {"score": sum(scores) / len(scores) if scores else None, "scale": [0, 5], "turn": turn}
+        assert len(records) == 2 and row == known | {"tstamp": row["tstamp"]}
+    unread = sum(row["score"] is None for row in rows)
+    assert read_manifest(out)["counts"] == {"questions": 3, "scored": 6 - unread, "without_verdict": unread}
+    questions = read_questions(MT_BENCH, Path(files[MT_BENCH][3]))
+    [result] = mtbench.report(*mtbench.read_scores(path, questions), questions)
+    assert result["scale"] == [0, 5] and "scores are from 0 to 5, not 1 to 10" in result["notes"][0]
 
 
 def match_of(first: str, second: str, row: dict = ARENA_1[0]) -> Match:
-    question = Question("b1", "c", ["Name a river."], row)
-    return Match(question, Answer("M1", [second]), Answer("base", [first]))
+    return Match(Question("b1", "b1", "c", ["Name a river."], row), Answer("M1", [second]), Answer("base", [first]))
 
 
 def comparisons(as_is: list, swapped: list) -> list[dict]:
-    given = ((side, i, winner) for side, winners in enumerate((as_is, swapped)) for i, winner in enumerate(winners))
-    return [
-        {"duel": "b1", "shown": side, "index": i, "winner": winner, "failure": None, "text": f"{side}{i}"}
-        for side, i, winner in given
-    ]
+    given = [(side, i, winner) for side, winners in enumerate((as_is, swapped)) for i, winner in enumerate(winners)]
+    known = {"duel": "b1", "failure": None}
+    return [known | {"shown": side, "index": i, "winner": winner, "text": f"{side}{i}"} for side, i, winner in given]
 
 
 @pytest.mark.parametrize(
@@ -232,38 +209,32 @@ def comparisons(as_is: list, swapped: list) -> list[dict]:
 )
 def test_preferences_by_hand(as_is, swapped, preference, games):
     match = match_of("The Po.", "No.")
-    [finding] = found_by_judge([match], comparisons(as_is, swapped), "pairwise")
-    alpaca = Match(Question("0000", "c", ["Name a river."], ALPACA[0]), match.answer, match.baseline)
-    assert alpaca_row(alpaca, finding, "ours")["preference"] == preference
-    assert [game["score"] for game in arena_row(match, finding, "ours")["games"]] == games
-    assert finding.games == ("\n\n".join(f"0{i}" for i in range(len(as_is))), "10" if len(swapped) == 1 else "10\n\n11")
+    finding = compared(match, comparisons(as_is, swapped), "pairwise")
+    [row] = annotation_rows(ALPACA_EVAL, match_of("The Po.", "No.", ALPACA[0]), finding, "ours", 0)
+    assert row["preference"] == preference
+    [row] = annotation_rows(ARENA_HARD, match, finding, "ours", 0)
+    assert [game["score"] for game in row["games"]] == games
+    assert finding.texts == ["\n\n".join(f"0{i}" for i in range(len(as_is))), "10" if len(swapped) == 1 else "10\n\n11"]
 
 
-def test_equal_texts_tie_unasked():
+def test_equal_texts_tie_unasked_and_a_share_has_its_float():
     match = match_of("The Po.", "The Po.")
-    [finding] = found_by_judge([match], [], "pairwise")
-    row = arena_row(match, finding, "ours")
+    [row] = annotation_rows(ARENA_HARD, match, compared(match, [], "pairwise"), "ours", 0)
     assert row["games"] == [{"judgment": "", "score": "A=B"}] * 2
-
-
-def test_a_share_has_its_float():
-    row = alpaca_row(match_of("a", "b", ALPACA[0]), Finding(Decision(Fraction(1, 3)), [], ("", "")), "ours")
+    [row] = annotation_rows(ALPACA_EVAL, match, Finding([Fraction(1, 3)] * 2, ("", ""), []), "ours", 0)
     assert row["preference"] == pytest.approx(5 / 3, abs=1e-15)
 
 
 def test_the_second_turn_is_judged_in_its_dialog():
-    question = Question("81", "writing", ["Write of a lake.", "Shorter."], MT[0])
+    question = Question("81", "81", "writing", ["Write of a lake.", "Shorter."], MT[0])
     match = Match(question, Answer("M1", ["Blue water.", "Water."]), None)
     assert dialog_text(match, 0) == "Write of a lake."
     assert dialog_text(match, 1) == (
         "The response continues this conversation.\n\nUser:\nWrite of a lake.\n\nAssistant:\nBlue water.\n\n"
         "User:\nShorter."
     )
-    given = {"81/turn1": (4, None, 3), "81/turn2": (None, None, None)}
-    records = [{"response_id": name, "score": score, "text": "t"} for name, scores in given.items() for score in scores]
-    [[first, second]] = scored_by_judge([match], records)
-    assert (first.value, first.scale, first.text) == (3.5, [0, 5], "t\n\nt\n\nt")
-    assert second.value is None
+    finding = scored([[{"score": score, "text": "t"} for score in own] for own in ((4, None, 3), (None, None, None))])
+    assert (finding.values, finding.texts[0]) == ([3.5, None], "t\n\nt\n\nt")
 
 
 def verdicts(tmp_path: Path, rows: list[dict]) -> list[str]:
@@ -279,64 +250,45 @@ def test_verdicts_from_elsewhere_annotate_alpaca_eval(run, tmp_path):
     ]
     run(ALPACA_EVAL, tmp_path / "out", *verdicts(tmp_path, given))
     rows = json.loads((tmp_path / "out" / "annotations.json").read_text())
-    assert [row["preference"] for row in rows] == [1.5, 1.25, 1.9]
-    assert {row["annotator"] for row in rows} == {"friends"}
     assert [row["raw"] for row in rows] == [[given[3]], given[1:3], [given[0]]]
-    read = read_annotations(tmp_path / "out" / "annotations.json")
-    assert list(read.preferences) == pytest.approx([0.5, 0.25, 0.9])
-    result = winrate.annotated(read, None)
-    assert (result["annotator"], result["official"], result["win_rate"]) == ("friends", False, pytest.approx(55))
+    assert [row["preference"] for row in rows] == [1.5, 1.25, 1.9]
+    result = alpaca.annotated(alpaca.read_annotations(tmp_path / "out" / "annotations.json"), None)
+    assert (result["annotator"], result["win_rate"]) == ("friends", pytest.approx(55))
     counts = read_manifest(tmp_path / "out")["counts"]
     assert counts == {"questions": 3, "baseline_better": 1, "tied": 1, "model_better": 1, "without_verdict": 0}
 
 
 def test_a_public_baseline_without_data_sets(run, files, tmp_path):
-    written(Path(files[ALPACA_EVAL][3]), [{key: row[key] for key in row if key != "dataset"} for row in ALPACA])
+    written(Path(files[ALPACA_EVAL][3]), [without(row, "dataset") for row in ALPACA])
     run(ALPACA_EVAL, tmp_path / "out", *verdicts(tmp_path, GIVEN))
     rows = json.loads((tmp_path / "out" / "annotations.json").read_text())
     assert [list(row)[:2] for row in rows] == [["instruction", "output_1"]] * 3
 
 
 def test_verdicts_from_elsewhere_annotate_arena_hard(run, tmp_path):
-    given = [
-        {"id": "a2", "verdict": "second"},
-        {"id": "b1", "verdict": "first", "game": 2, "text": "B is."},
-        {"id": "b1", "verdict": None, "game": 1},
-    ]
+    given = [{"id": "a2", "verdict": "second"}, {"id": "b1", "verdict": "first", "game": 2, "text": "B is."}]
+    given += [{"id": "b1", "verdict": None, "game": 1}]
     run(ARENA_HARD, tmp_path / "out", *verdicts(tmp_path, given), "--judge-name", "ours")
-    rows = list(read_jsonl(tmp_path / "out" / "model_judgment" / "ours" / "M1.jsonl"))
-    assert [row["question_id"] for row in rows] == ["b1", "a2"]
-    assert rows[0]["games"] == [{"judgment": "", "score": None}, {"judgment": "B is.", "score": "B>A"}]
-    assert [game["score"] for game in rows[1]["games"]] == ["B>A", "A>B"]
-    [result] = arena.report(arena.read_judgments([tmp_path / "out" / "model_judgment" / "ours" / "M1.jsonl"]))
-    assert (result["judge"], result["baseline"], result["official"]) == ("ours", "base", False)
-    assert result["models"][0]["score"]["value"] == pytest.approx(200 / 3, abs=0.01)  # of three verdicts
+    path = tmp_path / "out" / "model_judgment" / "ours" / "M1.jsonl"
+    one, two = (row["games"] for row in read_jsonl(path))
+    assert one == [{"judgment": "", "score": None}, {"judgment": "B is.", "score": "B>A"}]
+    assert [game["score"] for game in two] == ["B>A", "A>B"]
+    [result] = arena.report(arena.read_judgments([path]))
+    assert (result["judge"], result["baseline"]) == ("ours", "base")
+    assert result["rows"][0]["score"] == pytest.approx(200 / 3, abs=0.01)  # of three verdicts
 
 
 def mt_verdicts(score=7, scale=(1, 10)) -> list[dict]:
-    return [
-        {"id": question["question_id"], "turn": turn, "score": score, "scale": list(scale), "judge": "friends"}
-        for question in MT
-        for turn in (2, 1)
-    ]
+    known = {"score": score, "scale": list(scale), "judge": "friends"}
+    return [{"id": question["question_id"], "turn": turn} | known for question in MT for turn in (2, 1)]
 
 
 def test_scores_from_elsewhere_annotate_mt_bench(run, tmp_path):
     given = [mt_verdicts()[0] | {"score": None}, *mt_verdicts()[1:]]
     run(MT_BENCH, tmp_path / "out", *verdicts(tmp_path, given))
     rows = list(read_jsonl(tmp_path / "out" / "model_judgment" / "friends_single.jsonl"))
-    assert [row["turn"] for row in rows] == [1, 2] * 3
-    assert [row["score"] for row in rows] == [7, None, 7, 7, 7, 7]
+    assert [(row["turn"], row["score"]) for row in rows] == [(1, 7), (2, None), (1, 7), (2, 7), (1, 7), (2, 7)]
     assert all(row["scale"] == [1, 10] and row["judge"] == "friends" for row in rows)
-
-
-def test_scores_of_our_rubric_are_no_official_number(run, judge, files, tmp_path):
-    run(MT_BENCH, tmp_path / "out", *by_model(judge, "--N", "4"))
-    questions = read_questions(MT_BENCH, Path(files[MT_BENCH][3]))
-    path = tmp_path / "out" / "model_judgment" / f"{name_of(judge)}_single.jsonl"
-    [result] = mtbench.report(*mtbench.read_scores(path, questions), questions)
-    assert (result["judge"], result["scale"], result["official"]) == (name_of(judge), [0, 5], False)
-    assert "scores are from 0 to 5, not 1 to 10" in result["differs"]
 
 
 GIVEN = [{"id": i, "verdict": "tie", "judge": "friends"} for i in range(3)]
@@ -345,42 +297,21 @@ GIVEN = [{"id": i, "verdict": "tie", "judge": "friends"} for i in range(3)]
 @pytest.mark.parametrize(
     ("benchmark", "rows", "complaint"),
     [
-        (ALPACA_EVAL, [*GIVEN, GIVEN[1]], "line 4: '1' came before, in line 2"),
-        (
-            ALPACA_EVAL,
-            [*GIVEN, {"id": "Add 2 and 2.", "verdict": "tie"}],
-            "line 4: 'Add 2 and 2.' came before, in line 3",
-        ),
-        (ALPACA_EVAL, GIVEN[:1], "no verdict on 2 of 3 questions: 'Why is {it} blue\\?', 'Add 2 and 2.'"),
-        (ALPACA_EVAL, [*GIVEN, {"id": 3, "verdict": "tie"}], "line 4: no question is '3'"),
-        (ALPACA_EVAL, [{"id": 0, "verdict": 0}], "line 1: verdict is 0; it must be first, second"),
-        (
-            ALPACA_EVAL,
-            [GIVEN[0] | {"verdict": 1.1}, *GIVEN[1:]],
-            "the answers to '0' are equal: its verdict must be a tie",
-        ),
-        (ALPACA_EVAL, [{"id": 0, "verdict": True}], "line 1: verdict is True"),
-        (ALPACA_EVAL, [{"id": 0, "verdict": ["A"]}], "line 1: verdict is \\['A'\\]"),
-        (ALPACA_EVAL, [{"id": 0}], "line 1: key 'verdict' is missing"),
-        (ALPACA_EVAL, [{"id": 0, "verdict": "tie", "game": 3}], "line 1: game is 3; it must be 1 or 2"),
-        (
-            ALPACA_EVAL,
-            [GIVEN[0] | {"game": 2}, *GIVEN[1:]],
-            "'Name a river.': there must be one row a question, or one of",
-        ),
-        (ALPACA_EVAL, [*GIVEN, GIVEN[0] | {"game": 2}], "'Name a river.': there must be one row a question, or one of"),
-        (ALPACA_EVAL, [*GIVEN[:2], GIVEN[2] | {"judge": "foes"}], "rows name 2 judges, 'foes', 'friends'; give each"),
-        (ALPACA_EVAL, [*GIVEN[:2], {"id": 2, "verdict": "tie"}], "a row's judge is None; say who judged"),
-        (
-            ALPACA_EVAL,
-            [row | {"judge": "GPT-4"} for row in GIVEN],
-            "the judge's name 'GPT-4' is that of a benchmark's own",
-        ),
-        (ALPACA_EVAL, [row | {"judge": ".."} for row in GIVEN], "the judge's name '..' becomes a file's"),
-        (MT_BENCH, mt_verdicts()[:-1], "'141': there must be a row of each turn, 1 and 2"),
-        (MT_BENCH, mt_verdicts(score=11), "line 1: score is 11; it must be null or a number of its scale, \\[1, 10\\]"),
-        (MT_BENCH, mt_verdicts(scale=(1,)), "line 1: scale is \\[1\\]; it must be the lowest and the highest"),
-        (MT_BENCH, [{"id": 81, "score": 3, "scale": [1, 10]}], "line 1: turn is None; it must be 1 or 2"),
+        (ALPACA_EVAL, [*GIVEN, GIVEN[0] | {"id": "Name a river."}], "line 4: 'Name a river.' came before .*ine 1"),
+        (ALPACA_EVAL, GIVEN[:1], r"not one row, .* of 2 of 3 questions: 'Why is {it} blue\?', 'Add 2 and 2.'"),
+        (ALPACA_EVAL, [*GIVEN, {"id": 3, "verdict": "tie"}], "line 4: no question has the id '3'"),
+        *((ALPACA_EVAL, [{"id": 0, "verdict": bad}], "line 1: verdict is .*; it must be") for bad in (0, True, ["A"])),
+        (ALPACA_EVAL, [{"id": 0}], "line 1: verdict is missing"),
+        (ALPACA_EVAL, [{"id": 0, "verdict": "tie", "game": 3}], "line 1: no question has the id '0' and game 3"),
+        (ALPACA_EVAL, [GIVEN[0] | {"game": 2}, *GIVEN[1:]], "not one row, or a row for each game.*'Name a river.'"),
+        (ALPACA_EVAL, [*GIVEN, GIVEN[0] | {"game": 2}], "not one row, or a row for each game.*'Name a river.'"),
+        (ALPACA_EVAL, [*GIVEN[:2], GIVEN[2] | {"judge": "foes"}], "must be one text without a slash in all rows"),
+        (ALPACA_EVAL, [{"id": i, "verdict": "tie"} for i in range(3)], "the judge's name '' must be one text"),
+        (ALPACA_EVAL, [row | {"judge": "GPT-4"} for row in GIVEN], "'GPT-4' is a benchmark's own annotator's"),
+        (MT_BENCH, mt_verdicts()[:-1], "not a row for each turn, 1 and 2, of 1 of 3 questions: '141'"),
+        (MT_BENCH, mt_verdicts(score=11), r"line 1: score is 11; it must lie in \[1, 10\]"),
+        (MT_BENCH, mt_verdicts(scale=(1,)), r"line 1: scale is \[1\]; it must be the lowest and the highest"),
+        (MT_BENCH, [{"id": 81, "turn": 1, "score": 3}], "line 1: scale is missing"),
     ],
 )
 def test_refused_verdicts(run, tmp_path, benchmark, rows, complaint):
@@ -392,13 +323,13 @@ def test_refused_verdicts(run, tmp_path, benchmark, rows, complaint):
 @pytest.mark.parametrize(
     ("outputs", "complaint"),
     [
-        (OUTPUTS[:2], "M1.json: no answer to 1 of 3 questions: 'Why is {it} blue\\?'; answer them all"),
-        ([*OUTPUTS, OUTPUTS[1]], "entry 3: 'Name a river.' was answered before \\(.*entry 1\\)"),
-        ([*OUTPUTS, OUTPUTS[0] | {"instruction": "?"}], "1 answers to what .*baseline.json does not have: '\\?'"),
+        (OUTPUTS[:2], r"M1.json: no answer to 1 of 3 questions: 'Why is {it} blue\?'; add them"),
+        ([*OUTPUTS, OUTPUTS[1]], "entry 3: 'Name a river.' came before \\(.*entry 1\\)"),
+        ([*OUTPUTS, OUTPUTS[0] | {"instruction": "?"}], r"baseline.json: no answer to 1 of 4 questions: '\?'"),
         ([*OUTPUTS[:2], OUTPUTS[2] | {"generator": "M2"}], "answers of 2 models, 'M1', 'M2'"),
-        ([*OUTPUTS[:2], OUTPUTS[2] | {"output": None}], "entry 2: the answer to 'Why is {it} blue\\?' must be 1 texts"),
-        ([{"instruction": "Add 2 and 2."}], "entry 0: generator is missing"),
-        ([*OUTPUTS[:2], OUTPUTS[2] | {"output": "\ud83d"}], "entry 2: the answer to .* holds half a character"),
+        ([*OUTPUTS[:2], OUTPUTS[2] | {"output": None}], "entry 2: an answer to 'Why is .* is no text of whole"),
+        ([{"instruction": "Add 2 and 2.", "output": ""}], "entry 0: generator is missing"),
+        ([*OUTPUTS[:2], OUTPUTS[2] | {"output": "\ud83d"}], "entry 2: an answer to 'Why is .* is no text of whole"),
     ],
 )
 def test_refused_answers_to_alpaca_eval(tmp_path, outputs, complaint):
@@ -425,23 +356,15 @@ def test_a_baseline_may_answer_more_than_is_asked_and_no_less(tmp_path):
 @pytest.mark.parametrize(
     ("benchmark", "more", "complaint"),
     [
-        (ALPACA_EVAL, ["--judge", "J"], "--config: --judge needs one"),
-        (ALPACA_EVAL, ["--verdicts", "V", "--questions", "Q"], "--questions: alpaca-eval has no use for it"),
-        (MT_BENCH, ["--verdicts", "V", "--baseline", "B"], "--baseline: mt-bench has no use for it"),
-        (
-            MT_BENCH,
-            ["--config", "C", "--judge", "J", "--protocol", "pairwise"],
-            "--protocol pairwise: the answers of mt-bench",
-        ),
-        (ALPACA_EVAL, ["--config", "C", "--judge", "J", "--N", "0"], "--N is 0"),
+        (ALPACA_EVAL, ["--judge", "J"], "--config: a --judge needs one"),
+        (ALPACA_EVAL, ["--verdicts", "V", "--questions", "Q"], "--questions for arena-hard and mt-bench"),
+        (MT_BENCH, ["--verdicts", "V", "--baseline", "B"], "--baseline is for alpaca-eval and arena-hard"),
+        (MT_BENCH, ["--config", "C", "--judge", "J", "--protocol", "pairwise"], "--protocol scores for mt-bench"),
+        (ALPACA_EVAL, ["--config", "C", "--judge", "J", "--N", "0"], "--N must be at least 1"),
         (ARENA_HARD, ["--verdicts", "V"], "V: no such file"),
-        (
-            ALPACA_EVAL,
-            ["--verdicts", "V", "--protocol", "pairwise"],
-            "--protocol, --N: .*--verdicts has no use for them",
-        ),
-        (ALPACA_EVAL, ["--verdicts", "V", "--N", "2"], "--verdicts has no use for them"),
-        (ALPACA_EVAL, ["--verdicts", "V", "--config", "C"], "--verdicts has no use for them"),
+        (ALPACA_EVAL, ["--verdicts", "V", "--protocol", "pairwise"], "--verdicts has no use for .*--protocol, --N"),
+        (ALPACA_EVAL, ["--verdicts", "V", "--N", "2"], "--verdicts has no use for"),
+        (ALPACA_EVAL, ["--verdicts", "V", "--config", "C"], "--verdicts has no use for"),
     ],
 )
 def test_refused_arguments(run, tmp_path, benchmark, more, complaint):
@@ -451,7 +374,7 @@ def test_refused_arguments(run, tmp_path, benchmark, more, complaint):
 
 @pytest.mark.parametrize("name", ["weighted_alpaca_eval_gpt4_turbo", "gpt-4-1106-preview", "a/b", " "])
 def test_our_judge_takes_no_official_name(run, judge, tmp_path, name):
-    with pytest.raises(UserError, match=r"give (another one|one without a slash) by --judge-name"):
+    with pytest.raises(UserError, match=r"the judge's name .* give (another by )?--judge-name"):
         run(ALPACA_EVAL, tmp_path / "out", *by_model(judge, "--judge-name", name))
     assert not (tmp_path / "out").exists()
 
@@ -477,18 +400,13 @@ def test_a_complete_stage_stays_a_broken_one_is_completed_and_a_new_name_samples
     assert {row["annotator"] for row in json.loads(path.read_text())} == {"another"}
 
 
-def test_two_ranks_write_what_one_does(run, judge, files, tmp_path):
-    run(ALPACA_EVAL, tmp_path / "one", *by_model(judge))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "evaluation.annotate"]
-    words = ["--benchmark", ALPACA_EVAL, *files[ALPACA_EVAL], "--out", str(tmp_path / "two"), *by_model(judge)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launch, *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("not the benchmark's own annotator") == 1
-    one, two = (tmp_path / name / "annotations.json" for name in ("one", "two"))
-    assert one.read_bytes() == two.read_bytes()
-    assert read_manifest(tmp_path / "one")["digest"] == read_manifest(tmp_path / "two")["digest"]
+def test_another_rank_writes_no_file(run, judge, tmp_path, monkeypatch):
+    run(ALPACA_EVAL, tmp_path / "out", *by_model(judge))
+    for lost in ("annotations.json", "manifest.json"):
+        (tmp_path / "out" / lost).unlink()
+    monkeypatch.setenv("RANK", "1")
+    run(ALPACA_EVAL, tmp_path / "out", *by_model(judge))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["judgments"]
 
 
 def test_nothing_to_ask(run, judge, files, tmp_path):

@@ -3,11 +3,9 @@
 from fractions import Fraction
 
 import pytest
-from scipy.stats import entropy as scipy_entropy
-from scipy.stats import rankdata
+from scipy.stats import entropy
 
 from evaluation.bias import broken_limits, judge_panel, metajudge_panel, pairs_panel, response_panel
-from evaluation.statistics import entropy, ranks
 from stages.files import write_jsonl, write_manifest
 from stages.settings import Limits
 
@@ -25,16 +23,12 @@ def comparison(name: str, first: int, second: int, winner: str | None, failure: 
     return {"response_id": name, "first": first, "second": second, "winner": winner, "failure": failure}
 
 
-RESPONSES = [response(1, 0, 10), response(1, 1, 20), response(2, 0, 30), response(2, 1, 40), response(2, 2, 50)]
+PLACES = ((1, 0), (1, 1), (2, 0), (2, 1), (2, 2))
+RESPONSES = [response(*place, 10 * i) for i, place in enumerate(PLACES, 1)]
 JUDGMENTS = [
-    judgment("p1/r0", 0, 5),
-    judgment("p1/r0", 1, 4.5),
-    judgment("p1/r1", 0, 5),
-    judgment("p1/r1", 1, None, "truncated"),
-    judgment("p2/r0", 0, 3),
-    judgment("p2/r1", 0, 3),
-    judgment("p2/r2", 0, None, "fraction"),
-    judgment("p2/r2", 1, None, "truncated"),
+    *(judgment("p1/r0", 0, 5), judgment("p1/r0", 1, 4.5), judgment("p1/r1", 0, 5)),
+    *(judgment("p1/r1", 1, None, "truncated"), judgment("p2/r0", 0, 3), judgment("p2/r1", 0, 3)),
+    *(judgment("p2/r2", 0, None, "fraction"), judgment("p2/r2", 1, None, "truncated")),
 ]
 
 
@@ -46,19 +40,15 @@ def test_what_the_judgments_say():
     assert (panel["parse_rate"]["value"], panel["parse_rate"]["low"], panel["parse_rate"]["high"]) == (0.625, 0.5, 0.75)
     assert panel["score_histogram"] == {"3": 2, "4.5": 1, "5": 2}
     assert panel["score_mean"] == 4.1 and panel["saturation"] == 0.4
-    assert panel["score_entropy_bits"] == pytest.approx(scipy_entropy([2, 1, 2], base=2), abs=1e-4)
+    assert panel["score_entropy_bits"] == pytest.approx(entropy([2, 1, 2], base=2), abs=1e-4)
     assert panel["fractions"] == pytest.approx(2 / 6, abs=1e-4)
 
 
 def test_failures_by_response_length():
     """Edges 10, 10, 20, 30, 40, 50 without repetition: [10, 20), [20, 30), [30, 40), [40, 50]."""
     bins = judge_panel(RESPONSES, JUDGMENTS)["by_response_length"]
-    assert [(row["from_characters"], row["judgments"], row["parse_rate"]) for row in bins] == [
-        (10, 2, 1.0),
-        (20, 2, 0.5),
-        (30, 1, 1.0),
-        (40, 3, 0.3333),
-    ]
+    rates = [(row["from_characters"], row["judgments"], row["parse_rate"]) for row in bins]
+    assert rates == [(10, 2, 1.0), (20, 2, 0.5), (30, 1, 1.0), (40, 3, 0.3333)]
     assert bins[3]["failures"] == {"fraction": 1, "truncated": 1}
     same = judge_panel([response(1, 0, 7)], [judgment("p1/r0", 0, 5), judgment("p1/r0", 1, None, "missing")])
     assert [(row["from_characters"], row["judgments"]) for row in same["by_response_length"]] == [(7, 2)]
@@ -67,10 +57,7 @@ def test_failures_by_response_length():
 def test_scores_ties_and_length():
     """p1: 5 at 10 characters, 3 at 20: -1. p2: 4, 4, 1 at 30, 40, 50: ranks 2.5 2.5 1 against 1 2 3, -0.866. Of four
     pairs within prompts one is tied; p3's one scored response is in no pair."""
-    scores = {
-        name: Fraction(s)
-        for name, s in zip(("p1/r0", "p1/r1", "p2/r0", "p2/r1", "p2/r2"), (5, 3, 4, 4, 1), strict=True)
-    }
+    scores = {row["id"]: Fraction(s) for row, s in zip(RESPONSES, (5, 3, 4, 4, 1), strict=True)}
     panel = response_panel([*RESPONSES, response(3, 0, 60), response(3, 1, 60)], scores | {"p3/r0": Fraction(2)})
     assert panel["distinct"] == 7 and panel["scored"] == 6 and panel["ties"]["value"] == 0.25
     assert panel["ties"]["count"] == 4 and panel["all_equal"] == 0
@@ -84,15 +71,8 @@ def test_whom_the_meta_judge_prefers():
     second. 1 and 2: the lower wins, shown first; then a tie. Of b nothing is decided."""
     judgments = [judgment("a", i, score, text="y" * n) for i, (score, n) in enumerate([(4, 3), (4, 1), (2, 2)])]
     judgments += [judgment("b", 0, 1), judgment("b", 1, 5)]
-    comparisons = [
-        comparison("a", 0, 1, "first"),
-        comparison("a", 1, 0, "first"),
-        comparison("a", 0, 2, "first"),
-        comparison("a", 2, 0, "second"),
-        comparison("a", 2, 1, "first"),
-        comparison("a", 1, 2, "tie"),
-        comparison("b", 0, 1, None, "missing"),
-    ]
+    wins = [(0, 1, "first"), (1, 0, "first"), (0, 2, "first"), (2, 0, "second"), (2, 1, "first"), (1, 2, "tie")]
+    comparisons = [*(comparison("a", *win) for win in wins), comparison("b", 0, 1, None, "missing")]
     elos = [
         {"judgment_id": f"a/j{i}", "response_id": "a", "group": 0, "elo": e, "standard_error": 0.5 + i}
         for i, e in enumerate((3.0, 1.0, 2.0))
@@ -123,15 +103,8 @@ def test_pairs(tmp_path):
     write_jsonl(tmp_path / "actor.jsonl", [row, row | {"chosen": [{"content": "1"}]}])
     counts = {"prompts": 4, "actor": 2, "actor.equal_scores": 2, "actor.not_better": 0}
     write_manifest(tmp_path, "pairs", "key", [], counts=counts)
-    assert pairs_panel(tmp_path) == {
-        "actor": {
-            "pairs": 2,
-            "yield": 0.5,
-            "reasons": {"equal_scores": 2},
-            "chosen_characters_mean": 3.0,
-            "rejected_characters_mean": 3.0,
-        }
-    }
+    means = {"chosen_characters_mean": 3.0, "rejected_characters_mean": 3.0}
+    assert pairs_panel(tmp_path) == {"actor": {"pairs": 2, "yield": 0.5, "reasons": {"equal_scores": 2}} | means}
 
 
 PANEL = {
@@ -163,10 +136,8 @@ def test_limits_where_there_is_no_judge():
 
 
 def test_without_a_pair_there_is_nothing_to_train_on():
-    nothing = {
-        "judge": {"parse_rate": {"value": None}, "saturation": None},
-        "pairs": {"actor": {"pairs": 0, "yield": None}},
-    }
+    judge = {"parse_rate": {"value": None}, "saturation": None}
+    nothing = {"judge": judge, "pairs": {"actor": {"pairs": 0, "yield": None}}}
     assert broken_limits(nothing, Limits()) == ["no prompt gives a pair"]
     assert len(broken_limits(nothing, Limits(parse_rate=0.1, max_top_score_share=0.5))) == 2
 
@@ -177,10 +148,3 @@ def test_nothing_at_all():
     assert panel["parse_rate"]["value"] is None and panel["by_response_length"] == []
     assert response_panel([], {})["characters_mean"] is None
     assert metajudge_panel([], [], [])["first_wins"]["count"] == 0
-
-
-def test_ranks_and_entropy():
-    values = [3, 1, 3, 2, 2, 2]
-    assert ranks(values).tolist() == rankdata(values).tolist()
-    assert entropy([]) == entropy([0]) == entropy([7]) == 0
-    assert entropy([1, 1, 1, 1]) == 2

@@ -1,40 +1,35 @@
-"""Measures of answers to held-out prompts; every value worked by hand."""
+"""Measures of answers to held-out prompts, and win rates against the seed; every value worked by hand."""
 
 from dataclasses import replace
 
 import pytest
 
-from evaluation.held_out import distinct, held_out_items, read_prompts, report, text_report
+from evaluation.held_out import distinct, duels_of, held_out_items, read_prompts, report, text_report, wins_report
 from evaluation.rules import Rule
 from evaluation.verifiable import Instruction
 from stages.files import UserError, write_jsonl
-from stages.settings import Iteration, Model, Respond, Settings
+from stages.settings import Evaluation, Iteration, Model, Respond, Settings
 
-
-class Chat:
-    stop_ids = (0,)
-
-
-@pytest.fixture
-def settings():
-    return Settings(name="t", model=Model("m"), respond=Respond(1, max_new_tokens=7), iteration=[Iteration()])
-
-
+SETTINGS = Settings(name="t", model=Model("m"), respond=Respond(1, max_new_tokens=7), iteration=[Iteration()])
+PAIRWISE = replace(SETTINGS, evaluation=Evaluation(protocol="pairwise"))
 INSTRUCTIONS = [
     Instruction("v1", "Shout.", (Rule("upper_case"),)),
     Instruction("v2", "Whisper.", (Rule("lower_case"),)),
 ]
 
 
-def test_each_prompt_is_asked_once_with_noise_of_its_own(settings):
-    items = list(held_out_items(INSTRUCTIONS, {"v1": "Hello?"}, Chat(), settings))
+class Chat:
+    stop_ids = (0,)
+
+
+def test_each_prompt_is_asked_once_with_noise_of_its_own():
+    items = list(held_out_items(INSTRUCTIONS, {"v1": "Hello?"}, Chat(), SETTINGS))
     assert [item.name for item in items] == ["instruction/v1", "instruction/v2", "prompt/v1"]
-    assert [item.messages() for item in items] == [
-        [{"role": "user", "content": x}] for x in ("Shout.", "Whisper.", "Hello?")
-    ]
+    contents = [[message["content"] for message in item.messages()] for item in items]
+    assert contents == [["Shout."], ["Whisper."], ["Hello?"]]
     assert len({item.seed for item in items}) == 3
     assert {item.sampling.max_new_tokens for item in items} == {7}
-    again = list(held_out_items(INSTRUCTIONS, {}, Chat(), replace(settings, name="another")))
+    again = list(held_out_items(INSTRUCTIONS, {}, Chat(), replace(SETTINGS, name="another")))
     assert [item.seed for item in again] == [item.seed for item in items[:2]]
 
 
@@ -43,40 +38,71 @@ def row(name, text, kind="prompt", finish_reason="stop"):
 
 
 def test_length_variety_repetition_and_cuts():
-    rows = [row("a", "one two three one two three"), row("b", "four", finish_reason="length")]
-    result = text_report(rows)
+    result = text_report([row("a", "one two three one two three"), row("b", "four", finish_reason="length")])
     assert result["by_id"]["a"] == {"characters": 27.0, "cut_off": 0.0, "repetition": 0.25}  # of 4 triples, 1 repeats
     assert result["by_id"]["b"] == {"characters": 4.0, "cut_off": 1.0, "repetition": 0.0}
     assert (result["characters"]["value"], result["cut_off"]["value"]) == (15.5, 0.5)
     assert result["distinct_1"] == round(4 / 7, 4)  # one two three four
     assert result["distinct_2"] == round(3 / 5, 4)  # one-two two-three three-one
-    assert result["distinct_3"] == round(3 / 4, 4)
-
-
-def test_an_empty_answer_has_no_variety():
     assert distinct(["", "word"], 2) is None
-    result = text_report([row("a", "")])
-    assert result["characters"]["value"] == 0 and result["distinct_1"] is None
 
 
 def test_instructions_and_open_prompts_are_measured_apart():
     rows = [row("v1", "YES", "instruction"), row("v2", "NO", "instruction"), row("p", "Well.")]
     result = report(INSTRUCTIONS, rows)
-    assert result["verifiable"]["strict"]["value"] == 0.5
     assert result["verifiable"]["followed"] == {"v1": [True], "v2": [False]}
     assert result["answers"]["characters"]["value"] == 5
-    assert report([], [row("p", "Well.")])["verifiable"] is None
-    assert report(INSTRUCTIONS, rows[:2])["answers"] is None
+    assert report([], [row("p", "Well.")])["verifiable"] is None and report(INSTRUCTIONS, rows[:2])["answers"] is None
 
 
-def test_repeated_ids_and_bad_prompts_are_refused(tmp_path):
-    path = tmp_path / "prompts.jsonl"
-    write_jsonl(path, [{"id": "p1", "prompt": "a"}, {"id": "p1", "prompt": "b"}])
-    with pytest.raises(UserError, match=r"line 2: id 'p1' comes twice"):
-        read_prompts(str(path))
-    write_jsonl(path, [{"id": 1, "prompt": "a"}])
-    with pytest.raises(UserError, match="line 1: id and prompt must be texts"):
-        read_prompts(str(path))
-    path.write_text("\n")
-    with pytest.raises(UserError, match="no prompts; name a file"):
-        read_prompts(str(path))
+def test_prompts_are_read_by_id(tmp_path):
+    write_jsonl(tmp_path / "p.jsonl", [{"id": "p2", "prompt": "a"}, {"id": "p1", "prompt": "b", "more": 1}])
+    assert list(read_prompts(tmp_path / "p.jsonl").items()) == [("p2", "a"), ("p1", "b")]
+
+
+def answers(**texts):
+    return {name: {"prompt": f"{name}?", "text": text} for name, text in texts.items()}
+
+
+DUELS = duels_of(answers(a="A1", b="B1", c="same", d="D1"), answers(a="A2", b="B2", c="same", d="D2"))
+
+
+def verdicts(key, **sides):
+    """Rows of both sides of each duel."""
+    return [
+        {"duel": name, "shown": shown, key: value, "failure": None if value is not None else "missing"}
+        for name, both in sides.items()
+        for shown, values in enumerate(both)
+        for value in values
+    ]
+
+
+def test_wins_by_scores():
+    result = wins_report(DUELS, verdicts("score", a=([4], [3]), b=([2], [2]), d=([None], [5])), SETTINGS)
+    assert result["by_id"] == {"a": 1.0, "b": 0.5, "c": 0.5, "d": None}  # c: equal texts tie unasked
+    assert result["win_rate"]["value"] == round(2 / 3, 4) and result["win_rate"]["count"] == 3
+    assert result["ties"]["value"] == round(2 / 3, 4) and result["parse_rate"]["value"] == round(5 / 6, 4)
+    assert result["consistency"]["count"] == 0 and result["first_position"]["count"] == 0
+    nothing = wins_report(DUELS[:1], verdicts("score", a=([None], [None])), SETTINGS)
+    assert nothing["win_rate"] == {"value": None, "low": None, "high": None, "count": 0}
+
+
+def test_wins_in_both_orders():
+    """The model's answer in either place; the first place both times; and one order alone."""
+    both = {"a": (["first"], ["second"]), "b": (["first"], ["first"]), "d": (["second"], [None])}
+    result = wins_report(DUELS, verdicts("winner", **both), PAIRWISE)
+    assert result["by_id"] == {"a": 1.0, "b": 0.5, "c": 0.5, "d": 0.0} and result["win_rate"]["value"] == 0.5
+    assert result["consistency"]["value"] == round(2 / 3, 4)  # a and c, not b
+    assert result["first_position"]["value"] == 0.6  # of five that name a place
+
+
+def test_a_prompt_s_verdicts_are_drawn_together():
+    """Two prompts, each with four equal comparisons: resampled one by one, they would count as eight prompts."""
+    for other, key in ((None, "parse_rate"), ("second", "first_position")):
+        rows = verdicts("winner", a=(["first"] * 2, ["first"] * 2), b=([other] * 2, [other] * 2))
+        assert wins_report(DUELS[:2], rows, PAIRWISE)[key] == {"value": 0.5, "low": 0.0, "high": 1.0, "count": 8}
+
+
+def test_both_models_must_answer_the_same_prompts():
+    with pytest.raises(UserError, match="prompt 'b': answered by only one of the two"):
+        duels_of(answers(a="A1", b="B1"), answers(a="A2"))

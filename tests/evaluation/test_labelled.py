@@ -1,9 +1,10 @@
-"""Labelled pairs and groups: the four forms of a row, annotators, conversations, and what is refused."""
+"""Labelled pairs and groups, and stored verdicts on them: the forms of a row, what follows from it, what is refused."""
 
-import json
+from fractions import Fraction
 
 import pytest
 
+from evaluation.decisions import Decisions, read_decisions
 from evaluation.labelled import Labelled, majority, read_labelled
 from stages.files import UserError, write_jsonl
 
@@ -26,14 +27,10 @@ def read(tmp_path):
     return write_and_read
 
 
-@pytest.mark.parametrize(
-    ("label", "meaning"),
-    [
-        *((1, "first"), (1.0, "first"), ("1", "first"), ("first", "first")),
-        *((2, "second"), (2.0, "second"), ("2.0", "second"), ("second", "second")),
-        *((0, "tie"), (1.5, "tie"), ("tie", "tie"), ("Tie", "tie")),
-    ],
-)
+LABELS = {"first": (1, 1.0, "1", "first"), "second": (2, "2.0", "second"), "tie": (0, 1.5, "0", "tie", "Tie")}
+
+
+@pytest.mark.parametrize(("meaning", "label"), [(meaning, label) for meaning in LABELS for label in LABELS[meaning]])
 def test_a_label_says_which_is_better(read, label, meaning):
     (pair,) = read(PAIR | {"label": label}).pairs
     assert pair.label == meaning and pair.labels == {"": meaning}
@@ -41,18 +38,10 @@ def test_a_label_says_which_is_better(read, label, meaning):
     assert (pair.first.quality, pair.second.quality) == {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}[meaning]
 
 
-@pytest.mark.parametrize("label", [3, 1.2, True, "both", float("nan"), [1]])
-def test_other_labels_are_refused(read, label):
-    with pytest.raises(UserError, match=r"line 2: label is .*; it must be 1, 2 or"):
-        read(PAIR, PAIR | {"id": "b", "label": label})
-
-
 def test_a_preference_may_lie_between(read):
     """As AlpacaEval's weighted annotators give it: 1 and the probability of the second output."""
     rows = [ALPACA | {"output_2": str(i), "preference": p} for i, p in enumerate((1.01, 1.5, 1.99))]
     assert [pair.label for pair in read(*rows).pairs] == ["first", "tie", "second"]
-    with pytest.raises(UserError, match=r"preference is 2\.5"):
-        read(ALPACA | {"preference": 2.5})
 
 
 def test_annotators_of_one_pair(read):
@@ -63,43 +52,28 @@ def test_annotators_of_one_pair(read):
     first, other = read(*by_texts, ALPACA | {"output_1": "four"}).pairs
     assert (first.name, first.label, len(first.labels), other.name) == ("00000", "tie", 2, "00001")
     assert first.first.subset == "sums"
-
-
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [
-        (["first"], "first"),
-        (["first", "second"], "tie"),
-        (["first", "tie"], "tie"),
-        (["first", "first", "second", "second", "tie"], "tie"),
-        (["second", "first", "second"], "second"),
-    ],
-)
-def test_majority(labels, expected):
-    assert majority(labels) == expected
+    assert majority(["first", "first", "second", "second", "tie"]) == majority(["first", "tie"]) == "tie"
 
 
 def test_groups_of_both_forms(read):
-    """Of three responses with scores 4, 1, 4 two pairs differ. Groups come before pairs."""
-    contents = read(PAIR, GROUP | {"subset": "s"}, RANKED)
+    """Of three responses with scores 4, 1, 4 two pairs differ. Groups come before pairs; an id may be a number."""
+    contents = read(PAIR | {"id": 7}, GROUP | {"subset": "s"}, RANKED)
     assert [(c.name, c.quality) for c in contents.cases] == [
-        *(("g/0", 4), ("g/1", 1), ("g/2", 4), ("m/0", 0), ("m/1", -1)),
-        *(("a/0", 1), ("a/1", 0)),
+        *(("g/0", 4), ("g/1", 1), ("g/2", 4), ("m/0", 0), ("m/1", -1), ("7/0", 1), ("7/1", 0)),
     ]
     assert [(p.name, p.label, len(p.labels)) for p in contents.pairs] == [
-        *(("g/0-1", "first", 0), ("g/1-2", "second", 0), ("m/0-1", "first", 0), ("a", "first", 1)),
+        *(("g/0-1", "first", 0), ("g/1-2", "second", 0), ("m/0-1", "first", 0), ("7", "first", 1)),
     ]
     assert [[case.name for case in members] for members in contents.rankings] == [["g/0", "g/1", "g/2"], ["m/0", "m/1"]]
-    (name, part), *others = contents.subsets.items()
-    assert name == "s" and len(part.cases) == 3 and len(part.pairs) == 2 and not others
+    part = contents.subset("s")
+    assert len(part.cases) == 3 and len(part.pairs) == 2
 
 
 def test_a_prompt_may_be_a_conversation(read):
-    one = read(PAIR | {"prompt": [{"role": "user", "content": "Name a river."}]})
-    assert one.cases[0].prompt == "Name a river."
-    said = [("user", "Name a river."), ("assistant", "The Po."), ("user", "Another.")]
-    several = read(PAIR | {"prompt": [{"role": role, "content": text} for role, text in said]}).cases[0].prompt
-    context = [{"role": {"user": "prompter"}.get(role, role), "text": text} for role, text in said]
+    assert read(PAIR | {"prompt": [{"role": "user", "content": "Name it."}]}).cases[0].prompt == "Name it."
+    turns = [("user", "Name a river."), ("assistant", "The Po."), ("user", "Another.")]
+    several = read(PAIR | {"prompt": [{"role": role, "content": text} for role, text in turns]}).cases[0].prompt
+    context = [{"role": {"user": "prompter"}.get(role, role), "text": text} for role, text in turns]
     assert several == read(RANKED | {"context": context}).cases[0].prompt
     assert several.index("Name a river.") < several.index("The Po.") < several.index("Another.")
 
@@ -111,40 +85,131 @@ def test_a_prompt_may_be_a_conversation(read):
         ([{"id": "x"}], "line 1: neither a labelled pair nor a group"),
         ([PAIR | {"id": None}], "line 1: key 'id' is missing"),
         ([{key: value for key, value in PAIR.items() if key != "label"}], "line 1: key 'label' is missing"),
-        ([PAIR | {"output_2": None}], "line 1: key 'output_2' is missing"),
+        *(([PAIR | {"label": x}], "it must be 1, 2 or") for x in (3, 1.2, True, "both", float("nan"), [1])),
+        ([ALPACA | {"preference": 2.5}], "line 1: preference is 2.5"),
         ([PAIR | {"output_2": 4}], "line 1: output_2 is 4; it must be a text"),
         ([PAIR, PAIR], "line 2: 'a': one without a name has labelled it before"),
         ([PAIR | {"annotator": 7}, PAIR | {"annotator": 7}], "line 2: 'a': annotator '7' has labelled it before"),
         ([PAIR, PAIR | {"output_1": "The Rhine."}], "line 2: 'a' came before with another prompt or outputs"),
-        (
-            [PAIR | {"annotator": "x"}, PAIR | {"annotator": "y", "id": "b"}],
-            "line 2: 'b' and 'a' are the same pair",
-        ),
         ([ALPACA, ALPACA], "line 2: the pair of 'Add 2 and 2.': one without a name"),
         ([GROUP, GROUP], "line 2: the id 'g' came before"),
         ([GROUP, PAIR | {"id": "g"}], "the id 'g' is of a pair, and of a group or its pairs, too"),
         ([GROUP, PAIR | {"id": "g/0-1"}], "the id 'g/0-1' is of a pair, and of a group or its pairs, too"),
-        ([GROUP | {"responses": []}], "line 1: 'responses' of 'g' must be a list"),
+        ([GROUP | {"responses": []}], "line 1: responses is []; it must be a list of objects"),
         ([GROUP | {"responses": [{"text": "x"}]}], "line 1: key 'score' is missing"),
         ([GROUP | {"responses": [{"text": "x", "score": "4"}]}], "line 1: score is '4'; it must be a finite number"),
         ([RANKED | {"message_id": ""}], "line 1: message_id is ''"),
-        ([PAIR | {"prompt": []}], "line 1: the prompt must be a text or a list of messages"),
+        ([PAIR | {"prompt": []}], "line 1: prompt is []; it must be"),
         ([PAIR | {"prompt": [{"role": "system", "content": "x"}]}], "line 1: a message of the prompt must be"),
         ([PAIR | {"prompt": [{"role": "assistant", "content": "x"}]}], "line 1: the prompt must end with the user's"),
     ],
 )
-def test_what_is_refused(read, rows, complaint):
+def test_labels_that_are_refused(read, rows, complaint):
     with pytest.raises(UserError) as error:
         read(*rows)
     assert complaint in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_same_texts_may_be_two_pairs_where_nobody_is_named(read):
-    assert len(read(PAIR, PAIR | {"id": "b"}).pairs) == 2
+# Stored verdicts
+
+TRIPLE = {"id": "g", "prompt": "q", "responses": [{"text": t, "score": s} for t, s in (("xx", 4), ("y", 2), ("z", 0))]}
+BETTER = {"id": "p", "prompt": "q", "output_1": "a", "output_2": "b", "label": 1}
+TWINS = {"id": "t", "prompt": "q", "output_1": "same", "output_2": "same", "label": "tie"}
 
 
-def test_ids_may_be_numbers(read, tmp_path):
-    assert [case.name for case in read(PAIR | {"id": 7}).cases] == ["7/0", "7/1"]
-    (tmp_path / "cases.jsonl").write_text(json.dumps(PAIR) + "\n[]\n")
-    with pytest.raises(UserError, match="line 2"):
-        read_labelled(tmp_path / "cases.jsonl")
+@pytest.fixture
+def labelled(read) -> Labelled:
+    return read(TRIPLE, BETTER, TWINS)
+
+
+@pytest.fixture
+def decide(tmp_path, labelled):
+    def write_and_read(rows: list[dict]) -> Decisions:
+        write_jsonl(tmp_path / "decisions.jsonl", rows)
+        return read_decisions(tmp_path / "decisions.jsonl", labelled)
+
+    return write_and_read
+
+
+def scores(**given: list) -> list[dict]:
+    """Rows of g/0, g/1, ... by their scores."""
+    rest = {"p0": [1], "p1": [2], "t0": [3], "t1": [3]} | given
+    return [
+        {"id": f"{name[0]}/{name[1]}", "index": i, "score": score}
+        for name, values in rest.items()
+        for i, score in enumerate(values)
+    ]
+
+
+def comparisons(**given: tuple) -> list[dict]:
+    """Rows of both orders: what wins as shown; of g the pairs g01, g02, g12."""
+    return [
+        {"id": f"g/{name[1]}-{name[2]}" if name[0] == "g" else name, "order": order, "winner": winner}
+        for name, both in given.items()
+        for order, winner in enumerate(both)
+    ]
+
+
+def test_scores_prefer_the_higher_mean(decide, labelled):
+    decisions = decide(scores(g0=[4, 5], g1=[4.5, None], g2=[None, None]))
+    opinion = decisions.opinion(labelled)
+    assert opinion.preferences == {"g/0-1": "tie", "g/0-2": None, "g/1-2": None, "p": "second", "t": "tie"}
+    assert opinion.values["g/0"] == Fraction(9, 2) and opinion.values["g/2"] is None
+    assert decisions.first(1).opinion(labelled).preferences["g/0-1"] == "second"
+
+
+def test_comparisons_prefer_what_both_orders_do(decide, labelled):
+    """In order 1 the second is shown first: "second" there is a vote for the first. g/1 wins once and ties once."""
+    rows = comparisons(g01=("first", "second"), g02=("tie", "second"), g12=("second", "first"), p=(None, "first"))
+    opinion = decide(rows).opinion(labelled)
+    assert opinion.preferences == {"g/0-1": "first", "g/0-2": "tie", "g/1-2": "second", "p": "second", "t": "tie"}
+    assert [opinion.values[f"g/{i}"] for i in range(3)] == [Fraction(3, 4), 0, Fraction(3, 4)]
+    assert (opinion.values["p/0"], opinion.values["p/1"], opinion.values["t/0"]) == (0, 1, Fraction(1, 2))
+    # A response without a decided pair has no value; an index tells several comparisons in an order apart.
+    rows = comparisons(g01=(None, None), g02=(None, None), g12=("first", "second"), p=("tie", "tie"))
+    decisions = decide([row | {"index": 7, "winner": None} for row in rows] + [row | {"index": 3} for row in rows])
+    assert [decisions.opinion(labelled).values[f"g/{i}"] for i in range(3)] == [None, 1, 0]
+    assert decisions.verdicts["g/1-2"] == [["first", None], ["second", None]]
+
+
+def test_decisions_are_taken_as_they_are(decide, labelled):
+    given = {"g/0-1": "second", "g/0-2": "tie", "g/1-2": None, "p": "first"}
+    decisions = decide([{"id": name, "decision": decision, "why": "..."} for name, decision in given.items()])
+    opinion = decisions.opinion(labelled)
+    assert opinion.preferences == given | {"t": "tie"}
+    assert opinion.values["g/1"] == 1 and opinion.values["g/0"] == Fraction(1, 4)
+
+
+ALL = scores(g0=[1], g1=[2], g2=[3])
+DECIDED = [{"id": name, "decision": "tie"} for name in ("g/0-1", "g/0-2", "g/1-2", "p")]
+BOTH = comparisons(g01=("tie", "tie"), g02=("tie", "tie"), g12=("tie", "tie"), p=("tie", "tie"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ([], "no verdicts"),
+        ([{"id": "p"}], "line 1: no score, winner or decision"),
+        ([{"decision": "tie"}], "line 1: key 'id' is missing"),
+        (ALL[:2], "no score of 'g/0'; 'g/1'; 'g/2' and 2 more"),
+        (BOTH[:-1], "no winner of 'p', order 1"),
+        (DECIDED[:-1], "no decision of 'p'"),
+        ([*ALL, {"id": "p", "score": 1}], "line 8: no response of the cases has the id 'p'"),
+        ([*DECIDED, {"id": "p/0", "decision": "tie"}], "line 5: no pair of the cases has the id 'p/0'"),
+        ([*ALL, ALL[-1]], "line 8: 'g/2' has this verdict already"),
+        ([*BOTH, BOTH[-1]], "line 9: 'p' has this verdict already"),
+        ([*DECIDED, DECIDED[0] | {"index": 1}], "line 5: 'g/0-1' has this verdict already"),
+        ([*DECIDED, ALL[0] | {"id": "p"}], "line 5: 'p' has no decision"),
+        ([ALL[0] | {"score": "4"}], "line 1: the score of 'p/0' is '4'"),
+        ([ALL[0] | {"score": True}], "line 1: the score of 'p/0' is True"),
+        ([ALL[0] | {"score": float("inf")}], "line 1: the score of 'p/0' is inf"),
+        ([ALL[0] | {"index": -1}], "line 1: the index of 'p/0' is -1"),
+        ([BOTH[0] | {"winner": 1}], "line 1: the winner of 'g/0-1' is 1"),
+        ([BOTH[0] | {"order": 2}], "line 1: the order of 'g/0-1' is 2; it must be 0 or 1"),
+        ([{"id": "p", "winner": "tie"}], "line 1: the order of 'p' is None"),
+    ],
+)
+def test_verdicts_that_are_refused(decide, rows, complaint):
+    with pytest.raises(UserError) as error:
+        decide(rows)
+    assert complaint in str(error.value) and "\n" not in str(error.value)

@@ -111,7 +111,7 @@ def test_mistakes_are_named(tmp_path, text, complaint):
         ("[judge]\nmax_new_tokens = 0", r"judge\.max_new_tokens is 0"),
         ("[respond]\ntemperature = inf", r"respond\.temperature is inf"),
         ("[evaluation]\nN = 0", r"evaluation\.N is 0"),
-        ("[plan]\ngroups = 0", r"plan\.groups is 0; it must be at least 1"),
+        ("[plan]\nranked_replies = 0", r"plan\.ranked_replies is 0; it must be at least 1"),
         ("[plan]\nactor_yield = 1.5", r"plan\.actor_yield is 1\.5; it must be at least 0 and at most 1"),
         ("[plan]\ntraining_utilisation = 40", r"plan\.training_utilisation is 40\.0; it must be above 0 and at most 1"),
         ("[prompts]\nmin_words = 200", r"prompts\.min_words is 200; max_words are 150"),

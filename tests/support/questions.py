@@ -1,5 +1,20 @@
 """Questions that are made up, in the forms that AlpacaEval, Arena-Hard (v0.1 and v2.0) and MT-Bench have."""
 
+from pathlib import Path
+
+from stages.files import write_json, write_jsonl
+
+
+def written(path: Path, rows: list[dict]) -> Path:
+    """Rows in a file: AlpacaEval's is one JSON list, the others' are JSON lines."""
+    write_json(path, rows) if path.suffix == ".json" else write_jsonl(path, rows)
+    return path
+
+
+def without(row: dict, key: str) -> dict:
+    return {name: value for name, value in row.items() if name != key}
+
+
 ALPACA = [
     {
         "instruction": "Name a river.",

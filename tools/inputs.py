@@ -13,22 +13,18 @@ if TYPE_CHECKING:
 def named_files(settings: "Settings") -> Iterator[tuple[str, str]]:
     """Setting and name of each file that the user provides and the run reads; files that a run makes are left out."""
     sft, prompts = settings.sft, settings.prompts
+    names: dict[str, list[str]] = {}
     if sft.enabled:
-        yield from (("sft.examples", name) for name in sft.examples)
-        yield from (("sft.prompts", name) for name in sft.prompts)
-        yield from (("sft.answers", name) for name in sft.answers)
-        yield from (("eft.sources", name) for name in settings.eft.sources)
-    if sft.enabled and sft.sft_delta:
-        yield "sft.sft_delta", sft.sft_delta
+        names |= {"sft.examples": sft.examples, "sft.prompts": sft.prompts, "sft.answers": sft.answers}
+        names |= {"eft.sources": settings.eft.sources, "sft.sft_delta": [sft.sft_delta] if sft.sft_delta else []}
     if settings.iteration and prompts.seeds:
-        yield "prompts.seeds", prompts.seeds
-        yield from (("prompts.evaluation", name) for name in prompts.evaluation)
+        names |= {"prompts.seeds": [prompts.seeds], "prompts.evaluation": prompts.evaluation}
     elif settings.iteration:
-        yield "respond.prompts", settings.respond.prompts
+        names["respond.prompts"] = [settings.respond.prompts]
     for key in ("judge_cases", "comparisons", "instructions", "prompts"):
         name = getattr(settings.evaluation, key)
-        if name and "{run}" not in name:
-            yield f"evaluation.{key}", name
+        names[f"evaluation.{key}"] = [name] if name and "{run}" not in name else []
+    return ((key, name) for key, listed in names.items() for name in listed)
 
 
 def named_models(settings: "Settings") -> dict[str, str]:
@@ -44,14 +40,13 @@ def named_models(settings: "Settings") -> dict[str, str]:
     return {"model.path": settings.model.path} | further
 
 
-def missing_inputs(settings: "Settings") -> Iterator[tuple[str, str, str]]:
+def missing_inputs(settings: "Settings") -> Iterator[str]:
     """Setting, fault and what to do, of each named file and model that is not there and that the run does not make."""
     for key, name in named_files(settings):
         if not Path(name).is_file():
             advice = "make sft makes it" if key == "sft.sft_delta" else f"put the file there or change {key}"
-            yield key, f"{name or 'empty'}: no such file", advice
+            yield f"{key}: {name or 'empty'}: no such file; {advice}"
     for key, name in named_models(settings).items():
         made = key == "model.path" and settings.model.prepare
         if not made and not (Path(name) / "config.json").is_file():
-            fault, _, advice = str(no_config(Path(name))).partition("; ")
-            yield key, fault, advice.replace("point model.path", f"point {key}")
+            yield f"{key}: {no_config(Path(name))}".replace("point model.path", f"point {key}")

@@ -1,1 +1,0 @@
-"""What a run will take, estimated before it starts: `tools.plan`."""

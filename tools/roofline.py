@@ -1,0 +1,124 @@
+"""How long work takes on GPUs that are not here, or on this CPU: the shares that `[plan]` assumes of their peaks."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dpo.flops import PEAK_FLOPS, best_rate, product_flops
+from model.config import LlamaConfig
+from model.dtype import training_dtype
+from stages.settings import Assumptions, Settings
+from tools.simulation import StepWork
+
+GPUS_PER_NODE = 8
+
+
+@dataclass(frozen=True)
+class Card:
+    """A machine's peaks: dense bf16 operations a second, bytes a second from its memory, that memory's bytes, and bytes
+    a second to the other GPUs of a node in one direction."""
+
+    flops: float
+    bandwidth: float
+    memory: float
+    link: float
+
+
+CARDS = {
+    "a100": Card(PEAK_FLOPS["A100"], 2.039e12, 80e9, 300e9),
+    "h100": Card(PEAK_FLOPS["H100"], 3.35e12, 80e9, 450e9),
+    "h200": Card(PEAK_FLOPS["H200"], 4.8e12, 141e9, 450e9),
+    "b200": Card(PEAK_FLOPS["B200"], 8e12, 180e9, 900e9),
+}
+"""SXM modules: NVIDIA's data sheets."""
+
+
+def this_cpu(settings: Settings) -> Card:
+    """This machine's CPU: operations a second of a large product, bytes a second of a large copy."""
+    torch.set_num_threads(settings.engine.threads)
+    device, memory = torch.device("cpu"), torch.zeros(2**28, dtype=torch.uint8)
+    flops = product_flops(device, training_dtype(settings.model.dtype, device), 1024, 3)
+    size, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (share := limit.read_text(encoding="ascii").strip()) != "max":  # a container's
+        size = min(size, int(share))
+    return Card(flops, best_rate(lambda: memory.clone(), 2 * len(memory), 3), size, math.inf)
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """`ranks` GPUs of one kind, or CPUs like this one, with a model on them in bf16."""
+
+    config: LlamaConfig
+    plan: Assumptions
+    card: Card
+    ranks: int
+    recompute: bool
+    """Whether a backward pass computes the blocks again."""
+
+    def formula(self) -> str:
+        """How times are reckoned, for readers."""
+        card, plan = self.card, self.plan
+        return (
+            f"time: a step of generation, the longer of operations / ({card.flops / 1e12:.3g} Tflop/s x "
+            f"product_utilisation {plan.product_utilisation}) and bytes / ({card.bandwidth / 1e9:.0f} GB/s x "
+            f"bandwidth_utilisation {plan.bandwidth_utilisation}), and {plan.step_milliseconds:g} ms; a micro-batch, "
+            "the longer of operations of 3 forward passes (4 with activation checkpointing) / (peak x "
+            f"training_utilisation {plan.training_utilisation}) and 8 bytes a parameter / ({self.link / 1e9:.0f} GB/s "
+            f"x bandwidth_utilisation); an update, 28 bytes a parameter; a stage, {plan.start_seconds:g} s and 2 bytes "
+            f"a parameter at {plan.disk_gigabytes_per_second:g} GB/s for weights (each measurement and round of the "
+            "pool, too: an upper bound) and each export, 12 for each state. Utilisations are settings: [plan]."
+        )
+
+    @property
+    def link(self) -> float:
+        """Bytes a second between GPUs; of several nodes, over the network."""
+        return self.card.link if self.ranks <= GPUS_PER_NODE else 1e9 * self.plan.network_gigabytes_per_second
+
+    def disk_seconds(self, bytes_a_parameter: float) -> float:
+        return bytes_a_parameter * self.config.parameter_count() / (1e9 * self.plan.disk_gigabytes_per_second)
+
+    def step_seconds(self, step: StepWork) -> float:
+        arithmetic = generation_flops(self.config, step) / (self.card.flops * self.plan.product_utilisation)
+        reading = generation_bytes(self.config, step) / (self.card.bandwidth * self.plan.bandwidth_utilisation)
+        return max(arithmetic, reading) + self.plan.step_milliseconds / 1000
+
+    def training_seconds(self, flops: float) -> float:
+        return flops / (self.card.flops * self.plan.training_utilisation)
+
+    def update_seconds(self, forward_flops: Sequence[float]) -> float:
+        """An update, given the operations of each micro-batch's forward pass.
+
+        FSDP gathers parameters, 2 bytes each, for forward and for backward, and reduces gradients, 4 bytes each: each
+        rank receives the others' parts. Adam reads parameter, gradient and two moments and writes three of them, 4
+        bytes each.
+        """
+        size, passes = self.config.parameter_count(), 4 if self.recompute else 3
+        sending = 8 * size * (self.ranks - 1) / self.ranks / (self.link * self.plan.bandwidth_utilisation)
+        computing = sum(max(passes * self.training_seconds(flops), sending) for flops in forward_flops)
+        return computing + 28 * size / self.ranks / self.card.bandwidth
+
+
+def block_weights(config: LlamaConfig) -> int:
+    return config.hidden_size * (2 * config.q_size + 2 * config.kv_size + 3 * config.intermediate_size)
+
+
+def key_bytes(config: LlamaConfig) -> int:
+    """Bytes of a token's keys and values in all layers, in bf16."""
+    return 4 * config.num_hidden_layers * config.kv_size
+
+
+def generation_flops(config: LlamaConfig, step: StepWork) -> float:
+    """Operations of a step: 2 a weight and token (in the head: a token drawn), 4 head_dim a head, query and key."""
+    products = 2 * config.num_hidden_layers * block_weights(config) * step.tokens
+    head = 2 * config.vocab_size * config.hidden_size * step.drawn
+    return products + head + 4 * config.num_hidden_layers * config.q_size * step.keys_seen
+
+
+def generation_bytes(config: LlamaConfig, step: StepWork) -> float:
+    """Bytes that a step reads and writes, in bf16: all weights once, keys and values."""
+    weights = config.num_hidden_layers * block_weights(config) + config.vocab_size * config.hidden_size
+    return 2 * weights + key_bytes(config) * (step.keys_read + step.tokens)
