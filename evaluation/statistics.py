@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 2000
-_CLASSES = ("first", "second", "tie")
 
 
 def bootstrap(groups: Iterable[Sequence[float]], seed: int = 0) -> dict[str, Any]:
@@ -39,9 +38,10 @@ def cohen_kappa(labels: Sequence[tuple[str, str]], seed: int = 0) -> dict[str, A
     Kappa is (p_o - p_e) / (1 - p_e): p_o is the share of equal labels, and p_e its expectation if both labelled at
     random with their own frequencies. The 95% interval is over resampled items, without resamples that lack a kappa.
     """
+    classes = ("first", "second", "tie")
     table = np.zeros((3, 3))
     for a, b in labels:
-        table[_CLASSES.index(a), _CLASSES.index(b)] += 1
+        table[classes.index(a), classes.index(b)] += 1
     value = _kappas(table[None])[0] if labels else np.nan
     if np.isnan(value):
         reason = "both give all pairs one label" if labels else "no pair has both labels"
