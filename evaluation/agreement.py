@@ -5,12 +5,10 @@ takes any judge's decisions (`labelled.py` describes both files). The protocol "
 times, as the method does, and prefers the higher mean; "pairwise" compares two responses, N times in each order. Any
 two members of a group with different quality are a pair. The report has, over the pairs with a verdict:
 
-- pairwise: 1 where judge and label prefer the same, 1/2 where one of the two is a tie, 0 where they are opposed. Chance
-  is 0.5.
+- pairwise: 1 where judge and label prefer the same, 1/2 where one of the two is a tie, 0 where they are opposed.
 - with_ties: the share where judge and label are equal, among first, second and tie; without_ties: the same share where
   neither is a tie. These are MT-Bench's S1 and S2: a pair whose orders disagree is a tie. The label is the annotators'
-  majority, and a tie between labels is a tie; "annotators" counts their votes one by one, as MT-Bench does, and has
-  the mean kappa of any two annotators.
+  majority; "annotators" counts their votes one by one, as MT-Bench does, and has the mean kappa of any two annotators.
 - kappa: Cohen's, of the judge and the label; for pairs that people labelled, not for groups.
 - spearman: of quality and the judge's mean score, or share of wins, within a group, averaged over groups. Responses
   without a value are left out; a judge with all values equal counts as 0. exact_order: the share of groups in which any
@@ -34,7 +32,7 @@ import numpy as np
 
 from evaluation.labelled import Decisions, Labelled, Opinion, Pair, by_value, read_decisions, read_labelled
 from evaluation.pairwise import Preference, Record, duel_items, read_duel
-from evaluation.statistics import bootstrap, by_group, cohen_kappa, spearman
+from evaluation.statistics import SHARE, bootstrap, by_group, cohen_kappa, shown, spearman
 from judging.judge import judge_section, score_rows, scoring_section
 from sampling.worker import Worker, generation_settings
 from stages.files import UserError, command, read_json, read_shards, write_json, write_jsonl
@@ -52,31 +50,29 @@ CREDITS: dict[str, Callable[[Preference, Preference], float | None]] = {
     "with_ties": lambda a, b: float(a == b),
     "without_ties": lambda a, b: None if "tie" in (a, b) else float(a == b),
 }
-SHARE, NUMBER = "{:.1%} [{:.1%}, {:.1%}] of {}", "{:.2f} [{:.2f}, {:.2f}] of {}"
+_SHARE, _NUMBER = f"{SHARE} of {{}}", "{:.2f} [{:.2f}, {:.2f}] of {}"
 LINES = {
-    "pairwise": ("agreement, a tie counting half", SHARE),
-    "with_ties": ("with ties", SHARE),
-    "without_ties": ("without ties", SHARE),
-    "kappa": ("kappa with the label", NUMBER),
-    "spearman": ("Spearman within a group", NUMBER),
-    "exact_order": ("groups in exact order", SHARE),
-    "consistency": ("both orders agree", SHARE),
-    "first_position": ("the first one shown wins", SHARE),
+    "pairwise": ("agreement, a tie counting half", _SHARE),
+    "with_ties": ("with ties", _SHARE),
+    "without_ties": ("without ties", _SHARE),
+    "kappa": ("kappa with the label", _NUMBER),
+    "spearman": ("Spearman within a group", _NUMBER),
+    "exact_order": ("groups in exact order", _SHARE),
+    "consistency": ("both orders agree", _SHARE),
+    "first_position": ("the first one shown wins", _SHARE),
 }
 """The measures of a table, with their names for people and their formats."""
 
 
 def agreement(pairs: Iterable[Pair], opinion: Opinion, credit: str = "pairwise") -> Record:
     """The mean credit over the pairs with a verdict."""
-    decided = ((pair, own) for pair in pairs if (own := opinion.preferences[pair.name]) is not None)
-    return by_group((pair.first.group, CREDITS[credit](own, pair.label)) for pair, own in decided)
+    preferences = ((pair, opinion.preferences[pair.name]) for pair in pairs)
+    return by_group((pair.first.group, CREDITS[credit](own, pair.label)) for pair, own in preferences if own)
 
 
 def measures(labelled: Labelled, opinion: Opinion) -> Record:
     """The measures of an opinion, the judge's or the baseline's."""
-    by_people = [
-        (own, pair.label) for pair in labelled.pairs if pair.labels and (own := opinion.preferences[pair.name])
-    ]
+    by_people = [(opinion.preferences[pair.name], pair.label) for pair in labelled.pairs if pair.labels]
     ranks, exact = [], []
     for members in labelled.rankings:
         valued = [(case.quality, value) for case in members if (value := opinion.values[case.name]) is not None]
@@ -85,7 +81,7 @@ def measures(labelled: Labelled, opinion: Opinion) -> Record:
         if len(valued) == len(members):
             exact.append([float(all(a > b for (better, a), (worse, b) in permutations(valued, 2) if better > worse))])
     return {name: agreement(labelled.pairs, opinion, name) for name in CREDITS} | {
-        "kappa": cohen_kappa(by_people),
+        "kappa": cohen_kappa([(own, label) for own, label in by_people if own]),
         "spearman": bootstrap(ranks),
         "exact_order": bootstrap(exact),
     }
@@ -110,8 +106,7 @@ def report(labelled: Labelled, decisions: Decisions) -> Record:
     """Parse rate, agreement (by N, gap, flaw, subset and annotator), rankings, calibration, and the baseline."""
     opinion, pairs, measured = decisions.opinion(labelled), labelled.pairs, all_measures(labelled, decisions)
     orders = [own for orders in decisions.verdicts.values() for own in orders]
-    parsed = [verdict for own in orders for verdict in own if verdict is not None]
-    judgments, most = sum(map(len, orders)), max([1, *map(len, orders)])
+    parsed, judgments = [verdict for own in orders for verdict in own if verdict is not None], sum(map(len, orders))
     scores = parsed if decisions.form == "scores" else []
     histogram = Counter(round(2 * score) / 2 for score in scores)
     by_gap, by_flaw, by_quality = defaultdict(list), defaultdict(list), defaultdict(list)
@@ -122,21 +117,18 @@ def report(labelled: Labelled, decisions: Decisions) -> Record:
     for case in labelled.cases if scores else ():
         if (score := opinion.values[case.name]) is not None:
             by_quality[f"{case.quality:g}"].append(float(score))
+    counts = [n for n in (1, 2, 4, 8, 16) if n <= max([1, *map(len, orders)])]
+    subsets = sorted({case.subset for case in labelled.cases} - {""})
     return measured | {
         "form": decisions.form,
         "judgments": judgments,
         "parse_rate": round(len(parsed) / judgments, 4) if judgments else None,
         "score_histogram": {f"{score:g}": histogram[score] for score in sorted(histogram)},
-        "pairwise_by_N": {
-            str(n): agreement(pairs, decisions.first(n).opinion(labelled)) for n in (1, 2, 4, 8, 16) if n <= most
-        },
+        "pairwise_by_N": {str(n): agreement(pairs, decisions.first(n).opinion(labelled)) for n in counts},
         "longer_wins": measured["longer"]["pairwise"],
         "by_gap": {f"{gap:g}": agreement(by_gap[gap], opinion) for gap in sorted(by_gap)},
         "by_flaw": {flaw: agreement(by_flaw[flaw], opinion) for flaw in sorted(by_flaw) if flaw},
-        "subsets": {
-            name: all_measures(labelled.subset(name), decisions)
-            for name in sorted({case.subset for case in labelled.cases} - {""})
-        },
+        "subsets": {name: all_measures(labelled.subset(name), decisions) for name in subsets},
         "annotators": annotators([pair for pair in pairs if pair.labels], opinion),
         "mean_score_by_quality": {name: round(float(np.mean(own)), 3) for name, own in sorted(by_quality.items())},
     }
@@ -190,7 +182,7 @@ def agreement_job(settings: Settings, model: Path, cases: Path, protocol: Protoc
 
 def table(measured: Mapping[str, Any]) -> str:
     """A report for people: each measure with its interval and count, beside it the baseline's."""
-    parsed = "-" if measured["parse_rate"] is None else f"{measured['parse_rate']:.1%}"
+    parsed = shown(measured["parse_rate"], "{:.1%}")
     lines = [f"{measured['judge']}: {measured['judgments']} {measured['form']}, {parsed} of them read"]
     for name, part in {"all": measured, **measured["subsets"]}.items():
         title = f"{name}, {part['pairs']} pairs"
@@ -201,17 +193,16 @@ def table(measured: Mapping[str, Any]) -> str:
     if means := measured["mean_score_by_quality"]:
         lines.append("mean score by quality: " + ", ".join(f"{name}: {mean:.2f}" for name, mean in means.items()))
     if (people := measured["annotators"]) and people["annotators"] > 1:
-        kappa = "-" if people["kappa"] is None else f"{people['kappa']:.2f}"
+        kappa = shown(people["kappa"], "{:.2f}")
         lines.append(f"{people['annotators']} annotators, {people['labels']} labels; their mean kappa {kappa}")
         lines += [f"  votes {LINES[key][0]:26}{_cell(key, people[key])}" for key in ("with_ties", "without_ties")]
     return "\n".join(lines)
 
 
-def _cell(key: str, measure: Mapping[str, Any] | None) -> str:
-    """A value with its interval and count, or the reason for none."""
-    if measure is None or measure["value"] is None:
-        return (measure or {}).get("reason", "")
-    return LINES[key][1].format(*(measure[name] for name in ("value", "low", "high", "count")))
+def _cell(key: str, measure: Record | None) -> str:
+    """A measure with its interval and count, or the reason for none."""
+    measure = measure or {"value": None}
+    return measure.get("reason", "") if measure["value"] is None else shown(measure, LINES[key][1])
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 
 A file of labelled responses is JSON lines. Each row has one of four forms:
 
-- a labelled pair {id, prompt, output_1, output_2, label}: label 1 or 2 is the better output, and "tie" (or 0, or 1.5)
-  means that neither is better. Rows with the same id are one pair by several annotators, whom "annotator" names.
-- AlpacaEval's pair {instruction, output_1, output_2, preference}: from 1 to 2, and the nearer output is better. It
-  needs no id: rows with the same texts are one pair, and "annotator_index" names the annotator.
+- a labelled pair {id, prompt, output_1, output_2, label}: label 1 or 2 is the better output; "tie", 0 or 1.5 means that
+  neither is better. Rows with the same id are one pair by several annotators, whom "annotator" names.
+- AlpacaEval's pair {instruction, output_1, output_2, preference}: from 1 to 2, and the nearer output is better. Without
+  an id, rows with the same texts are one pair; "annotator_index" names the annotator.
 - a group {id, prompt, responses: [{text, score}]}: a higher score is better.
 - OpenAssistant's ranked replies {message_id, context: [{role, text}], replies: [{rank, text}]}: rank 0 is the best.
 
@@ -14,15 +14,14 @@ also "dataset") names a part of the file, for which measurements have a row of t
 
 A file of verdicts is JSON lines, all of one of three forms; `evaluation.agreement` writes the first two:
 
-- scores {id, index, score} of responses: an id is the group's id, a slash and the response's place from 0, as in
-  "g1/2". The outputs of a labelled pair "p" are "p/0" and "p/1".
+- scores {id, index, score} of responses: "g1/2" is the third response of group g1, "p/0" the first output of pair p.
 - comparisons {id, order, index, winner} of pairs: order 0 shows the pair as the file has it, order 1 the other way
-  round. The winner is "first" or "second" as shown, or "tie". Each pair needs both orders. Two responses of a group
-  "g1" are the pair "g1/0-2", the earlier first; all pairs of different quality are needed.
+  round; the winner is "first" or "second" as shown, or "tie". Each pair needs both orders. The first and the third
+  response of group g1 are the pair "g1/0-2"; all pairs of different quality are needed.
 - decisions {id, decision} of pairs, from anywhere: "first", "second" or "tie", as the file has the pair.
 
-"index", a whole number, distinguishes several verdicts on one response or pair; a single one needs no index. null means
-that the verdict could not be read. Responses with equal texts tie without a comparison. Other keys are ignored.
+"index", a whole number, tells several verdicts on one response or pair apart. null: the verdict could not be read.
+Responses with equal texts tie without a comparison. Other keys are ignored.
 """
 
 import math
@@ -127,24 +126,15 @@ def read_labelled(path: Path) -> Labelled:
     group, an id with two pairs, and a repeated label; and for an empty file.
     """
     groups: dict[str, list[Case]] = {}
-    votes: dict[Any, tuple[tuple[str, ...], str, dict[str, Preference]]] = {}
+    votes: dict[Any, tuple[list[str], str, dict[str, Preference]]] = {}
     for number, row in read_numbered_jsonl(path):
         where = f"{path}, line {number}"
         if "output_1" in row:
-            key, texts, subset = _labelled_pair(row, where)
-            before, _, labels = votes.setdefault(key, (texts, subset, {}))
-            shown = repr(key) if isinstance(key, str) else f"the pair of {texts[0][:40]!r}"
-            if before != texts:
-                raise UserError(f"{where}: {shown} came before with other texts; give each pair its own id")
-            annotator = row.get("annotator", row.get("annotator_index"))
-            annotator = "" if annotator is None else str(annotator)
-            if annotator in labels:
-                raise UserError(f'{where}: {shown} has a label by {annotator!r}; remove one, or name each "annotator"')
-            labels[annotator] = _label(row, where)
+            _add_vote(row, votes, where)
+        elif (members := _group(row, where))[0].group in groups:
+            raise UserError(f"{where}: the id {members[0].group!r} came before; give each group its own")
         else:
-            members = _group(row, where)
-            if groups.setdefault(members[0].group, members) is not members:
-                raise UserError(f"{where}: the id {members[0].group!r} came before; give each group its own")
+            groups[members[0].group] = members
     pairs = [
         Pair(f"{name}/{i}-{j}", a, b)
         for name, members in groups.items()
@@ -164,13 +154,23 @@ def read_labelled(path: Path) -> Labelled:
     return Labelled([case for members in groups.values() for case in members], pairs)
 
 
-def _labelled_pair(row: Record, where: str) -> tuple[Any, tuple[str, ...], str]:
-    """(key, (prompt, both outputs), subset) of a labelled pair. The key is its id, or else its texts."""
+def _add_vote(row: Record, votes: dict[Any, tuple[list[str], str, dict[str, Preference]]], where: str) -> None:
+    """Add one annotator's label of a pair to its (prompt and outputs, subset, labels), by its id or else its texts."""
     official = "instruction" in row
-    prompt = _prompt(_value(row, "instruction" if official else "prompt", where), where)
-    texts = (prompt, *(_value(row, key, where, "a text") for key in ("output_1", "output_2")))
-    key: Any = texts if official and "id" not in row else str(_value(row, "id", where, "a text or a whole number"))
-    return key, texts, str(row.get("subset", row.get("dataset", "") if official else ""))
+    texts = [_prompt(_value(row, "instruction" if official else "prompt", where), where)]
+    texts += [_value(row, key, where, "a text") for key in ("output_1", "output_2")]
+    named = not official or "id" in row
+    key: Any = str(_value(row, "id", where, "a text or a whole number")) if named else tuple(texts)
+    subset = row.get("subset", row.get("dataset", "") if official else "")
+    before, _, labels = votes.setdefault(key, (texts, str(subset), {}))
+    shown = repr(key) if named else f"the pair of {texts[0][:40]!r}"
+    if before != texts:
+        raise UserError(f"{where}: {shown} came before with other texts; give each pair its own id")
+    annotator = row.get("annotator", row.get("annotator_index"))
+    annotator = "" if annotator is None else str(annotator)
+    if annotator in labels:
+        raise UserError(f'{where}: {shown} has a label by {annotator!r}; remove one, or name each "annotator"')
+    labels[annotator] = _label(row, where)
 
 
 def _label(row: Record, where: str) -> Preference:
@@ -188,16 +188,14 @@ def _label(row: Record, where: str) -> Preference:
 
 def _group(row: Record, where: str) -> list[Case]:
     """The members of a row of either form of groups."""
-    if "responses" in row:
-        key, id_key, prompt_key, quality_key, sign = "responses", "id", "prompt", "score", 1
-    elif "replies" in row:
-        key, id_key, prompt_key, quality_key, sign = "replies", "message_id", "context", "rank", -1
-    else:
+    forms = {"responses": ("id", "prompt", "score", 1), "replies": ("message_id", "context", "rank", -1)}
+    form = next((form for form in forms if form in row), None)
+    if form is None:
         raise UserError(f"{where}: neither a labelled pair nor a group; evaluation/labelled.py describes the rows")
+    id_key, prompt_key, quality_key, sign = forms[form]
     name = str(_value(row, id_key, where, "a text or a whole number"))
-    prompt, subset = _prompt(_value(row, prompt_key, where), where), str(row.get("subset", ""))
-    cases = []
-    for i, response in enumerate(_value(row, key, where, "a list of objects")):
+    prompt, subset, cases = _prompt(_value(row, prompt_key, where), where), str(row.get("subset", "")), []
+    for i, response in enumerate(_value(row, form, where, "a list of objects")):
         quality = sign * _value(response, quality_key, where, "a finite number")
         text = _value(response, "text", where, "a text")
         cases.append(Case(name, f"{name}/{i}", prompt, text, quality, response.get("flaw", ""), subset))
@@ -294,24 +292,24 @@ def read_decisions(path: Path, labelled: Labelled) -> Decisions:
         raise UserError(f"{rows[0][0]}: no score, winner or decision; evaluation/labelled.py describes the rows")
     (key, kind), orders = _VERDICTS[form], (0, 1) if form == "comparisons" else (0,)
     items: Sequence[Case | Pair] = labelled.cases if form == "scores" else labelled.pairs
-    verdicts: dict[str, dict[tuple[int, int], Any]] = {item.name: {} for item in items}
+    verdicts: dict[str, list[dict[int, Any]]] = {item.name: [{} for _ in orders] for item in items}
     for where, row in rows:
-        own, name = verdicts.get(str(row["id"])), repr(row["id"])
-        if own is None:
-            raise UserError(f"{where}: the cases have no {name} for a {key}; remove the line, or name their file")
+        if (name := str(row["id"])) not in verdicts:
+            raise UserError(f"{where}: the cases have no {name!r} for a {key}; remove the line, or name their file")
         verdict = _value(row, key, where, kind)
-        order = _value(row, "order", where, "0 or 1") if form == "comparisons" else 0
+        own = verdicts[name][_value(row, "order", where, "0 or 1") if form == "comparisons" else 0]
         index = _value({"index": row.get("index") or 0}, "index", where, "a whole number from 0")
-        at = (order, 0 if form == "decisions" else index)
-        if at in own:
-            raise UserError(f'{where}: {name} has this verdict already; remove one, or give each its own "index"')
-        own[at] = verdict
-    ordered = {
-        n: [[own[at] for at in sorted(own) if at[0] == order] for order in orders] for n, own in verdicts.items()
-    }
+        index = 0 if form == "decisions" else index
+        if index in own:
+            raise UserError(f'{where}: {name!r} has this verdict already; remove one, or give each its own "index"')
+        own[index] = verdict
     twins = {pair.name for pair in labelled.pairs if pair.first.text == pair.second.text}
-    missing = [(name, order) for name in ordered if name not in twins for order in orders if not ordered[name][order]]
+    missing = [
+        f"{name}, order {order}" if form == "comparisons" else name
+        for name, given in verdicts.items()
+        for order, own in enumerate(given)
+        if not own and name not in twins
+    ]
     if missing:
-        few = shortened(f"{name}, order {order}" if form == "comparisons" else name for name, order in missing)
-        raise UserError(f"{path}: no {key} of {few}; add a row for each, null where there is none")
-    return Decisions(form, ordered)
+        raise UserError(f"{path}: no {key} of {shortened(missing)}; add a row for each, null where there is none")
+    return Decisions(form, {n: [[own[i] for i in sorted(own)] for own in given] for n, given in verdicts.items()})

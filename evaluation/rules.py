@@ -38,6 +38,7 @@ All checks take time linear in the answer's length.
 """
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ _QUOTES = "\"'\u2019\u201d\u00bb"
 _OPENERS = "\"'\u2018\u201c\u00ab([*_"
 _TITLES = ("mr", "mrs", "ms", "dr", "prof", "st", "vs")
 _DOT = "\u2022"
+_ITEM = re.compile("([0-9]+)[.)](?=\\s)|\u2022|[-*+\u2013](?=\\s)")
 
 RULES: dict[str, tuple[str, Callable[[str, Any], bool]]] = {
     "words_at_most": ("count", lambda text, count: word_count(text) <= count),
@@ -78,14 +80,13 @@ def _are_texts(value: Any) -> bool:
     return bool(texts) and len(set(value)) == len(value)
 
 
-_TEXTS = (_are_texts, "it must be a list of different texts without white space at their ends")
 VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "count": (lambda value: type(value) is int and value >= 1, "it must be a whole number from 1"),
     "alphabet": (lambda value: value in list(ALPHABETS), f"take one of {', '.join(ALPHABETS)}"),
     "text": (lambda value: _are_texts([value]), "it must be a text without white space at its ends"),
-    "words": _TEXTS,
-    "keys": _TEXTS,
-}
+} | dict.fromkeys(
+    ("words", "keys"), (_are_texts, "it must be a list of different texts without white space at their ends")
+)
 """By a parameter's name: the check of a value, and what a valid value is."""
 
 
@@ -143,26 +144,21 @@ def _items(text: str) -> list[tuple[str, str]]:
     """(mark, rest) of each line. The mark is U+2022 for a bullet point, the number of a numbered item, or empty."""
     items = []
     for line in map(str.strip, text.splitlines()):
-        after = line.lstrip("0123456789")
-        number = line[: len(line) - len(after)]
-        mark, rest = "", line
-        if number and after[:1] in (".", ")") and after[1:2].isspace():
-            mark, rest = number, after[1:]
-        elif line[:1] == _DOT or (line[:1] in "-*+\u2013" and line[1:2].isspace()):
-            mark, rest = _DOT, line[1:]
-        items.append((mark, rest.strip()) if _has_content(rest) else ("", line))
+        match = _ITEM.match(line)
+        rest = line[match.end() :] if match else ""
+        items.append((match[1] or _DOT, rest.strip()) if match and _has_content(rest) else ("", line))
     return items
+
+
+def _numbers(text: str) -> list[str]:
+    """The numbers of the numbered items."""
+    return [mark for mark, _ in _items(text) if mark not in ("", _DOT)]
 
 
 def _occurs(phrase: str, text: str) -> bool:
     phrase, text = _plain(phrase), _plain(text)
-    start = text.find(phrase)
-    while start >= 0:
-        end = start + len(phrase)
-        if not _is_letter(text[max(start - 1, 0) : start]) and not _is_letter(text[end : end + 1]):
-            return True
-        start = text.find(phrase, start + 1)
-    return False
+    spans = ((m.start(), m.start() + len(phrase)) for m in re.finditer(f"(?={re.escape(phrase)})", text))
+    return any(not _is_letter(text[start - 1 : start]) and not _is_letter(text[end : end + 1]) for start, end in spans)
 
 
 def _starts(wanted: str, text: str) -> bool:
@@ -185,11 +181,6 @@ def _is_letter(character: str) -> bool:
 
 def _has_content(text: str) -> bool:
     return any(map(str.isalnum, text))
-
-
-def _numbers(text: str) -> list[str]:
-    """The numbers of the numbered items."""
-    return [mark for mark, _ in _items(text) if mark not in ("", _DOT)]
 
 
 def _object_keys(text: str) -> set[str] | None:

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 2000
+SHARE = "{:.1%} [{:.1%}, {:.1%}]"
+"""The format of a share in per cent with its interval."""
 
 
 def bootstrap(groups: Iterable[Sequence[float]], seed: int = 0) -> dict[str, Any]:
@@ -68,6 +70,13 @@ def ranks(values: ArrayLike) -> NDArray[np.float64]:
     """The values' ranks from 1; equal values share their mean rank."""
     _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def shown(measured: Any, form: str = SHARE) -> str:
+    """A number, or a mean with value, low, high and count, in a format that names as many as it needs; "-" for None."""
+    if isinstance(measured, dict):
+        return "-" if measured["value"] is None else form.format(*map(measured.get, ("value", "low", "high", "count")))
+    return "-" if measured is None else form.format(measured)
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import jinja2
 
+from evaluation.pairwise import Record
 from evaluation.report.browser import TEXT_BUDGET, shown_prompts
-from evaluation.report.plots import ReportedIteration, ReportedRun, Row, plots
-from evaluation.roster import cells, notes
-from evaluation.summary import summary_lines
+from evaluation.report.plots import ReportedIteration, ReportedRun, plots
+from evaluation.summary import cells, notes, summary_lines
 from judging.trace import read_lineage
 from stages.files import MANIFEST, UserError, read_json, read_jsonl, read_manifest
 
@@ -65,7 +65,7 @@ def _read_summary(folder: Path) -> ReportedRun:
         raise UserError(f"{path}: not JSON ({error}); `make iterate` of this run writes a new one") from None
 
 
-def _printed(run: ReportedRun, budget: int) -> Row:
+def _printed(run: ReportedRun, budget: int) -> Record:
     """Read a run's iterations; returns what the page prints of the run."""
     try:
         rows = run.summary["models"]
@@ -79,7 +79,7 @@ def _printed(run: ReportedRun, budget: int) -> Row:
         ) from None
 
 
-def _read_iteration(run: ReportedRun, row: Row, budget: int) -> ReportedIteration:
+def _read_iteration(run: ReportedRun, row: Record, budget: int) -> ReportedIteration:
     """An iteration with its training metrics and prompts. Deleted files are left out and named in the run's `gone`."""
     iteration = ReportedIteration(row["iteration"], row)
     try:

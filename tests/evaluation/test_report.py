@@ -16,7 +16,7 @@ import judging.pairs
 from evaluation.report import main, write_report
 from evaluation.report.browser import shown_prompts
 from evaluation.report.plots import PLOTS
-from evaluation.roster import cells, notes
+from evaluation.summary import cells, notes
 from judging.scores import EXPLANATIONS
 from judging.trace import read_lineage
 from stages.files import UserError, read_jsonl, write_manifest
@@ -116,27 +116,22 @@ def test_every_plot_and_the_terminals_table_and_the_same_run_gives_the_same_byte
     assert all(" ".join(line.split()) in page.text for line in notes(MODELS))
 
 
-def test_runs_side_by_side(made, tmp_path):
-    """One without iterations, and so without plots and pairs."""
-    sft = made_run(tmp_path / "sft-only", models=MODELS[:2])
-    both = Page(made, made, sft, out=tmp_path / "both.html")
-    assert {iteration["name"] for iteration in both.data} == {f"{made}, iteration {t}" for t in (1, 2)}
-    assert both.text.count("model wins* verifiable") == 3 and "Summary of " + str(sft) in both.text
-    alone = Page(sft, out=tmp_path / "one.html")
-    assert "No iteration is finished yet" in alone.text and "script" not in [tag for tag, _ in alone.elements]
-
-
-def test_what_was_deleted_is_said_and_what_each_stage_took(made, tmp_path):
-    run = tmp_path / "saved-room"
+def test_runs_side_by_side_and_what_was_deleted(made, tmp_path):
+    """Two runs of one name, the second without some of its files; and one without iterations, plots and pairs."""
+    run, sft = tmp_path / made.name, made_run(tmp_path / "sft-only", models=MODELS[:2])
     shutil.copytree(made, run)
     shutil.rmtree(run / "iter1" / "responses")
     shutil.rmtree(run / "iter2" / "train")
     write_manifest(run / "evaluation/M2/judge", "test", "key", [], seconds=40, new_tokens=5000)
-    page = Page(run, out=tmp_path / "report.html")
-    assert "evaluation/M2/judge 40.0 5,000 125" in page.text
-    assert f"no pairs, Elo scores and scores by length of iteration 1: {run}/iter1/responses: no such" in page.text
-    assert f"no training curves of iteration 2: {run}/iter2/train/metrics.jsonl: no such file" in page.text
-    assert [iteration["name"] for iteration in page.data] == ["saved-room, iteration 2"]
+    both = Page(made, run, out=tmp_path / "both.html")
+    shown = [iteration["name"] for iteration in both.data]
+    assert shown == [f"{made}, iteration 1", f"{made}, iteration 2", f"{run}, iteration 2"]
+    assert both.text.count("model wins* verifiable") == 2 and "Summary of " + str(run) in both.text
+    assert "evaluation/M2/judge 40.0 5,000 125" in both.text
+    assert f"no pairs, Elo scores and scores by length of iteration 1: {run}/iter1/responses: no such" in both.text
+    assert f"no training curves of iteration 2: {run}/iter2/train/metrics.jsonl: no such file" in both.text
+    alone = Page(sft, out=tmp_path / "one.html")
+    assert "No iteration is finished yet" in alone.text and "script" not in [tag for tag, _ in alone.elements]
 
 
 def test_a_run_without_what_the_report_is_made_from(made, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.rules import ALPHABETS, RULES, Rule, followed, sentence_count, word_count
@@ -98,6 +98,7 @@ def test_words_and_sentences_of_a_text():
 TEXTS = st.text(st.one_of(st.sampled_from("aB .!?\"'-*•1\n,—"), st.characters()))
 
 
+@settings(max_examples=40)
 @given(TEXTS, TEXTS, st.integers(1, 9))
 def test_counts_are_monotone_meet_and_add(a, b, count):
     most, least = followed(Rule("words_at_most", count), a), followed(Rule("words_at_least", count), a)
@@ -110,6 +111,7 @@ def test_counts_are_monotone_meet_and_add(a, b, count):
 WORDS = st.lists(st.sampled_from(["sea", "seas", "Tom's", "ßa", "a-b", "x1", "é"]), min_size=1)
 
 
+@settings(max_examples=40)
 @given(WORDS, WORDS, st.sampled_from(["", ".", "!?", ' "']))
 def test_what_is_put_there_is_found(before, phrase, after):
     wanted = " ".join(phrase)
@@ -119,6 +121,7 @@ def test_what_is_put_there_is_found(before, phrase, after):
     assert not followed(Rule("ends_with", wanted), text + "s") and not followed(Rule("lacks", (wanted,)), text)
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(min_size=1), st.one_of(st.none(), st.text(), st.integers(), st.lists(st.floats(0, 1)))))
 def test_json_is_that_of_the_standard_library(row):
     exactly = Rule("json", tuple(row))
@@ -127,7 +130,7 @@ def test_json_is_that_of_the_standard_library(row):
         assert not followed(Rule("json", (*row, "".join(row) + "x")), text) and not followed(exactly, text[:-1])
 
 
-PIECES = [
+PIECES = (
     "a",
     "aa ",
     "- ",
@@ -144,16 +147,15 @@ PIECES = [
     "(",
     '{"a":',
     "\u0301\u0316",
-]
+)
 
 
 @pytest.mark.parametrize("piece", PIECES)
 def test_long_texts_take_no_time(piece):
-    """300,000 characters; anything quadratic would take minutes."""
-    text = "a" + piece * (300_000 // len(piece)) + "b"
-    started = time.process_time()
-    for rule, *_ in CASES:
-        followed(rule, text)
-    followed(Rule("contains", ("aa aa", "a" * 50)), text)
-    followed(Rule("json", ("a",)), '{"a": ' + "1" * 300_000 + "}")
-    assert time.process_time() - started < 20
+    """150,000 characters; whatever is quadratic takes several seconds, or minutes."""
+    text, rules = "a" + piece * (150_000 // len(piece)) + "b", {rule.name: rule for rule, *_ in CASES}
+    asked = [(rule, text) for rule in (*rules.values(), Rule("contains", ("aa aa", "a" * 50)))]
+    for rule, long in [*asked, (Rule("json", ("a",)), '{"a": ' + "1" * 150_000 + "}")]:
+        started = time.process_time()
+        followed(rule, long)
+        assert time.process_time() - started < 2, rule

@@ -1,7 +1,6 @@
 """Verifiable instructions: the report on worked answers, what is refused, and the project's prompts."""
 
 import json
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.rules import RULES, Rule, followed
-from evaluation.verifiable import Instruction, read_instructions, read_rows, table, verifiable_report
+from evaluation.verifiable import Instruction, main, read_instructions, read_rows, table, verifiable_report
 from prepare.novelty import Novelty, Sequences
 from stages.files import UserError, read_jsonl, write_jsonl
 
@@ -65,16 +64,16 @@ def ruled(*rules) -> dict:
     [
         (GOOD, "id 'a' came before"),
         ({"id": "b", "prompt": "p"}, "key 'rules' is missing"),
-        (GOOD | {"id": "b", "note": 1}, "key 'note' is not known"),
+        (GOOD | {"id": "b", "note": 1}, "the keys are id, prompt, rules, note; they must be id, prompt, rules"),
         (GOOD | {"id": 3}, "key 'id' must be a text"),
         (GOOD | {"id": "b", "prompt": " "}, "key 'prompt' must be a text"),
         (ruled(), "key 'rules' must be a list"),
-        (ruled("one_word"), r"rules\[0\]: key 'rule' is missing"),
-        (ruled({"rule": "one_word"}, {"count": 1}), r"rules\[1\]: key 'rule' is missing"),
+        (ruled("one_word"), r"rules\[0\]: rule None is not known"),
+        (ruled({"rule": "one_word"}, {"count": 1}), r"rules\[1\]: rule None is not known"),
         (ruled({"rule": "rhymes"}), "rule 'rhymes' is not known; take one of words_at_most, "),
         (ruled({"rule": ["one_word"]}), r"rule \['one_word'\] is not known"),
-        (ruled({"rule": "one_word", "count": 1}), "key 'count' is not known; one_word has rule"),
-        (ruled({"rule": "bullets"}), "key 'count' is missing; bullets has rule, count"),
+        (ruled({"rule": "one_word", "count": 1}), "the keys are rule, count; they must be rule"),
+        (ruled({"rule": "bullets"}), "the keys are rule; they must be rule, count"),
         *(
             (ruled({"rule": "bullets", "count": n}), "key 'count' is .*; it must be a whole")
             for n in ("3", True, 0, 3.0)
@@ -108,19 +107,14 @@ def test_bad_answers_are_one_line(tmp_path, rows, complaint):
         read_rows(tmp_path / "a.jsonl", "text")
 
 
-def run(*arguments) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "evaluation.verifiable", "--instructions", PATH, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-
-
-def test_the_command(tmp_path):
-    report = json.loads(run("--answers", ANSWERS, "--json").stdout)
-    assert report == verifiable_report(INSTRUCTIONS, TEXTS)
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["verifiable", f"--instructions={PATH}", f"--answers={ANSWERS}", "--json"])
+    main()
+    assert json.loads(capsys.readouterr().out) == verifiable_report(INSTRUCTIONS, TEXTS)
     write_jsonl(tmp_path / "a.jsonl", list(read_jsonl(ANSWERS))[1:])
-    done = run("--answers", tmp_path / "a.jsonl")
-    assert done.returncode == 2 and done.stderr == (
-        f"error: {tmp_path / 'a.jsonl'}: no answer to 1 of 175 instructions: 'v000'; answer them all\n"
-    )
+    monkeypatch.setattr(sys, "argv", ["verifiable", f"--instructions={PATH}", f"--answers={tmp_path / 'a.jsonl'}"])
+    with pytest.raises(UserError, match=r"a\.jsonl: no answer to 1 of 175 instructions: 'v000'; answer them all"):
+        main()
 
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight", 10: "ten", 12: "twelve", 20: "twenty"}

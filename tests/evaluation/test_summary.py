@@ -2,8 +2,8 @@
 
 from made_runs import MODELS
 
-from evaluation.roster import cells, differences, notes
 from evaluation.statistics import columns
+from evaluation.summary import cells, differences, notes
 
 
 def test_a_paired_difference_is_of_what_both_have():
