@@ -127,15 +127,15 @@ def decisive_rows(judge: Worker, duels: Sequence[Duel], job: Job) -> list[Record
         items = duel_items(duels, evaluation.protocol, evaluation.duel_samples, judge.chat, judge.settings)
         judge.run(job, items, partial(read_duel, protocol="pairwise", judge=judge.settings.judge))
         return list(read_shards(job.out))
-    answers = [
-        {"id": f"{duel.id}/{shown}", "prompt_id": duel.id, "prompt": duel.prompt, "text": text}
+    places = {
+        f"{duel.id}/{shown}": {"duel": duel.id, "shown": shown, "prompt": duel.prompt, "text": text}
         for duel in duels
         for shown, text in enumerate((duel.first, duel.second))
         if duel.first != duel.second  # equal answers tie
-    ]
+    }
+    answers = [{"id": name, "prompt_id": place["duel"], **place} for name, place in places.items()]
     rows = score_rows(judge, answers, evaluation.duel_samples, job)
-    seconds = {f"{duel.id}/1" for duel in duels}
-    return [row | {"duel": row["prompt_id"], "shown": int(row["response_id"] in seconds)} for row in rows]
+    return [row | {key: places[row["response_id"]][key] for key in ("duel", "shown")} for row in rows]
 
 
 def measure_wins(judge: Worker, answers: Path, job: Job) -> None:

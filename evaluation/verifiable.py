@@ -11,7 +11,6 @@ definitions here are the project's own, so numbers can't be compared with IFEval
 
 import argparse
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,12 +89,11 @@ def verifiable_report(instructions: Sequence[Instruction], texts: Mapping[str, s
     """
     names = [item.id for item in instructions]
     if missing := [name for name in names if name not in texts]:
-        few = f"{len(missing)} of {len(names)} instructions: {shortened(missing)}"
-        raise UserError(f"no answer to {few}; answer them all")
+        raise UserError(f"no answer to {len(missing)} of {len(names)} instructions: {shortened(missing)}; answer all")
     if unknown := sorted(set(texts) - set(names)):
         raise UserError(f"{len(unknown)} answers to unknown instructions: {shortened(unknown)}; remove them")
     kept = {item.id: [followed(rule, texts[item.id]) for rule in item.rules] for item in instructions}
-    by_rule: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    by_rule: dict[str, list[tuple[str, float]]] = {name: [] for name in RULES}
     for item in instructions:
         for rule, own in zip(item.rules, kept[item.id], strict=True):
             by_rule[rule.name].append((item.id, float(own)))
@@ -104,9 +102,9 @@ def verifiable_report(instructions: Sequence[Instruction], texts: Mapping[str, s
         "strict": bootstrap([[float(all(verdicts))] for verdicts in kept.values()]),
         "rules": bootstrap([list(map(float, verdicts)) for verdicts in kept.values()]),
         "by_rule": {
-            name: {"followed": int(sum(own for _, own in by_rule[name]))} | by_group(by_rule[name])
-            for name in RULES
-            if name in by_rule
+            name: {"followed": int(sum(own for _, own in verdicts))} | by_group(verdicts)
+            for name, verdicts in by_rule.items()
+            if verdicts
         },
         "followed": kept,
     }

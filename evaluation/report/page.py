@@ -68,15 +68,14 @@ def _read_summary(folder: Path) -> ReportedRun:
 def _printed(run: ReportedRun, budget: int) -> Record:
     """Read a run's iterations; returns what the page prints of the run."""
     try:
-        rows = run.summary["models"]
-        run.iterations = [_read_iteration(run, row, budget) for row in run.summary["iterations"]]
-        printed = {"models": cells(rows), "notes": list(notes(rows)), "summary": "\n".join(summary_lines(run.summary))}
-        facts = {key: run.summary[key] for key in ("model", "seed")}
-        return {"name": run.name, "gone": run.gone, "cost": list(_cost(run))} | facts | printed
+        summary, rows = run.summary, run.summary["models"]
+        run.iterations = [_read_iteration(run, row, budget) for row in summary["iterations"]]
+        facts = {"name": run.name, "gone": run.gone, "model": summary["model"], "seed": summary["seed"]}
+        tables = {"models": cells(rows), "notes": list(notes(rows)), "cost": list(_cost(run))}
+        return facts | tables | {"summary": "\n".join(summary_lines(summary))}
     except KeyError as error:
-        raise UserError(
-            f"{run.folder}/summary.json: of another version ({error} is missing); `make iterate` writes a new one"
-        ) from None
+        why = f"of another version ({error} is missing); `make iterate` writes a new one"
+        raise UserError(f"{run.folder}/summary.json: {why}") from None
 
 
 def _read_iteration(run: ReportedRun, row: Record, budget: int) -> ReportedIteration:

@@ -89,7 +89,7 @@ def test_intervals_are_those_of_large_samples():
 def test_report_worked_by_hand():
     """Group g: qualities 5, 3, 0 judged 4 (mean of 5 and 3), 4, 1. Pairs: 5>3 ties, 5>0 agrees, 3>0 agrees.
     Group h: qualities 2, 1 judged 0 and 5: disagrees. So 2.5 of 4; the failure does not count."""
-    g = (case("ga", 5, "xx", subset="s"), case("gb", 3, "xxx", subset="s"), case("gc", 0, subset="s"))
+    g = (case("ga", 5, "xx", "none", "s"), case("gb", 3, "xxx", "cut_off", "s"), case("gc", 0, "x", "far", "s"))
     groups = grouped(*g, case("hd", 2, subset="t"), case("he", 1, subset="t"))
     decisions = scored(ga=[5, 3], gb=[4, None], gc=[1], hd=[0], he=[5])
     result = report(groups, decisions)
@@ -110,18 +110,12 @@ def test_report_worked_by_hand():
     assert result["mean_score_by_quality"] == {"0": 1.0, "1": 5.0, "2": 0.0, "3": 4.0, "5": 4.0}
     assert result["score_histogram"] == {"0": 1, "1": 1, "3": 1, "4": 1, "5": 2}
     assert result["annotators"] is None and result["kappa"]["value"] is None and result["consistency"]["count"] == 0
-    assert list(result["subsets"]) == ["s", "t"]
+    by_flaw = {flaw: row["value"] for flaw, row in result["by_flaw"].items()}  # against the flawless response alone
+    assert by_flaw == {"cut_off": 0.5, "far": 1.0} and list(result["subsets"]) == ["s", "t"]
     s, t = result["subsets"]["s"], result["subsets"]["t"]
     thirds = [(round(n / 3, 4), 3) for n in (2.5, 2)]
     assert [value(s["pairwise"]), value(s["longer"]["pairwise"])] == thirds and s["pairs"] == 3
     assert (value(t["pairwise"]), value(t["longer"]["pairwise"]), t["spearman"]["value"]) == ((0, 1), (0.5, 1), -1)
-
-
-def test_each_flaw_is_held_against_the_flawless():
-    flaws = (("none", 5), ("cut_off", 3), ("far", 0))
-    groups = grouped(*(case(f"{g}{flaw}", quality, flaw=flaw) for g in "gh" for flaw, quality in flaws))
-    result = report(groups, scored(gnone=[4], gcut_off=[4], gfar=[0], hnone=[3], hcut_off=[5], hfar=[1]))["by_flaw"]
-    assert {flaw: row["value"] for flaw, row in result.items()} == {"cut_off": (0.5 + 0) / 2, "far": 1.0}
 
 
 def test_labelled_pairs_by_hand():
@@ -193,14 +187,6 @@ def test_ties_are_chance_and_nothing_is_nothing():
     assert result["parse_rate"] is None and value(result["with_ties"]) == (1, 1)
 
 
-def test_each_protocol_has_its_own_key(tmp_path):
-    settings, cases = load_settings(CONFIG), ROOT / "data/evaluation/groups.jsonl"
-    (tmp_path / "weights").write_text("none")
-    asked = [(protocol, N, out) for protocol in ("scores", "pairwise") for N in (1, 2) for out in ("a", "b")]
-    keys = [agreement_job(settings, tmp_path, cases, *words, Path(out)).key for *words, out in asked]
-    assert len(set(keys)) == 4 and keys[::2] == keys[1::2]
-
-
 # The command
 
 CASES = [
@@ -233,6 +219,13 @@ def run(monkeypatch, capsys):
         return capsys.readouterr().out
 
     return command
+
+
+def test_each_protocol_has_its_own_key(judge):
+    settings, cases = load_settings(CONFIG), ROOT / "data/evaluation/groups.jsonl"
+    asked = [(protocol, N, out) for protocol in ("scores", "pairwise") for N in (1, 2) for out in ("a", "b")]
+    keys = [agreement_job(settings, judge, cases, *words, Path(out)).key for *words, out in asked]
+    assert len(set(keys)) == 4 and keys[::2] == keys[1::2]
 
 
 @pytest.mark.parametrize("protocol", ["scores", "pairwise"])

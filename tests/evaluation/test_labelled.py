@@ -96,10 +96,7 @@ def test_a_prompt_may_be_a_conversation(read):
         ([GROUP | {"responses": [{"text": "x", "score": "4"}]}], "line 1: score is '4'; it must be a finite number"),
         ([RANKED | {"message_id": ""}], "line 1: message_id is ''"),
         ([PAIR | {"prompt": []}], "line 1: prompt is []; it must be"),
-        *(
-            ([PAIR | {"prompt": [{"role": role, "content": "x"}]}], "line 1: a prompt's messages are of user or")
-            for role in ("system", "assistant")
-        ),
+        *(([PAIR | {"prompt": [{"role": r, "content": "x"}]}], "a prompt's messages") for r in ("system", "assistant")),
     ],
 )
 def test_labels_that_are_refused(read, rows, complaint):
@@ -132,11 +129,8 @@ def decide(tmp_path, labelled):
 def scores(**given: list) -> list[dict]:
     """Rows of g/0, g/1, ... by their scores."""
     rest = {"p0": [1], "p1": [2], "t0": [3], "t1": [3]} | given
-    return [
-        {"id": f"{name[0]}/{name[1]}", "index": i, "score": score}
-        for name, values in rest.items()
-        for i, score in enumerate(values)
-    ]
+    rows = [(f"{name[0]}/{name[1]}", *own) for name, values in rest.items() for own in enumerate(values)]
+    return [{"id": name, "index": i, "score": score} for name, i, score in rows]
 
 
 def comparisons(**given: tuple) -> list[dict]:
@@ -146,14 +140,6 @@ def comparisons(**given: tuple) -> list[dict]:
         for name, both in given.items()
         for order, winner in enumerate(both)
     ]
-
-
-def test_scores_prefer_the_higher_mean(decide, labelled):
-    decisions = decide(scores(g0=[4, 5], g1=[4.5, None], g2=[None, None]))
-    opinion = decisions.opinion(labelled)
-    assert opinion.preferences == {"g/0-1": "tie", "g/0-2": None, "g/1-2": None, "p": "second", "t": "tie"}
-    assert opinion.values["g/0"] == Fraction(9, 2) and opinion.values["g/2"] is None
-    assert decisions.first(1).opinion(labelled).preferences["g/0-1"] == "second"
 
 
 def test_comparisons_prefer_what_both_orders_do(decide, labelled):
@@ -170,10 +156,13 @@ def test_comparisons_prefer_what_both_orders_do(decide, labelled):
     assert decisions.verdicts["g/1-2"] == [["first", None], ["second", None]]
 
 
-def test_decisions_are_taken_as_they_are(decide, labelled):
-    given = {"g/0-1": "second", "g/0-2": "tie", "g/1-2": None, "p": "first"}
-    decisions = decide([{"id": name, "decision": decision, "why": "..."} for name, decision in given.items()])
+def test_scores_and_decisions(decide, labelled):
+    decisions = decide(scores(g0=[4, 5], g1=[4.5, None], g2=[None, None]))
     opinion = decisions.opinion(labelled)
+    assert opinion.preferences == {"g/0-1": "tie", "g/0-2": None, "g/1-2": None, "p": "second", "t": "tie"}
+    assert opinion.values["g/0"] == Fraction(9, 2) and opinion.values["g/2"] is None
+    given = {"g/0-1": "second", "g/0-2": "tie", "g/1-2": None, "p": "first"}
+    opinion = decide([{"id": n, "decision": decision, "why": "..."} for n, decision in given.items()]).opinion(labelled)
     assert opinion.preferences == given | {"t": "tie"}
     assert opinion.values["g/1"] == 1 and opinion.values["g/0"] == Fraction(1, 4)
 

@@ -39,17 +39,10 @@ def test_a_worked_report():
         ["no_commas", "1", "of", "1", "100.0%"],
     ]
 
-
-@pytest.mark.parametrize(
-    ("texts", "complaint"),
-    [
-        ({"x": "a"}, "no answer to 2 of 3 instructions: 'y', 'z'; answer them all"),
-        ({"x": "a", "y": "b", "z": "c", "v": "d", "u": "e"}, "2 answers to unknown instructions: 'u', 'v'"),
-    ],
-)
-def test_ids_must_be_those_of_the_instructions(texts, complaint):
-    with pytest.raises(UserError, match=complaint):
-        verifiable_report(THREE, texts)
+    with pytest.raises(UserError, match="no answer to 2 of 3 instructions: 'y', 'z'; answer all"):
+        verifiable_report(THREE, {"x": "a"})
+    with pytest.raises(UserError, match="2 answers to unknown instructions: 'u', 'v'"):
+        verifiable_report(THREE, {"x": "a", "y": "b", "z": "c", "v": "d", "u": "e"})
 
 
 GOOD = {"id": "a", "prompt": "Say it.", "rules": [{"rule": "one_word"}]}
@@ -68,10 +61,8 @@ def ruled(*rules) -> dict:
         (GOOD | {"id": 3}, "key 'id' must be a text"),
         (GOOD | {"id": "b", "prompt": " "}, "key 'prompt' must be a text"),
         (ruled(), "key 'rules' must be a list"),
-        (ruled("one_word"), r"rules\[0\]: rule None is not known"),
-        (ruled({"rule": "one_word"}, {"count": 1}), r"rules\[1\]: rule None is not known"),
-        (ruled({"rule": "rhymes"}), "rule 'rhymes' is not known; take one of words_at_most, "),
-        (ruled({"rule": ["one_word"]}), r"rule \['one_word'\] is not known"),
+        (ruled("one_word"), r"rules\[0\]: rule None is not known; take one of words_at_most, "),
+        (ruled({"rule": "one_word"}, {"rule": ["rhymes"]}), r"rules\[1\]: rule \['rhymes'\] is not known"),
         (ruled({"rule": "one_word", "count": 1}), "the keys are rule, count; they must be rule"),
         (ruled({"rule": "bullets"}), "the keys are rule; they must be rule, count"),
         *(
@@ -79,8 +70,7 @@ def ruled(*rules) -> dict:
             for n in ("3", True, 0, 3.0)
         ),
         (ruled({"rule": "alphabet", "alphabet": "Greek"}), "key 'alphabet' is 'Greek'; take one of ARABIC, "),
-        (ruled({"rule": "ends_with", "text": " a"}), "key 'text' is ' a'"),
-        (ruled({"rule": "ends_with", "text": ["a"]}), "key 'text' is "),
+        *((ruled({"rule": "ends_with", "text": text}), "key 'text' is ") for text in (" a", ["a"])),
         *((ruled({"rule": "lacks", "words": x}), "key 'words' is .*; it must be a list") for x in ("a", [], ["a", 1])),
         (ruled({"rule": "json", "keys": ["a", "a"]}), "key 'keys' is .*; it must be a list of different"),
     ],
@@ -92,28 +82,25 @@ def test_bad_instructions_are_one_line(tmp_path, row, complaint):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("rows", "complaint"),
-    [
+def test_bad_answers_are_one_line(tmp_path):
+    for rows, complaint in (
         ([{"id": "a"}], "line 1: key 'text' is missing"),
         ([{"id": "b", "text": None}], "line 1: key 'text' must be a text"),
         ([{"id": "a", "text": ""}, {"id": "a", "text": "again"}], "line 2: id 'a' came before"),
         ([], "no rows; name a file of rows with id, text"),
-    ],
-)
-def test_bad_answers_are_one_line(tmp_path, rows, complaint):
-    write_jsonl(tmp_path / "a.jsonl", rows)
-    with pytest.raises(UserError, match=r"a\.jsonl.*" + complaint):
-        read_rows(tmp_path / "a.jsonl", "text")
+    ):
+        write_jsonl(tmp_path / "a.jsonl", rows)
+        with pytest.raises(UserError, match=r"a\.jsonl.*" + complaint):
+            read_rows(tmp_path / "a.jsonl", "text")
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
+    write_jsonl(tmp_path / "a.jsonl", list(read_jsonl(ANSWERS))[1:])
     monkeypatch.setattr(sys, "argv", ["verifiable", f"--instructions={PATH}", f"--answers={ANSWERS}", "--json"])
     main()
     assert json.loads(capsys.readouterr().out) == verifiable_report(INSTRUCTIONS, TEXTS)
-    write_jsonl(tmp_path / "a.jsonl", list(read_jsonl(ANSWERS))[1:])
-    monkeypatch.setattr(sys, "argv", ["verifiable", f"--instructions={PATH}", f"--answers={tmp_path / 'a.jsonl'}"])
-    with pytest.raises(UserError, match=r"a\.jsonl: no answer to 1 of 175 instructions: 'v000'; answer them all"):
+    sys.argv[2:] = [f"--answers={tmp_path / 'a.jsonl'}"]
+    with pytest.raises(UserError, match=r"a\.jsonl: no answer to 1 of 175 instructions: 'v000'; answer all"):
         main()
 
 
