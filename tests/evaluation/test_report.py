@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from made_runs import MODELS, PLANTED, PROMPTS, made_run
+from matplotlib.figure import Figure
 from records import CHAT
 
 import judging.pairs
 from evaluation.report import main, write_report
 from evaluation.report.browser import shown_prompts
-from evaluation.report.plots import PLOTS
+from evaluation.report.plots import PLOTS, ReportedIteration, ReportedRun
 from evaluation.summary import cells, notes
 from judging.scores import EXPLANATIONS
 from judging.trace import read_lineage
@@ -114,6 +115,34 @@ def test_every_plot_and_the_terminals_table_and_the_same_run_gives_the_same_byte
     assert (tmp_path / "again.html").read_bytes() == (made / "report.html").read_bytes()
     assert " ".join(cell for row in cells(MODELS) for cell in row) in page.text
     assert all(" ".join(line.split()) in page.text for line in notes(MODELS))
+
+
+def test_plots_worked_by_hand():
+    pairs = {"actor": {"pairs": 2, "reasons": {"equal_scores": 1}, "chosen_characters_mean": 8}}
+    judges = {"judge": {"score_histogram": {"1": 1, "5": 3}}, "metajudge": {"elo_standard_error_mean": 0.5}}
+    panels = [
+        judges | {"pairs": pairs, "responses": {"characters_mean": 9}},
+        {"metajudge": {"first_wins": {"value": 0.7}}},
+    ]
+    steps = [
+        {"split": split, "loss": n, "reward_chosen": n, "reward_rejected": -n} for split, n in (("train", 1), ("x", 2))
+    ]
+    iterations = [ReportedIteration(t, {"bias": panel}, metrics=steps) for t, panel in enumerate(panels, 1)]
+    iterations[0].scored, iterations[0].elo = [(i, float(i > 5)) for i in range(10)], [0.0, 1.0]
+    axes = {title: Figure().subplots() for title, _, _ in PLOTS}
+    for title, _, draw in PLOTS:
+        draw(axes[title], ReportedRun("r", Path(), {}, iterations))
+    lines = {title: [line.get_xydata().tolist() for line in own.lines] for title, own in axes.items() if own.lines}
+    assert lines == {
+        "Scores": [[[1, 0.25], [5, 0.75]]],
+        "Lengths": [[[1, 9]], [[1, 8]]],
+        "Score by length": [[[2, 0], [7, 0.8]]],
+        "What wins a comparison": [[[2, 0.7]]],
+        "Loss": [[[0, 1]], [[1, 1]]],
+        "Rewards": [[[0, 1]], [[0, -1]], [[1, 1]], [[1, -1]]],
+    }
+    assert max(axes["Elo"].patches[0].get_xy()[:, 1]) == 0.5
+    assert [(bar.get_x(), bar.get_width()) for bar in axes["Actor pairs"].patches] == [(0, 2), (2, 1)]
 
 
 def test_runs_side_by_side_and_what_was_deleted(made, tmp_path):
