@@ -104,7 +104,7 @@ def _by_length(responses: Sequence[Record], judgments: Sequence[Record]) -> list
     edges = np.unique(np.quantile(list(length.values()), np.linspace(0, 1, 6), method="lower"))
     places, bins = np.digitize([length[row["response_id"]] for row in judgments], edges[1:-1]), []
     for place, edge in enumerate(edges[: max(len(edges) - 1, 1)]):  # the last edge is the end
-        rows = [judgments[i] for i in np.flatnonzero(places == place)]
+        rows = [row for row, own in zip(judgments, places, strict=True) if own == place]
         rate = _share(sum(row["score"] is not None for row in rows), len(rows))
         sizes = {"from_characters": int(edge), "judgments": len(rows)}
         bins.append({**sizes, "parse_rate": rate, "failures": _failures(rows)})

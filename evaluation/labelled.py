@@ -147,8 +147,9 @@ def read_labelled(path: Path) -> Labelled:
         if name in taken:
             raise UserError(f"{path}: the id {name!r} is of a pair, and of a group or its pairs, too; rename one")
         qualities = {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}[majority(labels.values())]
-        groups[name] = [Case(name, f"{name}/{i}", texts[0], texts[1 + i], qualities[i], "", subset) for i in (0, 1)]
-        pairs.append(Pair(name, *groups[name], labels))
+        a, b = (Case(name, f"{name}/{i}", texts[0], texts[1 + i], qualities[i], "", subset) for i in (0, 1))
+        groups[name] = [a, b]
+        pairs.append(Pair(name, a, b, labels))
     if not groups:
         raise UserError(f"{path}: no labelled responses; name another file of pairs or groups")
     return Labelled([case for members in groups.values() for case in members], pairs)

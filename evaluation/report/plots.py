@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,7 @@ def _picture(draw: Callable[[Axes, ReportedRun], None], runs: Sequence[ReportedR
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _by_iteration(lines: dict[str, tuple[str, ...]], share: bool, axes: Axes, run: ReportedRun) -> None:
+def _by_iteration(lines: Mapping[str, tuple[str, ...]], share: bool, axes: Axes, run: ReportedRun) -> None:
     """A line over the iterations for each value of the bias panel, by the line's name."""
     for name, keys in lines.items():
         points = [(i.number, value) for i in run.iterations if (value := i.panel(*keys)) is not None]
