@@ -2,7 +2,6 @@
 
 # ruff: noqa: RUF001
 
-import json
 import time
 
 import pytest
@@ -116,15 +115,6 @@ def test_what_is_put_there_is_found(before, phrase, after):
     assert followed(Rule("ends_with", wanted), text + after) and followed(Rule("contains", (wanted,)), text + after)
     assert followed(Rule("starts_with", " ".join(before)), after + text)
     assert not followed(Rule("ends_with", wanted), text + "s") and not followed(Rule("lacks", (wanted,)), text)
-
-
-@settings(max_examples=20)
-@given(st.dictionaries(st.text(min_size=1), st.one_of(st.none(), st.text(), st.integers(), st.lists(st.floats(0, 1)))))
-def test_json_is_that_of_the_standard_library(row):
-    exactly = Rule("json", tuple(row))
-    for text in (json.dumps(row), json.dumps(row, indent=2, ensure_ascii=False)):
-        assert followed(exactly, text) and followed(exactly, f"```json\n{text}\n```")
-        assert not followed(Rule("json", (*row, "".join(row) + "x")), text) and not followed(exactly, text[:-1])
 
 
 PIECES = ("a", "aa ", "- ", "1", "1. ", "- a\n", ".", '."', "a. ", "A ... b", "\n", "—", "--", "(", '{"a":',
