@@ -79,6 +79,7 @@ def test_intervals_are_those_of_large_samples():
     result = bootstrap([[float(x) for x in rng.random(4) < 0.7] for _ in range(200)])
     assert result["high"] - result["low"] == pytest.approx(2 * 1.96 * np.sqrt(0.7 * 0.3 / 800), rel=0.25)
     assert bootstrap([[], []]) == {"value": None, "low": None, "high": None, "count": 0}
+    assert bootstrap([[1.0], [0.0] * 3]) == {"value": 0.25, "low": 0.0, "high": 1.0, "count": 4}  # groups are drawn
     # Kappa 0.5 of two balanced classes: standard error sqrt(p_o (1 - p_o) / n) / (1 - p_e), p_e about constant.
     both = [(a, b) for a in CLASSES[:2] for b in CLASSES[:2] for _ in range(150 if a == b else 50)]
     kappa = cohen_kappa(both)
