@@ -86,17 +86,17 @@ def test_scores_ties_and_length():
 
 def test_whom_the_meta_judge_prefers():
     """Scores of a: 4, 4, 2. Judgments 0 and 1 (equal): first wins twice. 0 and 2: the higher wins, shown first, then
-    second. 1 and 2: the lower wins, shown first; then a tie. Of b nothing is decided."""
+    second. 1 and 2: the lower wins, shown first; then a tie. Of b the higher wins, shown second; then nothing."""
     judgments = [judgment("a", i, score, text="y" * n) for i, (score, n) in enumerate([(4, 3), (4, 1), (2, 2)])]
     judgments += [judgment("b", 0, 1), judgment("b", 1, 5)]
     wins = [(0, 1, "first"), (1, 0, "first"), (0, 2, "first"), (2, 0, "second"), (2, 1, "first"), (1, 2, "tie")]
-    rows = [("a", *win, None) for win in wins] + [("b", 0, 1, None, "missing")]
+    rows = [("a", *win, None) for win in wins] + [("b", 0, 1, "second", None), ("b", 1, 0, None, "missing")]
     comparisons = [dict(zip(("response_id", "first", "second", "winner", "failure"), row, strict=True)) for row in rows]
     panel = metajudge_panel(comparisons, judgments, [elo(0, 3.0, 0.5), elo(1, 1.0, 1.5), elo(2, 2.0, 2.5)])
-    assert panel["comparisons"] == 7 and panel["failures"] == {"missing": 1}
-    assert panel["ties"] == pytest.approx(1 / 7, abs=1e-4)
+    assert panel["comparisons"] == 8 and panel["failures"] == {"missing": 1}
+    assert panel["ties"] == pytest.approx(1 / 8, abs=1e-4)
     names = ("first_wins", "first_wins_at_equal_scores", "higher_score_wins", "both_orders_agree")
-    expected = [(0.8, 5), (1.0, 2), (round(2 / 3, 4), 3), (0.5, 2)]
+    expected = [(round(4 / 6, 4), 6), (1.0, 2), (0.75, 4), (0.5, 2)]
     assert [(panel[name]["value"], panel[name]["count"]) for name in names] == expected
     assert panel["elo_length_spearman"]["value"] == 1.0 and panel["elo_standard_error_mean"] == 1.5
     # In each group the longer has the higher Elo; over both groups it would be the other way round.
