@@ -105,7 +105,7 @@ def test_texts_are_cut_to_the_budget_and_say_so(made):
     assert max(len(row[1]) for prompt in cut for row in prompt[3] if row[2]) < 120
     assert "more characters]" in json.dumps(cut)
     judgments = [own for prompt in cut for row in prompt[3] for own in row[3]]
-    assert {bool(own[2]): own[1] is None for own in judgments} == {True: False, False: True}  # those of pairs stay
+    assert {(bool(own[2]), own[1] is None) for own in judgments} == {(True, False), (False, True)}  # a pair's stay
     bare = shown_prompts(documents, 10)
     assert all(row[1] is None for prompt in bare for row in prompt[3]) and not any(prompt[4] for prompt in bare)
     assert "; judgments: " in bare[0][3][0][0]
