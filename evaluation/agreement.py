@@ -1,16 +1,14 @@
 """Does the judge prefer what people prefer?
 
-`torchrun -m evaluation.agreement --cases FILE` lets a judge decide labelled pairs and ranked groups (`labelled.py`);
-`--decisions FILE` takes any judge's decisions (`decisions.py`). The protocol "scores" judges each response alone, N
+`torchrun -m evaluation.agreement --cases FILE` lets a judge decide labelled pairs and ranked groups; `--decisions FILE`
+takes any judge's decisions (`labelled.py` describes both files). The protocol "scores" judges each response alone, N
 times, as the method does, and prefers the higher mean; "pairwise" compares two responses, N times in each order. Any
 two members of a group with different quality are a pair. The report has, over the pairs with a verdict:
 
-- pairwise: 1 where judge and label prefer the same, 1/2 where one of the two is a tie, 0 where they are opposed. Chance
-  is 0.5.
+- pairwise: 1 where judge and label prefer the same, 1/2 where one of the two is a tie, 0 where they are opposed.
 - with_ties: the share where judge and label are equal, among first, second and tie; without_ties: the same share where
   neither is a tie. These are MT-Bench's S1 and S2: a pair whose orders disagree is a tie. The label is the annotators'
-  majority, and a tie between labels is a tie; "annotators" counts their votes one by one, as MT-Bench does, and has
-  the mean kappa of any two annotators.
+  majority; "annotators" counts their votes one by one, as MT-Bench does, and has the mean kappa of any two annotators.
 - kappa: Cohen's, of the judge and the label; for pairs that people labelled, not for groups.
 - spearman: of quality and the judge's mean score, or share of wins, within a group, averaged over groups. Responses
   without a value are left out; a judge with all values equal counts as 0. exact_order: the share of groups in which any
@@ -32,13 +30,12 @@ from typing import Any, get_args
 
 import numpy as np
 
-from evaluation.decisions import Decisions, Form, Opinion, by_value, collect, read_decisions
-from evaluation.labelled import Labelled, Pair, read_labelled
-from evaluation.pairwise import Preference, duel_items, read_duel
-from evaluation.statistics import bootstrap, by_group, cohen_kappa, spearman
+from evaluation.labelled import Decisions, Labelled, Opinion, Pair, by_value, read_decisions, read_labelled
+from evaluation.pairwise import Preference, Record, duel_items, read_duel
+from evaluation.statistics import SHARE, bootstrap, by_group, cohen_kappa, shown, spearman
 from judging.judge import judge_section, score_rows, scoring_section
 from sampling.worker import Worker, generation_settings
-from stages.files import UserError, command, read_json, read_shards, write_json
+from stages.files import UserError, command, read_json, read_shards, write_json, write_jsonl
 from stages.settings import Protocol, Settings, load_settings
 from stages.stage import Job, Output, first_rank, make_job
 
@@ -53,31 +50,29 @@ CREDITS: dict[str, Callable[[Preference, Preference], float | None]] = {
     "with_ties": lambda a, b: float(a == b),
     "without_ties": lambda a, b: None if "tie" in (a, b) else float(a == b),
 }
+_SHARE, _NUMBER = f"{SHARE} of {{}}", "{:.2f} [{:.2f}, {:.2f}] of {}"
 LINES = {
-    "pairwise": "agreement, a tie counting half",
-    "with_ties": "with ties",
-    "without_ties": "without ties",
-    "kappa": "kappa with the label",
-    "spearman": "Spearman within a group",
-    "exact_order": "groups in exact order",
-    "consistency": "both orders agree",
-    "first_position": "the first one shown wins",
+    "pairwise": ("agreement, a tie counting half", _SHARE),
+    "with_ties": ("with ties", _SHARE),
+    "without_ties": ("without ties", _SHARE),
+    "kappa": ("kappa with the label", _NUMBER),
+    "spearman": ("Spearman within a group", _NUMBER),
+    "exact_order": ("groups in exact order", _SHARE),
+    "consistency": ("both orders agree", _SHARE),
+    "first_position": ("the first one shown wins", _SHARE),
 }
-"""The measures of a table, with their names for people."""
-FORMS: dict[Protocol, Form] = {"scores": "scores", "pairwise": "comparisons"}
+"""The measures of a table, with their names for people and their formats."""
 
 
-def agreement(pairs: Iterable[Pair], opinion: Opinion, credit: str = "pairwise") -> dict[str, Any]:
+def agreement(pairs: Iterable[Pair], opinion: Opinion, credit: str = "pairwise") -> Record:
     """The mean credit over the pairs with a verdict."""
-    decided = [(pair, own) for pair in pairs if (own := opinion.preferences[pair.name]) is not None]
-    return by_group((pair.first.group, CREDITS[credit](own, pair.label)) for pair, own in decided)
+    preferences = ((pair, opinion.preferences[pair.name]) for pair in pairs)
+    return by_group((pair.first.group, CREDITS[credit](own, pair.label)) for pair, own in preferences if own)
 
 
-def measures(labelled: Labelled, opinion: Opinion) -> dict[str, Any]:
+def measures(labelled: Labelled, opinion: Opinion) -> Record:
     """The measures of an opinion, the judge's or the baseline's."""
-    by_people = [
-        (own, pair.label) for pair in labelled.pairs if pair.labels and (own := opinion.preferences[pair.name])
-    ]
+    by_people = [(opinion.preferences[pair.name], pair.label) for pair in labelled.pairs if pair.labels]
     ranks, exact = [], []
     for members in labelled.rankings:
         valued = [(case.quality, value) for case in members if (value := opinion.values[case.name]) is not None]
@@ -86,13 +81,13 @@ def measures(labelled: Labelled, opinion: Opinion) -> dict[str, Any]:
         if len(valued) == len(members):
             exact.append([float(all(a > b for (better, a), (worse, b) in permutations(valued, 2) if better > worse))])
     return {name: agreement(labelled.pairs, opinion, name) for name in CREDITS} | {
-        "kappa": cohen_kappa(by_people),
+        "kappa": cohen_kappa([(own, label) for own, label in by_people if own]),
         "spearman": bootstrap(ranks),
         "exact_order": bootstrap(exact),
     }
 
 
-def all_measures(labelled: Labelled, decisions: Decisions) -> dict[str, Any]:
+def all_measures(labelled: Labelled, decisions: Decisions) -> Record:
     """The measures of the cases, or of a subset of them, with those of the baseline and of the orders."""
     consistent, first = [], []
     for pair in labelled.pairs if decisions.form == "comparisons" else ():
@@ -107,84 +102,75 @@ def all_measures(labelled: Labelled, decisions: Decisions) -> dict[str, Any]:
     }
 
 
-def report(labelled: Labelled, decisions: Decisions) -> dict[str, Any]:
+def report(labelled: Labelled, decisions: Decisions) -> Record:
     """Parse rate, agreement (by N, gap, flaw, subset and annotator), rankings, calibration, and the baseline."""
     opinion, pairs, measured = decisions.opinion(labelled), labelled.pairs, all_measures(labelled, decisions)
     orders = [own for orders in decisions.verdicts.values() for own in orders]
-    parsed = [verdict for own in orders for verdict in own if verdict is not None]
-    judgments, most = sum(map(len, orders)), max([1, *map(len, orders)])
+    parsed, judgments = [verdict for own in orders for verdict in own if verdict is not None], sum(map(len, orders))
     scores = parsed if decisions.form == "scores" else []
     histogram = Counter(round(2 * score) / 2 for score in scores)
-    by_gap, by_flaw = defaultdict(list), defaultdict(list)
-    by_quality: dict[str, list[float]] = defaultdict(list)
+    by_gap, by_flaw, by_quality = defaultdict(list), defaultdict(list), defaultdict(list)
     for pair in pairs:
         by_gap[abs(pair.first.quality - pair.second.quality)].append(pair)
         if len(flaws := {pair.first.flaw, pair.second.flaw} - {"none"}) == 1:
             by_flaw[flaws.pop()].append(pair)
-    subsets = sorted({case.subset for case in labelled.cases} - {""})
     for case in labelled.cases if scores else ():
-        by_quality[f"{case.quality:g}"] += [float(score)] if (score := opinion.values[case.name]) is not None else []
+        if (score := opinion.values[case.name]) is not None:
+            by_quality[f"{case.quality:g}"].append(float(score))
+    counts = [n for n in (1, 2, 4, 8, 16) if n <= max([1, *map(len, orders)])]
+    subsets = sorted({case.subset for case in labelled.cases} - {""})
     return measured | {
         "form": decisions.form,
         "judgments": judgments,
         "parse_rate": round(len(parsed) / judgments, 4) if judgments else None,
         "score_histogram": {f"{score:g}": histogram[score] for score in sorted(histogram)},
-        "pairwise_by_N": {
-            str(n): agreement(pairs, decisions.first(n).opinion(labelled)) for n in (1, 2, 4, 8, 16) if n <= most
-        },
+        "pairwise_by_N": {str(n): agreement(pairs, decisions.first(n).opinion(labelled)) for n in counts},
         "longer_wins": measured["longer"]["pairwise"],
         "by_gap": {f"{gap:g}": agreement(by_gap[gap], opinion) for gap in sorted(by_gap)},
         "by_flaw": {flaw: agreement(by_flaw[flaw], opinion) for flaw in sorted(by_flaw) if flaw},
         "subsets": {name: all_measures(labelled.subset(name), decisions) for name in subsets},
         "annotators": annotators([pair for pair in pairs if pair.labels], opinion),
-        "mean_score_by_quality": {
-            name: round(float(np.mean(own)), 3) for name, own in sorted(by_quality.items()) if own
-        },
+        "mean_score_by_quality": {name: round(float(np.mean(own)), 3) for name, own in sorted(by_quality.items())},
     }
 
 
-def annotators(pairs: Sequence[Pair], opinion: Opinion) -> dict[str, Any] | None:
+def annotators(pairs: Sequence[Pair], opinion: Opinion) -> Record | None:
     """The votes of a file's annotators against the judge, and their mean kappa; None without annotators."""
     names = sorted({name for pair in pairs for name in pair.labels})
-    votes = [(pair, opinion.preferences[pair.name], label) for pair in pairs for label in pair.labels.values()]
-    kappas = []
-    for a, b in combinations(names, 2):
-        both = [(pair.labels[a], pair.labels[b]) for pair in pairs if {a, b} <= pair.labels.keys()]
-        kappas += [kappa] if (kappa := cohen_kappa(both)["value"]) is not None else []
+    votes = [(pair.name, opinion.preferences[pair.name], label) for pair in pairs for label in pair.labels.values()]
+    both = ([(p.labels[a], p.labels[b]) for p in pairs if {a, b} <= p.labels.keys()] for a, b in combinations(names, 2))
+    kappas = [kappa for labels in both if (kappa := cohen_kappa(labels)["value"]) is not None]
     against = {
-        credit: by_group((pair.name, CREDITS[credit](own, label)) for pair, own, label in votes if own)
+        credit: by_group((name, CREDITS[credit](own, label)) for name, own, label in votes if own)
         for credit in ("with_ties", "without_ties")
     }
     mean = round(float(np.mean(kappas)), 4) if kappas else None
     return {"annotators": len(names), "labels": len(votes), "kappa": mean, **against} if names else None
 
 
-def read_report(folder: Path) -> dict[str, Any]:
+def read_report(folder: Path) -> Record:
     """The finished measurement in `folder`, of a judge or of a meta-judge."""
     return read_json(folder / "agreement.json")
 
 
-def measure_judge(worker: Worker, protocol: Protocol, N: int, job: Job) -> dict[str, Any]:
-    """The measurement of a model on the input `judge_cases`, by all ranks; made and written unless complete."""
-    if job.complete:
-        return read_report(job.out)
-    labelled, settings, form = read_labelled(job.path("judge_cases")), worker.settings, FORMS[protocol]
-    work = job.part("agreement", "judgments" if form == "scores" else form)
-    if form == "scores":
-        records = score_rows(worker, [case.response for case in labelled.cases], N, work)
+def measure_judge(worker: Worker, protocol: Protocol, N: int, job: Job) -> None:
+    """Let a model judge the input `judge_cases`, shared by all ranks, and write the verdicts and the report."""
+    labelled = read_labelled(job.path("judge_cases"))
+    if protocol == "scores":
+        responses = [{"id": c.name, "prompt_id": c.group, "prompt": c.prompt, "text": c.text} for c in labelled.cases]
+        records = score_rows(worker, responses, N, job.part("agreement", "judgments"))
         keys = {"id": "response_id", "index": "index", "score": "score", "failure": "failure"}
     else:
-        items = duel_items((pair.duel for pair in labelled.pairs), protocol, N, worker.chat, settings)
-        worker.run(work, items, partial(read_duel, protocol=protocol, judge=settings.judge))
+        work, duels = job.part("agreement", "comparisons"), (pair.duel for pair in labelled.pairs)
+        items = duel_items(duels, protocol, N, worker.chat, worker.settings)
+        worker.run(work, items, partial(read_duel, protocol=protocol, judge=worker.settings.judge))
         records = list(read_shards(work.out))
         keys = {"id": "duel", "order": "shown", "index": "index", "winner": "winner", "failure": "failure"}
-    rows = [{name: record[key] for name, key in keys.items()} for record in records]
-    decisions = collect(form, ((str(work.out), row) for row in rows), labelled, str(work.out))
-    measured = {"judge": str(worker.model_dir)} | report(labelled, decisions)
     if first_rank():
-        files = {"agreement.json": measured, "decisions.jsonl": rows}
-        Output(files, {"counts": {"cases": len(labelled.cases)}}).write(job)
-    return measured
+        path = job.out / "decisions.jsonl"
+        write_jsonl(path, ({name: record[key] for name, key in keys.items()} for record in records))
+        measured = {"judge": str(worker.model_dir)} | report(labelled, read_decisions(path, labelled))
+        Output({"agreement.json": measured}, {"counts": {"cases": len(labelled.cases)}}, [path]).write(job)
 
 
 def agreement_job(settings: Settings, model: Path, cases: Path, protocol: Protocol, N: int, out: Path) -> Job:
@@ -196,29 +182,27 @@ def agreement_job(settings: Settings, model: Path, cases: Path, protocol: Protoc
 
 def table(measured: Mapping[str, Any]) -> str:
     """A report for people: each measure with its interval and count, beside it the baseline's."""
-    parsed = "-" if measured["parse_rate"] is None else f"{measured['parse_rate']:.1%}"
+    parsed = shown(measured["parse_rate"], "{:.1%}")
     lines = [f"{measured['judge']}: {measured['judgments']} {measured['form']}, {parsed} of them read"]
     for name, part in {"all": measured, **measured["subsets"]}.items():
         title = f"{name}, {part['pairs']} pairs"
         lines.append(f"{title:34}{'judge':32}longer wins")
-        for key, text in LINES.items():
+        for key, (text, _) in LINES.items():
             if part[key]["count"]:
                 lines.append(f"  {text:32}{_cell(key, part[key]):32}{_cell(key, part['longer'].get(key))}".rstrip())
     if means := measured["mean_score_by_quality"]:
         lines.append("mean score by quality: " + ", ".join(f"{name}: {mean:.2f}" for name, mean in means.items()))
     if (people := measured["annotators"]) and people["annotators"] > 1:
-        kappa = "-" if people["kappa"] is None else f"{people['kappa']:.2f}"
+        kappa = shown(people["kappa"], "{:.2f}")
         lines.append(f"{people['annotators']} annotators, {people['labels']} labels; their mean kappa {kappa}")
-        lines += [f"  votes {LINES[key]:26}{_cell(key, people[key])}" for key in ("with_ties", "without_ties")]
+        lines += [f"  votes {LINES[key][0]:26}{_cell(key, people[key])}" for key in ("with_ties", "without_ties")]
     return "\n".join(lines)
 
 
-def _cell(key: str, measure: Mapping[str, Any] | None) -> str:
-    """A value with its interval and count, a share in per cent."""
-    if measure is None or measure["value"] is None:
-        return (measure or {}).get("reason", "")
-    form = "{:.2f} [{:.2f}, {:.2f}] of {}" if key in ("spearman", "kappa") else "{:.1%} [{:.1%}, {:.1%}] of {}"
-    return form.format(*(measure[name] for name in ("value", "low", "high", "count")))
+def _cell(key: str, measure: Record | None) -> str:
+    """A measure with its interval and count, or the reason for none."""
+    measure = measure or {"value": None}
+    return measure.get("reason", "") if measure["value"] is None else shown(measure, LINES[key][1])
 
 
 def main() -> None:
@@ -232,23 +216,23 @@ def main() -> None:
     parser.add_argument("--N", type=int, default=1, help="judgments a response, or comparisons in each order")
     parser.add_argument("--out", type=Path, help="a folder; with --decisions it may be left out")
     given = parser.parse_args()
-    if given.decisions and (given.config or given.protocol != "scores" or given.N != 1):
-        raise UserError("--config, --protocol, --N: they say how to ask a --model; --decisions has no use for them")
-    if given.model and not (given.config and given.out):
-        raise UserError("--config, --out: a --model needs both; add them")
-    if given.N < 1:
-        raise UserError(f"--N is {given.N}; it must be at least 1")
     if given.decisions:
+        if given.config or given.protocol != "scores" or given.N != 1:
+            raise UserError("--config, --protocol, --N: they say how to ask a --model; --decisions has no use for them")
         labelled = read_labelled(given.cases)
         measured = {"judge": str(given.decisions)} | report(labelled, read_decisions(given.decisions, labelled))
         if given.out:
             write_json(given.out / "agreement.json", measured)
     else:
+        if not (given.config and given.out and given.N > 0):
+            raise UserError("--config, --out, --N: a --model needs a config, a folder and N from 1; add them")
         settings = load_settings(given.config)
         if given.N > 1 and given.protocol == "scores" and settings.judge.score_first:
             raise UserError('--N: judge.score = "expected" with the verdict first has one score a response; omit it')
         job = agreement_job(settings, given.model, given.cases, given.protocol, given.N, given.out)
-        measured = measure_judge(Worker(settings, given.model), given.protocol, given.N, job)
+        if not job.complete:
+            measure_judge(Worker(settings, given.model), given.protocol, given.N, job)
+        measured = read_report(given.out) if first_rank() else {}
     if first_rank():
         print(table(measured))
 

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from evaluation.agreement import read_report
+from evaluation.pairwise import Record
 from evaluation.statistics import bootstrap, by_group, spearman
 from judging.pairs import Sources
 from judging.scores import distinct_responses, read_scores, response_scores
@@ -23,8 +23,6 @@ from stages.files import read_jsonl, read_manifest, read_shards, write_json
 from stages.records import group_by
 from stages.settings import Limits, Settings
 from stages.stage import weights_of
-
-Record = dict[str, Any]
 
 
 def write_panel(
@@ -100,13 +98,26 @@ def judge_panel(responses: Sequence[Record], judgments: Sequence[Record], expect
     }
 
 
+def _by_length(responses: Sequence[Record], judgments: Sequence[Record]) -> list[Record]:
+    """Judgments, parse rate and failures in up to five bins of the judged response's length, as equal as possible."""
+    length = {row["id"]: len(row["text"]) for row in responses}
+    edges = np.unique(np.quantile(list(length.values()), np.linspace(0, 1, 6), method="lower"))
+    places, bins = np.digitize([length[row["response_id"]] for row in judgments], edges[1:-1]), []
+    for place, edge in enumerate(edges[: max(len(edges) - 1, 1)]):  # the last edge is the end
+        rows = [row for row, own in zip(judgments, places, strict=True) if own == place]
+        rate = _share(sum(row["score"] is not None for row in rows), len(rows))
+        sizes = {"from_characters": int(edge), "judgments": len(rows)}
+        bins.append({**sizes, "parse_rate": rate, "failures": _failures(rows)})
+    return bins
+
+
 def response_panel(responses: Sequence[Record], scores: Mapping[str, Fraction]) -> Record:
     """Mean length and score, ties among a prompt's scored responses, and the correlation of score and length."""
     prompts = group_by(responses, "prompt_id").values()
     scored = [[(scores[row["id"]], len(row["text"])) for row in rows if row["id"] in scores] for rows in prompts]
     values = [[score for score, _ in rows] for rows in scored]
     flat = [pair for rows in scored for pair in rows]
-    within, overall = [_score_with_length(rows) for rows in scored], _score_with_length(flat)
+    overall, *within = [spearman(*np.array(rows, dtype=float).T) if len(rows) > 1 else None for rows in (flat, *scored)]
     return {
         "distinct": len(responses),
         "characters_mean": _mean([len(row["text"]) for row in responses]),
@@ -117,11 +128,6 @@ def response_panel(responses: Sequence[Record], scores: Mapping[str, Fraction]) 
         "score_length_spearman": None if overall is None else round(overall, 4),
         "score_length_spearman_within_prompt": bootstrap([[value] for value in within if value is not None]),
     }
-
-
-def _score_with_length(scored: Sequence[tuple[Fraction, int]]) -> float | None:
-    """Spearman's correlation of (score, length)."""
-    return spearman(*np.array(scored, dtype=float).T) if len(scored) > 1 else None
 
 
 def metajudge_panel(comparisons: Sequence[Record], judgments: Sequence[Record], elos: Iterable[Record]) -> Record:
@@ -138,22 +144,20 @@ def metajudge_panel(comparisons: Sequence[Record], judgments: Sequence[Record], 
             which = "higher_score_wins" if gap else "first_wins_at_equal_scores"
             rates[which].append((name, float(won_first == (gap >= 0))))
             winners[name, frozenset((row["first"], row["second"]))].append(row[row["winner"]])
+    for (name, _), won in winners.items():
+        rates["both_orders_agree"] += [(name, float(won[0] == won[1]))] if len(won) == 2 else []
     contests: dict[tuple[str, int], list[Record]] = defaultdict(list)
     for row in elos:
         contests[row["response_id"], row["group"]].append(row)
-    ranks = [
-        (name, spearman([row["elo"] for row in rows], [length[row["judgment_id"]] for row in rows]))
-        for (name, _), rows in contests.items()
-    ]
-    both = ((name, float(won[0] == won[1])) for (name, _), won in winners.items() if len(won) == 2)
-    names = ("first_wins", "first_wins_at_equal_scores", "higher_score_wins")
+    for (name, _), rows in contests.items():
+        rank = spearman([row["elo"] for row in rows], [length[row["judgment_id"]] for row in rows])
+        rates["elo_length_spearman"] += [] if rank is None else [(name, rank)]
+    names = ("first_wins", "first_wins_at_equal_scores", "higher_score_wins", "both_orders_agree")
     return {
         "comparisons": len(comparisons),
         "failures": _failures(comparisons),
         "ties": _share(sum(row["winner"] == "tie" for row in comparisons), len(comparisons)),
-        **{name: by_group(rates[name]) for name in names},
-        "both_orders_agree": by_group(both),
-        "elo_length_spearman": by_group(ranks),
+        **{name: by_group(rates[name]) for name in (*names, "elo_length_spearman")},
         "elo_standard_error_mean": _mean([row["standard_error"] for rows in contests.values() for row in rows]),
     }
 
@@ -162,14 +166,13 @@ def pairs_panel(folder: Path) -> Record:
     """By kind: the number of pairs, the reasons of prompts without a pair, and the mean length of both texts."""
     counts = (read_manifest(folder) or {})["counts"]
     panel: Record = {}
-    for kind in [kind for kind in ("actor", "judge") if kind in counts]:
-        pairs, reasons = list(read_jsonl(folder / f"{kind}.jsonl")), {}
-        for name, count in counts.items():
-            if name.startswith(f"{kind}.") and count:
-                reasons[name.removeprefix(f"{kind}.")] = count
-        panel[kind] = {"pairs": counts[kind], "yield": _share(counts[kind], counts["prompts"]), "reasons": reasons}
-        for side in ("chosen", "rejected"):
-            panel[kind][f"{side}_characters_mean"] = _mean([len(row[side][0]["content"]) for row in pairs])
+    for kind in ("actor", "judge"):
+        if kind in counts:
+            own = {name.removeprefix(f"{kind}."): n for name, n in counts.items() if name.startswith(f"{kind}.") and n}
+            panel[kind] = {"pairs": counts[kind], "yield": _share(counts[kind], counts["prompts"]), "reasons": own}
+            pairs = list(read_jsonl(folder / f"{kind}.jsonl"))
+            for side in ("chosen", "rejected"):
+                panel[kind][f"{side}_characters_mean"] = _mean([len(row[side][0]["content"]) for row in pairs])
     return panel
 
 
@@ -187,25 +190,6 @@ def broken_limits(panel: Record, limits: Limits) -> list[str]:
         if kind in panel["pairs"] and (share := panel["pairs"][kind]["yield"] or 0) < least:
             broken.append(f"{share:.1%} of the prompts give a pair, limits.{kind}_yield is {least:g}")
     return broken
-
-
-def _by_length(responses: Sequence[Record], judgments: Iterable[Record]) -> list[Record]:
-    """Judgments, parse rate and failures in up to five bins of the judged response's length, as equal as possible."""
-    length = {row["id"]: len(row["text"]) for row in responses}
-    edges = np.unique(np.quantile(list(length.values()), np.linspace(0, 1, 6), method="lower"))
-    bins: list[list[Record]] = [[] for _ in range(max(len(edges) - 1, 1))]
-    for row in judgments:
-        place = int(np.searchsorted(edges, length[row["response_id"]], side="right")) - 1
-        bins[min(place, len(bins) - 1)].append(row)
-    return [
-        {
-            "from_characters": int(edge),
-            "judgments": len(rows),
-            "parse_rate": _share(sum(row["score"] is not None for row in rows), len(rows)),
-            "failures": _failures(rows),
-        }
-        for edge, rows in zip(edges, bins, strict=False)  # the last edge is the end
-    ]
 
 
 def _columns(stage: Path | None, *fields: str) -> list[Record]:

@@ -12,9 +12,8 @@ the loop's belief about itself and is no benchmark's number. With `evaluation.pr
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from evaluation.pairwise import Duel, decide, duel_items, read_duel
+from evaluation.pairwise import Duel, Record, decide, duel_items, read_duel
 from evaluation.statistics import bootstrap
 from evaluation.verifiable import Instruction, read_instructions, read_rows, verifiable_report
 from judging.judge import score_rows
@@ -26,8 +25,6 @@ from stages.records import group_by
 from stages.seeds import request_seed
 from stages.settings import Settings
 from stages.stage import Job, Output, first_rank
-
-Record = dict[str, Any]
 
 
 def read_prompts(path: Path) -> dict[str, str]:
@@ -41,12 +38,10 @@ def held_out_items(
     """One request for each instruction and each prompt."""
     sampling = sampling_of(settings.respond, chat)
     asked = [("instruction", item.id, item.prompt) for item in instructions]
-    asked += [("prompt", name, prompt) for name, prompt in prompts.items()]
-    for kind, name, prompt in asked:
+    for kind, name, prompt in [*asked, *(("prompt", *item) for item in prompts.items())]:
         record = {"id": f"{kind}/{name}", "kind": kind, "name": name, "prompt": prompt}
         seed = request_seed(settings.seed, 0, "held-out", record["id"])
-        message = {"role": "user", "content": prompt}
-        yield Item(record["id"], partial(list, [message]), sampling, seed, name, record)
+        yield Item(record["id"], partial(list, [{"role": "user", "content": prompt}]), sampling, seed, name, record)
 
 
 def report(instructions: Sequence[Instruction], rows: Sequence[Record]) -> Record:
@@ -73,7 +68,7 @@ def text_report(rows: Sequence[Record]) -> Record:
         }
         for row in rows
     }
-    means = {key: bootstrap([[values[key]] for values in by_id.values()]) for key in next(iter(by_id.values()))}
+    means = {key: bootstrap([[own[key]] for own in by_id.values()]) for key in ("characters", "cut_off", "repetition")}
     return means | {f"distinct_{n}": distinct([row["text"] for row in rows], n) for n in (1, 2)} | {"by_id": by_id}
 
 
@@ -94,11 +89,6 @@ def measure_answers(worker: Worker, job: Job) -> None:
         Output({"report.json": report(instructions, rows)}, {"counts": {"answers": len(rows)}}).write(job)
 
 
-def answers_of(answers: Path) -> dict[str, Record]:
-    """The finished records of open prompts, by the prompt's id."""
-    return {row["name"]: row for row in read_shards(answers) if row["kind"] == "prompt"}
-
-
 def duels_of(answers: Mapping[str, Record], against: Mapping[str, Record]) -> list[Duel]:
     """A duel for each prompt, the model's answer first. Raises `UserError` for a prompt with a single answer."""
     for name in answers.keys() ^ against.keys():
@@ -113,17 +103,20 @@ def wins_report(duels: Sequence[Duel], rows: Iterable[Record], settings: Setting
     """
     protocol, by_duel = settings.evaluation.protocol, group_by(rows, "duel")
     decisions = [decide(duel, by_duel.get(duel.id, []), protocol) for duel in duels]
-    shares = [None if decision.first is None else float(decision.first) for decision in decisions]
+    shares = [float(decision.first) for decision in decisions if decision.first is not None]
     winners = [[row["winner"] for row in own if row.get("winner") in ("first", "second")] for own in by_duel.values()]
     return {
         "protocol": protocol,
         "duels": len(duels),
-        "win_rate": bootstrap([[share] for share in shares if share is not None]),
-        "ties": bootstrap([[float(share == 0.5)] for share in shares if share is not None]),
+        "win_rate": bootstrap([[share] for share in shares]),
+        "ties": bootstrap([[float(share == 0.5)] for share in shares]),
         "parse_rate": bootstrap([[float(row["failure"] is None) for row in own] for own in by_duel.values()]),
         "consistency": bootstrap([[float(d.consistent)] for d in decisions if d.consistent is not None]),
         "first_position": bootstrap([[float(winner == "first") for winner in own] for own in winners]),
-        "by_id": {duel.id: share for duel, share in zip(duels, shares, strict=True)},
+        "by_id": {
+            duel.id: None if decision.first is None else float(decision.first)
+            for duel, decision in zip(duels, decisions, strict=True)
+        },
     }
 
 
@@ -134,20 +127,21 @@ def decisive_rows(judge: Worker, duels: Sequence[Duel], job: Job) -> list[Record
         items = duel_items(duels, evaluation.protocol, evaluation.duel_samples, judge.chat, judge.settings)
         judge.run(job, items, partial(read_duel, protocol="pairwise", judge=judge.settings.judge))
         return list(read_shards(job.out))
-    answers = [
-        {"id": f"{duel.id}/{shown}", "prompt_id": duel.id, "prompt": duel.prompt, "text": text}
+    places = {
+        f"{duel.id}/{shown}": {"duel": duel.id, "shown": shown, "prompt": duel.prompt, "text": text}
         for duel in duels
         for shown, text in enumerate((duel.first, duel.second))
         if duel.first != duel.second  # equal answers tie
-    ]
+    }
+    answers = [{"id": name, "prompt_id": place["duel"], **place} for name, place in places.items()]
     rows = score_rows(judge, answers, evaluation.duel_samples, job)
-    seconds = {f"{duel.id}/1" for duel in duels}
-    return [row | {"duel": row["prompt_id"], "shown": int(row["response_id"] in seconds)} for row in rows]
+    return [row | {key: places[row["response_id"]][key] for key in ("duel", "shown")} for row in rows]
 
 
 def measure_wins(judge: Worker, answers: Path, job: Job) -> None:
     """Let a judge compare a model's answers with the input `against`, and write the report."""
-    duels = duels_of(answers_of(answers), answers_of(job.path("against")))
+    folders = (answers, job.path("against"))
+    duels = duels_of(*({row["name"]: row for row in read_shards(f) if row["kind"] == "prompt"} for f in folders))
     rows = decisive_rows(judge, duels, job.part("duel", "verdicts"))
     if first_rank():
         files = {"report.json": wins_report(duels, rows, judge.settings)}

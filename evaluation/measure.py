@@ -5,12 +5,12 @@ the seed model (`held_out.py`), each if its file is given.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from evaluation.agreement import measure_judge
-from evaluation.folders import ModelMeasurements
 from evaluation.held_out import measure_answers, measure_wins
 from evaluation.meta_agreement import measure_metajudge
 from judging.judge import judge_section, scoring_section
@@ -19,11 +19,30 @@ from stages.settings import Settings
 from stages.stage import Job, Output, Stage
 
 
+@dataclass
+class ModelMeasurements:
+    """The folder of one model's measurements, and the folders in it."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.agreement = self.folder / "judge"  # the model as a judge of labelled responses
+        self.meta_agreement = self.folder / "metajudge"  # as a meta-judge of labelled judgments
+        self.held_out = self.folder / "actor"  # its answers to held-out prompts, and the report on them
+        self.answers = self.held_out / "answers"
+        self.duel = self.folder / "wins"  # the answers compared with the seed's
+
+    @classmethod
+    def of(cls, run: Path, t: int) -> "ModelMeasurements":
+        """The folder of M_t; t = -1 is the seed, where SFT makes M_0 another model."""
+        return cls(run / "evaluation" / ("seed" if t < 0 else f"M{t}"))
+
+
 def measure(job: Job) -> Output:
     """Measure a model as a judge, as a meta-judge and as an actor; finished measurements stay."""
     evaluation, folders, model = job.settings.evaluation, ModelMeasurements(job.out), job.path("model")
     worker = Worker(job.settings, model)
-    measurements: list[tuple[str, Path, Callable[[Job], Any]]] = []
+    measurements: list[tuple[str, Path, Callable[[Job], None]]] = []
     if job.has("instructions") or job.has("prompts"):
         measurements.append(("held-out", folders.held_out, partial(measure_answers, worker)))
     if job.has("judge_cases"):
@@ -42,11 +61,10 @@ def measure(job: Job) -> Output:
 
 def _settings(settings: Settings, iteration: int) -> Any:
     evaluation, respond, meta = settings.evaluation, settings.respond, settings.metajudge
-    sampled = [meta.temperature, meta.top_p, meta.max_new_tokens]
     section = {
         "answers": [respond.temperature, respond.top_p, respond.max_new_tokens],
         "judge": [judge_section(settings), scoring_section(settings, evaluation.N)],
-        "metajudge": [*sampled, meta.prompt_style, meta.verdict_position],
+        "metajudge": [meta.temperature, meta.top_p, meta.max_new_tokens, meta.prompt_style, meta.verdict_position],
         "wins": [evaluation.protocol, evaluation.duel_samples],
     }
     return generation_settings(settings, 0, section)

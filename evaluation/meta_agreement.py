@@ -8,8 +8,8 @@ how often both orders name the same judgment. Intervals are bootstrap percentile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from evaluation.pairwise import Record
 from evaluation.statistics import bootstrap
 from judging.metajudge import read_winner
 from judging.rubric import judgment_text, meta_prompt
@@ -24,7 +24,7 @@ from stages.stage import Job, Output, first_rank
 KEYS = ("prompt", "response", "judgments", "winner")
 
 
-def read_comparisons(path: Path) -> list[dict[str, Any]]:
+def read_comparisons(path: Path) -> list[Record]:
     """The rows of a file of pairs of judgments. Raises `UserError` for an empty file and a missing key."""
     rows = list(read_jsonl(path, KEYS))
     if not rows:
@@ -32,7 +32,7 @@ def read_comparisons(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def comparison_items(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings) -> Iterator[Item]:
+def comparison_items(rows: Iterable[Record], chat: ChatFormat, settings: Settings) -> Iterator[Item]:
     """Both orders of each row {prompt, response, judgments: [{score, justification} x 2], winner}.
 
     The judgments differ in their scores or, with equal scores, in the evidence alone.
@@ -52,27 +52,26 @@ def comparison_items(rows: Iterable[dict[str, Any]], chat: ChatFormat, settings:
             yield Item(name, messages, sampling, seed, str(number), record)
 
 
-def report(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def report(comparisons: Sequence[Record]) -> Record:
     """Agreement, overall and by the judgments' difference; first-position rate, consistency of orders, parse rate."""
     cases = list(group_by(comparisons, "case").values())
-    decided = [[row for row in rows if row["winner"] in ("first", "second")] for rows in cases]
-    both = [rows for rows in decided if len(rows) == 2]
-    parsed = sum(row["winner"] is not None for row in comparisons)
+    decided = [[row["winner"] for row in rows if row["winner"] in ("first", "second")] for rows in cases]
+    credits = [
+        [float(row["winner"] == row["right"]) if row["winner"] in ("first", "second") else 0.5 for row in rows]
+        for rows in cases
+    ]
+    kinds = [rows[0]["differ_in"] for rows in cases]
     return {
         "comparisons": len(comparisons),
-        "parse_rate": round(parsed / len(comparisons), 4),
-        "agreement": bootstrap([[_credit(row) for row in rows] for rows in cases]),
+        "parse_rate": round(sum(row["winner"] is not None for row in comparisons) / len(comparisons), 4),
+        "agreement": bootstrap(credits),
         "by_kind": {
-            kind: bootstrap([[_credit(row) for row in rows if row["differ_in"] == kind] for rows in cases])
+            kind: bootstrap([own for own, differ_in in zip(credits, kinds, strict=True) if differ_in == kind])
             for kind in ("score", "evidence")
         },
-        "first_position": bootstrap([[float(row["winner"] == "first") for row in rows] for rows in decided]),
-        "consistency": bootstrap([[float(len({row["winner"] for row in rows}) > 1)] for rows in both]),
+        "first_position": bootstrap([[float(winner == "first") for winner in own] for own in decided]),
+        "consistency": bootstrap([[float(own[0] != own[1])] for own in decided if len(own) == 2]),
     }
-
-
-def _credit(row: dict[str, Any]) -> float:
-    return float(row["winner"] == row["right"]) if row["winner"] in ("first", "second") else 0.5
 
 
 def measure_metajudge(worker: Worker, job: Job) -> None:

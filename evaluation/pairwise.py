@@ -1,8 +1,7 @@
 """Which of two responses is better? A judge compares them in both orders, or two mean scores decide.
 
 The method scores each response alone; benchmarks, and people who label data, compare two. So a judge is measured, and
-used as an annotator, by either protocol. With "pairwise" the judge sees both responses, in both orders; with "scores"
-the judge scores each alone, as in the loop, and the means are compared.
+used as an annotator, by either protocol: "scores" or "pairwise".
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,16 +48,13 @@ def duel_items(
     A duel of equal texts is a tie and has no request.
     """
     judge, sampling = settings.judge, sampling_of(settings.judge, chat)
-    for duel in duels:
-        if duel.first == duel.second:
-            continue
-        texts = (duel.first, duel.second)
-        for shown in (0, 1):  # the response that is scored, or the one that is shown first
+    form = (judge.prompt_style, judge.verdict_position)
+    for duel in (duel for duel in duels if duel.first != duel.second):
+        for shown, texts in enumerate(((duel.first, duel.second), (duel.second, duel.first))):
             if protocol == "scores":
-                messages = partial(judge_prompt, duel.prompt, texts[shown], judge.prompt_style, judge.verdict_position)
+                messages = partial(judge_prompt, duel.prompt, texts[0], *form)
             else:
-                asked = (duel.prompt, texts[shown], texts[1 - shown])
-                messages = partial(pairwise_prompt, *asked, judge.prompt_style, judge.verdict_position)
+                messages = partial(pairwise_prompt, duel.prompt, *texts, *form)
             for index in range(N):
                 name = f"{duel.id}/{shown}/{protocol[0]}{index}"
                 record = {"id": name, "duel": duel.id, "shown": shown, "index": index}

@@ -16,28 +16,26 @@ An answer of white space only follows no rule. Characters are compared without U
 text, except for the marks of lists. The terms:
 
 - A *word* stands between white space or dashes (U+2014 or two hyphens), and has a letter or digit: "well-known",
-  "don't", "3.5" and the "1." before an item are one word each, "-" is none. In a script without spaces, a clause is one
-  word.
+  "don't", "3.5" and the "1." before an item are one word each, "-" is none. Without spaces, a clause is one word.
 - A *sentence* ends with a word that ends in . ! ? or U+2026, apart from closing quotation marks, brackets and emphasis.
   It also ends with a list item, an empty line or the text, and before a list item. It has a letter or digit; an item's
   number is no sentence. A full stop after Mr, Mrs, Ms, Dr, Prof, St or vs ends no sentence. Neither do, before a
-  lower-case letter, the last full stop of a word with another full stop ("e.g.", "p.m."), an ellipsis, and a mark
-  before a closing quotation mark.
+  lower-case letter, the last full stop of a word with another ("p.m."), an ellipsis, and a mark before a closing quote.
 - A *bullet point* is a line that begins, after white space, with one of - * + and U+2013 and white space, or with
   U+2022, and has a letter or digit. A *numbered item* begins with digits, "." or ")", and white space.
-- Words and phrases *occur*, and texts begin and end, regardless of letter case. Curly quotation marks and apostrophes
-  equal straight ones, and any white space equals one space. No letter or digit may adjoin: "sea" occurs in "sea-salt"
-  and "sea's", but not in "seas". Other characters before the beginning, and after the end, are ignored, unless the
-  required text itself begins, or ends, with such a character.
+- Words and phrases *occur*, and texts begin and end, regardless of letter case, curly or straight quotation marks and
+  kind of white space. No letter or digit may adjoin: "sea" occurs in "sea-salt", but not in "seas". Other characters
+  before the beginning and after the end are ignored, unless the required text itself begins, or ends, with such a one.
 - *JSON* may stand between a line ``` or ```json and a line ```, with nothing outside. Keys must be distinct, and NaN
   and Infinity are no numbers.
-- An *alphabet* is the first word of the letters' Unicode names. Modifier letters belong to all alphabets. No rule
-  checks the language.
+- An *alphabet* is the first word of the letters' Unicode names. Modifier letters belong to all. No rule checks the
+  language.
 
 All checks take time linear in the answer's length.
 """
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +50,7 @@ _QUOTES = "\"'\u2019\u201d\u00bb"
 _OPENERS = "\"'\u2018\u201c\u00ab([*_"
 _TITLES = ("mr", "mrs", "ms", "dr", "prof", "st", "vs")
 _DOT = "\u2022"
+_ITEM = re.compile("([0-9]+)[.)](?=\\s)|\u2022|[-*+\u2013](?=\\s)")
 
 RULES: dict[str, tuple[str, Callable[[str, Any], bool]]] = {
     "words_at_most": ("count", lambda text, count: word_count(text) <= count),
@@ -78,14 +77,13 @@ def _are_texts(value: Any) -> bool:
     return bool(texts) and len(set(value)) == len(value)
 
 
-_TEXTS = (_are_texts, "it must be a list of different texts without white space at their ends")
 VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "count": (lambda value: type(value) is int and value >= 1, "it must be a whole number from 1"),
     "alphabet": (lambda value: value in list(ALPHABETS), f"take one of {', '.join(ALPHABETS)}"),
     "text": (lambda value: _are_texts([value]), "it must be a text without white space at its ends"),
-    "words": _TEXTS,
-    "keys": _TEXTS,
-}
+} | dict.fromkeys(
+    ("words", "keys"), (_are_texts, "it must be a list of different texts without white space at their ends")
+)
 """By a parameter's name: the check of a value, and what a valid value is."""
 
 
@@ -143,26 +141,21 @@ def _items(text: str) -> list[tuple[str, str]]:
     """(mark, rest) of each line. The mark is U+2022 for a bullet point, the number of a numbered item, or empty."""
     items = []
     for line in map(str.strip, text.splitlines()):
-        after = line.lstrip("0123456789")
-        number = line[: len(line) - len(after)]
-        mark, rest = "", line
-        if number and after[:1] in (".", ")") and after[1:2].isspace():
-            mark, rest = number, after[1:]
-        elif line[:1] == _DOT or (line[:1] in "-*+\u2013" and line[1:2].isspace()):
-            mark, rest = _DOT, line[1:]
-        items.append((mark, rest.strip()) if _has_content(rest) else ("", line))
+        match = _ITEM.match(line)
+        rest = line[match.end() :] if match else ""
+        items.append((match[1] or _DOT, rest.strip()) if match and _has_content(rest) else ("", line))
     return items
+
+
+def _numbers(text: str) -> list[str]:
+    """The numbers of the numbered items."""
+    return [mark for mark, _ in _items(text) if mark not in ("", _DOT)]
 
 
 def _occurs(phrase: str, text: str) -> bool:
     phrase, text = _plain(phrase), _plain(text)
-    start = text.find(phrase)
-    while start >= 0:
-        end = start + len(phrase)
-        if not _is_letter(text[max(start - 1, 0) : start]) and not _is_letter(text[end : end + 1]):
-            return True
-        start = text.find(phrase, start + 1)
-    return False
+    spans = ((m.start(), m.start() + len(phrase)) for m in re.finditer(f"(?={re.escape(phrase)})", text))
+    return any(not _is_letter(text[start - 1 : start]) and not _is_letter(text[end : end + 1]) for start, end in spans)
 
 
 def _starts(wanted: str, text: str) -> bool:
@@ -185,11 +178,6 @@ def _is_letter(character: str) -> bool:
 
 def _has_content(text: str) -> bool:
     return any(map(str.isalnum, text))
-
-
-def _numbers(text: str) -> list[str]:
-    """The numbers of the numbered items."""
-    return [mark for mark, _ in _items(text) if mark not in ("", _DOT)]
 
 
 def _object_keys(text: str) -> set[str] | None:

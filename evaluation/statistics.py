@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 2000
-_CLASSES = ("first", "second", "tie")
+SHARE = "{:.1%} [{:.1%}, {:.1%}]"
+"""The format of a share in per cent with its interval."""
 
 
 def bootstrap(groups: Iterable[Sequence[float]], seed: int = 0) -> dict[str, Any]:
@@ -39,9 +40,10 @@ def cohen_kappa(labels: Sequence[tuple[str, str]], seed: int = 0) -> dict[str, A
     Kappa is (p_o - p_e) / (1 - p_e): p_o is the share of equal labels, and p_e its expectation if both labelled at
     random with their own frequencies. The 95% interval is over resampled items, without resamples that lack a kappa.
     """
+    classes = ("first", "second", "tie")
     table = np.zeros((3, 3))
     for a, b in labels:
-        table[_CLASSES.index(a), _CLASSES.index(b)] += 1
+        table[classes.index(a), classes.index(b)] += 1
     value = _kappas(table[None])[0] if labels else np.nan
     if np.isnan(value):
         reason = "both give all pairs one label" if labels else "no pair has both labels"
@@ -68,6 +70,13 @@ def ranks(values: ArrayLike) -> NDArray[np.float64]:
     """The values' ranks from 1; equal values share their mean rank."""
     _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def shown(measured: Any, form: str = SHARE) -> str:
+    """A number, or a mean with value, low, high and count, in a format that names as many as it needs; "-" for None."""
+    if isinstance(measured, dict):
+        return "-" if measured["value"] is None else form.format(*map(measured.get, ("value", "low", "high", "count")))
+    return "-" if measured is None else form.format(measured)
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,75 +1,195 @@
-"""A run's summary: `runs/NAME/summary.json`, and the same in the terminal."""
+"""A run's summary: `runs/NAME/summary.json`, and the same in the terminal.
 
-from collections.abc import Iterator
+Its "models" are a row for each model: the measurements of the seed, of M_0 and of every M_t. "differences" are paired
+differences from M_0, with which the loop starts: the mean over prompts (or labelled pairs) of the difference of the two
+models' values. Intervals are bootstrap percentiles over prompts (or groups of labelled pairs). On the same questions, a
+paired difference is far more certain than the difference of two means.
+"""
+
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from evaluation.folders import STAGE_FOLDERS, ModelMeasurements
-from evaluation.roster import cells, labelled_report, model_rows, notes
-from evaluation.statistics import columns
+from evaluation.agreement import half_credit, read_report
+from evaluation.labelled import read_decisions, read_labelled
+from evaluation.measure import ModelMeasurements
+from evaluation.pairwise import Record
+from evaluation.statistics import by_group, columns, shown
+from judging.trace import STAGES
 from stages.files import read_json, read_jsonl, read_manifest, write_json
 from stages.settings import Settings
 
-BAR = "█"
+PROTOCOLS = {"scores": "by mean scores", "pairwise": "in both orders"}
+"""The protocol of a judge, in words."""
+BY_ANSWER = ("characters", "cut_off", "repetition")
+"""Measures of open prompts' answers that each answer has for itself."""
+_BRIEF = "{:.1%} [{:.0%}, {:.0%}]"
+COLUMNS = (
+    ("wins*", "win_rate", _BRIEF),
+    ("verifiable", "verifiable", _BRIEF),
+    ("characters", "characters", "{:.0f}"),
+    ("distinct-2", "distinct_2", "{:.2f}"),
+    ("repetition", "repetition", "{:.1%}"),
+    ("judge agrees", "agreement", _BRIEF),
+    ("Spearman", "spearman", "{:.2f}"),
+    ("meta-judge", "meta_agreement", _BRIEF),
+)
+"""The table of models: title, key, and the format of value and interval."""
+CHANGES = {
+    "verifiable": "{:+.1%} [{:+.1%}, {:+.1%}]",
+    "agreement": "{:+.1%} [{:+.1%}, {:+.1%}]",
+    "characters": "{:+.1f} [{:+.1f}, {:+.1f}]",
+}
+"""The differences to print, and their formats."""
+Values = dict[str, dict[tuple[str, str], float]]
+"""A model's single values by measure, and by (group that is resampled, name within the group)."""
 
 
-def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, done: int) -> dict[str, Any]:
+def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, done: int) -> Record:
     """Write and return the summary of a run's first `done` iterations.
 
     SFT starts from the checkpoint `seed` and ends with the checkpoint `initial`.
     """
-    summary: dict[str, Any] = {"name": folder.name, "seed": settings.seed, "model": settings.model.path}
+    summary: Record = {"name": folder.name, "seed": settings.seed, "model": settings.model.path}
     summary["pool"] = (read_manifest(folder / "pool") or {}).get("counts") if settings.prompts.seeds else None
-    summary["sft"] = _sft(folder, initial, settings)
+    trained = read_manifest(initial) or {}
+    summary["sft"] = {
+        "checkpoint": str(initial),
+        "seconds": trained.get("seconds"),
+        "counts": trained.get("counts"),
+        "eft": read_manifest(folder / "sft" / "eft") if settings.eft.sources else None,
+        "agreement_before": _judged(folder, -1, settings)["agreement"],
+    } | _judged(folder, 0, settings)
     summary["iterations"] = [_iteration(folder / f"iter{t}", t, settings) for t in range(1, done + 1)]
     checkpoints = [str(seed)] * settings.sft.enabled + [str(initial)]
     checkpoints += [row["checkpoint"] for row in summary["iterations"]]
-    summary["models"] = model_rows(folder, settings, done, checkpoints)
+    summary["models"] = _models(folder, settings, checkpoints)
     write_json(folder / "summary.json", summary)
     return summary
 
 
-def _sft(folder: Path, checkpoint: Path, settings: Settings) -> dict[str, Any]:
-    trained, evaluation = read_manifest(checkpoint) or {}, settings.evaluation
-    seed, own = ModelMeasurements.of(folder, -1), ModelMeasurements.of(folder, 0)
+def _judged(run: Path, t: int, settings: Settings) -> Record:
+    """M_t's measurements on labelled data; None where the config names no file or the model was not measured."""
+    model, evaluation = ModelMeasurements.of(run, t), settings.evaluation
+    judge, meta = model.agreement, model.meta_agreement
     return {
-        "checkpoint": str(checkpoint),
-        "seconds": trained.get("seconds"),
-        "counts": trained.get("counts"),
-        "eft": read_manifest(folder / "sft" / "eft") if settings.eft.sources else None,
-        "agreement_before": labelled_report(seed.agreement, evaluation.judge_cases),
-        "agreement": labelled_report(own.agreement, evaluation.judge_cases),
-        "meta_agreement": labelled_report(own.meta_agreement, evaluation.comparisons),
+        "agreement": read_report(judge) if evaluation.judge_cases and judge.is_dir() else None,
+        "meta_agreement": read_report(meta) if evaluation.comparisons and meta.is_dir() else None,
     }
 
 
-def _iteration(folder: Path, number: int, settings: Settings) -> dict[str, Any]:
+def _iteration(folder: Path, number: int, settings: Settings) -> Record:
     used = {*(read_manifest(folder / "pairs") or {})["inputs"], "pairs", "checkpoint"}
-    stages = {name: read_manifest(folder / place) or {} for name, place in STAGE_FOLDERS.items() if place in used}
-    counts, model = stages["pairs"]["counts"], ModelMeasurements.of(folder.parent, number)
+    places = STAGES | {"pairs": "pairs", "train": "checkpoint"}
+    stages = {name: read_manifest(folder / place) or {} for name, place in places.items() if place in used}
+    counts, trained = stages["pairs"]["counts"], stages["train"]
     reasons = {key: value for key, value in counts.items() if "." in key and value}
+    # The held-out pairs' figures, or without such pairs those of the last step.
+    last = trained if "accuracy" in trained else list(read_jsonl(folder / "train" / "metrics.jsonl"))[-1]
+    values = {key: last[key] for key in ("loss", "accuracy", "margin")}
     return {
         "iteration": number,
         "rho": settings.iteration[number - 1].rho,
         "responses": stages["respond"]["counts"]["records"],
         "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0), "reasons": reasons},
         "bias": read_json(folder / "bias.json"),
-        "dpo": _dpo(folder / "train" / "metrics.jsonl", stages["train"]),
-        "agreement": labelled_report(model.agreement, settings.evaluation.judge_cases),
-        "meta_agreement": labelled_report(model.meta_agreement, settings.evaluation.comparisons),
+        "dpo": {"first_loss": trained["first_loss"], **values, "epoch": trained["epoch"], "held_out": last is trained},
+        **_judged(folder.parent, number, settings),
         "checkpoint": str(folder / "checkpoint"),
         "seconds": {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest},
     }
 
 
-def _dpo(metrics: Path, trained: dict[str, Any]) -> dict[str, Any]:
-    """Loss, accuracy and margin on the held-out pairs, or without such pairs those of the last step."""
-    last = trained if "accuracy" in trained else list(read_jsonl(metrics))[-1]
-    values = {key: last[key] for key in ("loss", "accuracy", "margin")}
-    return {"first_loss": trained["first_loss"], **values, "epoch": trained["epoch"], "held_out": last is trained}
+def _models(run: Path, settings: Settings, checkpoints: Sequence[str]) -> list[Record]:
+    """Rows of M_0 and every M_t, and before them of the seed where there is SFT."""
+    rows, base, first = [], Values(), -1 if settings.sft.enabled else 0
+    for t, checkpoint in enumerate(checkpoints, first):
+        row, values = _measured(run, t, settings)
+        base = values if t == 0 else base
+        rows.append(
+            {"name": "seed" if t < 0 else f"M{t}", "checkpoint": checkpoint, **row}
+            | _wins(run, t, settings)
+            | {"differences": differences(values, base) if t > 0 else {}}
+        )
+    return rows
 
 
-def print_summary(summary: dict[str, Any]) -> None:
+def _measured(run: Path, t: int, settings: Settings) -> tuple[Record, Values]:
+    """A model's measures as a judge, meta-judge and actor, and the single values behind the measures."""
+    model, evaluation, judged = ModelMeasurements.of(run, t), settings.evaluation, _judged(run, t, settings)
+    judge, meta = judged["agreement"] or {}, judged["meta_agreement"] or {}
+    actor = read_json(model.held_out / "report.json") if evaluation.instructions or evaluation.prompts else {}
+    verifiable, answers = actor.get("verifiable") or {}, actor.get("answers") or {}
+    values = Values()
+    if verifiable:
+        values["verifiable"] = {(name, ""): float(all(rules)) for name, rules in verifiable["followed"].items()}
+    for key in BY_ANSWER if answers else ():
+        values[key] = {(name, ""): own[key] for name, own in answers["by_id"].items()}
+    if judge:
+        labelled = read_labelled(Path(evaluation.judge_cases.replace("{run}", str(run))))
+        preferences = read_decisions(model.agreement / "decisions.jsonl", labelled).opinion(labelled).preferences
+        values["agreement"] = {
+            (pair.first.group, pair.name): half_credit(own, pair.label)
+            for pair in labelled.pairs
+            if (own := preferences[pair.name]) is not None
+        }
+    row = {"agreement": judge.get("pairwise"), "meta_agreement": meta.get("agreement")}
+    row |= {key: judge.get(key) for key in ("longer_wins", "spearman", "parse_rate")}
+    row |= {"verifiable": verifiable.get("strict"), "verifiable_rules": verifiable.get("rules")}
+    return row | {key: answers.get(key) for key in (*BY_ANSWER, "distinct_1", "distinct_2")}, values
+
+
+def _wins(run: Path, t: int, settings: Settings) -> Record:
+    """The win rate against the seed, and its judge."""
+    evaluation = settings.evaluation
+    compared = evaluation.prompts and t > (-1 if settings.sft.enabled else 0)
+    report = read_json(ModelMeasurements.of(run, t).duel / "report.json") if compared else {}
+    judge = {"current": f"M{t}", "initial": "M0"}.get(evaluation.judge, evaluation.judge)
+    return {
+        "win_rate": report.get("win_rate"),
+        "win_rate_undecided": report["duels"] - report["win_rate"]["count"] if report else None,
+        "win_rate_by": judge if report else None,
+        "win_rate_way": PROTOCOLS[evaluation.protocol] if report else None,
+        "win_rate_consistency": report.get("consistency"),
+    }
+
+
+def differences(values: Values, base: Values) -> Record:
+    """For each measure of both: the mean of value - base over the items of both, with its interval."""
+    return {
+        measure: by_group(
+            (item[0], value - base[measure][item]) for item, value in own.items() if item in base[measure]
+        )
+        for measure, own in values.items()
+        if measure in base
+    }
+
+
+def cells(rows: Sequence[Record]) -> list[list[str]]:
+    """The table of models, without empty columns, its heads first. The win rate stays if a judge was asked for it."""
+    table = [["model", *(row["name"] for row in rows)]]
+    for title, key, form in COLUMNS:
+        column = [shown(row.get(key), form) for row in rows]
+        if set(column) != {"-"} or (key == "win_rate" and any(row["win_rate_by"] for row in rows)):
+            table.append([title, *column])
+    return [list(line) for line in zip(*table, strict=True)]
+
+
+def notes(rows: Sequence[Record]) -> Iterator[str]:
+    """The lines below the table: paired differences, who judged, and prompts without a verdict."""
+    for row in rows:
+        changes = [(key, row["differences"][key]) for key in CHANGES if key in row["differences"]]
+        if listed := ", ".join(f"{key} {shown(change, CHANGES[key])}" for key, change in changes):
+            yield f"{row['name']} against M0, paired: {listed}"
+    if judged := [row for row in rows if row["win_rate_by"]]:
+        judges = list(dict.fromkeys(row["win_rate_by"] for row in judged))
+        own = "self-judged" if set(judges) <= {row["name"] for row in rows} else "judged"
+        yield f"* against the seed, {own}, {judged[0]['win_rate_way']}, by {', '.join(judges)}; a tie counts half"
+        left_out = [(row["name"], row["win_rate_undecided"], row["win_rate"]["count"]) for row in judged]
+        if listed := ", ".join(f"{name} {count} of {count + decided}" for name, count, decided in left_out if count):
+            yield f"  prompts without a verdict, which are left out: {listed}"
+
+
+def print_summary(summary: Record) -> None:
     """Print the summary and the table of models."""
     rows = summary["models"]
     print("", *summary_lines(summary), "", sep="\n")
@@ -77,27 +197,22 @@ def print_summary(summary: dict[str, Any]) -> None:
         print(*(f"  {line}" for line in [*columns(table), *notes(rows)]), sep="\n")
 
 
-def summary_lines(summary: dict[str, Any]) -> Iterator[str]:
+def summary_lines(summary: Record) -> Iterator[str]:
     """The summary as it is printed, without the table of models."""
     sft = summary["sft"]
     yield summary["name"]
     if summary["pool"]:
         yield f"  new prompts  {_listed({name: count for name, count in summary['pool'].items() if count})}"
     if sft["eft"]:
-        counts = sft["eft"]["counts"]
-        judged, agree = counts["groups"] - counts["groups.held_out"], counts["groups.agrees"]
-        yield (
-            f"  EFT          {agree} of {judged} groups agree with people ({sft['eft']['agreeing_by_chance']} expected "
-            f"by chance); {counts['examples']} examples"
-        )
-    reports = {"before": sft["agreement_before"], "after": sft["agreement"]}
-    if parsed := ", ".join(
-        f"{report['parse_rate']:.1%} {when}"
-        for when, report in reports.items()
-        if report and report["parse_rate"] is not None
-    ):
-        yield f"  SFT          judgments that hold a score: {parsed}"
-    yield from _agreement_lines("M0", sft["agreement"], sft["meta_agreement"])
+        counts, chance = sft["eft"]["counts"], sft["eft"]["agreeing_by_chance"]
+        judged = counts["groups"] - counts["groups.held_out"]
+        agreeing = f"{counts['groups.agrees']} of {judged} groups agree with people ({chance} expected by chance)"
+        yield f"  EFT          {agreeing}; {counts['examples']} examples"
+    reports = ((sft["agreement_before"] or {}, "before"), (sft["agreement"] or {}, "after"))
+    rates = [f"{shown(rate, '{:.1%}')} {when}" for one, when in reports if (rate := one.get("parse_rate")) is not None]
+    if rates:
+        yield f"  SFT          judgments that hold a score: {', '.join(rates)}"
+    yield from _agreement_lines("M0", sft)
     for row in summary["iterations"]:
         yield f"\n  iteration {row['iteration']}  (rho {row['rho']:g})"
         yield from _panel_lines(row["bias"], row["responses"])
@@ -105,73 +220,57 @@ def summary_lines(summary: dict[str, Any]) -> Iterator[str]:
         yield f"  pairs        {pairs['actor']} actor, {pairs['judge']} judge; no pair: {_listed(pairs['reasons'])}"
         values = ", ".join(f"{key} {value:.4g}" for key, value in row["dpo"].items() if key != "held_out")
         yield f"  DPO          {values} ({'held-out pairs' if row['dpo']['held_out'] else 'the last step'})"
-        yield from _agreement_lines(f"M{row['iteration']}", row["agreement"], row["meta_agreement"])
+        yield from _agreement_lines(f"M{row['iteration']}", row)
         yield "  seconds      " + ", ".join(f"{stage} {value:.0f}" for stage, value in row["seconds"].items())
         yield f"  checkpoint   {row['checkpoint']}"
 
 
-def _panel_lines(panel: dict[str, Any], responses: int) -> Iterator[str]:
+def _panel_lines(panel: Record, responses: int) -> Iterator[str]:
     """The bias panel of one iteration."""
     texts, judge, meta = panel["responses"], panel["judge"], panel["metajudge"]
-    yield (
-        f"  responses    {responses}, {texts['distinct']} distinct, {texts['characters_mean'] or 0:.0f} characters on "
-        "average"
-    )
+    characters = f"{texts['characters_mean'] or 0:.0f} characters on average"
+    yield f"  responses    {responses}, {texts['distinct']} distinct, {characters}"
     if judge:
         if judge["judgments"]:
-            yield f"  judgments    {_share(judge['parse_rate'])} parsed; failures: {_listed(judge['failures'])}"
+            yield f"  judgments    {shown(judge['parse_rate'])} parsed; failures: {_listed(judge['failures'])}"
             shares = [part["parse_rate"] for part in judge["by_response_length"] if part["judgments"]]
             yield f"               parsed by response length, short to long: {', '.join(f'{s:.0%}' for s in shares)}"
         if judge["score"] == "expected":
             yield f"  scores       expected; the digits hold {judge['digit_mass']:.1%} of the probability"
         total = max(sum(judge["score_histogram"].values()), 1)
         for score, count in judge["score_histogram"].items():
-            yield f"    score {score:>4}  {count / total:6.1%}  {BAR * round(40 * count / total)}"
-        yield (
-            f"               mean {_number(judge['score_mean'])}, entropy {judge['score_entropy_bits']:.2f} bits, "
-            f"fractions {judge['fractions'] or 0:.1%}"
-        )
+            yield f"    score {score:>4}  {count / total:6.1%}  {'█' * round(40 * count / total)}"
+        spread = f"entropy {judge['score_entropy_bits']:.2f} bits, fractions {judge['fractions'] or 0:.1%}"
+        yield f"               mean {_number(judge['score_mean'])}, {spread}"
+    within = _number(texts["score_length_spearman_within_prompt"])
     yield (
-        f"  scores       {texts['scored']} responses; ties within a prompt {_share(texts['ties'])}; score with "
-        f"length: Spearman {_number(texts['score_length_spearman_within_prompt']['value'])} within a prompt"
+        f"  scores       {texts['scored']} responses; ties within a prompt {shown(texts['ties'])}; score with "
+        f"length: Spearman {within} within a prompt"
     )
     if meta:
-        yield (
-            f"  meta-judge   {meta['comparisons']} comparisons; the first wins {_share(meta['first_wins'])}, "
-            f"at equal scores {_share(meta['first_wins_at_equal_scores'])}"
-        )
-        yield (
-            f"               the higher score wins {_share(meta['higher_score_wins'])}; Elo with length: Spearman "
-            f"{_number(meta['elo_length_spearman']['value'])}; failures: {_listed(meta['failures'])}"
-        )
+        at_equal, length = shown(meta["first_wins_at_equal_scores"]), _number(meta["elo_length_spearman"])
+        first = f"the first wins {shown(meta['first_wins'])}, at equal scores {at_equal}"
+        yield f"  meta-judge   {meta['comparisons']} comparisons; {first}"
+        higher = f"the higher score wins {shown(meta['higher_score_wins'])}"
+        yield f"               {higher}; Elo with length: Spearman {length}; failures: {_listed(meta['failures'])}"
 
 
-def _share(share: dict[str, Any]) -> str:
-    """A share with its interval."""
-    if share["value"] is None:
-        return "-"
-    return f"{share['value']:.1%} [{share['low']:.1%}, {share['high']:.1%}]"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _agreement_lines(name: str, agreement: dict[str, Any] | None, meta: dict[str, Any] | None) -> Iterator[str]:
+def _agreement_lines(name: str, measured: Record) -> Iterator[str]:
     """How well a model judges and meta-judges, as far as that was measured."""
-    if agreement and agreement["pairwise"]["count"]:
-        pairwise, longer, rank = agreement["pairwise"], agreement["longer_wins"], agreement["spearman"]
-        yield (
-            f"  judge        {name} agrees with the labels {_share(pairwise)} (the longer response would: "
-            f"{longer['value']:.1%}); Spearman {_number(rank['value'])}"
-        )
-        means = ", ".join(f"{quality}: {mean:.1f}" for quality, mean in agreement["mean_score_by_quality"].items())
+    judge, meta = measured["agreement"], measured["meta_agreement"]
+    if judge and judge["pairwise"]["count"]:
+        longer = f"the longer response would: {shown(judge['longer_wins'], '{:.1%}')}"
+        agrees = f"agrees with the labels {shown(judge['pairwise'])} ({longer})"
+        yield f"  judge        {name} {agrees}; Spearman {_number(judge['spearman'])}"
+        means = ", ".join(f"{quality}: {mean:.1f}" for quality, mean in judge["mean_score_by_quality"].items())
         yield f"               mean score by labelled quality  {means}"
     if meta:
-        yield (
-            f"  meta-judge   {name} names the right judgment {_share(meta['agreement'])}, "
-            f"and the first one {meta['first_position']['value'] or 0:.1%} of the time"
-        )
+        first = f"the first one {meta['first_position']['value'] or 0:.1%} of the time"
+        yield f"  meta-judge   {name} names the right judgment {shown(meta['agreement'])}, and {first}"
+
+
+def _number(measured: Record | float | None) -> str:
+    return shown(measured, "{:.2f}")
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.rules import RULES, VALUES, Rule, followed
-from evaluation.statistics import bootstrap, by_group, shortened
+from evaluation.statistics import bootstrap, by_group, shortened, shown
 from stages.files import UserError, command, read_numbered_jsonl
 
 
@@ -58,7 +58,7 @@ def read_instructions(path: Path) -> list[Instruction]:
     """
     instructions = []
     for name, (where, row) in read_rows(path, "prompt", "rules").items():
-        _check_keys(row, ("id", "prompt", "rules"), "a row", where)
+        _check_keys(row, ("id", "prompt", "rules"), where)
         if not isinstance(row["rules"], list) or not row["rules"]:
             raise UserError(f"{where}: key 'rules' must be a list that is not empty; mend the row")
         rules = tuple(_rule(entry, f"{where}, rules[{place}]") for place, entry in enumerate(row["rules"]))
@@ -66,21 +66,17 @@ def read_instructions(path: Path) -> list[Instruction]:
     return instructions
 
 
-def _check_keys(row: Mapping[str, Any], keys: Sequence[str], owner: str, where: str) -> None:
-    for key in (*row, *keys):
-        if key not in row or key not in keys:
-            wrong = "is not known" if key in row else "is missing"
-            raise UserError(f"{where}: key {key!r} {wrong}; {owner} has {', '.join(keys)}")
+def _check_keys(row: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+    if set(row) != set(keys):
+        raise UserError(f"{where}: the keys are {', '.join(row)}; they must be {', '.join(keys)}")
 
 
 def _rule(entry: Any, where: str) -> Rule:
-    if not isinstance(entry, dict) or "rule" not in entry:
-        raise UserError(f"{where}: key 'rule' is missing; add it")
-    name = entry["rule"]
+    name = entry.get("rule") if isinstance(entry, dict) else None
     if name not in list(RULES):
         raise UserError(f"{where}: rule {name!r} is not known; take one of {', '.join(RULES)}")
     key = RULES[name][0]
-    _check_keys(entry, ("rule", key) if key else ("rule",), name, where)
+    _check_keys(entry, ("rule", key) if key else ("rule",), where)
     value = entry.get(key)
     if key and not VALUES[key][0](value):
         raise UserError(f"{where}: key {key!r} is {value!r}; {VALUES[key][1]}")
@@ -93,23 +89,22 @@ def verifiable_report(instructions: Sequence[Instruction], texts: Mapping[str, s
     """
     names = [item.id for item in instructions]
     if missing := [name for name in names if name not in texts]:
-        few = f"{len(missing)} of {len(names)} instructions: {shortened(missing)}"
-        raise UserError(f"no answer to {few}; answer them all")
+        raise UserError(f"no answer to {len(missing)} of {len(names)} instructions: {shortened(missing)}; answer all")
     if unknown := sorted(set(texts) - set(names)):
         raise UserError(f"{len(unknown)} answers to unknown instructions: {shortened(unknown)}; remove them")
     kept = {item.id: [followed(rule, texts[item.id]) for rule in item.rules] for item in instructions}
-    by_rule: dict[str, list[tuple[str, float]]] = {}
+    by_rule: dict[str, list[tuple[str, float]]] = {name: [] for name in RULES}
     for item in instructions:
         for rule, own in zip(item.rules, kept[item.id], strict=True):
-            by_rule.setdefault(rule.name, []).append((item.id, float(own)))
+            by_rule[rule.name].append((item.id, float(own)))
     return {
         "prompts": len(names),
         "strict": bootstrap([[float(all(verdicts))] for verdicts in kept.values()]),
         "rules": bootstrap([list(map(float, verdicts)) for verdicts in kept.values()]),
         "by_rule": {
-            name: {"followed": int(sum(own for _, own in by_rule[name]))} | by_group(by_rule[name])
-            for name in RULES
-            if name in by_rule
+            name: {"followed": int(sum(own for _, own in verdicts))} | by_group(verdicts)
+            for name, verdicts in by_rule.items()
+            if verdicts
         },
         "followed": kept,
     }
@@ -121,8 +116,7 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
     whole = {"followed": sum(map(all, kept))} | report["strict"]
     single = {"followed": sum(map(sum, kept))} | report["rules"]
     for name, row in {"prompts": whole, "rules": single, **report["by_rule"]}.items():
-        share = f"{row['value']:6.1%} [{row['low']:.1%}, {row['high']:.1%}]"
-        yield f"{name:<14} {row['followed']:>4} of {row['count']:>4} {share}"
+        yield f"{name:<14} {row['followed']:>4} of {row['count']:>4} {shown(row, '{:6.1%} [{:.1%}, {:.1%}]')}"
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from marks import needs_int8
 from processes import ITERATE, ROOT, run, start
 from torch.distributed.run import get_args_parser
 
-from evaluation.folders import ModelMeasurements
+from evaluation.measure import ModelMeasurements
 from iterate import Run
 from stages.files import read_jsonl, read_manifest, write_json, write_jsonl, write_manifest
 from stages.launch import Launcher

@@ -14,7 +14,7 @@ from statistics import NormalDist
 
 from dpo.data import Example
 from dpo.train import fixed_epoch
-from evaluation.labelled import read_cases
+from evaluation.labelled import read_labelled
 from judging.rubric import judge_prompt, meta_prompt
 from judging.schedule import scheduled
 from prepare.new_prompts import request_prompt
@@ -97,7 +97,7 @@ class Planned:
             lessons += sum(map(count_rows, sft.examples))
             stages["sft/checkpoint"] = Training(sft, 1, ((judging, lessons),), sft.epochs, 1)
         cases, rows = evaluation.judge_cases, count_rows(evaluation.prompts)
-        labelled = len(read_cases(Path(cases))) if Path(cases).is_file() else 0
+        labelled = len(read_labelled(Path(cases)).cases) if Path(cases).is_file() else 0
         labelled = round(eft.held_out * ranked) if cases.startswith("{run}/sft/eft") else labelled
         measured = {
             "judge": self.judged(round(labelled / REPLIES), REPLIES, evaluation.N, once),

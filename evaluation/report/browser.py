@@ -15,24 +15,35 @@ LIMITS = (16_000, 8_000, 4_000, 2_000, 1_000, 600, 300, 150)
 LABEL = 80
 """About the characters of a label, which count, too."""
 
-Shown = list[Any]
-"""[label, text or None, part in the pair, texts behind this text]."""
-
 
 def shown_prompts(documents: Sequence[Document], budget: int) -> list[list[Any]]:
-    """For each prompt [id, text, entries, responses, comparisons], with about 2 x `budget` characters in all."""
+    """For each prompt [id, text, entries, responses, comparisons], with about 2 x `budget` characters in all.
+
+    A response, judgment or comparison is [label, text or None, part in the pair, texts behind this text].
+    """
     lengths: dict[bool, list[int]] = {True: [], False: []}
-    for in_pair, text in (each for document in documents for each in _texts(document)):
-        lengths[in_pair].append(LABEL + len(text))
+    for document in documents:
+        lengths[True].append(LABEL + len(document["prompt"]))
+        for row in document["responses"]:
+            lengths[_in_pair(document, row)].append(LABEL + len(row["text"]))
+            for own in row["judgments"]:
+                lengths[bool(own["part"])].append(LABEL + len(own["text"]))
+        lengths[False] += [LABEL + len(row["text"]) for row in document["comparisons"]]
     limit, behind = (max(_limit(lengths[in_pair], budget) - LABEL, 0) for in_pair in (True, False))
     return [_prompt(document, limit, behind) for document in documents]
 
 
+def _limit(lengths: Sequence[int], budget: int) -> int:
+    """The longest text with which all fit into the budget; 0 where even the shortest limit does not suffice."""
+    limits = (max(lengths, default=0), *LIMITS)
+    return next((limit for limit in limits if sum(min(length, limit) for length in lengths) <= budget), 0)
+
+
 def _prompt(document: Document, limit: int, behind: int) -> list[Any]:
-    responses: list[Shown] = []
+    responses: list[list[Any]] = []
     for row in document["responses"]:
         # Judgments whose text is left out keep their line if they were compared.
-        judgments: list[Shown] = [
+        judgments: list[list[Any]] = [
             [judgment_label(own), _cut(own["text"], limit if own["part"] else behind), own["part"] or "", []]
             for own in row["judgments"]
             if behind or own["part"] or own["elo"]
@@ -41,8 +52,8 @@ def _prompt(document: Document, limit: int, behind: int) -> list[Any]:
         text = _cut(row["text"], limit if _in_pair(document, row) else behind)
         responses.append([response_label(row) + verdicts, text, row["part"] or "", judgments])
     rows = document["comparisons"] if behind else ()
-    comparisons: list[Shown] = [[comparison_label(row), _cut(row["text"], behind), "", []] for row in rows]
-    return [document["prompt_id"], _cut(document["prompt"], limit), list(_entries(document)), responses, comparisons]
+    comparisons: list[list[Any]] = [[comparison_label(row), _cut(row["text"], behind), "", []] for row in rows]
+    return [document["prompt_id"], _cut(document["prompt"], limit), [*_entries(document)], responses, comparisons]
 
 
 def _entries(document: Document) -> Iterator[list[str]]:
@@ -61,21 +72,6 @@ def _in_pair(document: Document, row: Document) -> bool:
     """Whether a response is shown at full length: part of a pair, judged by one, or its prompt has no actor pair."""
     judged = any(pair.get("response_id") == row["id"] for pair in document["pairs"])
     return bool(row["part"]) or judged or "actor" in document["none"]
-
-
-def _texts(document: Document) -> Iterator[tuple[bool, str]]:
-    """All texts, each with whether it is the prompt or one of a pair's."""
-    yield True, document["prompt"]
-    for row in document["responses"]:
-        yield _in_pair(document, row), row["text"]
-        yield from ((bool(own["part"]), own["text"]) for own in row["judgments"])
-    yield from ((False, row["text"]) for row in document["comparisons"])
-
-
-def _limit(lengths: Sequence[int], budget: int) -> int:
-    """The longest text with which all fit into the budget; 0 where even the shortest limit does not suffice."""
-    limits = (max(lengths, default=0), *LIMITS)
-    return next((limit for limit in limits if sum(min(length, limit) for length in lengths) <= budget), 0)
 
 
 def _cut(text: str, limit: int) -> str | None:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import jinja2
 
+from evaluation.pairwise import Record
 from evaluation.report.browser import TEXT_BUDGET, shown_prompts
-from evaluation.report.plots import ReportedIteration, ReportedRun, Row, plots
-from evaluation.roster import cells, notes
-from evaluation.summary import summary_lines
+from evaluation.report.plots import ReportedIteration, ReportedRun, plots
+from evaluation.summary import cells, notes, summary_lines
 from judging.trace import read_lineage
 from stages.files import MANIFEST, UserError, read_json, read_jsonl, read_manifest
 
@@ -65,21 +65,20 @@ def _read_summary(folder: Path) -> ReportedRun:
         raise UserError(f"{path}: not JSON ({error}); `make iterate` of this run writes a new one") from None
 
 
-def _printed(run: ReportedRun, budget: int) -> Row:
+def _printed(run: ReportedRun, budget: int) -> Record:
     """Read a run's iterations; returns what the page prints of the run."""
     try:
-        rows = run.summary["models"]
-        run.iterations = [_read_iteration(run, row, budget) for row in run.summary["iterations"]]
-        printed = {"models": cells(rows), "notes": list(notes(rows)), "summary": "\n".join(summary_lines(run.summary))}
-        facts = {key: run.summary[key] for key in ("model", "seed")}
-        return {"name": run.name, "gone": run.gone, "cost": list(_cost(run))} | facts | printed
+        summary, rows = run.summary, run.summary["models"]
+        run.iterations = [_read_iteration(run, row, budget) for row in summary["iterations"]]
+        facts = {"name": run.name, "gone": run.gone, "model": summary["model"], "seed": summary["seed"]}
+        tables = {"models": cells(rows), "notes": list(notes(rows)), "cost": list(_cost(run))}
+        return facts | tables | {"summary": "\n".join(summary_lines(summary))}
     except KeyError as error:
-        raise UserError(
-            f"{run.folder}/summary.json: of another version ({error} is missing); `make iterate` writes a new one"
-        ) from None
+        why = f"of another version ({error} is missing); `make iterate` writes a new one"
+        raise UserError(f"{run.folder}/summary.json: {why}") from None
 
 
-def _read_iteration(run: ReportedRun, row: Row, budget: int) -> ReportedIteration:
+def _read_iteration(run: ReportedRun, row: Record, budget: int) -> ReportedIteration:
     """An iteration with its training metrics and prompts. Deleted files are left out and named in the run's `gone`."""
     iteration = ReportedIteration(row["iteration"], row)
     try:

@@ -2,8 +2,9 @@
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
+from evaluation.pairwise import Record
 from judging.scores import Reason
 
-Row = dict[str, Any]
 GREY = "#7f7f7f"
 STYLE: dict[Any, Any] = {
     **{f"{name}.color": GREY for name in ("text", "xtick", "ytick", "grid")},
@@ -37,20 +38,27 @@ class ReportedIteration:
     """One iteration: its row of the summary, the metrics of its training steps, and what its pairs were made from."""
 
     number: int
-    row: Row
-    metrics: list[Row] = field(default_factory=list)
+    row: Record
+    metrics: list[Record] = field(default_factory=list)
     scored: list[tuple[int, float]] = field(default_factory=list)
     """Characters and score of each response with a score."""
     elo: list[float] = field(default_factory=list)
     prompts: list[list[Any]] = field(default_factory=list)
     """What the browser shows (`browser.py`)."""
 
+    def panel(self, *keys: str) -> Any:
+        """The value at nested keys of the bias panel, or a measurement's mean; None where a key is missing."""
+        value = self.row["bias"]
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value["value"] if isinstance(value, dict) and "value" in value else value
+
 
 @dataclass
 class ReportedRun:
     name: str
     folder: Path
-    summary: Row
+    summary: Record
     iterations: list[ReportedIteration] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     """What can't be shown, since its files were deleted."""
@@ -78,33 +86,22 @@ def _picture(draw: Callable[[Axes, ReportedRun], None], runs: Sequence[ReportedR
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def look_up(row: Any, path: str) -> Any:
-    """The value at a path of keys joined by dots, or a measurement's mean; None where a key is missing."""
-    for key in path.split("."):
-        row = row.get(key) if isinstance(row, dict) else None
-    return row["value"] if isinstance(row, dict) and "value" in row else row
-
-
-def _by_iteration(paths: dict[str, str], share: bool = False) -> Callable[[Axes, ReportedRun], None]:
-    """Draws a line over the iterations for each path, by the line's name."""
-
-    def draw(axes: Axes, run: ReportedRun) -> None:
-        for name, path in paths.items():
-            points = [(i.number, value) for i in run.iterations if (value := look_up(i.row, path)) is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), "o-", label=name)
-        axes.set_xlabel("iteration")
-        axes.xaxis.set_major_locator(MultipleLocator(1))
-        if share:
-            axes.set_ylim(0, 1.02)
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
-
-    return draw
+def _by_iteration(lines: Mapping[str, tuple[str, ...]], share: bool, axes: Axes, run: ReportedRun) -> None:
+    """A line over the iterations for each value of the bias panel, by the line's name."""
+    for name, keys in lines.items():
+        points = [(i.number, value) for i in run.iterations if (value := i.panel(*keys)) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", label=name)
+    axes.set_xlabel("iteration")
+    axes.xaxis.set_major_locator(MultipleLocator(1))
+    if share:
+        axes.set_ylim(0, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def _scores(axes: Axes, run: ReportedRun) -> None:
     for iteration in run.iterations:
-        if histogram := look_up(iteration.row, "bias.judge.score_histogram"):
+        if histogram := iteration.panel("judge", "score_histogram"):
             shares = np.array([*histogram.values()]) / sum(histogram.values())
             axes.plot([float(score) for score in histogram], shares, "o-", label=f"iteration {iteration.number}")
     axes.set_xlabel("score")
@@ -123,7 +120,7 @@ def _score_by_length(axes: Axes, run: ReportedRun) -> None:
 def _elo(axes: Axes, run: ReportedRun) -> None:
     for iteration in run.iterations:
         if iteration.elo:
-            error = look_up(iteration.row, "bias.metajudge.elo_standard_error_mean")
+            error = iteration.panel("metajudge", "elo_standard_error_mean")
             label = f"iteration {iteration.number}, standard error {error:.2f}"
             weights = np.full(len(iteration.elo), 1 / len(iteration.elo))
             axes.hist(iteration.elo, 15, weights=weights, histtype="step", label=label)
@@ -131,72 +128,67 @@ def _elo(axes: Axes, run: ReportedRun) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
-def _by_step(*names: str) -> Callable[[Axes, ReportedRun], None]:
-    """Draws metrics over the steps of all iterations, each iteration in its colour, later metrics dashed."""
-
-    def draw(axes: Axes, run: ReportedRun) -> None:
-        first = 0
-        for place, iteration in enumerate(run.iterations):
-            steps = [row for row in iteration.metrics if row["split"] == "train"]
-            for name, style in zip(names if steps else (), ("-", "--"), strict=False):
-                label = f"iteration {iteration.number}" if name == names[0] else None
-                values = [row[name] for row in steps]
-                axes.plot(range(first, first + len(steps)), values, style, color=f"C{place % 10}", label=label)
-            first += len(steps)
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-
-    return draw
+def _by_step(names: tuple[str, ...], axes: Axes, run: ReportedRun) -> None:
+    """Metrics over the steps of all iterations, each iteration in its colour, later metrics dashed."""
+    first = 0
+    for place, iteration in enumerate(run.iterations):
+        steps = [row for row in iteration.metrics if row["split"] == "train"]
+        for name, style in zip(names if steps else (), ("-", "--"), strict=False):
+            label = f"iteration {iteration.number}" if name == names[0] else None
+            values = [row[name] for row in steps]
+            axes.plot(range(first, first + len(steps)), values, style, color=f"C{place % 10}", label=label)
+        first += len(steps)
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
-def _outcomes(kind: str) -> Callable[[Axes, ReportedRun], None]:
-    """Draws how many of each iteration's prompts gave a pair, and why the others gave none."""
-
-    def draw(axes: Axes, run: ReportedRun) -> None:
-        panels = {i.number: panel for i in run.iterations if (panel := look_up(i.row, f"bias.pairs.{kind}"))}
-        left = np.zeros(len(panels))
-        for place, name in enumerate(("pair", *Reason)):
-            counts = [panel["pairs"] if name == "pair" else panel["reasons"].get(name, 0) for panel in panels.values()]
-            if any(counts):
-                colour, label = matplotlib.colormaps["tab20"](place), name.replace("_", " ")
-                axes.barh([f"iteration {number}" for number in panels], counts, left=left, color=colour, label=label)
-                left += counts
-        axes.set_xlabel("prompts")
-        axes.yaxis.set_inverted(True)
-
-    return draw
+def _outcomes(kind: str, axes: Axes, run: ReportedRun) -> None:
+    """How many of each iteration's prompts gave a pair, and why the others gave none."""
+    panels = {i.number: panel for i in run.iterations if (panel := i.panel("pairs", kind))}
+    left = np.zeros(len(panels))
+    for place, name in enumerate(("pair", *Reason)):
+        counts = [panel["pairs"] if name == "pair" else panel["reasons"].get(name, 0) for panel in panels.values()]
+        if any(counts):
+            colour, label = matplotlib.colormaps["tab20"](place), name.replace("_", " ")
+            axes.barh([f"iteration {number}" for number in panels], counts, left=left, color=colour, label=label)
+            left += counts
+    axes.set_xlabel("prompts")
+    axes.yaxis.set_inverted(True)
 
 
-LENGTHS = {"responses": "responses.characters_mean"}
-LENGTHS |= {f"{part} response": f"pairs.actor.{part}_characters_mean" for part in ("chosen", "rejected")}
+LENGTHS = {
+    "responses": ("responses", "characters_mean"),
+    "chosen response": ("pairs", "actor", "chosen_characters_mean"),
+    "rejected response": ("pairs", "actor", "rejected_characters_mean"),
+}
 POSITIONS = {
-    "the first judgment": "first_wins",
-    "first at equal scores": "first_wins_at_equal_scores",
-    "the higher score": "higher_score_wins",
-    "the same in both orders": "both_orders_agree",
+    "the first judgment": ("metajudge", "first_wins"),
+    "first at equal scores": ("metajudge", "first_wins_at_equal_scores"),
+    "the higher score": ("metajudge", "higher_score_wins"),
+    "the same in both orders": ("metajudge", "both_orders_agree"),
 }
 PLOTS: tuple[tuple[str, str, Callable[[Axes, ReportedRun], None]], ...] = (
     ("Scores", "The share of the judgments that give each score.", _scores),
     (
         "Lengths",
         "Mean characters. Chosen responses that are longer than the rejected ones teach the model to write longer.",
-        _by_iteration({name: f"bias.{path}" for name, path in LENGTHS.items()}),
+        partial(_by_iteration, LENGTHS, False),
     ),
     ("Score by length", "The mean score of responses of about equal length.", _score_by_length),
     (
         "What wins a comparison",
         "Without a bias the first judgment wins half of the time. The paper's meta-judge, when it collapsed, named the "
         "higher score 97.7% of the time and, at equal scores, the first judgment 87.8% of the time.",
-        _by_iteration({name: f"bias.metajudge.{path}" for name, path in POSITIONS.items()}, share=True),
+        partial(_by_iteration, POSITIONS, True),
     ),
     ("Elo", "The scores of the compared judgments. A spread no greater than the standard error is noise.", _elo),
-    ("Actor pairs", "Prompts with a pair, and why the others have none.", _outcomes("actor")),
-    ("Judge pairs", "Prompts with a pair, and why the others have none.", _outcomes("judge")),
-    ("Loss", "DPO's loss on the training pairs.", _by_step("loss")),
+    ("Actor pairs", "Prompts with a pair, and why the others have none.", partial(_outcomes, "actor")),
+    ("Judge pairs", "Prompts with a pair, and why the others have none.", partial(_outcomes, "judge")),
+    ("Loss", "DPO's loss on the training pairs.", partial(_by_step, ("loss",))),
     (
         "Rewards",
         "The reward of the chosen should rise over that of the rejected (dashed). Where both fall, DPO makes both less "
         "likely.",
-        _by_step("reward_chosen", "reward_rejected"),
+        partial(_by_step, ("reward_chosen", "reward_rejected")),
     ),
 )

@@ -13,8 +13,7 @@ from sklearn.metrics import cohen_kappa_score
 
 import prepare.seed_model
 from evaluation.agreement import agreement_job, main, report, table
-from evaluation.decisions import Decisions, collect
-from evaluation.labelled import Case, Labelled, Pair, majority
+from evaluation.labelled import Case, Decisions, Labelled, Pair, majority
 from evaluation.statistics import bootstrap, cohen_kappa, ranks, spearman
 from stages.files import UserError, read_jsonl, write_jsonl
 from stages.settings import load_settings
@@ -24,8 +23,9 @@ CONFIG = ROOT / "configs" / "tiny.toml"
 CLASSES = ("first", "second", "tie")
 
 
-def case(group: str, name: str, quality: float, text: str = "x", flaw: str = "", subset: str = "") -> Case:
-    return Case(group, name, "prompt", text, quality, flaw, subset)
+def case(name: str, quality: float, text: str = "x", flaw: str = "", subset: str = "") -> Case:
+    """A response of the group that its name begins with."""
+    return Case(name[0], name, "prompt", text, quality, flaw, subset)
 
 
 def grouped(*cases: Case) -> Labelled:
@@ -39,20 +39,17 @@ def labelled_pairs(*rows: dict[str, str], texts: tuple[str, str] = ("x", "xy")) 
     pairs = []
     for i, labels in enumerate(rows):
         qualities = {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}[majority(labels.values())]
-        pairs.append(Pair(str(i), *(case(str(i), f"{i}/{k}", qualities[k], texts[k]) for k in (0, 1)), labels))
+        pairs.append(Pair(str(i), *(case(f"{i}/{k}", qualities[k], texts[k]) for k in (0, 1)), labels))
     return Labelled([c for pair in pairs for c in (pair.first, pair.second)], pairs)
 
 
-def scored(labelled: Labelled, *scores: tuple[str, int | None]) -> Decisions:
-    """Judgments of responses, in order."""
-    rows = [("row", {"id": name, "index": i, "score": score}) for i, (name, score) in enumerate(scores)]
-    return collect("scores", rows, labelled, "rows")
+def scored(**scores: list[int | None]) -> Decisions:
+    return Decisions("scores", {name: [own] for name, own in scores.items()})
 
 
 def decided(labelled: Labelled, *decisions: str | None) -> Decisions:
     """A decision of each pair, in order."""
-    both = zip(labelled.pairs, decisions, strict=True)
-    return collect("decisions", [("row", {"id": pair.name, "decision": d}) for pair, d in both], labelled, "rows")
+    return Decisions("decisions", {pair.name: [[d]] for pair, d in zip(labelled.pairs, decisions, strict=True)})
 
 
 def value(row: dict) -> tuple:
@@ -71,6 +68,10 @@ def test_statistics_equal_scipy_and_scikit_learn():
         assert kappa["value"] == pytest.approx(cohen_kappa_score(first, second), abs=1e-4)
         assert kappa["low"] <= kappa["value"] <= kappa["high"] and kappa["count"] == 30
     assert spearman([1, 1, 1], [1, 2, 3]) is None
+    assert cohen_kappa([])["reason"] == "no pair has both labels"
+    same = cohen_kappa([("tie", "tie")] * 5)
+    assert same["value"] is None and same["count"] == 5 and "one label" in same["reason"]
+    assert cohen_kappa([("tie", "tie"), ("tie", "first")])["value"] == 0  # one of them is constant: chance
 
 
 def test_intervals_are_those_of_large_samples():
@@ -78,6 +79,7 @@ def test_intervals_are_those_of_large_samples():
     result = bootstrap([[float(x) for x in rng.random(4) < 0.7] for _ in range(200)])
     assert result["high"] - result["low"] == pytest.approx(2 * 1.96 * np.sqrt(0.7 * 0.3 / 800), rel=0.25)
     assert bootstrap([[], []]) == {"value": None, "low": None, "high": None, "count": 0}
+    assert bootstrap([[1.0], [0.0] * 3]) == {"value": 0.25, "low": 0.0, "high": 1.0, "count": 4}  # groups are drawn
     # Kappa 0.5 of two balanced classes: standard error sqrt(p_o (1 - p_o) / n) / (1 - p_e), p_e about constant.
     both = [(a, b) for a in CLASSES[:2] for b in CLASSES[:2] for _ in range(150 if a == b else 50)]
     kappa = cohen_kappa(both)
@@ -85,21 +87,13 @@ def test_intervals_are_those_of_large_samples():
     assert kappa["high"] - kappa["low"] == pytest.approx(2 * 1.96 * (0.75 * 0.25 / 400) ** 0.5 / 0.5, rel=0.1)
 
 
-def test_without_a_kappa_there_is_a_reason():
-    assert cohen_kappa([])["reason"] == "no pair has both labels"
-    same = cohen_kappa([("tie", "tie")] * 5)
-    assert same["value"] is None and same["count"] == 5 and "one label" in same["reason"]
-    assert cohen_kappa([("tie", "tie"), ("tie", "first")])["value"] == 0  # one of them is constant: chance
-
-
 def test_report_worked_by_hand():
     """Group g: qualities 5, 3, 0 judged 4 (mean of 5 and 3), 4, 1. Pairs: 5>3 ties, 5>0 agrees, 3>0 agrees.
     Group h: qualities 2, 1 judged 0 and 5: disagrees. So 2.5 of 4; the failure does not count."""
-    groups = grouped(
-        *(case("g", "a", 5, "xx"), case("g", "b", 3, "xxx"), case("g", "c", 0)), case("h", "d", 2), case("h", "e", 1)
-    )
-    scores = [("a", 5), ("a", 3), ("b", 4), ("b", None), ("c", 1), ("d", 0), ("e", 5)]
-    result = report(groups, scored(groups, *scores))
+    g = (case("ga", 5, "xx", "none", "s"), case("gb", 3, "xxx", "cut_off", "s"), case("gc", 0, "x", "far", "s"))
+    groups = grouped(*g, case("hd", 2, subset="t"), case("he", 1, subset="t"))
+    decisions = scored(ga=[5, 3], gb=[4, None], gc=[1], hd=[0], he=[5])
+    result = report(groups, decisions)
     assert result["judgments"] == 7 and result["parse_rate"] == round(6 / 7, 4)
     assert value(result["pairwise"]) == (2.5 / 4, 4)
     assert value(result["with_ties"]) == (2 / 4, 4) and value(result["without_ties"]) == (round(2 / 3, 4), 3)
@@ -109,28 +103,27 @@ def test_report_worked_by_hand():
     assert result["longer_wins"] == result["longer"]["pairwise"] and value(result["longer_wins"]) == (2.5 / 4, 4)
     assert value(result["longer"]["without_ties"]) == (round(2 / 3, 4), 3)
     assert {gap: row["value"] for gap, row in result["by_gap"].items()} == {"1": 0.0, "2": 0.5, "3": 1.0, "5": 1.0}
-    expected = (spearmanr([5, 3, 0], [4, 4, 1]).statistic - 1) / 2
-    assert result["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
+    in_g = spearmanr([5, 3, 0], [4, 4, 1]).statistic
+    assert result["spearman"]["value"] == pytest.approx((in_g - 1) / 2, abs=1e-4)
     expected = (spearmanr([5, 3, 0], [2, 3, 1]).statistic + 0) / 2  # h's lengths are equal
     assert result["longer"]["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
     assert value(result["exact_order"]) == (0, 2)
     assert result["mean_score_by_quality"] == {"0": 1.0, "1": 5.0, "2": 0.0, "3": 4.0, "5": 4.0}
     assert result["score_histogram"] == {"0": 1, "1": 1, "3": 1, "4": 1, "5": 2}
     assert result["annotators"] is None and result["kappa"]["value"] is None and result["consistency"]["count"] == 0
-
-
-def test_each_flaw_is_held_against_the_flawless():
-    flaws = (("none", 5), ("cut_off", 3), ("far", 0))
-    groups = grouped(*(case(g, f"{g}{flaw}", quality, flaw=flaw) for g in "gh" for flaw, quality in flaws))
-    scores = {"gnone": 4, "gcut_off": 4, "gfar": 0, "hnone": 3, "hcut_off": 5, "hfar": 1}
-    result = report(groups, scored(groups, *scores.items()))["by_flaw"]
-    assert {flaw: row["value"] for flaw, row in result.items()} == {"cut_off": (0.5 + 0) / 2, "far": 1.0}
+    by_flaw = {flaw: row["value"] for flaw, row in result["by_flaw"].items()}  # against the flawless response alone
+    assert by_flaw == {"cut_off": 0.5, "far": 1.0} and list(result["subsets"]) == ["s", "t"]
+    s, t = result["subsets"]["s"], result["subsets"]["t"]
+    thirds = [(round(n / 3, 4), 3) for n in (2.5, 2)]
+    assert [value(s["pairwise"]), value(s["longer"]["pairwise"])] == thirds and s["pairs"] == 3
+    assert (value(t["pairwise"]), value(t["longer"]["pairwise"]), t["spearman"]["value"]) == ((0, 1), (0.5, 1), -1)
 
 
 def test_labelled_pairs_by_hand():
     """Labels 1 1 2 tie tie, decisions 1 tie 1 tie 2, and one without a verdict. The second is always the longer one."""
-    pairs = labelled_pairs(*({"": label} for label in ("first", "first", "second", "tie", "tie", "first")))
-    result = report(pairs, decided(pairs, "first", "tie", "first", "tie", "second", None))
+    labels, judged = ("first", "first", "second", "tie", "tie"), ("first", "tie", "first", "tie", "second")
+    pairs = labelled_pairs(*({"": label} for label in (*labels, "first")))
+    result = report(pairs, decided(pairs, *judged, None))
     assert value(result["with_ties"]) == (2 / 5, 5) and value(result["without_ties"]) == (1 / 2, 2)
     assert value(result["pairwise"]) == ((1 + 0.5 + 0 + 1 + 0.5) / 5, 5)
     assert result["parse_rate"] == round(5 / 6, 4) and result["pairs"] == 6
@@ -138,7 +131,6 @@ def test_labelled_pairs_by_hand():
     assert value(longer["with_ties"]) == (round(1 / 6, 4), 6) and value(longer["without_ties"]) == (0.25, 4)
     assert result["spearman"]["count"] == result["exact_order"]["count"] == 0  # pairs are no rankings
     assert result["annotators"]["annotators"] == 1 and result["annotators"]["kappa"] is None
-    labels, judged = ("first", "first", "second", "tie", "tie"), ("first", "tie", "first", "tie", "second")
     assert result["kappa"]["value"] == pytest.approx(cohen_kappa_score(labels, judged), abs=1e-4)
     assert longer["kappa"]["value"] == 0 and result["score_histogram"] == {}
 
@@ -162,8 +154,7 @@ def test_comparisons_in_both_orders():
     """As shown: the first response twice; whichever is first; a tie and the first response; one order unread."""
     pairs = labelled_pairs(*({"": "first"},) * 4)
     shown = [("first", "second"), ("first", "first"), ("tie", "second"), (None, "second")]
-    rows = [("r", {"id": str(i), "order": o, "winner": both[o]}) for i, both in enumerate(shown) for o in (0, 1)]
-    result = report(pairs, collect("comparisons", rows, pairs, "rows"))
+    result = report(pairs, Decisions("comparisons", {str(i): [[a], [b]] for i, (a, b) in enumerate(shown)}))
     assert value(result["consistency"]) == (round(1 / 3, 4), 3)
     assert value(result["with_ties"]) == (2 / 4, 4)  # orders that disagree are a tie
     assert value(result["without_ties"]) == (1, 2) and value(result["pairwise"]) == (0.75, 4)
@@ -173,52 +164,27 @@ def test_comparisons_in_both_orders():
 
 def test_exact_order():
     """Members of equal quality may be in any order; a judge's tie is no order; groups without a value don't count."""
-    groups = grouped(*(case(group, f"{group}{i}", q) for group in "ghik" for i, q in enumerate((2, 1, 1))))
+    groups = grouped(*(case(f"{group}{i}", q) for group in "ghik" for i, q in enumerate((2, 1, 1))))
     scores = {"g": (5, 1, 3), "h": (5, 5, 3), "i": (3, 5, 1), "k": (5, 1, None)}
-    rows = [(f"{group}{i}", score) for group, given in scores.items() for i, score in enumerate(given)]
-    assert value(report(groups, scored(groups, *rows))["exact_order"]) == (round(1 / 3, 4), 3)
+    decisions = scored(**{f"{group}{i}": [score] for group, given in scores.items() for i, score in enumerate(given)})
+    assert value(report(groups, decisions)["exact_order"]) == (round(1 / 3, 4), 3)
     # By decisions, shares of wins: 1 of 2, and 1 of 1; the other group has none.
-    pair = grouped(*(case("g", f"g{i}", q) for i, q in enumerate((2, 1, 1))))
+    pair = grouped(*(case(f"g{i}", q) for i, q in enumerate((2, 1, 1))))
     result = report(pair, decided(pair, "first", "second"))
     assert value(result["exact_order"]) == (0, 1)
     assert result["spearman"]["value"] == pytest.approx(spearmanr([2, 1, 1], [0.5, 0, 1]).statistic, abs=1e-4)
 
 
-def test_rows_by_subset():
-    groups = grouped(
-        *(case("g", "a", 2, "xx", subset="s"), case("g", "b", 1, "x", subset="s")),
-        *(case("h", "c", 2, "x", subset="t"), case("h", "d", 1, "xx", subset="t")),
-        *(case("i", "e", 2), case("i", "f", 1)),
-    )
-    result = report(groups, scored(groups, *zip("abcdef", (5, 1, 1, 5, 2, 2), strict=True)))
-    assert list(result["subsets"]) == ["s", "t"] and value(result["pairwise"]) == (0.5, 3)
-    s, t = result["subsets"]["s"], result["subsets"]["t"]
-    assert (value(s["pairwise"]), value(s["longer"]["pairwise"]), s["spearman"]["value"]) == ((1, 1), (1, 1), 1)
-    assert (value(t["pairwise"]), value(t["longer"]["pairwise"]), t["pairs"]) == ((0, 1), (0, 1), 1)
-
-
 def test_ties_are_chance_and_nothing_is_nothing():
-    groups = grouped(case("g", "a", 1), case("g", "b", 2))
-    result = report(groups, scored(groups, ("a", 3), ("b", 3)))
-    assert value(result["pairwise"]) == (0.5, 1) and value(result["with_ties"]) == (0, 1)
-    assert result["without_ties"] == {"value": None, "low": None, "high": None, "count": 0}
+    groups = grouped(case("ga", 1), case("gb", 2))
+    result = report(groups, scored(ga=[3], gb=[3]))
+    assert value(result["pairwise"]) == (0.5, 1) and result["without_ties"]["value"] is None
     assert value(result["spearman"]) == (0, 1) and value(result["exact_order"]) == (0, 1)
-    result = report(groups, scored(groups, ("a", None), ("b", None)))
+    result = report(groups, scored(ga=[None], gb=[None]))
     assert result["parse_rate"] == 0 and value(result["pairwise"]) == (None, 0)
     twins = labelled_pairs({"": "tie"}, texts=("same", "same"))
-    result = report(twins, collect("comparisons", [], twins, "rows"))
+    result = report(twins, Decisions("comparisons", {"0": [[], []]}))
     assert result["parse_rate"] is None and value(result["with_ties"]) == (1, 1)
-
-
-def test_each_protocol_has_its_own_key(tmp_path):
-    settings, cases = load_settings(CONFIG), ROOT / "data/evaluation/groups.jsonl"
-    (tmp_path / "weights").write_text("none")
-
-    def key(protocol: str, N: int, out: str = "out") -> str:
-        return agreement_job(settings, tmp_path, cases, protocol, N, Path(out)).key
-
-    assert len({key("scores", 1), key("scores", 2), key("pairwise", 1), key("pairwise", 2)}) == 4
-    assert key("scores", 1) == key("scores", 1, "elsewhere")
 
 
 # The command
@@ -255,6 +221,13 @@ def run(monkeypatch, capsys):
     return command
 
 
+def test_each_protocol_has_its_own_key(judge):
+    settings, cases = load_settings(CONFIG), ROOT / "data/evaluation/groups.jsonl"
+    asked = [(protocol, N, out) for protocol in ("scores", "pairwise") for N in (1, 2) for out in ("a", "b")]
+    keys = [agreement_job(settings, judge, cases, *words, Path(out)).key for *words, out in asked]
+    assert len(set(keys)) == 4 and keys[::2] == keys[1::2]
+
+
 @pytest.mark.parametrize("protocol", ["scores", "pairwise"])
 def test_a_models_decisions_give_the_same_report_again(judge, run, tmp_path, protocol):
     cases, out, again = tmp_path / "cases.jsonl", tmp_path / "out", tmp_path / "again"
@@ -266,8 +239,7 @@ def test_a_models_decisions_give_the_same_report_again(judge, run, tmp_path, pro
     assert 0 < result["parse_rate"] < 1 and result["pairs"] == 6 and list(result["subsets"]) == ["facts", "sums"]
     assert result["annotators"]["labels"] == 4
     assert (result["consistency"]["count"] > 0) == (result["first_position"]["count"] > 0) == (protocol == "pairwise")
-    rows = list(read_jsonl(out / "decisions.jsonl"))
-    assert len(rows) == result["judgments"]
+    assert len(list(read_jsonl(out / "decisions.jsonl"))) == result["judgments"]
     shown = run("--cases", cases, "--decisions", out / "decisions.jsonl", "--out", again)
     stored = json.loads((again / "agreement.json").read_text())
     assert stored["judge"] == str(out / "decisions.jsonl") and {**stored, "judge": result["judge"]} == result
@@ -292,9 +264,9 @@ def test_the_table_has_the_judge_and_the_baseline(tmp_path, run):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--config", "c", "--model", "m"], "a --model needs both"),
+        (["--config", "c", "--model", "m"], "a --model needs"),
+        (["--config", "c", "--model", "m", "--out", "o", "--N", "0"], "N from 1"),
         (["--decisions", "d", "--protocol", "pairwise"], "--decisions has no use for them"),
-        (["--config", "c", "--model", "m", "--out", "o", "--N", "0"], "--N is 0"),
     ],
 )
 def test_arguments_that_do_not_fit(run, words, complaint):

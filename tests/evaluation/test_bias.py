@@ -15,16 +15,16 @@ def response(prompt: int, sample: int, characters: int) -> dict:
 
 
 def judgment(name: str, index: int, score, failure: str | None = None, text: str = "") -> dict:
-    return {"id": f"{name}/j{index}", "response_id": name, "index": index, "score": score, "failure": failure,
-            "text": text}  # fmt: skip
+    own = {"score": score, "failure": failure, "text": text}
+    return {"id": f"{name}/j{index}", "response_id": name, "index": index, **own}
 
 
-def comparison(name: str, first: int, second: int, winner: str | None, failure: str | None = None) -> dict:
-    return {"response_id": name, "first": first, "second": second, "winner": winner, "failure": failure}
+def elo(index: int, score: float, error: float, group: int = 0) -> dict:
+    own = {"judgment_id": f"a/j{index}", "response_id": "a", "group": group}
+    return own | {"elo": score, "standard_error": error}
 
 
-PLACES = ((1, 0), (1, 1), (2, 0), (2, 1), (2, 2))
-RESPONSES = [response(*place, 10 * i) for i, place in enumerate(PLACES, 1)]
+RESPONSES = [response(*place, 10 * i) for i, place in enumerate(((1, 0), (1, 1), (2, 0), (2, 1), (2, 2)), 1)]
 JUDGMENTS = [
     *(judgment("p1/r0", 0, 5), judgment("p1/r0", 1, 4.5), judgment("p1/r1", 0, 5)),
     *(judgment("p1/r1", 1, None, "truncated"), judgment("p2/r0", 0, 3), judgment("p2/r1", 0, 3)),
@@ -37,7 +37,7 @@ def test_what_the_judgments_say():
     the six numbers that were read two are fractions, one of them refused."""
     panel = judge_panel(RESPONSES, JUDGMENTS)
     assert panel["judgments"] == 8 and panel["failures"] == {"fraction": 1, "truncated": 2}
-    assert (panel["parse_rate"]["value"], panel["parse_rate"]["low"], panel["parse_rate"]["high"]) == (0.625, 0.5, 0.75)
+    assert panel["parse_rate"] == {"value": 0.625, "low": 0.5, "high": 0.75, "count": 8}
     assert panel["score_histogram"] == {"3": 2, "4.5": 1, "5": 2}
     assert panel["score_mean"] == 4.1 and panel["saturation"] == 0.4
     assert panel["score_entropy_bits"] == pytest.approx(entropy([2, 1, 2], base=2), abs=1e-4)
@@ -54,6 +54,24 @@ def test_failures_by_response_length():
     assert [(row["from_characters"], row["judgments"]) for row in same["by_response_length"]] == [(7, 2)]
 
 
+def test_expected_scores():
+    """The histogram is that of the digits' probabilities, renormalised: 1/2 at 4 and 1/2 at 5, and 5 alone."""
+    rows = [
+        ([0, 0, 0, 0, 0.4, 0.4], 4.5, None),
+        ([0, 0, 0, 0, 0, 1], 5.0, None),
+        ([0.2, 0, 0, 0, 0, 0], None, "low_mass"),
+    ]
+    expected = [
+        {"response_id": f"p1/r{i % 2}", "probabilities": p, "score": score, "failure": failure}
+        for i, (p, score, failure) in enumerate(rows)
+    ]
+    panel = judge_panel(RESPONSES, [], expected)
+    assert panel["score_histogram"] == {"0": 0, "1": 0, "2": 0, "3": 0, "4": 0.5, "5": 1.5}
+    assert (panel["score"], panel["score_mean"], panel["saturation"]) == ("expected", 4.75, 0.75)
+    assert panel["digit_mass"] == round(2 / 3, 4) and panel["failures"] == {"low_mass": 1}
+    assert panel["parse_rate"]["value"] == round(2 / 3, 4) and panel["by_response_length"] == []
+
+
 def test_scores_ties_and_length():
     """p1: 5 at 10 characters, 3 at 20: -1. p2: 4, 4, 1 at 30, 40, 50: ranks 2.5 2.5 1 against 1 2 3, -0.866. Of four
     pairs within prompts one is tied; p3's one scored response is in no pair."""
@@ -68,34 +86,24 @@ def test_scores_ties_and_length():
 
 def test_whom_the_meta_judge_prefers():
     """Scores of a: 4, 4, 2. Judgments 0 and 1 (equal): first wins twice. 0 and 2: the higher wins, shown first, then
-    second. 1 and 2: the lower wins, shown first; then a tie. Of b nothing is decided."""
+    second. 1 and 2: the lower wins, shown first; then a tie. Of b the higher wins, shown second; then nothing."""
     judgments = [judgment("a", i, score, text="y" * n) for i, (score, n) in enumerate([(4, 3), (4, 1), (2, 2)])]
     judgments += [judgment("b", 0, 1), judgment("b", 1, 5)]
     wins = [(0, 1, "first"), (1, 0, "first"), (0, 2, "first"), (2, 0, "second"), (2, 1, "first"), (1, 2, "tie")]
-    comparisons = [*(comparison("a", *win) for win in wins), comparison("b", 0, 1, None, "missing")]
-    elos = [
-        {"judgment_id": f"a/j{i}", "response_id": "a", "group": 0, "elo": e, "standard_error": 0.5 + i}
-        for i, e in enumerate((3.0, 1.0, 2.0))
-    ]
-    panel = metajudge_panel(comparisons, judgments, elos)
-    assert panel["comparisons"] == 7 and panel["failures"] == {"missing": 1}
-    assert panel["ties"] == pytest.approx(1 / 7, abs=1e-4)
-    assert (panel["first_wins"]["value"], panel["first_wins"]["count"]) == (0.8, 5)
-    assert (panel["first_wins_at_equal_scores"]["value"], panel["first_wins_at_equal_scores"]["count"]) == (1.0, 2)
-    assert panel["higher_score_wins"]["value"] == pytest.approx(2 / 3, abs=1e-4)
-    assert (panel["both_orders_agree"]["value"], panel["both_orders_agree"]["count"]) == (0.5, 2)
+    rows = [("a", *win, None) for win in wins] + [("b", 0, 1, "second", None), ("b", 1, 0, None, "missing")]
+    comparisons = [dict(zip(("response_id", "first", "second", "winner", "failure"), row, strict=True)) for row in rows]
+    panel = metajudge_panel(comparisons, judgments, [elo(0, 3.0, 0.5), elo(1, 1.0, 1.5), elo(2, 2.0, 2.5)])
+    assert panel["comparisons"] == 8 and panel["failures"] == {"missing": 1}
+    assert panel["ties"] == pytest.approx(1 / 8, abs=1e-4)
+    names = ("first_wins", "first_wins_at_equal_scores", "higher_score_wins", "both_orders_agree")
+    expected = [(round(4 / 6, 4), 6), (1.0, 2), (0.75, 4), (0.5, 2)]
+    assert [(panel[name]["value"], panel[name]["count"]) for name in names] == expected
     assert panel["elo_length_spearman"]["value"] == 1.0 and panel["elo_standard_error_mean"] == 1.5
-
-
-def test_elo_goes_with_length_within_a_group_alone():
-    """In each group the longer has the higher Elo, over both it would be the other way round: +1 and +1."""
+    # In each group the longer has the higher Elo; over both groups it would be the other way round.
     judgments = [judgment("a", i, 3, text="y" * n) for i, n in enumerate((3, 4, 1, 2))]
-    elos = [
-        {"judgment_id": f"a/j{i}", "response_id": "a", "group": i // 2, "elo": e, "standard_error": 1.0}
-        for i, e in enumerate((-2.0, -1.0, 1.0, 2.0))
-    ]
-    panel = metajudge_panel([], judgments, elos)["elo_length_spearman"]
-    assert (panel["value"], panel["count"]) == (1.0, 2)
+    elos = [elo(i, score, 1.0, group=i // 2) for i, score in enumerate((-2.0, -1.0, 1.0, 2.0))]
+    ranks = metajudge_panel([], judgments, elos)["elo_length_spearman"]
+    assert (ranks["value"], ranks["count"]) == (1.0, 2)
 
 
 def test_pairs(tmp_path):
@@ -107,39 +115,31 @@ def test_pairs(tmp_path):
     assert pairs_panel(tmp_path) == {"actor": {"pairs": 2, "yield": 0.5, "reasons": {"equal_scores": 2}} | means}
 
 
-PANEL = {
-    "judge": {"parse_rate": {"value": 0.6}, "saturation": 0.7},
-    "pairs": {"actor": {"pairs": 4, "yield": 0.4}, "judge": {"pairs": 0, "yield": 0.0}},
-}
+JUDGED = {"parse_rate": {"value": 0.6}, "saturation": 0.7}
+PAIRS = {"actor": {"pairs": 4, "yield": 0.4}, "judge": {"pairs": 0, "yield": 0.0}}
 
 
 @pytest.mark.parametrize(
-    ("limits", "complaints"),
+    ("judge", "pairs", "limits", "complaints"),
     [
-        ({}, []),
-        ({"parse_rate": 0.6, "max_top_score_share": 0.7, "actor_yield": 0.4}, []),
-        ({"parse_rate": 0.61}, ["60.0% of the judgments hold a score, limits.parse_rate is 0.61"]),
-        ({"max_top_score_share": 0.69}, ["70.0% of the scores are 5, limits.max_top_score_share is 0.69"]),
-        ({"actor_yield": 0.5, "judge_yield": 0.1}, ["limits.actor_yield is 0.5", "limits.judge_yield is 0.1"]),
+        (JUDGED, PAIRS, {}, []),
+        (JUDGED, PAIRS, {"parse_rate": 0.6, "max_top_score_share": 0.7, "actor_yield": 0.4}, []),
+        (JUDGED, PAIRS, {"parse_rate": 0.61}, ["60.0% of the judgments hold a score, limits.parse_rate is 0.61"]),
+        (
+            JUDGED,
+            PAIRS,
+            {"max_top_score_share": 0.69},
+            ["70.0% of the scores are 5, limits.max_top_score_share is 0.69"],
+        ),
+        (JUDGED, PAIRS, {"actor_yield": 0.5, "judge_yield": 0.1}, ["limits.actor_yield is 0.5", "limits.judge_yield"]),
+        (None, {"actor": PAIRS["actor"]}, {"parse_rate": 1.0, "judge_yield": 1.0, "max_top_score_share": 0.0}, []),
+        (None, {"actor": {"pairs": 0, "yield": None}}, {}, ["no prompt gives a pair"]),
     ],
 )
-def test_limits(limits, complaints):
-    broken = broken_limits(PANEL, Limits(**limits))
+def test_limits(judge, pairs, limits, complaints):
+    broken = broken_limits({"judge": judge, "pairs": pairs}, Limits(**limits))
     assert len(broken) == len(complaints)
     assert all(complaint in clause for complaint, clause in zip(complaints, broken, strict=True))
-
-
-def test_limits_where_there_is_no_judge():
-    panel = {"judge": None, "pairs": {"actor": {"pairs": 1, "yield": 0.01}}}
-    assert broken_limits(panel, Limits(parse_rate=1.0, judge_yield=1.0, max_top_score_share=0.0)) == []
-    assert len(broken_limits(panel, Limits(actor_yield=0.1))) == 1
-
-
-def test_without_a_pair_there_is_nothing_to_train_on():
-    judge = {"parse_rate": {"value": None}, "saturation": None}
-    nothing = {"judge": judge, "pairs": {"actor": {"pairs": 0, "yield": None}}}
-    assert broken_limits(nothing, Limits()) == ["no prompt gives a pair"]
-    assert len(broken_limits(nothing, Limits(parse_rate=0.1, max_top_score_share=0.5))) == 2
 
 
 def test_nothing_at_all():
@@ -148,3 +148,5 @@ def test_nothing_at_all():
     assert panel["parse_rate"]["value"] is None and panel["by_response_length"] == []
     assert response_panel([], {})["characters_mean"] is None
     assert metajudge_panel([], [], [])["first_wins"]["count"] == 0
+    limits = Limits(parse_rate=0.1, max_top_score_share=0.5)
+    assert len(broken_limits({"judge": panel, "pairs": {"actor": {"pairs": 0, "yield": None}}}, limits)) == 2

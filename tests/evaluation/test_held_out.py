@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.held_out import distinct, duels_of, held_out_items, read_prompts, report, text_report, wins_report
+from evaluation.held_out import distinct, duels_of, held_out_items, report, wins_report
 from evaluation.rules import Rule
 from evaluation.verifiable import Instruction
-from stages.files import UserError, write_jsonl
+from stages.files import UserError
 from stages.settings import Evaluation, Iteration, Model, Respond, Settings
 
 SETTINGS = Settings(name="t", model=Model("m"), respond=Respond(1, max_new_tokens=7), iteration=[Iteration()])
@@ -37,27 +37,19 @@ def row(name, text, kind="prompt", finish_reason="stop"):
     return {"name": name, "kind": kind, "text": text, "finish_reason": finish_reason}
 
 
-def test_length_variety_repetition_and_cuts():
-    result = text_report([row("a", "one two three one two three"), row("b", "four", finish_reason="length")])
-    assert result["by_id"]["a"] == {"characters": 27.0, "cut_off": 0.0, "repetition": 0.25}  # of 4 triples, 1 repeats
-    assert result["by_id"]["b"] == {"characters": 4.0, "cut_off": 1.0, "repetition": 0.0}
-    assert (result["characters"]["value"], result["cut_off"]["value"]) == (15.5, 0.5)
-    assert result["distinct_1"] == round(4 / 7, 4)  # one two three four
-    assert result["distinct_2"] == round(3 / 5, 4)  # one-two two-three three-one
-    assert distinct(["", "word"], 2) is None
-
-
 def test_instructions_and_open_prompts_are_measured_apart():
-    rows = [row("v1", "YES", "instruction"), row("v2", "NO", "instruction"), row("p", "Well.")]
+    open_rows = [row("a", "one two three one two three"), row("b", "four", finish_reason="length")]
+    rows = [row("v1", "YES", "instruction"), row("v2", "NO", "instruction"), *open_rows]
     result = report(INSTRUCTIONS, rows)
     assert result["verifiable"]["followed"] == {"v1": [True], "v2": [False]}
-    assert result["answers"]["characters"]["value"] == 5
-    assert report([], [row("p", "Well.")])["verifiable"] is None and report(INSTRUCTIONS, rows[:2])["answers"] is None
-
-
-def test_prompts_are_read_by_id(tmp_path):
-    write_jsonl(tmp_path / "p.jsonl", [{"id": "p2", "prompt": "a"}, {"id": "p1", "prompt": "b", "more": 1}])
-    assert list(read_prompts(tmp_path / "p.jsonl").items()) == [("p2", "a"), ("p1", "b")]
+    answers = result["answers"]
+    assert answers["by_id"]["a"] == {"characters": 27.0, "cut_off": 0.0, "repetition": 0.25}  # of 4 triples, 1 repeats
+    assert answers["by_id"]["b"] == {"characters": 4.0, "cut_off": 1.0, "repetition": 0.0}
+    assert (answers["characters"]["value"], answers["cut_off"]["value"]) == (15.5, 0.5)
+    assert answers["distinct_1"] == round(4 / 7, 4)  # one two three four
+    assert answers["distinct_2"] == round(3 / 5, 4)  # one-two two-three three-one
+    assert distinct(["", "word"], 2) is None
+    assert report([], open_rows)["verifiable"] is None and report(INSTRUCTIONS, rows[:2])["answers"] is None
 
 
 def answers(**texts):
@@ -94,10 +86,7 @@ def test_wins_in_both_orders():
     assert result["by_id"] == {"a": 1.0, "b": 0.5, "c": 0.5, "d": 0.0} and result["win_rate"]["value"] == 0.5
     assert result["consistency"]["value"] == round(2 / 3, 4)  # a and c, not b
     assert result["first_position"]["value"] == 0.6  # of five that name a place
-
-
-def test_a_prompt_s_verdicts_are_drawn_together():
-    """Two prompts, each with four equal comparisons: resampled one by one, they would count as eight prompts."""
+    # A prompt's verdicts are drawn together: here are two prompts, not eight.
     for other, key in ((None, "parse_rate"), ("second", "first_position")):
         rows = verdicts("winner", a=(["first"] * 2, ["first"] * 2), b=([other] * 2, [other] * 2))
         assert wins_report(DUELS[:2], rows, PAIRWISE)[key] == {"value": 0.5, "low": 0.0, "high": 1.0, "count": 8}

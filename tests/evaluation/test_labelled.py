@@ -4,8 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from evaluation.decisions import Decisions, read_decisions
-from evaluation.labelled import Labelled, majority, read_labelled
+from evaluation.labelled import Decisions, Labelled, majority, read_decisions, read_labelled
 from stages.files import UserError, write_jsonl
 
 PAIR = {"id": "a", "prompt": "Name a river.", "output_1": "The Po.", "output_2": "Rome.", "label": 1}
@@ -27,19 +26,16 @@ def read(tmp_path):
     return write_and_read
 
 
-LABELS = {"first": (1, 1.0, "1", "first"), "second": (2, "2.0", "second"), "tie": (0, 1.5, "0", "tie", "Tie")}
-
-
-@pytest.mark.parametrize(("meaning", "label"), [(meaning, label) for meaning in LABELS for label in LABELS[meaning]])
-def test_a_label_says_which_is_better(read, label, meaning):
-    (pair,) = read(PAIR | {"label": label}).pairs
-    assert pair.label == meaning and pair.labels == {"": meaning}
-    assert (pair.first.name, pair.second.name) == ("a/0", "a/1")
-    assert (pair.first.quality, pair.second.quality) == {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}[meaning]
-
-
-def test_a_preference_may_lie_between(read):
-    """As AlpacaEval's weighted annotators give it: 1 and the probability of the second output."""
+def test_a_label_says_which_is_better(read):
+    """A preference may lie between 1 and 2, as AlpacaEval's weighted annotators give it."""
+    labels = {"first": (1, 1.0, "1", "first"), "second": (2, "2.0", "second"), "tie": (0, 1.5, "0", "tie", "Tie")}
+    given = [(meaning, label) for meaning, ways in labels.items() for label in ways]
+    contents = read(*(PAIR | {"id": i, "label": label} for i, (_, label) in enumerate(given)))
+    qualities = {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}
+    for i, (pair, (meaning, _)) in enumerate(zip(contents.pairs, given, strict=True)):
+        assert pair.label == meaning and pair.labels == {"": meaning}
+        assert (pair.first.name, pair.second.name) == (f"{i}/0", f"{i}/1")
+        assert (pair.first.quality, pair.second.quality) == qualities[meaning]
     rows = [ALPACA | {"output_2": str(i), "preference": p} for i, p in enumerate((1.01, 1.5, 1.99))]
     assert [pair.label for pair in read(*rows).pairs] == ["first", "tie", "second"]
 
@@ -88,10 +84,10 @@ def test_a_prompt_may_be_a_conversation(read):
         *(([PAIR | {"label": x}], "it must be 1, 2 or") for x in (3, 1.2, True, "both", float("nan"), [1])),
         ([ALPACA | {"preference": 2.5}], "line 1: preference is 2.5"),
         ([PAIR | {"output_2": 4}], "line 1: output_2 is 4; it must be a text"),
-        ([PAIR, PAIR], "line 2: 'a': one without a name has labelled it before"),
-        ([PAIR | {"annotator": 7}, PAIR | {"annotator": 7}], "line 2: 'a': annotator '7' has labelled it before"),
-        ([PAIR, PAIR | {"output_1": "The Rhine."}], "line 2: 'a' came before with another prompt or outputs"),
-        ([ALPACA, ALPACA], "line 2: the pair of 'Add 2 and 2.': one without a name"),
+        ([PAIR, PAIR], """line 2: 'a' has a label by ''; remove one"""),
+        ([PAIR | {"annotator": 7}, PAIR | {"annotator": 7}], "line 2: 'a' has a label by '7'"),
+        ([PAIR, PAIR | {"output_1": "The Rhine."}], "line 2: 'a' came before with other texts"),
+        ([ALPACA, ALPACA], "line 2: the pair of 'Add 2 and 2.' has a label by ''"),
         ([GROUP, GROUP], "line 2: the id 'g' came before"),
         ([GROUP, PAIR | {"id": "g"}], "the id 'g' is of a pair, and of a group or its pairs, too"),
         ([GROUP, PAIR | {"id": "g/0-1"}], "the id 'g/0-1' is of a pair, and of a group or its pairs, too"),
@@ -100,8 +96,7 @@ def test_a_prompt_may_be_a_conversation(read):
         ([GROUP | {"responses": [{"text": "x", "score": "4"}]}], "line 1: score is '4'; it must be a finite number"),
         ([RANKED | {"message_id": ""}], "line 1: message_id is ''"),
         ([PAIR | {"prompt": []}], "line 1: prompt is []; it must be"),
-        ([PAIR | {"prompt": [{"role": "system", "content": "x"}]}], "line 1: a message of the prompt must be"),
-        ([PAIR | {"prompt": [{"role": "assistant", "content": "x"}]}], "line 1: the prompt must end with the user's"),
+        *(([PAIR | {"prompt": [{"role": r, "content": "x"}]}], "a prompt's messages") for r in ("system", "assistant")),
     ],
 )
 def test_labels_that_are_refused(read, rows, complaint):
@@ -134,11 +129,8 @@ def decide(tmp_path, labelled):
 def scores(**given: list) -> list[dict]:
     """Rows of g/0, g/1, ... by their scores."""
     rest = {"p0": [1], "p1": [2], "t0": [3], "t1": [3]} | given
-    return [
-        {"id": f"{name[0]}/{name[1]}", "index": i, "score": score}
-        for name, values in rest.items()
-        for i, score in enumerate(values)
-    ]
+    rows = [(f"{name[0]}/{name[1]}", *own) for name, values in rest.items() for own in enumerate(values)]
+    return [{"id": name, "index": i, "score": score} for name, i, score in rows]
 
 
 def comparisons(**given: tuple) -> list[dict]:
@@ -148,14 +140,6 @@ def comparisons(**given: tuple) -> list[dict]:
         for name, both in given.items()
         for order, winner in enumerate(both)
     ]
-
-
-def test_scores_prefer_the_higher_mean(decide, labelled):
-    decisions = decide(scores(g0=[4, 5], g1=[4.5, None], g2=[None, None]))
-    opinion = decisions.opinion(labelled)
-    assert opinion.preferences == {"g/0-1": "tie", "g/0-2": None, "g/1-2": None, "p": "second", "t": "tie"}
-    assert opinion.values["g/0"] == Fraction(9, 2) and opinion.values["g/2"] is None
-    assert decisions.first(1).opinion(labelled).preferences["g/0-1"] == "second"
 
 
 def test_comparisons_prefer_what_both_orders_do(decide, labelled):
@@ -172,10 +156,13 @@ def test_comparisons_prefer_what_both_orders_do(decide, labelled):
     assert decisions.verdicts["g/1-2"] == [["first", None], ["second", None]]
 
 
-def test_decisions_are_taken_as_they_are(decide, labelled):
-    given = {"g/0-1": "second", "g/0-2": "tie", "g/1-2": None, "p": "first"}
-    decisions = decide([{"id": name, "decision": decision, "why": "..."} for name, decision in given.items()])
+def test_scores_and_decisions(decide, labelled):
+    decisions = decide(scores(g0=[4, 5], g1=[4.5, None], g2=[None, None]))
     opinion = decisions.opinion(labelled)
+    assert opinion.preferences == {"g/0-1": "tie", "g/0-2": None, "g/1-2": None, "p": "second", "t": "tie"}
+    assert opinion.values["g/0"] == Fraction(9, 2) and opinion.values["g/2"] is None
+    given = {"g/0-1": "second", "g/0-2": "tie", "g/1-2": None, "p": "first"}
+    opinion = decide([{"id": n, "decision": decision, "why": "..."} for n, decision in given.items()]).opinion(labelled)
     assert opinion.preferences == given | {"t": "tie"}
     assert opinion.values["g/1"] == 1 and opinion.values["g/0"] == Fraction(1, 4)
 
@@ -188,25 +175,23 @@ BOTH = comparisons(g01=("tie", "tie"), g02=("tie", "tie"), g12=("tie", "tie"), p
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [
-        ([], "no verdicts"),
+        ([], "no winner of 'g/0-1, order 0', 'g/0-1, order 1', "),
         ([{"id": "p"}], "line 1: no score, winner or decision"),
         ([{"decision": "tie"}], "line 1: key 'id' is missing"),
-        (ALL[:2], "no score of 'g/0'; 'g/1'; 'g/2' and 2 more"),
-        (BOTH[:-1], "no winner of 'p', order 1"),
+        (ALL[:2], "no score of 'g/0', 'g/1', 'g/2', 't/0', 't/1'; add"),
+        (BOTH[:-1], "no winner of 'p, order 1'"),
         (DECIDED[:-1], "no decision of 'p'"),
-        ([*ALL, {"id": "p", "score": 1}], "line 8: no response of the cases has the id 'p'"),
-        ([*DECIDED, {"id": "p/0", "decision": "tie"}], "line 5: no pair of the cases has the id 'p/0'"),
+        ([*ALL, {"id": "p", "score": 1}], "line 8: the cases have no 'p' for a score"),
+        ([*DECIDED, {"id": "p/0", "decision": "tie"}], "line 5: the cases have no 'p/0' for a decision"),
         ([*ALL, ALL[-1]], "line 8: 'g/2' has this verdict already"),
         ([*BOTH, BOTH[-1]], "line 9: 'p' has this verdict already"),
         ([*DECIDED, DECIDED[0] | {"index": 1}], "line 5: 'g/0-1' has this verdict already"),
-        ([*DECIDED, ALL[0] | {"id": "p"}], "line 5: 'p' has no decision"),
-        ([ALL[0] | {"score": "4"}], "line 1: the score of 'p/0' is '4'"),
-        ([ALL[0] | {"score": True}], "line 1: the score of 'p/0' is True"),
-        ([ALL[0] | {"score": float("inf")}], "line 1: the score of 'p/0' is inf"),
-        ([ALL[0] | {"index": -1}], "line 1: the index of 'p/0' is -1"),
-        ([BOTH[0] | {"winner": 1}], "line 1: the winner of 'g/0-1' is 1"),
-        ([BOTH[0] | {"order": 2}], "line 1: the order of 'g/0-1' is 2; it must be 0 or 1"),
-        ([{"id": "p", "winner": "tie"}], "line 1: the order of 'p' is None"),
+        ([*DECIDED, ALL[0] | {"id": "p"}], "line 5: key 'decision' is missing"),
+        *(([ALL[0] | {"score": x}], f"line 1: score is {x!r}; it must be") for x in ("4", True, float("inf"))),
+        ([ALL[0] | {"index": -1}], "line 1: index is -1"),
+        ([BOTH[0] | {"winner": 1}], "line 1: winner is 1"),
+        ([BOTH[0] | {"order": 2}], "line 1: order is 2; it must be 0 or 1"),
+        ([{"id": "p", "winner": "tie"}], "line 1: key 'order' is missing"),
     ],
 )
 def test_verdicts_that_are_refused(decide, rows, complaint):

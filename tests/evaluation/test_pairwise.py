@@ -7,7 +7,6 @@ import pytest
 
 from evaluation.pairwise import Duel, decide, duel_items, read_duel
 from judging.verdict import Failure, parse_winner
-from sampling.request import Completion
 from stages.settings import Iteration, Model, Respond, Settings
 
 DUEL = Duel("d", "What is {x}?", "It is 100% {y}.", "No idea.")
@@ -16,12 +15,7 @@ HALF = Fraction(1, 2)
 
 
 class Chat:
-    """The parts of a chat format that requests need; the token i is the character i."""
-
     stop_ids = (0,)
-
-    def text(self, ids):
-        return "".join(map(chr, ids))
 
 
 def content(item):
@@ -65,44 +59,34 @@ def test_equal_texts_tie_unasked():
 )
 def test_a_winner_among_responses(text, winner):
     assert parse_winner(text, "stop", compared="responses") == winner
+    named, failure = (None, str(winner)) if isinstance(winner, Failure) else (winner, None)
+    read = read_duel({"text": text, "finish_reason": "stop"}, "pairwise", SETTINGS.judge)
+    assert read == {"winner": named, "failure": failure}
 
 
-def test_a_record_has_the_winner_or_the_failure():
-    (item, *_) = duel_items([DUEL], "pairwise", 1, Chat(), SETTINGS)
-    for reason, expected in (("stop", ("second", None)), ("length", (None, "truncated"))):
-        completion = Completion(item.name, [ord(c) for c in "Winner: Response B"], reason, -1.0)
-        record = read_duel(item.row(completion, Chat()), "pairwise", SETTINGS.judge)
-        assert (record["winner"], record["failure"]) == expected
-
-
-@pytest.mark.parametrize(
-    ("sides", "share"),
-    [
-        (([4, 5], [4, 4]), Fraction(1)),
-        (([4, 5], [4.5, 4.5]), HALF),
-        (([None, 3], [4]), Fraction(0)),
-        (([None], [2]), None),
-    ],
+SCORED = (
+    ([4, 5], [4, 4], 1),
+    ([4, 5], [4.5, 4.5], HALF),
+    ([None, 3], [4], 0),
+    ([None], [2], None),
+)  # fmt: skip
+COMPARED = (
+    (["first"], ["second"], 1, "first", True),  # the first response won in both orders
+    (["first"], ["first"], HALF, "tie", False),  # the first place wins, both times
+    (["tie"], ["tie"], HALF, "tie", True),
+    (["tie"], ["second"], Fraction(3, 4), "first", False),
+    ([None], ["first"], 0, "second", None),
+    ([None], [None], None, None, None),
+    (["first", "first", "second"], ["first"], Fraction(1, 3), "second", False),
 )
-def test_the_higher_mean_wins(sides, share):
-    rows = [{"shown": shown, "score": score} for shown, given in enumerate(sides) for score in given]
-    decision = decide(DUEL, rows, "scores")
-    assert decision.first == share and decision.consistent is None
 
 
-@pytest.mark.parametrize(
-    ("sides", "share", "preference", "consistent"),
-    [
-        ((["first"], ["second"]), Fraction(1), "first", True),  # the first response won in both orders
-        ((["first"], ["first"]), HALF, "tie", False),  # the first place wins, both times
-        ((["tie"], ["tie"]), HALF, "tie", True),
-        ((["tie"], ["second"]), Fraction(3, 4), "first", False),
-        (([None], ["first"]), Fraction(0), "second", None),
-        (([None], [None]), None, None, None),
-        ((["first", "first", "second"], ["first"]), Fraction(1, 3), "second", False),
-    ],
-)
-def test_orders_are_averaged(sides, share, preference, consistent):
-    rows = [{"shown": shown, "winner": winner} for shown, given in enumerate(sides) for winner in given]
-    decision = decide(DUEL, rows, "pairwise")
-    assert (decision.first, decision.preference, decision.consistent) == (share, preference, consistent)
+def test_the_higher_mean_wins_and_orders_are_averaged():
+    for *sides, share in SCORED:
+        rows = [{"shown": shown, "score": score} for shown, given in enumerate(sides) for score in given]
+        decision = decide(DUEL, rows, "scores")
+        assert (decision.first, decision.consistent) == (share, None)
+    for *sides, share, preference, consistent in COMPARED:
+        rows = [{"shown": shown, "winner": winner} for shown, given in enumerate(sides) for winner in given]
+        decision = decide(DUEL, rows, "pairwise")
+        assert (decision.first, decision.preference, decision.consistent) == (share, preference, consistent)

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from made_runs import MODELS, PLANTED, PROMPTS, made_run
+from matplotlib.figure import Figure
 from records import CHAT
 
 import judging.pairs
 from evaluation.report import main, write_report
 from evaluation.report.browser import shown_prompts
-from evaluation.report.plots import PLOTS
-from evaluation.roster import cells, notes
+from evaluation.report.plots import PLOTS, ReportedIteration, ReportedRun
+from evaluation.summary import cells, notes
 from judging.scores import EXPLANATIONS
 from judging.trace import read_lineage
 from stages.files import UserError, read_jsonl, write_manifest
@@ -103,6 +104,8 @@ def test_texts_are_cut_to_the_budget_and_say_so(made):
     cut = shown_prompts(documents, PROMPTS * 6 * 150)  # prompts, and responses and judgments of pairs
     assert max(len(row[1]) for prompt in cut for row in prompt[3] if row[2]) < 120
     assert "more characters]" in json.dumps(cut)
+    judgments = [own for prompt in cut for row in prompt[3] for own in row[3]]
+    assert {(bool(own[2]), own[1] is None) for own in judgments} == {(True, False), (False, True)}  # a pair's stay
     bare = shown_prompts(documents, 10)
     assert all(row[1] is None for prompt in bare for row in prompt[3]) and not any(prompt[4] for prompt in bare)
     assert "; judgments: " in bare[0][3][0][0]
@@ -116,27 +119,50 @@ def test_every_plot_and_the_terminals_table_and_the_same_run_gives_the_same_byte
     assert all(" ".join(line.split()) in page.text for line in notes(MODELS))
 
 
-def test_runs_side_by_side(made, tmp_path):
-    """One without iterations, and so without plots and pairs."""
-    sft = made_run(tmp_path / "sft-only", models=MODELS[:2])
-    both = Page(made, made, sft, out=tmp_path / "both.html")
-    assert {iteration["name"] for iteration in both.data} == {f"{made}, iteration {t}" for t in (1, 2)}
-    assert both.text.count("model wins* verifiable") == 3 and "Summary of " + str(sft) in both.text
-    alone = Page(sft, out=tmp_path / "one.html")
-    assert "No iteration is finished yet" in alone.text and "script" not in [tag for tag, _ in alone.elements]
+def test_plots_worked_by_hand():
+    pairs = {"actor": {"pairs": 2, "reasons": {"equal_scores": 1}, "chosen_characters_mean": 8}}
+    judges = {"judge": {"score_histogram": {"1": 1, "5": 3}}, "metajudge": {"elo_standard_error_mean": 0.5}}
+    panels = [
+        judges | {"pairs": pairs, "responses": {"characters_mean": 9}},
+        {"metajudge": {"first_wins": {"value": 0.7}}},
+    ]
+    steps = [
+        {"split": split, "loss": n, "reward_chosen": n, "reward_rejected": -n} for split, n in (("train", 1), ("x", 2))
+    ]
+    iterations = [ReportedIteration(t, {"bias": panel}, metrics=steps) for t, panel in enumerate(panels, 1)]
+    iterations[0].scored, iterations[0].elo = [(i, float(i > 5)) for i in range(10)], [0.0, 1.0]
+    axes = {title: Figure().subplots() for title, _, _ in PLOTS}
+    for title, _, draw in PLOTS:
+        draw(axes[title], ReportedRun("r", Path(), {}, iterations))
+    lines = {title: [line.get_xydata().tolist() for line in own.lines] for title, own in axes.items() if own.lines}
+    assert lines == {
+        "Scores": [[[1, 0.25], [5, 0.75]]],
+        "Lengths": [[[1, 9]], [[1, 8]]],
+        "Score by length": [[[2, 0], [7, 0.8]]],
+        "What wins a comparison": [[[2, 0.7]]],
+        "Loss": [[[0, 1]], [[1, 1]]],
+        "Rewards": [[[0, 1]], [[0, -1]], [[1, 1]], [[1, -1]]],
+    }
+    assert max(axes["Elo"].patches[0].get_xy()[:, 1]) == 0.5
+    assert [(bar.get_x(), bar.get_width()) for bar in axes["Actor pairs"].patches] == [(0, 2), (2, 1)]
 
 
-def test_what_was_deleted_is_said_and_what_each_stage_took(made, tmp_path):
-    run = tmp_path / "saved-room"
+def test_runs_side_by_side_and_what_was_deleted(made, tmp_path):
+    """Two runs of one name, the second without some of its files; and one without iterations, plots and pairs."""
+    run, sft = tmp_path / made.name, made_run(tmp_path / "sft-only", models=MODELS[:2])
     shutil.copytree(made, run)
     shutil.rmtree(run / "iter1" / "responses")
     shutil.rmtree(run / "iter2" / "train")
     write_manifest(run / "evaluation/M2/judge", "test", "key", [], seconds=40, new_tokens=5000)
-    page = Page(run, out=tmp_path / "report.html")
-    assert "evaluation/M2/judge 40.0 5,000 125" in page.text
-    assert f"no pairs, Elo scores and scores by length of iteration 1: {run}/iter1/responses: no such" in page.text
-    assert f"no training curves of iteration 2: {run}/iter2/train/metrics.jsonl: no such file" in page.text
-    assert [iteration["name"] for iteration in page.data] == ["saved-room, iteration 2"]
+    both = Page(made, run, out=tmp_path / "both.html")
+    shown = [iteration["name"] for iteration in both.data]
+    assert shown == [f"{made}, iteration 1", f"{made}, iteration 2", f"{run}, iteration 2"]
+    assert both.text.count("model wins* verifiable") == 2 and "Summary of " + str(run) in both.text
+    assert "evaluation/M2/judge 40.0 5,000 125" in both.text
+    assert f"no pairs, Elo scores and scores by length of iteration 1: {run}/iter1/responses: no such" in both.text
+    assert f"no training curves of iteration 2: {run}/iter2/train/metrics.jsonl: no such file" in both.text
+    alone = Page(sft, out=tmp_path / "one.html")
+    assert "No iteration is finished yet" in alone.text and "script" not in [tag for tag, _ in alone.elements]
 
 
 def test_a_run_without_what_the_report_is_made_from(made, tmp_path, monkeypatch):

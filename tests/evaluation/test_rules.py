@@ -2,11 +2,10 @@
 
 # ruff: noqa: RUF001
 
-import json
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.rules import ALPHABETS, RULES, Rule, followed, sentence_count, word_count
@@ -84,12 +83,9 @@ def test_what_follows_a_rule(rule, good, bad):
     assert [text for text in bad if followed(rule, text)] == []
 
 
-def test_every_rule_and_alphabet_has_a_case():
+def test_words_and_sentences_of_a_text():
     assert {rule.name for rule, *_ in CASES} == set(RULES)
     assert {rule.value for rule, *_ in CASES if rule.name == "alphabet"} == set(ALPHABETS)
-
-
-def test_words_and_sentences_of_a_text():
     text = "Mr. Poe lives in the U.S. He writes (a lot!). “Nevermore…” he says — at 5 p.m. too.\n\n- Ravens: 3.5 a day."
     assert (word_count(text), sentence_count(text)) == (21, 4)
     assert (word_count(""), sentence_count("")) == (word_count("- ! …"), sentence_count("- ! …")) == (0, 0)
@@ -98,6 +94,7 @@ def test_words_and_sentences_of_a_text():
 TEXTS = st.text(st.one_of(st.sampled_from("aB .!?\"'-*•1\n,—"), st.characters()))
 
 
+@settings(max_examples=40)
 @given(TEXTS, TEXTS, st.integers(1, 9))
 def test_counts_are_monotone_meet_and_add(a, b, count):
     most, least = followed(Rule("words_at_most", count), a), followed(Rule("words_at_least", count), a)
@@ -110,6 +107,7 @@ def test_counts_are_monotone_meet_and_add(a, b, count):
 WORDS = st.lists(st.sampled_from(["sea", "seas", "Tom's", "ßa", "a-b", "x1", "é"]), min_size=1)
 
 
+@settings(max_examples=40)
 @given(WORDS, WORDS, st.sampled_from(["", ".", "!?", ' "']))
 def test_what_is_put_there_is_found(before, phrase, after):
     wanted = " ".join(phrase)
@@ -119,41 +117,16 @@ def test_what_is_put_there_is_found(before, phrase, after):
     assert not followed(Rule("ends_with", wanted), text + "s") and not followed(Rule("lacks", (wanted,)), text)
 
 
-@given(st.dictionaries(st.text(min_size=1), st.one_of(st.none(), st.text(), st.integers(), st.lists(st.floats(0, 1)))))
-def test_json_is_that_of_the_standard_library(row):
-    exactly = Rule("json", tuple(row))
-    for text in (json.dumps(row), json.dumps(row, indent=2, ensure_ascii=False)):
-        assert followed(exactly, text) and followed(exactly, f"```json\n{text}\n```")
-        assert not followed(Rule("json", (*row, "".join(row) + "x")), text) and not followed(exactly, text[:-1])
-
-
-PIECES = [
-    "a",
-    "aa ",
-    "- ",
-    "1",
-    "1. ",
-    "- a\n",
-    ".",
-    '."',
-    "a. ",
-    "A ... b",
-    "\n",
-    "—",
-    "--",
-    "(",
-    '{"a":',
-    "\u0301\u0316",
-]
+PIECES = ("a", "aa ", "- ", "1", "1. ", "- a\n", ".", '."', "a. ", "A ... b", "\n", "—", "--", "(", '{"a":',
+          "\u0301\u0316")  # fmt: skip
 
 
 @pytest.mark.parametrize("piece", PIECES)
 def test_long_texts_take_no_time(piece):
-    """300,000 characters; anything quadratic would take minutes."""
-    text = "a" + piece * (300_000 // len(piece)) + "b"
-    started = time.process_time()
-    for rule, *_ in CASES:
-        followed(rule, text)
-    followed(Rule("contains", ("aa aa", "a" * 50)), text)
-    followed(Rule("json", ("a",)), '{"a": ' + "1" * 300_000 + "}")
-    assert time.process_time() - started < 20
+    """150,000 characters; whatever is quadratic takes several seconds, or minutes."""
+    text, rules = "a" + piece * (150_000 // len(piece)) + "b", {rule.name: rule for rule, *_ in CASES}
+    asked = [(rule, text) for rule in (*rules.values(), Rule("contains", ("aa aa", "a" * 50)))]
+    for rule, long in [*asked, (Rule("json", ("a",)), '{"a": ' + "1" * 150_000 + "}")]:
+        started = time.process_time()
+        followed(rule, long)
+        assert time.process_time() - started < 2, rule

@@ -1,7 +1,6 @@
 """Verifiable instructions: the report on worked answers, what is refused, and the project's prompts."""
 
 import json
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.rules import RULES, Rule, followed
-from evaluation.verifiable import Instruction, read_instructions, read_rows, table, verifiable_report
+from evaluation.verifiable import Instruction, main, read_instructions, read_rows, table, verifiable_report
 from prepare.novelty import Novelty, Sequences
 from stages.files import UserError, read_jsonl, write_jsonl
 
@@ -40,17 +39,10 @@ def test_a_worked_report():
         ["no_commas", "1", "of", "1", "100.0%"],
     ]
 
-
-@pytest.mark.parametrize(
-    ("texts", "complaint"),
-    [
-        ({"x": "a"}, "no answer to 2 of 3 instructions: 'y', 'z'; answer them all"),
-        ({"x": "a", "y": "b", "z": "c", "v": "d", "u": "e"}, "2 answers to unknown instructions: 'u', 'v'"),
-    ],
-)
-def test_ids_must_be_those_of_the_instructions(texts, complaint):
-    with pytest.raises(UserError, match=complaint):
-        verifiable_report(THREE, texts)
+    with pytest.raises(UserError, match="no answer to 2 of 3 instructions: 'y', 'z'; answer all"):
+        verifiable_report(THREE, {"x": "a"})
+    with pytest.raises(UserError, match="2 answers to unknown instructions: 'u', 'v'"):
+        verifiable_report(THREE, {"x": "a", "y": "b", "z": "c", "v": "d", "u": "e"})
 
 
 GOOD = {"id": "a", "prompt": "Say it.", "rules": [{"rule": "one_word"}]}
@@ -65,23 +57,20 @@ def ruled(*rules) -> dict:
     [
         (GOOD, "id 'a' came before"),
         ({"id": "b", "prompt": "p"}, "key 'rules' is missing"),
-        (GOOD | {"id": "b", "note": 1}, "key 'note' is not known"),
+        (GOOD | {"id": "b", "note": 1}, "the keys are id, prompt, rules, note; they must be id, prompt, rules"),
         (GOOD | {"id": 3}, "key 'id' must be a text"),
         (GOOD | {"id": "b", "prompt": " "}, "key 'prompt' must be a text"),
         (ruled(), "key 'rules' must be a list"),
-        (ruled("one_word"), r"rules\[0\]: key 'rule' is missing"),
-        (ruled({"rule": "one_word"}, {"count": 1}), r"rules\[1\]: key 'rule' is missing"),
-        (ruled({"rule": "rhymes"}), "rule 'rhymes' is not known; take one of words_at_most, "),
-        (ruled({"rule": ["one_word"]}), r"rule \['one_word'\] is not known"),
-        (ruled({"rule": "one_word", "count": 1}), "key 'count' is not known; one_word has rule"),
-        (ruled({"rule": "bullets"}), "key 'count' is missing; bullets has rule, count"),
+        (ruled("one_word"), r"rules\[0\]: rule None is not known; take one of words_at_most, "),
+        (ruled({"rule": "one_word"}, {"rule": ["rhymes"]}), r"rules\[1\]: rule \['rhymes'\] is not known"),
+        (ruled({"rule": "one_word", "count": 1}), "the keys are rule, count; they must be rule"),
+        (ruled({"rule": "bullets"}), "the keys are rule; they must be rule, count"),
         *(
             (ruled({"rule": "bullets", "count": n}), "key 'count' is .*; it must be a whole")
             for n in ("3", True, 0, 3.0)
         ),
         (ruled({"rule": "alphabet", "alphabet": "Greek"}), "key 'alphabet' is 'Greek'; take one of ARABIC, "),
-        (ruled({"rule": "ends_with", "text": " a"}), "key 'text' is ' a'"),
-        (ruled({"rule": "ends_with", "text": ["a"]}), "key 'text' is "),
+        *((ruled({"rule": "ends_with", "text": text}), "key 'text' is ") for text in (" a", ["a"])),
         *((ruled({"rule": "lacks", "words": x}), "key 'words' is .*; it must be a list") for x in ("a", [], ["a", 1])),
         (ruled({"rule": "json", "keys": ["a", "a"]}), "key 'keys' is .*; it must be a list of different"),
     ],
@@ -93,34 +82,26 @@ def test_bad_instructions_are_one_line(tmp_path, row, complaint):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("rows", "complaint"),
-    [
+def test_bad_answers_are_one_line(tmp_path):
+    for rows, complaint in (
         ([{"id": "a"}], "line 1: key 'text' is missing"),
         ([{"id": "b", "text": None}], "line 1: key 'text' must be a text"),
         ([{"id": "a", "text": ""}, {"id": "a", "text": "again"}], "line 2: id 'a' came before"),
         ([], "no rows; name a file of rows with id, text"),
-    ],
-)
-def test_bad_answers_are_one_line(tmp_path, rows, complaint):
-    write_jsonl(tmp_path / "a.jsonl", rows)
-    with pytest.raises(UserError, match=r"a\.jsonl.*" + complaint):
-        read_rows(tmp_path / "a.jsonl", "text")
+    ):
+        write_jsonl(tmp_path / "a.jsonl", rows)
+        with pytest.raises(UserError, match=r"a\.jsonl.*" + complaint):
+            read_rows(tmp_path / "a.jsonl", "text")
 
 
-def run(*arguments) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "evaluation.verifiable", "--instructions", PATH, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-
-
-def test_the_command(tmp_path):
-    report = json.loads(run("--answers", ANSWERS, "--json").stdout)
-    assert report == verifiable_report(INSTRUCTIONS, TEXTS)
+def test_the_command(tmp_path, monkeypatch, capsys):
     write_jsonl(tmp_path / "a.jsonl", list(read_jsonl(ANSWERS))[1:])
-    done = run("--answers", tmp_path / "a.jsonl")
-    assert done.returncode == 2 and done.stderr == (
-        f"error: {tmp_path / 'a.jsonl'}: no answer to 1 of 175 instructions: 'v000'; answer them all\n"
-    )
+    monkeypatch.setattr(sys, "argv", ["verifiable", f"--instructions={PATH}", f"--answers={ANSWERS}", "--json"])
+    main()
+    assert json.loads(capsys.readouterr().out) == verifiable_report(INSTRUCTIONS, TEXTS)
+    sys.argv[2:] = [f"--answers={tmp_path / 'a.jsonl'}"]
+    with pytest.raises(UserError, match=r"a\.jsonl: no answer to 1 of 175 instructions: 'v000'; answer all"):
+        main()
 
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight", 10: "ten", 12: "twelve", 20: "twenty"}

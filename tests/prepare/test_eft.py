@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import prepare.eft
 import sampling.worker
-from evaluation.labelled import read_cases
+from evaluation.labelled import read_labelled
 from judging.rubric import judge_prompt, judgment_text
 from judging.verdict import parse_score
 from model.chat import load_chat
@@ -388,7 +388,7 @@ def test_from_rankings_to_examples(stage, tmp_path):
     judgments = {row["id"]: row for row in read_shards(out / "judgments")}
     assert manifest["sources"] == {str(tmp_path / "source.jsonl"): {"groups": 40, "equal_ranks": 1}}
     assert counts["groups"] == 40 == sum(counts[f"groups.{name}"] for name in ("held_out", *Outcome))
-    held_out = {case.group for case in read_cases(out / "held_out.jsonl")}
+    held_out = {case.group for case in read_labelled(out / "held_out.jsonl").cases}
     assert len(held_out) == counts["groups.held_out"] and 0 < len(held_out) < 20
     assert {row["prompt_id"] for row in judgments.values()} == {f"g{i}" for i in range(40)} - held_out
     assert counts["judgments"] == len(judgments) == (40 - len(held_out)) * 9

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.labelled import read_cases
+from evaluation.labelled import read_labelled
 from prepare.rankings import LeftOut, RankedGroup, Reply, conversation_text, ranked_groups
 from stages.files import UserError, write_jsonl
 from stages.settings import Eft
@@ -151,7 +151,7 @@ def test_a_group_written_is_read_again_here_and_by_the_agreement(tmp_path):
     groups, _ = read(tmp_path, tree(ask("q", *two("a"))), group("h", [1, 0, 1], talk))
     write_jsonl(tmp_path / "held_out.jsonl", (g.row() for g in groups))
     assert ranked_groups(tmp_path / "held_out.jsonl", EFT) == (groups, {})
-    cases = list(read_cases(tmp_path / "held_out.jsonl"))
+    cases = read_labelled(tmp_path / "held_out.jsonl").cases
     assert [(case.group, case.text, case.quality) for case in cases] == [
         (g.id, reply.text, -reply.rank) for g in groups for reply in g.replies
     ]
