@@ -1,6 +1,5 @@
 """MT-Bench's scores, worked by hand."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -37,9 +36,7 @@ WORKED = {81: (8, 6.5), 82: (-1, 4), 111: (3, 1)}
 def tables(tmp_path: Path, rows: list[dict], asked: dict[str, str] = CATEGORIES) -> list[dict]:
     write_jsonl(tmp_path / "j.jsonl", rows)
     known = questions(tmp_path / "q.jsonl", asked)
-    judges = report(*read_scores(tmp_path / "j.jsonl", known), known)
-    json.dumps(judges, allow_nan=False)
-    return judges
+    return report(*read_scores(tmp_path / "j.jsonl", known), known)
 
 
 def test_worked_by_hand(tmp_path):
@@ -54,7 +51,7 @@ def test_worked_by_hand(tmp_path):
 
 def test_scores_outside_of_the_scale_count_as_in_fastchat_and_are_told(tmp_path):
     [scored] = tables(tmp_path, both({81: (0, 6), 82: (12, 4), 111: (3, -1)}))
-    assert (scored["rows"][0]["mean"], scored["scale"]) == (5.0, [1, 10])
+    assert scored["rows"][0]["mean"] == 5.0
     assert scored["notes"][-1] == "2 scores lie outside of 1 to 10, and count"
 
 
@@ -62,9 +59,9 @@ def test_several_models_best_first_and_a_table_a_judge(tmp_path):
     rows = both(WORKED, model="weak") + both({81: (9, 9), 82: (9, 9), 111: (9, 9)}, model="strong")
     rows += both(WORKED, model="strong", judge="M1's")
     judges = tables(tmp_path, rows)
-    assert [(table["judge"], [row["model"] for row in table["rows"]]) for table in judges] == [
-        ("M1's", ["strong"]),
-        ("gpt-4", ["strong", "weak"]),
+    assert [(table["title"], [row["model"] for row in table["rows"]]) for table in judges] == [
+        ("mt-bench: 3 questions, judged by M1's", ["strong"]),
+        ("mt-bench: 3 questions, judged by gpt-4", ["strong", "weak"]),
     ]
     assert {judges[1]["rows"][0][key] for key in ("mean", "low", "high")} == {9.0}
 
@@ -92,16 +89,12 @@ ROW = judged(81, 1, 5)
     [
         ([], r"j\.jsonl: no judgments"),
         (both(WORKED)[1:], r"j\.jsonl: gpt-4 did not judge M1 on 1 of 6 questions: '81, turn 1'"),
-        ([*both(WORKED), ROW], r"line 7: '81, turn 1, of M1' came before \(.*line 1\)"),
-        ([judged(99, 1, 5)], "line 1: question 99, turn 1, is not in --questions"),
-        ([ROW | {"turn": 3}], "line 1: question 81, turn 3, is not in --questions"),
+        ([*both(WORKED), ROW], "line 7: question 81, turn 1, of M1 comes twice"),
+        ([judged(99, 1, 5)], "line 1: question 99, turn 1, of M1 is not in --questions"),
+        ([ROW | {"turn": 3}], "line 1: question 81, turn 3, of M1 is not in --questions"),
         ([without(ROW, "score")], "line 1: score is missing"),
         ([ROW | {"judge": []}], r"line 1: judge\.0 is missing"),
-        ([ROW | {"score": 11, "scale": [1, 10]}], r"line 1: score is 11; it must lie in \[1, 10\]"),
-        ([ROW | {"score": -2}], "line 1: score is -2"),
         ([ROW | {"score": "5"}], "line 1: score is '5'"),
-        ([ROW | {"score": -1, "scale": [0, 5]}], r"line 1: score is -1; it must lie in \[0, 5\]"),
-        ([ROW | {"scale": 5}], "line 1: scale is 5; it must be"),
         ([ROW, judged(81, 2, 5, scale=[0, 5])], r"j\.jsonl: several scales"),
     ],
 )
@@ -115,9 +108,6 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     questions(tmp_path / "q.jsonl")
     write_jsonl(tmp_path / "j.jsonl", both(WORKED))
     words = ["mtbench", "--judgments", str(tmp_path / "j.jsonl"), "--questions", str(tmp_path / "q.jsonl")]
-    monkeypatch.setattr(sys, "argv", [*words, "--json"])
-    main()
-    assert json.loads(capsys.readouterr().out)[0]["rows"][0]["mean"] == 4.5
     monkeypatch.setattr(sys, "argv", words)
     main()
     _, heads, row, note = capsys.readouterr().out.splitlines()
