@@ -14,8 +14,7 @@ where d is the baseline's characters minus the model's, and std(d) is over all r
 baselines that game length are added, each with weight 0.1 and without w_model; they keep w_length small. `--gamed
 df_gamed.csv` has these rows and the difficulties. LC is the mean of sigmoid(w_difficulty difficulty_i + w_model). A
 soft label is two examples: label 1 with weight q, label 0 with weight 1 - q. The penalty is L1. Its C is the one of ten
-with the lowest held-out cross-entropy, in five folds that keep both examples of a row together. With the same version
-of scikit-learn LC equals the package's to the last digits; versions differ in the folds, by up to 0.06 points.
+with the lowest held-out cross-entropy, in five folds that keep both examples of a row together.
 
 Published weights predict LC: `--weights FILE --difficulty instruction_difficulty.csv`.
 """
@@ -37,27 +36,19 @@ Array = NDArray[np.float64]
 
 OFFICIAL_ANNOTATOR, OFFICIAL_BASELINE, INSTRUCTIONS = "weighted_alpaca_eval_gpt4_turbo", "gpt4_1106_preview", 805
 SOURCE = "of the data set tatsu-lab/alpaca_eval on Hugging Face"
-"""The publisher of df_gamed.csv and instruction_difficulty.csv."""
 WEIGHTS = ("np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)")
-"""The columns of published weights."""
-GAMED_WEIGHT = 0.2 / 2
-"""Weight of a row of the two gamed baselines."""
-FOLDS, CS, SEED = 5, np.logspace(-4, 4, 10), 123
-"""The seed is that of liblinear's order of coordinates."""
+GAMED_WEIGHT = 0.2 / 2  # of a row of the two gamed baselines
+FOLDS, CS, SEED = 5, np.logspace(-4, 4, 10), 123  # liblinear's order of coordinates is drawn
 
 
 class Annotations(NamedTuple):
     """A judge's preferences between a model and a baseline, n rows in the file's order."""
 
     path: Path
-    names: dict[str, str]
-    """"model", "baseline", and "annotator", which may be several names, separated by commas."""
-    preferences: Array
-    """[n], from 0 (the baseline's output) to 1 (the model's); NaN for no preference."""
-    lengths: Array
-    """[n, 2], characters of the baseline's and the model's output; NaN for an output that is no text."""
-    positions: list[Any]
-    """[n], the number of the instruction's difficulty: the row's "index" if rows have one, else the row's place."""
+    names: dict[str, str]  # "model", "baseline", and "annotator", which may be several, separated by commas
+    preferences: Array  # [n], from 0 (the baseline's output) to 1 (the model's); NaN for no preference
+    lengths: Array  # [n, 2], characters of the baseline's and the model's output; NaN for an output that is no text
+    positions: list[Any]  # [n], the number of the instruction's difficulty: "index" if rows have it, else the place
 
 
 class Gamed(NamedTuple):
@@ -70,15 +61,14 @@ class Gamed(NamedTuple):
 
 def read_annotations(path: Path) -> Annotations:
     """The annotations of a file. Raises `UserError` naming file, entry and key of an invalid row."""
-    rows, instructions = list(read_rows(path)), set[str]()
+    rows = list(read_rows(path))
     lengths, preferences, names = [], [], dict[str, str]()
     for where, row in rows:
-        if (instruction := value(row, where, "instruction")) in instructions:
-            raise UserError(f"{where}: {instruction[:60]!r} came before; keep one row")
-        instructions.add(instruction)
         outputs = [value(row, where, key) for key in ("output_1", "output_2")]
         lengths.append([len(output) if isinstance(output, str) else math.nan for output in outputs])
         preferences.append(_preference(value(row, where, "preference"), where))
+    if len({value(row, where, "instruction") for where, row in rows}) < len(rows):
+        raise UserError(f"{path}: an instruction comes twice; keep one row of each")
     if all(map(math.isnan, preferences)):
         raise UserError(f"{path}: no row has a preference; name a file that a judge has annotated")
     for name, key in (("model", "generator_2"), ("baseline", "generator_1"), ("annotator", "annotator")):
@@ -110,8 +100,8 @@ def standard_error(values: Array) -> float | None:
 def annotated(annotations: Annotations, gamed: Gamed | None) -> Record:
     """A model's row, with the leaderboard's names: rates and standard errors in percent, counts, and the mean length.
 
-    The win rate is the mean preference. The discrete win rate counts a preference as a win, a loss or, at exactly 1/2,
-    half a win. `without_preference` counts the rows that are in nothing else, `without_text` outputs without a length.
+    The discrete win rate counts a preference as a win, a loss or, at exactly 1/2, half a win. `without_preference`
+    counts the rows that are in nothing else.
     """
     names, given = annotations.names, annotations.preferences[np.isfinite(annotations.preferences)]
     lengths = annotations.lengths[np.isfinite(annotations.lengths[:, 1]), 1]
@@ -156,9 +146,9 @@ def design(annotations: Annotations, difficulties: Mapping[Any, float]) -> Array
     path, difference = annotations.path, annotations.lengths[:, 0] - annotations.lengths[:, 1]
     if len(difference) < 2 or not difference.any() or np.isnan(difference).any():
         raise UserError(f"{path}: no LC: all outputs must be texts, of lengths that differ")
-    difficulty = [difficulties.get(position) for position in annotations.positions]
-    if None in difficulty:
-        number = annotations.positions[difficulty.index(None)]
+    difficulty = np.array([difficulties.get(position, math.nan) for position in annotations.positions])
+    if (unknown := np.flatnonzero(np.isnan(difficulty))).size:
+        number = annotations.positions[unknown[0]]
         raise UserError(f"{path}: no difficulty of number {number!r}, only of {len(difficulties)}; name whole files")
     with np.errstate(divide="ignore"):
         length = np.tanh(difference / difference.std(ddof=1))

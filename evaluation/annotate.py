@@ -41,6 +41,8 @@ from stages.records import group_by
 from stages.settings import Protocol, load_settings
 from stages.stage import Job, Output, first_rank, make_job
 
+SCORES = {"first": "A>B", "tie": "A=B", "second": "B>A", None: None}  # of Arena-Hard, by the better answer
+
 
 def turn_responses(question: Question, texts: Sequence[str]) -> Iterator[Record]:
     """The response {id, prompt_id, prompt, text} to each turn; the prompt is the dialog up to that turn."""
@@ -82,7 +84,7 @@ def compared_rows(
 
 def alpaca_row(question: Question, duel: Duel, decision: Decision, records: Sequence[Record], **names: str) -> Record:
     """A question's row in annotations.json; `names` are the model's, the judge's and the baseline's."""
-    row = {key: question.row[key] for key in ("dataset", "instruction") if key in question.row}
+    row: Record = {key: question.row[key] for key in ("dataset", "instruction") if key in question.row}
     row |= {"output_1": duel.first, "generator_1": names["baseline"]}
     row |= {"output_2": duel.second, "generator_2": names["model"], "annotator": names["judge"]}
     keys = ("shown", "index", "winner" if decision.orders else "score", "failure", "text")
@@ -96,10 +98,10 @@ def arena_row(question: Question, duel: Duel, decision: Decision, records: Seque
     texts = ["\n\n".join(row["text"] for row in records if row["shown"] == side) for side in (0, 1)]
     if records and decision.orders is None:  # a game has the judgments of both answers, A's and then B's
         texts = ["\n\n".join(texts), "\n\n".join(reversed(texts))]
+    one, two = decision.orders or (decision.first, decision.first)
     games = []
-    for text, share, (a, b) in zip(texts, decision.orders or [decision.first] * 2, ("AB", "BA"), strict=True):
-        scores = {None: None, "tie": "A=B", "first": f"{a}>{b}", "second": f"{b}>{a}"}
-        score = scores[Decision(share).preference]
+    for text, share in zip(texts, (one, None if two is None else 1 - two), strict=True):  # A's
+        score = SCORES[Decision(share).preference]
         games.append({"judgment": {"answer": text} if second else text, "score": score})
     copied = {key: question.row[key] for key in (("uid", "category") if second else ("question_id",))}
     return copied | names | {"games": games}
@@ -114,8 +116,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--baseline", type=Path, help="the answers to compare with (alpaca-eval, arena-hard)")
     parser.add_argument("--questions", type=Path, help="the benchmark's own file (arena-hard, mt-bench)")
     parser.add_argument("--judge", required=True, type=Path, help="Hugging Face directory")
-    protocols = get_args(Protocol)
-    parser.add_argument("--protocol", choices=protocols, default="scores", help="how it is asked; default: scores")
+    parser.add_argument("--protocol", choices=get_args(Protocol), default="scores", help="default: scores")
     parser.add_argument("--N", type=int, default=1, help="judgments an answer, or comparisons an order; default: 1")
     parser.add_argument("--out", required=True, type=Path)
     given = parser.parse_args()
@@ -166,11 +167,8 @@ def main() -> None:
     Output({}, facts | {"counts": counts}, [path]).write(whole, seconds=round(time.monotonic() - started, 1))
     words = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
     unread = sum(row["failure"] is not None for row in records)
-    print(
-        f"{path}: by {judge}, not the benchmark's own annotator: {words}; {unread} of {len(records)} judgments could "
-        "not be read",
-        file=sys.stderr,
-    )
+    words += f"; {unread} of {len(records)} judgments could not be read"
+    print(f"{path}: by {judge}, not the benchmark's own annotator: {words}", file=sys.stderr)
 
 
 if __name__ == "__main__":

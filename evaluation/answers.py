@@ -12,8 +12,7 @@ in MT-Bench. AlpacaEval does not; our choice is the config's `respond.temperatur
 message is added. Arena-Hard's `token_len` is counted by the model's own tokenizer, where the benchmark takes
 tiktoken's: before v2.0's style control, run arena-hard-auto's `utils/add_markdown_info.py` on the answers.
 
-All ranks write shards, a folder for each turn; then rank 0 writes the file. The stage's digest is that of the shards,
-since the file contains the time of writing.
+All ranks write shards; then rank 0 writes the file. The stage's digest is the shards', since the file has the time.
 """
 
 import argparse
@@ -38,17 +37,14 @@ from stages.settings import Respond, load_settings
 from stages.stage import Job, Output, first_rank, make_job
 
 COLD = ("extraction", "math", "coding", "reasoning")
-CATEGORY_TEMPERATURES = {"stem": 0.1, "humanities": 0.1} | dict.fromkeys(COLD, 0.0)
-"""MT-Bench's temperatures, from FastChat; any other category has 0.7."""
+CATEGORY_TEMPERATURES = {"stem": 0.1, "humanities": 0.1} | dict.fromkeys(COLD, 0.0)  # MT-Bench's, from FastChat
 
 
 def decoding(benchmark: str, questions: Sequence[Question], respond: Respond) -> Record:
     """The "temperatures" by the questions' categories, "top_p" and "max_new_tokens"."""
-    temperatures = {question.category: respond.temperature for question in questions}
-    if benchmark == ARENA_HARD:
-        temperatures = dict.fromkeys(temperatures, 0.0)
-    if benchmark == MT_BENCH:
-        temperatures = {category: CATEGORY_TEMPERATURES.get(category, 0.7) for category in temperatures}
+    by_category = CATEGORY_TEMPERATURES if benchmark == MT_BENCH else {}
+    other = {ALPACA_EVAL: respond.temperature, ARENA_HARD: 0.0, MT_BENCH: 0.7}[benchmark]
+    temperatures = {question.category: by_category.get(question.category, other) for question in questions}
     return {"temperatures": temperatures, "top_p": respond.top_p, "max_new_tokens": respond.max_new_tokens}
 
 
@@ -152,11 +148,8 @@ def main() -> None:
     facts = {"file": file, "counts": counts, "decoding": how}
     Output({}, facts, shards).write(whole, seconds=round(time.monotonic() - started, 1))
     limit = f"{how['max_new_tokens']} tokens or the end of the context"
-    print(
-        f"{out / file}: {counts['answers']} answers: {counts['length']} cut off at {limit}, "
-        f"{counts['too_long']} whose prompt does not fit, {counts['empty']} empty",
-        file=sys.stderr,
-    )
+    ends_in_words = f"{counts['length']} cut off at {limit}, {counts['too_long']} whose prompt does not fit"
+    print(f"{out / file}: {counts['answers']} answers: {ends_in_words}, {counts['empty']} empty", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ the share of battles won, and the rating is its logit.
 
 The interval is that of the benchmark's `show_result.py` without style control, from 100 resamples of single verdicts,
 where a >> is three: in v0.1 the 2.5th and 97.5th percentile of the ratings, over resamples of all models' verdicts
-together (the same files in the same order give the same resamples); in v2.0 the 5th and 95th percentile of the win
-rate, over resamples of each model by itself (the tool sets no seed, and shows the resamples' mean, not our score).
+together; in v2.0 the 5th and 95th percentile of the win rate, over resamples of each model by itself (the tool sets no
+seed, and shows the resamples' mean, not our score).
 
 Two verdicts on a question are correlated, so [low, high] is too narrow; "questions low" and "high" resample questions.
 v2.0's headline has style control, which makes a number depend on the other models, and several judges. Both are left
@@ -32,17 +32,13 @@ from stages.files import UserError, command
 
 Array = NDArray[np.float64]
 
-ROUNDS, SEED = 100, 42
-"""Both are the benchmark's."""
-
+ROUNDS, SEED = 100, 42  # the benchmark's
 V1, V2 = "v0.1", "v2.0"
 JUDGES = {V1: ["gpt-4-1106-preview"], V2: ["gpt-4.1", "gemini-2.5"]}
-BASELINE, QUESTIONS = "gpt-4-0314", 500
-"""Those of v0.1."""
+BASELINE, QUESTIONS = "gpt-4-0314", 500  # of v0.1
 VERDICTS = {"A>>B": [1.0] * 3, "A>B": [1.0], "A=B": [0.5], "B>A": [0.0], "B>>A": [0.0] * 3}
 """A's results by verdict: one for each time that the verdict counts. Any other text is unreadable."""
-REVERSED = {"B<<A": "A>>B", "B<A": "A>B", "B=A": "A=B", "A<B": "B>A", "A<<B": "B>>A"}
-"""Verdicts that only v2.0 reads."""
+REVERSED = {"B<<A": "A>>B", "B<A": "A>B", "B=A": "A=B", "A<B": "B>A", "A<<B": "B>>A"}  # only v2.0 reads them
 
 
 class Judgment(NamedTuple):
@@ -62,8 +58,7 @@ class Board(NamedTuple):
     baseline: str
 
 
-Models = dict[str, dict[str, Judgment]]
-"""A board's judgments by model and question."""
+Models = dict[str, dict[str, Judgment]]  # a board's judgments by model and question
 
 
 def read_judgments(paths: Sequence[Path]) -> dict[Board, Models]:
@@ -96,7 +91,7 @@ def _judgment(row: Record, version: str, where: str) -> Judgment:
     games = value(row, where, "games")
     if not isinstance(games, list) or len(games) != 2:
         raise UserError(f"{where}: games must be a list of two, one an order; have the judge compare in both")
-    # v2.0 has null for a game on which the judge's call failed.
+    # A null is a game of v2.0 on which the judge's call failed.
     scores = [str(value(game, where, "score")) if game is not None else "" for game in games]
     results = [VERDICTS.get(REVERSED.get(score, score) if version == V2 else score, []) for score in scores]
     unreadable = results.count([])

@@ -16,21 +16,17 @@ Record = dict[str, Any]
 
 ALPACA_EVAL, ARENA_HARD, MT_BENCH = "alpaca-eval", "arena-hard", "mt-bench"
 
-TURNS = {ALPACA_EVAL: 1, ARENA_HARD: 1, MT_BENCH: 2}
-"""The user's turns in a dialog of each benchmark."""
+TURNS = {ALPACA_EVAL: 1, ARENA_HARD: 1, MT_BENCH: 2}  # the user's, in a dialog
 
 
 @dataclass(frozen=True)
 class Question:
     """A question and the row of the benchmark's file that it comes from."""
 
-    id: str
-    """In AlpacaEval the question's place, such as "0007", since an instruction is too long for an id."""
-    key: str
-    """What the benchmark's files name the question by: its id, in AlpacaEval its instruction."""
+    id: str  # in AlpacaEval the question's place, such as "0007", since an instruction is too long for an id
+    key: str  # what the benchmark's files name the question by: its id, in AlpacaEval its instruction
     category: str
-    turns: list[str]
-    """The user's messages, in order."""
+    turns: list[str]  # the user's messages, in order
     row: Record
 
 
@@ -56,8 +52,8 @@ def value(row: Record, where: str, *keys: str | int) -> Any:
 def require(wanted: Sequence[str], given: Collection[str], what: str) -> None:
     """Raise `UserError` naming the keys that are wanted and not given; `what` says who lacks what."""
     if missing := [name for name in wanted if name not in given]:
-        few = shortened(missing)
-        raise UserError(f"{what} {len(missing)} of {len(wanted)} questions: {few}; add them, or name another file")
+        count = f"{len(missing)} of {len(wanted)} questions"
+        raise UserError(f"{what} {count}: {shortened(missing)}; add them, or name another file")
 
 
 def read_questions(benchmark: str, path: Path) -> list[Question]:

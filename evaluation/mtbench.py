@@ -21,16 +21,9 @@ from evaluation.benchmarks import MT_BENCH, Question, Record, print_tables, read
 from evaluation.statistics import bootstrap
 from stages.files import UserError, command
 
-JUDGE, QUESTIONS, SCALE = "gpt-4", 80, [1, 10]
-"""The benchmark's own judge, number of questions and scale."""
+JUDGE, QUESTIONS, SCALE = "gpt-4", 80, [1, 10]  # the benchmark's own
 
-Scores = dict[str, float | None]
-"""By question and turn, as "81, turn 1"; None for an unreadable score."""
-
-
-def parts(questions: Sequence[Question]) -> list[str]:
-    """The keys of `Scores`."""
-    return [f"{question.id}, turn {turn}" for question in questions for turn in (1, 2)]
+Scores = dict[str, float | None]  # by question and turn, as "81, turn 1", in order; None for an unreadable score
 
 
 def read_scores(path: Path, questions: Sequence[Question]) -> tuple[dict[str, dict[str, Scores]], list[float]]:
@@ -39,7 +32,7 @@ def read_scores(path: Path, questions: Sequence[Question]) -> tuple[dict[str, di
     Raises `UserError` naming file and line for a malformed row, an unknown question and a repeated turn; and naming the
     questions that a model lacks.
     """
-    wanted = parts(questions)
+    wanted = [f"{question.id}, turn {turn}" for question in questions for turn in (1, 2)]
     by_judge: dict[str, dict[str, Scores]] = {}
     scales = []
     for where, row in read_rows(path):
@@ -60,13 +53,14 @@ def read_scores(path: Path, questions: Sequence[Question]) -> tuple[dict[str, di
     for judge, models in by_judge.items():
         for model, scores in models.items():
             require(wanted, scores, f"{path}: {judge} did not judge {model} on")
+            models[model] = {part: scores[part] for part in wanted}
     return by_judge, scales[0]
 
 
 def score_model(scores: Scores, questions: Sequence[Question]) -> Record:
     """Means by turn, of both turns with its interval, and by category; None without a readable score."""
-    scored = [[scores[part] for part in parts([question])] for question in questions]
-    table, categories = np.array(scored, dtype=float), np.array([question.category for question in questions])  # NaN
+    table = np.array(list(scores.values()), dtype=float).reshape(-1, 2)  # None is NaN
+    categories = np.array([question.category for question in questions])
 
     def mean(values: NDArray[np.float64]) -> float | None:
         readable = values[~np.isnan(values)]

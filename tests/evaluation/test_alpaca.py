@@ -195,7 +195,7 @@ def test_rows_without_preference_or_text_count_nowhere(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [
-        ([annotation(0, 1), annotation(1, 2), annotation(0, 2)], r"entry 2: 'Say 0.' came before"),
+        ([annotation(0, 1), annotation(1, 2), annotation(0, 2)], "a.json: an instruction comes twice"),
         ([annotation(0, 1), without(annotation(1, 1), "preference")], "entry 1: preference is missing"),
         ([without(annotation(1, 1), "annotator")], "entry 0: annotator is missing"),
         ([annotation(0, 1), annotation(1, 2.5)], "entry 1: preference is 2.5; it must be from 1 to 2, 0 for a tie"),

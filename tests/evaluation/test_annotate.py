@@ -28,9 +28,8 @@ OUTPUTS = [
 
 
 def arena_answer(question: dict, model: str, text: str) -> dict:
-    if "uid" in question:
-        messages = [{"role": "user", "content": question["prompt"]}, {"role": "assistant", "content": {"answer": text}}]
-        return {"uid": question["uid"], "model": model, "messages": messages}
+    if "subcategory" in question:
+        return {"uid": question["uid"], "model": model, "messages": [{"content": {"answer": text}}]}
     choices = [{"index": 0, "turns": [{"content": text, "token_len": 1}]}]
     return {"question_id": question["question_id"], "model_id": model, "choices": choices}
 
@@ -56,7 +55,8 @@ def files(tmp_path_factory) -> dict[str, list[str]]:
 
     def duels(name: str, questions: list[dict]) -> list[str]:
         own = [arena_answer(question, "M1", f"answer {i}") for i, question in enumerate(questions)]
-        baseline = [arena_answer(question, "base", "None.") for question in reversed(questions)]
+        more = {"uid": "more", "question_id": "more", "prompt": "?"}  # a file may answer more than is asked
+        baseline = [arena_answer(question, "base", "None.") for question in (*reversed(questions), questions[0] | more)]
         return options(name, "jsonl", answers=own, baseline=baseline, questions=questions)
 
     turns = {"model_id": "M1", "choices": [{"index": 0, "turns": ["Blue water.", "Water."]}]}
@@ -113,9 +113,9 @@ def test_a_comparing_judge_annotates_alpaca_eval(run, judge, tmp_path, capsys):
     content, before = path.read_bytes(), path.stat().st_mtime_ns
     run(ALPACA_EVAL, out, "--protocol", "pairwise", "--N", "4")
     assert path.stat().st_mtime_ns == before and read_manifest(out) == manifest
-    for lost in (out / "manifest.json", out / "judgments" / "manifest.json", path):
+    shard = next((out / "judgments").glob("shards-*/*"))
+    for lost in (out / "manifest.json", out / "judgments" / "manifest.json", shard, path):
         lost.unlink()
-    next((out / "judgments").glob("shards-*/*")).unlink()
     run(ALPACA_EVAL, out, "--protocol", "pairwise", "--N", "4")
     assert path.read_bytes() == content and read_manifest(out)["digest"] == manifest["digest"]
 
@@ -259,9 +259,3 @@ def test_refused_answers(tmp_path, outputs, complaint):
     questions = read_questions(ALPACA_EVAL, written(tmp_path / "baseline.json", ALPACA))
     with pytest.raises(UserError, match=complaint):
         read_answers(ALPACA_EVAL, written(tmp_path / "M1.json", outputs), questions)
-
-
-def test_a_file_may_answer_more_than_is_asked(tmp_path):
-    questions = read_questions(ARENA_HARD, written(tmp_path / "question.jsonl", ARENA_2[:1]))
-    path = written(tmp_path / "M1.jsonl", [arena_answer(question, "M1", "a") for question in ARENA_2])
-    assert read_answers(ARENA_HARD, path, questions) == ("M1", {"f00d": ["a"], "beef": ["a"]})

@@ -106,10 +106,7 @@ def test_the_interval_is_the_benchmarks(tmp_path):
 def test_all_won_all_lost_and_all_ties(tmp_path, first, second, score):
     row = only(tables(tmp_path / "a.jsonl", [judged(f"q{i}", first, second) for i in range(7)]))
     assert {row[key] for key in ("score", "low", "high", "questions_low", "questions_high")} == {score}
-
-
-def test_resamples_that_win_all_are_an_end(tmp_path):
-    """Two battles, one won: a quarter of the resamples win both, a quarter none."""
+    # Two battles, one won: a quarter of the resamples win both, a quarter none.
     row = only(tables(tmp_path / "a.jsonl", [judged("q1", "A>B", "A>B")]))
     assert [row[key] for key in ("score", "low", "high")] == [50.0, 0.0, 100.0]
 
