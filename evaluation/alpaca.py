@@ -147,9 +147,10 @@ def design(annotations: Annotations, difficulties: Mapping[Any, float]) -> Array
     if len(difference) < 2 or not difference.any() or np.isnan(difference).any():
         raise UserError(f"{path}: no LC: all outputs must be texts, of lengths that differ")
     difficulty = np.array([difficulties.get(position, math.nan) for position in annotations.positions])
-    if (unknown := np.flatnonzero(np.isnan(difficulty))).size:
-        number = annotations.positions[unknown[0]]
-        raise UserError(f"{path}: no difficulty of number {number!r}, only of {len(difficulties)}; name whole files")
+    if unknown := [position for position in annotations.positions if position not in difficulties]:
+        raise UserError(
+            f"{path}: no difficulty of number {unknown[0]!r}, only of {len(difficulties)}; name whole files"
+        )
     with np.errstate(divide="ignore"):
         length = np.tanh(difference / difference.std(ddof=1))
     return np.column_stack([length, difficulty, np.ones_like(length)])
@@ -203,14 +204,15 @@ def read_gamed(path: Path) -> Gamed:
 
 
 def read_csv(path: Path, columns: Sequence[str], file: str) -> tuple[list[str], Array]:
-    """A CSV file's first column as texts, and its named columns [n, k] as numbers; an empty preference is NaN.
+    """A CSV file's first column as texts, and these columns (none: the last) [n, k] as numbers; preferences may be NaN.
 
     Raises `UserError` naming the path and what is wrong; `file` is the file to name instead.
     """
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), restval=""))
-        numbers = np.array([[float(row[name] or "nan") for name in columns] for row in rows])
-        if not rows or np.isnan(numbers[:, [name != "preference" for name in columns]]).any():
+        names = columns or list(rows[0] if rows else ())[-1:]
+        numbers = np.array([[float(row[name] or "nan") for name in names] for row in rows])
+        if not rows or np.isnan(numbers[:, [name != "preference" for name in names]]).any():
             raise ValueError("a number is missing")
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{path}: missing, or not the right file ({error}); name {file} {SOURCE}") from None
@@ -225,7 +227,7 @@ def predicted(path: Path, baseline: str, difficulty: Path) -> list[Record]:
     names, weights = read_csv(path, WEIGHTS, "weights, as in alpaca_eval's folder metrics/weights, or a file")
     if baseline not in names:
         raise UserError(f"{path}: {baseline!r} must be one of its {len(names)} models, such as {names[0]}")
-    difficulties = read_csv(difficulty, ("instruction_difficulty",), "instruction_difficulty.csv")[1]
+    difficulties = read_csv(difficulty, (), "instruction_difficulty.csv")[1]
     folder = path.absolute().parent
     annotator = folder.parent.name if folder.name == "length_controlled_v1" else "an unknown annotator"
     gaps = weights - weights[names.index(baseline)]

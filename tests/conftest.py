@@ -46,4 +46,4 @@ def tiny_run(tmp_path_factory) -> Path:
 
     Its output is in out.txt and err.txt.
     """
-    return finished_run(tmp_path_factory.mktemp("project"), {})
+    return finished_run(tmp_path_factory.mktemp("project"))

@@ -16,7 +16,7 @@ from typing import cast
 
 import pytest
 from marks import needs_int8
-from processes import HELD_OUT, ITERATE, ROOT, finished_run, fork, free_port, iterate, start, wait
+from processes import ROOT, fork, free_port, iterate, start, wait
 from torch.distributed.run import get_args_parser
 
 from evaluation.folders import ModelMeasurements
@@ -33,13 +33,20 @@ def place(tiny_run, tmp_path_factory) -> Path:
     return Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("copy") / "project", symlinks=True))
 
 
-@pytest.fixture(scope="module", params=["float32", pytest.param("int8", marks=needs_int8)])
-def exact_place(request, tmp_path_factory) -> Path:
-    """A run in each of the dtypes of the exactness tests: the whole run in float32, one iteration in int8."""
-    if request.param == "float32":
-        return request.getfixturevalue("place")
-    changes = {'"float32"': '"int8"', "[evaluation]": "[limits]", **{f"{key} = ": "# " for key in HELD_OUT}}
-    return finished_run(tmp_path_factory.mktemp("project"), changes, iterations=1)
+def one_iteration(place: Path, dtype: str) -> str:
+    """The name of a config of one iteration without measurements; M0 is the finished run's."""
+    text = (ROOT / "configs" / "tiny.toml").read_text().replace('"float32"', f'"{dtype}"')
+    (place / f"{dtype}.toml").write_text(text[: text.rindex("[[iteration]]")])
+    return f"{dtype}.toml"
+
+
+@pytest.fixture(scope="module", params=["tiny", pytest.param("int8", marks=needs_int8)])
+def name(request, place) -> str:
+    """The name of a finished run, and of its config, in each of the dtypes of the exactness tests."""
+    if request.param == "int8":
+        code, _, err = iterate(place, "--run", "int8", config=one_iteration(place, "int8"))
+        assert code == 0, err
+    return request.param
 
 
 def test_summary(tiny_run):
@@ -127,28 +134,28 @@ def test_lineage(tiny_run):
         assert pair["chosen_ids"] == chosen["ids"] and chosen["response_id"] == pair["response_id"]
 
 
-def test_a_missing_shard_alone_is_made_again_to_the_byte(exact_place):
-    folder = exact_place / "runs" / "tiny" / "iter1" / "judgments"
+def test_a_missing_shard_alone_is_made_again_to_the_byte(place, name):
+    folder = place / "runs" / name / "iter1" / "judgments"
     manifest = read_manifest(folder)
     lost = folder / manifest["shards"][1]
     content = lost.read_bytes()
     kept = {name: (folder / name).stat().st_mtime_ns for name in manifest["shards"] if folder / name != lost}
     lost.unlink()
     (folder / "manifest.json").unlink()
-    code, out, err = iterate(exact_place)
+    code, out, err = iterate(place, "--run", name, config=f"{name}.toml")
     assert code == 0 and out.count("->") == 1, err
     assert lost.read_bytes() == content and read_manifest(folder)["digest"] == manifest["digest"]
     assert {name: (folder / name).stat().st_mtime_ns for name in kept} == kept
 
 
-def judge_arguments(place: Path, out: str) -> tuple[str, ...]:
+def judge_arguments(place: Path, name: str, out: str) -> tuple[str, ...]:
     """The command that wrote the first iteration's judgments, with another output folder."""
     [m0] = (place / "models" / "sft").glob("*/checkpoint")
-    inputs = ("--model", str(m0.relative_to(place)), "--responses", "runs/tiny/iter1/responses")
-    return ("judging.judge", "--config", "tiny.toml", "--iteration", "1", *inputs, "--out", f"runs/{out}")
+    inputs = ("--model", str(m0.relative_to(place)), "--responses", f"runs/{name}/iter1/responses")
+    return ("judging.judge", "--config", f"{name}.toml", "--iteration", "1", *inputs, "--out", f"runs/{out}")
 
 
-def judgments_digest(place: Path, folder: str) -> str:
+def digest_of(place: Path, folder: str) -> str:
     return read_manifest(place / "runs" / folder)["digest"]
 
 
@@ -156,26 +163,27 @@ def test_two_nodes_write_the_same_bytes(place):
     """Two processes of torchrun, a rank each, which share the folder."""
     where = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}")
     launch = ("-m", "torch.distributed.run", *where, "--rdzv-id", "nodes", "--nproc-per-node", "1")
-    processes = [start(place, *launch, "-m", *judge_arguments(place, "two-nodes")) for _ in range(2)]
+    processes = [start(place, *launch, "-m", *judge_arguments(place, "tiny", "two-nodes")) for _ in range(2)]
     for process in processes:
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
-    assert judgments_digest(place, "two-nodes") == judgments_digest(place, "tiny/iter1/judgments")
+    assert digest_of(place, "two-nodes") == digest_of(place, "tiny/iter1/judgments")
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_rank_does_not_stop_the_other(exact_place, killed):
+def test_a_killed_rank_does_not_stop_the_other(place, name, killed):
     """Without torchrun, which would end both ranks, one of two is killed once the first shard is written. Rank 0 has
     the store: when rank 0 had ended, the other rank used to wait for ever for the missing shards."""
-    out, known = f"killed-{killed}", {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    ranks = [fork(exact_place, *judge_arguments(exact_place, out), RANK=rank, **known) for rank in ("0", "1")]
+    out, where = f"{name}-killed-{killed}", {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    words = judge_arguments(place, name, out)
+    ranks = [fork(place, *words, RANK=rank, WORLD_SIZE="2", **where) for rank in ("0", "1")]
     deadline = time.monotonic() + 120
-    while not list((exact_place / "runs").glob(f"{out}/shards-*/*.jsonl")) and time.monotonic() < deadline:
+    while not list((place / "runs").glob(f"{out}/shards-*/*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(ranks[killed], signal.SIGKILL)
     assert wait(ranks[killed]) == -signal.SIGKILL
     assert wait(ranks[1 - killed]) == 0
-    assert judgments_digest(exact_place, out) == judgments_digest(exact_place, "tiny/iter1/judgments")
+    assert digest_of(place, out) == digest_of(place, f"{name}/iter1/judgments")
 
 
 def test_torchrun_takes_no_option_of_a_stage_for_its_own():
@@ -188,7 +196,8 @@ def test_torchrun_takes_no_option_of_a_stage_for_its_own():
 
 
 def test_ctrl_c_leaves_a_run_that_the_same_command_continues(place):
-    process = start(place, *ITERATE, "--run", "stopped")
+    config = one_iteration(place, "float32")
+    process = start(place, str(ROOT / "iterate.py"), "--config", config, "--run", "stopped")
     responses = place / "runs" / "stopped" / "iter1" / "responses"
     deadline = time.monotonic() + 120
     while not responses.exists() and time.monotonic() < deadline:
@@ -198,17 +207,15 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_continues(place):
         os.kill(child, signal.SIGINT)  # a terminal's Ctrl-C reaches every process
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "run the same command again" in err
-    code, _, err = iterate(place, "--run", "stopped")
+    code, _, err = iterate(place, "--run", "stopped", config=config)
     assert code == 0, err
-    whole, continued = (place / "runs" / name / "iter2" / "checkpoint" for name in ("tiny", "stopped"))
-    assert read_manifest(continued)["digest"] == read_manifest(whole)["digest"]
+    assert digest_of(place, "stopped/iter1/checkpoint") == digest_of(place, "tiny/iter1/checkpoint")
 
 
 def test_an_sft_delta_replaces_the_training(place):
     """The file is made from the trained M0, and the merged M0 judges nearly as the trained one does."""
     text = (place / "tiny.toml").read_text()
-    start, end = text.index("[[iteration]]"), text.index("[evaluation]")
-    text = text[:start] + text[end:]
+    text = "iteration = []\n" + text[: text.index("[[iteration]]")] + text[text.index("[evaluation]") :]
     (place / "kept.toml").write_text(text.replace("[sft]", '[sft]\nsft_delta = "sft-delta.safetensors"'))
     code, _, err = iterate(place, "--run", "kept", config="kept.toml")
     assert code == 2 and "sft-delta.safetensors: no such file; `make sft` writes it" in err

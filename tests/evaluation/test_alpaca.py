@@ -98,6 +98,8 @@ def test_predictions_from_weights_are_the_packages(data, tmp_path):
     path = (data / "weights.csv").rename(folder / "baseline_base.csv")
     assert predicted(path, "base", data / "instruction_difficulty.csv")[0]["annotator"] == OFFICIAL_ANNOTATOR
     path.rename(data / "weights.csv")
+    (tmp_path / "d.csv").write_text(",0\n0,1.5\n1,-2\n")  # a column without a name
+    assert read_csv(tmp_path / "d.csv", (), "F")[1].tolist() == [[1.5], [-2]]
 
 
 @pytest.mark.peers

@@ -13,8 +13,6 @@ from sklearn.linear_model import LogisticRegression
 from evaluation.arena import main, read_judgments, report
 from stages.files import UserError, write_jsonl
 
-STRONG = {"A>>B", "B>>A"}
-
 
 def judged(question: str, first: str | None, second: str | None, **more) -> dict:
     """A row of v0.1: the verdicts with the baseline's answer as A, and with the model's."""
@@ -39,18 +37,14 @@ def only(boards: list[dict]) -> dict:
     return row
 
 
-def simulated(model: str, skill: float, questions: int, seed: int) -> list[dict]:
-    """Verdicts of all kinds, unreadable ones included."""
-    draw = random.Random(seed)
-    rows = []
-    for index in range(questions):
-        verdicts = []
-        for place in "BA":  # the model's
-            other = "AB"[place == "A"]
-            best, worst = (place, other) if draw.random() < skill else (other, place)
-            sign = draw.choice([">", ">>"])
-            verdicts.append(draw.choice([f"{best}{sign}{worst}"] * 12 + ["A=B", "A=B", None, "A<B"]))
-        rows.append(judged(f"q{index}", *verdicts, model=model, judge="gpt-4-1106-preview"))
+def simulated(model: str, skill: float, seed: int) -> list[dict]:
+    """Verdicts of all kinds on 50 questions, unreadable ones included."""
+    draw, rows = random.Random(seed), []
+    for index in range(50):
+        orders = [place if draw.random() < skill else place[::-1] for place in ("BA", "AB")]  # the better one first
+        verdicts = [f"{best}{draw.choice(['>', '>>'])}{worst}" for best, worst in orders]
+        verdicts = [draw.choice([verdict] * 12 + ["A=B", "A=B", None, "A<B"]) for verdict in verdicts]
+        rows.append(judged(f"q{index}", *verdicts, model=model))
     return rows
 
 
@@ -61,8 +55,8 @@ def row_battles(row: dict) -> list[float]:
         verdict = game["score"]
         if verdict == "A=B":
             scores.append(0.5)
-        elif verdict in {"A>B", "B>A"} | STRONG:
-            scores += [float(verdict[0] == mine)] * (3 if verdict in STRONG else 1)
+        elif verdict and ">" in verdict:
+            scores += [float(verdict[0] == mine)] * (3 if ">>" in verdict else 1)
     return scores
 
 
@@ -77,7 +71,7 @@ def test_worked_by_hand(tmp_path):
 def test_the_interval_is_the_benchmarks(tmp_path):
     """Its procedure anew: a regression on all rows, and on 100 resamples by numpy's global generator, seeded 42, with
     percentiles of the ratings, shown as win rates."""
-    rows = simulated("a", 0.3, 50, 1) + simulated("b", 0.7, 50, 2)
+    rows = simulated("a", 0.3, 1) + simulated("b", 0.7, 2)
     [board] = tables(tmp_path / "a.jsonl", rows)
     assert [row["model"] for row in board["rows"]] == ["b", "a"]
     battles = [(row["model"], win) for row in rows for win in row_battles(row)]
@@ -115,33 +109,25 @@ def test_what_is_unreadable_in_each_edition(tmp_path):
     """v0.1 knows five verdicts, and leaves out a game; v2.0 reads them backwards too, and leaves out the question."""
     rows = [("q1", "A<B", "A>B"), ("q2", None, "A>B"), ("q3", "B<<A", "A=B"), ("q4", "A>B", "[]"), ("q5", "A>B", "B=A")]
     one = only(tables(tmp_path / "a.jsonl", [judged(*row) for row in rows]))
-    assert (one["battles"], one["unreadable"]) == (5, 5)  # q1 1, q2 1, q3 1/2, q4 0, q5 0
-    assert one["score"] == 50.0
-    two = only(tables(tmp_path / "b.jsonl", [judged_2(*row) for row in rows]))
-    assert (two["battles"], two["unreadable"]) == (8, 2)  # q1 1 1, q3 0 0 0 1/2, q5 0 1/2
-    assert two["score"] == 37.5
+    assert (one["battles"], one["unreadable"], one["score"]) == (5, 5, 50.0)  # q1 1, q2 1, q3 1/2, q4 0, q5 0
     lost = judged_2("q6", None, "A>B")
     lost["games"][0] = None
-    again = only(tables(tmp_path / "c.jsonl", [judged_2(*row) for row in rows] + [lost]))
-    assert (again["battles"], again["unreadable"]) == (8, 3) and again["score"] == two["score"]
+    two = only(tables(tmp_path / "b.jsonl", [judged_2(*row) for row in rows] + [lost]))
+    assert (two["battles"], two["unreadable"], two["score"]) == (8, 3, 37.5)  # q1 1 1, q3 0 0 0 1/2, q5 0 1/2
 
 
 def test_the_interval_of_v2_spans_nine_tenths(tmp_path):
     """Of 600 single verdicts, 30% won: the share's standard error is sqrt(0.21 / 600)."""
     draw = random.Random(2)
-    wins = [draw.random() < 0.3 for _ in range(600)]
-    rows = [
-        judged_2(f"q{i}", "B>A" if one else "A>B", "A>B" if other else "B>A")
-        for i, (one, other) in enumerate(zip(wins[::2], wins[1::2], strict=True))
-    ]
-    [board] = tables(tmp_path / "a.jsonl", rows)
-    [own], share = board["rows"], sum(wins) / 600
+    wins = np.array([[draw.random() < 0.3, draw.random() < 0.3] for _ in range(300)])
+    verdicts = np.where(wins, ["B>A", "A>B"], ["A>B", "B>A"])
+    rows = [judged_2(f"q{i}", *map(str, games)) for i, games in enumerate(verdicts)]
+    own, share = only(tables(tmp_path / "a.jsonl", rows)), wins.mean()
     assert own["score"] == pytest.approx(100 * share, abs=0.01)
     expected = 2 * 1.645 * 100 * math.sqrt(share * (1 - share) / 600)
     assert own["high"] - own["low"] == pytest.approx(expected, rel=0.25)
     # Other models have no part in it, nor in the draw.
-    more = [row | {"model": "another"} for row in rows]
-    assert own in tables(tmp_path / "b.jsonl", rows + more)[0]["rows"]
+    assert own in tables(tmp_path / "b.jsonl", rows + [row | {"model": "another"} for row in rows])[0]["rows"]
 
 
 def test_judges_categories_and_editions_have_their_own_tables(tmp_path):
@@ -151,14 +137,15 @@ def test_judges_categories_and_editions_have_their_own_tables(tmp_path):
         judged_2("u1", "B>A", "A>B", judge="gpt-4.1"),
         judged("u1", "A=B", "A=B"),
     ]
-    boards = tables(tmp_path / "a.jsonl", rows)
-    against = "without style control: judged by {}, against {} (50.0)"
-    assert [(board["title"], board["rows"][0]["score"]) for board in boards] == [
-        (f"arena-hard-v0.1, {against}".format("M1's", "gpt-4-0314"), 50.0),
-        (f"arena-hard-v2.0, creative_writing, {against}".format("M1's", "gemini-2.0-flash-001"), 100.0),
-        (f"arena-hard-v2.0, hard_prompt, {against}".format("M1's", "o3-mini-2025-01-31"), 0.0),
-        (f"arena-hard-v2.0, hard_prompt, {against}".format("gpt-4.1", "o3-mini-2025-01-31"), 100.0),
+    wanted = [
+        ("arena-hard-v0.1", "M1's", "gpt-4-0314", 50.0),
+        ("arena-hard-v2.0, creative_writing", "M1's", "gemini-2.0-flash-001", 100.0),
+        ("arena-hard-v2.0, hard_prompt", "M1's", "o3-mini-2025-01-31", 0.0),
+        ("arena-hard-v2.0, hard_prompt", "gpt-4.1", "o3-mini-2025-01-31", 100.0),
     ]
+    for board, (name, judge, baseline, score) in zip(tables(tmp_path / "a.jsonl", rows), wanted, strict=True):
+        assert board["title"] == f"{name}, without style control: judged by {judge}, against {baseline} (50.0)"
+        assert board["rows"][0]["score"] == score
 
 
 def test_only_the_benchmarks_own_judge_baseline_and_questions_make_its_number(tmp_path):
