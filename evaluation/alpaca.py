@@ -14,9 +14,8 @@ where d is the baseline's characters minus the model's, and std(d) is over all r
 baselines that game length are added, each with weight 0.1 and without w_model; they keep w_length small. `--gamed
 df_gamed.csv` has these rows and the difficulties. LC is the mean of sigmoid(w_difficulty difficulty_i + w_model). A
 soft label is two examples: label 1 with weight q, label 0 with weight 1 - q. The penalty is L1. Its C is the one of ten
-with the lowest held-out cross-entropy, in five folds that keep both examples of a row together.
-
-Published weights predict LC: `--weights FILE --difficulty instruction_difficulty.csv`.
+with the lowest held-out cross-entropy, in five folds that keep both examples of a row together. Published weights
+predict LC: `--weights FILE --difficulty instruction_difficulty.csv`.
 """
 
 import argparse

@@ -6,7 +6,7 @@ compares (`--protocol`, evaluation/pairwise.py), `--N` times.
 
 - alpaca-eval: `--baseline` has the questions and the answers to compare with. OUT/annotations.json is `alpaca_eval`'s;
   output_1 is the baseline's. A preference from 1, the baseline's, to 2, the model's, is the mean over orders and
-  samples, 1.5 a tie, null without a verdict. "raw" has the verdicts behind the mean.
+  samples, 1.5 a tie, null without a verdict. "raw" has the verdicts.
 - arena-hard: `--questions`, `--baseline`. OUT/model_judgment/JUDGE/NAME.jsonl has two games a question: the baseline's
   answer as A, then as B. Scores are "A>B", "A=B", "B>A", or null; never ">>", since no prompt of ours defines when an
   answer is much better. If each answer is scored alone, both games have the same result.

@@ -52,8 +52,7 @@ def value(row: Record, where: str, *keys: str | int) -> Any:
 def require(wanted: Sequence[str], given: Collection[str], what: str) -> None:
     """Raise `UserError` naming the keys that are wanted and not given; `what` says who lacks what."""
     if missing := [name for name in wanted if name not in given]:
-        count = f"{len(missing)} of {len(wanted)} questions"
-        raise UserError(f"{what} {count}: {shortened(missing)}; add them, or name another file")
+        raise UserError(f"{what} {len(missing)} of {len(wanted)} questions: {shortened(missing)}; add them")
 
 
 def read_questions(benchmark: str, path: Path) -> list[Question]:

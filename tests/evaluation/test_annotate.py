@@ -85,8 +85,8 @@ def name_of(judge: Path) -> str:
 
 def test_a_comparing_judge_annotates_alpaca_eval(run, judge, tmp_path, capsys):
     """A complete stage stays, and a broken one is completed, to the byte."""
-    out, name = tmp_path / "out", name_of(judge)
-    run(ALPACA_EVAL, out, "--protocol", "pairwise", "--N", "4")
+    out, name, how = tmp_path / "out", name_of(judge), ("--protocol", "pairwise", "--N", "4")
+    run(ALPACA_EVAL, out, *how)
     line, manifest = capsys.readouterr().err.splitlines()[-1], read_manifest(out)
     rows = json.loads((out / "annotations.json").read_text())
     for row, asked, output in zip(rows, ALPACA, ("The Po.", "It is {not}.", "5"), strict=True):
@@ -95,28 +95,22 @@ def test_a_comparing_judge_annotates_alpaca_eval(run, judge, tmp_path, capsys):
         known |= {"annotator": name, "preference": row["preference"], "raw": row["raw"]}
         assert row == known and list(row) == list(known)
     assert (rows[0]["preference"], rows[0]["raw"]) == (1.5, [])  # equal texts tie unasked
-    unread = 0
     for row in rows[1:]:
         assert [(raw["shown"], raw["index"]) for raw in row["raw"]] == [(s, i) for s in (0, 1) for i in range(4)]
-        orders = []
-        for shown, better in ((0, "second"), (1, "first")):  # where the model's answer is
-            winners = [raw["winner"] for raw in row["raw"] if raw["shown"] == shown and raw["winner"]]
-            orders += [Fraction(winners.count(better), len(winners))] if winners else []
-        assert row["preference"] == (float(1 + sum(orders) / len(orders)) if orders else None)
-        unread += sum(raw["winner"] is None and raw["failure"] is not None for raw in row["raw"])
+    unread = sum(raw["winner"] is None and raw["failure"] is not None for row in rows for raw in row["raw"])
     assert (manifest["judge"], manifest["protocol"], manifest["N"]) == (name, "pairwise", 4)
     assert line.startswith(f"{out}/annotations.json: by {name}, not the benchmark's own annotator: 3 questions")
     assert 0 < unread < 16 and line.endswith(f"; {unread} of 16 judgments could not be read")
-    assert alpaca.annotated(alpaca.read_annotations(out / "annotations.json"), None)["annotator"] == name
-
     path = out / "annotations.json"
+    assert alpaca.annotated(alpaca.read_annotations(path), None)["annotator"] == name
+
     content, before = path.read_bytes(), path.stat().st_mtime_ns
-    run(ALPACA_EVAL, out, "--protocol", "pairwise", "--N", "4")
+    run(ALPACA_EVAL, out, *how)
     assert path.stat().st_mtime_ns == before and read_manifest(out) == manifest
     shard = next((out / "judgments").glob("shards-*/*"))
     for lost in (out / "manifest.json", out / "judgments" / "manifest.json", shard, path):
         lost.unlink()
-    run(ALPACA_EVAL, out, "--protocol", "pairwise", "--N", "4")
+    run(ALPACA_EVAL, out, *how)
     assert path.read_bytes() == content and read_manifest(out)["digest"] == manifest["digest"]
 
 
@@ -129,8 +123,11 @@ def test_a_scoring_judge_annotates(run, judge, tmp_path, monkeypatch):
         assert row["preference"] == (1.5 if one == two else 1 if one > two else 2)
     run(ARENA_HARD, tmp_path / "arena", "--N", "6")
     path = tmp_path / "arena" / "model_judgment" / name_of(judge) / "M1.jsonl"
-    games = [tuple(game["score"] for game in row["games"]) for row in read_jsonl(path)]
-    assert len(games) == 2 and set(games) <= {("A>B", "B>A"), ("B>A", "A>B"), ("A=B", "A=B")}
+    texts = [record["text"] for record in read_shards(tmp_path / "arena" / "judgments")]
+    for row, one, two in zip(read_jsonl(path), (texts[:6], texts[12:18]), (texts[6:12], texts[18:]), strict=True):
+        games = tuple(game["score"] for game in row["games"])
+        assert games in {("A>B", "B>A"), ("B>A", "A>B"), ("A=B", "A=B")}
+        assert [game["judgment"] for game in row["games"]] == ["\n\n".join(one + two), "\n\n".join(two + one)]
     for written_last in (path, tmp_path / "arena" / "manifest.json"):
         written_last.unlink()
     monkeypatch.setenv("RANK", "1")
@@ -140,38 +137,32 @@ def test_a_scoring_judge_annotates(run, judge, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("benchmark", "asked"), [(ARENA_HARD, ARENA_1), ("arena-hard 2", ARENA_2)])
 def test_arena_hard_has_two_games_a_question(run, judge, tmp_path, benchmark, asked):
-    out, name = tmp_path / "out", name_of(judge)
-    run(benchmark, out, "--protocol", "pairwise", "--N", "3")
-    path = out / "model_judgment" / name / "M1.jsonl"
-    named = ["uid", "category"] if "2" in benchmark else ["question_id"]
+    run(benchmark, tmp_path, "--protocol", "pairwise", "--N", "3")
+    path = tmp_path / "model_judgment" / name_of(judge) / "M1.jsonl"
+    named, texts = ["uid", "category"] if asked is ARENA_2 else ["question_id"], {}
+    for record in read_shards(tmp_path / "judgments"):
+        texts.setdefault((record["duel"], record["shown"]), []).append(record["text"])
     for row, question in zip(read_jsonl(path), asked, strict=True):
-        known = {key: question[key] for key in named} | {"model": "M1", "judge": name, "baseline": "base"}
+        known = {key: question[key] for key in named} | {"model": "M1", "judge": name_of(judge), "baseline": "base"}
         assert row == known | {"games": row["games"]}
-        records = [r for r in read_shards(out / "judgments") if r["duel"] == question[named[0]]]
         for shown, game in enumerate(row["games"]):
-            mine = [record for record in records if record["shown"] == shown]
-            a, b = (sum(record["winner"] == place for record in mine) for place in ("first", "second"))
-            assert game["score"] == (None if not a + b else "A=B" if a == b else "A>B" if a > b else "B>A")
-            text = "\n\n".join(record["text"] for record in mine)
-            assert game["judgment"] == ({"answer": text} if "2" in benchmark else text)
-    assert {board.judge for board in arena.read_judgments([path])} == {name}
+            text = "\n\n".join(texts[question[named[0]], shown])
+            assert game["judgment"] == ({"answer": text} if asked is ARENA_2 else text)
+    assert {board.judge for board in arena.read_judgments([path])} == {name_of(judge)}
 
 
 def test_mt_bench_is_scored_by_turn_on_our_scale(run, judge, files, tmp_path):
-    out, name = tmp_path / "out", name_of(judge)
-    run(MT_BENCH, out, "--N", "2")
-    path = out / "model_judgment" / f"{name}_single.jsonl"
-    rows = list(read_jsonl(path))
-    for row, (question, turn) in zip(rows, [(q, turn) for q in MT for turn in (1, 2)], strict=True):
-        part = f"{question['question_id']}/turn{turn}"
-        records = [record for record in read_shards(out / "judgments") if record["response_id"] == part]
-        scores = [record["score"] for record in records if record["score"] is not None]
-        known = {"question_id": question["question_id"], "model": "M1", "judge": name}
-        known |= {"judgment": "\n\n".join(record["text"] for record in records)}
-        known |= {"score": sum(scores) / len(scores) if scores else None, "scale": [0, 5], "turn": turn}
-        assert len(records) == 2 and row == known
+    run(MT_BENCH, tmp_path, "--N", "2")
+    path = tmp_path / "model_judgment" / f"{name_of(judge)}_single.jsonl"
+    rows, records = list(read_jsonl(path)), list(read_shards(tmp_path / "judgments"))
+    names = [(question["question_id"], turn) for question in MT for turn in (1, 2)]
+    assert [record["response_id"] for record in records[::2]] == [f"{name}/turn{turn}" for name, turn in names]
+    for row, (name, turn), *pair in zip(rows, names, records[::2], records[1::2], strict=True):
+        known = {"question_id": name, "model": "M1", "judge": name_of(judge)}
+        known |= {"judgment": "\n\n".join(record["text"] for record in pair), "score": row["score"]}
+        assert row == known | {"scale": [0, 5], "turn": turn}
     unread = sum(row["score"] is None for row in rows)
-    assert read_manifest(out)["counts"] == {"questions": 3, "scored": 6 - unread, "without_verdict": unread}
+    assert read_manifest(tmp_path)["counts"] == {"questions": 3, "scored": 6 - unread, "without_verdict": unread}
     questions = read_questions(MT_BENCH, Path(files[MT_BENCH][3]))
     [result] = mtbench.report(*mtbench.read_scores(path, questions), questions)
     assert "scores are from 0 to 5, not 1 to 10" in result["notes"][0]
@@ -181,25 +172,22 @@ NAMES = {"model": "M1", "judge": "ours", "baseline": "base"}
 
 
 @pytest.mark.parametrize(
-    ("as_is", "swapped", "preference", "games"),
+    ("as_is", "swapped", "preference", "games", "better"),
     [
-        (["first"], ["second"], 1, ["A>B", "B>A"]),  # the baseline's, in both orders
-        (["second"], ["first"], 2, ["B>A", "A>B"]),
-        (["first"], ["first"], 1.5, ["A>B", "A>B"]),  # the first place, both times
-        (["tie"], ["first"], 1.75, ["A=B", "A>B"]),
-        (["second", "first"], ["first", "first"], 1.75, ["A=B", "A>B"]),
-        (["first", "second", "second"], ["tie"], 19 / 12, ["B>A", "A=B"]),
-        ([None], ["first"], 2, [None, "A>B"]),
-        ([None], [None], None, [None, None]),
+        (["first"], ["second"], 1, ["A>B", "B>A"], "baseline_better"),  # the baseline's, in both orders
+        (["second"], ["first"], 2, ["B>A", "A>B"], "model_better"),
+        (["first"], ["first"], 1.5, ["A>B", "A>B"], "tied"),  # the first place, both times
+        (["tie"], ["first"], 1.75, ["A=B", "A>B"], "model_better"),
+        (["second", "first"], ["first", "first"], 1.75, ["A=B", "A>B"], "model_better"),
+        (["first", "second", "second"], ["tie"], 19 / 12, ["B>A", "A=B"], "model_better"),
+        ([None], ["first"], 2, [None, "A>B"], "model_better"),
+        ([None], [None], None, [None, None], "without_verdict"),
     ],
 )
-def test_preferences_by_hand(as_is, swapped, preference, games):
+def test_preferences_by_hand(as_is, swapped, preference, games, better):
     duel, known = Duel("b1", "Name a river.", "The Po.", "No."), {"duel": "b1", "failure": None}
     given = [(side, i, winner) for side, winners in enumerate((as_is, swapped)) for i, winner in enumerate(winners)]
     records = [known | {"shown": side, "index": i, "winner": w, "text": f"{side}{i}"} for side, i, w in given]
-    better = {None: "without_verdict", 1.5: "tied"}.get(
-        preference
-    ) or f"{'model' if preference > 1.5 else 'baseline'}_better"
     for asked in (ALPACA[0], ARENA_1[0]):
         question = Question("b1", "b1", "c", ["Name a river."], asked)
         [row], counts = compared_rows([question], [duel], records, "pairwise", **NAMES)
