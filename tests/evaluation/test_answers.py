@@ -12,7 +12,7 @@ import pytest
 from processes import ROOT, fork, free_port, wait
 from questions import ALPACA, ARENA_1, ARENA_2, MT, without, written
 
-from evaluation.answers import decoding, main, markdown_counts
+from evaluation.answers import answer_row, decoding, main, markdown_counts
 from evaluation.benchmarks import ALPACA_EVAL, ARENA_HARD, MT_BENCH, read_questions
 from model.chat import load_chat
 from prepare.seed_model import make_tiny
@@ -57,46 +57,46 @@ def answers(out: Path, name: str = "M1") -> list[dict]:
     return list(read_jsonl(out / "model_answer" / f"{name}.jsonl"))
 
 
-def texts(folder: Path) -> list[str]:
-    return [row["text"].strip() for row in read_shards(folder)]
-
-
 def test_alpaca_eval(run, tmp_path, capsys):
     """Some models' public outputs have no data sets, and AlpacaEval's tool needs none."""
     asked, out = [*ALPACA[:2], without(ALPACA[2], "dataset")], tmp_path / "out"
     run(ALPACA_EVAL, written(tmp_path / "alpaca_eval.json", asked), out)
     rows = json.loads((out / "model_outputs.json").read_text())
-    for row, question, text in zip(rows, asked, texts(out / "turn1"), strict=True):
+    for row, question, record in zip(rows, asked, read_shards(out / "turn1"), strict=True):
         known = {key: question[key] for key in ("dataset", "instruction") if key in question}
-        assert row == known | {"output": text, "generator": "M1"} and list(row)[-2:] == ["output", "generator"]
+        assert row == known | {"output": record["text"].strip(), "generator": "M1"} and row["output"]
     counts = read_manifest(out)["counts"]
-    assert all(row["output"] for row in rows)
     assert counts["questions"] == counts["answers"] == 3 == counts["stop"] + counts["length"]
     ends = f"{counts['length']} cut off at 8 tokens or the end of the context, 0 whose prompt does not fit, 0 empty"
     assert capsys.readouterr().err.splitlines()[-1] == f"{out}/model_outputs.json: 3 answers: {ends}"
 
 
-@pytest.mark.parametrize("asked", [ARENA_1, ARENA_2])
-def test_arena_hard_and_a_new_name_that_samples_nothing_again(run, tmp_path, place, asked):
-    questions, out = written(tmp_path / "question.jsonl", asked), tmp_path / "out"
+def test_rows_of_arena_hard(tmp_path, place):
+    tokenizer = load_chat(place / "tiny").tokenizer
+    tokens = len(tokenizer.encode("# A *river*"))
+    one, two = (
+        answer_row(ARENA_HARD, read_questions(ARENA_HARD, written(tmp_path / "q.jsonl", asked))[0], ["# A *river*"],
+                   "M1", tokenizer, 1.5)
+        for asked in (ARENA_1, ARENA_2)
+    )  # fmt: skip
+    known = {"question_id": "b1", "answer_id": one["answer_id"], "model_id": "M1"}
+    choices = [{"index": 0, "turns": [{"content": "# A *river*", "token_len": tokens}]}]
+    assert one == known | {"choices": choices, "tstamp": 1.5} and list(one)[:3] == list(known) and tokens > 1
+    messages = [{"role": "user", "content": ARENA_2[0]["prompt"]}]
+    messages.append({"role": "assistant", "content": {"answer": "# A *river*"}})
+    known = {"uid": "f00d", "ans_id": two["ans_id"], "model": "M1", "messages": messages, "tstamp": 1.5}
+    assert two == known | {"metadata": {"token_len": tokens} | markdown_counts("# A *river*")}
+
+
+def test_a_new_name_samples_nothing_again(run, tmp_path):
+    questions, out = written(tmp_path / "question.jsonl", ARENA_1), tmp_path / "out"
     run(ARENA_HARD, questions, out)
-    rows, tokenizer = answers(out), load_chat(place / "tiny").tokenizer
-    for row, question, text in zip(rows, asked, texts(out / "turn1"), strict=True):
-        tokens = len(tokenizer.encode(text))
-        if asked is ARENA_1:
-            known = {"question_id": question["question_id"], "answer_id": row["answer_id"], "model_id": "M1"}
-            known |= {"choices": [{"index": 0, "turns": [{"content": text, "token_len": tokens}]}]}
-            known |= {"tstamp": row["tstamp"]}
-        else:
-            answer = {"role": "assistant", "content": {"answer": text}}
-            known = {"uid": question["uid"], "ans_id": row["ans_id"], "model": "M1"}
-            known |= {"messages": [{"role": "user", "content": question["prompt"]}, answer], "tstamp": row["tstamp"]}
-            known |= {"metadata": {"token_len": tokens} | markdown_counts(text)}
-        assert row == known and list(row) == list(known)
     written_at = {shard: shard.stat().st_mtime_ns for shard in (out / "turn1").rglob("*")}
     run(ARENA_HARD, questions, out, "M2")
     assert written_at == {shard: shard.stat().st_mtime_ns for shard in (out / "turn1").rglob("*")}
-    assert len({row.get("ans_id") or row["answer_id"] for row in rows + answers(out, "M2")}) == 4
+    one, two = answers(out), answers(out, "M2")
+    assert len({row["answer_id"] for row in one + two}) == 4
+    assert [row["choices"] for row in one] == [row["choices"] for row in two]
 
 
 def test_mt_bench_asks_the_second_turn_with_the_first_answer(mt, place):
@@ -188,13 +188,12 @@ def test_markdown_is_counted_outside_of_code():
         (ALPACA_EVAL, [ALPACA[0], without(ALPACA[1], "instruction")], "q.json, entry 1: instruction is missing"),
         (ALPACA_EVAL, [*ALPACA, ALPACA[1]], r"q.json, entry 3: 'Why is {it} blue\?' came before"),
         (ALPACA_EVAL, [ALPACA[0] | {"instruction": " "}], "entry 0: ' ' came before, or a turn is no text or empty"),
-        (ALPACA_EVAL, [], "q.json: no questions"),
+        (MT_BENCH, [], "q.jsonl: no questions"),
         (ARENA_HARD, [ARENA_2[0], without(ARENA_2[1], "prompt")], "q.jsonl, line 2: prompt is missing"),
         (ARENA_HARD, [ARENA_1[0] | {"turns": ["text"]}], "line 1: content is missing"),
         (ARENA_HARD, MT, "line 1: turns of arena-hard must be a list of 1"),
         (MT_BENCH, [without(MT[0], "question_id")], "line 1: question_id is missing; add it, or name a file of this"),
         (MT_BENCH, [MT[0], MT[1] | {"turns": ["a", None]}], "line 2: '111' came before, or a turn is no text"),
-        (MT_BENCH, [MT[0] | {"turns": "ab"}], "line 1: turns of mt-bench must be a list of 2"),
     ],
 )
 def test_bad_questions_are_one_line(tmp_path, benchmark, rows, complaint):
