@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -80,11 +81,6 @@ def test_predictions_from_weights_are_the_packages(data, tmp_path):
         rows = predicted(data / "weights.csv", baseline, data / "instruction_difficulty.csv")
         rates = {row["model"]: row["length_controlled_winrate"] for row in rows}
         assert rates[model] == pytest.approx(rate, abs=1e-9) and rates[baseline] == 50
-    folder = tmp_path / OFFICIAL_ANNOTATOR / "length_controlled_v1"
-    folder.mkdir(parents=True)
-    path = (data / "weights.csv").rename(folder / "baseline_base.csv")
-    assert predicted(path, "base", data / "instruction_difficulty.csv")[0]["annotator"] == OFFICIAL_ANNOTATOR
-    path.rename(data / "weights.csv")
     (tmp_path / "d.csv").write_text(",0\n0,1.5\n1,-2\n")  # a column without a name
     assert read_csv(tmp_path / "d.csv", (), "F")[1].tolist() == [[1.5], [-2]]
 
@@ -194,15 +190,12 @@ def test_bad_annotations_are_one_line(tmp_path, rows, complaint):
     assert "\n" not in str(error.value) and str(tmp_path / "a.json") in str(error.value)
 
 
-def test_files_of_all_kinds(tmp_path):
-    """From Windows; with characters that are not bytes, an index that is a whole float, and a pool of annotators."""
-    who = ({"annotator": OFFICIAL_ANNOTATOR}, {"annotator": None}, {"annotator": "B"}, {"annotator": "B"})
-    given = [annotation(place, 1, index=float(place), generator_1=OFFICIAL_BASELINE) for place in range(4)]
-    text = json.dumps([row | own | {"output_1": "漢🙂"} for row, own in zip(given, who, strict=True)], indent=1)
-    (tmp_path / "a.json").write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+def test_a_pool_of_annotators_whole_floats_and_characters_of_several_bytes(tmp_path):
+    who = ("A", None, "B", "B")
+    rows = [annotation(place, 1, index=float(place), annotator=name) for place, name in enumerate(who)]
+    write_json(tmp_path / "a.json", [row | {"output_1": "漢🙂"} for row in rows])
     own = read_annotations(tmp_path / "a.json")
-    assert (own.positions, own.lengths[0].tolist()) == ([0, 1, 2, 3], [2, 20])
-    assert own.names["annotator"] == f"{OFFICIAL_ANNOTATOR}, B"
+    assert (own.positions, own.lengths[0].tolist(), own.names["annotator"]) == ([0, 1, 2, 3], [2, 20], "A, B")
 
 
 def test_whose_number_is_official(tmp_path):
@@ -227,13 +220,17 @@ def test_the_command(run, data, tmp_path, monkeypatch):
     assert run("--annotations", *files, "--gamed", data / "df_gamed.csv")[2].split()[:3] == ["model", "50.00", "0.00"]
 
 
-def test_the_command_predicts_from_weights(run, data):
-    words = ("--weights", data / "weights.csv", "--difficulty", data / "instruction_difficulty.csv")
-    _, header, *lines, remark = run(*words, "--baseline", "base")
-    assert header.split() == ["model", "length", "controlled", "winrate", "annotator", "baseline"]
-    assert [line.split()[0] for line in lines] == ["base", "good", "weak"] and lines[0].split()[1] == "50.00"
-    assert remark.startswith("judged by an unknown annotator against base: not the official")
+def test_the_command_predicts_from_weights(run, data, tmp_path):
+    folder = tmp_path / OFFICIAL_ANNOTATOR / "length_controlled_v1"
+    folder.mkdir(parents=True)
+    path = Path(shutil.copy(data / "weights.csv", folder))
+    difficulty = ("--difficulty", data / "instruction_difficulty.csv")
+    for weights, annotator in ((path, OFFICIAL_ANNOTATOR), (data / "weights.csv", "an unknown annotator")):
+        _, header, first, *_, remark = run("--weights", weights, *difficulty, "--baseline", "base")
+        assert header.split() == ["model", "length", "controlled", "winrate", "annotator", "baseline"]
+        assert first.split() == ["base", "50.00", *annotator.split(), "base"]
+        assert remark.startswith(f"judged by {annotator} against base: not the official")
     with pytest.raises(UserError, match=f"'{OFFICIAL_BASELINE}' must be one of its 3 models, such as base"):
-        run(*words)
+        run("--weights", path, *difficulty)
     with pytest.raises(UserError, match=r"--weights needs --difficulty instruction_difficulty\.csv, of the data set"):
-        run(*words[:2])
+        run("--weights", path)

@@ -128,12 +128,9 @@ def test_the_interval_of_v2_spans_nine_tenths_of_a_models_own_resamples(tmp_path
 
 
 def test_judges_categories_and_editions_have_their_own_tables(tmp_path):
-    rows = [
-        judged_2("u1", "A>B", "B>A"),
-        judged_2("u2", "B>A", "A>B", category="creative_writing", baseline="gemini-2.0-flash-001"),
-        judged_2("u1", "B>A", "A>B", judge="gpt-4.1"),
-        judged("u1", "A=B", "A=B"),
-    ]
+    poems = {"category": "creative_writing", "baseline": "gemini-2.0-flash-001"}
+    rows = [judged("u1", "A=B", "A=B"), judged_2("u2", "B>A", "A>B", **poems)]
+    rows += [judged_2("u1", "A>B", "B>A"), judged_2("u1", "B>A", "A>B", judge="gpt-4.1")]
     wanted = [
         ("arena-hard-v0.1", "M1's", "gpt-4-0314", 50.0),
         ("arena-hard-v2.0, creative_writing", "M1's", "gemini-2.0-flash-001", 100.0),
