@@ -33,18 +33,23 @@ def place(tiny_run, tmp_path_factory) -> Path:
     return Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("copy") / "project", symlinks=True))
 
 
-def one_iteration(place: Path, dtype: str) -> str:
-    """The name of a config of one iteration without measurements; M0 is the finished run's."""
-    text = (ROOT / "configs" / "tiny.toml").read_text().replace('"float32"', f'"{dtype}"')
-    (place / f"{dtype}.toml").write_text(text[: text.rindex("[[iteration]]")])
-    return f"{dtype}.toml"
+def checkpoint(place: Path) -> str:
+    """The path of M0 in the folder `place`."""
+    return json.loads((place / "runs" / "tiny" / "summary.json").read_text())["sft"]["checkpoint"]
 
 
 @pytest.fixture(scope="module", params=["tiny", pytest.param("int8", marks=needs_int8)])
 def name(request, place) -> str:
-    """The name of a finished run, and of its config, in each of the dtypes of the exactness tests."""
+    """The name of a finished run, and of its config, in each of the dtypes of the exactness tests.
+
+    The one in int8 has one iteration from the other's M0, without measurements.
+    """
     if request.param == "int8":
-        code, _, err = iterate(place, "--run", "int8", config=one_iteration(place, "int8"))
+        text = (ROOT / "configs" / "tiny.toml").read_text().replace('"float32"', '"int8"')
+        text = text.replace('"models/tiny"\nprepare = "tiny"', f'"{checkpoint(place)}"')
+        text = text[: text.rindex("[[iteration]]")].replace("[sft]", "[sft]\nenabled = false")
+        (place / "int8.toml").write_text(text)
+        code, _, err = iterate(place, "--run", "int8", config="int8.toml")
         assert code == 0, err
     return request.param
 
@@ -150,8 +155,7 @@ def test_a_missing_shard_alone_is_made_again_to_the_byte(place, name):
 
 def judge_arguments(place: Path, name: str, out: str) -> tuple[str, ...]:
     """The command that wrote the first iteration's judgments, with another output folder."""
-    [m0] = (place / "models" / "sft").glob("*/checkpoint")
-    inputs = ("--model", str(m0.relative_to(place)), "--responses", f"runs/{name}/iter1/responses")
+    inputs = ("--model", checkpoint(place), "--responses", f"runs/{name}/iter1/responses")
     return ("judging.judge", "--config", f"{name}.toml", "--iteration", "1", *inputs, "--out", f"runs/{out}")
 
 
@@ -196,8 +200,9 @@ def test_torchrun_takes_no_option_of_a_stage_for_its_own():
 
 
 def test_ctrl_c_leaves_a_run_that_the_same_command_continues(place):
-    config = one_iteration(place, "float32")
-    process = start(place, str(ROOT / "iterate.py"), "--config", config, "--run", "stopped")
+    text = (ROOT / "configs" / "tiny.toml").read_text()
+    (place / "stopped.toml").write_text(text[: text.rindex("[[iteration]]")])  # M0 is there already
+    process = start(place, str(ROOT / "iterate.py"), "--config", "stopped.toml", "--run", "stopped")
     responses = place / "runs" / "stopped" / "iter1" / "responses"
     deadline = time.monotonic() + 120
     while not responses.exists() and time.monotonic() < deadline:
@@ -207,7 +212,7 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_continues(place):
         os.kill(child, signal.SIGINT)  # a terminal's Ctrl-C reaches every process
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "run the same command again" in err
-    code, _, err = iterate(place, "--run", "stopped", config=config)
+    code, _, err = iterate(place, "--run", "stopped", config="stopped.toml")
     assert code == 0, err
     assert digest_of(place, "stopped/iter1/checkpoint") == digest_of(place, "tiny/iter1/checkpoint")
 
