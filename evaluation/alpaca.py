@@ -11,100 +11,73 @@ outputs had the same length. A logistic regression without intercept predicts th
     q_i ~ sigmoid(w_length tanh(d_i / std(d)) + w_difficulty difficulty_i + w_model)
 
 where d is the baseline's characters minus the model's, and std(d) is over all rows, with n - 1. The rows of two
-baselines that game length are added, each with weight 0.1 and without w_model; they keep w_length small. LC is the mean
-of sigmoid(w_difficulty difficulty_i + w_model). A soft label is two examples: label 1 with weight q, label 0 with
-weight 1 - q. The penalty is L1. Its C is the one of ten with the lowest held-out cross-entropy, in five folds that keep
-both examples of a row together. With the same version of scikit-learn LC equals the package's to the last digits;
-versions assign rows to other folds, which changes both by up to 0.06 points.
-
-The gamed rows are `--gamed df_gamed.csv`, which also has the difficulties; or the annotations that it comes from, of
-gpt4_1106_preview_verbose and _concise, `--gamed A.json B.json --difficulty instruction_difficulty.csv`. Published
-weights, a file for each annotator and baseline, predict LC: `--weights FILE --difficulty instruction_difficulty.csv`.
+baselines that game length are added, each with weight 0.1 and without w_model; they keep w_length small. `--gamed
+df_gamed.csv` has these rows and the difficulties. LC is the mean of sigmoid(w_difficulty difficulty_i + w_model). A
+soft label is two examples: label 1 with weight q, label 0 with weight 1 - q. The penalty is L1. Its C is the one of ten
+with the lowest held-out cross-entropy, in five folds that keep both examples of a row together. Published weights
+predict LC: `--weights FILE --difficulty instruction_difficulty.csv`.
 """
 
 import argparse
 import csv
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks import Record, once, print_tables, read_rows, value
+from evaluation.benchmarks import Record, print_tables, read_rows, value
 from stages.files import UserError, command
 
 Array = NDArray[np.float64]
 
 OFFICIAL_ANNOTATOR, OFFICIAL_BASELINE, INSTRUCTIONS = "weighted_alpaca_eval_gpt4_turbo", "gpt4_1106_preview", 805
 SOURCE = "of the data set tatsu-lab/alpaca_eval on Hugging Face"
-"""The publisher of df_gamed.csv and instruction_difficulty.csv."""
-
-GAMED_WEIGHT = 0.2 / 2
-"""Weight of a row of the two gamed baselines."""
-FOLDS, CS, SEED = 5, np.logspace(-4, 4, 10), 123
-"""The seed is that of liblinear's order of coordinates."""
-
-COLUMNS = {
-    "model": "model", "length_controlled_winrate": "LC", "lc_standard_error": "LC error", "win_rate": "win rate",
-    "standard_error": "error", "discrete_win_rate": "discrete", "avg_length": "length", "n_total": "n",
-    "n_draws": "ties", "without_preference": "unjudged", "annotator": "annotator", "baseline": "baseline",
-}  # fmt: skip
-"""The columns of the table, by key, with their titles."""
-WEIGHT_COLUMNS = ("np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)")
+WEIGHTS = ("np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)")
+GAMED_WEIGHT = 0.2 / 2  # of a row of the two gamed baselines
+FOLDS, CS, SEED = 5, np.logspace(-4, 4, 10), 123  # liblinear's order of coordinates is drawn
 
 
-@dataclass(frozen=True)
-class Annotations:
+class Annotations(NamedTuple):
     """A judge's preferences between a model and a baseline, n rows in the file's order."""
 
     path: Path
-    names: dict[str, str]
-    """"model", "baseline", and "annotator", which may be several names, separated by commas."""
-    preferences: Array
-    """[n], from 0 (the baseline's output) to 1 (the model's); NaN for no preference."""
-    lengths: Array
-    """[n, 2], characters of the baseline's and the model's output; NaN for an output that is no text."""
-    positions: NDArray[np.int64]
-    """[n], the index of the instruction's difficulty: the row's "index" if rows have one, else the row's place."""
+    names: dict[str, str]  # "model", "baseline", and "annotator", which may be several, separated by commas
+    preferences: Array  # [n], from 0 (the baseline's output) to 1 (the model's); NaN for no preference
+    lengths: Array  # [n, 2], characters of the baseline's and the model's output; NaN for an output that is no text
+    positions: list[Any]  # [n], the number of the instruction's difficulty: "index" if rows have it, else the place
 
 
-@dataclass(frozen=True)
-class Gamed:
-    """The gamed baselines' rows: features [m, 3] and preferences [m]; and the difficulties [p] by position, or NaN."""
+class Gamed(NamedTuple):
+    """The gamed baselines' rows: features [m, 3] and preferences [m]; and the difficulties by position."""
 
     features: Array
     preferences: Array
-    difficulties: Array
+    difficulties: Mapping[Any, float]
 
 
 def read_annotations(path: Path) -> Annotations:
     """The annotations of a file. Raises `UserError` naming file, entry and key of an invalid row."""
-    rows, places = list(read_rows(path)), dict[Any, str]()
-    indexed = any("index" in row for _, row in rows)
-    preferences, lengths, positions = [], [], []
-    for place, (where, row) in enumerate(rows):
-        instruction = str(value(row, where, "instruction"))
-        once(places, instruction, instruction, where)
+    rows = list(read_rows(path))
+    lengths, preferences, names = [], [], dict[str, str]()
+    for where, row in rows:
         outputs = [value(row, where, key) for key in ("output_1", "output_2")]
         lengths.append([len(output) if isinstance(output, str) else math.nan for output in outputs])
         preferences.append(_preference(value(row, where, "preference"), where))
-        position = value(row, where, "index") if indexed else place
-        if type(position) not in (int, float) or not float(position).is_integer():
-            raise UserError(f"{where}: index is {position!r}; it must be the instruction's place, from 0")
-        positions.append(int(position))
+    if len({value(row, where, "instruction") for where, row in rows}) < len(rows):
+        raise UserError(f"{path}: an instruction comes twice; keep one row of each")
     if all(map(math.isnan, preferences)):
         raise UserError(f"{path}: no row has a preference; name a file that a judge has annotated")
-    names = {}
     for name, key in (("model", "generator_2"), ("baseline", "generator_1"), ("annotator", "annotator")):
-        judged = [entry for entry in rows if name != "annotator" or entry[1].get(key, "") is not None]
-        own = list(dict.fromkeys(str(value(row, where, key)) for where, row in judged))
-        if not own or (name != "annotator" and len(own) > 1):
-            raise UserError(f"{path}: {key} is {', '.join(own) or None}; name one in all rows")
+        own = dict.fromkeys(given for where, row in rows if (given := value(row, where, key)))
         names[name] = ", ".join(own)
-    return Annotations(path, names, np.array(preferences), np.array(lengths), np.array(positions))
+        if not own or (len(own) > 1 and name != "annotator"):
+            raise UserError(f"{path}: {key} is {names[name] or None}; name one in all rows")
+    indexed = "index" in rows[0][1]
+    positions = [value(row, where, "index") if indexed else place for place, (where, row) in enumerate(rows)]
+    return Annotations(path, names, np.array(preferences), np.array(lengths), positions)
 
 
 def _preference(given: Any, where: str) -> float:
@@ -113,7 +86,7 @@ def _preference(given: Any, where: str) -> float:
         number = math.nan if given is None else float(given) or 1.5
     except (TypeError, ValueError):
         number = math.inf
-    if isinstance(given, bool) or not (1 <= number <= 2 or math.isnan(number)):
+    if not (1 <= number <= 2 or math.isnan(number)):
         raise UserError(f"{where}: preference is {given!r}; it must be from 1 to 2, 0 for a tie, or null")
     return number - 1
 
@@ -124,70 +97,62 @@ def standard_error(values: Array) -> float | None:
 
 
 def annotated(annotations: Annotations, gamed: Gamed | None) -> Record:
-    """A model's row: rates and standard errors in percent, counts, the mean length in characters; with `gamed`, LC.
+    """A model's row, with the leaderboard's names: rates and standard errors in percent, counts, and the mean length.
 
-    The win rate is the mean preference. The discrete win rate counts a preference as a win, a loss or, at exactly 1/2,
-    half a win. `without_preference` counts the rows that are in nothing else, `without_text` outputs without a length.
+    The discrete win rate counts a preference as a win, a loss or, at exactly 1/2, half a win. `without_preference`
+    counts the rows that are in nothing else.
     """
-    given = annotations.preferences[np.isfinite(annotations.preferences)]
+    names, given = annotations.names, annotations.preferences[np.isfinite(annotations.preferences)]
     lengths = annotations.lengths[np.isfinite(annotations.lengths[:, 1]), 1]
     wins, losses = int((given > 0.5).sum()), int((given < 0.5).sum())
     ties = len(given) - wins - losses
-    rate, error, weights = length_controlled(annotations, gamed) if gamed else (None, None, None)
-    return annotations.names | {
-        "length_controlled_winrate": rate,
-        "lc_standard_error": error,
-        "weights": weights,
+    predictions = length_controlled(annotations, gamed)[0] if gamed else None
+    row = {
+        "model": names["model"],
+        "length_controlled_winrate": None if predictions is None else float(100 * predictions.mean()),
+        "lc_standard_error": None if predictions is None else standard_error(predictions),
         "win_rate": float(100 * given.mean()),
         "standard_error": standard_error(given),
         "discrete_win_rate": 100 * (wins + ties / 2) / len(given),
-        "n_wins": wins,
-        "n_wins_base": losses,
-        "n_draws": ties,
-        "n_total": len(given),
+        "avg_length": int(lengths.mean()) if len(lengths) else None,  # truncated, as on the leaderboard
         "without_preference": len(annotations.preferences) - len(given),
         "without_text": len(annotations.lengths) - len(lengths),
-        "avg_length": int(lengths.mean()) if len(lengths) else None,  # truncated, as on the leaderboard
     }
+    return row | {"n_wins": wins, "n_wins_base": losses, "n_draws": ties, "n_total": len(given)} | names
 
 
-def length_controlled(annotations: Annotations, gamed: Gamed) -> tuple[float, float | None, dict[str, float]]:
-    """LC and its standard error, in percent, and the weights.
+def length_controlled(annotations: Annotations, gamed: Gamed) -> tuple[Array, Array]:
+    """The predicted preferences at equal lengths, whose mean is LC, and the weights of length, difficulty and model.
 
     Rows without a preference are predicted but not fitted; their lengths count in the standard deviation. A model that
     is its own baseline wins 50% by definition.
     """
     if annotations.names["model"] == annotations.names["baseline"]:
-        predictions, weights = np.full(np.isfinite(annotations.preferences).sum(), 0.5), np.zeros(3)
-    else:
-        own = design(annotations, gamed.difficulties, 1.0)
-        features = np.concatenate([gamed.features, own])
-        targets = np.concatenate([gamed.preferences, annotations.preferences])
-        masses, preferred = np.where(features[:, 2] == 1, 1.0, GAMED_WEIGHT), np.isfinite(targets)
-        weights = fit(features[preferred], targets[preferred], masses[preferred])
-        predictions = logistic(weights[1] * own[:, 1] + weights[2])
-    names = ("length", "difficulty", "model")
-    by_name = dict(zip(names, weights.tolist(), strict=True))
-    return float(100 * predictions.mean()), standard_error(predictions), by_name
+        return np.full(np.isfinite(annotations.preferences).sum(), 0.5), np.zeros(3)
+    own = design(annotations, gamed.difficulties)
+    features = np.concatenate([gamed.features, own])
+    targets = np.concatenate([gamed.preferences, annotations.preferences])
+    masses, preferred = np.where(features[:, 2] == 1, 1.0, GAMED_WEIGHT), np.isfinite(targets)
+    weights = fit(features[preferred], targets[preferred], masses[preferred])
+    return logistic(weights[1] * own[:, 1] + weights[2]), weights
 
 
-def design(annotations: Annotations, difficulties: Array, model: float) -> Array:
+def design(annotations: Annotations, difficulties: Mapping[Any, float]) -> Array:
     """The features [n, 3] of a file's rows. As in the package, length is -1 or 1 if all differences are equal.
 
-    Raises `UserError` naming the file for an output that is no text, lengths that don't differ, and an instruction
-    without difficulty.
+    Raises `UserError` naming the file if lengths are missing or equal, or an instruction has no difficulty.
     """
     path, difference = annotations.path, annotations.lengths[:, 0] - annotations.lengths[:, 1]
-    if (without := np.flatnonzero(np.isnan(difference))).size:
-        raise UserError(f"{path}, entry {without[0]}: an output is no text and has no length; mend the row")
-    if len(difference) < 2 or not difference.any():
-        raise UserError(f"{path}: no two outputs differ in length; there is no length to control for")
-    known = set(np.flatnonzero(np.isfinite(difficulties)).tolist())
-    if unknown := [place for place in annotations.positions.tolist() if place not in known]:
-        raise UserError(f"{path}: no difficulty of number {unknown[0]}, only of {len(known)}; name whole files")
+    if len(difference) < 2 or not difference.any() or np.isnan(difference).any():
+        raise UserError(f"{path}: no LC: all outputs must be texts, of lengths that differ")
+    difficulty = np.array([difficulties.get(position, math.nan) for position in annotations.positions])
+    if unknown := [position for position in annotations.positions if position not in difficulties]:
+        raise UserError(
+            f"{path}: no difficulty of number {unknown[0]!r}, only of {len(difficulties)}; name whole files"
+        )
     with np.errstate(divide="ignore"):
         length = np.tanh(difference / difference.std(ddof=1))
-    return np.column_stack([length, difficulties[annotations.positions], np.full(len(length), model)])
+    return np.column_stack([length, difficulty, np.ones_like(length)])
 
 
 def fit(features: Array, targets: Array, masses: Array) -> Array:
@@ -203,21 +168,21 @@ def fit(features: Array, targets: Array, masses: Array) -> Array:
         raise UserError("LC needs scikit-learn; pip install '.[evaluation]'") from None
     if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 8):  # older ones ignore l1_ratio alone
         raise UserError(f"scikit-learn {sklearn.__version__} is too old for l1_ratio; pip install '.[evaluation]'")
-    rows, labels = np.concatenate([features, features]), np.repeat([1, 0], len(features))
-    shares, copied = np.concatenate([targets, 1 - targets]), np.concatenate([masses, masses])
-    targets_of_1, groups = np.concatenate([targets, targets]), np.tile(np.arange(len(features)), 2)
+    rows, groups = np.tile(features, (2, 1)), np.tile(np.arange(len(features)), 2)
+    labels, shares = np.repeat([1, 0], len(features)), np.concatenate([targets, 1 - targets])
+    targets, masses = np.tile(targets, 2), np.tile(masses, 2)
 
     def regression(chosen: Any, C: float, random: np.random.RandomState) -> Any:
         model = LogisticRegression(C=C, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=random)
-        return model.fit(rows[chosen], labels[chosen], sample_weight=(shares * copied)[chosen])
+        return model.fit(rows[chosen], labels[chosen], sample_weight=(shares * masses)[chosen])
 
     losses = np.zeros(len(CS))
     for train, test in GroupKFold(FOLDS).split(rows, groups=groups):
         random = np.random.RandomState(SEED)  # all Cs of a fold share it, as in LogisticRegressionCV
         for i, C in enumerate(CS):
             chance = regression(train, C, random).predict_proba(rows[test])[:, 1].clip(1e-15, 1 - 1e-15)
-            entropy = targets_of_1[test] * np.log(chance) + (1 - targets_of_1[test]) * np.log(1 - chance)
-            losses[i] -= np.mean(entropy * copied[test])
+            entropy = targets[test] * np.log(chance) + (1 - targets[test]) * np.log(1 - chance)
+            losses[i] -= np.mean(entropy * masses[test])
     return regression(slice(None), CS[losses.argmin()], np.random.RandomState(SEED)).coef_[0]
 
 
@@ -225,82 +190,59 @@ def logistic(x: Array) -> Array:
     return np.exp(-np.logaddexp(0, -x))
 
 
-def read_gamed(paths: Sequence[Path], difficulty: Path | None = None) -> Gamed:
-    """The gamed baselines' rows: df_gamed.csv, or annotations of both baselines with the file of difficulties.
+def read_gamed(path: Path) -> Gamed:
+    """The gamed baselines' rows and the difficulties, from df_gamed.csv.
 
-    df_gamed.csv has the instructions in order, once for each baseline. So the difficulty of position p is that of row
-    p, from 0, as long as the row is the first with its index.
+    The file has the instructions in order, once for each baseline. So the difficulty of position p is that of row p,
+    from 0, as long as the row is the first with its index.
     """
-    if len(paths) == 1 and difficulty is None:
-        columns = ("std_delta_len", "instruction_difficulty", "index", "preference")
-        length, difficulties, index, preferences = read_csv(paths[0], columns, "df_gamed.csv")[1].T
-        _, first = np.unique(index, return_index=True)
-        features = np.column_stack([np.tanh(length), difficulties, np.zeros_like(length)])
-        known = np.where(np.isin(np.arange(len(index)), first), difficulties, math.nan)
-        return Gamed(features, preferences, known)
-    if len(set(paths)) != 2 or difficulty is None:
-        raise UserError(f"--gamed: name df_gamed.csv alone, or both baselines' annotations and --difficulty, {SOURCE}")
-    gamed, difficulties = [read_annotations(path) for path in paths], read_difficulties(difficulty)
-    features = np.concatenate([design(own, difficulties, 0.0) for own in gamed])
-    return Gamed(features, np.concatenate([own.preferences for own in gamed]), difficulties)
-
-
-def read_difficulties(path: Path) -> Array:
-    """The difficulties [p] of all instructions: the column "instruction_difficulty", or the second of two columns."""
-    return read_csv(path, ("instruction_difficulty",), "instruction_difficulty.csv")[1][:, 0]
+    columns = ("std_delta_len", "instruction_difficulty", "index", "preference")
+    length, difficulties, index, preferences = read_csv(path, columns, "df_gamed.csv")[1].T
+    features = np.column_stack([np.tanh(length), difficulties, np.zeros_like(length)])
+    return Gamed(features, preferences, {int(p): difficulties[p] for p in np.unique(index, return_index=True)[1]})
 
 
 def read_csv(path: Path, columns: Sequence[str], file: str) -> tuple[list[str], Array]:
-    """A CSV file's first column as texts, and its named columns [n, k] as numbers; an empty preference is NaN.
+    """A CSV file's first column as texts, and these columns (none: the last) [n, k] as numbers; preferences may be NaN.
 
-    The second of two columns needs no name. Raises `UserError` naming file, line and column.
+    Raises `UserError` naming the path and what is wrong; `file` is the file to name instead.
     """
     try:
-        reader = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), restval="")
-        rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path}: no such file in UTF-8; name {file} {SOURCE}") from None
-    header = list(reader.fieldnames or ())
-    names = header[1:] if len(header) == 2 and len(columns) == 1 else columns
-    if missing := [name for name in names if name not in header] or ([] if rows else ["row"]):
-        raise UserError(f"{path}: no {missing[0]}; name {file} {SOURCE}")
-
-    def number(row: dict[str, str], column: str, where: str) -> float:
-        try:
-            given = float(row[column] or "nan")
-        except ValueError:
-            given = math.inf
-        if not math.isfinite(given) and (column, row[column]) != ("preference", ""):
-            raise UserError(f"{where}: {column} is {row[column]!r}; fetch the file again")
-        return given
-
-    return [row[header[0]] for _, row in rows], np.array([[number(row, k, at) for k in names] for at, row in rows])
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), restval=""))
+        names = columns or list(rows[0] if rows else ())[-1:]
+        numbers = np.array([[float(row[name] or "nan") for name in names] for row in rows])
+        if not rows or np.isnan(numbers[:, [name != "preference" for name in names]]).any():
+            raise ValueError("a number is missing")
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: missing, or not the right file ({error}); name {file} {SOURCE}") from None
+    return [next(iter(row.values())) for row in rows], numbers
 
 
-def predicted(path: Path, baseline: str, difficulties: Array) -> list[Record]:
-    """Rows with the predicted LC of all models in a file of weights, whose folder ANNOTATOR/... names the annotator."""
-    names, weights = read_csv(path, WEIGHT_COLUMNS, "weights, as in alpaca_eval's folder metrics/weights, or a file")
-    if baseline not in names or len(set(names)) < len(names):
-        raise UserError(f"{path}: {baseline!r} must be one of its {len(names)} models, such as {names[0]}, named once")
+def predicted(path: Path, baseline: str, difficulty: Path) -> list[Record]:
+    """Rows with the predicted LC of all models in a file of weights, whose folder ANNOTATOR/... names the annotator.
+
+    `difficulty`: the file with the difficulties of all instructions.
+    """
+    names, weights = read_csv(path, WEIGHTS, "weights, as in alpaca_eval's folder metrics/weights, or a file")
+    if baseline not in names:
+        raise UserError(f"{path}: {baseline!r} must be one of its {len(names)} models, such as {names[0]}")
+    difficulties = read_csv(difficulty, (), "instruction_difficulty.csv")[1]
     folder = path.absolute().parent
     annotator = folder.parent.name if folder.name == "length_controlled_v1" else "an unknown annotator"
     gaps = weights - weights[names.index(baseline)]
-    rates = [float(100 * logistic(own[1] * difficulties + own[2]).mean()) for own in gaps]
-    pairs = zip(names, rates, strict=True)
-    known = {"baseline": baseline, "annotator": annotator}
-    return [{"model": name} | known | {"length_controlled_winrate": rate} for name, rate in pairs]
+    rates = 100 * logistic(gaps[:, 1] * difficulties + gaps[:, 2]).mean(0)
+    pairs, known = zip(names, rates.tolist(), strict=True), {"annotator": annotator, "baseline": baseline}
+    return [{"model": name, "length_controlled_winrate": rate} | known for name, rate in pairs]
 
 
 def notes(rows: Sequence[Record]) -> list[str]:
-    """Notes on unofficial rows, on rows without all instructions or texts, and on missing length control."""
+    """Notes on unofficial rows, on rows without all instructions, and on missing length control."""
     official = f"by {OFFICIAL_ANNOTATOR} against {OFFICIAL_BASELINE}"
     others = sorted({f"by {row['annotator']} against {row['baseline']}" for row in rows} - {official})
     lines = [f"judged {other}: not the official AlpacaEval 2 number, which is {official}" for other in others]
     for row in rows:
         if (count := row.get("n_total", INSTRUCTIONS)) != INSTRUCTIONS:
             lines.append(f"{row['model']}: a preference on {count} instructions; AlpacaEval has {INSTRUCTIONS}")
-        if count := row.get("without_text"):
-            lines.append(f"{row['model']}: {count} outputs are no texts, and not in its length")
     if any(row["length_controlled_winrate"] is None for row in rows):
         lines.append(f"no length-controlled win rate: it needs --gamed df_gamed.csv, {SOURCE}")
     return lines
@@ -311,23 +253,18 @@ def main() -> None:
     inputs = parser.add_mutually_exclusive_group(required=True)
     inputs.add_argument("--annotations", type=Path, nargs="+", help="annotations.json, one file for each model")
     inputs.add_argument("--weights", type=Path, help="weights of many models, as published by alpaca_eval")
-    gamed = f"df_gamed.csv, {SOURCE}; or annotations of the gamed baselines, with --difficulty"
-    parser.add_argument("--gamed", type=Path, nargs="+", help=gamed)
-    parser.add_argument("--difficulty", type=Path, help=f"instruction_difficulty.csv, {SOURCE}")
-    parser.add_argument("--baseline", help=f"baseline of --weights; default: {OFFICIAL_BASELINE}")
-    parser.add_argument("--json", action="store_true", help="print JSON, not a table")
+    parser.add_argument("--gamed", type=Path, help=f"with --annotations, for LC: df_gamed.csv, {SOURCE}")
+    parser.add_argument("--difficulty", type=Path, help=f"with --weights: instruction_difficulty.csv, {SOURCE}")
+    parser.add_argument("--baseline", default=OFFICIAL_BASELINE, help="baseline of --weights; default: %(default)s")
     given = parser.parse_args()
+    if bool(given.weights) != bool(given.difficulty) or (given.weights and given.gamed):
+        raise UserError(f"--weights needs --difficulty instruction_difficulty.csv, {SOURCE}; --annotations --gamed")
     if given.weights:
-        if given.gamed or not given.difficulty:
-            raise UserError(f"--weights: needs --difficulty instruction_difficulty.csv, {SOURCE}, and no --gamed")
-        rows = predicted(given.weights, given.baseline or OFFICIAL_BASELINE, read_difficulties(given.difficulty))
+        rows = predicted(given.weights, given.baseline, given.difficulty)
     else:
-        if given.baseline or (given.difficulty and not given.gamed):
-            raise UserError("--baseline is for --weights, --difficulty for --weights or --gamed; leave them out")
-        gamed_rows = read_gamed(given.gamed, given.difficulty) if given.gamed else None
-        rows = [annotated(read_annotations(path), gamed_rows) for path in given.annotations]
-    shown = rows if given.json else [{title: row.get(key) for key, title in COLUMNS.items()} for row in rows]
-    print_tables([{"title": "AlpacaEval 2", "notes": notes(rows), "rows": shown}], 2, given.json)
+        gamed = read_gamed(given.gamed) if given.gamed else None
+        rows = [annotated(read_annotations(path), gamed) for path in given.annotations]
+    print_tables([{"title": "AlpacaEval 2", "notes": notes(rows), "rows": rows}], 2)
 
 
 if __name__ == "__main__":

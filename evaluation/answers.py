@@ -7,26 +7,21 @@
   arena-hard-auto and FastChat's llm_judge. MT-Bench's second turn is asked with the answer to the first in its dialog.
 
 The temperature is the benchmark's if it defines one: 0 in Arena-Hard (v0.1; v2.0 leaves it to each model), by category
-in MT-Bench. AlpacaEval does not; our choice is the actor's `respond.temperature`. `respond.top_p` and
-`respond.max_new_tokens` are the actor's (the tools' limits: 4,096 tokens in Arena-Hard v0.1, 1,024 in MT-Bench). No
-system message is added to the chat format.
+in MT-Bench. AlpacaEval does not; our choice is the config's `respond.temperature`. `respond.top_p` and
+`respond.max_new_tokens` count, too (the tools' limits: 4,096 tokens in Arena-Hard v0.1, 1,024 in MT-Bench). No system
+message is added. Arena-Hard's `token_len` is counted by the model's own tokenizer, where the benchmark takes
+tiktoken's: before v2.0's style control, run arena-hard-auto's `utils/add_markdown_info.py` on the answers.
 
-Arena-Hard's `token_len` is counted by the model's own tokenizer, where the benchmark takes tiktoken's: before v2.0's
-`show_result.py --control-features length`, run arena-hard-auto's `utils/add_markdown_info.py` on the answers.
-
-All ranks write shards, a folder for each turn; then rank 0 writes the file. The stage's digest is that of the shards,
-since the file contains the time of writing.
+All ranks write shards; then rank 0 writes the file. The stage's digest is the shards', since the file has the time.
 """
 
 import argparse
 import hashlib
-import math
 import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -36,52 +31,21 @@ from model.chat import ChatFormat, Message
 from model.tokenizer import Tokenizer
 from sampling.request import FinishReason, Sampling
 from sampling.worker import Item, Worker, generation_settings
-from stages.files import UserError, command, read_manifest, read_shards, write_json, write_jsonl
+from stages.files import UserError, command, read_shards, write_json, write_jsonl
 from stages.seeds import request_seed
-from stages.settings import Settings, load_settings
+from stages.settings import Respond, load_settings
 from stages.stage import Job, Output, first_rank, make_job
 
 COLD = ("extraction", "math", "coding", "reasoning")
-CATEGORY_TEMPERATURES = {"stem": 0.1, "humanities": 0.1} | dict.fromkeys(COLD, 0.0)
-"""MT-Bench's temperatures, from FastChat; any other category has 0.7."""
+CATEGORY_TEMPERATURES = {"stem": 0.1, "humanities": 0.1} | dict.fromkeys(COLD, 0.0)  # MT-Bench's, from FastChat
 
 
-@dataclass(frozen=True)
-class Exam:
-    """A benchmark's questions, and how a model answers them."""
-
-    benchmark: str
-    file: Path
-    """The file of the questions."""
-    questions: list[Question]
-    settings: Settings
-    model_dir: Path
-    decoding: Record
-    """"temperatures" by the questions' categories, "top_p", "max_new_tokens"."""
-
-    def job(self, what: str, out: Path) -> Job:
-        """The job of a turn, or of the file; `what` is the turn, or the name in the file."""
-        section = {"benchmark": self.benchmark, "what": what} | self.decoding
-        values = generation_settings(self.settings, 0, section)
-        return make_job("answers", self.settings, values, out, {"model": self.model_dir, "questions": self.file})
-
-    @property
-    def folders(self) -> list[str]:
-        """The folders of each turn's shards."""
-        return [f"turn{turn}" for turn in range(1, TURNS[self.benchmark] + 1)]
-
-
-def read_exam(given: argparse.Namespace) -> Exam:
-    """The exam of a command line: with the given decoding, else the benchmark's, else the actor's."""
-    settings, questions = load_settings(given.config), read_questions(given.benchmark, given.questions)
-    respond, temperature, limit = settings.respond, given.temperature, given.max_new_tokens
-    if temperature is None and given.benchmark != MT_BENCH:
-        temperature = 0.0 if given.benchmark == ARENA_HARD else respond.temperature
-    categories = [question.category for question in questions]
-    temperatures = {c: CATEGORY_TEMPERATURES.get(c, 0.7) if temperature is None else temperature for c in categories}
-    limit = respond.max_new_tokens if limit is None else limit
-    decoding = {"temperatures": temperatures, "top_p": respond.top_p, "max_new_tokens": limit}
-    return Exam(given.benchmark, given.questions, questions, settings, given.model, decoding)
+def decoding(benchmark: str, questions: Sequence[Question], respond: Respond) -> Record:
+    """The "temperatures" by the questions' categories, "top_p" and "max_new_tokens"."""
+    by_category = CATEGORY_TEMPERATURES if benchmark == MT_BENCH else {}
+    other = {ALPACA_EVAL: respond.temperature, ARENA_HARD: 0.0, MT_BENCH: 0.7}[benchmark]
+    temperatures = {question.category: by_category.get(question.category, other) for question in questions}
+    return {"temperatures": temperatures, "top_p": respond.top_p, "max_new_tokens": respond.max_new_tokens}
 
 
 def dialog(question: Question, answers: Sequence[str]) -> list[Message]:
@@ -92,26 +56,18 @@ def dialog(question: Question, answers: Sequence[str]) -> list[Message]:
     return [*messages, {"role": "user", "content": question.turns[len(answers)]}]
 
 
-def turn_items(exam: Exam, answers: Sequence[Sequence[str]], chat: ChatFormat) -> Iterator[Item]:
-    """One request a question, for the turn after its `answers`."""
-    how = exam.decoding
-    for question, given in zip(exam.questions, answers, strict=True):
-        name, messages = f"{question.id}/turn{len(given) + 1}", partial(dialog, question, tuple(given))
+def turn_items(
+    questions: Sequence[Question], answers: Sequence[Sequence[str]], how: Record, chat: ChatFormat, seed: int
+) -> Iterator[Item]:
+    """One request a question, for the turn after its `answers`; `how` is the `decoding`, `seed` the run's."""
+    for question, given in zip(questions, answers, strict=True):
+        turn = len(given) + 1
+        name, messages = f"{question.id}/turn{turn}", dialog(question, given)
         temperature = how["temperatures"][question.category]
         sampling = Sampling(temperature, how["top_p"], how["max_new_tokens"], chat.stop_ids)
-        seed = request_seed(exam.settings.seed, 0, "answers", name)
-        record = {"id": name, "question_id": question.id, "turn": len(given) + 1, "messages": messages()}
-        yield Item(name, messages, sampling, seed, question.id, record)
-
-
-def ask(exam: Exam, worker: Worker, out: Path) -> list[list[str]]:
-    """Each question's answers by turn, stripped as by the benchmarks' tools; empty if the prompt does not fit."""
-    answers: list[list[str]] = [[] for _ in exam.questions]
-    for turn in exam.folders:
-        worker.run(exam.job(turn, out / turn), turn_items(exam, answers, worker.chat))
-        for given, record in zip(answers, list(read_shards(out / turn)), strict=True):
-            given.append(record["text"].strip())
-    return answers
+        record = {"id": name, "question_id": question.id, "turn": turn, "messages": messages}
+        own_seed = request_seed(seed, 0, "answers", name)
+        yield Item(name, partial(list, messages), sampling, own_seed, question.id, record)
 
 
 def answer_row(
@@ -125,52 +81,30 @@ def answer_row(
     answer_id = hashlib.sha256(f"{name}/{question.id}".encode()).hexdigest()[:22]
     tokens = len(tokenizer.encode(answers[0]))
     if "uid" in row and benchmark == ARENA_HARD:
-        return {
-            "uid": row["uid"],
-            "ans_id": answer_id,
-            "model": name,
-            "messages": [*dialog(question, ()), {"role": "assistant", "content": {"answer": answers[0]}}],
-            "tstamp": tstamp,
-            "metadata": {"token_len": tokens} | markdown_counts(answers[0]),
-        }
+        messages = [*dialog(question, ()), {"role": "assistant", "content": {"answer": answers[0]}}]
+        metadata = {"token_len": tokens} | markdown_counts(answers[0])
+        known = {"uid": row["uid"], "ans_id": answer_id, "model": name}
+        return known | {"messages": messages, "tstamp": tstamp, "metadata": metadata}
     turns = [{"content": answers[0], "token_len": tokens}] if benchmark == ARENA_HARD else list(answers)
-    return {
-        "question_id": row["question_id"],
-        "answer_id": answer_id,
-        "model_id": name,
-        "choices": [{"index": 0, "turns": turns}],
-        "tstamp": tstamp,
-    }
+    known = {"question_id": row["question_id"], "answer_id": answer_id, "model_id": name}
+    return known | {"choices": [{"index": 0, "turns": turns}], "tstamp": tstamp}
 
 
 def markdown_counts(answer: str) -> dict[str, dict[str, int]]:
     """Headers, list items and bold spans of an answer, outside of fenced code, as Arena-Hard v2.0 defines them."""
     text = re.sub(r"```[^`]*```", "``````", answer)
-
-    def count(pattern: str) -> int:
-        return len(re.findall(pattern, text, re.MULTILINE))
-
+    patterns = {
+        "header_count": {f"h{level}": rf"^#{{{level}}}\s" for level in range(1, 7)},
+        "list_count": {"ordered": r"^\s*\d+\.\s", "unordered": r"^\s*[-*+]\s"},
+        "bold_count": {"**": r"\*\*[^*\n]+\*\*", "__": r"__[^_\n]+__"},
+    }
     return {
-        "header_count": {f"h{level}": count(rf"^#{{{level}}}\s") for level in range(1, 7)},
-        "list_count": {"ordered": count(r"^\s*\d+\.\s"), "unordered": count(r"^\s*[-*+]\s")},
-        "bold_count": {"**": count(r"\*\*[^*\n]+\*\*"), "__": count(r"__[^_\n]+__")},
+        name: {kind: len(re.findall(pattern, text, re.MULTILINE)) for kind, pattern in kinds.items()}
+        for name, kinds in patterns.items()
     }
 
 
-def count_answers(exam: Exam, answers: Sequence[Sequence[str]], out: Path) -> tuple[dict[str, int], list[Path]]:
-    """Numbers of answers by finish reason, and of empty ones; and all shards."""
-    counts: Counter[str] = Counter()
-    shards: list[Path] = []
-    for turn in exam.folders:
-        manifest = read_manifest(out / turn) or {}
-        counts.update(manifest["counts"])
-        shards += [out / turn / shard for shard in manifest["shards"]]
-    ends = {reason: counts[reason] for reason in get_args(FinishReason)}
-    empty = sum(not text for texts in answers for text in texts)
-    return {"questions": len(exam.questions), "answers": counts["records"]} | ends | {"empty": empty}, shards
-
-
-def read_arguments() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description="Answer a benchmark's questions, in the format of its own tools.")
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--benchmark", required=True, choices=list(TURNS))
@@ -178,40 +112,44 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
     parser.add_argument("--name", required=True, help="what the benchmark's tools are to call the model")
     parser.add_argument("--out", required=True, type=Path)
-    temperatures = "the config's respond.temperature for alpaca-eval, 0 for arena-hard, by category for mt-bench"
-    parser.add_argument("--temperature", type=float, help=f"default: {temperatures}")
-    parser.add_argument("--max-new-tokens", type=int, help="of an answer; default: the config's respond.max_new_tokens")
-    given = parser.parse_args()
-    if not given.name.strip(" .") or "/" in given.name:
-        raise UserError(f"--name {given.name!r}: it becomes a file's name; give one without a slash")
-    if not 0 <= (given.temperature or 0) < math.inf or (given.max_new_tokens is not None and given.max_new_tokens < 1):
-        raise UserError("--temperature must not be negative, --max-new-tokens at least 1")
-    return given
+    given, started = parser.parse_args(), time.monotonic()
+    benchmark, name, out = given.benchmark, given.name, given.out
+    if not name.strip(" .") or "/" in name:
+        raise UserError(f"--name {name!r}: it becomes a file's name; give one without a slash")
+    settings, questions = load_settings(given.config), read_questions(benchmark, given.questions)
+    how = decoding(benchmark, questions, settings.respond)
 
+    def job(what: str, out: Path) -> Job:
+        values = generation_settings(settings, 0, {"benchmark": benchmark, "what": what} | how)
+        return make_job("answers", settings, values, out, {"model": given.model, "questions": given.questions})
 
-def main() -> None:
-    given, started = read_arguments(), time.monotonic()
-    exam, out = read_exam(given), given.out
-    job = exam.job(f"file of {given.name}", out)
-    if job.complete:
+    whole = job(f"file of {name}", out)
+    if whole.complete:
         return
-    worker = Worker(exam.settings, given.model)
-    answers = ask(exam, worker, out)
+    worker = Worker(settings, given.model)
+    answers: list[list[str]] = [[] for _ in questions]  # by turn
+    ends, shards = Counter[str](), list[Path]()
+    for turn in range(1, TURNS[benchmark] + 1):
+        folder = out / f"turn{turn}"
+        worker.run(job(folder.name, folder), turn_items(questions, answers, how, worker.chat, settings.seed))
+        for texts, record in zip(answers, list(read_shards(folder)), strict=True):
+            texts.append(record["text"].strip())  # as the benchmarks' tools do; empty if the prompt does not fit
+            ends[record["finish_reason"]] += 1
+        shards += folder.glob("shards-*/*.jsonl")
     if not first_rank():
         return  # every rank has the same answers; one writes the file
-    pairs, how = zip(exam.questions, answers, strict=True), (given.name, worker.chat.tokenizer, time.time())
-    rows = [answer_row(exam.benchmark, question, texts, *how) for question, texts in pairs]
-    file = "model_outputs.json" if exam.benchmark == ALPACA_EVAL else f"model_answer/{given.name}.jsonl"
-    write_json(out / file, rows) if exam.benchmark == ALPACA_EVAL else write_jsonl(out / file, rows)
-    counts, shards = count_answers(exam, answers, out)
-    facts = {"file": file, "counts": counts, "decoding": exam.decoding}
-    Output({}, facts, shards).write(job, seconds=round(time.monotonic() - started, 1))
-    limit = f"{exam.decoding['max_new_tokens']} tokens or the end of the context"
-    print(
-        f"{out / file}: {counts['answers']} answers: {counts['length']} cut off at {limit}, "
-        f"{counts['too_long']} whose prompt does not fit, {counts['empty']} empty",
-        file=sys.stderr,
-    )
+    pairs, by = zip(questions, answers, strict=True), (name, worker.chat.tokenizer, time.time())
+    rows = [answer_row(benchmark, question, texts, *by) for question, texts in pairs]
+    file = "model_outputs.json" if benchmark == ALPACA_EVAL else f"model_answer/{name}.jsonl"
+    write_json(out / file, rows) if benchmark == ALPACA_EVAL else write_jsonl(out / file, rows)
+    counts = {"questions": len(questions), "answers": ends.total()}
+    counts |= {reason: ends[reason] for reason in get_args(FinishReason)}
+    counts["empty"] = sum(not text for texts in answers for text in texts)
+    facts = {"file": file, "counts": counts, "decoding": how}
+    Output({}, facts, shards).write(whole, seconds=round(time.monotonic() - started, 1))
+    limit = f"{how['max_new_tokens']} tokens or the end of the context"
+    ends_in_words = f"{counts['length']} cut off at {limit}, {counts['too_long']} whose prompt does not fit"
+    print(f"{out / file}: {counts['answers']} answers: {ends_in_words}, {counts['empty']} empty", file=sys.stderr)
 
 
 if __name__ == "__main__":

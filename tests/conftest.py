@@ -4,9 +4,12 @@ Tests marked `kernels` run Triton's kernels: on CUDA where there is one, else in
 process must be started with TRITON_INTERPRET=1 (`make test` does).
 """
 
+from pathlib import Path
+
 import hypothesis
 import pytest
 import torch
+from processes import finished_run
 
 from kernels.launch import interpreted
 
@@ -35,3 +38,12 @@ def dtype(request, device) -> torch.dtype:
     if device.type == "cuda" and request.param == torch.float32:
         pytest.skip("fp32 runs in the interpreter alone")
     return request.param
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    """A folder with a finished run of tiny.toml in runs/tiny, to be looked at; tests that change it take a copy.
+
+    Its output is in out.txt and err.txt.
+    """
+    return finished_run(tmp_path_factory.mktemp("project"))

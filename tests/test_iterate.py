@@ -1,10 +1,13 @@
-"""iterate.py on the tiny model: every stage as its own process, resumed, repeated and on two ranks."""
+"""iterate.py on the tiny model: the whole loop, its records, and a run that is resumed, repeated and on two ranks.
+
+Stages run in copies of this process, besides where processes are what is tested.
+"""
 
 import json
 import os
 import re
+import shutil
 import signal
-import socket
 import subprocess
 import time
 from dataclasses import replace
@@ -13,60 +16,48 @@ from typing import cast
 
 import pytest
 from marks import needs_int8
-from processes import ITERATE, ROOT, run, start
+from processes import ROOT, fork, free_port, iterate, start, wait
 from torch.distributed.run import get_args_parser
 
 from evaluation.measure import ModelMeasurements
 from iterate import Run
-from stages.files import read_jsonl, read_manifest, write_json, write_jsonl, write_manifest
+from stages.files import read_jsonl, read_manifest, read_shards, write_json, write_jsonl, write_manifest
 from stages.launch import Launcher
 from stages.records import ActorPair, Comparison, EloScore, JudgePair, Judgment, MetaJudged, MissingPair, Response
 from stages.settings import Evaluation, load_settings
 
-HELD_OUT = {
-    "judge_cases": "evaluation/groups.jsonl",
-    "instructions": "evaluation/verifiable.jsonl",
-    "prompts": "prompts/evaluation.jsonl",
-}
-
-
-def finished_run(place: Path, config: str) -> Path:
-    (place / "data").symlink_to(ROOT / "data")
-    (place / "tiny.toml").write_text(config)
-    started = time.monotonic()
-    code, out, err = run(place, *ITERATE)
-    assert code == 0, err
-    dtype = "int8" if '"int8"' in config else "float32"
-    assert re.search(f"^{dtype}\\b.* on cpu", err, re.MULTILINE)
-    (place / "out.txt").write_text(out)
-    print(f"the whole loop took {time.monotonic() - started:.0f} s")
-    return place
-
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """A finished run of tiny.toml, each model measured on a few held-out groups, instructions and prompts."""
-    place = tmp_path_factory.mktemp("project")
-    text = (ROOT / "configs" / "tiny.toml").read_text() + "\n[evaluation]\n"
-    for key, name in HELD_OUT.items():
-        lines = (ROOT / "data" / name).read_text().splitlines(keepends=True)
-        (place / f"{key}.jsonl").write_text("".join(lines[:4]))
-        text += f'{key} = "{key}.jsonl"\n'
-    return finished_run(place, text)
+def place(tiny_run, tmp_path_factory) -> Path:
+    """A copy of the finished run, for tests that change it."""
+    return Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("copy") / "project", symlinks=True))
 
 
-@pytest.fixture(scope="module", params=["float32", pytest.param("int8", marks=needs_int8)])
-def exact_place(request, tmp_path_factory) -> Path:
-    """A run in each of the dtypes of the exactness tests: the whole run in float32, one iteration in int8."""
-    if request.param == "float32":
-        return request.getfixturevalue("place")
-    text = (ROOT / "configs" / "tiny.toml").read_text().replace('"float32"', '"int8"')
-    return finished_run(tmp_path_factory.mktemp("project"), text[: text.rindex("[[iteration]]")])
+def checkpoint(place: Path) -> str:
+    """The path of M0 in the folder `place`."""
+    return json.loads((place / "runs" / "tiny" / "summary.json").read_text())["sft"]["checkpoint"]
 
 
-def test_summary(place):
-    summary = json.loads((place / "runs" / "tiny" / "summary.json").read_text())
-    settings = json.loads((place / "runs" / "tiny" / "settings.json").read_text())
+@pytest.fixture(scope="module", params=["tiny", pytest.param("int8", marks=needs_int8)])
+def name(request, place) -> str:
+    """The name of a finished run, and of its config, in each of the dtypes of the exactness tests.
+
+    The one in int8 has one iteration from the other's M0, without measurements.
+    """
+    if request.param == "int8":
+        text = (ROOT / "configs" / "tiny.toml").read_text().replace('"float32"', '"int8"')
+        text = text.replace('"models/tiny"\nprepare = "tiny"', f'"{checkpoint(place)}"')
+        text = text[: text.rindex("[[iteration]]")].replace("[sft]", "[sft]\nenabled = false")
+        (place / "int8.toml").write_text(text)
+        code, _, err = iterate(place, "--run", "int8", config="int8.toml")
+        assert code == 0, err
+    return request.param
+
+
+def test_summary(tiny_run):
+    assert re.search(r"^float32\b.* on cpu", (tiny_run / "err.txt").read_text(), re.MULTILINE)
+    summary = json.loads((tiny_run / "runs" / "tiny" / "summary.json").read_text())
+    settings = json.loads((tiny_run / "runs" / "tiny" / "settings.json").read_text())
     assert settings["judge"]["N"] == 4 and len(settings["iteration"]) == 2
     before, after = (summary["sft"][name]["parse_rate"] for name in ("agreement_before", "agreement"))
     assert before == 0 and after > 0.2
@@ -78,24 +69,23 @@ def test_summary(place):
         assert 0 <= row["dpo"]["accuracy"] <= 1 and not row["dpo"]["held_out"]
         judge = row["bias"]["judge"]
         assert 0 < judge["parse_rate"]["value"] < 1 and len(judge["score_histogram"]) >= 3
-        assert (place / row["checkpoint"] / "model.safetensors").is_file()
+        assert (tiny_run / row["checkpoint"] / "model.safetensors").is_file()
         assert {"respond", "judge", "pairs", "train"} <= set(row["seconds"])
 
 
-def test_a_run_ends_with_the_table_of_models_and_the_report(place):
-    summary = json.loads((place / "runs" / "tiny" / "summary.json").read_text())
+def test_a_run_ends_with_the_table_of_models_and_the_report(tiny_run):
+    summary = json.loads((tiny_run / "runs" / "tiny" / "summary.json").read_text())
     seed, *trained = summary["models"]
     assert seed["name"] == "seed" and seed["win_rate"] is None and seed["differences"] == {}
     assert [(row["name"], row["win_rate_by"]) for row in trained] == [(f"M{t}", f"M{t}") for t in range(3)]
     for row in (seed, *trained):
         assert row["verifiable"]["count"] == row["characters"]["count"] == 4
-        assert (place / row["checkpoint"] / "model.safetensors").is_file()
+        assert (tiny_run / row["checkpoint"] / "model.safetensors").is_file()
     assert {"verifiable", "characters", "agreement"} <= set(trained[2]["differences"])
-    table, _, report = (place / "out.txt").read_text().split("\n\n")[-1].rpartition("  report       ")
+    table, _, report = (tiny_run / "out.txt").read_text().split("\n\n")[-1].rpartition("  report       ")
     assert [line.split()[0] for line in table.splitlines()[:5]] == ["model", "seed", "M0", "M1", "M2"]
     assert "self-judged" in table
-    page = place / report.strip()
-    assert page == place / "runs" / "tiny" / "report.html" and "<html" in page.read_text()
+    assert report.strip() == "runs/tiny/report.html" and "<html" in (tiny_run / report.strip()).read_text()
 
 
 def test_other_answers_make_another_duel(tmp_path, monkeypatch):
@@ -129,103 +119,75 @@ RECORDS = {
 
 
 @pytest.mark.parametrize("files", RECORDS)
-def test_records_have_the_fields_that_are_documented(place, files):
-    record = RECORDS[files]
-    rows = [row for path in (place / "runs" / "tiny" / "iter1").glob(files) for row in read_jsonl(path)]
-    assert rows and all(set(row) == set(record.__annotations__) for row in rows)
+def test_records_have_the_fields_that_are_documented(tiny_run, files):
+    rows = [row for path in (tiny_run / "runs" / "tiny" / "iter1").glob(files) for row in read_jsonl(path)]
+    assert rows and all(set(row) == set(RECORDS[files].__annotations__) for row in rows)
 
 
-def test_lineage(place):
+def test_lineage(tiny_run):
     """Each id in a pair leads to a record of an earlier stage, with the same texts."""
-    folder = place / "runs" / "tiny" / "iter1"
-
-    def records(stage: str) -> dict[str, dict]:
-        shards = read_manifest(folder / stage)["shards"]
-        return {row["id"]: row for name in shards for row in map(json.loads, (folder / stage / name).open())}
-
-    responses, judgments = records("responses"), records("judgments")
-    for line in (folder / "pairs" / "actor.jsonl").open():
-        pair = json.loads(line)
+    folder = tiny_run / "runs" / "tiny" / "iter1"
+    responses, judgments = (
+        {row["id"]: row for row in read_shards(folder / stage)} for stage in ("responses", "judgments")
+    )
+    for pair in read_jsonl(folder / "pairs" / "actor.jsonl"):
         for side in ("chosen", "rejected"):
             response = responses[pair[f"{side}_id"]]
             assert pair[f"{side}_ids"] == response["ids"] and pair[side][0]["content"] == response["text"]
-    for line in (folder / "pairs" / "judge.jsonl").open():
-        pair = json.loads(line)
+    for pair in read_jsonl(folder / "pairs" / "judge.jsonl"):
         chosen = judgments[pair["chosen_id"]]
         assert pair["chosen_ids"] == chosen["ids"] and chosen["response_id"] == pair["response_id"]
 
 
-def test_a_second_call_runs_no_stage(place):
-    code, out, _ = run(place, *ITERATE)
-    assert code == 0 and "->" not in out
-
-
-def test_a_missing_shard_is_made_again_to_the_byte(exact_place):
-    folder = exact_place / "runs" / "tiny" / "iter1" / "judgments"
+def test_a_missing_shard_alone_is_made_again_to_the_byte(place, name):
+    folder = place / "runs" / name / "iter1" / "judgments"
     manifest = read_manifest(folder)
     lost = folder / manifest["shards"][1]
     content = lost.read_bytes()
     kept = {name: (folder / name).stat().st_mtime_ns for name in manifest["shards"] if folder / name != lost}
     lost.unlink()
     (folder / "manifest.json").unlink()
-    code, out, _ = run(exact_place, *ITERATE)
-    assert code == 0 and out.count("->") == 1
+    code, out, err = iterate(place, "--run", name, config=f"{name}.toml")
+    assert code == 0 and out.count("->") == 1, err
     assert lost.read_bytes() == content and read_manifest(folder)["digest"] == manifest["digest"]
     assert {name: (folder / name).stat().st_mtime_ns for name in kept} == kept
 
 
-def judge_arguments(place: Path, out: str) -> tuple[str, ...]:
+def judge_arguments(place: Path, name: str, out: str) -> tuple[str, ...]:
     """The command that wrote the first iteration's judgments, with another output folder."""
-    [m0] = (place / "models" / "sft").glob("*/checkpoint")
-    inputs = ("--model", str(m0.relative_to(place)), "--responses", "runs/tiny/iter1/responses")
-    return ("judging.judge", "--config", "tiny.toml", "--iteration", "1", *inputs, "--out", f"runs/{out}")
+    inputs = ("--model", checkpoint(place), "--responses", f"runs/{name}/iter1/responses")
+    return ("judging.judge", "--config", f"{name}.toml", "--iteration", "1", *inputs, "--out", f"runs/{out}")
 
 
-def judgments_digest(place: Path, folder: str) -> str:
+def digest_of(place: Path, folder: str) -> str:
     return read_manifest(place / "runs" / folder)["digest"]
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_two_ranks_write_the_same_bytes(exact_place, nodes):
-    """On one node, or on two that share the folder, one torchrun each."""
-    out, where = f"two-ranks-{nodes}", ("--standalone",)
-    if nodes == 2:
-        where = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}")
-    launch = ("-m", "torch.distributed.run", *where, "--rdzv-id", out, "--nproc-per-node", str(2 // nodes))
-    processes = [start(exact_place, *launch, "-m", *judge_arguments(exact_place, out)) for _ in range(nodes)]
+def test_two_nodes_write_the_same_bytes(place):
+    """Two processes of torchrun, a rank each, which share the folder."""
+    where = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}")
+    launch = ("-m", "torch.distributed.run", *where, "--rdzv-id", "nodes", "--nproc-per-node", "1")
+    processes = [start(place, *launch, "-m", *judge_arguments(place, "tiny", "two-nodes")) for _ in range(2)]
     for process in processes:
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
-    assert judgments_digest(exact_place, out) == judgments_digest(exact_place, "tiny/iter1/judgments")
+    assert digest_of(place, "two-nodes") == digest_of(place, "tiny/iter1/judgments")
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_rank_does_not_stop_the_other(exact_place, monkeypatch, killed):
+def test_a_killed_rank_does_not_stop_the_other(place, name, killed):
     """Without torchrun, which would end both ranks, one of two is killed once the first shard is written. Rank 0 has
     the store: when rank 0 had ended, the other rank used to wait for ever for the missing shards."""
-    out = f"killed-{killed}"
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", free_port())
-    processes = []
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
-        processes.append(start(exact_place, "-m", *judge_arguments(exact_place, out)))
+    out, where = f"{name}-killed-{killed}", {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    words = judge_arguments(place, name, out)
+    ranks = [fork(place, *words, RANK=rank, WORLD_SIZE="2", **where) for rank in ("0", "1")]
     deadline = time.monotonic() + 120
-    while not list((exact_place / "runs").glob(f"{out}/shards-*/*.jsonl")) and time.monotonic() < deadline:
+    while not list((place / "runs").glob(f"{out}/shards-*/*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    processes[killed].kill()
-    survivor = processes[1 - killed]
-    _, err = survivor.communicate(timeout=300)
-    assert survivor.returncode == 0, err
-    assert processes[killed].wait(timeout=60) == -signal.SIGKILL
-    assert judgments_digest(exact_place, out) == judgments_digest(exact_place, "tiny/iter1/judgments")
+    os.kill(ranks[killed], signal.SIGKILL)
+    assert wait(ranks[killed]) == -signal.SIGKILL
+    assert wait(ranks[1 - killed]) == 0
+    assert digest_of(place, out) == digest_of(place, f"{name}/iter1/judgments")
 
 
 def test_torchrun_takes_no_option_of_a_stage_for_its_own():
@@ -238,82 +200,67 @@ def test_torchrun_takes_no_option_of_a_stage_for_its_own():
 
 
 def test_ctrl_c_leaves_a_run_that_the_same_command_continues(place):
-    process = start(place, *ITERATE, "--run", "stopped")
-    responses = place / "runs" / "stopped" / "iter1"
+    text = (ROOT / "configs" / "tiny.toml").read_text()
+    (place / "stopped.toml").write_text(text[: text.rindex("[[iteration]]")])  # M0 is there already
+    process = start(place, str(ROOT / "iterate.py"), "--config", "stopped.toml", "--run", "stopped")
+    responses = place / "runs" / "stopped" / "iter1" / "responses"
     deadline = time.monotonic() + 120
     while not responses.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(1.0)
-    for child in subprocess.run(
-        ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=False
-    ).stdout.split():
-        os.kill(int(child), signal.SIGINT)  # a terminal's Ctrl-C reaches every process
-    process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True)
+    for child in (*map(int, children.stdout.split()), process.pid):
+        os.kill(child, signal.SIGINT)  # a terminal's Ctrl-C reaches every process
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "run the same command again" in err
-    code, _, err = run(place, *ITERATE, "--run", "stopped")
+    code, _, err = iterate(place, "--run", "stopped", config="stopped.toml")
     assert code == 0, err
-    whole, continued = (place / "runs" / name / "iter2" / "responses" for name in ("tiny", "stopped"))
-    assert read_manifest(continued)["digest"] == read_manifest(whole)["digest"]
+    assert digest_of(place, "stopped/iter1/checkpoint") == digest_of(place, "tiny/iter1/checkpoint")
 
 
 def test_an_sft_delta_replaces_the_training(place):
     """The file is made from the trained M0, and the merged M0 judges nearly as the trained one does."""
     text = (place / "tiny.toml").read_text()
+    text = "iteration = []\n" + text[: text.index("[[iteration]]")] + text[text.index("[evaluation]") :]
     (place / "kept.toml").write_text(text.replace("[sft]", '[sft]\nsft_delta = "sft-delta.safetensors"'))
-    config = (str(ROOT / "iterate.py"), "--config", "kept.toml", "--run", "kept")
-    code, _, err = run(place, *config)
+    code, _, err = iterate(place, "--run", "kept", config="kept.toml")
     assert code == 2 and "sft-delta.safetensors: no such file; `make sft` writes it" in err
-    code, out, err = run(place, *config, "--make-sft-delta")
+    code, out, err = iterate(place, "--run", "kept", "--make-sft-delta", config="kept.toml")
     assert code == 0, err
     facts = json.loads(out[out.index("{") :])
-    assert facts["explained"] > 0.999 and {
-        "command",
-        "recipe",
-        "base",
-        "examples",
-        "seed",
-        "trained_pairwise",
-        "merged_pairwise",
-    } <= set(facts)
+    names = {"command", "recipe", "base", "examples", "seed", "trained_pairwise", "merged_pairwise"}
+    assert facts["explained"] > 0.999 and names <= set(facts)
     trained, merged = (
         json.loads((place / "runs" / "kept" / "sft" / name / "judge" / "agreement.json").read_text())
         for name in ("trained", "merged")
     )
     assert abs(trained["parse_rate"] - merged["parse_rate"]) < 0.2
-    code, out, err = run(place, *config)
+    code, out, err = iterate(place, "--run", "kept", config="kept.toml")
     assert code == 0 and "dpo.sft -> models/sft" not in out, err
-    assert "sampling.respond -> runs/kept/iter1/responses" in out
+    summary = json.loads((place / "runs" / "kept" / "summary.json").read_text())
+    assert [row["name"] for row in summary["models"]] == ["seed", "M0"]
     (place / "kept.toml").write_text((place / "kept.toml").read_text().replace("epochs = 3", "epochs = 4"))
-    code, _, err = run(place, *config)
+    code, _, err = iterate(place, "--run", "kept", config="kept.toml")
     assert code == 2 and "made by another [sft] recipe" in err
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (("K = 3", "K = 3\nkk = 4"), "tiny-bad.toml: respond.kk: unknown key"),
-        (("K = 3", 'K = "three"'), "tiny-bad.toml: respond.K: expected int, got 'three'"),
+        (("K = 3", "K = 3\nkk = 4"), "bad.toml: respond.kk: unknown key"),
         (('path = "models/tiny"\nprepare = "tiny"', 'path = "models/none"'), "models/none: no model here"),
-        (
-            ('prompts = "data/prompts/train.jsonl"\nprompts_per', 'prompts = "bad.jsonl"\nprompts_per'),
-            "bad.jsonl, line 2",
-        ),
+        (('train.jsonl"\nprompts_per', 'none.jsonl"\nprompts_per'), "data/prompts/none.jsonl: no such file"),
         (("prompts_per_iteration = 8", "prompts_per_iteration = 300"), "400 prompts, but the iterations need 600"),
         (('prompts = "prompts.jsonl"', 'prompts = "none.jsonl"'), "none.jsonl: no such file"),
         (('instructions = "instructions.jsonl"', 'instructions = "bad.jsonl"'), "bad.jsonl, line 1: key 'rules' is"),
-        (
-            ('judge_cases = "judge_cases.jsonl"', 'judge_cases = "bad.jsonl"'),
-            "bad.jsonl, line 1: neither a labelled pair",
-        ),
+        (('judge_cases = "judge_cases.jsonl"', 'judge_cases = "bad.jsonl"'), "line 1: neither a labelled pair"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_one_line_and_exit_code_2(place, change, complaint):
     text = (place / "tiny.toml").read_text()
     assert change[0] in text
-    (place / "tiny-bad.toml").write_text(text.replace(*change))
+    (place / "bad.toml").write_text(text.replace(*change))
     (place / "bad.jsonl").write_text('{"id": "1", "prompt": "x"}\n{"id": oops}\n')
-    code, _, err = run(place, str(ROOT / "iterate.py"), "--config", "tiny-bad.toml", "--run", "bad")
+    code, _, err = iterate(place, "--run", "bad", config="bad.toml")
     assert code == 2
     assert complaint in err.strip() and len(err.strip().splitlines()) == 1
     assert not (place / "runs" / "bad" / "sft").exists()

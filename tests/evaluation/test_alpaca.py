@@ -1,33 +1,20 @@
-"""AlpacaEval 2's numbers: worked by hand, and against the alpaca_eval package, frozen and live where it is installed.
+"""AlpacaEval 2's numbers: worked by hand, and as the alpaca_eval package has them (`make_alpaca_reference.py`)."""
 
-`make_alpaca_reference.py` made the frozen numbers.
-"""
-
-import importlib.util
 import json
 import math
-import statistics
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from make_alpaca_reference import (
-    CASES,
-    INSTRUCTIONS,
-    REFERENCE,
-    annotations,
-    outcomes,
-    package,
-    write_data,
-    write_weights,
-)
+from make_alpaca_reference import CASES, INSTRUCTIONS, REFERENCE, annotations, write_data
+from questions import without
 
 from evaluation.alpaca import (
     OFFICIAL_ANNOTATOR,
     OFFICIAL_BASELINE,
     Annotations,
-    Gamed,
     annotated,
     fit,
     length_controlled,
@@ -35,7 +22,7 @@ from evaluation.alpaca import (
     notes,
     predicted,
     read_annotations,
-    read_difficulties,
+    read_csv,
     read_gamed,
 )
 from stages.files import UserError, write_json
@@ -45,26 +32,20 @@ from stages.files import UserError, write_json
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("alpaca")
     write_data(folder)
-    write_weights(folder / "weights.csv")
     return folder
 
 
 @pytest.fixture(scope="module")
-def gamed(data) -> Gamed:
-    return read_gamed([data / "df_gamed.csv"])
-
-
-@pytest.fixture(scope="module")
-def reference() -> dict:
-    return json.loads(REFERENCE.read_text(encoding="utf-8"))
+def gamed(data):
+    return read_gamed(data / "df_gamed.csv")
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    def call(*words) -> str:
+    def call(*words) -> list[str]:
         monkeypatch.setattr(sys, "argv", ["alpaca", *map(str, words)])
         main()
-        return capsys.readouterr().out
+        return capsys.readouterr().out.splitlines()
 
     return call
 
@@ -84,131 +65,73 @@ def measured(path: Path, *preferences, **more) -> dict:
     return annotated(read_annotations(written(path, *preferences, **more)), None)
 
 
-def assert_equal(name: str, folder: Path, gamed: Gamed, wanted: dict) -> None:
-    write_json(folder / "annotations.json", annotations(name))
-    result = annotated(read_annotations(folder / "annotations.json"), gamed)
-    for key, value in wanted.items():
-        own = list(result[key].values()) if key == "weights" else result[key]
-        assert own == pytest.approx(value, abs=1e-9), key
-
-
 @pytest.mark.parametrize("name", CASES)
-def test_every_number_is_the_packages(name, tmp_path, gamed, reference):
-    assert_equal(name, tmp_path, gamed, reference["cases"][name])
+def test_every_number_is_the_packages(name, tmp_path, gamed, monkeypatch):
+    write_json(tmp_path / "annotations.json", annotations(name, **CASES[name]))
+    given = read_annotations(tmp_path / "annotations.json")
+    predictions, weights = length_controlled(given, gamed)
+    monkeypatch.setattr("evaluation.alpaca.length_controlled", lambda *_: (predictions, weights))
+    result = annotated(given, gamed) | {"weights": weights.tolist()}
+    for key, value in json.loads(REFERENCE.read_text(encoding="utf-8"))["cases"][name].items():
+        assert result[key] == pytest.approx(value, abs=1e-9), key
 
 
-def test_predictions_from_weights_are_the_packages(data, reference, tmp_path):
-    for model, baseline, rate in reference["predictions"]:
-        rows = predicted(data / "weights.csv", baseline, read_difficulties(data / "instruction_difficulty.csv"))
+def test_predictions_from_weights_are_the_packages(data, tmp_path):
+    for model, baseline, rate in json.loads(REFERENCE.read_text(encoding="utf-8"))["predictions"]:
+        rows = predicted(data / "weights.csv", baseline, data / "instruction_difficulty.csv")
         rates = {row["model"]: row["length_controlled_winrate"] for row in rows}
         assert rates[model] == pytest.approx(rate, abs=1e-9) and rates[baseline] == 50
-    (tmp_path / "twice.csv").write_text((data / "weights.csv").read_text() + "good,1,2,3\n")
-    with pytest.raises(UserError, match="must be one of its 4 models, such as base, named once"):
-        predicted(tmp_path / "twice.csv", "base", np.zeros(1))
-
-
-@pytest.mark.peers
-def test_the_package_says_so_now(tmp_path, data, gamed):
-    pytest.importorskip("patsy")
-    if importlib.util.find_spec("alpaca_eval") is None:
-        pytest.skip("alpaca_eval is not installed")
-    with package(data) as glm_winrate:
-        outcome = outcomes(data, glm_winrate)
-    for name, wanted in outcome["cases"].items():
-        assert_equal(name, tmp_path, gamed, wanted)
-
-
-def rows(lengths, preferences, **more) -> Annotations:
-    known = {"names": {"model": "m", "baseline": "b"}, "positions": np.arange(len(preferences))} | more
-    return Annotations(path=Path("a.json"), lengths=np.array(lengths), preferences=np.array(preferences), **known)
+    (tmp_path / "d.csv").write_text(",0\n0,1.5\n1,-2\n")  # a column without a name
+    assert read_csv(tmp_path / "d.csv", (), "F")[1].tolist() == [[1.5], [-2]]
 
 
 @pytest.mark.parametrize(
-    ("lengths", "more", "complaint"),
+    ("lengths", "positions", "complaint"),
     [
-        ([[5, 5], [7, 7]], {}, r"a\.json: no two outputs differ in length"),
-        ([[3, 4]], {}, r"a\.json: no two outputs differ in length"),
-        ([[5, 8], [7, math.nan]], {}, r"a\.json, entry 1: an output is no text"),
-        ([[1, 2], [4, 1]], {"positions": np.array([3, INSTRUCTIONS])}, "no difficulty of number 805, only of 805"),
-        ([[1, 2], [4, 1]], {"positions": np.array([3, -1])}, "no difficulty of number -1"),
+        ([[5, 5], [7, 7]], [0, 1], r"a\.json: no LC: all outputs must be texts, of lengths that differ"),
+        ([[3, 4]], [0], "no LC"),
+        ([[5, 8], [7, math.nan]], [0, 1], "no LC"),
+        ([[1, 2], [4, 1]], [3, INSTRUCTIONS], "no difficulty of number 805, only of 805"),
+        ([[1, 2], [4, 1]], ["4", 3], "no difficulty of number '4'"),
     ],
 )
-def test_without_its_data_there_is_no_lc(gamed, lengths, more, complaint):
+def test_without_its_data_there_is_no_lc(gamed, lengths, positions, complaint):
+    names, preferences = {"model": "m", "baseline": "b"}, np.array([0.1] * len(lengths))
     with pytest.raises(UserError, match=complaint):
-        length_controlled(rows(lengths, [0.1] * len(lengths), **more), gamed)
+        length_controlled(Annotations(Path("a.json"), names, preferences, np.array(lengths), positions), gamed)
 
 
-HEADER = "index,preference,std_delta_len,instruction_difficulty,not_gamed_baseline,more\n"
+HEADER = "index,preference,std_delta_len,instruction_difficulty,more\n"
 
 
-def test_a_difficulty_stands_where_its_index_is_first(tmp_path, gamed):
+def test_a_difficulty_stands_where_its_index_is_first(tmp_path):
     """Rows 0 to 3 have indices 5, 5, 6, 5: position 0 and 2 have a difficulty, 1 and 3 have none."""
     path = tmp_path / "g.csv"
-    path.write_text(HEADER + "5,0.5,0,1,False,x\n5,,1.5,2,False,x\n6,1,0,3,False,x\n5,0,0,4,False,x")
-    own = read_gamed([path])
-    np.testing.assert_equal(own.difficulties, [1, math.nan, 3, math.nan])
+    path.write_text(HEADER + "5,0.5,0,1,x\n5,,1.5,2,x\n6,1,0,3,x\n5,0,0,4,x")
+    own = read_gamed(path)
+    assert own.difficulties == {0: 1, 2: 3}
     np.testing.assert_allclose(own.features, [[0, 1, 0], [math.tanh(1.5), 2, 0], [0, 3, 0], [0, 4, 0]])
     np.testing.assert_equal(own.preferences, [0.5, math.nan, 1, 0])
-    assert gamed.features.shape == (2 * INSTRUCTIONS, 3) and np.isnan(gamed.preferences).sum() == 4
-
-
-def test_difficulties_by_name_or_as_the_one_column(tmp_path):
-    path = tmp_path / "d.csv"
-    for text in (",0\n0,1.5\n1,-2\n", "index,instruction_difficulty,more\n0,1.5,x\n1,-2,y\n"):
-        path.write_text(text)
-        assert read_difficulties(path).tolist() == [1.5, -2]
-
-
-def test_the_gamed_baselines_own_annotations_do_as_well(data, tmp_path):
-    """Rows as df_gamed.csv would have them, worked out one by one, and the annotations that they come from."""
-    file, paths, table = data / "instruction_difficulty.csv", [], HEADER.replace(",more", "")
-    difficulties = read_difficulties(file)
-    for name in ("floats", "shorter is better"):
-        own = annotations(name)
-        gaps = [len(row["output_1"]) - len(row["output_2"]) for row in own]
-        spread = statistics.stdev(gaps)
-        for place, (row, gap) in enumerate(zip(own, gaps, strict=True)):
-            table += f"{place},{float(row['preference']) - 1!r},{gap / spread!r},{float(difficulties[place])!r},False\n"
-        paths.append(tmp_path / f"{name}.json")
-        write_json(paths[-1], own)
-    (tmp_path / "df_gamed.csv").write_text(table)
-    one, two = read_gamed([tmp_path / "df_gamed.csv"]), read_gamed(paths, file)
-    np.testing.assert_allclose(two.features, one.features, atol=1e-12)
-    np.testing.assert_allclose(two.preferences, one.preferences, atol=1e-12)
-    np.testing.assert_allclose(two.difficulties, one.difficulties[:INSTRUCTIONS])
-    for given in ((paths[:1], file), (paths,), ([tmp_path / "df_gamed.csv", *paths], file)):
-        with pytest.raises(UserError, match=r"--gamed: name df_gamed\.csv alone, or both baselines' annotations"):
-            read_gamed(*given)
-
-
-def read_gamed_file(path: Path) -> Gamed:
-    return read_gamed([path])
 
 
 @pytest.mark.parametrize(
-    ("read", "text", "complaint"),
+    ("text", "complaint"),
     [
-        (read_gamed_file, "index,preference\n0,1\n", "f.csv: no std_delta_len; name df_gamed.csv of the data set"),
-        (read_gamed_file, "", "f.csv: no std_delta_len"),
-        (read_gamed_file, HEADER + "0,1,x,1,False,\n", "line 2: std_delta_len is 'x'"),
-        (read_gamed_file, HEADER + "0,1,,1,False,\n", "line 2: std_delta_len is ''"),
-        (read_gamed_file, HEADER + "0,high,0,1,False,\n", "line 2: preference is 'high'"),
-        (read_difficulties, "a,b,c\n0,1,2\n", "f.csv: no instruction_difficulty; name instruction_diff"),
-        (read_difficulties, "index,instruction_difficulty\n", "f.csv: no row"),
-        (read_difficulties, "index,instruction_difficulty\n0,1\n1\n", "line 3: instruction_difficulty is ''"),
-        (read_difficulties, "index,instruction_difficulty\n0,nan\n", "line 2: instruction_difficulty is 'nan'"),
-        (
-            read_difficulties,
-            "\udce9,1\n",
-            r"f\.csv: no such file in UTF-8; name instruction_difficulty\.csv of the data",
-        ),
+        ("index,preference\n0,1\n", r"f\.csv: .*\('std_delta_len'\); name F of the data set tatsu-lab"),
+        ("", "a number is missing"),
+        (HEADER + "0,1,x,1\n", "could not convert string to float: 'x'"),
+        (HEADER + "0,1,,1\n", "a number is missing"),
+        ("\udce9,1\n", "name F of the data set"),
+        (None, "No such file"),
     ],
 )
-def test_bad_data_are_one_line(tmp_path, read, text, complaint):
+def test_bad_data_are_one_line(tmp_path, text, complaint):
     path = tmp_path / "f.csv"
-    path.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match=complaint):
-        read(path)
+    if text is not None:
+        path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=complaint) as error:
+        read_csv(path, ("preference", "std_delta_len"), "F")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("version", "complaint"), [(None, "needs scikit-learn; pip install"), ("1.7.2", "too old")])
@@ -241,31 +164,22 @@ def test_rows_without_preference_or_text_count_nowhere(tmp_path):
     assert (row["n_total"], row["without_preference"], row["avg_length"]) == (2, 1, 23)
     assert row["win_rate"] == 50 == row["discrete_win_rate"]
     assert row["standard_error"] == pytest.approx(50, abs=1e-9)
-    assert measured(tmp_path / "a.json", 1.75)["standard_error"] is None
-    row = measured(tmp_path / "a.json", 1, output_2=None)
-    assert (row["avg_length"], row["without_text"]) == (None, 1)
-    assert "model: 1 outputs are no texts, and not in its length" in notes([row])
-
-
-def without(key: str, **more) -> dict:
-    return {name: value for name, value in annotation(1, 1, **more).items() if name != key}
+    row = measured(tmp_path / "a.json", 1.75, output_2=None)
+    assert (row["standard_error"], row["avg_length"], row["without_text"]) == (None, None, 1)
 
 
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [
-        ([annotation(0, 1), annotation(1, 2), annotation(0, 2)], r"entry 2: 'Say 0.' came before \(.*entry 0\)"),
-        ([annotation(0, 1), without("preference")], "entry 1: preference is missing"),
-        ([without("annotator")], "entry 0: annotator is missing"),
+        ([annotation(0, 1), annotation(1, 2), annotation(0, 2)], "a.json: an instruction comes twice"),
+        ([annotation(0, 1), without(annotation(1, 1), "preference")], "entry 1: preference is missing"),
+        ([without(annotation(1, 1), "annotator")], "entry 0: annotator is missing"),
         ([annotation(0, 1), annotation(1, 2.5)], "entry 1: preference is 2.5; it must be from 1 to 2, 0 for a tie"),
-        *(([annotation(0, bad)], "entry 0: preference is ") for bad in (0.5, -1, "m", "", True, [1])),
+        *(([annotation(0, bad)], "entry 0: preference is ") for bad in (0.5, "m", [1])),
         ([annotation(0, None), annotation(1, None)], "a.json: no row has a preference"),
         ([annotation(0, 1), annotation(1, 1, generator_2="m2")], "a.json: generator_2 is model, m2; name one"),
-        ([annotation(0, 1), annotation(1, 1, generator_1="b2")], "a.json: generator_1 is base, b2; name one"),
         ([annotation(0, 1, annotator=None)], "a.json: annotator is None; name one"),
         ([annotation(0, 1, index=4), annotation(1, 2)], "entry 1: index is missing"),
-        *(([annotation(0, 1, index=bad)], "entry 0: index is ") for bad in ("4", 0.5, math.inf, None)),
-        ([annotation(0, 1), "text"], "entry 1: expected a JSON object"),
         (annotation(0, 1), "a.json: not a JSON list"),
     ],
 )
@@ -276,74 +190,47 @@ def test_bad_annotations_are_one_line(tmp_path, rows, complaint):
     assert "\n" not in str(error.value) and str(tmp_path / "a.json") in str(error.value)
 
 
-def test_files_of_all_kinds(tmp_path):
-    """From Windows; with characters that are not bytes, an index that is a whole float, and a pool of annotators."""
-    who = ({"annotator": OFFICIAL_ANNOTATOR}, {"annotator": None}, {"annotator": "B"}, {"annotator": "B"})
-    given = [annotation(place, 1, index=float(place), generator_1=OFFICIAL_BASELINE) for place in range(4)]
-    text = json.dumps([row | own | {"output_1": "漢🙂"} for row, own in zip(given, who, strict=True)], indent=1)
-    (tmp_path / "a.json").write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+def test_a_pool_of_annotators_whole_floats_and_characters_of_several_bytes(tmp_path):
+    who = ("A", None, "B", "B")
+    rows = [annotation(place, 1, index=float(place), annotator=name) for place, name in enumerate(who)]
+    write_json(tmp_path / "a.json", [row | {"output_1": "漢🙂"} for row in rows])
     own = read_annotations(tmp_path / "a.json")
-    assert (own.positions.tolist(), own.lengths[0].tolist()) == ([0, 1, 2, 3], [2, 20])
-    row = annotated(own, None)
-    assert row["annotator"] == f"{OFFICIAL_ANNOTATOR}, B" and "not the official" in notes([row])[0]
+    assert (own.positions, own.lengths[0].tolist(), own.names["annotator"]) == ([0, 1, 2, 3], [2, 20], "A, B")
 
 
-def test_whose_number_is_official(tmp_path, data):
+def test_whose_number_is_official(tmp_path):
     who = {"annotator": OFFICIAL_ANNOTATOR, "generator_1": OFFICIAL_BASELINE}
     official, judge, base = (
         measured(tmp_path / "a.json", 1, 2, **who | more) for more in ({}, {"annotator": "M1"}, {"generator_1": "M0"})
     )
     assert not any("official" in note for note in notes([official]))
-    unofficial = [note for note in notes([official, judge, judge, base]) if "not the official" in note]
-    assert [note.split(":")[0] for note in unofficial] == [
-        f"judged by M1 against {OFFICIAL_BASELINE}",
-        f"judged by {OFFICIAL_ANNOTATOR} against M0",
-    ]
+    unofficial = [note.split(":")[0] for note in notes([official, judge, judge, base]) if "not the official" in note]
+    assert unofficial == [f"judged by M1 against {OFFICIAL_BASELINE}", f"judged by {OFFICIAL_ANNOTATOR} against M0"]
+
+
+def test_the_command(run, data, tmp_path, monkeypatch):
+    files = [written(tmp_path / "a.json", 1, 2, 1.25), written(tmp_path / "b.json", 2, 2, None, generator_2="M2")]
+    _, header, first, second, *remarks = run("--annotations", *files)
+    assert header.split()[:3] == ["model", "win", "rate"] and "length controlled" not in header
+    assert first.split()[:5] == ["model", "41.67", "30.05", "33.33", "23"]
+    assert second.split()[:6] == ["M2", "100.00", "0.00", "100.00", "23", "1"]
+    assert len(remarks) == 4 and remarks[2] == "M2: a preference on 2 instructions; AlpacaEval has 805"
+    assert "df_gamed.csv, of the data set tatsu-lab/alpaca_eval" in remarks[3]
+    monkeypatch.setattr("evaluation.alpaca.fit", lambda *_: np.zeros(3))
+    assert run("--annotations", *files, "--gamed", data / "df_gamed.csv")[2].split()[:3] == ["model", "50.00", "0.00"]
+
+
+def test_the_command_predicts_from_weights(run, data, tmp_path):
     folder = tmp_path / OFFICIAL_ANNOTATOR / "length_controlled_v1"
     folder.mkdir(parents=True)
-    write_weights(folder / "baseline_base.csv")
-    row = predicted(folder / "baseline_base.csv", "base", read_difficulties(data / "instruction_difficulty.csv"))[0]
-    assert row["annotator"] == OFFICIAL_ANNOTATOR and "not the official" in notes([row])[0]  # another baseline
-
-
-def test_the_command_makes_a_table_and_json(run, data, tmp_path):
-    files = [written(tmp_path / "a.json", 1, 2, 1.25), written(tmp_path / "b.json", 2, 2, None, generator_2="M2")]
-    _, header, first, second, *remarks = run("--annotations", *files).splitlines()
-    assert header.split("  ")[0] == "model" and "LC" not in header
-    assert first.split()[:5] == ["model", "41.67", "30.05", "33.33", "23"]
-    assert second.split()[:8] == ["M2", "100.00", "0.00", "100.00", "23", "2", "0", "1"]
-    assert len(remarks) == 4 and remarks[0].startswith("judged by a coin against base: not the official")
-    assert remarks[2] == "M2: a preference on 2 instructions; AlpacaEval has 805"
-    assert "df_gamed.csv, of the data set tatsu-lab/alpaca_eval" in remarks[3]
-    [document] = json.loads(run("--annotations", *files, "--gamed", data / "df_gamed.csv", "--json"))
-    row = document["rows"][0]
-    assert 0 < row["length_controlled_winrate"] < 100 and list(row["weights"]) == ["length", "difficulty", "model"]
-    text = run("--annotations", *files, "--gamed", data / "df_gamed.csv")
-    assert f"{row['length_controlled_winrate']:.2f}  {row['lc_standard_error']:.2f}" in text
-
-
-def test_the_command_predicts_from_weights(run, data):
-    words = ("--weights", data / "weights.csv", "--difficulty", data / "instruction_difficulty.csv")
-    _, header, *lines, remark = run(*words, "--baseline", "base").splitlines()
-    assert header.split() == ["model", "LC", "annotator", "baseline"]
-    assert [line.split()[0] for line in lines] == ["base", "good", "weak"] and lines[0].split()[1] == "50.00"
-    assert remark.startswith("judged by an unknown annotator against base: not the official")
-    with pytest.raises(UserError, match=f"'{OFFICIAL_BASELINE}' must be one of its 3 models, such as base"):
-        run(*words)
-
-
-def test_what_is_missing_is_said_with_its_source(run, data, tmp_path):
-    path, weights, source = written(tmp_path / "a.json", 1, 2), data / "weights.csv", "of the data set tatsu-lab"
+    path = Path(shutil.copy(data / "weights.csv", folder))
     difficulty = ("--difficulty", data / "instruction_difficulty.csv")
-    for words, complaint in (
-        (("--annotations", path, *difficulty), "--difficulty for --weights or --gamed"),
-        (("--annotations", path, "--baseline", "base"), "--baseline is for --weights"),
-        (
-            ("--annotations", path, "--gamed", data / "none.csv"),
-            f"none.csv: no such file .* name df_gamed.csv {source}",
-        ),
-        (("--weights", weights), f"--weights: needs --difficulty instruction_difficulty.csv, {source}"),
-        (("--weights", weights, *difficulty, "--gamed", data / "df_gamed.csv"), "and no --gamed"),
-    ):
-        with pytest.raises(UserError, match=complaint):
-            run(*words)
+    for weights, annotator in ((path, OFFICIAL_ANNOTATOR), (data / "weights.csv", "an unknown annotator")):
+        _, header, first, *_, remark = run("--weights", weights, *difficulty, "--baseline", "base")
+        assert header.split() == ["model", "length", "controlled", "winrate", "annotator", "baseline"]
+        assert first.split() == ["base", "50.00", *annotator.split(), "base"]
+        assert remark.startswith(f"judged by {annotator} against base: not the official")
+    with pytest.raises(UserError, match=f"'{OFFICIAL_BASELINE}' must be one of its 3 models, such as base"):
+        run("--weights", path, *difficulty)
+    with pytest.raises(UserError, match=r"--weights needs --difficulty instruction_difficulty\.csv, of the data set"):
+        run("--weights", path)

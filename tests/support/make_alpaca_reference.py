@@ -16,7 +16,6 @@ import json
 import math
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,43 +24,14 @@ from unittest.mock import MagicMock, patch
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "alpaca_eval" / "reference.json"
 INSTRUCTIONS = 805
 
-
-@dataclass(frozen=True)
-class Case:
-    """Parameters of made-up annotations."""
-
-    rows: int = INSTRUCTIONS
-    preferences: str = "float"
-    """float: token probabilities; string: the same as strings; discrete: 1, 2 and the ties 0 and 1.5."""
-    taste: float = 0.8
-    """Preference for longer outputs."""
-    quality: float = 0.0
-    nulls: int = 0
-    """Number of rows without a preference; the package writes some of them without annotator."""
-    indexed: bool = False
-    """Whether rows are shuffled, with their place as "index"."""
-    constant: bool = False
-    """Whether the model's output is always the same."""
-    alike: bool = False
-    """Whether all outputs of the model are longer by the same length."""
-    itself: bool = False
-    """Whether the model is its own baseline."""
-
-
-CASES = {
-    "floats": Case(),
-    "strings": Case(preferences="string", quality=-1.5),
-    "discrete": Case(preferences="discrete", quality=0.5, taste=2.0),
-    "fewer": Case(rows=801, nulls=4),
-    "fewer, discrete strings": Case(rows=640, preferences="discrete-string", nulls=1, quality=-3.0),
-    "indexed": Case(rows=300, indexed=True, quality=1.0),
-    "a dozen": Case(rows=12, quality=0.3),
-    "two": Case(rows=2),
-    "constant": Case(constant=True, quality=2.0, taste=0.0),
-    "shorter is better": Case(taste=-1.5, quality=-0.5),
-    "alike": Case(rows=50, alike=True),
-    "itself": Case(rows=40, preferences="discrete", nulls=2, itself=True),
+CASES: dict[str, dict[str, Any]] = {
+    "floats": {},
+    "fewer, discrete strings": {"count": 640, "discrete": True, "nulls": 1, "quality": -3.0},
+    "indexed": {"count": 300, "indexed": True, "quality": 1.0},
+    "alike": {"count": 50, "alike": True},
+    "itself": {"count": 40, "discrete": True, "nulls": 2, "model": "base"},
 }
+"""Parameters of `annotations`, by name; the name is the seed."""
 
 
 def sigmoid(x: float) -> float:
@@ -74,28 +44,21 @@ def instruction_difficulties() -> list[float]:
 
 
 def write_data(folder: Path) -> None:
-    """df_gamed.csv and instruction_difficulty.csv, in the form of the published ones."""
+    """df_gamed.csv, instruction_difficulty.csv and weights of three models, in the form of the published ones."""
     random, difficulties = Random("gamed"), instruction_difficulties()
     with (folder / "instruction_difficulty.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["index", "instruction_difficulty"])
-        writer.writerows(enumerate(difficulties))
+        csv.writer(file).writerows([["index", "instruction_difficulty"], *enumerate(difficulties)])
+    rows: list[Any] = [
+        ["preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline", "model"]
+    ]
+    for model, shift in (("verbose", -1.0), ("concise", 1.0)):
+        for index, difficulty in enumerate(difficulties):
+            gap = random.gauss(shift, 1)
+            preference = sigmoid(random.gauss(-1.8 * math.tanh(gap), 1))
+            rows.append(["" if index in (7, 500) else preference, index, gap, difficulty, False, model])
     with (folder / "df_gamed.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        columns = ["preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline", "model"]
-        writer.writerow(columns)
-        for model, shift in (("verbose", -1.0), ("concise", 1.0)):
-            for index, difficulty in enumerate(difficulties):
-                gap = random.gauss(shift, 1)
-                preference: Any = sigmoid(random.gauss(-1.8 * math.tanh(gap), 1))
-                if index in (7, 500):
-                    preference = ""
-                writer.writerow([preference, index, gap, difficulty, False, model])
-
-
-def write_weights(path: Path) -> None:
-    """Weights of three models, in the form of the published ones."""
-    path.write_text(
+        csv.writer(file).writerows(rows)
+    (folder / "weights.csv").write_text(
         ",np.tanh(std_delta_len),instruction_difficulty,not_gamed_baseline.astype(float)\n"
         "base,0.0000000000000000,0.0000000000000000,0.0000000000000000\n"
         "good,-1.1234567890123456,0.7654321098765432,0.9876543210987654\n"
@@ -104,96 +67,71 @@ def write_weights(path: Path) -> None:
     )
 
 
-def annotations(name: str) -> list[dict[str, Any]]:
-    """The rows of a case; its name is the seed."""
-    case, random = CASES[name], Random(name)
-    difficulties = instruction_difficulties()
+def annotations(
+    name: str, count: int = INSTRUCTIONS, discrete: bool = False, nulls: int = 0, quality: float = 0.0,
+    indexed: bool = False, alike: bool = False, model: str = "model",
+) -> list[dict[str, Any]]:  # fmt: skip
+    """`count` rows in which longer outputs win.
+
+    `discrete`: preferences are "1", "2" and the ties "0" and "1.5", not floats. `nulls`: the number of rows without a
+    preference; the package writes some of them without annotator. `indexed`: rows are shuffled, with their place as
+    "index". `alike`: all outputs of the model are longer by the same length.
+    """
+    random, difficulties = Random(name), instruction_difficulties()
     rows: list[dict[str, Any]] = []
-    for place in range(case.rows):
+    for place in range(count):
         lengths = [int(math.exp(random.gauss(mean, 0.6))) for mean in (5.0, 5.2)]
-        if case.constant:
-            lengths[1] = 60
-        if case.alike:
+        if alike:
             lengths[1] = lengths[0] + 7
-        gap = (lengths[0] - lengths[1]) / 150
-        index = place * 2 + 1 if case.indexed else place
-        share = sigmoid(random.gauss(case.quality + 0.9 * difficulties[index] - case.taste * math.tanh(gap), 1.5))
-        row: dict[str, Any] = {
-            "instruction": f"Instruction {place}",
-            "output_1": "é" * lengths[0],
-            "generator_1": "base",
-            "output_2": "x" * lengths[1],
-            "generator_2": "base" if case.itself else "model",
-            "annotator": "a coin",
-            "preference": round(1 + share, 10),
-        }
-        if case.preferences.startswith("discrete"):
-            row["preference"] = random.choice((0, 1.5)) if abs(share - 0.5) < 0.02 else 1 + round(share)
-        if case.preferences.endswith("string"):
-            row["preference"] = str(row["preference"])
-        if case.indexed:
-            row["index"] = index
-        rows.append(row)
-    for place in random.sample(range(case.rows), case.nulls):
-        rows[place]["preference"] = None
-        if place % 2:
-            rows[place]["annotator"] = None
-    if case.indexed:
+        gap, index = (lengths[0] - lengths[1]) / 150, place * 2 + 1 if indexed else place
+        share = sigmoid(random.gauss(quality + 0.9 * difficulties[index] - 0.8 * math.tanh(gap), 1.5))
+        preference: Any = round(1 + share, 10)
+        if discrete:
+            preference = str(random.choice((0, 1.5)) if abs(share - 0.5) < 0.02 else 1 + round(share))
+        row = {"instruction": f"Instruction {place}", "output_1": "é" * lengths[0], "generator_1": "base"}
+        row |= {"output_2": "x" * lengths[1], "generator_2": model, "annotator": "a coin", "preference": preference}
+        rows.append(row | ({"index": index} if indexed else {}))
+    for place in random.sample(range(count), nulls):
+        rows[place] |= {"preference": None} | ({"annotator": None} if place % 2 else {})
+    if indexed:
         random.shuffle(rows)
     return rows
 
 
-@contextlib.contextmanager
-def package(folder: Path):
-    """`alpaca_eval.metrics.glm_winrate` with files of `folder` as downloads and mocks for unneeded packages."""
+def outcomes(folder: Path) -> dict[str, Any]:
+    """Metrics and weights of each case by the package, with the files of `folder` as its downloads; predictions from
+    weights. Packages that it imports and does not need here are mocked."""
     for name in ("pkg_resources", "datasets", "dotenv", "fire", "huggingface_hub", "openai", "tiktoken"):
-        try:
+        with contextlib.suppress(ImportError):
             importlib.import_module(name)
-        except ImportError:
-            sys.modules[name] = MagicMock()
+        sys.modules.setdefault(name, MagicMock())
+    import pandas
     import sklearn
     from alpaca_eval.metrics import glm_winrate
 
+    cases: dict[str, Any] = {}
     with (
         sklearn.config_context(),  # the package changes the settings of scikit-learn
         patch.object(glm_winrate, "hf_hub_download", lambda filename, **_: str(folder / filename)),
     ):
-        yield glm_winrate
-
-
-def outcomes(folder: Path, glm_winrate: Any) -> dict[str, Any]:
-    """Metrics and weights of each case by the package, and its predictions from weights."""
-    import pandas
-
-    cases: dict[str, Any] = {}
-    for name in CASES:
-        path = folder / "annotations.json"
-        path.write_text(json.dumps(annotations(name)), encoding="utf-8")
-        metrics = glm_winrate.get_length_controlled_winrate(
-            pandas.read_json(path), save_weights_dir=folder / name, is_warn_extreme_changes=False
-        )
-        [weights] = (folder / name).rglob("*.csv")
-        [coefficients] = pandas.read_csv(weights, index_col=0).to_dict(orient="split")["data"]
-        cases[name] = {key: value.item() if hasattr(value, "item") else value for key, value in metrics.items()}
-        cases[name]["weights"] = coefficients
-    write_weights(folder / "weights.csv")
-    pairs = [("good", "base"), ("weak one", "base"), ("good", "weak one"), ("base", "base")]
-    predictions = [
-        [model, baseline, 100 * glm_winrate.predict_winrate(model, baseline, folder / "weights.csv").item()]
-        for model, baseline in pairs
-    ]
+        for name, case in CASES.items():
+            path = folder / "annotations.json"
+            path.write_text(json.dumps(annotations(name, **case)), encoding="utf-8")
+            metrics = glm_winrate.get_length_controlled_winrate(
+                pandas.read_json(path), save_weights_dir=folder / name, is_warn_extreme_changes=False
+            )
+            [weights] = (folder / name).rglob("*.csv")
+            [coefficients] = pandas.read_csv(weights, index_col=0).to_dict(orient="split")["data"]
+            cases[name] = {key: value.item() if hasattr(value, "item") else value for key, value in metrics.items()}
+            cases[name]["weights"] = coefficients
+        predictions = [
+            [model, baseline, 100 * glm_winrate.predict_winrate(model, baseline, folder / "weights.csv").item()]
+            for model, baseline in [("good", "base"), ("weak one", "base"), ("good", "weak one"), ("base", "base")]
+        ]
     return {"cases": cases, "predictions": predictions}
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_data(folder)
-        with package(folder) as glm_winrate:
-            reference = outcomes(folder, glm_winrate)
-    REFERENCE.parent.mkdir(parents=True, exist_ok=True)
-    REFERENCE.write_text(json.dumps(reference, indent=1) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as name:
+        write_data(Path(name))
+        REFERENCE.write_text(json.dumps(outcomes(Path(name)), indent=1) + "\n", encoding="utf-8")

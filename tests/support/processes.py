@@ -1,14 +1,27 @@
-"""The project's commands as processes, in a folder whose models and runs are the test's."""
+"""The project's commands in a folder whose models and runs are the test's: as processes, or in copies of this one.
+
+A new process imports PyTorch, which takes seconds; a copy by fork has it.
+"""
 
 import os
+import runpy
 import signal
+import socket
 import subprocess
 import sys
+import traceback
 from functools import partial
 from pathlib import Path
 
+from stages.launch import Launcher
+
 ROOT = Path(__file__).parents[2]
 ITERATE = (str(ROOT / "iterate.py"), "--config", "tiny.toml")
+HELD_OUT = {
+    "judge_cases": "evaluation/groups.jsonl",
+    "instructions": "evaluation/verifiable.jsonl",
+    "prompts": "prompts/evaluation.jsonl",
+}
 
 
 def start(place: Path, *words: str) -> subprocess.Popen:
@@ -34,3 +47,64 @@ def run(place: Path, *words: str) -> tuple[int, str, str]:
     process = start(place, *words)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
+
+
+def fork(place: Path, module: str, *words: str, **environment: str) -> int:
+    """Start `python -m module words` in a copy of this process; its id. Its output goes to out.txt and err.txt."""
+    if process := os.fork():
+        return process
+    code = 1
+    try:
+        os.chdir(place)
+        os.environ.update(environment)
+        for number, name in enumerate(("stdout", "stderr"), 1):
+            file = Path(f"{name[3:]}.txt").open("a", buffering=1)  # noqa: SIM115
+            os.dup2(file.fileno(), number)
+            setattr(sys, name, file)
+        sys.argv = [module, *words]
+        Launcher.run = _run_in_copy  # type: ignore[method-assign]
+        runpy.run_module(module, run_name="__main__")
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _run_in_copy(launcher: Launcher, module: str, arguments, name: str, distributed: bool = True) -> int:
+    return wait(fork(Path(), module, *map(str, arguments)))
+
+
+def wait(process: int) -> int:
+    """The exit code of a copy; the negative number of the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def iterate(place: Path, *words: str, config: str = "tiny.toml") -> tuple[int, str, str]:
+    """Run iterate.py and its stages in copies of this process: exit code, stdout and stderr."""
+    for name in ("out.txt", "err.txt"):
+        (place / name).unlink(missing_ok=True)
+    code = wait(fork(place, "iterate", "--config", config, *words))
+    return code, (place / "out.txt").read_text(), (place / "err.txt").read_text()
+
+
+def finished_run(place: Path) -> Path:
+    """A finished run of tiny.toml in the folder `place`, each model measured on a few held-out cases."""
+    (place / "data").symlink_to(ROOT / "data")
+    text = (ROOT / "configs" / "tiny.toml").read_text() + "\n[evaluation]\n"
+    for key, name in HELD_OUT.items():
+        lines = (ROOT / "data" / name).read_text().splitlines(keepends=True)
+        (place / f"{key}.jsonl").write_text("".join(lines[:4]))
+        text += f'{key} = "{key}.jsonl"\n'
+    (place / "tiny.toml").write_text(text)
+    code, _, err = iterate(place)
+    assert code == 0, err
+    return place
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import ROOT
+from questions import written
 
 from prepare.scripted import write_stand_in
 from stages.files import read_jsonl, write_atomic
 from tools.rehearse import Rehearsal, toml
 
-ROOT = Path(__file__).parents[2]
 CONFIG = "configs/llama3-8b-instruct.toml"
 
 NOT_RUN = {
@@ -67,26 +68,17 @@ def clone(tmp_path_factory) -> Path:
     (folder / "data" / "seed-prompts.jsonl").unlink()
     write_stand_in(folder / "models" / "Meta-Llama-3-8B-Instruct-original")
     prompts = [row["prompt"] for row in read_jsonl(ROOT / "data" / "prompts" / "evaluation.jsonl")][:6]
-    write_atomic(folder / "data" / "alpaca_eval.json", json.dumps([alpaca(text) for text in prompts]))
-    for name, row in (("arena-hard", arena), ("mt-bench", mt_bench)):
-        rows = [json.dumps(row(i, text)) + "\n" for i, text in enumerate(prompts)]
-        write_atomic(folder / "data" / name / "question.jsonl", "".join(rows))
+    known = {"dataset": "helpful_base", "output": "", "generator": "text_davinci_003"}
+    written(folder / "data" / "alpaca_eval.json", [known | {"instruction": text} for text in prompts])
+    known = {"category": "arena-hard-v0.1", "cluster": "c"}
+    rows = [known | {"question_id": f"q{i}", "turns": [{"content": text}]} for i, text in enumerate(prompts)]
+    written(folder / "data" / "arena-hard" / "question.jsonl", rows)
+    rows = [{"question_id": i, "category": "x", "turns": [text, "Shorter."]} for i, text in enumerate(prompts)]
+    written(folder / "data" / "mt-bench" / "question.jsonl", rows)
     for name, script in SLURM.items():
         write_atomic(folder / "bin" / name, script)
         (folder / "bin" / name).chmod(0o755)
     return folder
-
-
-def alpaca(text: str) -> dict:
-    return {"dataset": "helpful_base", "instruction": text, "output": "", "generator": "text_davinci_003"}
-
-
-def arena(number: int, text: str) -> dict:
-    return {"question_id": f"q{number}", "category": "arena-hard-v0.1", "cluster": "c", "turns": [{"content": text}]}
-
-
-def mt_bench(number: int, text: str) -> dict:
-    return {"question_id": number, "category": "writing", "turns": [text, "Now in one line."]}
 
 
 def run(clone: Path, *lines: str, seconds: float = 1500) -> None:
