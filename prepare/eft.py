@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from judging.judge import judge_items, judge_section, read_score
-from judging.scores import Row, distinct_responses
+from judging.scores import distinct_responses
 from model.chat import ChatFormat
 from prepare.rankings import LeftOut, RankedGroup, ranked_groups
 from sampling.worker import Item, Worker, generation_settings
 from stages.files import UserError, read_manifest, read_shards, stage_key
-from stages.records import group_by
+from stages.records import Record, group_by
 from stages.seeds import request_seed
 from stages.settings import Eft, Settings, VerdictPosition, as_dict
 from stages.stage import Job, Output, Stage, first_rank
@@ -38,12 +38,9 @@ class Outcome(StrEnum):
     """Whether a round's scores agree with the ranks. A group's outcome is the first of these that any round has."""
 
     AGREES = "agrees"
-    DISAGREES = "disagrees"
-    """A better reply has a lower score or, with the strict order, an equal one."""
-    EQUAL_SCORES = "equal_scores"
-    """All scores are equal."""
-    TOO_FEW_SCORED = "too_few_scored"
-    """No two replies of different rank have a score."""
+    DISAGREES = "disagrees"  # a better reply has a lower score or, with the strict order, an equal one
+    EQUAL_SCORES = "equal_scores"  # all scores are equal
+    TOO_FEW_SCORED = "too_few_scored"  # no two replies of different rank have a score
 
 
 def read_sources(eft: Eft) -> tuple[list[RankedGroup], dict[str, dict[str, int]]]:
@@ -62,10 +59,7 @@ def read_sources(eft: Eft) -> tuple[list[RankedGroup], dict[str, dict[str, int]]
 
 
 def is_held_out(group: RankedGroup, settings: Settings) -> bool:
-    """Whether the group is held out: drawn by its tree's id, independently of other groups.
-
-    The groups of a tree share messages, so all of them are held out or none.
-    """
+    """Whether the group is held out, drawn by its tree's id, since the groups of a tree share messages."""
     seed = request_seed(settings.seed, 0, "eft", f"{group.tree}/held-out")
     return random.Random(seed).random() < settings.eft.held_out
 
@@ -118,8 +112,8 @@ def justification(text: str, verdict_position: VerdictPosition) -> str:
 
 
 def example_rows(
-    group: RankedGroup, judgments: Sequence[Row], verdict_position: VerdictPosition
-) -> Iterator[dict[str, Any]]:
+    group: RankedGroup, judgments: Sequence[Record], verdict_position: VerdictPosition
+) -> Iterator[Record]:
     """The labelled rows of an accepted round; `judgments` has one judgment of each reply, in the replies' order."""
     for reply, row in zip(group.replies, judgments, strict=True):
         if row["score"] is not None:
@@ -135,7 +129,7 @@ def example_rows(
             }
 
 
-def downsampled(rows: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+def downsampled(rows: Sequence[Record], seed: int) -> list[Record]:
     """The rows with the most frequent score cut to the count of the second, lest the judge learn to always give it.
 
     The dropped rows are drawn. All rows stay if the two scores are equally frequent or there is only one score.
@@ -151,47 +145,33 @@ def downsampled(rows: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any
 
 
 def choose(
-    groups: Sequence[RankedGroup], judgments: Mapping[str, Sequence[Row]], settings: Settings
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    groups: Sequence[RankedGroup], judgments: Mapping[str, Sequence[Record]], settings: Settings
+) -> tuple[list[Record], Record]:
     """The examples, and the manifest's facts about them; `judgments` by reply id, each reply's in order."""
-    order, verdict_position = settings.eft.order, settings.judge.verdict_position
+    order = settings.eft.order
     outcomes: Counter[Outcome] = Counter()
     accepted: Counter[int] = Counter()
-    rows: list[dict[str, Any]] = []
-    judged_groups: list[tuple[list[int], Rounds]] = []
+    rows: list[Record] = []
+    judged: list[tuple[list[int], Rounds]] = []
     for group in groups:
-        of_replies = [judgments[f"{group.id}/{k}"] for k in range(len(group.replies))]
-        rounds = list(zip(*of_replies, strict=True))
-        ranks = [reply.rank for reply in group.replies]
-        scores = [[row["score"] for row in judged] for judged in rounds]
-        judged_groups.append((ranks, scores))
-        first = first_agreeing(ranks, scores, order)
+        rounds = list(zip(*(judgments[f"{group.id}/{k}"] for k in range(len(group.replies))), strict=True))
+        judged.append(([reply.rank for reply in group.replies], [[row["score"] for row in own] for own in rounds]))
+        first = first_agreeing(*judged[-1], order)
         if isinstance(first, Outcome):
             outcomes[first] += 1
             continue
         outcomes[Outcome.AGREES] += 1
         accepted[first] += 1
-        rows += example_rows(group, rounds[first], verdict_position)
+        rows += example_rows(group, rounds[first], settings.judge.verdict_position)
     kept = downsampled(rows, settings.seed) if settings.eft.downsample else rows
+    counts = {f"groups.{reason}": outcomes[reason] for reason in Outcome}
+    scores = {name: Counter(row["score"] for row in some) for name, some in (("rows", rows), ("examples", kept))}
     return kept, {
-        "counts": {f"groups.{reason}": outcomes[reason] for reason in Outcome}
-        | {"rows": len(rows), "downsampled": len(rows) - len(kept), "examples": len(kept)},
-        "agreeing_by_chance": round(agreeing_by_chance(judged_groups, order, settings.seed), 1),
+        "counts": counts | {"rows": len(rows), "downsampled": len(rows) - len(kept), "examples": len(kept)},
+        "agreeing_by_chance": round(agreeing_by_chance(judged, order, settings.seed), 1),
         "accepted_round": {str(i): accepted[i] for i in range(settings.eft.N)},
-        "scores": {"rows": _histogram(rows), "examples": _histogram(kept)},
+        "scores": {name: {str(score): some[score] for score in sorted(some)} for name, some in scores.items()},
     }
-
-
-def _histogram(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
-    counts = Counter(row["score"] for row in rows)
-    return {str(score): counts[score] for score in sorted(counts)}
-
-
-def _reasons(sources: dict[str, dict[str, int]]) -> str:
-    total = Counter[str]()
-    for counts in sources.values():
-        total.update(counts)
-    return ", ".join(f"{name} {count}" for name, count in total.items() if count) or "the files are empty"
 
 
 def make_examples(job: Job) -> Output:
@@ -206,28 +186,24 @@ def make_examples(job: Job) -> Output:
         raise UserError("eft.sources is empty; name OpenAssistant's files")
     worker, (groups, sources) = Worker(settings, job.path("model")), read_sources(settings.eft)
     if not groups:
-        raise UserError(f"eft.sources: no group of ranked replies is left ({_reasons(sources)}); relax [eft]")
+        total = sum((Counter(counts) for counts in sources.values()), Counter[str]())
+        reasons = ", ".join(f"{name} {count}" for name, count in total.items()) or "the files are empty"
+        raise UserError(f"eft.sources: no group of ranked replies is left ({reasons}); relax [eft]")
     held_out = [group for group in groups if is_held_out(group, settings)]
     training = [group for group in groups if not is_held_out(group, settings)]
-    # The judgments do not depend on `UNREAD`, so they stay when these settings change.
-    read = {name: value for name, value in as_dict(settings.eft).items() if name not in UNREAD}
-    section = generation_settings(settings, 0, judge_section(settings))
-    work = job.part("eft", "judgments", stage_key("eft-judgments", [read, section, job.digests]))
-    verdict = partial(read_score, judge=settings.judge)
-    worker.run(work, eft_items(training, worker.chat, settings), verdict)
+    # The judgments do not depend on order and downsampling, so they stay when these settings change.
+    section, generation = _settings(settings, 0)
+    read = {name: value for name, value in section.items() if name not in ("order", "downsample")}
+    work = job.part("eft", "judgments", stage_key("eft-judgments", [read, generation, job.digests]))
+    worker.run(work, eft_items(training, worker.chat, settings), partial(read_score, judge=settings.judge))
     examples, facts = choose(training, group_by(read_shards(work.out), "response_id"), settings)
     if not examples and first_rank():
         print(f"warning: no example: none of {len(training)} groups has a round that agrees", file=sys.stderr)
     judged = (read_manifest(work.out) or {})["counts"]
-    failures = {name: count for name, count in judged.items() if name.startswith("failure.")}
-    counts = {"groups": len(groups), "groups.held_out": len(held_out)}
-    counts |= {"judgments": judged.get("records", 0)} | failures | facts.pop("counts")
+    counts = {"groups": len(groups), "groups.held_out": len(held_out), "judgments": judged.get("records", 0)}
+    counts |= {name: count for name, count in judged.items() if name.startswith("failure.")} | facts.pop("counts")
     files = {"examples.jsonl": examples, "held_out.jsonl": [group.row() for group in held_out]}
     return Output(files, {"counts": counts, "sources": sources, **facts})
-
-
-UNREAD = ("sources", "order", "downsample")
-"""Settings of [eft] that the judgments do not depend on; the key has the sources' content, not their paths."""
 
 
 def _settings(settings: Settings, iteration: int) -> Any:

@@ -69,7 +69,9 @@ def load_sources(prompts: Iterable[Record], answers: Iterable[Record]) -> list[S
     sources: dict[str, Source] = {}
     for row in prompts:
         if row["category"] not in TASKS:
-            raise UserError(f"prompt {row['id']!r}: unknown category {row['category']!r}; add it to data/sft/flaws.toml")
+            raise UserError(
+                f"prompt {row['id']!r}: unknown category {row['category']!r}; add it to data/sft/flaws.toml"
+            )
         sources[row["id"]] = Source(row["prompt"], row["category"], row["topic"], [], [], [])
     for row in answers:
         source, pieces = sources[row["prompt_id"]], sentences(row["text"])

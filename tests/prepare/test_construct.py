@@ -1,5 +1,6 @@
 """Judging data by construction: scores evenly spread, flaws as named, and lengths that say nothing about scores."""
 
+import gzip
 import re
 from collections import Counter
 from pathlib import Path
@@ -8,21 +9,45 @@ import numpy as np
 import pytest
 
 from evaluation.statistics import spearman
-from prepare.construct import Constructor, load_sources, repetitive, sentences
-from prepare.flaws import FLAWS
+from prepare import construct
+from prepare.flaws import FLAWS, Constructor, load_sources, repetitive, sentences
 from stages.files import UserError, read_jsonl
 
-DATA = Path(__file__).parents[2] / "data"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def sources():
     """Everything that the default's training examples come from."""
-    names = ("train", "families")
-    prompts, answers = (
-        [row for n in names for row in read_jsonl(DATA / d / f"{n}.jsonl")] for d in ("prompts", "answers")
-    )
-    return load_sources(prompts, answers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return construct.constructor(["train", "families"], 0).sources
+
+
+def test_the_command_writes_what_data_holds(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    made = (*construct.prompt_files(), *construct.sft_files(), *construct.case_files())
+    files = {name: list(rows) for name, rows in made}
+    monkeypatch.setattr(construct, "DATA", tmp_path)
+    construct.write(iter(files.items()))
+    assert len(files) == 9
+    for name in files:
+        committed, written = ((folder / name).read_bytes() for folder in (ROOT / "data", tmp_path))
+        if name.endswith(".gz"):  # zlib's versions compress differently
+            committed, written = gzip.decompress(committed), gzip.decompress(written)
+        assert committed == written, name
+
+
+def test_lessons_keep_their_order():
+    rows = list(read_jsonl(ROOT / "data" / "sft" / "smollm2-135m.jsonl.gz"))
+    kinds = [row["kind"] if row.get("justification", "x") else "decision" for row in rows]
+    assert Counter(kinds) == {"decision": 1200, "judge": 2400 + 741, "metajudge": 1800, "respond": 500}
+    learnt = [kind for kind in kinds if kind != "respond"]
+    assert set(learnt[:1200]) == {"decision"} and "decision" not in learnt[1200:]
+    assert 1200 + 1200 <= learnt.index("metajudge") <= 1200 + 1200 + 741
+    third = [kind for kind in learnt[-1000:] if kind != "judge"]
+    assert 450 < len(third) < 600  # judgments and comparisons in turn, among hand-written judgments
+    assert {"decision", "respond"} == set(kinds[:20])
 
 
 def test_sentences_keep_the_text():
@@ -45,7 +70,7 @@ def test_scores_are_even_and_lengths_say_nothing(sources):
     for length in (len, lambda text: len(text.split())):
         assert abs(spearman([length(row["response"]) for row in rows], [row["score"] for row in rows])) < 0.1
     for row in rows:
-        assert row["response"].strip() and FLAWS[row["flaw"]].score == row["score"]
+        assert row["response"].strip() and FLAWS[row["flaw"]]["score"] == row["score"]
         assert "{" not in row["justification"] and row["justification"].startswith("Asked: ")
 
 
@@ -109,7 +134,7 @@ def test_a_wrong_judgment_is_further_off_and_positions_are_even(sources):
     lengths, offs = [], Counter()
     for row in rows:
         right, wrong = row["judgments"] if row["winner"] == "first" else reversed(row["judgments"])
-        assert row["score"] == FLAWS[row["flaw"]].score
+        assert row["score"] == FLAWS[row["flaw"]]["score"]
         off = tuple(abs(judgment["score"] - row["score"]) for judgment in (right, wrong))
         assert off == (0, 0) or off[1] - off[0] >= 2
         offs[off == (0, 0)] += 1

@@ -1,7 +1,6 @@
 """The prompts in data/prompts: counts, fields, no repetition, nothing of the evaluation sets in the training sets."""
 
 import re
-import runpy
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -78,11 +77,3 @@ def test_categories_topics_and_families_come_up_about_evenly():
     for rows, field in ((PROMPTS["train"], "category"), (families, "family"), (families, "topic")):
         uses = Counter(row[field] for row in rows).values()
         assert max(uses) <= 1.25 * min(uses), field
-
-
-def test_families_are_what_the_script_writes():
-    script = runpy.run_path(str(FOLDER.parents[1] / "prepare" / "families.py"))
-    written = {file: content for item in script["SETS"] for file, content in script["texts"](*item).items()}
-    assert set(written) == {f"{name}.jsonl" for name in COUNTS if name.startswith("families")}
-    for file, content in written.items():
-        assert (FOLDER / file).read_bytes() == content.encode()
