@@ -4,8 +4,9 @@ The package `gguf` reads and dequantises. GGUF stores the rows of q and k for in
 them for Hugging Face's half-split RoPE.
 """
 
-import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,6 @@ from model.config import LlamaConfig
 from stages.files import UserError, write_json
 
 NAMES = {
-    "token_embd": "embed_tokens",
-    "output_norm": "norm",
-    "output": "lm_head",
     "attn_norm": "input_layernorm",
     "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
@@ -29,6 +27,16 @@ STACKED = {
     "mlp.gate_up_proj": ("ffn_gate", "ffn_up"),
 }
 CONTROL, USER_DEFINED = 3, 4  # GGUF's types of special tokens
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` at the end, so that `folder` is whole or not there."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    temporary.rename(folder)
 
 
 def half_split(weight: Tensor, heads: int) -> Tensor:
@@ -59,16 +67,12 @@ def convert(path: Path, folder: Path) -> None:
     }
     table = _config(fields, tied="output" not in tensors)
     config = LlamaConfig.from_dict(table, str(path))
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write_json(temporary / "config.json", table)
-    stop = sorted({fields["tokenizer.ggml.eos_token_id"]})
-    write_json(temporary / "generation_config.json", {"eos_token_id": stop})
-    _tokenizer(fields, temporary)
     parameters = ((name, tensor.to(torch.bfloat16)) for name, tensor in _parameters(tensors, config))
-    save_pretrained(parameters, config, temporary, temporary)
-    temporary.rename(folder)
+    with whole_folder(folder) as temporary:
+        write_json(temporary / "config.json", table)
+        write_json(temporary / "generation_config.json", {"eos_token_id": [fields["tokenizer.ggml.eos_token_id"]]})
+        _tokenizer(fields, temporary)
+        save_pretrained(parameters, config, temporary, temporary)
 
 
 def _config(fields: dict[str, Any], tied: bool) -> dict[str, Any]:
@@ -101,8 +105,8 @@ def _parameters(tensors: dict[str, Tensor], config: LlamaConfig):
             parts = [tensors[f"blk.{i}.{name}"] for name in theirs]
             rows = [half_split(p, heads[n]) if n in heads else p for n, p in zip(theirs, parts, strict=True)]
             yield f"layers.{i}.{ours}.weight", torch.cat(rows)
-        for name in ("attn_norm", "attn_output", "ffn_norm", "ffn_down"):
-            yield f"layers.{i}.{NAMES[name]}.weight", tensors[f"blk.{i}.{name}"]
+        for name, ours in NAMES.items():
+            yield f"layers.{i}.{ours}.weight", tensors[f"blk.{i}.{name}"]
     yield "norm.weight", tensors["output_norm"]
     if "output" in tensors:
         yield "lm_head.weight", tensors["output"]
@@ -133,4 +137,4 @@ def _tokenizer(fields: dict[str, Any], folder: Path) -> None:
         "model_max_length": fields["llama.context_length"],
         "chat_template": fields["tokenizer.chat_template"],
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(configuration, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", configuration)

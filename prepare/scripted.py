@@ -92,7 +92,9 @@ def write_stand_in(folder: Path) -> None:
     """Write `folder` in Meta's layout: consolidated.00.pth, consolidated.01.pth, params.json, tokenizer.model."""
     folder.mkdir(parents=True)
     advice = "pip install --no-deps llama-models==0.3.0"
-    shutil.copyfile(packaged_file("llama-models", "llama3/tokenizer.model", advice), folder / "tokenizer.model")
+    shutil.copyfile(
+        packaged_file("llama-models", "llama_models/llama3/tokenizer.model", advice), folder / "tokenizer.model"
+    )
     write_json(folder / "params.json", PARAMS)
     weights = _weights(llama3_script(load_tokenizer(folder)))
     for shard in range(SHARDS):
