@@ -38,13 +38,8 @@ TUNING = ("titles", "diary", "dos_and_donts", "soften")
 NUMBERS: dict[str, Any] = {"few": ("three", "four", "five", "six", "seven", "eight", "nine")}
 NUMBERS |= {"digit": range(3, 10), "many": range(12, 61)}
 
-TEMPERATURES = {
-    "train": (0.2, 0.8, 1.6),
-    "evaluation": (0.2, 0.8, 1.6),
-    "families": (0.4,),
-    "families_tuning": (0.4,),
-    "families_evaluation": (0.4, 1.6),
-}
+TEMPERATURES: dict[str, tuple[float, ...]] = dict.fromkeys(("train", "evaluation"), (0.2, 0.8, 1.6))
+TEMPERATURES |= {"families": (0.4,), "families_tuning": (0.4,), "families_evaluation": (0.4, 1.6)}
 """For each set of prompts: the temperatures of its answers."""
 
 CASES = {"evaluation": (("evaluation", "families_evaluation"), 72, 120), "tuning": (("families_tuning",), 48, 60)}
@@ -104,11 +99,9 @@ def answer_files(model: Path) -> Files:
                 conversations.append([{"role": "user", "content": prompt["prompt"]}])
                 params.append(SamplingParams(temperature, 0.95, 96, request_seed(0, 0, "answers", answer)))
                 rows.append({"id": answer, "prompt_id": prompt["id"], "temperature": temperature})
-        outputs = zip(rows, llm.chat(conversations, params), strict=True)
-        yield (
-            f"answers/{name}.jsonl.gz",
-            [row | {"text": output.text.strip(), "finish_reason": output.finish_reason} for row, output in outputs],
-        )
+        for row, output in zip(rows, llm.chat(conversations, params), strict=True):
+            row |= {"text": output.text.strip(), "finish_reason": output.finish_reason}
+        yield f"answers/{name}.jsonl.gz", rows
 
 
 def constructor(names: Iterable[str], seed: int) -> Constructor:

@@ -1,9 +1,8 @@
 """Evaluation fine-tuning (EFT, arXiv 2401.10020): examples of judging, from replies that people have ranked.
 
-`torchrun -m prepare.eft` lets the seed model judge each reply eft.N times. Round i of a group has the i-th judgment of
-each reply. The first round whose scores put the replies in the people's order gives the examples, so the seed model
-learns from those of its judgments that people agree with. The stage writes examples.jsonl, for `prepare.examples`, and
-held_out.jsonl, groups set aside for `evaluation.agreement`.
+The seed model judges each reply eft.N times. Round i of a group has the i-th judgment of each reply. The first round
+whose scores put the replies in the people's order gives the examples, so the seed model learns from those of its
+judgments that people agree with.
 """
 
 import random
@@ -27,11 +26,9 @@ from stages.settings import Eft, Settings, VerdictPosition, as_dict
 from stages.stage import Job, Output, Stage, first_rank
 
 Order = Literal["strict", "weak"]
-Score = int | float
-Rounds = Sequence[Sequence[Score | None]]
-"""A group's scores by round and reply; None for a judgment without a score."""
+Scores = Sequence[int | float | None]
+"""The scores of a group's replies; None for a judgment without a score."""
 SHUFFLES = 50
-"""Shuffles of the ranks, to estimate how many groups agree by chance."""
 
 
 class Outcome(StrEnum):
@@ -75,7 +72,7 @@ def eft_items(groups: Iterable[RankedGroup], chat: ChatFormat, settings: Setting
     return judge_items(distinct, chat, settings, 0, settings.eft.N)
 
 
-def outcome(ranks: Sequence[int], scores: Sequence[Score | None], order: Order) -> Outcome:
+def outcome(ranks: Sequence[int], scores: Scores, order: Order) -> Outcome:
     """The outcome of one round's scores against the replies' ranks; replies without a score are left out."""
     scored = [(rank, score) for rank, score in zip(ranks, scores, strict=True) if score is not None]
     pairs = [(high, low) for better, high in scored for worse, low in scored if better < worse]
@@ -87,13 +84,13 @@ def outcome(ranks: Sequence[int], scores: Sequence[Score | None], order: Order) 
     return Outcome.AGREES if agrees else Outcome.DISAGREES
 
 
-def first_agreeing(ranks: Sequence[int], rounds: Rounds, order: Order) -> int | Outcome:
+def first_agreeing(ranks: Sequence[int], rounds: Sequence[Scores], order: Order) -> int | Outcome:
     """The number of a group's first round that agrees; without such a round, the group's outcome."""
     outcomes = [outcome(ranks, scores, order) for scores in rounds]
     return outcomes.index(Outcome.AGREES) if Outcome.AGREES in outcomes else next(o for o in Outcome if o in outcomes)
 
 
-def agreeing_by_chance(groups: Iterable[tuple[Sequence[int], Rounds]], order: Order, seed: int) -> float:
+def agreeing_by_chance(groups: Iterable[tuple[Sequence[int], Sequence[Scores]]], order: Order, seed: int) -> float:
     """Number of groups, each (ranks, rounds), that agree when their ranks are shuffled; the mean over `SHUFFLES`.
 
     A judge that knows nothing of people's preferences has as many groups accepted, as one of several rounds may agree.
@@ -111,9 +108,7 @@ def justification(text: str, verdict_position: VerdictPosition) -> str:
     return "".join(lines[1:] if verdict_position == "first" else lines[:-1]).strip()
 
 
-def example_rows(
-    group: RankedGroup, judgments: Sequence[Record], verdict_position: VerdictPosition
-) -> Iterator[Record]:
+def example_rows(group: RankedGroup, judgments: Sequence[Record], position: VerdictPosition) -> Iterator[Record]:
     """The labelled rows of an accepted round; `judgments` has one judgment of each reply, in the replies' order."""
     for reply, row in zip(group.replies, judgments, strict=True):
         if row["score"] is not None:
@@ -122,7 +117,7 @@ def example_rows(
                 "prompt": group.prompt,
                 "response": reply.text,
                 "score": row["score"],
-                "justification": justification(row["text"], verdict_position),
+                "justification": justification(row["text"], position),
                 "judgment_id": row["id"],
                 "rank": reply.rank,
                 "flaw": "",
@@ -152,7 +147,7 @@ def choose(
     outcomes: Counter[Outcome] = Counter()
     accepted: Counter[int] = Counter()
     rows: list[Record] = []
-    judged: list[tuple[list[int], Rounds]] = []
+    judged: list[tuple[list[int], list[Scores]]] = []
     for group in groups:
         rounds = list(zip(*(judgments[f"{group.id}/{k}"] for k in range(len(group.replies))), strict=True))
         judged.append(([reply.rank for reply in group.replies], [[row["score"] for row in own] for own in rounds]))
@@ -177,9 +172,7 @@ def choose(
 def make_examples(job: Job) -> Output:
     """Let the seed model judge replies that people have ranked, and keep the judgments that people agree with.
 
-    Writes examples.jsonl and held_out.jsonl; all ranks write the judgments. Manifest: `counts` of groups, judgments and
-    examples; `sources`, each source's groups and left-out groups by reason; the `scores` of the examples; and
-    `agreeing_by_chance`, the number of groups that agree with a judge that knows nothing.
+    Writes examples.jsonl, for `prepare.examples`, and held_out.jsonl, groups set aside for `evaluation.agreement`.
     """
     settings = job.settings
     if not job.has("sources"):

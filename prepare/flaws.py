@@ -12,7 +12,7 @@ import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import chain, islice
 from pathlib import Path
 
 from judging.rubric import evidence_text
@@ -23,18 +23,11 @@ TABLES = tomllib.loads((Path(__file__).parents[1] / "data" / "sft" / "flaws.toml
 FLAWS: dict[str, Record] = TABLES["flaws"]
 TASKS: dict[str, str] = TABLES["tasks"]
 
-LENGTHS = (12, 70)
-"""Words of a constructed response, drawn evenly from this range."""
-SHORT = (8, 40)
-"""The same for the first lesson, which fits into fewer tokens."""
-WILD = 1.2
-"""Answers sampled at a higher temperature count as nonsense."""
-REPETITIVE = 0.15
-"""An answer with a greater share of repeated three-word sequences is not a good one."""
-REFUSAL = re.compile(
-    r"I'm sorry|I apologi[sz]e|[Aa]s an AI|(?:unable|can't|cannot|not able) (?:to )?(?:assist|help|provide)"
-)
-"""An answer that says this is not a good one."""
+LENGTHS = (12, 70)  # words of a constructed response, drawn evenly from this range
+SHORT = (8, 40)  # the same for the first lesson, which fits into fewer tokens
+WILD = 1.2  # answers sampled at a higher temperature count as nonsense
+REPETITIVE = 0.15  # a good answer has no greater share of repeated three-word sequences, and does not say this:
+REFUSAL = re.compile(r"I'm sorry|I apologi[sz]e|[Aa]s an AI|(unable|can't|cannot|not able) (to )?(assist|help|provide)")
 
 
 @dataclass(frozen=True)
@@ -44,12 +37,9 @@ class Source:
     prompt: str
     category: str
     topic: str
-    good: list[list[str]]
-    """Sentences of each answer at a low or usual temperature."""
-    wild: list[list[str]]
-    """Sentences of each answer at a high temperature; may be empty."""
-    answers: list[tuple[str, bool]]
-    """The good answers' whole texts, and whether each ended by itself."""
+    good: list[list[str]]  # sentences of each answer at a low or usual temperature
+    wild: list[list[str]]  # sentences of each answer at a high temperature; may be empty
+    answers: list[tuple[str, bool]]  # the good answers' whole texts, and whether each ended by itself
 
 
 def sentences(text: str) -> list[str]:
@@ -101,21 +91,20 @@ class Constructor:
         for category, members in self.by_category.items():
             if len(self.by_category) < 2 or len({source.topic for source in members}) < 2:
                 raise UserError(f"category {category!r}: two topics in it and another category are needed; add prompts")
+        # Only a source whose topic has another task too can get the flaw "wrong_task".
         self.modifiable = [source for source in sources if self._other_tasks(source)]
-        """Sources whose topic has another task too; without any the flaw "wrong_task" can't be made."""
         self.scores = {name: flaw["score"] for name, flaw in FLAWS.items() if name != "wrong_task" or self.modifiable}
 
     def judge_examples(self, number: int) -> Iterator[Record]:
         """Rows {kind, prompt, response, flaw, score, justification}; all scores are equally frequent."""
-        for flaw in islice(self._flaws(), number):
+        for flaw in islice(chain.from_iterable(self._blocks()), number):
             source, response, foreign = self._response(flaw)
             yield _judge_row(source, response, flaw) | {"justification": self._justification(flaw, source, foreign)}
 
     def decision_examples(self, number: int) -> Iterator[Record]:
-        """The first lesson: rows with the score alone, half of them 5 for a good answer, half 0 for another question's.
+        """Rows with the score alone: 5 for a good answer or, every other time, 0 for another question's.
 
-        Nearly all of a whole judgment's loss is wording. A small model learns sooner what the score depends on when
-        the score, one of two, is all that it is to write.
+        Nearly all of a whole judgment's loss is wording. A small model learns sooner from the score alone.
         """
         for i in range(number):
             flaw = ("none", "far")[i % 2]
@@ -136,7 +125,7 @@ class Constructor:
         the other is off by three. Where another flaw has the same score, the judgments of a quarter of the rows differ
         in their evidence alone.
         """
-        for i, flaw in enumerate(islice(self._flaws(), number)):
+        for i, flaw in enumerate(islice(chain.from_iterable(self._blocks()), number)):
             source, response, foreign = self._response(flaw)
             score = self.scores[flaw]
             errors = {name: abs(value - score) for name, value in self.scores.items() if name != flaw}
@@ -173,17 +162,12 @@ class Constructor:
     def _any(self) -> Source:
         return self.random.choice(self.sources)
 
-    def _flaws(self) -> Iterator[str]:
-        """Flaws without end; all scores are equally frequent."""
-        for block in self._blocks():
-            yield from block
-
     def _blocks(self) -> Iterator[list[str]]:
         """Blocks without end: one flaw of each score, in random order."""
         by_score = defaultdict(list)
         for name, score in self.scores.items():
             by_score[score].append(name)
-        for _ in count():
+        while True:
             block = [self.random.choice(flaws) for flaws in by_score.values()]
             self.random.shuffle(block)
             yield block

@@ -42,8 +42,8 @@ BLOCK = {
 
 NEEDED = {"dim", "n_layers", "n_heads", "norm_eps"}
 KNOWN = NEEDED | {"n_kv_heads", "vocab_size", "rope_theta", "use_scaled_rope"}
-UNUSED = {"multiple_of", "ffn_dim_multiplier", "max_batch_size", "max_seq_len"}
-"""Keys of params.json that follow from the weights' shapes, or that only limit Meta's own cache."""
+# Some keys of params.json follow from the weights' shapes, or only limit Meta's own cache.
+KNOWN |= {"multiple_of", "ffn_dim_multiplier", "max_batch_size", "max_seq_len"}
 
 LLAMA3_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -108,13 +108,12 @@ class MetaCheckpoint:
         """The number of rows of a tensor that ranks share by rows."""
         return sum(part.shape[0] for part in self.parts(name))
 
-    def embedding_split(self, dim: int) -> int:
-        """How ranks share the embedding: by columns up to Llama 2, by rows since."""
-        return ROWS if self.parts(EMBEDDING)[0].shape[-1] == dim else COLUMNS
-
-    def vocab_size(self, dim: int) -> int:
-        """The number of rows of the whole embedding."""
-        return self.rows(EMBEDDING) if self.embedding_split(dim) == ROWS else self.parts(EMBEDDING)[0].shape[0]
+    def embedding(self, dim: int) -> Tensor:
+        """The whole embedding, which ranks share by columns up to Llama 2, by rows since."""
+        part = self.parts(EMBEDDING)[0]
+        if part.shape[-1] == dim:
+            return self.tensor(EMBEDDING, ROWS, self.rows(EMBEDDING), dim)
+        return self.tensor(EMBEDDING, COLUMNS, part.shape[0], dim)
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -172,7 +171,7 @@ def _read_params(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch the file again") from None
     for key in sorted(NEEDED - params.keys()):
         raise UserError(f"{path}: key {key!r} is missing; fetch the file again")
-    for key in sorted(params.keys() - KNOWN - UNUSED):
+    for key in sorted(params.keys() - KNOWN):
         raise UserError(f"{path}: key {key!r} is not implemented; only dense Llama models of text are")
     return params
 
@@ -187,7 +186,8 @@ def _config(
         raise UserError(f"{where}: key 'rope_theta' is missing, which Llama 3 needs; fetch the file again")
     if rope_factor != 8.0 and not scaled:
         raise UserError(f"{where}: a RoPE factor is given, but use_scaled_rope is not set; leave it out")
-    vocab_size = checkpoint.vocab_size(dim)
+    embedding = checkpoint.embedding(dim)
+    vocab_size = len(embedding)
     if params.get("vocab_size", -1) not in (-1, vocab_size):
         rows = f"vocab_size is {params['vocab_size']}, the embedding has {vocab_size} rows"
         raise UserError(f"{where}: {rows}; is a consolidated file missing?")
@@ -197,7 +197,6 @@ def _config(
     # Since Llama 3.1 <|eom_id|> ends a message that calls a tool. Meta stores embedding and head even where tied.
     ends = ["</s>", "<|end_of_text|>", *(["<|eom_id|>"] if scaled else []), "<|eot_id|>"]
     stop_ids = [token for name in ends if (token := tokenizer.control(name)) is not None]
-    embedding = checkpoint.tensor(EMBEDDING, checkpoint.embedding_split(dim), vocab_size, dim)
     table = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -228,18 +227,13 @@ def _tensors(checkpoint: MetaCheckpoint, config: LlamaConfig) -> Iterator[tuple[
     shapes = {"wq": (q, d), "wk": (kv, d), "wv": (kv, d), "wo": (d, q), "w1": (hidden, d), "w2": (d, hidden)}
     shapes["w3"] = shapes["w1"]
     rotated = {"wq": config.num_attention_heads, "wk": config.num_key_value_heads}
-    yield (
-        "model.embed_tokens.weight",
-        checkpoint.tensor(EMBEDDING, checkpoint.embedding_split(d), config.vocab_size, d),
-    )
+    yield "model.embed_tokens.weight", checkpoint.embedding(d)
     for i in range(config.num_hidden_layers):
         for name, (theirs, split) in BLOCK.items():
             kind = name.rpartition(".")[2]
             tensor = checkpoint.tensor(f"layers.{i}.{name}.weight", split, *shapes.get(kind, (d,)))
-            yield (
-                f"model.layers.{i}.{theirs}.weight",
-                half_split(tensor, rotated[kind]) if kind in rotated else tensor,
-            )
+            tensor = half_split(tensor, rotated[kind]) if kind in rotated else tensor
+            yield f"model.layers.{i}.{theirs}.weight", tensor
     yield "model.norm.weight", checkpoint.tensor("norm.weight", WHOLE, d)
     if not config.tie_word_embeddings:
         yield "lm_head.weight", checkpoint.tensor("output.weight", ROWS, config.vocab_size, d)
@@ -256,7 +250,7 @@ def _write_tokenizer(source: Path, tokenizer: Tokenizer, table: dict[str, Any], 
         shutil.copy(source / "tokenizer.model", folder)
         # Meta's code encodes each piece of a dialog with a space before it, which transformers calls "legacy".
         configuration |= {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True}
-        configuration |= {"chat_template": LLAMA2_TEMPLATE}
+        configuration["chat_template"] = LLAMA2_TEMPLATE
         configuration |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     write_json(folder / "tokenizer_config.json", configuration)
     write_json(folder / "generation_config.json", {name: table[name] for name in ("bos_token_id", "eos_token_id")})

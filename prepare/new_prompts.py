@@ -1,9 +1,8 @@
 """New prompts from seed prompts: `torchrun -m prepare.new_prompts` shows a model a few, and the model writes one more.
 
 The method is that of Self-Instruct (arXiv 2212.10560) and Self-Rewarding (arXiv 2401.10020). Completions are sampled in
-rounds, each a folder of work shards. After a round its completions are filtered in order, and kept prompts serve as
-examples in later rounds. Rounds end when there are enough prompts or no attempts are left. Every rank filters for
-itself: the kept prompts, and so the next round's requests, are a function of the shards' bytes alone.
+rounds. After a round they are filtered in order, and kept prompts serve as examples in later rounds. Every rank filters
+for itself, since the kept prompts, and so the next round's requests, are a function of the sampled bytes alone.
 """
 
 import random
@@ -69,16 +68,13 @@ def request_prompt(examples: Sequence[str]) -> list[Message]:
 
 
 def read_prompt(text: str, finish_reason: str) -> str | Dropped:
-    """The first task of a completion's generated text, without its label and quotes; or the reason for none.
-
-    The task ends at the label of a higher number, since a small model goes on with Task 10, Task 11, ... until its
-    tokens are spent.
-    """
+    """The first task of a completion's text, without label and quotes, up to the next task; or the reason for none."""
     if finish_reason == "too_long":
         return Dropped.TOO_LONG
     labels = list(_LABEL.finditer(text))
     if words(text) and not labels:
         return Dropped.UNLABELLED
+    # A small model goes on with tasks of higher numbers until its tokens are spent.
     following = next((label for label in labels if int(label["number"]) > int(labels[0]["number"])), None)
     if following is None and finish_reason != "stop":
         return Dropped.TRUNCATED
@@ -136,10 +132,7 @@ class Filter:
 
 
 def read_seeds(options: Prompts) -> list[Record]:
-    """The seed prompts {id, prompt}.
-
-    Raises `UserError` for fewer prompts than a request shows, a repeated id, and an id with the prefix `NEW`.
-    """
+    """The seed prompts {id, prompt}. Raises `UserError` for too few, a repeated id, and one with the prefix `NEW`."""
     if not options.seeds:
         raise UserError("prompts.seeds is empty; name a JSON-lines file of {id, prompt}")
     seeds = list(_texts(options.seeds, ("id", "prompt")))

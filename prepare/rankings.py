@@ -22,15 +22,10 @@ Turn = dict[str, str]
 """{"role": "prompter" | "assistant", "text": text}"""
 
 _SPEAKERS = {"prompter": "User", "assistant": "Assistant"}
-_READY = "ready_for_export"
-"""The state of a tree that is complete, reviewed and ranked."""
 
 
 class LeftOut(StrEnum):
-    """Why a tree, a message with all below it, a reply or a group is left out.
-
-    Only the topmost reason is counted: messages below one that is left out are not read.
-    """
+    """Why a tree, a message, a reply or a group is left out. Messages below one that is left out are not read."""
 
     TREE_STATE = "tree_state"  # tree: not ready for export, so perhaps not ranked to the end, or given up
     DELETED = "deleted"  # message: deleted by a moderator or its author
@@ -49,8 +44,7 @@ class LeftOut(StrEnum):
 @dataclass(frozen=True)
 class Reply:
     text: str
-    rank: int
-    """0 is the best; ranks are compared only within a group."""
+    rank: int  # 0 is the best; ranks are compared only within a group
 
 
 @dataclass(frozen=True)
@@ -58,10 +52,8 @@ class RankedGroup:
     """A question, or a conversation that ends with one, and two or more replies of different texts and ranks."""
 
     id: str
-    tree: str
-    """The conversation that the group is part of; groups of one tree share messages."""
-    context: tuple[Turn, ...]
-    """The turns up to the question, which is the last one."""
+    tree: str  # the conversation that the group is part of; groups of one tree share messages
+    context: tuple[Turn, ...]  # the turns up to the question, which is the last one
     replies: tuple[Reply, ...]
 
     @property
@@ -83,10 +75,7 @@ def conversation_text(context: Sequence[Mapping[str, str]]) -> str:
 
 
 def ranked_groups(path: Path, eft: Eft) -> tuple[list[RankedGroup], Counter[LeftOut]]:
-    """The groups of a file, in its order, and how often each reason left something out.
-
-    Raises `UserError` naming file and line for a row of neither format.
-    """
+    """The groups of a file, and how often each reason left something out. Raises `UserError` for another format."""
     groups: list[RankedGroup] = []
     reasons: Counter[LeftOut] = Counter()
     for number, row in read_numbered_jsonl(path):
@@ -103,7 +92,7 @@ def _tree_groups(row: Record, eft: Eft, where: str) -> Iterator[RankedGroup | Le
     """The groups of a message tree, from its root down."""
     root = row["prompt"]
     _check(root, "prompter", where)
-    if row.get("tree_state", _READY) != _READY:
+    if row.get("tree_state", "ready_for_export") != "ready_for_export":
         yield LeftOut.TREE_STATE
     else:
         yield from _below(root, (), root["message_id"], eft, synthetic=True)

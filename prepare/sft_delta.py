@@ -1,8 +1,7 @@
 """A fine-tuned model as its seed and a small file: `make sft` writes it, `make iterate` adds it to the seed.
 
 Of each matrix's difference D = tuned - base the largest singular triplets are kept: D ~ left diag(scale) right with
-left [m, r] and right [r, n] in int8 and scale [r] in fp32. Vectors (the norms) are kept whole, in bf16. Ranks r differ
-between matrices: the triplets that explain most of the squared difference a byte are taken until the file is full.
+left [m, r] and right [r, n] in int8 and scale [r] in fp32. Vectors (the norms) are kept whole, in bf16.
 """
 
 import json
