@@ -24,6 +24,11 @@ def sources():
         return construct.constructor(["train", "families"], 0).sources
 
 
+@pytest.fixture(scope="module")
+def rows(sources):
+    return list(Constructor(sources, 3).judge_examples(3000))
+
+
 def test_the_command_writes_what_data_holds(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     made = (*construct.prompt_files(), *construct.sft_files(), *construct.case_files())
@@ -53,18 +58,10 @@ def test_lessons_keep_their_order():
 def test_sentences_keep_the_text():
     text = "One. Two lines\nhere! Version 1.5 stays.\n\n- a list\n- of two"
     assert "".join(sentences(text)) == text
-    assert [s.strip() for s in sentences(text)] == [
-        "One.",
-        "Two lines",
-        "here!",
-        "Version 1.5 stays.",
-        "- a list",
-        "- of two",
-    ]
+    assert "|".join(s.strip() for s in sentences(text)) == "One.|Two lines|here!|Version 1.5 stays.|- a list|- of two"
 
 
-def test_scores_are_even_and_lengths_say_nothing(sources):
-    rows = list(Constructor(sources, 3).judge_examples(3000))
+def test_scores_are_even_and_lengths_say_nothing(rows):
     assert set(Counter(row["score"] for row in rows).values()) == {500}
     assert {row["flaw"] for row in rows} == set(FLAWS)
     for length in (len, lambda text: len(text.split())):
@@ -75,9 +72,9 @@ def test_scores_are_even_and_lengths_say_nothing(sources):
 
 
 @pytest.mark.parametrize("form", [r"\W*(Sure|Here)", r"(\d\.|[-*]) ", r'"', r"(?s).*\n(\d\.|[-*]) ", r"(?s).*\*\*"])
-def test_openings_and_formats_say_nothing(sources, form):
+def test_openings_and_formats_say_nothing(rows, form):
     """Words in disorder have no form; that is the flaw."""
-    rows = [row for row in Constructor(sources, 3).judge_examples(4000) if row["flaw"] != "gibberish"]
+    rows = [row for row in rows if row["flaw"] != "gibberish"]
     low, high = (
         np.mean([bool(re.match(form, row["response"])) for row in rows if row["score"] in scores])
         for scores in ((0, 1, 2), (3, 4, 5))
@@ -85,8 +82,7 @@ def test_openings_and_formats_say_nothing(sources, form):
     assert min(low, high) > 0.02 and abs(low - high) < 0.06
 
 
-def test_a_cut_is_not_a_score(sources):
-    rows = list(Constructor(sources, 3).judge_examples(3000))
+def test_a_cut_is_not_a_score(rows):
     cut = {
         score: np.mean([row["response"][-1].isalnum() for row in rows if row["score"] == score]) for score in range(6)
     }
@@ -141,8 +137,3 @@ def test_a_wrong_judgment_is_further_off_and_positions_are_even(sources):
         lengths.append(len(right["justification"]) - len(wrong["justification"]))
     assert abs(np.mean(np.sign(lengths))) < 0.15
     assert 0.05 < offs[True] / 600 < 0.25
-
-
-def test_a_seed_is_a_data_set(sources):
-    assert list(Constructor(sources, 1).judge_examples(20)) == list(Constructor(sources, 1).judge_examples(20))
-    assert list(Constructor(sources, 1).judge_examples(20)) != list(Constructor(sources, 2).judge_examples(20))

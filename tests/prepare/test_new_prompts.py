@@ -138,11 +138,8 @@ def test_the_reasons_by_hand(task: str, expected: Dropped | None):
     assert accept.read("Task 9: " + task, "stop") == (expected or task)
     if expected is None:
         assert accept.read("Task 9: " + task.lower(), "stop") == Dropped.SIMILAR
-
-
-def test_no_words_forbid_nothing():
-    accept = Filter(replace(OPTIONS, words=[]), SEEDS, [])
-    assert accept.read("Task 9: Draw a map for me", "stop") == "Draw a map for me"
+    if expected == Dropped.WORD:
+        assert Filter(replace(OPTIONS, words=[]), SEEDS, []).read("Task 9: " + task, "stop") == task
 
 
 ROWS = [{"id": f"s{i}", "prompt": f"seed {i}"} for i in range(10)]
@@ -332,8 +329,5 @@ def test_seeds_that_do_not_do(stage, tmp_path, rows, message):
         stage()
     assert str(error.value).startswith(f"{tmp_path / 'seeds.jsonl'}") and message in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_a_config_without_seeds():
     with pytest.raises(UserError, match=r"^prompts\.seeds is empty; name a JSON-lines file"):
         read_seeds(Prompts())
