@@ -13,19 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import LlamaConfig
+from model.weights import write_tensors
 from stages.files import UserError, write_json
 
-NAMES = {
+OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+BLOCK = {
     "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-STACKED = {
-    "self_attn.qkv_proj": ("attn_q", "attn_k", "attn_v"),
-    "mlp.gate_up_proj": ("ffn_gate", "ffn_up"),
-}
+"""GGUF's and Hugging Face's names of tensors."""
 CONTROL, USER_DEFINED = 3, 4  # GGUF's types of special tokens
 
 
@@ -53,26 +56,30 @@ def convert(path: Path, folder: Path) -> None:
         import gguf
     except ImportError:
         raise UserError("the package gguf is not installed; pip install -e '.[demo]'") from None
-    from model.weights import save_pretrained
-
     if not path.is_file():
         raise UserError(f"{path}: no such GGUF file; check the path")
     reader = gguf.GGUFReader(str(path))
     fields = {name: field.contents() for name, field in reader.fields.items()}
     if fields["general.architecture"] != "llama" or fields["tokenizer.ggml.model"] != "gpt2":
         raise UserError(f"{path}: only Llama models with a GPT-2 style tokenizer are converted")
-    tensors = {
-        tensor.name.removesuffix(".weight"): torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
-        for tensor in reader.tensors
-    }
-    table = _config(fields, tied="output" not in tensors)
-    config = LlamaConfig.from_dict(table, str(path))
-    parameters = ((name, tensor.to(torch.bfloat16)) for name, tensor in _parameters(tensors, config))
+    heads = {"attn_q": fields["llama.attention.head_count"], "attn_k": fields["llama.attention.head_count_kv"]}
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for tensor in reader.tensors:
+            weight = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()).to(torch.bfloat16)
+            *block, part = tensor.name.removesuffix(".weight").split(".")
+            if part not in (BLOCK if block else OUTER):
+                raise UserError(f"{path}: tensor {tensor.name} is not implemented")
+            weight = half_split(weight, heads[part]) if part in heads else weight
+            name = f"model.layers.{block[1]}.{BLOCK[part]}" if block else OUTER[part]
+            yield f"{name}.weight", weight
+
+    table = _config(fields, tied="output.weight" not in {tensor.name for tensor in reader.tensors})
     with whole_folder(folder) as temporary:
         write_json(temporary / "config.json", table)
         write_json(temporary / "generation_config.json", {"eos_token_id": [fields["tokenizer.ggml.eos_token_id"]]})
         _tokenizer(fields, temporary)
-        save_pretrained(parameters, config, temporary, temporary)
+        write_tensors(tensors(), temporary)
 
 
 def _config(fields: dict[str, Any], tied: bool) -> dict[str, Any]:
@@ -94,22 +101,6 @@ def _config(fields: dict[str, Any], tied: bool) -> dict[str, Any]:
         "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
         "torch_dtype": "bfloat16",
     }
-
-
-def _parameters(tensors: dict[str, Tensor], config: LlamaConfig):
-    """(name, tensor) of the model's own parameters, from GGUF's."""
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    yield "embed_tokens.weight", tensors["token_embd"]
-    for i in range(config.num_hidden_layers):
-        for ours, theirs in STACKED.items():
-            parts = [tensors[f"blk.{i}.{name}"] for name in theirs]
-            rows = [half_split(p, heads[n]) if n in heads else p for n, p in zip(theirs, parts, strict=True)]
-            yield f"layers.{i}.{ours}.weight", torch.cat(rows)
-        for name, ours in NAMES.items():
-            yield f"layers.{i}.{ours}.weight", tensors[f"blk.{i}.{name}"]
-    yield "norm.weight", tensors["output_norm"]
-    if "output" in tensors:
-        yield "lm_head.weight", tensors["output"]
 
 
 def _tokenizer(fields: dict[str, Any], folder: Path) -> None:

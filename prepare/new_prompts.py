@@ -5,6 +5,7 @@ rounds. After a round they are filtered in order, and kept prompts serve as exam
 for itself, since the kept prompts, and so the next round's requests, are a function of the sampled bytes alone.
 """
 
+import itertools
 import random
 import re
 import sys
@@ -109,12 +110,10 @@ class Filter:
     def read(self, text: str, finish_reason: str) -> str | Dropped:
         """The prompt of a completion, which is then kept; or the reason for none."""
         prompt = read_prompt(text, finish_reason)
-        if isinstance(prompt, Dropped):
-            return prompt
-        if reason := self._reason(prompt):
-            return reason
-        self._novelty.add(prompt)
-        return prompt
+        reason = prompt if isinstance(prompt, Dropped) else self._reason(prompt)
+        if reason is None:
+            self._novelty.add(prompt)
+        return reason or prompt
 
     def _reason(self, prompt: str) -> Dropped | None:
         options, length = self._options, len(prompt.split())
@@ -178,21 +177,27 @@ def attempt_items(
         yield Item(name, messages, sampling, seed, name, record)
 
 
-def make_prompts(job: Job, seeds: Sequence[Record], accept: Filter) -> tuple[list[Record], Counter[str]]:
-    """The new prompts {id, prompt, attempt, round, shots}, and the number of attempts by outcome.
+def write_prompts(job: Job) -> Output:
+    """Let a model write new prompts from seed prompts as examples.
 
-    Each round is sampled into a folder with a key of its own, so a finished round stays.
+    Writes prompts.jsonl: {id, prompt, attempt, round, shots}. Each round is sampled into a folder with a key of its
+    own, so a finished round stays.
     """
-    options, worker = job.settings.prompts, Worker(job.settings, job.path("model"))
+    options = job.settings.prompts
+    seeds = read_seeds(options)
+    evaluation = [row["prompt"] for path in options.evaluation for row in _texts(path, ("prompt",))]
+    accept = Filter(options, (row["prompt"] for row in seeds), evaluation)
+    worker = Worker(job.settings, job.path("model"))
     # The filter's settings are not in the key, so changing one resamples only the rounds that change.
     names = ("shots", "generated_shots", "temperature", "top_p", "max_new_tokens")
     section = generation_settings(job.settings, 0, {name: getattr(options, name) for name in names})
     inputs = {name: job.digests[name] for name in ("model", "seeds")}
     kept: list[Record] = []
     counts = Counter({"attempts": 0, "kept": 0} | {str(reason): 0 for reason in Dropped})
-    number = 0
-    while len(kept) < options.count and counts["attempts"] < options.max_attempts:
+    for number in itertools.count():
         size = min(options.round_attempts, options.max_attempts - counts["attempts"])
+        if len(kept) == options.count or not size:
+            break
         key = stage_key("prompts-round", [section, inputs, number, size, kept])
         work = job.part("prompts", f"rounds/{number:04}", key)
         worker.run(work, attempt_items(number, size, seeds, kept, worker.chat, job.settings))
@@ -205,20 +210,9 @@ def make_prompts(job: Job, seeds: Sequence[Record], accept: Filter) -> tuple[lis
                 continue
             lineage = {"attempt": row["id"], "round": number, "shots": row["shots"]}
             kept.append({"id": f"{NEW}{len(kept):05}", "prompt": prompt, **lineage})
-        number += 1
         if first_rank():
             print(f"{counts['attempts']} attempts: {len(kept)} of {options.count} prompts", file=sys.stderr)
     counts["kept"] = len(kept)
-    return kept, counts
-
-
-def write_prompts(job: Job) -> Output:
-    """Let a model write new prompts from seed prompts as examples."""
-    options = job.settings.prompts
-    seeds = read_seeds(options)
-    evaluation = [row["prompt"] for path in options.evaluation for row in _texts(path, ("prompt",))]
-    accept = Filter(options, (row["prompt"] for row in seeds), evaluation)
-    kept, counts = make_prompts(job, seeds, accept)
     if len(kept) < options.count and first_rank():
         listed = ", ".join(f"{name} {value}" for name, value in counts.items() if value)
         print(f"warning: {job.out}: {len(kept)} of the {options.count} prompts wanted: {listed}", file=sys.stderr)
