@@ -15,7 +15,7 @@ from stages.settings import Settings, load_settings
 
 
 def seed_prompts(settings: Settings, count: int | None = None) -> list[dict[str, str]]:
-    """{id, prompt} of each first question, in the files' order without equal texts; or `count` of them, drawn by seed."""
+    """{id, prompt} of each different first question, in the files' order; or `count` of them, drawn by seed."""
     questions: dict[str, str] = {}
     for source in settings.eft.sources:
         groups, _ = ranked_groups(Path(source), replace(settings.eft, max_turns=1))
