@@ -26,7 +26,7 @@ def sources():
 
 @pytest.fixture(scope="module")
 def rows(sources):
-    return list(Constructor(sources, 3).judge_examples(3000))
+    return list(Constructor(sources, 3).judge_examples(4200))
 
 
 def test_the_command_writes_what_data_holds(tmp_path, monkeypatch):
@@ -62,7 +62,7 @@ def test_sentences_keep_the_text():
 
 
 def test_scores_are_even_and_lengths_say_nothing(rows):
-    assert set(Counter(row["score"] for row in rows).values()) == {500}
+    assert set(Counter(row["score"] for row in rows).values()) == {700}
     assert {row["flaw"] for row in rows} == set(FLAWS)
     for length in (len, lambda text: len(text.split())):
         assert abs(spearman([length(row["response"]) for row in rows], [row["score"] for row in rows])) < 0.1
@@ -74,7 +74,7 @@ def test_scores_are_even_and_lengths_say_nothing(rows):
 @pytest.mark.parametrize("form", [r"\W*(Sure|Here)", r"(\d\.|[-*]) ", r'"', r"(?s).*\n(\d\.|[-*]) ", r"(?s).*\*\*"])
 def test_openings_and_formats_say_nothing(rows, form):
     """Words in disorder have no form; that is the flaw."""
-    rows = [row for row in rows if row["flaw"] != "gibberish"]
+    rows = [row for row in rows[:4000] if row["flaw"] != "gibberish"]
     low, high = (
         np.mean([bool(re.match(form, row["response"])) for row in rows if row["score"] in scores])
         for scores in ((0, 1, 2), (3, 4, 5))
