@@ -89,17 +89,6 @@ def test_a_cut_is_not_a_score(rows):
     assert cut[3] > 0.95 and all(0.4 < cut[score] < 0.75 for score in (1, 2)) and cut[4] < 0.25 and cut[5] < 0.25
 
 
-def test_a_modified_instruction_is_on_the_same_topic(sources):
-    constructor = Constructor(sources, 3)
-    for source in constructor.modifiable[:50]:
-        foreign = constructor._foreign("wrong_task", source)
-        assert foreign.topic == source.topic and foreign.category != source.category
-        foreign = constructor._foreign("near", source)
-        assert foreign.topic != source.topic and foreign.category == source.category
-        foreign = constructor._foreign("far", source)
-        assert foreign.topic != source.topic and foreign.category != source.category
-
-
 def made(*texts: str, category: str = "facts", topic: str = "t") -> list:
     """Sources of a prompt for each answer."""
     answers = [
