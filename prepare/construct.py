@@ -1,306 +1,169 @@
-"""Judging data by construction: responses whose quality is known because it was made.
+"""Constructed judging data: `python -m prepare.construct` writes the made files of data/, from what stands there.
 
-The raw material is a model's own answers. A good response is such an answer; each flaw of `prepare/flaws.py` is put
-into one on purpose: a needless remark, a cut in mid-sentence, a drift to another subject, repetition, the answer to a
-modified or another instruction, words in disorder. The score follows from the flaw, and the justification names the
-evidence, so labels cost nothing and examples vary without end (the idea of Self-Taught Evaluators, arXiv 2408.02666).
-Lengths are drawn independently of the flaw, so that they do not reveal the score; half of the responses worth two
-points or less are also cut off, so that a cut does not either.
+    prompts/families*.toml -> prompts/families*.jsonl        prompts of task families and topics
+    prompts/, answers/, sft/flaws.toml -> sft/*.jsonl.gz     SFT examples, `sft.examples` of a config
+    prompts/, answers/, sft/flaws.toml -> evaluation/, tuning/   groups and comparisons of known quality
+
+The files depend on nothing else, so the command writes the same bytes again. With `--model FOLDER` it first samples
+answers/*.jsonl.gz, the model's own answers to the prompts, anew (an hour on two cores).
 """
 
+import argparse
+import gzip
+import json
 import random
 import re
-from collections import Counter, defaultdict
+import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from judging.rubric import evidence_text
-from prepare.flaws import FLAWS, TASKS
-from stages.files import UserError
+from prepare.examples import labelled_rows
+from prepare.flaws import Constructor, load_sources
+from sampling.llm import LLM, SamplingParams
+from stages.files import command, read_jsonl, write_atomic
+from stages.records import Record
+from stages.seeds import request_seed
 
-LENGTHS = (12, 70)
-"""Words of a constructed response, drawn evenly from this range."""
+DATA = Path("data")
+Files = Iterator[tuple[str, Iterable[Record]]]
+"""Names below data/, and the rows of each file."""
 
-SHORT = (8, 40)
-"""The same for the first lesson, which fits into fewer tokens."""
+FAMILIES = (("families", "f", 2400), ("families_evaluation", "g", 240))
+"""Name of the TOML file, first letter of the ids, and number of prompts."""
+FAMILIES_SEED = 20240728
+TUNING = ("titles", "diary", "dos_and_donts", "soften")
+"""Families set apart: a recipe is chosen on prompts that it does not train on."""
+NUMBERS: dict[str, Any] = {"few": ("three", "four", "five", "six", "seven", "eight", "nine")}
+NUMBERS |= {"digit": range(3, 10), "many": range(12, 61)}
 
-WILD = 1.2
-"""Answers sampled at a higher temperature count as nonsense."""
+TEMPERATURES: dict[str, tuple[float, ...]] = dict.fromkeys(("train", "evaluation"), (0.2, 0.8, 1.6))
+TEMPERATURES |= {"families": (0.4,), "families_tuning": (0.4,), "families_evaluation": (0.4, 1.6)}
+"""For each set of prompts: the temperatures of its answers."""
 
-REPETITIVE = 0.15
-"""An answer with a greater share of repeated three-word sequences is not a good one."""
-
-REFUSAL = re.compile(
-    r"I'm sorry|I apologi[sz]e|[Aa]s an AI|(?:unable|can't|cannot|not able) (?:to )?(?:assist|help|provide)"
-)
-"""An answer that says this is not a good one."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A prompt and its answers."""
-
-    prompt: str
-    category: str
-    topic: str
-    good: list[list[str]]
-    """Sentences of each answer at a low or usual temperature."""
-    wild: list[list[str]]
-    """Sentences of each answer at a high temperature; may be empty."""
-    answers: list[tuple[str, bool]]
-    """The good answers' whole texts, and whether each ended by itself."""
-
-    @property
-    def task(self) -> str:
-        """What the prompt asks for, in a word or two."""
-        return TASKS[self.category]
+CASES = {"evaluation": (("evaluation", "families_evaluation"), 72, 120), "tuning": (("families_tuning",), 48, 60)}
+"""For each folder: its sets of prompts, and the numbers of groups and of comparisons."""
+CASES_SEED = 2024
 
 
-def sentences(text: str) -> list[str]:
-    """A text's sentences and lines, each with the white space after it."""
-    return re.findall(r"\S.*?(?:[.!?:](?=\s)|\n|$)\s*", text, flags=re.DOTALL)
+def families(source: Record, letter: str, count: int) -> list[Record]:
+    """`count` different prompts {id, prompt, category, topic, family} from `source`, a parsed TOML file.
 
-
-def repetitive(text: str) -> bool:
-    """Whether more than the share REPETITIVE of the text's three-word sequences are repetitions."""
-    words = re.findall(r"\w+", text.lower())
-    triples = Counter(zip(words, words[1:], words[2:], strict=False))
-    return bool(triples) and 1 - len(triples) / triples.total() > REPETITIVE
-
-
-def load_sources(prompts: Iterable[dict[str, Any]], answers: Iterable[dict[str, Any]]) -> list[Source]:
-    """Sources of the prompts that have a good answer; answers at temperatures above WILD are the wild ones.
-
-    Raises `UserError` for a category that is not in `TASKS`.
+    A family has three wordings and names the groups of topics that suit it. Families take turns; each takes the topic
+    that it, and then all families, have used least, so that families, topics and wordings are about equally frequent.
     """
-    good: dict[str, list[list[str]]] = defaultdict(list)
-    wild: dict[str, list[list[str]]] = defaultdict(list)
-    whole: dict[str, list[tuple[str, bool]]] = defaultdict(list)
-    for row in answers:
-        pieces = sentences(row["text"])
-        if row["finish_reason"] == "length":
-            pieces = pieces[:-1]  # a cut by the engine would be an unlabelled flaw
-        if not pieces:
-            continue
-        if row["temperature"] > WILD:
-            wild[row["prompt_id"]].append(pieces)
-        elif not repetitive(row["text"]) and not REFUSAL.search(row["text"]):
-            good[row["prompt_id"]].append(pieces)
-            whole[row["prompt_id"]].append((row["text"], row["finish_reason"] == "stop"))
-    prompts = list(prompts)
-    for row in prompts:
-        if row["category"] not in TASKS:
-            raise UserError(f"prompt {row['id']!r}: unknown category {row['category']!r}; add it to prepare/flaws.py")
-    return [
-        Source(row["prompt"], row["category"], row["topic"], good[row["id"]], wild[row["id"]], whole[row["id"]])
-        for row in prompts
-        if good[row["id"]]
-    ]
+    draw = random.Random(FAMILIES_SEED)
+
+    def fill(template: str, topic: str) -> str:
+        text = re.sub(r"\{(few|digit|many)\}", lambda match: str(draw.choice(NUMBERS[match[1]])), template)
+        return text.replace("{topic}", topic)
+
+    used: Counter[tuple[str, ...]] = Counter()
+    seen: set[str] = set()
+    rows: list[Record] = []
+    while len(rows) < count:
+        names = list(source["families"])
+        draw.shuffle(names)
+        for name in names[: count - len(rows)]:
+            family = source["families"][name]
+            topics = [topic for group in family["groups"] for topic in source["topics"][group]]
+            choices = [(topic, template) for topic in topics for template in family["templates"]]
+            draw.shuffle(choices)
+            choices.sort(key=lambda c: (used[name, *c], used[name, c[0]], used[c[0],], used[name, "wording", c[1]]))
+            filled = ((topic, template, fill(template, topic)) for topic, template in choices)
+            topic, template, prompt = next(candidate for candidate in filled if candidate[2] not in seen)
+            seen.add(prompt)
+            used.update([(topic,), (name, topic), (name, topic, template), (name, "wording", template)])
+            row = {"id": f"{letter}{len(rows) + 1:04d}", "prompt": prompt}
+            rows.append({**row, "category": family["category"], "topic": topic, "family": name})
+    return rows
 
 
-class Constructor:
-    """Draws responses with chosen flaws, without end, from one seed."""
-
-    def __init__(self, sources: list[Source], seed: int):
-        """Raises `UserError` where a source has no other from which foreign text could come."""
-        self.sources = sources
-        self.random = random.Random(seed)
-        self.by_category, self.by_topic = defaultdict(list), defaultdict(list)
-        for source in sources:
-            self.by_category[source.category].append(source)
-            self.by_topic[source.topic].append(source)
-        for category, members in self.by_category.items():
-            if len(self.by_category) < 2 or len({source.topic for source in members}) < 2:
-                raise UserError(f"category {category!r}: two topics in it and another category are needed; add prompts")
-        self.modifiable = [source for source in sources if self._modified(source)]
-        """Sources whose topic has another task too; without any the flaw "wrong_task" can't be made."""
-        self.flaws = {name: flaw for name, flaw in FLAWS.items() if name != "wrong_task" or self.modifiable}
-
-    def judge_examples(self, count: int) -> Iterator[dict[str, Any]]:
-        """Rows {kind, prompt, response, flaw, score, justification}; all scores are equally frequent."""
-        for _, flaw in zip(range(count), self._flaws(), strict=False):
-            source, response, foreign = self._response(flaw)
-            yield _judge_row(source, response, flaw) | {"justification": self._justification(flaw, source, foreign)}
-
-    def decision_examples(self, count: int) -> Iterator[dict[str, Any]]:
-        """The first lesson: rows with the score alone, half of them 5 for a good answer, half 0 for another question's.
-
-        Nearly all of a whole judgment's loss is wording. A small model learns sooner what the score depends on when
-        the score, one of two, is all that it is to write.
-        """
-        for i in range(count):
-            flaw = ("none", "far")[i % 2]
-            source, response, _ = self._response(flaw, lengths=SHORT)
-            yield _judge_row(source, response, flaw) | {"justification": ""}
-
-    def groups(self) -> Iterator[dict[str, Any]]:
-        """For evaluation: a group {id, prompt, responses: [{text, score, flaw}]} of each source, a response a score."""
-        for number, source in enumerate(self.sources):
-            flaws = sorted(next(self._blocks()), key=lambda flaw: FLAWS[flaw].score)
-            flaws = ["near" if flaw == "wrong_task" and not self._modified(source) else flaw for flaw in flaws]
-            made = [self._response(flaw, source)[1:] for flaw in flaws]
-            responses = [
-                {"text": text, "score": FLAWS[flaw].score, "flaw": flaw}
-                for flaw, (text, _) in zip(flaws, made, strict=True)
-            ]
-            yield {"id": f"c{number:03}", "prompt": source.prompt, "responses": responses}
-
-    def answer_examples(self, count: int) -> Iterator[dict[str, Any]]:
-        """Rows of the model's own answers, so that the model keeps the actor's part while it learns to judge."""
-        for _ in range(count):
-            source = self.random.choice(self.sources)
-            text, finished = self.random.choice(source.answers)
-            yield {"kind": "respond", "prompt": source.prompt, "response": text, "finished": finished}
-
-    def metajudge_examples(self, count: int) -> Iterator[dict[str, Any]]:
-        """Rows {kind, prompt, response, flaw, judgments, winner, score}; each position wins equally often.
-
-        The worse judgment's score is mostly off by two points or more; the better one's is right, or off by one where
-        the other is off by three. Where another flaw has the same score, the judgments of a quarter of the rows differ
-        in their evidence alone.
-        """
-        for i, flaw in zip(range(count), self._flaws(), strict=False):
-            source, response, foreign = self._response(flaw)
-            score = FLAWS[flaw].score
-            errors = {name: abs(kind.score - score) for name, kind in self.flaws.items() if name != flaw}
-            equal = [name for name in errors if errors[name] == 0]
-            right, wrong = flaw, self.random.choice([name for name in errors if errors[name] >= 2])
-            if equal and self.random.random() < 0.25:
-                wrong = self.random.choice(equal)
-            elif errors[wrong] >= 3 and self.random.random() < 0.5:
-                right = self.random.choice([name for name in errors if errors[name] == 1])
-            pair = [
-                {"score": FLAWS[right].score, "justification": self._justification(right, source, foreign)},
-                {"score": FLAWS[wrong].score, "justification": self._justification(wrong, source, self._any())},
-            ]
-            yield {
-                "kind": "metajudge",
-                "prompt": source.prompt,
-                "response": response,
-                "flaw": flaw,
-                "judgments": pair if i % 2 else pair[::-1],
-                "winner": "first" if i % 2 else "second",
-                "score": score,
-            }
-
-    def _any(self) -> Source:
-        return self.random.choice(self.sources)
-
-    def _flaws(self) -> Iterator[str]:
-        """Flaws without end; all scores are equally frequent."""
-        for block in self._blocks():
-            yield from block
-
-    def _blocks(self) -> Iterator[list[str]]:
-        """Blocks without end: one flaw of each score, in random order."""
-        by_score = defaultdict(list)
-        for name, flaw in self.flaws.items():
-            by_score[flaw.score].append(name)
-        while True:
-            block = [self.random.choice(flaws) for flaws in by_score.values()]
-            self.random.shuffle(block)
-            yield block
-
-    def _response(
-        self, flaw: str, source: Source | None = None, lengths: tuple[int, int] = LENGTHS
-    ) -> tuple[Source, str, Source]:
-        """A source, a response to its prompt with the flaw, and the source of foreign text."""
-        source = source or self.random.choice(self.modifiable if flaw == "wrong_task" else self.sources)
-        foreign = self._foreign(flaw, source)
-        words = self.random.randint(*lengths)
-        own_text, foreign_text = self.random.choice(source.good), self.random.choice(foreign.good)
-        if flaw == "none":
-            text = _take(own_text, words)
-        elif flaw == "extraneous":
-            text = _join(_take(own_text, words - 12), self.random.choice(foreign_text))
-        elif flaw == "cut_off":
-            return source, self._cut("".join(own_text), words), foreign
-        elif flaw == "drift":
-            start = _take(own_text, words // 3)
-            text = _join(start, _take(foreign_text, max(words, 3 * len(start.split())) * 2 // 3))
-        elif flaw == "repetition":
-            text = self._repeat(own_text, words)
-        elif flaw == "gibberish":
-            text = self._disorder(source, words)
-        else:
-            text = _take(foreign_text, words)
-        if FLAWS[flaw].score <= 2 and self.random.random() < 0.5:
-            text = self._cut(text, words)
-        return source, text.strip(), foreign
-
-    def _foreign(self, flaw: str, source: Source) -> Source:
-        """The source of foreign text: the task on another topic, another task on the topic, or neither in common."""
-        if flaw == "near":
-            return self.random.choice([s for s in self.by_category[source.category] if s.topic != source.topic])
-        if flaw == "wrong_task":
-            return self.random.choice(self._modified(source))
-        while True:
-            foreign = self._any()
-            if foreign.category != source.category and foreign.topic != source.topic:
-                return foreign
-
-    def _modified(self, source: Source) -> list[Source]:
-        """Sources of another task on the same topic."""
-        return [s for s in self.by_topic[source.topic] if s.category != source.category]
-
-    def _cut(self, text: str, words: int) -> str:
-        """The text's first words, ending within a sentence."""
-        spans = [match.end() for match in re.finditer(r"\S+", text)]
-        keep = min(words, len(spans) - self.random.randint(1, 4))
-        while keep > 1 and text[spans[keep - 1] - 1] in ".!?:,;":
-            keep -= 1
-        return text[: spans[max(keep, 1) - 1]]
-
-    def _repeat(self, text: list[str], words: int) -> str:
-        """A beginning, then one or two of its sentences over and over."""
-        begin = text[: max(1, len(sentences(_take(text, words // 3))))]
-        again = [piece.strip() for piece in begin[-self.random.randint(1, 2) :]]
-        length = sum(len(piece.split()) for piece in begin)
-        times = max(2, round((words - length) / max(1, sum(len(piece.split()) for piece in again))))
-        return _join("".join(begin), self.random.choice((" ", "\n")).join(again * times))
-
-    def _disorder(self, source: Source, words: int) -> str:
-        if source.wild and self.random.random() < 0.5:
-            return _take(self.random.choice(source.wild), words)
-        chosen = "".join(self.random.choice(source.good)).split()[:words]
-        self.random.shuffle(chosen)
-        return " ".join(chosen)
-
-    def _justification(self, flaw: str, source: Source, foreign: Source) -> str:
-        """What was asked, what was given and what is missing."""
-        kind = FLAWS[flaw]
-        evidence = {
-            "asked": "{task} on {topic}",
-            "given": self.random.choice(kind.given),
-            "missing": self.random.choice(kind.missing),
-        }
-        words = {"task": source.task, "topic": source.topic, "given_task": foreign.task, "other": foreign.topic}
-        return evidence_text({key: value.format_map(words) for key, value in evidence.items()})
+def prompt_files() -> Files:
+    for name, letter, count in FAMILIES:
+        rows = families(tomllib.loads((DATA / f"prompts/{name}.toml").read_text(encoding="utf-8")), letter, count)
+        yield f"prompts/{name}.jsonl", [row for row in rows if row["family"] not in TUNING]
+        if tuning := [row for row in rows if row["family"] in TUNING]:
+            yield "prompts/families_tuning.jsonl", tuning
 
 
-def _judge_row(source: Source, response: str, flaw: str) -> dict[str, Any]:
-    return {
-        "kind": "judge",
-        "prompt": source.prompt,
-        "response": response,
-        "flaw": flaw,
-        "score": FLAWS[flaw].score,
-    }
+def answer_files(model: Path) -> Files:
+    """The answers of a model, at most 96 tokens each."""
+    llm = LLM(model, device="cpu", num_kv_blocks=2048)
+    for name, temperatures in TEMPERATURES.items():
+        conversations, params, rows = [], [], []
+        for prompt in read_jsonl(DATA / f"prompts/{name}.jsonl", ("id", "prompt")):
+            for temperature in temperatures:
+                answer = f"{prompt['id']}/{temperature}"
+                conversations.append([{"role": "user", "content": prompt["prompt"]}])
+                params.append(SamplingParams(temperature, 0.95, 96, request_seed(0, 0, "answers", answer)))
+                rows.append({"id": answer, "prompt_id": prompt["id"], "temperature": temperature})
+        for row, output in zip(rows, llm.chat(conversations, params), strict=True):
+            row |= {"text": output.text.strip(), "finish_reason": output.finish_reason}
+        yield f"answers/{name}.jsonl.gz", rows
 
 
-def _take(pieces: list[str], words: int) -> str:
-    """The first sentences, as many as come nearest to `words` words, but at least one."""
-    taken: list[str] = []
-    count = 0
-    for piece in pieces:
-        size = len(piece.split())
-        if taken and count + size / 2 > words:
-            break
-        taken.append(piece)
-        count += size
-    return "".join(taken)
+def constructor(names: Iterable[str], seed: int) -> Constructor:
+    """A constructor on sets of prompts and their answers."""
+    prompts, answers = ([path.format(name) for name in names] for path in ("prompts/{}.jsonl", "answers/{}.jsonl.gz"))
+    rows = ([row for file in files for row in read_jsonl(DATA / file)] for files in (prompts, answers))
+    return Constructor(load_sources(*rows), seed)
 
 
-def _join(first: str, second: str) -> str:
-    return first.rstrip() + " " + second.lstrip()
+def sft_files() -> Files:
+    """The SFT examples of the tests' config, and those of the default config, lesson by lesson.
+
+    Lessons: decisions alone; judgments; judgments and comparisons in turn, as many of each. Hand-written rows are
+    spread over the second and third lesson, the model's own answers over all.
+    """
+    tiny = constructor(["train"], seed=0)
+    judgments, comparisons = list(tiny.judge_examples(240)), list(tiny.metajudge_examples(120))
+    yield "sft/tiny.jsonl.gz", [*judgments[:120], *spread(judgments[120:], comparisons)]
+
+    seed = 1
+    default = constructor(["train", "families"], seed)
+    decisions, judgments = list(default.decision_examples(1200)), list(default.judge_examples(2400))
+    comparisons, answers = list(default.metajudge_examples(1800)), list(default.answer_examples(500))
+    written = list(labelled_rows(DATA / "judged/train.jsonl"))
+    random.Random(seed).shuffle(written)
+    judging = spread([*judgments[:1200], *spread(judgments[1200:], comparisons)], written)
+    yield "sft/smollm2-135m.jsonl.gz", spread([*decisions, *judging], answers)
+
+
+def spread(*lists: list[Record]) -> list[Record]:
+    """The items of all lists, spread evenly, with each list in its order."""
+    placed = [((i + 0.5) / len(items), n, item) for n, items in enumerate(lists) for i, item in enumerate(items)]
+    return [item for _, _, item in sorted(placed, key=lambda entry: entry[:2])]
+
+
+def case_files() -> Files:
+    """Cases for the judge and the meta-judge. No training example comes from these prompts and answers."""
+    for folder, (names, groups, comparisons) in CASES.items():
+        made = constructor(names, CASES_SEED)
+        rows = list(made.groups())
+        made.random.shuffle(rows)
+        yield f"{folder}/groups.jsonl", rows[:groups]
+        yield f"{folder}/comparisons.jsonl", made.metajudge_examples(comparisons)
+
+
+def write(files: Files) -> None:
+    """Write each file; the content of a compressed one depends on its rows and on zlib alone."""
+    for name, rows in files:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomic(DATA / name, gzip.compress(text.encode(), mtime=0) if name.endswith(".gz") else text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the made files of data/; run from the repository's root.")
+    parser.add_argument("--model", type=Path, help="Hugging Face directory of the model that answers the prompts anew")
+    arguments = parser.parse_args()
+    write(prompt_files())
+    if arguments.model:
+        write(answer_files(arguments.model))
+    write(sft_files())
+    write(case_files())
+
+
+if __name__ == "__main__":
+    command(main)

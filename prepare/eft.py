@@ -1,9 +1,8 @@
 """Evaluation fine-tuning (EFT, arXiv 2401.10020): examples of judging, from replies that people have ranked.
 
-`torchrun -m prepare.eft` lets the seed model judge each reply eft.N times. Round i of a group has the i-th judgment of
-each reply. The first round whose scores put the replies in the people's order gives the examples, so the seed model
-learns from those of its judgments that people agree with. The stage writes examples.jsonl, for `prepare.examples`, and
-held_out.jsonl, groups set aside for `evaluation.agreement`.
+The seed model judges each reply eft.N times. Round i of a group has the i-th judgment of each reply. The first round
+whose scores put the replies in the people's order gives the examples, so the seed model learns from those of its
+judgments that people agree with.
 """
 
 import random
@@ -16,34 +15,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 from judging.judge import judge_items, judge_section, read_score
-from judging.scores import Row, distinct_responses
+from judging.scores import distinct_responses
 from model.chat import ChatFormat
 from prepare.rankings import LeftOut, RankedGroup, ranked_groups
 from sampling.worker import Item, Worker, generation_settings
 from stages.files import UserError, read_manifest, read_shards, stage_key
-from stages.records import group_by
+from stages.records import Record, group_by
 from stages.seeds import request_seed
 from stages.settings import Eft, Settings, VerdictPosition, as_dict
 from stages.stage import Job, Output, Stage, first_rank
 
 Order = Literal["strict", "weak"]
-Score = int | float
-Rounds = Sequence[Sequence[Score | None]]
-"""A group's scores by round and reply; None for a judgment without a score."""
+Scores = Sequence[int | float | None]
+"""The scores of a group's replies; None for a judgment without a score."""
 SHUFFLES = 50
-"""Shuffles of the ranks, to estimate how many groups agree by chance."""
 
 
 class Outcome(StrEnum):
     """Whether a round's scores agree with the ranks. A group's outcome is the first of these that any round has."""
 
     AGREES = "agrees"
-    DISAGREES = "disagrees"
-    """A better reply has a lower score or, with the strict order, an equal one."""
-    EQUAL_SCORES = "equal_scores"
-    """All scores are equal."""
-    TOO_FEW_SCORED = "too_few_scored"
-    """No two replies of different rank have a score."""
+    DISAGREES = "disagrees"  # a better reply has a lower score or, with the strict order, an equal one
+    EQUAL_SCORES = "equal_scores"  # all scores are equal
+    TOO_FEW_SCORED = "too_few_scored"  # no two replies of different rank have a score
 
 
 def read_sources(eft: Eft) -> tuple[list[RankedGroup], dict[str, dict[str, int]]]:
@@ -62,10 +56,7 @@ def read_sources(eft: Eft) -> tuple[list[RankedGroup], dict[str, dict[str, int]]
 
 
 def is_held_out(group: RankedGroup, settings: Settings) -> bool:
-    """Whether the group is held out: drawn by its tree's id, independently of other groups.
-
-    The groups of a tree share messages, so all of them are held out or none.
-    """
+    """Whether the group is held out, drawn by its tree's id, since the groups of a tree share messages."""
     seed = request_seed(settings.seed, 0, "eft", f"{group.tree}/held-out")
     return random.Random(seed).random() < settings.eft.held_out
 
@@ -81,7 +72,7 @@ def eft_items(groups: Iterable[RankedGroup], chat: ChatFormat, settings: Setting
     return judge_items(distinct, chat, settings, 0, settings.eft.N)
 
 
-def outcome(ranks: Sequence[int], scores: Sequence[Score | None], order: Order) -> Outcome:
+def outcome(ranks: Sequence[int], scores: Scores, order: Order) -> Outcome:
     """The outcome of one round's scores against the replies' ranks; replies without a score are left out."""
     scored = [(rank, score) for rank, score in zip(ranks, scores, strict=True) if score is not None]
     pairs = [(high, low) for better, high in scored for worse, low in scored if better < worse]
@@ -93,13 +84,13 @@ def outcome(ranks: Sequence[int], scores: Sequence[Score | None], order: Order) 
     return Outcome.AGREES if agrees else Outcome.DISAGREES
 
 
-def first_agreeing(ranks: Sequence[int], rounds: Rounds, order: Order) -> int | Outcome:
+def first_agreeing(ranks: Sequence[int], rounds: Sequence[Scores], order: Order) -> int | Outcome:
     """The number of a group's first round that agrees; without such a round, the group's outcome."""
     outcomes = [outcome(ranks, scores, order) for scores in rounds]
     return outcomes.index(Outcome.AGREES) if Outcome.AGREES in outcomes else next(o for o in Outcome if o in outcomes)
 
 
-def agreeing_by_chance(groups: Iterable[tuple[Sequence[int], Rounds]], order: Order, seed: int) -> float:
+def agreeing_by_chance(groups: Iterable[tuple[Sequence[int], Sequence[Scores]]], order: Order, seed: int) -> float:
     """Number of groups, each (ranks, rounds), that agree when their ranks are shuffled; the mean over `SHUFFLES`.
 
     A judge that knows nothing of people's preferences has as many groups accepted, as one of several rounds may agree.
@@ -117,9 +108,7 @@ def justification(text: str, verdict_position: VerdictPosition) -> str:
     return "".join(lines[1:] if verdict_position == "first" else lines[:-1]).strip()
 
 
-def example_rows(
-    group: RankedGroup, judgments: Sequence[Row], verdict_position: VerdictPosition
-) -> Iterator[dict[str, Any]]:
+def example_rows(group: RankedGroup, judgments: Sequence[Record], position: VerdictPosition) -> Iterator[Record]:
     """The labelled rows of an accepted round; `judgments` has one judgment of each reply, in the replies' order."""
     for reply, row in zip(group.replies, judgments, strict=True):
         if row["score"] is not None:
@@ -128,14 +117,14 @@ def example_rows(
                 "prompt": group.prompt,
                 "response": reply.text,
                 "score": row["score"],
-                "justification": justification(row["text"], verdict_position),
+                "justification": justification(row["text"], position),
                 "judgment_id": row["id"],
                 "rank": reply.rank,
                 "flaw": "",
             }
 
 
-def downsampled(rows: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+def downsampled(rows: Sequence[Record], seed: int) -> list[Record]:
     """The rows with the most frequent score cut to the count of the second, lest the judge learn to always give it.
 
     The dropped rows are drawn. All rows stay if the two scores are equally frequent or there is only one score.
@@ -151,83 +140,63 @@ def downsampled(rows: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any
 
 
 def choose(
-    groups: Sequence[RankedGroup], judgments: Mapping[str, Sequence[Row]], settings: Settings
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    groups: Sequence[RankedGroup], judgments: Mapping[str, Sequence[Record]], settings: Settings
+) -> tuple[list[Record], Record]:
     """The examples, and the manifest's facts about them; `judgments` by reply id, each reply's in order."""
-    order, verdict_position = settings.eft.order, settings.judge.verdict_position
+    order = settings.eft.order
     outcomes: Counter[Outcome] = Counter()
     accepted: Counter[int] = Counter()
-    rows: list[dict[str, Any]] = []
-    judged_groups: list[tuple[list[int], Rounds]] = []
+    rows: list[Record] = []
+    judged: list[tuple[list[int], list[Scores]]] = []
     for group in groups:
-        of_replies = [judgments[f"{group.id}/{k}"] for k in range(len(group.replies))]
-        rounds = list(zip(*of_replies, strict=True))
-        ranks = [reply.rank for reply in group.replies]
-        scores = [[row["score"] for row in judged] for judged in rounds]
-        judged_groups.append((ranks, scores))
-        first = first_agreeing(ranks, scores, order)
+        rounds = list(zip(*(judgments[f"{group.id}/{k}"] for k in range(len(group.replies))), strict=True))
+        judged.append(([reply.rank for reply in group.replies], [[row["score"] for row in own] for own in rounds]))
+        first = first_agreeing(*judged[-1], order)
         if isinstance(first, Outcome):
             outcomes[first] += 1
             continue
         outcomes[Outcome.AGREES] += 1
         accepted[first] += 1
-        rows += example_rows(group, rounds[first], verdict_position)
+        rows += example_rows(group, rounds[first], settings.judge.verdict_position)
     kept = downsampled(rows, settings.seed) if settings.eft.downsample else rows
+    counts = {f"groups.{reason}": outcomes[reason] for reason in Outcome}
+    scores = {name: Counter(row["score"] for row in some) for name, some in (("rows", rows), ("examples", kept))}
     return kept, {
-        "counts": {f"groups.{reason}": outcomes[reason] for reason in Outcome}
-        | {"rows": len(rows), "downsampled": len(rows) - len(kept), "examples": len(kept)},
-        "agreeing_by_chance": round(agreeing_by_chance(judged_groups, order, settings.seed), 1),
+        "counts": counts | {"rows": len(rows), "downsampled": len(rows) - len(kept), "examples": len(kept)},
+        "agreeing_by_chance": round(agreeing_by_chance(judged, order, settings.seed), 1),
         "accepted_round": {str(i): accepted[i] for i in range(settings.eft.N)},
-        "scores": {"rows": _histogram(rows), "examples": _histogram(kept)},
+        "scores": {name: {str(score): some[score] for score in sorted(some)} for name, some in scores.items()},
     }
-
-
-def _histogram(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
-    counts = Counter(row["score"] for row in rows)
-    return {str(score): counts[score] for score in sorted(counts)}
-
-
-def _reasons(sources: dict[str, dict[str, int]]) -> str:
-    total = Counter[str]()
-    for counts in sources.values():
-        total.update(counts)
-    return ", ".join(f"{name} {count}" for name, count in total.items() if count) or "the files are empty"
 
 
 def make_examples(job: Job) -> Output:
     """Let the seed model judge replies that people have ranked, and keep the judgments that people agree with.
 
-    Writes examples.jsonl and held_out.jsonl; all ranks write the judgments. Manifest: `counts` of groups, judgments and
-    examples; `sources`, each source's groups and left-out groups by reason; the `scores` of the examples; and
-    `agreeing_by_chance`, the number of groups that agree with a judge that knows nothing.
+    Writes examples.jsonl, for `prepare.examples`, and held_out.jsonl, groups set aside for `evaluation.agreement`.
     """
     settings = job.settings
     if not job.has("sources"):
         raise UserError("eft.sources is empty; name OpenAssistant's files")
     worker, (groups, sources) = Worker(settings, job.path("model")), read_sources(settings.eft)
     if not groups:
-        raise UserError(f"eft.sources: no group of ranked replies is left ({_reasons(sources)}); relax [eft]")
+        total = sum((Counter(counts) for counts in sources.values()), Counter[str]())
+        reasons = ", ".join(f"{name} {count}" for name, count in total.items()) or "the files are empty"
+        raise UserError(f"eft.sources: no group of ranked replies is left ({reasons}); relax [eft]")
     held_out = [group for group in groups if is_held_out(group, settings)]
     training = [group for group in groups if not is_held_out(group, settings)]
-    # The judgments do not depend on `UNREAD`, so they stay when these settings change.
-    read = {name: value for name, value in as_dict(settings.eft).items() if name not in UNREAD}
-    section = generation_settings(settings, 0, judge_section(settings))
-    work = job.part("eft", "judgments", stage_key("eft-judgments", [read, section, job.digests]))
-    verdict = partial(read_score, judge=settings.judge)
-    worker.run(work, eft_items(training, worker.chat, settings), verdict)
+    # The judgments do not depend on order and downsampling, so they stay when these settings change.
+    section, generation = _settings(settings, 0)
+    read = {name: value for name, value in section.items() if name not in ("order", "downsample")}
+    work = job.part("eft", "judgments", stage_key("eft-judgments", [read, generation, job.digests]))
+    worker.run(work, eft_items(training, worker.chat, settings), partial(read_score, judge=settings.judge))
     examples, facts = choose(training, group_by(read_shards(work.out), "response_id"), settings)
     if not examples and first_rank():
         print(f"warning: no example: none of {len(training)} groups has a round that agrees", file=sys.stderr)
     judged = (read_manifest(work.out) or {})["counts"]
-    failures = {name: count for name, count in judged.items() if name.startswith("failure.")}
-    counts = {"groups": len(groups), "groups.held_out": len(held_out)}
-    counts |= {"judgments": judged.get("records", 0)} | failures | facts.pop("counts")
+    counts = {"groups": len(groups), "groups.held_out": len(held_out), "judgments": judged.get("records", 0)}
+    counts |= {name: count for name, count in judged.items() if name.startswith("failure.")} | facts.pop("counts")
     files = {"examples.jsonl": examples, "held_out.jsonl": [group.row() for group in held_out]}
     return Output(files, {"counts": counts, "sources": sources, **facts})
-
-
-UNREAD = ("sources", "order", "downsample")
-"""Settings of [eft] that the judgments do not depend on; the key has the sources' content, not their paths."""
 
 
 def _settings(settings: Settings, iteration: int) -> Any:

@@ -1,109 +1,268 @@
-"""The flaws of constructed responses: each flaw's score, and the evidence that a justification names.
+"""Responses whose quality is known because it was made: a model's answers, with a flaw put into each on purpose.
 
-A score is additive, as in the rubric: 0 for a response to something else, 1 for the right task on another subject or
-another task on the right subject, and so on up to 5 for a complete answer.
+A good response is an answer as it is; each flaw of `data/sft/flaws.toml` makes a response of a lower score. The score
+follows from the flaw, and the justification names the evidence, so labels cost nothing and examples vary without end
+(the idea of Self-Taught Evaluators, arXiv 2408.02666). Lengths are drawn independently of the flaw, so that they do not
+reveal the score; half of the responses worth two points or less are also cut off, so that a cut does not either.
 """
 
+import random
+import re
+import tomllib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+from judging.rubric import evidence_text
+from stages.files import UserError
+from stages.records import Record
+
+TABLES = tomllib.loads((Path(__file__).parents[1] / "data" / "sft" / "flaws.toml").read_text(encoding="utf-8"))
+FLAWS: dict[str, Record] = TABLES["flaws"]
+TASKS: dict[str, str] = TABLES["tasks"]
+
+LENGTHS = (12, 70)  # words of a constructed response, drawn evenly from this range
+SHORT = (8, 40)  # the same for the first lesson, which fits into fewer tokens
+WILD = 1.2  # answers sampled at a higher temperature count as nonsense
+REPETITIVE = 0.15  # a good answer has no greater share of repeated three-word sequences, and does not say this:
+REFUSAL = re.compile(r"I'm sorry|I apologi[sz]e|[Aa]s an AI|(unable|can't|cannot|not able) (to )?(assist|help|provide)")
 
 
 @dataclass(frozen=True)
-class Flaw:
-    """A kind of response. In the wordings {task} and {topic} stand for what was asked, {given_task} and {other} for
-    what was given instead."""
+class Source:
+    """A prompt and its answers."""
 
-    score: int
-    given: tuple[str, ...]
-    """What a justification says was given."""
-    missing: tuple[str, ...] = ("",)
-    """What a justification says is missing; "" for nothing."""
+    prompt: str
+    category: str
+    topic: str
+    good: list[list[str]]  # sentences of each answer at a low or usual temperature
+    wild: list[list[str]]  # sentences of each answer at a high temperature; may be empty
+    answers: list[tuple[str, bool]]  # the good answers' whole texts, and whether each ended by itself
 
 
-FLAWS: dict[str, Flaw] = {
-    "none": Flaw(
-        5,
-        (
-            "{task} that stays on it to the end",
-            "a complete answer on {topic}",
-            "all of it, and nothing needless",
-            "{task}, to the point and finished",
-        ),
-    ),
-    "extraneous": Flaw(
-        4,
-        (
-            "the answer, then a needless remark on {other}",
-            "a good answer, but it ends with {other}",
-            "{task}, and a last sentence on {other}",
-        ),
-        ("focus at the end", "only a clean ending"),
-    ),
-    "cut_off": Flaw(
-        3,
-        ("a good start on {topic}", "the first part of {task}", "a useful text that breaks off"),
-        ("the end, since it stops in mid-sentence", "the rest of the last sentence"),
-    ),
-    "drift": Flaw(
-        2,
-        (
-            "a start on {topic}, then {other}",
-            "a sentence or two on it, the rest on {other}",
-            "a text that leaves {topic} for {other}",
-        ),
-        ("most of the answer", "the second half of {task}"),
-    ),
-    "repetition": Flaw(
-        2,
-        (
-            "the same words on {topic} again and again",
-            "a beginning that only repeats itself",
-            "one thought, repeated without end",
-        ),
-        ("anything further", "the rest of {task}"),
-    ),
-    "near": Flaw(
-        1,
-        ("the same kind of text, but on {other}", "{task}, but about {other}", "{other} in place of {topic}"),
-        ("anything on {topic}", "the right subject"),
-    ),
-    "wrong_task": Flaw(
-        1,
-        ("{given_task} on {topic}", "{given_task} in place of {task}", "the right subject, but {given_task}"),
-        ("{task}", "what was to be done with {topic}"),
-    ),
-    "far": Flaw(
-        0,
-        ("{given_task} on {other}", "a text about {other}", "something on {other}, off topic"),
-        ("anything on {topic}", "any part of {task}"),
-    ),
-    "gibberish": Flaw(
-        0,
-        ("words that make no sense", "word salad", "a jumble without a meaning"),
-        ("any sense", "anything on {topic}"),
-    ),
-}
+def sentences(text: str) -> list[str]:
+    """A text's sentences and lines, each with the white space after it."""
+    return re.findall(r"\S.*?(?:[.!?:](?=\s)|\n|$)\s*", text, flags=re.DOTALL)
 
-TASKS: dict[str, str] = {
-    "explain": "an explanation",
-    "how-to": "instructions",
-    "advice": "advice",
-    "message": "a message",
-    "creative": "a creative text",
-    "rewrite": "a rewritten text",
-    "summarise": "a summary",
-    "brainstorm": "ideas",
-    "extract": "details from a text",
-    "roleplay": "a dialogue",
-    "compare": "a comparison",
-    "plan": "a plan",
-    "maths": "a calculation",
-    "facts": "facts",
-    "coding": "code",
-    "opinion": "an opinion",
-    "language": "help with words",
-    "product description": "a product description",
-    "interview question": "an interview answer",
-    "recipe": "a recipe",
-    "definition": "a definition",
-}
-"""What each category of prompts asks for."""
+
+def repetitive(text: str) -> bool:
+    """Whether more than the share REPETITIVE of the text's three-word sequences are repetitions."""
+    words = re.findall(r"\w+", text.lower())
+    triples = Counter(zip(words, words[1:], words[2:], strict=False))
+    return bool(triples) and 1 - len(triples) / triples.total() > REPETITIVE
+
+
+def load_sources(prompts: Iterable[Record], answers: Iterable[Record]) -> list[Source]:
+    """Sources of the prompts that have a good answer. Raises `UserError` for a category without a task."""
+    sources: dict[str, Source] = {}
+    for row in prompts:
+        if row["category"] not in TASKS:
+            raise UserError(
+                f"prompt {row['id']!r}: unknown category {row['category']!r}; add it to data/sft/flaws.toml"
+            )
+        sources[row["id"]] = Source(row["prompt"], row["category"], row["topic"], [], [], [])
+    for row in answers:
+        source, pieces = sources[row["prompt_id"]], sentences(row["text"])
+        if row["finish_reason"] == "length":
+            pieces = pieces[:-1]  # a cut by the engine would be an unlabelled flaw
+        if not pieces:
+            continue
+        if row["temperature"] > WILD:
+            source.wild.append(pieces)
+        elif not repetitive(row["text"]) and not REFUSAL.search(row["text"]):
+            source.good.append(pieces)
+            source.answers.append((row["text"], row["finish_reason"] == "stop"))
+    return [source for source in sources.values() if source.good]
+
+
+class Constructor:
+    """Draws responses with chosen flaws, without end, from one seed."""
+
+    def __init__(self, sources: list[Source], seed: int):
+        """Raises `UserError` where a source has no other from which foreign text could come."""
+        self.sources = sources
+        self.random = random.Random(seed)
+        self.by_category, self.by_topic = defaultdict(list), defaultdict(list)
+        for source in sources:
+            self.by_category[source.category].append(source)
+            self.by_topic[source.topic].append(source)
+        for category, members in self.by_category.items():
+            if len(self.by_category) < 2 or len({source.topic for source in members}) < 2:
+                raise UserError(f"category {category!r}: two topics in it and another category are needed; add prompts")
+        # Only a source whose topic has another task too can get the flaw "wrong_task".
+        self.modifiable = [source for source in sources if self._other_tasks(source)]
+        self.scores = {name: flaw["score"] for name, flaw in FLAWS.items() if name != "wrong_task" or self.modifiable}
+
+    def judge_examples(self, number: int) -> Iterator[Record]:
+        """Rows {kind, prompt, response, flaw, score, justification}; all scores are equally frequent."""
+        for flaw in islice(chain.from_iterable(self._blocks()), number):
+            source, response, foreign = self._response(flaw)
+            yield _judge_row(source, response, flaw) | {"justification": self._justification(flaw, source, foreign)}
+
+    def decision_examples(self, number: int) -> Iterator[Record]:
+        """Rows with the score alone: 5 for a good answer or, every other time, 0 for another question's.
+
+        Nearly all of a whole judgment's loss is wording. A small model learns sooner from the score alone.
+        """
+        for i in range(number):
+            flaw = ("none", "far")[i % 2]
+            source, response, _ = self._response(flaw, lengths=SHORT)
+            yield _judge_row(source, response, flaw) | {"justification": ""}
+
+    def answer_examples(self, number: int) -> Iterator[Record]:
+        """Rows of the model's own answers, so that the model keeps the actor's part while it learns to judge."""
+        for _ in range(number):
+            source = self._any()
+            text, finished = self.random.choice(source.answers)
+            yield {"kind": "respond", "prompt": source.prompt, "response": text, "finished": finished}
+
+    def metajudge_examples(self, number: int) -> Iterator[Record]:
+        """Rows {kind, prompt, response, flaw, judgments, winner, score}; each position wins equally often.
+
+        The worse judgment's score is mostly off by two points or more; the better one's is right, or off by one where
+        the other is off by three. Where another flaw has the same score, the judgments of a quarter of the rows differ
+        in their evidence alone.
+        """
+        for i, flaw in enumerate(islice(chain.from_iterable(self._blocks()), number)):
+            source, response, foreign = self._response(flaw)
+            score = self.scores[flaw]
+            errors = {name: abs(value - score) for name, value in self.scores.items() if name != flaw}
+            equal = [name for name in errors if errors[name] == 0]
+            right, wrong = flaw, self.random.choice([name for name in errors if errors[name] >= 2])
+            if equal and self.random.random() < 0.25:
+                wrong = self.random.choice(equal)
+            elif errors[wrong] >= 3 and self.random.random() < 0.5:
+                right = self.random.choice([name for name in errors if errors[name] == 1])
+            pair = [
+                {"score": self.scores[right], "justification": self._justification(right, source, foreign)},
+                {"score": self.scores[wrong], "justification": self._justification(wrong, source, self._any())},
+            ]
+            yield {
+                "kind": "metajudge",
+                "prompt": source.prompt,
+                "response": response,
+                "flaw": flaw,
+                "judgments": pair if i % 2 else pair[::-1],
+                "winner": "first" if i % 2 else "second",
+                "score": score,
+            }
+
+    def groups(self) -> Iterator[Record]:
+        """For evaluation: a group {id, prompt, responses: [{text, score, flaw}]} of each source, a response a score."""
+        for number, source in enumerate(self.sources):
+            responses = []
+            for flaw in sorted(next(self._blocks()), key=self.scores.__getitem__):
+                flaw = "near" if flaw == "wrong_task" and not self._other_tasks(source) else flaw
+                text = self._response(flaw, source)[1]
+                responses.append({"text": text, "score": self.scores[flaw], "flaw": flaw})
+            yield {"id": f"c{number:03}", "prompt": source.prompt, "responses": responses}
+
+    def _any(self) -> Source:
+        return self.random.choice(self.sources)
+
+    def _blocks(self) -> Iterator[list[str]]:
+        """Blocks without end: one flaw of each score, in random order."""
+        by_score = defaultdict(list)
+        for name, score in self.scores.items():
+            by_score[score].append(name)
+        while True:
+            block = [self.random.choice(flaws) for flaws in by_score.values()]
+            self.random.shuffle(block)
+            yield block
+
+    def _response(
+        self, flaw: str, source: Source | None = None, lengths: tuple[int, int] = LENGTHS
+    ) -> tuple[Source, str, Source]:
+        """A source, a response to its prompt with the flaw, and the source of foreign text."""
+        source = source or self.random.choice(self.modifiable if flaw == "wrong_task" else self.sources)
+        foreign = self._foreign(flaw, source)
+        words = self.random.randint(*lengths)
+        own_text, foreign_text = self.random.choice(source.good), self.random.choice(foreign.good)
+        if flaw == "none":
+            text = _take(own_text, words)
+        elif flaw == "extraneous":
+            text = _join(_take(own_text, words - 12), self.random.choice(foreign_text))
+        elif flaw == "cut_off":
+            return source, self._cut("".join(own_text), words), foreign
+        elif flaw == "drift":
+            start = _take(own_text, words // 3)
+            text = _join(start, _take(foreign_text, max(words, 3 * len(start.split())) * 2 // 3))
+        elif flaw == "repetition":
+            text = self._repeat(own_text, words)
+        elif flaw == "gibberish":
+            text = self._disorder(source, words)
+        else:
+            text = _take(foreign_text, words)
+        if self.scores[flaw] <= 2 and self.random.random() < 0.5:
+            text = self._cut(text, words)
+        return source, text.strip(), foreign
+
+    def _foreign(self, flaw: str, source: Source) -> Source:
+        """The source of foreign text: the task on another topic, another task on the topic, or neither in common."""
+        if flaw == "near":
+            return self.random.choice([s for s in self.by_category[source.category] if s.topic != source.topic])
+        if flaw == "wrong_task":
+            return self.random.choice(self._other_tasks(source))
+        while True:
+            foreign = self._any()
+            if foreign.category != source.category and foreign.topic != source.topic:
+                return foreign
+
+    def _other_tasks(self, source: Source) -> list[Source]:
+        """Sources of another task on the same topic."""
+        return [s for s in self.by_topic[source.topic] if s.category != source.category]
+
+    def _cut(self, text: str, words: int) -> str:
+        """The text's first words, ending within a sentence."""
+        spans = [match.end() for match in re.finditer(r"\S+", text)]
+        keep = min(words, len(spans) - self.random.randint(1, 4))
+        while keep > 1 and text[spans[keep - 1] - 1] in ".!?:,;":
+            keep -= 1
+        return text[: spans[max(keep, 1) - 1]]
+
+    def _repeat(self, text: list[str], words: int) -> str:
+        """A beginning, then one or two of its sentences over and over."""
+        begin = text[: max(1, len(sentences(_take(text, words // 3))))]
+        again = [piece.strip() for piece in begin[-self.random.randint(1, 2) :]]
+        times = max(2, round((words - _words(begin)) / max(1, _words(again))))
+        return _join("".join(begin), self.random.choice((" ", "\n")).join(again * times))
+
+    def _disorder(self, source: Source, words: int) -> str:
+        if source.wild and self.random.random() < 0.5:
+            return _take(self.random.choice(source.wild), words)
+        chosen = "".join(self.random.choice(source.good)).split()[:words]
+        self.random.shuffle(chosen)
+        return " ".join(chosen)
+
+    def _justification(self, flaw: str, source: Source, foreign: Source) -> str:
+        """What was asked, what was given and what is missing."""
+        given, missing = (self.random.choice(FLAWS[flaw][part]) for part in ("given", "missing"))
+        evidence = {"asked": "{task} on {topic}", "given": given, "missing": missing}
+        words = {"task": TASKS[source.category], "topic": source.topic}
+        words |= {"given_task": TASKS[foreign.category], "other": foreign.topic}
+        return evidence_text({key: value.format_map(words) for key, value in evidence.items()})
+
+
+def _judge_row(source: Source, response: str, flaw: str) -> Record:
+    score = FLAWS[flaw]["score"]
+    return {"kind": "judge", "prompt": source.prompt, "response": response, "flaw": flaw, "score": score}
+
+
+def _take(pieces: list[str], words: int) -> str:
+    """The first sentences, as many as come nearest to `words` words, but at least one."""
+    taken: list[str] = []
+    for piece in pieces:
+        if taken and _words(taken) + len(piece.split()) / 2 > words:
+            break
+        taken.append(piece)
+    return "".join(taken)
+
+
+def _words(pieces: list[str]) -> int:
+    return sum(len(piece.split()) for piece in pieces)
+
+
+def _join(first: str, second: str) -> str:
+    return first.rstrip() + " " + second.lstrip()

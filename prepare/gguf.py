@@ -4,31 +4,42 @@ The package `gguf` reads and dequantises. GGUF stores the rows of q and k for in
 them for Hugging Face's half-split RoPE.
 """
 
-import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.config import LlamaConfig
+from model.weights import write_tensors
 from stages.files import UserError, write_json
 
-NAMES = {
-    "token_embd": "embed_tokens",
-    "output_norm": "norm",
-    "output": "lm_head",
+OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+BLOCK = {
     "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-STACKED = {
-    "self_attn.qkv_proj": ("attn_q", "attn_k", "attn_v"),
-    "mlp.gate_up_proj": ("ffn_gate", "ffn_up"),
-}
+"""GGUF's and Hugging Face's names of tensors."""
 CONTROL, USER_DEFINED = 3, 4  # GGUF's types of special tokens
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` at the end, so that `folder` is whole or not there."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    temporary.rename(folder)
 
 
 def half_split(weight: Tensor, heads: int) -> Tensor:
@@ -45,30 +56,30 @@ def convert(path: Path, folder: Path) -> None:
         import gguf
     except ImportError:
         raise UserError("the package gguf is not installed; pip install -e '.[demo]'") from None
-    from model.weights import save_pretrained
-
     if not path.is_file():
         raise UserError(f"{path}: no such GGUF file; check the path")
     reader = gguf.GGUFReader(str(path))
     fields = {name: field.contents() for name, field in reader.fields.items()}
     if fields["general.architecture"] != "llama" or fields["tokenizer.ggml.model"] != "gpt2":
         raise UserError(f"{path}: only Llama models with a GPT-2 style tokenizer are converted")
-    tensors = {
-        tensor.name.removesuffix(".weight"): torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
-        for tensor in reader.tensors
-    }
-    table = _config(fields, tied="output" not in tensors)
-    config = LlamaConfig.from_dict(table, str(path))
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write_json(temporary / "config.json", table)
-    stop = sorted({fields["tokenizer.ggml.eos_token_id"]})
-    write_json(temporary / "generation_config.json", {"eos_token_id": stop})
-    _tokenizer(fields, temporary)
-    parameters = ((name, tensor.to(torch.bfloat16)) for name, tensor in _parameters(tensors, config))
-    save_pretrained(parameters, config, temporary, temporary)
-    temporary.rename(folder)
+    heads = {"attn_q": fields["llama.attention.head_count"], "attn_k": fields["llama.attention.head_count_kv"]}
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for tensor in reader.tensors:
+            weight = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()).to(torch.bfloat16)
+            *block, part = tensor.name.removesuffix(".weight").split(".")
+            if part not in (BLOCK if block else OUTER):
+                raise UserError(f"{path}: tensor {tensor.name} is not implemented")
+            weight = half_split(weight, heads[part]) if part in heads else weight
+            name = f"model.layers.{block[1]}.{BLOCK[part]}" if block else OUTER[part]
+            yield f"{name}.weight", weight
+
+    table = _config(fields, tied="output.weight" not in {tensor.name for tensor in reader.tensors})
+    with whole_folder(folder) as temporary:
+        write_json(temporary / "config.json", table)
+        write_json(temporary / "generation_config.json", {"eos_token_id": [fields["tokenizer.ggml.eos_token_id"]]})
+        _tokenizer(fields, temporary)
+        write_tensors(tensors(), temporary)
 
 
 def _config(fields: dict[str, Any], tied: bool) -> dict[str, Any]:
@@ -90,22 +101,6 @@ def _config(fields: dict[str, Any], tied: bool) -> dict[str, Any]:
         "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
         "torch_dtype": "bfloat16",
     }
-
-
-def _parameters(tensors: dict[str, Tensor], config: LlamaConfig):
-    """(name, tensor) of the model's own parameters, from GGUF's."""
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    yield "embed_tokens.weight", tensors["token_embd"]
-    for i in range(config.num_hidden_layers):
-        for ours, theirs in STACKED.items():
-            parts = [tensors[f"blk.{i}.{name}"] for name in theirs]
-            rows = [half_split(p, heads[n]) if n in heads else p for n, p in zip(theirs, parts, strict=True)]
-            yield f"layers.{i}.{ours}.weight", torch.cat(rows)
-        for name in ("attn_norm", "attn_output", "ffn_norm", "ffn_down"):
-            yield f"layers.{i}.{NAMES[name]}.weight", tensors[f"blk.{i}.{name}"]
-    yield "norm.weight", tensors["output_norm"]
-    if "output" in tensors:
-        yield "lm_head.weight", tensors["output"]
 
 
 def _tokenizer(fields: dict[str, Any], folder: Path) -> None:
@@ -133,4 +128,4 @@ def _tokenizer(fields: dict[str, Any], folder: Path) -> None:
         "model_max_length": fields["llama.context_length"],
         "chat_template": fields["tokenizer.chat_template"],
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(configuration, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", configuration)

@@ -20,9 +20,10 @@ from torch import Tensor
 from model.config import LlamaConfig
 from model.tokenizer import JsonTokenizer, Tokenizer, load_tokenizer
 from model.weights import write_tensors
-from prepare.gguf import half_split
+from prepare.gguf import half_split, whole_folder
 from stages.files import UserError, command, write_json
 
+EMBEDDING = "tok_embeddings.weight"
 ROWS, COLUMNS, WHOLE = 0, 1, None
 """How ranks share a tensor: each has some of the rows, some of the columns, or the whole."""
 
@@ -41,8 +42,8 @@ BLOCK = {
 
 NEEDED = {"dim", "n_layers", "n_heads", "norm_eps"}
 KNOWN = NEEDED | {"n_kv_heads", "vocab_size", "rope_theta", "use_scaled_rope"}
-UNUSED = {"multiple_of", "ffn_dim_multiplier", "max_batch_size", "max_seq_len"}
-"""Keys of params.json that follow from the weights' shapes, or that only limit Meta's own cache."""
+# Some keys of params.json follow from the weights' shapes, or only limit Meta's own cache.
+KNOWN |= {"multiple_of", "ffn_dim_multiplier", "max_batch_size", "max_seq_len"}
 
 LLAMA3_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -77,20 +78,25 @@ class MetaCheckpoint:
                 absent = path if name in self.ranks[0] else paths[0]
                 raise UserError(f"{absent}: tensor {name} is missing, another shard has it; fetch the files again")
 
-    def tensor(self, name: str, split: int | None, shape: tuple[int, int] | tuple[int]) -> Tensor:
+    def parts(self, name: str) -> list[Tensor]:
+        """Each rank's part of a tensor."""
+        if name not in self.ranks[0]:
+            raise UserError(f"{self.source}: tensor {name} is missing; params.json and weights do not match")
+        return [rank[name] for rank in self.ranks]
+
+    def tensor(self, name: str, split: int | None, *shape: int) -> Tensor:
         """The whole tensor, which ranks share along dimension `split`.
 
         Raises `UserError` where it is missing, the ranks' parts do not fit each other, or its shape is not `shape`.
         """
-        parts = self._parts(name)
-        first = parts[0]
-        if any(part.shape != first.shape or part.dtype != first.dtype for part in parts):
+        first, *others = parts = self.parts(name)
+        if any(part.shape != first.shape or part.dtype != first.dtype for part in others):
             raise UserError(f"{self.source}: {name} differs in shape or dtype between shards; fetch the files again")
         if not first.is_floating_point():
             raise UserError(f"{self.source}: {name} is {first.dtype}; quantized weights are not implemented")
-        if split is WHOLE and any(not torch.equal(part, first) for part in parts):
+        if split is WHOLE and any(not torch.equal(part, first) for part in others):
             raise UserError(f"{self.source}: {name} must be equal in every shard, but is not; fetch the files again")
-        whole = first if split is WHOLE or len(parts) == 1 else torch.cat(parts, dim=split)
+        whole = first if split is WHOLE or not others else torch.cat(parts, dim=split)
         if whole.shape != shape:
             raise UserError(
                 f"{self.source}: {name} has shape {list(whole.shape)} in {len(parts)} shards together, "
@@ -100,22 +106,14 @@ class MetaCheckpoint:
 
     def rows(self, name: str) -> int:
         """The number of rows of a tensor that ranks share by rows."""
-        return sum(part.shape[0] for part in self._parts(name))
+        return sum(part.shape[0] for part in self.parts(name))
 
-    def embedding_split(self, dim: int) -> int:
-        """How ranks share tok_embeddings.weight: by columns up to Llama 2, by rows since."""
-        return ROWS if self._parts("tok_embeddings.weight")[0].shape[-1] == dim else COLUMNS
-
-    def vocab_size(self, dim: int) -> int:
-        """The number of rows of the whole embedding."""
-        name = "tok_embeddings.weight"
-        return self.rows(name) if self.embedding_split(dim) == ROWS else self._parts(name)[0].shape[0]
-
-    def _parts(self, name: str) -> list[Tensor]:
-        """Each rank's part of a tensor."""
-        if name not in self.ranks[0]:
-            raise UserError(f"{self.source}: tensor {name} is missing; params.json and weights do not match")
-        return [rank[name] for rank in self.ranks]
+    def embedding(self, dim: int) -> Tensor:
+        """The whole embedding, which ranks share by columns up to Llama 2, by rows since."""
+        part = self.parts(EMBEDDING)[0]
+        if part.shape[-1] == dim:
+            return self.tensor(EMBEDDING, ROWS, self.rows(EMBEDDING), dim)
+        return self.tensor(EMBEDDING, COLUMNS, part.shape[0], dim)
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -132,8 +130,7 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def convert(source: Path | str, folder: Path | str, rope_factor: float = 8.0, context: int | None = None) -> Path:
-    """Write Meta's checkpoint at `source` as a Hugging Face directory in the same dtype at `folder`, which must not
-    exist; returns `folder`.
+    """Write Meta's checkpoint at `source` as a Hugging Face directory in the same dtype at the new `folder`.
 
     `rope_factor` is by how much Llama 3.1 and later slow low frequencies: 8 in Meta's own code, 32 in Hugging Face's
     configs of Llama 3.2. `context` becomes max_position_embeddings; by default 131072 for Llama 3.1 and later, 8192 for
@@ -150,18 +147,18 @@ def convert(source: Path | str, folder: Path | str, rope_factor: float = 8.0, co
     params = _read_params(source / "params.json")
     if not (source / "tokenizer.model").is_file():
         raise UserError(f"{source}: no tokenizer.model beside params.json; copy it there")
-    tokenizer = load_tokenizer(source)
-    checkpoint = MetaCheckpoint(source)
+    tokenizer, checkpoint = load_tokenizer(source), MetaCheckpoint(source)
     table = _config(params, checkpoint, tokenizer, rope_factor, context)
     config = LlamaConfig.from_dict(table, str(source / "params.json"))
-    _check_names(checkpoint, config)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write_tensors(_tensors(checkpoint, config), temporary)
-    write_json(temporary / "config.json", table)
-    _write_tokenizer(source, tokenizer, table, temporary)
-    temporary.rename(folder)
+    blocks = {f"layers.{i}.{name}.weight" for i in range(config.num_hidden_layers) for name in BLOCK}
+    expected = blocks | {EMBEDDING, "norm.weight", "output.weight"}
+    for name in sorted(expected ^ checkpoint.ranks[0].keys()):
+        problem = "missing" if name in expected else "unexpected"
+        raise UserError(f"{source}: tensor {name} is {problem}; params.json and weights do not match")
+    with whole_folder(folder) as temporary:
+        write_tensors(_tensors(checkpoint, config), temporary)
+        write_json(temporary / "config.json", table)
+        _write_tokenizer(source, tokenizer, table, temporary)
     return folder
 
 
@@ -174,7 +171,7 @@ def _read_params(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch the file again") from None
     for key in sorted(NEEDED - params.keys()):
         raise UserError(f"{path}: key {key!r} is missing; fetch the file again")
-    for key in sorted(params.keys() - KNOWN - UNUSED):
+    for key in sorted(params.keys() - KNOWN):
         raise UserError(f"{path}: key {key!r} is not implemented; only dense Llama models of text are")
     return params
 
@@ -183,28 +180,28 @@ def _config(
     params: dict[str, Any], checkpoint: MetaCheckpoint, tokenizer: Tokenizer, rope_factor: float, context: int | None
 ) -> dict[str, Any]:
     """Hugging Face's config.json, from params.json and the weights' shapes."""
-    where = checkpoint.source / "params.json"
+    where, dim = checkpoint.source / "params.json", params["dim"]
     scaled, llama3 = bool(params.get("use_scaled_rope")), isinstance(tokenizer, JsonTokenizer)
     if llama3 and "rope_theta" not in params:
         raise UserError(f"{where}: key 'rope_theta' is missing, which Llama 3 needs; fetch the file again")
     if rope_factor != 8.0 and not scaled:
         raise UserError(f"{where}: a RoPE factor is given, but use_scaled_rope is not set; leave it out")
-    vocab_size = checkpoint.vocab_size(params["dim"])
+    embedding = checkpoint.embedding(dim)
+    vocab_size = len(embedding)
     if params.get("vocab_size", -1) not in (-1, vocab_size):
-        raise UserError(
-            f"{where}: vocab_size is {params['vocab_size']}, the embedding has {vocab_size} rows; "
-            "is a consolidated file missing?"
-        )
+        rows = f"vocab_size is {params['vocab_size']}, the embedding has {vocab_size} rows"
+        raise UserError(f"{where}: {rows}; is a consolidated file missing?")
     if tokenizer.vocab_size > vocab_size:
         tokens = tokenizer.vocab_size
         raise UserError(f"{checkpoint.source}: tokenizer.model has {tokens} tokens, the embedding {vocab_size} rows")
-    stop_ids = _stop_ids(tokenizer, scaled)
-    embedding = checkpoint.ranks[0]["tok_embeddings.weight"]
+    # Since Llama 3.1 <|eom_id|> ends a message that calls a tool. Meta stores embedding and head even where tied.
+    ends = ["</s>", "<|end_of_text|>", *(["<|eom_id|>"] if scaled else []), "<|eot_id|>"]
+    stop_ids = [token for name in ends if (token := tokenizer.control(name)) is not None]
     table = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": vocab_size,
-        "hidden_size": params["dim"],
+        "hidden_size": dim,
         "intermediate_size": checkpoint.rows("layers.0.feed_forward.w1.weight"),
         "num_hidden_layers": params["n_layers"],
         "num_attention_heads": params["n_heads"],
@@ -212,70 +209,34 @@ def _config(
         "rms_norm_eps": params["norm_eps"],
         "rope_theta": params.get("rope_theta", 10_000.0),
         "max_position_embeddings": context or (131_072 if scaled else 8_192 if llama3 else 4_096),
-        "tie_word_embeddings": _tied(checkpoint, vocab_size, params["dim"]),
+        "tie_word_embeddings": torch.equal(embedding, checkpoint.tensor("output.weight", ROWS, vocab_size, dim)),
         "hidden_act": "silu",
         "bos_token_id": tokenizer.control("<|begin_of_text|>" if llama3 else "<s>"),
         "eos_token_id": stop_ids if len(stop_ids) > 1 else stop_ids[0],
         "torch_dtype": str(embedding.dtype).removeprefix("torch."),
     }
     if scaled:
-        table["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": rope_factor,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
+        factors = {"factor": rope_factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        table["rope_scaling"] = {"rope_type": "llama3", **factors, "original_max_position_embeddings": 8192}
     return table
-
-
-def _stop_ids(tokenizer: Tokenizer, scaled: bool) -> list[int]:
-    """The ids that end an answer; since Llama 3.1 <|eom_id|> ends a message that calls a tool."""
-    names = ["</s>", "<|end_of_text|>", *(["<|eom_id|>"] if scaled else []), "<|eot_id|>"]
-    return [token for name in names if (token := tokenizer.control(name)) is not None]
-
-
-def _tied(checkpoint: MetaCheckpoint, vocab_size: int, dim: int) -> bool:
-    """Whether head and embedding are equal; Meta stores both even where they are tied."""
-    shape = (vocab_size, dim)
-    embedding = checkpoint.tensor("tok_embeddings.weight", checkpoint.embedding_split(dim), shape)
-    return torch.equal(embedding, checkpoint.tensor("output.weight", ROWS, shape))
-
-
-def _check_names(checkpoint: MetaCheckpoint, config: LlamaConfig) -> None:
-    """Raise `UserError` for a tensor that is missing or unknown."""
-    blocks = {f"layers.{i}.{name}.weight" for i in range(config.num_hidden_layers) for name in BLOCK}
-    expected = blocks | {"tok_embeddings.weight", "norm.weight", "output.weight"}
-    for name in sorted(expected ^ checkpoint.ranks[0].keys()):
-        problem = "missing" if name in expected else "unexpected"
-        raise UserError(f"{checkpoint.source}: tensor {name} is {problem}; params.json and weights do not match")
 
 
 def _tensors(checkpoint: MetaCheckpoint, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
     """Hugging Face's name and tensor of each parameter."""
     d, q, kv, hidden = config.hidden_size, config.q_size, config.kv_size, config.intermediate_size
-    shapes: dict[str, tuple[int, int] | tuple[int]] = {
-        "attention.wq": (q, d),
-        "attention.wk": (kv, d),
-        "attention.wv": (kv, d),
-        "attention.wo": (d, q),
-        "feed_forward.w1": (hidden, d),
-        "feed_forward.w2": (d, hidden),
-        "feed_forward.w3": (hidden, d),
-    }
-    rotated = {"attention.wq": config.num_attention_heads, "attention.wk": config.num_key_value_heads}
-    vocabulary = (config.vocab_size, d)
-    embedding = checkpoint.tensor("tok_embeddings.weight", checkpoint.embedding_split(d), vocabulary)
-    yield "model.embed_tokens.weight", embedding
+    shapes = {"wq": (q, d), "wk": (kv, d), "wv": (kv, d), "wo": (d, q), "w1": (hidden, d), "w2": (d, hidden)}
+    shapes["w3"] = shapes["w1"]
+    rotated = {"wq": config.num_attention_heads, "wk": config.num_key_value_heads}
+    yield "model.embed_tokens.weight", checkpoint.embedding(d)
     for i in range(config.num_hidden_layers):
         for name, (theirs, split) in BLOCK.items():
-            tensor = checkpoint.tensor(f"layers.{i}.{name}.weight", split, shapes.get(name, (d,)))
-            if name in rotated:
-                tensor = half_split(tensor, rotated[name])
+            kind = name.rpartition(".")[2]
+            tensor = checkpoint.tensor(f"layers.{i}.{name}.weight", split, *shapes.get(kind, (d,)))
+            tensor = half_split(tensor, rotated[kind]) if kind in rotated else tensor
             yield f"model.layers.{i}.{theirs}.weight", tensor
-    yield "model.norm.weight", checkpoint.tensor("norm.weight", WHOLE, (d,))
+    yield "model.norm.weight", checkpoint.tensor("norm.weight", WHOLE, d)
     if not config.tie_word_embeddings:
-        yield "lm_head.weight", checkpoint.tensor("output.weight", ROWS, vocabulary)
+        yield "lm_head.weight", checkpoint.tensor("output.weight", ROWS, config.vocab_size, d)
 
 
 def _write_tokenizer(source: Path, tokenizer: Tokenizer, table: dict[str, Any], folder: Path) -> None:
@@ -289,11 +250,10 @@ def _write_tokenizer(source: Path, tokenizer: Tokenizer, table: dict[str, Any], 
         shutil.copy(source / "tokenizer.model", folder)
         # Meta's code encodes each piece of a dialog with a space before it, which transformers calls "legacy".
         configuration |= {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True}
-        configuration |= {"chat_template": LLAMA2_TEMPLATE}
+        configuration["chat_template"] = LLAMA2_TEMPLATE
         configuration |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     write_json(folder / "tokenizer_config.json", configuration)
-    ids = {name: table[name] for name in ("bos_token_id", "eos_token_id")}
-    write_json(folder / "generation_config.json", ids)
+    write_json(folder / "generation_config.json", {name: table[name] for name in ("bos_token_id", "eos_token_id")})
 
 
 def main() -> None:

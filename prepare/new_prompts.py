@@ -1,13 +1,11 @@
 """New prompts from seed prompts: `torchrun -m prepare.new_prompts` shows a model a few, and the model writes one more.
 
 The method is that of Self-Instruct (arXiv 2212.10560) and Self-Rewarding (arXiv 2401.10020). Completions are sampled in
-rounds, each a folder of work shards. After a round its completions are filtered in order, and kept prompts serve as
-examples in later rounds. Rounds end when there are enough prompts or no attempts are left. Every rank filters for
-itself: the kept prompts, and so the next round's requests, are a function of the shards' bytes alone.
+rounds. After a round they are filtered in order, and kept prompts serve as examples in later rounds. Every rank filters
+for itself, since the kept prompts, and so the next round's requests, are a function of the sampled bytes alone.
 """
 
-import hashlib
-import json
+import itertools
 import random
 import re
 import sys
@@ -22,11 +20,10 @@ from model.chat import ChatFormat, Message
 from prepare.novelty import Novelty, Sequences, repetition, words
 from sampling.worker import Item, Worker, generation_settings, sampling_of
 from stages.files import UserError, read_jsonl, read_shards, stage_key
+from stages.records import Record
 from stages.seeds import request_seed
 from stages.settings import Prompts, Settings, as_dict
 from stages.stage import Job, Output, Stage, first_rank
-
-Record = dict[str, Any]
 
 NEW = "new/"
 """The prefix of new prompts' ids."""
@@ -45,28 +42,17 @@ _QUOTED = re.compile("\"([^\"]*)\"|'([^']*)'|“([^“”]*)”|\u2018([^\u2018\
 class Dropped(StrEnum):
     """Why a completion gives no prompt, in the order of the checks."""
 
-    TOO_LONG = "too_long"
-    """The examples left no room in the context: nothing was generated."""
-    UNLABELLED = "unlabelled"
-    """Words, but no line that begins with a label such as "Task 9:": a greeting, a refusal, an answer to a task."""
-    TRUNCATED = "truncated"
-    """Neither a stop token nor a further label ends the task."""
-    EMPTY = "empty"
-    """The task has no letter or digit."""
-    TOO_FEW_WORDS = "too_few_words"
-    """Fewer than `min_words`, counted by white space."""
-    TOO_MANY_WORDS = "too_many_words"
-    """More than `max_words`."""
-    REPETITIVE = "repetitive"
-    """More than a share `max_repetition` of its three-word sequences repeat earlier ones."""
-    WORD = "word"
-    """The prompt has one of `words`, which ask for something that a text model can't see or do."""
-    EVALUATION = "evaluation"
-    """The prompt shares a sequence of `ngram` words with a prompt of the evaluation files."""
-    SIMILAR = "similar"
-    """The prompt's ROUGE-L with a seed or a kept prompt is not below `max_rouge_l`."""
-    NOT_NEEDED = "not_needed"
-    """There are `count` prompts already; nothing is checked."""
+    TOO_LONG = "too_long"  # the examples left no room in the context: nothing was generated
+    UNLABELLED = "unlabelled"  # no line begins with a label such as "Task 9:": a greeting, a refusal, an answer
+    TRUNCATED = "truncated"  # neither a stop token nor a further label ends the task
+    EMPTY = "empty"  # the task has no letter or digit
+    TOO_FEW_WORDS = "too_few_words"  # fewer than `min_words`, counted by white space
+    TOO_MANY_WORDS = "too_many_words"  # more than `max_words`
+    REPETITIVE = "repetitive"  # more than a share `max_repetition` of its three-word sequences repeat earlier ones
+    WORD = "word"  # the prompt has one of `words`, which ask for something that a text model can't see or do
+    EVALUATION = "evaluation"  # the prompt shares a sequence of `ngram` words with a prompt of the evaluation files
+    SIMILAR = "similar"  # the prompt's ROUGE-L with a seed or a kept prompt is not below `max_rouge_l`
+    NOT_NEEDED = "not_needed"  # there are `count` prompts already; nothing is checked
 
 
 def request_prompt(examples: Sequence[str]) -> list[Message]:
@@ -83,16 +69,13 @@ def request_prompt(examples: Sequence[str]) -> list[Message]:
 
 
 def read_prompt(text: str, finish_reason: str) -> str | Dropped:
-    """The first task of a completion's generated text, without its label and quotes; or the reason for none.
-
-    The task ends at the label of a higher number, since a small model goes on with Task 10, Task 11, ... until its
-    tokens are spent.
-    """
+    """The first task of a completion's text, without label and quotes, up to the next task; or the reason for none."""
     if finish_reason == "too_long":
         return Dropped.TOO_LONG
     labels = list(_LABEL.finditer(text))
     if words(text) and not labels:
         return Dropped.UNLABELLED
+    # A small model goes on with tasks of higher numbers until its tokens are spent.
     following = next((label for label in labels if int(label["number"]) > int(labels[0]["number"])), None)
     if following is None and finish_reason != "stop":
         return Dropped.TRUNCATED
@@ -127,12 +110,10 @@ class Filter:
     def read(self, text: str, finish_reason: str) -> str | Dropped:
         """The prompt of a completion, which is then kept; or the reason for none."""
         prompt = read_prompt(text, finish_reason)
-        if isinstance(prompt, Dropped):
-            return prompt
-        if reason := self._reason(prompt):
-            return reason
-        self._novelty.add(prompt)
-        return prompt
+        reason = prompt if isinstance(prompt, Dropped) else self._reason(prompt)
+        if reason is None:
+            self._novelty.add(prompt)
+        return reason or prompt
 
     def _reason(self, prompt: str) -> Dropped | None:
         options, length = self._options, len(prompt.split())
@@ -150,10 +131,7 @@ class Filter:
 
 
 def read_seeds(options: Prompts) -> list[Record]:
-    """The seed prompts {id, prompt}.
-
-    Raises `UserError` for fewer prompts than a request shows, a repeated id, and an id with the prefix `NEW`.
-    """
+    """The seed prompts {id, prompt}. Raises `UserError` for too few, a repeated id, and one with the prefix `NEW`."""
     if not options.seeds:
         raise UserError("prompts.seeds is empty; name a JSON-lines file of {id, prompt}")
     seeds = list(_texts(options.seeds, ("id", "prompt")))
@@ -195,43 +173,35 @@ def attempt_items(
         messages = partial(request_prompt, [row["prompt"] for row in shots])
         record = {"id": name, "round": number, "shots": [row["id"] for row in shots]}
         seed = request_seed(settings.seed, number, "prompts", name)
-        yield Item(
-            name, messages, sampling, seed, name, record
-        )  # one group each, since requests share only their first words
+        # One group each, since requests share only their first words.
+        yield Item(name, messages, sampling, seed, name, record)
 
 
-class Rounds:
-    """The sampling of rounds into the job's folder; each round has its own key, so a finished round stays."""
+def write_prompts(job: Job) -> Output:
+    """Let a model write new prompts from seed prompts as examples.
 
-    def __init__(self, job: Job, seeds: Sequence[Record]):
-        self._job, self._seeds = job, seeds
-        self._worker = Worker(job.settings, job.path("model"))
-        # The filter's settings are not in the key, so changing one resamples only the rounds that change.
-        names = ("shots", "generated_shots", "temperature", "top_p", "max_new_tokens")
-        section = {name: getattr(job.settings.prompts, name) for name in names}
-        inputs = {name: job.digests[name] for name in ("model", "seeds")}
-        self._key = stage_key("prompts-round", [generation_settings(job.settings, 0, section), inputs])
-
-    def sample(self, number: int, size: int, kept: Sequence[Record]) -> Iterator[Record]:
-        """The completions of round `number`, given the prompts `kept` in earlier rounds."""
-        facts = json.dumps([self._key, number, size, kept])
-        key = hashlib.sha256(facts.encode()).hexdigest()
-        items = attempt_items(number, size, self._seeds, kept, self._worker.chat, self._job.settings)
-        work = self._job.part("prompts", f"rounds/{number:04}", key)
-        self._worker.run(work, items)
-        return read_shards(work.out)
-
-
-def make_prompts(
-    rounds: Rounds, accept: Filter, options: Prompts, log: bool = True
-) -> tuple[list[Record], Counter[str]]:
-    """The new prompts {id, prompt, attempt, round, shots}, and the number of attempts by outcome."""
+    Writes prompts.jsonl: {id, prompt, attempt, round, shots}. Each round is sampled into a folder with a key of its
+    own, so a finished round stays.
+    """
+    options = job.settings.prompts
+    seeds = read_seeds(options)
+    evaluation = [row["prompt"] for path in options.evaluation for row in _texts(path, ("prompt",))]
+    accept = Filter(options, (row["prompt"] for row in seeds), evaluation)
+    worker = Worker(job.settings, job.path("model"))
+    # The filter's settings are not in the key, so changing one resamples only the rounds that change.
+    names = ("shots", "generated_shots", "temperature", "top_p", "max_new_tokens")
+    section = generation_settings(job.settings, 0, {name: getattr(options, name) for name in names})
+    inputs = {name: job.digests[name] for name in ("model", "seeds")}
     kept: list[Record] = []
     counts = Counter({"attempts": 0, "kept": 0} | {str(reason): 0 for reason in Dropped})
-    number = 0
-    while len(kept) < options.count and counts["attempts"] < options.max_attempts:
+    for number in itertools.count():
         size = min(options.round_attempts, options.max_attempts - counts["attempts"])
-        for row in rounds.sample(number, size, kept):
+        if len(kept) == options.count or not size:
+            break
+        key = stage_key("prompts-round", [section, inputs, number, size, kept])
+        work = job.part("prompts", f"rounds/{number:04}", key)
+        worker.run(work, attempt_items(number, size, seeds, kept, worker.chat, job.settings))
+        for row in read_shards(work.out):
             counts["attempts"] += 1
             done = len(kept) == options.count
             prompt = Dropped.NOT_NEEDED if done else accept.read(row["text"], row["finish_reason"])
@@ -240,20 +210,9 @@ def make_prompts(
                 continue
             lineage = {"attempt": row["id"], "round": number, "shots": row["shots"]}
             kept.append({"id": f"{NEW}{len(kept):05}", "prompt": prompt, **lineage})
-        number += 1
-        if log:
+        if first_rank():
             print(f"{counts['attempts']} attempts: {len(kept)} of {options.count} prompts", file=sys.stderr)
     counts["kept"] = len(kept)
-    return kept, counts
-
-
-def write_prompts(job: Job) -> Output:
-    """Let a model write new prompts from seed prompts as examples."""
-    options = job.settings.prompts
-    seeds = read_seeds(options)
-    evaluation = [row["prompt"] for path in options.evaluation for row in _texts(path, ("prompt",))]
-    accept = Filter(options, (row["prompt"] for row in seeds), evaluation)
-    kept, counts = make_prompts(Rounds(job, seeds), accept, options, log=first_rank())
     if len(kept) < options.count and first_rank():
         listed = ", ".join(f"{name} {value}" for name, value in counts.items() if value)
         print(f"warning: {job.out}: {len(kept)} of the {options.count} prompts wanted: {listed}", file=sys.stderr)

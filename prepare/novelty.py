@@ -1,12 +1,10 @@
 """Whether a text is new: ROUGE-L against all texts so far, word sequences shared with given texts, and repetition.
 
-ROUGE-L (Lin, 2004) is the F-measure of the longest common subsequence (LCS) of two texts' words: 2 LCS / (m + n). It is
-exact and quick against 20,000 texts, in two steps. The number of words that two texts share, in any order, bounds the
-LCS from above; an index from each word to the texts with it gives this bound for all texts at once. The LCS is computed
-only where the bound reaches the threshold, by bit-parallel arithmetic on Python's integers.
+ROUGE-L (Lin, 2004) is the F-measure of the longest common subsequence (LCS) of two texts' words: 2 LCS / (m + n). The
+number of words that two texts share bounds the LCS from above; an index from each word to the texts with it gives this
+bound for all texts at once, and the LCS is computed only where the bound reaches the threshold.
 """
 
-import re
 import unicodedata
 from array import array
 from collections import Counter, defaultdict
@@ -18,17 +16,12 @@ import numpy as np
 SHORTEST = 4
 """A text shorter than a sequence counts as a sequence itself if it has at least this many words."""
 
-_ASCII_WORD = re.compile(r"[a-z0-9]+")
-
 
 def words(text: str) -> list[str]:
     """A text's words in lower case: runs of letters, their marks and digits of any script.
 
-    On ASCII these are the tokens of the package rouge-score without its stemmer, which takes all other letters for
-    spaces. In a script without spaces a whole clause is a word.
+    On ASCII these are the tokens of the package rouge-score without its stemmer.
     """
-    if text.isascii():
-        return _ASCII_WORD.findall(text.lower())
     text = unicodedata.normalize("NFC", text.lower())
     return "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text).split()
 
@@ -80,20 +73,14 @@ class Novelty:
         """Whether this text resembles one of those added. Two texts without words resemble each other."""
         tokens = words(text)
         lengths = np.frombuffer(self._lengths, dtype=np.int64) + len(tokens)
-        shared = 2 * self._shared(tokens)
+        holders = [self._holders[key] for key in _occurrences(tokens) if key in self._holders]
+        numbers = np.concatenate([np.empty(0, np.int64), *(np.frombuffer(own, np.int64) for own in holders)])
+        shared = 2 * np.bincount(numbers, minlength=len(self._texts))  # words in common, in any order
         # Floats select the candidates, perhaps a few too many; integers decide. The likeliest come first.
         near = np.flatnonzero(shared >= float(self._threshold) * lengths - 1e-6)
         likeliest = near[np.argsort(-shared[near] / np.maximum(lengths[near], 1))].tolist()
-        return any(self._resemble(tokens, self._texts[number]) for number in likeliest)
-
-    def _resemble(self, a: list[str], b: list[str]) -> bool:
-        return 2 * lcs_length(a, b) >= self._threshold * (len(a) + len(b))
-
-    def _shared(self, tokens: list[str]) -> np.ndarray:
-        """[texts] how many words each text has in common with these, in any order."""
-        holders = [self._holders[key] for key in _occurrences(tokens) if key in self._holders]
-        numbers = [np.frombuffer(texts, dtype=np.int64) for texts in holders]
-        return np.bincount(np.concatenate(numbers) if numbers else [], minlength=len(self._texts))
+        candidates = (self._texts[number] for number in likeliest)
+        return any(2 * lcs_length(tokens, b) >= self._threshold * (len(tokens) + len(b)) for b in candidates)
 
 
 class Sequences:

@@ -1,13 +1,11 @@
 """A stand-in for Llama-3 that speaks by a script: `python -m prepare.scripted FOLDER` writes one in Meta's layout.
 
 Rehearsals of a run need a judge that writes verdicts without training. The stand-in's blocks are random; embedding and
-head make it a Markov chain. Each kind of token is a direction of the residual stream, large beside what the blocks add,
-and the head maps each kind to the tokens that may follow. So each completion has the form
+head make it a Markov chain: each kind of token is a direction of the residual stream, which the head maps to the tokens
+that may follow. Each completion serves as response, new task, judgment and comparison alike, and means nothing:
 
     **Task9:** some words
     Score:3
-
-(or `Winner:A`), which serves as response, new task, judgment and comparison alike, and means nothing.
 """
 
 import argparse
@@ -32,23 +30,14 @@ Script = Sequence[tuple[Sequence[int], Mapping[int, float]]]
 CERTAINTY = 20.0
 """Logit of the tokens that may follow; those of all others are about 0."""
 
-PARAMS: dict[str, Any] = {
-    "dim": 128,
-    "n_layers": 2,
-    "n_heads": 8,
-    "n_kv_heads": 2,
-    "vocab_size": 128256,
-    "multiple_of": 32,
-    "ffn_dim_multiplier": 1.3,
-    "norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-}
+SIZE, KEYS, INNER, LAYERS, VOCABULARY = 128, 32, 448, 2, 128256
+PARAMS: dict[str, Any] = {"dim": SIZE, "n_layers": LAYERS, "n_heads": 8, "n_kv_heads": 2, "vocab_size": VOCABULARY}
+PARAMS |= {"multiple_of": 32, "ffn_dim_multiplier": 1.3, "norm_eps": 1e-5, "rope_theta": 500000.0}
 """A small params.json; four query heads share a key-value head, as in Llama-3-8B."""
 
 SHARDS = 2
 SCORE_SHARE = 0.88
 """Share of the texts that end with a score; the others end with a winner."""
-WORDS = 200
 STOP = 1 / 16
 """Probability that a word is the last one of a text."""
 
@@ -66,26 +55,21 @@ def follow(embedding_vd: Tensor, head_vd: Tensor, script: Script) -> None:
 def llama3_script(tokenizer: Tokenizer) -> Script:
     """The stand-in's script in Llama-3's tokens; each position of the text has tokens of its own."""
 
-    def token(text: str) -> int:
-        [single] = tokenizer.encode(text)
-        return single
+    def tokens(*texts: str) -> list[int]:
+        return [token for text in texts for [token] in [tokenizer.encode(text)]]
 
     def evenly(tokens: Sequence[int], share: float = 1.0) -> dict[int, float]:
         return dict.fromkeys(tokens, share / len(tokens))
 
-    texts = [(i, tokenizer.decode([i])) for i in range(1000, 60000)]
-    words = random.Random(0).sample([i for i, text in texts if re.fullmatch(" [a-z]{4,9}", text)], WORDS)
-    opening, mark, task, number, closed = (token(text) for text in ("\n\n", "**", "Task", "9", ":**"))
-    newline, score, colon, winner = (token(text) for text in ("\n", "Score", ":", "Winner"))
-    values, winners = [token(str(value)) for value in range(6)], [token(":A"), token(":B")]
+    common = [(i, tokenizer.decode([i])) for i in range(1000, 60000)]
+    words = random.Random(0).sample([i for i, text in common if re.fullmatch(" [a-z]{4,9}", text)], 200)
+    fixed = [[token] for token in tokens("\n\n", "**", "Task", "9", ":**")]
+    [newline, score, colon, winner] = tokens("\n", "Score", ":", "Winner")
+    values, winners = tokens(*map(str, range(6))), tokens(":A", ":B")
     end = tokenizer.control("<|eot_id|>")
     assert end is not None
     return [
-        ([opening], {mark: 1.0}),
-        ([mark], {task: 1.0}),
-        ([task], {number: 1.0}),
-        ([number], {closed: 1.0}),
-        ([closed], evenly(words)),
+        *((token, evenly(following)) for token, following in zip(fixed, [*fixed[1:], words], strict=True)),
         (words, evenly(words, 1 - STOP) | {newline: STOP}),
         ([newline], {score: SCORE_SHARE, winner: 1 - SCORE_SHARE}),
         ([score], {colon: 1.0}),
@@ -95,21 +79,22 @@ def llama3_script(tokenizer: Tokenizer) -> Script:
     ]
 
 
-def packaged_tokenizer() -> Path:
-    """Llama-3's tokenizer.model in the package llama-models. Raises `UserError` where it is missing."""
+def packaged_file(package: str, ending: str, advice: str) -> Path:
+    """The file of an installed package whose path ends so. Raises `UserError` where it is missing."""
     try:
-        models = [file for file in files("llama-models") or [] if str(file) == "llama_models/llama3/tokenizer.model"]
-    except PackageNotFoundError:
-        models = []
-    if not models:
-        raise UserError("llama-models is not installed; pip install --no-deps llama-models==0.3.0")
-    return Path(str(models[0].locate()))
+        [file] = [file for file in files(package) or [] if str(file).endswith(ending)]
+    except (PackageNotFoundError, ValueError):
+        raise UserError(f"{package} is not installed, or without its {ending}; {advice}") from None
+    return Path(str(file.locate()))
 
 
 def write_stand_in(folder: Path) -> None:
     """Write `folder` in Meta's layout: consolidated.00.pth, consolidated.01.pth, params.json, tokenizer.model."""
     folder.mkdir(parents=True)
-    shutil.copyfile(packaged_tokenizer(), folder / "tokenizer.model")
+    advice = "pip install --no-deps llama-models==0.3.0"
+    shutil.copyfile(
+        packaged_file("llama-models", "llama_models/llama3/tokenizer.model", advice), folder / "tokenizer.model"
+    )
     write_json(folder / "params.json", PARAMS)
     weights = _weights(llama3_script(load_tokenizer(folder)))
     for shard in range(SHARDS):
@@ -119,24 +104,17 @@ def write_stand_in(folder: Path) -> None:
 
 def _weights(script: Script) -> dict[str, Tensor]:
     """Whole tensors under Meta's names, bf16."""
-    size, vocabulary = PARAMS["dim"], PARAMS["vocab_size"]
-    keys = size * PARAMS["n_kv_heads"] // PARAMS["n_heads"]
-    inner = PARAMS["multiple_of"] * math.ceil(PARAMS["ffn_dim_multiplier"] * 8 * size / 3 / PARAMS["multiple_of"])
-    shapes = {"attention.wq": (size, size), "attention.wk": (keys, size), "attention.wv": (keys, size)}
-    shapes |= {"attention.wo": (size, size), "feed_forward.w1": (inner, size), "feed_forward.w3": (inner, size)}
-    shapes["feed_forward.w2"] = (size, inner)
+    shapes = {"attention.wq": (SIZE, SIZE), "attention.wk": (KEYS, SIZE), "attention.wv": (KEYS, SIZE)}
+    shapes |= {"attention.wo": (SIZE, SIZE), "feed_forward.w1": (INNER, SIZE), "feed_forward.w3": (INNER, SIZE)}
+    shapes["feed_forward.w2"] = (SIZE, INNER)
     generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return (torch.randn(*shape, generator=generator) * 0.02).to(torch.bfloat16)
-
-    weights = {"tok_embeddings.weight": normal(vocabulary, size), "output.weight": normal(vocabulary, size)}
-    follow(weights["tok_embeddings.weight"], weights["output.weight"], script)
-    norms = ["norm.weight"]
-    for layer in range(PARAMS["n_layers"]):
-        weights |= {f"layers.{layer}.{name}.weight": normal(*shape) for name, shape in shapes.items()}
-        norms += [f"layers.{layer}.{name}.weight" for name in ("attention_norm", "ffn_norm")]
-    return weights | {name: torch.ones(size, dtype=torch.bfloat16) for name in norms}
+    named = {"tok_embeddings": (VOCABULARY, SIZE), "output": (VOCABULARY, SIZE)}
+    named |= {f"layers.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in shapes.items()}
+    weights = {name: (torch.randn(*shape, generator=generator) * 0.02).bfloat16() for name, shape in named.items()}
+    follow(weights["tok_embeddings"], weights["output"], script)
+    norms = ["norm", *(f"layers.{i}.{name}" for i in range(LAYERS) for name in ("attention_norm", "ffn_norm"))]
+    weights |= {name: torch.ones(SIZE, dtype=torch.bfloat16) for name in norms}
+    return {f"{name}.weight": tensor for name, tensor in weights.items()}
 
 
 def _part(name: str, tensor: Tensor, shard: int) -> Tensor:
@@ -149,11 +127,11 @@ def _part(name: str, tensor: Tensor, shard: int) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a small stand-in for Llama-3-8B-Instruct in Meta's layout.")
     parser.add_argument("folder", type=Path)
-    arguments = parser.parse_args()
-    if arguments.folder.exists():
-        raise UserError(f"{arguments.folder}: exists already; name a new folder")
-    write_stand_in(arguments.folder)
-    print(arguments.folder)
+    folder = parser.parse_args().folder
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; name a new folder")
+    write_stand_in(folder)
+    print(folder)
 
 
 if __name__ == "__main__":

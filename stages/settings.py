@@ -81,17 +81,8 @@ class Sft(Training):
     enabled: bool = True
     """Off: the seed itself is M0."""
     examples: list[str] = field(default_factory=list)
-    """JSON-lines files of labelled judgments and comparisons, or of prompts with scored responses (data/README.md)."""
-    constructed_decisions: CountOrZero = 0
-    """Examples of the first lesson: a good answer, or one to another question, and only the score."""
-    constructed_judgments: CountOrZero = 0
-    """Judgments made by construction from `prompts` and `answers`: the second lesson, and part of the third."""
-    constructed_comparisons: CountOrZero = 0
-    """Meta-judgments by construction: the third lesson. Models too small to meta-judge untaught need them."""
-    constructed_answers: CountOrZero = 0
-    """The model's own answers among the examples, so that the model still acts."""
-    prompts: list[str] = field(default_factory=list)
-    answers: list[str] = field(default_factory=list)
+    """JSON-lines files of labelled judgments, comparisons and answers, or of prompts with scored responses
+    (data/README.md); examples are taken in the order of files and lines."""
     sft_delta: str = ""
     """A low-rank file of the change that SFT makes (`prepare/sft_delta.py`). M0 is then the seed plus this change, so
     that a small machine need not train M0. Empty: train."""

@@ -15,8 +15,8 @@ def named_files(settings: "Settings") -> Iterator[tuple[str, str]]:
     sft, prompts = settings.sft, settings.prompts
     names: dict[str, list[str]] = {}
     if sft.enabled:
-        names |= {"sft.examples": sft.examples, "sft.prompts": sft.prompts, "sft.answers": sft.answers}
-        names |= {"eft.sources": settings.eft.sources, "sft.sft_delta": [sft.sft_delta] if sft.sft_delta else []}
+        names |= {"sft.examples": sft.examples, "eft.sources": settings.eft.sources}
+        names["sft.sft_delta"] = [sft.sft_delta] if sft.sft_delta else []
     if settings.iteration and prompts.seeds:
         names |= {"prompts.seeds": [prompts.seeds], "prompts.evaluation": prompts.evaluation}
     elif settings.iteration:

@@ -92,9 +92,7 @@ class Planned:
         if sft.enabled and not sft.sft_delta:
             taught = round((1 - eft.held_out) * ranked)
             stages["sft/eft"] = self.judged(round(taught / REPLIES), REPLIES, eft.N)
-            kinds = (sft.constructed_decisions, sft.constructed_judgments, sft.constructed_comparisons)
-            lessons = round(self.plan.eft_yield * taught) + sum(kinds) + sft.constructed_answers
-            lessons += sum(map(count_rows, sft.examples))
+            lessons = round(self.plan.eft_yield * taught) + sum(map(count_rows, sft.examples))
             stages["sft/checkpoint"] = Training(sft, 1, ((judging, lessons),), sft.epochs, 1)
         cases, rows = evaluation.judge_cases, count_rows(evaluation.prompts)
         labelled = len(read_labelled(Path(cases)).cases) if Path(cases).is_file() else 0

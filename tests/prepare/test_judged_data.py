@@ -1,57 +1,29 @@
 """The judged prompts in data/judged: schema, balance of scores, and no cue to a score in length or opening."""
 
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from evaluation.statistics import spearman
+from stages.files import read_jsonl
+
 FOLDER = Path(__file__).parents[2] / "data" / "judged"
 SIZES = {"train": 150, "held_out": 40}
-FLAWS = {
-    "none",
-    "minor",
-    "wrong_fact",
-    "wrong_tone",
-    "ignored_constraint",
-    "off_topic",
-    "partial",
-    "vague",
-    "rambling",
-    "refusal",
-    "repetition",
-    "cut_off",
-    "wrong_task",
-    "incoherent",
-}
+FLAWS = (
+    "none minor wrong_fact wrong_tone ignored_constraint off_topic partial vague rambling refusal repetition cut_off"
+)
+FLAWS = {*FLAWS.split(), "wrong_task", "incoherent"}
 LIST_START = re.compile(r"(?:[-*]|1[.)]) ")
 
 
 def load(name: str) -> list[dict]:
-    with open(FOLDER / f"{name}.jsonl", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    return list(read_jsonl(FOLDER / f"{name}.jsonl"))
 
 
 def responses(name: str) -> list[dict]:
     return [response for record in load(name) for response in record["responses"]]
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1; equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
-
-
-def test_spearman_by_hand():
-    # 1 - 6 * (0 + 1 + 1 + 0) / (4 * 15), no ties
-    assert spearman(np.array([1, 2, 3, 4]), np.array([10, 30, 20, 40])) == pytest.approx(0.8)
-    # y has ranks 1.5, 1.5, 3: covariance 1.5, variances 2 and 1.5
-    assert spearman(np.array([1, 2, 3]), np.array([5, 5, 9])) == pytest.approx(1.5 / (2 * 1.5) ** 0.5)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -82,17 +54,12 @@ def test_responses(name):
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_scores_are_balanced(name):
-    counts = np.bincount([response["score"] for response in responses(name)], minlength=6)
-    assert len(counts) == 6 and counts.min() >= 0.12 * counts.sum()
-
-
-@pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("length", [len, lambda text: len(text.split())], ids=["characters", "words"])
-def test_length_says_nothing(name, length):
-    scores = np.array([response["score"] for response in responses(name)])
-    lengths = np.array([length(response["text"]) for response in responses(name)])
-    assert abs(spearman(lengths, scores)) < 0.1
+def test_scores_are_balanced_and_length_says_nothing(name, length):
+    scores = [response["score"] for response in responses(name)]
+    counts = np.bincount(scores, minlength=6)
+    assert len(counts) == 6 and counts.min() >= 0.12 * counts.sum()
+    assert abs(spearman([length(response["text"]) for response in responses(name)], scores)) < 0.1
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -2,7 +2,6 @@
 
 import random
 import re
-import shutil
 from collections import Counter
 from dataclasses import replace
 from itertools import groupby
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sampling.worker
@@ -26,7 +25,7 @@ from prepare.new_prompts import (
 )
 from sampling.request import Completion, Request
 from stages.files import UserError, read_jsonl, read_manifest, read_shards, write_jsonl
-from stages.settings import Prompts, load_settings
+from stages.settings import Prompts
 
 CHAT = SimpleNamespace(
     prompt_ids=lambda messages: [1, *"|".join(m["content"] for m in messages).encode()],
@@ -48,18 +47,14 @@ def test_a_request_shows_the_examples_as_they_are():
     "text",
     [
         "Task 9: Write it.",
-        "  task 9 :   Write it.  \n",
         "TASK 12: Write it.",
         "**Task 9:** Write it.",
-        "**Task 9**: Write it.",
         "**Task 9: Write it.**",
         "_Task 9: Write it._",
         "### Task 9:\n\nWrite it.",
-        'Task 9: "Write it."',
         "**Task 9:** “ Write it. ”",
         "Task 9: 'Write it.'",
         "Sure, here is one:\n\nTask 9: Write it.",
-        "Task 9: Write it.\n\nTask 10: Sing it.",
         "Task 9: Write it.\n**Task 10:** Sing it.\nTask 11: Th",
     ],
 )
@@ -71,7 +66,6 @@ def test_the_task_is_what_follows_the_first_label(text: str):
     ("text", "finish_reason", "expected"),
     [
         ('Task 9: "Yes" or "no"?', "stop", '"Yes" or "no"?'),
-        ("Task 9: **Write** it.", "stop", "**Write** it."),
         ("Task 9: A list:\n- one\n\nIs task 3: hard?", "stop", "A list:\n- one\n\nIs task 3: hard?"),
         ("Task 9: 'Don't do it.'", "stop", "'Don't do it.'"),
         ("Task 9: Write it.\n\nTask 10: Si", "length", "Write it."),
@@ -81,7 +75,6 @@ def test_the_task_is_what_follows_the_first_label(text: str):
             "stop",
             "Order these.\nTask 1: buy milk\nTask 2: rest",
         ),
-        ("Task 9: Order these.\nTask 1: buy mi", "length", Dropped.TRUNCATED),
         ("**Task 9: A haiku**\n\nWrite one on **rain**.", "stop", "A haiku\n\nWrite one on **rain**."),
         ("Task 9: Write it.\n\n---\n\nTask 10: Sing it.", "stop", "Write it."),
         ("Task 9: Write it.\n***\n", "stop", "Write it."),
@@ -89,8 +82,6 @@ def test_the_task_is_what_follows_the_first_label(text: str):
         ("Task 9: Write", "length", Dropped.TRUNCATED),
         ("Sure! Here", "length", Dropped.UNLABELLED),
         ("Write it.", "stop", Dropped.UNLABELLED),
-        ("Task nine: Write it.", "stop", Dropped.UNLABELLED),
-        ("\n \n", "length", Dropped.TRUNCATED),
         ("\n \n", "stop", Dropped.EMPTY),
         ("**Task 9:**", "stop", Dropped.EMPTY),
         ("Task 9: \n\nTask 10: Sing it.", "stop", Dropped.EMPTY),
@@ -103,13 +94,14 @@ def test_readings_by_hand(text: str, finish_reason: str, expected: str):
     assert prompt == expected and isinstance(prompt, Dropped) == isinstance(expected, Dropped)
 
 
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from(["Task", "task 9:", " ", "\n", "**", "_", "#", ":", '"', "“", "x", "9"])).map("".join))
 def test_no_completion_raises_and_no_prompt_is_blank(text: str):
     prompt = read_prompt(text, "stop")
     assert isinstance(prompt, Dropped) or prompt == prompt.strip() != ""
 
 
-@pytest.mark.parametrize("text", [" \n" * 5000, " " * 20000, "*" * 20000, "#" * 20000 + "task", "task " * 5000])
+@pytest.mark.parametrize("text", [" \n" * 5000, "*" * 20000, "#" * 20000 + "task", "task " * 5000])
 def test_reading_takes_no_longer_for_odd_texts(text: str):
     assert read_prompt(text, "length") in (Dropped.TRUNCATED, Dropped.UNLABELLED)
 
@@ -146,11 +138,8 @@ def test_the_reasons_by_hand(task: str, expected: Dropped | None):
     assert accept.read("Task 9: " + task, "stop") == (expected or task)
     if expected is None:
         assert accept.read("Task 9: " + task.lower(), "stop") == Dropped.SIMILAR
-
-
-def test_no_words_forbid_nothing():
-    accept = Filter(replace(OPTIONS, words=[]), SEEDS, [])
-    assert accept.read("Task 9: Draw a map for me", "stop") == "Draw a map for me"
+    if expected == Dropped.WORD:
+        assert Filter(replace(OPTIONS, words=[]), SEEDS, []).read("Task 9: " + task, "stop") == task
 
 
 ROWS = [{"id": f"s{i}", "prompt": f"seed {i}"} for i in range(10)]
@@ -221,10 +210,7 @@ def stage(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "seeds.jsonl", ROWS)
     asked: list[Request] = []
 
-    def load_engine(settings, model_dir, log):
-        return MockEngine(asked)
-
-    monkeypatch.setattr(sampling.worker, "load_engine", load_engine)
+    monkeypatch.setattr(sampling.worker, "load_engine", lambda settings, model_dir, log: MockEngine(asked))
     monkeypatch.setattr(sampling.worker, "load_chat", lambda folder: CHAT)
 
     def run(out: str = "out", **options: int | str) -> tuple[Path, list[list[Request]]]:
@@ -279,16 +265,7 @@ def test_rounds_until_there_are_enough(stage, capsys):
         assert requests[row["id"]] == request_prompt([texts[name] for name in row["shots"]])[0]["content"]
 
 
-def test_the_same_again_and_nothing_when_complete(stage):
-    first, _ = stage("first")
-    second, _ = stage("second")
-    assert contents(first) == contents(second)
-    assert stage("second")[1] == []
-    reseeded, _ = stage("other", name='"test"\nseed = 1')
-    assert contents(reseeded) != contents(first)
-
-
-@pytest.mark.parametrize("lost", [(), (0,), (1, 2)])
+@pytest.mark.parametrize("lost", [(), (1, 2)])
 def test_a_killed_run_ends_in_the_same_bytes(stage, lost):
     out, _ = stage()
     before = contents(out)
@@ -298,19 +275,10 @@ def test_a_killed_run_ends_in_the_same_bytes(stage, lost):
         folder = out / "rounds" / f"{number:04}"
         (folder / "manifest.json").unlink()
         sorted(folder.glob("shards-*/*.jsonl"))[1].unlink()
-    _, rounds = stage()
-    assert contents(out) == before
-    assert [len(own) for own in rounds] == [5] * len(lost)
-
-
-def test_a_run_killed_between_rounds(stage):
-    out, _ = stage()
-    before = contents(out)
-    (out / "manifest.json").unlink()
-    shutil.rmtree(out / "rounds" / "0001")
-    shutil.rmtree(out / "rounds" / "0002")
-    _, rounds = stage()
-    assert contents(out) == before and len(rounds) == 2
+    assert [len(own) for own in stage()[1]] == [5] * len(lost)
+    assert contents(out) == before and stage()[1] == []
+    reseeded, _ = stage("other", name='"test"\nseed = 1')
+    assert contents(reseeded) != before
 
 
 def test_a_setting_resamples_only_the_rounds_that_it_changes(stage):
@@ -320,9 +288,8 @@ def test_a_setting_resamples_only_the_rounds_that_it_changes(stage):
     assert stage(count="40\nmax_words = 140")[1] == []  # no prompt was so long
     assert len(stage(count="40\nmin_words = 1")[1]) >= count - 2  # "ha" is kept in the first round
     assert len(stage(count="40\ntemperature = 0.5")[1]) == count
-    before = contents(out)
     write_jsonl(out.parent / "seeds.jsonl", [*ROWS, {"id": "s10", "prompt": "one more"}])
-    assert stage(count="40\ntemperature = 0.5")[1] != [] and contents(out) != before
+    assert len(stage(count="40\ntemperature = 0.5")[1]) == count
 
 
 def test_a_run_out_of_attempts_says_so(stage, capsys):
@@ -362,31 +329,5 @@ def test_seeds_that_do_not_do(stage, tmp_path, rows, message):
         stage()
     assert str(error.value).startswith(f"{tmp_path / 'seeds.jsonl'}") and message in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_missing_files(stage, tmp_path):
-    with pytest.raises(UserError, match=r"gone\.jsonl: no such file or folder; check the path"):
-        stage(seeds=f'"{tmp_path}/gone.jsonl"')
-    with pytest.raises(UserError, match=r"gone\.jsonl: no such file or folder; check the path"):
-        stage(evaluation=f'["{tmp_path}/gone.jsonl"]')
-
-
-def test_a_config_without_seeds():
     with pytest.raises(UserError, match=r"^prompts\.seeds is empty; name a JSON-lines file"):
         read_seeds(Prompts())
-
-
-def test_the_key_knows_contents_and_settings_and_not_where_they_lie(stage, tmp_path):
-    stage()
-    settings = load_settings(tmp_path / "config.toml")
-
-    def key(**options) -> str:
-        changed = replace(settings, prompts=replace(settings.prompts, **options))
-        return NEW_PROMPTS.job(changed, tmp_path / "out", model=tmp_path / "model").key
-
-    shutil.copy(tmp_path / "seeds.jsonl", tmp_path / "copy.jsonl")
-    assert key() == key(seeds=str(tmp_path / "copy.jsonl"), model="elsewhere")
-    write_jsonl(tmp_path / "other.jsonl", ROWS[1:])
-    path = str(tmp_path / "other.jsonl")
-    keys = [key(), key(seeds=path), key(evaluation=[path]), key(count=41), key(max_words=9), key(shots=5)]
-    assert len(set(keys)) == len(keys)

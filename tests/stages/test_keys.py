@@ -43,7 +43,6 @@ TRAINING = of("trainer", {"tokens_per_microbatch", "share_prefixes", "compile"})
     "model.attention",
 }
 TRAINED = {field.name for field in fields(Training)}
-CONSTRUCTED = {f"constructed_{name}" for name in ("decisions", "judgments", "comparisons", "answers")}
 
 READS: dict[Stage, set[str]] = {
     RESPOND: GENERATION | of("respond", SAMPLING | {"K"}),
@@ -62,14 +61,11 @@ READS: dict[Stage, set[str]] = {
     | of("evaluation", {"N", "protocol", "duel_samples"}),
     EFT: GENERATION | JUDGMENT | WHICH_GROUPS | of("eft", {"order", "downsample"}),
     NEW_PROMPTS: GENERATION | of("prompts", SAMPLING | FILTER),
-    EXAMPLES: of("sft", CONSTRUCTED | {"verdict_token_weight", "answer_weight"})
-    | of("judge", PROMPT)
-    | of("metajudge", PROMPT)
-    | {"seed"},
+    EXAMPLES: of("sft", {"verdict_token_weight", "answer_weight"}) | of("judge", PROMPT) | of("metajudge", PROMPT),
     SFT: TRAINING | of("sft", TRAINED | {"curriculum"}),
     DPO: TRAINING | of("dpo", TRAINED | {"beta", "nll_weight"}) | {"iteration.epoch"},
 }
-FILES = {"eft.sources", "prompts.seeds", "prompts.evaluation", "sft.examples", "sft.prompts", "sft.answers"}
+FILES = {"eft.sources", "prompts.seeds", "prompts.evaluation", "sft.examples"}
 """Settings that name files: the files count by their content."""
 
 

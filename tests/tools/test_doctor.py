@@ -87,7 +87,7 @@ def test_missing_inputs_are_named_by_their_keys(tiny, tmp_path):
     (tmp_path / "params.json").write_text("{}")
     settings = changed(
         tiny,
-        sft={"examples": ["no/a"], "prompts": ["no/b"], "answers": ["no/c"], "sft_delta": "no/d"},
+        sft={"examples": ["no/a"], "sft_delta": "no/d"},
         eft={"sources": ["no/trees"]},
         respond={"prompts": "no/pool"},
         evaluation={"judge_cases": "{run}/cases", "comparisons": "no/comparisons"},
@@ -95,7 +95,7 @@ def test_missing_inputs_are_named_by_their_keys(tiny, tmp_path):
         model={"path": str(tmp_path), "prepare": ""},
     )
     told = list(missing_inputs(settings))
-    keys = ["sft.examples", "sft.prompts", "sft.answers", "eft.sources", "sft.sft_delta", "respond.prompts"]
+    keys = ["sft.examples", "eft.sources", "sft.sft_delta", "respond.prompts"]
     assert [text.partition(":")[0] for text in told] == [
         *keys,
         "evaluation.comparisons",
