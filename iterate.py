@@ -133,10 +133,8 @@ class Run:
         """
         name = self.settings.judge.scores_file.replace("{run}", str(self.folder)).replace("{t}", str(t))
         if name and not Path(name).is_file():
-            raise UserError(
-                f"{name}: no such file; score the responses in {responses}, a line {{id, score, text}} each, and run "
-                "this command again"
-            )
+            row = "a line {id, score, text} each"
+            raise UserError(f"{name}: no such file; score the responses in {responses}, {row}, and start again")
         return Path(name) if name else None
 
     def check(self, t: int, sources: Sources, pairs: Path) -> None:
@@ -162,9 +160,9 @@ class Run:
 
     def sft(self, seed: Path) -> Path:
         """M0, which can judge and meta-judge: the seed after SFT, or the seed plus the change that SFT once made."""
-        if not self.settings.sft.enabled:
-            return seed
-        return self.merged_m0(seed) if self.settings.sft.sft_delta else self.trained_m0(seed)
+        if self.settings.sft.sft_delta and self.settings.sft.enabled:
+            return self.merged_m0(seed)
+        return self.trained_m0(seed) if self.settings.sft.enabled else seed
 
     def trained_m0(self, seed: Path) -> Path:
         """The seed, fine-tuned on judging and meta-judging examples. Runs with the same inputs share it."""
@@ -179,10 +177,8 @@ class Run:
         """The seed plus the change that SFT makes, from the file `sft.sft_delta`."""
         path = Path(self.settings.sft.sft_delta)
         if read_facts(path)["recipe"] != self.sft_recipe(seed):
-            raise UserError(
-                f"{path}: made by another [sft] recipe than this config's; `make sft` makes it anew, or set "
-                'sft.sft_delta to "" to train in this run'
-            )
+            mend = '`make sft` makes it anew, or set sft.sft_delta to "" to train in this run'
+            raise UserError(f"{path}: made by another [sft] recipe than this config's; {mend}")
         key = stage_key("sft-delta", {}, {"model": seed, "file": path})
         out = Path("models") / "sft" / key[:12] / "checkpoint"
         if not is_complete(out, key):
@@ -291,10 +287,9 @@ def check_evaluation(evaluation: Evaluation, seed: Path) -> None:
 
 def make_sft_delta(run: Run) -> None:
     """Train M0, write the change as the file `sft.sft_delta`, and measure M0 from training and from the file."""
-    sft = run.settings.sft
-    if not sft.sft_delta:
+    if not run.settings.sft.sft_delta:
         raise UserError(f"{run.config}: sft.sft_delta is empty; name the file to write")
-    seed, path = prepare(run.settings.model), Path(sft.sft_delta)
+    seed, path = prepare(run.settings.model), Path(run.settings.sft.sft_delta)
     trained = run.trained_m0(seed)
     facts = {"command": f"make sft CONFIG={run.config}", "recipe": run.sft_recipe(seed), "seed": run.settings.seed}
     facts["examples"] = digest(run.folder / "sft" / "examples")
@@ -313,10 +308,9 @@ def make_sft_delta(run: Run) -> None:
 
 def print_report(folder: Path) -> None:
     """Write the run's report and print its path, or why there is none: it needs packages that the run does not."""
-    out = folder / "report.html"
     try:
-        write_report([folder], out)
-        print(f"  report       {out}")
+        write_report([folder], folder / "report.html")
+        print(f"  report       {folder / 'report.html'}")
     except UserError as error:
         print(f"  no report    {error}, then make report RUN={folder.name}")
 

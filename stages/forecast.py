@@ -17,51 +17,37 @@ TRAINED = 1.5  # time to train on a token once, forward and backward, likewise
 
 def works(settings: Settings) -> dict[str, float]:
     """The work of each stage of a run, in generated tokens, by the stage's folder."""
-    models = [-1] * settings.sft.enabled + [0]
-    measured = {f"evaluation/{model}": _measure(settings, model) for model in models}
-    work: dict[str, float] = {}
-    for t, rule in enumerate(settings.iteration, start=1):
-        *sampled, trained = _iteration(settings, rule.judge_pairs)
-        work |= {f"iter{t}/{name}": tokens for name, tokens in sampled}
-        work |= measured | {f"iter{t}/{trained[0]}": trained[1], f"evaluation/{t}": _measure(settings, t)}
-    return work or measured
-
-
-def _iteration(settings: Settings, judge_pairs: bool) -> Iterator[tuple[str, float]]:
-    """The work of responses, scores, judgments, comparisons and training."""
-    plan, judge, prompts = settings.plan, settings.judge, settings.respond.prompts_per_iteration
-    responses, read = prompts * settings.respond.K, READ * plan.response_tokens
-    yield "responses", responses * plan.response_tokens
-    if not judge.scores_file:
-        if judge.score == "expected":
-            yield "scores", responses * read
-        if judged := (prompts * judge_pairs if judge.score_first else responses) * judge.N:
-            yield "judgments", judged * (read + plan.judgment_tokens)
-        if judge_pairs:
-            distinct = plan.distinct_judgments * judge.N
-            opponents = min(settings.metajudge.opponents or distinct, distinct - 1)
-            yield "comparisons", prompts * distinct * opponents * _comparison(settings)
-    pairs = plan.actor_yield * 2 * plan.response_tokens
-    pairs += judge_pairs * plan.judge_yield * (plan.response_tokens + 2 * plan.judgment_tokens)
-    yield "checkpoint", TRAINED * prompts * pairs * (settings.dpo.epochs + 1 / 3)  # the reference: a third of an epoch
-
-
-def _comparison(settings: Settings) -> float:
-    return settings.plan.comparison_tokens + 2 * READ * settings.plan.judgment_tokens
-
-
-def _measure(settings: Settings, model: int) -> float:
-    """The work of measuring M_t, or with model = -1 the seed."""
-    plan, evaluation = settings.plan, settings.evaluation
-    instructions, prompts, cases, comparisons = (
+    plan, judge, evaluation = settings.plan, settings.judge, settings.evaluation
+    prompts, answer = settings.respond.prompts_per_iteration, plan.response_tokens
+    responses, reading, distinct = prompts * settings.respond.K, READ * answer, plan.distinct_judgments * judge.N
+    comparison = plan.comparison_tokens + 2 * READ * plan.judgment_tokens
+    opponents = min(settings.metajudge.opponents or distinct, distinct - 1)
+    instructions, open_prompts, cases, pairs_of_judgments = (
         len(Path(path).read_bytes().splitlines()) if Path(path).is_file() else 0
         for path in (evaluation.instructions, evaluation.prompts, evaluation.judge_cases, evaluation.comparisons)
     )
-    scored = READ * plan.response_tokens + (plan.judgment_tokens if settings.judge.score == "sampled" else 0.0)
-    tokens = (instructions + prompts) * plan.response_tokens
-    if model >= 0 or evaluation.seed_judges:
-        tokens += 6 * cases * evaluation.N * scored + 2 * comparisons * _comparison(settings)  # 6 responses a case
-    return tokens + 2 * prompts * evaluation.duel_samples * scored * (model >= 0)
+
+    def measurement(model: int) -> float:
+        """The work of measuring M_t, or with model = -1 the seed; a case has about 6 responses."""
+        scored = reading + plan.judgment_tokens * (judge.score == "sampled")
+        judging = 6 * cases * evaluation.N * scored + 2 * pairs_of_judgments * comparison
+        duels = 2 * open_prompts * evaluation.duel_samples * scored * (model >= 0)
+        return (instructions + open_prompts) * answer + judging * (model >= 0 or evaluation.seed_judges) + duels
+
+    work: dict[str, float] = {}
+    first = {f"evaluation/{model}": measurement(model) for model in [-1] * settings.sft.enabled + [0]}
+    for t, rule in enumerate(settings.iteration, start=1):
+        work[f"iter{t}/responses"] = responses * answer
+        if not judge.scores_file:
+            work[f"iter{t}/scores"] = responses * reading * (judge.score == "expected")
+            judged = (prompts * rule.judge_pairs if judge.score_first else responses) * judge.N
+            work[f"iter{t}/judgments"] = judged * (reading + plan.judgment_tokens)
+            work[f"iter{t}/comparisons"] = prompts * distinct * opponents * comparison * rule.judge_pairs
+        judge_pairs = plan.judge_yield * (answer + 2 * plan.judgment_tokens) * rule.judge_pairs
+        epochs = settings.dpo.epochs + 1 / 3  # the pass of the reference model counts as a third of an epoch
+        trained = TRAINED * prompts * (plan.actor_yield * 2 * answer + judge_pairs) * epochs
+        work |= first | {f"iter{t}/checkpoint": trained, f"evaluation/{t}": measurement(t)}
+    return work or first
 
 
 class Forecast:

@@ -1,8 +1,8 @@
 """Stages as processes: one process, or ranks on one node or on several that share the folder.
 
 A rank gets the variables that torchrun sets, too (RANK, WORLD_SIZE, MASTER_ADDR, ...), and meets the others in a store
-on the first node, the head. On several nodes the same command runs on each: the head decides what comes next and tells
-the others through the store. The first failure is reported there, so that no node waits for one that has failed.
+of the launcher. On several nodes the same command runs on each: the first, the head, decides what comes next and tells
+the others through a store on its port. The first failure is reported there, so that no node waits in vain.
 """
 
 import json
@@ -24,42 +24,35 @@ import torch.distributed as dist
 from stages.files import UserError
 
 ROOT = Path(__file__).parents[1]
-GRACE = 300
-"""Seconds that ranks have to save their state after a signal."""
+GRACE = 300  # seconds that ranks have to save their state after a signal
+KILLED = 128 + signal.SIGKILL
+PATIENCE = timedelta(minutes=10)  # how long nodes wait for one another at the start
 SPINS = "1000"
 """How often a thread that waits for another looks before it sleeps. OpenMP's default, 300,000, suits an idle machine;
 beside a program that takes a core, a stage would spend its time on looking."""
-KILLED = 128 + signal.SIGKILL
-PATIENCE = timedelta(minutes=10)
-"""How long the head waits for the other nodes at the start, and the others for the head."""
 
 
 @dataclass
 class Launcher:
     """Starts the stages of a run and waits for them."""
 
-    ranks: int
-    """Ranks on each node."""
-    logs: Path
-    """Folder for the output of the ranks, if there are several: `logs`/STAGE/node0/rank0.log."""
+    ranks: int  # on each node
+    logs: Path  # folder for the output of several ranks: `logs`/STAGE/node0/rank0.log
     nodes: int = 1
     node: int = 0
-    head: str = ""
-    """HOST:PORT of node 0."""
-    store: Any = field(init=False, default=None)
-    """The store of all nodes, a `TCPStore`; None for a single rank."""
-    orders: int = field(init=False, default=0)
-    """Number of stages started on several ranks; the same on all nodes."""
+    head: str = ""  # HOST:PORT of node 0
+    store: Any = field(init=False, default=None)  # a `TCPStore` of all nodes; None for a single rank
+    orders: int = field(init=False, default=0)  # number of stages started on several ranks; the same on all nodes
 
     def __post_init__(self) -> None:
         """Raises `UserError` where the head's address is wrong or the head does not answer."""
+        if not 0 <= self.node < self.nodes:
+            raise UserError(f"--node {self.node}: with --nodes {self.nodes} it must lie in 0 to {self.nodes - 1}")
         if self.ranks * self.nodes == 1:
             return
         host, _, port = (self.head if self.nodes > 1 else "127.0.0.1:0").rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
             raise UserError(f"--head {self.head!r}: several nodes need the first one's HOST:PORT, as in node0:29400")
-        if not 0 <= self.node < self.nodes:
-            raise UserError(f"--node {self.node}: with --nodes {self.nodes} it must lie in 0 to {self.nodes - 1}")
         try:
             self.store = dist.TCPStore(host, int(port), None, self.node == 0, PATIENCE, wait_for_workers=False)
         except (dist.DistError, ValueError) as error:
@@ -76,8 +69,9 @@ class Launcher:
                 print(f"error: {module} was killed: out of memory?", file=sys.stderr)
             return code
         self.orders += 1
-        self.store.set(f"order/{self.orders}", json.dumps([name, words]))
-        return self._run_ranks(name, words)
+        meeting = dist.TCPStore(self.store.host, 0, None, True, wait_for_workers=False)  # the ranks' store
+        self.store.set(f"order/{self.orders}", json.dumps([name, words, meeting.port]))
+        return self._run_ranks(name, words, meeting.port)
 
     @contextmanager
     def coordinate(self) -> Iterator[None]:
@@ -87,7 +81,14 @@ class Launcher:
             return
         try:
             with self._failure_reported():
-                self._gather()  # also if no stage is left: a node that starts late would wait for a head
+                deadline = time.monotonic() + PATIENCE.total_seconds()
+                while (present := self.store.add("joined", 0) + 1) < self.nodes:
+                    if time.monotonic() > deadline:
+                        raise UserError(
+                            f"{present} of {self.nodes} nodes are here; start the same command with --node 1 to "
+                            f"{self.nodes - 1} on the others, and check that they reach {self.head}"
+                        )
+                    time.sleep(0.2)
                 yield
         finally:  # the store stays until the others have read how the run ended
             self.store.set(f"order/{self.orders + 1}", "[]")
@@ -104,27 +105,16 @@ class Launcher:
         try:
             with self._failure_reported():
                 while order := self._next_order():
-                    name, words = order
-                    print(f"[{time.strftime('%H:%M:%S')}] {words[0]} (node {self.node} of {self.nodes})", flush=True)
-                    if code := self._run_ranks(name, words):
+                    print(f"[{time.strftime('%H:%M:%S')}] {order[1][0]} (node {self.node} of {self.nodes})", flush=True)
+                    if code := self._run_ranks(*order):
                         raise SystemExit(code)
+                self._check_other_nodes()  # the run may have ended because of a failure
         finally:
             with suppress(dist.DistError):
                 self.store.add("left", 1)
 
-    def _gather(self) -> None:
-        """On the head: wait until the other nodes have joined."""
-        deadline = time.monotonic() + PATIENCE.total_seconds()
-        while (present := self.store.add("joined", 0) + 1) < self.nodes:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"{present} of {self.nodes} nodes are here after {PATIENCE.seconds // 60} minutes; start the same "
-                    f"command with --node 1 to {self.nodes - 1} on the others, and check that they reach {self.head}"
-                )
-            time.sleep(0.2)
-
     def _next_order(self) -> list[Any]:
-        """The head's next order, a stage's name and words; empty when the run is done."""
+        """The head's next order, arguments of `_run_ranks`; empty when the run is done."""
         self.orders += 1
         key = f"order/{self.orders}"
         while True:
@@ -140,7 +130,8 @@ class Launcher:
         try:
             yield
         except BaseException as error:
-            if code := exit_code(error):
+            code = getattr(error, "code", {UserError: 2, KeyboardInterrupt: 130}.get(type(error), 1))
+            if code:
                 with suppress(dist.DistError):  # the head, and its store, may have ended
                     report = json.dumps([f"node {self.node} failed with exit code {code}", code])
                     self.store.compare_set("failed", "", report)
@@ -157,14 +148,13 @@ class Launcher:
         print(f"error: {message}; see its output", file=sys.stderr)
         raise SystemExit(code)
 
-    def _run_ranks(self, name: str, words: list[str]) -> int:
+    def _run_ranks(self, name: str, words: list[str], port: int) -> int:
         """Run this node's ranks, show rank 0's output, and name the rank that fails first; its exit code."""
         folder, first = self.logs / name / f"node{self.node}", self.node * self.ranks
         folder.mkdir(parents=True, exist_ok=True)
-        common = {"MASTER_ADDR": self.store.host, "MASTER_PORT": self.store.port, "GROUP_RANK": self.node}
-        common |= {"WORLD_SIZE": self.nodes * self.ranks, "LOCAL_WORLD_SIZE": self.ranks, "OMP_NUM_THREADS": 1}
-        # The ranks meet in the launcher's store and open none themselves; each stage has its own keys there.
-        common |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": self.orders}
+        common = {"MASTER_ADDR": self.store.host, "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+        common |= {"WORLD_SIZE": self.nodes * self.ranks, "LOCAL_WORLD_SIZE": self.ranks, "GROUP_RANK": self.node}
+        common |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
         logs = [folder / f"rank{first + local}.log" for local in range(self.ranks)]
         processes = [_start(words, common | {"RANK": first + i, "LOCAL_RANK": i}, log) for i, log in enumerate(logs)]
         with nullcontext() if first else _shown(logs[0]):
@@ -254,10 +244,3 @@ def _report(rank: int, code: int, log: Path, shown: Path | None) -> None:
             reason = "waited in vain for another (trainer.timeout_minutes), which hangs, or whose disk is slow"
         print(f"error: rank {rank} {reason}; its output is in {log}", file=sys.stderr)
         print(*(f"  {line}\n" for line in lines[-15:] if log != shown), sep="", end="", file=sys.stderr)
-
-
-def exit_code(error: BaseException) -> int:
-    """Exit code for an exception that leaves main()."""
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    return {UserError: 2, KeyboardInterrupt: 130}.get(type(error), 1)
