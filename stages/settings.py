@@ -35,8 +35,8 @@ class Model:
 @dataclass(frozen=True)
 class EngineOptions:
     threads: Count = 2
-    """CPU threads a rank; a setting, because results of training in bfloat16 depend on it. Without a GPU, generation
-    runs as many processes of one thread each; with several ranks, a rank runs one thread."""
+    """CPU threads a rank; training in bfloat16 depends on it. Without a GPU, generation runs as many processes of one
+    thread each; with several ranks, a rank runs one thread."""
     block_size: Count = 16  # tokens in a block of the KV cache
     num_kv_blocks: Count = 4096  # a block of Llama-3-8B takes 2 MiB in bfloat16 (128 KiB a token)
     max_num_batched_tokens: Count = 2048  # tokens in a forward pass; a longer prompt is prefilled in chunks
@@ -63,8 +63,7 @@ class Sft(Training):
     """Fine-tuning of the seed on judging and meta-judging; the held-out examples give the held-out loss."""
 
     epochs: Count = 2
-    enabled: bool = True
-    """Off: the seed itself is M0."""
+    enabled: bool = True  # off: the seed itself is M0
     examples: list[str] = field(default_factory=list)
     """JSON-lines files of labelled judgments and comparisons, or of prompts with scored responses (data/README.md)."""
     constructed_decisions: CountOrZero = 0
@@ -80,12 +79,9 @@ class Sft(Training):
     sft_delta: str = ""
     """A low-rank file of the change that SFT makes (`prepare/sft_delta.py`). M0 is then the seed plus this change, so
     that a small machine need not train M0. Empty: train."""
-    verdict_token_weight: Amount = 1.0
-    """Weight in the loss of a verdict's tokens: a judgment's score, a comparison's winner and the score before it."""
-    answer_weight: Amount = 1.0
-    """Weight of each token of an actor's answer. All other completion tokens weigh 1."""
-    curriculum: bool = False
-    """Whether examples are taken in order, lesson by lesson, rather than shuffled."""
+    verdict_token_weight: Amount = 1.0  # of a judgment's score, a comparison's winner and the score before it
+    answer_weight: Amount = 1.0  # of each token of an actor's answer; all other completion tokens weigh 1
+    curriculum: bool = False  # examples are taken in order, lesson by lesson, rather than shuffled
 
 
 @dataclass(frozen=True)
@@ -217,8 +213,7 @@ class Evaluation:
     """How the seed and each M_t are measured, on data that no training sees. Without a file: not at all."""
 
     judge_cases: str = ""
-    """Labelled groups, or pairs, on which the judge is measured. "{run}" is the run's folder: its file
-    `{run}/sft/eft/held_out.jsonl` holds the groups that `[eft]` sets aside."""
+    """Labelled groups or pairs to measure the judge on. `{run}/sft/eft/held_out.jsonl` is what `[eft]` sets aside."""
     comparisons: str = ""  # pairs of judgments on which the meta-judge is measured
     N: Count = 1  # judgments of each response
     seed_judges: bool = True  # off: the seed is not measured as judge and meta-judge; it only answers
@@ -294,35 +289,23 @@ def check(settings: Settings, path: Path) -> None:
     respond, evaluation, iterations = settings.respond, settings.evaluation, settings.iteration
     scores, needed = judge.scores_file, len(iterations) * respond.prompts_per_iteration
     sets_aside = sft.enabled and eft.sources and eft.held_out > 0 and not sft.sft_delta
-    once = 'judge.score = "expected" with the verdict first has one score a response; set it to 1'
+    own_cases, samples = "{run}/sft/eft" in evaluation.judge_cases, max(evaluation.N, evaluation.duel_samples)
+    judges, same_file = any(rule.judge_pairs for rule in iterations), len(iterations) > 1 and "{t}" not in scores
     rules: list[tuple[Any, str]] = [
         (respond.prompts and prompts.seeds, "the pool comes from respond.prompts or from prompts.seeds; set one"),
         (prompts.seeds and prompts.count < needed, f"prompts.count is {prompts.count}, the iterations need {needed}"),
         (prompts.generated_shots > prompts.shots, f"prompts.generated_shots exceeds prompts.shots, {prompts.shots}"),
         (prompts.min_words > prompts.max_words, f"prompts.min_words exceeds prompts.max_words, {prompts.max_words}"),
-        (
-            "{run}/sft/eft" in evaluation.judge_cases and not sets_aside,
-            "evaluation.judge_cases are groups that [eft] sets aside, but it sets none aside; name another file",
-        ),
+        (own_cases and not sets_aside, "evaluation.judge_cases: [eft] sets no groups aside; name another file"),
         (meta.opponents % 2, f"metajudge.opponents is {meta.opponents}; it must be even, or 0 for all"),
         (meta.max_score_gap is not None and meta.opponents, "metajudge.max_score_gap goes with opponents = 0 alone"),
-        (
-            judge.minimum_valid > judge.N and not scores,
-            f"judge.minimum_valid is {judge.minimum_valid}, judge.N {judge.N}; none would be scored",
-        ),
+        (not scores and judge.minimum_valid > judge.N, f"judge.minimum_valid is more than judge.N, {judge.N}"),
         (scores and judge.score == "expected", 'judge.scores_file replaces the judge; leave score = "expected" out'),
+        (scores and same_file, "judge.scores_file is one file for several iterations; put {t} into its name"),
+        (scores and judges, "judge.scores_file leaves nothing to meta-judge; set judge_pairs = false"),
         (
-            scores and len(iterations) > 1 and "{t}" not in scores,
-            "judge.scores_file is one file for several iterations; put {t} into its name",
-        ),
-        (
-            scores and any(iteration.judge_pairs for iteration in iterations),
-            "judge.scores_file leaves no judgments to compare; set judge_pairs = false in each [[iteration]]",
-        ),
-        (judge.score_first and evaluation.N > 1, f"evaluation.N is {evaluation.N}, but {once}"),
-        (
-            judge.score_first and evaluation.duel_samples > 1,
-            f"evaluation.duel_samples is {evaluation.duel_samples}, but {once}",
+            judge.score_first and samples > 1,
+            'evaluation.N and duel_samples must be 1: with score = "expected" and the verdict first, no score varies',
         ),
     ]
     for broken, message in rules:

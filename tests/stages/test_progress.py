@@ -3,18 +3,17 @@
 import io
 import sys
 
-import pytest
-
 from stages import progress
 
 
-@pytest.fixture
-def stream(monkeypatch) -> io.StringIO:
+def log(monkeypatch) -> io.StringIO:
+    """Standard error, in place of a terminal."""
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     return sys.stderr
 
 
-def test_each_state_is_a_line_and_the_last_is_shown_once(stream, monkeypatch):
+def test_each_state_is_a_line_and_the_last_is_shown_once(monkeypatch):
+    stream = log(monkeypatch)
     monkeypatch.setattr(progress, "MINUTE", 0.0)
     bar = progress.progress(4, "judge", "req", first=True, done=1)
     for _ in range(3):
@@ -24,7 +23,8 @@ def test_each_state_is_a_line_and_the_last_is_shown_once(stream, monkeypatch):
     assert lines == ["judge:  50%", "judge:  75%", "judge: 100%"] and "\r" not in stream.getvalue()
 
 
-def test_not_more_than_a_line_a_minute(stream):
+def test_not_more_than_a_line_a_minute(monkeypatch):
+    stream = log(monkeypatch)
     bar = progress.progress(10_000, "judge", "req", first=True)
     for _ in range(9_999):
         bar.update()
@@ -33,7 +33,8 @@ def test_not_more_than_a_line_a_minute(stream):
     assert stream.getvalue().startswith("judge: 100%") and stream.getvalue().count("\n") == 1
 
 
-def test_other_ranks_are_silent(stream):
+def test_other_ranks_are_silent(monkeypatch):
+    stream = log(monkeypatch)
     with progress.progress(4, "judge", "req", first=False) as bar:
         bar.update(4)
     assert stream.getvalue() == ""
