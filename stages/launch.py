@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 
@@ -80,72 +80,70 @@ class Launcher:
             yield
             return
         try:
-            with self._failure_reported():
+            with self._end_reported():
                 deadline = time.monotonic() + PATIENCE.total_seconds()
                 while (present := self.store.add("joined", 0) + 1) < self.nodes:
                     if time.monotonic() > deadline:
-                        raise UserError(
-                            f"{present} of {self.nodes} nodes are here; start the same command with --node 1 to "
-                            f"{self.nodes - 1} on the others, and check that they reach {self.head}"
-                        )
+                        mend = f"with --node 1 to {self.nodes - 1} on the others, and check that they reach {self.head}"
+                        raise UserError(f"{present} of {self.nodes} nodes are here; start the same command {mend}")
                     time.sleep(0.2)
                 yield
         finally:  # the store stays until the others have read how the run ended
-            self.store.set(f"order/{self.orders + 1}", "[]")
             deadline = time.monotonic() + 60
             while self.store.add("left", 0) < self.store.add("joined", 0) and time.monotonic() < deadline:
                 time.sleep(0.1)
 
-    def follow(self) -> None:
-        """On the other nodes: take part in the stages that the head starts, until it ends.
+    def follow(self) -> NoReturn:
+        """On the other nodes: take part in the stages that the head starts.
 
-        Raises SystemExit with the exit code of the node that failed first.
+        Ends by SystemExit, with the head's exit code or that of the node that failed first.
         """
         self.store.add("joined", 1)
         try:
-            with self._failure_reported():
-                while order := self._next_order():
-                    print(f"[{time.strftime('%H:%M:%S')}] {order[1][0]} (node {self.node} of {self.nodes})", flush=True)
-                    if code := self._run_ranks(*order):
+            with self._end_reported():
+                while True:
+                    name, words, port = self._next_order()
+                    print(f"[{time.strftime('%H:%M:%S')}] {words[0]} (node {self.node} of {self.nodes})", flush=True)
+                    if code := self._run_ranks(name, words, port):
                         raise SystemExit(code)
-                self._check_other_nodes()  # the run may have ended because of a failure
         finally:
             with suppress(dist.DistError):
                 self.store.add("left", 1)
 
     def _next_order(self) -> list[Any]:
-        """The head's next order, arguments of `_run_ranks`; empty when the run is done."""
+        """The head's next order: the arguments of `_run_ranks`."""
         self.orders += 1
-        key = f"order/{self.orders}"
         while True:
-            self._check_other_nodes()
+            self._check_end()
             with suppress(dist.DistError):
-                if self.store.check([key]):
-                    return json.loads(self.store.get(key))
+                if self.store.check([f"order/{self.orders}"]):
+                    return json.loads(self.store.get(f"order/{self.orders}"))
             time.sleep(0.2)
 
     @contextmanager
-    def _failure_reported(self) -> Iterator[None]:
-        """Report an exception in the store, unless another node has reported a failure before."""
+    def _end_reported(self) -> Iterator[None]:
+        """Report how this node ends, unless another has ended before: the head's end and a node's failure end all."""
+        code = 0
         try:
             yield
         except BaseException as error:
             code = getattr(error, "code", {UserError: 2, KeyboardInterrupt: 130}.get(type(error), 1))
-            if code:
-                with suppress(dist.DistError):  # the head, and its store, may have ended
-                    report = json.dumps([f"node {self.node} failed with exit code {code}", code])
-                    self.store.compare_set("failed", "", report)
             raise
+        finally:
+            with suppress(dist.DistError):  # the head, and its store, may have ended
+                report = json.dumps([f"node {self.node} failed with exit code {code}", code])
+                self.store.compare_set("end", "", report)
 
-    def _check_other_nodes(self) -> None:
-        """Raise SystemExit with the exit code of a node that has failed, UserError where the head has gone."""
+    def _check_end(self) -> None:
+        """Raise SystemExit if a node has ended, with its exit code; UserError if the head has gone without a word."""
         try:
-            if self.store is None or not self.store.check(["failed"]):
+            if self.store is None or not self.store.check(["end"]):
                 return
-            message, code = json.loads(self.store.get("failed"))
+            message, code = json.loads(self.store.get("end"))
         except dist.DistError:
             raise UserError(f"{self.head}: node 0 has gone; see its output, and start all nodes again") from None
-        print(f"error: {message}; see its output", file=sys.stderr)
+        if code:
+            print(f"error: {message}; see its output", file=sys.stderr)
         raise SystemExit(code)
 
     def _run_ranks(self, name: str, words: list[str], port: int) -> int:
@@ -170,7 +168,7 @@ class Launcher:
         """
         try:
             while None in (codes := [process.poll() for process in processes]) and not any(codes):
-                self._check_other_nodes()
+                self._check_end()
                 time.sleep(0.05)
         except BaseException as error:
             for number in (signal.SIGINT, signal.SIGTERM):  # leaving while ranks save would release the run's lock

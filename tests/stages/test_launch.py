@@ -92,12 +92,11 @@ def test_ranks_find_each_other_in_each_stage(place, nodes):
     def node(number: int) -> None:
         launcher = Launcher(2 // nodes, place / "logs", nodes, number, head)
         if number:
-            return launcher.follow()
+            launcher.follow()
         with launcher.coordinate():
             for stage in ("first", "second"):
                 assert launcher.run("count", [stage], stage) == 0
             assert launcher.run("this", [], "alone", distributed=False) == 0
-        return None
 
     (place / "this.py").touch()
     processes = [in_fork(lambda number=number: node(number), place, f"node{number}") for number in range(nodes)]

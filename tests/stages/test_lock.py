@@ -68,7 +68,7 @@ def test_of_several_at_once_one_holds_the_lock(tmp_path):
 def test_a_stage_that_outlives_its_killed_run_keeps_the_lock(tmp_path):
     [(holder, (_, stage))] = contend(tmp_path, 1)
     holder.kill()
-    holder.communicate()
+    holder.wait(20)
     assert "or its stages, since" in refused(tmp_path)
     os.kill(int(stage), signal.SIGKILL)
     deadline = time.monotonic() + 20
