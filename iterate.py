@@ -54,9 +54,6 @@ from stages.lock import run_lock
 from stages.settings import Evaluation, Settings, as_dict, load_settings
 from stages.stage import Job, Stage
 
-DELTA_MEGABYTES = 12
-"""Size at most of the file `sft.sft_delta`."""
-
 
 def iterate(run: "Run") -> None:
     """Seed -> SFT -> T iterations -> summary."""
@@ -127,10 +124,7 @@ class Run:
         return sources
 
     def external_scores(self, t: int, responses: Path) -> Path | None:
-        """The file of scores that takes the judge's place, if the config names one.
-
-        Raises `UserError` where the file is missing: its author needs the responses first.
-        """
+        """The file of scores that takes the judge's place, if the config names one; its author needs the responses."""
         name = self.settings.judge.scores_file.replace("{run}", str(self.folder)).replace("{t}", str(t))
         if name and not Path(name).is_file():
             row = "a line {id, score, text} each"
@@ -202,24 +196,22 @@ class Run:
 
     def evaluate(self, model: Path, t: int, initial: Path) -> None:
         """Measure M_t, or with t = -1 the seed, on held-out data: as judge, meta-judge, actor, and against the seed."""
-        evaluation, inputs = self.settings.evaluation, {}
+        evaluation, duel = self.settings.evaluation, {}
         seed = -1 if self.settings.sft.enabled else 0
         if evaluation.prompts and t != seed:
             judge = chosen_model(evaluation.judge, "evaluation.judge", model, initial)
-            inputs = {"judge": judge, "against": ModelMeasurements.of(self.folder, seed).answers}
+            duel = {"judge": judge, "against": ModelMeasurements.of(self.folder, seed).answers}
         folders, judges = ModelMeasurements.of(self.folder, t), t >= 0 or evaluation.seed_judges
-        self.measure(model, folders, f"evaluation/{t}", judges, **inputs)
+        self.measure(model, folders, f"evaluation/{t}", judges, **duel)
 
-    def measure(self, model: Path, folders: ModelMeasurements, name: str, judges: bool = True, **inputs: Any) -> None:
-        """Measure a model, also as a judge and meta-judge if `judges`. Runs share measurements of the same weights.
-
-        With `judge`, this model compares the answers with those of the folder `against`.
-        """
+    def measure(self, model: Path, folders: ModelMeasurements, name: str, judges: bool = True, **duel: Path) -> None:
+        """Measure a model, if `judges` as a judge and meta-judge, too. Runs share measurements of the same weights."""
         evaluation = self.settings.evaluation
-        inputs |= {"instructions": evaluation.instructions, "prompts": evaluation.prompts}
+        inputs: dict[str, Any] = {"instructions": evaluation.instructions, "prompts": evaluation.prompts}
         if judges:
             cases = evaluation.judge_cases.replace("{run}", str(self.folder))
             inputs |= {"judge_cases": cases, "comparisons": evaluation.comparisons}
+        inputs |= duel
         if not any(inputs.values()):
             return
         job = self.job(MEASURE, Path(), model=model, **inputs)
@@ -254,8 +246,8 @@ class Run:
             self.forecast.done(name)
             return job.out
         with self.forecast.stage(name) as share:
-            note = f"  ({share})" if share else ""
-            print(f"[{time.strftime('%H:%M:%S')}] {stage.module} -> {job.out}{note}", flush=True)
+            share = f"  ({share})" if share else ""
+            print(f"[{time.strftime('%H:%M:%S')}] {stage.module} -> {job.out}{share}", flush=True)
             words = stage.arguments(self.config, job)
             if code := self.launcher.run(stage.module, words, "-".join(job.out.parts[-2:]), stage.ranks != "one"):
                 raise SystemExit(code)
@@ -294,7 +286,7 @@ def make_sft_delta(run: Run) -> None:
     facts = {"command": f"make sft CONFIG={run.config}", "recipe": run.sft_recipe(seed), "seed": run.settings.seed}
     facts["examples"] = digest(run.folder / "sft" / "examples")
     facts |= {key: value for key, value in (files.read_manifest(trained) or {}).items() if key in ("steps", "seconds")}
-    write(seed, trained, DELTA_MEGABYTES, path, **facts)
+    write(seed, trained, 12, path, **facts)  # 12 MB at most
     measured: dict[str, float] = {}
     for name, model in (("trained", trained), ("merged", run.merged_m0(seed))):
         folders = ModelMeasurements(run.folder / "sft" / name)
@@ -304,15 +296,6 @@ def make_sft_delta(run: Run) -> None:
         if folders.meta_agreement.is_dir():
             measured[f"{name}_metajudge"] = read_report(folders.meta_agreement)["agreement"]["value"]
     print(json.dumps(annotate(path, **measured), indent=2))
-
-
-def print_report(folder: Path) -> None:
-    """Write the run's report and print its path, or why there is none: it needs packages that the run does not."""
-    try:
-        write_report([folder], folder / "report.html")
-        print(f"  report       {folder / 'report.html'}")
-    except UserError as error:
-        print(f"  no report    {error}, then make report RUN={folder.name}")
 
 
 def main() -> None:
@@ -328,10 +311,10 @@ def main() -> None:
     settings = load_settings(arguments.config)
     folder = Path("runs") / (arguments.run or settings.name)
     on_sigterm_raise()
-    nodes = (arguments.nodes, arguments.node, arguments.head)
+    nodes = arguments.nodes, arguments.node, arguments.head
     launcher = Launcher(settings.nproc_per_node, folder / "logs", *nodes)
     if arguments.node:
-        return launcher.follow()
+        launcher.follow()
     folder.mkdir(parents=True, exist_ok=True)
     with launcher.coordinate(), run_lock(folder):
         files.write_json(folder / "settings.json", as_dict(settings))
@@ -340,7 +323,12 @@ def main() -> None:
             make_sft_delta(run)
         else:
             iterate(run)
-            print_report(folder)
+            report = folder / "report.html"
+            try:
+                write_report([folder], report)
+                print(f"  report       {report}")
+            except UserError as error:  # the report needs packages that the run does not
+                print(f"  no report    {error}, then make report RUN={folder.name}")
 
 
 if __name__ == "__main__":
