@@ -2,6 +2,15 @@
 
     python iterate.py --config configs/smollm2-135m.toml [--run NAME]
 
+    M0 = the seed after SFT on judging (prepare.eft, prepare.examples, dpo.sft)
+    for t = 1 ... T, with M = M_{t-1} (`Run.iteration`):
+        responses     M answers each prompt K times                              sampling.respond
+        judgments     M judges each response N times                             judging.judge, judging.expected
+        comparisons   M compares the judgments of one response of each prompt    judging.metajudge
+        pairs         the best and worst responses, and judgments                judging.pairs
+        checkpoint    DPO on the pairs makes M_t                                 dpo.train
+        evaluation    M_t as judge, meta-judge and actor on held-out data        evaluation.measure
+
 This file decides which stage comes next, on which files. Each stage is a process that reads files and writes files; it
 is left out when its output is complete for the same inputs and settings. So the same command continues a stopped run.
 """
@@ -10,6 +19,7 @@ import argparse
 import json
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +45,33 @@ from prepare.pool import draw_prompts
 from prepare.seed_model import prepare
 from prepare.sft_delta import annotate, merge, read_facts, write
 from sampling.respond import RESPOND
-from stages.files import (
-    UserError,
-    command,
-    copy_folder,
-    digest,
-    is_complete,
-    on_sigterm_raise,
-    read_manifest,
-    stage_key,
-    write_json,
-    write_jsonl,
-    write_manifest,
-)
+from stages import files
+from stages.files import UserError, command, digest, is_complete, on_sigterm_raise, stage_key, write_jsonl
 from stages.forecast import Forecast
 from stages.launch import Launcher
 from stages.lock import run_lock
 from stages.settings import Evaluation, Settings, as_dict, load_settings
 from stages.stage import Job, Stage
+
+
+def iterate(run: "Run") -> None:
+    """Seed -> SFT -> T iterations -> summary."""
+    settings, seed = run.settings, prepare(run.settings.model)
+    if any(iteration.judge_pairs for iteration in settings.iteration):
+        chosen_model(settings.metajudge.model, "metajudge.model", seed, seed)  # fails now if the model is missing
+    check_evaluation(settings.evaluation, seed)
+    if settings.iteration:
+        for t, rows in enumerate(draw_prompts(run.pool(seed), settings), 1):
+            write_jsonl(run.folder / f"iter{t}" / "prompts.jsonl", rows)
+    model = initial = run.sft(seed)
+    if not settings.iteration:
+        run.evaluate_initial(initial)
+        summary = write_summary(run.folder, settings, seed, initial, 0)
+    for t in range(1, len(settings.iteration) + 1):
+        model = run.iteration(t, model, initial)
+        run.evaluate(model, t, initial)
+        summary = write_summary(run.folder, settings, seed, initial, t)
+    print_summary(summary)
 
 
 class Run:
@@ -61,139 +80,7 @@ class Run:
     def __init__(self, config: Path, settings: Settings, folder: Path, launcher: Launcher):
         self.config, self.settings, self.folder, self.launcher = config, settings, folder, launcher
         self.forecast = Forecast(settings)
-        self.digests: dict[Path, str] = {}
-
-    def job(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Job:
-        """A stage's work on these inputs."""
-        return stage.job(self.settings, out, t, self.digest, **inputs)
-
-    def digest(self, path: Path) -> str:
-        """The digest of an input. Digests of models are kept, since no stage changes a model."""
-        if not (path / "config.json").is_file():
-            return digest(path)
-        if path not in self.digests:
-            self.digests[path] = digest(path)
-        return self.digests[path]
-
-    def run_job(self, stage: Stage, job: Job, name: str = "") -> Path:
-        """Run a job of a stage, unless it is complete; the output folder. `name`: the stage's name in the forecast."""
-        name = name or "/".join(job.out.parts[-2:])
-        if job.complete:
-            self.forecast.done(name)
-            return job.out
-        with self.forecast.stage(name) as share:
-            note = f"  ({share})" if share else ""
-            print(f"[{time.strftime('%H:%M:%S')}] {stage.module} -> {job.out}{note}", flush=True)
-            words = stage.arguments(self.config, job)
-            if code := self.launcher.run(stage.module, words, "-".join(job.out.parts[-2:]), stage.ranks != "one"):
-                raise SystemExit(code)
-        return job.out
-
-    def run_stage(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Path:
-        """Run a stage on these inputs; its output folder."""
-        return self.run_job(stage, self.job(stage, out, t, **inputs))
-
-    def sft(self, seed: Path) -> Path:
-        """M0, which can judge and meta-judge: the seed after SFT, or the seed plus the change that SFT once made."""
-        sft = self.settings.sft
-        if not sft.enabled:
-            return seed
-        return self.merged_m0(seed) if sft.sft_delta else self.trained_m0(seed)
-
-    def trained_m0(self, seed: Path) -> Path:
-        """The seed, fine-tuned on judging and meta-judging examples. Runs with the same inputs share it."""
-        labelled = None
-        if self.ranked:
-            labelled = self.run_stage(EFT, self.folder / "sft" / "eft", model=seed) / "examples.jsonl"
-        examples = self.run_stage(EXAMPLES, self.folder / "sft" / "examples", model=seed, labelled=labelled)
-        job = self.job(SFT, Path(), model=seed, data=examples / "examples.jsonl")
-        shared = Path("models") / "sft" / job.key[:12]
-        shared.mkdir(parents=True, exist_ok=True)
-        with run_lock(shared):  # another run may train the same model
-            return self.run_job(SFT, replace(job, out=shared / "checkpoint"))
-
-    @property
-    def ranked(self) -> bool:
-        """Whether the config names human rankings as a source of judging examples."""
-        return bool(self.settings.eft.sources)
-
-    def merged_m0(self, seed: Path) -> Path:
-        """The seed plus the change that SFT makes, from the file `sft.sft_delta`."""
-        path = Path(self.settings.sft.sft_delta)
-        if read_facts(path)["recipe"] != self.sft_recipe(seed):
-            raise UserError(
-                f"{path}: made by another [sft] recipe than this config's; `make sft` makes it anew, or set "
-                'sft.sft_delta to "" to train in this run'
-            )
-        key = stage_key("sft-delta", {}, {"model": seed, "file": path})
-        out = Path("models") / "sft" / key[:12] / "checkpoint"
-        if not is_complete(out, key):
-            merge(seed, path, out)
-            write_manifest(out, "sft-delta", key, [file for file in out.iterdir() if file.is_file()])
-        return out
-
-    def sft_recipe(self, seed: Path) -> str:
-        """The identity of an SFT: its settings, its seed, and the sources of its examples."""
-        sft = {key: value for key, value in as_dict(self.settings.sft).items() if not key.startswith("sft_delta")}
-        examples = [self.job(stage, Path(), model=seed).key for stage in (EXAMPLES, EFT)[: 1 + self.ranked]]
-        facts = {"sft": sft, "tokens": self.settings.trainer.tokens_per_microbatch, "examples": examples}
-        return stage_key("sft-recipe", facts, {"model": seed})
-
-    def evaluate(self, model: Path, t: int, initial: Path) -> None:
-        """Measure M_t, or with t = -1 the seed, on held-out data: as judge, meta-judge, actor, and against the seed."""
-        evaluation, folders = self.settings.evaluation, ModelMeasurements.of(self.folder, t)
-        judge = None
-        if evaluation.prompts and folders != self.seed_measurements:
-            judge = chosen_model(evaluation.judge, "evaluation.judge", model, initial)
-        self.measure(model, folders, f"evaluation/{t}", judges=t >= 0 or evaluation.seed_judges, judge=judge)
-
-    def measure(
-        self, model: Path, folders: ModelMeasurements, name: str, judges: bool = True, judge: Path | None = None
-    ) -> None:
-        """Measure a model. Runs share the measurements of the same weights.
-
-        `judges`: whether to measure it as a judge and meta-judge, too. `judge`: the model that compares its answers
-        with the seed's; None: no comparison.
-        """
-        evaluation = self.settings.evaluation
-        inputs: dict[str, Any] = {"instructions": evaluation.instructions, "prompts": evaluation.prompts}
-        if judges:
-            cases = evaluation.judge_cases.replace("{run}", str(self.folder))
-            inputs |= {"judge_cases": cases, "comparisons": evaluation.comparisons}
-        if judge:
-            inputs |= {"judge": judge, "against": self.seed_measurements.answers}
-        if not any(inputs.values()):
-            return
-        job = self.job(MEASURE, Path(), model=model, **inputs)
-        if is_complete(folders.folder, job.key):
-            self.forecast.done(name)
-            return
-        shared = Path("models") / "measured" / job.key[:12]
-        shared.mkdir(parents=True, exist_ok=True)
-        with run_lock(shared):  # another run may measure the same model
-            self.run_job(MEASURE, replace(job, out=shared), name=name)
-        copy_folder(shared, folders.folder)
-
-    def evaluate_initial(self, initial: Path) -> None:
-        """Measure M_0 and, if SFT makes it another model, the seed."""
-        if self.settings.sft.enabled:
-            self.evaluate(Path(self.settings.model.path), -1, initial)
-        self.evaluate(initial, 0, initial)
-
-    @property
-    def seed_measurements(self) -> ModelMeasurements:
-        """The measurements of the seed."""
-        return ModelMeasurements.of(self.folder, -1 if self.settings.sft.enabled else 0)
-
-    def pool(self, seed: Path) -> Path:
-        """The file of all prompts: the user's, or new prompts written after seed prompts."""
-        options = self.settings.prompts
-        if not options.seeds:
-            if not self.settings.respond.prompts:
-                raise UserError(f"{self.config}: no prompts; set respond.prompts, or prompts.seeds to make new ones")
-            return Path(self.settings.respond.prompts)
-        writer = other_model(options.model, "prompts.model") if options.model else seed
-        return self.run_stage(NEW_PROMPTS, self.folder / "pool", model=writer) / "prompts.jsonl"
+        self.model_digest = cache(digest)
 
     def iteration(self, t: int, model: Path, initial: Path) -> Path:
         """Make M_t from M_{t-1} (`model`): act, judge, meta-judge, make pairs, train."""
@@ -209,8 +96,8 @@ class Run:
         if not settings.judge.scores_file:
             sources = self.judged(t, model, responses)
             if settings.iteration[t - 1].judge_pairs:
-                comparisons = folder / "comparisons"
-                self.run_stage(METAJUDGE, comparisons, t, model=self.metajudge(model, initial), **sources.paths())
+                judge = chosen_model(settings.metajudge.model, "metajudge.model", model, initial)
+                comparisons = self.run_stage(METAJUDGE, folder / "comparisons", t, model=judge, **sources.paths())
                 sources = replace(sources, comparisons=comparisons)
 
         pairs = self.run_stage(PAIRS, folder / "pairs", t, model=model, **sources.paths())
@@ -224,55 +111,146 @@ class Run:
 
     def judged(self, t: int, model: Path, responses: Path) -> Sources:
         """Judge the responses: judgments, expected scores, or both."""
-        judge, folder = self.settings.judge, self.folder / f"iter{t}"
-        judgments, scores = folder / "judgments", folder / "scores"
-        if judge.score == "sampled":
-            return Sources(responses, self.run_stage(JUDGE, judgments, t, model=model, responses=responses))
-        if not judge.score_first:
-            self.run_stage(JUDGE, judgments, t, model=model, responses=responses)
-            self.run_stage(SCORE, scores, t, model=model, responses=responses, judgments=judgments)
-            return Sources(responses, judgments, scores)
-        self.run_stage(SCORE, scores, t, model=model, responses=responses)
-        if not self.settings.iteration[t - 1].judge_pairs:
-            return Sources(responses, scores=scores)
-        self.run_stage(JUDGE, judgments, t, model=model, responses=responses, scores=scores)
-        return Sources(responses, judgments, scores)
+        settings, sources = self.settings, Sources(responses)
+        steps = [("judgments", JUDGE)]
+        if settings.judge.score_first:  # judgments are for the meta-judge alone, of the responses that scores choose
+            steps = [("scores", SCORE), *steps[: settings.iteration[t - 1].judge_pairs]]
+        elif settings.judge.score == "expected":
+            steps.append(("scores", SCORE))
+        for name, stage in steps:
+            out = self.run_stage(stage, self.folder / f"iter{t}" / name, t, model=model, **sources.paths())
+            sources = replace(sources, **{name: out})
+        return sources
 
-    def metajudge(self, model: Path, initial: Path) -> Path:
-        """The model that compares judgments."""
-        return chosen_model(self.settings.metajudge.model, "metajudge.model", model, initial)
+    def external_scores(self, t: int, responses: Path) -> Path | None:
+        """The file of scores that takes the judge's place, if the config names one; its author needs the responses."""
+        name = self.settings.judge.scores_file.replace("{run}", str(self.folder)).replace("{t}", str(t))
+        if name and not Path(name).is_file():
+            row = "a line {id, score, text} each"
+            raise UserError(f"{name}: no such file; score the responses in {responses}, {row}, and start again")
+        return Path(name) if name else None
 
     def check(self, t: int, sources: Sources, pairs: Path) -> None:
         """Write the iteration's bias panel. Raises `UserError` if the panel breaks one of the limits."""
         path, evaluation = self.folder / f"iter{t}" / "bias.json", self.settings.evaluation
         own, initial = ModelMeasurements.of(self.folder, t - 1), ModelMeasurements.of(self.folder, 0)
-        measured = {"current": own, "initial": initial}.get(self.settings.metajudge.model)
-        panel = write_panel(
-            path,
-            t,
-            self.settings,
-            sources,
-            pairs,
-            agreement=own.agreement if evaluation.judge_cases else None,
-            meta_agreement=measured.meta_agreement if measured and evaluation.comparisons else None,
-        )
+        metajudge = {"current": own, "initial": initial}.get(self.settings.metajudge.model)
+        agreement = own.agreement if evaluation.judge_cases else None
+        meta_agreement = metajudge.meta_agreement if metajudge and evaluation.comparisons else None
+        panel = write_panel(path, t, self.settings, sources, pairs, agreement, meta_agreement)
         if broken := broken_limits(panel, self.settings.limits):
             raise UserError(f"{path}: {'; '.join(broken)}: look into the panel, then mend the run or change [limits]")
 
-    def external_scores(self, t: int, responses: Path) -> Path | None:
-        """The file of scores that takes the judge's place, if the config names one.
+    def pool(self, seed: Path) -> Path:
+        """The file of all prompts: the user's, or new prompts written after seed prompts."""
+        options = self.settings.prompts
+        if options.seeds:
+            writer = other_model(options.model, "prompts.model") if options.model else seed
+            return self.run_stage(NEW_PROMPTS, self.folder / "pool", model=writer) / "prompts.jsonl"
+        if not self.settings.respond.prompts:
+            raise UserError(f"{self.config}: no prompts; set respond.prompts, or prompts.seeds to make new ones")
+        return Path(self.settings.respond.prompts)
 
-        Raises `UserError` where the file is missing: its author needs the responses first.
-        """
-        if not self.settings.judge.scores_file:
-            return None
-        name = self.settings.judge.scores_file.replace("{run}", str(self.folder)).replace("{t}", str(t))
-        if not Path(name).is_file():
-            raise UserError(
-                f"{name}: no such file; score the responses in {responses}, a line {{id, score, text}} each, and run "
-                "this command again"
-            )
-        return Path(name)
+    def sft(self, seed: Path) -> Path:
+        """M0, which can judge and meta-judge: the seed after SFT, or the seed plus the change that SFT once made."""
+        if self.settings.sft.sft_delta and self.settings.sft.enabled:
+            return self.merged_m0(seed)
+        return self.trained_m0(seed) if self.settings.sft.enabled else seed
+
+    def trained_m0(self, seed: Path) -> Path:
+        """The seed, fine-tuned on judging and meta-judging examples. Runs with the same inputs share it."""
+        labelled = None
+        if self.settings.eft.sources:
+            labelled = self.run_stage(EFT, self.folder / "sft" / "eft", model=seed) / "examples.jsonl"
+        examples = self.run_stage(EXAMPLES, self.folder / "sft" / "examples", model=seed, labelled=labelled)
+        job = self.job(SFT, Path(), model=seed, data=examples / "examples.jsonl")
+        return self.run_shared(SFT, job, Path("models") / "sft" / job.key[:12], "checkpoint")
+
+    def merged_m0(self, seed: Path) -> Path:
+        """The seed plus the change that SFT makes, from the file `sft.sft_delta`."""
+        path = Path(self.settings.sft.sft_delta)
+        if read_facts(path)["recipe"] != self.sft_recipe(seed):
+            mend = '`make sft` makes it anew, or set sft.sft_delta to "" to train in this run'
+            raise UserError(f"{path}: made by another [sft] recipe than this config's; {mend}")
+        key = stage_key("sft-delta", {}, {"model": seed, "file": path})
+        out = Path("models") / "sft" / key[:12] / "checkpoint"
+        if not is_complete(out, key):
+            merge(seed, path, out)
+            files.write_manifest(out, "sft-delta", key, [file for file in out.iterdir() if file.is_file()])
+        return out
+
+    def sft_recipe(self, seed: Path) -> str:
+        """The identity of an SFT: its settings, its seed, and the sources of its examples."""
+        sft = {key: value for key, value in as_dict(self.settings.sft).items() if not key.startswith("sft_delta")}
+        stages = (EXAMPLES, EFT) if self.settings.eft.sources else (EXAMPLES,)
+        examples = [self.job(stage, Path(), model=seed).key for stage in stages]
+        facts = {"sft": sft, "tokens": self.settings.trainer.tokens_per_microbatch, "examples": examples}
+        return stage_key("sft-recipe", facts, {"model": seed})
+
+    def evaluate_initial(self, initial: Path) -> None:
+        """Measure M_0 and, if SFT makes it another model, the seed."""
+        if self.settings.sft.enabled:
+            self.evaluate(Path(self.settings.model.path), -1, initial)
+        self.evaluate(initial, 0, initial)
+
+    def evaluate(self, model: Path, t: int, initial: Path) -> None:
+        """Measure M_t, or with t = -1 the seed, on held-out data: as judge, meta-judge, actor, and against the seed."""
+        evaluation, duel = self.settings.evaluation, {}
+        seed = -1 if self.settings.sft.enabled else 0
+        if evaluation.prompts and t != seed:
+            judge = chosen_model(evaluation.judge, "evaluation.judge", model, initial)
+            duel = {"judge": judge, "against": ModelMeasurements.of(self.folder, seed).answers}
+        folders, judges = ModelMeasurements.of(self.folder, t), t >= 0 or evaluation.seed_judges
+        self.measure(model, folders, f"evaluation/{t}", judges, **duel)
+
+    def measure(self, model: Path, folders: ModelMeasurements, name: str, judges: bool = True, **duel: Path) -> None:
+        """Measure a model, if `judges` as a judge and meta-judge, too. Runs share measurements of the same weights."""
+        evaluation = self.settings.evaluation
+        inputs: dict[str, Any] = {"instructions": evaluation.instructions, "prompts": evaluation.prompts}
+        if judges:
+            cases = evaluation.judge_cases.replace("{run}", str(self.folder))
+            inputs |= {"judge_cases": cases, "comparisons": evaluation.comparisons}
+        inputs |= duel
+        if not any(inputs.values()):
+            return
+        job = self.job(MEASURE, Path(), model=model, **inputs)
+        if is_complete(folders.folder, job.key):
+            self.forecast.done(name)
+        else:
+            shared = self.run_shared(MEASURE, job, Path("models") / "measured" / job.key[:12], name=name)
+            files.copy_folder(shared, folders.folder)
+
+    def job(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Job:
+        """A stage's work on these inputs."""
+        return stage.job(self.settings, out, t, self.digest, **inputs)
+
+    def digest(self, path: Path) -> str:
+        """The digest of an input. Digests of models are kept, since no stage changes a model."""
+        return self.model_digest(path) if (path / "config.json").is_file() else digest(path)
+
+    def run_stage(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Path:
+        """Run a stage on these inputs; its output folder."""
+        return self.run_job(stage, self.job(stage, out, t, **inputs))
+
+    def run_shared(self, stage: Stage, job: Job, shared: Path, inner: str = "", name: str = "") -> Path:
+        """Run a job in the folder `inner` of one that several runs share, and may want at the same time."""
+        shared.mkdir(parents=True, exist_ok=True)
+        with run_lock(shared):
+            return self.run_job(stage, replace(job, out=shared / inner), name)
+
+    def run_job(self, stage: Stage, job: Job, name: str = "") -> Path:
+        """Run a job of a stage, unless it is complete; the output folder. `name`: the stage's name in the forecast."""
+        name = name or "/".join(job.out.parts[-2:])
+        if job.complete:
+            self.forecast.done(name)
+            return job.out
+        with self.forecast.stage(name) as share:
+            share = f"  ({share})" if share else ""
+            print(f"[{time.strftime('%H:%M:%S')}] {stage.module} -> {job.out}{share}", flush=True)
+            words = stage.arguments(self.config, job)
+            if code := self.launcher.run(stage.module, words, "-".join(job.out.parts[-2:]), stage.ranks != "one"):
+                raise SystemExit(code)
+        return job.out
 
 
 def other_model(path: str, key: str) -> Path:
@@ -289,32 +267,25 @@ def chosen_model(name: str, key: str, model: Path, initial: Path) -> Path:
 
 def check_evaluation(evaluation: Evaluation, seed: Path) -> None:
     """Raise `UserError`, before any training, for a missing or unreadable file or model of [evaluation]."""
-    if evaluation.judge_cases and "{run}" not in evaluation.judge_cases:
-        read_labelled(Path(evaluation.judge_cases))
-    if evaluation.comparisons:
-        read_comparisons(Path(evaluation.comparisons))
-    if evaluation.instructions:
-        read_instructions(Path(evaluation.instructions))
+    own_cases = "" if "{run}" in evaluation.judge_cases else evaluation.judge_cases  # which the run does not make
+    paths = (own_cases, evaluation.comparisons, evaluation.instructions, evaluation.prompts)
+    for path, read in zip(paths, (read_labelled, read_comparisons, read_instructions, read_prompts), strict=True):
+        if path:
+            read(Path(path))
     if evaluation.prompts:
-        read_prompts(Path(evaluation.prompts))
         chosen_model(evaluation.judge, "evaluation.judge", seed, seed)
 
 
 def make_sft_delta(run: Run) -> None:
     """Train M0, write the change as the file `sft.sft_delta`, and measure M0 from training and from the file."""
-    sft = run.settings.sft
-    if not sft.sft_delta:
+    if not run.settings.sft.sft_delta:
         raise UserError(f"{run.config}: sft.sft_delta is empty; name the file to write")
-    seed, path = prepare(run.settings.model), Path(sft.sft_delta)
+    seed, path = prepare(run.settings.model), Path(run.settings.sft.sft_delta)
     trained = run.trained_m0(seed)
-    facts: dict[str, Any] = {
-        "command": f"make sft CONFIG={run.config}",
-        "recipe": run.sft_recipe(seed),
-        "seed": run.settings.seed,
-        "examples": digest(run.folder / "sft" / "examples"),
-    }
-    facts |= {key: value for key, value in (read_manifest(trained) or {}).items() if key in ("steps", "seconds")}
-    write(seed, trained, sft.sft_delta_megabytes, path, **facts)
+    facts = {"command": f"make sft CONFIG={run.config}", "recipe": run.sft_recipe(seed), "seed": run.settings.seed}
+    facts["examples"] = digest(run.folder / "sft" / "examples")
+    facts |= {key: value for key, value in (files.read_manifest(trained) or {}).items() if key in ("steps", "seconds")}
+    write(seed, trained, 12, path, **facts)  # 12 MB at most
     measured: dict[str, float] = {}
     for name, model in (("trained", trained), ("merged", run.merged_m0(seed))):
         folders = ModelMeasurements(run.folder / "sft" / name)
@@ -324,37 +295,6 @@ def make_sft_delta(run: Run) -> None:
         if folders.meta_agreement.is_dir():
             measured[f"{name}_metajudge"] = read_report(folders.meta_agreement)["agreement"]["value"]
     print(json.dumps(annotate(path, **measured), indent=2))
-
-
-def iterate(run: Run) -> None:
-    """Seed -> SFT -> T iterations -> summary."""
-    seed = prepare(run.settings.model)
-    if any(iteration.judge_pairs for iteration in run.settings.iteration):
-        run.metajudge(seed, seed)  # fails now, not later, if the model is missing
-    check_evaluation(run.settings.evaluation, seed)
-    if run.settings.iteration:
-        draws = draw_prompts(run.pool(seed), run.settings)
-        for t, rows in enumerate(draws, 1):
-            write_jsonl(run.folder / f"iter{t}" / "prompts.jsonl", rows)
-    model = initial = run.sft(seed)
-    if not run.settings.iteration:
-        run.evaluate_initial(initial)
-        summary = write_summary(run.folder, run.settings, seed, initial, 0)
-    for t in range(1, len(run.settings.iteration) + 1):
-        model = run.iteration(t, model, initial)
-        run.evaluate(model, t, initial)
-        summary = write_summary(run.folder, run.settings, seed, initial, t)
-    print_summary(summary)
-
-
-def print_report(folder: Path) -> None:
-    """Write the run's report and print its path, or why there is none: it needs packages that the run does not."""
-    out = folder / "report.html"
-    try:
-        write_report([folder], out)
-        print(f"  report       {out}")
-    except UserError as error:
-        print(f"  no report    {error}, then make report RUN={folder.name}")
 
 
 def main() -> None:
@@ -370,20 +310,24 @@ def main() -> None:
     settings = load_settings(arguments.config)
     folder = Path("runs") / (arguments.run or settings.name)
     on_sigterm_raise()
-    launcher = Launcher(
-        settings.nproc_per_node, folder / "logs", nodes=arguments.nodes, node=arguments.node, head=arguments.head
-    )
+    nodes = arguments.nodes, arguments.node, arguments.head
+    launcher = Launcher(settings.nproc_per_node, folder / "logs", *nodes)
     if arguments.node:
-        raise SystemExit(launcher.follow())
+        launcher.follow()
     folder.mkdir(parents=True, exist_ok=True)
     with launcher.coordinate(), run_lock(folder):
-        write_json(folder / "settings.json", as_dict(settings))
+        files.write_json(folder / "settings.json", as_dict(settings))
         run = Run(arguments.config, settings, folder, launcher)
         if arguments.make_sft_delta:
             make_sft_delta(run)
         else:
             iterate(run)
-            print_report(folder)
+            report = folder / "report.html"
+            try:
+                write_report([folder], report)
+                print(f"  report       {report}")
+            except UserError as error:  # the report needs packages that the run does not
+                print(f"  no report    {error}, then make report RUN={folder.name}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ A stage's folder is complete when it holds `manifest.json`, which is written las
 inputs and settings, its `digest` the output.
 """
 
-import contextlib
 import gzip
 import hashlib
 import json
@@ -26,7 +25,7 @@ class UserError(Exception):
     """An error that the user can mend. The message is one line: what, where (file, line, key), what to do."""
 
 
-class Terminated(BaseException):
+class Terminated(SystemExit):
     """A SIGTERM that does not end the process at once (`on_sigterm_raise`)."""
 
 
@@ -35,7 +34,7 @@ def on_sigterm_raise() -> None:
 
     def raise_terminated(number: int, _frame: Any) -> None:
         signal.signal(number, signal.SIG_IGN)
-        raise Terminated
+        raise Terminated(128 + number)
 
     signal.signal(signal.SIGTERM, raise_terminated)
 
@@ -55,20 +54,20 @@ def command(main: Callable[[], None]) -> None:
         raise SystemExit(130) from None
     except Terminated:
         print("terminated: run the same command again to continue", file=sys.stderr)
-        raise SystemExit(143) from None
+        raise
 
 
 def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file, in order; blank lines are skipped.
-
-    Raises `UserError` naming file and line when the file is missing, a line is not a JSON object, or a key of
-    `required` is missing.
-    """
+    """The objects of a JSON-lines file, in order, as `read_numbered_jsonl` gives them."""
     return (row for _, row in read_numbered_jsonl(path, required))
 
 
 def read_numbered_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The line numbers, from 1, and objects of a JSON-lines file, which may be compressed (`.gz`)."""
+    """The line numbers, from 1, and objects of a JSON-lines file, which may be compressed (`.gz`).
+
+    Blank lines are skipped. Raises `UserError` naming file and line when the file is missing or damaged, a line is not
+    a JSON object, or a key of `required` is missing.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path in the config or run the stage that writes it")
@@ -80,28 +79,6 @@ def read_numbered_jsonl(path: Path | str, required: Iterable[str] = ()) -> Itera
                     yield number, _row(line, f"{path}, line {number}", required)
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}, after line {number}: damaged ({error}); fetch the file again") from None
-
-
-def read_json_list(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON list, each with its place, "PATH, entry I", counted from 0.
-
-    `wanted` tells users which file to name. Raises `UserError` naming the file, and the line or entry.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; name {wanted}")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); name {wanted}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error}); fetch the file again") from None
-    if not isinstance(entries, list):
-        raise UserError(f"{path}: not a JSON list; name {wanted}")
-    for index, entry in enumerate(entries):
-        where = f"{path}, entry {index}"
-        if not isinstance(entry, dict):
-            raise UserError(f"{where}: expected a JSON object; mend or remove the entry")
-        yield where, entry
 
 
 def _row(line: str, where: str, required: Iterable[str]) -> dict[str, Any]:
@@ -117,12 +94,41 @@ def _row(line: str, where: str, required: Iterable[str]) -> dict[str, Any]:
     return row
 
 
+def read_json_list(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON list, each with its place, "PATH, entry I", counted from 0.
+
+    `wanted` tells users which file to name. Raises `UserError` naming the file, and the line or entry.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path}: no such file; name {wanted}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); name {wanted}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error}); fetch the file again") from None
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: not a JSON list; name {wanted}")
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise UserError(f"{path}, entry {index}: expected a JSON object; mend or remove the entry")
+        yield f"{path}, entry {index}", entry
+
+
+def read_json(path: Path | str) -> Any:
+    """The content of a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path`, in a folder that exists then; nodes share folders, and process numbers repeat on them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
+
+
 def write_atomic(path: Path | str, data: str | bytes) -> None:
     """Write a file whole or not at all: temporary name in the same folder, fsync, rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes of two nodes that share the folder may have the same number.
-    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    temporary = _temporary(Path(path))
     try:
         with temporary.open("wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -130,8 +136,7 @@ def write_atomic(path: Path | str, data: str | bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> None:
@@ -146,8 +151,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 def copy_folder(source: Path, target: Path) -> None:
     """Replace a folder by a copy of another, whole or not at all."""
-    temporary = target.with_name(f".{target.name}.{platform.node()}.{os.getpid()}.tmp")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(target)
     try:
         shutil.copytree(source, temporary)
         if target.exists():
@@ -157,17 +161,6 @@ def copy_folder(source: Path, target: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_json(path: Path | str) -> Any:
-    """The content of a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def digest(path: Path | str) -> str:
     """The digest of an input: a file's SHA-256; a folder's manifest's digest or, without one, that of all its files.
 
@@ -175,19 +168,25 @@ def digest(path: Path | str) -> str:
     """
     path = Path(path)
     if path.is_file():
-        return file_digest(path)
+        return _sha256(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder; check the path or run the stage that writes it")
-    manifest = read_manifest(path)
-    if manifest and "digest" in manifest:
+    if manifest := read_manifest(path):
         return manifest["digest"]
-    names = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    names = [file.relative_to(path) for file in path.rglob("*") if file.is_file()]
     # Hidden files and folders belong to tools: a download's notes, an unfinished write.
-    files = [path / name for name in sorted(names) if not any(part.startswith(".") for part in name.parts)]
-    total = hashlib.sha256()
-    for file in files:
-        total.update(f"{file.relative_to(path)} {file_digest(file)}\n".encode())
-    return total.hexdigest()
+    return _digest_of_files(path, (path / name for name in names if not any(p.startswith(".") for p in name.parts)))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of_files(folder: Path, files: Iterable[Path]) -> str:
+    """The SHA-256 of the names and digests of files in a folder."""
+    lines = (f"{file.relative_to(folder)} {_sha256(file)}\n" for file in sorted(files))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def stage_key(stage: str, settings: Any, inputs: Mapping[str, Path | str] = MappingProxyType({})) -> str:
@@ -220,8 +219,5 @@ def is_complete(folder: Path | str, key: str) -> bool:
 
 def write_manifest(folder: Path | str, stage: str, key: str, outputs: Iterable[Path], **facts: Any) -> None:
     """Mark a stage complete. The digest covers the files `outputs`; `facts` are for readers."""
-    folder = Path(folder)
-    total = hashlib.sha256()
-    for path in sorted(outputs):
-        total.update(f"{path.relative_to(folder)} {file_digest(path)}\n".encode())
-    write_json(folder / MANIFEST, {"stage": stage, "key": key, "digest": total.hexdigest(), **facts})
+    content = {"stage": stage, "key": key, "digest": _digest_of_files(Path(folder), outputs), **facts}
+    write_json(Path(folder) / MANIFEST, content)

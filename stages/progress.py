@@ -9,14 +9,17 @@ MINUTE = 60.0
 
 
 class Lines:
-    """A stream for tqdm that writes each state of the bar as a line."""
+    """A stream for tqdm that writes each state of the bar as a line, and a state that is shown again only once."""
 
     def __init__(self, stream: TextIO):
-        self.stream = stream
+        self.stream, self.shown = stream, ""
 
     def write(self, text: str) -> None:
-        if line := text.strip("\r\n "):
+        line = text.strip("\r\n ")
+        done = line.partition(" [")[0]  # without times, which tqdm's last line has anew
+        if line and done != self.shown:
             self.stream.write(f"{line}\n")
+            self.shown = done
 
     def flush(self) -> None:
         self.stream.flush()

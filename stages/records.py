@@ -28,23 +28,18 @@ class Sampled(TypedDict):
 
     id: str
     prompt_id: str
-    ids: list[int]
-    """The sampled token ids, the stop token included where there is one."""
-    text: str
-    """The ids as text, without special tokens."""
+    ids: list[int]  # the sampled token ids, the stop token included where there is one
+    text: str  # the ids as text, without special tokens
     finish_reason: Literal["stop", "length", "too_long"]
     """A stop token; `max_new_tokens` or the end of the context; no room after the prompt, so nothing was sampled."""
-    logprob: float
-    """Log-probability of the ids at the sampling temperature, before top-p."""
-    seed: int
-    """Seed of the noise: `stages.seeds.request_seed`."""
+    logprob: float  # log-probability of the ids at the sampling temperature, before top-p
+    seed: int  # seed of the noise: `stages.seeds.request_seed`
 
 
 class Response(Sampled):
     """One of the K answers to a prompt."""
 
-    sample: int
-    """0 to K - 1."""
+    sample: int  # 0 to K - 1
     prompt: str
 
 
@@ -52,12 +47,10 @@ class Judgment(Sampled):
     """One of the N judgments of a response."""
 
     response_id: str
-    index: int
-    """0 to N - 1."""
+    index: int  # 0 to N - 1
     score: int | float | None
     """In [0, 5], as the text states it: `judging.scores.to_number`. None: the text states no score."""
-    failure: str | None
-    """Why there is no score: a `judging.verdict.Failure`."""
+    failure: str | None  # why there is no score: a `judging.verdict.Failure`
 
 
 class ExpectedScore(TypedDict):
@@ -66,27 +59,22 @@ class ExpectedScore(TypedDict):
     id: str
     response_id: str
     prompt_id: str
-    index: int
-    """Index of the judgment; 0 where the score stands first."""
+    index: int  # index of the judgment; 0 where the score stands first
     finish_reason: str
-    probabilities: list[float]
-    """Probabilities of the digits 0 to 5."""
+    probabilities: list[float]  # probabilities of the digits 0 to 5
     score: float | None
     variance: float | None
-    failure: str | None
-    """"low_mass": the digits have too little of the distribution; or the finish reason."""
+    failure: str | None  # "low_mass": the digits have too little of the distribution; or the finish reason
 
 
 class Comparison(Sampled):
     """One verdict of the meta-judge about two judgments of a response."""
 
     response_id: str
-    first: int
-    """Index of the judgment shown first, as A."""
+    first: int  # index of the judgment shown first, as A
     second: int
     winner: Literal["first", "second", "tie"] | None
-    failure: str | None
-    """Why there is no winner: a `judging.verdict.Failure`."""
+    failure: str | None  # why there is no winner: a `judging.verdict.Failure`
 
 
 class MetaJudged(TypedDict):
@@ -94,10 +82,8 @@ class MetaJudged(TypedDict):
 
     prompt_id: str
     response_id: str | None
-    judgments: list[int]
-    """Indices of the judgments that are compared: distinct ones with a score."""
-    reason: str | None
-    """Why nothing is compared: a `judging.scores.Reason`."""
+    judgments: list[int]  # indices of the judgments that are compared: distinct ones with a score
+    reason: str | None  # why nothing is compared: a `judging.scores.Reason`
 
 
 class Preference(TypedDict):
@@ -110,8 +96,7 @@ class Preference(TypedDict):
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
-    chosen_id: str
-    """Id of the chosen response or judgment."""
+    chosen_id: str  # id of the chosen response or judgment
     rejected_id: str
 
 
@@ -135,8 +120,7 @@ class ActorPair(Preference):
 
     id: str
     kind: Literal["actor"]
-    chosen_score: int | float
-    """Mean score: `judging.scores.to_number`."""
+    chosen_score: int | float  # mean score: `judging.scores.to_number`
     rejected_score: int | float
 
 
@@ -146,8 +130,7 @@ class JudgePair(Preference):
     id: str
     kind: Literal["judge"]
     response_id: str
-    chosen_elo: float
-    """In natural-log units."""
+    chosen_elo: float  # in natural-log units
     rejected_elo: float
 
 
@@ -157,8 +140,7 @@ class EloScore(TypedDict):
     judgment_id: str
     response_id: str
     prompt_id: str
-    group: int
-    """Only judgments of one group were compared with one another."""
+    group: int  # only judgments of one group were compared with one another
     elo: float
     standard_error: float
     won: int
@@ -170,8 +152,7 @@ class MissingPair(TypedDict):
 
     prompt_id: str
     kind: Literal["actor", "judge"]
-    reason: str
-    """A `judging.scores.Reason`."""
+    reason: str  # a `judging.scores.Reason`
 
 
 def group_by(records: Any, key: str) -> dict[str, list[Any]]:

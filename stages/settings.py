@@ -3,13 +3,11 @@
 A field's type carries its bounds (`stages/config.py`); `check` holds the rules between several settings.
 """
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from stages.assumptions import Assumptions
-from stages.config import Amount, Count, CountOrZero, Positive, Share, read_config
+from stages.config import Amount, Count, CountOrZero, Positive, PositiveShare, Share, read_config
 from stages.files import UserError
 
 PromptStyle = Literal["full", "compact"]
@@ -19,18 +17,13 @@ Protocol = Literal["scores", "pairwise"]
 
 @dataclass(frozen=True)
 class Model:
-    path: str
-    """The seed: a Hugging Face directory (config.json, safetensors, tokenizer.json)."""
-    prepare: str = ""
-    """How `prepare.seed_model` makes the seed: "smollm2-135m", "tiny" or "tiny-judge"; "": the user brings it."""
-    architecture: str = ""
-    """A folder whose config.json stands in for a missing `path` in estimates (`make plan`, `dpo.memory`)."""
+    path: str  # the seed: a Hugging Face directory (config.json, safetensors, tokenizer.json)
+    prepare: str = ""  # how `prepare.seed_model` makes the seed ("smollm2-135m", ...); empty: the user brings it
+    architecture: str = ""  # a folder whose config.json stands in for a missing `path` in `make plan`
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """The type of matrix products. "auto" is bfloat16 where the processor multiplies it natively, else int8 in
     generation on a CPU with VNNI, else float32. Training takes float32 in place of int8."""
-    attention: Literal["triton", "sdpa"] = "triton"
-    """On CUDA: the kernels of `kernels/`, or PyTorch's own operations, which help to find a fault in the kernels. A CPU
-    always takes PyTorch's."""
+    attention: Literal["triton", "sdpa"] = "triton"  # on CUDA: our kernels, or, to find faults in them, PyTorch's
 
     @property
     def shape(self) -> str:
@@ -42,20 +35,14 @@ class Model:
 @dataclass(frozen=True)
 class EngineOptions:
     threads: Count = 2
-    """CPU threads a rank; a setting, because results of training in bfloat16 depend on it. Without a GPU, generation
-    runs as many processes of one thread each; a rank under torchrun runs one thread."""
-    block_size: Count = 16
-    """Tokens in a block of the KV cache."""
-    num_kv_blocks: Count = 4096
-    """Blocks in the KV cache. A block of Llama-3-8B takes 2 MiB in bfloat16 (128 KiB a token)."""
-    max_num_batched_tokens: Count = 2048
-    """Tokens in a forward pass at most; a longer prompt is prefilled in chunks."""
-    max_num_seqs: Count = 128
-    """Sequences decoded together at most."""
-    cuda_graphs: bool = True
-    """On CUDA, with `attention = "triton"`: decode with graphs. Off: operation by operation, for debugging."""
-    shard_requests: Count = 256
-    """Requests in a work shard at most; the requests of one prompt always share a shard."""
+    """CPU threads a rank; training in bfloat16 depends on it. Without a GPU, generation runs as many processes of one
+    thread each; with several ranks, a rank runs one thread."""
+    block_size: Count = 16  # tokens in a block of the KV cache
+    num_kv_blocks: Count = 4096  # a block of Llama-3-8B takes 2 MiB in bfloat16 (128 KiB a token)
+    max_num_batched_tokens: Count = 2048  # tokens in a forward pass; a longer prompt is prefilled in chunks
+    max_num_seqs: Count = 128  # sequences decoded together
+    cuda_graphs: bool = True  # on CUDA, with `attention = "triton"`: decode with graphs; off for debugging
+    shard_requests: Count = 256  # requests in a work shard at most; those of one prompt always share a shard
 
 
 @dataclass(frozen=True)
@@ -64,13 +51,11 @@ class Training:
 
     epochs: Count = 1
     learning_rate: Amount = 5e-6
-    batch_size: Count = 32
-    """Examples (SFT) or pairs (DPO) a step, over all ranks."""
+    batch_size: Count = 32  # examples (SFT) or pairs (DPO) a step, over all ranks
     warmup_ratio: Share = 0.1
     weight_decay: Amount = 0.0
     max_grad_norm: Positive = 1.0
-    held_out: Share = 0.05
-    """Share of the examples or pairs kept out of training."""
+    held_out: Share = 0.05  # share of the examples or pairs kept out of training
 
 
 @dataclass(frozen=True)
@@ -78,90 +63,63 @@ class Sft(Training):
     """Fine-tuning of the seed on judging and meta-judging; the held-out examples give the held-out loss."""
 
     epochs: Count = 2
-    enabled: bool = True
-    """Off: the seed itself is M0."""
+    enabled: bool = True  # off: the seed itself is M0
     examples: list[str] = field(default_factory=list)
     """JSON-lines files of labelled judgments, comparisons and answers, or of prompts with scored responses
     (data/README.md); examples are taken in the order of files and lines."""
     sft_delta: str = ""
     """A low-rank file of the change that SFT makes (`prepare/sft_delta.py`). M0 is then the seed plus this change, so
     that a small machine need not train M0. Empty: train."""
-    sft_delta_megabytes: Positive = 12.0
-    """Size at most of the file that `iterate.py --make-sft-delta` writes."""
-    verdict_token_weight: Amount = 1.0
-    """Weight in the loss of a verdict's tokens: a judgment's score, a comparison's winner and the score before it."""
-    answer_weight: Amount = 1.0
-    """Weight of each token of an actor's answer. All other completion tokens weigh 1."""
-    curriculum: bool = False
-    """Whether examples are taken in order, lesson by lesson, rather than shuffled."""
+    verdict_token_weight: Amount = 1.0  # of a judgment's score, a comparison's winner and the score before it
+    answer_weight: Amount = 1.0  # of each token of an actor's answer; all other completion tokens weigh 1
+    curriculum: bool = False  # examples are taken in order, lesson by lesson, rather than shuffled
 
 
 @dataclass(frozen=True)
 class Eft:
     """Evaluation fine-tuning: judge examples from human rankings (`prepare/eft.py`), added to `sft.examples`."""
 
-    sources: list[str] = field(default_factory=list)
-    """JSON-lines files of OpenAssistant's message trees or of groups of ranked replies. Empty: no such examples."""
-    languages: list[str] = field(default_factory=lambda: ["en"])
-    """Languages of the messages that are kept."""
-    max_turns: Count = 1
-    """User turns in a conversation at most: 1 is a first question alone."""
-    N: Count = 4
-    """Rounds of judgments sampled for each group; the first round whose order agrees with the humans' is kept."""
-    order: Literal["strict", "weak"] = "weak"
-    """Agreement of orders: strict, every better reply scores higher; weak, none scores lower, and not all are equal."""
-    downsample: bool = True
-    """Whether examples of the most frequent score are dropped down to the number of the second most frequent."""
-    held_out: Share = 0.25
-    """Share of the groups set aside for measuring judges."""
+    sources: list[str] = field(default_factory=list)  # files of OpenAssistant's trees, or of groups of ranked replies
+    languages: list[str] = field(default_factory=lambda: ["en"])  # of the messages that are kept
+    max_turns: Count = 1  # user turns in a conversation at most: 1 is a first question alone
+    N: Count = 4  # rounds of judgments of each group; the first whose order agrees with the humans' is kept
+    order: Literal["strict", "weak"] = "weak"  # strict: better replies score higher; weak: not lower, some higher
+    downsample: bool = True  # drop examples of the most frequent score, down to the number of the second most frequent
+    held_out: Share = 0.25  # share of the groups set aside for measuring judges
 
 
 UNSEEN = "image images graph graphs picture pictures file files map maps draw plot video audio music flowchart diagram"
+"""Words of prompts that ask for what a language model can't see or do."""
 
 
 @dataclass(frozen=True)
 class Prompts:
     """New prompts from seed prompts (`prepare/new_prompts.py`); the new prompts are the pool."""
 
-    seeds: str = ""
-    """A JSON-lines file of {id, prompt}. Empty: the pool is `respond.prompts`."""
-    model: str = ""
-    """Hugging Face directory of the model that writes prompts; empty: the run's seed."""
-    count: Count = 20000
-    """Prompts wanted."""
-    max_attempts: Count = 200000
-    """Completions sampled at most."""
-    round_attempts: Count = 4000
-    """Completions sampled in a round; prompts kept in earlier rounds serve as examples."""
-    shots: Count = 8
-    """Examples in a request."""
-    generated_shots: CountOrZero = 2
-    """How many of the examples are new prompts of earlier rounds, once there are that many."""
+    seeds: str = ""  # a JSON-lines file of {id, prompt}; empty: the pool is `respond.prompts`
+    model: str = ""  # Hugging Face directory of the model that writes prompts; empty: the run's seed
+    count: Count = 20000  # prompts wanted
+    max_attempts: Count = 200000  # completions sampled at most
+    round_attempts: Count = 4000  # completions sampled in a round; prompts of earlier rounds serve as examples
+    shots: Count = 8  # examples in a request
+    generated_shots: CountOrZero = 2  # of which new prompts of earlier rounds, once there are so many
     temperature: Amount = 0.6
     top_p: Share = 0.9
     max_new_tokens: Count = 256
     min_words: Count = 3
     max_words: Count = 150
-    max_repetition: Share = 0.2
-    """Share of repeated sequences among a prompt's three-word sequences, at most."""
-    max_rouge_l: Share = 0.7
-    """A prompt is dropped unless its ROUGE-L F-measure with every seed and kept prompt is below this."""
-    evaluation: list[str] = field(default_factory=list)
-    """JSON-lines files of {prompt}; a new prompt that shares a word sequence with one of them is dropped."""
-    ngram: Count = 8
-    """Words of such a sequence."""
-    words: list[str] = field(default_factory=lambda: [*UNSEEN.split(), "go to"])
-    """A prompt with one of these is dropped: a language model can't see, or do, what the prompt asks for."""
+    max_repetition: Share = 0.2  # share of repeated sequences among a prompt's three-word sequences
+    max_rouge_l: Share = 0.7  # of a new prompt's ROUGE-L F-measures with each seed and kept prompt
+    evaluation: list[str] = field(default_factory=list)  # files of {prompt}, which new prompts must not overlap
+    ngram: Count = 8  # successive words in common that count as an overlap
+    words: list[str] = field(default_factory=lambda: [*UNSEEN.split(), "go to"])  # a prompt with one is dropped
 
 
 @dataclass(frozen=True)
 class Respond:
-    prompts_per_iteration: Count
-    """Prompts drawn for each iteration; no prompt is drawn twice."""
-    prompts: str = ""
-    """The pool: a JSON-lines file of {id, prompt}. Empty where `[prompts]` makes the pool."""
-    K: Count = 7
-    """Responses to each prompt."""
+    prompts_per_iteration: Count  # no prompt is drawn twice
+    prompts: str = ""  # the pool: a JSON-lines file of {id, prompt}; empty where `[prompts]` makes the pool
+    K: Count = 7  # responses to each prompt
     temperature: Amount = 0.8
     top_p: Share = 0.95
     max_new_tokens: Count = 1024
@@ -169,26 +127,20 @@ class Respond:
 
 @dataclass(frozen=True)
 class Judge:
-    N: Count = 11
-    """Judgments of each response."""
+    N: Count = 11  # judgments of each response
     temperature: Amount = 0.8
     top_p: Share = 0.95
     max_new_tokens: Count = 512
-    prompt_style: PromptStyle = "full"
-    """The paper's rubric, or a short one for small models."""
-    verdict_position: VerdictPosition = "last"
-    """Which line of a judgment holds the score."""
-    fractions: bool = False
-    """Whether a score such as 4.5 counts (the rubric forbids it; the paper accepted it)."""
+    prompt_style: PromptStyle = "full"  # the paper's rubric, or a short one for small models
+    verdict_position: VerdictPosition = "last"  # which line of a judgment holds the score
+    fractions: bool = False  # whether a score such as 4.5 counts (the rubric forbids it; the paper accepted it)
     score: Literal["sampled", "expected"] = "sampled"
     """A response's score: the mean of its N judgments' scores (the paper), or the mean of the distribution over the
     score (`judging/expected.py`). With "expected" and the verdict first, only meta-judged responses get judgments."""
-    minimum_valid: Count = 1
-    """A response with fewer judgments that hold a score has no score."""
+    minimum_valid: Count = 1  # a response with fewer judgments that hold a score has no score
     scores_file: str = ""
-    """A JSON-lines file of {id, score, text}, a row for each response, that takes the judge's place: scores of an
-    external reward model. "{run}" and "{t}" in the name stand for the run's folder and the iteration. The text is
-    optional; it shows that the score belongs to this response, not to one with the same id in an earlier run."""
+    """A JSON-lines file of {id, score, text}, a row for each response, that takes the judge's place: the scores of a
+    reward model. "{run}" and "{t}" in its name are the run's folder and the iteration. A text, optional, is checked."""
 
     @property
     def scores_needed(self) -> int:
@@ -208,15 +160,10 @@ class Metajudge:
     max_new_tokens: Count = 512
     prompt_style: PromptStyle = "full"
     verdict_position: VerdictPosition = "last"
-    model: str = "current"
-    """The model that compares: "current", the iteration's model (the paper); "initial", M0 in every iteration; or a
-    Hugging Face directory."""
-    opponents: CountOrZero = 0
-    """How many others each judgment is compared with, an even number; 0: all others (the paper)."""
-    max_score_gap: Amount | None = None
-    """Largest difference between the scores of two judgments that are compared; none: no limit (the paper)."""
-    elo_penalty: Positive = 0.01
-    """lambda of the penalty (lambda / 2) sum eps^2 that keeps Elo scores finite."""
+    model: str = "current"  # the iteration's model (the paper); "initial": M0; or a Hugging Face directory
+    opponents: CountOrZero = 0  # how many others each judgment is compared with, an even number; 0: all (the paper)
+    max_score_gap: Amount | None = None  # between the scores of compared judgments; none: no limit (the paper)
+    elo_penalty: Positive = 0.01  # lambda of the penalty (lambda / 2) sum eps^2 that keeps Elo scores finite
 
 
 @dataclass(frozen=True)
@@ -226,86 +173,80 @@ class Dpo(Training):
     beta: Amount = 0.1
     epochs: Count = 10
     held_out: Share = 0.1
-    reference: Literal["previous", "initial"] = "previous"
-    """The model that the iteration starts from (the paper), or the SFT model."""
-    nll_weight: Amount = 0.0
-    """Weight of -log pi(chosen) a token, added to the loss, which keeps the likelihood of chosen texts from falling."""
+    reference: Literal["previous", "initial"] = "previous"  # the iteration's first model (the paper), or M0
+    nll_weight: Amount = 0.0  # of -log pi(chosen) a token in the loss; keeps chosen texts from becoming less likely
 
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    tokens_per_microbatch: Count = 4096
-    """Tokens in a micro-batch at most; a longer pair is dropped and counted."""
-    share_prefixes: bool = True
-    """Whether a micro-batch computes a shared beginning once: a pair's prompt, in SFT the rubric."""
-    activation_checkpointing: bool = False
-    """Whether to keep only a layer's input and compute the layer again in backward."""
-    compile: bool = False
-    """Whether `torch.compile` fuses each layer apart from its attention; on a CPU this needs a C++ compiler."""
-    save_every: CountOrZero = 0
-    """Steps between resumable checkpoints of 12 bytes a parameter; 0: at the end of each epoch."""
-    evaluate_every: CountOrZero = 0
-    """Steps between measurements on the held-out examples; 0: only at the end of each epoch."""
-    timeout_minutes: Positive = 30.0
-    """How long a rank waits for the others; the first rank writes an export, 16 GB of Llama-3-8B, alone."""
-    tensorboard: bool = False
-    """Whether to write metrics for TensorBoard, too; needs `pip install tensorboard`."""
+    tokens_per_microbatch: Count = 4096  # at most; a longer pair is dropped and counted
+    share_prefixes: bool = True  # compute a shared beginning once: a pair's prompt, in SFT the rubric
+    activation_checkpointing: bool = False  # keep only a layer's input, and compute the layer again in backward
+    compile: bool = False  # fuse each layer apart from its attention; on a CPU this needs a C++ compiler
+    save_every: CountOrZero = 0  # steps between resumable checkpoints, 12 bytes a parameter; 0: epochs alone
+    evaluate_every: CountOrZero = 0  # steps between measurements on the held-out examples; 0: epochs alone
+    timeout_minutes: Positive = 30.0  # how long a rank waits for the others, as for the first to write an export
+    tensorboard: bool = False  # write metrics for TensorBoard, too; needs `pip install tensorboard`
 
 
 @dataclass(frozen=True)
 class Iteration:
-    rho: Share = 0.0
-    """Quality tier of length control."""
-    length_control: bool = True
-    """Off: ties in score are broken by the seed, not by length."""
-    judge_pairs: bool = True
-    """Whether this iteration trains on judge pairs too."""
-    max_response_characters: int | None = None
-    """An actor pair whose chosen response is longer is dropped."""
-    max_judgment_characters: int | None = None
-    """A judge pair whose chosen judgment is longer is dropped."""
-    epoch: int | None = None
-    """The epoch whose checkpoint becomes the next model; none: the one with the best held-out accuracy."""
+    rho: Share = 0.0  # quality tier of length control
+    length_control: bool = True  # off: ties in score are broken by the seed, not by length
+    judge_pairs: bool = True  # whether this iteration trains on judge pairs too
+    max_response_characters: int | None = None  # an actor pair whose chosen response is longer is dropped
+    max_judgment_characters: int | None = None  # a judge pair whose chosen judgment is longer is dropped
+    epoch: int | None = None  # whose checkpoint becomes the next model; none: that with the best held-out accuracy
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How the seed, M_0 and each M_t are measured, on data that no training sees. A measurement without a file is left
-    out."""
+    """How the seed and each M_t are measured, on data that no training sees. Without a file: not at all."""
 
     judge_cases: str = ""
-    """Labelled groups, or pairs, on which the judge is measured. "{run}" stands for the run's folder:
-    `{run}/sft/eft/held_out.jsonl` holds the groups that `[eft]` sets aside."""
-    comparisons: str = ""
-    """Pairs of judgments on which the meta-judge is measured."""
-    N: Count = 1
-    """Judgments of each response."""
-    seed_judges: bool = True
-    """Whether the seed, too, is measured as judge and meta-judge. Off: the seed only answers."""
-    instructions: str = ""
-    """Prompts with rules for the answer that code can check."""
-    prompts: str = ""
-    """Open prompts {id, prompt}, whose answers are compared with the seed's answers."""
-    judge: str = "current"
-    """The model that compares answers: "current", the one that answered; "initial", M0; or a Hugging Face directory."""
-    protocol: Protocol = "scores"
-    """How answers are compared: each is scored alone, as in the loop; or both are shown, in both orders."""
-    duel_samples: Count = 1
-    """Judgments of each answer, or comparisons in each order."""
+    """Labelled groups or pairs to measure the judge on. `{run}/sft/eft/held_out.jsonl` is what `[eft]` sets aside."""
+    comparisons: str = ""  # pairs of judgments on which the meta-judge is measured
+    N: Count = 1  # judgments of each response
+    seed_judges: bool = True  # off: the seed is not measured as judge and meta-judge; it only answers
+    instructions: str = ""  # prompts with rules for the answer that code can check
+    prompts: str = ""  # open prompts {id, prompt}, whose answers are compared with the seed's answers
+    judge: str = "current"  # compares answers: the model that answered; "initial": M0; or a Hugging Face directory
+    protocol: Protocol = "scores"  # answers are scored alone, as in the loop; or compared, in both orders
+    duel_samples: Count = 1  # judgments of each answer, or comparisons in each order
 
 
 @dataclass(frozen=True)
 class Limits:
     """Limits that stop a run before training if an iteration has gone wrong; each is off by default."""
 
-    parse_rate: Share = 0.0
-    """Least share of judgments that hold a score."""
-    actor_yield: Share = 0.0
-    """Least share of prompts that give an actor pair."""
-    judge_yield: Share = 0.0
-    """Least share of prompts that give a judge pair, in iterations with judge pairs."""
-    max_top_score_share: Share = 1.0
-    """Greatest share of scores that are 5, the highest."""
+    parse_rate: Share = 0.0  # least share of judgments that hold a score
+    actor_yield: Share = 0.0  # least share of prompts that give an actor pair
+    judge_yield: Share = 0.0  # least share of prompts that give a judge pair, in iterations with judge pairs
+    max_top_score_share: Share = 1.0  # greatest share of scores that are 5, the highest
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What `make plan` and the forecast assume of texts, yields and machines. No stage's output depends on it."""
+
+    response_tokens: Positive = 430.0
+    judgment_tokens: Positive = 180.0
+    comparison_tokens: Positive = 220.0
+    prompt_tokens: ClassVar[float] = 40.0  # without the chat format
+    spread: Positive = 0.5  # standard deviation of the tokens in a text, divided by their mean
+    ranked_replies: Count = 10500  # in all files of `eft.sources`, three to a prompt
+    prompts_kept: ClassVar[float] = 0.5  # share of attempts that give a new prompt
+    distinct_judgments: PositiveShare = 0.95  # share that hold a score and differ from the others of their response
+    eft_yield: ClassVar[float] = 0.2  # share of judged replies that become examples
+    actor_yield: Share = 0.6  # share of prompts that give an actor pair
+    judge_yield: Share = 0.5  # share of prompts that give a judge pair, in an iteration with judge pairs
+    product_utilisation: PositiveShare = 0.5  # share of a GPU's peak that matrix products reach in generation
+    bandwidth_utilisation: PositiveShare = 0.6  # share of its memory bandwidth that reading weights and keys reaches
+    training_utilisation: PositiveShare = 0.4  # share of its peak that training reaches
+    step_milliseconds: Amount = 8.0  # of a generation step besides the model: scheduling and kernel launches
+    network_gigabytes_per_second: Positive = 50.0  # between nodes, for each GPU
+    disk_gigabytes_per_second: Positive = 1.0
+    start_seconds: Amount = 30.0  # from the start of a stage's processes until they load weights
 
 
 @dataclass(frozen=True)
@@ -315,8 +256,7 @@ class Settings:
     respond: Respond
     iteration: list[Iteration]
     seed: int = 0
-    nproc_per_node: Count = 1
-    """Ranks that `iterate.py` starts for each stage."""
+    nproc_per_node: Count = 1  # ranks that `iterate.py` starts for each stage
     engine: EngineOptions = field(default_factory=EngineOptions)
     sft: Sft = field(default_factory=Sft)
     eft: Eft = field(default_factory=Eft)
@@ -330,52 +270,36 @@ class Settings:
     plan: Assumptions = field(default_factory=Assumptions)
 
 
-def as_dict(section: Any) -> dict[str, Any]:
-    """A section as plain values, for keys and manifests."""
-    return dataclasses.asdict(section)
+as_dict = asdict
+"""A section as plain values, for keys and manifests."""
 
 
 def check(settings: Settings, path: Path) -> None:
     """Check settings that depend on one another. Raises `UserError` naming the config, the key and what to do."""
     eft, sft, judge, meta, prompts = settings.eft, settings.sft, settings.judge, settings.metajudge, settings.prompts
-    evaluation, iterations = settings.evaluation, settings.iteration
-    needed = len(iterations) * settings.respond.prompts_per_iteration
+    respond, evaluation, iterations = settings.respond, settings.evaluation, settings.iteration
+    scores, needed = judge.scores_file, len(iterations) * respond.prompts_per_iteration
     sets_aside = sft.enabled and eft.sources and eft.held_out > 0 and not sft.sft_delta
-    wrong = {
-        "the pool comes from respond.prompts or from prompts.seeds; set one of them": (
-            settings.respond.prompts and prompts.seeds
+    own_cases, samples = "{run}/sft/eft" in evaluation.judge_cases, max(evaluation.N, evaluation.duel_samples)
+    judges, same_file = any(rule.judge_pairs for rule in iterations), len(iterations) > 1 and "{t}" not in scores
+    rules: list[tuple[Any, str]] = [
+        (respond.prompts and prompts.seeds, "the pool comes from respond.prompts or from prompts.seeds; set one"),
+        (prompts.seeds and prompts.count < needed, f"prompts.count is {prompts.count}, the iterations need {needed}"),
+        (prompts.generated_shots > prompts.shots, f"prompts.generated_shots exceeds prompts.shots, {prompts.shots}"),
+        (prompts.min_words > prompts.max_words, f"prompts.min_words exceeds prompts.max_words, {prompts.max_words}"),
+        (own_cases and not sets_aside, "evaluation.judge_cases: [eft] sets no groups aside; name another file"),
+        (meta.opponents % 2, f"metajudge.opponents is {meta.opponents}; it must be even, or 0 for all"),
+        (meta.max_score_gap is not None and meta.opponents, "metajudge.max_score_gap goes with opponents = 0 alone"),
+        (not scores and judge.minimum_valid > judge.N, f"judge.minimum_valid is more than judge.N, {judge.N}"),
+        (scores and judge.score == "expected", 'judge.scores_file replaces the judge; leave score = "expected" out'),
+        (scores and same_file, "judge.scores_file is one file for several iterations; put {t} into its name"),
+        (scores and judges, "judge.scores_file leaves nothing to meta-judge; set judge_pairs = false"),
+        (
+            judge.score_first and samples > 1,
+            'evaluation.N and duel_samples must be 1: with score = "expected" and the verdict first, no score varies',
         ),
-        f"prompts.count is {prompts.count}, but the iterations need {needed}": prompts.seeds and prompts.count < needed,
-        f"prompts.generated_shots is {prompts.generated_shots}; shots are {prompts.shots}": (
-            prompts.generated_shots > prompts.shots
-        ),
-        f"prompts.min_words is {prompts.min_words}; max_words are {prompts.max_words}": (
-            prompts.min_words > prompts.max_words
-        ),
-        "prompts.words has an empty entry; take it out": not all(map(str.strip, prompts.words)),
-        "evaluation.judge_cases are groups that [eft] sets aside, but this config sets none aside; name another file": (
-            "{run}/sft/eft" in evaluation.judge_cases and not sets_aside
-        ),
-        f"metajudge.opponents is {meta.opponents}; it must be even, or 0 for all": meta.opponents % 2,
-        "metajudge.max_score_gap goes with opponents = 0 alone": meta.max_score_gap is not None and meta.opponents,
-        f"judge.minimum_valid is {judge.minimum_valid}, judge.N {judge.N}; none would be scored": (
-            judge.minimum_valid > judge.N and not judge.scores_file
-        ),
-        'judge.scores_file takes the judge\'s place; leave judge.score = "expected" out': (
-            judge.scores_file and judge.score == "expected"
-        ),
-        "judge.scores_file is one file for several iterations; put {t} into its name": (
-            judge.scores_file and len(iterations) > 1 and "{t}" not in judge.scores_file
-        ),
-        "judge.scores_file leaves no judgments to compare; set judge_pairs = false in each [[iteration]]": (
-            judge.scores_file and any(iteration.judge_pairs for iteration in iterations)
-        ),
-    }
-    for key in ("N", "duel_samples"):
-        value = getattr(evaluation, key)
-        once = 'judge.score = "expected" with the verdict first has one score a response; set it to 1'
-        wrong[f"evaluation.{key} is {value}, but {once}"] = judge.score_first and value > 1
-    for message, broken in wrong.items():
+    ]
+    for broken, message in rules:
         if broken:
             raise UserError(f"{path}: {message}")
 

@@ -14,27 +14,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 
 from stages.files import is_complete
 
 
-class Grouped(Protocol):
-    @property
-    def group(self) -> str: ...
-
-
-T = TypeVar("T", bound=Grouped)
-
-
-def cut_shards(items: list[T], shard_requests: int) -> list[list[T]]:
-    """Consecutive items in shards of about equal size, at most `shard_requests`; but a group is never divided.
+def cut_shards(items: list[Any], shard_requests: int) -> list[list[Any]]:
+    """Consecutive items in shards of about equal size, at most `shard_requests`; items of one `group` stay together.
 
     The number of shards is even, so that two ranks have the same amount of work.
     """
-    shards: list[list[T]] = []
+    shards: list[list[Any]] = []
     size = len(items) / (2 * math.ceil(len(items) / shard_requests / 2) or 1)
     for i, item in enumerate(items):
         full = shards and i >= len(shards) * size and shards[-1][-1].group != item.group
@@ -54,13 +46,11 @@ def unclaimed(store: dist.Store, order: list[int], paths: list[Path]) -> Iterato
 
 
 def unwritten(store: dist.Store, order: list[int], paths: list[Path]) -> Iterator[int]:
-    """The shards that are claimed and not written; this rank does them once more, instead of waiting.
+    """The shards that are claimed and not written, since their ranks are slow or dead; one other rank does each again.
 
-    The ranks that claimed them may be slow or dead, and every rank writes the same bytes. No two ranks repeat a shard.
+    Every rank writes the same bytes.
     """
-    for index in order:
-        if not paths[index].is_file() and first_to_ask(store, f"again/{index}"):
-            yield index
+    return (index for index in order if not paths[index].is_file() and first_to_ask(store, f"again/{index}"))
 
 
 def first_to_ask(store: dist.Store, key: str) -> bool:
@@ -74,9 +64,9 @@ def first_to_ask(store: dist.Store, key: str) -> bool:
 def completed_by_another(out: Path, key: str, patience: float = 900.0) -> bool:
     """Wait until the rank that finished first has written the manifest; False after `patience` seconds."""
     deadline = time.monotonic() + patience
-    while not is_complete(out, key) and time.monotonic() < deadline:
+    while not (complete := is_complete(out, key)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return is_complete(out, key)
+    return complete
 
 
 def rendezvous(stage: str, key: str) -> tuple[dist.Store, int]:
@@ -86,16 +76,15 @@ def rendezvous(stage: str, key: str) -> tuple[dist.Store, int]:
     """
     if "RANK" not in os.environ:
         return dist.HashStore(), 0
-    store, rank = _shared_store()
+    store, rank, _ = _shared_store()
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"{stage}/{key}/{attempt}", store), rank
 
 
 @cache
-def _shared_store() -> tuple[dist.Store, int]:
+def _shared_store() -> tuple[dist.Store, int, int]:
     """One store for the whole process, since all rounds of a stage meet at the same address."""
-    store, rank, _ = next(iter(dist.rendezvous("env://")))
-    return store, rank
+    return next(iter(dist.rendezvous("env://")))
 
 
 def fork(run: Callable[[], None]) -> int:
@@ -104,14 +93,12 @@ def fork(run: Callable[[], None]) -> int:
     sys.stderr.flush()
     if process := os.fork():
         return process
-    code = 1
     try:
         run()
-        code = 0
     except BaseException:
         traceback.print_exc()
-    finally:
-        os._exit(code)
+        os._exit(1)
+    os._exit(0)
 
 
 def count_records(records: Iterable[dict[str, Any]]) -> tuple[dict[str, int], int]:
@@ -120,8 +107,7 @@ def count_records(records: Iterable[dict[str, Any]]) -> tuple[dict[str, int], in
     tokens = 0
     for row in records:
         tokens += len(row.get("ids", ()))
-        counts["records"] += 1
-        counts[row["finish_reason"]] += 1
+        counts.update(["records", row["finish_reason"]])
         if row.get("failure"):
             counts[f"failure.{row['failure']}"] += 1
     return dict(counts), tokens

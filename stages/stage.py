@@ -36,14 +36,10 @@ class Job:
 
     name: str
     settings: Settings
-    iteration: int
-    """Iteration of the method, from 1; 0 outside of the iterations."""
-    inputs: dict[str, list[Path]]
-    """The paths of each given input."""
-    digests: dict[str, str]
-    """The digest of each given input."""
-    key: str
-    """The identity of the work: the stage's name, the settings that it reads, the content of its inputs."""
+    iteration: int  # of the method, from 1; 0 outside of the iterations
+    inputs: dict[str, list[Path]]  # the paths of each given input
+    digests: dict[str, str]  # the digest of each given input
+    key: str  # the identity of the work: the stage's name, the settings that it reads, the content of its inputs
     out: Path
 
     @property
@@ -71,10 +67,8 @@ class Job:
 
     def lineage(self) -> dict[str, dict[str, str]]:
         """Path and digest of each input, for the manifest."""
-        return {
-            name: {"path": " ".join(map(str, paths)), "digest": self.digests[name]}
-            for name, paths in self.inputs.items()
-        }
+        paths = {name: " ".join(map(str, paths)) for name, paths in self.inputs.items()}
+        return {name: {"path": path, "digest": self.digests[name]} for name, path in paths.items()}
 
 
 @dataclass(frozen=True)
@@ -83,8 +77,7 @@ class Output:
 
     files: Mapping[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
-    written: Sequence[Path] = ()
-    """Further files, which the work has written itself."""
+    written: Sequence[Path] = ()  # further files, which the work has written itself
 
     def write(self, job: Job, **facts: Any) -> None:
         """Write the files, then the manifest that marks the stage complete."""
@@ -99,21 +92,16 @@ class Stage:
     """One step of the method, run as a process of its own."""
 
     name: str
-    module: str
-    """`python -m MODULE` runs it."""
+    module: str  # `python -m MODULE` runs it
     work: Callable[[Job], Output | None]
     """Does the work. It returns None if it has written its output and manifest itself, shard by shard."""
     settings: Callable[[Settings, int], Any] = lambda settings, iteration: {}
     """(settings, iteration) -> the settings that the output depends on."""
-    inputs: tuple[str, ...] = ()
-    """Required files and folders."""
+    inputs: tuple[str, ...] = ()  # required files and folders
     optional: tuple[str, ...] = ()
-    lists: tuple[str, ...] = ()
-    """Which of the inputs are lists of files."""
-    files: Callable[[Settings], Inputs] = lambda settings: {}
-    """Inputs that the config names."""
-    per_iteration: bool = False
-    """Whether the stage works for one iteration of the method."""
+    lists: tuple[str, ...] = ()  # which of the inputs are lists of files
+    files: Callable[[Settings], Inputs] = lambda settings: {}  # inputs that the config names
+    per_iteration: bool = False  # whether the stage works for one iteration of the method
     ranks: Literal["one", "all", "group"] = "one"
     """A single process; or all ranks, which share the requests; or all ranks as one process group."""
 
@@ -167,17 +155,17 @@ class Stage:
         parser.add_argument("--digests", nargs="*", default=[], help="NAME=SHA-256 of inputs, if they are known")
         parser.add_argument("--key", help="with --digests: the key that settings and digests must give")
         given = vars(parser.parse_args(words))
-        settings = load_settings(given["config"])
-        last, iteration = len(settings.iteration), given["iteration"]
+        config, out, iteration, key = (given.pop(name) for name in ("config", "out", "iteration", "key"))
+        known = dict(entry.partition("=")[::2] for entry in given.pop("digests"))
+        settings = load_settings(config)
+        last = len(settings.iteration)
         if iteration is None and self.per_iteration:
             raise UserError(f"--iteration is missing: {self.module} works for one of the iterations 1 to {last}")
         if iteration is not None and not 1 <= iteration <= last:
-            raise UserError(f"--iteration {iteration}: {given['config']} has iterations 1 to {last}")
-        known = dict(entry.partition("=")[::2] for entry in given["digests"])
-        inputs = {name: given[name] for name in (*self.inputs, *self.optional)}
-        job = self.job(settings, given["out"], iteration or 0, known=known, **inputs)
-        if given["key"] and given["key"] != job.key:
-            raise UserError(f"{given['config']}: changed since the run was started; start it again")
+            raise UserError(f"--iteration {iteration}: {config} has iterations 1 to {last}")
+        job = self.job(settings, out, iteration or 0, known=known, **given)
+        if key and key != job.key:
+            raise UserError(f"{config}: changed since the run was started; start it again")
         return job
 
 
@@ -192,11 +180,8 @@ def make_job(
     known: Mapping[str, str] = MappingProxyType({}),
 ) -> Job:
     """A job whose output depends on the settings `values` and on the inputs `given`."""
-    inputs = {
-        key: [Path(path) for path in ([value] if isinstance(value, str | Path) else value)]
-        for key, value in given.items()
-        if value
-    }
+    lists = {key: [value] if isinstance(value, str | Path) else value for key, value in given.items() if value}
+    inputs = {key: [Path(path) for path in paths] for key, paths in lists.items()}
     digests = {key: known.get(key) or _digest(paths, digest_of) for key, paths in inputs.items()}
     key = stage_key(name, {"settings": values, "inputs": digests})
     return Job(name, settings, iteration, inputs, digests, key, out)

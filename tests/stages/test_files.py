@@ -1,26 +1,15 @@
 """stages/files.py: atomic writes, errors that name file and line, keys and digests that follow content."""
 
-import json
-
 import pytest
 
-from stages.files import (
-    UserError,
-    command,
-    digest,
-    is_complete,
-    read_jsonl,
-    stage_key,
-    write_atomic,
-    write_jsonl,
-    write_manifest,
-)
+from stages import files
+from stages.files import UserError, digest, read_jsonl, stage_key, write_atomic
 
 
 def test_jsonl_round_trip_and_errors(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [{"id": 1, "text": "zwei\nZeilen, ü {x}"}, {"id": 2}]
-    write_jsonl(path, rows)
+    files.write_jsonl(path, rows)
     assert list(read_jsonl(path, ("id",))) == rows
     with pytest.raises(UserError, match=r"rows\.jsonl, line 2: key 'text' is missing"):
         list(read_jsonl(path, ("text",)))
@@ -42,26 +31,26 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_keys_follow_content_and_settings(tmp_path):
     path = tmp_path / "input"
-    path.write_text("a")
-    key = stage_key("judge", {"N": 3}, {"responses": path})
-    assert stage_key("judge", {"N": 3}, {"responses": path}) == key
-    assert stage_key("judge", {"N": 4}, {"responses": path}) != key
-    assert stage_key("respond", {"N": 3}, {"responses": path}) != key
-    path.write_text("b")
-    assert stage_key("judge", {"N": 3}, {"responses": path}) != key
+
+    def key(text: str, stage: str = "judge", N: int = 3) -> str:
+        path.write_text(text)
+        return stage_key(stage, {"N": N}, {"responses": path})
+
+    assert key("a") == key("a")
+    assert len({key("a"), key("b"), key("a", N=4), key("a", stage="respond")}) == 4
 
 
 def test_a_manifest_marks_a_stage_complete(tmp_path):
     output = tmp_path / "out.jsonl"
     output.write_text("{}\n")
-    assert not is_complete(tmp_path, "k")
-    write_manifest(tmp_path, "pairs", "k", [output], counts={"pairs": 1})
-    assert is_complete(tmp_path, "k") and not is_complete(tmp_path, "other")
+    assert not files.is_complete(tmp_path, "k")
+    files.write_manifest(tmp_path, "pairs", "k", [output], counts={"pairs": 1})
+    assert files.is_complete(tmp_path, "k") and not files.is_complete(tmp_path, "other")
     before = digest(tmp_path)
     output.write_text("{} \n")
-    write_manifest(tmp_path, "pairs", "k", [output])
+    files.write_manifest(tmp_path, "pairs", "k", [output])
     assert digest(tmp_path) != before
-    assert json.loads((tmp_path / "manifest.json").read_text())["stage"] == "pairs"
+    assert files.read_json(tmp_path / "manifest.json")["stage"] == "pairs"
 
 
 @pytest.mark.parametrize(("error", "code"), [(UserError("what, where, what to do"), 2), (KeyboardInterrupt(), 130)])
@@ -70,7 +59,7 @@ def test_exit_codes(error, code, capsys):
         raise error
 
     with pytest.raises(SystemExit) as raised:
-        command(main)
+        files.command(main)
     assert raised.value.code == code
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 

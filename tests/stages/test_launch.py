@@ -1,131 +1,155 @@
-"""stages/launch.py: two nodes on one machine, failures of ranks and nodes, SIGTERM."""
+"""stages/launch.py: ranks find each other; failures of ranks and nodes, signals; two nodes on one machine.
 
-import json
+Nodes are forked from this process, which has imported torch, so that they start at once.
+"""
+
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from stages import launch
-from stages.files import UserError, read_manifest
+from stages.files import UserError, command, on_sigterm_raise, read_manifest
 from stages.launch import Launcher
+from stages.lock import run_lock
 
 ROOT = Path(__file__).parents[2]
-ITERATE = (str(ROOT / "iterate.py"), "--config", "two.toml")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """The working directory, from which stages import modules."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def free_port() -> int:
-    """A free port whose successor is free, too."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
-def start(place: Path, *words: str) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{place}", "OMP_NUM_THREADS": "1"}
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # background jobs ignore SIGINT
-    return subprocess.Popen([sys.executable, *words], cwd=place, env=environment, preexec_fn=default, **piped)
-
-
-def finish(process: subprocess.Popen, seconds: float = 300) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=seconds)
-    return process.returncode, out, err
-
-
-def make_place(place: Path, ranks: int) -> Path:
-    """A folder for one iteration of tiny.toml with `ranks` ranks a node."""
-    place.mkdir()
-    (place / "data").symlink_to(ROOT / "data")
-    text = (ROOT / "configs" / "tiny.toml").read_text().replace("seed = 0", f"seed = 0\nnproc_per_node = {ranks}", 1)
-    (place / "two.toml").write_text(text[: text.rindex("[[iteration]]")])
-    return place
-
-
-def digests(place: Path) -> dict[str, str]:
-    """The digest of each stage's output, by folder."""
-    manifests = {path.parent: read_manifest(path.parent) for path in place.rglob("manifest.json")}
-    return {str(folder.relative_to(place)): manifest["digest"] for folder, manifest in manifests.items() if manifest}
-
-
-@pytest.fixture(scope="module")
-def one_node(tmp_path_factory) -> tuple[Path, str]:
-    """A run on two ranks of one torchrun, stopped by SIGTERM during SFT and continued; and its output."""
-    place = make_place(tmp_path_factory.mktemp("one") / "place", 2)
-    process = start(place, *ITERATE)
-    deadline = time.monotonic() + 200
-    while not (metrics := list(place.glob("models/sft/*/*/metrics.jsonl"))) or not metrics[0].stat().st_size:
-        assert process.poll() is None and time.monotonic() < deadline
+def wait_for(done, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    code, out, err = finish(process)
-    assert code == 143, err
-    assert len(list(place.glob("models/sft/*/*/state-*"))) == 1 and not list(place.rglob("lock"))
-    code, out_2, err_2 = finish(start(place, *ITERATE))
-    assert code == 0, err_2
-    return place, out + err + out_2 + err_2
 
 
-def test_sigterm_saves_and_the_same_command_continues(one_node):
-    _, output = one_node
-    assert "terminated: run the same command again" in output and "stopped after step" in output
-    assert "continuing from step" in output
+def in_fork(run, place: Path, name: str) -> multiprocessing.Process:
+    """A copy of this process that calls `run` as a command; its output is in the file `name`."""
+
+    def main() -> None:
+        file = os.open(place / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        on_sigterm_raise()
+        command(run)
+
+    process = multiprocessing.get_context("fork").Process(target=main)
+    process.start()
+    return process
 
 
-def test_each_rank_has_a_log_and_the_first_rank_is_shown(one_node):
-    place, output = one_node
-    logs = place / "runs" / "tiny" / "logs" / "iter1-judgments" / "node0"
-    first, second = (next(logs.glob(f"*/attempt_0/{rank}/stderr.log")).read_text() for rank in range(2))
-    assert "KV cache" in first and "judge: 100%" in first and "\r" not in first
-    assert "[rank 0] judge: 100%" in output and "[rank 1]" not in output
-    assert "KV cache" not in second
+def finish(*processes: multiprocessing.Process) -> list[int | None]:
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
 
 
-def test_two_nodes_make_what_one_makes(one_node, tmp_path):
-    """With the same number of ranks, every stage's output is the same to the byte."""
-    place = make_place(tmp_path / "place", 1)
-    several = ("--nodes", "2", "--head", f"127.0.0.1:{free_port()}")
-    follower, head = (start(place, *ITERATE, *several, "--node", node) for node in ("1", "0"))
-    code, _, err = finish(head)
-    assert code == 0, err
-    code, out, err = finish(follower, 60)
-    assert code == 0, err
-    assert out.count("(node 1 of 2)") == 5
-    assert digests(place) == digests(one_node[0]) and len(digests(place)) == 7
-    manifest = read_manifest(place / "runs" / "tiny" / "iter1" / "checkpoint")
-    assert manifest is not None and manifest["ranks"] == 2
+COUNT = """
+import os, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from stages.shards import rendezvous
+dist.init_process_group("gloo")
+total = torch.tensor([2.0 ** dist.get_rank()])
+dist.all_reduce(total)
+store, rank = rendezvous("count", "key")
+claims = store.add("claimed", 1)
+dist.barrier()
+Path(f"{sys.argv[1]}-{rank}").write_text(f"{total.item():g} {store.add('claimed', 0)} {os.environ['LOCAL_RANK']}")
+print("counted by", rank, file=sys.stderr)
+dist.destroy_process_group()
+"""
 
 
-def agent(place: Path, *words: str, ranks: str = "2") -> tuple[int, str, str]:
-    output = ("--log-dir", "logs", "--redirects", "3", "--tee", "0:3")
-    return finish(start(place, "-m", "stages.launch", "--standalone", "--nproc-per-node", ranks, *output, "-m", *words))
+@pytest.mark.parametrize(("nodes", "stages"), [(1, ["first"]), (2, ["first", "second"])])
+def test_ranks_find_each_other_in_each_stage(place, nodes, stages):
+    """Two ranks, on one node or on two, add up 1 and 2; a later stage has a store of its own."""
+    (place / "count.py").write_text(COUNT)
+    head = f"127.0.0.1:{free_port()}"
+
+    def node(number: int) -> None:
+        launcher = Launcher(2 // nodes, place / "logs", nodes, number, head)
+        if number:
+            launcher.follow()
+        with launcher.coordinate():
+            for stage in stages:
+                assert launcher.run("count", [stage], stage) == 0
+            assert launcher.run("this", [], "alone", distributed=False) == 0
+
+    (place / "this.py").touch()
+    processes = [in_fork(lambda number=number: node(number), place, f"node{number}") for number in range(nodes)]
+    assert finish(*processes) == [0] * nodes, [(place / f"node{number}").read_text() for number in range(nodes)]
+    for stage in stages:
+        for rank in range(2):
+            assert (place / f"{stage}-{rank}").read_text() == f"3 2 {rank if nodes == 1 else 0}"
+            log = place / "logs" / stage / f"node{rank if nodes == 2 else 0}" / f"rank{rank}.log"
+            assert f"counted by {rank}" in log.read_text()
+    shown = (place / "node0").read_text()
+    assert shown.count("counted by 0") == len(stages) and "counted by 1" not in shown
+    if nodes == 2:
+        assert (place / "node1").read_text().count("count (node 1 of 2)") == 2
 
 
-def test_a_users_error_on_all_ranks_is_one_line_and_exit_code_2(tmp_path):
-    words = ("dpo.sft", "--config", "none.toml", "--model", "m", "--data", "d")
-    code, out, err = agent(tmp_path, *words, "--out", "o")
-    assert code == 2 and out == ""
-    assert err.removeprefix("[rank 0] ") == "error: none.toml: no such config; choose one of configs/*.toml\n"
+ERROR = "error: what, where: mend it"
+LOG = "its output is in logs/stage/node0/rank1.log"
 
 
-def test_a_users_error_on_one_rank_is_shown(tmp_path):
-    program = "import os, sys, time\nfrom stages.files import UserError, command\nprint('at work', file=sys.stderr)\n"
-    program += "def main():\n    time.sleep(1)\n    if os.environ['RANK'] == '1':\n        raise UserError('a, b: c')\n"
-    (tmp_path / "wrong.py").write_text(program + "    time.sleep(60)\ncommand(main)\n")
-    code, _, err = agent(tmp_path, "wrong")
-    assert code == 2 and err.splitlines() == ["[rank 0] at work", "error: a, b: c"]
+@pytest.mark.parametrize(
+    ("first", "second", "code", "shown"),
+    [
+        ("fail()", "fail()", 2, [ERROR]),
+        ("work()", "fail()", 2, ["at work", ERROR]),
+        ("work()", "1 / 0", 1, ["at work", f"error: rank 1 ended with exit code 1; {LOG}"]),
+        ("work()", "os.kill(os.getpid(), 9)", 137, ["at work", f"error: rank 1 was killed: out of memory?; {LOG}"]),
+    ],
+)
+def test_a_failed_rank_is_named_with_the_end_of_its_log(place, capfd, first, second, code, shown):
+    """`command` turns the error of `fail` into a line and exit code 2."""
+    (place / "wrong.py").write_text(
+        f"""
+import os, time
+from stages.files import UserError, command
+def fail():
+    time.sleep(0.5)
+    raise UserError("what, where: mend it")
+def work():
+    print("at work", flush=True)
+    time.sleep(60)
+command(lambda: {second} if int(os.environ["RANK"]) else {first})
+"""
+    )
+    assert Launcher(2, Path("logs")).run("wrong", [], "stage") == code
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[: len(shown)] == shown
+    assert [line.strip() for line in lines[len(shown) :]][-1:] == ["ZeroDivisionError: division by zero"] * (code == 1)
+
+
+def test_a_killed_stage_is_named(place, capfd):
+    (place / "alone.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    assert Launcher(1, Path("logs")).run("alone", [], "stage") == 137
+    assert capfd.readouterr().err == "error: alone was killed: out of memory?\n"
 
 
 SAVING = """
@@ -136,138 +160,75 @@ for number in (signal.SIGTERM, signal.SIGINT):
 print("ready", file=sys.stderr, flush=True)
 while not stop:
     time.sleep(0.05)
-time.sleep(4)
+time.sleep(1.5)
 open("saved", "a").write("x")
 raise SystemExit(143)
 """
 
 
-def test_signals_that_come_again_do_not_break_off_the_saving(tmp_path):
-    """A scheduler signals every process and a launcher passes signals on: a torchrun that got three used to hang."""
-    (tmp_path / "saving.py").write_text(SAVING)
-    output = ("--log-dir", "logs", "--redirects", "3", "--tee", "0:3", "--shutdown-timeout", "60")
-    process = start(tmp_path, "-m", "stages.launch", "--standalone", "--nproc-per-node", "2", *output, "-m", "saving")
-    while len([log for log in tmp_path.glob("logs/*/attempt_0/*/stderr.log") if "ready" in log.read_text()]) < 2:
-        time.sleep(0.1)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_that_come_again_do_not_break_off_the_saving(place, number, code):
+    """A scheduler, or a terminal, signals every process, and more than once. The lock stays until ranks have saved."""
+    (place / "saving.py").write_text(SAVING)
+
+    def run() -> None:
+        with run_lock(place):
+            Launcher(2, place / "logs").run("saving", [], "stage")
+
+    process = in_fork(run, place, "out")
+    wait_for(lambda: [log.read_text() for log in place.glob("logs/stage/node0/rank*.log")] == ["ready\n"] * 2)
+    ranks = subprocess.check_output(["ps", "--ppid", str(process.pid), "-o", "pid="], text=True).split()
+    assert len(ranks) == 2
     for _ in range(3):
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
-    code, _, err = finish(process, 60)
-    assert code == 143 and (tmp_path / "saved").read_text() == "xx" and "signal" not in err
+        for pid in (*map(int, ranks), process.pid):
+            os.kill(pid, number)
+        time.sleep(0.3)
+    assert (place / "lock").is_file()
+    assert finish(process) == [code] and (place / "saved").read_text() == "xx" and not (place / "lock").exists()
+    assert (place / "out").read_text().endswith("run the same command again to continue\n")
 
 
-def test_a_second_ctrl_c_does_not_give_up_the_lock_while_ranks_save(tmp_path):
-    (tmp_path / "saving.py").write_text(SAVING)
-    program = "from pathlib import Path\nfrom stages.files import command\nfrom stages.launch import Launcher\n"
-    program += "from stages.lock import run_lock\n"
-    program += (
-        "def main():\n    with run_lock(Path('.')):\n        Launcher(2, Path('logs')).run('saving', [], 'stage')\n"
-    )
-    (tmp_path / "run.py").write_text(program + "command(main)\n")
-    process = start(tmp_path, "run.py")
-    while len([log for log in tmp_path.glob("logs/**/stderr.log") if "ready" in log.read_text()]) < 2:
-        time.sleep(0.1)
-    agents = subprocess.check_output(["ps", "--ppid", str(process.pid), "-o", "pid="], text=True).split()
-    for _ in range(2):
-        for pid in (*map(int, agents), process.pid):
-            os.kill(pid, signal.SIGINT)
-        time.sleep(1)
-    assert (tmp_path / "lock").is_file()
-    code, _, _ = finish(process, 60)
-    assert code == 130 and (tmp_path / "saved").read_text() == "xx" and not (tmp_path / "lock").exists()
-
-
-def test_a_failed_rank_is_named_with_the_end_of_its_log(tmp_path):
-    (tmp_path / "crash.py").write_text("import os\nif os.environ['RANK'] == '1':\n    raise ValueError('no luck')\n")
-    code, _, err = agent(tmp_path, "crash")
-    assert code == 1
-    assert "error: rank 1 ended with exit code 1; its output is in logs/" in err and "ValueError: no luck" in err
-
-
-def test_a_killed_rank_is_named(tmp_path):
-    (tmp_path / "crash.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
-    code, _, err = agent(tmp_path, "crash", ranks="1")
-    assert code == 137 and "error: rank 0 was killed: out of memory?" in err
-
-
-FAILING = """
-import os, time
-if os.environ["GROUP_RANK"] == "{node}":
-    raise SystemExit(7)
-time.sleep(600)
-"""
-
-NODE = """
-import sys
-from functools import partial
-from pathlib import Path
-from stages.files import command, on_sigterm_raise
-from stages.launch import Launcher
-
-on_sigterm_raise()
-launcher = Launcher(1, Path("logs"), nodes=2, node=int(sys.argv[1]), head=sys.argv[2])
-
-def main():
-    if launcher.node:
-        raise SystemExit(launcher.follow())
-    with launcher.coordinate():
-        raise SystemExit(launcher.run("failing", [], "stage"))
-
-command(main)
-"""
-
-
-def two_nodes(place: Path) -> list[subprocess.Popen]:
-    (place / "node.py").write_text(NODE)
+def two_nodes(place: Path, program: str, stages: int = 1, late: float = 0.0) -> list[multiprocessing.Process]:
+    """Two nodes of a rank each, whose stages run `program`; the second node starts `late` seconds after the first."""
+    (place / "stage.py").write_text(program)
     head = f"127.0.0.1:{free_port()}"
-    return [start(place, "node.py", str(number), head) for number in range(2)]
 
+    def lead() -> None:
+        launcher = Launcher(1, place / "logs", nodes=2, head=head)
+        with launcher.coordinate():
+            raise SystemExit(sum(launcher.run("stage", [], "stage") for _ in range(stages)))
 
-def nodes_at_work(place: Path) -> list[subprocess.Popen]:
-    """Two nodes, each with a running rank."""
-    (place / "failing.py").write_text("import time\ntime.sleep(600)")
-    processes = two_nodes(place)
-    while not list(place.glob("logs/stage/node1/*/attempt_0/0/stdout.log")):
-        time.sleep(0.1)
-    return processes
+    def follow() -> None:
+        time.sleep(late)
+        Launcher(1, place / "logs", nodes=2, node=1, head=head).follow()
+
+    return [in_fork(lead, place, "node0"), in_fork(follow, place, "node1")]
 
 
 @pytest.mark.parametrize("node", [0, 1])
-def test_a_node_that_fails_ends_the_others(tmp_path, node):
-    (tmp_path / "failing.py").write_text(FAILING.format(node=node))
-    processes = two_nodes(tmp_path)
-    codes = [finish(process, 120) for process in processes]
-    assert [code for code, _, _ in codes] == [7, 7]
-    assert "ended with exit code 7" in codes[node][2]
-    assert f"error: node {node} failed with exit code 7" in codes[1 - node][2]
+def test_a_node_that_fails_ends_the_others(place, node):
+    program = f"import os, time\nif os.environ['GROUP_RANK'] == '{node}':\n    raise SystemExit(7)\ntime.sleep(600)\n"
+    assert finish(*two_nodes(place, program)) == [7, 7]
+    assert f"error: rank {node} ended with exit code 7" in (place / f"node{node}").read_text()
+    assert f"error: node {node} failed with exit code 7; see its output" in (place / f"node{1 - node}").read_text()
 
 
-def test_a_node_that_is_told_to_stop_ends_the_others(tmp_path):
-    processes = nodes_at_work(tmp_path)
-    time.sleep(1)
-    processes[1].send_signal(signal.SIGTERM)
-    codes = [finish(process, 120) for process in processes]
-    assert (codes[0][0], codes[1][0]) == (143, 143) and "error: node 1 failed" in codes[0][2], codes
+@pytest.mark.parametrize(("signalled", "number"), [(1, signal.SIGTERM), (0, signal.SIGKILL)])
+def test_a_node_that_is_stopped_ends_the_others(place, signalled, number):
+    processes = two_nodes(place, "import time\nprint('ready', flush=True)\ntime.sleep(600)\n")
+    wait_for(lambda: [log.read_text() for log in place.glob("logs/stage/node*/rank*.log")] == ["ready\n"] * 2)
+    ranks = subprocess.check_output(["ps", "--ppid", str(processes[0].pid), "-o", "pid="], text=True).split()
+    os.kill(processes[signalled].pid, number)
+    if number == signal.SIGTERM:
+        assert finish(*processes) == [143, 143]
+        assert "error: node 1 failed with exit code 143" in (place / "node0").read_text()
+    else:
+        assert finish(*processes) == [-9, 2] and "node 0 has gone; see its output" in (place / "node1").read_text()
+        os.kill(int(ranks[0]), signal.SIGKILL)
 
 
-def test_a_head_that_is_killed_ends_the_others(tmp_path):
-    processes = nodes_at_work(tmp_path)
-    agents = subprocess.check_output(["ps", "--ppid", str(processes[0].pid), "-o", "pid="], text=True).split()
-    processes[0].kill()
-    code, _, err = finish(processes[1], 120)
-    assert code == 2 and "error: node 0 has gone" in err
-    for agent_of_head in agents:
-        os.kill(int(agent_of_head), signal.SIGTERM)
-    processes[0].communicate()
-
-
-def test_a_node_that_starts_late_ends_with_the_head(tmp_path):
-    (tmp_path / "node.py").write_text(NODE.replace('launcher.run("failing", [], "stage")', "0"))
-    head = f"127.0.0.1:{free_port()}"
-    processes = [start(tmp_path, "node.py", "0", head)]
-    time.sleep(6)
-    processes.append(start(tmp_path, "node.py", "1", head))
-    assert [finish(process, 60)[0] for process in processes] == [0, 0]
+def test_a_node_that_starts_late_ends_with_the_head(place):
+    assert finish(*two_nodes(place, "", stages=0, late=1.0)) == [0, 0]
 
 
 def test_nodes_that_do_not_start(monkeypatch, tmp_path):
@@ -276,7 +237,7 @@ def test_nodes_that_do_not_start(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="start the same command with --node 0"):
         Launcher(1, tmp_path, nodes=2, node=1, head=f"127.0.0.1:{port}")
     head = Launcher(1, tmp_path, nodes=3, head=f"127.0.0.1:{port}")
-    with pytest.raises(UserError, match=r"1 of 3 nodes are here after 0 minutes; .*--node 1 to 2"), head.coordinate():
+    with pytest.raises(UserError, match=r"1 of 3 nodes are here; .*--node 1 to 2"), head.coordinate():
         pytest.fail("the head did not wait")
 
 
@@ -289,17 +250,20 @@ def test_wrong_options_for_nodes(tmp_path, node, head, complaint):
         Launcher(1, tmp_path, nodes=2, node=node, head=head)
 
 
-def test_a_second_iterate_in_the_same_folder_is_refused(one_node):
-    place, _ = one_node
-    folder = place / "runs" / "tiny"
-    code = "import sys, time; from stages.lock import run_lock; from pathlib import Path\n"
-    code += f"with run_lock(Path({str(folder)!r})):\n    print('held', flush=True); time.sleep(600)"
-    holder = start(place, "-c", code)
-    assert holder.stdout and holder.stdout.readline() == "held\n"
-    code_of_second, _, err = finish(start(place, *ITERATE))
-    holder.kill()
-    holder.communicate()
-    assert code_of_second == 2 and f"runs/tiny/lock: in use by process {holder.pid}" in err
-    assert json.loads((folder / "lock").read_text())["pid"] == holder.pid
-    code_of_third, _, err = finish(start(place, *ITERATE))
-    assert code_of_third == 0 and "left behind" in err
+@pytest.mark.slow
+def test_two_nodes_make_what_one_makes(tmp_path):
+    """Two ranks on one node, and two nodes of a rank each: every stage's output is the same to the byte."""
+    digests = []
+    for ranks, nodes in ((2, 1), (1, 2)):
+        place, head = tmp_path / str(nodes), f"127.0.0.1:{free_port()}"
+        place.mkdir()
+        (place / "data").symlink_to(ROOT / "data")
+        text = f'extends = "{ROOT}/configs/tiny.toml"\nnproc_per_node = {ranks}\n[[iteration]]\nrho = 0.0\n'
+        (place / "two.toml").write_text(text)
+        line = [sys.executable, ROOT / "iterate.py", "--config", "two.toml", "--nodes", str(nodes), "--head", head]
+        variables = os.environ | {"PYTHONPATH": str(ROOT)}
+        processes = [subprocess.Popen([*line, "--node", str(i)], cwd=place, env=variables) for i in range(nodes)]
+        assert [process.wait(400) for process in processes] == [0] * nodes
+        folders = [path.parent for path in place.rglob("manifest.json")]
+        digests.append({folder.relative_to(place): read_manifest(folder)["digest"] for folder in folders})
+    assert digests[0] == digests[1] and len(digests[0]) == 7

@@ -2,12 +2,13 @@
 
 import json
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
+import judging
 from stages.files import UserError, digest, read_manifest, write_jsonl, write_manifest
 from stages.settings import load_settings
 from stages.stage import Job, Output, Stage
@@ -75,7 +76,7 @@ def test_mistakes_are_named(tmp_path, text):
         COPY.read_arguments(["--config", str(CONFIG), "--text", str(text), "--out", "o", "--iteration", "3"])
 
 
-def test_the_documented_stage_runs(tmp_path):
+def test_the_documented_stage_runs(tmp_path, monkeypatch):
     """The example of docs/stages.md has at most 25 lines of code, and its command works."""
     source = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "stages.md").read_text(), re.DOTALL)[1]
     assert len([line for line in source.splitlines() if line.strip()]) <= 25
@@ -85,9 +86,9 @@ def test_the_documented_stage_runs(tmp_path):
     shard = tmp_path / "judgments" / "shards" / "0.jsonl"
     write_jsonl(shard, rows)
     write_manifest(tmp_path / "judgments", "judge", "key", [shard], shards=["shards/0.jsonl"])
-    program = f"import judging, sys; judging.__path__.append({str(tmp_path / 'judging')!r})\n"
-    program += "import runpy; runpy.run_module('judging.verbosity', run_name='__main__')"
     words = ["--config", CONFIG, "--iteration", "1", "--judgments", tmp_path / "judgments", "--out", tmp_path / "out"]
-    subprocess.run([sys.executable, "-c", program, *map(str, words)], check=True, cwd=ROOT)
+    monkeypatch.setattr(sys, "argv", ["verbosity", *map(str, words)])
+    monkeypatch.setattr(judging, "__path__", [*judging.__path__, str(tmp_path / "judging")])
+    runpy.run_module("judging.verbosity", run_name="__main__")
     assert json.loads((tmp_path / "out" / "words.json").read_text()) == {"3": 1.5}
     assert read_manifest(tmp_path / "out")["counts"] == {"scores": 1}
