@@ -36,10 +36,7 @@ def interpreted() -> bool:
 
 
 def use_triton(attention: Attention, tensor: Tensor) -> bool:
-    """Whether Triton's kernels run for tensors like this one.
-
-    Raises `UserError` for float32 on CUDA, which does not fit, and if triton is not installed.
-    """
+    """Whether Triton's kernels run for tensors like this one; `UserError` where they should but cannot."""
     if attention == "sdpa" or not (tensor.is_cuda or interpreted()):
         return False
     if tensor.is_cuda and tensor.dtype == torch.float32:
@@ -50,7 +47,7 @@ def use_triton(attention: Attention, tensor: Tensor) -> bool:
 
 
 def target(device: torch.device) -> int:
-    """The key of the tables of launch settings: 80, 90 or 100, for compute capabilities 8.x and 12.x, 9.x and 10.x.
+    """The key of the tables of launch settings: 80 for compute capabilities 8.x and 12.x, 90 for 9.x, 100 for 10.x.
 
     The interpreter uses 80. Raises `UserError` for other cards.
     """
