@@ -13,8 +13,7 @@ from kernels.launch import Attention
 from kernels.rope import Rope, apply_rope
 from kernels.segments import Segments
 
-ROWS = 256
-"""Queries per block: bounds the memory, and skips most of the keys behind each query."""
+ROWS = 256  # queries per block: bounds the memory, and skips most of the keys behind each query
 
 
 class VarlenAttention:
@@ -28,9 +27,9 @@ class VarlenAttention:
         q_thd, k_tkd = apply_rope(qk_thd, rope).split((qk_thd.shape[1] - kv_heads, kv_heads), dim=1)
         v_tkd = v_tkd.contiguous()  # a view would keep the unrotated queries and keys alive until backward
         if launch.use_triton(self.attention, v_tkd):
-            from kernels import attention_triton as kernel
+            from kernels.attention_triton import backward, forward
 
-            return varlen_attention(q_thd, k_tkd, v_tkd, self.segments, kernel.forward, kernel.backward)
+            return varlen_attention(q_thd, k_tkd, v_tkd, self.segments, forward, backward)
         return varlen_attention(q_thd, k_tkd, v_tkd, self.segments)
 
 

@@ -261,7 +261,7 @@ def backward(
     delta_ht = torch.empty_like(lse_ht)
     _backward_delta[(heads, triton.cdiv(tokens, DELTA_ROWS))](
         out_thd, grad_thd, delta_ht, tokens, out_thd.stride(0), *_strides(grad_thd),
-        D=d, BLOCK_D=launch.padded(d), BLOCK_M=DELTA_ROWS,
+        D=d, BLOCK_D=max(16, triton.next_power_of_2(d)), BLOCK_M=DELTA_ROWS,
     )  # fmt: skip
     inputs = (q_thd, k_tkd, v_tkd, grad_thd)
     sizes = (segments.cu_seqlens, segments.reach_3s, count, tokens, d**-0.5, d**-0.5 * LOG2_E.value, *_strides(*inputs))
@@ -278,10 +278,9 @@ def backward(
 
 def _launch(table: dict[int, dict[int, Launch]], q_thd: Tensor, k_tkd: Tensor) -> tuple[Launch, dict[str, int]]:
     """A kernel's tile, and the constants of its launch."""
-    (_, heads, d), kv_heads = q_thd.shape, k_tkd.shape[1]
-    tile = launch.choose(table, q_thd.device, d)
-    sizes = {"GROUP": heads // kv_heads, "D": d, "BLOCK_D": launch.padded(d), "BLOCK_M": tile.m, "BLOCK_N": tile.n}
-    return tile, sizes | tile.options
+    (_, heads, d), kv_heads, tile = q_thd.shape, k_tkd.shape[1], launch.choose(table, q_thd.device, q_thd.shape[2])
+    sizes = {"GROUP": heads // kv_heads, "D": d, "BLOCK_D": max(16, triton.next_power_of_2(d))}
+    return tile, sizes | {"BLOCK_M": tile.m, "BLOCK_N": tile.n} | tile.options
 
 
 def _strides(*tensors: Tensor) -> list[int]:

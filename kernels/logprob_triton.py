@@ -25,7 +25,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels import launch
 from kernels.launch import Launch
@@ -48,7 +47,7 @@ GROUP: tl.constexpr = tl.constexpr(16)
 
 @triton.jit
 def _place(tokens, pieces, BLOCK_T: tl.constexpr):
-    """This program's block of tokens and piece of the vocabulary: all pieces of GROUP blocks, then the next GROUP."""
+    """This program's block of tokens and piece of the vocabulary, in an order that keeps GROUP blocks in the cache."""
     program = tl.program_id(0)
     first = program // (GROUP * pieces) * GROUP
     width = tl.minimum(tl.cdiv(tokens, BLOCK_T) - first, GROUP)
@@ -168,12 +167,11 @@ class _LinearLogprob(torch.autograd.Function):
         return value_t
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_t):
         hidden_td, weight_vd, targets_t, logsumexp_t = ctx.saved_tensors
-        (vocabulary, tile_rows), (for_hidden, for_weight, *_) = (len(weight_vd), ctx.tile_rows), ctx.needs_input_grad
-        grad_hidden_td = torch.zeros_like(hidden_td, dtype=torch.float32) if for_hidden else None
-        grad_weight_vd = weight_vd.new_empty(weight_vd.shape) if for_weight else None
+        vocabulary, tile_rows = len(weight_vd), ctx.tile_rows
+        grad_hidden_td = hidden_td.new_zeros(hidden_td.shape, dtype=torch.float32)
+        grad_weight_vd = weight_vd.new_empty(weight_vd.shape)
         # The kernel runs out of registers unless the row stride is a multiple of 16. The buffer starts as zeros,
         # because oneDNN multiplies the memory behind a row's end by 0, and that must not be NaN.
         buffer_tr = hidden_td.new_zeros(len(hidden_td), triton.cdiv(min(tile_rows, vocabulary), 16) * 16)
@@ -181,13 +179,9 @@ class _LinearLogprob(torch.autograd.Function):
             weight_rd = weight_vd[start : start + tile_rows]
             slope_tr = buffer_tr[:, : len(weight_rd)]
             slope(hidden_td, weight_rd, targets_t, logsumexp_t, grad_t.contiguous(), start, slope_tr)
-            if grad_hidden_td is not None:
-                grad_hidden_td += _product(slope_tr, weight_rd)
-            if grad_weight_vd is not None:
-                grad_weight_vd[start : start + tile_rows] = _product(slope_tr.t(), hidden_td)
-        if grad_hidden_td is not None:
-            grad_hidden_td = grad_hidden_td.to(hidden_td.dtype)
-        return grad_hidden_td, grad_weight_vd, None, None
+            grad_hidden_td += _product(slope_tr, weight_rd)
+            grad_weight_vd[start : start + tile_rows] = _product(slope_tr.t(), hidden_td)
+        return grad_hidden_td.to(hidden_td.dtype), grad_weight_vd, None, None
 
 
 def forward(hidden_td: Tensor, weight_vd: Tensor, targets_t: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,11 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-RUN_TOKENS = 256
-"""Maximum number of tokens in a run. Runs computed together are padded to the longest, so long runs are cut."""
-
-PRODUCT_BLOCKS = 64
-"""Cost of one more batched product, in blocks read."""
+RUN_TOKENS = 256  # maximum of a run: runs computed together are padded to the longest, so long runs are cut
+PRODUCT_BLOCKS = 64  # cost of one more batched product, in blocks read
 
 Query = tuple[int, int, list[int]]
 """A sequence's tokens to compute: first position, position after the last, and the sequence's blocks."""
@@ -49,13 +46,11 @@ class SharedRun:
 
 @dataclass(frozen=True)
 class AttentionMetadata:
-    """A step's tokens and the blocks that they read."""
+    """A step's tokens and the blocks that they read: spans of one token (decode), and of several, whose rows follow."""
 
     block_size: int
     decode: list[QuerySpan]
-    """Spans of one token; their rows come first."""
     prefill: list[QuerySpan]
-    """Spans of several tokens."""
 
     @property
     def spans(self) -> list[QuerySpan]:

@@ -19,25 +19,20 @@ from torch import Tensor
 from kernels.metadata import AttentionMetadata, QuerySpan, SharedRun, batches
 from kernels.rope import Rope, rotate_and_store
 
-ALIGNED = 64
-"""Alignment of a tensor's memory, in bytes."""
+ALIGNED = 64  # bytes; of a tensor's memory
 
 
 class PagedAttention:
-    """One step's attention, callable as `attend` of `model.llama.Llama.forward`.
-
-    First the step's keys (rotated) and values are stored, then every token attends to its sequence up to itself.
-    """
+    """One step's attention, callable as `attend` of `model.llama.Llama.forward`: it stores the step's rotated keys and
+    its values, then every token attends to its sequence up to itself."""
 
     def __init__(self, cache: Tensor, metadata: AttentionMetadata, heads: int):
         """`cache`: [layers, 2, n, k, s, d]; `heads`: h."""
         self.cache = cache
-        self.kv_heads, size = cache.shape[3:5]
-        rows = [
-            span.blocks[i // size] * self.kv_heads * size + i % size for span in metadata.spans for i in span.positions
-        ]
-        heads_k = torch.arange(self.kv_heads, device=cache.device)
-        self.slots_tk = torch.tensor(rows, device=cache.device)[:, None] + heads_k * size
+        (self.kv_heads, size), device = cache.shape[3:5], cache.device
+        slots = [(span.blocks[i // size] * self.kv_heads, i % size) for span in metadata.spans for i in span.positions]
+        row_t1, place_t1 = torch.tensor(slots, device=device).split(1, dim=1)
+        self.slots_tk = (row_t1 + torch.arange(self.kv_heads, device=device)) * size + place_t1
         self.decode = DecodeAttention(cache, metadata, heads) if metadata.decode else None
         self.prefill = [PrefillAttention(cache, span) for span in metadata.prefill]
 

@@ -18,7 +18,7 @@ Shapes: t tokens, h query heads, k key-value heads, g = h / k, d head_dim, n blo
 the block table with m blocks each, w tiles, e entries.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -151,9 +151,8 @@ def _merge(
     tl.store(out_rows[:, None] + columns[None, :], result.to(out.dtype.element_ty), mask=in_tile)
 
 
-@dataclass(frozen=True)
-class DeviceTiles:
-    """Tiles on the device, int32; `kernels.tiles.Tiles.integers` describes the parts."""
+class DeviceTiles(NamedTuple):
+    """The parts of `kernels.tiles.Tiles.integers` on the device, int32, and whether any token has several entries."""
 
     positions_t: Tensor
     sequences_t: Tensor
@@ -164,14 +163,12 @@ class DeviceTiles:
     starts_t: Tensor
     entries_e: Tensor
     merges: bool
-    """Whether a token may have several entries."""
 
     @classmethod
     def view(cls, integers: Tensor, sizes: TileSizes, merges: bool) -> "DeviceTiles":
-        """The parts of `Tiles.integers`, one int32 tensor."""
-        positions, sequences, table, narrow, wide, readers, starts, entries = integers.split(sizes.parts)
+        positions, sequences, table, narrow, wide, *others = integers.split(sizes.parts)
         table, narrow, wide = table.view(-1, sizes.blocks), narrow.view(-1, TILE_WIDTH), wide.view(-1, TILE_WIDTH)
-        return cls(positions, sequences, table, narrow, wide, readers, starts, entries, merges)
+        return cls(positions, sequences, table, narrow, wide, *others, merges)
 
 
 class TritonPagedAttention:
@@ -206,7 +203,7 @@ def paged_attention(q_thd: Tensor, cache: Tensor, tiles: DeviceTiles) -> Tensor:
     `UserError` for a head size above 128.
     """
     (tokens, heads, d), (_, _, kv_heads, size, _), device = q_thd.shape, cache.shape, q_thd.device
-    group, block_d = heads // kv_heads, launch.padded(d)
+    group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(d))
     out = torch.empty((tokens, heads, d), dtype=q_thd.dtype, device=device)
     entries = len(tiles.readers_e) if tiles.merges else 0
     parts = torch.empty((entries, heads, d), dtype=torch.float32, device=device)
@@ -224,6 +221,6 @@ def paged_attention(q_thd: Tensor, cache: Tensor, tiles: DeviceTiles) -> Tensor:
     if tiles.merges:
         _merge[(tokens, kv_heads)](
             out, parts, lses, tiles.starts_t, tiles.entries_e, heads,
-            GROUP=group, BLOCK_G=launch.padded(group, 1), D=d, BLOCK_D=block_d, num_warps=1 if d <= 64 else 2,
+            GROUP=group, BLOCK_G=triton.next_power_of_2(group), D=d, BLOCK_D=block_d, num_warps=1 if d <= 64 else 2,
         )  # fmt: skip
     return out

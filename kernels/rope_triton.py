@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import launch
 from kernels.rope import Rope
 
 
@@ -67,7 +66,7 @@ def rotate_and_store(qk_thd: Tensor, v_tkd: Tensor, rope: Rope, cache: Tensor, s
             qk_thd, v_tkd, cos, sin, slots_tk, cache[0], cache[1], out,
             *qk_thd.stride()[:2], *v_tkd.stride()[:2],
             HEADS=heads - kv_heads, KV_HEADS=kv_heads, D=d,
-            BLOCK_HEADS=launch.padded(heads, 1), BLOCK_KV=launch.padded(kv_heads, 1),
-            BLOCK_HALF=launch.padded(d // 2, 1), BLOCK_D=launch.padded(d, 1), num_warps=4,
+            BLOCK_HEADS=triton.next_power_of_2(heads), BLOCK_KV=triton.next_power_of_2(kv_heads),
+            BLOCK_HALF=triton.next_power_of_2(d // 2), BLOCK_D=triton.next_power_of_2(d), num_warps=4,
         )  # fmt: skip
     return out

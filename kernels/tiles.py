@@ -15,14 +15,11 @@ from itertools import accumulate, chain
 from kernels.metadata import RUN_TOKENS, AttentionMetadata, SharedRun
 
 NARROW_ROWS, WIDE_ROWS = 16, 64
-"""Rows of a tile."""
-
+# Programs that keep any GPU busy. Runs get longer than RUN_TOKENS where this many programs remain.
 PROGRAMS = 1024
-"""Programs that keep any GPU busy. Runs get longer than RUN_TOKENS where this many programs remain."""
-
+# Integers of a tile: row of the block table, the run's first block there, tokens of the run, the run's first entry, the
+# tile's first row in the run and the row after its last, and two of padding.
 TILE_WIDTH = 8
-"""Integers of a tile: row of the block table, the run's first block there, tokens of the run, the run's first entry,
-the tile's first row in the run and the row after its last, and two of padding."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,10 @@ class TileSizes:
 
 @dataclass
 class Tiles:
-    """The kernels' work in one step."""
+    """The kernels' work in one step: each token's position and row in the block table, the table, and the tiles."""
 
     positions: list[int]
-    """Of each token."""
     sequences: list[int]
-    """Each token's row in the block table."""
     tables: list[list[int]]
     narrow: list[list[int]] = field(default_factory=list)
     wide: list[list[int]] = field(default_factory=list)

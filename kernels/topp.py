@@ -166,8 +166,7 @@ def sample(
 
     `logits_bv` in fp32, fp16 or bf16, contiguous in a row, computed on in fp32. `temperature_b` and `top_p_b` fp32:
     temperature 0 is greedy, the lowest index among equals; top-p 0 leaves the most probable token and its equals.
-    `seed_b`, `position_b` int64. Never waits for the GPU and allocates by the shapes alone, so a CUDA graph may
-    capture it.
+    `seed_b`, `position_b` int64. A CUDA graph may capture it: never waits for the GPU, allocates by the shapes alone.
     """
     (rows, vocabulary), device = logits_bv.shape, logits_bv.device
     assert vocabulary and (vocabulary == 1 or logits_bv.stride(1) == 1)
@@ -179,13 +178,12 @@ def sample(
     chunks = triton.cdiv(vocabulary, CHUNK)
     highest_bc, mass_bc = torch.empty(2, rows, chunks, dtype=torch.float32, device=device)
     sizes = (logits_bv.stride(0), vocabulary, chunks)
-    tile = CHUNK_LAUNCH
-    _chunk_kernel[(rows, triton.cdiv(chunks, tile.m))](
-        logits_bv, temperature_b, highest_bc, mass_bc, *sizes, M=tile.m, N=tile.n, **tile.options
+    first, second = CHUNK_LAUNCH, DRAW_LAUNCH[launch.target(device)]
+    _chunk_kernel[(rows, triton.cdiv(chunks, first.m))](
+        logits_bv, temperature_b, highest_bc, mass_bc, *sizes, M=first.m, N=first.n, **first.options
     )
-    tile = DRAW_LAUNCH[launch.target(device)]
     _draw_kernel[(rows,)](
         logits_bv, temperature_b, top_p_b, seed_b, position_b, highest_bc, mass_bc, ids_b, logprobs_b, *sizes,
-        C=triton.next_power_of_2(chunks), M=tile.m, N=tile.n, STAGES=tile.stages, **tile.options,
+        C=triton.next_power_of_2(chunks), M=second.m, N=second.n, STAGES=second.stages, **second.options,
     )  # fmt: skip
     return ids_b, logprobs_b
