@@ -79,8 +79,11 @@ def fake_engine(request, fake_cuda):
 
 
 def bf16_model() -> Llama:
+    torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
-        return Llama(LlamaConfig.load(FIXTURE)).to(torch.bfloat16)
+        model = Llama(LlamaConfig.load(FIXTURE))
+    torch.set_default_dtype(torch.float32)
+    return model
 
 
 def item(length: int, start: int, blocks: list[int]) -> Scheduled:
