@@ -166,9 +166,9 @@ class DeviceTiles(NamedTuple):
 
     @classmethod
     def view(cls, integers: Tensor, sizes: TileSizes, merges: bool) -> "DeviceTiles":
-        positions, sequences, table, narrow, wide, *others = integers.split(sizes.parts)
+        positions, sequences, table, narrow, wide, readers, starts, entries = integers.split(sizes.parts)
         table, narrow, wide = table.view(-1, sizes.blocks), narrow.view(-1, TILE_WIDTH), wide.view(-1, TILE_WIDTH)
-        return cls(positions, sequences, table, narrow, wide, *others, merges)
+        return cls(positions, sequences, table, narrow, wide, readers, starts, entries, merges)
 
 
 class TritonPagedAttention:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kernels import attention, launch
 from kernels.attention import _fused, _plain
 from kernels.launch import Launch
+from kernels.rope import apply_rope, rope_tables
 from kernels.segments import Segments
 from stages.files import UserError
 
@@ -67,6 +68,20 @@ def test_the_plain_attention_is_the_fused_one(diagonal):
     (q, *_), (_, k, v, _) = (tensors(n, 6, 2, 16, torch.float32, "cpu") for n in (queries, keys))
     for result, expected in zip(_plain(q, k, v, diagonal), _fused(q, k, v, diagonal), strict=True):
         torch.testing.assert_close(result, expected)
+
+
+def test_rotation_and_its_gradient_are_those_of_complex_numbers():
+    x, _, _, upstream = tensors(5, 3, 1, 16, torch.float32, "cpu")
+    frequencies = torch.rand(8, generator=torch.Generator().manual_seed(1))
+    turn = torch.polar(torch.ones(5, 1, 8), torch.arange(5.0)[:, None, None] * frequencies)
+    results = []
+    for rotate in (
+        lambda x: apply_rope(x, rope_tables(torch.arange(5), frequencies)),
+        lambda x: torch.cat(torch.view_as_real(torch.complex(*x.chunk(2, -1)) * turn).unbind(-1), -1),
+    ):
+        leaf = x.clone().requires_grad_()
+        results.append((rotate(leaf), *torch.autograd.grad(rotate(leaf), leaf, upstream)))
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("tree", TREES)
