@@ -9,22 +9,19 @@ and for an incoming gradient do, with D_i = do_i . o_i and i over the queries th
 
     dv_j = sum_i P_ij do_i     dS_ij = P_ij (do_i . v_j - D_i)     dq_i = c sum_j dS_ij k_j     dk_j = c sum_i dS_ij q_i
 
-S and P are never stored: forward keeps a running maximum and sum in fp32 while it walks over the keys, and backward
-recomputes P from L. Products take the inputs' dtype and are summed in fp32.
+S and P are never stored: forward keeps a running maximum and sum in fp32, and backward recomputes P from L. Products
+take the inputs' dtype and are summed in fp32.
 
 Tiling. A program of `_forward` and `_backward_queries` has BLOCK_M queries of one head and walks over the keys of the
-prefix, then over those of its own segment up to its last query's, in steps of BLOCK_N. A program of `_backward_keys`
-has BLOCK_N keys of one key-value head and walks over the queries of all heads in its group, in steps of BLOCK_M, so
-that dk and dv are sums in registers: no atomics, the same bits every time. These queries are one range of tokens, from
-the first key to the last token that sees the segment, since continuations stand directly behind their prefix. Prefixes
-precede their continuations in the batch, so one test, key <= query, masks both.
+prefix, then of its own segment up to its last query, in steps of BLOCK_N. A program of `_backward_keys` has BLOCK_N
+keys of one key-value head and walks over the queries of its group's heads in steps of BLOCK_M, so that dk and dv are
+sums in registers: no atomics, the same bits every time. These queries are one range of tokens, since continuations
+stand directly behind their prefix; so one test, key <= query, masks prefix and segment.
 
-No tile or step crosses a segment's border. Bisection in `cu_seqlens` finds a tile's segment: the tiles of segment s
-begin at cu_seqlens[s] // BLOCK + s, which leaves room for one partly filled tile in each. So the number of programs
-follows from shapes alone, and the host never waits for the lengths.
-
-`do_not_specialize` lists the arguments that differ from batch to batch, so that no batch causes a compilation; `reach`
-is a view whose alignment depends on the number of segments.
+No tile crosses a segment's border. Bisection in `cu_seqlens` finds a tile's segment: the tiles of segment s begin at
+cu_seqlens[s] // BLOCK + s, which leaves room for one partly filled tile in each. So the number of programs follows from
+shapes alone, and the host never waits for the lengths. `do_not_specialize` lists the arguments that differ from batch
+to batch, so that no batch causes a compilation; the alignment of `reach`, a view, depends on the number of segments.
 
 Shapes: t tokens of all segments, s segments, h query heads, k key-value heads, d head_dim.
 """
@@ -49,20 +46,19 @@ FORWARD = {
 BACKWARD_KEYS = {
     80: {64: Launch(64, 128, 8, 2), 128: Launch(64, 64, 8, 2)},
     90: {64: Launch(64, 128, 8, 2), 128: Launch(64, 64, 8, 2)},
-    100: {64: Launch(64, 128, 8, 2), 128: Launch(64, 128, 8, 2)},
+    100: {128: Launch(64, 128, 8, 2)},
 }
 BACKWARD_QUERIES = {
     80: {64: Launch(128, 64, 8, 2), 128: Launch(64, 64, 8, 2)},
-    90: {64: Launch(128, 64, 8, 2), 128: Launch(128, 64, 8, 2)},
-    100: {64: Launch(128, 64, 8, 2), 128: Launch(128, 64, 8, 2)},
+    90: {128: Launch(128, 64, 8, 2)},
+    100: {128: Launch(128, 64, 8, 2)},
 }
 DELTA_ROWS = 64
 
 
 @triton.jit
 def _segment_of(tile, cu_seqlens, segments, BLOCK: tl.constexpr):
-    """The last segment whose first tile is not behind `tile`: (index, first token, token behind its last, the tile's
-    first token)."""
+    """A tile's segment: (index, first token, token behind its last, the tile's first token)."""
     low, high = 0, segments
     while high - low > 1:
         middle = (low + high) // 2
@@ -76,9 +72,8 @@ def _segment_of(tile, cu_seqlens, segments, BLOCK: tl.constexpr):
 
 @triton.jit
 def _load(pointer, first, stride, end, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows of the tokens [first, first + BLOCK); zeros from `end` on and beyond d.
-
-    The first row's offset has 64 bits; from there on 32 do, for strides below 2^24."""
+    """Rows of the tokens [first, first + BLOCK); zeros from `end` on and beyond d. Strides are below 2^24, so only the
+    first row's offset needs 64 bits."""
     rows, columns = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
     pointers = pointer + tl.cast(first, tl.int64) * stride + (rows[:, None] * stride + columns[None, :])
     if D == BLOCK_D:
@@ -96,19 +91,15 @@ def _store(pointer, first, stride, end, values, D: tl.constexpr, BLOCK: tl.const
 
 @triton.jit
 def _keys_of(step, prefix_steps, prefix_start, prefix_end, start, end, BLOCK_N: tl.constexpr):
-    """(First key of a step, key behind the last of its segment). Steps through the prefix and the segment differ in
-    these numbers alone, so one loop serves both."""
+    """(First key of a step, key behind the last of its segment), so that one loop serves prefix and segment."""
     own = step >= prefix_steps
     return tl.where(own, start - prefix_steps * BLOCK_N, prefix_start) + step * BLOCK_N, tl.where(own, end, prefix_end)
 
 
 @triton.jit
 def _up_to(last, COLUMNS: tl.constexpr):
-    """Whether j <= last_i for column j of row i: [len(last), COLUMNS].
-
-    In halves, because on compute capability 10.0 a thread has half a row: then it compares with constants of the code
-    instead of numbers that depend on the thread and take a register each.
-    """
+    """Whether j <= last_i for column j of row i: [len(last), COLUMNS]. In halves, because on compute capability 10.0 a
+    thread has half a row: so it compares with constants of the code, which take no registers."""
     halves, columns = tl.arange(0, 2) * (COLUMNS // 2), tl.arange(0, COLUMNS // 2)
     up_to = last[:, None, None] - halves[None, :, None] >= columns[None, None, :]
     return up_to.reshape(last.shape[0], COLUMNS)
@@ -117,8 +108,7 @@ def _up_to(last, COLUMNS: tl.constexpr):
 @triton.jit(do_not_specialize=["segments", "tokens"], do_not_specialize_on_alignment=["reach"])
 def _forward(
     q, k, v,  # [t, h, d], [t, k, d], [t, k, d]; bf16, fp16 or fp32
-    out,  # [t, h, d], contiguous, like q
-    lse,  # [h, t] fp32: L
+    out, lse,  # written: [t, h, d], contiguous, like q, and L, [h, t] fp32
     cu_seqlens, reach,  # [s + 1], [3, s]; int32
     segments, tokens, scale_log2,
     q_token, q_head, k_token, k_head, v_token, v_head, out_token,
@@ -156,8 +146,7 @@ def _forward(
 
 @triton.jit(do_not_specialize=["tokens"])
 def _backward_delta(
-    out, grad_out,  # [t, h, d]
-    delta,  # [h, t] fp32: D
+    out, grad_out, delta,  # [t, h, d], [t, h, d], and written: D, [h, t] fp32
     tokens, out_token, grad_token, grad_head,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
@@ -171,11 +160,9 @@ def _backward_delta(
 
 @triton.jit(do_not_specialize=["segments", "tokens"], do_not_specialize_on_alignment=["reach"])
 def _backward_keys(
-    q, k, v,  # [t, h, d], [t, k, d], [t, k, d]
-    grad_out,  # [t, h, d]
-    lse, delta,  # [h, t] fp32
-    grad_k, grad_v,  # [t, k, d], contiguous, like k and v
-    cu_seqlens, reach,  # [s + 1], [3, s]; int32
+    q, k, v, grad_out, lse, delta,  # as above; L and D [h, t] fp32
+    grad_k, grad_v,  # written: [t, k, d], contiguous, like k and v
+    cu_seqlens, reach,
     segments, tokens, scale, scale_log2,
     q_token, q_head, k_token, k_head, v_token, v_head, grad_token, grad_head, out_token,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -211,11 +198,9 @@ def _backward_keys(
 
 @triton.jit(do_not_specialize=["segments", "tokens"], do_not_specialize_on_alignment=["reach"])
 def _backward_queries(
-    q, k, v,  # [t, h, d], [t, k, d], [t, k, d]
-    grad_out,  # [t, h, d]
-    lse, delta,  # [h, t] fp32
-    grad_q,  # [t, h, d], contiguous, like q
-    cu_seqlens, reach,  # [s + 1], [3, s]; int32
+    q, k, v, grad_out, lse, delta,  # as above
+    grad_q,  # written: [t, h, d], contiguous, like q
+    cu_seqlens, reach,
     segments, tokens, scale, scale_log2,
     q_token, q_head, k_token, k_head, v_token, v_head, grad_token, grad_head, out_token,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -246,42 +231,20 @@ def _backward_queries(
     _store(grad_q + head * D, m0, out_token, end, dq * scale, D, BLOCK_M, BLOCK_D)
 
 
-def varlen_attention(q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, segments: Segments) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over the keys that each query sees; [t, h, d] in q's dtype, differentiable in q, k, v.
-
-    `q_thd`, `k_tkd`, `v_tkd` of one dtype, bf16 or fp16 (fp32 in the interpreter), contiguous in d. Raises `UserError`
-    for a head size above 128.
-    """
-    return _VarlenAttention.apply(q_thd, k_tkd, v_tkd, segments)
-
-
-class _VarlenAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q_thd, k_tkd, v_tkd, segments):
-        out_thd, lse_ht = forward(q_thd, k_tkd, v_tkd, segments)
-        ctx.save_for_backward(q_thd, k_tkd, v_tkd, out_thd, lse_ht)
-        ctx.segments = segments
-        return out_thd
-
-    @staticmethod
-    def backward(ctx, grad_thd):
-        q_thd, k_tkd, v_tkd, out_thd, lse_ht = ctx.saved_tensors
-        return *backward(grad_thd, q_thd, k_tkd, v_tkd, ctx.segments, out_thd, lse_ht), None
-
-
 def forward(q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-    """The attention's result [t, h, d] and its log-sum-exps L, fp32 [h, t]."""
-    (tokens, heads, d), kv_heads = q_thd.shape, k_tkd.shape[1]
+    """The attention's result [t, h, d] and its log-sum-exps L, fp32 [h, t].
+
+    Inputs of one dtype, bf16 or fp16 (fp32 in the interpreter), contiguous in d. `UserError` for a head size above 128.
+    """
+    tokens, heads, d = q_thd.shape
     out_thd = torch.empty((tokens, heads, d), dtype=q_thd.dtype, device=q_thd.device)
     lse_ht = torch.empty((heads, tokens), dtype=torch.float32, device=q_thd.device)
-    tile = launch.choose(FORWARD, q_thd.device, d)
-    count = len(segments.cu_seqlens) - 1
+    tile, constants = _launch(FORWARD, q_thd, k_tkd)
     if tokens:
-        _forward[(heads, tokens // tile.m + count)](
+        _forward[(heads, tokens // tile.m + len(segments.prefixes))](
             q_thd, k_tkd, v_tkd, out_thd, lse_ht,
-            segments.cu_seqlens, segments.reach_3s, count, tokens, d**-0.5 * LOG2_E.value,
-            *q_thd.stride()[:2], *k_tkd.stride()[:2], *v_tkd.stride()[:2], out_thd.stride(0),
-            GROUP=heads // kv_heads, D=d, BLOCK_D=launch.padded(d), BLOCK_M=tile.m, BLOCK_N=tile.n, **tile.options,
+            segments.cu_seqlens, segments.reach_3s, len(segments.prefixes), tokens, d**-0.5 * LOG2_E.value,
+            *_strides(q_thd, k_tkd, v_tkd), out_thd.stride(0), **constants,
         )  # fmt: skip
     return out_thd, lse_ht
 
@@ -290,28 +253,35 @@ def backward(
     grad_thd: Tensor, q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, segments: Segments, out_thd: Tensor, lse_ht: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, given the gradient of the result."""
-    if grad_thd.stride(2) != 1:
-        grad_thd = grad_thd.contiguous()
-    (tokens, heads, d), kv_heads, device = q_thd.shape, k_tkd.shape[1], q_thd.device
-    grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=device) for x in (q_thd, k_tkd, v_tkd))
+    grad_thd = grad_thd if grad_thd.stride(2) == 1 else grad_thd.contiguous()
+    (tokens, heads, d), count = q_thd.shape, len(segments.prefixes)
+    grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q_thd, k_tkd, v_tkd))
     if not tokens:
         return grad_q, grad_k, grad_v
-    delta_ht, block_d, count = torch.empty_like(lse_ht), launch.padded(d), len(segments.cu_seqlens) - 1
+    delta_ht = torch.empty_like(lse_ht)
     _backward_delta[(heads, triton.cdiv(tokens, DELTA_ROWS))](
-        out_thd, grad_thd, delta_ht, tokens, out_thd.stride(0), *grad_thd.stride()[:2],
-        D=d, BLOCK_D=block_d, BLOCK_M=DELTA_ROWS,
+        out_thd, grad_thd, delta_ht, tokens, out_thd.stride(0), *_strides(grad_thd),
+        D=d, BLOCK_D=max(16, triton.next_power_of_2(d)), BLOCK_M=DELTA_ROWS,
     )  # fmt: skip
-    common = (q_thd, k_tkd, v_tkd, grad_thd, lse_ht, delta_ht)
-    sizes = (segments.cu_seqlens, segments.reach_3s, count, tokens, d**-0.5, d**-0.5 * LOG2_E.value)
-    strides = [stride for x in (q_thd, k_tkd, v_tkd, grad_thd) for stride in x.stride()[:2]]
-    tile = launch.choose(BACKWARD_KEYS, device, d)
-    _backward_keys[(kv_heads, tokens // tile.n + count)](
-        *common, grad_k, grad_v, *sizes, *strides, grad_k.stride(0),
-        GROUP=heads // kv_heads, D=d, BLOCK_D=block_d, BLOCK_M=tile.m, BLOCK_N=tile.n, **tile.options,
-    )  # fmt: skip
-    tile = launch.choose(BACKWARD_QUERIES, device, d)
+    inputs = (q_thd, k_tkd, v_tkd, grad_thd)
+    sizes = (segments.cu_seqlens, segments.reach_3s, count, tokens, d**-0.5, d**-0.5 * LOG2_E.value, *_strides(*inputs))
+    tile, constants = _launch(BACKWARD_KEYS, q_thd, k_tkd)
+    _backward_keys[(k_tkd.shape[1], tokens // tile.n + count)](
+        *inputs, lse_ht, delta_ht, grad_k, grad_v, *sizes, grad_k.stride(0), **constants
+    )
+    tile, constants = _launch(BACKWARD_QUERIES, q_thd, k_tkd)
     _backward_queries[(heads, tokens // tile.m + count)](
-        *common, grad_q, *sizes, *strides, grad_q.stride(0),
-        GROUP=heads // kv_heads, D=d, BLOCK_D=block_d, BLOCK_M=tile.m, BLOCK_N=tile.n, **tile.options,
-    )  # fmt: skip
+        *inputs, lse_ht, delta_ht, grad_q, *sizes, grad_q.stride(0), **constants
+    )
     return grad_q, grad_k, grad_v
+
+
+def _launch(table: dict[int, dict[int, Launch]], q_thd: Tensor, k_tkd: Tensor) -> tuple[Launch, dict[str, int]]:
+    """A kernel's tile, and the constants of its launch."""
+    (_, heads, d), kv_heads, tile = q_thd.shape, k_tkd.shape[1], launch.choose(table, q_thd.device, q_thd.shape[2])
+    sizes = {"GROUP": heads // kv_heads, "D": d, "BLOCK_D": max(16, triton.next_power_of_2(d))}
+    return tile, sizes | {"BLOCK_M": tile.m, "BLOCK_N": tile.n} | tile.options
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [stride for x in tensors for stride in x.stride()[:2]]

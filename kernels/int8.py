@@ -18,17 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LARGEST = 127
-"""Integers lie in [-LARGEST, LARGEST]."""
-
-FINER = 2 * LARGEST
-"""Steps of the second part per step of the first, whose rounding error is at most half a step."""
-
-ZERO = 128
-"""Zero point of inputs: oneDNN's fast product takes unsigned inputs and subtracts this."""
-
-LEAST = 1e-30
-"""Lower bound of a row's largest magnitude, so that a row of zeros has a scale."""
+LARGEST = 127  # integers lie in [-LARGEST, LARGEST]
+FINER = 2 * LARGEST  # steps of the second part per step of the first, whose rounding error is at most half a step
+ZERO = 128  # zero point of inputs: oneDNN's fast product takes unsigned inputs and subtracts this
+LEAST = 1e-30  # lower bound of a row's largest magnitude, so that a row of zeros has a scale
 
 
 @dataclass(frozen=True)
@@ -47,9 +40,8 @@ class Int8Weight:
     def of(cls, weight_oi: Tensor, parts: int = 1) -> "Int8Weight":
         """Round a weight of any float dtype."""
         integers_noi, peak_o1 = rounded(weight_oi.float(), 1)
-        scale_o = peak_o1.flatten() / LARGEST**2
         layout = torch.ops.onednn.qlinear_prepack(integers_noi[0], None)
-        return cls(layout, scale_o, torch.zeros(len(scale_o), dtype=torch.int64), parts)
+        return cls(layout, peak_o1.flatten() / LARGEST**2, torch.zeros(len(weight_oi), dtype=torch.int64), parts)
 
 
 def rounded(x_ti: Tensor, parts: int) -> tuple[Tensor, Tensor]:
@@ -58,8 +50,7 @@ def rounded(x_ti: Tensor, parts: int) -> tuple[Tensor, Tensor]:
     integers_nti = x_ti.new_empty((parts, *x_ti.shape), dtype=torch.int8)
     scaled_ti = x_ti * (LARGEST / peak_t1)
     if parts == 2:
-        first_ti = scaled_ti.round()
-        integers_nti[0] = first_ti
+        integers_nti[0] = first_ti = scaled_ti.round()
         scaled_ti.sub_(first_ti).mul_(FINER)
     integers_nti[-1] = scaled_ti.round_()
     return integers_nti, peak_t1
@@ -69,20 +60,7 @@ def int8_linear(x_ti: Tensor, weight: Int8Weight) -> Tensor:
     """x W^T, fp32 [t, o], for fp32 `x_ti`."""
     integers_nti, peak_t1 = rounded(x_ti, weight.parts)
     shifted_nti = integers_nti.bitwise_xor_(-ZERO).view(torch.uint8)  # adds ZERO by flipping the highest bit
-    y_nto = torch.ops.onednn.qlinear_pointwise(
-        shifted_nti,
-        1.0,
-        ZERO,
-        weight.integers,
-        weight.scale_o,
-        weight.zero_o,
-        None,
-        1.0,
-        0,
-        torch.float32,
-        "none",
-        [],
-        "",
-    )
+    integers = (weight.integers, weight.scale_o, weight.zero_o, None)
+    y_nto = torch.ops.onednn.qlinear_pointwise(shifted_nti, 1.0, ZERO, *integers, 1.0, 0, torch.float32, "none", [], "")
     y_to = y_nto[0] if weight.parts == 1 else torch.add(y_nto[0], y_nto[1], alpha=1 / FINER)
     return y_to.mul_(peak_t1)

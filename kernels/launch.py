@@ -36,10 +36,7 @@ def interpreted() -> bool:
 
 
 def use_triton(attention: Attention, tensor: Tensor) -> bool:
-    """Whether Triton's kernels run for tensors like this one.
-
-    Raises `UserError` for float32 on CUDA, which does not fit, and if triton is not installed.
-    """
+    """Whether Triton's kernels run for tensors like this one; `UserError` where they should but cannot."""
     if attention == "sdpa" or not (tensor.is_cuda or interpreted()):
         return False
     if tensor.is_cuda and tensor.dtype == torch.float32:
@@ -50,10 +47,8 @@ def use_triton(attention: Attention, tensor: Tensor) -> bool:
 
 
 def target(device: torch.device) -> int:
-    """The key of the tables of launch settings: 80, 90 or 100, for compute capabilities 8.x and 12.x, 9.x and 10.x.
-
-    The interpreter uses 80. Raises `UserError` for other cards.
-    """
+    """The key of the tables of launch settings: 80 for compute capabilities 8.x and 12.x and the interpreter, 90 for
+    9.x, 100 for 10.x. Raises `UserError` for other cards."""
     if device.type != "cuda":
         return 80
     major, minor = torch.cuda.get_device_capability(device)
@@ -69,8 +64,3 @@ def choose(table: dict[int, dict[int, Launch]], device: torch.device, head_dim: 
         if head_dim <= largest:
             return launch
     raise UserError(f'head_dim {head_dim}: the kernels go up to {largest}; set [model] attention = "sdpa"')
-
-
-def padded(size: int, least: int = 16) -> int:
-    """Width of a tile of `size` columns: a power of two, at least as wide as a matrix instruction needs."""
-    return max(least, 1 << (size - 1).bit_length())

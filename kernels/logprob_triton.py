@@ -9,15 +9,14 @@ and for an incoming gradient g, with S the slope, that is the gradient of the lo
     S_tv = g_t ([v = y_t] - exp(z_tv - L_t))     dh_t = sum_v S_tv W_v     dW_v = sum_t S_tv h_t
 
 Forward stores L and the targets' logits; no other logit leaves the chip. Backward recomputes the logits of one tile of
-the vocabulary at a time and stores the tile's S, in the inputs' dtype. Torch multiplies the two plain matrix products
-with S. A tile has all tokens, so its rows of dW are one product.
+the vocabulary at a time and stores the tile's S, in the inputs' dtype; the two products with S are torch's. A tile has
+all tokens, so its rows of dW are one product.
 
 Tiling. A program of `_forward` has BLOCK_T tokens and a slice of the vocabulary. It walks over the slice in steps of
 BLOCK_V rows, with a running maximum and sum in fp32, and in each step over the hidden size in steps of BLOCK_K. Slices
-let few tokens fill a GPU; their number follows from shapes alone, and torch merges them. A program of `_slope` has
-BLOCK_T tokens and BLOCK_V rows. A program of `_target` has BLOCK_T tokens and the rows of their targets: it multiplies
-each with each, which is less than a step of `_forward`, and keeps the diagonal. So the target's logit is summed in the
-same order as the logits in L, and cancels exactly where it dominates.
+let few tokens fill a GPU; torch merges them. A program of `_slope` has BLOCK_T tokens and BLOCK_V rows. A program of
+`_target` has BLOCK_T tokens and the rows of their targets: it multiplies each with each and keeps the diagonal. So the
+target's logit is summed in the same order as the logits in L, and cancels exactly where it dominates.
 
 Shapes: t tokens, d and k hidden_size, v vocabulary, r rows of a tile, s slices.
 """
@@ -26,7 +25,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels import launch
 from kernels.launch import Launch
@@ -39,19 +37,17 @@ LAUNCH: dict[str, dict[int, Launch]] = {
     "forward": {80: Launch(128, 128, 4, 4), 90: Launch(128, 256, 8, 4), 100: Launch(128, 256, 8, 4)},
     "slope": {80: Launch(128, 128, 4, 4), 90: Launch(128, 256, 8, 4), 100: Launch(128, 256, 8, 4)},
 }
-DEPTH = {80: 64, 90: 128, 100: 128}
-"""BLOCK_K in bytes."""
+DEPTH = {80: 64, 90: 128, 100: 128}  # BLOCK_K in bytes
+# Least number of programs of `_forward`, if the vocabulary has enough steps: an uneven finish then costs little.
 PROGRAMS = 2048
-"""Least number of programs of `_forward`, if the vocabulary has enough steps: many per processor, so that an uneven
-finish costs little."""
+# Blocks of tokens whose programs run at the same time: few enough that their hidden states stay in the L2 cache, and
+# enough that it serves each piece's rows of W many times.
 GROUP: tl.constexpr = tl.constexpr(16)
-"""Blocks of tokens whose programs run at the same time: few enough that their hidden states stay in the L2 cache, and
-enough that it serves each piece's rows of W many times."""
 
 
 @triton.jit
 def _place(tokens, pieces, BLOCK_T: tl.constexpr):
-    """This program's block of tokens and piece of the vocabulary: all pieces of GROUP blocks, then the next GROUP."""
+    """This program's block of tokens and piece of the vocabulary, in an order that keeps GROUP blocks in the cache."""
     program = tl.program_id(0)
     first = program // (GROUP * pieces) * GROUP
     width = tl.minimum(tl.cdiv(tokens, BLOCK_T) - first, GROUP)
@@ -84,10 +80,8 @@ def _logits(
 
 @triton.jit(do_not_specialize=["tokens"])
 def _target(
-    hidden,  # [t, d] bf16, fp16 or fp32, with any row stride
-    weight,  # [v, d] like hidden
-    targets,  # [t] int64
-    target_logit,  # [t] fp32: z of the target
+    hidden, weight,  # [t, d], [v, d]; bf16, fp16 or fp32, with any row stride
+    targets, target_logit,  # [t] int64, and written: z of the target, [t] fp32
     tokens, vocabulary, hidden_stride, weight_stride,
     SIZE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -105,9 +99,8 @@ def _target(
 
 @triton.jit(do_not_specialize=["tokens"])
 def _forward(
-    hidden,  # [t, d] bf16, fp16 or fp32, with any row stride
-    weight,  # [v, d] like hidden
-    logsumexp,  # [s, t] fp32: L of each slice
+    hidden, weight,  # as above
+    logsumexp,  # written: L of each slice, [s, t] fp32
     tokens, vocabulary, slices, slice_rows, hidden_stride, weight_stride,
     SIZE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -132,12 +125,9 @@ def _forward(
 
 @triton.jit(do_not_specialize=["tokens", "start"])
 def _slope(
-    hidden,  # [t, d] bf16, fp16 or fp32, with any row stride
-    weight,  # [r, d] like hidden: the vocabulary's rows from `start` on
-    targets,  # [t] int64
-    logsumexp,  # [t] fp32: L
-    grad,  # [t] fp32: g
-    out,  # [t, r] like hidden, with any row stride: S
+    hidden, weight,  # as above, but weight [r, d]: the vocabulary's rows from `start` on
+    targets, logsumexp, grad,  # [t] int64; L and g, [t] fp32
+    out,  # written: S, [t, r], like hidden
     tokens, rows, start, hidden_stride, weight_stride, out_stride,
     SIZE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -148,8 +138,7 @@ def _slope(
     logits = _logits(hidden, weight, token, row, hidden_stride, weight_stride, SIZE, BLOCK_T, BLOCK_V, BLOCK_K)
     target = (tl.load(targets + token) - start).to(tl.int32)
     softmax = tl.exp(logits - tl.load(logsumexp + token)[:, None])
-    # Both alternatives depend on the logits. The compiler would compute a matrix of 0 and 1 in advance, and run out of
-    # registers.
+    # Both alternatives depend on the logits: the compiler would make a matrix of 0 and 1 ahead, and lack registers.
     softmax = tl.where(r[None, :] == target[:, None], softmax - 1.0, softmax)
     slope = softmax * -tl.load(grad + token)[:, None]
     pointers = out + t.to(tl.int64)[:, None] * out_stride + r[None, :]
@@ -160,19 +149,13 @@ def linear_logprob(hidden_td: Tensor, weight_vd: Tensor, targets_t: Tensor, tile
     """log softmax(hidden weight^T)[target] of each token, fp32 [t]; differentiable in `hidden_td` and `weight_vd`.
 
     `hidden_td` and `weight_vd` have one dtype, bf16, fp16 or fp32, in which the products run; `targets_t` is int64 [t].
-    Sums over the hidden size, over the vocabulary and over tokens are in fp32. Gradients come in the inputs' dtype.
-    `tile_rows` bounds the backward pass's memory (a matrix of [t, tile_rows]), not the result. Hidden sizes that are no
-    multiple of 16 are slow.
-
-    Raises `ValueError` for other shapes and dtypes, and `UserError` on cards for which there are no kernels.
+    All sums are in fp32. Gradients come in the inputs' dtype. `tile_rows` bounds the backward pass's memory (a matrix
+    of [t, tile_rows]), not the result. Hidden sizes that are no multiple of 16 are slow.
     """
-    given = (hidden_td.dtype, weight_vd.dtype, targets_t.dtype, *hidden_td.shape)
-    if given != (weight_vd.dtype, hidden_td.dtype, torch.int64, len(targets_t), weight_vd.shape[1]):
-        raise ValueError(
-            f"hidden_td {hidden_td.dtype} {list(hidden_td.shape)}, weight_vd {weight_vd.dtype} {list(weight_vd.shape)} "
-            f"and targets_t {targets_t.dtype} {list(targets_t.shape)} do not go together"
-        )
-    return _LinearLogprob.apply(_rows(hidden_td), _rows(weight_vd), targets_t.contiguous(), tile_rows)
+    assert (hidden_td.dtype, targets_t.dtype) == (weight_vd.dtype, torch.int64)
+    assert hidden_td.shape == (len(targets_t), weight_vd.shape[1])
+    hidden_td, weight_vd = (x if x.stride(1) == 1 else x.contiguous() for x in (hidden_td, weight_vd))
+    return _LinearLogprob.apply(hidden_td, weight_vd, targets_t.contiguous(), tile_rows)
 
 
 class _LinearLogprob(torch.autograd.Function):
@@ -184,89 +167,64 @@ class _LinearLogprob(torch.autograd.Function):
         return value_t
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_t):
         hidden_td, weight_vd, targets_t, logsumexp_t = ctx.saved_tensors
         vocabulary, tile_rows = len(weight_vd), ctx.tile_rows
-        grad_t = grad_t.contiguous()
-        grad_hidden_td = grad_weight_vd = None
-        if ctx.needs_input_grad[0]:
-            grad_hidden_td = hidden_td.new_zeros(hidden_td.shape, dtype=torch.float32)
-        if ctx.needs_input_grad[1]:
-            grad_weight_vd = weight_vd.new_empty(weight_vd.shape)
+        grad_hidden_td = hidden_td.new_zeros(hidden_td.shape, dtype=torch.float32)
+        grad_weight_vd = weight_vd.new_empty(weight_vd.shape)
         # The kernel runs out of registers unless the row stride is a multiple of 16. The buffer starts as zeros,
         # because oneDNN multiplies the memory behind a row's end by 0, and that must not be NaN.
         buffer_tr = hidden_td.new_zeros(len(hidden_td), triton.cdiv(min(tile_rows, vocabulary), 16) * 16)
         for start in range(0, vocabulary, tile_rows):
             weight_rd = weight_vd[start : start + tile_rows]
             slope_tr = buffer_tr[:, : len(weight_rd)]
-            slope(hidden_td, weight_rd, targets_t, logsumexp_t, grad_t, start, slope_tr)
-            if grad_hidden_td is not None:
-                grad_hidden_td += _product(slope_tr, weight_rd)
-            if grad_weight_vd is not None:
-                grad_weight_vd[start : start + tile_rows] = _product(slope_tr.t(), hidden_td)
-        if grad_hidden_td is not None:
-            grad_hidden_td = grad_hidden_td.to(hidden_td.dtype)
-        return grad_hidden_td, grad_weight_vd, None, None
+            slope(hidden_td, weight_rd, targets_t, logsumexp_t, grad_t.contiguous(), start, slope_tr)
+            grad_hidden_td += _product(slope_tr, weight_rd)
+            grad_weight_vd[start : start + tile_rows] = _product(slope_tr.t(), hidden_td)
+        return grad_hidden_td.to(hidden_td.dtype), grad_weight_vd, None, None
 
 
 def forward(hidden_td: Tensor, weight_vd: Tensor, targets_t: Tensor) -> tuple[Tensor, Tensor]:
     """The value and L, fp32 [t] each. Rows and `targets_t` must be contiguous."""
-    (tokens, size), vocabulary = hidden_td.shape, len(weight_vd)
-    tile, settings = _settings("forward", hidden_td)
+    tokens, vocabulary = len(hidden_td), len(weight_vd)
+    strides = hidden_td.stride(0), weight_vd.stride(0)
+    tile, constants = _launch("forward", hidden_td)
     blocks, steps = triton.cdiv(tokens, tile.m), triton.cdiv(vocabulary, tile.n)
     slice_steps = max(steps * blocks // PROGRAMS, 1)
     slices = triton.cdiv(steps, slice_steps)
     logsumexp_st = torch.empty(slices, tokens, dtype=torch.float32, device=hidden_td.device)
     target_logit_t = torch.empty(tokens, dtype=torch.float32, device=hidden_td.device)
-    strides = hidden_td.stride(0), weight_vd.stride(0)
     if tokens:
-        _forward[(blocks * slices,)](
-            hidden_td, weight_vd, logsumexp_st,
-            tokens, vocabulary, slices, slice_steps * tile.n, *strides, SIZE=size, **settings,
-        )  # fmt: skip
-        tile, settings = _settings("target", hidden_td)
+        sizes = (tokens, vocabulary, slices, slice_steps * tile.n)
+        _forward[(blocks * slices,)](hidden_td, weight_vd, logsumexp_st, *sizes, *strides, **constants)
+        tile, constants = _launch("target", hidden_td)
         _target[(triton.cdiv(tokens, tile.m),)](
-            hidden_td, weight_vd, targets_t, target_logit_t, tokens, vocabulary, *strides, SIZE=size, **settings
+            hidden_td, weight_vd, targets_t, target_logit_t, tokens, vocabulary, *strides, **constants
         )
     logsumexp_t = logsumexp_st.logsumexp(0)
     return target_logit_t - logsumexp_t, logsumexp_t
 
 
 def slope(
-    hidden_td: Tensor,
-    weight_rd: Tensor,
-    targets_t: Tensor,
-    logsumexp_t: Tensor,
-    grad_t: Tensor,
-    start: int,
-    out: Tensor,
+    hidden_td: Tensor, weight_rd: Tensor, targets_t: Tensor, lse_t: Tensor, grad_t: Tensor, start: int, out_tr: Tensor
 ) -> None:
-    """Write S of the vocabulary's rows from `start` on to `out` [t, r]. Rows and tensors [t] must be contiguous."""
-    (tokens, size), rows = hidden_td.shape, len(weight_rd)
-    tile, settings = _settings("slope", hidden_td)
+    """Write S of the vocabulary's rows from `start` on to `out_tr`. Rows and tensors [t] must be contiguous."""
+    tokens, rows = out_tr.shape
+    tile, constants = _launch("slope", hidden_td)
+    sizes = (tokens, rows, start, hidden_td.stride(0), weight_rd.stride(0), out_tr.stride(0))
     if tokens:
-        _slope[(triton.cdiv(tokens, tile.m) * triton.cdiv(rows, tile.n),)](
-            hidden_td, weight_rd, targets_t, logsumexp_t, grad_t, out,
-            tokens, rows, start, hidden_td.stride(0), weight_rd.stride(0), out.stride(0), SIZE=size, **settings,
-        )  # fmt: skip
+        grid = (triton.cdiv(tokens, tile.m) * triton.cdiv(rows, tile.n),)
+        _slope[grid](hidden_td, weight_rd, targets_t, lse_t, grad_t, out_tr, *sizes, **constants)
 
 
-def _settings(kernel: str, hidden_td: Tensor) -> tuple[Launch, dict[str, int]]:
-    """A kernel's tile on this device, and its launch's arguments for it."""
+def _launch(kernel: str, hidden_td: Tensor) -> tuple[Launch, dict[str, int]]:
+    """A kernel's tile on this device, and the constants of its launch."""
     target = launch.target(hidden_td.device)
-    tile = LAUNCH[kernel][target]
-    depth = DEPTH[target] // hidden_td.element_size()
-    return tile, {"BLOCK_T": tile.m, "BLOCK_V": tile.n, "BLOCK_K": depth, **tile.options}
-
-
-def _rows(matrix: Tensor) -> Tensor:
-    """`matrix`, or a copy where its rows are not contiguous."""
-    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+    tile, depth = LAUNCH[kernel][target], DEPTH[target] // hidden_td.element_size()
+    sizes = {"SIZE": hidden_td.shape[1], "BLOCK_T": tile.m, "BLOCK_V": tile.n, "BLOCK_K": depth}
+    return tile, sizes | tile.options
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """a b; fp32 on a GPU, so that partial sums are never rounded to 16 bits."""
-    if a.is_cuda and a.dtype != torch.float32:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return torch.mm(a, b)
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda and a.dtype != torch.float32 else torch.mm(a, b)

@@ -1,20 +1,17 @@
 """What the tokens of one engine step read of the KV cache: one description for the eager path, Triton and CUDA graphs.
 
-No tensors here. Single tokens (decode) of several sequences read shared blocks together. Sequences with a common prefix
-have the same blocks at the start of their tables, so the tables form a tree: a rubric that all share, a judge prompt
-that its N judgments share, what each sequence has sampled for itself. Attention reads each run of the tree once, for
-all the sequences below it, and merges the partial results along each sequence's path. Several tokens of one sequence
-(prefill: a prompt, or a part of one) read that sequence's own table.
+Sequences with a common prefix have the same blocks at the start of their tables, so the tables form a tree: a rubric
+that all share, a judge prompt that its N judgments share, what each sequence has sampled for itself. For single tokens
+(decode) attention reads each run of the tree once, for all sequences below it, and merges the partial results along
+each sequence's path. Several tokens of one sequence (prefill: a prompt, or a part) read that sequence's own table.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-RUN_TOKENS = 256
-"""Maximum number of tokens in a run. Runs computed together are padded to the longest, so long runs are cut."""
-
-PRODUCT_BLOCKS = 64
-"""Cost of one more batched product, in blocks read."""
+RUN_TOKENS = 256  # maximum of a run: runs computed together are padded to the longest, so long runs are cut
+PRODUCT_BLOCKS = 64  # cost of one more batched product, in blocks read
 
 Query = tuple[int, int, list[int]]
 """A sequence's tokens to compute: first position, position after the last, and the sequence's blocks."""
@@ -40,22 +37,20 @@ class SharedRun:
 
     blocks: list[int]
     tokens: int
-    """Tokens to read: all tokens of the blocks, except those that a sequence has not reached in its last block."""
+    """Tokens to read: those of the blocks, up to the last that a sequence has reached."""
     readers: list[int]
     """Indices of the sequences."""
     first_block: int = 0
-    """Index of the run's first block in the readers' tables."""
+    """The run's first block in the readers' tables."""
 
 
 @dataclass(frozen=True)
 class AttentionMetadata:
-    """A step's tokens and the blocks that they read."""
+    """A step's tokens and the blocks that they read: spans of one token (decode), and of several, whose rows follow."""
 
     block_size: int
     decode: list[QuerySpan]
-    """Spans of one token; their rows come first."""
     prefill: list[QuerySpan]
-    """Spans of several tokens."""
 
     @property
     def spans(self) -> list[QuerySpan]:
@@ -68,71 +63,59 @@ class AttentionMetadata:
         return [position for span in self.spans for position in span.positions]
 
     def shared_runs(self, run_tokens: int = RUN_TOKENS) -> list[SharedRun]:
-        """The runs that the decode spans read, none longer than `run_tokens`; readers are indices into `decode`."""
-        tables, lengths = [span.blocks for span in self.decode], [span.end for span in self.decode]
-        return shared_runs(tables, lengths, self.block_size, run_tokens)
+        """Runs of at most `run_tokens` that read each decode span's tokens once; readers are indices in `decode`.
+
+        A block that two tables contain is full, and so is every block before it.
+        """
+        runs: list[SharedRun] = []
+        tables, size = [span.blocks for span in self.decode], self.block_size
+        used, step = [-(-span.end // size) for span in self.decode], max(run_tokens // size, 1)
+
+        def emit(readers: list[int], start: int, stop: int) -> None:
+            first = readers[0]
+            for i in range(start, stop, step):
+                end = min(i + step, stop)
+                tokens = min(end * size, self.decode[first].end) - i * size
+                runs.append(SharedRun(tables[first][i:end], tokens, readers, i))
+
+        def walk(readers: list[int], start: int, depth: int) -> None:
+            """Sequences with equal blocks before `depth`; the blocks before `start` are in runs already."""
+            first = readers[0]
+            if len(readers) == 1:
+                return emit(readers, start, used[first])
+            while all(depth < used[i] and tables[i][depth] == tables[first][depth] for i in readers):
+                depth += 1
+            groups = defaultdict(list)
+            for i in readers:  # by the block at `depth`; a sequence that ends there is a group of its own
+                groups[tables[i][depth] if depth < used[i] else -1 - i].append(i)
+            # Reading a shared run once must save more block reads than merging the partial results costs.
+            if (len(groups) - 1) * (depth - start) >= 2 * len(readers):
+                emit(readers, start, depth)
+                start = depth
+            for group in groups.values():
+                walk(group, start, depth)
+
+        if tables:
+            walk(list(range(len(tables))), 0, 0)
+        return runs
 
 
 def build_metadata(decode: Iterable[Query], prefill: Iterable[Query], block_size: int) -> AttentionMetadata:
     """The metadata of a step whose rows are the decode tokens, then the prefill tokens, in the given order."""
+    spans: tuple[list[QuerySpan], list[QuerySpan]] = ([], [])
     row = 0
-
-    def spans(queries: Iterable[Query]) -> list[QuerySpan]:
-        nonlocal row
-        result = []
+    for side, queries in zip(spans, (decode, prefill), strict=True):
         for start, end, blocks in queries:
-            result.append(QuerySpan(row, start, end, blocks))
+            side.append(QuerySpan(row, start, end, blocks))
             row += end - start
-        return result
-
-    return AttentionMetadata(block_size, spans(decode), spans(prefill))
-
-
-def shared_runs(
-    tables: Sequence[Sequence[int]], lengths: Sequence[int], block_size: int, run_tokens: int = RUN_TOKENS
-) -> list[SharedRun]:
-    """Runs of at most `run_tokens` such that sequence i reads its `lengths[i]` tokens in `tables[i]` exactly once.
-
-    A block that two tables contain is full, and so is every block before it.
-    """
-    runs: list[SharedRun] = []
-    used = [-(-length // block_size) for length in lengths]
-    size = max(run_tokens // block_size, 1)
-
-    def emit(readers: list[int], start: int, stop: int) -> None:
-        table = tables[readers[0]]
-        for i in range(start, stop, size):
-            end = min(i + size, stop)
-            tokens = min(end * block_size, lengths[readers[0]]) - i * block_size
-            runs.append(SharedRun(list(table[i:end]), tokens, readers, i))
-
-    def walk(readers: list[int], start: int, depth: int) -> None:
-        """Sequences with equal blocks before `depth`; the blocks before `start` are in runs already."""
-        first = readers[0]
-        if len(readers) == 1:
-            return emit(readers, start, used[first])
-        while all(depth < used[i] and tables[i][depth] == tables[first][depth] for i in readers):
-            depth += 1
-        groups: dict[int, list[int]] = {}
-        for i in readers:  # by the block at `depth`; a sequence that ends there is a group of its own
-            groups.setdefault(tables[i][depth] if depth < used[i] else -1 - i, []).append(i)
-        # Reading a shared run once must save more block reads than merging the partial results costs.
-        if (len(groups) - 1) * (depth - start) >= 2 * len(readers):
-            emit(readers, start, depth)
-            start = depth
-        for group in groups.values():
-            walk(group, start, depth)
-
-    if tables:
-        walk(list(range(len(tables))), 0, 0)
-    return runs
+    return AttentionMetadata(block_size, *spans)
 
 
 def batches(runs: list[SharedRun]) -> list[list[SharedRun]]:
     """The runs in groups for one batched product each, padded to the group's most blocks and most readers."""
-    by_readers: dict[int, list[SharedRun]] = {}
+    by_readers = defaultdict(list)
     for run in runs:
-        by_readers.setdefault(len(run.readers).bit_length(), []).append(run)
+        by_readers[len(run.readers).bit_length()].append(run)
     return [part for group in by_readers.values() for part in _split(sorted(group, key=lambda run: len(run.blocks)))]
 
 
@@ -140,6 +123,4 @@ def _split(runs: list[SharedRun]) -> list[list[SharedRun]]:
     """Runs in order of length, cut wherever the padding saved is worth another product."""
     longest = len(runs[-1].blocks)
     saved, cut = max((i * (longest - len(runs[i - 1].blocks)), i) for i in range(1, len(runs) + 1))
-    if saved < PRODUCT_BLOCKS:
-        return [runs]
-    return _split(runs[:cut]) + _split(runs[cut:])
+    return [runs] if saved < PRODUCT_BLOCKS else _split(runs[:cut]) + _split(runs[cut:])

@@ -6,8 +6,7 @@ A token's result is merged from its partial results over runs of its sequence (`
     o = sum_j exp(l_j - l) o_j         l = log sum_j exp l_j       with S_n = q . k_n / sqrt(d)
 
 One kernel computes the o_j and l_j of every kind of run: a prompt's chunk against all tokens up to it, a part of a long
-context for one token, a prefix that many sequences share for all of them. A run of which a token sees nothing has
-l_j = -infinity, and no part in the result.
+context for one token, a prefix that many sequences share. Where a token sees nothing of a run, l_j = -infinity.
 
 Tiling. A program of `_read` has one key-value head and one tile: BLOCK_M rows, each a token and one of the g query
 heads of the key-value head, all of which read the same keys. It walks over the run's keys in steps of BLOCK_N, through
@@ -19,7 +18,7 @@ Shapes: t tokens, h query heads, k key-value heads, g = h / k, d head_dim, n blo
 the block table with m blocks each, w tiles, e entries.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -38,13 +37,13 @@ from kernels.transfer import to_device
 # Tiles by target and largest head size. Those of 80 also fit cards with 99 KiB of shared memory.
 NARROW = {
     80: {64: Launch(NARROW_ROWS, 64, 4, 5), 128: Launch(NARROW_ROWS, 64, 4, 3)},
-    90: {64: Launch(NARROW_ROWS, 64, 4, 5), 128: Launch(NARROW_ROWS, 64, 4, 5)},
-    100: {64: Launch(NARROW_ROWS, 64, 4, 5), 128: Launch(NARROW_ROWS, 64, 4, 5)},
+    90: {128: Launch(NARROW_ROWS, 64, 4, 5)},
+    100: {128: Launch(NARROW_ROWS, 64, 4, 5)},
 }
 WIDE = {
     80: {64: Launch(WIDE_ROWS, 64, 4, 3), 128: Launch(WIDE_ROWS, 64, 8, 3)},
-    90: {64: Launch(WIDE_ROWS, 64, 8, 3), 128: Launch(WIDE_ROWS, 64, 8, 3)},
-    100: {64: Launch(WIDE_ROWS, 64, 8, 3), 128: Launch(WIDE_ROWS, 64, 8, 3)},
+    90: {128: Launch(WIDE_ROWS, 64, 8, 3)},
+    100: {128: Launch(WIDE_ROWS, 64, 8, 3)},
 }
 
 
@@ -64,16 +63,10 @@ UNALIGNED = ["positions", "table", "tiles", "readers", "starts"]
 
 @triton.jit(do_not_specialize=["table_row"], do_not_specialize_on_alignment=UNALIGNED)
 def _read(
-    q,  # [t, h, d], contiguous in d; bf16, fp16 or fp32
-    keys, values,  # [n, k, s, d], contiguous, like q
-    out,  # [t, h, d], contiguous, like q
-    parts,  # [e, h, d] fp32: o_j
-    lses,  # [e, h] fp32: l_j
-    positions,  # [t] int32
-    table,  # [b, m] int32
-    tiles,  # [w, 8] int32
-    readers,  # [e] int32: the token of each entry
-    starts,  # [t + 1] int32: where each token's entries begin
+    q, keys, values,  # [t, h, d], contiguous in d; [n, k, s, d] twice, contiguous; bf16, fp16 or fp32
+    out, parts, lses,  # written: [t, h, d] like q; o_j and l_j, [e, h, d] and [e, h] fp32
+    positions, table, tiles,  # [t], [b, m], [w, 8]; int32
+    readers, starts,  # int32: the token of each entry [e], and where each token's entries begin [t + 1]
     heads, scale_log2, q_token, q_head, table_row, block_stride,
     GROUP: tl.constexpr, SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -127,11 +120,8 @@ def _read(
 
 @triton.jit(do_not_specialize_on_alignment=["starts", "entries"])
 def _merge(
-    out,  # [t, h, d]
-    parts,  # [e, h, d] fp32
-    lses,  # [e, h] fp32
-    starts,  # [t + 1] int32: where in `entries` each token's begin
-    entries,  # [e] int32
+    out, parts, lses,  # as above
+    starts, entries,  # int32: where each token's entries begin [t + 1], and the entries by token [e]
     heads,
     GROUP: tl.constexpr, BLOCK_G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -161,9 +151,8 @@ def _merge(
     tl.store(out_rows[:, None] + columns[None, :], result.to(out.dtype.element_ty), mask=in_tile)
 
 
-@dataclass(frozen=True)
-class DeviceTiles:
-    """Tiles on the device, int32; `kernels.tiles.Tiles.integers` describes the parts."""
+class DeviceTiles(NamedTuple):
+    """The parts of `kernels.tiles.Tiles.integers` on the device, int32, and whether any token has several entries."""
 
     positions_t: Tensor
     sequences_t: Tensor
@@ -174,21 +163,16 @@ class DeviceTiles:
     starts_t: Tensor
     entries_e: Tensor
     merges: bool
-    """Whether a token may have several entries."""
 
     @classmethod
     def view(cls, integers: Tensor, sizes: TileSizes, merges: bool) -> "DeviceTiles":
-        """The parts of `Tiles.integers`, one int32 tensor."""
         positions, sequences, table, narrow, wide, readers, starts, entries = integers.split(sizes.parts)
         table, narrow, wide = table.view(-1, sizes.blocks), narrow.view(-1, TILE_WIDTH), wide.view(-1, TILE_WIDTH)
         return cls(positions, sequences, table, narrow, wide, readers, starts, entries, merges)
 
 
 class TritonPagedAttention:
-    """One step's attention, callable as `attend` of `model.llama.Llama.forward`: `kernels.paged.PagedAttention`'s twin.
-
-    First the step's keys (rotated) and values are stored, then every token attends to its sequence up to itself.
-    """
+    """One step's attention, callable as `attend` of `model.llama.Llama.forward`: the twin of `paged.PagedAttention`."""
 
     def __init__(self, cache: Tensor, tiles: DeviceTiles):
         """`cache`: [layers, 2, n, k, s, d]."""
@@ -219,7 +203,7 @@ def paged_attention(q_thd: Tensor, cache: Tensor, tiles: DeviceTiles) -> Tensor:
     `UserError` for a head size above 128.
     """
     (tokens, heads, d), (_, _, kv_heads, size, _), device = q_thd.shape, cache.shape, q_thd.device
-    group, block_d = heads // kv_heads, launch.padded(d)
+    group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(d))
     out = torch.empty((tokens, heads, d), dtype=q_thd.dtype, device=device)
     entries = len(tiles.readers_e) if tiles.merges else 0
     parts = torch.empty((entries, heads, d), dtype=torch.float32, device=device)
@@ -237,6 +221,6 @@ def paged_attention(q_thd: Tensor, cache: Tensor, tiles: DeviceTiles) -> Tensor:
     if tiles.merges:
         _merge[(tokens, kv_heads)](
             out, parts, lses, tiles.starts_t, tiles.entries_e, heads,
-            GROUP=group, BLOCK_G=launch.padded(group, 1), D=d, BLOCK_D=block_d, num_warps=1 if d <= 64 else 2,
+            GROUP=group, BLOCK_G=triton.next_power_of_2(group), D=d, BLOCK_D=block_d, num_warps=1 if d <= 64 else 2,
         )  # fmt: skip
     return out

@@ -28,18 +28,13 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_thd, cos, sin):
         ctx.save_for_backward(cos, sin)
-        return _rotated(x_thd, cos, sin)
+        x = x_thd.float()
+        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x_thd.dtype)
 
     @staticmethod
     def backward(ctx, grad_thd):
         cos, sin = ctx.saved_tensors
-        return _rotated(grad_thd, cos, -sin), None, None
-
-
-def _rotated(x_thd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    x = x_thd.float()
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((x2, x1), dim=-1), sin).to(x_thd.dtype)
+        return _Rotation.apply(grad_thd, cos, -sin), None, None
 
 
 def rotate_and_store(qk_thd: Tensor, v_tkd: Tensor, rope: Rope, cache: Tensor, slots_tk: Tensor) -> Tensor:

@@ -4,11 +4,8 @@ For each pair (x_i, x_{i + d/2}) of a query or key at a position with angle a_i:
 
     y_i = x_i cos a_i - x_{i + d/2} sin a_i     y_{i + d/2} = x_{i + d/2} cos a_i + x_i sin a_i     in fp32
 
-Keys and values are stored in their slots of the cache; values are not rotated. `kernels.rope.rope_tables` computes the
-cosines and sines once for all layers.
-
-Tiling. A program has one token: all its heads' first halves and second halves as two tiles [heads, d / 2], then its
-values as a tile [k, d].
+Keys and values are stored in their slots of the cache; values are not rotated. A program has one token: all its heads'
+first halves and second halves as two tiles [heads, d / 2], then its values as a tile [k, d].
 
 Shapes: t tokens, h query heads, k key-value heads, d head_dim, n blocks of s tokens in the cache.
 """
@@ -18,18 +15,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import launch
 from kernels.rope import Rope
 
 
 @triton.jit
 def _rotate_and_store(
-    qk,  # [t, h + k, d], contiguous in d; bf16, fp16 or fp32
-    v,  # [t, k, d], contiguous in d, like qk
+    qk, v,  # [t, h + k, d], [t, k, d], contiguous in d; bf16, fp16 or fp32
     cos, sin,  # [t, d] fp32; the first half of sin is negated
     slots,  # [t, k] int64: rows of keys and values seen as [n k s, d]
-    keys, values,  # [n, k, s, d], contiguous, like qk
-    out,  # [t, h + k, d], contiguous, like qk
+    keys, values, out,  # written: [n, k, s, d] twice, [t, h + k, d], contiguous, like qk
     qk_token, qk_head, v_token, v_head,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr,
     BLOCK_HEADS: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -63,11 +57,7 @@ def _rotate_and_store(
 
 
 def rotate_and_store(qk_thd: Tensor, v_tkd: Tensor, rope: Rope, cache: Tensor, slots_tk: Tensor) -> Tensor:
-    """Queries and keys rotated, [t, h + k, d]; the keys and the values also stored in a layer's cache [2, n, k, s, d].
-
-    All of one dtype. `slots_tk`, int64: the row of each token's key and value, in the layer's keys and values seen as
-    [n k s, d].
-    """
+    """`kernels.rope.rotate_and_store` in one kernel."""
     (tokens, heads, d), kv_heads = qk_thd.shape, v_tkd.shape[1]
     cos, sin = rope
     out = torch.empty((tokens, heads, d), dtype=qk_thd.dtype, device=qk_thd.device)
@@ -76,7 +66,7 @@ def rotate_and_store(qk_thd: Tensor, v_tkd: Tensor, rope: Rope, cache: Tensor, s
             qk_thd, v_tkd, cos, sin, slots_tk, cache[0], cache[1], out,
             *qk_thd.stride()[:2], *v_tkd.stride()[:2],
             HEADS=heads - kv_heads, KV_HEADS=kv_heads, D=d,
-            BLOCK_HEADS=launch.padded(heads, 1), BLOCK_KV=launch.padded(kv_heads, 1),
-            BLOCK_HALF=launch.padded(d // 2, 1), BLOCK_D=launch.padded(d, 1), num_warps=4,
+            BLOCK_HEADS=triton.next_power_of_2(heads), BLOCK_KV=triton.next_power_of_2(kv_heads),
+            BLOCK_HALF=triton.next_power_of_2(d // 2), BLOCK_D=triton.next_power_of_2(d), num_warps=4,
         )  # fmt: skip
     return out

@@ -1,28 +1,25 @@
 """A step's attention metadata cut into the tiles that the kernels of `kernels.paged_triton` process.
 
-No tensors here. Decode tokens read the shared runs of `kernels.metadata`, which also cut the long table of a lone
-sequence, so that few sequences still keep a GPU busy. A prefill span reads one run: its whole table.
+Decode tokens read the shared runs of `kernels.metadata`, which also cut the long table of a lone sequence, so that few
+sequences still keep a GPU busy. A prefill span reads one run: its whole table.
 
-One token's reading of one run is an entry and gives a partial result; a token with a single entry needs no merging. The
-queries of an entry are those of the heads that share a key-value head, so a run with r readers and g such heads has r g
-rows, reader by reader. The rows are cut into tiles, one for each program: narrow tiles for a lone reader, wide ones for
-many.
+One token's reading of one run is an entry and gives a partial result; a token with a single entry needs no merging. A
+run with r readers has r g rows, where g query heads share a key-value head, reader by reader. The rows are cut into
+tiles, one for each program: narrow tiles for a lone reader, wide ones for many.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 
 from kernels.metadata import RUN_TOKENS, AttentionMetadata, SharedRun
 
 NARROW_ROWS, WIDE_ROWS = 16, 64
-"""Rows of a tile."""
-
+# Programs that keep any GPU busy. Runs get longer than RUN_TOKENS where this many programs remain.
 PROGRAMS = 1024
-"""Programs that keep any GPU busy. Runs get longer than RUN_TOKENS where this many programs remain."""
-
+# Integers of a tile: row of the block table, the run's first block there, tokens of the run, the run's first entry, the
+# tile's first row in the run and the row after its last, and two of padding.
 TILE_WIDTH = 8
-"""Integers of a tile: row of the block table, the run's first block there, tokens of the run, the run's first entry,
-the tile's first row in the run and the row after its last, and two of padding."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +42,11 @@ class TileSizes:
 
 @dataclass
 class Tiles:
-    """The kernels' work in one step."""
+    """The kernels' work in one step: each token's position and row in the block table, the table, and the tiles."""
 
     positions: list[int]
-    """Of each token."""
-    sequences: list[int] = field(default_factory=list)
-    """Each token's row in the block table."""
-    tables: list[list[int]] = field(default_factory=list)
+    sequences: list[int]
+    tables: list[list[int]]
     narrow: list[list[int]] = field(default_factory=list)
     wide: list[list[int]] = field(default_factory=list)
     readers: list[int] = field(default_factory=list)
@@ -68,51 +63,42 @@ class Tiles:
         """Whether any token has several entries."""
         return len(self.readers) > len(self.positions)
 
-    def add(self, run: SharedRun, tokens: list[int], group: int) -> None:
-        """Add a run's tiles, and an entry for each token that reads it; `group`: query heads a key-value head."""
-        rows, entry = len(tokens) * group, len(self.readers)
-        tiles, height = (self.narrow, NARROW_ROWS) if rows <= NARROW_ROWS else (self.wide, WIDE_ROWS)
-        for start in range(0, rows, height):
-            end = min(start + height, rows)
-            tiles.append([run.readers[0], run.first_block, run.tokens, entry, start, end, 0, 0])
-        self.readers += tokens
-
     def integers(self, sizes: TileSizes, spare_block: int) -> list[int]:
-        """All parts one after another, each padded to its room.
-
-        The parts: positions and sequences [tokens], the block table, narrow and wide tiles, each entry's token, where
-        each token's entries begin in the last part [tokens + 1], and the entries by token. Padding is no work: tiles
-        without rows, and tokens without entries whose keys go to the spare block.
-        """
-        counts = [0] * sizes.tokens
-        for token in self.readers:
-            counts[token] += 1
-        by_token = sorted(range(len(self.readers)), key=self.readers.__getitem__)
-        spare_tokens = sizes.tokens - len(self.positions)
-        result = self.positions + [0] * spare_tokens
-        result += self.sequences + [min(len(self.tables), sizes.tables - 1)] * spare_tokens
-        for table in self.tables:
-            result += table + [spare_block] * (sizes.blocks - len(table))
-        result += [spare_block] * (sizes.blocks * (sizes.tables - len(self.tables)))
-        for tiles, room in ((self.narrow, sizes.narrow), (self.wide, sizes.wide)):
-            for tile in tiles:
-                result += tile
-            result += [0] * (TILE_WIDTH * (room - len(tiles)))
-        spare_entries = [0] * (sizes.entries - len(self.readers))
-        return result + self.readers + spare_entries + [0, *accumulate(counts)] + by_token + spare_entries
+        """All parts one after another, each padded to its room. Padding is no work: tiles without rows, and tokens
+        without entries whose keys go to the spare block."""
+        table = chain.from_iterable(blocks + [spare_block] * (sizes.blocks - len(blocks)) for blocks in self.tables)
+        counts = Counter(self.readers)
+        parts = [
+            (self.positions, 0),
+            (self.sequences, min(len(self.tables), sizes.tables - 1)),
+            (table, spare_block),
+            (chain.from_iterable(self.narrow), 0),
+            (chain.from_iterable(self.wide), 0),
+            (self.readers, 0),
+            # where each token's entries begin in the last part, and the entries by token
+            (accumulate((counts[token] for token in range(sizes.tokens)), initial=0), 0),
+            (sorted(range(len(self.readers)), key=self.readers.__getitem__), 0),
+        ]
+        result: list[int] = []
+        for (part, padding), end in zip(parts, accumulate(sizes.parts), strict=True):
+            result += part
+            result += [padding] * (end - len(result))
+        return result
 
 
 def build_tiles(metadata: AttentionMetadata, heads: int, kv_heads: int) -> Tiles:
     """The tiles of a step."""
-    size, group = metadata.block_size, heads // kv_heads
-    tiles = Tiles(metadata.positions)
-    for i, span in enumerate(metadata.spans):
-        tiles.sequences += [i] * len(span.positions)
-        tiles.tables.append(span.blocks[: -(-span.end // size)])
+    size, group, spans = metadata.block_size, heads // kv_heads, metadata.spans
+    sequences = [i for i, span in enumerate(spans) for _ in span.positions]
+    tiles = Tiles(metadata.positions, sequences, [span.blocks[: -(-span.end // size)] for span in spans])
     even = -(-sum(span.end for span in metadata.decode) * kv_heads // PROGRAMS)
-    for run in metadata.shared_runs(max(RUN_TOKENS, -(-even // size) * size)):
-        tiles.add(run, run.readers, group)
+    reads = [(run, run.readers) for run in metadata.shared_runs(max(RUN_TOKENS, -(-even // size) * size))]
     for i, span in enumerate(metadata.prefill, start=len(metadata.decode)):
-        tokens = list(range(span.row, span.row + len(span.positions)))
-        tiles.add(SharedRun(tiles.tables[i], span.end, [i]), tokens, group)
+        reads.append((SharedRun(tiles.tables[i], span.end, [i]), [*range(span.row, span.row + len(span.positions))]))
+    for run, tokens in reads:
+        rows, entry = len(tokens) * group, len(tiles.readers)
+        side, height = (tiles.narrow, NARROW_ROWS) if rows <= NARROW_ROWS else (tiles.wide, WIDE_ROWS)
+        for start in range(0, rows, height):
+            side.append([run.readers[0], run.first_block, run.tokens, entry, start, min(start + height, rows), 0, 0])
+        tiles.readers += tokens
     return tiles

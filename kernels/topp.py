@@ -12,9 +12,9 @@ it is kept; a draw no more probable than a rejected one is rejected too, so a sm
 Shapes: b sequences, v vocabulary, c chunks of the vocabulary, m chunks a tile, n tokens a chunk.
 
 Tiling. Two kernels, since a draw needs its whole row, but one program a row leaves most of a GPU idle in a small batch.
-The first reads the logits once, with a program for each tile of m chunks in each row, and writes every chunk's maximum
-and sum. The second has one program a row: it holds the c sums as one vector, draws a chunk from them and then a token
-from the chunk's n, and walks the row in tiles of m chunks only if a draw must be tested.
+The first has a program for each tile of m chunks in each row, and writes every chunk's maximum and sum. The second has
+one program a row: it draws a chunk from the c sums and then a token from the chunk's n, and walks the row in tiles of m
+chunks only if a draw must be tested.
 """
 
 import torch
@@ -28,26 +28,16 @@ from kernels.attention_triton import LOG2_E
 from kernels.launch import Launch
 
 CHUNK = 256
-# Tiles of m chunks by n tokens, by compute capability times ten. With 16 warps the second kernel has 8 tokens a thread,
-# so its sums fit the registers, mostly with two programs on a multiprocessor.
-CHUNK_LAUNCH: dict[int, Launch] = {
-    80: Launch(16, CHUNK, warps=4, stages=1),
-    90: Launch(16, CHUNK, warps=4, stages=1),
-    100: Launch(16, CHUNK, warps=4, stages=1),
-}
-DRAW_LAUNCH: dict[int, Launch] = {
-    80: Launch(16, CHUNK, warps=16, stages=5),
-    90: Launch(16, CHUNK, warps=16, stages=4),
-    100: Launch(16, CHUNK, warps=16, stages=4),
-}
+# Tiles of m chunks by n tokens. With 16 warps the second kernel has 8 tokens a thread, so its sums fit the registers,
+# mostly with two programs on a multiprocessor.
+CHUNK_LAUNCH = Launch(16, CHUNK, warps=4, stages=1)
+DRAW_LAUNCH = {target: Launch(16, CHUNK, warps=16, stages=5 if target == 80 else 4) for target in (80, 90, 100)}
 
 
 @triton.jit
 def _chunk_kernel(
-    logits,  # [b, v], any float dtype
-    temperature,  # [b], fp32
-    highest,  # [b, c], fp32, written: the maximum of each chunk
-    mass,  # [b, c], fp32, written: the sum of exp((x - maximum) / T) in each chunk
+    logits, temperature,  # [b, v], any float dtype; [b] fp32
+    highest, mass,  # written: each chunk's maximum and sum of exp((x - maximum) / T), [b, c] fp32
     stride, vocabulary, chunks,
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
@@ -65,15 +55,10 @@ def _chunk_kernel(
 
 @triton.jit
 def _draw_kernel(
-    logits,  # [b, v], any float dtype
-    temperature,  # [b], fp32
-    top_p,  # [b], fp32
-    seed,  # [b], int64
-    position,  # [b], int64
-    highest,  # [b, c], fp32: the maximum of each chunk
-    mass,  # [b, c], fp32: the sum of exp((x - maximum) / T) in each chunk
-    ids,  # [b], int64, written
-    logprobs,  # [b], fp32, written
+    logits, temperature, top_p,  # [b, v], any float dtype; [b] fp32
+    seed, position,  # [b] int64
+    highest, mass,  # as above
+    ids, logprobs,  # written: [b], int64 and fp32
     stride, vocabulary, chunks,
     C: tl.constexpr,  # chunks, to the next power of two
     M: tl.constexpr, N: tl.constexpr, STAGES: tl.constexpr,
@@ -179,30 +164,26 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """Draw a token for each row: (ids int64 [b], log-probabilities fp32 [b] at the temperature, before top-p).
 
-    `logits_bv` in fp32, fp16 or bf16, computed on in fp32, with any row stride. `temperature_b` and `top_p_b` fp32:
+    `logits_bv` in fp32, fp16 or bf16, contiguous in a row, computed on in fp32. `temperature_b` and `top_p_b` fp32:
     temperature 0 is greedy, the lowest index among equals; top-p 0 leaves the most probable token and its equals.
-    `seed_b`, `position_b` int64. Raises `ValueError` for an empty vocabulary and for rows that are not contiguous.
-    Never waits for the GPU and allocates by the shapes alone, so a CUDA graph may capture it.
+    `seed_b`, `position_b` int64. A CUDA graph may capture it: never waits for the GPU, allocates by the shapes alone.
     """
-    rows, vocabulary = logits_bv.shape
-    if vocabulary == 0 or (vocabulary > 1 and logits_bv.stride(1) != 1):
-        raise ValueError("logits must have a vocabulary, contiguous within a row")
-    ids_b = torch.empty(rows, dtype=torch.int64, device=logits_bv.device)
-    logprobs_b = torch.empty(rows, dtype=torch.float32, device=logits_bv.device)
+    (rows, vocabulary), device = logits_bv.shape, logits_bv.device
+    assert vocabulary and (vocabulary == 1 or logits_bv.stride(1) == 1)
+    ids_b = torch.empty(rows, dtype=torch.int64, device=device)
+    logprobs_b = torch.empty(rows, dtype=torch.float32, device=device)
     if rows == 0:
         return ids_b, logprobs_b
     temperature_b, top_p_b, seed_b, position_b = (x.contiguous() for x in (temperature_b, top_p_b, seed_b, position_b))
     chunks = triton.cdiv(vocabulary, CHUNK)
-    highest_bc, mass_bc = torch.empty(2, rows, chunks, dtype=torch.float32, device=logits_bv.device)
+    highest_bc, mass_bc = torch.empty(2, rows, chunks, dtype=torch.float32, device=device)
     sizes = (logits_bv.stride(0), vocabulary, chunks)
-    target = launch.target(logits_bv.device)
-    tile = CHUNK_LAUNCH[target]
-    _chunk_kernel[(rows, triton.cdiv(chunks, tile.m))](
-        logits_bv, temperature_b, highest_bc, mass_bc, *sizes, M=tile.m, N=tile.n, **tile.options
+    first, second = CHUNK_LAUNCH, DRAW_LAUNCH[launch.target(device)]
+    _chunk_kernel[(rows, triton.cdiv(chunks, first.m))](
+        logits_bv, temperature_b, highest_bc, mass_bc, *sizes, M=first.m, N=first.n, **first.options
     )
-    tile = DRAW_LAUNCH[target]
     _draw_kernel[(rows,)](
         logits_bv, temperature_b, top_p_b, seed_b, position_b, highest_bc, mass_bc, ids_b, logprobs_b, *sizes,
-        C=triton.next_power_of_2(chunks), M=tile.m, N=tile.n, STAGES=tile.stages, **tile.options,
+        C=triton.next_power_of_2(chunks), M=second.m, N=second.n, STAGES=second.stages, **second.options,
     )  # fmt: skip
     return ids_b, logprobs_b

@@ -9,15 +9,12 @@ from torch import Tensor
 def to_device(values: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of `values` on the device; on CUDA the copy is only queued."""
     tensor = torch.tensor(values, dtype=dtype)
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def to_host(*tensors: Tensor) -> list[list]:
     """The tensors' values. On CUDA all copies are queued before one synchronisation."""
-    if not tensors[0].is_cuda:
-        return [tensor.tolist() for tensor in tensors]
-    copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in tensors]
-    torch.cuda.current_stream().synchronize()
-    return [copy.tolist() for copy in copies]
+    if tensors[0].is_cuda:
+        tensors = tuple(torch.empty_like(t, device="cpu", pin_memory=True).copy_(t, non_blocking=True) for t in tensors)
+        torch.cuda.current_stream().synchronize()
+    return [tensor.tolist() for tensor in tensors]

@@ -23,7 +23,6 @@ from stages.files import UserError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-SHAPES = [(1, 1, 1), (1, 576, 960), (3, 33, 50), (7, 1536, 5), (130, 31, 127), (64, 64, 1000)]
 
 
 def small_model(tied: bool) -> tuple[Llama, Callable[[], torch.Tensor]]:
@@ -46,12 +45,6 @@ def normal(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def by_hand(x: np.ndarray, weight: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
-    """The product of integers and scales, in fp64, and that of their magnitudes; roundings as fp32 decides them."""
-    (a, s), (b, r) = integers(x, parts), integers(weight, 1)
-    return (a @ b.T) * s * r.T, (np.abs(a) @ np.abs(b.T)) * s * r.T
-
-
 def integers(matrix: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
     """Each row's integers, in steps of its scale; of two parts they are one number, 254 steps of the second a step."""
     peak = np.abs(matrix).max(1, keepdims=True)
@@ -65,13 +58,14 @@ def integers(matrix: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
 
 @needs_int8
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize(("tokens", "inputs", "outputs"), SHAPES)
+@pytest.mark.parametrize(("tokens", "inputs", "outputs"), [(1, 1, 1), (1, 576, 960), (3, 33, 50), (130, 31, 127)])
 def test_a_product_is_the_integers_product_times_the_scales(tokens, inputs, outputs, parts):
+    """Of numpy's integers, in fp64; roundings as fp32 decides them."""
     x, weight = normal(0, tokens, inputs), normal(1, outputs, inputs)
     product = int8_linear(x, Int8Weight.of(weight, parts))
-    expected, magnitudes = by_hand(x.numpy(), weight.numpy(), parts)
+    (a, s), (b, r) = integers(x.numpy(), parts), integers(weight.numpy(), 1)
     assert product.dtype == torch.float32
-    assert (np.abs(product.numpy() - expected) <= 1e-6 * magnitudes).all()
+    assert (np.abs(product.numpy() - (a @ b.T) * s * r.T) <= 1e-6 * (np.abs(a) @ np.abs(b.T)) * s * r.T).all()
 
 
 @needs_int8
@@ -86,32 +80,15 @@ def test_a_second_part_leaves_only_the_weights_error():
 
 
 @needs_int8
-def test_integers_come_through_exactly():
-    """Whole numbers with 127 in each row and channel need no rounding: the product is exact."""
-    generator = torch.Generator().manual_seed(2)
-    a, b = (torch.randint(-127, 128, (n, 1536), generator=generator) for n in (20, 30))
-    a[:, 0], b[:, 5] = -127, 127
-    a[0], b[0] = 127, 127  # the largest sum there is
-    assert torch.equal(int8_linear(a.float(), Int8Weight.of(b.float())).round().long()[1:, 1:], (a @ b.t())[1:, 1:])
-    assert int8_linear(a.float(), Int8Weight.of(b.float()))[0, 0].item() == pytest.approx(127 * 127 * 1536, rel=1e-6)
-
-
-@needs_int8
-def test_a_row_does_not_depend_on_the_others():
-    weight = Int8Weight.of(normal(3, 300, 96))
-    x = normal(4, 200, 96) * torch.logspace(-4, 4, 200)[:, None]
+def test_a_row_does_not_depend_on_the_others_and_zeros_give_zeros():
+    weight, x = normal(3, 300, 96), normal(4, 200, 96) * torch.logspace(-4, 4, 200)[:, None]
+    x[2], weight[3] = 0, 0
+    weight = Int8Weight.of(weight)
     whole = int8_linear(x, weight)
-    for start, end in ((0, 1), (17, 18), (199, 200), (3, 11), (40, 105), (0, 200)):
+    for start, end in ((0, 1), (17, 18), (3, 11), (40, 105)):
         assert torch.equal(int8_linear(x[start:end], weight), whole[start:end])
     assert torch.equal(int8_linear(x.flip(0), weight), whole.flip(0))
-
-
-@needs_int8
-def test_zeros_give_zeros():
-    x, weight = normal(5, 4, 16), normal(6, 8, 16)
-    x[2], weight[3] = 0, 0
-    product = int8_linear(x, Int8Weight.of(weight))
-    assert not product[2].any() and not product[:, 3].any() and product.isfinite().all() and product[0, 0]
+    assert not whole[2].any() and not whole[:, 3].any() and whole.isfinite().all() and whole[0, 0]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -127,7 +104,7 @@ def test_a_rotation_leaves_the_logits_as_they_are(tied):
     torch.testing.assert_close(logits(), outlying, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("size", [1, 2, 8, 64])
+@pytest.mark.parametrize("size", [1, 8, 64])
 def test_hadamard(size):
     expected = torch.from_numpy(scipy.linalg.hadamard(size)) / size**0.5
     torch.testing.assert_close(hadamard(size), expected.float())
@@ -144,9 +121,8 @@ def test_a_packed_model_has_nearly_the_same_logits(tied):
     assert 0 < (logits() - exact).abs().max() < 0.1 * exact.std()
 
 
-@pytest.mark.parametrize("folder", ["llama2", "llama3"])
-def test_float32_packs_nothing(folder):
-    plain, packed = load_model(FIXTURES / folder, torch.float32), load_packed(FIXTURES / folder, torch.float32)
+def test_float32_packs_nothing():
+    plain, packed = (load(FIXTURES / "llama3", torch.float32) for load in (load_model, load_packed))
     assert plain.state_dict().keys() == packed.state_dict().keys()
 
 
@@ -177,29 +153,25 @@ def test_completions_do_not_depend_on_the_batch():
         ({"avx512_vnni": True, "avx512_bf16": False}, torch.int8, torch.float32),
         ({"avx_vnni": True}, torch.int8, torch.float32),
         ({"avx2": True}, torch.float32, torch.float32),
-        ({}, torch.float32, torch.float32),
     ],
 )
-def test_what_auto_is_on_a_processor(monkeypatch, capabilities, generation, training):
+def test_the_dtypes_of_a_processor(monkeypatch, capabilities, generation, training):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert generation_dtype("auto", CPU) == generation
     assert training_dtype("auto", CPU) == training
-    assert training_dtype("int8", CPU) == torch.float32
+    assert training_dtype("int8", CPU) == held_dtype(torch.int8) == torch.float32
     for name in ("float32", "bfloat16"):
         assert generation_dtype(name, CPU) == training_dtype(name, CPU) == getattr(torch, name)
-
-
-def test_what_int8_needs(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
-    assert generation_dtype("int8", CPU) == torch.int8 and held_dtype(torch.int8) == torch.float32
-    with pytest.raises(UserError, match=r'^\[model\] dtype = "int8" is not for CUDA; set it to "auto"$'):
-        generation_dtype("int8", CUDA)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    with pytest.raises(UserError, match=r"lacks VNNI; set it"):
-        generation_dtype("int8", CPU)
+    if any(name.endswith("vnni") for name in capabilities):
+        assert generation_dtype("int8", CPU) == torch.int8
+    else:
+        with pytest.raises(UserError, match=r"lacks VNNI; set it"):
+            generation_dtype("int8", CPU)
 
 
 def test_cuda_never_takes_int8(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     assert generation_dtype("auto", CUDA) == training_dtype("auto", CUDA) == torch.float32
+    with pytest.raises(UserError, match=r'^\[model\] dtype = "int8" is not for CUDA; set it to "auto"$'):
+        generation_dtype("int8", CUDA)
