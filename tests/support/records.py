@@ -57,8 +57,4 @@ def make_settings(**rules) -> Settings:
 def decided(responses, judgments, battles, settings, iteration=1, spreads=None):
     """The contests of an iteration: `responses` in order, `judgments` and `battles` by response id."""
     chosen = choose_meta_judged(responses, judgments, settings, iteration, spreads)
-    return contests(chosen, {row["id"]: row for row in responses}, judgments, battles)
-
-
-def flattened(groups) -> list[dict]:
-    return [row for rows in groups.values() for row in rows]
+    return contests(chosen, {row["id"]: row for row in responses}, judgments, battles, settings.metajudge)
