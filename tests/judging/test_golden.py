@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from records import CHAT, decided
 
-from judging.judge import read_score
 from judging.actor_pairs import actor_pairs
+from judging.judge import read_score
 from judging.judge_pairs import elo_rows, judge_pairs, position_wins
 from judging.metajudge import choose_meta_judged, read_winner
 from judging.scores import ACTOR_REASONS, JUDGE_REASONS, Reason, response_scores, to_number
