@@ -142,6 +142,10 @@ def trace_text(document: Document, pair: Document | None = None) -> Iterator[str
     """The lines that show a prompt's evidence: with a pair its texts, without one what decided in a line each."""
     yield f"{pair['id'] if pair else document['prompt_id']}: iteration {document['iteration']} of {document['run']}"
     yield from _head(document)
+
+    def text(row: Document, spaces: int) -> Iterator[str]:
+        return _indented(row["text"], spaces) if pair else iter(())
+
     only = (pair or {}).get("response_id")
     for row in sorted(document["responses"], key=lambda row: row["part"] or "without a part"):
         if only in (None, row["id"]):
@@ -149,16 +153,17 @@ def trace_text(document: Document, pair: Document | None = None) -> Iterator[str
             for expected in row["expected"]:
                 shares = "  ".join(f"{digit}: {share:.1%}" for digit, share in enumerate(expected["probabilities"]))
                 yield f"  expected score {verdict(expected)}: {shares}"
-            yield from _indented(row["text"], 2) if pair else ()
+            yield from text(row, 2)
             for judgment in row["judgments"]:
                 yield f"  judgment {judgment_label(judgment)}"
-                yield from _indented(judgment["text"], 4) if pair else ()
+                yield from text(judgment, 4)
     for row in document["comparisons"] if only or not pair else ():
         yield f"  comparison {comparison_label(row)}"
-        yield from _indented(row["text"], 4) if pair else ()
+        yield from text(row, 4)
 
 
 def _head(document: Document) -> Iterator[str]:
+    """Which models wrote what, the iteration's rule, the prompt's pairs or why there are none, and the prompt."""
     for stage, by in document["written_by"].items():
         yield f"  {stage} by {by['checkpoint']}, weights {by['weights']}"
     if scores := document["scores_from"]:
@@ -167,28 +172,31 @@ def _head(document: Document) -> Iterator[str]:
         yield f"  the iteration's pairs trained {trained['checkpoint']}, weights {trained['weights']}"
     rule = document["rule"] | {"judgments needed for a score": document["minimum_valid"]}
     yield "  rule: " + ", ".join(f"{key} {value}" for key, value in rule.items() if value is not None)
-    if document["positions"]:
-        yield "  positions: " + ", ".join(f"{key} {value:.4g}" for key, value in document["positions"].items())
-    for pair in document["pairs"]:
-        yield f"  {pair['kind']}: pair {pair['id']}"
+    if positions := document["positions"]:
+        yield "  positions: " + ", ".join(f"{key} {value:.4g}" for key, value in positions.items())
+    yield from (f"  {pair['kind']}: pair {pair['id']}" for pair in document["pairs"])
     for kind, reason in document["none"].items():
         yield f"  {kind}: no pair, {reason}: {Reason(reason).explanation}"
-    if document["positions"] is None:
+    if positions is None:
         yield "  judge: this iteration makes no judge pairs"
     yield "  prompt:"
     yield from _indented(document["prompt"], 4)
+
+
+def _indented(text: str, spaces: int) -> Iterator[str]:
+    return (" " * spaces + "| " + line for line in text.splitlines() or [""])
 
 
 def response_label(row: Document) -> str:
     """A response in one line: id, part in the pair, score, seed, length, and what is unusual."""
     score = "no score" if row["score"] is None else f"score {row['score']:.6g}"
     notes = NOTES.get(row["finish_reason"], "") + ("" if row["distinct"] else ", not distinct: not judged")
-    return f"{row['id']}{_part(row)}: {score}, seed {row['seed']}, {row['characters']} characters{notes}"
+    return f"{_name(row)}: {score}, seed {row['seed']}, {row['characters']} characters{notes}"
 
 
 def judgment_label(row: Document) -> str:
     """A judgment in one line: id, part in the pair, score or failure, seed, and if it was compared, its Elo score."""
-    label = f"{row['id']}{_part(row)}: {verdict(row)}, seed {row['seed']}"
+    label = f"{_name(row)}: {verdict(row)}, seed {row['seed']}"
     if elo := row["elo"]:
         label += f", Elo {elo['elo']:.3f} +- {elo['standard_error']:.3f}, won {elo['won']}, lost {elo['lost']}"
     return label
@@ -199,17 +207,13 @@ def comparison_label(row: Document) -> str:
     return f"{row['id']}, seed {row['seed']}: {row['winner'] or 'no winner (' + row['failure'] + ')'}"
 
 
-def _part(row: Document) -> str:
-    return f" ({row['part']})" if row["part"] else ""
+def _name(row: Document) -> str:
+    return row["id"] + (f" ({row['part']})" if row["part"] else "")
 
 
 def verdict(row: Document) -> str:
     """The score of a judgment, or why it has none."""
     return f"none ({row['failure']})" if row["score"] is None else f"{row['score']}"
-
-
-def _indented(text: str, spaces: int) -> Iterator[str]:
-    yield from (" " * spaces + "| " + line for line in text.splitlines() or [""])
 
 
 def main() -> None:

@@ -71,6 +71,7 @@ def test_a_shared_prompt_is_computed_once(model):
     assert machine.computed_tokens == 60 + 7 + 8 * 9
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the resident memory is read from /proc")
 def test_memory_does_not_grow(model):
     """2,000 requests, many of them preempted on the way, after 500 that have warmed everything up."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+import sampling.sampler
 from sampling.sampler import philox, sample
 
 
@@ -44,15 +45,16 @@ def nucleus(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Ten
 @pytest.mark.parametrize(
     ("vocabulary", "scale", "draws"),
     [
-        (11, 1.5, 200_000),
-        (257, 2.0, 200_000),
-        (1000, 1.0, 20_000),
-        (49_152, 3.5, 20_000),
+        (11, 1.5, 40_000),
+        (257, 2.0, 20_000),
+        (1000, 1.0, 5_000),
+        pytest.param(257, 2.0, 200_000, marks=pytest.mark.slow),
         pytest.param(49_152, 3.5, 200_000, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.8, 0.95), (1.3, 0.5), (1.0, 1.0)])
-def test_draws_follow_the_exact_nucleus(vocabulary, scale, draws, temperature, top_p):
+def test_draws_follow_the_exact_nucleus(vocabulary, scale, draws, temperature, top_p, monkeypatch):
+    monkeypatch.setattr(sampling.sampler, "CPU_ROWS", 4096)  # rows of a small vocabulary are fast together
     logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * scale
     expected = nucleus(logits, temperature, top_p)
     chunk = 20_000 if vocabulary < 5000 else 512
