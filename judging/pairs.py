@@ -71,7 +71,7 @@ def make_pairs(job: Job) -> Output:
     responses = {row["id"]: row for rows in prompts.values() for row in rows}
     judgments = group_by(read_judgments(sources.judgments), "response_id") if sources.judgments else {}
     scores = _scores(sources, responses, judgments, settings)
-    made: dict[str, Mapping[str, Any]] = {"actor": actor_pairs(prompts, scores, settings, iteration, chat), "judge": {}}
+    made: dict[str, Mapping[str, Any]] = {"actor": actor_pairs(prompts, scores, settings, iteration, chat)}
     counts = {"prompts": len(prompts)} | _counts("actor", made["actor"], ACTOR_REASONS)
     facts = {"rule": as_dict(rule), "minimum_valid": settings.judge.scores_needed, "elo_penalty": meta.elo_penalty}
     elos: list[Any] = []
@@ -81,14 +81,13 @@ def make_pairs(job: Job) -> Output:
         decided = contests(meta_judged, responses, judgments, battles, meta)
         made["judge"], elos = judge_pairs(decided, settings, iteration, chat), list(elo_rows(decided))
         counts |= _counts("judge", made["judge"], JUDGE_REASONS)
-        facts["positions"] = _positions(battles)
-    files: dict[str, list[Any]] = {f"{kind}.jsonl": _pairs(own) for kind, own in made.items()} | {"elo.jsonl": elos}
-    files["none.jsonl"] = [
-        {"prompt_id": prompt_id, "kind": kind, "reason": str(reason)}
-        for kind, own in made.items()
-        for prompt_id, reason in own.items()
-        if isinstance(reason, Reason)
-    ]
+        facts["positions"] = _positions(position_wins(battles))
+    files: dict[str, list[Any]] = {"actor.jsonl": [], "judge.jsonl": [], "elo.jsonl": elos, "none.jsonl": []}
+    for kind, prompt_id, pair in ((kind, *item) for kind, own in made.items() for item in own.items()):
+        if isinstance(pair, Reason):
+            files["none.jsonl"].append({"prompt_id": prompt_id, "kind": kind, "reason": str(pair)})
+        else:
+            files[f"{kind}.jsonl"].append(pair)
     return Output(files, {"counts": counts, **facts})
 
 
@@ -122,27 +121,19 @@ def _scores(
     return response_scores(scoring, settings.judge.scores_needed)
 
 
-def _pairs(made: Mapping[str, Any]) -> list[Any]:
-    return [pair for pair in made.values() if not isinstance(pair, Reason)]
-
-
 def _counts(kind: str, made: Mapping[str, Any], reasons: Sequence[Reason]) -> dict[str, int]:
     """The number of pairs, and of prompts without one by reason."""
     missing = Counter(reason for reason in made.values() if isinstance(reason, Reason))
     return {kind: len(made) - missing.total()} | {f"{kind}.{reason}": missing[reason] for reason in reasons}
 
 
-def _positions(battles: Mapping[str, Sequence[Battle]]) -> dict[str, float]:
+def _positions(wins: Mapping[str, int]) -> dict[str, float]:
     """Each position's wins and their weight; warns where only one position ever won."""
-    wins = position_wins(battles)
     w1, w2 = position_weights(wins["first"], wins["second"])
     if 0 in (w1, w2):
-        print(
-            f"warning: position collapse: one position won all of {wins['first'] + wins['second']} decided "
-            "comparisons, so this iteration has no judge pairs",
-            file=sys.stderr,
-        )
-    return {**{place: wins[place] for place in ("first", "second", "neither")}, "w1": w1, "w2": w2}
+        decided = wins["first"] + wins["second"]
+        print(f"warning: position collapse: one position won all {decided} decisions; no judge pairs", file=sys.stderr)
+    return {"first": wins["first"], "second": wins["second"], "neither": wins["neither"], "w1": w1, "w2": w2}
 
 
 def _settings(settings: Settings, iteration: int) -> Any:
