@@ -142,10 +142,6 @@ def trace_text(document: Document, pair: Document | None = None) -> Iterator[str
     """The lines that show a prompt's evidence: with a pair its texts, without one what decided in a line each."""
     yield f"{pair['id'] if pair else document['prompt_id']}: iteration {document['iteration']} of {document['run']}"
     yield from _head(document)
-
-    def text(row: Document, spaces: int) -> Iterator[str]:
-        return _indented(row["text"], spaces) if pair else iter(())
-
     only = (pair or {}).get("response_id")
     for row in sorted(document["responses"], key=lambda row: row["part"] or "without a part"):
         if only in (None, row["id"]):
@@ -153,13 +149,13 @@ def trace_text(document: Document, pair: Document | None = None) -> Iterator[str
             for expected in row["expected"]:
                 shares = "  ".join(f"{digit}: {share:.1%}" for digit, share in enumerate(expected["probabilities"]))
                 yield f"  expected score {verdict(expected)}: {shares}"
-            yield from text(row, 2)
+            yield from _indented(row["text"], 2) if pair else ()
             for judgment in row["judgments"]:
                 yield f"  judgment {judgment_label(judgment)}"
-                yield from text(judgment, 4)
+                yield from _indented(judgment["text"], 4) if pair else ()
     for row in document["comparisons"] if only or not pair else ():
         yield f"  comparison {comparison_label(row)}"
-        yield from text(row, 4)
+        yield from _indented(row["text"], 4) if pair else ()
 
 
 def _head(document: Document) -> Iterator[str]:

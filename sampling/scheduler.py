@@ -73,9 +73,8 @@ class Step:
 
     def metadata(self, block_size: int) -> AttentionMetadata:
         """What the attention kernels need to know of the step."""
-        decode, prefill = (
-            [(item.start, item.end, item.sequence.blocks) for item in items] for items in (self.decode, self.prefill)
-        )
+        kinds = (self.decode, self.prefill)
+        decode, prefill = ([(item.start, item.end, item.sequence.blocks) for item in items] for items in kinds)
         return build_metadata(decode, prefill, block_size)
 
 
@@ -137,9 +136,8 @@ class Scheduler:
             sequence = item.sequence
             for i in range(item.start // size, -(-item.end // size)):
                 self.pool.fill(sequence.blocks[i], min(item.end - i * size, size))
-            samples = item.samples
             sequence.computed = item.end
-            if samples:
+            if item.samples:
                 sequence.tokens.append(next(drawn))
                 if finished(sequence):
                     self._release(sequence)
