@@ -129,21 +129,12 @@ def requests(seed: int, count: int, draw_line: Callable[[Random], list[str]]) ->
             line = spoil_characters(draw, line) if line else line
         verdict = draw.choice(["last", "last", "first"])
         text = text_around(draw, line, joined(draw, draw_line(draw)), verdict)
-        yield {
+        fractions = {"fractions": draw.random() < 0.5} if draw_line is score_line else {}
+        yield fractions | {
             "text": draw.choice(["", " ", "\n\u00a0\n", "\u2028\x1c"]) if draw.random() < 0.02 else text,
             "finish_reason": draw.choice(["too_long", "length", ""]) if draw.random() < 0.05 else "stop",
             "verdict_position": verdict,
         }
-
-
-def score_requests(seed: int, count: int) -> Iterator[dict[str, Any]]:
-    draw = Random(f"fractions {seed}")
-    for request in requests(seed, count, score_line):
-        yield request | {"fractions": draw.random() < 0.5}
-
-
-def winner_requests(seed: int, count: int) -> Iterator[dict[str, Any]]:
-    return requests(seed, count, winner_line)
 
 
 def compare(parse: Callable, slow: Callable, sample: Iterator[dict[str, Any]]) -> tuple[Counter, list[str]]:
@@ -158,7 +149,7 @@ def compare(parse: Callable, slow: Callable, sample: Iterator[dict[str, Any]]) -
 
 
 def test_scores_are_read_as_the_grammar_has_them():
-    seen, disagreements = compare(parse_score, slow_score, score_requests(1, 6_000))
+    seen, disagreements = compare(parse_score, slow_score, requests(1, 6_000, score_line))
     assert not disagreements, f"{len(disagreements)} texts:\n" + "\n".join(disagreements[:10])
     rare = {result: seen[result] for result in [*Failure, *map(Fraction, range(6))] if seen[result] < 40}
     assert not rare and sum(n for result, n in seen.items() if isinstance(result, Fraction)) > 1200, seen
@@ -166,7 +157,7 @@ def test_scores_are_read_as_the_grammar_has_them():
 
 
 def test_winners_are_read_as_the_grammar_has_them():
-    seen, disagreements = compare(parse_winner, slow_winner, winner_requests(2, 4_000))
+    seen, disagreements = compare(parse_winner, slow_winner, requests(2, 4_000, winner_line))
     assert not disagreements, f"{len(disagreements)} texts:\n" + "\n".join(disagreements[:10])
     failures = set(Failure) - {Failure.OUT_OF_RANGE, Failure.FRACTION}
     assert not {result: seen[result] for result in [*failures, "first", "second", "tie"] if seen[result] < 40}, seen
