@@ -103,3 +103,7 @@ def test_top_p_zero_leaves_the_most_probable_and_its_equals():
     logits[:, [40, 280]] = 3.0
     ids, _ = sample(logits, torch.ones(64), torch.zeros(64), torch.arange(64), torch.zeros(64, dtype=torch.int64))
     assert set(ids.tolist()) == {40, 280}
+
+
+def test_a_probable_token_outside_the_nucleus_is_never_drawn():
+    assert set(draw(torch.tensor([0.55, 0.3, 0.15]).log(), 300, temperature=1.0, top_p=0.5).tolist()) == {0}
