@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 Battle = tuple[int, int, str | None]
 """(m, n, winner): judgment m was shown first, n second; any winner but "first" and "second" means neither."""
 
+Array = NDArray[np.float64]
 _NEWTON_STEPS = 100
 _TOLERANCE = 1e-12
 
@@ -22,7 +23,7 @@ def position_weights(wins_first: int, wins_second: int) -> tuple[float, float]:
     return (wins_second / total, wins_first / total) if total else (0.5, 0.5)
 
 
-def battle_matrix(size: int, battles: Iterable[Battle], w1: float, w2: float) -> NDArray[np.float64]:
+def battle_matrix(size: int, battles: Iterable[Battle], w1: float, w2: float) -> Array:
     """B [size, size]: B_mn = w1 [r_mn = 1] + w2 [r_nm = -1], the weight of m's wins over n. Repeated battles add up."""
     B = np.zeros((size, size))
     for m, n, winner in battles:
@@ -33,7 +34,7 @@ def battle_matrix(size: int, battles: Iterable[Battle], w1: float, w2: float) ->
     return B
 
 
-def elo(B: NDArray[np.float64], regularization: float = 0.01) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def elo(B: Array, regularization: float = 0.01) -> tuple[Array, Array]:
     """Scores eps [size] and their standard errors [size], in natural-log units: m beats n with odds exp(eps_m - eps_n).
 
     eps maximises sum_{m != n} B_mn log sigmoid(eps_m - eps_n) - (regularization / 2) sum_m eps_m^2. The maximum is
@@ -41,15 +42,8 @@ def elo(B: NDArray[np.float64], regularization: float = 0.01) -> tuple[NDArray[n
     negative Hessian there, restricted to sum-zero scores. They count a battle as its weight, about half, so the scores
     of repeated battles would scatter less.
 
-    Newton's method; a step that does not climb enough is halved. Raises `ValueError` when B is not square, finite and
-    non-negative, or the regularization is not positive.
+    Newton's method; a step that does not climb enough is halved.
     """
-    B = np.array(B, dtype=np.float64)
-    if B.ndim != 2 or B.shape[0] != B.shape[1] or not B.size or not np.isfinite(B).all() or (B < 0).any():
-        raise ValueError("B must be a square matrix of finite, non-negative weights")
-    if not regularization > 0:
-        raise ValueError(f"regularization is {regularization}; it must be positive")
-    np.fill_diagonal(B, 0.0)
     size = len(B)
     eps = np.zeros(size)
     value = _objective(B, eps, regularization)
@@ -70,13 +64,11 @@ def elo(B: NDArray[np.float64], regularization: float = 0.01) -> tuple[NDArray[n
     return eps - eps.mean(), np.sqrt(np.diag(covariance).clip(min=0.0))
 
 
-def _objective(B: NDArray[np.float64], eps: NDArray[np.float64], regularization: float) -> float:
+def _objective(B: Array, eps: Array, regularization: float) -> float:
     return float((B * _log_win(eps)).sum() - regularization / 2 * (eps @ eps))
 
 
-def _derivatives(
-    B: NDArray[np.float64], eps: NDArray[np.float64], regularization: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _derivatives(B: Array, eps: Array, regularization: float) -> tuple[Array, Array]:
     """The objective's gradient [size], and the negative Hessian of its first term [size, size]: a graph's Laplacian."""
     win = np.exp(_log_win(eps))
     surprise = B * win.T  # 1 - win[m, n] is win[n, m]
@@ -84,6 +76,6 @@ def _derivatives(
     return surprise.sum(1) - surprise.sum(0) - regularization * eps, np.diag(curvature.sum(1)) - curvature
 
 
-def _log_win(eps: NDArray[np.float64]) -> NDArray[np.float64]:
+def _log_win(eps: Array) -> Array:
     """log sigmoid(eps_m - eps_n) [m, n]: the log-probability that m beats n."""
     return -np.logaddexp(0.0, eps[None, :] - eps[:, None])

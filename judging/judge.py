@@ -5,9 +5,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from judging.expected import behind_reasons, expected_items, read_expected, spreads
+from judging.expected import expected_items, read_expected
 from judging.rubric import judge_prompt
-from judging.scores import Row, distinct_responses, most_uncertain, seeded_draw, to_number
+from judging.scores import Row, distinct_responses, most_uncertain, seeded_draw, spreads, to_number
 from judging.verdict import Failure, parse_score
 from model.chat import ChatFormat
 from sampling.worker import Item, Worker, generation_settings, sampling_of
@@ -28,13 +28,9 @@ def judge_items(
         for index in range(N):
             name = f"{response['id']}/j{index}"
             seed = request_seed(settings.seed, iteration, stage, name)
-            record = {
-                "id": name,
-                "response_id": response["id"],
-                "prompt_id": response["prompt_id"],
-                "index": index,
-            }
-            yield Item(name, messages, sampling, seed, response["prompt_id"], record)
+            prompt_id = response["prompt_id"]
+            record = {"id": name, "response_id": response["id"], "prompt_id": prompt_id, "index": index}
+            yield Item(name, messages, sampling, seed, prompt_id, record)
 
 
 def read_score(row: Row, judge: Judge) -> dict[str, Any]:
@@ -70,10 +66,8 @@ def score_rows(worker: Worker, responses: Sequence[Row], N: int, job: Job) -> li
         items = judge_items(responses, worker.chat, worker.settings, 0, N, job.name)
         worker.run(judgments, items, partial(read_score, judge=judge))
     if judge.score == "expected":
-        if judge.score_first:
-            items = expected_items(responses, worker.chat, judge)
-        else:
-            items = behind_reasons(responses, read_shards(judgments.out), worker.chat, judge)
+        rows = () if judge.score_first else read_shards(judgments.out)
+        items = expected_items(responses, rows, worker.chat, judge)
         worker.run(replace(job, name=f"{job.name} scores"), items, read_expected)
     return list(read_shards(job.out))
 
@@ -98,14 +92,7 @@ def _settings(settings: Settings, iteration: int) -> Any:
 
 
 JUDGE = Stage(
-    "judge",
-    "judging.judge",
-    judge,
-    settings=_settings,
-    per_iteration=True,
-    inputs=("model", "responses"),
-    optional=("scores",),
-    ranks="all",
+    "judge", "judging.judge", judge, _settings, ("model", "responses"), ("scores",), per_iteration=True, ranks="all"
 )
 
 if __name__ == "__main__":

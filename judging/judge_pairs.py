@@ -10,32 +10,29 @@ from numpy.typing import NDArray
 from judging.elo import Battle, battle_matrix, elo, position_weights
 from judging.rubric import judge_prompt
 from judging.schedule import comparable_groups
-from judging.scores import Draw, Reason, Row
+from judging.scores import Draw, Reason, Row, seeded_draw
 from model.chat import ChatFormat
 from stages.files import UserError
 from stages.records import EloScore, JudgePair, preference
 from stages.settings import Iteration, Metajudge, Settings
 
+POSITIONS = ("first", "second")
 _EQUAL = 1e-9
 """Elo scores that differ by less count as equal."""
 
 
 @dataclass(frozen=True)
 class Contest:
-    """One prompt's meta-judged response, its distinct judgments, and their battles."""
+    """One prompt's meta-judged response, its distinct judgments, their battles and their Elo scores."""
 
     response: Row
     judgments: list[Row]
     battles: Sequence[Battle]
-
-    def elo(
-        self, weights: tuple[float, float], penalty: float
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Elo scores of the judgments and their standard errors; None when no battle has weight."""
-        place = {row["index"]: i for i, row in enumerate(self.judgments)}
-        placed = ((place[m], place[n], winner) for m, n, winner in self.battles)
-        B = battle_matrix(len(self.judgments), placed, *weights)
-        return elo(B, penalty) if B.any() else None
+    groups: list[list[int]]
+    """Places of the judgments whose Elo scores can be compared (`comparable_groups`; one group in the paper)."""
+    eps: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    """The standard errors of `eps`."""
 
 
 def contests(
@@ -43,109 +40,102 @@ def contests(
     responses: Mapping[str, Row],
     judgments: Mapping[str, Sequence[Row]],
     battles: Mapping[str, Sequence[Battle]],
+    meta: Metajudge,
 ) -> dict[str, Contest | Reason]:
     """Each prompt's contest, or the reason for none, by prompt id; `meta_judged` are the choices of judging.metajudge.
 
     `responses` are by id, `judgments` and `battles` by response id. Raises `UserError` where battles and judgments do
     not belong together.
     """
+    wins = position_wins(battles)
+    weights = position_weights(wins["first"], wins["second"])
 
     def contest(row: Row) -> Contest | Reason:
         if row["reason"]:
             return Reason(row["reason"])
-        name, compared = row["response_id"], set(row["judgments"])
+        name, compared = row["response_id"], row["judgments"]
         distinct = [judgment for judgment in judgments.get(name, ()) if judgment["index"] in compared]
         own = battles.get(name, ())
-        if not own or len(distinct) < len(compared) or any(m not in compared or n not in compared for m, n, _ in own):
+        place = {judgment["index"]: i for i, judgment in enumerate(distinct)}
+        if not own or len(place) < len(compared) or not place.keys() >= {index for m, n, _ in own for index in (m, n)}:
             raise UserError(f"comparisons of {name} are missing or of different judgments; run judging.metajudge")
-        return Contest(responses[name], distinct, own)
+        B = battle_matrix(len(distinct), ((place[m], place[n], winner) for m, n, winner in own), *weights)
+        if not B.any():
+            return Reason.POSITION_COLLAPSE if 0 in weights else Reason.NO_DECISIVE_COMPARISON
+        groups = comparable_groups(distinct, meta)
+        return Contest(responses[name], distinct, own, groups, *elo(B, meta.elo_penalty))
 
     return {row["prompt_id"]: contest(row) for row in meta_judged}
 
 
-def choose_judgments(
-    contest: Contest, weights: tuple[float, float], meta: Metajudge, rule: Iteration, draw: Draw
-) -> tuple[tuple[Row, float], tuple[Row, float]] | Reason:
-    """(chosen, rejected), each with its Elo score: the best and the worst of one response's distinct judgments.
+def position_wins(battles: Mapping[str, Sequence[Battle]]) -> Counter[str]:
+    """Numbers of battles won by the judgment shown "first", by the one shown "second", and by "neither"."""
+    winners = (winner for own in battles.values() for *_, winner in own)
+    return Counter(winner if winner in POSITIONS else "neither" for winner in winners)
 
-    The pair comes from the group of comparable judgments (`comparable_groups`; one group in the paper) with the widest
-    spread of Elo scores.
+
+def choose_judgments(contest: Contest, rule: Iteration, draw: Draw) -> tuple[int, int] | Reason:
+    """Places of (chosen, rejected), the best and the worst of a contest's judgments, or the reason for no pair.
+
+    Both are of one group, the one with the widest spread of Elo scores. Ties are drawn.
     """
-    scores, groups = contest.elo(weights, meta.elo_penalty), comparable_groups(contest.judgments, meta)
-    if scores is None:
-        return Reason.NO_DECISIVE_COMPARISON
-    eps, name = scores[0], contest.response["id"]
-    spreads = [np.ptp(eps[group]) for group in groups]
-    if max(spreads) <= _EQUAL:
+    eps, name = contest.eps, contest.response["id"]
+    widths = [np.ptp(eps[group]) for group in contest.groups]
+    if max(widths) <= _EQUAL:
         return Reason.EQUAL_ELO
-    widest = [group for group, spread in zip(groups, spreads, strict=True) if spread >= max(spreads) - _EQUAL]
+    widest = [group for group, width in zip(contest.groups, widths, strict=True) if width >= max(widths) - _EQUAL]
     group = draw(widest, f"{name}/group")
     high, low = max(eps[group]), min(eps[group])
-    best = draw([i for i in group if eps[i] >= high - _EQUAL], f"{name}/chosen")
-    worst = draw([i for i in group if eps[i] <= low + _EQUAL], f"{name}/rejected")
-    chosen = contest.judgments[best]
-    if rule.max_judgment_characters is not None and len(chosen["text"]) > rule.max_judgment_characters:
-        return Reason.CHOSEN_TOO_LONG
-    return (chosen, float(eps[best])), (contest.judgments[worst], float(eps[worst]))
+    chosen = draw([i for i in group if eps[i] >= high - _EQUAL], f"{name}/chosen")
+    rejected = draw([i for i in group if eps[i] <= low + _EQUAL], f"{name}/rejected")
+    length, limit = len(contest.judgments[chosen]["text"]), rule.max_judgment_characters
+    return Reason.CHOSEN_TOO_LONG if limit is not None and length > limit else (chosen, rejected)
 
 
-def judge_pair(
-    contest: Contest, weights: tuple[float, float], settings: Settings, rule: Iteration, draw: Draw, chat: ChatFormat
-) -> JudgePair | Reason:
-    """The judge pair of a meta-judged response, or the reason for none."""
-    choice = choose_judgments(contest, weights, settings.metajudge, rule, draw)
-    if isinstance(choice, Reason):
-        return choice
-    (chosen, chosen_elo), (rejected, rejected_elo) = choice
-    response, judge = contest.response, settings.judge
-    prompt = judge_prompt(response["prompt"], response["text"], judge.prompt_style, judge.verdict_position)
-    return {
-        "id": f"judge/{response['id']}",
-        "kind": "judge",
-        **preference(response["prompt_id"], prompt, chat.prompt_ids(prompt), chosen, rejected),
-        "response_id": response["id"],
-        "chosen_elo": round(chosen_elo, 6),
-        "rejected_elo": round(rejected_elo, 6),
-    }
+def judge_pairs(
+    contests: Mapping[str, Contest | Reason], settings: Settings, iteration: int, chat: ChatFormat
+) -> dict[str, JudgePair | Reason]:
+    """Each prompt's judge pair, or the reason for none."""
+    rule, draw, judge = settings.iteration[iteration - 1], seeded_draw(settings.seed, iteration), settings.judge
+
+    def pair(contest: Contest | Reason) -> JudgePair | Reason:
+        if isinstance(contest, Reason):
+            return contest
+        choice = choose_judgments(contest, rule, draw)
+        if isinstance(choice, Reason):
+            return choice
+        response, (chosen, rejected) = contest.response, choice
+        prompt = judge_prompt(response["prompt"], response["text"], judge.prompt_style, judge.verdict_position)
+        two = (contest.judgments[chosen], contest.judgments[rejected])
+        return {
+            "id": f"judge/{response['id']}",
+            "kind": "judge",
+            **preference(response["prompt_id"], prompt, chat.prompt_ids(prompt), *two),
+            "response_id": response["id"],
+            "chosen_elo": round(float(contest.eps[chosen]), 6),
+            "rejected_elo": round(float(contest.eps[rejected]), 6),
+        }
+
+    return {prompt_id: pair(contest) for prompt_id, contest in contests.items()}
 
 
-def elo_rows(contests: Mapping[str, Contest | Reason], wins: Mapping[str, int], meta: Metajudge) -> Iterator[EloScore]:
+def elo_rows(contests: Mapping[str, Contest | Reason]) -> Iterator[EloScore]:
     """Each compared judgment's Elo score, its standard error, and the numbers of battles won and lost."""
-    weights = position_weights(wins["first"], wins["second"])
     for contest in contests.values():
-        scores = None if isinstance(contest, Reason) else contest.elo(weights, meta.elo_penalty)
-        if isinstance(contest, Reason) or scores is None:
+        if isinstance(contest, Reason):
             continue
-        groups = comparable_groups(contest.judgments, meta)
-        group_of = {place: number for number, group in enumerate(groups) for place in group if len(group) > 1}
-        won: Counter[int] = Counter()
-        lost: Counter[int] = Counter()
-        for m, n, winner in contest.battles:
-            if winner in ("first", "second"):
-                won[m if winner == "first" else n] += 1
-                lost[n if winner == "first" else m] += 1
-        for place, (row, eps, error) in enumerate(zip(contest.judgments, *scores, strict=True)):
-            if place not in group_of:
-                continue
+        pairs = [(m, n) if winner == "first" else (n, m) for m, n, winner in contest.battles if winner in POSITIONS]
+        won, lost = (Counter(side) for side in zip(*pairs, strict=True))
+        group_of = {place: number for number, group in enumerate(contest.groups) for place in group if len(group) > 1}
+        for place, group in sorted(group_of.items()):
+            row = contest.judgments[place]
             yield {
                 "judgment_id": row["id"],
                 "response_id": contest.response["id"],
                 "prompt_id": contest.response["prompt_id"],
-                "group": group_of[place],
-                "elo": round(float(eps), 6),
-                "standard_error": round(float(error), 6),
+                "group": group,
+                "elo": round(float(contest.eps[place]), 6),
+                "standard_error": round(float(contest.errors[place]), 6),
                 "won": won[row["index"]],
                 "lost": lost[row["index"]],
             }
-
-
-def position_wins(battles: Mapping[str, Sequence[Battle]]) -> Counter[str]:
-    """Numbers of battles won by the judgment shown "first", by the one shown "second", and by "neither"."""
-    return Counter(
-        winner if winner in ("first", "second") else "neither" for own in battles.values() for *_, winner in own
-    )
-
-
-def position_collapse(wins: Mapping[str, int]) -> bool:
-    """Whether only one of the positions ever won."""
-    return (wins["first"] == 0) != (wins["second"] == 0)

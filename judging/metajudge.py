@@ -3,12 +3,21 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
+from statistics import pvariance
 from typing import Any
 
 from judging.pairs import Sources
 from judging.rubric import meta_prompt
 from judging.schedule import comparable_groups, schedule_seed, scheduled
-from judging.scores import Reason, Row, distinct_responses, meta_judged, seeded_draw
+from judging.scores import (
+    Reason,
+    Row,
+    distinct_judgments,
+    distinct_responses,
+    exact_scores,
+    most_uncertain,
+    seeded_draw,
+)
 from judging.verdict import Failure, parse_winner
 from model.chat import ChatFormat
 from sampling.worker import Item, Worker, generation_settings, sampling_of
@@ -28,22 +37,29 @@ def choose_meta_judged(
 ) -> Iterator[MetaJudged]:
     """Each prompt's response whose judgments are compared, or the reason for none.
 
-    `judgments` are by response id, and so are `spreads`, the variances of expected scores.
+    The response has at least two distinct judgments, and of such responses the highest variance of their scores, or
+    the highest of `spreads`, the variances of expected scores. `judgments` and `spreads` are by response id.
     """
-    draw = seeded_draw(settings.seed, iteration)
-    for prompt_id, rows in group_by(responses, "prompt_id").items():
-        chosen = meta_judged(distinct_responses(rows), judgments, draw, spreads)
-        if chosen is None:
+    responses, draw = list(responses), seeded_draw(settings.seed, iteration)
+    distinct = {name: distinct_judgments(rows) for name, rows in judgments.items()}
+    variances = {
+        name: pvariance(exact_scores(rows)) if spreads is None else spreads.get(name, Fraction(0))
+        for name, rows in distinct.items()
+        if len(rows) >= 2
+    }
+    chosen = {row["prompt_id"]: row["id"] for row in most_uncertain(distinct_responses(responses), variances, draw)}
+    for prompt_id in dict.fromkeys(row["prompt_id"] for row in responses):
+        name, reason = chosen.get(prompt_id), None
+        compared = distinct[name] if name else []
+        if not name:
             reason = Reason.TOO_FEW_JUDGMENTS
-            yield {"prompt_id": prompt_id, "response_id": None, "judgments": [], "reason": str(reason)}
-            continue
-        response, distinct = chosen
-        alone = all(len(group) == 1 for group in comparable_groups(distinct, settings.metajudge))
+        elif all(len(group) == 1 for group in comparable_groups(compared, settings.metajudge)):
+            reason = Reason.NO_NEAR_SCORES
         yield {
             "prompt_id": prompt_id,
-            "response_id": response["id"],
-            "judgments": [row["index"] for row in distinct],
-            "reason": str(Reason.NO_NEAR_SCORES) if alone else None,
+            "response_id": name,
+            "judgments": [row["index"] for row in compared],
+            "reason": reason and str(reason),
         }
 
 
@@ -60,18 +76,13 @@ def metajudge_items(
     for row in chosen:
         if row["reason"] or row["response_id"] is None:
             continue
-        response, compared = responses[row["response_id"]], set(row["judgments"])
-        distinct = [judgment for judgment in judgments[response["id"]] if judgment["index"] in compared]
+        response = responses[row["response_id"]]
+        distinct = [judgment for judgment in judgments[response["id"]] if judgment["index"] in row["judgments"]]
         for a, b in scheduled(distinct, meta, schedule_seed(settings.seed, iteration, response["id"])):
             texts = (response["prompt"], response["text"], a["text"], b["text"])
             name = f"{response['id']}/m{a['index']}-{b['index']}"
-            record = {
-                "id": name,
-                "response_id": response["id"],
-                "prompt_id": row["prompt_id"],
-                "first": a["index"],
-                "second": b["index"],
-            }
+            record = {"id": name, "response_id": response["id"], "prompt_id": row["prompt_id"]}
+            record |= {"first": a["index"], "second": b["index"]}
             messages = partial(meta_prompt, *texts, meta.prompt_style, meta.verdict_position)
             seed = request_seed(settings.seed, iteration, "metajudge", name)
             yield Item(name, messages, sampling, seed, row["prompt_id"], record)
@@ -109,10 +120,10 @@ METAJUDGE = Stage(
     "metajudge",
     "judging.metajudge",
     metajudge,
-    settings=_settings,
+    _settings,
+    ("model", "responses"),
+    ("judgments", "scores"),
     per_iteration=True,
-    inputs=("model", "responses"),
-    optional=("judgments", "scores"),
     ranks="all",
 )
 

@@ -8,18 +8,16 @@ import sys
 import textwrap
 from collections.abc import Iterable
 from functools import partial
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any
 
 from judging.judge import judge_items, read_score
 from judging.metajudge import choose_meta_judged, metajudge_items, read_winner
 from sampling.respond import response_items
-from sampling.worker import Item, Verdict, Worker
+from sampling.worker import Item, Row, Verdict, Worker
 from stages.files import command, read_jsonl
 from stages.settings import load_settings
 
-Row = dict[str, Any]
 PROMPTS = 8
 """Prompts answered; one of the responses is shown."""
 COMPARISONS = 4
@@ -56,23 +54,21 @@ def _texts(response: Row, judgments: list[Row], comparisons: list[Row]) -> list[
     """Texts of a response, of two of its judgments with scores, and of their comparison, as far as they exist."""
     scored = {row["index"]: row for row in judgments if row["score"] is not None}
     compared = [comparisons[0][place] for place in ("first", "second")] if comparisons else sorted(scored)[:2]
-    texts = [record_text("A first response", {"prompt": response["prompt"], "response": response["text"]})]
+    texts = [_titled("A first response", {"prompt": response["prompt"], "response": response["text"]})]
     for letter, row in zip("AB", (scored[index] for index in compared), strict=False):
-        texts.append(record_text(f"Judgment {letter} of it: {row['score']:g} of 5", {"judge": row["text"]}))
-    if comparisons:
-        winner = {"first": "A", "second": "B"}.get(comparisons[0]["winner"], "neither")
-        texts.append(record_text("Which judgment is better?", {"meta-judge": comparisons[0]["text"], "winner": winner}))
+        texts.append(_titled(f"Judgment {letter} of it: {row['score']:g} of 5", {"judge": row["text"]}))
+    for row in comparisons[:1]:
+        winner = {"first": "A", "second": "B"}.get(row["winner"], "neither")
+        texts.append(_titled("Which judgment is better?", {"meta-judge": row["text"], "winner": winner}))
     return texts
 
 
-def record_text(title: str, parts: dict[str, str], width: int = 100) -> str:
-    """One record for people: a title, then each part, wrapped and after its name."""
+def _titled(title: str, parts: dict[str, str]) -> str:
+    """A title, then each part, wrapped and after its name."""
     lines = [f"\n{title}"]
     for name, text in parts.items():
-        for i, line in enumerate(text.strip().splitlines() or [""]):
-            head = f"  {name:>10} | " if i == 0 else f"  {'':>10} | "
-            later = f"  {'':>10} | "
-            lines += textwrap.wrap(line, width, initial_indent=head, subsequent_indent=later) or [later]
+        wrapped = [line for paragraph in text.strip().splitlines() for line in textwrap.wrap(paragraph, 85) or [""]]
+        lines += [f"  {label:>10} | {line}" for label, line in zip_longest([name], wrapped, fillvalue="")]
     return "\n".join(lines) + "\n"
 
 

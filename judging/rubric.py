@@ -3,7 +3,7 @@
 The style "full" has the elements of the paper's prompts; "compact" has as few tokens as possible, for a small model
 that learns the format by SFT. Text that many prompts share comes first: the rubric, the question, the response, and for
 the meta-judge the two judgments last. Users' text is concatenated, never formatted, so its braces and percent signs
-mean nothing. `_CRITERIA` serves all prompts of the full style.
+mean nothing.
 
 A stage's key does not cover these texts: after a change, take a new run.
 """
@@ -13,6 +13,8 @@ from typing import Literal
 
 from model.chat import Message
 from stages.settings import PromptStyle, VerdictPosition
+
+Role = Literal["judge", "metajudge", "pairwise"]
 
 _CRITERIA = """\
 - First point: the response is relevant and gives some information on the question, even if it is incomplete or partly \
@@ -26,116 +28,103 @@ comprehensively; it is well organised and helpful, with little left to improve i
 - Fifth point: it is impeccably tailored to the question, reflects expert knowledge, is engaging and insightful, and \
 holds no extraneous information."""
 
-_JUDGE_FULL = (
-    "Review the user's question and the corresponding response using the additive 5-point scoring system described "
-    "below. Points are accumulated as each criterion is satisfied:\n\n" + _CRITERIA + "\n\n"
-)
-_JUDGE_FULL_TASK = {
-    "last": "After examining the question and the response, briefly justify your total score, in up to 100 words. Then "
-    "conclude with the score, a whole number from 0 to 5, on a line of its own, in exactly this format:\n"
-    "Score: <total points>",
-    "first": "After examining the question and the response, begin with the score, a whole number from 0 to 5, on a "
-    "line of its own, in exactly this format:\nScore: <total points>\n"
+_RUBRIC: dict[tuple[Role, PromptStyle], str] = {
+    ("judge", "full"): "Review the user's question and the corresponding response using the additive 5-point scoring "
+    f"system described below. Points are accumulated as each criterion is satisfied:\n\n{_CRITERIA}\n\n",
+    ("metajudge", "full"): "Below are a user's question, a response to it, and two judgments of that response, "
+    "Judgment A and Judgment B. The judges were asked to use the additive 5-point scoring system described here. "
+    f"Points are accumulated as each criterion is satisfied:\n\n{_CRITERIA}\n\nDetermine which judgment follows this "
+    "scoring system more accurately. Look at whether each point was rightly given or withheld, at whether the "
+    "justification is true to the response, and at whether the score agrees with the justification. The order and the "
+    "length of the judgments must not influence you.\n\n",
+    ("pairwise", "full"): "Below are a user's question and two responses to it, Response A and Response B. The "
+    f"additive 5-point scoring system described here says what a good response is:\n\n{_CRITERIA}\n\nDetermine which "
+    "response would earn the higher total under this scoring system. The order and the length of the responses must "
+    "not influence you.\n\n",
+    ("judge", "compact"): "Score the response to the question from 0 to 5, a point each if it is relevant, "
+    "substantial, useful, well organised, expert. ",
+    ("metajudge", "compact"): "Which of two judgments of the response is more accurate? ",
+    (
+        "pairwise",
+        "compact",
+    ): "Which of two responses to the question is better: relevant, substantial, useful, expert? ",
+}
+_TASK: dict[tuple[Role, PromptStyle, VerdictPosition], str] = {
+    ("judge", "full", "last"): "After examining the question and the response, briefly justify your total score, in up "
+    "to 100 words. Then conclude with the score, a whole number from 0 to 5, on a line of its own, in exactly this "
+    "format:\nScore: <total points>",
+    ("judge", "full", "first"): "After examining the question and the response, begin with the score, a whole number "
+    "from 0 to 5, on a line of its own, in exactly this format:\nScore: <total points>\n"
     "Then justify your total score in one or two short sentences.",
-}
-_META_FULL = (
-    "Below are a user's question, a response to it, and two judgments of that response, Judgment A and Judgment B. The "
-    "judges were asked to use the additive 5-point scoring system described here. Points are accumulated as each "
-    "criterion is satisfied:\n\n" + _CRITERIA + "\n\nDetermine which judgment follows this scoring system more "
-    "accurately. Look at whether each point was rightly given or withheld, at whether the justification is true to the "
-    "response, and at whether the score agrees with the justification. The order and the length of the judgments must "
-    "not influence you.\n\n"
-)
-_META_FULL_TASK = {
-    "last": "Explain which judgment is more accurate according to the scoring system, and why. Then conclude with the "
-    "winner, on a line of its own, in exactly this format:\nWinner: [Judgment A | Judgment B]",
-    "first": "Begin with the more accurate judgment, on a line of its own, in exactly this format:\n"
-    "Winner: [Judgment A | Judgment B]\nThen explain why in one or two short sentences.",
-}
-
-_PAIRWISE_FULL = (
-    "Below are a user's question and two responses to it, Response A and Response B. The additive 5-point scoring "
-    "system described here says what a good response is:\n\n"
-    + _CRITERIA
-    + "\n\nDetermine which response would earn the higher "
-    "total under this scoring system. The order and the length of the responses must not influence you.\n\n"
-)
-_PAIRWISE_FULL_TASK = {
-    "last": "Explain which response is better, and why, in up to 100 words. Then conclude with the winner, on a line "
-    "of its own, in exactly this format:\nWinner: [Response A | Response B | Tie]",
-    "first": "Begin with the better response, on a line of its own, in exactly this format:\n"
+    ("metajudge", "full", "last"): "Explain which judgment is more accurate according to the scoring system, and why. "
+    "Then conclude with the winner, on a line of its own, in exactly this format:\n"
+    "Winner: [Judgment A | Judgment B]",
+    ("metajudge", "full", "first"): "Begin with the more accurate judgment, on a line of its own, in exactly this "
+    "format:\nWinner: [Judgment A | Judgment B]\nThen explain why in one or two short sentences.",
+    ("pairwise", "full", "last"): "Explain which response is better, and why, in up to 100 words. Then conclude with "
+    "the winner, on a line of its own, in exactly this format:\nWinner: [Response A | Response B | Tie]",
+    ("pairwise", "full", "first"): "Begin with the better response, on a line of its own, in exactly this format:\n"
     "Winner: [Response A | Response B | Tie]\nThen explain why in one or two short sentences.",
-}
-
-_JUDGE_COMPACT = (
-    "Score the response to the question from 0 to 5, a point each if it is relevant, substantial, useful, well "
-    "organised, expert. "
-)
-_JUDGE_COMPACT_TASK = {
-    "last": 'Give a short reason, then on the last line "Score: N".',
-    "first": 'Write "Score: N" on the first line, then a short reason.',
-}
-_META_COMPACT = "Which of two judgments of the response is more accurate? "
-_META_COMPACT_TASK = {
-    "last": 'Give a short reason, then on the last line "Winner: Judgment A" or "Winner: Judgment B".',
-    "first": 'Write "Winner: Judgment A" or "Winner: Judgment B" on the first line, then a short reason.',
-}
-_PAIRWISE_COMPACT = "Which of two responses to the question is better: relevant, substantial, useful, expert? "
-_PAIRWISE_COMPACT_TASK = {
-    "last": 'Give a short reason, then on the last line "Winner: Response A", "Winner: Response B" or "Winner: Tie".',
-    "first": 'Write "Winner: Response A", "Winner: Response B" or "Winner: Tie" on the first line, then a reason.',
+    ("judge", "compact", "last"): 'Give a short reason, then on the last line "Score: N".',
+    ("judge", "compact", "first"): 'Write "Score: N" on the first line, then a short reason.',
+    ("metajudge", "compact", "last"): "Give a short reason, then on the last line "
+    '"Winner: Judgment A" or "Winner: Judgment B".',
+    ("metajudge", "compact", "first"): 'Write "Winner: Judgment A" or "Winner: Judgment B" on the first line, '
+    "then a short reason.",
+    ("pairwise", "compact", "last"): "Give a short reason, then on the last line "
+    '"Winner: Response A", "Winner: Response B" or "Winner: Tie".',
+    ("pairwise", "compact", "first"): 'Write "Winner: Response A", "Winner: Response B" or "Winner: Tie" '
+    "on the first line, then a reason.",
 }
 
 
-def judge_prompt(
-    question: str, response: str, prompt_style: PromptStyle, verdict_position: VerdictPosition
-) -> list[Message]:
+def judge_prompt(question: str, response: str, style: PromptStyle, position: VerdictPosition) -> list[Message]:
     """The messages that ask for one response's score, on the judgment's first or last line."""
-    if prompt_style == "compact":
-        return _compact(_JUDGE_COMPACT + _JUDGE_COMPACT_TASK[verdict_position], _shown_compact(question, response))
-    return [_user(_JUDGE_FULL + _shown_full(question, response) + _JUDGE_FULL_TASK[verdict_position])]
+    return _prompt("judge", style, position, {"Question": question, "Response": response})
 
 
 def meta_prompt(
-    question: str,
-    response: str,
-    judgment_a: str,
-    judgment_b: str,
-    prompt_style: PromptStyle,
-    verdict_position: VerdictPosition,
+    question: str, response: str, judgment_a: str, judgment_b: str, style: PromptStyle, position: VerdictPosition
 ) -> list[Message]:
     """The messages that ask which of two judgments of one response is better; `judgment_a` is shown first."""
-    if prompt_style == "compact":
-        judgments = "\n\nJudgment A:\n" + judgment_a + "\n\nJudgment B:\n" + judgment_b
-        return _compact(
-            _META_COMPACT + _META_COMPACT_TASK[verdict_position], _shown_compact(question, response) + judgments
-        )
-    judgments = _tagged("judgment_a", judgment_a) + _tagged("judgment_b", judgment_b)
-    return [_user(_META_FULL + _shown_full(question, response) + judgments + _META_FULL_TASK[verdict_position])]
+    texts = {"Question": question, "Response": response, "Judgment A": judgment_a, "Judgment B": judgment_b}
+    return _prompt("metajudge", style, position, texts)
 
 
 def pairwise_prompt(
-    question: str, response_a: str, response_b: str, prompt_style: PromptStyle, verdict_position: VerdictPosition
+    question: str, response_a: str, response_b: str, style: PromptStyle, position: VerdictPosition
 ) -> list[Message]:
     """The messages that ask which of two responses to one question is better; `response_a` is shown first.
 
     The method scores each response alone; only measurements compare pairs (`evaluation/pairwise.py`).
     """
-    if prompt_style == "compact":
-        responses = "Question:\n" + question + "\n\nResponse A:\n" + response_a + "\n\nResponse B:\n" + response_b
-        return _compact(_PAIRWISE_COMPACT + _PAIRWISE_COMPACT_TASK[verdict_position], responses)
-    shown = _tagged("question", question) + _tagged("response_a", response_a) + _tagged("response_b", response_b)
-    return [_user(_PAIRWISE_FULL + shown + _PAIRWISE_FULL_TASK[verdict_position])]
+    texts = {"Question": question, "Response A": response_a, "Response B": response_b}
+    return _prompt("pairwise", style, position, texts)
 
 
-def judgment_text(score: int | float, justification: str, verdict_position: VerdictPosition) -> str:
+def _prompt(role: Role, style: PromptStyle, position: VerdictPosition, texts: dict[str, str]) -> list[Message]:
+    rubric, task = _RUBRIC[role, style], _TASK[role, style, position]
+    if style == "compact":
+        shown = "\n\n".join(name + ":\n" + text for name, text in texts.items())
+        return [{"role": "system", "content": rubric + task}, {"role": "user", "content": shown}]
+    tagged = ((name.lower().replace(" ", "_"), text) for name, text in texts.items())
+    shown = "".join("<" + tag + ">\n" + text + "\n</" + tag + ">\n\n" for tag, text in tagged)
+    return [{"role": "user", "content": rubric + shown + task}]
+
+
+def judgment_text(score: int | float, justification: str, position: VerdictPosition) -> str:
     """A judgment in the form that the judge is asked for; without a justification, only the verdict line."""
-    return _placed(f"Score: {score}", justification, verdict_position)
+    return _placed(f"Score: {score}", justification, position)
 
 
-def meta_judgment_text(winner: Literal["first", "second"], reason: str, verdict_position: VerdictPosition) -> str:
+def meta_judgment_text(winner: Literal["first", "second"], reason: str, position: VerdictPosition) -> str:
     """A comparison in the form that the meta-judge is asked for."""
-    return _placed("Winner: Judgment A" if winner == "first" else "Winner: Judgment B", reason, verdict_position)
+    return _placed("Winner: Judgment A" if winner == "first" else "Winner: Judgment B", reason, position)
+
+
+def _placed(line: str, reason: str, position: VerdictPosition) -> str:
+    parts = (line, reason.strip()) if position == "first" else (reason.strip(), line)
+    return "\n".join(filter(None, parts))
 
 
 def evidence_text(evidence: dict[str, str]) -> str:
@@ -147,28 +136,3 @@ def evidence_text(evidence: dict[str, str]) -> str:
 def comparison_text(deserved: int, scores: Sequence[int]) -> str:
     """A meta-judge's reason: the score that the response deserves, and the judgments' scores."""
     return f"It deserves {deserved}; A gives {scores[0]}, B gives {scores[1]}."
-
-
-def _placed(line: str, reason: str, verdict_position: VerdictPosition) -> str:
-    parts = (line, reason.strip()) if verdict_position == "first" else (reason.strip(), line)
-    return "\n".join(filter(None, parts))
-
-
-def _user(content: str) -> Message:
-    return {"role": "user", "content": content}
-
-
-def _compact(rubric: str, content: str) -> list[Message]:
-    return [{"role": "system", "content": rubric}, _user(content)]
-
-
-def _shown_compact(question: str, response: str) -> str:
-    return "Question:\n" + question + "\n\nResponse:\n" + response
-
-
-def _shown_full(question: str, response: str) -> str:
-    return _tagged("question", question) + _tagged("response", response)
-
-
-def _tagged(name: str, text: str) -> str:
-    return "<" + name + ">\n" + text + "\n</" + name + ">\n\n"

@@ -9,7 +9,7 @@ higher score. Each pair is compared in both orders.
 import random
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import permutations
+from itertools import combinations, permutations
 
 from judging.scores import Row, exact_scores
 from stages.seeds import request_seed
@@ -19,15 +19,14 @@ from stages.settings import Metajudge
 def scheduled(judgments: Sequence[Row], meta: Metajudge, seed: int) -> list[tuple[Row, Row]]:
     """The ordered pairs (shown first, shown second) of one response's distinct judgments, sorted by the first."""
     if meta.max_score_gap is not None:
-        gap = Fraction(str(meta.max_score_gap))
-        scores = exact_scores(judgments)
-        places = permutations(range(len(judgments)), 2)
-        return [(judgments[m], judgments[n]) for m, n in places if abs(scores[m] - scores[n]) <= gap]
-    if not meta.opponents:
-        return list(permutations(judgments, 2))
-    edges = balanced_edges(len(judgments), meta.opponents, random.Random(seed))
-    both = sorted({*edges, *((n, m) for m, n in edges)})
-    return [(judgments[m], judgments[n]) for m, n in both]
+        scores, gap = exact_scores(judgments), _gap(meta)
+        pairs = [(m, n) for m, n in permutations(range(len(judgments)), 2) if abs(scores[m] - scores[n]) <= gap]
+    elif meta.opponents:
+        edges = balanced_edges(len(judgments), meta.opponents, random.Random(seed))
+        pairs = sorted({*edges, *((n, m) for m, n in edges)})
+    else:
+        pairs = list(permutations(range(len(judgments)), 2))
+    return [(judgments[m], judgments[n]) for m, n in pairs]
 
 
 def schedule_seed(seed: int, iteration: int, response_id: str) -> int:
@@ -42,7 +41,7 @@ def balanced_edges(size: int, degree: int, draw: random.Random) -> list[tuple[in
     with the s drawn at random. The step of 1 connects the graph.
     """
     if degree >= size - 1:
-        return [(m, n) for m in range(size) for n in range(m + 1, size)]
+        return list(combinations(range(size), 2))
     circle = draw.sample(range(size), size)
     steps = [1, *draw.sample(range(2, (size - 1) // 2 + 1), degree // 2 - 1)]
     return [(circle[i], circle[(i + step) % size]) for step in steps for i in range(size)]
@@ -56,12 +55,16 @@ def comparable_groups(judgments: Sequence[Row], meta: Metajudge) -> list[list[in
     """
     if meta.max_score_gap is None:
         return [list(range(len(judgments)))]
-    gap = Fraction(str(meta.max_score_gap))
     scores = exact_scores(judgments)
     groups: list[list[int]] = []
-    for i in sorted(range(len(judgments)), key=lambda i: scores[i]):
-        if groups and scores[i] - scores[groups[-1][-1]] <= gap:
+    for i in sorted(range(len(judgments)), key=scores.__getitem__):
+        if groups and scores[i] - scores[groups[-1][-1]] <= _gap(meta):
             groups[-1].append(i)
         else:
             groups.append([i])
     return [sorted(group) for group in groups]
+
+
+def _gap(meta: Metajudge) -> Fraction:
+    """The config's decimal, not its nearest double."""
+    return Fraction(str(meta.max_score_gap))

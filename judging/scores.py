@@ -1,8 +1,7 @@
-"""Scores of a prompt's responses from their judgments: mean, variance, and the choice of the meta-judged response.
+"""Scores of responses: mean and variance of their judgments' scores, or figures from a file (`read_scores`).
 
 A score is a `Fraction` in memory and a JSON number in files (`to_number`). A judgment without a score counts as deleted
-everywhere. A file of scores, such as an external reward model's, can replace the judgments (`read_scores`). A prompt
-without a pair has a `Reason`.
+everywhere. A prompt without a pair has a `Reason`.
 """
 
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
+from statistics import mean, pvariance
 from typing import Any
 
 from stages.files import UserError, read_numbered_jsonl
@@ -23,37 +23,30 @@ Draw = Callable[[Sequence[Any], str], Any]
 
 
 class Reason(StrEnum):
-    """Why a prompt has no actor pair, or no judge pair; `EXPLANATIONS` has a sentence for each."""
+    """Why a prompt has no actor pair (the first six) or no judge pair (the last six); `explanation` is a sentence."""
 
-    TOO_FEW_RESPONSES = "too_few_responses"
-    TOO_FEW_SCORED = "too_few_scored"
-    EQUAL_SCORES = "equal_scores"
-    SAME_RESPONSE = "same_response"
-    NOT_BETTER = "not_better"
-    CHOSEN_TOO_LONG = "chosen_too_long"
-    TOO_FEW_JUDGMENTS = "too_few_judgments"
-    NO_NEAR_SCORES = "no_near_scores"
-    NO_DECISIVE_COMPARISON = "no_decisive_comparison"
-    EQUAL_ELO = "equal_elo"
-    POSITION_COLLAPSE = "position_collapse"
+    TOO_FEW_RESPONSES = "too_few_responses", "fewer than two distinct responses"
+    TOO_FEW_SCORED = "too_few_scored", "fewer than two responses with a score"
+    EQUAL_SCORES = "equal_scores", "all scores are equal"
+    SAME_RESPONSE = "same_response", "one response is both the shortest good and the longest bad one"
+    NOT_BETTER = "not_better", "the shortest good response does not score above the longest bad one"
+    CHOSEN_TOO_LONG = "chosen_too_long", "the text to be chosen is longer than the iteration allows"
+    TOO_FEW_JUDGMENTS = "too_few_judgments", "no response has two distinct judgments with a score"
+    NO_NEAR_SCORES = "no_near_scores", "no two judgments of the meta-judged response have scores near enough"
+    NO_DECISIVE_COMPARISON = "no_decisive_comparison", "no comparison names a winner that has weight"
+    EQUAL_ELO = "equal_elo", "the comparisons balance"
+    POSITION_COLLAPSE = "position_collapse", "one position never won in the iteration, so no comparison is evidence"
+
+    explanation: str
+
+    def __new__(cls, value: str, explanation: str = "") -> "Reason":
+        reason = str.__new__(cls, value)
+        reason._value_, reason.explanation = value, explanation
+        return reason
 
 
-ACTOR_REASONS = tuple(Reason)[:6]
-JUDGE_REASONS = tuple(Reason)[5:]
-EXPLANATIONS = {
-    Reason.TOO_FEW_RESPONSES: "fewer than two distinct responses",
-    Reason.TOO_FEW_SCORED: "fewer than two responses with a score",
-    Reason.EQUAL_SCORES: "all scores are equal",
-    Reason.SAME_RESPONSE: "one response is both the shortest good and the longest bad one",
-    Reason.NOT_BETTER: "the shortest good response does not score above the longest bad one",
-    Reason.CHOSEN_TOO_LONG: "the text to be chosen is longer than the iteration allows",
-    Reason.TOO_FEW_JUDGMENTS: "no response has two distinct judgments with a score",
-    Reason.NO_NEAR_SCORES: "no two judgments of the meta-judged response have scores near enough to be compared",
-    Reason.NO_DECISIVE_COMPARISON: "no comparison names a winner that has weight",
-    Reason.EQUAL_ELO: "the comparisons balance",
-    Reason.POSITION_COLLAPSE: "one position never won in the whole iteration, so no comparison is evidence",
-}
-"""One sentence for each reason; `judging.trace --why-not` adds the figures."""
+ACTOR_REASONS, JUDGE_REASONS = tuple(Reason)[:6], tuple(Reason)[5:]
+EXPLANATIONS = {reason: reason.explanation for reason in Reason}
 
 
 def seeded_draw(seed: int, iteration: int) -> Draw:
@@ -92,7 +85,7 @@ def exact_scores(judgments: Iterable[Row]) -> list[Fraction]:
 def mean_score(judgments: Iterable[Row], minimum_valid: int) -> Fraction | None:
     """A response's score S, the mean over its parsed judgments; None when there are fewer than `minimum_valid`."""
     scores = exact_scores(judgments)
-    return sum(scores, Fraction(0)) / len(scores) if len(scores) >= max(minimum_valid, 1) else None
+    return mean(scores) if len(scores) >= max(minimum_valid, 1) else None
 
 
 def response_scores(judgments: Mapping[str, Sequence[Row]], minimum_valid: int) -> dict[str, Fraction]:
@@ -112,9 +105,7 @@ def read_scores(path: Path, responses: Iterable[Row]) -> dict[str, Fraction]:
     scores: dict[str, Fraction] = {}
     for number, row in read_numbered_jsonl(path, ("id", "score")):
         name, score, where = row["id"], row["score"], f"{path}, line {number}"
-        if not isinstance(name, str):
-            raise UserError(f"{where}: id is {name!r}; it must be a response's id")
-        if name not in texts:
+        if not isinstance(name, str) or name not in texts:
             raise UserError(f"{where}: no response has the id {name!r}; score the responses of this run")
         if name in scores:
             raise UserError(f"{where}: {name!r} comes twice; keep one row a response")
@@ -126,41 +117,25 @@ def read_scores(path: Path, responses: Iterable[Row]) -> dict[str, Fraction]:
     return scores
 
 
-def variance(scores: Sequence[Fraction]) -> Fraction:
-    """Population variance."""
-    mean = sum(scores, Fraction(0)) / len(scores)
-    return sum(((score - mean) ** 2 for score in scores), Fraction(0)) / len(scores)
+def spreads(rows: Iterable[Row]) -> dict[str, Fraction]:
+    """Variance of each response's score, by response id, from the rows of `judging.expected`.
+
+    It is the mean variance within a response's rows plus the variance between their means.
+    """
+    scored = group_by((row for row in rows if row["score"] is not None), "response_id")
+    return {
+        name: mean(Fraction(str(row["variance"])) for row in own) + pvariance(exact_scores(own))
+        for name, own in scored.items()
+    }
 
 
 def most_uncertain(responses: Iterable[Row], spreads: Mapping[str, Fraction], draw: Draw) -> list[Any]:
-    """Each prompt's response whose score has the highest variance, ties drawn; none for a prompt without scores."""
+    """Each prompt's response whose score has the highest variance, ties drawn; `spreads` has it by response id.
+
+    A response without a variance is never chosen.
+    """
     chosen = []
     for prompt_id, rows in group_by((row for row in responses if row["id"] in spreads), "prompt_id").items():
         highest = max(spreads[row["id"]] for row in rows)
         chosen.append(draw([row for row in rows if spreads[row["id"]] == highest], f"{prompt_id}/variance"))
     return chosen
-
-
-def meta_judged(
-    responses: Iterable[Row],
-    judgments: Mapping[str, Sequence[Row]],
-    draw: Draw,
-    spreads: Mapping[str, Fraction] | None = None,
-) -> tuple[Any, list[Any]] | None:
-    """One prompt's response whose judgments are compared, and its distinct judgments; None if no response qualifies.
-
-    The response has at least two distinct judgments and the highest variance of their scores; with `spreads`, by
-    response id, the highest spread. Ties are drawn. `responses` are the prompt's distinct responses, `judgments` all
-    judgments by response id.
-    """
-    candidates = []
-    for response in responses:
-        distinct = distinct_judgments(judgments.get(response["id"], ()))
-        if len(distinct) >= 2:
-            spread = variance(exact_scores(distinct)) if spreads is None else spreads.get(response["id"], Fraction(0))
-            candidates.append((spread, response, distinct))
-    if not candidates:
-        return None
-    highest = max(spread for spread, _, _ in candidates)
-    tied = [(response, distinct) for spread, response, distinct in candidates if spread == highest]
-    return draw(tied, f"{tied[0][0]['prompt_id']}/variance")

@@ -7,11 +7,12 @@ pair. `--json` prints all evidence as one document. `evaluation/report` shows th
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from judging.scores import EXPLANATIONS, distinct_responses, read_scores, response_scores, to_number
+from judging.scores import Reason, distinct_responses, read_scores, response_scores, to_number
 from stages.files import UserError, command, digest, read_manifest, read_shards
 from stages.records import group_by
 from stages.stage import weights_of
@@ -26,9 +27,8 @@ NOTES = {"length": ", cut off", "too_long": ", prompt too long"}
 def find(run: Path, name: str, *files: str) -> tuple[int, Document]:
     """The iteration that has a row with the id `name` in one of these files, and the row; `UserError` if none has."""
     for number, folder in iterations(run):
-        for path in (folder / file for file in files):
-            for row in _rows(path, name, "id") if path.is_file() else ():
-                return number, row
+        for row in _rows((folder / file for file in files), name, "id"):
+            return number, row
     raise UserError(f"{run}: no iteration has {name!r}; see {' or '.join(f'iter*/{file}' for file in files)}")
 
 
@@ -48,53 +48,56 @@ def read_lineage(run: Path, number: int, prompt_id: str = "") -> tuple[Document,
     missing or has changed since the pairs were made.
     """
     folder = run / f"iter{number}"
-    made = read_manifest(folder / "pairs") or {}
-    sources = _sources(folder, made)
-    rows = {name: list(_stage_rows(path, prompt_id)) for name, path in sources.items() if name in STAGES.values()}
-    rows |= {name: list(_rows(folder / "pairs" / f"{name}.jsonl", prompt_id)) for name in (*KINDS, "elo", "none")}
-    judgments, expected = (group_by(rows.get(name, ()), "response_id") for name in ("judgments", "scores"))
-    if "scores_file" in sources:
-        scores = read_scores(sources["scores_file"], read_shards(sources["responses"]))
+    made = _checked_manifest(folder)
+    files = {name: _shards(folder / name) for name in STAGES.values() if name in made["inputs"]}
+    files |= {name: [folder / "pairs" / f"{name}.jsonl"] for name in (*KINDS, "elo", "none")}
+    rows = defaultdict(list, {name: list(_rows(paths, prompt_id)) for name, paths in files.items()})
+    judgments, expected = (group_by(rows[name], "response_id") for name in ("judgments", "scores"))
+    if file := made["inputs"].get("scores_file"):
+        scores = read_scores(Path(file["path"]), read_shards(folder / "responses"))
     else:
         scores = response_scores(expected or judgments, made["minimum_valid"])
     distinct = {row["id"] for row in distinct_responses(rows["responses"])}
-    pairs = [row for kind in KINDS for row in rows[kind]]
-    parts = {row[f"{part}_id"]: part for row in pairs for part in ("chosen", "rejected")}
+    parts = {row[f"{part}_id"]: part for kind in KINDS for row in rows[kind] for part in ("chosen", "rejected")}
     elo = {row["judgment_id"]: row for row in rows["elo"]}
-    documents: dict[str, Document] = {}
-    for row in rows["responses"]:
-        shared: Document = {key: row[key] for key in ("prompt_id", "prompt")}
-        lists: Document = {"responses": [], "comparisons": [], "pairs": [], "none": {}}
-        document = documents.setdefault(row["prompt_id"], shared | lists)
-        own = judgments.get(row["id"], [])
-        document["responses"].append(
-            {key: value for key, value in row.items() if key != "prompt"}
-            | {
-                "part": parts.get(row["id"]),
-                "distinct": row["id"] in distinct,
-                "characters": len(row["text"]),
-                "score": to_number(scores[row["id"]]) if row["id"] in scores else None,
-                "expected": expected.get(row["id"], []),
-                "judgments": [one | {"part": parts.get(one["id"]), "elo": elo.get(one["id"])} for one in own],
-            }
-        )
-    for row in rows.get("comparisons", ()):
-        documents[row["prompt_id"]]["comparisons"].append(row)
-    for row in pairs:
+
+    def response(row: Document) -> Document:
+        own, score = judgments.get(row["id"], []), scores.get(row["id"])
+        return {key: value for key, value in row.items() if key != "prompt"} | {
+            "part": parts.get(row["id"]),
+            "distinct": row["id"] in distinct,
+            "characters": len(row["text"]),
+            "score": None if score is None else to_number(score),
+            "expected": expected.get(row["id"], []),
+            "judgments": [one | {"part": parts.get(one["id"]), "elo": elo.get(one["id"])} for one in own],
+        }
+
+    def pair(row: Document) -> Document:
         texts = {part: row[part][0]["content"] for part in ("chosen", "rejected")}
-        documents[row["prompt_id"]]["pairs"].append({key: row[key] for key in row if key != "prompt"} | texts)
-    for row in rows["none"]:
-        documents[row["prompt_id"]]["none"][row["kind"]] = row["reason"]
+        return {key: row[key] for key in row if key != "prompt"} | texts
+
+    comparisons, *pairs, none = (group_by(rows[name], "prompt_id") for name in ("comparisons", *KINDS, "none"))
+    documents = {
+        name: {
+            "prompt_id": name,
+            "prompt": responses[0]["prompt"],
+            "responses": list(map(response, responses)),
+            "comparisons": comparisons.get(name, []),
+            "pairs": [pair(row) for own in pairs for row in own.get(name, ())],
+            "none": {row["kind"]: row["reason"] for row in none.get(name, ())},
+        }
+        for name, responses in group_by(rows["responses"], "prompt_id").items()
+    }
     return _facts(run, number, made), documents
 
 
 def _facts(run: Path, number: int, made: Document) -> Document:
     """What all prompts of an iteration have in common."""
-    trained = read_manifest(run / f"iter{number}" / "checkpoint")
+    folder = run / f"iter{number}"
+    trained = read_manifest(folder / "checkpoint")
     # The actor of iteration t + 1 is M_t.
-    models = {weights_of(folder / "responses"): f"M{t - 1}" for t, folder in iterations(run)}
-    places = {name: run / f"iter{number}" / place for name, place in STAGES.items() if place in made["inputs"]}
-    weights = {name: weights_of(stage) for name, stage in places.items()}
+    models = {weights_of(path / "responses"): f"M{t - 1}" for t, path in iterations(run)}
+    weights = {name: weights_of(folder / place) for name, place in STAGES.items() if place in made["inputs"]}
     outside = "a model outside the run"
     return {
         "run": str(run),
@@ -108,33 +111,31 @@ def _facts(run: Path, number: int, made: Document) -> Document:
     }
 
 
-def _sources(folder: Path, made: Document) -> dict[str, Path]:
-    """The inputs of the pairs, without the model."""
+def _checked_manifest(folder: Path) -> Document:
+    """The manifest of an iteration's pairs. Raises `UserError` where it is missing or an input has changed since."""
+    made = read_manifest(folder / "pairs") or {}
     if "inputs" not in made:
         raise UserError(f"{folder}/pairs: not made yet, or by an older version; run iterate.py to its end")
-    sources = {}
     for name, source in made["inputs"].items():
-        if name != "model":
-            sources[name] = Path(source["path"]) if name == "scores_file" else folder / name
-            if digest(sources[name]) != source["digest"]:
-                raise UserError(f"{sources[name]}: changed since the pairs were made; run iterate.py again")
-    return sources
+        path = Path(source["path"]) if name == "scores_file" else folder / name
+        if name != "model" and digest(path) != source["digest"]:
+            raise UserError(f"{path}: changed since the pairs were made; run iterate.py again")
+    return made
 
 
-def _stage_rows(stage: Path, prompt_id: str) -> Iterator[Document]:
-    """The records of a stage, of all prompts or one, in order."""
-    for name in (read_manifest(stage) or {"shards": []})["shards"]:
-        yield from _rows(stage / name, prompt_id)
+def _shards(stage: Path) -> list[Path]:
+    return [stage / name for name in (read_manifest(stage) or {"shards": []})["shards"]]
 
 
-def _rows(path: Path, name: str, key: str = "prompt_id") -> Iterator[Document]:
-    """All rows of a file, or those with this name under the key, without token ids."""
+def _rows(paths: Iterable[Path], name: str, key: str = "prompt_id") -> Iterator[Document]:
+    """All rows of the files that exist, or those with this name under the key, without token ids."""
     written = json.dumps(name, ensure_ascii=False)[1:-1]
-    with path.open(encoding="utf-8") as lines:
-        # A full run has too many lines to parse each for one name.
-        for row in (json.loads(line) for line in lines if written in line):
-            if name in ("", row[key]):
-                yield {field: value for field, value in row.items() if not field.endswith("ids")}
+    for path in filter(Path.is_file, paths):
+        with path.open(encoding="utf-8") as lines:
+            # A full run has too many lines to parse each for one name.
+            for row in (json.loads(line) for line in lines if written in line):
+                if name in ("", row[key]):
+                    yield {field: value for field, value in row.items() if not field.endswith("ids")}
 
 
 def trace_text(document: Document, pair: Document | None = None) -> Iterator[str]:
@@ -158,6 +159,7 @@ def trace_text(document: Document, pair: Document | None = None) -> Iterator[str
 
 
 def _head(document: Document) -> Iterator[str]:
+    """Which models wrote what, the iteration's rule, the prompt's pairs or why there are none, and the prompt."""
     for stage, by in document["written_by"].items():
         yield f"  {stage} by {by['checkpoint']}, weights {by['weights']}"
     if scores := document["scores_from"]:
@@ -166,28 +168,31 @@ def _head(document: Document) -> Iterator[str]:
         yield f"  the iteration's pairs trained {trained['checkpoint']}, weights {trained['weights']}"
     rule = document["rule"] | {"judgments needed for a score": document["minimum_valid"]}
     yield "  rule: " + ", ".join(f"{key} {value}" for key, value in rule.items() if value is not None)
-    if document["positions"]:
-        yield "  positions: " + ", ".join(f"{key} {value:.4g}" for key, value in document["positions"].items())
-    for pair in document["pairs"]:
-        yield f"  {pair['kind']}: pair {pair['id']}"
+    if positions := document["positions"]:
+        yield "  positions: " + ", ".join(f"{key} {value:.4g}" for key, value in positions.items())
+    yield from (f"  {pair['kind']}: pair {pair['id']}" for pair in document["pairs"])
     for kind, reason in document["none"].items():
-        yield f"  {kind}: no pair, {reason}: {EXPLANATIONS[reason]}"
-    if document["positions"] is None:
+        yield f"  {kind}: no pair, {reason}: {Reason(reason).explanation}"
+    if positions is None:
         yield "  judge: this iteration makes no judge pairs"
     yield "  prompt:"
     yield from _indented(document["prompt"], 4)
+
+
+def _indented(text: str, spaces: int) -> Iterator[str]:
+    return (" " * spaces + "| " + line for line in text.splitlines() or [""])
 
 
 def response_label(row: Document) -> str:
     """A response in one line: id, part in the pair, score, seed, length, and what is unusual."""
     score = "no score" if row["score"] is None else f"score {row['score']:.6g}"
     notes = NOTES.get(row["finish_reason"], "") + ("" if row["distinct"] else ", not distinct: not judged")
-    return f"{row['id']}{_part(row)}: {score}, seed {row['seed']}, {row['characters']} characters{notes}"
+    return f"{_name(row)}: {score}, seed {row['seed']}, {row['characters']} characters{notes}"
 
 
 def judgment_label(row: Document) -> str:
     """A judgment in one line: id, part in the pair, score or failure, seed, and if it was compared, its Elo score."""
-    label = f"{row['id']}{_part(row)}: {verdict(row)}, seed {row['seed']}"
+    label = f"{_name(row)}: {verdict(row)}, seed {row['seed']}"
     if elo := row["elo"]:
         label += f", Elo {elo['elo']:.3f} +- {elo['standard_error']:.3f}, won {elo['won']}, lost {elo['lost']}"
     return label
@@ -198,8 +203,8 @@ def comparison_label(row: Document) -> str:
     return f"{row['id']}, seed {row['seed']}: {row['winner'] or 'no winner (' + row['failure'] + ')'}"
 
 
-def _part(row: Document) -> str:
-    return f" ({row['part']})" if row["part"] else ""
+def _name(row: Document) -> str:
+    return row["id"] + (f" ({row['part']})" if row["part"] else "")
 
 
 def verdict(row: Document) -> str:
@@ -207,19 +212,14 @@ def verdict(row: Document) -> str:
     return f"none ({row['failure']})" if row["score"] is None else f"{row['score']}"
 
 
-def _indented(text: str, spaces: int) -> Iterator[str]:
-    yield from (" " * spaces + "| " + line for line in text.splitlines() or [""])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="The evidence behind a training pair, or why a prompt has none.")
     parser.add_argument("run", type=Path, help="a run's folder, such as runs/smollm2-135m")
-    parser.add_argument("pair", nargs="?", help="a pair's id, such as actor/t0203 or judge/t0203/r2")
-    parser.add_argument("--why-not", metavar="PROMPT_ID", help="explain why this prompt has no pair")
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("pair", nargs="?", help="a pair's id, such as actor/t0203 or judge/t0203/r2")
+    wanted.add_argument("--why-not", metavar="PROMPT_ID", help="explain why this prompt has no pair")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args()
-    if (arguments.pair is None) == (arguments.why_not is None):
-        raise UserError("judging.trace: name either a pair or --why-not and a prompt")
     if prompt_id := arguments.why_not:
         number, _ = find(arguments.run, prompt_id, "prompts.jsonl")
     else:
@@ -228,9 +228,10 @@ def main() -> None:
     facts, documents = read_lineage(arguments.run, number, prompt_id)
     document = facts | documents[prompt_id]
     pair = next((pair for pair in document["pairs"] if pair["id"] == arguments.pair), None)
-    print(
+    text = (
         json.dumps(document, indent=2, ensure_ascii=False) if arguments.json else "\n".join(trace_text(document, pair))
     )
+    print(text)
 
 
 if __name__ == "__main__":

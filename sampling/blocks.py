@@ -136,9 +136,4 @@ class BlockPool:
 
 def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     """Length of the common prefix."""
-    count = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        count += 1
-    return count
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -40,31 +40,21 @@ class Engine:
         self.max_num_batched_tokens, self.max_num_seqs = max_num_batched_tokens, max_num_seqs
         self.share_prefixes = share_prefixes
         # One block more than the pool has: the graphs' padding writes there.
-        shape = (
-            config.num_hidden_layers,
-            2,
-            num_kv_blocks + 1,
-            config.num_key_value_heads,
-            block_size,
-            config.head_dim,
-        )
-        self.cache = empty_cache(shape, weight.dtype, weight.device)
+        slots = (config.num_key_value_heads, block_size, config.head_dim)
+        self.cache = empty_cache((config.num_hidden_layers, 2, num_kv_blocks + 1, *slots), weight.dtype, weight.device)
         self.paged_attention: Callable[[Tensor, AttentionMetadata, int], Attend] = PagedAttention
         self.sample = sample
         self.graphs: Callable[[AttentionMetadata, list[Sequence]], tuple[Tensor, Tensor]] | None = None
         if launch.use_triton(attention, self.cache):
-            self._use_triton(cuda_graphs and self.cache.is_cuda)
+            from kernels import paged_triton, topp
+            from sampling.graphs import DecodeGraphs
+
+            self.paged_attention, self.sample = paged_triton.TritonPagedAttention.build, topp.sample
+            self.graphs = DecodeGraphs(model, self.cache) if cuda_graphs and self.cache.is_cuda else None
         self.computed_tokens = 0
         self.preemptions = 0
         self.first_token_seconds: list[float] = []
         """Seconds from the start of the last run to each request's first token."""
-
-    def _use_triton(self, cuda_graphs: bool) -> None:
-        from kernels import paged_triton, topp
-        from sampling.graphs import DecodeGraphs
-
-        self.paged_attention, self.sample = paged_triton.TritonPagedAttention.build, topp.sample
-        self.graphs = DecodeGraphs(self.model, self.cache) if cuda_graphs else None
 
     @torch.inference_mode()
     def run(self, requests: Iterable[Request]) -> Iterator[Completion]:

@@ -26,6 +26,9 @@ BOS = ("<|begin_of_text|>", "<s>")
 """Names of beginning-of-sequence tokens."""
 
 
+Messages = Sequence[Message]
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How completions are drawn: temperature 0 is greedy, top_p 1 is the whole distribution."""
@@ -75,15 +78,12 @@ class LLM:
         """
         if isinstance(prompts, str):
             raise UserError("generate: prompts is a text; pass a list of texts")
-        begin = [self.tokenizer.control(name) for name in BOS]
-        bos = [token for token in begin if token is not None][:1]
+        bos = [token for token in map(self.tokenizer.control, BOS) if token is not None][:1]
         ids = [bos + self.tokenizer.encode(prompt) for prompt in prompts]
         return self._complete(ids, params, load_stop_ids(self.path))
 
     def chat(
-        self,
-        messages: Sequence[Message] | Sequence[Sequence[Message]],
-        params: SamplingParams | Sequence[SamplingParams],
+        self, messages: Messages | Sequence[Messages], params: SamplingParams | Sequence[SamplingParams]
     ) -> list[Output]:
         """Answer one conversation, or each of several, in the model's chat format; seeds as in `generate`.
 
@@ -94,10 +94,7 @@ class LLM:
         return self._complete(ids, params, self.chat_format.stop_ids)
 
     def _complete(
-        self,
-        prompts: list[list[int]],
-        params: SamplingParams | Sequence[SamplingParams],
-        stop_ids: frozenset[int],
+        self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams], stop_ids: frozenset[int]
     ) -> list[Output]:
         if isinstance(params, SamplingParams):
             params = [replace(params, seed=params.seed + i) for i in range(len(prompts))]
@@ -109,9 +106,8 @@ class LLM:
                 raise UserError(f"prompt {i} is empty; the model needs a token to continue")
             sampling = Sampling(own.temperature, own.top_p, own.max_tokens, stop_ids)
             requests.append(Request(str(i), ids, sampling, own.seed))
-        completions = {completion.id: completion for completion in self.engine.run(requests)}
-        ordered = [completions[request.id] for request in requests]
-        return [Output(self.tokenizer.decode(c.ids), c.ids, c.finish_reason) for c in ordered]
+        completions = sorted(self.engine.run(requests), key=lambda completion: int(completion.id))
+        return [Output(self.tokenizer.decode(c.ids), c.ids, c.finish_reason) for c in completions]
 
 
 def _num_kv_blocks(model: Llama, block_size: int) -> int:

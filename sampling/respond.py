@@ -39,13 +39,7 @@ def _settings(settings: Settings, iteration: int) -> Any:
 
 
 RESPOND = Stage(
-    "respond",
-    "sampling.respond",
-    respond,
-    settings=_settings,
-    per_iteration=True,
-    inputs=("model", "prompts"),
-    ranks="all",
+    "respond", "sampling.respond", respond, _settings, ("model", "prompts"), per_iteration=True, ranks="all"
 )
 
 if __name__ == "__main__":

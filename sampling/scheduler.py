@@ -9,6 +9,7 @@ running sequence gives up its blocks and waits again; it keeps its tokens, which
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from kernels.metadata import AttentionMetadata, build_metadata
 from sampling.blocks import ROOT, BlockPool
@@ -72,14 +73,12 @@ class Step:
 
     def metadata(self, block_size: int) -> AttentionMetadata:
         """What the attention kernels need to know of the step."""
-        decode, prefill = (
-            [(item.start, item.end, item.sequence.blocks) for item in items] for items in (self.decode, self.prefill)
-        )
+        kinds = (self.decode, self.prefill)
+        decode, prefill = ([(item.start, item.end, item.sequence.blocks) for item in items] for items in kinds)
         return build_metadata(decode, prefill, block_size)
 
 
-def _arrival(sequence: Sequence) -> int:
-    return sequence.arrival
+_by_arrival = attrgetter("arrival")
 
 
 class Scheduler:
@@ -137,9 +136,8 @@ class Scheduler:
             sequence = item.sequence
             for i in range(item.start // size, -(-item.end // size)):
                 self.pool.fill(sequence.blocks[i], min(item.end - i * size, size))
-            samples = item.samples
             sequence.computed = item.end
-            if samples:
+            if item.samples:
                 sequence.tokens.append(next(drawn))
                 if finished(sequence):
                     self._release(sequence)
@@ -166,7 +164,7 @@ class Scheduler:
             step.copies.append((match.tail, sequence.blocks[-1]))
         self._reserve(sequence, end)
         self.waiting.remove(sequence)
-        insort(self.running, sequence, key=_arrival)
+        insort(self.running, sequence, key=_by_arrival)
         return True
 
     def _reserve(self, sequence: Sequence, end: int) -> bool:
@@ -185,7 +183,7 @@ class Scheduler:
         self.preemptions += 1
         self._release(sequence)
         self.running.remove(sequence)
-        insort(self.waiting, sequence, key=_arrival)
+        insort(self.waiting, sequence, key=_by_arrival)
 
     def _release(self, sequence: Sequence) -> None:
         for block in reversed(sequence.blocks):  # so that the ends of prefixes are evicted before their beginnings
@@ -196,12 +194,14 @@ class Scheduler:
         """Add tokens up to `end` to the step and register the blocks that they fill; returns the number of tokens."""
         size = self.pool.block_size
         for i in range(len(sequence.entries), end // size):
-            parent = sequence.entries[-1] if sequence.entries else ROOT
-            tokens = sequence.tokens[i * size : (i + 1) * size]
-            sequence.entries.append(self.pool.register(sequence.blocks[i], parent, tokens))
+            sequence.entries.append(self._register(sequence, i * size, (i + 1) * size))
         if sequence.computed < sequence.prompt_length <= end and end % size:
-            parent = sequence.entries[-1] if sequence.entries else ROOT
-            self.pool.register(sequence.blocks[end // size], parent, sequence.tokens[end - end % size : end])
+            self._register(sequence, end - end % size, end)
         kind = step.decode if end - sequence.computed == 1 else step.prefill
         kind.append(Scheduled(sequence, sequence.computed, end))
         return end - sequence.computed
+
+    def _register(self, sequence: Sequence, start: int, end: int) -> int:
+        """Register the block of the tokens [start, end), the one after the last entry's."""
+        parent = sequence.entries[-1] if sequence.entries else ROOT
+        return self.pool.register(sequence.blocks[start // self.pool.block_size], parent, sequence.tokens[start:end])

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,19 +49,8 @@ Verdict = Callable[[Row], Row]
 """Maps a completion's row to further fields that a stage reads from it, such as a judgment's score."""
 
 
-class SamplingSection(Protocol):
-    """A section of the settings with the parameters of sampling."""
-
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def top_p(self) -> float: ...
-    @property
-    def max_new_tokens(self) -> int: ...
-
-
-def sampling_of(section: SamplingSection, chat: ChatFormat) -> Sampling:
-    """A section's parameters of sampling, with the tokens that end the model's turn as stop tokens."""
+def sampling_of(section: Any, chat: ChatFormat) -> Sampling:
+    """The parameters of sampling of a section of the settings, with the tokens that end the model's turn as stops."""
     return Sampling(section.temperature, section.top_p, section.max_new_tokens, chat.stop_ids)
 
 
@@ -88,28 +77,23 @@ class Item:
 
     def row(self, completion: Completion, chat: ChatFormat) -> Row:
         """The output row of the request: the sampled tokens, or the probabilities of the `named` tokens."""
+        ids, reason = completion.ids, completion.finish_reason
         if self.named:
             probabilities = [round(p, 6) for p in completion.probabilities]
-            return self.record | {"finish_reason": completion.finish_reason, "probabilities": probabilities}
-        return self.record | {
-            "ids": completion.ids,
-            "text": chat.text(completion.ids),
-            "finish_reason": completion.finish_reason,
-            "logprob": round(completion.logprob, 4),
-            "seed": self.seed,
-        }
+            return self.record | {"finish_reason": reason, "probabilities": probabilities}
+        sampled = {"ids": ids, "text": chat.text(ids), "finish_reason": reason}
+        return self.record | sampled | {"logprob": round(completion.logprob, 4), "seed": self.seed}
 
 
 def generation_settings(settings: Settings, iteration: int, section: Any) -> Row:
     """The settings that the output of a generating stage depends on, for its key; `section` are the stage's own."""
-    return {
-        "section": section,
-        "engine": as_dict(settings.engine),
-        "dtype": settings.model.dtype,
-        "attention": settings.model.attention,
-        "seed": settings.seed,
-        "iteration": iteration,
-    }
+    return {"section": section, "iteration": iteration, **_common_settings(settings)}
+
+
+def _common_settings(settings: Settings) -> Row:
+    model = settings.model
+    shared = {"dtype": model.dtype, "attention": model.attention, "seed": settings.seed}
+    return {"engine": as_dict(settings.engine)} | shared
 
 
 @dataclass(frozen=True)
@@ -130,11 +114,10 @@ class Work:
         Length is in characters, four to a token, since prompts are not tokenized before their shard is claimed.
         """
 
-        def length(shard: list[Item]) -> int:
-            texts = sum(len(message["content"]) for item in shard for message in item.messages())
-            return texts + sum(4 * item.sampling.max_new_tokens for item in shard)
+        def length(item: Item) -> int:
+            return sum(len(message["content"]) for message in item.messages()) + 4 * item.sampling.max_new_tokens
 
-        lengths = [length(shard) for shard in self.shards]
+        lengths = [sum(map(length, shard)) for shard in self.shards]
         return sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
 
@@ -189,7 +172,6 @@ class Worker:
         for name, rows in extra.items():
             write_jsonl(job.out / name, rows)
         counts, new_tokens = count_records(row for path in paths for row in read_jsonl(path))
-        settings = self.settings
         write_manifest(
             job.out,
             job.name,
@@ -200,13 +182,8 @@ class Worker:
             new_tokens=new_tokens,
             seconds=round(time.monotonic() - started, 1),
             inputs=job.lineage(),
-            settings={
-                "engine": as_dict(settings.engine),
-                "dtype": settings.model.dtype,
-                "attention": settings.model.attention,
-                "seed": settings.seed,
-            },
-            compute_dtype=str(generation_dtype(settings.model.dtype, local_device())).removeprefix("torch."),
+            settings=_common_settings(self.settings),
+            compute_dtype=str(generation_dtype(self.settings.model.dtype, local_device())).removeprefix("torch."),
             environment=environment(),
         )
 
@@ -267,10 +244,10 @@ class Worker:
 
 def environment() -> dict[str, str]:
     """Package versions and the device: besides settings and inputs, they may change the last bits of a result."""
-    names = [name for name in ("torch", "triton", "tokenizers", "safetensors") if find_spec(name)]
+    versions = {name: version(name) for name in ("torch", "triton", "tokenizers", "safetensors") if find_spec(name)}
     processor = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else str(processor)
-    return {name: version(name) for name in names} | {"python": platform.python_version(), "device": device}
+    return versions | {"python": platform.python_version(), "device": device}
 
 
 def local_device() -> torch.device:
@@ -297,9 +274,8 @@ def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine
     torch.set_num_threads(options.threads // cpu_processes(options))
     gc.collect()  # an engine of an earlier round, kept by a cycle, would keep its cache
     products = generation_dtype(settings.model.dtype, device)
-    model = load_packed(model_dir, products, device)
     engine = Engine(
-        model,
+        load_packed(model_dir, products, device),
         num_kv_blocks=options.num_kv_blocks,
         block_size=options.block_size,
         max_num_batched_tokens=options.max_num_batched_tokens,
@@ -308,10 +284,9 @@ def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine
         cuda_graphs=options.cuda_graphs,
     )
     if log:
-        dtype, cache = str(products).removeprefix("torch."), engine.cache
-        dtype += ", the rest float32," if products == torch.int8 else ""
+        dtype = str(products).removeprefix("torch.") + ", the rest float32," * (products == torch.int8)
         processes = int(os.environ.get("WORLD_SIZE", cpu_processes(options)))
         where = f"{device}, {processes} process{'es' * (processes > 1)}" if device.type == "cpu" else f"{device}"
-        tokens = options.num_kv_blocks * options.block_size
-        tqdm.write(f"{dtype} on {where}; KV cache {cache.nbytes / 2**20:.0f} MiB, {tokens} tokens", file=sys.stderr)
+        size, tokens = engine.cache.nbytes / 2**20, options.num_kv_blocks * options.block_size
+        tqdm.write(f"{dtype} on {where}; KV cache {size:.0f} MiB, {tokens} tokens", file=sys.stderr)
     return engine

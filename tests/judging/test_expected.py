@@ -8,9 +8,11 @@ import pytest
 import torch
 from plain_llama import PlainLlama
 from records import BYTES_CHAT as CHAT
+from records import make_settings, response, take_first
 
-from judging.expected import behind_reasons, expected_items, moments, read_expected, score_tokens, spreads
-from judging.scores import meta_judged, most_uncertain, response_scores
+from judging.expected import expected_items, moments, read_expected, score_tokens
+from judging.metajudge import choose_meta_judged
+from judging.scores import most_uncertain, response_scores, spreads
 from model.weights import load_model
 from prepare.seed_model import make_tiny
 from sampling.engine import Engine
@@ -19,11 +21,8 @@ from sampling.worker import Item
 from stages.files import UserError
 from stages.settings import Judge
 
+FIRST = Judge(prompt_style="compact", verdict_position="first", score="expected")
 RESPONSE = {"id": "p/r0", "prompt_id": "p", "prompt": "Why?", "text": "So."}
-
-
-def first_pick(options, what):
-    return options[0]
 
 
 def record(*probabilities: float, finish_reason: str = "length") -> dict:
@@ -76,7 +75,7 @@ def test_the_engine_gives_the_models_own_probabilities(tmp_path):
 
 
 def test_the_request_ends_where_the_digit_comes():
-    item = next(expected_items([RESPONSE], CHAT, Judge(prompt_style="compact", verdict_position="first")))
+    item = next(expected_items([RESPONSE], [], CHAT, FIRST))
     request = item.request(CHAT)
     assert bytes(request.ids[1:]).endswith(b"So.Score: ") and request.named == tuple(b"012345")
     assert item.sampling.max_new_tokens == 1
@@ -92,12 +91,13 @@ def test_behind_reasons_the_digit_is_the_verdicts(text, place):
     judgment = {"id": "p/r0/j0", "response_id": "p/r0", "prompt_id": "p", "index": 0, "score": 1, "ids": ids}
     failed = judgment | {"id": "p/r0/j1", "index": 1, "score": None, "text": "?"}
     rows = [judgment | {"text": text}, failed]
-    (item,) = behind_reasons([RESPONSE], rows, CHAT, Judge(verdict_position="last"))
-    assert item.begun == tuple(ids[:place]) and item.record["index"] == 0
+    (item,) = expected_items([RESPONSE], rows, CHAT, Judge(verdict_position="last", score="expected"))
+    assert item.begun == tuple(ids[:place])
+    assert item.record == {"id": "p/r0/j0/e", "response_id": "p/r0", "prompt_id": "p", "index": 0}
 
 
 def test_a_tokenizer_without_digits_of_their_own_is_refused():
-    assert score_tokens(CHAT).digits == tuple(b"012345")
+    assert score_tokens(CHAT) == ([*b"Score: "], tuple(b"012345"))
     with pytest.raises(UserError, match=r'set judge\.score = "sampled"'):
         score_tokens(SimpleNamespace(completion_ids=lambda text: [7, 0]))
 
@@ -111,11 +111,15 @@ def test_the_most_uncertain_response_is_judged():
     ]
     variances = spreads(rows)
     assert variances == {"p/r0": 1, "p/r1": Fraction(3, 2)}
-    responses = [{"id": f"p/r{i}", "prompt_id": "p"} for i in range(3)]
-    assert [row["id"] for row in most_uncertain(responses, variances, first_pick)] == ["p/r1"]
-    judgments = {f"p/r{i}": [{"text": "a", "score": 0}, {"text": "b", "score": 5 * (i == 0)}] for i in range(2)}
-    assert meta_judged(responses, judgments, first_pick)[0]["id"] == "p/r0"  # by the sampled scores
-    assert meta_judged(responses, judgments, first_pick, variances)[0]["id"] == "p/r1"
+    responses = [response(1, i, f"text {i}") | {"id": f"p/r{i}"} for i in range(3)]
+    assert [row["id"] for row in most_uncertain(responses, variances, take_first)] == ["p/r1"]
+    judgments = {
+        f"p/r{i}": [{"text": "a", "score": 0, "index": 0}, {"text": "b", "score": 5 * (i == 0), "index": 1}]
+        for i in range(2)
+    }
+    for given, name in ((None, "p/r0"), (variances, "p/r1")):  # by the sampled scores; by the expected ones
+        (row,) = choose_meta_judged(responses, judgments, make_settings(), 1, given)
+        assert row["response_id"] == name
     own = {"p/r1": [row for row in rows if row["response_id"] == "p/r1"]}
     assert response_scores(own, 2) == {"p/r1": 3}
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from records import CHAT, decided
 
+from judging.actor_pairs import actor_pairs
 from judging.judge import read_score
-from judging.judge_pairs import Contest, elo_rows, position_wins
-from judging.metajudge import read_winner
-from judging.pairs import actor_pairs, judge_pairs
+from judging.judge_pairs import elo_rows, judge_pairs, position_wins
+from judging.metajudge import choose_meta_judged, read_winner
 from judging.scores import ACTOR_REASONS, JUDGE_REASONS, Reason, response_scores, to_number
 from sampling.request import Completion, Sampling
 from sampling.worker import Item
@@ -75,18 +75,20 @@ def worked(name: str) -> dict:
             winner = read_winner(completed("c", output, {}), Metajudge())["winner"]
             battles.setdefault(names[_only(prompt["judge"]["response"])], []).append((m, n, winner))
     scores = response_scores(group_by(judgments, "response_id"), settings.judge.minimum_valid)
-    actor, no_actor = actor_pairs(group_by(responses, "prompt_id"), scores, settings, 1, CHAT)
-    tested = [row for row in responses if "judge" in _prompt(table, row["prompt_id"])]
-    contests = decided(tested, group_by(judgments, "response_id"), battles, settings)
-    wins = position_wins(battles)
-    judge, no_judge = judge_pairs(contests, wins, settings, 1, CHAT)
+    tested, judged = (
+        [row for row in responses if "judge" in _prompt(table, row["prompt_id"])],
+        group_by(judgments, "response_id"),
+    )
+    contests = decided(tested, judged, battles, settings)
     return {
         "scores": scores,
-        "actor": {row["prompt_id"]: row for row in actor} | no_actor,
-        "judge": {row["prompt_id"]: row for row in judge} | no_judge,
-        "contests": contests,
-        "wins": wins,
-        "elo": group_by(elo_rows(contests, wins, settings.metajudge), "response_id"),
+        "actor": actor_pairs(group_by(responses, "prompt_id"), scores, settings, 1, CHAT),
+        "judge": judge_pairs(contests, settings, 1, CHAT),
+        "meta_judged": {
+            row["prompt_id"]: row["response_id"] for row in choose_meta_judged(tested, judged, settings, 1)
+        },
+        "wins": position_wins(battles),
+        "elo": group_by(elo_rows(contests), "response_id"),
     }
 
 
@@ -140,12 +142,11 @@ def test_actor(name: str, prompt_id: str):
 def test_judge(name: str, prompt_id: str):
     prompt, all_made = _prompt(golden(name), prompt_id), worked(name)
     expected, made = prompt["judge"], all_made["judge"][prompt_id]
-    contest = all_made["contests"][prompt_id]
+    response = all_made["meta_judged"][prompt_id]
     if "response" in expected:
-        assert isinstance(contest, Contest), prompt["why"]
-        assert int(contest.response["id"].rsplit("/r", 1)[1]) in _allowed(expected["response"]), prompt["why"]
+        assert int(response.rsplit("/r", 1)[1]) in _allowed(expected["response"]), prompt["why"]
     if "elo" in expected:
-        elo = [row["elo"] for row in all_made["elo"][contest.response["id"]]]
+        elo = [row["elo"] for row in all_made["elo"][response]]
         assert elo == pytest.approx(expected["elo"], abs=1e-4), prompt["why"]
     if "reason" in expected:
         assert made == Reason(expected["reason"]), prompt["why"]

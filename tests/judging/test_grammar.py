@@ -6,7 +6,6 @@ from fractions import Fraction
 from random import Random
 from typing import Any
 
-import pytest
 from slow_verdict import slow_score, slow_winner
 
 from judging.verdict import Failure, parse_score, parse_winner
@@ -130,21 +129,12 @@ def requests(seed: int, count: int, draw_line: Callable[[Random], list[str]]) ->
             line = spoil_characters(draw, line) if line else line
         verdict = draw.choice(["last", "last", "first"])
         text = text_around(draw, line, joined(draw, draw_line(draw)), verdict)
-        yield {
+        fractions = {"fractions": draw.random() < 0.5} if draw_line is score_line else {}
+        yield fractions | {
             "text": draw.choice(["", " ", "\n\u00a0\n", "\u2028\x1c"]) if draw.random() < 0.02 else text,
             "finish_reason": draw.choice(["too_long", "length", ""]) if draw.random() < 0.05 else "stop",
             "verdict_position": verdict,
         }
-
-
-def score_requests(seed: int, count: int) -> Iterator[dict[str, Any]]:
-    draw = Random(f"fractions {seed}")
-    for request in requests(seed, count, score_line):
-        yield request | {"fractions": draw.random() < 0.5}
-
-
-def winner_requests(seed: int, count: int) -> Iterator[dict[str, Any]]:
-    return requests(seed, count, winner_line)
 
 
 def compare(parse: Callable, slow: Callable, sample: Iterator[dict[str, Any]]) -> tuple[Counter, list[str]]:
@@ -159,85 +149,16 @@ def compare(parse: Callable, slow: Callable, sample: Iterator[dict[str, Any]]) -
 
 
 def test_scores_are_read_as_the_grammar_has_them():
-    seen, disagreements = compare(parse_score, slow_score, score_requests(1, 10_000))
+    seen, disagreements = compare(parse_score, slow_score, requests(1, 6_000, score_line))
     assert not disagreements, f"{len(disagreements)} texts:\n" + "\n".join(disagreements[:10])
-    rare = {result: seen[result] for result in [*Failure, *map(Fraction, range(6))] if seen[result] < 100}
-    assert not rare and sum(n for result, n in seen.items() if isinstance(result, Fraction)) > 2000, seen
-    assert sum(n for result, n in seen.items() if isinstance(result, Fraction) and result.denominator != 1) > 100, seen
+    rare = {result: seen[result] for result in [*Failure, *map(Fraction, range(6))] if seen[result] < 40}
+    assert not rare and sum(n for result, n in seen.items() if isinstance(result, Fraction)) > 1200, seen
+    assert sum(n for result, n in seen.items() if isinstance(result, Fraction) and result.denominator != 1) > 60, seen
 
 
 def test_winners_are_read_as_the_grammar_has_them():
-    seen, disagreements = compare(parse_winner, slow_winner, winner_requests(2, 10_000))
+    seen, disagreements = compare(parse_winner, slow_winner, requests(2, 4_000, winner_line))
     assert not disagreements, f"{len(disagreements)} texts:\n" + "\n".join(disagreements[:10])
     failures = set(Failure) - {Failure.OUT_OF_RANGE, Failure.FRACTION}
-    assert not {result: seen[result] for result in [*failures, "first", "second", "tie"] if seen[result] < 100}, seen
+    assert not {result: seen[result] for result in [*failures, "first", "second", "tie"] if seen[result] < 40}, seen
     assert set(seen) == failures | {"first", "second", "tie"}
-
-
-READ_SCORES = {  # stated by hand, to test the slow parser itself; whole scores only
-    "Score: 4": 4,
-    "I think so.\n\n## Final_Score\uff1a **4.0** / 5.\n": 4,
-    "-score:<3>points(out of 5 points).": 3,
-    "\u2022 TOTAL\u00a0score : [ 0 ]of5point": 0,
-    "Overall score: -0": 0,
-    "score: 000000005": 5,
-    "score: 4\nThat is all.": Failure.MISSING,
-    "####### score: 4": Failure.MISSING,
-    "# # score: 4": Failure.MISSING,
-    "finalscore: 4": Failure.MISSING,
-    "\u017fcore: 4": Failure.MISSING,
-    "score 4": Failure.MISSING,
-    "score:": Failure.MISSING,
-    "score: \u0664": Failure.MISSING,
-    "score: out of 5": Failure.MISSING,
-    "***": Failure.MISSING,
-    "score: 0000000005": Failure.MALFORMED,
-    "score: - 4": Failure.MALFORMED,
-    "score: <4]": Failure.MALFORMED,
-    "score: 4 pointsof 5": Failure.MALFORMED,
-    "score: 4 /5 /5": Failure.MALFORMED,
-    "score: 4 scoreof 5points!": Failure.MALFORMED,
-    "score: 4.5.": Failure.FRACTION,
-    "score: 4.5.5": Failure.AMBIGUOUS,
-    "score: 4 or 4": Failure.AMBIGUOUS,
-    "score: 4/10": Failure.AMBIGUOUS,
-    "score: 4/5.0": Failure.AMBIGUOUS,
-    "score: 4/5. Good": Failure.AMBIGUOUS,
-    "score: -0.5": Failure.OUT_OF_RANGE,
-    "score: 5.000000001 / 5": Failure.OUT_OF_RANGE,
-    " \n\u2028\x1c": Failure.EMPTY,
-}
-READ_WINNERS = {
-    "Winner: A": "first",
-    "winner: 4\nFINAL winner: <judgement **b**>.": "second",
-    "- Winner:[Tie]": "tie",
-    "winner: a": "first",
-    "total winner: A": Failure.MISSING,
-    "winner: judgmentA": Failure.MISSING,
-    "winner: neither a nor c": Failure.MISSING,
-    "winner: judgment tie": Failure.MALFORMED,
-    "winner: it is judgment a": Failure.MALFORMED,
-    "winner: a tie": Failure.MALFORMED,
-    "winner: A or b": Failure.AMBIGUOUS,
-    "winner: A A": Failure.AMBIGUOUS,
-    "\u2003": Failure.EMPTY,
-}
-
-
-@pytest.mark.parametrize(("text", "expected"), READ_SCORES.items())
-def test_slow_scores(text, expected):
-    assert slow_score(text, "stop") == expected
-
-
-@pytest.mark.parametrize(("text", "expected"), READ_WINNERS.items())
-def test_slow_winners(text, expected):
-    assert slow_winner(text, "stop") == expected
-
-
-def test_slow_settings():
-    assert slow_score("score: 9", "too_long") == slow_winner("", "too_long") == Failure.TOO_LONG
-    assert slow_score("score: 3", "length") == slow_winner("winner: A", "") == Failure.TRUNCATED
-    assert slow_score("\nscore: 3\x0bscore: 4", "stop", verdict_position="first") == 3
-    assert slow_winner("winner: A\u2028winner: B", "stop", "first") == "first"
-    assert slow_score("score: 4.5 of 5", "stop", fractions=True) == Fraction(9, 2)
-    assert slow_score("score: 5.5", "stop", fractions=True) == Failure.OUT_OF_RANGE

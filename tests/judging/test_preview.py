@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from records import BYTES_CHAT
 
 from judging.preview import preview
 from sampling.request import Completion
@@ -14,22 +15,10 @@ PROMPTS = [{"id": "a", "prompt": "What is rain?"}, {"id": "b", "prompt": "What i
 ANSWERS = {"a": "Water that falls.", "b": "Cold."}
 
 
-class Chat:
-    """Tokens are characters."""
-
-    stop_ids = (0,)
-
-    def prompt_ids(self, messages):
-        return [ord(letter) for letter in messages[0]["content"]]
-
-    def text(self, ids):
-        return "".join(map(chr, ids))
-
-
 class Worker:
     """A worker with scripted answers: the judge's j-th answer, and the meta-judge's."""
 
-    settings, chat = SETTINGS, Chat()
+    settings, chat = SETTINGS, BYTES_CHAT
 
     def __init__(self, judge, metajudge):
         self.judge, self.metajudge = judge, metajudge
@@ -37,14 +26,11 @@ class Worker:
     def engine(self, log):
         return self
 
-    def record(self, item, completion):
-        return item.record | {"text": self.chat.text(completion.ids), "finish_reason": completion.finish_reason}
-
     def run(self, requests):
         for request in requests:
             kind = request.id.split("/")[-1]
             text = self.judge(kind) if kind[0] == "j" else {"r": ANSWERS[request.id[0]], "m": self.metajudge}[kind[0]]
-            yield Completion(request.id, [ord(letter) for letter in text], "stop", 0.0)
+            yield Completion(request.id, [*text.encode(), 0], "stop", 0.0)
 
 
 def judged(kind: str) -> str:

@@ -1,17 +1,105 @@
-"""Scores from a file in place of the judge."""
+"""Scores, the choice of the meta-judged response, and scores from a file, by hand."""
 
 from fractions import Fraction
 
 import pytest
-from records import response
+from records import judgments, make_settings, response
 
-from judging.scores import read_scores
+from judging.metajudge import choose_meta_judged
+from judging.scores import (
+    ACTOR_REASONS,
+    EXPLANATIONS,
+    JUDGE_REASONS,
+    Reason,
+    distinct_judgments,
+    distinct_responses,
+    mean_score,
+    read_scores,
+)
 from stages.files import UserError, write_jsonl
+
+
+def test_distinct_responses():
+    rows = [
+        response(1, 0, "same"),
+        response(1, 1, "same", "length"),
+        response(1, 2, "", "too_long"),
+        response(1, 3, "cut", "length"),
+        response(2, 0, "same"),
+        response(1, 4, "same "),
+        response(1, 5, ""),
+    ]
+    assert [row["id"] for row in distinct_responses(rows)] == ["p1/r0", "p1/r3", "p2/r0", "p1/r4", "p1/r5"]
+
+
+def test_mean_scores_are_exact_and_failures_are_as_deleted():
+    for scores, needed, mean in [
+        ([4, 4, 3], 1, Fraction(11, 3)),
+        ([4, None, 4, None, 3], 3, Fraction(11, 3)),
+        ([4, None, 4, None, 3], 4, None),
+        ([None, None], 1, None),
+        ([], 1, None),
+        ([0, 0], 1, 0),
+        ([4.1, 4.2], 1, Fraction(83, 20)),
+    ]:
+        assert mean_score(judgments("p1/r0", scores), needed) == mean
+    # Equal texts are two draws of one distribution: both enter the mean.
+    assert mean_score(judgments("p1/r0", [5, 5, 2], ["a", "a", "b"]), 1) == 4
+
+
+def test_equal_judgments_and_failures_are_not_distinct():
+    rows = judgments("p1/r0", [4, 4, None, 2, 4], ["a", "a", "b", "c", "d"])
+    assert [row["index"] for row in distinct_judgments(rows)] == [0, 3, 4]
+
+
+def chosen(scores, texts=None, seed: int = 0) -> tuple[int, list[int]] | str:
+    """Which of one prompt's responses is meta-judged and by which judgments, or why none is."""
+    responses = [response(1, sample, f"text {sample}") for sample in range(4)]
+    rated = {f"p1/r{i}": judgments(f"p1/r{i}", row, (texts or {}).get(i)) for i, row in scores.items()}
+    (row,) = choose_meta_judged(responses, rated, make_settings(seed=seed), 1)
+    return row["reason"] or (int(row["response_id"][-1]), row["judgments"])
+
+
+@pytest.mark.parametrize(
+    ("scores", "texts", "choice"),
+    [
+        ({0: [3, 3, 3], 1: [1, 5, 3], 2: [2, 4, 3]}, {}, (1, [0, 1, 2])),
+        # a failure is as deleted: [0, 5] varies more than [1, 5, 5, 1], 25/4 against 4
+        ({0: [1, 5, 5, 1], 1: [0, None, 5, None]}, {}, (1, [0, 2])),
+        # one parsed judgment cannot be compared, whatever it says; equal texts are one judgment
+        ({0: [5, None, None], 1: [3, 3, None], 2: [4, 4, None]}, {2: ["x", "x", "y"]}, (1, [0, 1])),
+        ({1: [3, 4]}, {}, (1, [0, 1])),
+        # r0: {0, 5} without repetitions, 25/4, with them (0, 5, 5, 5) 75/16; r1: 59/12, in between
+        ({0: [0, 5, 5, 5], 1: [0, 0, 5, 5, 1, 4]}, {0: ["x", "y", "y", "y"]}, (0, [0, 1])),
+        # population variances: (0, 5, 5) 50/9 against (0, 0, 5, 5) 25/4; sample variances would be 25/3 each
+        ({0: [0, 5, 5], 1: [0, 0, 5, 5]}, {}, (1, [0, 1, 2, 3])),
+        ({0: [4, 4, None], 1: [None, 3, None]}, {0: ["x", "x", "y"]}, "too_few_judgments"),
+    ],
+)
+def test_the_response_of_highest_variance_is_meta_judged(scores, texts, choice):
+    assert chosen(scores, texts) == choice
+
+
+def test_variance_ties_are_drawn_with_the_seed():
+    scores = {0: [1, 5], 1: [5, 1], 2: [3, 4], 3: [0, 4]}
+    drawn = [chosen(scores, seed=seed)[0] for seed in range(60)]
+    assert set(drawn) == {0, 1, 3}
+    assert drawn == [chosen(scores, seed=seed)[0] for seed in range(60)]
+
+
+def test_reasons_cover_both_kinds():
+    assert set(ACTOR_REASONS) & set(JUDGE_REASONS) == {Reason.CHOSEN_TOO_LONG}
+    assert (
+        set(ACTOR_REASONS) | set(JUDGE_REASONS)
+        == set(Reason)
+        == {reason for reason, why in EXPLANATIONS.items() if why}
+    )
+
 
 RESPONSES = [response(1, 0, "good"), response(1, 1, "bad"), response(2, 0, "other")]
 
 
-def test_scores_are_exact_and_may_be_any_number(tmp_path):
+def test_scores_from_a_file_are_exact_and_may_be_any_number(tmp_path):
     path = tmp_path / "scores.jsonl"
     rows = [{"id": "p1/r0", "score": -0.1, "text": "good"}, {"id": "p1/r1", "score": 1e-7, "model": "any"}]
     write_jsonl(path, rows)
@@ -30,7 +118,7 @@ def test_scores_are_exact_and_may_be_any_number(tmp_path):
         ({"id": "p1/r1", "score": float("inf")}, "line 2: score is inf"),
         ({"id": "p1/r1", "score": 4, "text": "good"}, "line 2: 'p1/r1' has another text"),
         ({"id": "p1/r1", "score": 10**400}, "line 2: score is 1000"),
-        ({"id": ["p1/r1"], "score": 1}, "line 2: id is ['p1/r1']"),
+        ({"id": ["p1/r1"], "score": 1}, "line 2: no response has the id ['p1/r1']"),
         ({"id": "p1/r1"}, "line 2: key 'score' is missing"),
     ],
 )

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from workload import FIXTURE, GREEDY, mixed_requests
+from workload import FIXTURE, GREEDY, greedy_by_full_forwards, mixed_requests
 
-from kernels.attention import VarlenAttention
-from kernels.segments import Segments
-from model.llama import Llama, logits_head
+from model.llama import Llama
 from model.weights import load_model
 from sampling.engine import Engine
 from sampling.request import Request, Sampling
@@ -25,16 +23,6 @@ def engine(model: Llama, **changes) -> Engine:
     return Engine(
         model, **({"num_kv_blocks": 256, "block_size": 8, "max_num_batched_tokens": 256, "max_num_seqs": 32} | changes)
     )
-
-
-def greedy_by_full_forwards(model: Llama, ids: list[int], count: int) -> list[int]:
-    """The oracle: no cache, one whole forward a token."""
-    tokens = list(ids)
-    for _ in range(count):
-        attend = VarlenAttention(Segments.make([len(tokens)]))
-        logits = model(torch.tensor(tokens), torch.arange(len(tokens)), attend, logits_head)
-        tokens.append(int(logits[-1].argmax()))
-    return tokens[len(ids) :]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +59,7 @@ def test_a_shared_prompt_is_computed_once(model):
     assert machine.computed_tokens == 60 + 7 + 8 * 9
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the resident memory is read from /proc")
 def test_memory_does_not_grow(model):
     """2,000 requests, many of them preempted on the way, after 500 that have warmed everything up."""

@@ -1,11 +1,8 @@
 """LLM: texts and conversations in, the engine's completions out."""
 
 import pytest
-import torch
+from workload import greedy_by_full_forwards
 
-from kernels.attention import VarlenAttention
-from kernels.segments import Segments
-from model.llama import logits_head
 from prepare.seed_model import make_tiny
 from sampling.llm import LLM, SamplingParams
 from stages.files import UserError
@@ -22,13 +19,7 @@ def llm(tmp_path_factory) -> LLM:
 
 
 def greedy(llm: LLM, ids: list[int], count: int) -> list[int]:
-    """The most probable tokens after `ids`, each from a whole forward pass."""
-    tokens = list(ids)
-    for _ in range(count):
-        attend = VarlenAttention(Segments.make([len(tokens)]))
-        logits = llm.engine.model(torch.tensor(tokens), torch.arange(len(tokens)), attend, logits_head)
-        tokens.append(int(logits[-1].argmax()))
-    return tokens[len(ids) :]
+    return greedy_by_full_forwards(llm.engine.model, ids, count)
 
 
 def test_generate_continues_the_text(llm):

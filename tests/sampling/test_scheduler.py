@@ -70,7 +70,7 @@ def expected(request: Request) -> list[int]:
 PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=14)  # two tokens only: prefixes are often shared
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80)
 @given(
     prompts=st.lists(st.tuples(PROMPTS, st.integers(1, 8)), min_size=1, max_size=12),
     arrivals=st.lists(st.integers(0, 6), min_size=12, max_size=12),

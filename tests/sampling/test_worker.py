@@ -16,7 +16,6 @@ from sampling.request import Completion, Sampling
 from sampling.respond import response_items
 from sampling.worker import Item, Work, Worker
 from stages.files import read_manifest
-from stages.seeds import request_seed
 from stages.settings import Model, load_settings
 from stages.shards import cut_shards, unclaimed, unwritten
 from stages.stage import Job
@@ -41,6 +40,19 @@ def items(count: int, group_size: int) -> list[Item]:
     return [Item(f"i{n}", list, sampling, n, f"g{n // group_size}", {"id": f"i{n}"}) for n in range(count)]
 
 
+def fake_engine(monkeypatch, note=lambda name: None) -> None:
+    """Workers have an engine that draws one token for each request, after it has called `note` with the name."""
+
+    class FakeEngine:
+        def run(self, requests):
+            for request in requests:
+                note(request.id)
+                yield Completion(request.id, [7], "length", 0.0)
+
+    monkeypatch.setattr(workers, "load_engine", lambda settings, model_dir, log: FakeEngine())
+    monkeypatch.setattr(workers, "load_chat", lambda folder: FakeChat())
+
+
 def test_an_environment_without_triton(monkeypatch):
     assert "triton" in workers.environment()
     monkeypatch.setattr(workers, "find_spec", lambda name: name != "triton")
@@ -53,32 +65,15 @@ def test_shards_hold_whole_groups():
     assert [item.name for shard in shards for item in shard] == [f"i{n}" for n in range(20)]
 
 
-def test_a_seed_depends_on_each_argument():
-    seeds = {
-        request_seed(*arguments) for arguments in [(0, 1, "judge", "a"), (1, 1, "judge", "a"), (0, 2, "judge", "a")]
-    }
-    seeds |= {request_seed(0, 1, "respond", "a"), request_seed(0, 1, "judge", "b")}
-    assert len(seeds) == 5 and all(0 <= seed < 2**63 for seed in seeds)
-
-
 def test_a_rank_that_starts_late_leaves_no_shard_out(tmp_path, monkeypatch):
     """Another rank has claimed and written the first shard before this rank starts. When claims were positions among
     the missing shards, the late rank skipped the second shard, and the stage waited for ever."""
 
-    class FakeEngine:
-        computed_tokens = 0
-
-        def run(self, requests):
-            yield from (Completion(request.id, [7], "length", 0.0) for request in requests)
-
     store = dist.HashStore()
     store.add("claimed", 1)
+    fake_engine(monkeypatch)
     monkeypatch.setattr(workers, "rendezvous", lambda stage, key: (store, 0))
-    monkeypatch.setattr(workers, "load_engine", lambda settings, model_dir, log: FakeEngine())
-    monkeypatch.setattr(workers, "load_chat", lambda folder: FakeChat())
-    monkeypatch.setattr(
-        workers.time, "sleep", lambda seconds: (_ for _ in ()).throw(AssertionError("the worker waits"))
-    )
+    monkeypatch.setattr(workers.time, "sleep", lambda seconds: pytest.fail("the worker waits"))
     first = tmp_path / "out" / "shards-key" / "00000.jsonl"
     first.parent.mkdir(parents=True)
     first.write_text('{"id": "i0", "ids": [7], "finish_reason": "length"}\n')
@@ -120,15 +115,15 @@ def test_a_shard_is_claimed_once_more_by_one_rank_only(tmp_path):
     assert list(unwritten(store, [0], paths)) == []
 
 
-@pytest.mark.parametrize("dies", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("int8", marks=needs_int8)])
+@pytest.mark.parametrize(("dtype", "dies"), [("float32", False), pytest.param("int8", True, marks=needs_int8)])
 def test_processes_of_one_thread_write_what_one_process_writes(dtype, dies, tmp_path, monkeypatch, capfd):
     """Also where a process dies before its shard is written."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(ROOT / "data")
     model = prepare(Model(path="models/tiny", prepare="tiny", dtype="float32"))
     settings = load_settings(ROOT / "configs" / "tiny.toml")
-    settings = replace(settings, model=replace(settings.model, dtype=dtype))
+    short = replace(settings.respond, max_new_tokens=6)
+    settings = replace(settings, model=replace(settings.model, dtype=dtype), respond=short)
     prompts = [{"id": f"p{i}", "prompt": "What is rain?" * i} for i in range(20)]
     own = os.getpid()
 
@@ -162,16 +157,12 @@ def test_a_fast_process_does_not_repeat_the_shard_of_a_slow_one(tmp_path, monkey
                 time.sleep(1)
             yield shard
 
-    class FakeEngine:
-        def run(self, requests):
-            for request in requests:
-                with made.open("a") as file:
-                    file.write(f"{request.id}\n")
-                yield Completion(request.id, [7], "length", 0.0)
+    def note(name: str) -> None:
+        with made.open("a") as file:
+            file.write(f"{name}\n")
 
+    fake_engine(monkeypatch, note)
     monkeypatch.setattr(workers, "unclaimed", slowly)
-    monkeypatch.setattr(workers, "load_engine", lambda settings, model_dir, log: FakeEngine())
-    monkeypatch.setattr(workers, "load_chat", lambda folder: FakeChat())
     settings = load_settings(ROOT / "configs" / "tiny.toml")
     settings = replace(settings, engine=replace(settings.engine, threads=2))
     Worker(settings, tmp_path).run(job(tmp_path / "out"), items(96, 8))
@@ -181,16 +172,12 @@ def test_a_fast_process_does_not_repeat_the_shard_of_a_slow_one(tmp_path, monkey
 def test_a_rank_that_repeats_a_shard_stops_when_it_is_written(tmp_path, monkeypatch):
     path, made = tmp_path / "shard.jsonl", []
 
-    class FakeEngine:
-        def run(self, requests):
-            for request in requests:
-                made.append(request.id)
-                if len(made) == 3:
-                    path.write_text("of the slow rank\n")
-                yield Completion(request.id, [7], "length", 0.0)
+    def note(name: str) -> None:
+        made.append(name)
+        if len(made) == 3:
+            path.write_text("of the slow rank\n")
 
-    monkeypatch.setattr(workers, "load_engine", lambda settings, model_dir, log: FakeEngine())
-    monkeypatch.setattr(workers, "load_chat", lambda folder: FakeChat())
+    fake_engine(monkeypatch, note)
     worker = Worker(load_settings(ROOT / "configs" / "tiny.toml"), tmp_path)
     worker._take_part(Work("respond", [items(8, 8)], [path], [0], lambda row: {}), [0], first=False)
     assert len(made) == 3 and path.read_text() == "of the slow rank\n"

@@ -14,7 +14,6 @@ BYTES_CHAT = SimpleNamespace(
     stop_ids=frozenset({0}),
 )
 """A chat format whose ids are the bytes of a text, and 0 at its end."""
-EVEN = (0.5, 0.5)
 
 
 def take_first(options, what):
@@ -42,23 +41,21 @@ def judgments(response_id: str, scores, texts=None) -> list[dict]:
     ]  # fmt: skip
 
 
-def make_settings(**rules) -> Settings:
-    gap = rules.pop("max_score_gap", None)
+def make_settings(**changes) -> Settings:
+    """Settings of one iteration; `changes` of its rule, of the meta-judge, and of the seed."""
+    meta = {name: changes.pop(name) for name in ("max_score_gap", "elo_penalty") if name in changes}
     return Settings(
         name="test",
         model=Model(path="m"),
         respond=Respond(prompts="p", prompts_per_iteration=1),
         judge=Judge(prompt_style="compact", verdict_position="first"),
-        metajudge=Metajudge(max_score_gap=gap),
-        iteration=[Iteration(**rules)],
+        metajudge=Metajudge(**meta),
+        seed=changes.pop("seed", 0),
+        iteration=[Iteration(**changes)],
     )
 
 
 def decided(responses, judgments, battles, settings, iteration=1, spreads=None):
     """The contests of an iteration: `responses` in order, `judgments` and `battles` by response id."""
     chosen = choose_meta_judged(responses, judgments, settings, iteration, spreads)
-    return contests(chosen, {row["id"]: row for row in responses}, judgments, battles)
-
-
-def flattened(groups) -> list[dict]:
-    return [row for rows in groups.values() for row in rows]
+    return contests(chosen, {row["id"]: row for row in responses}, judgments, battles, settings.metajudge)

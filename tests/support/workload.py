@@ -4,6 +4,9 @@ from pathlib import Path
 
 import torch
 
+from kernels.attention import VarlenAttention
+from kernels.segments import Segments
+from model.llama import Llama, logits_head
 from sampling.request import Request, Sampling
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "llama3"
@@ -21,3 +24,13 @@ def mixed_requests(count: int, sampling: Sampling = GREEDY) -> list[Request]:
             ids = requests[-1].ids[: 5 + 7 * (i % 3)] + ids[: length // 2]
         requests.append(Request(str(i), ids, sampling, seed=i))
     return requests
+
+
+def greedy_by_full_forwards(model: Llama, ids: list[int], count: int) -> list[int]:
+    """The oracle: no cache, one whole forward a token."""
+    tokens = list(ids)
+    for _ in range(count):
+        attend = VarlenAttention(Segments.make([len(tokens)]))
+        logits = model(torch.tensor(tokens), torch.arange(len(tokens)), attend, logits_head)
+        tokens.append(int(logits[-1].argmax()))
+    return tokens[len(ids) :]
