@@ -13,8 +13,8 @@ from training import arguments, changed, kill_at, losses, make_inputs, make_mode
 
 import dpo.train
 from dpo.checkpoint import export, latest_state
-from dpo.parallel import distributed, load_sharded, sharded_model
-from dpo.trainer import Interruption, Trainer
+from dpo.parallel import Interruption, distributed, load_sharded, sharded_model
+from dpo.trainer import Trainer
 from model.config import LlamaConfig
 from stages.files import digest, read_jsonl, read_manifest
 

@@ -8,8 +8,7 @@ import torch
 from training import arguments, changed, kill_at, make_inputs, run
 
 from dpo.data import Example
-from dpo.flops import forward_flops, product_flops
-from dpo.metrics import MetricsLog, peak_memory_mib
+from dpo.metrics import MetricsLog, forward_flops, peak_memory_mib, product_flops
 from dpo.packing import lay_out
 from model.config import LlamaConfig
 from stages.files import UserError, read_jsonl

@@ -9,10 +9,9 @@ import torch
 from training import SETTINGS, arguments, changed, losses, make_inputs, make_job, make_pairs, parameters, run, run_ranks
 
 from dpo.data import Example, epoch_batches, split
-from dpo.optimizer import learning_rate
 from dpo.reference import reference_logprob
 from dpo.sft import SFT
-from dpo.trainer import Trainer
+from dpo.trainer import Trainer, learning_rate
 from kernels.attention import VarlenAttention
 from kernels.segments import Segments
 from model.llama import logits_head
