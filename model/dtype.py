@@ -22,24 +22,16 @@ def generation_dtype(setting: str, device: torch.device) -> torch.dtype:
 def training_dtype(setting: str, device: torch.device) -> torch.dtype:
     """The dtype of training's matrix products, also for the log-probabilities of its data: the setting, or for "auto"
     bfloat16 if it is native, else float32. "int8", which only generation can use, is float32 here."""
-    if setting == "auto":
-        native = torch.cuda.is_bf16_supported if device.type == "cuda" else _bfloat16_is_native
-        return torch.bfloat16 if native() else torch.float32
-    return torch.float32 if setting == "int8" else getattr(torch, setting)
-
-
-def held_dtype(products: torch.dtype) -> torch.dtype:
-    """The dtype of everything but these products, in which weights are loaded before they are packed."""
-    return torch.float32 if products == torch.int8 else products
+    if setting != "auto":
+        return torch.float32 if setting == "int8" else getattr(torch, setting)
+    bfloat16 = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16")
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _has(*bfloat16)
+    return torch.bfloat16 if native else torch.float32
 
 
 def int8_is_native() -> bool:
     """Whether the processor multiplies int8 natively (VNNI)."""
     return _has("avx512_vnni", "avx_vnni")
-
-
-def _bfloat16_is_native() -> bool:
-    return _has("avx512_bf16", "amx_bf16", "amx_tile", "bf16")
 
 
 def _has(*names: str) -> bool:

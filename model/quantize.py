@@ -17,10 +17,6 @@ from model.llama import Block, Llama
 ROTATED = 64
 """Most channels that are rotated together."""
 
-PARTS = {"down_proj": 2}
-"""Number of int8 parts of a module's input, by the module's name; 1 elsewhere. SwiGLU's output needs two, because no
-rotation of the weights reaches it."""
-
 
 def pack(model: Llama, products: torch.dtype) -> Llama:
     """Pack the weights of all products for this dtype, if that pays; changes the model and returns it.
@@ -39,7 +35,8 @@ def pack(model: Llama, products: torch.dtype) -> Llama:
             weight = module.weight
             del module.weight  # a packed weight is no parameter
             if products == torch.int8:
-                module.weight = Int8Weight.of(weight, PARTS.get(name.rpartition(".")[2], 1))  # type: ignore[assignment]
+                # No rotation of the weights reaches SwiGLU's output, which therefore needs two int8 parts.
+                module.weight = Int8Weight.of(weight, 2 if name.endswith("down_proj") else 1)  # type: ignore[assignment]
             else:
                 module.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
     return model

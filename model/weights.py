@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.config import LlamaConfig, read_table
-from model.dtype import held_dtype
 from model.llama import Llama
 from model.quantize import pack
 from stages.files import UserError, write_json
@@ -123,8 +122,11 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: torch.device | st
 
 
 def load_packed(folder: Path | str, products: torch.dtype, device: torch.device | str = "cpu") -> Llama:
-    """A whole model for generation, packed for products in this dtype (`model.dtype.generation_dtype`)."""
-    return pack(load_model(folder, held_dtype(products), device), products)
+    """A whole model for generation, packed for products in this dtype (`model.dtype.generation_dtype`).
+
+    Everything but products in int8 is in fp32.
+    """
+    return pack(load_model(folder, torch.float32 if products == torch.int8 else products, device), products)
 
 
 def split_parameters(parameters: Iterable[tuple[str, Tensor]], config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:

@@ -13,7 +13,7 @@ from kernels.attention import VarlenAttention
 from kernels.int8 import Int8Weight, int8_linear
 from kernels.segments import Segments
 from model.config import LlamaConfig
-from model.dtype import generation_dtype, held_dtype, training_dtype
+from model.dtype import generation_dtype, training_dtype
 from model.llama import Llama, logits_head
 from model.quantize import hadamard, pack, rotate
 from model.weights import load_model, load_packed, random_weights
@@ -191,7 +191,7 @@ def test_what_auto_is_on_a_processor(monkeypatch, capabilities, generation, trai
 
 def test_what_int8_needs(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
-    assert generation_dtype("int8", CPU) == torch.int8 and held_dtype(torch.int8) == torch.float32
+    assert generation_dtype("int8", CPU) == torch.int8
     with pytest.raises(UserError, match=r'^\[model\] dtype = "int8" is not for CUDA; set it to "auto"$'):
         generation_dtype("int8", CUDA)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
