@@ -95,8 +95,8 @@ def split(examples: Sequence[Example], held_out: float, seed: int) -> tuple[list
     def draw(index: int) -> bytes:
         return hashlib.sha256(f"{seed}/{examples[index].id}".encode()).digest()
 
-    held = set(sorted(range(len(examples)), key=draw)[: round(held_out * len(examples))])
-    return [i for i in range(len(examples)) if i not in held], sorted(held)
+    drawn, count = sorted(range(len(examples)), key=draw), round(held_out * len(examples))
+    return sorted(drawn[count:]), sorted(drawn[:count])
 
 
 def epoch_batches(

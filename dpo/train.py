@@ -10,6 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from torch.optim import AdamW
+
 from dpo.checkpoint import Progress, finish, latest_state, load_state
 from dpo.data import Objective, read_examples
 from dpo.metrics import peak_flops, summary_writer
@@ -19,6 +21,7 @@ from dpo.reference import reference_logprob
 from dpo.trainer import Trainer, make_optimizer
 from model.config import LlamaConfig
 from model.dtype import training_dtype
+from model.llama import Llama
 from sampling.worker import environment
 from stages.files import UserError
 from stages.settings import Settings, Training
@@ -75,13 +78,7 @@ def train(job: Job, world: World, work: Path) -> None:
         cache, options = work / "reference", settings.trainer
         reference_e2 = reference_logprob(world, model, examples, folder, digest, cache, options, dtype, attention)
     optimizer = make_optimizer(model, settings.sft if objective == "sft" else settings.dpo)
-    state = world.agree(lambda: latest_state(work, job.key))
-    if state is None:
-        load_sharded(model, model_dir)
-        at = Progress(job.key)
-    else:
-        at = load_state(state, model, optimizer)
-        world.say(f"continuing from step {at.step} ({state})")
+    at = start(world, model, optimizer, model_dir, work, job.key)
     epoch, peak = fixed_epoch(objective, settings, job.iteration), peak_flops(world.device, dtype)
     trainer = Trainer(
         objective, settings, world, model, optimizer, examples, reference_e2, at, work, model_dir, epoch, peak
@@ -103,6 +100,17 @@ def train(job: Job, world: World, work: Path) -> None:
             }
             finish(work / f"epoch-{at.exported['epoch']}", job, **facts)
         trainer.clean()
+
+
+def start(world: World, model: Llama, optimizer: AdamW, model_dir: Path, work: Path, key: str) -> Progress:
+    """Fill the model: from the last state of the same work, else from `model_dir`."""
+    state = world.agree(lambda: latest_state(work, key))
+    if state is None:
+        load_sharded(model, model_dir)
+        return Progress(key)
+    progress = load_state(state, model, optimizer)
+    world.say(f"continuing from step {progress.step} ({state})")
+    return progress
 
 
 DPO = Stage(

@@ -29,16 +29,16 @@ def without_times(metrics):
     return [{name: row[name] for name in row if name not in machine_dependent} for row in metrics]
 
 
-def test_a_run_stopped_at_every_step_continues_to_the_last_bit(folder, monkeypatch):
+def test_a_run_stopped_often_continues_to_the_last_bit(folder, monkeypatch):
     """Each signal comes three times at once, as when a scheduler, a terminal and torchrun send it."""
     whole, numbers = run(LASTING, arguments(folder, place="whole")), (signal.SIGTERM, signal.SIGINT)
-    for step in range(14):
-        stop_at(monkeypatch, numbers[step % 2], step, times=3)
-        handler = signal.getsignal(numbers[step % 2])
+    for step in (0, 1, 4, 5, 9, 13):  # an epoch has 5 steps
+        number = numbers[step % 2]
+        stop_at(monkeypatch, number, step, times=3)
+        handler = signal.getsignal(number)
         with pytest.raises(SystemExit) as stopped:
             run(LASTING, arguments(folder))
-        assert stopped.value.code == 128 + numbers[step % 2]
-        assert signal.getsignal(numbers[step % 2]) is handler
+        assert stopped.value.code == 128 + number and signal.getsignal(number) is handler
         assert len(list((folder / "run" / "train").glob("state-*"))) == 1
         monkeypatch.undo()
     continued = run(LASTING, arguments(folder))

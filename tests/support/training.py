@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -118,30 +119,23 @@ def run(settings: Settings, given: Arguments) -> list[dict[str, Any]]:
 
 
 def run_ranks(*jobs: tuple[Settings, Arguments]) -> list[list[dict[str, Any]]]:
-    """Train on two ranks, one job after the other; returns the lines of each metrics.jsonl."""
+    """Train on two ranks, one job after the other; returns the lines of each metrics.jsonl. Rank 0 is this process."""
     words = []
     for settings, given in jobs:
         write_toml(given.place / "config.toml", settings)
         words.append(DPO.arguments(given.place / "config.toml", make_job(settings, given)))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    environment = os.environ | group | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", f"import training; training.train_all({words!r})"]
-    ranks = [
-        subprocess.Popen(
-            command, cwd=ROOT, env=environment | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True
-        )
-        for rank in ("0", "1")
-    ]
-    for rank in ranks:
-        _, err = rank.communicate(timeout=300)
-        assert rank.returncode == 0, err
+    group = two_ranks()
+    second = start_rank(group, f"import training; training.train_all({words!r})")
+    with mock.patch.dict(os.environ, group | {"RANK": "0", "LOCAL_RANK": "0"}), distributed(1) as world:
+        for settings, given in jobs:
+            train(make_job(settings, given), world, given.work)
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 0, err
     return [list(read_jsonl(given.work / "metrics.jsonl")) for _, given in jobs]
 
 
 def train_all(jobs: list[list[str]]) -> None:
-    """One rank of `run_ranks`."""
+    """The second rank of `run_ranks`."""
 
     def work() -> None:
         with distributed(1) as world:
@@ -150,6 +144,20 @@ def train_all(jobs: list[list[str]]) -> None:
                 train(job, world, job.out.with_name("train"))
 
     end_process(work)
+
+
+def two_ranks() -> dict[str, str]:
+    """The environment of a process group of two ranks on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+
+
+def start_rank(group: dict[str, str], code: str, rank: str = "1") -> subprocess.Popen:
+    """Start Python on `code` as a rank of the group."""
+    paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | group | paths | {"RANK": rank, "LOCAL_RANK": rank}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def write_toml(path: Path, settings: Settings) -> None:
