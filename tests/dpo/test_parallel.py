@@ -1,4 +1,4 @@
-"""The error of a rank that loses another rank."""
+"""The error of a rank that loses another rank. One of the two ranks is this process."""
 
 import os
 from unittest import mock
@@ -9,34 +9,39 @@ from training import start_rank, two_ranks
 
 from dpo.parallel import distributed
 
-RANK = """
-import torch
+OTHER = """
+import os, torch
 from dpo.parallel import distributed, end_process
 
 def work():
-    with distributed(1, 0.05) as world:
+    with distributed(1, {minutes}) as world:
         world.sum(torch.zeros(1))
-        world.sum(torch.zeros(1))
+        {then}
 
 end_process(work)
 """
 
 
-@pytest.mark.parametrize(
-    ("hangs", "complaint"),
-    [
-        (True, "another rank did not take part within 0.05 minutes (trainer.timeout_minutes)"),
-        (False, "another rank has ended; its log says why"),
-    ],
-)
-def test_a_rank_that_loses_another_prints_why(hangs, complaint):
+def test_a_rank_that_waits_in_vain_prints_why():
     """This process is rank 1, which leaves the second sum out."""
     group = two_ranks()
-    rank, err = start_rank(group, RANK, "0"), ""
+    first = start_rank(group, OTHER.format(minutes=0.05, then="world.sum(torch.zeros(1))"), "0")
     with mock.patch.dict(os.environ, group | {"RANK": "1"}), distributed(1) as world:
         world.sum(torch.zeros(1))
-        if hangs:
-            _, err = rank.communicate(timeout=60)
-    if not hangs:
-        _, err = rank.communicate(timeout=60)
-    assert rank.returncode == 1 and f"error: rank 0: {complaint}" in err and "Traceback" not in err
+        _, err = first.communicate(timeout=60)
+    message = "error: rank 0: another rank did not take part within 0.05 minutes (trainer.timeout_minutes)"
+    assert first.returncode == 1 and message in err and "Traceback" not in err
+
+
+def test_a_rank_that_loses_another_prints_why(capsys):
+    """This process is rank 0; the other ends without a word."""
+    group = two_ranks()
+    second = start_rank(group, OTHER.format(minutes=1, then="os._exit(9)"))
+    with mock.patch.dict(os.environ, group | {"RANK": "0"}), pytest.raises(SystemExit) as ended:  # noqa: SIM117
+        with distributed(1) as world:
+            world.sum(torch.zeros(1))
+            world.sum(torch.zeros(1))
+    torch.distributed.destroy_process_group()
+    second.communicate(timeout=60)
+    assert ended.value.code == 1
+    assert "error: rank 0: another rank has ended; its log says why" in capsys.readouterr().err
