@@ -6,15 +6,15 @@ Both are written under a temporary name, synced and renamed: a folder with its f
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from dpo.parallel import World
 from model.llama import Llama
@@ -31,16 +31,12 @@ class Progress:
 
     key: str
     """Identity of the work that the state belongs to."""
-    step: int = 0
-    """Updates done."""
-    epoch: int = 0
-    """Epochs done."""
-    position: int = 0
-    """Global batches done in the current epoch."""
+    step: int = 0  # updates done
+    epoch: int = 0  # epochs done
+    position: int = 0  # global batches done in the current epoch
     metrics_bytes: int = 0
     """Length of metrics.jsonl at this state; a continued run cuts off what follows."""
-    seconds: float = 0.0
-    """Training time over all starts."""
+    seconds: float = 0.0  # training time over all starts
     exported: dict[str, Any] = field(default_factory=dict)
     """Number and held-out metrics of the epoch exported so far; empty when there is none."""
     first_loss: float | None = None
@@ -96,7 +92,10 @@ def export(world: World, model: Llama, source: Path, folder: Path) -> None:
 
     Parameters are gathered one at a time, so that no rank holds the whole model.
     """
-    parameters = _gathered(model)
+    parameters = (
+        (name, cast(DTensor, parameter.detach().to(torch.bfloat16)).full_tensor().cpu())
+        for name, parameter in model.named_parameters()
+    )
     if world.first:
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -108,11 +107,6 @@ def export(world: World, model: Llama, source: Path, folder: Path) -> None:
         for _ in parameters:  # gathering is collective
             pass
     dist.barrier()
-
-
-def _gathered(model: Llama) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in model.named_parameters():
-        yield name, parameter.detach().to(torch.bfloat16).full_tensor().cpu()  # type: ignore[attr-defined]
 
 
 def finish(exported: Path, job: Job, **facts: Any) -> None:

@@ -35,11 +35,6 @@ class Example:
         return shared + sum(len(self.prompt) - shared + len(completion) - 1 for completion in self.completions)
 
     @property
-    def longest(self) -> int:
-        """Tokens of the prompt and the longest completion."""
-        return len(self.prompt) + max(map(len, self.completions))
-
-    @property
     def weight(self) -> float:
         """Share in the denominator of the mean loss: 1 for a pair, the sum of the token weights for SFT."""
         return 1.0 if self.token_weights is None else sum(self.token_weights)
@@ -58,34 +53,32 @@ def read_examples(paths: Iterable[Path], objective: Objective, vocab_size: int) 
             if row["id"] in seen:
                 raise UserError(f"{where}: this id came before; give each example its own id")
             seen.add(row["id"])
-            prompt, *completions = (
-                _token_ids(row[key], vocab_size, f"{where}: {key}") for key in ("prompt_ids", *keys)
-            )
+            for key in ("prompt_ids", *keys):
+                _check_ids(row[key], vocab_size, f"{where}: {key}")
             weights = None
             if objective == "sft":
-                weights = _weights(row.get("token_weights", [1.0] * len(completions[0])), len(completions[0]), where)
-            examples.append(Example(row["id"], prompt, tuple(completions), weights))
+                weights = _weights(row.get("token_weights"), len(row["completion_ids"]), where)
+            examples.append(Example(row["id"], row["prompt_ids"], tuple(row[key] for key in keys), weights))
     return examples
 
 
-def _token_ids(value: Any, vocab_size: int, where: str) -> list[int]:
+def _check_ids(value: Any, vocab_size: int, where: str) -> None:
     if not isinstance(value, list) or not all(type(token) is int for token in value):
         raise UserError(f"{where} is not a list of token ids; write the examples again")
     if value and not 0 <= min(value) <= max(value) < vocab_size:
         raise UserError(f"{where} has an id outside the vocabulary of {vocab_size}; it was made for another model")
-    return value
 
 
 def _weights(value: Any, length: int, where: str) -> list[float]:
-    """Weights are finite, not negative and not all zero: the loss is divided by their sum."""
-    numbers = isinstance(value, list) and all(type(weight) in (int, float) for weight in value)
-    if not numbers or len(value) != length or not all(0 <= weight < math.inf for weight in value):
-        raise UserError(
-            f"{where}: token_weights {value!r} are not {length} weights of at least 0, one a token; correct them"
-        )
-    if length and not any(value):
+    """Weights are finite, not negative and not all zero, since the loss is divided by their sum; 1 if not given."""
+    weights = [1.0] * length if value is None else value
+    numbers = isinstance(weights, list) and all(type(weight) in (int, float) for weight in weights)
+    if not numbers or len(weights) != length or not all(0 <= weight < math.inf for weight in weights):
+        wanted = f"{length} weights of at least 0, one a token"
+        raise UserError(f"{where}: token_weights {value!r} are not {wanted}; correct them")
+    if length and not any(weights):
         raise UserError(f"{where}: token_weights are all 0, so there is nothing to learn; remove the example")
-    return [float(weight) for weight in value]
+    return [float(weight) for weight in weights]
 
 
 def content_digest(examples: Iterable[Example]) -> str:
@@ -102,8 +95,8 @@ def split(examples: Sequence[Example], held_out: float, seed: int) -> tuple[list
     def draw(index: int) -> bytes:
         return hashlib.sha256(f"{seed}/{examples[index].id}".encode()).digest()
 
-    held = set(sorted(range(len(examples)), key=draw)[: round(held_out * len(examples))])
-    return [i for i in range(len(examples)) if i not in held], sorted(held)
+    drawn, count = sorted(range(len(examples)), key=draw), round(held_out * len(examples))
+    return sorted(drawn[count:]), sorted(drawn[:count])
 
 
 def epoch_batches(

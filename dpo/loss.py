@@ -32,14 +32,13 @@ def completion_logprob(model: Llama, batch: MicroBatch, attention: Attention = "
 
 
 def dpo_loss(policy_e2: Tensor, reference_e2: Tensor, beta: float) -> dict[str, Tensor]:
-    """Direct preference optimisation (arXiv 2305.18290, eq. 7) of each pair [e].
+    """Direct preference optimisation (arXiv 2305.18290, eq. 7) of each pair [e]. With chosen y_w and rejected y_l:
 
-    With margin m = beta [log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)]:
+        reward(y) = beta log(pi(y|x) / pi_ref(y|x))        margin = reward(y_w) - reward(y_l)
+        loss = -log sigmoid(margin)
 
-        loss = -log sigmoid(m)
-
-    `policy_e2` and `reference_e2` hold the log-probabilities of chosen y_w and rejected y_l, summed over tokens. The
-    result also has the rewards beta log pi/pi_ref, margin, accuracy (margin > 0) and the policy's log-probabilities.
+    `policy_e2` and `reference_e2` hold log pi and log pi_ref of (y_w, y_l), summed over tokens. The result also has
+    rewards, margin, accuracy (margin > 0) and the policy's log-probabilities.
     """
     reward_chosen, reward_rejected = (beta * (policy_e2 - reference_e2)).unbind(1)
     margin = reward_chosen - reward_rejected
@@ -56,10 +55,7 @@ def dpo_loss(policy_e2: Tensor, reference_e2: Tensor, beta: float) -> dict[str, 
 
 
 def chosen_nll(batch: MicroBatch, logprob_n: Tensor) -> Tensor:
-    """-log pi(y_w|x) / |y_w| of each pair [e].
-
-    A weighted term of the DPO loss that keeps the likelihood of chosen from falling (arXiv 2404.19733, eq. 1).
-    """
+    """-log pi(y_w|x) / |y_w| of each pair [e], which keeps the likelihood of chosen (arXiv 2404.19733, eq. 1)."""
     lengths_e2 = batch.sums(logprob_n.new_ones(len(logprob_n)))
     return -(batch.sums(logprob_n) / lengths_e2)[:, 0]
 

@@ -24,9 +24,9 @@ from torch.utils._pytree import tree_leaves
 
 from dpo.data import Example
 from dpo.loss import completion_logprob, dpo_loss
-from dpo.optimizer import clip, local_gradients, make_optimizer, squared_norm
 from dpo.packing import lay_out, own_prefix
 from dpo.parallel import World, sharded_model
+from dpo.trainer import clip, local_gradients, make_optimizer, squared_norm
 from kernels.compile import recording
 from model.config import LlamaConfig
 from model.llama import _frequencies

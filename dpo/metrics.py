@@ -1,16 +1,26 @@
-"""The metrics of a run: metrics.jsonl, a line a step, and TensorBoard files if the config asks for them."""
+"""The metrics of a run: their file, a line a step, and what they measure of the machine: memory and operations.
+
+Floating-point operations are those in a micro-batch, and the peak rate of the machine.
+"""
 
 import json
 import resource
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dpo.packing import MicroBatch
+from model.config import LlamaConfig
 from stages.files import UserError
 
 METRICS = "metrics.jsonl"
+
+PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "B300": 2250e12}
+"""Dense bf16 operations a second by part of the GPU's name; figures of the manufacturers."""
 
 
 def peak_memory_mib(device: torch.device) -> float:
@@ -21,41 +31,83 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
+def forward_flops(config: LlamaConfig, batch: MicroBatch) -> int:
+    """Operations of a forward pass: 2 per weight and token, and 4 head_dim per head, query and visible key.
+
+    The output head counts only for the targets. A backward pass takes twice as many; recomputation is not counted.
+    """
+    block = config.hidden_size * (2 * config.q_size + 2 * config.kv_size + 3 * config.intermediate_size)
+    seen = sum(
+        (end - start) * (end - start + 1 + 2 * len(prefix)) // 2 for start, end, prefix in batch.segments.ranges()
+    )
+    layers = config.num_hidden_layers * (2 * block * batch.tokens + 4 * config.q_size * seen)
+    return layers + 2 * config.vocab_size * config.hidden_size * len(batch.targets_n)
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Peak operations a second: the manufacturer's figure for a known GPU in bf16, else that of a large product."""
+    if device.type == "cuda" and dtype != torch.float32:
+        name = torch.cuda.get_device_name(device)
+        for part, flops in PEAK_FLOPS.items():
+            if part in name:
+                return flops
+    return product_flops(device, dtype, 0 if device.type == "cuda" else 1024, 3)
+
+
+def product_flops(device: torch.device, dtype: torch.dtype, size: int = 0, repeats: int = 10) -> float:
+    """Operations a second in a product of two [size, size] matrices: the best of `repeats`.
+
+    The default size is 2048, on a GPU 8192: a smaller product there mostly measures launch and synchronisation.
+    """
+    size = size or (8192 if device.type == "cuda" else 2048)
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    return best_rate(lambda: (a @ b)[0, 0].item(), 2 * size**3, repeats)
+
+
+def best_rate(run: Callable[[], object], operations: int, repeats: int = 10) -> float:
+    """Operations a second: the best of `repeats` runs of `operations` each."""
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return operations / min(seconds)
+
+
 def summary_writer() -> Any:
     """TensorBoard's class of writers. Raises UserError when tensorboard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UserError(
-            "trainer.tensorboard is on, but tensorboard is not installed: pip install tensorboard, or turn it off"
-        ) from None
+        advice = "pip install tensorboard, or turn it off"
+        raise UserError(f"trainer.tensorboard is on, but tensorboard is not installed: {advice}") from None
     return SummaryWriter
 
 
 class MetricsLog:
-    """The metrics of a run in `folder`. Only one rank writes them."""
+    """The metrics of a run in `folder`. Only one rank writes them.
+
+    A continued run keeps the first `length` bytes, and TensorBoard's points before `next_step`.
+    """
 
     def __init__(
         self, folder: Path, length: int = 0, writes: bool = True, tensorboard: bool = False, next_step: int = 0
     ):
-        """A continued run keeps the first `length` bytes, and TensorBoard's points before `next_step`."""
         self.path, self.length, self.writes, self.board = folder / METRICS, length, writes, None
-        if not writes:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.truncate(min(length, file.tell()))
-        if tensorboard:
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.truncate(min(length, file.tell()))
+        if writes and tensorboard:
             self.board = summary_writer()(str(folder / "tensorboard"), purge_step=next_step)
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Write a line, and a point of each TensorBoard curve."""
         line = (json.dumps(metrics) + "\n").encode()
         self.length += len(line)
-        if not self.writes:
-            return
-        with self.path.open("ab") as file:
-            file.write(line)
+        if self.writes:
+            with self.path.open("ab") as file:
+                file.write(line)
         if self.board is not None:
             for name in metrics.keys() - {"step", "split"}:
                 self.board.add_scalar(f"{metrics['split']}/{name}", metrics[name], metrics["step"])

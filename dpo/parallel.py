@@ -1,7 +1,8 @@
-"""Ranks and sharding: the process group, FSDP2, and sums over ranks. One rank runs the same code as many."""
+"""Ranks and sharding: processes and their group, FSDP2, and sums over ranks. One rank runs the same code as many."""
 
 import ctypes
 import os
+import signal
 import sys
 import time
 import traceback
@@ -74,25 +75,21 @@ def distributed(threads: int, timeout_minutes: float = TrainerOptions.timeout_mi
     """
     torch.set_num_threads(threads)
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device, backend = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
     else:
+        device, backend = torch.device("cpu"), "gloo"
         spare_memory()
     store = None if "WORLD_SIZE" in os.environ else dist.HashStore()
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield World(rank, size, device, init_device_mesh(device.type, (size,)))
-    except UserError:
+    except (UserError, SystemExit) as error:
         dist.destroy_process_group()
-        if rank and os.environ.get("LOCAL_RANK") != "0":
+        if isinstance(error, UserError) and rank and os.environ.get("LOCAL_RANK") != "0":
             time.sleep(1)  # the first rank of the node prints the error: torchrun ends the others when one ends
-        raise
-    except SystemExit:
-        dist.destroy_process_group()
         raise
     except RuntimeError as error:  # the group is not destroyed: destroying could hang, too
         if (message := describe_lost_rank(error, timeout_minutes)) is None:
@@ -110,9 +107,35 @@ def describe_lost_rank(error: RuntimeError, timeout_minutes: float) -> str | Non
             f"another rank did not take part within {timeout_minutes:g} minutes (trainer.timeout_minutes): it hangs, "
             "or its disk is slow; look for its last line in the logs of all ranks"
         )
-    if "connection closed by peer" in text or "connection reset by peer" in text:
-        return "another rank has ended; its log says why"
-    return None
+    closed = "connection closed by peer" in text or "connection reset by peer" in text
+    return "another rank has ended; its log says why" if closed else None
+
+
+class Interruption:
+    """Ctrl-C or SIGTERM, remembered until the step is done. A second Ctrl-C ends the process at once.
+
+    Signals within `patience` seconds of the first count as one: a terminal or a scheduler sends the signal to every
+    process, and torchrun passes on its own.
+    """
+
+    signal, since, patience = 0, 0.0, 5.0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """In this context the first signal is only remembered."""
+        before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _remember(self, number: int, _frame: Any) -> None:
+        if not self.signal:
+            self.signal, self.since = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self.since > self.patience:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
 def end_process(run: Callable[[], None]) -> NoReturn:
@@ -159,8 +182,7 @@ def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options
         model = Llama(config)
     # Inputs are not cast, so that the rotary tables stay fp32.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for layer in model.layers:
-        block = cast(Block, layer)
+    for block in cast(list[Block], model.layers):
         block.recompute = options.activation_checkpointing
         if options.compile:
             block.fuse()
@@ -172,14 +194,13 @@ def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options
 
 def load_sharded(model: Llama, folder: Path | str) -> None:
     """`model.weights.load_weights` for a sharded model: each rank reads only its own rows."""
-    load_weights(model, folder, _local)
 
+    def local(parameter: nn.Parameter) -> tuple[Tensor, int]:
+        shard = cast(DTensor, parameter)
+        _, offset = compute_local_shape_and_global_offset(shard.shape, shard.device_mesh, shard.placements)
+        return shard.to_local(), offset[0]
 
-def _local(parameter: nn.Parameter) -> tuple[Tensor, int]:
-    """This rank's rows, and the index of the first one."""
-    shard = cast(DTensor, parameter)
-    _, offset = compute_local_shape_and_global_offset(shard.shape, shard.device_mesh, shard.placements)
-    return shard.to_local(), offset[0]
+    load_weights(model, folder, local)
 
 
 def reshard(model: Llama) -> None:

@@ -55,12 +55,11 @@ def _compute(
 ) -> Tensor:
     sums_e2 = torch.zeros(len(examples), 2, device=world.device)
     batches = micro_batches(examples, range(len(examples)), options, world.rank, world.size, world.device)
-    bar = progress(len(batches), "reference", "batch", first=world.first)
-    for batch in batches:
-        logprob_n = completion_logprob(model, batch, attention)
-        if batch.real:
-            sums_e2[batch.examples_e] = batch.sums(logprob_n)
-        bar.update()
-    bar.close()
+    with progress(len(batches), "reference", "batch", first=world.first) as bar:
+        for batch in batches:
+            logprob_n = completion_logprob(model, batch, attention)
+            if batch.real:
+                sums_e2[batch.examples_e] = batch.sums(logprob_n)
+            bar.update()
     reshard(model)
     return world.sum(sums_e2)

@@ -3,23 +3,15 @@
 The loop is that of `dpo/train.py`; the loss is the weighted mean of -log pi over the completions' tokens.
 """
 
-from typing import Any
-
 from dpo.parallel import end_process
 from dpo.train import run_training, training_settings
-from stages.settings import Settings
 from stages.stage import Stage
-
-
-def _settings(settings: Settings, iteration: int) -> Any:
-    return training_settings(settings, settings.sft, "curriculum")
-
 
 SFT = Stage(
     "sft",
     "dpo.sft",
     run_training,
-    settings=_settings,
+    settings=lambda settings, iteration: training_settings(settings, settings.sft, "curriculum"),
     inputs=("model", "data"),
     lists=("data",),
     ranks="group",

@@ -6,36 +6,35 @@ each look at the held-out examples), the reference's log-probabilities, the stat
 continues a run that was stopped. SFT (`dpo/sft.py`) is the same loop with another loss.
 """
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch.optim import AdamW
 
 from dpo.checkpoint import Progress, finish, latest_state, load_state
 from dpo.data import Objective, read_examples
-from dpo.flops import peak_flops
-from dpo.metrics import MetricsLog, summary_writer
-from dpo.optimizer import make_optimizer
+from dpo.metrics import peak_flops, summary_writer
 from dpo.packing import keep_usable
 from dpo.parallel import World, distributed, end_process, load_sharded, sharded_model
 from dpo.reference import reference_logprob
-from dpo.trainer import Trainer
+from dpo.trainer import Trainer, make_optimizer
 from model.config import LlamaConfig
 from model.dtype import training_dtype
 from model.llama import Llama
 from sampling.worker import environment
 from stages.files import UserError
-from stages.settings import Settings, Training, as_dict
+from stages.settings import Settings, Training
 from stages.stage import Job, Stage
 
 
 def training_settings(settings: Settings, section: Training, *names: str) -> dict[str, Any]:
     """What a training's output depends on: the section's fields that SFT and DPO share, and its own `names`."""
-    values, trainer = as_dict(section), settings.trainer
-    return {name: values[name] for name in (*as_dict(Training()), *names)} | {
-        "tokens_per_microbatch": trainer.tokens_per_microbatch,
-        "share_prefixes": trainer.share_prefixes,
-        "compile": trainer.compile,
+    names = (*(field.name for field in fields(Training)), *names)
+    options = ("tokens_per_microbatch", "share_prefixes", "compile")
+    return {
+        **{name: getattr(section, name) for name in names},
+        **{name: getattr(settings.trainer, name) for name in options},
         "dtype": settings.model.dtype,
         "attention": settings.model.attention,
         "seed": settings.seed,
@@ -73,87 +72,55 @@ def train(job: Job, world: World, work: Path) -> None:
     if not examples:
         raise UserError(f"{', '.join(map(str, data))}: no usable example ({dropped or 'empty'}); add data")
 
-    model = sharded_model(config, world, dtype, settings.trainer)
-    reference_e2 = None
+    model, reference_e2 = sharded_model(config, world, dtype, settings.trainer), None
     if objective == "dpo":
-        reference_e2 = reference_logprob(
-            world,
-            model,
-            examples,
-            job.path("reference"),
-            job.digests["reference"],
-            work / "reference",
-            settings.trainer,
-            dtype,
-            settings.model.attention,
-        )
+        folder, digest, attention = job.path("reference"), job.digests["reference"], settings.model.attention
+        cache, options = work / "reference", settings.trainer
+        reference_e2 = reference_logprob(world, model, examples, folder, digest, cache, options, dtype, attention)
     optimizer = make_optimizer(model, settings.sft if objective == "sft" else settings.dpo)
-    progress = start(world, model, optimizer, model_dir, work, job.key)
-    log = MetricsLog(work, progress.metrics_bytes, world.first, settings.trainer.tensorboard, progress.step)
+    at = start(world, model, optimizer, model_dir, work, job.key)
+    epoch, peak = fixed_epoch(objective, settings, job.iteration), peak_flops(world.device, dtype)
     trainer = Trainer(
-        stage=objective,
-        settings=settings,
-        world=world,
-        model=model,
-        optimizer=optimizer,
-        examples=examples,
-        reference_e2=reference_e2,
-        progress=progress,
-        log=log,
-        work=work,
-        source=model_dir,
-        export_epoch=fixed_epoch(objective, settings, job.iteration),
-        peak_flops=peak_flops(world.device, dtype),
+        objective, settings, world, model, optimizer, examples, reference_e2, at, work, model_dir, epoch, peak
     )
     with trainer.interruption.watched():  # to the end: a stage that is complete must be clean, too
         trainer.run()
         if world.first:
-            exported = work / f"epoch-{progress.exported['epoch']}"
-            finish(exported, job, **facts(trainer, dropped))
+            sizes = {"train": len(trainer.train_set), "held_out": len(trainer.held_out_set)}
+            facts = {
+                "counts": {"examples": len(examples), **sizes, **dropped},
+                "first_loss": at.first_loss,
+                **at.exported,
+                "steps": at.step,
+                "seconds": round(at.seconds, 1),
+                "dtype": str(dtype).removeprefix("torch."),
+                "ranks": world.size,
+                "threads": settings.engine.threads,
+                "environment": environment(),
+            }
+            finish(work / f"epoch-{at.exported['epoch']}", job, **facts)
         trainer.clean()
 
 
-def facts(trainer: Trainer, dropped: dict[str, int]) -> dict[str, Any]:
-    """What the manifest says of a training that is done."""
-    settings, world, progress = trainer.settings, trainer.world, trainer.progress
-    sets = {"train": len(trainer.train_set), "held_out": len(trainer.held_out_set)}
-    return {
-        "counts": {"examples": len(trainer.examples), **sets, **dropped},
-        "first_loss": progress.first_loss,
-        **progress.exported,
-        "steps": progress.step,
-        "seconds": round(progress.seconds, 1),
-        "dtype": str(training_dtype(settings.model.dtype, world.device)).removeprefix("torch."),
-        "ranks": world.size,
-        "threads": settings.engine.threads,
-        "environment": environment(),
-    }
-
-
-def start(
-    world: World, model: Llama, optimizer: torch.optim.Optimizer, model_dir: Path, work: Path, key: str
-) -> Progress:
+def start(world: World, model: Llama, optimizer: AdamW, model_dir: Path, work: Path, key: str) -> Progress:
     """Fill the model: from the last state of the same work, else from `model_dir`."""
     state = world.agree(lambda: latest_state(work, key))
     if state is None:
         load_sharded(model, model_dir)
-        progress = Progress(key)
-    else:
-        progress = load_state(state, model, optimizer)
-        world.say(f"continuing from step {progress.step} ({state})")
+        return Progress(key)
+    progress = load_state(state, model, optimizer)
+    world.say(f"continuing from step {progress.step} ({state})")
     return progress
-
-
-def _settings(settings: Settings, iteration: int) -> Any:
-    values = training_settings(settings, settings.dpo, "beta", "nll_weight")
-    return values | {"export": settings.iteration[iteration - 1].epoch}
 
 
 DPO = Stage(
     "dpo",
     "dpo.train",
     run_training,
-    settings=_settings,
+    settings=lambda settings, iteration: (
+        training_settings(settings, settings.dpo, "beta", "nll_weight")
+        | {"export": settings.iteration[iteration - 1].epoch}
+    ),
     per_iteration=True,
     inputs=("model", "reference", "data"),
     lists=("data",),

@@ -8,24 +8,21 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dpo.checkpoint import Progress, export, save_state
 from dpo.data import Example, Objective, epoch_batches, split
-from dpo.flops import forward_flops
 from dpo.loss import chosen_nll, completion_logprob, dpo_loss, sft_loss
-from dpo.metrics import MetricsLog, peak_memory_mib
-from dpo.optimizer import clip, learning_rate, local_gradients, squared_norm
+from dpo.metrics import MetricsLog, forward_flops, peak_memory_mib
 from dpo.packing import MicroBatch, micro_batches
-from dpo.parallel import World, reshard
+from dpo.parallel import Interruption, World, reshard
 from kernels.transfer import to_device
 from model.llama import Llama
 from stages.files import UserError
@@ -33,53 +30,16 @@ from stages.progress import progress
 from stages.settings import Dpo, Settings, Sft
 
 
-class Interruption:
-    """Ctrl-C or SIGTERM, remembered until the step is done. A second Ctrl-C ends the process at once.
-
-    Signals within `patience` seconds of the first count as one: a terminal or a scheduler sends the signal to every
-    process, and torchrun passes on its own.
-    """
-
-    signal = 0
-    since = 0.0
-    """Time of the first signal."""
-    patience = 5.0
-    """Seconds."""
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """In this context the first signal is only remembered."""
-        before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _remember(self, number: int, _frame: Any) -> None:
-        if not self.signal:
-            self.signal, self.since = number, time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self.since > self.patience:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-
 @dataclass(frozen=True)
 class BatchResult:
     """Losses of a global batch and the work for it, over all ranks."""
 
-    means: dict[str, float]
-    """Means of the loss terms over the examples, by weight."""
-    tokens: int
-    """Computed tokens; a shared prefix counts once."""
-    flops: float
-    """Operations of a forward pass."""
-    grad_norm: float
-    """Norm of the gradient of the mean loss; 0 without backward."""
-    memory_mib: float
-    """The highest peak of any rank."""
-    stop: bool
-    """Whether a rank got a signal to stop."""
+    means: dict[str, float]  # of the loss terms, over the examples by weight
+    tokens: int  # computed; a shared prefix counts once
+    flops: float  # of a forward pass
+    grad_norm: float  # of the mean loss; 0 without backward
+    memory_mib: float  # the highest peak of any rank
+    stop: bool  # whether a rank got a signal to stop
 
 
 @dataclass
@@ -95,7 +55,6 @@ class Trainer:
     reference_e2: Tensor | None
     """fp32 [examples, 2]: the reference's log-probabilities of chosen and rejected. None for SFT."""
     progress: Progress
-    log: MetricsLog
     work: Path
     source: Path
     """The initial policy; an export copies its configuration and tokenizer."""
@@ -110,9 +69,10 @@ class Trainer:
         self.train_set, self.held_out_set = split(self.examples, self.section.held_out, self.settings.seed)
         if not self.train_set:
             raise UserError(f"{self.stage}: no example is left to train on; add data or lower {self.stage}.held_out")
-        self.steps_per_epoch = -(-len(self.train_set) // self.section.batch_size)
-        self.steps = self.section.epochs * self.steps_per_epoch
+        self.steps_per_epoch = math.ceil(len(self.train_set) / self.section.batch_size)
         self.started = time.monotonic() - self.progress.seconds
+        at, board = self.progress, self.settings.trainer.tensorboard
+        self.log = MetricsLog(self.work, at.metrics_bytes, self.world.first, board, at.step)
 
     def run(self) -> None:
         """Train from the current progress to the last epoch that can be exported."""
@@ -149,7 +109,8 @@ class Trainer:
     def step(self, batch: list[int]) -> tuple[dict[str, Any], bool]:
         """One update on a global batch (indices of examples): its metrics, and whether a rank got a signal to stop."""
         started, section = time.perf_counter(), self.section
-        rate = learning_rate(self.progress.step, self.steps, section.learning_rate, section.warmup_ratio)
+        steps = section.epochs * self.steps_per_epoch
+        rate = learning_rate(self.progress.step, steps, section.learning_rate, section.warmup_ratio)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         result = self.measure(batch, backward=True)
@@ -182,10 +143,8 @@ class Trainer:
         world, weight = self.world, sum(self.examples[i].weight for i in indices)
         terms: dict[str, Tensor] = {}
         sums, tokens, flops = torch.zeros((), dtype=torch.float64, device=world.device), 0, 0
-        batches = micro_batches(
-            self.examples, indices, self.settings.trainer, world.rank, world.size, device=world.device
-        )
-        for batch in batches:
+        options = self.settings.trainer
+        for batch in micro_batches(self.examples, indices, options, world.rank, world.size, world.device):
             terms = self.terms(batch)
             if backward:
                 scale = world.size / weight  # FSDP averages over ranks; this mean is over weight
@@ -212,8 +171,8 @@ class Trainer:
         logprob_n = completion_logprob(self.model, batch, self.settings.model.attention)
         if self.reference_e2 is None:
             return sft_loss(batch, logprob_n)
-        options, reference_e2 = self.settings.dpo, self.reference_e2[batch.examples_e]
-        terms = dpo_loss(batch.sums(logprob_n), reference_e2, options.beta)
+        options = self.settings.dpo
+        terms = dpo_loss(batch.sums(logprob_n), self.reference_e2[batch.examples_e], options.beta)
         if options.nll_weight:
             nll_e = chosen_nll(batch, logprob_n)
             terms |= {"loss": terms["loss"] + options.nll_weight * nll_e, "nll": nll_e}
@@ -251,13 +210,6 @@ class Trainer:
         best = self.progress.exported
         return not best or (means["accuracy"], -means["loss"]) > (best["accuracy"], -best["loss"])
 
-    def clean(self) -> None:
-        """Remove states and exports after the stage is complete."""
-        if self.world.first:
-            for kind in ("epoch-*", "state-*", ".epoch-*", ".state-*"):  # finished, and left by a kill
-                for folder in self.work.glob(kind):
-                    shutil.rmtree(folder)
-
     def due(self, epoch_ended: bool) -> bool:
         """Whether to save a state now: every `save_every` steps, or at the end of each epoch."""
         every = self.settings.trainer.save_every
@@ -266,8 +218,15 @@ class Trainer:
     def save(self) -> None:
         """Save the state to continue from, and remove exports that a better epoch has replaced."""
         save_state(self.work, self.world, self.model, self.optimizer, self.progress)
-        for folder in self.work.glob("epoch-*"):
-            if self.world.first and folder.name != f"epoch-{self.progress.exported.get('epoch')}":
+        self.remove("epoch-*", kept=f"epoch-{self.progress.exported.get('epoch')}")
+
+    def clean(self) -> None:
+        """Remove states and exports after the stage is complete: finished ones, and those left by a kill."""
+        self.remove("epoch-*", "state-*", ".epoch-*", ".state-*")
+
+    def remove(self, *patterns: str, kept: str = "") -> None:
+        for folder in (folder for pattern in patterns for folder in self.work.glob(pattern)):
+            if self.world.first and folder.name != kept:
                 shutil.rmtree(folder)
 
     def write(self, metrics: dict[str, Any]) -> None:
@@ -283,3 +242,47 @@ class Trainer:
         names, advice = ", ".join(self.examples[i].id for i in bad or batch), f"lower {self.stage}.learning_rate"
         quantity = "loss" if bad else "gradient"
         return f"step {self.progress.step}: the {quantity} is not finite in {names}; check these examples, or {advice}"
+
+
+def make_optimizer(model: nn.Module, section: Sft | Dpo) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101) on the fp32 parameters, with weight decay on matrices only.
+
+    The moments are allocated at once, so that a saved state can be loaded into them and they lie together in memory.
+    """
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": section.weight_decay},
+        {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=section.learning_rate, fused=True)
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
+    """Linear warm-up over the first `warmup_ratio` of the steps, then half a cosine period down to zero."""
+    warmup = round(warmup_ratio * steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def local_gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """This rank's shards of the gradients, fp32."""
+    gradients = (p.grad for p in parameters if p.grad is not None)
+    return [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
+
+
+def squared_norm(gradients: list[Tensor]) -> Tensor:
+    """Sum of squares, fp64. The sums of all ranks add up to the squared norm of the whole gradient."""
+    return torch.stack(torch._foreach_norm(gradients)).double().square().sum()
+
+
+def clip(gradients: list[Tensor], norm: float, max_norm: float) -> None:
+    """Scale the gradients, whose global norm is `norm`, down to `max_norm`, as `clip_grad_norm_` does."""
+    if norm > max_norm:
+        torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))

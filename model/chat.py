@@ -7,12 +7,12 @@ message that contains one looks like a turn, and no encoding can tell them apart
 space after a control token, as in Meta's code; transformers omits it if tokenizer_config.json has `"legacy": false`.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from model.config import read_table
 from model.tokenizer import Tokenizer, load_tokenizer, tokenizer_file
 from stages.files import UserError
 
@@ -23,7 +23,8 @@ Control = Callable[[str], int]
 """From the name of a control token that the format needs to its id."""
 
 NEWLINE = "<0x0A>"
-"""Marks vocabularies like Llama-2's: a space precedes each text, and no token continues beyond a newline."""
+"""Marks vocabularies like Llama-2's: a space precedes each text, and no token continues beyond a newline. Formats whose
+prompt ends with text need one, so that no token reaches from the prompt into the answer."""
 
 ZEPHYR = re.compile(r"<\|user\|>(\\n|\n)' *\+ *message\['content'\] *\+ *eos_token")
 
@@ -33,19 +34,22 @@ class ChatFormat:
     """How a dialog becomes ids."""
 
     tokenizer: Tokenizer
-    render: Callable[[Sequence[Message]], list[int]]
-    """Ids of a dialog, up to where the assistant's answer begins."""
+    parts: Callable[[Sequence[Message]], list[int | str]]
+    """The control tokens of a dialog, and the texts between them, up to where the assistant's answer begins."""
     end: int
     """The token that ends the model's turn."""
-    stop_ids: frozenset[int]
     before: str = ""
     """Text directly before an answer, encoded together with it; "" after a control token."""
     space: str = ""
     """Text between `before` and the answer, in the answer's tokens."""
+    stop_ids: frozenset[int] = frozenset()
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a dialog, ready for the assistant's answer."""
-        return self.render(messages)
+        """Ids of a dialog, ready for the assistant's answer; each text is encoded whole."""
+        ids = []
+        for part in self.parts(messages):
+            ids += [part] if isinstance(part, int) else self.tokenizer.encode(part)
+        return ids
 
     def completion_ids(self, text: str) -> list[int]:
         """Ids of a finished assistant's answer, its end-of-turn token included: for SFT on written text."""
@@ -71,16 +75,13 @@ def llama3(tokenizer: Tokenizer, control: Control) -> ChatFormat:
     begin, end = control("<|begin_of_text|>"), control("<|eot_id|>")
     start_header, end_header = control("<|start_header_id|>"), control("<|end_header_id|>")
 
-    def turn(role: str, content: str) -> list[int]:
-        return [start_header, *tokenizer.encode(role), end_header, *tokenizer.encode("\n\n" + content.strip())]
-
-    def render(messages: Sequence[Message]) -> list[int]:
-        ids = [begin]
+    def parts(messages: Sequence[Message]) -> list[int | str]:
+        dialog: list[int | str] = [begin]
         for message in messages:
-            ids += [*turn(message["role"], message["content"]), end]
-        return ids + turn("assistant", "")
+            dialog += [start_header, message["role"], end_header, "\n\n" + message["content"].strip(), end]
+        return [*dialog, start_header, "assistant", end_header, "\n\n"]
 
-    return ChatFormat(tokenizer, render, end, frozenset({end}))
+    return ChatFormat(tokenizer, parts, end)
 
 
 def chatml(tokenizer: Tokenizer, control: Control, default_system: str) -> ChatFormat:
@@ -91,57 +92,56 @@ def chatml(tokenizer: Tokenizer, control: Control, default_system: str) -> ChatF
     start, end = control("<|im_start|>"), control("<|im_end|>")
     before = "" if tokenizer.control(NEWLINE) is None else "\n"  # such vocabularies would begin the answer with a space
 
-    def turn(role: str, content: str) -> list[int]:
-        return [start, *tokenizer.encode(f"{role}\n{content}")]
-
-    def render(messages: Sequence[Message]) -> list[int]:
+    def parts(messages: Sequence[Message]) -> list[int | str]:
         if default_system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": default_system}, *messages]
-        ids = []
+        dialog: list[int | str] = []
         for message in messages:
-            ids += [*turn(message["role"], message["content"]), end, *tokenizer.encode("\n")]
-        return ids + turn("assistant", "")
+            dialog += [start, f"{message['role']}\n{message['content']}", end, "\n"]
+        return [*dialog, start, "assistant\n"]
 
-    return ChatFormat(tokenizer, render, end, frozenset({end}), before)
+    return ChatFormat(tokenizer, parts, end, before)
 
 
 def llama2(tokenizer: Tokenizer, control: Control) -> ChatFormat:
     """For each exchange BOS, "[INST] user [/INST] answer ", EOS, each text encoded whole, as in Meta's code.
 
-    The system message stands in the first user message, between <<SYS>> and <</SYS>>. Rendering raises `UserError` if
-    user and assistant do not take turns, which the format cannot express.
+    The system message stands in the first user message, between <<SYS>> and <</SYS>>. A dialog in which user and
+    assistant do not take turns cannot be expressed and raises `UserError`.
     """
+    control(NEWLINE)
     begin, end = control("<s>"), control("</s>")
 
-    def render(messages: Sequence[Message]) -> list[int]:
+    def parts(messages: Sequence[Message]) -> list[int | str]:
         system = ""
         if messages[0]["role"] == "system":
             system, messages = f"<<SYS>>\n{messages[0]['content']}\n<</SYS>>\n\n", messages[1:]
         roles = [message["role"] for message in messages]
         if roles != ["user", *["assistant", "user"] * (len(roles) // 2)]:
             raise UserError(f"Llama-2's chat format: roles {roles}; it must be user and assistant in turn, a user last")
-        contents = [message["content"] for message in messages]
-        contents[0] = system + contents[0]
-        ids = []
-        for user, answer in zip(contents[:-1:2], contents[1::2], strict=True):
-            ids += [begin, *tokenizer.encode(f"[INST] {user.strip()} [/INST] {answer.strip()} "), end]
-        return [*ids, begin, *tokenizer.encode(f"[INST] {contents[-1].strip()} [/INST]")]
+        first, *contents = (message["content"] for message in messages)
+        dialog: list[int | str] = [begin, f"[INST] {(system + first).strip()} [/INST]"]
+        for answer, user in zip(contents[::2], contents[1::2], strict=True):
+            dialog[-1] = f"{dialog[-1]} {answer.strip()} "
+            dialog += [end, begin, f"[INST] {user.strip()} [/INST]"]
+        return dialog
 
-    return ChatFormat(tokenizer, render, end, frozenset({end}), before="[/INST]", space=" ")
+    return ChatFormat(tokenizer, parts, end, before="[/INST]", space=" ")
 
 
 def zephyr(tokenizer: Tokenizer, control: Control) -> ChatFormat:
     """For each turn "<|role|>", newline, content, EOS, newline, as in TinyLlama-Chat. No BOS."""
-    end = control("</s>")
+    control(NEWLINE)
+    end, before = control("</s>"), "<|assistant|>\n"
 
-    def render(messages: Sequence[Message]) -> list[int]:
-        ids, newline = [], ""
+    def parts(messages: Sequence[Message]) -> list[int | str]:
+        dialog: list[int | str] = []
         for message in messages:
-            ids += [*tokenizer.encode(f"{newline}<|{message['role']}|>\n{message['content']}"), end]
-            newline = "\n"
-        return ids + tokenizer.encode(f"{newline}<|assistant|>\n")
+            newline = "\n" if dialog else ""
+            dialog += [f"{newline}<|{message['role']}|>\n{message['content']}", end]
+        return [*dialog, f"\n{before}"]
 
-    return ChatFormat(tokenizer, render, end, frozenset({end}), before="<|assistant|>\n")
+    return ChatFormat(tokenizer, parts, end, before)
 
 
 def load_chat(folder: Path | str) -> ChatFormat:
@@ -151,8 +151,7 @@ def load_chat(folder: Path | str) -> ChatFormat:
     later puts into the system message are left out; the turns are the same.
     """
     folder = Path(folder)
-    tokenizer = load_tokenizer(folder)
-    template = _template(folder)
+    tokenizer, template = load_tokenizer(folder), _template(folder)
 
     def control(token: str) -> int:
         token_id = tokenizer.control(token)
@@ -166,17 +165,13 @@ def load_chat(folder: Path | str) -> ChatFormat:
         default = re.search(r"<\|im_start\|>system(?:\\n|\n)([^<{}'\"]+)<\|im_end\|>", template)
         chat = chatml(tokenizer, control, default[1] if default else "")
     elif "[INST]" in template and "<<SYS>>" in template:
-        control(NEWLINE)  # so that no token reaches from the prompt into the answer
         chat = llama2(tokenizer, control)
     elif ZEPHYR.search(template):
-        control(NEWLINE)
         chat = zephyr(tokenizer, control)
     else:
-        raise UserError(
-            f"{folder}: the chat template is none of Llama-3's, ChatML's, Llama-2's and Zephyr's; "
-            "only these are implemented"
-        )
-    return replace(chat, stop_ids=chat.stop_ids | load_stop_ids(folder))
+        families = "Llama-3's, ChatML's, Llama-2's and Zephyr's"
+        raise UserError(f"{folder}: the chat template is none of {families}; only these are implemented")
+    return replace(chat, stop_ids=load_stop_ids(folder) | {chat.end})
 
 
 def _template(folder: Path) -> str:
@@ -184,7 +179,7 @@ def _template(folder: Path) -> str:
     own, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if own.is_file():
         return own.read_text(encoding="utf-8")
-    template = _json(config).get("chat_template") if config.is_file() else None
+    template = read_table(config).get("chat_template") if config.is_file() else None
     if not isinstance(template, str):
         raise UserError(f"{config}: no chat_template; use a chat (instruct) model")
     return template
@@ -192,15 +187,8 @@ def _template(folder: Path) -> str:
 
 def load_stop_ids(folder: Path) -> frozenset[int]:
     """The end-of-sequence ids that generation_config.json or config.json lists: one id, or several."""
-    for name in ("generation_config.json", "config.json"):
-        value = _json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        value = read_table(path).get("eos_token_id") if path.is_file() else None
         if value is not None:
             return frozenset(value if isinstance(value, list) else [value])
     return frozenset()
-
-
-def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch the file again") from None

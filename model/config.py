@@ -2,11 +2,14 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from stages.files import UserError
+
+ONLY = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+"""Keys of config.json of which one value is implemented. It is also the default, but for `model_type`."""
 
 
 @dataclass(frozen=True)
@@ -54,64 +57,61 @@ class LlamaConfig:
     def load(cls, folder: Path | str) -> "LlamaConfig":
         """Read `folder`/config.json.
 
-        Raises `UserError` for a missing or damaged file, another architecture, or a feature that is not implemented
-        (biases, another activation, an unknown rope type).
+        Raises `UserError` for a missing or damaged file, and for what is not implemented: another architecture, biases,
+        another activation, an unknown rope type.
         """
         path = Path(folder) / "config.json"
         if not path.is_file():
             raise no_config(Path(folder))
-        try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch the file again") from None
-        return cls.from_dict(table, str(path))
+        return cls.from_dict(read_table(path), str(path))
 
     @classmethod
     def from_dict(cls, table: dict[str, Any], where: str = "config.json") -> "LlamaConfig":
         """Build from the parsed `config.json`; `where` names it in errors."""
-        if table.get("model_type") != "llama":
-            raise UserError(f"{where}: model_type is {table.get('model_type')!r}; only 'llama' is implemented")
-        for key, expected in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}.items():
-            if table.get(key, expected) != expected:
-                raise UserError(f"{where}: {key} is {table[key]!r}; only {expected!r} is implemented")
+        for key, value in {**ONLY, "model_type": None, **table}.items():
+            if key in ONLY and value != ONLY[key]:
+                raise UserError(f"{where}: {key} is {value!r}; only {ONLY[key]!r} is implemented")
         try:
             heads = table["num_attention_heads"]
-            rope_theta, rope_scaling = _rope(table, where)
-            return cls(
-                vocab_size=table["vocab_size"],
-                hidden_size=table["hidden_size"],
-                intermediate_size=table["intermediate_size"],
-                num_hidden_layers=table["num_hidden_layers"],
-                num_attention_heads=heads,
-                num_key_value_heads=table.get("num_key_value_heads") or heads,
-                head_dim=table.get("head_dim") or table["hidden_size"] // heads,
-                rms_norm_eps=table["rms_norm_eps"],
-                rope_theta=rope_theta,
-                rope_scaling=rope_scaling,
-                max_position_embeddings=table["max_position_embeddings"],
-                tie_word_embeddings=table.get("tie_word_embeddings", False),
-            )
+            values: dict[str, Any] = {
+                "num_key_value_heads": heads,
+                "head_dim": table["hidden_size"] // heads,
+                "tie_word_embeddings": False,
+                **{key: value for key, value in table.items() if value is not None},
+                **_rope(table, where),
+            }
+            return cls(**{field.name: values[field.name] for field in fields(cls)})
         except KeyError as error:
             raise UserError(f"{where}: key {error} is missing; fetch the file again") from None
 
     def inverse_frequencies(self) -> list[float]:
-        """RoPE's angular frequencies, one for each pair of dimensions: theta^(-2i/d), scaled as in Llama 3.1."""
+        """RoPE's angular frequencies, one for each pair of dimensions: theta^(-2i/d), scaled as in Llama 3.1.
+
+        Frequencies with few turns over the original context are divided by `factor`, those with many are kept.
+        """
         plain = [self.rope_theta ** (-2 * i / self.head_dim) for i in range(self.head_dim // 2)]
-        scaling = self.rope_scaling
-        if scaling is None:
+        if (scaling := self.rope_scaling) is None:
             return plain
-        context = scaling.original_max_position_embeddings
 
         def scaled(frequency: float) -> float:
-            turns = context * frequency / (2 * math.pi)  # over the original context
-            if turns < scaling.low_freq_factor:
-                return frequency / scaling.factor
-            if turns > scaling.high_freq_factor:
-                return frequency
-            share = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-            return (1 - share) * frequency / scaling.factor + share * frequency
+            turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
+            kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+            kept = min(max(kept, 0.0), 1.0)
+            return (1 - kept) * frequency / scaling.factor + kept * frequency
 
         return [scaled(frequency) for frequency in plain]
+
+
+def _rope(table: dict[str, Any], where: str) -> dict[str, Any]:
+    """RoPE's base and scaling, from either spelling: `rope_theta` + `rope_scaling`, or `rope_parameters`."""
+    rope = table.get("rope_parameters") or table.get("rope_scaling") or {}
+    kind, scaling = rope.get("rope_type", rope.get("type", "default")), None
+    if kind == "llama3":
+        scaling = RopeScaling(**{field.name: rope[field.name] for field in fields(RopeScaling)})
+    elif kind != "default":
+        raise UserError(f"{where}: rope type {kind!r} is unknown; 'default' and 'llama3' are implemented")
+    theta = rope.get("rope_theta", table.get("rope_theta", 10_000.0))
+    return {"rope_theta": float(theta), "rope_scaling": scaling}
 
 
 def no_config(folder: Path) -> UserError:
@@ -125,14 +125,9 @@ def no_config(folder: Path) -> UserError:
     return UserError(f"{folder / 'config.json'}: no such file; point model.path at a Hugging Face directory")
 
 
-def _rope(table: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
-    """RoPE's base and scaling, from either spelling: `rope_theta` + `rope_scaling`, or `rope_parameters`."""
-    rope = table.get("rope_parameters") or table.get("rope_scaling") or {}
-    theta = rope.get("rope_theta", table.get("rope_theta", 10_000.0))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return float(theta), None
-    if kind != "llama3":
-        raise UserError(f"{where}: rope type {kind!r} is unknown; 'default' and 'llama3' are implemented")
-    numbers = {name: rope[name] for name in RopeScaling.__dataclass_fields__}
-    return float(theta), RopeScaling(**numbers)
+def read_table(path: Path) -> dict[str, Any]:
+    """The JSON object of a model's file. Raises `UserError` if the file is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch the file again") from None

@@ -1,7 +1,7 @@
 """The model's layers: linear, RMSNorm and SwiGLU.
 
-RMSNorm and SwiGLU have backward passes by hand, which keep fewer tensors than autograd would. A linear layer's weight
-may be packed for inference: laid out once for oneDNN's product on a CPU instead of anew in every call.
+RMSNorm and SwiGLU have backward passes by hand, which keep fewer tensors than autograd would. For inference a linear
+layer's weight may be packed (`model/quantize.py`).
 
 Shapes: t tokens, d hidden_size, i intermediate_size; in linear layers i and o, the sizes of input and output.
 """
@@ -25,11 +25,6 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight)
 
-    def take(self, weight: Weight) -> None:
-        """Replace the weight by this one, which is no parameter."""
-        del self.weight
-        self.weight = weight  # type: ignore[assignment]
-
 
 def linear(x_ti: Tensor, weight_oi: Weight) -> Tensor:
     """x W^T [t, o], W plain or packed; accumulates in fp32, or exactly in int8."""
@@ -38,19 +33,6 @@ def linear(x_ti: Tensor, weight_oi: Weight) -> Tensor:
     if weight_oi.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(x_ti, weight_oi, None, "none", [], "")
     return F.linear(x_ti, weight_oi)
-
-
-def packable(weight: Tensor) -> bool:
-    """Whether packing pays: oneDNN would lay this weight out anew in every product (bf16 on a CPU)."""
-    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
-
-
-def packed(weight_oi: Tensor, products: torch.dtype, parts: int = 1) -> Weight:
-    """The weight in oneDNN's layout, of use to `linear` alone; for products in the weight's dtype, or in int8 with
-    inputs in so many parts (`kernels.int8.Int8Weight.parts`)."""
-    if products == torch.int8:
-        return Int8Weight.of(weight_oi, parts)
-    return torch.ops.mkldnn._reorder_linear_weight(weight_oi)
 
 
 class RMSNorm(nn.Module):

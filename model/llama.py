@@ -28,60 +28,6 @@ Head = Callable[[Tensor, Weight], Tensor]
 """(hidden [t, d], weight [v, d]) -> what the caller needs, for example logits."""
 
 
-class Attention(nn.Module):
-    """Grouped-query attention; the projections of queries, keys and values are one matrix, rows in that order."""
-
-    def __init__(self, config: LlamaConfig):
-        super().__init__()
-        self.sizes = [config.q_size + config.kv_size, config.kv_size]
-        self.head_dim = config.head_dim
-        self.qkv_proj = Linear(config.hidden_size, sum(self.sizes))
-        self.o_proj = Linear(config.q_size, config.hidden_size)
-
-    def project(self, x_td: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys [t, h + k, head_dim], and values [t, k, head_dim]."""
-        qk, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv_proj(x_td).split(self.sizes, dim=-1))
-        return qk, v
-
-    def output(self, attended_thd: Tensor) -> Tensor:
-        """[t, d] from the heads' results [t, h, head_dim]."""
-        return self.o_proj(attended_thd.flatten(1))
-
-
-class Block(nn.Module):
-    """Attention and feed-forward, each with a norm before it and a residual around it."""
-
-    def __init__(self, config: LlamaConfig):
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
-        self.recompute = False
-        """Activation checkpointing: keep only the block's input and recompute the rest in backward."""
-
-    def forward(self, x_td: Tensor, layer: int, attend: Attend, rope: Rope) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._forward, x_td, layer, attend, rope, use_reentrant=False)
-        return self._forward(x_td, layer, attend, rope)
-
-    def fuse(self) -> None:
-        """Compile the parts before and behind the attention; token counts may vary."""
-        self._before = torch.compile(self._before, dynamic=True)  # type: ignore[method-assign]
-        self._behind = torch.compile(self._behind, dynamic=True)  # type: ignore[method-assign]
-
-    def _forward(self, x_td: Tensor, layer: int, attend: Attend, rope: Rope) -> Tensor:
-        qk, v = self._before(x_td)
-        return self._behind(x_td, attend(layer, qk, v, rope))
-
-    def _before(self, x_td: Tensor) -> tuple[Tensor, Tensor]:
-        return self.self_attn.project(self.input_layernorm(x_td))
-
-    def _behind(self, x_td: Tensor, attended_thd: Tensor) -> Tensor:
-        x_td = x_td + self.self_attn.output(attended_thd)
-        return x_td + self.mlp(self.post_attention_layernorm(x_td))
-
-
 class Llama(nn.Module):
     """The whole model. Parameters have Hugging Face's names, except the two fused projections."""
 
@@ -107,6 +53,56 @@ class Llama(nn.Module):
     def head_weight(self) -> Weight:
         """[v, d]: the head's weight, or the embedding's if they are tied."""
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each with a norm before it and a residual around it."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
+        self.recompute = False
+        """Activation checkpointing: keep only the block's input and recompute the rest in backward."""
+
+    def forward(self, x_td: Tensor, layer: int, attend: Attend, rope: Rope) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._forward, x_td, layer, attend, rope, use_reentrant=False)
+        return self._forward(x_td, layer, attend, rope)
+
+    def _forward(self, x_td: Tensor, layer: int, attend: Attend, rope: Rope) -> Tensor:
+        qk, v = self._before(x_td)
+        return self._behind(x_td, attend(layer, qk, v, rope))
+
+    def _before(self, x_td: Tensor) -> tuple[Tensor, Tensor]:
+        return self.self_attn.project(self.input_layernorm(x_td))
+
+    def _behind(self, x_td: Tensor, attended_thd: Tensor) -> Tensor:
+        x_td = x_td + self.self_attn.o_proj(attended_thd.flatten(1))
+        return x_td + self.mlp(self.post_attention_layernorm(x_td))
+
+    def fuse(self) -> None:
+        """Compile the parts before and behind the attention; token counts may vary."""
+        self._before = torch.compile(self._before, dynamic=True)  # type: ignore[method-assign]
+        self._behind = torch.compile(self._behind, dynamic=True)  # type: ignore[method-assign]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; the projections of queries, keys and values are one matrix, rows in that order."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.sizes = [config.q_size + config.kv_size, config.kv_size]
+        self.head_dim = config.head_dim
+        self.qkv_proj = Linear(config.hidden_size, sum(self.sizes))
+        self.o_proj = Linear(config.q_size, config.hidden_size)
+
+    def project(self, x_td: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys [t, h + k, head_dim], and values [t, k, head_dim]."""
+        qk, v = self.qkv_proj(x_td).split(self.sizes, dim=-1)
+        return qk.unflatten(-1, (-1, self.head_dim)), v.unflatten(-1, (-1, self.head_dim))
 
 
 @lru_cache

@@ -5,7 +5,6 @@ Text is always encoded as plain text: the name of a control token inside it neve
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,10 +38,7 @@ class JsonTokenizer:
         self.backend.encode_special_tokens = True
         self.backend.no_truncation()
         self.backend.no_padding()
-
-    @property
-    def vocab_size(self) -> int:
-        return self.backend.get_vocab_size()
+        self.vocab_size = backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: no BOS, no control tokens."""
@@ -53,7 +49,7 @@ class JsonTokenizer:
         return self.backend.encode(text, add_special_tokens=False).offsets
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; control tokens are left out."""
+        """Text of ids; control tokens, and ids beyond the vocabulary, which pad the embedding, are left out."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def control(self, token: str) -> int | None:
@@ -62,24 +58,20 @@ class JsonTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A tokenizer of the library `sentencepiece`, from its tokenizer.model: Llama 2, TinyLlama. Methods as above."""
+    """A tokenizer of the library `sentencepiece`, from its tokenizer.model: Llama 2, TinyLlama. Methods as above.
+
+    Most models add a space before a text.
+    """
 
     def __init__(self, backend: sentencepiece.SentencePieceProcessor):
         self.backend = backend
-
-    @property
-    def vocab_size(self) -> int:
-        return self.backend.get_piece_size()
+        self.vocab_size = backend.get_piece_size()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text: no BOS, no control tokens. Most models add a space before it."""
         return self.backend.encode(text)
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """The characters [start, end) of `text` that each of `encode(text)` stands for.
-
-        Each token of a character spelled in bytes gets the character, which the library gives to the last one alone.
-        """
+        """Each token of a character spelled in bytes gets the character, which the library gives to the last alone."""
         mapping = self.backend.encode(text, out_type="offset_mapping")
         ids, spans = mapping["ids"], mapping["offsets"]
         for i in range(len(ids) - 2, -1, -1):
@@ -88,11 +80,9 @@ class SentencePieceTokenizer:
         return spans
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; control tokens and ids beyond the vocabulary, which pad the embedding, are left out."""
         return self.backend.decode([i for i in ids if i < self.vocab_size and not self.backend.is_control(i)])
 
     def control(self, token: str) -> int | None:
-        """The id of a control token, or None if the vocabulary lacks it."""
         token_id = self.backend.piece_to_id(token)
         return token_id if self.backend.id_to_piece(token_id) == token else None
 
@@ -101,17 +91,12 @@ Tokenizer = JsonTokenizer | SentencePieceTokenizer
 
 
 def tokenizer_file(folder: Path | str) -> Path:
-    """The file of a model's tokenizer: tokenizer.json, else tokenizer.model.
-
-    Raises `UserError` if there is neither.
-    """
-    for name in ("tokenizer.json", "tokenizer.model"):
-        if (Path(folder) / name).is_file():
-            return Path(folder) / name
-    raise UserError(
-        f"{Path(folder) / 'tokenizer.json'}: no such file, nor tokenizer.model; "
-        "point model.path at a Hugging Face directory"
-    )
+    """The file of a model's tokenizer: tokenizer.json, else tokenizer.model. Raises `UserError` if there is neither."""
+    for path in (Path(folder) / "tokenizer.json", Path(folder) / "tokenizer.model"):
+        if path.is_file():
+            return path
+    missing = f"{Path(folder) / 'tokenizer.json'}: no such file, nor tokenizer.model"
+    raise UserError(f"{missing}; point model.path at a Hugging Face directory")
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
@@ -119,22 +104,16 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     path = tokenizer_file(folder)
     if path.suffix == ".json":
         try:
-            json.loads(path.read_text(encoding="utf-8"))
-            return JsonTokenizer(tokenizers.Tokenizer.from_file(str(path)))
+            return JsonTokenizer(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path}: not a tokenizer ({error}); fetch the file again") from None
-    if is_tiktoken(path):
-        return JsonTokenizer(tiktoken_backend(path))
+    with path.open("rb") as file:  # Meta's has lines of "base64 rank", sentencepiece's is a protobuf
+        if re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\s*", file.readline(1024)):
+            return JsonTokenizer(tiktoken_backend(path))
     try:
         return SentencePieceTokenizer(sentencepiece.SentencePieceProcessor(model_file=str(path)))
     except RuntimeError:
         raise UserError(f"{path}: neither sentencepiece's nor Meta's tokenizer; fetch the file again") from None
-
-
-def is_tiktoken(path: Path) -> bool:
-    """Whether a tokenizer.model is Meta's (lines of "base64 rank") and not sentencepiece's protobuf."""
-    with path.open("rb") as file:
-        return re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\s*", file.readline(1024)) is not None
 
 
 def tiktoken_backend(path: Path) -> tokenizers.Tokenizer:
@@ -144,7 +123,9 @@ def tiktoken_backend(path: Path) -> tokenizers.Tokenizer:
     are joined first. Raises `UserError` for a damaged file.
     """
     ranks = _read_ranks(path)
-    characters = _byte_characters()
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}  # GPT-2's characters for bytes
+    others = iter(range(256, 512))
+    characters = [chr(byte if byte in printable else next(others)) for byte in range(256)]
     names = {token: "".join(characters[byte] for byte in token) for token in ranks}
     splits = [(token[:i], token[i:]) for token in ranks for i in range(1, len(token))]
     merges = [(left, right) for left, right in splits if left in ranks and right in ranks]
@@ -167,21 +148,15 @@ def tiktoken_backend(path: Path) -> tokenizers.Tokenizer:
 def _read_ranks(path: Path) -> dict[bytes, int]:
     """Each token's rank, which is its id: 0, 1, 2, ... in order; all single bytes are among them."""
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines()):
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error):
-            raise UserError(f"{path}, line {number}: expected 'base64 rank'; fetch the file again") from None
-        if len(ranks) != number or int(rank) != number - 1:
-            raise UserError(f"{path}, line {number}: ranks must count from 0, each token once; fetch the file again")
+            raise UserError(f"{path}, line {number + 1}: expected 'base64 rank'; fetch the file again") from None
+        if (len(ranks), int(rank)) != (number + 1, number):
+            where = f"{path}, line {number + 1}"
+            raise UserError(f"{where}: ranks must count from 0, each token once; fetch the file again")
     if any(bytes([byte]) not in ranks for byte in range(256)):
         raise UserError(f"{path}: not all 256 single bytes are tokens; fetch the file again")
     return ranks
-
-
-def _byte_characters() -> list[str]:
-    """The printable character that stands for each byte in byte-level BPE, as chosen by GPT-2."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]

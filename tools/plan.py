@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dpo.flops import forward_flops
 from dpo.memory import CONTEXT_BYTES, count
+from dpo.metrics import forward_flops
 from dpo.packing import keep_usable, micro_batches, own_prefix
 from model.config import LlamaConfig
 from prepare.seed_model import prepare

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dpo.flops import PEAK_FLOPS, best_rate, product_flops
+from dpo.metrics import PEAK_FLOPS, best_rate, product_flops
 from model.config import LlamaConfig
 from model.dtype import training_dtype
 from stages.settings import Assumptions, Settings

@@ -2,7 +2,6 @@
 
 from itertools import combinations
 
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,21 +36,6 @@ def test_what_cannot_be_used_is_dropped_whole_and_counted():
     assert keep_usable([shared], TrainerOptions(tokens_per_microbatch=48, share_prefixes=False), context=30)[0] == []
 
 
-def test_layout():
-    """Sequences lie end to end, each with positions from 0. Targets are the completions' tokens; no end is added."""
-    examples = [Example("a", [1, 2], ([3, 4], [5])), Example("b", [6], ([7], [8, 9, 7]))]
-    batch = lay_out(examples, [1, 0])
-    assert batch.ids_t.tolist() == [6, 6, 8, 9, 1, 2, 3, 1, 2]
-    assert batch.positions_t.tolist() == [0, 0, 1, 2, 0, 1, 2, 0, 1]
-    assert batch.segments.borders == [0, 1, 4, 7, 9] and batch.segments.prefixes == [-1] * 4
-    assert batch.segments.cu_seqlens.tolist() == [0, 1, 4, 7, 9] and batch.segments.cu_seqlens.dtype == torch.int32
-    assert batch.targets_n.tolist() == [7, 8, 9, 7, 3, 4, 5]
-    assert batch.sources_n.tolist() == [0, 1, 2, 3, 5, 6, 8]
-    assert batch.sequences_n.tolist() == [0, 1, 1, 1, 2, 2, 3]
-    assert batch.tokens == sum(example.tokens() for example in examples)
-    assert batch.sums(torch.ones(7)).tolist() == [[1.0, 3.0], [2.0, 1.0]]
-
-
 def test_layout_with_the_prompt_once():
     """The last prompt token predicts the first token of both completions. A completion of one token has no segment."""
     batch = lay_out([Example("a", [1, 2], ([3, 4, 5], [6]))], [0], {0: 2})
@@ -83,12 +67,6 @@ def test_sharing_never_costs_a_micro_batch():
     pairs = [Example(f"{i}/{j}", [i] * 900 + [j], ([1] * 399,)) for i in range(4) for j in range(2)]
     plain = micro_batches(pairs, range(8), TrainerOptions(4096, share_prefixes=False))
     assert len(micro_batches(pairs, range(8), TrainerOptions(4096))) == len(plain) == 3
-
-
-def test_identical_prompts_that_fill_the_budget():
-    examples = [Example(str(i), [5] * 20, ([i],)) for i in range(2)]
-    [batch] = micro_batches(examples, [0, 1], TrainerOptions(20))
-    assert batch.tokens == 20 and batch.sources_n.tolist() == [19, 19]
 
 
 def tokens_saved(prompts: list[list[int]]) -> int:

@@ -1,53 +1,47 @@
-"""The error of a rank that loses another rank."""
+"""The error of a rank that loses another rank. One of the two ranks is this process."""
 
 import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
+from unittest import mock
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-
-RANK = """
-import os, sys, time
 import torch
+from training import start_rank, two_ranks
+
+from dpo.parallel import distributed
+
+OTHER = """
+import os, torch
 from dpo.parallel import distributed, end_process
 
 def work():
-    with distributed(1, 0.05) as world:
+    with distributed(1, {minutes}) as world:
         world.sum(torch.zeros(1))
-        if world.rank == 1:
-            {fault}
-        world.sum(torch.zeros(1))
+        {then}
 
 end_process(work)
 """
 
 
-@pytest.mark.parametrize(
-    ("fault", "complaint"),
-    [
-        (
-            "time.sleep(20)",
-            "error: rank 0: another rank did not take part within 0.05 minutes (trainer.timeout_minutes)",
-        ),
-        ("os._exit(9)", "error: rank 0: another rank has ended; its log says why"),
-    ],
-)
-def test_a_rank_that_loses_another_prints_why(fault, complaint):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    environment = os.environ | group | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-c", RANK.format(fault=fault)]
-    ranks = [
-        subprocess.Popen(words, env=environment | {"RANK": rank}, stderr=subprocess.PIPE, text=True)
-        for rank in ("0", "1")
-    ]
-    _, err = ranks[0].communicate(timeout=60)
-    assert ranks[0].returncode == 1 and complaint in err and "Traceback" not in err
-    ranks[1].kill()
-    ranks[1].communicate()
+def test_a_rank_that_waits_in_vain_prints_why():
+    """This process is rank 1, which leaves the second sum out."""
+    group = two_ranks()
+    first = start_rank(group, OTHER.format(minutes=0.05, then="world.sum(torch.zeros(1))"), "0")
+    with mock.patch.dict(os.environ, group | {"RANK": "1"}), distributed(1) as world:
+        world.sum(torch.zeros(1))
+        _, err = first.communicate(timeout=60)
+    message = "error: rank 0: another rank did not take part within 0.05 minutes (trainer.timeout_minutes)"
+    assert first.returncode == 1 and message in err and "Traceback" not in err
+
+
+def test_a_rank_that_loses_another_prints_why(capsys):
+    """This process is rank 0; the other ends without a word."""
+    group = two_ranks()
+    second = start_rank(group, OTHER.format(minutes=1, then="os._exit(9)"))
+    with mock.patch.dict(os.environ, group | {"RANK": "0"}), pytest.raises(SystemExit) as ended:  # noqa: SIM117
+        with distributed(1) as world:
+            world.sum(torch.zeros(1))
+            world.sum(torch.zeros(1))
+    torch.distributed.destroy_process_group()
+    second.communicate(timeout=60)
+    assert ended.value.code == 1
+    assert "error: rank 0: another rank has ended; its log says why" in capsys.readouterr().err

@@ -4,17 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_llama import PlainLlama
 from training import SETTINGS, arguments, changed, make_inputs, make_model, make_pairs, run
 
 import dpo.reference
 from dpo.data import read_examples
 from dpo.parallel import distributed, sharded_model
 from dpo.reference import reference_logprob
-from kernels.attention import VarlenAttention
-from kernels.segments import Segments
 from model.config import LlamaConfig
-from model.llama import logits_head
-from model.weights import load_model
+from stages.files import read_jsonl
 
 
 @pytest.fixture
@@ -23,19 +21,15 @@ def folder(tmp_path: Path) -> Path:
     return make_inputs(tmp_path)
 
 
+@torch.no_grad()
 def plain(model_dir: Path, pairs: Path) -> torch.Tensor:
-    """The log-probabilities from whole logits, one sequence at a time, with log-softmax in fp64."""
-    model, rows = load_model(model_dir, torch.float32), []
-    for pair in read_examples([pairs], "dpo", model.config.vocab_size):
-        sums = []
-        for completion in pair.completions:
-            ids = torch.tensor(pair.prompt + completion)
-            attend = VarlenAttention(Segments.make([len(ids)]))
-            logprob = model(ids, torch.arange(len(ids)), attend, logits_head).double().log_softmax(-1)
-            shifted = logprob[:-1].gather(1, ids[1:, None])[:, 0]
-            sums.append(shifted[len(pair.prompt) - 1 :].sum())
-        rows.append(torch.stack(sums))
-    return torch.stack(rows)
+    """The log-probabilities by the plain fp64 model, one sequence at a time."""
+    model = PlainLlama(model_dir)
+    rows = [
+        [model.logprobs(pair["prompt_ids"], pair[key]).sum() for key in ("chosen_ids", "rejected_ids")]
+        for pair in read_jsonl(pairs)
+    ]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def compute(folder: Path, weights: Path, weights_digest: str) -> torch.Tensor:

@@ -78,6 +78,7 @@ def test_parameter_count(case):
         ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"rms_norm_eps": None}, "key 'rms_norm_eps' is missing"),
         ({"rope_parameters": None, "rope_scaling": {"rope_type": "yarn"}}, "rope type 'yarn' is unknown"),
     ],
 )

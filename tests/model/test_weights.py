@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import model.weights
-from model.weights import load_model, save_pretrained
+from model.weights import Checkpoint, load_model, save_pretrained
 from stages.files import UserError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -37,39 +37,42 @@ def test_export_is_the_checkpoint_that_was_loaded(shape, shard_bytes, tmp_path, 
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), llama.parameters(), strict=True))
 
 
-def damaged(tmp_path: Path, **changes) -> Path:
+@pytest.mark.parametrize(
+    ("config", "keep", "complaint"),
+    [
+        ({"num_hidden_layers": 4}, None, r"layers\.3\.input_layernorm\.weight is missing"),
+        ({"num_hidden_layers": 2}, None, r"layers\.2\.\S+ is unexpected"),
+        ({"intermediate_size": 81}, None, r"gate_proj\.weight has shape \[80, 48\], config.json says \[81, 48\]"),
+        ({}, 100, r"model\.safetensors: damaged"),
+        ({}, 0, r"no model\.safetensors"),
+    ],
+)
+def test_errors_name_the_tensor_or_the_file(tmp_path, config, keep, complaint):
+    """`keep`: bytes of the weights that are left; without any, the file is missing."""
     folder = tmp_path / "model"
     shutil.copytree(FIXTURES / "llama3", folder)
-    table = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps(table))
-    return folder
-
-
-def test_a_missing_tensor_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"layers\.3\.input_layernorm\.weight is missing"):
-        load_model(damaged(tmp_path, num_hidden_layers=4), torch.float32)
-
-
-def test_an_unexpected_tensor_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"layers\.2\.\S+ is unexpected"):
-        load_model(damaged(tmp_path, num_hidden_layers=2), torch.float32)
-
-
-def test_another_shape_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"gate_proj\.weight has shape \[80, 48\], config.json says \[81, 48\]"):
-        load_model(damaged(tmp_path, intermediate_size=81), torch.float32)
-
-
-def test_a_torn_file_is_named(tmp_path):
-    folder = damaged(tmp_path)
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
+    table, weights = folder / "config.json", folder / "model.safetensors"
+    table.write_text(json.dumps(json.loads(table.read_text()) | config))
+    if keep is not None:
+        content = weights.read_bytes()[:keep]
+        weights.unlink()
+        if keep:
+            weights.write_bytes(content)
+    with pytest.raises(UserError, match=complaint):
         load_model(folder, torch.float32)
 
 
-def test_no_weights(tmp_path):
-    folder = damaged(tmp_path)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"no model\.safetensors"):
-        load_model(folder, torch.float32)
+@pytest.mark.parametrize(
+    ("index", "complaint"),
+    [
+        ("{}", r"index\.json: not an index of safetensors"),
+        (
+            '{"weight_map": {"a": "b.safetensors"}}',
+            r"b\.safetensors: no such file, but model\.safetensors\.index\.json",
+        ),
+    ],
+)
+def test_errors_of_an_index(tmp_path, index, complaint):
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match=complaint):
+        Checkpoint(tmp_path)

@@ -19,8 +19,8 @@ import kernels.segments
 import sampling.engine
 from dpo.data import Example
 from dpo.loss import completion_logprob, dpo_loss
-from dpo.optimizer import squared_norm
 from dpo.packing import lay_out
+from dpo.trainer import squared_norm
 from kernels.compile import recording
 from kernels.launch import use_triton
 from kernels.tiles import TileSizes

@@ -9,11 +9,12 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
-from dpo.parallel import distributed
+from dpo.parallel import distributed, end_process
 from dpo.train import DPO, train
 from dpo.trainer import Trainer
 from model.config import LlamaConfig
@@ -117,24 +118,46 @@ def run(settings: Settings, given: Arguments) -> list[dict[str, Any]]:
     return list(read_jsonl(given.work / "metrics.jsonl"))
 
 
-def run_ranks(ranks: int, settings: Settings, given: Arguments, nodes: int = 1) -> list[dict[str, Any]]:
-    """Train under one torchrun for each node; returns the lines of metrics.jsonl."""
-    config = given.place / "config.toml"
-    write_toml(config, settings)
+def run_ranks(*jobs: tuple[Settings, Arguments]) -> list[list[dict[str, Any]]]:
+    """Train on two ranks, one job after the other; returns the lines of each metrics.jsonl. Rank 0 is this process."""
+    words = []
+    for settings, given in jobs:
+        write_toml(given.place / "config.toml", settings)
+        words.append(DPO.arguments(given.place / "config.toml", make_job(settings, given)))
+    group = two_ranks()
+    second = start_rank(group, f"import training; training.train_all({words!r})")
+    with mock.patch.dict(os.environ, group | {"RANK": "0", "LOCAL_RANK": "0"}), distributed(1) as world:
+        for settings, given in jobs:
+            train(make_job(settings, given), world, given.work)
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 0, err
+    return [list(read_jsonl(given.work / "metrics.jsonl")) for _, given in jobs]
+
+
+def train_all(jobs: list[list[str]]) -> None:
+    """The second rank of `run_ranks`."""
+
+    def work() -> None:
+        with distributed(1) as world:
+            for words in jobs:
+                job = DPO.read_arguments(words)
+                train(job, world, job.out.with_name("train"))
+
+    end_process(work)
+
+
+def two_ranks() -> dict[str, str]:
+    """The environment of a process group of two ranks on this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
-    several = ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "train"]
-    launch = ["-m", "torch.distributed.run", *(several if nodes > 1 else ["--standalone"])]
-    words = ["--nproc-per-node", str(ranks // nodes), "-m", given.stage.module]
-    command = [sys.executable, *launch, *words, *given.stage.arguments(config, make_job(settings, given))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    agents = [subprocess.Popen(command, cwd=ROOT, env=environment, **piped) for _ in range(nodes)]
-    for agent in agents:
-        _, err = agent.communicate(timeout=300)
-        assert agent.returncode == 0, err
-    return list(read_jsonl(given.work / "metrics.jsonl"))
+        return {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+
+
+def start_rank(group: dict[str, str], code: str, rank: str = "1") -> subprocess.Popen:
+    """Start Python on `code` as a rank of the group."""
+    paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | group | paths | {"RANK": rank, "LOCAL_RANK": rank}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def write_toml(path: Path, settings: Settings) -> None:
@@ -170,3 +193,15 @@ def kill_at(monkeypatch, step: int) -> None:
         return real(self, batch)
 
     monkeypatch.setattr(Trainer, "step", killed)
+
+
+def stop_at(monkeypatch, number: int, step: int, times: int = 1) -> None:
+    """Send the process a signal, `times` times, while it takes a step."""
+    real = Trainer.step
+
+    def stopping(self, batch):
+        for _ in range(times * (self.progress.step == step)):
+            os.kill(os.getpid(), number)
+        return real(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", stopping)

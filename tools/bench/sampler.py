@@ -25,7 +25,7 @@ from typing import Any, cast
 
 import torch
 
-from dpo.flops import best_rate, product_flops
+from dpo.metrics import best_rate, product_flops
 from kernels.int8 import Int8Weight, int8_linear
 from model.chat import ChatFormat, load_chat
 from model.dtype import generation_dtype

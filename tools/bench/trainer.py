@@ -16,13 +16,11 @@ import torch
 
 from dpo.checkpoint import Progress
 from dpo.data import read_examples
-from dpo.flops import forward_flops, product_flops
-from dpo.metrics import METRICS, MetricsLog, peak_memory_mib
-from dpo.optimizer import make_optimizer
+from dpo.metrics import METRICS, forward_flops, peak_memory_mib, product_flops
 from dpo.packing import micro_batches
 from dpo.parallel import World, distributed, load_sharded, sharded_model
 from dpo.reference import reference_logprob
-from dpo.trainer import Trainer
+from dpo.trainer import Trainer, make_optimizer
 from model.chat import ChatFormat, load_chat
 from model.config import LlamaConfig
 from model.dtype import training_dtype
@@ -65,7 +63,6 @@ def measure(world: World, model_dir: Path, pairs: Path, settings: Settings, work
         examples=examples,
         reference_e2=reference_e2,
         progress=Progress("bench"),
-        log=MetricsLog(work, 0, world.first),
         work=work,
         source=model_dir,
         export_epoch=None,

@@ -1,6 +1,7 @@
-"""Packing a model for inference: its weights in the layout of the products, for int8 after a rotation.
+"""A model for inference: its weights packed, in the layout of the products; for int8 after a rotation.
 
-Shapes: t tokens, d hidden_size, i and o sizes of a product's input and output.
+oneDNN would lay a plain bf16 weight out anew in every product. Shapes: d hidden_size, i and o sizes of a product's
+input and output.
 """
 
 from math import gcd
@@ -9,15 +10,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from model.layers import Linear, RMSNorm, packable, packed
+from kernels.int8 import Int8Weight
+from model.layers import Linear, RMSNorm
 from model.llama import Block, Llama
 
 ROTATED = 64
 """Most channels that are rotated together."""
-
-PARTS = {"down_proj": 2}
-"""Number of int8 parts of a module's input, by the module's name; 1 elsewhere. SwiGLU's output needs two, because no
-rotation of the weights reaches it."""
 
 
 def pack(model: Llama, products: torch.dtype) -> Llama:
@@ -25,15 +23,22 @@ def pack(model: Llama, products: torch.dtype) -> Llama:
 
     A packed model is for inference alone, and cannot be packed again.
     """
+    embedding, mkldnn = model.embed_tokens.weight, torch.backends.mkldnn.is_available()
     if products == torch.int8:
         rotate(model)
-    elif packable(model.embed_tokens.weight):
-        model.lm_head = model.lm_head or _head(model.embed_tokens.weight)
+    elif embedding.device.type == "cpu" and embedding.dtype == torch.bfloat16 and mkldnn:
+        model.lm_head = model.lm_head or _head(embedding)
     else:
         return model
     for name, module in model.named_modules():
         if isinstance(module, Linear):
-            module.take(packed(module.weight, products, PARTS.get(name.rpartition(".")[2], 1)))
+            weight = module.weight
+            del module.weight  # a packed weight is no parameter
+            if products == torch.int8:
+                # No rotation of the weights reaches SwiGLU's output, which therefore needs two int8 parts.
+                module.weight = Int8Weight.of(weight, 2 if name.endswith("down_proj") else 1)  # type: ignore[assignment]
+            else:
+                module.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
     return model
 
 
@@ -49,8 +54,11 @@ def rotate(model: Llama) -> None:
     """
     mix = hadamard(gcd(model.config.hidden_size, ROTATED))
 
+    def mixed(weight_od: Tensor) -> nn.Parameter:
+        return _frozen((weight_od.unflatten(-1, (-1, len(mix))) @ mix).flatten(-2))
+
     def enter(norm: RMSNorm, product: Linear) -> None:
-        product.weight = _frozen(_mixed(product.weight * norm.weight, mix))
+        product.weight = mixed(product.weight * norm.weight)
         norm.weight = _frozen(torch.ones_like(norm.weight))
 
     def leave(product: Linear) -> None:
@@ -58,7 +66,7 @@ def rotate(model: Llama) -> None:
 
     model.lm_head = model.lm_head or _head(model.embed_tokens.weight)
     enter(model.norm, model.lm_head)
-    model.embed_tokens.weight = _frozen(_mixed(model.embed_tokens.weight, mix))
+    model.embed_tokens.weight = mixed(model.embed_tokens.weight)
     for layer in model.layers:
         block = cast(Block, layer)
         enter(block.input_layernorm, block.self_attn.qkv_proj)
@@ -67,20 +75,16 @@ def rotate(model: Llama) -> None:
         leave(block.mlp.down_proj)
 
 
-def _mixed(weight_od: Tensor, mix: Tensor) -> Tensor:
-    return (weight_od.unflatten(-1, (-1, len(mix))) @ mix).flatten(-2)
-
-
-def _frozen(weight: Tensor) -> nn.Parameter:
-    return nn.Parameter(weight, requires_grad=False)
-
-
 def hadamard(size: int) -> Tensor:
     """The orthogonal Hadamard matrix of Sylvester's construction, fp32 [size, size]; `size` is a power of 2."""
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
     return matrix / size**0.5
+
+
+def _frozen(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight, requires_grad=False)
 
 
 def _head(weight_vd: Tensor) -> Linear:
