@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from dpo.flops import PEAK_FLOPS, best_rate, product_flops
+from dpo.memory import CONTEXT_BYTES
 from model.config import LlamaConfig
 from model.dtype import training_dtype
 from stages.settings import Assumptions, Settings
@@ -25,7 +26,7 @@ class Card:
     flops: float
     bandwidth: float
     memory: float
-    link: float
+    link: float = math.inf
 
 
 CARDS = {
@@ -40,12 +41,12 @@ CARDS = {
 def this_cpu(settings: Settings) -> Card:
     """This machine's CPU: operations a second of a large product, bytes a second of a large copy."""
     torch.set_num_threads(settings.engine.threads)
-    device, memory = torch.device("cpu"), torch.zeros(2**28, dtype=torch.uint8)
+    device, source = torch.device("cpu"), torch.zeros(2**28, dtype=torch.uint8)
     flops = product_flops(device, training_dtype(settings.model.dtype, device), 1024, 3)
-    size, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), Path("/sys/fs/cgroup/memory.max")
+    memory, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (share := limit.read_text(encoding="ascii").strip()) != "max":  # a container's
-        size = min(size, int(share))
-    return Card(flops, best_rate(lambda: memory.clone(), 2 * len(memory), 3), size, math.inf)
+        memory = min(memory, int(share))
+    return Card(flops, best_rate(lambda: source.clone(), 2 * len(source), 3), memory)
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,13 @@ class Roofline:
     """`ranks` GPUs of one kind, or CPUs like this one, with a model on them in bf16."""
 
     config: LlamaConfig
-    plan: Assumptions
+    settings: Settings
     card: Card
     ranks: int
-    recompute: bool
-    """Whether a backward pass computes the blocks again."""
+
+    @property
+    def plan(self) -> Assumptions:
+        return self.settings.plan
 
     def formula(self) -> str:
         """How times are reckoned, for readers."""
@@ -82,8 +85,8 @@ class Roofline:
         return bytes_a_parameter * self.config.parameter_count() / (1e9 * self.plan.disk_gigabytes_per_second)
 
     def step_seconds(self, step: StepWork) -> float:
-        arithmetic = generation_flops(self.config, step) / (self.card.flops * self.plan.product_utilisation)
-        reading = generation_bytes(self.config, step) / (self.card.bandwidth * self.plan.bandwidth_utilisation)
+        arithmetic = step_flops(self.config, step) / (self.card.flops * self.plan.product_utilisation)
+        reading = step_bytes(self.config, step) / (self.card.bandwidth * self.plan.bandwidth_utilisation)
         return max(arithmetic, reading) + self.plan.step_milliseconds / 1000
 
     def training_seconds(self, flops: float) -> float:
@@ -93,17 +96,30 @@ class Roofline:
         """An update, given the operations of each micro-batch's forward pass.
 
         FSDP gathers parameters, 2 bytes each, for forward and for backward, and reduces gradients, 4 bytes each: each
-        rank receives the others' parts. Adam reads parameter, gradient and two moments and writes three of them, 4
-        bytes each.
+        rank receives the others' parts. Adam reads parameter, gradient and two moments and writes three of them.
         """
-        size, passes = self.config.parameter_count(), 4 if self.recompute else 3
+        size, passes = self.config.parameter_count(), 4 if self.settings.trainer.activation_checkpointing else 3
         sending = 8 * size * (self.ranks - 1) / self.ranks / (self.link * self.plan.bandwidth_utilisation)
         computing = sum(max(passes * self.training_seconds(flops), sending) for flops in forward_flops)
         return computing + 28 * size / self.ranks / self.card.bandwidth
 
+    def generation_memory(self) -> dict[str, float]:
+        """Memory of a rank that generates in bf16, by part."""
+        config, engine = self.config, self.settings.engine
+        inner = 3 * config.hidden_size + config.q_size + 2 * config.kv_size + 3 * config.intermediate_size
+        logits = 4 * engine.max_num_seqs * config.vocab_size * 3  # bf16, fp32, and top-p's copies
+        return {
+            "weights": 2 * config.parameter_count(),
+            "KV cache": key_bytes(config) * engine.block_size * (engine.num_kv_blocks + 1),
+            "a step": 2 * engine.max_num_batched_tokens * inner + logits,
+            "CUDA": CONTEXT_BYTES,
+        }
 
-def block_weights(config: LlamaConfig) -> int:
-    return config.hidden_size * (2 * config.q_size + 2 * config.kv_size + 3 * config.intermediate_size)
+
+def read_weights(config: LlamaConfig) -> tuple[int, int]:
+    """Weights that products read: of all blocks, and of the head."""
+    block = config.hidden_size * (2 * config.q_size + 2 * config.kv_size + 3 * config.intermediate_size)
+    return config.num_hidden_layers * block, config.vocab_size * config.hidden_size
 
 
 def key_bytes(config: LlamaConfig) -> int:
@@ -111,14 +127,13 @@ def key_bytes(config: LlamaConfig) -> int:
     return 4 * config.num_hidden_layers * config.kv_size
 
 
-def generation_flops(config: LlamaConfig, step: StepWork) -> float:
+def step_flops(config: LlamaConfig, step: StepWork) -> float:
     """Operations of a step: 2 a weight and token (in the head: a token drawn), 4 head_dim a head, query and key."""
-    products = 2 * config.num_hidden_layers * block_weights(config) * step.tokens
-    head = 2 * config.vocab_size * config.hidden_size * step.drawn
-    return products + head + 4 * config.num_hidden_layers * config.q_size * step.keys_seen
+    blocks, head = read_weights(config)
+    attention = 4 * config.num_hidden_layers * config.q_size * step.keys_seen
+    return 2 * blocks * step.tokens + 2 * head * step.drawn + attention
 
 
-def generation_bytes(config: LlamaConfig, step: StepWork) -> float:
+def step_bytes(config: LlamaConfig, step: StepWork) -> float:
     """Bytes that a step reads and writes, in bf16: all weights once, keys and values."""
-    weights = config.num_hidden_layers * block_weights(config) + config.vocab_size * config.hidden_size
-    return 2 * weights + key_bytes(config) * (step.keys_read + step.tokens)
+    return 2 * sum(read_weights(config)) + key_bytes(config) * (step.keys_read + step.tokens)
