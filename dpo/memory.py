@@ -122,7 +122,7 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
     return {
         "parameters, fp32": _bytes(model.parameters()),
         "gradients, fp32": _bytes(gradients),
-        "Adam's moments, fp32": sum(_bytes([s["exp_avg"], s["exp_avg_sq"]]) for s in optimizer.state.values()),
+        "Adam's moments, fp32": _bytes(s[name] for s in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")),
         "activations kept for backward": activations,
         "all tensors at the peak": tracker.peak,
         "a block gathered ahead": block,
@@ -132,7 +132,8 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(storage_of(tensor).nbytes() for tensor in tensors)
+    """Bytes of the tensors' storages; FSDP's gradients of a block share one."""
+    return sum({storage._cdata: storage.nbytes() for storage in map(storage_of, tensors)}.values())
 
 
 def main() -> None:

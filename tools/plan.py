@@ -26,8 +26,7 @@ from stages.files import UserError, command
 from stages.settings import load_settings
 from tools.inputs import missing_inputs
 from tools.planned import Generation, Planned, Training, disk, disk_needed, rows
-from tools.roofline import CARDS, Roofline, this_cpu
-from tools.simulation import simulate
+from tools.roofline import CARDS, Roofline, simulate, this_cpu
 
 SAMPLED_BATCHES = 4
 """Global batches of a training that are packed."""

@@ -38,9 +38,8 @@ Ids = list[int]
 
 @dataclass(frozen=True)
 class Generation:
-    """A stage's requests. `group` draws the prompts of the next ones that share a prefix. Completions have `mean`
-    tokens, and `limit` at most. The model is loaded `loads` times; another one than the run's counts as one of its
-    shape."""
+    """A stage's requests, to a model of the run's shape, loaded `loads` times. `group` draws the prompts of the
+    next ones that share a prefix. Completions have `mean` tokens, and `limit` at most."""
 
     count: int
     group: Callable[[], list[Ids]]
@@ -81,7 +80,8 @@ class Planned:
         self.draw, self.ids = random.Random(settings.seed), 0
         self.at_limits = False
         """Whether each text is as long as it may be."""
-        self.longest_prompt = longest_prompt(settings.respond.prompts) or settings.prompts.max_new_tokens
+        prompts = [tokens(row["prompt"]) for row in rows(settings.respond.prompts, "prompt")]
+        self.longest_prompt = max(prompts, default=settings.prompts.max_new_tokens)
 
     def stages(self) -> Stages:
         """The stages with work, by name: seed -> SFT -> T iterations, with measurements."""
@@ -95,9 +95,9 @@ class Planned:
         if sft.enabled and not sft.sft_delta:
             taught = round((1 - eft.held_out) * ranked)
             stages["sft/eft"] = self.judged(round(taught / REPLIES), REPLIES, eft.N)
-            lessons = round(self.plan.eft_yield * taught) + sum(len(rows(path)) for path in sft.examples)
-            lessons += sft.constructed_decisions + sft.constructed_judgments + sft.constructed_comparisons
-            lessons += sft.constructed_answers
+            made = (sft.constructed_decisions, sft.constructed_judgments, sft.constructed_comparisons)
+            lessons = sum(made) + sft.constructed_answers + sum(len(rows(path)) for path in sft.examples)
+            lessons += round(self.plan.eft_yield * taught)
             stages["sft/checkpoint"] = Training(sft, 1, ((judging, lessons),), sft.epochs, 1)
         measured = self.measurements(ranked)
         first = -1 if sft.enabled else 0
@@ -132,15 +132,14 @@ class Planned:
 
     def pool(self) -> Generation:
         """Attempts at new prompts."""
-        options, mean = self.settings.prompts, self.plan.prompt_tokens
-        pieces = self.pieces(request_prompt(["\0"] * options.shots))
-        limit = max(longest_prompt(options.seeds), options.max_new_tokens)
+        options, pieces = self.settings.prompts, self.pieces(request_prompt(["\0"] * self.settings.prompts.shots))
         count = min(round(options.count / self.plan.prompts_kept), options.max_attempts)
+        mean, rounds = self.plan.prompt_tokens, -(-count // options.round_attempts)
 
         def group() -> list[Ids]:
-            return [filled(pieces, *(self.text(mean, limit) for _ in range(options.shots)))]
+            return [filled(pieces, *(self.prompt() for _ in range(options.shots)))]
 
-        return Generation(count, group, mean, options.max_new_tokens, loads=-(-count // options.round_attempts))
+        return Generation(count, group, mean, options.max_new_tokens, rounds)
 
     def answered(self, prompts: int, samples: int) -> Generation:
         """Responses to prompts."""
@@ -253,8 +252,3 @@ def tokens(text: str) -> int:
 def rows(path: str, *keys: str) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file, each with these keys; none where the file is missing."""
     return list(read_jsonl(path, keys)) if Path(path).is_file() else []
-
-
-def longest_prompt(path: str) -> int:
-    """Tokens of the longest prompt in a file."""
-    return max((tokens(row["prompt"]) for row in rows(path, "prompt")), default=0)

@@ -1,9 +1,8 @@
 """A whole Llama-3 run in minutes on a CPU: `python -m tools.rehearse --config configs/llama3-8b-instruct.toml`.
 
-Stages, launches and file formats are the config's own. Stand-ins replace what is slow or has to be fetched: a tiny
-model with random weights (`prepare.scripted`), converted from Meta's layout as the real one is; the first lines of the
-user's human rankings and prompts, or a few of this project's in their formats; small counts. Verdicts come from a
-script. A typo, a missing file or a full disk shows now and not on day two.
+Stages, launches and file formats are the config's own, so that a typo, a missing file or a full disk shows now and not
+on day two. Stand-ins replace what is slow or has to be fetched: a tiny model with random weights, whose verdicts come
+from a script (`prepare.scripted`); the first lines of the user's files, or a few of this project's; small counts.
 """
 
 import argparse
@@ -64,35 +63,31 @@ class Rehearsal:
 
     def changes(self) -> dict[str, Any]:
         """Settings of the derived config that differ from the real one's; also writes the data that they name."""
-        settings, seeds = self.settings, self.settings.prompts.seeds
+        settings, short = self.settings, {"max_new_tokens": 64}
         prompts = PROMPTS * max(len(settings.iteration), 1)
         changes: dict[str, Any] = {
             "name": f"rehearsal-{settings.name}",
             "nproc_per_node": RANKS,
             "engine": {"threads": 1, "shard_requests": 24, "max_num_seqs": 64},
-            "respond": {"prompts_per_iteration": PROMPTS, "max_new_tokens": 64},
-            "judge": {"max_new_tokens": 64},
-            "metajudge": {"max_new_tokens": 64},
+            "respond": short | {"prompts_per_iteration": PROMPTS},
+            "judge": dict(short),
+            "metajudge": dict(short),
             "dpo": {"epochs": min(settings.dpo.epochs, 2)},
         }
         if settings.respond.prompts:
             changes["respond"]["prompts"] = self._cut(settings.respond.prompts, prompts)
-        if seeds:
+        if settings.prompts.seeds:
             own = islice(read_jsonl(ROOT / "data/prompts/train.jsonl"), SEEDS)
-            changes["prompts"] = {
-                "seeds": self._cut(seeds, SEEDS, own, f"{SEEDS} prompts of this project"),
-                "evaluation": [self._cut(path, SEEDS) for path in settings.prompts.evaluation],
-                "count": prompts,
-                "round_attempts": 12,
-                "max_attempts": 240,
-                "max_new_tokens": 64,
-            }
+            seeds = self._cut(settings.prompts.seeds, SEEDS, own, f"{SEEDS} prompts of this project")
+            held_out = [self._cut(path, SEEDS) for path in settings.prompts.evaluation]
+            counts = {"count": prompts, "round_attempts": 12, "max_attempts": 240}
+            changes["prompts"] = short | counts | {"seeds": seeds, "evaluation": held_out}
         if settings.eft.sources:
             made = f"{TREES} trees made of this project's data"
             changes["eft"] = {"sources": [self._cut(path, 2 * TREES, trees(), made) for path in settings.eft.sources]}
-        named = {key: name for key, name in named_files(settings) if key.startswith("evaluation.")}
-        if named:
-            changes["evaluation"] = {key.partition(".")[2]: self._cut(name, 8) for key, name in named.items()}
+        for key, path in named_files(settings):
+            if key.startswith("evaluation."):
+                changes.setdefault("evaluation", {})[key.partition(".")[2]] = self._cut(path, 8)
         for key, path in named_models(settings).items():
             section, name = key.split(".")
             changes.setdefault(section, {})[name] = "models/seed"

@@ -1,8 +1,11 @@
-"""How long work takes on GPUs that are not here, or on this CPU: the shares that `[plan]` assumes of their peaks."""
+"""The work of generation's steps, and how long work takes on GPUs that are not here, or on this CPU.
+
+The engine's own scheduler and block pool run without a model. Times assume `[plan]`'s shares of the peaks.
+"""
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +15,56 @@ from dpo.flops import PEAK_FLOPS, best_rate, product_flops
 from dpo.memory import CONTEXT_BYTES
 from model.config import LlamaConfig
 from model.dtype import training_dtype
-from stages.settings import Assumptions, Settings
-from tools.simulation import StepWork
+from sampling.blocks import BlockPool
+from sampling.request import Request
+from sampling.scheduler import Scheduler, Step
+from stages.settings import EngineOptions, Settings
 
 GPUS_PER_NODE = 8
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """The work of a forward pass."""
+
+    tokens: int
+    """Tokens computed; prefixes that the cache holds are not among them."""
+    drawn: int
+    """Sequences whose next token is drawn: rows of the head."""
+    keys_read: int
+    """Keys read from the cache; a key that several decoding sequences share counts once."""
+    keys_seen: int
+    """Keys that the queries attend to, summed over queries."""
+
+    @classmethod
+    def of(cls, step: Step, block_size: int) -> "StepWork":
+        metadata = step.metadata(block_size)
+        return cls(
+            tokens=len(metadata.positions),
+            drawn=sum(item.samples for item in step.scheduled),
+            keys_read=sum(run.tokens for run in metadata.shared_runs()) + sum(span.end for span in metadata.prefill),
+            keys_seen=sum(position + 1 for position in metadata.positions),
+        )
+
+
+def simulate(
+    requests: Sequence[Request], lengths: Mapping[str, int], engine: EngineOptions, context: int
+) -> list[StepWork]:
+    """The steps of a shard whose completions have `lengths[id]` tokens, or as many as there is room for."""
+    pool = BlockPool(engine.num_kv_blocks, engine.block_size)
+    scheduler = Scheduler(pool, engine.max_num_batched_tokens, engine.max_num_seqs, context)
+    for request in requests:
+        scheduler.add(request)
+    steps, token = list[StepWork](), 0
+    while scheduler.busy:
+        step = scheduler.schedule()
+        steps.append(StepWork.of(step, engine.block_size))
+        drawn = list(range(token - steps[-1].drawn, token))  # negative and unique: completions share no prefix
+        token -= len(drawn)
+        scheduler.complete(
+            step, drawn, lambda s: len(s.completion) >= lengths[s.request.id] or len(s.tokens) >= s.max_tokens
+        )
+    return steps
 
 
 @dataclass(frozen=True)
@@ -58,13 +107,9 @@ class Roofline:
     card: Card
     ranks: int
 
-    @property
-    def plan(self) -> Assumptions:
-        return self.settings.plan
-
     def formula(self) -> str:
         """How times are reckoned, for readers."""
-        card, plan = self.card, self.plan
+        card, plan = self.card, self.settings.plan
         return (
             f"time: a step of generation, the longer of operations / ({card.flops / 1e12:.3g} Tflop/s x "
             f"product_utilisation {plan.product_utilisation}) and bytes / ({card.bandwidth / 1e9:.0f} GB/s x "
@@ -79,18 +124,19 @@ class Roofline:
     @property
     def link(self) -> float:
         """Bytes a second between GPUs; of several nodes, over the network."""
-        return self.card.link if self.ranks <= GPUS_PER_NODE else 1e9 * self.plan.network_gigabytes_per_second
+        return self.card.link if self.ranks <= GPUS_PER_NODE else 1e9 * self.settings.plan.network_gigabytes_per_second
 
     def disk_seconds(self, bytes_a_parameter: float) -> float:
-        return bytes_a_parameter * self.config.parameter_count() / (1e9 * self.plan.disk_gigabytes_per_second)
+        return bytes_a_parameter * self.config.parameter_count() / (1e9 * self.settings.plan.disk_gigabytes_per_second)
 
     def step_seconds(self, step: StepWork) -> float:
-        arithmetic = step_flops(self.config, step) / (self.card.flops * self.plan.product_utilisation)
-        reading = step_bytes(self.config, step) / (self.card.bandwidth * self.plan.bandwidth_utilisation)
-        return max(arithmetic, reading) + self.plan.step_milliseconds / 1000
+        plan = self.settings.plan
+        arithmetic = step_flops(self.config, step) / (self.card.flops * plan.product_utilisation)
+        reading = step_bytes(self.config, step) / (self.card.bandwidth * plan.bandwidth_utilisation)
+        return max(arithmetic, reading) + plan.step_milliseconds / 1000
 
     def training_seconds(self, flops: float) -> float:
-        return flops / (self.card.flops * self.plan.training_utilisation)
+        return flops / (self.card.flops * self.settings.plan.training_utilisation)
 
     def update_seconds(self, forward_flops: Sequence[float]) -> float:
         """An update, given the operations of each micro-batch's forward pass.
@@ -99,7 +145,7 @@ class Roofline:
         rank receives the others' parts. Adam reads parameter, gradient and two moments and writes three of them.
         """
         size, passes = self.config.parameter_count(), 4 if self.settings.trainer.activation_checkpointing else 3
-        sending = 8 * size * (self.ranks - 1) / self.ranks / (self.link * self.plan.bandwidth_utilisation)
+        sending = 8 * size * (self.ranks - 1) / self.ranks / (self.link * self.settings.plan.bandwidth_utilisation)
         computing = sum(max(passes * self.training_seconds(flops), sending) for flops in forward_flops)
         return computing + 28 * size / self.ranks / self.card.bandwidth
 

@@ -54,7 +54,7 @@ def test_each_fault_is_detected(rows):
     }
     for fault, change in changes.items():
         assert faults(good | change) == [fault]
-    ampere = good | {"target": "sm_80", "matrix_instructions": {"mma": 8}}
+    ampere = good | {"target": "sm_80", "matrix_instructions": {"mma": 8}, "shared_bytes": 99 * 1024}
     assert faults(ampere) == [] and faults(ampere | {"shared_bytes": 100 * 1024}) == ["has too much shared memory"]
 
 

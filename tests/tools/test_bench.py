@@ -15,7 +15,9 @@ from tools.bench.workload import WORKLOAD, load_module
 
 ROOT = Path(__file__).parents[2]
 OWN = """
-from tools.bench.workload import SAMPLING, prompts
+from tools.bench.workload import SAMPLING
+def prompts(count):
+    return [f"Tell me something about the number {i}." for i in range(count)]
 FLAT = {"prompts": 64, "new_tokens": 4}
 LOOP = {"prompts": 2, "responses": 3, "response_tokens": 4, "judgments": 2, "judgment_tokens": 5}
 JUDGE = "Q: {prompt} R: {response}"

@@ -21,8 +21,7 @@ from stages.settings import EngineOptions, Iteration, Settings, load_settings
 from tools import plan as command_line
 from tools.plan import Plan
 from tools.planned import Generation, Planned, Training, disk, disk_needed
-from tools.roofline import CARDS, Roofline, step_bytes, step_flops
-from tools.simulation import StepWork, simulate
+from tools.roofline import CARDS, Roofline, StepWork, simulate, step_bytes, step_flops
 
 ROOT = Path(__file__).parents[2]
 LLAMA = LlamaConfig.load(ROOT / "configs" / "architectures" / "llama-3-8b")
