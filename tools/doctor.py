@@ -78,25 +78,18 @@ def check_devices(settings: Settings) -> Iterator[str]:
 def check_ranks(settings: Settings) -> Iterator[str]:
     """Whether ranks under torchrun, as in a run, find each other and sum over all."""
     ranks = settings.nproc_per_node if DRIVER.exists() else max(settings.nproc_per_node, 2)
-    torchrun = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(ranks),
-        "--shutdown-timeout",
-        "5",
-    ]
-    words = ["timeout", "--kill-after=10", str(LIMIT), sys.executable, *torchrun, "-m", "tools.doctor", "--rank"]
+    launch = (
+        f"-m torch.distributed.run --standalone --nproc-per-node {ranks} --shutdown-timeout 5 -m tools.doctor --rank"
+    )
+    words = ["timeout", "--kill-after=10", str(LIMIT), sys.executable, *launch.split()]
     done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
     errors = re.findall(r"^(?:\[rank\d+\]: ?)?((?:[\w.]+Error|error): ?\S.*)$", done.stderr, re.M)
-    late = [f"no answer within {LIMIT} s"] if done.returncode == 124 else []
     if done.returncode:
-        raise UserError(
-            f"{[*late, *errors, f'exit code {done.returncode}'][0]}; the host name must resolve (/etc/hosts), "
-            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, if set, name an interface that exists, and a firewall let "
-            "local connections through"
-        )
+        late = [f"no answer within {LIMIT} s"] if done.returncode == 124 else []
+        reason = [*late, *errors, f"exit code {done.returncode}"][0]
+        names = "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, if set, name an interface that exists"
+        needs = f"the host name must resolve (/etc/hosts), {names}, and a firewall let local connections through"
+        raise UserError(f"{reason}; {needs}")
     yield done.stdout.strip()
 
 

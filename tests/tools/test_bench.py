@@ -1,8 +1,6 @@
 """The benchmarks of generation and training, on the tiny model and with a few tokens: what they count."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,10 +8,9 @@ import pytest
 
 from prepare.seed_model import make_tiny
 from stages.files import UserError
-from tools.bench import trainer
+from tools.bench import sampler, trainer
 from tools.bench.workload import WORKLOAD, load_module
 
-ROOT = Path(__file__).parents[2]
 OWN = """
 from tools.bench.workload import SAMPLING
 def prompts(count):
@@ -34,15 +31,13 @@ def place(tmp_path) -> Path:
     return tmp_path
 
 
-def test_generation_on_two_ranks(place):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def test_generation(place, monkeypatch, capsys):
     words = ["--model", "model", "--workload", "workload.py", "--dtype", "float32", "--repeats", "1"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*launch, "-m", "tools.bench.sampler", *words]
-    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    product, flat, loop, *rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert (product["workload"], product["ranks"]) == ("product", 2)
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["sampler", *words])
+    sampler.main()
+    product, flat, loop, *rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (product["workload"], product["ranks"]) == ("product", 1)
     assert (flat["workload"], flat["new_tokens"]) == ("flat", 64 * 4)
     assert (loop["workload"], loop["new_tokens"]) == ("loop", 2 * 3 * (4 + 2 * 5))
     for row in (flat, loop, *rows):
@@ -55,6 +50,19 @@ def test_generation_on_two_ranks(place):
     assert batches == {1: 4, 8: 32, 64: 256, 128: 512}
     judgments = {row["N"]: row["prefill_tokens"] for row in rows if row["workload"] == "judgments"}
     assert list(judgments) == [1, 2, 4, 8, 16] and len(set(judgments.values())) == 1
+
+
+def test_each_rank_takes_every_nth_prompt(place, monkeypatch):
+    workload = load_module(place / "workload.py")
+    bench, parts = sampler.Bench(None, None, workload, 1, 1.0), []
+    monkeypatch.setattr(sampler.dist, "get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(sampler.dist, "get_rank", lambda rank=rank: rank)
+        parts.append(bench.texts(5))
+    assert parts == [workload.prompts(5)[::2], workload.prompts(5)[1::2]]
+    workload.prompts = lambda count: ["one"]
+    with pytest.raises(UserError, match=r"prompts\(5\) gives 1; let it give 5"):
+        bench.texts(5)
 
 
 def test_training(place, monkeypatch, capsys):

@@ -109,10 +109,9 @@ def test_the_papers_run_by_hand(llama):
     judgments = stages["iter1/judgments"].group()
     assert len(judgments) == 77 and judgments[0] is judgments[10] and len({tuple(ids) for ids in judgments}) == 7
     assert judgments[0][:280] == judgments[-1][:280]
-    # M0 to M4, the old state and the new one, and the 7 exports that wait for a state every 5.6 epochs.
     assert disk(stages["sft/checkpoint"], LLAMA) == 2 * PARAMETERS
-    records = 35_000 * (300 + 11.5 * 430)
-    assert disk(stages["iter1/responses"], LLAMA) == records
+    assert disk(stages["iter1/responses"], LLAMA) == 35_000 * (300 + 11.5 * 430)
+    # M0 to M4, the old state and the new one, and the 7 exports that wait for a state every 5.6 epochs.
     assert 0 < disk_needed(stages, llama, LLAMA) - (5 * 2 + 24 + 14) * PARAMETERS < 10e9
     parts = roofline(llama, LLAMA).generation_memory()
     assert parts["weights"] == 2 * PARAMETERS and parts["KV cache"] == (16384 + 1) * 2 * 2**20, "2 MiB a block"
@@ -218,26 +217,27 @@ def test_memory_and_disk_that_do_not_suffice(tiny):
     assert any(fault.endswith("GB of memory; lower engine.num_kv_blocks") for fault in faults)
 
 
-def run_command(monkeypatch, capsys, *words: str) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["tools/plan.py", "--config", "configs/tiny.toml", *words])
-    try:
-        command_line.main()
-    except SystemExit as stop:
-        return int(stop.code or 0), capsys.readouterr().out
-    return 0, capsys.readouterr().out
-
-
 def test_the_command(monkeypatch, capsys):
     """The table on GPUs, a machine without memory, and this CPU with its measured peaks."""
-    code, out = run_command(monkeypatch, capsys, "--gpus", "2")
-    assert code == 0 and "2 x h100" in out and "Everything fits" in out
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["tools/plan.py", "--config", "configs/tiny.toml", *words])
+        command_line.main()
+        return capsys.readouterr().out
+
+    out = run("--gpus", "2")
+    assert "2 x h100" in out and "Everything fits" in out
     assert "989 Tflop/s x product_utilisation 0.5" in " ".join(out.split())
-    rows = [line.split()[0] for line in out.splitlines() if "/" in line.partition(" ")[0]]
-    assert rows[:2] == ["sft/checkpoint", "iter1/responses"] and len(rows) == 8
+    rows = [line.split() for line in out.splitlines() if "/" in line.partition(" ")[0]]
+    assert [row[0] for row in rows[:2]] == ["sft/checkpoint", "iter1/responses"] and len(rows) == 8
+    [total] = [line.split()[2:] for line in out.splitlines() if line.startswith("in all")]
+    assert float(total[0]) == pytest.approx(sum(float(row[4]) for row in rows), abs=0.05)
+    assert float(total[1]) == pytest.approx(sum(float(row[5]) for row in rows), abs=0.5)
+    out = run()
+    assert "1 x cpu" in out and "CPU-hours" in out
     monkeypatch.setitem(CARDS, "a100", replace(CARDS["a100"], memory=1e9))
-    assert run_command(monkeypatch, capsys, "--gpus", "2", "--gpu", "a100")[0] == 1
-    code, out = run_command(monkeypatch, capsys)
-    assert code == 0 and "1 x cpu" in out and "CPU-hours" in out
+    with pytest.raises(SystemExit, match="1"):
+        run("--gpus", "2", "--gpu", "a100")
     for words in (("--gpus", "0", "--gpu", "h100"), ("--gpus", "4", "--gpu", "cpu")):
         with pytest.raises(UserError, match="--gpus"):
-            run_command(monkeypatch, capsys, *words)
+            run(*words)

@@ -97,7 +97,8 @@ def test_files_of_the_same_name_and_other_models(place):
         write_jsonl(place / name / "p.jsonl", [{"id": f"{name}{i}", "prompt": name} for i in range(60)])
     (place / "own.toml").write_text(
         f'extends = "{PAPER}"\n[prompts]\nseeds = ""\n[respond]\nprompts = "pool/p.jsonl"\n[metajudge]\n'
-        'model = "models/large"\n[evaluation]\njudge = "models/large"\ninstructions = ""\nprompts = "held-out/p.jsonl"\n'
+        'model = "models/large"\n[evaluation]\njudge = "models/large"\ninstructions = ""\n'
+        'prompts = "held-out/p.jsonl"\n'
     )
     settings = load_settings(Rehearsal(place / "own.toml", place / "r").prepare())
     pool, held_out = (list(read_jsonl(place / "r" / s.prompts)) for s in (settings.respond, settings.evaluation))

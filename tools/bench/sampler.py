@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "int8"], default="auto")
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median is printed")
     arguments = parser.parse_args()
-    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    alone: dict[str, Any] = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group("gloo", **alone)
     device, ranks = local_device(), dist.get_world_size()
     dtype = generation_dtype(arguments.dtype, device)

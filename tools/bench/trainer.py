@@ -33,15 +33,12 @@ from tools.bench.workload import WORKLOAD, load_module
 
 def read_pairs(path: Path, model: Path) -> list[Example]:
     """The pairs that a workload's file makes, as the trainer's examples."""
-    chat = load_chat(model)
-    return [
-        Example(
-            str(i),
-            chat.prompt_ids([{"role": "user", "content": pair["prompt"]}]),
-            (chat.completion_ids(pair["chosen"]), chat.completion_ids(pair["rejected"])),
-        )
-        for i, pair in enumerate(load_module(path).pairs())
-    ]
+    chat, examples = load_chat(model), []
+    for pair in load_module(path).pairs():
+        prompt = chat.prompt_ids([{"role": "user", "content": pair["prompt"]}])
+        answers = chat.completion_ids(pair["chosen"]), chat.completion_ids(pair["rejected"])
+        examples.append(Example(str(len(examples)), prompt, answers))
+    return examples
 
 
 def measure(world: World, examples: list[Example], settings: Settings, work: Path) -> dict[str, Any]:
