@@ -111,14 +111,14 @@ class Roofline:
         """How times are reckoned, for readers."""
         card, plan = self.card, self.settings.plan
         return (
-            f"time: a step of generation, the longer of operations / ({card.flops / 1e12:.3g} Tflop/s x "
-            f"product_utilisation {plan.product_utilisation}) and bytes / ({card.bandwidth / 1e9:.0f} GB/s x "
-            f"bandwidth_utilisation {plan.bandwidth_utilisation}), and {plan.step_milliseconds:g} ms; a micro-batch, "
-            "the longer of operations of 3 forward passes (4 with activation checkpointing) / (peak x "
-            f"training_utilisation {plan.training_utilisation}) and 8 bytes a parameter / ({self.link / 1e9:.0f} GB/s "
-            f"x bandwidth_utilisation); an update, 28 bytes a parameter; a stage, {plan.start_seconds:g} s and 2 bytes "
-            f"a parameter at {plan.disk_gigabytes_per_second:g} GB/s for weights (each measurement and round of the "
-            "pool, too: an upper bound) and each export, 12 for each state. Utilisations are settings: [plan]."
+            f"time of a step of generation: max(operations / ({card.flops / 1e12:.3g} Tflop/s x product_utilisation "
+            f"{plan.product_utilisation}), bytes / ({card.bandwidth / 1e9:.0f} GB/s x bandwidth_utilisation "
+            f"{plan.bandwidth_utilisation})) + {plan.step_milliseconds:g} ms; of a micro-batch: max(operations of 3, with "
+            f"activation checkpointing 4, forward passes / (peak x training_utilisation {plan.training_utilisation}), 8 "
+            f"bytes a parameter / ({self.link / 1e9:.0f} GB/s x bandwidth_utilisation)); of an update: 28 bytes a "
+            f"parameter; of a stage: {plan.start_seconds:g} s, and at {plan.disk_gigabytes_per_second:g} GB/s 2 bytes a "
+            "parameter for weights (each measurement and round of the pool, too: an upper bound) and exports, 12 for "
+            "states. Utilisations are settings: [plan]."
         )
 
     @property

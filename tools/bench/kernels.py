@@ -1,4 +1,4 @@
-"""The kernels' speed on a GPU: `python -m tools.bench.kernels` prints a table, then a JSON line for each row.
+"""The kernels' speed on a GPU: `python -m tools.bench.kernels` prints a table.
 
 Each row compares a kernel at a size of Llama-3-8B with PyTorch: attention with `F.scaled_dot_product_attention` (on
 contiguous keys and values, where the kernel reads through a block table), the rest with the eager version. `share` is
@@ -6,7 +6,6 @@ the GPU's shortest possible time over the time taken: the longer of the operatio
 and the bytes at that of one large copy, both measured first.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -162,9 +161,8 @@ def main() -> None:
         target = torch.empty_like(source)
         limits = 2 * 8192**3 / gpu_seconds(lambda: a @ a), 2 * 2**29 / gpu_seconds(lambda: target.copy_(source))
         rows = [measure(case, limits, gpu_seconds) for case in cases(SHAPES["Llama-3-8B"], 2048, 8, 64)]
-    name = torch.cuda.get_device_name()
-    print(f"{name}: {limits[0] / 1e12:.0f} TFLOP/s in a product, {limits[1] / 1e9:.0f} GB/s in a copy")
-    print(table(rows), *(json.dumps({"device": name} | row) for row in rows), sep="\n")
+    speeds = f"{limits[0] / 1e12:.0f} TFLOP/s in a product, {limits[1] / 1e9:.0f} GB/s in a copy"
+    print(f"{torch.cuda.get_device_name()}: {speeds}", table(rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from tools.bench.workload import WORKLOAD, load_module
 
 def read_pairs(path: Path, model: Path) -> list[Example]:
     """The pairs that a workload's file makes, as the trainer's examples."""
-    chat, examples = load_chat(model), []
+    chat, examples = load_chat(model), list[Example]()
     for pair in load_module(path).pairs():
         prompt = chat.prompt_ids([{"role": "user", "content": pair["prompt"]}])
         answers = chat.completion_ids(pair["chosen"]), chat.completion_ids(pair["rejected"])
