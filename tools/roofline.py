@@ -113,12 +113,12 @@ class Roofline:
         return (
             f"time of a step of generation: max(operations / ({card.flops / 1e12:.3g} Tflop/s x product_utilisation "
             f"{plan.product_utilisation}), bytes / ({card.bandwidth / 1e9:.0f} GB/s x bandwidth_utilisation "
-            f"{plan.bandwidth_utilisation})) + {plan.step_milliseconds:g} ms; of a micro-batch: max(operations of 3, with "
-            f"activation checkpointing 4, forward passes / (peak x training_utilisation {plan.training_utilisation}), 8 "
-            f"bytes a parameter / ({self.link / 1e9:.0f} GB/s x bandwidth_utilisation)); of an update: 28 bytes a "
-            f"parameter; of a stage: {plan.start_seconds:g} s, and at {plan.disk_gigabytes_per_second:g} GB/s 2 bytes a "
-            "parameter for weights (each measurement and round of the pool, too: an upper bound) and exports, 12 for "
-            "states. Utilisations are settings: [plan]."
+            f"{plan.bandwidth_utilisation})) + {plan.step_milliseconds:g} ms; of a micro-batch: max(operations of 3, "
+            "with activation checkpointing 4, forward passes / (peak x training_utilisation "
+            f"{plan.training_utilisation}), 8 bytes a parameter / ({self.link / 1e9:.0f} GB/s x "
+            f"bandwidth_utilisation)); of an update: 28 bytes a parameter; of a stage: {plan.start_seconds:g} s, at "
+            f"{plan.disk_gigabytes_per_second:g} GB/s 2 bytes a parameter for weights (each measurement and round of "
+            "the pool, too: an upper bound) and exports, 12 for states. Utilisations are settings: [plan]."
         )
 
     @property
