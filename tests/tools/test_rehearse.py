@@ -77,7 +77,9 @@ def test_stand_ins_for_files_are_of_the_real_formats(place):
 def test_your_own_files_are_taken_where_they_are(place):
     mine = [{"id": f"mine{i}", "prompt": f"My prompt {i}"} for i in range(100)]
     write_jsonl(place / "data" / "seed-prompts.jsonl", mine)
-    tree = next(rehearse.trees())
+    tree, group = next(rehearse.trees()), next(read_jsonl(ROOT / "data" / "evaluation" / "groups.jsonl"))
+    best = max(group["responses"], key=lambda response: response["score"])
+    assert (tree["prompt"]["replies"][0]["text"], tree["prompt"]["replies"][0]["rank"]) == (best["text"], 0)
     packed = gzip.compress((json.dumps(tree) + "\n").encode())
     (place / "data" / "2023-04-12_oasst_ready.trees.jsonl.gz").write_bytes(packed)
     model = place / "models" / "Meta-Llama-3-8B-Instruct"
