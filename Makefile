@@ -113,7 +113,8 @@ kernels: .venv/kernels
 bench: .venv/demo
 	@$(BIN)/python -m prepare.seed_model --config configs/smollm2-135m.toml >&2
 ifneq ($(ONLY),dpo)
-	@$(BIN)/python -m tools.bench.sampler --model models/smollm2-135m-instruct \
+	@$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node auto -m tools.bench.sampler \
+		--model models/smollm2-135m-instruct \
 		$(if $(WORKLOAD),--workload $(WORKLOAD)) $(if $(ONLY),--only $(ONLY)) $(if $(REPEATS),--repeats $(REPEATS))
 endif
 ifneq ($(filter dpo,$(or $(ONLY),dpo)),)

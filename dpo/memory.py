@@ -38,7 +38,10 @@ CONTEXT_BYTES = 2 * 2**30
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations create, until they are freed or resized."""
+    """Counts the bytes of all storages that operations create, until they are freed or resized.
+
+    FSDP resizes storages outside of operations, to 0 and back; that is counted in the context `counted_resize()`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,23 +52,21 @@ class LiveBytes(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
-                storage = local(value).untyped_storage()
+                storage = storage_of(value)
                 if storage._cdata not in self.sizes:
-                    self.sizes[storage._cdata] = 0
-                    weakref.finalize(storage, self._set, storage._cdata, None)
+                    weakref.finalize(storage, self._free, storage._cdata)
                 self._set(storage._cdata, storage.nbytes())
         return result
 
-    def _set(self, key: int, size: int | None) -> None:
-        self.live += (size or 0) - self.sizes[key]
+    def _set(self, key: int, size: int) -> None:
+        self.live += size - self.sizes.get(key, 0)
         self.peak = max(self.peak, self.live)
-        if size is None:
-            del self.sizes[key]
-        else:
-            self.sizes[key] = size
+        self.sizes[key] = size
 
-    def resizing(self) -> Any:
-        """In this context, FSDP's resizing of gathered parameters is counted."""
+    def _free(self, key: int) -> None:
+        self.live -= self.sizes.pop(key)
+
+    def counted_resize(self) -> Any:
         resize = torch.UntypedStorage.resize_
 
         def counted(storage: torch.UntypedStorage, size: int) -> Any:
@@ -77,22 +78,21 @@ class LiveBytes(TorchDispatchMode):
         return mock.patch.object(torch.UntypedStorage, "resize_", counted)
 
 
-def local(tensor: Any) -> Tensor:
-    """The shard of a tensor on this rank; a tensor that is not sharded itself."""
-    return getattr(tensor, "_local_tensor", tensor)
+def storage_of(tensor: Tensor) -> torch.UntypedStorage:
+    """The storage of a tensor or, if it is sharded, of its shard on this rank."""
+    return getattr(tensor, "_local_tensor", tensor).untyped_storage()
 
 
-def count(config: LlamaConfig, settings: Settings, ranks: int, target: int = 90) -> dict[str, int]:
-    """Bytes of a bf16 DPO step of two full micro-batches on one of `ranks` GPUs of compute capability `target` / 10.
+def count(config: LlamaConfig, settings: Settings, ranks: int) -> dict[str, int]:
+    """Bytes of a bf16 DPO step of two full micro-batches on one of `ranks` GPUs, with the kernels' settings for sm_90.
 
     "needed" is the peak of all tensors together, a block's parameters, which communication may gather ahead, and our
     allowance.
     """
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     try:
-        world = World(0, ranks, torch.device("cpu"), init_device_mesh("cpu", (ranks,)))
-        tracker = LiveBytes()
-        with FakeTensorMode(allow_non_fake_inputs=True), recording(target, keep=False), tracker.resizing(), tracker:
+        world, tracker = World(0, ranks, torch.device("cpu"), init_device_mesh("cpu", (ranks,))), LiveBytes()
+        with FakeTensorMode(allow_non_fake_inputs=True), recording(90, keep=False), tracker.counted_resize(), tracker:
             return _step(config, settings, world, tracker)
     finally:
         dist.destroy_process_group()
@@ -118,12 +118,11 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
     squared_norm(gradients)
     clip(gradients, 2.0, 1.0)
     optimizer.step()
-    moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     block = 2 * sum(parameter.numel() for parameter in model.layers[0].parameters())
     return {
         "parameters, fp32": _bytes(model.parameters()),
         "gradients, fp32": _bytes(gradients),
-        "Adam's moments, fp32": _bytes(moments),
+        "Adam's moments, fp32": _bytes(s[name] for s in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")),
         "activations kept for backward": activations,
         "all tensors at the peak": tracker.peak,
         "a block gathered ahead": block,
@@ -132,8 +131,9 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
     }
 
 
-def _bytes(tensors: Iterable[Any]) -> int:
-    return sum({x._cdata: x.nbytes() for x in (local(tensor).untyped_storage() for tensor in tensors)}.values())
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the tensors' storages; FSDP's gradients of a block share one."""
+    return sum({storage._cdata: storage.nbytes() for storage in map(storage_of, tensors)}.values())
 
 
 def main() -> None:

@@ -2,15 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from model.config import no_config
-
-if TYPE_CHECKING:
-    from stages.settings import Settings
+from stages.settings import Settings
 
 
-def named_files(settings: "Settings") -> Iterator[tuple[str, str]]:
+def named_files(settings: Settings) -> Iterator[tuple[str, str]]:
     """Setting and name of each file that the user provides and the run reads; files that a run makes are left out."""
     sft, prompts = settings.sft, settings.prompts
     names: dict[str, list[str]] = {}
@@ -27,20 +24,19 @@ def named_files(settings: "Settings") -> Iterator[tuple[str, str]]:
     return ((key, name) for key, listed in names.items() for name in listed)
 
 
-def named_models(settings: "Settings") -> dict[str, str]:
+def named_models(settings: Settings) -> dict[str, str]:
     """Setting and folder of the seed, and of each further model that the run uses."""
-    models = {}
+    models = {"model.path": settings.model.path}
     if settings.iteration and settings.prompts.seeds and settings.prompts.model:
         models["prompts.model"] = settings.prompts.model
     if any(iteration.judge_pairs for iteration in settings.iteration):
         models["metajudge.model"] = settings.metajudge.model
     if settings.evaluation.prompts:
         models["evaluation.judge"] = settings.evaluation.judge
-    further = {key: name for key, name in models.items() if name not in ("current", "initial")}
-    return {"model.path": settings.model.path} | further
+    return {key: name for key, name in models.items() if name not in ("current", "initial")}
 
 
-def missing_inputs(settings: "Settings") -> Iterator[str]:
+def missing_inputs(settings: Settings) -> Iterator[str]:
     """Setting, fault and what to do, of each named file and model that is not there and that the run does not make."""
     for key, name in named_files(settings):
         if not Path(name).is_file():

@@ -11,25 +11,23 @@ import argparse
 import math
 import shutil
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from dpo.memory import CONTEXT_BYTES, count
+from dpo.memory import count
 from dpo.metrics import forward_flops
 from dpo.packing import keep_usable, micro_batches, own_prefix
 from model.config import LlamaConfig
 from prepare.seed_model import prepare
 from sampling.request import Request, Sampling
 from stages.files import UserError, command
-from stages.settings import EngineOptions, Settings, load_settings
+from stages.settings import load_settings
 from tools.inputs import missing_inputs
-from tools.planned import CHARACTERS, Generation, Planned, Stages, Training, count_rows
-from tools.roofline import CARDS, Roofline, key_bytes, this_cpu
-from tools.simulation import simulate
+from tools.planned import Generation, Planned, Training, disk, disk_needed, rows
+from tools.roofline import CARDS, Roofline, simulate, this_cpu
 
-RECORD_BYTES = 300
-"""A record without its tokens: ids, seed, log-probability."""
 SAMPLED_BATCHES = 4
 """Global batches of a training that are packed."""
 
@@ -37,47 +35,40 @@ SAMPLED_BATCHES = 4
 @dataclass(frozen=True)
 class Cost:
     """What a stage takes: tokens computed (shared prefixes once) and drawn or predicted, seconds from start to end
-    (infinite where no example fits a micro-batch), bytes of memory on a rank; and how often a sequence gives way."""
+    (infinite where no example fits a micro-batch), bytes of memory on a rank."""
 
     computed: float
     new: float
     seconds: float
     memory: float
-    preemptions: float = 0.0
 
 
 class Plan:
     """The stages of a run on a machine, and what each takes."""
 
-    def __init__(self, settings: Settings, machine: Roofline):
-        self.settings, self.machine, self.planned = settings, machine, Planned(settings)
+    def __init__(self, machine: Roofline):
+        self.machine, self.settings, self.planned = machine, machine.settings, Planned(machine.settings)
         self.stages, self.costs = self.planned.stages(), dict[Generation | Training, Cost]()
-        self.training_memory = count(machine.config, settings, machine.ranks)["needed"]
+        self.training_memory = count(machine.config, machine.settings, machine.ranks)["needed"]
         for work in self.stages.values():
             if work not in self.costs:
                 self.costs[work] = self.training(work) if isinstance(work, Training) else self.generation(work)
 
-    def config(self, work: Generation) -> LlamaConfig:
-        """The shape of a stage's model; the seed's where the model is not there."""
-        there = (Path(work.model or "none") / "config.json").is_file()
-        return LlamaConfig.load(work.model) if there else self.machine.config
-
     def generation(self, work: Generation) -> Cost:
         """A stage whose shards the ranks claim: its time is that of the rank with the most shards."""
-        settings, machine = self.settings, replace(self.machine, config=self.config(work))
+        settings, machine = self.settings, self.machine
         shards = 2 * -(-work.count // (2 * settings.engine.shard_requests))  # an even number, as in `cut_shards`
         size, prompts = -(-work.count // shards), list[list[int]]()
         while len(prompts) < size:
             prompts += work.group()
-        sampling = Sampling(1.0, 1.0, work.limit)
-        requests = [Request(str(i), ids, sampling, 0) for i, ids in enumerate(prompts[:size])]
+        requests = [Request(str(i), ids, Sampling(1.0, 1.0, work.limit), 0) for i, ids in enumerate(prompts[:size])]
         lengths = {str(i): length for i, length in enumerate(self.planned.lengths(work, size))}
-        simulation = simulate(requests, lengths, settings.engine, machine.config.max_position_embeddings)
+        steps = simulate(requests, lengths, settings.engine, machine.config.max_position_embeddings)
         seconds = settings.plan.start_seconds + work.loads * machine.disk_seconds(2)
-        seconds += -(-shards // machine.ranks) * sum(map(machine.step_seconds, simulation.steps))
-        computed, new = (shards * sum(getattr(step, key) for step in simulation.steps) for key in ("tokens", "drawn"))
-        memory = sum(generation_memory(machine.config, settings.engine).values())
-        return Cost(computed, new, seconds, memory, simulation.preemptions / size)
+        seconds += -(-shards // machine.ranks) * sum(map(machine.step_seconds, steps))
+        memory = sum(machine.generation_memory().values())
+        computed, new = (shards * sum(getattr(step, key) for step in steps) for key in ("tokens", "drawn"))
+        return Cost(computed, new, seconds, memory)
 
     def training(self, work: Training) -> Cost:
         """Updates, the reference's pass, held-out evaluations, exports and states."""
@@ -96,10 +87,10 @@ class Plan:
             flops += sum(map(sum, forwards))
         scale = work.count / len(usable)
         passes = scale * (is_dpo + work.epochs * section.held_out)  # forward alone, over the usable examples
+        states = int(work.epochs * work.steps) // options.save_every if options.save_every else work.epochs - 1
         seconds = 2 * self.settings.plan.start_seconds  # the stage that makes the examples, and this one
         seconds += work.epochs * work.steps * sum(updates) / len(updates)
         seconds += passes * machine.training_seconds(flops / machine.ranks)
-        states = int(work.epochs * work.steps) // options.save_every if options.save_every else work.epochs - 1
         seconds += machine.disk_seconds(2 + 2 * is_dpo + 2 * work.exports + 12 * states)
         computed = tokens * (passes + scale * work.epochs * (1 - section.held_out))
         new = work.count * sum(len(ids) for example in drawn for ids in example.completions) / len(drawn)
@@ -107,83 +98,53 @@ class Plan:
 
     def faults(self, free: float) -> Iterator[str]:
         """What will not fit, and the setting to change. `free`: bytes free on the disk. A "warning" stops no run."""
-        settings, options, path = self.settings, self.settings.trainer, self.settings.respond.prompts
+        settings, path = self.settings, self.settings.respond.prompts
         yield from (f"warning: {text}" for text in missing_inputs(settings))
         needed = len(settings.iteration) * settings.respond.prompts_per_iteration
-        pool = round(settings.prompts.max_attempts * settings.plan.prompts_kept)
-        pool = pool if settings.prompts.seeds else count_rows(path) or needed
+        pool, change = len(rows(path)) or needed, f"add prompts to {path}"
+        if settings.prompts.seeds:
+            pool = round(settings.prompts.max_attempts * settings.plan.prompts_kept)
+            change = "raise prompts.max_attempts"
         if pool < needed:
-            change = "raise prompts.max_attempts" if settings.prompts.seeds else f"add prompts to {path}"
             yield f"pool: {pool} prompts, the iterations need {needed}; {change}"
         if (taken := disk_needed(self.stages, settings, self.machine.config)) > free:
             yield f"disk: {taken / 1e9:.1f} GB, {free / 1e9:.1f} are free; make room or run in another folder"
         self.planned.at_limits = True  # from here on the longest possible texts are drawn
-        names = {work: name for name, work in reversed(self.stages.items())}
-        cache, there = settings.engine.num_kv_blocks * settings.engine.block_size, self.machine.card.memory
+        names, there = {work: name for name, work in reversed(self.stages.items())}, self.machine.card.memory
+        room = settings.engine.num_kv_blocks * settings.engine.block_size
+        room = min(self.machine.config.max_position_embeddings, room)
         for work, cost in self.costs.items():
-            change = "trainer.tokens_per_microbatch" if isinstance(work, Training) else "engine.num_kv_blocks"
-            if cost.memory > there:
-                yield f"{names[work]}: {cost.memory / 1e9:.1f} of {there / 1e9:.0f} GB of memory; lower {change}"
+            name, change = names[work], "engine.num_kv_blocks"
             if isinstance(work, Training):
-                most = max(e.tokens(own_prefix(e, options)) for e in self.planned.examples(work, 8))
+                change, most = "trainer.tokens_per_microbatch", settings.trainer.tokens_per_microbatch
+                longest = max(e.tokens(own_prefix(e, settings.trainer)) for e in self.planned.examples(work, 8))
                 if cost.seconds == math.inf:
-                    yield f"{names[work]}: no example fits a micro-batch; raise {change}"
-                elif most > options.tokens_per_microbatch:
-                    yield f"warning: {names[work]}: examples may have {most} tokens and be dropped; raise {change}"
-                continue
-            prompt = max(map(len, work.group()), default=0)
-            room = min(self.config(work).max_position_embeddings, cache)
-            if room < prompt + work.limit:
-                text = f"{names[work]}: up to {prompt} + {work.limit} tokens, the context or the KV cache holds {room}"
+                    yield f"{name}: no example fits a micro-batch; raise {change}"
+                elif longest > most:
+                    yield f"warning: {name}: examples may have {longest} tokens and be dropped; raise {change}"
+            elif room < (prompt := max(map(len, work.group()))) + work.limit:
+                text = f"{name}: up to {prompt} + {work.limit} tokens, the context or the KV cache holds {room}"
                 yield f"{'' if room <= prompt else 'warning: '}{text}; lower max_new_tokens or raise {change}"
-            if (times := cost.preemptions) > 0.05:
-                yield f"warning: {names[work]}: a sequence gives its KV cache up {times:.2g} times; raise {change}"
-
-
-def generation_memory(config: LlamaConfig, engine: EngineOptions) -> dict[str, float]:
-    """Memory of a rank that generates in bf16, by part."""
-    inner = 3 * config.hidden_size + config.q_size + 2 * config.kv_size + 3 * config.intermediate_size
-    logits = 4 * engine.max_num_seqs * config.vocab_size * 3  # bf16, fp32, and top-p's copies
-    return {
-        "weights": 2 * config.parameter_count(),
-        "KV cache": key_bytes(config) * engine.block_size * (engine.num_kv_blocks + 1),
-        "a step": 2 * engine.max_num_batched_tokens * inner + logits,
-        "CUDA": CONTEXT_BYTES,
-    }
-
-
-def disk(work: Generation | Training, settings: Settings, config: LlamaConfig) -> tuple[float, float]:
-    """Bytes that a stage leaves, and that training takes besides: two states of 12 bytes a parameter, and the exports
-    of 2 that wait for the next state."""
-    if isinstance(work, Training):
-        waiting = min(work.exports, 2 + int(settings.trainer.save_every / work.steps))
-        return 2.0 * config.parameter_count(), (2.0 * 12 + 2 * waiting) * config.parameter_count()
-    token = len(str(config.vocab_size)) + 1 + CHARACTERS  # the id, a comma, the text
-    return work.count * (RECORD_BYTES + token * work.mean), 0.0
-
-
-def disk_needed(stages: Stages, settings: Settings, config: LlamaConfig) -> float:
-    """Bytes that a run takes at most."""
-    left, besides = zip(*(disk(work, settings, config) for work in stages.values()), strict=True)
-    return sum(left) + max(besides)
+            if cost.memory > there:
+                yield f"{name}: {cost.memory / 1e9:.1f} of {there / 1e9:.0f} GB of memory; lower {change}"
 
 
 def table(plan: Plan, card: str) -> Iterator[str]:
     """The plan as lines for people."""
     settings, machine, config = plan.settings, plan.machine, plan.machine.config
-    unit, hours = "CPU" if card == "cpu" else "GPU", dict.fromkeys((name.split("/")[0] for name in plan.stages), 0.0)
+    unit, hours = "CPU" if card == "cpu" else "GPU", defaultdict[str, float](float)
+    columns = ("requests", "computed, k", "new, k", f"{unit}-hours", "minutes", "memory, GB", "disk, GB")
     yield f"{settings.name}: {config.parameter_count() / 1e9:.2f} billion parameters on {machine.ranks} x {card}\n"
-    columns = ("requests", "computed", "new tokens", f"{unit}-hours", "time", "memory GB", "disk GB")
     yield f"{'stage':22}" + "".join(f"{column:>12}" for column in columns)
     for name, work in plan.stages.items():
-        cost = plan.costs[work]
+        cost, left = plan.costs[work], disk(work, config)
         each = machine.ranks * cost.seconds / 3600
         hours[name.split("/")[0]] += each
-        sizes = f"{cost.memory / 1e9:12.1f}{disk(work, settings, config)[0] / 1e9:12.1f}"
-        tokens = f"{work.count:12,}{_count(cost.computed)}{_count(cost.new)}"
-        yield f"{name:22}{tokens}{each:12.2f}{_time(cost.seconds)}{sizes}"
-    yield f"{'in all':58}{sum(hours.values()):12.2f}{_time(3600 * sum(hours.values()) / machine.ranks)}\n"
-    memory = generation_memory(config, settings.engine)
+        tokens = f"{work.count:12,}{cost.computed / 1e3:12,.1f}{cost.new / 1e3:12,.1f}"
+        yield f"{name:22}{tokens}{each:12.2f}{cost.seconds / 60:12,.1f}{cost.memory / 1e9:12.1f}{left / 1e9:12.1f}"
+    total = sum(hours.values())
+    yield f"{'in all':58}{total:12.2f}{60 * total / machine.ranks:12,.1f}\n"
+    memory = machine.generation_memory()
     for text in (
         f"{unit}-hours of each part: " + ", ".join(f"{name} {value:.1f}" for name, value in hours.items()),
         f"memory of generation: {', '.join(f'{name} {size / 1e9:.1f}' for name, size in memory.items())}, in all "
@@ -192,17 +153,6 @@ def table(plan: Plan, card: str) -> Iterator[str]:
         machine.formula(),
     ):
         yield textwrap.fill(text, 118, subsequent_indent="  ")
-
-
-def _count(count: float) -> str:
-    size, unit = next(((s, u) for s, u in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if count >= s), (1, ""))
-    return f"{f'{count / size:.{1 if unit else 0}f} {unit}'.rstrip():>12}"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 6000:
-        return f"{f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min':>12}"
-    return f"{f'{seconds / 3600:.1f} h':>12}"
 
 
 def main() -> None:
@@ -217,9 +167,8 @@ def main() -> None:
         raise UserError(f"--gpus {ranks}: give at least 1, and a kind of GPU or none")
     if settings.model.prepare:
         prepare(settings.model)
-    config, recompute = LlamaConfig.load(settings.model.shape), settings.trainer.activation_checkpointing
     peaks = CARDS[card] if card in CARDS else this_cpu(settings)
-    plan = Plan(settings, Roofline(config, settings.plan, peaks, ranks, recompute))
+    plan = Plan(Roofline(LlamaConfig.load(settings.model.shape), settings, peaks, ranks))
     print("\n".join(table(plan, card)) + "\n")
     faults = list(plan.faults(shutil.disk_usage("runs" if Path("runs").is_dir() else ".").free))
     print("\n".join(faults) or "Everything fits: context, KV cache, micro-batches, pool, memory and disk.")

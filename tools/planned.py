@@ -11,16 +11,18 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 from dpo.data import Example
 from dpo.train import fixed_epoch
 from evaluation.labelled import read_labelled
 from judging.rubric import judge_prompt, meta_prompt
 from judging.schedule import scheduled
+from model.chat import Message
+from model.config import LlamaConfig
 from prepare.new_prompts import request_prompt
 from stages.files import read_jsonl
 from stages.settings import Dpo, Metajudge, Settings, Sft
-from tools.inputs import named_models
 
 CHARACTERS = 4.5
 """Characters of a token of English text in Llama-3's vocabulary: our estimate."""
@@ -28,34 +30,34 @@ CHAT_TOKENS = 10
 """Tokens of a chat format around a message and before the answer."""
 REPLIES = 3
 """Labelled responses to a prompt."""
+RECORD_BYTES = 300
+"""A record without its tokens: ids, seed, log-probability."""
 
 Ids = list[int]
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A stage's requests. `group` draws the prompts of the next ones that share a prefix. Completions have `mean`
-    tokens, and `limit` at most. `model`: the folder of a model besides the run's own. It is loaded `loads` times."""
+    """A stage's requests, to a model of the run's shape, loaded `loads` times. `group` draws the prompts of the
+    next ones that share a prefix. Completions have `mean` tokens, and `limit` at most."""
 
     count: int
     group: Callable[[], list[Ids]]
     mean: float
     limit: int
-    model: str = ""
     loads: int = 1
 
 
 @dataclass(frozen=True)
 class Training:
     """A stage's examples of one completion (SFT) or two: from which requests' prompts and completions they are made,
-    and how many of each."""
+    and how many of each. `exports`: epochs whose model is written."""
 
     section: Sft | Dpo = field(hash=False)
     completions: int
     sources: tuple[tuple[Generation, int], ...]
     epochs: int
     exports: int
-    """Epochs whose model is written."""
 
     @property
     def count(self) -> int:
@@ -74,35 +76,28 @@ class Planned:
     """Draws the requests and examples of a config's run."""
 
     def __init__(self, settings: Settings):
-        self.settings, self.plan, self.models = settings, settings.plan, named_models(settings)
+        self.settings, self.plan = settings, settings.plan
         self.draw, self.ids = random.Random(settings.seed), 0
         self.at_limits = False
         """Whether each text is as long as it may be."""
-        self.longest_prompt = longest_prompt(settings.respond.prompts) or settings.prompts.max_new_tokens
+        prompts = [tokens(row["prompt"]) for row in rows(settings.respond.prompts, "prompt")]
+        self.longest_prompt = max(prompts, default=settings.prompts.max_new_tokens)
 
     def stages(self) -> Stages:
         """The stages with work, by name: seed -> SFT -> T iterations, with measurements."""
-        settings, sft, eft, evaluation = self.settings, self.settings.sft, self.settings.eft, self.settings.evaluation
+        settings, sft, eft = self.settings, self.settings.sft, self.settings.eft
         judge, K, prompts = settings.judge, settings.respond.K, settings.respond.prompts_per_iteration
-        acting, once = self.answered(prompts, K), judge.score_first
-        ranked = self.plan.ranked_replies if eft.sources else 0
-        judging, scoring = self.judged(prompts, 1 if once else K, judge.N), self.judged(prompts, K, 1, True)
-        comparing = self.compared(prompts, judge.N, settings.metajudge, self.models.get("metajudge.model", ""))
+        ranked, once = self.plan.ranked_replies if eft.sources else 0, judge.score_first
+        acting, judging = self.answered(prompts, K), self.judged(prompts, 1 if once else K, judge.N)
+        scoring = self.judged(prompts, K, 1, one_pass=True)
+        comparing = self.compared(prompts, judge.N, settings.metajudge)
         stages: Stages = {"pool": self.pool()} if settings.iteration and settings.prompts.seeds else {}
         if sft.enabled and not sft.sft_delta:
             taught = round((1 - eft.held_out) * ranked)
             stages["sft/eft"] = self.judged(round(taught / REPLIES), REPLIES, eft.N)
-            lessons = round(self.plan.eft_yield * taught) + sum(map(count_rows, sft.examples))
+            lessons = round(self.plan.eft_yield * taught) + sum(len(rows(path)) for path in sft.examples)
             stages["sft/checkpoint"] = Training(sft, 1, ((judging, lessons),), sft.epochs, 1)
-        cases, rows = evaluation.judge_cases, count_rows(evaluation.prompts)
-        labelled = len(read_labelled(Path(cases)).cases) if Path(cases).is_file() else 0
-        labelled = round(eft.held_out * ranked) if cases.startswith("{run}/sft/eft") else labelled
-        measured = {
-            "judge": self.judged(round(labelled / REPLIES), REPLIES, evaluation.N, once),
-            "metajudge": self.compared(count_rows(evaluation.comparisons), 2, Metajudge()),
-            "actor": self.answered(count_rows(evaluation.instructions) + rows, 1),
-            "wins": self.judged(rows, 2, evaluation.duel_samples, once),
-        }
+        measured = self.measurements(ranked)
         first = -1 if sft.enabled else 0
         for t in range(first, len(settings.iteration) + 1):
             if t > 0:
@@ -114,25 +109,35 @@ class Planned:
                     stages |= {f"{part}/comparisons": comparing} if wanted else {}
                 stages[f"{part}/checkpoint"] = self.dpo(t, acting, judging)
             left_out = {"wins"} if t == first else set()
-            left_out |= {"judge", "metajudge"} if t < 0 and not evaluation.seed_judges else set()
+            left_out |= {"judge", "metajudge"} if t < 0 and not settings.evaluation.seed_judges else set()
             name = "seed" if t < 0 else f"M{t}"
             stages |= {f"evaluation/{name}/{kind}": measured[kind] for kind in measured if kind not in left_out}
         return {name: work for name, work in stages.items() if work.count}
 
+    def measurements(self, ranked: int) -> dict[str, Generation]:
+        """What each model is measured on; of the `ranked` replies EFT sets a share aside."""
+        evaluation, once = self.settings.evaluation, self.settings.judge.score_first
+        cases, answers = evaluation.judge_cases, len(rows(evaluation.prompts))
+        labelled = len(read_labelled(Path(cases)).cases) if Path(cases).is_file() else 0
+        if cases.startswith("{run}/sft/eft"):
+            labelled = round(self.settings.eft.held_out * ranked)
+        return {
+            "judge": self.judged(round(labelled / REPLIES), REPLIES, evaluation.N, once),
+            "metajudge": self.compared(len(rows(evaluation.comparisons)), 2, Metajudge()),
+            "actor": self.answered(len(rows(evaluation.instructions)) + answers, 1),
+            "wins": self.judged(answers, 2, evaluation.duel_samples, once),
+        }
+
     def pool(self) -> Generation:
         """Attempts at new prompts."""
-        options, mean = self.settings.prompts, self.plan.prompt_tokens
-        pieces = self.pieces(request_prompt(["\0"] * options.shots))
-        limit = max(longest_prompt(options.seeds), options.max_new_tokens)
+        options, pieces = self.settings.prompts, self.pieces(request_prompt(["\0"] * self.settings.prompts.shots))
         count = min(round(options.count / self.plan.prompts_kept), options.max_attempts)
-        return Generation(
-            count,
-            lambda: [filled(pieces, *(self.text(mean, limit) for _ in range(options.shots)))],
-            mean,
-            options.max_new_tokens,
-            self.models.get("prompts.model", ""),
-            loads=-(-count // options.round_attempts),
-        )
+        mean, rounds = self.plan.prompt_tokens, -(-count // options.round_attempts)
+
+        def group() -> list[Ids]:
+            return [filled(pieces, *(self.prompt() for _ in range(options.shots)))]
+
+        return Generation(count, group, mean, options.max_new_tokens, rounds)
 
     def answered(self, prompts: int, samples: int) -> Generation:
         """Responses to prompts."""
@@ -147,22 +152,21 @@ class Planned:
 
         def group() -> list[Ids]:
             prompt = self.prompt()
-            asked = [filled(pieces, prompt, self.response()) for _ in range(responses)]
-            return [ids for ids in asked for _ in range(N)]
+            return [ids for _ in range(responses) for ids in [filled(pieces, prompt, self.response())] * N]
 
         mean, limit = (1.0, 1) if one_pass else (self.plan.judgment_tokens, judge.max_new_tokens)
         return Generation(prompts * responses * N, group, mean, limit)
 
-    def compared(self, responses: int, N: int, meta: Metajudge, model: str = "") -> Generation:
+    def compared(self, responses: int, N: int, meta: Metajudge) -> Generation:
         """The scheduled comparisons of the distinct ones of each response's N judgments."""
-        plan, limit, shown = self.plan, self.settings.judge.max_new_tokens, self.settings.metajudge
-        pieces = self.pieces(meta_prompt("\0", "\0", "\0", "\0", shown.prompt_style, shown.verdict_position))
+        plan, limit, options = self.plan, self.settings.judge.max_new_tokens, self.settings.metajudge
+        pieces = self.pieces(meta_prompt("\0", "\0", "\0", "\0", options.prompt_style, options.verdict_position))
 
         def pairs() -> list[tuple[int, int]]:
             """The ordered pairs; scores are normal around 3 with deviation 1."""
             distinct = max(2, sum(self.draw.random() < plan.distinct_judgments for _ in range(N)))
-            rows = [{"index": i, "score": min(max(round(self.draw.gauss(3, 1)), 0), 5)} for i in range(distinct)]
-            return [(a["index"], b["index"]) for a, b in scheduled(rows, meta, self.draw.getrandbits(32))]
+            judgments = [{"index": i, "score": min(max(round(self.draw.gauss(3, 1)), 0), 5)} for i in range(distinct)]
+            return [(a["index"], b["index"]) for a, b in scheduled(judgments, meta, self.draw.getrandbits(32))]
 
         def group() -> list[Ids]:
             prompt, response = self.prompt(), self.response()
@@ -170,7 +174,7 @@ class Planned:
             return [filled(pieces, prompt, response, judgments[a], judgments[b]) for a, b in pairs()]
 
         count = round(responses * sum(len(pairs()) for _ in range(200)) / 200) if N > 1 else 0
-        return Generation(count, group, plan.comparison_tokens, shown.max_new_tokens, model)
+        return Generation(count, group, plan.comparison_tokens, options.max_new_tokens)
 
     def dpo(self, t: int, acting: Generation, judging: Generation) -> Training:
         """An iteration's pairs."""
@@ -212,7 +216,7 @@ class Planned:
         self.ids += count
         return list(range(self.ids - count, self.ids))
 
-    def pieces(self, messages: list[dict[str, str]]) -> list[Ids]:
+    def pieces(self, messages: list[Message]) -> list[Ids]:
         """A prompt's fixed texts: before, between and behind the places that NULs mark."""
         first, *rest = "".join(message["content"] for message in messages).split("\0")
         return [self.new_ids(CHAT_TOKENS + tokens(first)), *(self.new_ids(tokens(text)) for text in rest)]
@@ -222,16 +226,27 @@ def filled(pieces: list[Ids], *texts: Ids) -> Ids:
     return [*pieces[0], *chain.from_iterable(text + piece for text, piece in zip(texts, pieces[1:], strict=True))]
 
 
+def disk(work: Generation | Training, config: LlamaConfig) -> float:
+    """Bytes that a stage leaves."""
+    if isinstance(work, Training):
+        return 2.0 * config.parameter_count()
+    token = len(str(config.vocab_size)) + 1 + CHARACTERS  # the id, a comma, the text
+    return work.count * (RECORD_BYTES + token * work.mean)
+
+
+def disk_needed(stages: Stages, settings: Settings, config: LlamaConfig) -> float:
+    """Bytes that a run takes at most: in training, besides what stages leave, two states of 12 bytes a parameter, and
+    the exports of 2 that wait for the next state."""
+    trainings = [work for work in stages.values() if isinstance(work, Training)]
+    waiting = [min(work.exports, 2 + int(settings.trainer.save_every / work.steps)) for work in trainings]
+    besides = config.parameter_count() * (2 * 12 + 2 * max(waiting)) if waiting else 0
+    return sum(disk(work, config) for work in stages.values()) + besides
+
+
 def tokens(text: str) -> int:
     return math.ceil(len(text) / CHARACTERS)
 
 
-def longest_prompt(path: str) -> int:
-    """Tokens of the longest prompt in a file, 0 where there is none."""
-    rows = read_jsonl(path, ("prompt",)) if Path(path).is_file() else iter(())
-    return max((tokens(row["prompt"]) for row in rows), default=0)
-
-
-def count_rows(path: str) -> int:
-    """The rows of a JSON-lines file, 0 where there is none."""
-    return sum(1 for _ in read_jsonl(path)) if Path(path).is_file() else 0
+def rows(path: str, *keys: str) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, each with these keys; none where the file is missing."""
+    return list(read_jsonl(path, keys)) if Path(path).is_file() else []

@@ -1,9 +1,8 @@
 """A whole Llama-3 run in minutes on a CPU: `python -m tools.rehearse --config configs/llama3-8b-instruct.toml`.
 
-Stages, launches and file formats are the config's own. Stand-ins replace what is slow or has to be fetched: a tiny
-model with random weights (`prepare.scripted`), converted from Meta's layout as the real one is; the first lines of the
-user's human rankings and prompts, or a few of this project's in their formats; small counts. Verdicts come from a
-script. A typo, a missing file or a full disk shows now and not on day two.
+Stages, launches and file formats are the config's own, so that a typo, a missing file or a full disk shows now and not
+on day two. Stand-ins replace what is slow or has to be fetched: a tiny model with random weights, whose verdicts come
+from a script (`prepare.scripted`); the first lines of the user's files, or a few of this project's; small counts.
 """
 
 import argparse
@@ -14,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from typing import Any
 from prepare.meta import convert
 from prepare.scripted import write_stand_in
 from stages.files import UserError, command, read_jsonl, write_atomic, write_jsonl
-from stages.settings import Settings, load_settings
-from tools.inputs import named_models
+from stages.settings import load_settings
+from tools.inputs import named_files, named_models
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = 2
@@ -38,8 +37,7 @@ class Rehearsal:
     """A folder with the stand-ins, the derived config, and the run's models/ and runs/."""
 
     def __init__(self, config: Path, folder: Path):
-        self.config, self.folder = config.resolve(), folder
-        self.settings: Settings = load_settings(config)
+        self.config, self.folder, self.settings = config.resolve(), folder, load_settings(config)
         self.stand_ins: list[str] = []
 
     def prepare(self) -> Path:
@@ -51,108 +49,82 @@ class Rehearsal:
             raise UserError(f"{self.config}: only runs of Llama-3 models that judge are rehearsed; run it as it is")
         write_stand_in(self.folder / "meta")
         convert(self.folder / "meta", self.folder / "models" / "seed")
-        self._take_tokenizer(Path(self.settings.model.path))
+        real = Path(self.settings.model.path)
+        files = [real / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
+        files = [path for path in (*files, real / "generation_config.json") if path.is_file()]
+        for path in files:
+            shutil.copyfile(path, self.folder / "models" / "seed" / path.name)
+        tokenizer = f"tokenizer of {real}" if files else f"Llama-3's tokenizer, as {real} is not there yet"
+        self.stand_ins.append(f"model: two layers, random, with the {tokenizer}")
         path = self.folder / "config.toml"
         write_atomic(path, toml({"extends": str(self.config)} | self.changes()))
         load_settings(path)
         return path
 
-    def _take_tokenizer(self, real: Path) -> None:
-        """Copy the tokenizer and chat template of the real model, where it is there already."""
-        names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-        files = [real / name for name in names if (real / name).is_file()]
-        for path in files:
-            shutil.copyfile(path, self.folder / "models" / "seed" / path.name)
-        tokenizer = f"tokenizer of {real}" if files else f"Llama-3's tokenizer, as {real} is not there yet"
-        self.stand_ins.append(f"model: two layers, random, with the {tokenizer}")
-
     def changes(self) -> dict[str, Any]:
         """Settings of the derived config that differ from the real one's; also writes the data that they name."""
-        settings = self.settings
-        iterations = max(len(settings.iteration), 1)
+        settings, short = self.settings, {"max_new_tokens": 64}
+        prompts = PROMPTS * max(len(settings.iteration), 1)
         changes: dict[str, Any] = {
             "name": f"rehearsal-{settings.name}",
             "nproc_per_node": RANKS,
             "engine": {"threads": 1, "shard_requests": 24, "max_num_seqs": 64},
-            "respond": {"prompts_per_iteration": PROMPTS, "max_new_tokens": 64},
-            "judge": {"max_new_tokens": 64},
-            "metajudge": {"max_new_tokens": 64},
+            "respond": short | {"prompts_per_iteration": PROMPTS},
+            "judge": dict(short),
+            "metajudge": dict(short),
             "dpo": {"epochs": min(settings.dpo.epochs, 2)},
         }
         if settings.respond.prompts:
-            changes["respond"]["prompts"] = self._first(settings.respond.prompts, PROMPTS * iterations)
+            changes["respond"]["prompts"] = self._cut(settings.respond.prompts, prompts)
         if settings.prompts.seeds:
-            changes["prompts"] = {
-                "seeds": self._seeds(settings.prompts.seeds),
-                "evaluation": [self._first(path, SEEDS) for path in settings.prompts.evaluation],
-                "count": PROMPTS * iterations,
-                "round_attempts": 12,
-                "max_attempts": 240,
-                "max_new_tokens": 64,
-            }
+            own = islice(read_jsonl(ROOT / "data/prompts/train.jsonl"), SEEDS)
+            seeds = self._cut(settings.prompts.seeds, SEEDS, own, f"{SEEDS} prompts of this project")
+            held_out = [self._cut(path, SEEDS) for path in settings.prompts.evaluation]
+            counts = {"count": prompts, "round_attempts": 12, "max_attempts": 240}
+            changes["prompts"] = short | counts | {"seeds": seeds, "evaluation": held_out}
         if settings.eft.sources:
-            changes["eft"] = {"sources": [self._trees(path) for path in settings.eft.sources]}
-        keys = ("judge_cases", "comparisons", "instructions", "prompts")
-        named = {key: getattr(settings.evaluation, key) for key in keys}
-        files = {key: self._first(path, 8) for key, path in named.items() if path and "{run}" not in path}
-        if files:
-            changes["evaluation"] = files
+            made = f"{TREES} trees made of this project's data"
+            changes["eft"] = {"sources": [self._cut(path, 2 * TREES, trees(), made) for path in settings.eft.sources]}
+        for key, path in named_files(settings):
+            if key.startswith("evaluation."):
+                changes.setdefault("evaluation", {})[key.partition(".")[2]] = self._cut(path, 8)
         for key, path in named_models(settings).items():
             section, name = key.split(".")
             changes.setdefault(section, {})[name] = "models/seed"
-            if key != "model.path":
-                self.stand_ins.append(f"{path}: {key}; the same tiny model")
+            self.stand_ins += [f"{path}: {key}; the same tiny model"] * (key != "model.path")
         return changes
 
-    def _first(self, path: str, count: int) -> str:
-        """The first lines of a file that must be there."""
-        if not Path(path).is_file():
+    def _cut(self, path: str, count: int, instead: Iterable[dict[str, Any]] = (), made: str = "") -> str:
+        """Write the first lines of a user's file, or what stands in for a file that may be missing yet, under the same
+        name in the rehearsal's data/; returns the path for the derived config."""
+        source, rows = Path(path), instead
+        if source.is_file():
+            rows, made = islice(read_jsonl(source), count), f"its first {count} lines"
+        elif not made:
             raise UserError(f"{self.config}: {path}: no such file; put it there, or change the config")
-        return self._cut(Path(path), count)
-
-    def _cut(self, path: Path, count: int) -> str:
-        """The first lines of the user's file, under the same name."""
-        rows = islice(read_jsonl(path), count)
-        self.stand_ins.append(f"{path}: its first {count} lines")
-        return self._write(path.name, rows)
-
-    def _seeds(self, path: str) -> str:
-        if Path(path).is_file():
-            return self._cut(Path(path), SEEDS)
-        self.stand_ins.append(f"{path}: not there yet; {SEEDS} prompts of this project")
-        return self._write(Path(path).name, islice(read_jsonl(ROOT / "data/prompts/train.jsonl"), SEEDS))
-
-    def _trees(self, path: str) -> str:
-        if Path(path).is_file():
-            return self._cut(Path(path), 2 * TREES)
-        self.stand_ins.append(f"{path}: not there yet; {TREES} trees made of this project's data")
-        return self._write(Path(path).name, map(tree, islice(read_jsonl(ROOT / "data/evaluation/groups.jsonl"), TREES)))
-
-    def _write(self, name: str, rows: Iterable[dict[str, Any]]) -> str:
-        """Write a file in the rehearsal's data/, compressed for a .gz; returns its path for the derived config."""
-        path = self.folder / "data" / name
-        if path.exists():  # cut from another file of this name, or with another length
-            path = path.with_name(f"{len(self.stand_ins)}-{name}")
-        write_jsonl(path, rows)
-        if path.suffix == ".gz":
-            path.write_bytes(gzip.compress(path.read_bytes()))
-        return f"data/{path.name}"
+        else:
+            made = f"not there yet; {made}"
+        self.stand_ins.append(f"{path}: {made}")
+        target = self.folder / "data" / source.name
+        if target.exists():  # cut from another file of this name, or with another length
+            target = target.with_name(f"{len(self.stand_ins)}-{source.name}")
+        write_jsonl(target, rows)
+        if target.suffix == ".gz":
+            target.write_bytes(gzip.compress(target.read_bytes()))
+        return f"data/{target.name}"
 
 
-def tree(group: dict[str, Any]) -> dict[str, Any]:
-    """A group of responses of known quality as a message tree of OpenAssistant's export."""
-
-    def message(name: str, text: str, role: str, **fields: Any) -> dict[str, Any]:
-        usual = {"lang": "en", "review_result": True, "deleted": False, "synthetic": False, "replies": []}
-        return {"message_id": name, "text": text, "role": role} | usual | fields
-
-    best_first = sorted(group["responses"], key=lambda response: -response["score"])
-    replies = [
-        message(f"{group['id']}-{rank}", response["text"], "assistant", rank=rank)
-        for rank, response in enumerate(best_first[::2])
-    ]
-    root = message(group["id"], group["prompt"], "prompter", replies=replies)
-    return {"message_tree_id": group["id"], "tree_state": "ready_for_export", "prompt": root}
+def trees() -> Iterator[dict[str, Any]]:
+    """The project's groups of responses of known quality, as message trees of OpenAssistant's export."""
+    usual = {"lang": "en", "review_result": True, "deleted": False, "synthetic": False, "replies": []}
+    for group in islice(read_jsonl(ROOT / "data/evaluation/groups.jsonl"), TREES):
+        best_first = sorted(group["responses"], key=lambda response: -response["score"])[::2]
+        replies = [
+            {"message_id": f"{group['id']}-{rank}", "text": response["text"], "role": "assistant", "rank": rank} | usual
+            for rank, response in enumerate(best_first)
+        ]
+        root = {"message_id": group["id"], "text": group["prompt"], "role": "prompter"} | usual | {"replies": replies}
+        yield {"message_tree_id": group["id"], "tree_state": "ready_for_export", "prompt": root}
 
 
 def toml(table: dict[str, Any]) -> str:
@@ -165,21 +137,18 @@ def toml(table: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run a Llama-3 config with a tiny model and a handful of prompts.")
     parser.add_argument("--config", required=True, type=Path)
-    arguments = parser.parse_args()
-    started = time.monotonic()
-    folder = Path("runs") / f"rehearsal-{load_settings(arguments.config).name}"
+    path, started = parser.parse_args().config, time.monotonic()
+    folder = Path("runs") / f"rehearsal-{load_settings(path).name}"
     shutil.rmtree(folder, ignore_errors=True)
-    rehearsal = Rehearsal(arguments.config, folder)
+    rehearsal = Rehearsal(path, folder)
     config = rehearsal.prepare()
     print(NOTE, *(f"  {line}" for line in rehearsal.stand_ins), sep="\n", flush=True)
     words = [sys.executable, str(ROOT / "iterate.py"), "--config", config.name, "--run", rehearsal.settings.name]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    code = subprocess.run(words, cwd=folder, env=environment, check=False).returncode
-    if code:
+    if code := subprocess.run(words, cwd=folder, env=environment, check=False).returncode:
         print(f"the rehearsal stopped with exit code {code}; what it left is in {folder}", file=sys.stderr)
         raise SystemExit(code)
-    stages = len(list((folder / "runs").rglob("manifest.json")))
-    minutes = (time.monotonic() - started) / 60
+    stages, minutes = len(list((folder / "runs").rglob("manifest.json"))), (time.monotonic() - started) / 60
     print(f"\n{NOTE}\nRehearsed: {stages} stages on {RANKS} ranks, {minutes:.1f} minutes; all is in {folder}")
 
 

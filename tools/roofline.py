@@ -1,20 +1,70 @@
-"""How long work takes on GPUs that are not here, or on this CPU: the shares that `[plan]` assumes of their peaks."""
+"""The work of generation's steps, and how long work takes on GPUs that are not here, or on this CPU.
+
+The engine's own scheduler and block pool run without a model. Times assume `[plan]`'s shares of the peaks.
+"""
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from dpo.memory import CONTEXT_BYTES
 from dpo.metrics import PEAK_FLOPS, best_rate, product_flops
 from model.config import LlamaConfig
 from model.dtype import training_dtype
-from stages.settings import Assumptions, Settings
-from tools.simulation import StepWork
+from sampling.blocks import BlockPool
+from sampling.request import Request
+from sampling.scheduler import Scheduler, Step
+from stages.settings import EngineOptions, Settings
 
 GPUS_PER_NODE = 8
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """The work of a forward pass."""
+
+    tokens: int
+    """Tokens computed; prefixes that the cache holds are not among them."""
+    drawn: int
+    """Sequences whose next token is drawn: rows of the head."""
+    keys_read: int
+    """Keys read from the cache; a key that several decoding sequences share counts once."""
+    keys_seen: int
+    """Keys that the queries attend to, summed over queries."""
+
+    @classmethod
+    def of(cls, step: Step, block_size: int) -> "StepWork":
+        metadata = step.metadata(block_size)
+        return cls(
+            tokens=len(metadata.positions),
+            drawn=sum(item.samples for item in step.scheduled),
+            keys_read=sum(run.tokens for run in metadata.shared_runs()) + sum(span.end for span in metadata.prefill),
+            keys_seen=sum(position + 1 for position in metadata.positions),
+        )
+
+
+def simulate(
+    requests: Sequence[Request], lengths: Mapping[str, int], engine: EngineOptions, context: int
+) -> list[StepWork]:
+    """The steps of a shard whose completions have `lengths[id]` tokens, or as many as there is room for."""
+    pool = BlockPool(engine.num_kv_blocks, engine.block_size)
+    scheduler = Scheduler(pool, engine.max_num_batched_tokens, engine.max_num_seqs, context)
+    for request in requests:
+        scheduler.add(request)
+    steps, token = list[StepWork](), 0
+    while scheduler.busy:
+        step = scheduler.schedule()
+        steps.append(StepWork.of(step, engine.block_size))
+        drawn = list(range(token - steps[-1].drawn, token))  # negative and unique: completions share no prefix
+        token -= len(drawn)
+        scheduler.complete(
+            step, drawn, lambda s: len(s.completion) >= lengths[s.request.id] or len(s.tokens) >= s.max_tokens
+        )
+    return steps
 
 
 @dataclass(frozen=True)
@@ -25,7 +75,7 @@ class Card:
     flops: float
     bandwidth: float
     memory: float
-    link: float
+    link: float = math.inf
 
 
 CARDS = {
@@ -40,12 +90,12 @@ CARDS = {
 def this_cpu(settings: Settings) -> Card:
     """This machine's CPU: operations a second of a large product, bytes a second of a large copy."""
     torch.set_num_threads(settings.engine.threads)
-    device, memory = torch.device("cpu"), torch.zeros(2**28, dtype=torch.uint8)
+    device, source = torch.device("cpu"), torch.zeros(2**28, dtype=torch.uint8)
     flops = product_flops(device, training_dtype(settings.model.dtype, device), 1024, 3)
-    size, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), Path("/sys/fs/cgroup/memory.max")
+    memory, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (share := limit.read_text(encoding="ascii").strip()) != "max":  # a container's
-        size = min(size, int(share))
-    return Card(flops, best_rate(lambda: memory.clone(), 2 * len(memory), 3), size, math.inf)
+        memory = min(memory, int(share))
+    return Card(flops, best_rate(lambda: source.clone(), 2 * len(source), 3), memory)
 
 
 @dataclass(frozen=True)
@@ -53,57 +103,69 @@ class Roofline:
     """`ranks` GPUs of one kind, or CPUs like this one, with a model on them in bf16."""
 
     config: LlamaConfig
-    plan: Assumptions
+    settings: Settings
     card: Card
     ranks: int
-    recompute: bool
-    """Whether a backward pass computes the blocks again."""
 
     def formula(self) -> str:
         """How times are reckoned, for readers."""
-        card, plan = self.card, self.plan
+        card, plan = self.card, self.settings.plan
         return (
-            f"time: a step of generation, the longer of operations / ({card.flops / 1e12:.3g} Tflop/s x "
-            f"product_utilisation {plan.product_utilisation}) and bytes / ({card.bandwidth / 1e9:.0f} GB/s x "
-            f"bandwidth_utilisation {plan.bandwidth_utilisation}), and {plan.step_milliseconds:g} ms; a micro-batch, "
-            "the longer of operations of 3 forward passes (4 with activation checkpointing) / (peak x "
-            f"training_utilisation {plan.training_utilisation}) and 8 bytes a parameter / ({self.link / 1e9:.0f} GB/s "
-            f"x bandwidth_utilisation); an update, 28 bytes a parameter; a stage, {plan.start_seconds:g} s and 2 bytes "
-            f"a parameter at {plan.disk_gigabytes_per_second:g} GB/s for weights (each measurement and round of the "
-            "pool, too: an upper bound) and each export, 12 for each state. Utilisations are settings: [plan]."
+            f"time of a step of generation: max(operations / ({card.flops / 1e12:.3g} Tflop/s x product_utilisation "
+            f"{plan.product_utilisation}), bytes / ({card.bandwidth / 1e9:.0f} GB/s x bandwidth_utilisation "
+            f"{plan.bandwidth_utilisation})) + {plan.step_milliseconds:g} ms; of a micro-batch: max(operations of 3, "
+            "with activation checkpointing 4, forward passes / (peak x training_utilisation "
+            f"{plan.training_utilisation}), 8 bytes a parameter / ({self.link / 1e9:.0f} GB/s x "
+            f"bandwidth_utilisation)); of an update: 28 bytes a parameter; of a stage: {plan.start_seconds:g} s, at "
+            f"{plan.disk_gigabytes_per_second:g} GB/s 2 bytes a parameter for weights (each measurement and round of "
+            "the pool, too: an upper bound) and exports, 12 for states. Utilisations are settings: [plan]."
         )
 
     @property
     def link(self) -> float:
         """Bytes a second between GPUs; of several nodes, over the network."""
-        return self.card.link if self.ranks <= GPUS_PER_NODE else 1e9 * self.plan.network_gigabytes_per_second
+        return self.card.link if self.ranks <= GPUS_PER_NODE else 1e9 * self.settings.plan.network_gigabytes_per_second
 
     def disk_seconds(self, bytes_a_parameter: float) -> float:
-        return bytes_a_parameter * self.config.parameter_count() / (1e9 * self.plan.disk_gigabytes_per_second)
+        return bytes_a_parameter * self.config.parameter_count() / (1e9 * self.settings.plan.disk_gigabytes_per_second)
 
     def step_seconds(self, step: StepWork) -> float:
-        arithmetic = generation_flops(self.config, step) / (self.card.flops * self.plan.product_utilisation)
-        reading = generation_bytes(self.config, step) / (self.card.bandwidth * self.plan.bandwidth_utilisation)
-        return max(arithmetic, reading) + self.plan.step_milliseconds / 1000
+        plan = self.settings.plan
+        arithmetic = step_flops(self.config, step) / (self.card.flops * plan.product_utilisation)
+        reading = step_bytes(self.config, step) / (self.card.bandwidth * plan.bandwidth_utilisation)
+        return max(arithmetic, reading) + plan.step_milliseconds / 1000
 
     def training_seconds(self, flops: float) -> float:
-        return flops / (self.card.flops * self.plan.training_utilisation)
+        return flops / (self.card.flops * self.settings.plan.training_utilisation)
 
     def update_seconds(self, forward_flops: Sequence[float]) -> float:
         """An update, given the operations of each micro-batch's forward pass.
 
         FSDP gathers parameters, 2 bytes each, for forward and for backward, and reduces gradients, 4 bytes each: each
-        rank receives the others' parts. Adam reads parameter, gradient and two moments and writes three of them, 4
-        bytes each.
+        rank receives the others' parts. Adam reads parameter, gradient and two moments and writes three of them.
         """
-        size, passes = self.config.parameter_count(), 4 if self.recompute else 3
-        sending = 8 * size * (self.ranks - 1) / self.ranks / (self.link * self.plan.bandwidth_utilisation)
+        size, passes = self.config.parameter_count(), 4 if self.settings.trainer.activation_checkpointing else 3
+        sending = 8 * size * (self.ranks - 1) / self.ranks / (self.link * self.settings.plan.bandwidth_utilisation)
         computing = sum(max(passes * self.training_seconds(flops), sending) for flops in forward_flops)
         return computing + 28 * size / self.ranks / self.card.bandwidth
 
+    def generation_memory(self) -> dict[str, float]:
+        """Memory of a rank that generates in bf16, by part."""
+        config, engine = self.config, self.settings.engine
+        inner = 3 * config.hidden_size + config.q_size + 2 * config.kv_size + 3 * config.intermediate_size
+        logits = 4 * engine.max_num_seqs * config.vocab_size * 3  # bf16, fp32, and top-p's copies
+        return {
+            "weights": 2 * config.parameter_count(),
+            "KV cache": key_bytes(config) * engine.block_size * (engine.num_kv_blocks + 1),
+            "a step": 2 * engine.max_num_batched_tokens * inner + logits,
+            "CUDA": CONTEXT_BYTES,
+        }
 
-def block_weights(config: LlamaConfig) -> int:
-    return config.hidden_size * (2 * config.q_size + 2 * config.kv_size + 3 * config.intermediate_size)
+
+def read_weights(config: LlamaConfig) -> tuple[int, int]:
+    """Weights that products read: of all blocks, and of the head."""
+    block = config.hidden_size * (2 * config.q_size + 2 * config.kv_size + 3 * config.intermediate_size)
+    return config.num_hidden_layers * block, config.vocab_size * config.hidden_size
 
 
 def key_bytes(config: LlamaConfig) -> int:
@@ -111,14 +173,13 @@ def key_bytes(config: LlamaConfig) -> int:
     return 4 * config.num_hidden_layers * config.kv_size
 
 
-def generation_flops(config: LlamaConfig, step: StepWork) -> float:
+def step_flops(config: LlamaConfig, step: StepWork) -> float:
     """Operations of a step: 2 a weight and token (in the head: a token drawn), 4 head_dim a head, query and key."""
-    products = 2 * config.num_hidden_layers * block_weights(config) * step.tokens
-    head = 2 * config.vocab_size * config.hidden_size * step.drawn
-    return products + head + 4 * config.num_hidden_layers * config.q_size * step.keys_seen
+    blocks, head = read_weights(config)
+    attention = 4 * config.num_hidden_layers * config.q_size * step.keys_seen
+    return 2 * blocks * step.tokens + 2 * head * step.drawn + attention
 
 
-def generation_bytes(config: LlamaConfig, step: StepWork) -> float:
+def step_bytes(config: LlamaConfig, step: StepWork) -> float:
     """Bytes that a step reads and writes, in bf16: all weights once, keys and values."""
-    weights = config.num_hidden_layers * block_weights(config) + config.vocab_size * config.hidden_size
-    return 2 * weights + key_bytes(config) * (step.keys_read + step.tokens)
+    return 2 * sum(read_weights(config)) + key_bytes(config) * (step.keys_read + step.tokens)

@@ -13,7 +13,7 @@ from kernels.attention import VarlenAttention
 from kernels.int8 import Int8Weight, int8_linear
 from kernels.segments import Segments
 from model.config import LlamaConfig
-from model.dtype import generation_dtype, training_dtype
+from model.dtype import generation_dtype, held_dtype, training_dtype
 from model.llama import Llama, logits_head
 from model.quantize import hadamard, pack, rotate
 from model.weights import load_model, load_packed, random_weights

@@ -15,46 +15,40 @@ from typing import Any
 import torch
 
 from dpo.checkpoint import Progress
-from dpo.data import read_examples
+from dpo.data import Example
 from dpo.metrics import METRICS, forward_flops, peak_memory_mib, product_flops
 from dpo.packing import micro_batches
 from dpo.parallel import World, distributed, load_sharded, sharded_model
 from dpo.reference import reference_logprob
 from dpo.trainer import Trainer, make_optimizer
-from model.chat import ChatFormat, load_chat
+from model.chat import load_chat
 from model.config import LlamaConfig
 from model.dtype import training_dtype
-from stages.files import command, read_jsonl, write_jsonl
+from stages.files import command, read_jsonl
 from stages.settings import Dpo, EngineOptions, Iteration, Model, Respond, Settings, TrainerOptions
-from tools.bench.workload import load_module
+from tools.bench.workload import WORKLOAD, load_module
 
 
-def tokenized(pairs: list[dict[str, str]], chat: ChatFormat) -> list[dict[str, Any]]:
-    """Pairs of texts as the trainer's records."""
-    return [
-        {
-            "id": str(i),
-            "prompt_ids": chat.prompt_ids([{"role": "user", "content": pair["prompt"]}]),
-            "chosen_ids": chat.completion_ids(pair["chosen"]),
-            "rejected_ids": chat.completion_ids(pair["rejected"]),
-        }
-        for i, pair in enumerate(pairs)
-    ]
+def read_pairs(path: Path, model: Path) -> list[Example]:
+    """The pairs that a workload's file makes, as the trainer's examples."""
+    chat, examples = load_chat(model), list[Example]()
+    for pair in load_module(path).pairs():
+        prompt = chat.prompt_ids([{"role": "user", "content": pair["prompt"]}])
+        answers = chat.completion_ids(pair["chosen"]), chat.completion_ids(pair["rejected"])
+        examples.append(Example(str(len(examples)), prompt, answers))
+    return examples
 
 
-def measure(world: World, model_dir: Path, pairs: Path, settings: Settings, work: Path) -> dict[str, Any]:
-    """One epoch of DPO on a file of pairs, with the reference's pass."""
-    config, dtype = LlamaConfig.load(model_dir), training_dtype(settings.model.dtype, world.device)
-    examples = read_examples([pairs], "dpo", config.vocab_size)
-    limit = product_flops(world.device, dtype)
-    model = sharded_model(config, world, dtype, settings.trainer)
+def measure(world: World, examples: list[Example], settings: Settings, work: Path) -> dict[str, Any]:
+    """One epoch of DPO, with the reference's pass, on one rank."""
+    folder, options, attention = Path(settings.model.path), settings.trainer, settings.model.attention
+    config, dtype = LlamaConfig.load(folder), training_dtype(settings.model.dtype, world.device)
+    limit, model = product_flops(world.device, dtype), sharded_model(config, world, dtype, options)
     started = time.perf_counter()
-    reference_e2 = reference_logprob(
-        world, model, examples, model_dir, "", work / "reference", settings.trainer, dtype, settings.model.attention
-    )
+    reference_e2 = reference_logprob(world, model, examples, folder, "", work / "reference", options, dtype, attention)
     reference_seconds = time.perf_counter() - started
-    load_sharded(model, model_dir)
-    trainer = Trainer(
+    load_sharded(model, folder)
+    Trainer(
         stage="dpo",
         settings=settings,
         world=world,
@@ -64,18 +58,18 @@ def measure(world: World, model_dir: Path, pairs: Path, settings: Settings, work
         reference_e2=reference_e2,
         progress=Progress("bench"),
         work=work,
-        source=model_dir,
+        source=folder,
         export_epoch=None,
         peak_flops=limit,
-    )
-    trainer.run()
-    steps = world.agree(lambda: [row for row in read_jsonl(work / METRICS) if row["split"] == "train"])
+    ).run()
+    steps = [row for row in read_jsonl(work / METRICS) if row["split"] == "train"]
+    batches = micro_batches(examples, range(len(examples)), options)
     seconds = reference_seconds + sum(row["seconds"] for row in steps)
-    batches = micro_batches(examples, range(len(examples)), settings.trainer)
-    reference_flops = sum(forward_flops(config, batch) for batch in batches)
-    flops = reference_flops + sum(row["mfu"] * row["seconds"] for row in steps) * limit * world.size
+    flops = sum(forward_flops(config, batch) for batch in batches)
+    flops += sum(row["mfu"] * row["seconds"] for row in steps) * limit
     tokens = sum(batch.tokens for batch in batches) + sum(row["tokens"] for row in steps)
     return {
+        "workload": "dpo",
         "pairs": len(examples),
         "seconds": round(seconds, 2),
         "reference_seconds": round(reference_seconds, 2),
@@ -83,11 +77,10 @@ def measure(world: World, model_dir: Path, pairs: Path, settings: Settings, work
         "tokens": tokens,
         "tokens_per_second": round(tokens / seconds, 1),
         "peak_memory_mib": round(peak_memory_mib(world.device)),
-        "share_of_limit": round(flops / seconds / (limit * world.size), 3),
+        "share_of_limit": round(flops / seconds / limit, 3),
         "limit_gigaflops": round(limit / 1e9, 1),
-        "limit_pairs_per_second": round(len(examples) / flops * limit * world.size, 3),
+        "limit_pairs_per_second": round(len(examples) / flops * limit, 3),
         "dtype": str(dtype).removeprefix("torch."),
-        "ranks": world.size,
         "last_loss": steps[-1]["loss"],
     }
 
@@ -95,29 +88,22 @@ def measure(world: World, model_dir: Path, pairs: Path, settings: Settings, work
 def main() -> None:
     parser = argparse.ArgumentParser(description="Training speed, as a JSON line.")
     parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
-    parser.add_argument("--pairs", type=Path, default=Path(__file__).parent / "workload.py", help="file with pairs()")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--pairs", type=Path, default=WORKLOAD, help="file with pairs()")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
-    parser.add_argument("--tokens-per-microbatch", type=int, default=4096)
-    parser.add_argument("--no-sharing", action="store_true", help="compute a pair's prompt twice")
-    parser.add_argument("--compile", action="store_true", help="torch.compile each block")
     arguments = parser.parse_args()
+    threads = torch.get_num_threads()
     settings = Settings(
         name="bench",
         model=Model(path=str(arguments.model), dtype=arguments.dtype),
         respond=Respond(prompts="", prompts_per_iteration=1),
         iteration=[Iteration()],
-        engine=EngineOptions(threads=arguments.threads),
+        engine=EngineOptions(threads=threads),
         dpo=Dpo(epochs=1, batch_size=4, learning_rate=5e-6, held_out=0.0),
-        trainer=TrainerOptions(arguments.tokens_per_microbatch, not arguments.no_sharing, compile=arguments.compile),
+        trainer=TrainerOptions(tokens_per_microbatch=4096),
     )
-    with tempfile.TemporaryDirectory() as folder, distributed(arguments.threads) as world:
-        work = Path(folder)
-        pairs = load_module(arguments.pairs).pairs()
-        write_jsonl(work / "pairs.jsonl", tokenized(pairs, load_chat(arguments.model)))
-        row = measure(world, arguments.model, work / "pairs.jsonl", settings, work)
-        if world.first:
-            print(json.dumps({"workload": "dpo"} | row), flush=True)
+    examples = read_pairs(arguments.pairs, arguments.model)
+    with tempfile.TemporaryDirectory() as folder, distributed(threads) as world:
+        print(json.dumps(measure(world, examples, settings, Path(folder))), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ from types import ModuleType
 from judging.rubric import judge_prompt
 from stages.files import UserError, read_jsonl
 
+WORKLOAD = Path(__file__)
 SAMPLING = {"temperature": 0.8, "top_p": 0.95}
 FLAT = {"prompts": 64, "new_tokens": 64}
 LOOP = {"prompts": 8, "responses": 4, "response_tokens": 64, "judgments": 4, "judgment_tokens": 96}
 JUDGE = judge_prompt("{prompt}", "{response}", "full", "last")[0]["content"]
 """The judge's message; {prompt} and {response} are replaced, in this order."""
-
-PROMPTS = Path(__file__).parents[2] / "data" / "prompts" / "evaluation.jsonl"
 
 
 def load_module(path: Path) -> ModuleType:
@@ -33,13 +32,13 @@ def load_module(path: Path) -> ModuleType:
 
 def prompts(count: int) -> list[str]:
     """The first `count` prompts of at most 400 characters."""
-    return [row["prompt"] for row in read_jsonl(PROMPTS) if len(row["prompt"]) <= 400][:count]
+    rows = read_jsonl(WORKLOAD.parents[2] / "data" / "prompts" / "evaluation.jsonl")
+    return [row["prompt"] for row in rows if len(row["prompt"]) <= 400][:count]
 
 
 def pairs(count: int = 32, seed: int = 0) -> list[dict[str, str]]:
     """Texts of 20 to 60 words as prompts, of 40 to 200 words as chosen and rejected; words drawn from the prompts."""
-    draw = random.Random(seed)
-    words = [word for text in prompts(200) for word in text.split()]
+    draw, words = random.Random(seed), " ".join(prompts(200)).split()
     sizes = {"prompt": (20, 60), "chosen": (40, 200), "rejected": (40, 200)}
     return [
         {name: " ".join(draw.choices(words, k=draw.randint(*size))) for name, size in sizes.items()}
