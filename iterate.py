@@ -195,8 +195,8 @@ class Run:
 
     def evaluate(self, model: Path, t: int, initial: Path) -> None:
         """Measure M_t, or with t = -1 the seed, on held-out data: as judge, meta-judge, actor, and against the seed."""
-        evaluation, duel = self.settings.evaluation, {}
-        seed = -1 if self.settings.sft.enabled else 0
+        evaluation, seed = self.settings.evaluation, -1 if self.settings.sft.enabled else 0
+        duel: dict[str, Path] = {}
         if evaluation.prompts and t != seed:
             judge = chosen_model(evaluation.judge, "evaluation.judge", model, initial)
             duel = {"judge": judge, "against": ModelMeasurements.of(self.folder, seed).answers}
