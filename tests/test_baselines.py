@@ -163,11 +163,13 @@ def test_a_frozen_metajudge_is_measured_as_itself(run, place):
     assert all(counts(folder, t)["judge"] > 0 for t in (1, 2))
 
 
-@pytest.mark.parametrize("verdict", ["first", "last"])
+@pytest.mark.parametrize("verdict", ["first", pytest.param("last", marks=pytest.mark.slow)])
 def test_expected_scores(run, verdict):
-    """With the verdict first, one response a prompt is judged, for comparisons; with the verdict last, all are."""
+    """With the verdict first, one response a prompt is judged, for comparisons; with the verdict last, all are.
+
+    A score needs tokens of digits, which "tiny-judge" lacks, so SFT teaches the model judging."""
     text = f'[judge]\nscore = "expected"\nverdict_position = "{verdict}"\n[limits]\nparse_rate = 0.0\n'
-    folder = run("../tiny", f"expected-{verdict}", JUDGE + SMALL + text)
+    folder = run("../tiny", f"expected-{verdict}", text)
     responses = list(read_shards(folder / "iter1" / "responses"))
     scores, judgments = (list(read_shards(folder / "iter1" / name)) for name in ("scores", "judgments"))
     judged = {row["response_id"] for row in judgments}
@@ -176,7 +178,7 @@ def test_expected_scores(run, verdict):
         scored = group_by((row for row in scores if row["failure"] is None), "prompt_id")
         highest = {name: max(row["variance"] for row in rows) for name, rows in scored.items()}
         variances = {row["prompt_id"]: row["variance"] for row in scores if row["response_id"] in judged}
-        assert variances == highest and len(judged) == len(highest) == 5
+        assert variances == highest and len(judged) == len(highest) > 4
         assert not (folder / "iter2" / "judgments").exists()  # no judge pairs, so nothing to compare
     else:
         assert judged == {row["id"] for row in responses}
@@ -242,7 +244,7 @@ def test_a_run_needs_prompts(run):
 
 def test_a_limit_stops_the_run_before_it_trains(run):
     with pytest.raises(UserError) as error:
-        run("no-sft", "limited", f"{SMALL}[limits]\nparse_rate = 0.99\nactor_yield = 1.0\n")
+        run("no-sft", "limited", "[limits]\nparse_rate = 0.99\nactor_yield = 1.0\n")
     line, folder = str(error.value), Path("runs/limited")
     assert "limited/iter1/bias.json: " in line and line.count("\n") == 0
     assert "limits.parse_rate is 0.99" in line and "limits.actor_yield is 1" in line

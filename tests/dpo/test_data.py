@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dpo.data import Example, content_digest, epoch_batches, read_examples
+from dpo.data import Example, epoch_batches, read_examples
 from dpo.data import split as split_examples
 from stages.files import UserError
 
@@ -65,9 +65,3 @@ def test_held_out_is_a_function_of_seed_and_ids():
     assert {backwards[i].id for i in again} == {examples[i].id for i in held_out}
     assert split_examples(examples, 0.1, seed=4)[1] != held_out
     assert split_examples(examples, 0.0, seed=3)[1] == []
-
-
-def test_content_digest_sees_tokens():
-    pair = Example("a", [1, 2], ([3], [4]))
-    assert content_digest([pair]) == content_digest([Example("a", [1, 2], ([3], [4]))])
-    assert content_digest([pair]) != content_digest([Example("a", [1], ([2, 3], [4]))])

@@ -11,7 +11,7 @@ from dpo.data import Example
 from dpo.metrics import MetricsLog, forward_flops, peak_memory_mib, product_flops
 from dpo.packing import lay_out
 from model.config import LlamaConfig
-from stages.files import UserError, read_jsonl
+from stages.files import UserError
 
 
 @pytest.fixture
@@ -87,14 +87,3 @@ def test_tensorboard_that_is_not_there_is_an_error_of_one_line(tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match="pip install tensorboard"):
         MetricsLog(tmp_path, tensorboard=True)
-
-
-def test_a_continued_log_drops_what_came_after_the_state(tmp_path):
-    log = MetricsLog(tmp_path)
-    log.write({"step": 0, "split": "train"})
-    length = log.length
-    log.write({"step": 1, "split": "train"})
-    again = MetricsLog(tmp_path, length)
-    again.write({"step": 1, "split": "train", "again": True})
-    rows = list(read_jsonl(tmp_path / "metrics.jsonl"))
-    assert rows == [{"step": 0, "split": "train"}, {"step": 1, "split": "train", "again": True}]
