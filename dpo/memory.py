@@ -33,8 +33,7 @@ from model.llama import _frequencies
 from stages.files import command
 from stages.settings import Settings, load_settings
 
-CONTEXT_BYTES = 2 * 2**30
-"""Our allowance for CUDA, its libraries and NCCL's buffers."""
+CONTEXT_BYTES = 2 * 2**30  # our allowance for CUDA, its libraries and NCCL's buffers
 
 
 class LiveBytes(TorchDispatchMode):
@@ -50,18 +49,16 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                storage = storage_of(value)
-                if storage._cdata not in self.sizes:
-                    weakref.finalize(storage, self._free, storage._cdata)
-                self._set(storage._cdata, storage.nbytes())
+        for storage in (storage_of(value) for value in tree_leaves(result) if isinstance(value, Tensor)):
+            if storage._cdata not in self.sizes:
+                weakref.finalize(storage, self._free, storage._cdata)
+            self._set(storage)
         return result
 
-    def _set(self, key: int, size: int) -> None:
-        self.live += size - self.sizes.get(key, 0)
+    def _set(self, storage: torch.UntypedStorage) -> None:
+        self.live += storage.nbytes() - self.sizes.get(storage._cdata, 0)
         self.peak = max(self.peak, self.live)
-        self.sizes[key] = size
+        self.sizes[storage._cdata] = storage.nbytes()
 
     def _free(self, key: int) -> None:
         self.live -= self.sizes.pop(key)
@@ -69,11 +66,10 @@ class LiveBytes(TorchDispatchMode):
     def counted_resize(self) -> Any:
         resize = torch.UntypedStorage.resize_
 
-        def counted(storage: torch.UntypedStorage, size: int) -> Any:
-            result = resize(storage, size)
+        def counted(storage: torch.UntypedStorage, size: int) -> None:
+            resize(storage, size)
             if storage._cdata in self.sizes:
-                self._set(storage._cdata, storage.nbytes())
-            return result
+                self._set(storage)
 
         return mock.patch.object(torch.UntypedStorage, "resize_", counted)
 
@@ -81,6 +77,11 @@ class LiveBytes(TorchDispatchMode):
 def storage_of(tensor: Tensor) -> torch.UntypedStorage:
     """The storage of a tensor or, if it is sharded, of its shard on this rank."""
     return getattr(tensor, "_local_tensor", tensor).untyped_storage()
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the tensors' storages; FSDP's gradients of a block share one."""
+    return sum({storage._cdata: storage.nbytes() for storage in map(storage_of, tensors)}.values())
 
 
 def count(config: LlamaConfig, settings: Settings, ranks: int) -> dict[str, int]:
@@ -118,22 +119,18 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
     squared_norm(gradients)
     clip(gradients, 2.0, 1.0)
     optimizer.step()
+    moments = (state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq"))
     block = 2 * sum(parameter.numel() for parameter in model.layers[0].parameters())
     return {
-        "parameters, fp32": _bytes(model.parameters()),
-        "gradients, fp32": _bytes(gradients),
-        "Adam's moments, fp32": _bytes(s[name] for s in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")),
+        "parameters, fp32": storage_bytes(model.parameters()),
+        "gradients, fp32": storage_bytes(gradients),
+        "Adam's moments, fp32": storage_bytes(moments),
         "activations kept for backward": activations,
         "all tensors at the peak": tracker.peak,
         "a block gathered ahead": block,
         "CUDA and NCCL (allowance)": CONTEXT_BYTES,
         "needed": tracker.peak + block + CONTEXT_BYTES,
     }
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors' storages; FSDP's gradients of a block share one."""
-    return sum({storage._cdata: storage.nbytes() for storage in map(storage_of, tensors)}.values())
 
 
 def main() -> None:

@@ -20,8 +20,7 @@ from stages.files import UserError, command
 from stages.settings import Settings, load_settings
 from tools.inputs import missing_inputs, named_models
 
-LIMIT = 180
-"""Seconds that the ranks have to meet: torch may come from a network folder."""
+LIMIT = 180  # seconds that the ranks have to meet: torch may come from a network folder
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -78,18 +77,15 @@ def check_devices(settings: Settings) -> Iterator[str]:
 def check_ranks(settings: Settings) -> Iterator[str]:
     """Whether ranks under torchrun, as in a run, find each other and sum over all."""
     ranks = settings.nproc_per_node if DRIVER.exists() else max(settings.nproc_per_node, 2)
-    launch = (
-        f"-m torch.distributed.run --standalone --nproc-per-node {ranks} --shutdown-timeout 5 -m tools.doctor --rank"
-    )
-    words = ["timeout", "--kill-after=10", str(LIMIT), sys.executable, *launch.split()]
+    launch = f"--standalone --nproc-per-node {ranks} --shutdown-timeout 5 -m tools.doctor --rank".split()
+    words = ["timeout", "--kill-after=10", str(LIMIT), sys.executable, "-m", "torch.distributed.run", *launch]
     done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
-    errors = re.findall(r"^(?:\[rank\d+\]: ?)?((?:[\w.]+Error|error): ?\S.*)$", done.stderr, re.M)
     if done.returncode:
         late = [f"no answer within {LIMIT} s"] if done.returncode == 124 else []
-        reason = [*late, *errors, f"exit code {done.returncode}"][0]
+        errors = re.findall(r"^(?:\[rank\d+\]: ?)?((?:[\w.]+Error|error): ?\S.*)$", done.stderr, re.M)
         names = "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, if set, name an interface that exists"
         needs = f"the host name must resolve (/etc/hosts), {names}, and a firewall let local connections through"
-        raise UserError(f"{reason}; {needs}")
+        raise UserError(f"{[*late, *errors, f'exit code {done.returncode}'][0]}; {needs}")
     yield done.stdout.strip()
 
 
@@ -130,12 +126,12 @@ def check_disk(settings: Settings) -> Iterator[str]:
     from model.config import LlamaConfig
     from tools.planned import Planned, disk_needed
 
-    folder = Path("runs") if Path("runs").is_dir() else Path(".")
+    folder, shape, needed = Path("runs" if Path("runs").is_dir() else "."), settings.model.shape, 0.0
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(2**20))
-    free, needed = shutil.disk_usage(folder).free, 0.0
-    if (Path(settings.model.shape) / "config.json").is_file():
-        needed = disk_needed(Planned(settings).stages(), settings, LlamaConfig.load(settings.model.shape))
+    if (Path(shape) / "config.json").is_file():
+        needed = disk_needed(Planned(settings).stages(), settings, LlamaConfig.load(shape))
+    free = shutil.disk_usage(folder).free
     text = f"{free / 1e9:,.1f} GB are free, a run takes {needed / 1e9:,.1f}"
     if needed > free:
         raise UserError(text)

@@ -2,38 +2,38 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from model.config import no_config
 from stages.settings import Settings
 
 
-def named_files(settings: Settings) -> Iterator[tuple[str, str]]:
+def named_files(settings: Settings) -> list[tuple[str, str]]:
     """Setting and name of each file that the user provides and the run reads; files that a run makes are left out."""
-    sft, prompts = settings.sft, settings.prompts
-    names: dict[str, list[str]] = {}
-    if sft.enabled:
-        names |= {"sft.examples": sft.examples, "eft.sources": settings.eft.sources}
-        names["sft.sft_delta"] = [sft.sft_delta] if sft.sft_delta else []
-    if settings.iteration and prompts.seeds:
-        names |= {"prompts.seeds": [prompts.seeds], "prompts.evaluation": prompts.evaluation}
-    elif settings.iteration:
-        names["respond.prompts"] = [settings.respond.prompts]
-    for key in ("judge_cases", "comparisons", "instructions", "prompts"):
-        name = getattr(settings.evaluation, key)
-        names[f"evaluation.{key}"] = [name] if name and "{run}" not in name else []
-    return ((key, name) for key, listed in names.items() for name in listed)
+    sft, prompts, evaluation, runs = settings.sft, settings.prompts, settings.evaluation, bool(settings.iteration)
+    measured = {key: getattr(evaluation, key) for key in ("judge_cases", "comparisons", "instructions", "prompts")}
+    table: list[tuple[Any, str, list[str]]] = [  # the first says whether the run reads the files
+        (sft.enabled, "sft.examples", sft.examples),
+        (sft.enabled, "eft.sources", settings.eft.sources),
+        (sft.enabled and sft.sft_delta, "sft.sft_delta", [sft.sft_delta]),
+        (runs and prompts.seeds, "prompts.seeds", [prompts.seeds]),
+        (runs and prompts.seeds, "prompts.evaluation", prompts.evaluation),
+        (runs and not prompts.seeds, "respond.prompts", [settings.respond.prompts]),
+        *((name and "{run}" not in name, f"evaluation.{key}", [name]) for key, name in measured.items()),
+    ]
+    return [(key, name) for read, key, names in table if read for name in names]
 
 
 def named_models(settings: Settings) -> dict[str, str]:
     """Setting and folder of the seed, and of each further model that the run uses."""
-    models = {"model.path": settings.model.path}
-    if settings.iteration and settings.prompts.seeds and settings.prompts.model:
-        models["prompts.model"] = settings.prompts.model
-    if any(iteration.judge_pairs for iteration in settings.iteration):
-        models["metajudge.model"] = settings.metajudge.model
-    if settings.evaluation.prompts:
-        models["evaluation.judge"] = settings.evaluation.judge
-    return {key: name for key, name in models.items() if name not in ("current", "initial")}
+    judges, prompts = any(iteration.judge_pairs for iteration in settings.iteration), settings.prompts
+    table: list[tuple[Any, str, str]] = [
+        (True, "model.path", settings.model.path),
+        (settings.iteration and prompts.seeds and prompts.model, "prompts.model", prompts.model),
+        (judges, "metajudge.model", settings.metajudge.model),
+        (settings.evaluation.prompts, "evaluation.judge", settings.evaluation.judge),
+    ]
+    return {key: name for used, key, name in table if used and name not in ("current", "initial")}
 
 
 def missing_inputs(settings: Settings) -> Iterator[str]:
