@@ -1,7 +1,4 @@
-"""What a run will cost and whether it will fit, estimated before it starts.
-
-    python -m tools.plan --config configs/llama3-8b-instruct.toml --gpus 8 --gpu h100
-    python -m tools.plan --config configs/smollm2-135m.toml
+"""What a run will cost and whether it will fit: `python -m tools.plan --config FILE [--gpus 8 --gpu h100]`.
 
 The engine's scheduler runs a typical shard of each stage and the trainer packs typical batches, without weights and
 without a GPU. Exit code 0: everything fits; 1: something will not.
@@ -23,7 +20,7 @@ from prepare.seed_model import prepare
 from sampling.request import Request, Sampling
 from stages.files import UserError, command
 from stages.settings import Dpo, load_settings
-from tools.inputs import missing_inputs
+from tools.doctor import missing_inputs
 from tools.planned import Generation, Planned, Training, disk, disk_needed, rows
 from tools.roofline import CARDS, Roofline, simulate, this_cpu
 
@@ -37,8 +34,8 @@ class Plan:
     def __init__(self, machine: Roofline):
         self.machine, self.settings, self.planned = machine, machine.settings, Planned(machine.settings)
         self.stages, self.costs = self.planned.stages(), dict[Generation | Training, tuple[float, float, float]]()
-        needed = count(machine.config, machine.settings, machine.ranks)["needed"]
-        self.memory = {Training: needed, Generation: sum(machine.generation_memory().values())}  # bytes of a rank
+        trained = count(machine.config, machine.settings, machine.ranks)["needed"]  # bytes of a rank
+        self.memory = {Training: trained, Generation: sum(machine.generation_memory().values())}
         for work in self.stages.values():
             if work not in self.costs:
                 self.costs[work] = self.training(work) if isinstance(work, Training) else self.generation(work)
@@ -85,21 +82,20 @@ class Plan:
 
     def faults(self, free: float) -> Iterator[str]:
         """What will not fit, and the setting to change. `free`: bytes free on the disk. A "warning" stops no run."""
-        settings, path = self.settings, self.settings.respond.prompts
+        settings, options, path = self.settings, self.settings.prompts, self.settings.respond.prompts
         yield from (f"warning: {text}" for text in missing_inputs(settings))
         needed = len(settings.iteration) * settings.respond.prompts_per_iteration
         pool, change = len(rows(path)) or needed, f"add prompts to {path}"
-        if settings.prompts.seeds:
-            pool = round(settings.prompts.max_attempts * settings.plan.prompts_kept)
-            change = "raise prompts.max_attempts"
+        if options.seeds:
+            pool, change = round(options.max_attempts * settings.plan.prompts_kept), "raise prompts.max_attempts"
         if pool < needed:
             yield f"pool: {pool} prompts, the iterations need {needed}; {change}"
         if (taken := disk_needed(self.stages, settings, self.machine.config)) > free:
             yield f"disk: {taken / 1e9:.1f} GB, {free / 1e9:.1f} are free; make room or run in another folder"
         self.planned.at_limits = True  # from here on the longest possible texts are drawn
         names, there = {work: name for name, work in reversed(self.stages.items())}, self.machine.card.memory
-        room = settings.engine.num_kv_blocks * settings.engine.block_size
-        room = min(self.machine.config.max_position_embeddings, room)
+        slots = settings.engine.num_kv_blocks * settings.engine.block_size
+        room = min(self.machine.config.max_position_embeddings, slots)
         for work, (_, _, seconds) in self.costs.items():
             name, change, memory = names[work], "engine.num_kv_blocks", self.memory[type(work)]
             if isinstance(work, Training):
@@ -130,12 +126,12 @@ def table(plan: Plan, card: str) -> Iterator[str]:
         hours[name.split("/")[0]] += each
         yield row.format(name, work.count, computed / 1e3, new / 1e3, each, seconds / 60, memory, left)
     total, parts = sum(hours.values()), machine.generation_memory()
+    generated, trained = plan.memory[Generation], plan.memory[Training]
     yield f"{'in all':58}{total:12.2f}{60 * total / machine.ranks:12,.1f}\n"
     for text in (
         f"{unit}-hours of each part: " + ", ".join(f"{name} {value:.1f}" for name, value in hours.items()),
         f"memory of generation: {', '.join(f'{name} {size / 1e9:.1f}' for name, size in parts.items())}, in all "
-        f"{plan.memory[Generation] / 1e9:.1f} GB; of training: "
-        f"{plan.memory[Training] / 1e9:.1f} GB (python -m dpo.memory)",
+        f"{generated / 1e9:.1f} GB; of training: {trained / 1e9:.1f} GB (python -m dpo.memory)",
         f"disk, with states and exports while training: {disk_needed(plan.stages, settings, config) / 1e9:.1f} GB",
         machine.formula(),
     ):

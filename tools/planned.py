@@ -12,7 +12,7 @@ from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, TypeAlias
 
 from dpo.data import Example
 from dpo.train import fixed_epoch
@@ -31,6 +31,7 @@ REPLIES = 3  # labelled responses to a prompt
 RECORD_BYTES = 300  # of a record without its tokens: ids, seed, log-probability
 
 Ids = list[int]
+Stages: TypeAlias = "dict[str, Generation | Training]"
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,6 @@ class Training:
         return self.count * (1 - self.section.held_out) / self.section.batch_size
 
 
-Stages = dict[str, Generation | Training]
-
-
 class Planned:
     """Draws the requests and examples of a config's run."""
 
@@ -82,24 +80,24 @@ class Planned:
 
     def stages(self) -> Stages:
         """The stages with work, by name: seed -> SFT -> T iterations, with measurements."""
-        settings, sft, eft, evaluation = self.settings, self.settings.sft, self.settings.eft, self.settings.evaluation
+        settings, plan, evaluation = self.settings, self.plan, self.settings.evaluation
+        sft, eft, dpo = settings.sft, settings.eft, settings.dpo
         judge, K, prompts = settings.judge, settings.respond.K, settings.respond.prompts_per_iteration
         acting, judging = self.answered(prompts, K), self.judged(prompts, 1 if judge.score_first else K, judge.N)
         scoring = self.judged(prompts, K, 1, one_pass=True)
         comparing = self.compared(prompts, judge.N, settings.metajudge)
-
-        ranked = self.plan.ranked_replies if eft.sources else 0  # of which a share is set aside
+        ranked = plan.ranked_replies if eft.sources else 0  # of which a share is set aside
         taught, cases = round((1 - eft.held_out) * ranked), evaluation.judge_cases
         labelled = len(read_labelled(Path(cases)).cases) if Path(cases).is_file() else 0
         if cases.startswith("{run}/sft/eft"):
             labelled = round(eft.held_out * ranked)
-        instructed, answered = len(rows(evaluation.instructions)), len(rows(evaluation.prompts))
+        answered = len(rows(evaluation.prompts))
         measuring = self.judged(round(labelled / REPLIES), REPLIES, evaluation.N, judge.score_first)
         choosing = self.compared(len(rows(evaluation.comparisons)), 2, Metajudge())
-        acted = self.answered(instructed + answered, 1)
+        acted = self.answered(len(rows(evaluation.instructions)) + answered, 1)
         duels = self.judged(answered, 2, evaluation.duel_samples, judge.score_first)
 
-        lessons = round(self.plan.eft_yield * taught) + sum(len(rows(path)) for path in sft.examples)
+        lessons = round(plan.eft_yield * taught) + sum(len(rows(path)) for path in sft.examples)
         trains, writes = sft.enabled and not sft.sft_delta, settings.iteration and settings.prompts.seeds
         table: list[tuple[Any, str, Generation | Training]] = [  # the first says whether the run has the stage
             (writes, "pool", self.pool()),
@@ -111,12 +109,17 @@ class Planned:
             name, own = "seed" if t < 0 else f"M{t}", t >= 0 or evaluation.seed_judges
             if t > 0:
                 judges, pairs = not judge.scores_file, settings.iteration[t - 1].judge_pairs
+                epoch, shares = fixed_epoch("dpo", settings, t), (plan.actor_yield, plan.judge_yield * pairs)
+                sources = [
+                    (work, round(share * prompts)) for work, share in zip((acting, judging), shares, strict=True)
+                ]
+                exports = 1 if epoch or not dpo.held_out else dpo.epochs
                 table += [
                     (True, f"iter{t}/responses", acting),
                     (judges and judge.score == "expected", f"iter{t}/scores", scoring),
                     (judges and (pairs or not judge.score_first), f"iter{t}/judgments", judging),
                     (judges and pairs, f"iter{t}/comparisons", comparing),
-                    (True, f"iter{t}/checkpoint", self.dpo(t, acting, judging)),
+                    (True, f"iter{t}/checkpoint", Training(dpo, tuple(sources), epoch or dpo.epochs, exports)),
                 ]
             table += [
                 (own, f"evaluation/{name}/judge", measuring),
@@ -169,14 +172,6 @@ class Planned:
 
         number = round(responses * sum(len(pairs()) for _ in range(200)) / 200) if N > 1 else 0
         return Generation(number, group, plan.comparison_tokens, options.max_new_tokens)
-
-    def dpo(self, t: int, acting: Generation, judging: Generation) -> Training:
-        """An iteration's pairs."""
-        dpo, prompts = self.settings.dpo, self.settings.respond.prompts_per_iteration
-        judge_yield = self.plan.judge_yield * self.settings.iteration[t - 1].judge_pairs
-        sources = ((acting, round(self.plan.actor_yield * prompts)), (judging, round(judge_yield * prompts)))
-        epoch = fixed_epoch("dpo", self.settings, t)
-        return Training(dpo, sources, epoch or dpo.epochs, 1 if epoch or not dpo.held_out else dpo.epochs)
 
     def examples(self, training: Training, number: int) -> list[Example]:
         """`number` of a training's examples."""

@@ -22,7 +22,7 @@ from prepare.meta import convert
 from prepare.scripted import write_stand_in
 from stages.files import UserError, command, read_jsonl, write_atomic, write_jsonl
 from stages.settings import load_settings
-from tools.inputs import named_files, named_models
+from tools.doctor import named_files, named_models
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = 2
@@ -75,9 +75,9 @@ class Rehearsal:
         own = islice(read_jsonl(ROOT / "data/prompts/train.jsonl"), SEEDS)
         kinds: dict[str, tuple[Any, ...]] = {
             "respond.prompts": (prompts,),
-            "prompts.seeds": (SEEDS, own, f"{SEEDS} prompts of this project"),
+            "prompts.seeds": (SEEDS, own, f"not there yet; {SEEDS} prompts of this project"),
             "prompts.evaluation": (SEEDS,),
-            "eft.sources": (2 * TREES, trees(), f"{TREES} trees made of this project's data"),
+            "eft.sources": (2 * TREES, trees(), f"not there yet; {TREES} trees of this project's data"),
         }
         for key, path in named_files(settings):
             section, name = key.split(".")
@@ -93,18 +93,16 @@ class Rehearsal:
     def _cut(self, path: str, count: int, instead: Iterable[dict[str, Any]] = (), made: str = "") -> str:
         """Write the first lines of a user's file, or what stands in for a file that may be missing yet, under the same
         name in the rehearsal's data/; returns the path for the derived config."""
-        source, rows = Path(path), instead
+        source = Path(path)
         if source.is_file():
-            rows, made = islice(read_jsonl(source), count), f"its first {count} lines"
+            instead, made = islice(read_jsonl(source), count), f"its first {count} lines"
         elif not made:
             raise UserError(f"{self.config}: {path}: no such file; put it there, or change the config")
-        else:
-            made = f"not there yet; {made}"
         self.stand_ins.append(f"{path}: {made}")
         target = self.folder / "data" / source.name
         if target.exists():  # cut from another file of this name, or with another length
             target = target.with_name(f"{len(self.stand_ins)}-{source.name}")
-        write_jsonl(target, rows)
+        write_jsonl(target, instead)
         if target.suffix == ".gz":
             target.write_bytes(gzip.compress(target.read_bytes()))
         return f"data/{target.name}"

@@ -82,15 +82,14 @@ def this_cpu(settings: Settings) -> Card:
     device, source = torch.device("cpu"), torch.zeros(2**28, dtype=torch.uint8)
     flops = product_flops(device, training_dtype(settings.model.dtype, device), 1024, 3)
     memory, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (share := limit.read_text(encoding="ascii").strip()) != "max":  # a container's
+    if limit.is_file() and (share := limit.read_text(encoding="ascii").strip()).isdigit():  # a container's
         memory = min(memory, int(share))
     return Card(flops, best_rate(lambda: source.clone(), 2 * len(source), 3), memory)
 
 
-def read_weights(config: LlamaConfig) -> tuple[int, int]:
-    """Weights that products read: of all blocks, and of the head."""
-    block = config.hidden_size * (2 * config.q_size + 2 * config.kv_size + 3 * config.intermediate_size)
-    return config.num_hidden_layers * block, config.vocab_size * config.hidden_size
+def key_bytes(config: LlamaConfig) -> int:
+    """Bytes of a token's keys and values in all layers, in bf16."""
+    return 4 * config.num_hidden_layers * config.kv_size
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Roofline:
             f"time of a step of generation: max(operations / ({card.flops / 1e12:.3g} Tflop/s x product_utilisation "
             f"{plan.product_utilisation}), bytes / ({card.bandwidth / 1e9:.0f} GB/s x bandwidth_utilisation "
             f"{plan.bandwidth_utilisation})) + {plan.step_milliseconds:g} ms; of a micro-batch: max(operations of 3, "
-            "with activation checkpointing 4, forward passes / (peak x training_utilisation "
+            f"with activation checkpointing 4, forward passes / (peak x training_utilisation "
             f"{plan.training_utilisation}), 8 bytes a parameter / ({self.link / 1e9:.0f} GB/s x "
             f"bandwidth_utilisation)); of an update: 28 bytes a parameter; of a stage: {plan.start_seconds:g} s, at "
             f"{plan.disk_gigabytes_per_second:g} GB/s 2 bytes a parameter for weights (each measurement and round of "
@@ -121,21 +120,16 @@ class Roofline:
         """Bytes a second between GPUs; of several nodes, over the network."""
         return self.card.link if self.ranks <= GPUS_PER_NODE else 1e9 * self.settings.plan.network_gigabytes_per_second
 
-    @property
-    def key_bytes(self) -> int:
-        """Bytes of a token's keys and values in all layers, in bf16."""
-        return 4 * self.config.num_hidden_layers * self.config.kv_size
-
     def disk_seconds(self, bytes_a_parameter: float) -> float:
         return bytes_a_parameter * self.config.parameter_count() / (1e9 * self.settings.plan.disk_gigabytes_per_second)
 
     def step_seconds(self, step: StepWork) -> float:
         """A step of generation: 2 operations a weight and token (in the head: a token drawn), 4 head_dim a head, query
         and key; all weights are read once, keys and values read and written."""
-        plan, config, (blocks, head) = self.settings.plan, self.config, read_weights(self.config)
-        attention = 4 * config.num_hidden_layers * config.q_size * step.keys_seen
-        flops = 2 * blocks * step.tokens + 2 * head * step.drawn + attention
-        moved = 2 * (blocks + head) + self.key_bytes * (step.keys_read + step.tokens)
+        plan, config = self.settings.plan, self.config
+        products = 2 * config.block_weights * step.tokens + 2 * config.head_weights * step.drawn
+        flops = products + 4 * config.num_hidden_layers * config.q_size * step.keys_seen
+        moved = 2 * (config.block_weights + config.head_weights) + key_bytes(config) * (step.keys_read + step.tokens)
         arithmetic = flops / (self.card.flops * plan.product_utilisation)
         reading = moved / (self.card.bandwidth * plan.bandwidth_utilisation)
         return max(arithmetic, reading) + plan.step_milliseconds / 1000
@@ -144,11 +138,8 @@ class Roofline:
         return flops / (self.card.flops * self.settings.plan.training_utilisation)
 
     def update_seconds(self, forward_flops: Sequence[float]) -> float:
-        """An update, given the operations of each micro-batch's forward pass.
-
-        FSDP gathers parameters, 2 bytes each, for forward and for backward, and reduces gradients, 4 bytes each: each
-        rank receives the others' parts. Adam reads parameter, gradient and two moments and writes three of them.
-        """
+        """An update, given the operations of each micro-batch's forward pass. FSDP gathers parameters, 2 bytes each,
+        twice, and reduces gradients, 4 bytes each. Adam reads four numbers a parameter and writes three."""
         size, passes = self.config.parameter_count(), 4 if self.settings.trainer.activation_checkpointing else 3
         sending = 8 * size * (self.ranks - 1) / self.ranks / (self.link * self.settings.plan.bandwidth_utilisation)
         computing = sum(max(passes * self.training_seconds(flops), sending) for flops in forward_flops)
@@ -161,7 +152,7 @@ class Roofline:
         logits = 4 * engine.max_num_seqs * config.vocab_size * 3  # bf16, fp32, and top-p's copies
         return {
             "weights": 2 * config.parameter_count(),
-            "KV cache": self.key_bytes * engine.block_size * (engine.num_kv_blocks + 1),
+            "KV cache": key_bytes(config) * engine.block_size * (engine.num_kv_blocks + 1),
             "a step": 2 * engine.max_num_batched_tokens * inner + logits,
             "CUDA": CONTEXT_BYTES,
         }

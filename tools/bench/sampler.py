@@ -32,7 +32,6 @@ from sampling.request import Request, Sampling
 from sampling.worker import local_device
 from stages.files import UserError, command
 from tools.bench import arguments, load_module
-from tools.roofline import read_weights
 
 ENGINE = {"num_kv_blocks": 4096, "block_size": 16, "max_num_batched_tokens": 2048}
 
@@ -76,8 +75,7 @@ class Bench:
 
     def report(self, run: Callable[[Engine], Any], sequences: int = 128, sharing: bool = True, **names: Any) -> None:
         """Print the median of several runs, each with an empty cache."""
-        rows, (blocks, head) = [], read_weights(self.model.config)
-        each = -(-sequences // dist.get_world_size())
+        rows, config, each = [], self.model.config, -(-sequences // dist.get_world_size())
         for _ in range(self.repeats):
             self.new_tokens, self.first_tokens = 0, list[float]()
             engine = Engine(self.model, **ENGINE, max_num_seqs=each, share_prefixes=sharing)
@@ -86,6 +84,7 @@ class Bench:
             run(engine)
             new, computed = sums(self.new_tokens, engine.computed_tokens)
             seconds = time.perf_counter() - started
+            flops = 2 * (config.block_weights * computed + config.head_weights * new)
             row = {
                 "new_tokens": int(new),
                 "computed_tokens": int(computed),
@@ -93,7 +92,7 @@ class Bench:
                 "seconds": round(seconds, 2),
                 "tokens_per_second": round(new / seconds, 1),
                 "first_token": round(statistics.median(self.first_tokens or [0.0]), 3),
-                "share_of_limit": round(2 * (blocks * computed + head * new) / seconds / self.limit, 3),
+                "share_of_limit": round(flops / seconds / self.limit, 3),
             }
             rows.append(row)
         rows.sort(key=lambda row: row["tokens_per_second"])
