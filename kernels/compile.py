@@ -79,11 +79,9 @@ SHAPES = {"SmolLM2-135M": Shape(9, 3, 64, 576, 49_152), "Llama-3-8B": Shape(32, 
 
 
 def launch_all(shape: Shape, dtype: torch.dtype) -> None:
-    """Training's attention over 8 segments of 4096 tokens in all; a decoding step of 64 sequences, as a graph captures
-    it; log-probabilities of 4096 tokens, and the gradient of one vocabulary tile's logits; a token for 64 sequences.
-
-    Prefixes of segments are data in tensors, so every batch has the same kernels.
-    """
+    """Training's attention over 8 segments of 4096 tokens in all, whose prefixes are data in tensors; a decoding step
+    of 64 sequences, as a graph captures it; log-probabilities of 4096 tokens, and the gradient of one vocabulary
+    tile's logits; a token for 64 sequences."""
     empty, width = partial(torch.empty, dtype=dtype, device="meta"), logprob_triton.TILE_ROWS
     heads, kv_heads, dim, hidden_size, vocabulary = shape
     int32, int64, float32 = torch.int32, torch.int64, torch.float32

@@ -77,7 +77,7 @@ class Rehearsal:
             "respond.prompts": (prompts,),
             "prompts.seeds": (SEEDS, own, f"not there yet; {SEEDS} prompts of this project"),
             "prompts.evaluation": (SEEDS,),
-            "eft.sources": (2 * TREES, trees(), f"not there yet; {TREES} trees of this project's data"),
+            "eft.sources": (2 * TREES, trees(), f"not there yet; {TREES} trees made of this project's data"),
         }
         for key, path in named_files(settings):
             section, name = key.split(".")

@@ -35,14 +35,14 @@ def test_what_the_stand_in_says_holds_a_verdict_and_a_task(tmp_path):
     chat, model = load_chat(folder), load_model(folder, torch.float32)
     engine = Engine(model, num_kv_blocks=256, block_size=16, max_num_batched_tokens=512, max_num_seqs=32)
     sampling, ids = Sampling(0.8, 0.95, 96, chat.stop_ids), chat.prompt_ids([{"role": "user", "content": "Review."}])
-    done = list(engine.run([Request(str(i), ids, sampling, i) for i in range(32)]))
+    done = list(engine.run([Request(str(i), ids, sampling, i) for i in range(20)]))
     texts = [chat.text(completion.ids) for completion in done if completion.finish_reason == "stop"]
-    assert len(set(texts)) > 25
+    assert len(set(texts)) > 14
     scored = [parse_score(text, "stop") in range(6) for text in texts]
     assert [parse_winner(text, "stop") in ("first", "second") for text in texts] == [not there for there in scored]
-    assert 0.6 < sum(scored) / len(texts) < 1
+    assert 0.5 < sum(scored) / len(texts) < 1
     tasks = [read_prompt(text, "stop") for text in texts]
-    assert all("\nScore:" in task or "\nWinner:" in task for task in tasks) and len(set(tasks)) > 20
+    assert all("\nScore:" in task or "\nWinner:" in task for task in tasks) and len(set(tasks)) > 12
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from sampling.worker import local_device
 from stages.files import UserError, command
 from tools.bench import arguments, load_module
 
-ENGINE = {"num_kv_blocks": 4096, "block_size": 16, "max_num_batched_tokens": 2048}
+ENGINE: dict[str, Any] = {"num_kv_blocks": 4096, "block_size": 16, "max_num_batched_tokens": 2048}
 
 
 @dataclass

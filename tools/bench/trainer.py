@@ -43,28 +43,25 @@ def measure(world: World, pairs: list[Example], settings: Settings, work: Path) 
     limit, model = product_flops(world.device, dtype), sharded_model(config, world, dtype, options)
     started = time.perf_counter()
     reference_e2 = reference_logprob(world, model, pairs, folder, "", work / "reference", options, dtype, attention)
-    reference_seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     load_sharded(model, folder)
     optimizer, progress = make_optimizer(model, settings.dpo), Progress("bench")
     Trainer("dpo", settings, world, model, optimizer, pairs, reference_e2, progress, work, folder, None, limit).run()
     steps = [row for row in read_jsonl(work / METRICS) if row["split"] == "train"]
     batches = micro_batches(pairs, range(len(pairs)), options)
-    seconds = reference_seconds + sum(row["seconds"] for row in steps)
-    flops = sum(forward_flops(config, batch) for batch in batches)
-    flops += sum(row["mfu"] * row["seconds"] for row in steps) * limit
-    tokens = sum(batch.tokens for batch in batches) + sum(row["tokens"] for row in steps)
+    flops, tokens = sum(forward_flops(config, batch) for batch in batches), sum(batch.tokens for batch in batches)
+    for row in steps:
+        seconds, tokens = seconds + row["seconds"], tokens + row["tokens"]
+        flops += row["mfu"] * row["seconds"] * limit
     return {
         "workload": "dpo",
         "pairs": len(pairs),
         "seconds": round(seconds, 2),
-        "reference_seconds": round(reference_seconds, 2),
         "pairs_per_second": round(len(pairs) / seconds, 3),
         "tokens": tokens,
         "tokens_per_second": round(tokens / seconds, 1),
         "peak_memory_mib": round(peak_memory_mib(world.device)),
         "share_of_limit": round(flops / seconds / limit, 3),
-        "limit_gigaflops": round(limit / 1e9, 1),
-        "limit_pairs_per_second": round(len(pairs) / flops * limit, 3),
         "dtype": str(dtype).removeprefix("torch."),
         "last_loss": steps[-1]["loss"],
     }
