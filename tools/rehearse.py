@@ -79,7 +79,7 @@ class Rehearsal:
             "prompts.evaluation": (SEEDS,),
             "eft.sources": (2 * TREES, trees(), f"not there yet; {TREES} trees made of this project's data"),
         }
-        for key, path in named_files(settings):
+        for key, path in ((key, path) for key, path in named_files(settings) if key != "sft.sft_delta"):
             section, name = key.split(".")
             table, cut = changes.setdefault(section, {}), self._cut(path, *kinds.get(key, (8,)))
             several = isinstance(getattr(getattr(settings, section), name), list)
