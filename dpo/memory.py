@@ -109,8 +109,7 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
         terms = dpo_loss(batch.sums(logprob_n), torch.zeros(1, 2), settings.dpo.beta)
         terms["loss"].sum().backward()
         del logprob_n, terms
-    gradients = local_gradients(model.parameters())
-    squared_norm(gradients)
+    squared_norm(gradients := local_gradients(model.parameters()))
     clip(gradients, 2.0, 1.0)
     optimizer.step()
     moments = (state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq"))
@@ -133,9 +132,9 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, help="GPUs in all; default: the config's nproc_per_node")
     arguments = parser.parse_args()
     settings = load_settings(arguments.config)
-    ranks = arguments.ranks or settings.nproc_per_node
+    config, ranks = LlamaConfig.load(settings.model.shape), arguments.ranks or settings.nproc_per_node
     print(f"{settings.name} on {ranks} GPUs, micro-batches of {settings.trainer.tokens_per_microbatch} tokens")
-    for name, size in count(LlamaConfig.load(settings.model.shape), settings, ranks).items():
+    for name, size in count(config, settings, ranks).items():
         print(f"{name:32}{size / 1e9:8.2f} GB")
 
 

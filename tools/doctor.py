@@ -69,8 +69,8 @@ def check_versions(settings: Settings) -> Iterator[str]:
     constraints = Path(__file__).parents[1] / "constraints.txt"
     tested = dict(re.findall(r"^([\w-]+)==(\S+)", constraints.read_text(encoding="utf-8"), re.M))
     versions = {package.name: package.version for package in metadata.distributions() if package.name in tested}
-    names = [name for name in ("torch", "triton", "tokenizers", "numpy") if name in versions]
-    yield ", ".join([f"Python {platform.python_version()}", *(f"{name} {versions[name]}" for name in names)])
+    shown = [f"{name} {versions[name]}" for name in ("torch", "triton", "tokenizers", "numpy") if name in versions]
+    yield ", ".join([f"Python {platform.python_version()}", *shown])
     if other := [f"{name} {v} ({tested[name]})" for name, v in versions.items() if v.split("+")[0] != tested[name]]:
         yield f"other versions than constraints.txt's, which are tested: {', '.join(other)}"
 
@@ -171,8 +171,7 @@ def check_disk(settings: Settings) -> Iterator[str]:
         file.write(bytes(2**20))
     if (Path(shape) / "config.json").is_file():
         needed = disk_needed(Planned(settings).stages(), settings, LlamaConfig.load(shape))
-    free = shutil.disk_usage(folder).free
-    text = f"{free / 1e9:,.1f} GB are free, a run takes {needed / 1e9:,.1f}"
+    text = f"{(free := shutil.disk_usage(folder).free) / 1e9:,.1f} GB are free, a run takes {needed / 1e9:,.1f}"
     if needed > free:
         raise UserError(text)
     yield text

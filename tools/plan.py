@@ -56,15 +56,15 @@ class Plan:
 
     def training(self, work: Training) -> tuple[float, float, float]:
         """Updates, the reference's pass, held-out evaluations, exports and states."""
-        section, options, machine = work.section, self.settings.trainer, self.machine
-        is_dpo = isinstance(section, Dpo)
+        options, machine = self.settings.trainer, self.machine
+        section, is_dpo = work.section, isinstance(work.section, Dpo)
         drawn = self.planned.examples(work, SAMPLED_BATCHES * section.batch_size)
         usable, _ = keep_usable(drawn, options, machine.config.max_position_embeddings)
         if not usable:
             return 0, 0, math.inf
         tokens, flops, updates = 0, 0.0, []
         for start in range(0, len(usable), section.batch_size):
-            indices = range(start, min(start + section.batch_size, len(usable)))
+            indices = range(len(usable))[start : start + section.batch_size]
             ranks = [micro_batches(usable, indices, options, rank, machine.ranks) for rank in range(machine.ranks)]
             forwards = [[forward_flops(machine.config, batch) for batch in batches] for batches in ranks]
             updates.append(machine.update_seconds([max(batch) for batch in zip(*forwards, strict=True)]))
@@ -73,8 +73,8 @@ class Plan:
         scale, done = work.count / len(usable), work.epochs * work.steps
         passes = scale * (is_dpo + work.epochs * section.held_out)  # forward alone, over the usable examples
         states = int(done) // options.save_every if options.save_every else work.epochs - 1
-        seconds = 2 * self.settings.plan.start_seconds  # the stage that makes the examples, and this one
-        seconds += done * sum(updates) / len(updates) + passes * machine.training_seconds(flops / machine.ranks)
+        seconds = done * sum(updates) / len(updates) + passes * machine.training_seconds(flops / machine.ranks)
+        seconds += 2 * self.settings.plan.start_seconds  # the stage that makes the examples, and this one
         seconds += machine.disk_seconds(2 + 2 * is_dpo + 2 * work.exports + 12 * states)
         computed = tokens * (passes + scale * work.epochs * (1 - section.held_out))
         new = work.count * sum(len(ids) for example in drawn for ids in example.completions) / len(drawn)

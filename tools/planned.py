@@ -73,7 +73,7 @@ class Planned:
         self.settings, self.plan = settings, settings.plan
         self.draw, self.ids = random.Random(settings.seed), count()
         self.at_limits = False  # whether each text is as long as it may be
-        prompts = [tokens(row["prompt"]) for row in rows(settings.respond.prompts, "prompt")]
+        prompts = (tokens(row["prompt"]) for row in rows(settings.respond.prompts, "prompt"))
         longest = max(prompts, default=settings.prompts.max_new_tokens)
         self.prompt = partial(self.text, self.plan.prompt_tokens, longest)
         self.response = partial(self.text, self.plan.response_tokens, settings.respond.max_new_tokens)
@@ -133,8 +133,7 @@ class Planned:
         """Attempts at new prompts."""
         options, fill = self.settings.prompts, self.template(request_prompt(["\0"] * self.settings.prompts.shots))
         attempts = min(round(options.count / self.plan.prompts_kept), options.max_attempts)
-        rounds = -(-attempts // options.round_attempts)
-        mean, limit = self.plan.prompt_tokens, options.max_new_tokens
+        rounds, mean, limit = -(-attempts // options.round_attempts), self.plan.prompt_tokens, options.max_new_tokens
         return Generation(attempts, lambda: [fill(*(self.prompt() for _ in range(options.shots)))], mean, limit, rounds)
 
     def answered(self, prompts: int, samples: int) -> Generation:

@@ -67,13 +67,12 @@ class Card(NamedTuple):
     link: float = math.inf
 
 
-CARDS = {
+CARDS = {  # SXM modules: NVIDIA's data sheets
     "a100": Card(PEAK_FLOPS["A100"], 2.039e12, 80e9, 300e9),
     "h100": Card(PEAK_FLOPS["H100"], 3.35e12, 80e9, 450e9),
     "h200": Card(PEAK_FLOPS["H200"], 4.8e12, 141e9, 450e9),
     "b200": Card(PEAK_FLOPS["B200"], 8e12, 180e9, 900e9),
 }
-"""SXM modules: NVIDIA's data sheets."""
 
 
 def this_cpu(settings: Settings) -> Card:
