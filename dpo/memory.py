@@ -1,9 +1,8 @@
 """The memory that training needs on each GPU, counted without a GPU: `python -m dpo.memory --config C`.
 
 The trainer's own model, sharding, forward, backward and update run on tensors without storage, as rank 0 of a fake
-process group, and every allocation and release is counted. Kernels are not launched, but their inputs and outputs are
-counted. A step has two full micro-batches: in the second one, gradients already exist when backward begins.
-Fragmentation of the allocator is not counted.
+process group; allocations and releases are counted, kernels' inputs and outputs, too, but not the allocator's
+fragmentation. A step has two full micro-batches: in the second one, gradients already exist when backward begins.
 """
 
 import argparse
@@ -33,15 +32,12 @@ from model.llama import _frequencies
 from stages.files import command
 from stages.settings import Settings, load_settings
 
-CONTEXT_BYTES = 2 * 2**30
-"""Our allowance for CUDA, its libraries and NCCL's buffers."""
+CONTEXT_BYTES = 2 * 2**30  # our allowance for CUDA, its libraries and NCCL's buffers
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations create, until they are freed or resized.
-
-    FSDP resizes storages outside of operations, to 0 and back; that is counted in the context `counted_resize()`.
-    """
+    """Counts the bytes of all storages that operations create, until they are freed or resized. FSDP resizes storages
+    outside of operations, to 0 and back; that is counted in the context `counted_resize()`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,18 +46,16 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                storage = storage_of(value)
-                if storage._cdata not in self.sizes:
-                    weakref.finalize(storage, self._free, storage._cdata)
-                self._set(storage._cdata, storage.nbytes())
+        for storage in (storage_of(value) for value in tree_leaves(result) if isinstance(value, Tensor)):
+            if storage._cdata not in self.sizes:
+                weakref.finalize(storage, self._free, storage._cdata)
+            self._set(storage)
         return result
 
-    def _set(self, key: int, size: int) -> None:
-        self.live += size - self.sizes.get(key, 0)
+    def _set(self, storage: torch.UntypedStorage) -> None:
+        self.live += storage.nbytes() - self.sizes.get(storage._cdata, 0)
         self.peak = max(self.peak, self.live)
-        self.sizes[key] = size
+        self.sizes[storage._cdata] = storage.nbytes()
 
     def _free(self, key: int) -> None:
         self.live -= self.sizes.pop(key)
@@ -69,11 +63,10 @@ class LiveBytes(TorchDispatchMode):
     def counted_resize(self) -> Any:
         resize = torch.UntypedStorage.resize_
 
-        def counted(storage: torch.UntypedStorage, size: int) -> Any:
-            result = resize(storage, size)
+        def counted(storage: torch.UntypedStorage, size: int) -> None:
+            resize(storage, size)
             if storage._cdata in self.sizes:
-                self._set(storage._cdata, storage.nbytes())
-            return result
+                self._set(storage)
 
         return mock.patch.object(torch.UntypedStorage, "resize_", counted)
 
@@ -83,12 +76,14 @@ def storage_of(tensor: Tensor) -> torch.UntypedStorage:
     return getattr(tensor, "_local_tensor", tensor).untyped_storage()
 
 
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the tensors' storages; FSDP's gradients of a block share one."""
+    return sum({storage._cdata: storage.nbytes() for storage in map(storage_of, tensors)}.values())
+
+
 def count(config: LlamaConfig, settings: Settings, ranks: int) -> dict[str, int]:
     """Bytes of a bf16 DPO step of two full micro-batches on one of `ranks` GPUs, with the kernels' settings for sm_90.
-
-    "needed" is the peak of all tensors together, a block's parameters, which communication may gather ahead, and our
-    allowance.
-    """
+    Communication may gather a block's parameters ahead."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     try:
         world, tracker = World(0, ranks, torch.device("cpu"), init_device_mesh("cpu", (ranks,))), LiveBytes()
@@ -114,15 +109,15 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
         terms = dpo_loss(batch.sums(logprob_n), torch.zeros(1, 2), settings.dpo.beta)
         terms["loss"].sum().backward()
         del logprob_n, terms
-    gradients = local_gradients(model.parameters())
-    squared_norm(gradients)
+    squared_norm(gradients := local_gradients(model.parameters()))
     clip(gradients, 2.0, 1.0)
     optimizer.step()
+    moments = (state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq"))
     block = 2 * sum(parameter.numel() for parameter in model.layers[0].parameters())
     return {
-        "parameters, fp32": _bytes(model.parameters()),
-        "gradients, fp32": _bytes(gradients),
-        "Adam's moments, fp32": _bytes(s[name] for s in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")),
+        "parameters, fp32": storage_bytes(model.parameters()),
+        "gradients, fp32": storage_bytes(gradients),
+        "Adam's moments, fp32": storage_bytes(moments),
         "activations kept for backward": activations,
         "all tensors at the peak": tracker.peak,
         "a block gathered ahead": block,
@@ -131,20 +126,15 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
     }
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors' storages; FSDP's gradients of a block share one."""
-    return sum({storage._cdata: storage.nbytes() for storage in map(storage_of, tensors)}.values())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Memory that training needs on each GPU.")
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--ranks", type=int, help="GPUs in all; default: the config's nproc_per_node")
     arguments = parser.parse_args()
     settings = load_settings(arguments.config)
-    ranks = arguments.ranks or settings.nproc_per_node
+    config, ranks = LlamaConfig.load(settings.model.shape), arguments.ranks or settings.nproc_per_node
     print(f"{settings.name} on {ranks} GPUs, micro-batches of {settings.trainer.tokens_per_microbatch} tokens")
-    for name, size in count(LlamaConfig.load(settings.model.shape), settings, ranks).items():
+    for name, size in count(config, settings, ranks).items():
         print(f"{name:32}{size / 1e9:8.2f} GB")
 
 

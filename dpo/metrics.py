@@ -36,12 +36,11 @@ def forward_flops(config: LlamaConfig, batch: MicroBatch) -> int:
 
     The output head counts only for the targets. A backward pass takes twice as many; recomputation is not counted.
     """
-    block = config.hidden_size * (2 * config.q_size + 2 * config.kv_size + 3 * config.intermediate_size)
     seen = sum(
         (end - start) * (end - start + 1 + 2 * len(prefix)) // 2 for start, end, prefix in batch.segments.ranges()
     )
-    layers = config.num_hidden_layers * (2 * block * batch.tokens + 4 * config.q_size * seen)
-    return layers + 2 * config.vocab_size * config.hidden_size * len(batch.targets_n)
+    products = 2 * config.block_weights * batch.tokens + 2 * config.head_weights * len(batch.targets_n)
+    return products + 4 * config.num_hidden_layers * config.q_size * seen
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -1,8 +1,7 @@
 """Compile the kernels for GPUs that are not present, and report on the machine code: `make kernels`.
 
 The public functions run on tensors without storage (device `meta`), at the shipped settings of each target. Their
-launches are recorded, specialised by Triton's own rules and compiled to machine code. So the check covers exactly what
-a GPU would run.
+launches are recorded, specialised by Triton's own rules and compiled. So the check covers what a GPU would run.
 """
 
 import contextlib
@@ -16,10 +15,10 @@ import tempfile
 from collections import namedtuple
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -35,19 +34,15 @@ from kernels.tiles import NARROW_ROWS, TileSizes
 from stages.files import command, write_json
 
 DTYPES = (torch.bfloat16, torch.float16)
-SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-"""Largest shared memory of a program; for 80 on the smaller cards (8.6, 8.9, 12.0), which have the same settings."""
-INSTRUCTIONS = {
-    80: ("mma", r"\bmma\.sync"),
-    90: ("wgmma", r"\bwgmma\.mma_async"),
-    100: ("tcgen05", r"\btcgen05\.mma\b"),
-}
-"""Name and pattern of each target's best matrix instruction."""
+INSTRUCTIONS = {"mma": r"\bmma\.sync", "wgmma": r"\bwgmma\.mma_async", "tcgen05": r"\btcgen05\.mma\b"}
+TARGETS = {80: ("mma", 99 * 1024), 90: ("wgmma", 227 * 1024), 100: ("tcgen05", 227 * 1024)}
+"""Best matrix instruction and largest shared memory of a program; for 80 on the smaller cards (8.6, 8.9, 12.0)."""
+SIDES = ("BLOCK_M", "BLOCK_T", "BLOCK_HEADS", "BLOCK_G", "M"), ("BLOCK_N", "BLOCK_V", "BLOCK_D", "N")
+"""The options that may hold the rows and the columns of a program's tile."""
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
-@dataclass(frozen=True)
-class Recorded:
+class Recorded(NamedTuple):
     """A recorded launch, which did not run."""
 
     kernel: JITFunction
@@ -59,20 +54,6 @@ class Recorded:
         """For example `attention.forward`."""
         module = self.kernel.__module__.removeprefix("kernels.").removesuffix("_triton")
         return f"{module}.{self.kernel.__name__.strip('_').removesuffix('_kernel')}"
-
-    @property
-    def tile(self) -> str:
-        """Rows and columns of a program's tile."""
-        sides = ("BLOCK_M", "BLOCK_T", "BLOCK_HEADS", "BLOCK_G", "M"), ("BLOCK_N", "BLOCK_V", "BLOCK_D", "N")
-        return "x".join(next(str(self.options[name]) for name in names if name in self.options) for names in sides)
-
-    def compile(self, target: int) -> Any:
-        """The compiled kernel for compute capability `target` / 10."""
-        gpu = mock.Mock()
-        gpu.get_current_device.return_value = target  # Triton keeps compiled kernels by the device
-        gpu.get_current_target.return_value = GPUTarget("cuda", target, 32)
-        with mock.patch.object(driver, "_active", gpu):
-            return self.kernel.run(*self.arguments, grid=None, warmup=True, **self.options)
 
 
 @contextlib.contextmanager
@@ -93,22 +74,16 @@ def recording(target: int, keep: bool = True) -> Iterator[list[Recorded]]:
         yield launches
 
 
-Shape = namedtuple("Shape", "heads kv_heads head_dim hidden_size vocabulary")
+Shape = namedtuple("Shape", "heads kv_heads head_dim hidden_size vocabulary")  # what a model's kernels depend on
 SHAPES = {"SmolLM2-135M": Shape(9, 3, 64, 576, 49_152), "Llama-3-8B": Shape(32, 8, 128, 4096, 128_256)}
-"""The sizes of a model on which its kernels depend."""
 
 
 def launch_all(shape: Shape, dtype: torch.dtype) -> None:
-    """Training's attention over 8 segments of 4096 tokens in all; a decoding step of 64 sequences, as a graph captures
-    it; log-probabilities of 4096 tokens, and the gradient of one vocabulary tile's logits; a token for 64 sequences.
-
-    Prefixes of segments are data in tensors, so every batch has the same kernels.
-    """
-
-    def empty(*size: int, dtype: torch.dtype = dtype) -> torch.Tensor:
-        return torch.empty(size, dtype=dtype, device="meta")
-
-    heads, kv_heads, dim, width = shape.heads, shape.kv_heads, shape.head_dim, logprob_triton.TILE_ROWS
+    """Training's attention over 8 segments of 4096 tokens in all, whose prefixes are data in tensors; a decoding step
+    of 64 sequences, as a graph captures it; log-probabilities of 4096 tokens, and the gradient of one vocabulary
+    tile's logits; a token for 64 sequences."""
+    empty, width = partial(torch.empty, dtype=dtype, device="meta"), logprob_triton.TILE_ROWS
+    heads, kv_heads, dim, hidden_size, vocabulary = shape
     int32, int64, float32 = torch.int32, torch.int64, torch.float32
     segments = Segments(list(range(0, 4097, 512)), [-1] + [0] * 7, empty(9, dtype=int32), empty(3, 8, dtype=int32))
     q, k = empty(4096, heads + kv_heads, dim).split((heads, kv_heads), 1)  # views of one tensor, as in the model
@@ -122,59 +97,65 @@ def launch_all(shape: Shape, dtype: torch.dtype) -> None:
     rope = (empty(64, 1, dim, dtype=float32), empty(64, 1, dim, dtype=float32))
     attend(0, empty(64, heads + kv_heads, dim), empty(64, kv_heads, dim), rope)
 
-    hidden, weight = empty(4096, shape.hidden_size), empty(shape.vocabulary, shape.hidden_size)
+    hidden, weight = empty(4096, hidden_size), empty(vocabulary, hidden_size)
     targets, grad = empty(4096, dtype=int64), empty(4096, dtype=float32)
     _, logsumexp = logprob_triton.forward(hidden, weight, targets)
     logprob_triton.slope(hidden, weight[:width], targets, logsumexp, grad, 0, empty(4096, width))
 
     number, integer = empty(64, dtype=float32), empty(64, dtype=int64)
-    topp.sample(empty(64, shape.vocabulary), number, number, integer, integer)
+    topp.sample(empty(64, vocabulary), number, number, integer, integer)
 
 
 def compile_kernels(model: str, dtype: torch.dtype, target: int, only: str = "") -> list[dict[str, Any]]:
-    """What each kernel of a model, or the one with a name, compiles to: a row of the table."""
+    """What each kernel of a model, or the one with a name, compiles to on compute capability `target` / 10.
+
+    Spills in bytes; products as the source has them, and those that are computed without matrix instructions.
+    """
     with recording(target) as launches:
         launch_all(SHAPES[model], dtype)
-    described = {"target": f"sm_{target}", "dtype": str(dtype).removeprefix("torch."), "model": model}
-    chosen = [launch for launch in launches if only in ("", launch.name)]
-    return [{"kernel": launch.name} | described | describe(launch, target) for launch in chosen]
-
-
-def describe(launch: Recorded, target: int) -> dict[str, Any]:
-    """Resources and instructions of the compiled launch; spills in bytes, products as the source has them, and those
-    of them that are computed without matrix instructions."""
-    compiled = launch.compile(target)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = subprocess.check_output([CUOBJDUMP, "--dump-resource-usage", file.name], text=True)
-    most = {name: max(map(int, re.findall(rf"{name}:(\d+)", usage))) for name in ("REG", "STACK", "LOCAL")}
-    counts = {name: len(re.findall(pattern, compiled.asm["ptx"])) for name, pattern in INSTRUCTIONS.values()}
-    return {
-        "tile": launch.tile,
-        "warps": compiled.metadata.num_warps,
-        "stages": compiled.metadata.num_stages,
-        "registers": most["REG"],
-        "spills": most["STACK"] + most["LOCAL"],
-        "shared_bytes": compiled.metadata.shared,
-        "matrix_instructions": {name: count for name, count in counts.items() if count},
-        "products": len(re.findall(r"\btt\.dot\b", compiled.asm["ttir"])),
-        "scalar_products": len(re.findall(r"\btt\.dot\b.*-> tensor<[^>]*#blocked", compiled.asm["ttgir"])),
-    }
+    gpu, rows = mock.Mock(), []
+    gpu.get_current_device.return_value = target  # Triton keeps compiled kernels by the device
+    gpu.get_current_target.return_value = GPUTarget("cuda", target, 32)
+    for launch in (launch for launch in launches if only in ("", launch.name)):
+        with mock.patch.object(driver, "_active", gpu):
+            compiled = launch.kernel.run(*launch.arguments, grid=None, warmup=True, **launch.options)
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            Path(file.name).write_bytes(compiled.asm["cubin"])
+            usage = subprocess.check_output([CUOBJDUMP, "--dump-resource-usage", file.name], text=True)
+        most = {name: max(map(int, re.findall(rf"{name}:(\d+)", usage))) for name in ("REG", "STACK", "LOCAL")}
+        counts = {name: len(re.findall(pattern, compiled.asm["ptx"])) for name, pattern in INSTRUCTIONS.items()}
+        row = {
+            "kernel": launch.name,
+            "target": f"sm_{target}",
+            "dtype": str(dtype).removeprefix("torch."),
+            "model": model,
+            "tile": "x".join(
+                next(str(launch.options[name]) for name in side if name in launch.options) for side in SIDES
+            ),
+            "warps": compiled.metadata.num_warps,
+            "stages": compiled.metadata.num_stages,
+            "registers": most["REG"],
+            "spills": most["STACK"] + most["LOCAL"],
+            "shared_bytes": compiled.metadata.shared,
+            "matrix_instructions": {name: count for name, count in counts.items() if count},
+            "products": len(re.findall(r"\btt\.dot\b", compiled.asm["ttir"])),
+            "scalar_products": len(re.findall(r"\btt\.dot\b.*-> tensor<[^>]*#blocked", compiled.asm["ttgir"])),
+        }
+        rows.append(row)
+    return rows
 
 
 def faults(row: dict[str, Any]) -> list[str]:
     """The requirements that a row does not meet."""
-    target = int(row["target"].removeprefix("sm_"))
-    best, _ = INSTRUCTIONS[target]
+    best, shared_bytes = TARGETS[int(row["target"].removeprefix("sm_"))]
     narrow = row["kernel"] == "paged.read" and row["tile"].startswith(f"{NARROW_ROWS}x")
-    found = {
+    checks = {
         "spills registers": row["spills"],
-        "has too much shared memory": row["shared_bytes"] > SHARED_BYTES[target],
+        "has too much shared memory": row["shared_bytes"] > shared_bytes,
         "has a product without matrix instructions": row["scalar_products"],
         f"does not use {best}": row["products"] and not narrow and best not in row["matrix_instructions"],
     }
-    return [fault for fault, there in found.items() if there]
+    return [fault for fault, there in checks.items() if there]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -185,9 +166,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    jobs, spawn = list(product(SHAPES, DTYPES, INSTRUCTIONS)), multiprocessing.get_context("spawn")
-    processes = min(len(jobs), len(os.sched_getaffinity(0)))
-    with ProcessPoolExecutor(processes, spawn) as pool:  # a fork would lose the compiler's threads
+    jobs, spawn = list(product(SHAPES, DTYPES, TARGETS)), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), spawn) as pool:  # a fork would lose the compiler's threads
         rows = [row for rows in pool.map(compile_kernels, *zip(*jobs, strict=True)) for row in rows]
     write_json("kernels.json", rows)
     print(table(rows))

@@ -47,11 +47,20 @@ class LlamaConfig:
     def kv_size(self) -> int:
         return self.num_key_value_heads * self.head_dim
 
+    @property
+    def block_weights(self) -> int:
+        """Weights in the matrix products of all blocks."""
+        block = self.hidden_size * (2 * self.q_size + 2 * self.kv_size + 3 * self.intermediate_size)
+        return self.num_hidden_layers * block
+
+    @property
+    def head_weights(self) -> int:
+        return self.vocab_size * self.hidden_size
+
     def parameter_count(self) -> int:
         """Parameters of the model, a tied head counted once."""
-        d, vocabulary = self.hidden_size, self.vocab_size * self.hidden_size
-        block = d * (2 * self.q_size + 2 * self.kv_size + 3 * self.intermediate_size + 2)
-        return self.num_hidden_layers * block + d + vocabulary * (1 if self.tie_word_embeddings else 2)
+        norms = (2 * self.num_hidden_layers + 1) * self.hidden_size
+        return self.block_weights + norms + self.head_weights * (1 if self.tie_word_embeddings else 2)
 
     @classmethod
     def load(cls, folder: Path | str) -> "LlamaConfig":

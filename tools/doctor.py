@@ -14,15 +14,54 @@ import tempfile
 import time
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from model.config import no_config
 from stages.files import UserError, command
 from stages.settings import Settings, load_settings
-from tools.inputs import missing_inputs, named_models
 
-LIMIT = 180
-"""Seconds that the ranks have to meet: torch may come from a network folder."""
+LIMIT = 180  # seconds that the ranks have to meet: torch may come from a network folder
 DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def named_files(settings: Settings) -> list[tuple[str, str]]:
+    """Setting and name of each file that the user provides and the run reads; files that a run makes are left out."""
+    sft, prompts, evaluation, runs = settings.sft, settings.prompts, settings.evaluation, bool(settings.iteration)
+    measured = {key: getattr(evaluation, key) for key in ("judge_cases", "comparisons", "instructions", "prompts")}
+    table: list[tuple[Any, str, list[str]]] = [  # the first says whether the run reads the files
+        (sft.enabled, "sft.examples", sft.examples),
+        (sft.enabled, "eft.sources", settings.eft.sources),
+        (sft.enabled and sft.sft_delta, "sft.sft_delta", [sft.sft_delta]),
+        (runs and prompts.seeds, "prompts.seeds", [prompts.seeds]),
+        (runs and prompts.seeds, "prompts.evaluation", prompts.evaluation),
+        (runs and not prompts.seeds, "respond.prompts", [settings.respond.prompts]),
+        *((name and "{run}" not in name, f"evaluation.{key}", [name]) for key, name in measured.items()),
+    ]
+    return [(key, name) for read, key, names in table if read for name in names]
+
+
+def named_models(settings: Settings) -> dict[str, str]:
+    """Setting and folder of the seed, and of each further model that the run uses."""
+    prompts, iterations = settings.prompts, settings.iteration
+    models = {"model.path": settings.model.path}
+    models |= {"prompts.model": prompts.model} if iterations and prompts.seeds and prompts.model else {}
+    models |= {"metajudge.model": settings.metajudge.model} if any(rule.judge_pairs for rule in iterations) else {}
+    models |= {"evaluation.judge": settings.evaluation.judge} if settings.evaluation.prompts else {}
+    return {key: name for key, name in models.items() if name not in ("current", "initial")}
+
+
+def missing_inputs(settings: Settings) -> Iterator[str]:
+    """Setting, fault and what to do, of each named file and model that is not there and that the run does not make."""
+    for key, name in named_files(settings):
+        if not Path(name).is_file():
+            advice = "make sft makes it" if key == "sft.sft_delta" else f"put the file there or change {key}"
+            yield f"{key}: {name or 'empty'}: no such file; {advice}"
+    for key, name in named_models(settings).items():
+        made = key == "model.path" and settings.model.prepare
+        if not made and not (Path(name) / "config.json").is_file():
+            yield f"{key}: {no_config(Path(name))}".replace("point model.path", f"point {key}")
 
 
 def check_versions(settings: Settings) -> Iterator[str]:
@@ -30,8 +69,8 @@ def check_versions(settings: Settings) -> Iterator[str]:
     constraints = Path(__file__).parents[1] / "constraints.txt"
     tested = dict(re.findall(r"^([\w-]+)==(\S+)", constraints.read_text(encoding="utf-8"), re.M))
     versions = {package.name: package.version for package in metadata.distributions() if package.name in tested}
-    names = [name for name in ("torch", "triton", "tokenizers", "numpy") if name in versions]
-    yield ", ".join([f"Python {platform.python_version()}", *(f"{name} {versions[name]}" for name in names)])
+    shown = [f"{name} {versions[name]}" for name in ("torch", "triton", "tokenizers", "numpy") if name in versions]
+    yield ", ".join([f"Python {platform.python_version()}", *shown])
     if other := [f"{name} {v} ({tested[name]})" for name, v in versions.items() if v.split("+")[0] != tested[name]]:
         yield f"other versions than constraints.txt's, which are tested: {', '.join(other)}"
 
@@ -78,18 +117,15 @@ def check_devices(settings: Settings) -> Iterator[str]:
 def check_ranks(settings: Settings) -> Iterator[str]:
     """Whether ranks under torchrun, as in a run, find each other and sum over all."""
     ranks = settings.nproc_per_node if DRIVER.exists() else max(settings.nproc_per_node, 2)
-    launch = (
-        f"-m torch.distributed.run --standalone --nproc-per-node {ranks} --shutdown-timeout 5 -m tools.doctor --rank"
-    )
-    words = ["timeout", "--kill-after=10", str(LIMIT), sys.executable, *launch.split()]
+    launch = f"--standalone --nproc-per-node {ranks} --shutdown-timeout 5 -m tools.doctor --rank".split()
+    words = ["timeout", "--kill-after=10", str(LIMIT), sys.executable, "-m", "torch.distributed.run", *launch]
     done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
-    errors = re.findall(r"^(?:\[rank\d+\]: ?)?((?:[\w.]+Error|error): ?\S.*)$", done.stderr, re.M)
     if done.returncode:
-        late = [f"no answer within {LIMIT} s"] if done.returncode == 124 else []
-        reason = [*late, *errors, f"exit code {done.returncode}"][0]
+        reasons = [f"no answer within {LIMIT} s"] if done.returncode == 124 else []
+        reasons += re.findall(r"^(?:\[rank\d+\]: ?)?((?:[\w.]+Error|error): ?\S.*)$", done.stderr, re.M)
         names = "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, if set, name an interface that exists"
         needs = f"the host name must resolve (/etc/hosts), {names}, and a firewall let local connections through"
-        raise UserError(f"{reason}; {needs}")
+        raise UserError(f"{[*reasons, f'exit code {done.returncode}'][0]}; {needs}")
     yield done.stdout.strip()
 
 
@@ -111,7 +147,7 @@ def meet() -> None:
 
 def check_kernels(settings: Settings) -> Iterator[str]:
     """Whether Triton compiles a kernel, which takes gcc and Python's development package; a GPU is not needed."""
-    if not any(package.name == "triton" for package in metadata.distributions()):
+    if find_spec("triton") is None:
         yield "triton is not installed: torch's build for CUDA brings it, a CPU needs none"
         return
     import torch
@@ -130,13 +166,12 @@ def check_disk(settings: Settings) -> Iterator[str]:
     from model.config import LlamaConfig
     from tools.planned import Planned, disk_needed
 
-    folder = Path("runs") if Path("runs").is_dir() else Path(".")
+    folder, shape, needed = Path("runs" if Path("runs").is_dir() else "."), settings.model.shape, 0.0
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(2**20))
-    free, needed = shutil.disk_usage(folder).free, 0.0
-    if (Path(settings.model.shape) / "config.json").is_file():
-        needed = disk_needed(Planned(settings).stages(), settings, LlamaConfig.load(settings.model.shape))
-    text = f"{free / 1e9:,.1f} GB are free, a run takes {needed / 1e9:,.1f}"
+    if (Path(shape) / "config.json").is_file():
+        needed = disk_needed(Planned(settings).stages(), settings, LlamaConfig.load(shape))
+    text = f"{(free := shutil.disk_usage(folder).free) / 1e9:,.1f} GB are free, a run takes {needed / 1e9:,.1f}"
     if needed > free:
         raise UserError(text)
     yield text

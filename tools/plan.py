@@ -1,7 +1,4 @@
-"""What a run will cost and whether it will fit, estimated before it starts.
-
-    python -m tools.plan --config configs/llama3-8b-instruct.toml --gpus 8 --gpu h100
-    python -m tools.plan --config configs/smollm2-135m.toml
+"""What a run will cost and whether it will fit: `python -m tools.plan --config FILE [--gpus 8 --gpu h100]`.
 
 The engine's scheduler runs a typical shard of each stage and the trainer packs typical batches, without weights and
 without a GPU. Exit code 0: everything fits; 1: something will not.
@@ -13,7 +10,6 @@ import shutil
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from dpo.memory import count
@@ -23,132 +19,119 @@ from model.config import LlamaConfig
 from prepare.seed_model import prepare
 from sampling.request import Request, Sampling
 from stages.files import UserError, command
-from stages.settings import load_settings
-from tools.inputs import missing_inputs
+from stages.settings import Dpo, load_settings
+from tools.doctor import missing_inputs
 from tools.planned import Generation, Planned, Training, disk, disk_needed, rows
 from tools.roofline import CARDS, Roofline, simulate, this_cpu
 
-SAMPLED_BATCHES = 4
-"""Global batches of a training that are packed."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a stage takes: tokens computed (shared prefixes once) and drawn or predicted, seconds from start to end
-    (infinite where no example fits a micro-batch), bytes of memory on a rank."""
-
-    computed: float
-    new: float
-    seconds: float
-    memory: float
+SAMPLED_BATCHES = 4  # global batches of a training that are packed
 
 
 class Plan:
-    """The stages of a run on a machine, and what each takes."""
+    """The stages of a run on a machine, and what each takes: tokens computed (shared prefixes once), tokens drawn or
+    predicted, and seconds from start to end (infinite where no example fits a micro-batch)."""
 
     def __init__(self, machine: Roofline):
         self.machine, self.settings, self.planned = machine, machine.settings, Planned(machine.settings)
-        self.stages, self.costs = self.planned.stages(), dict[Generation | Training, Cost]()
-        self.training_memory = count(machine.config, machine.settings, machine.ranks)["needed"]
+        self.stages, self.costs = self.planned.stages(), dict[Generation | Training, tuple[float, float, float]]()
+        trained = count(machine.config, machine.settings, machine.ranks)["needed"]  # bytes of a rank
+        self.memory = {Training: trained, Generation: sum(machine.generation_memory().values())}
         for work in self.stages.values():
             if work not in self.costs:
                 self.costs[work] = self.training(work) if isinstance(work, Training) else self.generation(work)
 
-    def generation(self, work: Generation) -> Cost:
+    def generation(self, work: Generation) -> tuple[float, float, float]:
         """A stage whose shards the ranks claim: its time is that of the rank with the most shards."""
         settings, machine = self.settings, self.machine
         shards = 2 * -(-work.count // (2 * settings.engine.shard_requests))  # an even number, as in `cut_shards`
         size, prompts = -(-work.count // shards), list[list[int]]()
         while len(prompts) < size:
             prompts += work.group()
-        requests = [Request(str(i), ids, Sampling(1.0, 1.0, work.limit), 0) for i, ids in enumerate(prompts[:size])]
-        lengths = {str(i): length for i, length in enumerate(self.planned.lengths(work, size))}
-        steps = simulate(requests, lengths, settings.engine, machine.config.max_position_embeddings)
+        drawn = zip(prompts, self.planned.lengths(work, size), strict=False)  # the last group may be cut
+        requests = [Request(str(i), ids, Sampling(1.0, 1.0, length), 0) for i, (ids, length) in enumerate(drawn)]
+        steps = list(simulate(requests, settings.engine, machine.config.max_position_embeddings))
         seconds = settings.plan.start_seconds + work.loads * machine.disk_seconds(2)
         seconds += -(-shards // machine.ranks) * sum(map(machine.step_seconds, steps))
-        memory = sum(machine.generation_memory().values())
-        computed, new = (shards * sum(getattr(step, key) for step in steps) for key in ("tokens", "drawn"))
-        return Cost(computed, new, seconds, memory)
+        return shards * sum(step.tokens for step in steps), shards * sum(step.drawn for step in steps), seconds
 
-    def training(self, work: Training) -> Cost:
+    def training(self, work: Training) -> tuple[float, float, float]:
         """Updates, the reference's pass, held-out evaluations, exports and states."""
-        section, options, machine, is_dpo = work.section, self.settings.trainer, self.machine, work.completions == 2
+        options, machine = self.settings.trainer, self.machine
+        section, is_dpo = work.section, isinstance(work.section, Dpo)
         drawn = self.planned.examples(work, SAMPLED_BATCHES * section.batch_size)
         usable, _ = keep_usable(drawn, options, machine.config.max_position_embeddings)
         if not usable:
-            return Cost(0, 0, math.inf, self.training_memory)
+            return 0, 0, math.inf
         tokens, flops, updates = 0, 0.0, []
         for start in range(0, len(usable), section.batch_size):
-            indices = range(start, min(start + section.batch_size, len(usable)))
+            indices = range(len(usable))[start : start + section.batch_size]
             ranks = [micro_batches(usable, indices, options, rank, machine.ranks) for rank in range(machine.ranks)]
             forwards = [[forward_flops(machine.config, batch) for batch in batches] for batches in ranks]
             updates.append(machine.update_seconds([max(batch) for batch in zip(*forwards, strict=True)]))
             tokens += sum(batch.tokens for batches in ranks for batch in batches)
             flops += sum(map(sum, forwards))
-        scale = work.count / len(usable)
+        scale, done = work.count / len(usable), work.epochs * work.steps
         passes = scale * (is_dpo + work.epochs * section.held_out)  # forward alone, over the usable examples
-        states = int(work.epochs * work.steps) // options.save_every if options.save_every else work.epochs - 1
-        seconds = 2 * self.settings.plan.start_seconds  # the stage that makes the examples, and this one
-        seconds += work.epochs * work.steps * sum(updates) / len(updates)
-        seconds += passes * machine.training_seconds(flops / machine.ranks)
+        states = int(done) // options.save_every if options.save_every else work.epochs - 1
+        seconds = done * sum(updates) / len(updates) + passes * machine.training_seconds(flops / machine.ranks)
+        seconds += 2 * self.settings.plan.start_seconds  # the stage that makes the examples, and this one
         seconds += machine.disk_seconds(2 + 2 * is_dpo + 2 * work.exports + 12 * states)
         computed = tokens * (passes + scale * work.epochs * (1 - section.held_out))
         new = work.count * sum(len(ids) for example in drawn for ids in example.completions) / len(drawn)
-        return Cost(computed, new, seconds, self.training_memory)
+        return computed, new, seconds
 
     def faults(self, free: float) -> Iterator[str]:
         """What will not fit, and the setting to change. `free`: bytes free on the disk. A "warning" stops no run."""
-        settings, path = self.settings, self.settings.respond.prompts
+        settings, options, path = self.settings, self.settings.prompts, self.settings.respond.prompts
         yield from (f"warning: {text}" for text in missing_inputs(settings))
         needed = len(settings.iteration) * settings.respond.prompts_per_iteration
         pool, change = len(rows(path)) or needed, f"add prompts to {path}"
-        if settings.prompts.seeds:
-            pool = round(settings.prompts.max_attempts * settings.plan.prompts_kept)
-            change = "raise prompts.max_attempts"
+        if options.seeds:
+            pool, change = round(options.max_attempts * settings.plan.prompts_kept), "raise prompts.max_attempts"
         if pool < needed:
             yield f"pool: {pool} prompts, the iterations need {needed}; {change}"
         if (taken := disk_needed(self.stages, settings, self.machine.config)) > free:
             yield f"disk: {taken / 1e9:.1f} GB, {free / 1e9:.1f} are free; make room or run in another folder"
         self.planned.at_limits = True  # from here on the longest possible texts are drawn
         names, there = {work: name for name, work in reversed(self.stages.items())}, self.machine.card.memory
-        room = settings.engine.num_kv_blocks * settings.engine.block_size
-        room = min(self.machine.config.max_position_embeddings, room)
-        for work, cost in self.costs.items():
-            name, change = names[work], "engine.num_kv_blocks"
+        slots = settings.engine.num_kv_blocks * settings.engine.block_size
+        room = min(self.machine.config.max_position_embeddings, slots)
+        for work, (_, _, seconds) in self.costs.items():
+            name, change, memory = names[work], "engine.num_kv_blocks", self.memory[type(work)]
             if isinstance(work, Training):
                 change, most = "trainer.tokens_per_microbatch", settings.trainer.tokens_per_microbatch
                 longest = max(e.tokens(own_prefix(e, settings.trainer)) for e in self.planned.examples(work, 8))
-                if cost.seconds == math.inf:
+                if seconds == math.inf:
                     yield f"{name}: no example fits a micro-batch; raise {change}"
                 elif longest > most:
                     yield f"warning: {name}: examples may have {longest} tokens and be dropped; raise {change}"
             elif room < (prompt := max(map(len, work.group()))) + work.limit:
                 text = f"{name}: up to {prompt} + {work.limit} tokens, the context or the KV cache holds {room}"
                 yield f"{'' if room <= prompt else 'warning: '}{text}; lower max_new_tokens or raise {change}"
-            if cost.memory > there:
-                yield f"{name}: {cost.memory / 1e9:.1f} of {there / 1e9:.0f} GB of memory; lower {change}"
+            if memory > there:
+                yield f"{name}: {memory / 1e9:.1f} of {there / 1e9:.0f} GB of memory; lower {change}"
 
 
 def table(plan: Plan, card: str) -> Iterator[str]:
     """The plan as lines for people."""
     settings, machine, config = plan.settings, plan.machine, plan.machine.config
     unit, hours = "CPU" if card == "cpu" else "GPU", defaultdict[str, float](float)
-    columns = ("requests", "computed, k", "new, k", f"{unit}-hours", "minutes", "memory, GB", "disk, GB")
+    head, row = "{:22}" + 7 * "{:>12}", "{:22}{:12,}{:12,.1f}{:12,.1f}{:12.2f}{:12,.1f}{:12.1f}{:12.1f}"
     yield f"{settings.name}: {config.parameter_count() / 1e9:.2f} billion parameters on {machine.ranks} x {card}\n"
-    yield f"{'stage':22}" + "".join(f"{column:>12}" for column in columns)
+    columns = ("requests", "computed, k", "new, k", f"{unit}-hours", "minutes", "memory, GB", "disk, GB")
+    yield head.format("stage", *columns)
     for name, work in plan.stages.items():
-        cost, left = plan.costs[work], disk(work, config)
-        each = machine.ranks * cost.seconds / 3600
+        (computed, new, seconds), memory = plan.costs[work], plan.memory[type(work)] / 1e9
+        each, left = machine.ranks * seconds / 3600, disk(work, config) / 1e9
         hours[name.split("/")[0]] += each
-        tokens = f"{work.count:12,}{cost.computed / 1e3:12,.1f}{cost.new / 1e3:12,.1f}"
-        yield f"{name:22}{tokens}{each:12.2f}{cost.seconds / 60:12,.1f}{cost.memory / 1e9:12.1f}{left / 1e9:12.1f}"
-    total = sum(hours.values())
+        yield row.format(name, work.count, computed / 1e3, new / 1e3, each, seconds / 60, memory, left)
+    total, parts = sum(hours.values()), machine.generation_memory()
+    generated, trained = plan.memory[Generation], plan.memory[Training]
     yield f"{'in all':58}{total:12.2f}{60 * total / machine.ranks:12,.1f}\n"
-    memory = machine.generation_memory()
     for text in (
         f"{unit}-hours of each part: " + ", ".join(f"{name} {value:.1f}" for name, value in hours.items()),
-        f"memory of generation: {', '.join(f'{name} {size / 1e9:.1f}' for name, size in memory.items())}, in all "
-        f"{sum(memory.values()) / 1e9:.1f} GB; of training: {plan.training_memory / 1e9:.1f} GB (python -m dpo.memory)",
+        f"memory of generation: {', '.join(f'{name} {size / 1e9:.1f}' for name, size in parts.items())}, in all "
+        f"{generated / 1e9:.1f} GB; of training: {trained / 1e9:.1f} GB (python -m dpo.memory)",
         f"disk, with states and exports while training: {disk_needed(plan.stages, settings, config) / 1e9:.1f} GB",
         machine.formula(),
     ):

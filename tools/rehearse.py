@@ -22,12 +22,11 @@ from prepare.meta import convert
 from prepare.scripted import write_stand_in
 from stages.files import UserError, command, read_jsonl, write_atomic, write_jsonl
 from stages.settings import load_settings
-from tools.inputs import named_files, named_models
+from tools.doctor import named_files, named_models
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = 2
-PROMPTS = 4
-"""Prompts of an iteration."""
+PROMPTS = 4  # of an iteration
 TREES = 24
 SEEDS = 40
 NOTE = "REHEARSAL: a random model; verdicts come from a script, so scores, winners and what follows mean nothing."
@@ -47,16 +46,13 @@ class Rehearsal:
         """
         if self.settings.model.prepare or self.settings.judge.scores_file:
             raise UserError(f"{self.config}: only runs of Llama-3 models that judge are rehearsed; run it as it is")
+        seed, real, path = self.folder / "models" / "seed", Path(self.settings.model.path), self.folder / "config.toml"
         write_stand_in(self.folder / "meta")
-        convert(self.folder / "meta", self.folder / "models" / "seed")
-        real = Path(self.settings.model.path)
-        files = [real / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
-        files = [path for path in (*files, real / "generation_config.json") if path.is_file()]
-        for path in files:
-            shutil.copyfile(path, self.folder / "models" / "seed" / path.name)
+        convert(self.folder / "meta", seed)
+        names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+        files = [shutil.copy(real / name, seed) for name in names if (real / name).is_file()]
         tokenizer = f"tokenizer of {real}" if files else f"Llama-3's tokenizer, as {real} is not there yet"
         self.stand_ins.append(f"model: two layers, random, with the {tokenizer}")
-        path = self.folder / "config.toml"
         write_atomic(path, toml({"extends": str(self.config)} | self.changes()))
         load_settings(path)
         return path
@@ -74,20 +70,20 @@ class Rehearsal:
             "metajudge": dict(short),
             "dpo": {"epochs": min(settings.dpo.epochs, 2)},
         }
-        if settings.respond.prompts:
-            changes["respond"]["prompts"] = self._cut(settings.respond.prompts, prompts)
         if settings.prompts.seeds:
-            own = islice(read_jsonl(ROOT / "data/prompts/train.jsonl"), SEEDS)
-            seeds = self._cut(settings.prompts.seeds, SEEDS, own, f"{SEEDS} prompts of this project")
-            held_out = [self._cut(path, SEEDS) for path in settings.prompts.evaluation]
-            counts = {"count": prompts, "round_attempts": 12, "max_attempts": 240}
-            changes["prompts"] = short | counts | {"seeds": seeds, "evaluation": held_out}
-        if settings.eft.sources:
-            made = f"{TREES} trees made of this project's data"
-            changes["eft"] = {"sources": [self._cut(path, 2 * TREES, trees(), made) for path in settings.eft.sources]}
-        for key, path in named_files(settings):
-            if key.startswith("evaluation."):
-                changes.setdefault("evaluation", {})[key.partition(".")[2]] = self._cut(path, 8)
+            changes["prompts"] = short | {"count": prompts, "round_attempts": 12, "max_attempts": 240}
+        own = islice(read_jsonl(ROOT / "data/prompts/train.jsonl"), SEEDS)
+        kinds: dict[str, tuple[Any, ...]] = {
+            "respond.prompts": (prompts,),
+            "prompts.seeds": (SEEDS, own, f"not there yet; {SEEDS} prompts of this project"),
+            "prompts.evaluation": (SEEDS,),
+            "eft.sources": (2 * TREES, trees(), f"not there yet; {TREES} trees made of this project's data"),
+        }
+        for key, path in ((key, path) for key, path in named_files(settings) if key != "sft.sft_delta"):
+            section, name = key.split(".")
+            table, cut = changes.setdefault(section, {}), self._cut(path, *kinds.get(key, (8,)))
+            several = isinstance(getattr(getattr(settings, section), name), list)
+            table[name] = [*table.get(name, []), cut] if several else cut
         for key, path in named_models(settings).items():
             section, name = key.split(".")
             changes.setdefault(section, {})[name] = "models/seed"
@@ -97,18 +93,16 @@ class Rehearsal:
     def _cut(self, path: str, count: int, instead: Iterable[dict[str, Any]] = (), made: str = "") -> str:
         """Write the first lines of a user's file, or what stands in for a file that may be missing yet, under the same
         name in the rehearsal's data/; returns the path for the derived config."""
-        source, rows = Path(path), instead
+        source = Path(path)
         if source.is_file():
-            rows, made = islice(read_jsonl(source), count), f"its first {count} lines"
+            instead, made = islice(read_jsonl(source), count), f"its first {count} lines"
         elif not made:
             raise UserError(f"{self.config}: {path}: no such file; put it there, or change the config")
-        else:
-            made = f"not there yet; {made}"
         self.stand_ins.append(f"{path}: {made}")
         target = self.folder / "data" / source.name
         if target.exists():  # cut from another file of this name, or with another length
             target = target.with_name(f"{len(self.stand_ins)}-{source.name}")
-        write_jsonl(target, rows)
+        write_jsonl(target, instead)
         if target.suffix == ".gz":
             target.write_bytes(gzip.compress(target.read_bytes()))
         return f"data/{target.name}"

@@ -5,9 +5,10 @@ The engine's own scheduler and block pool run without a model. Times assume `[pl
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -23,52 +24,40 @@ from stages.settings import EngineOptions, Settings
 GPUS_PER_NODE = 8
 
 
-@dataclass(frozen=True)
-class StepWork:
-    """The work of a forward pass."""
+class StepWork(NamedTuple):
+    """The work of a forward pass: tokens computed, without prefixes that the cache holds; sequences whose next token is
+    drawn, which are rows of the head; keys read from the cache, a key that several decoding sequences share once; keys
+    that the queries attend to, summed over queries."""
 
     tokens: int
-    """Tokens computed; prefixes that the cache holds are not among them."""
     drawn: int
-    """Sequences whose next token is drawn: rows of the head."""
     keys_read: int
-    """Keys read from the cache; a key that several decoding sequences share counts once."""
     keys_seen: int
-    """Keys that the queries attend to, summed over queries."""
 
     @classmethod
     def of(cls, step: Step, block_size: int) -> "StepWork":
         metadata = step.metadata(block_size)
-        return cls(
-            tokens=len(metadata.positions),
-            drawn=sum(item.samples for item in step.scheduled),
-            keys_read=sum(run.tokens for run in metadata.shared_runs()) + sum(span.end for span in metadata.prefill),
-            keys_seen=sum(position + 1 for position in metadata.positions),
-        )
+        read = sum(run.tokens for run in metadata.shared_runs()) + sum(span.end for span in metadata.prefill)
+        drawn, positions = sum(item.samples for item in step.scheduled), metadata.positions
+        return cls(len(positions), drawn, read, sum(positions) + len(positions))
 
 
-def simulate(
-    requests: Sequence[Request], lengths: Mapping[str, int], engine: EngineOptions, context: int
-) -> list[StepWork]:
-    """The steps of a shard whose completions have `lengths[id]` tokens, or as many as there is room for."""
-    pool = BlockPool(engine.num_kv_blocks, engine.block_size)
+def simulate(requests: Sequence[Request], engine: EngineOptions, context: int) -> Iterator[StepWork]:
+    """The steps of a shard whose completions are as long as they may be."""
+    pool, token = BlockPool(engine.num_kv_blocks, engine.block_size), 0
     scheduler = Scheduler(pool, engine.max_num_batched_tokens, engine.max_num_seqs, context)
     for request in requests:
         scheduler.add(request)
-    steps, token = list[StepWork](), 0
     while scheduler.busy:
         step = scheduler.schedule()
-        steps.append(StepWork.of(step, engine.block_size))
-        drawn = list(range(token - steps[-1].drawn, token))  # negative and unique: completions share no prefix
-        token -= len(drawn)
-        scheduler.complete(
-            step, drawn, lambda s: len(s.completion) >= lengths[s.request.id] or len(s.tokens) >= s.max_tokens
-        )
-    return steps
+        work = StepWork.of(step, engine.block_size)
+        token -= work.drawn  # negative and unique: completions share no prefix
+        drawn = list(range(token, token + work.drawn))
+        scheduler.complete(step, drawn, lambda sequence: len(sequence.tokens) >= sequence.max_tokens)
+        yield work
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """A machine's peaks: dense bf16 operations a second, bytes a second from its memory, that memory's bytes, and bytes
     a second to the other GPUs of a node in one direction."""
 
@@ -78,13 +67,12 @@ class Card:
     link: float = math.inf
 
 
-CARDS = {
+CARDS = {  # SXM modules: NVIDIA's data sheets
     "a100": Card(PEAK_FLOPS["A100"], 2.039e12, 80e9, 300e9),
     "h100": Card(PEAK_FLOPS["H100"], 3.35e12, 80e9, 450e9),
     "h200": Card(PEAK_FLOPS["H200"], 4.8e12, 141e9, 450e9),
     "b200": Card(PEAK_FLOPS["B200"], 8e12, 180e9, 900e9),
 }
-"""SXM modules: NVIDIA's data sheets."""
 
 
 def this_cpu(settings: Settings) -> Card:
@@ -93,9 +81,14 @@ def this_cpu(settings: Settings) -> Card:
     device, source = torch.device("cpu"), torch.zeros(2**28, dtype=torch.uint8)
     flops = product_flops(device, training_dtype(settings.model.dtype, device), 1024, 3)
     memory, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (share := limit.read_text(encoding="ascii").strip()) != "max":  # a container's
+    if limit.is_file() and (share := limit.read_text(encoding="ascii").strip()).isdigit():  # a container's
         memory = min(memory, int(share))
     return Card(flops, best_rate(lambda: source.clone(), 2 * len(source), 3), memory)
+
+
+def key_bytes(config: LlamaConfig) -> int:
+    """Bytes of a token's keys and values in all layers, in bf16."""
+    return 4 * config.num_hidden_layers * config.kv_size
 
 
 @dataclass(frozen=True)
@@ -114,7 +107,7 @@ class Roofline:
             f"time of a step of generation: max(operations / ({card.flops / 1e12:.3g} Tflop/s x product_utilisation "
             f"{plan.product_utilisation}), bytes / ({card.bandwidth / 1e9:.0f} GB/s x bandwidth_utilisation "
             f"{plan.bandwidth_utilisation})) + {plan.step_milliseconds:g} ms; of a micro-batch: max(operations of 3, "
-            "with activation checkpointing 4, forward passes / (peak x training_utilisation "
+            f"with activation checkpointing 4, forward passes / (peak x training_utilisation "
             f"{plan.training_utilisation}), 8 bytes a parameter / ({self.link / 1e9:.0f} GB/s x "
             f"bandwidth_utilisation)); of an update: 28 bytes a parameter; of a stage: {plan.start_seconds:g} s, at "
             f"{plan.disk_gigabytes_per_second:g} GB/s 2 bytes a parameter for weights (each measurement and round of "
@@ -130,20 +123,22 @@ class Roofline:
         return bytes_a_parameter * self.config.parameter_count() / (1e9 * self.settings.plan.disk_gigabytes_per_second)
 
     def step_seconds(self, step: StepWork) -> float:
-        plan = self.settings.plan
-        arithmetic = step_flops(self.config, step) / (self.card.flops * plan.product_utilisation)
-        reading = step_bytes(self.config, step) / (self.card.bandwidth * plan.bandwidth_utilisation)
+        """A step of generation: 2 operations a weight and token (in the head: a token drawn), 4 head_dim a head, query
+        and key; all weights are read once, keys and values read and written."""
+        plan, config = self.settings.plan, self.config
+        products = 2 * config.block_weights * step.tokens + 2 * config.head_weights * step.drawn
+        flops = products + 4 * config.num_hidden_layers * config.q_size * step.keys_seen
+        moved = 2 * (config.block_weights + config.head_weights) + key_bytes(config) * (step.keys_read + step.tokens)
+        arithmetic = flops / (self.card.flops * plan.product_utilisation)
+        reading = moved / (self.card.bandwidth * plan.bandwidth_utilisation)
         return max(arithmetic, reading) + plan.step_milliseconds / 1000
 
     def training_seconds(self, flops: float) -> float:
         return flops / (self.card.flops * self.settings.plan.training_utilisation)
 
     def update_seconds(self, forward_flops: Sequence[float]) -> float:
-        """An update, given the operations of each micro-batch's forward pass.
-
-        FSDP gathers parameters, 2 bytes each, for forward and for backward, and reduces gradients, 4 bytes each: each
-        rank receives the others' parts. Adam reads parameter, gradient and two moments and writes three of them.
-        """
+        """An update, given the operations of each micro-batch's forward pass. FSDP gathers parameters, 2 bytes each,
+        twice, and reduces gradients, 4 bytes each. Adam reads four numbers a parameter and writes three."""
         size, passes = self.config.parameter_count(), 4 if self.settings.trainer.activation_checkpointing else 3
         sending = 8 * size * (self.ranks - 1) / self.ranks / (self.link * self.settings.plan.bandwidth_utilisation)
         computing = sum(max(passes * self.training_seconds(flops), sending) for flops in forward_flops)
@@ -160,26 +155,3 @@ class Roofline:
             "a step": 2 * engine.max_num_batched_tokens * inner + logits,
             "CUDA": CONTEXT_BYTES,
         }
-
-
-def read_weights(config: LlamaConfig) -> tuple[int, int]:
-    """Weights that products read: of all blocks, and of the head."""
-    block = config.hidden_size * (2 * config.q_size + 2 * config.kv_size + 3 * config.intermediate_size)
-    return config.num_hidden_layers * block, config.vocab_size * config.hidden_size
-
-
-def key_bytes(config: LlamaConfig) -> int:
-    """Bytes of a token's keys and values in all layers, in bf16."""
-    return 4 * config.num_hidden_layers * config.kv_size
-
-
-def step_flops(config: LlamaConfig, step: StepWork) -> float:
-    """Operations of a step: 2 a weight and token (in the head: a token drawn), 4 head_dim a head, query and key."""
-    blocks, head = read_weights(config)
-    attention = 4 * config.num_hidden_layers * config.q_size * step.keys_seen
-    return 2 * blocks * step.tokens + 2 * head * step.drawn + attention
-
-
-def step_bytes(config: LlamaConfig, step: StepWork) -> float:
-    """Bytes that a step reads and writes, in bf16: all weights once, keys and values."""
-    return 2 * sum(read_weights(config)) + key_bytes(config) * (step.keys_read + step.tokens)

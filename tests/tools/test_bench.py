@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import free_port
 
 from prepare.seed_model import make_tiny
 from stages.files import UserError
-from tools.bench import sampler, trainer
-from tools.bench.workload import WORKLOAD, load_module
+from tools.bench import load_module, sampler, trainer, workload
 
 OWN = """
 from tools.bench.workload import SAMPLING
@@ -23,20 +23,29 @@ def pairs():
 """
 
 
-@pytest.fixture
-def place(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
     """A folder with a small model and a workload."""
-    make_tiny(tmp_path / "model")
-    (tmp_path / "workload.py").write_text(OWN)
-    return tmp_path
+    folder = tmp_path_factory.mktemp("bench")
+    make_tiny(folder / "model")
+    (folder / "workload.py").write_text(OWN)
+    return folder
+
+
+def run(module, place: Path, monkeypatch, capsys, *words: str) -> list[dict]:
+    words = ("--model", "model", "--workload", "workload.py", "--dtype", "float32", *words)
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["bench", *words])
+    module.main()
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 def test_generation(place, monkeypatch, capsys):
-    words = ["--model", "model", "--workload", "workload.py", "--dtype", "float32", "--repeats", "1"]
-    monkeypatch.chdir(place)
-    monkeypatch.setattr(sys, "argv", ["sampler", *words])
-    sampler.main()
-    product, flat, loop, *rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    group = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in group.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sampler, "product_flops", lambda device, dtype: 1e12)
+    product, flat, loop, *rows = run(sampler, place, monkeypatch, capsys, "--repeats", "1")
     assert (product["workload"], product["ranks"]) == ("product", 1)
     assert (flat["workload"], flat["new_tokens"]) == ("flat", 64 * 4)
     assert (loop["workload"], loop["new_tokens"]) == ("loop", 2 * 3 * (4 + 2 * 5))
@@ -52,25 +61,9 @@ def test_generation(place, monkeypatch, capsys):
     assert list(judgments) == [1, 2, 4, 8, 16] and len(set(judgments.values())) == 1
 
 
-def test_each_rank_takes_every_nth_prompt(place, monkeypatch):
-    workload = load_module(place / "workload.py")
-    bench, parts = sampler.Bench(None, None, workload, 1, 1.0), []
-    monkeypatch.setattr(sampler.dist, "get_world_size", lambda: 2)
-    for rank in (0, 1):
-        monkeypatch.setattr(sampler.dist, "get_rank", lambda rank=rank: rank)
-        parts.append(bench.texts(5))
-    assert parts == [workload.prompts(5)[::2], workload.prompts(5)[1::2]]
-    workload.prompts = lambda count: ["one"]
-    with pytest.raises(UserError, match=r"prompts\(5\) gives 1; let it give 5"):
-        bench.texts(5)
-
-
 def test_training(place, monkeypatch, capsys):
-    words = ["--model", str(place / "model"), "--pairs", str(place / "workload.py"), "--dtype", "float32"]
-    monkeypatch.setattr(sys, "argv", ["trainer", *words])
-    trainer.main()
-    [line] = capsys.readouterr().out.splitlines()
-    row = json.loads(line)
+    monkeypatch.setattr(trainer, "product_flops", lambda device, dtype: 1e12)
+    [row] = run(trainer, place, monkeypatch, capsys)
     assert row["pairs"] == 6 and row["pairs_per_second"] == pytest.approx(6 / row["seconds"], rel=0.2)
     assert 0 < row["share_of_limit"] < 1 and row["peak_memory_mib"] > 0 and 0 < row["last_loss"] < 1
     examples = trainer.read_pairs(place / "workload.py", place / "model")
@@ -78,9 +71,19 @@ def test_training(place, monkeypatch, capsys):
     assert row["tokens"] == 2 * once, "prompts are shared; the reference's pass and the updates"
 
 
-def test_workloads():
-    pairs = load_module(WORKLOAD).pairs()
-    assert len(pairs) == 32 and pairs[0].keys() == {"prompt", "chosen", "rejected"}
-    assert all(20 <= len(pair["prompt"].split()) <= 60 for pair in pairs)
+def test_workloads(place, monkeypatch):
+    """Each rank takes every n-th prompt of a file like the project's own."""
+    pairs = load_module(Path(workload.__file__)).pairs()
+    assert len(pairs) == 32 and all(20 <= len(pair["prompt"].split()) <= 60 for pair in pairs)
     with pytest.raises(UserError, match="not a Python file"):
         load_module(Path("none.py"))
+    own = load_module(place / "workload.py")
+    bench, parts = sampler.Bench(None, None, own, 1, 1.0), []
+    monkeypatch.setattr(sampler.dist, "get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(sampler.dist, "get_rank", lambda rank=rank: rank)
+        parts.append(bench.texts(5))
+    assert parts == [own.prompts(5)[::2], own.prompts(5)[1::2]]
+    own.prompts = lambda count: ["one"]
+    with pytest.raises(UserError, match=r"prompts\(5\) gives 1; let it give 5"):
+        bench.texts(5)

@@ -2,9 +2,9 @@
 
 import subprocess
 import sys
-from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from prepare.seed_model import make_tiny
 from stages.files import UserError
 from stages.settings import load_settings
 from tools import doctor
-from tools.inputs import missing_inputs
+from tools.doctor import missing_inputs
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "configs" / "tiny.toml"
@@ -40,9 +40,6 @@ def test_one_screen(tiny, capsys):
 
 
 def test_exit_code_and_reasons(tiny, monkeypatch, capsys):
-    def check_good(settings):
-        yield "x"
-
     def check_broken(settings):
         yield "y"
         raise ImportError("no torch")
@@ -50,14 +47,12 @@ def test_exit_code_and_reasons(tiny, monkeypatch, capsys):
     def check_disk(settings):
         raise UserError("no disk")
 
-    monkeypatch.setattr(doctor, "CHECKS", (check_good, check_broken, check_disk))
-    with pytest.raises(SystemExit) as raised:
+    monkeypatch.setattr(doctor, "CHECKS", (check_broken, check_disk))
+    with pytest.raises(SystemExit, match="1"):
         doctor.main()
     out, err = capsys.readouterr()
-    assert raised.value.code == 1 and "will not run here:\n  broken: ImportError: no torch\n  disk: no disk\n" in err
-    assert (
-        out == "ok    good      x\nok    broken    y\nFAIL  broken    ImportError: no torch\nFAIL  disk      no disk\n"
-    )
+    assert "will not run here:\n  broken: ImportError: no torch\n  disk: no disk\n" in err
+    assert [line.split()[:2] for line in out.splitlines()] == [["ok", "broken"], ["FAIL", "broken"], ["FAIL", "disk"]]
 
 
 def test_ranks_that_hang_or_fail(tiny, monkeypatch):
@@ -75,12 +70,11 @@ def test_ranks_that_hang_or_fail(tiny, monkeypatch):
 
 
 def test_versions(tiny, monkeypatch):
-    Package = namedtuple("Package", "name version")
-    packages = [Package("torch", "1.0+cpu"), Package("numpy", "9"), Package("unknown", "1")]
+    packages = [SimpleNamespace(name=n, version=v) for n, v in {"torch": "1+cpu", "numpy": "9", "unknown": "1"}.items()]
     monkeypatch.setattr(doctor.metadata, "distributions", lambda: packages)
     first, other = doctor.check_versions(tiny)
-    assert first.startswith("Python 3") and first.endswith("torch 1.0+cpu, numpy 9")
-    assert "torch 1.0+cpu (2." in other and "unknown" not in other
+    assert first.startswith("Python 3") and first.endswith("torch 1+cpu, numpy 9")
+    assert "torch 1+cpu (2." in other and "unknown" not in other
 
 
 def test_missing_inputs_are_named_by_their_keys(tiny, tmp_path):
@@ -122,34 +116,34 @@ def test_models_are_opened(tiny, tmp_path):
 
 def test_devices(tiny, monkeypatch, tmp_path):
     """A driver that torch can't use, unless the CPU is meant; then two ranks on one GPU that others use, too."""
+
+    def fails(settings, words: str) -> None:
+        with pytest.raises(UserError, match=words):
+            list(doctor.check_devices(settings))
+
     monkeypatch.setattr(doctor, "DRIVER", tmp_path / "version")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert len(list(doctor.check_devices(tiny))) == 1
     (tmp_path / "version").touch()
-    with pytest.raises(UserError, match="can't use it; update the driver"):
-        list(doctor.check_devices(tiny))
+    fails(tiny, "can't use it; update the driver")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert len(list(doctor.check_devices(tiny))) == 1
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (20 * 10**9, 80 * 10**9))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "H100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    with pytest.raises(UserError, match="float32 on CUDA has no kernels"):
-        list(doctor.check_devices(tiny))
+    fails(tiny, "float32 on CUDA has no kernels")
     settings = replace(changed(tiny, model={"dtype": "bfloat16"}), nproc_per_node=2)
-    with pytest.raises(UserError, match=r"nproc_per_node is 2, but torch sees 1 GPUs"):
-        list(doctor.check_devices(settings))
+    fails(settings, r"nproc_per_node is 2, but torch sees 1 GPUs")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    with pytest.raises(UserError, match=r"no kernels for compute capability 7\.5"):
-        list(doctor.check_devices(settings))
+    fails(settings, r"no kernels for compute capability 7\.5")
 
 
 def test_disk(tiny, monkeypatch):
     settings = changed(tiny, model={"path": "none", "architecture": str(ROOT / "configs/architectures/llama-3-8b")})
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: namedtuple("Usage", "free")(10**12))
-    assert next(doctor.check_disk(tiny)).startswith("1,000.0 GB are free, a run takes 0.0")
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: namedtuple("Usage", "free")(10))
-    with pytest.raises(UserError, match=r"0\.0 GB are free, a run takes"):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))
+    assert next(doctor.check_disk(tiny)).startswith("1.0 GB are free, a run takes 0.0")
+    with pytest.raises(UserError, match=r"1\.0 GB are free, a run takes"):
         list(doctor.check_disk(settings))
     monkeypatch.chdir("/proc")
     with pytest.raises(OSError):

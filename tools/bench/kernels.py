@@ -7,6 +7,7 @@ and the bytes at that of one large copy, both measured first.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -48,8 +49,18 @@ def cases(shape: Shape, length: int, sequences: int, batch: int, dtype: torch.dt
     yield paged_case("decoding, prefix shared", together, [], cache, shape.heads)
     yield paged_case("decoding, one", apart[:1], [], cache, shape.heads)
     yield paged_case("prefill of a chunk", [], [(length // 2, length, own[0])], cache, shape.heads)
-    yield rotation_case(shape, length, cache)
+
+    qk, v = (torch.randn(length, n, shape.head_dim).to(dtype) for n in (shape.heads + shape.kv_heads, shape.kv_heads))
+    tables = rope.rope_tables(torch.arange(length), torch.randn(shape.head_dim // 2))
+    slots = torch.randperm(cache[0, 0].numel() // shape.head_dim)[: length * shape.kv_heads].view(length, -1)
+    ours, theirs = (partial(module.rotate_and_store, qk, v, tables, cache[0], slots) for module in (rope_triton, rope))
+    yield KernelCase("rotation and store", ours, theirs, 0, 2 * (qk.numel() + v.numel()) * qk.element_size())
     yield from head_cases(shape, length, batch, dtype)
+
+
+def flat_sdpa(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """PyTorch's attention on [sequences, heads, tokens, head_dim]; gives [tokens of all sequences, heads, head_dim]."""
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options).transpose(1, 2).flatten(0, 1)
 
 
 def attention_cases(shape: Shape, length: int, count: int, dtype: torch.dtype) -> Iterator[KernelCase]:
@@ -57,26 +68,17 @@ def attention_cases(shape: Shape, length: int, count: int, dtype: torch.dtype) -
     q, key, v, grad = (torch.randn(count * length, n, d, dtype=dtype) for n in (h, k, k, h))
     segments = Segments.make([length] * count, device=q.device)
     rows = [x.view(count, length, -1, d).transpose(1, 2).detach().requires_grad_() for x in (q, key, v)]
-
-    def flat(x: Tensor) -> Tensor:
-        return x.transpose(1, 2).flatten(0, 1)
-
-    def sdpa() -> Tensor:
-        return flat(F.scaled_dot_product_attention(rows[0], rows[1], rows[2], is_causal=True, enable_gqa=True))
-
-    def ours() -> Tensor:
-        return attention_triton.forward(q, key, v, segments)[0]
-
-    (out, lse), reference = attention_triton.forward(q, key, v, segments), sdpa()
+    (out, lse), reference = attention_triton.forward(q, key, v, segments), flat_sdpa(*rows, is_causal=True)
     product, moved = count * h * d * length**2, 2 * (q.numel() + key.numel()) * q.element_size()
-    yield KernelCase("attention", ours, sdpa, 2 * product, moved)
-    yield KernelCase(
-        "attention, backward",
-        lambda: attention_triton.backward(grad, q, key, v, segments, out, lse),
-        lambda: [flat(x) for x in torch.autograd.grad(reference, rows, grad, retain_graph=True)],
-        5 * product,
-        2 * moved,
-    )
+
+    def gradients() -> list[Tensor]:
+        found = torch.autograd.grad(reference, rows, grad, retain_graph=True)
+        return [x.transpose(1, 2).flatten(0, 1) for x in found]
+
+    sdpa, backward = partial(flat_sdpa, *rows, is_causal=True), attention_triton.backward
+    yield KernelCase("attention", lambda: attention_triton.forward(q, key, v, segments)[0], sdpa, 2 * product, moved)
+    ours = partial(backward, grad, q, key, v, segments, out, lse)
+    yield KernelCase("attention, backward", ours, gradients, 5 * product, 2 * moved)
 
 
 def paged_case(name: str, decode: list[Query], prefill: list[Query], cache: Tensor, heads: int) -> KernelCase:
@@ -89,25 +91,13 @@ def paged_case(name: str, decode: list[Query], prefill: list[Query], cache: Tens
     keys, values = (side[tables].transpose(1, 2).flatten(2, 3).contiguous() for side in cache[0].unbind())
     queries, positions = q.view(len(spans), -1, heads, d).transpose(1, 2), torch.tensor(metadata.positions)
     mask = (torch.arange(spans[0].end) <= positions[:, None]) if prefill else None
-
-    def sdpa() -> Tensor:
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=True)
-        return out.transpose(1, 2).flatten(0, 1)
-
     distinct = len({block for span in spans for block in span.blocks}) * BLOCK
     seen = sum(position + 1 for position in metadata.positions)
     moved = (2 * distinct * k * d + 2 * q.numel()) * q.element_size()
-    return KernelCase(name, lambda: paged_triton.paged_attention(q, cache[0], tiles), sdpa, 4 * seen * heads * d, moved)
-
-
-def rotation_case(shape: Shape, tokens: int, cache: Tensor) -> KernelCase:
-    k, d = shape.kv_heads, shape.head_dim
-    qk, v = (torch.randn(tokens, n, d).to(cache.dtype) for n in (shape.heads + k, k))
-    tables = rope.rope_tables(torch.arange(tokens), torch.randn(d // 2))
-    slots = torch.randperm(cache[0, 0].numel() // d)[: tokens * k].view(tokens, k)
-    given = (qk, v, tables, cache[0], slots)
-    ours, theirs = (lambda: rope_triton.rotate_and_store(*given)), (lambda: rope.rotate_and_store(*given))
-    return KernelCase("rotation and store", ours, theirs, 0, 2 * (qk.numel() + v.numel()) * qk.element_size())
+    ours = partial(paged_triton.paged_attention, q, cache[0], tiles)
+    return KernelCase(
+        name, ours, partial(flat_sdpa, queries, keys, values, attn_mask=mask), 4 * seen * heads * d, moved
+    )
 
 
 def head_cases(shape: Shape, tokens: int, batch: int, dtype: torch.dtype) -> Iterator[KernelCase]:
@@ -117,19 +107,19 @@ def head_cases(shape: Shape, tokens: int, batch: int, dtype: torch.dtype) -> Ite
     targets, grad = torch.randint(vocabulary, (tokens,)), torch.randn(tokens)
     product, sides = 2 * tokens * d * vocabulary, (hidden.numel() + weight.numel()) * hidden.element_size()
 
-    def value(module: Any) -> Computation:
-        return lambda: module.linear_logprob(hidden, weight, targets).detach()
+    def value(module: Any) -> Tensor:
+        return module.linear_logprob(hidden, weight, targets).detach()
 
-    def gradient(module: Any) -> Computation:
-        return lambda: torch.autograd.grad(module.linear_logprob(hidden, weight, targets), (hidden, weight), grad)
+    def gradient(module: Any) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(module.linear_logprob(hidden, weight, targets), (hidden, weight), grad)
 
-    yield KernelCase("log-probability", value(logprob_triton), value(logprob), product, sides)
-    name = "log-probability and gradient"
-    yield KernelCase(name, gradient(logprob_triton), gradient(logprob), 4 * product, 3 * sides)
+    yield KernelCase("log-probability", partial(value, logprob_triton), partial(value, logprob), product, sides)
+    ours, theirs = partial(gradient, logprob_triton), partial(gradient, logprob)
+    yield KernelCase("log-probability and gradient", ours, theirs, 4 * product, 3 * sides)
     logits = (3 * torch.randn(batch, vocabulary)).to(dtype)
     given = (logits, torch.full((batch,), 0.8), torch.full((batch,), 0.95), torch.arange(batch), torch.arange(batch))
-    ours, theirs = (lambda: topp.sample(*given)[0]), (lambda: sampler.sample(*given)[0])
-    yield KernelCase("top-p", ours, theirs, 0, logits.numel() * logits.element_size())
+    drawn, expected = (lambda: topp.sample(*given)[0]), (lambda: sampler.sample(*given)[0])
+    yield KernelCase("top-p", drawn, expected, 0, logits.numel() * logits.element_size())
 
 
 def measure(case: KernelCase, limits: tuple[float, float], seconds: Callable[[Computation], float]) -> dict[str, Any]:

@@ -9,14 +9,12 @@ same minute: timings on shared machines can only be compared with one another.
 As in a run's stages, each core of a CPU is a rank with one thread; each rank takes every n-th prompt.
 """
 
-import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -33,24 +31,20 @@ from sampling.engine import Engine
 from sampling.request import Request, Sampling
 from sampling.worker import local_device
 from stages.files import UserError, command
-from tools.bench.workload import WORKLOAD, load_module
-from tools.roofline import read_weights
+from tools.bench import arguments, load_module
 
-Run = Callable[[Engine], int]
-"""A workload on an engine; gives the number of new tokens."""
+ENGINE: dict[str, Any] = {"num_kv_blocks": 4096, "block_size": 16, "max_num_batched_tokens": 2048}
 
 
 @dataclass
 class Bench:
-    """One rank's model, and its part of all measurements."""
+    """One rank's model, and its part of all measurements. `limit`: operations a second that the machine reaches."""
 
     model: Llama
     chat: ChatFormat
     workload: ModuleType
     repeats: int
     limit: float
-    """Operations a second that the machine reaches."""
-    first_tokens: list[float] = field(default_factory=list)
 
     def texts(self, count: int) -> list[str]:
         """This rank's of the workload's first `count` prompts."""
@@ -59,44 +53,38 @@ class Bench:
             raise UserError(f"{self.workload.__file__}: prompts({count}) gives {len(texts)}; let it give {count}")
         return texts[dist.get_rank() :: dist.get_world_size()]
 
-    def complete(self, engine: Engine, texts: list[str], new_tokens: int, copies: int = 1) -> tuple[int, list[str]]:
-        """New tokens, and the texts of `copies` completions of each user message, in order."""
+    def complete(self, texts: list[str], new_tokens: int, copies: int, engine: Engine) -> list[str]:
+        """The texts of `copies` completions of each user message, in order."""
         sampling = Sampling(max_new_tokens=new_tokens, **self.workload.SAMPLING)
         prompts = [self.chat.prompt_ids([{"role": "user", "content": text}]) for text in texts for _ in range(copies)]
         requests = [Request(str(i), ids, sampling, seed=i) for i, ids in enumerate(prompts)]
-        ids = {completion.id: completion.ids for completion in engine.run(requests)}
+        done = {completion.id: completion.ids for completion in engine.run(requests)}
+        self.new_tokens += sum(map(len, done.values()))
         self.first_tokens += engine.first_token_seconds
-        return sum(map(len, ids.values())), [self.chat.text(ids[request.id]) for request in requests]
+        return [self.chat.text(done[request.id]) for request in requests]
 
-    def flat(self, texts: list[str], new_tokens: int, copies: int = 1) -> Run:
-        return lambda engine: self.complete(engine, texts, new_tokens, copies)[0]
-
-    def loop(self, engine: Engine) -> int:
+    def loop(self, engine: Engine) -> None:
+        """Responses, and judgments of them."""
         loop, texts = self.workload.LOOP, self.texts(self.workload.LOOP["prompts"])
-        first, answers = self.complete(engine, texts, loop["response_tokens"], loop["responses"])
+        answers = self.complete(texts, loop["response_tokens"], loop["responses"], engine)
         shown = [self.judged(texts[i // loop["responses"]], answer) for i, answer in enumerate(answers)]
-        return first + self.complete(engine, shown, loop["judgment_tokens"], loop["judgments"])[0]
+        self.complete(shown, loop["judgment_tokens"], loop["judgments"], engine)
 
     def judged(self, prompt: str, response: str) -> str:
         return self.workload.JUDGE.replace("{prompt}", prompt).replace("{response}", response)
 
-    def report(self, run: Run, max_num_seqs: int = 128, share_prefixes: bool = True, **names: Any) -> None:
+    def report(self, run: Callable[[Engine], Any], sequences: int = 128, sharing: bool = True, **names: Any) -> None:
         """Print the median of several runs, each with an empty cache."""
-        rows, (blocks, head) = [], read_weights(self.model.config)
+        rows, config, each = [], self.model.config, -(-sequences // dist.get_world_size())
         for _ in range(self.repeats):
-            self.first_tokens = []
-            engine = Engine(
-                self.model,
-                num_kv_blocks=4096,
-                block_size=16,
-                max_num_batched_tokens=2048,
-                max_num_seqs=-(-max_num_seqs // dist.get_world_size()),
-                share_prefixes=share_prefixes,
-            )
+            self.new_tokens, self.first_tokens = 0, list[float]()
+            engine = Engine(self.model, **ENGINE, max_num_seqs=each, share_prefixes=sharing)
             sums(0.0)  # ranks start together
             started = time.perf_counter()
-            new, computed = sums(run(engine), engine.computed_tokens)
+            run(engine)
+            new, computed = sums(self.new_tokens, engine.computed_tokens)
             seconds = time.perf_counter() - started
+            flops = 2 * (config.block_weights * computed + config.head_weights * new)
             row = {
                 "new_tokens": int(new),
                 "computed_tokens": int(computed),
@@ -104,30 +92,34 @@ class Bench:
                 "seconds": round(seconds, 2),
                 "tokens_per_second": round(new / seconds, 1),
                 "first_token": round(statistics.median(self.first_tokens or [0.0]), 3),
-                "share_of_limit": round(2 * (blocks * computed + head * new) / seconds / self.limit, 3),
+                "share_of_limit": round(flops / seconds / self.limit, 3),
             }
             rows.append(row)
-        if dist.get_rank() == 0:
-            rows.sort(key=lambda row: row["tokens_per_second"])
-            print(json.dumps(names | rows[len(rows) // 2]), flush=True)
+        rows.sort(key=lambda row: row["tokens_per_second"])
+        say(names | rows[len(rows) // 2])
 
     def all(self, only: str | None) -> None:
         """Both workloads; without prefix sharing; numbers of sequences decoded together; numbers of judgments N."""
         tokens, length = self.workload.FLAT["new_tokens"], self.workload.LOOP["judgment_tokens"]
-        workloads = {"flat": self.flat(self.texts(self.workload.FLAT["prompts"]), tokens), "loop": self.loop}
+        flat = partial(self.complete, self.texts(self.workload.FLAT["prompts"]), tokens, 1)
+        workloads = {name: run for name, run in (("flat", flat), ("loop", self.loop)) if only in (None, name)}
         for name, run in workloads.items():
-            if only in (None, name):
-                self.report(run, workload=name)
+            self.report(run, workload=name)
         if only:
             return
         for name, run in workloads.items():
-            self.report(run, share_prefixes=False, workload=name, ablation="sharing off")
+            self.report(run, sharing=False, workload=name, ablation="sharing off")
         for batch in (1, 8, 64, 128):
-            run = self.flat(self.texts(min(batch, 64)), tokens, -(-batch // 64))
-            self.report(run, max_num_seqs=batch, workload="batch", batch=batch)
+            run = partial(self.complete, self.texts(min(batch, 64)), tokens, -(-batch // 64))
+            self.report(run, batch, workload="batch", batch=batch)
         judged = [self.judged(text, text) for text in self.texts(8)]
         for N in (1, 2, 4, 8, 16):
-            self.report(self.flat(judged, length, N), workload="judgments", N=N)
+            self.report(partial(self.complete, judged, length, N), workload="judgments", N=N)
+
+
+def say(row: dict[str, Any]) -> None:
+    if dist.get_rank() == 0:
+        print(json.dumps(row), flush=True)
 
 
 def sums(*numbers: float) -> list[float]:
@@ -146,25 +138,19 @@ def machine_limit(device: torch.device, products: torch.dtype, size: int = 2048)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Generation speed, as JSON lines.")
-    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
-    parser.add_argument("--workload", type=Path, default=WORKLOAD)
+    parser = arguments("Generation speed, as JSON lines.", "int8")
     parser.add_argument("--only", choices=["flat", "loop"], help="one workload, and nothing else")
-    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "int8"], default="auto")
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median is printed")
-    arguments = parser.parse_args()
-    alone: dict[str, Any] = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group("gloo", **alone)
+    given = parser.parse_args()
+    dist.init_process_group("gloo")
     device, ranks = local_device(), dist.get_world_size()
-    dtype = generation_dtype(arguments.dtype, device)
+    dtype = generation_dtype(given.dtype, device)
     torch.set_num_threads(ranks)  # the first rank measures the whole machine, while the others wait
     [limit] = sums(machine_limit(device, dtype) if dist.get_rank() == 0 else 0.0)
     torch.set_num_threads(1)
-    if dist.get_rank() == 0:
-        row = {"workload": "product", "dtype": str(dtype), "ranks": ranks, "gigaflops": round(limit / 1e9, 1)}
-        print(json.dumps(row), flush=True)
-    model, chat = load_packed(arguments.model, dtype, device), load_chat(arguments.model)
-    Bench(model, chat, load_module(arguments.workload), arguments.repeats, limit).all(arguments.only)
+    say({"workload": "product", "dtype": str(dtype), "ranks": ranks, "gigaflops": round(limit / 1e9, 1)})
+    model, chat = load_packed(given.model, dtype, device), load_chat(given.model)
+    Bench(model, chat, load_module(given.workload), given.repeats, limit).all(given.only)
     dist.destroy_process_group()
 
 

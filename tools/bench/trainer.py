@@ -5,7 +5,6 @@
 reference pass over what the machine reaches in one large product, which is measured in the same minute.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -26,84 +25,62 @@ from model.config import LlamaConfig
 from model.dtype import training_dtype
 from stages.files import command, read_jsonl
 from stages.settings import Dpo, EngineOptions, Iteration, Model, Respond, Settings, TrainerOptions
-from tools.bench.workload import WORKLOAD, load_module
+from tools.bench import arguments, load_module
 
 
 def read_pairs(path: Path, model: Path) -> list[Example]:
     """The pairs that a workload's file makes, as the trainer's examples."""
-    chat, examples = load_chat(model), list[Example]()
-    for pair in load_module(path).pairs():
-        prompt = chat.prompt_ids([{"role": "user", "content": pair["prompt"]}])
-        answers = chat.completion_ids(pair["chosen"]), chat.completion_ids(pair["rejected"])
-        examples.append(Example(str(len(examples)), prompt, answers))
-    return examples
+    chat, rows = load_chat(model), load_module(path).pairs()
+    prompts = [chat.prompt_ids([{"role": "user", "content": row["prompt"]}]) for row in rows]
+    answers = [(chat.completion_ids(row["chosen"]), chat.completion_ids(row["rejected"])) for row in rows]
+    return [Example(str(i), *pair) for i, pair in enumerate(zip(prompts, answers, strict=True))]
 
 
-def measure(world: World, examples: list[Example], settings: Settings, work: Path) -> dict[str, Any]:
+def measure(world: World, pairs: list[Example], settings: Settings, work: Path) -> dict[str, Any]:
     """One epoch of DPO, with the reference's pass, on one rank."""
     folder, options, attention = Path(settings.model.path), settings.trainer, settings.model.attention
     config, dtype = LlamaConfig.load(folder), training_dtype(settings.model.dtype, world.device)
     limit, model = product_flops(world.device, dtype), sharded_model(config, world, dtype, options)
     started = time.perf_counter()
-    reference_e2 = reference_logprob(world, model, examples, folder, "", work / "reference", options, dtype, attention)
-    reference_seconds = time.perf_counter() - started
+    reference_e2 = reference_logprob(world, model, pairs, folder, "", work / "reference", options, dtype, attention)
+    seconds = time.perf_counter() - started
     load_sharded(model, folder)
-    Trainer(
-        stage="dpo",
-        settings=settings,
-        world=world,
-        model=model,
-        optimizer=make_optimizer(model, settings.dpo),
-        examples=examples,
-        reference_e2=reference_e2,
-        progress=Progress("bench"),
-        work=work,
-        source=folder,
-        export_epoch=None,
-        peak_flops=limit,
-    ).run()
+    optimizer, progress = make_optimizer(model, settings.dpo), Progress("bench")
+    Trainer("dpo", settings, world, model, optimizer, pairs, reference_e2, progress, work, folder, None, limit).run()
     steps = [row for row in read_jsonl(work / METRICS) if row["split"] == "train"]
-    batches = micro_batches(examples, range(len(examples)), options)
-    seconds = reference_seconds + sum(row["seconds"] for row in steps)
-    flops = sum(forward_flops(config, batch) for batch in batches)
-    flops += sum(row["mfu"] * row["seconds"] for row in steps) * limit
-    tokens = sum(batch.tokens for batch in batches) + sum(row["tokens"] for row in steps)
+    batches = micro_batches(pairs, range(len(pairs)), options)
+    flops, tokens = sum(forward_flops(config, batch) for batch in batches), sum(batch.tokens for batch in batches)
+    for row in steps:
+        seconds, tokens = seconds + row["seconds"], tokens + row["tokens"]
+        flops += row["mfu"] * row["seconds"] * limit
     return {
         "workload": "dpo",
-        "pairs": len(examples),
+        "pairs": len(pairs),
         "seconds": round(seconds, 2),
-        "reference_seconds": round(reference_seconds, 2),
-        "pairs_per_second": round(len(examples) / seconds, 3),
+        "pairs_per_second": round(len(pairs) / seconds, 3),
         "tokens": tokens,
         "tokens_per_second": round(tokens / seconds, 1),
         "peak_memory_mib": round(peak_memory_mib(world.device)),
         "share_of_limit": round(flops / seconds / limit, 3),
-        "limit_gigaflops": round(limit / 1e9, 1),
-        "limit_pairs_per_second": round(len(examples) / flops * limit, 3),
         "dtype": str(dtype).removeprefix("torch."),
         "last_loss": steps[-1]["loss"],
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Training speed, as a JSON line.")
-    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
-    parser.add_argument("--pairs", type=Path, default=WORKLOAD, help="file with pairs()")
-    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
-    arguments = parser.parse_args()
-    threads = torch.get_num_threads()
+    given, threads = arguments("Training speed, as a JSON line.").parse_args(), torch.get_num_threads()
     settings = Settings(
         name="bench",
-        model=Model(path=str(arguments.model), dtype=arguments.dtype),
+        model=Model(path=str(given.model), dtype=given.dtype),
         respond=Respond(prompts="", prompts_per_iteration=1),
         iteration=[Iteration()],
         engine=EngineOptions(threads=threads),
         dpo=Dpo(epochs=1, batch_size=4, learning_rate=5e-6, held_out=0.0),
         trainer=TrainerOptions(tokens_per_microbatch=4096),
     )
-    examples = read_pairs(arguments.pairs, arguments.model)
+    pairs = read_pairs(given.workload, given.model)
     with tempfile.TemporaryDirectory() as folder, distributed(threads) as world:
-        print(json.dumps(measure(world, examples, settings, Path(folder))), flush=True)
+        print(json.dumps(measure(world, pairs, settings, Path(folder))), flush=True)
 
 
 if __name__ == "__main__":

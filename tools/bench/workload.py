@@ -4,15 +4,12 @@
 response. End tokens are ignored, so that every program does the same work. `pairs`: for training.
 """
 
-import importlib.util
 import random
 from pathlib import Path
-from types import ModuleType
 
 from judging.rubric import judge_prompt
-from stages.files import UserError, read_jsonl
+from stages.files import read_jsonl
 
-WORKLOAD = Path(__file__)
 SAMPLING = {"temperature": 0.8, "top_p": 0.95}
 FLAT = {"prompts": 64, "new_tokens": 64}
 LOOP = {"prompts": 8, "responses": 4, "response_tokens": 64, "judgments": 4, "judgment_tokens": 96}
@@ -20,19 +17,9 @@ JUDGE = judge_prompt("{prompt}", "{response}", "full", "last")[0]["content"]
 """The judge's message; {prompt} and {response} are replaced, in this order."""
 
 
-def load_module(path: Path) -> ModuleType:
-    """A Python file as a module. Raises `UserError` where it is missing or not Python."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise UserError(f"{path}: not a Python file; name one that defines what tools/bench/workload.py does")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def prompts(count: int) -> list[str]:
     """The first `count` prompts of at most 400 characters."""
-    rows = read_jsonl(WORKLOAD.parents[2] / "data" / "prompts" / "evaluation.jsonl")
+    rows = read_jsonl(Path(__file__).parents[2] / "data" / "prompts" / "evaluation.jsonl")
     return [row["prompt"] for row in rows if len(row["prompt"]) <= 400][:count]
 
 
