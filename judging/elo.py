@@ -9,8 +9,6 @@ Battle = tuple[int, int, str | None]
 """(m, n, winner): judgment m was shown first, n second; any winner but "first" and "second" means neither."""
 
 Array = NDArray[np.float64]
-_NEWTON_STEPS = 100
-_TOLERANCE = 1e-12
 
 
 def position_weights(wins_first: int, wins_second: int) -> tuple[float, float]:
@@ -47,9 +45,9 @@ def elo(B: Array, regularization: float = 0.01) -> tuple[Array, Array]:
     size = len(B)
     eps = np.zeros(size)
     value = _objective(B, eps, regularization)
-    for _ in range(_NEWTON_STEPS):
+    for _ in range(100):
         gradient, laplacian = _derivatives(B, eps, regularization)
-        if np.abs(gradient).max() <= _TOLERANCE * (regularization + B.sum()):
+        if np.abs(gradient).max() <= 1e-12 * (regularization + B.sum()):
             break
         step = np.linalg.solve(laplacian + regularization * np.eye(size), gradient)
         length, rounding = 1.0, 1e-14 * (1 + abs(value))

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from judging.expected import expected_items, read_expected
+from judging.expected import expected_items, expected_section, read_expected
 from judging.rubric import judge_prompt
 from judging.scores import Row, distinct_responses, most_uncertain, seeded_draw, spreads, to_number
 from judging.verdict import Failure, parse_score
@@ -23,12 +23,11 @@ def judge_items(
     """N requests for each response {id, prompt_id, prompt, text}, with one prompt and different noise."""
     judge, sampling = settings.judge, sampling_of(settings.judge, chat)
     for response in responses:
-        texts = (response["prompt"], response["text"])
+        texts, prompt_id = (response["prompt"], response["text"]), response["prompt_id"]
         messages = partial(judge_prompt, *texts, judge.prompt_style, judge.verdict_position)
         for index in range(N):
             name = f"{response['id']}/j{index}"
             seed = request_seed(settings.seed, iteration, stage, name)
-            prompt_id = response["prompt_id"]
             record = {"id": name, "response_id": response["id"], "prompt_id": prompt_id, "index": index}
             yield Item(name, messages, sampling, seed, prompt_id, record)
 
@@ -80,10 +79,8 @@ def judge_section(settings: Settings) -> dict[str, Any]:
 
 def scoring_section(settings: Settings, N: int) -> dict[str, Any]:
     """The settings that a response's score depends on; `N` sampled judgments each, if any are sampled."""
-    judge = settings.judge
-    if judge.score_first:
-        return {"prompt_style": judge.prompt_style, "verdict_position": judge.verdict_position, "score": judge.score}
-    return judge_section(settings) | {"N": N, "score": judge.score}
+    sampled = {} if settings.judge.score_first else judge_section(settings) | {"N": N}
+    return sampled | expected_section(settings)
 
 
 def _settings(settings: Settings, iteration: int) -> Any:

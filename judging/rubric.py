@@ -44,10 +44,8 @@ _RUBRIC: dict[tuple[Role, PromptStyle], str] = {
     ("judge", "compact"): "Score the response to the question from 0 to 5, a point each if it is relevant, "
     "substantial, useful, well organised, expert. ",
     ("metajudge", "compact"): "Which of two judgments of the response is more accurate? ",
-    (
-        "pairwise",
-        "compact",
-    ): "Which of two responses to the question is better: relevant, substantial, useful, expert? ",
+    ("pairwise", "compact"): "Which of two responses to the question is better: relevant, substantial, useful, "
+    "expert? ",
 }
 _TASK: dict[tuple[Role, PromptStyle, VerdictPosition], str] = {
     ("judge", "full", "last"): "After examining the question and the response, briefly justify your total score, in up "
@@ -94,10 +92,7 @@ def meta_prompt(
 def pairwise_prompt(
     question: str, response_a: str, response_b: str, style: PromptStyle, position: VerdictPosition
 ) -> list[Message]:
-    """The messages that ask which of two responses to one question is better; `response_a` is shown first.
-
-    The method scores each response alone; only measurements compare pairs (`evaluation/pairwise.py`).
-    """
+    """The messages that ask which of two responses is better, for measurements alone (`evaluation/pairwise.py`)."""
     texts = {"Question": question, "Response A": response_a, "Response B": response_b}
     return _prompt("pairwise", style, position, texts)
 
@@ -119,12 +114,12 @@ def judgment_text(score: int | float, justification: str, position: VerdictPosit
 
 def meta_judgment_text(winner: Literal["first", "second"], reason: str, position: VerdictPosition) -> str:
     """A comparison in the form that the meta-judge is asked for."""
-    return _placed("Winner: Judgment A" if winner == "first" else "Winner: Judgment B", reason, position)
+    return _placed(f"Winner: Judgment {'A' if winner == 'first' else 'B'}", reason, position)
 
 
 def _placed(line: str, reason: str, position: VerdictPosition) -> str:
-    parts = (line, reason.strip()) if position == "first" else (reason.strip(), line)
-    return "\n".join(filter(None, parts))
+    parts = [reason.strip(), line] if reason.strip() else [line]
+    return "\n".join(reversed(parts) if position == "first" else parts)
 
 
 def evidence_text(evidence: dict[str, str]) -> str:

@@ -15,6 +15,7 @@ BREAKS = ["\n", "\n", "\n", "\r\n", "\n\n", "\n \t\n", "\r", "\u2028", "\u2029",
 PROSE = ["The first answer is better.", "I would give 3 out of 5.", "Score", "4", "A", "**", "-", "\u200b", "```"]
 CHARS = "0123456789.-/:#<>[]()*_` ABabtieofps,!\n\t\u00a0\u2028\x0b\x1c\uff1a\u0664\u00b2\uff15\u00e9\u017f\u0130\u2022"
 NUMBERS = ["0", "3", "4", "5", "4.0", ".5", "1/2", "3-4", "\u0664", "\uff15", "\u00b2", "9" * 9, "0" * 10]
+ODD = ["6", "10", "-1", "-0", "-0.0", "05", "000000003", "0000000003", "123456789", "-0.5", "5.1", "5.000000001"]
 SCALES = ["/5", "/ 5", "/10", "/5.", "/55", "out of 5", "of 5", "out of 10", "of 5.0", "of 5 points", "of5points."]
 WORDS = ["score", "winner", "final", "total", "overall", "and", "or", "point", "points", "of", "out", "s", "\u00e9"]
 WINNERS = ["A", "B", "a", "b", "tie", "judgment", "judgement", "judgment B", "Judgement a", "judgment tie"]
@@ -36,14 +37,10 @@ def wrapped(draw: Random, value: str) -> list[str]:
 
 
 def number(draw: Random) -> str:
-    whole = str(draw.choice([0, 1, 2, 3, 4, 5]))
-    odd = ["6", "10", "-1", "-0", "-0.0", "05", "000000003", "0000000003", "123456789", "-0.5", "5.1", "5.000000001"]
-    kind = draw.random()
-    if kind < 0.65:
-        return whole
-    if kind < 0.85:
-        return whole + draw.choice([".0", ".5", ".25", ".000000000", ".0000000000", f".{draw.randrange(1000)}"])
-    return draw.choice(odd)
+    if draw.random() < 0.15:
+        return draw.choice(ODD)
+    tail = ["", "", "", ".0", ".5", ".25", ".000000000", ".0000000000", f".{draw.randrange(1000)}"]
+    return str(draw.choice([0, 1, 2, 3, 4, 5])) + draw.choice([*[""] * 15, *tail])
 
 
 def scale(draw: Random) -> list[str]:
@@ -51,10 +48,15 @@ def scale(draw: Random) -> list[str]:
     return [*sign, draw.choice([*["5"] * 20, "10", "05", "5.0"]), *some(draw, 0.2, "point", "points")]
 
 
+def labelled(draw: Random, *label: str) -> list[str]:
+    """A mark, and words before the last word of a label."""
+    marks = some(draw, 0.25, "-", "•", *("#" * n for n in range(1, 8)))
+    return [*marks, *some(draw, 0.4, *label[:-1]), label[-1], ":"]
+
+
 def score_line(draw: Random) -> list[str]:
     """The pieces of a score line; only its numbers and its scale can be wrong."""
-    pieces = some(draw, 0.25, "-", "•", *("#" * n for n in range(1, 8)))
-    pieces += [*some(draw, 0.4, "final", "total", "overall"), "score", ":", *wrapped(draw, number(draw))]
+    pieces = [*labelled(draw, "final", "total", "overall", "score"), *wrapped(draw, number(draw))]
     pieces += some(draw, 0.2, "point", "points")
     if draw.random() < 0.4:
         pieces += scale(draw) if draw.random() < 0.6 else ["(", *scale(draw), ")"]
@@ -63,9 +65,8 @@ def score_line(draw: Random) -> list[str]:
 
 def winner_line(draw: Random) -> list[str]:
     """The pieces of a winner line."""
-    pieces = some(draw, 0.25, "-", "•", *("#" * n for n in range(1, 8)))
     winner = "tie" if draw.random() < 0.3 else " ".join([*some(draw, 0.5, "judgment", "judgement"), draw.choice("ab")])
-    return [*pieces, *some(draw, 0.4, "final"), "winner", ":", *wrapped(draw, winner), *some(draw, 0.3, ".")]
+    return [*labelled(draw, "final", "winner"), *wrapped(draw, winner), *some(draw, 0.3, ".")]
 
 
 def spoil_pieces(draw: Random, pieces: list[str]) -> list[str]:
@@ -137,28 +138,24 @@ def requests(seed: int, count: int, draw_line: Callable[[Random], list[str]]) ->
         }
 
 
-def compare(parse: Callable, slow: Callable, sample: Iterator[dict[str, Any]]) -> tuple[Counter, list[str]]:
-    """Counts of the readings, and the requests that the parsers read differently."""
-    seen, disagreements = Counter(), []
+def compared(parse: Callable, slow: Callable, sample: Iterator[dict[str, Any]]) -> Counter:
+    """Counts of the readings, on which both parsers agree."""
+    seen = Counter()
     for request in sample:
         parsed, plain = parse(**request), slow(**request)
+        assert (type(parsed), parsed) == (type(plain), plain), request
         seen[plain] += 1
-        if (type(parsed), parsed) != (type(plain), plain):
-            disagreements.append(f"{request} is read as {parsed!r}, slowly as {plain!r}")
-    return seen, disagreements
+    return seen
 
 
 def test_scores_are_read_as_the_grammar_has_them():
-    seen, disagreements = compare(parse_score, slow_score, requests(1, 6_000, score_line))
-    assert not disagreements, f"{len(disagreements)} texts:\n" + "\n".join(disagreements[:10])
-    rare = {result: seen[result] for result in [*Failure, *map(Fraction, range(6))] if seen[result] < 40}
-    assert not rare and sum(n for result, n in seen.items() if isinstance(result, Fraction)) > 1200, seen
-    assert sum(n for result, n in seen.items() if isinstance(result, Fraction) and result.denominator != 1) > 60, seen
+    seen = compared(parse_score, slow_score, requests(1, 5_000, score_line))
+    scores = {result: n for result, n in seen.items() if isinstance(result, Fraction)}
+    assert not {result: seen[result] for result in [*Failure, *map(Fraction, range(6))] if seen[result] < 30}
+    assert sum(scores.values()) > 1000 and sum(n for result, n in scores.items() if result.denominator != 1) > 30, seen
 
 
 def test_winners_are_read_as_the_grammar_has_them():
-    seen, disagreements = compare(parse_winner, slow_winner, requests(2, 4_000, winner_line))
-    assert not disagreements, f"{len(disagreements)} texts:\n" + "\n".join(disagreements[:10])
+    seen = compared(parse_winner, slow_winner, requests(2, 3_000, winner_line))
     failures = set(Failure) - {Failure.OUT_OF_RANGE, Failure.FRACTION}
-    assert not {result: seen[result] for result in [*failures, "first", "second", "tie"] if seen[result] < 40}, seen
-    assert set(seen) == failures | {"first", "second", "tie"}
+    assert set(seen) == failures | {"first", "second", "tie"} and min(seen.values()) >= 30, seen
