@@ -31,10 +31,7 @@ LEAST_MASS = 0.5
 
 
 def score_tokens(chat: ChatFormat) -> tuple[list[int], tuple[int, ...]]:
-    """The token ids of "Score: ", and the token of each digit, 0 to 5, after it.
-
-    Raises `UserError` for a tokenizer without a single token for each digit.
-    """
+    """The token ids of "Score: ", and the token of each digit, 0 to 5, after it; `UserError` where there are none."""
     lines = [chat.completion_ids(f"Score: {digit}")[:-1] for digit in range(MAXIMUM + 1)]
     label, digits = lines[0][:-1], tuple(line[-1] for line in lines)
     if any(line[:-1] != label for line in lines) or len(set(digits)) < len(digits):

@@ -56,8 +56,7 @@ def judge(job: Job) -> None:
 def score_rows(worker: Worker, responses: Sequence[Row], N: int, job: Job) -> list[Any]:
     """Rows with the scores of each response {id, prompt_id, prompt, text}: judgments, or expected scores.
 
-    The rows are written to the job's folder, and judgments that expected scores stand behind to its "reasons". The
-    job's name seeds the noise, so each stage has its own.
+    The rows are in the job's folder, judgments behind expected scores in its "reasons". The job's name seeds the noise.
     """
     judge = worker.settings.judge
     judgments = job if judge.score == "sampled" else job.part(job.name, "reasons", job.key)
@@ -73,8 +72,8 @@ def score_rows(worker: Worker, responses: Sequence[Row], N: int, job: Job) -> li
 
 def judge_section(settings: Settings) -> dict[str, Any]:
     """The settings that a judgment depends on."""
-    excluded = ("N", "minimum_valid", "score", "scores_file")
-    return {key: value for key, value in as_dict(settings.judge).items() if key not in excluded}
+    others = ("N", "minimum_valid", "score", "scores_file")
+    return {key: value for key, value in as_dict(settings.judge).items() if key not in others}
 
 
 def scoring_section(settings: Settings, N: int) -> dict[str, Any]:

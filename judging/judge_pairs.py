@@ -16,8 +16,7 @@ from stages.records import EloScore, JudgePair, preference
 from stages.settings import Iteration, Judge, Metajudge
 
 POSITIONS = ("first", "second")
-_EQUAL = 1e-9
-"""Elo scores that differ by less count as equal."""
+_EQUAL = 1e-9  # Elo scores that differ by less count as equal
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ def contests(
 ) -> dict[str, Contest | Reason]:
     """Each prompt's contest, or the reason for none, by prompt id; `meta_judged` are the choices of judging.metajudge.
 
-    `responses` are by id, `judgments` and `battles` by response id. Raises `UserError` where battles and judgments do
-    not belong together.
+    `responses` are by id, `judgments` and `battles` by response id; `UserError` where these two do not belong together.
     """
     wins = position_wins(battles)
     weights = position_weights(wins["first"], wins["second"])

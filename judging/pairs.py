@@ -56,10 +56,9 @@ class Sources:
 
 
 def make_pairs(job: Job) -> Output:
-    """Make the preference pairs of one iteration.
+    """Make the preference pairs of one iteration, Elo scores, and the reasons where a prompt has no pair.
 
-    Writes actor.jsonl, judge.jsonl, elo.jsonl and none.jsonl (why a prompt has no pair). Manifest: `counts` by kind and
-    reason; `positions`, each position's wins and the weight of a win.
+    Manifest: `counts` by kind and reason; `positions`, each position's wins and the weight of a win.
     """
     settings, chat, draw = job.settings, load_chat(job.path("model")), seeded_draw(job.settings.seed, job.iteration)
     judge, meta, rule = settings.judge, settings.metajudge, settings.iteration[job.iteration - 1]

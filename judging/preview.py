@@ -1,7 +1,4 @@
-"""A preview of an iteration for people: a response, two judgments and a comparison, before its stages begin.
-
-The stages draw the same texts again.
-"""
+"""A preview of an iteration for people: a response, two judgments and a comparison, which its stages draw again."""
 
 import argparse
 import sys
@@ -53,11 +50,11 @@ def _texts(response: Row, judgments: list[Row], comparisons: list[Row]) -> list[
     scored = {row["index"]: row for row in judgments if row["score"] is not None}
     compared = [comparisons[0][place] for place in ("first", "second")] if comparisons else sorted(scored)[:2]
     texts = [_titled("A first response", prompt=response["prompt"], response=response["text"])]
-    for letter, row in zip("AB", (scored[index] for index in compared), strict=False):
+    for letter, row in zip("AB", map(scored.__getitem__, compared), strict=False):
         texts.append(_titled(f"Judgment {letter} of it: {row['score']:g} of 5", judge=row["text"]))
     for row in comparisons[:1]:
         winner = {"first": "A", "second": "B"}.get(row["winner"], "neither")
-        texts.append(_titled("Which judgment is better?", judge=row["text"], winner=winner))
+        texts.append(_titled("Which judgment is better?", judgment=row["text"], winner=winner))
     return texts
 
 

@@ -2,10 +2,7 @@
 
 The style "full" has the elements of the paper's prompts; "compact" has as few tokens as possible, for a small model
 that learns the format by SFT. Text that many prompts share comes first: the rubric, the question, the response, and for
-the meta-judge the two judgments last. Users' text is concatenated, never formatted, so its braces and percent signs
-mean nothing.
-
-A stage's key does not cover these texts: after a change, take a new run.
+the meta-judge the two judgments last. A stage's key does not cover these texts: after a change, take a new run.
 """
 
 from collections.abc import Sequence
@@ -100,10 +97,10 @@ def pairwise_prompt(
 def _prompt(role: Role, style: PromptStyle, position: VerdictPosition, texts: dict[str, str]) -> list[Message]:
     rubric, task = _RUBRIC[role, style], _TASK[role, style, position]
     if style == "compact":
-        shown = "\n\n".join(name + ":\n" + text for name, text in texts.items())
+        shown = "\n\n".join(f"{name}:\n{text}" for name, text in texts.items())
         return [{"role": "system", "content": rubric + task}, {"role": "user", "content": shown}]
     tagged = ((name.lower().replace(" ", "_"), text) for name, text in texts.items())
-    shown = "".join("<" + tag + ">\n" + text + "\n</" + tag + ">\n\n" for tag, text in tagged)
+    shown = "".join(f"<{tag}>\n{text}\n</{tag}>\n\n" for tag, text in tagged)
     return [{"role": "user", "content": rubric + shown + task}]
 
 
@@ -118,8 +115,7 @@ def meta_judgment_text(winner: Literal["first", "second"], reason: str, position
 
 
 def _placed(line: str, reason: str, position: VerdictPosition) -> str:
-    parts = [reason.strip(), line] if reason.strip() else [line]
-    return "\n".join(reversed(parts) if position == "first" else parts)
+    return (f"{line}\n{reason.strip()}" if position == "first" else f"{reason.strip()}\n{line}").strip()
 
 
 def evidence_text(evidence: dict[str, str]) -> str:

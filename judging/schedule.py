@@ -29,8 +29,7 @@ def scheduled(judgments: Sequence[Row], meta: Metajudge, seed: int) -> list[tupl
 def balanced_edges(size: int, degree: int, draw: random.Random) -> list[tuple[int, int]]:
     """Edges of a connected graph on 0 ... size - 1 with `degree` (even) edges a node; all pairs if there are fewer.
 
-    The graph is circulant: nodes stand in a circle in random order, and each meets the nodes 1, s_2, s_3 ... places on,
-    with the s drawn at random. The step of 1 connects the graph.
+    Nodes stand in a circle in random order, and each meets the nodes 1, s_2, s_3 ... places on, with random s.
     """
     if degree >= size - 1:
         return list(combinations(range(size), 2))

@@ -18,11 +18,9 @@ from stages.records import Record, group_by
 from stages.stage import weights_of
 
 Document = Record
-Node = tuple[str, str, list[Any]]
-"""A label, a text, and the nodes behind the text."""
+Node = tuple[str, str, list[Any]]  # a label, a text, and the nodes behind the text
 STAGES = {"respond": "responses", "score": "scores", "judge": "judgments", "metajudge": "comparisons"}
 KINDS = ("actor", "judge")
-OUTSIDE = "a model outside the run"
 
 
 def find(run: Path, name: str, *files: str) -> tuple[int, Record]:
@@ -91,17 +89,15 @@ def _facts(run: Path, number: int, made: Document) -> Document:
     trained = read_manifest(folder / "checkpoint")
     # The actor of iteration t + 1 is M_t.
     models = {weights_of(path / "responses"): f"M{t - 1}" for t, path in iterations(run)}
-    weights = {name: weights_of(folder / place) for name, place in STAGES.items() if place in made["inputs"]}
-    return {
-        "run": str(run),
-        "iteration": number,
-        "rule": made["rule"],
-        "minimum_valid": made["minimum_valid"],
-        "positions": made.get("positions"),
-        "scores_from": made["inputs"].get("scores_file"),
-        "written_by": {name: {"checkpoint": models.get(w, OUTSIDE), "weights": w} for name, w in weights.items()},
-        "trained_model": {"checkpoint": f"M{number}", "weights": trained["digest"]} if trained else None,
-    }
+    written_by = {}
+    for name, place in STAGES.items():
+        if place in made["inputs"]:
+            weights = weights_of(folder / place)
+            written_by[name] = {"checkpoint": models.get(weights, "a model outside the run"), "weights": weights}
+    facts = {name: made.get(name) for name in ("rule", "minimum_valid", "positions")}
+    facts |= {"scores_from": made["inputs"].get("scores_file"), "written_by": written_by}
+    model = {"checkpoint": f"M{number}", "weights": trained["digest"]} if trained else None
+    return {"run": str(run), "iteration": number, **facts, "trained_model": model}
 
 
 def _checked_manifest(folder: Path) -> Document:
@@ -154,9 +150,9 @@ def trace_text(document: Document, pair: Document | None = None) -> Iterator[str
 def _node(row: Document) -> Node:
     """A response, with its expected scores and judgments behind it."""
     behind: list[Node] = []
-    for expected in row["expected"]:
-        shares = "  ".join(f"{digit}: {share:.1%}" for digit, share in enumerate(expected["probabilities"]))
-        behind.append((f"expected score {verdict(expected)}: {shares}", "", []))
+    for one in row["expected"]:
+        shares = "  ".join(f"{digit}: {share:.1%}" for digit, share in enumerate(one["probabilities"]))
+        behind.append((f"expected score {verdict(one)}: {shares}", "", []))
     behind += [(f"judgment {judgment_label(judgment)}", judgment["text"], []) for judgment in row["judgments"]]
     return f"\nresponse {response_label(row)}", row["text"], behind
 

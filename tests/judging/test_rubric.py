@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 
 import pytest
 
@@ -49,7 +48,7 @@ def test_elements_of_the_prompts(form, verdict):
 @FORMS
 def test_prompts_that_differ_late_share_their_beginning(form, verdict):
     def shared(a, b):
-        return os.path.commonprefix([flat(a), flat(b)])
+        return flat(a)[: next(i for i, (x, y) in enumerate(zip(flat(a), flat(b), strict=False)) if x != y)]
 
     judge = shared(judge_prompt("QUESTION", "X", form, verdict), judge_prompt("QUESTION", "Y", form, verdict))
     assert "QUESTION" in judge

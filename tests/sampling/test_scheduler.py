@@ -41,15 +41,15 @@ class Machine:
         for source, destination in step.copies:
             for slot in range(self.size):
                 self.cache[destination, slot] = self.cache.get((source, slot), ())
+
+        def slots(item, start: int) -> dict:
+            blocks, tokens = item.sequence.blocks, item.sequence.tokens
+            return {(blocks[i // self.size], i % self.size): tuple(tokens[: i + 1]) for i in range(start, item.end)}
+
         for item in step.scheduled:
             assert item.start == item.sequence.computed < item.end <= len(item.sequence.tokens)
-            for position in range(item.start, item.end):
-                place = (item.sequence.blocks[position // self.size], position % self.size)
-                self.cache[place] = tuple(item.sequence.tokens[: position + 1])
-        for item in step.scheduled:
-            for position in range(item.end):
-                place = (item.sequence.blocks[position // self.size], position % self.size)
-                assert self.cache[place] == tuple(item.sequence.tokens[: position + 1])
+            self.cache |= slots(item, item.start)
+        assert all(slots(item, 0).items() <= self.cache.items() for item in step.scheduled)
 
     def check_blocks(self) -> None:
         """References count the running sequences' blocks; the free blocks are exactly those without a reference."""
