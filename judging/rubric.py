@@ -44,32 +44,29 @@ _RUBRIC: dict[tuple[Role, PromptStyle], str] = {
     ("pairwise", "compact"): "Which of two responses to the question is better: relevant, substantial, useful, "
     "expert? ",
 }
+_LINE = "on a line of its own, in exactly this format:\n"
+_SCORE = f"the score, a whole number from 0 to 5, {_LINE}Score: <total points>"
+_JUDGMENTS = '"Winner: Judgment A" or "Winner: Judgment B"'
+_RESPONSES = '"Winner: Response A", "Winner: Response B" or "Winner: Tie"'
 _TASK: dict[tuple[Role, PromptStyle, VerdictPosition], str] = {
     ("judge", "full", "last"): "After examining the question and the response, briefly justify your total score, in up "
-    "to 100 words. Then conclude with the score, a whole number from 0 to 5, on a line of its own, in exactly this "
-    "format:\nScore: <total points>",
-    ("judge", "full", "first"): "After examining the question and the response, begin with the score, a whole number "
-    "from 0 to 5, on a line of its own, in exactly this format:\nScore: <total points>\n"
+    f"to 100 words. Then conclude with {_SCORE}",
+    ("judge", "full", "first"): f"After examining the question and the response, begin with {_SCORE}\n"
     "Then justify your total score in one or two short sentences.",
     ("metajudge", "full", "last"): "Explain which judgment is more accurate according to the scoring system, and why. "
-    "Then conclude with the winner, on a line of its own, in exactly this format:\n"
-    "Winner: [Judgment A | Judgment B]",
-    ("metajudge", "full", "first"): "Begin with the more accurate judgment, on a line of its own, in exactly this "
-    "format:\nWinner: [Judgment A | Judgment B]\nThen explain why in one or two short sentences.",
+    f"Then conclude with the winner, {_LINE}Winner: [Judgment A | Judgment B]",
+    ("metajudge", "full", "first"): f"Begin with the more accurate judgment, {_LINE}Winner: [Judgment A | Judgment B]\n"
+    "Then explain why in one or two short sentences.",
     ("pairwise", "full", "last"): "Explain which response is better, and why, in up to 100 words. Then conclude with "
-    "the winner, on a line of its own, in exactly this format:\nWinner: [Response A | Response B | Tie]",
-    ("pairwise", "full", "first"): "Begin with the better response, on a line of its own, in exactly this format:\n"
-    "Winner: [Response A | Response B | Tie]\nThen explain why in one or two short sentences.",
+    f"the winner, {_LINE}Winner: [Response A | Response B | Tie]",
+    ("pairwise", "full", "first"): f"Begin with the better response, {_LINE}Winner: [Response A | Response B | Tie]\n"
+    "Then explain why in one or two short sentences.",
     ("judge", "compact", "last"): 'Give a short reason, then on the last line "Score: N".',
     ("judge", "compact", "first"): 'Write "Score: N" on the first line, then a short reason.',
-    ("metajudge", "compact", "last"): "Give a short reason, then on the last line "
-    '"Winner: Judgment A" or "Winner: Judgment B".',
-    ("metajudge", "compact", "first"): 'Write "Winner: Judgment A" or "Winner: Judgment B" on the first line, '
-    "then a short reason.",
-    ("pairwise", "compact", "last"): "Give a short reason, then on the last line "
-    '"Winner: Response A", "Winner: Response B" or "Winner: Tie".',
-    ("pairwise", "compact", "first"): 'Write "Winner: Response A", "Winner: Response B" or "Winner: Tie" '
-    "on the first line, then a reason.",
+    ("metajudge", "compact", "last"): f"Give a short reason, then on the last line {_JUDGMENTS}.",
+    ("metajudge", "compact", "first"): f"Write {_JUDGMENTS} on the first line, then a short reason.",
+    ("pairwise", "compact", "last"): f"Give a short reason, then on the last line {_RESPONSES}.",
+    ("pairwise", "compact", "first"): f"Write {_RESPONSES} on the first line, then a reason.",
 }
 
 

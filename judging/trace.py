@@ -33,9 +33,9 @@ def find(run: Path, name: str, *files: str) -> tuple[int, Record]:
 
 def iterations(run: Path) -> list[tuple[int, Path]]:
     """Number and folder of each of a run's iterations. Raises `UserError` where the folder has none."""
-    names = (folder.name.removeprefix("iter") for folder in run.glob("iter*"))
-    if numbers := sorted(int(name) for name in names if name.isdecimal()):
-        return [(number, run / f"iter{number}") for number in numbers]
+    folders = {folder.name.removeprefix("iter"): folder for folder in run.glob("iter*")}
+    if numbered := sorted((int(name), folder) for name, folder in folders.items() if name.isdecimal()):
+        return numbered
     raise UserError(f"{run}: the folder holds no run; name one such as runs/smollm2-135m")
 
 
@@ -141,10 +141,10 @@ def trace_text(document: Document, pair: Document | None = None) -> Iterator[str
     yield from _lines([("prompt", document["prompt"], [])], 1, texts=True)
     only = (pair or {}).get("response_id")
     responses = sorted(document["responses"], key=lambda row: row["part"] or "without a part")
-    yield from _lines([_node(row) for row in responses if only in (None, row["id"])], 0, texts=bool(pair))
-    comparisons = document["comparisons"] if only or not pair else []
-    nodes = [(f"comparison {comparison_label(row)}", row["text"], []) for row in comparisons]
-    yield from _lines(nodes, 1, texts=bool(pair))
+    nodes = [_node(row) for row in responses if only in (None, row["id"])]
+    for row in document["comparisons"] if only or not pair else ():
+        nodes.append((f"comparison {comparison_label(row)}", row["text"], []))
+    yield from _lines(nodes, 0, texts=bool(pair))
 
 
 def _node(row: Document) -> Node:
@@ -181,13 +181,13 @@ def judgment_label(row: Document) -> str:
     return label
 
 
+def _name(row: Document) -> str:
+    return row["id"] + (f" ({row['part']})" if row["part"] else "")
+
+
 def comparison_label(row: Document) -> str:
     """A comparison in one line: id, seed, and the winner or the failure."""
     return f"{row['id']}, seed {row['seed']}: {row['winner'] or 'no winner (' + row['failure'] + ')'}"
-
-
-def _name(row: Document) -> str:
-    return row["id"] + (f" ({row['part']})" if row["part"] else "")
 
 
 def verdict(row: Document) -> str:

@@ -23,11 +23,11 @@ from stages.settings import Judge
 
 FIRST = Judge(prompt_style="compact", verdict_position="first", score="expected")
 RESPONSE = {"id": "p/r0", "prompt_id": "p", "prompt": "Why?", "text": "So."}
+DIGITS = tuple(range(6))
 
 
 def record(*probabilities: float, finish_reason: str = "length") -> dict:
-    digits = tuple(range(6))
-    item = Item("p/r0/e", list, Sampling(0.0, 1.0, 1), 0, "p", {"id": "p/r0/e", "response_id": "p/r0"}, (), digits)
+    item = Item("p/r0/e", list, Sampling(0.0, 1.0, 1), 0, "p", {}, (), DIGITS)
     row = item.row(Completion("p/r0/e", [], finish_reason, 0.0, probabilities), CHAT)
     return row | read_expected(row)
 

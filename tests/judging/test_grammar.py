@@ -1,7 +1,7 @@
 """Verdict lines drawn from the grammar, some of them spoilt: the parser agrees with a slow parser."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from random import Random
 from typing import Any
@@ -69,24 +69,14 @@ def winner_line(draw: Random) -> list[str]:
     return [*labelled(draw, "final", "winner"), *wrapped(draw, winner), *some(draw, 0.3, ".")]
 
 
-def spoil_pieces(draw: Random, pieces: list[str]) -> list[str]:
-    """One piece dropped, doubled, replaced, exchanged or added."""
-    at, token = place(draw, len(pieces)), draw.choice(draw.choice([NUMBERS, SCALES, WORDS, WINNERS, SIGNS]))
+def spoilt(draw: Random, pieces: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The pieces, or characters, with one of them dropped, doubled, replaced, exchanged or followed by another."""
+    at, end, other = place(draw, len(pieces)), len(pieces) - 1, draw.choice(others)
     kind = draw.choice(["drop", "double", "replace", "exchange", "add", "add", "append"])
-    if kind == "append":
-        return [*pieces, token]
-    if kind == "exchange":
-        pieces, second = list(pieces), place(draw, len(pieces))
-        pieces[at], pieces[second] = pieces[second], pieces[at]
-        return pieces
-    middle = {"drop": [], "double": [pieces[at]] * 2, "replace": [token], "add": [pieces[at], token]}[kind]
-    return pieces[:at] + middle + pieces[at + 1 :]
-
-
-def spoil_characters(draw: Random, line: str) -> str:
-    """One character dropped, doubled, replaced or added."""
-    at, char = place(draw, len(line)), draw.choice(CHARS)
-    return line[:at] + draw.choice(["", line[at] * 2, char, line[at] + char]) + line[at + 1 :]
+    at = end if kind == "append" else at
+    old, second = pieces[at], pieces[place(draw, len(pieces))]
+    new = {"drop": [], "double": [old, old], "replace": [other], "exchange": [second]}.get(kind, [old, other])
+    return [*pieces[:at], *new, *pieces[at + 1 :]]
 
 
 def recased(draw: Random, piece: str) -> str:
@@ -124,10 +114,10 @@ def requests(seed: int, count: int, draw_line: Callable[[Random], list[str]]) ->
     for _ in range(count):
         pieces = draw_line(draw)
         for _ in range(draw.choice([0, 0, 0, 1, 1, 2])):
-            pieces = spoil_pieces(draw, pieces) if pieces else pieces
+            pieces = spoilt(draw, pieces, draw.choice([NUMBERS, SCALES, WORDS, WINNERS, SIGNS])) if pieces else []
         line = joined(draw, pieces)
         for _ in range(draw.choice([0, 0, 0, 0, 1, 2])):
-            line = spoil_characters(draw, line) if line else line
+            line = "".join(spoilt(draw, line, CHARS)) if line else ""
         verdict = draw.choice(["last", "last", "first"])
         text = text_around(draw, line, joined(draw, draw_line(draw)), verdict)
         fractions = {"fractions": draw.random() < 0.5} if draw_line is score_line else {}

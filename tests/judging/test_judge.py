@@ -1,8 +1,9 @@
 """Requests and records of the judge and the meta-judge; and from responses to pairs with a mock engine."""
 
 import json
-import sys
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from made_runs import stage
@@ -17,10 +18,10 @@ from judging.pairs import PAIRS
 from judging.rubric import judge_prompt, meta_prompt
 from judging.scores import distinct_responses
 from sampling.request import Completion, Sampling
-from stages.files import read_jsonl, read_manifest, read_shards
+from stages.files import read_jsonl, read_shards
 from stages.records import group_by
 from stages.seeds import request_seed
-from stages.settings import Iteration, Judge, Metajudge, Model, Respond, Settings
+from stages.settings import EngineOptions, Iteration, Judge, Metajudge, Model, Respond, Settings
 
 RESPONSES = [response(1, 0, "a"), response(1, 1, "b"), response(1, 2, "a"), response(2, 0, "c")]
 RESPONSES += [response(3, 0, "", "too_long")]
@@ -126,60 +127,38 @@ def test_records(text: str, finish_reason, verdict, asked):
     assert json.loads(json.dumps(row)) == row and type(row["failure"]) in (str, type(None))
 
 
-class MockEngine:
+def complete(requests):
     """Scores a response by its letters and prefers the judgment that scores higher, shown first or second."""
-
-    def run(self, requests, on_step=None):
-        for request in reversed(list(requests)):
-            prompt = bytes(request.ids[1:]).decode()
-            if "Judgment A:\n" in prompt:
-                a, b = (prompt.split(f"Judgment {x}:\nScore: ")[1][0] for x in "AB")
-                text = "Winner: " + ("A" if a > b else "B" if b > a else "Tie")
-            else:
-                noise = request.seed % 3 - 1
-                text = f"Score: {prompt.split('Response:')[1].count('x') + noise}\nSeed {request.seed}."
-            yield Completion(request.id, [*text.encode(), 0], "stop", -1.0)
-
-
-CONFIG = """
-name = "test"
-model.path = "m"
-engine.shard_requests = 20
-respond = { prompts = "p", prompts_per_iteration = 2 }
-judge = { prompt_style = "compact", verdict_position = "first" }
-metajudge = { prompt_style = "compact", verdict_position = "first" }
-[[iteration]]
-"""
+    for request in reversed(list(requests)):
+        prompt = bytes(request.ids[1:]).decode()
+        if "Judgment A:\n" in prompt:
+            a, b = (prompt.split(f"Judgment {x}:\nScore: ")[1][0] for x in "AB")
+            text = "Winner: " + ("A" if a > b else "B" if b > a else "Tie")
+        else:
+            noise = request.seed % 3 - 1
+            text = f"Score: {prompt.split('Response:')[1].count('x') + noise}\nSeed {request.seed}."
+        yield Completion(request.id, [*text.encode(), 0], "stop", -1.0)
 
 
 def test_from_responses_to_pairs(tmp_path, monkeypatch):
-    monkeypatch.setattr(sampling.worker, "load_engine", lambda settings, model_dir, log: MockEngine())
+    monkeypatch.setattr(sampling.worker, "load_engine", lambda settings, path, log: SimpleNamespace(run=complete))
     for module in (sampling.worker, judging.pairs):
         monkeypatch.setattr(module, "load_chat", lambda folder: CHAT)
-    (tmp_path / "config.toml").write_text(CONFIG)
+    settings = replace(make_settings(("compact", "first")), engine=EngineOptions(shard_requests=20))
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "tokenizer.json").write_text("{}")
     stage(tmp_path / "responses", [response(p, s, "x" * (s + 1) + f" by {s}") for p in range(5) for s in range(4)])
+    inputs = {name: tmp_path / name for name in ("model", "responses")}
+    for one, name in ((JUDGE, "judgments"), (METAJUDGE, "comparisons"), (PAIRS, "pairs")):
+        one.run(one.job(settings, tmp_path / name, 1, **inputs))
+        inputs[name] = tmp_path / name
 
-    def rows(stage, out: str, *inputs: str) -> list[dict]:
-        flags = ["--config", str(tmp_path / "config.toml"), "--iteration", "1", "--out", str(tmp_path / out)]
-        for name in ("model", *inputs):
-            flags += [f"--{name}", str(tmp_path / name)]
-        monkeypatch.setattr(sys, "argv", ["command", *flags])
-        stage.main()
-        return list(read_shards(tmp_path / out)) if stage is not PAIRS else []
-
-    judged = rows(JUDGE, "judgments", "responses")
-    compared = rows(METAJUDGE, "comparisons", "responses", "judgments")
-    rows(PAIRS, "pairs", "responses", "judgments", "comparisons")
+    judged, compared = (list(read_shards(inputs[name])) for name in ("judgments", "comparisons"))
     assert len(judged) == 5 * 4 * 11 and all(row["failure"] is None for row in judged)
     assert Counter(row["prompt_id"] for row in compared) == {f"p{p}": 110 for p in range(5)}
-    actor = list(read_jsonl(tmp_path / "pairs" / "actor.jsonl"))
+    actor, pairs = (list(read_jsonl(tmp_path / "pairs" / f"{kind}.jsonl")) for kind in ("actor", "judge"))
     assert [(row["chosen_id"], row["rejected_id"]) for row in actor] == [(f"p{p}/r3", f"p{p}/r0") for p in range(5)]
     score = {row["id"]: row["score"] for row in judged}
-    pairs = list(read_jsonl(tmp_path / "pairs" / "judge.jsonl"))
     assert [row["response_id"] for row in pairs] == list(dict.fromkeys(row["response_id"] for row in compared))
     for pair in pairs:
         own = [row["score"] for row in judged if row["response_id"] == pair["response_id"]]
         assert (score[pair["chosen_id"]], score[pair["rejected_id"]]) == (max(own), min(own))
-    assert read_manifest(tmp_path / "pairs")["counts"]["judge"] == 5

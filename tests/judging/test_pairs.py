@@ -3,16 +3,15 @@
 import math
 
 import pytest
-from made_runs import stage
+from made_runs import write_iteration
 from records import CHAT, actor_pairs, decided, judge_pairs, judgments, make_settings, response, take_first, take_last
 
 import judging.pairs
-from judging.judge_pairs import Contest, choose_judgments, elo_rows, position_wins
-from judging.metajudge import choose_meta_judged
+from judging.judge_pairs import Contest, choose_judgments, elo_rows
 from judging.pairs import PAIRS
 from judging.rubric import judge_prompt
 from judging.scores import ACTOR_REASONS, JUDGE_REASONS, Reason, response_scores
-from stages.files import UserError, read_jsonl, read_manifest, write_jsonl
+from stages.files import UserError, read_jsonl, read_manifest
 from stages.records import group_by
 from stages.settings import Iteration
 
@@ -85,9 +84,6 @@ def test_the_pair_comes_from_the_widest_group():
     assert [pair([(0, 1, "first"), (2, 3, "first")], draw) for draw in (take_first, take_last)] == [(0, 1), (2, 3)]
     # Within each group all are equal, and differences between groups do not count.
     assert pair([(0, 1, "first"), (1, 0, "first")]) is Reason.EQUAL_ELO
-
-
-def test_no_near_scores_is_a_reason():
     assert contest_of([], scores=(1, 3, 5), max_score_gap=1) is Reason.NO_NEAR_SCORES
 
 
@@ -115,16 +111,10 @@ def test_a_judgment_without_comparisons_has_no_elo():
     assert groups[0] == groups[1] != groups[2] == groups[3]
 
 
-@pytest.mark.parametrize("penalty", [0.01, 1.0])
-def test_the_penalty_is_a_setting(penalty):
-    e = contest_of([(0, 1, "first")], scores=(1, 2), texts="ab", elo_penalty=penalty).eps[0]
+def test_the_penalty_is_a_setting():
+    e = contest_of([(0, 1, "first")], scores=(1, 2), texts="ab", elo_penalty=1.0).eps[0]
     # One win more shown first than shown second, of three: w1 = 1/3.
-    assert 1 / 3 / (1 + math.exp(2 * e)) == pytest.approx(penalty * e, rel=1e-9)
-
-
-def test_positions():
-    battles = {"a": [(0, 1, "first"), (1, 0, "first"), (0, 2, None)], "b": [(0, 1, "second"), (1, 0, "tie")]}
-    assert position_wins(battles) == {"first": 2, "second": 1, "neither": 2}
+    assert 1 / 3 / (1 + math.exp(2 * e)) == pytest.approx(e, rel=1e-9)
 
 
 @pytest.mark.parametrize("battles", [{}, {"p1/r1": EVEN}, {"p1/r0": [(0, 2, "first")]}])
@@ -170,50 +160,33 @@ def test_a_judge_pair():
     assert [pair[key] for key in kept] == expected
 
 
-CONFIG = """
-name = "test"
-[model]
-path = "m"
-[respond]
-prompts = "p"
-prompts_per_iteration = 2
-[[iteration]]
-[[iteration]]
-judge_pairs = false
-"""
+RESPONSES = [response(1, 0, "good"), response(1, 1, "bad"), response(2, 0, "", "too_long")]
+JUDGMENTS = judgments("p1/r0", [5, 4]) + judgments("p1/r1", [1, 4])
+COMPARED = [
+    {"response_id": "p1/r1", "first": m, "second": 1 - m, "winner": w} for m, w in ((0, "first"), (1, "second"))
+]
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """The command over two prompts; the second has no judged response."""
-    responses = [response(1, 0, "good"), response(1, 1, "bad"), response(2, 0, "", "too_long")]
-    rated = judgments("p1/r0", [5, 4]) + judgments("p1/r1", [1, 4])
-    compared = [{"response_id": "p1/r1", "first": 0, "second": 1, "winner": "first"},
-                {"response_id": "p1/r1", "first": 1, "second": 0, "winner": "second"}]  # fmt: skip
-    for name, rows in (("responses", responses), ("judgments", rated), ("comparisons", compared)):
-        stage(tmp_path / name, rows)
-    chosen = choose_meta_judged(responses, group_by(rated, "response_id"), make_settings(), 1)
-    write_jsonl(tmp_path / "comparisons" / "meta_judged.jsonl", chosen)
-    (tmp_path / "config.toml").write_text(CONFIG)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    """The stage over two prompts; the second has no judged response."""
     monkeypatch.setattr(judging.pairs, "load_chat", lambda folder: CHAT)
 
-    def run(iteration: int, *without: str):
-        paths = {name: str(tmp_path / name) for name in ("model", "responses", "judgments", "comparisons", "out")}
-        paths = {"config": str(tmp_path / "config.toml"), "iteration": str(iteration)} | paths
-        flags = [word for name, path in paths.items() if name not in without for word in (f"--{name}", path)]
-        PAIRS.run(PAIRS.read_arguments(flags))
-        return tmp_path / "out"
+    def run(comparisons, **rules):
+        folder = tmp_path / "run" / "iter1"
+        folder.mkdir(parents=True)
+        write_iteration(folder, make_settings(**rules), RESPONSES, JUDGMENTS, comparisons)
+        return folder
 
     return run
 
 
-def test_the_command(run):
-    out = run(1)
+def test_the_stage(run, tmp_path):
+    folder = run(COMPARED)
+    out = folder / "pairs"
     pairs = {kind: list(read_jsonl(out / f"{kind}.jsonl")) for kind in ("actor", "judge", "elo", "none")}
     assert [row["id"] for kind in ("actor", "judge") for row in pairs[kind]] == ["actor/p1", "judge/p1/r1"]
-    assert len(pairs["elo"]) == 2
+    assert len(pairs["elo"]) == 2 and [type(i) for i in pairs["judge"][0]["chosen_ids"]] == [int, int]
     assert pairs["none"] == [
         {"prompt_id": "p2", "kind": "actor", "reason": "too_few_responses"},
         {"prompt_id": "p2", "kind": "judge", "reason": "too_few_judgments"},
@@ -224,25 +197,20 @@ def test_the_command(run):
     assert counts == {"prompts": 2, "actor": 1, "judge": 1} | none
     assert set(manifest["counts"]) > {f"actor.{r}" for r in ACTOR_REASONS} | {f"judge.{r}" for r in JUDGE_REASONS}
     assert manifest["positions"] == {"first": 1, "second": 1, "neither": 0, "w1": 0.5, "w2": 0.5}
-    assert all(isinstance(i, int) for row in pairs["judge"] for key in ("chosen_ids", "rejected_ids") for i in row[key])
+    given = {name: folder / name for name in ("responses", "judgments", "comparisons")}
+    for missing, complaint in (("comparisons", "--comparisons is missing"), ("judgments", "scores come from")):
+        with pytest.raises(UserError, match=complaint):
+            job = PAIRS.job(make_settings(), tmp_path / "out", 1, model=tmp_path / "model", **given | {missing: None})
+            PAIRS.run(job)
 
 
 def test_an_iteration_without_judge_pairs_needs_no_comparisons(run):
-    out = run(2, "comparisons")
+    out = run(None, judge_pairs=False) / "pairs"
     assert list(read_jsonl(out / "judge.jsonl")) == []
     assert "judge" not in read_manifest(out)["counts"] and read_manifest(out)["counts"]["actor"] == 1
 
 
-def test_collapse_is_warned_about(run, tmp_path, capsys):
-    stage(tmp_path / "comparisons", [{"response_id": "p1/r1", "first": 0, "second": 1, "winner": "first"}])
-    out = run(1)
-    assert "position collapse" in capsys.readouterr().err
+def test_collapse_is_warned_about(run, capsys):
+    out = run(COMPARED[:1]) / "pairs"
+    assert "position collapse: one position won all 1 decisions" in capsys.readouterr().err
     assert read_manifest(out)["counts"]["judge.position_collapse"] == 1
-
-
-@pytest.mark.parametrize(
-    ("missing", "complaint"), [("comparisons", "--comparisons is missing"), ("judgments", "scores come from")]
-)
-def test_missing_inputs_are_named(run, missing, complaint):
-    with pytest.raises(UserError, match=complaint):
-        run(1, missing)

@@ -73,7 +73,7 @@ def test_a_judge_pair_and_all_behind_it(whole):
     assert "metajudge by: checkpoint a model outside the run, weights another's weights" in text
     assert "judgment p1/r1/j0 (chosen): 1, seed 1, Elo " in text and "won 2, lost 0" in text
     assert "judgment p1/r1/j1 (rejected): 4, seed 1, Elo -" in text and "won 0, lost 2" in text
-    assert "comparison p1/r1/m1-0, seed 81: second\n    | of 1 and 0\n    | Winner: second" in text
+    assert "comparison p1/r1/m1-0, seed 81: second\n  | of 1 and 0\n  | Winner: second" in text
     assert "positions: first 1, second 1, neither 0, w1 0.5, w2 0.5" in text and "response p1/r0" not in text
     document = json.loads(whole.trace("judge/p1/r1", "--json"))
     facts, documents = read_lineage(whole.path, 1)
