@@ -26,8 +26,7 @@ from stages.records import group_by
 from stages.settings import Judge, Settings
 from stages.stage import Job, Stage
 
-LEAST_MASS = 0.5
-"""Least total probability of the six digits; with less, the judge was about to write something else."""
+LEAST_MASS = 0.5  # of the six digits together; with less, the judge was about to write something else
 
 
 def score_tokens(chat: ChatFormat) -> tuple[list[int], tuple[int, ...]]:

@@ -16,8 +16,7 @@ from stages.files import UserError, read_numbered_jsonl
 from stages.records import group_by
 from stages.seeds import request_seed
 
-Row = Mapping[str, Any]
-"""A record, or the fields of it that are needed."""
+Row = Mapping[str, Any]  # a record, or the fields of it that are needed
 Draw = Callable[[Sequence[Any], str], Any]
 """(options, name of the decision) -> one of the options: random, but always the same for the same name."""
 

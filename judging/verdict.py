@@ -32,8 +32,7 @@ from stages.settings import VerdictPosition
 Winner = Literal["first", "second", "tie"]
 Compared = Literal["judgments", "responses"]
 
-MAXIMUM = 5
-"""Scores lie in [0, 5]."""
+MAXIMUM = 5  # scores lie in [0, 5]
 
 
 class Failure(StrEnum):

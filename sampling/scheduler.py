@@ -122,10 +122,7 @@ class Scheduler:
         return step
 
     def complete(self, step: Step, tokens: list[int], finished: Callable[[Sequence], bool]) -> list[Sequence]:
-        """Record a step's results: the drawn `tokens`, in order of the items that sample.
-
-        Returns the sequences that have ended (`finished`), whose blocks are released.
-        """
+        """Record the drawn `tokens`, in order of the items that sample; release and return the `finished` sequences."""
         size, drawn, done = self.pool.block_size, iter(tokens), []
         for item in step.scheduled:
             sequence = item.sequence

@@ -45,8 +45,7 @@ from stages.shards import (
 )
 from stages.stage import Job, Output
 
-Verdict = Callable[[Row], Row]
-"""Maps a completion's row to further fields that a stage reads from it, such as a judgment's score."""
+Verdict = Callable[[Row], Row]  # from a completion's row to further fields, such as a judgment's score
 
 
 def sampling_of(section: Any, chat: ChatFormat) -> Sampling:
@@ -65,8 +64,7 @@ class Item:
     group: str  # items of a group share a prefix and stand in one shard; a stage gives them one after another
     record: Row  # the fields of the output row besides those of the completion
     begun: tuple[int, ...] = ()  # tokens that the answer is forced to begin with
-    named: tuple[int, ...] = ()
-    """Tokens whose probabilities at the next position are the completion, in place of sampled tokens."""
+    named: tuple[int, ...] = ()  # tokens whose probabilities at the next position are the completion
 
     def request(self, chat: ChatFormat) -> Request:
         ids = [*chat.prompt_ids(self.messages()), *self.begun]
@@ -107,11 +105,10 @@ class Work:
 
         Length is in characters, four to a token, since prompts are not tokenized before their shard is claimed.
         """
-        lengths = [
-            sum(len(message["content"]) for item in shard for message in item.messages())
-            + 4 * sum(item.sampling.max_new_tokens for item in shard)
-            for shard in self.shards
-        ]
+        lengths = []
+        for shard in self.shards:
+            characters = (len(message["content"]) for item in shard for message in item.messages())
+            lengths.append(sum(characters) + 4 * sum(item.sampling.max_new_tokens for item in shard))
         return sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
     def missing(self) -> list[int]:
@@ -240,10 +237,7 @@ def local_device() -> torch.device:
 
 
 def cpu_processes(options: EngineOptions) -> int:
-    """The number of processes that generate. On a CPU, processes of one thread each replace the threads of one.
-
-    Threads wait for each other thousands of times a second; beside other programs processes lose only their time.
-    """
+    """How many processes generate: on a CPU one for each thread, since threads wait for an interrupted one."""
     return 1 if torch.cuda.is_available() else options.threads
 
 
