@@ -9,15 +9,12 @@ Battle = tuple[int, int, str | None]
 """(m, n, winner): judgment m was shown first, n second; any winner but "first" and "second" means neither."""
 
 Array = NDArray[np.float64]
-_NEWTON_STEPS = 100
-_TOLERANCE = 1e-12
 
 
 def position_weights(wins_first: int, wins_second: int) -> tuple[float, float]:
-    """(w1, w2): the weights of a win shown first and of a win shown second, from an iteration's totals.
+    """The weights of a win shown first, w1 = win_2nd / (win_1st + win_2nd), and of one shown second, w2 = 1 - w1.
 
-    w1 = win_2nd / (win_1st + win_2nd), w2 = win_1st / (win_1st + win_2nd): a win in the position that usually loses
-    counts for more. Without any win both weights are 1/2.
+    A win in the position that usually loses counts for more. Without any win both weights are 1/2.
     """
     total = wins_first + wins_second
     return (wins_second / total, wins_first / total) if total else (0.5, 0.5)
@@ -38,18 +35,15 @@ def elo(B: Array, regularization: float = 0.01) -> tuple[Array, Array]:
     """Scores eps [size] and their standard errors [size], in natural-log units: m beats n with odds exp(eps_m - eps_n).
 
     eps maximises sum_{m != n} B_mn log sigmoid(eps_m - eps_n) - (regularization / 2) sum_m eps_m^2. The maximum is
-    unique and finite, and its scores sum to zero. Standard errors are the square roots of the diagonal of the inverse
-    negative Hessian there, restricted to sum-zero scores. They count a battle as its weight, about half, so the scores
-    of repeated battles would scatter less.
-
-    Newton's method; a step that does not climb enough is halved.
+    unique and finite, and its scores sum to zero; Newton's method finds it, halving a step that does not climb enough.
+    Standard errors are the square roots of the diagonal of the inverse negative Hessian there, restricted to sum-zero
+    scores. They count a battle as its weight, about half, so the scores of repeated battles would scatter less.
     """
-    size = len(B)
-    eps = np.zeros(size)
+    size, eps = len(B), np.zeros(len(B))
     value = _objective(B, eps, regularization)
-    for _ in range(_NEWTON_STEPS):
+    for _ in range(100):
         gradient, laplacian = _derivatives(B, eps, regularization)
-        if np.abs(gradient).max() <= _TOLERANCE * (regularization + B.sum()):
+        if np.abs(gradient).max() <= 1e-12 * (regularization + B.sum()):
             break
         step = np.linalg.solve(laplacian + regularization * np.eye(size), gradient)
         length, rounding = 1.0, 1e-14 * (1 + abs(value))

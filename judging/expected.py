@@ -23,29 +23,18 @@ from sampling.request import Sampling
 from sampling.worker import Item, Worker, generation_settings
 from stages.files import UserError, read_shards
 from stages.records import group_by
-from stages.settings import Judge, Settings, as_dict
+from stages.settings import Judge, Settings
 from stages.stage import Job, Stage
 
-LABEL = "Score: "
-LEAST_MASS = 0.5
-"""Least total probability of the six digits; with less, the judge was about to write something else."""
-LOW_MASS = "low_mass"
-"""The failure of a row whose digits have less than `LEAST_MASS`."""
-DECIMALS = 4
-"""Decimals of a score; scores are equal if they agree in these."""
+LEAST_MASS = 0.5  # of the six digits together; with less, the judge was about to write something else
 
 
 def score_tokens(chat: ChatFormat) -> tuple[list[int], tuple[int, ...]]:
-    """The token ids of "Score: ", and the token of each digit, 0 to 5, after it.
-
-    Raises `UserError` for a tokenizer without a single token for each digit.
-    """
-    lines = [chat.completion_ids(f"{LABEL}{digit}")[:-1] for digit in range(MAXIMUM + 1)]
+    """The token ids of "Score: ", and the token of each digit, 0 to 5, after it; `UserError` where there are none."""
+    lines = [chat.completion_ids(f"Score: {digit}")[:-1] for digit in range(MAXIMUM + 1)]
     label, digits = lines[0][:-1], tuple(line[-1] for line in lines)
     if any(line[:-1] != label for line in lines) or len(set(digits)) < len(digits):
-        raise UserError(
-            f'the tokenizer has no single token for each digit behind "{LABEL}"; set judge.score = "sampled"'
-        )
+        raise UserError('the tokenizer has no single token for each digit of a score; set judge.score = "sampled"')
     return label, digits
 
 
@@ -59,27 +48,20 @@ def expected_items(
     """
     (label, digits), by_response = score_tokens(chat), group_by(judgments, "response_id")
     for response in responses:
-        messages = partial(
-            judge_prompt, response["prompt"], response["text"], judge.prompt_style, judge.verdict_position
-        )
-        if judge.score_first:
-            begun = [(response["id"], 0, label)]
-        else:
+        texts, prompt_id = (response["prompt"], response["text"]), response["prompt_id"]
+        messages = partial(judge_prompt, *texts, judge.prompt_style, judge.verdict_position)
+        begun = [(response["id"], 0, label)]
+        if not judge.score_first:
             scored = [row for row in by_response.get(response["id"], ()) if row["score"] is not None]
             begun = [(row["id"], row["index"], row["ids"][: _score_place(row, digits, chat)]) for row in scored]
         for name, index, ids in begun:
-            prompt_id = response["prompt_id"]
             record = {"id": f"{name}/e", "response_id": response["id"], "prompt_id": prompt_id, "index": index}
             yield Item(f"{name}/e", messages, Sampling(0.0, 1.0, 1), 0, prompt_id, record, tuple(ids), digits)
 
 
 def _score_place(judgment: Row, digits: Sequence[int], chat: ChatFormat) -> int:
-    """Index of the score in a judgment's ids: the first digit after the last "Score" label.
-
-    Raises `UserError` where the score is not a token of its own.
-    """
-    ids, text = judgment["ids"], judgment["text"]
-    label = text.lower().rindex("score")
+    """Index of the score in a judgment's ids: the first digit after the last "Score" label."""
+    ids, label = judgment["ids"], judgment["text"].lower().rindex("score")
     for place, token in enumerate(ids):
         if token in digits and len(chat.text(ids[:place])) > label:
             return place
@@ -87,12 +69,12 @@ def _score_place(judgment: Row, digits: Sequence[int], chat: ChatFormat) -> int:
 
 
 def read_expected(row: Row) -> dict[str, Any]:
-    """The "score" and "variance" from a row's "probabilities" of the digits, or the "failure" instead."""
+    """The "score" (to four decimals) and "variance" from a row's "probabilities", or the "failure" instead."""
     probabilities = row["probabilities"]
     if math.fsum(probabilities) >= LEAST_MASS:
         mean, spread = moments(probabilities)
-        return {"score": round(mean, DECIMALS), "variance": round(spread, 6), "failure": None}
-    return {"score": None, "variance": None, "failure": LOW_MASS if probabilities else row["finish_reason"]}
+        return {"score": round(mean, 4), "variance": round(spread, 6), "failure": None}
+    return {"score": None, "variance": None, "failure": "low_mass" if probabilities else row["finish_reason"]}
 
 
 def moments(probabilities: Sequence[float]) -> tuple[float, float]:
@@ -112,9 +94,13 @@ def score(job: Job) -> None:
     worker.run(job, expected_items(responses, judgments, worker.chat, judge), read_expected)
 
 
+def expected_section(settings: Settings) -> dict[str, Any]:
+    """The settings that an expected score depends on."""
+    return {name: getattr(settings.judge, name) for name in ("prompt_style", "verdict_position", "score")}
+
+
 def _settings(settings: Settings, iteration: int) -> Any:
-    names = ("prompt_style", "verdict_position", "score")
-    return generation_settings(settings, iteration, {name: as_dict(settings.judge)[name] for name in names})
+    return generation_settings(settings, iteration, expected_section(settings))
 
 
 SCORE = Stage(

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from judging.expected import expected_items, read_expected
+from judging.expected import expected_items, expected_section, read_expected
 from judging.rubric import judge_prompt
 from judging.scores import Row, distinct_responses, most_uncertain, seeded_draw, spreads, to_number
 from judging.verdict import Failure, parse_score
@@ -23,12 +23,11 @@ def judge_items(
     """N requests for each response {id, prompt_id, prompt, text}, with one prompt and different noise."""
     judge, sampling = settings.judge, sampling_of(settings.judge, chat)
     for response in responses:
-        texts = (response["prompt"], response["text"])
+        texts, prompt_id = (response["prompt"], response["text"]), response["prompt_id"]
         messages = partial(judge_prompt, *texts, judge.prompt_style, judge.verdict_position)
         for index in range(N):
             name = f"{response['id']}/j{index}"
             seed = request_seed(settings.seed, iteration, stage, name)
-            prompt_id = response["prompt_id"]
             record = {"id": name, "response_id": response["id"], "prompt_id": prompt_id, "index": index}
             yield Item(name, messages, sampling, seed, prompt_id, record)
 
@@ -57,8 +56,7 @@ def judge(job: Job) -> None:
 def score_rows(worker: Worker, responses: Sequence[Row], N: int, job: Job) -> list[Any]:
     """Rows with the scores of each response {id, prompt_id, prompt, text}: judgments, or expected scores.
 
-    The rows are written to the job's folder, and judgments that expected scores stand behind to its "reasons". The
-    job's name seeds the noise, so each stage has its own.
+    The rows are in the job's folder, judgments behind expected scores in its "reasons". The job's name seeds the noise.
     """
     judge = worker.settings.judge
     judgments = job if judge.score == "sampled" else job.part(job.name, "reasons", job.key)
@@ -74,16 +72,14 @@ def score_rows(worker: Worker, responses: Sequence[Row], N: int, job: Job) -> li
 
 def judge_section(settings: Settings) -> dict[str, Any]:
     """The settings that a judgment depends on."""
-    excluded = ("N", "minimum_valid", "score", "scores_file")
-    return {key: value for key, value in as_dict(settings.judge).items() if key not in excluded}
+    others = ("N", "minimum_valid", "score", "scores_file")
+    return {key: value for key, value in as_dict(settings.judge).items() if key not in others}
 
 
 def scoring_section(settings: Settings, N: int) -> dict[str, Any]:
     """The settings that a response's score depends on; `N` sampled judgments each, if any are sampled."""
-    judge = settings.judge
-    if judge.score_first:
-        return {"prompt_style": judge.prompt_style, "verdict_position": judge.verdict_position, "score": judge.score}
-    return judge_section(settings) | {"N": N, "score": judge.score}
+    sampled = {} if settings.judge.score_first else judge_section(settings) | {"N": N}
+    return sampled | expected_section(settings)
 
 
 def _settings(settings: Settings, iteration: int) -> Any:

@@ -5,20 +5,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from judging.elo import Battle, battle_matrix, elo, position_weights
+from judging.elo import Array, Battle, battle_matrix, elo, position_weights
 from judging.rubric import judge_prompt
 from judging.schedule import comparable_groups
-from judging.scores import Draw, Reason, Row, seeded_draw
+from judging.scores import Draw, Reason, Row
 from model.chat import ChatFormat
 from stages.files import UserError
 from stages.records import EloScore, JudgePair, preference
-from stages.settings import Iteration, Metajudge, Settings
+from stages.settings import Iteration, Judge, Metajudge
 
 POSITIONS = ("first", "second")
-_EQUAL = 1e-9
-"""Elo scores that differ by less count as equal."""
+_EQUAL = 1e-9  # Elo scores that differ by less count as equal
 
 
 @dataclass(frozen=True)
@@ -28,11 +26,9 @@ class Contest:
     response: Row
     judgments: list[Row]
     battles: Sequence[Battle]
-    groups: list[list[int]]
-    """Places of the judgments whose Elo scores can be compared (`comparable_groups`; one group in the paper)."""
-    eps: NDArray[np.float64]
-    errors: NDArray[np.float64]
-    """The standard errors of `eps`."""
+    groups: list[list[int]]  # places of the judgments whose Elo scores can be compared (`comparable_groups`)
+    eps: Array
+    errors: Array  # the standard errors of `eps`
 
 
 def contests(
@@ -44,8 +40,7 @@ def contests(
 ) -> dict[str, Contest | Reason]:
     """Each prompt's contest, or the reason for none, by prompt id; `meta_judged` are the choices of judging.metajudge.
 
-    `responses` are by id, `judgments` and `battles` by response id. Raises `UserError` where battles and judgments do
-    not belong together.
+    `responses` are by id, `judgments` and `battles` by response id; `UserError` where these two do not belong together.
     """
     wins = position_wins(battles)
     weights = position_weights(wins["first"], wins["second"])
@@ -53,11 +48,11 @@ def contests(
     def contest(row: Row) -> Contest | Reason:
         if row["reason"]:
             return Reason(row["reason"])
-        name, compared = row["response_id"], row["judgments"]
-        distinct = [judgment for judgment in judgments.get(name, ()) if judgment["index"] in compared]
-        own = battles.get(name, ())
+        name, own = row["response_id"], battles.get(row["response_id"], ())
+        distinct = [judgment for judgment in judgments.get(name, ()) if judgment["index"] in row["judgments"]]
         place = {judgment["index"]: i for i, judgment in enumerate(distinct)}
-        if not own or len(place) < len(compared) or not place.keys() >= {index for m, n, _ in own for index in (m, n)}:
+        fought = {index for m, n, _ in own for index in (m, n)}
+        if not own or len(place) < len(row["judgments"]) or not fought <= place.keys():
             raise UserError(f"comparisons of {name} are missing or of different judgments; run judging.metajudge")
         B = battle_matrix(len(distinct), ((place[m], place[n], winner) for m, n, winner in own), *weights)
         if not B.any():
@@ -92,38 +87,31 @@ def choose_judgments(contest: Contest, rule: Iteration, draw: Draw) -> tuple[int
     return Reason.CHOSEN_TOO_LONG if limit is not None and length > limit else (chosen, rejected)
 
 
-def judge_pairs(
-    contests: Mapping[str, Contest | Reason], settings: Settings, iteration: int, chat: ChatFormat
-) -> dict[str, JudgePair | Reason]:
-    """Each prompt's judge pair, or the reason for none."""
-    rule, draw, judge = settings.iteration[iteration - 1], seeded_draw(settings.seed, iteration), settings.judge
-
-    def pair(contest: Contest | Reason) -> JudgePair | Reason:
-        if isinstance(contest, Reason):
-            return contest
-        choice = choose_judgments(contest, rule, draw)
-        if isinstance(choice, Reason):
-            return choice
-        response, (chosen, rejected) = contest.response, choice
-        prompt = judge_prompt(response["prompt"], response["text"], judge.prompt_style, judge.verdict_position)
-        two = (contest.judgments[chosen], contest.judgments[rejected])
-        return {
-            "id": f"judge/{response['id']}",
-            "kind": "judge",
-            **preference(response["prompt_id"], prompt, chat.prompt_ids(prompt), *two),
-            "response_id": response["id"],
-            "chosen_elo": round(float(contest.eps[chosen]), 6),
-            "rejected_elo": round(float(contest.eps[rejected]), 6),
-        }
-
-    return {prompt_id: pair(contest) for prompt_id, contest in contests.items()}
+def judge_pair(
+    contest: Contest | Reason, judge: Judge, rule: Iteration, draw: Draw, chat: ChatFormat
+) -> JudgePair | Reason:
+    """The judge pair of one prompt's contest, or the reason for none."""
+    if isinstance(contest, Reason):
+        return contest
+    choice = choose_judgments(contest, rule, draw)
+    if isinstance(choice, Reason):
+        return choice
+    response, (chosen, rejected) = contest.response, (contest.judgments[place] for place in choice)
+    chosen_elo, rejected_elo = (round(float(contest.eps[place]), 6) for place in choice)
+    prompt = judge_prompt(response["prompt"], response["text"], judge.prompt_style, judge.verdict_position)
+    return {
+        "id": f"judge/{response['id']}",
+        "kind": "judge",
+        **preference(response["prompt_id"], prompt, chat.prompt_ids(prompt), chosen, rejected),
+        "response_id": response["id"],
+        "chosen_elo": chosen_elo,
+        "rejected_elo": rejected_elo,
+    }
 
 
 def elo_rows(contests: Mapping[str, Contest | Reason]) -> Iterator[EloScore]:
     """Each compared judgment's Elo score, its standard error, and the numbers of battles won and lost."""
-    for contest in contests.values():
-        if isinstance(contest, Reason):
-            continue
+    for contest in (contest for contest in contests.values() if isinstance(contest, Contest)):
         pairs = [(m, n) if winner == "first" else (n, m) for m, n, winner in contest.battles if winner in POSITIONS]
         won, lost = (Counter(side) for side in zip(*pairs, strict=True))
         group_of = {place: number for number, group in enumerate(contest.groups) for place in group if len(group) > 1}

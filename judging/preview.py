@@ -1,7 +1,4 @@
-"""A preview of an iteration for people: a response, two judgments and a comparison, before its stages begin.
-
-The stages draw the same texts again.
-"""
+"""A preview of an iteration for people: a response, two judgments and a comparison, which its stages draw again."""
 
 import argparse
 import sys
@@ -18,10 +15,8 @@ from sampling.worker import Item, Row, Verdict, Worker
 from stages.files import command, read_jsonl
 from stages.settings import load_settings
 
-PROMPTS = 8
-"""Prompts answered; one of the responses is shown."""
-COMPARISONS = 4
-"""Most comparisons that are asked for of one response's judgments."""
+PROMPTS = 8  # answered; one of the responses is shown
+COMPARISONS = 4  # at most, of one response's judgments
 
 
 def preview(worker: Worker, prompts: Iterable[Row], iteration: int) -> list[str]:
@@ -37,11 +32,11 @@ def preview(worker: Worker, prompts: Iterable[Row], iteration: int) -> list[str]
     items = response_items(islice(prompts, PROMPTS), chat, settings, iteration)
     responses = complete([item for item in items if item.record["sample"] == 0])
     for response in sorted(responses, key=lambda row: (row["finish_reason"] != "stop", -len(row["text"]))):
+        name = response["id"]
         asked = judge_items([response], chat, settings, iteration, settings.judge.N)
         judgments = complete(asked, partial(read_score, judge=settings.judge))
-        own = {response["id"]: judgments}
-        chosen = choose_meta_judged([response], own, settings, iteration)
-        asked = metajudge_items(chosen, {response["id"]: response}, own, chat, settings, iteration)
+        chosen = choose_meta_judged([response], {name: judgments}, settings, iteration)
+        asked = metajudge_items(chosen, {name: response}, {name: judgments}, chat, settings, iteration)
         comparisons = complete(islice(asked, COMPARISONS), partial(read_winner, meta=settings.metajudge))
         texts = _texts(response, judgments, [row for row in comparisons if row["winner"] is not None])
         shown = max(shown, texts, key=len)
@@ -54,16 +49,16 @@ def _texts(response: Row, judgments: list[Row], comparisons: list[Row]) -> list[
     """Texts of a response, of two of its judgments with scores, and of their comparison, as far as they exist."""
     scored = {row["index"]: row for row in judgments if row["score"] is not None}
     compared = [comparisons[0][place] for place in ("first", "second")] if comparisons else sorted(scored)[:2]
-    texts = [_titled("A first response", {"prompt": response["prompt"], "response": response["text"]})]
-    for letter, row in zip("AB", (scored[index] for index in compared), strict=False):
-        texts.append(_titled(f"Judgment {letter} of it: {row['score']:g} of 5", {"judge": row["text"]}))
+    texts = [_titled("A first response", prompt=response["prompt"], response=response["text"])]
+    for letter, row in zip("AB", map(scored.__getitem__, compared), strict=False):
+        texts.append(_titled(f"Judgment {letter} of it: {row['score']:g} of 5", judge=row["text"]))
     for row in comparisons[:1]:
         winner = {"first": "A", "second": "B"}.get(row["winner"], "neither")
-        texts.append(_titled("Which judgment is better?", {"meta-judge": row["text"], "winner": winner}))
+        texts.append(_titled("Which judgment is better?", judgment=row["text"], winner=winner))
     return texts
 
 
-def _titled(title: str, parts: dict[str, str]) -> str:
+def _titled(title: str, **parts: str) -> str:
     """A title, then each part, wrapped and after its name."""
     lines = [f"\n{title}"]
     for name, text in parts.items():

@@ -2,10 +2,7 @@
 
 The style "full" has the elements of the paper's prompts; "compact" has as few tokens as possible, for a small model
 that learns the format by SFT. Text that many prompts share comes first: the rubric, the question, the response, and for
-the meta-judge the two judgments last. Users' text is concatenated, never formatted, so its braces and percent signs
-mean nothing.
-
-A stage's key does not cover these texts: after a change, take a new run.
+the meta-judge the two judgments last. A stage's key does not cover these texts: after a change, take a new run.
 """
 
 from collections.abc import Sequence
@@ -44,37 +41,32 @@ _RUBRIC: dict[tuple[Role, PromptStyle], str] = {
     ("judge", "compact"): "Score the response to the question from 0 to 5, a point each if it is relevant, "
     "substantial, useful, well organised, expert. ",
     ("metajudge", "compact"): "Which of two judgments of the response is more accurate? ",
-    (
-        "pairwise",
-        "compact",
-    ): "Which of two responses to the question is better: relevant, substantial, useful, expert? ",
+    ("pairwise", "compact"): "Which of two responses to the question is better: relevant, substantial, useful, "
+    "expert? ",
 }
+_LINE = "on a line of its own, in exactly this format:\n"
+_SCORE = f"the score, a whole number from 0 to 5, {_LINE}Score: <total points>"
+_JUDGMENTS = '"Winner: Judgment A" or "Winner: Judgment B"'
+_RESPONSES = '"Winner: Response A", "Winner: Response B" or "Winner: Tie"'
 _TASK: dict[tuple[Role, PromptStyle, VerdictPosition], str] = {
     ("judge", "full", "last"): "After examining the question and the response, briefly justify your total score, in up "
-    "to 100 words. Then conclude with the score, a whole number from 0 to 5, on a line of its own, in exactly this "
-    "format:\nScore: <total points>",
-    ("judge", "full", "first"): "After examining the question and the response, begin with the score, a whole number "
-    "from 0 to 5, on a line of its own, in exactly this format:\nScore: <total points>\n"
+    f"to 100 words. Then conclude with {_SCORE}",
+    ("judge", "full", "first"): f"After examining the question and the response, begin with {_SCORE}\n"
     "Then justify your total score in one or two short sentences.",
     ("metajudge", "full", "last"): "Explain which judgment is more accurate according to the scoring system, and why. "
-    "Then conclude with the winner, on a line of its own, in exactly this format:\n"
-    "Winner: [Judgment A | Judgment B]",
-    ("metajudge", "full", "first"): "Begin with the more accurate judgment, on a line of its own, in exactly this "
-    "format:\nWinner: [Judgment A | Judgment B]\nThen explain why in one or two short sentences.",
+    f"Then conclude with the winner, {_LINE}Winner: [Judgment A | Judgment B]",
+    ("metajudge", "full", "first"): f"Begin with the more accurate judgment, {_LINE}Winner: [Judgment A | Judgment B]\n"
+    "Then explain why in one or two short sentences.",
     ("pairwise", "full", "last"): "Explain which response is better, and why, in up to 100 words. Then conclude with "
-    "the winner, on a line of its own, in exactly this format:\nWinner: [Response A | Response B | Tie]",
-    ("pairwise", "full", "first"): "Begin with the better response, on a line of its own, in exactly this format:\n"
-    "Winner: [Response A | Response B | Tie]\nThen explain why in one or two short sentences.",
+    f"the winner, {_LINE}Winner: [Response A | Response B | Tie]",
+    ("pairwise", "full", "first"): f"Begin with the better response, {_LINE}Winner: [Response A | Response B | Tie]\n"
+    "Then explain why in one or two short sentences.",
     ("judge", "compact", "last"): 'Give a short reason, then on the last line "Score: N".',
     ("judge", "compact", "first"): 'Write "Score: N" on the first line, then a short reason.',
-    ("metajudge", "compact", "last"): "Give a short reason, then on the last line "
-    '"Winner: Judgment A" or "Winner: Judgment B".',
-    ("metajudge", "compact", "first"): 'Write "Winner: Judgment A" or "Winner: Judgment B" on the first line, '
-    "then a short reason.",
-    ("pairwise", "compact", "last"): "Give a short reason, then on the last line "
-    '"Winner: Response A", "Winner: Response B" or "Winner: Tie".',
-    ("pairwise", "compact", "first"): 'Write "Winner: Response A", "Winner: Response B" or "Winner: Tie" '
-    "on the first line, then a reason.",
+    ("metajudge", "compact", "last"): f"Give a short reason, then on the last line {_JUDGMENTS}.",
+    ("metajudge", "compact", "first"): f"Write {_JUDGMENTS} on the first line, then a short reason.",
+    ("pairwise", "compact", "last"): f"Give a short reason, then on the last line {_RESPONSES}.",
+    ("pairwise", "compact", "first"): f"Write {_RESPONSES} on the first line, then a reason.",
 }
 
 
@@ -94,10 +86,7 @@ def meta_prompt(
 def pairwise_prompt(
     question: str, response_a: str, response_b: str, style: PromptStyle, position: VerdictPosition
 ) -> list[Message]:
-    """The messages that ask which of two responses to one question is better; `response_a` is shown first.
-
-    The method scores each response alone; only measurements compare pairs (`evaluation/pairwise.py`).
-    """
+    """The messages that ask which of two responses is better, for measurements alone (`evaluation/pairwise.py`)."""
     texts = {"Question": question, "Response A": response_a, "Response B": response_b}
     return _prompt("pairwise", style, position, texts)
 
@@ -105,10 +94,10 @@ def pairwise_prompt(
 def _prompt(role: Role, style: PromptStyle, position: VerdictPosition, texts: dict[str, str]) -> list[Message]:
     rubric, task = _RUBRIC[role, style], _TASK[role, style, position]
     if style == "compact":
-        shown = "\n\n".join(name + ":\n" + text for name, text in texts.items())
+        shown = "\n\n".join(f"{name}:\n{text}" for name, text in texts.items())
         return [{"role": "system", "content": rubric + task}, {"role": "user", "content": shown}]
     tagged = ((name.lower().replace(" ", "_"), text) for name, text in texts.items())
-    shown = "".join("<" + tag + ">\n" + text + "\n</" + tag + ">\n\n" for tag, text in tagged)
+    shown = "".join(f"<{tag}>\n{text}\n</{tag}>\n\n" for tag, text in tagged)
     return [{"role": "user", "content": rubric + shown + task}]
 
 
@@ -119,12 +108,11 @@ def judgment_text(score: int | float, justification: str, position: VerdictPosit
 
 def meta_judgment_text(winner: Literal["first", "second"], reason: str, position: VerdictPosition) -> str:
     """A comparison in the form that the meta-judge is asked for."""
-    return _placed("Winner: Judgment A" if winner == "first" else "Winner: Judgment B", reason, position)
+    return _placed(f"Winner: Judgment {'A' if winner == 'first' else 'B'}", reason, position)
 
 
 def _placed(line: str, reason: str, position: VerdictPosition) -> str:
-    parts = (line, reason.strip()) if position == "first" else (reason.strip(), line)
-    return "\n".join(filter(None, parts))
+    return (f"{line}\n{reason.strip()}" if position == "first" else f"{reason.strip()}\n{line}").strip()
 
 
 def evidence_text(evidence: dict[str, str]) -> str:

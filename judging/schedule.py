@@ -8,37 +8,28 @@ higher score. Each pair is compared in both orders.
 
 import random
 from collections.abc import Sequence
-from fractions import Fraction
 from itertools import combinations, permutations
 
-from judging.scores import Row, exact_scores
-from stages.seeds import request_seed
+from judging.scores import Row, exact, exact_scores
 from stages.settings import Metajudge
 
 
 def scheduled(judgments: Sequence[Row], meta: Metajudge, seed: int) -> list[tuple[Row, Row]]:
     """The ordered pairs (shown first, shown second) of one response's distinct judgments, sorted by the first."""
+    pairs = list(permutations(range(len(judgments)), 2))
     if meta.max_score_gap is not None:
-        scores, gap = exact_scores(judgments), _gap(meta)
-        pairs = [(m, n) for m, n in permutations(range(len(judgments)), 2) if abs(scores[m] - scores[n]) <= gap]
+        scores, gap = exact_scores(judgments), exact(meta.max_score_gap)
+        pairs = [(m, n) for m, n in pairs if abs(scores[m] - scores[n]) <= gap]
     elif meta.opponents:
         edges = balanced_edges(len(judgments), meta.opponents, random.Random(seed))
         pairs = sorted({*edges, *((n, m) for m, n in edges)})
-    else:
-        pairs = list(permutations(range(len(judgments)), 2))
     return [(judgments[m], judgments[n]) for m, n in pairs]
-
-
-def schedule_seed(seed: int, iteration: int, response_id: str) -> int:
-    """The seed that draws one response's balanced share."""
-    return request_seed(seed, iteration, "schedule", response_id)
 
 
 def balanced_edges(size: int, degree: int, draw: random.Random) -> list[tuple[int, int]]:
     """Edges of a connected graph on 0 ... size - 1 with `degree` (even) edges a node; all pairs if there are fewer.
 
-    The graph is circulant: nodes stand in a circle in random order, and each meets the nodes 1, s_2, s_3 ... places on,
-    with the s drawn at random. The step of 1 connects the graph.
+    Nodes stand in a circle in random order, and each meets the nodes 1, s_2, s_3 ... places on, with random s.
     """
     if degree >= size - 1:
         return list(combinations(range(size), 2))
@@ -55,16 +46,10 @@ def comparable_groups(judgments: Sequence[Row], meta: Metajudge) -> list[list[in
     """
     if meta.max_score_gap is None:
         return [list(range(len(judgments)))]
-    scores = exact_scores(judgments)
-    groups: list[list[int]] = []
+    scores, groups = exact_scores(judgments), list[list[int]]()
     for i in sorted(range(len(judgments)), key=scores.__getitem__):
-        if groups and scores[i] - scores[groups[-1][-1]] <= _gap(meta):
+        if groups and scores[i] - scores[groups[-1][-1]] <= exact(meta.max_score_gap):
             groups[-1].append(i)
         else:
             groups.append([i])
     return [sorted(group) for group in groups]
-
-
-def _gap(meta: Metajudge) -> Fraction:
-    """The config's decimal, not its nearest double."""
-    return Fraction(str(meta.max_score_gap))

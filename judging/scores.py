@@ -1,7 +1,7 @@
 """Scores of responses: mean and variance of their judgments' scores, or figures from a file (`read_scores`).
 
-A score is a `Fraction` in memory and a JSON number in files (`to_number`). A judgment without a score counts as deleted
-everywhere. A prompt without a pair has a `Reason`.
+A score is a `Fraction` in memory and a number in JSON: `exact` and `to_number` convert. A judgment without a score
+counts as deleted everywhere. A prompt without a pair has a `Reason`.
 """
 
 import sys
@@ -16,8 +16,7 @@ from stages.files import UserError, read_numbered_jsonl
 from stages.records import group_by
 from stages.seeds import request_seed
 
-Row = Mapping[str, Any]
-"""A record, or the fields of it that are needed."""
+Row = Mapping[str, Any]  # a record, or the fields of it that are needed
 Draw = Callable[[Sequence[Any], str], Any]
 """(options, name of the decision) -> one of the options: random, but always the same for the same name."""
 
@@ -49,27 +48,9 @@ ACTOR_REASONS, JUDGE_REASONS = tuple(Reason)[:6], tuple(Reason)[5:]
 EXPLANATIONS = {reason: reason.explanation for reason in Reason}
 
 
-def seeded_draw(seed: int, iteration: int) -> Draw:
-    """Tie-breaking for one iteration of a run: a draw depends on the decision's name, not on earlier draws."""
-    return lambda options, what: options[request_seed(seed, iteration, "tie", what) % len(options)]
-
-
-def distinct_responses(responses: Iterable[Row]) -> list[Any]:
-    """The responses that are judged: generated ones, and only the first of a prompt's equal texts."""
-    first: dict[tuple[str, str], Any] = {}
-    for row in responses:
-        if row["finish_reason"] in ("stop", "length"):
-            first.setdefault((row["prompt_id"], row["text"]), row)
-    return list(first.values())
-
-
-def distinct_judgments(judgments: Iterable[Row]) -> list[Any]:
-    """One response's judgments with a score, and only the first of equal texts."""
-    first: dict[str, Any] = {}
-    for row in judgments:
-        if row["score"] is not None:
-            first.setdefault(row["text"], row)
-    return list(first.values())
+def exact(number: float) -> Fraction:
+    """A number of a file or a config as the decimal that is written there: 4.1 is 41/10, not the nearest double."""
+    return Fraction(str(number))
 
 
 def to_number(score: Fraction) -> int | float:
@@ -77,9 +58,31 @@ def to_number(score: Fraction) -> int | float:
     return int(score) if score.denominator == 1 else float(score)
 
 
+def seeded_draw(seed: int, iteration: int) -> Draw:
+    """Tie-breaking for one iteration of a run: a draw depends on the decision's name, not on earlier draws."""
+    return lambda options, what: options[request_seed(seed, iteration, "tie", what) % len(options)]
+
+
+def distinct_responses(responses: Iterable[Row]) -> list[Any]:
+    """The responses that are judged: generated ones, and only the first of a prompt's equal texts."""
+    return _first_of_equal((row for row in responses if row["finish_reason"] != "too_long"), "prompt_id", "text")
+
+
+def distinct_judgments(judgments: Iterable[Row]) -> list[Any]:
+    """One response's judgments with a score, and only the first of equal texts."""
+    return _first_of_equal((row for row in judgments if row["score"] is not None), "text")
+
+
+def _first_of_equal(rows: Iterable[Row], *fields: str) -> list[Row]:
+    first: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        first.setdefault(tuple(row[field] for field in fields), row)
+    return list(first.values())
+
+
 def exact_scores(judgments: Iterable[Row]) -> list[Fraction]:
-    """The judgments' scores, without missing ones. Decimals are exact: 4.1 is 41/10."""
-    return [Fraction(str(row["score"])) for row in judgments if row["score"] is not None]
+    """The judgments' scores, without missing ones."""
+    return [exact(row["score"]) for row in judgments if row["score"] is not None]
 
 
 def mean_score(judgments: Iterable[Row], minimum_valid: int) -> Fraction | None:
@@ -97,9 +100,8 @@ def response_scores(judgments: Mapping[str, Sequence[Row]], minimum_valid: int) 
 def read_scores(path: Path, responses: Iterable[Row]) -> dict[str, Fraction]:
     """Scores of responses from a JSON-lines file of {id, score, text}; any finite number, higher is better.
 
-    "text" is optional; if given, it must be the response's text, lest the scores be those of an earlier run. A response
-    without a row has no score. Raises `UserError`, naming file and line, for an unknown or repeated id, a score that is
-    not a finite number, and a different text.
+    "text", if given, must be the response's, lest the scores be those of an earlier run. A response without a row has
+    no score. Raises `UserError`, naming file and line.
     """
     texts = {row["id"]: row["text"] for row in responses}
     scores: dict[str, Fraction] = {}
@@ -113,27 +115,18 @@ def read_scores(path: Path, responses: Iterable[Row]) -> dict[str, Fraction]:
             raise UserError(f"{where}: score is {score!r}; it must be a finite number")
         if row.get("text", texts[name]) != texts[name]:
             raise UserError(f"{where}: {name!r} has another text in this run; score its responses again")
-        scores[name] = Fraction(str(score))
+        scores[name] = exact(score)
     return scores
 
 
 def spreads(rows: Iterable[Row]) -> dict[str, Fraction]:
-    """Variance of each response's score, by response id, from the rows of `judging.expected`.
-
-    It is the mean variance within a response's rows plus the variance between their means.
-    """
-    scored = group_by((row for row in rows if row["score"] is not None), "response_id")
-    return {
-        name: mean(Fraction(str(row["variance"])) for row in own) + pvariance(exact_scores(own))
-        for name, own in scored.items()
-    }
+    """Variances by response id from expected scores: the mean variance within rows, plus that between their means."""
+    scored = group_by((row for row in rows if row["score"] is not None), "response_id").items()
+    return {name: mean(exact(row["variance"]) for row in own) + pvariance(exact_scores(own)) for name, own in scored}
 
 
 def most_uncertain(responses: Iterable[Row], spreads: Mapping[str, Fraction], draw: Draw) -> list[Any]:
-    """Each prompt's response whose score has the highest variance, ties drawn; `spreads` has it by response id.
-
-    A response without a variance is never chosen.
-    """
+    """Each prompt's response with the highest of the `spreads`, variances of scores by response id; ties are drawn."""
     chosen = []
     for prompt_id, rows in group_by((row for row in responses if row["id"] in spreads), "prompt_id").items():
         highest = max(spreads[row["id"]] for row in rows)

@@ -14,18 +14,17 @@ from typing import Any
 
 from judging.scores import Reason, distinct_responses, read_scores, response_scores, to_number
 from stages.files import UserError, command, digest, read_manifest, read_shards
-from stages.records import group_by
+from stages.records import Record, group_by
 from stages.stage import weights_of
 
-Document = dict[str, Any]
+Document = Record
+Node = tuple[str, str, list[Any]]  # a label, a text, and the nodes behind the text
 STAGES = {"respond": "responses", "score": "scores", "judge": "judgments", "metajudge": "comparisons"}
 KINDS = ("actor", "judge")
-NOTES = {"length": ", cut off", "too_long": ", prompt too long"}
-"""Notes on the finish reasons of unusual responses."""
 
 
-def find(run: Path, name: str, *files: str) -> tuple[int, Document]:
-    """The iteration that has a row with the id `name` in one of these files, and the row; `UserError` if none has."""
+def find(run: Path, name: str, *files: str) -> tuple[int, Record]:
+    """The iteration with a row of this id in one of the files, and the row; `UserError` if there is none."""
     for number, folder in iterations(run):
         for row in _rows((folder / file for file in files), name, "id"):
             return number, row
@@ -34,9 +33,9 @@ def find(run: Path, name: str, *files: str) -> tuple[int, Document]:
 
 def iterations(run: Path) -> list[tuple[int, Path]]:
     """Number and folder of each of a run's iterations. Raises `UserError` where the folder has none."""
-    names = (folder.name.removeprefix("iter") for folder in run.glob("iter*"))
-    if numbers := sorted(int(name) for name in names if name.isdecimal()):
-        return [(number, run / f"iter{number}") for number in numbers]
+    folders = {folder.name.removeprefix("iter"): folder for folder in run.glob("iter*")}
+    if numbered := sorted((int(name), folder) for name, folder in folders.items() if name.isdecimal()):
+        return numbered
     raise UserError(f"{run}: the folder holds no run; name one such as runs/smollm2-135m")
 
 
@@ -49,45 +48,38 @@ def read_lineage(run: Path, number: int, prompt_id: str = "") -> tuple[Document,
     """
     folder = run / f"iter{number}"
     made = _checked_manifest(folder)
-    files = {name: _shards(folder / name) for name in STAGES.values() if name in made["inputs"]}
-    files |= {name: [folder / "pairs" / f"{name}.jsonl"] for name in (*KINDS, "elo", "none")}
-    rows = defaultdict(list, {name: list(_rows(paths, prompt_id)) for name, paths in files.items()})
+    rows: dict[str, list[Record]] = defaultdict(list)
+    for name in STAGES.values():
+        if name in made["inputs"]:
+            shards = (read_manifest(folder / name) or {"shards": []})["shards"]
+            rows[name] += _rows((folder / name / shard for shard in shards), prompt_id)
+    for name in (*KINDS, "elo", "none"):
+        rows[name] += _rows([folder / "pairs" / f"{name}.jsonl"], prompt_id)
     judgments, expected = (group_by(rows[name], "response_id") for name in ("judgments", "scores"))
     if file := made["inputs"].get("scores_file"):
         scores = read_scores(Path(file["path"]), read_shards(folder / "responses"))
     else:
         scores = response_scores(expected or judgments, made["minimum_valid"])
     distinct = {row["id"] for row in distinct_responses(rows["responses"])}
-    parts = {row[f"{part}_id"]: part for kind in KINDS for row in rows[kind] for part in ("chosen", "rejected")}
+    pairs = rows["actor"] + rows["judge"]
+    parts = {row[f"{part}_id"]: part for row in pairs for part in ("chosen", "rejected")}
     elo = {row["judgment_id"]: row for row in rows["elo"]}
-
-    def response(row: Document) -> Document:
-        own, score = judgments.get(row["id"], []), scores.get(row["id"])
-        return {key: value for key, value in row.items() if key != "prompt"} | {
-            "part": parts.get(row["id"]),
-            "distinct": row["id"] in distinct,
-            "characters": len(row["text"]),
-            "score": None if score is None else to_number(score),
-            "expected": expected.get(row["id"], []),
-            "judgments": [one | {"part": parts.get(one["id"]), "elo": elo.get(one["id"])} for one in own],
-        }
-
-    def pair(row: Document) -> Document:
+    documents: dict[str, Document] = {}
+    for row in rows["responses"]:
+        prompt = {"prompt_id": row["prompt_id"], "prompt": row.pop("prompt"), "responses": []}
+        document = documents.setdefault(row["prompt_id"], prompt | {"comparisons": [], "pairs": [], "none": {}})
+        score, own = scores.get(row["id"]), judgments.get(row["id"], [])
+        row |= {"part": parts.get(row["id"]), "distinct": row["id"] in distinct, "characters": len(row["text"])}
+        row |= {"score": None if score is None else to_number(score), "expected": expected.get(row["id"], [])}
+        row["judgments"] = [one | {"part": parts.get(one["id"]), "elo": elo.get(one["id"])} for one in own]
+        document["responses"].append(row)
+    for row in rows["comparisons"]:
+        documents[row["prompt_id"]]["comparisons"].append(row)
+    for row in pairs:
         texts = {part: row[part][0]["content"] for part in ("chosen", "rejected")}
-        return {key: row[key] for key in row if key != "prompt"} | texts
-
-    comparisons, *pairs, none = (group_by(rows[name], "prompt_id") for name in ("comparisons", *KINDS, "none"))
-    documents = {
-        name: {
-            "prompt_id": name,
-            "prompt": responses[0]["prompt"],
-            "responses": list(map(response, responses)),
-            "comparisons": comparisons.get(name, []),
-            "pairs": [pair(row) for own in pairs for row in own.get(name, ())],
-            "none": {row["kind"]: row["reason"] for row in none.get(name, ())},
-        }
-        for name, responses in group_by(rows["responses"], "prompt_id").items()
-    }
+        documents[row["prompt_id"]]["pairs"].append({key: row[key] for key in row if key != "prompt"} | texts)
+    for row in rows["none"]:
+        documents[row["prompt_id"]]["none"][row["kind"]] = row["reason"]
     return _facts(run, number, made), documents
 
 
@@ -97,18 +89,15 @@ def _facts(run: Path, number: int, made: Document) -> Document:
     trained = read_manifest(folder / "checkpoint")
     # The actor of iteration t + 1 is M_t.
     models = {weights_of(path / "responses"): f"M{t - 1}" for t, path in iterations(run)}
-    weights = {name: weights_of(folder / place) for name, place in STAGES.items() if place in made["inputs"]}
-    outside = "a model outside the run"
-    return {
-        "run": str(run),
-        "iteration": number,
-        "rule": made["rule"],
-        "minimum_valid": made["minimum_valid"],
-        "positions": made.get("positions"),
-        "scores_from": made["inputs"].get("scores_file"),
-        "written_by": {name: {"checkpoint": models.get(w, outside), "weights": w} for name, w in weights.items()},
-        "trained_model": {"checkpoint": f"M{number}", "weights": trained["digest"]} if trained else None,
-    }
+    written_by = {}
+    for name, place in STAGES.items():
+        if place in made["inputs"]:
+            weights = weights_of(folder / place)
+            written_by[name] = {"checkpoint": models.get(weights, "a model outside the run"), "weights": weights}
+    facts = {name: made.get(name) for name in ("rule", "minimum_valid", "positions")}
+    facts |= {"scores_from": made["inputs"].get("scores_file"), "written_by": written_by}
+    model = {"checkpoint": f"M{number}", "weights": trained["digest"]} if trained else None
+    return {"run": str(run), "iteration": number, **facts, "trained_model": model}
 
 
 def _checked_manifest(folder: Path) -> Document:
@@ -123,11 +112,7 @@ def _checked_manifest(folder: Path) -> Document:
     return made
 
 
-def _shards(stage: Path) -> list[Path]:
-    return [stage / name for name in (read_manifest(stage) or {"shards": []})["shards"]]
-
-
-def _rows(paths: Iterable[Path], name: str, key: str = "prompt_id") -> Iterator[Document]:
+def _rows(paths: Iterable[Path], name: str, key: str = "prompt_id") -> Iterator[Record]:
     """All rows of the files that exist, or those with this name under the key, without token ids."""
     written = json.dumps(name, ensure_ascii=False)[1:-1]
     for path in filter(Path.is_file, paths):
@@ -140,54 +125,52 @@ def _rows(paths: Iterable[Path], name: str, key: str = "prompt_id") -> Iterator[
 
 def trace_text(document: Document, pair: Document | None = None) -> Iterator[str]:
     """The lines that show a prompt's evidence: with a pair its texts, without one what decided in a line each."""
+    facts = {f"{stage} by": by for stage, by in document["written_by"].items()}
+    facts |= {"scores from": document["scores_from"], "trained": document["trained_model"]}
+    facts |= {"rule": document["rule"] | {"judgments needed for a score": document["minimum_valid"]}}
+    facts |= {"positions": document["positions"] or {"judge": "this iteration makes no judge pairs"}}
     yield f"{pair['id'] if pair else document['prompt_id']}: iteration {document['iteration']} of {document['run']}"
-    yield from _head(document)
-    only = (pair or {}).get("response_id")
-    for row in sorted(document["responses"], key=lambda row: row["part"] or "without a part"):
-        if only in (None, row["id"]):
-            yield f"\nresponse {response_label(row)}"
-            for expected in row["expected"]:
-                shares = "  ".join(f"{digit}: {share:.1%}" for digit, share in enumerate(expected["probabilities"]))
-                yield f"  expected score {verdict(expected)}: {shares}"
-            yield from _indented(row["text"], 2) if pair else ()
-            for judgment in row["judgments"]:
-                yield f"  judgment {judgment_label(judgment)}"
-                yield from _indented(judgment["text"], 4) if pair else ()
-    for row in document["comparisons"] if only or not pair else ():
-        yield f"  comparison {comparison_label(row)}"
-        yield from _indented(row["text"], 4) if pair else ()
-
-
-def _head(document: Document) -> Iterator[str]:
-    """Which models wrote what, the iteration's rule, the prompt's pairs or why there are none, and the prompt."""
-    for stage, by in document["written_by"].items():
-        yield f"  {stage} by {by['checkpoint']}, weights {by['weights']}"
-    if scores := document["scores_from"]:
-        yield f"  scores from {scores['path']}, SHA-256 {scores['digest']}"
-    if trained := document["trained_model"]:
-        yield f"  the iteration's pairs trained {trained['checkpoint']}, weights {trained['weights']}"
-    rule = document["rule"] | {"judgments needed for a score": document["minimum_valid"]}
-    yield "  rule: " + ", ".join(f"{key} {value}" for key, value in rule.items() if value is not None)
-    if positions := document["positions"]:
-        yield "  positions: " + ", ".join(f"{key} {value:.4g}" for key, value in positions.items())
-    yield from (f"  {pair['kind']}: pair {pair['id']}" for pair in document["pairs"])
+    for name, values in facts.items():
+        known = {key: value for key, value in (values or {}).items() if value is not None}
+        shown = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in known.items())
+        if known:
+            yield f"  {name}: {', '.join(shown)}"
+    yield from (f"  {row['kind']}: pair {row['id']}" for row in document["pairs"])
     for kind, reason in document["none"].items():
         yield f"  {kind}: no pair, {reason}: {Reason(reason).explanation}"
-    if positions is None:
-        yield "  judge: this iteration makes no judge pairs"
-    yield "  prompt:"
-    yield from _indented(document["prompt"], 4)
+    yield from _lines([("prompt", document["prompt"], [])], 1, texts=True)
+    only = (pair or {}).get("response_id")
+    responses = sorted(document["responses"], key=lambda row: row["part"] or "without a part")
+    nodes = [_node(row) for row in responses if only in (None, row["id"])]
+    for row in document["comparisons"] if only or not pair else ():
+        nodes.append((f"comparison {comparison_label(row)}", row["text"], []))
+    yield from _lines(nodes, 0, texts=bool(pair))
 
 
-def _indented(text: str, spaces: int) -> Iterator[str]:
-    return (" " * spaces + "| " + line for line in text.splitlines() or [""])
+def _node(row: Document) -> Node:
+    """A response, with its expected scores and judgments behind it."""
+    behind: list[Node] = []
+    for one in row["expected"]:
+        shares = "  ".join(f"{digit}: {share:.1%}" for digit, share in enumerate(one["probabilities"]))
+        behind.append((f"expected score {verdict(one)}: {shares}", "", []))
+    behind += [(f"judgment {judgment_label(judgment)}", judgment["text"], []) for judgment in row["judgments"]]
+    return f"\nresponse {response_label(row)}", row["text"], behind
+
+
+def _lines(nodes: Iterable[Node], depth: int, texts: bool) -> Iterator[str]:
+    """The nodes' labels, with `texts` their texts, and the nodes behind them, each level further to the right."""
+    for label, text, behind in nodes:
+        yield "  " * depth + label
+        yield from ("  " * depth + "  | " + line for line in text.splitlines() if texts)
+        yield from _lines(behind, depth + 1, texts)
 
 
 def response_label(row: Document) -> str:
     """A response in one line: id, part in the pair, score, seed, length, and what is unusual."""
     score = "no score" if row["score"] is None else f"score {row['score']:.6g}"
-    notes = NOTES.get(row["finish_reason"], "") + ("" if row["distinct"] else ", not distinct: not judged")
-    return f"{_name(row)}: {score}, seed {row['seed']}, {row['characters']} characters{notes}"
+    note = {"length": ", cut off", "too_long": ", prompt too long"}.get(row["finish_reason"], "")
+    note += "" if row["distinct"] else ", not distinct: not judged"
+    return f"{_name(row)}: {score}, seed {row['seed']}, {row['characters']} characters{note}"
 
 
 def judgment_label(row: Document) -> str:
@@ -198,13 +181,13 @@ def judgment_label(row: Document) -> str:
     return label
 
 
+def _name(row: Document) -> str:
+    return row["id"] + (f" ({row['part']})" if row["part"] else "")
+
+
 def comparison_label(row: Document) -> str:
     """A comparison in one line: id, seed, and the winner or the failure."""
     return f"{row['id']}, seed {row['seed']}: {row['winner'] or 'no winner (' + row['failure'] + ')'}"
-
-
-def _name(row: Document) -> str:
-    return row["id"] + (f" ({row['part']})" if row["part"] else "")
 
 
 def verdict(row: Document) -> str:
@@ -220,18 +203,14 @@ def main() -> None:
     wanted.add_argument("--why-not", metavar="PROMPT_ID", help="explain why this prompt has no pair")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args()
-    if prompt_id := arguments.why_not:
-        number, _ = find(arguments.run, prompt_id, "prompts.jsonl")
-    else:
-        number, row = find(arguments.run, arguments.pair, *(f"pairs/{kind}.jsonl" for kind in KINDS))
-        prompt_id = row["prompt_id"]
+    files = ["prompts.jsonl"] if arguments.why_not else [f"pairs/{kind}.jsonl" for kind in KINDS]
+    number, row = find(arguments.run, arguments.why_not or arguments.pair, *files)
+    prompt_id = arguments.why_not or row["prompt_id"]
     facts, documents = read_lineage(arguments.run, number, prompt_id)
     document = facts | documents[prompt_id]
     pair = next((pair for pair in document["pairs"] if pair["id"] == arguments.pair), None)
-    text = (
-        json.dumps(document, indent=2, ensure_ascii=False) if arguments.json else "\n".join(trace_text(document, pair))
-    )
-    print(text)
+    lines = [json.dumps(document, indent=2, ensure_ascii=False)] if arguments.json else trace_text(document, pair)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -25,36 +25,27 @@ number: it must not enter a mean, a minimum or a maximum. No text raises an exce
 import re
 from enum import StrEnum
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from stages.settings import VerdictPosition
 
 Winner = Literal["first", "second", "tie"]
 Compared = Literal["judgments", "responses"]
 
-MAXIMUM = 5
-"""Scores lie in [0, 5]."""
+MAXIMUM = 5  # scores lie in [0, 5]
 
 
 class Failure(StrEnum):
     """Why a completion holds no verdict."""
 
-    TOO_LONG = "too_long"
-    """The prompt left no room in the context: nothing was generated."""
-    TRUNCATED = "truncated"
-    """No stop token: the text is not a finished judgment, even if its first line is a verdict."""
-    EMPTY = "empty"
-    """Only white space."""
-    MISSING = "missing"
-    """The line is not a verdict line, or names no value."""
-    MALFORMED = "malformed"
-    """A verdict line with one value and text outside the grammar."""
-    AMBIGUOUS = "ambiguous"
-    """A verdict line with several values, equal ones included."""
-    OUT_OF_RANGE = "out_of_range"
-    """A number below 0 or above 5: never clamped."""
-    FRACTION = "fraction"
-    """A score such as 4.5 where only whole ones count (4.0 is whole)."""
+    TOO_LONG = "too_long"  # the prompt left no room in the context: nothing was generated
+    TRUNCATED = "truncated"  # no stop token: the text is not a finished judgment, even if its first line is a verdict
+    EMPTY = "empty"  # only white space
+    MISSING = "missing"  # the line is not a verdict line, or names no value
+    MALFORMED = "malformed"  # a verdict line with one value and text outside the grammar
+    AMBIGUOUS = "ambiguous"  # a verdict line with several values, equal ones included
+    OUT_OF_RANGE = "out_of_range"  # a number below 0 or above 5: never clamped
+    FRACTION = "fraction"  # a score such as 4.5 where only whole ones count (4.0 is whole)
 
 
 _FLAGS = re.IGNORECASE | re.ASCII
@@ -62,42 +53,48 @@ _NUMBER = r"(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)"
 _SCALE = r"(?:/|(?:out )?of) ?5(?: ?points?)?"
 _MARK = r"(?:(?:#{1,6}|-|•) ?)?"
 
-_SCORE_LABEL = re.compile(rf"{_MARK}(?:(?:final|total|overall) )?score ?: ?", _FLAGS)
-_SCORE_VALUE = re.compile(
-    rf"(?:{_NUMBER}|< ?{_NUMBER} ?>|\[ ?{_NUMBER} ?\])(?: ?points?(?![a-z]))?(?: ?(?:{_SCALE}|\( ?{_SCALE} ?\)))? ?\.?",
-    _FLAGS,
+
+class _Line(NamedTuple):
+    """The patterns of a verdict line."""
+
+    label: re.Pattern[str]
+    value: re.Pattern[str]  # all that follows the label; its group is the value
+    any_value: re.Pattern[str]  # its groups are the values on a line that does not match the grammar
+
+
+_SCORE = _Line(
+    re.compile(rf"{_MARK}(?:(?:final|total|overall) )?score ?: ?", _FLAGS),
+    re.compile(
+        rf"(?:{_NUMBER}|< ?{_NUMBER} ?>|\[ ?{_NUMBER} ?\])(?: ?points?(?![a-z]))?"
+        rf"(?: ?(?:{_SCALE}|\( ?{_SCALE} ?\)))? ?\.?",
+        _FLAGS,
+    ),
+    re.compile(rf"{_SCALE}(?![0-9.])|([0-9]+(?:\.[0-9]+)?)", _FLAGS),
 )
-_WINNER_LABEL = re.compile(rf"{_MARK}(?:final )?winner ?: ?", _FLAGS)
-
-# Values on a line that does not match the grammar: a number outside the scale; a candidate (a lone "a" is a word).
-_ANY_SCALE = re.compile(rf"{_SCALE}(?![0-9.])", _FLAGS)
-_ANY_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
-def _winners(noun: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Patterns of a winner alone, and of any text that names a winner; `noun` is a pattern for the compared texts."""
+def _winner(noun: str) -> _Line:
+    """The patterns of a winner line; `noun` is a pattern for the compared texts."""
     winner = rf"(?:(?:{noun} )?([AB])|(tie))"
-    value = re.compile(rf"(?:{winner}|< ?{winner} ?>|\[ ?{winner} ?\]) ?\.?", _FLAGS)
-    return value, re.compile(rf"\b(?:(?i:{noun} [AB]|B|tie)|A)\b", re.ASCII)
+    return _Line(
+        re.compile(rf"{_MARK}(?:final )?winner ?: ?", _FLAGS),
+        re.compile(rf"(?:{winner}|< ?{winner} ?>|\[ ?{winner} ?\]) ?\.?", _FLAGS),
+        re.compile(rf"\b((?i:{noun} [AB]|B|tie)|A)\b", re.ASCII),  # a lone "a" is a word
+    )
 
 
-_WINNERS: dict[Compared, tuple[re.Pattern[str], re.Pattern[str]]] = {
-    "judgments": _winners("judge?ment"),
-    "responses": _winners("response"),
-}
+_WINNER: dict[Compared, _Line] = {"judgments": _winner("judge?ment"), "responses": _winner("response")}
+_PLACES: dict[str, Winner] = {"a": "first", "b": "second", "tie": "tie"}
 
 
 def parse_score(
     text: str, finish_reason: str, verdict_position: VerdictPosition = "last", fractions: bool = False
 ) -> Fraction | Failure:
     """The exact score in [0, 5] that a judgment's generated text states, or the reason for none."""
-    rest = _after_label(_SCORE_LABEL, text, finish_reason, verdict_position)
-    if isinstance(rest, Failure):
-        return rest
-    match = _SCORE_VALUE.fullmatch(rest)
-    if not match:
-        return _misfit(_ANY_NUMBER.findall(_ANY_SCALE.sub(" ", rest)))
-    score = Fraction(next(filter(None, match.groups())))
+    value = _read(_SCORE, text, finish_reason, verdict_position)
+    if isinstance(value, Failure):
+        return value
+    score = Fraction(value)
     if not 0 <= score <= MAXIMUM:
         return Failure.OUT_OF_RANGE
     return score if fractions or score.denominator == 1 else Failure.FRACTION
@@ -107,21 +104,12 @@ def parse_winner(
     text: str, finish_reason: str, verdict_position: VerdictPosition = "last", compared: Compared = "judgments"
 ) -> Winner | Failure:
     """The winner that a comparison's generated text names, by place: A was shown first, B second."""
-    value, any_winner = _WINNERS[compared]
-    rest = _after_label(_WINNER_LABEL, text, finish_reason, verdict_position)
-    if isinstance(rest, Failure):
-        return rest
-    match = value.fullmatch(rest)
-    if not match:
-        return _misfit(any_winner.findall(rest))
-    winners: dict[str, Winner] = {"a": "first", "b": "second", "tie": "tie"}
-    return winners[next(filter(None, match.groups())).lower()]
+    value = _read(_WINNER[compared], text, finish_reason, verdict_position)
+    return value if isinstance(value, Failure) else _PLACES[value.lower()]
 
 
-def _after_label(
-    label: re.Pattern[str], text: str, finish_reason: str, verdict_position: VerdictPosition
-) -> str | Failure:
-    """The text after the label on the verdict line."""
+def _read(patterns: _Line, text: str, finish_reason: str, verdict_position: VerdictPosition) -> str | Failure:
+    """The value on the verdict line."""
     if finish_reason != "stop":
         return Failure.TOO_LONG if finish_reason == "too_long" else Failure.TRUNCATED
     lines = text.strip().splitlines()
@@ -129,11 +117,11 @@ def _after_label(
         return Failure.EMPTY
     line = re.sub(r"[*_`]", " ", lines[0 if verdict_position == "first" else -1]).replace("\N{FULLWIDTH COLON}", ":")
     line = " ".join(line.split())  # single spaces only, so that no pattern backtracks far
-    match = label.match(line)
-    return line[match.end() :] if match else Failure.MISSING
-
-
-def _misfit(values: list[str]) -> Failure:
-    if not values:
+    label = patterns.label.match(line)
+    if not label:
         return Failure.MISSING
-    return Failure.MALFORMED if len(values) == 1 else Failure.AMBIGUOUS
+    rest = line[label.end() :]
+    if match := patterns.value.fullmatch(rest):
+        return next(filter(None, match.groups()))
+    count = sum(map(bool, patterns.any_value.findall(rest)))
+    return (Failure.MISSING, Failure.MALFORMED, Failure.AMBIGUOUS)[min(count, 2)]

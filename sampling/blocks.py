@@ -9,6 +9,8 @@ references keep their content until they are allocated again, the longest-free f
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import and_, eq
 
 ROOT = 0
 
@@ -21,23 +23,19 @@ class Entry:
     parent: int
     tokens: tuple[int, ...]
     block: int
-    filled: int = 0
-    """Tokens whose keys and values are in the cache; a running step computes the others."""
+    filled: int = 0  # tokens whose keys and values are in the cache; a running step computes the others
 
 
 @dataclass
 class Match:
     """The longest prefix of some tokens that the cache holds."""
 
-    blocks: list[int] = field(default_factory=list)
-    """Full blocks, to be shared."""
-    parent: int = ROOT
-    """Entry of the last shared block."""
+    blocks: list[int] = field(default_factory=list)  # full blocks, to be shared
+    parent: int = ROOT  # entry of the last shared block
     tail: int | None = None
     """A block whose first `tail_tokens` tokens match. It must be copied, since other sequences write behind them."""
     tail_tokens: int = 0
-    pending: bool = False
-    """Whether a running step is computing more of this prefix."""
+    pending: bool = False  # whether a running step is computing more of this prefix
 
 
 class BlockPool:
@@ -48,10 +46,8 @@ class BlockPool:
         self.share_prefixes = share_prefixes
         self.references = [0] * blocks
         self.free: OrderedDict[int, None] = OrderedDict.fromkeys(range(blocks))
-        self.entries: dict[int, Entry] = {}
-        """Each block's entry."""
-        self.children: dict[int, dict[tuple[int, ...], Entry]] = {}
-        """Entries by the parent's number, then by tokens."""
+        self.entries: dict[int, Entry] = {}  # by block
+        self.children: dict[int, dict[tuple[int, ...], Entry]] = {}  # by the parent's number, then by tokens
         self.last_number = ROOT
 
     def allocate(self) -> int:
@@ -82,30 +78,26 @@ class BlockPool:
 
         If another block already holds the same, the index keeps that block, and returns its number.
         """
-        old = self.entries.get(block)
-        filled = old.filled if old else 0
-        self.evict(block)
+        old = self.evict(block)
         self.last_number += 1
-        entry = Entry(self.last_number, parent, tuple(tokens), block, filled)
+        entry = Entry(self.last_number, parent, tuple(tokens), block, old.filled if old else 0)
         self.entries[block] = entry
         return self.children.setdefault(parent, {}).setdefault(entry.tokens, entry).number
 
     def fill(self, block: int, filled: int) -> None:
         """The first `filled` tokens of a block are in the cache now."""
-        entry = self.entries.get(block)
-        if entry:
+        if entry := self.entries.get(block):
             entry.filled = min(filled, len(entry.tokens))
 
-    def evict(self, block: int) -> None:
-        """Remove a block's content from the index."""
+    def evict(self, block: int) -> Entry | None:
+        """Remove a block's content from the index, and return it."""
         entry = self.entries.pop(block, None)
-        if entry is None:
-            return
-        siblings = self.children.get(entry.parent, {})
-        if siblings.get(entry.tokens) is entry:
+        siblings = self.children.get(entry.parent, {}) if entry else {}
+        if entry and siblings.get(entry.tokens) is entry:
             del siblings[entry.tokens]
             if not siblings:
                 del self.children[entry.parent]
+        return entry
 
     def match(self, tokens: Sequence[int]) -> Match:
         """The longest prefix of `tokens` that is in the cache; takes no references."""
@@ -126,14 +118,10 @@ class BlockPool:
         rest = tuple(tokens[position : position + size])
         longest = 0
         for entry in children.values():
-            common = _common(entry.tokens, rest)
+            # The number of equal tokens at the beginning.
+            common = sum(accumulate(map(eq, entry.tokens, rest), and_))
             longest = max(longest, common)
             if min(common, entry.filled) > match.tail_tokens:
                 match.tail, match.tail_tokens = entry.block, min(common, entry.filled)
         match.pending |= longest > match.tail_tokens
         return match
-
-
-def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """Length of the common prefix."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

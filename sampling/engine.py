@@ -53,15 +53,11 @@ class Engine:
             self.graphs = DecodeGraphs(model, self.cache) if cuda_graphs and self.cache.is_cuda else None
         self.computed_tokens = 0
         self.preemptions = 0
-        self.first_token_seconds: list[float] = []
-        """Seconds from the start of the last run to each request's first token."""
+        self.first_token_seconds: list[float] = []  # from the last run's start, for each request
 
     @torch.inference_mode()
     def run(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Yield each request's completion when it ends; starts with an empty cache.
-
-        A prompt that does not fit the context or the cache is returned at once as `too_long`.
-        """
+        """Yield each request's completion when it ends, a prompt without room as `too_long`. The cache starts empty."""
         started, self.first_token_seconds = time.monotonic(), []
         pool = BlockPool(self.num_kv_blocks, self.block_size, self.share_prefixes)
         limit = self.model.config.max_position_embeddings
@@ -98,7 +94,8 @@ class Engine:
             if not sampling:
                 return []
             for i in named:
-                sampling[i].probabilities = _probabilities(logits[i], sampling[i].request.named)
+                named_v = logits[i, list(sampling[i].request.named)].float()
+                sampling[i].probabilities = tuple((named_v - logits[i].float().logsumexp(0)).exp().tolist())
             drawn = self._draw(sampling, logits)
         ids, logprobs = to_host(*drawn)
         for sequence, logprob in zip(sampling, logprobs, strict=True):
@@ -129,12 +126,6 @@ class Engine:
             to_device([s.request.seed for s in sequences], torch.int64, device),
             to_device([len(s.tokens) for s in sequences], torch.int64, device),
         )
-
-
-def _probabilities(logits_v: Tensor, named: tuple[int, ...]) -> tuple[float, ...]:
-    """softmax(logits) of the named tokens, computed in fp32."""
-    logits_v = logits_v.float()
-    return tuple((logits_v[list(named)] - logits_v.logsumexp(0)).exp().tolist())
 
 
 def _finish_reason(sequence: Sequence) -> FinishReason | None:

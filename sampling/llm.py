@@ -22,10 +22,7 @@ from sampling.engine import Engine
 from sampling.request import FinishReason, Request, Sampling
 from stages.files import UserError
 
-BOS = ("<|begin_of_text|>", "<s>")
-"""Names of beginning-of-sequence tokens."""
-
-
+BOS = ("<|begin_of_text|>", "<s>")  # names of beginning-of-sequence tokens
 Messages = Sequence[Message]
 
 
@@ -56,10 +53,7 @@ class LLM:
     """A model with its tokenizer and an engine."""
 
     def __init__(self, path: Path | str, dtype: str = "auto", device: str | None = None, **engine_options: Any):
-        """`path`: a Hugging Face directory; `device`: CUDA where there is one; `engine_options`: see `Engine`.
-
-        Raises `UserError` for a model that cannot be loaded.
-        """
+        """`path`: a Hugging Face directory; `device`: CUDA where there is one; `engine_options`: see `Engine`."""
         self.path, self.tokenizer = Path(path), load_tokenizer(path)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = load_packed(path, generation_dtype(dtype, place), place)
@@ -85,10 +79,7 @@ class LLM:
     def chat(
         self, messages: Messages | Sequence[Messages], params: SamplingParams | Sequence[SamplingParams]
     ) -> list[Output]:
-        """Answer one conversation, or each of several, in the model's chat format; seeds as in `generate`.
-
-        Raises `UserError` for a model without a known chat format.
-        """
+        """Answer one conversation, or each of several, in the model's chat format; seeds as in `generate`."""
         conversations: Any = [messages] if messages and isinstance(messages[0], dict) else messages
         ids = [self.chat_format.prompt_ids(conversation) for conversation in conversations]
         return self._complete(ids, params, self.chat_format.stop_ids)
@@ -100,12 +91,12 @@ class LLM:
             params = [replace(params, seed=params.seed + i) for i in range(len(prompts))]
         if len(params) != len(prompts):
             raise UserError(f"{len(prompts)} prompts but {len(params)} params; pass one for all, or one for each")
-        requests = []
-        for i, (ids, own) in enumerate(zip(prompts, params, strict=True)):
-            if not ids:
-                raise UserError(f"prompt {i} is empty; the model needs a token to continue")
-            sampling = Sampling(own.temperature, own.top_p, own.max_tokens, stop_ids)
-            requests.append(Request(str(i), ids, sampling, own.seed))
+        if [] in prompts:
+            raise UserError(f"prompt {prompts.index([])} is empty; the model needs a token to continue")
+        requests = [
+            Request(str(i), ids, Sampling(own.temperature, own.top_p, own.max_tokens, stop_ids), own.seed)
+            for i, (ids, own) in enumerate(zip(prompts, params, strict=True))
+        ]
         completions = sorted(self.engine.run(requests), key=lambda completion: int(completion.id))
         return [Output(self.tokenizer.decode(c.ids), c.ids, c.finish_reason) for c in completions]
 

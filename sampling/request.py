@@ -25,21 +25,15 @@ class Request:
     ids: list[int]
     sampling: Sampling
     seed: int
-    named: tuple[int, ...] = ()
-    """Tokens whose probabilities at the completion's first position are returned."""
+    named: tuple[int, ...] = ()  # tokens whose probabilities at the completion's first position are returned
 
 
 @dataclass(frozen=True)
 class Completion:
-    """The sampled `ids`, including a stop token at the end.
-
-    `logprob` sums the log-probabilities of the sampled ids at the sampling temperature (at 1 where greedy), before
-    top-p.
-    """
+    """The sampled `ids`, including a stop token at the end."""
 
     id: str
     ids: list[int]
     finish_reason: FinishReason
-    logprob: float
-    probabilities: tuple[float, ...] = ()
-    """Of the request's `named` tokens at the first new position: softmax of the logits, at temperature 1."""
+    logprob: float  # sum over the ids at the sampling temperature (at 1 where greedy), before top-p
+    probabilities: tuple[float, ...] = ()  # of the `named` tokens: softmax of the logits, at temperature 1

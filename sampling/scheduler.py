@@ -22,16 +22,13 @@ class Sequence:
 
     request: Request
     arrival: int
-    max_tokens: int
-    """Maximum length of prompt and completion together."""
+    max_tokens: int  # maximum length of prompt and completion together
     tokens: list[int]
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
-    entries: list[int] = field(default_factory=list)
-    """Numbers of its blocks' entries in the pool's index."""
+    entries: list[int] = field(default_factory=list)  # numbers of its blocks' entries in the pool's index
     logprob: float = 0.0
-    probabilities: tuple[float, ...] = ()
-    """Probabilities of the request's named tokens, once its first new token is drawn."""
+    probabilities: tuple[float, ...] = ()  # of the request's named tokens, once its first new token is drawn
 
     @property
     def prompt_length(self) -> int:
@@ -60,10 +57,8 @@ class Scheduled:
 class Step:
     """One forward pass: first the block copies (source, destination), then the tokens."""
 
-    decode: list[Scheduled] = field(default_factory=list)
-    """Single tokens; their rows come first."""
-    prefill: list[Scheduled] = field(default_factory=list)
-    """Several tokens of a sequence."""
+    decode: list[Scheduled] = field(default_factory=list)  # single tokens; their rows come first
+    prefill: list[Scheduled] = field(default_factory=list)  # several tokens of a sequence
     copies: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -127,10 +122,7 @@ class Scheduler:
         return step
 
     def complete(self, step: Step, tokens: list[int], finished: Callable[[Sequence], bool]) -> list[Sequence]:
-        """Record a step's results: the drawn `tokens`, in order of the items that sample.
-
-        Returns the sequences that have ended (`finished`), whose blocks are released.
-        """
+        """Record the drawn `tokens`, in order of the items that sample; release and return the `finished` sequences."""
         size, drawn, done = self.pool.block_size, iter(tokens), []
         for item in step.scheduled:
             sequence = item.sequence
@@ -173,17 +165,13 @@ class Scheduler:
             if self.pool.free:
                 sequence.blocks.append(self.pool.allocate())
                 continue
-            youngest = self.running[-1]
-            self._preempt(youngest)
+            youngest = self.running.pop()
+            self.preemptions += 1
+            self._release(youngest)
+            insort(self.waiting, youngest, key=_by_arrival)
             if youngest is sequence:
                 return False
         return True
-
-    def _preempt(self, sequence: Sequence) -> None:
-        self.preemptions += 1
-        self._release(sequence)
-        self.running.remove(sequence)
-        insort(self.waiting, sequence, key=_by_arrival)
 
     def _release(self, sequence: Sequence) -> None:
         for block in reversed(sequence.blocks):  # so that the ends of prefixes are evicted before their beginnings
@@ -191,17 +179,17 @@ class Scheduler:
         sequence.blocks, sequence.entries, sequence.computed = [], [], 0
 
     def _schedule(self, step: Step, sequence: Sequence, end: int) -> int:
-        """Add tokens up to `end` to the step and register the blocks that they fill; returns the number of tokens."""
-        size = self.pool.block_size
-        for i in range(len(sequence.entries), end // size):
-            sequence.entries.append(self._register(sequence, i * size, (i + 1) * size))
-        if sequence.computed < sequence.prompt_length <= end and end % size:
-            self._register(sequence, end - end % size, end)
+        """Add tokens up to `end` to the step and register the blocks that they fill; returns the number of tokens.
+
+        The prompt's last block is registered when only begun, too.
+        """
+        size, begun = self.pool.block_size, sequence.computed < sequence.prompt_length <= end
+        for start in range(len(sequence.entries) * size, end if begun else end - size + 1, size):
+            parent = sequence.entries[-1] if sequence.entries else ROOT
+            tokens = sequence.tokens[start : min(start + size, end)]
+            number = self.pool.register(sequence.blocks[start // size], parent, tokens)
+            if len(tokens) == size:
+                sequence.entries.append(number)
         kind = step.decode if end - sequence.computed == 1 else step.prefill
         kind.append(Scheduled(sequence, sequence.computed, end))
         return end - sequence.computed
-
-    def _register(self, sequence: Sequence, start: int, end: int) -> int:
-        """Register the block of the tokens [start, end), the one after the last entry's."""
-        parent = sequence.entries[-1] if sequence.entries else ROOT
-        return self.pool.register(sequence.blocks[start // self.pool.block_size], parent, sequence.tokens[start:end])

@@ -29,8 +29,9 @@ from model.dtype import generation_dtype
 from model.weights import load_packed
 from sampling.engine import Engine
 from sampling.request import Completion, Request, Sampling
-from stages.files import read_jsonl, write_jsonl, write_manifest
+from stages.files import read_jsonl, write_jsonl
 from stages.progress import progress
+from stages.records import Record as Row
 from stages.settings import EngineOptions, Settings, as_dict
 from stages.shards import (
     completed_by_another,
@@ -42,11 +43,9 @@ from stages.shards import (
     unclaimed,
     unwritten,
 )
-from stages.stage import Job
+from stages.stage import Job, Output
 
-Row = dict[str, Any]
-Verdict = Callable[[Row], Row]
-"""Maps a completion's row to further fields that a stage reads from it, such as a judgment's score."""
+Verdict = Callable[[Row], Row]  # from a completion's row to further fields, such as a judgment's score
 
 
 def sampling_of(section: Any, chat: ChatFormat) -> Sampling:
@@ -62,14 +61,10 @@ class Item:
     messages: Callable[[], list[Message]]
     sampling: Sampling
     seed: int
-    group: str
-    """Items of a group share a prefix and stand in one shard; a stage gives them one after another."""
-    record: Row
-    """The fields of the output row besides those of the completion."""
-    begun: tuple[int, ...] = ()
-    """Tokens that the answer is forced to begin with."""
-    named: tuple[int, ...] = ()
-    """Tokens whose probabilities at the next position are the completion, in place of sampled tokens."""
+    group: str  # items of a group share a prefix and stand in one shard; a stage gives them one after another
+    record: Row  # the fields of the output row besides those of the completion
+    begun: tuple[int, ...] = ()  # tokens that the answer is forced to begin with
+    named: tuple[int, ...] = ()  # tokens whose probabilities at the next position are the completion
 
     def request(self, chat: ChatFormat) -> Request:
         ids = [*chat.prompt_ids(self.messages()), *self.begun]
@@ -91,8 +86,7 @@ def generation_settings(settings: Settings, iteration: int, section: Any) -> Row
 
 
 def _common_settings(settings: Settings) -> Row:
-    model = settings.model
-    shared = {"dtype": model.dtype, "attention": model.attention, "seed": settings.seed}
+    shared = {"dtype": settings.model.dtype, "attention": settings.model.attention, "seed": settings.seed}
     return {"engine": as_dict(settings.engine)} | shared
 
 
@@ -103,8 +97,6 @@ class Work:
     stage: str
     shards: list[list[Item]]
     paths: list[Path]
-    missing: list[int]
-    """The numbers of the shards that did not exist at the start."""
     verdict: Verdict
 
     @property
@@ -113,12 +105,15 @@ class Work:
 
         Length is in characters, four to a token, since prompts are not tokenized before their shard is claimed.
         """
-
-        def length(item: Item) -> int:
-            return sum(len(message["content"]) for message in item.messages()) + 4 * item.sampling.max_new_tokens
-
-        lengths = [sum(map(length, shard)) for shard in self.shards]
+        lengths = []
+        for shard in self.shards:
+            characters = (len(message["content"]) for item in shard for message in item.messages())
+            lengths.append(sum(characters) + 4 * sum(item.sampling.max_new_tokens for item in shard))
         return sorted(range(len(lengths)), key=lambda i: -lengths[i])
+
+    def missing(self) -> list[int]:
+        """The numbers of the shards that are not written."""
+        return [i for i, path in enumerate(self.paths) if not path.is_file()]
 
 
 class Worker:
@@ -140,9 +135,9 @@ class Worker:
         verdict: Verdict = lambda row: {},
         extra: Mapping[str, Iterable[Any]] | None = None,
     ) -> None:
-        """Complete all items and write shards-*/*.jsonl and the manifest, unless the job is complete.
+        """Complete all items and write shards-*/*.jsonl and the manifest; returns when it exists, on any rank.
 
-        Returns when the manifest exists, on any rank. `extra`: rows of further JSON-lines files, by name.
+        `extra`: rows of further JSON-lines files, by name.
         """
         if job.complete:
             return
@@ -150,8 +145,8 @@ class Worker:
         shards = cut_shards(list(items), self.settings.engine.shard_requests)
         folder = job.out / f"shards-{job.key[:12]}"
         paths = [folder / f"{i:05}.jsonl" for i in range(len(shards))]
-        work = Work(job.name, shards, paths, [i for i, path in enumerate(paths) if not path.is_file()], verdict)
-        copies = min(cpu_processes(self.settings.engine), len(work.missing)) - 1
+        work = Work(job.name, shards, paths, verdict)
+        copies = min(cpu_processes(self.settings.engine), len(work.missing())) - 1
         store, rank = rendezvous(job.name, job.key)
         if "RANK" not in os.environ and copies > 0:
             self._share(work, copies)
@@ -159,40 +154,25 @@ class Worker:
             order = work.order
             indices = chain(unclaimed(store, order, paths), unwritten(store, order, paths))
             self._take_part(work, indices, first=rank == 0)
-        while not all(path.is_file() for path in paths):  # other ranks' last shards
+        while work.missing():  # other ranks' last shards
             time.sleep(0.2)
         if not job.complete and (first_to_ask(store, "finished") or not completed_by_another(job.out, job.key)):
-            self._finish(job, paths, extra or {}, started)
-            for old in job.out.glob("shards-*"):
-                if old != folder:
-                    shutil.rmtree(old)
-
-    def _finish(self, job: Job, paths: list[Path], extra: Mapping[str, Iterable[Any]], started: float) -> None:
-        """Write the extra files and the manifest."""
-        for name, rows in extra.items():
-            write_jsonl(job.out / name, rows)
-        counts, new_tokens = count_records(row for path in paths for row in read_jsonl(path))
-        write_manifest(
-            job.out,
-            job.name,
-            job.key,
-            [*paths, *(job.out / name for name in extra)],
-            shards=[str(path.relative_to(job.out)) for path in paths],
-            counts=counts,
-            new_tokens=new_tokens,
-            seconds=round(time.monotonic() - started, 1),
-            inputs=job.lineage(),
-            settings=_common_settings(self.settings),
-            compute_dtype=str(generation_dtype(self.settings.model.dtype, local_device())).removeprefix("torch."),
-            environment=environment(),
-        )
+            counts, new_tokens = count_records(row for path in paths for row in read_jsonl(path))
+            facts = {"counts": counts, "new_tokens": new_tokens, "seconds": round(time.monotonic() - started, 1)}
+            facts |= {"shards": [str(path.relative_to(job.out)) for path in paths], "environment": environment()}
+            dtype = str(generation_dtype(self.settings.model.dtype, local_device())).removeprefix("torch.")
+            facts |= {"settings": _common_settings(self.settings), "compute_dtype": dtype}
+            Output(extra or {}, facts, paths).write(job)
+            for old in set(job.out.glob("shards-*")) - {folder}:
+                shutil.rmtree(old)
 
     def _take_part(self, work: Work, indices: Iterable[int], first: bool) -> None:
         """Complete and write these shards; the `first` rank shows the progress of all ranks."""
-        bar = progress(sum(len(work.shards[i]) for i in work.missing), work.stage, "req", first=first)
+        sizes = {work.paths[i]: len(work.shards[i]) for i in work.missing()}
+        bar = progress(sum(sizes.values()), work.stage, "req", first=first)
 
         def count_others() -> None:
-            bar.update(sum(len(work.shards[i]) for i in work.missing if work.paths[i].is_file()) - bar.n)
+            bar.update(sum(size for path, size in sizes.items() if path.is_file()) - bar.n)
 
         for index in indices:
             engine, shard, rows = self.engine(log=first), work.shards[index], {}
@@ -210,10 +190,7 @@ class Worker:
         bar.close()
 
     def _share(self, work: Work, count: int) -> None:
-        """Share the shards with `count` copies of this process; claims are kept in a file.
-
-        When all copies have ended, this process writes the shards of copies that died.
-        """
+        """Share the shards with `count` copies of this process, and write the shards of copies that died."""
         self.engine(log=True)
         parent, order = os.getpid(), work.order
         with tempfile.TemporaryDirectory() as folder:
@@ -260,11 +237,7 @@ def local_device() -> torch.device:
 
 
 def cpu_processes(options: EngineOptions) -> int:
-    """The number of processes that generate. On a CPU, processes of one thread each replace the threads of one.
-
-    Threads wait for each other thousands of times a second, and all of them wait for one that is interrupted. Processes
-    do not wait: beside other programs they lose only the time that those take.
-    """
+    """How many processes generate: on a CPU one for each thread, since threads wait for an interrupted one."""
     return 1 if torch.cuda.is_available() else options.threads
 
 
@@ -274,15 +247,9 @@ def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine
     torch.set_num_threads(options.threads // cpu_processes(options))
     gc.collect()  # an engine of an earlier round, kept by a cycle, would keep its cache
     products = generation_dtype(settings.model.dtype, device)
-    engine = Engine(
-        load_packed(model_dir, products, device),
-        num_kv_blocks=options.num_kv_blocks,
-        block_size=options.block_size,
-        max_num_batched_tokens=options.max_num_batched_tokens,
-        max_num_seqs=options.max_num_seqs,
-        attention=settings.model.attention,
-        cuda_graphs=options.cuda_graphs,
-    )
+    names = ("num_kv_blocks", "block_size", "max_num_batched_tokens", "max_num_seqs", "cuda_graphs")
+    chosen = {name: getattr(options, name) for name in names}
+    engine = Engine(load_packed(model_dir, products, device), attention=settings.model.attention, **chosen)
     if log:
         dtype = str(products).removeprefix("torch.") + ", the rest float32," * (products == torch.int8)
         processes = int(os.environ.get("WORLD_SIZE", cpu_processes(options)))

@@ -6,28 +6,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy.optimize import brentq, minimize
 
 from judging.elo import battle_matrix, elo, position_weights
 
 
-def random_matrix(seed: int, size: int, density: float) -> np.ndarray:
-    """Battles such as a meta-judge leaves: both orders asked, some unparsable, first shown wins more often."""
-    draw = np.random.default_rng(seed)
-    skill = draw.normal(0, 1.5, size)
-    battles = []
-    for m, n in ((m, n) for m in range(size) for n in range(size) if m != n):
-        first_wins = draw.random() < 1 / (1 + math.exp(skill[n] - skill[m] - 0.5))
-        battles.append((m, n, ("first" if first_wins else "second") if draw.random() < density else None))
-    wins = [winner for _, _, winner in battles]
-    return battle_matrix(size, battles, *position_weights(wins.count("first"), wins.count("second")))
-
-
-@pytest.mark.parametrize(("seed", "size"), [(0, 2), (1, 3), (2, 4), (3, 5), (4, 7), (5, 11), (6, 11), (7, 11)])
+@pytest.mark.parametrize(("seed", "size"), [(0, 2), (2, 4), (4, 7), (5, 11), (7, 11)])
 @pytest.mark.parametrize("regularization", [0.01, 1.0])
 def test_the_optimum_is_scipys(seed: int, size: int, regularization: float):
-    """The objective as the method states it, in loops, climbed by scipy."""
-    B = random_matrix(seed, size, density=0.3 + 0.08 * seed)
+    """The objective as the method states it, in loops, climbed by scipy. Battles are such as a meta-judge leaves: both
+    orders asked, some unparsable, the first shown wins more often."""
+    draw = np.random.default_rng(seed)
+    skill, battles = draw.normal(0, 1.5, size), []
+    for m, n in ((m, n) for m in range(size) for n in range(size) if m != n):
+        first_wins = draw.random() < 1 / (1 + math.exp(skill[n] - skill[m] - 0.5))
+        battles.append((m, n, ("first" if first_wins else "second") if draw.random() < 0.3 + 0.08 * seed else None))
+    wins = [winner for _, _, winner in battles]
+    B = battle_matrix(size, battles, *position_weights(wins.count("first"), wins.count("second")))
 
     def loss(eps):
         total = 0.5 * regularization * sum(e * e for e in eps)
@@ -45,8 +41,7 @@ def test_the_optimum_is_scipys(seed: int, size: int, regularization: float):
 
 def test_two_judgments_by_hand():
     # eps = (x, -x): 3 (1 - s) - 1 s = 0.01 x with s = sigmoid(2 x), so nearly 2 x = log 3.
-    B = np.array([[0.0, 3.0], [1.0, 0.0]])
-    eps, errors = elo(B)
+    eps, errors = elo(np.array([[0.0, 3.0], [1.0, 0.0]]))
     x = brentq(lambda x: 3 - 4 / (1 + math.exp(-2 * x)) - 0.01 * x, 0, 5, xtol=1e-14)
     np.testing.assert_allclose(eps, [x, -x], atol=1e-9)
     assert 2 * x == pytest.approx(math.log(3), abs=0.01)
@@ -69,25 +64,22 @@ def test_more_battles_fix_the_scores_better():
     np.testing.assert_allclose(elo(100 * B, 1e-6)[1], elo(B, 1e-6)[1] / 10, rtol=1e-4)
 
 
-matrices = st.integers(1, 8).flatmap(
-    lambda size: st.lists(
-        st.lists(st.sampled_from([0, 0, 0.1, 0.5, 0.9, 1, 3, 1000, 1e-8]), min_size=size, max_size=size),
-        min_size=size,
-        max_size=size,
-    )
-)
+WEIGHTS = st.sampled_from([0, 0, 0.1, 0.5, 0.9, 1, 3, 1000, 1e-8])
 
 
 @settings(max_examples=30)
-@given(matrices, st.randoms(use_true_random=False), st.sampled_from([1e-6, 0.01, 10]))
-def test_symmetries(rows, random, regularization: float):
-    B = np.array(rows, dtype=float) * (1 - np.eye(len(rows)))
+@given(
+    st.integers(1, 8).flatmap(lambda size: arrays(float, (size, size), elements=WEIGHTS)),
+    st.randoms(use_true_random=False),
+    st.sampled_from([1e-6, 0.01, 10]),
+)
+def test_symmetries(B, random, regularization: float):
+    np.fill_diagonal(B, 0)
     eps, errors = elo(B, regularization)
     tolerance = 1e-4 if regularization == 1e-6 else 1e-6
     assert abs(eps.sum()) < 1e-9
     # Relabelling the judgments permutes the scores.
-    order = list(range(len(B)))
-    random.shuffle(order)
+    order = random.sample(range(len(B)), len(B))
     permuted, permuted_errors = elo(B[np.ix_(order, order)], regularization)
     np.testing.assert_allclose(permuted, eps[order], atol=tolerance, rtol=1e-6)
     np.testing.assert_allclose(permuted_errors, errors[order], atol=tolerance, rtol=1e-4)
@@ -99,24 +91,14 @@ def test_symmetries(rows, random, regularization: float):
     assert np.abs(gradient).max() <= 1e-9 * (1 + B.sum())
 
 
-def test_battles_by_hand():
-    # Judgments 0 and 1 in both orders, 0 and 2 in both, 1 and 2 in one; w1 = 0.2, w2 = 0.8.
+def test_battles_and_weights_by_hand():
+    # Judgments 0 and 1 in both orders, 0 and 2 in both, 1 and 2 in one. 0 beats 1 shown first, 1 shown second, and 2
+    # shown second; 2 beats 0 shown second.
     battles = [(0, 1, "first"), (1, 0, "second"), (0, 2, "second"), (2, 0, "second"), (1, 2, None), (2, 1, "tie")]
-    np.testing.assert_allclose(
-        battle_matrix(3, battles, 0.2, 0.8),
-        [
-            [0, 0.2 + 0.8, 0.8],  # beats 1 shown first, beats 1 shown second, beats 2 shown second
-            [0, 0, 0],
-            [0.8, 0, 0],  # beats 0 shown second
-        ],
-    )
-
-
-def test_position_weights_by_hand():
+    np.testing.assert_allclose(battle_matrix(3, battles, 0.2, 0.8), [[0, 0.2 + 0.8, 0.8], [0, 0, 0], [0.8, 0, 0]])
     # 90 wins shown first, 10 shown second: a win shown first weighs 0.1, one shown second 0.9.
     assert position_weights(90, 10) == (0.1, 0.9)
-    assert position_weights(7, 0) == (0.0, 1.0)
-    assert position_weights(0, 0) == (0.5, 0.5)
+    assert (position_weights(7, 0), position_weights(0, 0)) == ((0.0, 1.0), (0.5, 0.5))
 
 
 def test_with_position_weights_a_blind_meta_judge_decides_nothing():

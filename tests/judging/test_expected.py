@@ -23,25 +23,22 @@ from stages.settings import Judge
 
 FIRST = Judge(prompt_style="compact", verdict_position="first", score="expected")
 RESPONSE = {"id": "p/r0", "prompt_id": "p", "prompt": "Why?", "text": "So."}
+DIGITS = tuple(range(6))
 
 
 def record(*probabilities: float, finish_reason: str = "length") -> dict:
-    digits = tuple(range(6))
-    item = Item("p/r0/e", list, Sampling(0.0, 1.0, 1), 0, "p", {"id": "p/r0/e", "response_id": "p/r0"}, (), digits)
+    item = Item("p/r0/e", list, Sampling(0.0, 1.0, 1), 0, "p", {}, (), DIGITS)
     row = item.row(Completion("p/r0/e", [], finish_reason, 0.0, probabilities), CHAT)
     return row | read_expected(row)
 
 
-@pytest.mark.parametrize(
-    ("probabilities", "mean", "variance"),
-    [
+def test_moments_by_hand():
+    for probabilities, mean, variance in (
         ((0, 0, 0, 1, 0, 0), 3, 0),
         ((0.25, 0, 0, 0, 0, 0.75), 3.75, 4.6875),  # 0.25 * 3.75^2 + 0.75 * 1.25^2
         ((0.1, 0.1, 0.1, 0.1, 0.1, 0.1), 2.5, 35 / 12),  # a fair die's, though they add up to 0.6
-    ],
-)
-def test_moments_by_hand(probabilities, mean, variance):
-    assert moments(probabilities) == pytest.approx((mean, variance), abs=1e-12)
+    ):
+        assert moments(probabilities) == pytest.approx((mean, variance), abs=1e-12)
 
 
 def test_a_row_has_the_mean_or_says_why_not():
@@ -51,6 +48,7 @@ def test_a_row_has_the_mean_or_says_why_not():
     assert record(*[float("nan")] * 6)["failure"] == "low_mass"
     too_long = record(finish_reason="too_long")
     assert (too_long["score"], too_long["failure"]) == (None, "too_long")
+    assert json.dumps(record(0.1, 0.2, 0.3, 0.2, 0.1, 0.1)["score"]) == "2.3"
 
 
 def test_the_engine_gives_the_models_own_probabilities(tmp_path):
@@ -60,12 +58,9 @@ def test_the_engine_gives_the_models_own_probabilities(tmp_path):
     make_tiny(tmp_path)
     plain = PlainLlama(tmp_path)
     expected = [plain.logits(ids)[-1].softmax(-1)[list(named)].tolist() for ids in prompts]
-    for options in (
-        {"max_num_batched_tokens": 128},
-        {"max_num_batched_tokens": 7},
-        {"max_num_batched_tokens": 128, "share_prefixes": False},
-    ):
-        machine = Engine(load_model(tmp_path, torch.float32), num_kv_blocks=64, block_size=4, max_num_seqs=8, **options)
+    for tokens, share in ((128, True), (7, True), (128, False)):
+        options = {"num_kv_blocks": 64, "block_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": tokens}
+        machine = Engine(load_model(tmp_path, torch.float32), **options, share_prefixes=share)
         requests = [Request(f"{i}/{k}", ids, sampling, k, named) for i, ids in enumerate(prompts) for k in range(2)]
         completions = {done.id: done for done in machine.run([*requests, Request("other", [3, 4], sampling, 0)])}
         for i, shares in enumerate(expected):
@@ -79,6 +74,9 @@ def test_the_request_ends_where_the_digit_comes():
     request = item.request(CHAT)
     assert bytes(request.ids[1:]).endswith(b"So.Score: ") and request.named == tuple(b"012345")
     assert item.sampling.max_new_tokens == 1
+    assert score_tokens(CHAT) == ([*b"Score: "], tuple(b"012345"))
+    with pytest.raises(UserError, match=r'set judge\.score = "sampled"'):
+        score_tokens(SimpleNamespace(completion_ids=lambda text: [7, 0]))
 
 
 @pytest.mark.parametrize(
@@ -96,19 +94,10 @@ def test_behind_reasons_the_digit_is_the_verdicts(text, place):
     assert item.record == {"id": "p/r0/j0/e", "response_id": "p/r0", "prompt_id": "p", "index": 0}
 
 
-def test_a_tokenizer_without_digits_of_their_own_is_refused():
-    assert score_tokens(CHAT) == ([*b"Score: "], tuple(b"012345"))
-    with pytest.raises(UserError, match=r'set judge\.score = "sampled"'):
-        score_tokens(SimpleNamespace(completion_ids=lambda text: [7, 0]))
-
-
 def test_the_most_uncertain_response_is_judged():
-    rows = [
-        {"response_id": "p/r0", "score": 2.5, "variance": 1.0},
-        {"response_id": "p/r1", "score": 2.0, "variance": 0.5},
-        {"response_id": "p/r1", "score": 4.0, "variance": 0.5},  # 0.5 within the rows and 1 between them
-        {"response_id": "p/r2", "score": None, "variance": None},
-    ]
+    # The two rows of r1 have 0.5 within them and 1 between them.
+    given = [("p/r0", 2.5, 1.0), ("p/r1", 2.0, 0.5), ("p/r1", 4.0, 0.5), ("p/r2", None, None)]
+    rows = [dict(zip(("response_id", "score", "variance"), row, strict=True)) for row in given]
     variances = spreads(rows)
     assert variances == {"p/r0": 1, "p/r1": Fraction(3, 2)}
     responses = [response(1, i, f"text {i}") | {"id": f"p/r{i}"} for i in range(3)]
@@ -122,7 +111,3 @@ def test_the_most_uncertain_response_is_judged():
         assert row["response_id"] == name
     own = {"p/r1": [row for row in rows if row["response_id"] == "p/r1"]}
     assert response_scores(own, 2) == {"p/r1": 3}
-
-
-def test_scores_are_exact_decimals():
-    assert json.loads(json.dumps(record(0.1, 0.2, 0.3, 0.2, 0.1, 0.1)["score"])) == 2.3

@@ -1,7 +1,7 @@
 """Verdict lines drawn from the grammar, some of them spoilt: the parser agrees with a slow parser."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from random import Random
 from typing import Any
@@ -15,6 +15,7 @@ BREAKS = ["\n", "\n", "\n", "\r\n", "\n\n", "\n \t\n", "\r", "\u2028", "\u2029",
 PROSE = ["The first answer is better.", "I would give 3 out of 5.", "Score", "4", "A", "**", "-", "\u200b", "```"]
 CHARS = "0123456789.-/:#<>[]()*_` ABabtieofps,!\n\t\u00a0\u2028\x0b\x1c\uff1a\u0664\u00b2\uff15\u00e9\u017f\u0130\u2022"
 NUMBERS = ["0", "3", "4", "5", "4.0", ".5", "1/2", "3-4", "\u0664", "\uff15", "\u00b2", "9" * 9, "0" * 10]
+ODD = ["6", "10", "-1", "-0", "-0.0", "05", "000000003", "0000000003", "123456789", "-0.5", "5.1", "5.000000001"]
 SCALES = ["/5", "/ 5", "/10", "/5.", "/55", "out of 5", "of 5", "out of 10", "of 5.0", "of 5 points", "of5points."]
 WORDS = ["score", "winner", "final", "total", "overall", "and", "or", "point", "points", "of", "out", "s", "\u00e9"]
 WINNERS = ["A", "B", "a", "b", "tie", "judgment", "judgement", "judgment B", "Judgement a", "judgment tie"]
@@ -36,14 +37,10 @@ def wrapped(draw: Random, value: str) -> list[str]:
 
 
 def number(draw: Random) -> str:
-    whole = str(draw.choice([0, 1, 2, 3, 4, 5]))
-    odd = ["6", "10", "-1", "-0", "-0.0", "05", "000000003", "0000000003", "123456789", "-0.5", "5.1", "5.000000001"]
-    kind = draw.random()
-    if kind < 0.65:
-        return whole
-    if kind < 0.85:
-        return whole + draw.choice([".0", ".5", ".25", ".000000000", ".0000000000", f".{draw.randrange(1000)}"])
-    return draw.choice(odd)
+    if draw.random() < 0.15:
+        return draw.choice(ODD)
+    tail = ["", "", "", ".0", ".5", ".25", ".000000000", ".0000000000", f".{draw.randrange(1000)}"]
+    return str(draw.choice([0, 1, 2, 3, 4, 5])) + draw.choice([*[""] * 15, *tail])
 
 
 def scale(draw: Random) -> list[str]:
@@ -51,10 +48,15 @@ def scale(draw: Random) -> list[str]:
     return [*sign, draw.choice([*["5"] * 20, "10", "05", "5.0"]), *some(draw, 0.2, "point", "points")]
 
 
+def labelled(draw: Random, *label: str) -> list[str]:
+    """A mark, and words before the last word of a label."""
+    marks = some(draw, 0.25, "-", "•", *("#" * n for n in range(1, 8)))
+    return [*marks, *some(draw, 0.4, *label[:-1]), label[-1], ":"]
+
+
 def score_line(draw: Random) -> list[str]:
     """The pieces of a score line; only its numbers and its scale can be wrong."""
-    pieces = some(draw, 0.25, "-", "•", *("#" * n for n in range(1, 8)))
-    pieces += [*some(draw, 0.4, "final", "total", "overall"), "score", ":", *wrapped(draw, number(draw))]
+    pieces = [*labelled(draw, "final", "total", "overall", "score"), *wrapped(draw, number(draw))]
     pieces += some(draw, 0.2, "point", "points")
     if draw.random() < 0.4:
         pieces += scale(draw) if draw.random() < 0.6 else ["(", *scale(draw), ")"]
@@ -63,29 +65,18 @@ def score_line(draw: Random) -> list[str]:
 
 def winner_line(draw: Random) -> list[str]:
     """The pieces of a winner line."""
-    pieces = some(draw, 0.25, "-", "•", *("#" * n for n in range(1, 8)))
     winner = "tie" if draw.random() < 0.3 else " ".join([*some(draw, 0.5, "judgment", "judgement"), draw.choice("ab")])
-    return [*pieces, *some(draw, 0.4, "final"), "winner", ":", *wrapped(draw, winner), *some(draw, 0.3, ".")]
+    return [*labelled(draw, "final", "winner"), *wrapped(draw, winner), *some(draw, 0.3, ".")]
 
 
-def spoil_pieces(draw: Random, pieces: list[str]) -> list[str]:
-    """One piece dropped, doubled, replaced, exchanged or added."""
-    at, token = place(draw, len(pieces)), draw.choice(draw.choice([NUMBERS, SCALES, WORDS, WINNERS, SIGNS]))
+def spoilt(draw: Random, pieces: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The pieces, or characters, with one of them dropped, doubled, replaced, exchanged or followed by another."""
+    at, end, other = place(draw, len(pieces)), len(pieces) - 1, draw.choice(others)
     kind = draw.choice(["drop", "double", "replace", "exchange", "add", "add", "append"])
-    if kind == "append":
-        return [*pieces, token]
-    if kind == "exchange":
-        pieces, second = list(pieces), place(draw, len(pieces))
-        pieces[at], pieces[second] = pieces[second], pieces[at]
-        return pieces
-    middle = {"drop": [], "double": [pieces[at]] * 2, "replace": [token], "add": [pieces[at], token]}[kind]
-    return pieces[:at] + middle + pieces[at + 1 :]
-
-
-def spoil_characters(draw: Random, line: str) -> str:
-    """One character dropped, doubled, replaced or added."""
-    at, char = place(draw, len(line)), draw.choice(CHARS)
-    return line[:at] + draw.choice(["", line[at] * 2, char, line[at] + char]) + line[at + 1 :]
+    at = end if kind == "append" else at
+    old, second = pieces[at], pieces[place(draw, len(pieces))]
+    new = {"drop": [], "double": [old, old], "replace": [other], "exchange": [second]}.get(kind, [old, other])
+    return [*pieces[:at], *new, *pieces[at + 1 :]]
 
 
 def recased(draw: Random, piece: str) -> str:
@@ -123,10 +114,10 @@ def requests(seed: int, count: int, draw_line: Callable[[Random], list[str]]) ->
     for _ in range(count):
         pieces = draw_line(draw)
         for _ in range(draw.choice([0, 0, 0, 1, 1, 2])):
-            pieces = spoil_pieces(draw, pieces) if pieces else pieces
+            pieces = spoilt(draw, pieces, draw.choice([NUMBERS, SCALES, WORDS, WINNERS, SIGNS])) if pieces else []
         line = joined(draw, pieces)
         for _ in range(draw.choice([0, 0, 0, 0, 1, 2])):
-            line = spoil_characters(draw, line) if line else line
+            line = "".join(spoilt(draw, line, CHARS)) if line else ""
         verdict = draw.choice(["last", "last", "first"])
         text = text_around(draw, line, joined(draw, draw_line(draw)), verdict)
         fractions = {"fractions": draw.random() < 0.5} if draw_line is score_line else {}
@@ -137,28 +128,24 @@ def requests(seed: int, count: int, draw_line: Callable[[Random], list[str]]) ->
         }
 
 
-def compare(parse: Callable, slow: Callable, sample: Iterator[dict[str, Any]]) -> tuple[Counter, list[str]]:
-    """Counts of the readings, and the requests that the parsers read differently."""
-    seen, disagreements = Counter(), []
+def compared(parse: Callable, slow: Callable, sample: Iterator[dict[str, Any]]) -> Counter:
+    """Counts of the readings, on which both parsers agree."""
+    seen = Counter()
     for request in sample:
         parsed, plain = parse(**request), slow(**request)
+        assert (type(parsed), parsed) == (type(plain), plain), request
         seen[plain] += 1
-        if (type(parsed), parsed) != (type(plain), plain):
-            disagreements.append(f"{request} is read as {parsed!r}, slowly as {plain!r}")
-    return seen, disagreements
+    return seen
 
 
 def test_scores_are_read_as_the_grammar_has_them():
-    seen, disagreements = compare(parse_score, slow_score, requests(1, 6_000, score_line))
-    assert not disagreements, f"{len(disagreements)} texts:\n" + "\n".join(disagreements[:10])
-    rare = {result: seen[result] for result in [*Failure, *map(Fraction, range(6))] if seen[result] < 40}
-    assert not rare and sum(n for result, n in seen.items() if isinstance(result, Fraction)) > 1200, seen
-    assert sum(n for result, n in seen.items() if isinstance(result, Fraction) and result.denominator != 1) > 60, seen
+    seen = compared(parse_score, slow_score, requests(1, 5_000, score_line))
+    scores = {result: n for result, n in seen.items() if isinstance(result, Fraction)}
+    assert not {result: seen[result] for result in [*Failure, *map(Fraction, range(6))] if seen[result] < 30}
+    assert sum(scores.values()) > 1000 and sum(n for result, n in scores.items() if result.denominator != 1) > 30, seen
 
 
 def test_winners_are_read_as_the_grammar_has_them():
-    seen, disagreements = compare(parse_winner, slow_winner, requests(2, 4_000, winner_line))
-    assert not disagreements, f"{len(disagreements)} texts:\n" + "\n".join(disagreements[:10])
+    seen = compared(parse_winner, slow_winner, requests(2, 3_000, winner_line))
     failures = set(Failure) - {Failure.OUT_OF_RANGE, Failure.FRACTION}
-    assert not {result: seen[result] for result in [*failures, "first", "second", "tie"] if seen[result] < 40}, seen
-    assert set(seen) == failures | {"first", "second", "tie"}
+    assert set(seen) == failures | {"first", "second", "tie"} and min(seen.values()) >= 30, seen

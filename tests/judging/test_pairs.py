@@ -3,21 +3,17 @@
 import math
 
 import pytest
-from made_runs import stage
-from records import CHAT, decided, judgments, make_settings, response, take_first, take_last
+from made_runs import write_iteration
+from records import CHAT, actor_pairs, decided, judge_pairs, judgments, make_settings, response, take_first, take_last
 
 import judging.pairs
-from judging.actor_pairs import actor_pairs
-from judging.judge_pairs import Contest, choose_judgments, elo_rows, judge_pairs, position_wins
-from judging.metajudge import choose_meta_judged
+from judging.judge_pairs import Contest, choose_judgments, elo_rows
 from judging.pairs import PAIRS
 from judging.rubric import judge_prompt
 from judging.scores import ACTOR_REASONS, JUDGE_REASONS, Reason, response_scores
-from stages.files import UserError, read_jsonl, read_manifest, write_jsonl
+from stages.files import UserError, read_jsonl, read_manifest
 from stages.records import group_by
 from stages.settings import Iteration
-
-# --- judge pairs ----------------------------------------------------------------------------------------------------
 
 EVEN = [(0, 1, "first"), (0, 1, "second")]
 """Another prompt's battles, so that both positions have won equally often."""
@@ -26,9 +22,8 @@ OFTEN_FIRST, OFTEN_SECOND = EVEN + [(0, 1, "first")] * 16, EVEN + [(0, 1, "secon
 
 def contest_of(battles, elsewhere=EVEN, scores=(4, 3, 2), texts=("long judgment", "short", "shorter"), **rules):
     rated = group_by(judgments("p1/r0", scores, texts), "response_id")
-    return decided([response(1, 0, "answer")], rated, {"p1/r0": battles, "p9/r0": elsewhere}, make_settings(**rules))[
-        "p1"
-    ]
+    battles = {"p1/r0": battles, "p9/r0": elsewhere}
+    return decided([response(1, 0, "answer")], rated, battles, make_settings(**rules))["p1"]
 
 
 def choice(battles, elsewhere=EVEN, draw=take_first, **rules):
@@ -89,9 +84,6 @@ def test_the_pair_comes_from_the_widest_group():
     assert [pair([(0, 1, "first"), (2, 3, "first")], draw) for draw in (take_first, take_last)] == [(0, 1), (2, 3)]
     # Within each group all are equal, and differences between groups do not count.
     assert pair([(0, 1, "first"), (1, 0, "first")]) is Reason.EQUAL_ELO
-
-
-def test_no_near_scores_is_a_reason():
     assert contest_of([], scores=(1, 3, 5), max_score_gap=1) is Reason.NO_NEAR_SCORES
 
 
@@ -119,16 +111,10 @@ def test_a_judgment_without_comparisons_has_no_elo():
     assert groups[0] == groups[1] != groups[2] == groups[3]
 
 
-@pytest.mark.parametrize("penalty", [0.01, 1.0])
-def test_the_penalty_is_a_setting(penalty):
-    e = contest_of([(0, 1, "first")], scores=(1, 2), texts="ab", elo_penalty=penalty).eps[0]
+def test_the_penalty_is_a_setting():
+    e = contest_of([(0, 1, "first")], scores=(1, 2), texts="ab", elo_penalty=1.0).eps[0]
     # One win more shown first than shown second, of three: w1 = 1/3.
-    assert 1 / 3 / (1 + math.exp(2 * e)) == pytest.approx(penalty * e, rel=1e-9)
-
-
-def test_positions():
-    battles = {"a": [(0, 1, "first"), (1, 0, "first"), (0, 2, None)], "b": [(0, 1, "second"), (1, 0, "tie")]}
-    assert position_wins(battles) == {"first": 2, "second": 1, "neither": 2}
+    assert 1 / 3 / (1 + math.exp(2 * e)) == pytest.approx(e, rel=1e-9)
 
 
 @pytest.mark.parametrize("battles", [{}, {"p1/r1": EVEN}, {"p1/r0": [(0, 2, "first")]}])
@@ -138,104 +124,69 @@ def test_comparisons_of_other_judgments_are_refused(battles):
         decided([response(1, 0, "answer")], rated, battles, make_settings())
 
 
-# --- records --------------------------------------------------------------------------------------------------------
-
-
 def test_an_actor_pair():
     texts = {"good": [5, 4, 4], "bad": [1, None, 2], "good ": [0, 0, 0], "middle": [3, 3, 3]}
     responses = [response(1, sample, text.strip()) for sample, text in enumerate(texts)]
     rated = [judgments(row["id"], scores) for row, scores in zip(responses, texts.values(), strict=True)]
     scores = response_scores({own[0]["response_id"]: own for own in rated}, 1)
-    assert actor_pairs({"p1": responses}, scores, make_settings(), 1, CHAT) == {
-        "p1": {
-            "id": "actor/p1",
-            "kind": "actor",
-            "prompt_id": "p1",
-            "prompt": [{"role": "user", "content": "question 1"}],
-            "chosen": [{"role": "assistant", "content": "good"}],
-            "rejected": [{"role": "assistant", "content": "bad"}],
-            "prompt_ids": [1, *b"question 1", 2],
-            "chosen_ids": [100, 9],
-            "rejected_ids": [101, 9],
-            "chosen_id": "p1/r0",
-            "rejected_id": "p1/r1",
-            "chosen_score": 13 / 3,
-            "rejected_score": 1.5,
-        }
+    assert actor_pairs({"p1": responses}, scores, make_settings())["p1"] == {
+        "id": "actor/p1",
+        "kind": "actor",
+        "prompt_id": "p1",
+        "prompt": [{"role": "user", "content": "question 1"}],
+        "chosen": [{"role": "assistant", "content": "good"}],
+        "rejected": [{"role": "assistant", "content": "bad"}],
+        "prompt_ids": [1, *b"question 1", 2],
+        "chosen_ids": [100, 9],
+        "rejected_ids": [101, 9],
+        "chosen_id": "p1/r0",
+        "rejected_id": "p1/r1",
+        "chosen_score": 13 / 3,
+        "rejected_score": 1.5,
     }
 
 
 def test_a_judge_pair():
     contest = contest_of([(0, 1, "second"), (1, 0, "first")], scores=(4, 2), texts=None)
-    pair = judge_pairs({"p1": contest}, make_settings(), 1, CHAT)["p1"]
+    pair = judge_pairs({"p1": contest}, make_settings())["p1"]
     prompt = judge_prompt("question 1", "answer", "compact", "first")
     # Positions have won 2 and 2, so weights are even: B_10 = 1. At eps = (-x, x): sigmoid(-2 x) = 0.01 x.
     x = pair["chosen_elo"]
     assert x * (1 + math.exp(2 * x)) == pytest.approx(100, abs=0.01)
-    assert pair == {
-        "id": "judge/p1/r0",
-        "kind": "judge",
-        "prompt_id": "p1",
-        "prompt": prompt,
-        "chosen": [{"role": "assistant", "content": "judgment 1"}],
-        "rejected": [{"role": "assistant", "content": "judgment 0"}],
-        "prompt_ids": CHAT.prompt_ids(prompt),
-        "chosen_ids": [201, 9],
-        "rejected_ids": [200, 9],
-        "chosen_id": "p1/r0/j1",
-        "rejected_id": "p1/r0/j0",
-        "response_id": "p1/r0",
-        "chosen_elo": x,
-        "rejected_elo": -x,
-    }
+    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("judgment 1", "judgment 0")
+    assert (pair["prompt"], pair["prompt_ids"]) == (prompt, CHAT.prompt_ids(prompt))
+    kept = ("id", "kind", "prompt_id", "response_id", "chosen_id", "rejected_id", "chosen_ids", "rejected_elo")
+    expected = ["judge/p1/r0", "judge", "p1", "p1/r0", "p1/r0/j1", "p1/r0/j0", [201, 9], -x]
+    assert [pair[key] for key in kept] == expected
 
 
-# --- the command ----------------------------------------------------------------------------------------------------
-
-CONFIG = """
-name = "test"
-[model]
-path = "m"
-[respond]
-prompts = "p"
-prompts_per_iteration = 2
-[[iteration]]
-[[iteration]]
-judge_pairs = false
-"""
+RESPONSES = [response(1, 0, "good"), response(1, 1, "bad"), response(2, 0, "", "too_long")]
+JUDGMENTS = judgments("p1/r0", [5, 4]) + judgments("p1/r1", [1, 4])
+COMPARED = [
+    {"response_id": "p1/r1", "first": m, "second": 1 - m, "winner": w} for m, w in ((0, "first"), (1, "second"))
+]
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """The command over two prompts; the second has no judged response."""
-    responses = [response(1, 0, "good"), response(1, 1, "bad"), response(2, 0, "", "too_long")]
-    rated = judgments("p1/r0", [5, 4]) + judgments("p1/r1", [1, 4])
-    compared = [{"response_id": "p1/r1", "first": 0, "second": 1, "winner": "first"},
-                {"response_id": "p1/r1", "first": 1, "second": 0, "winner": "second"}]  # fmt: skip
-    for name, rows in (("responses", responses), ("judgments", rated), ("comparisons", compared)):
-        stage(tmp_path / name, rows)
-    chosen = choose_meta_judged(responses, group_by(rated, "response_id"), make_settings(), 1)
-    write_jsonl(tmp_path / "comparisons" / "meta_judged.jsonl", chosen)
-    (tmp_path / "config.toml").write_text(CONFIG)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    """The stage over two prompts; the second has no judged response."""
     monkeypatch.setattr(judging.pairs, "load_chat", lambda folder: CHAT)
 
-    def run(iteration: int, *without: str):
-        paths = {name: str(tmp_path / name) for name in ("model", "responses", "judgments", "comparisons", "out")}
-        paths = {"config": str(tmp_path / "config.toml"), "iteration": str(iteration)} | paths
-        flags = [word for name, path in paths.items() if name not in without for word in (f"--{name}", path)]
-        PAIRS.run(PAIRS.read_arguments(flags))
-        return tmp_path / "out"
+    def run(comparisons, **rules):
+        folder = tmp_path / "run" / "iter1"
+        folder.mkdir(parents=True)
+        write_iteration(folder, make_settings(**rules), RESPONSES, JUDGMENTS, comparisons)
+        return folder
 
     return run
 
 
-def test_the_command(run):
-    out = run(1)
+def test_the_stage(run, tmp_path):
+    folder = run(COMPARED)
+    out = folder / "pairs"
     pairs = {kind: list(read_jsonl(out / f"{kind}.jsonl")) for kind in ("actor", "judge", "elo", "none")}
     assert [row["id"] for kind in ("actor", "judge") for row in pairs[kind]] == ["actor/p1", "judge/p1/r1"]
-    assert len(pairs["elo"]) == 2
+    assert len(pairs["elo"]) == 2 and [type(i) for i in pairs["judge"][0]["chosen_ids"]] == [int, int]
     assert pairs["none"] == [
         {"prompt_id": "p2", "kind": "actor", "reason": "too_few_responses"},
         {"prompt_id": "p2", "kind": "judge", "reason": "too_few_judgments"},
@@ -246,30 +197,20 @@ def test_the_command(run):
     assert counts == {"prompts": 2, "actor": 1, "judge": 1} | none
     assert set(manifest["counts"]) > {f"actor.{r}" for r in ACTOR_REASONS} | {f"judge.{r}" for r in JUDGE_REASONS}
     assert manifest["positions"] == {"first": 1, "second": 1, "neither": 0, "w1": 0.5, "w2": 0.5}
-    assert manifest["seconds"] >= 0
-    for row in pairs["actor"] + pairs["judge"]:
-        assert all(isinstance(i, int) for key in ("prompt_ids", "chosen_ids", "rejected_ids") for i in row[key])
+    given = {name: folder / name for name in ("responses", "judgments", "comparisons")}
+    for missing, complaint in (("comparisons", "--comparisons is missing"), ("judgments", "scores come from")):
+        with pytest.raises(UserError, match=complaint):
+            job = PAIRS.job(make_settings(), tmp_path / "out", 1, model=tmp_path / "model", **given | {missing: None})
+            PAIRS.run(job)
 
 
 def test_an_iteration_without_judge_pairs_needs_no_comparisons(run):
-    out = run(2, "comparisons")
+    out = run(None, judge_pairs=False) / "pairs"
     assert list(read_jsonl(out / "judge.jsonl")) == []
     assert "judge" not in read_manifest(out)["counts"] and read_manifest(out)["counts"]["actor"] == 1
 
 
-def test_collapse_is_warned_about(run, tmp_path, capsys):
-    stage(tmp_path / "comparisons", [{"response_id": "p1/r1", "first": 0, "second": 1, "winner": "first"}])
-    out = run(1)
-    assert "position collapse" in capsys.readouterr().err
+def test_collapse_is_warned_about(run, capsys):
+    out = run(COMPARED[:1]) / "pairs"
+    assert "position collapse: one position won all 1 decisions" in capsys.readouterr().err
     assert read_manifest(out)["counts"]["judge.position_collapse"] == 1
-
-
-def test_mistakes_are_named(run):
-    for iteration, without, complaint in [
-        (1, ("comparisons",), "--comparisons is missing"),
-        (1, ("judgments",), "scores come from"),
-        (0, (), r"--iteration 0: .*iterations 1 to 2"),
-        (3, (), r"--iteration 3: .*iterations 1 to 2"),
-    ]:
-        with pytest.raises(UserError, match=complaint):
-            run(iteration, *without)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from records import BYTES_CHAT
@@ -15,22 +16,17 @@ PROMPTS = [{"id": "a", "prompt": "What is rain?"}, {"id": "b", "prompt": "What i
 ANSWERS = {"a": "Water that falls.", "b": "Cold."}
 
 
-class Worker:
-    """A worker with scripted answers: the judge's j-th answer, and the meta-judge's."""
+def shown(judge, metajudge: str, settings=SETTINGS) -> list[str]:
+    """The preview of a worker with scripted answers: the judge's j-th answer, and the meta-judge's."""
 
-    settings, chat = SETTINGS, BYTES_CHAT
-
-    def __init__(self, judge, metajudge):
-        self.judge, self.metajudge = judge, metajudge
-
-    def engine(self, log):
-        return self
-
-    def run(self, requests):
+    def run(requests):
         for request in requests:
             kind = request.id.split("/")[-1]
-            text = self.judge(kind) if kind[0] == "j" else {"r": ANSWERS[request.id[0]], "m": self.metajudge}[kind[0]]
+            text = judge(kind) if kind[0] == "j" else {"r": ANSWERS[request.id[0]], "m": metajudge}[kind[0]]
             yield Completion(request.id, [*text.encode(), 0], "stop", 0.0)
+
+    engine = SimpleNamespace(run=run)
+    return preview(SimpleNamespace(settings=settings, chat=BYTES_CHAT, engine=lambda log: engine), PROMPTS, 1)
 
 
 def judged(kind: str) -> str:
@@ -38,19 +34,14 @@ def judged(kind: str) -> str:
 
 
 def test_the_longest_response_with_two_judgments_and_their_comparison():
-    response, a, b, winner = preview(Worker(judged, "It deserves 2.\nWinner: Judgment B"), PROMPTS, 1)
+    response, a, b, winner = shown(judged, "It deserves 2.\nWinner: Judgment B")
     assert "What is rain?" in response and "Water that falls." in response
     assert a.startswith("\nJudgment A of it: ") and b.startswith("\nJudgment B of it: ")
     assert a.split("Because")[1] != b.split("Because")[1]
     assert "winner | B" in winner
 
 
-@pytest.mark.parametrize(("judge", "count"), [(lambda kind: "no score", 1), (judged, 3)])
-def test_a_model_that_does_not_judge_or_compare_shows_the_rest(judge, count):
-    assert len(preview(Worker(judge, "who knows"), PROMPTS, 1)) == count
-
-
-def test_a_single_judgment_is_shown_alone():
-    worker = Worker(judged, "Winner: Judgment A")
-    worker.settings = replace(SETTINGS, judge=replace(SETTINGS.judge, N=1))
-    assert len(preview(worker, PROMPTS, 1)) == 2
+@pytest.mark.parametrize(("judge", "N", "count"), [(lambda kind: "no score", 11, 1), (judged, 11, 3), (judged, 1, 2)])
+def test_a_model_that_does_not_judge_or_compare_shows_the_rest(judge, N, count):
+    settings = replace(SETTINGS, judge=replace(SETTINGS.judge, N=N))
+    assert len(shown(judge, "who knows", settings)) == count

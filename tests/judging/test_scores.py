@@ -19,17 +19,13 @@ from judging.scores import (
 from stages.files import UserError, write_jsonl
 
 
-def test_distinct_responses():
-    rows = [
-        response(1, 0, "same"),
-        response(1, 1, "same", "length"),
-        response(1, 2, "", "too_long"),
-        response(1, 3, "cut", "length"),
-        response(2, 0, "same"),
-        response(1, 4, "same "),
-        response(1, 5, ""),
-    ]
-    assert [row["id"] for row in distinct_responses(rows)] == ["p1/r0", "p1/r3", "p2/r0", "p1/r4", "p1/r5"]
+def test_what_is_distinct():
+    rows = [(1, 0, "same"), (1, 1, "same", "length"), (1, 2, "", "too_long"), (1, 3, "cut", "length")]
+    rows += [(2, 0, "same"), (1, 4, "same "), (1, 5, "")]
+    names = [row["id"] for row in distinct_responses([response(*row) for row in rows])]
+    assert names == ["p1/r0", "p1/r3", "p2/r0", "p1/r4", "p1/r5"]
+    rows = judgments("p1/r0", [4, 4, None, 2, 4], ["a", "a", "b", "c", "d"])
+    assert [row["index"] for row in distinct_judgments(rows)] == [0, 3, 4]
 
 
 def test_mean_scores_are_exact_and_failures_are_as_deleted():
@@ -45,11 +41,6 @@ def test_mean_scores_are_exact_and_failures_are_as_deleted():
         assert mean_score(judgments("p1/r0", scores), needed) == mean
     # Equal texts are two draws of one distribution: both enter the mean.
     assert mean_score(judgments("p1/r0", [5, 5, 2], ["a", "a", "b"]), 1) == 4
-
-
-def test_equal_judgments_and_failures_are_not_distinct():
-    rows = judgments("p1/r0", [4, 4, None, 2, 4], ["a", "a", "b", "c", "d"])
-    assert [row["index"] for row in distinct_judgments(rows)] == [0, 3, 4]
 
 
 def chosen(scores, texts=None, seed: int = 0) -> tuple[int, list[int]] | str:
@@ -81,29 +72,12 @@ def test_the_response_of_highest_variance_is_meta_judged(scores, texts, choice):
 
 
 def test_variance_ties_are_drawn_with_the_seed():
-    scores = {0: [1, 5], 1: [5, 1], 2: [3, 4], 3: [0, 4]}
-    drawn = [chosen(scores, seed=seed)[0] for seed in range(60)]
-    assert set(drawn) == {0, 1, 3}
-    assert drawn == [chosen(scores, seed=seed)[0] for seed in range(60)]
+    assert {chosen({0: [1, 5], 1: [5, 1], 2: [3, 4], 3: [0, 4]}, seed=seed)[0] for seed in range(60)} == {0, 1, 3}
 
 
 def test_reasons_cover_both_kinds():
     assert set(ACTOR_REASONS) & set(JUDGE_REASONS) == {Reason.CHOSEN_TOO_LONG}
-    assert (
-        set(ACTOR_REASONS) | set(JUDGE_REASONS)
-        == set(Reason)
-        == {reason for reason, why in EXPLANATIONS.items() if why}
-    )
-
-
-RESPONSES = [response(1, 0, "good"), response(1, 1, "bad"), response(2, 0, "other")]
-
-
-def test_scores_from_a_file_are_exact_and_may_be_any_number(tmp_path):
-    path = tmp_path / "scores.jsonl"
-    rows = [{"id": "p1/r0", "score": -0.1, "text": "good"}, {"id": "p1/r1", "score": 1e-7, "model": "any"}]
-    write_jsonl(path, rows)
-    assert read_scores(path, RESPONSES) == {"p1/r0": Fraction(-1, 10), "p1/r1": Fraction(1, 10**7)}
+    assert {*ACTOR_REASONS, *JUDGE_REASONS} == {*Reason} and all(EXPLANATIONS[reason] for reason in Reason)
 
 
 @pytest.mark.parametrize(
@@ -116,15 +90,22 @@ def test_scores_from_a_file_are_exact_and_may_be_any_number(tmp_path):
         ({"id": "p1/r1", "score": True}, "line 2: score is True"),
         ({"id": "p1/r1", "score": float("nan")}, "line 2: score is nan"),
         ({"id": "p1/r1", "score": float("inf")}, "line 2: score is inf"),
-        ({"id": "p1/r1", "score": 4, "text": "good"}, "line 2: 'p1/r1' has another text"),
         ({"id": "p1/r1", "score": 10**400}, "line 2: score is 1000"),
+        ({"id": "p1/r1", "score": 4, "text": "good"}, "line 2: 'p1/r1' has another text"),
         ({"id": ["p1/r1"], "score": 1}, "line 2: no response has the id ['p1/r1']"),
         ({"id": "p1/r1"}, "line 2: key 'score' is missing"),
+        ({"id": "p1/r1", "score": 1e-7, "model": "any"}, None),
     ],
 )
-def test_bad_rows_are_named(tmp_path, row, complaint):
-    path = tmp_path / "scores.jsonl"
-    write_jsonl(path, [{"id": "p1/r0", "score": 3}, row])
+def test_scores_from_a_file_are_exact_and_bad_rows_are_named(tmp_path, row, complaint):
+    path, responses = (
+        tmp_path / "scores.jsonl",
+        [response(1, 0, "good"), response(1, 1, "bad"), response(2, 0, "other")],
+    )
+    write_jsonl(path, [{"id": "p1/r0", "score": -0.1, "text": "good"}, row])
+    if complaint is None:
+        assert read_scores(path, responses) == {"p1/r0": Fraction(-1, 10), "p1/r1": Fraction(1, 10**7)}
+        return
     with pytest.raises(UserError, match=r"scores\.jsonl, ") as error:
-        read_scores(path, RESPONSES)
+        read_scores(path, responses)
     assert complaint in str(error.value)

@@ -25,8 +25,10 @@ def compared(first: int, second: int, winner: str) -> dict:
 class Folder:
     """A run of one iteration: the hash of M0 is "seed weights", that of M1 is in its checkpoint's manifest."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, monkeypatch, capsys):
         self.path, self.folder = path / "runs" / "hand", path / "runs" / "hand" / "iter1"
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+        monkeypatch.setattr(judging.pairs, "load_chat", lambda folder: CHAT)
 
     def write(self, responses, judgments, comparisons=None, scores=None) -> "Folder":
         self.path.mkdir(parents=True)
@@ -35,50 +37,45 @@ class Folder:
         write_manifest(self.folder / "checkpoint", "dpo", "key", [])
         return self
 
-    def main(self, monkeypatch, capsys, *words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["trace", str(self.path), *words])
+    def trace(self, *words: str) -> str:
+        self.monkeypatch.setattr(sys, "argv", ["trace", str(self.path), *words])
         judging.trace.main()
-        return capsys.readouterr().out
+        return self.capsys.readouterr().out
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Folder:
-    monkeypatch.setattr(judging.pairs, "load_chat", lambda folder: CHAT)
-    return Folder(tmp_path)
+def folder(tmp_path, monkeypatch, capsys) -> Folder:
+    return Folder(tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture
 def whole(folder) -> Folder:
     """Two prompts: p1 has both pairs, p2 none."""
     responses = [response(1, 0, "good"), response(1, 1, "bad"), response(1, 2, "bad"), response(2, 0, "alone")]
-    rows = (
-        judgments("p1/r0", [5, 4, None]) + judgments("p1/r1", [1, 4]) + judgments("p2/r0", [3, None], ["Three\n3", "?"])
-    )
+    rows = judgments("p1/r0", [5, 4, None]) + judgments("p1/r1", [1, 4])
+    rows += judgments("p2/r0", [3, None], ["Three\n3", "?"])
     return folder.write(responses, rows, [compared(0, 1, "first"), compared(1, 0, "second")])
 
 
-def test_an_actor_pair_and_all_behind_it(whole, monkeypatch, capsys):
-    text = whole.main(monkeypatch, capsys, "actor/p1")
+def test_an_actor_pair_and_all_behind_it(whole):
+    text = whole.trace("actor/p1")
     assert text.startswith(f"actor/p1: iteration 1 of {whole.path}\n")
-    assert "respond by M0, weights seed weights" in text and "trained M1, weights" in text
+    assert "respond by: checkpoint M0, weights seed weights" in text and "trained: checkpoint M1, weights" in text
     assert "response p1/r0 (chosen): score 4.5, seed 1, 4 characters" in text
-    assert "response p1/r1 (rejected): score 2.5" in text
+    assert "response p1/r1 (rejected): score 2.5" in text and "comparison" not in text
     assert "response p1/r2: no score, seed 1, 3 characters, not distinct: not judged" in text
     assert "judgment p1/r0/j2: none (missing), seed 1\n    | judgment 2" in text and text.count("    | judgment 1") == 2
     assert text.index("(chosen)") < text.index("(rejected)") < text.index("p1/r2")
 
 
-def test_a_judge_pair_and_all_behind_it(whole, monkeypatch, capsys):
-    text = whole.main(monkeypatch, capsys, "judge/p1/r1")
-    assert "metajudge by a model outside the run, weights another's weights" in text
+def test_a_judge_pair_and_all_behind_it(whole):
+    text = whole.trace("judge/p1/r1")
+    assert "metajudge by: checkpoint a model outside the run, weights another's weights" in text
     assert "judgment p1/r1/j0 (chosen): 1, seed 1, Elo " in text and "won 2, lost 0" in text
     assert "judgment p1/r1/j1 (rejected): 4, seed 1, Elo -" in text and "won 0, lost 2" in text
-    assert "comparison p1/r1/m1-0, seed 81: second\n    | of 1 and 0\n    | Winner: second" in text
+    assert "comparison p1/r1/m1-0, seed 81: second\n  | of 1 and 0\n  | Winner: second" in text
     assert "positions: first 1, second 1, neither 0, w1 0.5, w2 0.5" in text and "response p1/r0" not in text
-
-
-def test_json_holds_the_whole_chain(whole, monkeypatch, capsys):
-    document = json.loads(whole.main(monkeypatch, capsys, "judge/p1/r1", "--json"))
+    document = json.loads(whole.trace("judge/p1/r1", "--json"))
     facts, documents = read_lineage(whole.path, 1)
     assert document == facts | documents["p1"] and list(documents) == ["p1", "p2"]
     assert [row["id"] for row in document["responses"]] == ["p1/r0", "p1/r1", "p1/r2"]
@@ -86,54 +83,50 @@ def test_json_holds_the_whole_chain(whole, monkeypatch, capsys):
     assert [pair["id"] for pair in document["pairs"]] == ["actor/p1", "judge/p1/r1"] and document["none"] == {}
 
 
-def test_why_not(whole, monkeypatch, capsys):
-    text = whole.main(monkeypatch, capsys, "--why-not", "p2")
+def test_why_not(whole):
+    text = whole.trace("--why-not", "p2")
     for kind, reason in (("actor", Reason.TOO_FEW_RESPONSES), ("judge", Reason.TOO_FEW_JUDGMENTS)):
         assert f"{kind}: no pair, {reason}: {EXPLANATIONS[reason]}" in text
     assert "response p2/r0: score 3, seed 1, 5 characters\n  judgment p2/r0/j0: 3, seed 1\n" in text
-    text = whole.main(monkeypatch, capsys, "--why-not", "p1")
+    text = whole.trace("--why-not", "p1")
     assert "actor: pair actor/p1" in text and "judge: pair judge/p1/r1" in text
     assert "comparison p1/r1/m0-1, seed 80: first" in text and "good" not in text
 
 
-def test_scores_from_a_file(folder, tmp_path, monkeypatch, capsys):
-    write_jsonl(tmp_path / "scores.jsonl", [{"id": "p1/r0", "score": 0.25}, {"id": "p1/r1", "score": -1}])
-    folder.write([response(1, 0, "good"), response(1, 1, "bad")], None, scores=tmp_path / "scores.jsonl")
-    assert "2 rows have no text; their scores may be those of an earlier run's responses" in capsys.readouterr().err
-    text = folder.main(monkeypatch, capsys, "actor/p1")
+def test_scores_from_a_file(folder, tmp_path):
+    path = tmp_path / "scores.jsonl"
+    write_jsonl(path, [{"id": "p1/r0", "score": 0.25}, {"id": "p1/r1", "score": -1}])
+    folder.write([response(1, 0, "good"), response(1, 1, "bad")], None, scores=path)
+    assert "2 rows have no text; their scores may be those of an earlier" in folder.capsys.readouterr().err
+    text = folder.trace("actor/p1")
     assert "response p1/r0 (chosen): score 0.25" in text and "response p1/r1 (rejected): score -1" in text
-    assert f"scores from {tmp_path / 'scores.jsonl'}, SHA-256 " in text
-    assert "judge: this iteration makes no judge pairs" in folder.main(monkeypatch, capsys, "--why-not", "p1")
-    write_jsonl(tmp_path / "scores.jsonl", [{"id": "p1/r0", "score": 3}])
+    assert f"scores from: path {path}, digest " in text
+    assert "judge this iteration makes no judge pairs" in folder.trace("--why-not", "p1")
+    write_jsonl(path, [{"id": "p1/r0", "score": 3}])
     with pytest.raises(UserError, match=r"scores\.jsonl: changed since the pairs were made"):
-        folder.main(monkeypatch, capsys, "actor/p1")
+        folder.trace("actor/p1")
 
 
 @pytest.mark.parametrize("name", ["new/00001", 'a "quoted" id', "back\\slash", "ümlaut"])
-def test_any_id_is_found_and_none_that_it_begins(folder, monkeypatch, capsys, name):
+def test_any_id_is_found_and_none_that_it_begins(folder, name):
     ids = [(f"{prompt}/r{i}", prompt, i) for prompt in (name, f"{name}1") for i in range(2)]
     rows = [response(1, i, f"text {i}") | {"id": own, "prompt_id": prompt} for own, prompt, i in ids]
     folder.write(rows, [judgments(own, [5 - i])[0] | {"prompt_id": prompt} for own, prompt, i in ids])
-    text = folder.main(monkeypatch, capsys, f"actor/{name}")
+    text = folder.trace(f"actor/{name}")
     assert f"judgment {name}/r0/j0: 5" in text and f"{name}1/r0" not in text
-    assert f"{name}: iteration 1" in folder.main(monkeypatch, capsys, "--why-not", name)
+    assert f"{name}: iteration 1" in folder.trace("--why-not", name)
 
 
-def test_mistakes_are_named(whole, tmp_path, monkeypatch, capsys):
-    for words, error in (
-        (("actor/p2",), r"no iteration has 'actor/p2'; see iter\*/pairs/actor\.jsonl or iter\*/pairs/judge\.jsonl"),
-        (("--why-not", "p7"), r"no iteration has 'p7'; see iter\*/prompts\.jsonl"),
-    ):
+def test_mistakes_are_named(whole, tmp_path):
+    def complains(error: str, *words: str) -> None:
         with pytest.raises(UserError, match=error):
-            whole.main(monkeypatch, capsys, *words)
-    for words in ((), ("actor/p1", "--why-not", "p1")):
-        with pytest.raises(SystemExit):
-            whole.main(monkeypatch, capsys, *words)
+            whole.trace(*words)
+
+    complains(r"no iteration has 'actor/p2'; see iter\*/pairs/actor\.jsonl or iter\*/pairs/judge\.jsonl", "actor/p2")
+    complains(r"no iteration has 'p7'; see iter\*/prompts\.jsonl", "--why-not", "p7")
     with pytest.raises(UserError, match="the folder holds no run"):
         judging.trace.iterations(tmp_path)
     stage(whole.folder / "judgments", judgments("p1/r0", [1, 1]))
-    with pytest.raises(UserError, match=r"judgments: changed since the pairs were made"):
-        whole.main(monkeypatch, capsys, "actor/p1")
+    complains(r"judgments: changed since the pairs were made", "actor/p1")
     (whole.folder / "pairs" / "manifest.json").unlink()
-    with pytest.raises(UserError, match="pairs: not made yet, or by an older version"):
-        whole.main(monkeypatch, capsys, "--why-not", "p1")
+    complains("pairs: not made yet, or by an older version", "--why-not", "p1")

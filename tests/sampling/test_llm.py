@@ -18,27 +18,23 @@ def llm(tmp_path_factory) -> LLM:
     return LLM(folder, dtype="float32", device="cpu", num_kv_blocks=64)
 
 
-def greedy(llm: LLM, ids: list[int], count: int) -> list[int]:
-    return greedy_by_full_forwards(llm.engine.model, ids, count)
+def greedy(llm: LLM, ids: list[int]) -> list[int]:
+    return greedy_by_full_forwards(llm.engine.model, ids, 8)
 
 
-def test_generate_continues_the_text(llm):
+def test_texts_are_continued_and_conversations_answered(llm, monkeypatch):
     prompts = ["The sea is", "Once upon a time"]
     for prompt, output in zip(prompts, llm.generate(prompts, GREEDY), strict=True):
-        assert output.token_ids == greedy(llm, llm.tokenizer.encode(prompt), 8)
+        assert output.token_ids == greedy(llm, llm.tokenizer.encode(prompt))
         assert output.text == llm.tokenizer.decode(output.token_ids) and output.finish_reason == "length"
-
-
-def test_chat_answers_in_the_chat_format(llm):
-    expected = greedy(llm, llm.chat_format.prompt_ids(CHAT), 8)
+    too_long = llm.generate(["word " * 2000], GREEDY)[0]
+    assert (too_long.text, too_long.finish_reason) == ("", "too_long")
+    expected = greedy(llm, llm.chat_format.prompt_ids(CHAT))
     assert [output.token_ids for output in llm.chat(CHAT, GREEDY)] == [expected]
     assert [output.token_ids for output in llm.chat([CHAT, CHAT], GREEDY)] == [expected] * 2
-
-
-def test_a_bos_begins_a_text_where_there_is_one(monkeypatch, llm):
     control = llm.tokenizer.control
     monkeypatch.setattr(llm.tokenizer, "control", lambda name: 7 if name == "<s>" else control(name))
-    expected = greedy(llm, [7, *llm.tokenizer.encode("The sea")], 8)
+    expected = greedy(llm, [7, *llm.tokenizer.encode("The sea")])  # a BOS begins a text where there is one
     assert llm.generate(["The sea"], GREEDY)[0].token_ids == expected
 
 
@@ -60,8 +56,3 @@ def test_errors_say_what_to_do(llm, tmp_path):
     ]:
         with pytest.raises(UserError, match=complaint):
             fault()
-
-
-def test_a_prompt_without_room_is_an_output(llm):
-    output = llm.generate(["word " * 2000], GREEDY)[0]
-    assert (output.text, output.finish_reason) == ("", "too_long")

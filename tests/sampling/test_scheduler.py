@@ -41,15 +41,15 @@ class Machine:
         for source, destination in step.copies:
             for slot in range(self.size):
                 self.cache[destination, slot] = self.cache.get((source, slot), ())
+
+        def slots(item, start: int) -> dict:
+            blocks, tokens = item.sequence.blocks, item.sequence.tokens
+            return {(blocks[i // self.size], i % self.size): tuple(tokens[: i + 1]) for i in range(start, item.end)}
+
         for item in step.scheduled:
             assert item.start == item.sequence.computed < item.end <= len(item.sequence.tokens)
-            for position in range(item.start, item.end):
-                place = (item.sequence.blocks[position // self.size], position % self.size)
-                self.cache[place] = tuple(item.sequence.tokens[: position + 1])
-        for item in step.scheduled:
-            for position in range(item.end):
-                place = (item.sequence.blocks[position // self.size], position % self.size)
-                assert self.cache[place] == tuple(item.sequence.tokens[: position + 1])
+            self.cache |= slots(item, item.start)
+        assert all(slots(item, 0).items() <= self.cache.items() for item in step.scheduled)
 
     def check_blocks(self) -> None:
         """References count the running sequences' blocks; the free blocks are exactly those without a reference."""
@@ -90,9 +90,8 @@ def test_any_sequence_of_events(prompts, arrivals, size, spare, budget, sequence
             if machine.scheduler.busy:
                 machine.step()
     for _ in range(100 * work):
-        if not machine.scheduler.busy:
-            break
-        machine.step()
+        if machine.scheduler.busy:
+            machine.step()
     assert machine.done == {request.id: expected(request) for request in requests}
     assert machine.pool.references == [0] * len(machine.pool.references)
 
@@ -110,9 +109,7 @@ def test_the_youngest_gives_way_and_loses_nothing():
     requests = [Request(str(i), [i] * 4, Sampling(1.0, 1.0, 8), 0) for i in range(2)]
     for request in requests:
         machine.scheduler.add(request)
-    order = []
     while machine.scheduler.busy:
         machine.step()
-        order += [name for name in machine.done if name not in order]
-    assert machine.scheduler.preemptions > 0 and order == ["0", "1"]
+    assert machine.scheduler.preemptions > 0 and list(machine.done) == ["0", "1"]
     assert machine.done == {request.id: expected(request) for request in requests}

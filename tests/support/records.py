@@ -2,8 +2,10 @@
 
 from types import SimpleNamespace
 
-from judging.judge_pairs import contests
+from judging.actor_pairs import actor_pair
+from judging.judge_pairs import contests, judge_pair
 from judging.metajudge import choose_meta_judged
+from judging.scores import seeded_draw
 from stages.settings import Iteration, Judge, Metajudge, Model, Respond, Settings
 
 CHAT = SimpleNamespace(prompt_ids=lambda messages: [1, *"".join(m["content"] for m in messages).encode(), 2])
@@ -59,3 +61,15 @@ def decided(responses, judgments, battles, settings, iteration=1, spreads=None):
     """The contests of an iteration: `responses` in order, `judgments` and `battles` by response id."""
     chosen = choose_meta_judged(responses, judgments, settings, iteration, spreads)
     return contests(chosen, {row["id"]: row for row in responses}, judgments, battles, settings.metajudge)
+
+
+def actor_pairs(prompts, scores, settings) -> dict:
+    """The actor pair of each prompt of the first iteration, or the reason for none."""
+    rule, draw = settings.iteration[0], seeded_draw(settings.seed, 1)
+    return {name: actor_pair(rows, scores, rule, draw, CHAT) for name, rows in prompts.items()}
+
+
+def judge_pairs(contests, settings) -> dict:
+    """The judge pair of each prompt of the first iteration, or the reason for none."""
+    rule, draw = settings.iteration[0], seeded_draw(settings.seed, 1)
+    return {name: judge_pair(own, settings.judge, rule, draw, CHAT) for name, own in contests.items()}
