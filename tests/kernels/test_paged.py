@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from processes import run
 
 from kernels.metadata import PRODUCT_BLOCKS, SharedRun, batches, build_metadata
-from kernels.paged import PagedAttention, empty_cache, merge
+from kernels.paged import PagedAttention, empty_cache
 
 
 @st.composite
@@ -105,14 +105,6 @@ def test_attention_equals_the_formula(case, heads, prompt, low):
             torch.testing.assert_close(
                 attended[row].double(), wanted, atol=4e-2 if low else 2e-6, rtol=2e-2 if low else 1e-5
             )
-
-
-def test_merge_with_an_empty_side():
-    """Two parts of which one is missing: worked by hand, weights 1/3 and 2/3, then 1 and 0."""
-    outputs = torch.tensor([[[[3.0]], [[6.0]]], [[[3.0]], [[6.0]]]])
-    lses = torch.tensor([[[0.0], [0.0]], [[5.0], [float("-inf")]]])
-    lses[0, 1] = torch.tensor(2.0).log()
-    torch.testing.assert_close(merge(outputs, lses), torch.tensor([[[5.0]], [[3.0]]]))
 
 
 HOLD = """

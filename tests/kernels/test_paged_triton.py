@@ -5,11 +5,10 @@ import torch
 from accuracy import assert_as_close
 
 from kernels import paged
-from kernels.metadata import AttentionMetadata, build_metadata
+from kernels.metadata import AttentionMetadata, Tiles, TileSizes, build_metadata, build_tiles
 from kernels.paged_triton import DeviceTiles, TritonPagedAttention, paged_attention
 from kernels.rope import apply_rope
 from kernels.rope_triton import rotate_and_store
-from kernels.tiles import Tiles, TileSizes, build_tiles
 
 pytestmark = [pytest.mark.kernels, pytest.mark.filterwarnings("ignore:divide by zero")]
 SIZE = 16
@@ -85,7 +84,7 @@ def test_what_shares_and_what_splits():
     """The cases above hold runs with many readers, and one token's context in several runs."""
     tiles = build_tiles(step(MANY, 16)[0], 4, 1)
     assert [tile[2] for tile in tiles.wide] == [256, 256]  # 120 rows in two tiles, all of the shared tokens
-    assert len(tiles.narrow) == 30 and tiles.merges
+    assert len(tiles.narrow) == 30
     assert len(build_tiles(step([(1, 4000)])[0], 3, 1).narrow) == 16
 
 
@@ -114,7 +113,7 @@ def test_a_run_of_which_a_token_sees_nothing(device):
     tiles.wide += [[0, 1, 17, 33, start, min(start + 64, 99), 0, 0] for start in (0, 64)]
     tiles.readers = [*range(33)] * 2
     integers = torch.tensor(tiles.integers(tiles.sizes, 0), dtype=torch.int32, device=device)
-    result = TritonPagedAttention(cache, DeviceTiles.view(integers, tiles.sizes, True))(0, qk, v, rope)
+    result = TritonPagedAttention(cache, DeviceTiles(integers, tiles.sizes, True))(0, qk, v, rope)
     assert result.isfinite().all()
     torch.testing.assert_close(result, whole, atol=1e-3, rtol=1e-3)
 
@@ -129,7 +128,7 @@ def test_padded_tiles_are_the_same_work(device):
     sizes = TileSizes(8, 8, needed.blocks + 3, needed.narrow + 5, needed.wide + 2, needed.entries + 4)
     integers = torch.tensor(tiles.integers(sizes, spare_block=blocks), dtype=torch.int32, device=device)
     qk, v, cos, sin = (torch.cat((x, x)) for x in (qk, v, *rope))
-    padded = TritonPagedAttention(padded_cache, DeviceTiles.view(integers, sizes, True))
+    padded = TritonPagedAttention(padded_cache, DeviceTiles(integers, sizes, True))
     result = padded(0, qk, v, (cos, sin))
     assert torch.equal(result[:4], exact) and not result[4:].any()
     assert torch.equal(padded_cache[:, :, :-1], cache[:, :, :-1])

@@ -23,7 +23,7 @@ from dpo.packing import lay_out
 from dpo.trainer import squared_norm
 from kernels.compile import recording
 from kernels.launch import use_triton
-from kernels.tiles import TileSizes
+from kernels.metadata import TileSizes
 from model.config import LlamaConfig
 from model.llama import Llama, _frequencies
 from sampling.engine import Engine
