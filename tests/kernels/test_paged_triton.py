@@ -20,11 +20,11 @@ def step(shapes: list[tuple[int, int]], shared: int = 0) -> tuple[AttentionMetad
     """A step of sequences of (new tokens, all tokens up to them), and its number of blocks. Sequences that are long
     enough have the same first `shared` blocks."""
     decode, prefill, fresh = [], [], shared
-    for new, total in sorted(shapes, key=lambda shape: shape[0] > 1):
-        count = -(-total // SIZE)
+    for new, total in shapes:
         common = shared if (total - new) // SIZE >= shared else 0
-        blocks = [*range(common), *range(fresh, fresh + count - common)]
-        fresh += count - common
+        own = -(-total // SIZE) - common
+        blocks = [*range(common), *range(fresh, fresh + own)]
+        fresh += own
         (decode if new == 1 else prefill).append((total - new, total, blocks))
     return build_metadata(decode, prefill, SIZE), fresh
 
@@ -42,15 +42,14 @@ def tensors(metadata, blocks, h, k, d, dtype, device):
 
 def plain(cache, metadata, qk, v, rope, h):
     """softmax(q k^T / sqrt(d)) v of each token over its sequence, written out; the cache holds the step's keys."""
-    rotated, outputs = apply_rope(qk, rope), []
-    group = h // v.shape[1]
+    q, outputs = apply_rope(qk, rope)[:, :h].double(), []
     for span in metadata.spans:
-        keys, values = (x[span.blocks].transpose(1, 2).flatten(0, 1)[: span.end] for x in cache)
-        x = rotated[span.row : span.row + len(span.positions), :h].double()
-        scores = torch.einsum("ihd,jhd->hij", x, keys.double().repeat_interleave(group, 1)) / x.shape[2] ** 0.5
-        seen = torch.arange(span.end)[None, :] <= torch.tensor(span.positions)[:, None]
-        weights = scores.masked_fill(~seen.to(scores.device), float("-inf")).softmax(-1)
-        outputs.append(torch.einsum("hij,jhd->ihd", weights, values.double().repeat_interleave(group, 1)))
+        own = (x[span.blocks].transpose(1, 2).flatten(0, 1)[: span.end].double() for x in cache)
+        keys, values = (x.repeat_interleave(h // v.shape[1], 1) for x in own)
+        x = q[span.row : span.row + len(span.positions)]
+        scores = torch.einsum("ihd,jhd->hij", x, keys) / x.shape[2] ** 0.5
+        hidden = torch.ones_like(scores[0], dtype=torch.bool).triu(span.start + 1)
+        outputs.append(torch.einsum("hij,jhd->ihd", scores.masked_fill(hidden, -torch.inf).softmax(-1), values))
     return torch.cat(outputs)
 
 
