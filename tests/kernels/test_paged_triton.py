@@ -10,7 +10,6 @@ from kernels import paged
 from kernels.metadata import AttentionMetadata, Tiles, TileSizes, build_metadata, build_tiles
 from kernels.paged_triton import DeviceTiles, TritonPagedAttention
 from kernels.rope import apply_rope
-from kernels.rope_triton import rotate_and_store
 
 pytestmark = [pytest.mark.kernels, pytest.mark.filterwarnings("ignore:divide by zero")]
 SIZE = 16
@@ -66,7 +65,7 @@ MANY = [(1, 300 + 3 * i) for i in range(30)]
         (8, 1, 64, SHARED, 8, torch.float32),  # a prefix of 128 tokens, 5 readers and a prompt
         (4, 1, 128, MANY, 16, torch.float16),  # of 256 tokens, 30 readers
         (3, 1, 64, [(1, 1500)], 0, torch.bfloat16),  # a long context, split
-        (3, 1, 80, [(1, 40), (7, 90)], 0, torch.float16),
+        (9, 3, 80, [(1, 40), (7, 90)], 0, torch.float16),
         (6, 2, 8, [(1, 140), (1, 140), (20, 90)], 3, torch.float32),
     ],
 )
@@ -87,21 +86,6 @@ def test_what_shares_and_what_splits():
     tiles = build_tiles(step(MANY, 16)[0], 4, 1)
     assert [tile[2] for tile in tiles.wide] == [256, 256]  # 120 rows in two tiles, all of the shared tokens
     assert len(tiles.narrow) == 30 and len(build_tiles(step([(1, 4000)])[0], 3, 1).narrow) == 16
-
-
-@pytest.mark.parametrize(
-    ("h", "k", "d", "dtype"), [(9, 3, 64, torch.bfloat16), (4, 1, 128, torch.float16), (2, 2, 80, torch.bfloat16)]
-)
-def test_rotation_and_store(h, k, d, dtype, device):
-    metadata, blocks = step([(1, 5), (17, 40)])
-    cache, qk, v, rope = tensors(metadata, blocks, h, k, d, dtype, device)
-    before = cache[0].clone()
-    rows = TritonPagedAttention.build(cache, metadata, h).slots_tk
-    result = rotate_and_store(qk, v, rope, cache[0], rows)
-    assert_as_close([result], [apply_rope(qk, rope)], [apply_rope(qk.double(), tuple(x.double() for x in rope))])
-    for side, stored in enumerate((result[:, h:], v)):
-        expected = before[side].view(-1, d).index_copy(0, rows.flatten(), stored.flatten(0, 1))
-        assert torch.equal(cache[0, side].view(-1, d), expected)
 
 
 def test_a_run_of_which_a_token_sees_nothing(device):

@@ -61,14 +61,8 @@ def test_noise_of_every_seed_position_and_attempt(device):
         assert torch.equal(noise.cpu(), sampler.uniform(seed, position, attempt)[:, 0])
 
 
-def partly_impossible() -> Tensor:
-    """Logits of which whole chunks and single ones are minus infinity."""
-    logits = normal(8, 1000, 1.0)
-    logits[:, :256] = logits[:, 300::2] = logits[1::2, 512:] = -torch.inf
-    return logits
-
-
 SIZES = [(1, torch.float32), (2, torch.float16), (257, torch.bfloat16), (1000, torch.float32)]
+IMPOSSIBLE = torch.tensor([*range(256), *range(300, 512, 2), *range(512, 768)])  # whole chunks, and single tokens
 WIDE = (torch.tensor([-1, -(2**63), 2**63 - 1, 2**32 + 1]), torch.tensor([2**32, 2**33 + 5, 0, 2**50]))
 
 
@@ -78,7 +72,7 @@ WIDE = (torch.tensor([-1, -(2**63), 2**63 - 1, 2**32 + 1]), torch.tensor([2**32,
         *[(normal(8, size, scale).to(dtype), settings(100)) for size, dtype in SIZES for scale in (1.0, 4.0)],
         pytest.param(normal(4, 128_256, 3.0).bfloat16(), [x[[1, 4, 5, 6]] for x in settings()], id="a real vocabulary"),
         pytest.param(normal(8, 600, 1.0).round().bfloat16(), settings(), id="many equal logits"),
-        pytest.param(partly_impossible(), settings(), id="minus infinity"),
+        pytest.param(normal(8, 1000, 1.0).index_fill(1, IMPOSSIBLE, -torch.inf), settings(), id="minus infinity"),
         pytest.param(normal(1, 257, 2.0).expand(4, -1), same(1.0, 0.9, *WIDE), id="64-bit seeds and positions"),
     ],
 )
@@ -122,19 +116,3 @@ def test_rows_without_a_distribution_end_and_no_rows_are_none(device):
         ids, logprobs = topp.sample(*given)
         assert ((ids >= 0) & (ids < 300)).all() and logprobs.isnan().all()
     assert [len(x) for x in topp.sample(*(x[:0] for x in given))] == [0, 0]
-
-
-def test_a_cuda_graph_draws_from_what_its_inputs_hold(device):
-    if device.type != "cuda":
-        pytest.skip("graphs need CUDA")
-    first, second = ((normal(8, 1000, 2.0, seed), *settings()) for seed in (0, 1))
-    inputs = [x.to(device) for x in first]
-    topp.sample(*inputs)  # compiles
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        ids, _ = topp.sample(*inputs)
-    for case in (first, second):
-        for here, new in zip(inputs, case, strict=True):
-            here.copy_(new)
-        graph.replay()
-        assert torch.equal(ids.cpu(), sampler.sample(*case)[0])
