@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from dpo.data import Example
+from kernels.launch import to_device
 from kernels.segments import Segments
-from kernels.transfer import to_device
 from stages.settings import TrainerOptions
 
 LEAST_SHARED = 16

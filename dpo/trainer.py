@@ -23,7 +23,7 @@ from dpo.loss import chosen_nll, completion_logprob, dpo_loss, sft_loss
 from dpo.metrics import MetricsLog, forward_flops, peak_memory_mib
 from dpo.packing import MicroBatch, micro_batches
 from dpo.parallel import Interruption, World, reshard
-from kernels.transfer import to_device
+from kernels.launch import to_device
 from model.llama import Llama
 from stages.files import UserError
 from stages.progress import progress

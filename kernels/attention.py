@@ -26,19 +26,36 @@ class VarlenAttention:
         kv_heads = v_tkd.shape[1]
         q_thd, k_tkd = apply_rope(qk_thd, rope).split((qk_thd.shape[1] - kv_heads, kv_heads), dim=1)
         v_tkd = v_tkd.contiguous()  # a view would keep the unrotated queries and keys alive until backward
-        if launch.use_triton(self.attention, v_tkd):
-            from kernels.attention_triton import backward, forward
+        return varlen_attention(q_thd, k_tkd, v_tkd, self.segments, launch.use_triton(self.attention, v_tkd))
 
-            return varlen_attention(q_thd, k_tkd, v_tkd, self.segments, forward, backward)
-        return varlen_attention(q_thd, k_tkd, v_tkd, self.segments)
+
+def varlen_attention(q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, segments: Segments, triton: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over the keys that each query sees; [t, h, d] in q's dtype, differentiable in q, k, v.
+    Scores, weights and their gradients are fp32."""
+    inputs = (q_thd, k_tkd, v_tkd, segments)
+    if triton:
+        from kernels import attention_triton
+
+        return _VarlenAttention.apply(*inputs, attention_triton.forward, attention_triton.backward)
+    return _VarlenAttention.apply(*inputs, forward, backward)
+
+
+class _VarlenAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q_thd, k_tkd, v_tkd, segments, forward, backward):
+        out_thd, lse = forward(q_thd, k_tkd, v_tkd, segments)
+        ctx.save_for_backward(q_thd, k_tkd, v_tkd, out_thd, lse)
+        ctx.segments, ctx.function = segments, backward
+        return out_thd
+
+    @staticmethod
+    def backward(ctx, grad_thd):
+        q_thd, k_tkd, v_tkd, out_thd, lse = ctx.saved_tensors
+        return *ctx.function(grad_thd, q_thd, k_tkd, v_tkd, ctx.segments, out_thd, lse), None, None, None
 
 
 def forward(q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-    """The attention's result [t, h, d] and its log-sum-exps [t, h], fp32.
-
-    Keys of a query's segment and of its prefix are attended separately and merged, so keys are never concatenated and
-    only the diagonal needs a mask.
-    """
+    """The attention's result [t, h, d] and its log-sum-exps [t, h], fp32."""
     out_thd = torch.empty_like(q_thd, memory_format=torch.contiguous_format)
     lse_th = q_thd.new_empty(q_thd.shape[:2], dtype=torch.promote_types(q_thd.dtype, torch.float32))
     attend, rows = (_fused, len(q_thd)) if q_thd.device.type == "cpu" else (_plain, ROWS)
@@ -60,7 +77,7 @@ def backward(
 
     With o the result and c = 1 / sqrt(d): dv = P^T do, dS = P (do v^T - sum_d do o), dq = c dS k, dk = c dS^T q.
     """
-    heads, kv_heads, scale = q_thd.shape[1], k_tkd.shape[1], q_thd.shape[2] ** -0.5
+    heads, scale = q_thd.shape[1], q_thd.shape[2] ** -0.5
     q, k, v, grad = (_by_head(x, heads, lse_th.dtype) for x in (q_thd, k_tkd, v_tkd, grad_thd))
     q = q * scale
     lse_ht1 = lse_th.t()[..., None]
@@ -74,45 +91,21 @@ def backward(
         grad_q[:, rows] += torch.bmm(slope, k[:, keys])
         grad_k[:, keys] += torch.bmm(slope.transpose(1, 2), q[:, rows])
         grad_v[:, keys] += torch.bmm(weights.transpose(1, 2), grad[:, rows])
-    grad_k, grad_v = (x.unflatten(0, (kv_heads, -1)).sum(1) for x in (grad_k, grad_v))
+    grad_k, grad_v = (x.unflatten(0, (k_tkd.shape[1], -1)).sum(1) for x in (grad_k, grad_v))
     grad_q, grad_k, grad_v = (x.transpose(0, 1).to(q_thd.dtype) for x in (grad_q.mul_(scale), grad_k, grad_v))
     return grad_q, grad_k, grad_v
 
 
-def varlen_attention(
-    q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, segments: Segments, forward=forward, backward=backward
-) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over the keys that each query sees; [t, h, d] in q's dtype, differentiable in q, k, v.
-
-    Scores, weights and their gradients are fp32. `forward` and `backward`: those of this module or of its Triton twin.
-    """
-    return _VarlenAttention.apply(q_thd, k_tkd, v_tkd, segments, forward, backward)
-
-
-class _VarlenAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q_thd, k_tkd, v_tkd, segments, forward, backward):
-        out_thd, lse = forward(q_thd, k_tkd, v_tkd, segments)
-        ctx.save_for_backward(q_thd, k_tkd, v_tkd, out_thd, lse)
-        ctx.segments, ctx.function = segments, backward
-        return out_thd
-
-    @staticmethod
-    def backward(ctx, grad_thd):
-        q_thd, k_tkd, v_tkd, out_thd, lse = ctx.saved_tensors
-        return *ctx.function(grad_thd, q_thd, k_tkd, v_tkd, ctx.segments, out_thd, lse), None, None, None
-
-
 def _blocks(segments: Segments, most: int) -> Iterator[tuple[slice, slice, bool]]:
-    """Blocks of at most `most` queries of one segment: first with their own keys, each query seeing those up to itself
-    (True), then with keys that all of them see (False)."""
+    """Blocks of at most `most` queries, each with some of its keys: first its own, of which a query sees those up to
+    itself (True), then keys before them, which all queries see (False)."""
     for start, end, prefix in segments.ranges():
         for first in range(start, end, most):
             queries = slice(first, min(first + most, end))
             yield queries, queries, True
-            yield from (
-                (queries, slice(keys.start, keys.stop), False) for keys in (prefix, range(start, first)) if keys
-            )
+            for keys in (prefix, range(start, first)):
+                if keys:
+                    yield queries, slice(keys.start, keys.stop), False
 
 
 def _by_head(x_tkd: Tensor, heads: int, dtype: torch.dtype) -> Tensor:

@@ -9,19 +9,17 @@ and for an incoming gradient do, with D_i = do_i . o_i and i over the queries th
 
     dv_j = sum_i P_ij do_i     dS_ij = P_ij (do_i . v_j - D_i)     dq_i = c sum_j dS_ij k_j     dk_j = c sum_i dS_ij q_i
 
-S and P are never stored: forward keeps a running maximum and sum in fp32, and backward recomputes P from L. Products
-take the inputs' dtype and are summed in fp32.
+S and P are never stored: backward recomputes P from L. Products take the inputs' dtype and are summed in fp32.
 
 Tiling. A program of `_forward` and `_backward_queries` has BLOCK_M queries of one head and walks over the keys of the
 prefix, then of its own segment up to its last query, in steps of BLOCK_N. A program of `_backward_keys` has BLOCK_N
-keys of one key-value head and walks over the queries of its group's heads in steps of BLOCK_M, so that dk and dv are
-sums in registers: no atomics, the same bits every time. These queries are one range of tokens, since continuations
-stand directly behind their prefix; so one test, key <= query, masks prefix and segment.
+keys of one key-value head and walks over the queries of its group's heads in steps of BLOCK_M: no atomics, the same
+bits every time. These queries are one range of tokens, since continuations stand directly behind their prefix; so one
+test, key <= query, masks prefix and segment.
 
-No tile crosses a segment's border. Bisection in `cu_seqlens` finds a tile's segment: the tiles of segment s begin at
-cu_seqlens[s] // BLOCK + s, which leaves room for one partly filled tile in each. So the number of programs follows from
-shapes alone, and the host never waits for the lengths. `do_not_specialize` lists the arguments that differ from batch
-to batch, so that no batch causes a compilation; the alignment of `reach`, a view, depends on the number of segments.
+The tiles of segment s begin at cu_seqlens[s] // BLOCK + s, which leaves room for one partly filled tile in each. So the
+number of programs follows from shapes alone, and the host never waits for the lengths. `do_not_specialize` lists what
+differs from batch to batch (a view's alignment, too), so that no batch causes a compilation.
 
 Shapes: t tokens of all segments, s segments, h query heads, k key-value heads, d head_dim.
 """
@@ -232,19 +230,15 @@ def _backward_queries(
 
 
 def forward(q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-    """The attention's result [t, h, d] and its log-sum-exps L, fp32 [h, t].
-
-    Inputs of one dtype, bf16 or fp16 (fp32 in the interpreter), contiguous in d. `UserError` for a head size above 128.
-    """
-    tokens, heads, d = q_thd.shape
-    out_thd = torch.empty((tokens, heads, d), dtype=q_thd.dtype, device=q_thd.device)
-    lse_ht = torch.empty((heads, tokens), dtype=torch.float32, device=q_thd.device)
+    """The attention's result [t, h, d] and its log-sum-exps L, fp32 [h, t]. Inputs of one dtype, bf16 or fp16 (fp32 in
+    the interpreter), contiguous in d. `UserError` for a head size above 128."""
+    (tokens, heads, d), count = q_thd.shape, len(segments.prefixes)
+    out_thd, lse_ht = q_thd.new_empty(q_thd.shape), q_thd.new_empty(heads, tokens, dtype=torch.float32)
     tile, constants = _launch(FORWARD, q_thd, k_tkd)
     if tokens:
-        _forward[(heads, tokens // tile.m + len(segments.prefixes))](
-            q_thd, k_tkd, v_tkd, out_thd, lse_ht,
-            segments.cu_seqlens, segments.reach_3s, len(segments.prefixes), tokens, d**-0.5 * LOG2_E.value,
-            *_strides(q_thd, k_tkd, v_tkd), out_thd.stride(0), **constants,
+        _forward[(heads, tokens // tile.m + count)](
+            q_thd, k_tkd, v_tkd, out_thd, lse_ht, segments.cu_seqlens, segments.reach_3s, count, tokens,
+            d**-0.5 * LOG2_E.value, *_strides(q_thd, k_tkd, v_tkd), out_thd.stride(0), **constants,
         )  # fmt: skip
     return out_thd, lse_ht
 
@@ -255,7 +249,7 @@ def backward(
     """Gradients of q, k and v, given the gradient of the result."""
     grad_thd = grad_thd if grad_thd.stride(2) == 1 else grad_thd.contiguous()
     (tokens, heads, d), count = q_thd.shape, len(segments.prefixes)
-    grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q_thd, k_tkd, v_tkd))
+    grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q_thd, k_tkd, v_tkd))
     if not tokens:
         return grad_q, grad_k, grad_v
     delta_ht = torch.empty_like(lse_ht)

@@ -29,8 +29,8 @@ from triton.runtime.jit import JITFunction
 
 import kernels.launch
 from kernels import attention_triton, logprob_triton, paged_triton, topp
+from kernels.metadata import NARROW_ROWS, TileSizes
 from kernels.segments import Segments
-from kernels.tiles import NARROW_ROWS, TileSizes
 from stages.files import command, write_json
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -92,7 +92,7 @@ def launch_all(shape: Shape, dtype: torch.dtype) -> None:
     attention_triton.backward(empty(*out.shape), q, k, v, segments, out, lse)
 
     sizes = TileSizes(tokens=64, tables=64, blocks=128, narrow=256, wide=256, entries=256)
-    tiles = paged_triton.DeviceTiles.view(empty(sum(sizes.parts), dtype=int32), sizes, merges=True)
+    tiles = paged_triton.DeviceTiles(empty(sum(sizes.parts), dtype=int32), sizes, merges=True)
     attend = paged_triton.TritonPagedAttention(empty(1, 2, 512, kv_heads, 16, dim), tiles)
     rope = (empty(64, 1, dim, dtype=float32), empty(64, 1, dim, dtype=float32))
     attend(0, empty(64, heads + kv_heads, dim), empty(64, kv_heads, dim), rope)

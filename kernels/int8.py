@@ -1,8 +1,7 @@
 """Products in int8 for inference, on processors that multiply integers fast (VNNI) but have no bfloat16 units.
 
-A weight is rounded once, with a scale for each output channel; an input is rounded in every call, with a scale for each
-token. Both are symmetric about zero. The product of the integers a and b is exact, so a token's result depends neither
-on the other tokens of the batch nor on the order of the sum:
+A weight is rounded once, with a scale for each output channel; an input in every call, with a scale for each token. The
+product of the integers a and b is exact, so a token's result does not depend on the batch or the order of the sum:
 
     x_t = s_t a_t    W_o = r_o b_o    y_to = s_t r_o sum_i a_ti b_oi
 
@@ -29,16 +28,12 @@ class Int8Weight:
     """A weight [o, i] in oneDNN's layout, of use to `int8_linear` alone."""
 
     integers: Tensor
-    scale_o: Tensor
-    """fp32; r / LARGEST, so that a token's largest magnitude can serve as its scale."""
-    zero_o: Tensor
-    """int64, zeros."""
-    parts: int
-    """Parts of an input: 1 or 2."""
+    scale_o: Tensor  # fp32; r / LARGEST, so that a token's largest magnitude can serve as its scale
+    zero_o: Tensor  # int64, zeros
+    parts: int  # of an input: 1 or 2
 
     @classmethod
     def of(cls, weight_oi: Tensor, parts: int = 1) -> "Int8Weight":
-        """Round a weight of any float dtype."""
         integers_noi, peak_o1 = rounded(weight_oi.float(), 1)
         layout = torch.ops.onednn.qlinear_prepack(integers_noi[0], None)
         return cls(layout, peak_o1.flatten() / LARGEST**2, torch.zeros(len(weight_oi), dtype=torch.int64), parts)

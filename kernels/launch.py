@@ -1,13 +1,13 @@
-"""Which kernels run, and with what tiles.
+"""Which kernels run, with what tiles, and how numbers reach the device and come back.
 
-Triton's kernels take tensors on CUDA. On a CPU their eager references run, unless TRITON_INTERPRET=1 asks for
-Triton's interpreter. `attention = "sdpa"` turns the kernels off, to find out whether they cause a fault.
+On a CPU the kernels' eager references run, unless TRITON_INTERPRET=1 asks for Triton's interpreter.
+`attention = "sdpa"` turns the kernels off, to find out whether they cause a fault.
 """
 
 import importlib.util
 import os
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ from stages.files import UserError
 Attention = Literal["triton", "sdpa"]
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(NamedTuple):
     """A kernel's tile, rows by columns, its warps, and the stages of its software pipeline."""
 
     m: int
@@ -47,8 +46,7 @@ def use_triton(attention: Attention, tensor: Tensor) -> bool:
 
 
 def target(device: torch.device) -> int:
-    """The key of the tables of launch settings: 80 for compute capabilities 8.x and 12.x and the interpreter, 90 for
-    9.x, 100 for 10.x. Raises `UserError` for other cards."""
+    """The key of the launch tables, 80 also for the interpreter. `UserError` for a card without settings."""
     if device.type != "cuda":
         return 80
     major, minor = torch.cuda.get_device_capability(device)
@@ -64,3 +62,17 @@ def choose(table: dict[int, dict[int, Launch]], device: torch.device, head_dim: 
         if head_dim <= largest:
             return launch
     raise UserError(f'head_dim {head_dim}: the kernels go up to {largest}; set [model] attention = "sdpa"')
+
+
+def to_device(values: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of `values` on the device; on CUDA the copy, from pinned memory, is only queued."""
+    tensor = torch.tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def to_host(*tensors: Tensor) -> list[list]:
+    """The tensors' values. On CUDA all copies are queued before one synchronisation."""
+    if tensors[0].is_cuda:
+        tensors = tuple(torch.empty_like(t, device="cpu", pin_memory=True).copy_(t, non_blocking=True) for t in tensors)
+        torch.cuda.current_stream().synchronize()
+    return [tensor.tolist() for tensor in tensors]

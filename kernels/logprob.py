@@ -1,8 +1,8 @@
 """Log-probabilities of target tokens under a linear head, without the matrix of logits.
 
-The vocabulary is processed in tiles: only [tokens, rows of a tile] logits exist at a time, and the backward pass
-recomputes them. A tile of the vocabulary, rather than of the tokens, makes each tile's weight gradient one product over
-all tokens, which sums in fp32 without an fp32 copy of the whole weight.
+Only the logits of one tile of the vocabulary exist at a time, and the backward pass recomputes them. A tile of the
+vocabulary, rather than of the tokens, makes its weight gradient one product over all tokens, which sums in fp32 without
+an fp32 copy of the whole weight.
 
 Shapes: t tokens, d hidden_size, v vocabulary, r rows of a tile.
 """
@@ -18,9 +18,8 @@ TILE_ROWS = 4096
 def linear_logprob(hidden_td: Tensor, weight_vd: Tensor, targets_t: Tensor, tile_rows: int = TILE_ROWS) -> Tensor:
     """log softmax(hidden weight^T)[target] of each token, fp32 [t]; differentiable in `hidden_td` and `weight_vd`.
 
-    `hidden_td` and `weight_vd` have one dtype, bf16 or fp32, in which the products run; `targets_t` is int64 [t].
-    Softmax statistics, the sum over the vocabulary and the hidden states' gradient are accumulated in fp32. Gradients
-    come in the inputs' dtype. `tile_rows` bounds the memory (two matrices of [t, tile_rows]), not the result.
+    These have one dtype, bf16 or fp32, for products and gradients; sums are in fp32. `targets_t` is int64 [t].
+    `tile_rows` bounds the memory (two matrices of [t, tile_rows]), not the result.
     """
     return _LinearLogprob.apply(hidden_td, weight_vd, targets_t, tile_rows)
 
@@ -41,14 +40,11 @@ class _LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_t):
-        """The logits' gradient is -g (softmax - onehot(target)), with g the incoming gradient.
-
-        A token's g scales a whole row, so it is applied after the products, or to the hidden states before them.
-        """
+        """The logits' gradient is -g (softmax - onehot(target)) for an incoming g, which scales a whole row: so it is
+        applied after the products, or to the hidden states before them."""
         hidden_td, weight_vd, targets_t, logsumexp_t = ctx.saved_tensors
         scaled_td = (hidden_td * -grad_t[:, None]).to(hidden_td.dtype)
-        grad_hidden_td = torch.zeros_like(hidden_td, dtype=torch.float32)
-        grad_weight_vd = torch.empty_like(weight_vd)
+        grad_hidden_td, grad_weight_vd = torch.zeros_like(hidden_td, dtype=torch.float32), torch.empty_like(weight_vd)
         for rows, column_t, inside_t, logits_tr, low_tr in _tiles(hidden_td, weight_vd, targets_t, ctx.tile_rows):
             slope_tr = logits_tr.sub_(logsumexp_t[:, None]).exp_()
             slope_tr.scatter_add_(1, column_t[:, None], -inside_t[:, None].to(slope_tr.dtype))

@@ -1,4 +1,4 @@
-"""Log-probabilities of target tokens under a linear head in Triton; logprob.py is the eager reference.
+"""Log-probabilities of target tokens under a linear head in Triton; `kernels.logprob` is the eager reference.
 
 With hidden state h_t, head W and target y_t of token t:
 
@@ -9,14 +9,13 @@ and for an incoming gradient g, with S the slope, that is the gradient of the lo
     S_tv = g_t ([v = y_t] - exp(z_tv - L_t))     dh_t = sum_v S_tv W_v     dW_v = sum_t S_tv h_t
 
 Forward stores L and the targets' logits; no other logit leaves the chip. Backward recomputes the logits of one tile of
-the vocabulary at a time and stores the tile's S, in the inputs' dtype; the two products with S are torch's. A tile has
-all tokens, so its rows of dW are one product.
+the vocabulary at a time and stores the tile's S, in the inputs' dtype; the two products with S are torch's.
 
 Tiling. A program of `_forward` has BLOCK_T tokens and a slice of the vocabulary. It walks over the slice in steps of
-BLOCK_V rows, with a running maximum and sum in fp32, and in each step over the hidden size in steps of BLOCK_K. Slices
-let few tokens fill a GPU; torch merges them. A program of `_slope` has BLOCK_T tokens and BLOCK_V rows. A program of
-`_target` has BLOCK_T tokens and the rows of their targets: it multiplies each with each and keeps the diagonal. So the
-target's logit is summed in the same order as the logits in L, and cancels exactly where it dominates.
+BLOCK_V rows, and in each step over the hidden size in steps of BLOCK_K. Slices let few tokens fill a GPU; torch merges
+them. A program of `_slope` has BLOCK_T tokens and BLOCK_V rows. A program of `_target` has BLOCK_T tokens and the rows
+of their targets: it multiplies each with each and keeps the diagonal. So the target's logit is summed in the same order
+as the logits in L, and cancels exactly where it dominates.
 
 Shapes: t tokens, d and k hidden_size, v vocabulary, r rows of a tile, s slices.
 """
@@ -32,16 +31,11 @@ from kernels.launch import Launch
 TILE_ROWS = 4096
 
 # Tiles, BLOCK_T by BLOCK_V. Those of 80 also fit cards with 99 KiB of shared memory, and an A100 twice.
-LAUNCH: dict[str, dict[int, Launch]] = {
-    "target": {80: Launch(64, 64, 4, 4), 90: Launch(64, 64, 4, 4), 100: Launch(64, 64, 4, 4)},
-    "forward": {80: Launch(128, 128, 4, 4), 90: Launch(128, 256, 8, 4), 100: Launch(128, 256, 8, 4)},
-    "slope": {80: Launch(128, 128, 4, 4), 90: Launch(128, 256, 8, 4), 100: Launch(128, 256, 8, 4)},
-}
+TARGET = {80: Launch(64, 64, 4, 4), 90: Launch(64, 64, 4, 4), 100: Launch(64, 64, 4, 4)}
+WIDE = {80: Launch(128, 128, 4, 4), 90: Launch(128, 256, 8, 4), 100: Launch(128, 256, 8, 4)}
 DEPTH = {80: 64, 90: 128, 100: 128}  # BLOCK_K in bytes
-# Least number of programs of `_forward`, if the vocabulary has enough steps: an uneven finish then costs little.
-PROGRAMS = 2048
-# Blocks of tokens whose programs run at the same time: few enough that their hidden states stay in the L2 cache, and
-# enough that it serves each piece's rows of W many times.
+PROGRAMS = 2048  # of `_forward`, if the vocabulary has enough steps: an uneven finish then costs little
+# Blocks of tokens whose programs run at the same time: few enough for the L2 cache, and enough to share its rows of W.
 GROUP: tl.constexpr = tl.constexpr(16)
 
 
@@ -146,14 +140,8 @@ def _slope(
 
 
 def linear_logprob(hidden_td: Tensor, weight_vd: Tensor, targets_t: Tensor, tile_rows: int = TILE_ROWS) -> Tensor:
-    """log softmax(hidden weight^T)[target] of each token, fp32 [t]; differentiable in `hidden_td` and `weight_vd`.
-
-    `hidden_td` and `weight_vd` have one dtype, bf16, fp16 or fp32, in which the products run; `targets_t` is int64 [t].
-    All sums are in fp32. Gradients come in the inputs' dtype. `tile_rows` bounds the backward pass's memory (a matrix
-    of [t, tile_rows]), not the result. Hidden sizes that are no multiple of 16 are slow.
-    """
-    assert (hidden_td.dtype, targets_t.dtype) == (weight_vd.dtype, torch.int64)
-    assert hidden_td.shape == (len(targets_t), weight_vd.shape[1])
+    """`kernels.logprob.linear_logprob`, also in fp16. `tile_rows` bounds the backward pass's memory (a matrix of
+    [t, tile_rows]), not the result. Hidden sizes that are no multiple of 16 are slow."""
     hidden_td, weight_vd = (x if x.stride(1) == 1 else x.contiguous() for x in (hidden_td, weight_vd))
     return _LinearLogprob.apply(hidden_td, weight_vd, targets_t.contiguous(), tile_rows)
 
@@ -186,18 +174,17 @@ class _LinearLogprob(torch.autograd.Function):
 
 def forward(hidden_td: Tensor, weight_vd: Tensor, targets_t: Tensor) -> tuple[Tensor, Tensor]:
     """The value and L, fp32 [t] each. Rows and `targets_t` must be contiguous."""
-    tokens, vocabulary = len(hidden_td), len(weight_vd)
-    strides = hidden_td.stride(0), weight_vd.stride(0)
-    tile, constants = _launch("forward", hidden_td)
+    tokens, vocabulary, strides = len(hidden_td), len(weight_vd), (hidden_td.stride(0), weight_vd.stride(0))
+    tile, constants = _launch(WIDE, hidden_td)
     blocks, steps = triton.cdiv(tokens, tile.m), triton.cdiv(vocabulary, tile.n)
     slice_steps = max(steps * blocks // PROGRAMS, 1)
     slices = triton.cdiv(steps, slice_steps)
-    logsumexp_st = torch.empty(slices, tokens, dtype=torch.float32, device=hidden_td.device)
-    target_logit_t = torch.empty(tokens, dtype=torch.float32, device=hidden_td.device)
+    logsumexp_st = hidden_td.new_empty(slices, tokens, dtype=torch.float32)
+    target_logit_t = hidden_td.new_empty(tokens, dtype=torch.float32)
     if tokens:
         sizes = (tokens, vocabulary, slices, slice_steps * tile.n)
         _forward[(blocks * slices,)](hidden_td, weight_vd, logsumexp_st, *sizes, *strides, **constants)
-        tile, constants = _launch("target", hidden_td)
+        tile, constants = _launch(TARGET, hidden_td)
         _target[(triton.cdiv(tokens, tile.m),)](
             hidden_td, weight_vd, targets_t, target_logit_t, tokens, vocabulary, *strides, **constants
         )
@@ -209,20 +196,18 @@ def slope(
     hidden_td: Tensor, weight_rd: Tensor, targets_t: Tensor, lse_t: Tensor, grad_t: Tensor, start: int, out_tr: Tensor
 ) -> None:
     """Write S of the vocabulary's rows from `start` on to `out_tr`. Rows and tensors [t] must be contiguous."""
-    tokens, rows = out_tr.shape
-    tile, constants = _launch("slope", hidden_td)
+    (tokens, rows), (tile, constants) = out_tr.shape, _launch(WIDE, hidden_td)
     sizes = (tokens, rows, start, hidden_td.stride(0), weight_rd.stride(0), out_tr.stride(0))
     if tokens:
         grid = (triton.cdiv(tokens, tile.m) * triton.cdiv(rows, tile.n),)
         _slope[grid](hidden_td, weight_rd, targets_t, lse_t, grad_t, out_tr, *sizes, **constants)
 
 
-def _launch(kernel: str, hidden_td: Tensor) -> tuple[Launch, dict[str, int]]:
+def _launch(table: dict[int, Launch], hidden_td: Tensor) -> tuple[Launch, dict[str, int]]:
     """A kernel's tile on this device, and the constants of its launch."""
     target = launch.target(hidden_td.device)
-    tile, depth = LAUNCH[kernel][target], DEPTH[target] // hidden_td.element_size()
-    sizes = {"SIZE": hidden_td.shape[1], "BLOCK_T": tile.m, "BLOCK_V": tile.n, "BLOCK_K": depth}
-    return tile, sizes | tile.options
+    tile, depth = table[target], DEPTH[target] // hidden_td.element_size()
+    return tile, {"SIZE": hidden_td.shape[1], "BLOCK_T": tile.m, "BLOCK_V": tile.n, "BLOCK_K": depth} | tile.options
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

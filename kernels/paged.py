@@ -9,7 +9,6 @@ s tokens in the cache, b decode tokens, p runs of c tokens in one product, r rea
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from kernels.metadata import AttentionMetadata, QuerySpan, SharedRun, batches
 from kernels.rope import Rope, rotate_and_store
 
-ALIGNED = 64  # bytes; of a tensor's memory
+ALIGNED = 64  # bytes
 
 
 class PagedAttention:
@@ -33,48 +32,7 @@ class PagedAttention:
         slots = [(span.blocks[i // size] * self.kv_heads, i % size) for span in metadata.spans for i in span.positions]
         row_t1, place_t1 = torch.tensor(slots, device=device).split(1, dim=1)
         self.slots_tk = (row_t1 + torch.arange(self.kv_heads, device=device)) * size + place_t1
-        self.decode = DecodeAttention(cache, metadata, heads) if metadata.decode else None
         self.prefill = [PrefillAttention(cache, span) for span in metadata.prefill]
-
-    def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
-        cache = self.cache[layer]
-        qk_thd = rotate_and_store(qk_thd, v_tkd, rope, cache, self.slots_tk)
-        q_thd, k_tkd = qk_thd.split((qk_thd.shape[1] - self.kv_heads, self.kv_heads), dim=1)
-        outputs = [self.decode(qk_thd, cache)] if self.decode else []
-        outputs += [attend(q_thd, k_tkd, v_tkd, cache) for attend in self.prefill]
-        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-
-
-class PrefillAttention:
-    """Several tokens of one sequence attend to what the cache holds before them and, causally, to themselves."""
-
-    def __init__(self, cache: Tensor, span: QuerySpan):
-        self.kv_heads, size = cache.shape[3:5]
-        self.span, self.bias_ts = span, None
-        if span.start:  # else the step's own keys and values are all there is
-            self.block_rows = _block_rows([span.blocks[: -(-span.end // size)]], cache)
-            unseen_ts = torch.ones(len(span.positions), span.end, dtype=torch.bool, device=cache.device)
-            self.bias_ts = torch.where(unseen_ts.triu_(span.start + 1), -torch.inf, 0.0).to(cache.dtype)
-
-    def __call__(self, q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, cache: Tensor) -> Tensor:
-        """[t of the span, h, d]; `q_thd`, `k_tkd`, `v_tkd` of all the step's tokens."""
-        rows = slice(self.span.row, self.span.row + len(self.span.positions))
-        q_kgtd = q_thd[rows].transpose(0, 1).unflatten(0, (self.kv_heads, -1))
-        if self.bias_ts is None:
-            k_ksd, v_ksd = k_tkd[rows].transpose(0, 1), v_tkd[rows].transpose(0, 1)
-        else:
-            k_ksd, v_ksd = _gather(cache, self.block_rows, self.kv_heads)[:, :, : self.span.end]
-        k_kgsd, v_kgsd = (x[:, None].expand(-1, q_kgtd.shape[1], -1, -1) for x in (k_ksd, v_ksd))
-        out_kgtd = F.scaled_dot_product_attention(
-            q_kgtd, k_kgsd, v_kgsd, attn_mask=self.bias_ts, is_causal=self.bias_ts is None
-        )
-        return out_kgtd.flatten(0, 1).transpose(0, 1)
-
-
-class DecodeAttention:
-    """Single tokens of many sequences attend; each run of blocks that several of them share is read once."""
-
-    def __init__(self, cache: Tensor, metadata: AttentionMetadata, heads: int):
         self.batches = [RunBatch(cache, runs, heads) for runs in batches(metadata.shared_runs())]
         parts: list[list[int]] = [[] for _ in metadata.decode]  # each token's rows in the batches' results
         row = 0
@@ -83,38 +41,68 @@ class DecodeAttention:
                 for i, reader in enumerate(run.readers, start=row):
                     parts[reader].append(i)
                 row += batch.readers
-        most = max(map(len, parts))
-        # Padding may be any row: its log-sum-exp becomes minus infinity.
-        self.parts_bj = torch.tensor([rows + rows[:1] * (most - len(rows)) for rows in parts], device=cache.device)
-        padding = [[0.0] * len(rows) + [-torch.inf] * (most - len(rows)) for rows in parts]
-        self.padding_bj1 = torch.tensor(padding, dtype=torch.float32, device=cache.device)[..., None]
+        if parts:
+            self.parts_bj = _padded(parts).to(device)
+            padding_bj = torch.arange(self.parts_bj.shape[1]) >= torch.tensor([len(rows) for rows in parts])[:, None]
+            self.padding_bj = torch.where(padding_bj, -torch.inf, 0.0).to(device)
 
-    def __call__(self, qk_thd: Tensor, cache: Tensor) -> Tensor:
+    def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
+        cache = self.cache[layer]
+        qk_thd = rotate_and_store(qk_thd, v_tkd, rope, cache, self.slots_tk)
+        q_thd, k_tkd = qk_thd.split((qk_thd.shape[1] - self.kv_heads, self.kv_heads), dim=1)
+        outputs = [self._decode(qk_thd, cache)] if self.batches else []
+        outputs += [attend(q_thd, k_tkd, v_tkd, cache) for attend in self.prefill]
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+    def _decode(self, qk_thd: Tensor, cache: Tensor) -> Tensor:
         """[b, h, d]; the decode tokens are the first b of `qk_thd` [t, h + k, d]."""
         merged = self.parts_bj.shape[1] > 1
         results = [batch(qk_thd, cache, merged) for batch in self.batches]
         output, *lse = (torch.cat(side) for side in zip(*results, strict=True))
         if not merged:
             return output[self.parts_bj[:, 0]]
-        return merge(output[self.parts_bj], lse[0][self.parts_bj] + self.padding_bj1)
+        weights_bjh = (lse[0][self.parts_bj] + self.padding_bj[..., None]).softmax(1)
+        return (output[self.parts_bj] * weights_bjh[..., None]).sum(1).to(output.dtype)
+
+
+class PrefillAttention:
+    """Several tokens of one sequence attend to what the cache holds before them and, causally, to themselves."""
+
+    def __init__(self, cache: Tensor, span: QuerySpan):
+        self.kv_heads, size = cache.shape[3:5]
+        self.rows, self.end, self.bias_ts = slice(span.row, span.row + len(span.positions)), span.end, None
+        if span.start:  # else the step's own keys and values are all there is
+            self.block_rows = _block_rows(torch.tensor(span.blocks[: -(-span.end // size)])[None], cache)
+            unseen_ts = torch.ones(len(span.positions), span.end, dtype=torch.bool, device=cache.device)
+            self.bias_ts = torch.where(unseen_ts.triu_(span.start + 1), -torch.inf, 0.0).to(cache.dtype)
+
+    def __call__(self, q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, cache: Tensor) -> Tensor:
+        """[t of the span, h, d]; `q_thd`, `k_tkd`, `v_tkd` of all the step's tokens."""
+        q_kgtd = q_thd[self.rows].transpose(0, 1).unflatten(0, (self.kv_heads, -1))
+        if self.bias_ts is None:
+            k_ksd, v_ksd = (x[self.rows].transpose(0, 1) for x in (k_tkd, v_tkd))
+        else:
+            k_ksd, v_ksd = _gather(cache, self.block_rows, self.kv_heads)[:, :, : self.end]
+        k_kgsd, v_kgsd = (x[:, None].expand(-1, q_kgtd.shape[1], -1, -1) for x in (k_ksd, v_ksd))
+        causal = self.bias_ts is None
+        out_kgtd = F.scaled_dot_product_attention(q_kgtd, k_kgsd, v_kgsd, attn_mask=self.bias_ts, is_causal=causal)
+        return out_kgtd.flatten(0, 1).transpose(0, 1)
 
 
 class RunBatch:
     """Runs of similar length with a similar number of readers: their attention is one batched product."""
 
     def __init__(self, cache: Tensor, runs: list[SharedRun], heads: int):
-        self.runs, self.readers = runs, max(len(run.readers) for run in runs)
         (self.kv_heads, size), device = cache.shape[3:5], cache.device
-        blocks = max(len(run.blocks) for run in runs)
         # Padding may be any block and any reader: it is masked, or its result is never used.
-        tables = [run.blocks + run.blocks[:1] * (blocks - len(run.blocks)) for run in runs]
-        readers = [run.readers + run.readers[:1] * (self.readers - len(run.readers)) for run in runs]
-        readers_p1r1 = torch.tensor(readers, device=device)[:, None, :, None] * (heads + self.kv_heads)
-        self.query_rows = (readers_p1r1 + torch.arange(heads, device=device).view(self.kv_heads, 1, -1)).flatten()
+        tables, readers_pr = (_padded(rows) for rows in ([run.blocks for run in runs], [run.readers for run in runs]))
+        self.runs, self.readers = runs, readers_pr.shape[1]
+        heads_kg = torch.arange(heads).view(self.kv_heads, 1, -1)
+        self.query_rows = (readers_pr[:, None, :, None] * (heads + self.kv_heads) + heads_kg).flatten().to(device)
         self.block_rows = _block_rows(tables, cache)
-        tokens_p = torch.tensor([run.tokens for run in runs], device=device).repeat_interleave(self.kv_heads)
-        unseen_p1c = torch.arange(blocks * size, device=device) >= tokens_p[:, None, None]
-        self.bias_p1c = torch.where(unseen_p1c, -torch.inf, 0.0)
+        tokens_p = torch.tensor([run.tokens for run in runs]).repeat_interleave(self.kv_heads)
+        unseen_p1c = torch.arange(tables.shape[1] * size) >= tokens_p[:, None, None]
+        self.bias_p1c = torch.where(unseen_p1c, -torch.inf, 0.0).to(device)
 
     def __call__(self, qk_thd: Tensor, cache: Tensor, merged: bool) -> tuple[Tensor, ...]:
         """Outputs [p r, h, d] and, for merging, their log-sum-exps [p r, h], fp32."""
@@ -129,7 +117,7 @@ class RunBatch:
         return tuple(x.view(*split, *x.shape[2:]).transpose(1, 2).flatten(2, 3).flatten(0, 1) for x in results)
 
 
-def empty_cache(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def empty_cache(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros: unwritten slots are masked, but must be finite. On a CPU they take memory only when they are written:
     numpy gets zero pages from the system, while `torch.zeros` would write all of them."""
     if device.type != "cpu":
@@ -140,17 +128,17 @@ def empty_cache(shape: Sequence[int], dtype: torch.dtype, device: torch.device) 
     return torch.from_numpy(memory[start : start + size]).view(dtype).view(shape)
 
 
-def merge(outputs_bjhd: Tensor, lses_bjh: Tensor) -> Tensor:
-    """Each token's result [b, h, d] from its partial results and their log-sum-exps, fp32 (minus infinity: no part)."""
-    return (outputs_bjhd * lses_bjh.softmax(1)[..., None]).sum(1).to(outputs_bjhd.dtype)
+def _padded(lists: list[list[int]]) -> Tensor:
+    """The lists as rows, int64, each filled up with its first number."""
+    most = max(map(len, lists))
+    return torch.tensor([numbers + numbers[:1] * (most - len(numbers)) for numbers in lists])
 
 
-def _block_rows(tables: list[list[int]], cache: Tensor) -> Tensor:
+def _block_rows(tables: Tensor, cache: Tensor) -> Tensor:
     """Rows of each table's blocks, for each head, in a layer's cache viewed as [2 n k, s d]; keys first."""
     blocks, kv_heads = cache.shape[2:4]
-    heads_k1 = torch.arange(kv_heads, device=cache.device)[:, None]
-    rows = (torch.tensor(tables, device=cache.device)[:, None] * kv_heads + heads_k1).flatten()
-    return torch.cat((rows, rows + blocks * kv_heads))
+    rows = (tables[:, None] * kv_heads + torch.arange(kv_heads)[:, None]).flatten()
+    return torch.cat((rows, rows + blocks * kv_heads)).to(cache.device)
 
 
 def _gather(cache: Tensor, rows: Tensor, count: int) -> Tensor:

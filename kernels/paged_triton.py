@@ -1,12 +1,11 @@
 """Attention over a paged KV cache in Triton: prefill in chunks, decoding, and runs of blocks that sequences share.
 
-A token's result is merged from its partial results over runs of its sequence (`kernels.tiles` cuts them):
+A token's result is merged from its partial results over runs of its sequence (`kernels.metadata` cuts them):
 
     o_j = sum_n exp(S_n - l_j) v_n     l_j = log sum_n exp S_n     over the keys n of run j that the token sees
     o = sum_j exp(l_j - l) o_j         l = log sum_j exp l_j       with S_n = q . k_n / sqrt(d)
 
-One kernel computes the o_j and l_j of every kind of run: a prompt's chunk against all tokens up to it, a part of a long
-context for one token, a prefix that many sequences share. Where a token sees nothing of a run, l_j = -infinity.
+Where a token sees nothing of a run, l_j = -infinity.
 
 Tiling. A program of `_read` has one key-value head and one tile: BLOCK_M rows, each a token and one of the g query
 heads of the key-value head, all of which read the same keys. It walks over the run's keys in steps of BLOCK_N, through
@@ -18,8 +17,6 @@ Shapes: t tokens, h query heads, k key-value heads, g = h / k, d head_dim, n blo
 the block table with m blocks each, w tiles, e entries.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -27,12 +24,10 @@ from torch import Tensor
 
 from kernels import launch
 from kernels.attention_triton import LOG2_E
-from kernels.launch import Launch
-from kernels.metadata import AttentionMetadata
+from kernels.launch import Launch, to_device
+from kernels.metadata import NARROW_ROWS, TILE_WIDTH, WIDE_ROWS, AttentionMetadata, TileSizes, build_tiles
 from kernels.rope import Rope
 from kernels.rope_triton import rotate_and_store
-from kernels.tiles import NARROW_ROWS, TILE_WIDTH, WIDE_ROWS, TileSizes, build_tiles
-from kernels.transfer import to_device
 
 # Tiles by target and largest head size. Those of 80 also fit cards with 99 KiB of shared memory.
 NARROW = {
@@ -151,24 +146,14 @@ def _merge(
     tl.store(out_rows[:, None] + columns[None, :], result.to(out.dtype.element_ty), mask=in_tile)
 
 
-class DeviceTiles(NamedTuple):
-    """The parts of `kernels.tiles.Tiles.integers` on the device, int32, and whether any token has several entries."""
+class DeviceTiles:
+    """The parts of `kernels.metadata.Tiles.integers` on the device, and whether any token has several entries."""
 
-    positions_t: Tensor
-    sequences_t: Tensor
-    table_bm: Tensor
-    narrow_w8: Tensor
-    wide_w8: Tensor
-    readers_e: Tensor
-    starts_t: Tensor
-    entries_e: Tensor
-    merges: bool
-
-    @classmethod
-    def view(cls, integers: Tensor, sizes: TileSizes, merges: bool) -> "DeviceTiles":
-        positions, sequences, table, narrow, wide, readers, starts, entries = integers.split(sizes.parts)
-        table, narrow, wide = table.view(-1, sizes.blocks), narrow.view(-1, TILE_WIDTH), wide.view(-1, TILE_WIDTH)
-        return cls(positions, sequences, table, narrow, wide, readers, starts, entries, merges)
+    def __init__(self, integers: Tensor, sizes: TileSizes, merges: bool):
+        parts = integers.split(sizes.parts)
+        self.positions_t, self.sequences_t, table, narrow, wide, self.readers_e, self.starts_t, self.entries_e = parts
+        self.narrow_w8, self.wide_w8 = narrow.view(-1, TILE_WIDTH), wide.view(-1, TILE_WIDTH)
+        self.table_bm, self.merges = table.view(-1, sizes.blocks), merges
 
 
 class TritonPagedAttention:
@@ -177,18 +162,17 @@ class TritonPagedAttention:
     def __init__(self, cache: Tensor, tiles: DeviceTiles):
         """`cache`: [layers, 2, n, k, s, d]."""
         self.cache, self.tiles = cache, tiles
-        kv_heads, size = cache.shape[3:5]
-        positions_t = tiles.positions_t.long()
+        (kv_heads, size), positions_t = cache.shape[3:5], tiles.positions_t.long()
         blocks_t = tiles.table_bm[tiles.sequences_t.long(), positions_t // size].long()
         heads_k = torch.arange(kv_heads, device=cache.device)
         self.slots_tk = (blocks_t[:, None] * kv_heads + heads_k) * size + (positions_t % size)[:, None]
 
     @classmethod
     def build(cls, cache: Tensor, metadata: AttentionMetadata, heads: int) -> "TritonPagedAttention":
-        """`heads`: h."""
         tiles = build_tiles(metadata, heads, cache.shape[3])
-        integers = to_device(tiles.integers(tiles.sizes, spare_block=0), torch.int32, cache.device)
-        return cls(cache, DeviceTiles.view(integers, tiles.sizes, tiles.merges))
+        sizes = tiles.sizes
+        integers = to_device(tiles.integers(sizes, spare_block=0), torch.int32, cache.device)
+        return cls(cache, DeviceTiles(integers, sizes, merges=sizes.entries > sizes.tokens))
 
     def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
         cache = self.cache[layer]
@@ -197,19 +181,15 @@ class TritonPagedAttention:
 
 
 def paged_attention(q_thd: Tensor, cache: Tensor, tiles: DeviceTiles) -> Tensor:
-    """Attention of the step's tokens over a layer's cache [2, n, k, s, d]; [t, h, d] in q's dtype.
-
-    `q_thd` and `cache` of one dtype, bf16 or fp16 (fp32 in the interpreter), q contiguous in d and rotated. Raises
-    `UserError` for a head size above 128.
-    """
-    (tokens, heads, d), (_, _, kv_heads, size, _), device = q_thd.shape, cache.shape, q_thd.device
+    """Attention of the step's tokens over a layer's cache [2, n, k, s, d]; [t, h, d]. Both of one dtype, bf16 or fp16
+    (fp32 in the interpreter), q contiguous in d and rotated. Raises `UserError` for a head size above 128."""
+    (tokens, heads, d), (kv_heads, size) = q_thd.shape, cache.shape[2:4]
     group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(d))
-    out = torch.empty((tokens, heads, d), dtype=q_thd.dtype, device=device)
     entries = len(tiles.readers_e) if tiles.merges else 0
-    parts = torch.empty((entries, heads, d), dtype=torch.float32, device=device)
-    lses = torch.empty((entries, heads), dtype=torch.float32, device=device)
+    out = q_thd.new_empty(q_thd.shape)
+    parts, lses = (q_thd.new_empty(shape, dtype=torch.float32) for shape in ((entries, heads, d), (entries, heads)))
     for tiles_w8, settings in ((tiles.narrow_w8, NARROW), (tiles.wide_w8, WIDE)):
-        tile = launch.choose(settings, device, d)
+        tile = launch.choose(settings, q_thd.device, d)
         if len(tiles_w8):
             _read[(kv_heads, len(tiles_w8))](
                 q_thd, cache[0], cache[1], out, parts, lses,

@@ -17,10 +17,7 @@ def rope_tables(positions_t: Tensor, inverse_frequencies: Tensor) -> Rope:
 
 
 def apply_rope(x_thd: Tensor, rope: Rope) -> Tensor:
-    """Rotate each pair (x[i], x[i + d/2]) by its token's angle, in fp32; the result has x's dtype.
-
-    Backward rotates the gradient back, and keeps only the tables.
-    """
+    """Rotate each pair (x[i], x[i + d/2]) by its token's angle, in fp32; the result has x's dtype."""
     return _Rotation.apply(x_thd, *rope)
 
 
@@ -38,11 +35,8 @@ class _Rotation(torch.autograd.Function):
 
 
 def rotate_and_store(qk_thd: Tensor, v_tkd: Tensor, rope: Rope, cache: Tensor, slots_tk: Tensor) -> Tensor:
-    """Queries and keys rotated, [t, h + k, d]; the keys and the values also stored in a layer's cache [2, n, k, s, d].
-
-    All of one dtype. `slots_tk`, int64: the row of each token's key and value, in the layer's keys and values seen as
-    [n k s, d].
-    """
+    """Queries and keys rotated, [t, h + k, d]; keys and values also stored in a layer's cache [2, n, k, s, d], at the
+    rows `slots_tk` (int64) of the layer's keys and values seen as [n k s, d]."""
     rotated_thd, slots = apply_rope(qk_thd, rope), slots_tk.flatten()
     keys, values = cache.flatten(1, 3)
     keys.index_copy_(0, slots, rotated_thd[:, -v_tkd.shape[1] :].flatten(0, 1))

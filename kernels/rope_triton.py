@@ -1,16 +1,14 @@
 """Rotary position embedding of queries and keys, and the cache's write of keys and values, in one Triton kernel.
 
-For each pair (x_i, x_{i + d/2}) of a query or key at a position with angle a_i:
+For each pair (x_i, x_{i + d/2}) of a query or key at a position with angle a_i, in fp32:
 
-    y_i = x_i cos a_i - x_{i + d/2} sin a_i     y_{i + d/2} = x_{i + d/2} cos a_i + x_i sin a_i     in fp32
+    y_i = x_i cos a_i - x_{i + d/2} sin a_i     y_{i + d/2} = x_{i + d/2} cos a_i + x_i sin a_i
 
-Keys and values are stored in their slots of the cache; values are not rotated. A program has one token: all its heads'
-first halves and second halves as two tiles [heads, d / 2], then its values as a tile [k, d].
+A program has one token: the halves of all heads as two tiles [heads, d / 2], then its values as a tile [k, d].
 
 Shapes: t tokens, h query heads, k key-value heads, d head_dim, n blocks of s tokens in the cache.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -59,12 +57,10 @@ def _rotate_and_store(
 def rotate_and_store(qk_thd: Tensor, v_tkd: Tensor, rope: Rope, cache: Tensor, slots_tk: Tensor) -> Tensor:
     """`kernels.rope.rotate_and_store` in one kernel."""
     (tokens, heads, d), kv_heads = qk_thd.shape, v_tkd.shape[1]
-    cos, sin = rope
-    out = torch.empty((tokens, heads, d), dtype=qk_thd.dtype, device=qk_thd.device)
+    out = qk_thd.new_empty(qk_thd.shape)
     if tokens:
         _rotate_and_store[(tokens,)](
-            qk_thd, v_tkd, cos, sin, slots_tk, cache[0], cache[1], out,
-            *qk_thd.stride()[:2], *v_tkd.stride()[:2],
+            qk_thd, v_tkd, *rope, slots_tk, cache[0], cache[1], out, *qk_thd.stride()[:2], *v_tkd.stride()[:2],
             HEADS=heads - kv_heads, KV_HEADS=kv_heads, D=d,
             BLOCK_HEADS=triton.next_power_of_2(heads), BLOCK_KV=triton.next_power_of_2(kv_heads),
             BLOCK_HALF=triton.next_power_of_2(d // 2), BLOCK_D=triton.next_power_of_2(d), num_warps=4,

@@ -5,12 +5,12 @@ Shapes: t tokens of all segments, s segments.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
-from kernels.transfer import to_device
+from kernels.launch import to_device
 
 
 @dataclass(frozen=True)
@@ -18,24 +18,18 @@ class Segments:
     """The segments of a packed batch. Each token sees the tokens before it in its segment, and all of its prefix.
 
     A prefix is a segment without a prefix itself, directly before the segments that continue it: a prompt, computed
-    once for chosen and rejected. A plain sequence is one segment.
+    once for chosen and rejected.
     """
 
-    borders: list[int]
-    """[s + 1], from 0 to t; segment i is the tokens [borders[i], borders[i + 1])."""
-    prefixes: list[int]
-    """[s]; index of each segment's prefix, or -1."""
-    cu_seqlens: Tensor
-    """`borders` on the device, int32."""
-    reach_3s: Tensor
-    """int32 [3, s] on the device: first token and length of each segment's prefix, and the token behind the last one
-    that sees the segment."""
+    borders: list[int]  # [s + 1], from 0 to t: segment i is the tokens [borders[i], borders[i + 1])
+    prefixes: list[int]  # [s]: index of each segment's prefix, or -1
+    cu_seqlens: Tensor  # `borders` on the device, int32
+    reach_3s: Tensor  # int32: first token and length of the segment's prefix; the token behind the last that sees it
 
     @classmethod
     def make(
         cls, lengths: Sequence[int], prefixes: Sequence[int] | None = None, device: torch.device | None = None
     ) -> "Segments":
-        """Segments of these lengths; `prefixes` as above, none by default."""
         prefixes, borders = list(prefixes or [-1] * len(lengths)), [0, *accumulate(lengths)]
         ends = borders[1:]
         for i, prefix in enumerate(prefixes):
@@ -47,6 +41,6 @@ class Segments:
 
     def ranges(self) -> Iterator[tuple[int, int, range]]:
         """Of each segment that has tokens: first token, token behind the last, and the prefix's tokens."""
-        for start, end, prefix in zip(self.borders, self.borders[1:], self.prefixes, strict=False):
+        for (start, end), prefix in zip(pairwise(self.borders), self.prefixes, strict=True):
             if start < end:
                 yield start, end, range(self.borders[prefix], self.borders[prefix + 1]) if prefix >= 0 else range(0)

@@ -5,19 +5,16 @@ Algorithm, noise and draws are those of `sampling.sampler`. With x the logits of
     w[i] = exp((x[i] - max x) / T),    W = sum of w,
 
 a draw is the first i at which w[0] + ... + w[i] >= u W, with u from Philox-4x32-10 of (seed, position, attempt). It is
-kept if the tokens more probable than it hold less than top_p W; else the next attempt draws again. The test is a pass
-over the row, which is not needed in two cases: a draw with w > (1 - top_p) W leaves less than top_p W to all others, so
-it is kept; a draw no more probable than a rejected one is rejected too, so a small top_p costs few passes.
+kept if the tokens more probable than it hold less than top_p W; else the next attempt draws again. Two cases need no
+pass over the row: a draw with w > (1 - top_p) W is kept, and one no more probable than a rejected one is rejected too.
+
+Tiling. The first kernel has a program for each tile of m chunks in each row, and writes every chunk's maximum and sum.
+The second has one program a row, which would leave most of a GPU idle in a small batch if it did all: it draws a chunk
+from the c sums and then a token from the chunk's n, and walks the row only if a draw must be tested.
 
 Shapes: b sequences, v vocabulary, c chunks of the vocabulary, m chunks a tile, n tokens a chunk.
-
-Tiling. Two kernels, since a draw needs its whole row, but one program a row leaves most of a GPU idle in a small batch.
-The first has a program for each tile of m chunks in each row, and writes every chunk's maximum and sum. The second has
-one program a row: it draws a chunk from the c sums and then a token from the chunk's n, and walks the row in tiles of m
-chunks only if a draw must be tested.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -28,8 +25,7 @@ from kernels.attention_triton import LOG2_E
 from kernels.launch import Launch
 
 CHUNK = 256
-# Tiles of m chunks by n tokens. With 16 warps the second kernel has 8 tokens a thread, so its sums fit the registers,
-# mostly with two programs on a multiprocessor.
+# With 16 warps the second kernel has 8 tokens a thread, so its sums fit the registers.
 CHUNK_LAUNCH = Launch(16, CHUNK, warps=4, stages=1)
 DRAW_LAUNCH = {target: Launch(16, CHUNK, warps=16, stages=5 if target == 80 else 4) for target in (80, 90, 100)}
 
@@ -164,21 +160,19 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """Draw a token for each row: (ids int64 [b], log-probabilities fp32 [b] at the temperature, before top-p).
 
-    `logits_bv` in fp32, fp16 or bf16, contiguous in a row, computed on in fp32. `temperature_b` and `top_p_b` fp32:
-    temperature 0 is greedy, the lowest index among equals; top-p 0 leaves the most probable token and its equals.
-    `seed_b`, `position_b` int64. A CUDA graph may capture it: never waits for the GPU, allocates by the shapes alone.
+    `logits_bv` in any float dtype, contiguous in a row. `temperature_b` and `top_p_b` fp32: temperature 0 is greedy,
+    the lowest index among equals; top-p 0 leaves the most probable token and its equals. `seed_b`, `position_b` int64.
+    A CUDA graph may capture it.
     """
-    (rows, vocabulary), device = logits_bv.shape, logits_bv.device
-    assert vocabulary and (vocabulary == 1 or logits_bv.stride(1) == 1)
-    ids_b = torch.empty(rows, dtype=torch.int64, device=device)
-    logprobs_b = torch.empty(rows, dtype=torch.float32, device=device)
+    rows, vocabulary = logits_bv.shape
+    temperature_b, top_p_b, seed_b, position_b = (x.contiguous() for x in (temperature_b, top_p_b, seed_b, position_b))
+    ids_b, logprobs_b = seed_b.new_empty(rows), temperature_b.new_empty(rows)
     if rows == 0:
         return ids_b, logprobs_b
-    temperature_b, top_p_b, seed_b, position_b = (x.contiguous() for x in (temperature_b, top_p_b, seed_b, position_b))
     chunks = triton.cdiv(vocabulary, CHUNK)
-    highest_bc, mass_bc = torch.empty(2, rows, chunks, dtype=torch.float32, device=device)
+    highest_bc, mass_bc = temperature_b.new_empty(2, rows, chunks)
     sizes = (logits_bv.stride(0), vocabulary, chunks)
-    first, second = CHUNK_LAUNCH, DRAW_LAUNCH[launch.target(device)]
+    first, second = CHUNK_LAUNCH, DRAW_LAUNCH[launch.target(logits_bv.device)]
     _chunk_kernel[(rows, triton.cdiv(chunks, first.m))](
         logits_bv, temperature_b, highest_bc, mass_bc, *sizes, M=first.m, N=first.n, **first.options
     )

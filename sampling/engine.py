@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from kernels import launch
-from kernels.launch import Attention
+from kernels.launch import Attention, to_device, to_host
 from kernels.metadata import AttentionMetadata
 from kernels.paged import PagedAttention, empty_cache
-from kernels.transfer import to_device, to_host
 from model.layers import linear
 from model.llama import Attend, Llama
 from sampling.blocks import BlockPool

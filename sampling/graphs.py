@@ -1,6 +1,6 @@
 """Decoding as CUDA graphs: a step of single tokens, padded to a bucket, is replayed rather than launched op by op.
 
-A step's inputs are its tiles (`kernels.tiles`), the sequences' last tokens, and the sampler's settings. They are copied
+A step's inputs are its `Tiles` (`kernels.metadata`), the sequences' last tokens and the sampler's settings, copied
 to fixed addresses; forward pass and sampler are one graph. A bucket is the room for each part of a step, in powers of
 two. Padding rows hold token 0 at position 0 in a spare block, the cache's last, which belongs to no sequence.
 """
@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.metadata import AttentionMetadata
+from kernels.metadata import AttentionMetadata, TileSizes, build_tiles
 from kernels.paged_triton import DeviceTiles, TritonPagedAttention
-from kernels.tiles import TileSizes, build_tiles
 from kernels.topp import sample
 from model.layers import linear
 from model.llama import Llama
@@ -55,7 +54,7 @@ class Inputs:
 
 def decode(model: Llama, cache: Tensor, inputs: Inputs, sizes: TileSizes) -> Drawn:
     """The next token of each sequence. A graph captures this: no host sync, no shape from data."""
-    tiles = DeviceTiles.view(inputs.tiles, sizes, merges=True)
+    tiles = DeviceTiles(inputs.tiles, sizes, merges=True)
     ids_b, seed_b, position_b = inputs.tokens.unbind()
     logits_bv = model(ids_b, tiles.positions_t.long(), TritonPagedAttention(cache, tiles), linear)
     temperature_b, top_p_b = inputs.sampling.unbind()
@@ -107,7 +106,7 @@ class DecodeGraphs:
         host = Inputs.zeros(sizes, torch.device("cpu"), pinned=on_cuda)
         device = Inputs.zeros(sizes, self.cache.device)
         # Tiles of zeros are no work, but their keys go to block 0, where the trial run must not write.
-        DeviceTiles.view(device.tiles, sizes, merges=True).table_bm.fill_(self.cache.shape[2] - 1)
+        DeviceTiles(device.tiles, sizes, merges=True).table_bm.fill_(self.cache.shape[2] - 1)
 
         def run() -> Drawn:
             return decode(self.model, self.cache, device, sizes)

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import attention, launch
-from kernels.attention import _fused, _plain
 from kernels.launch import Launch
 from kernels.rope import apply_rope, rope_tables
 from kernels.segments import Segments
@@ -30,29 +29,31 @@ TREES = {
 
 def plain(lengths, prefixes, q, k, v):
     """softmax(q k^T / sqrt(d)) v over the tokens up to i in its segment, and all tokens of the prefix."""
-    segment = [s for s, length in enumerate(lengths) for _ in range(length)]
-    seen = torch.tensor(
-        [[b == prefixes[a] or (b == a and j <= i) for j, b in enumerate(segment)] for i, a in enumerate(segment)],
-        dtype=torch.bool,
-        device=q.device,
-    ).view(len(segment), len(segment))
+    segment_t = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    own = (segment_t[:, None] == segment_t).tril()
+    seen = (own | (torch.tensor(prefixes)[segment_t][:, None] == segment_t)).to(q.device)
     group = q.shape[1] // k.shape[1]
     scores = torch.einsum("ihd,jhd->hij", q, k.repeat_interleave(group, 1)) / q.shape[2] ** 0.5
     weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
     return torch.einsum("hij,jhd->ihd", weights, v.repeat_interleave(group, 1))
 
 
-def ours(q, k, v, segments):
-    from kernels.attention_triton import backward, forward
-
-    return attention.varlen_attention(q, k, v, segments, forward, backward)
+ours = partial(attention.varlen_attention, triton=True)
 
 
 def run(function, *given):
-    """Value and gradients for q, k, v and an incoming gradient."""
+    """Value and gradients for some inputs and an incoming gradient."""
     *inputs, upstream = (x.clone().requires_grad_() for x in given)
     out = function(*inputs)
     return [out.detach(), *torch.autograd.grad(out, inputs, upstream.to(out.dtype))]
+
+
+def assert_exact(tree, inputs, function):
+    """Value and gradients are those of the formula in fp64."""
+    exact = run(partial(plain, *tree), *(x.double() for x in inputs))
+    result = run(partial(function, segments=Segments.make(*tree)), *inputs)
+    for mine, true in zip(result, exact, strict=True):
+        torch.testing.assert_close(mine.double(), true, atol=2e-5, rtol=2e-5)
 
 
 def tensors(tokens, heads, kv_heads, d, dtype, device, seed=0):
@@ -62,44 +63,27 @@ def tensors(tokens, heads, kv_heads, d, dtype, device, seed=0):
     return [torch.randn(tokens, n, d, generator=generator).to(device, dtype) for n in sizes]
 
 
-@pytest.mark.parametrize("diagonal", [True, False])
-def test_the_plain_attention_is_the_fused_one(diagonal):
-    queries, keys = 37, 37 if diagonal else 21
-    (q, *_), (_, k, v, _) = (tensors(n, 6, 2, 16, torch.float32, "cpu") for n in (queries, keys))
-    for result, expected in zip(_plain(q, k, v, diagonal), _fused(q, k, v, diagonal), strict=True):
-        torch.testing.assert_close(result, expected)
-
-
 def test_rotation_and_its_gradient_are_those_of_complex_numbers():
     x, _, _, upstream = tensors(5, 3, 1, 16, torch.float32, "cpu")
     frequencies = torch.rand(8, generator=torch.Generator().manual_seed(1))
     turn = torch.polar(torch.ones(5, 1, 8), torch.arange(5.0)[:, None, None] * frequencies)
-    results = []
-    for rotate in (
-        lambda x: apply_rope(x, rope_tables(torch.arange(5), frequencies)),
-        lambda x: torch.cat(torch.view_as_real(torch.complex(*x.chunk(2, -1)) * turn).unbind(-1), -1),
-    ):
-        leaf = x.clone().requires_grad_()
-        results.append((rotate(leaf), *torch.autograd.grad(rotate(leaf), leaf, upstream)))
-    torch.testing.assert_close(*results)
+    ours = run(lambda x: apply_rope(x, rope_tables(torch.arange(5), frequencies)), x, upstream)
+    theirs = run(lambda x: torch.complex(*x.chunk(2, -1)) * turn, x, torch.complex(*upstream.chunk(2, -1)))
+    torch.testing.assert_close(ours, [torch.cat((theirs[0].real, theirs[0].imag), -1), theirs[1]])
 
 
 @pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize("rows", [16, 256])
-def test_eager_value_and_gradients_match_fp64(tree, rows, monkeypatch):
+@pytest.mark.parametrize(("rows", "attend"), [(16, "_plain"), (256, "_fused")])
+def test_eager_value_and_gradients_match_fp64(tree, rows, attend, monkeypatch):
     monkeypatch.setattr(attention, "ROWS", rows)
-    inputs = tensors(sum(TREES[tree][0]), 4, 2, 16, torch.float32, "cpu")
-    exact = run(partial(plain, *TREES[tree]), *(x.double() for x in inputs))
-    result = run(partial(attention.varlen_attention, segments=Segments.make(*TREES[tree])), *inputs)
-    for mine, true in zip(result, exact, strict=True):
-        torch.testing.assert_close(mine.double(), true, atol=2e-5, rtol=2e-5)
+    monkeypatch.setattr(attention, "_fused", getattr(attention, attend))  # `_plain` is for other devices
+    assert_exact(TREES[tree], tensors(sum(TREES[tree][0]), 4, 2, 16, torch.float32, "cpu"), attention.varlen_attention)
 
 
 @kernels
 @pytest.mark.parametrize(
     ("tree", "heads", "kv_heads", "d", "dtype"),
     [
-        ("plain", 1, 1, 64, torch.float32),
         ("plain", 4, 2, 64, torch.bfloat16),
         ("plain", 3, 1, 128, torch.float16),
         ("plain", 2, 1, 80, torch.bfloat16),
@@ -136,15 +120,10 @@ def trees(draw):
 @settings(max_examples=5)
 @given(tree=trees(), m=st.sampled_from([16, 32]), n=st.sampled_from([16, 32]), seed=st.integers(0, 99))
 def test_any_tree_in_small_tiles(device, tree, m, n, seed):
-    """Tiles so small, of either shape, that short segments have several."""
     if device.type == "cuda":
         pytest.skip("tiles are chosen by the card")
-    inputs = tensors(sum(tree[0]), 2, 1, 16, torch.float32, device, seed)
-    exact = run(partial(plain, *tree), *(x.double() for x in inputs))
     with mock.patch.object(launch, "choose", lambda table, device, head_dim: Launch(m, n, 4, 2)):
-        result = run(partial(ours, segments=Segments.make(*tree)), *inputs)
-    for mine, true in zip(result, exact, strict=True):
-        torch.testing.assert_close(mine.double(), true, atol=2e-5, rtol=2e-5)
+        assert_exact(tree, tensors(sum(tree[0]), 2, 1, 16, torch.float32, device, seed), ours)
 
 
 @kernels
@@ -170,7 +149,6 @@ def test_offsets_past_2_31_elements(device):
 
     lengths, stride = [127, 127, 10, 3], 2**23
     segments, tokens = Segments.make(lengths, [-1, -1, -1, 2], device), sum(lengths)
-    assert sum(lengths[:3]) * stride > 2**31
     if device.type == "cuda" and torch.cuda.mem_get_info()[0] < 6 * 2**30:
         pytest.skip("needs 6 GiB of GPU memory")
     huge = torch.empty(tokens * stride, dtype=torch.float16, device=device)
@@ -187,9 +165,9 @@ def test_offsets_past_2_31_elements(device):
 
 @kernels
 def test_no_tokens_and_a_head_size_beyond_the_tables(device):
-    q, k, v = (torch.zeros(0, n, 64, dtype=torch.float16, device=device, requires_grad=True) for n in (2, 1, 1))
+    q, k, v, _ = (x.requires_grad_() for x in tensors(0, 2, 1, 64, torch.float16, device))
     ours(q, k, v, Segments.make([0], device=device)).sum().backward()
     assert q.grad is not None and q.grad.shape == (0, 2, 64)
-    q = torch.zeros(1, 1, 256, dtype=torch.float16, device=device)
+    q, k, v, _ = tensors(1, 1, 1, 256, torch.float16, device)
     with pytest.raises(UserError, match=r'256.*128.*attention = "sdpa"'):
-        ours(q, q, q, Segments.make([1], device=device))
+        ours(q, k, v, Segments.make([1], device=device))

@@ -21,15 +21,16 @@ def normal(rows: int, vocabulary: int, scale: float, seed: int = 0) -> Tensor:
     return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def filled(rows: int, value: float) -> Tensor:
-    return torch.full((rows,), value)
-
-
 def settings(seed: int = 0) -> tuple[Tensor, ...]:
     """Temperature, top-p, seed and position of eight rows."""
     temperature = torch.tensor([0.0, 0.1, 0.1, 0.8, 0.8, 0.8, 1.5, 1.5])
     top_p = torch.tensor([1.0, 0.95, 0.01, 1.0, 0.95, 0.5, 0.95, 0.5])
     return temperature, top_p, seed + torch.arange(8), torch.arange(8) * 7
+
+
+def same(temperature: float, top_p: float, seeds: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+    """The settings of rows with one temperature and top-p."""
+    return *(torch.full((len(seeds),), value) for value in (temperature, top_p)), seeds, positions
 
 
 def check(device: torch.device, logits: Tensor, *settings: Tensor, moved: Tensor | None = None):
@@ -54,59 +55,44 @@ def test_noise_of_every_seed_position_and_attempt(device):
     positions = torch.tensor([0, 2**32 - 1, 2**32, 2**40 + 7])
     seed, position = (x.flatten() for x in torch.meshgrid(seeds, positions, indexing="ij"))
     for attempt in (0, 5, 1000):
-        expected = sampler.uniform(seed, position, attempt)[:, 0]
         noise = torch.empty(len(seed), dtype=torch.float64, device=device)
         attempts = torch.full((len(seed),), attempt, dtype=torch.int32).view(torch.uint32)
         _noise_kernel[(1,)](seed.to(device), position.to(device), attempts.to(device), noise, N=len(seed))
-        assert torch.equal(noise.cpu(), expected)
+        assert torch.equal(noise.cpu(), sampler.uniform(seed, position, attempt)[:, 0])
 
 
-@pytest.mark.parametrize("flat", [False, True])
+SIZES = [(1, torch.float32), (2, torch.float16), (257, torch.bfloat16), (1000, torch.float32)]
+IMPOSSIBLE = torch.tensor([*range(256), *range(300, 512, 2), *range(512, 768)])  # whole chunks, and single tokens
+WIDE = (torch.tensor([-1, -(2**63), 2**63 - 1, 2**32 + 1]), torch.tensor([2**32, 2**33 + 5, 0, 2**50]))
+
+
 @pytest.mark.parametrize(
-    ("vocabulary", "dtype"), [(1, torch.float32), (2, torch.float16), (257, torch.bfloat16), (1000, torch.float32)]
+    ("logits", "given"),
+    [
+        *[(normal(8, size, scale).to(dtype), settings(100)) for size, dtype in SIZES for scale in (1.0, 4.0)],
+        pytest.param(normal(4, 128_256, 3.0).bfloat16(), [x[[1, 4, 5, 6]] for x in settings()], id="a real vocabulary"),
+        pytest.param(normal(8, 600, 1.0).round().bfloat16(), settings(), id="many equal logits"),
+        pytest.param(normal(8, 1000, 1.0).index_fill(1, IMPOSSIBLE, -torch.inf), settings(), id="minus infinity"),
+        pytest.param(normal(1, 257, 2.0).expand(4, -1), same(1.0, 0.9, *WIDE), id="64-bit seeds and positions"),
+    ],
 )
-def test_equals_the_cpu_sampler(device, vocabulary, dtype, flat):
-    check(device, normal(8, vocabulary, 1.0 if flat else 4.0).to(dtype), *settings(100))
-
-
-def test_equals_the_cpu_sampler_on_a_models_vocabulary(device):
-    check(device, normal(4, 128_256, 3.0).bfloat16(), *(x[[1, 4, 5, 6]] for x in settings()))
-
-
-def test_equal_logits_are_in_or_out_together(device):
-    logits = normal(8, 600, 1.0).round().bfloat16()
-    assert len(logits.unique()) < 12
-    check(device, logits, *settings())
+def test_equals_the_cpu_sampler(logits, given, device):
+    check(device, logits, *given)
 
 
 def test_greedy_takes_the_first_of_equals_and_a_certain_token_has_log_probability_zero(device):
     zeros, logits = torch.zeros(4, dtype=torch.int64), torch.full((4, 1000), -300.0)
     for row, places in enumerate(([999], [300, 700], [0, 1], [255, 256])):
         logits[row, places] = 300.0
-    ids, _ = check(device, logits, filled(4, 0.0), filled(4, 0.95), zeros, zeros)
+    ids, _ = check(device, logits, *same(0.0, 0.95, zeros, zeros))
     assert ids.tolist() == [999, 300, 0, 255]
     logits[1, 700] = logits[2, 1] = logits[3, 256] = -300.0
-    ids, logprobs = check(device, logits, filled(4, 1.0), filled(4, 1.0), zeros, zeros)
+    ids, logprobs = check(device, logits, *same(1.0, 1.0, zeros, zeros))
     assert ids.tolist() == [999, 300, 0, 255] and not logprobs.any()
 
 
-def test_tokens_of_logit_minus_infinity_are_never_drawn(device):
-    logits = normal(8, 1000, 1.0)
-    logits[:, :256] = -torch.inf
-    logits[:, 300::2] = -torch.inf
-    logits[1::2, 512:] = -torch.inf
-    check(device, logits, *settings())
-
-
-def test_seeds_and_positions_of_64_bits(device):
-    seeds = torch.tensor([-1, -(2**63), 2**63 - 1, 2**32 + 1])
-    positions = torch.tensor([2**32, 2**33 + 5, 0, 2**50])
-    check(device, normal(1, 257, 2.0).expand(4, -1), filled(4, 1.0), filled(4, 0.9), seeds, positions)
-
-
 def test_rows_may_lie_apart_and_settings_may_be_columns_of_a_table(device):
-    table = normal(16, 331, 2.0).bfloat16()
-    cut = (slice(1, None, 2), slice(7, 307))
+    table, cut = normal(16, 331, 2.0).bfloat16(), (slice(1, None, 2), slice(7, 307))
     columns = [torch.stack((x, x), 1)[:, 0] for x in settings()]
     check(device, table[cut], *columns, moved=table.to(device)[cut])
 
@@ -114,36 +100,19 @@ def test_rows_may_lie_apart_and_settings_may_be_columns_of_a_table(device):
 def test_many_rejections_and_top_p_zero_leaves_the_most_probable(device):
     """Far beyond the attempts whose noise the CPU sampler makes at once."""
     logits, seeds, positions = normal(3, 520, 0.3), torch.arange(3), torch.zeros(3, dtype=torch.int64)
-    ids, _ = check(device, logits, filled(3, 1.0), filled(3, 0.02), seeds, positions)
+    ids, _ = check(device, logits, *same(1.0, 0.02, seeds, positions))
     assert (logits.gather(1, ids[:, None]) > logits.topk(30).values[:, -1:]).all()
     logits[:, [40, 480]] = 5.0
-    ids, _ = check(device, logits, filled(3, 1.0), filled(3, 0.0), seeds, positions)
+    ids, _ = check(device, logits, *same(1.0, 0.0, seeds, positions))
     assert set(ids.tolist()) <= {40, 480}
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_rows_without_a_distribution_end_and_no_rows_are_none(device):
-    logits = torch.zeros(4, 300)
+    logits, zeros = torch.zeros(4, 300), torch.zeros(4, dtype=torch.int64)
     logits[0], logits[1, 270], logits[2, 5], logits[3] = -torch.inf, torch.nan, torch.inf, torch.nan
-    zeros = torch.zeros(4, dtype=torch.int64)
     for temperature, top_p in ((0.0, 1.0), (1.0, 0.5), (1.0, 0.0)):
-        given = (filled(4, temperature), filled(4, top_p), zeros, zeros)
-        ids, logprobs = topp.sample(*(x.to(device) for x in (logits, *given)))
+        given = [x.to(device) for x in (logits, *same(temperature, top_p, zeros, zeros))]
+        ids, logprobs = topp.sample(*given)
         assert ((ids >= 0) & (ids < 300)).all() and logprobs.isnan().all()
-    assert [len(x) for x in topp.sample(*(x[:0].to(device) for x in (logits, *given)))] == [0, 0]
-
-
-def test_a_cuda_graph_draws_from_what_its_inputs_hold(device):
-    if device.type != "cuda":
-        pytest.skip("graphs need CUDA")
-    first, second = ((normal(8, 1000, 2.0, seed), *settings()) for seed in (0, 1))
-    inputs = [x.to(device) for x in first]
-    topp.sample(*inputs)  # compiles
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        ids, _ = topp.sample(*inputs)
-    for case in (first, second):
-        for here, new in zip(inputs, case, strict=True):
-            here.copy_(new)
-        graph.replay()
-        assert torch.equal(ids.cpu(), sampler.sample(*case)[0])
+    assert [len(x) for x in topp.sample(*(x[:0] for x in given))] == [0, 0]
