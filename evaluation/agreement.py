@@ -31,11 +31,12 @@ from typing import Any, get_args
 import numpy as np
 
 from evaluation.labelled import Decisions, Labelled, Opinion, Pair, by_value, read_decisions, read_labelled
-from evaluation.pairwise import Preference, Record, duel_items, read_duel
-from evaluation.statistics import SHARE, bootstrap, by_group, cohen_kappa, shown, spearman
+from evaluation.pairwise import Preference, duel_items, read_duel
+from evaluation.statistics import SHARE, by_group, cohen_kappa, each, mean, share, shown, spearman
 from judging.judge import judge_section, score_rows, scoring_section
 from sampling.worker import Worker, generation_settings
 from stages.files import UserError, command, read_json, read_shards, write_json, write_jsonl
+from stages.records import Record
 from stages.settings import Protocol, Settings, load_settings
 from stages.stage import Job, Output, first_rank, make_job
 
@@ -72,28 +73,27 @@ def agreement(pairs: Iterable[Pair], opinion: Opinion, credit: str = "pairwise")
 
 def measures(labelled: Labelled, opinion: Opinion) -> Record:
     """The measures of an opinion, the judge's or the baseline's."""
-    by_people = [(opinion.preferences[pair.name], pair.label) for pair in labelled.pairs if pair.labels]
+    by_people = [
+        (own, pair.label) for pair in labelled.pairs if pair.labels and (own := opinion.preferences[pair.name])
+    ]
     ranks, exact = [], []
     for members in labelled.rankings:
         valued = [(case.quality, value) for case in members if (value := opinion.values[case.name]) is not None]
         if len({quality for quality, _ in valued}) > 1:
-            ranks.append([spearman(*np.array(valued, dtype=float).T) or 0.0])  # equal values for all count as 0
+            ranks.append(spearman(*np.array(valued, dtype=float).T) or 0.0)  # equal values for all count as 0
         if len(valued) == len(members):
-            exact.append([float(all(a > b for (better, a), (worse, b) in permutations(valued, 2) if better > worse))])
-    return {name: agreement(labelled.pairs, opinion, name) for name in CREDITS} | {
-        "kappa": cohen_kappa([(own, label) for own, label in by_people if own]),
-        "spearman": bootstrap(ranks),
-        "exact_order": bootstrap(exact),
-    }
+            exact.append(all(a > b for (better, a), (worse, b) in permutations(valued, 2) if better > worse))
+    credits = {name: agreement(labelled.pairs, opinion, name) for name in CREDITS}
+    return credits | {"kappa": cohen_kappa(by_people), "spearman": each(ranks), "exact_order": each(exact)}
 
 
 def all_measures(labelled: Labelled, decisions: Decisions) -> Record:
     """The measures of the cases, or of a subset of them, with those of the baseline and of the orders."""
     consistent, first = [], []
     for pair in labelled.pairs if decisions.form == "comparisons" else ():
-        group, agree, orders = pair.first.group, decisions.of(pair).consistent, decisions.verdicts[pair.name]
-        consistent += [(group, float(agree))] if any(orders) and agree is not None else []
-        first += [(group, float(won == "first")) for own in orders for won in own if won in ("first", "second")]
+        group, orders = pair.first.group, decisions.verdicts[pair.name]
+        consistent.append((group, decisions.of(pair).consistent if any(orders) else None))
+        first += [(group, won == "first") for own in orders for won in own if won in ("first", "second")]
     return measures(labelled, decisions.opinion(labelled)) | {
         "pairs": len(labelled.pairs),
         "consistency": by_group(consistent),
@@ -106,25 +106,26 @@ def report(labelled: Labelled, decisions: Decisions) -> Record:
     """Parse rate, agreement (by N, gap, flaw, subset and annotator), rankings, calibration, and the baseline."""
     opinion, pairs, measured = decisions.opinion(labelled), labelled.pairs, all_measures(labelled, decisions)
     orders = [own for orders in decisions.verdicts.values() for own in orders]
-    parsed, judgments = [verdict for own in orders for verdict in own if verdict is not None], sum(map(len, orders))
-    scores = parsed if decisions.form == "scores" else []
-    histogram = Counter(round(2 * score) / 2 for score in scores)
+    verdicts, most = [verdict for own in orders for verdict in own], max([1, *map(len, orders)])
+    parsed = [verdict for verdict in verdicts if verdict is not None]
     by_gap, by_flaw, by_quality = defaultdict(list), defaultdict(list), defaultdict(list)
     for pair in pairs:
         by_gap[abs(pair.first.quality - pair.second.quality)].append(pair)
         if len(flaws := {pair.first.flaw, pair.second.flaw} - {"none"}) == 1:
             by_flaw[flaws.pop()].append(pair)
-    for case in labelled.cases if scores else ():
+    for case in labelled.cases if decisions.form == "scores" else ():
         if (score := opinion.values[case.name]) is not None:
             by_quality[f"{case.quality:g}"].append(float(score))
-    counts = [n for n in (1, 2, 4, 8, 16) if n <= max([1, *map(len, orders)])]
+    histogram = Counter(round(2 * score) / 2 for score in parsed) if decisions.form == "scores" else Counter()
     subsets = sorted({case.subset for case in labelled.cases} - {""})
     return measured | {
         "form": decisions.form,
-        "judgments": judgments,
-        "parse_rate": round(len(parsed) / judgments, 4) if judgments else None,
+        "judgments": len(verdicts),
+        "parse_rate": share(len(parsed), len(verdicts)),
         "score_histogram": {f"{score:g}": histogram[score] for score in sorted(histogram)},
-        "pairwise_by_N": {str(n): agreement(pairs, decisions.first(n).opinion(labelled)) for n in counts},
+        "pairwise_by_N": {
+            str(n): agreement(pairs, decisions.first(n).opinion(labelled)) for n in (1, 2, 4, 8, 16) if n <= most
+        },
         "longer_wins": measured["longer"]["pairwise"],
         "by_gap": {f"{gap:g}": agreement(by_gap[gap], opinion) for gap in sorted(by_gap)},
         "by_flaw": {flaw: agreement(by_flaw[flaw], opinion) for flaw in sorted(by_flaw) if flaw},
@@ -144,8 +145,7 @@ def annotators(pairs: Sequence[Pair], opinion: Opinion) -> Record | None:
         credit: by_group((name, CREDITS[credit](own, label)) for name, own, label in votes if own)
         for credit in ("with_ties", "without_ties")
     }
-    mean = round(float(np.mean(kappas)), 4) if kappas else None
-    return {"annotators": len(names), "labels": len(votes), "kappa": mean, **against} if names else None
+    return {"annotators": len(names), "labels": len(votes), "kappa": mean(kappas), **against} if names else None
 
 
 def read_report(folder: Path) -> Record:
@@ -181,28 +181,26 @@ def agreement_job(settings: Settings, model: Path, cases: Path, protocol: Protoc
 
 
 def table(measured: Mapping[str, Any]) -> str:
-    """A report for people: each measure with its interval and count, beside it the baseline's."""
+    """A report for people: each measure with its interval and count, or the reason for none; beside it the baseline's."""
+
+    def cell(key: str, measure: Record) -> str:
+        return measure.get("reason", "") if measure["value"] is None else shown(measure, LINES[key][1])
+
     parsed = shown(measured["parse_rate"], "{:.1%}")
     lines = [f"{measured['judge']}: {measured['judgments']} {measured['form']}, {parsed} of them read"]
     for name, part in {"all": measured, **measured["subsets"]}.items():
         title = f"{name}, {part['pairs']} pairs"
         lines.append(f"{title:34}{'judge':32}longer wins")
-        for key, (text, _) in LINES.items():
-            if part[key]["count"]:
-                lines.append(f"  {text:32}{_cell(key, part[key]):32}{_cell(key, part['longer'].get(key))}".rstrip())
+        for key in (key for key in LINES if part[key]["count"]):
+            baseline = cell(key, part["longer"][key]) if key in part["longer"] else ""
+            lines.append(f"  {LINES[key][0]:32}{cell(key, part[key]):32}{baseline}".rstrip())
     if means := measured["mean_score_by_quality"]:
         lines.append("mean score by quality: " + ", ".join(f"{name}: {mean:.2f}" for name, mean in means.items()))
     if (people := measured["annotators"]) and people["annotators"] > 1:
         kappa = shown(people["kappa"], "{:.2f}")
         lines.append(f"{people['annotators']} annotators, {people['labels']} labels; their mean kappa {kappa}")
-        lines += [f"  votes {LINES[key][0]:26}{_cell(key, people[key])}" for key in ("with_ties", "without_ties")]
+        lines += [f"  votes {LINES[key][0]:26}{cell(key, people[key])}" for key in ("with_ties", "without_ties")]
     return "\n".join(lines)
-
-
-def _cell(key: str, measure: Record | None) -> str:
-    """A measure with its interval and count, or the reason for none."""
-    measure = measure or {"value": None}
-    return measure.get("reason", "") if measure["value"] is None else shown(measure, LINES[key][1])
 
 
 def main() -> None:

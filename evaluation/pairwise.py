@@ -16,10 +16,10 @@ from judging.scores import Row, mean_score
 from judging.verdict import Failure, parse_winner
 from model.chat import ChatFormat
 from sampling.worker import Item, sampling_of
+from stages.records import Record
 from stages.seeds import request_seed
 from stages.settings import Judge, Protocol, Settings
 
-Record = dict[str, Any]
 Preference = Literal["first", "second", "tie"]
 SHARES = {"first": Fraction(1), "second": Fraction(0), "tie": Fraction(1, 2), None: None}
 """The first response's share of a win, by preference; None without a verdict."""
@@ -67,8 +67,9 @@ def read_duel(row: Row, protocol: Protocol, judge: Judge) -> Record:
     if protocol == "scores":
         return read_score(row, judge)
     winner = parse_winner(row["text"], row["finish_reason"], judge.verdict_position, "responses")
-    failed = isinstance(winner, Failure)
-    return {"winner": None if failed else winner, "failure": str(winner) if failed else None}
+    if isinstance(winner, Failure):
+        return {"winner": None, "failure": str(winner)}
+    return {"winner": winner, "failure": None}
 
 
 @dataclass(frozen=True)
