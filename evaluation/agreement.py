@@ -1,29 +1,14 @@
 """Does the judge prefer what people prefer?
 
 `torchrun -m evaluation.agreement --cases FILE` lets a judge decide labelled pairs and ranked groups; `--decisions FILE`
-takes any judge's decisions (`labelled.py` describes both files). The protocol "scores" judges each response alone, N
-times, as the method does, and prefers the higher mean; "pairwise" compares two responses, N times in each order. Any
-two members of a group with different quality are a pair. The report has, over the pairs with a verdict:
-
-- pairwise: 1 where judge and label prefer the same, 1/2 where one of the two is a tie, 0 where they are opposed.
-- with_ties: the share where judge and label are equal, among first, second and tie; without_ties: the same share where
-  neither is a tie. These are MT-Bench's S1 and S2: a pair whose orders disagree is a tie. The label is the annotators'
-  majority; "annotators" counts their votes one by one, as MT-Bench does, and has the mean kappa of any two annotators.
-- kappa: Cohen's, of the judge and the label; for pairs that people labelled, not for groups.
-- spearman: of quality and the judge's mean score, or share of wins, within a group, averaged over groups. Responses
-  without a value are left out; a judge with all values equal counts as 0. exact_order: the share of groups in which any
-  two members of different quality are in order; groups that lack a value are left out.
-- consistency: how often both orders name the same response, or both neither; first_position: how often the response
-  shown first wins, of comparisons with a winner.
-
-The report has the same for the baseline "longer", which prefers the longer response, and for the file's subsets.
-Intervals are bootstrap percentiles over groups. The judge's verdicts are written to decisions.jsonl.
+takes any judge's decisions. The protocol "scores" judges each response alone, N times, as the method does, and prefers
+the higher mean; "pairwise" compares two responses, N times in each order. docs/evaluation.md describes the files and
+the measures. The judge's verdicts are written to decisions.jsonl.
 """
 
 import argparse
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, get_args
@@ -31,13 +16,13 @@ from typing import Any, get_args
 import numpy as np
 
 from evaluation.labelled import Decisions, Labelled, Opinion, Pair, by_value, read_decisions, read_labelled
-from evaluation.pairwise import Preference, duel_items, read_duel
+from evaluation.pairwise import Preference, compare
 from evaluation.statistics import SHARE, by_group, cohen_kappa, each, mean, share, shown, spearman
 from judging.judge import judge_section, score_rows, scoring_section
 from sampling.worker import Worker, generation_settings
-from stages.files import UserError, command, read_json, read_shards, write_json, write_jsonl
+from stages.files import UserError, command, read_json, write_json, write_jsonl
 from stages.records import Record
-from stages.settings import Protocol, Settings, load_settings
+from stages.settings import Protocol, load_settings
 from stages.stage import Job, Output, first_rank, make_job
 
 
@@ -73,9 +58,7 @@ def agreement(pairs: Iterable[Pair], opinion: Opinion, credit: str = "pairwise")
 
 def measures(labelled: Labelled, opinion: Opinion) -> Record:
     """The measures of an opinion, the judge's or the baseline's."""
-    by_people = [
-        (own, pair.label) for pair in labelled.pairs if pair.labels and (own := opinion.preferences[pair.name])
-    ]
+    judged = [(pair, own) for pair in labelled.pairs if (own := opinion.preferences[pair.name])]
     ranks, exact = [], []
     for members in labelled.rankings:
         valued = [(case.quality, value) for case in members if (value := opinion.values[case.name]) is not None]
@@ -84,7 +67,8 @@ def measures(labelled: Labelled, opinion: Opinion) -> Record:
         if len(valued) == len(members):
             exact.append(all(a > b for (better, a), (worse, b) in permutations(valued, 2) if better > worse))
     credits = {name: agreement(labelled.pairs, opinion, name) for name in CREDITS}
-    return credits | {"kappa": cohen_kappa(by_people), "spearman": each(ranks), "exact_order": each(exact)}
+    kappa = cohen_kappa([(own, pair.label) for pair, own in judged if pair.labels])
+    return credits | {"kappa": kappa, "spearman": each(ranks), "exact_order": each(exact)}
 
 
 def all_measures(labelled: Labelled, decisions: Decisions) -> Record:
@@ -161,10 +145,7 @@ def measure_judge(worker: Worker, protocol: Protocol, N: int, job: Job) -> None:
         records = score_rows(worker, responses, N, job.part("agreement", "judgments"))
         keys = {"id": "response_id", "index": "index", "score": "score", "failure": "failure"}
     else:
-        work, duels = job.part("agreement", "comparisons"), (pair.duel for pair in labelled.pairs)
-        items = duel_items(duels, protocol, N, worker.chat, worker.settings)
-        worker.run(work, items, partial(read_duel, protocol=protocol, judge=worker.settings.judge))
-        records = list(read_shards(work.out))
+        records = compare(worker, [pair.duel for pair in labelled.pairs], N, job.part("agreement", "comparisons"))
         keys = {"id": "duel", "order": "shown", "index": "index", "winner": "winner", "failure": "failure"}
     if first_rank():
         path = job.out / "decisions.jsonl"
@@ -173,15 +154,8 @@ def measure_judge(worker: Worker, protocol: Protocol, N: int, job: Job) -> None:
         Output({"agreement.json": measured}, {"counts": {"cases": len(labelled.cases)}}, [path]).write(job)
 
 
-def agreement_job(settings: Settings, model: Path, cases: Path, protocol: Protocol, N: int, out: Path) -> Job:
-    """The measurement as a job."""
-    section = scoring_section(settings, N) if protocol == "scores" else judge_section(settings) | {"N": N}
-    values = [protocol, generation_settings(settings, 0, section)]
-    return make_job("agreement", settings, values, out, {"model": model, "judge_cases": cases})
-
-
 def table(measured: Mapping[str, Any]) -> str:
-    """A report for people: each measure with its interval and count, or the reason for none; beside it the baseline's."""
+    """A report for people: each measure with interval and count, or the reason for none, and the baseline's beside it."""
 
     def cell(key: str, measure: Record) -> str:
         return measure.get("reason", "") if measure["value"] is None else shown(measure, LINES[key][1])
@@ -224,10 +198,13 @@ def main() -> None:
     else:
         if not (given.config and given.out and given.N > 0):
             raise UserError("--config, --out, --N: a --model needs a config, a folder and N from 1; add them")
-        settings = load_settings(given.config)
-        if given.N > 1 and given.protocol == "scores" and settings.judge.score_first:
+        settings, scores = load_settings(given.config), given.protocol == "scores"
+        if given.N > 1 and scores and settings.judge.score_first:
             raise UserError('--N: judge.score = "expected" with the verdict first has one score a response; omit it')
-        job = agreement_job(settings, given.model, given.cases, given.protocol, given.N, given.out)
+        section = scoring_section(settings, given.N) if scores else judge_section(settings) | {"N": given.N}
+        values = [given.protocol, generation_settings(settings, 0, section)]
+        inputs = {"model": given.model, "judge_cases": given.cases}
+        job = make_job("agreement", settings, values, given.out, inputs)
         if not job.complete:
             measure_judge(Worker(settings, given.model), given.protocol, given.N, job)
         measured = read_report(given.out) if first_rank() else {}

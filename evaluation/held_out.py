@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from evaluation.pairwise import Duel, decide, duel_items, read_duel
+from evaluation.pairwise import Duel, compare, decide
 from evaluation.statistics import by_group, each, share
 from evaluation.verifiable import Instruction, read_instructions, read_rows, verifiable_report
 from judging.judge import score_rows
@@ -117,20 +117,18 @@ def wins_report(duels: Sequence[Duel], rows: Iterable[Record], settings: Setting
 
 def decisive_rows(judge: Worker, duels: Sequence[Duel], job: Job) -> list[Record]:
     """The judge's rows: scores of each answer, or comparisons in both orders, with the duel and what was shown."""
-    evaluation = judge.settings.evaluation
-    if evaluation.protocol == "pairwise":
-        items = duel_items(duels, evaluation.protocol, evaluation.duel_samples, judge.chat, judge.settings)
-        judge.run(job, items, partial(read_duel, protocol="pairwise", judge=judge.settings.judge))
-        return list(read_shards(job.out))
-    places = {
-        f"{duel.id}/{shown}": {"duel": duel.id, "shown": shown, "prompt": duel.prompt, "text": text}
-        for duel in duels
-        for shown, text in enumerate((duel.first, duel.second))
-        if duel.first != duel.second  # equal answers tie
-    }
-    answers = [{"id": name, "prompt_id": place["duel"], **place} for name, place in places.items()]
-    rows = score_rows(judge, answers, evaluation.duel_samples, job)
-    return [row | {key: places[row["response_id"]][key] for key in ("duel", "shown")} for row in rows]
+    N = judge.settings.evaluation.duel_samples
+    if judge.settings.evaluation.protocol == "pairwise":
+        return compare(judge, duels, N, job)
+    unequal = [duel for duel in duels if duel.first != duel.second]  # equal answers tie
+    shown = {f"{duel.id}/{side}": side for duel in unequal for side in (0, 1)}
+    answers = [
+        {"id": f"{duel.id}/{side}", "prompt_id": duel.id, "prompt": duel.prompt, "text": text}
+        for duel in unequal
+        for side, text in enumerate((duel.first, duel.second))
+    ]
+    rows = score_rows(judge, answers, N, job)
+    return [row | {"duel": row["prompt_id"], "shown": shown[row["response_id"]]} for row in rows]
 
 
 def measure_wins(judge: Worker, answers: Path, job: Job) -> None:

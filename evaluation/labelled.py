@@ -1,27 +1,7 @@
-"""Labelled pairs and ranked groups of responses, and a judge's verdicts on them.
+"""Labelled pairs and ranked groups of responses, and a judge's verdicts on them: files that docs/evaluation.md describes.
 
-A file of labelled responses is JSON lines. Each row has one of four forms:
-
-- a labelled pair {id, prompt, output_1, output_2, label}: label 1 or 2 is the better output; "tie", 0 or 1.5 means that
-  neither is better. Rows with the same id are one pair by several annotators, whom "annotator" names.
-- AlpacaEval's pair {instruction, output_1, output_2, preference}: from 1 to 2, and the nearer output is better. Without
-  an id, rows with the same texts are one pair; "annotator_index" names the annotator.
-- a group {id, prompt, responses: [{text, score}]}: a higher score is better.
-- OpenAssistant's ranked replies {message_id, context: [{role, text}], replies: [{rank, text}]}: rank 0 is the best.
-
-A prompt is a text, or a conversation [{role, content}] that ends with the user's turn. "subset" (in AlpacaEval's rows
-also "dataset") names a part of the file, for which measurements have a row of their own.
-
-A file of verdicts is JSON lines, all of one of three forms; `evaluation.agreement` writes the first two:
-
-- scores {id, index, score} of responses: "g1/2" is the third response of group g1, "p/0" the first output of pair p.
-- comparisons {id, order, index, winner} of pairs: order 0 shows the pair as the file has it, order 1 the other way
-  round; the winner is "first" or "second" as shown, or "tie". Each pair needs both orders. The first and the third
-  response of group g1 are the pair "g1/0-2"; all pairs of different quality are needed.
-- decisions {id, decision} of pairs, from anywhere: "first", "second" or "tie", as the file has the pair.
-
-"index", a whole number, tells several verdicts on one response or pair apart. null: the verdict could not be read.
-Responses with equal texts tie without a comparison. Other keys are ignored.
+A response is named by its group or pair: "g1/2" is the third response of group g1, "p/0" the first output of pair p.
+The first and the third response of group g1 are the pair "g1/0-2". Responses with equal texts tie without a comparison.
 """
 
 import math
@@ -188,7 +168,7 @@ def _label(row: Record, where: str) -> Preference:
 def _group(row: Record, where: str) -> list[Case]:
     form = next((form for form in GROUPS if form in row), None)
     if form is None:
-        raise UserError(f"{where}: neither a labelled pair nor a group; evaluation/labelled.py describes the rows")
+        raise UserError(f"{where}: neither a labelled pair nor a group; docs/evaluation.md describes the rows")
     id_key, prompt_key, quality_key, sign = GROUPS[form]
     name, prompt = str(_value(row, id_key, where, NAME)), _prompt(_value(row, prompt_key, where), where)
     cases = []
@@ -281,7 +261,7 @@ def read_decisions(path: Path, labelled: Labelled) -> Decisions:
     rows = [(f"{path}, line {number}", row) for number, row in read_numbered_jsonl(path, ("id",))]
     form = next((form for form, (key, *_) in VERDICTS.items() if not rows or key in rows[0][1]), None)
     if form is None:
-        raise UserError(f"{rows[0][0]}: no score, winner or decision; evaluation/labelled.py describes the rows")
+        raise UserError(f"{rows[0][0]}: no score, winner or decision; docs/evaluation.md describes the rows")
     key, kind, orders = VERDICTS[form]
     items: Sequence[Case | Pair] = labelled.cases if form == "scores" else labelled.pairs
     verdicts: dict[str, list[dict[int, Any]]] = {item.name: [{} for _ in range(orders)] for item in items}

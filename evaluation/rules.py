@@ -72,19 +72,20 @@ RULES: dict[str, tuple[str, Callable[[str, Any], bool]]] = {
 """By the rule's name: the name of its parameter, and the check of (text, value)."""
 
 
-def _are_texts(value: Any) -> bool:
-    texts = isinstance(value, list) and value and all(isinstance(x, str) and x and x == x.strip() for x in value)
-    return bool(texts) and len(set(value)) == len(value)
+def _are_texts(values: Any) -> bool:
+    """Whether these are different texts, at least one, without white space at their ends."""
+    texts = isinstance(values, list) and all(isinstance(x, str) and x and x == x.strip() for x in values)
+    return texts and len(set(values)) == len(values) > 0
 
 
-VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "count": (lambda value: type(value) is int and value >= 1, "it must be a whole number from 1"),
-    "alphabet": (lambda value: value in list(ALPHABETS), f"take one of {', '.join(ALPHABETS)}"),
-    "text": (lambda value: _are_texts([value]), "it must be a text without white space at its ends"),
-} | dict.fromkeys(
-    ("words", "keys"), (_are_texts, "it must be a list of different texts without white space at their ends")
-)
-"""By a parameter's name: the check of a value, and what a valid value is."""
+VALUES: dict[str, Callable[[Any], bool]] = {
+    "count": lambda value: type(value) is int and value >= 1,
+    "alphabet": lambda value: value in list(ALPHABETS),
+    "text": lambda value: _are_texts([value]),
+    "words": _are_texts,
+    "keys": _are_texts,
+}
+"""By a parameter's name: the check of its value."""
 
 
 @dataclass(frozen=True)
@@ -182,11 +183,15 @@ def _has_content(text: str) -> bool:
 
 def _object_keys(text: str) -> set[str] | None:
     """The keys of a JSON object; None for another text."""
-    lines = text.split("\n")
-    if len(lines) > 2 and lines[0].strip() in ("```", "```json") and lines[-1].strip() == "```":
-        text = "\n".join(lines[1:-1])
+    fenced = re.fullmatch("```(?:json)?[^\\S\n]*\n(.*)\n[^\\S\n]*```", text, re.DOTALL)
     try:  # numbers stay text, since converting a long one takes more than linear time
-        value = json.loads(text, object_pairs_hook=_distinct, parse_int=str, parse_float=str, parse_constant=_refuse)
+        value = json.loads(
+            fenced[1] if fenced else text,
+            object_pairs_hook=_distinct,
+            parse_int=str,
+            parse_float=str,
+            parse_constant=_refuse,
+        )
     except (ValueError, RecursionError):
         return None
     return set(value) if isinstance(value, dict) else None

@@ -17,20 +17,7 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 from judging.scores import Reason
 from stages.records import Record
 
-GREY = "#7f7f7f"
-STYLE: dict[Any, Any] = {
-    **{f"{name}.color": GREY for name in ("text", "xtick", "ytick", "grid")},
-    **{f"axes.{name}color": GREY for name in ("edge", "label", "title")},
-    **{f"axes.spines.{side}": False for side in ("top", "right")},
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.titlesize": 9,
-    "grid.alpha": 0.25,
-    "font.size": 8.5,
-    "lines.markersize": 4,
-    "text.parse_math": False,
-    "svg.hashsalt": "report",  # so that the same data give the same bytes
-}
+STYLE = Path(__file__).parent / "templates" / "report.mplstyle"
 
 
 @dataclass
@@ -67,7 +54,7 @@ def plots(runs: Sequence[ReportedRun]) -> dict[str, str]:
     return {title: picture for title, picture in pictures.items() if picture}
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(fname=STYLE)
 def _picture(title: str, runs: Sequence[ReportedRun]) -> str:
     figure = Figure(figsize=(3.9 * len(runs), 2.9), layout="constrained", facecolor="none")
     axes = figure.subplots(1, len(runs), sharex=True, sharey=True, squeeze=False)[0]
