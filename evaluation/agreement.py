@@ -155,7 +155,7 @@ def measure_judge(worker: Worker, protocol: Protocol, N: int, job: Job) -> None:
 
 
 def table(measured: Mapping[str, Any]) -> str:
-    """A report for people: each measure with interval and count, or the reason for none, and the baseline's beside it."""
+    """A report for people: each measure with interval and count, or why there is none, and the baseline's beside it."""
 
     def cell(key: str, measure: Record) -> str:
         return measure.get("reason", "") if measure["value"] is None else shown(measure, LINES[key][1])

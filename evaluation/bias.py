@@ -140,14 +140,14 @@ def metajudge_panel(comparisons: Sequence[Record], judgments: Sequence[Record], 
     """How often the meta-judge prefers the first position, the higher score and the longer judgment; Elo's errors."""
     score = {(row["response_id"], row["index"]): row["score"] for row in judgments}
     length = {row["id"]: len(row["text"]) for row in judgments}
-    first, equal, higher, winners, contests = [], [], [], defaultdict(list), defaultdict(list)
-    for row in comparisons:
-        if row["winner"] in ("first", "second"):
-            name, won_first = row["response_id"], row["winner"] == "first"
-            gap = score[name, row["first"]] - score[name, row["second"]]
-            first.append((name, won_first))
-            (higher if gap else equal).append((name, won_first == (gap >= 0)))
-            winners[name, frozenset((row["first"], row["second"]))].append(row[row["winner"]])
+    rates: dict[str, list[tuple[str, bool]]] = defaultdict(list)
+    winners, contests = defaultdict(list), defaultdict(list)
+    for row in (row for row in comparisons if row["winner"] in ("first", "second")):
+        name, won_first = row["response_id"], row["winner"] == "first"
+        gap = score[name, row["first"]] - score[name, row["second"]]
+        rates["first_wins"].append((name, won_first))
+        rates["higher_score_wins" if gap else "first_wins_at_equal_scores"].append((name, won_first == (gap >= 0)))
+        winners[name, frozenset((row["first"], row["second"]))].append(row[row["winner"]])
     for row in elos:
         contests[row["response_id"], row["group"]].append(
             (row["elo"], length[row["judgment_id"]], row["standard_error"])
@@ -156,9 +156,9 @@ def metajudge_panel(comparisons: Sequence[Record], judgments: Sequence[Record], 
         "comparisons": len(comparisons),
         "failures": _failures(comparisons),
         "ties": share(sum(row["winner"] == "tie" for row in comparisons), len(comparisons)),
-        "first_wins": by_group(first),
-        "first_wins_at_equal_scores": by_group(equal),
-        "higher_score_wins": by_group(higher),
+        "first_wins": by_group(rates["first_wins"]),
+        "first_wins_at_equal_scores": by_group(rates["first_wins_at_equal_scores"]),
+        "higher_score_wins": by_group(rates["higher_score_wins"]),
         "both_orders_agree": by_group(
             (name, len(set(own)) == 1) for (name, _), own in winners.items() if len(own) == 2
         ),

@@ -2,11 +2,8 @@
 
 The config's [evaluation] names two files. `instructions` have rules that code can check (`evaluation/verifiable.py`).
 `prompts` are open: length, variety and repetition are measured, and a judge compares the answers with the seed model's.
-Each is answered once, sampled as the actor samples, with the same noise for all models.
-
-The judge is the model itself, M_0, or another model (`evaluation.judge`). The win rate is *self-judged*: it measures
-the loop's belief about itself and is no benchmark's number. With `evaluation.protocol` "scores", the means of
-`duel_samples` judgments of each answer are compared; with "pairwise" the judge compares them as often in each order.
+Each is answered once, sampled as the actor samples, with the same noise for all models. The judge is the model itself,
+M_0, or another model; its win rate measures the loop's belief about itself and is no benchmark's number.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Labelled pairs and ranked groups of responses, and a judge's verdicts on them: files that docs/evaluation.md describes.
+"""Labelled pairs and ranked groups of responses, and a judge's verdicts on them: docs/evaluation.md has the formats.
 
 A response is named by its group or pair: "g1/2" is the third response of group g1, "p/0" the first output of pair p.
 The first and the third response of group g1 are the pair "g1/0-2". Responses with equal texts tie without a comparison.
@@ -21,8 +21,8 @@ from stages.files import UserError, read_numbered_jsonl
 from stages.records import Record
 
 TEXT, NAME, LIST, NUMBER = "a text", "a text or a whole number", "a list of objects", "a finite number"
-SCORE, WINNER, ORDER = "a finite number or null", '"first", "second", "tie" or null', "0 or 1"
-INDEX = "a whole number from 0"
+SCORE, WINNER = "a finite number or null", '"first", "second", "tie" or null'
+ORDER, INDEX = "0 or 1", "a whole number from 0"
 KINDS: dict[str, Callable[[Any], bool]] = {
     TEXT: lambda value: isinstance(value, str),
     NAME: lambda value: type(value) in (str, int) and value != "",
@@ -127,8 +127,8 @@ def read_labelled(path: Path) -> Labelled:
         if name in taken:
             raise UserError(f"{path}: the id {name!r} is of a pair, and of a group or its pairs, too; rename one")
         sides = zip((first, second), QUALITIES[majority(votes[key].values())], strict=True)
-        groups[name] = [Case(name, f"{name}/{i}", prompt, *own, subset=subset) for i, own in enumerate(sides)]
-        pairs.append(Pair(name, *groups[name], votes[key]))
+        a, b = groups[name] = [Case(name, f"{name}/{i}", prompt, *own, subset=subset) for i, own in enumerate(sides)]
+        pairs.append(Pair(name, a, b, votes[key]))
     if not groups:
         raise UserError(f"{path}: no labelled responses; name another file of pairs or groups")
     return Labelled([case for members in groups.values() for case in members], pairs)

@@ -1,37 +1,6 @@
-"""Rules about the form of an answer, which code can check.
+"""Rules about the form of an answer, which code can check: docs/evaluation.md defines them.
 
-Each rule has a name and at most one parameter. An answer follows it if the answer
-
-- words_at_most, words_at_least, sentences {count}: has no more words, no fewer, exactly so many sentences
-- one_word: is exactly one word
-- bullets, numbered {count}: has exactly so many bullet points, or numbered items from 1 up; and any other text
-- contains, lacks {words}: has each of the words (or phrases); has none of them
-- starts_with, ends_with {text}: begins, or ends, with this text
-- json {keys}: is a JSON object with exactly these keys and nothing else
-- upper_case, lower_case: has no letter of the other case and at least one of this
-- alphabet {alphabet}: has at least one letter, and only letters of this alphabet
-- no_commas: has no comma
-
-An answer of white space only follows no rule. Characters are compared without Unicode normalisation. Markdown counts as
-text, except for the marks of lists. The terms:
-
-- A *word* stands between white space or dashes (U+2014 or two hyphens), and has a letter or digit: "well-known",
-  "don't", "3.5" and the "1." before an item are one word each, "-" is none. Without spaces, a clause is one word.
-- A *sentence* ends with a word that ends in . ! ? or U+2026, apart from closing quotation marks, brackets and emphasis.
-  It also ends with a list item, an empty line or the text, and before a list item. It has a letter or digit; an item's
-  number is no sentence. A full stop after Mr, Mrs, Ms, Dr, Prof, St or vs ends no sentence. Neither do, before a
-  lower-case letter, the last full stop of a word with another ("p.m."), an ellipsis, and a mark before a closing quote.
-- A *bullet point* is a line that begins, after white space, with one of - * + and U+2013 and white space, or with
-  U+2022, and has a letter or digit. A *numbered item* begins with digits, "." or ")", and white space.
-- Words and phrases *occur*, and texts begin and end, regardless of letter case, curly or straight quotation marks and
-  kind of white space. No letter or digit may adjoin: "sea" occurs in "sea-salt", but not in "seas". Other characters
-  before the beginning and after the end are ignored, unless the required text itself begins, or ends, with such a one.
-- *JSON* may stand between a line ``` or ```json and a line ```, with nothing outside. Keys must be distinct, and NaN
-  and Infinity are no numbers.
-- An *alphabet* is the first word of the letters' Unicode names. Modifier letters belong to all. No rule checks the
-  language.
-
-All checks take time linear in the answer's length.
+An answer of white space only follows no rule. All checks take time linear in the answer's length.
 """
 
 import json

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 RESAMPLES = 2000
 SHARE = "{:.1%} [{:.1%}, {:.1%}]"
@@ -75,14 +75,9 @@ def _kappas(tables: Any) -> Any:
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float | None:
     """Spearman's rank correlation with mean ranks for ties; None if one side is constant."""
-    x, y = ranks(a), ranks(b)
+    counted = [np.unique(np.asarray(side), return_inverse=True, return_counts=True) for side in (a, b)]
+    x, y = ((np.cumsum(counts) - (counts - 1) / 2)[inverse] for _, inverse, counts in counted)
     return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else None
-
-
-def ranks(values: ArrayLike) -> NDArray[np.float64]:
-    """The values' ranks from 1; equal values share their mean rank."""
-    _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def shown(measured: Any, form: str = SHARE) -> str:

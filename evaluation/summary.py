@@ -1,9 +1,8 @@
 """A run's summary: `runs/NAME/summary.json`, and the same in the terminal.
 
 Its "models" are a row for each model: the measurements of the seed, of M_0 and of every M_t. "differences" are paired
-differences from M_0, with which the loop starts: the mean over prompts (or labelled pairs) of the difference of the two
-models' values. Intervals are bootstrap percentiles over prompts (or groups of labelled pairs). On the same questions, a
-paired difference is far more certain than the difference of two means.
+differences from M_0: the mean over prompts (or labelled pairs) of the difference of the two models' values, which is
+far more certain than the difference of two means. Intervals are over prompts (or groups of labelled pairs).
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,9 +18,7 @@ from stages.records import Record
 from stages.settings import Settings
 
 PROTOCOLS = {"scores": "by mean scores", "pairwise": "in both orders"}
-"""The protocol of a judge, in words."""
-BY_ANSWER = ("characters", "cut_off", "repetition")
-"""Measures of open prompts' answers that each answer has for itself."""
+BY_ANSWER = ("characters", "cut_off", "repetition")  # measures that each answer to an open prompt has for itself
 _BRIEF, _CHANGE = "{:.1%} [{:.0%}, {:.0%}]", "{:+.1%} [{:+.1%}, {:+.1%}]"
 COLUMNS = (
     ("wins*", "win_rate", _BRIEF),
@@ -34,8 +31,7 @@ COLUMNS = (
     ("meta-judge", "meta_agreement", _BRIEF),
 )
 """The table of models: title, key, and the format of value and interval."""
-CHANGES = {"verifiable": _CHANGE, "agreement": _CHANGE, "characters": "{:+.1f} [{:+.1f}, {:+.1f}]"}
-"""The differences to print, and their formats."""
+CHANGES = {"verifiable": _CHANGE, "agreement": _CHANGE, "characters": "{:+.1f} [{:+.1f}, {:+.1f}]"}  # those printed
 Values = dict[str, dict[tuple[str, str], float]]
 """A model's single values by measure, and by (group that is resampled, name within the group)."""
 
@@ -48,14 +44,9 @@ def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, d
     trained, before = read_manifest(initial) or {}, _judged(folder, -1, settings)
     iterations = [_iteration(folder / f"iter{t}", t, settings) for t in range(1, done + 1)]
     checkpoints = [str(seed)] * settings.sft.enabled + [str(initial), *(row["checkpoint"] for row in iterations)]
-    sft = {
-        "checkpoint": str(initial),
-        "seconds": trained.get("seconds"),
-        "counts": trained.get("counts"),
-        "eft": read_manifest(folder / "sft" / "eft") if settings.eft.sources else None,
-        "agreement_before": before["agreement"],
-        **_judged(folder, 0, settings),
-    }
+    sft = {"checkpoint": str(initial), "seconds": trained.get("seconds"), "counts": trained.get("counts")}
+    sft["eft"] = read_manifest(folder / "sft" / "eft") if settings.eft.sources else None
+    sft |= {"agreement_before": before["agreement"], **_judged(folder, 0, settings)}
     summary = {
         "name": folder.name,
         "seed": settings.seed,

@@ -1,12 +1,8 @@
-"""Instructions about form that code can check, for answers of any model.
+"""Instructions about form that code can check, after IFEval (Zhou et al., arXiv 2311.07911), for any model's answers.
 
 `python -m evaluation.verifiable --instructions data/evaluation/verifiable.jsonl --answers FILE` reads one answer
 {id, text} for each instruction. It prints how many prompts had all their rules followed, how many rules were followed,
-and the same by rule (`evaluation/rules.py` defines them). It is strict: a nearly right answer is wrong. It ignores all
-other qualities of an answer. Intervals are bootstrap percentiles over prompts.
-
-The measurement follows IFEval (Zhou et al., arXiv 2311.07911), which has 25 kinds of instructions. Prompts and
-definitions here are the project's own, so numbers can't be compared with IFEval's.
+and the same by rule. Intervals are bootstrap percentiles over prompts.
 """
 
 import argparse
@@ -70,7 +66,7 @@ def _rule(entry: Any, where: str) -> Rule:
         raise UserError(f"{where}: rule {name!r} is not known; take one of {', '.join(RULES)}")
     key = RULES[name][0]
     if set(entry) != {"rule", key} - {""} or not (key == "" or VALUES[key](entry[key])):
-        raise UserError(f"{where} is {entry}; evaluation/rules.py describes {name} {{{key}}}")
+        raise UserError(f"{where} is {entry}; docs/evaluation.md describes {name} {{{key}}}")
     value = entry.get(key)
     return Rule(name, tuple(value) if isinstance(value, list) else value)
 

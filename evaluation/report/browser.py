@@ -37,10 +37,10 @@ def _limit(lengths: Sequence[int], budget: int) -> int:
 
 
 def _prompt(document: Document, limit: int, behind: int) -> list[Any]:
-    responses: list[list[Any]] = []
+    responses = []
     for row in document["responses"]:
         # Judgments whose text is left out keep their line if they were compared.
-        judgments = [
+        judgments: list[list[Any]] = [
             [judgment_label(own), _cut(own["text"], limit if own["part"] else behind), own["part"] or "", []]
             for own in row["judgments"]
             if behind or own["part"] or own["elo"]
@@ -49,7 +49,7 @@ def _prompt(document: Document, limit: int, behind: int) -> list[Any]:
         text = _cut(row["text"], limit if _in_pair(document, row) else behind)
         responses.append([response_label(row) + verdicts, text, row["part"] or "", judgments])
     rows = document["comparisons"] if behind else ()
-    comparisons = [[comparison_label(row), _cut(row["text"], behind), "", []] for row in rows]
+    comparisons: list[list[Any]] = [[comparison_label(row), _cut(row["text"], behind), "", []] for row in rows]
     return [document["prompt_id"], _cut(document["prompt"], limit), [*_entries(document)], responses, comparisons]
 
 

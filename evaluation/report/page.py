@@ -69,16 +69,9 @@ def _printed(run: ReportedRun, budget: int) -> Record:
     summary = run.summary
     try:
         run.iterations = [_read_iteration(run, row, budget) for row in summary["iterations"]]
-        return {
-            "name": run.name,
-            "gone": run.gone,
-            "model": summary["model"],
-            "seed": summary["seed"],
-            "models": cells(summary["models"]),
-            "notes": list(notes(summary["models"])),
-            "cost": list(_cost(run)),
-            "summary": "\n".join(summary_lines(summary)),
-        }
+        rows, facts = summary["models"], {"name": run.name, "model": summary["model"], "seed": summary["seed"]}
+        tables = {"models": cells(rows), "notes": list(notes(rows)), "cost": list(_cost(run))}
+        return facts | tables | {"gone": run.gone, "summary": "\n".join(summary_lines(summary))}
     except KeyError as error:
         why = f"of another version ({error} is missing); `make iterate` writes a new one"
         raise UserError(f"{run.folder}/summary.json: {why}") from None

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
+from matplotlib.ticker import Locator, MaxNLocator, MultipleLocator, PercentFormatter
 
 from judging.scores import Reason
 from stages.records import Record
@@ -158,4 +158,7 @@ PLOTS: dict[str, tuple[str, Callable[[Axes, ReportedRun], None]]] = {
 }
 """By title: the name of the horizontal axis, and what draws the plot. The captions stand in report.html."""
 SHARES = ("Scores", "What wins a comparison", "Elo")  # plots with a vertical axis in per cent
-LOCATORS = {"iteration": partial(MultipleLocator, 1), "step": partial(MaxNLocator, 5, integer=True)}
+LOCATORS: dict[str, Callable[[], Locator]] = {
+    "iteration": partial(MultipleLocator, 1),
+    "step": partial(MaxNLocator, 5, integer=True),
+}

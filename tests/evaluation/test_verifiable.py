@@ -59,7 +59,7 @@ def ruled(*rules) -> dict:
         (ruled("one_word"), r"rules\[0\]: rule None is not known; take one of words_at_most, "),
         (ruled({"rule": "one_word"}, {"rule": ["rhymes"]}), r"rules\[1\]: rule \['rhymes'\] is not known"),
         *(
-            (ruled(rule), r"rules\[0\] is {'rule': .*; evaluation/rules\.py describes " + rule["rule"])
+            (ruled(rule), r"rules\[0\] is {'rule': .*; docs/evaluation\.md describes " + rule["rule"])
             for rule in (
                 {"rule": "one_word", "count": 1},
                 {"rule": "bullets"},
