@@ -1,29 +1,14 @@
 """Does the judge prefer what people prefer?
 
 `torchrun -m evaluation.agreement --cases FILE` lets a judge decide labelled pairs and ranked groups; `--decisions FILE`
-takes any judge's decisions (`labelled.py` describes both files). The protocol "scores" judges each response alone, N
-times, as the method does, and prefers the higher mean; "pairwise" compares two responses, N times in each order. Any
-two members of a group with different quality are a pair. The report has, over the pairs with a verdict:
-
-- pairwise: 1 where judge and label prefer the same, 1/2 where one of the two is a tie, 0 where they are opposed.
-- with_ties: the share where judge and label are equal, among first, second and tie; without_ties: the same share where
-  neither is a tie. These are MT-Bench's S1 and S2: a pair whose orders disagree is a tie. The label is the annotators'
-  majority; "annotators" counts their votes one by one, as MT-Bench does, and has the mean kappa of any two annotators.
-- kappa: Cohen's, of the judge and the label; for pairs that people labelled, not for groups.
-- spearman: of quality and the judge's mean score, or share of wins, within a group, averaged over groups. Responses
-  without a value are left out; a judge with all values equal counts as 0. exact_order: the share of groups in which any
-  two members of different quality are in order; groups that lack a value are left out.
-- consistency: how often both orders name the same response, or both neither; first_position: how often the response
-  shown first wins, of comparisons with a winner.
-
-The report has the same for the baseline "longer", which prefers the longer response, and for the file's subsets.
-Intervals are bootstrap percentiles over groups. The judge's verdicts are written to decisions.jsonl.
+takes any judge's decisions. The protocol "scores" judges each response alone, N times, as the method does, and prefers
+the higher mean; "pairwise" compares two responses, N times in each order. docs/evaluation.md describes the files and
+the measures. The judge's verdicts are written to decisions.jsonl.
 """
 
 import argparse
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, get_args
@@ -31,12 +16,13 @@ from typing import Any, get_args
 import numpy as np
 
 from evaluation.labelled import Decisions, Labelled, Opinion, Pair, by_value, read_decisions, read_labelled
-from evaluation.pairwise import Preference, Record, duel_items, read_duel
-from evaluation.statistics import SHARE, bootstrap, by_group, cohen_kappa, shown, spearman
+from evaluation.pairwise import Preference, compare
+from evaluation.statistics import SHARE, by_group, cohen_kappa, each, mean, share, shown, spearman
 from judging.judge import judge_section, score_rows, scoring_section
 from sampling.worker import Worker, generation_settings
-from stages.files import UserError, command, read_json, read_shards, write_json, write_jsonl
-from stages.settings import Protocol, Settings, load_settings
+from stages.files import UserError, command, read_json, write_json, write_jsonl
+from stages.records import Record
+from stages.settings import Protocol, load_settings
 from stages.stage import Job, Output, first_rank, make_job
 
 
@@ -72,28 +58,26 @@ def agreement(pairs: Iterable[Pair], opinion: Opinion, credit: str = "pairwise")
 
 def measures(labelled: Labelled, opinion: Opinion) -> Record:
     """The measures of an opinion, the judge's or the baseline's."""
-    by_people = [(opinion.preferences[pair.name], pair.label) for pair in labelled.pairs if pair.labels]
+    judged = [(pair, own) for pair in labelled.pairs if (own := opinion.preferences[pair.name])]
     ranks, exact = [], []
     for members in labelled.rankings:
         valued = [(case.quality, value) for case in members if (value := opinion.values[case.name]) is not None]
         if len({quality for quality, _ in valued}) > 1:
-            ranks.append([spearman(*np.array(valued, dtype=float).T) or 0.0])  # equal values for all count as 0
+            ranks.append(spearman(*np.array(valued, dtype=float).T) or 0.0)  # equal values for all count as 0
         if len(valued) == len(members):
-            exact.append([float(all(a > b for (better, a), (worse, b) in permutations(valued, 2) if better > worse))])
-    return {name: agreement(labelled.pairs, opinion, name) for name in CREDITS} | {
-        "kappa": cohen_kappa([(own, label) for own, label in by_people if own]),
-        "spearman": bootstrap(ranks),
-        "exact_order": bootstrap(exact),
-    }
+            exact.append(all(a > b for (better, a), (worse, b) in permutations(valued, 2) if better > worse))
+    credits = {name: agreement(labelled.pairs, opinion, name) for name in CREDITS}
+    kappa = cohen_kappa([(own, pair.label) for pair, own in judged if pair.labels])
+    return credits | {"kappa": kappa, "spearman": each(ranks), "exact_order": each(exact)}
 
 
 def all_measures(labelled: Labelled, decisions: Decisions) -> Record:
     """The measures of the cases, or of a subset of them, with those of the baseline and of the orders."""
     consistent, first = [], []
     for pair in labelled.pairs if decisions.form == "comparisons" else ():
-        group, agree, orders = pair.first.group, decisions.of(pair).consistent, decisions.verdicts[pair.name]
-        consistent += [(group, float(agree))] if any(orders) and agree is not None else []
-        first += [(group, float(won == "first")) for own in orders for won in own if won in ("first", "second")]
+        group, orders = pair.first.group, decisions.verdicts[pair.name]
+        consistent.append((group, decisions.of(pair).consistent if any(orders) else None))
+        first += [(group, won == "first") for own in orders for won in own if won in ("first", "second")]
     return measures(labelled, decisions.opinion(labelled)) | {
         "pairs": len(labelled.pairs),
         "consistency": by_group(consistent),
@@ -106,25 +90,26 @@ def report(labelled: Labelled, decisions: Decisions) -> Record:
     """Parse rate, agreement (by N, gap, flaw, subset and annotator), rankings, calibration, and the baseline."""
     opinion, pairs, measured = decisions.opinion(labelled), labelled.pairs, all_measures(labelled, decisions)
     orders = [own for orders in decisions.verdicts.values() for own in orders]
-    parsed, judgments = [verdict for own in orders for verdict in own if verdict is not None], sum(map(len, orders))
-    scores = parsed if decisions.form == "scores" else []
-    histogram = Counter(round(2 * score) / 2 for score in scores)
+    verdicts, most = [verdict for own in orders for verdict in own], max([1, *map(len, orders)])
+    parsed = [verdict for verdict in verdicts if verdict is not None]
     by_gap, by_flaw, by_quality = defaultdict(list), defaultdict(list), defaultdict(list)
     for pair in pairs:
         by_gap[abs(pair.first.quality - pair.second.quality)].append(pair)
         if len(flaws := {pair.first.flaw, pair.second.flaw} - {"none"}) == 1:
             by_flaw[flaws.pop()].append(pair)
-    for case in labelled.cases if scores else ():
+    for case in labelled.cases if decisions.form == "scores" else ():
         if (score := opinion.values[case.name]) is not None:
             by_quality[f"{case.quality:g}"].append(float(score))
-    counts = [n for n in (1, 2, 4, 8, 16) if n <= max([1, *map(len, orders)])]
+    histogram = Counter(round(2 * score) / 2 for score in parsed) if decisions.form == "scores" else Counter()
     subsets = sorted({case.subset for case in labelled.cases} - {""})
     return measured | {
         "form": decisions.form,
-        "judgments": judgments,
-        "parse_rate": round(len(parsed) / judgments, 4) if judgments else None,
+        "judgments": len(verdicts),
+        "parse_rate": share(len(parsed), len(verdicts)),
         "score_histogram": {f"{score:g}": histogram[score] for score in sorted(histogram)},
-        "pairwise_by_N": {str(n): agreement(pairs, decisions.first(n).opinion(labelled)) for n in counts},
+        "pairwise_by_N": {
+            str(n): agreement(pairs, decisions.first(n).opinion(labelled)) for n in (1, 2, 4, 8, 16) if n <= most
+        },
         "longer_wins": measured["longer"]["pairwise"],
         "by_gap": {f"{gap:g}": agreement(by_gap[gap], opinion) for gap in sorted(by_gap)},
         "by_flaw": {flaw: agreement(by_flaw[flaw], opinion) for flaw in sorted(by_flaw) if flaw},
@@ -144,8 +129,7 @@ def annotators(pairs: Sequence[Pair], opinion: Opinion) -> Record | None:
         credit: by_group((name, CREDITS[credit](own, label)) for name, own, label in votes if own)
         for credit in ("with_ties", "without_ties")
     }
-    mean = round(float(np.mean(kappas)), 4) if kappas else None
-    return {"annotators": len(names), "labels": len(votes), "kappa": mean, **against} if names else None
+    return {"annotators": len(names), "labels": len(votes), "kappa": mean(kappas), **against} if names else None
 
 
 def read_report(folder: Path) -> Record:
@@ -161,10 +145,7 @@ def measure_judge(worker: Worker, protocol: Protocol, N: int, job: Job) -> None:
         records = score_rows(worker, responses, N, job.part("agreement", "judgments"))
         keys = {"id": "response_id", "index": "index", "score": "score", "failure": "failure"}
     else:
-        work, duels = job.part("agreement", "comparisons"), (pair.duel for pair in labelled.pairs)
-        items = duel_items(duels, protocol, N, worker.chat, worker.settings)
-        worker.run(work, items, partial(read_duel, protocol=protocol, judge=worker.settings.judge))
-        records = list(read_shards(work.out))
+        records = compare(worker, [pair.duel for pair in labelled.pairs], N, job.part("agreement", "comparisons"))
         keys = {"id": "duel", "order": "shown", "index": "index", "winner": "winner", "failure": "failure"}
     if first_rank():
         path = job.out / "decisions.jsonl"
@@ -173,36 +154,27 @@ def measure_judge(worker: Worker, protocol: Protocol, N: int, job: Job) -> None:
         Output({"agreement.json": measured}, {"counts": {"cases": len(labelled.cases)}}, [path]).write(job)
 
 
-def agreement_job(settings: Settings, model: Path, cases: Path, protocol: Protocol, N: int, out: Path) -> Job:
-    """The measurement as a job."""
-    section = scoring_section(settings, N) if protocol == "scores" else judge_section(settings) | {"N": N}
-    values = [protocol, generation_settings(settings, 0, section)]
-    return make_job("agreement", settings, values, out, {"model": model, "judge_cases": cases})
-
-
 def table(measured: Mapping[str, Any]) -> str:
-    """A report for people: each measure with its interval and count, beside it the baseline's."""
+    """A report for people: each measure with interval and count, or why there is none, and the baseline's beside it."""
+
+    def cell(key: str, measure: Record) -> str:
+        return measure.get("reason", "") if measure["value"] is None else shown(measure, LINES[key][1])
+
     parsed = shown(measured["parse_rate"], "{:.1%}")
     lines = [f"{measured['judge']}: {measured['judgments']} {measured['form']}, {parsed} of them read"]
     for name, part in {"all": measured, **measured["subsets"]}.items():
         title = f"{name}, {part['pairs']} pairs"
         lines.append(f"{title:34}{'judge':32}longer wins")
-        for key, (text, _) in LINES.items():
-            if part[key]["count"]:
-                lines.append(f"  {text:32}{_cell(key, part[key]):32}{_cell(key, part['longer'].get(key))}".rstrip())
+        for key in (key for key in LINES if part[key]["count"]):
+            baseline = cell(key, part["longer"][key]) if key in part["longer"] else ""
+            lines.append(f"  {LINES[key][0]:32}{cell(key, part[key]):32}{baseline}".rstrip())
     if means := measured["mean_score_by_quality"]:
         lines.append("mean score by quality: " + ", ".join(f"{name}: {mean:.2f}" for name, mean in means.items()))
     if (people := measured["annotators"]) and people["annotators"] > 1:
         kappa = shown(people["kappa"], "{:.2f}")
         lines.append(f"{people['annotators']} annotators, {people['labels']} labels; their mean kappa {kappa}")
-        lines += [f"  votes {LINES[key][0]:26}{_cell(key, people[key])}" for key in ("with_ties", "without_ties")]
+        lines += [f"  votes {LINES[key][0]:26}{cell(key, people[key])}" for key in ("with_ties", "without_ties")]
     return "\n".join(lines)
-
-
-def _cell(key: str, measure: Record | None) -> str:
-    """A measure with its interval and count, or the reason for none."""
-    measure = measure or {"value": None}
-    return measure.get("reason", "") if measure["value"] is None else shown(measure, LINES[key][1])
 
 
 def main() -> None:
@@ -226,10 +198,13 @@ def main() -> None:
     else:
         if not (given.config and given.out and given.N > 0):
             raise UserError("--config, --out, --N: a --model needs a config, a folder and N from 1; add them")
-        settings = load_settings(given.config)
-        if given.N > 1 and given.protocol == "scores" and settings.judge.score_first:
+        settings, scores = load_settings(given.config), given.protocol == "scores"
+        if given.N > 1 and scores and settings.judge.score_first:
             raise UserError('--N: judge.score = "expected" with the verdict first has one score a response; omit it')
-        job = agreement_job(settings, given.model, given.cases, given.protocol, given.N, given.out)
+        section = scoring_section(settings, given.N) if scores else judge_section(settings) | {"N": given.N}
+        values = [given.protocol, generation_settings(settings, 0, section)]
+        inputs = {"model": given.model, "judge_cases": given.cases}
+        job = make_job("agreement", settings, values, given.out, inputs)
         if not job.complete:
             measure_judge(Worker(settings, given.model), given.protocol, given.N, job)
         measured = read_report(given.out) if first_rank() else {}

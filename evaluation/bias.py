@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.agreement import read_report
-from evaluation.pairwise import Record
-from evaluation.statistics import bootstrap, by_group, spearman
+from evaluation.statistics import by_group, each, mean, share, spearman
 from judging.pairs import Sources
 from judging.scores import distinct_responses, read_scores, response_scores
 from judging.verdict import MAXIMUM, Failure
 from stages.files import read_jsonl, read_manifest, read_shards, write_json
-from stages.records import group_by
+from stages.records import Record, group_by
 from stages.settings import Limits, Settings
 from stages.stage import weights_of
 
@@ -38,17 +37,24 @@ def write_panel(
 
     `agreement` and `meta_agreement` are the folders of the judge's and the meta-judge's measurements on labelled data.
     """
-    all_responses, judge, meta = list(read_shards(sources.responses)), None, None
-    responses, asked = distinct_responses(all_responses), settings.metajudge
-    judgments = _columns(sources.judgments, "id", "response_id", "index", "text", "score", "failure")
+
+    def rows(stage: Path | None, *fields: str) -> list[Record]:  # these fields only: a full run has half a million rows
+        return [{key: row[key] for key in fields or row} for row in read_shards(stage)] if stage else []
+
+    def measured(folder: Path | None, *keys: str) -> Record | None:
+        return {key: read_report(folder)[key] for key in keys} if folder else None
+
+    all_responses, asked, judge, meta = rows(sources.responses), settings.metajudge, None, None
+    responses = distinct_responses(all_responses)
+    judgments = rows(sources.judgments, "id", "response_id", "index", "text", "score", "failure")
     if sources.scores_file:
         scores = read_scores(sources.scores_file, all_responses)
     else:
-        expected = list(read_shards(sources.scores)) if sources.scores else []
+        expected = rows(sources.scores)
         scores = response_scores(group_by(expected or judgments, "response_id"), settings.judge.scores_needed)
         judge = judge_panel(responses, judgments, expected)
     if sources.comparisons:
-        comparisons = _columns(sources.comparisons, "response_id", "first", "second", "winner", "failure")
+        comparisons = rows(sources.comparisons, "response_id", "first", "second", "winner", "failure")
         meta = {"model": asked.model, "opponents": asked.opponents or "all", "max_score_gap": asked.max_score_gap}
         meta |= metajudge_panel(comparisons, judgments, read_jsonl(pairs / "elo.jsonl"))
     stages = {"judge": sources.scores or sources.judgments, "metajudge": sources.comparisons}
@@ -59,8 +65,8 @@ def write_panel(
         "judge": judge,
         "metajudge": meta,
         "pairs": pairs_panel(pairs),
-        "agreement": _agreement(agreement, "parse_rate", "pairwise", "longer_wins", "spearman"),
-        "meta_agreement": _agreement(meta_agreement, "parse_rate", "agreement", "first_position", "consistency"),
+        "agreement": measured(agreement, "parse_rate", "pairwise", "longer_wins", "spearman"),
+        "meta_agreement": measured(meta_agreement, "parse_rate", "agreement", "first_position", "consistency"),
     }
     write_json(path, panel)
     return panel
@@ -73,7 +79,6 @@ def judge_panel(responses: Sequence[Record], judgments: Sequence[Record], expect
     probabilities, the limit of infinitely many judgments; "digit_mass" is the digits' share of all probability.
     """
     prompt_of = {row["id"]: row["prompt_id"] for row in responses}
-    parsed = ((prompt_of[row["response_id"]], float(row["score"] is not None)) for row in judgments or expected)
     scores = [row["score"] for row in judgments if row["score"] is not None]
     refused = sum(row["failure"] == Failure.FRACTION for row in judgments)
     broken = sum(score != int(score) for score in scores)
@@ -82,19 +87,20 @@ def judge_panel(responses: Sequence[Record], judgments: Sequence[Record], expect
     if scored:
         masses = np.array([row["probabilities"] for row in scored])
         histogram = dict(enumerate((masses / masses.sum(1, keepdims=True)).sum(0).tolist()))
-    shares = np.array([count for count in histogram.values() if count]) / (sum(histogram.values()) or 1)
+    total = sum(histogram.values())
+    shares = np.array([count for count in histogram.values() if count]) / (total or 1)
     return {
         "score": "expected" if expected else "sampled",
         "judgments": len(judgments),
-        "parse_rate": by_group(parsed),
+        "parse_rate": by_group((prompt_of[r["response_id"]], r["score"] is not None) for r in judgments or expected),
         "failures": _failures([*judgments, *expected]),
         "by_response_length": _by_length(responses, judgments) if judgments else [],
         "score_histogram": {f"{score:g}": round(histogram[score], 2) for score in sorted(histogram)},
-        "score_mean": _mean([row["score"] for row in scored] if expected else scores),
+        "score_mean": mean([row["score"] for row in scored] if expected else scores),
         "score_entropy_bits": round(abs(float((shares * np.log2(shares)).sum())), 4),
-        "saturation": _share(histogram.get(MAXIMUM, 0), sum(histogram.values())),
-        "fractions": _share(refused + broken, len(scores) + refused),
-        "digit_mass": _mean([sum(row["probabilities"]) for row in expected]),
+        "saturation": share(histogram.get(MAXIMUM, 0), total),
+        "fractions": share(refused + broken, len(scores) + refused),
+        "digit_mass": mean([sum(row["probabilities"]) for row in expected]),
     }
 
 
@@ -105,7 +111,7 @@ def _by_length(responses: Sequence[Record], judgments: Sequence[Record]) -> list
     places, bins = np.digitize([length[row["response_id"]] for row in judgments], edges[1:-1]), []
     for place, edge in enumerate(edges[: max(len(edges) - 1, 1)]):  # the last edge is the end
         rows = [row for row, own in zip(judgments, places, strict=True) if own == place]
-        rate = _share(sum(row["score"] is not None for row in rows), len(rows))
+        rate = share(sum(row["score"] is not None for row in rows), len(rows))
         sizes = {"from_characters": int(edge), "judgments": len(rows)}
         bins.append({**sizes, "parse_rate": rate, "failures": _failures(rows)})
     return bins
@@ -120,13 +126,13 @@ def response_panel(responses: Sequence[Record], scores: Mapping[str, Fraction]) 
     overall, *within = [spearman(*np.array(rows, dtype=float).T) if len(rows) > 1 else None for rows in (flat, *scored)]
     return {
         "distinct": len(responses),
-        "characters_mean": _mean([len(row["text"]) for row in responses]),
+        "characters_mean": mean([len(row["text"]) for row in responses]),
         "scored": len(flat),
-        "score_mean": _mean([float(score) for score, _ in flat]),
-        "ties": bootstrap([[float(a == b) for a, b in combinations(row, 2)] for row in values]),
-        "all_equal": _share(sum(len(row) > 1 and len(set(row)) == 1 for row in values), len(values)),
+        "score_mean": mean([float(score) for score, _ in flat]),
+        "ties": by_group((i, a == b) for i, own in enumerate(values) for a, b in combinations(own, 2)),
+        "all_equal": share(sum(len(own) > 1 and len(set(own)) == 1 for own in values), len(values)),
         "score_length_spearman": None if overall is None else round(overall, 4),
-        "score_length_spearman_within_prompt": bootstrap([[value] for value in within if value is not None]),
+        "score_length_spearman_within_prompt": each(within),
     }
 
 
@@ -134,31 +140,30 @@ def metajudge_panel(comparisons: Sequence[Record], judgments: Sequence[Record], 
     """How often the meta-judge prefers the first position, the higher score and the longer judgment; Elo's errors."""
     score = {(row["response_id"], row["index"]): row["score"] for row in judgments}
     length = {row["id"]: len(row["text"]) for row in judgments}
-    rates: dict[str, list[tuple[str, float]]] = defaultdict(list)
-    winners: dict[tuple[str, frozenset[int]], list[int]] = defaultdict(list)
-    for row in comparisons:
-        if row["winner"] in ("first", "second"):
-            name, won_first = row["response_id"], row["winner"] == "first"
-            gap = score[name, row["first"]] - score[name, row["second"]]
-            rates["first_wins"].append((name, float(won_first)))
-            which = "higher_score_wins" if gap else "first_wins_at_equal_scores"
-            rates[which].append((name, float(won_first == (gap >= 0))))
-            winners[name, frozenset((row["first"], row["second"]))].append(row[row["winner"]])
-    for (name, _), won in winners.items():
-        rates["both_orders_agree"] += [(name, float(won[0] == won[1]))] if len(won) == 2 else []
-    contests: dict[tuple[str, int], list[Record]] = defaultdict(list)
+    rates: dict[str, list[tuple[str, bool]]] = defaultdict(list)
+    winners, contests = defaultdict(list), defaultdict(list)
+    for row in (row for row in comparisons if row["winner"] in ("first", "second")):
+        name, won_first = row["response_id"], row["winner"] == "first"
+        gap = score[name, row["first"]] - score[name, row["second"]]
+        rates["first_wins"].append((name, won_first))
+        rates["higher_score_wins" if gap else "first_wins_at_equal_scores"].append((name, won_first == (gap >= 0)))
+        winners[name, frozenset((row["first"], row["second"]))].append(row[row["winner"]])
     for row in elos:
-        contests[row["response_id"], row["group"]].append(row)
-    for (name, _), rows in contests.items():
-        rank = spearman([row["elo"] for row in rows], [length[row["judgment_id"]] for row in rows])
-        rates["elo_length_spearman"] += [] if rank is None else [(name, rank)]
-    names = ("first_wins", "first_wins_at_equal_scores", "higher_score_wins", "both_orders_agree")
+        contests[row["response_id"], row["group"]].append(
+            (row["elo"], length[row["judgment_id"]], row["standard_error"])
+        )
     return {
         "comparisons": len(comparisons),
         "failures": _failures(comparisons),
-        "ties": _share(sum(row["winner"] == "tie" for row in comparisons), len(comparisons)),
-        **{name: by_group(rates[name]) for name in (*names, "elo_length_spearman")},
-        "elo_standard_error_mean": _mean([row["standard_error"] for rows in contests.values() for row in rows]),
+        "ties": share(sum(row["winner"] == "tie" for row in comparisons), len(comparisons)),
+        "first_wins": by_group(rates["first_wins"]),
+        "first_wins_at_equal_scores": by_group(rates["first_wins_at_equal_scores"]),
+        "higher_score_wins": by_group(rates["higher_score_wins"]),
+        "both_orders_agree": by_group(
+            (name, len(set(own)) == 1) for (name, _), own in winners.items() if len(own) == 2
+        ),
+        "elo_length_spearman": by_group((name, spearman(*np.array(own).T[:2])) for (name, _), own in contests.items()),
+        "elo_standard_error_mean": mean([error for own in contests.values() for _, _, error in own]),
     }
 
 
@@ -169,10 +174,10 @@ def pairs_panel(folder: Path) -> Record:
     for kind in ("actor", "judge"):
         if kind in counts:
             own = {name.removeprefix(f"{kind}."): n for name, n in counts.items() if name.startswith(f"{kind}.") and n}
-            panel[kind] = {"pairs": counts[kind], "yield": _share(counts[kind], counts["prompts"]), "reasons": own}
+            panel[kind] = {"pairs": counts[kind], "yield": share(counts[kind], counts["prompts"]), "reasons": own}
             pairs = list(read_jsonl(folder / f"{kind}.jsonl"))
             for side in ("chosen", "rejected"):
-                panel[kind][f"{side}_characters_mean"] = _mean([len(row[side][0]["content"]) for row in pairs])
+                panel[kind][f"{side}_characters_mean"] = mean([len(row[side][0]["content"]) for row in pairs])
     return panel
 
 
@@ -187,27 +192,10 @@ def broken_limits(panel: Record, limits: Limits) -> list[str]:
     if top > (most := limits.max_top_score_share):
         broken.append(f"{top:.1%} of the scores are {MAXIMUM}, limits.max_top_score_share is {most:g}")
     for kind, least in (("actor", limits.actor_yield), ("judge", limits.judge_yield)):
-        if kind in panel["pairs"] and (share := panel["pairs"][kind]["yield"] or 0) < least:
-            broken.append(f"{share:.1%} of the prompts give a pair, limits.{kind}_yield is {least:g}")
+        if kind in panel["pairs"] and (rate := panel["pairs"][kind]["yield"] or 0) < least:
+            broken.append(f"{rate:.1%} of the prompts give a pair, limits.{kind}_yield is {least:g}")
     return broken
-
-
-def _columns(stage: Path | None, *fields: str) -> list[Record]:
-    """A stage's records with these fields only, since a full run has half a million."""
-    return [{key: row[key] for key in fields} for row in read_shards(stage)] if stage else []
 
 
 def _failures(rows: Iterable[Record]) -> dict[str, int]:
     return dict(sorted(Counter(row["failure"] for row in rows if row["failure"]).items()))
-
-
-def _agreement(folder: Path | None, *keys: str) -> Record | None:
-    return {key: read_report(folder)[key] for key in keys} if folder else None
-
-
-def _share(part: float, whole: float) -> float | None:
-    return round(part / whole, 4) if whole else None
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return round(float(np.mean(values)), 4) if len(values) else None

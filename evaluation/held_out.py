@@ -2,26 +2,23 @@
 
 The config's [evaluation] names two files. `instructions` have rules that code can check (`evaluation/verifiable.py`).
 `prompts` are open: length, variety and repetition are measured, and a judge compares the answers with the seed model's.
-Each is answered once, sampled as the actor samples, with the same noise for all models.
-
-The judge is the model itself, M_0, or another model (`evaluation.judge`). The win rate is *self-judged*: it measures
-the loop's belief about itself and is no benchmark's number. With `evaluation.protocol` "scores", the means of
-`duel_samples` judgments of each answer are compared; with "pairwise" the judge compares them as often in each order.
+Each is answered once, sampled as the actor samples, with the same noise for all models. The judge is the model itself,
+M_0, or another model; its win rate measures the loop's belief about itself and is no benchmark's number.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from evaluation.pairwise import Duel, Record, decide, duel_items, read_duel
-from evaluation.statistics import bootstrap
+from evaluation.pairwise import Duel, compare, decide
+from evaluation.statistics import by_group, each, share
 from evaluation.verifiable import Instruction, read_instructions, read_rows, verifiable_report
 from judging.judge import score_rows
 from model.chat import ChatFormat
 from prepare.novelty import repetition, words
 from sampling.worker import Item, Worker, sampling_of
 from stages.files import UserError, read_shards
-from stages.records import group_by
+from stages.records import Record, group_by
 from stages.seeds import request_seed
 from stages.settings import Settings
 from stages.stage import Job, Output, first_rank
@@ -60,22 +57,19 @@ def text_report(rows: Sequence[Record]) -> Record:
 
     `by_id` has each answer's values, for comparisons with another model.
     """
-    by_id = {
-        row["name"]: {
-            "characters": float(len(row["text"])),
-            "cut_off": float(row["finish_reason"] == "length"),
-            "repetition": float(repetition(row["text"])),
-        }
-        for row in rows
-    }
-    means = {key: bootstrap([[own[key]] for own in by_id.values()]) for key in ("characters", "cut_off", "repetition")}
+    by_id: Record = {}
+    for row in rows:
+        text, cut_off = row["text"], float(row["finish_reason"] == "length")
+        own = {"characters": float(len(text)), "cut_off": cut_off, "repetition": float(repetition(text))}
+        by_id[row["name"]] = own
+    means = {key: each(own[key] for own in by_id.values()) for key in ("characters", "cut_off", "repetition")}
     return means | {f"distinct_{n}": distinct([row["text"] for row in rows], n) for n in (1, 2)} | {"by_id": by_id}
 
 
 def distinct(texts: Iterable[str], n: int) -> float | None:
     """The share of different sequences among all n-word sequences; None without any."""
     sequences = [tuple(own[i : i + n]) for own in map(words, texts) for i in range(len(own) - n + 1)]
-    return round(len(set(sequences)) / len(sequences), 4) if sequences else None
+    return share(len(set(sequences)), len(sequences))
 
 
 def measure_answers(worker: Worker, job: Job) -> None:
@@ -102,40 +96,36 @@ def wins_report(duels: Sequence[Duel], rows: Iterable[Record], settings: Setting
     Intervals are bootstrap percentiles over prompts. `by_id` has each prompt's share of wins, None without a verdict.
     """
     protocol, by_duel = settings.evaluation.protocol, group_by(rows, "duel")
-    decisions = [decide(duel, by_duel.get(duel.id, []), protocol) for duel in duels]
-    shares = [float(decision.first) for decision in decisions if decision.first is not None]
-    winners = [[row["winner"] for row in own if row.get("winner") in ("first", "second")] for own in by_duel.values()]
+    decisions = {duel.id: decide(duel, by_duel.get(duel.id, []), protocol) for duel in duels}
+    shares = {name: None if own.first is None else float(own.first) for name, own in decisions.items()}
+    verdicts = [(row["duel"], row) for own in by_duel.values() for row in own]
+    named = [(name, row["winner"] == "first") for name, row in verdicts if row.get("winner") in ("first", "second")]
     return {
         "protocol": protocol,
         "duels": len(duels),
-        "win_rate": bootstrap([[share] for share in shares]),
-        "ties": bootstrap([[float(share == 0.5)] for share in shares]),
-        "parse_rate": bootstrap([[float(row["failure"] is None) for row in own] for own in by_duel.values()]),
-        "consistency": bootstrap([[float(d.consistent)] for d in decisions if d.consistent is not None]),
-        "first_position": bootstrap([[float(winner == "first") for winner in own] for own in winners]),
-        "by_id": {
-            duel.id: None if decision.first is None else float(decision.first)
-            for duel, decision in zip(duels, decisions, strict=True)
-        },
+        "win_rate": each(shares.values()),
+        "ties": each(None if own is None else own == 0.5 for own in shares.values()),
+        "parse_rate": by_group((name, row["failure"] is None) for name, row in verdicts),
+        "consistency": each(own.consistent for own in decisions.values()),
+        "first_position": by_group(named),
+        "by_id": shares,
     }
 
 
 def decisive_rows(judge: Worker, duels: Sequence[Duel], job: Job) -> list[Record]:
     """The judge's rows: scores of each answer, or comparisons in both orders, with the duel and what was shown."""
-    evaluation = judge.settings.evaluation
-    if evaluation.protocol == "pairwise":
-        items = duel_items(duels, evaluation.protocol, evaluation.duel_samples, judge.chat, judge.settings)
-        judge.run(job, items, partial(read_duel, protocol="pairwise", judge=judge.settings.judge))
-        return list(read_shards(job.out))
-    places = {
-        f"{duel.id}/{shown}": {"duel": duel.id, "shown": shown, "prompt": duel.prompt, "text": text}
-        for duel in duels
-        for shown, text in enumerate((duel.first, duel.second))
-        if duel.first != duel.second  # equal answers tie
-    }
-    answers = [{"id": name, "prompt_id": place["duel"], **place} for name, place in places.items()]
-    rows = score_rows(judge, answers, evaluation.duel_samples, job)
-    return [row | {key: places[row["response_id"]][key] for key in ("duel", "shown")} for row in rows]
+    N = judge.settings.evaluation.duel_samples
+    if judge.settings.evaluation.protocol == "pairwise":
+        return compare(judge, duels, N, job)
+    unequal = [duel for duel in duels if duel.first != duel.second]  # equal answers tie
+    shown = {f"{duel.id}/{side}": side for duel in unequal for side in (0, 1)}
+    answers = [
+        {"id": f"{duel.id}/{side}", "prompt_id": duel.id, "prompt": duel.prompt, "text": text}
+        for duel in unequal
+        for side, text in enumerate((duel.first, duel.second))
+    ]
+    rows = score_rows(judge, answers, N, job)
+    return [row | {"duel": row["prompt_id"], "shown": shown[row["response_id"]]} for row in rows]
 
 
 def measure_wins(judge: Worker, answers: Path, job: Job) -> None:

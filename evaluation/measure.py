@@ -4,8 +4,6 @@ The model is measured as a judge (`agreement.py`), as a meta-judge (`meta_agreem
 the seed model (`held_out.py`), each if its file is given.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,18 +17,16 @@ from stages.settings import Settings
 from stages.stage import Job, Output, Stage
 
 
-@dataclass
 class ModelMeasurements:
     """The folder of one model's measurements, and the folders in it."""
 
-    folder: Path
-
-    def __post_init__(self) -> None:
-        self.agreement = self.folder / "judge"  # the model as a judge of labelled responses
-        self.meta_agreement = self.folder / "metajudge"  # as a meta-judge of labelled judgments
-        self.held_out = self.folder / "actor"  # its answers to held-out prompts, and the report on them
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.agreement = folder / "judge"  # the model as a judge of labelled responses
+        self.meta_agreement = folder / "metajudge"  # as a meta-judge of labelled judgments
+        self.held_out = folder / "actor"  # its answers to held-out prompts, and the report on them
         self.answers = self.held_out / "answers"
-        self.duel = self.folder / "wins"  # the answers compared with the seed's
+        self.duel = folder / "wins"  # the answers compared with the seed's
 
     @classmethod
     def of(cls, run: Path, t: int) -> "ModelMeasurements":
@@ -40,23 +36,28 @@ class ModelMeasurements:
 
 def measure(job: Job) -> Output:
     """Measure a model as a judge, as a meta-judge and as an actor; finished measurements stay."""
-    evaluation, folders, model = job.settings.evaluation, ModelMeasurements(job.out), job.path("model")
-    worker = Worker(job.settings, model)
-    measurements: list[tuple[str, Path, Callable[[Job], None]]] = []
-    if job.has("instructions") or job.has("prompts"):
-        measurements.append(("held-out", folders.held_out, partial(measure_answers, worker)))
-    if job.has("judge_cases"):
-        measurements.append(("agreement", folders.agreement, partial(measure_judge, worker, "scores", evaluation.N)))
-    if job.has("comparisons"):
-        measurements.append(("meta-agreement", folders.meta_agreement, partial(measure_metajudge, worker)))
-    if judge := job.optional("judge"):
-        judge_worker = worker if judge == model else Worker(job.settings, judge)
-        measurements.append(("duel", folders.duel, partial(measure_wins, judge_worker, folders.answers)))
-    parts = [(job.part(name, folder.name), work) for name, folder, work in measurements]
-    for part, work in parts:
-        if not part.complete:
-            work(part)
-    return Output({}, written=[part.out / "manifest.json" for part, _ in parts])
+    folders, model = ModelMeasurements(job.out), job.path("model")
+    worker, judge = Worker(job.settings, model), job.optional("judge") or model
+    judge_worker = worker if judge == model else Worker(job.settings, judge)
+    measurements = (
+        ("held-out", folders.held_out, ("instructions", "prompts"), partial(measure_answers, worker)),
+        (
+            "agreement",
+            folders.agreement,
+            ("judge_cases",),
+            partial(measure_judge, worker, "scores", job.settings.evaluation.N),
+        ),
+        ("meta-agreement", folders.meta_agreement, ("comparisons",), partial(measure_metajudge, worker)),
+        ("duel", folders.duel, ("judge",), partial(measure_wins, judge_worker, folders.answers)),
+    )
+    written = []
+    for name, folder, inputs, work in measurements:
+        if any(map(job.has, inputs)):
+            part = job.part(name, folder.name)
+            written.append(part.out / "manifest.json")
+            if not part.complete:
+                work(part)
+    return Output({}, written=written)
 
 
 def _settings(settings: Settings, iteration: int) -> Any:

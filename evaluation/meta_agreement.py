@@ -9,27 +9,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from evaluation.pairwise import Record
-from evaluation.statistics import bootstrap
+from evaluation.statistics import by_group, each, share
 from judging.metajudge import read_winner
 from judging.rubric import judgment_text, meta_prompt
 from model.chat import ChatFormat
 from sampling.worker import Item, Worker, sampling_of
 from stages.files import UserError, read_jsonl, read_shards
-from stages.records import group_by
+from stages.records import Record, group_by
 from stages.seeds import request_seed
 from stages.settings import Settings
 from stages.stage import Job, Output, first_rank
 
-KEYS = ("prompt", "response", "judgments", "winner")
-
 
 def read_comparisons(path: Path) -> list[Record]:
     """The rows of a file of pairs of judgments. Raises `UserError` for an empty file and a missing key."""
-    rows = list(read_jsonl(path, KEYS))
-    if not rows:
-        raise UserError(f"{path}: no pairs of judgments; name a file of rows with {', '.join(KEYS)}")
-    return rows
+    keys = ("prompt", "response", "judgments", "winner")
+    if rows := list(read_jsonl(path, keys)):
+        return rows
+    raise UserError(f"{path}: no pairs of judgments; name a file of rows with {', '.join(keys)}")
 
 
 def comparison_items(rows: Iterable[Record], chat: ChatFormat, settings: Settings) -> Iterator[Item]:
@@ -54,23 +51,26 @@ def comparison_items(rows: Iterable[Record], chat: ChatFormat, settings: Setting
 
 def report(comparisons: Sequence[Record]) -> Record:
     """Agreement, overall and by the judgments' difference; first-position rate, consistency of orders, parse rate."""
-    cases = list(group_by(comparisons, "case").values())
-    decided = [[row["winner"] for row in rows if row["winner"] in ("first", "second")] for rows in cases]
+    decided = [row for row in comparisons if row["winner"] in ("first", "second")]
     credits = [
-        [float(row["winner"] == row["right"]) if row["winner"] in ("first", "second") else 0.5 for row in rows]
-        for rows in cases
+        (
+            row["case"],
+            float(row["winner"] == row["right"]) if row["winner"] in ("first", "second") else 0.5,
+            row["differ_in"],
+        )
+        for row in comparisons
     ]
-    kinds = [rows[0]["differ_in"] for rows in cases]
+    cases = group_by(decided, "case").values()
     return {
         "comparisons": len(comparisons),
-        "parse_rate": round(sum(row["winner"] is not None for row in comparisons) / len(comparisons), 4),
-        "agreement": bootstrap(credits),
+        "parse_rate": share(sum(row["winner"] is not None for row in comparisons), len(comparisons)),
+        "agreement": by_group((case, credit) for case, credit, _ in credits),
         "by_kind": {
-            kind: bootstrap([own for own, differ_in in zip(credits, kinds, strict=True) if differ_in == kind])
+            kind: by_group((case, credit) for case, credit, own in credits if own == kind)
             for kind in ("score", "evidence")
         },
-        "first_position": bootstrap([[float(winner == "first") for winner in own] for own in decided]),
-        "consistency": bootstrap([[float(own[0] != own[1])] for own in decided if len(own) == 2]),
+        "first_position": by_group((row["case"], row["winner"] == "first") for row in decided),
+        "consistency": each(rows[0]["winner"] != rows[1]["winner"] for rows in cases if len(rows) == 2),
     }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from statistics import mean
 from typing import Any, Literal
 
 from judging.judge import read_score
@@ -15,11 +16,13 @@ from judging.rubric import judge_prompt, pairwise_prompt
 from judging.scores import Row, mean_score
 from judging.verdict import Failure, parse_winner
 from model.chat import ChatFormat
-from sampling.worker import Item, sampling_of
+from sampling.worker import Item, Worker, sampling_of
+from stages.files import read_shards
+from stages.records import Record
 from stages.seeds import request_seed
 from stages.settings import Judge, Protocol, Settings
+from stages.stage import Job
 
-Record = dict[str, Any]
 Preference = Literal["first", "second", "tie"]
 SHARES = {"first": Fraction(1), "second": Fraction(0), "tie": Fraction(1, 2), None: None}
 """The first response's share of a win, by preference; None without a verdict."""
@@ -67,18 +70,27 @@ def read_duel(row: Row, protocol: Protocol, judge: Judge) -> Record:
     if protocol == "scores":
         return read_score(row, judge)
     winner = parse_winner(row["text"], row["finish_reason"], judge.verdict_position, "responses")
-    failed = isinstance(winner, Failure)
-    return {"winner": None if failed else winner, "failure": str(winner) if failed else None}
+    if isinstance(winner, Failure):
+        return {"winner": None, "failure": str(winner)}
+    return {"winner": winner, "failure": None}
+
+
+def compare(worker: Worker, duels: Iterable[Duel], N: int, job: Job) -> list[Record]:
+    """Let a model compare the responses of each duel N times in each order; returns its rows."""
+    items = duel_items(duels, "pairwise", N, worker.chat, worker.settings)
+    worker.run(job, items, partial(read_duel, protocol="pairwise", judge=worker.settings.judge))
+    return list(read_shards(job.out))
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A judge's decision of a duel."""
+    """A judge's decision of a duel: the first response's share of wins in [0, 1], None if no verdict could be read.
+
+    `orders` is the same with the first response shown first, and second; None if responses are scored alone.
+    """
 
     first: Fraction | None
-    """The first response's share of wins, in [0, 1]; 1/2 is a tie; None if no verdict could be read."""
     orders: tuple[Fraction | None, Fraction | None] | None = None
-    """The same share with the first response shown first, and shown second; None if responses are scored alone."""
 
     @property
     def preference(self) -> Preference | None:
@@ -89,8 +101,7 @@ class Decision:
         """Whether both orders prefer the same response, or both neither; None where an order has no verdict."""
         if self.orders is None or None in self.orders:
             return None
-        a, b = (Decision(share).preference for share in self.orders)
-        return a == b
+        return len({Decision(share).preference for share in self.orders}) == 1
 
 
 def decide(duel: Duel, rows: Sequence[Record], protocol: Protocol) -> Decision:
@@ -113,4 +124,4 @@ def decide(duel: Duel, rows: Sequence[Record], protocol: Protocol) -> Decision:
 def mean_share(shares: Iterable[Fraction | None]) -> Fraction | None:
     """The mean of shares, without missing ones; None if there are no others."""
     known = [share for share in shares if share is not None]
-    return sum(known, Fraction(0)) / len(known) if known else None
+    return mean(known) if known else None

@@ -1,37 +1,6 @@
-"""Rules about the form of an answer, which code can check.
+"""Rules about the form of an answer, which code can check: docs/evaluation.md defines them.
 
-Each rule has a name and at most one parameter. An answer follows it if the answer
-
-- words_at_most, words_at_least, sentences {count}: has no more words, no fewer, exactly so many sentences
-- one_word: is exactly one word
-- bullets, numbered {count}: has exactly so many bullet points, or numbered items from 1 up; and any other text
-- contains, lacks {words}: has each of the words (or phrases); has none of them
-- starts_with, ends_with {text}: begins, or ends, with this text
-- json {keys}: is a JSON object with exactly these keys and nothing else
-- upper_case, lower_case: has no letter of the other case and at least one of this
-- alphabet {alphabet}: has at least one letter, and only letters of this alphabet
-- no_commas: has no comma
-
-An answer of white space only follows no rule. Characters are compared without Unicode normalisation. Markdown counts as
-text, except for the marks of lists. The terms:
-
-- A *word* stands between white space or dashes (U+2014 or two hyphens), and has a letter or digit: "well-known",
-  "don't", "3.5" and the "1." before an item are one word each, "-" is none. Without spaces, a clause is one word.
-- A *sentence* ends with a word that ends in . ! ? or U+2026, apart from closing quotation marks, brackets and emphasis.
-  It also ends with a list item, an empty line or the text, and before a list item. It has a letter or digit; an item's
-  number is no sentence. A full stop after Mr, Mrs, Ms, Dr, Prof, St or vs ends no sentence. Neither do, before a
-  lower-case letter, the last full stop of a word with another ("p.m."), an ellipsis, and a mark before a closing quote.
-- A *bullet point* is a line that begins, after white space, with one of - * + and U+2013 and white space, or with
-  U+2022, and has a letter or digit. A *numbered item* begins with digits, "." or ")", and white space.
-- Words and phrases *occur*, and texts begin and end, regardless of letter case, curly or straight quotation marks and
-  kind of white space. No letter or digit may adjoin: "sea" occurs in "sea-salt", but not in "seas". Other characters
-  before the beginning and after the end are ignored, unless the required text itself begins, or ends, with such a one.
-- *JSON* may stand between a line ``` or ```json and a line ```, with nothing outside. Keys must be distinct, and NaN
-  and Infinity are no numbers.
-- An *alphabet* is the first word of the letters' Unicode names. Modifier letters belong to all. No rule checks the
-  language.
-
-All checks take time linear in the answer's length.
+An answer of white space only follows no rule. All checks take time linear in the answer's length.
 """
 
 import json
@@ -72,19 +41,20 @@ RULES: dict[str, tuple[str, Callable[[str, Any], bool]]] = {
 """By the rule's name: the name of its parameter, and the check of (text, value)."""
 
 
-def _are_texts(value: Any) -> bool:
-    texts = isinstance(value, list) and value and all(isinstance(x, str) and x and x == x.strip() for x in value)
-    return bool(texts) and len(set(value)) == len(value)
+def _are_texts(values: Any) -> bool:
+    """Whether these are different texts, at least one, without white space at their ends."""
+    texts = isinstance(values, list) and all(isinstance(x, str) and x and x == x.strip() for x in values)
+    return texts and len(set(values)) == len(values) > 0
 
 
-VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "count": (lambda value: type(value) is int and value >= 1, "it must be a whole number from 1"),
-    "alphabet": (lambda value: value in list(ALPHABETS), f"take one of {', '.join(ALPHABETS)}"),
-    "text": (lambda value: _are_texts([value]), "it must be a text without white space at its ends"),
-} | dict.fromkeys(
-    ("words", "keys"), (_are_texts, "it must be a list of different texts without white space at their ends")
-)
-"""By a parameter's name: the check of a value, and what a valid value is."""
+VALUES: dict[str, Callable[[Any], bool]] = {
+    "count": lambda value: type(value) is int and value >= 1,
+    "alphabet": lambda value: value in list(ALPHABETS),
+    "text": lambda value: _are_texts([value]),
+    "words": _are_texts,
+    "keys": _are_texts,
+}
+"""By a parameter's name: the check of its value."""
 
 
 @dataclass(frozen=True)
@@ -182,11 +152,15 @@ def _has_content(text: str) -> bool:
 
 def _object_keys(text: str) -> set[str] | None:
     """The keys of a JSON object; None for another text."""
-    lines = text.split("\n")
-    if len(lines) > 2 and lines[0].strip() in ("```", "```json") and lines[-1].strip() == "```":
-        text = "\n".join(lines[1:-1])
+    fenced = re.fullmatch("```(?:json)?[^\\S\n]*\n(.*)\n[^\\S\n]*```", text, re.DOTALL)
     try:  # numbers stay text, since converting a long one takes more than linear time
-        value = json.loads(text, object_pairs_hook=_distinct, parse_int=str, parse_float=str, parse_constant=_refuse)
+        value = json.loads(
+            fenced[1] if fenced else text,
+            object_pairs_hook=_distinct,
+            parse_int=str,
+            parse_float=str,
+            parse_constant=_refuse,
+        )
     except (ValueError, RecursionError):
         return None
     return set(value) if isinstance(value, dict) else None

@@ -4,20 +4,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 RESAMPLES = 2000
 SHARE = "{:.1%} [{:.1%}, {:.1%}]"
 """The format of a share in per cent with its interval."""
 
 
-def bootstrap(groups: Iterable[Sequence[float]], seed: int = 0) -> dict[str, Any]:
+def bootstrap(groups: Iterable[Sequence[float]]) -> dict[str, Any]:
     """Mean of all values, with a 95% percentile interval from resampling whole groups; None without values."""
     filled = [group for group in groups if len(group)]
     if not filled:
         return {"value": None, "low": None, "high": None, "count": 0}
-    sums, counts = np.array([sum(g) for g in filled]), np.array([len(g) for g in filled])
-    chosen = np.random.default_rng(seed).integers(len(filled), size=(RESAMPLES, len(filled)))
+    sums, counts = np.array([float(sum(group)) for group in filled]), np.array(list(map(len, filled)))
+    chosen = np.random.default_rng(0).integers(len(filled), size=(RESAMPLES, len(filled)))
     return _measure(sums.sum() / counts.sum(), sums[chosen].sum(1) / counts[chosen].sum(1), int(counts.sum()))
 
 
@@ -29,26 +29,39 @@ def by_group(values: Iterable[tuple[Any, float | None]]) -> dict[str, Any]:
     return bootstrap(groups.values())
 
 
+def each(values: Iterable[float | None]) -> dict[str, Any]:
+    """The mean of single values, without values of None, from resampling them."""
+    return by_group(enumerate(values))
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean to four digits; None without values."""
+    return round(float(np.mean(values)), 4) if len(values) else None
+
+
+def share(part: float, whole: float) -> float | None:
+    """Part of a whole to four digits; None where the whole is 0."""
+    return round(part / whole, 4) if whole else None
+
+
 def _measure(value: float, resampled: Any, count: int) -> dict[str, Any]:
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
     return {name: round(float(x), 4) for name, x in (("value", value), ("low", low), ("high", high))} | {"count": count}
 
 
-def cohen_kappa(labels: Sequence[tuple[str, str]], seed: int = 0) -> dict[str, Any]:
+def cohen_kappa(labels: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Cohen's kappa (1960) of two labels, "first", "second" or "tie", of each item; without a kappa, the "reason".
 
     Kappa is (p_o - p_e) / (1 - p_e): p_o is the share of equal labels, and p_e its expectation if both labelled at
     random with their own frequencies. The 95% interval is over resampled items, without resamples that lack a kappa.
     """
     classes = ("first", "second", "tie")
-    table = np.zeros((3, 3))
-    for a, b in labels:
-        table[classes.index(a), classes.index(b)] += 1
+    table = np.array([[labels.count((a, b)) for b in classes] for a in classes])
     value = _kappas(table[None])[0] if labels else np.nan
     if np.isnan(value):
         reason = "both give all pairs one label" if labels else "no pair has both labels"
         return bootstrap([]) | {"count": len(labels), "reason": reason}
-    drawn = np.random.default_rng(seed).multinomial(len(labels), (table / len(labels)).ravel(), size=RESAMPLES)
+    drawn = np.random.default_rng(0).multinomial(len(labels), (table / len(labels)).ravel(), size=RESAMPLES)
     return _measure(value, _kappas(drawn.reshape(-1, 3, 3)), len(labels)) | {"reason": None}
 
 
@@ -62,14 +75,9 @@ def _kappas(tables: Any) -> Any:
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float | None:
     """Spearman's rank correlation with mean ranks for ties; None if one side is constant."""
-    x, y = ranks(a), ranks(b)
+    counted = [np.unique(np.asarray(side), return_inverse=True, return_counts=True) for side in (a, b)]
+    x, y = ((np.cumsum(counts) - (counts - 1) / 2)[inverse] for _, inverse, counts in counted)
     return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else None
-
-
-def ranks(values: ArrayLike) -> NDArray[np.float64]:
-    """The values' ranks from 1; equal values share their mean rank."""
-    _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def shown(measured: Any, form: str = SHARE) -> str:

@@ -1,9 +1,8 @@
 """A run's summary: `runs/NAME/summary.json`, and the same in the terminal.
 
 Its "models" are a row for each model: the measurements of the seed, of M_0 and of every M_t. "differences" are paired
-differences from M_0, with which the loop starts: the mean over prompts (or labelled pairs) of the difference of the two
-models' values. Intervals are bootstrap percentiles over prompts (or groups of labelled pairs). On the same questions, a
-paired difference is far more certain than the difference of two means.
+differences from M_0: the mean over prompts (or labelled pairs) of the difference of the two models' values, which is
+far more certain than the difference of two means. Intervals are over prompts (or groups of labelled pairs).
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,17 +11,15 @@ from pathlib import Path
 from evaluation.agreement import half_credit, read_report
 from evaluation.labelled import read_decisions, read_labelled
 from evaluation.measure import ModelMeasurements
-from evaluation.pairwise import Record
 from evaluation.statistics import by_group, columns, shown
 from judging.trace import STAGES
 from stages.files import read_json, read_jsonl, read_manifest, write_json
+from stages.records import Record
 from stages.settings import Settings
 
 PROTOCOLS = {"scores": "by mean scores", "pairwise": "in both orders"}
-"""The protocol of a judge, in words."""
-BY_ANSWER = ("characters", "cut_off", "repetition")
-"""Measures of open prompts' answers that each answer has for itself."""
-_BRIEF = "{:.1%} [{:.0%}, {:.0%}]"
+BY_ANSWER = ("characters", "cut_off", "repetition")  # measures that each answer to an open prompt has for itself
+_BRIEF, _CHANGE = "{:.1%} [{:.0%}, {:.0%}]", "{:+.1%} [{:+.1%}, {:+.1%}]"
 COLUMNS = (
     ("wins*", "win_rate", _BRIEF),
     ("verifiable", "verifiable", _BRIEF),
@@ -34,12 +31,7 @@ COLUMNS = (
     ("meta-judge", "meta_agreement", _BRIEF),
 )
 """The table of models: title, key, and the format of value and interval."""
-CHANGES = {
-    "verifiable": "{:+.1%} [{:+.1%}, {:+.1%}]",
-    "agreement": "{:+.1%} [{:+.1%}, {:+.1%}]",
-    "characters": "{:+.1f} [{:+.1f}, {:+.1f}]",
-}
-"""The differences to print, and their formats."""
+CHANGES = {"verifiable": _CHANGE, "agreement": _CHANGE, "characters": "{:+.1f} [{:+.1f}, {:+.1f}]"}  # those printed
 Values = dict[str, dict[tuple[str, str], float]]
 """A model's single values by measure, and by (group that is resampled, name within the group)."""
 
@@ -49,20 +41,21 @@ def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, d
 
     SFT starts from the checkpoint `seed` and ends with the checkpoint `initial`.
     """
-    summary: Record = {"name": folder.name, "seed": settings.seed, "model": settings.model.path}
-    summary["pool"] = (read_manifest(folder / "pool") or {}).get("counts") if settings.prompts.seeds else None
-    trained = read_manifest(initial) or {}
-    summary["sft"] = {
-        "checkpoint": str(initial),
-        "seconds": trained.get("seconds"),
-        "counts": trained.get("counts"),
-        "eft": read_manifest(folder / "sft" / "eft") if settings.eft.sources else None,
-        "agreement_before": _judged(folder, -1, settings)["agreement"],
-    } | _judged(folder, 0, settings)
-    summary["iterations"] = [_iteration(folder / f"iter{t}", t, settings) for t in range(1, done + 1)]
-    checkpoints = [str(seed)] * settings.sft.enabled + [str(initial)]
-    checkpoints += [row["checkpoint"] for row in summary["iterations"]]
-    summary["models"] = _models(folder, settings, checkpoints)
+    trained, before = read_manifest(initial) or {}, _judged(folder, -1, settings)
+    iterations = [_iteration(folder / f"iter{t}", t, settings) for t in range(1, done + 1)]
+    checkpoints = [str(seed)] * settings.sft.enabled + [str(initial), *(row["checkpoint"] for row in iterations)]
+    sft = {"checkpoint": str(initial), "seconds": trained.get("seconds"), "counts": trained.get("counts")}
+    sft["eft"] = read_manifest(folder / "sft" / "eft") if settings.eft.sources else None
+    sft |= {"agreement_before": before["agreement"], **_judged(folder, 0, settings)}
+    summary = {
+        "name": folder.name,
+        "seed": settings.seed,
+        "model": settings.model.path,
+        "pool": (read_manifest(folder / "pool") or {}).get("counts") if settings.prompts.seeds else None,
+        "sft": sft,
+        "iterations": iterations,
+        "models": _models(folder, settings, checkpoints),
+    }
     write_json(folder / "summary.json", summary)
     return summary
 
@@ -103,22 +96,23 @@ def _models(run: Path, settings: Settings, checkpoints: Sequence[str]) -> list[R
     """Rows of M_0 and every M_t, and before them of the seed where there is SFT."""
     rows, base, first = [], Values(), -1 if settings.sft.enabled else 0
     for t, checkpoint in enumerate(checkpoints, first):
-        row, values = _measured(run, t, settings)
+        row, values = _measured(run, t, settings, compared=t > first)
         base = values if t == 0 else base
-        rows.append(
-            {"name": "seed" if t < 0 else f"M{t}", "checkpoint": checkpoint, **row}
-            | _wins(run, t, settings)
-            | {"differences": differences(values, base) if t > 0 else {}}
-        )
+        name = {"name": "seed" if t < 0 else f"M{t}", "checkpoint": checkpoint}
+        rows.append(name | row | {"differences": differences(values, base) if t > 0 else {}})
     return rows
 
 
-def _measured(run: Path, t: int, settings: Settings) -> tuple[Record, Values]:
-    """A model's measures as a judge, meta-judge and actor, and the single values behind the measures."""
+def _measured(run: Path, t: int, settings: Settings, compared: bool) -> tuple[Record, Values]:
+    """A model's measures as a judge, meta-judge and actor, and the single values behind the measures.
+
+    The answers are `compared` with the seed's unless the model is the seed.
+    """
     model, evaluation, judged = ModelMeasurements.of(run, t), settings.evaluation, _judged(run, t, settings)
     judge, meta = judged["agreement"] or {}, judged["meta_agreement"] or {}
     actor = read_json(model.held_out / "report.json") if evaluation.instructions or evaluation.prompts else {}
     verifiable, answers = actor.get("verifiable") or {}, actor.get("answers") or {}
+    wins = read_json(model.duel / "report.json") if evaluation.prompts and compared else {}
     values = Values()
     if verifiable:
         values["verifiable"] = {(name, ""): float(all(rules)) for name, rules in verifiable["followed"].items()}
@@ -127,40 +121,33 @@ def _measured(run: Path, t: int, settings: Settings) -> tuple[Record, Values]:
     if judge:
         labelled = read_labelled(Path(evaluation.judge_cases.replace("{run}", str(run))))
         preferences = read_decisions(model.agreement / "decisions.jsonl", labelled).opinion(labelled).preferences
-        values["agreement"] = {
-            (pair.first.group, pair.name): half_credit(own, pair.label)
-            for pair in labelled.pairs
-            if (own := preferences[pair.name]) is not None
-        }
-    row = {"agreement": judge.get("pairwise"), "meta_agreement": meta.get("agreement")}
-    row |= {key: judge.get(key) for key in ("longer_wins", "spearman", "parse_rate")}
-    row |= {"verifiable": verifiable.get("strict"), "verifiable_rules": verifiable.get("rules")}
-    return row | {key: answers.get(key) for key in (*BY_ANSWER, "distinct_1", "distinct_2")}, values
-
-
-def _wins(run: Path, t: int, settings: Settings) -> Record:
-    """The win rate against the seed, and its judge."""
-    evaluation = settings.evaluation
-    compared = evaluation.prompts and t > (-1 if settings.sft.enabled else 0)
-    report = read_json(ModelMeasurements.of(run, t).duel / "report.json") if compared else {}
-    judge = {"current": f"M{t}", "initial": "M0"}.get(evaluation.judge, evaluation.judge)
-    return {
-        "win_rate": report.get("win_rate"),
-        "win_rate_undecided": report["duels"] - report["win_rate"]["count"] if report else None,
-        "win_rate_by": judge if report else None,
-        "win_rate_way": PROTOCOLS[evaluation.protocol] if report else None,
-        "win_rate_consistency": report.get("consistency"),
+        pairs = [(pair, own) for pair in labelled.pairs if (own := preferences[pair.name])]
+        values["agreement"] = {(pair.first.group, pair.name): half_credit(own, pair.label) for pair, own in pairs}
+    row = {
+        "agreement": judge.get("pairwise"),
+        "meta_agreement": meta.get("agreement"),
+        **{key: judge.get(key) for key in ("longer_wins", "spearman", "parse_rate")},
+        "verifiable": verifiable.get("strict"),
+        "verifiable_rules": verifiable.get("rules"),
+        **{key: answers.get(key) for key in (*BY_ANSWER, "distinct_1", "distinct_2")},
+        "win_rate": wins.get("win_rate"),
+        "win_rate_undecided": wins["duels"] - wins["win_rate"]["count"] if wins else None,
+        "win_rate_by": {"current": f"M{t}", "initial": "M0"}.get(evaluation.judge, evaluation.judge) if wins else None,
+        "win_rate_way": PROTOCOLS[evaluation.protocol] if wins else None,
+        "win_rate_consistency": wins.get("consistency"),
     }
+    return row, values
 
 
 def differences(values: Values, base: Values) -> Record:
     """For each measure of both: the mean of value - base over the items of both, with its interval."""
+    both = {
+        name: [(item, own[item], base[name][item]) for item in own if item in base[name]]
+        for name, own in values.items()
+        if name in base
+    }
     return {
-        measure: by_group(
-            (item[0], value - base[measure][item]) for item, value in own.items() if item in base[measure]
-        )
-        for measure, own in values.items()
-        if measure in base
+        name: by_group((group, value - before) for (group, _), value, before in items) for name, items in both.items()
     }
 
 
@@ -241,14 +228,12 @@ def _panel_lines(panel: Record, responses: int) -> Iterator[str]:
         for score, count in judge["score_histogram"].items():
             yield f"    score {score:>4}  {count / total:6.1%}  {'█' * round(40 * count / total)}"
         spread = f"entropy {judge['score_entropy_bits']:.2f} bits, fractions {judge['fractions'] or 0:.1%}"
-        yield f"               mean {_number(judge['score_mean'])}, {spread}"
-    within = _number(texts["score_length_spearman_within_prompt"])
-    yield (
-        f"  scores       {texts['scored']} responses; ties within a prompt {shown(texts['ties'])}; score with "
-        f"length: Spearman {within} within a prompt"
-    )
+        yield f"               mean {shown(judge['score_mean'], '{:.2f}')}, {spread}"
+    within = shown(texts["score_length_spearman_within_prompt"], "{:.2f}")
+    ties = f"{texts['scored']} responses; ties within a prompt {shown(texts['ties'])}"
+    yield f"  scores       {ties}; score with length: Spearman {within} within a prompt"
     if meta:
-        at_equal, length = shown(meta["first_wins_at_equal_scores"]), _number(meta["elo_length_spearman"])
+        at_equal, length = shown(meta["first_wins_at_equal_scores"]), shown(meta["elo_length_spearman"], "{:.2f}")
         first = f"the first wins {shown(meta['first_wins'])}, at equal scores {at_equal}"
         yield f"  meta-judge   {meta['comparisons']} comparisons; {first}"
         higher = f"the higher score wins {shown(meta['higher_score_wins'])}"
@@ -261,16 +246,12 @@ def _agreement_lines(name: str, measured: Record) -> Iterator[str]:
     if judge and judge["pairwise"]["count"]:
         longer = f"the longer response would: {shown(judge['longer_wins'], '{:.1%}')}"
         agrees = f"agrees with the labels {shown(judge['pairwise'])} ({longer})"
-        yield f"  judge        {name} {agrees}; Spearman {_number(judge['spearman'])}"
+        yield f"  judge        {name} {agrees}; Spearman {shown(judge['spearman'], '{:.2f}')}"
         means = ", ".join(f"{quality}: {mean:.1f}" for quality, mean in judge["mean_score_by_quality"].items())
         yield f"               mean score by labelled quality  {means}"
     if meta:
         first = f"the first one {meta['first_position']['value'] or 0:.1%} of the time"
         yield f"  meta-judge   {name} names the right judgment {shown(meta['agreement'])}, and {first}"
-
-
-def _number(measured: Record | float | None) -> str:
-    return shown(measured, "{:.2f}")
 
 
 def _listed(counts: dict[str, int]) -> str:

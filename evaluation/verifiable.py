@@ -1,23 +1,18 @@
-"""Instructions about form that code can check, for answers of any model.
+"""Instructions about form that code can check, after IFEval (Zhou et al., arXiv 2311.07911), for any model's answers.
 
 `python -m evaluation.verifiable --instructions data/evaluation/verifiable.jsonl --answers FILE` reads one answer
 {id, text} for each instruction. It prints how many prompts had all their rules followed, how many rules were followed,
-and the same by rule (`evaluation/rules.py` defines them). It is strict: a nearly right answer is wrong. It ignores all
-other qualities of an answer. Intervals are bootstrap percentiles over prompts.
-
-The measurement follows IFEval (Zhou et al., arXiv 2311.07911), which has 25 kinds of instructions. Prompts and
-definitions here are the project's own, so numbers can't be compared with IFEval's.
+and the same by rule. Intervals are bootstrap percentiles over prompts.
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.rules import RULES, VALUES, Rule, followed
-from evaluation.statistics import bootstrap, by_group, shortened, shown
+from evaluation.statistics import bootstrap, by_group, each, shortened, shown
 from stages.files import UserError, command, read_numbered_jsonl
 
 
@@ -53,22 +48,16 @@ def read_rows(path: Path, text: str, *others: str) -> dict[str, tuple[str, dict[
 def read_instructions(path: Path) -> list[Instruction]:
     """The instructions of a file of rows {id, prompt, rules: [{rule: NAME, PARAMETER: value}]}, in its order.
 
-    Raises the errors of `read_rows`, and `UserError` naming file, line and key for an unknown key, an unknown or
-    missing rule or parameter, and a wrong value.
+    Raises the errors of `read_rows`, and `UserError` naming file, line and rule for an unknown rule, another parameter
+    than the rule's, and a wrong value.
     """
     instructions = []
     for name, (where, row) in read_rows(path, "prompt", "rules").items():
-        _check_keys(row, ("id", "prompt", "rules"), where)
-        if not isinstance(row["rules"], list) or not row["rules"]:
-            raise UserError(f"{where}: key 'rules' must be a list that is not empty; mend the row")
+        if set(row) != {"id", "prompt", "rules"} or not isinstance(row["rules"], list) or not row["rules"]:
+            raise UserError(f"{where}: the keys are {', '.join(row)}; they must be id, prompt, and a list of rules")
         rules = tuple(_rule(entry, f"{where}, rules[{place}]") for place, entry in enumerate(row["rules"]))
         instructions.append(Instruction(name, row["prompt"], rules))
     return instructions
-
-
-def _check_keys(row: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
-    if set(row) != set(keys):
-        raise UserError(f"{where}: the keys are {', '.join(row)}; they must be {', '.join(keys)}")
 
 
 def _rule(entry: Any, where: str) -> Rule:
@@ -76,10 +65,9 @@ def _rule(entry: Any, where: str) -> Rule:
     if name not in list(RULES):
         raise UserError(f"{where}: rule {name!r} is not known; take one of {', '.join(RULES)}")
     key = RULES[name][0]
-    _check_keys(entry, ("rule", key) if key else ("rule",), where)
+    if set(entry) != {"rule", key} - {""} or not (key == "" or VALUES[key](entry[key])):
+        raise UserError(f"{where} is {entry}; docs/evaluation.md describes {name} {{{key}}}")
     value = entry.get(key)
-    if key and not VALUES[key][0](value):
-        raise UserError(f"{where}: key {key!r} is {value!r}; {VALUES[key][1]}")
     return Rule(name, tuple(value) if isinstance(value, list) else value)
 
 
@@ -93,16 +81,16 @@ def verifiable_report(instructions: Sequence[Instruction], texts: Mapping[str, s
     if unknown := sorted(set(texts) - set(names)):
         raise UserError(f"{len(unknown)} answers to unknown instructions: {shortened(unknown)}; remove them")
     kept = {item.id: [followed(rule, texts[item.id]) for rule in item.rules] for item in instructions}
-    by_rule: dict[str, list[tuple[str, float]]] = {name: [] for name in RULES}
+    by_rule: dict[str, list[tuple[str, bool]]] = {name: [] for name in RULES}
     for item in instructions:
         for rule, own in zip(item.rules, kept[item.id], strict=True):
-            by_rule[rule.name].append((item.id, float(own)))
+            by_rule[rule.name].append((item.id, own))
     return {
         "prompts": len(names),
-        "strict": bootstrap([[float(all(verdicts))] for verdicts in kept.values()]),
-        "rules": bootstrap([list(map(float, verdicts)) for verdicts in kept.values()]),
+        "strict": each(map(all, kept.values())),
+        "rules": bootstrap(kept.values()),
         "by_rule": {
-            name: {"followed": int(sum(own for _, own in verdicts))} | by_group(verdicts)
+            name: {"followed": sum(own for _, own in verdicts)} | by_group(verdicts)
             for name, verdicts in by_rule.items()
             if verdicts
         },
@@ -123,14 +111,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Count the verifiable instructions that a model's answers follow.")
     parser.add_argument("--instructions", required=True, type=Path, help="JSON lines of {id, prompt, rules}")
     parser.add_argument("--answers", required=True, type=Path, help="JSON lines of {id, text}")
-    parser.add_argument("--json", action="store_true", help="the whole report, for programs")
     given = parser.parse_args()
     instructions, answers = read_instructions(given.instructions), read_rows(given.answers, "text")
     try:
         report = verifiable_report(instructions, {name: row["text"] for name, (_, row) in answers.items()})
     except UserError as error:
         raise UserError(f"{given.answers}: {error}") from None
-    print(json.dumps(report, indent=2) if given.json else "\n".join(table(report)))
+    print("\n".join(table(report)))
 
 
 if __name__ == "__main__":

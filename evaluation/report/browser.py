@@ -12,8 +12,7 @@ from judging.trace import Document, comparison_label, judgment_label, response_l
 TEXT_BUDGET = 20_000_000
 """Characters of the prompts and of the pairs' texts in one page; the texts behind the pairs may have as many again."""
 LIMITS = (16_000, 8_000, 4_000, 2_000, 1_000, 600, 300, 150)
-LABEL = 80
-"""About the characters of a label, which count, too."""
+LABEL = 80  # characters of a label, about; they count, too
 
 
 def shown_prompts(documents: Sequence[Document], budget: int) -> list[list[Any]]:
@@ -21,26 +20,24 @@ def shown_prompts(documents: Sequence[Document], budget: int) -> list[list[Any]]
 
     A response, judgment or comparison is [label, text or None, part in the pair, texts behind this text].
     """
-    lengths: dict[bool, list[int]] = {True: [], False: []}
+    pairs, behind = [len(document["prompt"]) for document in documents], list[int]()
     for document in documents:
-        lengths[True].append(LABEL + len(document["prompt"]))
         for row in document["responses"]:
-            lengths[_in_pair(document, row)].append(LABEL + len(row["text"]))
+            (pairs if _in_pair(document, row) else behind).append(len(row["text"]))
             for own in row["judgments"]:
-                lengths[bool(own["part"])].append(LABEL + len(own["text"]))
-        lengths[False] += [LABEL + len(row["text"]) for row in document["comparisons"]]
-    limit, behind = (max(_limit(lengths[in_pair], budget) - LABEL, 0) for in_pair in (True, False))
-    return [_prompt(document, limit, behind) for document in documents]
+                (pairs if own["part"] else behind).append(len(own["text"]))
+        behind += [len(row["text"]) for row in document["comparisons"]]
+    return [_prompt(document, _limit(pairs, budget), _limit(behind, budget)) for document in documents]
 
 
 def _limit(lengths: Sequence[int], budget: int) -> int:
     """The longest text with which all fit into the budget; 0 where even the shortest limit does not suffice."""
-    limits = (max(lengths, default=0), *LIMITS)
-    return next((limit for limit in limits if sum(min(length, limit) for length in lengths) <= budget), 0)
+    limits = (max(lengths, default=0), *(limit - LABEL for limit in LIMITS))
+    return next((limit for limit in limits if sum(LABEL + min(length, limit) for length in lengths) <= budget), 0)
 
 
 def _prompt(document: Document, limit: int, behind: int) -> list[Any]:
-    responses: list[list[Any]] = []
+    responses = []
     for row in document["responses"]:
         # Judgments whose text is left out keep their line if they were compared.
         judgments: list[list[Any]] = [

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import jinja2
 
-from evaluation.pairwise import Record
 from evaluation.report.browser import TEXT_BUDGET, shown_prompts
 from evaluation.report.plots import ReportedIteration, ReportedRun, plots
 from evaluation.summary import cells, notes, summary_lines
 from judging.trace import read_lineage
 from stages.files import MANIFEST, UserError, read_json, read_jsonl, read_manifest
+from stages.records import Record
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -32,24 +32,23 @@ def render(folders: Sequence[Path]) -> str:
     if len({run.name for run in runs}) < len(runs):
         for run in runs:
             run.name = str(run.folder)
+    budget = TEXT_BUDGET // max(sum(len(run.summary.get("iterations", ())) for run in runs), 1)
+    printed = [_printed(run, budget) for run in runs]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     script = (TEMPLATES / "browser.js").read_text(encoding="utf-8")
-    budget = TEXT_BUDGET // max(sum(len(run.summary.get("iterations", ())) for run in runs), 1)
-    printed = [_printed(run, budget) for run in runs]
-    data = [
-        {"name": f"{run.name}, iteration {iteration.number}", "folder": f"{run.folder}", "prompts": iteration.prompts}
-        for run in runs
-        for iteration in run.iterations
-        if iteration.prompts
-    ]
     return environment.get_template("report.html").render(
         runs=printed,
         plots=plots(runs),
         command=shlex.join(["python", "-m", "evaluation.report", *(str(run.folder) for run in runs)]),
-        data=data,
+        data=[
+            {"name": f"{run.name}, iteration {own.number}", "folder": f"{run.folder}", "prompts": own.prompts}
+            for run in runs
+            for own in run.iterations
+            if own.prompts
+        ],
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -67,12 +66,12 @@ def _read_summary(folder: Path) -> ReportedRun:
 
 def _printed(run: ReportedRun, budget: int) -> Record:
     """Read a run's iterations; returns what the page prints of the run."""
+    summary = run.summary
     try:
-        summary, rows = run.summary, run.summary["models"]
         run.iterations = [_read_iteration(run, row, budget) for row in summary["iterations"]]
-        facts = {"name": run.name, "gone": run.gone, "model": summary["model"], "seed": summary["seed"]}
+        rows, facts = summary["models"], {"name": run.name, "model": summary["model"], "seed": summary["seed"]}
         tables = {"models": cells(rows), "notes": list(notes(rows)), "cost": list(_cost(run))}
-        return facts | tables | {"summary": "\n".join(summary_lines(summary))}
+        return facts | tables | {"gone": run.gone, "summary": "\n".join(summary_lines(summary))}
     except KeyError as error:
         why = f"of another version ({error} is missing); `make iterate` writes a new one"
         raise UserError(f"{run.folder}/summary.json: {why}") from None
@@ -104,6 +103,6 @@ def _cost(run: ReportedRun) -> Iterator[list[str]]:
         made = read_manifest(folder) or {}
         if (seconds := made.get("seconds")) is not None:
             name = folder.relative_to(run.folder) if folder.is_relative_to(run.folder) else folder
-            tokens = made.get("new_tokens")
+            tokens = made.get("new_tokens") or 0
             rate = f"{tokens / seconds:,.0f}" if tokens and seconds else ""
             yield [f"{name}", f"{seconds:,.1f}", f"{tokens:,}" if tokens else "", rate]

@@ -12,25 +12,12 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
+from matplotlib.ticker import Locator, MaxNLocator, MultipleLocator, PercentFormatter
 
-from evaluation.pairwise import Record
 from judging.scores import Reason
+from stages.records import Record
 
-GREY = "#7f7f7f"
-STYLE: dict[Any, Any] = {
-    **{f"{name}.color": GREY for name in ("text", "xtick", "ytick", "grid")},
-    **{f"axes.{name}color": GREY for name in ("edge", "label", "title")},
-    **{f"axes.spines.{side}": False for side in ("top", "right")},
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.titlesize": 9,
-    "grid.alpha": 0.25,
-    "font.size": 8.5,
-    "lines.markersize": 4,
-    "text.parse_math": False,
-    "svg.hashsalt": "report",  # so that the same data give the same bytes
-}
+STYLE = Path(__file__).parent / "templates" / "report.mplstyle"
 
 
 @dataclass
@@ -40,11 +27,9 @@ class ReportedIteration:
     number: int
     row: Record
     metrics: list[Record] = field(default_factory=list)
-    scored: list[tuple[int, float]] = field(default_factory=list)
-    """Characters and score of each response with a score."""
+    scored: list[tuple[int, float]] = field(default_factory=list)  # characters and score of each scored response
     elo: list[float] = field(default_factory=list)
-    prompts: list[list[Any]] = field(default_factory=list)
-    """What the browser shows (`browser.py`)."""
+    prompts: list[list[Any]] = field(default_factory=list)  # what the browser shows (`browser.py`)
 
     def panel(self, *keys: str) -> Any:
         """The value at nested keys of the bias panel, or a measurement's mean; None where a key is missing."""
@@ -60,23 +45,27 @@ class ReportedRun:
     folder: Path
     summary: Record
     iterations: list[ReportedIteration] = field(default_factory=list)
-    gone: list[str] = field(default_factory=list)
-    """What can't be shown, since its files were deleted."""
+    gone: list[str] = field(default_factory=list)  # what can't be shown, since its files were deleted
 
 
-def plots(runs: Sequence[ReportedRun]) -> list[dict[str, str]]:
-    """Title, text and picture (a data URI) of each plot that any of the runs has data for."""
-    pictures = [(title, text, _picture(draw, runs)) for title, text, draw in PLOTS]
-    return [{"title": title, "text": text, "source": source} for title, text, source in pictures if source]
+def plots(runs: Sequence[ReportedRun]) -> dict[str, str]:
+    """The picture (a data URI) of each plot that any of the runs has data for, by its title."""
+    pictures = {title: _picture(title, runs) for title in PLOTS}
+    return {title: picture for title, picture in pictures.items() if picture}
 
 
-@matplotlib.rc_context(STYLE)
-def _picture(draw: Callable[[Axes, ReportedRun], None], runs: Sequence[ReportedRun]) -> str:
+@matplotlib.rc_context(fname=STYLE)
+def _picture(title: str, runs: Sequence[ReportedRun]) -> str:
     figure = Figure(figsize=(3.9 * len(runs), 2.9), layout="constrained", facecolor="none")
     axes = figure.subplots(1, len(runs), sharex=True, sharey=True, squeeze=False)[0]
+    axis, draw = PLOTS[title]
     for own, run in zip(axes, runs, strict=True):
         draw(own, run)
-        own.set_title(run.name if len(runs) > 1 else "")
+        own.set(xlabel=axis, title=run.name if len(runs) > 1 else "")
+        if title in SHARES:
+            own.yaxis.set_major_formatter(PercentFormatter(1))
+        if axis in LOCATORS:
+            own.xaxis.set_major_locator(LOCATORS[axis]())
     if not any(own.has_data() for own in axes):
         return ""
     labels = {label: handle for own in axes for handle, label in zip(*own.get_legend_handles_labels(), strict=True)}
@@ -86,17 +75,14 @@ def _picture(draw: Callable[[Axes, ReportedRun], None], runs: Sequence[ReportedR
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _by_iteration(lines: Mapping[str, tuple[str, ...]], share: bool, axes: Axes, run: ReportedRun) -> None:
+def _panel(lines: Mapping[str, tuple[str, ...]], top: float | None, axes: Axes, run: ReportedRun) -> None:
     """A line over the iterations for each value of the bias panel, by the line's name."""
     for name, keys in lines.items():
         points = [(i.number, value) for i in run.iterations if (value := i.panel(*keys)) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), "o-", label=name)
-    axes.set_xlabel("iteration")
-    axes.xaxis.set_major_locator(MultipleLocator(1))
-    if share:
-        axes.set_ylim(0, 1.02)
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+    if top:
+        axes.set_ylim(0, top)
 
 
 def _scores(axes: Axes, run: ReportedRun) -> None:
@@ -104,8 +90,6 @@ def _scores(axes: Axes, run: ReportedRun) -> None:
         if histogram := iteration.panel("judge", "score_histogram"):
             shares = np.array([*histogram.values()]) / sum(histogram.values())
             axes.plot([float(score) for score in histogram], shares, "o-", label=f"iteration {iteration.number}")
-    axes.set_xlabel("score")
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def _score_by_length(axes: Axes, run: ReportedRun) -> None:
@@ -114,7 +98,6 @@ def _score_by_length(axes: Axes, run: ReportedRun) -> None:
         if scored := sorted(iteration.scored):
             bins = np.array_split(np.array(scored), min(8, max(len(scored) // 5, 1)))
             axes.plot(*zip(*(part.mean(0) for part in bins), strict=True), "o-", label=f"iteration {iteration.number}")
-    axes.set_xlabel("characters")
 
 
 def _elo(axes: Axes, run: ReportedRun) -> None:
@@ -124,11 +107,9 @@ def _elo(axes: Axes, run: ReportedRun) -> None:
             label = f"iteration {iteration.number}, standard error {error:.2f}"
             weights = np.full(len(iteration.elo), 1 / len(iteration.elo))
             axes.hist(iteration.elo, 15, weights=weights, histtype="step", label=label)
-    axes.set_xlabel("Elo score")
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
-def _by_step(names: tuple[str, ...], axes: Axes, run: ReportedRun) -> None:
+def _metrics(names: Sequence[str], axes: Axes, run: ReportedRun) -> None:
     """Metrics over the steps of all iterations, each iteration in its colour, later metrics dashed."""
     first = 0
     for place, iteration in enumerate(run.iterations):
@@ -138,21 +119,18 @@ def _by_step(names: tuple[str, ...], axes: Axes, run: ReportedRun) -> None:
             values = [row[name] for row in steps]
             axes.plot(range(first, first + len(steps)), values, style, color=f"C{place % 10}", label=label)
         first += len(steps)
-    axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def _outcomes(kind: str, axes: Axes, run: ReportedRun) -> None:
     """How many of each iteration's prompts gave a pair, and why the others gave none."""
-    panels = {i.number: panel for i in run.iterations if (panel := i.panel("pairs", kind))}
+    panels = {f"iteration {i.number}": panel for i in run.iterations if (panel := i.panel("pairs", kind))}
     left = np.zeros(len(panels))
     for place, name in enumerate(("pair", *Reason)):
         counts = [panel["pairs"] if name == "pair" else panel["reasons"].get(name, 0) for panel in panels.values()]
         if any(counts):
             colour, label = matplotlib.colormaps["tab20"](place), name.replace("_", " ")
-            axes.barh([f"iteration {number}" for number in panels], counts, left=left, color=colour, label=label)
+            axes.barh([*panels], counts, left=left, color=colour, label=label)
             left += counts
-    axes.set_xlabel("prompts")
     axes.yaxis.set_inverted(True)
 
 
@@ -167,28 +145,20 @@ POSITIONS = {
     "the higher score": ("metajudge", "higher_score_wins"),
     "the same in both orders": ("metajudge", "both_orders_agree"),
 }
-PLOTS: tuple[tuple[str, str, Callable[[Axes, ReportedRun], None]], ...] = (
-    ("Scores", "The share of the judgments that give each score.", _scores),
-    (
-        "Lengths",
-        "Mean characters. Chosen responses that are longer than the rejected ones teach the model to write longer.",
-        partial(_by_iteration, LENGTHS, False),
-    ),
-    ("Score by length", "The mean score of responses of about equal length.", _score_by_length),
-    (
-        "What wins a comparison",
-        "Without a bias the first judgment wins half of the time. The paper's meta-judge, when it collapsed, named the "
-        "higher score 97.7% of the time and, at equal scores, the first judgment 87.8% of the time.",
-        partial(_by_iteration, POSITIONS, True),
-    ),
-    ("Elo", "The scores of the compared judgments. A spread no greater than the standard error is noise.", _elo),
-    ("Actor pairs", "Prompts with a pair, and why the others have none.", partial(_outcomes, "actor")),
-    ("Judge pairs", "Prompts with a pair, and why the others have none.", partial(_outcomes, "judge")),
-    ("Loss", "DPO's loss on the training pairs.", partial(_by_step, ("loss",))),
-    (
-        "Rewards",
-        "The reward of the chosen should rise over that of the rejected (dashed). Where both fall, DPO makes both less "
-        "likely.",
-        partial(_by_step, ("reward_chosen", "reward_rejected")),
-    ),
-)
+PLOTS: dict[str, tuple[str, Callable[[Axes, ReportedRun], None]]] = {
+    "Scores": ("score", _scores),
+    "Lengths": ("iteration", partial(_panel, LENGTHS, None)),
+    "Score by length": ("characters", _score_by_length),
+    "What wins a comparison": ("iteration", partial(_panel, POSITIONS, 1.02)),
+    "Elo": ("Elo score", _elo),
+    "Actor pairs": ("prompts", partial(_outcomes, "actor")),
+    "Judge pairs": ("prompts", partial(_outcomes, "judge")),
+    "Loss": ("step", partial(_metrics, ["loss"])),
+    "Rewards": ("step", partial(_metrics, ["reward_chosen", "reward_rejected"])),
+}
+"""By title: the name of the horizontal axis, and what draws the plot. The captions stand in report.html."""
+SHARES = ("Scores", "What wins a comparison", "Elo")  # plots with a vertical axis in per cent
+LOCATORS: dict[str, Callable[[], Locator]] = {
+    "iteration": partial(MultipleLocator, 1),
+    "step": partial(MaxNLocator, 5, integer=True),
+}

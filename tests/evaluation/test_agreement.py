@@ -4,22 +4,21 @@ import json
 import random
 import sys
 from itertools import combinations
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score
 
 import prepare.seed_model
-from evaluation.agreement import agreement_job, main, report, table
+from evaluation.agreement import main, report, table
 from evaluation.labelled import Case, Decisions, Labelled, Pair, majority
-from evaluation.statistics import bootstrap, cohen_kappa, ranks, spearman
+from evaluation.statistics import bootstrap, cohen_kappa, spearman
 from stages.files import UserError, read_jsonl, write_jsonl
-from stages.settings import load_settings
 
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "configs" / "tiny.toml"
+CONFIG = Path(__file__).parents[2] / "configs" / "tiny.toml"
 CLASSES = ("first", "second", "tie")
 
 
@@ -52,8 +51,7 @@ def decided(labelled: Labelled, *decisions: str | None) -> Decisions:
     return Decisions("decisions", {pair.name: [[d]] for pair, d in zip(labelled.pairs, decisions, strict=True)})
 
 
-def value(row: dict) -> tuple:
-    return row["value"], row["count"]
+value = itemgetter("value", "count")
 
 
 def test_statistics_equal_scipy_and_scikit_learn():
@@ -61,7 +59,6 @@ def test_statistics_equal_scipy_and_scikit_learn():
     for i in range(20):
         a, b = rng.integers(0, 5, 12), rng.integers(0, 5, 12)
         assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic)
-        assert ranks(a).tolist() == rankdata(a).tolist()
         first = draw.choices(CLASSES[: 2 + i % 2], k=30)
         second = [label if draw.random() < 0.5 else draw.choice(CLASSES) for label in first]
         kappa = cohen_kappa(list(zip(first, second, strict=True)))
@@ -168,8 +165,8 @@ def test_exact_order():
     scores = {"g": (5, 1, 3), "h": (5, 5, 3), "i": (3, 5, 1), "k": (5, 1, None)}
     decisions = scored(**{f"{group}{i}": [score] for group, given in scores.items() for i, score in enumerate(given)})
     assert value(report(groups, decisions)["exact_order"]) == (round(1 / 3, 4), 3)
-    # By decisions, shares of wins: 1 of 2, and 1 of 1; the other group has none.
-    pair = grouped(*(case(f"g{i}", q) for i, q in enumerate((2, 1, 1))))
+    # By decisions, shares of wins: 1 of 2, 0 of 1, and 1 of 1.
+    pair = grouped(*(case(f"g{i}", q, str(i)) for i, q in enumerate((2, 1, 1))))
     result = report(pair, decided(pair, "first", "second"))
     assert value(result["exact_order"]) == (0, 1)
     assert result["spearman"]["value"] == pytest.approx(spearmanr([2, 1, 1], [0.5, 0, 1]).statistic, abs=1e-4)
@@ -187,8 +184,6 @@ def test_ties_are_chance_and_nothing_is_nothing():
     assert result["parse_rate"] is None and value(result["with_ties"]) == (1, 1)
 
 
-# The command
-
 CASES = [
     {"id": "g", "prompt": "Name a river.", "subset": "facts",
      "responses": [{"text": t, "score": s} for t, s in (("The Po.", 5), ("Water.", 2), ("A river, a river.", 0))]},
@@ -198,17 +193,6 @@ CASES = [
     {"id": "q", "prompt": "Add 2 and 3.", "output_1": "5", "output_2": "4", "label": 1, "annotator": "ann"},
     {"id": "t", "prompt": "Add 3 and 3.", "output_1": "6", "output_2": "6", "label": "tie", "annotator": "ann"},
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def judge(tmp_path_factory) -> Path:
-    """A model that utters scores and winners among responses."""
-    folder = tmp_path_factory.mktemp("model") / "judge"
-    with pytest.MonkeyPatch.context() as patch:
-        verdicts = [*prepare.seed_model.VERDICTS[:-2], "Winner: Response A\n", "Winner: Response B\n"]
-        patch.setattr(prepare.seed_model, "VERDICTS", verdicts)
-        prepare.seed_model.make_tiny(folder, judge=True)
-    return folder
 
 
 @pytest.fixture
@@ -221,39 +205,35 @@ def run(monkeypatch, capsys):
     return command
 
 
-def test_each_protocol_has_its_own_key(judge):
-    settings, cases = load_settings(CONFIG), ROOT / "data/evaluation/groups.jsonl"
-    asked = [(protocol, N, out) for protocol in ("scores", "pairwise") for N in (1, 2) for out in ("a", "b")]
-    keys = [agreement_job(settings, judge, cases, *words, Path(out)).key for *words, out in asked]
-    assert len(set(keys)) == 4 and keys[::2] == keys[1::2]
-
-
-@pytest.mark.parametrize("protocol", ["scores", "pairwise"])
-def test_a_models_decisions_give_the_same_report_again(judge, run, tmp_path, protocol):
-    cases, out, again = tmp_path / "cases.jsonl", tmp_path / "out", tmp_path / "again"
+def test_a_models_decisions_give_the_same_report_again(run, tmp_path, monkeypatch):
+    """Of a model that utters scores and winners, by both protocols in the same folder."""
+    verdicts = [*prepare.seed_model.VERDICTS[:-2], "Winner: Response A\n", "Winner: Response B\n"]
+    monkeypatch.setattr(prepare.seed_model, "VERDICTS", verdicts)
+    judge, cases, out, again = (tmp_path / name for name in ("judge", "cases.jsonl", "out", "again"))
+    prepare.seed_model.make_tiny(judge, judge=True)
     write_jsonl(cases, CASES)
-    of_model = ("--config", CONFIG, "--model", judge, "--cases", cases, "--out", out, "--protocol", protocol, "--N", 3)
-    assert str(judge) in run(*of_model)
-    result = json.loads((out / "agreement.json").read_text())
-    assert result["judge"] == str(judge) and result["judgments"] == (9 * 3 if protocol == "scores" else 5 * 2 * 3)
-    assert 0 < result["parse_rate"] < 1 and result["pairs"] == 6 and list(result["subsets"]) == ["facts", "sums"]
-    assert result["annotators"]["labels"] == 4
-    assert (result["consistency"]["count"] > 0) == (result["first_position"]["count"] > 0) == (protocol == "pairwise")
-    assert len(list(read_jsonl(out / "decisions.jsonl"))) == result["judgments"]
-    shown = run("--cases", cases, "--decisions", out / "decisions.jsonl", "--out", again)
-    stored = json.loads((again / "agreement.json").read_text())
-    assert stored["judge"] == str(out / "decisions.jsonl") and {**stored, "judge": result["judge"]} == result
-    assert shown == table(stored) + "\n" and shown.startswith(stored["judge"]) and "2 annotators, 4 labels" in shown
+    of_model = ("--config", CONFIG, "--model", judge, "--cases", cases, "--out", out, "--protocol")
+    for protocol, N, judgments in (("scores", 3, 9 * 3), ("pairwise", 3, 5 * 2 * 3), ("pairwise", 1, 5 * 2)):
+        assert str(judge) in run(*of_model, protocol, "--N", N)
+        result = json.loads((out / "agreement.json").read_text())
+        assert result["judge"] == str(judge) and result["judgments"] == judgments and result["pairs"] == 6
+        assert 0 < result["parse_rate"] < 1 and list(result["subsets"]) == ["facts", "sums"]
+        assert (result["consistency"]["count"] > 0) == (result["first_position"]["count"] > 0) == (protocol != "scores")
+        assert len(list(read_jsonl(out / "decisions.jsonl"))) == result["judgments"]
+        shown = run("--cases", cases, "--decisions", out / "decisions.jsonl", "--out", again)
+        stored = json.loads((again / "agreement.json").read_text())
+        assert stored["judge"] == str(out / "decisions.jsonl") and {**stored, "judge": result["judge"]} == result
+        assert shown == table(stored) + "\n" and shown.startswith(stored["judge"]) and "2 annotators, 4 labels" in shown
     before = (out / "agreement.json").stat().st_mtime_ns
-    assert run(*of_model) == table(result) + "\n" and (out / "agreement.json").stat().st_mtime_ns == before
+    assert run(*of_model, "pairwise") == table(result) + "\n"  # finished work is not done again
+    assert (out / "agreement.json").stat().st_mtime_ns == before
 
 
 def test_the_table_has_the_judge_and_the_baseline(tmp_path, run):
     """Of two pairs b agrees; the longer response is right once."""
-    rows = [("a", "first", "xx", "x"), ("b", "second", "xx", "x")]
-    pairs = [{"id": n, "prompt": "q", "output_1": a, "output_2": b, "label": label} for n, label, a, b in rows]
+    pairs = [{"id": n, "prompt": "q", "output_1": "xx", "output_2": "x", "label": 1 + (n == "b")} for n in "ab"]
     write_jsonl(tmp_path / "cases.jsonl", pairs)
-    write_jsonl(tmp_path / "decisions.jsonl", [{"id": n, "decision": "second"} for n, *_ in rows])
+    write_jsonl(tmp_path / "decisions.jsonl", [{"id": n, "decision": "second"} for n in "ab"])
     shown = run("--cases", tmp_path / "cases.jsonl", "--decisions", tmp_path / "decisions.jsonl").splitlines()
     assert shown[0] == f"{tmp_path / 'decisions.jsonl'}: 2 decisions, 100.0% of them read"
     (line,) = [line for line in shown if "without ties" in line]
@@ -261,14 +241,11 @@ def test_the_table_has_the_judge_and_the_baseline(tmp_path, run):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.jsonl", "decisions.jsonl"]
 
 
-@pytest.mark.parametrize(
-    ("words", "complaint"),
-    [
-        (["--config", "c", "--model", "m"], "a --model needs"),
-        (["--config", "c", "--model", "m", "--out", "o", "--N", "0"], "N from 1"),
-        (["--decisions", "d", "--protocol", "pairwise"], "--decisions has no use for them"),
-    ],
-)
-def test_arguments_that_do_not_fit(run, words, complaint):
-    with pytest.raises(UserError, match=complaint):
-        run("--cases", "cases", *words)
+def test_arguments_that_do_not_fit(run):
+    for words, complaint in (
+        ("--config c --model m", "a --model needs"),
+        ("--config c --model m --out o --N 0", "N from 1"),
+        ("--decisions d --protocol pairwise", "--decisions has no use for them"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            run("--cases", "cases", *words.split())

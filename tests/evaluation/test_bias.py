@@ -19,11 +19,6 @@ def judgment(name: str, index: int, score, failure: str | None = None, text: str
     return {"id": f"{name}/j{index}", "response_id": name, "index": index, **own}
 
 
-def elo(index: int, score: float, error: float, group: int = 0) -> dict:
-    own = {"judgment_id": f"a/j{index}", "response_id": "a", "group": group}
-    return own | {"elo": score, "standard_error": error}
-
-
 RESPONSES = [response(*place, 10 * i) for i, place in enumerate(((1, 0), (1, 1), (2, 0), (2, 1), (2, 2)), 1)]
 JUDGMENTS = [
     *(judgment("p1/r0", 0, 5), judgment("p1/r0", 1, 4.5), judgment("p1/r1", 0, 5)),
@@ -57,15 +52,12 @@ def test_failures_by_response_length():
 def test_expected_scores():
     """The histogram is that of the digits' probabilities, renormalised: 1/2 at 4 and 1/2 at 5, and 5 alone."""
     rows = [
-        ([0, 0, 0, 0, 0.4, 0.4], 4.5, None),
-        ([0, 0, 0, 0, 0, 1], 5.0, None),
-        ([0.2, 0, 0, 0, 0, 0], None, "low_mass"),
+        ("p1/r0", [0, 0, 0, 0, 0.4, 0.4], 4.5, None),
+        ("p1/r1", [0, 0, 0, 0, 0, 1], 5.0, None),
+        ("p1/r0", [0.2, 0, 0, 0, 0, 0], None, "low_mass"),
     ]
-    expected = [
-        {"response_id": f"p1/r{i % 2}", "probabilities": p, "score": score, "failure": failure}
-        for i, (p, score, failure) in enumerate(rows)
-    ]
-    panel = judge_panel(RESPONSES, [], expected)
+    keys = ("response_id", "probabilities", "score", "failure")
+    panel = judge_panel(RESPONSES, [], [dict(zip(keys, row, strict=True)) for row in rows])
     assert panel["score_histogram"] == {"0": 0, "1": 0, "2": 0, "3": 0, "4": 0.5, "5": 1.5}
     assert (panel["score"], panel["score_mean"], panel["saturation"]) == ("expected", 4.75, 0.75)
     assert panel["digit_mass"] == round(2 / 3, 4) and panel["failures"] == {"low_mass": 1}
@@ -84,6 +76,13 @@ def test_scores_ties_and_length():
     assert response_panel(RESPONSES[:2], {row["id"]: Fraction(4) for row in RESPONSES[:2]})["all_equal"] == 1
 
 
+def elos(*scores: float, group_size: int = 3) -> list[dict]:
+    """Elo scores of the judgments of a; standard errors 0, 1, 2, ..."""
+    keys = ("judgment_id", "response_id", "group", "elo", "standard_error")
+    rows = [(f"a/j{i}", "a", i // group_size, score, i) for i, score in enumerate(scores)]
+    return [dict(zip(keys, row, strict=True)) for row in rows]
+
+
 def test_whom_the_meta_judge_prefers():
     """Scores of a: 4, 4, 2. Judgments 0 and 1 (equal): first wins twice. 0 and 2: the higher wins, shown first, then
     second. 1 and 2: the lower wins, shown first; then a tie. Of b the higher wins, shown second; then nothing."""
@@ -92,17 +91,15 @@ def test_whom_the_meta_judge_prefers():
     wins = [(0, 1, "first"), (1, 0, "first"), (0, 2, "first"), (2, 0, "second"), (2, 1, "first"), (1, 2, "tie")]
     rows = [("a", *win, None) for win in wins] + [("b", 0, 1, "second", None), ("b", 1, 0, None, "missing")]
     comparisons = [dict(zip(("response_id", "first", "second", "winner", "failure"), row, strict=True)) for row in rows]
-    panel = metajudge_panel(comparisons, judgments, [elo(0, 3.0, 0.5), elo(1, 1.0, 1.5), elo(2, 2.0, 2.5)])
-    assert panel["comparisons"] == 8 and panel["failures"] == {"missing": 1}
-    assert panel["ties"] == pytest.approx(1 / 8, abs=1e-4)
+    panel = metajudge_panel(comparisons, judgments, elos(3.0, 1.0, 2.0))
+    assert panel["comparisons"] == 8 and panel["failures"] == {"missing": 1} and panel["ties"] == 1 / 8
     names = ("first_wins", "first_wins_at_equal_scores", "higher_score_wins", "both_orders_agree")
     expected = [(round(4 / 6, 4), 6), (1.0, 2), (0.75, 4), (0.5, 2)]
     assert [(panel[name]["value"], panel[name]["count"]) for name in names] == expected
-    assert panel["elo_length_spearman"]["value"] == 1.0 and panel["elo_standard_error_mean"] == 1.5
+    assert panel["elo_length_spearman"]["value"] == 1.0 and panel["elo_standard_error_mean"] == 1
     # In each group the longer has the higher Elo; over both groups it would be the other way round.
     judgments = [judgment("a", i, 3, text="y" * n) for i, n in enumerate((3, 4, 1, 2))]
-    elos = [elo(i, score, 1.0, group=i // 2) for i, score in enumerate((-2.0, -1.0, 1.0, 2.0))]
-    ranks = metajudge_panel([], judgments, elos)["elo_length_spearman"]
+    ranks = metajudge_panel([], judgments, elos(-2.0, -1.0, 1.0, 2.0, group_size=2))["elo_length_spearman"]
     assert (ranks["value"], ranks["count"]) == (1.0, 2)
 
 
@@ -125,12 +122,7 @@ PAIRS = {"actor": {"pairs": 4, "yield": 0.4}, "judge": {"pairs": 0, "yield": 0.0
         (JUDGED, PAIRS, {}, []),
         (JUDGED, PAIRS, {"parse_rate": 0.6, "max_top_score_share": 0.7, "actor_yield": 0.4}, []),
         (JUDGED, PAIRS, {"parse_rate": 0.61}, ["60.0% of the judgments hold a score, limits.parse_rate is 0.61"]),
-        (
-            JUDGED,
-            PAIRS,
-            {"max_top_score_share": 0.69},
-            ["70.0% of the scores are 5, limits.max_top_score_share is 0.69"],
-        ),
+        (JUDGED, PAIRS, {"max_top_score_share": 0.69}, ["70.0% of the scores are 5, limits.max_top_score_share is"]),
         (JUDGED, PAIRS, {"actor_yield": 0.5, "judge_yield": 0.1}, ["limits.actor_yield is 0.5", "limits.judge_yield"]),
         (None, {"actor": PAIRS["actor"]}, {"parse_rate": 1.0, "judge_yield": 1.0, "max_top_score_share": 0.0}, []),
         (None, {"actor": {"pairs": 0, "yield": None}}, {}, ["no prompt gives a pair"]),
@@ -138,7 +130,6 @@ PAIRS = {"actor": {"pairs": 4, "yield": 0.4}, "judge": {"pairs": 0, "yield": 0.0
 )
 def test_limits(judge, pairs, limits, complaints):
     broken = broken_limits({"judge": judge, "pairs": pairs}, Limits(**limits))
-    assert len(broken) == len(complaints)
     assert all(complaint in clause for complaint, clause in zip(complaints, broken, strict=True))
 
 

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from evaluation.labelled import Decisions, Labelled, majority, read_decisions, read_labelled
+from evaluation.labelled import Labelled, majority, read_decisions, read_labelled
 from stages.files import UserError, write_jsonl
 
 PAIR = {"id": "a", "prompt": "Name a river.", "output_1": "The Po.", "output_2": "Rome.", "label": 1}
@@ -30,12 +30,11 @@ def test_a_label_says_which_is_better(read):
     """A preference may lie between 1 and 2, as AlpacaEval's weighted annotators give it."""
     labels = {"first": (1, 1.0, "1", "first"), "second": (2, "2.0", "second"), "tie": (0, 1.5, "0", "tie", "Tie")}
     given = [(meaning, label) for meaning, ways in labels.items() for label in ways]
-    contents = read(*(PAIR | {"id": i, "label": label} for i, (_, label) in enumerate(given)))
-    qualities = {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}
-    for i, (pair, (meaning, _)) in enumerate(zip(contents.pairs, given, strict=True)):
-        assert pair.label == meaning and pair.labels == {"": meaning}
-        assert (pair.first.name, pair.second.name) == (f"{i}/0", f"{i}/1")
-        assert (pair.first.quality, pair.second.quality) == qualities[meaning]
+    pairs = read(*(PAIR | {"id": i, "label": label} for i, (_, label) in enumerate(given))).pairs
+    assert [(pair.label, dict(pair.labels)) for pair in pairs] == [(meaning, {"": meaning}) for meaning, _ in given]
+    sides = {pair.label: (pair.first.quality, pair.second.quality) for pair in pairs}
+    assert sides == {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}
+    assert [(pair.first.name, pair.second.name) for pair in pairs[:2]] == [("0/0", "0/1"), ("1/0", "1/1")]
     rows = [ALPACA | {"output_2": str(i), "preference": p} for i, p in enumerate((1.01, 1.5, 1.99))]
     assert [pair.label for pair in read(*rows).pairs] == ["first", "tie", "second"]
 
@@ -119,7 +118,7 @@ def labelled(read) -> Labelled:
 
 @pytest.fixture
 def decide(tmp_path, labelled):
-    def write_and_read(rows: list[dict]) -> Decisions:
+    def write_and_read(rows: list[dict]):
         write_jsonl(tmp_path / "decisions.jsonl", rows)
         return read_decisions(tmp_path / "decisions.jsonl", labelled)
 

@@ -29,16 +29,14 @@ def test_both_orders_are_asked_with_the_same_rest(form):
     assert [(item.record["shown"], item.record["index"]) for item in items] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert len({item.seed for item in items}) == 4
     first, second = content(items[0]), content(items[2])
-    assert first.index(DUEL.first) < first.index(DUEL.second)
+    assert first.index(DUEL.first) < first.index(DUEL.second) and sorted(first) == sorted(second)
     assert second.index(DUEL.second) < second.index(DUEL.first)
-    assert sorted(first) == sorted(second)
 
 
 def test_scores_are_asked_of_each_response_alone():
     items = list(duel_items([DUEL], "scores", 3, Chat(), SETTINGS))
-    assert len(items) == 6
-    assert all(DUEL.first in content(item) and DUEL.second not in content(item) for item in items[:3])
-    assert all(DUEL.second in content(item) and DUEL.first not in content(item) for item in items[3:])
+    named = [(DUEL.first in content(item), DUEL.second in content(item)) for item in items]
+    assert named == [(True, False)] * 3 + [(False, True)] * 3
 
 
 def test_equal_texts_tie_unasked():
@@ -64,29 +62,23 @@ def test_a_winner_among_responses(text, winner):
     assert read == {"winner": named, "failure": failure}
 
 
-SCORED = (
-    ([4, 5], [4, 4], 1),
-    ([4, 5], [4.5, 4.5], HALF),
-    ([None, 3], [4], 0),
-    ([None], [2], None),
-)  # fmt: skip
-COMPARED = (
-    (["first"], ["second"], 1, "first", True),  # the first response won in both orders
-    (["first"], ["first"], HALF, "tie", False),  # the first place wins, both times
-    (["tie"], ["tie"], HALF, "tie", True),
-    (["tie"], ["second"], Fraction(3, 4), "first", False),
-    ([None], ["first"], 0, "second", None),
-    ([None], [None], None, None, None),
-    (["first", "first", "second"], ["first"], Fraction(1, 3), "second", False),
+@pytest.mark.parametrize(
+    ("key", "first", "second", "share", "preference", "consistent"),
+    [
+        ("score", [4, 5], [4, 4], 1, "first", None),
+        ("score", [4, 5], [4.5, 4.5], HALF, "tie", None),
+        ("score", [None, 3], [4], 0, "second", None),
+        ("score", [None], [2], None, None, None),
+        ("winner", ["first"], ["second"], 1, "first", True),  # the first response won in both orders
+        ("winner", ["first"], ["first"], HALF, "tie", False),  # the first place wins, both times
+        ("winner", ["tie"], ["tie"], HALF, "tie", True),
+        ("winner", ["tie"], ["second"], Fraction(3, 4), "first", False),
+        ("winner", [None], ["first"], 0, "second", None),
+        ("winner", [None], [None], None, None, None),
+        ("winner", ["first", "first", "second"], ["first"], Fraction(1, 3), "second", False),
+    ],
 )
-
-
-def test_the_higher_mean_wins_and_orders_are_averaged():
-    for *sides, share in SCORED:
-        rows = [{"shown": shown, "score": score} for shown, given in enumerate(sides) for score in given]
-        decision = decide(DUEL, rows, "scores")
-        assert (decision.first, decision.consistent) == (share, None)
-    for *sides, share, preference, consistent in COMPARED:
-        rows = [{"shown": shown, "winner": winner} for shown, given in enumerate(sides) for winner in given]
-        decision = decide(DUEL, rows, "pairwise")
-        assert (decision.first, decision.preference, decision.consistent) == (share, preference, consistent)
+def test_the_higher_mean_wins_and_orders_are_averaged(key, first, second, share, preference, consistent):
+    rows = [{"shown": shown, key: value} for shown, given in enumerate((first, second)) for value in given]
+    decision = decide(DUEL, rows, "scores" if key == "score" else "pairwise")
+    assert (decision.first, decision.preference, decision.consistent) == (share, preference, consistent)

@@ -104,29 +104,16 @@ def test_counts_are_monotone_meet_and_add(a, b, count):
     assert sentence_count(a + "\n\n" + b) == sentence_count(a) + sentence_count(b)
 
 
-WORDS = st.lists(st.sampled_from(["sea", "seas", "Tom's", "ßa", "a-b", "x1", "é"]), min_size=1)
-
-
-@settings(max_examples=40)
-@given(WORDS, WORDS, st.sampled_from(["", ".", "!?", ' "']))
-def test_what_is_put_there_is_found(before, phrase, after):
-    wanted = " ".join(phrase)
-    text = " ".join([*before, wanted])
-    assert followed(Rule("ends_with", wanted), text + after) and followed(Rule("contains", (wanted,)), text + after)
-    assert followed(Rule("starts_with", " ".join(before)), after + text)
-    assert not followed(Rule("ends_with", wanted), text + "s") and not followed(Rule("lacks", (wanted,)), text)
-
-
 PIECES = ("a", "aa ", "- ", "1", "1. ", "- a\n", ".", '."', "a. ", "A ... b", "\n", "—", "--", "(", '{"a":',
           "\u0301\u0316")  # fmt: skip
 
 
 @pytest.mark.parametrize("piece", PIECES)
 def test_long_texts_take_no_time(piece):
-    """150,000 characters; whatever is quadratic takes several seconds, or minutes."""
-    text, rules = "a" + piece * (150_000 // len(piece)) + "b", {rule.name: rule for rule, *_ in CASES}
+    """60,000 characters; whatever is quadratic takes several seconds."""
+    text, rules = "a" + piece * (60_000 // len(piece)) + "b", {rule.name: rule for rule, *_ in CASES}
     asked = [(rule, text) for rule in (*rules.values(), Rule("contains", ("aa aa", "a" * 50)))]
     for rule, long in [*asked, (Rule("json", ("a",)), '{"a": ' + "1" * 150_000 + "}")]:
         started = time.process_time()
         followed(rule, long)
-        assert time.process_time() - started < 2, rule
+        assert time.process_time() - started < 1, rule

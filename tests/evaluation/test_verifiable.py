@@ -1,6 +1,5 @@
 """Verifiable instructions: the report on worked answers, what is refused, and the project's prompts."""
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,9 +11,9 @@ from evaluation.verifiable import Instruction, main, read_instructions, read_row
 from prepare.novelty import Novelty, Sequences
 from stages.files import UserError, read_jsonl, write_jsonl
 
-ROOT = Path(__file__).parents[2]
-PATH = ROOT / "data" / "evaluation" / "verifiable.jsonl"
-ANSWERS = ROOT / "tests" / "fixtures" / "verifiable.jsonl"
+DATA = Path(__file__).parents[2] / "data"
+PATH = DATA / "evaluation" / "verifiable.jsonl"
+ANSWERS = Path(__file__).parents[1] / "fixtures" / "verifiable.jsonl"
 """An answer to each prompt that follows it, written by hand."""
 INSTRUCTIONS = read_instructions(PATH)
 TEXTS = {row["id"]: row["text"] for row in read_jsonl(ANSWERS)}
@@ -31,18 +30,14 @@ def test_a_worked_report():
     assert report["prompts"] == 3 and report["followed"] == {"x": [True, False], "y": [False], "z": [True]}
     assert report["strict"] == {"value": 0.3333, "low": 0.0, "high": 1.0, "count": 3}
     assert (report["rules"]["value"], report["rules"]["count"]) == (0.5, 4)
-    assert [line.split()[:5] for line in table(report)] == [
-        ["prompts", "1", "of", "3", "33.3%"],
-        ["rules", "2", "of", "4", "50.0%"],
-        ["one_word", "1", "of", "2", "50.0%"],
-        ["upper_case", "0", "of", "1", "0.0%"],
-        ["no_commas", "1", "of", "1", "100.0%"],
-    ]
-
-    with pytest.raises(UserError, match="no answer to 2 of 3 instructions: 'y', 'z'; answer all"):
-        verifiable_report(THREE, {"x": "a"})
-    with pytest.raises(UserError, match="2 answers to unknown instructions: 'u', 'v'"):
-        verifiable_report(THREE, {"x": "a", "y": "b", "z": "c", "v": "d", "u": "e"})
+    words = ("prompts 1 of 3 33.3%", "rules 2 of 4 50.0%", "one_word 1 of 2 50.0%", "upper_case 0 of 1 0.0%")
+    assert [" ".join(line.split()[:5]) for line in table(report)] == [*words, "no_commas 1 of 1 100.0%"]
+    for texts, complaint in (
+        ({"x": "a"}, "no answer to 2 of 3 instructions: 'y', 'z'; answer all"),
+        (dict.fromkeys("xyzvu", "a"), "2 answers to unknown instructions: 'u', 'v'"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            verifiable_report(THREE, texts)
 
 
 GOOD = {"id": "a", "prompt": "Say it.", "rules": [{"rule": "one_word"}]}
@@ -57,22 +52,24 @@ def ruled(*rules) -> dict:
     [
         (GOOD, "id 'a' came before"),
         ({"id": "b", "prompt": "p"}, "key 'rules' is missing"),
-        (GOOD | {"id": "b", "note": 1}, "the keys are id, prompt, rules, note; they must be id, prompt, rules"),
+        (GOOD | {"id": "b", "note": 1}, "the keys are id, prompt, rules, note; they must be id, prompt,"),
         (GOOD | {"id": 3}, "key 'id' must be a text"),
         (GOOD | {"id": "b", "prompt": " "}, "key 'prompt' must be a text"),
-        (ruled(), "key 'rules' must be a list"),
+        (ruled(), "a list of rules"),
         (ruled("one_word"), r"rules\[0\]: rule None is not known; take one of words_at_most, "),
         (ruled({"rule": "one_word"}, {"rule": ["rhymes"]}), r"rules\[1\]: rule \['rhymes'\] is not known"),
-        (ruled({"rule": "one_word", "count": 1}), "the keys are rule, count; they must be rule"),
-        (ruled({"rule": "bullets"}), "the keys are rule; they must be rule, count"),
         *(
-            (ruled({"rule": "bullets", "count": n}), "key 'count' is .*; it must be a whole")
-            for n in ("3", True, 0, 3.0)
+            (ruled(rule), r"rules\[0\] is {'rule': .*; docs/evaluation\.md describes " + rule["rule"])
+            for rule in (
+                {"rule": "one_word", "count": 1},
+                {"rule": "bullets"},
+                *({"rule": "bullets", "count": n} for n in ("3", True, 0, 3.0)),
+                {"rule": "alphabet", "alphabet": "Greek"},
+                *({"rule": "ends_with", "text": text} for text in (" a", ["a"])),
+                *({"rule": "lacks", "words": words} for words in ("a", [], ["a", 1])),
+                {"rule": "json", "keys": ["a", "a"]},
+            )
         ),
-        (ruled({"rule": "alphabet", "alphabet": "Greek"}), "key 'alphabet' is 'Greek'; take one of ARABIC, "),
-        *((ruled({"rule": "ends_with", "text": text}), "key 'text' is ") for text in (" a", ["a"])),
-        *((ruled({"rule": "lacks", "words": x}), "key 'words' is .*; it must be a list") for x in ("a", [], ["a", 1])),
-        (ruled({"rule": "json", "keys": ["a", "a"]}), "key 'keys' is .*; it must be a list of different"),
     ],
 )
 def test_bad_instructions_are_one_line(tmp_path, row, complaint):
@@ -96,38 +93,19 @@ def test_bad_answers_are_one_line(tmp_path):
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     write_jsonl(tmp_path / "a.jsonl", list(read_jsonl(ANSWERS))[1:])
-    monkeypatch.setattr(sys, "argv", ["verifiable", f"--instructions={PATH}", f"--answers={ANSWERS}", "--json"])
+    monkeypatch.setattr(sys, "argv", ["verifiable", f"--instructions={PATH}", f"--answers={ANSWERS}"])
     main()
-    assert json.loads(capsys.readouterr().out) == verifiable_report(INSTRUCTIONS, TEXTS)
+    assert capsys.readouterr().out.splitlines() == list(table(verifiable_report(INSTRUCTIONS, TEXTS)))
     sys.argv[2:] = [f"--answers={tmp_path / 'a.jsonl'}"]
     with pytest.raises(UserError, match=r"a\.jsonl: no answer to 1 of 175 instructions: 'v000'; answer all"):
         main()
 
 
-NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight", 10: "ten", 12: "twelve", 20: "twenty"}
-
-
-def test_prompts_name_what_their_rules_ask_for():
-    """Words, keys and texts stand in quotation marks; a count in figures or words, or after the next one's "fewer"."""
-    assert [instruction.id for instruction in INSTRUCTIONS] == [f"v{number:03}" for number in range(175)]
-    rules = Counter(rule.name for instruction in INSTRUCTIONS for rule in instruction.rules)
-    assert set(rules) == set(RULES) and min(rules.values()) >= 12
-    assert Counter(len(instruction.rules) for instruction in INSTRUCTIONS) == {1: 129, 2: 46}
-    for prompt, rule in ((item.prompt.lower(), rule) for item in INSTRUCTIONS for rule in item.rules):
-        n = rule.value
-        if isinstance(n, int):
-            ways = {str(n), NUMBERS.get(n, str(n)), f"fewer than {n + 1}", f"more than {n - 1}"}
-            ways |= {"one sentence", "one single sentence"} if rule == Rule("sentences", 1) else set()
-            assert any(way in prompt for way in ways), prompt
-        elif rule.name != "alphabet" and n:
-            texts = [text.lower() for text in ([n] if isinstance(n, str) else n)]
-            assert all(f'"{text}"' in prompt or text == "1848" or f'"{text}."' in prompt for text in texts), prompt
-
-
 def test_each_prompt_can_be_followed_and_is_not_by_any_answer():
     """All rules by its own reference answer; each rule is broken by another prompt's, or by the word it forbids."""
-    report = verifiable_report(INSTRUCTIONS, TEXTS)
-    assert [name for name, verdicts in report["followed"].items() if not all(verdicts)] == []
+    rules = Counter(rule.name for instruction in INSTRUCTIONS for rule in instruction.rules)
+    assert set(rules) == set(RULES) and min(rules.values()) >= 12
+    assert all(all(verdicts) for verdicts in verifiable_report(INSTRUCTIONS, TEXTS)["followed"].values())
     assert max(len(text.split()) for text in TEXTS.values()) <= 50
     for instruction, rule in [(item, rule) for item in INSTRUCTIONS for rule in item.rules]:
         if rule.name == "lacks":
@@ -138,11 +116,10 @@ def test_each_prompt_can_be_followed_and_is_not_by_any_answer():
 
 def test_no_prompt_resembles_another_or_one_of_the_training_sets():
     """ROUGE-L below 0.7, and no eight words in a row that a training prompt or answer has."""
-    data = ROOT / "data"
     names = ("train", "families", "families_tuning", "evaluation", "families_evaluation")
-    known = [row["prompt"] for name in names for row in read_jsonl(data / "prompts" / f"{name}.jsonl")]
-    texts = [row["text"] for row in read_jsonl(data / "answers" / "train.jsonl.gz")]
-    for row in (row for name in ("train", "held_out") for row in read_jsonl(data / "judged" / f"{name}.jsonl")):
+    known = [row["prompt"] for name in names for row in read_jsonl(DATA / "prompts" / f"{name}.jsonl")]
+    texts = [row["text"] for row in read_jsonl(DATA / "answers" / "train.jsonl.gz")]
+    for row in (row for name in ("train", "held_out") for row in read_jsonl(DATA / "judged" / f"{name}.jsonl")):
         known.append(row["prompt"])
         texts += [response["text"] for response in row["responses"]]
     novelty, sequences = Novelty(0.7, known), Sequences(known + [t for t in texts if len(t.split()) >= 8], 8)
