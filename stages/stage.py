@@ -7,23 +7,13 @@ the description. docs/stages.md shows how to add a stage.
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
-from stages.files import (
-    UserError,
-    command,
-    digest,
-    is_complete,
-    read_manifest,
-    stage_key,
-    write_json,
-    write_jsonl,
-    write_manifest,
-)
+from stages import files
+from stages.files import UserError, command, digest, is_complete, stage_key
 from stages.settings import Settings, load_settings
 
 Inputs = Mapping[str, Path | str | Sequence[Path | str] | None]
@@ -48,6 +38,7 @@ class Job:
         return is_complete(self.out, self.key)
 
     def has(self, name: str) -> bool:
+        """Whether an input is given."""
         return name in self.inputs
 
     def path(self, name: str) -> Path:
@@ -55,7 +46,8 @@ class Job:
         return self.inputs[name][0]
 
     def optional(self, name: str) -> Path | None:
-        return self.inputs[name][0] if name in self.inputs else None
+        """The path of an input, or None."""
+        return self.inputs.get(name, [None])[0]
 
     def paths(self, name: str) -> list[Path]:
         """The paths of an input that is a list of files."""
@@ -82,9 +74,10 @@ class Output:
     def write(self, job: Job, **facts: Any) -> None:
         """Write the files, then the manifest that marks the stage complete."""
         for name, content in self.files.items():
-            (write_jsonl if name.endswith(".jsonl") else write_json)(job.out / name, content)
+            write = files.write_jsonl if name.endswith(".jsonl") else files.write_json
+            write(job.out / name, content)
         outputs = [*(job.out / name for name in self.files), *self.written]
-        write_manifest(job.out, job.name, job.key, outputs, inputs=job.lineage(), **self.facts, **facts)
+        files.write_manifest(job.out, job.name, job.key, outputs, inputs=job.lineage(), **self.facts, **facts)
 
 
 @dataclass(frozen=True)
@@ -106,20 +99,11 @@ class Stage:
     """A single process; or all ranks, which share the requests; or all ranks as one process group."""
 
     def job(
-        self,
-        settings: Settings,
-        out: Path,
-        iteration: int = 0,
-        digest_of: Callable[[Path], str] = digest,
-        known: Mapping[str, str] = MappingProxyType({}),
-        **given: Any,
+        self, settings: Settings, out: Path, iteration: int = 0, known: Mapping[str, str] | None = None, **given: Any
     ) -> Job:
-        """The stage's work on these inputs; `known` are digests by input, `digest_of` computes the others.
-
-        Raises `UserError` for an input that is missing.
-        """
-        values, inputs = self.settings(settings, iteration), {**given, **self.files(settings)}
-        return make_job(self.name, settings, values, out, inputs, iteration, digest_of, known)
+        """The stage's work on these inputs; `known` are digests by input. Raises `UserError` for a missing input."""
+        values = self.settings(settings, iteration)
+        return make_job(self.name, settings, values, out, {**given, **self.files(settings)}, iteration, known)
 
     def arguments(self, config: Path, job: Job) -> list[str]:
         """The command line for this job, with key and digests, so that no rank computes them again."""
@@ -176,31 +160,29 @@ def make_job(
     out: Path,
     given: Inputs,
     iteration: int = 0,
-    digest_of: Callable[[Path], str] = digest,
-    known: Mapping[str, str] = MappingProxyType({}),
+    known: Mapping[str, str] | None = None,
 ) -> Job:
     """A job whose output depends on the settings `values` and on the inputs `given`."""
     lists = {key: [value] if isinstance(value, str | Path) else value for key, value in given.items() if value}
     inputs = {key: [Path(path) for path in paths] for key, paths in lists.items()}
-    digests = {key: known.get(key) or _digest(paths, digest_of) for key, paths in inputs.items()}
-    key = stage_key(name, {"settings": values, "inputs": digests})
-    return Job(name, settings, iteration, inputs, digests, key, out)
+    digests = dict(known or {})
+    for key in inputs.keys() - digests:
+        first, *others = map(digest, inputs[key])
+        digests[key] = stage_key("list", [first, *others]) if others else first
+    digests = {key: digests[key] for key in inputs}
+    return Job(
+        name, settings, iteration, inputs, digests, stage_key(name, {"settings": values, "inputs": digests}), out
+    )
 
 
 def weights_of(folder: Path) -> str:
     """The digest of the model that wrote a stage's output; empty if the stage has no manifest."""
-    return (read_manifest(folder) or {"inputs": {"model": {"digest": ""}}})["inputs"]["model"]["digest"]
+    return (files.read_manifest(folder) or {"inputs": {"model": {"digest": ""}}})["inputs"]["model"]["digest"]
 
 
 def first_rank() -> bool:
     """Whether this rank is the one that writes the common output."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _digest(paths: Iterable[Path], digest_of: Callable[[Path], str]) -> str:
-    """The digest of an input: of one file or folder, or of a list."""
-    digests = [digest_of(path) for path in paths]
-    return digests[0] if len(digests) == 1 else stage_key("list", digests)
 
 
 def _option(name: str) -> str:
