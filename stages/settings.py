@@ -21,7 +21,8 @@ class Model:
     prepare: str = ""  # how `prepare.seed_model` makes the seed ("smollm2-135m", ...); empty: the user brings it
     architecture: str = ""  # a folder whose config.json stands in for a missing `path` in `make plan`
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Of matrix products. "auto": bfloat16 where native, else int8 in generation on a CPU with VNNI, else float32."""
+    """The type of matrix products. "auto" is bfloat16 where the processor multiplies it natively, else int8 in
+    generation on a CPU with VNNI, else float32. Training takes float32 in place of int8."""
     attention: Literal["triton", "sdpa"] = "triton"  # on CUDA: our kernels, or, to find faults in them, PyTorch's
 
     @property
@@ -34,7 +35,7 @@ class Model:
 @dataclass(frozen=True)
 class EngineOptions:
     threads: Count = 2
-    """CPU threads of a lone rank, in generation as processes of one thread; several ranks have one thread each."""
+    """CPU threads; bfloat16 training depends on it. Generation runs as many processes; several ranks have one each."""
     block_size: Count = 16  # tokens in a block of the KV cache
     num_kv_blocks: Count = 4096  # a block of Llama-3-8B takes 2 MiB in bfloat16 (128 KiB a token)
     max_num_batched_tokens: Count = 2048  # tokens in a forward pass; a longer prompt is prefilled in chunks
