@@ -51,16 +51,14 @@ from stages.files import UserError, command, digest, is_complete, on_sigterm_rai
 from stages.forecast import Forecast
 from stages.launch import Launcher
 from stages.lock import run_lock
-from stages.settings import Evaluation, Settings, as_dict, load_settings
+from stages.settings import Settings, as_dict, load_settings
 from stages.stage import Job, Stage
 
 
 def iterate(run: "Run") -> None:
     """Seed -> SFT -> T iterations -> summary."""
     settings, seed = run.settings, prepare(run.settings.model)
-    if any(iteration.judge_pairs for iteration in settings.iteration):
-        chosen_model(settings.metajudge.model, "metajudge.model", seed, seed)  # fails now if the model is missing
-    check_evaluation(settings.evaluation, seed)
+    check_inputs(settings, seed)
     if settings.iteration:
         for t, rows in enumerate(draw_prompts(run.pool(seed), settings), 1):
             write_jsonl(run.folder / f"iter{t}" / "prompts.jsonl", rows)
@@ -238,8 +236,8 @@ class Run:
         if job.complete:
             self.forecast.done(name)
             return job.out
-        with self.forecast.stage(name) as share:
-            share = f"  ({share})" if share else ""
+        with self.forecast.stage(name) as note:
+            share = f"  ({note})" if note else ""
             print(f"[{time.strftime('%H:%M:%S')}] {stage.module} -> {job.out}{share}", flush=True)
             words = stage.arguments(self.config, job)
             self.start(stage.module, words, "-".join(job.out.parts[-2:]), stage.ranks != "one")
@@ -262,15 +260,18 @@ def chosen_model(name: str, key: str, model: Path, initial: Path) -> Path:
     return path or Path(name)
 
 
-def check_evaluation(evaluation: Evaluation, seed: Path) -> None:
-    """Raise `UserError`, before any training, for a missing or unreadable file or model of [evaluation]."""
+def check_inputs(settings: Settings, seed: Path) -> None:
+    """Raise `UserError`, before any training, for a missing or unreadable file or model."""
+    evaluation = settings.evaluation
+    if any(iteration.judge_pairs for iteration in settings.iteration):
+        chosen_model(settings.metajudge.model, "metajudge.model", seed, seed)
+    if evaluation.prompts:
+        chosen_model(evaluation.judge, "evaluation.judge", seed, seed)
     own_cases = "" if "{run}" in evaluation.judge_cases else evaluation.judge_cases  # which the run does not make
     paths = (own_cases, evaluation.comparisons, evaluation.instructions, evaluation.prompts)
     for path, read in zip(paths, (read_labelled, read_comparisons, read_instructions, read_prompts), strict=True):
         if path:
             read(Path(path))
-    if evaluation.prompts:
-        chosen_model(evaluation.judge, "evaluation.judge", seed, seed)
 
 
 def make_sft_delta(run: Run) -> None:

@@ -58,7 +58,7 @@ def command(main: Callable[[], None]) -> None:
 
 
 def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file, in order, as `read_numbered_jsonl` gives them."""
+    """The objects of a JSON-lines file, as `read_numbered_jsonl` gives them."""
     return (row for _, row in read_numbered_jsonl(path, required))
 
 
@@ -99,10 +99,8 @@ def read_json_list(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: no such file; name {wanted}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); name {wanted}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error}); fetch the file again") from None
+    except ValueError as error:  # from JSON, with the line, or from UTF-8
+        raise UserError(f"{path}: damaged ({error}); name {wanted}") from None
     if not isinstance(entries, list):
         raise UserError(f"{path}: not a JSON list; name {wanted}")
     for index, entry in enumerate(entries):
@@ -141,7 +139,7 @@ def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write one indented JSON document, atomically."""
+    """Write an indented JSON document, atomically."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -205,5 +203,5 @@ def is_complete(folder: Path | str, key: str) -> bool:
 
 def write_manifest(folder: Path | str, stage: str, key: str, outputs: Iterable[Path], **facts: Any) -> None:
     """Mark a stage complete. The digest covers the files `outputs`; `facts` are for readers."""
-    content = {"stage": stage, "key": key, "digest": _digest_of_files(Path(folder), outputs), **facts}
-    write_json(Path(folder) / MANIFEST, content)
+    marks = {"stage": stage, "key": key, "digest": _digest_of_files(Path(folder), outputs)}
+    write_json(Path(folder) / MANIFEST, marks | facts)

@@ -100,9 +100,8 @@ class Launcher:
                     while not (order := self._read(f"order/{number}")):
                         self._check_end()
                         time.sleep(0.2)
-                    name, words, port = order
-                    print(f"[{time.strftime('%H:%M:%S')}] {words[0]} (node {self.node} of {self.nodes})", flush=True)
-                    if code := self._run_ranks(name, words, port):
+                    print(f"[{time.strftime('%H:%M:%S')}] {order[1][0]} (node {self.node} of {self.nodes})", flush=True)
+                    if code := self._run_ranks(*order):
                         raise SystemExit(code)
         finally:
             with suppress(dist.DistError):
@@ -131,12 +130,10 @@ class Launcher:
 
     def _check_end(self) -> None:
         """Raise SystemExit if a node has ended, with its exit code."""
-        if self.store is None or not (end := self._read("end")):
-            return
-        message, code = end
-        if code:
-            print(f"error: {message}; see its output", file=sys.stderr)
-        raise SystemExit(code)
+        if self.store is not None and (end := self._read("end")):
+            if end[1]:
+                print(f"error: {end[0]}; see its output", file=sys.stderr)
+            raise SystemExit(end[1])
 
     def _run_ranks(self, name: str, words: list[str], port: int) -> int:
         """Run this node's ranks, show rank 0's output, and name the rank that fails first; its exit code."""
@@ -145,7 +142,7 @@ class Launcher:
         common = {"MASTER_ADDR": self.store.host, "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
         common |= {"WORLD_SIZE": self.nodes * self.ranks, "LOCAL_WORLD_SIZE": self.ranks, "GROUP_RANK": self.node}
         common |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
-        logs = [folder / f"rank{first + local}.log" for local in range(self.ranks)]
+        logs = [folder / f"rank{first + i}.log" for i in range(self.ranks)]
         processes = [_start(words, common | {"RANK": first + i, "LOCAL_RANK": i}, log) for i, log in enumerate(logs)]
         with nullcontext() if first else _shown(logs[0]):
             code, failed = self._wait(processes)

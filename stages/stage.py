@@ -59,8 +59,8 @@ class Job:
 
     def lineage(self) -> dict[str, dict[str, str]]:
         """Path and digest of each input, for the manifest."""
-        paths = {name: " ".join(map(str, paths)) for name, paths in self.inputs.items()}
-        return {name: {"path": path, "digest": self.digests[name]} for name, path in paths.items()}
+        inputs = self.inputs.items()
+        return {name: {"path": " ".join(map(str, paths)), "digest": self.digests[name]} for name, paths in inputs}
 
 
 @dataclass(frozen=True)
@@ -86,17 +86,14 @@ class Stage:
 
     name: str
     module: str  # `python -m MODULE` runs it
-    work: Callable[[Job], Output | None]
-    """Does the work. It returns None if it has written its output and manifest itself, shard by shard."""
-    settings: Callable[[Settings, int], Any] = lambda settings, iteration: {}
-    """(settings, iteration) -> the settings that the output depends on."""
+    work: Callable[[Job], Output | None]  # None: the work has written output and manifest itself, shard by shard
+    settings: Callable[[Settings, int], Any] = lambda settings, iteration: {}  # which the output depends on
     inputs: tuple[str, ...] = ()  # required files and folders
     optional: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()  # which of the inputs are lists of files
     files: Callable[[Settings], Inputs] = lambda settings: {}  # inputs that the config names
     per_iteration: bool = False  # whether the stage works for one iteration of the method
-    ranks: Literal["one", "all", "group"] = "one"
-    """A single process; or all ranks, which share the requests; or all ranks as one process group."""
+    ranks: Literal["one", "all", "group"] = "one"  # one process; all ranks, which share requests; a process group
 
     def job(
         self, settings: Settings, out: Path, iteration: int = 0, known: Mapping[str, str] | None = None, **given: Any
@@ -119,8 +116,7 @@ class Stage:
         if self.ranks != "group" and job.complete:  # the ranks of a group decide together
             return
         started = time.monotonic()
-        output = self.work(job)
-        if output is not None and first_rank():
+        if (output := self.work(job)) and first_rank():
             output.write(job, seconds=round(time.monotonic() - started, 1))
 
     def main(self) -> None:
@@ -143,10 +139,8 @@ class Stage:
         known = dict(entry.partition("=")[::2] for entry in given.pop("digests"))
         settings = load_settings(config)
         last = len(settings.iteration)
-        if iteration is None and self.per_iteration:
-            raise UserError(f"--iteration is missing: {self.module} works for one of the iterations 1 to {last}")
-        if iteration is not None and not 1 <= iteration <= last:
-            raise UserError(f"--iteration {iteration}: {config} has iterations 1 to {last}")
+        if (iteration is not None or self.per_iteration) and not 1 <= (iteration or 0) <= last:
+            raise UserError(f"--iteration {iteration}: {config} has iterations 1 to {last}; name one")
         job = self.job(settings, out, iteration or 0, known=known, **given)
         if key and key != job.key:
             raise UserError(f"{config}: changed since the run was started; start it again")
@@ -154,22 +148,15 @@ class Stage:
 
 
 def make_job(
-    name: str,
-    settings: Any,
-    values: Any,
-    out: Path,
-    given: Inputs,
-    iteration: int = 0,
-    known: Mapping[str, str] | None = None,
+    name: str, settings: Any, values: Any, out: Path, given: Inputs, iteration: int = 0, known: Any = None
 ) -> Job:
     """A job whose output depends on the settings `values` and on the inputs `given`."""
     lists = {key: [value] if isinstance(value, str | Path) else value for key, value in given.items() if value}
     inputs = {key: [Path(path) for path in paths] for key, paths in lists.items()}
-    digests = dict(known or {})
-    for key in inputs.keys() - digests:
-        first, *others = map(digest, inputs[key])
+    digests: dict[str, str] = {}
+    for key, paths in inputs.items():
+        first, *others = [known[key]] if key in (known or {}) else map(digest, paths)
         digests[key] = stage_key("list", [first, *others]) if others else first
-    digests = {key: digests[key] for key in inputs}
     return Job(
         name, settings, iteration, inputs, digests, stage_key(name, {"settings": values, "inputs": digests}), out
     )
