@@ -18,6 +18,7 @@ from prepare.eft import EFT
 from prepare.examples import EXAMPLES
 from prepare.new_prompts import NEW_PROMPTS
 from sampling.respond import RESPOND
+from stages import files
 from stages.settings import Eft, Evaluation, Iteration, Model, Prompts, Respond, Settings, Training
 from stages.stage import Stage
 
@@ -92,37 +93,33 @@ def test_a_key_depends_on_what_its_stage_reads(tmp_path, stage):
     file, other_file = tmp_path / "file", tmp_path / "other"
     file.write_text("anything")
     other_file.write_text("something else")
-    settings = replace(
-        SETTINGS,
-        eft=Eft(sources=[str(file)]),
-        prompts=Prompts(seeds=str(file)),
-        evaluation=Evaluation(instructions=str(file), prompts=str(file)),
-    )
-    inputs = dict.fromkeys(stage.inputs, file)
+    evaluation = Evaluation(instructions=str(file), prompts=str(file))
+    sources = {"eft": Eft(sources=[str(file)]), "prompts": Prompts(seeds=str(file)), "evaluation": evaluation}
+    settings, inputs = replace(SETTINGS, **sources), dict.fromkeys(stage.inputs, file)
 
-    def key(settings: Settings, **changes) -> str:
-        return stage.job(settings, tmp_path, 1, **inputs | changes).key
+    def key(settings: Settings, t: int = 1, **changes) -> str:
+        return stage.job(settings, tmp_path, t, **inputs | changes).key
 
     before = key(settings)
     variants = {name: variant for name, variant in varied(settings).items() if name not in FILES}
     assert {name for name, variant in variants.items() if key(variant) != before} == READS[stage]
     for name in (*stage.inputs, *stage.optional):
         assert key(settings, **{name: other_file}) != before, name
-    if stage.per_iteration and stage not in (DPO,):
-        assert stage.job(replace(settings, iteration=[Iteration()] * 2), tmp_path, 2, **inputs).key != before
+    if stage.per_iteration and stage is not DPO:
+        assert key(replace(settings, iteration=[Iteration()] * 2), 2) != before
 
 
 def test_a_key_depends_on_the_content_of_files_that_the_config_names(tmp_path):
-    for name, text in (("a", "same"), ("b", "same"), ("c", "other")):
-        (tmp_path / name).write_text(text)
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    for path, text in ((a, "same"), (b, "same"), (c, "other")):
+        files.write_atomic(path, text)
 
-    def keys(name: str) -> list[str]:
-        path = str(tmp_path / name)
+    def keys(path: str) -> list[str]:
         eft = replace(SETTINGS, eft=Eft(sources=[path]))
         seeded = replace(SETTINGS, prompts=Prompts(seeds=path))
-        evaluated = replace(SETTINGS, prompts=Prompts(seeds=str(tmp_path / "a"), evaluation=[path]))
+        evaluated = replace(SETTINGS, prompts=Prompts(seeds=a, evaluation=[path]))
         jobs = ((EFT, eft), (NEW_PROMPTS, seeded), (NEW_PROMPTS, evaluated))
-        return [stage.job(variant, tmp_path, model=tmp_path / "a").key for stage, variant in jobs]
+        return [stage.job(variant, tmp_path, model=a).key for stage, variant in jobs]
 
-    assert keys("a") == keys("b")
-    assert not set(keys("a")) & set(keys("c"))
+    assert keys(a) == keys(b)
+    assert not set(keys(a)) & set(keys(c))
