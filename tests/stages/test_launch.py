@@ -207,17 +207,20 @@ def test_a_node_that_fails_ends_the_others(place, node):
     assert f"error: node {node} failed with exit code 7; see its output" in (place / f"node{1 - node}").read_text()
 
 
-@pytest.mark.parametrize(("signalled", "number"), [(1, signal.SIGTERM), (0, signal.SIGKILL)])
-def test_a_node_that_is_stopped_ends_the_others(place, signalled, number):
+@pytest.mark.parametrize(
+    ("node", "number", "codes", "message"),
+    [
+        (1, signal.SIGTERM, [143, 143], "error: node 1 failed with exit code 143"),
+        (0, signal.SIGKILL, [-9, 2], "node 0 has gone; see its output"),
+    ],
+)
+def test_a_node_that_is_stopped_ends_the_others(place, node, number, codes, message):
     processes = start_nodes(place, "import time\nprint('ready', flush=True)\ntime.sleep(600)\n")
     wait_for(lambda: logs(place) == ["ready\n"] * 2)
     [rank] = ranks_of(processes[0])
-    os.kill(processes[signalled].pid, number)
-    if number == signal.SIGTERM:
-        assert finish(*processes) == [143, 143]
-        assert "error: node 1 failed with exit code 143" in (place / "node0").read_text()
-    else:
-        assert finish(*processes) == [-9, 2] and "node 0 has gone; see its output" in (place / "node1").read_text()
+    os.kill(processes[node].pid, number)
+    assert finish(*processes) == codes and message in (place / f"node{1 - node}").read_text()
+    if number == signal.SIGKILL:
         os.kill(rank, signal.SIGKILL)
 
 

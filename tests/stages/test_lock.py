@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -40,12 +41,11 @@ except UserError as error:
 
 def contend(folder: Path, count: int) -> list[tuple[subprocess.Popen, list[str]]]:
     """Processes that try at the same time, each with the words that it prints; they wait for a further line."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1, "cwd": ROOT}
     processes = [subprocess.Popen([sys.executable, "-c", CONTENDER, str(folder)], **pipes) for _ in range(count)]
     assert [process.stdout.readline() for process in processes] == ["ready\n"] * count
     for process in processes:
         process.stdin.write("\n")
-        process.stdin.flush()
     return [(process, process.stdout.readline().split()) for process in processes]
 
 
@@ -78,11 +78,10 @@ def test_a_stage_that_outlives_its_killed_run_keeps_the_lock(tmp_path):
     pytest.fail("the lock of dead processes stays")
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_lock_is_released_whatever_happens(tmp_path, error):
-    with pytest.raises(error), run_lock(tmp_path):
+def test_a_lock_is_released_whatever_happens(tmp_path):
+    with pytest.raises(KeyboardInterrupt), run_lock(tmp_path):
         assert f"process {os.getpid()} on" in (tmp_path / "lock").read_text()
-        raise error
+        raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
@@ -101,8 +100,6 @@ def test_a_lock_that_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
 
 
 def test_a_file_system_without_locks_is_an_error(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
+    refuse = Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert "/lock: no lock on this file system (No locks available)" in refused(tmp_path)
