@@ -96,7 +96,8 @@ class Launcher:
         self.store.add("joined", 1)
         try:
             with self._end_reported():
-                for number in self.orders:
+                while True:
+                    number = next(self.orders)
                     while not (order := self._read(f"order/{number}")):
                         self._check_end()
                         time.sleep(0.2)
