@@ -18,6 +18,7 @@ is left out when its output is complete for the same inputs and settings. So the
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -50,16 +51,14 @@ from stages.files import UserError, command, digest, is_complete, on_sigterm_rai
 from stages.forecast import Forecast
 from stages.launch import Launcher
 from stages.lock import run_lock
-from stages.settings import Evaluation, Settings, as_dict, load_settings
+from stages.settings import Settings, as_dict, load_settings
 from stages.stage import Job, Stage
 
 
 def iterate(run: "Run") -> None:
     """Seed -> SFT -> T iterations -> summary."""
     settings, seed = run.settings, prepare(run.settings.model)
-    if any(iteration.judge_pairs for iteration in settings.iteration):
-        chosen_model(settings.metajudge.model, "metajudge.model", seed, seed)  # fails now if the model is missing
-    check_evaluation(settings.evaluation, seed)
+    check_inputs(settings, seed)
     if settings.iteration:
         for t, rows in enumerate(draw_prompts(run.pool(seed), settings), 1):
             write_jsonl(run.folder / f"iter{t}" / "prompts.jsonl", rows)
@@ -84,12 +83,9 @@ class Run:
 
     def iteration(self, t: int, model: Path, initial: Path) -> Path:
         """Make M_t from M_{t-1} (`model`): act, judge, meta-judge, make pairs, train."""
-        settings, folder = self.settings, self.folder / f"iter{t}"
-        prompts = folder / "prompts.jsonl"
+        settings, folder, prompts = self.settings, self.folder / f"iter{t}", self.folder / f"iter{t}" / "prompts.jsonl"
         if t == 1 and not (settings.judge.scores_file or list((folder / "responses").glob("shards-*/*"))):
-            words = ("--config", self.config, "--model", model, "--prompts", prompts)
-            if code := self.launcher.run("judging.preview", words, "preview", distributed=False):
-                raise SystemExit(code)
+            self.start("judging.preview", ("--config", self.config, "--model", model, "--prompts", prompts), "preview")
         responses = self.run_stage(RESPOND, folder / "responses", t, model=model, prompts=prompts)
 
         sources = Sources(responses, scores_file=self.external_scores(t, responses))
@@ -133,7 +129,7 @@ class Run:
     def check(self, t: int, sources: Sources, pairs: Path) -> None:
         """Write the iteration's bias panel. Raises `UserError` if the panel breaks one of the limits."""
         path, evaluation = self.folder / f"iter{t}" / "bias.json", self.settings.evaluation
-        own, initial = ModelMeasurements.of(self.folder, t - 1), ModelMeasurements.of(self.folder, 0)
+        own, initial = (ModelMeasurements.of(self.folder, model) for model in (t - 1, 0))
         metajudge = {"current": own, "initial": initial}.get(self.settings.metajudge.model)
         agreement = own.agreement if evaluation.judge_cases else None
         meta_agreement = metajudge.meta_agreement if metajudge and evaluation.comparisons else None
@@ -145,7 +141,7 @@ class Run:
         """The file of all prompts: the user's, or new prompts written after seed prompts."""
         options = self.settings.prompts
         if options.seeds:
-            writer = other_model(options.model, "prompts.model") if options.model else seed
+            writer = chosen_model(options.model or "current", "prompts.model", seed, seed)
             return self.run_stage(NEW_PROMPTS, self.folder / "pool", model=writer) / "prompts.jsonl"
         if not self.settings.respond.prompts:
             raise UserError(f"{self.config}: no prompts; set respond.prompts, or prompts.seeds to make new ones")
@@ -153,16 +149,15 @@ class Run:
 
     def sft(self, seed: Path) -> Path:
         """M0, which can judge and meta-judge: the seed after SFT, or the seed plus the change that SFT once made."""
-        if self.settings.sft.sft_delta and self.settings.sft.enabled:
-            return self.merged_m0(seed)
-        return self.trained_m0(seed) if self.settings.sft.enabled else seed
+        sft = self.settings.sft
+        return seed if not sft.enabled else self.merged_m0(seed) if sft.sft_delta else self.trained_m0(seed)
 
     def trained_m0(self, seed: Path) -> Path:
         """The seed, fine-tuned on judging and meta-judging examples. Runs with the same inputs share it."""
-        labelled = None
+        folder, labelled = self.folder / "sft", None
         if self.settings.eft.sources:
-            labelled = self.run_stage(EFT, self.folder / "sft" / "eft", model=seed) / "examples.jsonl"
-        examples = self.run_stage(EXAMPLES, self.folder / "sft" / "examples", model=seed, labelled=labelled)
+            labelled = self.run_stage(EFT, folder / "eft", model=seed) / "examples.jsonl"
+        examples = self.run_stage(EXAMPLES, folder / "examples", model=seed, labelled=labelled)
         job = self.job(SFT, Path(), model=seed, data=examples / "examples.jsonl")
         return self.run_shared(SFT, job, Path("models") / "sft" / job.key[:12], "checkpoint")
 
@@ -181,7 +176,7 @@ class Run:
 
     def sft_recipe(self, seed: Path) -> str:
         """The identity of an SFT: its settings, its seed, and the sources of its examples."""
-        sft = {key: value for key, value in as_dict(self.settings.sft).items() if not key.startswith("sft_delta")}
+        sft = {key: value for key, value in as_dict(self.settings.sft).items() if key != "sft_delta"}
         stages = (EXAMPLES, EFT) if self.settings.eft.sources else (EXAMPLES,)
         examples = [self.job(stage, Path(), model=seed).key for stage in stages]
         facts = {"sft": sft, "tokens": self.settings.trainer.tokens_per_microbatch, "examples": examples}
@@ -200,34 +195,30 @@ class Run:
         if evaluation.prompts and t != seed:
             judge = chosen_model(evaluation.judge, "evaluation.judge", model, initial)
             duel = {"judge": judge, "against": ModelMeasurements.of(self.folder, seed).answers}
-        folders, judges = ModelMeasurements.of(self.folder, t), t >= 0 or evaluation.seed_judges
-        self.measure(model, folders, f"evaluation/{t}", judges, **duel)
+        judges = t >= 0 or evaluation.seed_judges
+        self.measure(model, ModelMeasurements.of(self.folder, t), f"evaluation/{t}", judges, **duel)
 
     def measure(self, model: Path, folders: ModelMeasurements, name: str, judges: bool = True, **duel: Path) -> None:
         """Measure a model, if `judges` as a judge and meta-judge, too. Runs share measurements of the same weights."""
         evaluation = self.settings.evaluation
-        inputs: dict[str, Any] = {"instructions": evaluation.instructions, "prompts": evaluation.prompts}
+        inputs: dict[str, Any] = {"instructions": evaluation.instructions, "prompts": evaluation.prompts, **duel}
         if judges:
             cases = evaluation.judge_cases.replace("{run}", str(self.folder))
             inputs |= {"judge_cases": cases, "comparisons": evaluation.comparisons}
-        inputs |= duel
         if not any(inputs.values()):
             return
         job = self.job(MEASURE, Path(), model=model, **inputs)
         if is_complete(folders.folder, job.key):
             self.forecast.done(name)
         else:
-            shared = Path("models") / "measured" / job.key[:12]
-            self.run_shared(MEASURE, job, shared, name=name)
+            shared = self.run_shared(MEASURE, job, Path("models") / "measured" / job.key[:12], name=name)
             files.copy_folder(shared, folders.folder)
 
     def job(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Job:
-        """A stage's work on these inputs."""
-        return stage.job(self.settings, out, t, self.digest, **inputs)
-
-    def digest(self, path: Path) -> str:
-        """The digest of an input. Digests of models are kept, since no stage changes a model."""
-        return self.model_digest(path) if (path / "config.json").is_file() else digest(path)
+        """A stage's work on these inputs. Digests of models are kept, since no stage changes a model."""
+        models = {name: path for name, path in inputs.items() if path and name in ("model", "judge", "reference")}
+        known = {name: self.model_digest(path) for name, path in models.items()}
+        return stage.job(self.settings, out, t, known, **inputs)
 
     def run_stage(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Path:
         """Run a stage on these inputs; its output folder."""
@@ -245,36 +236,42 @@ class Run:
         if job.complete:
             self.forecast.done(name)
             return job.out
-        with self.forecast.stage(name) as share:
-            share = f"  ({share})" if share else ""
+        with self.forecast.stage(name) as note:
+            share = f"  ({note})" if note else ""
             print(f"[{time.strftime('%H:%M:%S')}] {stage.module} -> {job.out}{share}", flush=True)
             words = stage.arguments(self.config, job)
-            if code := self.launcher.run(stage.module, words, "-".join(job.out.parts[-2:]), stage.ranks != "one"):
-                raise SystemExit(code)
+            self.start(stage.module, words, "-".join(job.out.parts[-2:]), stage.ranks != "one")
         return job.out
 
-
-def other_model(path: str, key: str) -> Path:
-    """A model that the user brings. Raises `UserError` naming the setting `key` where the model is missing."""
-    if not (Path(path) / "config.json").is_file():
-        raise UserError(f"{path}: no model here; put a Hugging Face directory there or change {key}")
-    return Path(path)
+    def start(self, module: str, words: Sequence[str | Path], name: str, distributed: bool = False) -> None:
+        """Run a module as a process, or on all ranks; SystemExit if it fails."""
+        if code := self.launcher.run(module, words, name, distributed):
+            raise SystemExit(code)
 
 
 def chosen_model(name: str, key: str, model: Path, initial: Path) -> Path:
-    """The model that a setting chooses: "current", `model`; "initial", M_0; or a Hugging Face directory."""
-    return {"current": model, "initial": initial}.get(name) or other_model(name, key)
+    """The model that the setting `key` names: "current", `model`; "initial", M_0; or a Hugging Face directory.
+
+    Raises `UserError` where the directory holds no model.
+    """
+    path = {"current": model, "initial": initial}.get(name)
+    if path is None and not (Path(name) / "config.json").is_file():
+        raise UserError(f"{name}: no model here; put a Hugging Face directory there or change {key}")
+    return path or Path(name)
 
 
-def check_evaluation(evaluation: Evaluation, seed: Path) -> None:
-    """Raise `UserError`, before any training, for a missing or unreadable file or model of [evaluation]."""
+def check_inputs(settings: Settings, seed: Path) -> None:
+    """Raise `UserError`, before any training, for a missing or unreadable file or model."""
+    evaluation = settings.evaluation
+    if any(iteration.judge_pairs for iteration in settings.iteration):
+        chosen_model(settings.metajudge.model, "metajudge.model", seed, seed)
+    if evaluation.prompts:
+        chosen_model(evaluation.judge, "evaluation.judge", seed, seed)
     own_cases = "" if "{run}" in evaluation.judge_cases else evaluation.judge_cases  # which the run does not make
     paths = (own_cases, evaluation.comparisons, evaluation.instructions, evaluation.prompts)
     for path, read in zip(paths, (read_labelled, read_comparisons, read_instructions, read_prompts), strict=True):
         if path:
             read(Path(path))
-    if evaluation.prompts:
-        chosen_model(evaluation.judge, "evaluation.judge", seed, seed)
 
 
 def make_sft_delta(run: Run) -> None:
@@ -311,8 +308,7 @@ def main() -> None:
     settings = load_settings(arguments.config)
     folder = Path("runs") / (arguments.run or settings.name)
     on_sigterm_raise()
-    nodes = arguments.nodes, arguments.node, arguments.head
-    launcher = Launcher(settings.nproc_per_node, folder / "logs", *nodes)
+    launcher = Launcher(settings.nproc_per_node, folder / "logs", arguments.nodes, arguments.node, arguments.head)
     if arguments.node:
         launcher.follow()
     folder.mkdir(parents=True, exist_ok=True)
@@ -320,15 +316,13 @@ def main() -> None:
         files.write_json(folder / "settings.json", as_dict(settings))
         run = Run(arguments.config, settings, folder, launcher)
         if arguments.make_sft_delta:
-            make_sft_delta(run)
-        else:
-            iterate(run)
-            report = folder / "report.html"
-            try:
-                write_report([folder], report)
-                print(f"  report       {report}")
-            except UserError as error:  # the report needs packages that the run does not
-                print(f"  no report    {error}, then make report RUN={folder.name}")
+            return make_sft_delta(run)
+        iterate(run)
+        try:
+            write_report([folder], folder / "report.html")
+            print(f"  report       {folder / 'report.html'}")
+        except UserError as error:  # the report needs packages that the run does not
+            print(f"  no report    {error}, then make report RUN={folder.name}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Bounds:
-    """The range of a setting, from `low` to `high`, both included; or with `above`, from above `low`."""
+    """The range of a setting, from `low` to `high`, both included; with `above`, without `low`."""
 
     low: float
     high: float = math.inf
@@ -42,10 +42,10 @@ Positive = Annotated[float, Bounds(0, above=True)]
 
 def read_config(cls: type[T], path: Path) -> T:
     """The config `path` as a `cls`. Raises `UserError`."""
-    return _build(cls, _read(path), f"{path}: ")
+    return _build(cls, _read(path, ()), f"{path}: ")
 
 
-def _read(path: Path, extended: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
     """A config's table. Its key `extends` names a config, relative to its own folder, whose keys it replaces."""
     if not path.is_file():
         raise UserError(f"{path}: no such config; choose one of configs/*.toml")
@@ -61,21 +61,17 @@ def _read(path: Path, extended: tuple[Path, ...] = ()) -> dict[str, Any]:
     return _overlaid(_read(base, (*extended, path.resolve())), table)
 
 
-def _overlaid(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `table` in place of its own, also within sections; a list is replaced as a whole."""
-    sections = {
-        key: _overlaid(base[key], value)
-        for key, value in table.items()
-        if isinstance(value, dict) and isinstance(base.get(key), dict)
-    }
-    return base | table | sections
+def _overlaid(base: Any, value: Any) -> Any:
+    """`value` in place of `base`; of two sections, key by key."""
+    if not isinstance(base, dict) or not isinstance(value, dict):
+        return value
+    return base | {key: _overlaid(base.get(key), item) for key, item in value.items()}
 
 
 def _build(cls: type[T], table: dict[str, Any], where: str) -> T:
     known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
-    for key in table:
-        if key not in known:
-            raise UserError(f"{where}{key}: unknown key; known here: {', '.join(known)}")
+    if unknown := [key for key in table if key not in known]:
+        raise UserError(f"{where}{unknown[0]}: unknown key; known here: {', '.join(known)}")
     for key, field in known.items():
         if key not in table and field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{where}{key}: missing; add this key")
@@ -84,7 +80,6 @@ def _build(cls: type[T], table: dict[str, Any], where: str) -> T:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """A TOML value as the type `hint` of its field."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         number = _convert(arguments[0], value, where)

@@ -58,20 +58,19 @@ def command(main: Callable[[], None]) -> None:
 
 
 def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file, in order, as `read_numbered_jsonl` gives them."""
+    """The objects of a JSON-lines file, as `read_numbered_jsonl` gives them."""
     return (row for _, row in read_numbered_jsonl(path, required))
 
 
 def read_numbered_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
     """The line numbers, from 1, and objects of a JSON-lines file, which may be compressed (`.gz`).
 
-    Blank lines are skipped. Raises `UserError` naming file and line when the file is missing or damaged, a line is not
-    a JSON object, or a key of `required` is missing.
+    Blank lines are skipped. Raises `UserError` naming file and line for a missing or damaged file, a line that is not
+    a JSON object, and a missing key of `required`.
     """
-    path = Path(path)
+    path, number = Path(path), 0
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path in the config or run the stage that writes it")
-    number = 0
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -95,18 +94,13 @@ def _row(line: str, where: str, required: Iterable[str]) -> dict[str, Any]:
 
 
 def read_json_list(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON list, each with its place, "PATH, entry I", counted from 0.
-
-    `wanted` tells users which file to name. Raises `UserError` naming the file, and the line or entry.
-    """
+    """The objects of a JSON list, each with its place, "PATH, entry I"; errors tell users to name `wanted`."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: no such file; name {wanted}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); name {wanted}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error}); fetch the file again") from None
+    except ValueError as error:  # from JSON, with the line, or from UTF-8
+        raise UserError(f"{path}: damaged ({error}); name {wanted}") from None
     if not isinstance(entries, list):
         raise UserError(f"{path}: not a JSON list; name {wanted}")
     for index, entry in enumerate(entries):
@@ -127,7 +121,7 @@ def _temporary(path: Path) -> Path:
 
 
 def write_atomic(path: Path | str, data: str | bytes) -> None:
-    """Write a file whole or not at all: temporary name in the same folder, fsync, rename."""
+    """Write a file whole or not at all."""
     temporary = _temporary(Path(path))
     try:
         with temporary.open("wb") as file:
@@ -145,7 +139,7 @@ def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write one indented JSON document, atomically."""
+    """Write an indented JSON document, atomically."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -154,38 +148,30 @@ def copy_folder(source: Path, target: Path) -> None:
     temporary = _temporary(target)
     try:
         shutil.copytree(source, temporary)
-        if target.exists():
-            shutil.rmtree(target)
+        shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def digest(path: Path | str) -> str:
-    """The digest of an input: a file's SHA-256; a folder's manifest's digest or, without one, that of all its files.
-
-    Raises `UserError` when the path does not exist.
-    """
+    """The digest of an input: a file's SHA-256; a folder's manifest's digest or, without one, that of all its files."""
     path = Path(path)
     if path.is_file():
-        return _sha256(path)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder; check the path or run the stage that writes it")
     if manifest := read_manifest(path):
         return manifest["digest"]
-    names = [file.relative_to(path) for file in path.rglob("*") if file.is_file()]
+    found = [file for file in path.rglob("*") if file.is_file()]
     # Hidden files and folders belong to tools: a download's notes, an unfinished write.
-    return _digest_of_files(path, (path / name for name in names if not any(p.startswith(".") for p in name.parts)))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return _digest_of_files(path, (file for file in found if "/." not in f"/{file.relative_to(path).as_posix()}"))
 
 
 def _digest_of_files(folder: Path, files: Iterable[Path]) -> str:
     """The SHA-256 of the names and digests of files in a folder."""
-    lines = (f"{file.relative_to(folder)} {_sha256(file)}\n" for file in sorted(files))
+    lines = (f"{file.relative_to(folder)} {digest(file)}\n" for file in sorted(files))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -199,13 +185,12 @@ def stage_key(stage: str, settings: Any, inputs: Mapping[str, Path | str] = Mapp
 def read_manifest(folder: Path | str) -> dict[str, Any] | None:
     """The manifest of a complete stage, or None."""
     path = Path(folder) / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def read_shards(folder: Path | str) -> Iterator[Any]:
     """All records of a finished stage that writes shards, in the order of its requests."""
-    manifest = read_manifest(folder)
-    if manifest is None:
+    if (manifest := read_manifest(folder)) is None:
         raise UserError(f"{folder}: not a finished stage (no manifest.json); run the stage that writes it")
     for name in manifest["shards"]:
         yield from read_jsonl(Path(folder) / name)
@@ -213,11 +198,10 @@ def read_shards(folder: Path | str) -> Iterator[Any]:
 
 def is_complete(folder: Path | str, key: str) -> bool:
     """Whether `folder` holds the finished output of exactly this work."""
-    manifest = read_manifest(folder)
-    return manifest is not None and manifest.get("key") == key
+    return (read_manifest(folder) or {}).get("key") == key
 
 
 def write_manifest(folder: Path | str, stage: str, key: str, outputs: Iterable[Path], **facts: Any) -> None:
     """Mark a stage complete. The digest covers the files `outputs`; `facts` are for readers."""
-    content = {"stage": stage, "key": key, "digest": _digest_of_files(Path(folder), outputs), **facts}
-    write_json(Path(folder) / MANIFEST, content)
+    marks = {"stage": stage, "key": key, "digest": _digest_of_files(Path(folder), outputs)}
+    write_json(Path(folder) / MANIFEST, marks | facts)

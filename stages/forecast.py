@@ -54,9 +54,8 @@ class Forecast:
     """The stages of a run that are left, and the speed so far."""
 
     def __init__(self, settings: Settings):
-        self.left = works(settings)
+        self.left, self.tokens, self.seconds = works(settings), 0.0, 0.0
         self.whole = sum(self.left.values())
-        self.tokens, self.seconds = 0.0, 0.0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[str]:
@@ -68,9 +67,8 @@ class Forecast:
             notes.append(f"about {max(minutes, 1):.0f} min left")
         yield ", ".join(notes)
         self.done(name)
-        if tokens:
-            self.tokens += tokens
-            self.seconds += time.monotonic() - started
+        self.tokens += tokens
+        self.seconds += (time.monotonic() - started) * bool(tokens)
 
     def done(self, name: str) -> None:
         """Take a finished stage off the list."""

@@ -1,8 +1,8 @@
 """Stages as processes: one process, or ranks on one node or on several that share the folder.
 
-A rank gets the variables that torchrun sets, too (RANK, WORLD_SIZE, MASTER_ADDR, ...), and meets the others in a store
-of the launcher. On several nodes the same command runs on each: the first, the head, decides what comes next and tells
-the others through a store on its port. The first failure is reported there, so that no node waits in vain.
+A rank gets torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, ...), and meets the others in a store of the launcher.
+On several nodes the same command runs on each: the first, the head, decides what comes next and tells the others
+through a store on its port. The first failure is reported there, so that no node waits in vain.
 """
 
 import json
@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,9 +28,7 @@ ROOT = Path(__file__).parents[1]
 GRACE = 300  # seconds that ranks have to save their state after a signal
 KILLED = 128 + signal.SIGKILL
 PATIENCE = timedelta(minutes=10)  # how long nodes wait for one another at the start
-SPINS = "1000"
-"""How often a thread that waits for another looks before it sleeps. OpenMP's default, 300,000, suits an idle machine;
-beside a program that takes a core, a stage would spend its time on looking."""
+SPINS = "1000"  # how often a waiting thread looks before it sleeps; OpenMP's 300,000 would take a shared machine's time
 
 
 @dataclass
@@ -42,7 +41,7 @@ class Launcher:
     node: int = 0
     head: str = ""  # HOST:PORT of node 0
     store: Any = field(init=False, default=None)  # a `TCPStore` of all nodes; None for a single rank
-    orders: int = field(init=False, default=0)  # number of stages started on several ranks; the same on all nodes
+    orders: Iterator[int] = field(init=False, default_factory=lambda: count(1))  # of stages on all ranks
 
     def __post_init__(self) -> None:
         """Raises `UserError` where the head's address is wrong or the head does not answer."""
@@ -68,9 +67,8 @@ class Launcher:
             if code == KILLED:
                 print(f"error: {module} was killed: out of memory?", file=sys.stderr)
             return code
-        self.orders += 1
         meeting = dist.TCPStore(self.store.host, 0, None, True, wait_for_workers=False)  # the ranks' store
-        self.store.set(f"order/{self.orders}", json.dumps([name, words, meeting.port]))
+        self.store.set(f"order/{next(self.orders)}", json.dumps([name, words, meeting.port]))
         return self._run_ranks(name, words, meeting.port)
 
     @contextmanager
@@ -94,31 +92,21 @@ class Launcher:
                 time.sleep(0.1)
 
     def follow(self) -> NoReturn:
-        """On the other nodes: take part in the stages that the head starts.
-
-        Ends by SystemExit, with the head's exit code or that of the node that failed first.
-        """
+        """On the other nodes: take part in the head's stages. Exits with the code of the head or the first failure."""
         self.store.add("joined", 1)
         try:
             with self._end_reported():
                 while True:
-                    name, words, port = self._next_order()
-                    print(f"[{time.strftime('%H:%M:%S')}] {words[0]} (node {self.node} of {self.nodes})", flush=True)
-                    if code := self._run_ranks(name, words, port):
+                    number = next(self.orders)
+                    while not (order := self._read(f"order/{number}")):
+                        self._check_end()
+                        time.sleep(0.2)
+                    print(f"[{time.strftime('%H:%M:%S')}] {order[1][0]} (node {self.node} of {self.nodes})", flush=True)
+                    if code := self._run_ranks(*order):
                         raise SystemExit(code)
         finally:
             with suppress(dist.DistError):
                 self.store.add("left", 1)
-
-    def _next_order(self) -> list[Any]:
-        """The head's next order: the arguments of `_run_ranks`."""
-        self.orders += 1
-        while True:
-            self._check_end()
-            with suppress(dist.DistError):
-                if self.store.check([f"order/{self.orders}"]):
-                    return json.loads(self.store.get(f"order/{self.orders}"))
-            time.sleep(0.2)
 
     @contextmanager
     def _end_reported(self) -> Iterator[None]:
@@ -134,17 +122,19 @@ class Launcher:
                 report = json.dumps([f"node {self.node} failed with exit code {code}", code])
                 self.store.compare_set("end", "", report)
 
-    def _check_end(self) -> None:
-        """Raise SystemExit if a node has ended, with its exit code; UserError if the head has gone without a word."""
+    def _read(self, key: str) -> Any:
+        """What a node has written to the store, or None. Raises `UserError` if the head has gone without a word."""
         try:
-            if self.store is None or not self.store.check(["end"]):
-                return
-            message, code = json.loads(self.store.get("end"))
+            return json.loads(self.store.get(key)) if self.store.check([key]) else None
         except dist.DistError:
             raise UserError(f"{self.head}: node 0 has gone; see its output, and start all nodes again") from None
-        if code:
-            print(f"error: {message}; see its output", file=sys.stderr)
-        raise SystemExit(code)
+
+    def _check_end(self) -> None:
+        """Raise SystemExit if a node has ended, with its exit code."""
+        if self.store is not None and (end := self._read("end")):
+            if end[1]:
+                print(f"error: {end[0]}; see its output", file=sys.stderr)
+            raise SystemExit(end[1])
 
     def _run_ranks(self, name: str, words: list[str], port: int) -> int:
         """Run this node's ranks, show rank 0's output, and name the rank that fails first; its exit code."""
@@ -153,7 +143,7 @@ class Launcher:
         common = {"MASTER_ADDR": self.store.host, "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
         common |= {"WORLD_SIZE": self.nodes * self.ranks, "LOCAL_WORLD_SIZE": self.ranks, "GROUP_RANK": self.node}
         common |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
-        logs = [folder / f"rank{first + local}.log" for local in range(self.ranks)]
+        logs = [folder / f"rank{first + i}.log" for i in range(self.ranks)]
         processes = [_start(words, common | {"RANK": first + i, "LOCAL_RANK": i}, log) for i, log in enumerate(logs)]
         with nullcontext() if first else _shown(logs[0]):
             code, failed = self._wait(processes)
@@ -162,10 +152,7 @@ class Launcher:
         return code
 
     def _wait(self, processes: list[subprocess.Popen]) -> tuple[int, int]:
-        """Wait until all have ended; the exit code and number of the first that fails, or (0, 0).
-
-        All are ended when one fails, when another node fails, and when SIGTERM ends this process.
-        """
+        """Wait for all, and end all when one, another node or this one fails; the first failure's code and number."""
         try:
             while None in (codes := [process.poll() for process in processes]) and not any(codes):
                 self._check_end()
@@ -183,17 +170,13 @@ class Launcher:
 
 
 def _start(words: list[str], variables: dict[str, Any] | None = None, log: Path | None = None) -> subprocess.Popen:
-    """Start `python -m words`. It inherits the run's lock, and finds the checkout's modules from any folder.
-
-    Waiting threads sleep early, unless the user says how they wait.
-    """
+    """Start `python -m words`. It inherits the run's lock, and finds the checkout's modules from any folder."""
     environment = ({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": SPINS}) | os.environ
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     environment |= {key: str(value) for key, value in (variables or {}).items()}
     with log.open("wb") if log else nullcontext() as out:
-        errors = subprocess.STDOUT if log else None
         command = [sys.executable, "-m", *words]
-        return subprocess.Popen(command, env=environment, stdout=out, stderr=errors, close_fds=False)
+        return subprocess.Popen(command, env=environment, stdout=out, stderr=out, close_fds=False)
 
 
 @contextmanager
@@ -201,9 +184,8 @@ def _shown(log: Path) -> Iterator[None]:
     """In this context, what is written to a log appears on standard error, too."""
     done = threading.Event()
 
-    def copy() -> None:
+    def copy(last: bool = False) -> None:
         with log.open("rb") as lines:
-            last = False
             while not last:
                 last = done.wait(0.1)
                 sys.stderr.buffer.write(lines.read())

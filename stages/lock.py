@@ -20,10 +20,7 @@ from stages.files import UserError
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder`/lock, as no other process on any node does at the same time. The folder must exist.
-
-    Raises `UserError` where another process holds it, or the file system has no locks.
-    """
+    """Hold `folder`/lock. Raises `UserError` where another process holds it, or the file system has no locks."""
     path = folder / "lock"
     while True:
         file = path.open("a+", encoding="utf-8", errors="replace")
@@ -38,9 +35,9 @@ def run_lock(folder: Path) -> Iterator[None]:
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
         file.close()  # the process that held the lock has removed this file meanwhile
-    since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    who, since = f"{os.getpid()} on {platform.node()} ({shlex.join(sys.argv)})", time.strftime("%Y-%m-%d %H:%M:%S %z")
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()} ({shlex.join(sys.argv)}) or its stages, since {since}\n")
+    file.write(f"process {who} or its stages, since {since}\n")
     file.flush()
     os.set_inheritable(file.fileno(), True)
     try:

@@ -1,15 +1,4 @@
-"""The records of a run: one definition for each kind of row in its JSON-lines files.
-
-| file in runs/NAME/iter<t>/ | rows |
-|---|---|
-| responses/shards-*/*.jsonl | `Response` |
-| judgments/shards-*/*.jsonl | `Judgment` |
-| scores/shards-*/*.jsonl | `ExpectedScore` |
-| comparisons/shards-*/*.jsonl | `Comparison` |
-| comparisons/meta_judged.jsonl | `MetaJudged` |
-| pairs/actor.jsonl, pairs/judge.jsonl | `ActorPair`, `JudgePair` |
-| pairs/elo.jsonl | `EloScore` |
-| pairs/none.jsonl | `MissingPair` |
+"""The records of a run: one definition for each kind of row in the JSON-lines files of runs/NAME/iter<t>/.
 
 Ids are readable: prompt "t0007", response "t0007/r2", judgment "t0007/r2/j0", comparison "t0007/r2/m0-3", pairs
 "actor/t0007" and "judge/t0007/r2". Code reads the fields that name other records, and never takes an id apart.
@@ -17,10 +6,8 @@ Ids are readable: prompt "t0007", response "t0007/r2", judgment "t0007/r2/j0", c
 
 from typing import Any, Literal, TypedDict
 
-Record = dict[str, Any]
-"""A row of a JSON-lines file."""
-Message = dict[str, str]
-"""{"role": ..., "content": ...}"""
+Record = dict[str, Any]  # a row of a JSON-lines file
+Message = dict[str, str]  # {"role": ..., "content": ...}
 
 
 class Sampled(TypedDict):
@@ -37,14 +24,14 @@ class Sampled(TypedDict):
 
 
 class Response(Sampled):
-    """One of the K answers to a prompt."""
+    """responses/shards-*/*.jsonl: one of the K answers to a prompt."""
 
     sample: int  # 0 to K - 1
     prompt: str
 
 
 class Judgment(Sampled):
-    """One of the N judgments of a response."""
+    """judgments/shards-*/*.jsonl: one of the N judgments of a response."""
 
     response_id: str
     index: int  # 0 to N - 1
@@ -54,7 +41,7 @@ class Judgment(Sampled):
 
 
 class ExpectedScore(TypedDict):
-    """The mean of the distribution over a response's score, without text before it or after one judgment's reasons."""
+    """scores/shards-*/*.jsonl: the mean of the distribution over a score, with or without a judgment's reasons."""
 
     id: str
     response_id: str
@@ -68,7 +55,7 @@ class ExpectedScore(TypedDict):
 
 
 class Comparison(Sampled):
-    """One verdict of the meta-judge about two judgments of a response."""
+    """comparisons/shards-*/*.jsonl: one verdict of the meta-judge about two judgments of a response."""
 
     response_id: str
     first: int  # index of the judgment shown first, as A
@@ -78,7 +65,7 @@ class Comparison(Sampled):
 
 
 class MetaJudged(TypedDict):
-    """Which of a prompt's responses is meta-judged; decided by `judging.metajudge`, read by later stages."""
+    """comparisons/meta_judged.jsonl: which of a prompt's responses is meta-judged."""
 
     prompt_id: str
     response_id: str | None
@@ -116,7 +103,7 @@ def preference(prompt_id: str, prompt: list[Message], prompt_ids: list[int], cho
 
 
 class ActorPair(Preference):
-    """Which response to a prompt is better."""
+    """pairs/actor.jsonl: which response to a prompt is better."""
 
     id: str
     kind: Literal["actor"]
@@ -125,7 +112,7 @@ class ActorPair(Preference):
 
 
 class JudgePair(Preference):
-    """Which judgment of a response is better."""
+    """pairs/judge.jsonl: which judgment of a response is better."""
 
     id: str
     kind: Literal["judge"]
@@ -135,7 +122,7 @@ class JudgePair(Preference):
 
 
 class EloScore(TypedDict):
-    """The Elo score of a judgment that was compared."""
+    """pairs/elo.jsonl: the Elo score of a judgment that was compared."""
 
     judgment_id: str
     response_id: str
@@ -148,7 +135,7 @@ class EloScore(TypedDict):
 
 
 class MissingPair(TypedDict):
-    """Why a prompt gave no pair of a kind."""
+    """pairs/none.jsonl: why a prompt gave no pair of a kind."""
 
     prompt_id: str
     kind: Literal["actor", "judge"]

@@ -35,8 +35,7 @@ class Model:
 @dataclass(frozen=True)
 class EngineOptions:
     threads: Count = 2
-    """CPU threads a rank; training in bfloat16 depends on it. Without a GPU, generation runs as many processes of one
-    thread each; with several ranks, a rank runs one thread."""
+    """CPU threads; bfloat16 training depends on it. Generation runs as many processes; several ranks have one each."""
     block_size: Count = 16  # tokens in a block of the KV cache
     num_kv_blocks: Count = 4096  # a block of Llama-3-8B takes 2 MiB in bfloat16 (128 KiB a token)
     max_num_batched_tokens: Count = 2048  # tokens in a forward pass; a longer prompt is prefilled in chunks
@@ -68,8 +67,7 @@ class Sft(Training):
     """JSON-lines files of labelled judgments, comparisons and answers, or of prompts with scored responses
     (data/README.md); examples are taken in the order of files and lines."""
     sft_delta: str = ""
-    """A low-rank file of the change that SFT makes (`prepare/sft_delta.py`). M0 is then the seed plus this change, so
-    that a small machine need not train M0. Empty: train."""
+    """A low-rank file of the change that SFT makes (`prepare/sft_delta.py`); M0 is the seed plus it. Empty: train."""
     verdict_token_weight: Amount = 1.0  # of a judgment's score, a comparison's winner and the score before it
     answer_weight: Amount = 1.0  # of each token of an actor's answer; all other completion tokens weigh 1
     curriculum: bool = False  # examples are taken in order, lesson by lesson, rather than shuffled
@@ -88,8 +86,8 @@ class Eft:
     held_out: Share = 0.25  # share of the groups set aside for measuring judges
 
 
+# Words of prompts that ask for what a language model can't see or do.
 UNSEEN = "image images graph graphs picture pictures file files map maps draw plot video audio music flowchart diagram"
-"""Words of prompts that ask for what a language model can't see or do."""
 
 
 @dataclass(frozen=True)
@@ -143,14 +141,14 @@ class Judge:
     reward model. "{run}" and "{t}" in its name are the run's folder and the iteration. A text, optional, is checked."""
 
     @property
-    def scores_needed(self) -> int:
-        """How many rows with a score a response needs to have a score itself."""
-        return 1 if self.score_first else self.minimum_valid
-
-    @property
     def score_first(self) -> bool:
         """Whether a response's score is read without any text before it."""
         return self.score == "expected" and self.verdict_position == "first"
+
+    @property
+    def scores_needed(self) -> int:
+        """How many rows with a score a response needs to have a score itself."""
+        return 1 if self.score_first else self.minimum_valid
 
 
 @dataclass(frozen=True)
@@ -203,8 +201,7 @@ class Iteration:
 class Evaluation:
     """How the seed and each M_t are measured, on data that no training sees. Without a file: not at all."""
 
-    judge_cases: str = ""
-    """Labelled groups or pairs to measure the judge on. `{run}/sft/eft/held_out.jsonl` is what `[eft]` sets aside."""
+    judge_cases: str = ""  # labelled groups or pairs; `{run}/sft/eft/held_out.jsonl` is what `[eft]` sets aside
     comparisons: str = ""  # pairs of judgments on which the meta-judge is measured
     N: Count = 1  # judgments of each response
     seed_judges: bool = True  # off: the seed is not measured as judge and meta-judge; it only answers
@@ -270,8 +267,7 @@ class Settings:
     plan: Assumptions = field(default_factory=Assumptions)
 
 
-as_dict = asdict
-"""A section as plain values, for keys and manifests."""
+as_dict = asdict  # a section as plain values, for keys and manifests
 
 
 def check(settings: Settings, path: Path) -> None:
@@ -282,6 +278,7 @@ def check(settings: Settings, path: Path) -> None:
     sets_aside = sft.enabled and eft.sources and eft.held_out > 0 and not sft.sft_delta
     own_cases, samples = "{run}/sft/eft" in evaluation.judge_cases, max(evaluation.N, evaluation.duel_samples)
     judges, same_file = any(rule.judge_pairs for rule in iterations), len(iterations) > 1 and "{t}" not in scores
+    unvaried = 'with score = "expected" and the verdict first, no score varies'
     rules: list[tuple[Any, str]] = [
         (respond.prompts and prompts.seeds, "the pool comes from respond.prompts or from prompts.seeds; set one"),
         (prompts.seeds and prompts.count < needed, f"prompts.count is {prompts.count}, the iterations need {needed}"),
@@ -294,14 +291,10 @@ def check(settings: Settings, path: Path) -> None:
         (scores and judge.score == "expected", 'judge.scores_file replaces the judge; leave score = "expected" out'),
         (scores and same_file, "judge.scores_file is one file for several iterations; put {t} into its name"),
         (scores and judges, "judge.scores_file leaves nothing to meta-judge; set judge_pairs = false"),
-        (
-            judge.score_first and samples > 1,
-            'evaluation.N and duel_samples must be 1: with score = "expected" and the verdict first, no score varies',
-        ),
+        (judge.score_first and samples > 1, f"evaluation.N and duel_samples must be 1: {unvaried}"),
     ]
-    for broken, message in rules:
-        if broken:
-            raise UserError(f"{path}: {message}")
+    if broken := [message for holds, message in rules if holds]:
+        raise UserError(f"{path}: {broken[0]}")
 
 
 def load_settings(path: Path | str) -> Settings:

@@ -46,10 +46,7 @@ def unclaimed(store: dist.Store, order: list[int], paths: list[Path]) -> Iterato
 
 
 def unwritten(store: dist.Store, order: list[int], paths: list[Path]) -> Iterator[int]:
-    """The shards that are claimed and not written, since their ranks are slow or dead; one other rank does each again.
-
-    Every rank writes the same bytes.
-    """
+    """The claimed shards that are not written, since their ranks are slow or dead; one other rank does each again."""
     return (index for index in order if not paths[index].is_file() and first_to_ask(store, f"again/{index}"))
 
 
@@ -76,14 +73,12 @@ def rendezvous(stage: str, key: str) -> tuple[dist.Store, int]:
     """
     if "RANK" not in os.environ:
         return dist.HashStore(), 0
-    store, rank, _ = _shared_store()
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"{stage}/{key}/{attempt}", store), rank
+    store, rank, _ = _environment()
+    return dist.PrefixStore(f"{stage}/{key}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store), rank
 
 
-@cache
-def _shared_store() -> tuple[dist.Store, int, int]:
-    """One store for the whole process, since all rounds of a stage meet at the same address."""
+@cache  # one store for the whole process, since all rounds of a stage meet at the same address
+def _environment() -> tuple[dist.Store, int, int]:
     return next(iter(dist.rendezvous("env://")))
 
 
@@ -107,7 +102,6 @@ def count_records(records: Iterable[dict[str, Any]]) -> tuple[dict[str, int], in
     tokens = 0
     for row in records:
         tokens += len(row.get("ids", ()))
-        counts.update(["records", row["finish_reason"]])
-        if row.get("failure"):
-            counts[f"failure.{row['failure']}"] += 1
+        failure = [f"failure.{row['failure']}"] if row.get("failure") else []
+        counts.update(["records", row["finish_reason"], *failure])
     return dict(counts), tokens

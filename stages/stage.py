@@ -7,23 +7,13 @@ the description. docs/stages.md shows how to add a stage.
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
-from stages.files import (
-    UserError,
-    command,
-    digest,
-    is_complete,
-    read_manifest,
-    stage_key,
-    write_json,
-    write_jsonl,
-    write_manifest,
-)
+from stages import files
+from stages.files import UserError, command, digest, is_complete, stage_key
 from stages.settings import Settings, load_settings
 
 Inputs = Mapping[str, Path | str | Sequence[Path | str] | None]
@@ -48,6 +38,7 @@ class Job:
         return is_complete(self.out, self.key)
 
     def has(self, name: str) -> bool:
+        """Whether an input is given."""
         return name in self.inputs
 
     def path(self, name: str) -> Path:
@@ -55,7 +46,8 @@ class Job:
         return self.inputs[name][0]
 
     def optional(self, name: str) -> Path | None:
-        return self.inputs[name][0] if name in self.inputs else None
+        """The path of an input, or None."""
+        return self.inputs.get(name, [None])[0]
 
     def paths(self, name: str) -> list[Path]:
         """The paths of an input that is a list of files."""
@@ -67,8 +59,8 @@ class Job:
 
     def lineage(self) -> dict[str, dict[str, str]]:
         """Path and digest of each input, for the manifest."""
-        paths = {name: " ".join(map(str, paths)) for name, paths in self.inputs.items()}
-        return {name: {"path": path, "digest": self.digests[name]} for name, path in paths.items()}
+        inputs = self.inputs.items()
+        return {name: {"path": " ".join(map(str, paths)), "digest": self.digests[name]} for name, paths in inputs}
 
 
 @dataclass(frozen=True)
@@ -82,9 +74,10 @@ class Output:
     def write(self, job: Job, **facts: Any) -> None:
         """Write the files, then the manifest that marks the stage complete."""
         for name, content in self.files.items():
-            (write_jsonl if name.endswith(".jsonl") else write_json)(job.out / name, content)
+            write = files.write_jsonl if name.endswith(".jsonl") else files.write_json
+            write(job.out / name, content)
         outputs = [*(job.out / name for name in self.files), *self.written]
-        write_manifest(job.out, job.name, job.key, outputs, inputs=job.lineage(), **self.facts, **facts)
+        files.write_manifest(job.out, job.name, job.key, outputs, inputs=job.lineage(), **self.facts, **facts)
 
 
 @dataclass(frozen=True)
@@ -93,33 +86,21 @@ class Stage:
 
     name: str
     module: str  # `python -m MODULE` runs it
-    work: Callable[[Job], Output | None]
-    """Does the work. It returns None if it has written its output and manifest itself, shard by shard."""
-    settings: Callable[[Settings, int], Any] = lambda settings, iteration: {}
-    """(settings, iteration) -> the settings that the output depends on."""
+    work: Callable[[Job], Output | None]  # None: the work has written output and manifest itself, shard by shard
+    settings: Callable[[Settings, int], Any] = lambda settings, iteration: {}  # which the output depends on
     inputs: tuple[str, ...] = ()  # required files and folders
     optional: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()  # which of the inputs are lists of files
     files: Callable[[Settings], Inputs] = lambda settings: {}  # inputs that the config names
     per_iteration: bool = False  # whether the stage works for one iteration of the method
-    ranks: Literal["one", "all", "group"] = "one"
-    """A single process; or all ranks, which share the requests; or all ranks as one process group."""
+    ranks: Literal["one", "all", "group"] = "one"  # one process; all ranks, which share requests; a process group
 
     def job(
-        self,
-        settings: Settings,
-        out: Path,
-        iteration: int = 0,
-        digest_of: Callable[[Path], str] = digest,
-        known: Mapping[str, str] = MappingProxyType({}),
-        **given: Any,
+        self, settings: Settings, out: Path, iteration: int = 0, known: Mapping[str, str] | None = None, **given: Any
     ) -> Job:
-        """The stage's work on these inputs; `known` are digests by input, `digest_of` computes the others.
-
-        Raises `UserError` for an input that is missing.
-        """
-        values, inputs = self.settings(settings, iteration), {**given, **self.files(settings)}
-        return make_job(self.name, settings, values, out, inputs, iteration, digest_of, known)
+        """The stage's work on these inputs; `known` are digests by input. Raises `UserError` for a missing input."""
+        values = self.settings(settings, iteration)
+        return make_job(self.name, settings, values, out, {**given, **self.files(settings)}, iteration, known)
 
     def arguments(self, config: Path, job: Job) -> list[str]:
         """The command line for this job, with key and digests, so that no rank computes them again."""
@@ -135,8 +116,7 @@ class Stage:
         if self.ranks != "group" and job.complete:  # the ranks of a group decide together
             return
         started = time.monotonic()
-        output = self.work(job)
-        if output is not None and first_rank():
+        if (output := self.work(job)) and first_rank():
             output.write(job, seconds=round(time.monotonic() - started, 1))
 
     def main(self) -> None:
@@ -159,10 +139,8 @@ class Stage:
         known = dict(entry.partition("=")[::2] for entry in given.pop("digests"))
         settings = load_settings(config)
         last = len(settings.iteration)
-        if iteration is None and self.per_iteration:
-            raise UserError(f"--iteration is missing: {self.module} works for one of the iterations 1 to {last}")
-        if iteration is not None and not 1 <= iteration <= last:
-            raise UserError(f"--iteration {iteration}: {config} has iterations 1 to {last}")
+        if (iteration is not None or self.per_iteration) and not 1 <= (iteration or 0) <= last:
+            raise UserError(f"--iteration {iteration}: {config} has iterations 1 to {last}; name one")
         job = self.job(settings, out, iteration or 0, known=known, **given)
         if key and key != job.key:
             raise UserError(f"{config}: changed since the run was started; start it again")
@@ -170,37 +148,28 @@ class Stage:
 
 
 def make_job(
-    name: str,
-    settings: Any,
-    values: Any,
-    out: Path,
-    given: Inputs,
-    iteration: int = 0,
-    digest_of: Callable[[Path], str] = digest,
-    known: Mapping[str, str] = MappingProxyType({}),
+    name: str, settings: Any, values: Any, out: Path, given: Inputs, iteration: int = 0, known: Any = None
 ) -> Job:
     """A job whose output depends on the settings `values` and on the inputs `given`."""
     lists = {key: [value] if isinstance(value, str | Path) else value for key, value in given.items() if value}
     inputs = {key: [Path(path) for path in paths] for key, paths in lists.items()}
-    digests = {key: known.get(key) or _digest(paths, digest_of) for key, paths in inputs.items()}
-    key = stage_key(name, {"settings": values, "inputs": digests})
-    return Job(name, settings, iteration, inputs, digests, key, out)
+    digests: dict[str, str] = {}
+    for key, paths in inputs.items():
+        first, *others = [known[key]] if key in (known or {}) else map(digest, paths)
+        digests[key] = stage_key("list", [first, *others]) if others else first
+    return Job(
+        name, settings, iteration, inputs, digests, stage_key(name, {"settings": values, "inputs": digests}), out
+    )
 
 
 def weights_of(folder: Path) -> str:
     """The digest of the model that wrote a stage's output; empty if the stage has no manifest."""
-    return (read_manifest(folder) or {"inputs": {"model": {"digest": ""}}})["inputs"]["model"]["digest"]
+    return (files.read_manifest(folder) or {"inputs": {"model": {"digest": ""}}})["inputs"]["model"]["digest"]
 
 
 def first_rank() -> bool:
     """Whether this rank is the one that writes the common output."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _digest(paths: Iterable[Path], digest_of: Callable[[Path], str]) -> str:
-    """The digest of an input: of one file or folder, or of a list."""
-    digests = [digest_of(path) for path in paths]
-    return digests[0] if len(digests) == 1 else stage_key("list", digests)
 
 
 def _option(name: str) -> str:

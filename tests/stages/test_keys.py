@@ -18,52 +18,46 @@ from prepare.eft import EFT
 from prepare.examples import EXAMPLES
 from prepare.new_prompts import NEW_PROMPTS
 from sampling.respond import RESPOND
+from stages import files
 from stages.settings import Eft, Evaluation, Iteration, Model, Prompts, Respond, Settings, Training
 from stages.stage import Stage
 
-SAMPLING = {"temperature", "top_p", "max_new_tokens"}
-ENGINE = {"threads", "block_size", "num_kv_blocks", "max_num_batched_tokens", "max_num_seqs", "cuda_graphs"}
-GENERATION = {f"engine.{name}" for name in ENGINE | {"shard_requests"}} | {"seed", "model.dtype", "model.attention"}
+
+def of(section: str, names: str) -> set[str]:
+    return {f"{section}.{name}" for name in names.split()}
 
 
-def of(section: str, names: set[str]) -> set[str]:
-    return {f"{section}.{name}" for name in names}
-
-
-PROMPT = {"prompt_style", "verdict_position"}
-JUDGMENT = of("judge", SAMPLING | PROMPT | {"fractions"})
-META = of("metajudge", SAMPLING | PROMPT)
-WHICH_GROUPS = of("eft", {"languages", "max_turns", "N", "held_out"})
-FILTER = {"count", "max_attempts", "round_attempts", "min_words", "max_words", "max_repetition", "max_rouge_l"}
-FILTER |= {"ngram", "words", "shots", "generated_shots"}
-RULE = {"rho", "length_control", "judge_pairs", "max_response_characters", "max_judgment_characters"}
-TRAINING = of("trainer", {"tokens_per_microbatch", "share_prefixes", "compile"}) | {
-    "seed",
-    "model.dtype",
-    "model.attention",
-}
-TRAINED = {field.name for field in fields(Training)}
+SAMPLING = " temperature top_p max_new_tokens "
+PROMPT = " prompt_style verdict_position "
+TRAINED = " ".join(field.name for field in fields(Training))
+MACHINE = {"seed"} | of("model", "dtype attention")
+ENGINE = "threads block_size num_kv_blocks max_num_batched_tokens max_num_seqs cuda_graphs shard_requests"
+GENERATION = MACHINE | of("engine", ENGINE)
+JUDGMENT = GENERATION | of("judge", SAMPLING + PROMPT + "fractions")
+META = GENERATION | of("metajudge", SAMPLING + PROMPT)
+FILTER = "count max_attempts round_attempts min_words max_words max_repetition max_rouge_l ngram words shots"
+RULE = "rho length_control judge_pairs max_response_characters max_judgment_characters"
+TRAINING = MACHINE | of("trainer", "tokens_per_microbatch share_prefixes compile")
 
 READS: dict[Stage, set[str]] = {
-    RESPOND: GENERATION | of("respond", SAMPLING | {"K"}),
-    SCORE: GENERATION | of("judge", PROMPT | {"score"}),
-    JUDGE: GENERATION | JUDGMENT | {"judge.N", "judge.score"},
-    METAJUDGE: GENERATION | META | of("metajudge", {"opponents", "max_score_gap"}),
-    PAIRS: of("iteration", RULE)
-    | {"seed"}
-    | of("judge", PROMPT | {"minimum_valid"})
-    | of("metajudge", {"max_score_gap", "elo_penalty"}),
-    MEASURE: GENERATION
-    | JUDGMENT
+    RESPOND: GENERATION | of("respond", SAMPLING + "K"),
+    SCORE: GENERATION | of("judge", PROMPT + "score"),
+    JUDGE: JUDGMENT | of("judge", "N score"),
+    METAJUDGE: META | of("metajudge", "opponents max_score_gap"),
+    PAIRS: {"seed"}
+    | of("iteration", RULE)
+    | of("judge", PROMPT + "minimum_valid")
+    | of("metajudge", "max_score_gap elo_penalty"),
+    MEASURE: JUDGMENT
     | META
     | of("respond", SAMPLING)
-    | {"judge.score"}
-    | of("evaluation", {"N", "protocol", "duel_samples"}),
-    EFT: GENERATION | JUDGMENT | WHICH_GROUPS | of("eft", {"order", "downsample"}),
-    NEW_PROMPTS: GENERATION | of("prompts", SAMPLING | FILTER),
-    EXAMPLES: of("sft", {"verdict_token_weight", "answer_weight"}) | of("judge", PROMPT) | of("metajudge", PROMPT),
-    SFT: TRAINING | of("sft", TRAINED | {"curriculum"}),
-    DPO: TRAINING | of("dpo", TRAINED | {"beta", "nll_weight"}) | {"iteration.epoch"},
+    | of("judge", "score")
+    | of("evaluation", "N protocol duel_samples"),
+    EFT: JUDGMENT | of("eft", "languages max_turns N held_out order downsample"),
+    NEW_PROMPTS: GENERATION | of("prompts", SAMPLING + FILTER + " generated_shots"),
+    EXAMPLES: of("sft", "verdict_token_weight answer_weight") | of("judge", PROMPT) | of("metajudge", PROMPT),
+    SFT: TRAINING | of("sft", TRAINED + " curriculum"),
+    DPO: TRAINING | of("dpo", TRAINED + " beta nll_weight") | of("iteration", "epoch"),
 }
 FILES = {"eft.sources", "prompts.seeds", "prompts.evaluation", "sft.examples"}
 """Settings that name files: the files count by their content."""
@@ -75,25 +69,23 @@ def changed(value):
         return not value
     if isinstance(value, int | float):
         return value + 1
-    if isinstance(value, list):
-        return [*value, "more"]
-    return 1 if value is None else f"{value} more"
+    return [*value, "more"] if isinstance(value, list) else 1 if value is None else f"{value} more"
 
 
 def varied(settings: Settings) -> dict[str, Settings]:
     """The settings with each field changed in turn, also those of the iteration."""
     variants = {"seed": replace(settings, seed=settings.seed + 1)}
-    for section in fields(settings):
-        value = getattr(settings, section.name)
-        if section.name == "iteration":
-            for field in fields(Iteration):
-                rule = replace(value[0], **{field.name: changed(getattr(value[0], field.name))})
-                variants[f"iteration.{field.name}"] = replace(settings, iteration=[rule])
-        elif is_dataclass(value):
-            for field in fields(value):
-                variant = replace(value, **{field.name: changed(getattr(value, field.name))})
-                variants[f"{section.name}.{field.name}"] = replace(settings, **{section.name: variant})
+    for name in (field.name for field in fields(settings)):
+        value = getattr(settings, name)
+        section = value[0] if name == "iteration" else value
+        for field in fields(section) if is_dataclass(section) else ():
+            variant = replace(section, **{field.name: changed(getattr(section, field.name))})
+            new = [variant] if name == "iteration" else variant
+            variants[f"{name}.{field.name}"] = replace(settings, **{name: new})
     return variants
+
+
+SETTINGS = Settings("test", Model("m"), Respond(prompts_per_iteration=1), [Iteration()])
 
 
 @pytest.mark.parametrize("stage", READS, ids=lambda stage: stage.name)
@@ -101,43 +93,33 @@ def test_a_key_depends_on_what_its_stage_reads(tmp_path, stage):
     file, other_file = tmp_path / "file", tmp_path / "other"
     file.write_text("anything")
     other_file.write_text("something else")
-    settings = Settings(
-        name="test",
-        model=Model(path="m"),
-        respond=Respond(prompts_per_iteration=1),
-        eft=Eft(sources=[str(file)]),
-        prompts=Prompts(seeds=str(file)),
-        evaluation=Evaluation(instructions=str(file), prompts=str(file)),
-        iteration=[Iteration()],
-    )
-    inputs = dict.fromkeys(stage.inputs, file)
+    evaluation = Evaluation(instructions=str(file), prompts=str(file))
+    sources = {"eft": Eft(sources=[str(file)]), "prompts": Prompts(seeds=str(file)), "evaluation": evaluation}
+    settings, inputs = replace(SETTINGS, **sources), dict.fromkeys(stage.inputs, file)
 
-    def key(settings: Settings, **changes) -> str:
-        return stage.job(settings, tmp_path, 1, **inputs | changes).key
+    def key(settings: Settings, t: int = 1, **changes) -> str:
+        return stage.job(settings, tmp_path, t, **inputs | changes).key
 
     before = key(settings)
     variants = {name: variant for name, variant in varied(settings).items() if name not in FILES}
     assert {name for name, variant in variants.items() if key(variant) != before} == READS[stage]
     for name in (*stage.inputs, *stage.optional):
         assert key(settings, **{name: other_file}) != before, name
-    if stage.per_iteration and stage not in (DPO,):
-        assert stage.job(replace(settings, iteration=[Iteration()] * 2), tmp_path, 2, **inputs).key != before
+    if stage.per_iteration and stage is not DPO:
+        assert key(replace(settings, iteration=[Iteration()] * 2), 2) != before
 
 
 def test_a_key_depends_on_the_content_of_files_that_the_config_names(tmp_path):
-    for name, text in (("a", "same"), ("b", "same"), ("c", "other")):
-        (tmp_path / name).write_text(text)
-    settings = Settings(
-        name="test", model=Model(path="m"), respond=Respond(prompts_per_iteration=1), iteration=[Iteration()]
-    )
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    for path, text in ((a, "same"), (b, "same"), (c, "other")):
+        files.write_atomic(path, text)
 
-    def keys(name: str) -> list[str]:
-        path = str(tmp_path / name)
-        eft = replace(settings, eft=Eft(sources=[path]))
-        seeded = replace(settings, prompts=Prompts(seeds=path))
-        evaluated = replace(settings, prompts=Prompts(seeds=str(tmp_path / "a"), evaluation=[path]))
+    def keys(path: str) -> list[str]:
+        eft = replace(SETTINGS, eft=Eft(sources=[path]))
+        seeded = replace(SETTINGS, prompts=Prompts(seeds=path))
+        evaluated = replace(SETTINGS, prompts=Prompts(seeds=a, evaluation=[path]))
         jobs = ((EFT, eft), (NEW_PROMPTS, seeded), (NEW_PROMPTS, evaluated))
-        return [stage.job(variant, tmp_path, model=tmp_path / "a").key for stage, variant in jobs]
+        return [stage.job(variant, tmp_path, model=a).key for stage, variant in jobs]
 
-    assert keys("a") == keys("b")
-    assert not set(keys("a")) & set(keys("c"))
+    assert keys(a) == keys(b)
+    assert not set(keys(a)) & set(keys(c))

@@ -6,13 +6,13 @@ Nodes are forked from this process, which has imported torch, so that they start
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from processes import free_port
 
 from stages import launch
 from stages.files import UserError, command, on_sigterm_raise, read_manifest
@@ -29,12 +29,6 @@ def place(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def wait_for(done, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not done():
@@ -47,9 +41,9 @@ def in_fork(run, place: Path, name: str) -> multiprocessing.Process:
 
     def main() -> None:
         file = os.open(place / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
+        for number, stream in ((1, "stdout"), (2, "stderr")):
+            os.dup2(file, number)
+            setattr(sys, stream, os.fdopen(number, "w", buffering=1, closefd=False))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         on_sigterm_raise()
         command(run)
@@ -59,15 +53,44 @@ def in_fork(run, place: Path, name: str) -> multiprocessing.Process:
     return process
 
 
+def start_nodes(
+    place: Path, program: str, stages: tuple[str, ...] = ("stage",), nodes: int = 2, ranks: int = 1, late: float = 0.0
+) -> list[multiprocessing.Process]:
+    """Nodes whose stages run `program` on all ranks, or "alone"; the second node starts `late` seconds later."""
+    (place / "stage.py").write_text(program)
+    head = f"127.0.0.1:{free_port()}"
+
+    def node(number: int) -> None:
+        time.sleep(late * number)
+        launcher = Launcher(ranks, place / "logs", nodes, number, head)
+        if number:
+            launcher.follow()
+        with launcher.coordinate():
+            raise SystemExit(sum(launcher.run("stage", [name], name, name != "alone") for name in stages))
+
+    return [in_fork(lambda number=number: node(number), place, f"node{number}") for number in range(nodes)]
+
+
 def finish(*processes: multiprocessing.Process) -> list[int | None]:
     for process in processes:
         process.join(120)
     return [process.exitcode for process in processes]
 
 
+def ranks_of(process: multiprocessing.Process) -> list[int]:
+    """The ids of a node's ranks."""
+    return [*map(int, subprocess.check_output(["ps", "--ppid", str(process.pid), "-o", "pid="], text=True).split())]
+
+
+def logs(place: Path) -> list[str]:
+    return [log.read_text() for log in place.glob("logs/stage/node*/rank*.log")]
+
+
 COUNT = """
 import os, sys
 from pathlib import Path
+if sys.argv[1] == "alone":
+    raise SystemExit("RANK" in os.environ)
 import torch
 import torch.distributed as dist
 from stages.shards import rendezvous
@@ -83,33 +106,20 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize(("nodes", "stages"), [(1, ["first"]), (2, ["first", "second"])])
+@pytest.mark.parametrize(("nodes", "stages"), [(1, ("first", "alone")), (2, ("first", "alone", "second"))])
 def test_ranks_find_each_other_in_each_stage(place, nodes, stages):
     """Two ranks, on one node or on two, add up 1 and 2; a later stage has a store of its own."""
-    (place / "count.py").write_text(COUNT)
-    head = f"127.0.0.1:{free_port()}"
-
-    def node(number: int) -> None:
-        launcher = Launcher(2 // nodes, place / "logs", nodes, number, head)
-        if number:
-            launcher.follow()
-        with launcher.coordinate():
-            for stage in stages:
-                assert launcher.run("count", [stage], stage) == 0
-            assert launcher.run("this", [], "alone", distributed=False) == 0
-
-    (place / "this.py").touch()
-    processes = [in_fork(lambda number=number: node(number), place, f"node{number}") for number in range(nodes)]
+    processes = start_nodes(place, COUNT, stages, nodes, 2 // nodes)
     assert finish(*processes) == [0] * nodes, [(place / f"node{number}").read_text() for number in range(nodes)]
-    for stage in stages:
+    for stage in {*stages} - {"alone"}:
         for rank in range(2):
             assert (place / f"{stage}-{rank}").read_text() == f"3 2 {rank if nodes == 1 else 0}"
             log = place / "logs" / stage / f"node{rank if nodes == 2 else 0}" / f"rank{rank}.log"
             assert f"counted by {rank}" in log.read_text()
     shown = (place / "node0").read_text()
-    assert shown.count("counted by 0") == len(stages) and "counted by 1" not in shown
+    assert shown.count("counted by 0") == nodes and "counted by 1" not in shown
     if nodes == 2:
-        assert (place / "node1").read_text().count("count (node 1 of 2)") == 2
+        assert (place / "node1").read_text().count("stage (node 1 of 2)") == 2
 
 
 ERROR = "error: what, where: mend it"
@@ -120,9 +130,9 @@ LOG = "its output is in logs/stage/node0/rank1.log"
     ("first", "second", "code", "shown"),
     [
         ("fail()", "fail()", 2, [ERROR]),
-        ("work()", "fail()", 2, ["at work", ERROR]),
-        ("work()", "1 / 0", 1, ["at work", f"error: rank 1 ended with exit code 1; {LOG}"]),
-        ("work()", "os.kill(os.getpid(), 9)", 137, ["at work", f"error: rank 1 was killed: out of memory?; {LOG}"]),
+        ("time.sleep(60)", "fail()", 2, [ERROR]),
+        ("time.sleep(60)", "1 / 0", 1, [f"error: rank 1 ended with exit code 1; {LOG}"]),
+        ("time.sleep(60)", "os.kill(os.getpid(), 9)", 137, [f"error: rank 1 was killed: out of memory?; {LOG}"]),
     ],
 )
 def test_a_failed_rank_is_named_with_the_end_of_its_log(place, capfd, first, second, code, shown):
@@ -134,16 +144,17 @@ from stages.files import UserError, command
 def fail():
     time.sleep(0.5)
     raise UserError("what, where: mend it")
-def work():
-    print("at work", flush=True)
-    time.sleep(60)
-command(lambda: {second} if int(os.environ["RANK"]) else {first})
+print("at work", flush=True)
+while os.environ["RANK"] == "1" and not os.path.getsize("logs/stage/node0/rank0.log"):
+    time.sleep(0.05)
+command(lambda: {second} if os.environ["RANK"] == "1" else {first})
 """
     )
     assert Launcher(2, Path("logs")).run("wrong", [], "stage") == code
-    lines = capfd.readouterr().err.splitlines()
-    assert lines[: len(shown)] == shown
-    assert [line.strip() for line in lines[len(shown) :]][-1:] == ["ZeroDivisionError: division by zero"] * (code == 1)
+    first_line, *lines = capfd.readouterr().err.splitlines()
+    assert first_line == "at work" and lines[: len(shown)] == shown
+    end = {1: ["  ZeroDivisionError: division by zero"], 2: [], 137: ["  at work"]}
+    assert lines[len(shown) :][-1:] == end[code]
 
 
 def test_a_killed_stage_is_named(place, capfd):
@@ -176,11 +187,11 @@ def test_signals_that_come_again_do_not_break_off_the_saving(place, number, code
             Launcher(2, place / "logs").run("saving", [], "stage")
 
     process = in_fork(run, place, "out")
-    wait_for(lambda: [log.read_text() for log in place.glob("logs/stage/node0/rank*.log")] == ["ready\n"] * 2)
-    ranks = subprocess.check_output(["ps", "--ppid", str(process.pid), "-o", "pid="], text=True).split()
+    wait_for(lambda: logs(place) == ["ready\n"] * 2)
+    ranks = ranks_of(process)
     assert len(ranks) == 2
     for _ in range(3):
-        for pid in (*map(int, ranks), process.pid):
+        for pid in (*ranks, process.pid):
             os.kill(pid, number)
         time.sleep(0.3)
     assert (place / "lock").is_file()
@@ -188,55 +199,38 @@ def test_signals_that_come_again_do_not_break_off_the_saving(place, number, code
     assert (place / "out").read_text().endswith("run the same command again to continue\n")
 
 
-def two_nodes(place: Path, program: str, stages: int = 1, late: float = 0.0) -> list[multiprocessing.Process]:
-    """Two nodes of a rank each, whose stages run `program`; the second node starts `late` seconds after the first."""
-    (place / "stage.py").write_text(program)
-    head = f"127.0.0.1:{free_port()}"
-
-    def lead() -> None:
-        launcher = Launcher(1, place / "logs", nodes=2, head=head)
-        with launcher.coordinate():
-            raise SystemExit(sum(launcher.run("stage", [], "stage") for _ in range(stages)))
-
-    def follow() -> None:
-        time.sleep(late)
-        Launcher(1, place / "logs", nodes=2, node=1, head=head).follow()
-
-    return [in_fork(lead, place, "node0"), in_fork(follow, place, "node1")]
-
-
 @pytest.mark.parametrize("node", [0, 1])
 def test_a_node_that_fails_ends_the_others(place, node):
     program = f"import os, time\nif os.environ['GROUP_RANK'] == '{node}':\n    raise SystemExit(7)\ntime.sleep(600)\n"
-    assert finish(*two_nodes(place, program)) == [7, 7]
+    assert finish(*start_nodes(place, program)) == [7, 7]
     assert f"error: rank {node} ended with exit code 7" in (place / f"node{node}").read_text()
     assert f"error: node {node} failed with exit code 7; see its output" in (place / f"node{1 - node}").read_text()
 
 
-@pytest.mark.parametrize(("signalled", "number"), [(1, signal.SIGTERM), (0, signal.SIGKILL)])
-def test_a_node_that_is_stopped_ends_the_others(place, signalled, number):
-    processes = two_nodes(place, "import time\nprint('ready', flush=True)\ntime.sleep(600)\n")
-    wait_for(lambda: [log.read_text() for log in place.glob("logs/stage/node*/rank*.log")] == ["ready\n"] * 2)
-    ranks = subprocess.check_output(["ps", "--ppid", str(processes[0].pid), "-o", "pid="], text=True).split()
-    os.kill(processes[signalled].pid, number)
-    if number == signal.SIGTERM:
-        assert finish(*processes) == [143, 143]
-        assert "error: node 1 failed with exit code 143" in (place / "node0").read_text()
-    else:
-        assert finish(*processes) == [-9, 2] and "node 0 has gone; see its output" in (place / "node1").read_text()
-        os.kill(int(ranks[0]), signal.SIGKILL)
+@pytest.mark.parametrize(
+    ("node", "number", "codes", "message"),
+    [
+        (1, signal.SIGTERM, [143, 143], "error: node 1 failed with exit code 143"),
+        (0, signal.SIGKILL, [-9, 2], "node 0 has gone; see its output"),
+    ],
+)
+def test_a_node_that_is_stopped_ends_the_others(place, node, number, codes, message):
+    processes = start_nodes(place, "import time\nprint('ready', flush=True)\ntime.sleep(600)\n")
+    wait_for(lambda: logs(place) == ["ready\n"] * 2)
+    [rank] = ranks_of(processes[0])
+    os.kill(processes[node].pid, number)
+    assert finish(*processes) == codes and message in (place / f"node{1 - node}").read_text()
+    if number == signal.SIGKILL:
+        os.kill(rank, signal.SIGKILL)
 
 
-def test_a_node_that_starts_late_ends_with_the_head(place):
-    assert finish(*two_nodes(place, "", stages=0, late=1.0)) == [0, 0]
-
-
-def test_nodes_that_do_not_start(monkeypatch, tmp_path):
+def test_nodes_that_start_late_or_not_at_all(monkeypatch, place):
+    assert finish(*start_nodes(place, "", stages=(), late=1.0)) == [0, 0]
     monkeypatch.setattr(launch, "PATIENCE", launch.timedelta(seconds=1))
     port = free_port()
     with pytest.raises(UserError, match="start the same command with --node 0"):
-        Launcher(1, tmp_path, nodes=2, node=1, head=f"127.0.0.1:{port}")
-    head = Launcher(1, tmp_path, nodes=3, head=f"127.0.0.1:{port}")
+        Launcher(1, place, nodes=2, node=1, head=f"127.0.0.1:{port}")
+    head = Launcher(1, place, nodes=3, head=f"127.0.0.1:{port}")
     with pytest.raises(UserError, match=r"1 of 3 nodes are here; .*--node 1 to 2"), head.coordinate():
         pytest.fail("the head did not wait")
 

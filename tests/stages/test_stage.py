@@ -10,7 +10,7 @@ import pytest
 
 import judging
 from stages.files import UserError, digest, read_manifest, write_jsonl, write_manifest
-from stages.settings import load_settings
+from stages.settings import Settings, load_settings
 from stages.stage import Job, Output, Stage
 
 ROOT = Path(__file__).parents[2]
@@ -22,15 +22,12 @@ def copy(job: Job) -> Output:
     return Output({"copy.json": job.path("text").read_text()}, {"counts": {"notes": len(job.paths("notes"))}})
 
 
-COPY = Stage(
-    "copy",
-    "nowhere.copy",
-    copy,
-    settings=lambda settings, iteration: [settings.respond.K, iteration],
-    inputs=("text",),
-    optional=("notes",),
-    lists=("notes",),
-)
+def reads(settings: Settings, iteration: int) -> list[int]:
+    return [settings.respond.K, iteration]
+
+
+COPY = Stage("copy", "nowhere.copy", copy, reads, inputs=("text",), optional=("notes",), lists=("notes",))
+SETTINGS = load_settings(CONFIG)
 
 
 @pytest.fixture
@@ -39,8 +36,12 @@ def text(tmp_path) -> Path:
     return tmp_path / "text"
 
 
-def test_a_job_is_done_once_and_its_manifest_names_its_inputs(tmp_path, text):
-    job = COPY.job(load_settings(CONFIG), tmp_path / "out", text=text, notes=[text, text])
+def test_a_job_is_done_once_by_the_first_rank_and_its_manifest_names_its_inputs(tmp_path, text, monkeypatch):
+    job = COPY.job(SETTINGS, tmp_path / "out", text=text, notes=[text, text])
+    monkeypatch.setenv("RANK", "1")
+    COPY.run(job)
+    assert not job.out.exists(), "a later rank has written"
+    monkeypatch.delenv("RANK")
     COPY.run(job)
     manifest = read_manifest(job.out)
     assert (manifest["stage"], manifest["key"], manifest["counts"]) == ("copy", job.key, {"notes": 2})
@@ -51,27 +52,21 @@ def test_a_job_is_done_once_and_its_manifest_names_its_inputs(tmp_path, text):
     assert not (job.out / "copy.json").exists(), "a complete job ran again"
 
 
-def test_a_later_rank_writes_nothing(tmp_path, text, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    COPY.run(COPY.job(load_settings(CONFIG), tmp_path / "out", text=text))
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_command_line_gives_the_same_job_and_hashes_nothing(tmp_path, text, monkeypatch):
-    job = COPY.job(load_settings(CONFIG), tmp_path / "out", 2, text=text, notes=[text])
+def test_the_command_line_gives_the_same_job_and_hashes_nothing(tmp_path, text):
+    job = COPY.job(SETTINGS, tmp_path / "out", 2, text=text, notes=[text])
     words = COPY.arguments(CONFIG, job)
     text.unlink()  # an input with a given digest is not read
     assert COPY.read_arguments(words) == job
 
 
 def test_mistakes_are_named(tmp_path, text):
-    job = COPY.job(load_settings(CONFIG), tmp_path / "out", 1, text=text)
+    job = COPY.job(SETTINGS, tmp_path / "out", 1, text=text)
     words = COPY.arguments(CONFIG, job)
     (tmp_path / "other.toml").write_text(f'extends = "{CONFIG}"\n[respond]\nK = 5\n')
     with pytest.raises(UserError, match=r"other\.toml: changed since the run was started; start it again"):
         COPY.read_arguments([word.replace(str(CONFIG), str(tmp_path / "other.toml")) for word in words])
     with pytest.raises(UserError, match="nothing: no such file or folder"):
-        COPY.job(load_settings(CONFIG), tmp_path / "out", text=tmp_path / "nothing")
+        COPY.job(SETTINGS, tmp_path / "out", text=tmp_path / "nothing")
     with pytest.raises(UserError, match=r"--iteration 3: .*has iterations 1 to 2"):
         COPY.read_arguments(["--config", str(CONFIG), "--text", str(text), "--out", "o", "--iteration", "3"])
 
