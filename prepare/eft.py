@@ -26,8 +26,7 @@ from stages.settings import Eft, Settings, VerdictPosition, as_dict
 from stages.stage import Job, Output, Stage, first_rank
 
 Order = Literal["strict", "weak"]
-Scores = Sequence[int | float | None]
-"""The scores of a group's replies; None for a judgment without a score."""
+Scores = Sequence[int | float | None]  # of a group's replies; None for a judgment without a score
 SHUFFLES = 50
 
 
@@ -46,12 +45,10 @@ def read_sources(eft: Eft) -> tuple[list[RankedGroup], dict[str, dict[str, int]]
     counts = {}
     for path in eft.sources:
         from_source, reasons = ranked_groups(Path(path), eft)
-        before = len(groups)
-        for group in from_source:
-            groups.setdefault(group.id, group)
-        taken = len(groups) - before
-        reasons[LeftOut.REPEATED] += len(from_source) - taken
-        counts[path] = {"groups": taken} | {str(reason): reasons[reason] for reason in LeftOut if reasons[reason]}
+        new = {group.id: group for group in reversed(from_source) if group.id not in groups}
+        reasons[LeftOut.REPEATED] += len(from_source) - len(new)
+        groups |= reversed(new.items())
+        counts[path] = {"groups": len(new)} | {str(reason): reasons[reason] for reason in LeftOut if reasons[reason]}
     return list(groups.values()), counts
 
 
@@ -196,13 +193,7 @@ def _settings(settings: Settings, iteration: int) -> Any:
 
 
 EFT = Stage(
-    "eft",
-    "prepare.eft",
-    make_examples,
-    settings=_settings,
-    inputs=("model",),
-    files=lambda settings: {"sources": settings.eft.sources},
-    ranks="all",
+    "eft", "prepare.eft", make_examples, _settings, ("model",), files=lambda s: {"sources": s.eft.sources}, ranks="all"
 )
 
 if __name__ == "__main__":

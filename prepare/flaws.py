@@ -93,18 +93,20 @@ class Constructor:
 
     def judge_examples(self, number: int) -> Iterator[Record]:
         """Rows {kind, prompt, response, flaw, score, justification}; all scores are equally frequent."""
-        for flaw in islice(self._flaws(), number):
-            source, response, foreign = self._response(flaw)
-            yield self._judge_row(source, response, flaw, self._justification(flaw, source, foreign))
+        return (self._judge_row(flaw) for flaw in islice(self._flaws(), number))
 
     def decision_examples(self, number: int) -> Iterator[Record]:
         """Rows with the score alone: 5 for a good answer or, every other time, 0 for another question's.
 
         Nearly all of a whole judgment's loss is wording. A small model learns sooner from the score alone.
         """
-        for flaw in islice(cycle(("none", "far")), number):
-            source, response, _ = self._response(flaw, lengths=SHORT)
-            yield self._judge_row(source, response, flaw, "")
+        return (self._judge_row(flaw, decision=True) for flaw in islice(cycle(("none", "far")), number))
+
+    def _judge_row(self, flaw: str, decision: bool = False) -> Record:
+        source, response, foreign = self._response(flaw, lengths=SHORT if decision else LENGTHS)
+        reason = "" if decision else self._justification(flaw, source, foreign)
+        row = {"kind": "judge", "prompt": source.prompt, "response": response, "flaw": flaw}
+        return row | {"score": self.scores[flaw], "justification": reason}
 
     def answer_examples(self, number: int) -> Iterator[Record]:
         """Rows of the model's own answers, so that the model keeps the actor's part while it learns to judge."""
@@ -186,8 +188,12 @@ class Constructor:
             text = _join(start, _take(foreign_text, max(words, 3 * len(start.split())) * 2 // 3))
         elif flaw == "repetition":
             text = self._repeat(own_text, words)
+        elif flaw == "gibberish" and source.wild and self.random.random() < 0.5:
+            text = _take(self.choice(source.wild), words)
         elif flaw == "gibberish":
-            text = self._disorder(source, words)
+            chosen = "".join(self.choice(source.good)).split()[:words]
+            self.random.shuffle(chosen)
+            text = " ".join(chosen)
         else:
             text = _take(foreign_text, words)
         if self.scores[flaw] <= 2 and self.random.random() < 0.5:
@@ -205,7 +211,6 @@ class Constructor:
         return foreign
 
     def _other_tasks(self, source: Source) -> list[Source]:
-        """Sources of another task on the same topic."""
         return [s for s in self.by_topic[source.topic] if s.category != source.category]
 
     def _cut(self, text: str, words: int) -> str:
@@ -222,17 +227,6 @@ class Constructor:
         again = [piece.strip() for piece in begin[-self.random.randint(1, 2) :]]
         times = max(2, round((words - _words(begin)) / max(1, _words(again))))
         return _join("".join(begin), self.choice((" ", "\n")).join(again * times))
-
-    def _disorder(self, source: Source, words: int) -> str:
-        if source.wild and self.random.random() < 0.5:
-            return _take(self.choice(source.wild), words)
-        chosen = "".join(self.choice(source.good)).split()[:words]
-        self.random.shuffle(chosen)
-        return " ".join(chosen)
-
-    def _judge_row(self, source: Source, response: str, flaw: str, justification: str) -> Record:
-        row = {"kind": "judge", "prompt": source.prompt, "response": response, "flaw": flaw}
-        return row | {"score": self.scores[flaw], "justification": justification}
 
     def _justification(self, flaw: str, source: Source, foreign: Source | None = None) -> str:
         """What was asked, what was given and what is missing."""

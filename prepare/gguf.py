@@ -5,16 +5,18 @@ interleaved RoPE; the converters reorder them for Hugging Face's half-split RoPE
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from model.config import LlamaConfig
 from model.weights import write_tensors
 from stages.files import UserError, write_json
+from stages.records import Record
 
 D, VOCABULARY, HIDDEN = "hidden_size", "vocab_size", "intermediate_size"
 OUTER: dict[str, tuple[str, ...]] = {
@@ -57,15 +59,23 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     temporary.rename(folder)
 
 
-def half_split(name: str, weight: Tensor, table: Mapping[str, Any]) -> Tensor:
-    """A tensor with q's and k's rows of each head in half-split order; `name` and `table` are Hugging Face's.
+def half_split(name: str, weight: Tensor, config: LlamaConfig) -> Tensor:
+    """The tensor of Hugging Face's `name`, with q's and k's rows of each head in half-split order.
 
     Interleaved (x0, y0, x1, y1, ...) becomes half-split (x0, x1, ..., y0, y1, ...).
     """
-    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
-    if heads is None:
-        return weight
-    return weight.view(table[heads], -1, 2, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+    return weight.view(heads, -1, 2, weight.shape[-1]).transpose(1, 2).reshape(weight.shape) if heads else weight
+
+
+def config_document(config: LlamaConfig, ids: Record, dtype: torch.dtype) -> Record:
+    """Hugging Face's config.json; `ids` are {bos_token_id, eos_token_id}."""
+    sizes = {name: value for name, value in asdict(config).items() if name not in ("head_dim", "rope_scaling")}
+    document = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **sizes, "hidden_act": "silu", **ids}
+    document["torch_dtype"] = str(dtype).removeprefix("torch.")
+    if config.rope_scaling:
+        document["rope_scaling"] = {"rope_type": "llama3", **asdict(config.rope_scaling)}
+    return document
 
 
 def convert(path: Path, folder: Path) -> None:
@@ -82,44 +92,36 @@ def convert(path: Path, folder: Path) -> None:
     kinds = [fields.get(name) for name in ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre")]
     if kinds != ["llama", "gpt2", "smollm"]:
         raise UserError(f"{path}: only Llama models with SmolLM's tokenizer are converted")
-    table = _config(fields, tied="output.weight" not in {tensor.name for tensor in reader.tensors})
-    names = tensor_names(GGUF, table["num_hidden_layers"])
+    config = LlamaConfig(
+        vocab_size=len(fields["tokenizer.ggml.tokens"]),
+        hidden_size=fields["llama.embedding_length"],
+        intermediate_size=fields["llama.feed_forward_length"],
+        num_hidden_layers=fields["llama.block_count"],
+        num_attention_heads=fields["llama.attention.head_count"],
+        num_key_value_heads=fields["llama.attention.head_count_kv"],
+        head_dim=fields["llama.embedding_length"] // fields["llama.attention.head_count"],
+        rms_norm_eps=float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
+        rope_theta=float(fields["llama.rope.freq_base"]),
+        max_position_embeddings=fields["llama.context_length"],
+        tie_word_embeddings="output.weight" not in {tensor.name for tensor in reader.tensors},
+    )
+    names = tensor_names(GGUF, config.num_hidden_layers)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for tensor in reader.tensors:
             weight = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()).to(torch.bfloat16)
             name = names[tensor.name][0]
-            yield name, half_split(name, weight, table)
+            yield name, half_split(name, weight, config)
 
+    ids = {f"{name}_token_id": fields[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos")}
     with whole_folder(folder) as temporary:
-        write_json(temporary / "config.json", table)
-        write_json(temporary / "generation_config.json", {"eos_token_id": [table["eos_token_id"]]})
+        write_json(temporary / "config.json", config_document(config, ids, torch.bfloat16))
+        write_json(temporary / "generation_config.json", {"eos_token_id": [ids["eos_token_id"]]})
         _tokenizer(fields, temporary)
         write_tensors(tensors(), temporary)
 
 
-def _config(fields: dict[str, Any], tied: bool) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": len(fields["tokenizer.ggml.tokens"]),
-        "hidden_size": fields["llama.embedding_length"],
-        "intermediate_size": fields["llama.feed_forward_length"],
-        "num_hidden_layers": fields["llama.block_count"],
-        "num_attention_heads": fields["llama.attention.head_count"],
-        "num_key_value_heads": fields["llama.attention.head_count_kv"],
-        "rms_norm_eps": float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
-        "rope_theta": float(fields["llama.rope.freq_base"]),
-        "max_position_embeddings": fields["llama.context_length"],
-        "tie_word_embeddings": tied,
-        "hidden_act": "silu",
-        "bos_token_id": fields["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
-        "torch_dtype": "bfloat16",
-    }
-
-
-def _tokenizer(fields: dict[str, Any], folder: Path) -> None:
+def _tokenizer(fields: Record, folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json: byte-level BPE, digits one by one."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 

@@ -7,22 +7,24 @@ head apart in Hugging Face's, so the rows of q and k are reordered.
 """
 
 import argparse
-import json
 import pickle
 import shutil
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.config import LlamaConfig
+from model.config import LlamaConfig, RopeScaling, read_table
 from model.tokenizer import JsonTokenizer, Tokenizer, load_tokenizer
 from model.weights import write_tensors
-from prepare.gguf import META, half_split, tensor_names, whole_folder
+from prepare.gguf import META, config_document, half_split, tensor_names, whole_folder
 from stages.files import UserError, command, write_json
+from stages.records import Record
 
+Parts = dict[str, list[Tensor]]
+"""The ranks' parts of each tensor."""
 NEEDED = {"dim", "n_layers", "n_heads", "norm_eps"}
 KNOWN = NEEDED | {"n_kv_heads", "vocab_size", "rope_theta", "use_scaled_rope"}
 # Some keys of params.json follow from the weights' shapes, or only limit Meta's own cache.
@@ -43,7 +45,7 @@ LLAMA2_TEMPLATE = (
 )
 
 
-def _load(source: Path, names: Collection[str]) -> dict[str, list[Tensor]]:
+def _load(source: Path, names: Collection[str]) -> Parts:
     """Each tensor's parts in consolidated.*.pth, mapped into memory.
 
     Raises `UserError` where a file or a tensor is missing, and for a file that is damaged or holds anything else.
@@ -71,22 +73,20 @@ def _load(source: Path, names: Collection[str]) -> dict[str, list[Tensor]]:
 
 
 def _join(where: str, parts: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """The whole tensor, of which each rank has some of the rows, some of the columns, or the whole.
+    """The tensor of this shape; each rank has some of its rows, some of its columns, or the whole.
 
-    Raises `UserError` where the parts do not fit each other, or the shape is not `shape`.
+    Raises `UserError` where the parts do not make it.
     """
     first, size = parts[0], torch.Size(shape)
-    if any(part.shape != first.shape or part.dtype != first.dtype for part in parts):
-        raise UserError(f"{where} differs in shape or dtype between shards; fetch the files again")
-    if not first.is_floating_point():
-        raise UserError(f"{where} is {first.dtype}; quantized weights are not implemented")
-    split = next((dim for dim, n in enumerate(first.shape[: len(size)]) if n != size[dim]), None)
-    whole = first if split is None else torch.cat([*parts], dim=split)
-    if whole.shape != size:
-        wrong = f"has shape {list(whole.shape)} in {len(parts)} shards together, params.json says {list(size)}"
-        raise UserError(f"{where} {wrong}; is a consolidated file missing?")
-    if split is None and not all(torch.equal(part, first) for part in parts):
-        raise UserError(f"{where} must be equal in every shard, but is not; fetch the files again")
+    split = next((dim for dim, (n, whole) in enumerate(zip(first.shape, size, strict=False)) if n != whole), None)
+    fits = first.is_floating_point() and all((p.shape, p.dtype) == (first.shape, first.dtype) for p in parts)
+    if fits and split is None:
+        fits = all(torch.equal(part, first) for part in parts)
+    whole = torch.cat([*parts], split) if fits and split is not None else first
+    if not fits or whole.shape != size:
+        found = ", ".join(f"{list(part.shape)} {part.dtype}".replace("torch.", "") for part in parts)
+        wrong = f"its shards {found} do not make {list(size)}, as params.json says"
+        raise UserError(f"{where}: {wrong}; is a consolidated file missing or damaged?")
     return whole
 
 
@@ -97,9 +97,7 @@ def convert(source: Path | str, folder: Path | str, rope_factor: float = 8.0, co
     `rope_factor` is by how much Llama 3.1 and later slow low frequencies: 8 in Meta's own code, 32 in Hugging Face's
     configs of Llama 3.2. `context` becomes max_position_embeddings; by default 131072 for Llama 3.1 and later, 8192 for
     Llama 3, else 4096. A chat template is always written, as Meta's files do not say whether a model is a chat model.
-
-    Raises `UserError` for files that are missing or damaged, keys of params.json that are not implemented, and tensors
-    that are missing, unknown, or do not fit each other or params.json.
+    Raises `UserError` for files that are missing, damaged, not implemented, or do not fit each other.
     """
     source, folder = Path(source), Path(folder)
     if folder.exists():
@@ -111,29 +109,30 @@ def convert(source: Path | str, folder: Path | str, rope_factor: float = 8.0, co
         raise UserError(f"{source}: no tokenizer.model beside params.json; copy it there")
     tokenizer, names = load_tokenizer(source), tensor_names(META, params["n_layers"])
     parts = _load(source, names)
-    table = _config(source, params, parts, tokenizer, rope_factor, context)
-    config = LlamaConfig.from_dict(table, str(source / "params.json"))
+    config = _config(source, params, parts, tokenizer, rope_factor, context)
+    embedding, head = (
+        _join(f"{source}: {name}", parts[name], (config.vocab_size, config.hidden_size))
+        for name in ("tok_embeddings.weight", "output.weight")
+    )
+    # Meta stores embedding and head even where they are tied.
+    config = replace(config, tie_word_embeddings=torch.equal(embedding, head))
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for theirs, (name, shape) in names.items():
             tensor = _join(f"{source}: {theirs}", parts[theirs], [getattr(config, field) for field in shape])
             if name != "lm_head.weight" or not config.tie_word_embeddings:
-                yield name, half_split(name, tensor, table)
+                yield name, half_split(name, tensor, config)
 
     with whole_folder(folder) as temporary:
         write_tensors(tensors(), temporary)
-        write_json(temporary / "config.json", table)
-        _write_tokenizer(source, tokenizer, table, temporary)
+        _write_tokenizer(source, tokenizer, config, embedding.dtype, temporary)
     return folder
 
 
-def _read_params(path: Path) -> dict[str, Any]:
+def _read_params(path: Path) -> Record:
     if not path.is_file():
         raise UserError(f"{path}: no such file; point SOURCE at a checkpoint in Meta's layout")
-    try:
-        params = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch the file again") from None
+    params = read_table(path)
     for key in sorted(NEEDED - params.keys()):
         raise UserError(f"{path}: key {key!r} is missing; fetch the file again")
     for key in sorted(params.keys() - KNOWN):
@@ -142,80 +141,54 @@ def _read_params(path: Path) -> dict[str, Any]:
 
 
 def _config(
-    source: Path,
-    params: dict[str, Any],
-    parts: dict[str, list[Tensor]],
-    tokenizer: Tokenizer,
-    rope_factor: float,
-    context: int | None,
-) -> dict[str, Any]:
-    """Hugging Face's config.json, from params.json and the weights' shapes."""
-    where, scaled, llama3 = (
-        source / "params.json",
-        bool(params.get("use_scaled_rope")),
-        isinstance(tokenizer, JsonTokenizer),
-    )
+    source: Path, params: Record, parts: Parts, tokenizer: Tokenizer, rope_factor: float, context: int | None
+) -> LlamaConfig:
+    """The model's shape, from params.json and the weights' shapes."""
+    where, llama3, scaled = source / "params.json", isinstance(tokenizer, JsonTokenizer), params.get("use_scaled_rope")
     if llama3 and "rope_theta" not in params:
         raise UserError(f"{where}: key 'rope_theta' is missing, which Llama 3 needs; fetch the file again")
     if rope_factor != 8.0 and not scaled:
         raise UserError(f"{where}: a RoPE factor is given, but use_scaled_rope is not set; leave it out")
-    vocab_size, hidden = (sum(map(len, parts[name])) for name in ("output.weight", "layers.0.feed_forward.w1.weight"))
-    if params.get("vocab_size", -1) not in (-1, vocab_size):
-        rows = f"vocab_size is {params['vocab_size']}, output.weight has {vocab_size} rows"
-        raise UserError(f"{where}: {rows}; is a consolidated file missing?")
-    if tokenizer.vocab_size > vocab_size:
-        tokens = tokenizer.vocab_size
-        raise UserError(f"{source}: tokenizer.model has {tokens} tokens, output.weight {vocab_size} rows")
-    embedding, head = (
-        _join(f"{source}: {name}", parts[name], (vocab_size, params["dim"]))
-        for name in ("tok_embeddings.weight", "output.weight")
+    vocabulary, hidden = (sum(map(len, parts[name])) for name in ("output.weight", "layers.0.feed_forward.w1.weight"))
+    if params.get("vocab_size", -1) not in (-1, vocabulary) or tokenizer.vocab_size > vocabulary:
+        said = f"vocab_size is {params.get('vocab_size')}, tokenizer.model has {tokenizer.vocab_size} tokens"
+        raise UserError(f"{where}: {said}, output.weight {vocabulary} rows; is a consolidated file missing?")
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=params["dim"],
+        intermediate_size=hidden,
+        num_hidden_layers=params["n_layers"],
+        num_attention_heads=params["n_heads"],
+        num_key_value_heads=params.get("n_kv_heads") or params["n_heads"],
+        head_dim=params["dim"] // params["n_heads"],
+        rms_norm_eps=params["norm_eps"],
+        rope_theta=params.get("rope_theta", 10_000.0),
+        max_position_embeddings=context or (131_072 if scaled else 8_192 if llama3 else 4_096),
+        tie_word_embeddings=False,
+        rope_scaling=RopeScaling(rope_factor, 1.0, 4.0, 8192) if scaled else None,
     )
-    # Since Llama 3.1 <|eom_id|> ends a message that calls a tool. Meta stores embedding and head even where tied.
-    ends = ["</s>", "<|end_of_text|>", *(["<|eom_id|>"] if scaled else []), "<|eot_id|>"]
-    stop_ids = [token for name in ends if (token := tokenizer.control(name)) is not None]
-    table = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": vocab_size,
-        "hidden_size": params["dim"],
-        "intermediate_size": hidden,
-        "num_hidden_layers": params["n_layers"],
-        "num_attention_heads": params["n_heads"],
-        "num_key_value_heads": params.get("n_kv_heads") or params["n_heads"],
-        "rms_norm_eps": params["norm_eps"],
-        "rope_theta": params.get("rope_theta", 10_000.0),
-        "max_position_embeddings": context or (131_072 if scaled else 8_192 if llama3 else 4_096),
-        "tie_word_embeddings": torch.equal(embedding, head),
-        "hidden_act": "silu",
-        "bos_token_id": tokenizer.control("<|begin_of_text|>" if llama3 else "<s>"),
-        "eos_token_id": stop_ids if len(stop_ids) > 1 else stop_ids[0],
-        "torch_dtype": str(embedding.dtype).removeprefix("torch."),
-    }
-    if scaled:
-        factors = {"factor": rope_factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-        table["rope_scaling"] = {"rope_type": "llama3", **factors, "original_max_position_embeddings": 8192}
-    return table
 
 
-def _write_tokenizer(source: Path, tokenizer: Tokenizer, table: dict[str, Any], folder: Path) -> None:
-    """Write tokenizer, chat template and stop ids in the form that transformers and vLLM read."""
-    configuration = {"model_max_length": table["max_position_embeddings"], "clean_up_tokenization_spaces": False}
+def _write_tokenizer(source: Path, tokenizer: Tokenizer, config: LlamaConfig, dtype: torch.dtype, folder: Path) -> None:
+    """Write config, tokenizer, chat template and stop ids in the form that transformers and vLLM read."""
+    start, ends, template = "<s>", ["</s>"], LLAMA2_TEMPLATE
     if isinstance(tokenizer, JsonTokenizer):
+        # Since Llama 3.1 <|eom_id|> ends a message that calls a tool.
+        calls = ["<|eom_id|>"] if config.rope_scaling else []
+        start, ends, template = "<|begin_of_text|>", ["<|end_of_text|>", *calls, "<|eot_id|>"], LLAMA3_TEMPLATE
         tokenizer.backend.save(str(folder / "tokenizer.json"))
-        configuration |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": LLAMA3_TEMPLATE}
-        configuration |= {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+        own: Record = {"tokenizer_class": "PreTrainedTokenizerFast"}
     else:
         shutil.copy(source / "tokenizer.model", folder)
         # Meta's code encodes each piece of a dialog with a space before it, which transformers calls "legacy".
-        configuration |= {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True}
-        configuration |= {
-            "chat_template": LLAMA2_TEMPLATE,
-            "bos_token": "<s>",
-            "eos_token": "</s>",
-            "unk_token": "<unk>",
-        }
-    write_json(folder / "tokenizer_config.json", configuration)
-    write_json(folder / "generation_config.json", {name: table[name] for name in ("bos_token_id", "eos_token_id")})
+        own = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True, "unk_token": "<unk>"}
+    stop_ids = [tokenizer.control(name) for name in ends]
+    ids = {"bos_token_id": tokenizer.control(start), "eos_token_id": stop_ids if len(ends) > 1 else stop_ids[0]}
+    texts = {"chat_template": template, "bos_token": start, "eos_token": ends[-1]}
+    common = {"model_max_length": config.max_position_embeddings, "clean_up_tokenization_spaces": False}
+    write_json(folder / "config.json", config_document(config, ids, dtype))
+    write_json(folder / "tokenizer_config.json", common | own | texts)
+    write_json(folder / "generation_config.json", ids)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from stages.files import UserError, read_jsonl, read_shards, stage_key
 from stages.records import Record
 from stages.seeds import request_seed
 from stages.settings import Prompts, Settings, as_dict
-from stages.stage import Job, Output, Stage, first_rank
+from stages.stage import Inputs, Job, Output, Stage, first_rank
 
 NEW = "new/"
 """The prefix of new prompts' ids."""
@@ -110,20 +110,19 @@ class Filter:
         if isinstance(prompt, Dropped):
             return prompt
         options, length = self._options, len(prompt.split())
-        if length < options.min_words:
-            return Dropped.TOO_FEW_WORDS
-        if length > options.max_words:
-            return Dropped.TOO_MANY_WORDS
-        if repetition(prompt) > Fraction(str(options.max_repetition)):
-            return Dropped.REPETITIVE
-        if self._words.search(prompt):
-            return Dropped.WORD
-        if self._evaluation.shares(prompt):
-            return Dropped.EVALUATION
-        if self._novelty.similar(prompt):
-            return Dropped.SIMILAR
-        self._novelty.add(prompt)
-        return prompt
+        checks = {
+            Dropped.TOO_FEW_WORDS: length < options.min_words,
+            Dropped.TOO_MANY_WORDS: length > options.max_words,
+            Dropped.REPETITIVE: repetition(prompt) > Fraction(str(options.max_repetition)),
+            Dropped.WORD: self._words.search(prompt),
+            Dropped.EVALUATION: self._evaluation.shares(prompt),
+        }
+        reason = next((reason for reason, failed in checks.items() if failed), None)
+        if reason is None and self._novelty.similar(prompt):
+            reason = Dropped.SIMILAR
+        if reason is None:
+            self._novelty.add(prompt)
+        return reason or prompt
 
 
 def read_seeds(options: Prompts) -> list[Record]:
@@ -209,15 +208,11 @@ def _settings(settings: Settings, iteration: int) -> Any:
     return generation_settings(settings, 0, section)
 
 
-NEW_PROMPTS = Stage(
-    "prompts",
-    "prepare.new_prompts",
-    write_prompts,
-    settings=_settings,
-    inputs=("model",),
-    files=lambda settings: {"seeds": settings.prompts.seeds, "evaluation": settings.prompts.evaluation},
-    ranks="all",
-)
+def _files(settings: Settings) -> Inputs:
+    return {"seeds": settings.prompts.seeds, "evaluation": settings.prompts.evaluation}
+
+
+NEW_PROMPTS = Stage("prompts", "prepare.new_prompts", write_prompts, _settings, ("model",), files=_files, ranks="all")
 
 if __name__ == "__main__":
     NEW_PROMPTS.main()

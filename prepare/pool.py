@@ -9,13 +9,11 @@ from stages.settings import Settings
 
 
 def read_prompts(path: Path | str) -> list[Record]:
-    """The rows of a file. Raises `UserError` for an id or prompt that is no text or blank, and an id that comes twice."""
+    """The rows of a file. Raises `UserError` for an id or prompt that is no text or blank, and for a repeated id."""
     rows: dict[str, Record] = {}
     for row in read_jsonl(path, ("id", "prompt")):
         if not all(isinstance(row[key], str) and row[key].strip() for key in ("id", "prompt")):
-            raise UserError(
-                f"{path}: id {row['id']!r}: id and prompt must be texts, not blank; mend or remove the line"
-            )
+            raise UserError(f"{path}: id {row['id']!r}: id and prompt must be texts, not blank; mend the line")
         if row["id"] in rows:
             raise UserError(f"{path}: id {row['id']!r} comes twice; give each prompt its own")
         rows[row["id"]] = row

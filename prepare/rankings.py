@@ -8,7 +8,7 @@ best; replies may share a rank. Whatever is left out is counted by its reason.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import cycle
@@ -67,97 +67,81 @@ def conversation_text(context: Sequence[Mapping[str, str]]) -> str:
 
 def ranked_groups(path: Path, eft: Eft) -> tuple[list[RankedGroup], Counter[LeftOut]]:
     """The groups of a file, and how often each reason left something out. Raises `UserError` for another format."""
-    groups: list[RankedGroup] = []
-    reasons: Counter[LeftOut] = Counter()
+    reader = _Reader(eft)
     for number, row in read_numbered_jsonl(path):
-        reader = _Reader(eft, f"{path}, line {number}", is_tree="prompt" in row)
-        for item in reader.read(row):
-            if isinstance(item, LeftOut):
-                reasons[item] += 1
-            else:
-                groups.append(item)
-    return groups, reasons
+        reader.where, reader.in_tree = f"{path}, line {number}", "prompt" in row
+        (reader.read_tree if reader.in_tree else reader.read_single)(row)
+    return reader.groups, reader.reasons
 
 
-@dataclass(frozen=True)
 class _Reader:
-    """Reads one row. A missing key of a message is no reason to leave it out, but `review_result: null` is."""
+    """Collects groups, and the reasons why something is left out."""
 
-    eft: Eft
-    where: str
-    is_tree: bool
+    def __init__(self, eft: Eft):
+        self.eft, self.where, self.in_tree = eft, "", False
+        self.groups: list[RankedGroup] = []
+        self.reasons: Counter[LeftOut] = Counter()
 
-    def read(self, row: Record) -> Iterator[RankedGroup | LeftOut]:
-        if not self.is_tree:
-            yield from self.single(row)
-        elif row.get("tree_state", "ready_for_export") != "ready_for_export":
-            yield LeftOut.TREE_STATE
-        else:
-            yield from self.groups(row["prompt"], [], None)
+    def read_tree(self, row: Record) -> None:
+        if row.get("tree_state", "ready_for_export") != "ready_for_export":
+            self.reasons[LeftOut.TREE_STATE] += 1
+        elif self.is_usable(row["prompt"], "prompter"):
+            self.visit(row["prompt"], [], None)
 
-    def single(self, row: Record) -> Iterator[RankedGroup | LeftOut]:
+    def read_single(self, row: Record) -> None:
         turns, replies = self.need(row, "context", list), self.need(row, "replies", list)
         if len(turns) % 2 == 0:
             rule = "'context' has to begin and to end with a prompter's turn"
             raise UserError(f"{self.where}: {rule}; mend or remove the line")
-        faults = [self.fault(turn, role) for turn, role in zip(turns, cycle(_SPEAKERS), strict=False)]
-        if reason := next(filter(None, faults), None):
-            yield reason
-            return
-        *above, question = turns
-        context = [{"role": role, "text": turn["text"]} for turn, role in zip(above, cycle(_SPEAKERS), strict=False)]
-        question = question | {"message_id": row.get("message_id"), "replies": replies}
-        yield from self.groups(question, context, None)
+        if all(self.is_usable(turn, role) for turn, role in zip(turns, cycle(_SPEAKERS), strict=False)):
+            above = [
+                {"role": role, "text": turn["text"]} for turn, role in zip(turns[:-1], cycle(_SPEAKERS), strict=False)
+            ]
+            self.visit(turns[-1] | {"message_id": row.get("message_id"), "replies": replies}, above, None)
 
-    def groups(self, question: Any, above: list[Record], tree: str | None) -> Iterator[RankedGroup | LeftOut]:
-        """The group of a prompter's message, then those below it, depth first; or why they are left out."""
-        if reason := self.fault(question, "prompter"):
-            yield reason
-            return
+    def visit(self, question: Record, above: list[Record], tree: str | None) -> None:
+        """Read the group of a usable prompter's message, then those below it, depth first."""
         name, context = self.need(question, "message_id", str), [*above, {"role": "prompter", "text": question["text"]}]
         if len(context) // 2 + 1 > self.eft.max_turns:
-            yield LeftOut.TOO_MANY_TURNS
+            self.reasons[LeftOut.TOO_MANY_TURNS] += 1
             return
-        usable: list[Record] = []
+        answers = self.need(question, "replies", list, optional=True) or []
+        answers = [answer for answer in answers if self.is_usable(answer, "assistant")]
         ranks: dict[str, int] = {}
-        for reply in self.need(question, "replies", list, optional=True) or []:
-            if reason := self.fault(reply, "assistant"):
-                yield reason
-                continue
-            usable.append(reply)
-            rank = self.need(reply, "rank", int, optional=True)
-            if rank is None:
-                yield LeftOut.UNRANKED
-            elif reply["text"] in ranks:
-                yield LeftOut.DUPLICATE
+        for answer in answers:
+            if (rank := self.need(answer, "rank", int, optional=True)) is None:
+                self.reasons[LeftOut.UNRANKED] += 1
+            elif answer["text"] in ranks:
+                self.reasons[LeftOut.DUPLICATE] += 1
             else:
-                ranks[reply["text"]] = rank
+                ranks[answer["text"]] = rank
         if len(ranks) < 2:
-            yield LeftOut.TOO_FEW_REPLIES
+            self.reasons[LeftOut.TOO_FEW_REPLIES] += 1
         elif len(set(ranks.values())) == 1:
-            yield LeftOut.EQUAL_RANKS
+            self.reasons[LeftOut.EQUAL_RANKS] += 1
         else:
             replies = [{"rank": rank, "text": text} for text, rank in ranks.items()]
-            yield RankedGroup(name, tree or name, context, replies)
-        for reply in usable:
-            for further in self.need(reply, "replies", list, optional=True) or []:
-                yield from self.groups(further, [*context, {"role": "assistant", "text": reply["text"]}], tree or name)
+            self.groups.append(RankedGroup(name, tree or name, context, replies))
+        for answer in answers:
+            for further in self.need(answer, "replies", list, optional=True) or []:
+                if self.is_usable(further, "prompter"):
+                    self.visit(further, [*context, {"role": "assistant", "text": answer["text"]}], tree or name)
 
-    def fault(self, message: Any, role: str) -> LeftOut | None:
-        """Why a message is left out, if it is. Raises `UserError` for what is no message by the `role`."""
-        if not isinstance(message, dict):
-            raise UserError(f"{self.where}: expected a message, got {message!r:.40}; mend or remove the line")
-        if message.get("role", role) != role:
-            wrong = f"expected a message by the {role}, got {message['role']!r}"
+    def is_usable(self, message: Any, role: str) -> bool:
+        """Whether a message by the `role` is kept, else the reason is counted. A missing key is no reason."""
+        if not isinstance(message, dict) or message.get("role", role) != role:
+            wrong = f"expected a message by the {role}, got {message!r:.60}"
             raise UserError(f"{self.where}: {wrong}; roles take turns, mend or remove the line")
         faults = {
             LeftOut.DELETED: message.get("deleted"),
             LeftOut.UNREVIEWED: message.get("review_result", True) is not True,
             LeftOut.LANGUAGE: "lang" in message and message["lang"] not in self.eft.languages,
-            LeftOut.SYNTHETIC: self.is_tree and message.get("synthetic"),
+            LeftOut.SYNTHETIC: self.in_tree and message.get("synthetic"),
             LeftOut.EMPTY: not self.need(message, "text", str).strip(),
         }
-        return next((reason for reason, present in faults.items() if present), None)
+        reasons = [reason for reason, present in faults.items() if present]
+        self.reasons.update(reasons[:1])
+        return not reasons
 
     def need(self, row: Record, key: str, kind: type, optional: bool = False) -> Any:
         """The value of a key, which must be of type `kind`; None where it is optional and missing or null."""
