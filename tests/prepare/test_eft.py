@@ -220,18 +220,6 @@ def test_from_rankings_to_examples(stage, tmp_path):
     assert len({row["judgment_id"] for row in rows}) == len(rows)
 
 
-def test_a_stage_that_lost_a_shard_ends_with_the_same_bytes(stage):
-    out, manifest = stage()
-    once = [(out / name).read_bytes() for name in ("examples.jsonl", "held_out.jsonl")]
-    shards = sorted((out / "judgments").glob("shards-*/*.jsonl"))
-    shards[1].unlink()
-    kept = shards[0].stat().st_mtime_ns
-    for name in ("manifest.json", "judgments/manifest.json", "examples.jsonl"):
-        (out / name).unlink()
-    assert stage()[1]["digest"] == manifest["digest"] and shards[0].stat().st_mtime_ns == kept
-    assert [(out / name).read_bytes() for name in ("examples.jsonl", "held_out.jsonl")] == once
-
-
 def test_another_order_reuses_the_judgments(stage, monkeypatch):
     before = stage()[1]["counts"]
     monkeypatch.setattr(sampling.worker, "load_engine", lambda *_, **__: pytest.fail("nothing is sampled"))

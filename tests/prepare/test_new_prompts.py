@@ -2,7 +2,6 @@
 
 import random
 import re
-from collections import Counter
 from dataclasses import replace
 from itertools import groupby
 
@@ -42,11 +41,8 @@ def test_a_request_shows_the_examples_as_they_are():
         ("Task 9: Write it.\n\nTask 10", "length", Dropped.TRUNCATED),
         ("Task 9: Order these.\nTask 1: buy\nTask 2: rest", "stop", "Order these.\nTask 1: buy\nTask 2: rest"),
         ("**Task 9: A haiku**\n\nWrite one on **rain**.", "stop", "A haiku\n\nWrite one on **rain**."),
-        ("Task 9: Write it.\n\n---\n\nTask 10: Sing it.", "stop", "Write it."),
-        ("Task 9: Write it.\n***\n", "stop", "Write it."),
+        ("Task 9: Write it.\n\n---\n***\nTask 10: Sing it.", "stop", "Write it."),
         ("Task 9: Underline it with ---", "stop", "Underline it with ---"),
-        ("Task 9: Write", "length", Dropped.TRUNCATED),
-        ("Sure! Here", "length", Dropped.UNLABELLED),
         ("Write it.", "stop", Dropped.UNLABELLED),
         ("\n \n", "stop", Dropped.EMPTY),
         ("**Task 9:**", "stop", Dropped.EMPTY),
@@ -110,11 +106,9 @@ def test_examples_are_distinct_and_follow_from_the_seed():
     drawn = [[row["id"] for row in draw_examples(ROWS, NEW, options, seed)] for seed in range(200)]
     assert all(len(set(ids)) == 6 and sum(name.startswith("new/") for name in ids) == 2 for ids in drawn)
     assert drawn[7] == [row["id"] for row in draw_examples(ROWS, NEW, options, 7)]
-    assert Counter(name for ids in drawn for name in ids).keys() == {row["id"] for row in ROWS + NEW}
+    assert {name for ids in drawn for name in ids} == {row["id"] for row in ROWS + NEW}
     assert {ids.index(name) for ids in drawn for name in ids if name.startswith("new/")} == set(range(6))
-    early = [row["id"] for row in draw_examples(ROWS, NEW[:1], options, 3)]
-    assert len(set(early)) == 6 and all(name.startswith("s") for name in early)
-    assert len(draw_examples(ROWS, [], replace(options, shots=10, generated_shots=0), 3)) == 10
+    assert all(row in ROWS for row in draw_examples(ROWS, NEW[:1], options, 3))
 
 
 WORDS = [f"{a}{b}" for a in ("ba", "do", "ki", "mu", "re") for b in ("lan", "min", "sot", "tek", "vur")]
@@ -197,17 +191,15 @@ def test_rounds_until_there_are_enough(stage, capsys):
         assert requests[row["id"]] == request_prompt([texts[name] for name in row["shots"]])[0]["content"]
 
 
-@pytest.mark.parametrize("lost", [(), (1, 2)])
-def test_a_killed_run_ends_in_the_same_bytes(stage, lost):
+def test_a_killed_run_ends_in_the_same_bytes(stage):
     out, _ = stage()
     before = contents(out)
     (out / "manifest.json").unlink()
-    (out / "prompts.jsonl").unlink()
-    for number in lost:
+    for number in (1, 2):
         folder = out / "rounds" / f"{number:04}"
         (folder / "manifest.json").unlink()
         sorted(folder.glob("shards-*/*.jsonl"))[1].unlink()
-    assert [len(own) for own in stage()[1]] == [5] * len(lost)
+    assert [len(own) for own in stage()[1]] == [5, 5]
     assert contents(out) == before and stage()[1] == []
     reseeded, _ = stage("other", name='"test"\nseed = 1')
     assert contents(reseeded) != before
