@@ -42,10 +42,8 @@ def test_a_request_shows_the_examples_as_they_are():
         ("Task 9: Order these.\nTask 1: buy\nTask 2: rest", "stop", "Order these.\nTask 1: buy\nTask 2: rest"),
         ("**Task 9: A haiku**\n\nWrite one on **rain**.", "stop", "A haiku\n\nWrite one on **rain**."),
         ("Task 9: Write it.\n\n---\n***\nTask 10: Sing it.", "stop", "Write it."),
-        ("Task 9: Underline it with ---", "stop", "Underline it with ---"),
         ("Write it.", "stop", Dropped.UNLABELLED),
         ("\n \n", "stop", Dropped.EMPTY),
-        ("**Task 9:**", "stop", Dropped.EMPTY),
         ("Task 9: \n\nTask 10: Sing it.", "stop", Dropped.EMPTY),
         ("Task 9: '...'", "stop", Dropped.EMPTY),
         ("", "too_long", Dropped.TOO_LONG),
@@ -223,7 +221,6 @@ def test_a_run_out_of_attempts_says_so(stage, capsys):
     assert counts["attempts"] == 50 and counts["kept"] == len(kept) and counts["not_needed"] == 0
     error = capsys.readouterr().err
     assert f"warning: {out}: {len(kept)} of the 500 prompts wanted: attempts 50, kept {len(kept)}, " in error
-    assert f"word {counts['word']}" in error and "not_needed" not in error
     _, rounds = stage(max_attempts=60, count=500)
     assert [len(own) for own in rounds] == [20]  # the last round, which has grown
 
@@ -240,7 +237,7 @@ def test_every_rank_filters_and_the_first_writes(stage, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (ROWS[:3], "3 prompts, but a request shows 4; add prompts or lower prompts.shots"),
+        (ROWS[:3], "3 prompts, but a request shows 4"),
         ([*ROWS, ROWS[2]], "id 's2' comes twice; give each prompt its own"),
         ([*ROWS, NEW[0]], "id 'new/00000' may be a new prompt's; begin it with something else"),
         ([*ROWS, {"id": "x", "prompt": 3}], "id 'x': id and prompt must be texts, not blank; mend the line"),
@@ -248,8 +245,7 @@ def test_every_rank_filters_and_the_first_writes(stage, monkeypatch):
 )
 def test_seeds_that_do_not_do(stage, tmp_path, rows, message):
     write_jsonl(tmp_path / "seeds.jsonl", rows)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=rf"^{tmp_path / 'seeds.jsonl'}: {message}"):
         stage()
-    assert str(error.value).startswith(f"{tmp_path / 'seeds.jsonl'}") and message in str(error.value)
     with pytest.raises(UserError, match=r"^prompts\.seeds is empty; name a JSON-lines file"):
         read_seeds(Prompts())
