@@ -168,8 +168,7 @@ def make_examples(job: Job) -> Output:
         raise UserError("eft.sources is empty; name OpenAssistant's files")
     worker, (groups, sources) = Worker(settings, job.path("model")), read_sources(settings.eft)
     if not groups:
-        reasons = "; ".join(f"{path}: {counts}" for path, counts in sources.items())
-        raise UserError(f"eft.sources: no group of ranked replies is left ({reasons}); relax [eft]")
+        raise UserError(f"eft.sources: no group of ranked replies is left ({sources}); relax [eft]")
     held_out = [group for group in groups if is_held_out(group, settings)]
     training = [group for group in groups if not is_held_out(group, settings)]
     # The judgments do not depend on order and downsampling, so they stay when these settings change.

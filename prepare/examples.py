@@ -109,11 +109,11 @@ EXAMPLES = Stage(
     "examples",
     "prepare.examples",
     gather,
-    _settings,
-    ("model",),
-    ("labelled",),
-    ("labelled",),
-    lambda settings: {"examples": settings.sft.examples},
+    settings=_settings,
+    inputs=("model",),
+    optional=("labelled",),
+    lists=("labelled",),
+    files=lambda settings: {"examples": settings.sft.examples},
 )
 
 if __name__ == "__main__":

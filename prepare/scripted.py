@@ -98,9 +98,8 @@ def write_stand_in(folder: Path) -> None:
     weights, splits = {}, {}
     for name, (_, fields) in tensor_names(META, LAYERS).items():
         shape = [SIZES[field] for field in fields]
-        weights[name] = (
-            torch.randn(shape, generator=generator) * 0.02 if len(shape) > 1 else torch.ones(shape)
-        ).bfloat16()
+        whole = torch.randn(shape, generator=generator) * 0.02 if len(shape) > 1 else torch.ones(shape)
+        weights[name] = whole.bfloat16()
         splits[name] = int(fields[0] == "hidden_size")  # ranks share columns of wo and w2, rows of other matrices
     follow(weights["tok_embeddings.weight"], weights["output.weight"], llama3_script(load_tokenizer(folder)))
     for shard in range(SHARDS):

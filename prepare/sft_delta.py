@@ -21,6 +21,8 @@ from model.config import LlamaConfig
 from model.weights import load_model, save_pretrained
 from stages.files import UserError, digest, read_json, write_atomic, write_json
 
+Tensors = Mapping[str, Tensor]
+
 
 def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], room: int) -> Counter[str]:
     """How many triplets of each matrix to keep: those of most squared singular value a byte that fit into `room` bytes.
@@ -33,9 +35,7 @@ def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], room: int) ->
     return Counter(name for (_, name), total in zip(offers, taken, strict=True) if total <= room)
 
 
-def compress(
-    base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], megabytes: float
-) -> tuple[dict[str, Tensor], float]:
+def compress(base: Tensors, tuned: Tensors, megabytes: float) -> tuple[dict[str, Tensor], float]:
     """The file's tensors, and the share of the matrices' squared difference that the kept triplets explain.
 
     The tensors with their names take at most `megabytes` 10^6 bytes. A matrix `name` becomes `name.left`, `name.scale`
