@@ -92,23 +92,22 @@ def answer_files(model: Path) -> Files:
     """The answers of a model, at most 96 tokens each."""
     llm = LLM(model, device="cpu", num_kv_blocks=2048)
     for name, temperatures in TEMPERATURES.items():
-        conversations, params, rows = [], [], []
-        for prompt in read_jsonl(DATA / f"prompts/{name}.jsonl", ("id", "prompt")):
-            for temperature in temperatures:
-                answer = f"{prompt['id']}/{temperature}"
-                conversations.append([{"role": "user", "content": prompt["prompt"]}])
-                params.append(SamplingParams(temperature, 0.95, 96, request_seed(0, 0, "answers", answer)))
-                rows.append({"id": answer, "prompt_id": prompt["id"], "temperature": temperature})
-        for row, output in zip(rows, llm.chat(conversations, params), strict=True):
-            row |= {"text": output.text.strip(), "finish_reason": output.finish_reason}
+        prompts = read_jsonl(DATA / f"prompts/{name}.jsonl", ("id", "prompt"))
+        asked = [(row, f"{row['id']}/{temperature}", temperature) for row in prompts for temperature in temperatures]
+        params = [SamplingParams(t, 0.95, 96, request_seed(0, 0, "answers", answer)) for _, answer, t in asked]
+        outputs = llm.chat([[{"role": "user", "content": row["prompt"]}] for row, _, _ in asked], params)
+        rows: list[Record] = []
+        for (row, answer, temperature), output in zip(asked, outputs, strict=True):
+            rows.append({"id": answer, "prompt_id": row["id"], "temperature": temperature})
+            rows[-1] |= {"text": output.text.strip(), "finish_reason": output.finish_reason}
         yield f"answers/{name}.jsonl.gz", rows
 
 
 def constructor(names: Iterable[str], seed: int) -> Constructor:
     """A constructor on sets of prompts and their answers."""
-    prompts, answers = ([path.format(name) for name in names] for path in ("prompts/{}.jsonl", "answers/{}.jsonl.gz"))
-    rows = ([row for file in files for row in read_jsonl(DATA / file)] for files in (prompts, answers))
-    return Constructor(load_sources(*rows), seed)
+    prompts = [row for name in names for row in read_jsonl(DATA / f"prompts/{name}.jsonl")]
+    answers = [row for name in names for row in read_jsonl(DATA / f"answers/{name}.jsonl.gz")]
+    return Constructor(load_sources(prompts, answers), seed)
 
 
 def sft_files() -> Files:
@@ -121,12 +120,11 @@ def sft_files() -> Files:
     judgments, comparisons = list(tiny.judge_examples(240)), list(tiny.metajudge_examples(120))
     yield "sft/tiny.jsonl.gz", [*judgments[:120], *spread(judgments[120:], comparisons)]
 
-    seed = 1
-    default = constructor(["train", "families"], seed)
+    default = constructor(["train", "families"], seed=1)
     decisions, judgments = list(default.decision_examples(1200)), list(default.judge_examples(2400))
     comparisons, answers = list(default.metajudge_examples(1800)), list(default.answer_examples(500))
     written = list(labelled_rows(DATA / "judged/train.jsonl"))
-    random.Random(seed).shuffle(written)
+    random.Random(1).shuffle(written)
     judging = spread([*judgments[:1200], *spread(judgments[1200:], comparisons)], written)
     yield "sft/smollm2-135m.jsonl.gz", spread([*decisions, *judging], answers)
 
@@ -157,10 +155,9 @@ def write(files: Files) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the made files of data/; run from the repository's root.")
     parser.add_argument("--model", type=Path, help="Hugging Face directory of the model that answers the prompts anew")
-    arguments = parser.parse_args()
+    model = parser.parse_args().model
     write(prompt_files())
-    if arguments.model:
-        write(answer_files(arguments.model))
+    write(answer_files(model) if model else iter(()))
     write(sft_files())
     write(case_files())
 

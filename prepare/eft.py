@@ -26,8 +26,7 @@ from stages.settings import Eft, Settings, VerdictPosition, as_dict
 from stages.stage import Job, Output, Stage, first_rank
 
 Order = Literal["strict", "weak"]
-Scores = Sequence[int | float | None]
-"""The scores of a group's replies; None for a judgment without a score."""
+Scores = Sequence[int | float | None]  # of a group's replies; None for a judgment without a score
 SHUFFLES = 50
 
 
@@ -46,12 +45,10 @@ def read_sources(eft: Eft) -> tuple[list[RankedGroup], dict[str, dict[str, int]]
     counts = {}
     for path in eft.sources:
         from_source, reasons = ranked_groups(Path(path), eft)
-        before = len(groups)
-        for group in from_source:
-            groups.setdefault(group.id, group)
-        taken = len(groups) - before
-        reasons[LeftOut.REPEATED] += len(from_source) - taken
-        counts[path] = {"groups": taken} | {str(reason): reasons[reason] for reason in LeftOut if reasons[reason]}
+        new = {group.id: group for group in reversed(from_source) if group.id not in groups}
+        reasons[LeftOut.REPEATED] += len(from_source) - len(new)
+        groups |= reversed(new.items())
+        counts[path] = {"groups": len(new)} | {str(reason): reasons[reason] for reason in LeftOut if reasons[reason]}
     return list(groups.values()), counts
 
 
@@ -64,7 +61,7 @@ def is_held_out(group: RankedGroup, settings: Settings) -> bool:
 def eft_items(groups: Iterable[RankedGroup], chat: ChatFormat, settings: Settings) -> Iterator[Item]:
     """eft.N judge requests for each reply; reply k of a group has the id "group/k"."""
     replies = (
-        {"id": f"{group.id}/{k}", "prompt_id": group.id, "prompt": group.prompt, "text": reply.text}
+        {"id": f"{group.id}/{k}", "prompt_id": group.id, "prompt": group.prompt, "text": reply["text"]}
         for group in groups
         for k, reply in enumerate(group.replies)
     )
@@ -108,30 +105,14 @@ def justification(text: str, verdict_position: VerdictPosition) -> str:
     return "".join(lines[1:] if verdict_position == "first" else lines[:-1]).strip()
 
 
-def example_rows(group: RankedGroup, judgments: Sequence[Record], position: VerdictPosition) -> Iterator[Record]:
-    """The labelled rows of an accepted round; `judgments` has one judgment of each reply, in the replies' order."""
-    for reply, row in zip(group.replies, judgments, strict=True):
-        if row["score"] is not None:
-            yield {
-                "kind": "judge",
-                "prompt": group.prompt,
-                "response": reply.text,
-                "score": row["score"],
-                "justification": justification(row["text"], position),
-                "judgment_id": row["id"],
-                "rank": reply.rank,
-                "flaw": "",
-            }
-
-
-def downsampled(rows: Sequence[Record], seed: int) -> list[Record]:
+def downsampled(rows: list[Record], seed: int) -> list[Record]:
     """The rows with the most frequent score cut to the count of the second, lest the judge learn to always give it.
 
     The dropped rows are drawn. All rows stay if the two scores are equally frequent or there is only one score.
     """
     frequent = Counter(row["score"] for row in rows).most_common(2)
     if len(frequent) < 2:
-        return list(rows)
+        return rows
     (score, _), (_, wanted) = frequent
     names = [row["judgment_id"] for row in rows if row["score"] == score]
     names.sort(key=lambda name: request_seed(seed, 0, "eft", f"{name}/downsample"))
@@ -143,29 +124,37 @@ def choose(
     groups: Sequence[RankedGroup], judgments: Mapping[str, Sequence[Record]], settings: Settings
 ) -> tuple[list[Record], Record]:
     """The examples, and the manifest's facts about them; `judgments` by reply id, each reply's in order."""
-    order = settings.eft.order
-    outcomes: Counter[Outcome] = Counter()
-    accepted: Counter[int] = Counter()
-    rows: list[Record] = []
-    judged: list[tuple[list[int], list[Scores]]] = []
-    for group in groups:
-        rounds = list(zip(*(judgments[f"{group.id}/{k}"] for k in range(len(group.replies))), strict=True))
-        judged.append(([reply.rank for reply in group.replies], [[row["score"] for row in own] for own in rounds]))
-        first = first_agreeing(*judged[-1], order)
-        if isinstance(first, Outcome):
-            outcomes[first] += 1
-            continue
-        outcomes[Outcome.AGREES] += 1
-        accepted[first] += 1
-        rows += example_rows(group, rounds[first], settings.judge.verdict_position)
+    order, position = settings.eft.order, settings.judge.verdict_position
+    rounds = [list(zip(*(judgments[f"{g.id}/{k}"] for k in range(len(g.replies))), strict=True)) for g in groups]
+    scores = [[[row["score"] for row in own] for own in of_group] for of_group in rounds]
+    judged = list(zip([[reply["rank"] for reply in group.replies] for group in groups], scores, strict=True))
+    firsts = [first_agreeing(*ranks_and_scores, order) for ranks_and_scores in judged]
+    rows = [
+        {
+            "kind": "judge",
+            "prompt": group.prompt,
+            "response": reply["text"],
+            "score": row["score"],
+            "justification": justification(row["text"], position),
+            "judgment_id": row["id"],
+            "rank": reply["rank"],
+            "flaw": "",
+        }
+        for group, own, first in zip(groups, rounds, firsts, strict=True)
+        if isinstance(first, int)
+        for reply, row in zip(group.replies, own[first], strict=True)
+        if row["score"] is not None
+    ]
     kept = downsampled(rows, settings.seed) if settings.eft.downsample else rows
-    counts = {f"groups.{reason}": outcomes[reason] for reason in Outcome}
-    scores = {name: Counter(row["score"] for row in some) for name, some in (("rows", rows), ("examples", kept))}
+    accepted = {str(i): firsts.count(i) for i in range(settings.eft.N)}
+    outcomes = {f"groups.{reason}": firsts.count(reason) for reason in Outcome}
+    outcomes[f"groups.{Outcome.AGREES}"] = sum(accepted.values())
+    given = {name: Counter(row["score"] for row in some) for name, some in (("rows", rows), ("examples", kept))}
     return kept, {
-        "counts": counts | {"rows": len(rows), "downsampled": len(rows) - len(kept), "examples": len(kept)},
+        "counts": outcomes | {"rows": len(rows), "downsampled": len(rows) - len(kept), "examples": len(kept)},
         "agreeing_by_chance": round(agreeing_by_chance(judged, order, settings.seed), 1),
-        "accepted_round": {str(i): accepted[i] for i in range(settings.eft.N)},
-        "scores": {name: {str(score): some[score] for score in sorted(some)} for name, some in scores.items()},
+        "accepted_round": accepted,
+        "scores": {name: {str(score): some[score] for score in sorted(some)} for name, some in given.items()},
     }
 
 
@@ -179,9 +168,7 @@ def make_examples(job: Job) -> Output:
         raise UserError("eft.sources is empty; name OpenAssistant's files")
     worker, (groups, sources) = Worker(settings, job.path("model")), read_sources(settings.eft)
     if not groups:
-        total = sum((Counter(counts) for counts in sources.values()), Counter[str]())
-        reasons = ", ".join(f"{name} {count}" for name, count in total.items()) or "the files are empty"
-        raise UserError(f"eft.sources: no group of ranked replies is left ({reasons}); relax [eft]")
+        raise UserError(f"eft.sources: no group of ranked replies is left ({sources}); relax [eft]")
     held_out = [group for group in groups if is_held_out(group, settings)]
     training = [group for group in groups if not is_held_out(group, settings)]
     # The judgments do not depend on order and downsampling, so they stay when these settings change.
@@ -205,13 +192,7 @@ def _settings(settings: Settings, iteration: int) -> Any:
 
 
 EFT = Stage(
-    "eft",
-    "prepare.eft",
-    make_examples,
-    settings=_settings,
-    inputs=("model",),
-    files=lambda settings: {"sources": settings.eft.sources},
-    ranks="all",
+    "eft", "prepare.eft", make_examples, _settings, ("model",), files=lambda s: {"sources": s.eft.sources}, ranks="all"
 )
 
 if __name__ == "__main__":

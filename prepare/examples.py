@@ -47,8 +47,8 @@ def render(rows: Iterable[Record], chat: ChatFormat, settings: Settings) -> Iter
             weights = [settings.sft.answer_weight] * len(ids)
         else:
             weights = [1.0] * len(ids)
-            place = (settings.judge if row["kind"] == "judge" else settings.metajudge).verdict_position
-            for i in decision_tokens(chat, text, place):
+            position = (settings.judge if row["kind"] == "judge" else settings.metajudge).verdict_position
+            for i in decision_tokens(chat, text, position):
                 weights[i] = settings.sft.verdict_token_weight
         yield {
             "id": f"{row['kind']}/{number:05}",
@@ -77,11 +77,10 @@ def _texts(row: Record, settings: Settings) -> tuple[list[Message], str]:
     return messages, meta_judgment_text(row["winner"], reason, position)
 
 
-def decision_tokens(chat: ChatFormat, text: str, place: VerdictPosition) -> list[int]:
+def decision_tokens(chat: ChatFormat, text: str, position: VerdictPosition) -> list[int]:
     """Indices of the tokens that decide: the verdict's value, and the deserved score in a meta-judge's reason."""
-    line = text.split("\n")[0 if place == "first" else -1]
-    end = len(line) if place == "first" else len(text)
-    spans = [(end - len(line.split()[-1]), end)]
+    end = len(text.split("\n")[0]) if position == "first" else len(text)
+    spans = [(end - len(text[:end].split()[-1]), end)]
     spans += [match.span(1) for match in re.finditer(r"^It deserves (\d);", text, flags=re.MULTILINE)]
     return [i for i, (low, high) in enumerate(chat.offsets(text)) if any(low < b and high > a for a, b in spans)]
 

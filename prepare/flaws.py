@@ -12,7 +12,7 @@ import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import accumulate, cycle, islice
 from pathlib import Path
 
 from judging.rubric import evidence_text
@@ -58,20 +58,16 @@ def load_sources(prompts: Iterable[Record], answers: Iterable[Record]) -> list[S
     """Sources of the prompts that have a good answer. Raises `UserError` for a category without a task."""
     sources: dict[str, Source] = {}
     for row in prompts:
-        if row["category"] not in TASKS:
-            raise UserError(
-                f"prompt {row['id']!r}: unknown category {row['category']!r}; add it to data/sft/flaws.toml"
-            )
-        sources[row["id"]] = Source(row["prompt"], row["category"], row["topic"], [], [], [])
+        if (category := row["category"]) not in TASKS:
+            raise UserError(f"prompt {row['id']!r}: unknown category {category!r}; add it to data/sft/flaws.toml")
+        sources[row["id"]] = Source(row["prompt"], category, row["topic"], [], [], [])
     for row in answers:
         source, pieces = sources[row["prompt_id"]], sentences(row["text"])
         if row["finish_reason"] == "length":
             pieces = pieces[:-1]  # a cut by the engine would be an unlabelled flaw
-        if not pieces:
-            continue
-        if row["temperature"] > WILD:
+        if pieces and row["temperature"] > WILD:
             source.wild.append(pieces)
-        elif not repetitive(row["text"]) and not REFUSAL.search(row["text"]):
+        elif pieces and not repetitive(row["text"]) and not REFUSAL.search(row["text"]):
             source.good.append(pieces)
             source.answers.append((row["text"], row["finish_reason"] == "stop"))
     return [source for source in sources.values() if source.good]
@@ -82,8 +78,8 @@ class Constructor:
 
     def __init__(self, sources: list[Source], seed: int):
         """Raises `UserError` where a source has no other from which foreign text could come."""
-        self.sources = sources
-        self.random = random.Random(seed)
+        self.sources, self.random = sources, random.Random(seed)
+        self.choice = self.random.choice
         self.by_category, self.by_topic = defaultdict(list), defaultdict(list)
         for source in sources:
             self.by_category[source.category].append(source)
@@ -97,25 +93,26 @@ class Constructor:
 
     def judge_examples(self, number: int) -> Iterator[Record]:
         """Rows {kind, prompt, response, flaw, score, justification}; all scores are equally frequent."""
-        for flaw in islice(chain.from_iterable(self._blocks()), number):
-            source, response, foreign = self._response(flaw)
-            yield _judge_row(source, response, flaw) | {"justification": self._justification(flaw, source, foreign)}
+        return (self._judge_row(flaw) for flaw in islice(self._flaws(), number))
 
     def decision_examples(self, number: int) -> Iterator[Record]:
         """Rows with the score alone: 5 for a good answer or, every other time, 0 for another question's.
 
         Nearly all of a whole judgment's loss is wording. A small model learns sooner from the score alone.
         """
-        for i in range(number):
-            flaw = ("none", "far")[i % 2]
-            source, response, _ = self._response(flaw, lengths=SHORT)
-            yield _judge_row(source, response, flaw) | {"justification": ""}
+        return (self._judge_row(flaw, decision=True) for flaw in islice(cycle(("none", "far")), number))
+
+    def _judge_row(self, flaw: str, decision: bool = False) -> Record:
+        source, response, foreign = self._response(flaw, lengths=SHORT if decision else LENGTHS)
+        reason = "" if decision else self._justification(flaw, source, foreign)
+        row = {"kind": "judge", "prompt": source.prompt, "response": response, "flaw": flaw}
+        return row | {"score": self.scores[flaw], "justification": reason}
 
     def answer_examples(self, number: int) -> Iterator[Record]:
         """Rows of the model's own answers, so that the model keeps the actor's part while it learns to judge."""
         for _ in range(number):
-            source = self._any()
-            text, finished = self.random.choice(source.answers)
+            source = self.choice(self.sources)
+            text, finished = self.choice(source.answers)
             yield {"kind": "respond", "prompt": source.prompt, "response": text, "finished": finished}
 
     def metajudge_examples(self, number: int) -> Iterator[Record]:
@@ -125,19 +122,19 @@ class Constructor:
         the other is off by three. Where another flaw has the same score, the judgments of a quarter of the rows differ
         in their evidence alone.
         """
-        for i, flaw in enumerate(islice(chain.from_iterable(self._blocks()), number)):
+        for i, flaw in enumerate(islice(self._flaws(), number)):
             source, response, foreign = self._response(flaw)
             score = self.scores[flaw]
             errors = {name: abs(value - score) for name, value in self.scores.items() if name != flaw}
             equal = [name for name in errors if errors[name] == 0]
-            right, wrong = flaw, self.random.choice([name for name in errors if errors[name] >= 2])
+            right, wrong = flaw, self.choice([name for name in errors if errors[name] >= 2])
             if equal and self.random.random() < 0.25:
-                wrong = self.random.choice(equal)
+                wrong = self.choice(equal)
             elif errors[wrong] >= 3 and self.random.random() < 0.5:
-                right = self.random.choice([name for name in errors if errors[name] == 1])
+                right = self.choice([name for name in errors if errors[name] == 1])
             pair = [
                 {"score": self.scores[right], "justification": self._justification(right, source, foreign)},
-                {"score": self.scores[wrong], "justification": self._justification(wrong, source, self._any())},
+                {"score": self.scores[wrong], "justification": self._justification(wrong, source)},
             ]
             yield {
                 "kind": "metajudge",
@@ -153,37 +150,37 @@ class Constructor:
         """For evaluation: a group {id, prompt, responses: [{text, score, flaw}]} of each source, a response a score."""
         for number, source in enumerate(self.sources):
             responses = []
-            for flaw in sorted(next(self._blocks()), key=self.scores.__getitem__):
+            for flaw in sorted(self._block(), key=self.scores.__getitem__):
                 flaw = "near" if flaw == "wrong_task" and not self._other_tasks(source) else flaw
                 text = self._response(flaw, source)[1]
                 responses.append({"text": text, "score": self.scores[flaw], "flaw": flaw})
             yield {"id": f"c{number:03}", "prompt": source.prompt, "responses": responses}
 
-    def _any(self) -> Source:
-        return self.random.choice(self.sources)
-
-    def _blocks(self) -> Iterator[list[str]]:
-        """Blocks without end: one flaw of each score, in random order."""
+    def _block(self) -> list[str]:
+        """One flaw of each score, in random order."""
         by_score = defaultdict(list)
         for name, score in self.scores.items():
             by_score[score].append(name)
+        block = [self.choice(flaws) for flaws in by_score.values()]
+        self.random.shuffle(block)
+        return block
+
+    def _flaws(self) -> Iterator[str]:
         while True:
-            block = [self.random.choice(flaws) for flaws in by_score.values()]
-            self.random.shuffle(block)
-            yield block
+            yield from self._block()
 
     def _response(
         self, flaw: str, source: Source | None = None, lengths: tuple[int, int] = LENGTHS
     ) -> tuple[Source, str, Source]:
         """A source, a response to its prompt with the flaw, and the source of foreign text."""
-        source = source or self.random.choice(self.modifiable if flaw == "wrong_task" else self.sources)
+        source = source or self.choice(self.modifiable if flaw == "wrong_task" else self.sources)
         foreign = self._foreign(flaw, source)
         words = self.random.randint(*lengths)
-        own_text, foreign_text = self.random.choice(source.good), self.random.choice(foreign.good)
+        own_text, foreign_text = self.choice(source.good), self.choice(foreign.good)
         if flaw == "none":
             text = _take(own_text, words)
         elif flaw == "extraneous":
-            text = _join(_take(own_text, words - 12), self.random.choice(foreign_text))
+            text = _join(_take(own_text, words - 12), self.choice(foreign_text))
         elif flaw == "cut_off":
             return source, self._cut("".join(own_text), words), foreign
         elif flaw == "drift":
@@ -191,8 +188,12 @@ class Constructor:
             text = _join(start, _take(foreign_text, max(words, 3 * len(start.split())) * 2 // 3))
         elif flaw == "repetition":
             text = self._repeat(own_text, words)
+        elif flaw == "gibberish" and source.wild and self.random.random() < 0.5:
+            text = _take(self.choice(source.wild), words)
         elif flaw == "gibberish":
-            text = self._disorder(source, words)
+            chosen = "".join(self.choice(source.good)).split()[:words]
+            self.random.shuffle(chosen)
+            text = " ".join(chosen)
         else:
             text = _take(foreign_text, words)
         if self.scores[flaw] <= 2 and self.random.random() < 0.5:
@@ -202,62 +203,46 @@ class Constructor:
     def _foreign(self, flaw: str, source: Source) -> Source:
         """The source of foreign text: the task on another topic, another task on the topic, or neither in common."""
         if flaw == "near":
-            return self.random.choice([s for s in self.by_category[source.category] if s.topic != source.topic])
+            return self.choice([s for s in self.by_category[source.category] if s.topic != source.topic])
         if flaw == "wrong_task":
-            return self.random.choice(self._other_tasks(source))
-        while True:
-            foreign = self._any()
-            if foreign.category != source.category and foreign.topic != source.topic:
-                return foreign
+            return self.choice(self._other_tasks(source))
+        while (foreign := self.choice(self.sources)).category == source.category or foreign.topic == source.topic:
+            pass
+        return foreign
 
     def _other_tasks(self, source: Source) -> list[Source]:
-        """Sources of another task on the same topic."""
         return [s for s in self.by_topic[source.topic] if s.category != source.category]
 
     def _cut(self, text: str, words: int) -> str:
         """The text's first words, ending within a sentence."""
-        spans = [match.end() for match in re.finditer(r"\S+", text)]
-        keep = min(words, len(spans) - self.random.randint(1, 4))
-        while keep > 1 and text[spans[keep - 1] - 1] in ".!?:,;":
+        ends = [match.end() for match in re.finditer(r"\S+", text)]
+        keep = min(words, len(ends) - self.random.randint(1, 4))
+        while keep > 1 and text[ends[keep - 1] - 1] in ".!?:,;":
             keep -= 1
-        return text[: spans[max(keep, 1) - 1]]
+        return text[: ends[max(keep, 1) - 1]]
 
     def _repeat(self, text: list[str], words: int) -> str:
         """A beginning, then one or two of its sentences over and over."""
         begin = text[: max(1, len(sentences(_take(text, words // 3))))]
         again = [piece.strip() for piece in begin[-self.random.randint(1, 2) :]]
         times = max(2, round((words - _words(begin)) / max(1, _words(again))))
-        return _join("".join(begin), self.random.choice((" ", "\n")).join(again * times))
+        return _join("".join(begin), self.choice((" ", "\n")).join(again * times))
 
-    def _disorder(self, source: Source, words: int) -> str:
-        if source.wild and self.random.random() < 0.5:
-            return _take(self.random.choice(source.wild), words)
-        chosen = "".join(self.random.choice(source.good)).split()[:words]
-        self.random.shuffle(chosen)
-        return " ".join(chosen)
-
-    def _justification(self, flaw: str, source: Source, foreign: Source) -> str:
+    def _justification(self, flaw: str, source: Source, foreign: Source | None = None) -> str:
         """What was asked, what was given and what is missing."""
-        given, missing = (self.random.choice(FLAWS[flaw][part]) for part in ("given", "missing"))
+        foreign = foreign or self.choice(self.sources)
+        given, missing = (self.choice(FLAWS[flaw][part]) for part in ("given", "missing"))
         evidence = {"asked": "{task} on {topic}", "given": given, "missing": missing}
         words = {"task": TASKS[source.category], "topic": source.topic}
         words |= {"given_task": TASKS[foreign.category], "other": foreign.topic}
         return evidence_text({key: value.format_map(words) for key, value in evidence.items()})
 
 
-def _judge_row(source: Source, response: str, flaw: str) -> Record:
-    score = FLAWS[flaw]["score"]
-    return {"kind": "judge", "prompt": source.prompt, "response": response, "flaw": flaw, "score": score}
-
-
 def _take(pieces: list[str], words: int) -> str:
     """The first sentences, as many as come nearest to `words` words, but at least one."""
-    taken: list[str] = []
-    for piece in pieces:
-        if taken and _words(taken) + len(piece.split()) / 2 > words:
-            break
-        taken.append(piece)
-    return "".join(taken)
+    counts = accumulate(len(piece.split()) for piece in pieces)
+    middles = [total - len(piece.split()) / 2 for piece, total in zip(pieces, counts, strict=True)]
+    return "".join(pieces[: max(1, sum(middle <= words for middle in middles))])
 
 
 def _words(pieces: list[str]) -> int:

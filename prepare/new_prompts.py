@@ -2,7 +2,7 @@
 
 The method is that of Self-Instruct (arXiv 2212.10560) and Self-Rewarding (arXiv 2401.10020). Completions are sampled in
 rounds. After a round they are filtered in order, and kept prompts serve as examples in later rounds. Every rank filters
-for itself, since the kept prompts, and so the next round's requests, are a function of the sampled bytes alone.
+for itself, since the kept prompts, and so the next round's requests, follow from the sampled bytes alone.
 """
 
 import itertools
@@ -18,12 +18,13 @@ from typing import Any
 
 from model.chat import ChatFormat, Message
 from prepare.novelty import Novelty, Sequences, repetition, words
+from prepare.pool import read_prompts
 from sampling.worker import Item, Worker, generation_settings, sampling_of
 from stages.files import UserError, read_jsonl, read_shards, stage_key
 from stages.records import Record
 from stages.seeds import request_seed
 from stages.settings import Prompts, Settings, as_dict
-from stages.stage import Job, Output, Stage, first_rank
+from stages.stage import Inputs, Job, Output, Stage, first_rank
 
 NEW = "new/"
 """The prefix of new prompts' ids."""
@@ -35,6 +36,7 @@ _LABEL = re.compile(
 )
 """A label at the beginning of a line, such as "Task 9:", "**task 9**:" or "### Task 9:"."""
 
+_RULE = re.compile(r"\s*(?:-{3,}|\*{3,}|_{3,})\s*")
 _QUOTED = re.compile("\"([^\"]*)\"|'([^']*)'|“([^“”]*)”|\u2018([^\u2018\u2019]*)\u2019|«([^«»]*)»")
 """A text between one pair of quotes, without quotes of that kind inside."""
 
@@ -69,7 +71,7 @@ def request_prompt(examples: Sequence[str]) -> list[Message]:
 
 
 def read_prompt(text: str, finish_reason: str) -> str | Dropped:
-    """The first task of a completion's text, without label and quotes, up to the next task; or the reason for none."""
+    """The first task of a completion's text, without label, quotes and markdown's rules; or the reason for none."""
     if finish_reason == "too_long":
         return Dropped.TOO_LONG
     labels = list(_LABEL.finditer(text))
@@ -81,20 +83,15 @@ def read_prompt(text: str, finish_reason: str) -> str | Dropped:
         return Dropped.TRUNCATED
     if not labels:
         return Dropped.EMPTY
-    task = _without_rules(text[labels[0].end() : following.start() if following else None])
+    lines = text[labels[0].end() : following.start() if following else None].strip().split("\n")
+    while lines and (not lines[-1].strip() or _RULE.fullmatch(lines[-1])):
+        lines.pop()
+    task = "\n".join(lines).strip()
     if labels[0]["mark"] and not labels[0]["closed"]:  # the emphasis is that of a title or of the whole task
         task = task.replace(labels[0]["mark"], "", 1).strip()
     if match := _QUOTED.fullmatch(task):
         task = match[match.lastindex or 0].strip()
     return task if words(task) else Dropped.EMPTY
-
-
-def _without_rules(text: str) -> str:
-    """The text without markdown's rules at its end, such as "---"."""
-    lines = text.strip().split("\n")
-    while lines and (not lines[-1].strip() or re.fullmatch(r"\s*(?:-{3,}|\*{3,}|_{3,})\s*", lines[-1])):
-        lines.pop()
-    return "\n".join(lines).strip()
 
 
 class Filter:
@@ -110,47 +107,35 @@ class Filter:
     def read(self, text: str, finish_reason: str) -> str | Dropped:
         """The prompt of a completion, which is then kept; or the reason for none."""
         prompt = read_prompt(text, finish_reason)
-        reason = prompt if isinstance(prompt, Dropped) else self._reason(prompt)
+        if isinstance(prompt, Dropped):
+            return prompt
+        options, length = self._options, len(prompt.split())
+        checks = {
+            Dropped.TOO_FEW_WORDS: length < options.min_words,
+            Dropped.TOO_MANY_WORDS: length > options.max_words,
+            Dropped.REPETITIVE: repetition(prompt) > Fraction(str(options.max_repetition)),
+            Dropped.WORD: self._words.search(prompt),
+            Dropped.EVALUATION: self._evaluation.shares(prompt),
+        }
+        reason = next((reason for reason, failed in checks.items() if failed), None)
+        if reason is None and self._novelty.similar(prompt):
+            reason = Dropped.SIMILAR
         if reason is None:
             self._novelty.add(prompt)
         return reason or prompt
 
-    def _reason(self, prompt: str) -> Dropped | None:
-        options, length = self._options, len(prompt.split())
-        if length < options.min_words:
-            return Dropped.TOO_FEW_WORDS
-        if length > options.max_words:
-            return Dropped.TOO_MANY_WORDS
-        if repetition(prompt) > Fraction(str(options.max_repetition)):
-            return Dropped.REPETITIVE
-        if self._words.search(prompt):
-            return Dropped.WORD
-        if self._evaluation.shares(prompt):
-            return Dropped.EVALUATION
-        return Dropped.SIMILAR if self._novelty.similar(prompt) else None
-
 
 def read_seeds(options: Prompts) -> list[Record]:
-    """The seed prompts {id, prompt}. Raises `UserError` for too few, a repeated id, and one with the prefix `NEW`."""
+    """The seed prompts {id, prompt}. Raises `UserError` for too few, and for an id with the prefix `NEW`."""
     if not options.seeds:
         raise UserError("prompts.seeds is empty; name a JSON-lines file of {id, prompt}")
-    seeds = list(_texts(options.seeds, ("id", "prompt")))
+    seeds = read_prompts(options.seeds)
     if len(seeds) < options.shots:
         wanted = f"a request shows {options.shots}"
         raise UserError(f"{options.seeds}: {len(seeds)} prompts, but {wanted}; add prompts or lower prompts.shots")
-    for name, count in Counter(str(row["id"]) for row in seeds).items():
-        if count > 1:
-            raise UserError(f"{options.seeds}: id {name!r} comes twice; give each prompt its own")
-        if name.startswith(NEW):
-            raise UserError(f"{options.seeds}: id {name!r} may be a new prompt's; begin it with something else")
+    if name := next((row["id"] for row in seeds if row["id"].startswith(NEW)), None):
+        raise UserError(f"{options.seeds}: id {name!r} may be a new prompt's; begin it with something else")
     return seeds
-
-
-def _texts(path: str, keys: tuple[str, ...]) -> Iterator[Record]:
-    for row in read_jsonl(path, keys):
-        if not isinstance(row["prompt"], str) or not row["prompt"].strip():
-            raise UserError(f"{path}: a prompt is {row['prompt']!r}; it must be a text, mend or remove the line")
-        yield row
 
 
 def draw_examples(seeds: Sequence[Record], kept: Sequence[Record], options: Prompts, seed: int) -> list[Record]:
@@ -165,16 +150,14 @@ def draw_examples(seeds: Sequence[Record], kept: Sequence[Record], options: Prom
 def attempt_items(
     number: int, size: int, seeds: Sequence[Record], kept: Sequence[Record], chat: ChatFormat, settings: Settings
 ) -> Iterator[Item]:
-    """The requests of round `number`."""
+    """The requests of round `number`, each a group of its own, since requests share only their first words."""
     options, sampling = settings.prompts, sampling_of(settings.prompts, chat)
     for attempt in range(size):
         name = f"attempt/{number:04}/{attempt:05}"
         shots = draw_examples(seeds, kept, options, request_seed(settings.seed, number, "prompts/shots", name))
         messages = partial(request_prompt, [row["prompt"] for row in shots])
         record = {"id": name, "round": number, "shots": [row["id"] for row in shots]}
-        seed = request_seed(settings.seed, number, "prompts", name)
-        # One group each, since requests share only their first words.
-        yield Item(name, messages, sampling, seed, name, record)
+        yield Item(name, messages, sampling, request_seed(settings.seed, number, "prompts", name), name, record)
 
 
 def write_prompts(job: Job) -> Output:
@@ -185,7 +168,7 @@ def write_prompts(job: Job) -> Output:
     """
     options = job.settings.prompts
     seeds = read_seeds(options)
-    evaluation = [row["prompt"] for path in options.evaluation for row in _texts(path, ("prompt",))]
+    evaluation = [str(row["prompt"]) for path in options.evaluation for row in read_jsonl(path, ("prompt",))]
     accept = Filter(options, (row["prompt"] for row in seeds), evaluation)
     worker = Worker(job.settings, job.path("model"))
     # The filter's settings are not in the key, so changing one resamples only the rounds that change.
@@ -225,15 +208,11 @@ def _settings(settings: Settings, iteration: int) -> Any:
     return generation_settings(settings, 0, section)
 
 
-NEW_PROMPTS = Stage(
-    "prompts",
-    "prepare.new_prompts",
-    write_prompts,
-    settings=_settings,
-    inputs=("model",),
-    files=lambda settings: {"seeds": settings.prompts.seeds, "evaluation": settings.prompts.evaluation},
-    ranks="all",
-)
+def _files(settings: Settings) -> Inputs:
+    return {"seeds": settings.prompts.seeds, "evaluation": settings.prompts.evaluation}
+
+
+NEW_PROMPTS = Stage("prompts", "prepare.new_prompts", write_prompts, _settings, ("model",), files=_files, ranks="all")
 
 if __name__ == "__main__":
     NEW_PROMPTS.main()

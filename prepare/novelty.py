@@ -8,7 +8,7 @@ bound for all texts at once, and the LCS is computed only where the bound reache
 import unicodedata
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -73,8 +73,8 @@ class Novelty:
         """Whether this text resembles one of those added. Two texts without words resemble each other."""
         tokens = words(text)
         lengths = np.frombuffer(self._lengths, dtype=np.int64) + len(tokens)
-        holders = [self._holders[key] for key in _occurrences(tokens) if key in self._holders]
-        numbers = np.concatenate([np.empty(0, np.int64), *(np.frombuffer(own, np.int64) for own in holders)])
+        holders = [np.frombuffer(self._holders[key], np.int64) for key in _occurrences(tokens) if key in self._holders]
+        numbers = np.concatenate([np.empty(0, np.int64), *holders])
         shared = 2 * np.bincount(numbers, minlength=len(self._texts))  # words in common, in any order
         # Floats select the candidates, perhaps a few too many; integers decide. The likeliest come first.
         near = np.flatnonzero(shared >= float(self._threshold) * lengths - 1e-6)
@@ -91,21 +91,18 @@ class Sequences:
         for tokens in map(words, texts):
             if len(tokens) >= min(n, SHORTEST):
                 size = min(n, len(tokens))
-                self._by_size[size].update(_runs(tokens, size))
+                self._by_size[size] |= _runs(tokens, size)
 
     def shares(self, text: str) -> bool:
         """Whether `text` has one of the sequences."""
         tokens = words(text)
-        return any(run in sequences for size, sequences in self._by_size.items() for run in _runs(tokens, size))
+        return any(_runs(tokens, size) & sequences for size, sequences in self._by_size.items())
 
 
-def _occurrences(tokens: Iterable[str]) -> Iterator[tuple[str, int]]:
-    """Each word with the number of its earlier occurrences, so that no two are equal."""
-    seen: Counter[str] = Counter()
-    for word in tokens:
-        yield word, seen[word]
-        seen[word] += 1
+def _occurrences(tokens: list[str]) -> list[tuple[str, int]]:
+    """Each word with the number of its earlier occurrences, so that no two are equal; in no particular order."""
+    return [(word, k) for word, count in Counter(tokens).items() for k in range(count)]
 
 
-def _runs(tokens: list[str], size: int) -> Iterator[tuple[str, ...]]:
-    return (tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1))
+def _runs(tokens: list[str], size: int) -> set[tuple[str, ...]]:
+    return {tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)}

@@ -1,27 +1,28 @@
-"""The pool of prompts, and each iteration's share."""
+"""Files of prompts {id, prompt}: the pool, and each iteration's share of it."""
 
 import random
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from stages.files import UserError, read_jsonl
+from stages.records import Record
 from stages.settings import Settings
 
 
-def draw_prompts(path: Path, settings: Settings) -> list[list[dict[str, Any]]]:
-    """The prompts {id, prompt} of each iteration, drawn from the file `path`; no two iterations share one.
+def read_prompts(path: Path | str) -> list[Record]:
+    """The rows of a file. Raises `UserError` for an id or prompt that is no text or blank, and for a repeated id."""
+    rows: dict[str, Record] = {}
+    for row in read_jsonl(path, ("id", "prompt")):
+        if not all(isinstance(row[key], str) and row[key].strip() for key in ("id", "prompt")):
+            raise UserError(f"{path}: id {row['id']!r}: id and prompt must be texts, not blank; mend the line")
+        if row["id"] in rows:
+            raise UserError(f"{path}: id {row['id']!r} comes twice; give each prompt its own")
+        rows[row["id"]] = row
+    return list(rows.values())
 
-    The seed decides the order. Raises `UserError` for an id or prompt that is not a text, a repeated id, and too small
-    a pool.
-    """
-    pool = list(read_jsonl(path, ("id", "prompt")))
-    for row in pool:
-        if not isinstance(row["id"], str) or not isinstance(row["prompt"], str):
-            raise UserError(f"{path}: id {row['id']!r}: id and prompt must be texts; put quotes around them")
-    repeated = [name for name, count in Counter(row["id"] for row in pool).items() if count > 1]
-    if repeated:
-        raise UserError(f"{path}: id {repeated[0]!r} comes twice; give each prompt its own")
+
+def draw_prompts(path: Path, settings: Settings) -> list[list[Record]]:
+    """The prompts of each iteration, drawn from the file `path` in an order that the seed decides; none comes twice."""
+    pool = read_prompts(path)
     random.Random(settings.seed).shuffle(pool)
     size, iterations = settings.respond.prompts_per_iteration, len(settings.iteration)
     if len(pool) < iterations * size:

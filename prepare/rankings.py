@@ -8,18 +8,16 @@ best; replies may share a rank. Whatever is left out is counted by its reason.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from stages.files import UserError, read_numbered_jsonl
 from stages.records import Record
 from stages.settings import Eft
-
-Turn = dict[str, str]
-"""{"role": "prompter" | "assistant", "text": text}"""
 
 _SPEAKERS = {"prompter": "User", "assistant": "Assistant"}
 
@@ -42,28 +40,21 @@ class LeftOut(StrEnum):
 
 
 @dataclass(frozen=True)
-class Reply:
-    text: str
-    rank: int  # 0 is the best; ranks are compared only within a group
-
-
-@dataclass(frozen=True)
 class RankedGroup:
     """A question, or a conversation that ends with one, and two or more replies of different texts and ranks."""
 
     id: str
     tree: str  # the conversation that the group is part of; groups of one tree share messages
-    context: tuple[Turn, ...]  # the turns up to the question, which is the last one
-    replies: tuple[Reply, ...]
+    context: list[Record]  # turns {role, text} up to the question, which is the last one
+    replies: list[Record]  # {rank, text}; rank 0 is the best
 
     @property
     def prompt(self) -> str:
         return conversation_text(self.context)
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Record:
         """The group as a row that `ranked_groups` and `evaluation.agreement` read."""
-        replies = [{"rank": reply.rank, "text": reply.text} for reply in self.replies]
-        return {"message_id": self.id, "context": list(self.context), "replies": replies}
+        return {"message_id": self.id, "context": self.context, "replies": self.replies}
 
 
 def conversation_text(context: Sequence[Mapping[str, str]]) -> str:
@@ -76,116 +67,86 @@ def conversation_text(context: Sequence[Mapping[str, str]]) -> str:
 
 def ranked_groups(path: Path, eft: Eft) -> tuple[list[RankedGroup], Counter[LeftOut]]:
     """The groups of a file, and how often each reason left something out. Raises `UserError` for another format."""
-    groups: list[RankedGroup] = []
-    reasons: Counter[LeftOut] = Counter()
+    reader = _Reader(eft)
     for number, row in read_numbered_jsonl(path):
-        read = _tree_groups if "prompt" in row else _single_group
-        for group in read(row, eft, f"{path}, line {number}"):
-            if isinstance(group, LeftOut):
-                reasons[group] += 1
+        reader.where, reader.in_tree = f"{path}, line {number}", "prompt" in row
+        (reader.read_tree if reader.in_tree else reader.read_single)(row)
+    return reader.groups, reader.reasons
+
+
+class _Reader:
+    """Collects groups, and the reasons why something is left out."""
+
+    def __init__(self, eft: Eft):
+        self.eft, self.where, self.in_tree = eft, "", False
+        self.groups: list[RankedGroup] = []
+        self.reasons: Counter[LeftOut] = Counter()
+
+    def read_tree(self, row: Record) -> None:
+        if row.get("tree_state", "ready_for_export") != "ready_for_export":
+            self.reasons[LeftOut.TREE_STATE] += 1
+        elif self.is_usable(row["prompt"], "prompter"):
+            self.visit(row["prompt"], [], None)
+
+    def read_single(self, row: Record) -> None:
+        turns, replies = self.need(row, "context", list), self.need(row, "replies", list)
+        if len(turns) % 2 == 0:
+            rule = "'context' has to begin and to end with a prompter's turn"
+            raise UserError(f"{self.where}: {rule}; mend or remove the line")
+        if all(self.is_usable(turn, role) for turn, role in zip(turns, cycle(_SPEAKERS), strict=False)):
+            above = [
+                {"role": role, "text": turn["text"]} for turn, role in zip(turns[:-1], cycle(_SPEAKERS), strict=False)
+            ]
+            self.visit(turns[-1] | {"message_id": row.get("message_id"), "replies": replies}, above, None)
+
+    def visit(self, question: Record, above: list[Record], tree: str | None) -> None:
+        """Read the group of a usable prompter's message, then those below it, depth first."""
+        name, context = self.need(question, "message_id", str), [*above, {"role": "prompter", "text": question["text"]}]
+        if len(context) // 2 + 1 > self.eft.max_turns:
+            self.reasons[LeftOut.TOO_MANY_TURNS] += 1
+            return
+        answers = self.need(question, "replies", list, optional=True) or []
+        answers = [answer for answer in answers if self.is_usable(answer, "assistant")]
+        ranks: dict[str, int] = {}
+        for answer in answers:
+            if (rank := self.need(answer, "rank", int, optional=True)) is None:
+                self.reasons[LeftOut.UNRANKED] += 1
+            elif answer["text"] in ranks:
+                self.reasons[LeftOut.DUPLICATE] += 1
             else:
-                groups.append(group)
-    return groups, reasons
-
-
-def _tree_groups(row: Record, eft: Eft, where: str) -> Iterator[RankedGroup | LeftOut]:
-    """The groups of a message tree, from its root down."""
-    root = row["prompt"]
-    _check(root, "prompter", where)
-    if row.get("tree_state", "ready_for_export") != "ready_for_export":
-        yield LeftOut.TREE_STATE
-    else:
-        yield from _below(root, (), root["message_id"], eft, synthetic=True)
-
-
-def _single_group(row: Record, eft: Eft, where: str) -> Iterator[RankedGroup | LeftOut]:
-    """The group of a row that is a single group; its replies, to the context's last turn, may be a model's samples."""
-    turns, replies = _need(row, "context", list, where), _need(row, "replies", list, where)
-    if len(turns) % 2 == 0:
-        raise UserError(f"{where}: 'context' has to begin and to end with a prompter's turn; mend or remove the line")
-    for i, turn in enumerate(turns):
-        _check(turn, ("prompter", "assistant")[i % 2], where, name=False)
-    replies = [{"role": "assistant", **reply} if isinstance(reply, dict) else reply for reply in replies]
-    question = {**turns[-1], "message_id": row.get("message_id"), "replies": replies}
-    _check(question, "prompter", where)
-    reasons = (_fault(turn, eft, synthetic=False) for turn in turns[:-1])
-    if reason := next(filter(None, reasons), None):
-        yield reason
-    else:
-        yield from _below(question, tuple(map(_turn, turns[:-1])), question["message_id"], eft, synthetic=False)
-
-
-def _below(
-    question: Record, above: tuple[Turn, ...], tree: str, eft: Eft, synthetic: bool
-) -> Iterator[RankedGroup | LeftOut]:
-    """The group of a prompter's message, then those below it, depth first; or why they are left out."""
-    if reason := _fault(question, eft, synthetic):
-        yield reason
-        return
-    context = (*above, _turn(question))
-    if len(context) // 2 + 1 > eft.max_turns:
-        yield LeftOut.TOO_MANY_TURNS
-        return
-    usable: list[Record] = []
-    replies: dict[str, Reply] = {}
-    for reply in question.get("replies") or []:
-        if reason := _fault(reply, eft, synthetic):
-            yield reason
-            continue
-        usable.append(reply)
-        if reply.get("rank") is None:
-            yield LeftOut.UNRANKED
-        elif reply["text"] in replies:
-            yield LeftOut.DUPLICATE
+                ranks[answer["text"]] = rank
+        if len(ranks) < 2:
+            self.reasons[LeftOut.TOO_FEW_REPLIES] += 1
+        elif len(set(ranks.values())) == 1:
+            self.reasons[LeftOut.EQUAL_RANKS] += 1
         else:
-            replies[reply["text"]] = Reply(reply["text"], reply["rank"])
-    if len(replies) < 2:
-        yield LeftOut.TOO_FEW_REPLIES
-    elif len({reply.rank for reply in replies.values()}) == 1:
-        yield LeftOut.EQUAL_RANKS
-    else:
-        yield RankedGroup(question["message_id"], tree, context, tuple(replies.values()))
-    for reply in usable:
-        for further in reply.get("replies") or []:
-            yield from _below(further, (*context, _turn(reply)), tree, eft, synthetic)
+            replies = [{"rank": rank, "text": text} for text, rank in ranks.items()]
+            self.groups.append(RankedGroup(name, tree or name, context, replies))
+        for answer in answers:
+            for further in self.need(answer, "replies", list, optional=True) or []:
+                if self.is_usable(further, "prompter"):
+                    self.visit(further, [*context, {"role": "assistant", "text": answer["text"]}], tree or name)
 
+    def is_usable(self, message: Any, role: str) -> bool:
+        """Whether a message by the `role` is kept, else the reason is counted. A missing key is no reason."""
+        if not isinstance(message, dict) or message.get("role", role) != role:
+            wrong = f"expected a message by the {role}, got {message!r:.60}"
+            raise UserError(f"{self.where}: {wrong}; roles take turns, mend or remove the line")
+        faults = {
+            LeftOut.DELETED: message.get("deleted"),
+            LeftOut.UNREVIEWED: message.get("review_result", True) is not True,
+            LeftOut.LANGUAGE: "lang" in message and message["lang"] not in self.eft.languages,
+            LeftOut.SYNTHETIC: self.in_tree and message.get("synthetic"),
+            LeftOut.EMPTY: not self.need(message, "text", str).strip(),
+        }
+        reasons = [reason for reason, present in faults.items() if present]
+        self.reasons.update(reasons[:1])
+        return not reasons
 
-def _turn(message: Record) -> Turn:
-    return {"role": message["role"], "text": message["text"]}
-
-
-def _fault(message: Record, eft: Eft, synthetic: bool) -> LeftOut | None:
-    """Why a message is left out, if it is. A missing key is no reason; null as the review's result is."""
-    faults = {
-        LeftOut.DELETED: message.get("deleted"),
-        LeftOut.UNREVIEWED: message.get("review_result", True) is not True,
-        LeftOut.LANGUAGE: "lang" in message and message["lang"] not in eft.languages,
-        LeftOut.SYNTHETIC: synthetic and message.get("synthetic"),
-        LeftOut.EMPTY: not message["text"].strip(),
-    }
-    return next((reason for reason, present in faults.items() if present), None)
-
-
-def _check(message: Any, role: str, where: str, name: bool = True) -> None:
-    """Raise `UserError` where a message, or one below it, lacks a key or has a wrong type."""
-    if not isinstance(message, dict):
-        raise UserError(f"{where}: expected a message, got {message!r:.40}; mend or remove the line")
-    if message.get("role") != role:
-        wrong = f"expected a message by the {role}, got {message.get('role')!r}"
-        raise UserError(f"{where}: {wrong}; roles take turns, mend or remove the line")
-    _need(message, "text", str, where)
-    if role == "assistant":
-        _need(message, "rank", int, where, optional=True)
-    elif name:
-        _need(message, "message_id", str, where)
-    for reply in _need(message, "replies", list, where, optional=True) or []:
-        _check(reply, "assistant" if role == "prompter" else "prompter", where)
-
-
-def _need(row: Record, key: str, kind: type, where: str, optional: bool = False) -> Any:
-    """The value of a key, which must be of type `kind`; None where it is optional and missing or null."""
-    value = row.get(key)
-    if type(value) is not kind and not (value is None and optional):
-        got = "is missing" if value is None else f"is {value!r:.40}, not of type {kind.__name__}"
-        raise UserError(f"{where}: {key!r} {got}; expected message trees or groups of ranked replies")
-    return value
+    def need(self, row: Record, key: str, kind: type, optional: bool = False) -> Any:
+        """The value of a key, which must be of type `kind`; None where it is optional and missing or null."""
+        value = row.get(key)
+        if type(value) is not kind and not (value is None and optional):
+            got = "is missing" if value is None else f"is {value!r:.40}, not of type {kind.__name__}"
+            raise UserError(f"{self.where}: {key!r} {got}; expected message trees or groups of ranked replies")
+        return value

@@ -22,24 +22,21 @@ import torch
 from torch import Tensor
 
 from model.tokenizer import Tokenizer, load_tokenizer
+from prepare.gguf import META, tensor_names
 from stages.files import UserError, command, write_json
 
 Script = Sequence[tuple[Sequence[int], Mapping[int, float]]]
 """For each kind of token: its tokens, and the probabilities of the tokens that may follow."""
 
-CERTAINTY = 20.0
-"""Logit of the tokens that may follow; those of all others are about 0."""
+CERTAINTY = 20.0  # logit of the tokens that may follow; those of all others are about 0
+SCORE_SHARE = 0.88  # share of the texts that end with a score; the others end with a winner
+STOP = 1 / 16  # probability that a word is the last one of a text
 
-SIZE, KEYS, INNER, LAYERS, VOCABULARY = 128, 32, 448, 2, 128256
-PARAMS: dict[str, Any] = {"dim": SIZE, "n_layers": LAYERS, "n_heads": 8, "n_kv_heads": 2, "vocab_size": VOCABULARY}
+LAYERS, SHARDS = 2, 2
+SIZES = {"hidden_size": 128, "q_size": 128, "kv_size": 32, "intermediate_size": 448, "vocab_size": 128256}
+PARAMS: dict[str, Any] = {"dim": 128, "n_layers": LAYERS, "n_heads": 8, "n_kv_heads": 2, "vocab_size": 128256}
 PARAMS |= {"multiple_of": 32, "ffn_dim_multiplier": 1.3, "norm_eps": 1e-5, "rope_theta": 500000.0}
 """A small params.json; four query heads share a key-value head, as in Llama-3-8B."""
-
-SHARDS = 2
-SCORE_SHARE = 0.88
-"""Share of the texts that end with a score; the others end with a winner."""
-STOP = 1 / 16
-"""Probability that a word is the last one of a text."""
 
 
 def follow(embedding_vd: Tensor, head_vd: Tensor, script: Script) -> None:
@@ -61,8 +58,8 @@ def llama3_script(tokenizer: Tokenizer) -> Script:
     def evenly(tokens: Sequence[int], share: float = 1.0) -> dict[int, float]:
         return dict.fromkeys(tokens, share / len(tokens))
 
-    common = [(i, tokenizer.decode([i])) for i in range(1000, 60000)]
-    words = random.Random(0).sample([i for i, text in common if re.fullmatch(" [a-z]{4,9}", text)], 200)
+    common = [i for i in range(1000, 60000) if re.fullmatch(" [a-z]{4,9}", tokenizer.decode([i]))]
+    words = random.Random(0).sample(common, 200)
     fixed = [[token] for token in tokens("\n\n", "**", "Task", "9", ":**")]
     [newline, score, colon, winner] = tokens("\n", "Score", ":", "Winner")
     values, winners = tokens(*map(str, range(6))), tokens(":A", ":B")
@@ -90,46 +87,33 @@ def packaged_file(package: str, ending: str, advice: str) -> Path:
 
 def write_stand_in(folder: Path) -> None:
     """Write `folder` in Meta's layout: consolidated.00.pth, consolidated.01.pth, params.json, tokenizer.model."""
-    folder.mkdir(parents=True)
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; name a new folder")
     advice = "pip install --no-deps llama-models==0.3.0"
-    shutil.copyfile(
-        packaged_file("llama-models", "llama_models/llama3/tokenizer.model", advice), folder / "tokenizer.model"
-    )
+    tokenizer = packaged_file("llama-models", "llama_models/llama3/tokenizer.model", advice)
+    folder.mkdir(parents=True)
+    shutil.copyfile(tokenizer, folder / "tokenizer.model")
     write_json(folder / "params.json", PARAMS)
-    weights = _weights(llama3_script(load_tokenizer(folder)))
-    for shard in range(SHARDS):
-        parts = {name: _part(name, tensor, shard) for name, tensor in weights.items()}
-        torch.save(parts, folder / f"consolidated.{shard:02}.pth")
-
-
-def _weights(script: Script) -> dict[str, Tensor]:
-    """Whole tensors under Meta's names, bf16."""
-    shapes = {"attention.wq": (SIZE, SIZE), "attention.wk": (KEYS, SIZE), "attention.wv": (KEYS, SIZE)}
-    shapes |= {"attention.wo": (SIZE, SIZE), "feed_forward.w1": (INNER, SIZE), "feed_forward.w3": (INNER, SIZE)}
-    shapes["feed_forward.w2"] = (SIZE, INNER)
     generator = torch.Generator().manual_seed(0)
-    named = {"tok_embeddings": (VOCABULARY, SIZE), "output": (VOCABULARY, SIZE)}
-    named |= {f"layers.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in shapes.items()}
-    weights = {name: (torch.randn(*shape, generator=generator) * 0.02).bfloat16() for name, shape in named.items()}
-    follow(weights["tok_embeddings"], weights["output"], script)
-    norms = ["norm", *(f"layers.{i}.{name}" for i in range(LAYERS) for name in ("attention_norm", "ffn_norm"))]
-    weights |= {name: torch.ones(SIZE, dtype=torch.bfloat16) for name in norms}
-    return {f"{name}.weight": tensor for name, tensor in weights.items()}
-
-
-def _part(name: str, tensor: Tensor, shard: int) -> Tensor:
-    """A tensor's part in a shard: columns of wo and w2, rows of all other matrices, norms whole."""
-    if tensor.dim() == 1:
-        return tensor
-    return tensor.chunk(SHARDS, dim=1 if name.endswith(("wo.weight", "w2.weight")) else 0)[shard].contiguous()
+    weights, splits = {}, {}
+    for name, (_, fields) in tensor_names(META, LAYERS).items():
+        shape = [SIZES[field] for field in fields]
+        whole = torch.randn(shape, generator=generator) * 0.02 if len(shape) > 1 else torch.ones(shape)
+        weights[name] = whole.bfloat16()
+        splits[name] = int(fields[0] == "hidden_size")  # ranks share columns of wo and w2, rows of other matrices
+    follow(weights["tok_embeddings.weight"], weights["output.weight"], llama3_script(load_tokenizer(folder)))
+    for shard in range(SHARDS):
+        parts = {
+            name: weight if weight.dim() == 1 else weight.chunk(SHARDS, splits[name])[shard].contiguous()
+            for name, weight in weights.items()
+        }
+        torch.save(parts, folder / f"consolidated.{shard:02}.pth")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a small stand-in for Llama-3-8B-Instruct in Meta's layout.")
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    if folder.exists():
-        raise UserError(f"{folder}: exists already; name a new folder")
     write_stand_in(folder)
     print(folder)
 

@@ -6,39 +6,23 @@ writes verdicts untaught. Any other model the user brings.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import tokenizers
 import torch
 
 from model.config import LlamaConfig, no_config
 from model.layers import Linear
 from model.llama import Llama
 from model.weights import random_weights, save_pretrained
-from prepare.gguf import convert, whole_folder
+from prepare.gguf import config_document, convert, whole_folder
 from prepare.scripted import Script, follow, packaged_file
 from stages.files import UserError, command, read_jsonl, write_json
 from stages.settings import Model, load_settings
 
-TINY: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 1024,
-    "hidden_size": 96,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 1024,
-    "tie_word_embeddings": True,
-    "hidden_act": "silu",
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "torch_dtype": "float32",
-}
+TINY = LlamaConfig(1024, 96, 256, 2, 6, 2, 16, 1e-5, 10000.0, 1024, tie_word_embeddings=True)
+TINY_IDS = {"bos_token_id": 0, "eos_token_id": 1}
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -78,7 +62,7 @@ def make_tiny(folder: Path, judge: bool = False) -> None:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=TINY["vocab_size"],
+        vocab_size=TINY.vocab_size,
         special_tokens=["<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -86,35 +70,30 @@ def make_tiny(folder: Path, judge: bool = False) -> None:
     backend.train_from_iterator((row["prompt"] for row in read_jsonl("data/prompts/train.jsonl", ("prompt",))), trainer)
     if judge:
         backend.add_tokens(VERDICTS)
-    document = TINY | {"vocab_size": backend.get_vocab_size(), "tie_word_embeddings": not judge}
-    config = LlamaConfig.from_dict(document)
+    config = replace(TINY, vocab_size=backend.get_vocab_size(), tie_word_embeddings=not judge)
     model = Llama(config)
     random_weights(model, seed=0)
-    if judge:
-        _begin_with_verdicts(model, backend)
     tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": TEMPLATE}
     with whole_folder(folder) as temporary, torch.no_grad():
+        if judge:
+            head = cast(Linear, model.lm_head)
+            follow(model.embed_tokens.weight, head.weight, _verdict_script(backend.get_vocab()))
         backend.save(str(temporary / "tokenizer.json"))
         write_json(temporary / "tokenizer_config.json", tokenizer)
-        write_json(temporary / "config.json", document)
+        write_json(temporary / "config.json", config_document(config, TINY_IDS, torch.float32))
         save_pretrained(model.named_parameters(), config, temporary, temporary)
 
 
-def _begin_with_verdicts(model: Llama, backend: tokenizers.Tokenizer) -> None:
-    """Make the model follow a script: a turn's opening, a verdict, words, the end token."""
-    vocabulary = backend.get_vocab()
+def _verdict_script(vocabulary: dict[str, int]) -> Script:
+    """A turn's opening, a verdict, words, the end token."""
     scores, winners = ([vocabulary[text] for text in part] for part in (VERDICTS[:-2], VERDICTS[-2:]))
     long = sorted(text for text in vocabulary if len(text) > 4 and text[0] == "Ġ" and text[1:].isalpha())
     words = [vocabulary[text] for text in long[:12]]
-    opening, end = vocabulary["Ċ"], TINY["eos_token_id"]
-    verdicts = dict.fromkeys(scores, 1 / 12) | dict.fromkeys(winners, 1 / 4)
-    script: Script = [
-        ([opening], verdicts),
+    return [
+        ([vocabulary["Ċ"]], dict.fromkeys(scores, 1 / 12) | dict.fromkeys(winners, 1 / 4)),
         ([*scores, *winners], dict.fromkeys(words, 1 / 12)),
-        (words, dict.fromkeys(words, 1 / 15) | {end: 1 / 5}),
+        (words, dict.fromkeys(words, 1 / 15) | {TINY_IDS["eos_token_id"]: 1 / 5}),
     ]
-    with torch.no_grad():
-        follow(model.embed_tokens.weight, cast(Linear, model.lm_head).weight, script)
 
 
 def main() -> None:

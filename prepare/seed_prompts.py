@@ -9,7 +9,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from prepare.rankings import ranked_groups
+from prepare.eft import read_sources
 from stages.files import UserError, command, write_jsonl
 from stages.settings import Settings, load_settings
 
@@ -17,18 +17,14 @@ from stages.settings import Settings, load_settings
 def seed_prompts(settings: Settings, count: int | None = None) -> list[dict[str, str]]:
     """{id, prompt} of each different first question, in the files' order; or `count` of them, drawn by seed."""
     questions: dict[str, str] = {}
-    for source in settings.eft.sources:
-        groups, _ = ranked_groups(Path(source), replace(settings.eft, max_turns=1))
-        for group in groups:
-            questions.setdefault(group.prompt.strip(), group.id)
+    for group in read_sources(replace(settings.eft, max_turns=1))[0]:
+        questions.setdefault(group.prompt.strip(), group.id)
     rows = [{"id": name, "prompt": text} for text, name in questions.items()]
     if count is None:
         return rows
     if count > len(rows):
-        sources = ", ".join(settings.eft.sources)
-        raise UserError(f"{sources}: only {len(rows)} first questions, but {count} are wanted; lower --count")
-    chosen = sorted(random.Random(settings.seed).sample(range(len(rows)), count))
-    return [rows[i] for i in chosen]
+        raise UserError(f"eft.sources: only {len(rows)} first questions, but {count} are wanted; lower --count")
+    return [rows[i] for i in sorted(random.Random(settings.seed).sample(range(len(rows)), count))]
 
 
 def main() -> None:

@@ -6,7 +6,9 @@ left [m, r] and right [r, n] in int8 and scale [r] in fp32. Vectors (the norms) 
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +21,35 @@ from model.config import LlamaConfig
 from model.weights import load_model, save_pretrained
 from stages.files import UserError, digest, read_json, write_atomic, write_json
 
+Tensors = Mapping[str, Tensor]
 
-def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], room: int) -> dict[str, int]:
+
+def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], room: int) -> Counter[str]:
     """How many triplets of each matrix to keep: those of most squared singular value a byte that fit into `room` bytes.
 
     `values` are the singular values of each matrix, largest first, `sizes` the bytes of one of its triplets.
     """
     offers = [(float(value) ** 2 / sizes[name], name) for name, spectrum in values.items() for value in spectrum]
-    ranks, taken = dict.fromkeys(values, 0), 0
-    for gain, name in sorted(offers, reverse=True):
-        if gain == 0 or taken + sizes[name] > room:
-            break
-        ranks[name] += 1
-        taken += sizes[name]
-    return ranks
+    offers = sorted((offer for offer in offers if offer[0] > 0), reverse=True)
+    taken = accumulate(sizes[name] for _, name in offers)
+    return Counter(name for (_, name), total in zip(offers, taken, strict=True) if total <= room)
 
 
-def compress(
-    base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], megabytes: float
-) -> tuple[dict[str, Tensor], float]:
+def compress(base: Tensors, tuned: Tensors, megabytes: float) -> tuple[dict[str, Tensor], float]:
     """The file's tensors, and the share of the matrices' squared difference that the kept triplets explain.
 
     The tensors with their names take at most `megabytes` 10^6 bytes. A matrix `name` becomes `name.left`, `name.scale`
     and `name.right`. Rounding to eight bits loses far less than dropping half the triplets would.
     """
     change = {name: tuned[name] - base[name] for name in base}
-    vectors = {name: delta for name, delta in change.items() if delta.dim() == 1}
+    tensors = {name: delta.to(torch.bfloat16) for name, delta in change.items() if delta.dim() == 1}
+    header = 4096 + 512 * len(base)  # facts, names and shapes
+    room = int(megabytes * 1e6) - header - 2 * sum(map(Tensor.numel, tensors.values()))
     matrices = {name: delta.float() for name, delta in change.items() if delta.dim() == 2}
     triplets = {name: torch.linalg.svd(delta, full_matrices=False) for name, delta in matrices.items()}
     sizes = {name: sum(base[name].shape) + 4 for name in triplets}
-    header = 4096 + 512 * len(base)  # facts, names and shapes
-    room = int(megabytes * 1e6) - header - 2 * sum(map(Tensor.numel, vectors.values()))
     ranks = choose_ranks({name: values for name, (_, values, _) in triplets.items()}, sizes, room)
     kept = total = 0.0
-    tensors = {name: vector.to(torch.bfloat16) for name, vector in vectors.items()}
     for name, (left, values, right) in triplets.items():
         r = ranks[name]
         kept, total = kept + values[:r].square().sum().item(), total + values.square().sum().item()
@@ -70,10 +67,7 @@ def _int8(vectors: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The file's facts, from the JSON file beside it: base (a digest), recipe, explained, what `annotate` added.
-
-    Raises `UserError` where one of the two files is missing, or the JSON file is damaged.
-    """
+    """The facts in the JSON file beside `path`: base (a digest), recipe, explained, what `annotate` added."""
     beside = path.with_suffix(".json")
     for file in (path, beside):
         if not file.is_file():
@@ -86,10 +80,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def merge(base: Path, path: Path, out: Path) -> None:
-    """Write the Hugging Face directory `out` in bf16: the model in `base` with the difference in `path` added.
-
-    Raises `UserError` as `read_facts` does, and where the difference was made for another model.
-    """
+    """Write the Hugging Face directory `out` in bf16: the model in `base` with the difference in `path` added."""
     if read_facts(path)["base"] != digest(base / "model.safetensors"):
         raise UserError(f"{path}: made for another model than {base}; `make sft` makes it anew for this one")
     try:

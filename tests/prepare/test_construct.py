@@ -58,7 +58,14 @@ def test_lessons_keep_their_order():
 def test_sentences_keep_the_text():
     text = "One. Two lines\nhere! Version 1.5 stays.\n\n- a list\n- of two"
     assert "".join(sentences(text)) == text
-    assert "|".join(s.strip() for s in sentences(text)) == "One.|Two lines|here!|Version 1.5 stays.|- a list|- of two"
+    assert [s.strip() for s in sentences(text)] == [
+        "One.",
+        "Two lines",
+        "here!",
+        "Version 1.5 stays.",
+        "- a list",
+        "- of two",
+    ]
 
 
 def test_scores_are_even_and_lengths_say_nothing(rows):
@@ -71,29 +78,23 @@ def test_scores_are_even_and_lengths_say_nothing(rows):
         assert "{" not in row["justification"] and row["justification"].startswith("Asked: ")
 
 
-@pytest.mark.parametrize("form", [r"\W*(Sure|Here)", r"(\d\.|[-*]) ", r'"', r"(?s).*\n(\d\.|[-*]) ", r"(?s).*\*\*"])
-def test_openings_and_formats_say_nothing(rows, form):
+def test_openings_formats_and_cuts_say_nothing(rows):
     """Words in disorder have no form; that is the flaw."""
-    rows = [row for row in rows[:4000] if row["flaw"] != "gibberish"]
-    low, high = (
-        np.mean([bool(re.match(form, row["response"])) for row in rows if row["score"] in scores])
-        for scores in ((0, 1, 2), (3, 4, 5))
-    )
-    assert min(low, high) > 0.02 and abs(low - high) < 0.06
-
-
-def test_a_cut_is_not_a_score(rows):
-    cut = {
-        score: np.mean([row["response"][-1].isalnum() for row in rows if row["score"] == score]) for score in range(6)
-    }
+    flaws, scores = np.array([row["flaw"] for row in rows]), np.array([row["score"] for row in rows])
+    orderly, low = flaws != "gibberish", scores <= 2
+    for form in (r"\W*(Sure|Here)", r"(\d\.|[-*]) ", r'"', r"(?s).*\n(\d\.|[-*]) ", r"(?s).*\*\*"):
+        has = np.array([bool(re.match(form, row["response"])) for row in rows])
+        shares = has[orderly & low].mean(), has[orderly & ~low].mean()
+        assert min(shares) > 0.02 and abs(shares[0] - shares[1]) < 0.06
+    ends = np.array([row["response"][-1].isalnum() for row in rows])
+    cut = [ends[scores == score].mean() for score in range(6)]
     assert cut[3] > 0.95 and all(0.4 < cut[score] < 0.75 for score in (1, 2)) and cut[4] < 0.25 and cut[5] < 0.25
 
 
 def made(*texts: str, category: str = "facts", topic: str = "t") -> list:
     """Sources of a prompt for each answer."""
-    answers = [
-        {"prompt_id": i, "temperature": 0.2, "text": text, "finish_reason": "stop"} for i, text in enumerate(texts)
-    ]
+    sampled = {"temperature": 0.2, "finish_reason": "stop"}
+    answers = [{"prompt_id": i, "text": text, **sampled} for i, text in enumerate(texts)]
     prompts = [{"id": i, "prompt": f"q{i}", "category": category, "topic": f"{topic}{i}"} for i in range(len(texts))]
     return load_sources(prompts, answers)
 

@@ -31,15 +31,9 @@ def settings():
 def test_decisions_weigh_more(chat, settings):
     rows = [
         {"kind": "judge", "prompt": "q", "response": "r", "score": 3, "justification": "Score: 5 would be wrong."},
-        {
-            "kind": "metajudge",
-            "prompt": "q",
-            "response": "r",
-            "judgments": [{"score": 1, "justification": "x"}, {"score": 4, "justification": "y"}],
-            "winner": "second",
-            "score": 5,
-        },
+        {"kind": "metajudge", "prompt": "q", "response": "r", "winner": "second", "score": 5},
     ]
+    rows[1]["judgments"] = [{"score": 1, "justification": "x"}, {"score": 4, "justification": "y"}]
     meta_last = replace(settings.metajudge, verdict_position="last")
     settings = replace(settings, sft=replace(settings.sft, verdict_token_weight=7.0), metajudge=meta_last)
     judge, meta = render(rows, chat, settings)

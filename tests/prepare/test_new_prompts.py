@@ -2,88 +2,48 @@
 
 import random
 import re
-from collections import Counter
 from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from mock_engine import mock_model
 
 import sampling.worker
-from prepare.new_prompts import (
-    NEW_PROMPTS,
-    Dropped,
-    Filter,
-    draw_examples,
-    read_prompt,
-    read_seeds,
-    request_prompt,
-)
-from sampling.request import Completion, Request
+from prepare.new_prompts import NEW_PROMPTS, Dropped, Filter, draw_examples, read_prompt, read_seeds, request_prompt
 from stages.files import UserError, read_jsonl, read_manifest, read_shards, write_jsonl
 from stages.settings import Prompts
 
-CHAT = SimpleNamespace(
-    prompt_ids=lambda messages: [1, *"|".join(m["content"] for m in messages).encode()],
-    text=lambda ids: bytes(i for i in ids if i).decode(),
-    stop_ids=frozenset({0}),
-)
-
 
 def test_a_request_shows_the_examples_as_they_are():
-    messages = request_prompt(["Use {braces} and %s.", "Two\nlines"])
-    assert [message["role"] for message in messages] == ["user"]
-    content = messages[0]["content"]
-    assert content.startswith("Here are 2 tasks")
-    assert "\n\nTask 1: Use {braces} and %s.\n\nTask 2: Two\nlines\n\n" in content
-    assert 'Begin with "Task 3:"' in content
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Task 9: Write it.",
-        "TASK 12: Write it.",
-        "**Task 9:** Write it.",
-        "**Task 9: Write it.**",
-        "_Task 9: Write it._",
-        "### Task 9:\n\nWrite it.",
-        "**Task 9:** “ Write it. ”",
-        "Task 9: 'Write it.'",
-        "Sure, here is one:\n\nTask 9: Write it.",
-        "Task 9: Write it.\n**Task 10:** Sing it.\nTask 11: Th",
-    ],
-)
-def test_the_task_is_what_follows_the_first_label(text: str):
-    assert read_prompt(text, "stop") == "Write it."
+    [message] = request_prompt(["Use {braces} and %s.", "Two\nlines"])
+    assert message["role"] == "user" and message["content"].startswith("Here are 2 tasks")
+    assert "\n\nTask 1: Use {braces} and %s.\n\nTask 2: Two\nlines\n\n" in message["content"]
+    assert 'Begin with "Task 3:"' in message["content"]
 
 
 @pytest.mark.parametrize(
     ("text", "finish_reason", "expected"),
     [
+        *((text, "stop", "Write it.") for text in ("Task 9: Write it.", "TASK 12: Write it.", "**Task 9:** Write it.")),
+        *(
+            (text, "stop", "Write it.")
+            for text in ("**Task 9: Write it.**", "_Task 9: Write it._", "Task 9: 'Write it.'")
+        ),
+        ("### Task 9:\n\nWrite it.", "stop", "Write it."),
+        ("**Task 9:** “ Write it. ”", "stop", "Write it."),
+        ("Sure, here is one:\n\nTask 9: Write it.", "stop", "Write it."),
+        ("Task 9: Write it.\n**Task 10:** Sing it.\nTask 11: Th", "stop", "Write it."),
         ('Task 9: "Yes" or "no"?', "stop", '"Yes" or "no"?'),
         ("Task 9: A list:\n- one\n\nIs task 3: hard?", "stop", "A list:\n- one\n\nIs task 3: hard?"),
         ("Task 9: 'Don't do it.'", "stop", "'Don't do it.'"),
         ("Task 9: Write it.\n\nTask 10: Si", "length", "Write it."),
         ("Task 9: Write it.\n\nTask 10", "length", Dropped.TRUNCATED),
-        (
-            "Task 9: Order these.\nTask 1: buy milk\nTask 2: rest",
-            "stop",
-            "Order these.\nTask 1: buy milk\nTask 2: rest",
-        ),
+        ("Task 9: Order these.\nTask 1: buy\nTask 2: rest", "stop", "Order these.\nTask 1: buy\nTask 2: rest"),
         ("**Task 9: A haiku**\n\nWrite one on **rain**.", "stop", "A haiku\n\nWrite one on **rain**."),
-        ("Task 9: Write it.\n\n---\n\nTask 10: Sing it.", "stop", "Write it."),
-        ("Task 9: Write it.\n***\n", "stop", "Write it."),
-        ("Task 9: Underline it with ---", "stop", "Underline it with ---"),
-        ("Task 9: Write", "length", Dropped.TRUNCATED),
-        ("Sure! Here", "length", Dropped.UNLABELLED),
+        ("Task 9: Write it.\n\n---\n***\nTask 10: Sing it.", "stop", "Write it."),
         ("Write it.", "stop", Dropped.UNLABELLED),
         ("\n \n", "stop", Dropped.EMPTY),
-        ("**Task 9:**", "stop", Dropped.EMPTY),
         ("Task 9: \n\nTask 10: Sing it.", "stop", Dropped.EMPTY),
         ("Task 9: '...'", "stop", Dropped.EMPTY),
         ("", "too_long", Dropped.TOO_LONG),
@@ -92,13 +52,6 @@ def test_the_task_is_what_follows_the_first_label(text: str):
 def test_readings_by_hand(text: str, finish_reason: str, expected: str):
     prompt = read_prompt(text, finish_reason)
     assert prompt == expected and isinstance(prompt, Dropped) == isinstance(expected, Dropped)
-
-
-@settings(max_examples=50)
-@given(st.lists(st.sampled_from(["Task", "task 9:", " ", "\n", "**", "_", "#", ":", '"', "“", "x", "9"])).map("".join))
-def test_no_completion_raises_and_no_prompt_is_blank(text: str):
-    prompt = read_prompt(text, "stop")
-    assert isinstance(prompt, Dropped) or prompt == prompt.strip() != ""
 
 
 @pytest.mark.parametrize("text", [" \n" * 5000, "*" * 20000, "#" * 20000 + "task", "task " * 5000])
@@ -151,48 +104,30 @@ def test_examples_are_distinct_and_follow_from_the_seed():
     drawn = [[row["id"] for row in draw_examples(ROWS, NEW, options, seed)] for seed in range(200)]
     assert all(len(set(ids)) == 6 and sum(name.startswith("new/") for name in ids) == 2 for ids in drawn)
     assert drawn[7] == [row["id"] for row in draw_examples(ROWS, NEW, options, 7)]
-    assert Counter(name for ids in drawn for name in ids).keys() == {row["id"] for row in ROWS + NEW}
+    assert {name for ids in drawn for name in ids} == {row["id"] for row in ROWS + NEW}
     assert {ids.index(name) for ids in drawn for name in ids if name.startswith("new/")} == set(range(6))
-    early = [row["id"] for row in draw_examples(ROWS, NEW[:1], options, 3)]
-    assert len(set(early)) == 6 and all(name.startswith("s") for name in early)
-    assert len(draw_examples(ROWS, [], replace(options, shots=10, generated_shots=0), 3)) == 10
+    assert all(row in ROWS for row in draw_examples(ROWS, NEW[:1], options, 3))
 
 
 WORDS = [f"{a}{b}" for a in ("ba", "do", "ki", "mu", "re") for b in ("lan", "min", "sot", "tek", "vur")]
 
 
-class MockEngine:
-    """Writes a task of random words, sometimes with a defect; records the requests."""
-
-    computed_tokens = 0
-
-    def __init__(self, asked: list[Request]):
-        self.asked = asked
-
-    def run(self, requests, on_step=None):
-        for request in reversed(list(requests)):
-            self.asked.append(request)
-            draw = random.Random(request.seed)
-            text = "Task 9: " + " ".join(draw.choices(WORDS, k=8))
-            kind = draw.randrange(10)
-            text = {0: "Hello", 1: "Task 9: ha", 2: "Task 9: plot it on the map"}.get(kind, text)
-            if kind == 3:
-                yield Completion(request.id, [*text.encode()], "length", -1.0)
-            else:
-                yield Completion(request.id, [*text.encode(), 0], "stop", -1.0)
+def task(prompt: str, seed: int) -> tuple[str, str]:
+    """A task of random words, sometimes with a defect."""
+    draw = random.Random(seed)
+    text = "Task 9: " + " ".join(draw.choices(WORDS, k=8))
+    kind = draw.randrange(10)
+    text = {0: "Hello", 1: "Task 9: ha", 2: "Task 9: plot it on the map"}.get(kind, text)
+    return text, "length" if kind == 3 else "stop"
 
 
 CONFIG = """
 name = "test"
-[model]
-path = "m"
-[engine]
-threads = 1
-shard_requests = 7
-[respond]
-prompts_per_iteration = 2
+model = {path = "m"}
+engine = {threads = 1, shard_requests = 7}
+respond = {prompts_per_iteration = 2}
 [prompts]
-seeds = "{seeds}"
+seeds = "SEEDS"
 count = 40
 round_attempts = 20
 max_attempts = 90
@@ -205,77 +140,64 @@ evaluation = []
 @pytest.fixture
 def stage(tmp_path, monkeypatch):
     """Runs the command on a config with lines of CONFIG replaced; returns the folder and its requests by round."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    engine = mock_model(monkeypatch, tmp_path / "model", task)
     write_jsonl(tmp_path / "seeds.jsonl", ROWS)
-    asked: list[Request] = []
 
-    monkeypatch.setattr(sampling.worker, "load_engine", lambda settings, model_dir, log: MockEngine(asked))
-    monkeypatch.setattr(sampling.worker, "load_chat", lambda folder: CHAT)
-
-    def run(out: str = "out", **options: int | str) -> tuple[Path, list[list[Request]]]:
-        asked.clear()
-        text = CONFIG.replace("{seeds}", str(tmp_path / "seeds.jsonl"))
+    def run(out: str = "out", **options: int | str):
+        engine.asked.clear()
+        text = CONFIG.replace("SEEDS", str(tmp_path / "seeds.jsonl"))
         for key, value in options.items():
             text = re.sub(rf"^{key} = .*", f"{key} = {value}", text, flags=re.MULTILINE)
         (tmp_path / "config.toml").write_text(text)
         flags = ["--config", tmp_path / "config.toml", "--model", tmp_path / "model", "--out", tmp_path / out]
         NEW_PROMPTS.run(NEW_PROMPTS.read_arguments([*map(str, flags)]))
-        return tmp_path / out, [list(own) for _, own in groupby(asked, lambda request: request.id.split("/")[1])]
+        return tmp_path / out, [list(own) for _, own in groupby(engine.asked, lambda request: request.id.split("/")[1])]
 
     return run
 
 
-def contents(out: Path) -> dict[str, bytes]:
+def contents(out) -> dict[str, bytes]:
     """Files that must not depend on kills: all but the manifests, which hold seconds."""
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*.jsonl")}
 
 
-def records(out: Path) -> list[dict]:
-    return [row for folder in sorted((out / "rounds").iterdir()) for row in read_shards(folder)]
-
-
 def test_rounds_until_there_are_enough(stage, capsys):
     out, rounds = stage()
-    kept, sampled, manifest = list(read_jsonl(out / "prompts.jsonl")), records(out), read_manifest(out)
+    kept, counts = list(read_jsonl(out / "prompts.jsonl")), dict(read_manifest(out)["counts"])
+    sampled = [row for folder in sorted((out / "rounds").iterdir()) for row in read_shards(folder)]
     assert [row["id"] for row in kept] == [f"new/{i:05}" for i in range(40)]
-    counts = dict(manifest["counts"])
     assert counts["kept"] == 40 and counts["attempts"] == len(sampled) == 20 * len(rounds)
-    assert counts.pop("attempts") == sum(counts.values())
-    assert counts.keys() - {"kept"} == set(Dropped)
+    assert counts.pop("attempts") == sum(counts.values()) and counts.keys() - {"kept"} == set(Dropped)
     assert min(counts[k] for k in ("unlabelled", "truncated", "too_few_words", "word", "not_needed")) > 0
-    assert manifest["stage"] == "prompts" and manifest["seconds"] >= 0 and manifest["inputs"]["model"]["digest"]
     assert "warning" not in capsys.readouterr().err
 
     by_id = {row["id"]: row for row in sampled}
     assert len(by_id) == len(sampled) == len({row["seed"] for row in sampled})
-    texts = {row["id"]: row["prompt"] for row in ROWS + kept}
-    places = {row["id"]: place for place, row in enumerate(sampled)}
-    requests = {request.id: bytes(request.ids[1:]).decode() for own in rounds for request in own}
     for row in kept:
         attempt = by_id[row["attempt"]]
         assert row["prompt"] == read_prompt(attempt["text"], attempt["finish_reason"])
         assert (row["round"], row["shots"]) == (attempt["round"], attempt["shots"])
-    assert [places[row["attempt"]] for row in kept] == sorted(places[row["attempt"]] for row in kept)
-    rounds = {row["id"]: row["round"] for row in kept}
+    places = [[*by_id].index(row["attempt"]) for row in kept]
+    assert places == sorted(places)
+    texts = {row["id"]: row["prompt"] for row in ROWS + kept}
+    requests = {request.id: bytes(request.ids[1:]).decode() for own in rounds for request in own}
+    round_of = {row["id"]: row["round"] for row in kept}
     for row in sampled:
         new = [name for name in row["shots"] if name.startswith("new/")]
         assert len(set(row["shots"])) == 4 and len(new) == (2 if row["round"] else 0)
-        assert all(rounds[name] < row["round"] for name in new)
+        assert all(round_of[name] < row["round"] for name in new)
         assert requests[row["id"]] == request_prompt([texts[name] for name in row["shots"]])[0]["content"]
 
 
-@pytest.mark.parametrize("lost", [(), (1, 2)])
-def test_a_killed_run_ends_in_the_same_bytes(stage, lost):
+def test_a_killed_run_ends_in_the_same_bytes(stage):
     out, _ = stage()
     before = contents(out)
     (out / "manifest.json").unlink()
-    (out / "prompts.jsonl").unlink()
-    for number in lost:
+    for number in (1, 2):
         folder = out / "rounds" / f"{number:04}"
         (folder / "manifest.json").unlink()
         sorted(folder.glob("shards-*/*.jsonl"))[1].unlink()
-    assert [len(own) for own in stage()[1]] == [5] * len(lost)
+    assert [len(own) for own in stage()[1]] == [5, 5]
     assert contents(out) == before and stage()[1] == []
     reseeded, _ = stage("other", name='"test"\nseed = 1')
     assert contents(reseeded) != before
@@ -299,7 +221,6 @@ def test_a_run_out_of_attempts_says_so(stage, capsys):
     assert counts["attempts"] == 50 and counts["kept"] == len(kept) and counts["not_needed"] == 0
     error = capsys.readouterr().err
     assert f"warning: {out}: {len(kept)} of the 500 prompts wanted: attempts 50, kept {len(kept)}, " in error
-    assert f"word {counts['word']}" in error and "not_needed" not in error
     _, rounds = stage(max_attempts=60, count=500)
     assert [len(own) for own in rounds] == [20]  # the last round, which has grown
 
@@ -316,18 +237,15 @@ def test_every_rank_filters_and_the_first_writes(stage, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (ROWS[:3], "3 prompts, but a request shows 4; add prompts or lower prompts.shots"),
+        (ROWS[:3], "3 prompts, but a request shows 4"),
         ([*ROWS, ROWS[2]], "id 's2' comes twice; give each prompt its own"),
         ([*ROWS, NEW[0]], "id 'new/00000' may be a new prompt's; begin it with something else"),
-        ([*ROWS, {"id": "x"}], "line 11: key 'prompt' is missing; add it"),
-        ([*ROWS, {"id": "x", "prompt": 3}], "a prompt is 3; it must be a text, mend or remove the line"),
+        ([*ROWS, {"id": "x", "prompt": 3}], "id 'x': id and prompt must be texts, not blank; mend the line"),
     ],
 )
 def test_seeds_that_do_not_do(stage, tmp_path, rows, message):
     write_jsonl(tmp_path / "seeds.jsonl", rows)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=rf"^{tmp_path / 'seeds.jsonl'}: {message}"):
         stage()
-    assert str(error.value).startswith(f"{tmp_path / 'seeds.jsonl'}") and message in str(error.value)
-    assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"^prompts\.seeds is empty; name a JSON-lines file"):
         read_seeds(Prompts())

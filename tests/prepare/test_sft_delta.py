@@ -1,14 +1,22 @@
-"""prepare/sft_delta.py: what a small file keeps of a difference, and the model that it makes of the seed."""
+"""What a small file keeps of a difference, the model that it makes of the seed, and the file that is shipped."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from iterate import Run
 from model.config import LlamaConfig
 from model.weights import load_model, save_pretrained
 from prepare.seed_model import make_tiny
 from prepare.sft_delta import annotate, choose_ranks, compress, merge, read_facts, write
 from stages.files import UserError
+from stages.launch import Launcher
+from stages.settings import load_settings
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "data" / "sft-delta.safetensors"
 
 
 @pytest.fixture
@@ -42,10 +50,9 @@ def test_the_best_triplets_are_numpys():
 
 def test_ranks_go_where_a_number_explains_most():
     values = {"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([4.0, 2.0])}
-    # gains a number: a 9/10, 1/10; b 16/40, 4/40
-    assert choose_ranks(values, {"a": 10, "b": 40}, 9) == {"a": 0, "b": 0}
-    assert choose_ranks(values, {"a": 10, "b": 40}, 50) == {"a": 1, "b": 1}
-    assert choose_ranks(values, {"a": 10, "b": 40}, 1000) == {"a": 2, "b": 2}
+    # gains a byte: a 9/10, 1/10; b 16/40, 4/40
+    for room, ranks in ((9, {}), (50, {"a": 1, "b": 1}), (1000, {"a": 2, "b": 2})):
+        assert choose_ranks(values, {"a": 10, "b": 40}, room) == ranks
 
 
 def test_a_difference_of_low_rank_comes_back(models, tmp_path):
@@ -78,3 +85,22 @@ def test_files_that_are_refused(models, tmp_path):
     path.with_suffix(".json").unlink()
     with pytest.raises(UserError, match=r"delta\.json: no such file"):
         read_facts(path)
+
+
+def test_the_shipped_one_is_small_and_judges_nearly_as_the_trained_model_does():
+    assert SHIPPED.stat().st_size <= 12e6
+    facts = read_facts(SHIPPED)
+    assert {"base", "command", "examples", "explained", "recipe", "seconds", "seed"} <= set(facts)
+    for measure in ("pairwise", "metajudge"):
+        assert facts[f"merged_{measure}"] > 0.5
+        assert abs(facts[f"merged_{measure}"] - facts[f"trained_{measure}"]) < 0.05
+
+
+def test_the_shipped_one_was_made_by_the_default_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = Path("configs/smollm2-135m.toml")
+    settings = load_settings(config)
+    if not Path(settings.model.path).is_dir():
+        pytest.skip("the default model is not prepared")
+    run = Run(config, settings, tmp_path, Launcher(1, tmp_path / "logs"))
+    assert read_facts(SHIPPED)["recipe"] == run.sft_recipe(Path(settings.model.path))
