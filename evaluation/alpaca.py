@@ -1,21 +1,17 @@
-"""AlpacaEval 2's numbers from files of annotations: win rate, length-controlled (LC) win rate, and counts.
+"""AlpacaEval 2: win rate, length-controlled (LC) win rate and counts, from files of annotations.
 
 `python -m evaluation.alpaca --annotations FILE ...` prints a row for each model, in percent as on the leaderboard. A
 file is a JSON list as `alpaca_eval` or `evaluation/annotate.py` writes it: output_1 is the baseline's, output_2 the
-model's; a preference goes from 1 (the baseline's) to 2 (the model's), also as a string; 1.5, or in older files 0, is a
-tie; null is no preference, and such a row may have no annotator. A file may have several annotators.
+model's. A preference goes from 1 (the baseline's) to 2 (the model's); 1.5, in older files 0, is a tie, null none.
 
 LC (Dubois et al., arXiv 2404.04475; `length_controlled_v1` of `alpaca_eval` 0.6.6) estimates the win rate if both
 outputs had the same length. A logistic regression without intercept predicts the preference q in [0, 1] of row i,
 
     q_i ~ sigmoid(w_length tanh(d_i / std(d)) + w_difficulty difficulty_i + w_model)
 
-where d is the baseline's characters minus the model's, and std(d) is over all rows, with n - 1. The rows of two
-baselines that game length are added, each with weight 0.1 and without w_model; they keep w_length small. `--gamed
-df_gamed.csv` has these rows and the difficulties. LC is the mean of sigmoid(w_difficulty difficulty_i + w_model). A
-soft label is two examples: label 1 with weight q, label 0 with weight 1 - q. The penalty is L1. Its C is the one of ten
-with the lowest held-out cross-entropy, in five folds that keep both examples of a row together. Published weights
-predict LC: `--weights FILE --difficulty instruction_difficulty.csv`.
+where d is the baseline's characters minus the model's. `--gamed df_gamed.csv` has the difficulties, and the rows of two
+baselines that game length; these are added with weight 0.1 and without w_model, and keep w_length small. LC is the mean
+of sigmoid(w_difficulty difficulty_i + w_model). `--weights FILE --difficulty FILE` predicts LC from published weights.
 """
 
 import argparse
@@ -28,8 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks import Record, print_tables, read_rows, value
+from evaluation.benchmarks import print_tables, read_rows, value
 from stages.files import UserError, command
+from stages.records import Record
 
 Array = NDArray[np.float64]
 
@@ -60,23 +57,24 @@ class Gamed(NamedTuple):
 
 def read_annotations(path: Path) -> Annotations:
     """The annotations of a file. Raises `UserError` naming file, entry and key of an invalid row."""
-    rows = list(read_rows(path))
-    lengths, preferences, names = [], [], dict[str, str]()
-    for where, row in rows:
-        outputs = [value(row, where, key) for key in ("output_1", "output_2")]
-        lengths.append([len(output) if isinstance(output, str) else math.nan for output in outputs])
-        preferences.append(_preference(value(row, where, "preference"), where))
-    if len({value(row, where, "instruction") for where, row in rows}) < len(rows):
+    rows, names = list(read_rows(path)), dict[str, str]()
+
+    def column(key: str) -> list[Any]:
+        return [value(row, where, key) for where, row in rows]
+
+    outputs = zip(column("output_1"), column("output_2"), strict=True)
+    lengths = [[len(text) if isinstance(text, str) else math.nan for text in pair] for pair in outputs]
+    preferences = [_preference(value(row, where, "preference"), where) for where, row in rows]
+    if len(set(column("instruction"))) < len(rows):
         raise UserError(f"{path}: an instruction comes twice; keep one row of each")
     if all(map(math.isnan, preferences)):
         raise UserError(f"{path}: no row has a preference; name a file that a judge has annotated")
     for name, key in (("model", "generator_2"), ("baseline", "generator_1"), ("annotator", "annotator")):
-        own = dict.fromkeys(given for where, row in rows if (given := value(row, where, key)))
-        names[name] = ", ".join(own)
-        if not own or (len(own) > 1 and name != "annotator"):
+        given = dict.fromkeys(filter(None, column(key)))  # a row without a preference may have no annotator
+        names[name] = ", ".join(given)
+        if not given or (len(given) > 1 and name != "annotator"):
             raise UserError(f"{path}: {key} is {names[name] or None}; name one in all rows")
-    indexed = "index" in rows[0][1]
-    positions = [value(row, where, "index") if indexed else place for place, (where, row) in enumerate(rows)]
+    positions = column("index") if "index" in rows[0][1] else list(range(len(rows)))
     return Annotations(path, names, np.array(preferences), np.array(lengths), positions)
 
 
@@ -91,34 +89,32 @@ def _preference(given: Any, where: str) -> float:
     return number - 1
 
 
-def standard_error(values: Array) -> float | None:
-    """The standard error of a mean, in percent; None of a single value."""
-    return float(100 * values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-
-
 def annotated(annotations: Annotations, gamed: Gamed | None) -> Record:
-    """A model's row, with the leaderboard's names: rates and standard errors in percent, counts, and the mean length.
-
-    The discrete win rate counts a preference as a win, a loss or, at exactly 1/2, half a win. `without_preference`
-    counts the rows that are in nothing else.
-    """
-    names, given = annotations.names, annotations.preferences[np.isfinite(annotations.preferences)]
+    """A model's row: rates and standard errors in percent, and counts. In the discrete rate a tie is half a win."""
+    given = annotations.preferences[np.isfinite(annotations.preferences)]
     lengths = annotations.lengths[np.isfinite(annotations.lengths[:, 1]), 1]
     wins, losses = int((given > 0.5).sum()), int((given < 0.5).sum())
     ties = len(given) - wins - losses
-    predictions = length_controlled(annotations, gamed)[0] if gamed else None
+    lc, lc_error = _percent(length_controlled(annotations, gamed)[0]) if gamed else (None, None)
+    rate, error = _percent(given)
     row = {
-        "model": names["model"],
-        "length_controlled_winrate": None if predictions is None else float(100 * predictions.mean()),
-        "lc_standard_error": None if predictions is None else standard_error(predictions),
-        "win_rate": float(100 * given.mean()),
-        "standard_error": standard_error(given),
+        "model": annotations.names["model"],
+        "length_controlled_winrate": lc,
+        "lc_standard_error": lc_error,
+        "win_rate": rate,
+        "standard_error": error,
         "discrete_win_rate": 100 * (wins + ties / 2) / len(given),
         "avg_length": int(lengths.mean()) if len(lengths) else None,  # truncated, as on the leaderboard
         "without_preference": len(annotations.preferences) - len(given),
         "without_text": len(annotations.lengths) - len(lengths),
     }
-    return row | {"n_wins": wins, "n_wins_base": losses, "n_draws": ties, "n_total": len(given)} | names
+    return row | {"n_wins": wins, "n_wins_base": losses, "n_draws": ties, "n_total": len(given)} | annotations.names
+
+
+def _percent(values: Array) -> tuple[float, float | None]:
+    """The mean and its standard error, in percent; a single value has no error."""
+    error = float(100 * values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+    return float(100 * values.mean()), error
 
 
 def length_controlled(annotations: Annotations, gamed: Gamed) -> tuple[Array, Array]:
@@ -129,45 +125,37 @@ def length_controlled(annotations: Annotations, gamed: Gamed) -> tuple[Array, Ar
     """
     if annotations.names["model"] == annotations.names["baseline"]:
         return np.full(np.isfinite(annotations.preferences).sum(), 0.5), np.zeros(3)
-    own = design(annotations, gamed.difficulties)
-    features = np.concatenate([gamed.features, own])
+    difference = annotations.lengths[:, 0] - annotations.lengths[:, 1]
+    if len(difference) < 2 or not difference.any() or np.isnan(difference).any():
+        raise UserError(f"{annotations.path}: no LC: all outputs must be texts, of lengths that differ")
+    if unknown := [position for position in annotations.positions if position not in gamed.difficulties]:
+        known = f"only of {len(gamed.difficulties)}; name whole files"
+        raise UserError(f"{annotations.path}: no difficulty of number {unknown[0]!r}, {known}")
+    with np.errstate(divide="ignore"):  # equal differences are infinite, as in the package, and tanh makes them -1 or 1
+        length = np.tanh(difference / difference.std(ddof=1))
+    difficulty = np.array([gamed.difficulties[position] for position in annotations.positions])
+    features = np.concatenate([gamed.features, np.column_stack([length, difficulty, np.ones_like(length)])])
     targets = np.concatenate([gamed.preferences, annotations.preferences])
     masses, preferred = np.where(features[:, 2] == 1, 1.0, GAMED_WEIGHT), np.isfinite(targets)
     weights = fit(features[preferred], targets[preferred], masses[preferred])
-    return logistic(weights[1] * own[:, 1] + weights[2]), weights
-
-
-def design(annotations: Annotations, difficulties: Mapping[Any, float]) -> Array:
-    """The features [n, 3] of a file's rows. As in the package, length is -1 or 1 if all differences are equal.
-
-    Raises `UserError` naming the file if lengths are missing or equal, or an instruction has no difficulty.
-    """
-    path, difference = annotations.path, annotations.lengths[:, 0] - annotations.lengths[:, 1]
-    if len(difference) < 2 or not difference.any() or np.isnan(difference).any():
-        raise UserError(f"{path}: no LC: all outputs must be texts, of lengths that differ")
-    difficulty = np.array([difficulties.get(position, math.nan) for position in annotations.positions])
-    if unknown := [position for position in annotations.positions if position not in difficulties]:
-        raise UserError(
-            f"{path}: no difficulty of number {unknown[0]!r}, only of {len(difficulties)}; name whole files"
-        )
-    with np.errstate(divide="ignore"):
-        length = np.tanh(difference / difference.std(ddof=1))
-    return np.column_stack([length, difficulty, np.ones_like(length)])
+    return logistic(weights[1] * difficulty + weights[2]), weights
 
 
 def fit(features: Array, targets: Array, masses: Array) -> Array:
     """Coefficients [k] of the regression of soft labels [n] in [0, 1] on features [n, k], weighted by `masses` [n].
 
-    Raises `UserError` if scikit-learn, whose liblinear solves it, is missing or too old.
+    A soft label q is two examples: label 1 with weight q, label 0 with weight 1 - q. The penalty is L1. Its C is the
+    one of ten with the lowest held-out cross-entropy, in five folds that keep both examples of a row together.
     """
     try:
         import sklearn
         from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import GroupKFold
+
+        if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 8):
+            raise ImportError
     except ImportError:
-        raise UserError("LC needs scikit-learn; pip install '.[evaluation]'") from None
-    if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 8):  # older ones ignore l1_ratio alone
-        raise UserError(f"scikit-learn {sklearn.__version__} is too old for l1_ratio; pip install '.[evaluation]'")
+        raise UserError("LC needs scikit-learn 1.8, which has l1_ratio; pip install '.[evaluation]'") from None
     rows, groups = np.tile(features, (2, 1)), np.tile(np.arange(len(features)), 2)
     labels, shares = np.repeat([1, 0], len(features)), np.concatenate([targets, 1 - targets])
     targets, masses = np.tile(targets, 2), np.tile(masses, 2)
@@ -193,8 +181,8 @@ def logistic(x: Array) -> Array:
 def read_gamed(path: Path) -> Gamed:
     """The gamed baselines' rows and the difficulties, from df_gamed.csv.
 
-    The file has the instructions in order, once for each baseline. So the difficulty of position p is that of row p,
-    from 0, as long as the row is the first with its index.
+    The difficulty of position p is that of row p, if the row is the first with its index: the file repeats the
+    instructions for each baseline.
     """
     columns = ("std_delta_len", "instruction_difficulty", "index", "preference")
     length, difficulties, index, preferences = read_csv(path, columns, "df_gamed.csv")[1].T
@@ -219,10 +207,7 @@ def read_csv(path: Path, columns: Sequence[str], file: str) -> tuple[list[str], 
 
 
 def predicted(path: Path, baseline: str, difficulty: Path) -> list[Record]:
-    """Rows with the predicted LC of all models in a file of weights, whose folder ANNOTATOR/... names the annotator.
-
-    `difficulty`: the file with the difficulties of all instructions.
-    """
+    """The predicted LC of all models in a file of weights, whose folder ANNOTATOR/... names the annotator."""
     names, weights = read_csv(path, WEIGHTS, "weights, as in alpaca_eval's folder metrics/weights, or a file")
     if baseline not in names:
         raise UserError(f"{path}: {baseline!r} must be one of its {len(names)} models, such as {names[0]}")
@@ -231,8 +216,11 @@ def predicted(path: Path, baseline: str, difficulty: Path) -> list[Record]:
     annotator = folder.parent.name if folder.name == "length_controlled_v1" else "an unknown annotator"
     gaps = weights - weights[names.index(baseline)]
     rates = 100 * logistic(gaps[:, 1] * difficulties + gaps[:, 2]).mean(0)
-    pairs, known = zip(names, rates.tolist(), strict=True), {"annotator": annotator, "baseline": baseline}
-    return [{"model": name, "length_controlled_winrate": rate} | known for name, rate in pairs]
+    facts = {"annotator": annotator, "baseline": baseline}
+    return [
+        {"model": name, "length_controlled_winrate": float(rate)} | facts
+        for name, rate in zip(names, rates, strict=True)
+    ]
 
 
 def notes(rows: Sequence[Record]) -> list[str]:

@@ -1,21 +1,16 @@
 """A model as a benchmark's annotator: the annotations that `evaluation.alpaca`, `.arena` and `.mtbench` read.
 
-`torchrun -m evaluation.annotate --benchmark B --answers FILE --judge DIR --out OUT` reads answers as
-`evaluation/answers.py` writes them. The judge, any Hugging Face folder, scores each answer alone, as in the loop, or
-compares (`--protocol`, evaluation/pairwise.py), `--N` times.
+`torchrun -m evaluation.annotate --benchmark B --answers FILE --judge DIR --out OUT`: the judge, any Hugging Face
+folder, scores each answer alone, as in the loop, or compares (`--protocol`, evaluation/pairwise.py), `--N` times.
 
-- alpaca-eval: `--baseline` has the questions and the answers to compare with. OUT/annotations.json is `alpaca_eval`'s;
-  output_1 is the baseline's. A preference from 1, the baseline's, to 2, the model's, is the mean over orders and
-  samples, 1.5 a tie, null without a verdict. "raw" has the verdicts.
+- alpaca-eval: `--baseline` has the questions and the answers to compare with. In OUT/annotations.json, output_1 is the
+  baseline's. A preference from 1, the baseline's, to 2, the model's, is the mean over orders and samples.
 - arena-hard: `--questions`, `--baseline`. OUT/model_judgment/JUDGE/NAME.jsonl has two games a question: the baseline's
-  answer as A, then as B. Scores are "A>B", "A=B", "B>A", or null; never ">>", since no prompt of ours defines when an
-  answer is much better. If each answer is scored alone, both games have the same result.
-- mt-bench: `--questions`. OUT/model_judgment/JUDGE_single.jsonl has a row a turn. The score is the mean over samples
-  with a score, or null. Our rubric goes from 0 to 5, MT-Bench's from 1 to 10: "scale" says which, and the two must not
-  be compared. The judge of a second turn sees the dialog so far; reference answers are not shown.
+  answer as A, then as B. Scores are "A>B", "A=B", "B>A"; never ">>", since no prompt of ours defines "much better".
+- mt-bench: `--questions`. OUT/model_judgment/JUDGE_single.jsonl has a row a turn with the mean score. Our rubric goes
+  from 0 to 5, MT-Bench's from 1 to 10: "scale" says so. The judge of a second turn sees the dialog so far.
 
-Each row names the judge by its folder and the beginning of its weights' digest. The result is this judge's number, not
-the benchmark's. Verdicts from elsewhere need no annotator: the three modules read the benchmarks' own files.
+A verdict that can't be read is null. Each row names the judge by its folder and the beginning of its weights' digest.
 """
 
 import argparse
@@ -29,15 +24,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from evaluation.answers import dialog
-from evaluation.benchmarks import ALPACA_EVAL, MT_BENCH, TURNS, Question, Record, read_answers, read_questions
+from evaluation.benchmarks import ALPACA_EVAL, MT_BENCH, TURNS, Question, read_answers, read_questions
 from evaluation.pairwise import Decision, Duel, decide, duel_items, read_duel
 from judging.judge import judge_items, judge_section, read_score
 from judging.scores import mean_score, to_number
 from judging.verdict import MAXIMUM
 from prepare.rankings import conversation_text
 from sampling.worker import Worker, generation_settings
-from stages.files import UserError, command, digest, read_shards, write_json, write_jsonl
-from stages.records import group_by
+from stages.files import UserError, command, digest, read_shards
+from stages.records import Record, group_by
 from stages.settings import Protocol, load_settings
 from stages.stage import Job, Output, first_rank, make_job
 
@@ -48,10 +43,9 @@ def turn_responses(question: Question, texts: Sequence[str]) -> Iterator[Record]
     """The response {id, prompt_id, prompt, text} to each turn; the prompt is the dialog up to that turn."""
     roles = {"user": "prompter", "assistant": "assistant"}
     for turn, text in enumerate(texts):
-        messages = dialog(question, texts[:turn])
-        prompt = conversation_text([{"role": roles[row["role"]], "text": row["content"]} for row in messages])
+        messages = [{"role": roles[row["role"]], "text": row["content"]} for row in dialog(question, texts[:turn])]
         name = f"{question.id}/turn{turn + 1}"
-        yield {"id": name, "prompt_id": name, "prompt": prompt, "text": text}
+        yield {"id": name, "prompt_id": name, "prompt": conversation_text(messages), "text": text}
 
 
 def scored_rows(questions: Sequence[Question], records: Sequence[Record], **names: str) -> tuple[list[Record], Any]:
@@ -70,20 +64,22 @@ def scored_rows(questions: Sequence[Question], records: Sequence[Record], **name
 def compared_rows(
     questions: Sequence[Question], duels: Sequence[Duel], records: Sequence[Record], protocol: Protocol, **names: str
 ) -> tuple[list[Record], Any]:
-    """AlpacaEval's or Arena-Hard's rows, one a question, and the numbers of questions by better answer."""
+    """AlpacaEval's or Arena-Hard's rows, one a question, and the numbers of questions by better answer.
+
+    `names` are the model's, the judge's and the baseline's.
+    """
     by_duel, rows, count = group_by(records, "duel"), list[Record](), Counter[Any]()
     for question, duel in zip(questions, duels, strict=True):
         own = by_duel.get(duel.id, [])  # of equal answers there are none
         decision = decide(duel, own, protocol)
         count[decision.preference] += 1
-        row_of = alpaca_row if "instruction" in question.row else arena_row
-        rows.append(row_of(question, duel, decision, own, **names))
+        row_of = _alpaca_row if "instruction" in question.row else _arena_row
+        rows.append(row_of(question, duel, decision, own, names))
     better = {"baseline_better": count["first"], "tied": count["tie"], "model_better": count["second"]}
     return rows, {"questions": len(questions)} | better | {"without_verdict": count[None]}
 
 
-def alpaca_row(question: Question, duel: Duel, decision: Decision, records: Sequence[Record], **names: str) -> Record:
-    """A question's row in annotations.json; `names` are the model's, the judge's and the baseline's."""
+def _alpaca_row(question: Question, duel: Duel, decision: Decision, records: Sequence[Record], names: Any) -> Record:
     row: Record = {key: question.row[key] for key in ("dataset", "instruction") if key in question.row}
     row |= {"output_1": duel.first, "generator_1": names["baseline"]}
     row |= {"output_2": duel.second, "generator_2": names["model"], "annotator": names["judge"]}
@@ -92,8 +88,7 @@ def alpaca_row(question: Question, duel: Duel, decision: Decision, records: Sequ
     return row | {"preference": None if decision.first is None else to_number(2 - decision.first), "raw": raw}
 
 
-def arena_row(question: Question, duel: Duel, decision: Decision, records: Sequence[Record], **names: str) -> Record:
-    """A question's row in Arena-Hard's file: two games, with the baseline's answer as A, and as B."""
+def _arena_row(question: Question, duel: Duel, decision: Decision, records: Sequence[Record], names: Any) -> Record:
     second = "uid" in question.row  # v2.0
     texts = ["\n\n".join(row["text"] for row in records if row["shown"] == side) for side in (0, 1)]
     if records and decision.orders is None:  # a game has the judgments of both answers, A's and then B's
@@ -149,26 +144,23 @@ def main() -> None:
         responses = [row for question in questions for row in turn_responses(question, answers[question.key])]
         items = judge_items(responses, worker.chat, settings, 0, given.N)
         worker.run(work, items, partial(read_score, judge=settings.judge))
-        records = list(read_shards(work.out))
+        records, file = list(read_shards(work.out)), f"model_judgment/{judge}_single.jsonl"
         rows, counts = scored_rows(questions, records, **names)
     else:
         names["baseline"], base = read_answers(benchmark, given.baseline, questions)
         duels = [Duel(q.id, q.turns[0], base[q.key][0], answers[q.key][0]) for q in questions]
         items = duel_items(duels, given.protocol, given.N, worker.chat, settings)
         worker.run(work, items, partial(read_duel, protocol=given.protocol, judge=settings.judge))
-        records = list(read_shards(work.out))
+        file = f"model_judgment/{judge}/{given.answers.stem}.jsonl"
+        records, file = list(read_shards(work.out)), "annotations.json" if benchmark == ALPACA_EVAL else file
         rows, counts = compared_rows(questions, duels, records, given.protocol, **names)
     if not first_rank():
         return  # every rank has the same rows; one writes the file
-    stem = f"{judge}_single" if benchmark == MT_BENCH else f"{judge}/{given.answers.stem}"
-    path = out / ("annotations.json" if benchmark == ALPACA_EVAL else f"model_judgment/{stem}.jsonl")
-    write_json(path, rows) if benchmark == ALPACA_EVAL else write_jsonl(path, rows)
-    facts = {"file": str(path.relative_to(out)), "judge": judge, "protocol": given.protocol, "N": given.N}
-    Output({}, facts | {"counts": counts}, [path]).write(whole, seconds=round(time.monotonic() - started, 1))
+    facts = {"file": file, "judge": judge, "protocol": given.protocol, "N": given.N, "counts": counts}
+    Output({file: rows}, facts).write(whole, seconds=round(time.monotonic() - started, 1))
     words = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
-    unread = sum(row["failure"] is not None for row in records)
-    words += f"; {unread} of {len(records)} judgments could not be read"
-    print(f"{path}: by {judge}, not the benchmark's own annotator: {words}", file=sys.stderr)
+    unread = f"{sum(row['failure'] is not None for row in records)} of {len(records)} judgments could not be read"
+    print(f"{out / file}: by {judge}, not the benchmark's own annotator: {words}; {unread}", file=sys.stderr)
 
 
 if __name__ == "__main__":

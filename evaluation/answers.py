@@ -6,13 +6,9 @@
 - arena-hard (v0.1 and v2.0), mt-bench: question.jsonl gives OUT/model_answer/NAME.jsonl, for the folder of that name in
   arena-hard-auto and FastChat's llm_judge. MT-Bench's second turn is asked with the answer to the first in its dialog.
 
-The temperature is the benchmark's if it defines one: 0 in Arena-Hard (v0.1; v2.0 leaves it to each model), by category
-in MT-Bench. AlpacaEval does not; our choice is the config's `respond.temperature`. `respond.top_p` and
-`respond.max_new_tokens` count, too (the tools' limits: 4,096 tokens in Arena-Hard v0.1, 1,024 in MT-Bench). No system
-message is added. Arena-Hard's `token_len` is counted by the model's own tokenizer, where the benchmark takes
-tiktoken's: before v2.0's style control, run arena-hard-auto's `utils/add_markdown_info.py` on the answers.
-
-All ranks write shards; then rank 0 writes the file. The stage's digest is the shards', since the file has the time.
+The temperature is the benchmark's if it defines one: 0 in Arena-Hard, by category in MT-Bench; else the config's
+`respond.temperature`. `respond.top_p` and `respond.max_new_tokens` hold, too. Arena-Hard's `token_len` is by the
+model's own tokenizer: before v2.0's style control, run arena-hard-auto's `utils/add_markdown_info.py` on the answers.
 """
 
 import argparse
@@ -24,14 +20,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from evaluation.benchmarks import ALPACA_EVAL, ARENA_HARD, MT_BENCH, TURNS, Question, Record, read_questions
+from evaluation.benchmarks import ALPACA_EVAL, ARENA_HARD, MT_BENCH, TURNS, Question, read_questions
 from model.chat import ChatFormat, Message
 from model.tokenizer import Tokenizer
 from sampling.request import FinishReason, Sampling
 from sampling.worker import Item, Worker, generation_settings
 from stages.files import UserError, command, read_shards, write_json, write_jsonl
+from stages.records import Record
 from stages.seeds import request_seed
 from stages.settings import Respond, load_settings
 from stages.stage import Job, Output, first_rank, make_job
@@ -61,13 +58,11 @@ def turn_items(
 ) -> Iterator[Item]:
     """One request a question, for the turn after its `answers`; `how` is the `decoding`, `seed` the run's."""
     for question, given in zip(questions, answers, strict=True):
-        turn = len(given) + 1
-        name, messages = f"{question.id}/turn{turn}", dialog(question, given)
-        temperature = how["temperatures"][question.category]
+        turn, messages = len(given) + 1, dialog(question, given)
+        name, temperature = f"{question.id}/turn{turn}", how["temperatures"][question.category]
         sampling = Sampling(temperature, how["top_p"], how["max_new_tokens"], chat.stop_ids)
         record = {"id": name, "question_id": question.id, "turn": turn, "messages": messages}
-        own_seed = request_seed(seed, 0, "answers", name)
-        yield Item(name, partial(list, messages), sampling, own_seed, question.id, record)
+        yield Item(name, partial(list, messages), sampling, request_seed(seed, 0, "answers", name), question.id, record)
 
 
 def answer_row(
@@ -78,16 +73,16 @@ def answer_row(
     if benchmark == ALPACA_EVAL:
         copied = {key: row[key] for key in ("dataset", "instruction") if key in row}
         return copied | {"output": answers[0], "generator": name}
-    answer_id = hashlib.sha256(f"{name}/{question.id}".encode()).hexdigest()[:22]
-    tokens = len(tokenizer.encode(answers[0]))
-    if "uid" in row and benchmark == ARENA_HARD:
-        messages = [*dialog(question, ()), {"role": "assistant", "content": {"answer": answers[0]}}]
-        metadata = {"token_len": tokens} | markdown_counts(answers[0])
-        known = {"uid": row["uid"], "ans_id": answer_id, "model": name}
-        return known | {"messages": messages, "tstamp": tstamp, "metadata": metadata}
-    turns = [{"content": answers[0], "token_len": tokens}] if benchmark == ARENA_HARD else list(answers)
-    known = {"question_id": row["question_id"], "answer_id": answer_id, "model_id": name}
-    return known | {"choices": [{"index": 0, "turns": turns}], "tstamp": tstamp}
+    answer_id, turns = hashlib.sha256(f"{name}/{question.id}".encode()).hexdigest()[:22], list[Any](answers)
+    if benchmark == ARENA_HARD:
+        length = {"token_len": len(tokenizer.encode(answers[0]))}
+        if "uid" in row:
+            messages = [*dialog(question, ()), {"role": "assistant", "content": {"answer": answers[0]}}]
+            ids = {"uid": row["uid"], "ans_id": answer_id, "model": name, "messages": messages}
+            return ids | {"tstamp": tstamp, "metadata": length | markdown_counts(answers[0])}
+        turns = [{"content": answers[0]} | length]
+    ids = {"question_id": row["question_id"], "answer_id": answer_id, "model_id": name}
+    return ids | {"choices": [{"index": 0, "turns": turns}], "tstamp": tstamp}
 
 
 def markdown_counts(answer: str) -> dict[str, dict[str, int]]:
@@ -142,14 +137,14 @@ def main() -> None:
     rows = [answer_row(benchmark, question, texts, *by) for question, texts in pairs]
     file = "model_outputs.json" if benchmark == ALPACA_EVAL else f"model_answer/{name}.jsonl"
     write_json(out / file, rows) if benchmark == ALPACA_EVAL else write_jsonl(out / file, rows)
-    counts = {"questions": len(questions), "answers": ends.total()}
-    counts |= {reason: ends[reason] for reason in get_args(FinishReason)}
+    counts = {"questions": len(questions), "answers": ends.total()} | {r: ends[r] for r in get_args(FinishReason)}
     counts["empty"] = sum(not text for texts in answers for text in texts)
     facts = {"file": file, "counts": counts, "decoding": how}
+    # The stage's digest is the shards', since the file has the time.
     Output({}, facts, shards).write(whole, seconds=round(time.monotonic() - started, 1))
-    limit = f"{how['max_new_tokens']} tokens or the end of the context"
-    ends_in_words = f"{counts['length']} cut off at {limit}, {counts['too_long']} whose prompt does not fit"
-    print(f"{out / file}: {counts['answers']} answers: {ends_in_words}, {counts['empty']} empty", file=sys.stderr)
+    limit = f"{counts['length']} cut off at {how['max_new_tokens']} tokens or the end of the context"
+    words = f"{counts['answers']} answers: {limit}, {counts['too_long']} whose prompt does not fit"
+    print(f"{out / file}: {words}, {counts['empty']} empty", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,38 +1,36 @@
 """Arena-Hard scores from a judge's verdicts: `python -m evaluation.arena --judgments FILE...`.
 
 The files are arena-hard-auto's or evaluation/annotate.py's, of v0.1 ({question_id, model, judge, games}) or v2.0 ({uid,
-category, baseline, ...}). Rows without "baseline" are against v0.1's, gpt-4-0314. Each question has two games {score:
-"A>>B" ... "B>>A"}: in the first, A is the baseline's answer, in the second the model's. A tie is half a win; a verdict
-with >> counts three times. In v0.1 an unreadable verdict removes its game, in v2.0 both games of the question.
+category, baseline, ...}). Each question has two games {score: "A>>B" ... "B>>A"}: in the first, A is the baseline's
+answer, in the second the model's. A tie is half a win, and >> counts three times. In v0.1 an unreadable verdict removes
+its game, in v2.0 both games of the question.
 
 All models play against the baseline only. So the maximum likelihood of Bradley-Terry has a closed form: the score is
-the share of battles won, and the rating is its logit.
+the share of battles won, and the rating is its logit. The interval is that of the benchmark's `show_result.py` without
+style control, from 100 resamples of single verdicts: in v0.1 of all models' verdicts together, with percentiles of the
+ratings; in v2.0 of each model's by itself, with percentiles of the win rate. Two verdicts on a question are correlated,
+so this interval is too narrow; "questions low" and "high" resample questions.
 
-The interval is that of the benchmark's `show_result.py` without style control, from 100 resamples of single verdicts,
-where a >> is three: in v0.1 the 2.5th and 97.5th percentile of the ratings, over resamples of all models' verdicts
-together; in v2.0 the 5th and 95th percentile of the win rate, over resamples of each model by itself (the tool sets no
-seed, and shows the resamples' mean, not our score).
-
-Two verdicts on a question are correlated, so [low, high] is too narrow; "questions low" and "high" resample questions.
-v2.0's headline has style control, which makes a number depend on the other models, and several judges. Both are left
-out. So no number of v2.0 is called the benchmark's own.
+v2.0's headline has style control and several judges. Both are left out, so no number of v2.0 is the benchmark's own.
 """
 
 import argparse
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks import Record, print_tables, read_rows, require, value
+from evaluation.benchmarks import caveats, print_tables, read_rows, require, value
 from evaluation.statistics import bootstrap
 from stages.files import UserError, command
+from stages.records import Record
 
 Array = NDArray[np.float64]
 
-ROUNDS, SEED = 100, 42  # the benchmark's
+ROUNDS, SEED = 100, 42  # of `show_result.py`
 V1, V2 = "v0.1", "v2.0"
 JUDGES = {V1: ["gpt-4-1106-preview"], V2: ["gpt-4.1", "gemini-2.5"]}
 BASELINE, QUESTIONS = "gpt-4-0314", 500  # of v0.1
@@ -62,11 +60,7 @@ Models = dict[str, dict[str, Judgment]]  # a board's judgments by model and ques
 
 
 def read_judgments(paths: Sequence[Path]) -> dict[Board, Models]:
-    """The judgments of all files, in their order.
-
-    Raises `UserError` naming file and line for a malformed row and a question that is judged twice; and naming the
-    questions of a table on which a model has no judgment.
-    """
+    """The judgments of all files. Raises `UserError` for a malformed row, and a question judged twice or not at all."""
     boards: dict[Board, Models] = {}
     for where, row in (entry for path in paths for entry in read_rows(path)):
         version, key = (V2, "uid") if "uid" in row else (V1, "question_id")
@@ -81,7 +75,7 @@ def read_judgments(paths: Sequence[Path]) -> dict[Board, Models]:
     if not boards:
         raise UserError(f"{', '.join(map(str, paths))}: no judgments; name files of the folder model_judgment")
     for board, models in boards.items():
-        questions = list(dict.fromkeys(question for own in models.values() for question in own))
+        questions = list(dict.fromkeys(chain.from_iterable(models.values())))
         for model, own in models.items():
             require(questions, own, f"{model}: no judgment by {board.judge} on")
     return boards
@@ -127,8 +121,8 @@ def score_models(board: Board, models: Models) -> list[Record]:
     battles = {model: np.concatenate(own) for model, own in by_question.items()}
     if silent := [model for model, own in battles.items() if not len(own)]:
         raise UserError(f"{silent[0]}: no verdict of {board.judge} counts; leave the file out, or judge again")
-    together = board.version == V1
-    draws = resampled([*battles.values()]).T if together else [resampled([own])[:, 0] for own in battles.values()]
+    groups = [[*battles.values()]] if board.version == V1 else [[own] for own in battles.values()]
+    draws = np.concatenate([resampled(group).T for group in groups])
     rows: list[Record] = []
     for (model, judgments), shares in zip(models.items(), draws, strict=True):
         low, high = (100 * interval(shares, board.version)).tolist()
@@ -147,16 +141,15 @@ def report(boards: dict[Board, Models]) -> list[Record]:
     """A table for each board; its notes say how it differs from the benchmark's own."""
     tables = []
     for board, models in sorted(boards.items(), key=lambda item: item[0]):
-        judges, count = JUDGES[board.version], len(next(iter(models.values())))
-        differs = [] if board.judge in judges else [f"the judge is {board.judge}, not {' or '.join(judges)}"]
-        if board.version == V2:
-            differs += ["its published tables have style control, or several judges"]
-        else:
-            differs += [] if board.baseline == BASELINE else [f"the baseline is {board.baseline}, not {BASELINE}"]
-            differs += [] if count == QUESTIONS else [f"{count} questions, not {QUESTIONS}"]
+        first, judges, count = board.version == V1, JUDGES[board.version], len(next(iter(models.values())))
+        notes = caveats({
+            f"the judge is {board.judge}, not {' or '.join(judges)}": board.judge not in judges,
+            f"the baseline is {board.baseline}, not {BASELINE}": first and board.baseline != BASELINE,
+            f"{count} questions, not {QUESTIONS}": first and count != QUESTIONS,
+            "its published tables have style control, or several judges": not first,
+        })  # fmt: skip
         name = f"arena-hard-{board.version}" + (f", {board.category}" if board.category else "")
         title = f"{name}, without style control: judged by {board.judge}, against {board.baseline} (50.0)"
-        notes = [f"not the benchmark's number: {'; '.join(differs)}"] if differs else []
         tables.append({"title": title, "notes": notes, "rows": score_models(board, models)})
     return tables
 

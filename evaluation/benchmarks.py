@@ -1,18 +1,16 @@
 """The files of AlpacaEval 2, Arena-Hard (v0.1 and v2.0) and MT-Bench: questions, models' answers, and tables of scores.
 
-Questions are the benchmark's own file; answers are written by `evaluation/answers.py`, or published by the benchmark.
 AlpacaEval's files are JSON lists (.json), all others JSON lines.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.statistics import columns, shortened
 from stages.files import UserError, read_json_list, read_numbered_jsonl
-
-Record = dict[str, Any]
+from stages.records import Record
 
 ALPACA_EVAL, ARENA_HARD, MT_BENCH = "alpaca-eval", "arena-hard", "mt-bench"
 
@@ -79,8 +77,7 @@ def read_questions(benchmark: str, path: Path) -> list[Question]:
 def read_answers(benchmark: str, path: Path, questions: Sequence[Question]) -> tuple[str, dict[str, list[str]]]:
     """A model's name and its answers by `Question.key`, a text for each turn; the file may have more than asked.
 
-    Raises `UserError` naming the place of an invalid or repeated row, the questions without an answer, and the models
-    of a file with answers of several.
+    Raises `UserError` for an invalid or repeated row, a question without an answer, and answers of several models.
     """
     answers: dict[str, list[str]] = {}
     models: set[str] = set()
@@ -92,7 +89,7 @@ def read_answers(benchmark: str, path: Path, questions: Sequence[Question]) -> t
         else:
             key, model, texts = "question_id", "model_id", _turns(benchmark, row, where, "choices", 0, "turns")
         name = str(value(row, where, key))
-        if name in answers or not all(isinstance(own, str) for own in texts):
+        if name in answers or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{where}: an answer to {name[:60]!r} came before, or is no text; mend the row")
         answers[name] = texts
         models.add(str(value(row, where, model)))
@@ -103,12 +100,18 @@ def read_answers(benchmark: str, path: Path, questions: Sequence[Question]) -> t
 
 
 def _turns(benchmark: str, row: Record, where: str, *keys: str | int) -> list[Any]:
-    """The list at nested keys of a row, with an item for each turn; Arena-Hard v0.1 wraps texts as {"content"}."""
+    """The list at nested keys of a row, with a text for each turn; in Arena-Hard v0.1 as {"content"}."""
     turns = value(row, where, *keys)
     if not isinstance(turns, list) or len(turns) != TURNS[benchmark]:
         name = ".".join(map(str, keys))
         raise UserError(f"{where}: {name} of {benchmark} must be a list of {TURNS[benchmark]}; mend the row")
     return [value(turn, where, "content") for turn in turns] if benchmark == ARENA_HARD else turns
+
+
+def caveats(differences: Mapping[str, bool]) -> list[str]:
+    """The note that a table isn't the benchmark's own, with the differences that hold; none if none holds."""
+    reasons = "; ".join(text for text, holds in differences.items() if holds)
+    return [f"not the benchmark's number: {reasons}"] if reasons else []
 
 
 def print_tables(tables: Sequence[Record], digits: int) -> None:

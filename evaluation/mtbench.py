@@ -1,13 +1,11 @@
 """MT-Bench scores from a judge's ratings: `python -m evaluation.mtbench --judgments FILE --questions FILE`.
 
 The judgments are a file by FastChat's gen_judgment.py (gpt-4_single.jsonl) or by evaluation/annotate.py: {question_id,
-model, judge, score, turn}, of one or more models, with both turns of all questions. The questions are the benchmark's
-question.jsonl, which has the categories.
+model, judge, score, turn}, of one or more models, with both turns of all questions.
 
-A mean is over the readable scores (-1 and null are unreadable) of a turn, of both, or of a category: as in FastChat's
-show_result.py. The interval of the mean resamples questions. The public score is that of the judge gpt-4 over 80
-questions; the table says what differs. Scores are from 1 to 10, or have another "scale". FastChat counts any number in
-its judge's text, such as 0: so does this module, and says how many.
+A mean is over the readable scores (-1 and null are unreadable) of a turn, of both, or of a category, as in FastChat's
+show_result.py. The interval of the mean resamples questions. Scores are from 1 to 10, or have another "scale". As in
+FastChat, scores outside of it count; a note gives their number.
 """
 
 import argparse
@@ -17,20 +15,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks import MT_BENCH, Question, Record, print_tables, read_questions, read_rows, require, value
+from evaluation.benchmarks import MT_BENCH, Question, caveats, print_tables, read_questions, read_rows, require, value
 from evaluation.statistics import bootstrap
 from stages.files import UserError, command
+from stages.records import Record
 
 JUDGE, QUESTIONS, SCALE = "gpt-4", 80, [1, 10]  # the benchmark's own
 
-Scores = dict[str, float | None]  # by question and turn, as "81, turn 1", in order; None for an unreadable score
+Scores = dict[str, float | None]  # by question and turn, as "81, turn 1"; None for an unreadable score
 
 
 def read_scores(path: Path, questions: Sequence[Question]) -> tuple[dict[str, dict[str, Scores]], list[float]]:
-    """The scores by judge and model, and their scale.
+    """The scores by judge and model, in the order of questions and turns, and their scale.
 
-    Raises `UserError` naming file and line for a malformed row, an unknown question and a repeated turn; and naming the
-    questions that a model lacks.
+    Raises `UserError` for a malformed row, an unknown question, a repeated or missing turn, and several scales.
     """
     wanted = [f"{question.id}, turn {turn}" for question in questions for turn in (1, 2)]
     by_judge: dict[str, dict[str, Scores]] = {}
@@ -63,8 +61,7 @@ def score_model(scores: Scores, questions: Sequence[Question]) -> Record:
     categories = np.array([question.category for question in questions])
 
     def mean(values: NDArray[np.float64]) -> float | None:
-        readable = values[~np.isnan(values)]
-        return float(readable.mean()) if readable.size else None
+        return None if np.isnan(values).all() else float(np.nanmean(values))
 
     interval = bootstrap([row[~np.isnan(row)] for row in table])
     row: Record = {"turn_1": mean(table[:, 0]), "turn_2": mean(table[:, 1]), "mean": mean(table)}
@@ -74,16 +71,17 @@ def score_model(scores: Scores, questions: Sequence[Question]) -> Record:
 
 def report(by_judge: dict[str, dict[str, Scores]], scale: list[float], questions: Sequence[Question]) -> list[Record]:
     """A table for each judge, the best model first; its notes say how it differs from the benchmark's own."""
-    tables = []
+    tables, (low, high) = [], scale
     for judge, models in sorted(by_judge.items()):
-        differs = [] if judge == JUDGE else [f"the judge is {judge}, not {JUDGE}"]
-        differs += [] if len(questions) == QUESTIONS else [f"{len(questions)} questions, not {QUESTIONS}"]
-        differs += [] if scale == SCALE else [f"scores are from {scale[0]} to {scale[1]}, not {SCALE[0]} to {SCALE[1]}"]
-        notes = [f"not the benchmark's number: {'; '.join(differs)}"] if differs else []
+        notes = caveats({
+            f"the judge is {judge}, not {JUDGE}": judge != JUDGE,
+            f"{len(questions)} questions, not {QUESTIONS}": len(questions) != QUESTIONS,
+            f"scores are from {low} to {high}, not {SCALE[0]} to {SCALE[1]}": scale != SCALE,
+        })  # fmt: skip
         given = [score for scores in models.values() for score in scores.values() if score is not None]
-        if outside := sum(not scale[0] <= score <= scale[1] for score in given):
-            notes.append(f"{outside} scores lie outside of {scale[0]} to {scale[1]}, and count")
-        rows: list[Record] = [{"model": model} | score_model(scores, questions) for model, scores in models.items()]
+        if outside := sum(not low <= score <= high for score in given):
+            notes.append(f"{outside} scores lie outside of {low} to {high}, and count")
+        rows = [{"model": model} | score_model(scores, questions) for model, scores in models.items()]
         rows.sort(key=lambda row: -(row["mean"] or 0.0))
         title = f"{MT_BENCH}: {len(questions)} questions, judged by {judge}"
         tables.append({"title": title, "notes": notes, "rows": rows})

@@ -95,6 +95,7 @@ def test_other_answers_make_another_duel(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     keys: list[str] = []
     monkeypatch.setattr(Run, "run_job", lambda self, stage, job, *_, **__: keys.append(job.key))
+    monkeypatch.setattr("stages.files.copy_folder", lambda *_: None)
     for text in ("Yes.", "Not."):
         for folders in (ModelMeasurements.of(tmp_path, -1), ModelMeasurements.of(tmp_path, 1)):
             write_jsonl(folders.answers / "0.jsonl", [{"name": "p", "kind": "prompt", "text": text}])
@@ -200,7 +201,7 @@ def test_torchrun_takes_no_option_of_a_stage_for_its_own():
 
 
 def test_ctrl_c_leaves_a_run_that_the_same_command_continues(place):
-    text = (ROOT / "configs" / "tiny.toml").read_text()
+    text = (place / "tiny.toml").read_text()
     (place / "stopped.toml").write_text(text[: text.rindex("[[iteration]]")])  # M0 is there already
     process = start(place, str(ROOT / "iterate.py"), "--config", "stopped.toml", "--run", "stopped")
     responses = place / "runs" / "stopped" / "iter1" / "responses"
@@ -238,7 +239,7 @@ def test_an_sft_delta_replaces_the_training(place):
     assert code == 0 and "dpo.sft -> models/sft" not in out, err
     summary = json.loads((place / "runs" / "kept" / "summary.json").read_text())
     assert [row["name"] for row in summary["models"]] == ["seed", "M0"]
-    (place / "kept.toml").write_text((place / "kept.toml").read_text().replace("epochs = 3", "epochs = 4"))
+    (place / "kept.toml").write_text((place / "kept.toml").read_text().replace("epochs = 4", "epochs = 5"))
     code, _, err = iterate(place, "--run", "kept", config="kept.toml")
     assert code == 2 and "made by another [sft] recipe" in err
 

@@ -9,14 +9,14 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from questions import ALPACA, ARENA_1, ARENA_2, MT, written
+from questions import ALPACA, ARENA_1, ARENA_2, MT, refused, written
 
 import prepare.seed_model
 from evaluation import alpaca, arena, mtbench
 from evaluation.annotate import compared_rows, main, scored_rows, turn_responses
 from evaluation.benchmarks import ALPACA_EVAL, ARENA_HARD, MT_BENCH, Question, read_answers, read_questions
 from evaluation.pairwise import Duel
-from stages.files import UserError, digest, read_jsonl, read_manifest, read_shards
+from stages.files import digest, read_jsonl, read_manifest, read_shards
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny.toml"
 
@@ -229,7 +229,7 @@ def test_the_second_turn_is_judged_in_its_dialog():
     ],
 )
 def test_refused_arguments(run, tmp_path, benchmark, more, complaint):
-    with pytest.raises(UserError, match=complaint):
+    with refused(complaint):
         run(benchmark, tmp_path / "out", *more)
 
 
@@ -245,5 +245,5 @@ def test_refused_arguments(run, tmp_path, benchmark, more, complaint):
 )
 def test_refused_answers(tmp_path, outputs, complaint):
     questions = read_questions(ALPACA_EVAL, written(tmp_path / "baseline.json", ALPACA))
-    with pytest.raises(UserError, match=complaint):
+    with refused(complaint):
         read_answers(ALPACA_EVAL, written(tmp_path / "M1.json", outputs), questions)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from processes import ROOT, fork, free_port, wait
-from questions import ALPACA, ARENA_1, ARENA_2, MT, without, written
+from questions import ALPACA, ARENA_1, ARENA_2, MT, refused, without, written
 
 from evaluation.answers import answer_row, decoding, main, markdown_counts
 from evaluation.benchmarks import ALPACA_EVAL, ARENA_HARD, MT_BENCH, read_questions
@@ -18,7 +18,7 @@ from model.chat import load_chat
 from prepare.seed_model import make_tiny
 from sampling.request import Request, Sampling
 from sampling.worker import load_engine
-from stages.files import UserError, read_jsonl, read_manifest, read_shards
+from stages.files import read_jsonl, read_manifest, read_shards
 from stages.settings import load_settings
 
 
@@ -32,18 +32,19 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
+def words(place: Path, benchmark: str, questions: Path, out: Path, name: str = "M1") -> list[str]:
+    options = {"benchmark": benchmark, "config": place / "short.toml", "model": place / "tiny"}
+    options |= {"questions": questions, "out": out, "name": name}
+    return [str(word) for option, value in options.items() for word in (f"--{option}", value)]
+
+
 @pytest.fixture
 def run(monkeypatch, place):
-    def call(benchmark: str, questions: Path, out: Path, name: str = "M1") -> None:
-        monkeypatch.setattr(sys, "argv", ["answers", *words(place, benchmark, questions, out), "--name", name])
+    def call(*given) -> None:
+        monkeypatch.setattr(sys, "argv", ["answers", *words(place, *given)])
         main()
 
     return call
-
-
-def words(place: Path, benchmark: str, questions: Path, out: Path) -> list[str]:
-    inputs = {"config": place / "short.toml", "model": place / "tiny", "questions": questions, "out": out}
-    return ["--benchmark", benchmark, *(str(word) for name, path in inputs.items() for word in (f"--{name}", path))]
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_a_complete_stage_stays_and_a_broken_one_is_completed(run, mt, tmp_path)
 def test_two_ranks_write_what_one_does(mt, tmp_path, place):
     command = ["evaluation.answers", *words(place, MT_BENCH, tmp_path / "question.jsonl", tmp_path / "two")]
     ranks = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    copies = [fork(tmp_path, *command, "--name", "M1", RANK=rank, **ranks) for rank in ("0", "1")]
+    copies = [fork(tmp_path, *command, RANK=rank, **ranks) for rank in ("0", "1")]
     assert [wait(copy) for copy in copies] == [0, 0]
     assert (tmp_path / "err.txt").read_text().count("6 answers: ") == 1
     assert read_manifest(mt)["digest"] == read_manifest(tmp_path / "two")["digest"]
@@ -198,12 +199,11 @@ def test_markdown_is_counted_outside_of_code():
 )
 def test_bad_questions_are_one_line(tmp_path, benchmark, rows, complaint):
     path = written(tmp_path / ("q.json" if benchmark == ALPACA_EVAL else "q.jsonl"), rows)
-    with pytest.raises(UserError, match=complaint) as error:
+    with refused(complaint):
         read_questions(benchmark, path)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b"])
 def test_a_name_must_be_a_files(run, tmp_path, name):
-    with pytest.raises(UserError, match="--name"):
+    with refused("--name"):
         run(MT_BENCH, tmp_path / "question.jsonl", tmp_path / "out", name)

@@ -5,13 +5,13 @@ Run by hand, `python tests/support/make_alpaca_reference.py`, with
     pip install --no-deps alpaca-eval==0.6.6
     pip install pandas patsy scikit-learn==1.9.1
 
-Tests read only the file, and make the annotations again from their seeds. The gamed rows and the difficulties, which
-the package would download, are made up too.
+Tests read only the file, and make the annotations again from their seeds.
 """
 
 import contextlib
 import csv
 import importlib
+import io
 import json
 import math
 import sys
@@ -23,68 +23,60 @@ from unittest.mock import MagicMock, patch
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "alpaca_eval" / "reference.json"
 INSTRUCTIONS = 805
+DIFFICULTIES = [draw.gauss(-0.5, 1.2) for draw in [Random("difficulties")] for _ in range(INSTRUCTIONS)]
 
-CASES: dict[str, dict[str, Any]] = {
+CASES: dict[str, dict[str, Any]] = {  # parameters of `annotations`
     "floats": {},
     "fewer, discrete strings": {"count": 640, "discrete": True, "nulls": 1, "quality": -3.0},
     "indexed": {"count": 300, "indexed": True, "quality": 1.0},
     "alike": {"count": 50, "alike": True},
     "itself": {"count": 40, "discrete": True, "nulls": 2, "model": "base"},
 }
-"""Parameters of `annotations`, by name; the name is the seed."""
+WEIGHTS = """,np.tanh(std_delta_len),instruction_difficulty,not_gamed_baseline.astype(float)
+base,0.0000000000000000,0.0000000000000000,0.0000000000000000
+good,-1.1234567890123456,0.7654321098765432,0.9876543210987654
+weak one,-2.0000000000000000,1.0500000000000000,-2.2500000000000001
+"""
 
 
 def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def instruction_difficulties() -> list[float]:
-    random = Random("difficulties")
-    return [random.gauss(-0.5, 1.2) for _ in range(INSTRUCTIONS)]
-
-
 def write_data(folder: Path) -> None:
     """df_gamed.csv, instruction_difficulty.csv and weights of three models, in the form of the published ones."""
-    random, difficulties = Random("gamed"), instruction_difficulties()
-    with (folder / "instruction_difficulty.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["index", "instruction_difficulty"], *enumerate(difficulties)])
-    rows: list[Any] = [
-        ["preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline", "model"]
-    ]
+    columns = ("preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline", "model")
+    rows: list[Any] = [columns]
+    random = Random("gamed")
     for model, shift in (("verbose", -1.0), ("concise", 1.0)):
-        for index, difficulty in enumerate(difficulties):
+        for index, difficulty in enumerate(DIFFICULTIES):
             gap = random.gauss(shift, 1)
             preference = sigmoid(random.gauss(-1.8 * math.tanh(gap), 1))
             rows.append(["" if index in (7, 500) else preference, index, gap, difficulty, False, model])
-    with (folder / "df_gamed.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
-    (folder / "weights.csv").write_text(
-        ",np.tanh(std_delta_len),instruction_difficulty,not_gamed_baseline.astype(float)\n"
-        "base,0.0000000000000000,0.0000000000000000,0.0000000000000000\n"
-        "good,-1.1234567890123456,0.7654321098765432,0.9876543210987654\n"
-        "weak one,-2.0000000000000000,1.0500000000000000,-2.2500000000000001\n",
-        encoding="utf-8",
-    )
+    difficulties: list[Any] = [("index", "instruction_difficulty"), *enumerate(DIFFICULTIES)]
+    for name, table in (("df_gamed", rows), ("instruction_difficulty", difficulties)):
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(table)
+    (folder / "weights.csv").write_text(WEIGHTS, encoding="utf-8")
 
 
 def annotations(
     name: str, count: int = INSTRUCTIONS, discrete: bool = False, nulls: int = 0, quality: float = 0.0,
     indexed: bool = False, alike: bool = False, model: str = "model",
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """`count` rows in which longer outputs win.
+    """`count` rows in which longer outputs win; the name is the seed.
 
     `discrete`: preferences are "1", "2" and the ties "0" and "1.5", not floats. `nulls`: the number of rows without a
     preference; the package writes some of them without annotator. `indexed`: rows are shuffled, with their place as
     "index". `alike`: all outputs of the model are longer by the same length.
     """
-    random, difficulties = Random(name), instruction_difficulties()
-    rows: list[dict[str, Any]] = []
+    random, rows = Random(name), []
     for place in range(count):
         lengths = [int(math.exp(random.gauss(mean, 0.6))) for mean in (5.0, 5.2)]
         if alike:
             lengths[1] = lengths[0] + 7
         gap, index = (lengths[0] - lengths[1]) / 150, place * 2 + 1 if indexed else place
-        share = sigmoid(random.gauss(quality + 0.9 * difficulties[index] - 0.8 * math.tanh(gap), 1.5))
+        share = sigmoid(random.gauss(quality + 0.9 * DIFFICULTIES[index] - 0.8 * math.tanh(gap), 1.5))
         preference: Any = round(1 + share, 10)
         if discrete:
             preference = str(random.choice((0, 1.5)) if abs(share - 0.5) < 0.02 else 1 + round(share))
@@ -99,36 +91,29 @@ def annotations(
 
 
 def outcomes(folder: Path) -> dict[str, Any]:
-    """Metrics and weights of each case by the package, with the files of `folder` as its downloads; predictions from
-    weights. Packages that it imports and does not need here are mocked."""
+    """The package's metrics and weights of each case, and predictions from weights; unneeded imports are mocked."""
     for name in ("pkg_resources", "datasets", "dotenv", "fire", "huggingface_hub", "openai", "tiktoken"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
         sys.modules.setdefault(name, MagicMock())
     import pandas
     import sklearn
-    from alpaca_eval.metrics import glm_winrate
+    from alpaca_eval.metrics import glm_winrate as package
 
     cases: dict[str, Any] = {}
-    with (
-        sklearn.config_context(),  # the package changes the settings of scikit-learn
-        patch.object(glm_winrate, "hf_hub_download", lambda filename, **_: str(folder / filename)),
-    ):
+    downloads = patch.object(package, "hf_hub_download", lambda filename, **_: str(folder / filename))
+    with sklearn.config_context(), downloads:  # the package changes the settings of scikit-learn
         for name, case in CASES.items():
-            path = folder / "annotations.json"
-            path.write_text(json.dumps(annotations(name, **case)), encoding="utf-8")
-            metrics = glm_winrate.get_length_controlled_winrate(
-                pandas.read_json(path), save_weights_dir=folder / name, is_warn_extreme_changes=False
-            )
+            table = pandas.read_json(io.StringIO(json.dumps(annotations(name, **case))))
+            options = {"save_weights_dir": folder / name, "is_warn_extreme_changes": False}
+            metrics = package.get_length_controlled_winrate(table, **options)
             [weights] = (folder / name).rglob("*.csv")
             [coefficients] = pandas.read_csv(weights, index_col=0).to_dict(orient="split")["data"]
             cases[name] = {key: value.item() if hasattr(value, "item") else value for key, value in metrics.items()}
             cases[name]["weights"] = coefficients
-        predictions = [
-            [model, baseline, 100 * glm_winrate.predict_winrate(model, baseline, folder / "weights.csv").item()]
-            for model, baseline in [("good", "base"), ("weak one", "base"), ("good", "weak one"), ("base", "base")]
-        ]
-    return {"cases": cases, "predictions": predictions}
+        pairs = [("good", "base"), ("weak one", "base"), ("good", "weak one"), ("base", "base")]
+        rates = [package.predict_winrate(*pair, folder / "weights.csv").item() for pair in pairs]
+    return {"cases": cases, "predictions": [[*pair, 100 * rate] for pair, rate in zip(pairs, rates, strict=True)]}
 
 
 if __name__ == "__main__":

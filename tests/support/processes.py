@@ -3,6 +3,7 @@
 A new process imports PyTorch, which takes seconds; a copy by fork has it.
 """
 
+import json
 import os
 import runpy
 import signal
@@ -13,9 +14,18 @@ import traceback
 from functools import partial
 from pathlib import Path
 
+from stages.files import read_jsonl, write_jsonl
 from stages.launch import Launcher
 
 ROOT = Path(__file__).parents[2]
+SMALL_SFT = """[sft]
+examples = ["sft.jsonl"]
+epochs = 4
+learning_rate = 1e-2
+batch_size = 6
+held_out = 0.0
+
+"""
 ITERATE = (str(ROOT / "iterate.py"), "--config", "tiny.toml")
 HELD_OUT = {
     "judge_cases": "evaluation/groups.jsonl",
@@ -29,12 +39,10 @@ def start(place: Path, *words: str) -> subprocess.Popen:
 
     Ctrl-C gets its default action back: jobs in the background of a shell ignore it, and so would their children.
     """
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *words]
     return subprocess.Popen(
-        command,
+        [sys.executable, *words],
         cwd=place,
-        env=environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -91,9 +99,11 @@ def iterate(place: Path, *words: str, config: str = "tiny.toml") -> tuple[int, s
 
 
 def finished_run(place: Path) -> Path:
-    """A finished run of tiny.toml in the folder `place`, each model measured on a few held-out cases."""
+    """A finished run of tiny.toml in the folder `place`, with less SFT, each model measured on a few held-out cases."""
     (place / "data").symlink_to(ROOT / "data")
-    text = (ROOT / "configs" / "tiny.toml").read_text() + "\n[evaluation]\n"
+    write_jsonl(place / "sft.jsonl", short_examples())
+    before, _, after = (ROOT / "configs" / "tiny.toml").read_text().partition("[sft]\n")
+    text = before + SMALL_SFT + after[after.index("[respond]") :] + "\n[evaluation]\n"
     for key, name in HELD_OUT.items():
         lines = (ROOT / "data" / name).read_text().splitlines(keepends=True)
         (place / f"{key}.jsonl").write_text("".join(lines[:4]))
@@ -102,6 +112,16 @@ def finished_run(place: Path) -> Path:
     code, _, err = iterate(place)
     assert code == 0, err
     return place
+
+
+def short_examples() -> list[dict]:
+    """The shortest SFT examples, with six words of justification: a verdict's form is learnt in few steps."""
+    rows = sorted(read_jsonl(ROOT / "data" / "sft" / "tiny.jsonl.gz"), key=lambda row: len(json.dumps(row)))
+    for row in rows:
+        for judgment in row.get("judgments", [row]):
+            judgment["justification"] = " ".join(judgment["justification"].split()[:6])
+    judge, metajudge = ([row for row in rows if row["kind"] == kind] for kind in ("judge", "metajudge"))
+    return judge[:60] + metajudge[:30]
 
 
 def free_port() -> str:

@@ -1,8 +1,12 @@
 """Questions that are made up, in the forms that AlpacaEval, Arena-Hard (v0.1 and v2.0) and MT-Bench have."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from stages.files import write_json, write_jsonl
+import pytest
+
+from stages.files import UserError, write_json, write_jsonl
 
 
 def written(path: Path, rows: list[dict]) -> Path:
@@ -15,14 +19,16 @@ def without(row: dict, key: str) -> dict:
     return {name: value for name, value in row.items() if name != key}
 
 
+@contextmanager
+def refused(complaint: str) -> Iterator[None]:
+    """The block raises a `UserError` of one line that matches."""
+    with pytest.raises(UserError, match=complaint) as error:
+        yield
+    assert "\n" not in str(error.value)
+
+
 ALPACA = [
-    {
-        "instruction": "Name a river.",
-        "output": "The Po.",
-        "generator": "baseline",
-        "dataset": "made_up",
-        "datasplit": "e",
-    },
+    {"instruction": "Name a river.", "output": "The Po.", "generator": "baseline", "dataset": "made_up", "split": "e"},
     {"instruction": "Why is {it} blue?", "output": "Because.", "generator": "baseline", "dataset": "other"},
     {"instruction": "Add 2 and 2.", "output": "4", "generator": "baseline", "dataset": "made_up"},
 ]
