@@ -211,7 +211,8 @@ class Run:
         if is_complete(folders.folder, job.key):
             self.forecast.done(name)
         else:
-            shared = self.run_shared(MEASURE, job, Path("models") / "measured" / job.key[:12], name=name)
+            shared = Path("models") / "measured" / job.key[:12]
+            self.run_shared(MEASURE, job, shared, name=name)
             files.copy_folder(shared, folders.folder)
 
     def job(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Job:

@@ -148,7 +148,8 @@ def copy_folder(source: Path, target: Path) -> None:
     temporary = _temporary(target)
     try:
         shutil.copytree(source, temporary)
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(target)
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
