@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from evaluation.agreement import half_credit
 from evaluation.statistics import by_group, each, share
 from judging.metajudge import read_winner
 from judging.rubric import judgment_text, meta_prompt
@@ -52,14 +53,7 @@ def comparison_items(rows: Iterable[Record], chat: ChatFormat, settings: Setting
 def report(comparisons: Sequence[Record]) -> Record:
     """Agreement, overall and by the judgments' difference; first-position rate, consistency of orders, parse rate."""
     decided = [row for row in comparisons if row["winner"] in ("first", "second")]
-    credits = [
-        (
-            row["case"],
-            float(row["winner"] == row["right"]) if row["winner"] in ("first", "second") else 0.5,
-            row["differ_in"],
-        )
-        for row in comparisons
-    ]
+    credits = [(r["case"], half_credit(r["winner"] or "tie", r["right"]), r["differ_in"]) for r in comparisons]
     cases = group_by(decided, "case").values()
     return {
         "comparisons": len(comparisons),

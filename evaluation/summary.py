@@ -141,13 +141,10 @@ def _measured(run: Path, t: int, settings: Settings, compared: bool) -> tuple[Re
 
 def differences(values: Values, base: Values) -> Record:
     """For each measure of both: the mean of value - base over the items of both, with its interval."""
-    both = {
-        name: [(item, own[item], base[name][item]) for item in own if item in base[name]]
+    return {
+        name: by_group((item[0], own[item] - base[name][item]) for item in own if item in base[name])
         for name, own in values.items()
         if name in base
-    }
-    return {
-        name: by_group((group, value - before) for (group, _), value, before in items) for name, items in both.items()
     }
 
 
