@@ -4,7 +4,6 @@ A DPO example is a prompt with a chosen and a rejected completion; an SFT exampl
 """
 
 import hashlib
-import json
 import math
 import random
 from collections.abc import Iterable, Sequence
@@ -81,21 +80,10 @@ def _weights(value: Any, length: int, where: str) -> list[float]:
     return [float(weight) for weight in weights]
 
 
-def content_digest(examples: Iterable[Example]) -> str:
-    """SHA-256 of example ids and tokens, in order."""
-    total = hashlib.sha256()
-    for example in examples:
-        total.update(json.dumps([example.id, example.prompt, example.completions]).encode())
-    return total.hexdigest()
-
-
 def split(examples: Sequence[Example], held_out: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices of the training examples and of the held-out share; a hash of (seed, id) chooses."""
-
-    def draw(index: int) -> bytes:
-        return hashlib.sha256(f"{seed}/{examples[index].id}".encode()).digest()
-
-    drawn, count = sorted(range(len(examples)), key=draw), round(held_out * len(examples))
+    draws = [hashlib.sha256(f"{seed}/{example.id}".encode()).digest() for example in examples]
+    drawn, count = sorted(range(len(examples)), key=draws.__getitem__), round(held_out * len(examples))
     return sorted(drawn[count:]), sorted(drawn[:count])
 
 

@@ -1,7 +1,4 @@
-"""The metrics of a run: their file, a line a step, and what they measure of the machine: memory and operations.
-
-Floating-point operations are those in a micro-batch, and the peak rate of the machine.
-"""
+"""The metrics of a run: their file, a line a step, and the memory and floating-point operations that they measure."""
 
 import json
 import resource
@@ -37,9 +34,8 @@ def forward_flops(config: LlamaConfig, batch: MicroBatch) -> int:
     The output head counts only for the targets. A backward pass takes twice as many; recomputation is not counted.
     """
     block = config.hidden_size * (2 * config.q_size + 2 * config.kv_size + 3 * config.intermediate_size)
-    seen = sum(
-        (end - start) * (end - start + 1 + 2 * len(prefix)) // 2 for start, end, prefix in batch.segments.ranges()
-    )
+    lengths = ((end - start, len(prefix)) for start, end, prefix in batch.segments.ranges())
+    seen = sum(own * (own + 1 + 2 * before) // 2 for own, before in lengths)
     layers = config.num_hidden_layers * (2 * block * batch.tokens + 4 * config.q_size * seen)
     return layers + 2 * config.vocab_size * config.hidden_size * len(batch.targets_n)
 
@@ -55,11 +51,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def product_flops(device: torch.device, dtype: torch.dtype, size: int = 0, repeats: int = 10) -> float:
-    """Operations a second in a product of two [size, size] matrices: the best of `repeats`.
-
-    The default size is 2048, on a GPU 8192: a smaller product there mostly measures launch and synchronisation.
-    """
-    size = size or (8192 if device.type == "cuda" else 2048)
+    """Operations a second in a product of two [size, size] matrices: the best of `repeats`."""
+    size = size or (8192 if device.type == "cuda" else 2048)  # less on a GPU mostly measures launches
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     return best_rate(lambda: (a @ b)[0, 0].item(), 2 * size**3, repeats)
 
@@ -79,16 +72,13 @@ def summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        advice = "pip install tensorboard, or turn it off"
-        raise UserError(f"trainer.tensorboard is on, but tensorboard is not installed: {advice}") from None
+        missing = "trainer.tensorboard is on, but tensorboard is not installed"
+        raise UserError(f"{missing}: pip install tensorboard, or turn it off") from None
     return SummaryWriter
 
 
 class MetricsLog:
-    """The metrics of a run in `folder`. Only one rank writes them.
-
-    A continued run keeps the first `length` bytes, and TensorBoard's points before `next_step`.
-    """
+    """The metrics of a run in `folder`; a continued one keeps `length` bytes, and points before `next_step`."""
 
     def __init__(
         self, folder: Path, length: int = 0, writes: bool = True, tensorboard: bool = False, next_step: int = 0

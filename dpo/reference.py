@@ -1,17 +1,14 @@
-"""The log-probabilities of the reference model, computed once before training and kept in a file.
-
-The trainer's forward computes them from the reference's Hugging Face directory, never from the sampler or from the
-state of a run. A resumed run reads the file, or computes it again.
-"""
+"""The log-probabilities of the reference model: computed by the trainer's forward before training, kept in a file."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dpo.data import Example, content_digest
+from dpo.data import Example
 from dpo.loss import completion_logprob
 from dpo.packing import micro_batches
 from dpo.parallel import World, load_sharded, reshard
@@ -38,7 +35,10 @@ def reference_logprob(
     Read from the folder `cache` if it has a file for these pairs, weights, dtype and attention. Otherwise `model` is
     filled with the reference's weights, and the caller must load the policy's weights afterwards.
     """
-    name = hashlib.sha256(f"{content_digest(examples)} {weights_digest} {dtype} {attention}".encode()).hexdigest()
+    tokens = hashlib.sha256()
+    for pair in examples:
+        tokens.update(json.dumps([pair.id, pair.prompt, pair.completions]).encode())
+    name = hashlib.sha256(f"{tokens.hexdigest()} {weights_digest} {dtype} {attention}".encode()).hexdigest()
     path = cache / f"{name[:16]}.jsonl"
     if not world.agree(path.is_file):
         load_sharded(model, weights)
