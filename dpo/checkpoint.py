@@ -81,10 +81,7 @@ def _tensors(model: Llama, optimizer: torch.optim.Optimizer) -> dict[str, Tensor
 
 
 def export(world: World, model: Llama, source: Path, folder: Path) -> None:
-    """Write the model as a Hugging Face directory in bf16, with the configuration and tokenizer of `source`.
-
-    Parameters are gathered one at a time, so that no rank holds the whole model.
-    """
+    """Write the model in bf16, with the configuration and tokenizer of `source`; no rank holds the whole model."""
     local = ((name, cast(DTensor, p.detach().to(torch.bfloat16))) for name, p in model.named_parameters())
     parameters = ((name, tensor.full_tensor().cpu()) for name, tensor in local)
     if world.first:

@@ -15,8 +15,7 @@ from stages.files import UserError, read_jsonl
 
 Objective = Literal["sft", "dpo"]
 
-COMPLETIONS = {"sft": ("completion_ids",), "dpo": ("chosen_ids", "rejected_ids")}
-"""Keys of the completions in a record."""
+COMPLETIONS = {"sft": ("completion_ids",), "dpo": ("chosen_ids", "rejected_ids")}  # keys in a record
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,7 @@ class Example:
     id: str
     prompt: list[int]
     completions: tuple[list[int], ...]
-    token_weights: list[float] | None = None
-    """SFT: the weight of each completion token in the loss."""
+    token_weights: list[float] | None = None  # SFT: of each completion token in the loss
 
     def tokens(self, shared: int = 0) -> int:
         """Tokens that the model reads, the first `shared` once. A completion's last token is only predicted."""
@@ -40,10 +38,9 @@ class Example:
 
 
 def read_examples(paths: Iterable[Path], objective: Objective, vocab_size: int) -> list[Example]:
-    """The examples of JSON-lines files, in order: pairs for "dpo", SFT examples for "sft".
+    """The examples of JSON-lines files, in order. SFT examples may have `token_weights`; the default is 1.
 
-    An SFT example may have `token_weights`, one for each completion token; the default is 1. Raises UserError, with
-    file and id, for bad token ids, bad weights and repeated ids.
+    Raises UserError, with file and id, for bad token ids, bad weights and repeated ids.
     """
     keys, examples, seen = COMPLETIONS[objective], [], set()
     for path in paths:
@@ -54,10 +51,9 @@ def read_examples(paths: Iterable[Path], objective: Objective, vocab_size: int) 
             seen.add(row["id"])
             for key in ("prompt_ids", *keys):
                 _check_ids(row[key], vocab_size, f"{where}: {key}")
-            weights = None
-            if objective == "sft":
-                weights = _weights(row.get("token_weights"), len(row["completion_ids"]), where)
-            examples.append(Example(row["id"], row["prompt_ids"], tuple(row[key] for key in keys), weights))
+            completions = tuple(row[key] for key in keys)
+            weights = _weights(row.get("token_weights"), len(completions[0]), where) if objective == "sft" else None
+            examples.append(Example(row["id"], row["prompt_ids"], completions, weights))
     return examples
 
 

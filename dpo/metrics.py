@@ -3,7 +3,7 @@
 import json
 import resource
 import sys
-import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,9 @@ def forward_flops(config: LlamaConfig, batch: MicroBatch) -> int:
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Peak operations a second: the manufacturer's figure for a known GPU in bf16, else that of a large product."""
-    if device.type == "cuda" and dtype != torch.float32:
-        name = torch.cuda.get_device_name(device)
-        for part, flops in PEAK_FLOPS.items():
-            if part in name:
-                return flops
-    return product_flops(device, dtype, 0 if device.type == "cuda" else 1024, 3)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" and dtype != torch.float32 else ""
+    known = (flops for part, flops in PEAK_FLOPS.items() if part in name)
+    return next(known, None) or product_flops(device, dtype, 0 if device.type == "cuda" else 1024, 3)
 
 
 def product_flops(device: torch.device, dtype: torch.dtype, size: int = 0, repeats: int = 10) -> float:
@@ -59,12 +56,7 @@ def product_flops(device: torch.device, dtype: torch.dtype, size: int = 0, repea
 
 def best_rate(run: Callable[[], object], operations: int, repeats: int = 10) -> float:
     """Operations a second: the best of `repeats` runs of `operations` each."""
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return operations / min(seconds)
+    return operations / min(timeit.repeat(run, number=1, repeat=repeats))
 
 
 def summary_writer() -> Any:

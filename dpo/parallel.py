@@ -81,9 +81,9 @@ def distributed(threads: int, timeout_minutes: float = TrainerOptions.timeout_mi
     UserError is raised on every rank. A rank that loses another prints why and ends with exit code 1.
     """
     torch.set_num_threads(threads)
-    rank, size, local = (int(os.environ.get(*key)) for key in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if torch.cuda.is_available():
-        device, backend = torch.device("cuda", local), "cpu:gloo,cuda:nccl"
+        device, backend = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
     else:
         device, backend = torch.device("cpu"), "gloo"
@@ -107,10 +107,7 @@ def distributed(threads: int, timeout_minutes: float = TrainerOptions.timeout_mi
 
 
 def describe_lost_rank(error: RuntimeError, timeout_minutes: float) -> str | None:
-    """Error message for a collective operation that failed because a rank is missing; None for other errors.
-
-    The texts are gloo's; NCCL's watchdog aborts the process, which torchrun reports.
-    """
+    """Message for a collective that failed because a rank is missing, as gloo tells it; None for other errors."""
     if "timed out waiting" in str(error).lower():
         absent = f"another rank did not take part within {timeout_minutes:g} minutes (trainer.timeout_minutes)"
         return f"{absent}: it hangs, or its disk is slow; look for its last line in the logs of all ranks"
@@ -176,7 +173,7 @@ def spare_memory() -> None:
 
 
 def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options: TrainerOptions) -> Llama:
-    """A model whose fp32 parameters are sharded evenly over the ranks; `load_sharded` fills them.
+    """A model of fp32 parameters, sharded evenly over the ranks and not yet filled.
 
     Each block, and the rest, is gathered in `dtype` for its computation. Gradients are averaged over ranks in fp32.
     """

@@ -42,24 +42,17 @@ def reference_logprob(
     path = cache / f"{name[:16]}.jsonl"
     if not world.agree(path.is_file):
         load_sharded(model, weights)
-        pairs = zip(examples, _compute(world, model, examples, options, attention).tolist(), strict=True)
+        sums_e2 = torch.zeros(len(examples), 2, device=world.device)
+        batches = micro_batches(examples, range(len(examples)), options, world.rank, world.size, world.device)
+        with torch.no_grad(), progress(len(batches), "reference", "batch", first=world.first) as bar:
+            for batch in batches:
+                logprob_n = completion_logprob(model, batch, attention)
+                if batch.real:
+                    sums_e2[batch.examples_e] = batch.sums(logprob_n)
+                bar.update()
+        reshard(model)
+        pairs = zip(examples, world.sum(sums_e2).tolist(), strict=True)
         if world.first:
             write_jsonl(path, ({"id": pair.id, "chosen": row[0], "rejected": row[1]} for pair, row in pairs))
     rows = world.agree(lambda: [(row["chosen"], row["rejected"]) for row in read_jsonl(path)])
     return torch.tensor(rows, dtype=torch.float32, device=world.device)
-
-
-@torch.no_grad()
-def _compute(
-    world: World, model: Llama, examples: Sequence[Example], options: TrainerOptions, attention: Attention
-) -> Tensor:
-    sums_e2 = torch.zeros(len(examples), 2, device=world.device)
-    batches = micro_batches(examples, range(len(examples)), options, world.rank, world.size, world.device)
-    with progress(len(batches), "reference", "batch", first=world.first) as bar:
-        for batch in batches:
-            logprob_n = completion_logprob(model, batch, attention)
-            if batch.real:
-                sums_e2[batch.examples_e] = batch.sums(logprob_n)
-            bar.update()
-    reshard(model)
-    return world.sum(sums_e2)

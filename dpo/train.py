@@ -1,8 +1,7 @@
 """Training on preference pairs: `torchrun -m dpo.train`, or plain `python -m dpo.train` for one rank.
 
-Reads the Hugging Face directories of policy and reference, and JSON-lines files of pairs. Writes the trained Hugging
-Face directory with its manifest, and beside it the folder train/: metrics.jsonl, the reference's log-probabilities, the
-state of a stopped run. The same command continues a stopped run. SFT (`dpo/sft.py`) is the same loop with another loss.
+Writes the trained Hugging Face directory with its manifest, and beside it the folder train/: metrics.jsonl, the
+reference's log-probabilities, the state of a stopped run. The same command continues a stopped run.
 """
 
 from dataclasses import fields
@@ -79,25 +78,25 @@ def train(job: Job, world: World, work: Path) -> None:
         at = Progress(job.key)
         load_sharded(model, model_dir)
     epoch, peak = fixed_epoch(objective, settings, job.iteration), peak_flops(world.device, dtype)
-    trainer = Trainer(
-        objective, settings, world, model, optimizer, examples, reference_e2, at, work, model_dir, epoch, peak
-    )
+    given = (objective, settings, world, model, optimizer, examples, reference_e2, at, work, model_dir, epoch, peak)
+    trainer = Trainer(*given)
     with trainer.interruption.watched():  # to the end: a stage that is complete must be clean, too
         trainer.run()
         if world.first:
             sizes = {"train": len(trainer.train_set), "held_out": len(trainer.held_out_set)}
-            facts = {
-                "counts": {"examples": len(examples), **sizes, **dropped},
-                "first_loss": at.first_loss,
+            finish(
+                work / f"epoch-{at.exported['epoch']}",
+                job,
+                counts={"examples": len(examples), **sizes, **dropped},
+                first_loss=at.first_loss,
                 **at.exported,
-                "steps": at.step,
-                "seconds": round(at.seconds, 1),
-                "dtype": str(dtype).removeprefix("torch."),
-                "ranks": world.size,
-                "threads": settings.engine.threads,
-                "environment": environment(),
-            }
-            finish(work / f"epoch-{at.exported['epoch']}", job, **facts)
+                steps=at.step,
+                seconds=round(at.seconds, 1),
+                dtype=str(dtype).removeprefix("torch."),
+                ranks=world.size,
+                threads=settings.engine.threads,
+                environment=environment(),
+            )
         world.remove([*work.glob("*epoch-*"), *work.glob("*state-*")])
 
 

@@ -72,8 +72,8 @@ class Trainer:
     def run(self) -> None:
         """Train from the current progress to the last epoch that can be exported."""
         epochs = self.export_epoch or self.section.epochs
-        total, done = epochs * self.steps_per_epoch, self.progress.step
-        with progress(total, self.stage, "step", first=self.world.first, done=done) as bar:
+        total = epochs * self.steps_per_epoch
+        with progress(total, self.stage, "step", first=self.world.first, done=self.progress.step) as bar:
             while self.progress.epoch < epochs:
                 self.train_epoch(bar)
                 self.end_epoch(epochs)
@@ -151,15 +151,10 @@ class Trainer:
         memory_r = [peak_memory_mib(world.device) * (rank == world.rank) for rank in range(world.size)]
         facts = to_device([tokens, flops, self.interruption.signal > 0, *memory_r], torch.float64, world.device)
         values = world.sum(torch.cat((sums, square[None], facts))).tolist()
+        means = {name: value / weight for name, value in zip(terms, values, strict=False)}
         square_of_all, tokens_of_all, flops_of_all, stops, *memory_r = values[len(terms) :]
-        return BatchResult(
-            means={name: value / weight for name, value in zip(terms, values, strict=False)},
-            tokens=int(tokens_of_all),
-            flops=flops_of_all,
-            grad_norm=math.sqrt(square_of_all) if square_of_all >= 0 else math.nan,
-            memory_mib=max(memory_r),
-            stop=stops > 0,
-        )
+        norm = math.sqrt(square_of_all) if square_of_all >= 0 else math.nan
+        return BatchResult(means, int(tokens_of_all), flops_of_all, norm, max(memory_r), stops > 0)
 
     def terms(self, batch: MicroBatch) -> dict[str, Tensor]:
         """Loss and further terms of each example of a micro-batch, fp32 [e]."""
