@@ -67,10 +67,10 @@ def llama3(tokenizer: Tokenizer, control: Control) -> ChatFormat:
     start_header, end_header = control("<|start_header_id|>"), control("<|end_header_id|>")
 
     def parts(messages: Sequence[Message]) -> list[int | str]:
-        headed: list[Parts] = [
-            (start_header, turn["role"], end_header, "\n\n" + turn["content"].strip(), end) for turn in messages
+        turns: list[Parts] = [
+            (start_header, m["role"], end_header, "\n\n" + m["content"].strip(), end) for m in messages
         ]
-        return [begin, *chain.from_iterable(headed), start_header, "assistant", end_header, "\n\n"]
+        return [begin, *chain.from_iterable(turns), start_header, "assistant", end_header, "\n\n"]
 
     return ChatFormat(tokenizer, parts, end)
 

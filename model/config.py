@@ -63,7 +63,6 @@ class LlamaConfig:
 
     @classmethod
     def from_dict(cls, table: dict[str, Any], where: str = "config.json") -> "LlamaConfig":
-        """Build from the parsed `config.json`; `where` names it in errors."""
         for key, value in {**ONLY, "model_type": None, **table}.items():
             if key in ONLY and value != ONLY[key]:
                 raise UserError(f"{where}: {key} is {value!r}; only {ONLY[key]!r} is implemented")
