@@ -6,6 +6,7 @@ Both are written under a temporary name, synced and renamed: a folder with its f
 import json
 import os
 import shutil
+from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -29,35 +30,27 @@ PROGRESS = "progress.json"
 class Progress:
     """How far a run has come: all of its state that is not a tensor. Schedule and data order are functions of it."""
 
-    key: str
-    """Identity of the work that the state belongs to."""
+    key: str  # identity of the work that the state belongs to
     step: int = 0  # updates done
     epoch: int = 0  # epochs done
     position: int = 0  # global batches done in the current epoch
-    metrics_bytes: int = 0
-    """Length of metrics.jsonl at this state; a continued run cuts off what follows."""
+    metrics_bytes: int = 0  # length of metrics.jsonl; a continued run cuts off what follows
     seconds: float = 0.0  # training time over all starts
-    exported: dict[str, Any] = field(default_factory=dict)
-    """Number and held-out metrics of the epoch exported so far; empty when there is none."""
-    first_loss: float | None = None
-    """Loss of the first batch, before any update."""
+    exported: dict[str, Any] = field(default_factory=dict)  # number and held-out metrics of the exported epoch
+    first_loss: float | None = None  # of the first batch, before any update
 
 
 def save_state(folder: Path, world: World, model: Llama, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Write `folder`/state-EPOCH-STEP and remove older states. Each rank writes its own part."""
     final = folder / f"state-{progress.epoch:04}-{progress.step:08}"
     temporary = folder / f".{final.name}.tmp"  # never reused: other nodes may cache where a folder was
-    if world.first:
-        for unfinished in folder.glob(".state-*"):
-            shutil.rmtree(unfinished)
+    world.remove(folder.glob(".state-*"))
     dist.barrier()
     dcp.save(_tensors(model, optimizer), checkpoint_id=temporary)
     if world.first:
         write_json(temporary / PROGRESS, asdict(progress))
         _publish(temporary, final)
-        for old in folder.glob("state-*"):
-            if old != final:
-                shutil.rmtree(old)
+    world.remove(old for old in folder.glob("state-*") if old != final)
     dist.barrier()
 
 
@@ -88,14 +81,9 @@ def _tensors(model: Llama, optimizer: torch.optim.Optimizer) -> dict[str, Tensor
 
 
 def export(world: World, model: Llama, source: Path, folder: Path) -> None:
-    """Write the model as a Hugging Face directory in bf16, with the configuration and tokenizer of `source`.
-
-    Parameters are gathered one at a time, so that no rank holds the whole model.
-    """
-    parameters = (
-        (name, cast(DTensor, parameter.detach().to(torch.bfloat16)).full_tensor().cpu())
-        for name, parameter in model.named_parameters()
-    )
+    """Write the model in bf16, with the configuration and tokenizer of `source`; no rank holds the whole model."""
+    local = ((name, cast(DTensor, p.detach().to(torch.bfloat16))) for name, p in model.named_parameters())
+    parameters = ((name, tensor.full_tensor().cpu()) for name, tensor in local)
     if world.first:
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -103,9 +91,7 @@ def export(world: World, model: Llama, source: Path, folder: Path) -> None:
         for path in temporary.iterdir():
             _sync(path)
         _publish(temporary, folder)
-    else:
-        for _ in parameters:  # gathering is collective
-            pass
+    deque(parameters, maxlen=0)  # on the other ranks: gathering is collective
     dist.barrier()
 
 

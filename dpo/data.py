@@ -4,7 +4,6 @@ A DPO example is a prompt with a chosen and a rejected completion; an SFT exampl
 """
 
 import hashlib
-import json
 import math
 import random
 from collections.abc import Iterable, Sequence
@@ -16,8 +15,7 @@ from stages.files import UserError, read_jsonl
 
 Objective = Literal["sft", "dpo"]
 
-COMPLETIONS = {"sft": ("completion_ids",), "dpo": ("chosen_ids", "rejected_ids")}
-"""Keys of the completions in a record."""
+COMPLETIONS = {"sft": ("completion_ids",), "dpo": ("chosen_ids", "rejected_ids")}  # keys in a record
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,7 @@ class Example:
     id: str
     prompt: list[int]
     completions: tuple[list[int], ...]
-    token_weights: list[float] | None = None
-    """SFT: the weight of each completion token in the loss."""
+    token_weights: list[float] | None = None  # SFT: of each completion token in the loss
 
     def tokens(self, shared: int = 0) -> int:
         """Tokens that the model reads, the first `shared` once. A completion's last token is only predicted."""
@@ -41,10 +38,9 @@ class Example:
 
 
 def read_examples(paths: Iterable[Path], objective: Objective, vocab_size: int) -> list[Example]:
-    """The examples of JSON-lines files, in order: pairs for "dpo", SFT examples for "sft".
+    """The examples of JSON-lines files, in order. SFT examples may have `token_weights`; the default is 1.
 
-    An SFT example may have `token_weights`, one for each completion token; the default is 1. Raises UserError, with
-    file and id, for bad token ids, bad weights and repeated ids.
+    Raises UserError, with file and id, for bad token ids, bad weights and repeated ids.
     """
     keys, examples, seen = COMPLETIONS[objective], [], set()
     for path in paths:
@@ -55,10 +51,9 @@ def read_examples(paths: Iterable[Path], objective: Objective, vocab_size: int) 
             seen.add(row["id"])
             for key in ("prompt_ids", *keys):
                 _check_ids(row[key], vocab_size, f"{where}: {key}")
-            weights = None
-            if objective == "sft":
-                weights = _weights(row.get("token_weights"), len(row["completion_ids"]), where)
-            examples.append(Example(row["id"], row["prompt_ids"], tuple(row[key] for key in keys), weights))
+            completions = tuple(row[key] for key in keys)
+            weights = _weights(row.get("token_weights"), len(completions[0]), where) if objective == "sft" else None
+            examples.append(Example(row["id"], row["prompt_ids"], completions, weights))
     return examples
 
 
@@ -81,21 +76,10 @@ def _weights(value: Any, length: int, where: str) -> list[float]:
     return [float(weight) for weight in weights]
 
 
-def content_digest(examples: Iterable[Example]) -> str:
-    """SHA-256 of example ids and tokens, in order."""
-    total = hashlib.sha256()
-    for example in examples:
-        total.update(json.dumps([example.id, example.prompt, example.completions]).encode())
-    return total.hexdigest()
-
-
 def split(examples: Sequence[Example], held_out: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices of the training examples and of the held-out share; a hash of (seed, id) chooses."""
-
-    def draw(index: int) -> bytes:
-        return hashlib.sha256(f"{seed}/{examples[index].id}".encode()).digest()
-
-    drawn, count = sorted(range(len(examples)), key=draw), round(held_out * len(examples))
+    draws = [hashlib.sha256(f"{seed}/{example.id}".encode()).digest() for example in examples]
+    drawn, count = sorted(range(len(examples)), key=draws.__getitem__), round(held_out * len(examples))
     return sorted(drawn[count:]), sorted(drawn[:count])
 
 

@@ -34,11 +34,10 @@ def completion_logprob(model: Llama, batch: MicroBatch, attention: Attention = "
 def dpo_loss(policy_e2: Tensor, reference_e2: Tensor, beta: float) -> dict[str, Tensor]:
     """Direct preference optimisation (arXiv 2305.18290, eq. 7) of each pair [e]. With chosen y_w and rejected y_l:
 
-        reward(y) = beta log(pi(y|x) / pi_ref(y|x))        margin = reward(y_w) - reward(y_l)
-        loss = -log sigmoid(margin)
+        reward(y) = beta log(pi(y|x) / pi_ref(y|x))
+        margin = reward(y_w) - reward(y_l)        loss = -log sigmoid(margin)
 
-    `policy_e2` and `reference_e2` hold log pi and log pi_ref of (y_w, y_l), summed over tokens. The result also has
-    rewards, margin, accuracy (margin > 0) and the policy's log-probabilities.
+    `policy_e2` and `reference_e2` hold log pi and log pi_ref of (y_w, y_l), summed over tokens.
     """
     reward_chosen, reward_rejected = (beta * (policy_e2 - reference_e2)).unbind(1)
     margin = reward_chosen - reward_rejected

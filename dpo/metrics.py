@@ -1,12 +1,9 @@
-"""The metrics of a run: their file, a line a step, and what they measure of the machine: memory and operations.
-
-Floating-point operations are those in a micro-batch, and the peak rate of the machine.
-"""
+"""The metrics of a run: their file, a line a step, and the memory and floating-point operations that they measure."""
 
 import json
 import resource
 import sys
-import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,32 +42,21 @@ def forward_flops(config: LlamaConfig, batch: MicroBatch) -> int:
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Peak operations a second: the manufacturer's figure for a known GPU in bf16, else that of a large product."""
-    if device.type == "cuda" and dtype != torch.float32:
-        name = torch.cuda.get_device_name(device)
-        for part, flops in PEAK_FLOPS.items():
-            if part in name:
-                return flops
-    return product_flops(device, dtype, 0 if device.type == "cuda" else 1024, 3)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" and dtype != torch.float32 else ""
+    known = (flops for part, flops in PEAK_FLOPS.items() if part in name)
+    return next(known, None) or product_flops(device, dtype, 0 if device.type == "cuda" else 1024, 3)
 
 
 def product_flops(device: torch.device, dtype: torch.dtype, size: int = 0, repeats: int = 10) -> float:
-    """Operations a second in a product of two [size, size] matrices: the best of `repeats`.
-
-    The default size is 2048, on a GPU 8192: a smaller product there mostly measures launch and synchronisation.
-    """
-    size = size or (8192 if device.type == "cuda" else 2048)
+    """Operations a second in a product of two [size, size] matrices: the best of `repeats`."""
+    size = size or (8192 if device.type == "cuda" else 2048)  # less on a GPU mostly measures launches
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     return best_rate(lambda: (a @ b)[0, 0].item(), 2 * size**3, repeats)
 
 
 def best_rate(run: Callable[[], object], operations: int, repeats: int = 10) -> float:
     """Operations a second: the best of `repeats` runs of `operations` each."""
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return operations / min(seconds)
+    return operations / min(timeit.repeat(run, number=1, repeat=repeats))
 
 
 def summary_writer() -> Any:
@@ -78,16 +64,13 @@ def summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        advice = "pip install tensorboard, or turn it off"
-        raise UserError(f"trainer.tensorboard is on, but tensorboard is not installed: {advice}") from None
+        missing = "trainer.tensorboard is on, but tensorboard is not installed"
+        raise UserError(f"{missing}: pip install tensorboard, or turn it off") from None
     return SummaryWriter
 
 
 class MetricsLog:
-    """The metrics of a run in `folder`. Only one rank writes them.
-
-    A continued run keeps the first `length` bytes, and TensorBoard's points before `next_step`.
-    """
+    """The metrics of a run in `folder`; a continued one keeps `length` bytes, and points before `next_step`."""
 
     def __init__(
         self, folder: Path, length: int = 0, writes: bool = True, tensorboard: bool = False, next_step: int = 0

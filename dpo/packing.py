@@ -7,6 +7,7 @@ Shapes: t tokens of all segments, n targets (the completions' tokens), e example
 """
 
 import heapq
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,7 @@ class MicroBatch:
     """Packed sequences without padding, and the positions that predict the completions' tokens; integers are int64."""
 
     examples: list[int]  # indices into the training examples
-    real: bool
-    """False for a stand-in: a rank without work computes it, so that collectives match. Its loss does not count."""
+    real: bool  # False: a stand-in, which a rank without work computes so that collectives match; its loss is left out
     completions: int  # of each example
     segments: Segments
     examples_e: Tensor  # `examples`, on the device
@@ -48,12 +48,10 @@ class MicroBatch:
 
     def sums(self, values_n: Tensor) -> Tensor:
         """Sums over each completion, fp32 [e, c]. `index_put` is deterministic only on CUDA, `index_add` on a CPU."""
-        total = values_n.new_zeros(len(self.examples) * self.completions)
-        if values_n.is_cuda:
-            total = total.index_put((self.sequences_n,), values_n, accumulate=True)
-        else:
-            total = total.index_add(0, self.sequences_n, values_n)
-        return total.view(-1, self.completions)
+        zeros, at_n = values_n.new_zeros(len(self.examples) * self.completions), self.sequences_n
+        on_gpu = values_n.is_cuda
+        sums = zeros.index_put((at_n,), values_n, accumulate=True) if on_gpu else zeros.index_add(0, at_n, values_n)
+        return sums.view(-1, self.completions)
 
     def predicting(self, hidden_td: Tensor) -> Tensor:
         """Hidden states that predict a target, [n, d]; the backward is deterministic on CUDA and on a CPU."""
@@ -72,11 +70,12 @@ def keep_usable(
     """The examples that can be trained on, and the numbers of dropped ones by reason. Nothing is truncated."""
     kept, dropped = list[Example](), Counter[str]()
     for example in examples:
-        if not example.prompt or not all(example.completions):
+        prompt, completions = example.prompt, example.completions
+        if not prompt or not all(completions):
             dropped["dropped.empty"] += 1
-        elif len(example.completions) == 2 and example.completions[0] == example.completions[1]:
+        elif len(completions) == 2 and completions[0] == completions[1]:
             dropped["dropped.identical"] += 1
-        elif len(example.prompt) + max(map(len, example.completions)) > context:
+        elif len(prompt) + max(map(len, completions)) > context:
             dropped["dropped.over_context"] += 1
         elif example.tokens(own_prefix(example, options)) > options.tokens_per_microbatch:
             dropped["dropped.over_token_budget"] += 1
@@ -101,7 +100,7 @@ def common_prefixes(examples: Sequence[Example], indices: Sequence[int]) -> list
     order = sorted(indices, key=lambda i: examples[i].prompt)
     prompts = [examples[i].prompt for i in order]
     common = [_common(a, b) for a, b in pairwise(prompts)]
-    best, last = [0], [(0, 0)]
+    best, groups = [0], [list[Group]()]  # groups[end]: those of the first `end` prompts
     for end in range(1, len(order) + 1):
         choices, prefix = [(best[-1], end - 1, 0)], len(prompts[end - 1])
         for start in range(end - 2, -1, -1):
@@ -111,14 +110,8 @@ def common_prefixes(examples: Sequence[Example], indices: Sequence[int]) -> list
             choices.append((best[start] + (end - start - 1) * prefix, start, prefix))
         saved, start, prefix = max(choices, key=lambda choice: choice[0])
         best.append(saved)
-        last.append((start, prefix))
-    groups, end = [], len(order)
-    while end:
-        start, prefix = last[end]
-        if prefix:
-            groups.append(Group(order[start:end], prefix))
-        end = start
-    return groups
+        groups.append([Group(order[start:end], prefix), *groups[start]] if prefix else groups[start])
+    return groups[-1]
 
 
 def _common(a: list[int], b: list[int]) -> int:
@@ -132,10 +125,8 @@ def pack(costs: Sequence[int], ranks: int, budget: int) -> list[list[int]]:
     The highest cost comes first, and each goes into the emptiest bin, so that bins and ranks are even.
     """
     assert max(costs, default=0) <= budget
-    count = ranks * max(1, -(-sum(costs) // max(1, budget * ranks)))
-    while True:
-        bins: list[list[int]] = [[] for _ in range(count)]
-        loads = [(0, i) for i in range(count)]
+    for count in itertools.count(ranks * max(1, -(-sum(costs) // max(1, budget * ranks))), ranks):
+        bins, loads = [list[int]() for _ in range(count)], [(0, i) for i in range(count)]
         for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
             load, least = loads[0]
             if load + costs[index] > budget:
@@ -143,8 +134,8 @@ def pack(costs: Sequence[int], ranks: int, budget: int) -> list[list[int]]:
             heapq.heapreplace(loads, (load + costs[index], least))
             bins[least].append(index)
         else:
-            return bins
-        count += ranks
+            break
+    return bins
 
 
 def pack_sharing(
@@ -197,12 +188,11 @@ def lay_out(
     device: torch.device | None = None,
 ) -> MicroBatch:
     """Pack the sequences of the examples at `indices`; the first prefixes[i] tokens of example i may be shared."""
-    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    device, groups = device or torch.device("cpu"), defaultdict[tuple[int, ...], list[int]](list)
     for i in indices:
         groups[tuple(examples[i].prompt[: prefixes[i] if prefixes else 0])].append(i)
-    order, weights = list[int](), list[float]()
-    ids, positions, lengths, parents = list[int](), list[int](), list[int](), list[int]()
-    sources, targets, sequences, number = list[int](), list[int](), list[int](), 0
+    order, ids, positions, lengths, parents = list[int](), list[int](), list[int](), list[int](), list[int]()
+    sources, targets, sequences, weights, number = list[int](), list[int](), list[int](), list[float](), 0
 
     def add_segment(tokens: Sequence[int], position: int, parent: int) -> None:
         ids.extend(tokens)
@@ -214,8 +204,8 @@ def lay_out(
         readers = sum(len(examples[i].completions) for i in members)
         shared, first, parent = len(prefix) if readers > 1 else 0, len(ids), -1
         if shared:
+            parent = len(lengths)
             add_segment(prefix, 0, -1)
-            parent = len(lengths) - 1
         for example in (examples[i] for i in members):
             for completion in example.completions:
                 start = len(ids) - shared  # where position 0 would be, if the prefix stood here
@@ -230,19 +220,7 @@ def lay_out(
                 number += 1
         order += members
 
-    def tensor(values: Sequence, dtype: torch.dtype = torch.int64) -> Tensor:
-        return to_device(values, dtype, device or torch.device("cpu"))
-
-    return MicroBatch(
-        examples=order,
-        real=real,
-        completions=number // len(order),
-        segments=Segments.make(lengths, parents, device),
-        examples_e=tensor(order),
-        ids_t=tensor(ids),
-        positions_t=tensor(positions),
-        sources_n=tensor(sources),
-        targets_n=tensor(targets),
-        sequences_n=tensor(sequences),
-        weights_n=tensor(weights, torch.float32),
-    )
+    integers = (order, ids, positions, sources, targets, sequences)
+    tensors = [to_device(values, torch.int64, device) for values in integers]
+    tensors.append(to_device(weights, torch.float32, device))
+    return MicroBatch(order, real, number // len(order), Segments.make(lengths, parents, device), *tensors)

@@ -2,12 +2,14 @@
 
 import ctypes
 import os
+import re
+import shutil
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -50,21 +52,26 @@ class World:
 
     def agree(self, compute: Callable[[], T]) -> T:
         """The result of `compute` on rank 0, given to every rank; its UserError is raised on every rank."""
-        outcome: list[Any] = [None, None]
+        outcome: list[Any] = [None]
         if self.first:
             try:
-                outcome[0] = compute()
+                outcome = [compute()]
             except UserError as error:
-                outcome[1] = str(error)
+                outcome = [error]
         dist.broadcast_object_list(outcome, src=0)
-        if outcome[1] is not None:
-            raise UserError(outcome[1])
+        if isinstance(outcome[0], UserError):
+            raise outcome[0]
         return outcome[0]
 
     def say(self, message: str) -> None:
         """Print a line for the user on rank 0."""
         if self.first:
             print(message, file=sys.stderr, flush=True)
+
+    def remove(self, folders: Iterable[Path]) -> None:
+        """Remove folders on rank 0."""
+        for folder in folders if self.first else ():
+            shutil.rmtree(folder)
 
 
 @contextmanager
@@ -100,22 +107,18 @@ def distributed(threads: int, timeout_minutes: float = TrainerOptions.timeout_mi
 
 
 def describe_lost_rank(error: RuntimeError, timeout_minutes: float) -> str | None:
-    """Error message for a collective operation that failed because a rank is missing; None for other errors."""
-    text = str(error).lower()
-    if "timed out waiting" in text:  # gloo's message; NCCL's watchdog aborts the process, which torchrun reports
-        return (
-            f"another rank did not take part within {timeout_minutes:g} minutes (trainer.timeout_minutes): it hangs, "
-            "or its disk is slow; look for its last line in the logs of all ranks"
-        )
-    closed = "connection closed by peer" in text or "connection reset by peer" in text
+    """Message for a collective that failed because a rank is missing, as gloo tells it; None for other errors."""
+    if "timed out waiting" in str(error).lower():
+        absent = f"another rank did not take part within {timeout_minutes:g} minutes (trainer.timeout_minutes)"
+        return f"{absent}: it hangs, or its disk is slow; look for its last line in the logs of all ranks"
+    closed = re.search("connection (closed|reset) by peer", str(error), re.IGNORECASE)
     return "another rank has ended; its log says why" if closed else None
 
 
 class Interruption:
     """Ctrl-C or SIGTERM, remembered until the step is done. A second Ctrl-C ends the process at once.
 
-    Signals within `patience` seconds of the first count as one: a terminal or a scheduler sends the signal to every
-    process, and torchrun passes on its own.
+    Signals within `patience` seconds of the first count as one: torchrun passes on what its processes got themselves.
     """
 
     signal, since, patience = 0, 0.0, 5.0
@@ -141,8 +144,8 @@ class Interruption:
 def end_process(run: Callable[[], None]) -> NoReturn:
     """Run a command and end the process with its exit code, without finalisation of the interpreter.
 
-    Gloo's threads outlive the process group, and a thread that frees a tensor during finalisation aborts the process
-    (pytorch/pytorch issues 38228, 190489). A rank that has done its work would be reported as failed.
+    Gloo's threads outlive the process group, and one that frees a tensor during finalisation aborts the process, so
+    that a rank that has done its work would be reported as failed (pytorch/pytorch issues 38228, 190489).
     """
     code: Any = 0
     try:
@@ -164,17 +167,13 @@ def spare_memory() -> None:
     products: by default code for a thousand shapes would fragment the memory.
     """
     os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # not glibc
-        return
-    trim_threshold, mmap_max = -1, -4
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_max, 0)
+    with suppress(OSError, AttributeError, TypeError):  # not glibc
+        for parameter, value in ((-1, 2**31 - 1), (-4, 0)):  # trim_threshold, mmap_max
+            ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options: TrainerOptions) -> Llama:
-    """A model whose fp32 parameters are sharded evenly over the ranks; `load_sharded` fills them.
+    """A model of fp32 parameters, sharded evenly over the ranks and not yet filled.
 
     Each block, and the rest, is gathered in `dtype` for its computation. Gradients are averaged over ranks in fp32.
     """
@@ -205,6 +204,5 @@ def load_sharded(model: Llama, folder: Path | str) -> None:
 
 def reshard(model: Llama) -> None:
     """Free gathered parameters. Needed after a forward without a backward: they would hide the next loaded weights."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    for module in (model, *model.layers):
+        cast(FSDPModule, module).reshard()

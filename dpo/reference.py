@@ -1,17 +1,14 @@
-"""The log-probabilities of the reference model, computed once before training and kept in a file.
-
-The trainer's forward computes them from the reference's Hugging Face directory, never from the sampler or from the
-state of a run. A resumed run reads the file, or computes it again.
-"""
+"""The log-probabilities of the reference model: computed by the trainer's forward before training, kept in a file."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dpo.data import Example, content_digest
+from dpo.data import Example
 from dpo.loss import completion_logprob
 from dpo.packing import micro_batches
 from dpo.parallel import World, load_sharded, reshard
@@ -38,28 +35,24 @@ def reference_logprob(
     Read from the folder `cache` if it has a file for these pairs, weights, dtype and attention. Otherwise `model` is
     filled with the reference's weights, and the caller must load the policy's weights afterwards.
     """
-    name = hashlib.sha256(f"{content_digest(examples)} {weights_digest} {dtype} {attention}".encode()).hexdigest()
+    tokens = hashlib.sha256()
+    for pair in examples:
+        tokens.update(json.dumps([pair.id, pair.prompt, pair.completions]).encode())
+    name = hashlib.sha256(f"{tokens.hexdigest()} {weights_digest} {dtype} {attention}".encode()).hexdigest()
     path = cache / f"{name[:16]}.jsonl"
     if not world.agree(path.is_file):
         load_sharded(model, weights)
-        pairs = zip(examples, _compute(world, model, examples, options, attention).tolist(), strict=True)
+        sums_e2 = torch.zeros(len(examples), 2, device=world.device)
+        batches = micro_batches(examples, range(len(examples)), options, world.rank, world.size, world.device)
+        with torch.no_grad(), progress(len(batches), "reference", "batch", first=world.first) as bar:
+            for batch in batches:
+                logprob_n = completion_logprob(model, batch, attention)
+                if batch.real:
+                    sums_e2[batch.examples_e] = batch.sums(logprob_n)
+                bar.update()
+        reshard(model)
+        pairs = zip(examples, world.sum(sums_e2).tolist(), strict=True)
         if world.first:
             write_jsonl(path, ({"id": pair.id, "chosen": row[0], "rejected": row[1]} for pair, row in pairs))
     rows = world.agree(lambda: [(row["chosen"], row["rejected"]) for row in read_jsonl(path)])
     return torch.tensor(rows, dtype=torch.float32, device=world.device)
-
-
-@torch.no_grad()
-def _compute(
-    world: World, model: Llama, examples: Sequence[Example], options: TrainerOptions, attention: Attention
-) -> Tensor:
-    sums_e2 = torch.zeros(len(examples), 2, device=world.device)
-    batches = micro_batches(examples, range(len(examples)), options, world.rank, world.size, world.device)
-    with progress(len(batches), "reference", "batch", first=world.first) as bar:
-        for batch in batches:
-            logprob_n = completion_logprob(model, batch, attention)
-            if batch.real:
-                sums_e2[batch.examples_e] = batch.sums(logprob_n)
-            bar.update()
-    reshard(model)
-    return world.sum(sums_e2)

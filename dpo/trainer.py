@@ -1,20 +1,20 @@
-"""The training loop of SFT and DPO: epochs of global batches, one update of the model for each batch.
+"""The training loop of SFT and DPO: one update of the model for each global batch.
 
-Each rank computes its part of a global batch in packed micro-batches (`dpo.packing`). The loss is the mean over the
-whole batch, so the number of ranks and micro-batches does not change an update.
+Each rank computes its part of a batch in packed micro-batches (`dpo.packing`). The loss is the mean over the whole
+batch, so the number of ranks and micro-batches does not change an update.
 """
 
 import math
-import shutil
 import signal
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from dpo.checkpoint import Progress, export, save_state
@@ -30,8 +30,7 @@ from stages.progress import progress
 from stages.settings import Dpo, Settings, Sft
 
 
-@dataclass(frozen=True)
-class BatchResult:
+class BatchResult(NamedTuple):
     """Losses of a global batch and the work for it, over all ranks."""
 
     means: dict[str, float]  # of the loss terms, over the examples by weight
@@ -52,16 +51,12 @@ class Trainer:
     model: Llama
     optimizer: torch.optim.Optimizer
     examples: list[Example]
-    reference_e2: Tensor | None
-    """fp32 [examples, 2]: the reference's log-probabilities of chosen and rejected. None for SFT."""
+    reference_e2: Tensor | None  # fp32: the reference's log-probabilities of (chosen, rejected); None for SFT
     progress: Progress
     work: Path
-    source: Path
-    """The initial policy; an export copies its configuration and tokenizer."""
-    export_epoch: int | None
-    """The epoch to export, counted from 1. None: the best epoch on the held-out examples."""
-    peak_flops: float
-    """Peak operations a second of a rank, for the utilisation (mfu)."""
+    source: Path  # the initial policy; an export copies its configuration and tokenizer
+    export_epoch: int | None  # counted from 1; None: the best epoch on the held-out examples
+    peak_flops: float  # operations a second of a rank, for the utilisation (mfu)
     interruption: Interruption = field(default_factory=Interruption)
 
     def __post_init__(self) -> None:
@@ -108,20 +103,20 @@ class Trainer:
 
     def step(self, batch: list[int]) -> tuple[dict[str, Any], bool]:
         """One update on a global batch (indices of examples): its metrics, and whether a rank got a signal to stop."""
-        started, section = time.perf_counter(), self.section
+        started, section, step = time.perf_counter(), self.section, self.progress.step
         steps = section.epochs * self.steps_per_epoch
-        rate = learning_rate(self.progress.step, steps, section.learning_rate, section.warmup_ratio)
+        rate = learning_rate(step, steps, section.learning_rate, section.warmup_ratio)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         result = self.measure(batch, backward=True)
-        if not math.isfinite(result.means["loss"]) or not math.isfinite(result.grad_norm):
+        if not math.isfinite(result.means["loss"] + result.grad_norm):
             raise UserError(self.describe_nonfinite(batch))
         clip(local_gradients(self.model.parameters()), result.grad_norm, section.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         seconds = time.perf_counter() - started
         metrics = {
-            "step": self.progress.step,
+            "step": step,
             "epoch": self.progress.epoch + 1,
             "split": "train",
             **result.means,
@@ -156,15 +151,10 @@ class Trainer:
         memory_r = [peak_memory_mib(world.device) * (rank == world.rank) for rank in range(world.size)]
         facts = to_device([tokens, flops, self.interruption.signal > 0, *memory_r], torch.float64, world.device)
         values = world.sum(torch.cat((sums, square[None], facts))).tolist()
+        means = {name: value / weight for name, value in zip(terms, values, strict=False)}
         square_of_all, tokens_of_all, flops_of_all, stops, *memory_r = values[len(terms) :]
-        return BatchResult(
-            means={name: value / weight for name, value in zip(terms, values, strict=False)},
-            tokens=int(tokens_of_all),
-            flops=flops_of_all,
-            grad_norm=math.sqrt(square_of_all) if square_of_all >= 0 else math.nan,
-            memory_mib=max(memory_r),
-            stop=stops > 0,
-        )
+        norm = math.sqrt(square_of_all) if square_of_all >= 0 else math.nan
+        return BatchResult(means, int(tokens_of_all), flops_of_all, norm, max(memory_r), stops > 0)
 
     def terms(self, batch: MicroBatch) -> dict[str, Tensor]:
         """Loss and further terms of each example of a micro-batch, fp32 [e]."""
@@ -201,10 +191,7 @@ class Trainer:
             self.save()
 
     def better(self, number: int, means: dict[str, float]) -> bool:
-        """Whether this epoch is to be exported: the configured one, or the best so far by held-out accuracy, then loss.
-
-        Without held-out examples it is the last one.
-        """
+        """Whether to export this epoch: the configured one, the best by held-out accuracy, then loss, or the last."""
         if self.export_epoch or not means:
             return number == (self.export_epoch or self.section.epochs)
         best = self.progress.exported
@@ -218,16 +205,8 @@ class Trainer:
     def save(self) -> None:
         """Save the state to continue from, and remove exports that a better epoch has replaced."""
         save_state(self.work, self.world, self.model, self.optimizer, self.progress)
-        self.remove("epoch-*", kept=f"epoch-{self.progress.exported.get('epoch')}")
-
-    def clean(self) -> None:
-        """Remove states and exports after the stage is complete: finished ones, and those left by a kill."""
-        self.remove("epoch-*", "state-*", ".epoch-*", ".state-*")
-
-    def remove(self, *patterns: str, kept: str = "") -> None:
-        for folder in (folder for pattern in patterns for folder in self.work.glob(pattern)):
-            if self.world.first and folder.name != kept:
-                shutil.rmtree(folder)
+        kept = f"epoch-{self.progress.exported.get('epoch')}"
+        self.world.remove(folder for folder in self.work.glob("epoch-*") if folder.name != kept)
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Write a line of metrics and count it in the progress."""
@@ -240,25 +219,20 @@ class Trainer:
         with torch.no_grad():
             bad = [i for i in batch if not math.isfinite(self.measure([i], backward=False).means["loss"])]
         names, advice = ", ".join(self.examples[i].id for i in bad or batch), f"lower {self.stage}.learning_rate"
-        quantity = "loss" if bad else "gradient"
-        return f"step {self.progress.step}: the {quantity} is not finite in {names}; check these examples, or {advice}"
+        what = f"the {'loss' if bad else 'gradient'} is not finite in {names}"
+        return f"step {self.progress.step}: {what}; check these examples, or {advice}"
 
 
 def make_optimizer(model: nn.Module, section: Sft | Dpo) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) on the fp32 parameters, with weight decay on matrices only.
-
-    The moments are allocated at once, so that a saved state can be loaded into them and they lie together in memory.
-    """
-    groups = [
-        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": section.weight_decay},
-        {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    """AdamW (arXiv 1711.05101), weight decay on matrices only; its moments exist at once, for a state to load into."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": section.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=section.learning_rate, fused=True)
     for parameter in model.parameters():
         optimizer.state[parameter] = {
             "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
+            **{name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")},
         }
     return optimizer
 
@@ -273,8 +247,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> fl
 
 def local_gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     """This rank's shards of the gradients, fp32."""
-    gradients = (p.grad for p in parameters if p.grad is not None)
-    return [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
+    return [cast(DTensor, p.grad).to_local() for p in parameters if p.grad is not None]
 
 
 def squared_norm(gradients: list[Tensor]) -> Tensor:

@@ -82,7 +82,7 @@ def report(by_judge: dict[str, dict[str, Scores]], scale: list[float], questions
         if outside := sum(not low <= score <= high for score in given):
             notes.append(f"{outside} scores lie outside of {low} to {high}, and count")
         rows = [{"model": model} | score_model(scores, questions) for model, scores in models.items()]
-        rows.sort(key=lambda row: -(row["mean"] or 0.0))
+        rows.sort(key=lambda row: row["mean"] or 0.0, reverse=True)
         title = f"{MT_BENCH}: {len(questions)} questions, judged by {judge}"
         tables.append({"title": title, "notes": notes, "rows": rows})
     return tables

@@ -1,31 +1,28 @@
 """Chat formats as token ids: Llama-3's, ChatML, Llama-2's and Zephyr's.
 
-A prompt is built from ids, never from text with control tokens. So there is exactly one BOS, if the format has one, and
-the name of a control token in a message is only text. Llama-3's and ChatML's turns are separated by control tokens
-alone, so nothing in a message can end its turn. Llama-2's and Zephyr's markers are text, "[INST]" and "<|user|>"; a
-message that contains one looks like a turn, and no encoding can tell them apart. Their texts begin with sentencepiece's
-space after a control token, as in Meta's code; transformers omits it if tokenizer_config.json has `"legacy": false`.
+A prompt is built from ids, never from text with control tokens: the name of a control token in a message is only text,
+so nothing in a message can end its turn. Llama-2's and Zephyr's markers "[INST]" and "<|user|>" are text, however, and
+a message that contains one looks like a turn. Their texts begin with sentencepiece's space after a control token, as in
+Meta's code; transformers omits it if tokenizer_config.json has `"legacy": false`.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from model.config import read_table
 from model.tokenizer import Tokenizer, load_tokenizer, tokenizer_file
 from stages.files import UserError
 
-Message = dict[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}"""
-
-Control = Callable[[str], int]
-"""From the name of a control token that the format needs to its id."""
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+Parts = tuple[int | str, ...]  # control tokens and texts
+Control = Callable[[str], int]  # from the name of a control token that the format needs to its id
 
 NEWLINE = "<0x0A>"
 """Marks vocabularies like Llama-2's: a space precedes each text, and no token continues beyond a newline. Formats whose
 prompt ends with text need one, so that no token reaches from the prompt into the answer."""
-
 ZEPHYR = re.compile(r"<\|user\|>(\\n|\n)' *\+ *message\['content'\] *\+ *eos_token")
 
 
@@ -34,22 +31,16 @@ class ChatFormat:
     """How a dialog becomes ids."""
 
     tokenizer: Tokenizer
-    parts: Callable[[Sequence[Message]], list[int | str]]
-    """The control tokens of a dialog, and the texts between them, up to where the assistant's answer begins."""
-    end: int
-    """The token that ends the model's turn."""
-    before: str = ""
-    """Text directly before an answer, encoded together with it; "" after a control token."""
-    space: str = ""
-    """Text between `before` and the answer, in the answer's tokens."""
+    parts: Callable[[Sequence[Message]], list[int | str]]  # control tokens and texts, up to the assistant's answer
+    end: int  # the token that ends the model's turn
+    before: str = ""  # text directly before an answer, encoded together with it; "" after a control token
+    space: str = ""  # text between `before` and the answer, in the answer's tokens
     stop_ids: frozenset[int] = frozenset()
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a dialog, ready for the assistant's answer; each text is encoded whole."""
-        ids = []
-        for part in self.parts(messages):
-            ids += [part] if isinstance(part, int) else self.tokenizer.encode(part)
-        return ids
+        encoded = ([part] if isinstance(part, int) else self.tokenizer.encode(part) for part in self.parts(messages))
+        return list(chain.from_iterable(encoded))
 
     def completion_ids(self, text: str) -> list[int]:
         """Ids of a finished assistant's answer, its end-of-turn token included: for SFT on written text."""
@@ -76,39 +67,30 @@ def llama3(tokenizer: Tokenizer, control: Control) -> ChatFormat:
     start_header, end_header = control("<|start_header_id|>"), control("<|end_header_id|>")
 
     def parts(messages: Sequence[Message]) -> list[int | str]:
-        dialog: list[int | str] = [begin]
-        for message in messages:
-            dialog += [start_header, message["role"], end_header, "\n\n" + message["content"].strip(), end]
-        return [*dialog, start_header, "assistant", end_header, "\n\n"]
+        turns: list[Parts] = [
+            (start_header, m["role"], end_header, "\n\n" + m["content"].strip(), end) for m in messages
+        ]
+        return [begin, *chain.from_iterable(turns), start_header, "assistant", end_header, "\n\n"]
 
     return ChatFormat(tokenizer, parts, end)
 
 
 def chatml(tokenizer: Tokenizer, control: Control, default_system: str) -> ChatFormat:
-    """For each turn <|im_start|>role, newline, content<|im_end|>, newline. No BOS.
-
-    `default_system`: system message of a dialog without one; "" for none.
-    """
+    """For each turn <|im_start|>role, newline, content<|im_end|>, newline. No BOS. `default_system` may be ""."""
     start, end = control("<|im_start|>"), control("<|im_end|>")
     before = "" if tokenizer.control(NEWLINE) is None else "\n"  # such vocabularies would begin the answer with a space
 
     def parts(messages: Sequence[Message]) -> list[int | str]:
         if default_system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": default_system}, *messages]
-        dialog: list[int | str] = []
-        for message in messages:
-            dialog += [start, f"{message['role']}\n{message['content']}", end, "\n"]
-        return [*dialog, start, "assistant\n"]
+        turns: list[Parts] = [(start, f"{turn['role']}\n{turn['content']}", end, "\n") for turn in messages]
+        return [*chain.from_iterable(turns), start, "assistant\n"]
 
     return ChatFormat(tokenizer, parts, end, before)
 
 
 def llama2(tokenizer: Tokenizer, control: Control) -> ChatFormat:
-    """For each exchange BOS, "[INST] user [/INST] answer ", EOS, each text encoded whole, as in Meta's code.
-
-    The system message stands in the first user message, between <<SYS>> and <</SYS>>. A dialog in which user and
-    assistant do not take turns cannot be expressed and raises `UserError`.
-    """
+    """For each exchange BOS, "[INST] user [/INST] answer ", EOS, each text encoded whole, as in Meta's code."""
     control(NEWLINE)
     begin, end = control("<s>"), control("</s>")
 
@@ -135,21 +117,16 @@ def zephyr(tokenizer: Tokenizer, control: Control) -> ChatFormat:
     end, before = control("</s>"), "<|assistant|>\n"
 
     def parts(messages: Sequence[Message]) -> list[int | str]:
-        dialog: list[int | str] = []
-        for message in messages:
-            newline = "\n" if dialog else ""
-            dialog += [f"{newline}<|{message['role']}|>\n{message['content']}", end]
-        return [*dialog, f"\n{before}"]
+        texts = [f"\n<|{message['role']}|>\n{message['content']}" for message in messages]
+        texts[0] = texts[0].removeprefix("\n")
+        turns: list[Parts] = [(text, end) for text in texts]
+        return [*chain.from_iterable(turns), f"\n{before}"]
 
     return ChatFormat(tokenizer, parts, end, before)
 
 
 def load_chat(folder: Path | str) -> ChatFormat:
-    """The chat format of a Hugging Face directory, recognised from its chat template.
-
-    Raises `UserError` if there is no template, or one of another format. The dates that the template of Llama-3.1 and
-    later puts into the system message are left out; the turns are the same.
-    """
+    """The chat format that a model's chat template shows; the dates that Llama-3.1's template adds are left out."""
     folder = Path(folder)
     tokenizer, template = load_tokenizer(folder), _template(folder)
 
@@ -169,8 +146,8 @@ def load_chat(folder: Path | str) -> ChatFormat:
     elif ZEPHYR.search(template):
         chat = zephyr(tokenizer, control)
     else:
-        families = "Llama-3's, ChatML's, Llama-2's and Zephyr's"
-        raise UserError(f"{folder}: the chat template is none of {families}; only these are implemented")
+        known = "none of Llama-3's, ChatML's, Llama-2's and Zephyr's"
+        raise UserError(f"{folder}: the chat template is {known}; only these are implemented")
     return replace(chat, stop_ids=load_stop_ids(folder) | {chat.end})
 
 

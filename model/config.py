@@ -9,7 +9,7 @@ from typing import Any
 from stages.files import UserError
 
 ONLY = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-"""Keys of config.json of which one value is implemented. It is also the default, but for `model_type`."""
+"""Keys of config.json of which one value is implemented; all but `model_type` may be missing."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,7 @@ class LlamaConfig:
 
     @classmethod
     def load(cls, folder: Path | str) -> "LlamaConfig":
-        """Read `folder`/config.json.
-
-        Raises `UserError` for a missing or damaged file, and for what is not implemented: another architecture, biases,
-        another activation, an unknown rope type.
-        """
+        """Read `folder`/config.json; `UserError` if it is missing or damaged, or asks for what is not implemented."""
         path = Path(folder) / "config.json"
         if not path.is_file():
             raise no_config(Path(folder))
@@ -76,7 +72,6 @@ class LlamaConfig:
 
     @classmethod
     def from_dict(cls, table: dict[str, Any], where: str = "config.json") -> "LlamaConfig":
-        """Build from the parsed `config.json`; `where` names it in errors."""
         for key, value in {**ONLY, "model_type": None, **table}.items():
             if key in ONLY and value != ONLY[key]:
                 raise UserError(f"{where}: {key} is {value!r}; only {ONLY[key]!r} is implemented")
@@ -94,21 +89,14 @@ class LlamaConfig:
             raise UserError(f"{where}: key {error} is missing; fetch the file again") from None
 
     def inverse_frequencies(self) -> list[float]:
-        """RoPE's angular frequencies, one for each pair of dimensions: theta^(-2i/d), scaled as in Llama 3.1.
-
-        Frequencies with few turns over the original context are divided by `factor`, those with many are kept.
-        """
-        plain = [self.rope_theta ** (-2 * i / self.head_dim) for i in range(self.head_dim // 2)]
-        if (scaling := self.rope_scaling) is None:
-            return plain
-
-        def scaled(frequency: float) -> float:
-            turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
-            kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-            kept = min(max(kept, 0.0), 1.0)
-            return (1 - kept) * frequency / scaling.factor + kept * frequency
-
-        return [scaled(frequency) for frequency in plain]
+        """RoPE's angular frequencies theta^(-2i/d); Llama 3.1 divides those of few turns in its context by `factor`."""
+        frequencies = [self.rope_theta ** (-2 * i / self.head_dim) for i in range(self.head_dim // 2)]
+        if scaling := self.rope_scaling:
+            low, high = scaling.low_freq_factor, scaling.high_freq_factor
+            turns = [scaling.original_max_position_embeddings * f / (2 * math.pi) for f in frequencies]
+            kept = [min(max((turn - low) / (high - low), 0.0), 1.0) for turn in turns]
+            frequencies = [(1 - k) * f / scaling.factor + k * f for k, f in zip(kept, frequencies, strict=True)]
+        return frequencies
 
 
 def _rope(table: dict[str, Any], where: str) -> dict[str, Any]:
@@ -126,11 +114,8 @@ def _rope(table: dict[str, Any], where: str) -> dict[str, Any]:
 def no_config(folder: Path) -> UserError:
     """The error for a folder without config.json: it is in Meta's layout, or no model."""
     if any((source / "params.json").is_file() for source in (folder, folder / "original")):
-        converted = f"{folder}-hf"
-        return UserError(
-            f"{folder}: params.json but no config.json, so Meta's layout; "
-            f"run python -m prepare.meta {folder} {converted} and point model.path at {converted}"
-        )
+        advice = f"run python -m prepare.meta {folder} {folder}-hf and point model.path at {folder}-hf"
+        return UserError(f"{folder}: params.json but no config.json, so Meta's layout; {advice}")
     return UserError(f"{folder / 'config.json'}: no such file; point model.path at a Hugging Face directory")
 
 

@@ -6,11 +6,8 @@ from stages.files import UserError
 
 
 def generation_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """The dtype of generation's matrix products: the setting, or for "auto" bfloat16 if it is native, else on a CPU
-    int8 if that is native, else float32.
-
-    Raises `UserError` for int8 on CUDA, or on a processor without such instructions.
-    """
+    """The dtype of generation's products: the setting, or for "auto" bfloat16, int8 (on a CPU) or float32, the first
+    that is native. Raises `UserError` for int8 that is not."""
     int8 = device.type == "cpu" and int8_is_native()
     if setting == "int8" and not int8:
         where = "CUDA" if device.type == "cuda" else "this processor, which lacks VNNI"
@@ -20,8 +17,10 @@ def generation_dtype(setting: str, device: torch.device) -> torch.dtype:
 
 
 def training_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """The dtype of training's matrix products, also for the log-probabilities of its data: the setting, or for "auto"
-    bfloat16 if it is native, else float32. "int8", which only generation can use, is float32 here."""
+    """The dtype of training's products: the setting, or for "auto" bfloat16 if it is native, else float32.
+
+    "int8", which only generation can use, is float32 here.
+    """
     if setting != "auto":
         return torch.float32 if setting == "int8" else getattr(torch, setting)
     bfloat16 = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16")

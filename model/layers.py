@@ -1,7 +1,4 @@
-"""The model's layers: linear, RMSNorm and SwiGLU.
-
-RMSNorm and SwiGLU have backward passes by hand, which keep fewer tensors than autograd would. For inference a linear
-layer's weight may be packed (`model/quantize.py`).
+"""The model's layers: linear, RMSNorm and SwiGLU. The backward passes by hand keep fewer tensors than autograd would.
 
 Shapes: t tokens, d hidden_size, i intermediate_size; in linear layers i and o, the sizes of input and output.
 """
@@ -12,12 +9,11 @@ from torch import Tensor, nn
 
 from kernels.int8 import Int8Weight, int8_linear
 
-Weight = Tensor | Int8Weight
-"""A plain tensor [o, i], or a packed one for inference."""
+Weight = Tensor | Int8Weight  # a plain tensor [o, i], or a packed one for inference
 
 
 class Linear(nn.Linear):
-    """x W^T, without a bias; the weight is a plain tensor, or a packed one for inference."""
+    """x W^T, without a bias."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
@@ -48,11 +44,9 @@ class RMSNorm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """For an incoming gradient g, and s = 1 / sqrt(mean(x^2) + eps):
+    """Keeps the input alone. For an incoming gradient g, and s = 1 / sqrt(mean(x^2) + eps):
 
-        dweight = sum_t g n        dx = s (g weight - n mean(g weight n))
-
-    Backward keeps the input alone.
+    dweight = sum_t g n        dx = s (g weight - n mean(g weight n))
     """
 
     @staticmethod
@@ -86,11 +80,9 @@ class SwiGLU(nn.Module):
 
 
 class _SwiGLU(torch.autograd.Function):
-    """h W^T with h = silu(gate) up. For s = sigmoid(gate) and an incoming gradient g:
+    """h W^T with h = silu(gate) up; keeps gate and up [t, 2 i] alone. For s = sigmoid(gate) and an incoming gradient g:
 
-        dW = g^T h        dh = g W        dup = dh silu(gate)        dgate = dh up s (1 + gate (1 - s))
-
-    Backward keeps gate and up alone, [t, 2 i], gate first, and computes h again.
+    dW = g^T h        dh = g W        dup = dh silu(gate)        dgate = dh up s (1 + gate (1 - s))
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
 """Llama by hand: one forward for training, prefill and decode.
 
-Tokens are flat: no batch dimension and no padding. The caller passes in what differs between uses: `attend` knows where
-keys and values live and which tokens see which; `head` turns the last hidden states into logits or log-probabilities
-inside the forward, since under FSDP the weight is whole only there.
+Tokens are flat: no batch dimension and no padding. The caller passes in what differs between uses: `attend` knows which
+tokens see which; `head` makes logits or log-probabilities inside the forward, since under FSDP the weight is whole only
+there.
 
 Shapes: t tokens, d hidden_size, h query heads, k key-value heads, v vocabulary.
 """
@@ -19,11 +19,7 @@ from model.config import LlamaConfig
 from model.layers import Linear, RMSNorm, SwiGLU, Weight, linear
 
 Attend = Callable[[int, Tensor, Tensor, Rope], Tensor]
-"""(layer, q and k [t, h + k, head_dim], v [t, k, head_dim], rope) -> [t, h, head_dim].
-
-Queries and keys come in one tensor and unrotated: one rotation serves both, and a paged cache rotates keys while it
-stores them."""
-
+"""(layer, q and k [t, h + k, head_dim], v [t, k, head_dim], rope) -> [t, h, head_dim]; q and k are not rotated yet."""
 Head = Callable[[Tensor, Weight], Tensor]
 """(hidden [t, d], weight [v, d]) -> what the caller needs, for example logits."""
 
@@ -64,8 +60,7 @@ class Block(nn.Module):
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
-        self.recompute = False
-        """Activation checkpointing: keep only the block's input and recompute the rest in backward."""
+        self.recompute = False  # activation checkpointing: keep only the block's input for backward
 
     def forward(self, x_td: Tensor, layer: int, attend: Attend, rope: Rope) -> Tensor:
         if self.recompute and torch.is_grad_enabled():

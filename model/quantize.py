@@ -1,9 +1,9 @@
 """A model for inference: its weights packed, in the layout of the products; for int8 after a rotation.
 
-oneDNN would lay a plain bf16 weight out anew in every product. Shapes: d hidden_size, i and o sizes of a product's
-input and output.
+oneDNN would lay a plain bf16 weight out anew in every product.
 """
 
+from functools import reduce
 from math import gcd
 from typing import cast
 
@@ -14,15 +14,11 @@ from kernels.int8 import Int8Weight
 from model.layers import Linear, RMSNorm
 from model.llama import Block, Llama
 
-ROTATED = 64
-"""Most channels that are rotated together."""
+ROTATED = 64  # most channels that are rotated together
 
 
 def pack(model: Llama, products: torch.dtype) -> Llama:
-    """Pack the weights of all products for this dtype, if that pays; changes the model and returns it.
-
-    A packed model is for inference alone, and cannot be packed again.
-    """
+    """Pack the weights of all products for this dtype, if that pays; changes the model, once, and returns it."""
     embedding, mkldnn = model.embed_tokens.weight, torch.backends.mkldnn.is_available()
     if products == torch.int8:
         rotate(model)
@@ -77,10 +73,8 @@ def rotate(model: Llama) -> None:
 
 def hadamard(size: int) -> Tensor:
     """The orthogonal Hadamard matrix of Sylvester's construction, fp32 [size, size]; `size` is a power of 2."""
-    matrix = torch.ones(1, 1)
-    while len(matrix) < size:
-        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
-    return matrix / size**0.5
+    two = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    return reduce(torch.kron, [two] * (size.bit_length() - 1), torch.ones(1, 1)) / size**0.5
 
 
 def _frozen(weight: Tensor) -> nn.Parameter:
@@ -88,7 +82,6 @@ def _frozen(weight: Tensor) -> nn.Parameter:
 
 
 def _head(weight_vd: Tensor) -> Linear:
-    """A head with this weight."""
     with torch.device("meta"):
         head = Linear(weight_vd.shape[1], weight_vd.shape[0])
     head.weight = _frozen(weight_vd)

@@ -4,7 +4,6 @@ Text is always encoded as plain text: the name of a control token inside it neve
 """
 
 import base64
-import binascii
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +21,10 @@ LLAMA3_SPLIT = (
 """Llama 3's words, within which tokens are merged."""
 
 LLAMA3_NAMED = [
-    *("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"),
-    *("<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>"),
-    *("<|eom_id|>", "<|eot_id|>", "<|python_tag|>", "<|image|>"),
+    *("begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1", "finetune_right_pad_id"),
+    *("step_id", "start_header_id", "end_header_id", "eom_id", "eot_id", "python_tag", "image"),
 ]
-LLAMA3_SPECIAL = LLAMA3_NAMED + [f"<|reserved_special_token_{i}|>" for i in range(2, 258 - len(LLAMA3_NAMED))]
+LLAMA3_SPECIAL = [f"<|{n}|>" for n in (*LLAMA3_NAMED, *(f"reserved_special_token_{i}" for i in range(2, 246)))]
 """The 256 control tokens that follow the ranks, by the names of Llama 3.1 and later. The ids are also Llama 3's."""
 
 
@@ -58,10 +56,7 @@ class JsonTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A tokenizer of the library `sentencepiece`, from its tokenizer.model: Llama 2, TinyLlama. Methods as above.
-
-    Most models add a space before a text.
-    """
+    """A tokenizer of the library `sentencepiece`, from its tokenizer.model: Llama 2, TinyLlama. Methods as above."""
 
     def __init__(self, backend: sentencepiece.SentencePieceProcessor):
         self.backend = backend
@@ -92,11 +87,10 @@ Tokenizer = JsonTokenizer | SentencePieceTokenizer
 
 def tokenizer_file(folder: Path | str) -> Path:
     """The file of a model's tokenizer: tokenizer.json, else tokenizer.model. Raises `UserError` if there is neither."""
-    for path in (Path(folder) / "tokenizer.json", Path(folder) / "tokenizer.model"):
-        if path.is_file():
-            return path
-    missing = f"{Path(folder) / 'tokenizer.json'}: no such file, nor tokenizer.model"
-    raise UserError(f"{missing}; point model.path at a Hugging Face directory")
+    paths = [Path(folder) / "tokenizer.json", Path(folder) / "tokenizer.model"]
+    for path in filter(Path.is_file, paths):
+        return path
+    raise UserError(f"{paths[0]}: no such file, nor tokenizer.model; point model.path at a Hugging Face directory")
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
@@ -107,9 +101,8 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
             return JsonTokenizer(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path}: not a tokenizer ({error}); fetch the file again") from None
-    with path.open("rb") as file:  # Meta's has lines of "base64 rank", sentencepiece's is a protobuf
-        if re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\s*", file.readline(1024)):
-            return JsonTokenizer(tiktoken_backend(path))
+    if re.match(rb"[A-Za-z0-9+/]+=* \d+\s", path.read_bytes()):  # Meta's, not sentencepiece's protobuf
+        return JsonTokenizer(tiktoken_backend(path))
     try:
         return SentencePieceTokenizer(sentencepiece.SentencePieceProcessor(model_file=str(path)))
     except RuntimeError:
@@ -119,44 +112,39 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
 def tiktoken_backend(path: Path) -> tokenizers.Tokenizer:
     """Llama 3's tokenizer from a file in tiktoken's format; `save` writes a tokenizer.json that transformers loads.
 
-    Byte-level BPE: a word in the vocabulary is one token. In other words the neighbours whose union has the lowest rank
-    are joined first. Raises `UserError` for a damaged file.
+    Byte-level BPE: a word in the vocabulary is one token; others are joined from neighbours, the lowest rank first.
     """
     ranks = _read_ranks(path)
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}  # GPT-2's characters for bytes
     others = iter(range(256, 512))
     characters = [chr(byte if byte in printable else next(others)) for byte in range(256)]
-    names = {token: "".join(characters[byte] for byte in token) for token in ranks}
-    splits = [(token[:i], token[i:]) for token in ranks for i in range(1, len(token))]
-    merges = [(left, right) for left, right in splits if left in ranks and right in ranks]
-    merges.sort(key=lambda pair: (ranks[pair[0] + pair[1]], ranks[pair[0]], ranks[pair[1]]))
-    vocabulary = {names[token]: rank for token, rank in ranks.items()}
-    named = [(names[left], names[right]) for left, right in merges]
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=named, ignore_merges=True))
+    vocabulary = {"".join(characters[byte] for byte in token): rank for token, rank in ranks.items()}
+    splits = [(name[:i], name[i:]) for name in vocabulary for i in range(1, len(name))]
+    merges = [(left, right) for left, right in splits if left in vocabulary and right in vocabulary]
+    merges.sort(key=lambda pair: (vocabulary[pair[0] + pair[1]], vocabulary[pair[0]], vocabulary[pair[1]]))
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
     words = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated")
     in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, in_bytes])
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in LLAMA3_SPECIAL])
     begin = LLAMA3_SPECIAL[0]
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A", pair=f"{begin} $A {begin}:1 $B:1", special_tokens=[(begin, len(ranks))]
-    )
+    single, pair = f"{begin} $A", f"{begin} $A {begin}:1 $B:1"
+    backend.post_processor = processors.TemplateProcessing(single, pair, [(begin, len(ranks))])
     return backend
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
     """Each token's rank, which is its id: 0, 1, 2, ... in order; all single bytes are among them."""
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines()):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except (ValueError, binascii.Error):
-            raise UserError(f"{path}, line {number + 1}: expected 'base64 rank'; fetch the file again") from None
-        if (len(ranks), int(rank)) != (number + 1, number):
-            where = f"{path}, line {number + 1}"
-            raise UserError(f"{where}: ranks must count from 0, each token once; fetch the file again")
+        except ValueError:
+            raise UserError(f"{path}, line {number}: expected 'base64 rank'; fetch the file again") from None
+        if not len(ranks) == int(rank) + 1 == number:
+            raise UserError(f"{path}, line {number}: ranks must count from 0, each token once; fetch the file again")
     if any(bytes([byte]) not in ranks for byte in range(256)):
         raise UserError(f"{path}: not all 256 single bytes are tokens; fetch the file again")
     return ranks

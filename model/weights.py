@@ -1,7 +1,7 @@
 """Weights between Hugging Face's safetensors and the model: strict, streamed, sharded or whole.
 
-The model fuses q, k, v and gate, up; a checkpoint stores them separately. A parameter is therefore several of a
-checkpoint's tensors stacked by rows, and a rank that holds some of the rows reads only those.
+The model fuses q, k, v and gate, up, so a parameter is several of a checkpoint's tensors stacked by rows. A rank that
+holds some of the rows reads only those.
 """
 
 import shutil
@@ -46,12 +46,12 @@ class Checkpoint:
     def __init__(self, folder: Path | str):
         """Raises `UserError` if there are no weights, or a file is missing or damaged."""
         self.folder = Path(folder)
-        files = {SINGLE}
-        if (self.folder / INDEX).is_file():
+        files, index = {SINGLE}, self.folder / INDEX
+        if index.is_file():
             try:
-                files = set(read_table(self.folder / INDEX)["weight_map"].values())
+                files = set(read_table(index)["weight_map"].values())
             except (KeyError, AttributeError, TypeError):
-                raise UserError(f"{self.folder / INDEX}: not an index of safetensors; fetch the file again") from None
+                raise UserError(f"{index}: not an index of safetensors; fetch the file again") from None
         elif not (self.folder / SINGLE).is_file():
             raise UserError(f"{self.folder}: no {SINGLE} or its index; fetch or convert the weights")
         self.slices: dict[str, Any] = {}
@@ -98,11 +98,7 @@ def load_weights(
     folder: Path | str,
     part: Callable[[nn.Parameter], tuple[Tensor, int]] = lambda parameter: (parameter, 0),
 ) -> None:
-    """Fill the model's parameters, tensor by tensor; each keeps its dtype.
-
-    `part`: this rank's part of a parameter, and its first row; no other rows are read (`dpo.parallel.load_sharded`).
-    Raises `UserError` as `Checkpoint` does.
-    """
+    """Fill the model's parameters, each in its dtype. `part`: what this rank holds of one, and its first row."""
     checkpoint = Checkpoint(folder)
     checkpoint.check(model)
     for name, parameter in model.named_parameters():
@@ -122,10 +118,7 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: torch.device | st
 
 
 def load_packed(folder: Path | str, products: torch.dtype, device: torch.device | str = "cpu") -> Llama:
-    """A whole model for generation, packed for products in this dtype (`model.dtype.generation_dtype`).
-
-    Everything but products in int8 is in fp32.
-    """
+    """A whole model for generation, packed for products in this dtype; around products in int8 all is in fp32."""
     return pack(load_model(folder, torch.float32 if products == torch.int8 else products, device), products)
 
 
@@ -139,43 +132,39 @@ def split_parameters(parameters: Iterable[tuple[str, Tensor]], config: LlamaConf
 def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> list[Path]:
     """Write named tensors as Hugging Face's safetensors: one file, or shards of at most 4 GiB and their index.
 
-    Tensors are taken one after another, and each shard is written when it is full, so at most one shard is in memory.
-    Returns the files.
+    Tensors are taken one after another, and at most one shard is in memory. Returns the files.
     """
-    shards: list[list[str]] = []
-    total = 0
-    for shard in _shards(tensors):
-        save_file(shard, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
-        total += sum(tensor.nbytes for tensor in shard.values())
-        shards.append(list(shard))
+    shard: dict[str, Tensor] = {}
+    names, total, size = list[list[str]](), 0, 0  # size: bytes in `shard`
+
+    def write() -> None:
+        save_file(shard, folder / f"shard-{len(names)}", metadata={"format": "pt"})
+        names.append(list(shard))
         shard.clear()
-    count = len(shards)
-    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)] if count > 1 else [SINGLE]
-    written = [(folder / f"shard-{i}").rename(folder / name) for i, name in enumerate(names)]
+
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > SHARD_BYTES:
+            write()
+            size = 0
+        shard[name] = tensor
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    write()
+    count = len(names)
+    files = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)] if count > 1 else [SINGLE]
+    written = [(folder / f"shard-{i}").rename(folder / file) for i, file in enumerate(files)]
     if count > 1:
-        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        weight_map = {name: file for file, stored in zip(files, names, strict=True) for name in stored}
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         written.append(folder / INDEX)
     return written
 
 
-def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    shard: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        if shard and sum(held.nbytes for held in shard.values()) + tensor.nbytes > SHARD_BYTES:
-            yield shard
-            shard = {}
-        shard[name] = tensor
-    yield shard
-
-
 def save_pretrained(
     parameters: Iterable[tuple[str, Tensor]], config: LlamaConfig, source: Path | str, folder: Path | str
 ) -> list[Path]:
-    """Write a Hugging Face directory: safetensors, and config and tokenizer as in `source`.
+    """Write a Hugging Face directory: safetensors, and config and tokenizer as in `source`. Returns the files.
 
-    `parameters` are the model's own names and whole tensors, taken one after another, in the dtype to be stored.
-    Returns the files written. For a folder that appears whole the caller writes to a temporary one and renames it.
+    `parameters`: the model's own names and whole tensors, taken one after another, in the dtype to be stored.
     """
     source, folder = Path(source), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,9 +175,8 @@ def save_pretrained(
     table["dtype" if "dtype" in table else "torch_dtype"] = str(first[1].dtype).removeprefix("torch.")
     write_json(folder / "config.json", table)
     copied = [path for path in sorted(source.iterdir()) if path.is_file() and path.name.startswith(COPIED)]
-    if source != folder:
-        for path in copied:
-            shutil.copy(path, folder)
+    for path in copied if source != folder else ():
+        shutil.copy(path, folder)
     return [*written, folder / "config.json", *(folder / path.name for path in copied)]
 
 
@@ -197,7 +185,4 @@ def random_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
     """Fill a model with seeded weights: norms with 1, others from a normal distribution with `std`."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
-        if parameter.dim() == 1:
-            parameter.fill_(1.0)
-        else:
-            parameter.normal_(0.0, std, generator=generator)
+        parameter.fill_(1.0) if parameter.dim() == 1 else parameter.normal_(0.0, std, generator=generator)

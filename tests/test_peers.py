@@ -55,15 +55,9 @@ def reference(folder):
 def test_chat_prompts_equal_the_template(folder):
     transformers = pytest.importorskip("transformers")
     tokenizer, chat = transformers.AutoTokenizer.from_pretrained(folder), load_chat(folder)
-    for prompt in PROMPTS:
-        if "<|im_end|>" in prompt:  # there transformers makes the control token, on purpose we do not
-            continue
-        for messages in (
-            [{"role": "user", "content": prompt}],
-            [{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}],
-        ):
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            assert chat.prompt_ids(messages) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    for messages in DIALOGS:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert chat.prompt_ids(messages) == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def mixed_prompts(chat) -> list[list[int]]:
@@ -151,6 +145,7 @@ def test_an_exported_checkpoint_has_equal_logits_in_transformers(folder, referen
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).chat_template
 
 
+# Of "<|im_end|>" in a message transformers makes the control token, which we do not on purpose.
 DIALOGS = [[{"role": "user", "content": prompt}] for prompt in PROMPTS if "<|im_end|>" not in prompt] + [
     [{"role": "system", "content": "Be brief. "}, {"role": "user", "content": " Hi\nthere "}],
     [
@@ -208,12 +203,8 @@ def test_llama3s_dialogs_equal_metas(tmp_path):
     ours, theirs = load_chat(tmp_path), ChatFormat(Tokenizer(LLAMA3))
     for dialog in DIALOGS:
         messages = [message | {"content": message["content"].strip()} for message in dialog]
-        known = [
-            datatypes.RawMessage(
-                **message, **({"stop_reason": "end_of_turn"} if message["role"] == "assistant" else {})
-            )
-            for message in messages
-        ]
+        ended = {"assistant": {"stop_reason": "end_of_turn"}}
+        known = [datatypes.RawMessage(**message, **ended.get(message["role"], {})) for message in messages]
         assert ours.prompt_ids(messages) == theirs.encode_dialog_prompt(known).tokens
         assert ours.completion_ids("Fine, thanks.") == theirs.tokenizer.encode(
             "Fine, thanks.<|eot_id|>", bos=False, eos=False, allowed_special="all"

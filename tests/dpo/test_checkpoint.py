@@ -1,14 +1,26 @@
 """Checkpoints: a stopped run continues to the last bit; exports are complete and exact."""
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from training import arguments, changed, kill_at, make_inputs, make_model, parameters, run, stop_at
+from safetensors.torch import load_file
+from training import (
+    arguments,
+    before_step,
+    changed,
+    killed,
+    make_inputs,
+    make_model,
+    parameters,
+    run,
+    run_killed,
+    run_stopped,
+)
 
 import dpo.train
 from dpo.checkpoint import export, latest_state
@@ -33,24 +45,19 @@ def test_a_run_stopped_often_continues_to_the_last_bit(folder, monkeypatch):
     """Each signal comes three times at once, as when a scheduler, a terminal and torchrun send it."""
     whole, numbers = run(LASTING, arguments(folder, place="whole")), (signal.SIGTERM, signal.SIGINT)
     for step in (0, 1, 4, 5, 9, 13):  # an epoch has 5 steps
-        number = numbers[step % 2]
-        stop_at(monkeypatch, number, step, times=3)
-        handler = signal.getsignal(number)
-        with pytest.raises(SystemExit) as stopped:
-            run(LASTING, arguments(folder))
-        assert stopped.value.code == 128 + number and signal.getsignal(number) is handler
+        handler = signal.getsignal(numbers[step % 2])
+        run_stopped(monkeypatch, numbers[step % 2], step, LASTING, arguments(folder), times=3)
+        assert signal.getsignal(numbers[step % 2]) is handler
         assert len(list((folder / "run" / "train").glob("state-*"))) == 1
-        monkeypatch.undo()
     continued = run(LASTING, arguments(folder))
     assert len(whole) == 18 and without_times(continued) == without_times(whole)
-    expected, manifest = read_manifest(folder / "whole" / "out"), read_manifest(folder / "run" / "out")
-    assert expected is not None and manifest is not None
-    assert manifest["digest"] == expected["digest"] and manifest["first_loss"] == expected["first_loss"]
+    expected, manifest = (read_manifest(folder / place / "out") or {} for place in ("whole", "run"))
+    assert [manifest[key] == expected[key] for key in ("digest", "first_loss")] == [True, True]
 
 
 def test_ctrl_c_again_later_does_not_wait_for_the_step(folder, monkeypatch):
     monkeypatch.setattr(Interruption, "patience", -1.0)
-    stop_at(monkeypatch, signal.SIGINT, 2, times=2)
+    before_step(monkeypatch, 2, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(signal, "SIG_DFL", signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
@@ -60,20 +67,16 @@ def test_ctrl_c_again_later_does_not_wait_for_the_step(folder, monkeypatch):
     assert not list((folder / "run" / "train").glob("state-*"))
 
 
-@pytest.mark.parametrize(("killed", "saved"), [(5, 3), (11, 9)])
-def test_a_killed_run_continues_from_its_last_state(folder, monkeypatch, killed, saved):
+@pytest.mark.parametrize(("step", "saved"), [(5, 3), (11, 9)])
+def test_a_killed_run_continues_from_its_last_state(folder, monkeypatch, step, saved):
     """Killed some steps after a state: lines and exports written since then are written again."""
     settings = changed(LASTING, trainer={"save_every": 3})
     whole = run(settings, arguments(folder, place="whole"))
-    kill_at(monkeypatch, killed)
-    with pytest.raises(MemoryError):
-        run(settings, arguments(folder))
-    torch.distributed.destroy_process_group()
-    monkeypatch.undo()
+    run_killed(monkeypatch, step, settings, arguments(folder))
     (folder / "run" / "train" / ".state-9.tmp").mkdir()  # as if killed during a save
     (folder / "run" / "train" / ".state-9.tmp" / "__0_0.distcp").write_text("torn")
     written = [row["split"] for row in read_jsonl(folder / "run" / "train" / "metrics.jsonl")]
-    assert written.count("train") == killed and written.count("held_out") == killed // 5
+    assert written.count("train") == step and written.count("held_out") == step // 5
     [state] = (folder / "run" / "train").glob("state-*")
     assert json.loads((state / "progress.json").read_text())["step"] == saved
     continued = run(settings, arguments(folder))
@@ -82,10 +85,7 @@ def test_a_killed_run_continues_from_its_last_state(folder, monkeypatch, killed,
 
 
 def test_a_state_of_other_work_is_not_continued(folder, monkeypatch):
-    stop_at(monkeypatch, signal.SIGTERM, 2)
-    with pytest.raises(SystemExit):
-        run(LASTING, arguments(folder))
-    monkeypatch.undo()
+    run_stopped(monkeypatch, signal.SIGTERM, 2, LASTING, arguments(folder))
     [state] = (folder / "run" / "train").glob("state-*")
     key = json.loads((state / "progress.json").read_text())["key"]
     assert latest_state(folder / "run" / "train", key) == state
@@ -104,28 +104,16 @@ def test_export_is_the_model_in_bf16(tmp_path, tied):
         model = sharded_model(LlamaConfig.load(source), world, torch.float32, LASTING.trainer)
         load_sharded(model, source)
         export(world, model, source, tmp_path / "out")
-    assert all(torch.equal(a, b) for a, b in zip(parameters(source), parameters(tmp_path / "out"), strict=True))
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-    }
-    with (
-        safe_open(source / "model.safetensors", "pt") as before,
-        safe_open(tmp_path / "out" / "model.safetensors", "pt") as after,
-    ):
-        assert set(before.keys()) == set(after.keys())
-        assert all(after.get_tensor(name).dtype == torch.bfloat16 for name in after.keys())  # noqa: SIM118
-        assert after.metadata() == {"format": "pt"}
+    assert all(map(torch.equal, parameters(source), parameters(tmp_path / "out")))
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json"}
+    before, after = (load_file(place / "model.safetensors") for place in (source, tmp_path / "out"))
+    assert before.keys() == after.keys() and {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
 
 
 def test_a_finished_run_that_was_not_published_is_published(folder, monkeypatch):
     """Killed between the last export and its renaming: the next start only publishes."""
     whole = run(LASTING, arguments(folder, place="whole"))
-
-    def killed(*_, **__):
-        raise MemoryError
-
     monkeypatch.setattr(dpo.train, "finish", killed)
     with pytest.raises(MemoryError):
         run(LASTING, arguments(folder))

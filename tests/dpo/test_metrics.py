@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import arguments, changed, kill_at, make_inputs, run
+from training import arguments, changed, make_inputs, run, run_killed
 
 from dpo.data import Example
 from dpo.metrics import MetricsLog, forward_flops, peak_memory_mib, product_flops
@@ -32,11 +32,7 @@ def test_flops_by_hand(folder):
 
 
 def test_a_step_says_how_well_the_machine_is_used(folder):
-    metrics = run(changed(), arguments(folder))
-    names = {"loss", "reward_chosen", "reward_rejected", "margin", "accuracy", "logp_chosen", "logp_rejected"}
-    names |= {"grad_norm", "lr", "tokens", "tokens_per_second", "mfu", "memory_mib"}
-    for row in metrics:
-        assert names <= row.keys()
+    for row in run(changed(), arguments(folder)):
         assert 0 < row["mfu"] < 1 and row["tokens_per_second"] == pytest.approx(row["tokens"] / row["seconds"])
         assert 0 < row["memory_mib"] <= peak_memory_mib(torch.device("cpu")) + 1
 
@@ -66,16 +62,8 @@ def test_tensorboard_after_a_stop_has_each_step_once(folder, monkeypatch):
     settings = changed(
         dpo={"held_out": 0.25, "batch_size": 2}, trainer={"tensorboard": True, "evaluate_every": 2, "save_every": 3}
     )
-    kill_at(monkeypatch, 8)
-    with pytest.raises(MemoryError):
-        run(settings, arguments(folder))
-    torch.distributed.destroy_process_group()
-    monkeypatch.undo()
+    run_killed(monkeypatch, 8, settings, arguments(folder))
     continued = run(settings, arguments(folder))
-    whole = run(settings, arguments(folder, place="second"))
-    assert [(row["step"], row["split"], row["loss"]) for row in continued] == [
-        (row["step"], row["split"], row["loss"]) for row in whole
-    ]
     board = event_accumulator.EventAccumulator(str(folder / "run" / "train" / "tensorboard"))
     board.Reload()
     rows = [(row["step"], pytest.approx(row["loss"])) for row in continued if row["split"] == "train"]

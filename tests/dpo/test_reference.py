@@ -50,7 +50,7 @@ def test_agrees_with_whole_logits_one_sequence_at_a_time(folder):
 
 def test_is_read_again_for_the_same_pairs_and_weights_only(folder, monkeypatch):
     first = compute(folder, folder / "model", "w")
-    monkeypatch.setattr(dpo.reference, "_compute", None)  # computing again would fail
+    monkeypatch.setattr(dpo.reference, "completion_logprob", None)  # computing again would fail
     assert torch.equal(compute(folder, folder / "model", "w"), first)
     monkeypatch.undo()
     assert not torch.equal(compute(folder, folder / "other", "v"), first)

@@ -125,13 +125,9 @@ def test_an_answer_continues_the_prompt(tmp_path, template, text):
     """Its ids are those that it has in one text with what stands before; so are its characters'."""
     chat = load_chat(pieces(tmp_path, template))
     prompt, answer = chat.prompt_ids([USER]), chat.completion_ids(text)
-    before = {
-        LLAMA2_TEMPLATE: "[INST] Hi {x} [/INST] ",
-        ZEPHYR_TEMPLATE: "\n<|assistant|>\n",
-        "<|im_start|>": "assistant\n",
-    }[template]
+    before = {LLAMA2_TEMPLATE: "[INST] Hi {x} [/INST] ", ZEPHYR_TEMPLATE: "\n<|assistant|>\n"}
     control = max(i for i, token in enumerate(prompt) if chat.tokenizer.backend.is_control(token))
-    assert prompt[control + 1 :] + answer[:-1] == chat.tokenizer.encode(before + text)
+    assert prompt[control + 1 :] + answer[:-1] == chat.tokenizer.encode(before.get(template, "assistant\n") + text)
     assert answer[-1] == chat.end and not any(map(chat.tokenizer.backend.is_control, answer[:-1]))
     assert chat.text(answer).lstrip(" ") == text.lstrip(" ")
     spans = chat.offsets(text)

@@ -34,7 +34,7 @@ def test_export_is_the_checkpoint_that_was_loaded(shape, shard_bytes, tmp_path, 
     assert all(torch.equal(tensors[name], original[name]) for name in original)
     assert (shard_bytes < 2**30) == (tmp_path / "model.safetensors.index.json").is_file()
     again = load_model(tmp_path, torch.float32)
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), llama.parameters(), strict=True))
+    assert all(map(torch.equal, again.parameters(), llama.parameters()))
 
 
 @pytest.mark.parametrize(
@@ -53,11 +53,10 @@ def test_errors_name_the_tensor_or_the_file(tmp_path, config, keep, complaint):
     shutil.copytree(FIXTURES / "llama3", folder)
     table, weights = folder / "config.json", folder / "model.safetensors"
     table.write_text(json.dumps(json.loads(table.read_text()) | config))
-    if keep is not None:
-        content = weights.read_bytes()[:keep]
+    if keep:
+        weights.write_bytes(weights.read_bytes()[:keep])
+    elif keep == 0:
         weights.unlink()
-        if keep:
-            weights.write_bytes(content)
     with pytest.raises(UserError, match=complaint):
         load_model(folder, torch.float32)
 
@@ -66,10 +65,7 @@ def test_errors_name_the_tensor_or_the_file(tmp_path, config, keep, complaint):
     ("index", "complaint"),
     [
         ("{}", r"index\.json: not an index of safetensors"),
-        (
-            '{"weight_map": {"a": "b.safetensors"}}',
-            r"b\.safetensors: no such file, but model\.safetensors\.index\.json",
-        ),
+        ('{"weight_map": {"a": "b.safetensors"}}', r"b\.safetensors: no such file, but \S+\.index\.json"),
     ],
 )
 def test_errors_of_an_index(tmp_path, index, complaint):

@@ -25,13 +25,8 @@ def module(name: str, **content) -> None:
     sys.modules[made.__name__] = made
 
 
-module("")
-module(".nn")
-module(".nn.model_parallel")
+for package in ("", ".nn", ".nn.model_parallel"):
+    module(package)
 module(".nn.model_parallel.initialize", get_model_parallel_rank=lambda: 0, get_model_parallel_world_size=lambda: 1)
-module(
-    ".nn.model_parallel.layers",
-    ColumnParallelLinear=Linear,
-    RowParallelLinear=Linear,
-    VocabParallelEmbedding=Embedding,
-)
+layers = {"ColumnParallelLinear": Linear, "RowParallelLinear": Linear, "VocabParallelEmbedding": Embedding}
+module(".nn.model_parallel.layers", **layers)

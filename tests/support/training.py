@@ -6,11 +6,13 @@ import random
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -86,24 +88,18 @@ def changed(settings: Settings = SETTINGS, **sections: dict[str, Any]) -> Settin
     return replace(settings, **{name: replace(getattr(settings, name), **keys) for name, keys in sections.items()})
 
 
-@dataclass(frozen=True)
-class Arguments:
+class Arguments(NamedTuple):
     """A training's stage, its inputs, and the folder for its output `out` and its state `train`."""
 
     stage: Stage
     inputs: dict[str, Any]
     place: Path
 
-    @property
-    def work(self) -> Path:
-        return self.place / "train"
-
 
 def arguments(folder: Path, stage: Stage = DPO, place: Path | str = "run", **inputs: Any) -> Arguments:
     """Arguments for the model and the pairs in `folder`, or for other inputs, with the output in `folder`/`place`."""
     values = {"model": folder / "model", "data": [folder / "pairs.jsonl"]}
-    if stage is DPO:
-        values["reference"] = folder / "model"
+    values |= {"reference": folder / "model"} if stage is DPO else {}
     return Arguments(stage, values | inputs, folder / place)
 
 
@@ -114,8 +110,12 @@ def make_job(settings: Settings, given: Arguments) -> Job:
 def run(settings: Settings, given: Arguments) -> list[dict[str, Any]]:
     """Train in this process; returns the lines of metrics.jsonl."""
     with distributed(1) as world:
-        train(make_job(settings, given), world, given.work)
-    return list(read_jsonl(given.work / "metrics.jsonl"))
+        train(make_job(settings, given), world, given.place / "train")
+    return metrics(given)
+
+
+def metrics(given: Arguments) -> list[dict[str, Any]]:
+    return list(read_jsonl(given.place / "train" / "metrics.jsonl"))
 
 
 def run_ranks(*jobs: tuple[Settings, Arguments]) -> list[list[dict[str, Any]]]:
@@ -128,10 +128,10 @@ def run_ranks(*jobs: tuple[Settings, Arguments]) -> list[list[dict[str, Any]]]:
     second = start_rank(group, f"import training; training.train_all({words!r})")
     with mock.patch.dict(os.environ, group | {"RANK": "0", "LOCAL_RANK": "0"}), distributed(1) as world:
         for settings, given in jobs:
-            train(make_job(settings, given), world, given.work)
+            train(make_job(settings, given), world, given.place / "train")
     _, err = second.communicate(timeout=60)
     assert second.returncode == 0, err
-    return [list(read_jsonl(given.work / "metrics.jsonl")) for _, given in jobs]
+    return [metrics(given) for _, given in jobs]
 
 
 def train_all(jobs: list[list[str]]) -> None:
@@ -163,13 +163,10 @@ def start_rank(group: dict[str, str], code: str, rank: str = "1") -> subprocess.
 def write_toml(path: Path, settings: Settings) -> None:
     """Write the sections that training reads."""
     lines = [f"name = {json.dumps(settings.name)}", f"seed = {settings.seed}"]
-    for section in ("model", "respond", "engine", "sft", "dpo", "trainer"):
-        lines.append(f"[{section}]")
-        values = vars(getattr(settings, section)).items()
-        lines += [f"{key} = {json.dumps(value)}" for key, value in values]
-    for iteration in settings.iteration:
-        lines.append("[[iteration]]")
-        lines += [f"{key} = {json.dumps(value)}" for key, value in vars(iteration).items() if value is not None]
+    names = ("model", "respond", "engine", "sft", "dpo", "trainer")
+    tables = [(f"[{name}]", getattr(settings, name)) for name in names]
+    for title, table in [*tables, *(("[[iteration]]", iteration) for iteration in settings.iteration)]:
+        lines += [title, *(f"{key} = {json.dumps(value)}" for key, value in vars(table).items() if value is not None)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
 
@@ -183,25 +180,35 @@ def parameters(folder: Path) -> list[Tensor]:
     return list(load_model(folder, torch.float32).parameters())
 
 
-def kill_at(monkeypatch, step: int) -> None:
-    """End a run without warning before it takes a step."""
+def before_step(monkeypatch, step: int, act: Callable[[], Any]) -> None:
+    """Do something when a run comes to a step."""
     real = Trainer.step
 
-    def killed(self, batch):
+    def acting(self, batch):
         if self.progress.step == step:
-            raise MemoryError
+            act()
         return real(self, batch)
 
-    monkeypatch.setattr(Trainer, "step", killed)
+    monkeypatch.setattr(Trainer, "step", acting)
 
 
-def stop_at(monkeypatch, number: int, step: int, times: int = 1) -> None:
-    """Send the process a signal, `times` times, while it takes a step."""
-    real = Trainer.step
+def run_killed(monkeypatch, step: int, settings: Settings, given: Arguments) -> None:
+    """Begin a run that ends without warning before it takes a step."""
+    before_step(monkeypatch, step, killed)
+    with pytest.raises(MemoryError):
+        run(settings, given)
+    torch.distributed.destroy_process_group()
+    monkeypatch.undo()
 
-    def stopping(self, batch):
-        for _ in range(times * (self.progress.step == step)):
-            os.kill(os.getpid(), number)
-        return real(self, batch)
 
-    monkeypatch.setattr(Trainer, "step", stopping)
+def killed(*_, **__) -> None:
+    raise MemoryError
+
+
+def run_stopped(monkeypatch, number: int, step: int, settings: Settings, given: Arguments, times: int = 1) -> None:
+    """Begin a run that gets a signal, `times` times, while it takes a step, and ends after it."""
+    before_step(monkeypatch, step, lambda: [os.kill(os.getpid(), number) for _ in range(times)])
+    with pytest.raises(SystemExit) as stopped:
+        run(settings, given)
+    assert stopped.value.code == 128 + number
+    monkeypatch.undo()
