@@ -26,10 +26,7 @@ Scores = dict[str, float | None]  # by question and turn, as "81, turn 1"; None 
 
 
 def read_scores(path: Path, questions: Sequence[Question]) -> tuple[dict[str, dict[str, Scores]], list[float]]:
-    """The scores by judge and model, in the order of questions and turns, and their scale.
-
-    Raises `UserError` for a malformed row, an unknown question, a repeated or missing turn, and several scales.
-    """
+    """The scores by judge and model, in the order of questions and turns, and their scale."""
     wanted = [f"{question.id}, turn {turn}" for question in questions for turn in (1, 2)]
     by_judge: dict[str, dict[str, Scores]] = {}
     scales = []
@@ -81,7 +78,7 @@ def report(by_judge: dict[str, dict[str, Scores]], scale: list[float], questions
         given = [score for scores in models.values() for score in scores.values() if score is not None]
         if outside := sum(not low <= score <= high for score in given):
             notes.append(f"{outside} scores lie outside of {low} to {high}, and count")
-        rows = [{"model": model} | score_model(scores, questions) for model, scores in models.items()]
+        rows: list[Record] = [{"model": model} | score_model(scores, questions) for model, scores in models.items()]
         rows.sort(key=lambda row: -(row["mean"] or 0.0))
         title = f"{MT_BENCH}: {len(questions)} questions, judged by {judge}"
         tables.append({"title": title, "notes": notes, "rows": rows})
