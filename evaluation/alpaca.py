@@ -179,11 +179,8 @@ def logistic(x: Array) -> Array:
 
 
 def read_gamed(path: Path) -> Gamed:
-    """The gamed baselines' rows and the difficulties, from df_gamed.csv.
-
-    The difficulty of position p is that of row p, if the row is the first with its index: the file repeats the
-    instructions for each baseline.
-    """
+    """The rows of df_gamed.csv, which repeats the instructions for each baseline: row p, if it is the first with its
+    index, has the difficulty of position p."""
     columns = ("std_delta_len", "instruction_difficulty", "index", "preference")
     length, difficulties, index, preferences = read_csv(path, columns, "df_gamed.csv")[1].T
     features = np.column_stack([np.tanh(length), difficulties, np.zeros_like(length)])
@@ -193,7 +190,7 @@ def read_gamed(path: Path) -> Gamed:
 def read_csv(path: Path, columns: Sequence[str], file: str) -> tuple[list[str], Array]:
     """A CSV file's first column as texts, and these columns (none: the last) [n, k] as numbers; preferences may be NaN.
 
-    Raises `UserError` naming the path and what is wrong; `file` is the file to name instead.
+    `file` is the file that an error tells the user to name.
     """
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), restval=""))
@@ -217,10 +214,8 @@ def predicted(path: Path, baseline: str, difficulty: Path) -> list[Record]:
     gaps = weights - weights[names.index(baseline)]
     rates = 100 * logistic(gaps[:, 1] * difficulties + gaps[:, 2]).mean(0)
     facts = {"annotator": annotator, "baseline": baseline}
-    return [
-        {"model": name, "length_controlled_winrate": float(rate)} | facts
-        for name, rate in zip(names, rates, strict=True)
-    ]
+    models = zip(names, rates.tolist(), strict=True)
+    return [{"model": name, "length_controlled_winrate": rate} | facts for name, rate in models]
 
 
 def notes(rows: Sequence[Record]) -> list[str]:

@@ -64,10 +64,7 @@ def scored_rows(questions: Sequence[Question], records: Sequence[Record], **name
 def compared_rows(
     questions: Sequence[Question], duels: Sequence[Duel], records: Sequence[Record], protocol: Protocol, **names: str
 ) -> tuple[list[Record], Any]:
-    """AlpacaEval's or Arena-Hard's rows, one a question, and the numbers of questions by better answer.
-
-    `names` are the model's, the judge's and the baseline's.
-    """
+    """AlpacaEval's or Arena-Hard's rows, one a question, and the numbers of questions by better answer."""
     by_duel, rows, count = group_by(records, "duel"), list[Record](), Counter[Any]()
     for question, duel in zip(questions, duels, strict=True):
         own = by_duel.get(duel.id, [])  # of equal answers there are none

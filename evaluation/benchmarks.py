@@ -48,7 +48,7 @@ def value(row: Record, where: str, *keys: str | int) -> Any:
 
 
 def require(wanted: Sequence[str], given: Collection[str], what: str) -> None:
-    """Raise `UserError` naming the keys that are wanted and not given; `what` says who lacks what."""
+    """Raise `UserError` naming the wanted keys that are not given; `what` says who lacks what."""
     if missing := [name for name in wanted if name not in given]:
         raise UserError(f"{what} {len(missing)} of {len(wanted)} questions: {shortened(missing)}; add them")
 
@@ -75,10 +75,7 @@ def read_questions(benchmark: str, path: Path) -> list[Question]:
 
 
 def read_answers(benchmark: str, path: Path, questions: Sequence[Question]) -> tuple[str, dict[str, list[str]]]:
-    """A model's name and its answers by `Question.key`, a text for each turn; the file may have more than asked.
-
-    Raises `UserError` for an invalid or repeated row, a question without an answer, and answers of several models.
-    """
+    """A model's name and its answers by `Question.key`, a text for each turn; the file may have more than asked."""
     answers: dict[str, list[str]] = {}
     models: set[str] = set()
     for where, row in read_rows(path):

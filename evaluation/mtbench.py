@@ -26,10 +26,7 @@ Scores = dict[str, float | None]  # by question and turn, as "81, turn 1"; None 
 
 
 def read_scores(path: Path, questions: Sequence[Question]) -> tuple[dict[str, dict[str, Scores]], list[float]]:
-    """The scores by judge and model, in the order of questions and turns, and their scale.
-
-    Raises `UserError` for a malformed row, an unknown question, a repeated or missing turn, and several scales.
-    """
+    """The scores by judge and model, in the order of questions and turns, and their scale."""
     wanted = [f"{question.id}, turn {turn}" for question in questions for turn in (1, 2)]
     by_judge: dict[str, dict[str, Scores]] = {}
     scales = []

@@ -18,6 +18,9 @@ BYTES_CHAT = SimpleNamespace(
 """A chat format whose ids are the bytes of a text, and 0 at its end."""
 
 
+SAMPLED = {"finish_reason": "stop", "logprob": -1.0, "seed": 1}
+
+
 def take_first(options, what):
     return options[0]
 
@@ -27,18 +30,17 @@ def take_last(options, what):
 
 
 def response(prompt: int, sample: int, text: str, finish_reason: str = "stop") -> dict:
-    name = f"p{prompt}"
+    row = {"id": f"p{prompt}/r{sample}", "prompt_id": f"p{prompt}", "sample": sample, "prompt": f"question {prompt}"}
     ids = [] if finish_reason == "too_long" else [100 + sample, 9]
-    return {"id": f"{name}/r{sample}", "prompt_id": name, "sample": sample, "prompt": f"question {prompt}",
-            "ids": ids, "text": text, "finish_reason": finish_reason, "logprob": -1.0, "seed": 1}  # fmt: skip
+    return SAMPLED | row | {"ids": ids, "text": text, "finish_reason": finish_reason}
 
 
 def judgments(response_id: str, scores, texts=None) -> list[dict]:
+    known = SAMPLED | {"response_id": response_id, "prompt_id": response_id.split("/")[0]}
     texts = texts or [f"judgment {i}" for i in range(len(scores))]
     return [
-        {"id": f"{response_id}/j{i}", "response_id": response_id, "prompt_id": response_id.split("/")[0], "index": i,
-         "ids": [200 + i, 9], "text": text, "finish_reason": "stop", "logprob": -1.0, "seed": 1,
-         "score": score, "failure": None if score is not None else "missing"}
+        known | {"id": f"{response_id}/j{i}", "index": i, "ids": [200 + i, 9], "text": text, "score": score,
+                 "failure": None if score is not None else "missing"}
         for i, (score, text) in enumerate(zip(scores, texts, strict=True))
     ]  # fmt: skip
 
