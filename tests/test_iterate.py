@@ -203,10 +203,11 @@ def test_torchrun_takes_no_option_of_a_stage_for_its_own():
 def test_ctrl_c_leaves_a_run_that_the_same_command_continues(place):
     text = (place / "tiny.toml").read_text()
     (place / "stopped.toml").write_text(text[: text.rindex("[[iteration]]")])  # M0 is there already
+    tiny, folder = (place / "runs" / name / "iter1" for name in ("tiny", "stopped"))
+    shutil.copytree(tiny / "responses", folder / "responses")
     process = start(place, str(ROOT / "iterate.py"), "--config", "stopped.toml", "--run", "stopped")
-    responses = place / "runs" / "stopped" / "iter1" / "responses"
     deadline = time.monotonic() + 120
-    while not responses.exists() and time.monotonic() < deadline:
+    while not (folder / "judgments").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True)
     for child in (*map(int, children.stdout.split()), process.pid):
