@@ -81,7 +81,7 @@ def config_document(config: LlamaConfig, ids: Record, dtype: torch.dtype) -> Rec
 def convert(path: Path, folder: Path) -> None:
     """Write the GGUF file `path` as a Hugging Face directory in bfloat16 at `folder`, which must not exist.
 
-    Raises `UserError` for a missing package, another architecture or another tokenizer.
+    Raises `UserError` for a missing package, another architecture, tokenizer or tensor.
     """
     try:
         import gguf
@@ -106,6 +106,8 @@ def convert(path: Path, folder: Path) -> None:
         tie_word_embeddings="output.weight" not in {tensor.name for tensor in reader.tensors},
     )
     names = tensor_names(GGUF, config.num_hidden_layers)
+    if unknown := {tensor.name for tensor in reader.tensors} - names.keys():
+        raise UserError(f"{path}: the tensor {min(unknown)} is not one of a Llama's; only plain Llamas are converted")
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for tensor in reader.tensors:
