@@ -43,6 +43,8 @@ def read_scores(path: Path, questions: Sequence[Question]) -> tuple[dict[str, di
             raise UserError(f"{where}: score is {score!r}; it must be a number or null")
         scores[part] = None if score == -1 else score
         scales.append(row.get("scale", SCALE))
+        if "scale" in row and scores[part] is not None and not scales[-1][0] <= score <= scales[-1][1]:
+            raise UserError(f"{where}: score is {score!r}; it must lie in {scales[-1]}, or be null if unreadable")
     if not scales or any(scale != scales[0] for scale in scales):
         raise UserError(f"{path}: {'several scales; give each a file' if scales else 'no judgments'}")
     for judge, models in by_judge.items():
@@ -76,7 +78,7 @@ def report(by_judge: dict[str, dict[str, Scores]], scale: list[float], questions
             f"scores are from {low} to {high}, not {SCALE[0]} to {SCALE[1]}": scale != SCALE,
         })  # fmt: skip
         given = [score for scores in models.values() for score in scores.values() if score is not None]
-        if outside := sum(not low <= score <= high for score in given):
+        if outside := sum(not low <= score <= high for score in given):  # FastChat's rows have no scale
             notes.append(f"{outside} scores lie outside of {low} to {high}, and count")
         rows = [{"model": model} | score_model(scores, questions) for model, scores in models.items()]
         rows.sort(key=lambda row: row["mean"] or 0.0, reverse=True)

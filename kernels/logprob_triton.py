@@ -141,7 +141,12 @@ def _slope(
 
 def linear_logprob(hidden_td: Tensor, weight_vd: Tensor, targets_t: Tensor, tile_rows: int = TILE_ROWS) -> Tensor:
     """`kernels.logprob.linear_logprob`, also in fp16. `tile_rows` bounds the backward pass's memory (a matrix of
-    [t, tile_rows]), not the result. Hidden sizes that are no multiple of 16 are slow."""
+    [t, tile_rows]), not the result. Hidden sizes that are no multiple of 16 are slow.
+    Raises `ValueError` for inputs that do not go together."""
+    given = (hidden_td.dtype, targets_t.dtype, len(targets_t), hidden_td.shape[1])
+    if given != (weight_vd.dtype, torch.int64, len(hidden_td), weight_vd.shape[1]):
+        shown = (f"{x.dtype} {list(x.shape)}" for x in (hidden_td, weight_vd, targets_t))
+        raise ValueError("hidden {}, weight {} and targets {} do not go together".format(*shown))
     hidden_td, weight_vd = (x if x.stride(1) == 1 else x.contiguous() for x in (hidden_td, weight_vd))
     return _LinearLogprob.apply(hidden_td, weight_vd, targets_t.contiguous(), tile_rows)
 

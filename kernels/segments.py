@@ -34,6 +34,7 @@ class Segments:
         ends = borders[1:]
         for i, prefix in enumerate(prefixes):
             if prefix >= 0:
+                assert prefixes[prefix] < 0 and all(p == prefix for p in prefixes[prefix + 1 : i]), "not in preorder"
                 ends[prefix] = borders[i + 1]
         starts, counts = ([values[p] if p >= 0 else 0 for p in prefixes] for values in (borders, lengths))
         table = to_device(borders + starts + counts + ends, torch.int32, device or torch.device("cpu"))

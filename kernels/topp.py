@@ -162,9 +162,11 @@ def sample(
 
     `logits_bv` in any float dtype, contiguous in a row. `temperature_b` and `top_p_b` fp32: temperature 0 is greedy,
     the lowest index among equals; top-p 0 leaves the most probable token and its equals. `seed_b`, `position_b` int64.
-    A CUDA graph may capture it.
+    A CUDA graph may capture it. Raises `ValueError` for an empty vocabulary and for rows that are not contiguous.
     """
     rows, vocabulary = logits_bv.shape
+    if vocabulary == 0 or (vocabulary > 1 and logits_bv.stride(1) != 1):
+        raise ValueError("logits must have a vocabulary, contiguous within a row")
     temperature_b, top_p_b, seed_b, position_b = (x.contiguous() for x in (temperature_b, top_p_b, seed_b, position_b))
     ids_b, logprobs_b = seed_b.new_empty(rows), temperature_b.new_empty(rows)
     if rows == 0:

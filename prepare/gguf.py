@@ -81,12 +81,14 @@ def config_document(config: LlamaConfig, ids: Record, dtype: torch.dtype) -> Rec
 def convert(path: Path, folder: Path) -> None:
     """Write the GGUF file `path` as a Hugging Face directory in bfloat16 at `folder`, which must not exist.
 
-    Raises `UserError` for a missing package, another architecture, tokenizer or tensor.
+    Raises `UserError` for a missing file or package, another architecture, tokenizer or tensor.
     """
     try:
         import gguf
     except ImportError:
         raise UserError("the package gguf is not installed; pip install -e '.[demo]'") from None
+    if not path.is_file():
+        raise UserError(f"{path}: no such GGUF file; check the path")
     reader = gguf.GGUFReader(str(path))
     fields = {name: field.contents() for name, field in reader.fields.items()}
     kinds = [fields.get(name) for name in ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre")]

@@ -90,6 +90,7 @@ class _Reader:
 
     def read_single(self, row: Record) -> None:
         turns, replies = self.need(row, "context", list), self.need(row, "replies", list)
+        replies = [{"role": "assistant", **reply} if isinstance(reply, dict) else reply for reply in replies]
         if len(turns) % 2 == 0:
             rule = "'context' has to begin and to end with a prompter's turn"
             raise UserError(f"{self.where}: {rule}; mend or remove the line")
@@ -128,8 +129,8 @@ class _Reader:
                     self.visit(further, [*context, {"role": "assistant", "text": answer["text"]}], tree or name)
 
     def is_usable(self, message: Any, role: str) -> bool:
-        """Whether a message by the `role` is kept, else the reason is counted. A missing key is no reason."""
-        if not isinstance(message, dict) or message.get("role", role) != role:
+        """Whether a message by the `role` is kept, else the reason is counted. Other missing keys are no reason."""
+        if not isinstance(message, dict) or message.get("role") != role:
             wrong = f"expected a message by the {role}, got {message!r:.60}"
             raise UserError(f"{self.where}: {wrong}; roles take turns, mend or remove the line")
         faults = {

@@ -225,4 +225,5 @@ def test_expected_scores(derived):
     pairs, score_of = list(read_jsonl(folder / "pairs" / "actor.jsonl")), {r["response_id"]: r["score"] for r in scores}
     assert pairs and all(pair["chosen_score"] == score_of[pair["chosen_id"]] for pair in pairs)
     judge = panel(folder)["judge"]
-    assert judge["score"] == "expected" and 0 < judge["digit_mass"] <= 1
+    masses = [sum(row["probabilities"]) for row in scores]
+    assert judge["score"] == "expected" and judge["digit_mass"] == pytest.approx(sum(masses) / len(masses), abs=1e-4)

@@ -79,7 +79,7 @@ def test_two_ranks_are_one_rank(folder, expected, monkeypatch):
     names = ("loss", "margin", "accuracy", "logp_chosen", "logp_rejected", "grad_norm", "tokens")
     for a, b in zip(one, two, strict=True):  # with the norm, since Adam would hide a wrong scale of gradients
         values = ({name: row[name] for name in names if name in row} for row in (a, b))
-        assert next(values) == pytest.approx(next(values), abs=1e-5, rel=1e-5)
+        assert next(values) == pytest.approx(next(values), abs=1e-5, rel=1e-6)
     for a, b in zip(parameters(place / "one" / "out"), parameters(place / "two" / "out"), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-2)
     assert (read_manifest(place / "two" / "out") or {})["ranks"] == 2

@@ -82,6 +82,7 @@ ROW = judged(81, 1, 5)
         ([without(ROW, "score")], "line 1: score is missing"),
         ([ROW | {"judge": []}], r"line 1: judge\.0 is missing"),
         ([ROW | {"score": "5"}], "line 1: score is '5'"),
+        ([judged(81, 1, 6, scale=[0, 5])], r"line 1: score is 6; it must lie in \[0, 5\]"),
         ([ROW, judged(81, 2, 5, scale=[0, 5])], r"j\.jsonl: several scales"),
     ],
 )

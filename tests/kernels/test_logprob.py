@@ -185,3 +185,19 @@ def test_offsets_beyond_31_bits(device):
     for out in (near, away):
         logprob_triton.slope(hidden, weight, targets, logsumexp, upstream, 0, out)
     assert torch.equal(near, away)
+
+
+@kernels
+def test_inputs_that_do_not_go_together(device):
+    def tensor(*shape: int, dtype=torch.bfloat16) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    hidden, weight, targets = tensor(4, 48), tensor(131, 48), tensor(4, dtype=torch.int64)
+    for wrong in (
+        (hidden, weight.half(), targets),
+        (hidden, weight, targets.int()),
+        (hidden, weight[:, :40], targets),
+        (hidden, weight, targets[:3]),
+    ):
+        with pytest.raises(ValueError, match="do not go together"):
+            linear_logprob(*wrong)
