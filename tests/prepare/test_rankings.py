@@ -152,7 +152,7 @@ def test_a_group_written_is_read_again_here_and_by_the_agreement(read, tmp_path)
         (tree(ask("q", replies={})), "'replies' is {}, not of type list"),
         (group("q", [0, 1], TALK[:2]), "has to begin and to end with a prompter's turn"),
         (group("q", [0, 1], []), "has to begin and to end with a prompter's turn"),
-        (group("q", [0, 1], [{"text": "no role"}]), "expected a message by the prompter"),
+        (group("q", [0, 1]) | {"context": [{"text": "no role"}]}, "expected a message by the prompter"),
         (group("q", [0, 1], TALK[1:2]), "expected a message by the prompter"),
         (group("q", [0, 1]) | {"replies": ["a", "b"]}, "expected a message by the assistant, got 'a'"),
         (group("q", [0, 1]) | {"message_id": 7}, "'message_id' is 7, not of type str"),
