@@ -19,7 +19,7 @@ from torch import Tensor
 from model.config import LlamaConfig, RopeScaling, read_table
 from model.tokenizer import JsonTokenizer, Tokenizer, load_tokenizer
 from model.weights import write_tensors
-from prepare.gguf import META, config_document, half_split, tensor_names, whole_folder
+from prepare.layouts import META, config_document, half_split, tensor_names, whole_folder
 from stages.files import UserError, command, write_json
 from stages.records import Record
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from model.tokenizer import Tokenizer, load_tokenizer
-from prepare.gguf import META, tensor_names
+from prepare.layouts import META, tensor_names
 from stages.files import UserError, command, write_json
 
 Script = Sequence[tuple[Sequence[int], Mapping[int, float]]]

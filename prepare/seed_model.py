@@ -16,7 +16,8 @@ from model.config import LlamaConfig, no_config
 from model.layers import Linear
 from model.llama import Llama
 from model.weights import random_weights, save_pretrained
-from prepare.gguf import config_document, convert, whole_folder
+from prepare.gguf import convert
+from prepare.layouts import config_document, whole_folder
 from prepare.scripted import Script, follow, packaged_file
 from stages.files import UserError, command, read_jsonl, write_json
 from stages.settings import Model, load_settings

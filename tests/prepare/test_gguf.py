@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from prepare.gguf import convert, half_split
+from prepare.gguf import convert
+from prepare.layouts import half_split
 from prepare.scripted import packaged_file
 from prepare.seed_model import TINY
 from prepare.sft_delta import read_facts
