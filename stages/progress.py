@@ -1,5 +1,6 @@
 """The progress of a stage: a bar in a terminal, a line a minute in a file."""
 
+import re
 import sys
 from typing import Any, TextIO
 
@@ -16,7 +17,8 @@ class Lines:
 
     def write(self, text: str) -> None:
         line = text.strip("\r\n ")
-        done = line.partition(" [")[0]  # without times, which tqdm's last line has anew
+        # Without the times, which tqdm's last line has anew, and without the bar, which is as long as they leave it.
+        done = re.sub(r"\|.*\|", "", line.partition(" [")[0])
         if line and done != self.shown:
             self.stream.write(f"{line}\n")
             self.shown = done

@@ -24,3 +24,11 @@ def test_each_state_is_a_line_of_the_first_rank_once_a_minute(monkeypatch, total
             bar.update()
     shown = sys.stderr.getvalue()
     assert [line.partition("|")[0] for line in shown.splitlines()] == lines and "\r" not in shown
+
+
+def test_a_state_is_shown_once_though_its_times_and_so_its_bar_have_another_length():
+    stream = io.StringIO()
+    lines = progress.Lines(stream)
+    for text in ("dpo:  90%|###  | 9/10 [00:59]", "dpo: 100%|#####| 10/10 [01:01]", "dpo: 100%|####| 10/10 [101:03]"):
+        lines.write(f"\r{text}")
+    assert stream.getvalue().splitlines() == ["dpo:  90%|###  | 9/10 [00:59]", "dpo: 100%|#####| 10/10 [01:01]"]
