@@ -2,7 +2,8 @@
 
 `python -m evaluation.verifiable --instructions data/evaluation/verifiable.jsonl --answers FILE` reads one answer
 {id, text} for each instruction. It prints how many prompts had all their rules followed, how many rules were followed,
-and the same by rule. Intervals are bootstrap percentiles over prompts.
+and the same by rule. Intervals are bootstrap percentiles over prompts. Of IFEval's own file (evaluation/ifeval.py) it
+prints IFEval's numbers.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation import ifeval
 from evaluation.rules import RULES, VALUES, Rule, followed
 from evaluation.statistics import bootstrap, by_group, each, shortened, shown
 from stages.files import UserError, command, read_numbered_jsonl
@@ -109,9 +111,14 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Count the verifiable instructions that a model's answers follow.")
-    parser.add_argument("--instructions", required=True, type=Path, help="JSON lines of {id, prompt, rules}")
+    parser.add_argument("--instructions", required=True, type=Path, help="rows {id, prompt, rules}, or IFEval's file")
     parser.add_argument("--answers", required=True, type=Path, help="JSON lines of {id, text}")
     given = parser.parse_args()
+    if ifeval.is_ifeval(given.instructions):
+        prompts = ifeval.read_prompts(given.instructions)
+        report = ifeval.ifeval_report(prompts, ifeval.read_answers(given.answers, prompts))
+        print("\n".join(ifeval.table(report)))
+        return
     instructions, answers = read_instructions(given.instructions), read_rows(given.answers, "text")
     try:
         report = verifiable_report(instructions, {name: row["text"] for name, (_, row) in answers.items()})
