@@ -144,6 +144,7 @@ WORKED = [
     ("detectable_format:multiple_sections", ("Day", 2), "Day 1 Day2", True),
     ("detectable_format:multiple_sections", ("Day", 2), "Day 1 day 2 Day  3 Day X", False),
     ("detectable_format:json_format", (), '```JSON\n{"a": NaN}\n```', True),
+    ("detectable_format:json_format", (), "```Json[]", True),
     ("detectable_format:json_format", (), "5", True),
     ("detectable_format:json_format", (), 'Sure:\n{"a": 1}', False),
     ("detectable_format:json_format", (), "[" * 100_000, False),
@@ -297,6 +298,13 @@ def test_the_command_prints_a_worked_report(tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines == table(report) and lines[0].split() == ["count", "strict", "loose"]
     assert lines[2].split()[:3] == ["instructions", "3", "33.3%"]
+
+
+def test_the_language_detector_has_the_published_seed(monkeypatch):
+    ifeval._libraries.cache_clear()
+    monkeypatch.setattr(langdetect.DetectorFactory, "seed", None)
+    assert followed("language:response_language", ("en",), "We went to the sea.")
+    assert langdetect.DetectorFactory.seed == 0
 
 
 def test_a_missing_library_is_one_line(monkeypatch):
