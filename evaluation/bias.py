@@ -1,8 +1,6 @@
-"""The bias panel: known failures of a judge and a meta-judge, measured in every iteration.
+"""The bias panel, `runs/NAME/iter<t>/bias.json`: known failures of a judge and a meta-judge, before each training.
 
-`iterate.py` writes it as `runs/NAME/iter<t>/bias.json` before it trains: the meta-judge's bias for the first position
-and for high scores, the judge's bias for long responses, scores that pile up, judgments without a score, and the number
-of pairs. Intervals are bootstrap percentiles over prompts. The config's `[limits]` stop a run by these numbers.
+Intervals are bootstrap percentiles over prompts. The config's `[limits]` stop a run by these numbers.
 """
 
 from collections import Counter, defaultdict
@@ -25,17 +23,12 @@ from stages.stage import weights_of
 
 
 def write_panel(
-    path: Path,
-    iteration: int,
-    settings: Settings,
-    sources: Sources,
-    pairs: Path,
-    agreement: Path | None = None,
-    meta_agreement: Path | None = None,
-) -> Record:
+    path: Path, iteration: int, settings: Settings, sources: Sources, pairs: Path,
+    agreement: Path | None = None, meta_agreement: Path | None = None,
+) -> Record:  # fmt: skip
     """Write and return the panel of an iteration, from its pairs and the stages behind them.
 
-    `agreement` and `meta_agreement` are the folders of the judge's and the meta-judge's measurements on labelled data.
+    `agreement` and `meta_agreement` are the folders of the measurements on labelled data.
     """
 
     def rows(stage: Path | None, *fields: str) -> list[Record]:  # these fields only: a full run has half a million rows
@@ -75,8 +68,8 @@ def write_panel(
 def judge_panel(responses: Sequence[Record], judgments: Sequence[Record], expected: Sequence[Record] = ()) -> Record:
     """Parse rate, failures by type and by response length, and the distribution of the scores.
 
-    An iteration without sampled judgments has rows of `expected` scores instead. Their histogram is that of the digits'
-    probabilities, the limit of infinitely many judgments; "digit_mass" is the digits' share of all probability.
+    The histogram of `expected` scores, which may replace judgments, is that of the digits' probabilities, the limit of
+    infinitely many judgments; "digit_mass" is the digits' share of all probability.
     """
     prompt_of = {row["id"]: row["prompt_id"] for row in responses}
     scores = [row["score"] for row in judgments if row["score"] is not None]
@@ -112,8 +105,8 @@ def _by_length(responses: Sequence[Record], judgments: Sequence[Record]) -> list
     for place, edge in enumerate(edges[: max(len(edges) - 1, 1)]):  # the last edge is the end
         rows = [row for row, own in zip(judgments, places, strict=True) if own == place]
         rate = share(sum(row["score"] is not None for row in rows), len(rows))
-        sizes = {"from_characters": int(edge), "judgments": len(rows)}
-        bins.append({**sizes, "parse_rate": rate, "failures": _failures(rows)})
+        own = {"from_characters": int(edge), "judgments": len(rows), "parse_rate": rate}
+        bins.append(own | {"failures": _failures(rows)})
     return bins
 
 
@@ -149,19 +142,15 @@ def metajudge_panel(comparisons: Sequence[Record], judgments: Sequence[Record], 
         rates["higher_score_wins" if gap else "first_wins_at_equal_scores"].append((name, won_first == (gap >= 0)))
         winners[name, frozenset((row["first"], row["second"]))].append(row[row["winner"]])
     for row in elos:
-        contests[row["response_id"], row["group"]].append(
-            (row["elo"], length[row["judgment_id"]], row["standard_error"])
-        )
+        own = (row["elo"], length[row["judgment_id"]], row["standard_error"])
+        contests[row["response_id"], row["group"]].append(own)
+    both = [(name, own) for (name, _), own in winners.items() if len(own) == 2]
     return {
         "comparisons": len(comparisons),
         "failures": _failures(comparisons),
         "ties": share(sum(row["winner"] == "tie" for row in comparisons), len(comparisons)),
-        "first_wins": by_group(rates["first_wins"]),
-        "first_wins_at_equal_scores": by_group(rates["first_wins_at_equal_scores"]),
-        "higher_score_wins": by_group(rates["higher_score_wins"]),
-        "both_orders_agree": by_group(
-            (name, len(set(own)) == 1) for (name, _), own in winners.items() if len(own) == 2
-        ),
+        **{key: by_group(rates[key]) for key in ("first_wins", "first_wins_at_equal_scores", "higher_score_wins")},
+        "both_orders_agree": by_group((name, len(set(own)) == 1) for name, own in both),
         "elo_length_spearman": by_group((name, spearman(*np.array(own).T[:2])) for (name, _), own in contests.items()),
         "elo_standard_error_mean": mean([error for own in contests.values() for _, _, error in own]),
     }

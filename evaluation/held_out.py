@@ -1,9 +1,7 @@
-"""A model's answers to prompts that no training has seen, measures of the answers, and wins against the seed model's.
+"""A model's answers to held-out prompts, measures of the answers, and wins against the seed model's answers.
 
-The config's [evaluation] names two files. `instructions` have rules that code can check (`evaluation/verifiable.py`).
-`prompts` are open: length, variety and repetition are measured, and a judge compares the answers with the seed model's.
-Each is answered once, sampled as the actor samples, with the same noise for all models. The judge is the model itself,
-M_0, or another model; its win rate measures the loop's belief about itself and is no benchmark's number.
+The config's [evaluation] names `instructions`, with rules that code can check (`evaluation/verifiable.py`), and open
+`prompts`. Each is answered once, as the actor samples, with the same noise for all models.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,14 +33,14 @@ def held_out_items(
     """One request for each instruction and each prompt."""
     sampling = sampling_of(settings.respond, chat)
     asked = [("instruction", item.id, item.prompt) for item in instructions]
-    for kind, name, prompt in [*asked, *(("prompt", *item) for item in prompts.items())]:
+    for kind, name, prompt in asked + [("prompt", *item) for item in prompts.items()]:
         record = {"id": f"{kind}/{name}", "kind": kind, "name": name, "prompt": prompt}
         seed = request_seed(settings.seed, 0, "held-out", record["id"])
         yield Item(record["id"], partial(list, [{"role": "user", "content": prompt}]), sampling, seed, name, record)
 
 
 def report(instructions: Sequence[Instruction], rows: Sequence[Record]) -> Record:
-    """How instructions are followed; length, variety, repetition and cut-offs of the open prompts' answers."""
+    """How instructions are followed, and the measures of the open prompts' answers; None where there are none."""
     texts = {row["name"]: row["text"] for row in rows if row["kind"] == "instruction"}
     answers = [row for row in rows if row["kind"] == "prompt"]
     return {
@@ -52,16 +50,17 @@ def report(instructions: Sequence[Instruction], rows: Sequence[Record]) -> Recor
 
 
 def text_report(rows: Sequence[Record]) -> Record:
-    """Answers' characters, share cut off at the limit, and share of three-word sequences that repeat earlier ones; over
-    all answers together, the share of different n-word sequences (distinct-n, arXiv 1510.03055).
-
-    `by_id` has each answer's values, for comparisons with another model.
+    """Characters, share of answers cut off, and share of three-word sequences that repeat earlier ones: means, and each
+    answer's own in "by_id"; of all answers together distinct-n (arXiv 1510.03055).
     """
-    by_id: Record = {}
-    for row in rows:
-        text, cut_off = row["text"], float(row["finish_reason"] == "length")
-        own = {"characters": float(len(text)), "cut_off": cut_off, "repetition": float(repetition(text))}
-        by_id[row["name"]] = own
+    by_id = {
+        row["name"]: {
+            "characters": float(len(row["text"])),
+            "cut_off": float(row["finish_reason"] == "length"),
+            "repetition": float(repetition(row["text"])),
+        }
+        for row in rows
+    }
     means = {key: each(own[key] for own in by_id.values()) for key in ("characters", "cut_off", "repetition")}
     return means | {f"distinct_{n}": distinct([row["text"] for row in rows], n) for n in (1, 2)} | {"by_id": by_id}
 
@@ -73,7 +72,7 @@ def distinct(texts: Iterable[str], n: int) -> float | None:
 
 
 def measure_answers(worker: Worker, job: Job) -> None:
-    """Let a model answer, and write the answers to the job's answers/, and the report."""
+    """Let a model answer; write answers/ and the report."""
     instructions = read_instructions(job.path("instructions")) if job.has("instructions") else []
     prompts = read_prompts(job.path("prompts")) if job.has("prompts") else {}
     answers = job.part("held-out", "answers")
@@ -93,7 +92,7 @@ def duels_of(answers: Mapping[str, Record], against: Mapping[str, Record]) -> li
 def wins_report(duels: Sequence[Duel], rows: Iterable[Record], settings: Settings) -> Record:
     """Win rate over prompts with a verdict, a tie counting half, and how often both orders agree (pairwise).
 
-    Intervals are bootstrap percentiles over prompts. `by_id` has each prompt's share of wins, None without a verdict.
+    `by_id` has each prompt's share of wins, None without a verdict.
     """
     protocol, by_duel = settings.evaluation.protocol, group_by(rows, "duel")
     decisions = {duel.id: decide(duel, by_duel.get(duel.id, []), protocol) for duel in duels}
@@ -117,13 +116,12 @@ def decisive_rows(judge: Worker, duels: Sequence[Duel], job: Job) -> list[Record
     N = judge.settings.evaluation.duel_samples
     if judge.settings.evaluation.protocol == "pairwise":
         return compare(judge, duels, N, job)
-    unequal = [duel for duel in duels if duel.first != duel.second]  # equal answers tie
-    shown = {f"{duel.id}/{side}": side for duel in unequal for side in (0, 1)}
-    answers = [
-        {"id": f"{duel.id}/{side}", "prompt_id": duel.id, "prompt": duel.prompt, "text": text}
-        for duel in unequal
-        for side, text in enumerate((duel.first, duel.second))
-    ]
+    answers, shown = list[Record](), {}
+    for duel in (duel for duel in duels if duel.first != duel.second):  # equal answers tie
+        for side, text in enumerate((duel.first, duel.second)):
+            name = f"{duel.id}/{side}"
+            answers.append({"id": name, "prompt_id": duel.id, "prompt": duel.prompt, "text": text})
+            shown[name] = side
     rows = score_rows(judge, answers, N, job)
     return [row | {"duel": row["prompt_id"], "shown": shown[row["response_id"]]} for row in rows]
 

@@ -1,16 +1,11 @@
-"""All measurements of one of a run's models, in one process: `torchrun -m evaluation.measure`.
-
-The model is measured as a judge (`agreement.py`), as a meta-judge (`meta_agreement.py`), and as an actor and against
-the seed model (`held_out.py`), each if its file is given.
-"""
+"""All measurements of one of a run's models, in one process: `torchrun -m evaluation.measure`."""
 
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluation.agreement import measure_judge
+from evaluation.agreement import measure_judge, measure_metajudge
 from evaluation.held_out import measure_answers, measure_wins
-from evaluation.meta_agreement import measure_metajudge
 from judging.judge import judge_section, scoring_section
 from sampling.worker import Worker, generation_settings
 from stages.settings import Settings
@@ -22,10 +17,8 @@ class ModelMeasurements:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.agreement = folder / "judge"  # the model as a judge of labelled responses
-        self.meta_agreement = folder / "metajudge"  # as a meta-judge of labelled judgments
-        self.held_out = folder / "actor"  # its answers to held-out prompts, and the report on them
-        self.answers = self.held_out / "answers"
+        self.agreement, self.meta_agreement = folder / "judge", folder / "metajudge"  # on labelled data
+        self.held_out, self.answers = folder / "actor", folder / "actor" / "answers"
         self.duel = folder / "wins"  # the answers compared with the seed's
 
     @classmethod
@@ -35,18 +28,17 @@ class ModelMeasurements:
 
 
 def measure(job: Job) -> Output:
-    """Measure a model as a judge, as a meta-judge and as an actor; finished measurements stay."""
+    """Measure a model as a judge, as a meta-judge, as an actor and against the seed, each if its file is given.
+
+    Finished measurements stay.
+    """
     folders, model = ModelMeasurements(job.out), job.path("model")
     worker, judge = Worker(job.settings, model), job.optional("judge") or model
     judge_worker = worker if judge == model else Worker(job.settings, judge)
+    judging = partial(measure_judge, worker, "scores", job.settings.evaluation.N)
     measurements = (
         ("held-out", folders.held_out, ("instructions", "prompts"), partial(measure_answers, worker)),
-        (
-            "agreement",
-            folders.agreement,
-            ("judge_cases",),
-            partial(measure_judge, worker, "scores", job.settings.evaluation.N),
-        ),
+        ("agreement", folders.agreement, ("judge_cases",), judging),
         ("meta-agreement", folders.meta_agreement, ("comparisons",), partial(measure_metajudge, worker)),
         ("duel", folders.duel, ("judge",), partial(measure_wins, judge_worker, folders.answers)),
     )

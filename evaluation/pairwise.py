@@ -1,7 +1,6 @@
-"""Which of two responses is better? A judge compares them in both orders, or two mean scores decide.
+"""Which of two responses is better? By two protocols: mean "scores" decide, or a judge compares "pairwise".
 
-The method scores each response alone; benchmarks, and people who label data, compare two. So a judge is measured, and
-used as an annotator, by either protocol: "scores" or "pairwise".
+The method scores each response alone; benchmarks, and people who label data, compare two, here in both orders.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,10 +45,7 @@ class Duel:
 def duel_items(
     duels: Iterable[Duel], protocol: Protocol, N: int, chat: ChatFormat, settings: Settings
 ) -> Iterator[Item]:
-    """The requests that decide the duels: N judgments of each response, or N comparisons in each order.
-
-    A duel of equal texts is a tie and has no request.
-    """
+    """N judgments of each response, or N comparisons in each order; none of equal texts, which tie."""
     judge, sampling = settings.judge, sampling_of(settings.judge, chat)
     form = (judge.prompt_style, judge.verdict_position)
     for duel in (duel for duel in duels if duel.first != duel.second):
@@ -70,9 +66,8 @@ def read_duel(row: Row, protocol: Protocol, judge: Judge) -> Record:
     if protocol == "scores":
         return read_score(row, judge)
     winner = parse_winner(row["text"], row["finish_reason"], judge.verdict_position, "responses")
-    if isinstance(winner, Failure):
-        return {"winner": None, "failure": str(winner)}
-    return {"winner": winner, "failure": None}
+    failed = isinstance(winner, Failure)
+    return {"winner": None if failed else winner, "failure": str(winner) if failed else None}
 
 
 def compare(worker: Worker, duels: Iterable[Duel], N: int, job: Job) -> list[Record]:
@@ -84,13 +79,11 @@ def compare(worker: Worker, duels: Iterable[Duel], N: int, job: Job) -> list[Rec
 
 @dataclass(frozen=True)
 class Decision:
-    """A judge's decision of a duel: the first response's share of wins in [0, 1], None if no verdict could be read.
-
-    `orders` is the same with the first response shown first, and second; None if responses are scored alone.
-    """
+    """A judge's decision of a duel, as the first response's share of wins in [0, 1]; None without a verdict."""
 
     first: Fraction | None
     orders: tuple[Fraction | None, Fraction | None] | None = None
+    """The same with the first response shown first, and second; None if responses are scored alone."""
 
     @property
     def preference(self) -> Preference | None:
@@ -105,10 +98,8 @@ class Decision:
 
 
 def decide(duel: Duel, rows: Sequence[Record], protocol: Protocol) -> Decision:
-    """The decision of a duel from its records.
-
-    Scores: the higher mean wins; without a score on both sides there is no decision. Pairwise: the first response's
-    share of wins in each order, a tie counting half, averaged over the orders with a verdict.
+    """The decision of a duel from its records: by the higher mean score, if both sides have one; or by the share of
+    wins in each order, a tie counting half, averaged over the orders with a verdict.
     """
     if duel.first == duel.second:
         return Decision(SHARES["tie"], (SHARES["tie"], SHARES["tie"]) if protocol == "pairwise" else None)

@@ -14,9 +14,7 @@ from typing import Any
 ALPHABETS = ("ARABIC", "ARMENIAN", "CYRILLIC", "DEVANAGARI", "GEORGIAN", "GREEK", "HANGUL", "HEBREW", "LATIN", "THAI")
 
 _STRAIGHT = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
-_ENDS = ".!?\u2026"
-_QUOTES = "\"'\u2019\u201d\u00bb"
-_OPENERS = "\"'\u2018\u201c\u00ab([*_"
+_ENDS, _QUOTES, _OPENERS = ".!?\u2026", "\"'\u2019\u201d\u00bb", "\"'\u2018\u201c\u00ab([*_"
 _TITLES = ("mr", "mrs", "ms", "dr", "prof", "st", "vs")
 _DOT = "\u2022"
 _ITEM = re.compile("([0-9]+)[.)](?=\\s)|\u2022|[-*+\u2013](?=\\s)")
@@ -53,31 +51,25 @@ VALUES: dict[str, Callable[[Any], bool]] = {
     "text": lambda value: _are_texts([value]),
     "words": _are_texts,
     "keys": _are_texts,
-}
-"""By a parameter's name: the check of its value."""
+}  # by a parameter's name: the check of its value
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of the list above."""
-
     name: str
-    value: int | str | tuple[str, ...] | None = None
-    """The parameter: a count, a text or an alphabet, or words or keys."""
+    value: int | str | tuple[str, ...] | None = None  # a count, a text or an alphabet, or words or keys
 
 
 def followed(rule: Rule, text: str) -> bool:
-    """Whether an answer follows a rule."""
     return bool(text.strip()) and RULES[rule.name][1](text, rule.value)
 
 
 def word_count(text: str) -> int:
-    """The number of words in a text."""
     return sum(map(_has_content, text.replace("\u2014", " ").replace("--", " ").split()))
 
 
 def sentence_count(text: str) -> int:
-    """The number of sentences in a text. No sentence spans two list items or paragraphs."""
+    """No sentence spans two list items or paragraphs."""
     blocks: list[list[str]] = [[]]
     for mark, rest in _items(text):
         if mark or not rest:
@@ -118,7 +110,6 @@ def _items(text: str) -> list[tuple[str, str]]:
 
 
 def _numbers(text: str) -> list[str]:
-    """The numbers of the numbered items."""
     return [mark for mark, _ in _items(text) if mark not in ("", _DOT)]
 
 
@@ -142,7 +133,7 @@ def _plain(text: str) -> str:
 
 
 def _is_letter(character: str) -> bool:
-    """Whether the character is a letter, a combining mark or a digit; False for the empty string."""
+    """A letter, a combining mark or a digit."""
     return bool(character) and (character.isalnum() or unicodedata.category(character)[0] == "M")
 
 
@@ -153,14 +144,10 @@ def _has_content(text: str) -> bool:
 def _object_keys(text: str) -> set[str] | None:
     """The keys of a JSON object; None for another text."""
     fenced = re.fullmatch("```(?:json)?[^\\S\n]*\n(.*)\n[^\\S\n]*```", text, re.DOTALL)
-    try:  # numbers stay text, since converting a long one takes more than linear time
-        value = json.loads(
-            fenced[1] if fenced else text,
-            object_pairs_hook=_distinct,
-            parse_int=str,
-            parse_float=str,
-            parse_constant=_refuse,
-        )
+    numbers: Any = {"parse_int": str, "parse_float": str}  # converting a long one takes more than linear time
+    try:
+        hooks = {"object_pairs_hook": _distinct, "parse_constant": _refuse}
+        value = json.loads(fenced[1] if fenced else text, **numbers, **hooks)
     except (ValueError, RecursionError):
         return None
     return set(value) if isinstance(value, dict) else None
@@ -177,6 +164,5 @@ def _refuse(name: str) -> None:
 
 
 def _alphabets(text: str) -> set[str]:
-    """The alphabets of a text's letters."""
     letters = {c for c in text if c.isalpha() and unicodedata.category(c) != "Lm"}
     return {unicodedata.name(c, "").split(" ")[0] for c in letters}

@@ -1,8 +1,7 @@
 """A run's summary: `runs/NAME/summary.json`, and the same in the terminal.
 
-Its "models" are a row for each model: the measurements of the seed, of M_0 and of every M_t. "differences" are paired
-differences from M_0: the mean over prompts (or labelled pairs) of the difference of the two models' values, which is
-far more certain than the difference of two means. Intervals are over prompts (or groups of labelled pairs).
+Its "models" are a row for each model, with paired "differences" from M_0, which are far more certain than those of two
+means. Intervals are over prompts (or groups of labelled pairs).
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,18 +28,14 @@ COLUMNS = (
     ("judge agrees", "agreement", _BRIEF),
     ("Spearman", "spearman", "{:.2f}"),
     ("meta-judge", "meta_agreement", _BRIEF),
-)
-"""The table of models: title, key, and the format of value and interval."""
+)  # the table of models: title, key, and the format of value and interval
 CHANGES = {"verifiable": _CHANGE, "agreement": _CHANGE, "characters": "{:+.1f} [{:+.1f}, {:+.1f}]"}  # those printed
 Values = dict[str, dict[tuple[str, str], float]]
 """A model's single values by measure, and by (group that is resampled, name within the group)."""
 
 
 def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, done: int) -> Record:
-    """Write and return the summary of a run's first `done` iterations.
-
-    SFT starts from the checkpoint `seed` and ends with the checkpoint `initial`.
-    """
+    """Write and return the summary of a run's first `done` iterations; SFT makes `initial` from `seed`."""
     trained, before = read_manifest(initial) or {}, _judged(folder, -1, settings)
     iterations = [_iteration(folder / f"iter{t}", t, settings) for t in range(1, done + 1)]
     checkpoints = [str(seed)] * settings.sft.enabled + [str(initial), *(row["checkpoint"] for row in iterations)]
@@ -94,49 +89,48 @@ def _iteration(folder: Path, number: int, settings: Settings) -> Record:
 
 def _models(run: Path, settings: Settings, checkpoints: Sequence[str]) -> list[Record]:
     """Rows of M_0 and every M_t, and before them of the seed where there is SFT."""
-    rows, base, first = [], Values(), -1 if settings.sft.enabled else 0
+    rows, base, evaluation, first = [], Values(), settings.evaluation, -1 if settings.sft.enabled else 0
     for t, checkpoint in enumerate(checkpoints, first):
-        row, values = _measured(run, t, settings, compared=t > first)
+        model, judged = ModelMeasurements.of(run, t), _judged(run, t, settings)
+        judge, meta = judged["agreement"] or {}, judged["meta_agreement"] or {}
+        actor = read_json(model.held_out / "report.json") if evaluation.instructions or evaluation.prompts else {}
+        verifiable, answers = actor.get("verifiable") or {}, actor.get("answers") or {}
+        compared = bool(evaluation.prompts) and t > first  # with the seed's answers
+        wins = read_json(model.duel / "report.json") if compared else {}
+        values = _values(model, verifiable, answers, evaluation.judge_cases.replace("{run}", str(run)) if judge else "")
         base = values if t == 0 else base
-        name = {"name": "seed" if t < 0 else f"M{t}", "checkpoint": checkpoint}
-        rows.append(name | row | {"differences": differences(values, base) if t > 0 else {}})
+        by = {"current": f"M{t}", "initial": "M0"}.get(evaluation.judge, evaluation.judge)
+        rows.append({
+            "name": "seed" if t < 0 else f"M{t}",
+            "checkpoint": checkpoint,
+            "agreement": judge.get("pairwise"),
+            "meta_agreement": meta.get("agreement"),
+            **{key: judge.get(key) for key in ("longer_wins", "spearman", "parse_rate")},
+            "verifiable": verifiable.get("strict"),
+            "verifiable_rules": verifiable.get("rules"),
+            **{key: answers.get(key) for key in (*BY_ANSWER, "distinct_1", "distinct_2")},
+            "win_rate": wins.get("win_rate"),
+            "win_rate_undecided": wins["duels"] - wins["win_rate"]["count"] if wins else None,
+            "win_rate_by": by if wins else None,
+            "win_rate_way": PROTOCOLS[evaluation.protocol] if wins else None,
+            "win_rate_consistency": wins.get("consistency"),
+            "differences": differences(values, base) if t > 0 else {},
+        })  # fmt: skip
     return rows
 
 
-def _measured(run: Path, t: int, settings: Settings, compared: bool) -> tuple[Record, Values]:
-    """A model's measures as a judge, meta-judge and actor, and the single values behind the measures.
-
-    The answers are `compared` with the seed's unless the model is the seed.
-    """
-    model, evaluation, judged = ModelMeasurements.of(run, t), settings.evaluation, _judged(run, t, settings)
-    judge, meta = judged["agreement"] or {}, judged["meta_agreement"] or {}
-    actor = read_json(model.held_out / "report.json") if evaluation.instructions or evaluation.prompts else {}
-    verifiable, answers = actor.get("verifiable") or {}, actor.get("answers") or {}
-    wins = read_json(model.duel / "report.json") if evaluation.prompts and compared else {}
+def _values(model: ModelMeasurements, verifiable: Record, answers: Record, cases: str) -> Values:
     values = Values()
     if verifiable:
         values["verifiable"] = {(name, ""): float(all(rules)) for name, rules in verifiable["followed"].items()}
     for key in BY_ANSWER if answers else ():
         values[key] = {(name, ""): own[key] for name, own in answers["by_id"].items()}
-    if judge:
-        labelled = read_labelled(Path(evaluation.judge_cases.replace("{run}", str(run))))
+    if cases:
+        labelled = read_labelled(Path(cases))
         preferences = read_decisions(model.agreement / "decisions.jsonl", labelled).opinion(labelled).preferences
         pairs = [(pair, own) for pair in labelled.pairs if (own := preferences[pair.name])]
         values["agreement"] = {(pair.first.group, pair.name): half_credit(own, pair.label) for pair, own in pairs}
-    row = {
-        "agreement": judge.get("pairwise"),
-        "meta_agreement": meta.get("agreement"),
-        **{key: judge.get(key) for key in ("longer_wins", "spearman", "parse_rate")},
-        "verifiable": verifiable.get("strict"),
-        "verifiable_rules": verifiable.get("rules"),
-        **{key: answers.get(key) for key in (*BY_ANSWER, "distinct_1", "distinct_2")},
-        "win_rate": wins.get("win_rate"),
-        "win_rate_undecided": wins["duels"] - wins["win_rate"]["count"] if wins else None,
-        "win_rate_by": {"current": f"M{t}", "initial": "M0"}.get(evaluation.judge, evaluation.judge) if wins else None,
-        "win_rate_way": PROTOCOLS[evaluation.protocol] if wins else None,
-        "win_rate_consistency": wins.get("consistency"),
-    }
-    return row, values
+    return values
 
 
 def differences(values: Values, base: Values) -> Record:
@@ -174,7 +168,6 @@ def notes(rows: Sequence[Record]) -> Iterator[str]:
 
 
 def print_summary(summary: Record) -> None:
-    """Print the summary and the table of models."""
     rows = summary["models"]
     print("", *summary_lines(summary), "", sep="\n")
     if len((table := cells(rows))[0]) > 1:
@@ -210,7 +203,6 @@ def summary_lines(summary: Record) -> Iterator[str]:
 
 
 def _panel_lines(panel: Record, responses: int) -> Iterator[str]:
-    """The bias panel of one iteration."""
     texts, judge, meta = panel["responses"], panel["judge"], panel["metajudge"]
     characters = f"{texts['characters_mean'] or 0:.0f} characters on average"
     yield f"  responses    {responses}, {texts['distinct']} distinct, {characters}"
@@ -238,7 +230,6 @@ def _panel_lines(panel: Record, responses: int) -> Iterator[str]:
 
 
 def _agreement_lines(name: str, measured: Record) -> Iterator[str]:
-    """How well a model judges and meta-judges, as far as that was measured."""
     judge, meta = measured["agreement"], measured["meta_agreement"]
     if judge and judge["pairwise"]["count"]:
         longer = f"the longer response would: {shown(judge['longer_wins'], '{:.1%}')}"

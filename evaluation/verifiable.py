@@ -1,8 +1,7 @@
 """Instructions about form that code can check, after IFEval (Zhou et al., arXiv 2311.07911), for any model's answers.
 
-`python -m evaluation.verifiable --instructions data/evaluation/verifiable.jsonl --answers FILE` reads one answer
-{id, text} for each instruction. It prints how many prompts had all their rules followed, how many rules were followed,
-and the same by rule. Intervals are bootstrap percentiles over prompts.
+`python -m evaluation.verifiable --instructions data/evaluation/verifiable.jsonl --answers FILE` prints how many prompts
+had all their rules followed, how many rules were followed, and the same by rule. Intervals are over prompts.
 """
 
 import argparse
@@ -18,8 +17,6 @@ from stages.files import UserError, command, read_numbered_jsonl
 
 @dataclass(frozen=True)
 class Instruction:
-    """A prompt, and the rules in it."""
-
     id: str
     prompt: str
     rules: tuple[Rule, ...]
@@ -28,8 +25,7 @@ class Instruction:
 def read_rows(path: Path, text: str, *others: str) -> dict[str, tuple[str, dict[str, Any]]]:
     """By id: (place, row) of a file of rows that have a text of the name `text`, and the keys `others`.
 
-    Raises `UserError` naming file, line and key for a missing key, a value that is no text, and a repeated id; also for
-    an empty file.
+    Raises `UserError` for a missing key, a value that is no text, a repeated id, and an empty file.
     """
     rows: dict[str, tuple[str, dict[str, Any]]] = {}
     for number, row in read_numbered_jsonl(path, ("id", text, *others)):
@@ -48,8 +44,7 @@ def read_rows(path: Path, text: str, *others: str) -> dict[str, tuple[str, dict[
 def read_instructions(path: Path) -> list[Instruction]:
     """The instructions of a file of rows {id, prompt, rules: [{rule: NAME, PARAMETER: value}]}, in its order.
 
-    Raises the errors of `read_rows`, and `UserError` naming file, line and rule for an unknown rule, another parameter
-    than the rule's, and a wrong value.
+    Raises the errors of `read_rows`, and `UserError` for an unknown rule, and another parameter or value than its own.
     """
     instructions = []
     for name, (where, row) in read_rows(path, "prompt", "rules").items():
@@ -67,8 +62,7 @@ def _rule(entry: Any, where: str) -> Rule:
     key = RULES[name][0]
     if set(entry) != {"rule", key} - {""} or not (key == "" or VALUES[key](entry[key])):
         raise UserError(f"{where} is {entry}; docs/evaluation.md describes {name} {{{key}}}")
-    value = entry.get(key)
-    return Rule(name, tuple(value) if isinstance(value, list) else value)
+    return Rule(name, tuple(entry[key]) if key in ("words", "keys") else entry.get(key))
 
 
 def verifiable_report(instructions: Sequence[Instruction], texts: Mapping[str, str]) -> dict[str, Any]:
