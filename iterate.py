@@ -28,9 +28,8 @@ from dpo.sft import SFT
 from dpo.train import DPO
 from evaluation.agreement import read_comparisons, read_report
 from evaluation.bias import broken_limits, write_panel
-from evaluation.held_out import read_prompts
 from evaluation.labelled import read_labelled
-from evaluation.measure import MEASURE, ModelMeasurements
+from evaluation.measure import MEASURE, ModelMeasurements, read_prompts
 from evaluation.report import write_report
 from evaluation.summary import print_summary, write_summary
 from evaluation.verifiable import read_instructions

@@ -73,7 +73,7 @@ def compared_rows(
             copied = {key: question.row[key] for key in (("uid", "category") if second else ("question_id",))}
             rows.append(copied | names | {"games": list(_games(decision, own, second))})
             continue
-        row = {key: question.row[key] for key in ("dataset", "instruction") if key in question.row}
+        row: Record = {key: question.row[key] for key in ("dataset", "instruction") if key in question.row}
         row |= {"output_1": duel.first, "generator_1": names["baseline"]}
         row |= {"output_2": duel.second, "generator_2": names["model"], "annotator": names["judge"]}
         row["preference"] = None if decision.first is None else to_number(2 - decision.first)

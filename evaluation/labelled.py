@@ -5,12 +5,13 @@ The first and the third response of group g1 are the pair "g1/0-2". Responses wi
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import combinations, groupby
 from pathlib import Path
+from statistics import multimode
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from evaluation.pairwise import SHARES, Decision, Duel, Preference, decide, mean_share, prefer
@@ -29,15 +30,14 @@ SCORE: Any = ("a finite number or null", lambda value: value is None or NUMBER[1
 WINNER: Any = ('"first", "second", "tie" or null', lambda value: value in list(SHARES))
 ORDER: Any = ("0 or 1", lambda value: type(value) is int and value in (0, 1))
 INDEX: Any = ("a whole number from 0", lambda value: type(value) is int and value >= 0)
+# By the key of a group's members: the keys of id, prompt and quality, and the quality's sign.
 GROUPS = {"responses": ("id", "prompt", "score", 1), "replies": ("message_id", "context", "rank", -1)}
-"""By the key of a group's members: the keys of id, prompt and quality, and the quality's sign."""
+# By form: the verdict's key and kind, and the number of orders in which there are verdicts.
 VERDICTS = {"comparisons": ("winner", WINNER, 2), "scores": ("score", SCORE, 1), "decisions": ("decision", WINNER, 1)}
-"""By form: the verdict's key and kind, and the number of orders in which there are verdicts."""
 QUALITIES = {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """A response of known quality."""
 
     group: str
@@ -49,14 +49,13 @@ class Case:
     subset: str = ""
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """Two responses to one prompt."""
 
     name: str
     first: Case
     second: Case
-    labels: Mapping[str, Preference] = field(default_factory=dict)  # by annotator; none within a ranked group
+    labels: Mapping[str, Preference] = MappingProxyType({})  # by annotator; none within a ranked group
 
     @property
     def label(self) -> Preference:
@@ -68,8 +67,7 @@ class Pair:
         return Duel(self.name, self.first.prompt, self.first.text, self.second.text)
 
 
-@dataclass(frozen=True)
-class Labelled:
+class Labelled(NamedTuple):
     cases: list[Case]  # those of a group one after another
     pairs: list[Pair]  # any two of a group with different quality, as "GROUP/0-2"; then labelled pairs by their ids
 
@@ -103,8 +101,7 @@ def read_labelled(path: Path) -> Labelled:
         key, shown, *own = _outputs(row, where)
         if texts.setdefault(key, own)[:3] != own[:3]:
             raise UserError(f"{where}: {shown} came before with other texts; give each pair its own id")
-        known = row.get("annotator", row.get("annotator_index"))
-        annotator = "" if known is None else str(known)
+        annotator = next((str(row[key]) for key in ("annotator", "annotator_index") if row.get(key) is not None), "")
         if annotator in votes[key]:
             raise UserError(f'{where}: {shown} has a label by {annotator!r}; remove one, or name each "annotator"')
         votes[key][annotator] = _label(row, where)
@@ -129,8 +126,8 @@ def read_labelled(path: Path) -> Labelled:
 
 def majority(labels: Iterable[Preference]) -> Preference:
     """The most frequent label; a tie if there are several."""
-    (label, most), *others = Counter(labels).most_common()
-    return "tie" if any(count == most for _, count in others) else label
+    label, *others = multimode(labels)
+    return "tie" if others else label
 
 
 def _outputs(row: Record, where: str) -> tuple[Any, ...]:
@@ -208,8 +205,7 @@ def by_value(labelled: Labelled, values: Mapping[str, Fraction | int | None]) ->
     return Opinion({name: None if None in own else prefer(*own) for name, own in both.items()}, values)
 
 
-@dataclass(frozen=True)
-class Decisions:
+class Decisions(NamedTuple):
     """A judge's verdicts of one of the forms `VERDICTS`."""
 
     form: str
@@ -240,11 +236,7 @@ class Decisions:
 
 
 def read_decisions(path: Path, labelled: Labelled) -> Decisions:
-    """The verdicts of a file.
-
-    Raises `UserError` for a row of no form or not of the first row's, an unknown id, an invalid, repeated or missing
-    verdict.
-    """
+    """A file's verdicts. Raises `UserError` for a row not of the first's form, and a wrong, repeated or missing one."""
     rows = [(f"{path}, line {number}", row) for number, row in read_numbered_jsonl(path, ("id",))]
     form = next((form for form, (key, *_) in VERDICTS.items() if not rows or key in rows[0][1]), None)
     if form is None:

@@ -4,11 +4,10 @@ The method scores each response alone; benchmarks, and people who label data, co
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from statistics import mean
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from judging.judge import read_score
 from judging.rubric import judge_prompt, pairwise_prompt
@@ -23,8 +22,7 @@ from stages.settings import Judge, Protocol, Settings
 from stages.stage import Job
 
 Preference = Literal["first", "second", "tie"]
-SHARES = {"first": Fraction(1), "second": Fraction(0), "tie": Fraction(1, 2), None: None}
-"""The first response's share of a win, by preference; None without a verdict."""
+SHARES = {"first": Fraction(1), "second": Fraction(0), "tie": Fraction(1, 2), None: None}  # of a win, the first's
 
 
 def prefer(first: Any, second: Any) -> Preference:
@@ -32,10 +30,7 @@ def prefer(first: Any, second: Any) -> Preference:
     return "tie" if first == second else "first" if first > second else "second"
 
 
-@dataclass(frozen=True)
-class Duel:
-    """Two responses to one prompt."""
-
+class Duel(NamedTuple):
     id: str
     prompt: str
     first: str
@@ -77,13 +72,11 @@ def compare(worker: Worker, duels: Iterable[Duel], N: int, job: Job) -> list[Rec
     return list(read_shards(job.out))
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """A judge's decision of a duel, as the first response's share of wins in [0, 1]; None without a verdict."""
 
     first: Fraction | None
-    orders: tuple[Fraction | None, Fraction | None] | None = None
-    """The same with the first response shown first, and second; None if responses are scored alone."""
+    orders: tuple[Fraction | None, Fraction | None] | None = None  # with it shown first, and second; None for scores
 
     @property
     def preference(self) -> Preference | None:

@@ -29,7 +29,7 @@ class ReportedIteration:
     metrics: list[Record] = field(default_factory=list)
     scored: list[tuple[int, float]] = field(default_factory=list)  # characters and score of each scored response
     elo: list[float] = field(default_factory=list)
-    prompts: list[list[Any]] = field(default_factory=list)  # what the browser shows (`browser.py`)
+    prompts: list[list[Any]] = field(default_factory=list)  # what the browser shows (`page.py`)
 
     def panel(self, *keys: str) -> Any:
         """The value at nested keys of the bias panel, or a measurement's mean; None where a key is missing."""

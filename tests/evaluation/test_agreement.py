@@ -2,21 +2,22 @@
 
 import json
 import random
-import sys
 from itertools import combinations
 from operator import itemgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from questions import refused, written
 from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score
 
-import prepare.seed_model
-from evaluation.agreement import main, report, table
+from evaluation.agreement import comparison_items, main, meta_report, report, table
 from evaluation.labelled import Case, Decisions, Labelled, Pair, majority
 from evaluation.statistics import bootstrap, cohen_kappa, spearman
-from stages.files import UserError, read_jsonl, write_jsonl
+from stages.files import read_jsonl
+from stages.settings import load_settings
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny.toml"
 CLASSES = ("first", "second", "tie")
@@ -195,57 +196,75 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def command(*words: str | Path) -> str:
-        monkeypatch.setattr(sys, "argv", ["agreement", *map(str, words)])
-        main()
-        return capsys.readouterr().out
-
-    return command
-
-
-def test_a_models_decisions_give_the_same_report_again(run, tmp_path, monkeypatch):
-    """Of a model that utters scores and winners, by both protocols in the same folder."""
-    verdicts = [*prepare.seed_model.VERDICTS[:-2], "Winner: Response A\n", "Winner: Response B\n"]
-    monkeypatch.setattr(prepare.seed_model, "VERDICTS", verdicts)
-    judge, cases, out, again = (tmp_path / name for name in ("judge", "cases.jsonl", "out", "again"))
-    prepare.seed_model.make_tiny(judge, judge=True)
-    write_jsonl(cases, CASES)
+def test_a_models_decisions_give_the_same_report_again(call, judge, tmp_path):
+    """By both protocols in the same folder."""
+    cases, out, again = written(tmp_path / "cases.jsonl", CASES), tmp_path / "out", tmp_path / "again"
     of_model = ("--config", CONFIG, "--model", judge, "--cases", cases, "--out", out, "--protocol")
     for protocol, N, judgments in (("scores", 3, 9 * 3), ("pairwise", 3, 5 * 2 * 3), ("pairwise", 1, 5 * 2)):
-        assert str(judge) in run(*of_model, protocol, "--N", N)
+        assert str(judge) in call(main, *of_model, protocol, "--N", N).out
         result = json.loads((out / "agreement.json").read_text())
         assert result["judge"] == str(judge) and result["judgments"] == judgments and result["pairs"] == 6
         assert 0 < result["parse_rate"] < 1 and list(result["subsets"]) == ["facts", "sums"]
         assert (result["consistency"]["count"] > 0) == (result["first_position"]["count"] > 0) == (protocol != "scores")
         assert len(list(read_jsonl(out / "decisions.jsonl"))) == result["judgments"]
-        shown = run("--cases", cases, "--decisions", out / "decisions.jsonl", "--out", again)
+        shown = call(main, "--cases", cases, "--decisions", out / "decisions.jsonl", "--out", again).out
         stored = json.loads((again / "agreement.json").read_text())
         assert stored["judge"] == str(out / "decisions.jsonl") and {**stored, "judge": result["judge"]} == result
         assert shown == table(stored) + "\n" and shown.startswith(stored["judge"]) and "2 annotators, 4 labels" in shown
     before = (out / "agreement.json").stat().st_mtime_ns
-    assert run(*of_model, "pairwise") == table(result) + "\n"  # finished work is not done again
+    assert call(main, *of_model, "pairwise").out == table(result) + "\n"  # finished work is not done again
     assert (out / "agreement.json").stat().st_mtime_ns == before
 
 
-def test_the_table_has_the_judge_and_the_baseline(tmp_path, run):
+def test_the_table_has_the_judge_and_the_baseline(tmp_path, call):
     """Of two pairs b agrees; the longer response is right once."""
     pairs = [{"id": n, "prompt": "q", "output_1": "xx", "output_2": "x", "label": 1 + (n == "b")} for n in "ab"]
-    write_jsonl(tmp_path / "cases.jsonl", pairs)
-    write_jsonl(tmp_path / "decisions.jsonl", [{"id": n, "decision": "second"} for n in "ab"])
-    shown = run("--cases", tmp_path / "cases.jsonl", "--decisions", tmp_path / "decisions.jsonl").splitlines()
-    assert shown[0] == f"{tmp_path / 'decisions.jsonl'}: 2 decisions, 100.0% of them read"
+    cases = written(tmp_path / "cases.jsonl", pairs)
+    decisions = written(tmp_path / "decisions.jsonl", [{"id": n, "decision": "second"} for n in "ab"])
+    shown = call(main, "--cases", cases, "--decisions", decisions).out.splitlines()
+    assert shown[0] == f"{decisions}: 2 decisions, 100.0% of them read"
     (line,) = [line for line in shown if "without ties" in line]
     assert line.split() == ["without", "ties", *("50.0%", "[0.0%,", "100.0%]", "of", "2") * 2]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.jsonl", "decisions.jsonl"]
 
 
-def test_arguments_that_do_not_fit(run):
+def test_arguments_that_do_not_fit(call):
     for words, complaint in (
+        ("--config c", "name either --model"),
         ("--config c --model m", "a --model needs"),
         ("--config c --model m --out o --N 0", "N from 1"),
         ("--decisions d --protocol pairwise", "--decisions has no use for them"),
     ):
-        with pytest.raises(UserError, match=complaint):
-            run("--cases", "cases", *words.split())
+        with refused(complaint):
+            call(main, "--cases", "cases", *words.split())
+
+
+def compared(a: int, b: int, winner: str) -> dict:
+    judgments = [{"score": a, "justification": "x"}, {"score": b, "justification": "y"}]
+    return {"prompt": "q", "response": "r", "judgments": judgments, "winner": winner}
+
+
+def test_a_meta_judge_is_asked_both_orders_and_the_right_one_moves():
+    chat, rows = SimpleNamespace(stop_ids=(0,)), [compared(5, 2, "second"), compared(1, 1, "first")]
+    items = list(comparison_items(rows, chat, load_settings(CONFIG)))
+    asked = [(item.record["first"], item.record["right"], item.record["differ_in"]) for item in items]
+    assert asked[:2] == [(0, "second", "score"), (1, "first", "score")]
+    assert asked[2:] == [(0, "first", "evidence"), (1, "second", "evidence")]
+    shown = [item.messages()[-1]["content"] for item in items]
+    assert "Judgment A:\nScore: 5\nx\n\nJudgment B:\nScore: 2\ny" in shown[0]
+    assert "Judgment A:\nScore: 2\ny\n\nJudgment B:\nScore: 5\nx" in shown[1]
+    assert len({item.seed for item in items}) == 4
+
+
+def test_a_meta_judges_report_worked_by_hand():
+    """Case 0: right, and wrong. Case 1: right, and no winner, which counts half. The first place wins one of three."""
+    rows = [
+        *((0, 0, "second", "second", "score"), (0, 1, "first", "second", "score")),
+        *((1, 0, "first", "first", "evidence"), (1, 1, "second", None, "evidence")),
+    ]
+    keys = ("case", "first", "right", "winner", "differ_in")
+    result = meta_report([dict(zip(keys, row, strict=True)) for row in rows])
+    assert result["parse_rate"] == 0.75 and result["agreement"]["value"] == 2.5 / 4
+    assert {kind: value["value"] for kind, value in result["by_kind"].items()} == {"score": 0.5, "evidence": 0.75}
+    assert result["first_position"]["value"] == pytest.approx(1 / 3, abs=1e-4)
+    assert result["consistency"]["value"] == 0.0  # the one case decided twice: the second place won both times

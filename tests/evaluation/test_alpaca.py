@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_alpaca_reference import CASES, INSTRUCTIONS, REFERENCE, annotations, write_data
-from questions import refused, without
+from questions import annotation, refused, written
 
 from evaluation import alpaca
 from evaluation.alpaca import OFFICIAL_ANNOTATOR, OFFICIAL_BASELINE, annotated, notes, read_annotations, read_csv
-from stages.files import write_json
 
 PUBLISHED = json.loads(REFERENCE.read_text(encoding="utf-8"))
 
@@ -30,35 +29,17 @@ def gamed(data):
     return alpaca.read_gamed(data / "df_gamed.csv")
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*words) -> list[str]:
-        monkeypatch.setattr(sys, "argv", ["alpaca", *map(str, words)])
-        alpaca.main()
-        return capsys.readouterr().out.splitlines()
-
-    return call
-
-
-def annotation(place: int, preference, **more) -> dict:
-    outputs = {"output_1": "b" * (10 + place), "generator_1": "base", "output_2": "m" * (20 + 3 * place)}
-    row = {"instruction": f"Say {place}."} | outputs | {"generator_2": "model", "annotator": "a coin"}
-    return row | {"preference": preference} | more
-
-
-def written(path: Path, *preferences, **more) -> Path:
-    write_json(path, [annotation(place, value, **more) for place, value in enumerate(preferences)])
-    return path
+def coins(path: Path, *preferences, **more) -> Path:
+    return written(path, [annotation(place, value, **more) for place, value in enumerate(preferences)])
 
 
 def measured(path: Path, *preferences, **more) -> dict:
-    return annotated(read_annotations(written(path, *preferences, **more)), None)
+    return annotated(read_annotations(coins(path, *preferences, **more)), None)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_number_is_the_packages(name, tmp_path, gamed, monkeypatch):
-    write_json(tmp_path / "annotations.json", annotations(name, **CASES[name]))
-    given = read_annotations(tmp_path / "annotations.json")
+    given = read_annotations(written(tmp_path / "annotations.json", annotations(name, **CASES[name])))
     predictions, weights = alpaca.length_controlled(given, gamed)
     monkeypatch.setattr(alpaca, "length_controlled", lambda *_: (predictions, weights))
     result = annotated(given, gamed) | {"weights": weights.tolist()}
@@ -156,32 +137,10 @@ def test_rows_without_preference_or_text_count_nowhere(tmp_path):
     assert (row["standard_error"], row["avg_length"], row["without_text"]) == (None, None, 1)
 
 
-@pytest.mark.parametrize(
-    ("rows", "complaint"),
-    [
-        ([annotation(0, 1), annotation(1, 2), annotation(0, 2)], "a.json: an instruction comes twice"),
-        ([annotation(0, 1), without(annotation(1, 1), "preference")], "entry 1: preference is missing"),
-        ([without(annotation(1, 1), "annotator")], "entry 0: annotator is missing"),
-        ([annotation(0, 1), annotation(1, 2.5)], "entry 1: preference is 2.5; it must be from 1 to 2, 0 for a tie"),
-        *(([annotation(0, bad)], "entry 0: preference is ") for bad in (0.5, "m", [1])),
-        ([annotation(0, None), annotation(1, None)], "a.json: no row has a preference"),
-        ([annotation(0, 1), annotation(1, 1, generator_2="m2")], "a.json: generator_2 is model, m2; name one"),
-        ([annotation(0, 1, annotator=None)], "a.json: annotator is None; name one"),
-        ([annotation(0, 1, index=4), annotation(1, 2)], "entry 1: index is missing"),
-        (annotation(0, 1), "a.json: not a JSON list"),
-    ],
-)
-def test_bad_annotations_are_one_line(tmp_path, rows, complaint):
-    write_json(tmp_path / "a.json", rows)
-    with refused(complaint):
-        read_annotations(tmp_path / "a.json")
-
-
 def test_a_pool_of_annotators_and_characters_of_several_bytes(tmp_path):
     who = ("A", None, "B", "B")
     rows = [annotation(place, 1, index=float(place), annotator=name) for place, name in enumerate(who)]
-    write_json(tmp_path / "a.json", [row | {"output_1": "漢🙂"} for row in rows])
-    own = read_annotations(tmp_path / "a.json")
+    own = read_annotations(written(tmp_path / "a.json", [row | {"output_1": "漢🙂"} for row in rows]))
     assert (own.positions, own.lengths[0].tolist(), own.names["annotator"]) == ([0, 1, 2, 3], [2, 20], "A, B")
 
 
@@ -194,29 +153,34 @@ def test_whose_number_is_official(tmp_path):
     assert unofficial == [f"judged by M1 against {OFFICIAL_BASELINE}", f"judged by {OFFICIAL_ANNOTATOR} against M0"]
 
 
-def test_the_command(run, data, tmp_path, monkeypatch):
-    files = [written(tmp_path / "a.json", 1, 2, 1.25), written(tmp_path / "b.json", 2, 2, None, generator_2="M2")]
-    _, header, first, second, *remarks = run("--annotations", *files)
+def test_the_command(call, data, tmp_path, monkeypatch):
+    files = [coins(tmp_path / "a.json", 1, 2, 1.25), coins(tmp_path / "b.json", 2, 2, None, generator_2="M2")]
+    _, header, first, second, *remarks = call(alpaca.main, "--annotations", *files).out.splitlines()
     assert header.split()[:3] == ["model", "win", "rate"] and "length controlled" not in header
     assert first.split()[:5] == ["model", "41.67", "30.05", "33.33", "23"]
     assert second.split()[:6] == ["M2", "100.00", "0.00", "100.00", "23", "1"]
     assert len(remarks) == 4 and remarks[2] == "M2: a preference on 2 instructions; AlpacaEval has 805"
     assert "df_gamed.csv, of the data set tatsu-lab/alpaca_eval" in remarks[3]
     monkeypatch.setattr(alpaca, "fit", lambda *_: np.zeros(3))
-    assert run("--annotations", *files, "--gamed", data / "df_gamed.csv")[2].split()[:3] == ["model", "50.00", "0.00"]
+    table = call(alpaca.main, "--annotations", *files, "--gamed", data / "df_gamed.csv").out.splitlines()
+    assert table[2].split()[:3] == ["model", "50.00", "0.00"]
 
 
-def test_the_command_predicts_from_weights(run, data, tmp_path):
+def test_the_command_predicts_from_weights(call, data, tmp_path):
     folder = tmp_path / OFFICIAL_ANNOTATOR / "length_controlled_v1"
     folder.mkdir(parents=True)
     path = Path(shutil.copy(data / "weights.csv", folder))
     difficulty = ("--difficulty", data / "instruction_difficulty.csv")
     for weights, annotator in ((path, OFFICIAL_ANNOTATOR), (data / "weights.csv", "an unknown annotator")):
-        _, header, first, *_, remark = run("--weights", weights, *difficulty, "--baseline", "base")
+        table = call(alpaca.main, "--weights", weights, *difficulty, "--baseline", "base")
+        _, header, first, *_, remark = table.out.splitlines()
         assert header.split() == ["model", "length", "controlled", "winrate", "annotator", "baseline"]
         assert first.split() == ["base", "50.00", *annotator.split(), "base"]
         assert remark.startswith(f"judged by {annotator} against base: not the official")
-    with refused(f"'{OFFICIAL_BASELINE}' must be one of its 3 models, such as base"):
-        run("--weights", path, *difficulty)
-    with refused(r"--weights needs --difficulty instruction_difficulty\.csv, of the data set"):
-        run("--weights", path)
+    for words, complaint in (
+        (("--weights", path, *difficulty), f"'{OFFICIAL_BASELINE}' must be one of its 3 models, such as base"),
+        (("--weights", path), r"--weights needs --difficulty instruction_difficulty\.csv, of the data set"),
+        ((), "either --annotations or --weights"),
+    ):
+        with refused(complaint):
+            call(alpaca.main, *words)

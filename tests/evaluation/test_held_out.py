@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.held_out import distinct, duels_of, held_out_items, report, wins_report
-from evaluation.rules import Rule
-from evaluation.verifiable import Instruction
+from evaluation.measure import answers_report, duels_of, held_out_items, wins_report
+from evaluation.verifiable import Instruction, Rule
 from stages.files import UserError
 from stages.settings import Evaluation, Iteration, Model, Respond, Settings
 
@@ -40,7 +39,7 @@ def test_instructions_and_open_prompts_are_measured_apart():
         ("prompt", "b", "four", "length"),
     ]
     rows = [dict(zip(("kind", "name", "text", "finish_reason"), row, strict=True)) for row in rows]
-    result = report(INSTRUCTIONS, rows)
+    result = answers_report(INSTRUCTIONS, rows)
     assert result["verifiable"]["followed"] == {"v1": [True], "v2": [False]}
     answers = result["answers"]
     assert answers["by_id"]["a"] == {"characters": 27.0, "cut_off": 0.0, "repetition": 0.25}  # of 4 triples, 1 repeats
@@ -48,8 +47,9 @@ def test_instructions_and_open_prompts_are_measured_apart():
     assert (answers["characters"]["value"], answers["cut_off"]["value"]) == (15.5, 0.5)
     assert answers["distinct_1"] == round(4 / 7, 4)  # one two three four
     assert answers["distinct_2"] == round(3 / 5, 4)  # one-two two-three three-one
-    assert distinct(["", "word"], 2) is None
-    assert report([], rows[2:])["verifiable"] is None and report(INSTRUCTIONS, rows[:2])["answers"] is None
+    short = answers_report([], rows[3:])
+    assert short["verifiable"] is None and short["answers"]["distinct_2"] is None
+    assert answers_report(INSTRUCTIONS, rows[:2])["answers"] is None
 
 
 def answers(**texts):

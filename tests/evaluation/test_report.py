@@ -16,7 +16,7 @@ from records import CHAT
 import judging.pairs
 from evaluation.report import write_report
 from evaluation.report.__main__ import main
-from evaluation.report.browser import shown_prompts
+from evaluation.report.page import shown_prompts
 from evaluation.report.plots import PLOTS, ReportedIteration, ReportedRun, plots
 from evaluation.summary import cells, notes
 from judging.scores import EXPLANATIONS

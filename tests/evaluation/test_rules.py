@@ -1,4 +1,4 @@
-"""Every rule of `evaluation/rules.py` on texts that follow it and texts that nearly do, and what must hold for any."""
+"""Every rule of `evaluation/verifiable.py` on texts that follow it and texts that nearly do, and what holds for any."""
 
 # ruff: noqa: RUF001
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.rules import ALPHABETS, RULES, Rule, followed, sentence_count, word_count
+from evaluation.verifiable import ALPHABETS, RULES, Rule, followed, sentence_count, word_count
 
 CASES = [
     # rule, texts that follow it, texts that do not

@@ -1,15 +1,24 @@
 """Verifiable instructions: the report on worked answers, what is refused, and the project's prompts."""
 
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from questions import refused, written
 
-from evaluation.rules import RULES, Rule, followed
-from evaluation.verifiable import Instruction, main, read_instructions, read_rows, table, verifiable_report
+from evaluation.verifiable import (
+    RULES,
+    Instruction,
+    Rule,
+    followed,
+    main,
+    read_instructions,
+    read_rows,
+    table,
+    verifiable_report,
+)
 from prepare.novelty import Novelty, Sequences
-from stages.files import UserError, read_jsonl, write_jsonl
+from stages.files import read_jsonl
 
 DATA = Path(__file__).parents[2] / "data"
 PATH = DATA / "evaluation" / "verifiable.jsonl"
@@ -36,7 +45,7 @@ def test_a_worked_report():
         ({"x": "a"}, "no answer to 2 of 3 instructions: 'y', 'z'; answer all"),
         (dict.fromkeys("xyzvu", "a"), "2 answers to unknown instructions: 'u', 'v'"),
     ):
-        with pytest.raises(UserError, match=complaint):
+        with refused(complaint):
             verifiable_report(THREE, texts)
 
 
@@ -73,10 +82,8 @@ def ruled(*rules) -> dict:
     ],
 )
 def test_bad_instructions_are_one_line(tmp_path, row, complaint):
-    write_jsonl(tmp_path / "i.jsonl", [GOOD, row])
-    with pytest.raises(UserError, match=r"i\.jsonl, line 2.*" + complaint) as error:
-        read_instructions(tmp_path / "i.jsonl")
-    assert "\n" not in str(error.value)
+    with refused(r"i\.jsonl, line 2.*" + complaint):
+        read_instructions(written(tmp_path / "i.jsonl", [GOOD, row]))
 
 
 def test_bad_answers_are_one_line(tmp_path):
@@ -86,19 +93,15 @@ def test_bad_answers_are_one_line(tmp_path):
         ([{"id": "a", "text": ""}, {"id": "a", "text": "again"}], "line 2: id 'a' came before"),
         ([], "no rows; name a file of rows with id, text"),
     ):
-        write_jsonl(tmp_path / "a.jsonl", rows)
-        with pytest.raises(UserError, match=r"a\.jsonl.*" + complaint):
-            read_rows(tmp_path / "a.jsonl", "text")
+        with refused(r"a\.jsonl.*" + complaint):
+            read_rows(written(tmp_path / "a.jsonl", rows), "text")
 
 
-def test_the_command(tmp_path, monkeypatch, capsys):
-    write_jsonl(tmp_path / "a.jsonl", list(read_jsonl(ANSWERS))[1:])
-    monkeypatch.setattr(sys, "argv", ["verifiable", f"--instructions={PATH}", f"--answers={ANSWERS}"])
-    main()
-    assert capsys.readouterr().out.splitlines() == list(table(verifiable_report(INSTRUCTIONS, TEXTS)))
-    sys.argv[2:] = [f"--answers={tmp_path / 'a.jsonl'}"]
-    with pytest.raises(UserError, match=r"a\.jsonl: no answer to 1 of 175 instructions: 'v000'; answer all"):
-        main()
+def test_the_command(tmp_path, call):
+    words = ("--instructions", PATH, "--answers")
+    assert call(main, *words, ANSWERS).out.splitlines() == list(table(verifiable_report(INSTRUCTIONS, TEXTS)))
+    with refused(r"a\.jsonl: no answer to 1 of 175 instructions: 'v000'; answer all"):
+        call(main, *words, written(tmp_path / "a.jsonl", list(read_jsonl(ANSWERS))[1:]))
 
 
 def test_each_prompt_can_be_followed_and_is_not_by_any_answer():
