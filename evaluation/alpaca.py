@@ -202,10 +202,8 @@ def predicted(path: Path, baseline: str, difficulty: Path) -> list[Record]:
     annotator = folder.parent.name if folder.name == "length_controlled_v1" else "an unknown annotator"
     gaps = weights - weights[names.index(baseline)]
     rates = 100 * logistic(gaps[:, 1] * difficulties + gaps[:, 2]).mean(0)
-    keys = ("model", "length_controlled_winrate", "annotator", "baseline")
-    return [
-        dict(zip(keys, (*row, annotator, baseline), strict=True)) for row in zip(names, rates.tolist(), strict=True)
-    ]
+    facts, models = {"annotator": annotator, "baseline": baseline}, zip(names, rates.tolist(), strict=True)
+    return [{"model": name, "length_controlled_winrate": rate} | facts for name, rate in models]
 
 
 def notes(rows: Sequence[Record]) -> list[str]:
@@ -227,10 +225,9 @@ def main() -> None:
         __doc__, annotations=file | {"nargs": "+"}, gamed=file, weights=file, difficulty=file,
         baseline={"default": OFFICIAL_BASELINE, "help": "default: %(default)s"},
     )  # fmt: skip
-    if bool(given.weights) == bool(given.annotations):
-        raise UserError("name either --annotations or --weights")
-    if bool(given.weights) != bool(given.difficulty) or (given.weights and given.gamed):
-        raise UserError(f"--weights needs --difficulty instruction_difficulty.csv, {SOURCE}; --annotations --gamed")
+    if len({bool(given.weights), bool(given.difficulty), not given.annotations}) > 1 or (given.weights and given.gamed):
+        either = "--annotations, for LC with --gamed, or --weights with --difficulty instruction_difficulty.csv"
+        raise UserError(f"name {either}, {SOURCE}")
     if given.weights:
         rows = predicted(given.weights, given.baseline, given.difficulty)
     else:

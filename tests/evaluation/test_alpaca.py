@@ -179,8 +179,8 @@ def test_the_command_predicts_from_weights(call, data, tmp_path):
         assert remark.startswith(f"judged by {annotator} against base: not the official")
     for words, complaint in (
         (("--weights", path, *difficulty), f"'{OFFICIAL_BASELINE}' must be one of its 3 models, such as base"),
-        (("--weights", path), r"--weights needs --difficulty instruction_difficulty\.csv, of the data set"),
-        ((), "either --annotations or --weights"),
+        (("--weights", path), r"--weights with --difficulty instruction_difficulty\.csv, of the data set"),
+        ((), "name --annotations"),
     ):
         with refused(complaint):
             call(alpaca.main, *words)

@@ -1,11 +1,12 @@
 """Labelled pairs and groups, and stored verdicts on them: the forms of a row, what follows from it, what is refused."""
 
+import re
 from fractions import Fraction
 
 import pytest
+from questions import refused, without, written
 
 from evaluation.labelled import Labelled, majority, read_decisions, read_labelled
-from stages.files import UserError, write_jsonl
 
 PAIR = {"id": "a", "prompt": "Name a river.", "output_1": "The Po.", "output_2": "Rome.", "label": 1}
 ALPACA = {"instruction": "Add 2 and 2.", "output_1": "4", "output_2": "5", "preference": 1, "dataset": "sums"}
@@ -19,11 +20,7 @@ RANKED = {
 
 @pytest.fixture
 def read(tmp_path):
-    def write_and_read(*rows: dict) -> Labelled:
-        write_jsonl(tmp_path / "cases.jsonl", rows)
-        return read_labelled(tmp_path / "cases.jsonl")
-
-    return write_and_read
+    return lambda *rows: read_labelled(written(tmp_path / "cases.jsonl", rows))
 
 
 def test_a_label_says_which_is_better(read):
@@ -79,7 +76,7 @@ def test_a_prompt_may_be_a_conversation(read):
         ([], "no labelled responses"),
         ([{"id": "x"}], "line 1: neither a labelled pair nor a group"),
         ([PAIR | {"id": None}], "line 1: key 'id' is missing"),
-        ([{key: value for key, value in PAIR.items() if key != "label"}], "line 1: key 'label' is missing"),
+        ([without(PAIR, "label")], "line 1: key 'label' is missing"),
         *(([PAIR | {"label": x}], "it must be 1, 2 or") for x in (3, 1.2, True, "both", float("nan"), [1])),
         ([ALPACA | {"preference": 2.5}], "line 1: preference is 2.5"),
         ([PAIR | {"output_2": 4}], "line 1: output_2 is 4; it must be a text"),
@@ -99,9 +96,8 @@ def test_a_prompt_may_be_a_conversation(read):
     ],
 )
 def test_labels_that_are_refused(read, rows, complaint):
-    with pytest.raises(UserError) as error:
+    with refused(re.escape(complaint)):
         read(*rows)
-    assert complaint in str(error.value) and "\n" not in str(error.value)
 
 
 # Stored verdicts
@@ -118,11 +114,7 @@ def labelled(read) -> Labelled:
 
 @pytest.fixture
 def decide(tmp_path, labelled):
-    def write_and_read(rows: list[dict]):
-        write_jsonl(tmp_path / "decisions.jsonl", rows)
-        return read_decisions(tmp_path / "decisions.jsonl", labelled)
-
-    return write_and_read
+    return lambda rows: read_decisions(written(tmp_path / "decisions.jsonl", rows), labelled)
 
 
 def scores(**given: list) -> list[dict]:
@@ -194,6 +186,5 @@ BOTH = comparisons(g01=("tie", "tie"), g02=("tie", "tie"), g12=("tie", "tie"), p
     ],
 )
 def test_verdicts_that_are_refused(decide, rows, complaint):
-    with pytest.raises(UserError) as error:
+    with refused(re.escape(complaint)):
         decide(rows)
-    assert complaint in str(error.value) and "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Questions, answers and judgments that are made up, in the forms that AlpacaEval, Arena-Hard (v0.1 and v2.0) and MT-Bench have."""
+"""Questions, answers and judgments that are made up, in the forms of AlpacaEval, Arena-Hard and MT-Bench."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
