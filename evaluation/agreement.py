@@ -111,7 +111,7 @@ def report(labelled: Labelled, decisions: Decisions) -> Record:
         "parse_rate": share(len(parsed), len(verdicts)),
         "score_histogram": {f"{score:g}": histogram[score] for score in sorted(histogram)},
         "pairwise_by_N": {
-            str(n): agreement(pairs, decisions.first(n).opinion(labelled)) for n in (1, 2, 4, 8, 16) if n <= most
+            f"{n}": agreement(pairs, decisions.first(n).opinion(labelled)) for n in (1, 2, 4, 8, 16) if n <= most
         },
         "longer_wins": measured["longer"]["pairwise"],
         "by_gap": {f"{gap:g}": agreement(by_gap[gap], opinion) for gap in sorted(by_gap)},
@@ -136,7 +136,7 @@ def annotators(pairs: Sequence[Pair], opinion: Opinion) -> Record | None:
 
 
 def read_report(folder: Path) -> Record:
-    """The finished measurement in `folder`, of a judge or of a meta-judge."""
+    """The finished measurement in `folder`."""
     return read_json(folder / "agreement.json")
 
 

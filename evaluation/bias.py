@@ -26,10 +26,7 @@ def write_panel(
     path: Path, iteration: int, settings: Settings, sources: Sources, pairs: Path,
     agreement: Path | None = None, meta_agreement: Path | None = None,
 ) -> Record:  # fmt: skip
-    """Write and return the panel of an iteration, from its pairs and the stages behind them.
-
-    `agreement` and `meta_agreement` are the folders of the measurements on labelled data.
-    """
+    """Write and return the panel of an iteration; `agreement` and `meta_agreement` are folders of measurements."""
 
     def rows(stage: Path | None, *fields: str) -> list[Record]:  # these fields only: a full run has half a million rows
         return [{key: row[key] for key in fields or row} for row in read_shards(stage)] if stage else []
@@ -74,7 +71,6 @@ def judge_panel(responses: Sequence[Record], judgments: Sequence[Record], expect
     prompt_of = {row["id"]: row["prompt_id"] for row in responses}
     scores = [row["score"] for row in judgments if row["score"] is not None]
     refused = sum(row["failure"] == Failure.FRACTION for row in judgments)
-    broken = sum(score != int(score) for score in scores)
     scored = [row for row in expected if row["score"] is not None]
     histogram: dict[float, float] = dict(Counter(scores))
     if scored:
@@ -92,13 +88,13 @@ def judge_panel(responses: Sequence[Record], judgments: Sequence[Record], expect
         "score_mean": mean([row["score"] for row in scored] if expected else scores),
         "score_entropy_bits": round(abs(float((shares * np.log2(shares)).sum())), 4),
         "saturation": share(histogram.get(MAXIMUM, 0), total),
-        "fractions": share(refused + broken, len(scores) + refused),
+        "fractions": share(refused + sum(score % 1 > 0 for score in scores), len(scores) + refused),
         "digit_mass": mean([sum(row["probabilities"]) for row in expected]),
     }
 
 
 def _by_length(responses: Sequence[Record], judgments: Sequence[Record]) -> list[Record]:
-    """Judgments, parse rate and failures in up to five bins of the judged response's length, as equal as possible."""
+    """By up to five bins of the judged response's length, as equal as possible."""
     length = {row["id"]: len(row["text"]) for row in responses}
     edges = np.unique(np.quantile(list(length.values()), np.linspace(0, 1, 6), method="lower"))
     places, bins = np.digitize([length[row["response_id"]] for row in judgments], edges[1:-1]), []
@@ -114,8 +110,7 @@ def response_panel(responses: Sequence[Record], scores: Mapping[str, Fraction]) 
     """Mean length and score, ties among a prompt's scored responses, and the correlation of score and length."""
     prompts = group_by(responses, "prompt_id").values()
     scored = [[(scores[row["id"]], len(row["text"])) for row in rows if row["id"] in scores] for rows in prompts]
-    values = [[score for score, _ in rows] for rows in scored]
-    flat = [pair for rows in scored for pair in rows]
+    values, flat = [[score for score, _ in rows] for rows in scored], [pair for rows in scored for pair in rows]
     overall, *within = [spearman(*np.array(rows, dtype=float).T) if len(rows) > 1 else None for rows in (flat, *scored)]
     return {
         "distinct": len(responses),

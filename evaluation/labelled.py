@@ -105,12 +105,10 @@ def read_labelled(path: Path) -> Labelled:
         if annotator in votes[key]:
             raise UserError(f'{where}: {shown} has a label by {annotator!r}; remove one, or name each "annotator"')
         votes[key][annotator] = _label(row, where)
-    pairs = [
-        Pair(f"{name}/{i}-{j}", a, b)
-        for name, members in groups.items()
-        for (i, a), (j, b) in combinations(enumerate(members), 2)
-        if a.quality != b.quality
-    ]
+    pairs = []
+    for name, members in groups.items():
+        both = combinations(enumerate(members), 2)
+        pairs += [Pair(f"{name}/{i}-{j}", a, b) for (i, a), (j, b) in both if a.quality != b.quality]
     taken = {*groups, *(pair.name for pair in pairs)}
     for place, (key, (prompt, first, second, subset)) in enumerate(texts.items()):
         name = key if isinstance(key, str) else f"{place:05}"
@@ -125,7 +123,7 @@ def read_labelled(path: Path) -> Labelled:
 
 
 def majority(labels: Iterable[Preference]) -> Preference:
-    """The most frequent label; a tie if there are several."""
+    """The most frequent label, or a tie."""
     label, *others = multimode(labels)
     return "tie" if others else label
 
@@ -170,7 +168,6 @@ def _group(row: Record, where: str) -> list[Case]:
 
 
 def _prompt(value: Any, where: str) -> str:
-    """A prompt's text; of a conversation, the text that a judge is shown."""
     if isinstance(value, str):
         return value
     turns = []
@@ -200,7 +197,7 @@ class Opinion(NamedTuple):
 
 
 def by_value(labelled: Labelled, values: Mapping[str, Fraction | int | None]) -> Opinion:
-    """The opinion that the response with the higher value, such as its length, is better."""
+    """The higher value, such as the length, is better."""
     both = {pair.name: (values[pair.first.name], values[pair.second.name]) for pair in labelled.pairs}
     return Opinion({name: None if None in own else prefer(*own) for name, own in both.items()}, values)
 
@@ -212,7 +209,6 @@ class Decisions(NamedTuple):
     verdicts: Mapping[str, Sequence[Sequence[Any]]]  # by response or pair: for each order, in the order of indices
 
     def first(self, n: int) -> "Decisions":
-        """The first `n` verdicts on each response, or in each order of a pair."""
         return Decisions(self.form, {name: [own[:n] for own in orders] for name, orders in self.verdicts.items()})
 
     def of(self, pair: Pair) -> Decision:

@@ -65,7 +65,7 @@ def answers_report(instructions: Sequence[Instruction], rows: Sequence[Record]) 
 
 
 def measure_answers(worker: Worker, job: Job) -> None:
-    """Let a model answer; write answers/ and the report."""
+    """Write a model's answers/ and the report."""
     instructions = read_instructions(job.path("instructions")) if job.has("instructions") else []
     prompts = read_prompts(job.path("prompts")) if job.has("prompts") else {}
     answers = job.part("held-out", "answers")

@@ -91,6 +91,5 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def shortened(names: Iterable[str]) -> str:
-    """The first names of a list, each cut to 60 characters."""
     listed = list(names)
     return ", ".join(repr(name[:60]) for name in listed[:5]) + (", ..." if len(listed) > 5 else "")

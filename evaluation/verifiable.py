@@ -125,12 +125,10 @@ def _occurs(phrase: str, text: str) -> bool:
 
 
 def _starts(wanted: str, text: str) -> bool:
-    """Whether `text` begins with `wanted`. With both reversed: whether it ends with it."""
     if _is_letter(wanted[0]):
         text = text[next((place for place, c in enumerate(text) if _is_letter(c)), 0) :]
     end = len(wanted)
-    joined = _is_letter(wanted[-1]) and _is_letter(text[end : end + 1])
-    return text.startswith(wanted) and not joined
+    return text.startswith(wanted) and not (_is_letter(wanted[-1]) and _is_letter(text[end : end + 1]))
 
 
 def _plain(text: str) -> str:
@@ -138,7 +136,6 @@ def _plain(text: str) -> str:
 
 
 def _is_letter(character: str) -> bool:
-    """A letter, a combining mark or a digit."""
     return bool(character) and (character.isalnum() or unicodedata.category(character)[0] == "M")
 
 
@@ -223,8 +220,8 @@ def _rule(entry: Any, where: str) -> Rule:
 
 
 def verifiable_report(instructions: Sequence[Instruction], texts: Mapping[str, str]) -> dict[str, Any]:
-    """The share of prompts with all rules followed ("strict"), of rules followed ("rules"), the same by rule, and for
-    each id which of its rules were followed. Raises `UserError` naming missing answers and unknown ones.
+    """The share of prompts with all rules followed ("strict"), of rules followed ("rules"), and by rule; by id, which
+    rules were followed. Raises `UserError` naming missing answers and unknown ones.
     """
     names = [item.id for item in instructions]
     if missing := [name for name in names if name not in texts]:
@@ -241,7 +238,6 @@ def verifiable_report(instructions: Sequence[Instruction], texts: Mapping[str, s
 
 
 def table(report: Mapping[str, Any]) -> Iterator[str]:
-    """The report as lines of text, without the single answers."""
     kept = report["followed"].values()
     whole = {"followed": sum(map(all, kept))} | report["strict"]
     single = {"followed": sum(map(sum, kept))} | report["rules"]

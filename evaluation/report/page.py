@@ -22,18 +22,13 @@ from stages.files import MANIFEST, UserError, read_json, read_jsonl, read_manife
 from stages.records import Record
 
 TEMPLATES = Path(__file__).parent / "templates"
-TEXT_BUDGET = 20_000_000
-"""Characters of the prompts and of the pairs' texts in one page; the texts behind the pairs may have as many again.
-`judging.trace` prints texts whole."""
+TEXT_BUDGET = 20_000_000  # characters of prompts and pairs' texts in one page; those behind may have as many again
 LIMITS = (16_000, 8_000, 4_000, 2_000, 1_000, 600, 300, 150)
 LABEL = 80  # characters of a label, about; they count, too
 
 
 def render(folders: Sequence[Path]) -> str:
-    """The page of these runs. The same runs give the same bytes.
-
-    Raises `UserError` for a folder without a summary, and for a summary of another version.
-    """
+    """The page, the same bytes for the same runs. Raises `UserError` for a run without a summary of this version."""
     runs = [_read_summary(folder) for folder in folders]
     if len({run.name for run in runs}) < len(runs):
         for run in runs:
@@ -71,7 +66,6 @@ def _read_summary(folder: Path) -> ReportedRun:
 
 
 def _printed(run: ReportedRun, budget: int) -> Record:
-    """Read a run's iterations; returns what the page prints of the run."""
     summary = run.summary
     try:
         run.iterations = [_read_iteration(run, row, budget) for row in summary["iterations"]]
@@ -153,7 +147,7 @@ def _prompt(document: Document, limit: int, behind: int) -> list[Any]:
 
 
 def _entries(document: Document) -> Iterator[list[str]]:
-    """The prompt's lines in the browser's list: [id, kind, outcome] of each pair and of each missing pair."""
+    """[id, kind, outcome] of each pair and each missing pair, for the browser's list."""
     for pair in document["pairs"]:
         if pair["kind"] == "actor":
             outcome = f"{pair['chosen_score']:.4g} over {pair['rejected_score']:.4g}"
