@@ -29,7 +29,6 @@ def case(name: str, quality: float, text: str = "x", flaw: str = "", subset: str
 
 
 def grouped(*cases: Case) -> Labelled:
-    """Ranked groups and their pairs."""
     both = [(a, b) for a, b in combinations(cases, 2) if a.group == b.group and a.quality != b.quality]
     return Labelled(list(cases), [Pair(f"{a.name}-{b.name}", a, b) for a, b in both])
 
@@ -48,7 +47,6 @@ def scored(**scores: list[int | None]) -> Decisions:
 
 
 def decided(labelled: Labelled, *decisions: str | None) -> Decisions:
-    """A decision of each pair, in order."""
     return Decisions("decisions", {pair.name: [[d]] for pair, d in zip(labelled.pairs, decisions, strict=True)})
 
 
@@ -93,18 +91,17 @@ def test_report_worked_by_hand():
     decisions = scored(ga=[5, 3], gb=[4, None], gc=[1], hd=[0], he=[5])
     result = report(groups, decisions)
     assert result["judgments"] == 7 and result["parse_rate"] == round(6 / 7, 4)
-    assert value(result["pairwise"]) == (2.5 / 4, 4)
-    assert value(result["with_ties"]) == (2 / 4, 4) and value(result["without_ties"]) == (round(2 / 3, 4), 3)
+    credits = [value(result[name]) for name in ("pairwise", "with_ties", "without_ties")]
+    assert credits == [(2.5 / 4, 4), (2 / 4, 4), (round(2 / 3, 4), 3)]
     # With the first judgment alone 5>3 agrees (5 against 4): 3 of 4.
     assert {n: row["value"] for n, row in result["pairwise_by_N"].items()} == {"1": 3 / 4, "2": 2.5 / 4}
     # Longer wins: 5>3 says no, 5>0 yes, 3>0 yes, h ties: 2.5 of 4 too.
     assert result["longer_wins"] == result["longer"]["pairwise"] and value(result["longer_wins"]) == (2.5 / 4, 4)
     assert value(result["longer"]["without_ties"]) == (round(2 / 3, 4), 3)
     assert {gap: row["value"] for gap, row in result["by_gap"].items()} == {"1": 0.0, "2": 0.5, "3": 1.0, "5": 1.0}
-    in_g = spearmanr([5, 3, 0], [4, 4, 1]).statistic
+    in_g, by_length = (spearmanr([5, 3, 0], other).statistic for other in ([4, 4, 1], [2, 3, 1]))
     assert result["spearman"]["value"] == pytest.approx((in_g - 1) / 2, abs=1e-4)
-    expected = (spearmanr([5, 3, 0], [2, 3, 1]).statistic + 0) / 2  # h's lengths are equal
-    assert result["longer"]["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
+    assert result["longer"]["spearman"]["value"] == pytest.approx(by_length / 2, abs=1e-4)  # h's lengths are equal
     assert value(result["exact_order"]) == (0, 2)
     assert result["mean_score_by_quality"] == {"0": 1.0, "1": 5.0, "2": 0.0, "3": 4.0, "5": 4.0}
     assert result["score_histogram"] == {"0": 1, "1": 1, "3": 1, "4": 1, "5": 2}
@@ -247,9 +244,9 @@ def compared(a: int, b: int, winner: str) -> dict:
 def test_a_meta_judge_is_asked_both_orders_and_the_right_one_moves():
     chat, rows = SimpleNamespace(stop_ids=(0,)), [compared(5, 2, "second"), compared(1, 1, "first")]
     items = list(comparison_items(rows, chat, load_settings(CONFIG)))
-    asked = [(item.record["first"], item.record["right"], item.record["differ_in"]) for item in items]
-    assert asked[:2] == [(0, "second", "score"), (1, "first", "score")]
-    assert asked[2:] == [(0, "first", "evidence"), (1, "second", "evidence")]
+    assert [(item.record["first"], item.record["right"], item.record["differ_in"]) for item in items] == [
+        *((0, "second", "score"), (1, "first", "score"), (0, "first", "evidence"), (1, "second", "evidence")),
+    ]
     shown = [item.messages()[-1]["content"] for item in items]
     assert "Judgment A:\nScore: 5\nx\n\nJudgment B:\nScore: 2\ny" in shown[0]
     assert "Judgment A:\nScore: 2\ny\n\nJudgment B:\nScore: 5\nx" in shown[1]

@@ -104,14 +104,12 @@ def test_bad_data_are_one_line(tmp_path, text, complaint):
         read_csv(tmp_path / "f.csv", ("preference", "std_delta_len"), "F")
 
 
-@pytest.mark.parametrize("version", [None, "1.7.2"])
-def test_without_scikit_learn_it_says_how_to_get_it(monkeypatch, version):
-    if version:
-        monkeypatch.setattr("sklearn.__version__", version)
-    else:
+def test_without_scikit_learn_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("sklearn.__version__", "1.7.2")
+    for _ in ("an old version", "none"):
+        with refused("needs scikit-learn 1.8, .*; pip install"):
+            alpaca.fit(np.ones((9, 1)), np.ones(9), np.ones(9))
         monkeypatch.setitem(sys.modules, "sklearn", None)
-    with refused("needs scikit-learn 1.8, .*; pip install"):
-        alpaca.fit(np.ones((9, 1)), np.ones(9), np.ones(9))
 
 
 def test_a_hand_worked_file(tmp_path):

@@ -18,8 +18,7 @@ def tables(path: Path, rows: list[dict]) -> list[dict]:
 
 def scored(path: Path, *rows: dict) -> dict:
     """The one model's row of the one table."""
-    [board] = tables(path, list(rows))
-    [row] = board["rows"]
+    [[row]] = [board["rows"] for board in tables(path, list(rows))]
     return row
 
 

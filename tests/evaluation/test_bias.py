@@ -134,7 +134,6 @@ def test_limits(judge, pairs, limits, complaints):
 
 
 def test_nothing_at_all():
-    """An iteration whose prompts were all too long."""
     panel = judge_panel([], [])
     assert panel["parse_rate"]["value"] is None and panel["by_response_length"] == []
     assert response_panel([], {})["characters_mean"] is None
