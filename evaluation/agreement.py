@@ -128,11 +128,10 @@ def annotators(pairs: Sequence[Pair], opinion: Opinion) -> Record | None:
     votes = [(pair.name, opinion.preferences[pair.name], label) for pair in pairs for label in pair.labels.values()]
     both = ([(p.labels[a], p.labels[b]) for p in pairs if {a, b} <= p.labels.keys()] for a, b in combinations(names, 2))
     kappas = [kappa for labels in both if (kappa := cohen_kappa(labels)["value"]) is not None]
-    against = {
-        credit: by_group((name, CREDITS[credit](own, label)) for name, own, label in votes if own)
-        for credit in ("with_ties", "without_ties")
-    }
-    return {"annotators": len(names), "labels": len(votes), "kappa": mean(kappas), **against} if names else None
+    found: Record = {"annotators": len(names), "labels": len(votes), "kappa": mean(kappas)}
+    for credit in ("with_ties", "without_ties"):
+        found[credit] = by_group((name, CREDITS[credit](own, label)) for name, own, label in votes if own)
+    return found if names else None
 
 
 def read_report(folder: Path) -> Record:

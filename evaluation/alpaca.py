@@ -207,7 +207,6 @@ def predicted(path: Path, baseline: str, difficulty: Path) -> list[Record]:
 
 
 def notes(rows: Sequence[Record]) -> list[str]:
-    """Notes on unofficial and incomplete rows, and on missing length control."""
     official = f"by {OFFICIAL_ANNOTATOR} against {OFFICIAL_BASELINE}"
     others = sorted({f"by {row['annotator']} against {row['baseline']}" for row in rows} - {official})
     lines = [f"judged {other}: not the official AlpacaEval 2 number, which is {official}" for other in others]

@@ -59,7 +59,6 @@ class Question(NamedTuple):
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The objects of a JSON list (.json) or of JSON lines."""
     if path.suffix == ".json":
         return (Row(*entry) for entry in read_json_list(path, "a JSON list of rows, as AlpacaEval has it"))
     return (Row(f"{path}, line {number}", row) for number, row in read_numbered_jsonl(path))
@@ -96,7 +95,7 @@ def read_answers(benchmark: str, path: Path, questions: Sequence[Question]) -> t
 
 
 def _read_texts(benchmark: str, path: Path, answers: bool) -> Iterator[tuple[Row, str, str, list[str]]]:
-    """Each row, the key that names its question, the name, and a text for each turn."""
+    """(row, key that names its question, name, a text for each turn) of each row."""
     seen = set[str]()
     for row in read_rows(path):
         name = "instruction" if benchmark == ALPACA_EVAL else "question_id"

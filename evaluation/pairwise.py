@@ -66,7 +66,7 @@ def read_duel(row: Row, protocol: Protocol, judge: Judge) -> Record:
 
 
 def compare(worker: Worker, duels: Iterable[Duel], N: int, job: Job) -> list[Record]:
-    """Let a model compare the responses of each duel N times in each order; returns its rows."""
+    """A model's comparisons of each duel, N in each order."""
     items = duel_items(duels, "pairwise", N, worker.chat, worker.settings)
     worker.run(job, items, partial(read_duel, protocol="pairwise", judge=worker.settings.judge))
     return list(read_shards(job.out))

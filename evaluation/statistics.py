@@ -33,7 +33,7 @@ def each(values: Iterable[float | None]) -> dict[str, Any]:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean to four digits; None without values."""
+    """To four digits; None without values."""
     return round(float(np.mean(values)), 4) if len(values) else None
 
 
@@ -85,7 +85,7 @@ def shown(measured: Any, form: str = SHARE) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table of rows of equal length as lines of text, the columns aligned."""
+    """Rows of equal length as lines of text, the columns aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 

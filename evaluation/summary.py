@@ -36,18 +36,18 @@ Values = dict[str, dict[tuple[str, str], float]]
 
 def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, done: int) -> Record:
     """Write and return the summary of a run's first `done` iterations; SFT makes `initial` from `seed`."""
-    trained, before = read_manifest(initial) or {}, _judged(folder, -1, settings)
+    trained = read_manifest(initial) or {}
     iterations = [_iteration(folder / f"iter{t}", t, settings) for t in range(1, done + 1)]
     checkpoints = [str(seed)] * settings.sft.enabled + [str(initial), *(row["checkpoint"] for row in iterations)]
     sft = {"checkpoint": str(initial), "seconds": trained.get("seconds"), "counts": trained.get("counts")}
     sft["eft"] = read_manifest(folder / "sft" / "eft") if settings.eft.sources else None
-    sft |= {"agreement_before": before["agreement"], **_judged(folder, 0, settings)}
+    sft["agreement_before"] = _judged(folder, -1, settings)["agreement"]
     summary = {
         "name": folder.name,
         "seed": settings.seed,
         "model": settings.model.path,
         "pool": (read_manifest(folder / "pool") or {}).get("counts") if settings.prompts.seeds else None,
-        "sft": sft,
+        "sft": sft | _judged(folder, 0, settings),
         "iterations": iterations,
         "models": _models(folder, settings, checkpoints),
     }
@@ -58,11 +58,9 @@ def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, d
 def _judged(run: Path, t: int, settings: Settings) -> Record:
     """M_t's measurements on labelled data; None where the config names no file or the model was not measured."""
     model, evaluation = ModelMeasurements.of(run, t), settings.evaluation
-    judge, meta = model.agreement, model.meta_agreement
-    return {
-        "agreement": read_report(judge) if evaluation.judge_cases and judge.is_dir() else None,
-        "meta_agreement": read_report(meta) if evaluation.comparisons and meta.is_dir() else None,
-    }
+    named = {"agreement": evaluation.judge_cases, "meta_agreement": evaluation.comparisons}
+    folders = {key: getattr(model, key) for key in named}
+    return {key: read_report(folders[key]) if file and folders[key].is_dir() else None for key, file in named.items()}
 
 
 def _iteration(folder: Path, number: int, settings: Settings) -> Record:
@@ -72,7 +70,7 @@ def _iteration(folder: Path, number: int, settings: Settings) -> Record:
     counts, trained = stages["pairs"]["counts"], stages["train"]
     reasons = {key: value for key, value in counts.items() if "." in key and value}
     # The held-out pairs' figures, or without such pairs those of the last step.
-    last = trained if "accuracy" in trained else list(read_jsonl(folder / "train" / "metrics.jsonl"))[-1]
+    *_, last = [trained] if "accuracy" in trained else read_jsonl(folder / "train" / "metrics.jsonl")
     values = {key: last[key] for key in ("loss", "accuracy", "margin")}
     return {
         "iteration": number,
@@ -95,8 +93,7 @@ def _models(run: Path, settings: Settings, checkpoints: Sequence[str]) -> list[R
         judge, meta = judged["agreement"] or {}, judged["meta_agreement"] or {}
         actor = read_json(model.held_out / "report.json") if evaluation.instructions or evaluation.prompts else {}
         verifiable, answers = actor.get("verifiable") or {}, actor.get("answers") or {}
-        compared = bool(evaluation.prompts) and t > first  # with the seed's answers
-        wins = read_json(model.duel / "report.json") if compared else {}
+        wins = read_json(model.duel / "report.json") if evaluation.prompts and t > first else {}  # over the seed
         values = _values(model, verifiable, answers, evaluation.judge_cases.replace("{run}", str(run)) if judge else "")
         base = values if t == 0 else base
         by = {"current": f"M{t}", "initial": "M0"}.get(evaluation.judge, evaluation.judge)
@@ -155,8 +152,8 @@ def cells(rows: Sequence[Record]) -> list[list[str]]:
 def notes(rows: Sequence[Record]) -> Iterator[str]:
     """The lines below the table: paired differences, who judged, and prompts without a verdict."""
     for row in rows:
-        changes = [(key, row["differences"][key]) for key in CHANGES if key in row["differences"]]
-        if listed := ", ".join(f"{key} {shown(change, CHANGES[key])}" for key, change in changes):
+        own = row["differences"]
+        if listed := ", ".join(f"{key} {shown(own[key], form)}" for key, form in CHANGES.items() if key in own):
             yield f"{row['name']} against M0, paired: {listed}"
     if judged := [row for row in rows if row["win_rate_by"]]:
         judges = list(dict.fromkeys(row["win_rate_by"] for row in judged))
@@ -175,7 +172,7 @@ def print_summary(summary: Record) -> None:
 
 
 def summary_lines(summary: Record) -> Iterator[str]:
-    """The summary as it is printed, without the table of models."""
+    """All that is printed above the table of models."""
     sft = summary["sft"]
     yield summary["name"]
     if summary["pool"]:
