@@ -50,8 +50,8 @@ class LlamaConfig:
     @property
     def block_weights(self) -> int:
         """Weights in the matrix products of all blocks."""
-        block = self.hidden_size * (2 * self.q_size + 2 * self.kv_size + 3 * self.intermediate_size)
-        return self.num_hidden_layers * block
+        rows = 2 * self.q_size + 2 * self.kv_size + 3 * self.intermediate_size
+        return self.num_hidden_layers * self.hidden_size * rows
 
     @property
     def head_weights(self) -> int:
@@ -67,7 +67,7 @@ class LlamaConfig:
         """Read `folder`/config.json; `UserError` if it is missing or damaged, or asks for what is not implemented."""
         path = Path(folder) / "config.json"
         if not path.is_file():
-            raise no_config(Path(folder))
+            raise no_config(path.parent)
         return cls.from_dict(read_table(path), str(path))
 
     @classmethod
@@ -77,13 +77,9 @@ class LlamaConfig:
                 raise UserError(f"{where}: {key} is {value!r}; only {ONLY[key]!r} is implemented")
         try:
             heads = table["num_attention_heads"]
-            values: dict[str, Any] = {
-                "num_key_value_heads": heads,
-                "head_dim": table["hidden_size"] // heads,
-                "tie_word_embeddings": False,
-                **{key: value for key, value in table.items() if value is not None},
-                **_rope(table, where),
-            }
+            values = {"num_key_value_heads": heads, "head_dim": table["hidden_size"] // heads}
+            values |= {"tie_word_embeddings": False} | {key: value for key, value in table.items() if value is not None}
+            values |= _rope(table, where)
             return cls(**{field.name: values[field.name] for field in fields(cls)})
         except KeyError as error:
             raise UserError(f"{where}: key {error} is missing; fetch the file again") from None

@@ -1,4 +1,4 @@
-"""The model's layers: linear, RMSNorm and SwiGLU. The backward passes by hand keep fewer tensors than autograd would.
+"""The model's layers. The backward passes by hand keep fewer tensors than autograd would.
 
 Shapes: t tokens, d hidden_size, i intermediate_size; in linear layers i and o, the sizes of input and output.
 """

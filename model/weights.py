@@ -1,7 +1,6 @@
 """Weights between Hugging Face's safetensors and the model: strict, streamed, sharded or whole.
 
-The model fuses q, k, v and gate, up, so a parameter is several of a checkpoint's tensors stacked by rows. A rank that
-holds some of the rows reads only those.
+The model fuses q, k, v and gate, up, so a parameter is several of a checkpoint's tensors stacked by rows.
 """
 
 import shutil
@@ -25,7 +24,6 @@ FUSED = {
     "gate_up_proj": {"gate_proj": "intermediate_size", "up_proj": "intermediate_size"},
 }
 """The projections that a fused one stacks, in order of rows, and the numbers of rows by their names in the config."""
-
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 COPIED = ("tokenizer", "special_tokens", "generation_config", "chat_template", "vocab", "merges", "added_tokens")
 SHARD_BYTES = 4 * 2**30
@@ -41,10 +39,9 @@ def parts(name: str, rows: int, config: LlamaConfig) -> dict[str, int]:
 
 
 class Checkpoint:
-    """The safetensors of a Hugging Face directory, read by name and rows; single file or sharded by an index."""
+    """A Hugging Face directory's safetensors. Raises `UserError` if there are none, or one is missing or damaged."""
 
     def __init__(self, folder: Path | str):
-        """Raises `UserError` if there are no weights, or a file is missing or damaged."""
         self.folder = Path(folder)
         files, index = {SINGLE}, self.folder / INDEX
         if index.is_file():
@@ -76,20 +73,18 @@ class Checkpoint:
 
     def check(self, model: Llama) -> None:
         """Raise `UserError` naming the first tensor that is missing, unexpected or of another shape."""
-        expected = {
-            part: [rows, *parameter.shape[1:]]
-            for name, parameter in model.named_parameters()
-            for part, rows in parts(name, parameter.shape[0], model.config).items()
-        }
-        for name, shape in expected.items():
-            if name not in self.slices:
-                raise UserError(f"{self.folder}: tensor {name} is missing; config.json and weights do not match")
-            if (actual := self.slices[name].get_shape()) != shape:
-                raise UserError(f"{self.folder}: tensor {name} has shape {actual}, config.json says {shape}")
-        tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-        for name in sorted(self.slices.keys() - expected.keys() - tied):
-            if not name.endswith("rotary_emb.inv_freq"):
-                raise UserError(f"{self.folder}: tensor {name} is unexpected; config.json and weights do not match")
+        surplus = {name for name in self.slices if not name.endswith("rotary_emb.inv_freq")}
+        surplus -= {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+        for parameter_name, parameter in model.named_parameters():
+            for name, rows in parts(parameter_name, parameter.shape[0], model.config).items():
+                if name not in self.slices:
+                    raise UserError(f"{self.folder}: tensor {name} is missing; config.json and weights do not match")
+                shape, actual = [rows, *parameter.shape[1:]], self.slices[name].get_shape()
+                if actual != shape:
+                    raise UserError(f"{self.folder}: tensor {name} has shape {actual}, config.json says {shape}")
+                surplus.discard(name)
+        if surplus:
+            raise UserError(f"{self.folder}: tensor {min(surplus)} is unexpected; config.json and weights do not match")
 
 
 @torch.no_grad()
@@ -130,9 +125,9 @@ def split_parameters(parameters: Iterable[tuple[str, Tensor]], config: LlamaConf
 
 
 def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> list[Path]:
-    """Write named tensors as Hugging Face's safetensors: one file, or shards of at most 4 GiB and their index.
+    """Write named tensors as safetensors, one file or shards of at most 4 GiB and their index; returns the files.
 
-    Tensors are taken one after another, and at most one shard is in memory. Returns the files.
+    At most one shard is in memory.
     """
     shard: dict[str, Tensor] = {}
     names, total, size = list[list[str]](), 0, 0  # size: bytes in `shard`

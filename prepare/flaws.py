@@ -1,9 +1,8 @@
 """Responses whose quality is known because it was made: a model's answers, with a flaw put into each on purpose.
 
-A good response is an answer as it is; each flaw of `data/sft/flaws.toml` makes a response of a lower score. The score
-follows from the flaw, and the justification names the evidence, so labels cost nothing and examples vary without end
-(the idea of Self-Taught Evaluators, arXiv 2408.02666). Lengths are drawn independently of the flaw, so that they do not
-reveal the score; half of the responses worth two points or less are also cut off, so that a cut does not either.
+Each flaw of data/sft/flaws.toml has a score, and texts for the justification (the idea of Self-Taught Evaluators, arXiv
+2408.02666). Lengths are drawn independently of the flaw, and half of the responses worth two points or less are also
+cut off, so that neither reveals the score.
 """
 
 import random
@@ -12,16 +11,17 @@ import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, cycle, islice
+from itertools import cycle, islice
 from pathlib import Path
+
+import numpy as np
 
 from judging.rubric import evidence_text
 from stages.files import UserError
 from stages.records import Record
 
 TABLES = tomllib.loads((Path(__file__).parents[1] / "data" / "sft" / "flaws.toml").read_text(encoding="utf-8"))
-FLAWS: dict[str, Record] = TABLES["flaws"]
-TASKS: dict[str, str] = TABLES["tasks"]
+FLAWS, TASKS = TABLES["flaws"], TABLES["tasks"]
 
 LENGTHS = (12, 70)  # words of a constructed response, drawn evenly from this range
 SHORT = (8, 40)  # the same for the first lesson, which fits into fewer tokens
@@ -38,7 +38,7 @@ class Source:
     category: str
     topic: str
     good: list[list[str]]  # sentences of each answer at a low or usual temperature
-    wild: list[list[str]]  # sentences of each answer at a high temperature; may be empty
+    wild: list[list[str]]  # those of each answer at a high temperature; may be empty
     answers: list[tuple[str, bool]]  # the good answers' whole texts, and whether each ended by itself
 
 
@@ -48,7 +48,7 @@ def sentences(text: str) -> list[str]:
 
 
 def repetitive(text: str) -> bool:
-    """Whether more than the share REPETITIVE of the text's three-word sequences are repetitions."""
+    """Whether a greater share than REPETITIVE of the text's three-word sequences repeat earlier ones."""
     words = re.findall(r"\w+", text.lower())
     triples = Counter(zip(words, words[1:], words[2:], strict=False))
     return bool(triples) and 1 - len(triples) / triples.total() > REPETITIVE
@@ -79,8 +79,7 @@ class Constructor:
     def __init__(self, sources: list[Source], seed: int):
         """Raises `UserError` where a source has no other from which foreign text could come."""
         self.sources, self.random = sources, random.Random(seed)
-        self.choice = self.random.choice
-        self.by_category, self.by_topic = defaultdict(list), defaultdict(list)
+        self.choice, self.by_category, self.by_topic = self.random.choice, defaultdict(list), defaultdict(list)
         for source in sources:
             self.by_category[source.category].append(source)
             self.by_topic[source.topic].append(source)
@@ -96,10 +95,7 @@ class Constructor:
         return (self._judge_row(flaw) for flaw in islice(self._flaws(), number))
 
     def decision_examples(self, number: int) -> Iterator[Record]:
-        """Rows with the score alone: 5 for a good answer or, every other time, 0 for another question's.
-
-        Nearly all of a whole judgment's loss is wording. A small model learns sooner from the score alone.
-        """
+        """Rows with the score alone, as a judgment's loss is mostly wording: 5 for a good answer, 0 for a far one."""
         return (self._judge_row(flaw, decision=True) for flaw in islice(cycle(("none", "far")), number))
 
     def _judge_row(self, flaw: str, decision: bool = False) -> Record:
@@ -118,9 +114,8 @@ class Constructor:
     def metajudge_examples(self, number: int) -> Iterator[Record]:
         """Rows {kind, prompt, response, flaw, judgments, winner, score}; each position wins equally often.
 
-        The worse judgment's score is mostly off by two points or more; the better one's is right, or off by one where
-        the other is off by three. Where another flaw has the same score, the judgments of a quarter of the rows differ
-        in their evidence alone.
+        The worse judgment's score is off by two points or more, and the better one's is right, or off by one where the
+        other is off by three. Where flaws share a score, a quarter of the pairs differ in their evidence alone.
         """
         for i, flaw in enumerate(islice(self._flaws(), number)):
             source, response, foreign = self._response(flaw)
@@ -133,21 +128,15 @@ class Constructor:
             elif errors[wrong] >= 3 and self.random.random() < 0.5:
                 right = self.choice([name for name in errors if errors[name] == 1])
             pair = [
-                {"score": self.scores[right], "justification": self._justification(right, source, foreign)},
-                {"score": self.scores[wrong], "justification": self._justification(wrong, source)},
+                {"score": self.scores[name], "justification": self._justification(name, source, other)}
+                for name, other in ((right, foreign), (wrong, None))
             ]
-            yield {
-                "kind": "metajudge",
-                "prompt": source.prompt,
-                "response": response,
-                "flaw": flaw,
-                "judgments": pair if i % 2 else pair[::-1],
-                "winner": "first" if i % 2 else "second",
-                "score": score,
-            }
+            row = {"kind": "metajudge", "prompt": source.prompt, "response": response, "flaw": flaw}
+            judgments, winner = (pair, "first") if i % 2 else (pair[::-1], "second")
+            yield row | {"judgments": judgments, "winner": winner, "score": score}
 
     def groups(self) -> Iterator[Record]:
-        """For evaluation: a group {id, prompt, responses: [{text, score, flaw}]} of each source, a response a score."""
+        """A group {id, prompt, responses: [{text, score, flaw}]} of each source, with a response of each score."""
         for number, source in enumerate(self.sources):
             responses = []
             for flaw in sorted(self._block(), key=self.scores.__getitem__):
@@ -225,28 +214,25 @@ class Constructor:
         """A beginning, then one or two of its sentences over and over."""
         begin = text[: max(1, len(sentences(_take(text, words // 3))))]
         again = [piece.strip() for piece in begin[-self.random.randint(1, 2) :]]
-        times = max(2, round((words - _words(begin)) / max(1, _words(again))))
+        begun, repeated = (len(" ".join(pieces).split()) for pieces in (begin, again))
+        times = max(2, round((words - begun) / max(1, repeated)))
         return _join("".join(begin), self.choice((" ", "\n")).join(again * times))
 
     def _justification(self, flaw: str, source: Source, foreign: Source | None = None) -> str:
         """What was asked, what was given and what is missing."""
         foreign = foreign or self.choice(self.sources)
-        given, missing = (self.choice(FLAWS[flaw][part]) for part in ("given", "missing"))
-        evidence = {"asked": "{task} on {topic}", "given": given, "missing": missing}
-        words = {"task": TASKS[source.category], "topic": source.topic}
-        words |= {"given_task": TASKS[foreign.category], "other": foreign.topic}
+        evidence = {"asked": "{task} on {topic}"} | {
+            part: self.choice(FLAWS[flaw][part]) for part in ("given", "missing")
+        }
+        own, other = ({"task": TASKS[s.category], "topic": s.topic} for s in (source, foreign))
+        words = own | {"given_task": other["task"], "other": other["topic"]}
         return evidence_text({key: value.format_map(words) for key, value in evidence.items()})
 
 
 def _take(pieces: list[str], words: int) -> str:
     """The first sentences, as many as come nearest to `words` words, but at least one."""
-    counts = accumulate(len(piece.split()) for piece in pieces)
-    middles = [total - len(piece.split()) / 2 for piece, total in zip(pieces, counts, strict=True)]
-    return "".join(pieces[: max(1, sum(middle <= words for middle in middles))])
-
-
-def _words(pieces: list[str]) -> int:
-    return sum(len(piece.split()) for piece in pieces)
+    counts = np.array([len(piece.split()) for piece in pieces])
+    return "".join(pieces[: max(1, (counts.cumsum() - counts / 2 <= words).sum())])
 
 
 def _join(first: str, second: str) -> str:

@@ -1,8 +1,8 @@
 """New prompts from seed prompts: `torchrun -m prepare.new_prompts` shows a model a few, and the model writes one more.
 
-The method is that of Self-Instruct (arXiv 2212.10560) and Self-Rewarding (arXiv 2401.10020). Completions are sampled in
-rounds. After a round they are filtered in order, and kept prompts serve as examples in later rounds. Every rank filters
-for itself, since the kept prompts, and so the next round's requests, follow from the sampled bytes alone.
+As in Self-Instruct (arXiv 2212.10560) and Self-Rewarding (arXiv 2401.10020), completions are sampled in rounds, and
+prompts that pass the filter serve as examples in later rounds. Every rank filters for itself, since the kept prompts,
+and so the next round's requests, follow from the sampled bytes alone.
 """
 
 import itertools
@@ -26,8 +26,7 @@ from stages.seeds import request_seed
 from stages.settings import Prompts, Settings, as_dict
 from stages.stage import Inputs, Job, Output, Stage, first_rank
 
-NEW = "new/"
-"""The prefix of new prompts' ids."""
+NEW = "new/"  # the prefix of new prompts' ids
 
 _LABEL = re.compile(
     r"^[ \t]*+(?:#++[ \t]*+)?(?P<mark>[*_]*+)[ \t]*+task[ \t]*+(?P<number>[0-9]{1,9}+)[ \t]*+"
@@ -59,15 +58,12 @@ class Dropped(StrEnum):
 
 def request_prompt(examples: Sequence[str]) -> list[Message]:
     """The messages that ask for one more task. Prompts are concatenated, never formatted."""
-    count = len(examples)
     # The definition of a task comes first, since a small model takes the last words for its topic.
-    opening = f"Here are {count} tasks that people gave to an AI assistant, each complete in itself.\n\n"
-    shown = "".join(f"Task {i}: " + example + "\n\n" for i, example in enumerate(examples, 1))
-    wanted = (
-        f'Write one more task, of a different kind and on a different topic. Begin with "Task {count + 1}:" and write '
-        "nothing but the text of the task."
-    )
-    return [{"role": "user", "content": opening + shown + wanted}]
+    opening = f"Here are {len(examples)} tasks that people gave to an AI assistant, each complete in itself."
+    shown = [f"Task {i}: " + example for i, example in enumerate(examples, 1)]
+    wanted = "Write one more task, of a different kind and on a different topic. Begin with "
+    wanted += f'"Task {len(examples) + 1}:" and write nothing but the text of the task.'
+    return [{"role": "user", "content": "\n\n".join([opening, *shown, wanted])}]
 
 
 def read_prompt(text: str, finish_reason: str) -> str | Dropped:
@@ -117,12 +113,12 @@ class Filter:
             Dropped.WORD: self._words.search(prompt),
             Dropped.EVALUATION: self._evaluation.shares(prompt),
         }
-        reason = next((reason for reason, failed in checks.items() if failed), None)
-        if reason is None and self._novelty.similar(prompt):
-            reason = Dropped.SIMILAR
-        if reason is None:
-            self._novelty.add(prompt)
-        return reason or prompt
+        for reason in (reason for reason, failed in checks.items() if failed):
+            return reason
+        if self._novelty.similar(prompt):
+            return Dropped.SIMILAR
+        self._novelty.add(prompt)
+        return prompt
 
 
 def read_seeds(options: Prompts) -> list[Record]:
@@ -133,7 +129,7 @@ def read_seeds(options: Prompts) -> list[Record]:
     if len(seeds) < options.shots:
         wanted = f"a request shows {options.shots}"
         raise UserError(f"{options.seeds}: {len(seeds)} prompts, but {wanted}; add prompts or lower prompts.shots")
-    if name := next((row["id"] for row in seeds if row["id"].startswith(NEW)), None):
+    for name in (row["id"] for row in seeds if row["id"].startswith(NEW)):
         raise UserError(f"{options.seeds}: id {name!r} may be a new prompt's; begin it with something else")
     return seeds
 
@@ -163,8 +159,7 @@ def attempt_items(
 def write_prompts(job: Job) -> Output:
     """Let a model write new prompts from seed prompts as examples.
 
-    Writes prompts.jsonl: {id, prompt, attempt, round, shots}. Each round is sampled into a folder with a key of its
-    own, so a finished round stays.
+    Writes prompts.jsonl: {id, prompt, attempt, round, shots}. A round has a folder and a key of its own, so it stays.
     """
     options = job.settings.prompts
     seeds = read_seeds(options)
@@ -190,9 +185,9 @@ def write_prompts(job: Job) -> Output:
             prompt = Dropped.NOT_NEEDED if done else accept.read(row["text"], row["finish_reason"])
             if isinstance(prompt, Dropped):
                 counts[prompt] += 1
-                continue
-            lineage = {"attempt": row["id"], "round": number, "shots": row["shots"]}
-            kept.append({"id": f"{NEW}{len(kept):05}", "prompt": prompt, **lineage})
+            else:
+                lineage = {"attempt": row["id"], "round": number, "shots": row["shots"]}
+                kept.append({"id": f"{NEW}{len(kept):05}", "prompt": prompt, **lineage})
         if first_rank():
             print(f"{counts['attempts']} attempts: {len(kept)} of {options.count} prompts", file=sys.stderr)
     counts["kept"] = len(kept)

@@ -1,7 +1,7 @@
 """Seed prompts from people's conversations: `python -m prepare.seed_prompts --config C --count 3200`.
 
-Writes `prompts.seeds`: the first questions of `eft.sources`, OpenAssistant's message trees, of which people ranked at
-least two answers. Self-Rewarding (arXiv 2401.10020) took its seed prompts from there: 3,200 first turns in English.
+Writes `prompts.seeds`: the first questions of `eft.sources` with at least two ranked answers. Self-Rewarding (arXiv
+2401.10020) took 3,200 first turns in English from OpenAssistant.
 """
 
 import argparse
@@ -20,11 +20,10 @@ def seed_prompts(settings: Settings, count: int | None = None) -> list[dict[str,
     for group in read_sources(replace(settings.eft, max_turns=1))[0]:
         questions.setdefault(group.prompt.strip(), group.id)
     rows = [{"id": name, "prompt": text} for text, name in questions.items()]
-    if count is None:
-        return rows
-    if count > len(rows):
+    if count is not None and count > len(rows):
         raise UserError(f"eft.sources: only {len(rows)} first questions, but {count} are wanted; lower --count")
-    return [rows[i] for i in sorted(random.Random(settings.seed).sample(range(len(rows)), count))]
+    chosen = random.Random(settings.seed).sample(range(len(rows)), len(rows) if count is None else count)
+    return [rows[i] for i in sorted(chosen)]
 
 
 def main() -> None:
@@ -38,8 +37,7 @@ def main() -> None:
     path = Path(settings.prompts.seeds)
     if path.exists():
         raise UserError(f"{path}: exists already; remove it, or keep it and leave this command out")
-    rows = seed_prompts(settings, arguments.count)
-    write_jsonl(path, rows)
+    write_jsonl(path, rows := seed_prompts(settings, arguments.count))
     print(f"{path}: {len(rows)} prompts")
 
 

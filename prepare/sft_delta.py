@@ -25,9 +25,9 @@ Tensors = Mapping[str, Tensor]
 
 
 def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], room: int) -> Counter[str]:
-    """How many triplets of each matrix to keep: those of most squared singular value a byte that fit into `room` bytes.
+    """How many triplets of each matrix to keep in `room` bytes: those of most squared singular value a byte.
 
-    `values` are the singular values of each matrix, largest first, `sizes` the bytes of one of its triplets.
+    `values`: each matrix's singular values, largest first; `sizes`: the bytes of one of its triplets.
     """
     offers = [(float(value) ** 2 / sizes[name], name) for name, spectrum in values.items() for value in spectrum]
     offers = sorted((offer for offer in offers if offer[0] > 0), reverse=True)
@@ -38,8 +38,7 @@ def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], room: int) ->
 def compress(base: Tensors, tuned: Tensors, megabytes: float) -> tuple[dict[str, Tensor], float]:
     """The file's tensors, and the share of the matrices' squared difference that the kept triplets explain.
 
-    The tensors with their names take at most `megabytes` 10^6 bytes. A matrix `name` becomes `name.left`, `name.scale`
-    and `name.right`. Rounding to eight bits loses far less than dropping half the triplets would.
+    The file takes at most `megabytes` 10^6 bytes. A matrix `name` becomes `name.left`, `name.scale`, `name.right`.
     """
     change = {name: tuned[name] - base[name] for name in base}
     tensors = {name: delta.to(torch.bfloat16) for name, delta in change.items() if delta.dim() == 1}
