@@ -7,17 +7,15 @@ whose scores put the replies in the people's order gives the examples.
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from judging.judge import judge_items, judge_section, read_score
-from judging.scores import distinct_responses
-from model.chat import ChatFormat
 from prepare.rankings import LeftOut, RankedGroup, ranked_groups
-from sampling.worker import Item, Worker, generation_settings
+from sampling.worker import Worker, generation_settings
 from stages.files import UserError, read_manifest, read_shards, stage_key
 from stages.records import Record, group_by
 from stages.seeds import request_seed
@@ -57,17 +55,6 @@ def is_held_out(group: RankedGroup, settings: Settings) -> bool:
     return random.Random(seed).random() < settings.eft.held_out
 
 
-def eft_items(groups: Iterable[RankedGroup], chat: ChatFormat, settings: Settings) -> Iterator[Item]:
-    """eft.N judge requests for each reply; reply k of a group has the id "group/k"."""
-    replies = (
-        {"id": f"{group.id}/{k}", "prompt_id": group.id, "prompt": group.prompt, "text": reply["text"]}
-        for group in groups
-        for k, reply in enumerate(group.replies)
-    )
-    distinct = distinct_responses(reply | {"finish_reason": "stop"} for reply in replies)
-    return judge_items(distinct, chat, settings, 0, settings.eft.N)
-
-
 def outcome(ranks: Sequence[int], scores: Scores, order: str) -> Outcome:
     """The outcome of one round's scores against the replies' ranks; replies without a score are left out."""
     scored = [(rank, score) for rank, score in zip(ranks, scores, strict=True) if score is not None]
@@ -87,10 +74,7 @@ def first_agreeing(ranks: Sequence[int], rounds: Iterable[Scores], order: str) -
 
 
 def agreeing_by_chance(groups: Iterable[tuple[Sequence[int], Sequence[Scores]]], order: str, seed: int) -> float:
-    """Number of groups, each (ranks, rounds), that agree when their ranks are shuffled; the mean over `SHUFFLES`.
-
-    A judge that knows nothing of people's preferences has as many groups accepted, as one of several rounds may agree.
-    """
+    """How many groups, each (ranks, rounds), agree when ranks are shuffled, so with a judge that knows nothing; mean."""
     draw, agreeing = random.Random(request_seed(seed, 0, "eft", "chance")), 0
     for ranks, rounds in groups:
         for _ in range(SHUFFLES):
@@ -162,7 +146,13 @@ def make_examples(job: Job) -> Output:
     section, generation = _settings(settings, 0)
     read = {name: value for name, value in section.items() if name not in ("order", "downsample")}
     work = job.part("eft", "judgments", stage_key("eft-judgments", [read, generation, job.digests]))
-    worker.run(work, eft_items(training, worker.chat, settings), partial(read_score, judge=settings.judge))
+    replies = (
+        {"id": f"{group.id}/{k}", "prompt_id": group.id, "prompt": group.prompt, "text": reply["text"]}
+        for group in training
+        for k, reply in enumerate(group.replies)
+    )
+    items = judge_items(replies, worker.chat, settings, 0, settings.eft.N)
+    worker.run(work, items, partial(read_score, judge=settings.judge))
     examples, facts = choose(training, group_by(read_shards(work.out), "response_id"), settings)
     if not examples and first_rank():
         print(f"warning: no example: none of {len(training)} groups has a round that agrees", file=sys.stderr)

@@ -32,8 +32,6 @@ REFUSAL = re.compile(r"I'm sorry|I apologi[sz]e|[Aa]s an AI|(unable|can't|cannot
 
 @dataclass(frozen=True)
 class Source:
-    """A prompt and its answers."""
-
     prompt: str
     category: str
     topic: str
@@ -77,7 +75,6 @@ class Constructor:
     """Draws responses with chosen flaws, without end, from one seed."""
 
     def __init__(self, sources: list[Source], seed: int):
-        """Raises `UserError` where a source has no other from which foreign text could come."""
         self.sources, self.random = sources, random.Random(seed)
         self.choice, self.by_category, self.by_topic = self.random.choice, defaultdict(list), defaultdict(list)
         for source in sources:
@@ -163,15 +160,14 @@ class Constructor:
     ) -> tuple[Source, str, Source]:
         """A source, a response to its prompt with the flaw, and the source of foreign text."""
         source = source or self.choice(self.modifiable if flaw == "wrong_task" else self.sources)
-        foreign = self._foreign(flaw, source)
-        words = self.random.randint(*lengths)
+        foreign, words = self._foreign(flaw, source), self.random.randint(*lengths)
         own_text, foreign_text = self.choice(source.good), self.choice(foreign.good)
+        if flaw == "cut_off":
+            return source, self._cut("".join(own_text), words), foreign
         if flaw == "none":
             text = _take(own_text, words)
         elif flaw == "extraneous":
             text = _join(_take(own_text, words - 12), self.choice(foreign_text))
-        elif flaw == "cut_off":
-            return source, self._cut("".join(own_text), words), foreign
         elif flaw == "drift":
             start = _take(own_text, words // 3)
             text = _join(start, _take(foreign_text, max(words, 3 * len(start.split())) * 2 // 3))
@@ -219,7 +215,6 @@ class Constructor:
         return _join("".join(begin), self.choice((" ", "\n")).join(again * times))
 
     def _justification(self, flaw: str, source: Source, foreign: Source | None = None) -> str:
-        """What was asked, what was given and what is missing."""
         foreign = foreign or self.choice(self.sources)
         evidence = {"asked": "{task} on {topic}"} | {
             part: self.choice(FLAWS[flaw][part]) for part in ("given", "missing")

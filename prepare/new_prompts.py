@@ -94,14 +94,12 @@ class Filter:
     """The filter of completions, in order: a prompt that is kept counts against similar later ones."""
 
     def __init__(self, options: Prompts, seeds: Iterable[str], evaluation: Iterable[str]):
-        self._options = options
+        self._options, self._evaluation = options, Sequences(evaluation, options.ngram)
         self._novelty = Novelty(options.max_rouge_l, seeds)
-        self._evaluation = Sequences(evaluation, options.ngram)
         phrases = "|".join(r"\s+".join(map(re.escape, phrase.split())) for phrase in options.words if phrase.strip())
         self._words = re.compile(rf"(?<!\w)(?:{phrases})(?!\w)" if phrases else r"(?!)", re.IGNORECASE)
 
     def read(self, text: str, finish_reason: str) -> str | Dropped:
-        """The prompt of a completion, which is then kept; or the reason for none."""
         prompt = read_prompt(text, finish_reason)
         if isinstance(prompt, Dropped):
             return prompt

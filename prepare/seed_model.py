@@ -33,7 +33,7 @@ VERDICTS = [*(f"Score: {score}\n" for score in range(6)), "Winner: Judgment A\n"
 
 
 def prepare(model: Model) -> Path:
-    """The seed's folder, made where it is missing. Raises `UserError` for a missing model that the user has to bring."""
+    """The seed's folder, made where it is missing; `UserError` for a missing model that the user has to bring."""
     folder = Path(model.path)
     if (folder / "config.json").is_file():
         return folder
@@ -55,8 +55,10 @@ def make_tiny(folder: Path, judge: bool = False) -> None:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    options = {"vocab_size": TINY.vocab_size, "special_tokens": ["<|im_start|>", "<|im_end|>"], "show_progress": False}
-    trainer = trainers.BpeTrainer(**options, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    special, alphabet = ["<|im_start|>", "<|im_end|>"], pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TINY.vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     backend.train_from_iterator((row["prompt"] for row in read_jsonl("data/prompts/train.jsonl", ("prompt",))), trainer)
     if judge:
         backend.add_tokens(VERDICTS)
