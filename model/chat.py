@@ -14,8 +14,8 @@ from pathlib import Path
 from model.config import read_table
 from model.tokenizer import Tokenizer, load_tokenizer, tokenizer_file
 from stages.files import UserError
+from stages.records import Message
 
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 Parts = list[int | str]  # control tokens and texts
 Control = Callable[[str], int]  # from the name of a control token that the format needs to its id
 
@@ -27,8 +27,6 @@ ZEPHYR = re.compile(r"<\|user\|>(\\n|\n)' *\+ *message\['content'\] *\+ *eos_tok
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How a dialog becomes ids."""
-
     tokenizer: Tokenizer
     parts: Callable[[Sequence[Message]], Parts]  # up to the assistant's answer
     end: int  # the token that ends the model's turn
@@ -37,7 +35,7 @@ class ChatFormat:
     stop_ids: frozenset[int] = frozenset()
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a dialog, ready for the assistant's answer; each text is encoded whole."""
+        """Ids of a dialog, ready for the assistant's answer."""
         encoded = ([part] if isinstance(part, int) else self.tokenizer.encode(part) for part in self.parts(messages))
         return list(chain.from_iterable(encoded))
 
@@ -52,7 +50,6 @@ class ChatFormat:
         return [(max(start - shift, 0), max(end - shift, 0)) for start, end in spans]
 
     def text(self, ids: Sequence[int]) -> str:
-        """Text of a completion's ids, without the stop token."""
         return self.tokenizer.decode(ids)
 
     @property

@@ -8,14 +8,12 @@ from typing import Any
 
 from stages.files import UserError
 
+# Keys of config.json of which one value is implemented; all but `model_type` may be missing.
 ONLY = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-"""Keys of config.json of which one value is implemented; all but `model_type` may be missing."""
 
 
 @dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3.1's frequency scaling (`rope_type: llama3`)."""
-
+class RopeScaling:  # Llama 3.1's
     factor: float
     low_freq_factor: float
     high_freq_factor: float
@@ -49,7 +47,6 @@ class LlamaConfig:
 
     @property
     def block_weights(self) -> int:
-        """Weights in the matrix products of all blocks."""
         rows = 2 * self.q_size + 2 * self.kv_size + 3 * self.intermediate_size
         return self.num_hidden_layers * self.hidden_size * rows
 
@@ -108,7 +105,6 @@ def _rope(table: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def no_config(folder: Path) -> UserError:
-    """The error for a folder without config.json: it is in Meta's layout, or no model."""
     if any((source / "params.json").is_file() for source in (folder, folder / "original")):
         advice = f"run python -m prepare.meta {folder} {folder}-hf and point model.path at {folder}-hf"
         return UserError(f"{folder}: params.json but no config.json, so Meta's layout; {advice}")

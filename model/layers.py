@@ -13,8 +13,6 @@ Weight = Tensor | Int8Weight  # a plain tensor [o, i], or a packed one for infer
 
 
 class Linear(nn.Linear):
-    """x W^T, without a bias."""
-
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
 

@@ -17,10 +17,9 @@ from kernels.rope import Rope, rope_tables
 from model.config import LlamaConfig
 from model.layers import Linear, RMSNorm, SwiGLU, Weight, linear
 
+# (layer, q and k [t, h + k, head_dim], v [t, k, head_dim], rope) -> [t, h, head_dim]; q and k are not rotated yet.
 Attend = Callable[[int, Tensor, Tensor, Rope], Tensor]
-"""(layer, q and k [t, h + k, head_dim], v [t, k, head_dim], rope) -> [t, h, head_dim]; q and k are not rotated yet."""
-Head = Callable[[Tensor, Weight], Tensor]
-"""(hidden [t, d], weight [v, d]) -> what the caller needs, for example logits."""
+Head = Callable[[Tensor, Weight], Tensor]  # (hidden [t, d], weight [v, d]) -> what the caller needs, such as logits
 
 
 class Llama(nn.Module):

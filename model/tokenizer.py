@@ -37,11 +37,10 @@ class JsonTokenizer:
         backend.no_padding()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text: no BOS, no control tokens."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """The characters [start, end) of `text` that each of `encode(text)` stands for."""
+        """The characters [start, end) of each of `encode(text)`."""
         return self.backend.encode(text, add_special_tokens=False).offsets
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -49,7 +48,7 @@ class JsonTokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def control(self, token: str) -> int | None:
-        """The id of a control token, or None if the vocabulary lacks it."""
+        """The id, or None if the vocabulary lacks it."""
         return self.backend.token_to_id(token)
 
 
@@ -132,7 +131,7 @@ def tiktoken_backend(path: Path) -> tokenizers.Tokenizer:
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
-    """Each token's rank, which is its id: 0, 1, 2, ... in order; all single bytes are among them."""
+    """Each token's rank, which is its id; all single bytes are among them."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:

@@ -30,7 +30,7 @@ SHARD_BYTES = 4 * 2**30
 
 
 def parts(name: str, rows: int, config: LlamaConfig) -> dict[str, int]:
-    """The checkpoint's tensors that a parameter of so many rows stacks: their names and rows, in order."""
+    """The names and rows of the checkpoint's tensors that a parameter stacks, in order."""
     prefix = "" if name.startswith("lm_head.") else "model."
     for fused, projections in FUSED.items():
         if f".{fused}." in name:
@@ -73,18 +73,18 @@ class Checkpoint:
 
     def check(self, model: Llama) -> None:
         """Raise `UserError` naming the first tensor that is missing, unexpected or of another shape."""
-        surplus = {name for name in self.slices if not name.endswith("rotary_emb.inv_freq")}
-        surplus -= {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-        for parameter_name, parameter in model.named_parameters():
-            for name, rows in parts(parameter_name, parameter.shape[0], model.config).items():
-                if name not in self.slices:
-                    raise UserError(f"{self.folder}: tensor {name} is missing; config.json and weights do not match")
-                shape, actual = [rows, *parameter.shape[1:]], self.slices[name].get_shape()
-                if actual != shape:
-                    raise UserError(f"{self.folder}: tensor {name} has shape {actual}, config.json says {shape}")
-                surplus.discard(name)
-        if surplus:
-            raise UserError(f"{self.folder}: tensor {min(surplus)} is unexpected; config.json and weights do not match")
+        expected = {
+            part: [rows, *parameter.shape[1:]]
+            for name, parameter in model.named_parameters()
+            for part, rows in parts(name, parameter.shape[0], model.config).items()
+        }
+        ignored = ("rotary_emb.inv_freq", *(["lm_head.weight"] if model.config.tie_word_embeddings else []))
+        shapes = {name: part.get_shape() for name, part in self.slices.items() if not name.endswith(ignored)}
+        for name in expected | shapes:
+            if (shape := shapes.get(name)) != expected.get(name):
+                wrong = f"has shape {shape}, config.json says {expected[name]}" if name in expected else "is unexpected"
+                wrong = wrong if shape else "is missing"
+                raise UserError(f"{self.folder}: tensor {name} {wrong}; config.json and weights do not match")
 
 
 @torch.no_grad()
@@ -164,10 +164,10 @@ def save_pretrained(
     source, folder = Path(source), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = split_parameters(parameters, config)
-    first = next(tensors)
-    written = write_tensors(chain([first], tensors), folder)
+    name, first = next(tensors)
+    written = write_tensors(chain([(name, first)], tensors), folder)
     table = read_table(source / "config.json")
-    table["dtype" if "dtype" in table else "torch_dtype"] = str(first[1].dtype).removeprefix("torch.")
+    table["dtype" if "dtype" in table else "torch_dtype"] = str(first.dtype).removeprefix("torch.")
     write_json(folder / "config.json", table)
     copied = [path for path in sorted(source.iterdir()) if path.is_file() and path.name.startswith(COPIED)]
     for path in copied if source != folder else ():

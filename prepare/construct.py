@@ -7,6 +7,7 @@ answers/*.jsonl.gz, the model's own answers to the prompts, anew (an hour on two
 import argparse
 import gzip
 import json
+import operator
 import random
 import re
 import tomllib
@@ -87,11 +88,11 @@ def answer_files(model: Path) -> Files:
         asked = [(row, f"{row['id']}/{temperature}", temperature) for row in prompts for temperature in temperatures]
         params = [SamplingParams(t, 0.95, 96, request_seed(0, 0, "answers", answer)) for _, answer, t in asked]
         outputs = llm.chat([[{"role": "user", "content": row["prompt"]}] for row, _, _ in asked], params)
-        rows: list[Record] = []
-        for (row, answer, temperature), output in zip(asked, outputs, strict=True):
-            rows.append({"id": answer, "prompt_id": row["id"], "temperature": temperature})
-            rows[-1] |= {"text": output.text.strip(), "finish_reason": output.finish_reason}
-        yield f"answers/{name}.jsonl.gz", rows
+        names = [
+            {"id": answer, "prompt_id": row["id"], "temperature": temperature} for row, answer, temperature in asked
+        ]
+        texts = [{"text": output.text.strip(), "finish_reason": output.finish_reason} for output in outputs]
+        yield f"answers/{name}.jsonl.gz", map(operator.or_, names, texts)
 
 
 def constructor(names: Iterable[str], seed: int) -> Constructor:
@@ -101,17 +102,17 @@ def constructor(names: Iterable[str], seed: int) -> Constructor:
 
 
 def sft_files() -> Files:
-    """The SFT examples of the tests' config, and those of the default config, lesson by lesson.
+    """The SFT examples of the tests' and of the default config.
 
-    Lessons: decisions alone; judgments; judgments and comparisons in turn, as many of each. Hand-written rows are
-    spread over the second and third lesson, the model's own answers over all.
+    The default's lessons: decisions alone; judgments; judgments and comparisons in turn. Hand-written rows are spread
+    over the second and third lesson, the model's own answers over all.
     """
     tiny = constructor(["train"], seed=0)
     judgments, comparisons = list(tiny.judge_examples(240)), list(tiny.metajudge_examples(120))
     yield "sft/tiny.jsonl.gz", [*judgments[:120], *spread(judgments[120:], comparisons)]
 
     default = constructor(["train", "families"], seed=1)
-    decisions, judgments = list(default.decision_examples(1200)), list(default.judge_examples(2400))
+    decisions, judgments = list(default.judge_examples(1200, decisions=True)), list(default.judge_examples(2400))
     comparisons, answers = list(default.metajudge_examples(1800)), list(default.answer_examples(500))
     written = list(labelled_rows(DATA / "judged/train.jsonl"))
     random.Random(1).shuffle(written)

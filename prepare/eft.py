@@ -56,7 +56,7 @@ def is_held_out(group: RankedGroup, settings: Settings) -> bool:
 
 
 def outcome(ranks: Sequence[int], scores: Scores, order: str) -> Outcome:
-    """The outcome of one round's scores against the replies' ranks; replies without a score are left out."""
+    """The outcome of one round's scores against the replies' ranks."""
     scored = [(rank, score) for rank, score in zip(ranks, scores, strict=True) if score is not None]
     pairs = [(high, low) for better, high in scored for worse, low in scored if better < worse]
     if not pairs:
@@ -74,7 +74,7 @@ def first_agreeing(ranks: Sequence[int], rounds: Iterable[Scores], order: str) -
 
 
 def agreeing_by_chance(groups: Iterable[tuple[Sequence[int], Sequence[Scores]]], order: str, seed: int) -> float:
-    """How many groups, each (ranks, rounds), agree when ranks are shuffled, so with a judge that knows nothing; mean."""
+    """The mean number of groups, each (ranks, rounds), that agree when their ranks are shuffled."""
     draw, agreeing = random.Random(request_seed(seed, 0, "eft", "chance")), 0
     for ranks, rounds in groups:
         for _ in range(SHUFFLES):

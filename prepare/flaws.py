@@ -87,19 +87,16 @@ class Constructor:
         self.modifiable = [source for source in sources if self._other_tasks(source)]
         self.scores = {name: flaw["score"] for name, flaw in FLAWS.items() if name != "wrong_task" or self.modifiable}
 
-    def judge_examples(self, number: int) -> Iterator[Record]:
-        """Rows {kind, prompt, response, flaw, score, justification}; all scores are equally frequent."""
-        return (self._judge_row(flaw) for flaw in islice(self._flaws(), number))
+    def judge_examples(self, number: int, decisions: bool = False) -> Iterator[Record]:
+        """Rows {kind, prompt, response, flaw, score, justification}; all scores are equally frequent.
 
-    def decision_examples(self, number: int) -> Iterator[Record]:
-        """Rows with the score alone, as a judgment's loss is mostly wording: 5 for a good answer, 0 for a far one."""
-        return (self._judge_row(flaw, decision=True) for flaw in islice(cycle(("none", "far")), number))
-
-    def _judge_row(self, flaw: str, decision: bool = False) -> Record:
-        source, response, foreign = self._response(flaw, lengths=SHORT if decision else LENGTHS)
-        reason = "" if decision else self._justification(flaw, source, foreign)
-        row = {"kind": "judge", "prompt": source.prompt, "response": response, "flaw": flaw}
-        return row | {"score": self.scores[flaw], "justification": reason}
+        `decisions` have the score alone, 5 or, for a far answer, 0, as a judgment's loss is mostly wording.
+        """
+        for flaw in islice(cycle(("none", "far")) if decisions else self._flaws(), number):
+            source, response, foreign = self._response(flaw, lengths=SHORT if decisions else LENGTHS)
+            reason = "" if decisions else self._justification(flaw, source, foreign)
+            row = {"kind": "judge", "prompt": source.prompt, "response": response, "flaw": flaw}
+            yield row | {"score": self.scores[flaw], "justification": reason}
 
     def answer_examples(self, number: int) -> Iterator[Record]:
         """Rows of the model's own answers, so that the model keeps the actor's part while it learns to judge."""
@@ -144,10 +141,8 @@ class Constructor:
 
     def _block(self) -> list[str]:
         """One flaw of each score, in random order."""
-        by_score = defaultdict(list)
-        for name, score in self.scores.items():
-            by_score[score].append(name)
-        block = [self.choice(flaws) for flaws in by_score.values()]
+        scores = dict.fromkeys(self.scores.values())
+        block = [self.choice([name for name, own in self.scores.items() if own == score]) for score in scores]
         self.random.shuffle(block)
         return block
 

@@ -155,16 +155,13 @@ def attempt_items(
 
 
 def write_prompts(job: Job) -> Output:
-    """Let a model write new prompts from seed prompts as examples.
-
-    Writes prompts.jsonl: {id, prompt, attempt, round, shots}. A round has a folder and a key of its own, so it stays.
-    """
+    """Let a model write new prompts from seed ones: prompts.jsonl {id, prompt, attempt, round, shots}."""
     options = job.settings.prompts
     seeds = read_seeds(options)
     evaluation = [str(row["prompt"]) for path in options.evaluation for row in read_jsonl(path, ("prompt",))]
     accept = Filter(options, (row["prompt"] for row in seeds), evaluation)
     worker = Worker(job.settings, job.path("model"))
-    # The filter's settings are not in the key, so changing one resamples only the rounds that change.
+    # Each round has its own key, without the filter's settings, so changing one resamples only rounds that change.
     names = ("shots", "generated_shots", "temperature", "top_p", "max_new_tokens")
     section = generation_settings(job.settings, 0, {name: getattr(options, name) for name in names})
     inputs = {name: job.digests[name] for name in ("model", "seeds")}
