@@ -40,15 +40,9 @@ def test_a_tensor_that_no_llama_has_is_an_error(tmp_path):
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(["a"])
-    for name in (
-        "embedding_length",
-        "feed_forward_length",
-        "block_count",
-        "head_count",
-        "head_count_kv",
-        "context_length",
-    ):
+    for name in ("embedding_length", "feed_forward_length", "context_length", "block_count", "head_count"):
         getattr(writer, f"add_{name}")(1)
+    writer.add_head_count_kv(1)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(1e4)
     writer.add_tensor("blk.0.attn_q.bias", np.zeros(1, np.float32))

@@ -47,7 +47,9 @@ def test_lcs_is_that_of_the_table(a, b):
 
 
 @settings(max_examples=60)
-@given(st.lists(st.text("abcdefgh ", max_size=24), max_size=12), st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]))
+@given(
+    st.lists(st.text("abcdefgh", max_size=12).map(" ".join), max_size=12), st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0])
+)
 def test_novelty_is_that_of_brute_force(texts: list[str], threshold: float):
     novelty, before = Novelty(threshold, texts[:2]), [words(text) for text in texts[:2]]
     for text in texts[2:]:
