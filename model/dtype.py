@@ -30,5 +30,4 @@ def int8_is_native() -> bool:
 
 
 def _has(*names: str) -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in names)
+    return any(map(torch.cpu.get_capabilities().get, names))

@@ -94,16 +94,20 @@ def convert(source: Path | str, folder: Path | str, rope_factor: float = 8.0, co
         raise UserError(f"{folder}: exists already; remove it or name another folder")
     if not (source / "params.json").is_file() and (source / "original" / "params.json").is_file():
         source = source / "original"
-    params = _read_params(source / "params.json")
+    if not (path := source / "params.json").is_file():
+        raise UserError(f"{path}: no such file; point SOURCE at a checkpoint in Meta's layout")
+    params = read_table(path)
+    for key in sorted(NEEDED - params.keys()):
+        raise UserError(f"{path}: key {key!r} is missing; fetch the file again")
+    for key in sorted(params.keys() - KNOWN):
+        raise UserError(f"{path}: key {key!r} is not implemented; only dense Llama models of text are")
     if not (source / "tokenizer.model").is_file():
         raise UserError(f"{source}: no tokenizer.model beside params.json; copy it there")
     tokenizer, names = load_tokenizer(source), tensor_names(META, params["n_layers"])
     parts = _load(source, names)
     config = _config(source, params, parts, tokenizer, rope_factor, context)
-    embedding, head = (
-        _join(f"{source}: {name}", parts[name], (config.vocab_size, config.hidden_size))
-        for name in ("tok_embeddings.weight", "output.weight")
-    )
+    outer, shape = ("tok_embeddings.weight", "output.weight"), (config.vocab_size, config.hidden_size)
+    embedding, head = (_join(f"{source}: {name}", parts[name], shape) for name in outer)
     # Meta stores embedding and head even where they are tied.
     config = replace(config, tie_word_embeddings=torch.equal(embedding, head))
 
@@ -117,17 +121,6 @@ def convert(source: Path | str, folder: Path | str, rope_factor: float = 8.0, co
         write_tensors(tensors(), temporary)
         _write_tokenizer(source, tokenizer, config, embedding.dtype, temporary)
     return folder
-
-
-def _read_params(path: Path) -> Record:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; point SOURCE at a checkpoint in Meta's layout")
-    params = read_table(path)
-    for key in sorted(NEEDED - params.keys()):
-        raise UserError(f"{path}: key {key!r} is missing; fetch the file again")
-    for key in sorted(params.keys() - KNOWN):
-        raise UserError(f"{path}: key {key!r} is not implemented; only dense Llama models of text are")
-    return params
 
 
 def _config(
@@ -144,14 +137,11 @@ def _config(
         said = f"vocab_size is {params.get('vocab_size')}, tokenizer.model has {tokenizer.vocab_size} tokens"
         raise UserError(f"{where}: {said}, output.weight {vocabulary} rows; is a consolidated file missing?")
     table: Record = {"model_type": "llama", "vocab_size": vocabulary, "hidden_size": params["dim"]}
-    table |= {
-        "intermediate_size": hidden,
-        "num_hidden_layers": params["n_layers"],
-        "num_attention_heads": params["n_heads"],
-    }
-    table |= {"num_key_value_heads": params.get("n_kv_heads"), "rms_norm_eps": params["norm_eps"]}
+    table |= {"intermediate_size": hidden, "num_hidden_layers": params["n_layers"]}
+    table |= {"num_attention_heads": params["n_heads"], "num_key_value_heads": params.get("n_kv_heads")}
     positions = context or (131_072 if scaled else 8_192 if llama3 else 4_096)
-    table |= {"rope_theta": params.get("rope_theta", 10_000.0), "max_position_embeddings": positions}
+    table |= {"rms_norm_eps": params["norm_eps"], "max_position_embeddings": positions}
+    table["rope_theta"] = params.get("rope_theta", 10_000.0)
     scaling = RopeScaling(rope_factor, 1.0, 4.0, 8192) if scaled else None
     return replace(LlamaConfig.from_dict(table), rope_scaling=scaling)
 

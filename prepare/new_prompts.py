@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from model.chat import ChatFormat, Message
+from model.chat import Message
 from prepare.novelty import Novelty, Sequences, repetition, words
 from prepare.pool import read_prompts
 from sampling.worker import Item, Worker, generation_settings, sampling_of
@@ -141,31 +141,27 @@ def draw_examples(seeds: Sequence[Record], kept: Sequence[Record], options: Prom
     return chosen
 
 
-def attempt_items(
-    number: int, size: int, seeds: Sequence[Record], kept: Sequence[Record], chat: ChatFormat, settings: Settings
-) -> Iterator[Item]:
-    """The requests of round `number`, each a group of its own, since requests share only their first words."""
-    options, sampling = settings.prompts, sampling_of(settings.prompts, chat)
-    for attempt in range(size):
-        name = f"attempt/{number:04}/{attempt:05}"
-        shots = draw_examples(seeds, kept, options, request_seed(settings.seed, number, "prompts/shots", name))
-        messages = partial(request_prompt, [row["prompt"] for row in shots])
-        record = {"id": name, "round": number, "shots": [row["id"] for row in shots]}
-        yield Item(name, messages, sampling, request_seed(settings.seed, number, "prompts", name), name, record)
-
-
 def write_prompts(job: Job) -> Output:
     """Let a model write new prompts from seed ones: prompts.jsonl {id, prompt, attempt, round, shots}."""
-    options = job.settings.prompts
-    seeds = read_seeds(options)
+    settings, options = job.settings, job.settings.prompts
+    seeds, worker = read_seeds(options), Worker(settings, job.path("model"))
     evaluation = [str(row["prompt"]) for path in options.evaluation for row in read_jsonl(path, ("prompt",))]
     accept = Filter(options, (row["prompt"] for row in seeds), evaluation)
-    worker = Worker(job.settings, job.path("model"))
     # Each round has its own key, without the filter's settings, so changing one resamples only rounds that change.
     names = ("shots", "generated_shots", "temperature", "top_p", "max_new_tokens")
-    section = generation_settings(job.settings, 0, {name: getattr(options, name) for name in names})
+    section = generation_settings(settings, 0, {name: getattr(options, name) for name in names})
     inputs = {name: job.digests[name] for name in ("model", "seeds")}
     kept: list[Record] = []
+
+    def items(number: int, size: int) -> Iterator[Item]:
+        """The requests of a round, each a group of its own, since requests share only their first words."""
+        for name in (f"attempt/{number:04}/{attempt:05}" for attempt in range(size)):
+            shots = draw_examples(seeds, kept, options, request_seed(settings.seed, number, "prompts/shots", name))
+            messages = partial(request_prompt, [row["prompt"] for row in shots])
+            record, seed = {"id": name, "round": number, "shots": [row["id"] for row in shots]}, settings.seed
+            sampling = sampling_of(options, worker.chat)
+            yield Item(name, messages, sampling, request_seed(seed, number, "prompts", name), name, record)
+
     counts = Counter({"attempts": 0, "kept": 0} | {str(reason): 0 for reason in Dropped})
     for number in itertools.count():
         size = min(options.round_attempts, options.max_attempts - counts["attempts"])
@@ -173,7 +169,7 @@ def write_prompts(job: Job) -> Output:
             break
         key = stage_key("prompts-round", [section, inputs, number, size, kept])
         work = job.part("prompts", f"rounds/{number:04}", key)
-        worker.run(work, attempt_items(number, size, seeds, kept, worker.chat, job.settings))
+        worker.run(work, items(number, size))
         for row in read_shards(work.out):
             counts["attempts"] += 1
             done = len(kept) == options.count

@@ -64,29 +64,27 @@ def conversation_text(context: Sequence[Mapping[str, str]]) -> str:
 
 
 def ranked_groups(path: Path, eft: Eft) -> tuple[list[RankedGroup], Counter[LeftOut]]:
-    """The groups of a file, and how often each reason left something out. Raises `UserError` for another format."""
+    """A file's groups, and how often each reason left something out. Raises `UserError` for another format."""
     reader = _Reader(eft)
     for number, row in read_numbered_jsonl(path):
         reader.where, reader.in_tree = f"{path}, line {number}", "prompt" in row
-        (reader.read_tree if reader.in_tree else reader.read_single)(row)
+        reader.read(row)
     return reader.groups, reader.reasons
 
 
 class _Reader:
-    """Collects groups, and the reasons why something is left out."""
-
     def __init__(self, eft: Eft):
         self.eft, self.where, self.in_tree = eft, "", False
         self.groups: list[RankedGroup] = []
         self.reasons: Counter[LeftOut] = Counter()
 
-    def read_tree(self, row: Record) -> None:
-        if row.get("tree_state", "ready_for_export") != "ready_for_export":
-            self.reasons[LeftOut.TREE_STATE] += 1
-        elif self.is_usable(row["prompt"], "prompter"):
-            self.visit(row["prompt"], [], None)
-
-    def read_single(self, row: Record) -> None:
+    def read(self, row: Record) -> None:
+        if self.in_tree:
+            if row.get("tree_state", "ready_for_export") != "ready_for_export":
+                self.reasons[LeftOut.TREE_STATE] += 1
+            elif self.is_usable(row["prompt"], "prompter"):
+                self.visit(row["prompt"], [], None)
+            return
         turns, replies = self.need(row, "context", list), self.need(row, "replies", list)
         replies = [{"role": "assistant", **reply} if isinstance(reply, dict) else reply for reply in replies]
         if len(turns) % 2 == 0:

@@ -46,7 +46,6 @@ def follow(embedding_vd: Tensor, head_vd: Tensor, script: Script) -> None:
 
 
 def llama3_script(tokenizer: Tokenizer) -> Script:
-    """The stand-in's script in Llama-3's tokens; each position of the text has tokens of its own."""
 
     def tokens(*texts: str) -> list[int]:
         return [token for text in texts for [token] in [tokenizer.encode(text)]]
@@ -82,7 +81,6 @@ def packaged_file(package: str, ending: str, advice: str) -> Path:
 
 
 def write_stand_in(folder: Path) -> None:
-    """Write `folder` in Meta's layout: consolidated.00.pth, consolidated.01.pth, params.json, tokenizer.model."""
     if folder.exists():
         raise UserError(f"{folder}: exists already; name a new folder")
     advice = "pip install --no-deps llama-models==0.3.0"

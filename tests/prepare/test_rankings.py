@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from evaluation.labelled import read_labelled
-from prepare import seed_prompts
+from prepare import pool
 from prepare.new_prompts import read_seeds
 from prepare.rankings import LeftOut, conversation_text, ranked_groups
 from stages.files import UserError, write_jsonl
@@ -170,15 +170,15 @@ def test_first_questions_become_seed_prompts(tmp_path, monkeypatch):
     (tmp_path / "config.toml").write_text(text.replace('["trees.jsonl"]', "[]"))
     monkeypatch.setattr("sys.argv", ["seeds", "--config", "config.toml"])
     with pytest.raises(UserError, match="must both name files"):
-        seed_prompts.main()
+        pool.main()
     (tmp_path / "config.toml").write_text(text)
-    seed_prompts.main()
+    pool.main()
     settings = load_settings(tmp_path / "config.toml")
     seeds = {row["id"]: row["prompt"] for row in read_seeds(settings.prompts)}
     assert seeds == {"q1": "Why is the sky blue?", "q5": "text of q5", "q6": "text of q6"}
     with pytest.raises(UserError, match=r"seeds\.jsonl: exists already"):
-        seed_prompts.main()
-    draws = {tuple(row["id"] for row in seed_prompts.seed_prompts(replace(settings, seed=i), 2)) for i in range(20)}
+        pool.main()
+    draws = {tuple(row["id"] for row in pool.seed_prompts(replace(settings, seed=i), 2)) for i in range(20)}
     assert draws == {("q1", "q5"), ("q1", "q6"), ("q5", "q6")}
     with pytest.raises(UserError, match="only 3 first questions, but 4 are wanted"):
-        seed_prompts.seed_prompts(settings, 4)
+        pool.seed_prompts(settings, 4)
