@@ -72,11 +72,18 @@ class LlamaConfig:
         for key, value in {**ONLY, "model_type": None, **table}.items():
             if key in ONLY and value != ONLY[key]:
                 raise UserError(f"{where}: {key} is {value!r}; only {ONLY[key]!r} is implemented")
+        rope = table.get("rope_parameters") or table.get("rope_scaling") or {}  # two spellings
+        kind, scaling = rope.get("rope_type", rope.get("type", "default")), None
+        if kind not in ("default", "llama3"):
+            raise UserError(f"{where}: rope type {kind!r} is unknown; 'default' and 'llama3' are implemented")
         try:
+            if kind == "llama3":
+                scaling = RopeScaling(**{field.name: rope[field.name] for field in fields(RopeScaling)})
             heads = table["num_attention_heads"]
             values = {"num_key_value_heads": heads, "head_dim": table["hidden_size"] // heads}
             values |= {"tie_word_embeddings": False} | {key: value for key, value in table.items() if value is not None}
-            values |= _rope(table, where)
+            theta = rope.get("rope_theta", table.get("rope_theta", 10_000.0))
+            values |= {"rope_theta": float(theta), "rope_scaling": scaling}
             return cls(**{field.name: values[field.name] for field in fields(cls)})
         except KeyError as error:
             raise UserError(f"{where}: key {error} is missing; fetch the file again") from None
@@ -90,18 +97,6 @@ class LlamaConfig:
             kept = [min(max((turn - low) / (high - low), 0.0), 1.0) for turn in turns]
             frequencies = [(1 - k) * f / scaling.factor + k * f for k, f in zip(kept, frequencies, strict=True)]
         return frequencies
-
-
-def _rope(table: dict[str, Any], where: str) -> dict[str, Any]:
-    """RoPE's base and scaling, from either spelling: `rope_theta` + `rope_scaling`, or `rope_parameters`."""
-    rope = table.get("rope_parameters") or table.get("rope_scaling") or {}
-    kind, scaling = rope.get("rope_type", rope.get("type", "default")), None
-    if kind == "llama3":
-        scaling = RopeScaling(**{field.name: rope[field.name] for field in fields(RopeScaling)})
-    elif kind != "default":
-        raise UserError(f"{where}: rope type {kind!r} is unknown; 'default' and 'llama3' are implemented")
-    theta = rope.get("rope_theta", table.get("rope_theta", 10_000.0))
-    return {"rope_theta": float(theta), "rope_scaling": scaling}
 
 
 def no_config(folder: Path) -> UserError:

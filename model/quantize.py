@@ -68,7 +68,7 @@ def rotate(model: Llama) -> None:
 
 
 def hadamard(size: int) -> Tensor:
-    """The orthogonal Hadamard matrix of Sylvester's construction, fp32 [size, size]; `size` is a power of 2."""
+    """Sylvester's Hadamard matrix, orthogonal, fp32 [size, size]; `size` is a power of 2."""
     two = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     return reduce(torch.kron, [two] * (size.bit_length() - 1), torch.ones(1, 1)) / size**0.5
 

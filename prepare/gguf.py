@@ -25,10 +25,7 @@ SIZES = {
 
 
 def convert(path: Path, folder: Path) -> None:
-    """Write the GGUF file `path` as a Hugging Face directory in bfloat16 at `folder`, which must not exist.
-
-    Raises `UserError` for a missing file or package, another architecture, tokenizer or tensor.
-    """
+    """Write the GGUF file `path` as a Hugging Face directory in bfloat16 at the new `folder`."""
     try:
         import gguf
     except ImportError:
@@ -63,7 +60,6 @@ def convert(path: Path, folder: Path) -> None:
 
 
 def _tokenizer(fields: Record, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json: byte-level BPE, digits one by one."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     tokens, end = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.eos_token_id"]

@@ -24,8 +24,7 @@ from stages.records import Record
 Parts = dict[str, list[Tensor]]  # the ranks' parts of each tensor
 NEEDED = {"dim", "n_layers", "n_heads", "norm_eps"}
 KNOWN = NEEDED | {"n_kv_heads", "vocab_size", "rope_theta", "use_scaled_rope"}
-# Some keys of params.json follow from the weights' shapes, or only limit Meta's own cache.
-KNOWN |= {"multiple_of", "ffn_dim_multiplier", "max_batch_size", "max_seq_len"}
+KNOWN |= {"multiple_of", "ffn_dim_multiplier", "max_batch_size", "max_seq_len"}  # not needed
 
 LLAMA3_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

@@ -22,10 +22,8 @@ def words(text: str) -> list[str]:
 
 
 def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence, computed a table row at a time (Crochemore et al., 2001).
-
-    Bit i of `row` is 0 where a[:i + 1] has a longer LCS with the words of `b` so far than a[:i] has.
-    """
+    """Length of the longest common subsequence, computed a table row at a time (Crochemore et al., 2001)."""
+    # Bit i of `row` is 0 where a[:i + 1] has a longer LCS with the words of `b` so far than a[:i] has.
     positions: dict[str, int] = defaultdict(int)
     for i, word in enumerate(a):
         positions[word] |= 1 << i
@@ -94,7 +92,7 @@ class Sequences:
 
 
 def _occurrences(tokens: list[str]) -> list[tuple[str, int]]:
-    """Each word with the number of its earlier occurrences, so that no two are equal; in no particular order."""
+    """Each word with the number of its earlier occurrences, so that no two are equal."""
     return [(word, k) for word, count in Counter(tokens).items() for k in range(count)]
 
 

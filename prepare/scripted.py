@@ -107,8 +107,7 @@ def write_stand_in(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a small stand-in for Llama-3-8B-Instruct in Meta's layout.")
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    write_stand_in(folder)
+    write_stand_in(folder := parser.parse_args().folder)
     print(folder)
 
 

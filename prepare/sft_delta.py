@@ -25,7 +25,7 @@ Tensors = Mapping[str, Tensor]
 
 
 def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], room: int) -> Counter[str]:
-    """How many triplets of each matrix to keep in `room` bytes, at `sizes` bytes one; those that explain most a byte"""
+    """How many triplets of each matrix to keep in `room` bytes, at `sizes` bytes one."""
     offers = [(float(value) ** 2 / sizes[name], name) for name, spectrum in values.items() for value in spectrum]
     offers = sorted((offer for offer in offers if offer[0] > 0), reverse=True)
     taken = accumulate(sizes[name] for _, name in offers)

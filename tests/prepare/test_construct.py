@@ -11,7 +11,7 @@ import pytest
 from evaluation.statistics import spearman
 from prepare import construct
 from prepare.flaws import FLAWS, Constructor, load_sources, repetitive, sentences
-from stages.files import UserError, read_jsonl
+from stages.files import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,18 +41,6 @@ def test_the_command_writes_what_data_holds(tmp_path, monkeypatch):
         if name.endswith(".gz"):  # zlib's versions compress differently
             committed, written = gzip.decompress(committed), gzip.decompress(written)
         assert committed == written, name
-
-
-def test_lessons_keep_their_order():
-    rows = list(read_jsonl(ROOT / "data" / "sft" / "smollm2-135m.jsonl.gz"))
-    kinds = [row["kind"] if row.get("justification", "x") else "decision" for row in rows]
-    assert Counter(kinds) == {"decision": 1200, "judge": 2400 + 741, "metajudge": 1800, "respond": 500}
-    learnt = [kind for kind in kinds if kind != "respond"]
-    assert set(learnt[:1200]) == {"decision"} and "decision" not in learnt[1200:]
-    assert 1200 + 1200 <= learnt.index("metajudge") <= 1200 + 1200 + 741
-    third = [kind for kind in learnt[-1000:] if kind != "judge"]
-    assert 450 < len(third) < 600  # judgments and comparisons in turn, among hand-written judgments
-    assert {"decision", "respond"} == set(kinds[:20])
 
 
 def test_sentences_keep_the_text():

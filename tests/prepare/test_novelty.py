@@ -17,7 +17,6 @@ FEW_WORDS = st.lists(st.sampled_from(["the", "The", "a", "cat", "cat,", "42", "i
 
 
 def table_lcs(a, b) -> int:
-    """The recursion itself: a row of the table for each of `a`."""
     row = [0] * (len(b) + 1)
     for x in a:
         above, row = row, [0]
