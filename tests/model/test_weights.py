@@ -25,11 +25,10 @@ def test_export_is_the_checkpoint_that_was_loaded(shape, shard_bytes, tmp_path, 
     original = load_file(FIXTURES / shape / "model.safetensors")
     original.pop("lm_head.weight" if llama.config.tie_word_embeddings else "", None)
     tensors = {}
-    for path in written:
-        if path.suffix == ".safetensors":
-            tensors |= load_file(path)
-            with safe_open(path, framework="pt") as file:
-                assert file.metadata()["format"] == "pt"
+    for path in (path for path in written if path.suffix == ".safetensors"):
+        tensors |= load_file(path)
+        with safe_open(path, framework="pt") as file:
+            assert file.metadata()["format"] == "pt"
     assert tensors.keys() == original.keys()
     assert all(torch.equal(tensors[name], original[name]) for name in original)
     assert (shard_bytes < 2**30) == (tmp_path / "model.safetensors.index.json").is_file()
@@ -61,14 +60,9 @@ def test_errors_name_the_tensor_or_the_file(tmp_path, config, keep, complaint):
         load_model(folder, torch.float32)
 
 
-@pytest.mark.parametrize(
-    ("index", "complaint"),
-    [
-        ("{}", r"index\.json: not an index of safetensors"),
-        ('{"weight_map": {"a": "b.safetensors"}}', r"b\.safetensors: no such file, but \S+\.index\.json"),
-    ],
-)
-def test_errors_of_an_index(tmp_path, index, complaint):
-    (tmp_path / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(UserError, match=complaint):
-        Checkpoint(tmp_path)
+def test_errors_of_an_index(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    for text, complaint in (("{}", "not an index"), ('{"weight_map": {"a": "b"}}', r"b: no such file, but \S+\.index")):
+        index.write_text(text)
+        with pytest.raises(UserError, match=complaint):
+            Checkpoint(tmp_path)

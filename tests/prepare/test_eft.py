@@ -10,7 +10,6 @@ from mock_engine import mock_model
 import sampling.worker
 from evaluation.labelled import read_labelled
 from judging.rubric import judgment_text
-from judging.verdict import parse_score
 from prepare.eft import (
     EFT,
     Outcome,
@@ -42,28 +41,21 @@ def ranked(name: str, *ranks: int, tree: str = "") -> RankedGroup:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "scores", "weak", "strict"),
+    ("weak", "strict", "cases"),
     [
-        ([0, 1], [4, 2], AGREES, AGREES),
-        ([1, 0], [2, 4], AGREES, AGREES),
-        ([0, 1], [2, 4], DISAGREES, DISAGREES),
-        ([0, 1], [3, 3], EQUAL, EQUAL),
-        ([0, 1, 2], [4, 4, 2], AGREES, DISAGREES),
-        ([0, 1, 2], [4, 2, 3], DISAGREES, DISAGREES),
-        # Replies of equal rank are not compared.
-        ([0, 0, 1], [2, 5, 1], AGREES, AGREES),
-        ([0, 0, 1], [2, 5, 3], DISAGREES, DISAGREES),
-        # A failure counts as deleted: in the middle, at an end, for too many replies.
-        ([0, 1, 2], [4, None, 2], AGREES, AGREES),
-        ([0, 1, 2], [None, 3, 3], EQUAL, EQUAL),
-        ([0, 1, 2], [None, 3, None], FEW, FEW),
-        ([0, 1, 1], [None, 3, 4], FEW, FEW),
-        ([0, 1], [4.5, 4], AGREES, AGREES),
-        ([0, 1, 2], [0, 0.5, 0], DISAGREES, DISAGREES),
+        (AGREES, AGREES, [([0, 1], [4, 2]), ([1, 0], [2, 4]), ([0, 1], [4.5, 4])]),
+        (DISAGREES, DISAGREES, [([0, 1], [2, 4]), ([0, 1, 2], [4, 2, 3]), ([0, 1, 2], [0, 0.5, 0])]),
+        (AGREES, DISAGREES, [([0, 1, 2], [4, 4, 2])]),
+        (EQUAL, EQUAL, [([0, 1], [3, 3]), ([0, 1, 2], [None, 3, 3])]),
+        # Replies of equal rank are not compared. A failure counts as deleted: in the middle, or for too many replies.
+        (AGREES, AGREES, [([0, 0, 1], [2, 5, 1]), ([0, 1, 2], [4, None, 2])]),
+        (DISAGREES, DISAGREES, [([0, 0, 1], [2, 5, 3])]),
+        (FEW, FEW, [([0, 1, 2], [None, 3, None]), ([0, 1, 1], [None, 3, 4])]),
     ],
 )
-def test_orders_by_hand(ranks, scores, weak, strict):
-    assert (outcome(ranks, scores, "weak"), outcome(ranks, scores, "strict")) == (weak, strict)
+def test_orders_by_hand(weak, strict, cases):
+    for case in cases:
+        assert (outcome(*case, "weak"), outcome(*case, "strict")) == (weak, strict)
 
 
 def test_chance_is_what_shuffled_ranks_give():
@@ -76,32 +68,18 @@ def test_chance_is_what_shuffled_ranks_give():
     assert agreeing_by_chance([([0, 1], [[5, 3], [2, 4]])], "weak", 1) == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "verdict", "rest"),
-    [
-        ("\n **Score:** 4/5 \n\n  Short. \n\nBut right.\n", "first", "Short. \n\nBut right."),
-        ("Score: 4", "first", ""),
-        ("Score: 2 would be\nharsh.\n\nScore: 4\n", "last", "Score: 2 would be\nharsh."),
-        ("Score: 4", "last", ""),
-    ],
-)
-def test_a_justification_is_the_text_without_its_verdict_line(text, verdict, rest):
-    assert parse_score(text, "stop", verdict) == 4
-    assert justification(text, verdict) == rest
-    assert parse_score(judgment_text(4, rest, verdict), "stop", verdict) == 4
+def test_a_justification_is_the_text_without_its_verdict_line():
+    assert justification("\n **Score:** 4/5 \n\n  Short. \n\nBut right.\n", "first") == "Short. \n\nBut right."
+    assert justification("Score: 2 would be\nharsh.\n\nScore: 4\n", "last") == "Score: 2 would be\nharsh."
+    assert justification("Score: 4", "first") == justification("Score: 4", "last") == ""
 
 
 def test_groups_to_examples_by_hand():
     """g agrees in its second round with scores 5 and 3, h in its first with 3 and 2 (a failure is left out), i, j and k
     in none. So 3 is the most frequent score, and one of its two rows is dropped."""
     groups = [ranked("g", 1, 0), ranked("h", 0, 1, 2), ranked("i", 0, 1), ranked("j", 0, 1), ranked("k", 0, 1)]
-    rounds = {
-        "g": ([5, 3], [3, 5]),
-        "h": ([3, None, 2], [5, 4, 3]),
-        "i": ([1, None], [2, 2]),
-        "j": ([3, 3], [0, 1]),
-        "k": ([None, 3], [None, None]),
-    }
+    rounds = {"g": ([5, 3], [3, 5]), "h": ([3, None, 2], [5, 4, 3]), "i": ([1, None], [2, 2])}
+    rounds |= {"j": ([3, 3], [0, 1]), "k": ([None, 3], [None, None])}
     judgments = {
         f"{g.id}/{k}": [
             {"id": f"{g.id}/{k}/j{i}", "score": scores[k], "text": "Score: 3\nx"}
@@ -122,11 +100,10 @@ def test_groups_to_examples_by_hand():
     assert [row for row in rows if row in kept] == kept
 
 
-def scored(*scores) -> list[dict]:
-    return [{"judgment_id": f"j{i}", "score": score} for i, score in enumerate(scores)]
-
-
 def test_downsampling_by_hand():
+    def scored(*scores) -> list[dict]:
+        return [{"judgment_id": f"j{i}", "score": score} for i, score in enumerate(scores)]
+
     rows = scored(4, 4, 2, 4, 2, 4, 1, 4)
     kept = downsampled(rows, 1)
     assert Counter(row["score"] for row in kept) == {4: 2, 2: 2, 1: 1}
@@ -182,9 +159,8 @@ def stage(tmp_path, monkeypatch):
     """Runs the stage on forty groups of three replies, with lines of CONFIG replaced."""
     mock_model(monkeypatch, tmp_path / "model", judgment)
     groups = [ranked(f"g{i}", *((1, 0, 2), (2, 1, 0))[i % 2]) for i in range(40)]
-    for group in groups:
-        for reply in group.replies:
-            reply["text"] = "x" * (4 - reply["rank"]) + f" by {reply['rank']}"
+    for reply in (reply for group in groups for reply in group.replies):
+        reply["text"] = "x" * (4 - reply["rank"]) + f" by {reply['rank']}"
     write_jsonl(tmp_path / "source.jsonl", [g.row() for g in (*groups, ranked("gone", 0, 0))])
 
     def run(N: str = "3", sources: str = '["SOURCE"]'):

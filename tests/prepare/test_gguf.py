@@ -40,14 +40,13 @@ def test_a_tensor_that_no_llama_has_is_an_error(tmp_path):
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(["a"])
-    for write in (writer.add_embedding_length, writer.add_feed_forward_length, writer.add_block_count):
-        write(1)
-    for write in (writer.add_head_count, writer.add_head_count_kv, writer.add_context_length):
-        write(1)
+    for name in ("embedding_length", "feed_forward_length", "context_length", "block_count", "head_count"):
+        getattr(writer, f"add_{name}")(1)
+    writer.add_head_count_kv(1)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(1e4)
     writer.add_tensor("blk.0.attn_q.bias", np.zeros(1, np.float32))
-    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
-        step()
+    for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
+        getattr(writer, step)()
     with pytest.raises(UserError, match=r"^.*model.gguf: the tensor blk.0.attn_q.bias is not one of a Llama's"):
         convert(path, tmp_path / "hf")

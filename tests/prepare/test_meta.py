@@ -21,14 +21,17 @@ from prepare.seed_model import prepare
 from stages.files import UserError
 from stages.settings import Model
 
+IDS = torch.randint(0, 516, (60,), generator=torch.Generator().manual_seed(1))
 
-def their_logits(params: dict, tensors: dict[str, Tensor], ids: Tensor) -> Tensor:
+
+def their_logits(params: dict, tensors: dict[str, Tensor], ids: Tensor = IDS) -> Tensor:
     theirs = Transformer(ModelArgs(**params, max_seq_len=64, max_batch_size=1))
     theirs.load_state_dict(tensors)
     return theirs(ids[None], 0)[0]
 
 
-IDS = torch.randint(0, 516, (60,), generator=torch.Generator().manual_seed(1))
+def equal(folder, expected: Tensor, ids: Tensor = IDS) -> bool:
+    return bool((our_logits(folder, ids) - expected).abs().max() <= 1e-5 * expected.std())
 
 
 @pytest.mark.parametrize(("count", "scaled"), [(1, False), (4, True)])
@@ -36,14 +39,12 @@ def test_logits_equal_metas(tmp_path, count, scaled):
     params = PARAMS | {"use_scaled_rope": scaled}
     tensors = seeded(params)
     ranks = shards(tensors, count)
-    expected = their_logits(params, tensors, IDS)
     if count > 1:
         merged = reshard_mp(ranks, size=1, rank=0)
         assert all(torch.equal(merged[name], tensors[name]) for name in tensors)
     folder = convert(written(tmp_path / "meta", params, ranks), tmp_path / "hf")
-    assert (our_logits(folder, IDS) - expected).abs().max() <= 1e-5 * expected.std()
-    other = their_logits(params | {"use_scaled_rope": not scaled}, tensors, IDS)
-    assert (other - expected).abs().max() > 1e-3 * expected.std()
+    assert equal(folder, their_logits(params, tensors))
+    assert not equal(folder, their_logits(params | {"use_scaled_rope": not scaled}, tensors))
 
 
 def test_llama2s_layout(tmp_path):
@@ -55,8 +56,7 @@ def test_llama2s_layout(tmp_path):
     ranks = [rank | {"rope.freqs": torch.ones(4)} for rank in shards(tensors, 2, embedding=1)]
     source = written(tmp_path / "meta", told, ranks, sentencepiece_file)
     folder = convert(source, tmp_path / "hf")
-    expected = their_logits(full, tensors, ids)
-    assert (our_logits(folder, ids) - expected).abs().max() <= 1e-5 * expected.std()
+    assert equal(folder, their_logits(full, tensors, ids), ids)
     assert (folder / "tokenizer.model").read_bytes() == (source / "tokenizer.model").read_bytes()
     table = json.loads((folder / "config.json").read_text())
     assert table["vocab_size"] == 320 and table["max_position_embeddings"] == 4096 and table["eos_token_id"] == 2
@@ -91,26 +91,18 @@ def test_a_converted_llama32(tmp_path):
     assert config.tie_word_embeddings and config.max_position_embeddings == 131072
     assert config.rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
     assert load_chat(folder).stop_ids == {261, 268, 269}
-    expected = their_logits(params, tensors, IDS)
-    assert (our_logits(convert(source, tmp_path / "8"), IDS) - expected).abs().max() <= 1e-5 * expected.std()
+    assert equal(convert(source, tmp_path / "8"), their_logits(params, tensors))
 
 
-def tensors_of(change, *ranks: int):
-    """A change of the tensors of some ranks."""
+def changed(name: str, change=lambda tensor: None, *ranks: int):
+    """A change of a tensor of some ranks; without a new value they lack it."""
 
-    def apply(params: dict, all_ranks: list[dict[str, Tensor]]) -> None:
+    def apply(params: dict, tensors: list[dict[str, Tensor]]) -> None:
         for rank in ranks or (0, 1):
-            change(all_ranks[rank])
+            if (value := change(tensors[rank].pop(name, None))) is not None:
+                tensors[rank][name] = value
 
     return apply
-
-
-def less(name: str, *ranks: int):
-    return tensors_of(lambda tensors: tensors.pop(name), *ranks)
-
-
-def changed(name: str, change, *ranks: int):
-    return tensors_of(lambda tensors: tensors.update({name: change(tensors.get(name))}), *ranks)
 
 
 def small_vocabulary(params: dict, ranks: list[dict[str, Tensor]]) -> None:
@@ -125,13 +117,10 @@ WQ, NORM = "layers.1.attention.wq.weight", "layers.2.ffn_norm.weight"
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (less(WQ), rf"tensor {WQ} is missing; params\.json"),
-        (less(WQ, 1), rf"consolidated\.01\.pth: tensor {WQ} is missing"),
+        (changed(WQ), rf"tensor {WQ} is missing; params\.json"),
+        (changed(WQ, lambda t: None, 1), rf"consolidated\.01\.pth: tensor {WQ} is missing"),
         (changed("vision_model.x", lambda _: torch.ones(2)), r"tensor vision_model\.x is unexpected"),
-        (
-            changed(WQ, lambda t: t[:-1]),
-            rf"{WQ}: its shards \[31, 64\] float32, \[31, 64\] float32 do not make \[64, 64\]",
-        ),
+        (changed(WQ, lambda t: t[:-1]), rf"{WQ}: its shards \[31, 64\] float32, .* do not make \[64, 64\]"),
         (changed(WQ, lambda t: t[:-1], 1), rf"{WQ}: its shards"),
         (changed(WQ, lambda t: t.half(), 1), rf"{WQ}: its shards .*float16"),
         (changed(WQ, lambda t: t.to(torch.int8)), rf"{WQ}: its shards .*int8"),
@@ -158,7 +147,7 @@ def test_what_does_not_fit_is_an_error(tmp_path, change, complaint):
 
 def test_files_that_are_missing_or_damaged(tmp_path):
     folder = written(tmp_path / "meta", PARAMS, shards(seeded(PARAMS), 2))
-    first, second = folder / "consolidated.00.pth", folder / "consolidated.01.pth"
+    first, second = sorted(folder.glob("*.pth"))
 
     def refused(complaint: str, source=folder, target=tmp_path / "hf", **options) -> None:
         with pytest.raises(UserError, match=complaint):

@@ -17,7 +17,6 @@ FEW_WORDS = st.lists(st.sampled_from(["the", "The", "a", "cat", "cat,", "42", "i
 
 
 def table_lcs(a, b) -> int:
-    """The recursion itself: a row of the table for each of `a`."""
     row = [0] * (len(b) + 1)
     for x in a:
         above, row = row, [0]
@@ -41,15 +40,14 @@ def test_words_and_rouge_l_are_those_of_rouge_score(a: str, b: str):
 
 
 @settings(max_examples=60)
-@given(st.lists(st.sampled_from("abcd"), max_size=150), st.lists(st.sampled_from("abcde"), max_size=150))
+@given(st.text("abcd", max_size=150), st.text("abcde", max_size=150))
 def test_lcs_is_that_of_the_table(a, b):
     assert lcs_length(a, b) == table_lcs(a, b) == lcs_length(b, a)
 
 
 @settings(max_examples=60)
 @given(
-    st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=12).map(" ".join), max_size=12),
-    st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]),
+    st.lists(st.text("abcdefgh", max_size=12).map(" ".join), max_size=12), st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0])
 )
 def test_novelty_is_that_of_brute_force(texts: list[str], threshold: float):
     novelty, before = Novelty(threshold, texts[:2]), [words(text) for text in texts[:2]]

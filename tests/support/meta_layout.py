@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import fairscale_one_rank  # noqa: F401
@@ -27,6 +28,7 @@ PARAMS = {
     "norm_eps": 1e-5,
     "rope_theta": 500000.0,
 }
+TEXTS = ["the cat sat on the mat and the dog", "to be or not to be that is the question"] * 20
 COLUMN_SPLIT = ("wo.weight", "w2.weight")
 
 
@@ -54,18 +56,18 @@ def tiktoken_file(path: Path) -> None:
     path.write_text("".join(f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(tokens)))
 
 
-def sentencepiece_file(path: Path) -> None:
+def sentencepiece_file(path: Path, texts: Sequence[str] = TEXTS, vocab_size: int = 320, **options) -> None:
     """A small model trained like Llama 2's: BPE with byte fallback, text not normalised."""
-    texts = ["the cat sat on the mat and the dog", "to be or not to be that is the question"] * 20
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_prefix=str(path.with_suffix("")),
         model_type="bpe",
-        vocab_size=320,
+        vocab_size=vocab_size,
         byte_fallback=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         minloglevel=2,
+        **options,
     )
 
 
