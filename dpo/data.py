@@ -1,7 +1,4 @@
-"""Training examples: reading, the held-out share, and the order of batches.
-
-A DPO example is a prompt with a chosen and a rejected completion; an SFT example has one completion.
-"""
+"""Training examples: reading, the held-out share, and the order of batches."""
 
 import hashlib
 import math
@@ -40,21 +37,20 @@ class Example:
 def read_examples(paths: Iterable[Path], objective: Objective, vocab_size: int) -> list[Example]:
     """The examples of JSON-lines files, in order. SFT examples may have `token_weights`; the default is 1.
 
-    Raises UserError, with file and id, for bad token ids, bad weights and repeated ids.
+    `UserError`, with file and id, for bad token ids, bad weights and repeated ids.
     """
-    keys, examples, seen = COMPLETIONS[objective], [], set()
+    keys, examples = COMPLETIONS[objective], dict[str, Example]()
     for path in paths:
         for row in read_jsonl(path, ("id", "prompt_ids", *keys)):
             where = f"{path}, id {row['id']!r}"
-            if row["id"] in seen:
+            if row["id"] in examples:
                 raise UserError(f"{where}: this id came before; give each example its own id")
-            seen.add(row["id"])
             for key in ("prompt_ids", *keys):
                 _check_ids(row[key], vocab_size, f"{where}: {key}")
             completions = tuple(row[key] for key in keys)
             weights = _weights(row.get("token_weights"), len(completions[0]), where) if objective == "sft" else None
-            examples.append(Example(row["id"], row["prompt_ids"], completions, weights))
-    return examples
+            examples[row["id"]] = Example(row["id"], row["prompt_ids"], completions, weights)
+    return list(examples.values())
 
 
 def _check_ids(value: Any, vocab_size: int, where: str) -> None:
@@ -67,10 +63,9 @@ def _check_ids(value: Any, vocab_size: int, where: str) -> None:
 def _weights(value: Any, length: int, where: str) -> list[float]:
     """Weights are finite, not negative and not all zero, since the loss is divided by their sum; 1 if not given."""
     weights = [1.0] * length if value is None else value
-    numbers = isinstance(weights, list) and all(type(weight) in (int, float) for weight in weights)
-    if not numbers or len(weights) != length or not all(0 <= weight < math.inf for weight in weights):
-        wanted = f"{length} weights of at least 0, one a token"
-        raise UserError(f"{where}: token_weights {value!r} are not {wanted}; correct them")
+    usable = isinstance(weights, list) and all(type(w) in (int, float) and 0 <= w < math.inf for w in weights)
+    if not usable or len(weights) != length:
+        raise UserError(f"{where}: token_weights {value!r} are not {length} weights of at least 0; correct them")
     if length and not any(weights):
         raise UserError(f"{where}: token_weights are all 0, so there is nothing to learn; remove the example")
     return [float(weight) for weight in weights]

@@ -1,7 +1,4 @@
-"""Which tokens of a packed training batch see one another.
-
-Shapes: t tokens of all segments, s segments.
-"""
+"""Which tokens of a packed training batch see one another. Shapes: t tokens of all segments, s segments."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +12,8 @@ from kernels.launch import to_device
 
 @dataclass(frozen=True)
 class Segments:
-    """The segments of a packed batch. Each token sees the tokens before it in its segment, and all of its prefix.
-
-    A prefix is a segment without a prefix itself, directly before the segments that continue it: a prompt, computed
-    once for chosen and rejected.
-    """
+    """The segments of a packed batch. Each token sees the tokens before it in its segment, and all of its prefix: a
+    segment without a prefix itself, directly before the segments that continue it, such as a pair's prompt."""
 
     borders: list[int]  # [s + 1], from 0 to t: segment i is the tokens [borders[i], borders[i + 1])
     prefixes: list[int]  # [s]: index of each segment's prefix, or -1

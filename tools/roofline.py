@@ -1,7 +1,4 @@
-"""The work of generation's steps, and how long work takes on GPUs that are not here, or on this CPU.
-
-The engine's own scheduler and block pool run without a model. Times assume `[plan]`'s shares of the peaks.
-"""
+"""The work of generation's steps, and how long work takes on GPUs that are not here, or on this CPU."""
 
 import math
 import os
@@ -25,14 +22,12 @@ GPUS_PER_NODE = 8
 
 
 class StepWork(NamedTuple):
-    """The work of a forward pass: tokens computed, without prefixes that the cache holds; sequences whose next token is
-    drawn, which are rows of the head; keys read from the cache, a key that several decoding sequences share once; keys
-    that the queries attend to, summed over queries."""
+    """The work of a forward pass."""
 
-    tokens: int
-    drawn: int
-    keys_read: int
-    keys_seen: int
+    tokens: int  # computed, without prefixes that the cache holds
+    drawn: int  # rows of the head
+    keys_read: int  # from the cache, one that several decoding sequences share once
+    keys_seen: int  # summed over queries
 
     @classmethod
     def of(cls, step: Step, block_size: int) -> "StepWork":
@@ -43,7 +38,7 @@ class StepWork(NamedTuple):
 
 
 def simulate(requests: Sequence[Request], engine: EngineOptions, context: int) -> Iterator[StepWork]:
-    """The steps of a shard whose completions are as long as they may be."""
+    """The steps of the engine's own scheduler on a shard whose completions are as long as they may be."""
     pool, token = BlockPool(engine.num_kv_blocks, engine.block_size), 0
     scheduler = Scheduler(pool, engine.max_num_batched_tokens, engine.max_num_seqs, context)
     for request in requests:
@@ -58,13 +53,12 @@ def simulate(requests: Sequence[Request], engine: EngineOptions, context: int) -
 
 
 class Card(NamedTuple):
-    """A machine's peaks: dense bf16 operations a second, bytes a second from its memory, that memory's bytes, and bytes
-    a second to the other GPUs of a node in one direction."""
+    """A machine's peaks."""
 
-    flops: float
-    bandwidth: float
-    memory: float
-    link: float = math.inf
+    flops: float  # dense bf16 operations a second
+    bandwidth: float  # bytes a second from its memory
+    memory: float  # bytes
+    link: float = math.inf  # bytes a second to the other GPUs of a node in one direction
 
 
 CARDS = {  # SXM modules: NVIDIA's data sheets
@@ -106,12 +100,11 @@ class Roofline:
         return (
             f"time of a step of generation: max(operations / ({card.flops / 1e12:.3g} Tflop/s x product_utilisation "
             f"{plan.product_utilisation}), bytes / ({card.bandwidth / 1e9:.0f} GB/s x bandwidth_utilisation "
-            f"{plan.bandwidth_utilisation})) + {plan.step_milliseconds:g} ms; of a micro-batch: max(operations of 3, "
-            f"with activation checkpointing 4, forward passes / (peak x training_utilisation "
-            f"{plan.training_utilisation}), 8 bytes a parameter / ({self.link / 1e9:.0f} GB/s x "
-            f"bandwidth_utilisation)); of an update: 28 bytes a parameter; of a stage: {plan.start_seconds:g} s, at "
-            f"{plan.disk_gigabytes_per_second:g} GB/s 2 bytes a parameter for weights (each measurement and round of "
-            "the pool, too: an upper bound) and exports, 12 for states. Utilisations are settings: [plan]."
+            f"{plan.bandwidth_utilisation})) + {plan.step_milliseconds:g} ms; of a micro-batch: max(3 forward passes, "
+            f"with checkpointing 4 / (peak x training_utilisation {plan.training_utilisation}), 8 bytes a parameter / "
+            f"({self.link / 1e9:.0f} GB/s x bandwidth_utilisation)); of an update: 28 bytes a parameter; of a stage: "
+            f"{plan.start_seconds:g} s, at {plan.disk_gigabytes_per_second:g} GB/s 2 bytes a parameter for weights "
+            "(each measurement and round of the pool, too) and exports, 12 for states. Utilisations: [plan]."
         )
 
     @property
@@ -123,8 +116,8 @@ class Roofline:
         return bytes_a_parameter * self.config.parameter_count() / (1e9 * self.settings.plan.disk_gigabytes_per_second)
 
     def step_seconds(self, step: StepWork) -> float:
-        """A step of generation: 2 operations a weight and token (in the head: a token drawn), 4 head_dim a head, query
-        and key; all weights are read once, keys and values read and written."""
+        """2 operations a weight and token (in the head: a token drawn), 4 head_dim a head, query and key; all weights
+        are read once, keys and values read and written."""
         plan, config = self.settings.plan, self.config
         products = 2 * config.block_weights * step.tokens + 2 * config.head_weights * step.drawn
         flops = products + 4 * config.num_hidden_layers * config.q_size * step.keys_seen
