@@ -46,18 +46,15 @@ def read_examples(paths: Iterable[Path], objective: Objective, vocab_size: int) 
             if row["id"] in examples:
                 raise UserError(f"{where}: this id came before; give each example its own id")
             for key in ("prompt_ids", *keys):
-                _check_ids(row[key], vocab_size, f"{where}: {key}")
+                if not isinstance(ids := row[key], list) or not all(type(token) is int for token in ids):
+                    raise UserError(f"{where}: {key} is not a list of token ids; write the examples again")
+                if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+                    advice = "it was made for another model"
+                    raise UserError(f"{where}: {key} has an id outside the vocabulary of {vocab_size}; {advice}")
             completions = tuple(row[key] for key in keys)
             weights = _weights(row.get("token_weights"), len(completions[0]), where) if objective == "sft" else None
             examples[row["id"]] = Example(row["id"], row["prompt_ids"], completions, weights)
     return list(examples.values())
-
-
-def _check_ids(value: Any, vocab_size: int, where: str) -> None:
-    if not isinstance(value, list) or not all(type(token) is int for token in value):
-        raise UserError(f"{where} is not a list of token ids; write the examples again")
-    if value and not 0 <= min(value) <= max(value) < vocab_size:
-        raise UserError(f"{where} has an id outside the vocabulary of {vocab_size}; it was made for another model")
 
 
 def _weights(value: Any, length: int, where: str) -> list[float]:
@@ -78,11 +75,9 @@ def split(examples: Sequence[Example], held_out: float, seed: int) -> tuple[list
     return sorted(drawn[count:]), sorted(drawn[:count])
 
 
-def epoch_batches(
-    indices: Sequence[int], batch_size: int, seed: int, epoch: int, curriculum: bool = False
-) -> list[list[int]]:
+def epoch_batches(indices: Sequence[int], size: int, seed: int, epoch: int, ordered: bool = False) -> list[list[int]]:
     """Global batches of an epoch, shuffled by (seed, epoch), or in the given order. The last may be short."""
     order = list(indices)
-    if not curriculum:
+    if not ordered:
         random.Random(f"{seed}/{epoch}").shuffle(order)
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [order[start : start + size] for start in range(0, len(order), size)]

@@ -11,7 +11,6 @@ from dpo.packing import MicroBatch
 from kernels import launch
 from kernels.attention import VarlenAttention
 from kernels.launch import Attention
-from kernels.logprob import linear_logprob
 from model.llama import Llama
 
 
@@ -19,12 +18,11 @@ def completion_logprob(model: Llama, batch: MicroBatch, attention: Attention = "
     """log pi(token | all tokens before it) of every completion token, fp32 [n], for policy and reference."""
 
     def head(hidden_td: Tensor, weight_vd: Tensor) -> Tensor:
-        hidden_nd, logprob = batch.predicting(hidden_td), linear_logprob
-        if launch.use_triton(attention, hidden_nd):
-            from kernels import logprob_triton
-
-            logprob = logprob_triton.linear_logprob
-        return logprob(hidden_nd, weight_vd, batch.targets_n)
+        if launch.use_triton(attention, hidden_td):
+            from kernels.logprob_triton import linear_logprob
+        else:
+            from kernels.logprob import linear_logprob
+        return linear_logprob(batch.predicting(hidden_td), weight_vd, batch.targets_n)
 
     return model(batch.ids_t, batch.positions_t, VarlenAttention(batch.segments, attention), head)
 

@@ -112,16 +112,11 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
     optimizer.step()
     moments = (state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq"))
     block = 2 * sum(parameter.numel() for parameter in model.layers[0].parameters())
-    return {
-        "parameters, fp32": storage_bytes(model.parameters()),
-        "gradients, fp32": storage_bytes(gradients),
-        "Adam's moments, fp32": storage_bytes(moments),
-        "activations kept for backward": activations,
-        "all tensors at the peak": tracker.peak,
-        "a block gathered ahead": block,
-        "CUDA and NCCL (allowance)": CONTEXT_BYTES,
-        "needed": tracker.peak + block + CONTEXT_BYTES,
-    }
+    sizes = {"parameters, fp32": storage_bytes(model.parameters()), "gradients, fp32": storage_bytes(gradients)}
+    sizes |= {"Adam's moments, fp32": storage_bytes(moments), "activations kept for backward": activations}
+    sizes |= {"all tensors at the peak": tracker.peak, "a block gathered ahead": block}
+    sizes |= {"CUDA and NCCL (allowance)": CONTEXT_BYTES}
+    return sizes | {"needed": tracker.peak + block + CONTEXT_BYTES}
 
 
 def main() -> None:

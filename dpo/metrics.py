@@ -67,15 +67,13 @@ def summary_writer() -> Any:
 class MetricsLog:
     """The metrics of a run in `folder`; a continued one keeps `length` bytes, and points before `next_step`."""
 
-    def __init__(
-        self, folder: Path, length: int = 0, writes: bool = True, tensorboard: bool = False, next_step: int = 0
-    ):
+    def __init__(self, folder: Path, length: int = 0, writes: bool = True, board: bool = False, next_step: int = 0):
         self.path, self.length, self.writes, self.board = folder / METRICS, length, writes, None
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
                 file.truncate(min(length, file.tell()))
-        if writes and tensorboard:
+        if writes and board:
             self.board = summary_writer()(str(folder / "tensorboard"), purge_step=next_step)
 
     def write(self, metrics: dict[str, Any]) -> None:

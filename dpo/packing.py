@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dpo.data import Example
-from kernels.launch import to_device
+from kernels.launch import CPU, to_device
 from kernels.segments import Segments
 from stages.settings import TrainerOptions
 
@@ -93,7 +93,7 @@ def common_prefixes(examples: Sequence[Example], indices: Sequence[int]) -> list
     prompts. The first `end` save best[end], the maximum over a run's start of best[start] + (members - 1) * prefix."""
     order = sorted(indices, key=lambda i: examples[i].prompt)
     prompts = [examples[i].prompt for i in order]
-    common = [_common(a, b) for a, b in pairwise(prompts)]
+    common = [_common(*pair) for pair in pairwise(prompts)]
     best, groups = [0], [list[Group]()]  # groups[end]: those of the first `end` prompts
     for end in range(1, len(order) + 1):
         choices, prefix = [(best[-1], end - 1, 0)], len(prompts[end - 1])
@@ -157,7 +157,7 @@ def micro_batches(
     options: TrainerOptions,
     rank: int = 0,
     ranks: int = 1,
-    device: torch.device | None = None,
+    device: torch.device = CPU,
 ) -> list[MicroBatch]:
     """This rank's micro-batches of the global batch `indices`; an empty bin gets the shortest example as stand-in."""
     if options.share_prefixes and len(examples[indices[0]].completions) == 1:
@@ -175,10 +175,10 @@ def lay_out(
     indices: Sequence[int],
     prefixes: dict[int, int] | None = None,
     real: bool = True,
-    device: torch.device | None = None,
+    device: torch.device = CPU,
 ) -> MicroBatch:
     """Pack the examples at `indices`; the first prefixes[i] tokens of example i may be shared."""
-    device, groups = device or torch.device("cpu"), defaultdict[tuple[int, ...], list[int]](list)
+    groups = defaultdict[tuple[int, ...], list[int]](list)
     for i in indices:
         groups[tuple(examples[i].prompt[: prefixes[i] if prefixes else 0])].append(i)
     order, ids, positions, lengths, parents = list[int](), list[int](), list[int](), list[int](), list[int]()

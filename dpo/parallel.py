@@ -53,11 +53,10 @@ class World:
     def agree(self, compute: Callable[[], T]) -> T:
         """The result of `compute` on rank 0, given to every rank; its UserError is raised on every rank."""
         outcome: list[Any] = [None]
-        if self.first:
-            try:
-                outcome = [compute()]
-            except UserError as error:
-                outcome = [error]
+        try:
+            outcome = [compute() if self.first else None]
+        except UserError as error:
+            outcome = [error]
         dist.broadcast_object_list(outcome, src=0)
         if isinstance(outcome[0], UserError):
             raise outcome[0]
@@ -91,8 +90,7 @@ def distributed(threads: int, timeout_minutes: float = TrainerOptions.timeout_mi
         with suppress(OSError, AttributeError, TypeError):  # not glibc
             for parameter, value in ((-1, 2**31 - 1), (-4, 0)):  # trim_threshold, mmap_max
                 ctypes.CDLL(None).mallopt(parameter, value)
-    store = None if "WORLD_SIZE" in os.environ else dist.HashStore()
-    timeout = timedelta(minutes=timeout_minutes)
+    store, timeout = None if "WORLD_SIZE" in os.environ else dist.HashStore(), timedelta(minutes=timeout_minutes)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield World(rank, size, device, init_device_mesh(device.type, (size,)))

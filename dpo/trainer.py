@@ -7,7 +7,7 @@ batch, so the number of ranks and micro-batches does not change an update.
 import math
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -77,10 +77,8 @@ class Trainer:
             if at.position and every and at.step % every == 0:
                 self.evaluate()
             metrics, stop = self.step(batch)
-            if at.first_loss is None:
-                at.first_loss = metrics["loss"]
-            at.step += 1
-            at.position += 1
+            at.first_loss = metrics["loss"] if at.first_loss is None else at.first_loss
+            at.step, at.position = at.step + 1, at.position + 1
             self.write(metrics)
             bar.set_postfix({k: f"{metrics[k]:.4g}" for k in ("loss", "accuracy") if k in metrics}, refresh=False)
             bar.update()
@@ -99,7 +97,11 @@ class Trainer:
             group["lr"] = rate
         means, grad_norm, tokens, flops, memory, stop = self.measure(batch, backward=True)
         if not math.isfinite(means["loss"] + grad_norm):
-            raise UserError(self.describe_nonfinite(batch))
+            with torch.no_grad():
+                bad = [i for i in batch if not math.isfinite(self.measure([i], backward=False)[0]["loss"])]
+            names, what = ", ".join(self.examples[i].id for i in bad or batch), "loss" if bad else "gradient"
+            advice = f"check these examples, or lower {self.stage}.learning_rate"
+            raise UserError(f"step {step}: the {what} is not finite in {names}; {advice}")
         clip(local_gradients(self.model.parameters()), grad_norm, section.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -109,9 +111,7 @@ class Trainer:
         metrics |= {"mfu": 3 * flops / seconds / (self.peak_flops * self.world.size)}
         return metrics | {"memory_mib": round(memory), "seconds": seconds}, stop
 
-    def measure(
-        self, indices: Sequence[int], backward: bool
-    ) -> tuple[dict[str, float], float, int, float, float, bool]:
+    def measure(self, indices: list[int], backward: bool) -> tuple[dict[str, float], float, int, float, float, bool]:
         """The mean loss terms of the examples at `indices`, by weight; with `backward` their gradient is added to the
         parameters', and its norm comes next; tokens computed and operations of a forward pass; the highest peak memory
         of a rank, in MiB; whether a rank got a signal to stop. Means and sums are over all ranks."""
@@ -191,14 +191,6 @@ class Trainer:
         self.progress.metrics_bytes = self.log.length
         self.progress.seconds = time.monotonic() - self.started
 
-    def describe_nonfinite(self, batch: Sequence[int]) -> str:
-        """The error of a batch whose loss or gradient is not finite."""
-        with torch.no_grad():
-            bad = [i for i in batch if not math.isfinite(self.measure([i], backward=False)[0]["loss"])]
-        names, what = ", ".join(self.examples[i].id for i in bad or batch), "loss" if bad else "gradient"
-        where = f"step {self.progress.step}: the {what} is not finite in {names}"
-        return f"{where}; check these examples, or lower {self.stage}.learning_rate"
-
 
 def make_optimizer(model: nn.Module, section: Sft | Dpo) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101), weight decay on matrices only; its moments exist at once, for a state to load into."""
@@ -206,18 +198,15 @@ def make_optimizer(model: nn.Module, section: Sft | Dpo) -> torch.optim.AdamW:
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": section.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=section.learning_rate, fused=True)
-    for parameter in model.parameters():
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), device=parameter.device),
-            **{name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")},
-        }
+    for p in model.parameters():
+        state = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p)}
+        optimizer.state[p] = state | {"exp_avg_sq": torch.zeros_like(p)}
     return optimizer
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
     """Linear warm-up over the first `warmup_ratio` of the steps, then half a cosine period down to zero."""
-    warmup = round(warmup_ratio * steps)
-    if step < warmup:
+    if step < (warmup := round(warmup_ratio * steps)):
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 

@@ -255,13 +255,11 @@ def backward(
     inputs = (q_thd, k_tkd, v_tkd, grad_thd)
     sizes = (segments.cu_seqlens, segments.reach_3s, count, tokens, d**-0.5, d**-0.5 * LOG2_E.value, *_strides(*inputs))
     tile, constants = _launch(BACKWARD_KEYS, q_thd, k_tkd)
-    _backward_keys[(k_tkd.shape[1], tokens // tile.n + count)](
-        *inputs, lse_ht, delta_ht, grad_k, grad_v, *sizes, grad_k.stride(0), **constants
-    )
+    grid = (k_tkd.shape[1], tokens // tile.n + count)
+    _backward_keys[grid](*inputs, lse_ht, delta_ht, grad_k, grad_v, *sizes, grad_k.stride(0), **constants)
     tile, constants = _launch(BACKWARD_QUERIES, q_thd, k_tkd)
-    _backward_queries[(heads, tokens // tile.m + count)](
-        *inputs, lse_ht, delta_ht, grad_q, *sizes, grad_q.stride(0), **constants
-    )
+    grid = (heads, tokens // tile.m + count)
+    _backward_queries[grid](*inputs, lse_ht, delta_ht, grad_q, *sizes, grad_q.stride(0), **constants)
     return grad_q, grad_k, grad_v
 
 

@@ -44,15 +44,10 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 class Recorded(NamedTuple):
     """A recorded launch, which did not run."""
 
+    name: str  # for example attention.forward
     kernel: JITFunction
     arguments: tuple[Any, ...]
     options: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """For example `attention.forward`."""
-        module = self.kernel.__module__.removeprefix("kernels.").removesuffix("_triton")
-        return f"{module}.{self.kernel.__name__.strip('_').removesuffix('_kernel')}"
 
 
 @contextlib.contextmanager
@@ -63,7 +58,9 @@ def recording(target: int, keep: bool = True) -> Iterator[list[Recorded]]:
 
     def run(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         if keep:
-            launches.append(Recorded(kernel, arguments, options))
+            module, name = kernel.__module__.removeprefix("kernels."), kernel.__name__.strip("_")
+            name = f"{module.removesuffix('_triton')}.{name.removesuffix('_kernel')}"
+            launches.append(Recorded(name, kernel, arguments, options))
 
     with (
         mock.patch.object(JITFunction, "run", run),
@@ -140,12 +137,9 @@ def faults(row: dict[str, Any]) -> list[str]:
     """The requirements that a row does not meet."""
     best, shared_bytes = TARGETS[int(row["target"].removeprefix("sm_"))]
     narrow = row["kernel"] == "paged.read" and row["tile"].startswith(f"{NARROW_ROWS}x")
-    checks = {
-        "spills registers": row["spills"],
-        "has too much shared memory": row["shared_bytes"] > shared_bytes,
-        "has a product without matrix instructions": row["scalar_products"],
-        f"does not use {best}": row["products"] and not narrow and best not in row["matrix_instructions"],
-    }
+    checks = {"spills registers": row["spills"], "has too much shared memory": row["shared_bytes"] > shared_bytes}
+    checks["has a product without matrix instructions"] = row["scalar_products"]
+    checks[f"does not use {best}"] = row["products"] and not narrow and best not in row["matrix_instructions"]
     return [fault for fault, there in checks.items() if there]
 
 

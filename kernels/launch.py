@@ -14,6 +14,7 @@ from torch import Tensor
 from stages.files import UserError
 
 Attention = Literal["triton", "sdpa"]
+CPU = torch.device("cpu")
 
 
 class Launch(NamedTuple):

@@ -143,8 +143,7 @@ def linear_logprob(hidden_td: Tensor, weight_vd: Tensor, targets_t: Tensor, tile
     `ValueError` for inputs that do not go together."""
     given = (hidden_td.dtype, targets_t.dtype, len(targets_t), hidden_td.shape[1])
     if given != (weight_vd.dtype, torch.int64, len(hidden_td), weight_vd.shape[1]):
-        shown = (f"{x.dtype} {list(x.shape)}" for x in (hidden_td, weight_vd, targets_t))
-        raise ValueError("hidden {}, weight {} and targets {} do not go together".format(*shown))
+        raise ValueError("hidden states, weight and targets do not go together")
     hidden_td, weight_vd = (x if x.stride(1) == 1 else x.contiguous() for x in (hidden_td, weight_vd))
     return _LinearLogprob.apply(hidden_td, weight_vd, targets_t.contiguous(), tile_rows)
 
@@ -188,9 +187,8 @@ def forward(hidden_td: Tensor, weight_vd: Tensor, targets_t: Tensor) -> tuple[Te
         sizes = (tokens, vocabulary, slices, slice_steps * tile.n)
         _forward[(blocks * slices,)](hidden_td, weight_vd, logsumexp_st, *sizes, *strides, **constants)
         tile, constants = _launch(TARGET, hidden_td)
-        _target[(triton.cdiv(tokens, tile.m),)](
-            hidden_td, weight_vd, targets_t, target_logit_t, tokens, vocabulary, *strides, **constants
-        )
+        inputs = (hidden_td, weight_vd, targets_t, target_logit_t)
+        _target[(triton.cdiv(tokens, tile.m),)](*inputs, tokens, vocabulary, *strides, **constants)
     logsumexp_t = logsumexp_st.logsumexp(0)
     return target_logit_t - logsumexp_t, logsumexp_t
 

@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from kernels.launch import to_device
+from kernels.launch import CPU, to_device
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,7 @@ class Segments:
     reach_3s: Tensor  # int32: first token and length of the segment's prefix; the token behind the last that sees it
 
     @classmethod
-    def make(
-        cls, lengths: Sequence[int], prefixes: Sequence[int] | None = None, device: torch.device | None = None
-    ) -> "Segments":
+    def make(cls, lengths: Sequence[int], prefixes: Sequence[int] = (), device: torch.device = CPU) -> "Segments":
         prefixes, borders = list(prefixes or [-1] * len(lengths)), [0, *accumulate(lengths)]
         ends = borders[1:]
         for i, prefix in enumerate(prefixes):
@@ -31,7 +29,7 @@ class Segments:
                 assert prefixes[prefix] < 0 and all(p == prefix for p in prefixes[prefix + 1 : i]), "not in preorder"
                 ends[prefix] = borders[i + 1]
         starts, counts = ([values[p] if p >= 0 else 0 for p in prefixes] for values in (borders, lengths))
-        table = to_device(borders + starts + counts + ends, torch.int32, device or torch.device("cpu"))
+        table = to_device(borders + starts + counts + ends, torch.int32, device)
         return cls(borders, prefixes, table[: len(borders)], table[len(borders) :].view(3, -1))
 
     def ranges(self) -> Iterator[tuple[int, int, range]]:

@@ -117,7 +117,7 @@ def _weight(x, highest, rate):
 
 @triton.jit
 def _first(condition, index, last):
-    """The lowest index, at most `last`, at which the condition holds; `last` if it never does."""
+    """The lowest index, at most `last`, at which the condition holds; else `last`."""
     return tl.min(tl.where(condition, tl.minimum(index, last), last), 0)
 
 
@@ -170,9 +170,8 @@ def sample(
     highest_bc, mass_bc = temperature_b.new_empty(2, rows, chunks)
     sizes = (logits_bv.stride(0), vocabulary, chunks)
     first, second = CHUNK_LAUNCH, DRAW_LAUNCH[launch.target(logits_bv.device)]
-    _chunk_kernel[(rows, triton.cdiv(chunks, first.m))](
-        logits_bv, temperature_b, highest_bc, mass_bc, *sizes, M=first.m, N=first.n, **first.options
-    )
+    grid = (rows, triton.cdiv(chunks, first.m))
+    _chunk_kernel[grid](logits_bv, temperature_b, highest_bc, mass_bc, *sizes, M=first.m, N=first.n, **first.options)
     _draw_kernel[(rows,)](
         logits_bv, temperature_b, top_p_b, seed_b, position_b, highest_bc, mass_bc, ids_b, logprobs_b, *sizes,
         C=triton.next_power_of_2(chunks), M=second.m, N=second.n, STAGES=second.stages, **second.options,

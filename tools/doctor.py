@@ -44,8 +44,7 @@ def named_files(settings: Settings) -> list[tuple[str, str]]:
 
 def named_models(settings: Settings) -> dict[str, str]:
     """Setting and folder of the seed, and of each further model that the run uses."""
-    prompts, iterations = settings.prompts, settings.iteration
-    models = {"model.path": settings.model.path}
+    prompts, iterations, models = settings.prompts, settings.iteration, {"model.path": settings.model.path}
     models |= {"prompts.model": prompts.model} if iterations and prompts.seeds and prompts.model else {}
     models |= {"metajudge.model": settings.metajudge.model} if any(rule.judge_pairs for rule in iterations) else {}
     models |= {"evaluation.judge": settings.evaluation.judge} if settings.evaluation.prompts else {}

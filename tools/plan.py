@@ -126,12 +126,12 @@ def table(plan: Plan, card: str) -> Iterator[str]:
         hours[name.split("/")[0]] += each
         yield row.format(name, work.count, computed / 1e3, new / 1e3, each, seconds / 60, memory, left)
     total, parts = sum(hours.values()), machine.generation_memory()
-    generated, trained = plan.memory[Generation], plan.memory[Training]
+    generated, trained = plan.memory[Generation] / 1e9, plan.memory[Training] / 1e9
     yield f"{'in all':58}{total:12.2f}{60 * total / machine.ranks:12,.1f}\n"
     for text in (
         f"{unit}-hours of each part: " + ", ".join(f"{name} {value:.1f}" for name, value in hours.items()),
         f"memory of generation: {', '.join(f'{name} {size / 1e9:.1f}' for name, size in parts.items())}, in all "
-        f"{generated / 1e9:.1f} GB; of training: {trained / 1e9:.1f} GB (python -m dpo.memory)",
+        f"{generated:.1f} GB; of training: {trained:.1f} GB (python -m dpo.memory)",
         f"disk, with states and exports while training: {disk_needed(plan.stages, settings, config) / 1e9:.1f} GB",
         machine.formula(),
     ):

@@ -146,8 +146,8 @@ class Planned:
             prompt = self.prompt()
             return [ids for _ in range(responses) for ids in [fill(prompt, self.response())] * N]
 
-        mean, limit = (1.0, 1) if one_pass else (self.plan.judgment_tokens, judge.max_new_tokens)
-        return Generation(prompts * responses * N, group, mean, limit)
+        lengths = (1.0, 1) if one_pass else (self.plan.judgment_tokens, judge.max_new_tokens)
+        return Generation(prompts * responses * N, group, *lengths)
 
     def compared(self, responses: int, N: int, meta: Metajudge) -> Generation:
         """The scheduled comparisons of the distinct ones of each response's N judgments."""

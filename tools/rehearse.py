@@ -58,15 +58,10 @@ class Rehearsal:
         """The derived config's own settings; also writes the data that they name."""
         settings, short = self.settings, {"max_new_tokens": 64}
         prompts = PROMPTS * max(len(settings.iteration), 1)
-        changes: dict[str, Any] = {
-            "name": f"rehearsal-{settings.name}",
-            "nproc_per_node": RANKS,
-            "engine": {"threads": 1, "shard_requests": 24, "max_num_seqs": 64},
-            "respond": short | {"prompts_per_iteration": PROMPTS},
-            "judge": dict(short),
-            "metajudge": dict(short),
-            "dpo": {"epochs": min(settings.dpo.epochs, 2)},
-        }
+        changes: dict[str, Any] = {"name": f"rehearsal-{settings.name}", "nproc_per_node": RANKS}
+        changes |= {"engine": {"threads": 1, "shard_requests": 24, "max_num_seqs": 64}}
+        changes |= {"judge": dict(short), "metajudge": dict(short), "dpo": {"epochs": min(settings.dpo.epochs, 2)}}
+        changes["respond"] = short | {"prompts_per_iteration": PROMPTS}
         if settings.prompts.seeds:
             changes["prompts"] = short | {"count": prompts, "round_attempts": 12, "max_attempts": 240}
         own = islice(read_jsonl(ROOT / "data/prompts/train.jsonl"), SEEDS)

@@ -80,11 +80,6 @@ def this_cpu(settings: Settings) -> Card:
     return Card(flops, best_rate(lambda: source.clone(), 2 * len(source), 3), memory)
 
 
-def key_bytes(config: LlamaConfig) -> int:
-    """Bytes of a token's keys and values in all layers, in bf16."""
-    return 4 * config.num_hidden_layers * config.kv_size
-
-
 @dataclass(frozen=True)
 class Roofline:
     """`ranks` GPUs of one kind, or CPUs like this one, with a model on them in bf16."""
@@ -100,17 +95,23 @@ class Roofline:
         return (
             f"time of a step of generation: max(operations / ({card.flops / 1e12:.3g} Tflop/s x product_utilisation "
             f"{plan.product_utilisation}), bytes / ({card.bandwidth / 1e9:.0f} GB/s x bandwidth_utilisation "
-            f"{plan.bandwidth_utilisation})) + {plan.step_milliseconds:g} ms; of a micro-batch: max(3 forward passes, "
-            f"with checkpointing 4 / (peak x training_utilisation {plan.training_utilisation}), 8 bytes a parameter / "
-            f"({self.link / 1e9:.0f} GB/s x bandwidth_utilisation)); of an update: 28 bytes a parameter; of a stage: "
-            f"{plan.start_seconds:g} s, at {plan.disk_gigabytes_per_second:g} GB/s 2 bytes a parameter for weights "
-            "(each measurement and round of the pool, too) and exports, 12 for states. Utilisations: [plan]."
+            f"{plan.bandwidth_utilisation})) + {plan.step_milliseconds:g} ms; of a micro-batch: max(operations of 3, "
+            f"with activation checkpointing 4, forward passes / (peak x training_utilisation "
+            f"{plan.training_utilisation}), 8 bytes a parameter / ({self.link / 1e9:.0f} GB/s x "
+            f"bandwidth_utilisation)); of an update: 28 bytes a parameter; of a stage: {plan.start_seconds:g} s, at "
+            f"{plan.disk_gigabytes_per_second:g} GB/s 2 bytes a parameter for weights (each measurement and round of "
+            "the pool, too: an upper bound) and exports, 12 for states. Utilisations are settings: [plan]."
         )
 
     @property
     def link(self) -> float:
         """Bytes a second between GPUs; of several nodes, over the network."""
         return self.card.link if self.ranks <= GPUS_PER_NODE else 1e9 * self.settings.plan.network_gigabytes_per_second
+
+    @property
+    def key_bytes(self) -> int:
+        """Of a token's keys and values in all layers, in bf16."""
+        return 4 * self.config.num_hidden_layers * self.config.kv_size
 
     def disk_seconds(self, bytes_a_parameter: float) -> float:
         return bytes_a_parameter * self.config.parameter_count() / (1e9 * self.settings.plan.disk_gigabytes_per_second)
@@ -121,7 +122,7 @@ class Roofline:
         plan, config = self.settings.plan, self.config
         products = 2 * config.block_weights * step.tokens + 2 * config.head_weights * step.drawn
         flops = products + 4 * config.num_hidden_layers * config.q_size * step.keys_seen
-        moved = 2 * (config.block_weights + config.head_weights) + key_bytes(config) * (step.keys_read + step.tokens)
+        moved = 2 * (config.block_weights + config.head_weights) + self.key_bytes * (step.keys_read + step.tokens)
         arithmetic = flops / (self.card.flops * plan.product_utilisation)
         reading = moved / (self.card.bandwidth * plan.bandwidth_utilisation)
         return max(arithmetic, reading) + plan.step_milliseconds / 1000
@@ -142,9 +143,6 @@ class Roofline:
         config, engine = self.config, self.settings.engine
         inner = 3 * config.hidden_size + config.q_size + 2 * config.kv_size + 3 * config.intermediate_size
         logits = 4 * engine.max_num_seqs * config.vocab_size * 3  # bf16, fp32, and top-p's copies
-        return {
-            "weights": 2 * config.parameter_count(),
-            "KV cache": key_bytes(config) * engine.block_size * (engine.num_kv_blocks + 1),
-            "a step": 2 * engine.max_num_batched_tokens * inner + logits,
-            "CUDA": CONTEXT_BYTES,
-        }
+        cache = self.key_bytes * engine.block_size * (engine.num_kv_blocks + 1)
+        step = 2 * engine.max_num_batched_tokens * inner + logits
+        return {"weights": 2 * config.parameter_count(), "KV cache": cache, "a step": step, "CUDA": CONTEXT_BYTES}

@@ -33,16 +33,14 @@ def place(tmp_path_factory) -> Path:
 
 
 def run(module, place: Path, monkeypatch, capsys, *words: str) -> list[dict]:
-    words = ("--model", "model", "--workload", "workload.py", "--dtype", "float32", *words)
     monkeypatch.chdir(place)
-    monkeypatch.setattr(sys, "argv", ["bench", *words])
+    monkeypatch.setattr(sys, "argv", ["bench", "--model", "model", "--workload", "workload.py", *words])
     module.main()
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 def test_generation(place, monkeypatch, capsys):
-    group = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    for name, value in group.items():
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sampler, "product_flops", lambda device, dtype: 1e10)
     product, flat, loop, *rows = run(sampler, place, monkeypatch, capsys, "--repeats", "1")

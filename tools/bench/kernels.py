@@ -58,7 +58,7 @@ def cases(shape: Shape, length: int, sequences: int, batch: int, dtype: torch.dt
 
 
 def flat_sdpa(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-    """PyTorch's attention on [sequences, heads, tokens, head_dim]; gives [tokens of all sequences, heads, head_dim]."""
+    """PyTorch's attention of [sequences, heads, tokens, head_dim]; [tokens of all, heads, head_dim]."""
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options).transpose(1, 2).flatten(0, 1)
 
 
