@@ -77,8 +77,7 @@ def test_losses_gradient_norms_and_weights_are_trls(folder, theirs, tmp_path, mo
         dpo={"epochs": STEPS, "batch_size": 6, "learning_rate": RATE, "warmup_ratio": 0.0},
         trainer={"tokens_per_microbatch": budget},
     )
-    given = arguments(tmp_path, model=folder, reference=folder)
-    metrics = run(settings, given)
+    metrics = run(settings, arguments(tmp_path, model=folder, reference=folder))
     assert len(metrics) == len(log) == STEPS
     for ours, row in zip(metrics, log, strict=True):
         assert ours["lr"] == pytest.approx(row["learning_rate"])

@@ -51,8 +51,8 @@ def test_the_epoch_with_the_best_held_out_accuracy_is_exported(folder, monkeypat
     settings = changed(dpo={"epochs": 4, "held_out": 0.25})
     monkeypatch.setattr(Trainer, "evaluate", lambda self: {"loss": 1.0, "accuracy": next(accuracies), "margin": 0.0})
     run(settings, arguments(folder))
-    manifest = read_manifest(folder / "run" / "out")
-    assert manifest is not None and (manifest["epoch"], manifest["accuracy"]) == (2, 0.75)
+    manifest = read_manifest(folder / "run" / "out") or {}
+    assert (manifest["epoch"], manifest["accuracy"]) == (2, 0.75)
     fixed = replace(settings, iteration=[Iteration(epoch=2)])
     monkeypatch.setattr(Trainer, "evaluate", lambda self: {"loss": 1.0, "accuracy": 0.0, "margin": 0.0})
     metrics = run(fixed, arguments(folder, place="second"))

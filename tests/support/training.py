@@ -86,7 +86,7 @@ class Arguments(NamedTuple):
 
 
 def arguments(folder: Path, stage: Stage = DPO, place: Path | str = "run", **inputs: Any) -> Arguments:
-    """Arguments for the model and the pairs in `folder`, or for other inputs, with the output in `folder`/`place`."""
+    """Arguments for the model and the pairs in `folder`, or other inputs, with the output in `folder`/`place`."""
     values = {"model": folder / "model", "data": [folder / "pairs.jsonl"]}
     values |= {"reference": folder / "model"} if stage is DPO else {}
     return Arguments(stage, values | inputs, folder / place)
@@ -100,10 +100,6 @@ def run(settings: Settings, given: Arguments) -> list[dict[str, Any]]:
     """Train in this process; returns the lines of metrics.jsonl."""
     with distributed(1) as world:
         train(make_job(settings, given), world, given.place / "train")
-    return metrics(given)
-
-
-def metrics(given: Arguments) -> list[dict[str, Any]]:
     return list(read_jsonl(given.place / "train" / "metrics.jsonl"))
 
 
@@ -117,7 +113,7 @@ def run_ranks(*jobs: tuple[Settings, Arguments]) -> list[list[dict[str, Any]]]:
         train_all(*work)
     _, err = second.communicate(timeout=60)
     assert second.returncode == 0, err
-    return [metrics(given) for _, given in jobs]
+    return [list(read_jsonl(given.place / "train" / "metrics.jsonl")) for _, given in jobs]
 
 
 def train_all(*jobs: tuple[Settings, dict[str, Any], Path]) -> None:
