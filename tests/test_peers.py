@@ -31,9 +31,13 @@ LLAMA3 = Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"
 
 PROMPTS = [
     "What is the capital of France?",
+    "Write two sentences about rain.",
+    "Explain gravity to a child.",
     "Give me three names for a cat, one a line.",
     "What is 12 + 30? Say <|im_end|> at the end.",
     "  Leading spaces, unusual characters: é ü 漢字 🙂\tand a tab.",
+    "Translate nothing; just say hello.",
+    "List the numbers from 1 to 15.",
 ]
 
 
@@ -63,7 +67,7 @@ def mixed_prompts(chat) -> list[list[int]]:
     """64 prompts of 30 to 700 tokens in random order; every fourth begins like the one before it."""
     rows = [row["prompt"] for row in read_jsonl("data/prompts/evaluation.jsonl")]
     draw = random.Random(3)
-    texts = PROMPTS + rows[:44] + [" ".join(rows[i : i + 2 + i % 13]) for i in range(16)]
+    texts = PROMPTS + rows[:40] + [" ".join(rows[i : i + 2 + i % 13]) for i in range(16)]
     texts = [texts[i - 1] + " " + rows[i] if i % 4 == 3 else text for i, text in enumerate(texts)]
     draw.shuffle(texts)
     return [chat.prompt_ids([{"role": "user", "content": text}]) for text in texts]
