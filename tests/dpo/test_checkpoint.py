@@ -4,23 +4,11 @@ import json
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import (
-    arguments,
-    before_step,
-    changed,
-    killed,
-    make_inputs,
-    make_model,
-    parameters,
-    run,
-    run_killed,
-    run_stopped,
-)
+from training import arguments, before_step, changed, killed, make_model, parameters, run, run_killed, run_stopped
 
 import dpo.train
 from dpo.checkpoint import export, latest_state
@@ -31,14 +19,9 @@ from stages.files import digest, read_jsonl, read_manifest
 LASTING = changed(dpo={"epochs": 3, "held_out": 0.25, "batch_size": 2})
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return make_inputs(tmp_path)
-
-
 def without_times(metrics):
-    machine_dependent = ("seconds", "tokens_per_second", "mfu", "memory_mib")
-    return [{name: row[name] for name in row if name not in machine_dependent} for row in metrics]
+    times = ("seconds", "tokens_per_second", "mfu", "memory_mib")
+    return [{name: row[name] for name in row if name not in times} for row in metrics]
 
 
 def test_a_run_stopped_often_continues_to_the_last_bit(folder, monkeypatch):
@@ -73,11 +56,11 @@ def test_a_killed_run_continues_from_its_last_state(folder, monkeypatch, step, s
     settings = changed(LASTING, trainer={"save_every": 3})
     whole = run(settings, arguments(folder, place="whole"))
     run_killed(monkeypatch, step, settings, arguments(folder))
-    (folder / "run" / "train" / ".state-9.tmp").mkdir()  # as if killed during a save
-    (folder / "run" / "train" / ".state-9.tmp" / "__0_0.distcp").write_text("torn")
-    written = [row["split"] for row in read_jsonl(folder / "run" / "train" / "metrics.jsonl")]
+    work = folder / "run" / "train"
+    (work / ".state-9.tmp" / "torn").mkdir(parents=True)  # as if killed during a save
+    written = [row["split"] for row in read_jsonl(work / "metrics.jsonl")]
     assert written.count("train") == step and written.count("held_out") == step // 5
-    [state] = (folder / "run" / "train").glob("state-*")
+    [state] = work.glob("state-*")
     assert json.loads((state / "progress.json").read_text())["step"] == saved
     continued = run(settings, arguments(folder))
     assert without_times(continued) == without_times(whole)
@@ -88,8 +71,7 @@ def test_a_state_of_other_work_is_not_continued(folder, monkeypatch):
     run_stopped(monkeypatch, signal.SIGTERM, 2, LASTING, arguments(folder))
     [state] = (folder / "run" / "train").glob("state-*")
     key = json.loads((state / "progress.json").read_text())["key"]
-    assert latest_state(folder / "run" / "train", key) == state
-    assert latest_state(folder / "run" / "train", "another") is None
+    assert latest_state(state.parent, key) == state and latest_state(state.parent, "another") is None
     metrics = run(changed(LASTING, dpo={"beta": 0.2}), arguments(folder))
     assert metrics[0]["step"] == 0 and metrics[-1]["step"] == 14
 

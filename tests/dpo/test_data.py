@@ -20,11 +20,10 @@ def written(tmp_path, *rows):
 
 def test_pairs_and_sft_examples_are_read(tmp_path):
     assert read_examples(written(tmp_path, PAIR), "dpo", 10) == [Example("a", [1, 2], ([3, 4], [5]))]
-    plain = {key: value for key, value in SFT.items() if key != "token_weights"} | {"id": "b"}
-    assert read_examples(written(tmp_path, SFT, plain), "sft", 10) == [
-        Example("a", [1, 2], ([3, 4, 5],), [1.0, 4.5, 0.0]),
-        Example("b", [1, 2], ([3, 4, 5],), [1.0, 1.0, 1.0]),
-    ]
+    plain = {"id": "b", "prompt_ids": [1, 2], "completion_ids": [3]}
+    weighted, unweighted = read_examples(written(tmp_path, SFT, plain), "sft", 10)
+    assert weighted == Example("a", [1, 2], ([3, 4, 5],), [1.0, 4.5, 0.0])
+    assert unweighted == Example("b", [1, 2], ([3],), [1.0])
 
 
 @pytest.mark.parametrize(
@@ -53,7 +52,7 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert sorted(i for batch in first for i in batch) == list(range(10))
     assert first != epoch_batches(range(10), 4, seed=1, epoch=1)
     assert first != epoch_batches(range(10), 4, seed=2, epoch=0)
-    assert epoch_batches([5, 3, 8], 2, seed=1, epoch=1, curriculum=True) == [[5, 3], [8]]
+    assert epoch_batches([5, 3, 8], 2, seed=1, epoch=1, ordered=True) == [[5, 3], [8]]
 
 
 def test_held_out_is_a_function_of_seed_and_ids():

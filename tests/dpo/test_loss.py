@@ -8,19 +8,14 @@ from dpo.data import Example
 from dpo.loss import chosen_nll, completion_logprob, dpo_loss, sft_loss
 from dpo.packing import lay_out
 
-LOGITS = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
-"""Row i: logits of the token that follows token i."""
-
+LOGITS = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 1.0], [1.0, 1.0, 1.0]])  # row i: of the token that follows i
 EXAMPLE = Example("p", [2, 0], ([1, 0], [2]))
-"""Prompt 2 0; chosen 1 0; rejected 2."""
 
 
 class Bigram(torch.nn.Module):
     """A model whose logits are a row of `LOGITS`. The hidden state is the one-hot token."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden_td = torch.empty(0)
+    hidden_td: Tensor
 
     def forward(self, ids_t: Tensor, positions_t: Tensor, attend, head) -> Tensor:
         self.hidden_td = torch.nn.functional.one_hot(ids_t, 3).float().requires_grad_()

@@ -12,9 +12,9 @@ from model.config import LlamaConfig
 from model.llama import _frequencies
 from stages.settings import load_settings
 
-ROOT = Path(__file__).parents[2]
-RECIPE = load_settings(ROOT / "configs" / "llama3-8b-instruct.toml")
-WHOLE = LlamaConfig.load(ROOT / "configs" / "architectures" / "llama-3-8b")
+CONFIGS = Path(__file__).parents[2] / "configs"
+RECIPE = load_settings(CONFIGS / "llama3-8b-instruct.toml")
+WHOLE = LlamaConfig.load(CONFIGS / "architectures" / "llama-3-8b")
 
 
 @pytest.mark.parametrize("layers", [2, pytest.param(32, marks=pytest.mark.slow)])

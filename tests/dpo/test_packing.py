@@ -1,5 +1,6 @@
 """Packing: dropped examples, shared prefixes, and the layout of a micro-batch."""
 
+from bisect import bisect_right
 from itertools import takewhile
 
 from hypothesis import given, settings
@@ -35,12 +36,10 @@ def test_what_cannot_be_used_is_dropped_whole_and_counted():
 def test_layout_with_the_prompt_once():
     """The last prompt token predicts the first token of both completions. A completion of one token has no segment."""
     batch = lay_out([Example("a", [1, 2], ([3, 4, 5], [6]))], [0], {0: 2})
-    assert batch.ids_t.tolist() == [1, 2, 3, 4]
-    assert batch.positions_t.tolist() == [0, 1, 2, 3]
+    assert (batch.ids_t.tolist(), batch.positions_t.tolist()) == ([1, 2, 3, 4], [0, 1, 2, 3])
     assert (batch.segments.borders, batch.segments.prefixes) == ([0, 2, 4], [-1, 0])
     assert batch.segments.reach_3s.tolist() == [[0, 0], [0, 2], [4, 4]]
-    assert batch.targets_n.tolist() == [3, 4, 5, 6]
-    assert batch.sources_n.tolist() == [1, 2, 3, 1]
+    assert (batch.targets_n.tolist(), batch.sources_n.tolist()) == ([3, 4, 5, 6], [1, 2, 3, 1])
     assert batch.sequences_n.tolist() == [0, 0, 0, 1]
 
 
@@ -75,16 +74,9 @@ def tokens_saved(prompts: list[list[int]]) -> int:
     return best
 
 
-prompts = st.lists(
-    st.builds(
-        lambda head, length, tail: [*head[:length], *tail],
-        st.sampled_from([RUBRIC, OTHER, OTHER[:10] + RUBRIC]),
-        st.integers(1, 50),
-        st.lists(st.integers(0, 3), max_size=3),
-    ),
-    min_size=1,
-    max_size=7,
-)
+heads, tails = st.sampled_from([RUBRIC, OTHER, OTHER[:10] + RUBRIC]), st.lists(st.integers(0, 3), max_size=3)
+prompt = st.builds(lambda head, length, tail: [*head[:length], *tail], heads, st.integers(1, 50), tails)
+prompts = st.lists(prompt, min_size=1, max_size=7)
 
 
 @given(prompts)
@@ -101,9 +93,8 @@ def test_groups_save_as_much_as_any(prompts):
 def read_back(batch: MicroBatch) -> list[tuple[list[int], list[int], list[int]]]:
     """For each target: the tokens that its source sees, their positions, and the target itself."""
     borders, rows = batch.segments.borders, []
-    segment = [i for i in range(len(borders) - 1) for _ in range(borders[i], borders[i + 1])]
     for source, target in zip(batch.sources_n.tolist(), batch.targets_n.tolist(), strict=True):
-        own = segment[source]
+        own = bisect_right(borders, source) - 1
         prefix = batch.segments.prefixes[own]
         before = range(borders[prefix], borders[prefix + 1]) if prefix >= 0 else ()
         seen = [*before, *range(borders[own], source + 1)]

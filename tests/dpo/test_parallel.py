@@ -1,4 +1,4 @@
-"""The error of a rank that loses another rank. One of the two ranks is this process."""
+"""The error of a rank that loses another rank. One of the two is this process."""
 
 import os
 from unittest import mock
@@ -12,12 +12,10 @@ from dpo.parallel import distributed
 OTHER = """
 import os, torch
 from dpo.parallel import distributed, end_process
-
 def work():
-    with distributed(1, {minutes}) as world:
+    with distributed(1, {}) as world:
         world.sum(torch.zeros(1))
-        {then}
-
+        {}
 end_process(work)
 """
 
@@ -25,7 +23,7 @@ end_process(work)
 def test_a_rank_that_waits_in_vain_prints_why():
     """This process is rank 1, which leaves the second sum out."""
     group = two_ranks()
-    first = start_rank(group, OTHER.format(minutes=0.05, then="world.sum(torch.zeros(1))"), "0")
+    first = start_rank(group, OTHER.format(0.05, "world.sum(torch.zeros(1))"), "0")
     with mock.patch.dict(os.environ, group | {"RANK": "1"}), distributed(1) as world:
         world.sum(torch.zeros(1))
         _, err = first.communicate(timeout=60)
@@ -36,7 +34,7 @@ def test_a_rank_that_waits_in_vain_prints_why():
 def test_a_rank_that_loses_another_prints_why(capsys):
     """This process is rank 0; the other ends without a word."""
     group = two_ranks()
-    second = start_rank(group, OTHER.format(minutes=1, then="os._exit(9)"))
+    second = start_rank(group, OTHER.format(1, "os._exit(9)"))
     with mock.patch.dict(os.environ, group | {"RANK": "0"}), pytest.raises(SystemExit) as ended:  # noqa: SIM117
         with distributed(1) as world:
             world.sum(torch.zeros(1))

@@ -1,23 +1,18 @@
 """The training loop, end to end on a two-layer model."""
 
+import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from training import SETTINGS, arguments, changed, losses, make_inputs, make_job, parameters, run
+from training import SETTINGS, arguments, changed, losses, make_job, parameters, run
 
 from dpo.reference import reference_logprob
 from dpo.sft import SFT
 from dpo.trainer import Trainer, learning_rate
 from stages.files import UserError, read_manifest, write_jsonl
 from stages.settings import Iteration
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return make_inputs(tmp_path)
 
 
 def test_first_loss_is_ln_2_and_moves(folder):
@@ -43,11 +38,10 @@ def test_weights_move_at_the_shipped_learning_rate(folder):
 
 
 def test_sft_learns(folder):
-    rows = [{"id": f"s{i}", "prompt_ids": [1, i], "completion_ids": [5, 6, 7]} for i in range(8)]
-    write_jsonl(folder / "sft.jsonl", (row | {"token_weights": [4.0, 1.0, 1.0]} for row in rows))
+    rows = ({"id": f"s{i}", "prompt_ids": [1, i], "completion_ids": [5, 6, 7]} for i in range(8))
+    write_jsonl(folder / "sft.jsonl", rows)
     settings = changed(sft={"epochs": 8, "learning_rate": 1e-2, "held_out": 0.25})
-    given = arguments(folder, SFT, data=[folder / "sft.jsonl"])
-    metrics = run(settings, given)
+    metrics = run(settings, arguments(folder, SFT, data=[folder / "sft.jsonl"]))
     assert losses(metrics)[-1] < 0.2 * losses(metrics)[0]
     assert len(losses(metrics, "held_out")) == 8
 
@@ -57,8 +51,8 @@ def test_the_epoch_with_the_best_held_out_accuracy_is_exported(folder, monkeypat
     settings = changed(dpo={"epochs": 4, "held_out": 0.25})
     monkeypatch.setattr(Trainer, "evaluate", lambda self: {"loss": 1.0, "accuracy": next(accuracies), "margin": 0.0})
     run(settings, arguments(folder))
-    manifest = read_manifest(folder / "run" / "out")
-    assert manifest is not None and (manifest["epoch"], manifest["accuracy"]) == (2, 0.75)
+    manifest = read_manifest(folder / "run" / "out") or {}
+    assert (manifest["epoch"], manifest["accuracy"]) == (2, 0.75)
     fixed = replace(settings, iteration=[Iteration(epoch=2)])
     monkeypatch.setattr(Trainer, "evaluate", lambda self: {"loss": 1.0, "accuracy": 0.0, "margin": 0.0})
     metrics = run(fixed, arguments(folder, place="second"))
@@ -67,13 +61,13 @@ def test_the_epoch_with_the_best_held_out_accuracy_is_exported(folder, monkeypat
 
 
 def test_complete_output_is_left_alone_and_other_settings_replace_it(folder):
+    manifest = folder / "run" / "out" / "manifest.json"
     run(SETTINGS, arguments(folder))
-    before = (folder / "run" / "out" / "manifest.json").stat().st_mtime_ns
+    before = manifest.stat().st_mtime_ns
     run(SETTINGS, arguments(folder))
-    assert (folder / "run" / "out" / "manifest.json").stat().st_mtime_ns == before
+    assert manifest.stat().st_mtime_ns == before
     run(changed(dpo={"epochs": 1}), arguments(folder))
-    manifest = read_manifest(folder / "run" / "out")
-    assert manifest is not None and manifest["steps"] == 3
+    assert json.loads(manifest.read_text())["steps"] == 3
 
 
 def test_a_loss_that_is_not_finite_names_its_pairs(folder, monkeypatch):

@@ -13,19 +13,17 @@ from kernels.launch import Launch, interpreted
 
 pytestmark = pytest.mark.skipif(interpreted(), reason="the interpreter compiles nothing")
 
-KERNELS = {
-    *("attention.forward", "attention.backward_delta", "attention.backward_keys", "attention.backward_queries"),
-    *("rope.rotate_and_store", "paged.read", "paged.merge"),
-    *("logprob.forward", "logprob.target", "logprob.slope"),
-    *("topp.chunk", "topp.draw"),
-}
+KERNELS = (
+    "attention.backward_delta attention.backward_keys attention.backward_queries attention.forward logprob.forward "
+    "logprob.slope logprob.target paged.merge paged.read rope.rotate_and_store topp.chunk topp.draw"
+)
 
 
 def test_every_kernel_is_launched_and_some_are_compiled():
     """The paged one in narrow and wide tiles."""
     with recording(90) as launches:
         launch_all(SHAPES["Llama-3-8B"], torch.bfloat16)
-    assert {launch.name for launch in launches} == KERNELS
+    assert " ".join(sorted({launch.name for launch in launches})) == KERNELS
     rows = compile_kernels("SmolLM2-135M", torch.bfloat16, 90, only="paged.read")
     assert [row["tile"] for row in rows] == ["16x64", "64x64"] and not any(map(faults, rows))
     lines = table(rows).splitlines()
@@ -44,15 +42,11 @@ def test_the_whole_command(tmp_path):
 def test_each_fault_is_detected():
     good = {"kernel": "attention.forward", "target": "sm_90", "tile": "128x64", "spills": 0, "products": 2}
     good |= {"shared_bytes": 227 * 1024, "scalar_products": 0, "matrix_instructions": {"wgmma": 8}}
-    changes = {
-        "spills registers": {"spills": 2},
-        "has too much shared memory": {"shared_bytes": 227 * 1024 + 1},
-        "has a product without matrix instructions": {"scalar_products": 1},
-        "does not use wgmma": {"matrix_instructions": {"mma": 8}},
-    }
     assert faults(good) == faults(good | {"matrix_instructions": {}, "products": 0}) == []
-    for fault, change in changes.items():
-        assert faults(good | change) == [fault]
+    assert faults(good | {"spills": 2}) == ["spills registers"]
+    assert faults(good | {"shared_bytes": 227 * 1024 + 1}) == ["has too much shared memory"]
+    assert faults(good | {"scalar_products": 1}) == ["has a product without matrix instructions"]
+    assert faults(good | {"matrix_instructions": {"mma": 8}}) == ["does not use wgmma"]
     ampere = good | {"target": "sm_80", "matrix_instructions": {"mma": 8}, "shared_bytes": 99 * 1024}
     assert faults(ampere) == [] and faults(ampere | {"shared_bytes": 100 * 1024}) == ["has too much shared memory"]
 

@@ -81,15 +81,12 @@ def test_as_close_to_fp64_as_the_eager_version(h, k, d, shapes, shared, dtype, d
     assert_as_close([ours], [eager], [plain(eager_cache[1], metadata, qk, v, rope, h)])
 
 
-def test_what_shares_and_what_splits():
-    """The cases above hold runs with many readers, and one token's context in several runs."""
+def test_a_run_of_which_a_token_sees_nothing(device):
+    """33 tokens read two runs, of which the second begins behind the first 16 tokens. The cases above hold runs with
+    many readers, and one token's context in several runs."""
     tiles = build_tiles(step(MANY, 16)[0], 4, 1)
     assert [tile[2] for tile in tiles.wide] == [256, 256]  # 120 rows in two tiles, all of the shared tokens
     assert len(tiles.narrow) == 30 and len(build_tiles(step([(1, 4000)])[0], 3, 1).narrow) == 16
-
-
-def test_a_run_of_which_a_token_sees_nothing(device):
-    """33 tokens read two runs; the second run begins behind the first 16 tokens."""
     metadata, blocks = step([(33, 33)])
     cache, qk, v, rope = tensors(metadata, blocks, 3, 1, 64, torch.float16, device)
     whole = TritonPagedAttention.build(cache, metadata, 3)(0, qk, v, rope)

@@ -79,29 +79,27 @@ def test_versions(tiny, monkeypatch):
 
 def test_missing_inputs_are_named_by_their_keys(tiny, tmp_path):
     """Files that the run makes, and without iterations the pool, are not wanted; Meta's layout is told how to mend."""
+
+    def keys(settings) -> str:
+        return " ".join(text.partition(":")[0] for text in missing_inputs(settings))
+
     (tmp_path / "params.json").write_text("{}")
-    settings = changed(
-        tiny,
-        sft={"examples": ["no/a"], "sft_delta": "no/d"},
-        eft={"sources": ["no/trees"]},
-        respond={"prompts": "no/pool"},
-        evaluation={"judge_cases": "{run}/cases", "comparisons": "no/comparisons", "prompts": "", "judge": "no/judge"},
-        metajudge={"model": "no/model"},
-        model={"path": str(tmp_path), "prepare": ""},
-    )
+    evaluation = {"judge_cases": "{run}/cases", "comparisons": "no/comparisons", "prompts": "", "judge": "no/judge"}
+    settings = changed(tiny, sft={"examples": ["no/a"], "sft_delta": "no/d"}, eft={"sources": ["no/trees"]})
+    settings = changed(settings, evaluation=evaluation, metajudge={"model": "no/model"})
+    settings = changed(settings, respond={"prompts": "no/pool"}, model={"path": str(tmp_path), "prepare": ""})
     told = list(missing_inputs(settings))
-    keys = "sft.examples eft.sources sft.sft_delta respond.prompts evaluation.comparisons"
-    assert [text.partition(":")[0] for text in told] == [*keys.split(), "model.path", "metajudge.model"]
+    files = "sft.examples eft.sources sft.sft_delta respond.prompts evaluation.comparisons"
+    assert keys(settings) == f"{files} model.path metajudge.model"
     assert f"run python -m prepare.meta {tmp_path}" in told[-2]
     assert told[-1].endswith("no such file; point metajudge.model at a Hugging Face directory")
     with pytest.raises(UserError, match=r"sft.examples: no/a: .*; metajudge.model: no/model"):
         list(doctor.check_inputs(settings))
     seeds = {"seeds": "no/seeds", "evaluation": ["no/test"], "model": "no/writer"}
     settings = changed(tiny, respond={"prompts": ""}, prompts=seeds, sft={"enabled": False})
-    keys = ["prompts.seeds", "prompts.evaluation", "prompts.model"]
-    assert [text.partition(":")[0] for text in missing_inputs(settings)] == keys
+    assert keys(settings) == "prompts.seeds prompts.evaluation prompts.model"
     settings.iteration.clear()
-    assert list(missing_inputs(settings)) == []
+    assert keys(settings) == ""
 
 
 def test_models_are_opened(tiny, tmp_path):
@@ -128,10 +126,10 @@ def test_devices(tiny, monkeypatch, tmp_path):
     fails(tiny, "can't use it; update the driver")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert len(list(doctor.check_devices(tiny))) == 1
+    gpu = {"mem_get_info": (20e9, 80e9), "get_device_name": "H100", "get_device_capability": (9, 0)}
+    for name, value in gpu.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (20 * 10**9, 80 * 10**9))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "H100")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     fails(tiny, "float32 on CUDA has no kernels")
     settings = replace(changed(tiny, model={"dtype": "bfloat16"}), nproc_per_node=2)
     fails(settings, r"nproc_per_node is 2, but torch sees 1 GPUs")

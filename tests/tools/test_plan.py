@@ -70,8 +70,8 @@ def test_a_simulation_computes_what_the_engine_computes(blocks, sequences):
     twins = [replace(request, ids=list(range(64))) for request in mixed_requests(2, Sampling(1.0, 1.0, 2))]
     first, *rest = simulate(twins, EngineOptions(block_size=8), 1000)
     assert first == StepWork(tokens=64, drawn=1, keys_read=64, keys_seen=64 * 65 // 2)
-    assert sum(step.tokens for step in rest) == 3
-    assert sum(step.keys_seen for step in rest) == 65 + 64 + 65 > sum(step.keys_read for step in rest)
+    tokens, _, read, seen = map(sum, zip(*rest, strict=True))
+    assert tokens == 3 and seen == 65 + 64 + 65 > read
 
 
 def test_lengths_have_the_mean_that_is_asked_for(tiny):
@@ -91,11 +91,8 @@ def test_the_papers_run_by_hand(llama):
     wanted = {"pool": 40_000, "sft/eft": 7_875 * 4, "sft/checkpoint": 1_575, "evaluation/seed/actor": 271}
     wanted |= {"iter1/responses": 35_000, "iter1/judgments": 385_000, "iter1/comparisons": 550_000}
     wanted |= {"iter1/checkpoint": 3_000 + 2_500, "iter4/checkpoint": 3_000, "iter3/comparisons": None}
-    wanted |= {
-        "evaluation/M4/judge": 875 * 3 * llama.evaluation.N,
-        "evaluation/M0/wins": 192,
-        "evaluation/seed/wins": None,
-    }
+    wanted |= {"evaluation/M4/judge": 875 * 3 * llama.evaluation.N, "evaluation/M0/wins": 192}
+    wanted |= {"evaluation/seed/wins": None}
     assert {name: stages[name].count if name in stages else None for name in wanted} == wanted
     balanced = changed(settings, metajudge={"opponents": 4})
     assert Planned(balanced).stages()["iter1/comparisons"].count == 5_000 * 11 * 4
@@ -172,6 +169,7 @@ def test_training_by_hand(tiny, monkeypatch):
 
 def test_each_fault_is_told(tiny):
     seeds = {"respond": {"prompts": ""}, "prompts": {"seeds": "none.jsonl", "count": 100}}
+    few = seeds | {"prompts": seeds["prompts"] | {"max_attempts": 10}}
     no_model = {"prepare": "", "path": "none", "architecture": tiny.model.path}
     cases: list[tuple[dict, str]] = [
         ({"respond": {"max_new_tokens": 2000}}, "iter1/judgments: up to"),
@@ -181,10 +179,7 @@ def test_each_fault_is_told(tiny):
         ({"trainer": {"tokens_per_microbatch": 200}}, "warning: iter1/checkpoint: examples may have"),
         ({"trainer": {"tokens_per_microbatch": 20}}, "iter1/checkpoint: no example fits a micro-batch; raise trainer."),
         ({"respond": {"prompts_per_iteration": 300}}, "pool: 400 prompts, the iterations need 600; add prompts"),
-        (
-            seeds | {"prompts": seeds["prompts"] | {"max_attempts": 10}},
-            "pool: 5 prompts, the iterations need 16; raise",
-        ),
+        (few, "pool: 5 prompts, the iterations need 16; raise"),
         ({"model": no_model}, "warning: model.path: none/config.json"),
     ]
     for changes, told in cases:
@@ -211,9 +206,9 @@ def test_the_command(monkeypatch, capsys):
     assert "989 Tflop/s x product_utilisation 0.5" in " ".join(out.split())
     rows = [line.split() for line in out.splitlines() if "/" in line.partition(" ")[0]]
     assert [row[0] for row in rows[:2]] == ["sft/checkpoint", "iter1/responses"] and len(rows) == 8
-    [total] = [line.split()[2:] for line in out.splitlines() if line.startswith("in all")]
-    assert float(total[0]) == pytest.approx(sum(float(row[4]) for row in rows), abs=0.05)
-    assert float(total[1]) == pytest.approx(sum(float(row[5]) for row in rows), abs=0.5)
+    [(*_, hours, minutes)] = [line.split() for line in out.splitlines() if line.startswith("in all")]
+    assert float(hours) == pytest.approx(sum(float(row[4]) for row in rows), abs=0.05)
+    assert float(minutes) == pytest.approx(sum(float(row[5]) for row in rows), abs=0.5)
     out = run()
     assert "1 x cpu" in out and "CPU-hours" in out
     monkeypatch.setitem(CARDS, "a100", CARDS["a100"]._replace(memory=1e9))

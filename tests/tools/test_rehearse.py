@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import tomllib
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ def test_what_the_stand_in_says_holds_a_verdict_and_a_task(tmp_path):
     chat, model = load_chat(folder), load_model(folder, torch.float32)
     engine = Engine(model, num_kv_blocks=256, block_size=16, max_num_batched_tokens=512, max_num_seqs=32)
     sampling, ids = Sampling(0.8, 0.95, 96, chat.stop_ids), chat.prompt_ids([{"role": "user", "content": "Review."}])
-    done = list(engine.run([Request(str(i), ids, sampling, i) for i in range(20)]))
+    done = engine.run([Request(str(i), ids, sampling, i) for i in range(20)])
     texts = [chat.text(completion.ids) for completion in done if completion.finish_reason == "stop"]
     assert len(set(texts)) > 14
     scored = [parse_score(text, "stop") in range(6) for text in texts]
@@ -68,9 +67,9 @@ def test_stand_ins_for_files_are_of_the_real_formats(place):
     assert len(groups) == rehearse.TREES and not reasons and all(len(group.replies) == 3 for group in groups)
     assert len(list(read_jsonl(place / "r" / settings.prompts.seeds, ("id", "prompt")))) == rehearse.SEEDS
     assert sum("not there yet" in line for line in rehearsal.stand_ins) == 3
-    counts = [(rehearse.SEEDS, settings.prompts.evaluation), (8, [settings.evaluation.instructions])]
-    for count, names in counts:  # both are cut from the same file, and neither cut replaces the other
-        assert [len(list(read_jsonl(place / "r" / name))) for name in names] == [count] * len(names)
+    [held_out] = settings.prompts.evaluation
+    for count, name in ((rehearse.SEEDS, held_out), (8, settings.evaluation.instructions)):  # cut from the same file
+        assert len(list(read_jsonl(place / "r" / name))) == count
 
 
 def test_your_own_files_are_taken_where_they_are(place):
@@ -85,11 +84,10 @@ def test_your_own_files_are_taken_where_they_are(place):
     (model / "tokenizer.json").write_text("{}")
     for name in ("pool", "held-out"):
         write_jsonl(place / name / "p.jsonl", [{"id": f"{name}{i}", "prompt": name} for i in range(60)])
-    (place / "own.toml").write_text(
-        f'extends = "{PAPER}"\n[prompts]\nseeds = ""\n[respond]\nprompts = "pool/p.jsonl"\n[metajudge]\n'
-        'model = "models/large"\n[evaluation]\njudge = "models/large"\ninstructions = ""\n'
-        'prompts = "held-out/p.jsonl"\n'
-    )
+    own = {"extends": str(PAPER), "prompts": {"seeds": ""}, "respond": {"prompts": "pool/p.jsonl"}}
+    own |= {"metajudge": {"model": "models/large"}}
+    own["evaluation"] = {"judge": "models/large", "instructions": "", "prompts": "held-out/p.jsonl"}
+    (place / "own.toml").write_text(toml(own))
     rehearsal = Rehearsal(place / "own.toml", place / "r")
     settings = load_settings(rehearsal.prepare())
     assert list(read_jsonl(place / "r" / settings.eft.sources[0])) == [tree]
@@ -123,8 +121,5 @@ def test_the_paper_s_run_is_rehearsed(tmp_path):
     summary = json.loads((runs / "summary.json").read_text())
     pairs = [(row["pairs"]["actor"] > 0, row["pairs"]["judge"] > 0) for row in summary["iterations"]]
     assert pairs == [(True, True)] * 2 + [(True, False)] * 2
-    stages = Counter(json.loads(path.read_text())["stage"] for path in runs.rglob("manifest.json"))
-    assert {"respond": 4, "judge": 4, "metajudge": 2, "pairs": 4}.items() <= stages.items()
-    assert stages["prompts"] > 1, "the pool, and each of its rounds"
     assert [row["name"] for row in summary["models"]] == ["seed", "M0", "M1", "M2", "M3", "M4"]
     assert (runs / "report.html").is_file()

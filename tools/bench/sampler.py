@@ -1,16 +1,12 @@
 """Generation speed: `torchrun --nproc-per-node auto -m tools.bench.sampler --model DIR` prints JSON lines.
 
-`tokens_per_second` counts new tokens only, over the whole time from text to text; it is the median run's. `first_token`
-is the median, over the first rank's requests, of the seconds until the first token. `prefill_tokens` are the computed
-tokens beyond one for each new token. `share_of_limit` is the arithmetic of all matrix products with weights (2
-operations a weight and token computed) over what the machine reaches in one large product, which is measured in the
-same minute: timings on shared machines can only be compared with one another.
-
-As in a run's stages, each core of a CPU is a rank with one thread; each rank takes every n-th prompt.
+`tokens_per_second` counts new tokens, over the whole time from text to text; it is the median run's. `prefill_tokens`
+are the computed tokens beyond one a new token. `share_of_limit`: operations of all products with weights over those of
+one large product in the same time, measured in the same minute, since timings on shared machines say little alone. As
+in a run's stages, each core of a CPU is a rank with one thread; each rank takes every n-th prompt.
 """
 
 import json
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +41,7 @@ class Bench:
     workload: ModuleType
     repeats: int
     limit: float
+    new_tokens: int = 0  # of the current run
 
     def texts(self, count: int) -> list[str]:
         """This rank's of the workload's first `count` prompts."""
@@ -60,7 +57,6 @@ class Bench:
         requests = [Request(str(i), ids, sampling, seed=i) for i, ids in enumerate(prompts)]
         done = {completion.id: completion.ids for completion in engine.run(requests)}
         self.new_tokens += sum(map(len, done.values()))
-        self.first_tokens += engine.first_token_seconds
         return [self.chat.text(done[request.id]) for request in requests]
 
     def loop(self, engine: Engine) -> None:
@@ -75,26 +71,23 @@ class Bench:
 
     def report(self, run: Callable[[Engine], Any], sequences: int = 128, sharing: bool = True, **names: Any) -> None:
         """Print the median of several runs, each with an empty cache."""
-        rows, config, each = [], self.model.config, -(-sequences // dist.get_world_size())
+        rows, config, each = list[dict[str, float]](), self.model.config, -(-sequences // dist.get_world_size())
         for _ in range(self.repeats):
-            self.new_tokens, self.first_tokens = 0, list[float]()
+            self.new_tokens = 0
             engine = Engine(self.model, **ENGINE, max_num_seqs=each, share_prefixes=sharing)
             sums(0.0)  # ranks start together
             started = time.perf_counter()
             run(engine)
             new, computed = sums(self.new_tokens, engine.computed_tokens)
             seconds = time.perf_counter() - started
-            flops = 2 * (config.block_weights * computed + config.head_weights * new)
-            row = {
+            rate = 2 * (config.block_weights * computed + config.head_weights * new) / seconds
+            row: dict[str, float] = {
                 "new_tokens": int(new),
                 "computed_tokens": int(computed),
                 "prefill_tokens": int(computed - new),
-                "seconds": round(seconds, 2),
-                "tokens_per_second": round(new / seconds, 1),
-                "first_token": round(statistics.median(self.first_tokens or [0.0]), 3),
-                "share_of_limit": round(flops / seconds / self.limit, 3),
             }
-            rows.append(row)
+            row |= {"seconds": round(seconds, 2), "tokens_per_second": round(new / seconds, 1)}
+            rows.append(row | {"share_of_limit": round(rate / self.limit, 3)})
         rows.sort(key=lambda row: row["tokens_per_second"])
         say(names | rows[len(rows) // 2])
 
@@ -102,9 +95,9 @@ class Bench:
         """Both workloads; without prefix sharing; numbers of sequences decoded together; numbers of judgments N."""
         tokens, length = self.workload.FLAT["new_tokens"], self.workload.LOOP["judgment_tokens"]
         flat = partial(self.complete, self.texts(self.workload.FLAT["prompts"]), tokens, 1)
-        workloads = {name: run for name, run in (("flat", flat), ("loop", self.loop)) if only in (None, name)}
-        for name, run in workloads.items():
-            self.report(run, workload=name)
+        workloads: dict[str, Callable[[Engine], Any]] = {"flat": flat, "loop": self.loop}
+        for name in [only] if only else workloads:
+            self.report(workloads[name], workload=name)
         if only:
             return
         for name, run in workloads.items():
@@ -129,22 +122,22 @@ def sums(*numbers: float) -> list[float]:
     return total.tolist()
 
 
-def machine_limit(device: torch.device, products: torch.dtype, size: int = 2048) -> float:
+def machine_limit(device: torch.device, products: torch.dtype) -> float:
     """Operations a second in a large product; in int8 including the rounding of the input."""
     if products != torch.int8:
         return product_flops(device, products)
-    x, weight = torch.randn(size, size), Int8Weight.of(torch.randn(size, size))
-    return best_rate(lambda: int8_linear(x, weight), 2 * size**3)
+    x, weight = torch.randn(2048, 2048), Int8Weight.of(torch.randn(2048, 2048))
+    return best_rate(lambda: int8_linear(x, weight), 2 * 2048**3)
 
 
 def main() -> None:
-    parser = arguments("Generation speed, as JSON lines.", "int8")
+    parser = arguments("Generation speed, as JSON lines.")
     parser.add_argument("--only", choices=["flat", "loop"], help="one workload, and nothing else")
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median is printed")
     given = parser.parse_args()
     dist.init_process_group("gloo")
     device, ranks = local_device(), dist.get_world_size()
-    dtype = generation_dtype(given.dtype, device)
+    dtype = generation_dtype("auto", device)
     torch.set_num_threads(ranks)  # the first rank measures the whole machine, while the others wait
     [limit] = sums(machine_limit(device, dtype) if dist.get_rank() == 0 else 0.0)
     torch.set_num_threads(1)
