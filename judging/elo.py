@@ -34,10 +34,9 @@ def battle_matrix(size: int, battles: Iterable[Battle], w1: float, w2: float) ->
 def elo(B: Array, regularization: float = 0.01) -> tuple[Array, Array]:
     """Scores eps [size] and their standard errors [size], in natural-log units: m beats n with odds exp(eps_m - eps_n).
 
-    eps maximises sum_{m != n} B_mn log sigmoid(eps_m - eps_n) - (regularization / 2) sum_m eps_m^2. The maximum is
-    unique and finite, and its scores sum to zero; Newton's method finds it, halving a step that does not climb enough.
-    Standard errors are the square roots of the diagonal of the inverse negative Hessian there, restricted to sum-zero
-    scores. They count a battle as its weight, about half, so the scores of repeated battles would scatter less.
+    eps maximises sum_{m != n} B_mn log sigmoid(eps_m - eps_n) - (regularization / 2) sum_m eps_m^2, by Newton's method,
+    which halves a step that does not climb enough. Standard errors are from the inverse negative Hessian, restricted
+    to sum-zero scores. They count a battle as its weight, about half: scores of repeated battles would scatter less.
     """
     size, eps = len(B), np.zeros(len(B))
     value = _objective(B, eps, regularization)

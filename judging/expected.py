@@ -1,13 +1,8 @@
 """Scoring: `torchrun -m judging.expected` computes each distinct response's expected score, instead of sampling it.
 
-The expected score is the mean of the judge's distribution over the score. With p(d) the model's probability of the
-digit d, 0 to 5, in the place of the score:
-
-    S = sum_d d p(d) / sum_d p(d)        variance = sum_d (d - S)^2 p(d) / sum_d p(d)
-
-With the verdict first, S is the limit of the paper's mean for N to infinity at temperature 1, and costs one prefill of
-the judge's prompt and "Score: ". With the verdict last, S is computed behind the reasons of each sampled judgment, and
-a response's score is the mean over its judgments. Rows have a judgment's score fields, so the same code reads both.
+S = sum_d d p(d) / sum_d p(d), with p(d) the judge's probability of the digit d, 0 to 5, in the place of the score. With
+the verdict first, S is the limit of the paper's mean for N to infinity at temperature 1, and costs one prefill. With
+the verdict last, S is computed behind the reasons of each sampled judgment, and a response's score is their mean.
 """
 
 import math
@@ -104,15 +99,9 @@ def _settings(settings: Settings, iteration: int) -> Any:
 
 
 SCORE = Stage(
-    "score",
-    "judging.expected",
-    score,
-    _settings,
-    ("model", "responses"),
-    ("judgments",),
-    per_iteration=True,
+    "score", "judging.expected", score, _settings, ("model", "responses"), ("judgments",), per_iteration=True,
     ranks="all",
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     SCORE.main()

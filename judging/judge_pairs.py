@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,15 +12,14 @@ from judging.schedule import comparable_groups
 from judging.scores import Draw, Reason, Row
 from model.chat import ChatFormat
 from stages.files import UserError
-from stages.records import EloScore, JudgePair, preference
+from stages.records import EloScore, Record, preference
 from stages.settings import Iteration, Judge, Metajudge
 
 POSITIONS = ("first", "second")
 _EQUAL = 1e-9  # Elo scores that differ by less count as equal
 
 
-@dataclass(frozen=True)
-class Contest:
+class Contest(NamedTuple):
     """One prompt's meta-judged response, its distinct judgments, their battles and their Elo scores."""
 
     response: Row
@@ -57,8 +56,7 @@ def contests(
         B = battle_matrix(len(distinct), ((place[m], place[n], winner) for m, n, winner in own), *weights)
         if not B.any():
             return Reason.POSITION_COLLAPSE if 0 in weights else Reason.NO_DECISIVE_COMPARISON
-        groups = comparable_groups(distinct, meta)
-        return Contest(responses[name], distinct, own, groups, *elo(B, meta.elo_penalty))
+        return Contest(responses[name], distinct, own, comparable_groups(distinct, meta), *elo(B, meta.elo_penalty))
 
     return {row["prompt_id"]: contest(row) for row in meta_judged}
 
@@ -89,29 +87,26 @@ def choose_judgments(contest: Contest, rule: Iteration, draw: Draw) -> tuple[int
 
 def judge_pair(
     contest: Contest | Reason, judge: Judge, rule: Iteration, draw: Draw, chat: ChatFormat
-) -> JudgePair | Reason:
-    """The judge pair of one prompt's contest, or the reason for none."""
+) -> Record | Reason:
+    """The `JudgePair` of one prompt's contest, or the reason for none."""
     if isinstance(contest, Reason):
         return contest
     choice = choose_judgments(contest, rule, draw)
     if isinstance(choice, Reason):
         return choice
     response, (chosen, rejected) = contest.response, (contest.judgments[place] for place in choice)
-    chosen_elo, rejected_elo = (round(float(contest.eps[place]), 6) for place in choice)
     prompt = judge_prompt(response["prompt"], response["text"], judge.prompt_style, judge.verdict_position)
-    return {
-        "id": f"judge/{response['id']}",
-        "kind": "judge",
-        **preference(response["prompt_id"], prompt, chat.prompt_ids(prompt), chosen, rejected),
-        "response_id": response["id"],
-        "chosen_elo": chosen_elo,
-        "rejected_elo": rejected_elo,
-    }
+    chosen_elo, rejected_elo = (round(float(contest.eps[place]), 6) for place in choice)
+    pair = {"id": f"judge/{response['id']}", "kind": "judge"}
+    pair |= preference(response["prompt_id"], prompt, chat.prompt_ids(prompt), chosen, rejected)
+    return pair | {"response_id": response["id"], "chosen_elo": chosen_elo, "rejected_elo": rejected_elo}
 
 
 def elo_rows(contests: Mapping[str, Contest | Reason]) -> Iterator[EloScore]:
     """Each compared judgment's Elo score, its standard error, and the numbers of battles won and lost."""
-    for contest in (contest for contest in contests.values() if isinstance(contest, Contest)):
+    for contest in contests.values():
+        if isinstance(contest, Reason):
+            continue
         pairs = [(m, n) if winner == "first" else (n, m) for m, n, winner in contest.battles if winner in POSITIONS]
         won, lost = (Counter(side) for side in zip(*pairs, strict=True))
         group_of = {place: number for number, group in enumerate(contest.groups) for place in group if len(group) > 1}

@@ -69,9 +69,8 @@ def _titled(title: str, **parts: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Print one response, judgment and comparison of an iteration.")
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
-    parser.add_argument("--prompts", required=True, type=Path, help="JSON lines of {id, prompt}")
+    for name, meaning in (("config", ""), ("model", "Hugging Face directory"), ("prompts", "JSON lines: id, prompt")):
+        parser.add_argument(f"--{name}", required=True, type=Path, help=meaning)
     parser.add_argument("--iteration", type=int, default=1)
     arguments = parser.parse_args()
     worker = Worker(load_settings(arguments.config), arguments.model)

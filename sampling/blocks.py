@@ -1,9 +1,8 @@
 """The pool of KV-cache blocks: reference counts, and an index of the prefixes that are already in the cache.
 
-No tensors here. A block holds `block_size` consecutive tokens of one or more sequences. Contents form a tree: a block's
-entry names its parent entry and its tokens, so a walk from the root finds equal prefixes of any two sequences. An
-entry's number is never used again, so an entry whose parent was evicted is merely unreachable. Blocks without
-references keep their content until they are allocated again, the longest-free first.
+No tensors here. Contents form a tree: a block's entry names its parent entry and its tokens, so a walk from the root
+finds equal prefixes. An entry's number is never used again, so an entry whose parent was evicted is unreachable. Blocks
+without references keep their content until they are allocated again, the longest-free first.
 """
 
 from collections import OrderedDict
@@ -32,8 +31,7 @@ class Match:
 
     blocks: list[int] = field(default_factory=list)  # full blocks, to be shared
     parent: int = ROOT  # entry of the last shared block
-    tail: int | None = None
-    """A block whose first `tail_tokens` tokens match. It must be copied, since other sequences write behind them."""
+    tail: int | None = None  # a block whose first `tail_tokens` tokens match; to be copied, since others write behind
     tail_tokens: int = 0
     pending: bool = False  # whether a running step is computing more of this prefix
 
@@ -42,8 +40,7 @@ class BlockPool:
     """Allocates, shares and frees blocks 0 ... blocks - 1."""
 
     def __init__(self, blocks: int, block_size: int, share_prefixes: bool = True):
-        self.block_size = block_size
-        self.share_prefixes = share_prefixes
+        self.block_size, self.share_prefixes = block_size, share_prefixes
         self.references = [0] * blocks
         self.free: OrderedDict[int, None] = OrderedDict.fromkeys(range(blocks))
         self.entries: dict[int, Entry] = {}  # by block
@@ -80,8 +77,7 @@ class BlockPool:
         """
         old = self.evict(block)
         self.last_number += 1
-        entry = Entry(self.last_number, parent, tuple(tokens), block, old.filled if old else 0)
-        self.entries[block] = entry
+        self.entries[block] = entry = Entry(self.last_number, parent, tuple(tokens), block, old.filled if old else 0)
         return self.children.setdefault(parent, {}).setdefault(entry.tokens, entry).number
 
     def fill(self, block: int, filled: int) -> None:
@@ -115,11 +111,9 @@ class BlockPool:
             match.blocks.append(entry.block)
             match.parent = entry.number
             position += size
-        rest = tuple(tokens[position : position + size])
-        longest = 0
+        rest, longest = tokens[position : position + size], 0
         for entry in children.values():
-            # The number of equal tokens at the beginning.
-            common = sum(accumulate(map(eq, entry.tokens, rest), and_))
+            common = sum(accumulate(map(eq, entry.tokens, rest), and_))  # equal tokens at the beginning
             longest = max(longest, common)
             if min(common, entry.filled) > match.tail_tokens:
                 match.tail, match.tail_tokens = entry.block, min(common, entry.filled)

@@ -4,15 +4,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "too_long"]
-"""A stop token was drawn; `max_new_tokens` or the context's end was reached; the prompt does not fit."""
+"""A stop token was drawn; `max_new_tokens` or the context's end was reached; the prompt leaves no room."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: temperature 0 is greedy, top_p 1 is the whole distribution."""
-
-    temperature: float
-    top_p: float
+    temperature: float  # 0 is greedy
+    top_p: float  # 1 is the whole distribution
     max_new_tokens: int
     stop_ids: frozenset[int] = frozenset()
 

@@ -1,15 +1,15 @@
-"""Which tokens are computed in the next step: continuous batching over a pool of KV-cache blocks.
+"""Which tokens are computed in the next step: continuous batching over a pool of KV-cache blocks. No tensors here.
 
-No tensors here. A sequence's state is its tokens and how many of them are computed; whether it is in prefill or decode,
-and how many blocks it needs, follows from them. Running sequences are scheduled first, in order of arrival, then
-waiting ones as far as blocks, the token budget and the number of sequences allow. If no block is left, the youngest
-running sequence gives up its blocks and waits again; it keeps its tokens, which are recomputed.
+Running sequences are scheduled first, in order of arrival, then waiting ones as far as blocks, the token budget and the
+number of sequences allow. If no block is left, the youngest running sequence gives up its blocks and waits again; it
+keeps its tokens, which are recomputed.
 """
 
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import NamedTuple
 
 from kernels.metadata import AttentionMetadata, build_metadata
 from sampling.blocks import ROOT, BlockPool
@@ -39,8 +39,7 @@ class Sequence:
         return self.tokens[self.prompt_length :]
 
 
-@dataclass
-class Scheduled:
+class Scheduled(NamedTuple):
     """Tokens [start, end) of a sequence, to be computed in one step."""
 
     sequence: Sequence
@@ -67,7 +66,6 @@ class Step:
         return self.decode + self.prefill
 
     def metadata(self, block_size: int) -> AttentionMetadata:
-        """What the attention kernels need to know of the step."""
         kinds = (self.decode, self.prefill)
         decode, prefill = ([(item.start, item.end, item.sequence.blocks) for item in items] for items in kinds)
         return build_metadata(decode, prefill, block_size)
@@ -80,14 +78,11 @@ class Scheduler:
     """Admits, orders and preempts sequences."""
 
     def __init__(self, pool: BlockPool, max_num_batched_tokens: int, max_num_seqs: int, max_length: int):
-        self.pool = pool
-        self.max_num_batched_tokens = max_num_batched_tokens
-        self.max_num_seqs = max_num_seqs
+        self.pool, self.max_num_batched_tokens, self.max_num_seqs = pool, max_num_batched_tokens, max_num_seqs
         self.max_length = min(max_length, len(pool.references) * pool.block_size)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self.arrivals = 0
-        self.preemptions = 0
+        self.arrivals = self.preemptions = 0
 
     def add(self, request: Request) -> bool:
         """Queue a request; False if its prompt leaves no room for a new token."""

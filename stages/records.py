@@ -11,14 +11,13 @@ Message = dict[str, str]  # {"role": ..., "content": ...}
 
 
 class Sampled(TypedDict):
-    """A completion that a model has sampled."""
+    """A completion that a model has sampled; `sampling.request.Completion` has its reasons to finish."""
 
     id: str
     prompt_id: str
     ids: list[int]  # the sampled token ids, the stop token included where there is one
     text: str  # the ids as text, without special tokens
     finish_reason: Literal["stop", "length", "too_long"]
-    """A stop token; `max_new_tokens` or the end of the context; no room after the prompt, so nothing was sampled."""
     logprob: float  # log-probability of the ids at the sampling temperature, before top-p
     seed: int  # seed of the noise: `stages.seeds.request_seed`
 
@@ -35,8 +34,7 @@ class Judgment(Sampled):
 
     response_id: str
     index: int  # 0 to N - 1
-    score: int | float | None
-    """In [0, 5], as the text states it: `judging.scores.to_number`. None: the text states no score."""
+    score: int | float | None  # in [0, 5], as the text states it
     failure: str | None  # why there is no score: a `judging.verdict.Failure`
 
 
@@ -76,6 +74,8 @@ class MetaJudged(TypedDict):
 class Preference(TypedDict):
     """A preference pair, in TRL's conversational format, with the token ids that were sampled."""
 
+    id: str
+    kind: Literal["actor", "judge"]
     prompt_id: str
     prompt: list[Message]
     chosen: list[Message]
@@ -87,8 +87,8 @@ class Preference(TypedDict):
     rejected_id: str
 
 
-def preference(prompt_id: str, prompt: list[Message], prompt_ids: list[int], chosen: Any, rejected: Any) -> Preference:
-    """The preference of two responses, or judgments, to one prompt: their records `chosen` and `rejected`."""
+def preference(prompt_id: str, prompt: list[Message], prompt_ids: list[int], chosen: Any, rejected: Any) -> Record:
+    """The fields of a preference behind its kind, from the records of two responses, or judgments, to one prompt."""
     return {
         "prompt_id": prompt_id,
         "prompt": prompt,
@@ -105,8 +105,6 @@ def preference(prompt_id: str, prompt: list[Message], prompt_ids: list[int], cho
 class ActorPair(Preference):
     """pairs/actor.jsonl: which response to a prompt is better."""
 
-    id: str
-    kind: Literal["actor"]
     chosen_score: int | float  # mean score: `judging.scores.to_number`
     rejected_score: int | float
 
@@ -114,8 +112,6 @@ class ActorPair(Preference):
 class JudgePair(Preference):
     """pairs/judge.jsonl: which judgment of a response is better."""
 
-    id: str
-    kind: Literal["judge"]
     response_id: str
     chosen_elo: float  # in natural-log units
     rejected_elo: float

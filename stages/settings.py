@@ -1,7 +1,4 @@
-"""The settings of a run: a dataclass for each section of the TOML file, with symbols named as in the paper.
-
-A field's type carries its bounds (`stages/config.py`); `check` holds the rules between several settings.
-"""
+"""The settings of a run: a dataclass for each section of the TOML file, with symbols named as in the paper."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +10,7 @@ from stages.files import UserError
 PromptStyle = Literal["full", "compact"]
 VerdictPosition = Literal["first", "last"]
 Protocol = Literal["scores", "pairwise"]
+as_dict = asdict  # a section as plain values, for keys and manifests
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,7 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
-class Training:
-    """The settings that SFT and DPO have in common."""
-
+class Training:  # what SFT and DPO have in common
     epochs: Count = 1
     learning_rate: Amount = 5e-6
     batch_size: Count = 32  # examples (SFT) or pairs (DPO) a step, over all ranks
@@ -86,7 +82,6 @@ class Eft:
     held_out: Share = 0.25  # share of the groups set aside for measuring judges
 
 
-# Words of prompts that ask for what a language model can't see or do.
 UNSEEN = "image images graph graphs picture pictures file files map maps draw plot video audio music flowchart diagram"
 
 
@@ -110,7 +105,8 @@ class Prompts:
     max_rouge_l: Share = 0.7  # of a new prompt's ROUGE-L F-measures with each seed and kept prompt
     evaluation: list[str] = field(default_factory=list)  # files of {prompt}, which new prompts must not overlap
     ngram: Count = 8  # successive words in common that count as an overlap
-    words: list[str] = field(default_factory=lambda: [*UNSEEN.split(), "go to"])  # a prompt with one is dropped
+    words: list[str] = field(default_factory=lambda: [*UNSEEN.split(), "go to"])
+    """A prompt with one of the words, which ask for what a language model can't see or do, is dropped."""
 
 
 @dataclass(frozen=True)
@@ -267,11 +263,9 @@ class Settings:
     plan: Assumptions = field(default_factory=Assumptions)
 
 
-as_dict = asdict  # a section as plain values, for keys and manifests
-
-
-def check(settings: Settings, path: Path) -> None:
-    """Check settings that depend on one another. Raises `UserError` naming the config, the key and what to do."""
+def load_settings(path: Path | str) -> Settings:
+    """Read a TOML config, and check settings that depend on one another. Raises `UserError` naming file and key."""
+    settings = read_config(Settings, Path(path))
     eft, sft, judge, meta, prompts = settings.eft, settings.sft, settings.judge, settings.metajudge, settings.prompts
     respond, evaluation, iterations = settings.respond, settings.evaluation, settings.iteration
     scores, needed = judge.scores_file, len(iterations) * respond.prompts_per_iteration
@@ -295,10 +289,4 @@ def check(settings: Settings, path: Path) -> None:
     ]
     if broken := [message for holds, message in rules if holds]:
         raise UserError(f"{path}: {broken[0]}")
-
-
-def load_settings(path: Path | str) -> Settings:
-    """Read and check a TOML config. Raises `UserError` naming file and key."""
-    settings = read_config(Settings, Path(path))
-    check(settings, Path(path))
     return settings

@@ -1,7 +1,7 @@
 """Work shards: the requests of a stage in files of fixed content, each claimed by a rank and written whole.
 
-A shard's bytes are a function of its requests, the weights and the settings. So a killed run, started again on any
-number of ranks, does only what is missing and ends with the same bytes.
+A shard's bytes depend on its requests, the weights and the settings alone, so that a killed run ends with the same
+bytes on any number of ranks.
 """
 
 import math
@@ -29,8 +29,7 @@ def cut_shards(items: list[Any], shard_requests: int) -> list[list[Any]]:
     shards: list[list[Any]] = []
     size = len(items) / (2 * math.ceil(len(items) / shard_requests / 2) or 1)
     for i, item in enumerate(items):
-        full = shards and i >= len(shards) * size and shards[-1][-1].group != item.group
-        if not shards or full:
+        if not shards or (i >= len(shards) * size and shards[-1][-1].group != item.group):
             shards.append([])
         shards[-1].append(item)
     return shards
@@ -58,27 +57,29 @@ def first_to_ask(store: dist.Store, key: str) -> bool:
         return True
 
 
-def completed_by_another(out: Path, key: str, patience: float = 900.0) -> bool:
-    """Wait until the rank that finished first has written the manifest; False after `patience` seconds."""
+def is_first_to_end(store: dist.Store, out: Path, key: str, patience: float = 900.0) -> bool:
+    """Whether this rank writes the manifest; another rank waits until the first has, `patience` seconds at most."""
+    if first_to_ask(store, "finished"):
+        return True
     deadline = time.monotonic() + patience
     while not (complete := is_complete(out, key)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return complete
+    return not complete
 
 
 def rendezvous(stage: str, key: str) -> tuple[dist.Store, int]:
-    """The store that all ranks share, and this rank's number; a lone rank has its own store. Needs no process group.
+    """The store that all ranks share, and this rank's number, from torchrun's variables; a lone rank has its own store.
 
-    Ranks come from torchrun, or from any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+    Needs no process group.
     """
     if "RANK" not in os.environ:
         return dist.HashStore(), 0
-    store, rank, _ = _environment()
+    store, rank, _ = _meeting()
     return dist.PrefixStore(f"{stage}/{key}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store), rank
 
 
 @cache  # one store for the whole process, since all rounds of a stage meet at the same address
-def _environment() -> tuple[dist.Store, int, int]:
+def _meeting() -> tuple[dist.Store, int, int]:
     return next(iter(dist.rendezvous("env://")))
 
 
@@ -102,6 +103,5 @@ def count_records(records: Iterable[dict[str, Any]]) -> tuple[dict[str, int], in
     tokens = 0
     for row in records:
         tokens += len(row.get("ids", ()))
-        failure = [f"failure.{row['failure']}"] if row.get("failure") else []
-        counts.update(["records", row["finish_reason"], *failure])
+        counts.update(["records", row["finish_reason"]] + [f"failure.{row['failure']}"] * bool(row.get("failure")))
     return dict(counts), tokens

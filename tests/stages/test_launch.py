@@ -15,9 +15,8 @@ import pytest
 from processes import free_port
 
 from stages import launch
-from stages.files import UserError, command, on_sigterm_raise, read_manifest
+from stages.files import UserError, command, on_sigterm_raise, read_manifest, run_lock
 from stages.launch import Launcher
-from stages.lock import run_lock
 
 ROOT = Path(__file__).parents[2]
 

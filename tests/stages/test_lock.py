@@ -13,15 +13,14 @@ from unittest.mock import Mock
 
 import pytest
 
-from stages.files import UserError
-from stages.lock import run_lock
+from stages.files import UserError, run_lock
 
 ROOT = Path(__file__).parents[2]
 CONTENDER = """
 import subprocess, sys
 from pathlib import Path
 from stages.files import UserError
-from stages.lock import run_lock
+from stages.files import run_lock
 folder = Path(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
