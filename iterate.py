@@ -199,7 +199,6 @@ class Run:
         return stage.job(self.settings, out, t, known, **inputs)
 
     def run_stage(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Path:
-        """Run a stage on these inputs; its output folder."""
         return self.run_job(stage, self.job(stage, out, t, **inputs))
 
     def run_shared(self, stage: Stage, job: Job, shared: Path, inner: str = "", name: str = "") -> Path:

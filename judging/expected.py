@@ -36,11 +36,8 @@ def score_tokens(chat: ChatFormat) -> tuple[list[int], tuple[int, ...]]:
 def expected_items(
     responses: Iterable[Row], judgments: Iterable[Row], chat: ChatFormat, judge: Judge
 ) -> Iterator[Item]:
-    """Requests for the digits' probabilities; the one token drawn is ignored.
-
-    With the verdict first, one for each response {id, prompt_id, prompt, text}; with the verdict last, one for each of
-    the `judgments` that has a score, with its text up to that score.
-    """
+    """Requests for the digits' probabilities at a score's place; the one token drawn is ignored. The place is behind
+    each response {id, prompt_id, prompt, text}, or, with the verdict last, in each judgment."""
     (label, digits), by_response = score_tokens(chat), group_by(judgments, "response_id")
     for response in responses:
         texts, prompt_id = (response["prompt"], response["text"]), response["prompt_id"]
@@ -64,19 +61,14 @@ def _score_place(judgment: Row, digits: Sequence[int], chat: ChatFormat) -> int:
 
 
 def read_expected(row: Row) -> dict[str, Any]:
-    """The "score" (to four decimals) and "variance" from a row's "probabilities", or the "failure" instead."""
+    """The mean "score" (to four decimals) of a row's "probabilities" and its "variance", or the "failure" instead."""
     probabilities = row["probabilities"]
-    if math.fsum(probabilities) >= LEAST_MASS:
-        mean, spread = moments(probabilities)
-        return {"score": round(mean, 4), "variance": round(spread, 6), "failure": None}
-    return {"score": None, "variance": None, "failure": "low_mass" if probabilities else row["finish_reason"]}
-
-
-def moments(probabilities: Sequence[float]) -> tuple[float, float]:
-    """Mean and variance of the digits 0, 1, ... weighted by probabilities that need not add up to 1."""
     mass = math.fsum(probabilities)
+    if not mass >= LEAST_MASS:  # NaN, too
+        return {"score": None, "variance": None, "failure": "low_mass" if probabilities else row["finish_reason"]}
     mean = math.fsum(d * p for d, p in enumerate(probabilities)) / mass
-    return mean, math.fsum((d - mean) ** 2 * p for d, p in enumerate(probabilities)) / mass
+    variance = math.fsum((d - mean) ** 2 * p for d, p in enumerate(probabilities)) / mass
+    return {"score": round(mean, 4), "variance": round(variance, 6), "failure": None}
 
 
 def score(job: Job) -> None:

@@ -19,11 +19,9 @@ POSITIONS = ("first", "second")
 _EQUAL = 1e-9  # Elo scores that differ by less count as equal
 
 
-class Contest(NamedTuple):
-    """One prompt's meta-judged response, its distinct judgments, their battles and their Elo scores."""
-
+class Contest(NamedTuple):  # of the judgments of one prompt's meta-judged response
     response: Row
-    judgments: list[Row]
+    judgments: list[Row]  # distinct ones
     battles: Sequence[Battle]
     groups: list[list[int]]  # places of the judgments whose Elo scores can be compared (`comparable_groups`)
     eps: Array
@@ -38,9 +36,8 @@ def contests(
     meta: Metajudge,
 ) -> dict[str, Contest | Reason]:
     """Each prompt's contest, or the reason for none, by prompt id; `meta_judged` are the choices of judging.metajudge.
-
-    `responses` are by id, `judgments` and `battles` by response id; `UserError` where these two do not belong together.
-    """
+    `responses` are by id, `judgments` and `battles` by response id; `UserError` where these two do not belong
+    together."""
     wins = position_wins(battles)
     weights = position_weights(wins["first"], wins["second"])
 
@@ -68,10 +65,8 @@ def position_wins(battles: Mapping[str, Sequence[Battle]]) -> Counter[str]:
 
 
 def choose_judgments(contest: Contest, rule: Iteration, draw: Draw) -> tuple[int, int] | Reason:
-    """Places of (chosen, rejected), the best and the worst of a contest's judgments, or the reason for no pair.
-
-    Both are of one group, the one with the widest spread of Elo scores. Ties are drawn.
-    """
+    """Places of (chosen, rejected), the best and the worst of a contest's judgments, or the reason for no pair. Both
+    are of one group, the one with the widest spread of Elo scores. Ties are drawn."""
     eps, name = contest.eps, contest.response["id"]
     widths = [np.ptp(eps[group]) for group in contest.groups]
     if max(widths) <= _EQUAL:

@@ -28,11 +28,9 @@ def choose_meta_judged(
     iteration: int,
     spreads: Mapping[str, Fraction] | None = None,
 ) -> Iterator[MetaJudged]:
-    """Each prompt's response whose judgments are compared, or the reason for none.
-
-    Of the responses with at least two distinct judgments, it has the highest variance of their scores or, if given, of
-    the `spreads`, the variances of expected scores. `judgments` and `spreads` are by response id.
-    """
+    """Each prompt's response whose judgments are compared, or the reason for none. Of the responses with at least two
+    distinct judgments, it has the highest variance of their scores or, if given, of the `spreads`, the variances of
+    expected scores. `judgments` and `spreads` are by response id."""
     responses, draw = list(responses), scores.seeded_draw(settings.seed, iteration)
     distinct = {name: scores.distinct_judgments(rows) for name, rows in judgments.items()}
     several = {name: rows for name, rows in distinct.items() if len(rows) >= 2}

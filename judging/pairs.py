@@ -1,8 +1,4 @@
-"""Preference pairs: `python -m judging.pairs` turns scores and comparisons into what DPO trains on.
-
-An actor pair has two responses to a prompt (`judging/actor_pairs.py`), a judge pair two judgments of a response
-(`judging/judge_pairs.py`). A prompt without a pair has a reason, and the manifest counts the reasons.
-"""
+"""Preference pairs: `python -m judging.pairs` turns scores and comparisons into what DPO trains on."""
 
 import sys
 from array import array
@@ -27,8 +23,7 @@ OPTIONAL = ("judgments", "scores", "scores_file", "comparisons")
 
 @dataclass(frozen=True)
 class Sources:
-    """The finished stages that pairs are made from. Scores come from `scores`, the expected scores, if given, else from
-    `judgments` or from `scores_file`. Without `comparisons` there are no judge pairs."""
+    """The finished stages that pairs are made from; scores come from `scores`, if given, before `judgments`."""
 
     responses: Path
     judgments: Path | None = None

@@ -46,7 +46,6 @@ def preview(worker: Worker, prompts: Iterable[Row], iteration: int) -> list[str]
 
 
 def _texts(response: Row, judgments: list[Row], comparisons: list[Row]) -> list[str]:
-    """Texts of a response, of two of its judgments with scores, and of their comparison, as far as they exist."""
     scored = {row["index"]: row for row in judgments if row["score"] is not None}
     compared = [comparisons[0][place] for place in ("first", "second")] if comparisons else sorted(scored)[:2]
     texts = [_titled("A first response", prompt=response["prompt"], response=response["text"])]

@@ -1,6 +1,6 @@
-"""Scores of responses: mean and variance of their judgments' scores, or figures from a file (`read_scores`).
+"""Scores of responses: mean and variance of their judgments' scores; judgments without one count as deleted.
 
-A score is a `Fraction` in memory and a number in JSON. A judgment without a score counts as deleted everywhere.
+A score is a `Fraction` in memory and a number in JSON.
 """
 
 import sys
@@ -95,11 +95,9 @@ def response_scores(judgments: Mapping[str, Sequence[Row]], minimum_valid: int) 
 
 
 def read_scores(path: Path, responses: Iterable[Row]) -> dict[str, Fraction]:
-    """Scores of responses from a JSON-lines file of {id, score, text}; any finite number, higher is better.
-
-    "text", if given, must be the response's, lest the scores be those of an earlier run. A response without a row has
-    no score. Raises `UserError`, naming file and line.
-    """
+    """Scores of responses from a JSON-lines file of {id, score, text}; any finite number, higher is better. "text", if
+    given, must be the response's, lest the scores be those of an earlier run. A response without a row has no score.
+    Raises `UserError`, naming file and line."""
     texts = {row["id"]: row["text"] for row in responses}
     scores: dict[str, Fraction] = {}
     for number, row in read_numbered_jsonl(path, ("id", "score")):

@@ -37,12 +37,10 @@ def iterations(run: Path) -> list[tuple[int, Path]]:
 
 
 def read_lineage(run: Path, number: int, prompt_id: str = "") -> tuple[Document, dict[str, Document]]:
-    """The facts of an iteration, and by prompt id, for all prompts or one, all records without token ids.
-
-    A prompt's document has its responses, with score and judgments, comparisons, pairs, and reasons for missing pairs.
-    Judgments have their Elo score, and chosen and rejected texts their "part". Raises `UserError` for an input that is
-    missing or has changed since the pairs were made.
-    """
+    """The facts of an iteration, and by prompt id, for all prompts or one, all records without token ids. A prompt's
+    document has its responses, with score and judgments, comparisons, pairs, and reasons for missing pairs. Judgments
+    have their Elo score, and chosen and rejected texts their "part". Raises `UserError` for an input that is missing or
+    has changed since the pairs were made."""
     folder = run / f"iter{number}"
     made = _checked_manifest(folder)
     given = [name for name in STAGES.values() if name in made["inputs"]]

@@ -1,8 +1,7 @@
 """Reading a verdict: the score of a judgment, the winner of a comparison, or why there is none.
 
-A verdict stands in one place only: the last non-empty line (with verdict_position = "first", the first non-empty line)
-of the generated text of a completion that ended with a stop token. Nothing else in the text, and nothing in the prompt,
-is a verdict. In that line the markdown emphasis characters * _ ` become spaces, full-width colons become colons, and
+A verdict stands in the last non-empty line (with verdict_position = "first", the first) of a completion that ended with
+a stop token. In that line the markdown emphasis characters * _ ` become spaces, full-width colons become colons, and
 runs of white space become one space. The whole line must then match, in any ASCII case:
 
     score line   = [mark] ["final" | "total" | "overall"] "score" ":" value [points] [scale | "(" scale ")"] ["."]
@@ -18,8 +17,7 @@ runs of white space become one space. The whole line must then match, in any ASC
 
     mark         = one to six "#" | "-" | "•"                   (a heading, a list item)
 
-White space is optional beside signs and required between words. A verdict that can't be read is a `Failure`, never a
-number: it must not enter a mean, a minimum or a maximum. No text raises an exception.
+White space is optional beside signs and required between words. A verdict that can't be read is a `Failure`.
 """
 
 import re

@@ -1,8 +1,7 @@
 """The pool of KV-cache blocks: reference counts, and an index of the prefixes that are already in the cache.
 
-No tensors here. Contents form a tree: a block's entry names its parent entry and its tokens, so a walk from the root
-finds equal prefixes. An entry's number is never used again, so an entry whose parent was evicted is unreachable. Blocks
-without references keep their content until they are allocated again, the longest-free first.
+Contents form a tree: a block's entry names its parent entry and its tokens. No number of an entry is used again, so an
+entry whose parent was evicted is unreachable. Blocks without references keep their content until allocated again.
 """
 
 from collections import OrderedDict
@@ -15,9 +14,7 @@ ROOT = 0
 
 
 @dataclass
-class Entry:
-    """A block's content in the index."""
-
+class Entry:  # a block's content in the index
     number: int
     parent: int
     tokens: tuple[int, ...]
@@ -26,9 +23,7 @@ class Entry:
 
 
 @dataclass
-class Match:
-    """The longest prefix of some tokens that the cache holds."""
-
+class Match:  # the longest prefix of some tokens that the cache holds
     blocks: list[int] = field(default_factory=list)  # full blocks, to be shared
     parent: int = ROOT  # entry of the last shared block
     tail: int | None = None  # a block whose first `tail_tokens` tokens match; to be copied, since others write behind
@@ -55,14 +50,11 @@ class BlockPool:
         return block
 
     def retain(self, block: int) -> None:
-        """Share a block: one more reference."""
         self.free.pop(block, None)
         self.references[block] += 1
 
     def release(self, block: int) -> None:
         """One reference less. A block without references is free, and its content can still be matched."""
-        if self.references[block] < 1:
-            raise ValueError(f"block {block} is released more often than taken")
         self.references[block] -= 1
         if not self.references[block]:
             entry = self.entries.get(block)
@@ -71,10 +63,8 @@ class BlockPool:
             self.free[block] = None
 
     def register(self, block: int, parent: int, tokens: Sequence[int]) -> int:
-        """Index what a block will hold after the running step; returns the entry's number, the next block's parent.
-
-        If another block already holds the same, the index keeps that block, and returns its number.
-        """
+        """Index what a block will hold after the running step; returns the entry's number, the next block's parent. If
+        another block already holds the same, the index keeps that block, and returns its number."""
         old = self.evict(block)
         self.last_number += 1
         self.entries[block] = entry = Entry(self.last_number, parent, tuple(tokens), block, old.filled if old else 0)
@@ -103,10 +93,8 @@ class BlockPool:
         while True:
             children = self.children.get(match.parent, {})
             entry = children.get(tuple(tokens[position : position + size]))
-            if entry is None or len(entry.tokens) < size:
-                break
-            if entry.filled < size:
-                match.pending = True
+            if entry is None or entry.filled < size:
+                match.pending = entry is not None and len(entry.tokens) == size
                 break
             match.blocks.append(entry.block)
             match.parent = entry.number

@@ -13,7 +13,7 @@ from kernels.paged import PagedAttention, empty_cache
 from model.layers import linear
 from model.llama import Attend, Llama
 from sampling.blocks import BlockPool
-from sampling.request import Completion, FinishReason, Request
+from sampling.request import Completion, Request
 from sampling.sampler import sample
 from sampling.scheduler import Scheduler, Sequence, Step
 
@@ -67,11 +67,10 @@ class Engine:
             first = sum(item.samples and item.end == item.sequence.prompt_length for item in step.scheduled)
             drawn = self._forward(step)
             self.first_token_seconds += [time.monotonic() - started] * first
-            for sequence in scheduler.complete(step, drawn, lambda s: _finish_reason(s) is not None):
-                reason = _finish_reason(sequence)
+            for done in scheduler.complete(step, drawn):
+                reason = done.finish_reason
                 assert reason is not None
-                name, ids = sequence.request.id, sequence.completion
-                yield Completion(name, ids, reason, sequence.logprob, sequence.probabilities)
+                yield Completion(done.request.id, done.completion, reason, done.logprob, done.probabilities)
         self.preemptions += scheduler.preemptions
 
     def _forward(self, step: Step) -> list[int]:
@@ -118,9 +117,3 @@ class Engine:
         columns = [to_device(column, torch.float32, logits_bv.device) for column in real]
         columns += [to_device(column, torch.int64, logits_bv.device) for column in whole]
         return self.sample(logits_bv, *columns)
-
-
-def _finish_reason(sequence: Sequence) -> FinishReason | None:
-    if sequence.tokens[-1] in sequence.request.sampling.stop_ids:
-        return "stop"
-    return "length" if len(sequence.tokens) >= sequence.max_tokens else None

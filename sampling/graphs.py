@@ -23,9 +23,7 @@ LEAST_TILES = 16  # smallest room for tiles: programs of padding exit at once, a
 Drawn = tuple[Tensor, Tensor]  # tokens, int64, and their log-probabilities, fp32, as `sample` returns them
 
 
-class Inputs(NamedTuple):
-    """A step's inputs in three tensors."""
-
+class Inputs(NamedTuple):  # of a step, in three tensors
     tiles: Tensor  # int32: `kernels.metadata.Tiles`
     tokens: Tensor  # int64 [3, b]: each sequence's last token, seed and position
     sampling: Tensor  # fp32 [2, b]: temperature and top-p
@@ -47,9 +45,7 @@ def decode(model: Llama, cache: Tensor, inputs: Inputs, sizes: TileSizes) -> Dra
     return sample(logits_bv, temperature_b, top_p_b, seed_b, position_b)
 
 
-class Bucket(NamedTuple):
-    """Inputs at fixed addresses, and the function that draws the next tokens for their content."""
-
+class Bucket(NamedTuple):  # inputs at fixed addresses, and the function that draws the next tokens for their content
     host: Inputs  # pinned on CUDA
     device: Inputs
     run: Callable[[], Drawn]

@@ -27,10 +27,8 @@ Messages = Sequence[Message]
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How completions are drawn: temperature 0 is greedy, top_p 1 is the whole distribution."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0  # 1 is the whole distribution
     max_tokens: int = 256
     seed: int = 0
 
@@ -44,10 +42,8 @@ Params = SamplingParams | Sequence[SamplingParams]
 
 @dataclass(frozen=True)
 class Output:
-    """A completion; a stop token ends `token_ids`, but is no part of `text`."""
-
     text: str
-    token_ids: list[int]
+    token_ids: list[int]  # the text's, and the stop token
     finish_reason: FinishReason
 
 
@@ -68,10 +64,8 @@ class LLM:
         return load_chat(self.path)
 
     def generate(self, prompts: Sequence[str], params: Params) -> list[Output]:
-        """Continue raw texts, each after a BOS where the vocabulary has one.
-
-        Prompt i draws with seed `params.seed` + i, or with params of its own. Raises `UserError` for an empty prompt.
-        """
+        """Continue raw texts, each after a BOS where the vocabulary has one. Prompt i draws with seed `params.seed` +
+        i, or with params of its own. Raises `UserError` for an empty prompt."""
         if isinstance(prompts, str):
             raise UserError("generate: prompts is a text; pass a list of texts")
         bos = [token for token in map(self.tokenizer.control, BOS) if token is not None][:1]

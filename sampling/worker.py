@@ -1,7 +1,4 @@
-"""A worker: a process that claims shards of a stage's requests to a model, completes them and writes them.
-
-Under torchrun the ranks share the shards. A lone process on a CPU shares them with copies of itself.
-"""
+"""A worker claims shards of a stage's requests to a model, and completes and writes them, as other ranks do."""
 
 import ctypes
 import gc
@@ -78,15 +75,12 @@ def generation_settings(settings: Settings, iteration: int, section: Any) -> Row
 
 
 def _common_settings(settings: Settings) -> Row:
-    model = settings.model
-    engine = as_dict(settings.engine)
+    engine, model = as_dict(settings.engine), settings.model
     return {"engine": engine, "dtype": model.dtype, "attention": model.attention, "seed": settings.seed}
 
 
 @dataclass(frozen=True)
-class Work:
-    """The shards of a stage, and the files that they are written to."""
-
+class Work:  # the shards of a stage, and the files that they are written to
     stage: str
     shards: list[list[Item]]
     paths: list[Path]
@@ -95,9 +89,7 @@ class Work:
     @property
     def order(self) -> list[int]:
         """The shards' numbers by falling length of prompts and completions, so that no rank starts a long shard last.
-
-        Length is in characters, four to a token, since prompts are not tokenized before their shard is claimed.
-        """
+        Length is in characters, four to a token, since prompts are not tokenized before their shard is claimed."""
 
         def length(item: Item) -> int:
             return sum(len(message["content"]) for message in item.messages()) + 4 * item.sampling.max_new_tokens
@@ -122,10 +114,8 @@ class Worker:
         return self._engine
 
     def run(self, job: Job, items: Iterable[Item], verdict: Verdict = lambda row: {}, **extra: Iterable[Any]) -> None:
-        """Complete all items and write shards-*/*.jsonl and the manifest; returns when it exists, on any rank.
-
-        `extra`: rows of further JSON-lines files, by name without ".jsonl".
-        """
+        """Complete all items and write shards-*/*.jsonl and the manifest; returns when it exists, on any rank. `extra`:
+        rows of further JSON-lines files, by name without ".jsonl"."""
         if job.complete:
             return
         started = time.monotonic()
@@ -138,9 +128,8 @@ class Worker:
         if "RANK" not in os.environ and copies > 0:
             self._share(work, copies)
         else:
-            order = work.order
-            indices = chain(unclaimed(store, order, paths), shards.unwritten(store, order, paths))
-            self._take_part(work, indices, first=rank == 0)
+            claims = (store, work.order, paths)
+            self._take_part(work, chain(unclaimed(*claims), shards.unwritten(*claims)), first=rank == 0)
         while work.missing():  # other ranks' last shards
             time.sleep(0.2)
         if not job.complete and shards.is_first_to_end(store, job.out, job.key):

@@ -14,9 +14,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """The range of a setting, from `low` to `high`, both included; with `above`, without `low`."""
-
+class Bounds:  # the range of a setting, from `low` to `high`, both included; with `above`, without `low`
     low: float
     high: float = math.inf
     above: bool = False

@@ -60,11 +60,9 @@ def command(main: Callable[[], None]) -> None:
 
 
 def read_numbered_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The line numbers, from 1, and objects of a JSON-lines file, which may be compressed (`.gz`).
-
-    Blank lines are skipped. Raises `UserError` naming file and line for a missing or damaged file, a line that is not
-    a JSON object, and a missing key of `required`.
-    """
+    """The line numbers, from 1, and objects of a JSON-lines file, which may be compressed (`.gz`). Blank lines are
+    skipped. Raises `UserError` naming file and line for a missing or damaged file, a line that is not a JSON object,
+    and a missing key of `required`."""
     path, number = Path(path), 0
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path in the config or run the stage that writes it")
@@ -159,10 +157,9 @@ def copy_folder(source: Path, target: Path) -> None:
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
     """Hold the operating system's lock on `folder`/lock, so that one `iterate.py` at a time works in a run's folder.
-
     Stages inherit the open file: one that outlives a killed `iterate.py` keeps the lock. It holds between the nodes of
-    an NFS; Lustre needs the mount option `flock`. Raises `UserError` where another holds it, or where no locks exist.
-    """
+    an NFS; Lustre needs the mount option `flock`. Raises `UserError` where another holds it, or where no locks
+    exist."""
     path = folder / "lock"
     while True:
         file = path.open("a+", encoding="utf-8", errors="replace")

@@ -31,9 +31,7 @@ SPINS = "1000"  # how often a waiting thread looks before it sleeps; OpenMP's 30
 
 
 @dataclass
-class Launcher:
-    """Starts the stages of a run and waits for them."""
-
+class Launcher:  # starts the stages of a run and waits for them
     ranks: int  # on each node
     logs: Path  # folder for the output of several ranks: `logs`/STAGE/node0/rank0.log
     nodes: int = 1
@@ -150,10 +148,8 @@ class Launcher:
         return code
 
     def _wait(self, processes: list[subprocess.Popen], shown: Path | None = None) -> tuple[int, int]:
-        """Wait for all, and end all when one, another node or this one fails; the first failure's code and number.
-
-        What is written to the log `shown` appears on standard error, too.
-        """
+        """Wait for all, and end all when one, another node or this one fails; the first failure's code and number. What
+        is written to the log `shown` appears on standard error, too."""
 
         def show() -> None:
             sys.stderr.buffer.write(lines.read())

@@ -54,9 +54,7 @@ class Training:  # what SFT and DPO have in common
 
 
 @dataclass(frozen=True)
-class Sft(Training):
-    """Fine-tuning of the seed on judging and meta-judging; the held-out examples give the held-out loss."""
-
+class Sft(Training):  # of the seed, on judging and meta-judging; the held-out examples give the held-out loss
     epochs: Count = 2
     enabled: bool = True  # off: the seed itself is M0
     examples: list[str] = field(default_factory=list)
@@ -70,9 +68,7 @@ class Sft(Training):
 
 
 @dataclass(frozen=True)
-class Eft:
-    """Evaluation fine-tuning: judge examples from human rankings (`prepare/eft.py`), added to `sft.examples`."""
-
+class Eft:  # evaluation fine-tuning: judge examples from human rankings (`prepare/eft.py`), added to `sft.examples`
     sources: list[str] = field(default_factory=list)  # files of OpenAssistant's trees, or of groups of ranked replies
     languages: list[str] = field(default_factory=lambda: ["en"])  # of the messages that are kept
     max_turns: Count = 1  # user turns in a conversation at most: 1 is a first question alone
@@ -86,9 +82,7 @@ UNSEEN = "image images graph graphs picture pictures file files map maps draw pl
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """New prompts from seed prompts (`prepare/new_prompts.py`); the new prompts are the pool."""
-
+class Prompts:  # new prompts from seed prompts (`prepare/new_prompts.py`); the new prompts are the pool
     seeds: str = ""  # a JSON-lines file of {id, prompt}; empty: the pool is `respond.prompts`
     model: str = ""  # Hugging Face directory of the model that writes prompts; empty: the run's seed
     count: Count = 20000  # prompts wanted
@@ -161,9 +155,7 @@ class Metajudge:
 
 
 @dataclass(frozen=True)
-class Dpo(Training):
-    """Training on the preference pairs; the held-out pairs choose the epoch by their preference accuracy."""
-
+class Dpo(Training):  # on the preference pairs; the held-out pairs choose the epoch by their preference accuracy
     beta: Amount = 0.1
     epochs: Count = 10
     held_out: Share = 0.1
@@ -194,9 +186,7 @@ class Iteration:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """How the seed and each M_t are measured, on data that no training sees. Without a file: not at all."""
-
+class Evaluation:  # how the seed and each M_t are measured, on data that no training sees. Without a file: not at all
     judge_cases: str = ""  # labelled groups or pairs; `{run}/sft/eft/held_out.jsonl` is what `[eft]` sets aside
     comparisons: str = ""  # pairs of judgments on which the meta-judge is measured
     N: Count = 1  # judgments of each response
@@ -209,9 +199,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits that stop a run before training if an iteration has gone wrong; each is off by default."""
-
+class Limits:  # limits that stop a run before training if an iteration has gone wrong; each is off by default
     parse_rate: Share = 0.0  # least share of judgments that hold a score
     actor_yield: Share = 0.0  # least share of prompts that give an actor pair
     judge_yield: Share = 0.0  # least share of prompts that give a judge pair, in iterations with judge pairs
@@ -219,9 +207,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Assumptions:
-    """What `make plan` and the forecast assume of texts, yields and machines. No stage's output depends on it."""
-
+class Assumptions:  # of `make plan` and the forecast, on texts, yields and machines; no stage's output depends on it
     response_tokens: Positive = 430.0
     judgment_tokens: Positive = 180.0
     comparison_tokens: Positive = 220.0

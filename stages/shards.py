@@ -1,8 +1,5 @@
-"""Work shards: the requests of a stage in files of fixed content, each claimed by a rank and written whole.
-
-A shard's bytes depend on its requests, the weights and the settings alone, so that a killed run ends with the same
-bytes on any number of ranks.
-"""
+"""Work shards: a stage's requests in files whose bytes depend on requests, weights and settings alone, so that a killed
+run ends with the same bytes on any number of ranks. A rank claims a shard and writes it whole."""
 
 import math
 import os
@@ -23,9 +20,7 @@ from stages.files import is_complete
 
 def cut_shards(items: list[Any], shard_requests: int) -> list[list[Any]]:
     """Consecutive items in shards of about equal size, at most `shard_requests`; items of one `group` stay together.
-
-    The number of shards is even, so that two ranks have the same amount of work.
-    """
+    The number of shards is even, so that two ranks have the same amount of work."""
     shards: list[list[Any]] = []
     size = len(items) / (2 * math.ceil(len(items) / shard_requests / 2) or 1)
     for i, item in enumerate(items):
@@ -69,9 +64,7 @@ def is_first_to_end(store: dist.Store, out: Path, key: str, patience: float = 90
 
 def rendezvous(stage: str, key: str) -> tuple[dist.Store, int]:
     """The store that all ranks share, and this rank's number, from torchrun's variables; a lone rank has its own store.
-
-    Needs no process group.
-    """
+    Needs no process group."""
     if "RANK" not in os.environ:
         return dist.HashStore(), 0
     store, rank, _ = _meeting()
@@ -103,5 +96,7 @@ def count_records(records: Iterable[dict[str, Any]]) -> tuple[dict[str, int], in
     tokens = 0
     for row in records:
         tokens += len(row.get("ids", ()))
-        counts.update(["records", row["finish_reason"]] + [f"failure.{row['failure']}"] * bool(row.get("failure")))
+        counts.update(("records", row["finish_reason"]))
+        if failure := row.get("failure"):
+            counts[f"failure.{failure}"] += 1
     return dict(counts), tokens

@@ -1,7 +1,4 @@
-"""A stage of a run, described once: its name, its inputs, the settings that it reads, its work.
-
-Its key, command line and manifest, and which rank writes, follow. docs/stages.md shows how to add a stage.
-"""
+"""A stage of a run, described once; key, command line and manifest follow. docs/stages.md shows how to add one."""
 
 import argparse
 import os
@@ -15,14 +12,11 @@ from stages import files
 from stages.files import UserError, command, digest, is_complete, stage_key
 from stages.settings import Settings, load_settings
 
-Inputs = Mapping[str, Path | str | Sequence[Path | str] | None]
-"""Files and folders by name; None: the input is not given."""
+Inputs = Mapping[str, Path | str | Sequence[Path | str] | None]  # by name; None: the input is not given
 
 
 @dataclass(frozen=True)
-class Job:
-    """One execution of a stage: its settings, inputs and output folder."""
-
+class Job:  # one execution of a stage
     name: str
     settings: Settings
     iteration: int  # of the method, from 1; 0 outside of the iterations
@@ -61,10 +55,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Output:
-    """The output of a stage: files by name, ".jsonl" of rows or ".json", and facts for the manifest."""
-
-    files: Mapping[str, Any]
-    facts: dict[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Any]  # by name: rows for ".jsonl", else a value
+    facts: dict[str, Any] = field(default_factory=dict)  # for the manifest
     written: Sequence[Path] = ()  # further files, which the work has written itself
 
     def write(self, job: Job, **facts: Any) -> None:
@@ -76,9 +68,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One step of the method, run as a process of its own."""
-
+class Stage:  # one step of the method, run as a process of its own
     name: str
     module: str  # `python -m MODULE` runs it
     work: Callable[[Job], Output | None]  # None: the work has written output and manifest itself, shard by shard

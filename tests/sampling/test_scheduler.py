@@ -29,7 +29,7 @@ class Machine:
         self.compute(step)
         self.check_blocks()
         drawn = [(sum(item.sequence.tokens) + len(item.sequence.tokens)) % 5 for item in step.scheduled if item.samples]
-        for sequence in self.scheduler.complete(step, drawn, lambda s: len(s.tokens) >= s.max_tokens):
+        for sequence in self.scheduler.complete(step, drawn):
             assert sequence.request.id not in self.done
             self.done[sequence.request.id] = sequence.completion
         self.check_blocks()
