@@ -83,8 +83,7 @@ def test_symmetries(B, random, regularization: float):
 
 
 def test_battles_and_weights_by_hand():
-    # Judgments 0 and 1 in both orders, 0 and 2 in both, 1 and 2 in one. 0 beats 1 shown first, 1 shown second, and 2
-    # shown second; 2 beats 0 shown second.
+    # 0 beats 1 shown first and shown second, and 2 shown second; 2 beats 0 shown second.
     battles = [(0, 1, "first"), (1, 0, "second"), (0, 2, "second"), (2, 0, "second"), (1, 2, None), (2, 1, "tie")]
     np.testing.assert_allclose(battle_matrix(3, battles, 0.2, 0.8), [[0, 0.2 + 0.8, 0.8], [0, 0, 0], [0.8, 0, 0]])
     # 90 wins shown first, 10 shown second: a win shown first weighs 0.1, one shown second 0.9.

@@ -1,8 +1,4 @@
-"""Properties of any iteration: symmetries of the battles, constants in the scores, and failures as deletions.
-
-The iterations are invented by hypothesis: prompts, responses of several lengths, judgments with and without a score,
-comparisons with and without a winner, and settings.
-"""
+"""Properties of any iteration: symmetries of the battles, constants in the scores, and failures as deletions."""
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -25,9 +21,7 @@ few = hypothesis_settings(max_examples=30)
 
 
 @dataclass(frozen=True)
-class Invented:
-    """An iteration's records and its settings."""
-
+class Invented:  # an iteration's records and its settings
     settings: Settings
     responses: list[dict]
     judgments: list[dict]
