@@ -62,7 +62,8 @@ class Output:
     def write(self, job: Job, **facts: Any) -> None:
         """Write the files, then the manifest that marks the stage complete."""
         for name, content in self.files.items():
-            (files.write_jsonl if name.endswith(".jsonl") else files.write_json)(job.out / name, content)
+            write = files.write_jsonl if name.endswith(".jsonl") else files.write_json
+            write(job.out / name, content)
         outputs = [*(job.out / name for name in self.files), *self.written]
         files.write_manifest(job.out, job.name, job.key, outputs, inputs=job.lineage(), **self.facts, **facts)
 
