@@ -94,7 +94,6 @@ class BlockPool:
             children = self.children.get(match.parent, {})
             entry = children.get(tuple(tokens[position : position + size]))
             if entry is None or entry.filled < size:
-                match.pending = entry is not None and len(entry.tokens) == size
                 break
             match.blocks.append(entry.block)
             match.parent = entry.number
