@@ -57,6 +57,7 @@ def test_the_command_line_gives_the_same_job_and_hashes_nothing(tmp_path, text):
     job = COPY.job(SETTINGS, tmp_path / "out", 2, text=text, notes=[text])
     words = COPY.arguments(CONFIG, job)
     other = replace(COPY, name="other").job(SETTINGS, tmp_path / "out", 2, text=text, notes=[text])
+    assert len({COPY.job(SETTINGS, tmp_path, 2, text=text, notes=[text, *more]).key for more in ([], [text])}) == 2
     text.unlink()  # an input with a given digest is not read
     assert COPY.read_arguments(words) == job and other.key != job.key
 
