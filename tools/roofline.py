@@ -48,7 +48,7 @@ def simulate(requests: Sequence[Request], engine: EngineOptions, context: int) -
         work = StepWork.of(step, engine.block_size)
         token -= work.drawn  # negative and unique: completions share no prefix
         drawn = list(range(token, token + work.drawn))
-        scheduler.complete(step, drawn, lambda sequence: len(sequence.tokens) >= sequence.max_tokens)
+        scheduler.complete(step, drawn)
         yield work
 
 
