@@ -32,6 +32,13 @@ from stages.settings import TrainerOptions
 T = TypeVar("T")
 
 
+def return_memory() -> None:
+    """Give freed memory back to the system, since the pieces between tensors grow by some 20 MB a step."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 @dataclass(frozen=True)
 class World:
     """The rank of this process among those that train the same model."""

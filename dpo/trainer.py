@@ -22,7 +22,7 @@ from dpo.data import Example, Objective, epoch_batches, split
 from dpo.loss import chosen_nll, completion_logprob, dpo_loss, sft_loss
 from dpo.metrics import MetricsLog, forward_flops, peak_memory_mib
 from dpo.packing import MicroBatch, micro_batches
-from dpo.parallel import Interruption, World, reshard
+from dpo.parallel import Interruption, World, reshard, return_memory
 from kernels.launch import to_device
 from model.llama import Llama
 from stages.files import UserError
@@ -82,6 +82,8 @@ class Trainer:
             self.write(metrics)
             bar.set_postfix({k: f"{metrics[k]:.4g}" for k in ("loss", "accuracy") if k in metrics}, refresh=False)
             bar.update()
+            if at.step % 32 == 0 and self.world.device.type == "cpu":
+                return_memory()
             if stop or (at.position < len(batches) and self.due(epoch_ended=False)):
                 self.save()
             if stop:
