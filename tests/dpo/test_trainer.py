@@ -9,9 +9,8 @@ import torch
 from training import SETTINGS, arguments, changed, losses, make_job, parameters, run
 
 from dpo.reference import reference_logprob
-from dpo.sft import SFT
 from dpo.trainer import Trainer, learning_rate
-from stages.files import UserError, read_manifest, write_jsonl
+from stages.files import UserError, read_manifest
 from stages.settings import Iteration
 
 
@@ -25,7 +24,7 @@ def test_first_loss_is_ln_2_and_moves(folder):
     assert manifest is not None and manifest["first_loss"] == metrics[0]["loss"]
     assert manifest["counts"] == {"examples": 12, "train": 12, "held_out": 0}
     assert manifest["key"] == make_job(SETTINGS, arguments(folder)).key
-    assert not list((folder / "run" / "train").glob("state-*")) and not list((folder / "run" / "train").glob("epoch-*"))
+    assert not [*(folder / "run" / "train").glob("state-*"), *(folder / "run" / "train").glob("epoch-*")]
 
 
 def test_weights_move_at_the_shipped_learning_rate(folder):
@@ -35,15 +34,6 @@ def test_weights_move_at_the_shipped_learning_rate(folder):
     assert losses(metrics)[-3:].mean() < losses(metrics)[:3].mean()
     before, after = parameters(folder / "model"), parameters(folder / "run" / "out")
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True) if a.dim() > 1)
-
-
-def test_sft_learns(folder):
-    rows = ({"id": f"s{i}", "prompt_ids": [1, i], "completion_ids": [5, 6, 7]} for i in range(8))
-    write_jsonl(folder / "sft.jsonl", rows)
-    settings = changed(sft={"epochs": 8, "learning_rate": 1e-2, "held_out": 0.25})
-    metrics = run(settings, arguments(folder, SFT, data=[folder / "sft.jsonl"]))
-    assert losses(metrics)[-1] < 0.2 * losses(metrics)[0]
-    assert len(losses(metrics, "held_out")) == 8
 
 
 def test_the_epoch_with_the_best_held_out_accuracy_is_exported(folder, monkeypatch):

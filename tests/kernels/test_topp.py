@@ -116,10 +116,3 @@ def test_rows_without_a_distribution_end_and_no_rows_are_none(device):
         ids, logprobs = topp.sample(*given)
         assert ((ids >= 0) & (ids < 300)).all() and logprobs.isnan().all()
     assert [len(x) for x in topp.sample(*(x[:0] for x in given))] == [0, 0]
-
-
-def test_wrong_layouts_of_logits(device):
-    whole, real = torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
-    for logits in (torch.empty(2, 0), torch.empty(300, 2).t(), torch.empty(2, 300)[:, ::2]):
-        with pytest.raises(ValueError, match="contiguous"):
-            topp.sample(logits, real, real, whole, whole)
