@@ -68,12 +68,8 @@ def test_training(place, monkeypatch, capsys):
     assert row["tokens"] == 2 * once, "prompts are shared; the reference's pass and the updates"
 
 
-def test_workloads(place, monkeypatch):
-    """Each rank takes every n-th prompt of a file like the project's own."""
-    pairs = load_module(Path(workload.__file__)).pairs()
-    assert len(pairs) == 32 and all(20 <= len(pair["prompt"].split()) <= 60 for pair in pairs)
-    with pytest.raises(UserError, match="not a Python file"):
-        load_module(Path("none.py"))
+def test_each_rank_takes_every_nth_prompt(place, monkeypatch):
+    assert len(load_module(Path(workload.__file__)).pairs()) == 32
     own = load_module(place / "workload.py")
     bench, parts = sampler.Bench(None, None, own, 1, 1.0), []
     monkeypatch.setattr(sampler.dist, "get_world_size", lambda: 2)
