@@ -1,4 +1,4 @@
-"""Losses worked by hand on a vocabulary of three tokens."""
+"""DPO's terms worked by hand on a vocabulary of three tokens."""
 
 import pytest
 import torch
@@ -13,13 +13,8 @@ EXAMPLE = Example("p", [2, 0], ([1, 0], [2]))
 
 
 class Bigram(torch.nn.Module):
-    """A model whose logits are a row of `LOGITS`. The hidden state is the one-hot token."""
-
-    hidden_td: Tensor
-
     def forward(self, ids_t: Tensor, positions_t: Tensor, attend, head) -> Tensor:
-        self.hidden_td = torch.nn.functional.one_hot(ids_t, 3).float().requires_grad_()
-        return head(self.hidden_td, LOGITS.t().contiguous())
+        return head(torch.nn.functional.one_hot(ids_t, 3).float(), LOGITS.t().contiguous())
 
 
 def test_dpo_by_hand():

@@ -103,7 +103,6 @@ def test_a_packed_model_has_nearly_the_same_logits(model):
         ("avx512_bf16 avx512_vnni", torch.bfloat16, torch.bfloat16),
         ("amx_tile avx512_vnni", torch.bfloat16, torch.bfloat16),
         ("avx512_vnni", torch.int8, torch.float32),
-        ("avx_vnni", torch.int8, torch.float32),
         ("avx2", torch.float32, torch.float32),
     ],
 )

@@ -6,12 +6,9 @@ boundary of the nucleus. These seeds avoid that: every token stays the same when
 
 import pytest
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from kernels import topp
-from kernels.topp import _uniform
 from sampling import sampler
 
 pytestmark = pytest.mark.kernels
@@ -42,23 +39,6 @@ def check(device: torch.device, logits: Tensor, *settings: Tensor, moved: Tensor
     assert torch.equal(ids.cpu(), expected)
     torch.testing.assert_close(logprobs.cpu(), expected_logprobs, atol=1e-5, rtol=0)
     return expected, expected_logprobs
-
-
-@triton.jit
-def _noise_kernel(seed, position, attempt, noise, N: tl.constexpr):
-    lane = tl.arange(0, N)
-    tl.store(noise + lane, _uniform(tl.load(seed + lane), tl.load(position + lane), tl.load(attempt + lane)))
-
-
-def test_noise_of_every_seed_position_and_attempt(device):
-    seeds = torch.tensor([0, 1, -1, 2**31, 2**32 + 5, -(2**63), 2**63 - 1, -(2**40) - 3])
-    positions = torch.tensor([0, 2**32 - 1, 2**32, 2**40 + 7])
-    seed, position = (x.flatten() for x in torch.meshgrid(seeds, positions, indexing="ij"))
-    for attempt in (0, 5, 1000):
-        noise = torch.empty(len(seed), dtype=torch.float64, device=device)
-        attempts = torch.full((len(seed),), attempt, dtype=torch.int32).view(torch.uint32)
-        _noise_kernel[(1,)](seed.to(device), position.to(device), attempts.to(device), noise, N=len(seed))
-        assert torch.equal(noise.cpu(), sampler.uniform(seed, position, attempt)[:, 0])
 
 
 SIZES = [(1, torch.float32), (2, torch.float16), (257, torch.bfloat16), (1000, torch.float32)]

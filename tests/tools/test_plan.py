@@ -165,13 +165,13 @@ def test_each_fault_is_told(tiny):
     few = seeds | {"prompts": seeds["prompts"] | {"max_attempts": 10}}
     no_model = {"prepare": "", "path": "none", "architecture": tiny.model.path}
     cases: list[tuple[dict, str]] = [
+        ({"model": no_model}, "warning: model.path: none/config.json"),
         ({"respond": {"max_new_tokens": 2000}}, "iter1/judgments: up to"),
         ({"judge": {"max_new_tokens": 960}}, "warning: iter1/judgments: up to"),
         ({"trainer": {"tokens_per_microbatch": 200}}, "warning: iter1/checkpoint: examples may have"),
         ({"trainer": {"tokens_per_microbatch": 20}}, "iter1/checkpoint: no example fits a micro-batch; raise trainer."),
         ({"respond": {"prompts_per_iteration": 300}}, "pool: 400 prompts, the iterations need 600; add prompts"),
         (few, "pool: 5 prompts, the iterations need 16; raise"),
-        ({"model": no_model}, "warning: model.path: none/config.json"),
     ]
     for changes, told in cases:
         faults = list(planned(changed(tiny, **changes)).faults(1e12))
