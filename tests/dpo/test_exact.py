@@ -36,16 +36,12 @@ def expected(folder) -> torch.Tensor:
     return losses_20
 
 
-ALONE = {"packing": False}  # a pair a micro-batch
-OPTIONS = [{"share_prefixes": False}, {"tokens_per_microbatch": 80}, {"activation_checkpointing": True}, ALONE]
+OPTIONS = [{"tokens_per_microbatch": 80}, {"activation_checkpointing": True}]
 OPTIONS += [{"tokens_per_microbatch": 120, "share_prefixes": False}]
 
 
 @pytest.mark.parametrize("options", [*OPTIONS, pytest.param({"compile": True}, marks=pytest.mark.slow)], ids=str)
-def test_a_frozen_problem_has_the_same_20_losses(folder, tmp_path, expected, options, monkeypatch):
-    if options == ALONE:
-        options = {}
-        monkeypatch.setattr("dpo.packing.pack", lambda costs, ranks, budget: [[i] for i in range(len(costs))])
+def test_a_frozen_problem_has_the_same_20_losses(folder, tmp_path, expected, options):
     metrics = run(changed(FROZEN, trainer=options), arguments(folder, place=tmp_path))
     assert len(metrics) == 20
     torch.testing.assert_close(losses(metrics), expected, atol=1e-5, rtol=0)

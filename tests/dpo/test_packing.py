@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo.data import Example
-from dpo.packing import LEAST_SHARED, MicroBatch, common_prefixes, keep_usable, lay_out, micro_batches, pack
+from dpo.packing import LEAST_SHARED, MicroBatch, common_prefixes, keep_usable, micro_batches
 from stages.settings import TrainerOptions
 
 RUBRIC, OTHER = list(range(100, 140)), list(range(200, 220))
@@ -31,26 +31,6 @@ def test_what_cannot_be_used_is_dropped_whole_and_counted():
     shared = Example("with its prompt once", [1] * 20, ([2] * 5, [3] * 6))
     assert keep_usable([shared], TrainerOptions(tokens_per_microbatch=29), context=30) == ([shared], {})
     assert keep_usable([shared], TrainerOptions(tokens_per_microbatch=48, share_prefixes=False), context=30)[0] == []
-
-
-def test_layout_with_the_prompt_once():
-    """The last prompt token predicts the first token of both completions. A completion of one token has no segment."""
-    batch = lay_out([Example("a", [1, 2], ([3, 4, 5], [6]))], [0], {0: 2})
-    assert (batch.ids_t.tolist(), batch.positions_t.tolist()) == ([1, 2, 3, 4], [0, 1, 2, 3])
-    assert (batch.segments.borders, batch.segments.prefixes) == ([0, 2, 4], [-1, 0])
-    assert batch.segments.reach_3s.tolist() == [[0, 0], [0, 2], [4, 4]]
-    assert (batch.targets_n.tolist(), batch.sources_n.tolist()) == ([3, 4, 5, 6], [1, 2, 3, 1])
-    assert batch.sequences_n.tolist() == [0, 0, 0, 1]
-
-
-def test_sft_shares_the_rubric():
-    examples = [Example(str(i), [*RUBRIC, i, i], ([9, i],), [1.0, 2.0]) for i in range(3)]
-    [batch] = micro_batches(examples, [0, 1, 2], TrainerOptions(tokens_per_microbatch=60))
-    assert batch.ids_t.tolist() == [*RUBRIC, 0, 0, 9, 1, 1, 9, 2, 2, 9] and batch.examples == [0, 1, 2]
-    assert batch.segments.prefixes == [-1, 0, 0, 0]
-    assert batch.sources_n.tolist() == [41, 42, 44, 45, 47, 48]
-    assert batch.weights_n.tolist() == [1.0, 2.0] * 3
-    assert len(micro_batches(examples, [0, 1, 2], TrainerOptions(tokens_per_microbatch=60, share_prefixes=False))) == 3
 
 
 def test_sharing_never_costs_a_micro_batch():
@@ -127,14 +107,6 @@ def test_every_token_is_predicted_from_all_that_stands_before_it(prompts, comple
                     expected.append((past, list(range(len(past))), target))
                     sequences.append(place * completions + number)
         assert read_back(batch) == expected and batch.sequences_n.tolist() == sequences
-
-
-@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 5), st.integers(50, 120))
-def test_packing_holds_every_index_once_under_the_budget(costs, ranks, budget):
-    bins = pack(costs, ranks, budget)
-    assert sorted(i for chosen in bins for i in chosen) == list(range(len(costs)))
-    assert len(bins) % ranks == 0 and bins
-    assert all(sum(costs[i] for i in chosen) <= budget for chosen in bins)
 
 
 def test_ranks_get_even_loads():

@@ -1,13 +1,10 @@
 """Attention over packed segments, eager and in Triton, against the formula in fp64."""
 
 from functools import partial
-from unittest import mock
 
 import pytest
 import torch
 from accuracy import assert_as_close
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from kernels import attention, launch
 from kernels.launch import Launch
@@ -105,21 +102,15 @@ def test_value_and_gradients_are_as_close_to_fp64_as_the_eager_version(tree, hea
     assert_as_close(run(partial(ours, segments=segments), *inputs), eager, exact)
 
 
-SIZE, SIDE = st.integers(0, 36), st.sampled_from([16, 32])
-
-
 @kernels
-@settings(max_examples=5)
-@given(groups=st.lists(st.lists(SIZE, min_size=1, max_size=4), min_size=1, max_size=2), m=SIDE, n=SIDE, seed=SIZE)
-def test_any_tree_in_small_tiles(device, groups, m, n, seed):
-    """Of segments and their continuations."""
+@pytest.mark.parametrize(("m", "n"), [(16, 32), (32, 16)])
+def test_small_tiles_of_either_shape(m, n, device, monkeypatch):
     if device.type == "cuda":
         pytest.skip("tiles are chosen by the card")
-    firsts = [sum(map(len, groups[:i])) for i in range(len(groups))]
-    prefixes = [p for first, group in zip(firsts, groups, strict=True) for p in [-1] + [first] * (len(group) - 1)]
-    tree = ([length for group in groups for length in group], prefixes)
-    with mock.patch.object(launch, "choose", lambda table, device, head_dim: Launch(m, n, 4, 2)):
-        assert_exact(tree, tensors(sum(tree[0]), 2, 1, 16, torch.float32, device, seed), ours)
+    monkeypatch.setattr(launch, "choose", lambda table, device, head_dim: Launch(m, n, 4, 2))
+    assert_exact(
+        ([15, 33, 0, 17, 16, 36, 1], [-1, 0, 0, 0, -1, 4, 4]), tensors(118, 2, 1, 16, torch.float32, device), ours
+    )
 
 
 @kernels

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.metadata import PRODUCT_BLOCKS, SharedRun, batches, build_metadata
+from kernels.metadata import batches, build_metadata
 from kernels.paged import PagedAttention, empty_cache
 
 HEADS = [(1, 1, 8), (3, 1, 8), (6, 2, 16), (9, 3, 64)]  # query heads, key-value heads, head_dim
@@ -62,14 +62,6 @@ def test_what_is_shared_is_read_once_at_every_level():
     assert sum(len(run.blocks) for run in runs) <= 8 * (8 + 6) + 32 * 5 + 128 * 2
 
 
-def test_runs_that_pad_much_are_computed_apart():
-    def sizes(short: int) -> list[int]:
-        runs = [SharedRun([0] * blocks, blocks * 16, [i]) for i, blocks in enumerate([2] * short + [16] * 40)]
-        return list(map(len, batches(runs)))
-
-    assert PRODUCT_BLOCKS > 2 * 14 and (sizes(40), sizes(2)) == ([40, 40], [42])
-
-
 @settings(max_examples=25)
 @given(block_tables(), st.sampled_from(HEADS), st.integers(1, 9), st.booleans())
 def test_attention_equals_the_formula(case, heads, prompt, low):
@@ -102,6 +94,5 @@ def test_a_cache_is_zeros_and_takes_memory_when_it_is_written():
 
     before = resident()
     cache = empty_cache((4, 2, 40_000, 3, 16, 64), torch.bfloat16, torch.device("cpu"))
-    assert resident() - before < cache.nbytes / 10
-    assert cache.shape == (4, 2, 40_000, 3, 16, 64) and cache.dtype == torch.bfloat16 and cache.data_ptr() % 64 == 0
+    assert resident() - before < cache.nbytes / 10 and cache.data_ptr() % 64 == 0
     assert not cache[::3, :, ::1000].any()

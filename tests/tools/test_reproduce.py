@@ -91,8 +91,6 @@ def test_the_page_names_what_there_is():
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)) <= set(targets)
     for module in re.findall(r" -m ([a-z_.]+)", text):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
-    kept = [row for row in commands("\n".join(blocks())) if not any(part in row for part in NOT_RUN)]
-    assert len(kept) >= 12
 
 
 @pytest.mark.slow
