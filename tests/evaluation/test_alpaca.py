@@ -47,28 +47,24 @@ def test_every_number_is_the_packages(name, tmp_path, gamed, monkeypatch):
         assert result[key] == pytest.approx(value, abs=1e-9), key
 
 
-def test_predictions_from_weights_are_the_packages(data, tmp_path):
+def test_predictions_from_weights_are_the_packages(data):
     for model, baseline, rate in PUBLISHED["predictions"]:
         rows = alpaca.predicted(data / "weights.csv", baseline, data / "instruction_difficulty.csv")
         rates = {row["model"]: row["length_controlled_winrate"] for row in rows}
         assert rates[model] == pytest.approx(rate, abs=1e-9) and rates[baseline] == 50
-    (tmp_path / "d.csv").write_text(",0\n0,1.5\n1,-2\n")  # a column without a name
-    assert read_csv(tmp_path / "d.csv", (), "F")[1].tolist() == [[1.5], [-2]]
 
 
 @pytest.mark.parametrize(
-    ("lengths", "positions", "complaint"),
+    ("lengths", "position", "complaint"),
     [
-        ([[5, 5], [7, 7]], [0, 1], r"a\.json: no LC: all outputs must be texts, of lengths that differ"),
-        ([[3, 4]], [0], "no LC"),
-        ([[5, 8], [7, math.nan]], [0, 1], "no LC"),
-        ([[1, 2], [4, 1]], [3, INSTRUCTIONS], "no difficulty of number 805, only of 805"),
-        ([[1, 2], [4, 1]], ["4", 3], "no difficulty of number '4'"),
+        ([[5, 5], [7, 7]], 1, r"a\.json: no LC: all outputs must be texts, of lengths that differ"),
+        ([[5, 8], [7, math.nan]], 1, "no LC"),
+        ([[1, 2], [4, 1]], INSTRUCTIONS, "no difficulty of number 805, only of 805"),
     ],
 )
-def test_without_its_data_there_is_no_lc(gamed, lengths, positions, complaint):
-    names, preferences = {"model": "m", "baseline": "b"}, np.array([0.1] * len(lengths))
-    given = alpaca.Annotations(Path("a.json"), names, preferences, np.array(lengths), positions)
+def test_without_its_data_there_is_no_lc(gamed, lengths, position, complaint):
+    names = {"model": "m", "baseline": "b"}
+    given = alpaca.Annotations(Path("a.json"), names, np.array([0.1, 0.1]), np.array(lengths), [0, position])
     with refused(complaint):
         alpaca.length_controlled(given, gamed)
 
@@ -90,26 +86,19 @@ def test_a_difficulty_stands_where_its_index_is_first(tmp_path):
     ("text", "complaint"),
     [
         ("index,preference\n0,1\n", r"f\.csv: .*\('std_delta_len'\); name F of the data set tatsu-lab"),
-        ("", "a number is missing"),
-        (HEADER + "0,1,x,1\n", "could not convert string to float: 'x'"),
         (HEADER + "0,1,,1\n", "a number is missing"),
-        ("\udce9,1\n", "name F of the data set"),
-        (None, "No such file"),
     ],
 )
 def test_bad_data_are_one_line(tmp_path, text, complaint):
-    if text is not None:
-        (tmp_path / "f.csv").write_bytes(text.encode(errors="surrogateescape"))
+    (tmp_path / "f.csv").write_text(text)
     with refused(complaint):
         read_csv(tmp_path / "f.csv", ("preference", "std_delta_len"), "F")
 
 
 def test_without_scikit_learn_it_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr("sklearn.__version__", "1.7.2")
-    for _ in ("an old version", "none"):
-        with refused("needs scikit-learn 1.8, .*; pip install"):
-            alpaca.fit(np.ones((9, 1)), np.ones(9), np.ones(9))
-        monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with refused("needs scikit-learn 1.8, .*; pip install"):
+        alpaca.fit(np.ones((9, 1)), np.ones(9), np.ones(9))
 
 
 def test_a_hand_worked_file(tmp_path):
@@ -153,8 +142,7 @@ def test_whose_number_is_official(tmp_path):
 
 def test_the_command(call, data, tmp_path, monkeypatch):
     files = [coins(tmp_path / "a.json", 1, 2, 1.25), coins(tmp_path / "b.json", 2, 2, None, generator_2="M2")]
-    _, header, first, second, *remarks = call(alpaca.main, "--annotations", *files).out.splitlines()
-    assert header.split()[:3] == ["model", "win", "rate"] and "length controlled" not in header
+    _, _, first, second, *remarks = call(alpaca.main, "--annotations", *files).out.splitlines()
     assert first.split()[:5] == ["model", "41.67", "30.05", "33.33", "23"]
     assert second.split()[:6] == ["M2", "100.00", "0.00", "100.00", "23", "1"]
     assert len(remarks) == 4 and remarks[2] == "M2: a preference on 2 instructions; AlpacaEval has 805"
@@ -169,16 +157,9 @@ def test_the_command_predicts_from_weights(call, data, tmp_path):
     folder.mkdir(parents=True)
     path = Path(shutil.copy(data / "weights.csv", folder))
     difficulty = ("--difficulty", data / "instruction_difficulty.csv")
-    for weights, annotator in ((path, OFFICIAL_ANNOTATOR), (data / "weights.csv", "an unknown annotator")):
-        table = call(alpaca.main, "--weights", weights, *difficulty, "--baseline", "base")
-        _, header, first, *_, remark = table.out.splitlines()
-        assert header.split() == ["model", "length", "controlled", "winrate", "annotator", "baseline"]
-        assert first.split() == ["base", "50.00", *annotator.split(), "base"]
-        assert remark.startswith(f"judged by {annotator} against base: not the official")
-    for words, complaint in (
-        (("--weights", path, *difficulty), f"'{OFFICIAL_BASELINE}' must be one of its 3 models, such as base"),
-        (("--weights", path), r"--weights with --difficulty instruction_difficulty\.csv, of the data set"),
-        ((), "name --annotations"),
-    ):
-        with refused(complaint):
-            call(alpaca.main, *words)
+    table = call(alpaca.main, "--weights", path, *difficulty, "--baseline", "base")
+    _, _, first, *_, remark = table.out.splitlines()
+    assert first.split() == ["base", "50.00", OFFICIAL_ANNOTATOR, "base"]
+    assert remark.startswith(f"judged by {OFFICIAL_ANNOTATOR} against base: not the official")
+    with refused(f"'{OFFICIAL_BASELINE}' must be one of its 3 models, such as base"):
+        call(alpaca.main, "--weights", path, *difficulty)

@@ -61,7 +61,5 @@ def test_only_gpt_4_over_eighty_questions_makes_the_benchmarks_number(tmp_path):
 
 def test_the_command(tmp_path, call):
     judgments, questions = write(tmp_path, both(WORKED))
-    _, heads, row, note = call(main, "--judgments", judgments, "--questions", questions).out.splitlines()
-    assert heads.split() == ["model", "turn", "1", "turn", "2", "mean", "low", "high", "unreadable", "writing", "math"]
+    row = call(main, "--judgments", judgments, "--questions", questions).out.splitlines()[2]
     assert row.split()[:4] == ["M1", "5.50", "3.83", "4.50"] and row.split()[-3:] == ["1", "6.17", "2.00"]
-    assert note == "not the benchmark's number: 3 questions, not 80"
