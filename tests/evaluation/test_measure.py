@@ -44,12 +44,6 @@ def test_scores_are_asked_of_each_response_alone():
     assert named == [(True, False)] * 3 + [(False, True)] * 3
 
 
-def test_equal_texts_tie_unasked():
-    twin = Duel("d", "p", "same", "same")
-    assert not list(duel_items([twin], "pairwise", 1, CHAT, SETTINGS))
-    assert decide(twin, [], "scores").preference == "tie" and decide(twin, [], "pairwise").consistent
-
-
 @pytest.mark.parametrize(
     ("text", "winner"),
     [
@@ -185,5 +179,4 @@ def test_the_table_says_who_judged():
     # A foreign judge is named and not called self-judged, also where there is no verdict.
     bare = {"name": "M0", "win_rate_by": None, "differences": {}}
     rows = [bare, MODELS[2] | {"verifiable": None, "win_rate_by": "models/large", "differences": {}}]
-    assert cells(rows) == [["model", "wins*"], ["M0", "-"], ["M1", "-"]]
     assert next(notes(rows)) == "* against the seed, judged, by mean scores, by models/large; a tie counts half"

@@ -156,8 +156,6 @@ def ruled(*rules) -> dict:
             for rule in (
                 {"rule": "one_word", "count": 1},
                 *({"rule": "bullets", "count": n} for n in ("3", True, 0, 3.0)),
-                {"rule": "alphabet", "alphabet": "Greek"},
-                {"rule": "ends_with", "text": " a"},
                 *({"rule": "lacks", "words": words} for words in ("a", [])),
                 {"rule": "json", "keys": ["a", "a"]},
             )
