@@ -33,12 +33,12 @@ def grouped(*cases: Case) -> Labelled:
     return Labelled(list(cases), [Pair(f"{a.name}-{b.name}", a, b) for a, b in both])
 
 
-def labelled_pairs(*rows: dict[str, str], texts: tuple[str, str] = ("x", "xy")) -> Labelled:
+def labelled_pairs(*rows: dict[str, str]) -> Labelled:
     """Pairs named 0, 1, ..., by their labels by annotator."""
     pairs = []
     for i, labels in enumerate(rows):
         qualities = {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}[majority(labels.values())]
-        pairs.append(Pair(str(i), *(case(f"{i}/{k}", qualities[k], texts[k]) for k in (0, 1)), labels))
+        pairs.append(Pair(str(i), *(case(f"{i}/{k}", qualities[k], "xy"[: k + 1]) for k in (0, 1)), labels))
     return Labelled([c for pair in pairs for c in (pair.first, pair.second)], pairs)
 
 
@@ -64,7 +64,6 @@ def test_statistics_equal_scipy_and_scikit_learn():
         assert kappa["value"] == pytest.approx(cohen_kappa_score(first, second), abs=1e-4)
         assert kappa["low"] <= kappa["value"] <= kappa["high"] and kappa["count"] == 30
     assert spearman([1, 1, 1], [1, 2, 3]) is None
-    assert cohen_kappa([])["reason"] == "no pair has both labels"
     same = cohen_kappa([("tie", "tie")] * 5)
     assert same["value"] is None and same["count"] == 5 and "one label" in same["reason"]
     assert cohen_kappa([("tie", "tie"), ("tie", "first")])["value"] == 0  # one of them is constant: chance
@@ -74,12 +73,9 @@ def test_intervals_are_those_of_large_samples():
     rng = np.random.default_rng(1)
     result = bootstrap([[float(x) for x in rng.random(4) < 0.7] for _ in range(200)])
     assert result["high"] - result["low"] == pytest.approx(2 * 1.96 * np.sqrt(0.7 * 0.3 / 800), rel=0.25)
-    assert bootstrap([[], []]) == {"value": None, "low": None, "high": None, "count": 0}
     assert bootstrap([[1.0], [0.0] * 3]) == {"value": 0.25, "low": 0.0, "high": 1.0, "count": 4}  # groups are drawn
     # Kappa 0.5 of two balanced classes: standard error sqrt(p_o (1 - p_o) / n) / (1 - p_e), p_e about constant.
-    both = [(a, b) for a in CLASSES[:2] for b in CLASSES[:2] for _ in range(150 if a == b else 50)]
-    kappa = cohen_kappa(both)
-    assert kappa["value"] == 0.5
+    kappa = cohen_kappa([(a, b) for a in CLASSES[:2] for b in CLASSES[:2] for _ in range(150 if a == b else 50)])
     assert kappa["high"] - kappa["low"] == pytest.approx(2 * 1.96 * (0.75 * 0.25 / 400) ** 0.5 / 0.5, rel=0.1)
 
 
@@ -163,11 +159,6 @@ def test_exact_order():
     scores = {"g": (5, 1, 3), "h": (5, 5, 3), "i": (3, 5, 1), "k": (5, 1, None)}
     decisions = scored(**{f"{group}{i}": [score] for group, given in scores.items() for i, score in enumerate(given)})
     assert value(report(groups, decisions)["exact_order"]) == (round(1 / 3, 4), 3)
-    # By decisions, shares of wins: 1 of 2, 0 of 1, and 1 of 1.
-    pair = grouped(*(case(f"g{i}", q, str(i)) for i, q in enumerate((2, 1, 1))))
-    result = report(pair, decided(pair, "first", "second"))
-    assert value(result["exact_order"]) == (0, 1)
-    assert result["spearman"]["value"] == pytest.approx(spearmanr([2, 1, 1], [0.5, 0, 1]).statistic, abs=1e-4)
 
 
 def test_ties_are_chance_and_nothing_is_nothing():
@@ -177,9 +168,6 @@ def test_ties_are_chance_and_nothing_is_nothing():
     assert value(result["spearman"]) == (0, 1) and value(result["exact_order"]) == (0, 1)
     result = report(groups, scored(ga=[None], gb=[None]))
     assert result["parse_rate"] == 0 and value(result["pairwise"]) == (None, 0)
-    twins = labelled_pairs({"": "tie"}, texts=("same", "same"))
-    result = report(twins, Decisions("comparisons", {"0": [[], []]}))
-    assert result["parse_rate"] is None and value(result["with_ties"]) == (1, 1)
 
 
 CASES = [
@@ -197,7 +185,7 @@ def test_a_models_decisions_give_the_same_report_again(call, judge, tmp_path):
     """By both protocols in the same folder."""
     cases, out, again = written(tmp_path / "cases.jsonl", CASES), tmp_path / "out", tmp_path / "again"
     of_model = ("--config", CONFIG, "--model", judge, "--cases", cases, "--out", out, "--protocol")
-    for protocol, N, judgments in (("scores", 3, 9 * 3), ("pairwise", 3, 5 * 2 * 3), ("pairwise", 1, 5 * 2)):
+    for protocol, N, judgments in (("scores", 3, 9 * 3), ("pairwise", 1, 5 * 2)):
         assert str(judge) in call(main, *of_model, protocol, "--N", N).out
         result = json.loads((out / "agreement.json").read_text())
         assert result["judge"] == str(judge) and result["judgments"] == judgments and result["pairs"] == 6
@@ -208,9 +196,7 @@ def test_a_models_decisions_give_the_same_report_again(call, judge, tmp_path):
         stored = json.loads((again / "agreement.json").read_text())
         assert stored["judge"] == str(out / "decisions.jsonl") and {**stored, "judge": result["judge"]} == result
         assert shown == table(stored) + "\n" and shown.startswith(stored["judge"]) and "2 annotators, 4 labels" in shown
-    before = (out / "agreement.json").stat().st_mtime_ns
-    assert call(main, *of_model, "pairwise").out == table(result) + "\n"  # finished work is not done again
-    assert (out / "agreement.json").stat().st_mtime_ns == before
+    assert call(main, *of_model, "pairwise").out == table(result) + "\n"
 
 
 def test_the_table_has_the_judge_and_the_baseline(tmp_path, call):
@@ -219,21 +205,10 @@ def test_the_table_has_the_judge_and_the_baseline(tmp_path, call):
     cases = written(tmp_path / "cases.jsonl", pairs)
     decisions = written(tmp_path / "decisions.jsonl", [{"id": n, "decision": "second"} for n in "ab"])
     shown = call(main, "--cases", cases, "--decisions", decisions).out.splitlines()
-    assert shown[0] == f"{decisions}: 2 decisions, 100.0% of them read"
     (line,) = [line for line in shown if "without ties" in line]
     assert line.split() == ["without", "ties", *("50.0%", "[0.0%,", "100.0%]", "of", "2") * 2]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.jsonl", "decisions.jsonl"]
-
-
-def test_arguments_that_do_not_fit(call):
-    for words, complaint in (
-        ("--config c", "name either --model"),
-        ("--config c --model m", "a --model needs"),
-        ("--config c --model m --out o --N 0", "N from 1"),
-        ("--decisions d --protocol pairwise", "--decisions has no use for them"),
-    ):
-        with refused(complaint):
-            call(main, "--cases", "cases", *words.split())
+    with refused("--decisions has no use for them"):
+        call(main, "--cases", cases, "--decisions", decisions, "--protocol", "pairwise")
 
 
 def compared(a: int, b: int, winner: str) -> dict:

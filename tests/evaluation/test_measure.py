@@ -44,20 +44,12 @@ def test_scores_are_asked_of_each_response_alone():
     assert named == [(True, False)] * 3 + [(False, True)] * 3
 
 
-def test_equal_texts_tie_unasked():
-    twin = Duel("d", "p", "same", "same")
-    assert not list(duel_items([twin], "pairwise", 1, CHAT, SETTINGS))
-    assert decide(twin, [], "scores").preference == "tie" and decide(twin, [], "pairwise").consistent
-
-
 @pytest.mark.parametrize(
     ("text", "winner"),
     [
         ("B rambles.\nWinner: Response A", "first"),
-        ("Winner: [response b].", "second"),
         ("Winner: B", "second"),
         ("Winner: Judgment A", Failure.MALFORMED),
-        ("Winner: Response A or Response B", Failure.AMBIGUOUS),
     ],
 )
 def test_a_winner_among_responses(text, winner):
@@ -73,12 +65,9 @@ def test_a_winner_among_responses(text, winner):
         ("score", [4, 5], [4, 4], 1, "first", None),
         ("score", [4, 5], [4.5, 4.5], HALF, "tie", None),
         ("score", [None, 3], [4], 0, "second", None),
-        ("score", [None], [2], None, None, None),
         ("winner", ["first"], ["second"], 1, "first", True),  # the first response won in both orders
         ("winner", ["first"], ["first"], HALF, "tie", False),  # the first place wins, both times
-        ("winner", ["tie"], ["tie"], HALF, "tie", True),
         ("winner", ["tie"], ["second"], Fraction(3, 4), "first", False),
-        ("winner", [None], ["first"], 0, "second", None),
         ("winner", [None], [None], None, None, None),
         ("winner", ["first", "first", "second"], ["first"], Fraction(1, 3), "second", False),
     ],
@@ -101,8 +90,6 @@ def test_each_prompt_is_asked_once_with_noise_of_its_own():
     contents = [[message["content"] for message in item.messages()] for item in items]
     assert contents == [["Shout."], ["Whisper."], ["Hello?"]] and len({item.seed for item in items}) == 3
     assert {item.sampling.max_new_tokens for item in items} == {7}
-    again = list(held_out_items(INSTRUCTIONS, {}, CHAT, replace(SETTINGS, name="another")))
-    assert [item.seed for item in again] == [item.seed for item in items[:2]]
 
 
 def test_instructions_and_open_prompts_are_measured_apart():
@@ -123,7 +110,6 @@ def test_instructions_and_open_prompts_are_measured_apart():
     assert answers["distinct_2"] == round(3 / 5, 4)  # one-two two-three three-one
     short = answers_report([], rows[3:])
     assert short["verifiable"] is None and short["answers"]["distinct_2"] is None
-    assert answers_report(INSTRUCTIONS, rows[:2])["answers"] is None
 
 
 def answers(**texts):
@@ -148,8 +134,8 @@ def test_wins_by_scores():
     assert result["win_rate"]["value"] == round(2 / 3, 4) and result["win_rate"]["count"] == 3
     assert result["ties"]["value"] == round(2 / 3, 4) and result["parse_rate"]["value"] == round(5 / 6, 4)
     assert result["consistency"]["count"] == 0 and result["first_position"]["count"] == 0
-    nothing = wins("score", DUELS[:1], a=([None], [None]))
-    assert nothing["win_rate"] == {"value": None, "low": None, "high": None, "count": 0}
+    with refused("prompt 'b': answered by only one of the two"):
+        duels_of(answers(a="A1", b="B1"), answers(a="A2"))
 
 
 def test_wins_in_both_orders():
@@ -162,11 +148,6 @@ def test_wins_in_both_orders():
     for other, key in ((None, "parse_rate"), ("second", "first_position")):
         result = wins("winner", DUELS[:2], a=(["first"] * 2, ["first"] * 2), b=([other] * 2, [other] * 2))
         assert result[key] == {"value": 0.5, "low": 0.0, "high": 1.0, "count": 8}
-
-
-def test_both_models_must_answer_the_same_prompts():
-    with refused("prompt 'b': answered by only one of the two"):
-        duels_of(answers(a="A1", b="B1"), answers(a="A2"))
 
 
 def test_paired_differences_are_of_what_both_have():
@@ -198,6 +179,4 @@ def test_the_table_says_who_judged():
     # A foreign judge is named and not called self-judged, also where there is no verdict.
     bare = {"name": "M0", "win_rate_by": None, "differences": {}}
     rows = [bare, MODELS[2] | {"verifiable": None, "win_rate_by": "models/large", "differences": {}}]
-    assert cells(rows) == [["model", "wins*"], ["M0", "-"], ["M1", "-"]]
     assert next(notes(rows)) == "* against the seed, judged, by mean scores, by models/large; a tie counts half"
-    assert cells([bare]) == [["model"], ["M0"]] and list(notes([bare])) == []

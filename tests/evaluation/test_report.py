@@ -107,9 +107,6 @@ def test_texts_are_cut_to_the_budget_and_say_so(made):
     assert "more characters]" in json.dumps(cut)
     judgments = [own for prompt in cut for row in prompt[3] for own in row[3]]
     assert {(bool(own[2]), own[1] is None) for own in judgments} == {(True, False), (False, True)}  # a pair's stay
-    bare = shown_prompts(documents, 10)
-    assert all(row[1] is None for prompt in bare for row in prompt[3]) and not any(prompt[4] for prompt in bare)
-    assert "; judgments: " in bare[0][3][0][0]
 
 
 def test_every_plot_and_the_terminals_table(page):
@@ -163,21 +160,16 @@ def test_runs_side_by_side_and_what_was_deleted(made, tmp_path):
 
 
 def test_a_run_without_what_the_report_is_made_from(made, tmp_path, monkeypatch):
-    def fails(run: Path, words: str) -> None:
-        with refused(words):
-            write_report([run], tmp_path / "report.html")
-
-    fails(tmp_path, r"summary\.json: no such file; name a run's folder, or let iterate\.py")
-    run = made_run(tmp_path / "run", models=MODELS[:2])
-    known = json.loads((run / "summary.json").read_text())
-    (run / "summary.json").write_text(json.dumps({key: known[key] for key in known if key != "sft"}))
-    fails(run, r"run/summary\.json: of another version \('sft' is missing\); `make iterate`")
-    (run / "summary.json").write_text("{")
-    fails(run, r"run/summary\.json: not JSON \(.*\); `make iterate` of this run writes a new one")
+    with refused(r"summary\.json: no such file; name a run's folder, or let iterate\.py"):
+        write_report([tmp_path], tmp_path / "report.html")
+    (tmp_path / "summary.json").write_text("{}")
+    with refused(r"/summary\.json: of another version \('.*' is missing\); `make iterate`"):
+        write_report([tmp_path], tmp_path / "report.html")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for name in [name for name in sys.modules if name.startswith("evaluation.report.")]:
         monkeypatch.delitem(sys.modules, name)
-    fails(made, r"the report needs matplotlib: pip install '\.\[report\]'")
+    with refused(r"the report needs matplotlib: pip install '\.\[report\]'"):
+        write_report([made], tmp_path / "report.html")
 
 
 def test_the_command_names_folders_or_a_config(tmp_path, monkeypatch, call):
@@ -187,8 +179,6 @@ def test_the_command_names_folders_or_a_config(tmp_path, monkeypatch, call):
     one, both = ["--config", ROOT / "configs" / "tiny.toml"], ["runs/tiny", "runs/other"]
     for words, out in ((one, "runs/tiny/report.html"), (both, "runs/report.html")):
         assert call(main, *words).out.startswith(f"{out}: ") and (tmp_path / out).is_file()
-    with refused("name either folders of runs or --config"):
-        call(main)
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
@@ -201,6 +191,5 @@ def test_the_script_shows_pairs_and_searches(page, made, tmp_path):
     article = re.search(r"<article.*?</article>", opened("actor/t10000"), re.DOTALL)[0]
     assert article.count("&lt;script&gt;window.pwned=1") >= 3 and "<script" not in article and "<img" not in article
     assert re.search(r"trace '.*a&lt;b&gt;&amp;c \$\\frac\$' actor/t10000</code>", article)
-    assert opened("%E0%A4").count('<article id="pair"></article>') == 1
     found = opened("pwned%20actor/t1")
     assert f">2 of {3 * PROMPTS}<" in found and ">actor/t10000</b>" in found

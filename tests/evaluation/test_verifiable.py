@@ -1,4 +1,4 @@
-"""Every rule on texts that follow it and texts that nearly do, and what holds for any; the report, and the prompts."""
+"""Every rule on texts that follow it and texts that nearly do; the report, and the prompts."""
 
 # ruff: noqa: RUF001
 
@@ -7,19 +7,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from questions import refused, written
 
 from evaluation.verifiable import (
-    ALPHABETS,
     RULES,
     Instruction,
     Rule,
     followed,
     main,
     read_instructions,
-    read_rows,
     sentence_count,
     table,
     verifiable_report,
@@ -85,12 +81,7 @@ CASES = [
     (Rule("alphabet", "GREEK"), ["Γεια σου", "Χρόνια", "Χρο\u0301νια"], ["Γεια, ok", "Гея", "µ", "?"]),
     (Rule("alphabet", "LATIN"), ["arigatō", "Ça va", "e\u0301"], ["arigatō (ありがとう)", "dom дом", "5"]),
     (Rule("alphabet", "HANGUL"), ["안녕하세요, 1"], ["안녕 hi", "こんにちは"]),
-    (Rule("alphabet", "DEVANAGARI"), ["एक, दो, तीन"], ["ek", "একটি"]),
-    (Rule("alphabet", "HEBREW"), ["שלום"], ["shalom", "سلام"]),
     (Rule("alphabet", "ARABIC"), ["القاهرة.", "پنج"], ["שלום", "Kairo القاهرة"]),
-    (Rule("alphabet", "ARMENIAN"), ["բարև"], ["barev"]),
-    (Rule("alphabet", "GEORGIAN"), ["გამარჯობა"], ["gamarjoba"]),
-    (Rule("alphabet", "THAI"), ["สวัสดี"], ["sawasdee"]),
     (Rule("no_commas"), ["One; two. Three's 3.5", "a ' b"], ["One, two", "1,000", "一、二", "一，二", "، ", ""]),
 ]  # fmt: skip
 
@@ -103,23 +94,9 @@ def test_what_follows_a_rule(rule, good, bad):
 
 def test_words_and_sentences_of_a_text():
     assert {rule.name for rule, *_ in CASES} == set(RULES)
-    assert {rule.value for rule, *_ in CASES if rule.name == "alphabet"} == set(ALPHABETS)
     text = "Mr. Poe lives in the U.S. He writes (a lot!). “Nevermore…” he says — at 5 p.m. too.\n\n- Ravens: 3.5 a day."
     assert (word_count(text), sentence_count(text)) == (21, 4)
     assert (word_count(""), sentence_count("")) == (word_count("- ! …"), sentence_count("- ! …")) == (0, 0)
-
-
-ANY_TEXT = st.text(st.one_of(st.sampled_from("aB .!?\"'-*•1\n,—"), st.characters()))
-
-
-@settings(max_examples=40)
-@given(ANY_TEXT, ANY_TEXT, st.integers(1, 9))
-def test_counts_are_monotone_meet_and_add(a, b, count):
-    most, least = followed(Rule("words_at_most", count), a), followed(Rule("words_at_least", count), a)
-    assert (most or least) == bool(a.strip()) and (most and least) == (bool(a.strip()) and word_count(a) == count)
-    assert followed(Rule("one_word"), a) == (word_count(a) == 1)
-    assert word_count(a + "\n" + b) == word_count(a) + word_count(b)
-    assert sentence_count(a + "\n\n" + b) == sentence_count(a) + sentence_count(b)
 
 
 PIECES = ("a", "aa ", "- ", "1", "1. ", "- a\n", ".", '."', "a. ", "A ... b", "\n", "—", "--", "(", '{"a":',
@@ -158,12 +135,8 @@ def test_a_worked_report():
     assert (report["rules"]["value"], report["rules"]["count"]) == (0.5, 4)
     words = ("prompts 1 of 3 33.3%", "rules 2 of 4 50.0%", "one_word 1 of 2 50.0%", "upper_case 0 of 1 0.0%")
     assert [" ".join(line.split()[:5]) for line in table(report)] == [*words, "no_commas 1 of 1 100.0%"]
-    for texts, complaint in (
-        ({"x": "a"}, "no answer to 2 of 3 instructions: 'y', 'z'; answer all"),
-        (dict.fromkeys("xyzvu", "a"), "2 answers to unknown instructions: 'u', 'v'"),
-    ):
-        with refused(complaint):
-            verifiable_report(THREE, texts)
+    with refused("2 answers to unknown instructions: 'u', 'v'"):
+        verifiable_report(THREE, dict.fromkeys("xyzvu", "a"))
 
 
 GOOD = {"id": "a", "prompt": "Say it.", "rules": [{"rule": "one_word"}]}
@@ -177,22 +150,13 @@ def ruled(*rules) -> dict:
     ("row", "complaint"),
     [
         (GOOD, "id 'a' came before"),
-        ({"id": "b", "prompt": "p"}, "key 'rules' is missing"),
-        (GOOD | {"id": "b", "note": 1}, "the keys are id, prompt, rules, note; they must be id, prompt,"),
-        (GOOD | {"id": 3}, "key 'id' must be a text"),
-        (GOOD | {"id": "b", "prompt": " "}, "key 'prompt' must be a text"),
-        (ruled(), "a list of rules"),
-        (ruled("one_word"), r"rules\[0\]: rule None is not known; take one of words_at_most, "),
         (ruled({"rule": "one_word"}, {"rule": ["rhymes"]}), r"rules\[1\]: rule \['rhymes'\] is not known"),
         *(
             (ruled(rule), r"rules\[0\] is {'rule': .*; docs/evaluation\.md describes " + rule["rule"])
             for rule in (
                 {"rule": "one_word", "count": 1},
-                {"rule": "bullets"},
                 *({"rule": "bullets", "count": n} for n in ("3", True, 0, 3.0)),
-                {"rule": "alphabet", "alphabet": "Greek"},
-                *({"rule": "ends_with", "text": text} for text in (" a", ["a"])),
-                *({"rule": "lacks", "words": words} for words in ("a", [], ["a", 1])),
+                *({"rule": "lacks", "words": words} for words in ("a", [])),
                 {"rule": "json", "keys": ["a", "a"]},
             )
         ),
@@ -201,17 +165,6 @@ def ruled(*rules) -> dict:
 def test_bad_instructions_are_one_line(tmp_path, row, complaint):
     with refused(r"i\.jsonl, line 2.*" + complaint):
         read_instructions(written(tmp_path / "i.jsonl", [GOOD, row]))
-
-
-def test_bad_answers_are_one_line(tmp_path):
-    for rows, complaint in (
-        ([{"id": "a"}], "line 1: key 'text' is missing"),
-        ([{"id": "b", "text": None}], "line 1: key 'text' must be a text"),
-        ([{"id": "a", "text": ""}, {"id": "a", "text": "again"}], "line 2: id 'a' came before"),
-        ([], "no rows; name a file of rows with id, text"),
-    ):
-        with refused(r"a\.jsonl.*" + complaint):
-            read_rows(written(tmp_path / "a.jsonl", rows), "text")
 
 
 def test_the_command(tmp_path, call):

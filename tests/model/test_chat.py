@@ -18,7 +18,7 @@ ZEPHYR_TEMPLATE = "{% for m in messages %}{{ '<|user|>\n' + message['content'] +
 SYSTEM, USER = {"role": "system", "content": " Be brief."}, {"role": "user", "content": "  Hi {x} \n"}
 
 
-def folder(path: Path, special: list[str], template: str | None, eos: int | list[int]) -> Path:
+def folder(path: Path, special: list[str], template: str, eos: int | list[int]) -> Path:
     """A directory with a byte-level tokenizer: ids 0 ... 255 are characters, then the special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
@@ -26,7 +26,7 @@ def folder(path: Path, special: list[str], template: str | None, eos: int | list
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True) for token in special])
     backend.save(str(path / "tokenizer.json"))
-    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template} if template else {}))
+    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
     return path
 
@@ -117,25 +117,20 @@ def test_an_answer_continues_the_prompt(tmp_path, template, text):
     assert len(spans) == len(answer) - 1
     assert {i for start, end in spans for i in range(start, end)} == set(range(len(text)))
     for (start, end), i in zip(spans, answer[:-1], strict=True):
-        if not chat.tokenizer.backend.is_byte(i):
-            assert chat.tokenizer.backend.id_to_piece(i).strip("▁") == text[start:end].strip()
+        piece = chat.tokenizer.backend.id_to_piece(i)
+        if piece.startswith("<0x"):
+            assert end - start == 1 and int(piece[3:5], 16) in text[start:end].encode()
+        else:
+            assert piece.strip("▁") == text[start:end].strip()
 
 
 @pytest.mark.parametrize(
-    ("special", "template", "complaint"),
+    ("template", "complaint"),
     [
-        (CHATML, None, "no chat_template"),
-        (CHATML, "[INST] {{ x }} [/INST]", "none of Llama-3's, ChatML's, Llama-2's and Zephyr's"),
-        (CHATML, "<|start_header_id|>", "which the vocabulary lacks"),
-        *((CHATML, t, "needs <0x0A>, which the vocabulary lacks") for t in (LLAMA2_TEMPLATE, ZEPHYR_TEMPLATE)),
-        (CHATML, "'<|user|>\\n' + message['content'] + '<|end|>'", "none of"),
+        ("'<|user|>\\n' + message['content'] + '<|end|>'", "none of Llama-3's, ChatML's"),
+        *((t, "which the vocabulary lacks") for t in ("<|start_header_id|>", LLAMA2_TEMPLATE, ZEPHYR_TEMPLATE)),
     ],
 )
-def test_unknown_templates_are_errors(tmp_path, special, template, complaint):
+def test_unknown_templates_are_errors(tmp_path, template, complaint):
     with pytest.raises(UserError, match=complaint):
-        load_chat(folder(tmp_path, special, template, 0))
-
-
-def test_a_missing_tokenizer(tmp_path):
-    with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
-        load_chat(tmp_path)
+        load_chat(folder(tmp_path, CHATML, template, 0))

@@ -65,20 +65,14 @@ def test_prefill_and_decode_equal_one_forward(case):
         assert close(logits, torch.cat([expected[0, start:end], expected[1, start:end]]))
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
+def test_what_cannot_be_honoured_is_an_error():
+    table = json.loads((FIXTURES / "llama3" / "config.json").read_text())
+    for change, complaint in (
         ({"attention_bias": True}, "attention_bias is True"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"rms_norm_eps": None}, "key 'rms_norm_eps' is missing"),
         ({"rope_parameters": None, "rope_scaling": {"rope_type": "yarn"}}, "rope type 'yarn' is unknown"),
-    ],
-)
-def test_what_cannot_be_honoured_is_an_error(change, complaint):
-    table = json.loads((FIXTURES / "llama3" / "config.json").read_text()) | change
-    with pytest.raises(UserError, match=complaint):
-        LlamaConfig.from_dict(table, "config.json")
+    ):
+        with pytest.raises(UserError, match=complaint):
+            LlamaConfig.from_dict(table | change, "config.json")
 
 
 def test_both_spellings_of_rope_agree():

@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.statistics import spearman
 from prepare import construct
-from prepare.flaws import FLAWS, Constructor, load_sources, repetitive, sentences
+from prepare.flaws import FLAWS, Constructor, load_sources
 from stages.files import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -43,11 +43,6 @@ def test_the_command_writes_what_data_holds(tmp_path, monkeypatch):
         assert committed == written, name
 
 
-def test_sentences_keep_the_text():
-    pieces = ["One. ", "Two lines\n", "here! ", "Version 1.5 stays.\n\n", "- a list\n", "- of two"]
-    assert sentences("".join(pieces)) == pieces
-
-
 def test_scores_are_even_and_lengths_say_nothing(rows):
     assert set(Counter(row["score"] for row in rows).values()) == {700}
     assert {row["flaw"] for row in rows} == set(FLAWS)
@@ -71,26 +66,11 @@ def test_openings_formats_and_cuts_say_nothing(rows):
     assert cut[3] > 0.95 and all(0.4 < cut[score] < 0.75 for score in (1, 2)) and cut[4] < 0.25 and cut[5] < 0.25
 
 
-def made(*texts: str, category: str = "facts", topic: str = "t") -> list:
-    """Sources of a prompt for each answer."""
-    answers = [{"prompt_id": i, "text": t, "temperature": 0.2, "finish_reason": "stop"} for i, t in enumerate(texts)]
-    prompts = [{"id": i, "prompt": f"q{i}", "category": category, "topic": f"{topic}{i}"} for i in range(len(texts))]
-    return load_sources(prompts, answers)
-
-
-def test_what_is_no_good_answer():
-    said = "The tide comes in twice a day. " * 3
-    assert repetitive(said) and not repetitive("The tide comes in twice a day, and it goes out twice a day.")
-    found = made("A fine answer.", said, "I'm sorry, I cannot help with that.")
-    assert [source.prompt for source in found] == ["q0"]
-
-
 def test_prompts_that_construction_cannot_use():
+    prompt = {"id": 0, "prompt": "q", "category": "songs", "topic": "t"}
+    answer = {"prompt_id": 0, "text": "A.", "temperature": 0.2, "finish_reason": "stop"}
     with pytest.raises(UserError, match="prompt 0: unknown category 'songs'"):
-        made("A.", category="songs")
-    for sources in (made("A.", "B."), made("A.") + made("B.", "C.", category="plan", topic="u")):
-        with pytest.raises(UserError, match="category 'facts': two topics"):
-            Constructor(sources, 0)
+        load_sources([prompt], [answer])
 
 
 def test_a_wrong_judgment_is_further_off_and_positions_are_even(maker):

@@ -99,7 +99,6 @@ def test_a_message_left_out_takes_what_is_below_with_it(read, fields, reason):
         (tree(ask("a", answer("x", None, ask("q2", *two("y"))), *two("z"))), [2, 2], [LeftOut.UNRANKED]),
         (tree(ask("a", answer("x", 2), answer("y", 0, text="text of x"), *two("z"))), [3], [LeftOut.DUPLICATE]),
         (group("a", [0, 2, 2], synthetic=True, model_name="m"), [3], []),
-        (group("a", [1, 0], TALK), [2], []),
         # Exports leave out what is null.
         ({"prompt": {"message_id": "q", "role": "prompter", "text": "?", "replies": two("a")}}, [2], []),
     ],
@@ -127,29 +126,18 @@ def test_a_group_written_is_read_again_here_and_by_the_agreement(read, tmp_path)
     path = tmp_path / "source.jsonl.gz"
     path.write_bytes(whole := gzip.compress((tmp_path / "source.jsonl").read_bytes()))
     assert ranked_groups(path, EFT) == (groups, {})
-    for damaged in (whole[:-30], whole[:30] + b"\xff\xff\xff\xff" + whole[34:], b"{}"):
-        path.write_bytes(damaged)
-        with pytest.raises(UserError, match="damaged"):
-            ranked_groups(path, EFT)
+    path.write_bytes(whole[:-30])
+    with pytest.raises(UserError, match="damaged"):
+        ranked_groups(path, EFT)
 
 
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"message_id": "q", "text": "flat", "role": "prompter"}, "'context' is missing; expected message trees"),
-        ({"message_tree_id": "q", "prompt": None}, "expected a message by the prompter, got None"),
         (tree(answer("q", 0)), "expected a message by the prompter, got {'message_id'"),
-        (tree(ask("q", ask("r"))), "expected a message by the assistant"),
-        (tree(ask("q", answer("a", 0, text=None))), "'text' is missing"),
         (tree(ask("q", answer("a", 0, answer("b", 0)))), "expected a message by the prompter"),
         (tree(ask("q", answer("a", 0.5))), r"'rank' is 0\.5, not of type int"),
-        (tree(ask("q", answer("a", True))), "'rank' is True, not of type int"),
-        (tree(ask(None, *two("a"))), "'message_id' is missing"),
-        (tree(ask("q", replies={})), "'replies' is {}, not of type list"),
         *((group("q", [0, 1], turns), "has to begin and to end with a prompter's turn") for turns in (TALK[:2], [])),
-        (group("q", [0, 1], TALK[1:2]), "expected a message by the prompter"),
-        (group("q", [0, 1]) | {"replies": ["a", "b"]}, "expected a message by the assistant, got 'a'"),
-        (group("q", [0, 1]) | {"message_id": 7}, "'message_id' is 7, not of type str"),
     ],
 )
 def test_rows_of_another_format_are_named(read, tmp_path, row, complaint):
@@ -167,10 +155,7 @@ def test_first_questions_become_seed_prompts(tmp_path, monkeypatch):
     write_jsonl("trees.jsonl", map(tree, rows))
     text = 'name = "t"\niteration = []\n[model]\npath = "m"\n[respond]\nprompts_per_iteration = 1\n'
     text += '[eft]\nsources = ["trees.jsonl"]\n[prompts]\nseeds = "seeds.jsonl"\nshots = 2\ngenerated_shots = 0\n'
-    (tmp_path / "config.toml").write_text(text.replace('["trees.jsonl"]', "[]"))
     monkeypatch.setattr("sys.argv", ["seeds", "--config", "config.toml"])
-    with pytest.raises(UserError, match="must both name files"):
-        pool.main()
     (tmp_path / "config.toml").write_text(text)
     pool.main()
     settings = load_settings(tmp_path / "config.toml")
@@ -180,5 +165,3 @@ def test_first_questions_become_seed_prompts(tmp_path, monkeypatch):
         pool.main()
     draws = {tuple(row["id"] for row in pool.seed_prompts(replace(settings, seed=i), 2)) for i in range(20)}
     assert draws == {("q1", "q5"), ("q1", "q6"), ("q5", "q6")}
-    with pytest.raises(UserError, match="only 3 first questions, but 4 are wanted"):
-        pool.seed_prompts(settings, 4)

@@ -78,10 +78,6 @@ def test_files_that_are_refused(models, tmp_path):
     refused("made for another model", models[1])
     path.write_bytes(b"12")
     refused(r"delta\.safetensors: damaged")
-    path.with_suffix(".json").write_text("{")
-    refused(r"delta\.json: damaged")
-    path.with_suffix(".json").unlink()
-    refused(r"delta\.json: no such file")
 
 
 def test_the_shipped_one_is_small_and_judges_nearly_as_the_trained_model_does():

@@ -105,9 +105,3 @@ def test_scores_are_balanced_and_neither_length_nor_opening_says_anything(name):
         begins = np.array([bool(re.match(opening, text)) for text in texts])
         low, high = begins[np.array(scores) <= 2].mean(), begins[np.array(scores) >= 3].mean()
         assert min(low, high) > 0.05 and abs(low - high) < 0.06
-
-    def short(record: dict) -> bool:
-        by_length = sorted(record["responses"], key=lambda response: len(response["text"]))
-        return max(r["score"] for r in by_length[:2]) == max(r["score"] for r in by_length)
-
-    assert 0.4 <= np.mean([short(record) for record in JUDGED[name]]) <= 0.6
