@@ -178,10 +178,9 @@ def summary_lines(summary: Record) -> Iterator[str]:
     if summary["pool"]:
         yield f"  new prompts  {_listed({name: count for name, count in summary['pool'].items() if count})}"
     if sft["eft"]:
-        counts, chance = sft["eft"]["counts"], sft["eft"]["agreeing_by_chance"]
-        judged = counts["groups"] - counts["groups.held_out"]
-        agreeing = f"{counts['groups.agrees']} of {judged} groups agree with people ({chance} expected by chance)"
-        yield f"  EFT          {agreeing}; {counts['examples']} examples"
+        counts = sft["eft"]["counts"]
+        agreeing = f"{counts['groups.agrees']} of {counts['groups'] - counts['groups.held_out']}"
+        yield f"  EFT          {agreeing} groups agree with people; {counts['examples']} examples"
     reports = ((sft["agreement_before"] or {}, "before"), (sft["agreement"] or {}, "after"))
     rates = [f"{shown(rate, '{:.1%}')} {when}" for one, when in reports if (rate := one.get("parse_rate")) is not None]
     if rates:

@@ -43,19 +43,16 @@ def test_generation(place, monkeypatch, capsys):
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sampler, "product_flops", lambda device, dtype: 1e10)
-    product, flat, loop, *rows = run(sampler, place, monkeypatch, capsys, "--repeats", "1")
+    product, flat, loop, *unshared = run(sampler, place, monkeypatch, capsys, "--repeats", "1")
     assert (product["workload"], product["ranks"]) == ("product", 1)
     assert (flat["workload"], flat["new_tokens"]) == ("flat", 64 * 4)
     assert (loop["workload"], loop["new_tokens"]) == ("loop", 2 * 3 * (4 + 2 * 5))
-    for row in (flat, loop, *rows):
+    for row in (flat, loop, *unshared):
         assert row["computed_tokens"] == row["prefill_tokens"] + row["new_tokens"]
         assert row["tokens_per_second"] > 0 and 0 < row["share_of_limit"] < 1
-    unshared = {row["workload"]: row for row in rows if row.get("ablation") == "sharing off"}
-    assert all(unshared[on["workload"]]["prefill_tokens"] > on["prefill_tokens"] for on in (flat, loop))
-    batches = {row["batch"]: row["new_tokens"] for row in rows if row["workload"] == "batch"}
-    assert batches == {1: 4, 8: 32, 64: 256, 128: 512}
-    judgments = {row["N"]: row["prefill_tokens"] for row in rows if row["workload"] == "judgments"}
-    assert list(judgments) == [1, 2, 4, 8, 16] and len(set(judgments.values())) == 1
+    for shared, row in zip((flat, loop), unshared, strict=True):
+        assert (row["workload"], row["ablation"]) == (shared["workload"], "sharing off")
+        assert row["prefill_tokens"] > shared["prefill_tokens"]
 
 
 def test_training(place, monkeypatch, capsys):
