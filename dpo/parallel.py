@@ -33,9 +33,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class World:
-    """The rank of this process among those that train the same model."""
-
+class World:  # the rank of this process among those that train the same model
     rank: int
     size: int
     device: torch.device

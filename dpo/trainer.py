@@ -31,9 +31,7 @@ from stages.settings import Dpo, Settings, Sft
 
 
 @dataclass
-class Trainer:
-    """A model, its data and its optimizer. The loop: run, train_epoch, step, measure, end_epoch."""
-
+class Trainer:  # a model, its data and its optimizer. The loop: run, train_epoch, step, measure, end_epoch
     stage: Objective
     settings: Settings
     world: World

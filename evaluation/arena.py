@@ -29,17 +29,15 @@ VERDICTS = {"A>>B": [1.0] * 3, "A>B": [1.0], "A=B": [0.5], "B>A": [0.0], "B>>A":
 REVERSED = {"B<<A": "A>>B", "B<A": "A>B", "B=A": "A=B", "A<B": "B>A", "A<<B": "B>>A"}  # only v2.0 reads them
 
 
-class Judgment(NamedTuple):
-    """The model's results, 1, 1/2 or 0, with its answer second, and first; and the number of unreadable games."""
-
+class Judgment(
+    NamedTuple
+):  # the model's results, 1, 1/2 or 0, by the place of its answer; the number of unreadable games
     second: list[float]
     first: list[float]
     unreadable: int
 
 
-class Board(NamedTuple):
-    """What the scores in one table have in common."""
-
+class Board(NamedTuple):  # what the scores in one table have in common
     version: str
     category: str
     judge: str

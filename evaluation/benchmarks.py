@@ -30,9 +30,7 @@ def arguments(doc: str | None, *paths: str, **others: Any) -> argparse.Namespace
     return parser.parse_args()
 
 
-class Row(NamedTuple):
-    """An object of a file, and its place: "PATH, entry I" or "PATH, line N"."""
-
+class Row(NamedTuple):  # an object of a file, and its place: "PATH, entry I" or "PATH, line N"
     where: str
     content: Record
 
@@ -48,9 +46,7 @@ class Row(NamedTuple):
         return inner
 
 
-class Question(NamedTuple):
-    """A question and the row of the benchmark's file that it comes from."""
-
+class Question(NamedTuple):  # a question and the row of the benchmark's file that it comes from
     id: str  # in AlpacaEval the question's place, such as "0007", since an instruction is too long for an id
     key: str  # what the benchmark's files name the question by: its id, in AlpacaEval its instruction
     category: str

@@ -41,9 +41,7 @@ SIDES = ("BLOCK_M", "BLOCK_T", "BLOCK_HEADS", "BLOCK_G", "M"), ("BLOCK_N", "BLOC
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
-class Recorded(NamedTuple):
-    """A recorded launch, which did not run."""
-
+class Recorded(NamedTuple):  # a recorded launch, which did not run
     name: str  # for example attention.forward
     kernel: JITFunction
     arguments: tuple[Any, ...]

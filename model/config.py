@@ -21,9 +21,7 @@ class RopeScaling:  # Llama 3.1's
 
 
 @dataclass(frozen=True)
-class LlamaConfig:
-    """A Llama model's shape; the names are those of Hugging Face's `config.json`."""
-
+class LlamaConfig:  # a Llama model's shape; the names are those of Hugging Face's `config.json`
     vocab_size: int
     hidden_size: int
     intermediate_size: int

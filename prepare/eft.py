@@ -25,9 +25,7 @@ from stages.stage import Job, Output, Stage, first_rank
 Scores = Sequence[int | float | None]  # of a group's replies; None for a judgment without a score
 
 
-class Outcome(StrEnum):
-    """Whether a round's scores agree with the ranks. A group's outcome is the first of these that any round has."""
-
+class Outcome(StrEnum):  # of a round's scores, against the ranks; a group's is the first of these that any round has
     AGREES = "agrees"
     DISAGREES = "disagrees"  # a better reply has a lower score or, with the strict order, an equal one
     EQUAL_SCORES = "equal_scores"  # all scores are equal

@@ -33,14 +33,12 @@ SEQUENCES = 128  # decoded together, over all ranks
 
 
 @dataclass
-class Bench:
-    """One rank's model, and its part of all measurements. `limit`: operations a second that the machine reaches."""
-
+class Bench:  # one rank's model and its part of all measurements
     model: Llama
     chat: ChatFormat
     workload: ModuleType
     repeats: int
-    limit: float
+    limit: float  # operations a second that the machine reaches
     new_tokens: int = 0  # of the current run
 
     def texts(self, count: int) -> list[str]:

@@ -23,7 +23,7 @@ from model.chat import load_chat
 from model.config import LlamaConfig
 from model.dtype import training_dtype
 from stages.files import command, read_jsonl
-from stages.settings import Dpo, EngineOptions, Iteration, Model, Respond, Settings, TrainerOptions
+from stages.settings import Dpo, EngineOptions, Iteration, Model, Respond, Settings
 from tools.bench import arguments, load_module
 
 
@@ -63,15 +63,8 @@ def measure(world: World, pairs: list[Example], settings: Settings, work: Path) 
 
 def main() -> None:
     given, threads = arguments("Training speed, as a JSON line.").parse_args(), torch.get_num_threads()
-    settings = Settings(
-        name="bench",
-        model=Model(path=str(given.model)),
-        respond=Respond(prompts="", prompts_per_iteration=1),
-        iteration=[Iteration()],
-        engine=EngineOptions(threads=threads),
-        dpo=Dpo(epochs=1, batch_size=4, learning_rate=5e-6, held_out=0.0),
-        trainer=TrainerOptions(tokens_per_microbatch=4096),
-    )
+    model, dpo = Model(str(given.model)), Dpo(epochs=1, batch_size=4, held_out=0.0)
+    settings = Settings("bench", model, Respond(1), [Iteration()], engine=EngineOptions(threads), dpo=dpo)
     pairs = read_pairs(given.workload, given.model)
     with tempfile.TemporaryDirectory() as folder, distributed(threads) as world:
         print(json.dumps(measure(world, pairs, settings, Path(folder))), flush=True)
