@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks import arguments, caveats, print_tables, read_rows, require
+from evaluation.benchmarks import arguments, caveats, need, print_tables, read_rows
 from evaluation.statistics import bootstrap
 from stages.files import UserError, command
 from stages.records import Record
@@ -73,7 +73,7 @@ def read_judgments(paths: Sequence[Path]) -> dict[Board, Models]:
     for board, models in boards.items():
         questions = list(dict.fromkeys(chain.from_iterable(models.values())))
         for model, judged in models.items():
-            require(questions, judged, f"{model}: no judgment by {board.judge} on")
+            need(questions, judged, f"{model}: no judgment by {board.judge} on")
     return boards
 
 

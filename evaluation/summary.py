@@ -71,12 +71,8 @@ def _iteration(folder: Path, number: int, settings: Settings) -> Record:
     dpo |= {"epoch": trained["epoch"], "held_out": last is trained}
     seconds = {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest}
     row: Record = {"iteration": number, "rho": settings.iteration[number - 1].rho}
-    row |= {
-        "responses": stages["respond"]["counts"]["records"],
-        "pairs": pairs,
-        "bias": read_json(folder / "bias.json"),
-    }
-    row |= {"dpo": dpo} | _judged(folder.parent, number, settings)
+    row |= {"responses": stages["respond"]["counts"]["records"], "pairs": pairs}
+    row |= {"bias": read_json(folder / "bias.json"), "dpo": dpo} | _judged(folder.parent, number, settings)
     return row | {"checkpoint": str(folder / "checkpoint"), "seconds": seconds}
 
 

@@ -10,13 +10,13 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from dpo.metrics import best_rate, product_flops
+from evaluation.benchmarks import arguments
 from kernels.int8 import Int8Weight, int8_linear
 from model.chat import ChatFormat, load_chat
 from model.dtype import generation_dtype
@@ -26,7 +26,7 @@ from sampling.engine import Engine
 from sampling.request import Request, Sampling
 from sampling.worker import local_device
 from stages.files import UserError, command
-from tools.bench import arguments, load_module
+from tools.bench import WORKLOAD, load_module
 
 ENGINE: dict[str, Any] = {"num_kv_blocks": 4096, "block_size": 16, "max_num_batched_tokens": 2048}
 SEQUENCES = 128  # decoded together, over all ranks
@@ -36,7 +36,7 @@ SEQUENCES = 128  # decoded together, over all ranks
 class Bench:  # one rank's model and its part of all measurements
     model: Llama
     chat: ChatFormat
-    workload: ModuleType
+    workload: Any  # the module
     repeats: int
     limit: float  # operations a second that the machine reaches
     new_tokens: int = 0  # of the current run
@@ -118,10 +118,9 @@ def machine_limit(device: torch.device, products: torch.dtype) -> float:
 
 
 def main() -> None:
-    parser = arguments("Generation speed, as JSON lines.")
-    parser.add_argument("--only", choices=["flat", "loop"], help="one workload, and nothing else")
-    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median is printed")
-    given = parser.parse_args()
+    only = {"choices": ["flat", "loop"], "help": "one workload, and nothing else"}
+    repeats = {"type": int, "default": 3, "help": "runs, of which the median is printed; default: 3"}
+    given = arguments(__doc__, "model", workload=WORKLOAD, only=only, repeats=repeats)
     dist.init_process_group("gloo")
     device, ranks = local_device(), dist.get_world_size()
     dtype = generation_dtype("auto", device)

@@ -19,12 +19,13 @@ from dpo.packing import micro_batches
 from dpo.parallel import World, distributed, load_sharded, sharded_model
 from dpo.reference import reference_logprob
 from dpo.trainer import Trainer, make_optimizer
+from evaluation.benchmarks import arguments
 from model.chat import load_chat
 from model.config import LlamaConfig
 from model.dtype import training_dtype
 from stages.files import command, read_jsonl
 from stages.settings import Dpo, EngineOptions, Iteration, Model, Respond, Settings
-from tools.bench import arguments, load_module
+from tools.bench import WORKLOAD, load_module
 
 
 def read_pairs(path: Path, model: Path) -> list[Example]:
@@ -62,10 +63,10 @@ def measure(world: World, pairs: list[Example], settings: Settings, work: Path) 
 
 
 def main() -> None:
-    given, threads = arguments("Training speed, as a JSON line.").parse_args(), torch.get_num_threads()
+    given, threads = arguments(__doc__, "model", pairs=WORKLOAD), torch.get_num_threads()
     model, dpo = Model(str(given.model)), Dpo(epochs=1, batch_size=4, held_out=0.0)
     settings = Settings("bench", model, Respond(1), [Iteration()], engine=EngineOptions(threads), dpo=dpo)
-    pairs = read_pairs(given.workload, given.model)
+    pairs = read_pairs(given.pairs, given.model)
     with tempfile.TemporaryDirectory() as folder, distributed(threads) as world:
         print(json.dumps(measure(world, pairs, settings, Path(folder))), flush=True)
 
