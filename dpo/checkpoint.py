@@ -27,9 +27,7 @@ PROGRESS = "progress.json"
 
 
 @dataclass
-class Progress:
-    """How far a run has come: all of its state that is not a tensor. Schedule and data order are functions of it."""
-
+class Progress:  # all of a run's state that is not a tensor; schedule and data order are functions of it
     key: str  # identity of the work that the state belongs to
     step: int = 0  # updates done
     epoch: int = 0  # epochs done

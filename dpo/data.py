@@ -16,9 +16,7 @@ COMPLETIONS = {"sft": ("completion_ids",), "dpo": ("chosen_ids", "rejected_ids")
 
 
 @dataclass(frozen=True)
-class Example:
-    """Token ids of a prompt and of its completions: (chosen, rejected), or one for SFT."""
-
+class Example:  # token ids of a prompt and of its completions: (chosen, rejected), or one for SFT
     id: str
     prompt: list[int]
     completions: tuple[list[int], ...]

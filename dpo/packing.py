@@ -24,9 +24,7 @@ LEAST_SHARED = 16  # shortest shared prefix, in tokens: a shorter one, one more 
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """Packed sequences without padding, and the positions that predict the completions' tokens; integers are int64."""
-
+class MicroBatch:  # packed sequences, and the positions that predict the completions' tokens; integers are int64
     examples: list[int]  # indices into the training examples
     real: bool  # False: a stand-in of a rank without work, so that collectives match; its loss is left out
     completions: int  # of each example
@@ -81,9 +79,7 @@ def keep_usable(
     return kept, dict(dropped)
 
 
-class Group(NamedTuple):
-    """Indices of examples whose prompts share their first `prefix` tokens."""
-
+class Group(NamedTuple):  # indices of examples whose prompts share their first `prefix` tokens
     members: list[int]
     prefix: int
 

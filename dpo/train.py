@@ -79,30 +79,22 @@ def train(job: Job, world: World, work: Path) -> None:
         trainer.run()
         if world.first:
             sizes = {"train": len(trainer.train_set), "held_out": len(trainer.held_out_set)}
-            facts: dict[str, Any] = {
-                "counts": {"examples": len(examples), **sizes, **dropped},
-                "first_loss": at.first_loss,
-            }
-            facts |= at.exported | {"steps": at.step, "seconds": round(at.seconds, 1)}
+            facts: dict[str, Any] = {"counts": {"examples": len(examples), **sizes, **dropped}}
+            facts |= {"first_loss": at.first_loss} | at.exported
+            facts |= {"steps": at.step, "seconds": round(at.seconds, 1)}
             facts |= {"dtype": str(dtype).removeprefix("torch."), "ranks": world.size}
             facts |= {"threads": settings.engine.threads, "environment": environment()}
             finish(work / f"epoch-{at.exported['epoch']}", job, **facts)
         world.remove([*work.glob("*epoch-*"), *work.glob("*state-*")])
 
 
-DPO = Stage(
-    "dpo",
-    "dpo.train",
-    run_training,
-    settings=lambda settings, iteration: (
-        training_settings(settings, settings.dpo, "beta", "nll_weight")
-        | {"export": settings.iteration[iteration - 1].epoch}
-    ),
-    per_iteration=True,
-    inputs=("model", "reference", "data"),
-    lists=("data",),
-    ranks="group",
-)
+def _settings(settings: Settings, iteration: int) -> Any:
+    epoch = settings.iteration[iteration - 1].epoch
+    return training_settings(settings, settings.dpo, "beta", "nll_weight") | {"export": epoch}
+
+
+INPUTS = ("model", "reference", "data")
+DPO = Stage("dpo", "dpo.train", run_training, _settings, INPUTS, (), ("data",), per_iteration=True, ranks="group")
 
 if __name__ == "__main__":
     end_process(DPO.main)

@@ -27,9 +27,7 @@ GAMED_WEIGHT = 0.2 / 2  # of a row of the two gamed baselines
 FOLDS, CS, SEED = 5, np.logspace(-4, 4, 10), 123  # liblinear's order of coordinates is drawn
 
 
-class Annotations(NamedTuple):
-    """A judge's preferences between a model and a baseline, n rows in the file's order."""
-
+class Annotations(NamedTuple):  # a judge's preferences between a model and a baseline, n rows in the file's order
     path: Path
     names: dict[str, str]  # "model", "baseline", and "annotator", which may be several, separated by commas
     preferences: Array  # [n], from 0 (the baseline's output) to 1 (the model's); NaN for no preference
@@ -37,9 +35,7 @@ class Annotations(NamedTuple):
     positions: list[Any]  # [n], the number of the instruction's difficulty: "index" if rows have it, else the place
 
 
-class Gamed(NamedTuple):
-    """The gamed baselines' rows: features [m, 3] and preferences [m]; and the difficulties by position."""
-
+class Gamed(NamedTuple):  # the gamed baselines' features [m, 3] and preferences [m]; difficulties by position
     features: Array
     preferences: Array
     difficulties: Mapping[Any, float]
@@ -89,17 +85,12 @@ def annotated(annotations: Annotations, gamed: Gamed | None) -> Record:
     ties = len(given) - wins - losses
     lc, lc_error = percent(length_controlled(annotations, gamed)[0]) if gamed else (None, None)
     rate, error = percent(given)
-    row = {
-        "model": annotations.names["model"],
-        "length_controlled_winrate": lc,
-        "lc_standard_error": lc_error,
-        "win_rate": rate,
-        "standard_error": error,
-        "discrete_win_rate": 100 * (wins + ties / 2) / len(given),
-        "avg_length": int(lengths.mean()) if len(lengths) else None,  # truncated, as on the leaderboard
-        "without_preference": len(annotations.preferences) - len(given),
-        "without_text": len(annotations.lengths) - len(lengths),
-    }
+    row: Record = {"model": annotations.names["model"]}
+    row |= {"length_controlled_winrate": lc, "lc_standard_error": lc_error}
+    row |= {"win_rate": rate, "standard_error": error, "discrete_win_rate": 100 * (wins + ties / 2) / len(given)}
+    row["avg_length"] = int(lengths.mean()) if len(lengths) else None  # truncated, as on the leaderboard
+    row["without_preference"] = len(annotations.preferences) - len(given)
+    row["without_text"] = len(annotations.lengths) - len(lengths)
     return row | {"n_wins": wins, "n_wins_base": losses, "n_draws": ties, "n_total": len(given)} | annotations.names
 
 

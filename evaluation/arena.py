@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks import arguments, caveats, print_tables, read_rows, require
+from evaluation.benchmarks import arguments, caveats, need, print_tables, read_rows
 from evaluation.statistics import bootstrap
 from stages.files import UserError, command
 from stages.records import Record
@@ -29,17 +29,15 @@ VERDICTS = {"A>>B": [1.0] * 3, "A>B": [1.0], "A=B": [0.5], "B>A": [0.0], "B>>A":
 REVERSED = {"B<<A": "A>>B", "B<A": "A>B", "B=A": "A=B", "A<B": "B>A", "A<<B": "B>>A"}  # only v2.0 reads them
 
 
-class Judgment(NamedTuple):
-    """The model's results, 1, 1/2 or 0, with its answer second, and first; and the number of unreadable games."""
-
+class Judgment(
+    NamedTuple
+):  # the model's results, 1, 1/2 or 0, by the place of its answer; the number of unreadable games
     second: list[float]
     first: list[float]
     unreadable: int
 
 
-class Board(NamedTuple):
-    """What the scores in one table have in common."""
-
+class Board(NamedTuple):  # what the scores in one table have in common
     version: str
     category: str
     judge: str
@@ -75,7 +73,7 @@ def read_judgments(paths: Sequence[Path]) -> dict[Board, Models]:
     for board, models in boards.items():
         questions = list(dict.fromkeys(chain.from_iterable(models.values())))
         for model, judged in models.items():
-            require(questions, judged, f"{model}: no judgment by {board.judge} on")
+            need(questions, judged, f"{model}: no judgment by {board.judge} on")
     return boards
 
 

@@ -30,9 +30,7 @@ def arguments(doc: str | None, *paths: str, **others: Any) -> argparse.Namespace
     return parser.parse_args()
 
 
-class Row(NamedTuple):
-    """An object of a file, and its place: "PATH, entry I" or "PATH, line N"."""
-
+class Row(NamedTuple):  # an object of a file, and its place: "PATH, entry I" or "PATH, line N"
     where: str
     content: Record
 
@@ -48,9 +46,7 @@ class Row(NamedTuple):
         return inner
 
 
-class Question(NamedTuple):
-    """A question and the row of the benchmark's file that it comes from."""
-
+class Question(NamedTuple):  # a question and the row of the benchmark's file that it comes from
     id: str  # in AlpacaEval the question's place, such as "0007", since an instruction is too long for an id
     key: str  # what the benchmark's files name the question by: its id, in AlpacaEval its instruction
     category: str
@@ -64,7 +60,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     return (Row(f"{path}, line {number}", row) for number, row in read_numbered_jsonl(path))
 
 
-def require(wanted: Sequence[str], given: Collection[str], what: str) -> None:
+def need(wanted: Sequence[str], given: Collection[str], what: str) -> None:
     """Raise `UserError` naming the wanted keys that are not given; `what` says who lacks what."""
     if missing := [name for name in wanted if name not in given]:
         raise UserError(f"{what} {len(missing)} of {len(wanted)} questions: {shortened(missing)}; add them")
@@ -88,7 +84,7 @@ def read_answers(benchmark: str, path: Path, questions: Sequence[Question]) -> t
     for row, name, key, texts in _read_texts(benchmark, path, answers=True):
         answers[key] = texts
         models.add(str(row.value(FORMS[name][2])))
-    require([question.key for question in questions], answers, f"{path}: no answer to")
+    need([question.key for question in questions], answers, f"{path}: no answer to")
     if len(models) > 1:
         raise UserError(f"{path}: answers of {len(models)} models, {shortened(sorted(models))}; give each its file")
     return models.pop(), answers

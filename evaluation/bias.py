@@ -48,16 +48,11 @@ def write_panel(
         meta = {"model": asked.model, "opponents": asked.opponents or "all", "max_score_gap": asked.max_score_gap}
         meta |= metajudge_panel(comparisons, judgments, read_jsonl(pairs / "elo.jsonl"))
     stages = {"judge": sources.scores or sources.judgments, "metajudge": sources.comparisons}
-    panel = {
-        "iteration": iteration,
-        "weights": {name: weights_of(path) for name, path in stages.items() if path},
-        "responses": response_panel(responses, scores),
-        "judge": judge,
-        "metajudge": meta,
-        "pairs": pairs_panel(pairs),
-        "agreement": measured(agreement, "parse_rate", "pairwise", "longer_wins", "spearman"),
-        "meta_agreement": measured(meta_agreement, "parse_rate", "agreement", "first_position", "consistency"),
-    }
+    weights = {name: weights_of(path) for name, path in stages.items() if path}
+    panel: Record = {"iteration": iteration, "weights": weights, "responses": response_panel(responses, scores)}
+    panel |= {"judge": judge, "metajudge": meta, "pairs": pairs_panel(pairs)}
+    panel["agreement"] = measured(agreement, "parse_rate", "pairwise", "longer_wins", "spearman")
+    panel["meta_agreement"] = measured(meta_agreement, "parse_rate", "agreement", "first_position", "consistency")
     write_json(path, panel)
     return panel
 

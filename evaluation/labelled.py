@@ -37,9 +37,7 @@ VERDICTS = {"comparisons": ("winner", WINNER, 2), "scores": ("score", SCORE, 1),
 QUALITIES = {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}
 
 
-class Case(NamedTuple):
-    """A response of known quality."""
-
+class Case(NamedTuple):  # a response of known quality
     group: str
     name: str
     prompt: str
@@ -49,9 +47,7 @@ class Case(NamedTuple):
     subset: str = ""
 
 
-class Pair(NamedTuple):
-    """Two responses to one prompt."""
-
+class Pair(NamedTuple):  # two responses to one prompt
     name: str
     first: Case
     second: Case
@@ -189,9 +185,7 @@ def _value(row: Record, key: str, where: str, kind: Any = ANY) -> Any:
     return value
 
 
-class Opinion(NamedTuple):
-    """Which response of each pair is better, and by how much; None where there is no verdict."""
-
+class Opinion(NamedTuple):  # which response of each pair is better, and by how much; None where there is no verdict
     preferences: Mapping[str, Preference | None]
     values: Mapping[str, Fraction | int | None]  # by response: mean score, or share of wins over its decided pairs
 
@@ -202,9 +196,7 @@ def by_value(labelled: Labelled, values: Mapping[str, Fraction | int | None]) ->
     return Opinion({name: None if None in own else prefer(*own) for name, own in both.items()}, values)
 
 
-class Decisions(NamedTuple):
-    """A judge's verdicts of one of the forms `VERDICTS`."""
-
+class Decisions(NamedTuple):  # a judge's verdicts of one of the forms `VERDICTS`
     form: str
     verdicts: Mapping[str, Sequence[Sequence[Any]]]  # by response or pair: for each order, in the order of indices
 

@@ -88,16 +88,12 @@ def wins_report(duels: Sequence[Duel], rows: Sequence[Record], settings: Setting
     decisions = {duel.id: decide(duel, by_duel.get(duel.id, []), protocol) for duel in duels}
     shares = {name: None if own.first is None else float(own.first) for name, own in decisions.items()}
     named = [row for row in rows if row.get("winner") in ("first", "second")]
-    return {
-        "protocol": protocol,
-        "duels": len(duels),
-        "win_rate": each(shares.values()),
-        "ties": each(None if own is None else own == 0.5 for own in shares.values()),
-        "parse_rate": by_group((row["duel"], row["failure"] is None) for row in rows),
-        "consistency": each(own.consistent for own in decisions.values()),
-        "first_position": by_group((row["duel"], row["winner"] == "first") for row in named),
-        "by_id": shares,
-    }
+    report: Record = {"protocol": protocol, "duels": len(duels), "win_rate": each(shares.values())}
+    report["ties"] = each(None if own is None else own == 0.5 for own in shares.values())
+    report["parse_rate"] = by_group((row["duel"], row["failure"] is None) for row in rows)
+    report["consistency"] = each(own.consistent for own in decisions.values())
+    report["first_position"] = by_group((row["duel"], row["winner"] == "first") for row in named)
+    return report | {"by_id": shares}
 
 
 def decisive_rows(judge: Worker, duels: Sequence[Duel], job: Job) -> list[Record]:
@@ -121,8 +117,8 @@ def measure_wins(judge: Worker, answers: Path, job: Job) -> None:
     duels = duels_of(*({row["name"]: row for row in read_shards(f) if row["kind"] == "prompt"} for f in folders))
     rows = decisive_rows(judge, duels, job.part("duel", "verdicts"))
     if first_rank():
-        files = {"report.json": wins_report(duels, rows, judge.settings)}
-        Output(files, {"counts": {"duels": len(duels)}}).write(job)
+        report = wins_report(duels, rows, judge.settings)
+        Output({"report.json": report}, {"counts": {"duels": len(duels)}}).write(job)
 
 
 class ModelMeasurements:

@@ -11,16 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks import (
-    MT_BENCH,
-    Question,
-    arguments,
-    caveats,
-    print_tables,
-    read_questions,
-    read_rows,
-    require,
-)
+from evaluation.benchmarks import MT_BENCH, Question, arguments, caveats, need, print_tables, read_questions, read_rows
 from evaluation.statistics import bootstrap
 from stages.files import UserError, command
 from stages.records import Record
@@ -55,7 +46,7 @@ def read_scores(path: Path, questions: Sequence[Question]) -> tuple[dict[str, di
         raise UserError(f"{path}: {'several scales; give each a file' if scales else 'no judgments'}")
     for judge, models in by_judge.items():
         for model, scores in models.items():
-            require(wanted, scores, f"{path}: {judge} did not judge {model} on")
+            need(wanted, scores, f"{path}: {judge} did not judge {model} on")
     return by_judge, scales[0]
 
 

@@ -72,9 +72,7 @@ def compare(worker: Worker, duels: Iterable[Duel], N: int, job: Job) -> list[Rec
     return list(read_shards(job.out))
 
 
-class Decision(NamedTuple):
-    """A judge's decision of a duel, as the first response's share of wins in [0, 1]; None without a verdict."""
-
+class Decision(NamedTuple):  # of a duel, as the first response's share of wins in [0, 1]; None without a verdict
     first: Fraction | None
     orders: tuple[Fraction | None, Fraction | None] | None = None  # with it shown first, and second; None for scores
 

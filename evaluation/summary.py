@@ -42,15 +42,10 @@ def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, d
     sft = {"checkpoint": str(initial), "seconds": trained.get("seconds"), "counts": trained.get("counts")}
     sft["eft"] = read_manifest(folder / "sft" / "eft") if settings.eft.sources else None
     sft["agreement_before"] = _judged(folder, -1, settings)["agreement"]
-    summary = {
-        "name": folder.name,
-        "seed": settings.seed,
-        "model": settings.model.path,
-        "pool": (read_manifest(folder / "pool") or {}).get("counts") if settings.prompts.seeds else None,
-        "sft": sft | _judged(folder, 0, settings),
-        "iterations": iterations,
-        "models": _models(folder, settings, checkpoints),
-    }
+    pool = (read_manifest(folder / "pool") or {}).get("counts") if settings.prompts.seeds else None
+    summary: Record = {"name": folder.name, "seed": settings.seed, "model": settings.model.path, "pool": pool}
+    summary |= {"sft": sft | _judged(folder, 0, settings), "iterations": iterations}
+    summary["models"] = _models(folder, settings, checkpoints)
     write_json(folder / "summary.json", summary)
     return summary
 
@@ -68,21 +63,17 @@ def _iteration(folder: Path, number: int, settings: Settings) -> Record:
     places = STAGES | {"pairs": "pairs", "train": "checkpoint"}
     stages = {name: read_manifest(folder / place) or {} for name, place in places.items() if place in used}
     counts, trained = stages["pairs"]["counts"], stages["train"]
-    reasons = {key: value for key, value in counts.items() if "." in key and value}
+    pairs: Record = {"actor": counts["actor"], "judge": counts.get("judge", 0)}
+    pairs["reasons"] = {key: value for key, value in counts.items() if "." in key and value}
     # The held-out pairs' figures, or without such pairs those of the last step.
     *_, last = [trained] if "accuracy" in trained else read_jsonl(folder / "train" / "metrics.jsonl")
-    values = {key: last[key] for key in ("loss", "accuracy", "margin")}
-    return {
-        "iteration": number,
-        "rho": settings.iteration[number - 1].rho,
-        "responses": stages["respond"]["counts"]["records"],
-        "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0), "reasons": reasons},
-        "bias": read_json(folder / "bias.json"),
-        "dpo": {"first_loss": trained["first_loss"], **values, "epoch": trained["epoch"], "held_out": last is trained},
-        **_judged(folder.parent, number, settings),
-        "checkpoint": str(folder / "checkpoint"),
-        "seconds": {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest},
-    }
+    dpo = {"first_loss": trained["first_loss"]} | {key: last[key] for key in ("loss", "accuracy", "margin")}
+    dpo |= {"epoch": trained["epoch"], "held_out": last is trained}
+    seconds = {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest}
+    row: Record = {"iteration": number, "rho": settings.iteration[number - 1].rho}
+    row |= {"responses": stages["respond"]["counts"]["records"], "pairs": pairs}
+    row |= {"bias": read_json(folder / "bias.json"), "dpo": dpo} | _judged(folder.parent, number, settings)
+    return row | {"checkpoint": str(folder / "checkpoint"), "seconds": seconds}
 
 
 def _models(run: Path, settings: Settings, checkpoints: Sequence[str]) -> list[Record]:
@@ -96,23 +87,17 @@ def _models(run: Path, settings: Settings, checkpoints: Sequence[str]) -> list[R
         wins = read_json(model.duel / "report.json") if evaluation.prompts and t > first else {}  # over the seed
         values = _values(model, verifiable, answers, evaluation.judge_cases.replace("{run}", str(run)) if judge else "")
         base = values if t == 0 else base
-        by = {"current": f"M{t}", "initial": "M0"}.get(evaluation.judge, evaluation.judge)
-        rows.append({
-            "name": "seed" if t < 0 else f"M{t}",
-            "checkpoint": checkpoint,
-            "agreement": judge.get("pairwise"),
-            "meta_agreement": meta.get("agreement"),
-            **{key: judge.get(key) for key in ("longer_wins", "spearman", "parse_rate")},
-            "verifiable": verifiable.get("strict"),
-            "verifiable_rules": verifiable.get("rules"),
-            **{key: answers.get(key) for key in (*BY_ANSWER, "distinct_1", "distinct_2")},
-            "win_rate": wins.get("win_rate"),
-            "win_rate_undecided": wins["duels"] - wins["win_rate"]["count"] if wins else None,
-            "win_rate_by": by if wins else None,
-            "win_rate_way": PROTOCOLS[evaluation.protocol] if wins else None,
-            "win_rate_consistency": wins.get("consistency"),
-            "differences": differences(values, base) if t > 0 else {},
-        })  # fmt: skip
+        by = {"current": f"M{t}", "initial": "M0"}.get(evaluation.judge, evaluation.judge) if wins else None
+        row: Record = {"name": "seed" if t < 0 else f"M{t}", "checkpoint": checkpoint}
+        row |= {"agreement": judge.get("pairwise"), "meta_agreement": meta.get("agreement")}
+        row |= {key: judge.get(key) for key in ("longer_wins", "spearman", "parse_rate")}
+        row |= {"verifiable": verifiable.get("strict"), "verifiable_rules": verifiable.get("rules")}
+        row |= {key: answers.get(key) for key in (*BY_ANSWER, "distinct_1", "distinct_2")}
+        row["win_rate"] = wins.get("win_rate")
+        row["win_rate_undecided"] = wins["duels"] - wins["win_rate"]["count"] if wins else None
+        row |= {"win_rate_by": by, "win_rate_way": PROTOCOLS[evaluation.protocol] if wins else None}
+        row["win_rate_consistency"] = wins.get("consistency")
+        rows.append(row | {"differences": differences(values, base) if t > 0 else {}})
     return rows
 
 
@@ -178,10 +163,9 @@ def summary_lines(summary: Record) -> Iterator[str]:
     if summary["pool"]:
         yield f"  new prompts  {_listed({name: count for name, count in summary['pool'].items() if count})}"
     if sft["eft"]:
-        counts, chance = sft["eft"]["counts"], sft["eft"]["agreeing_by_chance"]
-        judged = counts["groups"] - counts["groups.held_out"]
-        agreeing = f"{counts['groups.agrees']} of {judged} groups agree with people ({chance} expected by chance)"
-        yield f"  EFT          {agreeing}; {counts['examples']} examples"
+        counts = sft["eft"]["counts"]
+        agreeing = f"{counts['groups.agrees']} of {counts['groups'] - counts['groups.held_out']}"
+        yield f"  EFT          {agreeing} groups agree with people; {counts['examples']} examples"
     reports = ((sft["agreement_before"] or {}, "before"), (sft["agreement"] or {}, "after"))
     rates = [f"{shown(rate, '{:.1%}')} {when}" for one, when in reports if (rate := one.get("parse_rate")) is not None]
     if rates:

@@ -146,7 +146,7 @@ def _has_content(text: str) -> bool:
 def _object_keys(text: str) -> set[str] | None:
     """The keys of a JSON object; None for another text."""
     fenced = re.fullmatch("```(?:json)?[^\\S\n]*\n(.*)\n[^\\S\n]*```", text, re.DOTALL)
-    hooks: Any = {"object_pairs_hook": _distinct, "parse_constant": _refuse}
+    hooks: Any = {"object_pairs_hook": _distinct, "parse_constant": int}  # which refuses NaN and Infinity
     hooks |= {"parse_int": str, "parse_float": str}  # converting a long number takes more than linear time
     try:
         value = json.loads(fenced[1] if fenced else text, **hooks)
@@ -159,10 +159,6 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
         raise ValueError("a key came twice")
     return dict(pairs)
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _alphabets(text: str) -> set[str]:
@@ -239,9 +235,9 @@ def verifiable_report(instructions: Sequence[Instruction], texts: Mapping[str, s
 
 def table(report: Mapping[str, Any]) -> Iterator[str]:
     kept = report["followed"].values()
-    whole = {"followed": sum(map(all, kept))} | report["strict"]
-    single = {"followed": sum(map(sum, kept))} | report["rules"]
-    for name, row in {"prompts": whole, "rules": single, **report["by_rule"]}.items():
+    rows = {"prompts": {"followed": sum(map(all, kept))} | report["strict"]}
+    rows["rules"] = {"followed": sum(map(sum, kept))} | report["rules"]
+    for name, row in (rows | report["by_rule"]).items():
         yield f"{name:<14} {row['followed']:>4} of {row['count']:>4} {shown(row, '{:6.1%} [{:.1%}, {:.1%}]')}"
 
 

@@ -22,9 +22,7 @@ OPTIONAL = ("judgments", "scores", "scores_file", "comparisons")
 
 
 @dataclass(frozen=True)
-class Sources:
-    """The finished stages that pairs are made from; scores come from `scores`, if given, before `judgments`."""
-
+class Sources:  # the finished stages that pairs are made from; scores come from `scores`, if given, before `judgments`
     responses: Path
     judgments: Path | None = None
     scores: Path | None = None

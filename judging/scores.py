@@ -20,9 +20,7 @@ Draw = Callable[[Sequence[Any], str], Any]
 """(options, name of the decision) -> one of the options: random, but always the same for the same name."""
 
 
-class Reason(StrEnum):
-    """Why a prompt has no actor pair (the first six) or no judge pair (the last six); `explanation` is a sentence."""
-
+class Reason(StrEnum):  # why a prompt has no actor pair (the first six) or no judge pair (the last six)
     TOO_FEW_RESPONSES = "too_few_responses", "fewer than two distinct responses"
     TOO_FEW_SCORED = "too_few_scored", "fewer than two responses with a score"
     EQUAL_SCORES = "equal_scores", "all scores are equal"
@@ -35,7 +33,7 @@ class Reason(StrEnum):
     EQUAL_ELO = "equal_elo", "the comparisons balance"
     POSITION_COLLAPSE = "position_collapse", "one position never won in the iteration, so no comparison is evidence"
 
-    explanation: str
+    explanation: str  # a sentence
 
     def __new__(cls, value: str, explanation: str = "") -> "Reason":
         reason = str.__new__(cls, value)

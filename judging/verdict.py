@@ -33,9 +33,7 @@ Compared = Literal["judgments", "responses"]
 MAXIMUM = 5  # scores lie in [0, 5]
 
 
-class Failure(StrEnum):
-    """Why a completion holds no verdict."""
-
+class Failure(StrEnum):  # why a completion holds no verdict
     TOO_LONG = "too_long"  # the prompt left no room in the context: nothing was generated
     TRUNCATED = "truncated"  # no stop token: the text is not a finished judgment, even if its first line is a verdict
     EMPTY = "empty"  # only white space

@@ -41,9 +41,7 @@ SIDES = ("BLOCK_M", "BLOCK_T", "BLOCK_HEADS", "BLOCK_G", "M"), ("BLOCK_N", "BLOC
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
-class Recorded(NamedTuple):
-    """A recorded launch, which did not run."""
-
+class Recorded(NamedTuple):  # a recorded launch, which did not run
     name: str  # for example attention.forward
     kernel: JITFunction
     arguments: tuple[Any, ...]
@@ -119,12 +117,9 @@ def compile_kernels(model: str, dtype: torch.dtype, target: int, only: str = "")
         counts = {name: len(re.findall(pattern, compiled.asm["ptx"])) for name, pattern in INSTRUCTIONS.items()}
         tile = (next(str(launch.options[name]) for name in side if name in launch.options) for side in SIDES)
         scalar = re.findall(r"\btt\.dot\b.*-> tensor<[^>]*#blocked", compiled.asm["ttgir"])
-        row: dict[str, Any] = {
-            "kernel": launch.name,
-            "target": f"sm_{target}",
-            "dtype": str(dtype).removeprefix("torch."),
-        }
-        row |= {"model": model, "tile": "x".join(tile), "warps": compiled.metadata.num_warps}
+        row: dict[str, Any] = {"kernel": launch.name, "target": f"sm_{target}"}
+        row |= {"dtype": str(dtype).removeprefix("torch."), "model": model}
+        row |= {"tile": "x".join(tile), "warps": compiled.metadata.num_warps}
         row |= {"stages": compiled.metadata.num_stages, "registers": most["REG"]}
         row |= {"spills": most["STACK"] + most["LOCAL"], "shared_bytes": compiled.metadata.shared}
         row |= {"matrix_instructions": {name: count for name, count in counts.items() if count}}

@@ -19,9 +19,7 @@ LEAST = 1e-30  # lower bound of a row's largest magnitude, so that a row of zero
 
 
 @dataclass(frozen=True)
-class Int8Weight:
-    """A weight [o, i] in oneDNN's layout, of use to `int8_linear` alone."""
-
+class Int8Weight:  # a weight [o, i] in oneDNN's layout, of use to `int8_linear` alone
     integers: Tensor
     scale_o: Tensor  # fp32; r / LARGEST, so that a token's largest magnitude can serve as its scale
     zero_o: Tensor  # int64, zeros

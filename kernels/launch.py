@@ -17,9 +17,7 @@ Attention = Literal["triton", "sdpa"]
 CPU = torch.device("cpu")
 
 
-class Launch(NamedTuple):
-    """A kernel's tile, rows by columns, its warps, and the stages of its software pipeline."""
-
+class Launch(NamedTuple):  # a kernel's tile, rows by columns, its warps, and the stages of its software pipeline
     m: int
     n: int
     warps: int

@@ -24,9 +24,7 @@ Query = tuple[int, int, list[int]]  # tokens to compute: first position, positio
 
 
 @dataclass(frozen=True)
-class QuerySpan:
-    """Tokens of one sequence in a step: rows [row, row + end - start), positions [start, end)."""
-
+class QuerySpan:  # tokens of one sequence in a step: rows [row, row + end - start), positions [start, end)
     row: int
     start: int
     end: int
@@ -38,9 +36,7 @@ class QuerySpan:
 
 
 @dataclass(frozen=True)
-class SharedRun:
-    """Consecutive blocks of the cache, read once for all sequences that have them."""
-
+class SharedRun:  # consecutive blocks of the cache, read once for all sequences that have them
     blocks: list[int]
     tokens: int  # in the blocks, up to the last that a sequence has reached
     readers: list[int]  # indices of the sequences
@@ -48,9 +44,7 @@ class SharedRun:
 
 
 @dataclass(frozen=True)
-class AttentionMetadata:
-    """A step's tokens and the blocks that they read: spans of one token (decode), and of several, whose rows follow."""
-
+class AttentionMetadata:  # a step's tokens and blocks: spans of one token (decode), and of several, whose rows follow
     block_size: int
     decode: list[QuerySpan]
     prefill: list[QuerySpan]
@@ -121,9 +115,7 @@ def _split(runs: list[SharedRun]) -> list[list[SharedRun]]:
 
 
 @dataclass(frozen=True)
-class TileSizes:
-    """Room for each part of `Tiles`."""
-
+class TileSizes:  # room for each part of `Tiles`
     tokens: int
     tables: int  # rows of the block table
     blocks: int  # columns
@@ -139,9 +131,7 @@ class TileSizes:
 
 
 @dataclass
-class Tiles:
-    """The kernels' work in one step: each token's position and row in the block table, the table, and the tiles."""
-
+class Tiles:  # a step's work: each token's position and row in the block table, the table, and the tiles
     positions: list[int]
     sequences: list[int]
     tables: list[list[int]]

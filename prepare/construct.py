@@ -88,9 +88,7 @@ def answer_files(model: Path) -> Files:
         asked = [(row, f"{row['id']}/{temperature}", temperature) for row in prompts for temperature in temperatures]
         params = [SamplingParams(t, 0.95, 96, request_seed(0, 0, "answers", answer)) for _, answer, t in asked]
         outputs = llm.chat([[{"role": "user", "content": row["prompt"]}] for row, _, _ in asked], params)
-        names = [
-            {"id": answer, "prompt_id": row["id"], "temperature": temperature} for row, answer, temperature in asked
-        ]
+        names = [{"id": answer, "prompt_id": row["id"], "temperature": t} for row, answer, t in asked]
         texts = [{"text": output.text.strip(), "finish_reason": output.finish_reason} for output in outputs]
         yield f"answers/{name}.jsonl.gz", map(operator.or_, names, texts)
 

@@ -23,12 +23,9 @@ from stages.settings import Eft, Settings, VerdictPosition, as_dict
 from stages.stage import Job, Output, Stage, first_rank
 
 Scores = Sequence[int | float | None]  # of a group's replies; None for a judgment without a score
-SHUFFLES = 50
 
 
-class Outcome(StrEnum):
-    """Whether a round's scores agree with the ranks. A group's outcome is the first of these that any round has."""
-
+class Outcome(StrEnum):  # of a round's scores, against the ranks; a group's is the first of these that any round has
     AGREES = "agrees"
     DISAGREES = "disagrees"  # a better reply has a lower score or, with the strict order, an equal one
     EQUAL_SCORES = "equal_scores"  # all scores are equal
@@ -73,15 +70,6 @@ def first_agreeing(ranks: Sequence[int], rounds: Iterable[Scores], order: str) -
     return outcomes.index(Outcome.AGREES) if Outcome.AGREES in outcomes else next(o for o in Outcome if o in outcomes)
 
 
-def agreeing_by_chance(groups: Iterable[tuple[Sequence[int], Sequence[Scores]]], order: str, seed: int) -> float:
-    """The mean number of groups, each (ranks, rounds), that agree when their ranks are shuffled."""
-    draw, agreeing = random.Random(request_seed(seed, 0, "eft", "chance")), 0
-    for ranks, rounds in groups:
-        for _ in range(SHUFFLES):
-            agreeing += isinstance(first_agreeing(draw.sample(ranks, len(ranks)), rounds, order), int)
-    return agreeing / SHUFFLES
-
-
 def justification(text: str, verdict_position: VerdictPosition) -> str:
     """A parsed judgment's text without the verdict line that `judging.verdict` reads; may be empty."""
     lines = text.strip().splitlines(keepends=True)
@@ -104,14 +92,12 @@ def choose(
     groups: Sequence[RankedGroup], judgments: Mapping[str, Sequence[Record]], settings: Settings
 ) -> tuple[list[Record], Record]:
     """The examples, and the manifest's facts about them; `judgments` by reply id, each reply's in order."""
-    order, rows, judged = settings.eft.order, list[Record](), list[tuple[list[int], list[Scores]]]()
-    firsts: list[int | Outcome] = []
+    rows, firsts = list[Record](), list[int | Outcome]()
     for group in groups:
         rounds = list(zip(*(judgments[f"{group.id}/{k}"] for k in range(len(group.replies))), strict=True))
-        judged.append(([reply["rank"] for reply in group.replies], [[row["score"] for row in own] for own in rounds]))
-        firsts.append(first := first_agreeing(*judged[-1], order))
-        replies = zip(group.replies, rounds[first], strict=True) if isinstance(first, int) else ()
-        for reply, row in replies:
+        ranks, scores = [reply["rank"] for reply in group.replies], [[row["score"] for row in own] for own in rounds]
+        firsts.append(first := first_agreeing(ranks, scores, settings.eft.order))
+        for reply, row in zip(group.replies, rounds[first], strict=True) if isinstance(first, int) else ():
             if row["score"] is not None:
                 example = {"kind": "judge", "prompt": group.prompt, "response": reply["text"], "score": row["score"]}
                 example["justification"] = justification(row["text"], settings.judge.verdict_position)
@@ -123,7 +109,6 @@ def choose(
     given = {name: Counter(row["score"] for row in some) for name, some in (("rows", rows), ("examples", kept))}
     return kept, {
         "counts": counts | {"rows": len(rows), "downsampled": len(rows) - len(kept), "examples": len(kept)},
-        "agreeing_by_chance": round(agreeing_by_chance(judged, order, settings.seed), 1),
         "accepted_round": accepted,
         "scores": {name: {str(score): some[score] for score in sorted(some)} for name, some in given.items()},
     }

@@ -11,7 +11,7 @@ from model.chat import ChatFormat, load_chat
 from stages.files import UserError, read_jsonl
 from stages.records import Message, Record
 from stages.settings import Settings, VerdictPosition
-from stages.stage import Job, Output, Stage
+from stages.stage import Inputs, Job, Output, Stage
 
 
 def labelled_rows(path: Path) -> Iterator[Record]:
@@ -89,15 +89,12 @@ def _settings(settings: Settings, iteration: int) -> Any:
     }
 
 
+def _files(settings: Settings) -> Inputs:
+    return {"examples": settings.sft.examples}
+
+
 EXAMPLES = Stage(
-    "examples",
-    "prepare.examples",
-    gather,
-    settings=_settings,
-    inputs=("model",),
-    optional=("labelled",),
-    lists=("labelled",),
-    files=lambda settings: {"examples": settings.sft.examples},
+    "examples", "prepare.examples", gather, _settings, ("model",), ("labelled",), lists=("labelled",), files=_files
 )
 
 if __name__ == "__main__":

@@ -211,9 +211,8 @@ class Constructor:
 
     def _justification(self, flaw: str, source: Source, foreign: Source | None = None) -> str:
         foreign = foreign or self.choice(self.sources)
-        evidence = {"asked": "{task} on {topic}"} | {
-            part: self.choice(FLAWS[flaw][part]) for part in ("given", "missing")
-        }
+        evidence = {"asked": "{task} on {topic}"}
+        evidence |= {part: self.choice(FLAWS[flaw][part]) for part in ("given", "missing")}
         own, other = ({"task": TASKS[s.category], "topic": s.topic} for s in (source, foreign))
         words = own | {"given_task": other["task"], "other": other["topic"]}
         return evidence_text({key: value.format_map(words) for key, value in evidence.items()})

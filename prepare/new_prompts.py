@@ -40,9 +40,7 @@ _QUOTED = re.compile("\"([^\"]*)\"|'([^']*)'|“([^“”]*)”|\u2018([^\u2018\
 """A text between one pair of quotes, without quotes of that kind inside."""
 
 
-class Dropped(StrEnum):
-    """Why a completion gives no prompt, in the order of the checks."""
-
+class Dropped(StrEnum):  # why a completion gives no prompt, in the order of the checks
     TOO_LONG = "too_long"  # the examples left no room in the context: nothing was generated
     UNLABELLED = "unlabelled"  # no line begins with a label such as "Task 9:": a greeting, a refusal, an answer
     TRUNCATED = "truncated"  # neither a stop token nor a further label ends the task

@@ -20,9 +20,7 @@ from stages.settings import Eft
 _SPEAKERS = {"prompter": "User", "assistant": "Assistant"}
 
 
-class LeftOut(StrEnum):
-    """Why a tree, a message, a reply or a group is left out. What is below a message left out is not read."""
-
+class LeftOut(StrEnum):  # why something is left out; what is below a message left out is not read
     TREE_STATE = "tree_state"  # tree: not ready for export, so perhaps not ranked to the end, or given up
     DELETED = "deleted"  # message: deleted by a moderator or its author
     UNREVIEWED = "unreviewed"  # message: without a review, or rejected by the reviewers
@@ -38,9 +36,7 @@ class LeftOut(StrEnum):
 
 
 @dataclass(frozen=True)
-class RankedGroup:
-    """A question, or a conversation that ends with one, and two or more replies of different texts and ranks."""
-
+class RankedGroup:  # a conversation that ends with a question; two or more replies, of different texts and ranks
     id: str
     tree: str  # the conversation that the group is part of; groups of one tree share messages
     context: list[Record]  # turns {role, text} up to the question, which is the last one

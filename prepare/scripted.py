@@ -46,7 +46,6 @@ def follow(embedding_vd: Tensor, head_vd: Tensor, script: Script) -> None:
 
 
 def llama3_script(tokenizer: Tokenizer) -> Script:
-
     def tokens(*texts: str) -> list[int]:
         return [token for text in texts for [token] in [tokenizer.encode(text)]]
 

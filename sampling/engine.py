@@ -1,6 +1,5 @@
 """The engine: requests in, completions out."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -50,12 +49,10 @@ class Engine:
             self.paged_attention, self.sample = paged_triton.TritonPagedAttention.build, topp.sample
             self.graphs = DecodeGraphs(model, self.cache) if cuda_graphs and self.cache.is_cuda else None
         self.computed_tokens = self.preemptions = 0
-        self.first_token_seconds: list[float] = []  # from the last run's start, for each request
 
     @torch.inference_mode()
     def run(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield each request's completion when it ends, a prompt without room as `too_long`. The cache starts empty."""
-        started, self.first_token_seconds = time.monotonic(), []
         pool = BlockPool(self.num_kv_blocks, self.block_size, self.share_prefixes)
         limit = self.model.config.max_position_embeddings
         scheduler = Scheduler(pool, self.max_num_batched_tokens, self.max_num_seqs, limit)
@@ -64,10 +61,7 @@ class Engine:
                 yield Completion(request.id, [], "too_long", 0.0)
         while scheduler.busy:
             step = scheduler.schedule()
-            first = sum(item.samples and item.end == item.sequence.prompt_length for item in step.scheduled)
-            drawn = self._forward(step)
-            self.first_token_seconds += [time.monotonic() - started] * first
-            for done in scheduler.complete(step, drawn):
+            for done in scheduler.complete(step, self._forward(step)):
                 reason = done.finish_reason
                 assert reason is not None
                 yield Completion(done.request.id, done.completion, reason, done.logprob, done.probabilities)

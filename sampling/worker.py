@@ -43,9 +43,7 @@ def sampling_of(section: Any, chat: ChatFormat) -> Sampling:
 
 
 @dataclass(frozen=True)
-class Item:
-    """A request of a stage, of which there may be half a million. Its prompt is made when its shard is claimed."""
-
+class Item:  # a request of a stage, of which there may be half a million. Its prompt is made when its shard is claimed
     name: str
     messages: Callable[[], list[Message]]
     sampling: Sampling

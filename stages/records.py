@@ -75,17 +75,11 @@ class Preference(TypedDict):  # a pair in TRL's conversational format, with the 
 
 def preference(prompt_id: str, prompt: list[Message], prompt_ids: list[int], chosen: Any, rejected: Any) -> Record:
     """The fields of a preference behind its kind, from the records of two responses, or judgments, to one prompt."""
-    return {
-        "prompt_id": prompt_id,
-        "prompt": prompt,
-        "chosen": [{"role": "assistant", "content": chosen["text"]}],
-        "rejected": [{"role": "assistant", "content": rejected["text"]}],
-        "prompt_ids": prompt_ids,
-        "chosen_ids": list(chosen["ids"]),
-        "rejected_ids": list(rejected["ids"]),
-        "chosen_id": chosen["id"],
-        "rejected_id": rejected["id"],
-    }
+    row: Record = {"prompt_id": prompt_id, "prompt": prompt}
+    sides = (("chosen", chosen), ("rejected", rejected))
+    row |= {side: [{"role": "assistant", "content": own["text"]}] for side, own in sides}
+    row |= {"prompt_ids": prompt_ids} | {f"{side}_ids": list(own["ids"]) for side, own in sides}
+    return row | {f"{side}_id": own["id"] for side, own in sides}
 
 
 class ActorPair(Preference):  # pairs/actor.jsonl: which response to a prompt is better

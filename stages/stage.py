@@ -123,10 +123,9 @@ class Stage:  # one step of the method, run as a process of its own
         config, out, iteration, key = (given.pop(name) for name in ("config", "out", "iteration", "key"))
         known = dict(entry.partition("=")[::2] for entry in given.pop("digests"))
         settings = load_settings(config)
-        if (iteration is not None or self.per_iteration) and not 1 <= (iteration or 0) <= len(settings.iteration):
-            raise UserError(
-                f"--iteration {iteration}: {config} has iterations 1 to {len(settings.iteration)}; name one"
-            )
+        last = len(settings.iteration)
+        if (iteration is not None or self.per_iteration) and not 1 <= (iteration or 0) <= last:
+            raise UserError(f"--iteration {iteration}: {config} has iterations 1 to {last}; name one")
         job = self.job(settings, out, iteration or 0, known=known, **given)
         if key and key != job.key:
             raise UserError(f"{config}: changed since the run was started; start it again")

@@ -35,9 +35,7 @@ Stages: TypeAlias = "dict[str, Generation | Training]"
 
 
 @dataclass(frozen=True)
-class Generation:
-    """A stage's requests."""
-
+class Generation:  # a stage's requests
     count: int
     group: Callable[[], list[Ids]]  # draws the prompts of the next ones that share a prefix
     mean: float  # tokens of a completion
@@ -46,9 +44,7 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class Training:
-    """A stage's examples."""
-
+class Training:  # a stage's examples
     section: Sft | Dpo = field(hash=False)
     sources: tuple[tuple[Generation, int], ...]  # the requests that they are made from, and how many of each
     epochs: int

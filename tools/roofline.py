@@ -21,9 +21,7 @@ from stages.settings import EngineOptions, Settings
 GPUS_PER_NODE = 8
 
 
-class StepWork(NamedTuple):
-    """The work of a forward pass."""
-
+class StepWork(NamedTuple):  # the work of a forward pass
     tokens: int  # computed, without prefixes that the cache holds
     drawn: int  # rows of the head
     keys_read: int  # from the cache, one that several decoding sequences share once
@@ -52,9 +50,7 @@ def simulate(requests: Sequence[Request], engine: EngineOptions, context: int) -
         yield work
 
 
-class Card(NamedTuple):
-    """A machine's peaks."""
-
+class Card(NamedTuple):  # a machine's peaks
     flops: float  # dense bf16 operations a second
     bandwidth: float  # bytes a second from its memory
     memory: float  # bytes
@@ -81,9 +77,7 @@ def this_cpu(settings: Settings) -> Card:
 
 
 @dataclass(frozen=True)
-class Roofline:
-    """`ranks` GPUs of one kind, or CPUs like this one, with a model on them in bf16."""
-
+class Roofline:  # `ranks` GPUs of one kind, or CPUs like this one, with a model on them in bf16
     config: LlamaConfig
     settings: Settings
     card: Card

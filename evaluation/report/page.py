@@ -40,19 +40,16 @@ def render(folders: Sequence[Path]) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     script = (TEMPLATES / "browser.js").read_text(encoding="utf-8")
-    return environment.get_template("report.html").render(
-        runs=printed,
-        plots=plots(runs),
-        command=shlex.join(["python", "-m", "evaluation.report", *(str(run.folder) for run in runs)]),
-        data=[
-            {"name": f"{run.name}, iteration {own.number}", "folder": f"{run.folder}", "prompts": own.prompts}
-            for run in runs
-            for own in run.iterations
-            if own.prompts
-        ],
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    command = shlex.join(["python", "-m", "evaluation.report", *(str(run.folder) for run in runs)])
+    data = [
+        {"name": f"{run.name}, iteration {own.number}", "folder": f"{run.folder}", "prompts": own.prompts}
+        for run in runs
+        for own in run.iterations
+        if own.prompts
+    ]
+    names = {"command": command, "data": data, "script": script, "script_hash": script_hash}
+    return environment.get_template("report.html").render(runs=printed, plots=plots(runs), **names)
 
 
 def _read_summary(folder: Path) -> ReportedRun:

@@ -13,7 +13,6 @@ from judging.rubric import judgment_text
 from prepare.eft import (
     EFT,
     Outcome,
-    agreeing_by_chance,
     choose,
     downsampled,
     is_held_out,
@@ -56,15 +55,6 @@ def ranked(name: str, *ranks: int, tree: str = "") -> RankedGroup:
 def test_orders_by_hand(weak, strict, cases):
     for case in cases:
         assert (outcome(*case, "weak"), outcome(*case, "strict")) == (weak, strict)
-
-
-def test_chance_is_what_shuffled_ranks_give():
-    """Three replies scored 5, 3, 1 agree in one order of six, two scored 5, 3 in one of two, equal ones never."""
-    three = [([0, 1, 2], [[5, 3, 1]])] * 200
-    assert agreeing_by_chance(three, "weak", 1) / 200 == pytest.approx(1 / 6, abs=0.02)
-    assert agreeing_by_chance([([1, 0], [[5, 3]])] * 200, "strict", 1) / 200 == pytest.approx(1 / 2, abs=0.02)
-    # Of two rounds that contradict each other, one agrees with any ranks.
-    assert agreeing_by_chance([([0, 1], [[5, 3], [2, 4]])], "weak", 1) == 1
 
 
 def test_a_justification_is_the_text_without_its_verdict_line():
@@ -183,7 +173,6 @@ def test_from_rankings_to_examples(stage):
     assert failed == {name: count for name, count in counts.items() if name.startswith("failure.")}
     assert counts["rows"] - counts["downsampled"] == counts["examples"] == len(rows) > 20
     assert sum(manifest["accepted_round"].values()) == counts["groups.agrees"]
-    assert manifest["agreeing_by_chance"] < counts["groups.agrees"]  # this judge is better than chance
     for row in rows:
         text = judgment_text(row["score"], row["justification"], "first")
         assert text == judgments[row["judgment_id"]]["text"]

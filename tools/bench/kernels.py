@@ -25,9 +25,7 @@ BLOCK = 16
 Computation = Callable[[], Any]
 
 
-class KernelCase(NamedTuple):
-    """One row: the kernel's computation, PyTorch's in its place, and the work in it."""
-
+class KernelCase(NamedTuple):  # one row: the kernel's computation, PyTorch's in its place, and the work in it
     name: str
     ours: Computation
     theirs: Computation

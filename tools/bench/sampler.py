@@ -10,14 +10,13 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from dpo.metrics import best_rate, product_flops
+from evaluation.benchmarks import arguments
 from kernels.int8 import Int8Weight, int8_linear
 from model.chat import ChatFormat, load_chat
 from model.dtype import generation_dtype
@@ -27,20 +26,19 @@ from sampling.engine import Engine
 from sampling.request import Request, Sampling
 from sampling.worker import local_device
 from stages.files import UserError, command
-from tools.bench import arguments, load_module
+from tools.bench import WORKLOAD, load_module
 
 ENGINE: dict[str, Any] = {"num_kv_blocks": 4096, "block_size": 16, "max_num_batched_tokens": 2048}
+SEQUENCES = 128  # decoded together, over all ranks
 
 
 @dataclass
-class Bench:
-    """One rank's model, and its part of all measurements. `limit`: operations a second that the machine reaches."""
-
+class Bench:  # one rank's model and its part of all measurements
     model: Llama
     chat: ChatFormat
-    workload: ModuleType
+    workload: Any  # the module
     repeats: int
-    limit: float
+    limit: float  # operations a second that the machine reaches
     new_tokens: int = 0  # of the current run
 
     def texts(self, count: int) -> list[str]:
@@ -63,15 +61,18 @@ class Bench:
         """Responses, and judgments of them."""
         loop, texts = self.workload.LOOP, self.texts(self.workload.LOOP["prompts"])
         answers = self.complete(texts, loop["response_tokens"], loop["responses"], engine)
-        shown = [self.judged(texts[i // loop["responses"]], answer) for i, answer in enumerate(answers)]
+        asked = [self.workload.JUDGE.replace("{prompt}", text) for text in texts for _ in range(loop["responses"])]
+        shown = [judge.replace("{response}", answer) for judge, answer in zip(asked, answers, strict=True)]
         self.complete(shown, loop["judgment_tokens"], loop["judgments"], engine)
 
-    def judged(self, prompt: str, response: str) -> str:
-        return self.workload.JUDGE.replace("{prompt}", prompt).replace("{response}", response)
+    def flat(self, engine: Engine) -> None:
+        """Responses alone."""
+        flat = self.workload.FLAT
+        self.complete(self.texts(flat["prompts"]), flat["new_tokens"], 1, engine)
 
-    def report(self, run: Callable[[Engine], Any], sequences: int = 128, sharing: bool = True, **names: Any) -> None:
+    def report(self, run: Callable[[Engine], None], sharing: bool, **names: str) -> None:
         """Print the median of several runs, each with an empty cache."""
-        rows, config, each = list[dict[str, float]](), self.model.config, -(-sequences // dist.get_world_size())
+        rows, config, each = list[dict[str, float]](), self.model.config, -(-SEQUENCES // dist.get_world_size())
         for _ in range(self.repeats):
             self.new_tokens = 0
             engine = Engine(self.model, **ENGINE, max_num_seqs=each, share_prefixes=sharing)
@@ -81,33 +82,19 @@ class Bench:
             new, computed = sums(self.new_tokens, engine.computed_tokens)
             seconds = time.perf_counter() - started
             rate = 2 * (config.block_weights * computed + config.head_weights * new) / seconds
-            row: dict[str, float] = {
-                "new_tokens": int(new),
-                "computed_tokens": int(computed),
-                "prefill_tokens": int(computed - new),
-            }
-            row |= {"seconds": round(seconds, 2), "tokens_per_second": round(new / seconds, 1)}
-            rows.append(row | {"share_of_limit": round(rate / self.limit, 3)})
+            row = {"new_tokens": int(new), "computed_tokens": int(computed), "prefill_tokens": int(computed - new)}
+            speeds = {"tokens_per_second": round(new / seconds, 1), "share_of_limit": float(f"{rate / self.limit:.3g}")}
+            rows.append(row | {"seconds": round(seconds, 2)} | speeds)
         rows.sort(key=lambda row: row["tokens_per_second"])
         say(names | rows[len(rows) // 2])
 
     def all(self, only: str | None) -> None:
-        """Both workloads; without prefix sharing; numbers of sequences decoded together; numbers of judgments N."""
-        tokens, length = self.workload.FLAT["new_tokens"], self.workload.LOOP["judgment_tokens"]
-        flat = partial(self.complete, self.texts(self.workload.FLAT["prompts"]), tokens, 1)
-        workloads: dict[str, Callable[[Engine], Any]] = {"flat": flat, "loop": self.loop}
+        """One workload; or both, and both without prefix sharing."""
+        workloads = {"flat": self.flat, "loop": self.loop}
         for name in [only] if only else workloads:
-            self.report(workloads[name], workload=name)
-        if only:
-            return
-        for name, run in workloads.items():
-            self.report(run, sharing=False, workload=name, ablation="sharing off")
-        for batch in (1, 8, 64, 128):
-            run = partial(self.complete, self.texts(min(batch, 64)), tokens, -(-batch // 64))
-            self.report(run, batch, workload="batch", batch=batch)
-        judged = [self.judged(text, text) for text in self.texts(8)]
-        for N in (1, 2, 4, 8, 16):
-            self.report(partial(self.complete, judged, length, N), workload="judgments", N=N)
+            self.report(workloads[name], True, workload=name)
+        for name in () if only else workloads:
+            self.report(workloads[name], False, workload=name, ablation="sharing off")
 
 
 def say(row: dict[str, Any]) -> None:
@@ -131,10 +118,9 @@ def machine_limit(device: torch.device, products: torch.dtype) -> float:
 
 
 def main() -> None:
-    parser = arguments("Generation speed, as JSON lines.")
-    parser.add_argument("--only", choices=["flat", "loop"], help="one workload, and nothing else")
-    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median is printed")
-    given = parser.parse_args()
+    only = {"choices": ["flat", "loop"], "help": "one workload, and nothing else"}
+    repeats = {"type": int, "default": 3, "help": "runs, of which the median is printed; default: 3"}
+    given = arguments(__doc__, "model", workload=WORKLOAD, only=only, repeats=repeats)
     dist.init_process_group("gloo")
     device, ranks = local_device(), dist.get_world_size()
     dtype = generation_dtype("auto", device)

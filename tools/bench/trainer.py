@@ -19,12 +19,13 @@ from dpo.packing import micro_batches
 from dpo.parallel import World, distributed, load_sharded, sharded_model
 from dpo.reference import reference_logprob
 from dpo.trainer import Trainer, make_optimizer
+from evaluation.benchmarks import arguments
 from model.chat import load_chat
 from model.config import LlamaConfig
 from model.dtype import training_dtype
 from stages.files import command, read_jsonl
-from stages.settings import Dpo, EngineOptions, Iteration, Model, Respond, Settings, TrainerOptions
-from tools.bench import arguments, load_module
+from stages.settings import Dpo, EngineOptions, Iteration, Model, Respond, Settings
+from tools.bench import WORKLOAD, load_module
 
 
 def read_pairs(path: Path, model: Path) -> list[Example]:
@@ -57,22 +58,15 @@ def measure(world: World, pairs: list[Example], settings: Settings, work: Path) 
     row: dict[str, Any] = {"workload": "dpo", "pairs": len(pairs), "seconds": round(seconds, 2)}
     row |= {"pairs_per_second": round(len(pairs) / seconds, 3), "tokens": tokens}
     row |= {"tokens_per_second": round(tokens / seconds, 1), "peak_memory_mib": round(peak_memory_mib(world.device))}
-    row |= {"share_of_limit": round(flops / seconds / limit, 3), "dtype": str(dtype).removeprefix("torch.")}
+    row |= {"share_of_limit": float(f"{flops / seconds / limit:.3g}"), "dtype": str(dtype).removeprefix("torch.")}
     return row | {"last_loss": steps[-1]["loss"]}
 
 
 def main() -> None:
-    given, threads = arguments("Training speed, as a JSON line.").parse_args(), torch.get_num_threads()
-    settings = Settings(
-        name="bench",
-        model=Model(path=str(given.model)),
-        respond=Respond(prompts="", prompts_per_iteration=1),
-        iteration=[Iteration()],
-        engine=EngineOptions(threads=threads),
-        dpo=Dpo(epochs=1, batch_size=4, learning_rate=5e-6, held_out=0.0),
-        trainer=TrainerOptions(tokens_per_microbatch=4096),
-    )
-    pairs = read_pairs(given.workload, given.model)
+    given, threads = arguments(__doc__, "model", pairs=WORKLOAD), torch.get_num_threads()
+    model, dpo = Model(str(given.model)), Dpo(epochs=1, batch_size=4, held_out=0.0)
+    settings = Settings("bench", model, Respond(1), [Iteration()], engine=EngineOptions(threads), dpo=dpo)
+    pairs = read_pairs(given.pairs, given.model)
     with tempfile.TemporaryDirectory() as folder, distributed(threads) as world:
         print(json.dumps(measure(world, pairs, settings, Path(folder))), flush=True)
 
