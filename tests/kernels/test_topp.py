@@ -44,6 +44,7 @@ def check(device: torch.device, logits: Tensor, *settings: Tensor, moved: Tensor
 SIZES = [(1, torch.float32), (2, torch.float16), (257, torch.bfloat16), (1000, torch.float32)]
 IMPOSSIBLE = torch.tensor([*range(256), *range(300, 512, 2), *range(512, 768)])  # whole chunks, and single tokens
 WIDE = (torch.tensor([-1, -(2**63), 2**63 - 1, 2**32 + 1]), torch.tensor([2**32, 2**33 + 5, 0, 2**50]))
+BORDER = torch.tensor([1.0, 0.5, 0.25, 0.25]).log()  # the first token's mass is exactly the nucleus
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,7 @@ WIDE = (torch.tensor([-1, -(2**63), 2**63 - 1, 2**32 + 1]), torch.tensor([2**32,
         pytest.param(normal(4, 128_256, 3.0).bfloat16(), [x[[1, 4, 5, 6]] for x in settings()], id="a real vocabulary"),
         pytest.param(normal(8, 600, 1.0).round().bfloat16(), settings(), id="many equal logits"),
         pytest.param(normal(8, 1000, 1.0).index_fill(1, IMPOSSIBLE, -torch.inf), settings(), id="minus infinity"),
+        pytest.param(BORDER.expand(40, -1), same(1.0, 0.5, torch.arange(40), torch.arange(40)), id="half above, half"),
         pytest.param(normal(1, 257, 2.0).expand(4, -1), same(1.0, 0.9, *WIDE), id="64-bit seeds and positions"),
     ],
 )
