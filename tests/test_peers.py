@@ -112,7 +112,7 @@ def test_divergence_from_float32(folder, reference, dtype, most):
     model = load_packed(folder, products)
     prompts = {row["id"]: row["prompt"] for row in read_jsonl(ROOT / "data" / "prompts" / "train.jsonl")}
     parts = []
-    for row in islice(read_jsonl(ROOT / "data" / "answers" / "train.jsonl"), 0, 160, 10):
+    for row in islice(read_jsonl(ROOT / "data" / "answers" / "train.jsonl.gz"), 0, 160, 10):
         prompt = chat.prompt_ids([{"role": "user", "content": prompts[row["prompt_id"]]}])
         ids = torch.tensor(prompt + chat.tokenizer.encode(row["text"]))
         attend = VarlenAttention(Segments.make([len(ids)]))
