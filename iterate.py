@@ -2,15 +2,6 @@
 
     python iterate.py --config configs/smollm2-135m.toml [--run NAME]
 
-    M0 = the seed after SFT on judging (prepare.eft, prepare.examples, dpo.sft)
-    for t = 1 ... T, with M = M_{t-1} (`Run.iteration`):
-        responses     M answers each prompt K times                              sampling.respond
-        judgments     M judges each response N times                             judging.judge, judging.expected
-        comparisons   M compares the judgments of one response of each prompt    judging.metajudge
-        pairs         the best and worst responses, and judgments                judging.pairs
-        checkpoint    DPO on the pairs makes M_t                                 dpo.train
-        evaluation    M_t as judge, meta-judge and actor on held-out data        evaluation.measure
-
 This file decides which stage comes next, on which files. Each stage is a process that reads files and writes files; it
 is left out when its output is complete for the same inputs and settings. So the same command continues a stopped run.
 """
@@ -26,12 +17,10 @@ from typing import Any
 
 from dpo.sft import SFT
 from dpo.train import DPO
-from evaluation.agreement import read_report
+from evaluation.agreement import read_comparisons, read_report
 from evaluation.bias import broken_limits, write_panel
-from evaluation.held_out import read_prompts
 from evaluation.labelled import read_labelled
-from evaluation.measure import MEASURE, ModelMeasurements
-from evaluation.meta_agreement import read_comparisons
+from evaluation.measure import MEASURE, ModelMeasurements, read_prompts
 from evaluation.report import write_report
 from evaluation.summary import print_summary, write_summary
 from evaluation.verifiable import read_instructions
@@ -47,10 +36,9 @@ from prepare.seed_model import prepare
 from prepare.sft_delta import annotate, merge, read_facts, write
 from sampling.respond import RESPOND
 from stages import files
-from stages.files import UserError, command, digest, is_complete, on_sigterm_raise, stage_key, write_jsonl
+from stages.files import UserError, command, digest, is_complete, on_sigterm_raise, run_lock, stage_key, write_jsonl
 from stages.forecast import Forecast
 from stages.launch import Launcher
-from stages.lock import run_lock
 from stages.settings import Settings, as_dict, load_settings
 from stages.stage import Job, Stage
 
@@ -87,44 +75,32 @@ class Run:
         if t == 1 and not (settings.judge.scores_file or list((folder / "responses").glob("shards-*/*"))):
             self.start("judging.preview", ("--config", self.config, "--model", model, "--prompts", prompts), "preview")
         responses = self.run_stage(RESPOND, folder / "responses", t, model=model, prompts=prompts)
-
-        sources = Sources(responses, scores_file=self.external_scores(t, responses))
-        if not settings.judge.scores_file:
-            sources = self.judged(t, model, responses)
-            if settings.iteration[t - 1].judge_pairs:
-                judge = chosen_model(settings.metajudge.model, "metajudge.model", model, initial)
-                comparisons = self.run_stage(METAJUDGE, folder / "comparisons", t, model=judge, **sources.paths())
-                sources = replace(sources, comparisons=comparisons)
-
+        sources = self.judged(t, model, initial, responses)
         pairs = self.run_stage(PAIRS, folder / "pairs", t, model=model, **sources.paths())
         if t == 1:  # after the first pairs, since users wait to see an iteration
             self.evaluate_initial(initial)
         self.check(t, sources, pairs)
-
         data = [pairs / "actor.jsonl", pairs / "judge.jsonl"]
         reference = model if settings.dpo.reference == "previous" else initial
         return self.run_stage(DPO, folder / "checkpoint", t, model=model, reference=reference, data=data)
 
-    def judged(self, t: int, model: Path, responses: Path) -> Sources:
-        """Judge the responses: judgments, expected scores, or both."""
-        settings, sources = self.settings, Sources(responses)
-        steps = [("judgments", JUDGE)]
-        if settings.judge.score_first:  # judgments are for the meta-judge alone, of the responses that scores choose
-            steps = [("scores", SCORE), *steps[: settings.iteration[t - 1].judge_pairs]]
-        elif settings.judge.score == "expected":
-            steps.append(("scores", SCORE))
-        for name, stage in steps:
+    def judged(self, t: int, model: Path, initial: Path, responses: Path) -> Sources:
+        """What pairs are made from: judgments, expected scores and comparisons, or a file of scores."""
+        judge, compared, sources = self.settings.judge, self.settings.iteration[t - 1].judge_pairs, Sources(responses)
+        if name := judge.scores_file.replace("{run}", str(self.folder)).replace("{t}", str(t)):
+            if not Path(name).is_file():
+                row = "a line {id, score, text} each"
+                raise UserError(f"{name}: no such file; score the responses in {responses}, {row}, and start again")
+            return replace(sources, scores_file=Path(name))
+        judgments, scores = [("judgments", JUDGE)], [("scores", SCORE)] * (judge.score == "expected")
+        # With scores first, judgments are for the meta-judge alone, of the responses that scores choose.
+        steps = scores + judgments * compared if judge.score_first else judgments + scores
+        for name, stage in steps + [("comparisons", METAJUDGE)] * compared:
+            if stage is METAJUDGE:
+                model = chosen_model(self.settings.metajudge.model, "metajudge.model", model, initial)
             out = self.run_stage(stage, self.folder / f"iter{t}" / name, t, model=model, **sources.paths())
             sources = replace(sources, **{name: out})
         return sources
-
-    def external_scores(self, t: int, responses: Path) -> Path | None:
-        """The file of scores that takes the judge's place, if the config names one; its author needs the responses."""
-        name = self.settings.judge.scores_file.replace("{run}", str(self.folder)).replace("{t}", str(t))
-        if name and not Path(name).is_file():
-            row = "a line {id, score, text} each"
-            raise UserError(f"{name}: no such file; score the responses in {responses}, {row}, and start again")
-        return Path(name) if name else None
 
     def check(self, t: int, sources: Sources, pairs: Path) -> None:
         """Write the iteration's bias panel. Raises `UserError` if the panel breaks one of the limits."""
@@ -139,9 +115,8 @@ class Run:
 
     def pool(self, seed: Path) -> Path:
         """The file of all prompts: the user's, or new prompts written after seed prompts."""
-        options = self.settings.prompts
-        if options.seeds:
-            writer = chosen_model(options.model or "current", "prompts.model", seed, seed)
+        if self.settings.prompts.seeds:
+            writer = chosen_model(self.settings.prompts.model or "current", "prompts.model", seed, seed)
             return self.run_stage(NEW_PROMPTS, self.folder / "pool", model=writer) / "prompts.jsonl"
         if not self.settings.respond.prompts:
             raise UserError(f"{self.config}: no prompts; set respond.prompts, or prompts.seeds to make new ones")
@@ -195,8 +170,8 @@ class Run:
         if evaluation.prompts and t != seed:
             judge = chosen_model(evaluation.judge, "evaluation.judge", model, initial)
             duel = {"judge": judge, "against": ModelMeasurements.of(self.folder, seed).answers}
-        judges = t >= 0 or evaluation.seed_judges
-        self.measure(model, ModelMeasurements.of(self.folder, t), f"evaluation/{t}", judges, **duel)
+        folders, judges = ModelMeasurements.of(self.folder, t), t >= 0 or evaluation.seed_judges
+        self.measure(model, folders, f"evaluation/{t}", judges, **duel)
 
     def measure(self, model: Path, folders: ModelMeasurements, name: str, judges: bool = True, **duel: Path) -> None:
         """Measure a model, if `judges` as a judge and meta-judge, too. Runs share measurements of the same weights."""
@@ -222,7 +197,6 @@ class Run:
         return stage.job(self.settings, out, t, known, **inputs)
 
     def run_stage(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Path:
-        """Run a stage on these inputs; its output folder."""
         return self.run_job(stage, self.job(stage, out, t, **inputs))
 
     def run_shared(self, stage: Stage, job: Job, shared: Path, inner: str = "", name: str = "") -> Path:
@@ -251,10 +225,7 @@ class Run:
 
 
 def chosen_model(name: str, key: str, model: Path, initial: Path) -> Path:
-    """The model that the setting `key` names: "current", `model`; "initial", M_0; or a Hugging Face directory.
-
-    Raises `UserError` where the directory holds no model.
-    """
+    """The model that the setting `key` names: "current", `model`; "initial", M_0; or a directory, else `UserError`."""
     path = {"current": model, "initial": initial}.get(name)
     if path is None and not (Path(name) / "config.json").is_file():
         raise UserError(f"{name}: no model here; put a Hugging Face directory there or change {key}")
@@ -289,10 +260,10 @@ def make_sft_delta(run: Run) -> None:
     for name, model in (("trained", trained), ("merged", run.merged_m0(seed))):
         folders = ModelMeasurements(run.folder / "sft" / name)
         run.measure(model, folders, name)
-        if folders.agreement.is_dir():
-            measured[f"{name}_pairwise"] = read_report(folders.agreement)["pairwise"]["value"]
-        if folders.meta_agreement.is_dir():
-            measured[f"{name}_metajudge"] = read_report(folders.meta_agreement)["agreement"]["value"]
+        reports = (("pairwise", folders.agreement, "pairwise"), ("metajudge", folders.meta_agreement, "agreement"))
+        for measure, folder, key in reports:
+            if folder.is_dir():
+                measured[f"{name}_{measure}"] = read_report(folder)[key]["value"]
     print(json.dumps(annotate(path, **measured), indent=2))
 
 

@@ -27,9 +27,7 @@ PROGRESS = "progress.json"
 
 
 @dataclass
-class Progress:
-    """How far a run has come: all of its state that is not a tensor. Schedule and data order are functions of it."""
-
+class Progress:  # all of a run's state that is not a tensor; schedule and data order are functions of it
     key: str  # identity of the work that the state belongs to
     step: int = 0  # updates done
     epoch: int = 0  # epochs done
@@ -41,7 +39,7 @@ class Progress:
 
 
 def save_state(folder: Path, world: World, model: Llama, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write `folder`/state-EPOCH-STEP and remove older states. Each rank writes its own part."""
+    """Write `folder`/state-EPOCH-STEP, each rank its own part, and remove older states."""
     final = folder / f"state-{progress.epoch:04}-{progress.step:08}"
     temporary = folder / f".{final.name}.tmp"  # never reused: other nodes may cache where a folder was
     world.remove(folder.glob(".state-*"))
@@ -55,10 +53,9 @@ def save_state(folder: Path, world: World, model: Llama, optimizer: torch.optim.
 
 
 def latest_state(folder: Path, key: str) -> Path | None:
-    """The newest state in `folder` that belongs to the work `key`; None if there is none."""
-    paths = sorted(folder.glob(f"state-*/{PROGRESS}"))
-    own = [path.parent for path in paths if json.loads(path.read_text(encoding="utf-8"))["key"] == key]
-    return own[-1] if own else None
+    """The newest state in `folder` that belongs to the work `key`."""
+    paths = sorted(folder.glob(f"state-*/{PROGRESS}"), reverse=True)
+    return next((path.parent for path in paths if json.loads(path.read_text(encoding="utf-8"))["key"] == key), None)
 
 
 def load_state(state: Path, model: Llama, optimizer: torch.optim.Optimizer) -> Progress:
@@ -72,11 +69,9 @@ def load_state(state: Path, model: Llama, optimizer: torch.optim.Optimizer) -> P
 
 def _tensors(model: Llama, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The fp32 parameters and Adam's two moments by name. DCP reads and writes each rank's rows in place."""
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        moments = optimizer.state[parameter]
-        tensors[f"parameter.{name}"] = parameter.detach()
-        tensors |= {f"{moment}.{name}": moments[moment] for moment in ("exp_avg", "exp_avg_sq")}
+    tensors = {f"parameter.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    for moment in ("exp_avg", "exp_avg_sq"):
+        tensors |= {f"{moment}.{name}": optimizer.state[p][moment] for name, p in model.named_parameters()}
     return tensors
 
 
@@ -96,7 +91,7 @@ def export(world: World, model: Llama, source: Path, folder: Path) -> None:
 
 
 def finish(exported: Path, job: Job, **facts: Any) -> None:
-    """Write the manifest of an export and move the export to its final place, replacing an older one."""
+    """Write an export's manifest and move the export to its final place."""
     files = [path for path in exported.iterdir() if path.name != MANIFEST]
     write_manifest(exported, job.name, job.key, files, **facts, inputs=job.lineage())
     job.out.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +99,7 @@ def finish(exported: Path, job: Job, **facts: Any) -> None:
 
 
 def _publish(temporary: Path, final: Path) -> None:
-    """Rename a finished folder to its final name; an older folder of that name is replaced."""
+    """Rename a finished folder to its final name, replacing an older one."""
     _sync(temporary)
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)

@@ -1,7 +1,4 @@
-"""Training examples: reading, the held-out share, and the order of batches.
-
-A DPO example is a prompt with a chosen and a rejected completion; an SFT example has one completion.
-"""
+"""Training examples: reading, the held-out share, and the order of batches."""
 
 import hashlib
 import math
@@ -19,9 +16,7 @@ COMPLETIONS = {"sft": ("completion_ids",), "dpo": ("chosen_ids", "rejected_ids")
 
 
 @dataclass(frozen=True)
-class Example:
-    """Token ids of a prompt and of its completions: (chosen, rejected), or one for SFT."""
-
+class Example:  # token ids of a prompt and of its completions: (chosen, rejected), or one for SFT
     id: str
     prompt: list[int]
     completions: tuple[list[int], ...]
@@ -40,37 +35,32 @@ class Example:
 def read_examples(paths: Iterable[Path], objective: Objective, vocab_size: int) -> list[Example]:
     """The examples of JSON-lines files, in order. SFT examples may have `token_weights`; the default is 1.
 
-    Raises UserError, with file and id, for bad token ids, bad weights and repeated ids.
+    `UserError`, with file and id, for bad token ids, bad weights and repeated ids.
     """
-    keys, examples, seen = COMPLETIONS[objective], [], set()
+    keys, examples = COMPLETIONS[objective], dict[str, Example]()
     for path in paths:
         for row in read_jsonl(path, ("id", "prompt_ids", *keys)):
             where = f"{path}, id {row['id']!r}"
-            if row["id"] in seen:
+            if row["id"] in examples:
                 raise UserError(f"{where}: this id came before; give each example its own id")
-            seen.add(row["id"])
             for key in ("prompt_ids", *keys):
-                _check_ids(row[key], vocab_size, f"{where}: {key}")
+                if not isinstance(ids := row[key], list) or not all(type(token) is int for token in ids):
+                    raise UserError(f"{where}: {key} is not a list of token ids; write the examples again")
+                if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+                    advice = "it was made for another model"
+                    raise UserError(f"{where}: {key} has an id outside the vocabulary of {vocab_size}; {advice}")
             completions = tuple(row[key] for key in keys)
             weights = _weights(row.get("token_weights"), len(completions[0]), where) if objective == "sft" else None
-            examples.append(Example(row["id"], row["prompt_ids"], completions, weights))
-    return examples
-
-
-def _check_ids(value: Any, vocab_size: int, where: str) -> None:
-    if not isinstance(value, list) or not all(type(token) is int for token in value):
-        raise UserError(f"{where} is not a list of token ids; write the examples again")
-    if value and not 0 <= min(value) <= max(value) < vocab_size:
-        raise UserError(f"{where} has an id outside the vocabulary of {vocab_size}; it was made for another model")
+            examples[row["id"]] = Example(row["id"], row["prompt_ids"], completions, weights)
+    return list(examples.values())
 
 
 def _weights(value: Any, length: int, where: str) -> list[float]:
     """Weights are finite, not negative and not all zero, since the loss is divided by their sum; 1 if not given."""
     weights = [1.0] * length if value is None else value
-    numbers = isinstance(weights, list) and all(type(weight) in (int, float) for weight in weights)
-    if not numbers or len(weights) != length or not all(0 <= weight < math.inf for weight in weights):
-        wanted = f"{length} weights of at least 0, one a token"
-        raise UserError(f"{where}: token_weights {value!r} are not {wanted}; correct them")
+    usable = isinstance(weights, list) and all(type(w) in (int, float) and 0 <= w < math.inf for w in weights)
+    if not usable or len(weights) != length:
+        raise UserError(f"{where}: token_weights {value!r} are not {length} weights of at least 0; correct them")
     if length and not any(weights):
         raise UserError(f"{where}: token_weights are all 0, so there is nothing to learn; remove the example")
     return [float(weight) for weight in weights]
@@ -83,11 +73,9 @@ def split(examples: Sequence[Example], held_out: float, seed: int) -> tuple[list
     return sorted(drawn[count:]), sorted(drawn[:count])
 
 
-def epoch_batches(
-    indices: Sequence[int], batch_size: int, seed: int, epoch: int, curriculum: bool = False
-) -> list[list[int]]:
+def epoch_batches(indices: Sequence[int], size: int, seed: int, epoch: int, ordered: bool = False) -> list[list[int]]:
     """Global batches of an epoch, shuffled by (seed, epoch), or in the given order. The last may be short."""
     order = list(indices)
-    if not curriculum:
+    if not ordered:
         random.Random(f"{seed}/{epoch}").shuffle(order)
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,8 +1,7 @@
 """The memory that training needs on each GPU, counted without a GPU: `python -m dpo.memory --config C`.
 
-The trainer's own model, sharding, forward, backward and update run on tensors without storage, as rank 0 of a fake
-process group; allocations and releases are counted, kernels' inputs and outputs, too, but not the allocator's
-fragmentation. A step has two full micro-batches: in the second one, gradients already exist when backward begins.
+The trainer's own step runs on tensors without storage, as rank 0 of a fake process group; allocations and releases are
+counted, but not the allocator's fragmentation. A step has two full micro-batches: in the second one, gradients exist.
 """
 
 import argparse
@@ -36,8 +35,8 @@ CONTEXT_BYTES = 2 * 2**30  # our allowance for CUDA, its libraries and NCCL's bu
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations create, until they are freed or resized. FSDP resizes storages
-    outside of operations, to 0 and back; that is counted in the context `counted_resize()`."""
+    """Counts the bytes of all storages that operations create, until they are freed. FSDP resizes storages outside of
+    operations: that is counted in the context `counted_resize()`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +71,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def storage_of(tensor: Tensor) -> torch.UntypedStorage:
-    """The storage of a tensor or, if it is sharded, of its shard on this rank."""
+    """The storage of a tensor, or of its shard on this rank."""
     return getattr(tensor, "_local_tensor", tensor).untyped_storage()
 
 
@@ -82,8 +81,7 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def count(config: LlamaConfig, settings: Settings, ranks: int) -> dict[str, int]:
-    """Bytes of a bf16 DPO step of two full micro-batches on one of `ranks` GPUs, with the kernels' settings for sm_90.
-    Communication may gather a block's parameters ahead."""
+    """Bytes of a bf16 DPO step on one of `ranks` GPUs, with the kernels' settings for sm_90."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     try:
         world, tracker = World(0, ranks, torch.device("cpu"), init_device_mesh("cpu", (ranks,))), LiveBytes()
@@ -114,16 +112,11 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
     optimizer.step()
     moments = (state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq"))
     block = 2 * sum(parameter.numel() for parameter in model.layers[0].parameters())
-    return {
-        "parameters, fp32": storage_bytes(model.parameters()),
-        "gradients, fp32": storage_bytes(gradients),
-        "Adam's moments, fp32": storage_bytes(moments),
-        "activations kept for backward": activations,
-        "all tensors at the peak": tracker.peak,
-        "a block gathered ahead": block,
-        "CUDA and NCCL (allowance)": CONTEXT_BYTES,
-        "needed": tracker.peak + block + CONTEXT_BYTES,
-    }
+    sizes = {"parameters, fp32": storage_bytes(model.parameters()), "gradients, fp32": storage_bytes(gradients)}
+    sizes |= {"Adam's moments, fp32": storage_bytes(moments), "activations kept for backward": activations}
+    sizes |= {"all tensors at the peak": tracker.peak, "a block gathered ahead": block}
+    sizes |= {"CUDA and NCCL (allowance)": CONTEXT_BYTES}
+    return sizes | {"needed": tracker.peak + block + CONTEXT_BYTES}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The metrics of a run: their file, a line a step, and the memory and floating-point operations that they measure."""
+"""The metrics of a run: their file, and the memory and floating-point operations that they measure."""
 
 import json
 import resource
@@ -24,18 +24,14 @@ def peak_memory_mib(device: torch.device) -> float:
     """Peak memory of this process so far, in MiB: allocated on the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def forward_flops(config: LlamaConfig, batch: MicroBatch) -> int:
-    """Operations of a forward pass: 2 per weight and token, and 4 head_dim per head, query and visible key.
-
-    The output head counts only for the targets. A backward pass takes twice as many; recomputation is not counted.
-    """
-    seen = sum(
-        (end - start) * (end - start + 1 + 2 * len(prefix)) // 2 for start, end, prefix in batch.segments.ranges()
-    )
+    """Operations of a forward pass: 2 per weight and token (in the head: per target), and 4 head_dim per head, query
+    and visible key. A backward pass takes twice as many."""
+    ranges = batch.segments.ranges()
+    seen = sum((end - start) * (end - start + 1 + 2 * len(prefix)) // 2 for start, end, prefix in ranges)
     products = 2 * config.block_weights * batch.tokens + 2 * config.head_weights * len(batch.targets_n)
     return products + 4 * config.num_hidden_layers * config.q_size * seen
 
@@ -60,27 +56,24 @@ def best_rate(run: Callable[[], object], operations: int, repeats: int = 10) -> 
 
 
 def summary_writer() -> Any:
-    """TensorBoard's class of writers. Raises UserError when tensorboard is not installed."""
+    """TensorBoard's class of writers; `UserError` where tensorboard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        missing = "trainer.tensorboard is on, but tensorboard is not installed"
-        raise UserError(f"{missing}: pip install tensorboard, or turn it off") from None
+        raise UserError("trainer.tensorboard is on: pip install tensorboard, or turn it off") from None
     return SummaryWriter
 
 
 class MetricsLog:
     """The metrics of a run in `folder`; a continued one keeps `length` bytes, and points before `next_step`."""
 
-    def __init__(
-        self, folder: Path, length: int = 0, writes: bool = True, tensorboard: bool = False, next_step: int = 0
-    ):
+    def __init__(self, folder: Path, length: int = 0, writes: bool = True, board: bool = False, next_step: int = 0):
         self.path, self.length, self.writes, self.board = folder / METRICS, length, writes, None
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
                 file.truncate(min(length, file.tell()))
-        if writes and tensorboard:
+        if writes and board:
             self.board = summary_writer()(str(folder / "tensorboard"), purge_step=next_step)
 
     def write(self, metrics: dict[str, Any]) -> None:

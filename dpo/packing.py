@@ -1,9 +1,7 @@
 """Micro-batches: examples packed flat under a token budget, the same number on every rank.
 
 Where it saves enough, a shared prefix is computed once (`kernels.segments.Segments`): for DPO the prompt of a pair,
-for SFT the common beginning of prompts, such as the rubric.
-
-Shapes: t tokens of all segments, n targets (the completions' tokens), e examples, c completions of each example.
+for SFT the common beginning of prompts. Shapes: t tokens, n targets, e examples, c completions of each example.
 """
 
 import heapq
@@ -18,20 +16,17 @@ import torch
 from torch import Tensor
 
 from dpo.data import Example
-from kernels.launch import to_device
+from kernels.launch import CPU, to_device
 from kernels.segments import Segments
 from stages.settings import TrainerOptions
 
-LEAST_SHARED = 16
-"""Shortest shared prefix, in tokens: a shorter one costs as much as it saves, since it is one more segment."""
+LEAST_SHARED = 16  # shortest shared prefix, in tokens: a shorter one, one more segment, costs as much as it saves
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """Packed sequences without padding, and the positions that predict the completions' tokens; integers are int64."""
-
+class MicroBatch:  # packed sequences, and the positions that predict the completions' tokens; integers are int64
     examples: list[int]  # indices into the training examples
-    real: bool  # False: a stand-in, which a rank without work computes so that collectives match; its loss is left out
+    real: bool  # False: a stand-in of a rank without work, so that collectives match; its loss is left out
     completions: int  # of each example
     segments: Segments
     examples_e: Tensor  # `examples`, on the device
@@ -48,20 +43,20 @@ class MicroBatch:
 
     def sums(self, values_n: Tensor) -> Tensor:
         """Sums over each completion, fp32 [e, c]. `index_put` is deterministic only on CUDA, `index_add` on a CPU."""
-        zeros, at_n = values_n.new_zeros(len(self.examples) * self.completions), self.sequences_n
-        on_gpu = values_n.is_cuda
-        sums = zeros.index_put((at_n,), values_n, accumulate=True) if on_gpu else zeros.index_add(0, at_n, values_n)
+        sums, at_n = values_n.new_zeros(len(self.examples) * self.completions), self.sequences_n
+        cuda = values_n.is_cuda
+        sums = sums.index_put((at_n,), values_n, accumulate=True) if cuda else sums.index_add(0, at_n, values_n)
         return sums.view(-1, self.completions)
 
     def predicting(self, hidden_td: Tensor) -> Tensor:
-        """Hidden states that predict a target, [n, d]; the backward is deterministic on CUDA and on a CPU."""
+        """Hidden states that predict a target, [n, d]; backward is deterministic."""
         return hidden_td[self.sources_n] if hidden_td.is_cuda else hidden_td.index_select(0, self.sources_n)
 
 
 def own_prefix(example: Example, options: TrainerOptions) -> int:
     """Prompt tokens that the completions of one example share."""
-    enough = len(example.completions) > 1 and len(example.prompt) >= LEAST_SHARED
-    return len(example.prompt) if options.share_prefixes and enough else 0
+    shares = options.share_prefixes and len(example.completions) > 1
+    return len(example.prompt) if shares and len(example.prompt) >= LEAST_SHARED else 0
 
 
 def keep_usable(
@@ -84,22 +79,17 @@ def keep_usable(
     return kept, dict(dropped)
 
 
-class Group(NamedTuple):
-    """Indices of examples whose prompts share their first `prefix` tokens."""
-
+class Group(NamedTuple):  # indices of examples whose prompts share their first `prefix` tokens
     members: list[int]
     prefix: int
 
 
 def common_prefixes(examples: Sequence[Example], indices: Sequence[int]) -> list[Group]:
-    """Groups of SFT examples by common beginnings of their prompts, which save the most tokens.
-
-    A group is a run in the sorted prompts. best[end], the most tokens that the first `end` prompts can save, is the
-    maximum over the last run's start of best[start] + (members - 1) * prefix.
-    """
+    """Groups of SFT examples by common beginnings of their prompts, which save the most tokens: runs in the sorted
+    prompts. The first `end` save best[end], the maximum over a run's start of best[start] + (members - 1) * prefix."""
     order = sorted(indices, key=lambda i: examples[i].prompt)
     prompts = [examples[i].prompt for i in order]
-    common = [_common(a, b) for a, b in pairwise(prompts)]
+    common = [_common(*pair) for pair in pairwise(prompts)]
     best, groups = [0], [list[Group]()]  # groups[end]: those of the first `end` prompts
     for end in range(1, len(order) + 1):
         choices, prefix = [(best[-1], end - 1, 0)], len(prompts[end - 1])
@@ -120,10 +110,8 @@ def _common(a: list[int], b: list[int]) -> int:
 
 
 def pack(costs: Sequence[int], ranks: int, budget: int) -> list[list[int]]:
-    """Indices of `costs`, each at most `budget`, in the fewest bins (a multiple of `ranks`) that greedy packing finds.
-
-    The highest cost comes first, and each goes into the emptiest bin, so that bins and ranks are even.
-    """
+    """Indices of `costs`, each at most `budget`, in the fewest bins (a multiple of `ranks`) that greedy packing finds:
+    the highest cost first, each into the emptiest bin."""
     assert max(costs, default=0) <= budget
     for count in itertools.count(ranks * max(1, -(-sum(costs) // max(1, budget * ranks))), ranks):
         bins, loads = [list[int]() for _ in range(count)], [(0, i) for i in range(count)]
@@ -141,10 +129,8 @@ def pack(costs: Sequence[int], ranks: int, budget: int) -> list[list[int]]:
 def pack_sharing(
     examples: Sequence[Example], indices: Sequence[int], ranks: int, budget: int
 ) -> tuple[dict[int, int], list[list[int]]]:
-    """Shared prompt tokens of each SFT example, and the bins of positions in `indices`.
-
-    Of three groupings (those that save most; one group of all prompts; none) the one with the fewest bins, then tokens.
-    """
+    """Shared prompt tokens of each SFT example, and the bins of positions in `indices`: of three groupings (those that
+    save most; one group of all prompts; none) the one with the fewest bins, then tokens."""
     prompts = [examples[i].prompt for i in indices]
     everyone = Group(list(indices), _common(min(prompts), max(prompts)))
     packings = []
@@ -167,7 +153,7 @@ def micro_batches(
     options: TrainerOptions,
     rank: int = 0,
     ranks: int = 1,
-    device: torch.device | None = None,
+    device: torch.device = CPU,
 ) -> list[MicroBatch]:
     """This rank's micro-batches of the global batch `indices`; an empty bin gets the shortest example as stand-in."""
     if options.share_prefixes and len(examples[indices[0]].completions) == 1:
@@ -185,10 +171,10 @@ def lay_out(
     indices: Sequence[int],
     prefixes: dict[int, int] | None = None,
     real: bool = True,
-    device: torch.device | None = None,
+    device: torch.device = CPU,
 ) -> MicroBatch:
-    """Pack the sequences of the examples at `indices`; the first prefixes[i] tokens of example i may be shared."""
-    device, groups = device or torch.device("cpu"), defaultdict[tuple[int, ...], list[int]](list)
+    """Pack the examples at `indices`; the first prefixes[i] tokens of example i may be shared."""
+    groups = defaultdict[tuple[int, ...], list[int]](list)
     for i in indices:
         groups[tuple(examples[i].prompt[: prefixes[i] if prefixes else 0])].append(i)
     order, ids, positions, lengths, parents = list[int](), list[int](), list[int](), list[int](), list[int]()

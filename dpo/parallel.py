@@ -32,6 +32,13 @@ from stages.settings import TrainerOptions
 T = TypeVar("T")
 
 
+def return_memory() -> None:
+    """Give freed memory back to the system, since the pieces between tensors grow by some 20 MB a step."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 @dataclass(frozen=True)
 class World:
     """The rank of this process among those that train the same model."""
@@ -46,18 +53,17 @@ class World:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """`values` summed over ranks, in place."""
+        """`values`, summed over ranks in place."""
         dist.all_reduce(values)
         return values
 
     def agree(self, compute: Callable[[], T]) -> T:
         """The result of `compute` on rank 0, given to every rank; its UserError is raised on every rank."""
         outcome: list[Any] = [None]
-        if self.first:
-            try:
-                outcome = [compute()]
-            except UserError as error:
-                outcome = [error]
+        try:
+            outcome = [compute() if self.first else None]
+        except UserError as error:
+            outcome = [error]
         dist.broadcast_object_list(outcome, src=0)
         if isinstance(outcome[0], UserError):
             raise outcome[0]
@@ -76,10 +82,8 @@ class World:
 
 @contextmanager
 def distributed(threads: int, timeout_minutes: float = TrainerOptions.timeout_minutes) -> Iterator[World]:
-    """The process group that torchrun describes, or a group of this process alone; `threads` CPU threads a rank.
-
-    UserError is raised on every rank. A rank that loses another prints why and ends with exit code 1.
-    """
+    """The process group that torchrun describes, or one of this process alone; `threads` CPU threads a rank. A rank
+    that loses another prints why and ends with exit code 1."""
     torch.set_num_threads(threads)
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if torch.cuda.is_available():
@@ -87,9 +91,13 @@ def distributed(threads: int, timeout_minutes: float = TrainerOptions.timeout_mi
         torch.cuda.set_device(device)
     else:
         device, backend = torch.device("cpu"), "gloo"
-        spare_memory()
-    store = None if "WORLD_SIZE" in os.environ else dist.HashStore()
-    timeout = timedelta(minutes=timeout_minutes)
+        # Tensor shapes change at every step. PyTorch caches 64 oneDNN products, as code for a thousand shapes would
+        # fragment the memory; glibc keeps large freed blocks, as the system would have to zero returned pages.
+        os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
+        with suppress(OSError, AttributeError, TypeError):  # not glibc
+            for parameter, value in ((-1, 2**31 - 1), (-4, 0)):  # trim_threshold, mmap_max
+                ctypes.CDLL(None).mallopt(parameter, value)
+    store, timeout = None if "WORLD_SIZE" in os.environ else dist.HashStore(), timedelta(minutes=timeout_minutes)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield World(rank, size, device, init_device_mesh(device.type, (size,)))
@@ -99,33 +107,27 @@ def distributed(threads: int, timeout_minutes: float = TrainerOptions.timeout_mi
             time.sleep(1)  # the first rank of the node prints the error: torchrun ends the others when one ends
         raise
     except RuntimeError as error:  # the group is not destroyed: destroying could hang, too
-        if (message := describe_lost_rank(error, timeout_minutes)) is None:
+        if "timed out waiting" in (text := str(error).lower()):
+            reason = f"another rank did not take part within {timeout_minutes:g} minutes (trainer.timeout_minutes): "
+            reason += "it hangs, or its disk is slow; look for its last line in the logs of all ranks"
+        elif re.search("connection (closed|reset) by peer", text):
+            reason = "another rank has ended; its log says why"
+        else:
             raise
-        print(f"error: rank {rank}: {message}", file=sys.stderr)
+        print(f"error: rank {rank}: {reason}", file=sys.stderr)
         raise SystemExit(1) from None
     dist.destroy_process_group()
 
 
-def describe_lost_rank(error: RuntimeError, timeout_minutes: float) -> str | None:
-    """Message for a collective that failed because a rank is missing, as gloo tells it; None for other errors."""
-    if "timed out waiting" in str(error).lower():
-        absent = f"another rank did not take part within {timeout_minutes:g} minutes (trainer.timeout_minutes)"
-        return f"{absent}: it hangs, or its disk is slow; look for its last line in the logs of all ranks"
-    closed = re.search("connection (closed|reset) by peer", str(error), re.IGNORECASE)
-    return "another rank has ended; its log says why" if closed else None
-
-
 class Interruption:
-    """Ctrl-C or SIGTERM, remembered until the step is done. A second Ctrl-C ends the process at once.
-
-    Signals within `patience` seconds of the first count as one: torchrun passes on what its processes got themselves.
-    """
+    """Ctrl-C or SIGTERM, remembered until the step is done. A second Ctrl-C, more than `patience` seconds later since
+    torchrun passes on what its processes got themselves, ends the process at once."""
 
     signal, since, patience = 0, 0.0, 5.0
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """In this context the first signal is only remembered."""
+        """The first signal is only remembered."""
         before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -142,11 +144,8 @@ class Interruption:
 
 
 def end_process(run: Callable[[], None]) -> NoReturn:
-    """Run a command and end the process with its exit code, without finalisation of the interpreter.
-
-    Gloo's threads outlive the process group, and one that frees a tensor during finalisation aborts the process, so
-    that a rank that has done its work would be reported as failed (pytorch/pytorch issues 38228, 190489).
-    """
+    """Run a command and end the process with its exit code, without finalisation of the interpreter, in which a thread
+    of gloo that frees a tensor would abort the process (pytorch/pytorch issues 38228, 190489)."""
     code: Any = 0
     try:
         run()
@@ -160,23 +159,9 @@ def end_process(run: Callable[[], None]) -> NoReturn:
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-def spare_memory() -> None:
-    """Memory settings for a CPU process whose tensor shapes change at every step.
-
-    glibc keeps large freed blocks: the system would have to zero returned pages again. PyTorch caches 64 oneDNN
-    products: by default code for a thousand shapes would fragment the memory.
-    """
-    os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
-    with suppress(OSError, AttributeError, TypeError):  # not glibc
-        for parameter, value in ((-1, 2**31 - 1), (-4, 0)):  # trim_threshold, mmap_max
-            ctypes.CDLL(None).mallopt(parameter, value)
-
-
 def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options: TrainerOptions) -> Llama:
-    """A model of fp32 parameters, sharded evenly over the ranks and not yet filled.
-
-    Each block, and the rest, is gathered in `dtype` for its computation. Gradients are averaged over ranks in fp32.
-    """
+    """A model of fp32 parameters, sharded evenly over the ranks and not yet filled. Each block, and the rest, is
+    gathered in `dtype` for its computation. Gradients are averaged over ranks in fp32."""
     with torch.device("meta"):
         model = Llama(config)
     # Inputs are not cast, so that the rotary tables stay fp32.
@@ -203,6 +188,6 @@ def load_sharded(model: Llama, folder: Path | str) -> None:
 
 
 def reshard(model: Llama) -> None:
-    """Free gathered parameters. Needed after a forward without a backward: they would hide the next loaded weights."""
+    """Free gathered parameters after a forward without a backward: they would hide the next loaded weights."""
     for module in (model, *model.layers):
         cast(FSDPModule, module).reshard()

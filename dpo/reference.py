@@ -1,4 +1,4 @@
-"""The log-probabilities of the reference model: computed by the trainer's forward before training, kept in a file."""
+"""The reference model's log-probabilities: computed by the trainer's forward before training, kept in a file."""
 
 import hashlib
 import json
@@ -12,38 +12,32 @@ from dpo.data import Example
 from dpo.loss import completion_logprob
 from dpo.packing import micro_batches
 from dpo.parallel import World, load_sharded, reshard
-from kernels.launch import Attention
+from model.dtype import training_dtype
 from model.llama import Llama
 from stages.files import read_jsonl, write_jsonl
 from stages.progress import progress
-from stages.settings import TrainerOptions
+from stages.settings import Settings
 
 
 def reference_logprob(
-    world: World,
-    model: Llama,
-    examples: Sequence[Example],
-    weights: Path,
-    weights_digest: str,
-    cache: Path,
-    options: TrainerOptions,
-    dtype: torch.dtype,
-    attention: Attention = "triton",
+    world: World, model: Llama, examples: Sequence[Example], weights: Path, digest: str, cache: Path, settings: Settings
 ) -> Tensor:
-    """Log-probabilities of chosen and rejected of each pair under the weights in the folder `weights`, fp32 [e, 2].
+    """Log-probabilities of chosen and rejected of each pair under the weights in a folder, of a digest, fp32 [e, 2].
 
     Read from the folder `cache` if it has a file for these pairs, weights, dtype and attention. Otherwise `model` is
     filled with the reference's weights, and the caller must load the policy's weights afterwards.
     """
+    attention, dtype = settings.model.attention, training_dtype(settings.model.dtype, world.device)
     tokens = hashlib.sha256()
     for pair in examples:
         tokens.update(json.dumps([pair.id, pair.prompt, pair.completions]).encode())
-    name = hashlib.sha256(f"{tokens.hexdigest()} {weights_digest} {dtype} {attention}".encode()).hexdigest()
+    name = hashlib.sha256(f"{tokens.hexdigest()} {digest} {dtype} {attention}".encode()).hexdigest()
     path = cache / f"{name[:16]}.jsonl"
     if not world.agree(path.is_file):
         load_sharded(model, weights)
         sums_e2 = torch.zeros(len(examples), 2, device=world.device)
-        batches = micro_batches(examples, range(len(examples)), options, world.rank, world.size, world.device)
+        indices, options = range(len(examples)), settings.trainer
+        batches = micro_batches(examples, indices, options, world.rank, world.size, world.device)
         with torch.no_grad(), progress(len(batches), "reference", "batch", first=world.first) as bar:
             for batch in batches:
                 logprob_n = completion_logprob(model, batch, attention)

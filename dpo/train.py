@@ -1,7 +1,7 @@
 """Training on preference pairs: `torchrun -m dpo.train`, or plain `python -m dpo.train` for one rank.
 
-Writes the trained Hugging Face directory with its manifest, and beside it the folder train/: metrics.jsonl, the
-reference's log-probabilities, the state of a stopped run. The same command continues a stopped run.
+Writes the trained Hugging Face directory, and beside it the folder train/: metrics.jsonl, the reference's
+log-probabilities, the state of a stopped run. The same command continues a stopped run.
 """
 
 from dataclasses import fields
@@ -25,23 +25,18 @@ from stages.stage import Job, Stage
 
 def training_settings(settings: Settings, section: Training, *names: str) -> dict[str, Any]:
     """What a training's output depends on: the section's fields that SFT and DPO share, and its own `names`."""
-    return {
-        **{name: getattr(section, name) for name in (*(field.name for field in fields(Training)), *names)},
-        **{name: getattr(settings.trainer, name) for name in ("tokens_per_microbatch", "share_prefixes", "compile")},
-        "dtype": settings.model.dtype,
-        "attention": settings.model.attention,
-        "seed": settings.seed,
-    }
+    read = {name: getattr(section, name) for name in (*(field.name for field in fields(Training)), *names)}
+    read |= {name: getattr(settings.trainer, name) for name in ("tokens_per_microbatch", "share_prefixes", "compile")}
+    return read | {name: getattr(settings.model, name) for name in ("dtype", "attention")} | {"seed": settings.seed}
 
 
 def fixed_epoch(stage: str, settings: Settings, iteration: int) -> int | None:
     """The epoch to export, counted from 1; None: the best on the held-out pairs. SFT exports its last."""
     if stage == "sft":
         return settings.sft.epochs
-    epoch, last = settings.iteration[iteration - 1].epoch, settings.dpo.epochs
-    if epoch is not None and not 1 <= epoch <= last:
-        where = f"iteration[{iteration - 1}].epoch"
-        raise UserError(f"{where} is {epoch}, but dpo.epochs is {last}; choose 1 to {last}")
+    t, last = iteration - 1, settings.dpo.epochs
+    if (epoch := settings.iteration[t].epoch) is not None and not 1 <= epoch <= last:
+        raise UserError(f"iteration[{t}].epoch is {epoch}, but dpo.epochs is {last}; choose 1 to {last}")
     return epoch
 
 
@@ -52,24 +47,24 @@ def run_training(job: Job) -> None:
 
 
 def train(job: Job, world: World, work: Path) -> None:
-    """Set up, run, publish. Nothing is done when the job's output is complete already."""
+    """Set up, run, publish; nothing, if the job's output is complete."""
     settings, model_dir, data = job.settings, job.path("model"), job.paths("data")
     objective: Objective = "dpo" if job.has("reference") else "sft"
     if world.agree(lambda: job.complete):
         return
     if settings.trainer.tensorboard:
         summary_writer()  # on every rank, so that all of them stop if it is not there
-    options, attention = settings.trainer, settings.model.attention
+    options = settings.trainer
     config, dtype = LlamaConfig.load(model_dir), training_dtype(settings.model.dtype, world.device)
-    read = read_examples(data, objective, config.vocab_size)
-    examples, dropped = keep_usable(read, options, config.max_position_embeddings)
+    examples = read_examples(data, objective, config.vocab_size)
+    examples, dropped = keep_usable(examples, options, config.max_position_embeddings)
     if not examples:
         raise UserError(f"{', '.join(map(str, data))}: no usable example ({dropped or 'empty'}); add data")
 
     model, reference_e2 = sharded_model(config, world, dtype, options), None
     if objective == "dpo":
-        folder, digest, cache = job.path("reference"), job.digests["reference"], work / "reference"
-        reference_e2 = reference_logprob(world, model, examples, folder, digest, cache, options, dtype, attention)
+        folder, digest = job.path("reference"), job.digests["reference"]
+        reference_e2 = reference_logprob(world, model, examples, folder, digest, work / "reference", settings)
     optimizer = make_optimizer(model, settings.sft if objective == "sft" else settings.dpo)
     if state := world.agree(lambda: latest_state(work, job.key)):
         at = load_state(state, model, optimizer)
@@ -78,41 +73,28 @@ def train(job: Job, world: World, work: Path) -> None:
         at = Progress(job.key)
         load_sharded(model, model_dir)
     epoch, peak = fixed_epoch(objective, settings, job.iteration), peak_flops(world.device, dtype)
-    given = (objective, settings, world, model, optimizer, examples, reference_e2, at, work, model_dir, epoch, peak)
-    trainer = Trainer(*given)
+    inputs = (examples, reference_e2, at, work, model_dir, epoch, peak)
+    trainer = Trainer(objective, settings, world, model, optimizer, *inputs)
     with trainer.interruption.watched():  # to the end: a stage that is complete must be clean, too
         trainer.run()
         if world.first:
             sizes = {"train": len(trainer.train_set), "held_out": len(trainer.held_out_set)}
-            finish(
-                work / f"epoch-{at.exported['epoch']}",
-                job,
-                counts={"examples": len(examples), **sizes, **dropped},
-                first_loss=at.first_loss,
-                **at.exported,
-                steps=at.step,
-                seconds=round(at.seconds, 1),
-                dtype=str(dtype).removeprefix("torch."),
-                ranks=world.size,
-                threads=settings.engine.threads,
-                environment=environment(),
-            )
+            facts: dict[str, Any] = {"counts": {"examples": len(examples), **sizes, **dropped}}
+            facts |= {"first_loss": at.first_loss} | at.exported
+            facts |= {"steps": at.step, "seconds": round(at.seconds, 1)}
+            facts |= {"dtype": str(dtype).removeprefix("torch."), "ranks": world.size}
+            facts |= {"threads": settings.engine.threads, "environment": environment()}
+            finish(work / f"epoch-{at.exported['epoch']}", job, **facts)
         world.remove([*work.glob("*epoch-*"), *work.glob("*state-*")])
 
 
-DPO = Stage(
-    "dpo",
-    "dpo.train",
-    run_training,
-    settings=lambda settings, iteration: (
-        training_settings(settings, settings.dpo, "beta", "nll_weight")
-        | {"export": settings.iteration[iteration - 1].epoch}
-    ),
-    per_iteration=True,
-    inputs=("model", "reference", "data"),
-    lists=("data",),
-    ranks="group",
-)
+def _settings(settings: Settings, iteration: int) -> Any:
+    epoch = settings.iteration[iteration - 1].epoch
+    return training_settings(settings, settings.dpo, "beta", "nll_weight") | {"export": epoch}
+
+
+INPUTS = ("model", "reference", "data")
+DPO = Stage("dpo", "dpo.train", run_training, _settings, INPUTS, (), ("data",), per_iteration=True, ranks="group")
 
 if __name__ == "__main__":
     end_process(DPO.main)

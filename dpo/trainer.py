@@ -7,10 +7,10 @@ batch, so the number of ranks and micro-batches does not change an update.
 import math
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,23 +22,12 @@ from dpo.data import Example, Objective, epoch_batches, split
 from dpo.loss import chosen_nll, completion_logprob, dpo_loss, sft_loss
 from dpo.metrics import MetricsLog, forward_flops, peak_memory_mib
 from dpo.packing import MicroBatch, micro_batches
-from dpo.parallel import Interruption, World, reshard
+from dpo.parallel import Interruption, World, reshard, return_memory
 from kernels.launch import to_device
 from model.llama import Llama
 from stages.files import UserError
 from stages.progress import progress
 from stages.settings import Dpo, Settings, Sft
-
-
-class BatchResult(NamedTuple):
-    """Losses of a global batch and the work for it, over all ranks."""
-
-    means: dict[str, float]  # of the loss terms, over the examples by weight
-    tokens: int  # computed; a shared prefix counts once
-    flops: float  # of a forward pass
-    grad_norm: float  # of the mean loss; 0 without backward
-    memory_mib: float  # the highest peak of any rank
-    stop: bool  # whether a rank got a signal to stop
 
 
 @dataclass
@@ -51,7 +40,7 @@ class Trainer:
     model: Llama
     optimizer: torch.optim.Optimizer
     examples: list[Example]
-    reference_e2: Tensor | None  # fp32: the reference's log-probabilities of (chosen, rejected); None for SFT
+    reference_e2: Tensor | None  # fp32: the reference's log-probabilities of (chosen, rejected), for DPO
     progress: Progress
     work: Path
     source: Path  # the initial policy; an export copies its configuration and tokenizer
@@ -65,16 +54,16 @@ class Trainer:
         if not self.train_set:
             raise UserError(f"{self.stage}: no example is left to train on; add data or lower {self.stage}.held_out")
         self.steps_per_epoch = math.ceil(len(self.train_set) / self.section.batch_size)
-        self.started = time.monotonic() - self.progress.seconds
         at, board = self.progress, self.settings.trainer.tensorboard
+        self.started = time.monotonic() - at.seconds
         self.log = MetricsLog(self.work, at.metrics_bytes, self.world.first, board, at.step)
 
     def run(self) -> None:
         """Train from the current progress to the last epoch that can be exported."""
-        epochs = self.export_epoch or self.section.epochs
+        epochs, at = self.export_epoch or self.section.epochs, self.progress
         total = epochs * self.steps_per_epoch
-        with progress(total, self.stage, "step", first=self.world.first, done=self.progress.step) as bar:
-            while self.progress.epoch < epochs:
+        with progress(total, self.stage, "step", first=self.world.first, done=at.step) as bar:
+            while at.epoch < epochs:
                 self.train_epoch(bar)
                 self.end_epoch(epochs)
 
@@ -84,17 +73,17 @@ class Trainer:
         curriculum = isinstance(self.section, Sft) and self.section.curriculum
         batches = epoch_batches(self.train_set, self.section.batch_size, self.settings.seed, at.epoch, curriculum)
         for batch in batches[at.position :]:
-            # Evaluation comes before a step, not after it, so that an interrupted run saves its state first.
+            # Before a step, not after it, so that an interrupted run saves its state first.
             if at.position and every and at.step % every == 0:
                 self.evaluate()
             metrics, stop = self.step(batch)
-            if at.first_loss is None:
-                at.first_loss = metrics["loss"]
-            at.step += 1
-            at.position += 1
+            at.first_loss = metrics["loss"] if at.first_loss is None else at.first_loss
+            at.step, at.position = at.step + 1, at.position + 1
             self.write(metrics)
             bar.set_postfix({k: f"{metrics[k]:.4g}" for k in ("loss", "accuracy") if k in metrics}, refresh=False)
             bar.update()
+            if at.step % 32 == 0 and self.world.device.type == "cpu":
+                return_memory()
             if stop or (at.position < len(batches) and self.due(epoch_ended=False)):
                 self.save()
             if stop:
@@ -108,33 +97,26 @@ class Trainer:
         rate = learning_rate(step, steps, section.learning_rate, section.warmup_ratio)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        result = self.measure(batch, backward=True)
-        if not math.isfinite(result.means["loss"] + result.grad_norm):
-            raise UserError(self.describe_nonfinite(batch))
-        clip(local_gradients(self.model.parameters()), result.grad_norm, section.max_grad_norm)
+        means, grad_norm, tokens, flops, memory, stop = self.measure(batch, backward=True)
+        if not math.isfinite(means["loss"] + grad_norm):
+            with torch.no_grad():
+                bad = [i for i in batch if not math.isfinite(self.measure([i], backward=False)[0]["loss"])]
+            names, what = ", ".join(self.examples[i].id for i in bad or batch), "loss" if bad else "gradient"
+            advice = f"check these examples, or lower {self.stage}.learning_rate"
+            raise UserError(f"step {step}: the {what} is not finite in {names}; {advice}")
+        clip(local_gradients(self.model.parameters()), grad_norm, section.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         seconds = time.perf_counter() - started
-        metrics = {
-            "step": step,
-            "epoch": self.progress.epoch + 1,
-            "split": "train",
-            **result.means,
-            "grad_norm": result.grad_norm,
-            "lr": rate,
-            "tokens": result.tokens,
-            "tokens_per_second": result.tokens / seconds,
-            "mfu": 3 * result.flops / seconds / (self.peak_flops * self.world.size),
-            "memory_mib": round(result.memory_mib),
-            "seconds": seconds,
-        }
-        return metrics, result.stop
+        metrics = {"step": step, "epoch": self.progress.epoch + 1, "split": "train", **means, "grad_norm": grad_norm}
+        metrics |= {"lr": rate, "tokens": tokens, "tokens_per_second": tokens / seconds}
+        metrics |= {"mfu": 3 * flops / seconds / (self.peak_flops * self.world.size)}
+        return metrics | {"memory_mib": round(memory), "seconds": seconds}, stop
 
-    def measure(self, indices: Sequence[int], backward: bool) -> BatchResult:
-        """The mean loss terms of the examples at `indices` over all ranks, by weight, and the work for them.
-
-        With `backward` the gradient of the mean loss is added to the parameters' gradients.
-        """
+    def measure(self, indices: list[int], backward: bool) -> tuple[dict[str, float], float, int, float, float, bool]:
+        """The mean loss terms of the examples at `indices`, by weight; with `backward` their gradient is added to the
+        parameters', and its norm comes next; tokens computed and operations of a forward pass; the highest peak memory
+        of a rank, in MiB; whether a rank got a signal to stop. Means and sums are over all ranks."""
         world, weight = self.world, sum(self.examples[i].weight for i in indices)
         terms: dict[str, Tensor] = {}
         sums, tokens, flops = torch.zeros((), dtype=torch.float64, device=world.device), 0, 0
@@ -154,7 +136,7 @@ class Trainer:
         means = {name: value / weight for name, value in zip(terms, values, strict=False)}
         square_of_all, tokens_of_all, flops_of_all, stops, *memory_r = values[len(terms) :]
         norm = math.sqrt(square_of_all) if square_of_all >= 0 else math.nan
-        return BatchResult(means, int(tokens_of_all), flops_of_all, norm, max(memory_r), stops > 0)
+        return means, norm, int(tokens_of_all), flops_of_all, max(memory_r), stops > 0
 
     def terms(self, batch: MicroBatch) -> dict[str, Tensor]:
         """Loss and further terms of each example of a micro-batch, fp32 [e]."""
@@ -173,29 +155,26 @@ class Trainer:
         """Means over the held-out examples, also written as a line of metrics; empty without held-out examples."""
         if not self.held_out_set:
             return {}
-        means = self.measure(self.held_out_set, backward=False).means
+        means = self.measure(self.held_out_set, backward=False)[0]
         reshard(self.model)
         self.write({"step": self.progress.step - 1, "epoch": self.progress.epoch + 1, "split": "held_out"} | means)
         return means
 
     def end_epoch(self, epochs: int) -> None:
-        """Held-out metrics, the export if this epoch is to be exported so far, and the state to continue from."""
-        number = self.progress.epoch + 1
-        means = self.evaluate()
-        if self.better(number, means):
+        """Held-out metrics, the export, and the state to continue from. Exported are the configured epoch, or the best
+        so far by held-out accuracy, then loss, or the last."""
+        at, means = self.progress, self.evaluate()
+        number, best = at.epoch + 1, at.exported
+        if self.export_epoch or not means:
+            better = number == (self.export_epoch or self.section.epochs)
+        else:
+            better = not best or (means["accuracy"], -means["loss"]) > (best["accuracy"], -best["loss"])
+        if better:
             export(self.world, self.model, self.source, self.work / f"epoch-{number}")
-            self.progress.exported = {"epoch": number} | means
-        self.progress.epoch, self.progress.position = number, 0
-        self.progress.seconds = time.monotonic() - self.started
+            at.exported = {"epoch": number} | means
+        at.epoch, at.position, at.seconds = number, 0, time.monotonic() - self.started
         if number < epochs and self.due(epoch_ended=True):
             self.save()
-
-    def better(self, number: int, means: dict[str, float]) -> bool:
-        """Whether to export this epoch: the configured one, the best by held-out accuracy, then loss, or the last."""
-        if self.export_epoch or not means:
-            return number == (self.export_epoch or self.section.epochs)
-        best = self.progress.exported
-        return not best or (means["accuracy"], -means["loss"]) > (best["accuracy"], -best["loss"])
 
     def due(self, epoch_ended: bool) -> bool:
         """Whether to save a state now: every `save_every` steps, or at the end of each epoch."""
@@ -214,14 +193,6 @@ class Trainer:
         self.progress.metrics_bytes = self.log.length
         self.progress.seconds = time.monotonic() - self.started
 
-    def describe_nonfinite(self, batch: Sequence[int]) -> str:
-        """Error message for a batch whose loss or gradient is not finite."""
-        with torch.no_grad():
-            bad = [i for i in batch if not math.isfinite(self.measure([i], backward=False).means["loss"])]
-        names, advice = ", ".join(self.examples[i].id for i in bad or batch), f"lower {self.stage}.learning_rate"
-        what = f"the {'loss' if bad else 'gradient'} is not finite in {names}"
-        return f"step {self.progress.step}: {what}; check these examples, or {advice}"
-
 
 def make_optimizer(model: nn.Module, section: Sft | Dpo) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101), weight decay on matrices only; its moments exist at once, for a state to load into."""
@@ -229,18 +200,15 @@ def make_optimizer(model: nn.Module, section: Sft | Dpo) -> torch.optim.AdamW:
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": section.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=section.learning_rate, fused=True)
-    for parameter in model.parameters():
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), device=parameter.device),
-            **{name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")},
-        }
+    for p in model.parameters():
+        state = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p)}
+        optimizer.state[p] = state | {"exp_avg_sq": torch.zeros_like(p)}
     return optimizer
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
     """Linear warm-up over the first `warmup_ratio` of the steps, then half a cosine period down to zero."""
-    warmup = round(warmup_ratio * steps)
-    if step < warmup:
+    if step < (warmup := round(warmup_ratio * steps)):
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
@@ -256,6 +224,6 @@ def squared_norm(gradients: list[Tensor]) -> Tensor:
 
 
 def clip(gradients: list[Tensor], norm: float, max_norm: float) -> None:
-    """Scale the gradients, whose global norm is `norm`, down to `max_norm`, as `clip_grad_norm_` does."""
+    """Scale the gradients, of global norm `norm`, down to `max_norm`, as `clip_grad_norm_` does."""
     if norm > max_norm:
         torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))

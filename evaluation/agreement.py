@@ -1,28 +1,32 @@
-"""Does the judge prefer what people prefer?
+"""Does the judge prefer what people prefer, and the meta-judge the judgment that fits the response?
 
-`torchrun -m evaluation.agreement --cases FILE` lets a judge decide labelled pairs and ranked groups; `--decisions FILE`
-takes any judge's decisions. The protocol "scores" judges each response alone, N times, as the method does, and prefers
-the higher mean; "pairwise" compares two responses, N times in each order. docs/evaluation.md describes the files and
-the measures. The judge's verdicts are written to decisions.jsonl.
+`torchrun -m evaluation.agreement --cases FILE` has a judge decide labelled pairs and ranked groups: a --model, with
+--config, --out and --protocol: "scores" judges each response alone, --N times, "pairwise" compares two, --N times in
+each order. `--decisions FILE` takes any judge's verdicts. docs/evaluation.md describes the files and the measures.
 """
 
-import argparse
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
+from evaluation.benchmarks import arguments
 from evaluation.labelled import Decisions, Labelled, Opinion, Pair, by_value, read_decisions, read_labelled
 from evaluation.pairwise import Preference, compare
 from evaluation.statistics import SHARE, by_group, cohen_kappa, each, mean, share, shown, spearman
 from judging.judge import judge_section, score_rows, scoring_section
-from sampling.worker import Worker, generation_settings
-from stages.files import UserError, command, read_json, write_json, write_jsonl
-from stages.records import Record
-from stages.settings import Protocol, load_settings
+from judging.metajudge import read_winner
+from judging.rubric import judgment_text, meta_prompt
+from model.chat import ChatFormat
+from sampling.worker import Item, Worker, generation_settings, sampling_of
+from stages.files import UserError, command, read_json, read_jsonl, read_shards, write_json, write_jsonl
+from stages.records import Record, group_by
+from stages.seeds import request_seed
+from stages.settings import Protocol, Settings, load_settings
 from stages.stage import Job, Output, first_rank, make_job
 
 
@@ -46,8 +50,7 @@ LINES = {
     "exact_order": ("groups in exact order", _SHARE),
     "consistency": ("both orders agree", _SHARE),
     "first_position": ("the first one shown wins", _SHARE),
-}
-"""The measures of a table, with their names for people and their formats."""
+}  # the measures of a table, with their names for people and their formats
 
 
 def agreement(pairs: Iterable[Pair], opinion: Opinion, credit: str = "pairwise") -> Record:
@@ -58,7 +61,6 @@ def agreement(pairs: Iterable[Pair], opinion: Opinion, credit: str = "pairwise")
 
 def measures(labelled: Labelled, opinion: Opinion) -> Record:
     """The measures of an opinion, the judge's or the baseline's."""
-    judged = [(pair, own) for pair in labelled.pairs if (own := opinion.preferences[pair.name])]
     ranks, exact = [], []
     for members in labelled.rankings:
         valued = [(case.quality, value) for case in members if (value := opinion.values[case.name]) is not None]
@@ -67,12 +69,13 @@ def measures(labelled: Labelled, opinion: Opinion) -> Record:
         if len(valued) == len(members):
             exact.append(all(a > b for (better, a), (worse, b) in permutations(valued, 2) if better > worse))
     credits = {name: agreement(labelled.pairs, opinion, name) for name in CREDITS}
-    kappa = cohen_kappa([(own, pair.label) for pair, own in judged if pair.labels])
+    labels = [(opinion.preferences[pair.name], pair.label) for pair in labelled.pairs if pair.labels]
+    kappa = cohen_kappa([(own, label) for own, label in labels if own])
     return credits | {"kappa": kappa, "spearman": each(ranks), "exact_order": each(exact)}
 
 
 def all_measures(labelled: Labelled, decisions: Decisions) -> Record:
-    """The measures of the cases, or of a subset of them, with those of the baseline and of the orders."""
+    """The measures of the judge and of the baseline "longer", on all cases or a subset."""
     consistent, first = [], []
     for pair in labelled.pairs if decisions.form == "comparisons" else ():
         group, orders = pair.first.group, decisions.verdicts[pair.name]
@@ -87,7 +90,7 @@ def all_measures(labelled: Labelled, decisions: Decisions) -> Record:
 
 
 def report(labelled: Labelled, decisions: Decisions) -> Record:
-    """Parse rate, agreement (by N, gap, flaw, subset and annotator), rankings, calibration, and the baseline."""
+    """All measures, also by N, gap, flaw, subset and annotator; parse rate and calibration."""
     opinion, pairs, measured = decisions.opinion(labelled), labelled.pairs, all_measures(labelled, decisions)
     orders = [own for orders in decisions.verdicts.values() for own in orders]
     verdicts, most = [verdict for own in orders for verdict in own], max([1, *map(len, orders)])
@@ -108,7 +111,7 @@ def report(labelled: Labelled, decisions: Decisions) -> Record:
         "parse_rate": share(len(parsed), len(verdicts)),
         "score_histogram": {f"{score:g}": histogram[score] for score in sorted(histogram)},
         "pairwise_by_N": {
-            str(n): agreement(pairs, decisions.first(n).opinion(labelled)) for n in (1, 2, 4, 8, 16) if n <= most
+            f"{n}": agreement(pairs, decisions.first(n).opinion(labelled)) for n in (1, 2, 4, 8, 16) if n <= most
         },
         "longer_wins": measured["longer"]["pairwise"],
         "by_gap": {f"{gap:g}": agreement(by_gap[gap], opinion) for gap in sorted(by_gap)},
@@ -125,20 +128,19 @@ def annotators(pairs: Sequence[Pair], opinion: Opinion) -> Record | None:
     votes = [(pair.name, opinion.preferences[pair.name], label) for pair in pairs for label in pair.labels.values()]
     both = ([(p.labels[a], p.labels[b]) for p in pairs if {a, b} <= p.labels.keys()] for a, b in combinations(names, 2))
     kappas = [kappa for labels in both if (kappa := cohen_kappa(labels)["value"]) is not None]
-    against = {
-        credit: by_group((name, CREDITS[credit](own, label)) for name, own, label in votes if own)
-        for credit in ("with_ties", "without_ties")
-    }
-    return {"annotators": len(names), "labels": len(votes), "kappa": mean(kappas), **against} if names else None
+    found: Record = {"annotators": len(names), "labels": len(votes), "kappa": mean(kappas)}
+    for credit in ("with_ties", "without_ties"):
+        found[credit] = by_group((name, CREDITS[credit](own, label)) for name, own, label in votes if own)
+    return found if names else None
 
 
 def read_report(folder: Path) -> Record:
-    """The finished measurement in `folder`, of a judge or of a meta-judge."""
+    """The finished measurement in `folder`."""
     return read_json(folder / "agreement.json")
 
 
 def measure_judge(worker: Worker, protocol: Protocol, N: int, job: Job) -> None:
-    """Let a model judge the input `judge_cases`, shared by all ranks, and write the verdicts and the report."""
+    """Let a model judge the input `judge_cases`; write the verdicts to decisions.jsonl, and the report."""
     labelled = read_labelled(job.path("judge_cases"))
     if protocol == "scores":
         responses = [{"id": c.name, "prompt_id": c.group, "prompt": c.prompt, "text": c.text} for c in labelled.cases]
@@ -154,8 +156,62 @@ def measure_judge(worker: Worker, protocol: Protocol, N: int, job: Job) -> None:
         Output({"agreement.json": measured}, {"counts": {"cases": len(labelled.cases)}}, [path]).write(job)
 
 
+def read_comparisons(path: Path) -> list[Record]:
+    """Rows {prompt, response, judgments: [{score, justification} x 2], winner}. Raises `UserError` without any."""
+    keys = ("prompt", "response", "judgments", "winner")
+    if rows := list(read_jsonl(path, keys)):
+        return rows
+    raise UserError(f"{path}: no pairs of judgments; name a file of rows with {', '.join(keys)}")
+
+
+def comparison_items(rows: Iterable[Record], chat: ChatFormat, settings: Settings) -> Iterator[Item]:
+    """Both orders of each row. The judgments differ in their scores or, with equal scores, in the evidence alone."""
+    meta, sampling = settings.metajudge, sampling_of(settings.metajudge, chat)
+    for number, row in enumerate(rows):
+        a, b = row["judgments"]
+        texts = [judgment_text(j["score"], j["justification"], settings.judge.verdict_position) for j in (a, b)]
+        for first in (0, 1):
+            name, right = f"c{number:04}/m{first}-{1 - first}", first if row["winner"] == "first" else 1 - first
+            record = {"id": name, "case": number, "first": first, "right": ("first", "second")[right]}
+            record["differ_in"] = "evidence" if a["score"] == b["score"] else "score"
+            shown = (row["prompt"], row["response"], texts[first], texts[1 - first])
+            messages = partial(meta_prompt, *shown, meta.prompt_style, meta.verdict_position)
+            seed = request_seed(settings.seed, 0, "meta-agreement", name)
+            yield Item(name, messages, sampling, seed, str(number), record)
+
+
+def meta_report(comparisons: Sequence[Record]) -> Record:
+    """How often the right judgment wins (no winner counts half); and of decided comparisons, how often the first one
+    shown does, and both orders name the same. Intervals are over pairs of judgments.
+    """
+    decided = [row for row in comparisons if row["winner"] in ("first", "second")]
+    cases = group_by(decided, "case").values()
+
+    def right(*kinds: str) -> Record:
+        rows = (row for row in comparisons if row["differ_in"] in kinds)
+        return by_group((row["case"], half_credit(row["winner"] or "tie", row["right"])) for row in rows)
+
+    return {
+        "comparisons": len(comparisons),
+        "parse_rate": share(sum(row["winner"] is not None for row in comparisons), len(comparisons)),
+        "agreement": right("score", "evidence"),
+        "by_kind": {kind: right(kind) for kind in ("score", "evidence")},
+        "first_position": by_group((row["case"], row["winner"] == "first") for row in decided),
+        "consistency": each(rows[0]["winner"] != rows[1]["winner"] for rows in cases if len(rows) == 2),
+    }
+
+
+def measure_metajudge(worker: Worker, job: Job) -> None:
+    """Let a model compare the pairs of judgments in the input `comparisons`, and write the measurement."""
+    comparisons = job.part("meta-agreement", "comparisons")
+    items = comparison_items(read_comparisons(job.path("comparisons")), worker.chat, job.settings)
+    worker.run(comparisons, items, partial(read_winner, meta=job.settings.metajudge))
+    if first_rank():
+        Output({"agreement.json": meta_report(list(read_shards(comparisons.out)))}).write(job)
+
+
 def table(measured: Mapping[str, Any]) -> str:
-    """A report for people: each measure with interval and count, or why there is none, and the baseline's beside it."""
+    """A report for people: each measure with interval and count, or why there is none; the baseline's beside it."""
 
     def cell(key: str, measure: Record) -> str:
         return measure.get("reason", "") if measure["value"] is None else shown(measure, LINES[key][1])
@@ -178,16 +234,13 @@ def table(measured: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure how well a judge agrees with labelled pairs and groups.")
-    parser.add_argument("--cases", required=True, type=Path, help="JSON lines of labelled pairs or groups")
-    judge = parser.add_mutually_exclusive_group(required=True)
-    judge.add_argument("--model", type=Path, help="Hugging Face directory of the judge; needs --config and --out")
-    judge.add_argument("--decisions", type=Path, help="JSON lines of verdicts, instead of a model")
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--protocol", choices=get_args(Protocol), default="scores", help="how the model judges")
-    parser.add_argument("--N", type=int, default=1, help="judgments a response, or comparisons in each order")
-    parser.add_argument("--out", type=Path, help="a folder; with --decisions it may be left out")
-    given = parser.parse_args()
+    file: Any = {"type": Path}
+    given = arguments(
+        __doc__, "cases", model=file, decisions=file, config=file, out=file, N={"type": int, "default": 1},
+        protocol={"choices": get_args(Protocol), "default": "scores"},
+    )  # fmt: skip
+    if bool(given.model) == bool(given.decisions):
+        raise UserError("name either --model, a Hugging Face directory, or --decisions, a file of verdicts")
     if given.decisions:
         if given.config or given.protocol != "scores" or given.N != 1:
             raise UserError("--config, --protocol, --N: they say how to ask a --model; --decisions has no use for them")

@@ -1,20 +1,10 @@
-"""AlpacaEval 2: win rate, length-controlled (LC) win rate and counts, from files of annotations.
+"""AlpacaEval 2: win rate, length-controlled (LC) win rate and counts, in percent as on the leaderboard.
 
-`python -m evaluation.alpaca --annotations FILE ...` prints a row for each model, in percent as on the leaderboard. A
-file is a JSON list as `alpaca_eval` or `evaluation/annotate.py` writes it: output_1 is the baseline's, output_2 the
-model's. A preference goes from 1 (the baseline's) to 2 (the model's); 1.5, in older files 0, is a tie, null none.
-
-LC (Dubois et al., arXiv 2404.04475; `length_controlled_v1` of `alpaca_eval` 0.6.6) estimates the win rate if both
-outputs had the same length. A logistic regression without intercept predicts the preference q in [0, 1] of row i,
-
-    q_i ~ sigmoid(w_length tanh(d_i / std(d)) + w_difficulty difficulty_i + w_model)
-
-where d is the baseline's characters minus the model's. `--gamed df_gamed.csv` has the difficulties, and the rows of two
-baselines that game length; these are added with weight 0.1 and without w_model, and keep w_length small. LC is the mean
-of sigmoid(w_difficulty difficulty_i + w_model). `--weights FILE --difficulty FILE` predicts LC from published weights.
+`python -m evaluation.alpaca --annotations FILE ... [--gamed df_gamed.csv]`: files as `alpaca_eval` or annotate.py write
+them, one for each model. `--weights FILE --difficulty instruction_difficulty.csv [--baseline NAME]`: the LC of all
+models of published weights. LC needs the data set tatsu-lab/alpaca_eval on Hugging Face, which has the two CSV files.
 """
 
-import argparse
 import csv
 import math
 from collections.abc import Mapping, Sequence
@@ -24,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks import print_tables, read_rows, value
+from evaluation.benchmarks import arguments, print_tables, read_rows
 from stages.files import UserError, command
 from stages.records import Record
 
@@ -37,9 +27,7 @@ GAMED_WEIGHT = 0.2 / 2  # of a row of the two gamed baselines
 FOLDS, CS, SEED = 5, np.logspace(-4, 4, 10), 123  # liblinear's order of coordinates is drawn
 
 
-class Annotations(NamedTuple):
-    """A judge's preferences between a model and a baseline, n rows in the file's order."""
-
+class Annotations(NamedTuple):  # a judge's preferences between a model and a baseline, n rows in the file's order
     path: Path
     names: dict[str, str]  # "model", "baseline", and "annotator", which may be several, separated by commas
     preferences: Array  # [n], from 0 (the baseline's output) to 1 (the model's); NaN for no preference
@@ -47,83 +35,77 @@ class Annotations(NamedTuple):
     positions: list[Any]  # [n], the number of the instruction's difficulty: "index" if rows have it, else the place
 
 
-class Gamed(NamedTuple):
-    """The gamed baselines' rows: features [m, 3] and preferences [m]; and the difficulties by position."""
-
+class Gamed(NamedTuple):  # the gamed baselines' features [m, 3] and preferences [m]; difficulties by position
     features: Array
     preferences: Array
     difficulties: Mapping[Any, float]
 
 
 def read_annotations(path: Path) -> Annotations:
-    """The annotations of a file. Raises `UserError` naming file, entry and key of an invalid row."""
-    rows, names = list(read_rows(path)), dict[str, str]()
+    """The annotations of a file: output_1 is the baseline's. A preference is from 1 to 2, 0 for a tie, or null.
 
-    def column(key: str) -> list[Any]:
-        return [value(row, where, key) for where, row in rows]
-
-    outputs = zip(column("output_1"), column("output_2"), strict=True)
-    lengths = [[len(text) if isinstance(text, str) else math.nan for text in pair] for pair in outputs]
-    preferences = [_preference(value(row, where, "preference"), where) for where, row in rows]
-    if len(set(column("instruction"))) < len(rows):
+    Raises `UserError` naming file, entry and key of an invalid row.
+    """
+    rows, names, preferences = list(read_rows(path)), dict[str, str](), list[float]()
+    columns = {key: [row.value(key) for row in rows] for key in ("output_1", "output_2", "instruction")}
+    for row in rows:
+        given = row.value("preference")
+        try:
+            number = math.nan if given is None else float(given) or 1.5
+        except (TypeError, ValueError):
+            number = math.inf
+        if not (1 <= number <= 2 or math.isnan(number)):
+            raise UserError(f"{row.where}: preference is {given!r}; it must be from 1 to 2, 0 for a tie, or null")
+        preferences.append(number - 1)
+    if len(set(columns["instruction"])) < len(rows):
         raise UserError(f"{path}: an instruction comes twice; keep one row of each")
     if all(map(math.isnan, preferences)):
         raise UserError(f"{path}: no row has a preference; name a file that a judge has annotated")
     for name, key in (("model", "generator_2"), ("baseline", "generator_1"), ("annotator", "annotator")):
-        given = dict.fromkeys(filter(None, column(key)))  # a row without a preference may have no annotator
-        names[name] = ", ".join(given)
-        if not given or (len(given) > 1 and name != "annotator"):
+        known = dict.fromkeys(filter(None, [row.value(key) for row in rows]))  # without preference perhaps no annotator
+        names[name] = ", ".join(known)
+        if not known or (len(known) > 1 and name != "annotator"):
             raise UserError(f"{path}: {key} is {names[name] or None}; name one in all rows")
-    positions = column("index") if "index" in rows[0][1] else list(range(len(rows)))
+    outputs = zip(columns["output_1"], columns["output_2"], strict=True)
+    lengths = [[len(text) if isinstance(text, str) else math.nan for text in pair] for pair in outputs]
+    positions = [row.value("index") for row in rows] if "index" in rows[0].content else list(range(len(rows)))
     return Annotations(path, names, np.array(preferences), np.array(lengths), positions)
-
-
-def _preference(given: Any, where: str) -> float:
-    """A preference in [0, 1], or NaN."""
-    try:
-        number = math.nan if given is None else float(given) or 1.5
-    except (TypeError, ValueError):
-        number = math.inf
-    if not (1 <= number <= 2 or math.isnan(number)):
-        raise UserError(f"{where}: preference is {given!r}; it must be from 1 to 2, 0 for a tie, or null")
-    return number - 1
 
 
 def annotated(annotations: Annotations, gamed: Gamed | None) -> Record:
     """A model's row: rates and standard errors in percent, and counts. In the discrete rate a tie is half a win."""
+
+    def percent(values: Array) -> tuple[float, float | None]:  # the mean and its error, which a single value lacks
+        error = float(100 * values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+        return float(100 * values.mean()), error
+
     given = annotations.preferences[np.isfinite(annotations.preferences)]
     lengths = annotations.lengths[np.isfinite(annotations.lengths[:, 1]), 1]
     wins, losses = int((given > 0.5).sum()), int((given < 0.5).sum())
     ties = len(given) - wins - losses
-    lc, lc_error = _percent(length_controlled(annotations, gamed)[0]) if gamed else (None, None)
-    rate, error = _percent(given)
-    row = {
-        "model": annotations.names["model"],
-        "length_controlled_winrate": lc,
-        "lc_standard_error": lc_error,
-        "win_rate": rate,
-        "standard_error": error,
-        "discrete_win_rate": 100 * (wins + ties / 2) / len(given),
-        "avg_length": int(lengths.mean()) if len(lengths) else None,  # truncated, as on the leaderboard
-        "without_preference": len(annotations.preferences) - len(given),
-        "without_text": len(annotations.lengths) - len(lengths),
-    }
+    lc, lc_error = percent(length_controlled(annotations, gamed)[0]) if gamed else (None, None)
+    rate, error = percent(given)
+    row: Record = {"model": annotations.names["model"]}
+    row |= {"length_controlled_winrate": lc, "lc_standard_error": lc_error}
+    row |= {"win_rate": rate, "standard_error": error, "discrete_win_rate": 100 * (wins + ties / 2) / len(given)}
+    row["avg_length"] = int(lengths.mean()) if len(lengths) else None  # truncated, as on the leaderboard
+    row["without_preference"] = len(annotations.preferences) - len(given)
+    row["without_text"] = len(annotations.lengths) - len(lengths)
     return row | {"n_wins": wins, "n_wins_base": losses, "n_draws": ties, "n_total": len(given)} | annotations.names
-
-
-def _percent(values: Array) -> tuple[float, float | None]:
-    """The mean and its standard error, in percent; a single value has no error."""
-    error = float(100 * values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-    return float(100 * values.mean()), error
 
 
 def length_controlled(annotations: Annotations, gamed: Gamed) -> tuple[Array, Array]:
     """The predicted preferences at equal lengths, whose mean is LC, and the weights of length, difficulty and model.
 
-    Rows without a preference are predicted but not fitted; their lengths count in the standard deviation. A model that
-    is its own baseline wins 50% by definition.
+    As `length_controlled_v1` of `alpaca_eval` 0.6.6 (Dubois et al., arXiv 2404.04475), without intercept, with d the
+    baseline's characters minus the model's:
+
+        q_i ~ sigmoid(w_length tanh(d_i / std(d)) + w_difficulty difficulty_i + w_model)
+
+    The rows of two baselines that game length, added with weight 0.1 and without w_model, keep w_length small. Rows
+    without a preference are predicted but not fitted; their lengths count in std(d).
     """
-    if annotations.names["model"] == annotations.names["baseline"]:
+    if annotations.names["model"] == annotations.names["baseline"]:  # 50% by definition
         return np.full(np.isfinite(annotations.preferences).sum(), 0.5), np.zeros(3)
     difference = annotations.lengths[:, 0] - annotations.lengths[:, 1]
     if len(difference) < 2 or not difference.any() or np.isnan(difference).any():
@@ -179,8 +161,7 @@ def logistic(x: Array) -> Array:
 
 
 def read_gamed(path: Path) -> Gamed:
-    """The rows of df_gamed.csv, which repeats the instructions for each baseline: row p, if it is the first with its
-    index, has the difficulty of position p."""
+    """The rows of df_gamed.csv. Row p, if it is the first with its index, has the difficulty of position p."""
     columns = ("std_delta_len", "instruction_difficulty", "index", "preference")
     length, difficulties, index, preferences = read_csv(path, columns, "df_gamed.csv")[1].T
     features = np.column_stack([np.tanh(length), difficulties, np.zeros_like(length)])
@@ -189,8 +170,7 @@ def read_gamed(path: Path) -> Gamed:
 
 def read_csv(path: Path, columns: Sequence[str], file: str) -> tuple[list[str], Array]:
     """A CSV file's first column as texts, and these columns (none: the last) [n, k] as numbers; preferences may be NaN.
-
-    `file` is the file that an error tells the user to name.
+    Errors tell users to name `file`.
     """
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), restval=""))
@@ -213,13 +193,11 @@ def predicted(path: Path, baseline: str, difficulty: Path) -> list[Record]:
     annotator = folder.parent.name if folder.name == "length_controlled_v1" else "an unknown annotator"
     gaps = weights - weights[names.index(baseline)]
     rates = 100 * logistic(gaps[:, 1] * difficulties + gaps[:, 2]).mean(0)
-    facts = {"annotator": annotator, "baseline": baseline}
-    models = zip(names, rates.tolist(), strict=True)
+    facts, models = {"annotator": annotator, "baseline": baseline}, zip(names, rates.tolist(), strict=True)
     return [{"model": name, "length_controlled_winrate": rate} | facts for name, rate in models]
 
 
 def notes(rows: Sequence[Record]) -> list[str]:
-    """Notes on unofficial rows, on rows without all instructions, and on missing length control."""
     official = f"by {OFFICIAL_ANNOTATOR} against {OFFICIAL_BASELINE}"
     others = sorted({f"by {row['annotator']} against {row['baseline']}" for row in rows} - {official})
     lines = [f"judged {other}: not the official AlpacaEval 2 number, which is {official}" for other in others]
@@ -232,16 +210,14 @@ def notes(rows: Sequence[Record]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="AlpacaEval 2's win rates, from files of annotations or of weights.")
-    inputs = parser.add_mutually_exclusive_group(required=True)
-    inputs.add_argument("--annotations", type=Path, nargs="+", help="annotations.json, one file for each model")
-    inputs.add_argument("--weights", type=Path, help="weights of many models, as published by alpaca_eval")
-    parser.add_argument("--gamed", type=Path, help=f"with --annotations, for LC: df_gamed.csv, {SOURCE}")
-    parser.add_argument("--difficulty", type=Path, help=f"with --weights: instruction_difficulty.csv, {SOURCE}")
-    parser.add_argument("--baseline", default=OFFICIAL_BASELINE, help="baseline of --weights; default: %(default)s")
-    given = parser.parse_args()
-    if bool(given.weights) != bool(given.difficulty) or (given.weights and given.gamed):
-        raise UserError(f"--weights needs --difficulty instruction_difficulty.csv, {SOURCE}; --annotations --gamed")
+    file: Any = {"type": Path}
+    given = arguments(
+        __doc__, annotations=file | {"nargs": "+"}, gamed=file, weights=file, difficulty=file,
+        baseline={"default": OFFICIAL_BASELINE, "help": "default: %(default)s"},
+    )  # fmt: skip
+    if len({bool(given.weights), bool(given.difficulty), not given.annotations}) > 1 or (given.weights and given.gamed):
+        either = "--annotations, for LC with --gamed, or --weights with --difficulty instruction_difficulty.csv"
+        raise UserError(f"name {either}, {SOURCE}")
     if given.weights:
         rows = predicted(given.weights, given.baseline, given.difficulty)
     else:

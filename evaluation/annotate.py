@@ -2,20 +2,13 @@
 
 `torchrun -m evaluation.annotate --benchmark B --answers FILE --judge DIR --out OUT`: the judge, any Hugging Face
 folder, scores each answer alone, as in the loop, or compares (`--protocol`, evaluation/pairwise.py), `--N` times.
-
-- alpaca-eval: `--baseline` has the questions and the answers to compare with. In OUT/annotations.json, output_1 is the
-  baseline's. A preference from 1, the baseline's, to 2, the model's, is the mean over orders and samples.
-- arena-hard: `--questions`, `--baseline`. OUT/model_judgment/JUDGE/NAME.jsonl has two games a question: the baseline's
-  answer as A, then as B. Scores are "A>B", "A=B", "B>A"; never ">>", since no prompt of ours defines "much better".
-- mt-bench: `--questions`. OUT/model_judgment/JUDGE_single.jsonl has a row a turn with the mean score. Our rubric goes
-  from 0 to 5, MT-Bench's from 1 to 10: "scale" says so. The judge of a second turn sees the dialog so far.
-
-A verdict that can't be read is null. Each row names the judge by its folder and the beginning of its weights' digest.
+`--baseline` has the answers to compare with (alpaca-eval, arena-hard), `--questions` the benchmark's own file
+(arena-hard, mt-bench). A verdict that can't be read is null. Each row names the judge by folder and weights' digest.
 """
 
-import argparse
 import sys
 import time
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -24,7 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from evaluation.answers import dialog
-from evaluation.benchmarks import ALPACA_EVAL, MT_BENCH, TURNS, Question, read_answers, read_questions
+from evaluation.benchmarks import ALPACA_EVAL, MT_BENCH, TURNS, Question, arguments, read_answers, read_questions
 from evaluation.pairwise import Decision, Duel, decide, duel_items, read_duel
 from judging.judge import judge_items, judge_section, read_score
 from judging.scores import mean_score, to_number
@@ -36,7 +29,8 @@ from stages.records import Record, group_by
 from stages.settings import Protocol, load_settings
 from stages.stage import Job, Output, first_rank, make_job
 
-SCORES = {"first": "A>B", "tie": "A=B", "second": "B>A", None: None}  # of Arena-Hard, by the better answer
+SCORES = {"first": "A>B", "tie": "A=B", "second": "B>A", None: None}
+"""Arena-Hard's verdicts by the better answer; never ">>", since no prompt of ours defines "much better"."""
 
 
 def turn_responses(question: Question, texts: Sequence[str]) -> Iterator[Record]:
@@ -49,7 +43,7 @@ def turn_responses(question: Question, texts: Sequence[str]) -> Iterator[Record]
 
 
 def scored_rows(questions: Sequence[Question], records: Sequence[Record], **names: str) -> tuple[list[Record], Any]:
-    """MT-Bench's rows, one a turn, and the numbers of scores; `names` are the model's and the judge's."""
+    """MT-Bench's rows, a mean score for each turn on our rubric's "scale", and the numbers of scores."""
     by_turn, rows = group_by(records, "response_id"), list[Record]()
     for question, turn in product(questions, (1, 2)):
         own = by_turn[f"{question.id}/turn{turn}"]
@@ -64,54 +58,48 @@ def scored_rows(questions: Sequence[Question], records: Sequence[Record], **name
 def compared_rows(
     questions: Sequence[Question], duels: Sequence[Duel], records: Sequence[Record], protocol: Protocol, **names: str
 ) -> tuple[list[Record], Any]:
-    """AlpacaEval's or Arena-Hard's rows, one a question, and the numbers of questions by better answer."""
+    """AlpacaEval's or Arena-Hard's rows, one a question, and the numbers of questions by better answer.
+
+    In AlpacaEval output_1 is the baseline's, and the preference, from 1 for it to 2, is the mean over orders and
+    samples. In Arena-Hard's first game the baseline's answer is A, in the second the model's.
+    """
     by_duel, rows, count = group_by(records, "duel"), list[Record](), Counter[Any]()
     for question, duel in zip(questions, duels, strict=True):
         own = by_duel.get(duel.id, [])  # of equal answers there are none
         decision = decide(duel, own, protocol)
         count[decision.preference] += 1
-        row_of = _alpaca_row if "instruction" in question.row else _arena_row
-        rows.append(row_of(question, duel, decision, own, names))
+        if "instruction" not in question.row:
+            second = "uid" in question.row  # v2.0
+            copied = {key: question.row[key] for key in (("uid", "category") if second else ("question_id",))}
+            rows.append(copied | names | {"games": list(_games(decision, own, second))})
+            continue
+        row: Record = {key: question.row[key] for key in ("dataset", "instruction") if key in question.row}
+        row |= {"output_1": duel.first, "generator_1": names["baseline"]}
+        row |= {"output_2": duel.second, "generator_2": names["model"], "annotator": names["judge"]}
+        row["preference"] = None if decision.first is None else to_number(2 - decision.first)
+        keys = ("shown", "index", "winner" if decision.orders else "score", "failure", "text")
+        rows.append(row | {"raw": [{key: record[key] for key in keys} for record in own]})
     better = {"baseline_better": count["first"], "tied": count["tie"], "model_better": count["second"]}
     return rows, {"questions": len(questions)} | better | {"without_verdict": count[None]}
 
 
-def _alpaca_row(question: Question, duel: Duel, decision: Decision, records: Sequence[Record], names: Any) -> Record:
-    row: Record = {key: question.row[key] for key in ("dataset", "instruction") if key in question.row}
-    row |= {"output_1": duel.first, "generator_1": names["baseline"]}
-    row |= {"output_2": duel.second, "generator_2": names["model"], "annotator": names["judge"]}
-    keys = ("shown", "index", "winner" if decision.orders else "score", "failure", "text")
-    raw = [{key: record[key] for key in keys} for record in records]
-    return row | {"preference": None if decision.first is None else to_number(2 - decision.first), "raw": raw}
-
-
-def _arena_row(question: Question, duel: Duel, decision: Decision, records: Sequence[Record], names: Any) -> Record:
-    second = "uid" in question.row  # v2.0
+def _games(decision: Decision, records: Sequence[Record], as_answer: bool) -> Iterator[Record]:
     texts = ["\n\n".join(row["text"] for row in records if row["shown"] == side) for side in (0, 1)]
     if records and decision.orders is None:  # a game has the judgments of both answers, A's and then B's
         texts = ["\n\n".join(texts), "\n\n".join(reversed(texts))]
     one, two = decision.orders or (decision.first, decision.first)
-    games = []
     for text, share in zip(texts, (one, None if two is None else 1 - two), strict=True):  # A's
-        score = SCORES[Decision(share).preference]
-        games.append({"judgment": {"answer": text} if second else text, "score": score})
-    copied = {key: question.row[key] for key in (("uid", "category") if second else ("question_id",))}
-    return copied | names | {"games": games}
+        yield {"judgment": {"answer": text} if as_answer else text, "score": SCORES[Decision(share).preference]}
 
 
-def read_arguments() -> argparse.Namespace:
+def read_arguments() -> Namespace:
     """The command line. Raises `UserError` for options that the benchmark lacks, or does not use."""
-    parser = argparse.ArgumentParser(description="Have a model annotate answers to a benchmark.")
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--benchmark", required=True, choices=list(TURNS))
-    parser.add_argument("--answers", required=True, type=Path, help="the model's, in the benchmark's format")
-    parser.add_argument("--baseline", type=Path, help="the answers to compare with (alpaca-eval, arena-hard)")
-    parser.add_argument("--questions", type=Path, help="the benchmark's own file (arena-hard, mt-bench)")
-    parser.add_argument("--judge", required=True, type=Path, help="Hugging Face directory")
-    parser.add_argument("--protocol", choices=get_args(Protocol), default="scores", help="default: scores")
-    parser.add_argument("--N", type=int, default=1, help="judgments an answer, or comparisons an order; default: 1")
-    parser.add_argument("--out", required=True, type=Path)
-    given = parser.parse_args()
+    file: Any = {"type": Path}
+    given = arguments(
+        __doc__, "config", "answers", "judge", "out", benchmark={"required": True, "choices": list(TURNS)},
+        baseline=file, questions=file, protocol={"choices": get_args(Protocol), "default": "scores"},
+        N={"type": int, "default": 1, "help": "judgments an answer, or comparisons an order; default: 1"},
+    )  # fmt: skip
     if (given.benchmark != MT_BENCH, given.benchmark != ALPACA_EVAL) != (bool(given.baseline), bool(given.questions)):
         raise UserError("--baseline is for alpaca-eval and arena-hard alone, --questions for arena-hard and mt-bench")
     if given.N < 1 or (given.benchmark == MT_BENCH and given.protocol != "scores"):

@@ -1,17 +1,11 @@
 """A model's answers to public benchmarks, in the files that the benchmarks' own tools read.
 
-`torchrun -m evaluation.answers --benchmark B --questions FILE` reads the benchmark's own file of questions:
-
-- alpaca-eval: alpaca_eval.json gives OUT/model_outputs.json, for `alpaca_eval --model_outputs`.
-- arena-hard (v0.1 and v2.0), mt-bench: question.jsonl gives OUT/model_answer/NAME.jsonl, for the folder of that name in
-  arena-hard-auto and FastChat's llm_judge. MT-Bench's second turn is asked with the answer to the first in its dialog.
-
-The temperature is the benchmark's if it defines one: 0 in Arena-Hard, by category in MT-Bench; else the config's
-`respond.temperature`. `respond.top_p` and `respond.max_new_tokens` hold, too. Arena-Hard's `token_len` is by the
-model's own tokenizer: before v2.0's style control, run arena-hard-auto's `utils/add_markdown_info.py` on the answers.
+`torchrun -m evaluation.answers --benchmark B --questions FILE`, with the benchmark's own file of questions, writes
+OUT/model_outputs.json (alpaca-eval) or OUT/model_answer/NAME.jsonl (arena-hard v0.1 and v2.0, mt-bench with two turns).
+The decoding is the config's [respond], but the temperature is the benchmark's if it has one. Before v2.0's style
+control, run arena-hard-auto's `utils/add_markdown_info.py`, since `token_len` is by the model's own tokenizer.
 """
 
-import argparse
 import hashlib
 import re
 import sys
@@ -22,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from evaluation.benchmarks import ALPACA_EVAL, ARENA_HARD, MT_BENCH, TURNS, Question, read_questions
+from evaluation.benchmarks import ALPACA_EVAL, ARENA_HARD, MT_BENCH, TURNS, Question, arguments, read_questions
 from model.chat import ChatFormat, Message
 from model.tokenizer import Tokenizer
 from sampling.request import FinishReason, Sampling
@@ -88,27 +82,24 @@ def answer_row(
 def markdown_counts(answer: str) -> dict[str, dict[str, int]]:
     """Headers, list items and bold spans of an answer, outside of fenced code, as Arena-Hard v2.0 defines them."""
     text = re.sub(r"```[^`]*```", "``````", answer)
-    patterns = {
-        "header_count": {f"h{level}": rf"^#{{{level}}}\s" for level in range(1, 7)},
-        "list_count": {"ordered": r"^\s*\d+\.\s", "unordered": r"^\s*[-*+]\s"},
-        "bold_count": {"**": r"\*\*[^*\n]+\*\*", "__": r"__[^_\n]+__"},
-    }
+
+    def counts(patterns: dict[str, str]) -> dict[str, int]:
+        return {kind: len(re.findall(pattern, text, re.MULTILINE)) for kind, pattern in patterns.items()}
+
     return {
-        name: {kind: len(re.findall(pattern, text, re.MULTILINE)) for kind, pattern in kinds.items()}
-        for name, kinds in patterns.items()
+        "header_count": counts({f"h{level}": rf"^#{{{level}}}\s" for level in range(1, 7)}),
+        "list_count": counts({"ordered": r"^\s*\d+\.\s", "unordered": r"^\s*[-*+]\s"}),
+        "bold_count": counts({"**": r"\*\*[^*\n]+\*\*", "__": r"__[^_\n]+__"}),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Answer a benchmark's questions, in the format of its own tools.")
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--benchmark", required=True, choices=list(TURNS))
-    parser.add_argument("--questions", required=True, type=Path, help="the benchmark's own file of questions")
-    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
-    parser.add_argument("--name", required=True, help="what the benchmark's tools are to call the model")
-    parser.add_argument("--out", required=True, type=Path)
-    given, started = parser.parse_args(), time.monotonic()
-    benchmark, name, out = given.benchmark, given.name, given.out
+    needed: Any = {"required": True}
+    given = arguments(
+        __doc__, "config", "questions", "model", "out", benchmark=needed | {"choices": list(TURNS)},
+        name=needed | {"help": "what the benchmark's tools are to call the model"},
+    )  # fmt: skip
+    started, benchmark, name, out = time.monotonic(), given.benchmark, given.name, given.out
     if not name.strip(" .") or "/" in name:
         raise UserError(f"--name {name!r}: it becomes a file's name; give one without a slash")
     settings, questions = load_settings(given.config), read_questions(benchmark, given.questions)
@@ -118,11 +109,9 @@ def main() -> None:
         values = generation_settings(settings, 0, {"benchmark": benchmark, "what": what} | how)
         return make_job("answers", settings, values, out, {"model": given.model, "questions": given.questions})
 
-    whole = job(f"file of {name}", out)
-    if whole.complete:
+    if (whole := job(f"file of {name}", out)).complete:
         return
-    worker = Worker(settings, given.model)
-    answers: list[list[str]] = [[] for _ in questions]  # by turn
+    worker, answers = Worker(settings, given.model), [list[str]() for _ in questions]  # by turn
     ends, shards = Counter[str](), list[Path]()
     for turn in range(1, TURNS[benchmark] + 1):
         folder = out / f"turn{turn}"
@@ -139,8 +128,8 @@ def main() -> None:
     write_json(out / file, rows) if benchmark == ALPACA_EVAL else write_jsonl(out / file, rows)
     counts = {"questions": len(questions), "answers": ends.total()} | {r: ends[r] for r in get_args(FinishReason)}
     counts["empty"] = sum(not text for texts in answers for text in texts)
-    facts = {"file": file, "counts": counts, "decoding": how}
     # The stage's digest is the shards', since the file has the time.
+    facts = {"file": file, "counts": counts, "decoding": how}
     Output({}, facts, shards).write(whole, seconds=round(time.monotonic() - started, 1))
     limit = f"{counts['length']} cut off at {how['max_new_tokens']} tokens or the end of the context"
     words = f"{counts['answers']} answers: {limit}, {counts['too_long']} whose prompt does not fit"

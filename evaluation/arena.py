@@ -1,20 +1,10 @@
 """Arena-Hard scores from a judge's verdicts: `python -m evaluation.arena --judgments FILE...`.
 
-The files are arena-hard-auto's or evaluation/annotate.py's, of v0.1 ({question_id, model, judge, games}) or v2.0 ({uid,
-category, baseline, ...}). Each question has two games {score: "A>>B" ... "B>>A"}: in the first, A is the baseline's
-answer, in the second the model's. A tie is half a win, and >> counts three times. In v0.1 an unreadable verdict removes
-its game, in v2.0 both games of the question.
-
-All models play against the baseline only. So the maximum likelihood of Bradley-Terry has a closed form: the score is
-the share of battles won, and the rating is its logit. The interval is that of the benchmark's `show_result.py` without
-style control, from 100 resamples of single verdicts: in v0.1 of all models' verdicts together, with percentiles of the
-ratings; in v2.0 of each model's by itself, with percentiles of the win rate. Two verdicts on a question are correlated,
-so this interval is too narrow; "questions low" and "high" resample questions.
-
-v2.0's headline has style control and several judges. Both are left out, so no number of v2.0 is the benchmark's own.
+The files are arena-hard-auto's or evaluation/annotate.py's, of v0.1 or v2.0. A question has two games: in the first, A
+is the baseline's answer, in the second the model's. A tie is half a win, and >> counts three times. v2.0's headline has
+style control and several judges; both are left out, so no number of v2.0 is the benchmark's own.
 """
 
-import argparse
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -23,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks import caveats, print_tables, read_rows, require, value
+from evaluation.benchmarks import arguments, caveats, need, print_tables, read_rows
 from evaluation.statistics import bootstrap
 from stages.files import UserError, command
 from stages.records import Record
@@ -39,17 +29,15 @@ VERDICTS = {"A>>B": [1.0] * 3, "A>B": [1.0], "A=B": [0.5], "B>A": [0.0], "B>>A":
 REVERSED = {"B<<A": "A>>B", "B<A": "A>B", "B=A": "A=B", "A<B": "B>A", "A<<B": "B>>A"}  # only v2.0 reads them
 
 
-class Judgment(NamedTuple):
-    """The model's results, 1, 1/2 or 0, with its answer second, and first; and the number of unreadable games."""
-
+class Judgment(
+    NamedTuple
+):  # the model's results, 1, 1/2 or 0, by the place of its answer; the number of unreadable games
     second: list[float]
     first: list[float]
     unreadable: int
 
 
-class Board(NamedTuple):
-    """What the scores in one table have in common."""
-
+class Board(NamedTuple):  # what the scores in one table have in common
     version: str
     category: str
     judge: str
@@ -62,36 +50,31 @@ Models = dict[str, dict[str, Judgment]]  # a board's judgments by model and ques
 def read_judgments(paths: Sequence[Path]) -> dict[Board, Models]:
     """The judgments of all files. Raises `UserError` for a malformed row, and a question judged twice or not at all."""
     boards: dict[Board, Models] = {}
-    for where, row in (entry for path in paths for entry in read_rows(path)):
-        version, key = (V2, "uid") if "uid" in row else (V1, "question_id")
-        category = str(value(row, where, "category")) if version == V2 else ""
-        judge, model, question = (str(value(row, where, name)) for name in ("judge", "model", key))
-        baseline = value(row, where, "baseline") if version == V2 else row.get("baseline", BASELINE)
-        board = Board(version, category, judge, baseline)
-        own = boards.setdefault(board, {}).setdefault(model, {})
+    for row in (row for path in paths for row in read_rows(path)):
+        second = "uid" in row.content
+        judge, model, question = (str(row.value(key)) for key in ("judge", "model", "uid" if second else "question_id"))
+        board = Board(V1, "", judge, row.content.get("baseline", BASELINE))
+        if second:
+            board = Board(V2, str(row.value("category")), judge, row.value("baseline"))
+        games, own = row.value("games"), boards.setdefault(board, {}).setdefault(model, {})
         if question in own:
-            raise UserError(f"{where}: {model} on question {question!r} comes twice; keep one row")
-        own[question] = _judgment(row, version, where)
+            raise UserError(f"{row.where}: {model} on question {question!r} comes twice; keep one row")
+        if not isinstance(games, list) or len(games) != 2:
+            raise UserError(f"{row.where}: games must be a list of two, one an order; have the judge compare in both")
+        # A null is a game of v2.0 on which the judge's call failed.
+        scores = [str(row.value("games", i, "score")) if game is not None else "" for i, game in enumerate(games)]
+        results = [VERDICTS.get(REVERSED.get(score, score) if second else score, []) for score in scores]
+        unreadable = results.count([])
+        if second and unreadable:  # in v0.1 the other game counts
+            results = [[], []]
+        own[question] = Judgment([1 - result for result in results[0]], results[1], unreadable)
     if not boards:
         raise UserError(f"{', '.join(map(str, paths))}: no judgments; name files of the folder model_judgment")
     for board, models in boards.items():
         questions = list(dict.fromkeys(chain.from_iterable(models.values())))
-        for model, own in models.items():
-            require(questions, own, f"{model}: no judgment by {board.judge} on")
+        for model, judged in models.items():
+            need(questions, judged, f"{model}: no judgment by {board.judge} on")
     return boards
-
-
-def _judgment(row: Record, version: str, where: str) -> Judgment:
-    games = value(row, where, "games")
-    if not isinstance(games, list) or len(games) != 2:
-        raise UserError(f"{where}: games must be a list of two, one an order; have the judge compare in both")
-    # A null is a game of v2.0 on which the judge's call failed.
-    scores = [str(value(game, where, "score")) if game is not None else "" for game in games]
-    results = [VERDICTS.get(REVERSED.get(score, score) if version == V2 else score, []) for score in scores]
-    unreadable = results.count([])
-    if version == V2 and unreadable:
-        results = [[], []]
-    return Judgment([1 - result for result in results[0]], results[1], unreadable)
 
 
 def resampled(battles: Sequence[Array]) -> Array:
@@ -105,7 +88,7 @@ def resampled(battles: Sequence[Array]) -> Array:
 
 
 def interval(shares: Array, version: str) -> Array:
-    """The low and the high end of a model's win rate, from its shares in the resamples."""
+    """Low and high end of a model's win rate: percentiles of its `resampled` shares; in v0.1, of their ratings."""
     shares = shares[~np.isnan(shares)]
     if version == V2:
         return np.percentile(shares, [5, 95])
@@ -116,7 +99,12 @@ def interval(shares: Array, version: str) -> Array:
 
 
 def score_models(board: Board, models: Models) -> list[Record]:
-    """A row for each model, the best first. Raises `UserError` for a model without a readable verdict."""
+    """A row for each model, the best first. Raises `UserError` for a model without a readable verdict.
+
+    All play the baseline only, so Bradley-Terry's maximum likelihood has a closed form: the share of battles won. "low"
+    and "high" are those of `show_result.py` without style control, in v0.1 from all models' verdicts together. It draws
+    single verdicts, though two on a question are correlated: "questions low" and "high" draw questions.
+    """
     by_question = {model: [[*j.second, *j.first] for j in own.values()] for model, own in models.items()}
     battles = {model: np.concatenate(own) for model, own in by_question.items()}
     if silent := [model for model, own in battles.items() if not len(own)]:
@@ -155,9 +143,8 @@ def report(boards: dict[Board, Models]) -> list[Record]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Score models by Arena-Hard's judgments.")
-    parser.add_argument("--judgments", required=True, nargs="+", type=Path, help="JSON lines of one or more models")
-    print_tables(report(read_judgments(parser.parse_args().judgments)), 1)
+    given = arguments(__doc__, judgments={"required": True, "nargs": "+", "type": Path})
+    print_tables(report(read_judgments(given.judgments)), 1)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,52 @@
-"""The files of AlpacaEval 2, Arena-Hard (v0.1 and v2.0) and MT-Bench: questions, models' answers, and tables of scores.
+"""The files of AlpacaEval 2, Arena-Hard (v0.1 and v2.0) and MT-Bench: questions, models' answers, tables of scores.
 
 AlpacaEval's files are JSON lists (.json), all others JSON lines.
 """
 
+import argparse
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evaluation.statistics import columns, shortened
 from stages.files import UserError, read_json_list, read_numbered_jsonl
 from stages.records import Record
 
 ALPACA_EVAL, ARENA_HARD, MT_BENCH = "alpaca-eval", "arena-hard", "mt-bench"
-
 TURNS = {ALPACA_EVAL: 1, ARENA_HARD: 1, MT_BENCH: 2}  # the user's, in a dialog
+FORMS: dict[str, tuple[list[Any], list[Any], str]] = {
+    "instruction": (["instruction"], ["output"], "generator"),
+    "uid": (["prompt"], ["messages", -1, "content", "answer"], "model"),  # Arena-Hard v2.0's
+    "question_id": (["turns"], ["choices", 0, "turns"], "model_id"),
+}
+"""By the key that names the question of a row: the keys of a question's texts, of an answer's, and of its model."""
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question and the row of the benchmark's file that it comes from."""
+def arguments(doc: str | None, *paths: str, **others: Any) -> argparse.Namespace:
+    """A command's options: required `paths`, and `others` with argparse's keywords; `doc` is the help's description."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, keywords in ({path: {"required": True, "type": Path} for path in paths} | others).items():
+        parser.add_argument(f"--{name}", **keywords)
+    return parser.parse_args()
 
+
+class Row(NamedTuple):  # an object of a file, and its place: "PATH, entry I" or "PATH, line N"
+    where: str
+    content: Record
+
+    def value(self, *keys: str | int) -> Any:
+        """The value at nested keys. Raises `UserError` naming the place and the missing key."""
+        inner: Any = self.content
+        try:
+            for key in keys:
+                inner = inner[key]
+        except (KeyError, IndexError, TypeError):
+            name = ".".join(map(str, keys))
+            raise UserError(f"{self.where}: {name} is missing; add it, or name a file of this benchmark") from None
+        return inner
+
+
+class Question(NamedTuple):  # a question and the row of the benchmark's file that it comes from
     id: str  # in AlpacaEval the question's place, such as "0007", since an instruction is too long for an id
     key: str  # what the benchmark's files name the question by: its id, in AlpacaEval its instruction
     category: str
@@ -28,26 +54,13 @@ class Question:
     row: Record
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, Record]]:
-    """The objects of a JSON list (.json) or of JSON lines, each after its place: "PATH, entry I" or "PATH, line N"."""
+def read_rows(path: Path) -> Iterator[Row]:
     if path.suffix == ".json":
-        return read_json_list(path, "a JSON list of rows, as AlpacaEval has it")
-    return ((f"{path}, line {number}", row) for number, row in read_numbered_jsonl(path))
+        return (Row(*entry) for entry in read_json_list(path, "a JSON list of rows, as AlpacaEval has it"))
+    return (Row(f"{path}, line {number}", row) for number, row in read_numbered_jsonl(path))
 
 
-def value(row: Record, where: str, *keys: str | int) -> Any:
-    """The value at nested keys of a row. Raises `UserError` naming the place and the missing key."""
-    inner: Any = row
-    try:
-        for key in keys:
-            inner = inner[key]
-    except (KeyError, IndexError, TypeError):
-        name = ".".join(map(str, keys))
-        raise UserError(f"{where}: {name} is missing; add it, or name a file of this benchmark") from None
-    return inner
-
-
-def require(wanted: Sequence[str], given: Collection[str], what: str) -> None:
+def need(wanted: Sequence[str], given: Collection[str], what: str) -> None:
     """Raise `UserError` naming the wanted keys that are not given; `what` says who lacks what."""
     if missing := [name for name in wanted if name not in given]:
         raise UserError(f"{what} {len(missing)} of {len(wanted)} questions: {shortened(missing)}; add them")
@@ -55,54 +68,47 @@ def require(wanted: Sequence[str], given: Collection[str], what: str) -> None:
 
 def read_questions(benchmark: str, path: Path) -> list[Question]:
     """The questions of a benchmark's file, in its order. Raises `UserError` naming the place of an invalid row."""
-    questions: dict[str, Question] = {}
-    for where, row in read_rows(path):
-        if benchmark == ALPACA_EVAL:  # its tool needs no "dataset", and outputs of many models have none
-            key, category = str(value(row, where, "instruction")), row.get("dataset", "")
-            turns = [key]
-        elif benchmark == ARENA_HARD and "uid" in row:  # v2.0
-            key, category, turns = row["uid"], value(row, where, "category"), [value(row, where, "prompt")]
-        else:
-            key, category = str(value(row, where, "question_id")), value(row, where, "category")
-            turns = _turns(benchmark, row, where, "turns")
-        if key in questions or not all(isinstance(turn, str) and turn.strip() for turn in turns):
-            raise UserError(f"{where}: {key[:60]!r} came before, or a turn is no text or empty; mend the row")
-        name = f"{len(questions):04}" if benchmark == ALPACA_EVAL else key
-        questions[key] = Question(name, key, str(category), turns, row)
+    questions: list[Question] = []
+    for row, name, key, turns in _read_texts(benchmark, path, answers=False):
+        alpaca = name == "instruction"  # its tool needs no "dataset", and outputs of many models have none
+        category = row.content.get("dataset", "") if alpaca else row.value("category")
+        questions.append(Question(f"{len(questions):04}" if alpaca else key, key, str(category), turns, row.content))
     if not questions:
         raise UserError(f"{path}: no questions; name the benchmark's file of them")
-    return list(questions.values())
+    return questions
 
 
 def read_answers(benchmark: str, path: Path, questions: Sequence[Question]) -> tuple[str, dict[str, list[str]]]:
     """A model's name and its answers by `Question.key`, a text for each turn; the file may have more than asked."""
-    answers: dict[str, list[str]] = {}
-    models: set[str] = set()
-    for where, row in read_rows(path):
-        if benchmark == ALPACA_EVAL:
-            key, model, texts = "instruction", "generator", [value(row, where, "output")]
-        elif benchmark == ARENA_HARD and "uid" in row:
-            key, model, texts = "uid", "model", [value(row, where, "messages", -1, "content", "answer")]
-        else:
-            key, model, texts = "question_id", "model_id", _turns(benchmark, row, where, "choices", 0, "turns")
-        name = str(value(row, where, key))
-        if name in answers or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{where}: an answer to {name[:60]!r} came before, or is no text; mend the row")
-        answers[name] = texts
-        models.add(str(value(row, where, model)))
-    require([question.key for question in questions], answers, f"{path}: no answer to")
+    answers, models = dict[str, list[str]](), set[str]()
+    for row, name, key, texts in _read_texts(benchmark, path, answers=True):
+        answers[key] = texts
+        models.add(str(row.value(FORMS[name][2])))
+    need([question.key for question in questions], answers, f"{path}: no answer to")
     if len(models) > 1:
         raise UserError(f"{path}: answers of {len(models)} models, {shortened(sorted(models))}; give each its file")
     return models.pop(), answers
 
 
-def _turns(benchmark: str, row: Record, where: str, *keys: str | int) -> list[Any]:
-    """The list at nested keys of a row, with a text for each turn; in Arena-Hard v0.1 as {"content"}."""
-    turns = value(row, where, *keys)
-    if not isinstance(turns, list) or len(turns) != TURNS[benchmark]:
-        name = ".".join(map(str, keys))
-        raise UserError(f"{where}: {name} of {benchmark} must be a list of {TURNS[benchmark]}; mend the row")
-    return [value(turn, where, "content") for turn in turns] if benchmark == ARENA_HARD else turns
+def _read_texts(benchmark: str, path: Path, answers: bool) -> Iterator[tuple[Row, str, str, list[str]]]:
+    """(row, key that names its question, name, a text for each turn) of each row."""
+    seen = set[str]()
+    for row in read_rows(path):
+        name = "instruction" if benchmark == ALPACA_EVAL else "question_id"
+        name = "uid" if benchmark == ARENA_HARD and "uid" in row.content else name
+        place = FORMS[name][answers]
+        key, texts = str(row.value(name)), row.value(*place)
+        if name != "question_id":
+            texts = [texts]
+        elif not isinstance(texts, list) or len(texts) != TURNS[benchmark]:
+            turns = f"{'.'.join(map(str, place))} of {benchmark}"
+            raise UserError(f"{row.where}: {turns} must be a list of {TURNS[benchmark]}; mend the row")
+        elif benchmark == ARENA_HARD:
+            texts = [Row(row.where, turn).value("content") for turn in texts]
+        if key in seen or not all(isinstance(text, str) and (text.strip() or answers) for text in texts):
+            raise UserError(f"{row.where}: {key[:60]!r} came before, or a text is missing or empty; mend the row")
+        seen.add(key)
+        yield row, name, key, texts
 
 
 def caveats(differences: Mapping[str, bool]) -> list[str]:

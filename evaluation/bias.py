@@ -1,8 +1,6 @@
-"""The bias panel: known failures of a judge and a meta-judge, measured in every iteration.
+"""The bias panel, `runs/NAME/iter<t>/bias.json`: known failures of a judge and a meta-judge, before each training.
 
-`iterate.py` writes it as `runs/NAME/iter<t>/bias.json` before it trains: the meta-judge's bias for the first position
-and for high scores, the judge's bias for long responses, scores that pile up, judgments without a score, and the number
-of pairs. Intervals are bootstrap percentiles over prompts. The config's `[limits]` stop a run by these numbers.
+Intervals are bootstrap percentiles over prompts. The config's `[limits]` stop a run by these numbers.
 """
 
 from collections import Counter, defaultdict
@@ -25,18 +23,10 @@ from stages.stage import weights_of
 
 
 def write_panel(
-    path: Path,
-    iteration: int,
-    settings: Settings,
-    sources: Sources,
-    pairs: Path,
-    agreement: Path | None = None,
-    meta_agreement: Path | None = None,
-) -> Record:
-    """Write and return the panel of an iteration, from its pairs and the stages behind them.
-
-    `agreement` and `meta_agreement` are the folders of the judge's and the meta-judge's measurements on labelled data.
-    """
+    path: Path, iteration: int, settings: Settings, sources: Sources, pairs: Path,
+    agreement: Path | None = None, meta_agreement: Path | None = None,
+) -> Record:  # fmt: skip
+    """Write and return the panel of an iteration; `agreement` and `meta_agreement` are folders of measurements."""
 
     def rows(stage: Path | None, *fields: str) -> list[Record]:  # these fields only: a full run has half a million rows
         return [{key: row[key] for key in fields or row} for row in read_shards(stage)] if stage else []
@@ -58,16 +48,11 @@ def write_panel(
         meta = {"model": asked.model, "opponents": asked.opponents or "all", "max_score_gap": asked.max_score_gap}
         meta |= metajudge_panel(comparisons, judgments, read_jsonl(pairs / "elo.jsonl"))
     stages = {"judge": sources.scores or sources.judgments, "metajudge": sources.comparisons}
-    panel = {
-        "iteration": iteration,
-        "weights": {name: weights_of(path) for name, path in stages.items() if path},
-        "responses": response_panel(responses, scores),
-        "judge": judge,
-        "metajudge": meta,
-        "pairs": pairs_panel(pairs),
-        "agreement": measured(agreement, "parse_rate", "pairwise", "longer_wins", "spearman"),
-        "meta_agreement": measured(meta_agreement, "parse_rate", "agreement", "first_position", "consistency"),
-    }
+    weights = {name: weights_of(path) for name, path in stages.items() if path}
+    panel: Record = {"iteration": iteration, "weights": weights, "responses": response_panel(responses, scores)}
+    panel |= {"judge": judge, "metajudge": meta, "pairs": pairs_panel(pairs)}
+    panel["agreement"] = measured(agreement, "parse_rate", "pairwise", "longer_wins", "spearman")
+    panel["meta_agreement"] = measured(meta_agreement, "parse_rate", "agreement", "first_position", "consistency")
     write_json(path, panel)
     return panel
 
@@ -75,13 +60,12 @@ def write_panel(
 def judge_panel(responses: Sequence[Record], judgments: Sequence[Record], expected: Sequence[Record] = ()) -> Record:
     """Parse rate, failures by type and by response length, and the distribution of the scores.
 
-    An iteration without sampled judgments has rows of `expected` scores instead. Their histogram is that of the digits'
-    probabilities, the limit of infinitely many judgments; "digit_mass" is the digits' share of all probability.
+    The histogram of `expected` scores, which may replace judgments, is that of the digits' probabilities, the limit of
+    infinitely many judgments; "digit_mass" is the digits' share of all probability.
     """
     prompt_of = {row["id"]: row["prompt_id"] for row in responses}
     scores = [row["score"] for row in judgments if row["score"] is not None]
     refused = sum(row["failure"] == Failure.FRACTION for row in judgments)
-    broken = sum(score != int(score) for score in scores)
     scored = [row for row in expected if row["score"] is not None]
     histogram: dict[float, float] = dict(Counter(scores))
     if scored:
@@ -99,21 +83,21 @@ def judge_panel(responses: Sequence[Record], judgments: Sequence[Record], expect
         "score_mean": mean([row["score"] for row in scored] if expected else scores),
         "score_entropy_bits": round(abs(float((shares * np.log2(shares)).sum())), 4),
         "saturation": share(histogram.get(MAXIMUM, 0), total),
-        "fractions": share(refused + broken, len(scores) + refused),
+        "fractions": share(refused + sum(score % 1 > 0 for score in scores), len(scores) + refused),
         "digit_mass": mean([sum(row["probabilities"]) for row in expected]),
     }
 
 
 def _by_length(responses: Sequence[Record], judgments: Sequence[Record]) -> list[Record]:
-    """Judgments, parse rate and failures in up to five bins of the judged response's length, as equal as possible."""
+    """By up to five bins of the judged response's length, as equal as possible."""
     length = {row["id"]: len(row["text"]) for row in responses}
     edges = np.unique(np.quantile(list(length.values()), np.linspace(0, 1, 6), method="lower"))
     places, bins = np.digitize([length[row["response_id"]] for row in judgments], edges[1:-1]), []
     for place, edge in enumerate(edges[: max(len(edges) - 1, 1)]):  # the last edge is the end
         rows = [row for row, own in zip(judgments, places, strict=True) if own == place]
         rate = share(sum(row["score"] is not None for row in rows), len(rows))
-        sizes = {"from_characters": int(edge), "judgments": len(rows)}
-        bins.append({**sizes, "parse_rate": rate, "failures": _failures(rows)})
+        own = {"from_characters": int(edge), "judgments": len(rows), "parse_rate": rate}
+        bins.append(own | {"failures": _failures(rows)})
     return bins
 
 
@@ -121,8 +105,7 @@ def response_panel(responses: Sequence[Record], scores: Mapping[str, Fraction]) 
     """Mean length and score, ties among a prompt's scored responses, and the correlation of score and length."""
     prompts = group_by(responses, "prompt_id").values()
     scored = [[(scores[row["id"]], len(row["text"])) for row in rows if row["id"] in scores] for rows in prompts]
-    values = [[score for score, _ in rows] for rows in scored]
-    flat = [pair for rows in scored for pair in rows]
+    values, flat = [[score for score, _ in rows] for rows in scored], [pair for rows in scored for pair in rows]
     overall, *within = [spearman(*np.array(rows, dtype=float).T) if len(rows) > 1 else None for rows in (flat, *scored)]
     return {
         "distinct": len(responses),
@@ -149,19 +132,15 @@ def metajudge_panel(comparisons: Sequence[Record], judgments: Sequence[Record], 
         rates["higher_score_wins" if gap else "first_wins_at_equal_scores"].append((name, won_first == (gap >= 0)))
         winners[name, frozenset((row["first"], row["second"]))].append(row[row["winner"]])
     for row in elos:
-        contests[row["response_id"], row["group"]].append(
-            (row["elo"], length[row["judgment_id"]], row["standard_error"])
-        )
+        own = (row["elo"], length[row["judgment_id"]], row["standard_error"])
+        contests[row["response_id"], row["group"]].append(own)
+    both = [(name, own) for (name, _), own in winners.items() if len(own) == 2]
     return {
         "comparisons": len(comparisons),
         "failures": _failures(comparisons),
         "ties": share(sum(row["winner"] == "tie" for row in comparisons), len(comparisons)),
-        "first_wins": by_group(rates["first_wins"]),
-        "first_wins_at_equal_scores": by_group(rates["first_wins_at_equal_scores"]),
-        "higher_score_wins": by_group(rates["higher_score_wins"]),
-        "both_orders_agree": by_group(
-            (name, len(set(own)) == 1) for (name, _), own in winners.items() if len(own) == 2
-        ),
+        **{key: by_group(rates[key]) for key in ("first_wins", "first_wins_at_equal_scores", "higher_score_wins")},
+        "both_orders_agree": by_group((name, len(set(own)) == 1) for name, own in both),
         "elo_length_spearman": by_group((name, spearman(*np.array(own).T[:2])) for (name, _), own in contests.items()),
         "elo_standard_error_mean": mean([error for own in contests.values() for _, _, error in own]),
     }

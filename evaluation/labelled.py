@@ -5,12 +5,13 @@ The first and the third response of group g1 are the pair "g1/0-2". Responses wi
 """
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import combinations, groupby
 from pathlib import Path
+from statistics import multimode
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from evaluation.pairwise import SHARES, Decision, Duel, Preference, decide, mean_share, prefer
@@ -20,30 +21,23 @@ from prepare.rankings import conversation_text
 from stages.files import UserError, read_numbered_jsonl
 from stages.records import Record
 
-TEXT, NAME, LIST, NUMBER = "a text", "a text or a whole number", "a list of objects", "a finite number"
-SCORE, WINNER = "a finite number or null", '"first", "second", "tie" or null'
-ORDER, INDEX = "0 or 1", "a whole number from 0"
-KINDS: dict[str, Callable[[Any], bool]] = {
-    TEXT: lambda value: isinstance(value, str),
-    NAME: lambda value: type(value) in (str, int) and value != "",
-    LIST: lambda value: type(value) is list and value != [] and all(type(x) is dict for x in value),
-    NUMBER: lambda value: type(value) in (int, float) and math.isfinite(value),
-    SCORE: lambda value: value is None or KINDS[NUMBER](value),
-    WINNER: lambda value: value in list(SHARES),
-    ORDER: lambda value: type(value) is int and value in (0, 1),
-    INDEX: lambda value: type(value) is int and value >= 0,
-}
+ANY: Any = ("a value", lambda value: value is not None)  # kinds of values: words for the user, and the check
+TEXT: Any = ("a text", lambda value: isinstance(value, str))
+NAME: Any = ("a text or a whole number", lambda value: type(value) in (str, int) and value != "")
+LIST: Any = ("a list of objects", lambda v: type(v) is list and v != [] and all(type(x) is dict for x in v))
+NUMBER: Any = ("a finite number", lambda value: type(value) in (int, float) and math.isfinite(value))
+SCORE: Any = ("a finite number or null", lambda value: value is None or NUMBER[1](value))
+WINNER: Any = ('"first", "second", "tie" or null', lambda value: value in list(SHARES))
+ORDER: Any = ("0 or 1", lambda value: type(value) is int and value in (0, 1))
+INDEX: Any = ("a whole number from 0", lambda value: type(value) is int and value >= 0)
+# By the key of a group's members: the keys of id, prompt and quality, and the quality's sign.
 GROUPS = {"responses": ("id", "prompt", "score", 1), "replies": ("message_id", "context", "rank", -1)}
-"""By the key of a group's members: the keys of id, prompt and quality, and the quality's sign."""
+# By form: the verdict's key and kind, and the number of orders in which there are verdicts.
 VERDICTS = {"comparisons": ("winner", WINNER, 2), "scores": ("score", SCORE, 1), "decisions": ("decision", WINNER, 1)}
-"""By form: the verdict's key and kind, and the number of orders in which there are verdicts."""
 QUALITIES = {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}
 
 
-@dataclass(frozen=True)
-class Case:
-    """A response of known quality."""
-
+class Case(NamedTuple):  # a response of known quality
     group: str
     name: str
     prompt: str
@@ -53,14 +47,11 @@ class Case:
     subset: str = ""
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two responses to one prompt, with labels by annotator: none for two members of a ranked group."""
-
+class Pair(NamedTuple):  # two responses to one prompt
     name: str
     first: Case
     second: Case
-    labels: Mapping[str, Preference] = field(default_factory=dict)
+    labels: Mapping[str, Preference] = MappingProxyType({})  # by annotator; none within a ranked group
 
     @property
     def label(self) -> Preference:
@@ -72,10 +63,7 @@ class Pair:
         return Duel(self.name, self.first.prompt, self.first.text, self.second.text)
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """The contents of a file, or of one of its subsets."""
-
+class Labelled(NamedTuple):
     cases: list[Case]  # those of a group one after another
     pairs: list[Pair]  # any two of a group with different quality, as "GROUP/0-2"; then labelled pairs by their ids
 
@@ -94,8 +82,7 @@ class Labelled:
 def read_labelled(path: Path) -> Labelled:
     """The responses of a file and their pairs, groups first.
 
-    Raises `UserError`, naming file and line or id, for a row of no form, a missing or invalid key, a repeated id of a
-    group, an id with two pairs, and a repeated label; and for an empty file.
+    Raises `UserError` for a row of no form, a missing or invalid key, a repeated id or label, and an empty file.
     """
     groups: dict[str, list[Case]] = {}
     votes: dict[Any, dict[str, Preference]] = defaultdict(dict)
@@ -110,17 +97,14 @@ def read_labelled(path: Path) -> Labelled:
         key, shown, *own = _outputs(row, where)
         if texts.setdefault(key, own)[:3] != own[:3]:
             raise UserError(f"{where}: {shown} came before with other texts; give each pair its own id")
-        annotator = row.get("annotator", row.get("annotator_index"))
-        annotator = "" if annotator is None else str(annotator)
+        annotator = next((str(row[key]) for key in ("annotator", "annotator_index") if row.get(key) is not None), "")
         if annotator in votes[key]:
             raise UserError(f'{where}: {shown} has a label by {annotator!r}; remove one, or name each "annotator"')
         votes[key][annotator] = _label(row, where)
-    pairs = [
-        Pair(f"{name}/{i}-{j}", a, b)
-        for name, members in groups.items()
-        for (i, a), (j, b) in combinations(enumerate(members), 2)
-        if a.quality != b.quality
-    ]
+    pairs = []
+    for name, members in groups.items():
+        both = combinations(enumerate(members), 2)
+        pairs += [Pair(f"{name}/{i}-{j}", a, b) for (i, a), (j, b) in both if a.quality != b.quality]
     taken = {*groups, *(pair.name for pair in pairs)}
     for place, (key, (prompt, first, second, subset)) in enumerate(texts.items()):
         name = key if isinstance(key, str) else f"{place:05}"
@@ -135,9 +119,9 @@ def read_labelled(path: Path) -> Labelled:
 
 
 def majority(labels: Iterable[Preference]) -> Preference:
-    """The most frequent label; a tie if there are several."""
-    (label, most), *others = Counter(labels).most_common()
-    return "tie" if any(count == most for _, count in others) else label
+    """The most frequent label, or a tie."""
+    label, *others = multimode(labels)
+    return "tie" if others else label
 
 
 def _outputs(row: Record, where: str) -> tuple[Any, ...]:
@@ -171,16 +155,15 @@ def _group(row: Record, where: str) -> list[Case]:
         raise UserError(f"{where}: neither a labelled pair nor a group; docs/evaluation.md describes the rows")
     id_key, prompt_key, quality_key, sign = GROUPS[form]
     name, prompt = str(_value(row, id_key, where, NAME)), _prompt(_value(row, prompt_key, where), where)
-    cases = []
-    for i, member in enumerate(_value(row, form, where, LIST)):
+
+    def case(i: int, member: Record) -> Case:
         text, quality = _value(member, "text", where, TEXT), sign * _value(member, quality_key, where, NUMBER)
-        flaw, subset = member.get("flaw", ""), str(row.get("subset", ""))
-        cases.append(Case(name, f"{name}/{i}", prompt, text, quality, flaw, subset))
-    return cases
+        return Case(name, f"{name}/{i}", prompt, text, quality, member.get("flaw", ""), str(row.get("subset", "")))
+
+    return [case(i, member) for i, member in enumerate(_value(row, form, where, LIST))]
 
 
 def _prompt(value: Any, where: str) -> str:
-    """A prompt's text; of a conversation, the text that a judge is shown."""
     if isinstance(value, str):
         return value
     turns = []
@@ -192,72 +175,56 @@ def _prompt(value: Any, where: str) -> str:
     return conversation_text(turns)
 
 
-def _value(row: Record, key: str, where: str, kind: str = "") -> Any:
-    """A value of a row, of one of `KINDS` if named."""
+def _value(row: Record, key: str, where: str, kind: Any = ANY) -> Any:
+    words, fits = kind
     value = row.get(key)
-    if value is None and not (key in row and kind.endswith("null")):
+    if value is None and not (key in row and fits(None)):
         raise UserError(f"{where}: key {key!r} is missing; add it")
-    if kind and not KINDS[kind](value):
-        raise UserError(f"{where}: {key} is {value!r:.40}; it must be {kind}")
+    if not fits(value):
+        raise UserError(f"{where}: {key} is {value!r:.40}; it must be {words}")
     return value
 
 
-class Opinion(NamedTuple):
-    """Preferences by pair, as the file has it, and values by response, which are higher for better ones of a group.
-
-    None where there is no verdict. From comparisons, a response's value is its share of wins.
-    """
-
+class Opinion(NamedTuple):  # which response of each pair is better, and by how much; None where there is no verdict
     preferences: Mapping[str, Preference | None]
-    values: Mapping[str, Fraction | int | None]
+    values: Mapping[str, Fraction | int | None]  # by response: mean score, or share of wins over its decided pairs
 
 
 def by_value(labelled: Labelled, values: Mapping[str, Fraction | int | None]) -> Opinion:
-    """The opinion that the response with the higher value is better, such as the longer one."""
+    """The higher value, such as the length, is better."""
     both = {pair.name: (values[pair.first.name], values[pair.second.name]) for pair in labelled.pairs}
     return Opinion({name: None if None in own else prefer(*own) for name, own in both.items()}, values)
 
 
-@dataclass(frozen=True)
-class Decisions:
-    """A judge's verdicts of one form, by response or pair: in each order, in the order of their indices."""
-
+class Decisions(NamedTuple):  # a judge's verdicts of one of the forms `VERDICTS`
     form: str
-    verdicts: Mapping[str, Sequence[Sequence[Any]]]
+    verdicts: Mapping[str, Sequence[Sequence[Any]]]  # by response or pair: for each order, in the order of indices
 
     def first(self, n: int) -> "Decisions":
-        """The first `n` verdicts on each response, or on each order of a pair."""
         return Decisions(self.form, {name: [own[:n] for own in orders] for name, orders in self.verdicts.items()})
 
     def of(self, pair: Pair) -> Decision:
-        """The decision of a pair by its comparisons, or by its row, which is a verdict in one order."""
         orders = enumerate(self.verdicts[pair.name])
         return decide(pair.duel, [{"shown": i, "winner": winner} for i, own in orders for winner in own], "pairwise")
 
     def opinion(self, labelled: Labelled) -> Opinion:
-        """The judge's opinion: the higher mean score wins; or the comparisons decide, with a tie if the two orders
-        disagree, which is MT-Bench's rule. A response's share of wins is over its decided pairs, a tie counting half.
-        """
+        """The higher mean score wins; or the comparisons do, with a tie if both orders disagree, MT-Bench's rule."""
         if self.form == "scores":
             rows = {case.name: [{"score": score} for score in self.verdicts[case.name][0]] for case in labelled.cases}
             return by_value(labelled, {name: mean_score(own, 1) for name, own in rows.items()})
         preferences: dict[str, Preference | None] = {}
-        won: dict[str, list[Fraction | None]] = {case.name: [] for case in labelled.cases}
+        won: dict[str, list[Fraction]] = {case.name: [] for case in labelled.cases}
         for pair in labelled.pairs:
             decision = self.of(pair)
             preferences[pair.name] = "tie" if decision.consistent is False else decision.preference
-            share = SHARES[preferences[pair.name]]
-            won[pair.first.name].append(share)
-            won[pair.second.name].append(None if share is None else 1 - share)
+            if (share := SHARES[preferences[pair.name]]) is not None:
+                won[pair.first.name].append(share)
+                won[pair.second.name].append(1 - share)
         return Opinion(preferences, {name: mean_share(shares) for name, shares in won.items()})
 
 
 def read_decisions(path: Path, labelled: Labelled) -> Decisions:
-    """The verdicts of a file.
-
-    Raises `UserError`, naming file and line, for a row of no form or of another form than the first row, an unknown id,
-    an invalid verdict and a repeated one; and naming the responses or pairs without a verdict.
-    """
+    """A file's verdicts. Raises `UserError` for a row not of the first's form, and a wrong, repeated or missing one."""
     rows = [(f"{path}, line {number}", row) for number, row in read_numbered_jsonl(path, ("id",))]
     form = next((form for form, (key, *_) in VERDICTS.items() if not rows or key in rows[0][1]), None)
     if form is None:

@@ -1,20 +1,124 @@
 """All measurements of one of a run's models, in one process: `torchrun -m evaluation.measure`.
 
-The model is measured as a judge (`agreement.py`), as a meta-judge (`meta_agreement.py`), and as an actor and against
-the seed model (`held_out.py`), each if its file is given.
+As a judge and a meta-judge: `agreement.py`. As an actor: its answers to the config's held-out `instructions`, with
+rules that code can check, and open `prompts`, and wins against the seed model's answers to these. Each is answered
+once, as the actor samples, with the same noise for all models.
 """
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluation.agreement import measure_judge
-from evaluation.held_out import measure_answers, measure_wins
-from evaluation.meta_agreement import measure_metajudge
-from judging.judge import judge_section, scoring_section
-from sampling.worker import Worker, generation_settings
+from evaluation.agreement import measure_judge, measure_metajudge
+from evaluation.pairwise import Duel, compare, decide
+from evaluation.statistics import by_group, each, share
+from evaluation.verifiable import Instruction, read_instructions, read_rows, verifiable_report
+from judging.judge import judge_section, score_rows, scoring_section
+from model.chat import ChatFormat
+from prepare.novelty import repetition, words
+from sampling.worker import Item, Worker, generation_settings, sampling_of
+from stages.files import UserError, read_shards
+from stages.records import Record, group_by
+from stages.seeds import request_seed
 from stages.settings import Settings
-from stages.stage import Job, Output, Stage
+from stages.stage import Job, Output, Stage, first_rank
+
+
+def read_prompts(path: Path) -> dict[str, str]:
+    """Open prompts {id, prompt} by id, in the file's order. Raises the errors of `read_rows`."""
+    return {name: row["prompt"] for name, (_, row) in read_rows(path, "prompt").items()}
+
+
+def held_out_items(
+    instructions: Iterable[Instruction], prompts: Mapping[str, str], chat: ChatFormat, settings: Settings
+) -> Iterator[Item]:
+    """One request for each instruction and each prompt."""
+    sampling = sampling_of(settings.respond, chat)
+    asked = [("instruction", item.id, item.prompt) for item in instructions]
+    for kind, name, prompt in asked + [("prompt", *item) for item in prompts.items()]:
+        record = {"id": f"{kind}/{name}", "kind": kind, "name": name, "prompt": prompt}
+        seed = request_seed(settings.seed, 0, "held-out", record["id"])
+        yield Item(record["id"], partial(list, [{"role": "user", "content": prompt}]), sampling, seed, name, record)
+
+
+def answers_report(instructions: Sequence[Instruction], rows: Sequence[Record]) -> Record:
+    """How instructions are followed; and of the answers to open prompts, means and, in "by_id", each answer's own:
+    characters, whether it was cut off, the share of three-word sequences that repeat earlier ones. Of all these answers
+    together distinct-n (arXiv 1510.03055): the share of different sequences among all n-word sequences.
+    """
+    texts = {row["name"]: row["text"] for row in rows if row["kind"] == "instruction"}
+    by_id, spoken = Record(), list[list[str]]()
+    for row in (row for row in rows if row["kind"] == "prompt"):
+        text, cut_off = row["text"], float(row["finish_reason"] == "length")
+        own = {"characters": float(len(text)), "cut_off": cut_off, "repetition": float(repetition(text))}
+        by_id[row["name"]] = own
+        spoken.append(words(text))
+    answers: Record = {key: each(own[key] for own in by_id.values()) for key in ("characters", "cut_off", "repetition")}
+    for n in (1, 2):
+        sequences = [tuple(own[i : i + n]) for own in spoken for i in range(len(own) - n + 1)]
+        answers[f"distinct_{n}"] = share(len(set(sequences)), len(sequences))
+    return {
+        "verifiable": verifiable_report(instructions, texts) if instructions else None,
+        "answers": answers | {"by_id": by_id} if by_id else None,
+    }
+
+
+def measure_answers(worker: Worker, job: Job) -> None:
+    """Write a model's answers/ and the report."""
+    instructions = read_instructions(job.path("instructions")) if job.has("instructions") else []
+    prompts = read_prompts(job.path("prompts")) if job.has("prompts") else {}
+    answers = job.part("held-out", "answers")
+    worker.run(answers, held_out_items(instructions, prompts, worker.chat, job.settings))
+    if first_rank():
+        rows = list(read_shards(answers.out))
+        Output({"report.json": answers_report(instructions, rows)}, {"counts": {"answers": len(rows)}}).write(job)
+
+
+def duels_of(answers: Mapping[str, Record], against: Mapping[str, Record]) -> list[Duel]:
+    """A duel for each prompt, the model's answer first. Raises `UserError` for a prompt with a single answer."""
+    for name in answers.keys() ^ against.keys():
+        raise UserError(f"prompt {name!r}: answered by only one of the two models; answer the same prompts again")
+    return [Duel(name, row["prompt"], row["text"], against[name]["text"]) for name, row in answers.items()]
+
+
+def wins_report(duels: Sequence[Duel], rows: Sequence[Record], settings: Settings) -> Record:
+    """Win rate over prompts with a verdict, a tie counting half; how often both orders agree; shares of wins by id."""
+    protocol, by_duel = settings.evaluation.protocol, group_by(rows, "duel")
+    decisions = {duel.id: decide(duel, by_duel.get(duel.id, []), protocol) for duel in duels}
+    shares = {name: None if own.first is None else float(own.first) for name, own in decisions.items()}
+    named = [row for row in rows if row.get("winner") in ("first", "second")]
+    report: Record = {"protocol": protocol, "duels": len(duels), "win_rate": each(shares.values())}
+    report["ties"] = each(None if own is None else own == 0.5 for own in shares.values())
+    report["parse_rate"] = by_group((row["duel"], row["failure"] is None) for row in rows)
+    report["consistency"] = each(own.consistent for own in decisions.values())
+    report["first_position"] = by_group((row["duel"], row["winner"] == "first") for row in named)
+    return report | {"by_id": shares}
+
+
+def decisive_rows(judge: Worker, duels: Sequence[Duel], job: Job) -> list[Record]:
+    """The judge's rows: scores of each answer, or comparisons in both orders, with the duel and what was shown."""
+    N = judge.settings.evaluation.duel_samples
+    if judge.settings.evaluation.protocol == "pairwise":
+        return compare(judge, duels, N, job)
+    answers, shown = list[Record](), {}
+    for duel in (duel for duel in duels if duel.first != duel.second):  # equal answers tie
+        for side, text in enumerate((duel.first, duel.second)):
+            name = f"{duel.id}/{side}"
+            answers.append({"id": name, "prompt_id": duel.id, "prompt": duel.prompt, "text": text})
+            shown[name] = side
+    rows = score_rows(judge, answers, N, job)
+    return [row | {"duel": row["prompt_id"], "shown": shown[row["response_id"]]} for row in rows]
+
+
+def measure_wins(judge: Worker, answers: Path, job: Job) -> None:
+    """Let a judge compare a model's answers with the input `against`, and write the report."""
+    folders = (answers, job.path("against"))
+    duels = duels_of(*({row["name"]: row for row in read_shards(f) if row["kind"] == "prompt"} for f in folders))
+    rows = decisive_rows(judge, duels, job.part("duel", "verdicts"))
+    if first_rank():
+        report = wins_report(duels, rows, judge.settings)
+        Output({"report.json": report}, {"counts": {"duels": len(duels)}}).write(job)
 
 
 class ModelMeasurements:
@@ -22,11 +126,8 @@ class ModelMeasurements:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.agreement = folder / "judge"  # the model as a judge of labelled responses
-        self.meta_agreement = folder / "metajudge"  # as a meta-judge of labelled judgments
-        self.held_out = folder / "actor"  # its answers to held-out prompts, and the report on them
-        self.answers = self.held_out / "answers"
-        self.duel = folder / "wins"  # the answers compared with the seed's
+        self.agreement, self.meta_agreement = folder / "judge", folder / "metajudge"
+        self.held_out, self.answers, self.duel = folder / "actor", folder / "actor" / "answers", folder / "wins"
 
     @classmethod
     def of(cls, run: Path, t: int) -> "ModelMeasurements":
@@ -35,18 +136,14 @@ class ModelMeasurements:
 
 
 def measure(job: Job) -> Output:
-    """Measure a model as a judge, as a meta-judge and as an actor; finished measurements stay."""
+    """Measure a model as an actor, a judge and a meta-judge, each if its file is given; finished measurements stay."""
     folders, model = ModelMeasurements(job.out), job.path("model")
     worker, judge = Worker(job.settings, model), job.optional("judge") or model
     judge_worker = worker if judge == model else Worker(job.settings, judge)
+    judging = partial(measure_judge, worker, "scores", job.settings.evaluation.N)
     measurements = (
         ("held-out", folders.held_out, ("instructions", "prompts"), partial(measure_answers, worker)),
-        (
-            "agreement",
-            folders.agreement,
-            ("judge_cases",),
-            partial(measure_judge, worker, "scores", job.settings.evaluation.N),
-        ),
+        ("agreement", folders.agreement, ("judge_cases",), judging),
         ("meta-agreement", folders.meta_agreement, ("comparisons",), partial(measure_metajudge, worker)),
         ("duel", folders.duel, ("judge",), partial(measure_wins, judge_worker, folders.answers)),
     )
@@ -71,15 +168,8 @@ def _settings(settings: Settings, iteration: int) -> Any:
     return generation_settings(settings, 0, section)
 
 
-MEASURE = Stage(
-    "measure",
-    "evaluation.measure",
-    measure,
-    settings=_settings,
-    inputs=("model",),
-    optional=("judge_cases", "comparisons", "instructions", "prompts", "judge", "against"),
-    ranks="all",
-)
+OPTIONAL = ("judge_cases", "comparisons", "instructions", "prompts", "judge", "against")
+MEASURE = Stage("measure", "evaluation.measure", measure, _settings, ("model",), OPTIONAL, ranks="all")
 
 if __name__ == "__main__":
     MEASURE.main()

@@ -1,21 +1,17 @@
 """MT-Bench scores from a judge's ratings: `python -m evaluation.mtbench --judgments FILE --questions FILE`.
 
 The judgments are a file by FastChat's gen_judgment.py (gpt-4_single.jsonl) or by evaluation/annotate.py: {question_id,
-model, judge, score, turn}, of one or more models, with both turns of all questions.
-
-A mean is over the readable scores (-1 and null are unreadable) of a turn, of both, or of a category, as in FastChat's
-show_result.py. The interval of the mean resamples questions. Scores are from 1 to 10, or have another "scale". As in
-FastChat, scores outside of it count; a note gives their number.
+model, judge, score, turn}, of one or more models, with both turns of all questions. Means are over the readable scores
+(-1 and null are not), as in FastChat's show_result.py. Scores are from 1 to 10, or have another "scale".
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks import MT_BENCH, Question, caveats, print_tables, read_questions, read_rows, require, value
+from evaluation.benchmarks import MT_BENCH, Question, arguments, caveats, need, print_tables, read_questions, read_rows
 from evaluation.statistics import bootstrap
 from stages.files import UserError, command
 from stages.records import Record
@@ -26,40 +22,40 @@ Scores = dict[str, float | None]  # by question and turn, as "81, turn 1"; None 
 
 
 def read_scores(path: Path, questions: Sequence[Question]) -> tuple[dict[str, dict[str, Scores]], list[float]]:
-    """The scores by judge and model, in the order of questions and turns, and their scale."""
+    """The scores by judge and model, and their scale."""
     wanted = [f"{question.id}, turn {turn}" for question in questions for turn in (1, 2)]
     by_judge: dict[str, dict[str, Scores]] = {}
     scales = []
-    for where, row in read_rows(path):
-        key = ("judge", 0) if isinstance(row.get("judge"), list) else ("judge",)  # FastChat's is [model, prompt]
-        judge, model = str(value(row, where, *key)), str(value(row, where, "model"))
-        part = f"{value(row, where, 'question_id')}, turn {value(row, where, 'turn')}"
+    for row in read_rows(path):
+        judge = row.content.get("judge")
+        judge = str(row.value(*(("judge", 0) if isinstance(judge, list) else ("judge",))))  # FastChat's has the prompt
+        model, part = str(row.value("model")), f"{row.value('question_id')}, turn {row.value('turn')}"
         scores = by_judge.setdefault(judge, {}).setdefault(model, {})
         if part not in wanted or part in scores:
             fault = "comes twice; keep one row" if part in scores else "is not in --questions; name the file judged"
-            raise UserError(f"{where}: question {part}, of {model} {fault}")
-        score = value(row, where, "score")
+            raise UserError(f"{row.where}: question {part}, of {model} {fault}")
+        score = row.value("score")
         if not isinstance(score, int | float | None):
-            raise UserError(f"{where}: score is {score!r}; it must be a number or null")
+            raise UserError(f"{row.where}: score is {score!r}; it must be a number or null")
         scores[part] = None if score == -1 else score
-        scales.append(row.get("scale", SCALE))
-        if "scale" in row and scores[part] is not None and not scales[-1][0] <= score <= scales[-1][1]:
-            raise UserError(f"{where}: score is {score!r}; it must lie in {scales[-1]}, or be null if unreadable")
+        scales.append(row.content.get("scale", SCALE))
+        low, high = scales[-1]
+        if "scale" in row.content and scores[part] is not None and not low <= score <= high:
+            raise UserError(f"{row.where}: score is {score!r}; it must lie in {scales[-1]}, or be null if unreadable")
     if not scales or any(scale != scales[0] for scale in scales):
         raise UserError(f"{path}: {'several scales; give each a file' if scales else 'no judgments'}")
     for judge, models in by_judge.items():
         for model, scores in models.items():
-            require(wanted, scores, f"{path}: {judge} did not judge {model} on")
-            models[model] = {part: scores[part] for part in wanted}
+            need(wanted, scores, f"{path}: {judge} did not judge {model} on")
     return by_judge, scales[0]
 
 
 def score_model(scores: Scores, questions: Sequence[Question]) -> Record:
-    """Means by turn, of both turns with its interval, and by category; None without a readable score."""
-    table = np.array(list(scores.values()), dtype=float).reshape(-1, 2)  # None is NaN
-    categories = np.array([question.category for question in questions])
+    """Means by turn, of both turns, and by category, None without a readable score; the interval is over questions."""
+    given = [[scores[f"{question.id}, turn {turn}"] for turn in (1, 2)] for question in questions]
+    table, categories = np.array(given, dtype=float), np.array([question.category for question in questions])
 
-    def mean(values: NDArray[np.float64]) -> float | None:
+    def mean(values: NDArray[np.float64]) -> float | None:  # NaN is an unreadable score
         return None if np.isnan(values).all() else float(np.nanmean(values))
 
     interval = bootstrap([row[~np.isnan(row)] for row in table])
@@ -88,10 +84,7 @@ def report(by_judge: dict[str, dict[str, Scores]], scale: list[float], questions
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Score models by MT-Bench's judgments.")
-    parser.add_argument("--judgments", required=True, type=Path, help="JSON lines of one or more models")
-    parser.add_argument("--questions", required=True, type=Path, help="the benchmark's own question.jsonl")
-    given = parser.parse_args()
+    given = arguments(__doc__, "judgments", "questions")
     questions = read_questions(MT_BENCH, given.questions)
     print_tables(report(*read_scores(given.judgments, questions), questions), 2)
 

@@ -1,15 +1,13 @@
-"""Which of two responses is better? A judge compares them in both orders, or two mean scores decide.
+"""Which of two responses is better? By two protocols: mean "scores" decide, or a judge compares "pairwise".
 
-The method scores each response alone; benchmarks, and people who label data, compare two. So a judge is measured, and
-used as an annotator, by either protocol: "scores" or "pairwise".
+The method scores each response alone; benchmarks, and people who label data, compare two, here in both orders.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from statistics import mean
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from judging.judge import read_score
 from judging.rubric import judge_prompt, pairwise_prompt
@@ -24,8 +22,7 @@ from stages.settings import Judge, Protocol, Settings
 from stages.stage import Job
 
 Preference = Literal["first", "second", "tie"]
-SHARES = {"first": Fraction(1), "second": Fraction(0), "tie": Fraction(1, 2), None: None}
-"""The first response's share of a win, by preference; None without a verdict."""
+SHARES = {"first": Fraction(1), "second": Fraction(0), "tie": Fraction(1, 2), None: None}  # of a win, the first's
 
 
 def prefer(first: Any, second: Any) -> Preference:
@@ -33,10 +30,7 @@ def prefer(first: Any, second: Any) -> Preference:
     return "tie" if first == second else "first" if first > second else "second"
 
 
-@dataclass(frozen=True)
-class Duel:
-    """Two responses to one prompt."""
-
+class Duel(NamedTuple):
     id: str
     prompt: str
     first: str
@@ -46,10 +40,7 @@ class Duel:
 def duel_items(
     duels: Iterable[Duel], protocol: Protocol, N: int, chat: ChatFormat, settings: Settings
 ) -> Iterator[Item]:
-    """The requests that decide the duels: N judgments of each response, or N comparisons in each order.
-
-    A duel of equal texts is a tie and has no request.
-    """
+    """N judgments of each response, or N comparisons in each order; none of equal texts, which tie."""
     judge, sampling = settings.judge, sampling_of(settings.judge, chat)
     form = (judge.prompt_style, judge.verdict_position)
     for duel in (duel for duel in duels if duel.first != duel.second):
@@ -70,27 +61,20 @@ def read_duel(row: Row, protocol: Protocol, judge: Judge) -> Record:
     if protocol == "scores":
         return read_score(row, judge)
     winner = parse_winner(row["text"], row["finish_reason"], judge.verdict_position, "responses")
-    if isinstance(winner, Failure):
-        return {"winner": None, "failure": str(winner)}
-    return {"winner": winner, "failure": None}
+    failed = isinstance(winner, Failure)
+    return {"winner": None if failed else winner, "failure": str(winner) if failed else None}
 
 
 def compare(worker: Worker, duels: Iterable[Duel], N: int, job: Job) -> list[Record]:
-    """Let a model compare the responses of each duel N times in each order; returns its rows."""
+    """A model's comparisons of each duel, N in each order."""
     items = duel_items(duels, "pairwise", N, worker.chat, worker.settings)
     worker.run(job, items, partial(read_duel, protocol="pairwise", judge=worker.settings.judge))
     return list(read_shards(job.out))
 
 
-@dataclass(frozen=True)
-class Decision:
-    """A judge's decision of a duel: the first response's share of wins in [0, 1], None if no verdict could be read.
-
-    `orders` is the same with the first response shown first, and second; None if responses are scored alone.
-    """
-
+class Decision(NamedTuple):  # of a duel, as the first response's share of wins in [0, 1]; None without a verdict
     first: Fraction | None
-    orders: tuple[Fraction | None, Fraction | None] | None = None
+    orders: tuple[Fraction | None, Fraction | None] | None = None  # with it shown first, and second; None for scores
 
     @property
     def preference(self) -> Preference | None:
@@ -105,10 +89,8 @@ class Decision:
 
 
 def decide(duel: Duel, rows: Sequence[Record], protocol: Protocol) -> Decision:
-    """The decision of a duel from its records.
-
-    Scores: the higher mean wins; without a score on both sides there is no decision. Pairwise: the first response's
-    share of wins in each order, a tie counting half, averaged over the orders with a verdict.
+    """The decision of a duel from its records: by the higher mean score, if both sides have one; or by the share of
+    wins in each order, a tie counting half, averaged over the orders with a verdict.
     """
     if duel.first == duel.second:
         return Decision(SHARES["tie"], (SHARES["tie"], SHARES["tie"]) if protocol == "pairwise" else None)

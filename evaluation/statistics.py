@@ -7,14 +7,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 RESAMPLES = 2000
-SHARE = "{:.1%} [{:.1%}, {:.1%}]"
-"""The format of a share in per cent with its interval."""
+SHARE = "{:.1%} [{:.1%}, {:.1%}]"  # the format of a share in per cent with its interval
 
 
 def bootstrap(groups: Iterable[Sequence[float]]) -> dict[str, Any]:
     """Mean of all values, with a 95% percentile interval from resampling whole groups; None without values."""
-    filled = [group for group in groups if len(group)]
-    if not filled:
+    if not (filled := [group for group in groups if len(group)]):
         return {"value": None, "low": None, "high": None, "count": 0}
     sums, counts = np.array([float(sum(group)) for group in filled]), np.array(list(map(len, filled)))
     chosen = np.random.default_rng(0).integers(len(filled), size=(RESAMPLES, len(filled)))
@@ -35,7 +33,7 @@ def each(values: Iterable[float | None]) -> dict[str, Any]:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean to four digits; None without values."""
+    """To four digits; None without values."""
     return round(float(np.mean(values)), 4) if len(values) else None
 
 
@@ -52,8 +50,7 @@ def _measure(value: float, resampled: Any, count: int) -> dict[str, Any]:
 def cohen_kappa(labels: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Cohen's kappa (1960) of two labels, "first", "second" or "tie", of each item; without a kappa, the "reason".
 
-    Kappa is (p_o - p_e) / (1 - p_e): p_o is the share of equal labels, and p_e its expectation if both labelled at
-    random with their own frequencies. The 95% interval is over resampled items, without resamples that lack a kappa.
+    The 95% interval is over resampled items, without resamples that lack a kappa.
     """
     classes = ("first", "second", "tie")
     table = np.array([[labels.count((a, b)) for b in classes] for a in classes])
@@ -66,7 +63,7 @@ def cohen_kappa(labels: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _kappas(tables: Any) -> Any:
-    """The kappas [n] of contingency tables [n, 3, 3]; NaN where chance alone always agrees."""
+    """(p_o - p_e) / (1 - p_e) [n] of contingency tables [n, 3, 3]; NaN where chance alone always agrees."""
     shares = tables / tables.sum((1, 2), keepdims=True)
     observed, expected = shares.trace(axis1=1, axis2=2), (shares.sum(1) * shares.sum(2)).sum(1)
     certain = expected > 1 - 1e-12
@@ -88,12 +85,11 @@ def shown(measured: Any, form: str = SHARE) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table of rows of equal length as lines of text, the columns aligned."""
+    """Rows of equal length as lines of text, the columns aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def shortened(names: Iterable[str]) -> str:
-    """The first names of a list, each cut to 60 characters."""
     listed = list(names)
     return ", ".join(repr(name[:60]) for name in listed[:5]) + (", ..." if len(listed) > 5 else "")

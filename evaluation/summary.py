@@ -1,8 +1,7 @@
 """A run's summary: `runs/NAME/summary.json`, and the same in the terminal.
 
-Its "models" are a row for each model: the measurements of the seed, of M_0 and of every M_t. "differences" are paired
-differences from M_0: the mean over prompts (or labelled pairs) of the difference of the two models' values, which is
-far more certain than the difference of two means. Intervals are over prompts (or groups of labelled pairs).
+Its "models" are a row for each model, with paired "differences" from M_0, which are far more certain than those of two
+means. Intervals are over prompts (or groups of labelled pairs).
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,33 +28,24 @@ COLUMNS = (
     ("judge agrees", "agreement", _BRIEF),
     ("Spearman", "spearman", "{:.2f}"),
     ("meta-judge", "meta_agreement", _BRIEF),
-)
-"""The table of models: title, key, and the format of value and interval."""
+)  # the table of models: title, key, and the format of value and interval
 CHANGES = {"verifiable": _CHANGE, "agreement": _CHANGE, "characters": "{:+.1f} [{:+.1f}, {:+.1f}]"}  # those printed
 Values = dict[str, dict[tuple[str, str], float]]
 """A model's single values by measure, and by (group that is resampled, name within the group)."""
 
 
 def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, done: int) -> Record:
-    """Write and return the summary of a run's first `done` iterations.
-
-    SFT starts from the checkpoint `seed` and ends with the checkpoint `initial`.
-    """
-    trained, before = read_manifest(initial) or {}, _judged(folder, -1, settings)
+    """Write and return the summary of a run's first `done` iterations; SFT makes `initial` from `seed`."""
+    trained = read_manifest(initial) or {}
     iterations = [_iteration(folder / f"iter{t}", t, settings) for t in range(1, done + 1)]
     checkpoints = [str(seed)] * settings.sft.enabled + [str(initial), *(row["checkpoint"] for row in iterations)]
     sft = {"checkpoint": str(initial), "seconds": trained.get("seconds"), "counts": trained.get("counts")}
     sft["eft"] = read_manifest(folder / "sft" / "eft") if settings.eft.sources else None
-    sft |= {"agreement_before": before["agreement"], **_judged(folder, 0, settings)}
-    summary = {
-        "name": folder.name,
-        "seed": settings.seed,
-        "model": settings.model.path,
-        "pool": (read_manifest(folder / "pool") or {}).get("counts") if settings.prompts.seeds else None,
-        "sft": sft,
-        "iterations": iterations,
-        "models": _models(folder, settings, checkpoints),
-    }
+    sft["agreement_before"] = _judged(folder, -1, settings)["agreement"]
+    pool = (read_manifest(folder / "pool") or {}).get("counts") if settings.prompts.seeds else None
+    summary: Record = {"name": folder.name, "seed": settings.seed, "model": settings.model.path, "pool": pool}
+    summary |= {"sft": sft | _judged(folder, 0, settings), "iterations": iterations}
+    summary["models"] = _models(folder, settings, checkpoints)
     write_json(folder / "summary.json", summary)
     return summary
 
@@ -63,11 +53,9 @@ def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, d
 def _judged(run: Path, t: int, settings: Settings) -> Record:
     """M_t's measurements on labelled data; None where the config names no file or the model was not measured."""
     model, evaluation = ModelMeasurements.of(run, t), settings.evaluation
-    judge, meta = model.agreement, model.meta_agreement
-    return {
-        "agreement": read_report(judge) if evaluation.judge_cases and judge.is_dir() else None,
-        "meta_agreement": read_report(meta) if evaluation.comparisons and meta.is_dir() else None,
-    }
+    named = {"agreement": evaluation.judge_cases, "meta_agreement": evaluation.comparisons}
+    folders = {key: getattr(model, key) for key in named}
+    return {key: read_report(folders[key]) if file and folders[key].is_dir() else None for key, file in named.items()}
 
 
 def _iteration(folder: Path, number: int, settings: Settings) -> Record:
@@ -75,68 +63,56 @@ def _iteration(folder: Path, number: int, settings: Settings) -> Record:
     places = STAGES | {"pairs": "pairs", "train": "checkpoint"}
     stages = {name: read_manifest(folder / place) or {} for name, place in places.items() if place in used}
     counts, trained = stages["pairs"]["counts"], stages["train"]
-    reasons = {key: value for key, value in counts.items() if "." in key and value}
+    pairs: Record = {"actor": counts["actor"], "judge": counts.get("judge", 0)}
+    pairs["reasons"] = {key: value for key, value in counts.items() if "." in key and value}
     # The held-out pairs' figures, or without such pairs those of the last step.
-    last = trained if "accuracy" in trained else list(read_jsonl(folder / "train" / "metrics.jsonl"))[-1]
-    values = {key: last[key] for key in ("loss", "accuracy", "margin")}
-    return {
-        "iteration": number,
-        "rho": settings.iteration[number - 1].rho,
-        "responses": stages["respond"]["counts"]["records"],
-        "pairs": {"actor": counts["actor"], "judge": counts.get("judge", 0), "reasons": reasons},
-        "bias": read_json(folder / "bias.json"),
-        "dpo": {"first_loss": trained["first_loss"], **values, "epoch": trained["epoch"], "held_out": last is trained},
-        **_judged(folder.parent, number, settings),
-        "checkpoint": str(folder / "checkpoint"),
-        "seconds": {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest},
-    }
+    *_, last = [trained] if "accuracy" in trained else read_jsonl(folder / "train" / "metrics.jsonl")
+    dpo = {"first_loss": trained["first_loss"]} | {key: last[key] for key in ("loss", "accuracy", "margin")}
+    dpo |= {"epoch": trained["epoch"], "held_out": last is trained}
+    seconds = {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest}
+    row: Record = {"iteration": number, "rho": settings.iteration[number - 1].rho}
+    row |= {"responses": stages["respond"]["counts"]["records"], "pairs": pairs}
+    row |= {"bias": read_json(folder / "bias.json"), "dpo": dpo} | _judged(folder.parent, number, settings)
+    return row | {"checkpoint": str(folder / "checkpoint"), "seconds": seconds}
 
 
 def _models(run: Path, settings: Settings, checkpoints: Sequence[str]) -> list[Record]:
     """Rows of M_0 and every M_t, and before them of the seed where there is SFT."""
-    rows, base, first = [], Values(), -1 if settings.sft.enabled else 0
+    rows, base, evaluation, first = [], Values(), settings.evaluation, -1 if settings.sft.enabled else 0
     for t, checkpoint in enumerate(checkpoints, first):
-        row, values = _measured(run, t, settings, compared=t > first)
+        model, judged = ModelMeasurements.of(run, t), _judged(run, t, settings)
+        judge, meta = judged["agreement"] or {}, judged["meta_agreement"] or {}
+        actor = read_json(model.held_out / "report.json") if evaluation.instructions or evaluation.prompts else {}
+        verifiable, answers = actor.get("verifiable") or {}, actor.get("answers") or {}
+        wins = read_json(model.duel / "report.json") if evaluation.prompts and t > first else {}  # over the seed
+        values = _values(model, verifiable, answers, evaluation.judge_cases.replace("{run}", str(run)) if judge else "")
         base = values if t == 0 else base
-        name = {"name": "seed" if t < 0 else f"M{t}", "checkpoint": checkpoint}
-        rows.append(name | row | {"differences": differences(values, base) if t > 0 else {}})
+        by = {"current": f"M{t}", "initial": "M0"}.get(evaluation.judge, evaluation.judge) if wins else None
+        row: Record = {"name": "seed" if t < 0 else f"M{t}", "checkpoint": checkpoint}
+        row |= {"agreement": judge.get("pairwise"), "meta_agreement": meta.get("agreement")}
+        row |= {key: judge.get(key) for key in ("longer_wins", "spearman", "parse_rate")}
+        row |= {"verifiable": verifiable.get("strict"), "verifiable_rules": verifiable.get("rules")}
+        row |= {key: answers.get(key) for key in (*BY_ANSWER, "distinct_1", "distinct_2")}
+        row["win_rate"] = wins.get("win_rate")
+        row["win_rate_undecided"] = wins["duels"] - wins["win_rate"]["count"] if wins else None
+        row |= {"win_rate_by": by, "win_rate_way": PROTOCOLS[evaluation.protocol] if wins else None}
+        row["win_rate_consistency"] = wins.get("consistency")
+        rows.append(row | {"differences": differences(values, base) if t > 0 else {}})
     return rows
 
 
-def _measured(run: Path, t: int, settings: Settings, compared: bool) -> tuple[Record, Values]:
-    """A model's measures as a judge, meta-judge and actor, and the single values behind the measures.
-
-    The answers are `compared` with the seed's unless the model is the seed.
-    """
-    model, evaluation, judged = ModelMeasurements.of(run, t), settings.evaluation, _judged(run, t, settings)
-    judge, meta = judged["agreement"] or {}, judged["meta_agreement"] or {}
-    actor = read_json(model.held_out / "report.json") if evaluation.instructions or evaluation.prompts else {}
-    verifiable, answers = actor.get("verifiable") or {}, actor.get("answers") or {}
-    wins = read_json(model.duel / "report.json") if evaluation.prompts and compared else {}
+def _values(model: ModelMeasurements, verifiable: Record, answers: Record, cases: str) -> Values:
     values = Values()
     if verifiable:
         values["verifiable"] = {(name, ""): float(all(rules)) for name, rules in verifiable["followed"].items()}
     for key in BY_ANSWER if answers else ():
         values[key] = {(name, ""): own[key] for name, own in answers["by_id"].items()}
-    if judge:
-        labelled = read_labelled(Path(evaluation.judge_cases.replace("{run}", str(run))))
+    if cases:
+        labelled = read_labelled(Path(cases))
         preferences = read_decisions(model.agreement / "decisions.jsonl", labelled).opinion(labelled).preferences
         pairs = [(pair, own) for pair in labelled.pairs if (own := preferences[pair.name])]
         values["agreement"] = {(pair.first.group, pair.name): half_credit(own, pair.label) for pair, own in pairs}
-    row = {
-        "agreement": judge.get("pairwise"),
-        "meta_agreement": meta.get("agreement"),
-        **{key: judge.get(key) for key in ("longer_wins", "spearman", "parse_rate")},
-        "verifiable": verifiable.get("strict"),
-        "verifiable_rules": verifiable.get("rules"),
-        **{key: answers.get(key) for key in (*BY_ANSWER, "distinct_1", "distinct_2")},
-        "win_rate": wins.get("win_rate"),
-        "win_rate_undecided": wins["duels"] - wins["win_rate"]["count"] if wins else None,
-        "win_rate_by": {"current": f"M{t}", "initial": "M0"}.get(evaluation.judge, evaluation.judge) if wins else None,
-        "win_rate_way": PROTOCOLS[evaluation.protocol] if wins else None,
-        "win_rate_consistency": wins.get("consistency"),
-    }
-    return row, values
+    return values
 
 
 def differences(values: Values, base: Values) -> Record:
@@ -161,8 +137,8 @@ def cells(rows: Sequence[Record]) -> list[list[str]]:
 def notes(rows: Sequence[Record]) -> Iterator[str]:
     """The lines below the table: paired differences, who judged, and prompts without a verdict."""
     for row in rows:
-        changes = [(key, row["differences"][key]) for key in CHANGES if key in row["differences"]]
-        if listed := ", ".join(f"{key} {shown(change, CHANGES[key])}" for key, change in changes):
+        own = row["differences"]
+        if listed := ", ".join(f"{key} {shown(own[key], form)}" for key, form in CHANGES.items() if key in own):
             yield f"{row['name']} against M0, paired: {listed}"
     if judged := [row for row in rows if row["win_rate_by"]]:
         judges = list(dict.fromkeys(row["win_rate_by"] for row in judged))
@@ -174,7 +150,6 @@ def notes(rows: Sequence[Record]) -> Iterator[str]:
 
 
 def print_summary(summary: Record) -> None:
-    """Print the summary and the table of models."""
     rows = summary["models"]
     print("", *summary_lines(summary), "", sep="\n")
     if len((table := cells(rows))[0]) > 1:
@@ -182,16 +157,15 @@ def print_summary(summary: Record) -> None:
 
 
 def summary_lines(summary: Record) -> Iterator[str]:
-    """The summary as it is printed, without the table of models."""
+    """All that is printed above the table of models."""
     sft = summary["sft"]
     yield summary["name"]
     if summary["pool"]:
         yield f"  new prompts  {_listed({name: count for name, count in summary['pool'].items() if count})}"
     if sft["eft"]:
-        counts, chance = sft["eft"]["counts"], sft["eft"]["agreeing_by_chance"]
-        judged = counts["groups"] - counts["groups.held_out"]
-        agreeing = f"{counts['groups.agrees']} of {judged} groups agree with people ({chance} expected by chance)"
-        yield f"  EFT          {agreeing}; {counts['examples']} examples"
+        counts = sft["eft"]["counts"]
+        agreeing = f"{counts['groups.agrees']} of {counts['groups'] - counts['groups.held_out']}"
+        yield f"  EFT          {agreeing} groups agree with people; {counts['examples']} examples"
     reports = ((sft["agreement_before"] or {}, "before"), (sft["agreement"] or {}, "after"))
     rates = [f"{shown(rate, '{:.1%}')} {when}" for one, when in reports if (rate := one.get("parse_rate")) is not None]
     if rates:
@@ -210,7 +184,6 @@ def summary_lines(summary: Record) -> Iterator[str]:
 
 
 def _panel_lines(panel: Record, responses: int) -> Iterator[str]:
-    """The bias panel of one iteration."""
     texts, judge, meta = panel["responses"], panel["judge"], panel["metajudge"]
     characters = f"{texts['characters_mean'] or 0:.0f} characters on average"
     yield f"  responses    {responses}, {texts['distinct']} distinct, {characters}"
@@ -238,7 +211,6 @@ def _panel_lines(panel: Record, responses: int) -> Iterator[str]:
 
 
 def _agreement_lines(name: str, measured: Record) -> Iterator[str]:
-    """How well a model judges and meta-judges, as far as that was measured."""
     judge, meta = measured["agreement"], measured["meta_agreement"]
     if judge and judge["pairwise"]["count"]:
         longer = f"the longer response would: {shown(judge['longer_wins'], '{:.1%}')}"

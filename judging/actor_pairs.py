@@ -6,7 +6,7 @@ from typing import Any
 
 from judging.scores import Draw, Reason, Row, distinct_responses, exact, to_number
 from model.chat import ChatFormat
-from stages.records import ActorPair, preference
+from stages.records import Record, preference
 from stages.settings import Iteration
 
 
@@ -16,9 +16,9 @@ def choose_responses(
     """(chosen, rejected) of one prompt's distinct responses, or the reason for no pair; `scores` are by response id.
 
     With length control, chosen is the shortest response of the top tier, scores in [(1 - rho) S_max + rho S_min,
-    S_max], and rejected the longest of the bottom tier, [S_min, (1 - rho) S_min + rho S_max]. Ties in length go to the
-    higher (lower) score, then to the earlier response. Without length control, chosen has the highest score and
-    rejected the lowest; ties are drawn. Lengths are in characters.
+    S_max], and rejected the longest of the bottom tier, [S_min, (1 - rho) S_min + rho S_max]. Ties in length, in
+    characters, go to the better (worse) score, then to the earlier response. Without length control, chosen has the
+    highest score and rejected the lowest; ties are drawn.
     """
     scored = [(scores[row["id"]], row) for row in responses if row["id"] in scores]
     if len(scored) < 2:
@@ -39,24 +39,19 @@ def choose_responses(
         return Reason.SAME_RESPONSE
     if best <= worst:
         return Reason.NOT_BETTER
-    if rule.max_response_characters is not None and len(chosen["text"]) > rule.max_response_characters:
-        return Reason.CHOSEN_TOO_LONG
-    return chosen, rejected
+    length, limit = len(chosen["text"]), rule.max_response_characters
+    return Reason.CHOSEN_TOO_LONG if limit is not None and length > limit else (chosen, rejected)
 
 
 def actor_pair(
     responses: Sequence[Row], scores: Mapping[str, Fraction], rule: Iteration, draw: Draw, chat: ChatFormat
-) -> ActorPair | Reason:
-    """The actor pair of one prompt's responses, or the reason for none."""
+) -> Record | Reason:
+    """The `ActorPair` of one prompt's responses, or the reason for none."""
     choice = choose_responses(distinct_responses(responses), scores, rule, draw)
     if isinstance(choice, Reason):
         return choice
     prompt_id, prompt = responses[0]["prompt_id"], [{"role": "user", "content": responses[0]["prompt"]}]
-    chosen_score, rejected_score = (to_number(scores[row["id"]]) for row in choice)
-    return {
-        "id": f"actor/{prompt_id}",
-        "kind": "actor",
-        **preference(prompt_id, prompt, chat.prompt_ids(prompt), *choice),
-        "chosen_score": chosen_score,
-        "rejected_score": rejected_score,
-    }
+    pair = {"id": f"actor/{prompt_id}", "kind": "actor"}
+    pair |= preference(prompt_id, prompt, chat.prompt_ids(prompt), *choice)
+    best, worst = (to_number(scores[row["id"]]) for row in choice)
+    return pair | {"chosen_score": best, "rejected_score": worst}

@@ -12,10 +12,8 @@ Array = NDArray[np.float64]
 
 
 def position_weights(wins_first: int, wins_second: int) -> tuple[float, float]:
-    """The weights of a win shown first, w1 = win_2nd / (win_1st + win_2nd), and of one shown second, w2 = 1 - w1.
-
-    A win in the position that usually loses counts for more. Without any win both weights are 1/2.
-    """
+    """The weights of a win shown first, w1 = win_2nd / (win_1st + win_2nd), and of one shown second, w2 = 1 - w1. A win
+    in the position that usually loses counts for more. Without any win both weights are 1/2."""
     total = wins_first + wins_second
     return (wins_second / total, wins_first / total) if total else (0.5, 0.5)
 
@@ -33,12 +31,9 @@ def battle_matrix(size: int, battles: Iterable[Battle], w1: float, w2: float) ->
 
 def elo(B: Array, regularization: float = 0.01) -> tuple[Array, Array]:
     """Scores eps [size] and their standard errors [size], in natural-log units: m beats n with odds exp(eps_m - eps_n).
-
-    eps maximises sum_{m != n} B_mn log sigmoid(eps_m - eps_n) - (regularization / 2) sum_m eps_m^2. The maximum is
-    unique and finite, and its scores sum to zero; Newton's method finds it, halving a step that does not climb enough.
-    Standard errors are the square roots of the diagonal of the inverse negative Hessian there, restricted to sum-zero
-    scores. They count a battle as its weight, about half, so the scores of repeated battles would scatter less.
-    """
+    eps maximises sum_{m != n} B_mn log sigmoid(eps_m - eps_n) - (regularization / 2) sum_m eps_m^2, by Newton's method,
+    which halves a step that does not climb enough. Standard errors are from the inverse negative Hessian, restricted to
+    sum-zero scores. They count a battle as its weight, about half: scores of repeated battles would scatter less."""
     size, eps = len(B), np.zeros(len(B))
     value = _objective(B, eps, regularization)
     for _ in range(100):

@@ -1,13 +1,8 @@
 """Scoring: `torchrun -m judging.expected` computes each distinct response's expected score, instead of sampling it.
 
-The expected score is the mean of the judge's distribution over the score. With p(d) the model's probability of the
-digit d, 0 to 5, in the place of the score:
-
-    S = sum_d d p(d) / sum_d p(d)        variance = sum_d (d - S)^2 p(d) / sum_d p(d)
-
-With the verdict first, S is the limit of the paper's mean for N to infinity at temperature 1, and costs one prefill of
-the judge's prompt and "Score: ". With the verdict last, S is computed behind the reasons of each sampled judgment, and
-a response's score is the mean over its judgments. Rows have a judgment's score fields, so the same code reads both.
+S = sum_d d p(d) / sum_d p(d), with p(d) the judge's probability of the digit d, 0 to 5, in the place of the score. With
+the verdict first, S is the limit of the paper's mean for N to infinity at temperature 1, and costs one prefill. With
+the verdict last, S is computed behind the reasons of each sampled judgment, and a response's score is their mean.
 """
 
 import math
@@ -41,11 +36,8 @@ def score_tokens(chat: ChatFormat) -> tuple[list[int], tuple[int, ...]]:
 def expected_items(
     responses: Iterable[Row], judgments: Iterable[Row], chat: ChatFormat, judge: Judge
 ) -> Iterator[Item]:
-    """Requests for the digits' probabilities; the one token drawn is ignored.
-
-    With the verdict first, one for each response {id, prompt_id, prompt, text}; with the verdict last, one for each of
-    the `judgments` that has a score, with its text up to that score.
-    """
+    """Requests for the digits' probabilities at a score's place; the one token drawn is ignored. The place is behind
+    each response {id, prompt_id, prompt, text}, or, with the verdict last, in each judgment."""
     (label, digits), by_response = score_tokens(chat), group_by(judgments, "response_id")
     for response in responses:
         texts, prompt_id = (response["prompt"], response["text"]), response["prompt_id"]
@@ -69,19 +61,14 @@ def _score_place(judgment: Row, digits: Sequence[int], chat: ChatFormat) -> int:
 
 
 def read_expected(row: Row) -> dict[str, Any]:
-    """The "score" (to four decimals) and "variance" from a row's "probabilities", or the "failure" instead."""
+    """The mean "score" (to four decimals) of a row's "probabilities" and its "variance", or the "failure" instead."""
     probabilities = row["probabilities"]
-    if math.fsum(probabilities) >= LEAST_MASS:
-        mean, spread = moments(probabilities)
-        return {"score": round(mean, 4), "variance": round(spread, 6), "failure": None}
-    return {"score": None, "variance": None, "failure": "low_mass" if probabilities else row["finish_reason"]}
-
-
-def moments(probabilities: Sequence[float]) -> tuple[float, float]:
-    """Mean and variance of the digits 0, 1, ... weighted by probabilities that need not add up to 1."""
     mass = math.fsum(probabilities)
+    if not mass >= LEAST_MASS:  # NaN, too
+        return {"score": None, "variance": None, "failure": "low_mass" if probabilities else row["finish_reason"]}
     mean = math.fsum(d * p for d, p in enumerate(probabilities)) / mass
-    return mean, math.fsum((d - mean) ** 2 * p for d, p in enumerate(probabilities)) / mass
+    variance = math.fsum((d - mean) ** 2 * p for d, p in enumerate(probabilities)) / mass
+    return {"score": round(mean, 4), "variance": round(variance, 6), "failure": None}
 
 
 def score(job: Job) -> None:
@@ -104,15 +91,9 @@ def _settings(settings: Settings, iteration: int) -> Any:
 
 
 SCORE = Stage(
-    "score",
-    "judging.expected",
-    score,
-    _settings,
-    ("model", "responses"),
-    ("judgments",),
-    per_iteration=True,
+    "score", "judging.expected", score, _settings, ("model", "responses"), ("judgments",), per_iteration=True,
     ranks="all",
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     SCORE.main()

@@ -54,10 +54,8 @@ def judge(job: Job) -> None:
 
 
 def score_rows(worker: Worker, responses: Sequence[Row], N: int, job: Job) -> list[Any]:
-    """Rows with the scores of each response {id, prompt_id, prompt, text}: judgments, or expected scores.
-
-    The rows are in the job's folder, judgments behind expected scores in its "reasons". The job's name seeds the noise.
-    """
+    """Rows with the scores of each response {id, prompt_id, prompt, text}: judgments, or expected scores. Judgments
+    behind expected scores are in the job's folder "reasons". The job's name seeds the noise."""
     judge = worker.settings.judge
     judgments = job if judge.score == "sampled" else job.part(job.name, "reasons", job.key)
     if not judge.score_first:
@@ -87,9 +85,8 @@ def _settings(settings: Settings, iteration: int) -> Any:
     return generation_settings(settings, iteration, section)
 
 
-JUDGE = Stage(
-    "judge", "judging.judge", judge, _settings, ("model", "responses"), ("scores",), per_iteration=True, ranks="all"
-)
+INPUTS = ("model", "responses")
+JUDGE = Stage("judge", "judging.judge", judge, _settings, INPUTS, ("scores",), per_iteration=True, ranks="all")
 
 if __name__ == "__main__":
     JUDGE.main()

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,19 +12,16 @@ from judging.schedule import comparable_groups
 from judging.scores import Draw, Reason, Row
 from model.chat import ChatFormat
 from stages.files import UserError
-from stages.records import EloScore, JudgePair, preference
+from stages.records import EloScore, Record, preference
 from stages.settings import Iteration, Judge, Metajudge
 
 POSITIONS = ("first", "second")
 _EQUAL = 1e-9  # Elo scores that differ by less count as equal
 
 
-@dataclass(frozen=True)
-class Contest:
-    """One prompt's meta-judged response, its distinct judgments, their battles and their Elo scores."""
-
+class Contest(NamedTuple):  # of the judgments of one prompt's meta-judged response
     response: Row
-    judgments: list[Row]
+    judgments: list[Row]  # distinct ones
     battles: Sequence[Battle]
     groups: list[list[int]]  # places of the judgments whose Elo scores can be compared (`comparable_groups`)
     eps: Array
@@ -39,9 +36,8 @@ def contests(
     meta: Metajudge,
 ) -> dict[str, Contest | Reason]:
     """Each prompt's contest, or the reason for none, by prompt id; `meta_judged` are the choices of judging.metajudge.
-
-    `responses` are by id, `judgments` and `battles` by response id; `UserError` where these two do not belong together.
-    """
+    `responses` are by id, `judgments` and `battles` by response id; `UserError` where these two do not belong
+    together."""
     wins = position_wins(battles)
     weights = position_weights(wins["first"], wins["second"])
 
@@ -57,8 +53,7 @@ def contests(
         B = battle_matrix(len(distinct), ((place[m], place[n], winner) for m, n, winner in own), *weights)
         if not B.any():
             return Reason.POSITION_COLLAPSE if 0 in weights else Reason.NO_DECISIVE_COMPARISON
-        groups = comparable_groups(distinct, meta)
-        return Contest(responses[name], distinct, own, groups, *elo(B, meta.elo_penalty))
+        return Contest(responses[name], distinct, own, comparable_groups(distinct, meta), *elo(B, meta.elo_penalty))
 
     return {row["prompt_id"]: contest(row) for row in meta_judged}
 
@@ -70,10 +65,8 @@ def position_wins(battles: Mapping[str, Sequence[Battle]]) -> Counter[str]:
 
 
 def choose_judgments(contest: Contest, rule: Iteration, draw: Draw) -> tuple[int, int] | Reason:
-    """Places of (chosen, rejected), the best and the worst of a contest's judgments, or the reason for no pair.
-
-    Both are of one group, the one with the widest spread of Elo scores. Ties are drawn.
-    """
+    """Places of (chosen, rejected), the best and the worst of a contest's judgments, or the reason for no pair. Both
+    are of one group, the one with the widest spread of Elo scores. Ties are drawn."""
     eps, name = contest.eps, contest.response["id"]
     widths = [np.ptp(eps[group]) for group in contest.groups]
     if max(widths) <= _EQUAL:
@@ -89,29 +82,26 @@ def choose_judgments(contest: Contest, rule: Iteration, draw: Draw) -> tuple[int
 
 def judge_pair(
     contest: Contest | Reason, judge: Judge, rule: Iteration, draw: Draw, chat: ChatFormat
-) -> JudgePair | Reason:
-    """The judge pair of one prompt's contest, or the reason for none."""
+) -> Record | Reason:
+    """The `JudgePair` of one prompt's contest, or the reason for none."""
     if isinstance(contest, Reason):
         return contest
     choice = choose_judgments(contest, rule, draw)
     if isinstance(choice, Reason):
         return choice
     response, (chosen, rejected) = contest.response, (contest.judgments[place] for place in choice)
-    chosen_elo, rejected_elo = (round(float(contest.eps[place]), 6) for place in choice)
     prompt = judge_prompt(response["prompt"], response["text"], judge.prompt_style, judge.verdict_position)
-    return {
-        "id": f"judge/{response['id']}",
-        "kind": "judge",
-        **preference(response["prompt_id"], prompt, chat.prompt_ids(prompt), chosen, rejected),
-        "response_id": response["id"],
-        "chosen_elo": chosen_elo,
-        "rejected_elo": rejected_elo,
-    }
+    chosen_elo, rejected_elo = (round(float(contest.eps[place]), 6) for place in choice)
+    pair = {"id": f"judge/{response['id']}", "kind": "judge"}
+    pair |= preference(response["prompt_id"], prompt, chat.prompt_ids(prompt), chosen, rejected)
+    return pair | {"response_id": response["id"], "chosen_elo": chosen_elo, "rejected_elo": rejected_elo}
 
 
 def elo_rows(contests: Mapping[str, Contest | Reason]) -> Iterator[EloScore]:
     """Each compared judgment's Elo score, its standard error, and the numbers of battles won and lost."""
-    for contest in (contest for contest in contests.values() if isinstance(contest, Contest)):
+    for contest in contests.values():
+        if isinstance(contest, Reason):
+            continue
         pairs = [(m, n) if winner == "first" else (n, m) for m, n, winner in contest.battles if winner in POSITIONS]
         won, lost = (Counter(side) for side in zip(*pairs, strict=True))
         group_of = {place: number for number, group in enumerate(contest.groups) for place in group if len(group) > 1}

@@ -28,18 +28,15 @@ def choose_meta_judged(
     iteration: int,
     spreads: Mapping[str, Fraction] | None = None,
 ) -> Iterator[MetaJudged]:
-    """Each prompt's response whose judgments are compared, or the reason for none.
-
-    The response has at least two distinct judgments, and of such responses the highest variance of their scores, or
-    the highest of `spreads`, the variances of expected scores. `judgments` and `spreads` are by response id.
-    """
+    """Each prompt's response whose judgments are compared, or the reason for none. Of the responses with at least two
+    distinct judgments, it has the highest variance of their scores or, if given, of the `spreads`, the variances of
+    expected scores. `judgments` and `spreads` are by response id."""
     responses, draw = list(responses), scores.seeded_draw(settings.seed, iteration)
     distinct = {name: scores.distinct_judgments(rows) for name, rows in judgments.items()}
-    variances = {
-        name: pvariance(scores.exact_scores(rows)) if spreads is None else spreads.get(name, Fraction(0))
-        for name, rows in distinct.items()
-        if len(rows) >= 2
-    }
+    several = {name: rows for name, rows in distinct.items() if len(rows) >= 2}
+    if spreads is None:
+        spreads = {name: pvariance(scores.exact_scores(rows)) for name, rows in several.items()}
+    variances = {name: spreads.get(name, Fraction(0)) for name in several}
     judged = scores.most_uncertain(scores.distinct_responses(responses), variances, draw)
     chosen = {row["prompt_id"]: row["id"] for row in judged}
     for prompt_id in dict.fromkeys(row["prompt_id"] for row in responses):
@@ -71,17 +68,16 @@ def metajudge_items(
             messages = partial(meta_prompt, *texts, meta.prompt_style, meta.verdict_position)
             name = f"{response['id']}/m{a['index']}-{b['index']}"
             seed = request_seed(settings.seed, iteration, "metajudge", name)
-            record = {"id": name, "response_id": response["id"], "prompt_id": prompt_id}
-            record |= {"first": a["index"], "second": b["index"]}
+            places = {"first": a["index"], "second": b["index"]}
+            record = {"id": name, "response_id": response["id"], "prompt_id": prompt_id, **places}
             yield Item(name, messages, sampling, seed, prompt_id, record)
 
 
 def read_winner(row: Row, meta: Metajudge) -> dict[str, Any]:
     """A comparison's "winner" ("first", "second" or "tie"), or the "failure" instead."""
     winner = parse_winner(row["text"], row["finish_reason"], meta.verdict_position)
-    if isinstance(winner, Failure):
-        return {"winner": None, "failure": str(winner)}
-    return {"winner": winner, "failure": None}
+    failed = isinstance(winner, Failure)
+    return {"winner": None if failed else winner, "failure": str(winner) if failed else None}
 
 
 def metajudge(job: Job) -> None:
@@ -93,7 +89,7 @@ def metajudge(job: Job) -> None:
     spreads = scores.spreads(read_shards(sources.scores)) if sources.scores else None
     chosen = list(choose_meta_judged(responses.values(), judgments, settings, job.iteration, spreads))
     items = metajudge_items(chosen, responses, judgments, worker.chat, settings, job.iteration)
-    worker.run(job, items, partial(read_winner, meta=settings.metajudge), {"meta_judged.jsonl": chosen})
+    worker.run(job, items, partial(read_winner, meta=settings.metajudge), meta_judged=chosen)
 
 
 def _settings(settings: Settings, iteration: int) -> Any:

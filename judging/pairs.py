@@ -1,22 +1,17 @@
-"""Preference pairs: `python -m judging.pairs` turns scores and comparisons into what DPO trains on.
-
-An actor pair has two responses to a prompt (`judging/actor_pairs.py`), a judge pair two judgments of a response
-(`judging/judge_pairs.py`). A prompt without a pair has a reason, and the manifest counts the reasons.
-"""
+"""Preference pairs: `python -m judging.pairs` turns scores and comparisons into what DPO trains on."""
 
 import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from judging.actor_pairs import actor_pair
 from judging.elo import Battle, position_weights
 from judging.judge_pairs import contests, elo_rows, judge_pair, position_wins
-from judging.scores import ACTOR_REASONS, JUDGE_REASONS, Reason, Row, read_scores, response_scores, seeded_draw
+from judging.scores import ACTOR_REASONS, JUDGE_REASONS, Reason, read_scores, response_scores, seeded_draw
 from model.chat import load_chat
 from stages.files import UserError, read_jsonl, read_shards
 from stages.records import Record, group_by
@@ -27,10 +22,7 @@ OPTIONAL = ("judgments", "scores", "scores_file", "comparisons")
 
 
 @dataclass(frozen=True)
-class Sources:
-    """The finished stages that pairs are made from. Scores come from `scores`, the expected scores, if given, else from
-    `judgments` or from `scores_file`. Without `comparisons` there are no judge pairs."""
-
+class Sources:  # the finished stages that pairs are made from; scores come from `scores`, if given, before `judgments`
     responses: Path
     judgments: Path | None = None
     scores: Path | None = None
@@ -56,17 +48,20 @@ class Sources:
 
 
 def make_pairs(job: Job) -> Output:
-    """Make the preference pairs of one iteration, Elo scores, and the reasons where a prompt has no pair.
-
-    Manifest: `counts` by kind and reason; `positions`, each position's wins and the weight of a win.
-    """
+    """Make the preference pairs of one iteration, Elo scores, and the reasons where a prompt has no pair."""
     settings, chat, draw = job.settings, load_chat(job.path("model")), seeded_draw(job.settings.seed, job.iteration)
     judge, meta, rule = settings.judge, settings.metajudge, settings.iteration[job.iteration - 1]
     sources = Sources.of(job, *(("judgments", "comparisons") if rule.judge_pairs else ()))
     prompts = group_by(read_shards(sources.responses), "prompt_id")
     responses = {row["id"]: row for rows in prompts.values() for row in rows}
     judgments = group_by(_judgments(sources.judgments), "response_id") if sources.judgments else {}
-    scores = _scores(sources, responses, judgments, settings)
+    if file := sources.scores_file:
+        if bare := sum("text" not in row for row in read_jsonl(file)):
+            _warn(f"{file}: {bare} rows have no text; their scores may be those of an earlier run's responses")
+        scores = read_scores(file, responses.values())
+    else:
+        scored = group_by(read_shards(sources.scores), "response_id") if sources.scores else judgments
+        scores = response_scores(scored, judge.scores_needed)
     made: dict[str, Any] = {name: actor_pair(rows, scores, rule, draw, chat) for name, rows in prompts.items()}
     facts = {"rule": as_dict(rule), "minimum_valid": judge.scores_needed, "elo_penalty": meta.elo_penalty}
     files: dict[str, list[Any]] = {"actor.jsonl": [], "judge.jsonl": [], "elo.jsonl": [], "none.jsonl": []}
@@ -89,18 +84,6 @@ def _judgments(folder: Path) -> Iterator[Record]:
     for row in read_shards(folder):
         kept = {key: row[key] for key in ("id", "response_id", "index", "text", "score")}
         yield kept | {"ids": array("i", row["ids"])}
-
-
-def _scores(
-    sources: Sources, responses: Mapping[str, Row], judgments: Mapping[str, Sequence[Row]], settings: Settings
-) -> dict[str, Fraction]:
-    """The score of each response that has one."""
-    if file := sources.scores_file:
-        if bare := sum("text" not in row for row in read_jsonl(file)):
-            _warn(f"{file}: {bare} rows have no text; their scores may be those of an earlier run's responses")
-        return read_scores(file, responses.values())
-    scoring = group_by(read_shards(sources.scores), "response_id") if sources.scores else judgments
-    return response_scores(scoring, settings.judge.scores_needed)
 
 
 def _sort(kind: str, made: Mapping[str, Any], reasons: Sequence[Reason], files: dict[str, list[Any]]) -> dict[str, int]:
@@ -126,14 +109,11 @@ def _warn(text: str) -> None:
 
 
 def _settings(settings: Settings, iteration: int) -> Any:
-    judge = settings.judge
-    return {
-        "rule": {key: value for key, value in as_dict(settings.iteration[iteration - 1]).items() if key != "epoch"},
-        "judge": [judge.prompt_style, judge.verdict_position, judge.scores_needed],
-        "metajudge": [settings.metajudge.max_score_gap, settings.metajudge.elo_penalty],
-        "seed": settings.seed,
-        "iteration": iteration,
-    }
+    judge, meta, rule = settings.judge, settings.metajudge, as_dict(settings.iteration[iteration - 1])
+    del rule["epoch"]
+    own = [judge.prompt_style, judge.verdict_position, judge.scores_needed]
+    used = {"rule": rule, "judge": own, "metajudge": [meta.max_score_gap, meta.elo_penalty]}
+    return used | {"seed": settings.seed, "iteration": iteration}
 
 
 PAIRS = Stage("pairs", "judging.pairs", make_pairs, _settings, ("model", "responses"), OPTIONAL, per_iteration=True)

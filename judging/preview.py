@@ -46,7 +46,6 @@ def preview(worker: Worker, prompts: Iterable[Row], iteration: int) -> list[str]
 
 
 def _texts(response: Row, judgments: list[Row], comparisons: list[Row]) -> list[str]:
-    """Texts of a response, of two of its judgments with scores, and of their comparison, as far as they exist."""
     scored = {row["index"]: row for row in judgments if row["score"] is not None}
     compared = [comparisons[0][place] for place in ("first", "second")] if comparisons else sorted(scored)[:2]
     texts = [_titled("A first response", prompt=response["prompt"], response=response["text"])]
@@ -69,9 +68,8 @@ def _titled(title: str, **parts: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Print one response, judgment and comparison of an iteration.")
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--model", required=True, type=Path, help="Hugging Face directory")
-    parser.add_argument("--prompts", required=True, type=Path, help="JSON lines of {id, prompt}")
+    for name, meaning in (("config", ""), ("model", "Hugging Face directory"), ("prompts", "JSON lines: id, prompt")):
+        parser.add_argument(f"--{name}", required=True, type=Path, help=meaning)
     parser.add_argument("--iteration", type=int, default=1)
     arguments = parser.parse_args()
     worker = Worker(load_settings(arguments.config), arguments.model)

@@ -1,8 +1,7 @@
 """The prompts of the judge and the meta-judge, and well-formed answers to them.
 
 The style "full" has the elements of the paper's prompts; "compact" has as few tokens as possible, for a small model
-that learns the format by SFT. Text that many prompts share comes first: the rubric, the question, the response, and for
-the meta-judge the two judgments last. A stage's key does not cover these texts: after a change, take a new run.
+after SFT. Text that many prompts share comes first. No key covers these texts: after a change, take a new run.
 """
 
 from collections.abc import Sequence
@@ -72,38 +71,36 @@ _TASK: dict[tuple[Role, PromptStyle, VerdictPosition], str] = {
 
 def judge_prompt(question: str, response: str, style: PromptStyle, position: VerdictPosition) -> list[Message]:
     """The messages that ask for one response's score, on the judgment's first or last line."""
-    return _prompt("judge", style, position, {"Question": question, "Response": response})
+    return _prompt("judge", style, position, Question=question, Response=response)
 
 
 def meta_prompt(
     question: str, response: str, judgment_a: str, judgment_b: str, style: PromptStyle, position: VerdictPosition
 ) -> list[Message]:
     """The messages that ask which of two judgments of one response is better; `judgment_a` is shown first."""
-    texts = {"Question": question, "Response": response, "Judgment A": judgment_a, "Judgment B": judgment_b}
-    return _prompt("metajudge", style, position, texts)
+    judgments = {"Judgment_A": judgment_a, "Judgment_B": judgment_b}
+    return _prompt("metajudge", style, position, Question=question, Response=response, **judgments)
 
 
 def pairwise_prompt(
     question: str, response_a: str, response_b: str, style: PromptStyle, position: VerdictPosition
 ) -> list[Message]:
     """The messages that ask which of two responses is better, for measurements alone (`evaluation/pairwise.py`)."""
-    texts = {"Question": question, "Response A": response_a, "Response B": response_b}
-    return _prompt("pairwise", style, position, texts)
+    return _prompt("pairwise", style, position, Question=question, Response_A=response_a, Response_B=response_b)
 
 
-def _prompt(role: Role, style: PromptStyle, position: VerdictPosition, texts: dict[str, str]) -> list[Message]:
+def _prompt(role: Role, style: PromptStyle, position: VerdictPosition, **texts: str) -> list[Message]:
     rubric, task = _RUBRIC[role, style], _TASK[role, style, position]
     if style == "compact":
-        shown = "\n\n".join(f"{name}:\n{text}" for name, text in texts.items())
+        shown = "\n\n".join(f"{name.replace('_', ' ')}:\n{text}" for name, text in texts.items())
         return [{"role": "system", "content": rubric + task}, {"role": "user", "content": shown}]
-    tagged = ((name.lower().replace(" ", "_"), text) for name, text in texts.items())
-    shown = "".join(f"<{tag}>\n{text}\n</{tag}>\n\n" for tag, text in tagged)
+    shown = "".join(f"<{name.lower()}>\n{text}\n</{name.lower()}>\n\n" for name, text in texts.items())
     return [{"role": "user", "content": rubric + shown + task}]
 
 
-def judgment_text(score: int | float, justification: str, position: VerdictPosition) -> str:
-    """A judgment in the form that the judge is asked for; without a justification, only the verdict line."""
-    return _placed(f"Score: {score}", justification, position)
+def judgment_text(score: int | float, reason: str, position: VerdictPosition) -> str:
+    """A judgment in the form that the judge is asked for; without a reason, only the verdict line."""
+    return _placed(f"Score: {score}", reason, position)
 
 
 def meta_judgment_text(winner: Literal["first", "second"], reason: str, position: VerdictPosition) -> str:

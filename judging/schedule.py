@@ -1,9 +1,7 @@
-"""The comparisons that the meta-judge is asked for.
+"""The comparisons that the meta-judge is asked for: every ordered pair of a response's judgments (the paper).
 
-The paper asks for every ordered pair of a response's N judgments: N (N - 1) comparisons. Two settings ask for fewer.
-`metajudge.opponents` takes a balanced share of them, so that the cost grows with N and not with its square.
-`metajudge.max_score_gap` leaves out pairs whose scores are far apart, which a meta-judge can decide by naming the
-higher score. Each pair is compared in both orders.
+`metajudge.opponents` takes a balanced share of them; `metajudge.max_score_gap` leaves out pairs whose scores are far
+apart, which a meta-judge can decide by naming the higher score.
 """
 
 import random
@@ -28,9 +26,7 @@ def scheduled(judgments: Sequence[Row], meta: Metajudge, seed: int) -> list[tupl
 
 def balanced_edges(size: int, degree: int, draw: random.Random) -> list[tuple[int, int]]:
     """Edges of a connected graph on 0 ... size - 1 with `degree` (even) edges a node; all pairs if there are fewer.
-
-    Nodes stand in a circle in random order, and each meets the nodes 1, s_2, s_3 ... places on, with random s.
-    """
+    Nodes stand in a circle in random order, and each meets the nodes 1, s_2, s_3 ... places on, with random s."""
     if degree >= size - 1:
         return list(combinations(range(size), 2))
     circle = draw.sample(range(size), size)
@@ -39,17 +35,13 @@ def balanced_edges(size: int, degree: int, draw: random.Random) -> list[tuple[in
 
 
 def comparable_groups(judgments: Sequence[Row], meta: Metajudge) -> list[list[int]]:
-    """Indices of one response's judgments, in groups within which Elo scores can be compared.
-
-    With `max_score_gap`, a group ends where the next score is too far away, and no comparison connects two groups.
-    Without it all judgments are one group.
-    """
+    """Indices of one response's judgments, in groups within which Elo scores can be compared: all in one group. With
+    `max_score_gap`, a group ends where the next score is too far away, and no comparison connects two groups."""
     if meta.max_score_gap is None:
         return [list(range(len(judgments)))]
     scores, groups = exact_scores(judgments), list[list[int]]()
     for i in sorted(range(len(judgments)), key=scores.__getitem__):
-        if groups and scores[i] - scores[groups[-1][-1]] <= exact(meta.max_score_gap):
-            groups[-1].append(i)
-        else:
-            groups.append([i])
+        if not groups or scores[i] - scores[groups[-1][-1]] > exact(meta.max_score_gap):
+            groups.append([])
+        groups[-1].append(i)
     return [sorted(group) for group in groups]

@@ -1,7 +1,6 @@
-"""Scores of responses: mean and variance of their judgments' scores, or figures from a file (`read_scores`).
+"""Scores of responses: mean and variance of their judgments' scores; judgments without one count as deleted.
 
-A score is a `Fraction` in memory and a number in JSON: `exact` and `to_number` convert. A judgment without a score
-counts as deleted everywhere. A prompt without a pair has a `Reason`.
+A score is a `Fraction` in memory and a number in JSON.
 """
 
 import sys
@@ -21,9 +20,7 @@ Draw = Callable[[Sequence[Any], str], Any]
 """(options, name of the decision) -> one of the options: random, but always the same for the same name."""
 
 
-class Reason(StrEnum):
-    """Why a prompt has no actor pair (the first six) or no judge pair (the last six); `explanation` is a sentence."""
-
+class Reason(StrEnum):  # why a prompt has no actor pair (the first six) or no judge pair (the last six)
     TOO_FEW_RESPONSES = "too_few_responses", "fewer than two distinct responses"
     TOO_FEW_SCORED = "too_few_scored", "fewer than two responses with a score"
     EQUAL_SCORES = "equal_scores", "all scores are equal"
@@ -36,7 +33,7 @@ class Reason(StrEnum):
     EQUAL_ELO = "equal_elo", "the comparisons balance"
     POSITION_COLLAPSE = "position_collapse", "one position never won in the iteration, so no comparison is evidence"
 
-    explanation: str
+    explanation: str  # a sentence
 
     def __new__(cls, value: str, explanation: str = "") -> "Reason":
         reason = str.__new__(cls, value)
@@ -65,19 +62,17 @@ def seeded_draw(seed: int, iteration: int) -> Draw:
 
 def distinct_responses(responses: Iterable[Row]) -> list[Any]:
     """The responses that are judged: generated ones, and only the first of a prompt's equal texts."""
-    return _first_of_equal((row for row in responses if row["finish_reason"] != "too_long"), "prompt_id", "text")
+    first: dict[tuple[str, str], Row] = {}
+    for row in responses:
+        if row["finish_reason"] != "too_long":
+            first.setdefault((row["prompt_id"], row["text"]), row)
+    return list(first.values())
 
 
 def distinct_judgments(judgments: Iterable[Row]) -> list[Any]:
     """One response's judgments with a score, and only the first of equal texts."""
-    return _first_of_equal((row for row in judgments if row["score"] is not None), "text")
-
-
-def _first_of_equal(rows: Iterable[Row], *fields: str) -> list[Row]:
-    first: dict[tuple[str, ...], Row] = {}
-    for row in rows:
-        first.setdefault(tuple(row[field] for field in fields), row)
-    return list(first.values())
+    groups = group_by((row for row in judgments if row["score"] is not None), "text")
+    return [rows[0] for rows in groups.values()]
 
 
 def exact_scores(judgments: Iterable[Row]) -> list[Fraction]:
@@ -93,16 +88,14 @@ def mean_score(judgments: Iterable[Row], minimum_valid: int) -> Fraction | None:
 
 def response_scores(judgments: Mapping[str, Sequence[Row]], minimum_valid: int) -> dict[str, Fraction]:
     """The score of each response that has one; both mappings are by response id."""
-    scores = {name: mean_score(rows, minimum_valid) for name, rows in judgments.items()}
-    return {name: score for name, score in scores.items() if score is not None}
+    scores = ((name, mean_score(rows, minimum_valid)) for name, rows in judgments.items())
+    return {name: score for name, score in scores if score is not None}
 
 
 def read_scores(path: Path, responses: Iterable[Row]) -> dict[str, Fraction]:
-    """Scores of responses from a JSON-lines file of {id, score, text}; any finite number, higher is better.
-
-    "text", if given, must be the response's, lest the scores be those of an earlier run. A response without a row has
-    no score. Raises `UserError`, naming file and line.
-    """
+    """Scores of responses from a JSON-lines file of {id, score, text}; any finite number, higher is better. "text", if
+    given, must be the response's, lest the scores be those of an earlier run. A response without a row has no score.
+    Raises `UserError`, naming file and line."""
     texts = {row["id"]: row["text"] for row in responses}
     scores: dict[str, Fraction] = {}
     for number, row in read_numbered_jsonl(path, ("id", "score")):

@@ -1,24 +1,21 @@
 """The evidence behind a training pair: `python -m judging.trace RUN PAIR_ID`.
 
 The trace shows the responses to the pair's prompt and their judgments, for judge pairs comparisons and Elo scores; all
-with raw text, seed and the hash of the checkpoint that wrote them. `--why-not PROMPT_ID` explains why a prompt has no
-pair. `--json` prints all evidence as one document. `evaluation/report` shows the same documents.
+with raw text, seed and the hash of the checkpoint that wrote them. `evaluation/report` shows the same documents.
 """
 
 import argparse
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from judging.scores import Reason, distinct_responses, read_scores, response_scores, to_number
-from stages.files import UserError, command, digest, read_manifest, read_shards
+from stages.files import MANIFEST, UserError, command, digest, read_json, read_manifest, read_shards
 from stages.records import Record, group_by
 from stages.stage import weights_of
 
 Document = Record
-Node = tuple[str, str, list[Any]]  # a label, a text, and the nodes behind the text
 STAGES = {"respond": "responses", "score": "scores", "judge": "judgments", "metajudge": "comparisons"}
 KINDS = ("actor", "judge")
 
@@ -40,21 +37,16 @@ def iterations(run: Path) -> list[tuple[int, Path]]:
 
 
 def read_lineage(run: Path, number: int, prompt_id: str = "") -> tuple[Document, dict[str, Document]]:
-    """The facts of an iteration, and by prompt id, for all prompts or one, all records without token ids.
-
-    A prompt's document has its responses, with score and judgments, comparisons, pairs, and reasons for missing pairs.
-    Judgments have their Elo score, and chosen and rejected texts their "part". Raises `UserError` for an input that is
-    missing or has changed since the pairs were made.
-    """
+    """The facts of an iteration, and by prompt id, for all prompts or one, all records without token ids. A prompt's
+    document has its responses, with score and judgments, comparisons, pairs, and reasons for missing pairs. Judgments
+    have their Elo score, and chosen and rejected texts their "part". Raises `UserError` for an input that is missing or
+    has changed since the pairs were made."""
     folder = run / f"iter{number}"
     made = _checked_manifest(folder)
-    rows: dict[str, list[Record]] = defaultdict(list)
-    for name in STAGES.values():
-        if name in made["inputs"]:
-            shards = (read_manifest(folder / name) or {"shards": []})["shards"]
-            rows[name] += _rows((folder / name / shard for shard in shards), prompt_id)
-    for name in (*KINDS, "elo", "none"):
-        rows[name] += _rows([folder / "pairs" / f"{name}.jsonl"], prompt_id)
+    given = [name for name in STAGES.values() if name in made["inputs"]]
+    files = {name: [folder / name / shard for shard in read_json(folder / name / MANIFEST)["shards"]] for name in given}
+    files |= {name: [folder / "pairs" / f"{name}.jsonl"] for name in (*KINDS, "elo", "none")}
+    rows = {name: list(_rows(files.get(name, ()), prompt_id)) for name in (*STAGES.values(), *files)}
     judgments, expected = (group_by(rows[name], "response_id") for name in ("judgments", "scores"))
     if file := made["inputs"].get("scores_file"):
         scores = read_scores(Path(file["path"]), read_shards(folder / "responses"))
@@ -85,19 +77,19 @@ def read_lineage(run: Path, number: int, prompt_id: str = "") -> tuple[Document,
 
 def _facts(run: Path, number: int, made: Document) -> Document:
     """What all prompts of an iteration have in common."""
-    folder = run / f"iter{number}"
-    trained = read_manifest(folder / "checkpoint")
+    folder, trained = run / f"iter{number}", read_manifest(run / f"iter{number}" / "checkpoint")
     # The actor of iteration t + 1 is M_t.
     models = {weights_of(path / "responses"): f"M{t - 1}" for t, path in iterations(run)}
-    written_by = {}
-    for name, place in STAGES.items():
-        if place in made["inputs"]:
-            weights = weights_of(folder / place)
-            written_by[name] = {"checkpoint": models.get(weights, "a model outside the run"), "weights": weights}
-    facts = {name: made.get(name) for name in ("rule", "minimum_valid", "positions")}
-    facts |= {"scores_from": made["inputs"].get("scores_file"), "written_by": written_by}
-    model = {"checkpoint": f"M{number}", "weights": trained["digest"]} if trained else None
-    return {"run": str(run), "iteration": number, **facts, "trained_model": model}
+    weights = {name: weights_of(folder / place) for name, place in STAGES.items() if place in made["inputs"]}
+    places = {name: models.get(own, "a model outside the run") for name, own in weights.items()}
+    return {
+        "run": str(run),
+        "iteration": number,
+        **{name: made.get(name) for name in ("rule", "minimum_valid", "positions")},
+        "scores_from": made["inputs"].get("scores_file"),
+        "written_by": {name: {"checkpoint": places[name], "weights": own} for name, own in weights.items()},
+        "trained_model": {"checkpoint": f"M{number}", "weights": trained["digest"]} if trained else None,
+    }
 
 
 def _checked_manifest(folder: Path) -> Document:
@@ -125,7 +117,7 @@ def _rows(paths: Iterable[Path], name: str, key: str = "prompt_id") -> Iterator[
 
 def trace_text(document: Document, pair: Document | None = None) -> Iterator[str]:
     """The lines that show a prompt's evidence: with a pair its texts, without one what decided in a line each."""
-    facts = {f"{stage} by": by for stage, by in document["written_by"].items()}
+    facts: dict[str, Any] = {f"{stage} by": by for stage, by in document["written_by"].items()}
     facts |= {"scores from": document["scores_from"], "trained": document["trained_model"]}
     facts |= {"rule": document["rule"] | {"judgments needed for a score": document["minimum_valid"]}}
     facts |= {"positions": document["positions"] or {"judge": "this iteration makes no judge pairs"}}
@@ -136,33 +128,26 @@ def trace_text(document: Document, pair: Document | None = None) -> Iterator[str
         if known:
             yield f"  {name}: {', '.join(shown)}"
     yield from (f"  {row['kind']}: pair {row['id']}" for row in document["pairs"])
-    for kind, reason in document["none"].items():
-        yield f"  {kind}: no pair, {reason}: {Reason(reason).explanation}"
-    yield from _lines([("prompt", document["prompt"], [])], 1, texts=True)
-    only = (pair or {}).get("response_id")
-    responses = sorted(document["responses"], key=lambda row: row["part"] or "without a part")
-    nodes = [_node(row) for row in responses if only in (None, row["id"])]
+    yield from (f"  {kind}: no pair, {own}: {Reason(own).explanation}" for kind, own in document["none"].items())
+    yield from _lines("  prompt", document["prompt"])
+    only, texts = (pair or {}).get("response_id"), bool(pair)
+    for row in sorted(document["responses"], key=lambda row: row["part"] or "without a part"):
+        if only in (None, row["id"]):
+            yield from _lines(f"\nresponse {response_label(row)}", row["text"] * texts)
+            for one in row["expected"]:
+                shares = "  ".join(f"{digit}: {share:.1%}" for digit, share in enumerate(one["probabilities"]))
+                yield f"  expected score {verdict(one)}: {shares}"
+            for one in row["judgments"]:
+                yield from _lines(f"  judgment {judgment_label(one)}", one["text"] * texts)
     for row in document["comparisons"] if only or not pair else ():
-        nodes.append((f"comparison {comparison_label(row)}", row["text"], []))
-    yield from _lines(nodes, 0, texts=bool(pair))
+        yield from _lines(f"comparison {comparison_label(row)}", row["text"] * texts)
 
 
-def _node(row: Document) -> Node:
-    """A response, with its expected scores and judgments behind it."""
-    behind: list[Node] = []
-    for one in row["expected"]:
-        shares = "  ".join(f"{digit}: {share:.1%}" for digit, share in enumerate(one["probabilities"]))
-        behind.append((f"expected score {verdict(one)}: {shares}", "", []))
-    behind += [(f"judgment {judgment_label(judgment)}", judgment["text"], []) for judgment in row["judgments"]]
-    return f"\nresponse {response_label(row)}", row["text"], behind
-
-
-def _lines(nodes: Iterable[Node], depth: int, texts: bool) -> Iterator[str]:
-    """The nodes' labels, with `texts` their texts, and the nodes behind them, each level further to the right."""
-    for label, text, behind in nodes:
-        yield "  " * depth + label
-        yield from ("  " * depth + "  | " + line for line in text.splitlines() if texts)
-        yield from _lines(behind, depth + 1, texts)
+def _lines(label: str, text: str) -> Iterator[str]:
+    """A label, and the lines of a text below it, further to the right."""
+    indent = " " * (len(label) - len(label.lstrip(" ")))
+    yield label
+    yield from (f"{indent}  | {line}" for line in text.splitlines())
 
 
 def response_label(row: Document) -> str:

@@ -1,8 +1,7 @@
 """Reading a verdict: the score of a judgment, the winner of a comparison, or why there is none.
 
-A verdict stands in one place only: the last non-empty line (with verdict_position = "first", the first non-empty line)
-of the generated text of a completion that ended with a stop token. Nothing else in the text, and nothing in the prompt,
-is a verdict. In that line the markdown emphasis characters * _ ` become spaces, full-width colons become colons, and
+A verdict stands in the last non-empty line (with verdict_position = "first", the first) of a completion that ended with
+a stop token. In that line the markdown emphasis characters * _ ` become spaces, full-width colons become colons, and
 runs of white space become one space. The whole line must then match, in any ASCII case:
 
     score line   = [mark] ["final" | "total" | "overall"] "score" ":" value [points] [scale | "(" scale ")"] ["."]
@@ -18,8 +17,7 @@ runs of white space become one space. The whole line must then match, in any ASC
 
     mark         = one to six "#" | "-" | "•"                   (a heading, a list item)
 
-White space is optional beside signs and required between words. A verdict that can't be read is a `Failure`, never a
-number: it must not enter a mean, a minimum or a maximum. No text raises an exception.
+White space is optional beside signs and required between words. A verdict that can't be read is a `Failure`.
 """
 
 import re
@@ -35,9 +33,7 @@ Compared = Literal["judgments", "responses"]
 MAXIMUM = 5  # scores lie in [0, 5]
 
 
-class Failure(StrEnum):
-    """Why a completion holds no verdict."""
-
+class Failure(StrEnum):  # why a completion holds no verdict
     TOO_LONG = "too_long"  # the prompt left no room in the context: nothing was generated
     TRUNCATED = "truncated"  # no stop token: the text is not a finished judgment, even if its first line is a verdict
     EMPTY = "empty"  # only white space
@@ -55,26 +51,20 @@ _MARK = r"(?:(?:#{1,6}|-|•) ?)?"
 
 
 class _Line(NamedTuple):
-    """The patterns of a verdict line."""
-
     label: re.Pattern[str]
     value: re.Pattern[str]  # all that follows the label; its group is the value
     any_value: re.Pattern[str]  # its groups are the values on a line that does not match the grammar
 
 
+_VALUE = rf"(?:{_NUMBER}|< ?{_NUMBER} ?>|\[ ?{_NUMBER} ?\])(?: ?points?(?![a-z]))?"
 _SCORE = _Line(
     re.compile(rf"{_MARK}(?:(?:final|total|overall) )?score ?: ?", _FLAGS),
-    re.compile(
-        rf"(?:{_NUMBER}|< ?{_NUMBER} ?>|\[ ?{_NUMBER} ?\])(?: ?points?(?![a-z]))?"
-        rf"(?: ?(?:{_SCALE}|\( ?{_SCALE} ?\)))? ?\.?",
-        _FLAGS,
-    ),
+    re.compile(rf"{_VALUE}(?: ?(?:{_SCALE}|\( ?{_SCALE} ?\)))? ?\.?", _FLAGS),
     re.compile(rf"{_SCALE}(?![0-9.])|([0-9]+(?:\.[0-9]+)?)", _FLAGS),
 )
 
 
 def _winner(noun: str) -> _Line:
-    """The patterns of a winner line; `noun` is a pattern for the compared texts."""
     winner = rf"(?:(?:{noun} )?([AB])|(tie))"
     return _Line(
         re.compile(rf"{_MARK}(?:final )?winner ?: ?", _FLAGS),
@@ -91,8 +81,7 @@ def parse_score(
     text: str, finish_reason: str, verdict_position: VerdictPosition = "last", fractions: bool = False
 ) -> Fraction | Failure:
     """The exact score in [0, 5] that a judgment's generated text states, or the reason for none."""
-    value = _read(_SCORE, text, finish_reason, verdict_position)
-    if isinstance(value, Failure):
+    if isinstance(value := _read(_SCORE, text, finish_reason, verdict_position), Failure):
         return value
     score = Fraction(value)
     if not 0 <= score <= MAXIMUM:
@@ -109,16 +98,13 @@ def parse_winner(
 
 
 def _read(patterns: _Line, text: str, finish_reason: str, verdict_position: VerdictPosition) -> str | Failure:
-    """The value on the verdict line."""
     if finish_reason != "stop":
         return Failure.TOO_LONG if finish_reason == "too_long" else Failure.TRUNCATED
-    lines = text.strip().splitlines()
-    if not lines:
+    if not (lines := text.strip().splitlines()):
         return Failure.EMPTY
     line = re.sub(r"[*_`]", " ", lines[0 if verdict_position == "first" else -1]).replace("\N{FULLWIDTH COLON}", ":")
     line = " ".join(line.split())  # single spaces only, so that no pattern backtracks far
-    label = patterns.label.match(line)
-    if not label:
+    if not (label := patterns.label.match(line)):
         return Failure.MISSING
     rest = line[label.end() :]
     if match := patterns.value.fullmatch(rest):

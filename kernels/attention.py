@@ -32,12 +32,11 @@ class VarlenAttention:
 def varlen_attention(q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, segments: Segments, triton: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over the keys that each query sees; [t, h, d] in q's dtype, differentiable in q, k, v.
     Scores, weights and their gradients are fp32."""
-    inputs = (q_thd, k_tkd, v_tkd, segments)
-    if triton:
-        from kernels import attention_triton
+    if not triton:
+        return _VarlenAttention.apply(q_thd, k_tkd, v_tkd, segments, forward, backward)
+    from kernels import attention_triton
 
-        return _VarlenAttention.apply(*inputs, attention_triton.forward, attention_triton.backward)
-    return _VarlenAttention.apply(*inputs, forward, backward)
+    return _VarlenAttention.apply(q_thd, k_tkd, v_tkd, segments, attention_triton.forward, attention_triton.backward)
 
 
 class _VarlenAttention(torch.autograd.Function):
@@ -73,10 +72,8 @@ def forward(q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, segments: Segments) -> 
 def backward(
     grad_thd: Tensor, q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, segments: Segments, out_thd: Tensor, lse_th: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v. Weights P are recomputed for `ROWS` queries at a time.
-
-    With o the result and c = 1 / sqrt(d): dv = P^T do, dS = P (do v^T - sum_d do o), dq = c dS k, dk = c dS^T q.
-    """
+    """Gradients of q, k and v, with weights P recomputed for `ROWS` queries at a time. With o the result and
+    c = 1 / sqrt(d): dv = P^T do, dS = P (do v^T - sum_d do o), dq = c dS k, dk = c dS^T q."""
     heads, scale = q_thd.shape[1], q_thd.shape[2] ** -0.5
     q, k, v, grad = (_by_head(x, heads, lse_th.dtype) for x in (q_thd, k_tkd, v_tkd, grad_thd))
     q = q * scale
@@ -97,7 +94,7 @@ def backward(
 
 
 def _blocks(segments: Segments, most: int) -> Iterator[tuple[slice, slice, bool]]:
-    """Blocks of at most `most` queries, each with some of its keys: first its own, of which a query sees those up to
+    """Blocks of at most `most` queries, and keys: first those of the same tokens, of which a query sees those up to
     itself (True), then keys before them, which all queries see (False)."""
     for start, end, prefix in segments.ranges():
         for first in range(start, end, most):
@@ -109,7 +106,7 @@ def _blocks(segments: Segments, most: int) -> Iterator[tuple[slice, slice, bool]
 
 
 def _by_head(x_tkd: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-    """[h, t, d], contiguous; each key-value head is repeated for each of its query heads."""
+    """[h, t, d], contiguous; key-value heads are repeated."""
     return x_tkd.to(dtype).transpose(0, 1).repeat_interleave(heads // x_tkd.shape[1], 0)
 
 

@@ -9,17 +9,13 @@ and for an incoming gradient do, with D_i = do_i . o_i and i over the queries th
 
     dv_j = sum_i P_ij do_i     dS_ij = P_ij (do_i . v_j - D_i)     dq_i = c sum_j dS_ij k_j     dk_j = c sum_i dS_ij q_i
 
-S and P are never stored: backward recomputes P from L. Products take the inputs' dtype and are summed in fp32.
-
 Tiling. A program of `_forward` and `_backward_queries` has BLOCK_M queries of one head and walks over the keys of the
 prefix, then of its own segment up to its last query, in steps of BLOCK_N. A program of `_backward_keys` has BLOCK_N
-keys of one key-value head and walks over the queries of its group's heads in steps of BLOCK_M: no atomics, the same
-bits every time. These queries are one range of tokens, since continuations stand directly behind their prefix; so one
-test, key <= query, masks prefix and segment.
-
-The tiles of segment s begin at cu_seqlens[s] // BLOCK + s, which leaves room for one partly filled tile in each. So the
-number of programs follows from shapes alone, and the host never waits for the lengths. `do_not_specialize` lists what
-differs from batch to batch (a view's alignment, too), so that no batch causes a compilation.
+keys of one key-value head and walks over the queries of its group's heads in steps of BLOCK_M: no atomics. These
+queries are one range of tokens, since continuations stand directly behind their prefix; so one test, key <= query,
+masks prefix and segment. The tiles of segment s begin at cu_seqlens[s] // BLOCK + s, which leaves room for one partly
+filled tile in each, so the number of programs follows from shapes alone. `do_not_specialize` lists what differs from
+batch to batch, so that no batch causes a compilation.
 
 Shapes: t tokens of all segments, s segments, h query heads, k key-value heads, d head_dim.
 """
@@ -70,8 +66,7 @@ def _segment_of(tile, cu_seqlens, segments, BLOCK: tl.constexpr):
 
 @triton.jit
 def _load(pointer, first, stride, end, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows of the tokens [first, first + BLOCK); zeros from `end` on and beyond d. Strides are below 2^24, so only the
-    first row's offset needs 64 bits."""
+    """Rows of the tokens [first, first + BLOCK); zeros from `end` on and beyond d. The first offset needs 64 bits."""
     rows, columns = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
     pointers = pointer + tl.cast(first, tl.int64) * stride + (rows[:, None] * stride + columns[None, :])
     if D == BLOCK_D:
@@ -260,13 +255,11 @@ def backward(
     inputs = (q_thd, k_tkd, v_tkd, grad_thd)
     sizes = (segments.cu_seqlens, segments.reach_3s, count, tokens, d**-0.5, d**-0.5 * LOG2_E.value, *_strides(*inputs))
     tile, constants = _launch(BACKWARD_KEYS, q_thd, k_tkd)
-    _backward_keys[(k_tkd.shape[1], tokens // tile.n + count)](
-        *inputs, lse_ht, delta_ht, grad_k, grad_v, *sizes, grad_k.stride(0), **constants
-    )
+    grid = (k_tkd.shape[1], tokens // tile.n + count)
+    _backward_keys[grid](*inputs, lse_ht, delta_ht, grad_k, grad_v, *sizes, grad_k.stride(0), **constants)
     tile, constants = _launch(BACKWARD_QUERIES, q_thd, k_tkd)
-    _backward_queries[(heads, tokens // tile.m + count)](
-        *inputs, lse_ht, delta_ht, grad_q, *sizes, grad_q.stride(0), **constants
-    )
+    grid = (heads, tokens // tile.m + count)
+    _backward_queries[grid](*inputs, lse_ht, delta_ht, grad_q, *sizes, grad_q.stride(0), **constants)
     return grad_q, grad_k, grad_v
 
 

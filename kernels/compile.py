@@ -1,7 +1,6 @@
 """Compile the kernels for GPUs that are not present, and report on the machine code: `make kernels`.
 
-The public functions run on tensors without storage (device `meta`), at the shipped settings of each target. Their
-launches are recorded, specialised by Triton's own rules and compiled. So the check covers what a GPU would run.
+The public functions run on tensors of device `meta`; their launches are recorded, and compiled as on a GPU.
 """
 
 import contextlib
@@ -42,29 +41,24 @@ SIDES = ("BLOCK_M", "BLOCK_T", "BLOCK_HEADS", "BLOCK_G", "M"), ("BLOCK_N", "BLOC
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
-class Recorded(NamedTuple):
-    """A recorded launch, which did not run."""
-
+class Recorded(NamedTuple):  # a recorded launch, which did not run
+    name: str  # for example attention.forward
     kernel: JITFunction
     arguments: tuple[Any, ...]
     options: dict[str, Any]
 
-    @property
-    def name(self) -> str:
-        """For example `attention.forward`."""
-        module = self.kernel.__module__.removeprefix("kernels.").removesuffix("_triton")
-        return f"{module}.{self.kernel.__name__.strip('_').removesuffix('_kernel')}"
-
 
 @contextlib.contextmanager
 def recording(target: int, keep: bool = True) -> Iterator[list[Recorded]]:
-    """Record the kernels launched inside, with the settings of `target`, instead of running them. A record keeps its
-    tensors alive; without `keep` nothing is recorded."""
+    """Record the kernels launched inside, with the settings of `target`, instead of running them; without `keep`, which
+    keeps their tensors alive, nothing is recorded."""
     launches: list[Recorded] = []
 
     def run(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         if keep:
-            launches.append(Recorded(kernel, arguments, options))
+            module, name = kernel.__module__.removeprefix("kernels."), kernel.__name__.strip("_")
+            name = f"{module.removesuffix('_triton')}.{name.removesuffix('_kernel')}"
+            launches.append(Recorded(name, kernel, arguments, options))
 
     with (
         mock.patch.object(JITFunction, "run", run),
@@ -79,9 +73,8 @@ SHAPES = {"SmolLM2-135M": Shape(9, 3, 64, 576, 49_152), "Llama-3-8B": Shape(32, 
 
 
 def launch_all(shape: Shape, dtype: torch.dtype) -> None:
-    """Training's attention over 8 segments of 4096 tokens in all, whose prefixes are data in tensors; a decoding step
-    of 64 sequences, as a graph captures it; log-probabilities of 4096 tokens, and the gradient of one vocabulary
-    tile's logits; a token for 64 sequences."""
+    """Training's attention over 8 segments of 4096 tokens; a decoding step of 64 sequences, as a graph captures it;
+    log-probabilities of 4096 tokens, and the gradient of one vocabulary tile's logits; a token for 64 sequences."""
     empty, width = partial(torch.empty, dtype=dtype, device="meta"), logprob_triton.TILE_ROWS
     heads, kv_heads, dim, hidden_size, vocabulary = shape
     int32, int64, float32 = torch.int32, torch.int64, torch.float32
@@ -107,10 +100,8 @@ def launch_all(shape: Shape, dtype: torch.dtype) -> None:
 
 
 def compile_kernels(model: str, dtype: torch.dtype, target: int, only: str = "") -> list[dict[str, Any]]:
-    """What each kernel of a model, or the one with a name, compiles to on compute capability `target` / 10.
-
-    Spills in bytes; products as the source has them, and those that are computed without matrix instructions.
-    """
+    """What each kernel of a model, or the one with a name, compiles to on compute capability `target` / 10: spills in
+    bytes; products as the source has them, and those that are computed without matrix instructions."""
     with recording(target) as launches:
         launch_all(SHAPES[model], dtype)
     gpu, rows = mock.Mock(), []
@@ -124,23 +115,15 @@ def compile_kernels(model: str, dtype: torch.dtype, target: int, only: str = "")
             usage = subprocess.check_output([CUOBJDUMP, "--dump-resource-usage", file.name], text=True)
         most = {name: max(map(int, re.findall(rf"{name}:(\d+)", usage))) for name in ("REG", "STACK", "LOCAL")}
         counts = {name: len(re.findall(pattern, compiled.asm["ptx"])) for name, pattern in INSTRUCTIONS.items()}
-        row = {
-            "kernel": launch.name,
-            "target": f"sm_{target}",
-            "dtype": str(dtype).removeprefix("torch."),
-            "model": model,
-            "tile": "x".join(
-                next(str(launch.options[name]) for name in side if name in launch.options) for side in SIDES
-            ),
-            "warps": compiled.metadata.num_warps,
-            "stages": compiled.metadata.num_stages,
-            "registers": most["REG"],
-            "spills": most["STACK"] + most["LOCAL"],
-            "shared_bytes": compiled.metadata.shared,
-            "matrix_instructions": {name: count for name, count in counts.items() if count},
-            "products": len(re.findall(r"\btt\.dot\b", compiled.asm["ttir"])),
-            "scalar_products": len(re.findall(r"\btt\.dot\b.*-> tensor<[^>]*#blocked", compiled.asm["ttgir"])),
-        }
+        tile = (next(str(launch.options[name]) for name in side if name in launch.options) for side in SIDES)
+        scalar = re.findall(r"\btt\.dot\b.*-> tensor<[^>]*#blocked", compiled.asm["ttgir"])
+        row: dict[str, Any] = {"kernel": launch.name, "target": f"sm_{target}"}
+        row |= {"dtype": str(dtype).removeprefix("torch."), "model": model}
+        row |= {"tile": "x".join(tile), "warps": compiled.metadata.num_warps}
+        row |= {"stages": compiled.metadata.num_stages, "registers": most["REG"]}
+        row |= {"spills": most["STACK"] + most["LOCAL"], "shared_bytes": compiled.metadata.shared}
+        row |= {"matrix_instructions": {name: count for name, count in counts.items() if count}}
+        row |= {"products": len(re.findall(r"\btt\.dot\b", compiled.asm["ttir"])), "scalar_products": len(scalar)}
         rows.append(row)
     return rows
 
@@ -149,12 +132,9 @@ def faults(row: dict[str, Any]) -> list[str]:
     """The requirements that a row does not meet."""
     best, shared_bytes = TARGETS[int(row["target"].removeprefix("sm_"))]
     narrow = row["kernel"] == "paged.read" and row["tile"].startswith(f"{NARROW_ROWS}x")
-    checks = {
-        "spills registers": row["spills"],
-        "has too much shared memory": row["shared_bytes"] > shared_bytes,
-        "has a product without matrix instructions": row["scalar_products"],
-        f"does not use {best}": row["products"] and not narrow and best not in row["matrix_instructions"],
-    }
+    checks = {"spills registers": row["spills"], "has too much shared memory": row["shared_bytes"] > shared_bytes}
+    checks["has a product without matrix instructions"] = row["scalar_products"]
+    checks[f"does not use {best}"] = row["products"] and not narrow and best not in row["matrix_instructions"]
     return [fault for fault, there in checks.items() if there]
 
 

@@ -1,15 +1,10 @@
 """Products in int8 for inference, on processors that multiply integers fast (VNNI) but have no bfloat16 units.
 
-A weight is rounded once, with a scale for each output channel; an input in every call, with a scale for each token. The
-product of the integers a and b is exact, so a token's result does not depend on the batch or the order of the sum:
+A weight has a scale for each output channel, an input one for each token; products of integers are exact:
 
-    x_t = s_t a_t    W_o = r_o b_o    y_to = s_t r_o sum_i a_ti b_oi
+    x_t = s_t (a_t + c_t / 254)    W_o = r_o b_o    y_to = s_t r_o sum_i (a_ti + c_ti / 254) b_oi
 
-An input that would lose too much has two parts, of which the second rounds the remainder of the first:
-
-    x_t = s_t (a_t + c_t / 254)    y_to = s_t r_o sum_i (a_ti + c_ti / 254) b_oi
-
-Shapes: t tokens, i and o sizes of input and output, n parts.
+c, which rounds a's remainder, is left out of an input of one part. Shapes: t tokens, i inputs, o outputs, n parts.
 """
 
 from dataclasses import dataclass
@@ -18,15 +13,13 @@ import torch
 from torch import Tensor
 
 LARGEST = 127  # integers lie in [-LARGEST, LARGEST]
-FINER = 2 * LARGEST  # steps of the second part per step of the first, whose rounding error is at most half a step
+FINER = 2 * LARGEST  # steps of c in a step of a, whose rounding error is at most half a step
 ZERO = 128  # zero point of inputs: oneDNN's fast product takes unsigned inputs and subtracts this
 LEAST = 1e-30  # lower bound of a row's largest magnitude, so that a row of zeros has a scale
 
 
 @dataclass(frozen=True)
-class Int8Weight:
-    """A weight [o, i] in oneDNN's layout, of use to `int8_linear` alone."""
-
+class Int8Weight:  # a weight [o, i] in oneDNN's layout, of use to `int8_linear` alone
     integers: Tensor
     scale_o: Tensor  # fp32; r / LARGEST, so that a token's largest magnitude can serve as its scale
     zero_o: Tensor  # int64, zeros
@@ -40,7 +33,7 @@ class Int8Weight:
 
 
 def rounded(x_ti: Tensor, parts: int) -> tuple[Tensor, Tensor]:
-    """Each row of fp32 `x_ti` in steps of its peak / LARGEST, int8 [n, t, i]; and the peak, fp32 [t, 1]."""
+    """Rows of fp32 `x_ti` in steps of their peaks / LARGEST, int8 [n, t, i]; and the peaks, fp32 [t, 1]."""
     peak_t1 = x_ti.abs().amax(-1, keepdim=True).clamp_min_(LEAST)
     integers_nti = x_ti.new_empty((parts, *x_ti.shape), dtype=torch.int8)
     scaled_ti = x_ti * (LARGEST / peak_t1)

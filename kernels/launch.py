@@ -1,7 +1,6 @@
 """Which kernels run, with what tiles, and how numbers reach the device and come back.
 
 On a CPU the kernels' eager references run, unless TRITON_INTERPRET=1 asks for Triton's interpreter.
-`attention = "sdpa"` turns the kernels off, to find out whether they cause a fault.
 """
 
 import importlib.util
@@ -15,11 +14,10 @@ from torch import Tensor
 from stages.files import UserError
 
 Attention = Literal["triton", "sdpa"]
+CPU = torch.device("cpu")
 
 
-class Launch(NamedTuple):
-    """A kernel's tile, rows by columns, its warps, and the stages of its software pipeline."""
-
+class Launch(NamedTuple):  # a kernel's tile, rows by columns, its warps, and the stages of its software pipeline
     m: int
     n: int
     warps: int
@@ -35,7 +33,7 @@ def interpreted() -> bool:
 
 
 def use_triton(attention: Attention, tensor: Tensor) -> bool:
-    """Whether Triton's kernels run for tensors like this one; `UserError` where they should but cannot."""
+    """Whether Triton's kernels run for such tensors; `UserError` where they should but cannot."""
     if attention == "sdpa" or not (tensor.is_cuda or interpreted()):
         return False
     if tensor.is_cuda and tensor.dtype == torch.float32:
@@ -50,14 +48,13 @@ def target(device: torch.device) -> int:
     if device.type != "cuda":
         return 80
     major, minor = torch.cuda.get_device_capability(device)
-    settings = {8: 80, 9: 90, 10: 100, 12: 80}.get(major) if torch.version.hip is None else None
-    if settings is None:
+    if (settings := {8: 80, 9: 90, 10: 100, 12: 80}.get(major)) is None or torch.version.hip:
         raise UserError(f'{device}: no kernels for compute capability {major}.{minor}; set [model] attention = "sdpa"')
     return settings
 
 
 def choose(table: dict[int, dict[int, Launch]], device: torch.device, head_dim: int) -> Launch:
-    """A kernel's launch for this head size. Raises `UserError` for a head size beyond the table."""
+    """A kernel's launch for this head size; `UserError` for one beyond the table."""
     for largest, launch in table[target(device)].items():
         if head_dim <= largest:
             return launch

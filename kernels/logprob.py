@@ -1,8 +1,7 @@
 """Log-probabilities of target tokens under a linear head, without the matrix of logits.
 
-Only the logits of one tile of the vocabulary exist at a time, and the backward pass recomputes them. A tile of the
-vocabulary, rather than of the tokens, makes its weight gradient one product over all tokens, which sums in fp32 without
-an fp32 copy of the whole weight.
+Only the logits of one tile of the vocabulary exist at a time, and backward recomputes them. A tile's weight gradient is
+one product over all tokens, which sums in fp32.
 
 Shapes: t tokens, d hidden_size, v vocabulary, r rows of a tile.
 """
@@ -18,8 +17,7 @@ TILE_ROWS = 4096
 def linear_logprob(hidden_td: Tensor, weight_vd: Tensor, targets_t: Tensor, tile_rows: int = TILE_ROWS) -> Tensor:
     """log softmax(hidden weight^T)[target] of each token, fp32 [t]; differentiable in `hidden_td` and `weight_vd`.
 
-    These have one dtype, bf16 or fp32, for products and gradients; sums are in fp32. `targets_t` is int64 [t].
-    `tile_rows` bounds the memory (two matrices of [t, tile_rows]), not the result.
+    These have one dtype, bf16 or fp32; sums are in fp32. `targets_t` is int64. `tile_rows` bounds the memory.
     """
     return _LinearLogprob.apply(hidden_td, weight_vd, targets_t, tile_rows)
 
@@ -40,8 +38,7 @@ class _LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_t):
-        """The logits' gradient is -g (softmax - onehot(target)) for an incoming g, which scales a whole row: so it is
-        applied after the products, or to the hidden states before them."""
+        """The logits' gradient is -g (softmax - onehot(target)); g scales a row, so it is applied outside the loop."""
         hidden_td, weight_vd, targets_t, logsumexp_t = ctx.saved_tensors
         scaled_td = (hidden_td * -grad_t[:, None]).to(hidden_td.dtype)
         grad_hidden_td, grad_weight_vd = torch.zeros_like(hidden_td, dtype=torch.float32), torch.empty_like(weight_vd)
@@ -61,7 +58,7 @@ def _tiles(
     hidden_td: Tensor, weight_vd: Tensor, targets_t: Tensor, tile_rows: int
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
     """The vocabulary's tiles: rows, each target's column there or 0, whether it lies there, the logits in fp32 [t, r],
-    and memory of their shape in the inputs' dtype. All tiles reuse the memory, since fresh memory costs page faults."""
+    and memory of their shape in the inputs' dtype. Tiles reuse the memory, since fresh memory costs page faults."""
     tokens, dtype = len(hidden_td), hidden_td.dtype
     single = hidden_td.new_empty(tokens * tile_rows, dtype=torch.float32)
     low = single if dtype == torch.float32 else torch.empty_like(single, dtype=dtype)

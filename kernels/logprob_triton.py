@@ -8,14 +8,13 @@ and for an incoming gradient g, with S the slope, that is the gradient of the lo
 
     S_tv = g_t ([v = y_t] - exp(z_tv - L_t))     dh_t = sum_v S_tv W_v     dW_v = sum_t S_tv h_t
 
-Forward stores L and the targets' logits; no other logit leaves the chip. Backward recomputes the logits of one tile of
-the vocabulary at a time and stores the tile's S, in the inputs' dtype; the two products with S are torch's.
+Forward stores L and the targets' logits. Backward recomputes the logits of one tile of the vocabulary at a time and
+stores the tile's S, in the inputs' dtype; the two products with S are torch's.
 
-Tiling. A program of `_forward` has BLOCK_T tokens and a slice of the vocabulary. It walks over the slice in steps of
-BLOCK_V rows, and in each step over the hidden size in steps of BLOCK_K. Slices let few tokens fill a GPU; torch merges
-them. A program of `_slope` has BLOCK_T tokens and BLOCK_V rows. A program of `_target` has BLOCK_T tokens and the rows
-of their targets: it multiplies each with each and keeps the diagonal. So the target's logit is summed in the same order
-as the logits in L, and cancels exactly where it dominates.
+Tiling. A program of `_forward` has BLOCK_T tokens and a slice of the vocabulary, over which it walks in steps of
+BLOCK_V rows; torch merges the slices. A program of `_slope` has BLOCK_T tokens and BLOCK_V rows. A program of `_target`
+multiplies BLOCK_T tokens with the rows of their targets, each with each, and keeps the diagonal: so the target's logit
+is summed in the same order as the logits in L, and cancels exactly where it dominates.
 
 Shapes: t tokens, d and k hidden_size, v vocabulary, r rows of a tile, s slices.
 """
@@ -140,13 +139,11 @@ def _slope(
 
 
 def linear_logprob(hidden_td: Tensor, weight_vd: Tensor, targets_t: Tensor, tile_rows: int = TILE_ROWS) -> Tensor:
-    """`kernels.logprob.linear_logprob`, also in fp16. `tile_rows` bounds the backward pass's memory (a matrix of
-    [t, tile_rows]), not the result. Hidden sizes that are no multiple of 16 are slow.
-    Raises `ValueError` for inputs that do not go together."""
+    """`kernels.logprob.linear_logprob`, also in fp16. Hidden sizes that are no multiple of 16 are slow.
+    `ValueError` for inputs that do not go together."""
     given = (hidden_td.dtype, targets_t.dtype, len(targets_t), hidden_td.shape[1])
     if given != (weight_vd.dtype, torch.int64, len(hidden_td), weight_vd.shape[1]):
-        shown = (f"{x.dtype} {list(x.shape)}" for x in (hidden_td, weight_vd, targets_t))
-        raise ValueError("hidden {}, weight {} and targets {} do not go together".format(*shown))
+        raise ValueError("hidden states, weight and targets do not go together")
     hidden_td, weight_vd = (x if x.stride(1) == 1 else x.contiguous() for x in (hidden_td, weight_vd))
     return _LinearLogprob.apply(hidden_td, weight_vd, targets_t.contiguous(), tile_rows)
 
@@ -165,8 +162,8 @@ class _LinearLogprob(torch.autograd.Function):
         vocabulary, tile_rows = len(weight_vd), ctx.tile_rows
         grad_hidden_td = hidden_td.new_zeros(hidden_td.shape, dtype=torch.float32)
         grad_weight_vd = weight_vd.new_empty(weight_vd.shape)
-        # The kernel runs out of registers unless the row stride is a multiple of 16. The buffer starts as zeros,
-        # because oneDNN multiplies the memory behind a row's end by 0, and that must not be NaN.
+        # The kernel needs a row stride that is a multiple of 16. oneDNN multiplies the memory behind a row's end by 0,
+        # which must not be NaN.
         buffer_tr = hidden_td.new_zeros(len(hidden_td), triton.cdiv(min(tile_rows, vocabulary), 16) * 16)
         for start in range(0, vocabulary, tile_rows):
             weight_rd = weight_vd[start : start + tile_rows]
@@ -190,9 +187,8 @@ def forward(hidden_td: Tensor, weight_vd: Tensor, targets_t: Tensor) -> tuple[Te
         sizes = (tokens, vocabulary, slices, slice_steps * tile.n)
         _forward[(blocks * slices,)](hidden_td, weight_vd, logsumexp_st, *sizes, *strides, **constants)
         tile, constants = _launch(TARGET, hidden_td)
-        _target[(triton.cdiv(tokens, tile.m),)](
-            hidden_td, weight_vd, targets_t, target_logit_t, tokens, vocabulary, *strides, **constants
-        )
+        inputs = (hidden_td, weight_vd, targets_t, target_logit_t)
+        _target[(triton.cdiv(tokens, tile.m),)](*inputs, tokens, vocabulary, *strides, **constants)
     logsumexp_t = logsumexp_st.logsumexp(0)
     return target_logit_t - logsumexp_t, logsumexp_t
 

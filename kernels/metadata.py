@@ -1,13 +1,10 @@
 """What the tokens of one engine step read of the KV cache: one description for the eager path, Triton and CUDA graphs.
 
-Sequences with a common prefix have the same blocks at the start of their tables, so the tables form a tree: a rubric
-that all share, a judge prompt that its N judgments share, what each sequence has sampled for itself. For single tokens
-(decode) attention reads each run of the tree once, for all sequences below it, and merges the partial results along
-each sequence's path. Several tokens of one sequence (prefill: a prompt, or a part) read that sequence's own table.
-
-The eager path reads runs of similar size together (`batches`). For Triton's programs a run is cut into tiles (`Tiles`):
-r readers, with g query heads a key-value head, have r g rows, in narrow tiles for few and wide ones for many. One
-token's reading of one run is an entry and gives a partial result.
+Sequences with a common prefix have the same blocks at the start of their tables: a rubric that all share, a judge
+prompt that its N judgments share. For single tokens (decode) attention reads each such run once and merges the partial
+results of each sequence; several tokens of a sequence (prefill) read its own table. The eager path reads runs of
+similar size together (`batches`). For Triton a run is cut into tiles (`Tiles`): r readers, with g query heads a
+key-value head, have r g rows. One token's reading of one run is an entry and gives a partial result.
 """
 
 from collections import Counter, defaultdict
@@ -19,17 +16,15 @@ RUN_TOKENS = 256  # maximum of a run: runs computed together are padded to the l
 PRODUCT_BLOCKS = 64  # cost of one more batched product, in blocks read
 PROGRAMS = 1024  # programs that keep any GPU busy: runs get longer than RUN_TOKENS where this many remain
 NARROW_ROWS, WIDE_ROWS = 16, 64
-# Integers of a tile: row of the block table, the run's first block there, tokens of the run, the run's first entry, the
-# tile's first row in the run and the row after its last, and two of padding.
+# Integers of a tile: row of the block table, the run's first block there, tokens and first entry of the run, the tile's
+# first row in the run and the row after its last, and two of padding.
 TILE_WIDTH = 8
 
 Query = tuple[int, int, list[int]]  # tokens to compute: first position, position after the last, the sequence's blocks
 
 
 @dataclass(frozen=True)
-class QuerySpan:
-    """Tokens of one sequence in a step: rows [row, row + end - start), positions [start, end)."""
-
+class QuerySpan:  # tokens of one sequence in a step: rows [row, row + end - start), positions [start, end)
     row: int
     start: int
     end: int
@@ -41,9 +36,7 @@ class QuerySpan:
 
 
 @dataclass(frozen=True)
-class SharedRun:
-    """Consecutive blocks of the cache, read once for all sequences that have them."""
-
+class SharedRun:  # consecutive blocks of the cache, read once for all sequences that have them
     blocks: list[int]
     tokens: int  # in the blocks, up to the last that a sequence has reached
     readers: list[int]  # indices of the sequences
@@ -51,9 +44,7 @@ class SharedRun:
 
 
 @dataclass(frozen=True)
-class AttentionMetadata:
-    """A step's tokens and the blocks that they read: spans of one token (decode), and of several, whose rows follow."""
-
+class AttentionMetadata:  # a step's tokens and blocks: spans of one token (decode), and of several, whose rows follow
     block_size: int
     decode: list[QuerySpan]
     prefill: list[QuerySpan]
@@ -67,18 +58,14 @@ class AttentionMetadata:
         return [position for span in self.spans for position in span.positions]
 
     def shared_runs(self, run_tokens: int = RUN_TOKENS) -> list[SharedRun]:
-        """Runs of at most `run_tokens` that read each decode span's tokens once; readers are indices in `decode`. A
-        block that two tables contain is full, and so is every block before it."""
-        runs: list[SharedRun] = []
-        tables, size = [span.blocks for span in self.decode], self.block_size
+        """Runs of at most `run_tokens` that read each decode span's tokens once; readers are indices in `decode`."""
+        runs, tables, size = list[SharedRun](), [span.blocks for span in self.decode], self.block_size
         used, step = [-(-span.end // size) for span in self.decode], max(run_tokens // size, 1)
 
         def emit(readers: list[int], start: int, stop: int) -> None:
-            first = readers[0]
             for i in range(start, stop, step):
-                end = min(i + step, stop)
-                tokens = min(end * size, self.decode[first].end) - i * size
-                runs.append(SharedRun(tables[first][i:end], tokens, readers, i))
+                end, first = min(i + step, stop), self.decode[readers[0]]
+                runs.append(SharedRun(first.blocks[i:end], min(end * size, first.end) - i * size, readers, i))
 
         def walk(readers: list[int], start: int, depth: int) -> None:
             """Sequences with equal blocks before `depth`; the blocks before `start` are in runs already."""
@@ -90,7 +77,7 @@ class AttentionMetadata:
             groups = defaultdict(list)
             for i in readers:  # by the block at `depth`; a sequence that ends there is a group of its own
                 groups[tables[i][depth] if depth < used[i] else -1 - i].append(i)
-            # Reading a shared run once must save more block reads than merging the partial results costs.
+            # Reading a shared run once must save more block reads than merging costs.
             if (len(groups) - 1) * (depth - start) >= 2 * len(readers):
                 emit(readers, start, depth)
                 start = depth
@@ -103,7 +90,7 @@ class AttentionMetadata:
 
 
 def build_metadata(decode: Iterable[Query], prefill: Iterable[Query], block_size: int) -> AttentionMetadata:
-    """The metadata of a step whose rows are the decode tokens, then the prefill tokens, in the given order."""
+    """The metadata of a step whose rows are the decode tokens, then the prefill tokens."""
     metadata, row = AttentionMetadata(block_size, [], []), 0
     for side, queries in ((metadata.decode, decode), (metadata.prefill, prefill)):
         for start, end, blocks in queries:
@@ -128,12 +115,10 @@ def _split(runs: list[SharedRun]) -> list[list[SharedRun]]:
 
 
 @dataclass(frozen=True)
-class TileSizes:
-    """Room for each part of `Tiles`: tokens, rows and columns of the block table, tiles of both kinds, entries."""
-
+class TileSizes:  # room for each part of `Tiles`
     tokens: int
-    tables: int
-    blocks: int
+    tables: int  # rows of the block table
+    blocks: int  # columns
     narrow: int
     wide: int
     entries: int
@@ -146,9 +131,7 @@ class TileSizes:
 
 
 @dataclass
-class Tiles:
-    """The kernels' work in one step: each token's position and row in the block table, the table, and the tiles."""
-
+class Tiles:  # a step's work: each token's position and row in the block table, the table, and the tiles
     positions: list[int]
     sequences: list[int]
     tables: list[list[int]]
@@ -162,8 +145,8 @@ class Tiles:
         return TileSizes(len(self.positions), len(self.tables), blocks, len(self.narrow), len(self.wide), entries)
 
     def integers(self, sizes: TileSizes, spare_block: int) -> list[int]:
-        """All parts one after another, each padded to its room. Padding is no work: tiles without rows, and tokens
-        without entries whose keys go to the spare block."""
+        """All parts, each padded to its room with no work: tiles without rows, tokens without entries whose keys go to
+        the spare block."""
         counts = Counter(self.readers)
         parts = [
             (self.positions, 0),

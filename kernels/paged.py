@@ -1,8 +1,7 @@
 """Attention over a paged KV cache: keys and values live in blocks that a table names.
 
-Prefill spans (prompts, or parts of them) attend one by one. Decode tokens attend together: each run of blocks is read
-once for all of its readers (`kernels.metadata`), and a reader's partial results o_j are merged by their log-sum-exps
-l_j: o = sum_j exp(l_j - l) o_j, l = log sum_j exp(l_j).
+Prefill spans attend one by one. Decode tokens attend together: each run of blocks is read once for all of its readers
+(`kernels.metadata`), whose partial results o_j are merged by their log-sum-exps l_j: o = sum_j exp(l_j - l) o_j.
 
 Shapes: t tokens of this step, h query heads, k key-value heads, g query heads a key-value head, d head_dim, n blocks of
 s tokens in the cache, b decode tokens, p runs of c tokens in one product, r readers of a run, j runs of a token.
@@ -22,8 +21,8 @@ ALIGNED = 64  # bytes
 
 
 class PagedAttention:
-    """One step's attention, callable as `attend` of `model.llama.Llama.forward`: it stores the step's rotated keys and
-    its values, then every token attends to its sequence up to itself."""
+    """One step's attention, callable as `attend` of `model.llama.Llama.forward`: it stores the step's keys and values,
+    then every token attends to its sequence up to itself."""
 
     def __init__(self, cache: Tensor, metadata: AttentionMetadata, heads: int):
         """`cache`: [layers, 2, n, k, s, d]; `heads`: h."""
@@ -118,8 +117,7 @@ class RunBatch:
 
 
 def empty_cache(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros: unwritten slots are masked, but must be finite. On a CPU they take memory only when they are written:
-    numpy gets zero pages from the system, while `torch.zeros` would write all of them."""
+    """Zeros: unwritten slots are masked, but must be finite. On a CPU numpy's take memory only when written."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize

@@ -5,13 +5,10 @@ A token's result is merged from its partial results over runs of its sequence (`
     o_j = sum_n exp(S_n - l_j) v_n     l_j = log sum_n exp S_n     over the keys n of run j that the token sees
     o = sum_j exp(l_j - l) o_j         l = log sum_j exp l_j       with S_n = q . k_n / sqrt(d)
 
-Where a token sees nothing of a run, l_j = -infinity.
-
-Tiling. A program of `_read` has one key-value head and one tile: BLOCK_M rows, each a token and one of the g query
-heads of the key-value head, all of which read the same keys. It walks over the run's keys in steps of BLOCK_N, through
-the block table. A token with a single entry gets its result there. For the others `_merge` has a program for each token
-and key-value head. The number of programs never depends on data, so tiles padded to a size are a CUDA graph's fixed
-work: the programs of the padding exit at once.
+Tiling. A program of `_read` has one key-value head and one tile: BLOCK_M rows, each a token and one of the head's g
+query heads, which all read the same keys, in steps of BLOCK_N, through the block table. A token with a single entry
+gets its result there; for the others `_merge` has a program for each token and key-value head. Programs of a tile
+padded to a CUDA graph's size exit at once.
 
 Shapes: t tokens, h query heads, k key-value heads, g = h / k, d head_dim, n blocks of s tokens in the cache, b rows of
 the block table with m blocks each, w tiles, e entries.

@@ -1,4 +1,4 @@
-"""Rotary position embedding, in the half-split layout of Hugging Face's checkpoints.
+"""Rotary position embedding, in Hugging Face's half-split layout.
 
 Shapes: t tokens, h heads (of queries, in `rotate_and_store`), k key-value heads, d head_dim, n blocks of s tokens.
 """

@@ -4,9 +4,7 @@ For each pair (x_i, x_{i + d/2}) of a query or key at a position with angle a_i,
 
     y_i = x_i cos a_i - x_{i + d/2} sin a_i     y_{i + d/2} = x_{i + d/2} cos a_i + x_i sin a_i
 
-A program has one token: the halves of all heads as two tiles [heads, d / 2], then its values as a tile [k, d].
-
-Shapes: t tokens, h query heads, k key-value heads, d head_dim, n blocks of s tokens in the cache.
+A program has one token. Shapes: t tokens, h query heads, k key-value heads, d head_dim, n blocks of s tokens.
 """
 
 import triton

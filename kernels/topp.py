@@ -1,16 +1,12 @@
-"""Exact temperature and top-p sampling in Triton, without a sort and without waiting for the host.
+"""Exact temperature and top-p sampling in Triton, without a sort, as in `sampling.sampler`.
 
-Algorithm, noise and draws are those of `sampling.sampler`. With x the logits of a row and T its temperature,
+With x the logits of a row, T its temperature, w[i] = exp((x[i] - max x) / T) and W their sum, a draw is the first i at
+which w[0] + ... + w[i] >= u W, with u from Philox-4x32-10 of (seed, position, attempt). It is kept if the tokens more
+probable than it hold less than top_p W; else the next attempt draws again. Two cases need no pass over the row: a draw
+with w > (1 - top_p) W is kept, and one no more probable than a rejected one is rejected too.
 
-    w[i] = exp((x[i] - max x) / T),    W = sum of w,
-
-a draw is the first i at which w[0] + ... + w[i] >= u W, with u from Philox-4x32-10 of (seed, position, attempt). It is
-kept if the tokens more probable than it hold less than top_p W; else the next attempt draws again. Two cases need no
-pass over the row: a draw with w > (1 - top_p) W is kept, and one no more probable than a rejected one is rejected too.
-
-Tiling. The first kernel has a program for each tile of m chunks in each row, and writes every chunk's maximum and sum.
-The second has one program a row, which would leave most of a GPU idle in a small batch if it did all: it draws a chunk
-from the c sums and then a token from the chunk's n, and walks the row only if a draw must be tested.
+Tiling. A program of the first kernel writes the maxima and sums of m chunks of a row. One of the second has a row: it
+draws a chunk from the c sums, then a token of the chunk, and walks the row only if a draw must be tested.
 
 Shapes: b sequences, v vocabulary, c chunks of the vocabulary, m chunks a tile, n tokens a chunk.
 """
@@ -121,7 +117,7 @@ def _weight(x, highest, rate):
 
 @triton.jit
 def _first(condition, index, last):
-    """The lowest index, at most `last`, at which the condition holds; `last` if it never does."""
+    """The lowest index, at most `last`, at which the condition holds; else `last`."""
     return tl.min(tl.where(condition, tl.minimum(index, last), last), 0)
 
 
@@ -160,9 +156,8 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """Draw a token for each row: (ids int64 [b], log-probabilities fp32 [b] at the temperature, before top-p).
 
-    `logits_bv` in any float dtype, contiguous in a row. `temperature_b` and `top_p_b` fp32: temperature 0 is greedy,
-    the lowest index among equals; top-p 0 leaves the most probable token and its equals. `seed_b`, `position_b` int64.
-    A CUDA graph may capture it. Raises `ValueError` for an empty vocabulary and for rows that are not contiguous.
+    `temperature_b` and `top_p_b` fp32: temperature 0 is greedy, the lowest index among equals; top-p 0 leaves the most
+    probable token and its equals. `seed_b`, `position_b` int64. `ValueError` for rows that are not contiguous.
     """
     rows, vocabulary = logits_bv.shape
     if vocabulary == 0 or (vocabulary > 1 and logits_bv.stride(1) != 1):
@@ -175,9 +170,8 @@ def sample(
     highest_bc, mass_bc = temperature_b.new_empty(2, rows, chunks)
     sizes = (logits_bv.stride(0), vocabulary, chunks)
     first, second = CHUNK_LAUNCH, DRAW_LAUNCH[launch.target(logits_bv.device)]
-    _chunk_kernel[(rows, triton.cdiv(chunks, first.m))](
-        logits_bv, temperature_b, highest_bc, mass_bc, *sizes, M=first.m, N=first.n, **first.options
-    )
+    grid = (rows, triton.cdiv(chunks, first.m))
+    _chunk_kernel[grid](logits_bv, temperature_b, highest_bc, mass_bc, *sizes, M=first.m, N=first.n, **first.options)
     _draw_kernel[(rows,)](
         logits_bv, temperature_b, top_p_b, seed_b, position_b, highest_bc, mass_bc, ids_b, logprobs_b, *sizes,
         C=triton.next_power_of_2(chunks), M=second.m, N=second.n, STAGES=second.stages, **second.options,

@@ -1,13 +1,12 @@
 """Chat formats as token ids: Llama-3's, ChatML, Llama-2's and Zephyr's.
 
-A prompt is built from ids, never from text with control tokens: the name of a control token in a message is only text,
-so nothing in a message can end its turn. Llama-2's and Zephyr's markers "[INST]" and "<|user|>" are text, however, and
-a message that contains one looks like a turn. Their texts begin with sentencepiece's space after a control token, as in
-Meta's code; transformers omits it if tokenizer_config.json has `"legacy": false`.
+The name of a control token in a message is only text, so nothing in a message can end its turn. Llama-2's and Zephyr's
+markers "[INST]" and "<|user|>" are text, however. Their texts begin with sentencepiece's space after a control token,
+as in Meta's code; transformers omits it if tokenizer_config.json has `"legacy": false`.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -15,35 +14,33 @@ from pathlib import Path
 from model.config import read_table
 from model.tokenizer import Tokenizer, load_tokenizer, tokenizer_file
 from stages.files import UserError
+from stages.records import Message
 
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
-Parts = tuple[int | str, ...]  # control tokens and texts
+Parts = list[int | str]  # control tokens and texts
 Control = Callable[[str], int]  # from the name of a control token that the format needs to its id
 
+# A vocabulary with this token begins each text with a space, and no token of it reaches beyond a newline. Formats whose
+# prompt ends with text need one, so that no token reaches from the prompt into the answer.
 NEWLINE = "<0x0A>"
-"""Marks vocabularies like Llama-2's: a space precedes each text, and no token continues beyond a newline. Formats whose
-prompt ends with text need one, so that no token reaches from the prompt into the answer."""
 ZEPHYR = re.compile(r"<\|user\|>(\\n|\n)' *\+ *message\['content'\] *\+ *eos_token")
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How a dialog becomes ids."""
-
     tokenizer: Tokenizer
-    parts: Callable[[Sequence[Message]], list[int | str]]  # control tokens and texts, up to the assistant's answer
+    parts: Callable[[Sequence[Message]], Parts]  # up to the assistant's answer
     end: int  # the token that ends the model's turn
     before: str = ""  # text directly before an answer, encoded together with it; "" after a control token
     space: str = ""  # text between `before` and the answer, in the answer's tokens
     stop_ids: frozenset[int] = frozenset()
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a dialog, ready for the assistant's answer; each text is encoded whole."""
+        """Ids of a dialog, ready for the assistant's answer."""
         encoded = ([part] if isinstance(part, int) else self.tokenizer.encode(part) for part in self.parts(messages))
         return list(chain.from_iterable(encoded))
 
     def completion_ids(self, text: str) -> list[int]:
-        """Ids of a finished assistant's answer, its end-of-turn token included: for SFT on written text."""
+        """Ids of a finished assistant's answer, with its end-of-turn token."""
         return [*self.tokenizer.encode(self.before + self.space + text)[self._skipped :], self.end]
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
@@ -53,7 +50,6 @@ class ChatFormat:
         return [(max(start - shift, 0), max(end - shift, 0)) for start, end in spans]
 
     def text(self, ids: Sequence[int]) -> str:
-        """Text of a completion's ids, without the stop token."""
         return self.tokenizer.decode(ids)
 
     @property
@@ -63,13 +59,14 @@ class ChatFormat:
 
 def llama3(tokenizer: Tokenizer, control: Control) -> ChatFormat:
     """BOS, then for each turn <|start_header_id|>role<|end_header_id|>, two newlines, content<|eot_id|>."""
-    begin, end = control("<|begin_of_text|>"), control("<|eot_id|>")
-    start_header, end_header = control("<|start_header_id|>"), control("<|end_header_id|>")
+    begin, end, start_header, end_header = (
+        control(f"<|{name}|>") for name in ("begin_of_text", "eot_id", "start_header_id", "end_header_id")
+    )
 
-    def parts(messages: Sequence[Message]) -> list[int | str]:
-        turns: list[Parts] = [
-            (start_header, m["role"], end_header, "\n\n" + m["content"].strip(), end) for m in messages
-        ]
+    def parts(messages: Sequence[Message]) -> Parts:
+        turns: Iterator[Parts] = (
+            [start_header, m["role"], end_header, "\n\n" + m["content"].strip(), end] for m in messages
+        )
         return [begin, *chain.from_iterable(turns), start_header, "assistant", end_header, "\n\n"]
 
     return ChatFormat(tokenizer, parts, end)
@@ -80,10 +77,10 @@ def chatml(tokenizer: Tokenizer, control: Control, default_system: str) -> ChatF
     start, end = control("<|im_start|>"), control("<|im_end|>")
     before = "" if tokenizer.control(NEWLINE) is None else "\n"  # such vocabularies would begin the answer with a space
 
-    def parts(messages: Sequence[Message]) -> list[int | str]:
+    def parts(messages: Sequence[Message]) -> Parts:
         if default_system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": default_system}, *messages]
-        turns: list[Parts] = [(start, f"{turn['role']}\n{turn['content']}", end, "\n") for turn in messages]
+        turns: Iterator[Parts] = ([start, f"{turn['role']}\n{turn['content']}", end, "\n"] for turn in messages)
         return [*chain.from_iterable(turns), start, "assistant\n"]
 
     return ChatFormat(tokenizer, parts, end, before)
@@ -94,7 +91,7 @@ def llama2(tokenizer: Tokenizer, control: Control) -> ChatFormat:
     control(NEWLINE)
     begin, end = control("<s>"), control("</s>")
 
-    def parts(messages: Sequence[Message]) -> list[int | str]:
+    def parts(messages: Sequence[Message]) -> Parts:
         system = ""
         if messages[0]["role"] == "system":
             system, messages = f"<<SYS>>\n{messages[0]['content']}\n<</SYS>>\n\n", messages[1:]
@@ -102,7 +99,7 @@ def llama2(tokenizer: Tokenizer, control: Control) -> ChatFormat:
         if roles != ["user", *["assistant", "user"] * (len(roles) // 2)]:
             raise UserError(f"Llama-2's chat format: roles {roles}; it must be user and assistant in turn, a user last")
         first, *contents = (message["content"] for message in messages)
-        dialog: list[int | str] = [begin, f"[INST] {(system + first).strip()} [/INST]"]
+        dialog: Parts = [begin, f"[INST] {(system + first).strip()} [/INST]"]
         for answer, user in zip(contents[::2], contents[1::2], strict=True):
             dialog[-1] = f"{dialog[-1]} {answer.strip()} "
             dialog += [end, begin, f"[INST] {user.strip()} [/INST]"]
@@ -116,11 +113,10 @@ def zephyr(tokenizer: Tokenizer, control: Control) -> ChatFormat:
     control(NEWLINE)
     end, before = control("</s>"), "<|assistant|>\n"
 
-    def parts(messages: Sequence[Message]) -> list[int | str]:
-        texts = [f"\n<|{message['role']}|>\n{message['content']}" for message in messages]
-        texts[0] = texts[0].removeprefix("\n")
-        turns: list[Parts] = [(text, end) for text in texts]
-        return [*chain.from_iterable(turns), f"\n{before}"]
+    def parts(messages: Sequence[Message]) -> Parts:
+        texts = [f"<|{message['role']}|>\n{message['content']}" for message in messages]
+        turns: Iterator[Parts] = (["\n" + text, end] for text in texts[1:])
+        return [texts[0], end, *chain.from_iterable(turns), "\n" + before]
 
     return ChatFormat(tokenizer, parts, end, before)
 
@@ -153,9 +149,9 @@ def load_chat(folder: Path | str) -> ChatFormat:
 
 def _template(folder: Path) -> str:
     """The chat template's text, from its own file or from tokenizer_config.json."""
-    own, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if own.is_file():
+    if (own := folder / "chat_template.jinja").is_file():
         return own.read_text(encoding="utf-8")
+    config = folder / "tokenizer_config.json"
     template = read_table(config).get("chat_template") if config.is_file() else None
     if not isinstance(template, str):
         raise UserError(f"{config}: no chat_template; use a chat (instruct) model")

@@ -8,14 +8,12 @@ from typing import Any
 
 from stages.files import UserError
 
+# Keys of config.json of which one value is implemented; all but `model_type` may be missing.
 ONLY = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-"""Keys of config.json of which one value is implemented; all but `model_type` may be missing."""
 
 
 @dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3.1's frequency scaling (`rope_type: llama3`)."""
-
+class RopeScaling:  # Llama 3.1's
     factor: float
     low_freq_factor: float
     high_freq_factor: float
@@ -49,9 +47,8 @@ class LlamaConfig:
 
     @property
     def block_weights(self) -> int:
-        """Weights in the matrix products of all blocks."""
-        block = self.hidden_size * (2 * self.q_size + 2 * self.kv_size + 3 * self.intermediate_size)
-        return self.num_hidden_layers * block
+        rows = 2 * self.q_size + 2 * self.kv_size + 3 * self.intermediate_size
+        return self.num_hidden_layers * self.hidden_size * rows
 
     @property
     def head_weights(self) -> int:
@@ -67,7 +64,7 @@ class LlamaConfig:
         """Read `folder`/config.json; `UserError` if it is missing or damaged, or asks for what is not implemented."""
         path = Path(folder) / "config.json"
         if not path.is_file():
-            raise no_config(Path(folder))
+            raise no_config(path.parent)
         return cls.from_dict(read_table(path), str(path))
 
     @classmethod
@@ -75,15 +72,18 @@ class LlamaConfig:
         for key, value in {**ONLY, "model_type": None, **table}.items():
             if key in ONLY and value != ONLY[key]:
                 raise UserError(f"{where}: {key} is {value!r}; only {ONLY[key]!r} is implemented")
+        rope = table.get("rope_parameters") or table.get("rope_scaling") or {}  # two spellings
+        kind, scaling = rope.get("rope_type", rope.get("type", "default")), None
+        if kind not in ("default", "llama3"):
+            raise UserError(f"{where}: rope type {kind!r} is unknown; 'default' and 'llama3' are implemented")
         try:
+            if kind == "llama3":
+                scaling = RopeScaling(**{field.name: rope[field.name] for field in fields(RopeScaling)})
             heads = table["num_attention_heads"]
-            values: dict[str, Any] = {
-                "num_key_value_heads": heads,
-                "head_dim": table["hidden_size"] // heads,
-                "tie_word_embeddings": False,
-                **{key: value for key, value in table.items() if value is not None},
-                **_rope(table, where),
-            }
+            values = {"num_key_value_heads": heads, "head_dim": table["hidden_size"] // heads}
+            values |= {"tie_word_embeddings": False} | {key: value for key, value in table.items() if value is not None}
+            theta = rope.get("rope_theta", table.get("rope_theta", 10_000.0))
+            values |= {"rope_theta": float(theta), "rope_scaling": scaling}
             return cls(**{field.name: values[field.name] for field in fields(cls)})
         except KeyError as error:
             raise UserError(f"{where}: key {error} is missing; fetch the file again") from None
@@ -99,20 +99,7 @@ class LlamaConfig:
         return frequencies
 
 
-def _rope(table: dict[str, Any], where: str) -> dict[str, Any]:
-    """RoPE's base and scaling, from either spelling: `rope_theta` + `rope_scaling`, or `rope_parameters`."""
-    rope = table.get("rope_parameters") or table.get("rope_scaling") or {}
-    kind, scaling = rope.get("rope_type", rope.get("type", "default")), None
-    if kind == "llama3":
-        scaling = RopeScaling(**{field.name: rope[field.name] for field in fields(RopeScaling)})
-    elif kind != "default":
-        raise UserError(f"{where}: rope type {kind!r} is unknown; 'default' and 'llama3' are implemented")
-    theta = rope.get("rope_theta", table.get("rope_theta", 10_000.0))
-    return {"rope_theta": float(theta), "rope_scaling": scaling}
-
-
 def no_config(folder: Path) -> UserError:
-    """The error for a folder without config.json: it is in Meta's layout, or no model."""
     if any((source / "params.json").is_file() for source in (folder, folder / "original")):
         advice = f"run python -m prepare.meta {folder} {folder}-hf and point model.path at {folder}-hf"
         return UserError(f"{folder}: params.json but no config.json, so Meta's layout; {advice}")

@@ -6,8 +6,7 @@ from stages.files import UserError
 
 
 def generation_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """The dtype of generation's products: the setting, or for "auto" bfloat16, int8 (on a CPU) or float32, the first
-    that is native. Raises `UserError` for int8 that is not."""
+    """The setting's; for "auto" the first native one of bfloat16, int8, float32. `UserError` for int8 that is not."""
     int8 = device.type == "cpu" and int8_is_native()
     if setting == "int8" and not int8:
         where = "CUDA" if device.type == "cuda" else "this processor, which lacks VNNI"
@@ -17,14 +16,11 @@ def generation_dtype(setting: str, device: torch.device) -> torch.dtype:
 
 
 def training_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """The dtype of training's products: the setting, or for "auto" bfloat16 if it is native, else float32.
-
-    "int8", which only generation can use, is float32 here.
-    """
+    """The setting's; for "auto" bfloat16 if native, else float32; for "int8", which only generation uses, float32."""
     if setting != "auto":
         return torch.float32 if setting == "int8" else getattr(torch, setting)
-    bfloat16 = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16")
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _has(*bfloat16)
+    cuda = device.type == "cuda"
+    native = torch.cuda.is_bf16_supported() if cuda else _has("avx512_bf16", "amx_bf16", "amx_tile", "bf16")
     return torch.bfloat16 if native else torch.float32
 
 
@@ -34,6 +30,4 @@ def int8_is_native() -> bool:
 
 
 def _has(*names: str) -> bool:
-    """Whether the processor has one of these capabilities."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in names)
+    return any(map(torch.cpu.get_capabilities().get, names))

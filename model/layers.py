@@ -1,4 +1,4 @@
-"""The model's layers: linear, RMSNorm and SwiGLU. The backward passes by hand keep fewer tensors than autograd would.
+"""The model's layers. The backward passes by hand keep fewer tensors than autograd would.
 
 Shapes: t tokens, d hidden_size, i intermediate_size; in linear layers i and o, the sizes of input and output.
 """
@@ -13,8 +13,6 @@ Weight = Tensor | Int8Weight  # a plain tensor [o, i], or a packed one for infer
 
 
 class Linear(nn.Linear):
-    """x W^T, without a bias."""
-
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
 

@@ -1,8 +1,7 @@
 """Llama by hand: one forward for training, prefill and decode.
 
-Tokens are flat: no batch dimension and no padding. The caller passes in what differs between uses: `attend` knows which
-tokens see which; `head` makes logits or log-probabilities inside the forward, since under FSDP the weight is whole only
-there.
+Tokens are flat: no batch dimension and no padding. `attend` knows which tokens see which; `head` makes logits or
+log-probabilities inside the forward, since under FSDP the weight is whole only there.
 
 Shapes: t tokens, d hidden_size, h query heads, k key-value heads, v vocabulary.
 """
@@ -18,10 +17,9 @@ from kernels.rope import Rope, rope_tables
 from model.config import LlamaConfig
 from model.layers import Linear, RMSNorm, SwiGLU, Weight, linear
 
+# (layer, q and k [t, h + k, head_dim], v [t, k, head_dim], rope) -> [t, h, head_dim]; q and k are not rotated yet.
 Attend = Callable[[int, Tensor, Tensor, Rope], Tensor]
-"""(layer, q and k [t, h + k, head_dim], v [t, k, head_dim], rope) -> [t, h, head_dim]; q and k are not rotated yet."""
-Head = Callable[[Tensor, Weight], Tensor]
-"""(hidden [t, d], weight [v, d]) -> what the caller needs, for example logits."""
+Head = Callable[[Tensor, Weight], Tensor]  # (hidden [t, d], weight [v, d]) -> what the caller needs, such as logits
 
 
 class Llama(nn.Module):
@@ -68,8 +66,7 @@ class Block(nn.Module):
         return self._forward(x_td, layer, attend, rope)
 
     def _forward(self, x_td: Tensor, layer: int, attend: Attend, rope: Rope) -> Tensor:
-        qk, v = self._before(x_td)
-        return self._behind(x_td, attend(layer, qk, v, rope))
+        return self._behind(x_td, attend(layer, *self._before(x_td), rope))
 
     def _before(self, x_td: Tensor) -> tuple[Tensor, Tensor]:
         return self.self_attn.project(self.input_layernorm(x_td))

@@ -1,7 +1,4 @@
-"""A model for inference: its weights packed, in the layout of the products; for int8 after a rotation.
-
-oneDNN would lay a plain bf16 weight out anew in every product.
-"""
+"""A model for inference: its weights packed, since oneDNN would lay a plain one out anew in every product."""
 
 from functools import reduce
 from math import gcd
@@ -42,9 +39,8 @@ def pack(model: Llama, products: torch.dtype) -> Llama:
 def rotate(model: Llama) -> None:
     """Rotate the residual stream without changing the logits (QuaRot, arXiv 2404.00456).
 
-    A few of a Llama's channels are far larger than the others, and would set the scale by which int8 rounds all of
-    them. So the norms' weights w are multiplied into the products that follow, and a Hadamard matrix mixes each block
-    of `ROTATED` neighbouring channels. With Q the orthogonal, symmetric matrix of all these blocks:
+    A few of a Llama's channels are far larger than the others, and would set the scale by which int8 rounds them all.
+    With w a norm's weights, and Q orthogonal and symmetric, of a Hadamard matrix for each `ROTATED` channels:
 
         E -> E Q    W_in -> W_in diag(w) Q    W_out -> Q W_out    since  norm(x Q) = norm(x) Q
     """
@@ -72,7 +68,7 @@ def rotate(model: Llama) -> None:
 
 
 def hadamard(size: int) -> Tensor:
-    """The orthogonal Hadamard matrix of Sylvester's construction, fp32 [size, size]; `size` is a power of 2."""
+    """Sylvester's Hadamard matrix, orthogonal, fp32 [size, size]; `size` is a power of 2."""
     two = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     return reduce(torch.kron, [two] * (size.bit_length() - 1), torch.ones(1, 1)) / size**0.5
 

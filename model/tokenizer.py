@@ -19,31 +19,28 @@ LLAMA3_SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """Llama 3's words, within which tokens are merged."""
-
-LLAMA3_NAMED = [
-    *("begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1", "finetune_right_pad_id"),
-    *("step_id", "start_header_id", "end_header_id", "eom_id", "eot_id", "python_tag", "image"),
-]
-LLAMA3_SPECIAL = [f"<|{n}|>" for n in (*LLAMA3_NAMED, *(f"reserved_special_token_{i}" for i in range(2, 246)))]
+LLAMA3_NAMED = (
+    "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 finetune_right_pad_id step_id "
+    "start_header_id end_header_id eom_id eot_id python_tag image"
+)
+LLAMA3_SPECIAL = [f"<|{n}|>" for n in (*LLAMA3_NAMED.split(), *(f"reserved_special_token_{i}" for i in range(2, 246)))]
 """The 256 control tokens that follow the ranks, by the names of Llama 3.1 and later. The ids are also Llama 3's."""
 
 
 class JsonTokenizer:
-    """A tokenizer of the library `tokenizers`, from Hugging Face's tokenizer.json or Meta's ranks."""
+    """From Hugging Face's tokenizer.json or Meta's ranks, by the library `tokenizers`."""
 
     def __init__(self, backend: tokenizers.Tokenizer):
-        self.backend = backend
-        self.backend.encode_special_tokens = True
-        self.backend.no_truncation()
-        self.backend.no_padding()
-        self.vocab_size = backend.get_vocab_size()
+        self.backend, self.vocab_size = backend, backend.get_vocab_size()
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text: no BOS, no control tokens."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """The characters [start, end) of `text` that each of `encode(text)` stands for."""
+        """The characters [start, end) of each of `encode(text)`."""
         return self.backend.encode(text, add_special_tokens=False).offsets
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -51,16 +48,15 @@ class JsonTokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def control(self, token: str) -> int | None:
-        """The id of a control token, or None if the vocabulary lacks it."""
+        """The id, or None if the vocabulary lacks it."""
         return self.backend.token_to_id(token)
 
 
 class SentencePieceTokenizer:
-    """A tokenizer of the library `sentencepiece`, from its tokenizer.model: Llama 2, TinyLlama. Methods as above."""
+    """From sentencepiece's tokenizer.model: Llama 2, TinyLlama. Methods as above."""
 
     def __init__(self, backend: sentencepiece.SentencePieceProcessor):
-        self.backend = backend
-        self.vocab_size = backend.get_piece_size()
+        self.backend, self.vocab_size = backend, backend.get_piece_size()
 
     def encode(self, text: str) -> list[int]:
         return self.backend.encode(text)
@@ -69,7 +65,7 @@ class SentencePieceTokenizer:
         """Each token of a character spelled in bytes gets the character, which the library gives to the last alone."""
         mapping = self.backend.encode(text, out_type="offset_mapping")
         ids, spans = mapping["ids"], mapping["offsets"]
-        for i in range(len(ids) - 2, -1, -1):
+        for i in reversed(range(len(ids) - 1)):
             if spans[i][0] == spans[i][1] and self.backend.is_byte(ids[i]):
                 spans[i] = spans[i + 1]
         return spans
@@ -87,10 +83,10 @@ Tokenizer = JsonTokenizer | SentencePieceTokenizer
 
 def tokenizer_file(folder: Path | str) -> Path:
     """The file of a model's tokenizer: tokenizer.json, else tokenizer.model. Raises `UserError` if there is neither."""
-    paths = [Path(folder) / "tokenizer.json", Path(folder) / "tokenizer.model"]
-    for path in filter(Path.is_file, paths):
-        return path
-    raise UserError(f"{paths[0]}: no such file, nor tokenizer.model; point model.path at a Hugging Face directory")
+    for path in (Path(folder) / "tokenizer.json", Path(folder) / "tokenizer.model"):
+        if path.is_file():
+            return path
+    raise UserError(f"{folder}/tokenizer.json: no such file, nor tokenizer.model; name a Hugging Face directory")
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
@@ -129,13 +125,13 @@ def tiktoken_backend(path: Path) -> tokenizers.Tokenizer:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in LLAMA3_SPECIAL])
     begin = LLAMA3_SPECIAL[0]
-    single, pair = f"{begin} $A", f"{begin} $A {begin}:1 $B:1"
-    backend.post_processor = processors.TemplateProcessing(single, pair, [(begin, len(ranks))])
+    templates = f"{begin} $A", f"{begin} $A {begin}:1 $B:1"  # of a single text and of a pair
+    backend.post_processor = processors.TemplateProcessing(*templates, [(begin, len(ranks))])
     return backend
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
-    """Each token's rank, which is its id: 0, 1, 2, ... in order; all single bytes are among them."""
+    """Each token's rank, which is its id; all single bytes are among them."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
@@ -145,6 +141,6 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
             raise UserError(f"{path}, line {number}: expected 'base64 rank'; fetch the file again") from None
         if not len(ranks) == int(rank) + 1 == number:
             raise UserError(f"{path}, line {number}: ranks must count from 0, each token once; fetch the file again")
-    if any(bytes([byte]) not in ranks for byte in range(256)):
+    if not {bytes([byte]) for byte in range(256)} <= ranks.keys():
         raise UserError(f"{path}: not all 256 single bytes are tokens; fetch the file again")
     return ranks

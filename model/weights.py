@@ -1,7 +1,6 @@
 """Weights between Hugging Face's safetensors and the model: strict, streamed, sharded or whole.
 
-The model fuses q, k, v and gate, up, so a parameter is several of a checkpoint's tensors stacked by rows. A rank that
-holds some of the rows reads only those.
+The model fuses q, k, v and gate, up, so a parameter is several of a checkpoint's tensors stacked by rows.
 """
 
 import shutil
@@ -25,14 +24,13 @@ FUSED = {
     "gate_up_proj": {"gate_proj": "intermediate_size", "up_proj": "intermediate_size"},
 }
 """The projections that a fused one stacks, in order of rows, and the numbers of rows by their names in the config."""
-
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 COPIED = ("tokenizer", "special_tokens", "generation_config", "chat_template", "vocab", "merges", "added_tokens")
 SHARD_BYTES = 4 * 2**30
 
 
 def parts(name: str, rows: int, config: LlamaConfig) -> dict[str, int]:
-    """The checkpoint's tensors that a parameter of so many rows stacks: their names and rows, in order."""
+    """The names and rows of the checkpoint's tensors that a parameter stacks, in order."""
     prefix = "" if name.startswith("lm_head.") else "model."
     for fused, projections in FUSED.items():
         if f".{fused}." in name:
@@ -41,10 +39,9 @@ def parts(name: str, rows: int, config: LlamaConfig) -> dict[str, int]:
 
 
 class Checkpoint:
-    """The safetensors of a Hugging Face directory, read by name and rows; single file or sharded by an index."""
+    """A Hugging Face directory's safetensors. Raises `UserError` if there are none, or one is missing or damaged."""
 
     def __init__(self, folder: Path | str):
-        """Raises `UserError` if there are no weights, or a file is missing or damaged."""
         self.folder = Path(folder)
         files, index = {SINGLE}, self.folder / INDEX
         if index.is_file():
@@ -81,15 +78,13 @@ class Checkpoint:
             for name, parameter in model.named_parameters()
             for part, rows in parts(name, parameter.shape[0], model.config).items()
         }
-        for name, shape in expected.items():
-            if name not in self.slices:
-                raise UserError(f"{self.folder}: tensor {name} is missing; config.json and weights do not match")
-            if (actual := self.slices[name].get_shape()) != shape:
-                raise UserError(f"{self.folder}: tensor {name} has shape {actual}, config.json says {shape}")
-        tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-        for name in sorted(self.slices.keys() - expected.keys() - tied):
-            if not name.endswith("rotary_emb.inv_freq"):
-                raise UserError(f"{self.folder}: tensor {name} is unexpected; config.json and weights do not match")
+        ignored = ("rotary_emb.inv_freq", *(["lm_head.weight"] if model.config.tie_word_embeddings else []))
+        shapes = {name: part.get_shape() for name, part in self.slices.items() if not name.endswith(ignored)}
+        for name in expected | shapes:
+            if (shape := shapes.get(name)) != expected.get(name):
+                wrong = f"has shape {shape}, config.json says {expected[name]}" if name in expected else "is unexpected"
+                wrong = wrong if shape else "is missing"
+                raise UserError(f"{self.folder}: tensor {name} {wrong}; config.json and weights do not match")
 
 
 @torch.no_grad()
@@ -130,9 +125,9 @@ def split_parameters(parameters: Iterable[tuple[str, Tensor]], config: LlamaConf
 
 
 def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> list[Path]:
-    """Write named tensors as Hugging Face's safetensors: one file, or shards of at most 4 GiB and their index.
+    """Write named tensors as safetensors, one file or shards of at most 4 GiB and their index; returns the files.
 
-    Tensors are taken one after another, and at most one shard is in memory. Returns the files.
+    At most one shard is in memory.
     """
     shard: dict[str, Tensor] = {}
     names, total, size = list[list[str]](), 0, 0  # size: bytes in `shard`
@@ -169,10 +164,10 @@ def save_pretrained(
     source, folder = Path(source), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = split_parameters(parameters, config)
-    first = next(tensors)
-    written = write_tensors(chain([first], tensors), folder)
+    name, first = next(tensors)
+    written = write_tensors(chain([(name, first)], tensors), folder)
     table = read_table(source / "config.json")
-    table["dtype" if "dtype" in table else "torch_dtype"] = str(first[1].dtype).removeprefix("torch.")
+    table["dtype" if "dtype" in table else "torch_dtype"] = str(first.dtype).removeprefix("torch.")
     write_json(folder / "config.json", table)
     copied = [path for path in sorted(source.iterdir()) if path.is_file() and path.name.startswith(COPIED)]
     for path in copied if source != folder else ():

@@ -1,16 +1,13 @@
-"""Constructed judging data: `python -m prepare.construct` writes the made files of data/, from what stands there.
+"""Constructed judging data: `python -m prepare.construct` writes the made files of data/ (data/README.md).
 
-    prompts/families*.toml -> prompts/families*.jsonl        prompts of task families and topics
-    prompts/, answers/, sft/flaws.toml -> sft/*.jsonl.gz     SFT examples, `sft.examples` of a config
-    prompts/, answers/, sft/flaws.toml -> evaluation/, tuning/   groups and comparisons of known quality
-
-The files depend on nothing else, so the command writes the same bytes again. With `--model FOLDER` it first samples
+It writes the same bytes again, as nothing but files of data/ goes in. With `--model FOLDER` it first samples
 answers/*.jsonl.gz, the model's own answers to the prompts, anew (an hour on two cores).
 """
 
 import argparse
 import gzip
 import json
+import operator
 import random
 import re
 import tomllib
@@ -27,24 +24,19 @@ from stages.records import Record
 from stages.seeds import request_seed
 
 DATA = Path("data")
-Files = Iterator[tuple[str, Iterable[Record]]]
-"""Names below data/, and the rows of each file."""
+Files = Iterator[tuple[str, Iterable[Record]]]  # names below data/, and the rows of each file
 
-FAMILIES = (("families", "f", 2400), ("families_evaluation", "g", 240))
-"""Name of the TOML file, first letter of the ids, and number of prompts."""
-FAMILIES_SEED = 20240728
-TUNING = ("titles", "diary", "dos_and_donts", "soften")
-"""Families set apart: a recipe is chosen on prompts that it does not train on."""
+FAMILIES = (("families", "f", 2400), ("families_evaluation", "g", 240))  # TOML file, ids' first letter, prompts
+FAMILIES_SEED, CASES_SEED = 20240728, 2024
+TUNING = ("titles", "diary", "dos_and_donts", "soften")  # set apart: a recipe is chosen on prompts not trained on
 NUMBERS: dict[str, Any] = {"few": ("three", "four", "five", "six", "seven", "eight", "nine")}
 NUMBERS |= {"digit": range(3, 10), "many": range(12, 61)}
 
 TEMPERATURES: dict[str, tuple[float, ...]] = dict.fromkeys(("train", "evaluation"), (0.2, 0.8, 1.6))
 TEMPERATURES |= {"families": (0.4,), "families_tuning": (0.4,), "families_evaluation": (0.4, 1.6)}
 """For each set of prompts: the temperatures of its answers."""
-
 CASES = {"evaluation": (("evaluation", "families_evaluation"), 72, 120), "tuning": (("families_tuning",), 48, 60)}
 """For each folder: its sets of prompts, and the numbers of groups and of comparisons."""
-CASES_SEED = 2024
 
 
 def families(source: Record, letter: str, count: int) -> list[Record]:
@@ -56,8 +48,8 @@ def families(source: Record, letter: str, count: int) -> list[Record]:
     draw = random.Random(FAMILIES_SEED)
 
     def fill(template: str, topic: str) -> str:
-        text = re.sub(r"\{(few|digit|many)\}", lambda match: str(draw.choice(NUMBERS[match[1]])), template)
-        return text.replace("{topic}", topic)
+        template = re.sub(r"\{(few|digit|many)\}", lambda match: str(draw.choice(NUMBERS[match[1]])), template)
+        return template.replace("{topic}", topic)
 
     used: Counter[tuple[str, ...]] = Counter()
     seen: set[str] = set()
@@ -75,8 +67,8 @@ def families(source: Record, letter: str, count: int) -> list[Record]:
             topic, template, prompt = next(candidate for candidate in filled if candidate[2] not in seen)
             seen.add(prompt)
             used.update([(topic,), (name, topic), (name, topic, template), (name, "wording", template)])
-            row = {"id": f"{letter}{len(rows) + 1:04d}", "prompt": prompt}
-            rows.append({**row, "category": family["category"], "topic": topic, "family": name})
+            row = {"id": f"{letter}{len(rows) + 1:04d}", "prompt": prompt, "category": family["category"]}
+            rows.append(row | {"topic": topic, "family": name})
     return rows
 
 
@@ -96,32 +88,29 @@ def answer_files(model: Path) -> Files:
         asked = [(row, f"{row['id']}/{temperature}", temperature) for row in prompts for temperature in temperatures]
         params = [SamplingParams(t, 0.95, 96, request_seed(0, 0, "answers", answer)) for _, answer, t in asked]
         outputs = llm.chat([[{"role": "user", "content": row["prompt"]}] for row, _, _ in asked], params)
-        rows: list[Record] = []
-        for (row, answer, temperature), output in zip(asked, outputs, strict=True):
-            rows.append({"id": answer, "prompt_id": row["id"], "temperature": temperature})
-            rows[-1] |= {"text": output.text.strip(), "finish_reason": output.finish_reason}
-        yield f"answers/{name}.jsonl.gz", rows
+        names = [{"id": answer, "prompt_id": row["id"], "temperature": t} for row, answer, t in asked]
+        texts = [{"text": output.text.strip(), "finish_reason": output.finish_reason} for output in outputs]
+        yield f"answers/{name}.jsonl.gz", map(operator.or_, names, texts)
 
 
 def constructor(names: Iterable[str], seed: int) -> Constructor:
-    """A constructor on sets of prompts and their answers."""
     prompts = [row for name in names for row in read_jsonl(DATA / f"prompts/{name}.jsonl")]
     answers = [row for name in names for row in read_jsonl(DATA / f"answers/{name}.jsonl.gz")]
     return Constructor(load_sources(prompts, answers), seed)
 
 
 def sft_files() -> Files:
-    """The SFT examples of the tests' config, and those of the default config, lesson by lesson.
+    """The SFT examples of the tests' and of the default config.
 
-    Lessons: decisions alone; judgments; judgments and comparisons in turn, as many of each. Hand-written rows are
-    spread over the second and third lesson, the model's own answers over all.
+    The default's lessons: decisions alone; judgments; judgments and comparisons in turn. Hand-written rows are spread
+    over the second and third lesson, the model's own answers over all.
     """
     tiny = constructor(["train"], seed=0)
     judgments, comparisons = list(tiny.judge_examples(240)), list(tiny.metajudge_examples(120))
     yield "sft/tiny.jsonl.gz", [*judgments[:120], *spread(judgments[120:], comparisons)]
 
     default = constructor(["train", "families"], seed=1)
-    decisions, judgments = list(default.decision_examples(1200)), list(default.judge_examples(2400))
+    decisions, judgments = list(default.judge_examples(1200, decisions=True)), list(default.judge_examples(2400))
     comparisons, answers = list(default.metajudge_examples(1800)), list(default.answer_examples(500))
     written = list(labelled_rows(DATA / "judged/train.jsonl"))
     random.Random(1).shuffle(written)
@@ -146,7 +135,6 @@ def case_files() -> Files:
 
 
 def write(files: Files) -> None:
-    """Write each file; the content of a compressed one depends on its rows and on zlib alone."""
     for name, rows in files:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(DATA / name, gzip.compress(text.encode(), mtime=0) if name.endswith(".gz") else text)
@@ -156,10 +144,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the made files of data/; run from the repository's root.")
     parser.add_argument("--model", type=Path, help="Hugging Face directory of the model that answers the prompts anew")
     model = parser.parse_args().model
-    write(prompt_files())
-    write(answer_files(model) if model else iter(()))
-    write(sft_files())
-    write(case_files())
+    for files in (prompt_files(), answer_files(model) if model else iter(()), sft_files(), case_files()):
+        write(files)
 
 
 if __name__ == "__main__":

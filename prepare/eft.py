@@ -1,38 +1,31 @@
 """Evaluation fine-tuning (EFT, arXiv 2401.10020): examples of judging, from replies that people have ranked.
 
-The seed model judges each reply eft.N times. Round i of a group has the i-th judgment of each reply. The first round
-whose scores put the replies in the people's order gives the examples, so the seed model learns from those of its
-judgments that people agree with.
+The seed model judges each reply eft.N times; round i of a group has the i-th judgment of each reply. The first round
+whose scores put the replies in the people's order gives the examples.
 """
 
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from judging.judge import judge_items, judge_section, read_score
-from judging.scores import distinct_responses
-from model.chat import ChatFormat
 from prepare.rankings import LeftOut, RankedGroup, ranked_groups
-from sampling.worker import Item, Worker, generation_settings
+from sampling.worker import Worker, generation_settings
 from stages.files import UserError, read_manifest, read_shards, stage_key
 from stages.records import Record, group_by
 from stages.seeds import request_seed
 from stages.settings import Eft, Settings, VerdictPosition, as_dict
 from stages.stage import Job, Output, Stage, first_rank
 
-Order = Literal["strict", "weak"]
 Scores = Sequence[int | float | None]  # of a group's replies; None for a judgment without a score
-SHUFFLES = 50
 
 
-class Outcome(StrEnum):
-    """Whether a round's scores agree with the ranks. A group's outcome is the first of these that any round has."""
-
+class Outcome(StrEnum):  # of a round's scores, against the ranks; a group's is the first of these that any round has
     AGREES = "agrees"
     DISAGREES = "disagrees"  # a better reply has a lower score or, with the strict order, an equal one
     EQUAL_SCORES = "equal_scores"  # all scores are equal
@@ -44,11 +37,12 @@ def read_sources(eft: Eft) -> tuple[list[RankedGroup], dict[str, dict[str, int]]
     groups: dict[str, RankedGroup] = {}
     counts = {}
     for path in eft.sources:
-        from_source, reasons = ranked_groups(Path(path), eft)
-        new = {group.id: group for group in reversed(from_source) if group.id not in groups}
-        reasons[LeftOut.REPEATED] += len(from_source) - len(new)
-        groups |= reversed(new.items())
-        counts[path] = {"groups": len(new)} | {str(reason): reasons[reason] for reason in LeftOut if reasons[reason]}
+        before, (own, reasons) = len(groups), ranked_groups(Path(path), eft)
+        for group in own:
+            groups.setdefault(group.id, group)
+        new = len(groups) - before
+        reasons[LeftOut.REPEATED] += len(own) - new
+        counts[path] = {"groups": new} | {str(reason): reasons[reason] for reason in LeftOut if reasons[reason]}
     return list(groups.values()), counts
 
 
@@ -58,19 +52,8 @@ def is_held_out(group: RankedGroup, settings: Settings) -> bool:
     return random.Random(seed).random() < settings.eft.held_out
 
 
-def eft_items(groups: Iterable[RankedGroup], chat: ChatFormat, settings: Settings) -> Iterator[Item]:
-    """eft.N judge requests for each reply; reply k of a group has the id "group/k"."""
-    replies = (
-        {"id": f"{group.id}/{k}", "prompt_id": group.id, "prompt": group.prompt, "text": reply["text"]}
-        for group in groups
-        for k, reply in enumerate(group.replies)
-    )
-    distinct = distinct_responses(reply | {"finish_reason": "stop"} for reply in replies)
-    return judge_items(distinct, chat, settings, 0, settings.eft.N)
-
-
-def outcome(ranks: Sequence[int], scores: Scores, order: Order) -> Outcome:
-    """The outcome of one round's scores against the replies' ranks; replies without a score are left out."""
+def outcome(ranks: Sequence[int], scores: Scores, order: str) -> Outcome:
+    """The outcome of one round's scores against the replies' ranks."""
     scored = [(rank, score) for rank, score in zip(ranks, scores, strict=True) if score is not None]
     pairs = [(high, low) for better, high in scored for worse, low in scored if better < worse]
     if not pairs:
@@ -81,22 +64,10 @@ def outcome(ranks: Sequence[int], scores: Scores, order: Order) -> Outcome:
     return Outcome.AGREES if agrees else Outcome.DISAGREES
 
 
-def first_agreeing(ranks: Sequence[int], rounds: Sequence[Scores], order: Order) -> int | Outcome:
+def first_agreeing(ranks: Sequence[int], rounds: Iterable[Scores], order: str) -> int | Outcome:
     """The number of a group's first round that agrees; without such a round, the group's outcome."""
     outcomes = [outcome(ranks, scores, order) for scores in rounds]
     return outcomes.index(Outcome.AGREES) if Outcome.AGREES in outcomes else next(o for o in Outcome if o in outcomes)
-
-
-def agreeing_by_chance(groups: Iterable[tuple[Sequence[int], Sequence[Scores]]], order: Order, seed: int) -> float:
-    """Number of groups, each (ranks, rounds), that agree when their ranks are shuffled; the mean over `SHUFFLES`.
-
-    A judge that knows nothing of people's preferences has as many groups accepted, as one of several rounds may agree.
-    """
-    draw, agreeing = random.Random(request_seed(seed, 0, "eft", "chance")), 0
-    for ranks, rounds in groups:
-        for _ in range(SHUFFLES):
-            agreeing += isinstance(first_agreeing(draw.sample(ranks, len(ranks)), rounds, order), int)
-    return agreeing / SHUFFLES
 
 
 def justification(text: str, verdict_position: VerdictPosition) -> str:
@@ -106,10 +77,7 @@ def justification(text: str, verdict_position: VerdictPosition) -> str:
 
 
 def downsampled(rows: list[Record], seed: int) -> list[Record]:
-    """The rows with the most frequent score cut to the count of the second, lest the judge learn to always give it.
-
-    The dropped rows are drawn. All rows stay if the two scores are equally frequent or there is only one score.
-    """
+    """The rows with the most frequent score cut, by draw, to the count of the second, lest the judge always give it."""
     frequent = Counter(row["score"] for row in rows).most_common(2)
     if len(frequent) < 2:
         return rows
@@ -124,35 +92,23 @@ def choose(
     groups: Sequence[RankedGroup], judgments: Mapping[str, Sequence[Record]], settings: Settings
 ) -> tuple[list[Record], Record]:
     """The examples, and the manifest's facts about them; `judgments` by reply id, each reply's in order."""
-    order, position = settings.eft.order, settings.judge.verdict_position
-    rounds = [list(zip(*(judgments[f"{g.id}/{k}"] for k in range(len(g.replies))), strict=True)) for g in groups]
-    scores = [[[row["score"] for row in own] for own in of_group] for of_group in rounds]
-    judged = list(zip([[reply["rank"] for reply in group.replies] for group in groups], scores, strict=True))
-    firsts = [first_agreeing(*ranks_and_scores, order) for ranks_and_scores in judged]
-    rows = [
-        {
-            "kind": "judge",
-            "prompt": group.prompt,
-            "response": reply["text"],
-            "score": row["score"],
-            "justification": justification(row["text"], position),
-            "judgment_id": row["id"],
-            "rank": reply["rank"],
-            "flaw": "",
-        }
-        for group, own, first in zip(groups, rounds, firsts, strict=True)
-        if isinstance(first, int)
-        for reply, row in zip(group.replies, own[first], strict=True)
-        if row["score"] is not None
-    ]
+    rows, firsts = list[Record](), list[int | Outcome]()
+    for group in groups:
+        rounds = list(zip(*(judgments[f"{group.id}/{k}"] for k in range(len(group.replies))), strict=True))
+        ranks, scores = [reply["rank"] for reply in group.replies], [[row["score"] for row in own] for own in rounds]
+        firsts.append(first := first_agreeing(ranks, scores, settings.eft.order))
+        for reply, row in zip(group.replies, rounds[first], strict=True) if isinstance(first, int) else ():
+            if row["score"] is not None:
+                example = {"kind": "judge", "prompt": group.prompt, "response": reply["text"], "score": row["score"]}
+                example["justification"] = justification(row["text"], settings.judge.verdict_position)
+                rows.append(example | {"judgment_id": row["id"], "rank": reply["rank"], "flaw": ""})
     kept = downsampled(rows, settings.seed) if settings.eft.downsample else rows
     accepted = {str(i): firsts.count(i) for i in range(settings.eft.N)}
-    outcomes = {f"groups.{reason}": firsts.count(reason) for reason in Outcome}
-    outcomes[f"groups.{Outcome.AGREES}"] = sum(accepted.values())
+    counts = {f"groups.{reason}": firsts.count(reason) for reason in Outcome}
+    counts[f"groups.{Outcome.AGREES}"] = sum(accepted.values())
     given = {name: Counter(row["score"] for row in some) for name, some in (("rows", rows), ("examples", kept))}
     return kept, {
-        "counts": outcomes | {"rows": len(rows), "downsampled": len(rows) - len(kept), "examples": len(kept)},
-        "agreeing_by_chance": round(agreeing_by_chance(judged, order, settings.seed), 1),
+        "counts": counts | {"rows": len(rows), "downsampled": len(rows) - len(kept), "examples": len(kept)},
         "accepted_round": accepted,
         "scores": {name: {str(score): some[score] for score in sorted(some)} for name, some in given.items()},
     }
@@ -175,7 +131,13 @@ def make_examples(job: Job) -> Output:
     section, generation = _settings(settings, 0)
     read = {name: value for name, value in section.items() if name not in ("order", "downsample")}
     work = job.part("eft", "judgments", stage_key("eft-judgments", [read, generation, job.digests]))
-    worker.run(work, eft_items(training, worker.chat, settings), partial(read_score, judge=settings.judge))
+    replies = (
+        {"id": f"{group.id}/{k}", "prompt_id": group.id, "prompt": group.prompt, "text": reply["text"]}
+        for group in training
+        for k, reply in enumerate(group.replies)
+    )
+    items = judge_items(replies, worker.chat, settings, 0, settings.eft.N)
+    worker.run(work, items, partial(read_score, judge=settings.judge))
     examples, facts = choose(training, group_by(read_shards(work.out), "response_id"), settings)
     if not examples and first_rank():
         print(f"warning: no example: none of {len(training)} groups has a round that agrees", file=sys.stderr)

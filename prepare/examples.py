@@ -1,8 +1,4 @@
-"""SFT examples: labelled judgments and comparisons, in the rubric's form, as token ids.
-
-`python -m prepare.examples` gathers the labelled rows of the files that the config names, and of `prepare.eft`, in
-their order. It writes examples.jsonl for `dpo.sft`.
-"""
+"""SFT examples as token ids for `dpo.sft`: labelled rows of the files that the config names, and of `prepare.eft`."""
 
 import re
 from collections import Counter
@@ -15,7 +11,7 @@ from model.chat import ChatFormat, load_chat
 from stages.files import UserError, read_jsonl
 from stages.records import Message, Record
 from stages.settings import Settings, VerdictPosition
-from stages.stage import Job, Output, Stage
+from stages.stage import Inputs, Job, Output, Stage
 
 
 def labelled_rows(path: Path) -> Iterator[Record]:
@@ -27,14 +23,9 @@ def labelled_rows(path: Path) -> Iterator[Record]:
         if "responses" not in row:
             raise UserError(f"{path}, id {row.get('id')!r}: neither 'responses' nor a 'kind'; see data/README.md")
         for response in row["responses"]:
-            yield {
-                "kind": "judge",
-                "prompt": row["prompt"],
-                "response": response["text"],
-                "flaw": response.get("flaw", ""),
-                "score": response["score"],
-                "justification": evidence_text(response["evidence"]),
-            }
+            judged = {"response": response["text"], "flaw": response.get("flaw", ""), "score": response["score"]}
+            reason = evidence_text(response["evidence"])
+            yield {"kind": "judge", "prompt": row["prompt"], **judged, "justification": reason}
 
 
 def render(rows: Iterable[Record], chat: ChatFormat, settings: Settings) -> Iterator[Record]:
@@ -50,16 +41,9 @@ def render(rows: Iterable[Record], chat: ChatFormat, settings: Settings) -> Iter
             position = (settings.judge if row["kind"] == "judge" else settings.metajudge).verdict_position
             for i in decision_tokens(chat, text, position):
                 weights[i] = settings.sft.verdict_token_weight
-        yield {
-            "id": f"{row['kind']}/{number:05}",
-            "kind": row["kind"],
-            "flaw": row.get("flaw", ""),
-            "prompt": messages,
-            "completion": text,
-            "prompt_ids": chat.prompt_ids(messages),
-            "completion_ids": ids,
-            "token_weights": weights,
-        }
+        example = {"id": f"{row['kind']}/{number:05}", "kind": row["kind"], "flaw": row.get("flaw", "")}
+        example |= {"prompt": messages, "completion": text, "prompt_ids": chat.prompt_ids(messages)}
+        yield example | {"completion_ids": ids, "token_weights": weights}
 
 
 def _texts(row: Record, settings: Settings) -> tuple[list[Message], str]:
@@ -105,15 +89,12 @@ def _settings(settings: Settings, iteration: int) -> Any:
     }
 
 
+def _files(settings: Settings) -> Inputs:
+    return {"examples": settings.sft.examples}
+
+
 EXAMPLES = Stage(
-    "examples",
-    "prepare.examples",
-    gather,
-    settings=_settings,
-    inputs=("model",),
-    optional=("labelled",),
-    lists=("labelled",),
-    files=lambda settings: {"examples": settings.sft.examples},
+    "examples", "prepare.examples", gather, _settings, ("model",), ("labelled",), lists=("labelled",), files=_files
 )
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Responses whose quality is known because it was made: a model's answers, with a flaw put into each on purpose.
 
-A good response is an answer as it is; each flaw of `data/sft/flaws.toml` makes a response of a lower score. The score
-follows from the flaw, and the justification names the evidence, so labels cost nothing and examples vary without end
-(the idea of Self-Taught Evaluators, arXiv 2408.02666). Lengths are drawn independently of the flaw, so that they do not
-reveal the score; half of the responses worth two points or less are also cut off, so that a cut does not either.
+Each flaw of data/sft/flaws.toml has a score, and texts for the justification (the idea of Self-Taught Evaluators, arXiv
+2408.02666). Lengths are drawn independently of the flaw, and half of the responses worth two points or less are also
+cut off, so that neither reveals the score.
 """
 
 import random
@@ -12,16 +11,17 @@ import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, cycle, islice
+from itertools import cycle, islice
 from pathlib import Path
+
+import numpy as np
 
 from judging.rubric import evidence_text
 from stages.files import UserError
 from stages.records import Record
 
 TABLES = tomllib.loads((Path(__file__).parents[1] / "data" / "sft" / "flaws.toml").read_text(encoding="utf-8"))
-FLAWS: dict[str, Record] = TABLES["flaws"]
-TASKS: dict[str, str] = TABLES["tasks"]
+FLAWS, TASKS = TABLES["flaws"], TABLES["tasks"]
 
 LENGTHS = (12, 70)  # words of a constructed response, drawn evenly from this range
 SHORT = (8, 40)  # the same for the first lesson, which fits into fewer tokens
@@ -32,13 +32,11 @@ REFUSAL = re.compile(r"I'm sorry|I apologi[sz]e|[Aa]s an AI|(unable|can't|cannot
 
 @dataclass(frozen=True)
 class Source:
-    """A prompt and its answers."""
-
     prompt: str
     category: str
     topic: str
     good: list[list[str]]  # sentences of each answer at a low or usual temperature
-    wild: list[list[str]]  # sentences of each answer at a high temperature; may be empty
+    wild: list[list[str]]  # those of each answer at a high temperature; may be empty
     answers: list[tuple[str, bool]]  # the good answers' whole texts, and whether each ended by itself
 
 
@@ -48,7 +46,7 @@ def sentences(text: str) -> list[str]:
 
 
 def repetitive(text: str) -> bool:
-    """Whether more than the share REPETITIVE of the text's three-word sequences are repetitions."""
+    """Whether a greater share than REPETITIVE of the text's three-word sequences repeat earlier ones."""
     words = re.findall(r"\w+", text.lower())
     triples = Counter(zip(words, words[1:], words[2:], strict=False))
     return bool(triples) and 1 - len(triples) / triples.total() > REPETITIVE
@@ -77,10 +75,8 @@ class Constructor:
     """Draws responses with chosen flaws, without end, from one seed."""
 
     def __init__(self, sources: list[Source], seed: int):
-        """Raises `UserError` where a source has no other from which foreign text could come."""
         self.sources, self.random = sources, random.Random(seed)
-        self.choice = self.random.choice
-        self.by_category, self.by_topic = defaultdict(list), defaultdict(list)
+        self.choice, self.by_category, self.by_topic = self.random.choice, defaultdict(list), defaultdict(list)
         for source in sources:
             self.by_category[source.category].append(source)
             self.by_topic[source.topic].append(source)
@@ -91,22 +87,16 @@ class Constructor:
         self.modifiable = [source for source in sources if self._other_tasks(source)]
         self.scores = {name: flaw["score"] for name, flaw in FLAWS.items() if name != "wrong_task" or self.modifiable}
 
-    def judge_examples(self, number: int) -> Iterator[Record]:
-        """Rows {kind, prompt, response, flaw, score, justification}; all scores are equally frequent."""
-        return (self._judge_row(flaw) for flaw in islice(self._flaws(), number))
+    def judge_examples(self, number: int, decisions: bool = False) -> Iterator[Record]:
+        """Rows {kind, prompt, response, flaw, score, justification}; all scores are equally frequent.
 
-    def decision_examples(self, number: int) -> Iterator[Record]:
-        """Rows with the score alone: 5 for a good answer or, every other time, 0 for another question's.
-
-        Nearly all of a whole judgment's loss is wording. A small model learns sooner from the score alone.
+        `decisions` have the score alone, 5 or, for a far answer, 0, as a judgment's loss is mostly wording.
         """
-        return (self._judge_row(flaw, decision=True) for flaw in islice(cycle(("none", "far")), number))
-
-    def _judge_row(self, flaw: str, decision: bool = False) -> Record:
-        source, response, foreign = self._response(flaw, lengths=SHORT if decision else LENGTHS)
-        reason = "" if decision else self._justification(flaw, source, foreign)
-        row = {"kind": "judge", "prompt": source.prompt, "response": response, "flaw": flaw}
-        return row | {"score": self.scores[flaw], "justification": reason}
+        for flaw in islice(cycle(("none", "far")) if decisions else self._flaws(), number):
+            source, response, foreign = self._response(flaw, lengths=SHORT if decisions else LENGTHS)
+            reason = "" if decisions else self._justification(flaw, source, foreign)
+            row = {"kind": "judge", "prompt": source.prompt, "response": response, "flaw": flaw}
+            yield row | {"score": self.scores[flaw], "justification": reason}
 
     def answer_examples(self, number: int) -> Iterator[Record]:
         """Rows of the model's own answers, so that the model keeps the actor's part while it learns to judge."""
@@ -118,9 +108,8 @@ class Constructor:
     def metajudge_examples(self, number: int) -> Iterator[Record]:
         """Rows {kind, prompt, response, flaw, judgments, winner, score}; each position wins equally often.
 
-        The worse judgment's score is mostly off by two points or more; the better one's is right, or off by one where
-        the other is off by three. Where another flaw has the same score, the judgments of a quarter of the rows differ
-        in their evidence alone.
+        The worse judgment's score is off by two points or more, and the better one's is right, or off by one where the
+        other is off by three. Where flaws share a score, a quarter of the pairs differ in their evidence alone.
         """
         for i, flaw in enumerate(islice(self._flaws(), number)):
             source, response, foreign = self._response(flaw)
@@ -133,21 +122,15 @@ class Constructor:
             elif errors[wrong] >= 3 and self.random.random() < 0.5:
                 right = self.choice([name for name in errors if errors[name] == 1])
             pair = [
-                {"score": self.scores[right], "justification": self._justification(right, source, foreign)},
-                {"score": self.scores[wrong], "justification": self._justification(wrong, source)},
+                {"score": self.scores[name], "justification": self._justification(name, source, other)}
+                for name, other in ((right, foreign), (wrong, None))
             ]
-            yield {
-                "kind": "metajudge",
-                "prompt": source.prompt,
-                "response": response,
-                "flaw": flaw,
-                "judgments": pair if i % 2 else pair[::-1],
-                "winner": "first" if i % 2 else "second",
-                "score": score,
-            }
+            row = {"kind": "metajudge", "prompt": source.prompt, "response": response, "flaw": flaw}
+            judgments, winner = (pair, "first") if i % 2 else (pair[::-1], "second")
+            yield row | {"judgments": judgments, "winner": winner, "score": score}
 
     def groups(self) -> Iterator[Record]:
-        """For evaluation: a group {id, prompt, responses: [{text, score, flaw}]} of each source, a response a score."""
+        """A group {id, prompt, responses: [{text, score, flaw}]} of each source, with a response of each score."""
         for number, source in enumerate(self.sources):
             responses = []
             for flaw in sorted(self._block(), key=self.scores.__getitem__):
@@ -158,10 +141,8 @@ class Constructor:
 
     def _block(self) -> list[str]:
         """One flaw of each score, in random order."""
-        by_score = defaultdict(list)
-        for name, score in self.scores.items():
-            by_score[score].append(name)
-        block = [self.choice(flaws) for flaws in by_score.values()]
+        scores = dict.fromkeys(self.scores.values())
+        block = [self.choice([name for name, own in self.scores.items() if own == score]) for score in scores]
         self.random.shuffle(block)
         return block
 
@@ -174,15 +155,14 @@ class Constructor:
     ) -> tuple[Source, str, Source]:
         """A source, a response to its prompt with the flaw, and the source of foreign text."""
         source = source or self.choice(self.modifiable if flaw == "wrong_task" else self.sources)
-        foreign = self._foreign(flaw, source)
-        words = self.random.randint(*lengths)
+        foreign, words = self._foreign(flaw, source), self.random.randint(*lengths)
         own_text, foreign_text = self.choice(source.good), self.choice(foreign.good)
+        if flaw == "cut_off":
+            return source, self._cut("".join(own_text), words), foreign
         if flaw == "none":
             text = _take(own_text, words)
         elif flaw == "extraneous":
             text = _join(_take(own_text, words - 12), self.choice(foreign_text))
-        elif flaw == "cut_off":
-            return source, self._cut("".join(own_text), words), foreign
         elif flaw == "drift":
             start = _take(own_text, words // 3)
             text = _join(start, _take(foreign_text, max(words, 3 * len(start.split())) * 2 // 3))
@@ -225,28 +205,23 @@ class Constructor:
         """A beginning, then one or two of its sentences over and over."""
         begin = text[: max(1, len(sentences(_take(text, words // 3))))]
         again = [piece.strip() for piece in begin[-self.random.randint(1, 2) :]]
-        times = max(2, round((words - _words(begin)) / max(1, _words(again))))
+        begun, repeated = (len(" ".join(pieces).split()) for pieces in (begin, again))
+        times = max(2, round((words - begun) / max(1, repeated)))
         return _join("".join(begin), self.choice((" ", "\n")).join(again * times))
 
     def _justification(self, flaw: str, source: Source, foreign: Source | None = None) -> str:
-        """What was asked, what was given and what is missing."""
         foreign = foreign or self.choice(self.sources)
-        given, missing = (self.choice(FLAWS[flaw][part]) for part in ("given", "missing"))
-        evidence = {"asked": "{task} on {topic}", "given": given, "missing": missing}
-        words = {"task": TASKS[source.category], "topic": source.topic}
-        words |= {"given_task": TASKS[foreign.category], "other": foreign.topic}
+        evidence = {"asked": "{task} on {topic}"}
+        evidence |= {part: self.choice(FLAWS[flaw][part]) for part in ("given", "missing")}
+        own, other = ({"task": TASKS[s.category], "topic": s.topic} for s in (source, foreign))
+        words = own | {"given_task": other["task"], "other": other["topic"]}
         return evidence_text({key: value.format_map(words) for key, value in evidence.items()})
 
 
 def _take(pieces: list[str], words: int) -> str:
     """The first sentences, as many as come nearest to `words` words, but at least one."""
-    counts = accumulate(len(piece.split()) for piece in pieces)
-    middles = [total - len(piece.split()) / 2 for piece, total in zip(pieces, counts, strict=True)]
-    return "".join(pieces[: max(1, sum(middle <= words for middle in middles))])
-
-
-def _words(pieces: list[str]) -> int:
-    return sum(len(piece.split()) for piece in pieces)
+    counts = np.array([len(piece.split()) for piece in pieces])
+    return "".join(pieces[: max(1, (counts.cumsum() - counts / 2 <= words).sum())])
 
 
 def _join(first: str, second: str) -> str:

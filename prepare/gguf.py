@@ -1,7 +1,4 @@
-"""GGUF to a Hugging Face directory: a converter for Llama models with a GPT-2 style tokenizer.
-
-The package `gguf` reads and dequantises.
-"""
+"""GGUF to a Hugging Face directory: for Llama models with SmolLM's tokenizer; the package `gguf` dequantises."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +13,19 @@ from stages.files import UserError, write_json
 from stages.records import Record
 
 SPECIAL = (3, 4)  # GGUF's types of control and user-defined tokens
+SIZES = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "max_position_embeddings": "context_length",
+    "rope_theta": "rope.freq_base",
+}
 
 
 def convert(path: Path, folder: Path) -> None:
-    """Write the GGUF file `path` as a Hugging Face directory in bfloat16 at `folder`, which must not exist.
-
-    Raises `UserError` for a missing file or package, another architecture, tokenizer or tensor.
-    """
+    """Write the GGUF file `path` as a Hugging Face directory in bfloat16 at the new `folder`."""
     try:
         import gguf
     except ImportError:
@@ -30,32 +33,23 @@ def convert(path: Path, folder: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path}: no such GGUF file; check the path")
     reader = gguf.GGUFReader(str(path))
-    fields = {name: field.contents() for name, field in reader.fields.items()}
+    fields: Record = {name.removeprefix("llama."): field.contents() for name, field in reader.fields.items()}
     kinds = [fields.get(name) for name in ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre")]
     if kinds != ["llama", "gpt2", "smollm"]:
         raise UserError(f"{path}: only Llama models with SmolLM's tokenizer are converted")
-    config = LlamaConfig(
-        vocab_size=len(fields["tokenizer.ggml.tokens"]),
-        hidden_size=fields["llama.embedding_length"],
-        intermediate_size=fields["llama.feed_forward_length"],
-        num_hidden_layers=fields["llama.block_count"],
-        num_attention_heads=fields["llama.attention.head_count"],
-        num_key_value_heads=fields["llama.attention.head_count_kv"],
-        head_dim=fields["llama.embedding_length"] // fields["llama.attention.head_count"],
-        rms_norm_eps=float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
-        rope_theta=float(fields["llama.rope.freq_base"]),
-        max_position_embeddings=fields["llama.context_length"],
-        tie_word_embeddings="output.weight" not in {tensor.name for tensor in reader.tensors},
-    )
+    table: Record = {name: fields[key] for name, key in SIZES.items()}
+    table |= {"model_type": "llama", "vocab_size": len(fields["tokenizer.ggml.tokens"])}
+    table["rms_norm_eps"] = float(f"{fields['attention.layer_norm_rms_epsilon']:.6g}")
+    own = {tensor.name for tensor in reader.tensors}
+    config = LlamaConfig.from_dict(table | {"tie_word_embeddings": "output.weight" not in own}, str(path))
     names = tensor_names(GGUF, config.num_hidden_layers)
-    if unknown := {tensor.name for tensor in reader.tensors} - names.keys():
+    if unknown := own - names.keys():
         raise UserError(f"{path}: the tensor {min(unknown)} is not one of a Llama's; only plain Llamas are converted")
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for tensor in reader.tensors:
             weight = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()).to(torch.bfloat16)
-            name = names[tensor.name][0]
-            yield name, half_split(name, weight, config)
+            yield names[tensor.name][0], half_split(names[tensor.name][0], weight, config)
 
     ids = {f"{name}_token_id": fields[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos")}
     with whole_folder(folder) as temporary:
@@ -66,7 +60,6 @@ def convert(path: Path, folder: Path) -> None:
 
 
 def _tokenizer(fields: Record, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json: byte-level BPE, digits one by one."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     tokens, end = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.eos_token_id"]
@@ -79,13 +72,8 @@ def _tokenizer(fields: Record, folder: Path) -> None:
     special = [AddedToken(token, special=True, normalized=False) for token, kind in kinds if kind in SPECIAL]
     backend.add_special_tokens(special)
     backend.save(str(folder / "tokenizer.json"))
-    configuration = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": tokens[fields["tokenizer.ggml.bos_token_id"]],
-        "eos_token": tokens[end],
-        "pad_token": tokens[fields.get("tokenizer.ggml.padding_token_id", end)],
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": fields["llama.context_length"],
-        "chat_template": fields["tokenizer.chat_template"],
-    }
-    write_json(folder / "tokenizer_config.json", configuration)
+    ids = {"bos": fields["tokenizer.ggml.bos_token_id"], "eos": end}
+    ids["pad"] = fields.get("tokenizer.ggml.padding_token_id", end)
+    table = {"tokenizer_class": "PreTrainedTokenizerFast"} | {f"{name}_token": tokens[i] for name, i in ids.items()}
+    table |= {"clean_up_tokenization_spaces": False, "model_max_length": fields["context_length"]}
+    write_json(folder / "tokenizer_config.json", table | {"chat_template": fields["tokenizer.chat_template"]})

@@ -1,7 +1,4 @@
-"""Other layouts of a Llama's weights, Meta's and GGUF's, and what writing a Hugging Face directory from them takes.
-
-Both store the rows of q and k for interleaved RoPE; the converters reorder them for Hugging Face's half-split RoPE.
-"""
+"""Meta's and GGUF's layouts of a Llama's weights, and what writing a Hugging Face directory from them takes."""
 
 import shutil
 from collections.abc import Iterator
@@ -56,10 +53,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def half_split(name: str, weight: Tensor, config: LlamaConfig) -> Tensor:
-    """The tensor of Hugging Face's `name`, with q's and k's rows of each head in half-split order.
-
-    Interleaved (x0, y0, x1, y1, ...) becomes half-split (x0, x1, ..., y0, y1, ...).
-    """
+    """The tensor of Hugging Face's `name`; q's and k's rows, interleaved (x0, y0, ...), as (x0, x1, ..., y0, ...)."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
     return weight.view(heads, -1, 2, weight.shape[-1]).transpose(1, 2).reshape(weight.shape) if heads else weight
 

@@ -1,9 +1,7 @@
 """Meta's checkpoint layout to a Hugging Face directory: `python -m prepare.meta SOURCE FOLDER`.
 
 SOURCE holds params.json, consolidated.00.pth and so on, and tokenizer.model: a download of Llama 1 to 3.3 from Meta, or
-the folder `original` of a Hugging Face repository. Each .pth file is one rank's part under Meta's model parallelism;
-tensors are joined one by one. RoPE rotates neighbouring dimensions of q and k in Meta's code, and dimensions half a
-head apart in Hugging Face's, so the rows of q and k are reordered.
+the folder `original` of a Hugging Face repository. Each .pth file is one rank's part under Meta's model parallelism.
 """
 
 import argparse
@@ -23,12 +21,10 @@ from prepare.layouts import META, config_document, half_split, tensor_names, who
 from stages.files import UserError, command, write_json
 from stages.records import Record
 
-Parts = dict[str, list[Tensor]]
-"""The ranks' parts of each tensor."""
+Parts = dict[str, list[Tensor]]  # the ranks' parts of each tensor
 NEEDED = {"dim", "n_layers", "n_heads", "norm_eps"}
 KNOWN = NEEDED | {"n_kv_heads", "vocab_size", "rope_theta", "use_scaled_rope"}
-# Some keys of params.json follow from the weights' shapes, or only limit Meta's own cache.
-KNOWN |= {"multiple_of", "ffn_dim_multiplier", "max_batch_size", "max_seq_len"}
+KNOWN |= {"multiple_of", "ffn_dim_multiplier", "max_batch_size", "max_seq_len"}  # not needed
 
 LLAMA3_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -46,10 +42,7 @@ LLAMA2_TEMPLATE = (
 
 
 def _load(source: Path, names: Collection[str]) -> Parts:
-    """Each tensor's parts in consolidated.*.pth, mapped into memory.
-
-    Raises `UserError` where a file or a tensor is missing, and for a file that is damaged or holds anything else.
-    """
+    """Each tensor's parts in consolidated.*.pth, mapped into memory."""
     paths = sorted(source.glob("consolidated.*.pth"))
     if not paths:
         raise UserError(f"{source}: no consolidated.00.pth beside params.json; fetch the weights")
@@ -73,10 +66,7 @@ def _load(source: Path, names: Collection[str]) -> Parts:
 
 
 def _join(where: str, parts: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """The tensor of this shape; each rank has some of its rows, some of its columns, or the whole.
-
-    Raises `UserError` where the parts do not make it.
-    """
+    """The tensor of this shape; each rank has some of its rows, some of its columns, or the whole."""
     first, size = parts[0], torch.Size(shape)
     split = next((dim for dim, (n, whole) in enumerate(zip(first.shape, size, strict=False)) if n != whole), None)
     fits = first.is_floating_point() and all((p.shape, p.dtype) == (first.shape, first.dtype) for p in parts)
@@ -95,25 +85,28 @@ def convert(source: Path | str, folder: Path | str, rope_factor: float = 8.0, co
     """Write Meta's checkpoint at `source` as a Hugging Face directory in the same dtype at the new `folder`.
 
     `rope_factor` is by how much Llama 3.1 and later slow low frequencies: 8 in Meta's own code, 32 in Hugging Face's
-    configs of Llama 3.2. `context` becomes max_position_embeddings; by default 131072 for Llama 3.1 and later, 8192 for
-    Llama 3, else 4096. A chat template is always written, as Meta's files do not say whether a model is a chat model.
-    Raises `UserError` for files that are missing, damaged, not implemented, or do not fit each other.
+    configs of Llama 3.2. `context` becomes max_position_embeddings. A chat template is always written, as Meta's files
+    do not say whether a model is a chat model. Raises `UserError` for files that are missing, damaged or do not fit.
     """
     source, folder = Path(source), Path(folder)
     if folder.exists():
         raise UserError(f"{folder}: exists already; remove it or name another folder")
     if not (source / "params.json").is_file() and (source / "original" / "params.json").is_file():
         source = source / "original"
-    params = _read_params(source / "params.json")
+    if not (path := source / "params.json").is_file():
+        raise UserError(f"{path}: no such file; point SOURCE at a checkpoint in Meta's layout")
+    params = read_table(path)
+    for key in sorted(NEEDED - params.keys()):
+        raise UserError(f"{path}: key {key!r} is missing; fetch the file again")
+    for key in sorted(params.keys() - KNOWN):
+        raise UserError(f"{path}: key {key!r} is not implemented; only dense Llama models of text are")
     if not (source / "tokenizer.model").is_file():
         raise UserError(f"{source}: no tokenizer.model beside params.json; copy it there")
     tokenizer, names = load_tokenizer(source), tensor_names(META, params["n_layers"])
     parts = _load(source, names)
     config = _config(source, params, parts, tokenizer, rope_factor, context)
-    embedding, head = (
-        _join(f"{source}: {name}", parts[name], (config.vocab_size, config.hidden_size))
-        for name in ("tok_embeddings.weight", "output.weight")
-    )
+    outer, shape = ("tok_embeddings.weight", "output.weight"), (config.vocab_size, config.hidden_size)
+    embedding, head = (_join(f"{source}: {name}", parts[name], shape) for name in outer)
     # Meta stores embedding and head even where they are tied.
     config = replace(config, tie_word_embeddings=torch.equal(embedding, head))
 
@@ -129,17 +122,6 @@ def convert(source: Path | str, folder: Path | str, rope_factor: float = 8.0, co
     return folder
 
 
-def _read_params(path: Path) -> Record:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; point SOURCE at a checkpoint in Meta's layout")
-    params = read_table(path)
-    for key in sorted(NEEDED - params.keys()):
-        raise UserError(f"{path}: key {key!r} is missing; fetch the file again")
-    for key in sorted(params.keys() - KNOWN):
-        raise UserError(f"{path}: key {key!r} is not implemented; only dense Llama models of text are")
-    return params
-
-
 def _config(
     source: Path, params: Record, parts: Parts, tokenizer: Tokenizer, rope_factor: float, context: int | None
 ) -> LlamaConfig:
@@ -153,20 +135,14 @@ def _config(
     if params.get("vocab_size", -1) not in (-1, vocabulary) or tokenizer.vocab_size > vocabulary:
         said = f"vocab_size is {params.get('vocab_size')}, tokenizer.model has {tokenizer.vocab_size} tokens"
         raise UserError(f"{where}: {said}, output.weight {vocabulary} rows; is a consolidated file missing?")
-    return LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=params["dim"],
-        intermediate_size=hidden,
-        num_hidden_layers=params["n_layers"],
-        num_attention_heads=params["n_heads"],
-        num_key_value_heads=params.get("n_kv_heads") or params["n_heads"],
-        head_dim=params["dim"] // params["n_heads"],
-        rms_norm_eps=params["norm_eps"],
-        rope_theta=params.get("rope_theta", 10_000.0),
-        max_position_embeddings=context or (131_072 if scaled else 8_192 if llama3 else 4_096),
-        tie_word_embeddings=False,
-        rope_scaling=RopeScaling(rope_factor, 1.0, 4.0, 8192) if scaled else None,
-    )
+    table: Record = {"model_type": "llama", "vocab_size": vocabulary, "hidden_size": params["dim"]}
+    table |= {"intermediate_size": hidden, "num_hidden_layers": params["n_layers"]}
+    table |= {"num_attention_heads": params["n_heads"], "num_key_value_heads": params.get("n_kv_heads")}
+    positions = context or (131_072 if scaled else 8_192 if llama3 else 4_096)
+    table |= {"rms_norm_eps": params["norm_eps"], "max_position_embeddings": positions}
+    table["rope_theta"] = params.get("rope_theta", 10_000.0)
+    scaling = RopeScaling(rope_factor, 1.0, 4.0, 8192) if scaled else None
+    return replace(LlamaConfig.from_dict(table), rope_scaling=scaling)
 
 
 def _write_tokenizer(source: Path, tokenizer: Tokenizer, config: LlamaConfig, dtype: torch.dtype, folder: Path) -> None:
@@ -197,8 +173,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the Hugging Face directory to write")
     parser.add_argument("--rope-factor", type=float, default=8.0, help="of scaled RoPE; Llama 3.2: 32")
     parser.add_argument("--context", type=int, help="max_position_embeddings; default by the model's family")
-    arguments = parser.parse_args()
-    print(convert(arguments.source, arguments.folder, arguments.rope_factor, arguments.context))
+    print(convert(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """New prompts from seed prompts: `torchrun -m prepare.new_prompts` shows a model a few, and the model writes one more.
 
-The method is that of Self-Instruct (arXiv 2212.10560) and Self-Rewarding (arXiv 2401.10020). Completions are sampled in
-rounds. After a round they are filtered in order, and kept prompts serve as examples in later rounds. Every rank filters
-for itself, since the kept prompts, and so the next round's requests, follow from the sampled bytes alone.
+As in Self-Instruct (arXiv 2212.10560) and Self-Rewarding (arXiv 2401.10020), completions are sampled in rounds, and
+prompts that pass the filter serve as examples in later rounds. Every rank filters for itself, since the kept prompts,
+and so the next round's requests, follow from the sampled bytes alone.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from model.chat import ChatFormat, Message
+from model.chat import Message
 from prepare.novelty import Novelty, Sequences, repetition, words
 from prepare.pool import read_prompts
 from sampling.worker import Item, Worker, generation_settings, sampling_of
@@ -26,8 +26,7 @@ from stages.seeds import request_seed
 from stages.settings import Prompts, Settings, as_dict
 from stages.stage import Inputs, Job, Output, Stage, first_rank
 
-NEW = "new/"
-"""The prefix of new prompts' ids."""
+NEW = "new/"  # the prefix of new prompts' ids
 
 _LABEL = re.compile(
     r"^[ \t]*+(?:#++[ \t]*+)?(?P<mark>[*_]*+)[ \t]*+task[ \t]*+(?P<number>[0-9]{1,9}+)[ \t]*+"
@@ -41,9 +40,7 @@ _QUOTED = re.compile("\"([^\"]*)\"|'([^']*)'|“([^“”]*)”|\u2018([^\u2018\
 """A text between one pair of quotes, without quotes of that kind inside."""
 
 
-class Dropped(StrEnum):
-    """Why a completion gives no prompt, in the order of the checks."""
-
+class Dropped(StrEnum):  # why a completion gives no prompt, in the order of the checks
     TOO_LONG = "too_long"  # the examples left no room in the context: nothing was generated
     UNLABELLED = "unlabelled"  # no line begins with a label such as "Task 9:": a greeting, a refusal, an answer
     TRUNCATED = "truncated"  # neither a stop token nor a further label ends the task
@@ -59,15 +56,12 @@ class Dropped(StrEnum):
 
 def request_prompt(examples: Sequence[str]) -> list[Message]:
     """The messages that ask for one more task. Prompts are concatenated, never formatted."""
-    count = len(examples)
     # The definition of a task comes first, since a small model takes the last words for its topic.
-    opening = f"Here are {count} tasks that people gave to an AI assistant, each complete in itself.\n\n"
-    shown = "".join(f"Task {i}: " + example + "\n\n" for i, example in enumerate(examples, 1))
-    wanted = (
-        f'Write one more task, of a different kind and on a different topic. Begin with "Task {count + 1}:" and write '
-        "nothing but the text of the task."
-    )
-    return [{"role": "user", "content": opening + shown + wanted}]
+    opening = f"Here are {len(examples)} tasks that people gave to an AI assistant, each complete in itself."
+    shown = [f"Task {i}: " + example for i, example in enumerate(examples, 1)]
+    wanted = "Write one more task, of a different kind and on a different topic. Begin with "
+    wanted += f'"Task {len(examples) + 1}:" and write nothing but the text of the task.'
+    return [{"role": "user", "content": "\n\n".join([opening, *shown, wanted])}]
 
 
 def read_prompt(text: str, finish_reason: str) -> str | Dropped:
@@ -98,14 +92,12 @@ class Filter:
     """The filter of completions, in order: a prompt that is kept counts against similar later ones."""
 
     def __init__(self, options: Prompts, seeds: Iterable[str], evaluation: Iterable[str]):
-        self._options = options
+        self._options, self._evaluation = options, Sequences(evaluation, options.ngram)
         self._novelty = Novelty(options.max_rouge_l, seeds)
-        self._evaluation = Sequences(evaluation, options.ngram)
         phrases = "|".join(r"\s+".join(map(re.escape, phrase.split())) for phrase in options.words if phrase.strip())
         self._words = re.compile(rf"(?<!\w)(?:{phrases})(?!\w)" if phrases else r"(?!)", re.IGNORECASE)
 
     def read(self, text: str, finish_reason: str) -> str | Dropped:
-        """The prompt of a completion, which is then kept; or the reason for none."""
         prompt = read_prompt(text, finish_reason)
         if isinstance(prompt, Dropped):
             return prompt
@@ -117,12 +109,12 @@ class Filter:
             Dropped.WORD: self._words.search(prompt),
             Dropped.EVALUATION: self._evaluation.shares(prompt),
         }
-        reason = next((reason for reason, failed in checks.items() if failed), None)
-        if reason is None and self._novelty.similar(prompt):
-            reason = Dropped.SIMILAR
-        if reason is None:
-            self._novelty.add(prompt)
-        return reason or prompt
+        for reason in (reason for reason, failed in checks.items() if failed):
+            return reason
+        if self._novelty.similar(prompt):
+            return Dropped.SIMILAR
+        self._novelty.add(prompt)
+        return prompt
 
 
 def read_seeds(options: Prompts) -> list[Record]:
@@ -133,7 +125,7 @@ def read_seeds(options: Prompts) -> list[Record]:
     if len(seeds) < options.shots:
         wanted = f"a request shows {options.shots}"
         raise UserError(f"{options.seeds}: {len(seeds)} prompts, but {wanted}; add prompts or lower prompts.shots")
-    if name := next((row["id"] for row in seeds if row["id"].startswith(NEW)), None):
+    for name in (row["id"] for row in seeds if row["id"].startswith(NEW)):
         raise UserError(f"{options.seeds}: id {name!r} may be a new prompt's; begin it with something else")
     return seeds
 
@@ -147,35 +139,27 @@ def draw_examples(seeds: Sequence[Record], kept: Sequence[Record], options: Prom
     return chosen
 
 
-def attempt_items(
-    number: int, size: int, seeds: Sequence[Record], kept: Sequence[Record], chat: ChatFormat, settings: Settings
-) -> Iterator[Item]:
-    """The requests of round `number`, each a group of its own, since requests share only their first words."""
-    options, sampling = settings.prompts, sampling_of(settings.prompts, chat)
-    for attempt in range(size):
-        name = f"attempt/{number:04}/{attempt:05}"
-        shots = draw_examples(seeds, kept, options, request_seed(settings.seed, number, "prompts/shots", name))
-        messages = partial(request_prompt, [row["prompt"] for row in shots])
-        record = {"id": name, "round": number, "shots": [row["id"] for row in shots]}
-        yield Item(name, messages, sampling, request_seed(settings.seed, number, "prompts", name), name, record)
-
-
 def write_prompts(job: Job) -> Output:
-    """Let a model write new prompts from seed prompts as examples.
-
-    Writes prompts.jsonl: {id, prompt, attempt, round, shots}. Each round is sampled into a folder with a key of its
-    own, so a finished round stays.
-    """
-    options = job.settings.prompts
-    seeds = read_seeds(options)
+    """Let a model write new prompts from seed ones: prompts.jsonl {id, prompt, attempt, round, shots}."""
+    settings, options = job.settings, job.settings.prompts
+    seeds, worker = read_seeds(options), Worker(settings, job.path("model"))
     evaluation = [str(row["prompt"]) for path in options.evaluation for row in read_jsonl(path, ("prompt",))]
     accept = Filter(options, (row["prompt"] for row in seeds), evaluation)
-    worker = Worker(job.settings, job.path("model"))
-    # The filter's settings are not in the key, so changing one resamples only the rounds that change.
+    # Each round has its own key, without the filter's settings, so changing one resamples only rounds that change.
     names = ("shots", "generated_shots", "temperature", "top_p", "max_new_tokens")
-    section = generation_settings(job.settings, 0, {name: getattr(options, name) for name in names})
+    section = generation_settings(settings, 0, {name: getattr(options, name) for name in names})
     inputs = {name: job.digests[name] for name in ("model", "seeds")}
     kept: list[Record] = []
+
+    def items(number: int, size: int) -> Iterator[Item]:
+        """The requests of a round, each a group of its own, since requests share only their first words."""
+        for name in (f"attempt/{number:04}/{attempt:05}" for attempt in range(size)):
+            shots = draw_examples(seeds, kept, options, request_seed(settings.seed, number, "prompts/shots", name))
+            messages = partial(request_prompt, [row["prompt"] for row in shots])
+            record, seed = {"id": name, "round": number, "shots": [row["id"] for row in shots]}, settings.seed
+            sampling = sampling_of(options, worker.chat)
+            yield Item(name, messages, sampling, request_seed(seed, number, "prompts", name), name, record)
+
     counts = Counter({"attempts": 0, "kept": 0} | {str(reason): 0 for reason in Dropped})
     for number in itertools.count():
         size = min(options.round_attempts, options.max_attempts - counts["attempts"])
@@ -183,16 +167,16 @@ def write_prompts(job: Job) -> Output:
             break
         key = stage_key("prompts-round", [section, inputs, number, size, kept])
         work = job.part("prompts", f"rounds/{number:04}", key)
-        worker.run(work, attempt_items(number, size, seeds, kept, worker.chat, job.settings))
+        worker.run(work, items(number, size))
         for row in read_shards(work.out):
             counts["attempts"] += 1
             done = len(kept) == options.count
             prompt = Dropped.NOT_NEEDED if done else accept.read(row["text"], row["finish_reason"])
             if isinstance(prompt, Dropped):
                 counts[prompt] += 1
-                continue
-            lineage = {"attempt": row["id"], "round": number, "shots": row["shots"]}
-            kept.append({"id": f"{NEW}{len(kept):05}", "prompt": prompt, **lineage})
+            else:
+                lineage = {"attempt": row["id"], "round": number, "shots": row["shots"]}
+                kept.append({"id": f"{NEW}{len(kept):05}", "prompt": prompt, **lineage})
         if first_rank():
             print(f"{counts['attempts']} attempts: {len(kept)} of {options.count} prompts", file=sys.stderr)
     counts["kept"] = len(kept)

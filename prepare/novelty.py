@@ -1,8 +1,7 @@
 """Whether a text is new: ROUGE-L against all texts so far, word sequences shared with given texts, and repetition.
 
-ROUGE-L (Lin, 2004) is the F-measure of the longest common subsequence (LCS) of two texts' words: 2 LCS / (m + n). The
-number of words that two texts share bounds the LCS from above; an index from each word to the texts with it gives this
-bound for all texts at once, and the LCS is computed only where the bound reaches the threshold.
+ROUGE-L (Lin, 2004) is the F-measure of the longest common subsequence (LCS) of two texts' words: 2 LCS / (m + n). It is
+computed only where the number of words in common, which bounds the LCS, reaches the threshold.
 """
 
 import unicodedata
@@ -13,24 +12,18 @@ from fractions import Fraction
 
 import numpy as np
 
-SHORTEST = 4
-"""A text shorter than a sequence counts as a sequence itself if it has at least this many words."""
+SHORTEST = 4  # a text shorter than a sequence counts as one itself if it has at least so many words
 
 
 def words(text: str) -> list[str]:
-    """A text's words in lower case: runs of letters, their marks and digits of any script.
-
-    On ASCII these are the tokens of the package rouge-score without its stemmer.
-    """
+    """Runs of letters, their marks and digits, in lower case; on ASCII as in the package rouge-score, unstemmed."""
     text = unicodedata.normalize("NFC", text.lower())
     return "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text).split()
 
 
 def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence, computed a table row at a time (Crochemore et al., 2001).
-
-    Bit i of `row` is 0 where a[:i + 1] has a longer LCS with the words of `b` so far than a[:i] has.
-    """
+    """Length of the longest common subsequence, computed a table row at a time (Crochemore et al., 2001)."""
+    # Bit i of `row` is 0 where a[:i + 1] has a longer LCS with the words of `b` so far than a[:i] has.
     positions: dict[str, int] = defaultdict(int)
     for i, word in enumerate(a):
         positions[word] |= 1 << i
@@ -56,8 +49,8 @@ class Novelty:
         self._threshold = Fraction(str(threshold))
         self._texts: list[list[str]] = []
         self._lengths = array("q")
+        # For the k-th occurrence of a word: the numbers of the texts that have one.
         self._holders: defaultdict[tuple[str, int], array[int]] = defaultdict(lambda: array("q"))
-        """For the k-th occurrence of a word: the numbers of the texts that have one."""
         for text in texts:
             self.add(text)
 
@@ -89,8 +82,7 @@ class Sequences:
     def __init__(self, texts: Iterable[str], n: int):
         self._by_size: defaultdict[int, set[tuple[str, ...]]] = defaultdict(set)
         for tokens in map(words, texts):
-            if len(tokens) >= min(n, SHORTEST):
-                size = min(n, len(tokens))
+            if (size := min(n, len(tokens))) >= min(n, SHORTEST):
                 self._by_size[size] |= _runs(tokens, size)
 
     def shares(self, text: str) -> bool:
@@ -100,7 +92,7 @@ class Sequences:
 
 
 def _occurrences(tokens: list[str]) -> list[tuple[str, int]]:
-    """Each word with the number of its earlier occurrences, so that no two are equal; in no particular order."""
+    """Each word with the number of its earlier occurrences, so that no two are equal."""
     return [(word, k) for word, count in Counter(tokens).items() for k in range(count)]
 
 

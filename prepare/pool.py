@@ -1,11 +1,18 @@
-"""Files of prompts {id, prompt}: the pool, and each iteration's share of it."""
+"""Files of prompts {id, prompt}: the pool, and seeds for a new one: `python -m prepare.pool --config C --count 3200`.
 
+The command writes `prompts.seeds`: first questions of `eft.sources` with at least two ranked answers, as Self-Rewarding
+(arXiv 2401.10020) took 3,200 from OpenAssistant.
+"""
+
+import argparse
 import random
+from dataclasses import replace
 from pathlib import Path
 
-from stages.files import UserError, read_jsonl
+from prepare.eft import read_sources
+from stages.files import UserError, command, read_jsonl, write_jsonl
 from stages.records import Record
-from stages.settings import Settings
+from stages.settings import Settings, load_settings
 
 
 def read_prompts(path: Path | str) -> list[Record]:
@@ -28,3 +35,34 @@ def draw_prompts(path: Path, settings: Settings) -> list[list[Record]]:
     if len(pool) < iterations * size:
         raise UserError(f"{path}: {len(pool)} prompts, but the iterations need {iterations * size}; add prompts")
     return [pool[t * size : (t + 1) * size] for t in range(iterations)]
+
+
+def seed_prompts(settings: Settings, count: int | None = None) -> list[dict[str, str]]:
+    """{id, prompt} of each different first question, in the files' order; or `count` of them, drawn by seed."""
+    questions: dict[str, str] = {}
+    for group in read_sources(replace(settings.eft, max_turns=1))[0]:
+        questions.setdefault(group.prompt.strip(), group.id)
+    rows = [{"id": name, "prompt": text} for text, name in questions.items()]
+    if count is not None and count > len(rows):
+        raise UserError(f"eft.sources: only {len(rows)} first questions, but {count} are wanted; lower --count")
+    chosen = random.Random(settings.seed).sample(range(len(rows)), len(rows) if count is None else count)
+    return [rows[i] for i in sorted(chosen)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write prompts.seeds: first questions of the conversations in [eft].")
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--count", type=int, help="how many; default: all")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.config)
+    if not settings.eft.sources or not settings.prompts.seeds:
+        raise UserError(f"{arguments.config}: eft.sources and prompts.seeds must both name files")
+    path = Path(settings.prompts.seeds)
+    if path.exists():
+        raise UserError(f"{path}: exists already; remove it, or keep it and leave this command out")
+    write_jsonl(path, rows := seed_prompts(settings, arguments.count))
+    print(f"{path}: {len(rows)} prompts")
+
+
+if __name__ == "__main__":
+    command(main)

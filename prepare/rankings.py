@@ -1,17 +1,15 @@
 """Human rankings: OpenAssistant's files (arXiv 2304.07327) read into groups of ranked replies to one question.
 
-Two formats of JSON lines are read. Message trees, as OpenAssistant exports them (also .jsonl.gz): {message_tree_id,
-tree_state, prompt: {message_id, text, role: "prompter", lang, review_result, deleted, synthetic, replies: [{role:
-"assistant", rank, replies, ...}]}}; each prompter's message with its replies is a group, and the conversation above it
-the group's context. And single groups: {message_id, context: [{role, text}], replies: [{rank, text}]}. Rank 0 is the
-best; replies may share a rank. Whatever is left out is counted by its reason.
+A row of JSON lines is one of OpenAssistant's message trees, {message_tree_id, tree_state, prompt: {message_id, text,
+role, replies: [{role, rank, replies, ...}], ...}}, in which each prompter's message with its replies is a group; or a
+group alone, {message_id, context: [{role, text}], replies: [{rank, text}]}. Rank 0 is the best; replies may share one.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,7 @@ from stages.settings import Eft
 _SPEAKERS = {"prompter": "User", "assistant": "Assistant"}
 
 
-class LeftOut(StrEnum):
-    """Why a tree, a message, a reply or a group is left out. Messages below one that is left out are not read."""
-
+class LeftOut(StrEnum):  # why something is left out; what is below a message left out is not read
     TREE_STATE = "tree_state"  # tree: not ready for export, so perhaps not ranked to the end, or given up
     DELETED = "deleted"  # message: deleted by a moderator or its author
     UNREVIEWED = "unreviewed"  # message: without a review, or rejected by the reviewers
@@ -40,9 +36,7 @@ class LeftOut(StrEnum):
 
 
 @dataclass(frozen=True)
-class RankedGroup:
-    """A question, or a conversation that ends with one, and two or more replies of different texts and ranks."""
-
+class RankedGroup:  # a conversation that ends with a question; two or more replies, of different texts and ranks
     id: str
     tree: str  # the conversation that the group is part of; groups of one tree share messages
     context: list[Record]  # turns {role, text} up to the question, which is the last one
@@ -66,38 +60,34 @@ def conversation_text(context: Sequence[Mapping[str, str]]) -> str:
 
 
 def ranked_groups(path: Path, eft: Eft) -> tuple[list[RankedGroup], Counter[LeftOut]]:
-    """The groups of a file, and how often each reason left something out. Raises `UserError` for another format."""
+    """A file's groups, and how often each reason left something out. Raises `UserError` for another format."""
     reader = _Reader(eft)
     for number, row in read_numbered_jsonl(path):
         reader.where, reader.in_tree = f"{path}, line {number}", "prompt" in row
-        (reader.read_tree if reader.in_tree else reader.read_single)(row)
+        reader.read(row)
     return reader.groups, reader.reasons
 
 
 class _Reader:
-    """Collects groups, and the reasons why something is left out."""
-
     def __init__(self, eft: Eft):
         self.eft, self.where, self.in_tree = eft, "", False
         self.groups: list[RankedGroup] = []
         self.reasons: Counter[LeftOut] = Counter()
 
-    def read_tree(self, row: Record) -> None:
-        if row.get("tree_state", "ready_for_export") != "ready_for_export":
-            self.reasons[LeftOut.TREE_STATE] += 1
-        elif self.is_usable(row["prompt"], "prompter"):
-            self.visit(row["prompt"], [], None)
-
-    def read_single(self, row: Record) -> None:
+    def read(self, row: Record) -> None:
+        if self.in_tree:
+            if row.get("tree_state", "ready_for_export") != "ready_for_export":
+                self.reasons[LeftOut.TREE_STATE] += 1
+            elif self.is_usable(row["prompt"], "prompter"):
+                self.visit(row["prompt"], [], None)
+            return
         turns, replies = self.need(row, "context", list), self.need(row, "replies", list)
         replies = [{"role": "assistant", **reply} if isinstance(reply, dict) else reply for reply in replies]
         if len(turns) % 2 == 0:
             rule = "'context' has to begin and to end with a prompter's turn"
             raise UserError(f"{self.where}: {rule}; mend or remove the line")
-        if all(self.is_usable(turn, role) for turn, role in zip(turns, cycle(_SPEAKERS), strict=False)):
-            above = [
-                {"role": role, "text": turn["text"]} for turn, role in zip(turns[:-1], cycle(_SPEAKERS), strict=False)
-            ]
+        if all(map(self.is_usable, turns, islice(cycle(_SPEAKERS), len(turns)))):
+            above = [{"role": turn["role"], "text": turn["text"]} for turn in turns[:-1]]
             self.visit(turns[-1] | {"message_id": row.get("message_id"), "replies": replies}, above, None)
 
     def visit(self, question: Record, above: list[Record], tree: str | None) -> None:
@@ -106,8 +96,7 @@ class _Reader:
         if len(context) // 2 + 1 > self.eft.max_turns:
             self.reasons[LeftOut.TOO_MANY_TURNS] += 1
             return
-        answers = self.need(question, "replies", list, optional=True) or []
-        answers = [answer for answer in answers if self.is_usable(answer, "assistant")]
+        answers = self.usable_replies(question, "assistant")
         ranks: dict[str, int] = {}
         for answer in answers:
             if (rank := self.need(answer, "rank", int, optional=True)) is None:
@@ -124,9 +113,12 @@ class _Reader:
             replies = [{"rank": rank, "text": text} for text, rank in ranks.items()]
             self.groups.append(RankedGroup(name, tree or name, context, replies))
         for answer in answers:
-            for further in self.need(answer, "replies", list, optional=True) or []:
-                if self.is_usable(further, "prompter"):
-                    self.visit(further, [*context, {"role": "assistant", "text": answer["text"]}], tree or name)
+            for further in self.usable_replies(answer, "prompter"):
+                self.visit(further, [*context, {"role": "assistant", "text": answer["text"]}], tree or name)
+
+    def usable_replies(self, message: Record, role: str) -> list[Record]:
+        replies = self.need(message, "replies", list, optional=True) or []
+        return [reply for reply in replies if self.is_usable(reply, role)]
 
     def is_usable(self, message: Any, role: str) -> bool:
         """Whether a message by the `role` is kept, else the reason is counted. Other missing keys are no reason."""

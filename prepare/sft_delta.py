@@ -25,10 +25,7 @@ Tensors = Mapping[str, Tensor]
 
 
 def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], room: int) -> Counter[str]:
-    """How many triplets of each matrix to keep: those of most squared singular value a byte that fit into `room` bytes.
-
-    `values` are the singular values of each matrix, largest first, `sizes` the bytes of one of its triplets.
-    """
+    """How many triplets of each matrix to keep in `room` bytes, at `sizes` bytes one."""
     offers = [(float(value) ** 2 / sizes[name], name) for name, spectrum in values.items() for value in spectrum]
     offers = sorted((offer for offer in offers if offer[0] > 0), reverse=True)
     taken = accumulate(sizes[name] for _, name in offers)
@@ -38,8 +35,7 @@ def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], room: int) ->
 def compress(base: Tensors, tuned: Tensors, megabytes: float) -> tuple[dict[str, Tensor], float]:
     """The file's tensors, and the share of the matrices' squared difference that the kept triplets explain.
 
-    The tensors with their names take at most `megabytes` 10^6 bytes. A matrix `name` becomes `name.left`, `name.scale`
-    and `name.right`. Rounding to eight bits loses far less than dropping half the triplets would.
+    The file takes at most `megabytes` 10^6 bytes. A matrix `name` becomes `name.left`, `name.scale`, `name.right`.
     """
     change = {name: tuned[name] - base[name] for name in base}
     tensors = {name: delta.to(torch.bfloat16) for name, delta in change.items() if delta.dim() == 1}
@@ -68,8 +64,7 @@ def _int8(vectors: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """The facts in the JSON file beside `path`: base (a digest), recipe, explained, what `annotate` added."""
-    beside = path.with_suffix(".json")
-    for file in (path, beside):
+    for file in (path, beside := path.with_suffix(".json")):
         if not file.is_file():
             raise UserError(f'{file}: no such file; `make sft` writes it, or set sft.sft_delta to ""')
     try:
@@ -110,7 +105,6 @@ def write(base: Path, tuned: Path, megabytes: float, path: Path, **facts: Any) -
 
 
 def annotate(path: Path, **facts: Any) -> dict[str, Any]:
-    """Add to the file's facts; returns all of them."""
     facts = read_facts(path) | facts
     write_json(path.with_suffix(".json"), facts)
     return facts

@@ -1,9 +1,7 @@
 """The pool of KV-cache blocks: reference counts, and an index of the prefixes that are already in the cache.
 
-No tensors here. A block holds `block_size` consecutive tokens of one or more sequences. Contents form a tree: a block's
-entry names its parent entry and its tokens, so a walk from the root finds equal prefixes of any two sequences. An
-entry's number is never used again, so an entry whose parent was evicted is merely unreachable. Blocks without
-references keep their content until they are allocated again, the longest-free first.
+Contents form a tree: a block's entry names its parent entry and its tokens. No number of an entry is used again, so an
+entry whose parent was evicted is unreachable. Blocks without references keep their content until allocated again.
 """
 
 from collections import OrderedDict
@@ -16,9 +14,7 @@ ROOT = 0
 
 
 @dataclass
-class Entry:
-    """A block's content in the index."""
-
+class Entry:  # a block's content in the index
     number: int
     parent: int
     tokens: tuple[int, ...]
@@ -27,13 +23,10 @@ class Entry:
 
 
 @dataclass
-class Match:
-    """The longest prefix of some tokens that the cache holds."""
-
+class Match:  # the longest prefix of some tokens that the cache holds
     blocks: list[int] = field(default_factory=list)  # full blocks, to be shared
     parent: int = ROOT  # entry of the last shared block
-    tail: int | None = None
-    """A block whose first `tail_tokens` tokens match. It must be copied, since other sequences write behind them."""
+    tail: int | None = None  # a block whose first `tail_tokens` tokens match; to be copied, since others write behind
     tail_tokens: int = 0
     pending: bool = False  # whether a running step is computing more of this prefix
 
@@ -42,8 +35,7 @@ class BlockPool:
     """Allocates, shares and frees blocks 0 ... blocks - 1."""
 
     def __init__(self, blocks: int, block_size: int, share_prefixes: bool = True):
-        self.block_size = block_size
-        self.share_prefixes = share_prefixes
+        self.block_size, self.share_prefixes = block_size, share_prefixes
         self.references = [0] * blocks
         self.free: OrderedDict[int, None] = OrderedDict.fromkeys(range(blocks))
         self.entries: dict[int, Entry] = {}  # by block
@@ -58,14 +50,11 @@ class BlockPool:
         return block
 
     def retain(self, block: int) -> None:
-        """Share a block: one more reference."""
         self.free.pop(block, None)
         self.references[block] += 1
 
     def release(self, block: int) -> None:
         """One reference less. A block without references is free, and its content can still be matched."""
-        if self.references[block] < 1:
-            raise ValueError(f"block {block} is released more often than taken")
         self.references[block] -= 1
         if not self.references[block]:
             entry = self.entries.get(block)
@@ -74,14 +63,11 @@ class BlockPool:
             self.free[block] = None
 
     def register(self, block: int, parent: int, tokens: Sequence[int]) -> int:
-        """Index what a block will hold after the running step; returns the entry's number, the next block's parent.
-
-        If another block already holds the same, the index keeps that block, and returns its number.
-        """
+        """Index what a block will hold after the running step; returns the entry's number, the next block's parent. If
+        another block already holds the same, the index keeps that block, and returns its number."""
         old = self.evict(block)
         self.last_number += 1
-        entry = Entry(self.last_number, parent, tuple(tokens), block, old.filled if old else 0)
-        self.entries[block] = entry
+        self.entries[block] = entry = Entry(self.last_number, parent, tuple(tokens), block, old.filled if old else 0)
         return self.children.setdefault(parent, {}).setdefault(entry.tokens, entry).number
 
     def fill(self, block: int, filled: int) -> None:
@@ -107,19 +93,14 @@ class BlockPool:
         while True:
             children = self.children.get(match.parent, {})
             entry = children.get(tuple(tokens[position : position + size]))
-            if entry is None or len(entry.tokens) < size:
-                break
-            if entry.filled < size:
-                match.pending = True
+            if entry is None or entry.filled < size:
                 break
             match.blocks.append(entry.block)
             match.parent = entry.number
             position += size
-        rest = tuple(tokens[position : position + size])
-        longest = 0
+        rest, longest = tokens[position : position + size], 0
         for entry in children.values():
-            # The number of equal tokens at the beginning.
-            common = sum(accumulate(map(eq, entry.tokens, rest), and_))
+            common = sum(accumulate(map(eq, entry.tokens, rest), and_))  # equal tokens at the beginning
             longest = max(longest, common)
             if min(common, entry.filled) > match.tail_tokens:
                 match.tail, match.tail_tokens = entry.block, min(common, entry.filled)

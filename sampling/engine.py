@@ -1,6 +1,5 @@
 """The engine: requests in, completions out."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -13,7 +12,7 @@ from kernels.paged import PagedAttention, empty_cache
 from model.layers import linear
 from model.llama import Attend, Llama
 from sampling.blocks import BlockPool
-from sampling.request import Completion, FinishReason, Request
+from sampling.request import Completion, Request
 from sampling.sampler import sample
 from sampling.scheduler import Scheduler, Sequence, Step
 
@@ -34,8 +33,7 @@ class Engine:
         cuda_graphs: bool = True,
     ):
         config, weight = model.config, model.embed_tokens.weight
-        self.model = model
-        self.num_kv_blocks, self.block_size = num_kv_blocks, block_size
+        self.model, self.num_kv_blocks, self.block_size = model, num_kv_blocks, block_size
         self.max_num_batched_tokens, self.max_num_seqs = max_num_batched_tokens, max_num_seqs
         self.share_prefixes = share_prefixes
         # One block more than the pool has: the graphs' padding writes there.
@@ -50,14 +48,11 @@ class Engine:
 
             self.paged_attention, self.sample = paged_triton.TritonPagedAttention.build, topp.sample
             self.graphs = DecodeGraphs(model, self.cache) if cuda_graphs and self.cache.is_cuda else None
-        self.computed_tokens = 0
-        self.preemptions = 0
-        self.first_token_seconds: list[float] = []  # from the last run's start, for each request
+        self.computed_tokens = self.preemptions = 0
 
     @torch.inference_mode()
     def run(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield each request's completion when it ends, a prompt without room as `too_long`. The cache starts empty."""
-        started, self.first_token_seconds = time.monotonic(), []
         pool = BlockPool(self.num_kv_blocks, self.block_size, self.share_prefixes)
         limit = self.model.config.max_position_embeddings
         scheduler = Scheduler(pool, self.max_num_batched_tokens, self.max_num_seqs, limit)
@@ -66,14 +61,10 @@ class Engine:
                 yield Completion(request.id, [], "too_long", 0.0)
         while scheduler.busy:
             step = scheduler.schedule()
-            first = sum(item.samples and item.end == item.sequence.prompt_length for item in step.scheduled)
-            drawn = self._forward(step)
-            self.first_token_seconds += [time.monotonic() - started] * first
-            for sequence in scheduler.complete(step, drawn, lambda s: _finish_reason(s) is not None):
-                reason = _finish_reason(sequence)
+            for done in scheduler.complete(step, self._forward(step)):
+                reason = done.finish_reason
                 assert reason is not None
-                request, ids = sequence.request, sequence.completion
-                yield Completion(request.id, ids, reason, sequence.logprob, sequence.probabilities)
+                yield Completion(done.request.id, done.completion, reason, done.logprob, done.probabilities)
         self.preemptions += scheduler.preemptions
 
     def _forward(self, step: Step) -> list[int]:
@@ -103,31 +94,20 @@ class Engine:
 
     def _logits(self, step: Step, metadata: AttentionMetadata) -> Tensor:
         """Logits [b, v] of the items that sample, in order."""
-        device, scheduled = self.cache.device, step.scheduled
+        scheduled = step.scheduled
         ids = [token for item in scheduled for token in item.sequence.tokens[item.start : item.end]]
         spans = zip(metadata.spans, scheduled, strict=True)
         last = [span.row + span.end - span.start - 1 for span, item in spans if item.samples]
-        rows = to_device(last, torch.int64, device)
-        return self.model(
-            to_device(ids, torch.int64, device),
-            to_device(metadata.positions, torch.int64, device),
-            self.paged_attention(self.cache, metadata, self.model.config.num_attention_heads),
-            lambda hidden_td, weight_vd: linear(hidden_td.index_select(0, rows), weight_vd),
-        )
+        integers = (ids, metadata.positions, last)
+        ids_t, positions_t, rows = (to_device(x, torch.int64, self.cache.device) for x in integers)
+        attend = self.paged_attention(self.cache, metadata, self.model.config.num_attention_heads)
+        return self.model(ids_t, positions_t, attend, lambda x_td, w_vd: linear(x_td.index_select(0, rows), w_vd))
 
     def _draw(self, sequences: list[Sequence], logits_bv: Tensor) -> tuple[Tensor, Tensor]:
         """The sequences' next tokens and their log-probabilities."""
-        settings, device = [s.request.sampling for s in sequences], logits_bv.device
-        return self.sample(
-            logits_bv,
-            to_device([s.temperature for s in settings], torch.float32, device),
-            to_device([s.top_p for s in settings], torch.float32, device),
-            to_device([s.request.seed for s in sequences], torch.int64, device),
-            to_device([len(s.tokens) for s in sequences], torch.int64, device),
-        )
-
-
-def _finish_reason(sequence: Sequence) -> FinishReason | None:
-    if sequence.tokens[-1] in sequence.request.sampling.stop_ids:
-        return "stop"
-    return "length" if len(sequence.tokens) >= sequence.max_tokens else None
+        settings = [s.request.sampling for s in sequences]
+        real = ([s.temperature for s in settings], [s.top_p for s in settings])
+        whole = ([s.request.seed for s in sequences], [len(s.tokens) for s in sequences])
+        columns = [to_device(column, torch.float32, logits_bv.device) for column in real]
+        columns += [to_device(column, torch.int64, logits_bv.device) for column in whole]
+        return self.sample(logits_bv, *columns)

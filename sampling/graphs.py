@@ -1,13 +1,13 @@
 """Decoding as CUDA graphs: a step of single tokens, padded to a bucket, is replayed rather than launched op by op.
 
-A step's inputs are its `Tiles` (`kernels.metadata`), the sequences' last tokens and the sampler's settings, copied
-to fixed addresses; forward pass and sampler are one graph. A bucket is the room for each part of a step, in powers of
-two. Padding rows hold token 0 at position 0 in a spare block, the cache's last, which belongs to no sequence.
+A step's inputs are copied to fixed addresses; forward pass and sampler are one graph. A bucket is the room for each
+part of a step, in powers of two. Padding rows hold token 0 at position 0 in a spare block, the cache's last.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
-from typing import Any
+from dataclasses import astuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,37 +19,21 @@ from model.layers import linear
 from model.llama import Llama
 from sampling import scheduler
 
-LEAST_TILES = 16
-"""Smallest room for tiles. Programs of padding exit at once, and fewer sizes are fewer graphs."""
-
-Drawn = tuple[Tensor, Tensor]
-"""Tokens, int64, and their log-probabilities, fp32, as `sample` returns them."""
+LEAST_TILES = 16  # smallest room for tiles: programs of padding exit at once, and fewer sizes are fewer graphs
+Drawn = tuple[Tensor, Tensor]  # tokens, int64, and their log-probabilities, fp32, as `sample` returns them
 
 
-@dataclass
-class Inputs:
-    """A step's inputs in three tensors: the tiles int32; token, seed and position int64 [3, b]; temperature and top-p
-    fp32 [2, b]."""
-
-    tiles: Tensor
-    tokens: Tensor
-    sampling: Tensor
+class Inputs(NamedTuple):  # of a step, in three tensors
+    tiles: Tensor  # int32: `kernels.metadata.Tiles`
+    tokens: Tensor  # int64 [3, b]: each sequence's last token, seed and position
+    sampling: Tensor  # fp32 [2, b]: temperature and top-p
 
     @classmethod
     def zeros(cls, sizes: TileSizes, device: torch.device, pinned: bool = False) -> "Inputs":
-        def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device, pin_memory=pinned)
-
-        return cls(
-            zeros(torch.int32, sum(sizes.parts)),
-            zeros(torch.int64, 3, sizes.tokens),
-            zeros(torch.float32, 2, sizes.tokens),
-        )
-
-    def copy_(self, source: "Inputs") -> None:
-        self.tiles.copy_(source.tiles, non_blocking=True)
-        self.tokens.copy_(source.tokens, non_blocking=True)
-        self.sampling.copy_(source.sampling, non_blocking=True)
+        shapes = ((sum(sizes.parts),), (3, sizes.tokens), (2, sizes.tokens))
+        dtypes = (torch.int32, torch.int64, torch.float32)
+        parts = zip(shapes, dtypes, strict=True)
+        return cls(*(torch.zeros(shape, dtype=dtype, device=device, pin_memory=pinned) for shape, dtype in parts))
 
 
 def decode(model: Llama, cache: Tensor, inputs: Inputs, sizes: TileSizes) -> Drawn:
@@ -61,12 +45,8 @@ def decode(model: Llama, cache: Tensor, inputs: Inputs, sizes: TileSizes) -> Dra
     return sample(logits_bv, temperature_b, top_p_b, seed_b, position_b)
 
 
-@dataclass
-class Bucket:
-    """Inputs at fixed addresses, and the function that draws the next tokens for their content."""
-
-    host: Inputs
-    """Pinned on CUDA."""
+class Bucket(NamedTuple):  # inputs at fixed addresses, and the function that draws the next tokens for their content
+    host: Inputs  # pinned on CUDA
     device: Inputs
     run: Callable[[], Drawn]
 
@@ -78,10 +58,9 @@ class DecodeGraphs:
         """`cache`: [layers, 2, blocks, k, s, d], its last block spare."""
         self.model, self.cache = model, cache
         self.buckets: dict[TileSizes, Bucket] = {}
-        self.pool: Any = None
-        """Memory that all graphs share, since one runs at a time."""
+        self.pool: Any = None  # memory that all graphs share, since one runs at a time
+        # One stream for all trial runs: libraries keep memory for every stream that they have seen.
         self.stream = torch.cuda.Stream() if cache.is_cuda else None
-        """One stream for all trial runs: libraries keep memory for every stream that they have seen."""
 
     def __call__(self, metadata: AttentionMetadata, sequences: Sequence[scheduler.Sequence]) -> Drawn:
         """The next token of each sequence; `metadata` of a step that decodes each one's last token."""
@@ -97,29 +76,25 @@ class DecodeGraphs:
         sampling = [(s.request.sampling.temperature, s.request.sampling.top_p) for s in sequences]
         for host, values in ((fixed.host.tokens, tokens), (fixed.host.sampling, sampling)):
             host.zero_()[:, :count] = torch.tensor(values, dtype=host.dtype).t()
-        fixed.device.copy_(fixed.host)
+        for device, host in zip(fixed.device, fixed.host, strict=True):
+            device.copy_(host, non_blocking=True)
         ids, logprobs = fixed.run()
         return ids[:count], logprobs[:count]
 
     def _bucket(self, sizes: TileSizes) -> Bucket:
-        on_cuda = self.cache.is_cuda
-        host = Inputs.zeros(sizes, torch.device("cpu"), pinned=on_cuda)
+        host = Inputs.zeros(sizes, torch.device("cpu"), pinned=self.cache.is_cuda)
         device = Inputs.zeros(sizes, self.cache.device)
         # Tiles of zeros are no work, but their keys go to block 0, where the trial run must not write.
         DeviceTiles(device.tiles, sizes, merges=True).table_bm.fill_(self.cache.shape[2] - 1)
-
-        def run() -> Drawn:
-            return decode(self.model, self.cache, device, sizes)
-
-        return Bucket(host, device, self._capture(run) if on_cuda else run)
+        run = partial(decode, self.model, self.cache, device, sizes)
+        return Bucket(host, device, self._capture(run) if self.cache.is_cuda else run)
 
     def _capture(self, run: Callable[[], Drawn]) -> Callable[[], Drawn]:
-        stream = self.stream
-        assert stream is not None
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # an ordinary first run, in which libraries start and kernels compile
+        assert self.stream is not None
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):  # an ordinary first run, in which libraries start and kernels compile
             run()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
             drawn = run()

@@ -1,8 +1,7 @@
-"""The engine's front door, for people and notebooks.
+"""The engine's front door, for people and notebooks:
 
 llm = LLM("models/smollm2-135m-instruct")
-output = llm.chat([{"role": "user", "content": "Name a fruit."}], SamplingParams(temperature=0.8, seed=1))[0]
-print(output.text)
+print(llm.chat([{"role": "user", "content": "Name a fruit."}], SamplingParams(temperature=0.8, seed=1))[0].text)
 """
 
 from collections.abc import Sequence
@@ -28,10 +27,8 @@ Messages = Sequence[Message]
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How completions are drawn: temperature 0 is greedy, top_p 1 is the whole distribution."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0  # 1 is the whole distribution
     max_tokens: int = 256
     seed: int = 0
 
@@ -40,12 +37,13 @@ class SamplingParams:
             raise UserError(f"{self}: temperature must be at least 0, top_p from 0 to 1, max_tokens at least 1")
 
 
+Params = SamplingParams | Sequence[SamplingParams]
+
+
 @dataclass(frozen=True)
 class Output:
-    """A completion; a stop token ends `token_ids`, but is no part of `text`."""
-
     text: str
-    token_ids: list[int]
+    token_ids: list[int]  # the text's, and the stop token
     finish_reason: FinishReason
 
 
@@ -65,28 +63,22 @@ class LLM:
     def chat_format(self) -> ChatFormat:
         return load_chat(self.path)
 
-    def generate(self, prompts: Sequence[str], params: SamplingParams | Sequence[SamplingParams]) -> list[Output]:
-        """Continue raw texts, each after a BOS where the vocabulary has one.
-
-        Prompt i draws with seed `params.seed` + i, or with params of its own. Raises `UserError` for an empty prompt.
-        """
+    def generate(self, prompts: Sequence[str], params: Params) -> list[Output]:
+        """Continue raw texts, each after a BOS where the vocabulary has one. Prompt i draws with seed `params.seed` +
+        i, or with params of its own. Raises `UserError` for an empty prompt."""
         if isinstance(prompts, str):
             raise UserError("generate: prompts is a text; pass a list of texts")
         bos = [token for token in map(self.tokenizer.control, BOS) if token is not None][:1]
         ids = [bos + self.tokenizer.encode(prompt) for prompt in prompts]
         return self._complete(ids, params, load_stop_ids(self.path))
 
-    def chat(
-        self, messages: Messages | Sequence[Messages], params: SamplingParams | Sequence[SamplingParams]
-    ) -> list[Output]:
+    def chat(self, messages: Messages | Sequence[Messages], params: Params) -> list[Output]:
         """Answer one conversation, or each of several, in the model's chat format; seeds as in `generate`."""
         conversations: Any = [messages] if messages and isinstance(messages[0], dict) else messages
         ids = [self.chat_format.prompt_ids(conversation) for conversation in conversations]
         return self._complete(ids, params, self.chat_format.stop_ids)
 
-    def _complete(
-        self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams], stop_ids: frozenset[int]
-    ) -> list[Output]:
+    def _complete(self, prompts: list[list[int]], params: Params, stop_ids: frozenset[int]) -> list[Output]:
         if isinstance(params, SamplingParams):
             params = [replace(params, seed=params.seed + i) for i in range(len(prompts))]
         if len(params) != len(prompts):

@@ -4,16 +4,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from model.chat import ChatFormat
-from sampling.worker import Item, Worker, generation_settings, sampling_of
+from sampling.worker import Item, Row, Worker, generation_settings, sampling_of
 from stages.files import read_jsonl
 from stages.seeds import request_seed
 from stages.settings import Settings, as_dict
 from stages.stage import Job, Stage
 
 
-def response_items(
-    prompts: Iterable[dict[str, Any]], chat: ChatFormat, settings: Settings, iteration: int
-) -> Iterator[Item]:
+def response_items(prompts: Iterable[Row], chat: ChatFormat, settings: Settings, iteration: int) -> Iterator[Item]:
     """K requests for each prompt, a row {id, prompt}."""
     sampling = sampling_of(settings.respond, chat)
     for row in prompts:
@@ -38,9 +36,8 @@ def _settings(settings: Settings, iteration: int) -> Any:
     return generation_settings(settings, iteration, section)
 
 
-RESPOND = Stage(
-    "respond", "sampling.respond", respond, _settings, ("model", "prompts"), per_iteration=True, ranks="all"
-)
+INPUTS = ("model", "prompts")
+RESPOND = Stage("respond", "sampling.respond", respond, _settings, INPUTS, per_iteration=True, ranks="all")
 
 if __name__ == "__main__":
     RESPOND.main()

@@ -1,14 +1,8 @@
 """Exact temperature and top-p sampling without a sort, from a counter-based noise stream.
 
-A token is in the nucleus if the tokens more probable than it hold less than `top_p` of the mass (tokens of equal
-probability are in or out together). So the sampler draws from the whole distribution until a draw is in the nucleus.
-The result has exactly the distribution of the renormalised nucleus, and the probability of a redraw is the mass that
-top-p cuts off, at most 1 - p.
-
-The noise of a draw is Philox-4x32-10 (Salmon et al., SC 2011) of (seed, position, attempt), so no draw depends on the
-batch, the rank or the order. On CUDA `kernels/topp.py` draws the same tokens.
-
-Shapes: b sequences, v vocabulary, c chunks of the vocabulary, w tokens a chunk.
+A token is in the nucleus if the tokens more probable than it hold less than `top_p` of the mass; the sampler draws from
+the whole distribution until a draw is in it. The noise of a draw is Philox-4x32-10 (Salmon et al., SC 2011) of (seed,
+position, attempt). Shapes: b sequences, v vocabulary, c chunks of the vocabulary, w tokens a chunk.
 """
 
 from collections.abc import Sequence
@@ -56,9 +50,7 @@ def sample(
     logits_bv: Tensor, temperature_b: Tensor, top_p_b: Tensor, seed_b: Tensor, position_b: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Draw a token for each row: (ids int64 [b], log-probabilities fp32 [b] at the temperature, before top-p).
-
-    `logits_bv` of any float dtype, computed on in fp32; `temperature_b` 0 is greedy. `seed_b`, `position_b` int64.
-    """
+    `logits_bv` of any float dtype, computed on in fp32; `temperature_b` 0 is greedy. `seed_b`, `position_b` int64."""
     columns = (logits_bv, temperature_b, top_p_b, seed_b, position_b, uniform(seed_b, position_b))
     # A CPU takes a few rows at a time, so that each pass finds the last pass's results in the processor's cache.
     rows = CPU_ROWS if logits_bv.device.type == "cpu" else len(logits_bv)

@@ -1,25 +1,22 @@
-"""Which tokens are computed in the next step: continuous batching over a pool of KV-cache blocks.
+"""Which tokens are computed in the next step: continuous batching over a pool of KV-cache blocks. No tensors here.
 
-No tensors here. A sequence's state is its tokens and how many of them are computed; whether it is in prefill or decode,
-and how many blocks it needs, follows from them. Running sequences are scheduled first, in order of arrival, then
-waiting ones as far as blocks, the token budget and the number of sequences allow. If no block is left, the youngest
-running sequence gives up its blocks and waits again; it keeps its tokens, which are recomputed.
+Running sequences are scheduled first, in order of arrival, then waiting ones as far as blocks, the token budget and the
+number of sequences allow. If no block is left, the youngest running sequence gives up its blocks and waits again; it
+keeps its tokens, which are recomputed.
 """
 
 from bisect import insort
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import NamedTuple
 
 from kernels.metadata import AttentionMetadata, build_metadata
 from sampling.blocks import ROOT, BlockPool
-from sampling.request import Request
+from sampling.request import FinishReason, Request
 
 
 @dataclass(eq=False)
-class Sequence:
-    """A request that waits or runs."""
-
+class Sequence:  # a request that waits or runs
     request: Request
     arrival: int
     max_tokens: int  # maximum length of prompt and completion together
@@ -38,11 +35,14 @@ class Sequence:
     def completion(self) -> list[int]:
         return self.tokens[self.prompt_length :]
 
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        if self.tokens[-1] in self.request.sampling.stop_ids:
+            return "stop"
+        return "length" if len(self.tokens) >= self.max_tokens else None
 
-@dataclass
-class Scheduled:
-    """Tokens [start, end) of a sequence, to be computed in one step."""
 
+class Scheduled(NamedTuple):  # tokens [start, end) of a sequence, to be computed in one step
     sequence: Sequence
     start: int
     end: int
@@ -54,9 +54,7 @@ class Scheduled:
 
 
 @dataclass
-class Step:
-    """One forward pass: first the block copies (source, destination), then the tokens."""
-
+class Step:  # one forward pass: first the block copies (source, destination), then the tokens
     decode: list[Scheduled] = field(default_factory=list)  # single tokens; their rows come first
     prefill: list[Scheduled] = field(default_factory=list)  # several tokens of a sequence
     copies: list[tuple[int, int]] = field(default_factory=list)
@@ -67,7 +65,6 @@ class Step:
         return self.decode + self.prefill
 
     def metadata(self, block_size: int) -> AttentionMetadata:
-        """What the attention kernels need to know of the step."""
         kinds = (self.decode, self.prefill)
         decode, prefill = ([(item.start, item.end, item.sequence.blocks) for item in items] for items in kinds)
         return build_metadata(decode, prefill, block_size)
@@ -80,14 +77,11 @@ class Scheduler:
     """Admits, orders and preempts sequences."""
 
     def __init__(self, pool: BlockPool, max_num_batched_tokens: int, max_num_seqs: int, max_length: int):
-        self.pool = pool
-        self.max_num_batched_tokens = max_num_batched_tokens
-        self.max_num_seqs = max_num_seqs
+        self.pool, self.max_num_batched_tokens, self.max_num_seqs = pool, max_num_batched_tokens, max_num_seqs
         self.max_length = min(max_length, len(pool.references) * pool.block_size)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self.arrivals = 0
-        self.preemptions = 0
+        self.arrivals = self.preemptions = 0
 
     def add(self, request: Request) -> bool:
         """Queue a request; False if its prompt leaves no room for a new token."""
@@ -121,8 +115,8 @@ class Scheduler:
             budget -= self._schedule(step, sequence, min(len(sequence.tokens), sequence.computed + budget))
         return step
 
-    def complete(self, step: Step, tokens: list[int], finished: Callable[[Sequence], bool]) -> list[Sequence]:
-        """Record the drawn `tokens`, in order of the items that sample; release and return the `finished` sequences."""
+    def complete(self, step: Step, tokens: list[int]) -> list[Sequence]:
+        """Record the drawn `tokens`, in order of the items that sample; release and return the finished sequences."""
         size, drawn, done = self.pool.block_size, iter(tokens), []
         for item in step.scheduled:
             sequence = item.sequence
@@ -131,7 +125,7 @@ class Scheduler:
             sequence.computed = item.end
             if item.samples:
                 sequence.tokens.append(next(drawn))
-                if finished(sequence):
+                if sequence.finish_reason:
                     self._release(sequence)
                     self.running.remove(sequence)
                     done.append(sequence)
@@ -179,10 +173,8 @@ class Scheduler:
         sequence.blocks, sequence.entries, sequence.computed = [], [], 0
 
     def _schedule(self, step: Step, sequence: Sequence, end: int) -> int:
-        """Add tokens up to `end` to the step and register the blocks that they fill; returns the number of tokens.
-
-        The prompt's last block is registered when only begun, too.
-        """
+        """Add tokens up to `end` to the step and register the blocks that they fill; returns the number of tokens. The
+        prompt's last block is registered when only begun, too."""
         size, begun = self.pool.block_size, sequence.computed < sequence.prompt_length <= end
         for start in range(len(sequence.entries) * size, end if begun else end - size + 1, size):
             parent = sequence.entries[-1] if sequence.entries else ROOT

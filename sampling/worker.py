@@ -1,7 +1,4 @@
-"""A worker: a process that claims shards of a stage's requests to a model, completes them and writes them.
-
-Under torchrun the ranks share the shards. A lone process on a CPU shares them with copies of itself.
-"""
+"""A worker claims shards of a stage's requests to a model, and completes and writes them, as other ranks do."""
 
 import ctypes
 import gc
@@ -12,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -29,34 +26,24 @@ from model.dtype import generation_dtype
 from model.weights import load_packed
 from sampling.engine import Engine
 from sampling.request import Completion, Request, Sampling
+from stages import shards
 from stages.files import read_jsonl, write_jsonl
 from stages.progress import progress
 from stages.records import Record as Row
 from stages.settings import EngineOptions, Settings, as_dict
-from stages.shards import (
-    completed_by_another,
-    count_records,
-    cut_shards,
-    first_to_ask,
-    fork,
-    rendezvous,
-    unclaimed,
-    unwritten,
-)
+from stages.shards import rendezvous, unclaimed
 from stages.stage import Job, Output
 
 Verdict = Callable[[Row], Row]  # from a completion's row to further fields, such as a judgment's score
 
 
 def sampling_of(section: Any, chat: ChatFormat) -> Sampling:
-    """The parameters of sampling of a section of the settings, with the tokens that end the model's turn as stops."""
+    """The sampling of a section of the settings; the tokens that end the model's turn stop it."""
     return Sampling(section.temperature, section.top_p, section.max_new_tokens, chat.stop_ids)
 
 
 @dataclass(frozen=True)
-class Item:
-    """A request of a stage, of which there may be half a million. Its prompt is made when its shard is claimed."""
-
+class Item:  # a request of a stage, of which there may be half a million. Its prompt is made when its shard is claimed
     name: str
     messages: Callable[[], list[Message]]
     sampling: Sampling
@@ -86,14 +73,12 @@ def generation_settings(settings: Settings, iteration: int, section: Any) -> Row
 
 
 def _common_settings(settings: Settings) -> Row:
-    shared = {"dtype": settings.model.dtype, "attention": settings.model.attention, "seed": settings.seed}
-    return {"engine": as_dict(settings.engine)} | shared
+    engine, model = as_dict(settings.engine), settings.model
+    return {"engine": engine, "dtype": model.dtype, "attention": model.attention, "seed": settings.seed}
 
 
 @dataclass(frozen=True)
-class Work:
-    """The shards of a stage, and the files that they are written to."""
-
+class Work:  # the shards of a stage, and the files that they are written to
     stage: str
     shards: list[list[Item]]
     paths: list[Path]
@@ -102,14 +87,12 @@ class Work:
     @property
     def order(self) -> list[int]:
         """The shards' numbers by falling length of prompts and completions, so that no rank starts a long shard last.
+        Length is in characters, four to a token, since prompts are not tokenized before their shard is claimed."""
 
-        Length is in characters, four to a token, since prompts are not tokenized before their shard is claimed.
-        """
-        lengths = []
-        for shard in self.shards:
-            characters = (len(message["content"]) for item in shard for message in item.messages())
-            lengths.append(sum(characters) + 4 * sum(item.sampling.max_new_tokens for item in shard))
-        return sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        def length(item: Item) -> int:
+            return sum(len(message["content"]) for message in item.messages()) + 4 * item.sampling.max_new_tokens
+
+        return sorted(range(len(self.shards)), key=lambda i: -sum(map(length, self.shards[i])))
 
     def missing(self) -> list[int]:
         """The numbers of the shards that are not written."""
@@ -128,41 +111,32 @@ class Worker:
         self._engine = self._engine or load_engine(self.settings, self.model_dir, log=log)
         return self._engine
 
-    def run(
-        self,
-        job: Job,
-        items: Iterable[Item],
-        verdict: Verdict = lambda row: {},
-        extra: Mapping[str, Iterable[Any]] | None = None,
-    ) -> None:
-        """Complete all items and write shards-*/*.jsonl and the manifest; returns when it exists, on any rank.
-
-        `extra`: rows of further JSON-lines files, by name.
-        """
+    def run(self, job: Job, items: Iterable[Item], verdict: Verdict = lambda row: {}, **extra: Iterable[Any]) -> None:
+        """Complete all items and write shards-*/*.jsonl and the manifest; returns when it exists, on any rank. `extra`:
+        rows of further JSON-lines files, by name without ".jsonl"."""
         if job.complete:
             return
         started = time.monotonic()
-        shards = cut_shards(list(items), self.settings.engine.shard_requests)
+        cut = shards.cut_shards(list(items), self.settings.engine.shard_requests)
         folder = job.out / f"shards-{job.key[:12]}"
-        paths = [folder / f"{i:05}.jsonl" for i in range(len(shards))]
-        work = Work(job.name, shards, paths, verdict)
+        paths = [folder / f"{i:05}.jsonl" for i in range(len(cut))]
+        work = Work(job.name, cut, paths, verdict)
         copies = min(cpu_processes(self.settings.engine), len(work.missing())) - 1
         store, rank = rendezvous(job.name, job.key)
         if "RANK" not in os.environ and copies > 0:
             self._share(work, copies)
         else:
-            order = work.order
-            indices = chain(unclaimed(store, order, paths), unwritten(store, order, paths))
-            self._take_part(work, indices, first=rank == 0)
+            claims = (store, work.order, paths)
+            self._take_part(work, chain(unclaimed(*claims), shards.unwritten(*claims)), first=rank == 0)
         while work.missing():  # other ranks' last shards
             time.sleep(0.2)
-        if not job.complete and (first_to_ask(store, "finished") or not completed_by_another(job.out, job.key)):
-            counts, new_tokens = count_records(row for path in paths for row in read_jsonl(path))
+        if not job.complete and shards.is_first_to_end(store, job.out, job.key):
+            counts, new_tokens = shards.count_records(row for path in paths for row in read_jsonl(path))
             facts = {"counts": counts, "new_tokens": new_tokens, "seconds": round(time.monotonic() - started, 1)}
             facts |= {"shards": [str(path.relative_to(job.out)) for path in paths], "environment": environment()}
             dtype = str(generation_dtype(self.settings.model.dtype, local_device())).removeprefix("torch.")
             facts |= {"settings": _common_settings(self.settings), "compute_dtype": dtype}
-            Output(extra or {}, facts, paths).write(job)
+            Output({f"{name}.jsonl": rows for name, rows in extra.items()}, facts, paths).write(job)
             for old in set(job.out.glob("shards-*")) - {folder}:
                 shutil.rmtree(old)
 
@@ -208,9 +182,9 @@ class Worker:
                 while copies:
                     os.waitpid(copies[-1], 0)
                     copies.pop()
-                yield from unwritten(store, order, work.paths)
+                yield from shards.unwritten(store, order, work.paths)
 
-            copies = [fork(follow) for _ in range(count)]
+            copies = [shards.fork(follow) for _ in range(count)]
             try:
                 self._take_part(work, lead(), first=True)
             finally:

@@ -1,7 +1,4 @@
-"""A TOML config as dataclasses: strict, with bounds on the fields.
-
-An unknown key, a missing one, a wrong type and a number out of its bounds are errors that name file, section and key.
-"""
+"""A TOML config as dataclasses; an unknown or missing key, a wrong type and a number out of bounds are errors."""
 
 import math
 import tomllib
@@ -17,9 +14,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """The range of a setting, from `low` to `high`, both included; with `above`, without `low`."""
-
+class Bounds:  # the range of a setting, from `low` to `high`, both included; with `above`, without `low`
     low: float
     high: float = math.inf
     above: bool = False
@@ -70,11 +65,11 @@ def _overlaid(base: Any, value: Any) -> Any:
 
 def _build(cls: type[T], table: dict[str, Any], where: str) -> T:
     known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
+    needed = [key for key, field in known.items() if field.default is field.default_factory is MISSING]
     if unknown := [key for key in table if key not in known]:
         raise UserError(f"{where}{unknown[0]}: unknown key; known here: {', '.join(known)}")
-    for key, field in known.items():
-        if key not in table and field.default is MISSING and field.default_factory is MISSING:
-            raise UserError(f"{where}{key}: missing; add this key")
+    if missing := [key for key in needed if key not in table]:
+        raise UserError(f"{where}{missing[0]}: missing; add this key")
     hints = typing.get_type_hints(cls, include_extras=True)
     return cls(**{key: _convert(hints[key], value, f"{where}{key}") for key, value in table.items()})
 

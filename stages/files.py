@@ -1,19 +1,23 @@
-"""Files between stages: JSON lines, atomic writes, digests, and the manifest that marks a stage complete.
+"""Files between stages: JSON lines, atomic writes, digests, the manifest of a complete stage, and the lock of a run.
 
 A stage's folder is complete when it holds `manifest.json`, which is written last. The manifest's `key` identifies the
 inputs and settings, its `digest` the output.
 """
 
+import fcntl
 import gzip
 import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -49,25 +53,16 @@ def command(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to continue", file=sys.stderr)
-        raise SystemExit(130) from None
-    except Terminated:
-        print("terminated: run the same command again to continue", file=sys.stderr)
-        raise
-
-
-def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file, as `read_numbered_jsonl` gives them."""
-    return (row for _, row in read_numbered_jsonl(path, required))
+    except (KeyboardInterrupt, Terminated) as error:
+        what, code = ("interrupted", 130) if isinstance(error, KeyboardInterrupt) else ("terminated", error.code)
+        print(f"{what}: run the same command again to continue", file=sys.stderr)
+        raise SystemExit(code) from None
 
 
 def read_numbered_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The line numbers, from 1, and objects of a JSON-lines file, which may be compressed (`.gz`).
-
-    Blank lines are skipped. Raises `UserError` naming file and line for a missing or damaged file, a line that is not
-    a JSON object, and a missing key of `required`.
-    """
+    """The line numbers, from 1, and objects of a JSON-lines file, which may be compressed (`.gz`). Blank lines are
+    skipped. Raises `UserError` naming file and line for a missing or damaged file, a line that is not a JSON object,
+    and a missing key of `required`."""
     path, number = Path(path), 0
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path in the config or run the stage that writes it")
@@ -87,10 +82,14 @@ def _row(line: str, where: str, required: Iterable[str]) -> dict[str, Any]:
         raise UserError(f"{where}: not JSON ({error.msg}); mend or remove the line") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected a JSON object; mend or remove the line")
-    for key in required:
-        if key not in row:
-            raise UserError(f"{where}: key {key!r} is missing; add it")
+    if missing := [key for key in required if key not in row]:
+        raise UserError(f"{where}: key {missing[0]!r} is missing; add it")
     return row
+
+
+def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file, as `read_numbered_jsonl` gives them."""
+    return (row for _, row in read_numbered_jsonl(path, required))
 
 
 def read_json_list(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -155,6 +154,38 @@ def copy_folder(source: Path, target: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold the operating system's lock on `folder`/lock, so that one `iterate.py` at a time works in a run's folder.
+    Stages inherit the open file: one that outlives a killed `iterate.py` keeps the lock. It holds between the nodes of
+    an NFS; Lustre needs the mount option `flock`. Raises `UserError` where another holds it, or where no locks
+    exist."""
+    path = folder / "lock"
+    while True:
+        file = path.open("a+", encoding="utf-8", errors="replace")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(f"{path}: in use by {holder}; wait for it or stop it") from None
+        except OSError as error:
+            raise UserError(f"{path}: no lock on this file system ({error.strerror}); use one with locks") from None
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # the process that held the lock has removed this file meanwhile
+    who, since = f"{os.getpid()} on {platform.node()} ({shlex.join(sys.argv)})", time.strftime("%Y-%m-%d %H:%M:%S %z")
+    file.truncate(0)
+    file.write(f"process {who} or its stages, since {since}\n")
+    file.flush()
+    os.set_inheritable(file.fileno(), True)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
 def digest(path: Path | str) -> str:
     """The digest of an input: a file's SHA-256; a folder's manifest's digest or, without one, that of all its files."""
     path = Path(path)
@@ -165,9 +196,9 @@ def digest(path: Path | str) -> str:
         raise UserError(f"{path}: no such file or folder; check the path or run the stage that writes it")
     if manifest := read_manifest(path):
         return manifest["digest"]
-    found = [file for file in path.rglob("*") if file.is_file()]
     # Hidden files and folders belong to tools: a download's notes, an unfinished write.
-    return _digest_of_files(path, (file for file in found if "/." not in f"/{file.relative_to(path).as_posix()}"))
+    shown = (file for file in path.rglob("*") if "/." not in f"/{file.relative_to(path).as_posix()}")
+    return _digest_of_files(path, filter(Path.is_file, shown))
 
 
 def _digest_of_files(folder: Path, files: Iterable[Path]) -> str:

@@ -1,8 +1,4 @@
-"""Each stage's share of a run, and the time left at the speed of the stages that are done.
-
-Work is measured in generated tokens; a token that is read or trained on counts by its time. Mean lengths come from
-`[plan]`, so shares are estimates, and the time left becomes more accurate as the run advances.
-"""
+"""Each stage's share of a run, by the mean lengths of `[plan]`, and the time left at the speed of the stages done."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +12,7 @@ TRAINED = 1.5  # time to train on a token once, forward and backward, likewise
 
 
 def works(settings: Settings) -> dict[str, float]:
-    """The work of each stage of a run, in generated tokens, by the stage's folder."""
+    """The work of each stage of a run by the stage's folder, in tokens to generate, or to read or train on as long."""
     plan, judge, evaluation = settings.plan, settings.judge, settings.evaluation
     prompts, answer = settings.respond.prompts_per_iteration, plan.response_tokens
     responses, reading, distinct = prompts * settings.respond.K, READ * answer, plan.distinct_judgments * judge.N
@@ -51,8 +47,6 @@ def works(settings: Settings) -> dict[str, float]:
 
 
 class Forecast:
-    """The stages of a run that are left, and the speed so far."""
-
     def __init__(self, settings: Settings):
         self.left, self.tokens, self.seconds = works(settings), 0.0, 0.0
         self.whole = sum(self.left.values())
@@ -71,5 +65,4 @@ class Forecast:
         self.seconds += (time.monotonic() - started) * bool(tokens)
 
     def done(self, name: str) -> None:
-        """Take a finished stage off the list."""
         self.left.pop(name, None)

@@ -1,16 +1,15 @@
 """Stages as processes: one process, or ranks on one node or on several that share the folder.
 
-A rank gets torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, ...), and meets the others in a store of the launcher.
-On several nodes the same command runs on each: the first, the head, decides what comes next and tells the others
-through a store on its port. The first failure is reported there, so that no node waits in vain.
+A rank gets torchrun's variables and meets the others in a store of the launcher. On several nodes the same command runs
+on each: the head decides what comes next and tells the others through a store on its port, which has the first failure.
 """
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -32,9 +31,7 @@ SPINS = "1000"  # how often a waiting thread looks before it sleeps; OpenMP's 30
 
 
 @dataclass
-class Launcher:
-    """Starts the stages of a run and waits for them."""
-
+class Launcher:  # starts the stages of a run and waits for them
     ranks: int  # on each node
     logs: Path  # folder for the output of several ranks: `logs`/STAGE/node0/rank0.log
     nodes: int = 1
@@ -62,14 +59,14 @@ class Launcher:
     def run(self, module: str, arguments: Sequence[str | Path], name: str, distributed: bool = True) -> int:
         """Run `python -m module arguments`, on all ranks if `distributed`; its exit code. `name` names the logs."""
         words = [module, *map(str, arguments)]
-        if not distributed or self.store is None:
-            code, _ = self._wait([_start(words)])
-            if code == KILLED:
-                print(f"error: {module} was killed: out of memory?", file=sys.stderr)
-            return code
-        meeting = dist.TCPStore(self.store.host, 0, None, True, wait_for_workers=False)  # the ranks' store
-        self.store.set(f"order/{next(self.orders)}", json.dumps([name, words, meeting.port]))
-        return self._run_ranks(name, words, meeting.port)
+        if distributed and self.store is not None:
+            meeting = dist.TCPStore(self.store.host, 0, None, True, wait_for_workers=False)  # the ranks' store
+            self.store.set(f"order/{next(self.orders)}", json.dumps([name, words, meeting.port]))
+            return self._run_ranks(name, words, meeting.port)
+        code, _ = self._wait([_start(words)])
+        if code == KILLED:
+            print(f"error: {module} was killed: out of memory?", file=sys.stderr)
+        return code
 
     @contextmanager
     def coordinate(self) -> Iterator[None]:
@@ -145,27 +142,35 @@ class Launcher:
         common |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
         logs = [folder / f"rank{first + i}.log" for i in range(self.ranks)]
         processes = [_start(words, common | {"RANK": first + i, "LOCAL_RANK": i}, log) for i, log in enumerate(logs)]
-        with nullcontext() if first else _shown(logs[0]):
-            code, failed = self._wait(processes)
+        code, failed = self._wait(processes, None if first else logs[0])
         if code:
             _report(first + failed, code, logs[failed], None if first else logs[0])
         return code
 
-    def _wait(self, processes: list[subprocess.Popen]) -> tuple[int, int]:
-        """Wait for all, and end all when one, another node or this one fails; the first failure's code and number."""
-        try:
-            while None in (codes := [process.poll() for process in processes]) and not any(codes):
-                self._check_end()
-                time.sleep(0.05)
-        except BaseException as error:
-            for number in (signal.SIGINT, signal.SIGTERM):  # leaving while ranks save would release the run's lock
-                signal.signal(number, signal.SIG_IGN)
-            if isinstance(error, KeyboardInterrupt):  # a terminal's Ctrl-C reaches every process
-                for process in processes:
-                    process.wait()
-            raise
-        finally:
-            _end(processes)
+    def _wait(self, processes: list[subprocess.Popen], shown: Path | None = None) -> tuple[int, int]:
+        """Wait for all, and end all when one, another node or this one fails; the first failure's code and number. What
+        is written to the log `shown` appears on standard error, too."""
+
+        def show() -> None:
+            sys.stderr.buffer.write(lines.read())
+            sys.stderr.flush()
+
+        with shown.open("rb") if shown else io.BytesIO() as lines:
+            try:
+                while None in (codes := [process.poll() for process in processes]) and not any(codes):
+                    self._check_end()
+                    show()
+                    time.sleep(0.05)
+            except BaseException as error:
+                for number in (signal.SIGINT, signal.SIGTERM):  # leaving while ranks save would release the run's lock
+                    signal.signal(number, signal.SIG_IGN)
+                if isinstance(error, KeyboardInterrupt):  # a terminal's Ctrl-C reaches every process
+                    for process in processes:
+                        process.wait()
+                raise
+            finally:
+                _end(processes)
+                show()
         return next(((code if code > 0 else 128 - code, i) for i, code in enumerate(codes) if code), (0, 0))
 
 
@@ -177,27 +182,6 @@ def _start(words: list[str], variables: dict[str, Any] | None = None, log: Path 
     with log.open("wb") if log else nullcontext() as out:
         command = [sys.executable, "-m", *words]
         return subprocess.Popen(command, env=environment, stdout=out, stderr=out, close_fds=False)
-
-
-@contextmanager
-def _shown(log: Path) -> Iterator[None]:
-    """In this context, what is written to a log appears on standard error, too."""
-    done = threading.Event()
-
-    def copy(last: bool = False) -> None:
-        with log.open("rb") as lines:
-            while not last:
-                last = done.wait(0.1)
-                sys.stderr.buffer.write(lines.read())
-                sys.stderr.flush()
-
-    thread = threading.Thread(target=copy)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _end(processes: list[subprocess.Popen]) -> None:

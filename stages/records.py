@@ -10,39 +10,29 @@ Record = dict[str, Any]  # a row of a JSON-lines file
 Message = dict[str, str]  # {"role": ..., "content": ...}
 
 
-class Sampled(TypedDict):
-    """A completion that a model has sampled."""
-
+class Sampled(TypedDict):  # a completion that a model has sampled
     id: str
     prompt_id: str
     ids: list[int]  # the sampled token ids, the stop token included where there is one
     text: str  # the ids as text, without special tokens
     finish_reason: Literal["stop", "length", "too_long"]
-    """A stop token; `max_new_tokens` or the end of the context; no room after the prompt, so nothing was sampled."""
     logprob: float  # log-probability of the ids at the sampling temperature, before top-p
     seed: int  # seed of the noise: `stages.seeds.request_seed`
 
 
-class Response(Sampled):
-    """responses/shards-*/*.jsonl: one of the K answers to a prompt."""
-
+class Response(Sampled):  # responses/shards-*/*.jsonl: one of the K answers to a prompt
     sample: int  # 0 to K - 1
     prompt: str
 
 
-class Judgment(Sampled):
-    """judgments/shards-*/*.jsonl: one of the N judgments of a response."""
-
+class Judgment(Sampled):  # judgments/shards-*/*.jsonl: one of the N judgments of a response
     response_id: str
     index: int  # 0 to N - 1
-    score: int | float | None
-    """In [0, 5], as the text states it: `judging.scores.to_number`. None: the text states no score."""
+    score: int | float | None  # in [0, 5], as the text states it
     failure: str | None  # why there is no score: a `judging.verdict.Failure`
 
 
-class ExpectedScore(TypedDict):
-    """scores/shards-*/*.jsonl: the mean of the distribution over a score, with or without a judgment's reasons."""
-
+class ExpectedScore(TypedDict):  # scores/shards-*/*.jsonl: the mean of the judge's distribution over a score
     id: str
     response_id: str
     prompt_id: str
@@ -54,9 +44,7 @@ class ExpectedScore(TypedDict):
     failure: str | None  # "low_mass": the digits have too little of the distribution; or the finish reason
 
 
-class Comparison(Sampled):
-    """comparisons/shards-*/*.jsonl: one verdict of the meta-judge about two judgments of a response."""
-
+class Comparison(Sampled):  # comparisons/shards-*/*.jsonl: a verdict of the meta-judge on two judgments of a response
     response_id: str
     first: int  # index of the judgment shown first, as A
     second: int
@@ -64,18 +52,16 @@ class Comparison(Sampled):
     failure: str | None  # why there is no winner: a `judging.verdict.Failure`
 
 
-class MetaJudged(TypedDict):
-    """comparisons/meta_judged.jsonl: which of a prompt's responses is meta-judged."""
-
+class MetaJudged(TypedDict):  # comparisons/meta_judged.jsonl: which of a prompt's responses is meta-judged
     prompt_id: str
     response_id: str | None
     judgments: list[int]  # indices of the judgments that are compared: distinct ones with a score
     reason: str | None  # why nothing is compared: a `judging.scores.Reason`
 
 
-class Preference(TypedDict):
-    """A preference pair, in TRL's conversational format, with the token ids that were sampled."""
-
+class Preference(TypedDict):  # a pair in TRL's conversational format, with the token ids that were sampled
+    id: str
+    kind: Literal["actor", "judge"]
     prompt_id: str
     prompt: list[Message]
     chosen: list[Message]
@@ -87,43 +73,27 @@ class Preference(TypedDict):
     rejected_id: str
 
 
-def preference(prompt_id: str, prompt: list[Message], prompt_ids: list[int], chosen: Any, rejected: Any) -> Preference:
-    """The preference of two responses, or judgments, to one prompt: their records `chosen` and `rejected`."""
-    return {
-        "prompt_id": prompt_id,
-        "prompt": prompt,
-        "chosen": [{"role": "assistant", "content": chosen["text"]}],
-        "rejected": [{"role": "assistant", "content": rejected["text"]}],
-        "prompt_ids": prompt_ids,
-        "chosen_ids": list(chosen["ids"]),
-        "rejected_ids": list(rejected["ids"]),
-        "chosen_id": chosen["id"],
-        "rejected_id": rejected["id"],
-    }
+def preference(prompt_id: str, prompt: list[Message], prompt_ids: list[int], chosen: Any, rejected: Any) -> Record:
+    """The fields of a preference behind its kind, from the records of two responses, or judgments, to one prompt."""
+    row: Record = {"prompt_id": prompt_id, "prompt": prompt}
+    sides = (("chosen", chosen), ("rejected", rejected))
+    row |= {side: [{"role": "assistant", "content": own["text"]}] for side, own in sides}
+    row |= {"prompt_ids": prompt_ids} | {f"{side}_ids": list(own["ids"]) for side, own in sides}
+    return row | {f"{side}_id": own["id"] for side, own in sides}
 
 
-class ActorPair(Preference):
-    """pairs/actor.jsonl: which response to a prompt is better."""
-
-    id: str
-    kind: Literal["actor"]
+class ActorPair(Preference):  # pairs/actor.jsonl: which response to a prompt is better
     chosen_score: int | float  # mean score: `judging.scores.to_number`
     rejected_score: int | float
 
 
-class JudgePair(Preference):
-    """pairs/judge.jsonl: which judgment of a response is better."""
-
-    id: str
-    kind: Literal["judge"]
+class JudgePair(Preference):  # pairs/judge.jsonl: which judgment of a response is better
     response_id: str
     chosen_elo: float  # in natural-log units
     rejected_elo: float
 
 
-class EloScore(TypedDict):
-    """pairs/elo.jsonl: the Elo score of a judgment that was compared."""
-
+class EloScore(TypedDict):  # pairs/elo.jsonl: the Elo score of a judgment that was compared
     judgment_id: str
     response_id: str
     prompt_id: str
@@ -134,9 +104,7 @@ class EloScore(TypedDict):
     lost: int
 
 
-class MissingPair(TypedDict):
-    """pairs/none.jsonl: why a prompt gave no pair of a kind."""
-
+class MissingPair(TypedDict):  # pairs/none.jsonl: why a prompt gave no pair of a kind
     prompt_id: str
     kind: Literal["actor", "judge"]
     reason: str  # a `judging.scores.Reason`

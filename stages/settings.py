@@ -1,7 +1,4 @@
-"""The settings of a run: a dataclass for each section of the TOML file, with symbols named as in the paper.
-
-A field's type carries its bounds (`stages/config.py`); `check` holds the rules between several settings.
-"""
+"""The settings of a run: a dataclass for each section of the TOML file, with symbols named as in the paper."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +10,7 @@ from stages.files import UserError
 PromptStyle = Literal["full", "compact"]
 VerdictPosition = Literal["first", "last"]
 Protocol = Literal["scores", "pairwise"]
+as_dict = asdict  # a section as plain values, for keys and manifests
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,7 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
-class Training:
-    """The settings that SFT and DPO have in common."""
-
+class Training:  # what SFT and DPO have in common
     epochs: Count = 1
     learning_rate: Amount = 5e-6
     batch_size: Count = 32  # examples (SFT) or pairs (DPO) a step, over all ranks
@@ -58,9 +54,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Sft(Training):
-    """Fine-tuning of the seed on judging and meta-judging; the held-out examples give the held-out loss."""
-
+class Sft(Training):  # of the seed, on judging and meta-judging; the held-out examples give the held-out loss
     epochs: Count = 2
     enabled: bool = True  # off: the seed itself is M0
     examples: list[str] = field(default_factory=list)
@@ -74,9 +68,7 @@ class Sft(Training):
 
 
 @dataclass(frozen=True)
-class Eft:
-    """Evaluation fine-tuning: judge examples from human rankings (`prepare/eft.py`), added to `sft.examples`."""
-
+class Eft:  # evaluation fine-tuning: judge examples from human rankings (`prepare/eft.py`), added to `sft.examples`
     sources: list[str] = field(default_factory=list)  # files of OpenAssistant's trees, or of groups of ranked replies
     languages: list[str] = field(default_factory=lambda: ["en"])  # of the messages that are kept
     max_turns: Count = 1  # user turns in a conversation at most: 1 is a first question alone
@@ -86,14 +78,11 @@ class Eft:
     held_out: Share = 0.25  # share of the groups set aside for measuring judges
 
 
-# Words of prompts that ask for what a language model can't see or do.
 UNSEEN = "image images graph graphs picture pictures file files map maps draw plot video audio music flowchart diagram"
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """New prompts from seed prompts (`prepare/new_prompts.py`); the new prompts are the pool."""
-
+class Prompts:  # new prompts from seed prompts (`prepare/new_prompts.py`); the new prompts are the pool
     seeds: str = ""  # a JSON-lines file of {id, prompt}; empty: the pool is `respond.prompts`
     model: str = ""  # Hugging Face directory of the model that writes prompts; empty: the run's seed
     count: Count = 20000  # prompts wanted
@@ -110,7 +99,8 @@ class Prompts:
     max_rouge_l: Share = 0.7  # of a new prompt's ROUGE-L F-measures with each seed and kept prompt
     evaluation: list[str] = field(default_factory=list)  # files of {prompt}, which new prompts must not overlap
     ngram: Count = 8  # successive words in common that count as an overlap
-    words: list[str] = field(default_factory=lambda: [*UNSEEN.split(), "go to"])  # a prompt with one is dropped
+    words: list[str] = field(default_factory=lambda: [*UNSEEN.split(), "go to"])
+    """A prompt with one of the words, which ask for what a language model can't see or do, is dropped."""
 
 
 @dataclass(frozen=True)
@@ -165,9 +155,7 @@ class Metajudge:
 
 
 @dataclass(frozen=True)
-class Dpo(Training):
-    """Training on the preference pairs; the held-out pairs choose the epoch by their preference accuracy."""
-
+class Dpo(Training):  # on the preference pairs; the held-out pairs choose the epoch by their preference accuracy
     beta: Amount = 0.1
     epochs: Count = 10
     held_out: Share = 0.1
@@ -198,9 +186,7 @@ class Iteration:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """How the seed and each M_t are measured, on data that no training sees. Without a file: not at all."""
-
+class Evaluation:  # how the seed and each M_t are measured, on data that no training sees. Without a file: not at all
     judge_cases: str = ""  # labelled groups or pairs; `{run}/sft/eft/held_out.jsonl` is what `[eft]` sets aside
     comparisons: str = ""  # pairs of judgments on which the meta-judge is measured
     N: Count = 1  # judgments of each response
@@ -213,9 +199,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits that stop a run before training if an iteration has gone wrong; each is off by default."""
-
+class Limits:  # limits that stop a run before training if an iteration has gone wrong; each is off by default
     parse_rate: Share = 0.0  # least share of judgments that hold a score
     actor_yield: Share = 0.0  # least share of prompts that give an actor pair
     judge_yield: Share = 0.0  # least share of prompts that give a judge pair, in iterations with judge pairs
@@ -223,9 +207,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Assumptions:
-    """What `make plan` and the forecast assume of texts, yields and machines. No stage's output depends on it."""
-
+class Assumptions:  # of `make plan` and the forecast, on texts, yields and machines; no stage's output depends on it
     response_tokens: Positive = 430.0
     judgment_tokens: Positive = 180.0
     comparison_tokens: Positive = 220.0
@@ -267,11 +249,9 @@ class Settings:
     plan: Assumptions = field(default_factory=Assumptions)
 
 
-as_dict = asdict  # a section as plain values, for keys and manifests
-
-
-def check(settings: Settings, path: Path) -> None:
-    """Check settings that depend on one another. Raises `UserError` naming the config, the key and what to do."""
+def load_settings(path: Path | str) -> Settings:
+    """Read a TOML config, and check settings that depend on one another. Raises `UserError` naming file and key."""
+    settings = read_config(Settings, Path(path))
     eft, sft, judge, meta, prompts = settings.eft, settings.sft, settings.judge, settings.metajudge, settings.prompts
     respond, evaluation, iterations = settings.respond, settings.evaluation, settings.iteration
     scores, needed = judge.scores_file, len(iterations) * respond.prompts_per_iteration
@@ -295,10 +275,4 @@ def check(settings: Settings, path: Path) -> None:
     ]
     if broken := [message for holds, message in rules if holds]:
         raise UserError(f"{path}: {broken[0]}")
-
-
-def load_settings(path: Path | str) -> Settings:
-    """Read and check a TOML config. Raises `UserError` naming file and key."""
-    settings = read_config(Settings, Path(path))
-    check(settings, Path(path))
     return settings

@@ -1,8 +1,5 @@
-"""Work shards: the requests of a stage in files of fixed content, each claimed by a rank and written whole.
-
-A shard's bytes are a function of its requests, the weights and the settings. So a killed run, started again on any
-number of ranks, does only what is missing and ends with the same bytes.
-"""
+"""Work shards: a stage's requests in files whose bytes depend on requests, weights and settings alone, so that a killed
+run ends with the same bytes on any number of ranks. A rank claims a shard and writes it whole."""
 
 import math
 import os
@@ -23,14 +20,11 @@ from stages.files import is_complete
 
 def cut_shards(items: list[Any], shard_requests: int) -> list[list[Any]]:
     """Consecutive items in shards of about equal size, at most `shard_requests`; items of one `group` stay together.
-
-    The number of shards is even, so that two ranks have the same amount of work.
-    """
+    The number of shards is even, so that two ranks have the same amount of work."""
     shards: list[list[Any]] = []
     size = len(items) / (2 * math.ceil(len(items) / shard_requests / 2) or 1)
     for i, item in enumerate(items):
-        full = shards and i >= len(shards) * size and shards[-1][-1].group != item.group
-        if not shards or full:
+        if not shards or (i >= len(shards) * size and shards[-1][-1].group != item.group):
             shards.append([])
         shards[-1].append(item)
     return shards
@@ -58,27 +52,27 @@ def first_to_ask(store: dist.Store, key: str) -> bool:
         return True
 
 
-def completed_by_another(out: Path, key: str, patience: float = 900.0) -> bool:
-    """Wait until the rank that finished first has written the manifest; False after `patience` seconds."""
+def is_first_to_end(store: dist.Store, out: Path, key: str, patience: float = 900.0) -> bool:
+    """Whether this rank writes the manifest; another rank waits until the first has, `patience` seconds at most."""
+    if first_to_ask(store, "finished"):
+        return True
     deadline = time.monotonic() + patience
     while not (complete := is_complete(out, key)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return complete
+    return not complete
 
 
 def rendezvous(stage: str, key: str) -> tuple[dist.Store, int]:
-    """The store that all ranks share, and this rank's number; a lone rank has its own store. Needs no process group.
-
-    Ranks come from torchrun, or from any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
-    """
+    """The store that all ranks share, and this rank's number, from torchrun's variables; a lone rank has its own store.
+    Needs no process group."""
     if "RANK" not in os.environ:
         return dist.HashStore(), 0
-    store, rank, _ = _environment()
+    store, rank, _ = _meeting()
     return dist.PrefixStore(f"{stage}/{key}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store), rank
 
 
 @cache  # one store for the whole process, since all rounds of a stage meet at the same address
-def _environment() -> tuple[dist.Store, int, int]:
+def _meeting() -> tuple[dist.Store, int, int]:
     return next(iter(dist.rendezvous("env://")))
 
 
@@ -102,6 +96,7 @@ def count_records(records: Iterable[dict[str, Any]]) -> tuple[dict[str, int], in
     tokens = 0
     for row in records:
         tokens += len(row.get("ids", ()))
-        failure = [f"failure.{row['failure']}"] if row.get("failure") else []
-        counts.update(["records", row["finish_reason"], *failure])
+        counts.update(("records", row["finish_reason"]))
+        if failure := row.get("failure"):
+            counts[f"failure.{failure}"] += 1
     return dict(counts), tokens

@@ -1,8 +1,4 @@
-"""A stage of a run, described once: its name, its inputs, the settings that it reads, its work.
-
-The stage's key, its command line, its manifest, which rank writes, and how `iterate.py` starts the stage follow from
-the description. docs/stages.md shows how to add a stage.
-"""
+"""A stage of a run, described once; key, command line and manifest follow. docs/stages.md shows how to add one."""
 
 import argparse
 import os
@@ -16,14 +12,11 @@ from stages import files
 from stages.files import UserError, command, digest, is_complete, stage_key
 from stages.settings import Settings, load_settings
 
-Inputs = Mapping[str, Path | str | Sequence[Path | str] | None]
-"""Files and folders by name; None: the input is not given."""
+Inputs = Mapping[str, Path | str | Sequence[Path | str] | None]  # by name; None: the input is not given
 
 
 @dataclass(frozen=True)
-class Job:
-    """One execution of a stage: its settings, inputs and output folder."""
-
+class Job:  # one execution of a stage
     name: str
     settings: Settings
     iteration: int  # of the method, from 1; 0 outside of the iterations
@@ -38,19 +31,16 @@ class Job:
         return is_complete(self.out, self.key)
 
     def has(self, name: str) -> bool:
-        """Whether an input is given."""
         return name in self.inputs
 
     def path(self, name: str) -> Path:
-        """The path of a required input."""
         return self.inputs[name][0]
 
     def optional(self, name: str) -> Path | None:
-        """The path of an input, or None."""
         return self.inputs.get(name, [None])[0]
 
     def paths(self, name: str) -> list[Path]:
-        """The paths of an input that is a list of files."""
+        """The paths of an input that is a list of files, none if it is not given."""
         return self.inputs.get(name, [])
 
     def part(self, name: str, folder: str, key: str = "") -> "Job":
@@ -65,10 +55,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Output:
-    """The output of a stage: files by name, ".jsonl" of rows or ".json", and facts for the manifest."""
-
-    files: Mapping[str, Any]
-    facts: dict[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Any]  # by name: rows for ".jsonl", else a value
+    facts: dict[str, Any] = field(default_factory=dict)  # for the manifest
     written: Sequence[Path] = ()  # further files, which the work has written itself
 
     def write(self, job: Job, **facts: Any) -> None:
@@ -81,9 +69,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One step of the method, run as a process of its own."""
-
+class Stage:  # one step of the method, run as a process of its own
     name: str
     module: str  # `python -m MODULE` runs it
     work: Callable[[Job], Output | None]  # None: the work has written output and manifest itself, shard by shard
@@ -99,8 +85,8 @@ class Stage:
         self, settings: Settings, out: Path, iteration: int = 0, known: Mapping[str, str] | None = None, **given: Any
     ) -> Job:
         """The stage's work on these inputs; `known` are digests by input. Raises `UserError` for a missing input."""
-        values = self.settings(settings, iteration)
-        return make_job(self.name, settings, values, out, {**given, **self.files(settings)}, iteration, known)
+        values, inputs = self.settings(settings, iteration), {**given, **self.files(settings)}
+        return make_job(self.name, settings, values, out, inputs, iteration, known)
 
     def arguments(self, config: Path, job: Job) -> list[str]:
         """The command line for this job, with key and digests, so that no rank computes them again."""
@@ -120,7 +106,6 @@ class Stage:
             output.write(job, seconds=round(time.monotonic() - started, 1))
 
     def main(self) -> None:
-        """The command `python -m MODULE`."""
         command(lambda: self.run(self.read_arguments()))
 
     def read_arguments(self, words: Sequence[str] | None = None) -> Job:
@@ -157,9 +142,8 @@ def make_job(
     for key, paths in inputs.items():
         first, *others = [known[key]] if key in (known or {}) else map(digest, paths)
         digests[key] = stage_key("list", [first, *others]) if others else first
-    return Job(
-        name, settings, iteration, inputs, digests, stage_key(name, {"settings": values, "inputs": digests}), out
-    )
+    key = stage_key(name, {"settings": values, "inputs": digests})
+    return Job(name, settings, iteration, inputs, digests, key, out)
 
 
 def weights_of(folder: Path) -> str:

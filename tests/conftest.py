@@ -13,8 +13,6 @@ from processes import finished_run
 
 from kernels.launch import interpreted
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("shared", deadline=None)  # of a shared machine no example's time says anything
 hypothesis.settings.load_profile("shared")
@@ -30,14 +28,6 @@ def device() -> torch.device:
     if interpreted():
         return torch.device("cpu")
     pytest.skip("the kernels need CUDA or TRITON_INTERPRET=1")
-
-
-@pytest.fixture(params=DTYPES, ids=str)
-def dtype(request, device) -> torch.dtype:
-    """What the kernels take there."""
-    if device.type == "cuda" and request.param == torch.float32:
-        pytest.skip("fp32 runs in the interpreter alone")
-    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -1,27 +1,22 @@
-"""iterate.py on the tiny model: the whole loop, its records, and a run that is resumed, repeated and on two ranks.
-
-Stages run in copies of this process, besides where processes are what is tested.
-"""
+"""iterate.py on the tiny model: the whole loop, its records, and a run that is resumed, repeated and on two ranks."""
 
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import pytest
 from marks import needs_int8
-from processes import ROOT, fork, free_port, iterate, start, wait
+from processes import ROOT, children_of, fork, free_port, iterate, start, wait, wait_for
 from torch.distributed.run import get_args_parser
 
 from evaluation.measure import ModelMeasurements
 from iterate import Run
-from stages.files import read_jsonl, read_manifest, read_shards, write_json, write_jsonl, write_manifest
+from stages.files import read_jsonl, read_manifest, write_json, write_jsonl, write_manifest
 from stages.launch import Launcher
 from stages.records import ActorPair, Comparison, EloScore, JudgePair, Judgment, MetaJudged, MissingPair, Response
 from stages.settings import Evaluation, load_settings
@@ -74,8 +69,7 @@ def test_summary(tiny_run):
 
 
 def test_a_run_ends_with_the_table_of_models_and_the_report(tiny_run):
-    summary = json.loads((tiny_run / "runs" / "tiny" / "summary.json").read_text())
-    seed, *trained = summary["models"]
+    seed, *trained = json.loads((tiny_run / "runs" / "tiny" / "summary.json").read_text())["models"]
     assert seed["name"] == "seed" and seed["win_rate"] is None and seed["differences"] == {}
     assert [(row["name"], row["win_rate_by"]) for row in trained] == [(f"M{t}", f"M{t}") for t in range(3)]
     for row in (seed, *trained):
@@ -125,21 +119,6 @@ def test_records_have_the_fields_that_are_documented(tiny_run, files):
     assert rows and all(set(row) == set(RECORDS[files].__annotations__) for row in rows)
 
 
-def test_lineage(tiny_run):
-    """Each id in a pair leads to a record of an earlier stage, with the same texts."""
-    folder = tiny_run / "runs" / "tiny" / "iter1"
-    responses, judgments = (
-        {row["id"]: row for row in read_shards(folder / stage)} for stage in ("responses", "judgments")
-    )
-    for pair in read_jsonl(folder / "pairs" / "actor.jsonl"):
-        for side in ("chosen", "rejected"):
-            response = responses[pair[f"{side}_id"]]
-            assert pair[f"{side}_ids"] == response["ids"] and pair[side][0]["content"] == response["text"]
-    for pair in read_jsonl(folder / "pairs" / "judge.jsonl"):
-        chosen = judgments[pair["chosen_id"]]
-        assert pair["chosen_ids"] == chosen["ids"] and chosen["response_id"] == pair["response_id"]
-
-
 def test_a_missing_shard_alone_is_made_again_to_the_byte(place, name):
     folder = place / "runs" / name / "iter1" / "judgments"
     manifest = read_manifest(folder)
@@ -182,9 +161,7 @@ def test_a_killed_rank_does_not_stop_the_other(place, name, killed):
     out, where = f"{name}-killed-{killed}", {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     words = judge_arguments(place, name, out)
     ranks = [fork(place, *words, RANK=rank, WORLD_SIZE="2", **where) for rank in ("0", "1")]
-    deadline = time.monotonic() + 120
-    while not list((place / "runs").glob(f"{out}/shards-*/*.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(lambda: list((place / "runs").glob(f"{out}/shards-*/*.jsonl")))
     os.kill(ranks[killed], signal.SIGKILL)
     assert wait(ranks[killed]) == -signal.SIGKILL
     assert wait(ranks[1 - killed]) == 0
@@ -206,11 +183,8 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_continues(place):
     tiny, folder = (place / "runs" / name / "iter1" for name in ("tiny", "stopped"))
     shutil.copytree(tiny / "responses", folder / "responses")
     process = start(place, str(ROOT / "iterate.py"), "--config", "stopped.toml", "--run", "stopped")
-    deadline = time.monotonic() + 120
-    while not (folder / "judgments").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True)
-    for child in (*map(int, children.stdout.split()), process.pid):
+    wait_for((folder / "judgments").exists)
+    for child in (*children_of(process.pid), process.pid):
         os.kill(child, signal.SIGINT)  # a terminal's Ctrl-C reaches every process
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "run the same command again" in err
@@ -263,6 +237,5 @@ def test_bad_input_is_one_line_and_exit_code_2(place, change, complaint):
     (place / "bad.toml").write_text(text.replace(*change))
     (place / "bad.jsonl").write_text('{"id": "1", "prompt": "x"}\n{"id": oops}\n')
     code, _, err = iterate(place, "--run", "bad", config="bad.toml")
-    assert code == 2
-    assert complaint in err.strip() and len(err.strip().splitlines()) == 1
+    assert code == 2 and complaint in err.strip() and len(err.strip().splitlines()) == 1
     assert not (place / "runs" / "bad" / "sft").exists()

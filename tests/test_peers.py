@@ -42,18 +42,21 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
+def transformers():
+    return pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
 def folder() -> Path:
     return prepare(Model(path="models/smollm2-135m-instruct", prepare="smollm2-135m"))
 
 
 @pytest.fixture(scope="module")
-def reference(folder):
-    transformers = pytest.importorskip("transformers")
+def reference(folder, transformers):
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def test_chat_prompts_equal_the_template(folder):
-    transformers = pytest.importorskip("transformers")
+def test_chat_prompts_equal_the_template(folder, transformers):
     tokenizer, chat = transformers.AutoTokenizer.from_pretrained(folder), load_chat(folder)
     for messages in DIALOGS:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -73,36 +76,29 @@ def mixed_prompts(chat) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def greedy(folder, reference) -> list[tuple[list[int], list[int]]]:
     """(prompt, up to 40 greedy tokens by transformers, one prompt at a time)."""
-    found = []
+    answers, options = [], {"max_new_tokens": 40, "do_sample": False, "pad_token_id": 2}
     for ids in mixed_prompts(load_chat(folder)):
         prompt = torch.tensor([ids])
-        with torch.inference_mode():
-            whole = reference.generate(
-                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=40, do_sample=False, pad_token_id=2
-            )
-        found.append((ids, whole[0, len(ids) :].tolist()))
-    return found
+        whole = reference.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+        answers.append((ids, whole[0, len(ids) :].tolist()))
+    return answers
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"num_kv_blocks": 2048, "max_num_batched_tokens": 2048, "max_num_seqs": 64},
-        {"num_kv_blocks": 2048, "max_num_batched_tokens": 61, "max_num_seqs": 9},
-        {"num_kv_blocks": 90, "max_num_batched_tokens": 100, "max_num_seqs": 64},
-        {"num_kv_blocks": 2048, "max_num_batched_tokens": 300, "max_num_seqs": 64, "share_prefixes": False},
-    ],
+    ("blocks", "tokens", "sequences", "share"),
+    [(2048, 2048, 64, True), (2048, 61, 9, True), (90, 100, 64, True), (2048, 300, 64, False)],
     ids=["whole", "chunked", "preempted", "unshared"],
 )
-def test_greedy_tokens(folder, greedy, options):
+def test_greedy_tokens(folder, greedy, blocks, tokens, sequences, share):
     """64 prompts in fp32, ours batched in the engine."""
     chat, model = load_chat(folder), load_model(folder, torch.float32)
-    engine = Engine(model, block_size=16, **options)
+    options = {"block_size": 16, "max_num_batched_tokens": tokens, "max_num_seqs": sequences, "share_prefixes": share}
+    engine = Engine(model, num_kv_blocks=blocks, **options)
     sampling = Sampling(0.0, 1.0, 40, chat.stop_ids)
-    found = {c.id: c.ids for c in engine.run(Request(str(i), ids, sampling, 0) for i, (ids, _) in enumerate(greedy))}
-    assert (engine.preemptions > 0) == (options["num_kv_blocks"] == 90)
+    done = {c.id: c.ids for c in engine.run(Request(str(i), ids, sampling, 0) for i, (ids, _) in enumerate(greedy))}
+    assert (engine.preemptions > 0) == (blocks == 90)
     for i, (_, wanted) in enumerate(greedy):
-        assert found[str(i)] == wanted, i
+        assert done[str(i)] == wanted, i
 
 
 @torch.inference_mode()
@@ -115,22 +111,21 @@ def test_divergence_from_float32(folder, reference, dtype, most):
     products, chat = getattr(torch, dtype), load_chat(folder)
     model = load_packed(folder, products)
     prompts = {row["id"]: row["prompt"] for row in read_jsonl(ROOT / "data" / "prompts" / "train.jsonl")}
-    found = []
-    for row in islice(read_jsonl(ROOT / "data" / "answers" / "train.jsonl"), 0, 160, 10):
+    parts = []
+    for row in islice(read_jsonl(ROOT / "data" / "answers" / "train.jsonl.gz"), 0, 160, 10):
         prompt = chat.prompt_ids([{"role": "user", "content": prompts[row["prompt_id"]]}])
         ids = torch.tensor(prompt + chat.tokenizer.encode(row["text"]))
         attend = VarlenAttention(Segments.make([len(ids)]))
         ours = model(ids, torch.arange(len(ids)), attend, logits_head)[len(prompt) - 1 :].log_softmax(-1)
         exact = reference(ids[None]).logits[0, len(prompt) - 1 :].log_softmax(-1)
-        found.append((exact.exp() * (exact - ours)).sum(-1))
-    divergence = torch.cat(found).mean().item()
-    print(f"{dtype}: {divergence:.5f} nats a token, {sum(map(len, found))} tokens")
+        parts.append((exact.exp() * (exact - ours)).sum(-1))
+    divergence = torch.cat(parts).mean().item()
+    print(f"{dtype}: {divergence:.5f} nats a token, {sum(map(len, parts))} tokens")
     assert divergence < most
 
 
 @torch.inference_mode()
-def test_an_exported_checkpoint_has_equal_logits_in_transformers(folder, reference, tmp_path):
-    transformers = pytest.importorskip("transformers")
+def test_an_exported_checkpoint_has_equal_logits_in_transformers(folder, reference, transformers, tmp_path):
     model = load_model(folder, torch.float32)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():  # not the weights that were loaded
@@ -146,14 +141,10 @@ def test_an_exported_checkpoint_has_equal_logits_in_transformers(folder, referen
 
 
 # Of "<|im_end|>" in a message transformers makes the control token, which we do not on purpose.
+TALK = [("system", "Be brief."), ("user", "One?"), ("assistant", " Yes: 1.\n"), ("user", "  And two? ")]
 DIALOGS = [[{"role": "user", "content": prompt}] for prompt in PROMPTS if "<|im_end|>" not in prompt] + [
     [{"role": "system", "content": "Be brief. "}, {"role": "user", "content": " Hi\nthere "}],
-    [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "One?"},
-        {"role": "assistant", "content": " Yes: 1.\n"},
-        {"role": "user", "content": "  And two? "},
-    ],
+    [{"role": role, "content": text} for role, text in TALK],
 ]
 ZEPHYR_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}"
@@ -165,9 +156,8 @@ ZEPHYR_TEMPLATE = (
 
 @torch.inference_mode()
 @pytest.mark.parametrize("family", ["llama3", "llama3.1", "llama2", "zephyr"])
-def test_a_checkpoint_of_metas_layout_in_transformers(family, tmp_path):
+def test_a_checkpoint_of_metas_layout_in_transformers(family, transformers, tmp_path):
     """Converted, it has equal logits there, and its chat template makes the ids that ours are."""
-    transformers = pytest.importorskip("transformers")
     pieces = family in ("llama2", "zephyr")
     vocabulary = 320 if pieces else 128256
     params = meta_layout.PARAMS | {"vocab_size": vocabulary, "use_scaled_rope": family == "llama3.1"}
@@ -183,8 +173,8 @@ def test_a_checkpoint_of_metas_layout_in_transformers(family, tmp_path):
     assert (meta_layout.our_logits(folder, ids) - wanted).abs().max() <= 1e-4 * wanted.std()
     tokenizer, chat = transformers.AutoTokenizer.from_pretrained(folder), load_chat(folder)
     for messages in DIALOGS:
-        found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        assert found == chat.prompt_ids(messages), messages
+        theirs_ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert theirs_ids == chat.prompt_ids(messages), messages
     for text in ("Plain text.", "é 漢字 🙂\n\n  two"):
         assert tokenizer(text).input_ids == [theirs.config.bos_token_id, *chat.tokenizer.encode(text)]
         assert tokenizer.decode(chat.tokenizer.encode(text)) == text
@@ -204,8 +194,7 @@ def test_llama3s_dialogs_equal_metas(tmp_path):
     for dialog in DIALOGS:
         messages = [message | {"content": message["content"].strip()} for message in dialog]
         ended = {"assistant": {"stop_reason": "end_of_turn"}}
-        known = [datatypes.RawMessage(**message, **ended.get(message["role"], {})) for message in messages]
-        assert ours.prompt_ids(messages) == theirs.encode_dialog_prompt(known).tokens
-        assert ours.completion_ids("Fine, thanks.") == theirs.tokenizer.encode(
-            "Fine, thanks.<|eot_id|>", bos=False, eos=False, allowed_special="all"
-        )
+        raw = [datatypes.RawMessage(**message, **ended.get(message["role"], {})) for message in messages]
+        assert ours.prompt_ids(messages) == theirs.encode_dialog_prompt(raw).tokens
+    ended = theirs.tokenizer.encode("Fine, thanks.<|eot_id|>", bos=False, eos=False, allowed_special="all")
+    assert ours.completion_ids("Fine, thanks.") == ended

@@ -1,6 +1,6 @@
 """Will a config run here? Each check prints a few lines; exit code 1, with the reasons, where a run would fail.
 
-Modules are imported by the check that needs them, so that a broken installation is a line as well.
+Checks import what they need, so that a broken installation is a line as well.
 """
 
 import argparse
@@ -27,7 +27,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def named_files(settings: Settings) -> list[tuple[str, str]]:
-    """Setting and name of each file that the user provides and the run reads; files that a run makes are left out."""
+    """Setting and name of each file that the user provides and the run reads."""
     sft, prompts, evaluation, runs = settings.sft, settings.prompts, settings.evaluation, bool(settings.iteration)
     measured = {key: getattr(evaluation, key) for key in ("judge_cases", "comparisons", "instructions", "prompts")}
     table: list[tuple[Any, str, list[str]]] = [  # the first says whether the run reads the files
@@ -44,8 +44,7 @@ def named_files(settings: Settings) -> list[tuple[str, str]]:
 
 def named_models(settings: Settings) -> dict[str, str]:
     """Setting and folder of the seed, and of each further model that the run uses."""
-    prompts, iterations = settings.prompts, settings.iteration
-    models = {"model.path": settings.model.path}
+    prompts, iterations, models = settings.prompts, settings.iteration, {"model.path": settings.model.path}
     models |= {"prompts.model": prompts.model} if iterations and prompts.seeds and prompts.model else {}
     models |= {"metajudge.model": settings.metajudge.model} if any(rule.judge_pairs for rule in iterations) else {}
     models |= {"evaluation.judge": settings.evaluation.judge} if settings.evaluation.prompts else {}
@@ -53,7 +52,7 @@ def named_models(settings: Settings) -> dict[str, str]:
 
 
 def missing_inputs(settings: Settings) -> Iterator[str]:
-    """Setting, fault and what to do, of each named file and model that is not there and that the run does not make."""
+    """Setting, fault and what to do, of each file and model that is neither there nor made by the run."""
     for key, name in named_files(settings):
         if not Path(name).is_file():
             advice = "make sft makes it" if key == "sft.sft_delta" else f"put the file there or change {key}"
@@ -65,7 +64,7 @@ def missing_inputs(settings: Settings) -> Iterator[str]:
 
 
 def check_versions(settings: Settings) -> Iterator[str]:
-    """Which versions are installed, and which differ from the tested ones."""
+    """The versions that are installed, and those that differ from the tested ones."""
     constraints = Path(__file__).parents[1] / "constraints.txt"
     tested = dict(re.findall(r"^([\w-]+)==(\S+)", constraints.read_text(encoding="utf-8"), re.M))
     versions = {package.name: package.version for package in metadata.distributions() if package.name in tested}
@@ -76,7 +75,7 @@ def check_versions(settings: Settings) -> Iterator[str]:
 
 
 def check_inputs(settings: Settings) -> Iterator[str]:
-    """Whether the files and models that the config names are there; of models, whether they are whole."""
+    """Whether the files and models that the config names are there, and the models whole."""
     from model.chat import load_chat
     from model.weights import Checkpoint
 
@@ -154,11 +153,11 @@ def check_kernels(settings: Settings) -> Iterator[str]:
 
     from kernels.compile import compile_kernels
 
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache  # Triton's own may hold the kernel from an earlier time
-        began = time.monotonic()
         compile_kernels("SmolLM2-135M", torch.bfloat16, 90, only="logprob.forward")
-        yield f"logprob.forward compiled for sm_90 in {time.monotonic() - began:.1f} s"
+    yield f"logprob.forward compiled for sm_90 in {time.monotonic() - began:.1f} s"
 
 
 def check_disk(settings: Settings) -> Iterator[str]:

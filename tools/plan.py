@@ -1,7 +1,7 @@
 """What a run will cost and whether it will fit: `python -m tools.plan --config FILE [--gpus 8 --gpu h100]`.
 
-The engine's scheduler runs a typical shard of each stage and the trainer packs typical batches, without weights and
-without a GPU. Exit code 0: everything fits; 1: something will not.
+The engine's scheduler runs a typical shard of each stage and the trainer packs typical batches, without weights or a
+GPU. Exit code 1: something will not fit.
 """
 
 import argparse
@@ -28,8 +28,8 @@ SAMPLED_BATCHES = 4  # global batches of a training that are packed
 
 
 class Plan:
-    """The stages of a run on a machine, and what each takes: tokens computed (shared prefixes once), tokens drawn or
-    predicted, and seconds from start to end (infinite where no example fits a micro-batch)."""
+    """The stages of a run on a machine, and what each takes: tokens computed, tokens drawn or predicted, and seconds
+    (infinite where no example fits a micro-batch)."""
 
     def __init__(self, machine: Roofline):
         self.machine, self.settings, self.planned = machine, machine.settings, Planned(machine.settings)
@@ -41,7 +41,7 @@ class Plan:
                 self.costs[work] = self.training(work) if isinstance(work, Training) else self.generation(work)
 
     def generation(self, work: Generation) -> tuple[float, float, float]:
-        """A stage whose shards the ranks claim: its time is that of the rank with the most shards."""
+        """A stage takes as long as the rank that claims the most shards."""
         settings, machine = self.settings, self.machine
         shards = 2 * -(-work.count // (2 * settings.engine.shard_requests))  # an even number, as in `cut_shards`
         size, prompts = -(-work.count // shards), list[list[int]]()
@@ -81,7 +81,7 @@ class Plan:
         return computed, new, seconds
 
     def faults(self, free: float) -> Iterator[str]:
-        """What will not fit, and the setting to change. `free`: bytes free on the disk. A "warning" stops no run."""
+        """What will not fit, and the setting to change. `free`: of the disk, in bytes. A "warning" stops no run."""
         settings, options, path = self.settings, self.settings.prompts, self.settings.respond.prompts
         yield from (f"warning: {text}" for text in missing_inputs(settings))
         needed = len(settings.iteration) * settings.respond.prompts_per_iteration
@@ -126,12 +126,12 @@ def table(plan: Plan, card: str) -> Iterator[str]:
         hours[name.split("/")[0]] += each
         yield row.format(name, work.count, computed / 1e3, new / 1e3, each, seconds / 60, memory, left)
     total, parts = sum(hours.values()), machine.generation_memory()
-    generated, trained = plan.memory[Generation], plan.memory[Training]
+    generated, trained = plan.memory[Generation] / 1e9, plan.memory[Training] / 1e9
     yield f"{'in all':58}{total:12.2f}{60 * total / machine.ranks:12,.1f}\n"
     for text in (
         f"{unit}-hours of each part: " + ", ".join(f"{name} {value:.1f}" for name, value in hours.items()),
         f"memory of generation: {', '.join(f'{name} {size / 1e9:.1f}' for name, size in parts.items())}, in all "
-        f"{generated / 1e9:.1f} GB; of training: {trained / 1e9:.1f} GB (python -m dpo.memory)",
+        f"{generated:.1f} GB; of training: {trained:.1f} GB (python -m dpo.memory)",
         f"disk, with states and exports while training: {disk_needed(plan.stages, settings, config) / 1e9:.1f} GB",
         machine.formula(),
     ):

@@ -1,7 +1,7 @@
 """The stages of a run, in the order of `iterate.py`, with the requests or training examples that each expects.
 
-Numbers come from the settings, from `[plan]`'s means and from the files that are there. A text is a list of token ids
-that occur nowhere else, of a drawn length; prompts share what a run's prompts share: rubric, question, response.
+Numbers come from settings, `[plan]`'s means and the files that are there. A text is token ids that occur nowhere else,
+of a drawn length; prompts share what a run's prompts share: rubric, question, response.
 """
 
 import math
@@ -35,26 +35,20 @@ Stages: TypeAlias = "dict[str, Generation | Training]"
 
 
 @dataclass(frozen=True)
-class Generation:
-    """A stage's requests, to a model of the run's shape, loaded `loads` times. `group` draws the prompts of the
-    next ones that share a prefix. Completions have `mean` tokens, and `limit` at most."""
-
+class Generation:  # a stage's requests
     count: int
-    group: Callable[[], list[Ids]]
-    mean: float
+    group: Callable[[], list[Ids]]  # draws the prompts of the next ones that share a prefix
+    mean: float  # tokens of a completion
     limit: int
-    loads: int = 1
+    loads: int = 1  # of the model
 
 
 @dataclass(frozen=True)
-class Training:
-    """A stage's examples: from which requests' prompts and completions they are made, and how many of each.
-    `exports`: epochs whose model is written."""
-
+class Training:  # a stage's examples
     section: Sft | Dpo = field(hash=False)
-    sources: tuple[tuple[Generation, int], ...]
+    sources: tuple[tuple[Generation, int], ...]  # the requests that they are made from, and how many of each
     epochs: int
-    exports: int
+    exports: int  # epochs whose model is written
 
     @property
     def count(self) -> int:
@@ -109,17 +103,15 @@ class Planned:
             name, own = "seed" if t < 0 else f"M{t}", t >= 0 or evaluation.seed_judges
             if t > 0:
                 judges, pairs = not judge.scores_file, settings.iteration[t - 1].judge_pairs
-                epoch, shares = fixed_epoch("dpo", settings, t), (plan.actor_yield, plan.judge_yield * pairs)
-                sources = [
-                    (work, round(share * prompts)) for work, share in zip((acting, judging), shares, strict=True)
-                ]
+                epoch, judged = fixed_epoch("dpo", settings, t), plan.judge_yield * pairs
+                sources = ((acting, round(plan.actor_yield * prompts)), (judging, round(judged * prompts)))
                 exports = 1 if epoch or not dpo.held_out else dpo.epochs
                 table += [
                     (True, f"iter{t}/responses", acting),
                     (judges and judge.score == "expected", f"iter{t}/scores", scoring),
                     (judges and (pairs or not judge.score_first), f"iter{t}/judgments", judging),
                     (judges and pairs, f"iter{t}/comparisons", comparing),
-                    (True, f"iter{t}/checkpoint", Training(dpo, tuple(sources), epoch or dpo.epochs, exports)),
+                    (True, f"iter{t}/checkpoint", Training(dpo, sources, epoch or dpo.epochs, exports)),
                 ]
             table += [
                 (own, f"evaluation/{name}/judge", measuring),
@@ -150,8 +142,8 @@ class Planned:
             prompt = self.prompt()
             return [ids for _ in range(responses) for ids in [fill(prompt, self.response())] * N]
 
-        mean, limit = (1.0, 1) if one_pass else (self.plan.judgment_tokens, judge.max_new_tokens)
-        return Generation(prompts * responses * N, group, mean, limit)
+        lengths = (1.0, 1) if one_pass else (self.plan.judgment_tokens, judge.max_new_tokens)
+        return Generation(prompts * responses * N, group, *lengths)
 
     def compared(self, responses: int, N: int, meta: Metajudge) -> Generation:
         """The scheduled comparisons of the distinct ones of each response's N judgments."""
@@ -180,7 +172,7 @@ class Planned:
         return [Example("", s.group()[0], tuple(map(self.new_ids, n))) for s, n in zip(drawn, lengths, strict=True)]
 
     def length(self, mean: float, limit: int, deviations: float | None = None) -> int:
-        """Tokens of a text: log-normal, cut at `limit` as generation is; drawn, or so many deviations from the mean."""
+        """Tokens of a text: log-normal, cut at `limit`; drawn, or so many deviations from the mean."""
         variance = math.log1p(self.plan.spread**2)
         deviations = self.draw.gauss(0, 1) if deviations is None else deviations
         value = math.exp(math.log(mean) - variance / 2 + math.sqrt(variance) * deviations)
@@ -213,8 +205,8 @@ def disk(work: Generation | Training, config: LlamaConfig) -> float:
 
 
 def disk_needed(stages: Stages, settings: Settings, config: LlamaConfig) -> float:
-    """Bytes that a run takes at most: in training, besides what stages leave, two states of 12 bytes a parameter, and
-    the exports of 2 that wait for the next state."""
+    """Bytes that a run takes at most: what stages leave and, in training, two states of 12 bytes a parameter, and the
+    exports of 2 that wait for the next state."""
     trainings = [work for work in stages.values() if isinstance(work, Training)]
     waiting = [min(work.exports, 2 + int(settings.trainer.save_every / work.steps)) for work in trainings]
     besides = config.parameter_count() * (2 * 12 + 2 * max(waiting)) if waiting else 0
@@ -226,5 +218,5 @@ def tokens(text: str) -> int:
 
 
 def rows(path: str, *keys: str) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file, each with these keys; none where the file is missing."""
+    """The rows of a JSON-lines file, with these keys; none of a missing one."""
     return list(read_jsonl(path, keys)) if Path(path).is_file() else []

@@ -1,8 +1,7 @@
 """A whole Llama-3 run in minutes on a CPU: `python -m tools.rehearse --config configs/llama3-8b-instruct.toml`.
 
-Stages, launches and file formats are the config's own, so that a typo, a missing file or a full disk shows now and not
-on day two. Stand-ins replace what is slow or has to be fetched: a tiny model with random weights, whose verdicts come
-from a script (`prepare.scripted`); the first lines of the user's files, or a few of this project's; small counts.
+Stages and file formats are the config's own. Stand-ins replace what is slow or has to be fetched: a tiny random model,
+whose verdicts come from a script (`prepare.scripted`); the first lines of the user's files, or a few of this project's.
 """
 
 import argparse
@@ -40,10 +39,8 @@ class Rehearsal:
         self.stand_ins: list[str] = []
 
     def prepare(self) -> Path:
-        """Write all that the run needs; returns the derived config's path.
-
-        Raises `UserError` for a config whose model is made by the run or does not judge, and for missing files.
-        """
+        """Write all that the run needs; returns the derived config's path. `UserError` for a config whose model is made
+        by the run or does not judge, and for missing files."""
         if self.settings.model.prepare or self.settings.judge.scores_file:
             raise UserError(f"{self.config}: only runs of Llama-3 models that judge are rehearsed; run it as it is")
         seed, real, path = self.folder / "models" / "seed", Path(self.settings.model.path), self.folder / "config.toml"
@@ -58,18 +55,13 @@ class Rehearsal:
         return path
 
     def changes(self) -> dict[str, Any]:
-        """Settings of the derived config that differ from the real one's; also writes the data that they name."""
+        """The derived config's own settings; also writes the data that they name."""
         settings, short = self.settings, {"max_new_tokens": 64}
         prompts = PROMPTS * max(len(settings.iteration), 1)
-        changes: dict[str, Any] = {
-            "name": f"rehearsal-{settings.name}",
-            "nproc_per_node": RANKS,
-            "engine": {"threads": 1, "shard_requests": 24, "max_num_seqs": 64},
-            "respond": short | {"prompts_per_iteration": PROMPTS},
-            "judge": dict(short),
-            "metajudge": dict(short),
-            "dpo": {"epochs": min(settings.dpo.epochs, 2)},
-        }
+        changes: dict[str, Any] = {"name": f"rehearsal-{settings.name}", "nproc_per_node": RANKS}
+        changes |= {"engine": {"threads": 1, "shard_requests": 24, "max_num_seqs": 64}}
+        changes |= {"judge": dict(short), "metajudge": dict(short), "dpo": {"epochs": min(settings.dpo.epochs, 2)}}
+        changes["respond"] = short | {"prompts_per_iteration": PROMPTS}
         if settings.prompts.seeds:
             changes["prompts"] = short | {"count": prompts, "round_attempts": 12, "max_attempts": 240}
         own = islice(read_jsonl(ROOT / "data/prompts/train.jsonl"), SEEDS)
@@ -91,8 +83,8 @@ class Rehearsal:
         return changes
 
     def _cut(self, path: str, count: int, instead: Iterable[dict[str, Any]] = (), made: str = "") -> str:
-        """Write the first lines of a user's file, or what stands in for a file that may be missing yet, under the same
-        name in the rehearsal's data/; returns the path for the derived config."""
+        """Write the first lines of a user's file, or what stands in for a missing one, to the rehearsal's data/;
+        returns the path for the derived config."""
         source = Path(path)
         if source.is_file():
             instead, made = islice(read_jsonl(source), count), f"its first {count} lines"
@@ -112,12 +104,11 @@ def trees() -> Iterator[dict[str, Any]]:
     """The project's groups of responses of known quality, as message trees of OpenAssistant's export."""
     usual = {"lang": "en", "review_result": True, "deleted": False, "synthetic": False, "replies": []}
     for group in islice(read_jsonl(ROOT / "data/evaluation/groups.jsonl"), TREES):
-        best_first = sorted(group["responses"], key=lambda response: -response["score"])[::2]
-        replies = [
-            {"message_id": f"{group['id']}-{rank}", "text": response["text"], "role": "assistant", "rank": rank} | usual
-            for rank, response in enumerate(best_first)
+        root: dict[str, Any] = usual | {"message_id": group["id"], "text": group["prompt"], "role": "prompter"}
+        root["replies"] = [
+            usual | {"message_id": f"{group['id']}-{rank}", "text": reply["text"], "role": "assistant", "rank": rank}
+            for rank, reply in enumerate(sorted(group["responses"], key=lambda reply: -reply["score"])[::2])
         ]
-        root = {"message_id": group["id"], "text": group["prompt"], "role": "prompter"} | usual | {"replies": replies}
         yield {"message_tree_id": group["id"], "tree_state": "ready_for_export", "prompt": root}
 
 
@@ -142,7 +133,7 @@ def main() -> None:
     if code := subprocess.run(words, cwd=folder, env=environment, check=False).returncode:
         print(f"the rehearsal stopped with exit code {code}; what it left is in {folder}", file=sys.stderr)
         raise SystemExit(code)
-    stages, minutes = len(list((folder / "runs").rglob("manifest.json"))), (time.monotonic() - started) / 60
+    stages, minutes = len([*(folder / "runs").rglob("manifest.json")]), (time.monotonic() - started) / 60
     print(f"\n{NOTE}\nRehearsed: {stages} stages on {RANKS} ranks, {minutes:.1f} minutes; all is in {folder}")
 
 

@@ -1,7 +1,4 @@
-"""The work of generation's steps, and how long work takes on GPUs that are not here, or on this CPU.
-
-The engine's own scheduler and block pool run without a model. Times assume `[plan]`'s shares of the peaks.
-"""
+"""The work of generation's steps, and how long work takes on GPUs that are not here, or on this CPU."""
 
 import math
 import os
@@ -24,15 +21,11 @@ from stages.settings import EngineOptions, Settings
 GPUS_PER_NODE = 8
 
 
-class StepWork(NamedTuple):
-    """The work of a forward pass: tokens computed, without prefixes that the cache holds; sequences whose next token is
-    drawn, which are rows of the head; keys read from the cache, a key that several decoding sequences share once; keys
-    that the queries attend to, summed over queries."""
-
-    tokens: int
-    drawn: int
-    keys_read: int
-    keys_seen: int
+class StepWork(NamedTuple):  # the work of a forward pass
+    tokens: int  # computed, without prefixes that the cache holds
+    drawn: int  # rows of the head
+    keys_read: int  # from the cache, one that several decoding sequences share once
+    keys_seen: int  # summed over queries
 
     @classmethod
     def of(cls, step: Step, block_size: int) -> "StepWork":
@@ -43,7 +36,7 @@ class StepWork(NamedTuple):
 
 
 def simulate(requests: Sequence[Request], engine: EngineOptions, context: int) -> Iterator[StepWork]:
-    """The steps of a shard whose completions are as long as they may be."""
+    """The steps of the engine's own scheduler on a shard whose completions are as long as they may be."""
     pool, token = BlockPool(engine.num_kv_blocks, engine.block_size), 0
     scheduler = Scheduler(pool, engine.max_num_batched_tokens, engine.max_num_seqs, context)
     for request in requests:
@@ -53,18 +46,15 @@ def simulate(requests: Sequence[Request], engine: EngineOptions, context: int) -
         work = StepWork.of(step, engine.block_size)
         token -= work.drawn  # negative and unique: completions share no prefix
         drawn = list(range(token, token + work.drawn))
-        scheduler.complete(step, drawn, lambda sequence: len(sequence.tokens) >= sequence.max_tokens)
+        scheduler.complete(step, drawn)
         yield work
 
 
-class Card(NamedTuple):
-    """A machine's peaks: dense bf16 operations a second, bytes a second from its memory, that memory's bytes, and bytes
-    a second to the other GPUs of a node in one direction."""
-
-    flops: float
-    bandwidth: float
-    memory: float
-    link: float = math.inf
+class Card(NamedTuple):  # a machine's peaks
+    flops: float  # dense bf16 operations a second
+    bandwidth: float  # bytes a second from its memory
+    memory: float  # bytes
+    link: float = math.inf  # bytes a second to the other GPUs of a node in one direction
 
 
 CARDS = {  # SXM modules: NVIDIA's data sheets
@@ -86,15 +76,8 @@ def this_cpu(settings: Settings) -> Card:
     return Card(flops, best_rate(lambda: source.clone(), 2 * len(source), 3), memory)
 
 
-def key_bytes(config: LlamaConfig) -> int:
-    """Bytes of a token's keys and values in all layers, in bf16."""
-    return 4 * config.num_hidden_layers * config.kv_size
-
-
 @dataclass(frozen=True)
-class Roofline:
-    """`ranks` GPUs of one kind, or CPUs like this one, with a model on them in bf16."""
-
+class Roofline:  # `ranks` GPUs of one kind, or CPUs like this one, with a model on them in bf16
     config: LlamaConfig
     settings: Settings
     card: Card
@@ -119,16 +102,21 @@ class Roofline:
         """Bytes a second between GPUs; of several nodes, over the network."""
         return self.card.link if self.ranks <= GPUS_PER_NODE else 1e9 * self.settings.plan.network_gigabytes_per_second
 
+    @property
+    def key_bytes(self) -> int:
+        """Of a token's keys and values in all layers, in bf16."""
+        return 4 * self.config.num_hidden_layers * self.config.kv_size
+
     def disk_seconds(self, bytes_a_parameter: float) -> float:
         return bytes_a_parameter * self.config.parameter_count() / (1e9 * self.settings.plan.disk_gigabytes_per_second)
 
     def step_seconds(self, step: StepWork) -> float:
-        """A step of generation: 2 operations a weight and token (in the head: a token drawn), 4 head_dim a head, query
-        and key; all weights are read once, keys and values read and written."""
+        """2 operations a weight and token (in the head: a token drawn), 4 head_dim a head, query and key; all weights
+        are read once, keys and values read and written."""
         plan, config = self.settings.plan, self.config
         products = 2 * config.block_weights * step.tokens + 2 * config.head_weights * step.drawn
         flops = products + 4 * config.num_hidden_layers * config.q_size * step.keys_seen
-        moved = 2 * (config.block_weights + config.head_weights) + key_bytes(config) * (step.keys_read + step.tokens)
+        moved = 2 * (config.block_weights + config.head_weights) + self.key_bytes * (step.keys_read + step.tokens)
         arithmetic = flops / (self.card.flops * plan.product_utilisation)
         reading = moved / (self.card.bandwidth * plan.bandwidth_utilisation)
         return max(arithmetic, reading) + plan.step_milliseconds / 1000
@@ -149,9 +137,6 @@ class Roofline:
         config, engine = self.config, self.settings.engine
         inner = 3 * config.hidden_size + config.q_size + 2 * config.kv_size + 3 * config.intermediate_size
         logits = 4 * engine.max_num_seqs * config.vocab_size * 3  # bf16, fp32, and top-p's copies
-        return {
-            "weights": 2 * config.parameter_count(),
-            "KV cache": key_bytes(config) * engine.block_size * (engine.num_kv_blocks + 1),
-            "a step": 2 * engine.max_num_batched_tokens * inner + logits,
-            "CUDA": CONTEXT_BYTES,
-        }
+        cache = self.key_bytes * engine.block_size * (engine.num_kv_blocks + 1)
+        step = 2 * engine.max_num_batched_tokens * inner + logits
+        return {"weights": 2 * config.parameter_count(), "KV cache": cache, "a step": step, "CUDA": CONTEXT_BYTES}

@@ -1,7 +1,4 @@
-"""One or more runs as one self-contained HTML file: `python -m evaluation.report runs/NAME [runs/OTHER ...]`.
-
-It holds the table of models, plots, seconds and tokens, and a browser of all pairs, in light and dark (`page.py`).
-"""
+"""One or more runs as one self-contained HTML file: `python -m evaluation.report runs/NAME [runs/OTHER ...]`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +7,7 @@ from stages.files import UserError, write_atomic
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
-    """Write the report of one run, or of several side by side.
-
-    Raises `UserError` for a folder without a summary of this version, and for missing packages.
-    """
+    """Write the report. Raises `UserError` for a folder without a summary of this version, and for missing packages."""
     try:
         from evaluation.report.page import render
     except ModuleNotFoundError as error:

@@ -10,9 +10,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write one run, or several side by side, as one HTML file.")
     parser.add_argument("runs", nargs="*", type=Path, help="folders such as runs/smollm2-135m")
     parser.add_argument("--config", type=Path, help="in place of folders: the run with this config's name")
-    parser.add_argument(
-        "--out", type=Path, help="default: report.html in the run's folder; for several runs, in the folder above"
-    )
+    parser.add_argument("--out", type=Path, help="default: report.html in the run's folder, of several in that above")
     arguments = parser.parse_args()
     if bool(arguments.runs) == bool(arguments.config):
         raise UserError("evaluation.report: name either folders of runs or --config")

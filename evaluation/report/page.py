@@ -10,24 +10,25 @@ import json
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
-from evaluation.report.browser import TEXT_BUDGET, shown_prompts
 from evaluation.report.plots import ReportedIteration, ReportedRun, plots
 from evaluation.summary import cells, notes, summary_lines
-from judging.trace import read_lineage
+from judging.scores import EXPLANATIONS
+from judging.trace import Document, comparison_label, judgment_label, read_lineage, response_label, verdict
 from stages.files import MANIFEST, UserError, read_json, read_jsonl, read_manifest
 from stages.records import Record
 
 TEMPLATES = Path(__file__).parent / "templates"
+TEXT_BUDGET = 20_000_000  # characters of prompts and pairs' texts in one page; those behind may have as many again
+LIMITS = (16_000, 8_000, 4_000, 2_000, 1_000, 600, 300, 150)
+LABEL = 80  # characters of a label, about; they count, too
 
 
 def render(folders: Sequence[Path]) -> str:
-    """The page of these runs. The same runs give the same bytes.
-
-    Raises `UserError` for a folder without a summary, and for a summary of another version.
-    """
+    """The page, the same bytes for the same runs. Raises `UserError` for a run without a summary of this version."""
     runs = [_read_summary(folder) for folder in folders]
     if len({run.name for run in runs}) < len(runs):
         for run in runs:
@@ -39,19 +40,16 @@ def render(folders: Sequence[Path]) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     script = (TEMPLATES / "browser.js").read_text(encoding="utf-8")
-    return environment.get_template("report.html").render(
-        runs=printed,
-        plots=plots(runs),
-        command=shlex.join(["python", "-m", "evaluation.report", *(str(run.folder) for run in runs)]),
-        data=[
-            {"name": f"{run.name}, iteration {own.number}", "folder": f"{run.folder}", "prompts": own.prompts}
-            for run in runs
-            for own in run.iterations
-            if own.prompts
-        ],
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    command = shlex.join(["python", "-m", "evaluation.report", *(str(run.folder) for run in runs)])
+    data = [
+        {"name": f"{run.name}, iteration {own.number}", "folder": f"{run.folder}", "prompts": own.prompts}
+        for run in runs
+        for own in run.iterations
+        if own.prompts
+    ]
+    names = {"command": command, "data": data, "script": script, "script_hash": script_hash}
+    return environment.get_template("report.html").render(runs=printed, plots=plots(runs), **names)
 
 
 def _read_summary(folder: Path) -> ReportedRun:
@@ -65,7 +63,6 @@ def _read_summary(folder: Path) -> ReportedRun:
 
 
 def _printed(run: ReportedRun, budget: int) -> Record:
-    """Read a run's iterations; returns what the page prints of the run."""
     summary = run.summary
     try:
         run.iterations = [_read_iteration(run, row, budget) for row in summary["iterations"]]
@@ -106,3 +103,65 @@ def _cost(run: ReportedRun) -> Iterator[list[str]]:
             tokens = made.get("new_tokens") or 0
             rate = f"{tokens / seconds:,.0f}" if tokens and seconds else ""
             yield [f"{name}", f"{seconds:,.1f}", f"{tokens:,}" if tokens else "", rate]
+
+
+def shown_prompts(documents: Sequence[Document], budget: int) -> list[list[Any]]:
+    """For each prompt [id, text, entries, responses, comparisons], with about 2 x `budget` characters in all.
+
+    A response, judgment or comparison is [label, text or None, part in the pair, texts behind this text].
+    """
+    pairs, behind = [len(document["prompt"]) for document in documents], list[int]()
+    for document in documents:
+        for row in document["responses"]:
+            (pairs if _in_pair(document, row) else behind).append(len(row["text"]))
+            for own in row["judgments"]:
+                (pairs if own["part"] else behind).append(len(own["text"]))
+        behind += [len(row["text"]) for row in document["comparisons"]]
+    return [_prompt(document, _limit(pairs, budget), _limit(behind, budget)) for document in documents]
+
+
+def _limit(lengths: Sequence[int], budget: int) -> int:
+    """The longest text with which all fit into the budget; 0 where even the shortest limit does not suffice."""
+    limits = (max(lengths, default=0), *(limit - LABEL for limit in LIMITS))
+    return next((limit for limit in limits if sum(LABEL + min(length, limit) for length in lengths) <= budget), 0)
+
+
+def _prompt(document: Document, limit: int, behind: int) -> list[Any]:
+    responses = []
+    for row in document["responses"]:
+        # Judgments whose text is left out keep their line if they were compared.
+        judgments: list[list[Any]] = [
+            [judgment_label(own), _cut(own["text"], limit if own["part"] else behind), own["part"] or "", []]
+            for own in row["judgments"]
+            if behind or own["part"] or own["elo"]
+        ]
+        verdicts = "" if behind else "; judgments: " + ", ".join(map(verdict, row["judgments"]))
+        text = _cut(row["text"], limit if _in_pair(document, row) else behind)
+        responses.append([response_label(row) + verdicts, text, row["part"] or "", judgments])
+    rows = document["comparisons"] if behind else ()
+    comparisons: list[list[Any]] = [[comparison_label(row), _cut(row["text"], behind), "", []] for row in rows]
+    return [document["prompt_id"], _cut(document["prompt"], limit), [*_entries(document)], responses, comparisons]
+
+
+def _entries(document: Document) -> Iterator[list[str]]:
+    """[id, kind, outcome] of each pair and each missing pair, for the browser's list."""
+    for pair in document["pairs"]:
+        if pair["kind"] == "actor":
+            outcome = f"{pair['chosen_score']:.4g} over {pair['rejected_score']:.4g}"
+        else:
+            outcome = f"Elo {pair['chosen_elo']:.2f} over {pair['rejected_elo']:.2f}"
+        yield [pair["id"], f"{pair['kind']} pair", outcome]
+    for kind, reason in document["none"].items():
+        yield [f"none/{kind}/{document['prompt_id']}", f"no {kind} pair: {EXPLANATIONS[reason]}", ""]
+
+
+def _in_pair(document: Document, row: Document) -> bool:
+    """Whether a response is shown at full length: part of a pair, judged by one, or its prompt has no actor pair."""
+    judged = any(pair.get("response_id") == row["id"] for pair in document["pairs"])
+    return bool(row["part"]) or judged or "actor" in document["none"]
+
+
+def _cut(text: str, limit: int) -> str | None:
+    if len(text) <= limit or not limit:
+        return text if limit else None
+    return f"{text[:limit]}\N{HORIZONTAL ELLIPSIS} [cut: {len(text) - limit:,} more characters]"

@@ -17,19 +17,15 @@ from matplotlib.ticker import Locator, MaxNLocator, MultipleLocator, PercentForm
 from judging.scores import Reason
 from stages.records import Record
 
-STYLE = Path(__file__).parent / "templates" / "report.mplstyle"
-
 
 @dataclass
 class ReportedIteration:
-    """One iteration: its row of the summary, the metrics of its training steps, and what its pairs were made from."""
-
     number: int
-    row: Record
-    metrics: list[Record] = field(default_factory=list)
+    row: Record  # of the summary
+    metrics: list[Record] = field(default_factory=list)  # of the training steps
     scored: list[tuple[int, float]] = field(default_factory=list)  # characters and score of each scored response
     elo: list[float] = field(default_factory=list)
-    prompts: list[list[Any]] = field(default_factory=list)  # what the browser shows (`browser.py`)
+    prompts: list[list[Any]] = field(default_factory=list)  # what the browser shows (`page.py`)
 
     def panel(self, *keys: str) -> Any:
         """The value at nested keys of the bias panel, or a measurement's mean; None where a key is missing."""
@@ -50,11 +46,10 @@ class ReportedRun:
 
 def plots(runs: Sequence[ReportedRun]) -> dict[str, str]:
     """The picture (a data URI) of each plot that any of the runs has data for, by its title."""
-    pictures = {title: _picture(title, runs) for title in PLOTS}
-    return {title: picture for title, picture in pictures.items() if picture}
+    return {title: picture for title in PLOTS if (picture := _picture(title, runs))}
 
 
-@matplotlib.rc_context(fname=STYLE)
+@matplotlib.rc_context(fname=Path(__file__).parent / "templates" / "report.mplstyle")
 def _picture(title: str, runs: Sequence[ReportedRun]) -> str:
     figure = Figure(figsize=(3.9 * len(runs), 2.9), layout="constrained", facecolor="none")
     axes = figure.subplots(1, len(runs), sharex=True, sharey=True, squeeze=False)[0]
@@ -76,7 +71,6 @@ def _picture(title: str, runs: Sequence[ReportedRun]) -> str:
 
 
 def _panel(lines: Mapping[str, tuple[str, ...]], top: float | None, axes: Axes, run: ReportedRun) -> None:
-    """A line over the iterations for each value of the bias panel, by the line's name."""
     for name, keys in lines.items():
         points = [(i.number, value) for i in run.iterations if (value := i.panel(*keys)) is not None]
         if points:
@@ -101,16 +95,14 @@ def _score_by_length(axes: Axes, run: ReportedRun) -> None:
 
 
 def _elo(axes: Axes, run: ReportedRun) -> None:
-    for iteration in run.iterations:
-        if iteration.elo:
-            error = iteration.panel("metajudge", "elo_standard_error_mean")
-            label = f"iteration {iteration.number}, standard error {error:.2f}"
-            weights = np.full(len(iteration.elo), 1 / len(iteration.elo))
-            axes.hist(iteration.elo, 15, weights=weights, histtype="step", label=label)
+    for iteration in (iteration for iteration in run.iterations if iteration.elo):
+        error = iteration.panel("metajudge", "elo_standard_error_mean")
+        label = f"iteration {iteration.number}, standard error {error:.2f}"
+        weights = np.full(len(iteration.elo), 1 / len(iteration.elo))
+        axes.hist(iteration.elo, 15, weights=weights, histtype="step", label=label)
 
 
 def _metrics(names: Sequence[str], axes: Axes, run: ReportedRun) -> None:
-    """Metrics over the steps of all iterations, each iteration in its colour, later metrics dashed."""
     first = 0
     for place, iteration in enumerate(run.iterations):
         steps = [row for row in iteration.metrics if row["split"] == "train"]
@@ -122,7 +114,6 @@ def _metrics(names: Sequence[str], axes: Axes, run: ReportedRun) -> None:
 
 
 def _outcomes(kind: str, axes: Axes, run: ReportedRun) -> None:
-    """How many of each iteration's prompts gave a pair, and why the others gave none."""
     panels = {f"iteration {i.number}": panel for i in run.iterations if (panel := i.panel("pairs", kind))}
     left = np.zeros(len(panels))
     for place, name in enumerate(("pair", *Reason)):
@@ -155,8 +146,7 @@ PLOTS: dict[str, tuple[str, Callable[[Axes, ReportedRun], None]]] = {
     "Judge pairs": ("prompts", partial(_outcomes, "judge")),
     "Loss": ("step", partial(_metrics, ["loss"])),
     "Rewards": ("step", partial(_metrics, ["reward_chosen", "reward_rejected"])),
-}
-"""By title: the name of the horizontal axis, and what draws the plot. The captions stand in report.html."""
+}  # by title: the name of the horizontal axis, and what draws the plot; report.html has the captions
 SHARES = ("Scores", "What wins a comparison", "Elo")  # plots with a vertical axis in per cent
 LOCATORS: dict[str, Callable[[], Locator]] = {
     "iteration": partial(MultipleLocator, 1),

@@ -4,26 +4,14 @@ import json
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import (
-    arguments,
-    before_step,
-    changed,
-    killed,
-    make_inputs,
-    make_model,
-    parameters,
-    run,
-    run_killed,
-    run_stopped,
-)
+from training import arguments, before_step, changed, killed, make_model, parameters, run, run_killed, run_stopped
 
 import dpo.train
-from dpo.checkpoint import export, latest_state
+from dpo.checkpoint import export
 from dpo.parallel import Interruption, distributed, load_sharded, sharded_model
 from model.config import LlamaConfig
 from stages.files import digest, read_jsonl, read_manifest
@@ -31,20 +19,15 @@ from stages.files import digest, read_jsonl, read_manifest
 LASTING = changed(dpo={"epochs": 3, "held_out": 0.25, "batch_size": 2})
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return make_inputs(tmp_path)
-
-
 def without_times(metrics):
-    machine_dependent = ("seconds", "tokens_per_second", "mfu", "memory_mib")
-    return [{name: row[name] for name in row if name not in machine_dependent} for row in metrics]
+    times = ("seconds", "tokens_per_second", "mfu", "memory_mib")
+    return [{name: row[name] for name in row if name not in times} for row in metrics]
 
 
 def test_a_run_stopped_often_continues_to_the_last_bit(folder, monkeypatch):
     """Each signal comes three times at once, as when a scheduler, a terminal and torchrun send it."""
     whole, numbers = run(LASTING, arguments(folder, place="whole")), (signal.SIGTERM, signal.SIGINT)
-    for step in (0, 1, 4, 5, 9, 13):  # an epoch has 5 steps
+    for step in (0, 4, 5, 13):  # an epoch has 5 steps
         handler = signal.getsignal(numbers[step % 2])
         run_stopped(monkeypatch, numbers[step % 2], step, LASTING, arguments(folder), times=3)
         assert signal.getsignal(numbers[step % 2]) is handler
@@ -52,7 +35,7 @@ def test_a_run_stopped_often_continues_to_the_last_bit(folder, monkeypatch):
     continued = run(LASTING, arguments(folder))
     assert len(whole) == 18 and without_times(continued) == without_times(whole)
     expected, manifest = (read_manifest(folder / place / "out") or {} for place in ("whole", "run"))
-    assert [manifest[key] == expected[key] for key in ("digest", "first_loss")] == [True, True]
+    assert [manifest[key] for key in ("digest", "first_loss")] == [expected[key] for key in ("digest", "first_loss")]
 
 
 def test_ctrl_c_again_later_does_not_wait_for_the_step(folder, monkeypatch):
@@ -67,18 +50,16 @@ def test_ctrl_c_again_later_does_not_wait_for_the_step(folder, monkeypatch):
     assert not list((folder / "run" / "train").glob("state-*"))
 
 
-@pytest.mark.parametrize(("step", "saved"), [(5, 3), (11, 9)])
-def test_a_killed_run_continues_from_its_last_state(folder, monkeypatch, step, saved):
-    """Killed some steps after a state: lines and exports written since then are written again."""
+def test_a_killed_run_continues_from_its_last_state(folder, monkeypatch):
+    """Killed two steps after a state: lines and exports written since then are written again."""
     settings = changed(LASTING, trainer={"save_every": 3})
     whole = run(settings, arguments(folder, place="whole"))
-    run_killed(monkeypatch, step, settings, arguments(folder))
-    (folder / "run" / "train" / ".state-9.tmp").mkdir()  # as if killed during a save
-    (folder / "run" / "train" / ".state-9.tmp" / "__0_0.distcp").write_text("torn")
-    written = [row["split"] for row in read_jsonl(folder / "run" / "train" / "metrics.jsonl")]
-    assert written.count("train") == step and written.count("held_out") == step // 5
-    [state] = (folder / "run" / "train").glob("state-*")
-    assert json.loads((state / "progress.json").read_text())["step"] == saved
+    run_killed(monkeypatch, 11, settings, arguments(folder))
+    work = folder / "run" / "train"
+    (work / ".state-9.tmp" / "torn").mkdir(parents=True)  # as if killed during a save
+    assert len(list(read_jsonl(work / "metrics.jsonl"))) == 11 + 2
+    [state] = work.glob("state-*")
+    assert json.loads((state / "progress.json").read_text())["step"] == 9
     continued = run(settings, arguments(folder))
     assert without_times(continued) == without_times(whole)
     assert digest(folder / "run" / "out") == digest(folder / "whole" / "out")
@@ -86,10 +67,7 @@ def test_a_killed_run_continues_from_its_last_state(folder, monkeypatch, step, s
 
 def test_a_state_of_other_work_is_not_continued(folder, monkeypatch):
     run_stopped(monkeypatch, signal.SIGTERM, 2, LASTING, arguments(folder))
-    [state] = (folder / "run" / "train").glob("state-*")
-    key = json.loads((state / "progress.json").read_text())["key"]
-    assert latest_state(folder / "run" / "train", key) == state
-    assert latest_state(folder / "run" / "train", "another") is None
+    assert len(list((folder / "run" / "train").glob("state-*"))) == 1
     metrics = run(changed(LASTING, dpo={"beta": 0.2}), arguments(folder))
     assert metrics[0]["step"] == 0 and metrics[-1]["step"] == 14
 
@@ -105,8 +83,7 @@ def test_export_is_the_model_in_bf16(tmp_path, tied):
         load_sharded(model, source)
         export(world, model, source, tmp_path / "out")
     assert all(map(torch.equal, parameters(source), parameters(tmp_path / "out")))
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in source.iterdir()}
     before, after = (load_file(place / "model.safetensors") for place in (source, tmp_path / "out"))
     assert before.keys() == after.keys() and {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
 
@@ -115,10 +92,7 @@ def test_a_finished_run_that_was_not_published_is_published(folder, monkeypatch)
     """Killed between the last export and its renaming: the next start only publishes."""
     whole = run(LASTING, arguments(folder, place="whole"))
     monkeypatch.setattr(dpo.train, "finish", killed)
-    with pytest.raises(MemoryError):
-        run(LASTING, arguments(folder))
-    torch.distributed.destroy_process_group()
-    monkeypatch.undo()
+    run_killed(monkeypatch, 99, LASTING, arguments(folder))  # it ends before that step
     shutil.rmtree(folder / "run" / "train" / "reference")
     continued = run(LASTING, arguments(folder))
     assert without_times(continued) == without_times(whole)

@@ -7,14 +7,14 @@ import pytest
 import torch
 from training import changed
 
-from dpo.memory import LiveBytes, count
+from dpo.memory import count
 from model.config import LlamaConfig
 from model.llama import _frequencies
 from stages.settings import load_settings
 
-ROOT = Path(__file__).parents[2]
-RECIPE = load_settings(ROOT / "configs" / "llama3-8b-instruct.toml")
-WHOLE = LlamaConfig.load(ROOT / "configs" / "architectures" / "llama-3-8b")
+CONFIGS = Path(__file__).parents[2] / "configs"
+RECIPE = load_settings(CONFIGS / "llama3-8b-instruct.toml")
+WHOLE = LlamaConfig.load(CONFIGS / "architectures" / "llama-3-8b")
 
 
 @pytest.mark.parametrize("layers", [2, pytest.param(32, marks=pytest.mark.slow)])
@@ -42,20 +42,3 @@ def test_the_recipe_fits_eight_gpus_of_80_gb(layers):
     assert memory["parameters, fp32"] == 2 * twice["parameters, fp32"]
     assert memory["all tensors at the peak"] - twice["all tensors at the peak"] > state / 2 - 1e9
     assert twice["activations kept for backward"] == pytest.approx(activations, rel=0.02)
-
-
-def test_live_bytes_are_counted():
-    with LiveBytes() as tracker:
-        a = torch.zeros(1000)
-        b = a + 1
-        c = b.view(10, 100)
-        assert tracker.live == 8000
-        del b
-        assert tracker.live == 8000, "a view keeps its storage"
-        del c
-        assert tracker.live == 4000
-        with tracker.counted_resize():
-            a.untyped_storage().resize_(0)
-            assert tracker.live == 0
-            a.untyped_storage().resize_(4000)
-    assert (tracker.live, tracker.peak) == (4000, 8000)

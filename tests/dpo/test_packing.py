@@ -1,12 +1,13 @@
 """Packing: dropped examples, shared prefixes, and the layout of a micro-batch."""
 
+from bisect import bisect_right
 from itertools import takewhile
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo.data import Example
-from dpo.packing import LEAST_SHARED, MicroBatch, common_prefixes, keep_usable, lay_out, micro_batches, pack
+from dpo.packing import LEAST_SHARED, MicroBatch, common_prefixes, keep_usable, micro_batches
 from stages.settings import TrainerOptions
 
 RUBRIC, OTHER = list(range(100, 140)), list(range(200, 220))
@@ -32,28 +33,6 @@ def test_what_cannot_be_used_is_dropped_whole_and_counted():
     assert keep_usable([shared], TrainerOptions(tokens_per_microbatch=48, share_prefixes=False), context=30)[0] == []
 
 
-def test_layout_with_the_prompt_once():
-    """The last prompt token predicts the first token of both completions. A completion of one token has no segment."""
-    batch = lay_out([Example("a", [1, 2], ([3, 4, 5], [6]))], [0], {0: 2})
-    assert batch.ids_t.tolist() == [1, 2, 3, 4]
-    assert batch.positions_t.tolist() == [0, 1, 2, 3]
-    assert (batch.segments.borders, batch.segments.prefixes) == ([0, 2, 4], [-1, 0])
-    assert batch.segments.reach_3s.tolist() == [[0, 0], [0, 2], [4, 4]]
-    assert batch.targets_n.tolist() == [3, 4, 5, 6]
-    assert batch.sources_n.tolist() == [1, 2, 3, 1]
-    assert batch.sequences_n.tolist() == [0, 0, 0, 1]
-
-
-def test_sft_shares_the_rubric():
-    examples = [Example(str(i), [*RUBRIC, i, i], ([9, i],), [1.0, 2.0]) for i in range(3)]
-    [batch] = micro_batches(examples, [0, 1, 2], TrainerOptions(tokens_per_microbatch=60))
-    assert batch.ids_t.tolist() == [*RUBRIC, 0, 0, 9, 1, 1, 9, 2, 2, 9] and batch.examples == [0, 1, 2]
-    assert batch.segments.prefixes == [-1, 0, 0, 0]
-    assert batch.sources_n.tolist() == [41, 42, 44, 45, 47, 48]
-    assert batch.weights_n.tolist() == [1.0, 2.0] * 3
-    assert len(micro_batches(examples, [0, 1, 2], TrainerOptions(tokens_per_microbatch=60, share_prefixes=False))) == 3
-
-
 def test_sharing_never_costs_a_micro_batch():
     """Groups whose prefixes do not all fit into one micro-batch are replaced by one group of all prompts."""
     rubric, prompts = list(range(700)), [list(range(1000 + 400 * i, 1400 + 400 * i)) for i in range(8)]
@@ -75,16 +54,9 @@ def tokens_saved(prompts: list[list[int]]) -> int:
     return best
 
 
-prompts = st.lists(
-    st.builds(
-        lambda head, length, tail: [*head[:length], *tail],
-        st.sampled_from([RUBRIC, OTHER, OTHER[:10] + RUBRIC]),
-        st.integers(1, 50),
-        st.lists(st.integers(0, 3), max_size=3),
-    ),
-    min_size=1,
-    max_size=7,
-)
+heads, tails = st.sampled_from([RUBRIC, OTHER, OTHER[:10] + RUBRIC]), st.lists(st.integers(0, 3), max_size=3)
+prompt = st.builds(lambda head, length, tail: [*head[:length], *tail], heads, st.integers(1, 50), tails)
+prompts = st.lists(prompt, min_size=1, max_size=7)
 
 
 @given(prompts)
@@ -101,9 +73,8 @@ def test_groups_save_as_much_as_any(prompts):
 def read_back(batch: MicroBatch) -> list[tuple[list[int], list[int], list[int]]]:
     """For each target: the tokens that its source sees, their positions, and the target itself."""
     borders, rows = batch.segments.borders, []
-    segment = [i for i in range(len(borders) - 1) for _ in range(borders[i], borders[i + 1])]
     for source, target in zip(batch.sources_n.tolist(), batch.targets_n.tolist(), strict=True):
-        own = segment[source]
+        own = bisect_right(borders, source) - 1
         prefix = batch.segments.prefixes[own]
         before = range(borders[prefix], borders[prefix + 1]) if prefix >= 0 else ()
         seen = [*before, *range(borders[own], source + 1)]
@@ -136,14 +107,6 @@ def test_every_token_is_predicted_from_all_that_stands_before_it(prompts, comple
                     expected.append((past, list(range(len(past))), target))
                     sequences.append(place * completions + number)
         assert read_back(batch) == expected and batch.sequences_n.tolist() == sequences
-
-
-@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 5), st.integers(50, 120))
-def test_packing_holds_every_index_once_under_the_budget(costs, ranks, budget):
-    bins = pack(costs, ranks, budget)
-    assert sorted(i for chosen in bins for i in chosen) == list(range(len(costs)))
-    assert len(bins) % ranks == 0 and bins
-    assert all(sum(costs[i] for i in chosen) <= budget for chosen in bins)
 
 
 def test_ranks_get_even_loads():

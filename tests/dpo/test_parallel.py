@@ -1,23 +1,22 @@
-"""The error of a rank that loses another rank. One of the two ranks is this process."""
+"""The error of a rank that loses another rank. One of the two is this process."""
 
 import os
+from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 from training import start_rank, two_ranks
 
-from dpo.parallel import distributed
+from dpo.parallel import distributed, return_memory
 
 OTHER = """
 import os, torch
-from dpo.parallel import distributed, end_process
-
+from dpo.parallel import distributed, return_memory, end_process
 def work():
-    with distributed(1, {minutes}) as world:
+    with distributed(1, {}) as world:
         world.sum(torch.zeros(1))
-        {then}
-
+        {}
 end_process(work)
 """
 
@@ -25,7 +24,7 @@ end_process(work)
 def test_a_rank_that_waits_in_vain_prints_why():
     """This process is rank 1, which leaves the second sum out."""
     group = two_ranks()
-    first = start_rank(group, OTHER.format(minutes=0.05, then="world.sum(torch.zeros(1))"), "0")
+    first = start_rank(group, OTHER.format(0.05, "world.sum(torch.zeros(1))"), "0")
     with mock.patch.dict(os.environ, group | {"RANK": "1"}), distributed(1) as world:
         world.sum(torch.zeros(1))
         _, err = first.communicate(timeout=60)
@@ -36,7 +35,7 @@ def test_a_rank_that_waits_in_vain_prints_why():
 def test_a_rank_that_loses_another_prints_why(capsys):
     """This process is rank 0; the other ends without a word."""
     group = two_ranks()
-    second = start_rank(group, OTHER.format(minutes=1, then="os._exit(9)"))
+    second = start_rank(group, OTHER.format(1, "os._exit(9)"))
     with mock.patch.dict(os.environ, group | {"RANK": "0"}), pytest.raises(SystemExit) as ended:  # noqa: SIM117
         with distributed(1) as world:
             world.sum(torch.zeros(1))
@@ -45,3 +44,13 @@ def test_a_rank_that_loses_another_prints_why(capsys):
     second.communicate(timeout=60)
     assert ended.value.code == 1
     assert "error: rank 0: another rank has ended; its log says why" in capsys.readouterr().err
+
+
+def test_freed_memory_between_tensors_goes_back_to_the_system():
+    def resident_mib() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    kept = [torch.ones(15_000) for _ in range(3000)][::50]
+    before = resident_mib()
+    return_memory()
+    assert before - resident_mib() > 100 and len(kept) == 60

@@ -42,28 +42,14 @@ def theirs(folder, tmp_path_factory):
     """TRL: (its pairs as tokens, its log of steps, its weights before and after)."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     transformers = pytest.importorskip("transformers")
-    config = trl.DPOConfig(
-        output_dir=str(tmp_path_factory.mktemp("trl")),
-        per_device_train_batch_size=6,
-        num_train_epochs=STEPS,
-        learning_rate=RATE,
-        lr_scheduler_type="cosine",
-        logging_steps=1,
-        max_length=2048,
-        gradient_checkpointing=False,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        save_strategy="no",
-    )
+    options = {"per_device_train_batch_size": 6, "num_train_epochs": STEPS, "learning_rate": RATE, "max_length": 2048}
+    options |= {"lr_scheduler_type": "cosine", "logging_steps": 1, "gradient_checkpointing": False, "report_to": []}
+    options |= {"use_cpu": True, "bf16": False, "save_strategy": "no"}
+    config = trl.DPOConfig(output_dir=str(tmp_path_factory.mktemp("trl")), **options)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    trainer = trl.DPOTrainer(
-        model=model,
-        args=config,
-        train_dataset=datasets.Dataset.from_list(conversations()),
-        processing_class=transformers.AutoTokenizer.from_pretrained(folder),
-    )
+    tokenizer, pairs = transformers.AutoTokenizer.from_pretrained(folder), datasets.Dataset.from_list(conversations())
+    trainer = trl.DPOTrainer(model=model, args=config, train_dataset=pairs, processing_class=tokenizer)
     pairs = [
         {"id": str(i)} | {key: list(row[key]) for key in ("prompt_ids", "chosen_ids", "rejected_ids")}
         for i, row in enumerate(trainer.train_dataset)
@@ -91,8 +77,7 @@ def test_losses_gradient_norms_and_weights_are_trls(folder, theirs, tmp_path, mo
         dpo={"epochs": STEPS, "batch_size": 6, "learning_rate": RATE, "warmup_ratio": 0.0},
         trainer={"tokens_per_microbatch": budget},
     )
-    given = arguments(tmp_path, model=folder, reference=folder)
-    metrics = run(settings, given)
+    metrics = run(settings, arguments(tmp_path, model=folder, reference=folder))
     assert len(metrics) == len(log) == STEPS
     for ours, row in zip(metrics, log, strict=True):
         assert ours["lr"] == pytest.approx(row["learning_rate"])

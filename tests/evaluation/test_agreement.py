@@ -2,21 +2,22 @@
 
 import json
 import random
-import sys
 from itertools import combinations
 from operator import itemgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from questions import refused, written
 from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score
 
-import prepare.seed_model
-from evaluation.agreement import main, report, table
+from evaluation.agreement import comparison_items, main, meta_report, report, table
 from evaluation.labelled import Case, Decisions, Labelled, Pair, majority
 from evaluation.statistics import bootstrap, cohen_kappa, spearman
-from stages.files import UserError, read_jsonl, write_jsonl
+from stages.files import read_jsonl
+from stages.settings import load_settings
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny.toml"
 CLASSES = ("first", "second", "tie")
@@ -28,17 +29,16 @@ def case(name: str, quality: float, text: str = "x", flaw: str = "", subset: str
 
 
 def grouped(*cases: Case) -> Labelled:
-    """Ranked groups and their pairs."""
     both = [(a, b) for a, b in combinations(cases, 2) if a.group == b.group and a.quality != b.quality]
     return Labelled(list(cases), [Pair(f"{a.name}-{b.name}", a, b) for a, b in both])
 
 
-def labelled_pairs(*rows: dict[str, str], texts: tuple[str, str] = ("x", "xy")) -> Labelled:
+def labelled_pairs(*rows: dict[str, str]) -> Labelled:
     """Pairs named 0, 1, ..., by their labels by annotator."""
     pairs = []
     for i, labels in enumerate(rows):
         qualities = {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}[majority(labels.values())]
-        pairs.append(Pair(str(i), *(case(f"{i}/{k}", qualities[k], texts[k]) for k in (0, 1)), labels))
+        pairs.append(Pair(str(i), *(case(f"{i}/{k}", qualities[k], "xy"[: k + 1]) for k in (0, 1)), labels))
     return Labelled([c for pair in pairs for c in (pair.first, pair.second)], pairs)
 
 
@@ -47,7 +47,6 @@ def scored(**scores: list[int | None]) -> Decisions:
 
 
 def decided(labelled: Labelled, *decisions: str | None) -> Decisions:
-    """A decision of each pair, in order."""
     return Decisions("decisions", {pair.name: [[d]] for pair, d in zip(labelled.pairs, decisions, strict=True)})
 
 
@@ -65,7 +64,6 @@ def test_statistics_equal_scipy_and_scikit_learn():
         assert kappa["value"] == pytest.approx(cohen_kappa_score(first, second), abs=1e-4)
         assert kappa["low"] <= kappa["value"] <= kappa["high"] and kappa["count"] == 30
     assert spearman([1, 1, 1], [1, 2, 3]) is None
-    assert cohen_kappa([])["reason"] == "no pair has both labels"
     same = cohen_kappa([("tie", "tie")] * 5)
     assert same["value"] is None and same["count"] == 5 and "one label" in same["reason"]
     assert cohen_kappa([("tie", "tie"), ("tie", "first")])["value"] == 0  # one of them is constant: chance
@@ -75,12 +73,9 @@ def test_intervals_are_those_of_large_samples():
     rng = np.random.default_rng(1)
     result = bootstrap([[float(x) for x in rng.random(4) < 0.7] for _ in range(200)])
     assert result["high"] - result["low"] == pytest.approx(2 * 1.96 * np.sqrt(0.7 * 0.3 / 800), rel=0.25)
-    assert bootstrap([[], []]) == {"value": None, "low": None, "high": None, "count": 0}
     assert bootstrap([[1.0], [0.0] * 3]) == {"value": 0.25, "low": 0.0, "high": 1.0, "count": 4}  # groups are drawn
     # Kappa 0.5 of two balanced classes: standard error sqrt(p_o (1 - p_o) / n) / (1 - p_e), p_e about constant.
-    both = [(a, b) for a in CLASSES[:2] for b in CLASSES[:2] for _ in range(150 if a == b else 50)]
-    kappa = cohen_kappa(both)
-    assert kappa["value"] == 0.5
+    kappa = cohen_kappa([(a, b) for a in CLASSES[:2] for b in CLASSES[:2] for _ in range(150 if a == b else 50)])
     assert kappa["high"] - kappa["low"] == pytest.approx(2 * 1.96 * (0.75 * 0.25 / 400) ** 0.5 / 0.5, rel=0.1)
 
 
@@ -92,18 +87,17 @@ def test_report_worked_by_hand():
     decisions = scored(ga=[5, 3], gb=[4, None], gc=[1], hd=[0], he=[5])
     result = report(groups, decisions)
     assert result["judgments"] == 7 and result["parse_rate"] == round(6 / 7, 4)
-    assert value(result["pairwise"]) == (2.5 / 4, 4)
-    assert value(result["with_ties"]) == (2 / 4, 4) and value(result["without_ties"]) == (round(2 / 3, 4), 3)
+    credits = [value(result[name]) for name in ("pairwise", "with_ties", "without_ties")]
+    assert credits == [(2.5 / 4, 4), (2 / 4, 4), (round(2 / 3, 4), 3)]
     # With the first judgment alone 5>3 agrees (5 against 4): 3 of 4.
     assert {n: row["value"] for n, row in result["pairwise_by_N"].items()} == {"1": 3 / 4, "2": 2.5 / 4}
     # Longer wins: 5>3 says no, 5>0 yes, 3>0 yes, h ties: 2.5 of 4 too.
     assert result["longer_wins"] == result["longer"]["pairwise"] and value(result["longer_wins"]) == (2.5 / 4, 4)
     assert value(result["longer"]["without_ties"]) == (round(2 / 3, 4), 3)
     assert {gap: row["value"] for gap, row in result["by_gap"].items()} == {"1": 0.0, "2": 0.5, "3": 1.0, "5": 1.0}
-    in_g = spearmanr([5, 3, 0], [4, 4, 1]).statistic
+    in_g, by_length = (spearmanr([5, 3, 0], other).statistic for other in ([4, 4, 1], [2, 3, 1]))
     assert result["spearman"]["value"] == pytest.approx((in_g - 1) / 2, abs=1e-4)
-    expected = (spearmanr([5, 3, 0], [2, 3, 1]).statistic + 0) / 2  # h's lengths are equal
-    assert result["longer"]["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
+    assert result["longer"]["spearman"]["value"] == pytest.approx(by_length / 2, abs=1e-4)  # h's lengths are equal
     assert value(result["exact_order"]) == (0, 2)
     assert result["mean_score_by_quality"] == {"0": 1.0, "1": 5.0, "2": 0.0, "3": 4.0, "5": 4.0}
     assert result["score_histogram"] == {"0": 1, "1": 1, "3": 1, "4": 1, "5": 2}
@@ -165,11 +159,6 @@ def test_exact_order():
     scores = {"g": (5, 1, 3), "h": (5, 5, 3), "i": (3, 5, 1), "k": (5, 1, None)}
     decisions = scored(**{f"{group}{i}": [score] for group, given in scores.items() for i, score in enumerate(given)})
     assert value(report(groups, decisions)["exact_order"]) == (round(1 / 3, 4), 3)
-    # By decisions, shares of wins: 1 of 2, 0 of 1, and 1 of 1.
-    pair = grouped(*(case(f"g{i}", q, str(i)) for i, q in enumerate((2, 1, 1))))
-    result = report(pair, decided(pair, "first", "second"))
-    assert value(result["exact_order"]) == (0, 1)
-    assert result["spearman"]["value"] == pytest.approx(spearmanr([2, 1, 1], [0.5, 0, 1]).statistic, abs=1e-4)
 
 
 def test_ties_are_chance_and_nothing_is_nothing():
@@ -179,9 +168,6 @@ def test_ties_are_chance_and_nothing_is_nothing():
     assert value(result["spearman"]) == (0, 1) and value(result["exact_order"]) == (0, 1)
     result = report(groups, scored(ga=[None], gb=[None]))
     assert result["parse_rate"] == 0 and value(result["pairwise"]) == (None, 0)
-    twins = labelled_pairs({"": "tie"}, texts=("same", "same"))
-    result = report(twins, Decisions("comparisons", {"0": [[], []]}))
-    assert result["parse_rate"] is None and value(result["with_ties"]) == (1, 1)
 
 
 CASES = [
@@ -195,57 +181,62 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def command(*words: str | Path) -> str:
-        monkeypatch.setattr(sys, "argv", ["agreement", *map(str, words)])
-        main()
-        return capsys.readouterr().out
-
-    return command
-
-
-def test_a_models_decisions_give_the_same_report_again(run, tmp_path, monkeypatch):
-    """Of a model that utters scores and winners, by both protocols in the same folder."""
-    verdicts = [*prepare.seed_model.VERDICTS[:-2], "Winner: Response A\n", "Winner: Response B\n"]
-    monkeypatch.setattr(prepare.seed_model, "VERDICTS", verdicts)
-    judge, cases, out, again = (tmp_path / name for name in ("judge", "cases.jsonl", "out", "again"))
-    prepare.seed_model.make_tiny(judge, judge=True)
-    write_jsonl(cases, CASES)
+def test_a_models_decisions_give_the_same_report_again(call, judge, tmp_path):
+    """By both protocols in the same folder."""
+    cases, out, again = written(tmp_path / "cases.jsonl", CASES), tmp_path / "out", tmp_path / "again"
     of_model = ("--config", CONFIG, "--model", judge, "--cases", cases, "--out", out, "--protocol")
-    for protocol, N, judgments in (("scores", 3, 9 * 3), ("pairwise", 3, 5 * 2 * 3), ("pairwise", 1, 5 * 2)):
-        assert str(judge) in run(*of_model, protocol, "--N", N)
+    for protocol, N, judgments in (("scores", 3, 9 * 3), ("pairwise", 1, 5 * 2)):
+        assert str(judge) in call(main, *of_model, protocol, "--N", N).out
         result = json.loads((out / "agreement.json").read_text())
         assert result["judge"] == str(judge) and result["judgments"] == judgments and result["pairs"] == 6
         assert 0 < result["parse_rate"] < 1 and list(result["subsets"]) == ["facts", "sums"]
         assert (result["consistency"]["count"] > 0) == (result["first_position"]["count"] > 0) == (protocol != "scores")
         assert len(list(read_jsonl(out / "decisions.jsonl"))) == result["judgments"]
-        shown = run("--cases", cases, "--decisions", out / "decisions.jsonl", "--out", again)
+        shown = call(main, "--cases", cases, "--decisions", out / "decisions.jsonl", "--out", again).out
         stored = json.loads((again / "agreement.json").read_text())
         assert stored["judge"] == str(out / "decisions.jsonl") and {**stored, "judge": result["judge"]} == result
         assert shown == table(stored) + "\n" and shown.startswith(stored["judge"]) and "2 annotators, 4 labels" in shown
-    before = (out / "agreement.json").stat().st_mtime_ns
-    assert run(*of_model, "pairwise") == table(result) + "\n"  # finished work is not done again
-    assert (out / "agreement.json").stat().st_mtime_ns == before
+    assert call(main, *of_model, "pairwise").out == table(result) + "\n"
 
 
-def test_the_table_has_the_judge_and_the_baseline(tmp_path, run):
+def test_the_table_has_the_judge_and_the_baseline(tmp_path, call):
     """Of two pairs b agrees; the longer response is right once."""
     pairs = [{"id": n, "prompt": "q", "output_1": "xx", "output_2": "x", "label": 1 + (n == "b")} for n in "ab"]
-    write_jsonl(tmp_path / "cases.jsonl", pairs)
-    write_jsonl(tmp_path / "decisions.jsonl", [{"id": n, "decision": "second"} for n in "ab"])
-    shown = run("--cases", tmp_path / "cases.jsonl", "--decisions", tmp_path / "decisions.jsonl").splitlines()
-    assert shown[0] == f"{tmp_path / 'decisions.jsonl'}: 2 decisions, 100.0% of them read"
+    cases = written(tmp_path / "cases.jsonl", pairs)
+    decisions = written(tmp_path / "decisions.jsonl", [{"id": n, "decision": "second"} for n in "ab"])
+    shown = call(main, "--cases", cases, "--decisions", decisions).out.splitlines()
     (line,) = [line for line in shown if "without ties" in line]
     assert line.split() == ["without", "ties", *("50.0%", "[0.0%,", "100.0%]", "of", "2") * 2]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.jsonl", "decisions.jsonl"]
+    with refused("--decisions has no use for them"):
+        call(main, "--cases", cases, "--decisions", decisions, "--protocol", "pairwise")
 
 
-def test_arguments_that_do_not_fit(run):
-    for words, complaint in (
-        ("--config c --model m", "a --model needs"),
-        ("--config c --model m --out o --N 0", "N from 1"),
-        ("--decisions d --protocol pairwise", "--decisions has no use for them"),
-    ):
-        with pytest.raises(UserError, match=complaint):
-            run("--cases", "cases", *words.split())
+def compared(a: int, b: int, winner: str) -> dict:
+    judgments = [{"score": a, "justification": "x"}, {"score": b, "justification": "y"}]
+    return {"prompt": "q", "response": "r", "judgments": judgments, "winner": winner}
+
+
+def test_a_meta_judge_is_asked_both_orders_and_the_right_one_moves():
+    chat, rows = SimpleNamespace(stop_ids=(0,)), [compared(5, 2, "second"), compared(1, 1, "first")]
+    items = list(comparison_items(rows, chat, load_settings(CONFIG)))
+    assert [(item.record["first"], item.record["right"], item.record["differ_in"]) for item in items] == [
+        *((0, "second", "score"), (1, "first", "score"), (0, "first", "evidence"), (1, "second", "evidence")),
+    ]
+    shown = [item.messages()[-1]["content"] for item in items]
+    assert "Judgment A:\nScore: 5\nx\n\nJudgment B:\nScore: 2\ny" in shown[0]
+    assert "Judgment A:\nScore: 2\ny\n\nJudgment B:\nScore: 5\nx" in shown[1]
+    assert len({item.seed for item in items}) == 4
+
+
+def test_a_meta_judges_report_worked_by_hand():
+    """Case 0: right, and wrong. Case 1: right, and no winner, which counts half. The first place wins one of three."""
+    rows = [
+        *((0, 0, "second", "second", "score"), (0, 1, "first", "second", "score")),
+        *((1, 0, "first", "first", "evidence"), (1, 1, "second", None, "evidence")),
+    ]
+    keys = ("case", "first", "right", "winner", "differ_in")
+    result = meta_report([dict(zip(keys, row, strict=True)) for row in rows])
+    assert result["parse_rate"] == 0.75 and result["agreement"]["value"] == 2.5 / 4
+    assert {kind: value["value"] for kind, value in result["by_kind"].items()} == {"score": 0.5, "evidence": 0.75}
+    assert result["first_position"]["value"] == pytest.approx(1 / 3, abs=1e-4)
+    assert result["consistency"]["value"] == 0.0  # the one case decided twice: the second place won both times

@@ -45,8 +45,6 @@ def test_failures_by_response_length():
     rates = [(row["from_characters"], row["judgments"], row["parse_rate"]) for row in bins]
     assert rates == [(10, 2, 1.0), (20, 2, 0.5), (30, 1, 1.0), (40, 3, 0.3333)]
     assert bins[3]["failures"] == {"fraction": 1, "truncated": 1}
-    same = judge_panel([response(1, 0, 7)], [judgment("p1/r0", 0, 5), judgment("p1/r0", 1, None, "missing")])
-    assert [(row["from_characters"], row["judgments"]) for row in same["by_response_length"]] == [(7, 2)]
 
 
 def test_expected_scores():
@@ -119,7 +117,6 @@ PAIRS = {"actor": {"pairs": 4, "yield": 0.4}, "judge": {"pairs": 0, "yield": 0.0
 @pytest.mark.parametrize(
     ("judge", "pairs", "limits", "complaints"),
     [
-        (JUDGED, PAIRS, {}, []),
         (JUDGED, PAIRS, {"parse_rate": 0.6, "max_top_score_share": 0.7, "actor_yield": 0.4}, []),
         (JUDGED, PAIRS, {"parse_rate": 0.61}, ["60.0% of the judgments hold a score, limits.parse_rate is 0.61"]),
         (JUDGED, PAIRS, {"max_top_score_share": 0.69}, ["70.0% of the scores are 5, limits.max_top_score_share is"]),
@@ -131,13 +128,3 @@ PAIRS = {"actor": {"pairs": 4, "yield": 0.4}, "judge": {"pairs": 0, "yield": 0.0
 def test_limits(judge, pairs, limits, complaints):
     broken = broken_limits({"judge": judge, "pairs": pairs}, Limits(**limits))
     assert all(complaint in clause for complaint, clause in zip(complaints, broken, strict=True))
-
-
-def test_nothing_at_all():
-    """An iteration whose prompts were all too long."""
-    panel = judge_panel([], [])
-    assert panel["parse_rate"]["value"] is None and panel["by_response_length"] == []
-    assert response_panel([], {})["characters_mean"] is None
-    assert metajudge_panel([], [], [])["first_wins"]["count"] == 0
-    limits = Limits(parse_rate=0.1, max_top_score_share=0.5)
-    assert len(broken_limits({"judge": panel, "pairs": {"actor": {"pairs": 0, "yield": None}}}, limits)) == 2

@@ -1,11 +1,12 @@
 """Labelled pairs and groups, and stored verdicts on them: the forms of a row, what follows from it, what is refused."""
 
+import re
 from fractions import Fraction
 
 import pytest
+from questions import refused, written
 
 from evaluation.labelled import Labelled, majority, read_decisions, read_labelled
-from stages.files import UserError, write_jsonl
 
 PAIR = {"id": "a", "prompt": "Name a river.", "output_1": "The Po.", "output_2": "Rome.", "label": 1}
 ALPACA = {"instruction": "Add 2 and 2.", "output_1": "4", "output_2": "5", "preference": 1, "dataset": "sums"}
@@ -19,22 +20,17 @@ RANKED = {
 
 @pytest.fixture
 def read(tmp_path):
-    def write_and_read(*rows: dict) -> Labelled:
-        write_jsonl(tmp_path / "cases.jsonl", rows)
-        return read_labelled(tmp_path / "cases.jsonl")
-
-    return write_and_read
+    return lambda *rows: read_labelled(written(tmp_path / "cases.jsonl", rows))
 
 
 def test_a_label_says_which_is_better(read):
     """A preference may lie between 1 and 2, as AlpacaEval's weighted annotators give it."""
-    labels = {"first": (1, 1.0, "1", "first"), "second": (2, "2.0", "second"), "tie": (0, 1.5, "0", "tie", "Tie")}
+    labels = {"first": (1, "1", "first"), "second": (2, "2.0", "second"), "tie": (0, 1.5, "0", "Tie")}
     given = [(meaning, label) for meaning, ways in labels.items() for label in ways]
     pairs = read(*(PAIR | {"id": i, "label": label} for i, (_, label) in enumerate(given))).pairs
     assert [(pair.label, dict(pair.labels)) for pair in pairs] == [(meaning, {"": meaning}) for meaning, _ in given]
     sides = {pair.label: (pair.first.quality, pair.second.quality) for pair in pairs}
     assert sides == {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}
-    assert [(pair.first.name, pair.second.name) for pair in pairs[:2]] == [("0/0", "0/1"), ("1/0", "1/1")]
     rows = [ALPACA | {"output_2": str(i), "preference": p} for i, p in enumerate((1.01, 1.5, 1.99))]
     assert [pair.label for pair in read(*rows).pairs] == ["first", "tie", "second"]
 
@@ -76,32 +72,18 @@ def test_a_prompt_may_be_a_conversation(read):
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [
-        ([], "no labelled responses"),
-        ([{"id": "x"}], "line 1: neither a labelled pair nor a group"),
-        ([PAIR | {"id": None}], "line 1: key 'id' is missing"),
-        ([{key: value for key, value in PAIR.items() if key != "label"}], "line 1: key 'label' is missing"),
-        *(([PAIR | {"label": x}], "it must be 1, 2 or") for x in (3, 1.2, True, "both", float("nan"), [1])),
-        ([ALPACA | {"preference": 2.5}], "line 1: preference is 2.5"),
-        ([PAIR | {"output_2": 4}], "line 1: output_2 is 4; it must be a text"),
-        ([PAIR, PAIR], """line 2: 'a' has a label by ''; remove one"""),
+        *(([PAIR | {"label": x}], "it must be 1, 2 or") for x in (3, True, "both", float("nan"))),
         ([PAIR | {"annotator": 7}, PAIR | {"annotator": 7}], "line 2: 'a' has a label by '7'"),
         ([PAIR, PAIR | {"output_1": "The Rhine."}], "line 2: 'a' came before with other texts"),
-        ([ALPACA, ALPACA], "line 2: the pair of 'Add 2 and 2.' has a label by ''"),
         ([GROUP, GROUP], "line 2: the id 'g' came before"),
-        ([GROUP, PAIR | {"id": "g"}], "the id 'g' is of a pair, and of a group or its pairs, too"),
         ([GROUP, PAIR | {"id": "g/0-1"}], "the id 'g/0-1' is of a pair, and of a group or its pairs, too"),
-        ([GROUP | {"responses": []}], "line 1: responses is []; it must be a list of objects"),
-        ([GROUP | {"responses": [{"text": "x"}]}], "line 1: key 'score' is missing"),
         ([GROUP | {"responses": [{"text": "x", "score": "4"}]}], "line 1: score is '4'; it must be a finite number"),
-        ([RANKED | {"message_id": ""}], "line 1: message_id is ''"),
-        ([PAIR | {"prompt": []}], "line 1: prompt is []; it must be"),
         *(([PAIR | {"prompt": [{"role": r, "content": "x"}]}], "a prompt's messages") for r in ("system", "assistant")),
     ],
 )
 def test_labels_that_are_refused(read, rows, complaint):
-    with pytest.raises(UserError) as error:
+    with refused(re.escape(complaint)):
         read(*rows)
-    assert complaint in str(error.value) and "\n" not in str(error.value)
 
 
 # Stored verdicts
@@ -118,11 +100,7 @@ def labelled(read) -> Labelled:
 
 @pytest.fixture
 def decide(tmp_path, labelled):
-    def write_and_read(rows: list[dict]):
-        write_jsonl(tmp_path / "decisions.jsonl", rows)
-        return read_decisions(tmp_path / "decisions.jsonl", labelled)
-
-    return write_and_read
+    return lambda rows: read_decisions(written(tmp_path / "decisions.jsonl", rows), labelled)
 
 
 def scores(**given: list) -> list[dict]:
@@ -174,26 +152,15 @@ BOTH = comparisons(g01=("tie", "tie"), g02=("tie", "tie"), g12=("tie", "tie"), p
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [
-        ([], "no winner of 'g/0-1, order 0', 'g/0-1, order 1', "),
-        ([{"id": "p"}], "line 1: no score, winner or decision"),
-        ([{"decision": "tie"}], "line 1: key 'id' is missing"),
         (ALL[:2], "no score of 'g/0', 'g/1', 'g/2', 't/0', 't/1'; add"),
         (BOTH[:-1], "no winner of 'p, order 1'"),
-        (DECIDED[:-1], "no decision of 'p'"),
         ([*ALL, {"id": "p", "score": 1}], "line 8: the cases have no 'p' for a score"),
-        ([*DECIDED, {"id": "p/0", "decision": "tie"}], "line 5: the cases have no 'p/0' for a decision"),
-        ([*ALL, ALL[-1]], "line 8: 'g/2' has this verdict already"),
         ([*BOTH, BOTH[-1]], "line 9: 'p' has this verdict already"),
-        ([*DECIDED, DECIDED[0] | {"index": 1}], "line 5: 'g/0-1' has this verdict already"),
         ([*DECIDED, ALL[0] | {"id": "p"}], "line 5: key 'decision' is missing"),
         *(([ALL[0] | {"score": x}], f"line 1: score is {x!r}; it must be") for x in ("4", True, float("inf"))),
-        ([ALL[0] | {"index": -1}], "line 1: index is -1"),
-        ([BOTH[0] | {"winner": 1}], "line 1: winner is 1"),
         ([BOTH[0] | {"order": 2}], "line 1: order is 2; it must be 0 or 1"),
-        ([{"id": "p", "winner": "tie"}], "line 1: key 'order' is missing"),
     ],
 )
 def test_verdicts_that_are_refused(decide, rows, complaint):
-    with pytest.raises(UserError) as error:
+    with refused(re.escape(complaint)):
         decide(rows)
-    assert complaint in str(error.value) and "\n" not in str(error.value)

@@ -11,17 +11,19 @@ from pathlib import Path
 import pytest
 from made_runs import MODELS, PLANTED, PROMPTS, made_run
 from matplotlib.figure import Figure
+from processes import ROOT
+from questions import refused
 from records import CHAT
 
 import judging.pairs
 from evaluation.report import write_report
 from evaluation.report.__main__ import main
-from evaluation.report.browser import shown_prompts
+from evaluation.report.page import shown_prompts
 from evaluation.report.plots import PLOTS, ReportedIteration, ReportedRun, plots
 from evaluation.summary import cells, notes
 from judging.scores import EXPLANATIONS
 from judging.trace import read_lineage
-from stages.files import UserError, read_jsonl, write_manifest
+from stages.files import read_jsonl, write_manifest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -105,9 +107,6 @@ def test_texts_are_cut_to_the_budget_and_say_so(made):
     assert "more characters]" in json.dumps(cut)
     judgments = [own for prompt in cut for row in prompt[3] for own in row[3]]
     assert {(bool(own[2]), own[1] is None) for own in judgments} == {(True, False), (False, True)}  # a pair's stay
-    bare = shown_prompts(documents, 10)
-    assert all(row[1] is None for prompt in bare for row in prompt[3]) and not any(prompt[4] for prompt in bare)
-    assert "; judgments: " in bare[0][3][0][0]
 
 
 def test_every_plot_and_the_terminals_table(page):
@@ -119,14 +118,11 @@ def test_every_plot_and_the_terminals_table(page):
 def test_plots_worked_by_hand():
     pairs = {"actor": {"pairs": 2, "reasons": {"equal_scores": 1}, "chosen_characters_mean": 8}}
     judges = {"judge": {"score_histogram": {"1": 1, "5": 3}}, "metajudge": {"elo_standard_error_mean": 0.5}}
-    panels = [
-        judges | {"pairs": pairs, "responses": {"characters_mean": 9}},
-        {"metajudge": {"first_wins": {"value": 0.7}}},
-    ]
-    steps = [
-        {"split": split, "loss": n, "reward_chosen": n, "reward_rejected": -n} for split, n in (("train", 1), ("x", 2))
-    ]
-    iterations = [ReportedIteration(t, {"bias": panel}, metrics=steps) for t, panel in enumerate(panels, 1)]
+    first, second = judges | {"pairs": pairs, "responses": {"characters_mean": 9}}, {"first_wins": {"value": 0.7}}
+    step = {"split": "train", "loss": 1, "reward_chosen": 1, "reward_rejected": -1}
+    steps = [step, step | {"split": "x", "loss": 2}]
+    panels = enumerate((first, {"metajudge": second}), 1)
+    iterations = [ReportedIteration(t, {"bias": panel}, metrics=steps) for t, panel in panels]
     iterations[0].scored, iterations[0].elo = [(i, float(i > 5)) for i in range(10)], [0.0, 1.0]
     run, axes = ReportedRun("r", Path(), {}, iterations), {title: Figure().subplots() for title in PLOTS}
     for title, (_, draw) in PLOTS.items():
@@ -164,36 +160,25 @@ def test_runs_side_by_side_and_what_was_deleted(made, tmp_path):
 
 
 def test_a_run_without_what_the_report_is_made_from(made, tmp_path, monkeypatch):
-    def refused(run: Path, words: str) -> None:
-        with pytest.raises(UserError, match=words):
-            write_report([run], tmp_path / "report.html")
-
-    refused(tmp_path, r"summary\.json: no such file; name a run's folder, or let iterate\.py")
-    run = made_run(tmp_path / "run", models=MODELS[:2])
-    known = json.loads((run / "summary.json").read_text())
-    (run / "summary.json").write_text(json.dumps({key: known[key] for key in known if key != "sft"}))
-    refused(run, r"run/summary\.json: of another version \('sft' is missing\); `make iterate`")
-    (run / "summary.json").write_text("{")
-    refused(run, r"run/summary\.json: not JSON \(.*\); `make iterate` of this run writes a new one")
+    with refused(r"summary\.json: no such file; name a run's folder, or let iterate\.py"):
+        write_report([tmp_path], tmp_path / "report.html")
+    (tmp_path / "summary.json").write_text("{}")
+    with refused(r"/summary\.json: of another version \('.*' is missing\); `make iterate`"):
+        write_report([tmp_path], tmp_path / "report.html")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for name in [name for name in sys.modules if name.startswith("evaluation.report.")]:
         monkeypatch.delitem(sys.modules, name)
-    refused(made, r"the report needs matplotlib: pip install '\.\[report\]'")
+    with refused(r"the report needs matplotlib: pip install '\.\[report\]'"):
+        write_report([made], tmp_path / "report.html")
 
 
-def test_the_command_names_folders_or_a_config(tmp_path, monkeypatch, capsys):
-    config = Path(__file__).parents[2] / "configs" / "tiny.toml"
+def test_the_command_names_folders_or_a_config(tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     for name in ("tiny", "other"):
         made_run(tmp_path / "runs" / name)
-    one, both = ["--config", str(config)], ["runs/tiny", "runs/other"]
+    one, both = ["--config", ROOT / "configs" / "tiny.toml"], ["runs/tiny", "runs/other"]
     for words, out in ((one, "runs/tiny/report.html"), (both, "runs/report.html")):
-        monkeypatch.setattr(sys, "argv", ["report", *words])
-        main()
-        assert capsys.readouterr().out.startswith(f"{out}: ") and (tmp_path / out).is_file()
-    monkeypatch.setattr(sys, "argv", ["report"])
-    with pytest.raises(UserError, match="name either folders of runs or --config"):
-        main()
+        assert call(main, *words).out.startswith(f"{out}: ") and (tmp_path / out).is_file()
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
@@ -206,6 +191,5 @@ def test_the_script_shows_pairs_and_searches(page, made, tmp_path):
     article = re.search(r"<article.*?</article>", opened("actor/t10000"), re.DOTALL)[0]
     assert article.count("&lt;script&gt;window.pwned=1") >= 3 and "<script" not in article and "<img" not in article
     assert re.search(r"trace '.*a&lt;b&gt;&amp;c \$\\frac\$' actor/t10000</code>", article)
-    assert opened("%E0%A4").count('<article id="pair"></article>') == 1
     found = opened("pwned%20actor/t1")
     assert f">2 of {3 * PROMPTS}<" in found and ">actor/t10000</b>" in found

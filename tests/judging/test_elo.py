@@ -50,15 +50,6 @@ def test_two_judgments_by_hand():
     np.testing.assert_allclose(errors, math.sqrt(0.5 / (8 * s * (1 - s) + 0.01)), rtol=1e-9)
 
 
-def test_one_judgment_wins_everything_and_stays_finite():
-    B = np.zeros((4, 4))
-    B[2, [0, 1, 3]] = 5.0
-    eps, errors = elo(B)
-    assert np.isfinite(eps).all() and np.isfinite(errors).all()
-    assert eps.argmax() == 2 and eps[2] > 3
-    np.testing.assert_allclose(np.delete(eps, 2), -eps[2] / 3, atol=1e-9)
-
-
 def test_more_battles_fix_the_scores_better():
     B = np.array([[0, 2, 3], [1, 0, 2], [1, 1, 0.0]])  # no judgment wins, or loses, everything
     np.testing.assert_allclose(elo(100 * B, 1e-6)[1], elo(B, 1e-6)[1] / 10, rtol=1e-4)
@@ -92,17 +83,9 @@ def test_symmetries(B, random, regularization: float):
 
 
 def test_battles_and_weights_by_hand():
-    # Judgments 0 and 1 in both orders, 0 and 2 in both, 1 and 2 in one. 0 beats 1 shown first, 1 shown second, and 2
-    # shown second; 2 beats 0 shown second.
+    # 0 beats 1 shown first and shown second, and 2 shown second; 2 beats 0 shown second.
     battles = [(0, 1, "first"), (1, 0, "second"), (0, 2, "second"), (2, 0, "second"), (1, 2, None), (2, 1, "tie")]
     np.testing.assert_allclose(battle_matrix(3, battles, 0.2, 0.8), [[0, 0.2 + 0.8, 0.8], [0, 0, 0], [0.8, 0, 0]])
     # 90 wins shown first, 10 shown second: a win shown first weighs 0.1, one shown second 0.9.
     assert position_weights(90, 10) == (0.1, 0.9)
     assert (position_weights(7, 0), position_weights(0, 0)) == ((0.0, 1.0), (0.5, 0.5))
-
-
-def test_with_position_weights_a_blind_meta_judge_decides_nothing():
-    # The meta-judge takes the first shown nine times in ten: every pair has 9 wins and 1, and 1 and 9.
-    order = [(m, n) for m in range(4) for n in range(4) if m != n]
-    battles = [(m, n, winner) for m, n in order for winner in ["first"] * 9 + ["second"]]
-    np.testing.assert_allclose(elo(battle_matrix(4, battles, *position_weights(108, 12)))[0], 0, atol=1e-12)

@@ -1,17 +1,17 @@
 """Golden iterations: invented texts whose pairs were worked out by hand from the method's description.
 
-Each file of tests/golden is one iteration, whose prompts state the reasoning (`why`). The test reads the raw texts and
-compares the code's scores, pairs, reasons, position weights and Elo scores.
+Each file of tests/golden is one iteration, whose prompts state the reasoning (`why`).
 """
 
 import tomllib
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
 import pytest
-from records import BYTES_CHAT, actor_pairs, decided, judge_pairs
+from records import BYTES_CHAT, actor_pairs, decided, judge_pairs, make_settings
 
 from judging.judge import read_score
 from judging.judge_pairs import elo_rows, position_wins
@@ -20,7 +20,7 @@ from judging.scores import ACTOR_REASONS, JUDGE_REASONS, Reason, response_scores
 from sampling.request import Completion, Sampling
 from sampling.worker import Item
 from stages.records import group_by
-from stages.settings import Iteration, Judge, Metajudge, Model, Respond, Settings
+from stages.settings import Judge, Metajudge
 
 FOLDER = Path(__file__).parents[1] / "golden"
 GOLDEN = {path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.toml"))}
@@ -41,13 +41,8 @@ def worked(name: str) -> dict:
     """The code's results for a file: scores, pairs and reasons by prompt, wins by position, Elo by judgment."""
     table = GOLDEN[name]
     rule = table["rule"]
-    settings = Settings(
-        name="golden",
-        model=Model(path="m"),
-        respond=Respond(prompts="p", prompts_per_iteration=1),
-        judge=Judge(minimum_valid=rule["minimum_valid"], fractions=rule["fractions"]),
-        iteration=[Iteration(**{key: rule[key] for key in RULES if key in rule})],
-    )
+    judge = Judge(minimum_valid=rule["minimum_valid"], fractions=rule["fractions"])
+    settings = replace(make_settings(**{key: rule[key] for key in RULES if key in rule}), judge=judge)
     responses, judged, battles = [], {}, {}
     for prompt in table["prompt"]:
         names = [f"{prompt['id']}/r{k}" for k in range(len(prompt["response"]))]

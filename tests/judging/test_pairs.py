@@ -10,7 +10,7 @@ import judging.pairs
 from judging.judge_pairs import Contest, choose_judgments, elo_rows
 from judging.pairs import PAIRS
 from judging.rubric import judge_prompt
-from judging.scores import ACTOR_REASONS, JUDGE_REASONS, Reason, response_scores
+from judging.scores import Reason, response_scores
 from stages.files import UserError, read_jsonl, read_manifest
 from stages.records import group_by
 from stages.settings import Iteration
@@ -57,18 +57,15 @@ def test_judge_pairs_by_hand(battles, elsewhere, pair):
     assert choice(battles, elsewhere) == pair
 
 
-def test_equal_elo_at_an_end_is_drawn():
+def test_ties_and_long_judgments():
     for battles, first, last in [
         ([(0, 2, "first"), (1, 2, "first")], (0, 2), (1, 2)),  # 0 and 1 are equally good
         ([(2, 0, "first"), (2, 1, "first")], (2, 0), (2, 1)),
     ]:
         assert (choice(battles), choice(battles, draw=take_last)) == (first, last)
-
-
-def test_the_chosen_judgment_may_not_be_too_long():
-    battles = [(0, 1, "first"), (1, 0, "second"), (2, 1, "first")]
-    assert choice(battles, max_judgment_characters=len("long judgment")) == (0, 1)
-    assert choice(battles, max_judgment_characters=len("long judgment") - 1) == Reason.CHOSEN_TOO_LONG
+    battles, longest = [(0, 1, "first"), (1, 0, "second"), (2, 1, "first")], len("long judgment")
+    assert choice(battles, max_judgment_characters=longest) == (0, 1)
+    assert choice(battles, max_judgment_characters=longest - 1) == Reason.CHOSEN_TOO_LONG
 
 
 def test_the_pair_comes_from_the_widest_group():
@@ -100,20 +97,14 @@ def test_elo_rows_by_hand():
     assert elos[1]["elo"] == -e and elos[2]["elo"] == 0
     # Without battles the penalty alone decides: its variance is 1 / lambda = 100, less the common shift.
     assert elos[2]["standard_error"] == pytest.approx((100 * 2 / 3) ** 0.5, rel=1e-3)
-
-
-def test_a_judgment_without_comparisons_has_no_elo():
-    """Scores 3 3 0 1 1 and equal scores only: the third judgment meets nobody."""
+    # Scores 3 3 0 1 1 and equal scores only: the third judgment meets nobody.
     battles = [(0, 1, "first"), (1, 0, "second"), (3, 4, "second"), (4, 3, None)]
     elos = list(elo_rows({"p1": contest_of(battles, scores=(3, 3, 0, 1, 1), texts="abcde", max_score_gap=0)}))
     assert [row["judgment_id"][-2:] for row in elos] == ["j0", "j1", "j3", "j4"]
     groups = [row["group"] for row in elos]
     assert groups[0] == groups[1] != groups[2] == groups[3]
-
-
-def test_the_penalty_is_a_setting():
+    # One win more shown first than shown second, of three: w1 = 1/3. The penalty is a setting.
     e = contest_of([(0, 1, "first")], scores=(1, 2), texts="ab", elo_penalty=1.0).eps[0]
-    # One win more shown first than shown second, of three: w1 = 1/3.
     assert 1 / 3 / (1 + math.exp(2 * e)) == pytest.approx(e, rel=1e-9)
 
 
@@ -160,6 +151,7 @@ def test_a_judge_pair():
     assert [pair[key] for key in kept] == expected
 
 
+JUDGE_ONLY = ("too_few_judgments", "no_near_scores", "no_decisive_comparison", "equal_elo", "position_collapse")
 RESPONSES = [response(1, 0, "good"), response(1, 1, "bad"), response(2, 0, "", "too_long")]
 JUDGMENTS = judgments("p1/r0", [5, 4]) + judgments("p1/r1", [1, 4])
 COMPARED = [
@@ -171,14 +163,9 @@ COMPARED = [
 def run(tmp_path, monkeypatch):
     """The stage over two prompts; the second has no judged response."""
     monkeypatch.setattr(judging.pairs, "load_chat", lambda folder: CHAT)
-
-    def run(comparisons, **rules):
-        folder = tmp_path / "run" / "iter1"
-        folder.mkdir(parents=True)
-        write_iteration(folder, make_settings(**rules), RESPONSES, JUDGMENTS, comparisons)
-        return folder
-
-    return run
+    folder = tmp_path / "run" / "iter1"
+    folder.mkdir(parents=True)
+    return lambda compared: write_iteration(folder, make_settings(), RESPONSES, JUDGMENTS, compared) and folder
 
 
 def test_the_stage(run, tmp_path):
@@ -195,19 +182,15 @@ def test_the_stage(run, tmp_path):
     counts = {key: count for key, count in manifest["counts"].items() if count}
     none = {"actor.too_few_responses": 1, "judge.too_few_judgments": 1}
     assert counts == {"prompts": 2, "actor": 1, "judge": 1} | none
-    assert set(manifest["counts"]) > {f"actor.{r}" for r in ACTOR_REASONS} | {f"judge.{r}" for r in JUDGE_REASONS}
+    kinds = {"actor": {*Reason} - {*JUDGE_ONLY}, "judge": {Reason.CHOSEN_TOO_LONG, *JUDGE_ONLY}}
+    reasons = {f"{kind}.{reason}" for kind, own in kinds.items() for reason in own}
+    assert set(manifest["counts"]) == {"prompts", "actor", "judge"} | reasons
     assert manifest["positions"] == {"first": 1, "second": 1, "neither": 0, "w1": 0.5, "w2": 0.5}
     given = {name: folder / name for name in ("responses", "judgments", "comparisons")}
     for missing, complaint in (("comparisons", "--comparisons is missing"), ("judgments", "scores come from")):
         with pytest.raises(UserError, match=complaint):
             job = PAIRS.job(make_settings(), tmp_path / "out", 1, model=tmp_path / "model", **given | {missing: None})
             PAIRS.run(job)
-
-
-def test_an_iteration_without_judge_pairs_needs_no_comparisons(run):
-    out = run(None, judge_pairs=False) / "pairs"
-    assert list(read_jsonl(out / "judge.jsonl")) == []
-    assert "judge" not in read_manifest(out)["counts"] and read_manifest(out)["counts"]["actor"] == 1
 
 
 def test_collapse_is_warned_about(run, capsys):

@@ -1,7 +1,6 @@
 """Prompts: every element of METHOD, shared prefixes, users' text untouched; completions that the grammar reads."""
 
 import itertools
-import json
 
 import pytest
 
@@ -32,14 +31,9 @@ def test_elements_of_the_prompts(form, verdict):
         assert form == "compact" or text.count("\n- ") == 5  # five criteria
         assert ("first line" in text or "egin with" in text) == (verdict == "first")
         assert ("last line" in text or "onclude with" in text) == (verdict == "last")
-        assert json.loads(json.dumps(messages)) == messages
     judge, meta = flat(judge_prompt("q", "r", form, verdict)), flat(meta_prompt("q", "r", "a", "b", form, verdict))
     assert "Score: " in judge
     assert "Winner: " in meta and "Judgment A" in meta and "Judgment B" in meta
-    if form == "full":
-        assert "Review the user's question and the corresponding response using the additive 5-point scoring" in judge
-        assert "Score: <total points>" in judge
-        assert ("100 words" in judge) == (verdict == "last")
     # An echo of the instructions is no verdict.
     assert all(isinstance(parse_score(line, "stop", verdict), Failure) for line in judge.splitlines())
     assert all(isinstance(parse_winner(line, "stop", verdict), Failure) for line in meta.splitlines())

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from made_runs import stage, write_iteration
@@ -22,39 +22,34 @@ def compared(first: int, second: int, winner: str) -> dict:
     return made | {"text": f"of {first} and {second}\nWinner: {winner}", "finish_reason": "stop", "logprob": -1.0}
 
 
-class Folder:
+@pytest.fixture
+def folder(tmp_path, monkeypatch, capsys):
     """A run of one iteration: the hash of M0 is "seed weights", that of M1 is in its checkpoint's manifest."""
+    monkeypatch.setattr(judging.pairs, "load_chat", lambda folder: CHAT)
+    path = tmp_path / "runs" / "hand"
+    path.mkdir(parents=True)
 
-    def __init__(self, path: Path, monkeypatch, capsys):
-        self.path, self.folder = path / "runs" / "hand", path / "runs" / "hand" / "iter1"
-        self.monkeypatch, self.capsys = monkeypatch, capsys
-        monkeypatch.setattr(judging.pairs, "load_chat", lambda folder: CHAT)
-
-    def write(self, responses, judgments, comparisons=None, scores=None) -> "Folder":
-        self.path.mkdir(parents=True)
+    def write(responses, judgments, comparisons=None, scores=None) -> None:
         settings = make_settings(judge_pairs=comparisons is not None)
-        write_iteration(self.folder, settings, responses, judgments, comparisons, scores)
-        write_manifest(self.folder / "checkpoint", "dpo", "key", [])
-        return self
+        write_iteration(path / "iter1", settings, responses, judgments, comparisons, scores)
+        write_manifest(path / "iter1" / "checkpoint", "dpo", "key", [])
 
-    def trace(self, *words: str) -> str:
-        self.monkeypatch.setattr(sys, "argv", ["trace", str(self.path), *words])
+    def trace(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["trace", str(path), *words])
         judging.trace.main()
-        return self.capsys.readouterr().out
+        return capsys.readouterr().out
+
+    return SimpleNamespace(path=path, write=write, trace=trace)
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, capsys) -> Folder:
-    return Folder(tmp_path, monkeypatch, capsys)
-
-
-@pytest.fixture
-def whole(folder) -> Folder:
+def whole(folder):
     """Two prompts: p1 has both pairs, p2 none."""
     responses = [response(1, 0, "good"), response(1, 1, "bad"), response(1, 2, "bad"), response(2, 0, "alone")]
     rows = judgments("p1/r0", [5, 4, None]) + judgments("p1/r1", [1, 4])
     rows += judgments("p2/r0", [3, None], ["Three\n3", "?"])
-    return folder.write(responses, rows, [compared(0, 1, "first"), compared(1, 0, "second")])
+    folder.write(responses, rows, [compared(0, 1, "first"), compared(1, 0, "second")])
+    return folder
 
 
 def test_an_actor_pair_and_all_behind_it(whole):
@@ -93,11 +88,11 @@ def test_why_not(whole):
     assert "comparison p1/r1/m0-1, seed 80: first" in text and "good" not in text
 
 
-def test_scores_from_a_file(folder, tmp_path):
+def test_scores_from_a_file(folder, tmp_path, capsys):
     path = tmp_path / "scores.jsonl"
     write_jsonl(path, [{"id": "p1/r0", "score": 0.25}, {"id": "p1/r1", "score": -1}])
     folder.write([response(1, 0, "good"), response(1, 1, "bad")], None, scores=path)
-    assert "2 rows have no text; their scores may be those of an earlier" in folder.capsys.readouterr().err
+    assert "2 rows have no text; their scores may be those of an earlier" in capsys.readouterr().err
     text = folder.trace("actor/p1")
     assert "response p1/r0 (chosen): score 0.25" in text and "response p1/r1 (rejected): score -1" in text
     assert f"scores from: path {path}, digest " in text
@@ -126,7 +121,7 @@ def test_mistakes_are_named(whole, tmp_path):
     complains(r"no iteration has 'p7'; see iter\*/prompts\.jsonl", "--why-not", "p7")
     with pytest.raises(UserError, match="the folder holds no run"):
         judging.trace.iterations(tmp_path)
-    stage(whole.folder / "judgments", judgments("p1/r0", [1, 1]))
+    stage(whole.path / "iter1" / "judgments", judgments("p1/r0", [1, 1]))
     complains(r"judgments: changed since the pairs were made", "actor/p1")
-    (whole.folder / "pairs" / "manifest.json").unlink()
+    (whole.path / "iter1" / "pairs" / "manifest.json").unlink()
     complains("pairs: not made yet, or by an older version", "--why-not", "p1")

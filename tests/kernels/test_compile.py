@@ -8,28 +8,24 @@ import pytest
 import torch
 
 from kernels import attention_triton
-from kernels.compile import SHAPES, compile_kernels, faults, launch_all, recording, table
+from kernels.compile import SHAPES, compile_kernels, faults, launch_all, recording
 from kernels.launch import Launch, interpreted
 
 pytestmark = pytest.mark.skipif(interpreted(), reason="the interpreter compiles nothing")
 
-KERNELS = {
-    *("attention.forward", "attention.backward_delta", "attention.backward_keys", "attention.backward_queries"),
-    *("rope.rotate_and_store", "paged.read", "paged.merge"),
-    *("logprob.forward", "logprob.target", "logprob.slope"),
-    *("topp.chunk", "topp.draw"),
-}
+KERNELS = (
+    "attention.backward_delta attention.backward_keys attention.backward_queries attention.forward logprob.forward "
+    "logprob.slope logprob.target paged.merge paged.read rope.rotate_and_store topp.chunk topp.draw"
+)
 
 
 def test_every_kernel_is_launched_and_some_are_compiled():
     """The paged one in narrow and wide tiles."""
     with recording(90) as launches:
         launch_all(SHAPES["Llama-3-8B"], torch.bfloat16)
-    assert {launch.name for launch in launches} == KERNELS
+    assert " ".join(sorted({launch.name for launch in launches})) == KERNELS
     rows = compile_kernels("SmolLM2-135M", torch.bfloat16, 90, only="paged.read")
     assert [row["tile"] for row in rows] == ["16x64", "64x64"] and not any(map(faults, rows))
-    lines = table(rows).splitlines()
-    assert len(lines) == len(rows) + 1 and lines[0].split() == list(rows[0])
 
 
 @pytest.mark.slow
@@ -41,22 +37,6 @@ def test_the_whole_command(tmp_path):
     assert done.stderr == "156 kernels: none spills, all products are matrix instructions\n"
 
 
-def test_each_fault_is_detected():
-    good = {"kernel": "attention.forward", "target": "sm_90", "tile": "128x64", "spills": 0, "products": 2}
-    good |= {"shared_bytes": 227 * 1024, "scalar_products": 0, "matrix_instructions": {"wgmma": 8}}
-    changes = {
-        "spills registers": {"spills": 2},
-        "has too much shared memory": {"shared_bytes": 227 * 1024 + 1},
-        "has a product without matrix instructions": {"scalar_products": 1},
-        "does not use wgmma": {"matrix_instructions": {"mma": 8}},
-    }
-    assert faults(good) == faults(good | {"matrix_instructions": {}, "products": 0}) == []
-    for fault, change in changes.items():
-        assert faults(good | change) == [fault]
-    ampere = good | {"target": "sm_80", "matrix_instructions": {"mma": 8}, "shared_bytes": 99 * 1024}
-    assert faults(ampere) == [] and faults(ampere | {"shared_bytes": 100 * 1024}) == ["has too much shared memory"]
-
-
 def test_bad_settings_show_in_what_the_compiler_makes(monkeypatch):
     """128 rows in 4 warps are too much for the registers, and 16 rows too few for wgmma; fp32 has no instructions."""
     for tile, fault in ((Launch(128, 64, 4, 3), "spills registers"), (Launch(16, 64, 4, 3), "does not use wgmma")):
@@ -64,4 +44,6 @@ def test_bad_settings_show_in_what_the_compiler_makes(monkeypatch):
         [row] = compile_kernels("Llama-3-8B", torch.bfloat16, 90, only="attention.forward")
         assert (row["tile"], faults(row)) == (f"{tile.m}x64", [fault])
     [row] = compile_kernels("SmolLM2-135M", torch.float32, 80, only="logprob.target")
-    assert row["products"] == row["scalar_products"] > 0 and not row["matrix_instructions"]
+    assert faults(row) == ["has a product without matrix instructions", "does not use mma"]
+    for target, kib in (("sm_80", 99), ("sm_90", 227)):
+        assert "has too much shared memory" in faults(row | {"target": target, "shared_bytes": kib * 1024 + 1})

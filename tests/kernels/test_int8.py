@@ -1,5 +1,6 @@
 """Products in int8 against numpy's integers, and the choice of the dtype."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,7 @@ from model.config import LlamaConfig
 from model.dtype import generation_dtype, training_dtype
 from model.llama import Llama, logits_head
 from model.quantize import hadamard, pack, rotate
-from model.weights import load_model, load_packed, random_weights
-from sampling.engine import Engine
-from sampling.request import Request, Sampling
+from model.weights import random_weights
 from stages.files import UserError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -27,8 +26,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
 def model(request) -> Llama:
     """With random weights."""
-    config = LlamaConfig.load(FIXTURES / "llama2").__dict__ | {"tie_word_embeddings": request.param}
-    model = Llama(LlamaConfig(**config))
+    model = Llama(replace(LlamaConfig.load(FIXTURES / "llama2"), tie_word_embeddings=request.param))
     random_weights(model, seed=0)
     return model.requires_grad_(False)
 
@@ -36,8 +34,7 @@ def model(request) -> Llama:
 @torch.inference_mode()
 def logits(model: Llama) -> torch.Tensor:
     """Of 40 tokens."""
-    ids = torch.arange(40) % model.config.vocab_size
-    return model(ids, torch.arange(40), VarlenAttention(Segments.make([40])), logits_head)
+    return model(torch.arange(40), torch.arange(40), VarlenAttention(Segments.make([40])), logits_head)
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -68,39 +65,25 @@ def test_a_product_is_the_integers_product_times_the_scales(tokens, inputs, outp
 
 
 @needs_int8
-def test_a_second_part_leaves_only_the_weights_error():
-    x, weight = normal(7, 50, 576), normal(8, 300, 576)
-    x[:, 3] *= 40  # an outlier, which sets the scale
-    exact = x.double() @ weight.double().t()
-    scale = weight.abs().amax(1, keepdim=True) / 127
-    of_weights = (x.double() @ ((weight / scale).round() * scale).double().t() - exact).norm()
-    errors = [(int8_linear(x, Int8Weight.of(weight, parts)) - exact).norm().item() for parts in (1, 2)]
-    assert errors[0] > 3 * of_weights and errors[1] == pytest.approx(of_weights.item(), rel=0.02)
-
-
-@needs_int8
 def test_a_row_does_not_depend_on_the_others_and_zeros_give_zeros():
     weight, x = normal(3, 300, 96), normal(4, 200, 96) * torch.logspace(-4, 4, 200)[:, None]
     x[2], weight[3] = 0, 0
     weight = Int8Weight.of(weight)
     whole = int8_linear(x, weight)
-    for start, end in ((0, 1), (17, 18), (3, 11), (40, 105)):
+    for start, end in ((0, 1), (3, 11), (40, 105)):
         assert torch.equal(int8_linear(x[start:end], weight), whole[start:end])
     assert not whole[2].any() and not whole[:, 3].any() and whole.isfinite().all() and whole[0, 0]
 
 
 def test_a_rotation_leaves_the_logits_as_they_are(model):
+    for size in (1, 8, 64):
+        torch.testing.assert_close(hadamard(size), torch.from_numpy(scipy.linalg.hadamard(size)) / size**0.5)
     embedding, norms = model.embed_tokens.weight.clone(), model.layers[0].input_layernorm.weight
     norms.copy_(normal(9, *norms.shape))
     exact = logits(model)
     rotate(model)
     assert not torch.allclose(model.embed_tokens.weight, embedding, atol=0.01)
     torch.testing.assert_close(logits(model), exact, atol=2e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("size", [1, 8, 64])
-def test_hadamard(size):
-    torch.testing.assert_close(hadamard(size), torch.from_numpy(scipy.linalg.hadamard(size)) / size**0.5)
 
 
 @needs_int8
@@ -112,49 +95,26 @@ def test_a_packed_model_has_nearly_the_same_logits(model):
     assert 0 < (logits(model) - exact).abs().max() < 0.1 * exact.std()
 
 
-def test_float32_packs_nothing():
-    plain, packed = (load(FIXTURES / "llama3", torch.float32) for load in (load_model, load_packed))
-    assert plain.state_dict().keys() == packed.state_dict().keys()
-
-
-@needs_int8
-def test_completions_do_not_depend_on_the_batch():
-    """Greedy, one by one and all at once, whole prompts at once and in chunks."""
-    model, sampling = load_packed(FIXTURES / "llama3", torch.int8), Sampling(0.0, 1.0, 12)
-    requests = [Request(f"{i}", [1 + (7 * i + j) % 90 for j in range(5 + 9 * i)], sampling, i) for i in range(5)]
-
-    def run(chosen: list[Request], budget: int = 64) -> dict[str, list[int]]:
-        engine = Engine(model, num_kv_blocks=64, block_size=8, max_num_batched_tokens=budget, max_num_seqs=8)
-        assert engine.cache.dtype == torch.float32
-        return {completion.id: completion.ids for completion in engine.run(chosen)}
-
-    together = run(requests)
-    assert together == run(requests, budget=10)
-    assert together == {name: ids for request in requests for name, ids in run([request]).items()}
-
-
 @pytest.mark.parametrize(
     ("capabilities", "generation", "training"),
     [
-        (("avx512_bf16", "avx512_vnni"), torch.bfloat16, torch.bfloat16),
-        (("amx_tile", "avx512_vnni"), torch.bfloat16, torch.bfloat16),
-        (("avx512_vnni",), torch.int8, torch.float32),
-        (("avx_vnni",), torch.int8, torch.float32),
-        (("avx2",), torch.float32, torch.float32),
+        ("avx512_bf16 avx512_vnni", torch.bfloat16, torch.bfloat16),
+        ("amx_tile avx512_vnni", torch.bfloat16, torch.bfloat16),
+        ("avx512_vnni", torch.int8, torch.float32),
+        ("avx2", torch.float32, torch.float32),
     ],
 )
 def test_the_dtypes_of_a_processor(monkeypatch, capabilities, generation, training):
-    found = {"avx512_bf16": False} | dict.fromkeys(capabilities, True)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    known = {"avx512_bf16": False} | dict.fromkeys(capabilities.split(), True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     assert (generation_dtype("auto", CPU), training_dtype("auto", CPU)) == (generation, training)
-    assert (
-        training_dtype("int8", CPU) == generation_dtype("auto", CUDA) == training_dtype("auto", CUDA) == torch.float32
-    )
+    on_cuda = {generation_dtype("auto", CUDA), training_dtype("auto", CUDA)}
+    assert on_cuda | {training_dtype("int8", CPU)} == {torch.float32}
     for name in ("float32", "bfloat16"):
         assert generation_dtype(name, CPU) == training_dtype(name, CPU) == getattr(torch, name)
-    if "avx2" not in capabilities:
-        assert generation_dtype("int8", CPU) == torch.int8
-    for device, where in ((CUDA, "CUDA"), (CPU, "this processor, which lacks VNNI"))[: 1 + ("avx2" in capabilities)]:
+    vnni = "vnni" in capabilities
+    assert not vnni or generation_dtype("int8", CPU) == torch.int8
+    for device, where in ((CUDA, "CUDA"), (CPU, "this processor, which lacks VNNI"))[: 2 - vnni]:
         with pytest.raises(UserError, match=rf'^\[model\] dtype = "int8" is not for {where}; set it to "auto"$'):
             generation_dtype("int8", device)

@@ -18,16 +18,16 @@ from kernels.logprob_triton import linear_logprob
 
 kernels = pytest.mark.kernels
 FP16, BF16 = torch.float16, torch.bfloat16
-BORDERS = torch.tensor([0, 1, 63, 64, 127, 128, 255, 256, 299, 300, 599, 600, 998, 999])
+BORDERS = torch.tensor([0, 1, 63, 64, 127, 128, 255, 256, 299, 300, 599, 600, 998, 999])  # of blocks and tiles
 
 
 def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return (hidden @ weight.t()).log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
 
-def case(tokens: int, size: int, vocabulary: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, ...]:
+def case(tokens: int, size: int, vocabulary: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Hidden states, a head whose logits have a standard deviation of 3, targets and an incoming gradient."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, size, generator=generator).to(dtype)
     weight = (torch.randn(vocabulary, size, generator=generator) * 3 / size**0.5).to(dtype)
     targets = torch.randint(0, vocabulary, (tokens,), generator=generator)
@@ -43,9 +43,7 @@ def run(function, hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Ten
 
 
 @settings(max_examples=20)
-@given(
-    tokens=st.integers(0, 19), size=st.integers(1, 17), vocabulary=st.integers(1, 131), tile_rows=st.integers(1, 140)
-)
+@given(st.integers(0, 19), st.integers(1, 17), st.integers(1, 131), st.integers(1, 140))
 def test_eager_value_and_gradients_match_fp64(tokens, size, vocabulary, tile_rows):
     hidden, weight, *others = case(tokens, size, vocabulary, torch.float32)
     expected = run(plain, hidden.double(), weight.double(), *others)
@@ -54,10 +52,9 @@ def test_eager_value_and_gradients_match_fp64(tokens, size, vocabulary, tile_row
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [BF16, pytest.param(torch.float32, marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_eager_is_as_close_to_fp64_as_the_plain_formula(place, dtype):
-    hidden, weight, *others = (x.to(place) for x in case(64, 96, 1999, dtype))
+def test_eager_is_as_close_to_fp64_as_the_plain_formula(place):
+    hidden, weight, *others = (x.to(place) for x in case(64, 96, 1999, BF16))
     true = run(plain, hidden.double(), weight.double(), *others)
     theirs = run(lambda h, w, t: plain(h, w, t).float(), hidden, weight, *others)
     ours = run(partial(logprob.linear_logprob, tile_rows=512), hidden, weight, *others)
@@ -65,9 +62,11 @@ def test_eager_is_as_close_to_fp64_as_the_plain_formula(place, dtype):
         assert (mine - exact).norm() <= 1.2 * (other - exact).norm()
 
 
-def test_eager_confident_and_hopeless_tokens():
-    value = logprob.linear_logprob(torch.eye(3)[[0, 0]], torch.eye(3) * 200, torch.tensor([0, 2]), 2)
-    assert value.tolist() == [0.0, -200.0]
+@pytest.mark.parametrize("function", [logprob.linear_logprob, pytest.param(linear_logprob, marks=kernels)])
+def test_confident_and_hopeless_tokens_are_exact(function):
+    place = "cuda" if torch.cuda.is_available() and not interpreted() else "cpu"
+    weight = (torch.eye(16, device=place) * 200).bfloat16()
+    assert function(weight[:2] / 200, weight, torch.tensor([0, 0], device=place), 2).tolist() == [0.0, -200.0]
 
 
 class Small(TorchDispatchMode):
@@ -102,23 +101,21 @@ def unfilled():
     [
         (0, 16, 131, 50, BF16, {}),
         (1, 16, 1, 4096, FP16, {}),
-        *[(2, 100, 131, 100, BF16, {"seed": seed}) for seed in (0, 1)],
-        (31, 48, 2, 1, FP16, {}),
+        (2, 100, 131, 100, BF16, {}),
         (31, 576, 131, 130, BF16, {}),
         (31, 48, 300, 300, BF16, {"scale": 30}),  # large logits
         (129, 100, 300, 64, FP16, {}),
-        (129, 48, 257, 131, BF16, {}),
         (17 * 128 + 5, 16, 140, 170, FP16, {}),  # more blocks of tokens than a group has
         (130, 48, 600, 4096, BF16, {"programs": 1}),  # one slice
         (130, 48, 600, 4096, BF16, {"programs": 5}),  # slices of several steps, the last one shorter
-        (len(BORDERS), 48, 1000, 300, FP16, {"targets": BORDERS}),  # of blocks and tiles
+        (len(BORDERS), 48, 1000, 300, FP16, {"targets": BORDERS}),
     ],
 )
 def test_as_close_to_fp64_as_the_eager_version(
     tokens, size, vocabulary, tile_rows, dtype, change, device, monkeypatch, unfilled
 ):
     monkeypatch.setattr(logprob_triton, "PROGRAMS", change.get("programs", logprob_triton.PROGRAMS))
-    hidden, weight, targets, upstream = case(tokens, size, vocabulary, dtype, change.get("seed", 0))
+    hidden, weight, targets, upstream = case(tokens, size, vocabulary, dtype)
     hidden, targets = hidden * change.get("scale", 1), change.get("targets", targets)
     true = run(plain, hidden.double(), weight.double(), targets, upstream)
     ours, eager = (partial(f, tile_rows=tile_rows) for f in (linear_logprob, logprob.linear_logprob))
@@ -132,26 +129,12 @@ def test_as_close_to_fp64_as_the_eager_version(
 
 
 @kernels
-def test_what_is_no_token_has_the_value_of_the_eager_version(device):
-    hidden, weight, _, _ = case(4, 48, 131, FP16)
-    targets = torch.tensor([-100, 131, 2**31 + 5, 3])
-    result = linear_logprob(*(x.to(device) for x in (hidden, weight, targets)))
-    expected = logprob.linear_logprob(hidden.float(), weight.float(), targets)
-    torch.testing.assert_close(result.cpu(), expected, atol=1e-4, rtol=1e-5)
-    weight = (torch.eye(16, device=device) * 200).bfloat16()
-    value = linear_logprob(weight[:2] / 200, weight, torch.tensor([0, 0], device=device), 2)
-    assert value.tolist() == [0.0, -200.0]  # confident and hopeless tokens are exact
-
-
-@kernels
 @pytest.mark.parametrize("layout", ["wide", "every other row", "transposed"])
 def test_strided_inputs_and_targets_and_one_gradient_for_all(layout, device):
     def lay_out(x: Tensor) -> Tensor:
-        if layout == "transposed":
-            return x.t().contiguous().t()
-        shape = (len(x), x.shape[1] + 7) if layout == "wide" else (2 * len(x), x.shape[1])
-        room = x.new_full(shape, torch.nan)
-        return (room[:, : x.shape[1]] if layout == "wide" else room[::2]).copy_(x)
+        room = x.new_full((2 * len(x), x.shape[1] + 7), torch.nan)
+        views = {"wide": room[: len(x), : x.shape[1]], "every other row": room[::2, : x.shape[1]]}
+        return x.t().contiguous().t() if layout == "transposed" else views[layout].copy_(x)
 
     hidden, weight, targets, _ = (x.to(device) for x in case(31, 48, 131, FP16))
     function, ones = partial(linear_logprob, tile_rows=50), torch.ones(31, device=device)
@@ -189,15 +172,6 @@ def test_offsets_beyond_31_bits(device):
 
 @kernels
 def test_inputs_that_do_not_go_together(device):
-    def tensor(*shape: int, dtype=torch.bfloat16) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
-
-    hidden, weight, targets = tensor(4, 48), tensor(131, 48), tensor(4, dtype=torch.int64)
-    for wrong in (
-        (hidden, weight.half(), targets),
-        (hidden, weight, targets.int()),
-        (hidden, weight[:, :40], targets),
-        (hidden, weight, targets[:3]),
-    ):
-        with pytest.raises(ValueError, match="do not go together"):
-            linear_logprob(*wrong)
+    hidden, weight, targets, _ = (x.to(device) for x in case(4, 48, 131, BF16))
+    with pytest.raises(ValueError, match="do not go together"):
+        linear_logprob(hidden, weight[:, :40], targets)

@@ -7,7 +7,7 @@ import torch
 from accuracy import assert_as_close
 
 from kernels import paged
-from kernels.metadata import AttentionMetadata, Tiles, TileSizes, build_metadata, build_tiles
+from kernels.metadata import AttentionMetadata, TileSizes, build_metadata, build_tiles
 from kernels.paged_triton import DeviceTiles, TritonPagedAttention
 from kernels.rope import apply_rope
 
@@ -79,27 +79,6 @@ def test_as_close_to_fp64_as_the_eager_version(h, k, d, shapes, shared, dtype, d
     ours = TritonPagedAttention.build(cache, metadata, h)(1, qk, v, rope)
     torch.testing.assert_close(cache, eager_cache, atol=1e-6, rtol=2 * torch.finfo(dtype).eps)
     assert_as_close([ours], [eager], [plain(eager_cache[1], metadata, qk, v, rope, h)])
-
-
-def test_what_shares_and_what_splits():
-    """The cases above hold runs with many readers, and one token's context in several runs."""
-    tiles = build_tiles(step(MANY, 16)[0], 4, 1)
-    assert [tile[2] for tile in tiles.wide] == [256, 256]  # 120 rows in two tiles, all of the shared tokens
-    assert len(tiles.narrow) == 30 and len(build_tiles(step([(1, 4000)])[0], 3, 1).narrow) == 16
-
-
-def test_a_run_of_which_a_token_sees_nothing(device):
-    """33 tokens read two runs; the second run begins behind the first 16 tokens."""
-    metadata, blocks = step([(33, 33)])
-    cache, qk, v, rope = tensors(metadata, blocks, 3, 1, 64, torch.float16, device)
-    whole = TritonPagedAttention.build(cache, metadata, 3)(0, qk, v, rope)
-    rows = ((0, 64), (64, 99))
-    wide = [[0, *run, start, stop, 0, 0] for run in ((0, 16, 0), (1, 17, 33)) for start, stop in rows]
-    tiles = Tiles([*range(33)], [0] * 33, [metadata.prefill[0].blocks], wide=wide, readers=[*range(33)] * 2)
-    integers = torch.tensor(tiles.integers(tiles.sizes, 0), dtype=torch.int32, device=device)
-    result = TritonPagedAttention(cache, DeviceTiles(integers, tiles.sizes, True))(0, qk, v, rope)
-    assert result.isfinite().all()
-    torch.testing.assert_close(result, whole, atol=1e-3, rtol=1e-3)
 
 
 def test_padded_tiles_are_the_same_work(device):

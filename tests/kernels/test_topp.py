@@ -6,12 +6,9 @@ boundary of the nucleus. These seeds avoid that: every token stays the same when
 
 import pytest
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from kernels import topp
-from kernels.topp import _uniform
 from sampling import sampler
 
 pytestmark = pytest.mark.kernels
@@ -44,26 +41,10 @@ def check(device: torch.device, logits: Tensor, *settings: Tensor, moved: Tensor
     return expected, expected_logprobs
 
 
-@triton.jit
-def _noise_kernel(seed, position, attempt, noise, N: tl.constexpr):
-    lane = tl.arange(0, N)
-    tl.store(noise + lane, _uniform(tl.load(seed + lane), tl.load(position + lane), tl.load(attempt + lane)))
-
-
-def test_noise_of_every_seed_position_and_attempt(device):
-    seeds = torch.tensor([0, 1, -1, 2**31, 2**32 + 5, -(2**63), 2**63 - 1, -(2**40) - 3])
-    positions = torch.tensor([0, 2**32 - 1, 2**32, 2**40 + 7])
-    seed, position = (x.flatten() for x in torch.meshgrid(seeds, positions, indexing="ij"))
-    for attempt in (0, 5, 1000):
-        noise = torch.empty(len(seed), dtype=torch.float64, device=device)
-        attempts = torch.full((len(seed),), attempt, dtype=torch.int32).view(torch.uint32)
-        _noise_kernel[(1,)](seed.to(device), position.to(device), attempts.to(device), noise, N=len(seed))
-        assert torch.equal(noise.cpu(), sampler.uniform(seed, position, attempt)[:, 0])
-
-
 SIZES = [(1, torch.float32), (2, torch.float16), (257, torch.bfloat16), (1000, torch.float32)]
 IMPOSSIBLE = torch.tensor([*range(256), *range(300, 512, 2), *range(512, 768)])  # whole chunks, and single tokens
 WIDE = (torch.tensor([-1, -(2**63), 2**63 - 1, 2**32 + 1]), torch.tensor([2**32, 2**33 + 5, 0, 2**50]))
+BORDER = torch.tensor([1.0, 0.5, 0.25, 0.25]).log()  # the first token's mass is exactly the nucleus
 
 
 @pytest.mark.parametrize(
@@ -73,6 +54,7 @@ WIDE = (torch.tensor([-1, -(2**63), 2**63 - 1, 2**32 + 1]), torch.tensor([2**32,
         pytest.param(normal(4, 128_256, 3.0).bfloat16(), [x[[1, 4, 5, 6]] for x in settings()], id="a real vocabulary"),
         pytest.param(normal(8, 600, 1.0).round().bfloat16(), settings(), id="many equal logits"),
         pytest.param(normal(8, 1000, 1.0).index_fill(1, IMPOSSIBLE, -torch.inf), settings(), id="minus infinity"),
+        pytest.param(BORDER.expand(40, -1), same(1.0, 0.5, torch.arange(40), torch.arange(40)), id="half above, half"),
         pytest.param(normal(1, 257, 2.0).expand(4, -1), same(1.0, 0.9, *WIDE), id="64-bit seeds and positions"),
     ],
 )
@@ -116,10 +98,3 @@ def test_rows_without_a_distribution_end_and_no_rows_are_none(device):
         ids, logprobs = topp.sample(*given)
         assert ((ids >= 0) & (ids < 300)).all() and logprobs.isnan().all()
     assert [len(x) for x in topp.sample(*(x[:0] for x in given))] == [0, 0]
-
-
-def test_wrong_layouts_of_logits(device):
-    whole, real = torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
-    for logits in (torch.empty(2, 0), torch.empty(300, 2).t(), torch.empty(2, 300)[:, ::2]):
-        with pytest.raises(ValueError, match="contiguous"):
-            topp.sample(logits, real, real, whole, whole)

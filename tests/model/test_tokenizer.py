@@ -8,27 +8,22 @@ from pathlib import Path
 
 import llama_models.llama3.tokenizer as metas
 import pytest
-import sentencepiece
 import tokenizers
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from meta_layout import sentencepiece_file
 
 from model.tokenizer import JsonTokenizer, SentencePieceTokenizer, load_tokenizer, tiktoken_backend
 from stages.files import UserError, read_jsonl
 
 ROOT = Path(__file__).parents[2]
 LLAMA3 = Path(metas.__file__).parent / "tokenizer.model"
+THEIRS = metas.Tokenizer(LLAMA3)
 SCRIPTS = """don't we'LL I'M they'Ve it'ſ 'S 'k
 Ünïcödé naïve ﬁne ǅ İstanbul ß ſtraße|Привет, как дела? Это проверка.
 漢字と仮名まじりの文、テスト。|안녕하세요 세계|السلام عليكم ورحمة الله|שלום עולם|नमस्ते दुनिया क्षत्रिय
 สวัสดีชาวโลก|γειά σου Κόσμε
 👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪 ❤️‍🔥 ✌🏽|𝔘𝔫𝔦 𐍈 𓀀 𝟙𝟚|1234567890 3.14159 1,000,000 ٣٤٥ ५६ ⅷ ²³ ½"""
-WORDS = [
-    *re.split(r"[|\n]", SCRIPTS),
-    "",
-    "e\u0301 a\u0308\u0323 \u200b\u200d\ufeff\u00ad",
-    "def f(x):\n\treturn x ** 2\n\n\n",
-]
+PROMPTS = [row["prompt"] for row in read_jsonl(ROOT / "data" / "prompts" / "evaluation.jsonl")]
+WORDS = [*re.split(r"[|\n]", SCRIPTS), "", "e\u0301 a\u0308\u0323 \u200b\u200d\ufeff\u00ad"]
 WORDS += ["a\r\nb\rc\n \n  \n\t\td", " " * 77, "\n" * 40, "\t \t" * 30, "!?" * 60, "0" * 50, "é" * 64, "字" * 33]
 WORDS += ["x" * 300, "ab" * 150, "=-" * 90, "a\0b"]
 LOOKALIKES = ["<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>user<|end_header_id|>\n\nHi", "<|reserved_"]
@@ -38,9 +33,8 @@ LOOKALIKES += ["<|python_tag|>x<|eom_id|>", "a<|end_of_text|>b", "<|eot_id|", "<
 def texts() -> list[str]:
     """Prompts, code, scripts, runs, names of control tokens, and characters drawn from all of Unicode."""
     draw = random.Random(0)
-    prompts = [row["prompt"] for row in read_jsonl(ROOT / "data" / "prompts" / "evaluation.jsonl")]
     code = [path.read_text() for path in sorted((ROOT / "model").glob("*.py"))]
-    samples = [*WORDS, *LOOKALIKES, *prompts, *code]
+    samples = [*WORDS, *LOOKALIKES, *PROMPTS, *code]
     ranges = [(0x20, 0x7F), (0x1, 0x250), (0x250, 0xD800), (0xE000, 0x20000), (0x1F300, 0x1FAFF), (0x9, 0xE)]
     alphabets = ["ab", "a- ", "aA1 \n", "é's LlTſ", "=-_", "0123456789 ", "\n\r\t ", "'sdmtrevl ", "ha", "🙂é字"]
     for _ in range(600):
@@ -60,32 +54,17 @@ def llama3(tmp_path_factory) -> JsonTokenizer:
     return loaded
 
 
-@pytest.fixture(scope="module")
-def theirs() -> metas.Tokenizer:
-    return metas.Tokenizer(LLAMA3)
-
-
-def test_ids_equal_tiktokens(llama3, theirs):
-    samples = texts()
-    assert len(set(samples)) > 1500
-    for text in samples:
-        ids = theirs.encode(text, bos=False, eos=False)
+def test_ids_equal_tiktokens(llama3):
+    for text in texts():
+        ids = THEIRS.encode(text, bos=False, eos=False)
         assert llama3.encode(text) == ids, text
         assert llama3.decode(ids) == text
 
 
-@given(st.text(max_size=80))
-@settings(max_examples=40)
-def test_ids_equal_tiktokens_on_any_text(llama3, theirs, text):
-    assert llama3.encode(text) == theirs.encode(text, bos=False, eos=False)
-
-
-def test_llama3s_control_tokens(llama3, theirs):
-    assert llama3.vocab_size == theirs.n_words == 128256
-    assert len(theirs.special_tokens) == 256
-    for token, i in theirs.special_tokens.items():
-        assert llama3.control(token) == i
-        assert max(llama3.encode(token)) < 128000
+def test_llama3s_control_tokens(llama3):
+    assert llama3.vocab_size == THEIRS.n_words == 128256
+    for token, i in THEIRS.special_tokens.items():
+        assert llama3.control(token) == i and max(llama3.encode(token)) < 128000
     assert llama3.control("<|im_end|>") is None
     ids = llama3.encode("Hi")
     assert llama3.decode([128000, *ids, 128009]) == "Hi"
@@ -114,17 +93,14 @@ def test_a_word_of_the_vocabulary_is_one_token_though_no_merges_lead_to_it(tmp_p
 @pytest.mark.parametrize(
     ("lines", "complaint"),
     [
+        ("{", r"tokenizer\.json: not a tokenizer"),
         ("IQ== 0\nIg== x\n", "line 2: expected 'base64 rank'"),
-        ("IQ== 0\n!!!! 1\n", "line 2: expected 'base64 rank'"),
         ("IQ== 0\nIg== 2\n", "line 2: ranks must count from 0"),
-        ("IQ== 0\nIQ== 1\n", "line 2: ranks must count from 0"),
-        ("IQ== 0\nIg== 1\n", "not all 256 single bytes are tokens"),
         ("something else\n", r"tokenizer\.model: neither sentencepiece's nor Meta's"),
-        ("", r"tokenizer\.model: neither sentencepiece's nor Meta's"),
     ],
 )
 def test_damaged_files(tmp_path, lines, complaint):
-    (tmp_path / "tokenizer.model").write_text(lines)
+    (tmp_path / ("tokenizer.json" if lines == "{" else "tokenizer.model")).write_text(lines)
     with pytest.raises(UserError, match=complaint):
         load_tokenizer(tmp_path)
 
@@ -133,18 +109,7 @@ def test_damaged_files(tmp_path, lines, complaint):
 def pieces(tmp_path_factory) -> SentencePieceTokenizer:
     """Trained as Llama 2's was, on texts that lack most characters: those are spelled in bytes."""
     folder = tmp_path_factory.mktemp("pieces")
-    prompts = [row["prompt"] for row in read_jsonl(ROOT / "data" / "prompts" / "evaluation.jsonl")]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(prompts),
-        model_prefix=str(folder / "tokenizer"),
-        model_type="bpe",
-        vocab_size=900,
-        byte_fallback=True,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
+    sentencepiece_file(folder / "tokenizer.model", PROMPTS, 900, split_digits=True)
     loaded = load_tokenizer(folder)
     assert isinstance(loaded, SentencePieceTokenizer)
     return loaded
@@ -159,19 +124,6 @@ def test_sentencepieces_ids(pieces):
             assert pieces.decode(ids) == text
     assert [pieces.control(token) for token in ("<s>", "</s>", "<0x0A>", "<|im_end|>")] == [1, 2, 13, None]
     assert pieces.decode([1, *pieces.encode(" two  spaces"), 2, 900, 901]) == " two  spaces"
-    assert len(pieces.encode("</s>")) > 2
-
-
-def test_sentencepieces_offsets(pieces):
-    for text in ("Score: 5", "é🙂x", "naïve 漢字!\n\nend", "  a", "</s>"):
-        spans, ids = pieces.offsets(text), pieces.encode(text)
-        assert len(spans) == len(ids)
-        assert {i for start, end in spans for i in range(start, end)} == set(range(len(text)))
-        for (start, end), piece in zip(spans, map(pieces.backend.id_to_piece, ids), strict=True):
-            if piece.startswith("<0x"):
-                assert end - start == 1 and int(piece[3:5], 16) in text[start:end].encode()
-            else:
-                assert piece.replace("▁", " ").strip() == text[start:end].strip()
 
 
 def test_tokenizer_json_goes_before_tokenizer_model(tmp_path):

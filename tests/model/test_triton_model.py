@@ -49,8 +49,7 @@ FEW = {"num_kv_blocks": 11, "max_num_batched_tokens": 19, "max_num_seqs": 3}
 def test_generation(model, sampling, few, graphs, device):
     """Off CUDA `graphs` are the same steps, padded to their buckets, without being captured.
 
-    In bf16 roundings differ, and tokens where two are about as probable. On CUDA, therefore, what is compared are the
-    log-probabilities of the kernels' own tokens, which the eager model gives all at once."""
+    In bf16 roundings, and so tokens, differ: what is compared are the log-probabilities of the kernels' own tokens."""
     options = {"num_kv_blocks": 256, "block_size": 8, "max_num_batched_tokens": 64, "max_num_seqs": 32} | few
     results, requests = [], mixed_requests(4, sampling)
     for attention in ("triton", "sdpa"):

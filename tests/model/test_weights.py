@@ -25,11 +25,10 @@ def test_export_is_the_checkpoint_that_was_loaded(shape, shard_bytes, tmp_path, 
     original = load_file(FIXTURES / shape / "model.safetensors")
     original.pop("lm_head.weight" if llama.config.tie_word_embeddings else "", None)
     tensors = {}
-    for path in written:
-        if path.suffix == ".safetensors":
-            tensors |= load_file(path)
-            with safe_open(path, framework="pt") as file:
-                assert file.metadata()["format"] == "pt"
+    for path in (path for path in written if path.suffix == ".safetensors"):
+        tensors |= load_file(path)
+        with safe_open(path, framework="pt") as file:
+            assert file.metadata()["format"] == "pt"
     assert tensors.keys() == original.keys()
     assert all(torch.equal(tensors[name], original[name]) for name in original)
     assert (shard_bytes < 2**30) == (tmp_path / "model.safetensors.index.json").is_file()
@@ -38,37 +37,24 @@ def test_export_is_the_checkpoint_that_was_loaded(shape, shard_bytes, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("config", "keep", "complaint"),
+    ("config", "complaint"),
     [
-        ({"num_hidden_layers": 4}, None, r"layers\.3\.input_layernorm\.weight is missing"),
-        ({"num_hidden_layers": 2}, None, r"layers\.2\.\S+ is unexpected"),
-        ({"intermediate_size": 81}, None, r"gate_proj\.weight has shape \[80, 48\], config.json says \[81, 48\]"),
-        ({}, 100, r"model\.safetensors: damaged"),
-        ({}, 0, r"no model\.safetensors"),
+        ({"num_hidden_layers": 4}, r"layers\.3\.input_layernorm\.weight is missing"),
+        ({"num_hidden_layers": 2}, r"layers\.2\.\S+ is unexpected"),
+        ({"intermediate_size": 81}, r"gate_proj\.weight has shape \[80, 48\], config.json says \[81, 48\]"),
     ],
 )
-def test_errors_name_the_tensor_or_the_file(tmp_path, config, keep, complaint):
-    """`keep`: bytes of the weights that are left; without any, the file is missing."""
+def test_errors_name_the_tensor(tmp_path, config, complaint):
     folder = tmp_path / "model"
     shutil.copytree(FIXTURES / "llama3", folder)
-    table, weights = folder / "config.json", folder / "model.safetensors"
+    table = folder / "config.json"
     table.write_text(json.dumps(json.loads(table.read_text()) | config))
-    if keep:
-        weights.write_bytes(weights.read_bytes()[:keep])
-    elif keep == 0:
-        weights.unlink()
     with pytest.raises(UserError, match=complaint):
         load_model(folder, torch.float32)
 
 
-@pytest.mark.parametrize(
-    ("index", "complaint"),
-    [
-        ("{}", r"index\.json: not an index of safetensors"),
-        ('{"weight_map": {"a": "b.safetensors"}}', r"b\.safetensors: no such file, but \S+\.index\.json"),
-    ],
-)
-def test_errors_of_an_index(tmp_path, index, complaint):
-    (tmp_path / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(UserError, match=complaint):
+def test_errors_of_an_index(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "b"}}')
+    with pytest.raises(UserError, match=r"b: no such file, but \S+\.index"):
         Checkpoint(tmp_path)

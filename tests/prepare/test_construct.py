@@ -10,23 +10,23 @@ import pytest
 
 from evaluation.statistics import spearman
 from prepare import construct
-from prepare.flaws import FLAWS, Constructor, load_sources, repetitive, sentences
-from stages.files import UserError, read_jsonl
+from prepare.flaws import FLAWS, Constructor, load_sources
+from stages.files import UserError
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def sources():
-    """Everything that the default's training examples come from."""
+def maker() -> Constructor:
+    """On everything that the default's training examples come from."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return construct.constructor(["train", "families"], 0).sources
+        return construct.constructor(["train", "families"], 3)
 
 
 @pytest.fixture(scope="module")
-def rows(sources):
-    return list(Constructor(sources, 3).judge_examples(4200))
+def rows(maker):
+    return list(maker.judge_examples(4200))
 
 
 def test_the_command_writes_what_data_holds(tmp_path, monkeypatch):
@@ -41,31 +41,6 @@ def test_the_command_writes_what_data_holds(tmp_path, monkeypatch):
         if name.endswith(".gz"):  # zlib's versions compress differently
             committed, written = gzip.decompress(committed), gzip.decompress(written)
         assert committed == written, name
-
-
-def test_lessons_keep_their_order():
-    rows = list(read_jsonl(ROOT / "data" / "sft" / "smollm2-135m.jsonl.gz"))
-    kinds = [row["kind"] if row.get("justification", "x") else "decision" for row in rows]
-    assert Counter(kinds) == {"decision": 1200, "judge": 2400 + 741, "metajudge": 1800, "respond": 500}
-    learnt = [kind for kind in kinds if kind != "respond"]
-    assert set(learnt[:1200]) == {"decision"} and "decision" not in learnt[1200:]
-    assert 1200 + 1200 <= learnt.index("metajudge") <= 1200 + 1200 + 741
-    third = [kind for kind in learnt[-1000:] if kind != "judge"]
-    assert 450 < len(third) < 600  # judgments and comparisons in turn, among hand-written judgments
-    assert {"decision", "respond"} == set(kinds[:20])
-
-
-def test_sentences_keep_the_text():
-    text = "One. Two lines\nhere! Version 1.5 stays.\n\n- a list\n- of two"
-    assert "".join(sentences(text)) == text
-    assert [s.strip() for s in sentences(text)] == [
-        "One.",
-        "Two lines",
-        "here!",
-        "Version 1.5 stays.",
-        "- a list",
-        "- of two",
-    ]
 
 
 def test_scores_are_even_and_lengths_say_nothing(rows):
@@ -91,31 +66,15 @@ def test_openings_formats_and_cuts_say_nothing(rows):
     assert cut[3] > 0.95 and all(0.4 < cut[score] < 0.75 for score in (1, 2)) and cut[4] < 0.25 and cut[5] < 0.25
 
 
-def made(*texts: str, category: str = "facts", topic: str = "t") -> list:
-    """Sources of a prompt for each answer."""
-    sampled = {"temperature": 0.2, "finish_reason": "stop"}
-    answers = [{"prompt_id": i, "text": text, **sampled} for i, text in enumerate(texts)]
-    prompts = [{"id": i, "prompt": f"q{i}", "category": category, "topic": f"{topic}{i}"} for i in range(len(texts))]
-    return load_sources(prompts, answers)
-
-
-def test_what_is_no_good_answer():
-    said = "The tide comes in twice a day. " * 3
-    assert repetitive(said) and not repetitive("The tide comes in twice a day, and it goes out twice a day.")
-    found = made("A fine answer.", said, "I'm sorry, I cannot help with that.")
-    assert [source.prompt for source in found] == ["q0"]
-
-
 def test_prompts_that_construction_cannot_use():
+    prompt = {"id": 0, "prompt": "q", "category": "songs", "topic": "t"}
+    answer = {"prompt_id": 0, "text": "A.", "temperature": 0.2, "finish_reason": "stop"}
     with pytest.raises(UserError, match="prompt 0: unknown category 'songs'"):
-        made("A.", category="songs")
-    for sources in (made("A.", "B."), made("A.") + made("B.", "C.", category="plan", topic="u")):
-        with pytest.raises(UserError, match="category 'facts': two topics"):
-            Constructor(sources, 0)
+        load_sources([prompt], [answer])
 
 
-def test_a_wrong_judgment_is_further_off_and_positions_are_even(sources):
-    rows = list(Constructor(sources, 3).metajudge_examples(600))
+def test_a_wrong_judgment_is_further_off_and_positions_are_even(maker):
+    rows = list(maker.metajudge_examples(600))
     assert Counter(row["winner"] for row in rows) == {"first": 300, "second": 300}
     lengths, offs = [], Counter()
     for row in rows:

@@ -10,11 +10,9 @@ from mock_engine import mock_model
 import sampling.worker
 from evaluation.labelled import read_labelled
 from judging.rubric import judgment_text
-from judging.verdict import parse_score
 from prepare.eft import (
     EFT,
     Outcome,
-    agreeing_by_chance,
     choose,
     downsampled,
     is_held_out,
@@ -42,66 +40,35 @@ def ranked(name: str, *ranks: int, tree: str = "") -> RankedGroup:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "scores", "weak", "strict"),
+    ("weak", "strict", "cases"),
     [
-        ([0, 1], [4, 2], AGREES, AGREES),
-        ([1, 0], [2, 4], AGREES, AGREES),
-        ([0, 1], [2, 4], DISAGREES, DISAGREES),
-        ([0, 1], [3, 3], EQUAL, EQUAL),
-        ([0, 1, 2], [4, 4, 2], AGREES, DISAGREES),
-        ([0, 1, 2], [4, 2, 3], DISAGREES, DISAGREES),
-        # Replies of equal rank are not compared.
-        ([0, 0, 1], [2, 5, 1], AGREES, AGREES),
-        ([0, 0, 1], [2, 5, 3], DISAGREES, DISAGREES),
-        # A failure counts as deleted: in the middle, at an end, for too many replies.
-        ([0, 1, 2], [4, None, 2], AGREES, AGREES),
-        ([0, 1, 2], [None, 3, 3], EQUAL, EQUAL),
-        ([0, 1, 2], [None, 3, None], FEW, FEW),
-        ([0, 1, 1], [None, 3, 4], FEW, FEW),
-        ([0, 1], [4.5, 4], AGREES, AGREES),
-        ([0, 1, 2], [0, 0.5, 0], DISAGREES, DISAGREES),
+        (AGREES, AGREES, [([0, 1], [4, 2]), ([1, 0], [2, 4]), ([0, 1], [4.5, 4])]),
+        (DISAGREES, DISAGREES, [([0, 1], [2, 4]), ([0, 1, 2], [4, 2, 3]), ([0, 1, 2], [0, 0.5, 0])]),
+        (AGREES, DISAGREES, [([0, 1, 2], [4, 4, 2])]),
+        (EQUAL, EQUAL, [([0, 1], [3, 3]), ([0, 1, 2], [None, 3, 3])]),
+        # Replies of equal rank are not compared. A failure counts as deleted: in the middle, or for too many replies.
+        (AGREES, AGREES, [([0, 0, 1], [2, 5, 1]), ([0, 1, 2], [4, None, 2])]),
+        (DISAGREES, DISAGREES, [([0, 0, 1], [2, 5, 3])]),
+        (FEW, FEW, [([0, 1, 2], [None, 3, None]), ([0, 1, 1], [None, 3, 4])]),
     ],
 )
-def test_orders_by_hand(ranks, scores, weak, strict):
-    assert (outcome(ranks, scores, "weak"), outcome(ranks, scores, "strict")) == (weak, strict)
+def test_orders_by_hand(weak, strict, cases):
+    for case in cases:
+        assert (outcome(*case, "weak"), outcome(*case, "strict")) == (weak, strict)
 
 
-def test_chance_is_what_shuffled_ranks_give():
-    """Three replies scored 5, 3, 1 agree in one order of six, two scored 5, 3 in one of two, equal ones never."""
-    three = [([0, 1, 2], [[5, 3, 1]])] * 200
-    assert agreeing_by_chance(three, "weak", 1) / 200 == pytest.approx(1 / 6, abs=0.02)
-    assert agreeing_by_chance([([1, 0], [[5, 3]])] * 200, "strict", 1) / 200 == pytest.approx(1 / 2, abs=0.02)
-    assert agreeing_by_chance([([0, 1], [[3, 3], [2, None]])], "weak", 1) == 0
-    # Of two rounds that contradict each other, one agrees with any ranks.
-    assert agreeing_by_chance([([0, 1], [[5, 3], [2, 4]])], "weak", 1) == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "verdict", "rest"),
-    [
-        ("\n **Score:** 4/5 \n\n  Short. \n\nBut right.\n", "first", "Short. \n\nBut right."),
-        ("Score: 4", "first", ""),
-        ("Score: 2 would be\nharsh.\n\nScore: 4\n", "last", "Score: 2 would be\nharsh."),
-        ("Score: 4", "last", ""),
-    ],
-)
-def test_a_justification_is_the_text_without_its_verdict_line(text, verdict, rest):
-    assert parse_score(text, "stop", verdict) == 4
-    assert justification(text, verdict) == rest
-    assert parse_score(judgment_text(4, rest, verdict), "stop", verdict) == 4
+def test_a_justification_is_the_text_without_its_verdict_line():
+    assert justification("\n **Score:** 4/5 \n\n  Short. \n\nBut right.\n", "first") == "Short. \n\nBut right."
+    assert justification("Score: 2 would be\nharsh.\n\nScore: 4\n", "last") == "Score: 2 would be\nharsh."
+    assert justification("Score: 4", "first") == justification("Score: 4", "last") == ""
 
 
 def test_groups_to_examples_by_hand():
     """g agrees in its second round with scores 5 and 3, h in its first with 3 and 2 (a failure is left out), i, j and k
     in none. So 3 is the most frequent score, and one of its two rows is dropped."""
     groups = [ranked("g", 1, 0), ranked("h", 0, 1, 2), ranked("i", 0, 1), ranked("j", 0, 1), ranked("k", 0, 1)]
-    rounds = {
-        "g": ([5, 3], [3, 5]),
-        "h": ([3, None, 2], [5, 4, 3]),
-        "i": ([1, None], [2, 2]),
-        "j": ([3, 3], [0, 1]),
-        "k": ([None, 3], [None, None]),
-    }
+    rounds = {"g": ([5, 3], [3, 5]), "h": ([3, None, 2], [5, 4, 3]), "i": ([1, None], [2, 2])}
+    rounds |= {"j": ([3, 3], [0, 1]), "k": ([None, 3], [None, None])}
     judgments = {
         f"{g.id}/{k}": [
             {"id": f"{g.id}/{k}/j{i}", "score": scores[k], "text": "Score: 3\nx"}
@@ -122,11 +89,10 @@ def test_groups_to_examples_by_hand():
     assert [row for row in rows if row in kept] == kept
 
 
-def scored(*scores) -> list[dict]:
-    return [{"judgment_id": f"j{i}", "score": score} for i, score in enumerate(scores)]
-
-
 def test_downsampling_by_hand():
+    def scored(*scores) -> list[dict]:
+        return [{"judgment_id": f"j{i}", "score": score} for i, score in enumerate(scores)]
+
     rows = scored(4, 4, 2, 4, 2, 4, 1, 4)
     kept = downsampled(rows, 1)
     assert Counter(row["score"] for row in kept) == {4: 2, 2: 2, 1: 1}
@@ -143,8 +109,6 @@ def test_holding_out_a_group_depends_on_its_tree_alone():
     assert out < more  # a larger share keeps the groups that a smaller one holds out
     assert out != {g.id for g in groups if is_held_out(g, replace(settings, seed=6))}
     assert len({is_held_out(ranked(f"g{i}", 0, 1, tree="t"), settings) for i in range(50)}) == 1
-    for share in (0.0, 1.0):
-        assert {is_held_out(g, make_settings(held_out=share)) for g in groups} == {share == 1}
 
 
 def test_a_group_that_comes_again_is_counted(tmp_path):
@@ -182,9 +146,8 @@ def stage(tmp_path, monkeypatch):
     """Runs the stage on forty groups of three replies, with lines of CONFIG replaced."""
     mock_model(monkeypatch, tmp_path / "model", judgment)
     groups = [ranked(f"g{i}", *((1, 0, 2), (2, 1, 0))[i % 2]) for i in range(40)]
-    for group in groups:
-        for reply in group.replies:
-            reply["text"] = "x" * (4 - reply["rank"]) + f" by {reply['rank']}"
+    for reply in (reply for group in groups for reply in group.replies):
+        reply["text"] = "x" * (4 - reply["rank"]) + f" by {reply['rank']}"
     write_jsonl(tmp_path / "source.jsonl", [g.row() for g in (*groups, ranked("gone", 0, 0))])
 
     def run(N: str = "3", sources: str = '["SOURCE"]'):
@@ -197,11 +160,10 @@ def stage(tmp_path, monkeypatch):
     return run
 
 
-def test_from_rankings_to_examples(stage, tmp_path):
+def test_from_rankings_to_examples(stage):
     out, manifest = stage()
     counts, rows = manifest["counts"], list(labelled_rows(out / "examples.jsonl"))
     judgments = {row["id"]: row for row in read_shards(out / "judgments")}
-    assert manifest["sources"] == {str(tmp_path / "source.jsonl"): {"groups": 40, "equal_ranks": 1}}
     assert counts["groups"] == 40 == sum(counts[f"groups.{name}"] for name in ("held_out", *Outcome))
     held_out = {case.group for case in read_labelled(out / "held_out.jsonl").cases}
     assert len(held_out) == counts["groups.held_out"] and 0 < len(held_out) < 20
@@ -209,15 +171,12 @@ def test_from_rankings_to_examples(stage, tmp_path):
     assert counts["judgments"] == len(judgments) == (40 - len(held_out)) * 9
     failed = Counter(f"failure.{row['failure']}" for row in judgments.values() if row["failure"])
     assert failed == {name: count for name, count in counts.items() if name.startswith("failure.")}
-    assert set(failed) == {"failure.too_long", "failure.truncated", "failure.missing"}
     assert counts["rows"] - counts["downsampled"] == counts["examples"] == len(rows) > 20
     assert sum(manifest["accepted_round"].values()) == counts["groups.agrees"]
-    assert manifest["agreeing_by_chance"] < counts["groups.agrees"]  # this judge is better than chance
     for row in rows:
         text = judgment_text(row["score"], row["justification"], "first")
         assert text == judgments[row["judgment_id"]]["text"]
         assert row["response"] == "x" * (4 - row["rank"]) + f" by {row['rank']}"
-    assert len({row["judgment_id"] for row in rows}) == len(rows)
 
 
 def test_another_order_reuses_the_judgments(stage, monkeypatch):
@@ -225,17 +184,13 @@ def test_another_order_reuses_the_judgments(stage, monkeypatch):
     monkeypatch.setattr(sampling.worker, "load_engine", lambda *_, **__: pytest.fail("nothing is sampled"))
     after = stage('3\norder = "strict"')[1]["counts"]
     assert after["judgments"] == before["judgments"] and after["groups.agrees"] < before["groups.agrees"]
-    for change in ("4", "3\nheld_out = 0.1"):
-        with pytest.raises(pytest.fail.Exception, match="nothing is sampled"):
-            stage(change)
+    with pytest.raises(pytest.fail.Exception, match="nothing is sampled"):
+        stage("4")
 
 
-def test_nothing_to_judge(stage, tmp_path, capsys):
-    out, manifest = stage("3\nheld_out = 1.0")
-    assert list(read_jsonl(out / "examples.jsonl")) == [] and manifest["counts"]["groups.held_out"] == 40
+def test_nothing_to_judge(stage, capsys):
+    out, _ = stage("3\nheld_out = 1.0")
+    assert list(read_jsonl(out / "examples.jsonl")) == []
     assert "warning: no example: none of 0 groups" in capsys.readouterr().err
-    write_jsonl(tmp_path / "source.jsonl", [ranked("gone", 0, 0).row()])
-    with pytest.raises(UserError, match=r"no group of ranked replies is left .*equal_ranks': 1"):
-        stage()
     with pytest.raises(UserError, match=r"^eft\.sources is empty"):
         stage(sources="[]")

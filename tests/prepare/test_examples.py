@@ -63,6 +63,6 @@ def test_labelled_files(tmp_path):
     responses = [{"text": "r", "score": 1, "evidence": evidence}]
     path.write_text(json.dumps({"id": "1", "prompt": "q", "responses": responses}) + "\n")
     assert [row["score"] for row in labelled_rows(path)] == [1]
-    path.write_text(json.dumps({"id": "1", "prompt": "q"}) + "\n")
+    path.write_text('{"id": "1", "prompt": "q"}\n')
     with pytest.raises(UserError, match="neither 'responses' nor a 'kind'"):
         list(labelled_rows(path))

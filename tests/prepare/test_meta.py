@@ -21,14 +21,17 @@ from prepare.seed_model import prepare
 from stages.files import UserError
 from stages.settings import Model
 
+IDS = torch.randint(0, 516, (60,), generator=torch.Generator().manual_seed(1))
 
-def their_logits(params: dict, tensors: dict[str, Tensor], ids: Tensor) -> Tensor:
+
+def their_logits(params: dict, tensors: dict[str, Tensor], ids: Tensor = IDS) -> Tensor:
     theirs = Transformer(ModelArgs(**params, max_seq_len=64, max_batch_size=1))
     theirs.load_state_dict(tensors)
     return theirs(ids[None], 0)[0]
 
 
-IDS = torch.randint(0, 516, (60,), generator=torch.Generator().manual_seed(1))
+def equal(folder, expected: Tensor, ids: Tensor = IDS) -> bool:
+    return bool((our_logits(folder, ids) - expected).abs().max() <= 1e-5 * expected.std())
 
 
 @pytest.mark.parametrize(("count", "scaled"), [(1, False), (4, True)])
@@ -36,14 +39,12 @@ def test_logits_equal_metas(tmp_path, count, scaled):
     params = PARAMS | {"use_scaled_rope": scaled}
     tensors = seeded(params)
     ranks = shards(tensors, count)
-    expected = their_logits(params, tensors, IDS)
     if count > 1:
         merged = reshard_mp(ranks, size=1, rank=0)
         assert all(torch.equal(merged[name], tensors[name]) for name in tensors)
     folder = convert(written(tmp_path / "meta", params, ranks), tmp_path / "hf")
-    assert (our_logits(folder, IDS) - expected).abs().max() <= 1e-5 * expected.std()
-    other = their_logits(params | {"use_scaled_rope": not scaled}, tensors, IDS)
-    assert (other - expected).abs().max() > 1e-3 * expected.std()
+    assert equal(folder, their_logits(params, tensors))
+    assert not equal(folder, their_logits(params | {"use_scaled_rope": not scaled}, tensors))
 
 
 def test_llama2s_layout(tmp_path):
@@ -55,8 +56,7 @@ def test_llama2s_layout(tmp_path):
     ranks = [rank | {"rope.freqs": torch.ones(4)} for rank in shards(tensors, 2, embedding=1)]
     source = written(tmp_path / "meta", told, ranks, sentencepiece_file)
     folder = convert(source, tmp_path / "hf")
-    expected = their_logits(full, tensors, ids)
-    assert (our_logits(folder, ids) - expected).abs().max() <= 1e-5 * expected.std()
+    assert equal(folder, their_logits(full, tensors, ids), ids)
     assert (folder / "tokenizer.model").read_bytes() == (source / "tokenizer.model").read_bytes()
     table = json.loads((folder / "config.json").read_text())
     assert table["vocab_size"] == 320 and table["max_position_embeddings"] == 4096 and table["eos_token_id"] == 2
@@ -77,7 +77,6 @@ def test_a_converted_llama3(tmp_path, monkeypatch, capsys):
     assert torch.equal(load_model(folder, torch.bfloat16).state_dict()["norm.weight"], tensors["norm.weight"])
     assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert load_chat(folder).stop_ids == {261, 269}
-    assert {path.name for path in tmp_path.iterdir()} == {"repository", "hf"}
 
 
 def test_a_converted_llama32(tmp_path):
@@ -91,32 +90,18 @@ def test_a_converted_llama32(tmp_path):
     assert config.tie_word_embeddings and config.max_position_embeddings == 131072
     assert config.rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
     assert load_chat(folder).stop_ids == {261, 268, 269}
-    expected = their_logits(params, tensors, IDS)
-    assert (our_logits(convert(source, tmp_path / "8"), IDS) - expected).abs().max() <= 1e-5 * expected.std()
+    assert equal(convert(source, tmp_path / "8"), their_logits(params, tensors))
 
 
-def tensors_of(change, *ranks: int):
-    """A change of the tensors of some ranks."""
+def changed(name: str, change=lambda tensor: None, *ranks: int):
+    """A change of a tensor of some ranks; without a new value they lack it."""
 
-    def apply(params: dict, all_ranks: list[dict[str, Tensor]]) -> None:
+    def apply(params: dict, tensors: list[dict[str, Tensor]]) -> None:
         for rank in ranks or (0, 1):
-            change(all_ranks[rank])
+            if (value := change(tensors[rank].pop(name, None))) is not None:
+                tensors[rank][name] = value
 
     return apply
-
-
-def less(name: str, *ranks: int):
-    return tensors_of(lambda tensors: tensors.pop(name), *ranks)
-
-
-def changed(name: str, change, *ranks: int):
-    return tensors_of(lambda tensors: tensors.update({name: change(tensors.get(name))}), *ranks)
-
-
-def small_vocabulary(params: dict, ranks: list[dict[str, Tensor]]) -> None:
-    params["vocab_size"] = -1
-    for name in ("tok_embeddings.weight", "output.weight"):
-        changed(name, lambda tensor: tensor[:200])(params, ranks)
 
 
 WQ, NORM = "layers.1.attention.wq.weight", "layers.2.ffn_norm.weight"
@@ -125,27 +110,15 @@ WQ, NORM = "layers.1.attention.wq.weight", "layers.2.ffn_norm.weight"
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (less(WQ), rf"tensor {WQ} is missing; params\.json"),
-        (less(WQ, 1), rf"consolidated\.01\.pth: tensor {WQ} is missing"),
+        (changed(WQ, lambda t: None, 1), rf"consolidated\.01\.pth: tensor {WQ} is missing"),
         (changed("vision_model.x", lambda _: torch.ones(2)), r"tensor vision_model\.x is unexpected"),
-        (
-            changed(WQ, lambda t: t[:-1]),
-            rf"{WQ}: its shards \[31, 64\] float32, \[31, 64\] float32 do not make \[64, 64\]",
-        ),
+        (changed(WQ, lambda t: t[:-1]), rf"{WQ}: its shards \[31, 64\] float32, .* do not make \[64, 64\]"),
         (changed(WQ, lambda t: t[:-1], 1), rf"{WQ}: its shards"),
         (changed(WQ, lambda t: t.half(), 1), rf"{WQ}: its shards .*float16"),
-        (changed(WQ, lambda t: t.to(torch.int8)), rf"{WQ}: its shards .*int8"),
         (changed(NORM, lambda t: t + 1, 1), rf"{NORM}: its shards"),
-        (changed(NORM, lambda t: t[:, None]), rf"{NORM}: its shards"),
-        (changed(WQ, lambda t: 3), r"consolidated\.00\.pth: not a table of tensors"),
-        (lambda params, ranks: params.pop("norm_eps"), "key 'norm_eps' is missing"),
         (lambda params, ranks: params.pop("rope_theta"), "key 'rope_theta' is missing, which Llama 3 needs"),
         (lambda params, ranks: params.update(moe_args={}), "key 'moe_args' is not implemented"),
-        (lambda params, ranks: params.update(vocab_size=512), r"vocab_size is 512, .* output\.weight 516 rows"),
-        (lambda params, ranks: params.update(n_kv_heads=2), r"attention\.wk\.weight: its shards .* make \[16, 64\]"),
-        (lambda params, ranks: params.update(n_layers=2), r"tensor layers\.2\.\S+ is unexpected"),
         (lambda params, ranks: ranks.pop(), r"output\.weight 258 rows; is a consolidated file missing"),
-        (small_vocabulary, r"tokenizer\.model has 516 tokens, output\.weight 400 rows"),
     ],
 )
 def test_what_does_not_fit_is_an_error(tmp_path, change, complaint):
@@ -158,28 +131,16 @@ def test_what_does_not_fit_is_an_error(tmp_path, change, complaint):
 
 def test_files_that_are_missing_or_damaged(tmp_path):
     folder = written(tmp_path / "meta", PARAMS, shards(seeded(PARAMS), 2))
-    first, second = folder / "consolidated.00.pth", folder / "consolidated.01.pth"
+    first, second = sorted(folder.glob("*.pth"))
 
-    def refused(complaint: str, source=folder, target=tmp_path / "hf", **options) -> None:
+    def refused(complaint: str) -> None:
         with pytest.raises(UserError, match=complaint):
-            convert(source, target, **options)
+            convert(folder, tmp_path / "hf")
 
-    refused("exists already", target=folder)
-    refused("a RoPE factor is given, but use_scaled_rope is not set", rope_factor=32.0)
-    refused(r"none/params\.json: no such file", source=tmp_path / "none")
-    data = second.read_bytes()
-    second.write_bytes(data[: len(data) // 2])
-    refused(r"consolidated\.01\.pth: not a file of tensors")
     torch.save({"a": sentencepiece.SentencePieceTrainer}, second)  # a pickle that names more than tensors
     refused(r"consolidated\.01\.pth: not a file of tensors")
     first.unlink()
     refused(r"consolidated\.00\.pth is missing, but consolidated\.01\.pth is there")
-    second.unlink()
-    refused(r"no consolidated\.00\.pth")
-    (folder / "tokenizer.model").write_bytes(b"\x00")
-    refused(r"tokenizer\.model: neither sentencepiece's nor Meta's")
-    (folder / "tokenizer.model").unlink()
-    refused(r"no tokenizer\.model")
     (folder / "params.json").write_text("{\n]")
     refused(r"params\.json, line 2: not JSON")
 

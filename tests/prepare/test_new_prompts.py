@@ -2,7 +2,6 @@
 
 import random
 import re
-from dataclasses import replace
 from itertools import groupby
 
 import pytest
@@ -22,36 +21,27 @@ def test_a_request_shows_the_examples_as_they_are():
     assert 'Begin with "Task 3:"' in message["content"]
 
 
+WRITE = ["Task 9: Write it.", "TASK 12: Write it.", "**Task 9:** Write it.", "**Task 9: Write it.**"]
+WRITE += ["Task 9: 'Write it.'", "### Task 9:\n\nWrite it.", "**Task 9:** “ Write it. ”", "Sure:\n\nTask 9: Write it."]
+WRITE += ["Task 9: Write it.\n**Task 10:** Sing it.\nTask 11: Th", "Task 9: Write it.\n\n---\n***\nTask 10: Sing it."]
+
+
 @pytest.mark.parametrize(
     ("text", "finish_reason", "expected"),
     [
-        *((text, "stop", "Write it.") for text in ("Task 9: Write it.", "TASK 12: Write it.", "**Task 9:** Write it.")),
-        *(
-            (text, "stop", "Write it.")
-            for text in ("**Task 9: Write it.**", "_Task 9: Write it._", "Task 9: 'Write it.'")
-        ),
-        ("### Task 9:\n\nWrite it.", "stop", "Write it."),
-        ("**Task 9:** “ Write it. ”", "stop", "Write it."),
-        ("Sure, here is one:\n\nTask 9: Write it.", "stop", "Write it."),
-        ("Task 9: Write it.\n**Task 10:** Sing it.\nTask 11: Th", "stop", "Write it."),
-        ('Task 9: "Yes" or "no"?', "stop", '"Yes" or "no"?'),
-        ("Task 9: A list:\n- one\n\nIs task 3: hard?", "stop", "A list:\n- one\n\nIs task 3: hard?"),
-        ("Task 9: 'Don't do it.'", "stop", "'Don't do it.'"),
+        *((text, "stop", "Write it.") for text in WRITE),
+        *((f"Task 9: {text}", "stop", text) for text in ('"Yes" or "no"?', "A list:\n- one\n\nIs task 3: hard?")),
         ("Task 9: Write it.\n\nTask 10: Si", "length", "Write it."),
         ("Task 9: Write it.\n\nTask 10", "length", Dropped.TRUNCATED),
         ("Task 9: Order these.\nTask 1: buy\nTask 2: rest", "stop", "Order these.\nTask 1: buy\nTask 2: rest"),
         ("**Task 9: A haiku**\n\nWrite one on **rain**.", "stop", "A haiku\n\nWrite one on **rain**."),
-        ("Task 9: Write it.\n\n---\n***\nTask 10: Sing it.", "stop", "Write it."),
         ("Write it.", "stop", Dropped.UNLABELLED),
-        ("\n \n", "stop", Dropped.EMPTY),
-        ("Task 9: \n\nTask 10: Sing it.", "stop", Dropped.EMPTY),
-        ("Task 9: '...'", "stop", Dropped.EMPTY),
+        *((text, "stop", Dropped.EMPTY) for text in ("\n \n", "Task 9: \n\nTask 10: Sing it.", "Task 9: '...'")),
         ("", "too_long", Dropped.TOO_LONG),
     ],
 )
 def test_readings_by_hand(text: str, finish_reason: str, expected: str):
-    prompt = read_prompt(text, finish_reason)
-    assert prompt == expected and isinstance(prompt, Dropped) == isinstance(expected, Dropped)
+    assert read_prompt(text, finish_reason) == expected
 
 
 @pytest.mark.parametrize("text", [" \n" * 5000, "*" * 20000, "#" * 20000 + "task", "task " * 5000])
@@ -61,38 +51,33 @@ def test_reading_takes_no_longer_for_odd_texts(text: str):
 
 OPTIONS = Prompts(min_words=3, max_words=12, max_repetition=0.25, max_rouge_l=0.7, ngram=5, words=["map", "go to"])
 SEEDS = ["Write a poem about the sea."]
+COUNT = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen"]
 EVALUATION = ["Why do cats purr when they sleep?", "Boil four brown eggs", "Name three colours"]
 
 
 @pytest.mark.parametrize(
-    ("task", "expected"),
+    ("expected", "tasks"),
     [
-        ("Explain rain.", Dropped.TOO_FEW_WORDS),
-        ("Explain heavy rain.", None),
-        ("one two three four five six seven eight nine ten eleven twelve", None),
-        ("one two three four five six seven eight nine ten eleven twelve thirteen", Dropped.TOO_MANY_WORDS),
-        ("Say yes or no, say yes or no.", Dropped.REPETITIVE),  # 2 of 6
-        ("Say yes or no, but say yes or", None),  # 1 of 6: "say yes or"
-        ("Colour the MAP of Spain", Dropped.WORD),
-        ("Should I go\nto a dentist?", Dropped.WORD),
-        ("Why are maples red, and do they go tomorrow?", None),
-        ("Tell me why DO cats purr, when it rains", Dropped.EVALUATION),
-        ("Tell me why do cats purr if it rains", None),
-        ("How do I boil four brown eggs?", Dropped.EVALUATION),
-        ("How do I boil four large eggs?", None),
-        ("Please name three colours, quickly", None),  # evaluation prompts of fewer than four words don't count
-        ("Write a poem about the moon.", Dropped.SIMILAR),
-        ("Write a poem on the deep sea.", Dropped.SIMILAR),  # 2 * 5 / (6 + 7) = 0.77
-        ("Write a short poem on the deep blue sea.", None),  # 2 * 5 / (6 + 9) = 0.67
+        (Dropped.TOO_FEW_WORDS, ["Explain rain."]),
+        (Dropped.TOO_MANY_WORDS, [" ".join(COUNT)]),
+        (Dropped.REPETITIVE, ["Say yes or no, say yes or no."]),  # 2 of 6
+        (Dropped.WORD, ["Colour the MAP of Spain", "Should I go\nto a dentist?"]),
+        (Dropped.EVALUATION, ["Tell me why DO cats purr, when it rains", "How do I boil four brown eggs?"]),
+        # The second one's ROUGE-L is 2 * 5 / (6 + 7) = 0.77.
+        (Dropped.SIMILAR, ["Write a poem about the moon.", "Write a poem on the deep sea."]),
+        (None, ["Explain heavy rain.", " ".join(COUNT[:12]), "Why are maples red, and do they go tomorrow?"]),
+        (None, ["Tell me why do cats purr if it rains", "How do I boil four large eggs?"]),
+        # Of three words 1 of 6 are repeated; evaluation prompts of fewer than four words do not count; 2 * 5 / (6 + 9).
+        (None, ["Say yes or no, but say yes or", "Please name three colours, quickly"]),
+        (None, ["Write a short poem on the deep blue sea."]),
     ],
 )
-def test_the_reasons_by_hand(task: str, expected: Dropped | None):
-    accept = Filter(OPTIONS, SEEDS, EVALUATION)
-    assert accept.read("Task 9: " + task, "stop") == (expected or task)
-    if expected is None:
-        assert accept.read("Task 9: " + task.lower(), "stop") == Dropped.SIMILAR
-    if expected == Dropped.WORD:
-        assert Filter(replace(OPTIONS, words=[]), SEEDS, []).read("Task 9: " + task, "stop") == task
+def test_the_reasons_by_hand(expected: Dropped | None, tasks: list[str]):
+    for text in tasks:
+        accept = Filter(OPTIONS, SEEDS, EVALUATION)
+        assert accept.read("Task 9: " + text, "stop") == (expected or text)
+        if expected is None:
+            assert accept.read("Task 9: " + text.lower(), "stop") == Dropped.SIMILAR
 
 
 ROWS = [{"id": f"s{i}", "prompt": f"seed {i}"} for i in range(10)]
@@ -102,8 +87,6 @@ NEW = [{"id": f"new/{i:05}", "prompt": f"new {i}"} for i in range(5)]
 def test_examples_are_distinct_and_follow_from_the_seed():
     options = Prompts(shots=6, generated_shots=2)
     drawn = [[row["id"] for row in draw_examples(ROWS, NEW, options, seed)] for seed in range(200)]
-    assert all(len(set(ids)) == 6 and sum(name.startswith("new/") for name in ids) == 2 for ids in drawn)
-    assert drawn[7] == [row["id"] for row in draw_examples(ROWS, NEW, options, 7)]
     assert {name for ids in drawn for name in ids} == {row["id"] for row in ROWS + NEW}
     assert {ids.index(name) for ids in drawn for name in ids if name.startswith("new/")} == set(range(6))
     assert all(row in ROWS for row in draw_examples(ROWS, NEW[:1], options, 3))
@@ -157,11 +140,10 @@ def stage(tmp_path, monkeypatch):
 
 
 def contents(out) -> dict[str, bytes]:
-    """Files that must not depend on kills: all but the manifests, which hold seconds."""
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*.jsonl")}
 
 
-def test_rounds_until_there_are_enough(stage, capsys):
+def test_rounds_until_there_are_enough(stage):
     out, rounds = stage()
     kept, counts = list(read_jsonl(out / "prompts.jsonl")), dict(read_manifest(out)["counts"])
     sampled = [row for folder in sorted((out / "rounds").iterdir()) for row in read_shards(folder)]
@@ -169,8 +151,6 @@ def test_rounds_until_there_are_enough(stage, capsys):
     assert counts["kept"] == 40 and counts["attempts"] == len(sampled) == 20 * len(rounds)
     assert counts.pop("attempts") == sum(counts.values()) and counts.keys() - {"kept"} == set(Dropped)
     assert min(counts[k] for k in ("unlabelled", "truncated", "too_few_words", "word", "not_needed")) > 0
-    assert "warning" not in capsys.readouterr().err
-
     by_id = {row["id"]: row for row in sampled}
     assert len(by_id) == len(sampled) == len({row["seed"] for row in sampled})
     for row in kept:
@@ -204,14 +184,11 @@ def test_a_killed_run_ends_in_the_same_bytes(stage):
 
 
 def test_a_setting_resamples_only_the_rounds_that_it_changes(stage):
-    out, rounds = stage()
-    count = len(rounds)
+    _, rounds = stage()
     assert stage(count=41)[1] == []  # the last round had more
     assert stage(count="40\nmax_words = 140")[1] == []  # no prompt was so long
-    assert len(stage(count="40\nmin_words = 1")[1]) >= count - 2  # "ha" is kept in the first round
-    assert len(stage(count="40\ntemperature = 0.5")[1]) == count
-    write_jsonl(out.parent / "seeds.jsonl", [*ROWS, {"id": "s10", "prompt": "one more"}])
-    assert len(stage(count="40\ntemperature = 0.5")[1]) == count
+    assert len(stage(count="40\nmin_words = 1")[1]) >= len(rounds) - 2  # "ha" is kept in the first round
+    assert len(stage(count="40\ntemperature = 0.5")[1]) == len(rounds)
 
 
 def test_a_run_out_of_attempts_says_so(stage, capsys):
@@ -219,10 +196,9 @@ def test_a_run_out_of_attempts_says_so(stage, capsys):
     kept, counts = list(read_jsonl(out / "prompts.jsonl")), read_manifest(out)["counts"]
     assert [len(own) for own in rounds] == [20, 20, 10]
     assert counts["attempts"] == 50 and counts["kept"] == len(kept) and counts["not_needed"] == 0
-    error = capsys.readouterr().err
-    assert f"warning: {out}: {len(kept)} of the 500 prompts wanted: attempts 50, kept {len(kept)}, " in error
-    _, rounds = stage(max_attempts=60, count=500)
-    assert [len(own) for own in rounds] == [20]  # the last round, which has grown
+    warning = f"warning: {out}: {len(kept)} of the 500 prompts wanted: attempts 50, kept {len(kept)}, "
+    assert warning in capsys.readouterr().err
+    assert [len(own) for own in stage(max_attempts=60, count=500)[1]] == [20]  # the last round, which has grown
 
 
 def test_every_rank_filters_and_the_first_writes(stage, monkeypatch):
@@ -234,18 +210,9 @@ def test_every_rank_filters_and_the_first_writes(stage, monkeypatch):
     assert stage()[1] == [] and read_manifest(out)["counts"]["kept"] == 40
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        (ROWS[:3], "3 prompts, but a request shows 4"),
-        ([*ROWS, ROWS[2]], "id 's2' comes twice; give each prompt its own"),
-        ([*ROWS, NEW[0]], "id 'new/00000' may be a new prompt's; begin it with something else"),
-        ([*ROWS, {"id": "x", "prompt": 3}], "id 'x': id and prompt must be texts, not blank; mend the line"),
-    ],
-)
-def test_seeds_that_do_not_do(stage, tmp_path, rows, message):
-    write_jsonl(tmp_path / "seeds.jsonl", rows)
-    with pytest.raises(UserError, match=rf"^{tmp_path / 'seeds.jsonl'}: {message}"):
+def test_seeds_that_do_not_do(stage, tmp_path):
+    write_jsonl(tmp_path / "seeds.jsonl", [*ROWS, ROWS[2]])
+    with pytest.raises(UserError, match=rf"^{tmp_path / 'seeds.jsonl'}: id 's2' comes twice; give each prompt its own"):
         stage()
     with pytest.raises(UserError, match=r"^prompts\.seeds is empty; name a JSON-lines file"):
         read_seeds(Prompts())

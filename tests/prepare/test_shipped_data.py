@@ -19,10 +19,8 @@ PROMPTS = {name: list(read_jsonl(DATA / f"prompts/{name}.jsonl", FIELDS)) for na
 SIZES = {"train": 150, "held_out": 40}
 JUDGED = {name: list(read_jsonl(DATA / f"judged/{name}.jsonl")) for name in SIZES}
 RESPONSES = {name: [response for row in rows for response in row["responses"]] for name, rows in JUDGED.items()}
-FLAWS = (
-    "none minor wrong_fact wrong_tone ignored_constraint off_topic partial vague rambling refusal repetition cut_off"
-)
-FLAWS = {*FLAWS.split(), "wrong_task", "incoherent"}
+FLAWS = """none minor wrong_fact wrong_tone ignored_constraint off_topic partial vague rambling refusal repetition
+cut_off wrong_task incoherent"""
 
 
 def words(text: str) -> list[str]:
@@ -86,7 +84,7 @@ def test_judged_records(name):
         text, evidence, score = response["text"], response["evidence"], response["score"]
         assert set(response) == {"text", "score", "flaw", "evidence"}
         assert type(score) is int and 0 <= score <= 5
-        assert response["flaw"] in FLAWS and (response["flaw"] == "none") == (score == 5)
+        assert response["flaw"] in FLAWS.split() and (response["flaw"] == "none") == (score == 5)
         assert text.strip() == text and 10 <= len(text.split()) <= 90, text
         assert not re.search(r"^\W*(score|winner)\b", text, re.IGNORECASE | re.MULTILINE), "a verdict within the data"
         assert set(evidence) == {"asked", "given", "missing"}
@@ -107,9 +105,3 @@ def test_scores_are_balanced_and_neither_length_nor_opening_says_anything(name):
         begins = np.array([bool(re.match(opening, text)) for text in texts])
         low, high = begins[np.array(scores) <= 2].mean(), begins[np.array(scores) >= 3].mean()
         assert min(low, high) > 0.05 and abs(low - high) < 0.06
-
-    def short(record: dict) -> bool:
-        by_length = sorted(record["responses"], key=lambda response: len(response["text"]))
-        return max(r["score"] for r in by_length[:2]) == max(r["score"] for r in by_length)
-
-    assert 0.4 <= np.mean([short(record) for record in JUDGED[name]]) <= 0.6

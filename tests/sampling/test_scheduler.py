@@ -29,7 +29,7 @@ class Machine:
         self.compute(step)
         self.check_blocks()
         drawn = [(sum(item.sequence.tokens) + len(item.sequence.tokens)) % 5 for item in step.scheduled if item.samples]
-        for sequence in self.scheduler.complete(step, drawn, lambda s: len(s.tokens) >= s.max_tokens):
+        for sequence in self.scheduler.complete(step, drawn):
             assert sequence.request.id not in self.done
             self.done[sequence.request.id] = sequence.completion
         self.check_blocks()
@@ -97,10 +97,9 @@ def test_any_sequence_of_events(prompts, arrivals, size, spare, budget, sequence
 
 
 def test_a_prompt_that_can_never_fit_is_refused():
-    machine = Machine(blocks=4, size=2, budget=8, sequences=4)
-    assert not machine.scheduler.add(Request("long", [0] * 8, Sampling(1.0, 1.0, 1), 0))
-    assert not machine.scheduler.add(Request("empty", [], Sampling(1.0, 1.0, 1), 0))
-    assert machine.scheduler.add(Request("fits", [0] * 7, Sampling(1.0, 1.0, 5), 0))
+    scheduler = Machine(blocks=4, size=2, budget=8, sequences=4).scheduler
+    fits = {length: scheduler.add(Request("r", [0] * length, Sampling(1.0, 1.0, 5), 0)) for length in (0, 7, 8)}
+    assert fits == {0: False, 7: True, 8: False}
 
 
 def test_the_youngest_gives_way_and_loses_nothing():

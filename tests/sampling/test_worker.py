@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch.distributed as dist
 from marks import needs_int8
+from processes import ROOT
 
 from prepare.seed_model import prepare
 from sampling import worker as workers
@@ -17,12 +18,9 @@ from sampling.request import Completion, Sampling
 from sampling.respond import response_items
 from sampling.worker import Item, Work, Worker
 from stages.files import read_manifest
-from stages.settings import Model, load_settings
+from stages.settings import load_settings
 from stages.shards import cut_shards, unclaimed, unwritten
 from stages.stage import Job
-
-ROOT = Path(__file__).parents[2]
-
 
 CHAT = SimpleNamespace(prompt_ids=lambda messages: [1], text=lambda ids: "text")
 SETTINGS = load_settings(ROOT / "configs" / "tiny.toml")
@@ -50,7 +48,6 @@ def fake_engine(monkeypatch, note=lambda name: None) -> None:
 
 
 def test_an_environment_without_triton(monkeypatch):
-    assert "triton" in workers.environment()
     monkeypatch.setattr(workers, "find_spec", lambda name: name != "triton")
     assert {"torch", "python", "device"} < workers.environment().keys() and "triton" not in workers.environment()
 
@@ -105,8 +102,7 @@ def test_processes_of_one_thread_write_what_one_process_writes(dtype, dies, tmp_
     """Also where a process dies before its shard is written."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(ROOT / "data")
-    model = prepare(Model(path="models/tiny", prepare="tiny", dtype="float32"))
-    short = replace(SETTINGS.respond, max_new_tokens=6)
+    model, short = prepare(SETTINGS.model), replace(SETTINGS.respond, max_new_tokens=6)
     settings = replace(SETTINGS, model=replace(SETTINGS.model, dtype=dtype), respond=short)
     prompts = [{"id": f"p{i}", "prompt": "What is rain?" * i} for i in range(20)]
     own = os.getpid()
@@ -146,9 +142,8 @@ def test_a_fast_process_does_not_repeat_the_shard_of_a_slow_one(tmp_path, monkey
 
     fake_engine(monkeypatch, note)
     monkeypatch.setattr(workers, "unclaimed", slowly)
-    Worker(replace(SETTINGS, engine=replace(SETTINGS.engine, threads=2)), tmp_path).run(
-        job(tmp_path / "out"), items(96, 8)
-    )
+    settings = replace(SETTINGS, engine=replace(SETTINGS.engine, threads=2))
+    Worker(settings, tmp_path).run(job(tmp_path / "out"), items(96, 8))
     assert sorted(made.read_text().split()) == sorted(item.name for item in items(96, 8))
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from stages import files
-from stages.files import UserError, digest, read_jsonl, stage_key, write_atomic
+from stages.files import UserError, digest, read_jsonl, write_atomic
 
 
 def test_jsonl_round_trip_and_errors(tmp_path):
@@ -27,17 +27,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_atomic(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
-def test_keys_follow_content_and_settings(tmp_path):
-    path = tmp_path / "input"
-
-    def key(text: str, stage: str = "judge", N: int = 3) -> str:
-        path.write_text(text)
-        return stage_key(stage, {"N": N}, {"responses": path})
-
-    assert key("a") == key("a")
-    assert len({key("a"), key("b"), key("a", N=4), key("a", stage="respond")}) == 4
 
 
 def test_a_manifest_marks_a_stage_complete(tmp_path):

@@ -1,7 +1,4 @@
-"""A stage's key changes with every setting that the stage reads, and with no other.
-
-A key that misses a setting lets stale output be used again; a key with a needless setting has work done twice.
-"""
+"""A stage's key changes with every setting that the stage reads, and with no other."""
 
 from dataclasses import fields, is_dataclass, replace
 
@@ -39,28 +36,23 @@ FILTER = "count max_attempts round_attempts min_words max_words max_repetition m
 RULE = "rho length_control judge_pairs max_response_characters max_judgment_characters"
 TRAINING = MACHINE | of("trainer", "tokens_per_microbatch share_prefixes compile")
 
+PAIRED = {"seed"} | of("metajudge", "max_score_gap elo_penalty")
+MEASURED = of("evaluation", "N protocol duel_samples")
+
 READS: dict[Stage, set[str]] = {
     RESPOND: GENERATION | of("respond", SAMPLING + "K"),
     SCORE: GENERATION | of("judge", PROMPT + "score"),
     JUDGE: JUDGMENT | of("judge", "N score"),
     METAJUDGE: META | of("metajudge", "opponents max_score_gap"),
-    PAIRS: {"seed"}
-    | of("iteration", RULE)
-    | of("judge", PROMPT + "minimum_valid")
-    | of("metajudge", "max_score_gap elo_penalty"),
-    MEASURE: JUDGMENT
-    | META
-    | of("respond", SAMPLING)
-    | of("judge", "score")
-    | of("evaluation", "N protocol duel_samples"),
+    PAIRS: of("iteration", RULE) | of("judge", PROMPT + "minimum_valid") | PAIRED,
+    MEASURE: JUDGMENT | META | of("respond", SAMPLING) | of("judge", "score") | MEASURED,
     EFT: JUDGMENT | of("eft", "languages max_turns N held_out order downsample"),
     NEW_PROMPTS: GENERATION | of("prompts", SAMPLING + FILTER + " generated_shots"),
     EXAMPLES: of("sft", "verdict_token_weight answer_weight") | of("judge", PROMPT) | of("metajudge", PROMPT),
     SFT: TRAINING | of("sft", TRAINED + " curriculum"),
     DPO: TRAINING | of("dpo", TRAINED + " beta nll_weight") | of("iteration", "epoch"),
 }
-FILES = {"eft.sources", "prompts.seeds", "prompts.evaluation", "sft.examples"}
-"""Settings that name files: the files count by their content."""
+FILES = {"eft.sources", "prompts.seeds", "prompts.evaluation", "sft.examples"}  # which count by their content
 
 
 def changed(value):
@@ -115,11 +107,9 @@ def test_a_key_depends_on_the_content_of_files_that_the_config_names(tmp_path):
         files.write_atomic(path, text)
 
     def keys(path: str) -> list[str]:
-        eft = replace(SETTINGS, eft=Eft(sources=[path]))
-        seeded = replace(SETTINGS, prompts=Prompts(seeds=path))
-        evaluated = replace(SETTINGS, prompts=Prompts(seeds=a, evaluation=[path]))
-        jobs = ((EFT, eft), (NEW_PROMPTS, seeded), (NEW_PROMPTS, evaluated))
-        return [stage.job(variant, tmp_path, model=a).key for stage, variant in jobs]
+        prompts = (Prompts(seeds=path), Prompts(seeds=a, evaluation=[path]))
+        jobs = [(EFT, {"eft": Eft(sources=[path])}), *((NEW_PROMPTS, {"prompts": own}) for own in prompts)]
+        return [stage.job(replace(SETTINGS, **own), tmp_path, model=a).key for stage, own in jobs]
 
     assert keys(a) == keys(b)
     assert not set(keys(a)) & set(keys(c))

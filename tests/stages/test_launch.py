@@ -1,7 +1,4 @@
-"""stages/launch.py: ranks find each other; failures of ranks and nodes, signals; two nodes on one machine.
-
-Nodes are forked from this process, which has imported torch, so that they start at once.
-"""
+"""stages/launch.py: ranks find each other; failures of ranks and nodes, signals; two nodes on one machine."""
 
 import multiprocessing
 import os
@@ -12,14 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import free_port
+from processes import ROOT, children_of, free_port, wait_for
 
 from stages import launch
-from stages.files import UserError, command, on_sigterm_raise, read_manifest
+from stages.files import UserError, command, on_sigterm_raise, read_manifest, run_lock
 from stages.launch import Launcher
-from stages.lock import run_lock
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -27,13 +21,6 @@ def place(tmp_path, monkeypatch) -> Path:
     """The working directory, from which stages import modules."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def wait_for(done, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def in_fork(run, place: Path, name: str) -> multiprocessing.Process:
@@ -75,11 +62,6 @@ def finish(*processes: multiprocessing.Process) -> list[int | None]:
     for process in processes:
         process.join(120)
     return [process.exitcode for process in processes]
-
-
-def ranks_of(process: multiprocessing.Process) -> list[int]:
-    """The ids of a node's ranks."""
-    return [*map(int, subprocess.check_output(["ps", "--ppid", str(process.pid), "-o", "pid="], text=True).split())]
 
 
 def logs(place: Path) -> list[str]:
@@ -188,7 +170,7 @@ def test_signals_that_come_again_do_not_break_off_the_saving(place, number, code
 
     process = in_fork(run, place, "out")
     wait_for(lambda: logs(place) == ["ready\n"] * 2)
-    ranks = ranks_of(process)
+    ranks = children_of(process.pid)
     assert len(ranks) == 2
     for _ in range(3):
         for pid in (*ranks, process.pid):
@@ -217,7 +199,7 @@ def test_a_node_that_fails_ends_the_others(place, node):
 def test_a_node_that_is_stopped_ends_the_others(place, node, number, codes, message):
     processes = start_nodes(place, "import time\nprint('ready', flush=True)\ntime.sleep(600)\n")
     wait_for(lambda: logs(place) == ["ready\n"] * 2)
-    [rank] = ranks_of(processes[0])
+    [rank] = children_of(processes[0].pid)
     os.kill(processes[node].pid, number)
     assert finish(*processes) == codes and message in (place / f"node{1 - node}").read_text()
     if number == signal.SIGKILL:
@@ -235,12 +217,9 @@ def test_nodes_that_start_late_or_not_at_all(monkeypatch, place):
         pytest.fail("the head did not wait")
 
 
-@pytest.mark.parametrize(
-    ("node", "head", "complaint"),
-    [(0, "", "HOST:PORT"), (0, "here", "HOST:PORT"), (0, "here:70000", "HOST:PORT"), (2, "here:1", "0 to 1")],
-)
-def test_wrong_options_for_nodes(tmp_path, node, head, complaint):
-    with pytest.raises(UserError, match=complaint):
+@pytest.mark.parametrize(("node", "head"), [(0, ""), (0, "here"), (0, "here:70000"), (2, "here:1")])
+def test_wrong_options_for_nodes(tmp_path, node, head):
+    with pytest.raises(UserError, match="0 to 1" if node else "HOST:PORT"):
         Launcher(1, tmp_path, nodes=2, node=node, head=head)
 
 

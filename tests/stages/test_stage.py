@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,10 @@ def test_a_job_is_done_once_by_the_first_rank_and_its_manifest_names_its_inputs(
 def test_the_command_line_gives_the_same_job_and_hashes_nothing(tmp_path, text):
     job = COPY.job(SETTINGS, tmp_path / "out", 2, text=text, notes=[text])
     words = COPY.arguments(CONFIG, job)
+    other = replace(COPY, name="other").job(SETTINGS, tmp_path / "out", 2, text=text, notes=[text])
+    assert len({COPY.job(SETTINGS, tmp_path, 2, text=text, notes=[text, *more]).key for more in ([], [text])}) == 2
     text.unlink()  # an input with a given digest is not read
-    assert COPY.read_arguments(words) == job
+    assert COPY.read_arguments(words) == job and other.key != job.key
 
 
 def test_mistakes_are_named(tmp_path, text):

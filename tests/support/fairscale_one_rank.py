@@ -9,14 +9,8 @@ from types import ModuleType
 from torch import nn
 
 
-class Linear(nn.Linear):
-    def __init__(self, inputs: int, outputs: int, bias: bool, **_):
-        super().__init__(inputs, outputs, bias=bias)
-
-
-class Embedding(nn.Embedding):
-    def __init__(self, rows: int, columns: int, **_):
-        super().__init__(rows, columns)
+def linear(inputs: int, outputs: int, bias: bool, **_) -> nn.Linear:
+    return nn.Linear(inputs, outputs, bias=bias)
 
 
 def module(name: str, **content) -> None:
@@ -28,5 +22,6 @@ def module(name: str, **content) -> None:
 for package in ("", ".nn", ".nn.model_parallel"):
     module(package)
 module(".nn.model_parallel.initialize", get_model_parallel_rank=lambda: 0, get_model_parallel_world_size=lambda: 1)
-layers = {"ColumnParallelLinear": Linear, "RowParallelLinear": Linear, "VocabParallelEmbedding": Embedding}
+layers = {"ColumnParallelLinear": linear, "RowParallelLinear": linear}
+layers |= {"VocabParallelEmbedding": lambda rows, columns, **_: nn.Embedding(rows, columns)}
 module(".nn.model_parallel.layers", **layers)

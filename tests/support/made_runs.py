@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import permutations, product
 from pathlib import Path
 
 from evaluation.bias import write_panel
@@ -16,15 +17,9 @@ PROMPTS, K, N = 45, 3, 4
 SAMPLED = {"ids": [3, 4], "finish_reason": "stop", "logprob": -1.0, "seed": 1}
 STEP = {"epoch": 1, "split": "train", "margin": 0.1, "grad_norm": 1.0, "reward_chosen": 0.1, "reward_rejected": -0.1}
 SFT = {"checkpoint": "", "eft": None, "agreement_before": None, "agreement": None, "meta_agreement": None}
-ROW = {
-    "rho": 0.0,
-    "responses": 0,
-    "dpo": {"loss": 0.5, "accuracy": 0.75, "margin": 0.2, "held_out": True},
-    "agreement": None,
-    "meta_agreement": None,
-    "checkpoint": "",
-    "seconds": {"respond": 10.0, "judge": 20.0, "pairs": 0.1, "train": 5.0},
-}
+ROW = {"rho": 0.0, "responses": 0, "agreement": None, "meta_agreement": None, "checkpoint": ""}
+ROW |= {"dpo": {"loss": 0.5, "accuracy": 0.75, "margin": 0.2, "held_out": True}}
+ROW |= {"seconds": {"respond": 10.0, "judge": 20.0, "pairs": 0.1, "train": 5.0}}
 
 
 def share(value: float | None, low: float | None = None, high: float | None = None) -> dict:
@@ -85,29 +80,23 @@ def _made_iteration(folder: Path, judge_pairs: bool) -> dict:
     def text(i: int) -> str:
         return PLANTED if i == 0 else " ".join(f"word{draw.randrange(1000)}" for _ in range(draw.randint(8, 40)))
 
-    settings = Settings(
-        name="made",
-        model=Model(path="m"),
-        respond=Respond(prompts="p", prompts_per_iteration=PROMPTS, K=K),
-        judge=Judge(N=N),
-        iteration=[Iteration(judge_pairs=judge_pairs)] * number,
-    )
+    respond, iterations = Respond(PROMPTS, "p", K=K), [Iteration(judge_pairs=judge_pairs)] * number
+    settings = Settings("made", model=Model("m"), respond=respond, judge=Judge(N=N), iteration=iterations)
     prompts = [{"prompt_id": f"t{number}{i:04}", "prompt": f"{text(i)} zebra {i}"} for i in range(PROMPTS)]
     responses = [
         SAMPLED | row | {"id": f"{row['prompt_id']}/r{k}", "sample": k, "text": f"{text(i)} {k}"}
-        for i, row in enumerate(prompts) for k in range(K)
-    ]  # fmt: skip
+        for (i, row), k in product(enumerate(prompts), range(K))
+    ]
     judgments = []
-    for row, n in ((row, n) for row in responses for n in range(N)):
+    for row, n in product(responses, range(N)):
         score = draw.choice([*range(6), None]) if row["prompt_id"] != prompts[-1]["prompt_id"] else 3
         own = {"id": f"{row['id']}/j{n}", "response_id": row["id"], "prompt_id": row["prompt_id"], "index": n}
-        failure = None if score is not None else "missing"
-        own |= {"text": f"{text(row is not responses[0])}\nScore: {score}", "score": score, "failure": failure}
-        judgments.append(SAMPLED | own)
+        own |= {"text": f"{text(row is not responses[0])}\nScore: {score}", "score": score}
+        judgments.append(SAMPLED | own | {"failure": None if score is not None else "missing"})
     by_response = group_by(judgments, "response_id")
     comparisons = []
     for row in choose_meta_judged(responses, by_response, settings, number) if judge_pairs else ():
-        for first, second in ((a, b) for a in row["judgments"] for b in row["judgments"] if a != b):
+        for first, second in permutations(row["judgments"], 2):
             winner = draw.choices(["first", "second", None], [3, 2, 1])[0]
             own = {"id": f"{row['response_id']}/m{first}-{second}", "first": first, "second": second, "winner": winner}
             own |= {"response_id": row["response_id"], "prompt_id": row["prompt_id"], "text": f"Winner: {winner}"}

@@ -66,9 +66,8 @@ def annotations(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """`count` rows in which longer outputs win; the name is the seed.
 
-    `discrete`: preferences are "1", "2" and the ties "0" and "1.5", not floats. `nulls`: the number of rows without a
-    preference; the package writes some of them without annotator. `indexed`: rows are shuffled, with their place as
-    "index". `alike`: all outputs of the model are longer by the same length.
+    `discrete`: preferences are "1", "2" and the ties "0" and "1.5". `nulls`: the number of rows without a preference.
+    `indexed`: rows are shuffled, with their place as "index". `alike`: all outputs are longer by the same length.
     """
     random, rows = Random(name), []
     for place in range(count):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import fairscale_one_rank  # noqa: F401
@@ -16,17 +17,9 @@ from kernels.segments import Segments
 from model.llama import logits_head
 from model.weights import load_model
 
-PARAMS = {
-    "dim": 64,
-    "n_layers": 3,
-    "n_heads": 8,
-    "n_kv_heads": 4,
-    "vocab_size": 516,
-    "multiple_of": 32,
-    "ffn_dim_multiplier": 1.3,
-    "norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-}
+PARAMS = {"dim": 64, "n_layers": 3, "n_heads": 8, "n_kv_heads": 4, "vocab_size": 516, "multiple_of": 32}
+PARAMS |= {"ffn_dim_multiplier": 1.3, "norm_eps": 1e-5, "rope_theta": 500000.0}
+TEXTS = ["the cat sat on the mat and the dog", "to be or not to be that is the question"] * 20
 COLUMN_SPLIT = ("wo.weight", "w2.weight")
 
 
@@ -54,19 +47,11 @@ def tiktoken_file(path: Path) -> None:
     path.write_text("".join(f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(tokens)))
 
 
-def sentencepiece_file(path: Path) -> None:
+def sentencepiece_file(path: Path, texts: Sequence[str] = TEXTS, vocab_size: int = 320, **options) -> None:
     """A small model trained like Llama 2's: BPE with byte fallback, text not normalised."""
-    texts = ["the cat sat on the mat and the dog", "to be or not to be that is the question"] * 20
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_prefix=str(path.with_suffix("")),
-        model_type="bpe",
-        vocab_size=320,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
+    plan = {"model_type": "bpe", "vocab_size": vocab_size, "byte_fallback": True, "remove_extra_whitespaces": False}
+    plan |= {"normalization_rule_name": "identity", "minloglevel": 2, "model_prefix": str(path.with_suffix(""))}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), **plan, **options)
 
 
 def written(folder: Path, params: dict, ranks: list[dict[str, Tensor]], tokenizer=tiktoken_file) -> Path:

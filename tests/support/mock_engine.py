@@ -1,28 +1,21 @@
-"""A chat format of bytes, and an engine whose completions come from a function."""
+"""An engine whose completions come from a function."""
 
 from pathlib import Path
-from types import SimpleNamespace
+
+from records import BYTES_CHAT
 
 import sampling.worker
 from sampling.request import Completion, Request
-
-CHAT = SimpleNamespace(
-    prompt_ids=lambda messages: [1, *"|".join(m["content"] for m in messages).encode()],
-    text=lambda ids: bytes(i for i in ids if i).decode(),
-    stop_ids=frozenset({0}),
-)
 
 
 class MockEngine:
     """Answers with `speak(prompt, seed)`, a text and its finish reason, in reverse order; records the requests."""
 
-    computed_tokens = 0
-
     def __init__(self, speak):
         self.speak = speak
         self.asked: list[Request] = []
 
-    def run(self, requests, on_step=None):
+    def run(self, requests):
         for request in reversed(list(requests)):
             self.asked.append(request)
             text, reason = self.speak(bytes(request.ids[1:]).decode(), request.seed)
@@ -36,5 +29,5 @@ def mock_model(monkeypatch, folder: Path, speak) -> MockEngine:
     (folder / "tokenizer.json").write_text("{}")
     engine = MockEngine(speak)
     monkeypatch.setattr(sampling.worker, "load_engine", lambda settings, model_dir, log: engine)
-    monkeypatch.setattr(sampling.worker, "load_chat", lambda folder: CHAT)
+    monkeypatch.setattr(sampling.worker, "load_chat", lambda folder: BYTES_CHAT)
     return engine

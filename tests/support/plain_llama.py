@@ -57,9 +57,7 @@ def plain_dpo(policy: PlainLlama, reference: PlainLlama, pairs: list[dict], beta
     """The mean of -log sigmoid(beta (log-ratio of chosen - log-ratio of rejected))."""
     losses = []
     for pair in pairs:
-        ratios = []
-        for completion in (pair["chosen_ids"], pair["rejected_ids"]):
-            ratio = policy.logprobs(pair["prompt_ids"], completion).sum()
-            ratios.append(ratio - reference.logprobs(pair["prompt_ids"], completion).sum().detach())
-        losses.append(torch.log(1 + torch.exp(-beta * (ratios[0] - ratios[1]))))
+        texts = [(pair["prompt_ids"], pair[key]) for key in ("chosen_ids", "rejected_ids")]
+        chosen, rejected = (policy.logprobs(*t).sum() - reference.logprobs(*t).sum().detach() for t in texts)
+        losses.append(torch.log(1 + torch.exp(-beta * (chosen - rejected))))
     return torch.stack(losses).mean()

@@ -1,7 +1,4 @@
-"""The project's commands in a folder whose models and runs are the test's: as processes, or in copies of this one.
-
-A new process imports PyTorch, which takes seconds; a copy by fork has it.
-"""
+"""The project's commands in a test's folder: as processes, or in copies of this one, which have imported PyTorch."""
 
 import json
 import os
@@ -10,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from functools import partial
 from pathlib import Path
@@ -83,6 +81,17 @@ def fork(place: Path, module: str, *words: str, **environment: str) -> int:
 
 def _run_in_copy(launcher: Launcher, module: str, arguments, name: str, distributed: bool = True) -> int:
     return wait(fork(Path(), module, *map(str, arguments)))
+
+
+def wait_for(done, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def children_of(process: int) -> list[int]:
+    return [*map(int, subprocess.check_output(["ps", "--ppid", str(process), "-o", "pid="], text=True).split())]
 
 
 def wait(process: int) -> int:

@@ -1,9 +1,8 @@
-"""Training in tests: a two-layer model, made pairs, and runs of dpo/train.py in this process or under torchrun."""
+"""Training in tests: a two-layer model, made pairs, and runs of dpo/train.py in this process or on two ranks."""
 
-import json
 import os
+import pickle
 import random
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,9 +13,10 @@ from unittest import mock
 
 import pytest
 import torch
+from processes import ROOT, free_port
 from torch import Tensor
 
-from dpo.parallel import distributed, end_process
+from dpo.parallel import distributed
 from dpo.train import DPO, train
 from dpo.trainer import Trainer
 from model.config import LlamaConfig
@@ -27,7 +27,6 @@ from stages.files import read_jsonl, write_json, write_jsonl
 from stages.settings import Dpo, EngineOptions, Iteration, Model, Respond, Settings, Sft
 from stages.stage import Job, Stage
 
-ROOT = Path(__file__).parents[2]
 VOCABULARY = 97
 SETTINGS = Settings(
     name="test",
@@ -43,19 +42,9 @@ SETTINGS = Settings(
 
 def make_model(folder: Path, seed: int = 0, tied: bool = True) -> Path:
     """A Hugging Face directory: two layers, hidden size 32, random fp32 weights that bf16 holds exactly."""
-    table = {
-        "model_type": "llama",
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "max_position_embeddings": 64,
-        "tie_word_embeddings": tied,
-    }
+    table = {"model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48}
+    table |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}
+    table |= {"rope_theta": 10000.0, "max_position_embeddings": 64, "tie_word_embeddings": tied}
     write_json(folder / "config.json", table)
     model = Llama(LlamaConfig.load(folder))
     random_weights(model, seed, std=0.2)
@@ -97,7 +86,7 @@ class Arguments(NamedTuple):
 
 
 def arguments(folder: Path, stage: Stage = DPO, place: Path | str = "run", **inputs: Any) -> Arguments:
-    """Arguments for the model and the pairs in `folder`, or for other inputs, with the output in `folder`/`place`."""
+    """Arguments for the model and the pairs in `folder`, or other inputs, with the output in `folder`/`place`."""
     values = {"model": folder / "model", "data": [folder / "pairs.jsonl"]}
     values |= {"reference": folder / "model"} if stage is DPO else {}
     return Arguments(stage, values | inputs, folder / place)
@@ -111,46 +100,32 @@ def run(settings: Settings, given: Arguments) -> list[dict[str, Any]]:
     """Train in this process; returns the lines of metrics.jsonl."""
     with distributed(1) as world:
         train(make_job(settings, given), world, given.place / "train")
-    return metrics(given)
-
-
-def metrics(given: Arguments) -> list[dict[str, Any]]:
     return list(read_jsonl(given.place / "train" / "metrics.jsonl"))
 
 
 def run_ranks(*jobs: tuple[Settings, Arguments]) -> list[list[dict[str, Any]]]:
     """Train on two ranks, one job after the other; returns the lines of each metrics.jsonl. Rank 0 is this process."""
-    words = []
-    for settings, given in jobs:
-        write_toml(given.place / "config.toml", settings)
-        words.append(DPO.arguments(given.place / "config.toml", make_job(settings, given)))
-    group = two_ranks()
-    second = start_rank(group, f"import training; training.train_all({words!r})")
-    with mock.patch.dict(os.environ, group | {"RANK": "0", "LOCAL_RANK": "0"}), distributed(1) as world:
-        for settings, given in jobs:
-            train(make_job(settings, given), world, given.place / "train")
+    work = [(settings, given.inputs, given.place) for settings, given in jobs]
+    group, imports = two_ranks(), "import pickle, training\nfrom dpo.parallel import end_process\n"
+    code = f"{imports}work = pickle.loads({pickle.dumps(work)!r})\nend_process(lambda: training.train_all(*work))"
+    second = start_rank(group, code)
+    with mock.patch.dict(os.environ, group | {"RANK": "0", "LOCAL_RANK": "0"}):
+        train_all(*work)
     _, err = second.communicate(timeout=60)
     assert second.returncode == 0, err
-    return [metrics(given) for _, given in jobs]
+    return [list(read_jsonl(given.place / "train" / "metrics.jsonl")) for _, given in jobs]
 
 
-def train_all(jobs: list[list[str]]) -> None:
-    """The second rank of `run_ranks`."""
-
-    def work() -> None:
-        with distributed(1) as world:
-            for words in jobs:
-                job = DPO.read_arguments(words)
-                train(job, world, job.out.with_name("train"))
-
-    end_process(work)
+def train_all(*jobs: tuple[Settings, dict[str, Any], Path]) -> None:
+    """A rank's part of `run_ranks`."""
+    with distributed(1) as world:
+        for settings, inputs, place in jobs:
+            train(make_job(settings, Arguments(DPO, inputs, place)), world, place / "train")
 
 
 def two_ranks() -> dict[str, str]:
     """The environment of a process group of two ranks on this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    return {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
 
 
 def start_rank(group: dict[str, str], code: str, rank: str = "1") -> subprocess.Popen:
@@ -158,17 +133,6 @@ def start_rank(group: dict[str, str], code: str, rank: str = "1") -> subprocess.
     paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "OMP_NUM_THREADS": "1"}
     environment = os.environ | group | paths | {"RANK": rank, "LOCAL_RANK": rank}
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def write_toml(path: Path, settings: Settings) -> None:
-    """Write the sections that training reads."""
-    lines = [f"name = {json.dumps(settings.name)}", f"seed = {settings.seed}"]
-    names = ("model", "respond", "engine", "sft", "dpo", "trainer")
-    tables = [(f"[{name}]", getattr(settings, name)) for name in names]
-    for title, table in [*tables, *(("[[iteration]]", iteration) for iteration in settings.iteration)]:
-        lines += [title, *(f"{key} = {json.dumps(value)}" for key, value in vars(table).items() if value is not None)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
 
 
 def losses(metrics: list[dict[str, Any]], split: str = "train") -> torch.Tensor:

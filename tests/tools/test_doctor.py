@@ -56,52 +56,38 @@ def test_exit_code_and_reasons(tiny, monkeypatch, capsys):
 
 
 def test_ranks_that_hang_or_fail(tiny, monkeypatch):
-    """The reason is the first error that any rank prints, and comes with advice."""
+    """The reason is the first error that any rank prints."""
     monkeypatch.setattr(doctor, "LIMIT", 0.01)
     with pytest.raises(UserError, match=r"^no answer within 0\.01 s; the host name must resolve"):
         list(doctor.check_ranks(tiny))
     torchrun = "Setting OMP\n[rank1]: Traceback\n[rank1]: RuntimeError: gloo: wrong\nx.ChildFailedError: \n===="
-    cases = {torchrun: "RuntimeError: gloo: wrong; the", "error: rank 0: gone\n": "error: rank 0: gone; the"}
-    for err, reason in (cases | {"some words\n": "exit code 1; the"}).items():
+    for err, reason in {torchrun: "RuntimeError: gloo: wrong; ", "some words\n": "exit code 1; "}.items():
         done = subprocess.CompletedProcess([], 1, "", err)
         monkeypatch.setattr(doctor.subprocess, "run", lambda *_, done=done, **__: done)
-        with pytest.raises(UserError, match=f"^{reason} host name must resolve"):
+        with pytest.raises(UserError, match=f"^{reason}"):
             list(doctor.check_ranks(tiny))
-
-
-def test_versions(tiny, monkeypatch):
-    packages = [SimpleNamespace(name=n, version=v) for n, v in {"torch": "1+cpu", "numpy": "9", "unknown": "1"}.items()]
-    monkeypatch.setattr(doctor.metadata, "distributions", lambda: packages)
-    first, other = doctor.check_versions(tiny)
-    assert first.startswith("Python 3") and first.endswith("torch 1+cpu, numpy 9")
-    assert "torch 1+cpu (2." in other and "unknown" not in other
 
 
 def test_missing_inputs_are_named_by_their_keys(tiny, tmp_path):
     """Files that the run makes, and without iterations the pool, are not wanted; Meta's layout is told how to mend."""
+
+    def keys(settings) -> str:
+        return " ".join(text.partition(":")[0] for text in missing_inputs(settings))
+
     (tmp_path / "params.json").write_text("{}")
-    settings = changed(
-        tiny,
-        sft={"examples": ["no/a"], "sft_delta": "no/d"},
-        eft={"sources": ["no/trees"]},
-        respond={"prompts": "no/pool"},
-        evaluation={"judge_cases": "{run}/cases", "comparisons": "no/comparisons", "prompts": "", "judge": "no/judge"},
-        metajudge={"model": "no/model"},
-        model={"path": str(tmp_path), "prepare": ""},
-    )
-    told = list(missing_inputs(settings))
-    keys = "sft.examples eft.sources sft.sft_delta respond.prompts evaluation.comparisons"
-    assert [text.partition(":")[0] for text in told] == [*keys.split(), "model.path", "metajudge.model"]
-    assert f"run python -m prepare.meta {tmp_path}" in told[-2]
-    assert told[-1].endswith("no such file; point metajudge.model at a Hugging Face directory")
-    with pytest.raises(UserError, match=r"sft.examples: no/a: .*; metajudge.model: no/model"):
+    evaluation = {"judge_cases": "{run}/cases", "comparisons": "no/comparisons", "prompts": "", "judge": "no/judge"}
+    settings = changed(tiny, sft={"examples": ["no/a"], "sft_delta": "no/d"}, eft={"sources": ["no/trees"]})
+    settings = changed(settings, evaluation=evaluation, metajudge={"model": "no/model"})
+    settings = changed(settings, respond={"prompts": "no/pool"}, model={"path": str(tmp_path), "prepare": ""})
+    files = "sft.examples eft.sources sft.sft_delta respond.prompts evaluation.comparisons"
+    assert keys(settings) == f"{files} model.path metajudge.model"
+    with pytest.raises(UserError, match=rf"sft.examples: no/a: .*prepare.meta {tmp_path}.*; metajudge.model"):
         list(doctor.check_inputs(settings))
     seeds = {"seeds": "no/seeds", "evaluation": ["no/test"], "model": "no/writer"}
     settings = changed(tiny, respond={"prompts": ""}, prompts=seeds, sft={"enabled": False})
-    keys = ["prompts.seeds", "prompts.evaluation", "prompts.model"]
-    assert [text.partition(":")[0] for text in missing_inputs(settings)] == keys
+    assert keys(settings) == "prompts.seeds prompts.evaluation prompts.model"
     settings.iteration.clear()
-    assert list(missing_inputs(settings)) == []
+    assert keys(settings) == ""
 
 
 def test_models_are_opened(tiny, tmp_path):
@@ -128,15 +114,13 @@ def test_devices(tiny, monkeypatch, tmp_path):
     fails(tiny, "can't use it; update the driver")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert len(list(doctor.check_devices(tiny))) == 1
+    gpu = {"mem_get_info": (20e9, 80e9), "get_device_name": "H100", "get_device_capability": (9, 0)}
+    for name, value in gpu.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (20 * 10**9, 80 * 10**9))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "H100")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     fails(tiny, "float32 on CUDA has no kernels")
     settings = replace(changed(tiny, model={"dtype": "bfloat16"}), nproc_per_node=2)
     fails(settings, r"nproc_per_node is 2, but torch sees 1 GPUs")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    fails(settings, r"no kernels for compute capability 7\.5")
 
 
 def test_disk(tiny, monkeypatch):
@@ -145,6 +129,3 @@ def test_disk(tiny, monkeypatch):
     assert next(doctor.check_disk(tiny)).startswith("1.0 GB are free, a run takes 0.0")
     with pytest.raises(UserError, match=r"1\.0 GB are free, a run takes"):
         list(doctor.check_disk(settings))
-    monkeypatch.chdir("/proc")
-    with pytest.raises(OSError):
-        list(doctor.check_disk(tiny))

@@ -21,20 +21,12 @@ from tools.rehearse import Rehearsal, toml
 
 CONFIG = "configs/llama3-8b-instruct.toml"
 
-NOT_RUN = {
-    ".venv/bin/hf": "needs an account and the internet",
-    "make setup": "the tests' own environment is taken",
-    "make rehearse": "tests/tools/test_rehearse.py runs it",
-    "pip install": "the benchmark's own tool",
-    "alpaca_eval evaluate": "the benchmark's own tool, with a judge that is paid for",
-}
-"""Commands that are left out, and why."""
-
-SLURM = {
+# Need the internet, or are tests/tools/test_rehearse.py's or another tool's.
+NOT_RUN = (".venv/bin/hf", "make setup", "make rehearse", "pip install", "alpaca_eval evaluate")
+SLURM = {  # two nodes, which are one machine
     "scontrol": "#!/bin/bash\nprintf '127.0.0.1\\n127.0.0.1\\n'\n",
     "srun": '#!/bin/bash\nshift\nSLURM_NODEID=1 "$@" &\nSLURM_NODEID=0 "$@" && wait $!\n',
 }
-"""Two nodes, which are one machine."""
 
 
 def blocks() -> list[str]:
@@ -96,12 +88,9 @@ def test_the_page_names_what_there_is():
     for link in re.findall(r"\]\(((?!http|#)[^)#]+)", text):
         assert (ROOT / "docs" / link).exists(), link
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
-        assert target in targets, target
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)) <= set(targets)
     for module in re.findall(r" -m ([a-z_.]+)", text):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
-    kept = [row for row in commands("\n".join(blocks())) if not any(part in row for part in NOT_RUN)]
-    assert len(kept) >= 12
 
 
 @pytest.mark.slow

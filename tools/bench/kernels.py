@@ -1,9 +1,8 @@
 """The kernels' speed on a GPU: `python -m tools.bench.kernels` prints a table.
 
 Each row compares a kernel at a size of Llama-3-8B with PyTorch: attention with `F.scaled_dot_product_attention` (on
-contiguous keys and values, where the kernel reads through a block table), the rest with the eager version. `share` is
-the GPU's shortest possible time over the time taken: the longer of the operations at the speed of one large product
-and the bytes at that of one large copy, both measured first.
+contiguous keys and values), the rest with the eager version. `share` is the shortest possible time over the time taken:
+the longer of the operations at the speed of one large product and the bytes at that of one large copy.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,9 +25,7 @@ BLOCK = 16
 Computation = Callable[[], Any]
 
 
-class KernelCase(NamedTuple):
-    """One row: the kernel's computation, PyTorch's in its place, and the work in it."""
-
+class KernelCase(NamedTuple):  # one row: the kernel's computation, PyTorch's in its place, and the work in it
     name: str
     ours: Computation
     theirs: Computation
@@ -59,7 +56,7 @@ def cases(shape: Shape, length: int, sequences: int, batch: int, dtype: torch.dt
 
 
 def flat_sdpa(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-    """PyTorch's attention on [sequences, heads, tokens, head_dim]; gives [tokens of all sequences, heads, head_dim]."""
+    """PyTorch's attention of [sequences, heads, tokens, head_dim]; [tokens of all, heads, head_dim]."""
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options).transpose(1, 2).flatten(0, 1)
 
 
@@ -72,12 +69,11 @@ def attention_cases(shape: Shape, length: int, count: int, dtype: torch.dtype) -
     product, moved = count * h * d * length**2, 2 * (q.numel() + key.numel()) * q.element_size()
 
     def gradients() -> list[Tensor]:
-        found = torch.autograd.grad(reference, rows, grad, retain_graph=True)
-        return [x.transpose(1, 2).flatten(0, 1) for x in found]
+        return [x.transpose(1, 2).flatten(0, 1) for x in torch.autograd.grad(reference, rows, grad, retain_graph=True)]
 
-    sdpa, backward = partial(flat_sdpa, *rows, is_causal=True), attention_triton.backward
+    sdpa = partial(flat_sdpa, *rows, is_causal=True)
     yield KernelCase("attention", lambda: attention_triton.forward(q, key, v, segments)[0], sdpa, 2 * product, moved)
-    ours = partial(backward, grad, q, key, v, segments, out, lse)
+    ours = partial(attention_triton.backward, grad, q, key, v, segments, out, lse)
     yield KernelCase("attention, backward", ours, gradients, 5 * product, 2 * moved)
 
 
@@ -94,10 +90,8 @@ def paged_case(name: str, decode: list[Query], prefill: list[Query], cache: Tens
     distinct = len({block for span in spans for block in span.blocks}) * BLOCK
     seen = sum(position + 1 for position in metadata.positions)
     moved = (2 * distinct * k * d + 2 * q.numel()) * q.element_size()
-    ours = partial(paged_triton.paged_attention, q, cache[0], tiles)
-    return KernelCase(
-        name, ours, partial(flat_sdpa, queries, keys, values, attn_mask=mask), 4 * seen * heads * d, moved
-    )
+    ours, theirs = partial(paged_triton.paged_attention, q, cache[0], tiles), partial(flat_sdpa, queries, keys, values)
+    return KernelCase(name, ours, partial(theirs, attn_mask=mask), 4 * seen * heads * d, moved)
 
 
 def head_cases(shape: Shape, tokens: int, batch: int, dtype: torch.dtype) -> Iterator[KernelCase]:
@@ -125,15 +119,11 @@ def head_cases(shape: Shape, tokens: int, batch: int, dtype: torch.dtype) -> Ite
 def measure(case: KernelCase, limits: tuple[float, float], seconds: Callable[[Computation], float]) -> dict[str, Any]:
     """A row of the table. `limits` are operations and bytes a second; `seconds` times a function."""
     ours, theirs = seconds(case.ours), seconds(case.theirs)
-    return {
-        "kernel": case.name,
-        "milliseconds": round(1e3 * ours, 4),
-        "gigabytes_per_second": round(case.bytes / ours / 1e9, 1),
-        "teraflops": round(case.operations / ours / 1e12, 1),
-        "share": round(max(case.operations / limits[0], case.bytes / limits[1]) / ours, 3),
-        "torch_milliseconds": round(1e3 * theirs, 4),
-        "times_as_fast": round(theirs / ours, 2),
-    }
+    row: dict[str, Any] = {"kernel": case.name, "milliseconds": round(1e3 * ours, 4)}
+    row |= {"gigabytes_per_second": round(case.bytes / ours / 1e9, 1)}
+    row |= {"teraflops": round(case.operations / ours / 1e12, 1)}
+    row |= {"share": round(max(case.operations / limits[0], case.bytes / limits[1]) / ours, 3)}
+    return row | {"torch_milliseconds": round(1e3 * theirs, 4), "times_as_fast": round(theirs / ours, 2)}
 
 
 def gpu_seconds(run: Computation) -> float:

@@ -1,27 +1,22 @@
 """Generation speed: `torchrun --nproc-per-node auto -m tools.bench.sampler --model DIR` prints JSON lines.
 
-`tokens_per_second` counts new tokens only, over the whole time from text to text; it is the median run's. `first_token`
-is the median, over the first rank's requests, of the seconds until the first token. `prefill_tokens` are the computed
-tokens beyond one for each new token. `share_of_limit` is the arithmetic of all matrix products with weights (2
-operations a weight and token computed) over what the machine reaches in one large product, which is measured in the
-same minute: timings on shared machines can only be compared with one another.
-
-As in a run's stages, each core of a CPU is a rank with one thread; each rank takes every n-th prompt.
+`tokens_per_second` counts new tokens, over the whole time from text to text; it is the median run's. `prefill_tokens`
+are the computed tokens beyond one a new token. `share_of_limit`: operations of all products with weights over those of
+one large product in the same time, measured in the same minute, since timings on shared machines say little alone. As
+in a run's stages, each core of a CPU is a rank with one thread; each rank takes every n-th prompt.
 """
 
 import json
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from dpo.metrics import best_rate, product_flops
+from evaluation.benchmarks import arguments
 from kernels.int8 import Int8Weight, int8_linear
 from model.chat import ChatFormat, load_chat
 from model.dtype import generation_dtype
@@ -31,20 +26,20 @@ from sampling.engine import Engine
 from sampling.request import Request, Sampling
 from sampling.worker import local_device
 from stages.files import UserError, command
-from tools.bench import arguments, load_module
+from tools.bench import WORKLOAD, load_module
 
 ENGINE: dict[str, Any] = {"num_kv_blocks": 4096, "block_size": 16, "max_num_batched_tokens": 2048}
+SEQUENCES = 128  # decoded together, over all ranks
 
 
 @dataclass
-class Bench:
-    """One rank's model, and its part of all measurements. `limit`: operations a second that the machine reaches."""
-
+class Bench:  # one rank's model and its part of all measurements
     model: Llama
     chat: ChatFormat
-    workload: ModuleType
+    workload: Any  # the module
     repeats: int
-    limit: float
+    limit: float  # operations a second that the machine reaches
+    new_tokens: int = 0  # of the current run
 
     def texts(self, count: int) -> list[str]:
         """This rank's of the workload's first `count` prompts."""
@@ -60,61 +55,46 @@ class Bench:
         requests = [Request(str(i), ids, sampling, seed=i) for i, ids in enumerate(prompts)]
         done = {completion.id: completion.ids for completion in engine.run(requests)}
         self.new_tokens += sum(map(len, done.values()))
-        self.first_tokens += engine.first_token_seconds
         return [self.chat.text(done[request.id]) for request in requests]
 
     def loop(self, engine: Engine) -> None:
         """Responses, and judgments of them."""
         loop, texts = self.workload.LOOP, self.texts(self.workload.LOOP["prompts"])
         answers = self.complete(texts, loop["response_tokens"], loop["responses"], engine)
-        shown = [self.judged(texts[i // loop["responses"]], answer) for i, answer in enumerate(answers)]
+        asked = [self.workload.JUDGE.replace("{prompt}", text) for text in texts for _ in range(loop["responses"])]
+        shown = [judge.replace("{response}", answer) for judge, answer in zip(asked, answers, strict=True)]
         self.complete(shown, loop["judgment_tokens"], loop["judgments"], engine)
 
-    def judged(self, prompt: str, response: str) -> str:
-        return self.workload.JUDGE.replace("{prompt}", prompt).replace("{response}", response)
+    def flat(self, engine: Engine) -> None:
+        """Responses alone."""
+        flat = self.workload.FLAT
+        self.complete(self.texts(flat["prompts"]), flat["new_tokens"], 1, engine)
 
-    def report(self, run: Callable[[Engine], Any], sequences: int = 128, sharing: bool = True, **names: Any) -> None:
+    def report(self, run: Callable[[Engine], None], sharing: bool, **names: str) -> None:
         """Print the median of several runs, each with an empty cache."""
-        rows, config, each = [], self.model.config, -(-sequences // dist.get_world_size())
+        rows, config, each = list[dict[str, float]](), self.model.config, -(-SEQUENCES // dist.get_world_size())
         for _ in range(self.repeats):
-            self.new_tokens, self.first_tokens = 0, list[float]()
+            self.new_tokens = 0
             engine = Engine(self.model, **ENGINE, max_num_seqs=each, share_prefixes=sharing)
             sums(0.0)  # ranks start together
             started = time.perf_counter()
             run(engine)
             new, computed = sums(self.new_tokens, engine.computed_tokens)
             seconds = time.perf_counter() - started
-            flops = 2 * (config.block_weights * computed + config.head_weights * new)
-            row = {
-                "new_tokens": int(new),
-                "computed_tokens": int(computed),
-                "prefill_tokens": int(computed - new),
-                "seconds": round(seconds, 2),
-                "tokens_per_second": round(new / seconds, 1),
-                "first_token": round(statistics.median(self.first_tokens or [0.0]), 3),
-                "share_of_limit": round(flops / seconds / self.limit, 3),
-            }
-            rows.append(row)
+            rate = 2 * (config.block_weights * computed + config.head_weights * new) / seconds
+            row = {"new_tokens": int(new), "computed_tokens": int(computed), "prefill_tokens": int(computed - new)}
+            speeds = {"tokens_per_second": round(new / seconds, 1), "share_of_limit": float(f"{rate / self.limit:.3g}")}
+            rows.append(row | {"seconds": round(seconds, 2)} | speeds)
         rows.sort(key=lambda row: row["tokens_per_second"])
         say(names | rows[len(rows) // 2])
 
     def all(self, only: str | None) -> None:
-        """Both workloads; without prefix sharing; numbers of sequences decoded together; numbers of judgments N."""
-        tokens, length = self.workload.FLAT["new_tokens"], self.workload.LOOP["judgment_tokens"]
-        flat = partial(self.complete, self.texts(self.workload.FLAT["prompts"]), tokens, 1)
-        workloads = {name: run for name, run in (("flat", flat), ("loop", self.loop)) if only in (None, name)}
-        for name, run in workloads.items():
-            self.report(run, workload=name)
-        if only:
-            return
-        for name, run in workloads.items():
-            self.report(run, sharing=False, workload=name, ablation="sharing off")
-        for batch in (1, 8, 64, 128):
-            run = partial(self.complete, self.texts(min(batch, 64)), tokens, -(-batch // 64))
-            self.report(run, batch, workload="batch", batch=batch)
-        judged = [self.judged(text, text) for text in self.texts(8)]
-        for N in (1, 2, 4, 8, 16):
-            self.report(partial(self.complete, judged, length, N), workload="judgments", N=N)
+        """One workload; or both, and both without prefix sharing."""
+        workloads = {"flat": self.flat, "loop": self.loop}
+        for name in [only] if only else workloads:
+            self.report(workloads[name], True, workload=name)
+        for name in () if only else workloads:
+            self.report(workloads[name], False, workload=name, ablation="sharing off")
 
 
 def say(row: dict[str, Any]) -> None:
@@ -129,22 +109,21 @@ def sums(*numbers: float) -> list[float]:
     return total.tolist()
 
 
-def machine_limit(device: torch.device, products: torch.dtype, size: int = 2048) -> float:
+def machine_limit(device: torch.device, products: torch.dtype) -> float:
     """Operations a second in a large product; in int8 including the rounding of the input."""
     if products != torch.int8:
         return product_flops(device, products)
-    x, weight = torch.randn(size, size), Int8Weight.of(torch.randn(size, size))
-    return best_rate(lambda: int8_linear(x, weight), 2 * size**3)
+    x, weight = torch.randn(2048, 2048), Int8Weight.of(torch.randn(2048, 2048))
+    return best_rate(lambda: int8_linear(x, weight), 2 * 2048**3)
 
 
 def main() -> None:
-    parser = arguments("Generation speed, as JSON lines.", "int8")
-    parser.add_argument("--only", choices=["flat", "loop"], help="one workload, and nothing else")
-    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median is printed")
-    given = parser.parse_args()
+    only = {"choices": ["flat", "loop"], "help": "one workload, and nothing else"}
+    repeats = {"type": int, "default": 3, "help": "runs, of which the median is printed; default: 3"}
+    given = arguments(__doc__, "model", workload=WORKLOAD, only=only, repeats=repeats)
     dist.init_process_group("gloo")
     device, ranks = local_device(), dist.get_world_size()
-    dtype = generation_dtype(given.dtype, device)
+    dtype = generation_dtype("auto", device)
     torch.set_num_threads(ranks)  # the first rank measures the whole machine, while the others wait
     [limit] = sums(machine_limit(device, dtype) if dist.get_rank() == 0 else 0.0)
     torch.set_num_threads(1)

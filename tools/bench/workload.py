@@ -1,7 +1,7 @@
 """The workloads: texts and lengths. Another file that defines the same names may take the place of this one.
 
-`FLAT`: one response to each prompt. `LOOP`, as in an iteration: K responses to each prompt, then N judgments of each
-response. End tokens are ignored, so that every program does the same work. `pairs`: for training.
+`FLAT`: a response to each prompt. `LOOP`: also judgments of each response. End tokens are ignored, so that every
+program does the same work. `pairs`: for training.
 """
 
 import random
