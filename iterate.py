@@ -2,6 +2,15 @@
 
     python iterate.py --config configs/smollm2-135m.toml [--run NAME]
 
+    M0 = the seed after SFT on judging (prepare.eft, prepare.examples, dpo.sft)
+    for t = 1 ... T, with M = M_{t-1} (`Run.iteration`):
+        responses     M answers each prompt K times                              sampling.respond
+        judgments     M judges each response N times                             judging.judge, judging.expected
+        comparisons   M compares the judgments of one response of each prompt    judging.metajudge
+        pairs         the best and worst responses, and judgments                judging.pairs
+        checkpoint    DPO on the pairs makes M_t                                 dpo.train
+        evaluation    M_t as judge, meta-judge and actor on held-out data        evaluation.measure
+
 This file decides which stage comes next, on which files. Each stage is a process that reads files and writes files; it
 is left out when its output is complete for the same inputs and settings. So the same command continues a stopped run.
 """
@@ -75,7 +84,11 @@ class Run:
         if t == 1 and not (settings.judge.scores_file or list((folder / "responses").glob("shards-*/*"))):
             self.start("judging.preview", ("--config", self.config, "--model", model, "--prompts", prompts), "preview")
         responses = self.run_stage(RESPOND, folder / "responses", t, model=model, prompts=prompts)
-        sources = self.judged(t, model, initial, responses)
+        sources = self.judged(t, model, responses)
+        if settings.iteration[t - 1].judge_pairs and not settings.judge.scores_file:
+            judge = chosen_model(settings.metajudge.model, "metajudge.model", model, initial)
+            comparisons = self.run_stage(METAJUDGE, folder / "comparisons", t, model=judge, **sources.paths())
+            sources = replace(sources, comparisons=comparisons)
         pairs = self.run_stage(PAIRS, folder / "pairs", t, model=model, **sources.paths())
         if t == 1:  # after the first pairs, since users wait to see an iteration
             self.evaluate_initial(initial)
@@ -84,20 +97,20 @@ class Run:
         reference = model if settings.dpo.reference == "previous" else initial
         return self.run_stage(DPO, folder / "checkpoint", t, model=model, reference=reference, data=data)
 
-    def judged(self, t: int, model: Path, initial: Path, responses: Path) -> Sources:
-        """What pairs are made from: judgments, expected scores and comparisons, or a file of scores."""
-        judge, compared, sources = self.settings.judge, self.settings.iteration[t - 1].judge_pairs, Sources(responses)
+    def judged(self, t: int, model: Path, responses: Path) -> Sources:
+        """The responses with what scores them: judgments, expected scores, or both, or a file of scores."""
+        judge, sources = self.settings.judge, Sources(responses)
         if name := judge.scores_file.replace("{run}", str(self.folder)).replace("{t}", str(t)):
             if not Path(name).is_file():
                 row = "a line {id, score, text} each"
                 raise UserError(f"{name}: no such file; score the responses in {responses}, {row}, and start again")
             return replace(sources, scores_file=Path(name))
-        judgments, scores = [("judgments", JUDGE)], [("scores", SCORE)] * (judge.score == "expected")
-        # With scores first, judgments are for the meta-judge alone, of the responses that scores choose.
-        steps = scores + judgments * compared if judge.score_first else judgments + scores
-        for name, stage in steps + [("comparisons", METAJUDGE)] * compared:
-            if stage is METAJUDGE:
-                model = chosen_model(self.settings.metajudge.model, "metajudge.model", model, initial)
+        steps = [("judgments", JUDGE)]
+        if judge.score_first:  # judgments are for the meta-judge alone, of the responses that scores choose
+            steps = [("scores", SCORE), *steps[: self.settings.iteration[t - 1].judge_pairs]]
+        elif judge.score == "expected":
+            steps.append(("scores", SCORE))
+        for name, stage in steps:
             out = self.run_stage(stage, self.folder / f"iter{t}" / name, t, model=model, **sources.paths())
             sources = replace(sources, **{name: out})
         return sources

@@ -4,10 +4,8 @@ The trainer's own step runs on tensors without storage, as rank 0 of a fake proc
 counted, but not the allocator's fragmentation. A step has two full micro-batches: in the second one, gradients exist.
 """
 
-import argparse
 import weakref
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -28,7 +26,7 @@ from dpo.trainer import clip, local_gradients, make_optimizer, squared_norm
 from kernels.compile import recording
 from model.config import LlamaConfig
 from model.llama import _frequencies
-from stages.files import command
+from stages.files import arguments, command
 from stages.settings import Settings, load_settings
 
 CONTEXT_BYTES = 2 * 2**30  # our allowance for CUDA, its libraries and NCCL's buffers
@@ -120,12 +118,10 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Memory that training needs on each GPU.")
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--ranks", type=int, help="GPUs in all; default: the config's nproc_per_node")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.config)
-    config, ranks = LlamaConfig.load(settings.model.shape), arguments.ranks or settings.nproc_per_node
+    number = {"type": int, "help": "GPUs in all; default: the config's nproc_per_node"}
+    given = arguments(__doc__, "config", ranks=number)
+    settings = load_settings(given.config)
+    config, ranks = LlamaConfig.load(settings.model.shape), given.ranks or settings.nproc_per_node
     print(f"{settings.name} on {ranks} GPUs, micro-batches of {settings.trainer.tokens_per_microbatch} tokens")
     for name, size in count(config, settings, ranks).items():
         print(f"{name:32}{size / 1e9:8.2f} GB")

@@ -94,7 +94,7 @@ def _settings(settings: Settings, iteration: int) -> Any:
 
 
 INPUTS = ("model", "reference", "data")
-DPO = Stage("dpo", "dpo.train", run_training, _settings, INPUTS, (), ("data",), per_iteration=True, ranks="group")
+DPO = Stage("dpo", "dpo.train", run_training, _settings, INPUTS, lists=("data",), per_iteration=True, ranks="group")
 
 if __name__ == "__main__":
     end_process(DPO.main)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,17 @@ from model.llama import Llama
 from stages.files import UserError
 from stages.progress import progress
 from stages.settings import Dpo, Settings, Sft
+
+
+class BatchResult(NamedTuple):
+    """Losses of a global batch and the work for it, over all ranks."""
+
+    means: dict[str, float]  # of the loss terms, over the examples by weight
+    grad_norm: float  # of the mean loss; 0 without backward
+    tokens: int  # computed; a shared prefix counts once
+    flops: float  # of a forward pass
+    memory_mib: float  # the highest peak of any rank
+    stop: bool  # whether a rank got a signal to stop
 
 
 @dataclass
@@ -82,7 +93,7 @@ class Trainer:
             self.write(metrics)
             bar.set_postfix({k: f"{metrics[k]:.4g}" for k in ("loss", "accuracy") if k in metrics}, refresh=False)
             bar.update()
-            if at.step % 32 == 0 and self.world.device.type == "cpu":
+            if at.step % 32 == 0:  # rarely, since returned pages have to be zeroed again
                 return_memory()
             if stop or (at.position < len(batches) and self.due(epoch_ended=False)):
                 self.save()
@@ -97,26 +108,25 @@ class Trainer:
         rate = learning_rate(step, steps, section.learning_rate, section.warmup_ratio)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        means, grad_norm, tokens, flops, memory, stop = self.measure(batch, backward=True)
-        if not math.isfinite(means["loss"] + grad_norm):
+        result = self.measure(batch, backward=True)
+        if not math.isfinite(result.means["loss"] + result.grad_norm):
             with torch.no_grad():
-                bad = [i for i in batch if not math.isfinite(self.measure([i], backward=False)[0]["loss"])]
+                bad = [i for i in batch if not math.isfinite(self.measure([i], backward=False).means["loss"])]
             names, what = ", ".join(self.examples[i].id for i in bad or batch), "loss" if bad else "gradient"
             advice = f"check these examples, or lower {self.stage}.learning_rate"
             raise UserError(f"step {step}: the {what} is not finite in {names}; {advice}")
-        clip(local_gradients(self.model.parameters()), grad_norm, section.max_grad_norm)
+        clip(local_gradients(self.model.parameters()), result.grad_norm, section.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         seconds = time.perf_counter() - started
-        metrics = {"step": step, "epoch": self.progress.epoch + 1, "split": "train", **means, "grad_norm": grad_norm}
-        metrics |= {"lr": rate, "tokens": tokens, "tokens_per_second": tokens / seconds}
-        metrics |= {"mfu": 3 * flops / seconds / (self.peak_flops * self.world.size)}
-        return metrics | {"memory_mib": round(memory), "seconds": seconds}, stop
+        metrics = {"step": step, "epoch": self.progress.epoch + 1, "split": "train", **result.means}
+        metrics |= {"grad_norm": result.grad_norm, "lr": rate}
+        metrics |= {"tokens": result.tokens, "tokens_per_second": result.tokens / seconds}
+        metrics |= {"mfu": 3 * result.flops / seconds / (self.peak_flops * self.world.size)}
+        return metrics | {"memory_mib": round(result.memory_mib), "seconds": seconds}, result.stop
 
-    def measure(self, indices: list[int], backward: bool) -> tuple[dict[str, float], float, int, float, float, bool]:
-        """The mean loss terms of the examples at `indices`, by weight; with `backward` their gradient is added to the
-        parameters', and its norm comes next; tokens computed and operations of a forward pass; the highest peak memory
-        of a rank, in MiB; whether a rank got a signal to stop. Means and sums are over all ranks."""
+    def measure(self, indices: list[int], backward: bool) -> BatchResult:
+        """The mean loss terms of the examples at `indices`; with `backward` the parameters get its gradient, added."""
         world, weight = self.world, sum(self.examples[i].weight for i in indices)
         terms: dict[str, Tensor] = {}
         sums, tokens, flops = torch.zeros((), dtype=torch.float64, device=world.device), 0, 0
@@ -136,7 +146,7 @@ class Trainer:
         means = {name: value / weight for name, value in zip(terms, values, strict=False)}
         square_of_all, tokens_of_all, flops_of_all, stops, *memory_r = values[len(terms) :]
         norm = math.sqrt(square_of_all) if square_of_all >= 0 else math.nan
-        return means, norm, int(tokens_of_all), flops_of_all, max(memory_r), stops > 0
+        return BatchResult(means, norm, int(tokens_of_all), flops_of_all, max(memory_r), stops > 0)
 
     def terms(self, batch: MicroBatch) -> dict[str, Tensor]:
         """Loss and further terms of each example of a micro-batch, fp32 [e]."""
@@ -155,7 +165,7 @@ class Trainer:
         """Means over the held-out examples, also written as a line of metrics; empty without held-out examples."""
         if not self.held_out_set:
             return {}
-        means = self.measure(self.held_out_set, backward=False)[0]
+        means = self.measure(self.held_out_set, backward=False).means
         reshard(self.model)
         self.write({"step": self.progress.step - 1, "epoch": self.progress.epoch + 1, "split": "held_out"} | means)
         return means

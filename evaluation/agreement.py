@@ -14,7 +14,6 @@ from typing import Any, get_args
 
 import numpy as np
 
-from evaluation.benchmarks import arguments
 from evaluation.labelled import Decisions, Labelled, Opinion, Pair, by_value, read_decisions, read_labelled
 from evaluation.pairwise import Preference, compare
 from evaluation.statistics import SHARE, by_group, cohen_kappa, each, mean, share, shown, spearman
@@ -23,7 +22,7 @@ from judging.metajudge import read_winner
 from judging.rubric import judgment_text, meta_prompt
 from model.chat import ChatFormat
 from sampling.worker import Item, Worker, generation_settings, sampling_of
-from stages.files import UserError, command, read_json, read_jsonl, read_shards, write_json, write_jsonl
+from stages.files import UserError, arguments, command, read_json, read_jsonl, read_shards, write_json, write_jsonl
 from stages.records import Record, group_by
 from stages.seeds import request_seed
 from stages.settings import Protocol, Settings, load_settings

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks import arguments, print_tables, read_rows
-from stages.files import UserError, command
+from evaluation.benchmarks import print_tables, read_rows
+from stages.files import UserError, arguments, command
 from stages.records import Record
 
 Array = NDArray[np.float64]

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from evaluation.answers import dialog
-from evaluation.benchmarks import ALPACA_EVAL, MT_BENCH, TURNS, Question, arguments, read_answers, read_questions
+from evaluation.benchmarks import ALPACA_EVAL, MT_BENCH, TURNS, Question, read_answers, read_questions
 from evaluation.pairwise import Decision, Duel, decide, duel_items, read_duel
 from judging.judge import judge_items, judge_section, read_score
 from judging.scores import mean_score, to_number
 from judging.verdict import MAXIMUM
 from prepare.rankings import conversation_text
 from sampling.worker import Worker, generation_settings
-from stages.files import UserError, command, digest, read_shards
+from stages.files import UserError, arguments, command, digest, read_shards
 from stages.records import Record, group_by
 from stages.settings import Protocol, load_settings
 from stages.stage import Job, Output, first_rank, make_job

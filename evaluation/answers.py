@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from evaluation.benchmarks import ALPACA_EVAL, ARENA_HARD, MT_BENCH, TURNS, Question, arguments, read_questions
+from evaluation.benchmarks import ALPACA_EVAL, ARENA_HARD, MT_BENCH, TURNS, Question, read_questions
 from model.chat import ChatFormat, Message
 from model.tokenizer import Tokenizer
 from sampling.request import FinishReason, Sampling
 from sampling.worker import Item, Worker, generation_settings
-from stages.files import UserError, command, read_shards, write_json, write_jsonl
+from stages.files import UserError, arguments, command, read_shards, write_json, write_jsonl
 from stages.records import Record
 from stages.seeds import request_seed
 from stages.settings import Respond, load_settings

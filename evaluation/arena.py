@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks import arguments, caveats, need, print_tables, read_rows
+from evaluation.benchmarks import caveats, need, print_tables, read_rows
 from evaluation.statistics import bootstrap
-from stages.files import UserError, command
+from stages.files import UserError, arguments, command
 from stages.records import Record
 
 Array = NDArray[np.float64]
@@ -29,9 +29,9 @@ VERDICTS = {"A>>B": [1.0] * 3, "A>B": [1.0], "A=B": [0.5], "B>A": [0.0], "B>>A":
 REVERSED = {"B<<A": "A>>B", "B<A": "A>B", "B=A": "A=B", "A<B": "B>A", "A<<B": "B>>A"}  # only v2.0 reads them
 
 
-class Judgment(
-    NamedTuple
-):  # the model's results, 1, 1/2 or 0, by the place of its answer; the number of unreadable games
+class Judgment(NamedTuple):
+    """The model's results, 1, 1/2 or 0, by the place of its answer; the number of unreadable games."""
+
     second: list[float]
     first: list[float]
     unreadable: int

@@ -3,7 +3,6 @@
 AlpacaEval's files are JSON lists (.json), all others JSON lines.
 """
 
-import argparse
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +19,6 @@ FORMS: dict[str, tuple[list[Any], list[Any], str]] = {
     "question_id": (["turns"], ["choices", 0, "turns"], "model_id"),
 }
 """By the key that names the question of a row: the keys of a question's texts, of an answer's, and of its model."""
-
-
-def arguments(doc: str | None, *paths: str, **others: Any) -> argparse.Namespace:
-    """A command's options: required `paths`, and `others` with argparse's keywords; `doc` is the help's description."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, keywords in ({path: {"required": True, "type": Path} for path in paths} | others).items():
-        parser.add_argument(f"--{name}", **keywords)
-    return parser.parse_args()
 
 
 class Row(NamedTuple):  # an object of a file, and its place: "PATH, entry I" or "PATH, line N"

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks import MT_BENCH, Question, arguments, caveats, need, print_tables, read_questions, read_rows
+from evaluation.benchmarks import MT_BENCH, Question, caveats, need, print_tables, read_questions, read_rows
 from evaluation.statistics import bootstrap
-from stages.files import UserError, command
+from stages.files import UserError, arguments, command
 from stages.records import Record
 
 JUDGE, QUESTIONS, SCALE = "gpt-4", 80, [1, 10]  # the benchmark's own

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation import ifeval
-from evaluation.benchmarks import arguments
 from evaluation.statistics import bootstrap, by_group, each, shortened, shown
-from stages.files import UserError, command, read_numbered_jsonl
+from stages.files import UserError, arguments, command, read_numbered_jsonl
 
 ALPHABETS = ("ARABIC", "ARMENIAN", "CYRILLIC", "DEVANAGARI", "GEORGIAN", "GREEK", "HANGUL", "HEBREW", "LATIN", "THAI")
 

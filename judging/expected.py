@@ -90,10 +90,8 @@ def _settings(settings: Settings, iteration: int) -> Any:
     return generation_settings(settings, iteration, expected_section(settings))
 
 
-SCORE = Stage(
-    "score", "judging.expected", score, _settings, ("model", "responses"), ("judgments",), per_iteration=True,
-    ranks="all",
-)  # fmt: skip
+INPUTS = ("model", "responses")
+SCORE = Stage("score", "judging.expected", score, _settings, INPUTS, ("judgments",), per_iteration=True, ranks="all")
 
 if __name__ == "__main__":
     SCORE.main()

@@ -98,10 +98,10 @@ def _settings(settings: Settings, iteration: int) -> Any:
     return generation_settings(settings, iteration, section)
 
 
+INPUTS, OPTIONAL = ("model", "responses"), ("judgments", "scores")
 METAJUDGE = Stage(
-    "metajudge", "judging.metajudge", metajudge, _settings, ("model", "responses"), ("judgments", "scores"),
-    per_iteration=True, ranks="all",
-)  # fmt: skip
+    "metajudge", "judging.metajudge", metajudge, _settings, INPUTS, OPTIONAL, per_iteration=True, ranks="all"
+)
 
 if __name__ == "__main__":
     METAJUDGE.main()

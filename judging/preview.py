@@ -1,18 +1,16 @@
 """A preview of an iteration for people: a response, two judgments and a comparison, which its stages draw again."""
 
-import argparse
 import sys
 import textwrap
 from collections.abc import Iterable
 from functools import partial
 from itertools import islice, zip_longest
-from pathlib import Path
 
 from judging.judge import judge_items, read_score
 from judging.metajudge import choose_meta_judged, metajudge_items, read_winner
 from sampling.respond import response_items
 from sampling.worker import Item, Row, Verdict, Worker
-from stages.files import command, read_jsonl
+from stages.files import arguments, command, read_jsonl
 from stages.settings import load_settings
 
 PROMPTS = 8  # answered; one of the responses is shown
@@ -67,13 +65,9 @@ def _titled(title: str, **parts: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print one response, judgment and comparison of an iteration.")
-    for name, meaning in (("config", ""), ("model", "Hugging Face directory"), ("prompts", "JSON lines: id, prompt")):
-        parser.add_argument(f"--{name}", required=True, type=Path, help=meaning)
-    parser.add_argument("--iteration", type=int, default=1)
-    arguments = parser.parse_args()
-    worker = Worker(load_settings(arguments.config), arguments.model)
-    for text in preview(worker, read_jsonl(arguments.prompts, ("id", "prompt")), arguments.iteration):
+    given = arguments(__doc__, "config", "model", "prompts", iteration={"type": int, "default": 1})
+    worker = Worker(load_settings(given.config), given.model)
+    for text in preview(worker, read_jsonl(given.prompts, ("id", "prompt")), given.iteration):
         print(text, file=sys.stderr)
 
 

@@ -4,7 +4,6 @@ It writes the same bytes again, as nothing but files of data/ goes in. With `--m
 answers/*.jsonl.gz, the model's own answers to the prompts, anew (an hour on two cores).
 """
 
-import argparse
 import gzip
 import json
 import operator
@@ -19,7 +18,7 @@ from typing import Any
 from prepare.examples import labelled_rows
 from prepare.flaws import Constructor, load_sources
 from sampling.llm import LLM, SamplingParams
-from stages.files import command, read_jsonl, write_atomic
+from stages.files import arguments, command, read_jsonl, write_atomic
 from stages.records import Record
 from stages.seeds import request_seed
 
@@ -141,9 +140,7 @@ def write(files: Files) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the made files of data/; run from the repository's root.")
-    parser.add_argument("--model", type=Path, help="Hugging Face directory of the model that answers the prompts anew")
-    model = parser.parse_args().model
+    model = arguments(__doc__, model={"type": Path, "help": "a Hugging Face directory"}).model
     for files in (prompt_files(), answer_files(model) if model else iter(()), sft_files(), case_files()):
         write(files)
 

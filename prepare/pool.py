@@ -4,13 +4,12 @@ The command writes `prompts.seeds`: first questions of `eft.sources` with at lea
 (arXiv 2401.10020) took 3,200 from OpenAssistant.
 """
 
-import argparse
 import random
 from dataclasses import replace
 from pathlib import Path
 
 from prepare.eft import read_sources
-from stages.files import UserError, command, read_jsonl, write_jsonl
+from stages.files import UserError, arguments, command, read_jsonl, write_jsonl
 from stages.records import Record
 from stages.settings import Settings, load_settings
 
@@ -50,17 +49,14 @@ def seed_prompts(settings: Settings, count: int | None = None) -> list[dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write prompts.seeds: first questions of the conversations in [eft].")
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--count", type=int, help="how many; default: all")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.config)
+    given = arguments(__doc__, "config", count={"type": int, "help": "how many; default: all"})
+    settings = load_settings(given.config)
     if not settings.eft.sources or not settings.prompts.seeds:
-        raise UserError(f"{arguments.config}: eft.sources and prompts.seeds must both name files")
+        raise UserError(f"{given.config}: eft.sources and prompts.seeds must both name files")
     path = Path(settings.prompts.seeds)
     if path.exists():
         raise UserError(f"{path}: exists already; remove it, or keep it and leave this command out")
-    write_jsonl(path, rows := seed_prompts(settings, arguments.count))
+    write_jsonl(path, rows := seed_prompts(settings, given.count))
     print(f"{path}: {len(rows)} prompts")
 
 

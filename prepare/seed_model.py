@@ -4,7 +4,6 @@
 trained on the project's own prompts; "tiny-judge" writes verdicts untaught. Any other model the user brings.
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -18,7 +17,7 @@ from model.weights import random_weights, save_pretrained
 from prepare.gguf import convert
 from prepare.layouts import config_document, whole_folder
 from prepare.scripted import Script, follow, packaged_file
-from stages.files import UserError, command, read_jsonl, write_json
+from stages.files import UserError, arguments, command, read_jsonl, write_json
 from stages.settings import Model, load_settings
 
 TINY = LlamaConfig(1024, 96, 256, 2, 6, 2, 16, 1e-5, 10000.0, 1024, tie_word_embeddings=True)
@@ -89,9 +88,7 @@ def _verdict_script(vocabulary: dict[str, int]) -> Script:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the seed model where it is missing.")
-    parser.add_argument("--config", required=True, type=Path)
-    print(prepare(load_settings(parser.parse_args().config).model))
+    print(prepare(load_settings(arguments(__doc__, "config").config).model))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A stage's folder is complete when it holds `manifest.json`, which is written las
 inputs and settings, its `digest` the output.
 """
 
+import argparse
 import fcntl
 import gzip
 import hashlib
@@ -57,6 +58,14 @@ def command(main: Callable[[], None]) -> None:
         what, code = ("interrupted", 130) if isinstance(error, KeyboardInterrupt) else ("terminated", error.code)
         print(f"{what}: run the same command again to continue", file=sys.stderr)
         raise SystemExit(code) from None
+
+
+def arguments(doc: str | None, *paths: str, **others: Any) -> argparse.Namespace:
+    """A command's options: required `paths`, and `others` with argparse's keywords; `doc` is the help's description."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, keywords in ({path: {"required": True, "type": Path} for path in paths} | others).items():
+        parser.add_argument(f"--{name}", **keywords)
+    return parser.parse_args()
 
 
 def read_numbered_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:

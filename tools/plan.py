@@ -4,7 +4,6 @@ The engine's scheduler runs a typical shard of each stage and the trainer packs 
 GPU. Exit code 1: something will not fit.
 """
 
-import argparse
 import math
 import shutil
 import textwrap
@@ -18,7 +17,7 @@ from dpo.packing import keep_usable, micro_batches, own_prefix
 from model.config import LlamaConfig
 from prepare.seed_model import prepare
 from sampling.request import Request, Sampling
-from stages.files import UserError, command
+from stages.files import UserError, arguments, command
 from stages.settings import Dpo, load_settings
 from tools.doctor import missing_inputs
 from tools.planned import Generation, Planned, Training, disk, disk_needed, rows
@@ -139,14 +138,12 @@ def table(plan: Plan, card: str) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What a run will cost, and whether it will fit.")
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--gpus", type=int, help="GPUs in all; default: the config's nproc_per_node")
-    parser.add_argument("--gpu", choices=("cpu", *CARDS), help="default: h100 with --gpus, else cpu")
-    arguments = parser.parse_args()
-    settings, card = load_settings(arguments.config), arguments.gpu or ("h100" if arguments.gpus else "cpu")
-    ranks = settings.nproc_per_node if arguments.gpus is None else arguments.gpus
-    if ranks < 1 or (card == "cpu" and arguments.gpus):
+    gpus = {"type": int, "help": "GPUs in all; default: the config's nproc_per_node"}
+    gpu = {"choices": ("cpu", *CARDS), "help": "default: h100 with --gpus, else cpu"}
+    given = arguments(__doc__, "config", gpus=gpus, gpu=gpu)
+    settings, card = load_settings(given.config), given.gpu or ("h100" if given.gpus else "cpu")
+    ranks = settings.nproc_per_node if given.gpus is None else given.gpus
+    if ranks < 1 or (card == "cpu" and given.gpus):
         raise UserError(f"--gpus {ranks}: give at least 1, and a kind of GPU or none")
     if settings.model.prepare:
         prepare(settings.model)

@@ -4,7 +4,6 @@ Stages and file formats are the config's own. Stand-ins replace what is slow or 
 whose verdicts come from a script (`prepare.scripted`); the first lines of the user's files, or a few of this project's.
 """
 
-import argparse
 import gzip
 import json
 import os
@@ -19,7 +18,7 @@ from typing import Any
 
 from prepare.meta import convert
 from prepare.scripted import write_stand_in
-from stages.files import UserError, command, read_jsonl, write_atomic, write_jsonl
+from stages.files import UserError, arguments, command, read_jsonl, write_atomic, write_jsonl
 from stages.settings import load_settings
 from tools.doctor import named_files, named_models
 
@@ -120,9 +119,7 @@ def toml(table: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Run a Llama-3 config with a tiny model and a handful of prompts.")
-    parser.add_argument("--config", required=True, type=Path)
-    path, started = parser.parse_args().config, time.monotonic()
+    path, started = arguments(__doc__, "config").config, time.monotonic()
     folder = Path("runs") / f"rehearsal-{load_settings(path).name}"
     shutil.rmtree(folder, ignore_errors=True)
     rehearsal = Rehearsal(path, folder)

@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 
 from dpo.metrics import best_rate, product_flops
-from evaluation.benchmarks import arguments
 from kernels.int8 import Int8Weight, int8_linear
 from model.chat import ChatFormat, load_chat
 from model.dtype import generation_dtype
@@ -25,7 +24,7 @@ from model.weights import load_packed
 from sampling.engine import Engine
 from sampling.request import Request, Sampling
 from sampling.worker import local_device
-from stages.files import UserError, command
+from stages.files import UserError, arguments, command
 from tools.bench import WORKLOAD, load_module
 
 ENGINE: dict[str, Any] = {"num_kv_blocks": 4096, "block_size": 16, "max_num_batched_tokens": 2048}

@@ -19,11 +19,10 @@ from dpo.packing import micro_batches
 from dpo.parallel import World, distributed, load_sharded, sharded_model
 from dpo.reference import reference_logprob
 from dpo.trainer import Trainer, make_optimizer
-from evaluation.benchmarks import arguments
 from model.chat import load_chat
 from model.config import LlamaConfig
 from model.dtype import training_dtype
-from stages.files import command, read_jsonl
+from stages.files import arguments, command, read_jsonl
 from stages.settings import Dpo, EngineOptions, Iteration, Model, Respond, Settings
 from tools.bench import WORKLOAD, load_module
 
