@@ -12,8 +12,9 @@ from evaluation.measure import answers_report, duels_of, held_out_items, wins_re
 from evaluation.pairwise import Duel, decide, duel_items, read_duel
 from evaluation.statistics import columns
 from evaluation.summary import cells, differences, notes
-from evaluation.verifiable import Instruction, Rule
+from evaluation.verifiable import Instruction
 from judging.verdict import Failure, parse_winner
+from prepare.rules import Rule
 from stages.settings import Evaluation, Iteration, Model, Respond, Settings
 
 SETTINGS = Settings(name="t", model=Model("m"), respond=Respond(1, max_new_tokens=7), iteration=[Iteration()])

@@ -9,19 +9,9 @@ from pathlib import Path
 import pytest
 from questions import refused, written
 
-from evaluation.verifiable import (
-    RULES,
-    Instruction,
-    Rule,
-    followed,
-    main,
-    read_instructions,
-    sentence_count,
-    table,
-    verifiable_report,
-    word_count,
-)
+from evaluation.verifiable import Instruction, main, read_instructions, table, verifiable_report
 from prepare.novelty import Novelty, Sequences
+from prepare.rules import RULES, Rule, followed, sentence_count, word_count
 from stages.files import read_jsonl
 
 CASES = [
