@@ -99,7 +99,9 @@ class Run:
 
     def judged(self, t: int, model: Path, responses: Path) -> Sources:
         """The responses with what scores them: judgments, expected scores, or both, or a file of scores."""
-        judge, sources = self.settings.judge, Sources(responses)
+        judge, sources, rule = self.settings.judge, Sources(responses), self.settings.iteration[t - 1]
+        if rule.labels == "rules":
+            return replace(sources, prompts=self.folder / f"iter{t}" / "prompts.jsonl")
         if name := judge.scores_file.replace("{run}", str(self.folder)).replace("{t}", str(t)):
             if not Path(name).is_file():
                 row = "a line {id, score, text} each"
@@ -107,7 +109,7 @@ class Run:
             return replace(sources, scores_file=Path(name))
         steps = [("judgments", JUDGE)]
         if judge.score_first:  # judgments are for the meta-judge alone, of the responses that scores choose
-            steps = [("scores", SCORE), *steps[: self.settings.iteration[t - 1].judge_pairs]]
+            steps = [("scores", SCORE), *steps[: rule.judge_pairs]]
         elif judge.score == "expected":
             steps.append(("scores", SCORE))
         for name, stage in steps:

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
-from evaluation.agreement import read_report
+from evaluation.agreement import half_credit, read_report
+from evaluation.pairwise import prefer
 from evaluation.statistics import by_group, each, mean, share, spearman
-from judging.pairs import Sources
+from judging.pairs import Sources, rule_scores
+from judging.rules import obeys, rules_of
 from judging.scores import distinct_responses, read_scores, response_scores
 from judging.verdict import MAXIMUM, Failure
 from stages.files import read_jsonl, read_manifest, read_shards, write_json
@@ -39,6 +42,8 @@ def write_panel(
     judgments = rows(sources.judgments, "id", "response_id", "index", "text", "score", "failure")
     if sources.scores_file:
         scores = read_scores(sources.scores_file, all_responses)
+    elif sources.prompts:
+        scores = rule_scores(sources.prompts, all_responses)
     else:
         expected = rows(sources.scores)
         scores = response_scores(group_by(expected or judgments, "response_id"), settings.judge.scores_needed)
@@ -51,6 +56,7 @@ def write_panel(
     weights = {name: weights_of(path) for name, path in stages.items() if path}
     panel: Record = {"iteration": iteration, "weights": weights, "responses": response_panel(responses, scores)}
     panel |= {"judge": judge, "metajudge": meta, "pairs": pairs_panel(pairs)}
+    panel["selection"] = selection_panel(read_jsonl(path.parent / "prompts.jsonl", ("id",)), responses, scores)
     panel["agreement"] = measured(agreement, "parse_rate", "pairwise", "longer_wins", "spearman")
     panel["meta_agreement"] = measured(meta_agreement, "parse_rate", "agreement", "first_position", "consistency")
     write_json(path, panel)
@@ -117,6 +123,32 @@ def response_panel(responses: Sequence[Record], scores: Mapping[str, Fraction]) 
         "score_length_spearman": None if overall is None else round(overall, 4),
         "score_length_spearman_within_prompt": each(within),
     }
+
+
+def selection_panel(prompts: Iterable[Record], responses: Sequence[Record], scores: Mapping[str, Fraction]) -> Record:
+    """What pairs could teach: how much better a prompt's best-scored response is than a random one.
+
+    "rules": the shares that follow all rules of their prompt, of a random response, those of the highest and of the
+    lowest score, and an oracle's choice; the "gain" of the highest over a random one; "ordered", of pairs of which one
+    follows the rules, those ordered rightly. "score": the mean scores of a random and of the best response.
+    """
+    rules, shares, ordered = {row["id"]: rules_of(row) for row in prompts}, defaultdict(list), []
+    means: dict[str, list[float]] = {"random": [], "best": []}
+    for prompt_id, rows in group_by((row for row in responses if row["id"] in scores), "prompt_id").items():
+        own = [scores[row["id"]] for row in rows]
+        means["random"].append(float(sum(own) / len(own)))
+        means["best"].append(float(max(own)))
+        if not (asked := rules[prompt_id]):
+            continue
+        kept = [obeys(asked, row["text"]) for row in rows]
+        by_score = [fmean(k for k, s in zip(kept, own, strict=True) if s == end(own)) for end in (max, min)]
+        values = (fmean(kept), *by_score, float(any(kept)), by_score[0] - fmean(kept))
+        for name, value in zip(("random", "best", "worst", "oracle", "gain"), values, strict=True):
+            shares[name].append(value)
+        good, bad = ([s for k, s in zip(kept, own, strict=True) if k == side] for side in (True, False))
+        ordered += [(prompt_id, half_credit(prefer(a, b), "first")) for a in good for b in bad]
+    followed = {name: each(values) for name, values in shares.items()} | {"ordered": by_group(ordered)}
+    return {"rules": followed if shares else None, "score": {name: each(values) for name, values in means.items()}}
 
 
 def metajudge_panel(comparisons: Sequence[Record], judgments: Sequence[Record], elos: Iterable[Record]) -> Record:

@@ -15,6 +15,8 @@ from evaluation.pairwise import Duel, compare, decide
 from evaluation.statistics import by_group, each, share
 from evaluation.verifiable import Instruction, read_instructions, read_rows, verifiable_report
 from judging.judge import judge_section, score_rows, scoring_section
+from judging.rubric import leaks_role
+from judging.scores import mean_score
 from model.chat import ChatFormat
 from prepare.novelty import repetition, words
 from sampling.worker import Item, Worker, generation_settings, sampling_of
@@ -45,7 +47,8 @@ def held_out_items(
 def answers_report(instructions: Sequence[Instruction], rows: Sequence[Record]) -> Record:
     """How instructions are followed; and of the answers to open prompts, means and, in "by_id", each answer's own:
     characters, whether it was cut off, the share of three-word sequences that repeat earlier ones. Of all these answers
-    together distinct-n (arXiv 1510.03055): the share of different sequences among all n-word sequences.
+    together distinct-n (arXiv 1510.03055): the share of different sequences among all n-word sequences. Of all answers
+    the "role_leakage", the share with words of the judge or meta-judge.
     """
     texts = {row["name"]: row["text"] for row in rows if row["kind"] == "instruction"}
     by_id, spoken = Record(), list[list[str]]()
@@ -61,6 +64,7 @@ def answers_report(instructions: Sequence[Instruction], rows: Sequence[Record]) 
     return {
         "verifiable": verifiable_report(instructions, texts) if instructions else None,
         "answers": answers | {"by_id": by_id} if by_id else None,
+        "role_leakage": each(leaks_role(row["text"]) for row in rows),
     }
 
 
@@ -83,7 +87,9 @@ def duels_of(answers: Mapping[str, Record], against: Mapping[str, Record]) -> li
 
 
 def wins_report(duels: Sequence[Duel], rows: Sequence[Record], settings: Settings) -> Record:
-    """Win rate over prompts with a verdict, a tie counting half; how often both orders agree; shares of wins by id."""
+    """Win rate over prompts with a verdict, a tie counting half; how often both orders agree; shares of wins by id.
+    Where scores decide, also the mean score of the model's own answers, and their scores by id.
+    """
     protocol, by_duel = settings.evaluation.protocol, group_by(rows, "duel")
     decisions = {duel.id: decide(duel, by_duel.get(duel.id, []), protocol) for duel in duels}
     shares = {name: None if own.first is None else float(own.first) for name, own in decisions.items()}
@@ -93,6 +99,10 @@ def wins_report(duels: Sequence[Duel], rows: Sequence[Record], settings: Setting
     report["parse_rate"] = by_group((row["duel"], row["failure"] is None) for row in rows)
     report["consistency"] = each(own.consistent for own in decisions.values())
     report["first_position"] = by_group((row["duel"], row["winner"] == "first") for row in named)
+    if protocol == "scores":
+        own = {name: mean_score([row for row in rows if row["shown"] == 0], 1) for name, rows in by_duel.items()}
+        scores = {name: None if score is None else round(float(score), 4) for name, score in own.items()}
+        report |= {"score": each(scores.values()), "scores": scores}
     return report | {"by_id": shares}
 
 

@@ -21,15 +21,19 @@ BY_ANSWER = ("characters", "cut_off", "repetition")  # measures that each answer
 _BRIEF, _CHANGE = "{:.1%} [{:.0%}, {:.0%}]", "{:+.1%} [{:+.1%}, {:+.1%}]"
 COLUMNS = (
     ("wins*", "win_rate", _BRIEF),
+    ("score*", "score", "{:.2f} [{:.2f}, {:.2f}]"),
     ("verifiable", "verifiable", _BRIEF),
     ("characters", "characters", "{:.0f}"),
     ("distinct-2", "distinct_2", "{:.2f}"),
     ("repetition", "repetition", "{:.1%}"),
+    ("leakage", "role_leakage", "{:.1%}"),
     ("judge agrees", "agreement", _BRIEF),
     ("Spearman", "spearman", "{:.2f}"),
     ("meta-judge", "meta_agreement", _BRIEF),
 )  # the table of models: title, key, and the format of value and interval
-CHANGES = {"verifiable": _CHANGE, "agreement": _CHANGE, "characters": "{:+.1f} [{:+.1f}, {:+.1f}]"}  # those printed
+CHANGES = {"verifiable": _CHANGE, "agreement": _CHANGE, "score": "{:+.2f} [{:+.2f}, {:+.2f}]"} | {
+    "characters": "{:+.1f} [{:+.1f}, {:+.1f}]"
+}  # those printed
 Values = dict[str, dict[tuple[str, str], float]]
 """A model's single values by measure, and by (group that is resampled, name within the group)."""
 
@@ -85,7 +89,8 @@ def _models(run: Path, settings: Settings, checkpoints: Sequence[str]) -> list[R
         actor = read_json(model.held_out / "report.json") if evaluation.instructions or evaluation.prompts else {}
         verifiable, answers = actor.get("verifiable") or {}, actor.get("answers") or {}
         wins = read_json(model.duel / "report.json") if evaluation.prompts and t > first else {}  # over the seed
-        values = _values(model, verifiable, answers, evaluation.judge_cases.replace("{run}", str(run)) if judge else "")
+        fixed_wins = wins if evaluation.judge != "current" else {}  # scores of one judge can be compared
+        values = _values(model, actor, fixed_wins, evaluation.judge_cases.replace("{run}", str(run)) if judge else "")
         base = values if t == 0 else base
         by = {"current": f"M{t}", "initial": "M0"}.get(evaluation.judge, evaluation.judge) if wins else None
         row: Record = {"name": "seed" if t < 0 else f"M{t}", "checkpoint": checkpoint}
@@ -93,7 +98,8 @@ def _models(run: Path, settings: Settings, checkpoints: Sequence[str]) -> list[R
         row |= {key: judge.get(key) for key in ("longer_wins", "spearman", "parse_rate")}
         row |= {"verifiable": verifiable.get("strict"), "verifiable_rules": verifiable.get("rules")}
         row |= {key: answers.get(key) for key in (*BY_ANSWER, "distinct_1", "distinct_2")}
-        row["win_rate"] = wins.get("win_rate")
+        row["role_leakage"] = actor.get("role_leakage")
+        row |= {key: wins.get(key) for key in ("win_rate", "score")}
         row["win_rate_undecided"] = wins["duels"] - wins["win_rate"]["count"] if wins else None
         row |= {"win_rate_by": by, "win_rate_way": PROTOCOLS[evaluation.protocol] if wins else None}
         row["win_rate_consistency"] = wins.get("consistency")
@@ -101,12 +107,14 @@ def _models(run: Path, settings: Settings, checkpoints: Sequence[str]) -> list[R
     return rows
 
 
-def _values(model: ModelMeasurements, verifiable: Record, answers: Record, cases: str) -> Values:
+def _values(model: ModelMeasurements, actor: Record, wins: Record, cases: str) -> Values:
     values = Values()
-    if verifiable:
+    if verifiable := actor.get("verifiable"):
         values["verifiable"] = {(name, ""): float(all(rules)) for name, rules in verifiable["followed"].items()}
-    for key in BY_ANSWER if answers else ():
-        values[key] = {(name, ""): own[key] for name, own in answers["by_id"].items()}
+    if answers := actor.get("answers"):
+        values |= {key: {(name, ""): own[key] for name, own in answers["by_id"].items()} for key in BY_ANSWER}
+    if scores := wins.get("scores"):
+        values["score"] = {(name, ""): score for name, score in scores.items() if score is not None}
     if cases:
         labelled = read_labelled(Path(cases))
         preferences = read_decisions(model.agreement / "decisions.jsonl", labelled).opinion(labelled).preferences
@@ -174,6 +182,7 @@ def summary_lines(summary: Record) -> Iterator[str]:
     for row in summary["iterations"]:
         yield f"\n  iteration {row['iteration']}  (rho {row['rho']:g})"
         yield from _panel_lines(row["bias"], row["responses"])
+        yield from _selection_lines(row["bias"]["selection"])
         pairs = row["pairs"]
         yield f"  pairs        {pairs['actor']} actor, {pairs['judge']} judge; no pair: {_listed(pairs['reasons'])}"
         values = ", ".join(f"{key} {value:.4g}" for key, value in row["dpo"].items() if key != "held_out")
@@ -208,6 +217,17 @@ def _panel_lines(panel: Record, responses: int) -> Iterator[str]:
         yield f"  meta-judge   {meta['comparisons']} comparisons; {first}"
         higher = f"the higher score wins {shown(meta['higher_score_wins'])}"
         yield f"               {higher}; Elo with length: Spearman {length}; failures: {_listed(meta['failures'])}"
+
+
+def _selection_lines(selection: Record) -> Iterator[str]:
+    """The table "selection gain": what the iteration's pairs could teach, before training."""
+    form, score = "{:.1%} [{:.0%}, {:.0%}]", {name: shown(own, "{:.2f}") for name, own in selection["score"].items()}
+    yield f"  selection    mean score of a random response {score['random']}, of the best {score['best']}"
+    if rules := selection["rules"]:
+        names = {"random": "a random one", "best": "the best", "worst": "the worst", "oracle": "an oracle's"}
+        listed = ", ".join(f"{words} {shown(rules[name], form)}" for name, words in names.items())
+        yield f"               follows the rules: {listed}"
+        yield f"               of pairs of which one does, {shown(rules['ordered'], form)} are ordered rightly"
 
 
 def _agreement_lines(name: str, measured: Record) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from evaluation import ifeval
 from evaluation.statistics import bootstrap, by_group, each, shortened, shown
-from prepare.rules import RULES, Rule, followed, read_rule
+from judging.rules import RULES, Rule, followed, read_rule
 from stages.files import UserError, arguments, command, read_numbered_jsonl
 
 

@@ -1,24 +1,29 @@
 """Preference pairs: `python -m judging.pairs` turns scores and comparisons into what DPO trains on."""
 
+import re
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from judging.actor_pairs import actor_pair
 from judging.elo import Battle, position_weights
 from judging.judge_pairs import contests, elo_rows, judge_pair, position_wins
-from judging.scores import ACTOR_REASONS, JUDGE_REASONS, Reason, read_scores, response_scores, seeded_draw
+from judging.rules import obeys, rules_of
+from judging.scores import ACTOR_REASONS, JUDGE_REASONS, Draw, Reason, read_scores, response_scores, seeded_draw
+from judging.verdict import MAXIMUM
 from model.chat import load_chat
 from stages.files import UserError, read_jsonl, read_shards
 from stages.records import Record, group_by
 from stages.settings import Settings, as_dict
 from stages.stage import Job, Output, Stage
 
-OPTIONAL = ("judgments", "scores", "scores_file", "comparisons")
+OPTIONAL = ("judgments", "scores", "scores_file", "comparisons", "prompts")
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,15 @@ class Sources:  # the finished stages that pairs are made from; scores come from
     scores: Path | None = None
     scores_file: Path | None = None
     comparisons: Path | None = None
+    prompts: Path | None = None  # whose rules give the scores, in an experiment
 
     @classmethod
     def of(cls, job: Job, *needed: str) -> "Sources":
         """A job's inputs. Raises `UserError` where scores are given twice or not at all, or a `needed` input is not."""
         sources = cls(job.path("responses"), *map(job.optional, OPTIONAL))
-        if bool(sources.scores_file) == bool(sources.scores or sources.judgments):
-            raise UserError("scores come from --judgments or --scores, or else from --scores-file; name one of the two")
-        if job.settings.judge.score == "expected" and not sources.scores:
+        if sum(map(bool, (sources.scores_file, sources.prompts, sources.scores or sources.judgments))) != 1:
+            raise UserError("scores come from --judgments or --scores, --scores-file, or --prompts; name one of them")
+        if job.settings.judge.score == "expected" and not (sources.scores or sources.prompts):
             raise UserError('--scores is missing: judge.score is "expected"; add what `judging.expected` wrote')
         for name in needed:
             if not getattr(sources, name):
@@ -59,13 +65,16 @@ def make_pairs(job: Job) -> Output:
         if bare := sum("text" not in row for row in read_jsonl(file)):
             _warn(f"{file}: {bare} rows have no text; their scores may be those of an earlier run's responses")
         scores = read_scores(file, responses.values())
+    elif sources.prompts:
+        scores = rule_scores(sources.prompts, responses.values())
     else:
         scored = group_by(read_shards(sources.scores), "response_id") if sources.scores else judgments
         scores = response_scores(scored, judge.scores_needed)
     made: dict[str, Any] = {name: actor_pair(rows, scores, rule, draw, chat) for name, rows in prompts.items()}
+    order = partial(turned, draw=draw) if rule.labels == "coin" else dict
     facts = {"rule": as_dict(rule), "minimum_valid": judge.scores_needed, "elo_penalty": meta.elo_penalty}
     files: dict[str, list[Any]] = {"actor.jsonl": [], "judge.jsonl": [], "elo.jsonl": [], "none.jsonl": []}
-    counts = {"prompts": len(prompts)} | _sort("actor", made, ACTOR_REASONS, files)
+    counts = {"prompts": len(prompts)} | _sort("actor", order(made), ACTOR_REASONS, files)
     if rule.judge_pairs and sources.comparisons:
         battles: dict[str, list[Battle]] = {}
         for row in read_shards(sources.comparisons):
@@ -73,10 +82,28 @@ def make_pairs(job: Job) -> Output:
         meta_judged = read_jsonl(sources.comparisons / "meta_judged.jsonl")
         decided = contests(meta_judged, responses, judgments, battles, meta)
         made = {name: judge_pair(own, judge, rule, draw, chat) for name, own in decided.items()}
-        counts |= _sort("judge", made, JUDGE_REASONS, files)
+        counts |= _sort("judge", order(made), JUDGE_REASONS, files)
         facts["positions"] = _positions(position_wins(battles))
         files["elo.jsonl"] += elo_rows(decided)
     return Output(files, {"counts": counts, **facts})
+
+
+def rule_scores(prompts: Path, responses: Iterable[Record]) -> dict[str, Fraction]:
+    """By response id: 5 if the response follows all rules of its prompt, else 0. Prompts without rules have none."""
+    rules = {row["id"]: rules_of(row) for row in read_jsonl(prompts, ("id",))}
+    ruled = (row for row in responses if rules[row["prompt_id"]])
+    return {row["id"]: Fraction(MAXIMUM * obeys(rules[row["prompt_id"]], row["text"])) for row in ruled}
+
+
+def turned(pairs: dict[str, Any], draw: Draw) -> dict[str, Any]:
+    """The pairs, each with chosen and rejected exchanged or not by a coin; reasons for no pair stay."""
+    other = {"chosen": "rejected", "rejected": "chosen"}
+
+    def turn(pair: Record) -> Record:
+        return {re.sub("^(chosen|rejected)", lambda side: other[side[0]], key): value for key, value in pair.items()}
+
+    coins = {name: draw([False, True], f"{name}/coin") for name in pairs}
+    return {n: turn(pair) if coins[n] and not isinstance(pair, Reason) else pair for n, pair in pairs.items()}
 
 
 def _judgments(folder: Path) -> Iterator[Record]:

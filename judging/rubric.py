@@ -4,6 +4,7 @@ The style "full" has the elements of the paper's prompts; "compact" has as few t
 after SFT. Text that many prompts share comes first. No key covers these texts: after a change, take a new run.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -121,3 +122,13 @@ def evidence_text(evidence: dict[str, str]) -> str:
 def comparison_text(deserved: int, scores: Sequence[int]) -> str:
     """A meta-judge's reason: the score that the response deserves, and the judgments' scores."""
     return f"It deserves {deserved}; A gives {scores[0]}, B gives {scores[1]}."
+
+
+_JUDGES_WORDS = re.compile(
+    r"\b[Ss]core: ?\d|\bWinner: ?(Judgment|Response|Tie)|\bJudgment [AB]\b|\b[Ii]t deserves \d|\b[Aa]sked: .*; given: "
+)
+
+
+def leaks_role(text: str) -> bool:
+    """Whether an answer of the actor has words of the judge or the meta-judge: "role leakage"."""
+    return bool(_JUDGES_WORDS.search(text))

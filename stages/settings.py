@@ -180,6 +180,9 @@ class Iteration:
     rho: Share = 0.0  # quality tier of length control
     length_control: bool = True  # off: ties in score are broken by the seed, not by length
     judge_pairs: bool = True  # whether this iteration trains on judge pairs too
+    labels: Literal["judge", "rules", "coin"] = "judge"
+    """What says which of a pair is chosen. For experiments: "rules", code that checks the prompts' rules, an oracle in
+    the judge's place; "coin", the method's pairs, each turned round or not by a coin, a control."""
     max_response_characters: int | None = None  # an actor pair whose chosen response is longer is dropped
     max_judgment_characters: int | None = None  # a judge pair whose chosen judgment is longer is dropped
     epoch: int | None = None  # whose checkpoint becomes the next model; none: that with the best held-out accuracy
@@ -258,6 +261,7 @@ def load_settings(path: Path | str) -> Settings:
     sets_aside = sft.enabled and eft.sources and eft.held_out > 0 and not sft.sft_delta
     own_cases, samples = "{run}/sft/eft" in evaluation.judge_cases, max(evaluation.N, evaluation.duel_samples)
     judges, same_file = any(rule.judge_pairs for rule in iterations), len(iterations) > 1 and "{t}" not in scores
+    by_rules = any(rule.labels == "rules" and (rule.judge_pairs or scores) for rule in iterations)
     unvaried = 'with score = "expected" and the verdict first, no score varies'
     rules: list[tuple[Any, str]] = [
         (respond.prompts and prompts.seeds, "the pool comes from respond.prompts or from prompts.seeds; set one"),
@@ -271,6 +275,7 @@ def load_settings(path: Path | str) -> Settings:
         (scores and judge.score == "expected", 'judge.scores_file replaces the judge; leave score = "expected" out'),
         (scores and same_file, "judge.scores_file is one file for several iterations; put {t} into its name"),
         (scores and judges, "judge.scores_file leaves nothing to meta-judge; set judge_pairs = false"),
+        (by_rules, 'iteration.labels = "rules" leaves nothing to judge; set judge_pairs = false'),
         (judge.score_first and samples > 1, f"evaluation.N and duel_samples must be 1: {unvaried}"),
     ]
     if broken := [message for holds, message in rules if holds]:

@@ -5,7 +5,14 @@ from fractions import Fraction
 import pytest
 from scipy.stats import entropy
 
-from evaluation.bias import broken_limits, judge_panel, metajudge_panel, pairs_panel, response_panel
+from evaluation.bias import (
+    broken_limits,
+    judge_panel,
+    metajudge_panel,
+    pairs_panel,
+    response_panel,
+    selection_panel,
+)
 from stages.files import write_jsonl, write_manifest
 from stages.settings import Limits
 
@@ -72,6 +79,20 @@ def test_scores_ties_and_length():
     assert panel["score_length_spearman_within_prompt"]["value"] == pytest.approx((-1 - 0.866) / 2, abs=1e-3)
     assert panel["characters_mean"] == pytest.approx(270 / 7, abs=1e-3)
     assert response_panel(RESPONSES[:2], {row["id"]: Fraction(4) for row in RESPONSES[:2]})["all_equal"] == 1
+
+
+def test_selection():
+    """p1 asks for capitals, and two of three responses have them; p2 for JSON, which none has; p3 has no rules."""
+    asked = [{"id": "p1", "rules": [{"rule": "upper_case"}]}, {"id": "p2", "rules": [{"rule": "json", "keys": ["a"]}]}]
+    rows = [("p1", "YES", 5), ("p1", "no", 3), ("p1", "NO", 3), ("p2", "yes", 1), ("p2", "no", 2), ("p3", "x", 4)]
+    responses = [{"id": f"{name}/{n}", "prompt_id": name, "text": text} for n, (name, text, _) in enumerate(rows)]
+    scores = {row["id"]: Fraction(score) for row, (*_, score) in zip(responses, rows, strict=True)}
+    panel = selection_panel([*asked, {"id": "p3"}], responses, scores)
+    means = {name: own["value"] for name, own in panel["rules"].items()}
+    # p1: random 2/3, best 1, worst (no and NO) 1/2, oracle 1; YES is above no, NO beside it
+    assert means == {"random": 0.3333, "best": 0.5, "worst": 0.25, "oracle": 0.5, "gain": 0.1667, "ordered": 0.75}
+    assert {name: own["value"] for name, own in panel["score"].items()} == {"random": 3.0556, "best": 3.6667}
+    assert selection_panel([{"id": "p1"}], responses[:3], scores)["rules"] is None
 
 
 def elos(*scores: float, group_size: int = 3) -> list[dict]:

@@ -13,8 +13,8 @@ from evaluation.pairwise import Duel, decide, duel_items, read_duel
 from evaluation.statistics import columns
 from evaluation.summary import cells, differences, notes
 from evaluation.verifiable import Instruction
+from judging.rules import Rule
 from judging.verdict import Failure, parse_winner
-from prepare.rules import Rule
 from stages.settings import Evaluation, Iteration, Model, Respond, Settings
 
 SETTINGS = Settings(name="t", model=Model("m"), respond=Respond(1, max_new_tokens=7), iteration=[Iteration()])
@@ -109,6 +109,9 @@ def test_instructions_and_open_prompts_are_measured_apart():
     assert (answers["characters"]["value"], answers["cut_off"]["value"]) == (15.5, 0.5)
     assert answers["distinct_1"] == round(4 / 7, 4)  # one two three four
     assert answers["distinct_2"] == round(3 / 5, 4)  # one-two two-three three-one
+    assert result["role_leakage"]["value"] == 0
+    leaks = answers_report([], [rows[2] | {"text": "Winner: Judgment A"}, *rows[3:]])
+    assert (leaks["role_leakage"]["value"], leaks["role_leakage"]["count"]) == (0.5, 2)
     short = answers_report([], rows[3:])
     assert short["verifiable"] is None and short["answers"]["distinct_2"] is None
 
@@ -133,6 +136,7 @@ def test_wins_by_scores():
     result = wins("score", a=([4], [3]), b=([2], [2]), d=([None], [5]))
     assert result["by_id"] == {"a": 1.0, "b": 0.5, "c": 0.5, "d": None}  # c: equal texts tie unasked
     assert result["win_rate"]["value"] == round(2 / 3, 4) and result["win_rate"]["count"] == 3
+    assert result["scores"] == {"a": 4.0, "b": 2.0, "d": None} and result["score"]["value"] == 3
     assert result["ties"]["value"] == round(2 / 3, 4) and result["parse_rate"]["value"] == round(5 / 6, 4)
     assert result["consistency"]["count"] == 0 and result["first_position"]["count"] == 0
     with refused("prompt 'b': answered by only one of the two"):

@@ -10,8 +10,8 @@ import pytest
 from questions import refused, written
 
 from evaluation.verifiable import Instruction, main, read_instructions, table, verifiable_report
+from judging.rules import RULES, Rule, followed, sentence_count, word_count
 from prepare.novelty import Novelty, Sequences
-from prepare.rules import RULES, Rule, followed, sentence_count, word_count
 from stages.files import read_jsonl
 
 CASES = [

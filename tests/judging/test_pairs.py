@@ -1,6 +1,7 @@
 """Judge pairs against tables worked by hand, the records of both kinds of pairs, and the command."""
 
 import math
+from collections import Counter
 
 import pytest
 from made_runs import write_iteration
@@ -8,10 +9,10 @@ from records import CHAT, actor_pairs, decided, judge_pairs, judgments, make_set
 
 import judging.pairs
 from judging.judge_pairs import Contest, choose_judgments, elo_rows
-from judging.pairs import PAIRS
+from judging.pairs import PAIRS, turned
 from judging.rubric import judge_prompt
-from judging.scores import Reason, response_scores
-from stages.files import UserError, read_jsonl, read_manifest
+from judging.scores import Reason, response_scores, seeded_draw
+from stages.files import UserError, read_jsonl, read_manifest, write_jsonl
 from stages.records import group_by
 from stages.settings import Iteration
 
@@ -197,3 +198,32 @@ def test_collapse_is_warned_about(run, capsys):
     out = run(COMPARED[:1]) / "pairs"
     assert "position collapse: one position won all 1 decisions" in capsys.readouterr().err
     assert read_manifest(out)["counts"]["judge.position_collapse"] == 1
+
+
+def test_rules_in_the_judges_place(run, tmp_path):
+    """Code's verdicts are the scores; "ba" begins "bad", but is no word of it. p3 has no rules."""
+    folder, settings = run(COMPARED), make_settings(labels="rules", judge_pairs=False)
+
+    def pairs(text):
+        start = {"id": "p1", "rules": [{"rule": "starts_with", "text": text}]}
+        write_jsonl(folder / "prompts.jsonl", [start, {"id": "p2"}])
+        inputs = {"responses": folder / "responses", "prompts": folder / "prompts.jsonl"}
+        PAIRS.run(PAIRS.job(settings, out := tmp_path / text, 1, model=tmp_path / "model", **inputs))
+        rows = read_jsonl(out / "actor.jsonl")
+        return [(row["chosen_id"], row["chosen_score"], row["rejected_id"], row["rejected_score"]) for row in rows]
+
+    assert pairs("bad") == [("p1/r1", 5, "p1/r0", 0)] and pairs("ba") == []
+    with pytest.raises(UserError, match="name one of them"):
+        inputs = {name: folder / name for name in ("responses", "judgments")}
+        PAIRS.run(PAIRS.job(settings, tmp_path / "x", 1, model=tmp_path, prompts=folder / "prompts.jsonl", **inputs))
+
+
+def test_a_coin_turns_pairs_round():
+    rows = {
+        f"p{n}": {"id": n, "chosen": "a", "rejected": "b", "chosen_ids": [1], "rejected_ids": [2]} for n in range(400)
+    }
+    made = turned(rows | {"none": Reason.EQUAL_SCORES}, seeded_draw(1, 1))
+    assert made.pop("none") == Reason.EQUAL_SCORES and [row["id"] for row in made.values()] == [*range(400)]
+    sides = Counter((row["chosen"], *row["chosen_ids"], row["rejected"], *row["rejected_ids"]) for row in made.values())
+    assert sides.keys() == {("a", 1, "b", 2), ("b", 2, "a", 1)} and abs(sides["a", 1, "b", 2] - 200) < 40
+    assert made == turned(rows, seeded_draw(1, 1)) != turned(rows, seeded_draw(2, 1))

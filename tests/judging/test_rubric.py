@@ -4,7 +4,15 @@ import itertools
 
 import pytest
 
-from judging.rubric import judge_prompt, judgment_text, meta_judgment_text, meta_prompt
+from judging.rubric import (
+    comparison_text,
+    evidence_text,
+    judge_prompt,
+    judgment_text,
+    leaks_role,
+    meta_judgment_text,
+    meta_prompt,
+)
 from judging.verdict import Failure, parse_score, parse_winner
 
 FORMS = pytest.mark.parametrize(("form", "verdict"), list(itertools.product(["full", "compact"], ["first", "last"])))
@@ -65,3 +73,17 @@ def test_written_completions_by_hand():
     assert judgment_text(3, "Useful, but long.", "first") == "Score: 3\nUseful, but long."
     assert judgment_text(3, " ", "first") == judgment_text(3, "", "last") == "Score: 3"
     assert meta_judgment_text("first", "A is closer.", "last") == "A is closer.\nWinner: Judgment A"
+
+
+def test_role_leakage():
+    """The forms of judgments and comparisons leak; what an actor may say about scores, winners and judgment does not."""
+    forms = [judgment_text(3, "", "last"), meta_judgment_text("second", "", "first"), comparison_text(4, (3, 5))]
+    forms += [evidence_text({"asked": "a list", "given": "a poem", "missing": "a list"}), "Judgment B is right."]
+    assert all(leaks_role(f"Of course.\n{form}") for form in forms)
+    texts = [
+        "The score was 3 to 1.",
+        "The winner: Ann.",
+        "He asked: why? It deserves praise.",
+        "In my judgment a dog is best.",
+    ]
+    assert not any(map(leaks_role, texts))

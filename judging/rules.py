@@ -6,11 +6,12 @@ An answer of white space only follows no rule. All checks take time linear in th
 import json
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from stages.files import UserError
+from stages.records import Record
 
 ALPHABETS = ("ARABIC", "ARMENIAN", "CYRILLIC", "DEVANAGARI", "GEORGIAN", "GREEK", "HANGUL", "HEBREW", "LATIN", "THAI")
 
@@ -58,6 +59,19 @@ VALUES: dict[str, Callable[[Any], bool]] = {  # by a parameter's name: the check
 class Rule(NamedTuple):
     name: str
     value: int | str | tuple[str, ...] | None = None  # a count, a text or an alphabet, or words or keys
+
+
+def rules_of(prompt: Record) -> tuple[Rule, ...]:
+    """The rules of a prompt's row {id, "rules": [{rule: NAME, PARAMETER: value}], ...}; none without such a key.
+
+    Raises the errors of `read_rule`.
+    """
+    entries = enumerate(prompt.get("rules", ()))
+    return tuple(read_rule(entry, f"prompt {prompt['id']!r}, rules[{place}]") for place, entry in entries)
+
+
+def obeys(rules: Iterable[Rule], text: str) -> bool:
+    return all(followed(rule, text) for rule in rules)
 
 
 def followed(rule: Rule, text: str) -> bool:
