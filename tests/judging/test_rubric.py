@@ -76,7 +76,7 @@ def test_written_completions_by_hand():
 
 
 def test_role_leakage():
-    """The forms of judgments and comparisons leak; what an actor may say about scores, winners and judgment does not."""
+    """The forms of judgments and comparisons; what an actor may say about scores and winners is none."""
     forms = [judgment_text(3, "", "last"), meta_judgment_text("second", "", "first"), comparison_text(4, (3, 5))]
     forms += [evidence_text({"asked": "a list", "given": "a poem", "missing": "a list"}), "Judgment B is right."]
     assert all(leaks_role(f"Of course.\n{form}") for form in forms)
