@@ -17,6 +17,7 @@ from typing import Any
 
 from prepare.examples import labelled_rows
 from prepare.flaws import Constructor, load_sources
+from prepare.ruled import ruled_prompts
 from sampling.llm import LLM, SamplingParams
 from stages.files import arguments, command, read_jsonl, write_atomic
 from stages.records import Record
@@ -26,6 +27,7 @@ DATA = Path("data")
 Files = Iterator[tuple[str, Iterable[Record]]]  # names below data/, and the rows of each file
 
 FAMILIES = (("families", "f", 2400), ("families_evaluation", "g", 240))  # TOML file, ids' first letter, prompts
+RULED = (("ruled", "r", 1600, False), ("ruled_tuning", "u", 200, True))  # file, letter, prompts, for tuning
 FAMILIES_SEED, CASES_SEED = 20240728, 2024
 TUNING = ("titles", "diary", "dos_and_donts", "soften")  # set apart: a recipe is chosen on prompts not trained on
 NUMBERS: dict[str, Any] = {"few": ("three", "four", "five", "six", "seven", "eight", "nine")}
@@ -71,12 +73,19 @@ def families(source: Record, letter: str, count: int) -> list[Record]:
     return rows
 
 
+def _toml(name: str) -> Record:
+    return tomllib.loads((DATA / f"prompts/{name}.toml").read_text(encoding="utf-8"))
+
+
 def prompt_files() -> Files:
     for name, letter, count in FAMILIES:
-        rows = families(tomllib.loads((DATA / f"prompts/{name}.toml").read_text(encoding="utf-8")), letter, count)
+        rows = families(_toml(name), letter, count)
         yield f"prompts/{name}.jsonl", [row for row in rows if row["family"] not in TUNING]
         if tuning := [row for row in rows if row["family"] in TUNING]:
             yield "prompts/families_tuning.jsonl", tuning
+    source, topics = (_toml(name) for name in ("ruled", "families"))
+    for name, letter, count, is_tuning in RULED:
+        yield f"prompts/{name}.jsonl", ruled_prompts(source, topics["topics"], letter, count, is_tuning)
 
 
 def answer_files(model: Path) -> Files:

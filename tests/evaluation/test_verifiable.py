@@ -179,7 +179,7 @@ def test_each_prompt_can_be_followed_and_is_not_by_any_answer():
 
 def test_no_prompt_resembles_another_or_one_of_the_training_sets():
     """ROUGE-L below 0.7, and no eight words in a row that a training prompt or answer has."""
-    names = ("train", "families", "families_tuning", "evaluation", "families_evaluation")
+    names = ("train", "families", "families_tuning", "ruled", "ruled_tuning", "evaluation", "families_evaluation")
     known = [row["prompt"] for name in names for row in read_jsonl(DATA / "prompts" / f"{name}.jsonl")]
     texts = [row["text"] for row in read_jsonl(DATA / "answers" / "train.jsonl.gz")]
     for row in (row for name in ("train", "held_out") for row in read_jsonl(DATA / "judged" / f"{name}.jsonl")):
