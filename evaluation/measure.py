@@ -1,8 +1,8 @@
 """All measurements of one of a run's models, in one process: `torchrun -m evaluation.measure`.
 
 As a judge and a meta-judge: `agreement.py`. As an actor: its answers to the config's held-out `instructions`, with
-rules that code can check, and open `prompts`, and wins against the seed model's answers to these. Each is answered
-once, as the actor samples, with the same noise for all models.
+rules that code can check, and open `prompts`, and wins against the seed model's answers to these. Answers are drawn as
+the actor samples, with the same noise for all models.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,11 +35,11 @@ def read_prompts(path: Path) -> dict[str, str]:
 def held_out_items(
     instructions: Iterable[Instruction], prompts: Mapping[str, str], chat: ChatFormat, settings: Settings
 ) -> Iterator[Item]:
-    """One request for each instruction and each prompt."""
-    sampling = sampling_of(settings.respond, chat)
-    asked = [("instruction", item.id, item.prompt) for item in instructions]
-    for kind, name, prompt in asked + [("prompt", *item) for item in prompts.items()]:
-        record = {"id": f"{kind}/{name}", "kind": kind, "name": name, "prompt": prompt}
+    """`evaluation.samples` requests for each instruction, and one for each prompt."""
+    sampling, samples = sampling_of(settings.respond, chat), range(settings.evaluation.samples)
+    asked = [("instruction", item.id, item.prompt, f"/{k}" if k else "") for item in instructions for k in samples]
+    for kind, name, prompt, sample in asked + [("prompt", *item, "") for item in prompts.items()]:
+        record = {"id": f"{kind}/{name}{sample}", "kind": kind, "name": name, "prompt": prompt}
         seed = request_seed(settings.seed, 0, "held-out", record["id"])
         yield Item(record["id"], partial(list, [{"role": "user", "content": prompt}]), sampling, seed, name, record)
 
@@ -50,7 +50,8 @@ def answers_report(instructions: Sequence[Instruction], rows: Sequence[Record]) 
     together distinct-n (arXiv 1510.03055): the share of different sequences among all n-word sequences. Of all answers
     the "role_leakage", the share with words of the judge or meta-judge.
     """
-    texts = {row["name"]: row["text"] for row in rows if row["kind"] == "instruction"}
+    instructed = [row for row in rows if row["kind"] == "instruction"]
+    texts = {name: [row["text"] for row in own] for name, own in group_by(instructed, "name").items()}
     by_id, spoken = Record(), list[list[str]]()
     for row in (row for row in rows if row["kind"] == "prompt"):
         text, cut_off = row["text"], float(row["finish_reason"] == "length")
@@ -170,7 +171,7 @@ def measure(job: Job) -> Output:
 def _settings(settings: Settings, iteration: int) -> Any:
     evaluation, respond, meta = settings.evaluation, settings.respond, settings.metajudge
     section = {
-        "answers": [respond.temperature, respond.top_p, respond.max_new_tokens],
+        "answers": [respond.temperature, respond.top_p, respond.max_new_tokens, evaluation.samples],
         "judge": [judge_section(settings), scoring_section(settings, evaluation.N)],
         "metajudge": [meta.temperature, meta.top_p, meta.max_new_tokens, meta.prompt_style, meta.verdict_position],
         "wins": [evaluation.protocol, evaluation.duel_samples],

@@ -110,7 +110,8 @@ def _models(run: Path, settings: Settings, checkpoints: Sequence[str]) -> list[R
 def _values(model: ModelMeasurements, actor: Record, wins: Record, cases: str) -> Values:
     values = Values()
     if verifiable := actor.get("verifiable"):
-        values["verifiable"] = {(name, ""): float(all(rules)) for name, rules in verifiable["followed"].items()}
+        kept = verifiable["followed"].items()
+        values["verifiable"] = {(name, str(k)): float(all(one)) for name, own in kept for k, one in enumerate(own)}
     if answers := actor.get("answers"):
         values |= {key: {(name, ""): own[key] for name, own in answers["by_id"].items()} for key in BY_ANSWER}
     if scores := wins.get("scores"):

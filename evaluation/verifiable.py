@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation import ifeval
-from evaluation.statistics import bootstrap, by_group, each, shortened, shown
+from evaluation.statistics import by_group, shortened, shown
 from judging.rules import RULES, Rule, followed, read_rule
 from stages.files import UserError, arguments, command, read_numbered_jsonl
 
@@ -54,26 +54,35 @@ def read_instructions(path: Path) -> list[Instruction]:
     return instructions
 
 
-def verifiable_report(instructions: Sequence[Instruction], texts: Mapping[str, str]) -> dict[str, Any]:
-    """The share of prompts with all rules followed ("strict"), of rules followed ("rules"), and by rule; by id, which
-    rules were followed. Raises `UserError` naming missing answers and unknown ones.
+def verifiable_report(instructions: Sequence[Instruction], texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The share of answers with all rules followed ("strict"), of rules followed ("rules"), and by rule; by id, which
+    rules each answer followed. Intervals are over prompts, each with its answers, `texts` by id. Raises `UserError`
+    naming prompts without answers, and unknown ones.
     """
     names = [item.id for item in instructions]
     if missing := [name for name in names if name not in texts]:
         raise UserError(f"no answer to {len(missing)} of {len(names)} instructions: {shortened(missing)}; answer all")
     if unknown := sorted(set(texts) - set(names)):
         raise UserError(f"{len(unknown)} answers to unknown instructions: {shortened(unknown)}; remove them")
-    kept = {item.id: [followed(rule, texts[item.id]) for rule in item.rules] for item in instructions}
+    kept = {
+        item.id: [[followed(rule, text) for rule in item.rules] for text in texts[item.id]] for item in instructions
+    }
+    verdicts = [
+        (item.id, rule.name, is_followed)
+        for item in instructions for answer in kept[item.id]
+        for rule, is_followed in zip(item.rules, answer, strict=True)
+    ]  # fmt: skip
     by_rule = {}
     for name in RULES:
-        if own := [(i.id, followed(r, texts[i.id])) for i in instructions for r in i.rules if r.name == name]:
+        if own := [(prompt, is_followed) for prompt, rule, is_followed in verdicts if rule == name]:
             by_rule[name] = {"followed": sum(is_followed for _, is_followed in own)} | by_group(own)
-    strict, rules = each(map(all, kept.values())), bootstrap(kept.values())
+    strict = by_group((name, all(answer)) for name, answers in kept.items() for answer in answers)
+    rules = by_group((name, is_followed) for name, _, is_followed in verdicts)
     return {"prompts": len(names), "strict": strict, "rules": rules, "by_rule": by_rule, "followed": kept}
 
 
 def table(report: Mapping[str, Any]) -> Iterator[str]:
-    kept = report["followed"].values()
+    kept = [answer for answers in report["followed"].values() for answer in answers]
     rows = {"prompts": {"followed": sum(map(all, kept))} | report["strict"]}
     rows["rules"] = {"followed": sum(map(sum, kept))} | report["rules"]
     for name, row in (rows | report["by_rule"]).items():
@@ -88,7 +97,7 @@ def main() -> None:
         return
     instructions, answers = read_instructions(given.instructions), read_rows(given.answers, "text")
     try:
-        report = verifiable_report(instructions, {name: row["text"] for name, (_, row) in answers.items()})
+        report = verifiable_report(instructions, {name: [row["text"]] for name, (_, row) in answers.items()})
     except UserError as error:
         raise UserError(f"{given.answers}: {error}") from None
     print("\n".join(table(report)))

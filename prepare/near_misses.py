@@ -17,8 +17,10 @@ from prepare.flaws import sentences
 from stages.records import Record
 
 FOLLOWED, BROKEN = 5, 1  # the scores of a response that follows all rules, and of one that does not
-OWN = 0.6  # share of rows, as far as there are such answers, that are answers as they are
+WAYS = ((True, False), (True, False), (True,), (False,), (), ())  # which sides of a pair are answers as they are
 Edit = Callable[[str, Any, random.Random], str]  # of (text, the rule's value, draw)
+Text = tuple[str, str]  # and its origin
+Pair = tuple[Record, Text, Text]  # the prompt, a text that follows its rules, and one that does not
 
 
 def _first_words(text: str, count: int) -> str:
@@ -170,37 +172,50 @@ def _given(rule: Rule, text: str) -> str:
     return _in_words(rule) if followed(rule, text) else f'"{" ".join(text.split()[:4])}"'
 
 
-def ruled_rows(
-    prompts: Iterable[Record], answers: Iterable[Record], number: int, seed: int, evidence: float
-) -> Iterator[Record]:
-    """`number` labelled rows, for each rule or pair of rules as many that follow as not: no rule reveals a score.
+def near_miss_pairs(prompts: Iterable[Record], answers: Iterable[Record], number: int, seed: int) -> Iterator[Pair]:
+    """`number` pairs of responses to one prompt, one that follows its rules and one that does not, by rules in turn.
 
-    `answers` are rows {prompt_id, text}; `evidence` is the share of rows with a justification.
+    `answers` are rows {prompt_id, text}. A third of the pairs are two answers, a third an answer and an edit of it, a
+    third two edits of one answer, so that neither the rule nor being edited reveals the verdict.
     """
     draw, by_id = random.Random(seed), {row["id"]: row for row in prompts}
-    own: dict[tuple[str, bool], list[tuple[Record, str]]] = defaultdict(list)
-    sources: dict[str, list[tuple[Record, str]]] = defaultdict(list)
+    texts: dict[str, dict[bool, list[str]]] = defaultdict(lambda: {True: [], False: []})
     for answer in (answer for answer in answers if answer["text"].strip()):
-        prompt, text = by_id[answer["prompt_id"]], answer["text"]
-        kind = "+".join(entry["rule"] for entry in prompt["rules"])
-        sources[kind].append((prompt, text))
-        own[kind, obeys(rules_of(prompt), text)].append((prompt, text))
-    for kind in sources:  # as many of both, or being edited would reveal the score
-        for obey in (True, False):
-            draw.shuffle(own[kind, obey])
-        fewer = min(len(own[kind, True]), len(own[kind, False]))
-        own |= {(kind, obey): own[kind, obey][:fewer] for obey in (True, False)}
-    cells: list[tuple[str, bool]] = []
-    while len(cells) < number:
-        block = [(kind, obey) for kind in sources for obey in (True, False) for _ in range(1 if "+" in kind else 3)]
-        draw.shuffle(block)
-        cells += block
-    for kind, obey in cells[:number]:
-        if own[kind, obey] and draw.random() < OWN:
-            yield judge_row(*own[kind, obey].pop(), "own", draw.random() < evidence)
-            continue
-        made = None
-        while not made:
-            prompt, text = draw.choice(sources[kind])
-            made = edited(rules_of(prompt), text, obey, draw)
-        yield judge_row(prompt, made, "edited", draw.random() < evidence)
+        name, text = answer["prompt_id"], answer["text"]
+        texts[name][obeys(rules_of(by_id[name]), text)].append(text)
+    names: dict[str, list[str]] = defaultdict(list)
+    for name in texts:
+        names["+".join(entry["rule"] for entry in by_id[name]["rules"])].append(name)
+    kinds = [kind for kind in names for _ in range(1 if "+" in kind else 3)]
+    for place in range(number):
+        own: Sequence[bool] = draw.choice(WAYS)
+        pair = None
+        while not pair:
+            some = names[kinds[place % len(kinds)]]
+            some = [name for name in some if all(texts[name][side] for side in own)] or some
+            name = draw.choice(some)
+            pair, own = _pair(rules_of(by_id[name]), texts[name], own, draw), ()  # some answers can't be edited
+        yield by_id[name], *pair
+
+
+def _pair(
+    rules: Sequence[Rule], texts: dict[bool, list[str]], own: Sequence[bool], draw: random.Random
+) -> tuple[Text, Text] | None:
+    """A text that follows the rules and one that does not, with their origins. The sides `own`, as far as there are
+    such answers, are answers as they are, and the others edits, of the same answer. None where edits don't reach that.
+    """
+    kept = {side: draw.choice(texts[side]) for side in own if texts[side]}
+    source = next(iter(kept.values())) if kept else draw.choice(texts[True] + texts[False])
+    first, second = (kept.get(side) or edited(rules, source, side, draw) for side in (True, False))
+    origins = ["own" if side in kept else "edited" for side in (True, False)]
+    return ((first, origins[0]), (second, origins[1])) if first and second else None
+
+
+def ruled_rows(pairs: Iterable[Pair], evidence: float, seed: int) -> Iterator[Record]:
+    """A judge's row for each response of the pairs; a share `evidence` of the pairs has justifications."""
+    draw = random.Random(seed)
+    for prompt, kept, broken in pairs:
+        texts = [kept, broken]
+        draw.shuffle(texts)
+        reasons = draw.random() < evidence
+        yield from (judge_row(prompt, text, origin, reasons) for text, origin in texts)

@@ -195,6 +195,7 @@ class Evaluation:  # how the seed and each M_t are measured, on data that no tra
     N: Count = 1  # judgments of each response
     seed_judges: bool = True  # off: the seed is not measured as judge and meta-judge; it only answers
     instructions: str = ""  # prompts with rules for the answer that code can check
+    samples: Count = 1  # answers to each of these
     prompts: str = ""  # open prompts {id, prompt}, whose answers are compared with the seed's answers
     judge: str = "current"  # compares answers: the model that answered; "initial": M0; or a Hugging Face directory
     protocol: Protocol = "scores"  # answers are scored alone, as in the loop; or compared, in both orders

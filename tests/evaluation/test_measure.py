@@ -91,6 +91,10 @@ def test_each_prompt_is_asked_once_with_noise_of_its_own():
     contents = [[message["content"] for message in item.messages()] for item in items]
     assert contents == [["Shout."], ["Whisper."], ["Hello?"]] and len({item.seed for item in items}) == 3
     assert {item.sampling.max_new_tokens for item in items} == {7}
+    twice = replace(SETTINGS, evaluation=replace(SETTINGS.evaluation, samples=2))
+    again = list(held_out_items(INSTRUCTIONS[:1], {"v1": "Hello?"}, CHAT, twice))
+    assert [item.name for item in again] == ["instruction/v1", "instruction/v1/1", "prompt/v1"]
+    assert (again[0].seed, again[2].seed) == (items[0].seed, items[2].seed) and len({item.seed for item in again}) == 3
 
 
 def test_instructions_and_open_prompts_are_measured_apart():
@@ -102,7 +106,7 @@ def test_instructions_and_open_prompts_are_measured_apart():
     ]
     rows = [dict(zip(("kind", "name", "text", "finish_reason"), row, strict=True)) for row in rows]
     result = answers_report(INSTRUCTIONS, rows)
-    assert result["verifiable"]["followed"] == {"v1": [True], "v2": [False]}
+    assert result["verifiable"]["followed"] == {"v1": [[True]], "v2": [[False]]}
     answers = result["answers"]
     assert answers["by_id"]["a"] == {"characters": 27.0, "cut_off": 0.0, "repetition": 0.25}  # of 4 triples, 1 repeats
     assert answers["by_id"]["b"] == {"characters": 4.0, "cut_off": 1.0, "repetition": 0.0}

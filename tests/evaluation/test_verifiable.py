@@ -110,6 +110,7 @@ ANSWERS = Path(__file__).parents[1] / "fixtures" / "verifiable.jsonl"
 """An answer to each prompt that follows it, written by hand."""
 INSTRUCTIONS = read_instructions(PATH)
 TEXTS = {row["id"]: row["text"] for row in read_jsonl(ANSWERS)}
+LISTED = {name: [text] for name, text in TEXTS.items()}
 THREE = (
     Instruction("x", "One word in capitals.", (Rule("one_word"), Rule("upper_case"))),
     Instruction("y", "One word.", (Rule("one_word"),)),
@@ -119,12 +120,15 @@ THREE = (
 
 def test_a_worked_report():
     """x: one word, not in capitals; y: two words; z: no comma. One of three prompts, two of four rules."""
-    report = verifiable_report(THREE, {"z": "fine", "x": "Yes", "y": "Oh no"})
-    assert report["prompts"] == 3 and report["followed"] == {"x": [True, False], "y": [False], "z": [True]}
+    report = verifiable_report(THREE, {"z": ["fine"], "x": ["Yes"], "y": ["Oh no"]})
+    assert report["prompts"] == 3 and report["followed"] == {"x": [[True, False]], "y": [[False]], "z": [[True]]}
     assert report["strict"] == {"value": 0.3333, "low": 0.0, "high": 1.0, "count": 3}
     assert (report["rules"]["value"], report["rules"]["count"]) == (0.5, 4)
     words = ("prompts 1 of 3 33.3%", "rules 2 of 4 50.0%", "one_word 1 of 2 50.0%", "upper_case 0 of 1 0.0%")
     assert [" ".join(line.split()[:5]) for line in table(report)] == [*words, "no_commas 1 of 1 100.0%"]
+    twice = verifiable_report(THREE[1:], {"y": ["Oh no", "Oh"], "z": ["fine", "a, b"]})
+    assert twice["strict"] == {"value": 0.5, "low": 0.5, "high": 0.5, "count": 4}  # one of each prompt's two
+    assert twice["by_rule"]["one_word"]["followed"] == 1 and twice["by_rule"]["one_word"]["count"] == 2
     with refused("2 answers to unknown instructions: 'u', 'v'"):
         verifiable_report(THREE, dict.fromkeys("xyzvu", "a"))
 
@@ -159,7 +163,7 @@ def test_bad_instructions_are_one_line(tmp_path, row, complaint):
 
 def test_the_command(tmp_path, call):
     words = ("--instructions", PATH, "--answers")
-    assert call(main, *words, ANSWERS).out.splitlines() == list(table(verifiable_report(INSTRUCTIONS, TEXTS)))
+    assert call(main, *words, ANSWERS).out.splitlines() == list(table(verifiable_report(INSTRUCTIONS, LISTED)))
     with refused(r"a\.jsonl: no answer to 1 of 175 instructions: 'v000'; answer all"):
         call(main, *words, written(tmp_path / "a.jsonl", list(read_jsonl(ANSWERS))[1:]))
 
@@ -168,7 +172,7 @@ def test_each_prompt_can_be_followed_and_is_not_by_any_answer():
     """All rules by its own reference answer; each rule is broken by another prompt's, or by the word it forbids."""
     rules = Counter(rule.name for instruction in INSTRUCTIONS for rule in instruction.rules)
     assert set(rules) == set(RULES) and min(rules.values()) >= 12
-    assert all(all(verdicts) for verdicts in verifiable_report(INSTRUCTIONS, TEXTS)["followed"].values())
+    assert all(all(verdicts) for [verdicts] in verifiable_report(INSTRUCTIONS, LISTED)["followed"].values())
     assert max(len(text.split()) for text in TEXTS.values()) <= 50
     for instruction, rule in [(item, rule) for item in INSTRUCTIONS for rule in item.rules]:
         if rule.name == "lacks":
