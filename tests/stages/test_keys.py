@@ -33,11 +33,11 @@ GENERATION = MACHINE | of("engine", ENGINE)
 JUDGMENT = GENERATION | of("judge", SAMPLING + PROMPT + "fractions")
 META = GENERATION | of("metajudge", SAMPLING + PROMPT)
 FILTER = "count max_attempts round_attempts min_words max_words max_repetition max_rouge_l ngram words shots"
-RULE = "rho length_control judge_pairs max_response_characters max_judgment_characters"
+RULE = "rho length_control judge_pairs labels max_response_characters max_judgment_characters"
 TRAINING = MACHINE | of("trainer", "tokens_per_microbatch share_prefixes compile")
 
 PAIRED = {"seed"} | of("metajudge", "max_score_gap elo_penalty")
-MEASURED = of("evaluation", "N protocol duel_samples")
+MEASURED = of("evaluation", "N protocol duel_samples samples")
 
 READS: dict[Stage, set[str]] = {
     RESPOND: GENERATION | of("respond", SAMPLING + "K"),
