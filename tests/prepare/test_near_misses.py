@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from judging.rules import RULES, Rule, obeys, rules_of
-from prepare.near_misses import EDITS, edited, judge_row, ruled_rows
+from prepare.near_misses import EDITS, edited, judge_row, near_miss_pairs, ruled_rows
 from prepare.ruled import TOGETHER
 from stages.files import read_jsonl
 
@@ -47,14 +47,18 @@ def test_rows_reveal_no_score():
     prompts = PROMPTS["ruled"][:200]
     answers = [{"prompt_id": row["id"], "text": TEXT} for row in prompts] * 2
     answers += [{"prompt_id": row["id"], "text": TEXT.lower().replace(",", "")} for row in prompts]
-    rows = list(ruled_rows(prompts, answers, 780, 0, 0.5))
+    rows = list(ruled_rows(near_miss_pairs(prompts, answers, 390, 0), 0.5, 0))
     flaws, by_prompt = Counter(row["flaw"] for row in rows), {row["prompt"]: row for row in prompts}
-    assert abs(flaws["kept.own"] - flaws["broken.own"]) < 40 and min(flaws.values()) > 60
+    assert min(flaws.values()) > 60
     scores = Counter((tuple(r.name for r in rules_of(by_prompt[row["prompt"]])), row["score"]) for row in rows)
     assert len(scores) == 2 * 19 and all(scores[name, 5] == scores[name, 1] for name, _ in scores)
     assert all((row["score"] == 5) is obeys(rules_of(by_prompt[row["prompt"]]), row["response"]) for row in rows)
     assert 0.4 < sum(bool(row["justification"]) for row in rows) / len(rows) < 0.6
-    assert rows == list(ruled_rows(prompts, answers, 780, 0, 0.5)) != list(ruled_rows(prompts, answers, 780, 1, 0.5))
+    assert (
+        rows
+        == list(ruled_rows(near_miss_pairs(prompts, answers, 390, 0), 0.5, 0))
+        != list(ruled_rows(near_miss_pairs(prompts, answers, 390, 1), 0.5, 1))
+    )
 
 
 def test_a_row_says_what_was_asked_and_given():
