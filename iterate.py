@@ -81,11 +81,11 @@ class Run:
     def iteration(self, t: int, model: Path, initial: Path) -> Path:
         """Make M_t from M_{t-1} (`model`): act, judge, meta-judge, make pairs, train."""
         settings, folder, prompts = self.settings, self.folder / f"iter{t}", self.folder / f"iter{t}" / "prompts.jsonl"
-        if t == 1 and not (settings.judge.scores_file or list((folder / "responses").glob("shards-*/*"))):
+        if t == 1 and settings.judges(t) and not list((folder / "responses").glob("shards-*/*")):
             self.start("judging.preview", ("--config", self.config, "--model", model, "--prompts", prompts), "preview")
         responses = self.run_stage(RESPOND, folder / "responses", t, model=model, prompts=prompts)
         sources = self.judged(t, model, responses)
-        if settings.iteration[t - 1].judge_pairs and not settings.judge.scores_file:
+        if settings.iteration[t - 1].judge_pairs and settings.judges(t):
             judge = chosen_model(settings.metajudge.model, "metajudge.model", model, initial)
             comparisons = self.run_stage(METAJUDGE, folder / "comparisons", t, model=judge, **sources.paths())
             sources = replace(sources, comparisons=comparisons)

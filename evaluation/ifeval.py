@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from evaluation.statistics import bootstrap, by_group, columns, each, shortened, shown
+from evaluation.benchmarks import match
+from evaluation.statistics import bootstrap, by_group, columns, each, shown
 from stages.files import UserError, read_numbered_jsonl
 
 LANGUAGES = "ar bg bn de en es fa fi fr gu he hi it ja kn ko ml mr ne pa pl pt ru sw ta te th uk ur vi"
@@ -267,11 +268,10 @@ def read_answers(path: Path, prompts: Iterable[Prompt]) -> dict[str, str]:
         if str(name) in answers:
             raise UserError(f"{path}, line {number}: {str(name)[:60]!r} came before; give each prompt one answer")
         answers[str(name)] = text
-    missing, unknown = [key for key in keys.values() if key not in answers], sorted(set(answers) - set(keys.values()))
-    if missing:
-        raise UserError(f"{path}: no answer to {len(missing)} of {len(keys)} prompts: {shortened(missing)}; answer all")
-    if unknown:
-        raise UserError(f"{path}: {len(unknown)} answers to unknown prompts: {shortened(unknown)}; remove them")
+    try:
+        match(list(keys.values()), answers, "prompts")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return answers
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation import ifeval
-from evaluation.statistics import by_group, shortened, shown
+from evaluation.benchmarks import match
+from evaluation.statistics import by_group, shown
 from judging.rules import RULES, Rule, followed, read_rule
 from stages.files import UserError, arguments, command, read_numbered_jsonl
 
@@ -60,10 +61,7 @@ def verifiable_report(instructions: Sequence[Instruction], texts: Mapping[str, S
     naming prompts without answers, and unknown ones.
     """
     names = [item.id for item in instructions]
-    if missing := [name for name in names if name not in texts]:
-        raise UserError(f"no answer to {len(missing)} of {len(names)} instructions: {shortened(missing)}; answer all")
-    if unknown := sorted(set(texts) - set(names)):
-        raise UserError(f"{len(unknown)} answers to unknown instructions: {shortened(unknown)}; remove them")
+    match(names, texts, "instructions")
     kept = {
         item.id: [[followed(rule, text) for rule in item.rules] for text in texts[item.id]] for item in instructions
     }

@@ -28,13 +28,17 @@ def works(settings: Settings) -> dict[str, float]:
         scored = reading + plan.judgment_tokens * (judge.score == "sampled")
         judging = 6 * cases * evaluation.N * scored + 2 * pairs_of_judgments * comparison
         duels = 2 * open_prompts * evaluation.duel_samples * scored * (model >= 0)
-        return (instructions + open_prompts) * answer + judging * (model >= 0 or evaluation.seed_judges) + duels
+        return (
+            (instructions * evaluation.samples + open_prompts) * answer
+            + judging * (model >= 0 or evaluation.seed_judges)
+            + duels
+        )
 
     work: dict[str, float] = {}
     first = {f"evaluation/{model}": measurement(model) for model in [-1] * settings.sft.enabled + [0]}
     for t, rule in enumerate(settings.iteration, start=1):
         work[f"iter{t}/responses"] = responses * answer
-        if not judge.scores_file:
+        if settings.judges(t):
             work[f"iter{t}/scores"] = responses * reading * (judge.score == "expected")
             judged = (prompts * rule.judge_pairs if judge.score_first else responses) * judge.N
             work[f"iter{t}/judgments"] = judged * (reading + plan.judgment_tokens)

@@ -190,7 +190,7 @@ class Iteration:
 
 @dataclass(frozen=True)
 class Evaluation:  # how the seed and each M_t are measured, on data that no training sees. Without a file: not at all
-    judge_cases: str = ""  # labelled groups or pairs; `{run}/sft/eft/held_out.jsonl` is what `[eft]` sets aside
+    judge_cases: str = ""  # a file of labelled groups or pairs; [eft] sets one aside: `{run}/sft/eft/held_out.jsonl`
     comparisons: str = ""  # pairs of judgments on which the meta-judge is measured
     N: Count = 1  # judgments of each response
     seed_judges: bool = True  # off: the seed is not measured as judge and meta-judge; it only answers
@@ -252,6 +252,10 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     plan: Assumptions = field(default_factory=Assumptions)
 
+    def judges(self, t: int) -> bool:
+        """Whether the model judges in iteration t, rather than that a file or code gives the scores."""
+        return not self.judge.scores_file and self.iteration[t - 1].labels != "rules"
+
 
 def load_settings(path: Path | str) -> Settings:
     """Read a TOML config, and check settings that depend on one another. Raises `UserError` naming file and key."""
@@ -262,7 +266,7 @@ def load_settings(path: Path | str) -> Settings:
     sets_aside = sft.enabled and eft.sources and eft.held_out > 0 and not sft.sft_delta
     own_cases, samples = "{run}/sft/eft" in evaluation.judge_cases, max(evaluation.N, evaluation.duel_samples)
     judges, same_file = any(rule.judge_pairs for rule in iterations), len(iterations) > 1 and "{t}" not in scores
-    by_rules = any(rule.labels == "rules" and (rule.judge_pairs or scores) for rule in iterations)
+    by_rules = [rule for rule in iterations if rule.labels == "rules"]
     unvaried = 'with score = "expected" and the verdict first, no score varies'
     rules: list[tuple[Any, str]] = [
         (respond.prompts and prompts.seeds, "the pool comes from respond.prompts or from prompts.seeds; set one"),
@@ -276,7 +280,11 @@ def load_settings(path: Path | str) -> Settings:
         (scores and judge.score == "expected", 'judge.scores_file replaces the judge; leave score = "expected" out'),
         (scores and same_file, "judge.scores_file is one file for several iterations; put {t} into its name"),
         (scores and judges, "judge.scores_file leaves nothing to meta-judge; set judge_pairs = false"),
-        (by_rules, 'iteration.labels = "rules" leaves nothing to judge; set judge_pairs = false'),
+        (scores and by_rules, 'judge.scores_file and iteration.labels = "rules" both replace the judge; leave one out'),
+        (
+            any(rule.judge_pairs for rule in by_rules),
+            'iteration.labels = "rules" leaves nothing to meta-judge; set judge_pairs = false',
+        ),
         (judge.score_first and samples > 1, f"evaluation.N and duel_samples must be 1: {unvaried}"),
     ]
     if broken := [message for holds, message in rules if holds]:

@@ -88,7 +88,7 @@ class Planned:
         answered = len(rows(evaluation.prompts))
         measuring = self.judged(round(labelled / REPLIES), REPLIES, evaluation.N, judge.score_first)
         choosing = self.compared(len(rows(evaluation.comparisons)), 2, Metajudge())
-        acted = self.answered(len(rows(evaluation.instructions)) + answered, 1)
+        acted = self.answered(len(rows(evaluation.instructions)) * evaluation.samples + answered, 1)
         duels = self.judged(answered, 2, evaluation.duel_samples, judge.score_first)
 
         lessons = round(plan.eft_yield * taught) + sum(len(rows(path)) for path in sft.examples)
@@ -102,7 +102,7 @@ class Planned:
         for t in range(first, len(settings.iteration) + 1):
             name, own = "seed" if t < 0 else f"M{t}", t >= 0 or evaluation.seed_judges
             if t > 0:
-                judges, pairs = not judge.scores_file, settings.iteration[t - 1].judge_pairs
+                judges, pairs = settings.judges(t), settings.iteration[t - 1].judge_pairs
                 epoch, judged = fixed_epoch("dpo", settings, t), plan.judge_yield * pairs
                 sources = ((acting, round(plan.actor_yield * prompts)), (judging, round(judged * prompts)))
                 exports = 1 if epoch or not dpo.held_out else dpo.epochs

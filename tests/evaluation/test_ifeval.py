@@ -84,7 +84,7 @@ def examples(kind: str, number: int):
 
 @pytest.fixture
 def cached_languages(monkeypatch):
-    """Languages are detected once for each text: detection is what takes time."""
+    """Detect the language of each text once, since detection is slow."""
     for name in ("detect", "detect_langs"):
         monkeypatch.setattr(langdetect, name, cache(getattr(langdetect, name)))
 

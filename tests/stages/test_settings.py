@@ -94,6 +94,11 @@ def test_the_papers_numbers():
         ('[judge]\nscores_file = "{t}.jsonl"', r"judge\.scores_file leaves nothing to meta-judge"),
         ('[judge]\nscores_file = "s.jsonl"', r"judge\.scores_file is one file for several iterations"),
         ('[judge]\nscore = "expected"\nscores_file = "{t}.jsonl"', r"judge\.scores_file replaces the judge"),
+        ('[[iteration]]\nlabels = "rules"', r'labels = "rules" leaves nothing to meta-judge'),
+        (
+            '[judge]\nscores_file = "s"\n[[iteration]]\nlabels = "rules"\njudge_pairs = false',
+            "both replace the judge; leave one out",
+        ),
         ('[judge]\nscore = "expected"\n[evaluation]\nN = 2', r"evaluation\.N and duel_samples must be 1"),
         ('[judge]\nscore = "expected"\n[evaluation]\nduel_samples = 2', r"evaluation\.N and duel_samples must be 1"),
         ('[evaluation]\njudge_cases = "{run}/sft/eft/held_out.jsonl"', r"judge_cases: \[eft\] sets no groups aside"),
