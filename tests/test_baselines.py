@@ -11,6 +11,7 @@ from processes import ROOT, SMALL_SFT
 
 import iterate
 from evaluation.measure import ModelMeasurements
+from judging.rules import word_count
 from stages.files import UserError, read_jsonl, read_manifest, read_shards, write_json, write_jsonl, write_manifest
 from stages.launch import Launcher
 from stages.records import group_by
@@ -185,6 +186,22 @@ def test_scores_from_a_file(derived):
     assert pairs and all(len(a["chosen"][0]["content"]) > len(a["rejected"][0]["content"]) for a in pairs)
     bias = panel(folder)
     assert bias["judge"] is None and bias["responses"]["score_length_spearman_within_prompt"]["value"] == 1
+
+
+def test_rules_in_the_judges_place(derived):
+    """Code's verdicts order the pairs, so that all are ordered rightly; nothing is judged."""
+    rule = {"rule": "words_at_most", "count": 9}
+    write_jsonl("ruled.jsonl", [row | {"rules": [rule]} for row in read_jsonl("data/prompts/train.jsonl")])
+    text = '[respond]\nprompts = "ruled.jsonl"\n[[iteration]]\nlabels = "rules"\njudge_pairs = false\n'
+    folder = derived("../tiny", text)
+    pairs = list(read_jsonl(folder / "pairs" / "actor.jsonl"))
+    assert pairs and all(
+        word_count(p["chosen"][0]["content"]) <= 9 < word_count(p["rejected"][0]["content"]) for p in pairs
+    )
+    bias = panel(folder)
+    assert bias["judge"] is None and bias["selection"]["rules"]["ordered"]["value"] == 1
+    assert bias["selection"]["rules"]["best"]["value"] == bias["selection"]["rules"]["oracle"]["value"]
+    assert [stage for stage in read_manifest(folder / "pairs")["inputs"] if stage in ("judgments", "scores")] == []
 
 
 def test_balanced_comparisons(derived):
