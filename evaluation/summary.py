@@ -152,7 +152,8 @@ def notes(rows: Sequence[Record]) -> Iterator[str]:
     if judged := [row for row in rows if row["win_rate_by"]]:
         judges = list(dict.fromkeys(row["win_rate_by"] for row in judged))
         own = "self-judged" if set(judges) <= {row["name"] for row in rows} else "judged"
-        yield f"* against the seed, {own}, {judged[0]['win_rate_way']}, by {', '.join(judges)}; a tie counts half"
+        way = f"{own}, {judged[0]['win_rate_way']}, by {', '.join(judges)}"
+        yield f"* wins are against the seed; {way}; a tie counts half"
         left_out = [(row["name"], row["win_rate_undecided"], row["win_rate"]["count"]) for row in judged]
         if listed := ", ".join(f"{name} {count} of {count + decided}" for name, count, decided in left_out if count):
             yield f"  prompts without a verdict, which are left out: {listed}"
@@ -183,7 +184,7 @@ def summary_lines(summary: Record) -> Iterator[str]:
     for row in summary["iterations"]:
         yield f"\n  iteration {row['iteration']}  (rho {row['rho']:g})"
         yield from _panel_lines(row["bias"], row["responses"])
-        yield from _selection_lines(row["bias"]["selection"])
+        yield from selection_lines(row["bias"]["selection"])
         pairs = row["pairs"]
         yield f"  pairs        {pairs['actor']} actor, {pairs['judge']} judge; no pair: {_listed(pairs['reasons'])}"
         values = ", ".join(f"{key} {value:.4g}" for key, value in row["dpo"].items() if key != "held_out")
@@ -220,7 +221,7 @@ def _panel_lines(panel: Record, responses: int) -> Iterator[str]:
         yield f"               {higher}; Elo with length: Spearman {length}; failures: {_listed(meta['failures'])}"
 
 
-def _selection_lines(selection: Record) -> Iterator[str]:
+def selection_lines(selection: Record) -> Iterator[str]:
     """The table "selection gain": what the iteration's pairs could teach, before training."""
     form, score = "{:.1%} [{:.0%}, {:.0%}]", {name: shown(own, "{:.2f}") for name, own in selection["score"].items()}
     yield f"  selection    mean score of a random response {score['random']}, of the best {score['best']}"

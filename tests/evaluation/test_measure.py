@@ -11,7 +11,7 @@ from questions import refused
 from evaluation.measure import answers_report, duels_of, held_out_items, wins_report
 from evaluation.pairwise import Duel, decide, duel_items, read_duel
 from evaluation.statistics import columns
-from evaluation.summary import cells, differences, notes
+from evaluation.summary import cells, differences, notes, selection_lines
 from evaluation.verifiable import Instruction
 from judging.rules import Rule
 from judging.verdict import Failure, parse_winner
@@ -182,10 +182,24 @@ def test_the_table_says_who_judged():
         "M0     60.0% [50%, 70%]  50.0% [40%, 60%]",
         "M1     -                 75.0% [70%, 80%]",
         "M1 against M0, paired: verifiable +25.0% [+10.0%, +40.0%]",
-        "* against the seed, self-judged, by mean scores, by M0, M1; a tie counts half",
+        "* wins are against the seed; self-judged, by mean scores, by M0, M1; a tie counts half",
         "  prompts without a verdict, which are left out: M1 9 of 9",
     ]
     # A foreign judge is named and not called self-judged, also where there is no verdict.
     bare = {"name": "M0", "win_rate_by": None, "differences": {}}
     rows = [bare, MODELS[2] | {"verifiable": None, "win_rate_by": "models/large", "differences": {}}]
-    assert next(notes(rows)) == "* against the seed, judged, by mean scores, by models/large; a tie counts half"
+    assert (
+        next(notes(rows)) == "* wins are against the seed; judged, by mean scores, by models/large; a tie counts half"
+    )
+
+
+def test_the_lines_of_the_selection_gain():
+    score = {name: {"value": value} for name, value in (("random", 2.5), ("best", 3.75))}
+    line = "  selection    mean score of a random response 2.50, of the best 3.75"
+    assert list(selection_lines({"score": score, "rules": None})) == [line]
+    values = {"random": 0.25, "best": 0.5, "worst": 0.125, "oracle": 0.75, "ordered": 0.8}
+    rules = {name: {"value": value, "low": 0.1, "high": 0.9} for name, value in values.items()}
+    first, second, third = selection_lines({"score": score, "rules": rules})
+    shares = "a random one 25.0% [10%, 90%], the best 50.0% [10%, 90%], the worst 12.5% [10%, 90%], an oracle's 75.0%"
+    assert (first, second.strip()) == (line, f"follows the rules: {shares} [10%, 90%]")
+    assert third.strip() == "of pairs of which one does, 80.0% [10%, 90%] are ordered rightly"
