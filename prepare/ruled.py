@@ -1,6 +1,6 @@
 """Prompts with rules that code checks: data/prompts/ruled.toml's requests, topics and wordings, put together by seed.
 
-Five of the fifteen rules (numbered, ends_with, upper_case, lacks, alphabet) are for evaluation alone.
+The `UNTRAINED` rules are for evaluation alone.
 """
 
 import random
@@ -10,6 +10,7 @@ from typing import Any
 from judging.rules import RULES
 from stages.records import Record
 
+UNTRAINED = {"numbered", "ends_with", "upper_case", "lacks", "alphabet"}
 NUMBERS = {word: number for number, word in enumerate(("one", "two", "three", "four", "five"), 1)}
 PAIRS = """contains words_at_most; starts_with sentences; lower_case words_at_most; no_commas words_at_least;
 bullets lower_case; contains sentences; no_commas starts_with; contains lower_case; bullets no_commas"""

@@ -53,14 +53,14 @@ def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
     base = path.parent / str(name)
     if base.resolve() in extended:
         raise UserError(f"{path}: extends: {name} extends this config again; take one of the two out")
-    return _overlaid(_read(base, (*extended, path.resolve())), table)
+    return overlaid(_read(base, (*extended, path.resolve())), table)
 
 
-def _overlaid(base: Any, value: Any) -> Any:
+def overlaid(base: Any, value: Any) -> Any:
     """`value` in place of `base`; of two sections, key by key."""
     if not isinstance(base, dict) or not isinstance(value, dict):
         return value
-    return base | {key: _overlaid(base.get(key), item) for key, item in value.items()}
+    return base | {key: overlaid(base.get(key), item) for key, item in value.items()}
 
 
 def _build(cls: type[T], table: dict[str, Any], where: str) -> T:
