@@ -42,7 +42,7 @@ def crossed(values: Any) -> dict[str, Any]:
         return bootstrap([])
     runs, items = _draws(*values.shape)
     sums, counts = ((runs * (items @ side.T)).sum(1) for side in (np.nan_to_num(values), present.astype(float)))
-    return _measure(np.nanmean(values), sums / counts, int(present.sum()))
+    return _measure(np.nanmean(values), sums / np.where(counts, counts, np.nan), int(present.sum()))
 
 
 @cache

@@ -1,10 +1,8 @@
-"""The experiments: their runs, what is kept of them, and the page made of that, docs/results.md.
+"""The experiments: their runs, what is kept of them, and the page that is made of it, docs/results.md.
 
-    python -m tools.results run configs/smollm2-135m/results/*.toml --seeds 1,2,3
-    python -m tools.results write
-
-`run` makes the run of each config with each seed, and keeps in docs/results/runs.jsonl.gz what each model did on each
-held-out item. `write` computes all numbers of the page, and its picture, from that file.
+`python -m tools.results run CONFIG... --seeds 1,2,3` makes the run of each config with each seed, and keeps what each
+model did on each held-out item in docs/results/runs.jsonl.gz. `python -m tools.results write` computes all numbers of
+the page, and its picture, from this file.
 """
 
 import argparse
@@ -16,7 +14,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -63,7 +61,7 @@ def make_run(config: Path, seed: int) -> None:
     """Make a config's run with a seed, and keep its rows, unless they are there with the same settings."""
     settings = load_settings(config)
     folder, measured = Path("runs") / f"{settings.name}-s{seed}", settings.evaluation
-    if measured.judge == "current" or measured.protocol != "scores" or not (measured.instructions and measured.prompts):
+    if measured.judge != "initial" or measured.protocol != "scores" or not (measured.instructions and measured.prompts):
         raise UserError(f'{config}: set judge = "initial", instructions and prompts in [evaluation], and no protocol')
     identity = files.stage_key("run", as_dict(replace(settings, seed=0)))
     if read_records().get(("run", folder.name), {}).get("settings") == identity:
@@ -112,10 +110,9 @@ def rows_of(run: Path, instructions: Path, facts: Record) -> Iterator[Record]:
     rules = {item.id: sorted({rule.name for rule in item.rules}) for item in read_instructions(instructions)}
     for place, (row, model) in enumerate(zip(summary["models"], models, strict=True)):
         manifest, report = read_manifest(model.folder) or {}, read_json(model.held_out / "report.json")
-        followed, free = report["verifiable"]["followed"], report["answers"]["by_id"]
+        followed, free, items = report["verifiable"]["followed"], report["answers"]["by_id"], dict[str, Record]()
         # The first model has no duel: the second's, against the first's answers, has scores of both.
         scores = response_scores(group_by(read_shards(models[max(place, 1)].duel / "verdicts"), "response_id"), 1)
-        items = dict[str, Record]()
         for name, answers in group_by(read_shards(model.answers), "name").items():
             items[name] = {"leakage": fmean(leaks_role(answer["text"]) for answer in answers)}
             if name in rules:
@@ -125,32 +122,31 @@ def rows_of(run: Path, instructions: Path, facts: Record) -> Iterator[Record]:
                 items[name] |= free[name] | {"score": None if score is None else float(score)}
         seconds += manifest["seconds"]
         keys[row["name"]] = key = manifest["key"][:12]
-        judged = {name: row[name] for name in ("agreement", "meta_agreement")}
-        yield {"kind": "model", "name": key, "items": items} | judged
+        yield {"kind": "model", "name": key, "items": items} | {k: row[k] for k in ("agreement", "meta_agreement")}
     minutes = (seconds + sum(sum(row["seconds"].values()) for row in summary["iterations"])) / 60
     yield facts | {"models": keys, "iterations": summary["iterations"], "minutes": minutes}
 
 
 class Experiments:
-    """The recorded runs by config, and measures of their models: one of `RULES`, the share of answers that follow all
-    rules of these prompts; "leakage", of all answers; "score" by the judge that stays the same, "characters",
-    "cut_off" and "repetition", of the answers to open prompts."""
+    """The recorded runs by config, and measures of their models: those of `RULES`, the share of answers that follow all
+    rules of such prompts; "leakage" of all answers; "score", "characters" and others of the answers to open prompts."""
 
     def __init__(self) -> None:
         records = read_records()
         self.models = {name: row for (kind, name), row in records.items() if kind == "model"}
-        self.runs = [row for (kind, _), row in records.items() if kind == "run"]
-        self.configs = [own[0] | {"runs": own} for own in group_by(self.runs, "config").values()]
+        runs = group_by((row for (kind, _), row in records.items() if kind == "run"), "config").values()
+        self.configs, self.runs = [own[0] | {"runs": own} for own in runs], [run for own in runs for run in own]
         self.control: Any = next((config for config in self.configs if config["control"]), None)
-        for config in self.configs:
-            if len({run["settings"] for run in config["runs"]}) > 1:
-                raise UserError(f"{RECORDS}: runs of {config['config']} with different settings; make those of all seeds")
+        if not runs:
+            raise UserError(f"{RECORDS}: no runs; `python -m tools.results run` makes and records them")
+        if mixed := [config["config"] for config in self.configs if len({r["settings"] for r in config["runs"]}) > 1]:
+            raise UserError(f"{RECORDS}: the runs of {mixed[0]} differ in settings; make those of all its seeds again")
 
     def values(self, config: Record, model: str, measure: str, base: str = "") -> dict[int, Any]:
         """By seed [item], NaN where an answer has no value; with a `base`, less that model's value in the same run."""
         asked, key = RULES.get(measure, RULES["all"]), "followed" if measure in RULES else measure
         items = {run["seed"]: self.models[run["models"][model]]["items"] for run in config["runs"]}
-        names = [name for name, own in items[config["seed"]].items() if key in own and asked(own.get("rules", ()))]
+        names = sorted(k for k, own in items[config["seed"]].items() if key in own and asked(own.get("rules", ())))
         less = self.values(config, base, measure) if base else {}
         return {s: np.array([own[name][key] for name in names], float) - less.get(s, 0) for s, own in items.items()}
 
@@ -168,7 +164,7 @@ def draw(experiments: Experiments) -> None:
     """Draw the changes of the rules followed, by iteration."""
     figure = Figure(figsize=(6.5, 3.6), layout="constrained", facecolor="none")
     axes = figure.subplots()
-    for place, (config, marker) in enumerate(zip(experiments.configs, "osD^vPX*", strict=False)):
+    for place, (config, marker) in enumerate(zip(experiments.configs, cycle("osD^vPX*"), strict=False)):
         changes = [experiments.mean(config, name, "all", "M0") for name in config["models"] if name != "seed"]
         value, low, high = (np.array([change[key] for change in changes]) for key in ("value", "low", "high"))
         x = np.arange(len(changes)) + 0.04 * (place - (len(experiments.configs) - 1) / 2)
@@ -183,7 +179,7 @@ def draw(experiments: Experiments) -> None:
 def page(experiments: Experiments) -> str:
     text = (ROOT / "docs" / "results" / "results.md.j2").read_text(encoding="utf-8")
     template = jinja2.Template(text, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return template.render(own=experiments, shown=shown, resamples=CROSSED_RESAMPLES) + "\n"
+    return template.render(own=experiments, shown=shown, resamples=CROSSED_RESAMPLES, untrained=UNTRAINED) + "\n"
 
 
 def main() -> None:
@@ -193,9 +189,8 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2,3")
     given = parser.parse_args()
     if given.command == "write":
-        experiments = Experiments()
-        files.write_atomic(PAGE, page(experiments))
-        return draw(experiments)
+        files.write_atomic(PAGE, page(Experiments()))
+        return draw(Experiments())
     files.on_sigterm_raise()
     for seed, config in product(map(int, given.seeds.split(",")), given.configs):
         make_run(config, seed)

@@ -1,0 +1,141 @@
+"""The experiments' numbers worked by hand, two runs that are recorded, and the page that is made of them."""
+
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from jinja2 import Environment
+from processes import ROOT, fork, wait
+from questions import refused
+from scipy.stats import bootstrap
+
+from evaluation.statistics import crossed
+from stages.files import read_json
+from tools import results
+
+TEMPLATE, NAN = ROOT / "docs" / "results" / "results.md.j2", float("nan")
+OURS = 'extends = "tiny.toml"\nname = "ours"\n[evaluation]\njudge = "initial"\n[[iteration]]\n'
+COIN = 'extends = "ours.toml"\nname = "coin"\n[[iteration]]\nlabels = "coin"\n'
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "low", "high"),
+    [
+        ([[0, 1]] * 20, 0.5, 0, 1),  # a quarter of the resamples has item 0 alone, in all runs
+        ([[0] * 20, [1] * 20], 0.5, 0, 1),  # and here a quarter has run 0 alone
+        ([[NAN, 3], [1, NAN]], 2, 1, 3),
+        ([[0.25, 0.25], [0.25, NAN]], 0.25, 0.25, 0.25),
+        ([[NAN]], None, None, None),
+    ],
+)
+def test_runs_and_items_are_resampled_together(values, mean, low, high):
+    assert list(crossed(np.array(values, float)).values())[:3] == [mean, low, high]
+
+
+def test_of_one_run_items_alone_are_resampled():
+    values = np.random.default_rng(1).normal(1, 2, 300)
+    ours, theirs = crossed(values[None]), bootstrap((values,), np.mean, method="percentile", rng=1)
+    assert (ours["low"], ours["high"]) == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
+
+
+def model(name: str, followed: list[float], scores: list[float | None]) -> dict:
+    rules = (["json"], ["lacks"], ["json", "lacks"])
+    items = {f"v{i}": {"rules": rules[i], "followed": share, "leakage": 0} for i, share in enumerate(followed)}
+    own = {"characters": 100, "cut_off": 0, "repetition": 0, "leakage": 1}
+    items |= {f"e{i}": own | {"score": score} for i, score in enumerate(scores)}
+    return {"kind": "model", "name": name, "items": items, "agreement": None, "meta_agreement": None}
+
+
+def made(config: str, seed: int, last: str, settings: str = "") -> dict:
+    row = {"pairs": {"actor": 3, "judge": 4}, "dpo": {"margin": 0.5}, "bias": {"selection": {"rules": None}}}
+    run = {"kind": "run", "name": f"{config}-s{seed}", "config": config, "seed": seed, "control": config == "coin"}
+    run |= {"models": {"M0": f"m0-{seed}", "M1": last}, "iterations": [row], "settings": settings, "minutes": 2.0}
+    run |= {"file": f"{config}.toml", "base": "base.toml", "changes": {"dpo": {"beta": 0.125}}, "commits": ["abc"]}
+    return run | {"processor": "P", "flags": ["avx512_bf16"], "threads": 2}
+
+
+@pytest.fixture
+def records(tmp_path, monkeypatch) -> None:
+    """Two seeds of a config, one of which the control has, too."""
+    monkeypatch.chdir(tmp_path)
+    models = [model("m0-1", [0, 0, 1], [2, 3]), model("m0-2", [0.5, 0, 1], [2, None])]
+    models += [model("m-1", [1, 0.5, 1], [4, 3]), model("m-2", [1, 1, 0], [1, 1]), model("c-1", [0.5, 0, 1], [2, 2])]
+    results.keep([*models, made("ours", 1, "m-1"), made("ours", 2, "m-2"), made("coin", 1, "c-1")])
+
+
+def test_changes_worked_by_hand(records):
+    """Ours less M0, by prompt: 1, 0.5, 0 and, with seed 2, 0.5, 1, -1; scores 2, 0 and -1. The control: 0.5, 0, 0."""
+    own = results.Experiments()
+    ours, coin = own.configs
+    changes = {name: own.mean(ours, "M1", name, "M0")["value"] for name in ("all", "trained", "untrained", "score")}
+    assert changes == {"all": 0.3333, "trained": 0.75, "untrained": 0.75, "score": 0.3333}
+    assert own.mean(ours, "M1", "score")["value"] == 2.25 and own.mean(ours, "M1", "leakage")["value"] == 0.4
+    assert own.control is coin
+    assert own.over_control(ours, "M1", "all") == {"value": 0.3333, "low": 0, "high": 0.5, "count": 3}
+
+
+def test_rows_replace_those_of_the_same_run(records):
+    results.keep([made("coin", 1, "m-1")])
+    rows = results.read_records()
+    assert [name for kind, name in rows if kind == "run"] == ["ours-s1", "ours-s2", "coin-s1"]
+    assert rows["run", "coin-s1"]["models"]["M1"] == "m-1" and ("model", "c-1") not in rows
+    results.keep([made("ours", 2, "m-2", settings="other")])
+    with refused("runs of ours differ in settings"):
+        results.Experiments()
+
+
+def test_the_page_and_its_picture(records):
+    text, pictures = results.page(results.Experiments()), []
+    assert "**+33.3% [" in text and "| ours | M1 | +33.3% [+0.0%, +50.0%] |" in text
+    assert "| coin | 1 | `abc` | 7 | 0.500 | 2.0 |" in text and '`dpo = {"beta": 0.125}`' in text
+    for _ in range(2):
+        results.draw(results.Experiments())
+        pictures.append(results.PICTURE.read_bytes())
+    assert pictures[0] == pictures[1] and b"<svg" in pictures[0]
+
+
+def test_no_number_of_the_page_is_written_by_hand():
+    """Outside of code and jinja's tags; sections have numbers."""
+    text = "".join(value for _, kind, value in Environment().lex(TEMPLATE.read_text()) if kind == "data")
+    text = re.sub(r"```.*?```|`[^`]*`|^#+ [0-9]+\.", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert "# Results" in text and re.findall(r".*(?<![A-Za-z])[0-9].*", text) == []
+
+
+@pytest.mark.skipif(not (ROOT / results.RECORDS).exists(), reason="no records yet")
+def test_the_page_is_made_of_the_records(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert results.page(results.Experiments()) == results.PAGE.read_text(), "python -m tools.results write"
+
+
+@pytest.mark.slow
+def test_two_runs_and_their_page(tiny_run, tmp_path, monkeypatch):
+    """What the page says of a run is what the run's own summary says; a recorded run is not made again."""
+    place = shutil.copytree(tiny_run, tmp_path / "project", symlinks=True)
+    monkeypatch.chdir(place)
+    for name, text in {"ours.toml": OURS, "coin.toml": COIN, ".gitignore": "runs\nmodels\n*.txt\n"}.items():
+        (place / name).write_text(text)
+    for words in ("init -q", "add .", "-c user.name=t -c user.email=t commit -qm t"):
+        subprocess.run(["git", *words.split()], check=True)
+    again = ("run", "ours.toml", "coin.toml", "--seeds", "0")
+    assert wait(fork(place, "tools.results", *again)) == 0, (place / "err.txt").read_text()
+    content, own = results.RECORDS.read_bytes(), results.Experiments()
+    measures = {"verifiable": "all", "role_leakage": "leakage", "characters": "characters", "score": "score"}
+    for config in own.configs:
+        run, summary = config["runs"][0], read_json(place / "runs" / f"{config['config']}-s0" / "summary.json")
+        for row in summary["models"]:
+            for key, name in measures.items():
+                assert row[key] is None or own.mean(config, row["name"], name)["value"] == row[key]["value"]
+                if change := row["differences"].get(key):
+                    assert own.mean(config, row["name"], name, "M0")["value"] == change["value"]
+            assert own.models[run["models"][row["name"]]]["agreement"] == row["agreement"]
+    assert own.control["changes"] == {"evaluation": {"judge": "initial"}, "iteration": [{"labels": "coin"}]}
+    assert own.configs[0]["models"]["M0"] == own.control["models"]["M0"] and len(own.models) == 4
+    assert own.mean(own.configs[0], "seed", "score")["count"] > 0 and len(own.control["commits"]) == 1
+    assert wait(fork(place, "tools.results", *again)) == 0 and results.RECORDS.read_bytes() == content
+    assert wait(fork(place, "tools.results", "write")) == 0
+    assert results.PAGE.read_text() == results.page(own) and results.PICTURE.exists()
+    (place / "new.toml").write_text("")
+    with refused("new.toml: not as in the commit"):
+        results.make_run(place / "ours.toml", 1)
