@@ -81,7 +81,7 @@ def make_run(config: Path, seed: int) -> None:
 
 
 def note_commit(folder: Path) -> list[str]:
-    """The commits at which the run was started or ended, the last the present one. `UserError` for changed files."""
+    """The commits at which the run was started or ended so far. Raises `UserError` for changed files."""
     changed, head = (
         subprocess.run(["git", *words.split()], capture_output=True, text=True, check=True).stdout.split()
         for words in ("status --porcelain -- . :!docs/results*", "rev-parse HEAD")
@@ -171,7 +171,7 @@ def draw(experiments: Experiments) -> None:
         axes.errorbar(x, value, (value - low, high - value), marker=marker, capsize=2, label=config["config"])
     axes.set(xlabel="iteration", ylabel="rules followed, change from M0")
     axes.xaxis.set_major_locator(MultipleLocator(1))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(PICTURE, metadata={"Date": None})
 

@@ -9,35 +9,25 @@ import pytest
 from jinja2 import Environment
 from processes import ROOT, fork, wait
 from questions import refused
-from scipy.stats import bootstrap
+from scipy.stats import binom
 
 from evaluation.statistics import crossed
 from stages.files import read_json
 from tools import results
 
-TEMPLATE, NAN = ROOT / "docs" / "results" / "results.md.j2", float("nan")
+MEASURES = {"verifiable": "all", "role_leakage": "leakage", "characters": "characters", "score": "score"}
 OURS = 'extends = "tiny.toml"\nname = "ours"\n[evaluation]\njudge = "initial"\n[[iteration]]\n'
 COIN = 'extends = "ours.toml"\nname = "coin"\n[[iteration]]\nlabels = "coin"\n'
 
 
-@pytest.mark.parametrize(
-    ("values", "mean", "low", "high"),
-    [
-        ([[0, 1]] * 20, 0.5, 0, 1),  # a quarter of the resamples has item 0 alone, in all runs
-        ([[0] * 20, [1] * 20], 0.5, 0, 1),  # and here a quarter has run 0 alone
-        ([[NAN, 3], [1, NAN]], 2, 1, 3),
-        ([[0.25, 0.25], [0.25, NAN]], 0.25, 0.25, 0.25),
-        ([[NAN]], None, None, None),
-    ],
-)
-def test_runs_and_items_are_resampled_together(values, mean, low, high):
-    assert list(crossed(np.array(values, float)).values())[:3] == [mean, low, high]
-
-
-def test_of_one_run_items_alone_are_resampled():
-    values = np.random.default_rng(1).normal(1, 2, 300)
-    ours, theirs = crossed(values[None]), bootstrap((values,), np.mean, method="percentile", rng=1)
-    assert (ours["low"], ours["high"]) == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
+def test_runs_and_items_are_resampled_together():
+    items = np.tile([0.0, 1.0], (20, 1))  # a quarter of the resamples has item 0 alone, in all runs
+    for values in (items, items.T):
+        assert crossed(values) == {"value": 0.5, "low": 0, "high": 1, "count": 40}
+    assert crossed(np.array([[np.nan, 3], [1, np.nan]])) == {"value": 2, "low": 1, "high": 3, "count": 2}
+    assert crossed(np.array([[np.nan]]))["value"] is None
+    one_run = crossed(np.array([[1] * 90 + [0] * 210]))  # the number of ones in a resample is binomial
+    assert [one_run["low"], one_run["high"]] == pytest.approx(binom.ppf([0.025, 0.975], 300, 0.3) / 300, abs=0.0034)
 
 
 def model(name: str, followed: list[float], scores: list[float | None]) -> dict:
@@ -67,11 +57,10 @@ def records(tmp_path, monkeypatch) -> None:
 
 def test_changes_worked_by_hand(records):
     """Ours less M0, by prompt: 1, 0.5, 0 and, with seed 2, 0.5, 1, -1; scores 2, 0 and -1. The control: 0.5, 0, 0."""
-    own = results.Experiments()
-    ours, coin = own.configs
+    ours, coin = (own := results.Experiments()).configs
     changes = {name: own.mean(ours, "M1", name, "M0")["value"] for name in ("all", "trained", "untrained", "score")}
     assert changes == {"all": 0.3333, "trained": 0.75, "untrained": 0.75, "score": 0.3333}
-    assert own.mean(ours, "M1", "score")["value"] == 2.25 and own.mean(ours, "M1", "leakage")["value"] == 0.4
+    assert [own.mean(ours, "M1", name)["value"] for name in ("score", "leakage")] == [2.25, 0.4]
     assert own.control is coin
     assert own.over_control(ours, "M1", "all") == {"value": 0.3333, "low": 0, "high": 0.5, "count": 3}
 
@@ -87,18 +76,17 @@ def test_rows_replace_those_of_the_same_run(records):
 
 
 def test_the_page_and_its_picture(records):
-    text, pictures = results.page(results.Experiments()), []
+    own = results.Experiments()
+    text, pictures = results.page(own), [results.draw(own) or results.PICTURE.read_bytes() for _ in range(2)]
     assert "**+33.3% [" in text and "| ours | M1 | +33.3% [+0.0%, +50.0%] |" in text
     assert "| coin | 1 | `abc` | 7 | 0.500 | 2.0 |" in text and '`dpo = {"beta": 0.125}`' in text
-    for _ in range(2):
-        results.draw(results.Experiments())
-        pictures.append(results.PICTURE.read_bytes())
-    assert pictures[0] == pictures[1] and b"<svg" in pictures[0]
+    assert pictures[0] == pictures[1]
 
 
 def test_no_number_of_the_page_is_written_by_hand():
     """Outside of code and jinja's tags; sections have numbers."""
-    text = "".join(value for _, kind, value in Environment().lex(TEMPLATE.read_text()) if kind == "data")
+    source = (ROOT / "docs" / "results" / "results.md.j2").read_text()
+    text = "".join(value for _, kind, value in Environment().lex(source) if kind == "data")
     text = re.sub(r"```.*?```|`[^`]*`|^#+ [0-9]+\.", "", text, flags=re.DOTALL | re.MULTILINE)
     assert "# Results" in text and re.findall(r".*(?<![A-Za-z])[0-9].*", text) == []
 
@@ -116,26 +104,20 @@ def test_two_runs_and_their_page(tiny_run, tmp_path, monkeypatch):
     monkeypatch.chdir(place)
     for name, text in {"ours.toml": OURS, "coin.toml": COIN, ".gitignore": "runs\nmodels\n*.txt\n"}.items():
         (place / name).write_text(text)
-    for words in ("init -q", "add .", "-c user.name=t -c user.email=t commit -qm t"):
-        subprocess.run(["git", *words.split()], check=True)
-    again = ("run", "ours.toml", "coin.toml", "--seeds", "0")
-    assert wait(fork(place, "tools.results", *again)) == 0, (place / "err.txt").read_text()
+    subprocess.run("git init -q && git add . && git -c user.name=t -c user.email=t commit -qmt", shell=True, check=True)
+    command = ("tools.results", "run", "ours.toml", "coin.toml", "--seeds", "0")
+    assert wait(fork(place, *command)) == 0, (place / "err.txt").read_text()
     content, own = results.RECORDS.read_bytes(), results.Experiments()
-    measures = {"verifiable": "all", "role_leakage": "leakage", "characters": "characters", "score": "score"}
     for config in own.configs:
-        run, summary = config["runs"][0], read_json(place / "runs" / f"{config['config']}-s0" / "summary.json")
-        for row in summary["models"]:
-            for key, name in measures.items():
+        for row in read_json(place / "runs" / f"{config['config']}-s0" / "summary.json")["models"]:
+            for key, name in MEASURES.items():
                 assert row[key] is None or own.mean(config, row["name"], name)["value"] == row[key]["value"]
                 if change := row["differences"].get(key):
                     assert own.mean(config, row["name"], name, "M0")["value"] == change["value"]
-            assert own.models[run["models"][row["name"]]]["agreement"] == row["agreement"]
     assert own.control["changes"] == {"evaluation": {"judge": "initial"}, "iteration": [{"labels": "coin"}]}
-    assert own.configs[0]["models"]["M0"] == own.control["models"]["M0"] and len(own.models) == 4
-    assert own.mean(own.configs[0], "seed", "score")["count"] > 0 and len(own.control["commits"]) == 1
-    assert wait(fork(place, "tools.results", *again)) == 0 and results.RECORDS.read_bytes() == content
-    assert wait(fork(place, "tools.results", "write")) == 0
-    assert results.PAGE.read_text() == results.page(own) and results.PICTURE.exists()
+    assert len(own.models) == 4 and own.mean(own.control, "seed", "score")["count"] > 0
+    assert wait(fork(place, *command)) == wait(fork(place, "tools.results", "write")) == 0
+    assert results.RECORDS.read_bytes() == content and results.PAGE.read_text() == results.page(own)
     (place / "new.toml").write_text("")
     with refused("new.toml: not as in the commit"):
         results.make_run(place / "ours.toml", 1)
