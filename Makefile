@@ -84,7 +84,7 @@ rehearse: .venv/rehearse
 stand-in: .venv/rehearse
 	@$(BIN)/python -m prepare.scripted $(or $(FOLDER),models/stand-in)
 
-# Trains M0 and writes the change as the file sft.sft_delta: by default data/sft-delta.safetensors.
+# Trains M0 and writes the change as the file sft.sft_delta: by default data/sft-delta.xz.
 sft: .venv/demo
 	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) --make-sft-delta
 

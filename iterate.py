@@ -128,14 +128,14 @@ class Run:
         if broken := broken_limits(panel, self.settings.limits):
             raise UserError(f"{path}: {'; '.join(broken)}: look into the panel, then mend the run or change [limits]")
 
-    def pool(self, seed: Path) -> Path:
-        """The file of all prompts: the user's, or new prompts written after seed prompts."""
+    def pool(self, seed: Path) -> list[Path]:
+        """The files of all prompts: the user's, or new prompts written after seed prompts."""
         if self.settings.prompts.seeds:
             writer = chosen_model(self.settings.prompts.model or "current", "prompts.model", seed, seed)
-            return self.run_stage(NEW_PROMPTS, self.folder / "pool", model=writer) / "prompts.jsonl"
+            return [self.run_stage(NEW_PROMPTS, self.folder / "pool", model=writer) / "prompts.jsonl"]
         if not self.settings.respond.prompts:
             raise UserError(f"{self.config}: no prompts; set respond.prompts, or prompts.seeds to make new ones")
-        return Path(self.settings.respond.prompts)
+        return [Path(name) for name in self.settings.respond.prompts]
 
     def sft(self, seed: Path) -> Path:
         """M0, which can judge and meta-judge: the seed after SFT, or the seed plus the change that SFT once made."""
@@ -270,7 +270,7 @@ def make_sft_delta(run: Run) -> None:
     facts = {"command": f"make sft CONFIG={run.config}", "recipe": run.sft_recipe(seed), "seed": run.settings.seed}
     facts["examples"] = digest(run.folder / "sft" / "examples")
     facts |= {key: value for key, value in (files.read_manifest(trained) or {}).items() if key in ("steps", "seconds")}
-    write(seed, trained, 12, path, **facts)  # 12 MB at most
+    write(seed, trained, 11.9, path, **facts)  # 11.9 MB at most
     measured: dict[str, float] = {}
     for name, model in (("trained", trained), ("merged", run.merged_m0(seed))):
         folders = ModelMeasurements(run.folder / "sft" / name)

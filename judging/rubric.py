@@ -121,11 +121,12 @@ def evidence_text(evidence: dict[str, str]) -> str:
 
 def comparison_text(deserved: int, scores: Sequence[int]) -> str:
     """A meta-judge's reason: the score that the response deserves, and the judgments' scores."""
-    return f"It deserves {deserved}; A gives {scores[0]}, B gives {scores[1]}."
+    return f"Deserved: {deserved}; A gives {scores[0]}, B gives {scores[1]}."
 
 
 _JUDGES_WORDS = re.compile(
-    r"\b[Ss]core: ?\d|\bWinner: ?(Judgment|Response|Tie)|\bJudgment [AB]\b|\b[Ii]t deserves \d|\b[Aa]sked: .*; given: "
+    r"\b[Ss]core: ?\d|\bWinner: ?(Judgment|Response|Tie)|\bJudgment [AB]\b|\b([Ii]t deserves|Deserved:) \d"
+    r"|\b[Aa]sked: .*; given: "
 )
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from prepare.examples import labelled_rows
-from prepare.flaws import Constructor, load_sources
+from prepare.flaws import Constructor, load_sources, repetitive
+from prepare.near_misses import NearMisses
 from prepare.ruled import ruled_prompts
 from sampling.llm import LLM, SamplingParams
 from stages.files import arguments, command, read_jsonl, write_atomic
@@ -27,14 +28,16 @@ DATA = Path("data")
 Files = Iterator[tuple[str, Iterable[Record]]]  # names below data/, and the rows of each file
 
 FAMILIES = (("families", "f", 2400), ("families_evaluation", "g", 240))  # TOML file, ids' first letter, prompts
-RULED = (("ruled", "r", 1600, False), ("ruled_tuning", "u", 200, True))  # file, letter, prompts, for tuning
+RULED = (("ruled", "r", 2000, False), ("ruled_tuning", "u", 200, True))  # file, letter, prompts, for tuning
 FAMILIES_SEED, CASES_SEED = 20240728, 2024
+EVIDENCE = 0.4  # share of the near misses with a justification: the score is what they teach
 TUNING = ("titles", "diary", "dos_and_donts", "soften")  # set apart: a recipe is chosen on prompts not trained on
 NUMBERS: dict[str, Any] = {"few": ("three", "four", "five", "six", "seven", "eight", "nine")}
 NUMBERS |= {"digit": range(3, 10), "many": range(12, 61)}
 
 TEMPERATURES: dict[str, tuple[float, ...]] = dict.fromkeys(("train", "evaluation"), (0.2, 0.8, 1.6))
 TEMPERATURES |= {"families": (0.4,), "families_tuning": (0.4,), "families_evaluation": (0.4, 1.6)}
+TEMPERATURES["ruled"] = (0.6, 0.8, 1.0)
 """For each set of prompts: the temperatures of its answers."""
 CASES = {"evaluation": (("evaluation", "families_evaluation"), 72, 120), "tuning": (("families_tuning",), 48, 60)}
 """For each folder: its sets of prompts, and the numbers of groups and of comparisons."""
@@ -110,20 +113,39 @@ def constructor(names: Iterable[str], seed: int) -> Constructor:
 def sft_files() -> Files:
     """The SFT examples of the tests' and of the default config.
 
-    The default's lessons: decisions alone; judgments; judgments and comparisons in turn. Hand-written rows are spread
-    over the second and third lesson, the model's own answers over all.
+    The default's lessons: decisions alone; judgments, most of them near misses; judgments and comparisons in turn. The
+    model's own answers, at the temperature of the actor, are spread over all.
     """
     tiny = constructor(["train"], seed=0)
     judgments, comparisons = list(tiny.judge_examples(240)), list(tiny.metajudge_examples(120))
     yield "sft/tiny.jsonl.gz", [*judgments[:120], *spread(judgments[120:], comparisons)]
 
     default = constructor(["train", "families"], seed=1)
-    decisions, judgments = list(default.judge_examples(1200, decisions=True)), list(default.judge_examples(2400))
-    comparisons, answers = list(default.metajudge_examples(1800)), list(default.answer_examples(500))
-    written = list(labelled_rows(DATA / "judged/train.jsonl"))
-    random.Random(1).shuffle(written)
-    judging = spread([*judgments[:1200], *spread(judgments[1200:], comparisons)], written)
-    yield "sft/smollm2-135m.jsonl.gz", spread([*decisions, *judging], answers)
+    decisions, judgments = list(default.judge_examples(300, decisions=True)), list(default.judge_examples(600))
+    ruled = NearMisses(read_jsonl(DATA / "prompts/ruled.jsonl"), read_jsonl(DATA / "answers/ruled.jsonl.gz"), seed=1)
+    near_misses, spoiled = list(ruled.pairs(2800, EVIDENCE)), list(ruled.spoiled(900, EVIDENCE))
+    written, draw = list(labelled_rows(DATA / "judged/train.jsonl")), random.Random(1)
+    for rows in (spoiled, written):
+        draw.shuffle(rows)
+    judging = spread(judgments, near_misses, spoiled, written)
+    half = len(judging) // 2
+    judging = [*judging[:half], *spread(judging[half:], list(default.metajudge_examples(800)))]
+    yield (
+        "sft/smollm2-135m.jsonl.gz",
+        spread([*decisions, *judging], draw.sample(replay(["train", "ruled"], 0.8), 1400)),
+    )
+
+
+def replay(names: Iterable[str], temperature: float) -> list[Record]:
+    """The model's answers of one temperature that do not repeat themselves, as examples of acting."""
+    prompts = {row["id"]: row["prompt"] for name in names for row in read_jsonl(DATA / f"prompts/{name}.jsonl")}
+    answers = [row for name in names for row in read_jsonl(DATA / f"answers/{name}.jsonl.gz")]
+    return [
+        {"kind": "respond", "prompt": prompts[row["prompt_id"]], "response": row["text"]}
+        | {"finished": row["finish_reason"] == "stop"}
+        for row in answers
+        if row["temperature"] == temperature and row["text"] and not repetitive(row["text"])
+    ]
 
 
 def spread(*lists: list[Record]) -> list[Record]:

@@ -65,7 +65,7 @@ def decision_tokens(chat: ChatFormat, text: str, position: VerdictPosition) -> l
     """Indices of the tokens that decide: the verdict's value, and the deserved score in a meta-judge's reason."""
     end = len(text.split("\n")[0]) if position == "first" else len(text)
     spans = [(end - len(text[:end].split()[-1]), end)]
-    spans += [match.span(1) for match in re.finditer(r"^It deserves (\d);", text, flags=re.MULTILINE)]
+    spans += [match.span(1) for match in re.finditer(r"^Deserved: (\d);", text, flags=re.MULTILINE)]
     return [i for i, (low, high) in enumerate(chat.offsets(text)) if any(low < b and high > a for a, b in spans)]
 
 

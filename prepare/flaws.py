@@ -37,7 +37,6 @@ class Source:
     topic: str
     good: list[list[str]]  # sentences of each answer at a low or usual temperature
     wild: list[list[str]]  # those of each answer at a high temperature; may be empty
-    answers: list[tuple[str, bool]]  # the good answers' whole texts, and whether each ended by itself
 
 
 def sentences(text: str) -> list[str]:
@@ -58,7 +57,7 @@ def load_sources(prompts: Iterable[Record], answers: Iterable[Record]) -> list[S
     for row in prompts:
         if (category := row["category"]) not in TASKS:
             raise UserError(f"prompt {row['id']!r}: unknown category {category!r}; add it to data/sft/flaws.toml")
-        sources[row["id"]] = Source(row["prompt"], category, row["topic"], [], [], [])
+        sources[row["id"]] = Source(row["prompt"], category, row["topic"], [], [])
     for row in answers:
         source, pieces = sources[row["prompt_id"]], sentences(row["text"])
         if row["finish_reason"] == "length":
@@ -67,7 +66,6 @@ def load_sources(prompts: Iterable[Record], answers: Iterable[Record]) -> list[S
             source.wild.append(pieces)
         elif pieces and not repetitive(row["text"]) and not REFUSAL.search(row["text"]):
             source.good.append(pieces)
-            source.answers.append((row["text"], row["finish_reason"] == "stop"))
     return [source for source in sources.values() if source.good]
 
 
@@ -97,13 +95,6 @@ class Constructor:
             reason = "" if decisions else self._justification(flaw, source, foreign)
             row = {"kind": "judge", "prompt": source.prompt, "response": response, "flaw": flaw}
             yield row | {"score": self.scores[flaw], "justification": reason}
-
-    def answer_examples(self, number: int) -> Iterator[Record]:
-        """Rows of the model's own answers, so that the model keeps the actor's part while it learns to judge."""
-        for _ in range(number):
-            source = self.choice(self.sources)
-            text, finished = self.choice(source.answers)
-            yield {"kind": "respond", "prompt": source.prompt, "response": text, "finished": finished}
 
     def metajudge_examples(self, number: int) -> Iterator[Record]:
         """Rows {kind, prompt, response, flaw, judgments, winner, score}; each position wins equally often.

@@ -5,6 +5,7 @@ The command writes `prompts.seeds`: first questions of `eft.sources` with at lea
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from stages.records import Record
 from stages.settings import Settings, load_settings
 
 
-def read_prompts(path: Path | str) -> list[Record]:
-    """The rows of a file. Raises `UserError` for an id or prompt that is no text or blank, and for a repeated id."""
+def read_prompts(*paths: Path | str) -> list[Record]:
+    """The rows of files. Raises `UserError` for an id or prompt that is no text or blank, and for a repeated id."""
     rows: dict[str, Record] = {}
-    for row in read_jsonl(path, ("id", "prompt")):
+    for path, row in ((name, row) for name in paths for row in read_jsonl(name, ("id", "prompt"))):
         if not all(isinstance(row[key], str) and row[key].strip() for key in ("id", "prompt")):
             raise UserError(f"{path}: id {row['id']!r}: id and prompt must be texts, not blank; mend the line")
         if row["id"] in rows:
@@ -26,13 +27,14 @@ def read_prompts(path: Path | str) -> list[Record]:
     return list(rows.values())
 
 
-def draw_prompts(path: Path, settings: Settings) -> list[list[Record]]:
-    """The prompts of each iteration, drawn from the file `path` in an order that the seed decides; none comes twice."""
-    pool = read_prompts(path)
+def draw_prompts(paths: Sequence[Path], settings: Settings) -> list[list[Record]]:
+    """The prompts of each iteration, drawn from the files in an order that the seed decides; none comes twice."""
+    pool = read_prompts(*paths)
     random.Random(settings.seed).shuffle(pool)
     size, iterations = settings.respond.prompts_per_iteration, len(settings.iteration)
     if len(pool) < iterations * size:
-        raise UserError(f"{path}: {len(pool)} prompts, but the iterations need {iterations * size}; add prompts")
+        listed = ", ".join(map(str, paths))
+        raise UserError(f"{listed}: {len(pool)} prompts, but the iterations need {iterations * size}; add prompts")
     return [pool[t * size : (t + 1) * size] for t in range(iterations)]
 
 

@@ -1,20 +1,21 @@
 """A fine-tuned model as its seed and a small file: `make sft` writes it, `make iterate` adds it to the seed.
 
-Of each matrix's difference D = tuned - base the largest singular triplets are kept: D ~ left diag(scale) right with
-left [m, r] and right [r, n] in int8 and scale [r] in fp32. Vectors (the norms) are kept whole, in bf16.
+Of each matrix's difference D = U diag(s) V the file has the columns of U diag(s) and the rows of diag(s) V as whole
+numbers of steps. The step is the same everywhere, as far as int8 goes, so that a larger s gets more bits, and what
+rounds to next to nothing is left out. D ~ left diag(scale) right with left [m, r] and right [r, n] in int8 and scale
+[r] = step^2 / s in fp32. Vectors (the norms) are kept whole, in bf16. LZMA, which has a range coder, packs the file.
 """
 
 import json
+import lzma
 import shutil
-from collections import Counter
 from collections.abc import Mapping
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from model.config import LlamaConfig
@@ -22,44 +23,66 @@ from model.weights import load_model, save_pretrained
 from stages.files import UserError, digest, read_json, write_atomic, write_json
 
 Tensors = Mapping[str, Tensor]
+Triplets = tuple[Tensor, Tensor, Tensor]  # left [m, k], values [k], right [k, n] of a matrix [m, n]
+
+LEAST_DEVIATION = 0.3  # a triplet whose numbers deviate less from 0, in steps, is left out
+PACKED = 1.06  # LZMA's bytes over those at the entropy, about
+FILTER = {"id": lzma.FILTER_LZMA2, "preset": 6, "lc": 0, "lp": 0, "pb": 0}  # numbers do not depend on their neighbours
 
 
-def choose_ranks(values: dict[str, Tensor], sizes: dict[str, int], room: int) -> Counter[str]:
-    """How many triplets of each matrix to keep in `room` bytes, at `sizes` bytes one."""
-    offers = [(float(value) ** 2 / sizes[name], name) for name, spectrum in values.items() for value in spectrum]
-    offers = sorted((offer for offer in offers if offer[0] > 0), reverse=True)
-    taken = accumulate(sizes[name] for _, name in offers)
-    return Counter(name for (_, name), total in zip(offers, taken, strict=True) if total <= room)
+def rounded(triplets: Mapping[str, Triplets], step: float) -> dict[str, Tensor]:
+    """The file's tensors of the matrices, in numbers of steps: `name.left`, `name.scale`, `name.right`."""
+    tensors: dict[str, Tensor] = {}
+    for name, (left, values, right) in triplets.items():
+        deviation = values / step / max(len(left), right.shape[1]) ** 0.5  # of the numbers of the longer side
+        if r := int((deviation >= LEAST_DEVIATION).sum()):
+            left_mr, right_rn = left[:, :r] * values[:r], values[:r, None] * right[:r]
+            largest = torch.maximum(left_mr.abs().amax(0), right_rn.abs().amax(1))
+            step_r = (largest / 127).clamp_min(step)  # int8 holds up to 127 steps
+            tensors[f"{name}.left"] = (left_mr / step_r).round().to(torch.int8).contiguous()
+            tensors[f"{name}.right"] = (right_rn / step_r[:, None]).round().to(torch.int8).contiguous()
+            tensors[f"{name}.scale"] = step_r**2 / values[:r]
+    return tensors
 
 
-def compress(base: Tensors, tuned: Tensors, megabytes: float) -> tuple[dict[str, Tensor], float]:
-    """The file's tensors, and the share of the matrices' squared difference that the kept triplets explain.
+def packed_size(tensors: Mapping[str, Tensor]) -> float:
+    """The bytes that tensors take at their entropy."""
+    total = 0.0
+    for tensor in tensors.values():
+        numbers = tensor.flatten().view(torch.int8)
+        shares = torch.bincount(numbers.to(torch.int64) + 128) / len(numbers)
+        total -= (shares * shares.clamp_min(1e-12).log2()).sum().item() * len(numbers) / 8
+    return total
 
-    The file takes at most `megabytes` 10^6 bytes. A matrix `name` becomes `name.left`, `name.scale`, `name.right`.
-    """
-    change = {name: tuned[name] - base[name] for name in base}
-    tensors = {name: delta.to(torch.bfloat16) for name, delta in change.items() if delta.dim() == 1}
-    header = 4096 + 512 * len(base)  # facts, names and shapes
-    room = int(megabytes * 1e6) - header - 2 * sum(map(Tensor.numel, tensors.values()))
+
+def compress(base: Tensors, tuned: Tensors, megabytes: float) -> tuple[bytes, float]:
+    """The file, at most `megabytes` 10^6 bytes, and the share that it explains of the matrices' squared difference."""
+    change, room = {name: tuned[name] - base[name] for name in base}, megabytes * 1e6
+    vectors = {name: delta.to(torch.bfloat16) for name, delta in change.items() if delta.dim() == 1}
     matrices = {name: delta.float() for name, delta in change.items() if delta.dim() == 2}
     triplets = {name: torch.linalg.svd(delta, full_matrices=False) for name, delta in matrices.items()}
-    sizes = {name: sum(base[name].shape) + 4 for name in triplets}
-    ranks = choose_ranks({name: values for name, (_, values, _) in triplets.items()}, sizes, room)
-    kept = total = 0.0
-    for name, (left, values, right) in triplets.items():
-        r = ranks[name]
-        kept, total = kept + values[:r].square().sum().item(), total + values.square().sum().item()
-        if r:
-            tensors[f"{name}.left"], left_scale = _int8(left[:, :r], 0)
-            tensors[f"{name}.right"], right_scale = _int8(right[:r], 1)
-            tensors[f"{name}.scale"] = values[:r] * left_scale * right_scale
-    return tensors, kept / total if total else 1.0
+    low, high = (max(float(values[0]) for _, values, _ in triplets.values()) * factor for factor in (1e-5, 1.0))
+    for _ in range(14):  # packing takes a minute, so the step is first found by the entropy
+        middle = (low * high) ** 0.5
+        fits = packed_size(rounded(triplets, middle) | vectors) * PACKED <= room
+        low, high = (low, middle) if fits else (middle, high)
+    while len(data := packed(tensors := rounded(triplets, high) | vectors)) > room:
+        high *= 1.01
+    total = sum(delta.square().sum().item() for delta in matrices.values())
+    lost = sum((delta - product(tensors, name)).square().sum().item() for name, delta in matrices.items())
+    return data, 1 - lost / total if total else 1.0
 
 
-def _int8(vectors: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Vectors along `dim` as int8, and each vector's scale."""
-    scale = vectors.abs().amax(dim, keepdim=True) / 127
-    return (vectors / scale).round().to(torch.int8).contiguous(), scale.flatten()
+def packed(tensors: Mapping[str, Tensor]) -> bytes:
+    return lzma.compress(save(dict(tensors), {"format": "pt"}), filters=[FILTER])
+
+
+def product(tensors: Tensors, name: str) -> Tensor | float:
+    """A matrix's difference as the file has it."""
+    if f"{name}.left" not in tensors:
+        return 0.0
+    left, scale, right = (tensors[f"{name}.{part}"].float() for part in ("left", "scale", "right"))
+    return left * scale @ right
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -79,16 +102,15 @@ def merge(base: Path, path: Path, out: Path) -> None:
     if read_facts(path)["base"] != digest(base / "model.safetensors"):
         raise UserError(f"{path}: made for another model than {base}; `make sft` makes it anew for this one")
     try:
-        tensors = load_file(path)
-    except SafetensorError:
-        raise UserError(f"{path}: damaged, or no safetensors file; `make sft` writes it again") from None
+        tensors = load(lzma.decompress(path.read_bytes()))
+    except (SafetensorError, lzma.LZMAError, EOFError):
+        raise UserError(f"{path}: damaged; `make sft` writes it again") from None
     model = load_model(base, torch.float32)
     for name, parameter in model.named_parameters():
         if name in tensors:
             parameter.add_(tensors[name])
-        elif f"{name}.left" in tensors:
-            left, scale, right = (tensors[f"{name}.{part}"].float() for part in ("left", "scale", "right"))
-            parameter.add_(left * scale @ right)
+        else:
+            parameter.add_(product(tensors, name))
     shutil.rmtree(out, ignore_errors=True)
     parameters = ((name, parameter.to(torch.bfloat16)) for name, parameter in model.named_parameters())
     save_pretrained(parameters, LlamaConfig.load(base), base, out)
@@ -97,8 +119,8 @@ def merge(base: Path, path: Path, out: Path) -> None:
 def write(base: Path, tuned: Path, megabytes: float, path: Path, **facts: Any) -> dict[str, Any]:
     """Write to `path` the difference between two Hugging Face directories of one architecture; returns its facts."""
     before, after = (dict(load_model(folder, torch.float32).named_parameters()) for folder in (base, tuned))
-    tensors, explained = compress(before, after, megabytes)
-    write_atomic(path, save(tensors, {"format": "pt"}))
+    data, explained = compress(before, after, megabytes)
+    write_atomic(path, data)
     facts |= {"base": digest(base / "model.safetensors"), "explained": round(explained, 4)}
     write_json(path.with_suffix(".json"), facts)
     return facts

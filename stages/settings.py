@@ -106,7 +106,7 @@ class Prompts:  # new prompts from seed prompts (`prepare/new_prompts.py`); the 
 @dataclass(frozen=True)
 class Respond:
     prompts_per_iteration: Count  # no prompt is drawn twice
-    prompts: str = ""  # the pool: a JSON-lines file of {id, prompt}; empty where `[prompts]` makes the pool
+    prompts: list[str] = field(default_factory=list)  # the pool: files of {id, prompt}; none where `[prompts]` makes it
     K: Count = 7  # responses to each prompt
     temperature: Amount = 0.8
     top_p: Share = 0.95

@@ -110,7 +110,7 @@ def test_labelled_judgments_become_sft_examples(plan):
 
 def test_new_prompts_are_the_pool(plan):
     """The drawn prompts are the 16 that the stage wrote."""
-    text = '[respond]\nprompts = ""\n[prompts]\nseeds = "data/prompts/train.jsonl"\n'
+    text = '[respond]\nprompts = []\n[prompts]\nseeds = "data/prompts/train.jsonl"\n'
     assert plan("no-sft", text).steps.startswith("prompts seed, respond seed")
     drawn = [row["id"] for t in (1, 2) for row in read_jsonl(Path(f"runs/c/iter{t}/prompts.jsonl"))]
     assert sorted(drawn) == sorted(f"p{i}" for i in range(16))
@@ -118,7 +118,7 @@ def test_new_prompts_are_the_pool(plan):
 
 def test_a_run_needs_prompts(plan):
     with pytest.raises(UserError, match=r"c\.toml: no prompts; set respond\.prompts, or prompts\.seeds"):
-        plan("no-sft", '[respond]\nprompts = ""\n')
+        plan("no-sft", "[respond]\nprompts = []\n")
 
 
 class BeforeTraining(Exception):
@@ -192,7 +192,7 @@ def test_rules_in_the_judges_place(derived):
     """Code's verdicts order the pairs, so that all are ordered rightly; nothing is judged."""
     rule = {"rule": "words_at_most", "count": 9}
     write_jsonl("ruled.jsonl", [row | {"rules": [rule]} for row in read_jsonl("data/prompts/train.jsonl")])
-    text = '[respond]\nprompts = "ruled.jsonl"\n[[iteration]]\nlabels = "rules"\njudge_pairs = false\n'
+    text = '[respond]\nprompts = ["ruled.jsonl"]\n[[iteration]]\nlabels = "rules"\njudge_pairs = false\n'
     folder = derived("../tiny", text)
     pairs = list(read_jsonl(folder / "pairs" / "actor.jsonl"))
     assert pairs and all(
@@ -205,7 +205,7 @@ def test_rules_in_the_judges_place(derived):
 
 
 def test_balanced_comparisons(derived):
-    folder = derived("balanced-comparisons", "[judge]\nN = 4\n")
+    folder = derived("balanced-comparisons", "[judge]\nN = 6\n")
     sizes = []
     for rows in group_by(read_shards(folder / "comparisons"), "response_id").values():
         first, second = (Counter(row[place] for row in rows) for place in ("first", "second"))

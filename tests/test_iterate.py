@@ -224,7 +224,7 @@ def test_an_sft_delta_replaces_the_training(place):
     [
         (("K = 3", "K = 3\nkk = 4"), "bad.toml: respond.kk: unknown key"),
         (('path = "models/tiny"\nprepare = "tiny"', 'path = "models/none"'), "models/none: no model here"),
-        (('train.jsonl"\nprompts_per', 'none.jsonl"\nprompts_per'), "data/prompts/none.jsonl: no such file"),
+        (('train.jsonl"]\nprompts_per', 'none.jsonl"]\nprompts_per'), "data/prompts/none.jsonl: no such file"),
         (("prompts_per_iteration = 8", "prompts_per_iteration = 300"), "400 prompts, but the iterations need 600"),
         (('prompts = "prompts.jsonl"', 'prompts = "none.jsonl"'), "none.jsonl: no such file"),
         (('instructions = "instructions.jsonl"', 'instructions = "bad.jsonl"'), "bad.jsonl, line 1: key 'rules' is"),

@@ -36,7 +36,7 @@ def named_files(settings: Settings) -> list[tuple[str, str]]:
         (sft.enabled and sft.sft_delta, "sft.sft_delta", [sft.sft_delta]),
         (runs and prompts.seeds, "prompts.seeds", [prompts.seeds]),
         (runs and prompts.seeds, "prompts.evaluation", prompts.evaluation),
-        (runs and not prompts.seeds, "respond.prompts", [settings.respond.prompts]),
+        (runs and not prompts.seeds, "respond.prompts", settings.respond.prompts),
         *((name and "{run}" not in name, f"evaluation.{key}", [name]) for key, name in measured.items()),
     ]
     return [(key, name) for read, key, names in table if read for name in names]

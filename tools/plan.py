@@ -81,10 +81,10 @@ class Plan:
 
     def faults(self, free: float) -> Iterator[str]:
         """What will not fit, and the setting to change. `free`: of the disk, in bytes. A "warning" stops no run."""
-        settings, options, path = self.settings, self.settings.prompts, self.settings.respond.prompts
+        settings, options, paths = self.settings, self.settings.prompts, self.settings.respond.prompts
         yield from (f"warning: {text}" for text in missing_inputs(settings))
         needed = len(settings.iteration) * settings.respond.prompts_per_iteration
-        pool, change = len(rows(path)) or needed, f"add prompts to {path}"
+        pool, change = len(rows(*paths)) or needed, f"add prompts to {', '.join(paths)}"
         if options.seeds:
             pool, change = round(options.max_attempts * settings.plan.prompts_kept), "raise prompts.max_attempts"
         if pool < needed:

@@ -67,7 +67,7 @@ class Planned:
         self.settings, self.plan = settings, settings.plan
         self.draw, self.ids = random.Random(settings.seed), count()
         self.at_limits = False  # whether each text is as long as it may be
-        prompts = (tokens(row["prompt"]) for row in rows(settings.respond.prompts, "prompt"))
+        prompts = (tokens(row["prompt"]) for row in rows(*settings.respond.prompts))
         longest = max(prompts, default=settings.prompts.max_new_tokens)
         self.prompt = partial(self.text, self.plan.prompt_tokens, longest)
         self.response = partial(self.text, self.plan.response_tokens, settings.respond.max_new_tokens)
@@ -217,6 +217,6 @@ def tokens(text: str) -> int:
     return math.ceil(len(text) / CHARACTERS)
 
 
-def rows(path: str, *keys: str) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file, with these keys; none of a missing one."""
-    return list(read_jsonl(path, keys)) if Path(path).is_file() else []
+def rows(*paths: str) -> list[dict[str, Any]]:
+    """The rows of JSON-lines files, each with a prompt; none of a missing file."""
+    return [row for path in paths if Path(path).is_file() for row in read_jsonl(path, ("prompt",))]

@@ -44,7 +44,7 @@ def test_decisions_weigh_more(chat, settings):
         assert ids[-1] in chat.stop_ids
     assert judge["completion"] == "Score: 3\nScore: 5 would be wrong."
     assert "Score: 1\nx" in meta["prompt"][-1]["content"]
-    assert meta["completion"] == "It deserves 5; A gives 1, B gives 4.\nWinner: Judgment B"
+    assert meta["completion"] == "Deserved: 5; A gives 1, B gives 4.\nWinner: Judgment B"
 
 
 def test_a_cut_off_answer_has_no_end_token(chat, settings):

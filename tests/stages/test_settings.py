@@ -103,7 +103,7 @@ def test_the_papers_numbers():
         ('[judge]\nscore = "expected"\n[evaluation]\nduel_samples = 2', r"evaluation\.N and duel_samples must be 1"),
         ('[evaluation]\njudge_cases = "{run}/sft/eft/held_out.jsonl"', r"judge_cases: \[eft\] sets no groups aside"),
         ("[prompts]\nseeds = 's'", "respond.prompts or from prompts.seeds"),
-        ("[respond]\nprompts = ''\n[prompts]\nseeds = 's'\ncount = 9", r"prompts\.count is 9, the iterations need 16"),
+        ("[respond]\nprompts = []\n[prompts]\nseeds = 's'\ncount = 9", r"prompts\.count is 9, the iterations need 16"),
         ("[prompts]\ngenerated_shots = 9", r"prompts\.generated_shots exceeds prompts\.shots, 8"),
         ("[prompts]\nmin_words = 200", r"prompts\.min_words exceeds prompts\.max_words, 150"),
     ],

@@ -51,7 +51,7 @@ def make_settings(**changes) -> Settings:
     return Settings(
         name="test",
         model=Model(path="m"),
-        respond=Respond(prompts="p", prompts_per_iteration=1),
+        respond=Respond(prompts=["p"], prompts_per_iteration=1),
         judge=Judge(prompt_style="compact", verdict_position="first"),
         metajudge=Metajudge(**meta),
         seed=changes.pop("seed", 0),

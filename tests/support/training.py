@@ -31,7 +31,7 @@ VOCABULARY = 97
 SETTINGS = Settings(
     name="test",
     model=Model(path="", dtype="float32"),
-    respond=Respond(prompts="", prompts_per_iteration=1),
+    respond=Respond(prompts_per_iteration=1),
     iteration=[Iteration()],
     engine=EngineOptions(threads=1),
     sft=Sft(epochs=2, batch_size=4, learning_rate=1e-3, held_out=0.0),

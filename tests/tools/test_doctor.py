@@ -78,13 +78,13 @@ def test_missing_inputs_are_named_by_their_keys(tiny, tmp_path):
     evaluation = {"judge_cases": "{run}/cases", "comparisons": "no/comparisons", "prompts": "", "judge": "no/judge"}
     settings = changed(tiny, sft={"examples": ["no/a"], "sft_delta": "no/d"}, eft={"sources": ["no/trees"]})
     settings = changed(settings, evaluation=evaluation, metajudge={"model": "no/model"})
-    settings = changed(settings, respond={"prompts": "no/pool"}, model={"path": str(tmp_path), "prepare": ""})
+    settings = changed(settings, respond={"prompts": ["no/pool"]}, model={"path": str(tmp_path), "prepare": ""})
     files = "sft.examples eft.sources sft.sft_delta respond.prompts evaluation.comparisons"
     assert keys(settings) == f"{files} model.path metajudge.model"
     with pytest.raises(UserError, match=rf"sft.examples: no/a: .*prepare.meta {tmp_path}.*; metajudge.model"):
         list(doctor.check_inputs(settings))
     seeds = {"seeds": "no/seeds", "evaluation": ["no/test"], "model": "no/writer"}
-    settings = changed(tiny, respond={"prompts": ""}, prompts=seeds, sft={"enabled": False})
+    settings = changed(tiny, respond={"prompts": []}, prompts=seeds, sft={"enabled": False})
     assert keys(settings) == "prompts.seeds prompts.evaluation prompts.model"
     settings.iteration.clear()
     assert keys(settings) == ""

@@ -161,7 +161,7 @@ def test_training_by_hand(tiny, monkeypatch):
 
 
 def test_each_fault_is_told(tiny):
-    seeds = {"respond": {"prompts": ""}, "prompts": {"seeds": "none.jsonl", "count": 100}}
+    seeds = {"respond": {"prompts": []}, "prompts": {"seeds": "none.jsonl", "count": 100}}
     few = seeds | {"prompts": seeds["prompts"] | {"max_attempts": 10}}
     no_model = {"prepare": "", "path": "none", "architecture": tiny.model.path}
     cases: list[tuple[dict, str]] = [

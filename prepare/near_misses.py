@@ -1,0 +1,139 @@
+"""Judging examples in which code has checked the rules: a model's own answers, and near misses.
+
+A near miss is an answer edited so that it follows its prompt's rules, or so that it breaks one: two such responses
+differ in the rule and in little else, so a judge that tells them apart has read the rule. Spoiled responses follow the
+rules and are bad all the same, lest the judge take the rules for all that matters.
+"""
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import cycle, islice
+
+from judging.rubric import evidence_text
+from judging.rules import Rule, followed, obeys, rules_of, sentence_count, word_count
+from prepare.edits import edited
+from prepare.flaws import repetitive, sentences
+from stages.records import Record
+
+SCORES = {"kept": 5, "repeated": 2, "broken": 1, "foreign": 0}  # of a response, by what it is
+WAYS = ((True, False), (True, False), (True,), (False,), (), ())  # which sides of a pair are answers as they are
+Text = tuple[str, str]  # and its origin, "own" or "edited"
+
+
+class NearMisses:
+    """Draws examples from prompts with rules and answers {prompt_id, text} to them, from one seed."""
+
+    def __init__(self, prompts: Iterable[Record], answers: Iterable[Record], seed: int):
+        self.draw, self.prompts = random.Random(seed), {row["id"]: row for row in prompts}
+        self.answers: dict[str, list[str]] = defaultdict(list)
+        for answer in answers:
+            if text := answer["text"].strip():
+                self.answers[answer["prompt_id"]].append(text)
+        self.sides: dict[str, dict[bool, list[str]]] = {}  # the answers that follow the rules, and that do not
+        self.names: dict[str, list[str]] = defaultdict(list)
+        for name, texts in self.answers.items():
+            rules = rules_of(self.prompts[name])
+            self.names["+".join(rule.name for rule in rules)].append(name)
+            verdicts = [(text, obeys(rules, text)) for text in texts]
+            kept = [text for text, obeyed in verdicts if obeyed and not repetitive(text)]
+            self.sides[name] = {True: kept, False: [text for text, obeyed in verdicts if not obeyed]}
+        self.kinds = [kind for kind in self.names for _ in range(1 if "+" in kind else 3)]
+
+    def pairs(self, number: int, evidence: float) -> Iterator[Record]:
+        """The rows of `number` pairs of responses to one prompt: one follows its rules, the other does not.
+
+        Rules take turns. A third of the pairs are two answers, a third an answer and an edit of it, a third two edits
+        of one answer, as far as there are such answers, so that neither the rule nor being edited says the verdict. A
+        share `evidence` of the pairs has justifications.
+        """
+        for kind in islice(cycle(self.kinds), number):
+            own, pair = self.draw.choice(WAYS), None
+            names = [name for name in self.names[kind] if all(self.sides[name][side] for side in own)]
+            while not pair:
+                name = self.draw.choice(names or self.names[kind])
+                pair, names, own = self._pair(name, own), [], ()  # some answers can't be edited
+            both = [("kept", *pair[0]), ("broken", *pair[1])]
+            self.draw.shuffle(both)
+            reasons = self.draw.random() < evidence
+            yield from (judge_row(self.prompts[name], *response, reasons) for response in both)
+
+    def _pair(self, name: str, own: tuple[bool, ...]) -> tuple[Text, Text] | None:
+        """A text that follows the prompt's rules and one that does not; None where edits don't reach that.
+
+        The sides `own` are answers as they are, where there are such answers, and the others edits of the same answer.
+        """
+        kept = {side: self.draw.choice(self.sides[name][side]) for side in own if self.sides[name][side]}
+        source = next(iter(kept.values())) if kept else self.draw.choice(self.answers[name])
+        first, second = (kept.get(side) or self._edited(name, source, side) for side in (True, False))
+        origins = ["own" if side in kept else "edited" for side in (True, False)]
+        return ((first, origins[0]), (second, origins[1])) if first and second else None
+
+    def _edited(self, name: str, source: str, obey: bool) -> str | None:
+        """The text edited for the rules of the prompt `name`; other answers to it continue where length is asked."""
+        more = " ".join(text for text in self.answers[name] if text != source and not repetitive(text))
+        return edited(rules_of(self.prompts[name]), source, more, obey, self.draw)
+
+    def spoiled(self, number: int, evidence: float) -> Iterator[Record]:
+        """`number` rows: half follow the rules and repeat themselves, half follow them and answer another prompt."""
+        for what, make in (("repeated", self._repeated), ("foreign", self._foreign)):
+            names = (self.draw.choice(self.names[kind]) for kind in cycle(self.kinds))
+            made = ((name, text) for name in names if (text := make(name)))
+            for name, text in islice(made, number // 2):
+                yield judge_row(self.prompts[name], what, text, "edited", self.draw.random() < evidence)
+
+    def _repeated(self, name: str) -> str | None:
+        """An answer that follows the rules and says its end over and over; None where rules don't let it."""
+        own = self.sides[name][True]
+        text = self.draw.choice(own) if own else self._edited(name, self.draw.choice(self.answers[name]), True)
+        if not text:
+            return None
+        end = "".join(sentences(text)[-self.draw.randint(1, 2) :]).strip()
+        text = self.draw.choice((" ", "\n")).join([text, *[end] * self.draw.randint(2, 5)])
+        return text if obeys(rules_of(self.prompts[name]), text) and repetitive(text) else None
+
+    def _foreign(self, name: str) -> str | None:
+        """An answer to a prompt on another topic, edited so that it follows this prompt's rules."""
+        other = self.draw.choice(list(self.answers))
+        if self.prompts[other]["topic"] == self.prompts[name]["topic"]:
+            return None
+        source, more = self.draw.choice(self.answers[other]), self.draw.choice(self.answers[other])
+        return edited(rules_of(self.prompts[name]), source, more, True, self.draw)
+
+
+def judge_row(prompt: Record, what: str, text: str, origin: str, evidence: bool) -> Record:
+    """A row {kind: "judge", prompt, response, flaw, score, justification} of a response that is `what` SCORES names."""
+    rules = rules_of(prompt)
+    broken = [rule for rule in rules if not followed(rule, text)]
+    asked = f"{' and '.join(map(_in_words, rules))}, on {prompt['topic']}"
+    given = " and ".join(_given(rule, text) for rule in (broken or rules))
+    missing = " and ".join(map(_in_words, broken))
+    if what == "repeated":
+        given, missing = f"{given}, the same again", "something new"
+    elif what == "foreign":
+        given, missing = f"{given}, on something else", prompt["topic"]
+    reason = evidence_text({"asked": asked, "given": given, "missing": missing}) if evidence else ""
+    row = {"kind": "judge", "prompt": prompt["prompt"], "response": text, "flaw": f"{what}.{origin}"}
+    return row | {"score": SCORES[what], "justification": reason}
+
+
+def _in_words(rule: Rule) -> str:
+    value = " and ".join(map(str, rule.value)) if isinstance(rule.value, tuple) else rule.value
+    return {
+        "words_at_most": f"at most {value} words", "words_at_least": f"at least {value} words", "one_word": "one word",
+        "sentences": f"{value} sentences", "bullets": f"{value} bullet points", "contains": f'the word "{value}"',
+        "starts_with": f'the beginning "{value}"', "json": f"JSON with {value}", "lower_case": "no capital letters",
+        "no_commas": "no commas",
+    }[rule.name]  # fmt: skip
+
+
+def _given(rule: Rule, text: str) -> str:
+    if rule.name in ("words_at_most", "words_at_least", "one_word"):
+        return f"{word_count(text)} words"
+    if rule.name == "sentences":
+        return f"{sentence_count(text)} sentences"
+    if rule.name == "bullets":
+        marks = sum(bool(re.match(r"\s*([-*+\u2013]\s|\u2022)", line)) for line in text.splitlines())
+        return f"{marks} bullet points"
+    return _in_words(rule) if followed(rule, text) else f'"{" ".join(text.split()[:4])}"'

@@ -1,0 +1,70 @@
+"""Near misses: edits reach the verdict that was asked for, and rows reveal no score but by what code has checked."""
+
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from judging.rules import Rule, obeys, rules_of
+from prepare.edits import EDITS, edited
+from prepare.flaws import repetitive
+from prepare.near_misses import NearMisses, judge_row
+from stages.files import read_jsonl
+
+PROMPTS = {row["prompt"]: row for row in read_jsonl(Path("data/prompts/ruled.jsonl"))}
+TEXT = """A compass has a small needle, and it shows where north is. People use it on ships, in deserts and in forests.
+Because the needle is a magnet, it turns until it points north! A friend of mine has one today."""
+OTHER = "Long ago, sailors looked at stars. Nowadays most of them trust a satellite, which knows the way."
+VALUES = {"words_at_most": 14, "words_at_least": 40, "sentences": 2, "bullets": 5, "contains": ("window",)}
+VALUES |= {"starts_with": "In short", "json": ("name", "text")}
+
+
+@pytest.fixture(scope="module")
+def made() -> NearMisses:
+    return NearMisses(PROMPTS.values(), read_jsonl(Path("data/answers/ruled.jsonl.gz")), seed=0)
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_edits_reach_both_verdicts(name):
+    """An edited text follows its rule, or breaks it, as was asked, says nothing twice, and texts vary."""
+    rule = Rule(name, VALUES.get(name))
+    for obey in (True, False):
+        texts = [edited([rule], TEXT, OTHER, obey, random.Random(seed)) for seed in range(40)]
+        made = [text for text in texts if text]
+        assert len(made) >= 20 and all(obeys([rule], text) is obey and not repetitive(text) for text in made)
+
+
+def test_pairs_reveal_no_score(made):
+    """For each rule as many follow as not, about as many edited as not, and a share of them with evidence."""
+    rows = list(made.pairs(780, 0.5))
+    flaws = Counter(row["flaw"] for row in rows)
+    assert abs(flaws["kept.own"] - flaws["broken.own"]) < 100 and min(flaws.values()) > 100
+    scores = Counter((tuple(r.name for r in rules_of(PROMPTS[row["prompt"]])), row["score"]) for row in rows)
+    assert len(scores) == 2 * 19 and all(scores[name, 5] == scores[name, 1] for name, _ in scores)
+    assert all((row["score"] == 5) is obeys(rules_of(PROMPTS[row["prompt"]]), row["response"]) for row in rows)
+    assert 0.4 < sum(bool(row["justification"]) for row in rows) / len(rows) < 0.6
+    assert all(first["prompt"] == second["prompt"] for first, second in zip(rows[::2], rows[1::2], strict=True))
+
+
+def test_spoiled_responses_follow_the_rules_all_the_same(made):
+    rows, texts = list(made.spoiled(60, 0.5)), defaultdict(list)
+    for row in rows:
+        assert obeys(rules_of(PROMPTS[row["prompt"]]), row["response"])
+        texts[row["flaw"], row["score"]].append(row["response"])
+    assert {key: len(own) for key, own in texts.items()} == {("repeated.edited", 2): 30, ("foreign.edited", 0): 30}
+    assert all(map(repetitive, texts["repeated.edited", 2]))
+
+
+def test_a_row_says_what_was_asked_and_given():
+    prompt = {"id": "a", "prompt": "Describe rain.", "topic": "rain"}
+    prompt["rules"] = [{"rule": "sentences", "count": 2}, {"rule": "contains", "words": ["sea"]}]
+    row = judge_row(prompt, "broken", "It rains.", "own", evidence=True)
+    reason = 'Asked: 2 sentences and the word "sea", on rain; given: 1 sentences and "It rains."; '
+    assert row["justification"] == reason + 'missing: 2 sentences and the word "sea".'
+    assert (row["score"], row["flaw"]) == (1, "broken.own")
+    kept = judge_row(prompt, "kept", "It rains. The sea is grey.", "edited", evidence=False)
+    assert (kept["score"], kept["flaw"], kept["justification"]) == (5, "kept.edited", "")
+    foreign = judge_row(prompt, "foreign", "I like cake. The sea too.", "edited", evidence=True)
+    given = 'given: 2 sentences and the word "sea", on something else; missing: rain.'
+    assert foreign["justification"] == f'Asked: 2 sentences and the word "sea", on rain; {given}'
