@@ -20,7 +20,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,6 @@ class Run:
     def __init__(self, config: Path, settings: Settings, folder: Path, launcher: Launcher):
         self.config, self.settings, self.folder, self.launcher = config, settings, folder, launcher
         self.forecast = Forecast(settings)
-        self.model_digest = cache(digest)
 
     def iteration(self, t: int, model: Path, initial: Path) -> Path:
         """Make M_t from M_{t-1} (`model`): act, judge, meta-judge, make pairs, train."""
@@ -206,10 +204,7 @@ class Run:
             files.copy_folder(shared, folders.folder)
 
     def job(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Job:
-        """A stage's work on these inputs. Digests of models are kept, since no stage changes a model."""
-        models = {name: path for name, path in inputs.items() if path and name in ("model", "judge", "reference")}
-        known = {name: self.model_digest(path) for name, path in models.items()}
-        return stage.job(self.settings, out, t, known, **inputs)
+        return stage.job(self.settings, out, t, **inputs)
 
     def run_stage(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Path:
         return self.run_job(stage, self.job(stage, out, t, **inputs))

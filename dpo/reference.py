@@ -14,7 +14,7 @@ from dpo.packing import micro_batches
 from dpo.parallel import World, load_sharded, reshard
 from model.dtype import training_dtype
 from model.llama import Llama
-from stages.files import read_jsonl, write_jsonl
+from stages.files import is_complete, read_jsonl, write_jsonl, write_manifest
 from stages.progress import progress
 from stages.settings import Settings
 
@@ -32,8 +32,8 @@ def reference_logprob(
     for pair in examples:
         tokens.update(json.dumps([pair.id, pair.prompt, pair.completions]).encode())
     name = hashlib.sha256(f"{tokens.hexdigest()} {digest} {dtype} {attention}".encode()).hexdigest()
-    path = cache / f"{name[:16]}.jsonl"
-    if not world.agree(path.is_file):
+    folder, path = cache / name[:16], cache / name[:16] / "logprobs.jsonl"
+    if not world.agree(lambda: is_complete(folder, name)):
         load_sharded(model, weights)
         sums_e2 = torch.zeros(len(examples), 2, device=world.device)
         indices, options = range(len(examples)), settings.trainer
@@ -48,5 +48,6 @@ def reference_logprob(
         pairs = zip(examples, world.sum(sums_e2).tolist(), strict=True)
         if world.first:
             write_jsonl(path, ({"id": pair.id, "chosen": row[0], "rejected": row[1]} for pair, row in pairs))
+            write_manifest(folder, "reference", name, [path])
     rows = world.agree(lambda: [(row["chosen"], row["rejected"]) for row in read_jsonl(path)])
     return torch.tensor(rows, dtype=torch.float32, device=world.device)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dpo.checkpoint import Progress, finish, latest_state, load_state
+from dpo.checkpoint import Progress, finish, load_state, saved_progress
 from dpo.data import Objective, read_examples
 from dpo.metrics import peak_flops, summary_writer
 from dpo.packing import keep_usable
@@ -66,9 +66,9 @@ def train(job: Job, world: World, work: Path) -> None:
         folder, digest = job.path("reference"), job.digests["reference"]
         reference_e2 = reference_logprob(world, model, examples, folder, digest, work / "reference", settings)
     optimizer = make_optimizer(model, settings.sft if objective == "sft" else settings.dpo)
-    if state := world.agree(lambda: latest_state(work, job.key)):
-        at = load_state(state, model, optimizer)
-        world.say(f"continuing from step {at.step} ({state})")
+    if at := world.agree(lambda: saved_progress(work, job.key)):
+        load_state(work, at, model, optimizer)
+        world.say(f"continuing from step {at.step} ({work / at.state})")
     else:
         at = Progress(job.key)
         load_sharded(model, model_dir)

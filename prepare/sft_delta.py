@@ -4,7 +4,6 @@ Of each matrix's difference D = tuned - base the largest singular triplets are k
 left [m, r] and right [r, n] in int8 and scale [r] in fp32. Vectors (the norms) are kept whole, in bf16.
 """
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -67,10 +66,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     for file in (path, beside := path.with_suffix(".json")):
         if not file.is_file():
             raise UserError(f'{file}: no such file; `make sft` writes it, or set sft.sft_delta to ""')
-    try:
-        return {"base": None, "recipe": None} | read_json(beside)
-    except (json.JSONDecodeError, TypeError):
-        raise UserError(f"{beside}: damaged; `make sft` writes it again") from None
+    return {"base": None, "recipe": None} | read_json(beside, "`make sft` writes it again")
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from stages.files import UserError
+from stages.files import UserError, read_text
 
 T = TypeVar("T")
 
@@ -45,8 +45,8 @@ def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such config; choose one of configs/*.toml")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(read_text(path, "save it as UTF-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not TOML ({error}); mend the line") from None
     if (name := table.pop("extends", None)) is None:
         return table

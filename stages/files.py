@@ -1,7 +1,7 @@
 """Files between stages: JSON lines, atomic writes, digests, the manifest of a complete stage, and the lock of a run.
 
 A stage's folder is complete when it holds `manifest.json`, which is written last. The manifest's `key` identifies the
-inputs and settings, its `digest` the output.
+inputs and settings, its `digest` the output, of which `files` has each file's.
 """
 
 import argparse
@@ -18,12 +18,14 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 MANIFEST = "manifest.json"
+UTF_8 = "utf-8-sig"  # with or without a byte order mark
 
 
 class UserError(Exception):
@@ -68,27 +70,26 @@ def arguments(doc: str | None, *paths: str, **others: Any) -> argparse.Namespace
     return parser.parse_args()
 
 
-def read_numbered_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_numbered_jsonl(
+    path: Path | str, required: Iterable[str] = (), containing: str = ""
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """The line numbers, from 1, and objects of a JSON-lines file, which may be compressed (`.gz`). Blank lines are
-    skipped. Raises `UserError` naming file and line for a missing or damaged file, a line that is not a JSON object,
-    and a missing key of `required`."""
+    skipped, and lines without the text `containing`. Raises `UserError` naming file and line for a missing or damaged
+    file, a line that is not a JSON object, and a missing key of `required`."""
     path, number = Path(path), 0
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path in the config or run the stage that writes it")
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        with gzip.open(path, "rt", encoding=UTF_8) if path.suffix == ".gz" else path.open(encoding=UTF_8) as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip():
+                if line.strip() and containing in line:
                     yield number, _row(line, f"{path}, line {number}", required)
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}, after line {number}: damaged ({error}); fetch the file again") from None
 
 
 def _row(line: str, where: str, required: Iterable[str]) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg}); mend or remove the line") from None
+    row = parse_json(line, where, "mend or remove the line")
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected a JSON object; mend or remove the line")
     if missing := [key for key in required if key not in row]:
@@ -96,19 +97,14 @@ def _row(line: str, where: str, required: Iterable[str]) -> dict[str, Any]:
     return row
 
 
-def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
+def read_jsonl(path: Path | str, required: Iterable[str] = (), containing: str = "") -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file, as `read_numbered_jsonl` gives them."""
-    return (row for _, row in read_numbered_jsonl(path, required))
+    return (row for _, row in read_numbered_jsonl(path, required, containing))
 
 
 def read_json_list(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON list, each with its place, "PATH, entry I"; errors tell users to name `wanted`."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{path}: no such file; name {wanted}") from None
-    except ValueError as error:  # from JSON, with the line, or from UTF-8
-        raise UserError(f"{path}: damaged ({error}); name {wanted}") from None
+    entries = parse_json(read_text(path, f"name {wanted}"), str(path), f"name {wanted}")
     if not isinstance(entries, list):
         raise UserError(f"{path}: not a JSON list; name {wanted}")
     for index, entry in enumerate(entries):
@@ -117,9 +113,34 @@ def read_json_list(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any
         yield f"{path}, entry {index}", entry
 
 
-def read_json(path: Path | str) -> Any:
-    """The content of a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def read_json(path: Path | str, mend: str = "repeat the stage that writes it") -> dict[str, Any]:
+    """The object in a JSON file."""
+    value = parse_json(read_text(path, mend), str(path), mend)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object; {mend}")
+    return value
+
+
+def parse_json(text: str, where: str, mend: str) -> Any:
+    """The value of a JSON text. Raises `UserError` also for nesting and numbers that Python does not read, and for half
+    a surrogate pair, which is no character."""
+    try:
+        value = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); {mend}") from None
+    return value
+
+
+def read_text(path: Path | str, mend: str) -> str:
+    """A text in UTF-8. Raises `UserError` for another, and without a file; it tells users to `mend`."""
+    try:
+        return Path(path).read_text(encoding=UTF_8)
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path}: no such file; {mend}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); {mend}") from None
 
 
 def _temporary(path: Path) -> Path:
@@ -196,24 +217,41 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def digest(path: Path | str) -> str:
-    """The digest of an input: a file's SHA-256; a folder's manifest's digest or, without one, that of all its files."""
+    """The digest of an input: a file's SHA-256; a folder's manifest's digest or, without one, that of all its files.
+    Raises `UserError` for a stage's output that has changed since."""
     path = Path(path)
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        check_output(path.parent, path)
+        return _sha256(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder; check the path or run the stage that writes it")
-    if manifest := read_manifest(path):
+    if manifest := check_output(path):
         return manifest["digest"]
     # Hidden files and folders belong to tools: a download's notes, an unfinished write.
     shown = (file for file in path.rglob("*") if "/." not in f"/{file.relative_to(path).as_posix()}")
-    return _digest_of_files(path, filter(Path.is_file, shown))
+    return _digest_of(_digests(path, filter(Path.is_file, shown)))
 
 
-def _digest_of_files(folder: Path, files: Iterable[Path]) -> str:
-    """The SHA-256 of the names and digests of files in a folder."""
-    lines = (f"{file.relative_to(folder)} {digest(file)}\n" for file in sorted(files))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+def _sha256(path: Path) -> str:
+    """A file's SHA-256. A process reads weights once: a file in the state of the last time is not read again."""
+    state = path.stat()
+    return _read_digest(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@cache
+def _read_digest(path: Path, *_state: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digests(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """The SHA-256 of files in a folder by their names there."""
+    return {str(file.relative_to(folder)): _sha256(file) for file in sorted(files)}
+
+
+def _digest_of(digests: Mapping[str, str]) -> str:
+    """The SHA-256 of the names and digests of files."""
+    return hashlib.sha256("".join(f"{name} {value}\n" for name, value in digests.items()).encode()).hexdigest()
 
 
 def stage_key(stage: str, settings: Any, inputs: Mapping[str, Path | str] = MappingProxyType({})) -> str:
@@ -224,25 +262,68 @@ def stage_key(stage: str, settings: Any, inputs: Mapping[str, Path | str] = Mapp
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any] | None:
-    """The manifest of a complete stage, or None."""
+    """The manifest of a complete stage, or None. Raises `UserError` for one that is not as it was written."""
     path = Path(folder) / MANIFEST
-    return read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    manifest = read_json(path)
+    if manifest.pop("checksum", None) != _checksum(manifest):
+        raise UserError(f"{path}: damaged, or of an older version; repeat the stage that writes it")
+    return manifest
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+
+
+def changed_files(folder: Path) -> list[Path]:
+    """The files of a complete stage that are not as it wrote them, or its manifest."""
+    try:
+        written = (read_manifest(folder) or {"files": {}})["files"].items()
+    except UserError:
+        return [folder / MANIFEST]
+    return [path for name, value in written if not (path := folder / name).is_file() or _sha256(path) != value]
+
+
+def check_output(folder: Path | str, file: Path | None = None) -> dict[str, Any] | None:
+    """The manifest of a complete stage, or None. Raises `UserError` if one of its files, or `file`, has changed."""
+    manifest = read_manifest(folder) or {}
+    for path in changed_files(Path(folder)):
+        if file in (None, path):
+            stage = manifest["stage"]
+            raise UserError(f"{path}: not as the stage {stage!r} wrote it; repeat that stage, as iterate.py does")
+    return manifest or None
+
+
+def shard_paths(folder: Path | str) -> list[Path]:
+    """The files of a finished stage that writes shards, in the order of its requests."""
+    if (shards := (check_output(folder) or {}).get("shards")) is None:
+        raise UserError(f"{folder}: not a finished stage (no manifest.json with shards); run the stage that writes it")
+    return [Path(folder) / name for name in shards]
 
 
 def read_shards(folder: Path | str) -> Iterator[Any]:
     """All records of a finished stage that writes shards, in the order of its requests."""
-    if (manifest := read_manifest(folder)) is None:
-        raise UserError(f"{folder}: not a finished stage (no manifest.json); run the stage that writes it")
-    for name in manifest["shards"]:
-        yield from read_jsonl(Path(folder) / name)
+    return (row for path in shard_paths(folder) for row in read_jsonl(path))
 
 
 def is_complete(folder: Path | str, key: str) -> bool:
-    """Whether `folder` holds the finished output of exactly this work."""
-    return (read_manifest(folder) or {}).get("key") == key
+    """Whether `folder` holds the finished output of exactly this work. If a file in it is not as a stage wrote it, the
+    file goes, and the manifests go, so that this work makes it again."""
+    with suppress(UserError):
+        if (read_manifest(folder) or {}).get("key") != key:
+            return False
+    manifests = list(Path(folder).rglob(MANIFEST))  # those of the parts of the work, too
+    changed = [path for manifest in manifests for path in changed_files(manifest.parent)]
+    for path in changed:
+        print(f"warning: {path}: not as it was written; it is made again", file=sys.stderr)
+    for path in changed and [*changed, *manifests]:
+        path.unlink(missing_ok=True)
+    return not changed
 
 
 def write_manifest(folder: Path | str, stage: str, key: str, outputs: Iterable[Path], **facts: Any) -> None:
     """Mark a stage complete. The digest covers the files `outputs`; `facts` are for readers."""
-    marks = {"stage": stage, "key": key, "digest": _digest_of_files(Path(folder), outputs)}
-    write_json(Path(folder) / MANIFEST, marks | facts)
+    written = _digests(Path(folder), outputs)
+    manifest = {"stage": stage, "key": key, "digest": _digest_of(written), "files": written} | facts
+    write_json(Path(folder) / MANIFEST, manifest | {"checksum": _checksum(manifest)})
