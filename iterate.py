@@ -50,6 +50,8 @@ from stages.launch import Launcher
 from stages.settings import Settings, as_dict, load_settings
 from stages.stage import Job, Stage
 
+STAGES = (EFT, EXAMPLES, SFT, NEW_PROMPTS, RESPOND, SCORE, JUDGE, METAJUDGE, PAIRS, DPO, MEASURE)
+
 
 def iterate(run: "Run") -> None:
     """Seed -> SFT -> T iterations -> summary."""
@@ -292,7 +294,7 @@ def main() -> None:
     on_sigterm_raise()
     launcher = Launcher(settings.nproc_per_node, folder / "logs", arguments.nodes, arguments.node, arguments.head)
     if arguments.node:
-        launcher.follow()
+        launcher.follow([stage.module for stage in STAGES])
     folder.mkdir(parents=True, exist_ok=True)
     with launcher.coordinate(), run_lock(folder):
         files.write_json(folder / "settings.json", as_dict(settings))
