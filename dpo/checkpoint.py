@@ -104,19 +104,13 @@ def finish(exported: Path, job: Job, **facts: Any) -> None:
 def _publish(temporary: Path, final: Path) -> None:
     """Rename a finished folder to its final name, replacing an older one."""
     _sync(temporary)
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
+    shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     _sync(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
     """Flush a file, or a folder's entries, to disk."""
     handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    os.fsync(handle)
+    os.close(handle)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from judging.scores import Reason, distinct_responses, read_scores, response_scores, to_number
-from stages.files import UserError, check_output, command, digest, read_jsonl, read_manifest, read_shards, shard_paths
+from stages.files import UserError, check_output, command, digest, printable, read_jsonl, read_manifest, read_shards
 from stages.records import Record, group_by
 from stages.stage import weights_of
 
@@ -44,7 +44,8 @@ def read_lineage(run: Path, number: int, prompt_id: str = "") -> tuple[Document,
     folder = run / f"iter{number}"
     made = _checked_manifest(folder)
     given = [name for name in STAGES.values() if name in made["inputs"]]
-    files = {name: shard_paths(folder / name) for name in given}
+    shards = {name: (read_manifest(folder / name) or {})["shards"] for name in given}
+    files = {name: [folder / name / shard for shard in own] for name, own in shards.items()}
     files |= {name: [folder / "pairs" / f"{name}.jsonl"] for name in (*KINDS, "elo", "none")}
     rows = {name: list(_rows(files.get(name, ()), prompt_id)) for name in (*STAGES.values(), *files)}
     judgments, expected = (group_by(rows[name], "response_id") for name in ("judgments", "scores"))
@@ -193,7 +194,7 @@ def main() -> None:
     document = facts | documents[prompt_id]
     pair = next((pair for pair in document["pairs"] if pair["id"] == arguments.pair), None)
     lines = [json.dumps(document, indent=2, ensure_ascii=False)] if arguments.json else trace_text(document, pair)
-    print("\n".join(lines))
+    print(printable("\n".join(lines)))
 
 
 if __name__ == "__main__":

@@ -42,10 +42,8 @@ def read_config(cls: type[T], path: Path) -> T:
 
 def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
     """A config's table. Its key `extends` names a config, relative to its own folder, whose keys it replaces."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such config; choose one of configs/*.toml")
     try:
-        table = tomllib.loads(read_text(path, "save it as UTF-8"))
+        table = tomllib.loads(read_text(path, "name a config such as configs/tiny.toml"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not TOML ({error}); mend the line") from None
     if (name := table.pop("extends", None)) is None:

@@ -1,30 +1,30 @@
-"""Files between stages: JSON lines, atomic writes, digests, the manifest of a complete stage, and the lock of a run.
+"""Files between stages: JSON lines, atomic writes, digests, the manifest of a complete stage; and the end of a command.
 
 A stage's folder is complete when it holds `manifest.json`, which is written last. The manifest's `key` identifies the
 inputs and settings, its `digest` the output, of which `files` has each file's.
 """
 
 import argparse
-import fcntl
 import gzip
 import hashlib
+import io
 import json
 import os
 import platform
-import shlex
-import shutil
+import re
 import signal
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 MANIFEST = "manifest.json"
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+LIMIT = re.compile("os error|No space left|failed writing|allocate memory|out of memory|bad_alloc")  # Rust's, torch's
 UTF_8 = "utf-8-sig"  # with or without a byte order mark
 
 
@@ -46,20 +46,47 @@ def on_sigterm_raise() -> None:
     signal.signal(signal.SIGTERM, raise_terminated)
 
 
-def command(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a `UserError` is one line on stderr and exit code 2, Ctrl-C is 130, `Terminated` 143."""
+def printable(text: str) -> str:
+    """A text whose control characters, and those that turn the direction of writing, are shown as JSON escapes."""
+    return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class LastingFile(io.FileIO):  # what nobody reads, and what a full disk does not take, is lost
+    def write(self, data) -> int:
+        with suppress(OSError):
+            return super().write(data)
+        return len(data)
+
+
+def use_lasting_streams() -> None:
+    """Have standard output and error never fail, also where the process has none; what they can't encode is escaped."""
+    for number, name in enumerate(("stdout", "stderr"), 1):
+        if (old := getattr(sys, name)) is getattr(sys, f"__{name}__"):  # else it is a test's
+            if old is None:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            file = io.BufferedWriter(LastingFile(number, "w", closefd=False))
+            encoding, by_lines = old and old.encoding, number == 2 or file.isatty()
+            setattr(sys, name, io.TextIOWrapper(file, encoding, "backslashreplace", line_buffering=by_lines))
+
+
+def command(main: Callable[[], Any]) -> None:
+    """Run a command's `main`; a `UserError` and a limit of the machine are a line on stderr and exit code 2, Ctrl-C is
+    130, `Terminated` 143."""
+    use_lasting_streams()
     try:
-        main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        return main()
     except (KeyboardInterrupt, Terminated) as error:
         what, code = ("interrupted", 130) if isinstance(error, KeyboardInterrupt) else ("terminated", error.code)
-        print(f"{what}: run the same command again to continue", file=sys.stderr)
-        raise SystemExit(code) from None
+        line = f"{what}: run the same command again to continue"
+    except UserError as error:
+        line, code = f"error: {error}", 2
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if isinstance(error, OSError) or LIMIT.search(line)]
+        if not lines and not isinstance(error, MemoryError):
+            raise
+        line, code = f"error: {[*lines, 'out of memory'][0]}; make room, then run the same command again", 2
+    print(printable(line), file=sys.stderr)
+    raise SystemExit(code)
 
 
 def arguments(doc: str | None, *paths: str, **others: Any) -> argparse.Namespace:
@@ -83,15 +110,15 @@ def read_numbered_jsonl(
         with gzip.open(path, "rt", encoding=UTF_8) if path.suffix == ".gz" else path.open(encoding=UTF_8) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip() and containing in line:
-                    yield number, _row(line, f"{path}, line {number}", required)
+                    yield number, _object(line, f"{path}, line {number}", "mend or remove the line", required)
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}, after line {number}: damaged ({error}); fetch the file again") from None
 
 
-def _row(line: str, where: str, required: Iterable[str]) -> dict[str, Any]:
-    row = parse_json(line, where, "mend or remove the line")
+def _object(text: str, where: str, mend: str, required: Iterable[str] = ()) -> dict[str, Any]:
+    row = parse_json(text, where, mend)
     if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object; mend or remove the line")
+        raise UserError(f"{where}: expected a JSON object; {mend}")
     if missing := [key for key in required if key not in row]:
         raise UserError(f"{where}: key {missing[0]!r} is missing; add it")
     return row
@@ -115,10 +142,7 @@ def read_json_list(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any
 
 def read_json(path: Path | str, mend: str = "repeat the stage that writes it") -> dict[str, Any]:
     """The object in a JSON file."""
-    value = parse_json(read_text(path, mend), str(path), mend)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object; {mend}")
-    return value
+    return _object(read_text(path, mend), str(path), mend)
 
 
 def parse_json(text: str, where: str, mend: str) -> Any:
@@ -143,21 +167,21 @@ def read_text(path: Path | str, mend: str) -> str:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); {mend}") from None
 
 
-def _temporary(path: Path) -> Path:
-    """A name beside `path`, in a folder that exists then; nodes share folders, and process numbers repeat on them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
-
-
 def write_atomic(path: Path | str, data: str | bytes, mode: int = 0o666) -> None:
-    """Write a file whole or not at all."""
-    temporary = _temporary(Path(path))
+    """Write a file whole or not at all, also where its folder is not there yet."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Nodes share folders, and process numbers repeat on them.
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb", opener=partial(os.open, mode=mode)) as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -170,50 +194,6 @@ def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Write an indented JSON document, atomically."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def copy_folder(source: Path, target: Path) -> None:
-    """Replace a folder by a copy of another, whole or not at all."""
-    temporary = _temporary(target)
-    try:
-        shutil.copytree(source, temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the operating system's lock on `folder`/lock, so that one `iterate.py` at a time works in a run's folder.
-    Stages inherit the open file: one that outlives a killed `iterate.py` keeps the lock. It holds between the nodes of
-    an NFS; Lustre needs the mount option `flock`. Raises `UserError` where another holds it, or where no locks
-    exist."""
-    path = folder / "lock"
-    while True:
-        file = path.open("a+", encoding="utf-8", errors="replace")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise UserError(f"{path}: in use by {holder}; wait for it or stop it") from None
-        except OSError as error:
-            raise UserError(f"{path}: no lock on this file system ({error.strerror}); use one with locks") from None
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
-        file.close()  # the process that held the lock has removed this file meanwhile
-    who, since = f"{os.getpid()} on {platform.node()} ({shlex.join(sys.argv)})", time.strftime("%Y-%m-%d %H:%M:%S %z")
-    file.truncate(0)
-    file.write(f"process {who} or its stages, since {since}\n")
-    file.flush()
-    os.set_inheritable(file.fileno(), True)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
 
 
 def digest(path: Path | str) -> str:
@@ -229,7 +209,7 @@ def digest(path: Path | str) -> str:
         return manifest["digest"]
     # Hidden files and folders belong to tools: a download's notes, an unfinished write.
     shown = (file for file in path.rglob("*") if "/." not in f"/{file.relative_to(path).as_posix()}")
-    return _digest_of(_digests(path, filter(Path.is_file, shown)))
+    return _digest_of_files(path, filter(Path.is_file, shown))
 
 
 def _sha256(path: Path) -> str:
@@ -244,14 +224,10 @@ def _read_digest(path: Path, *_state: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digests(folder: Path, files: Iterable[Path]) -> dict[str, str]:
-    """The SHA-256 of files in a folder by their names there."""
-    return {str(file.relative_to(folder)): _sha256(file) for file in sorted(files)}
-
-
-def _digest_of(digests: Mapping[str, str]) -> str:
-    """The SHA-256 of the names and digests of files."""
-    return hashlib.sha256("".join(f"{name} {value}\n" for name, value in digests.items()).encode()).hexdigest()
+def _digest_of_files(folder: Path, files: Iterable[Path]) -> str:
+    """The SHA-256 of the names and digests of files in a folder."""
+    lines = (f"{file.relative_to(folder)} {_sha256(file)}\n" for file in sorted(files))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def stage_key(stage: str, settings: Any, inputs: Mapping[str, Path | str] = MappingProxyType({})) -> str:
@@ -267,13 +243,9 @@ def read_manifest(folder: Path | str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     manifest = read_json(path)
-    if manifest.pop("checksum", None) != _checksum(manifest):
+    if manifest.pop("checksum", None) != stage_key("manifest", manifest):
         raise UserError(f"{path}: damaged, or of an older version; repeat the stage that writes it")
     return manifest
-
-
-def _checksum(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def changed_files(folder: Path) -> list[Path]:
@@ -288,42 +260,33 @@ def changed_files(folder: Path) -> list[Path]:
 def check_output(folder: Path | str, file: Path | None = None) -> dict[str, Any] | None:
     """The manifest of a complete stage, or None. Raises `UserError` if one of its files, or `file`, has changed."""
     manifest = read_manifest(folder) or {}
-    for path in changed_files(Path(folder)):
-        if file in (None, path):
-            stage = manifest["stage"]
-            raise UserError(f"{path}: not as the stage {stage!r} wrote it; repeat that stage, as iterate.py does")
+    for path in (path for path in changed_files(Path(folder)) if file in (None, path)):
+        raise UserError(f"{path}: not as the stage {manifest['stage']!r} wrote it; repeat that stage")
     return manifest or None
-
-
-def shard_paths(folder: Path | str) -> list[Path]:
-    """The files of a finished stage that writes shards, in the order of its requests."""
-    if (shards := (check_output(folder) or {}).get("shards")) is None:
-        raise UserError(f"{folder}: not a finished stage (no manifest.json with shards); run the stage that writes it")
-    return [Path(folder) / name for name in shards]
 
 
 def read_shards(folder: Path | str) -> Iterator[Any]:
     """All records of a finished stage that writes shards, in the order of its requests."""
-    return (row for path in shard_paths(folder) for row in read_jsonl(path))
+    if (shards := (check_output(folder) or {}).get("shards")) is None:
+        raise UserError(f"{folder}: not a finished stage (no manifest.json with shards); run the stage that writes it")
+    return (row for name in shards for row in read_jsonl(Path(folder) / name))
 
 
 def is_complete(folder: Path | str, key: str) -> bool:
-    """Whether `folder` holds the finished output of exactly this work. If a file in it is not as a stage wrote it, the
-    file goes, and the manifests go, so that this work makes it again."""
-    with suppress(UserError):
-        if (read_manifest(folder) or {}).get("key") != key:
-            return False
-    manifests = list(Path(folder).rglob(MANIFEST))  # those of the parts of the work, too
+    """Whether `folder` holds the finished output of exactly this work. Files of an output that are not as they were
+    written are removed, with the manifests of it and of its parts, so that the work makes them again."""
+    manifests = list(Path(folder).rglob(MANIFEST)) if (Path(folder) / MANIFEST).is_file() else []
     changed = [path for manifest in manifests for path in changed_files(manifest.parent)]
     for path in changed:
         print(f"warning: {path}: not as it was written; it is made again", file=sys.stderr)
     for path in changed and [*changed, *manifests]:
         path.unlink(missing_ok=True)
-    return not changed
+    return (read_manifest(folder) or {}).get("key") == key
 
 
 def write_manifest(folder: Path | str, stage: str, key: str, outputs: Iterable[Path], **facts: Any) -> None:
     """Mark a stage complete. The digest covers the files `outputs`; `facts` are for readers."""
-    written = _digests(Path(folder), outputs)
-    manifest = {"stage": stage, "key": key, "digest": _digest_of(written), "files": written} | facts
-    write_json(Path(folder) / MANIFEST, manifest | {"checksum": _checksum(manifest)})
+    folder, outputs = Path(folder), list(outputs)
+    written = {str(file.relative_to(folder)): _sha256(file) for file in outputs}
+    manifest = {"stage": stage, "key": key, "digest": _digest_of_files(folder, outputs), "files": written} | facts
+    write_json(folder / MANIFEST, manifest | {"checksum": stage_key("manifest", manifest)})

@@ -10,13 +10,12 @@ import hmac
 import io
 import json
 import os
-import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -30,6 +29,7 @@ import torch.distributed as dist
 from stages.files import UserError, write_atomic
 
 ROOT = Path(__file__).parents[1]
+LOOPBACK = "127.0.0.1"
 GRACE = 300  # seconds that ranks have to save their state after a signal
 KILLED = 128 + signal.SIGKILL
 PATIENCE = timedelta(minutes=10)  # how long nodes wait for one another at the start
@@ -43,39 +43,37 @@ class Launcher:  # starts the stages of a run and waits for them
     nodes: int = 1
     node: int = 0
     head: str = ""  # HOST:PORT of node 0
-    store: Any = field(init=False, default=None)  # a `TCPStore` of all nodes; None for a single rank
+    store: Any = field(init=False, default=None)  # a `TCPStore` of several nodes
     orders: Iterator[int] = field(init=False, default_factory=lambda: count(1))  # of stages on all ranks
 
     def __post_init__(self) -> None:
         """Raises `UserError` where the head's address is wrong or the head does not answer."""
+        self.secret = self.logs.with_name(
+            "secret"
+        )  # known to the nodes, who share the run's folder, and to no stranger
         if not 0 <= self.node < self.nodes:
             raise UserError(f"--node {self.node}: with --nodes {self.nodes} it must lie in 0 to {self.nodes - 1}")
-        if self.ranks * self.nodes == 1:
+        if self.nodes == 1:
             return
-        host, _, port = (self.head if self.nodes > 1 else "127.0.0.1:0").rpartition(":")
+        host, _, port = self.head.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
             raise UserError(f"--head {self.head!r}: several nodes need the first one's HOST:PORT, as in node0:29400")
-        if self.nodes > 1 and not (self.node or self.secret.is_file()):
-            write_atomic(self.secret, secrets.token_bytes(32), 0o600)
+        if self.node == 0 and not self.secret.is_file():
+            write_atomic(self.secret, os.urandom(32), 0o600)
         try:
-            self.store = self._store(host, int(port), self.node == 0)
+            self.store = dist.TCPStore(host, int(port), None, self.node == 0, PATIENCE, wait_for_workers=False)
         except (dist.DistError, ValueError) as error:
             mend = "start the same command with --node 0 there" if self.node else "take another port"
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.head}: {reason}; {mend}") from None
 
-    @property
-    def secret(self) -> Path:
-        """A file of the run's folder, which the nodes share: strangers don't know it."""
-        return self.logs.with_name("secret")
-
-    def _store(self, host: str, port: int, serves: bool) -> dist.TCPStore:
-        """A store of this process or of another. On one node its port is open to this machine alone."""
-        options: dict[str, Any] = {"timeout": PATIENCE, "wait_for_workers": False}
-        if self.nodes == 1:
-            server = socket.create_server((host, port))
-            port, options["master_listen_fd"] = server.getsockname()[1], server.detach()
-        return dist.TCPStore(host, port, None, serves, **options)
+    def _meeting(self) -> dist.TCPStore:
+        """A store for the ranks of a stage. On one node its port is open to this machine alone."""
+        if self.nodes > 1:
+            return dist.TCPStore(self.store.host, 0, None, True, wait_for_workers=False)
+        server = socket.create_server((LOOPBACK, 0))
+        port, number = server.getsockname()[1], server.detach()
+        return dist.TCPStore(LOOPBACK, port, None, True, wait_for_workers=False, master_listen_fd=number)
 
     def _signed(self, key: str, text: str) -> str:
         return hmac.digest(self.secret.read_bytes(), f"{key} {text}".encode(), "sha256").hex() + text
@@ -83,8 +81,8 @@ class Launcher:  # starts the stages of a run and waits for them
     def run(self, module: str, arguments: Sequence[str | Path], name: str, distributed: bool = True) -> int:
         """Run `python -m module arguments`, on all ranks if `distributed`; its exit code. `name` names the logs."""
         words = [module, *map(str, arguments)]
-        if distributed and self.store is not None:
-            meeting = self._store(self.store.host, 0, True)  # the ranks' store
+        if distributed and self.ranks * self.nodes > 1:
+            meeting = self._meeting()
             if self.nodes > 1:
                 key = f"order/{next(self.orders)}"
                 self.store.set(key, self._signed(key, json.dumps([name, words, meeting.port])))
@@ -114,7 +112,7 @@ class Launcher:  # starts the stages of a run and waits for them
             while self.store.add("left", 0) < self.store.add("joined", 0) and time.monotonic() < deadline:
                 time.sleep(0.1)
 
-    def follow(self, modules: Collection[str]) -> NoReturn:
+    def follow(self, modules: Sequence[str]) -> NoReturn:
         """On the other nodes: take part in the head's stages, some of `modules`. Exits with the code of the head or the
         first failure."""
         self.store.add("joined", 1)
@@ -162,7 +160,7 @@ class Launcher:  # starts the stages of a run and waits for them
 
     def _check_end(self) -> None:
         """Raise SystemExit if a node has ended, with its exit code."""
-        if self.nodes > 1 and (end := self._read("end")):
+        if self.store is not None and (end := self._read("end")):
             if end[1]:
                 print(f"error: {end[0]}; see its output", file=sys.stderr)
             raise SystemExit(end[1])
@@ -171,7 +169,11 @@ class Launcher:  # starts the stages of a run and waits for them
         """Run this node's ranks, show rank 0's output, and name the rank that fails first; its exit code."""
         folder, first = self.logs / name / f"node{self.node}", self.node * self.ranks
         folder.mkdir(parents=True, exist_ok=True)
-        common = {"MASTER_ADDR": self.store.host, "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+        common = {
+            "MASTER_ADDR": self.store.host if self.store else LOOPBACK,
+            "MASTER_PORT": port,
+            "TORCHELASTIC_USE_AGENT_STORE": True,
+        }
         common |= {"WORLD_SIZE": self.nodes * self.ranks, "LOCAL_WORLD_SIZE": self.ranks, "GROUP_RANK": self.node}
         common |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
         logs = [folder / f"rank{first + i}.log" for i in range(self.ranks)]
@@ -209,14 +211,14 @@ class Launcher:  # starts the stages of a run and waits for them
 
 
 def _start(words: list[str], variables: dict[str, Any] | None = None, log: Path | None = None) -> subprocess.Popen:
-    """Start `python -m words`. It inherits the run's lock, is told to end when this process is killed (Linux's
+    """Start the module of `words`. It inherits the run's lock, is told to end when this process is killed (Linux's
     PR_SET_PDEATHSIG), and finds the checkout's modules from any folder."""
     tie = partial(ctypes.CDLL(None).prctl, 1, signal.SIGTERM)
     environment = ({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": SPINS}) | os.environ
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     environment |= {key: str(value) for key, value in (variables or {}).items()}
     with log.open("wb") if log else nullcontext() as out:
-        command = [sys.executable, "-m", *words]
+        command = [sys.executable, "-m", "stages.stage", *words]
         return subprocess.Popen(command, env=environment, stdout=out, stderr=out, close_fds=False, preexec_fn=tie)
 
 

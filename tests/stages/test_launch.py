@@ -12,8 +12,9 @@ import pytest
 from processes import ROOT, children_of, free_port, wait_for
 
 from stages import launch
-from stages.files import UserError, command, on_sigterm_raise, read_manifest, run_lock
+from stages.files import UserError, command, on_sigterm_raise, read_manifest
 from stages.launch import Launcher
+from stages.lock import run_lock
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ machines."""
 import hmac
 import json
 import multiprocessing
+import os
 import re
 import stat
 from pathlib import Path
@@ -98,12 +99,12 @@ def test_the_head_makes_a_secret_that_its_owner_alone_may_read(tmp_path):
 
 LOOPBACK = "0100007F"
 PORTS = """
-import json, sys
+import json, os, sys
 sys.path.append({support!r})
 from dpo.parallel import distributed
 from processes import listening
 with distributed(1) as world:
-    print(json.dumps([world.size, *listening().values()]), file=sys.stderr)
+    print(json.dumps([world.size, listening(os.getpid()), listening(os.getppid())]), file=sys.stderr)
 """
 
 
@@ -111,9 +112,8 @@ with distributed(1) as world:
 def test_on_one_node_ports_are_open_to_this_machine_alone(place, capfd, ranks):
     """Those of the launcher, and those of its ranks."""
     (place / "ports.py").write_text(PORTS.format(support=str(ROOT / "tests" / "support")))
-    before = listening()
-    launcher = Launcher(ranks, place / "run" / "logs")
-    assert [address for number, address in listening().items() if number not in before] == [LOOPBACK] * (ranks > 1)
-    assert launcher.run("ports", [], "ports") == 0
-    size, *found = json.loads(capfd.readouterr().err)
-    assert size == ranks and found and {*found} == {LOOPBACK}
+    before = listening(os.getpid())
+    assert Launcher(ranks, place / "run" / "logs").run("ports", [], "ports") == 0
+    size, own, launchers = json.loads(capfd.readouterr().err)
+    opened = [address for number, address in launchers.items() if number not in before]
+    assert size == ranks and own and {*own.values()} == {LOOPBACK} and opened == [LOOPBACK] * (ranks > 1)

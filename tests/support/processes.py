@@ -139,9 +139,9 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def listening() -> dict[str, str]:
-    """The sockets on which this process waits for others to connect: the address, as in /proc/net/tcp, by number."""
-    links = (os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
+def listening(process: int) -> dict[str, str]:
+    """The sockets on which a process waits for others to connect: the address, as in /proc/net/tcp, by number."""
+    links = (os.readlink(path) for path in Path(f"/proc/{process}/fd").iterdir() if path.is_symlink())
     own = {link[len("socket:[") : -1] for link in links if link.startswith("socket:")}
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
     return {row[9]: row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in own}
