@@ -46,8 +46,8 @@ def run_lock(folder: Path, wait: bool = False, sweep: bool = True) -> Iterator[N
     file.flush()
     os.set_inheritable(file.fileno(), True)
     try:
-        for path in list(folder.rglob(".*.tmp")) if sweep else ():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for left in list(folder.rglob(".*.tmp")) if sweep else ():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
     finally:
         path.unlink(missing_ok=True)
