@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from dpo.parallel import World
 from model.llama import Llama
 from model.weights import save_pretrained
-from stages.files import MANIFEST, is_complete, read_manifest, write_manifest
+from stages.files import MANIFEST, UserError, is_complete, read_manifest, write_manifest
 from stages.stage import Job
 
 
@@ -35,8 +35,7 @@ class Progress:  # all of a run's state that is not a tensor; schedule and data 
     first_loss: float | None = None  # of the first batch, before any update
 
     @property
-    def state(self) -> str:
-        """The name of the folder of the state."""
+    def state(self) -> str:  # the name of the state's folder
         return f"state-{self.epoch:04}-{self.step:08}"
 
 
@@ -47,7 +46,11 @@ def save_state(folder: Path, world: World, model: Llama, optimizer: torch.optim.
     temporary = folder / f".{final.name}.tmp"  # never reused: other nodes may cache where a folder was
     world.remove(folder.glob(".state-*"))
     dist.barrier()
-    dcp.save(_tensors(model, optimizer), checkpoint_id=temporary)
+    try:
+        dcp.save(_tensors(model, optimizer), checkpoint_id=temporary)
+    except dcp.CheckpointException as error:  # on every rank; no `Exception`
+        reason, _ = next(iter(error.failures.values()))
+        raise UserError(f"{final}: not written ({reason}); make room, then run the same command again") from None
     if world.first:
         _publish(temporary, final)
         exported = (folder / f"epoch-{progress.exported.get('epoch')}").glob("*")

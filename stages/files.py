@@ -69,7 +69,7 @@ def use_lasting_streams() -> None:
             setattr(sys, name, io.TextIOWrapper(file, encoding, "backslashreplace", line_buffering=by_lines))
 
 
-def command(main: Callable[[], Any]) -> None:
+def command(main: Callable[[], Any]) -> Any:
     """Run a command's `main`; a `UserError` and a limit of the machine are a line on stderr and exit code 2, Ctrl-C is
     130, `Terminated` 143."""
     use_lasting_streams()

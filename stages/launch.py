@@ -113,8 +113,7 @@ class Launcher:  # starts the stages of a run and waits for them
                 time.sleep(0.1)
 
     def follow(self, modules: Sequence[str]) -> NoReturn:
-        """On the other nodes: take part in the head's stages, some of `modules`. Exits with the code of the head or the
-        first failure."""
+        """On the other nodes: take part in the head's stages, some of `modules`. Exits with its code or a failure's."""
         self.store.add("joined", 1)
         try:
             with self._end_reported():
