@@ -15,8 +15,8 @@ from dpo.packing import keep_usable
 from dpo.parallel import World, distributed, end_process, load_sharded, sharded_model
 from dpo.reference import reference_logprob
 from dpo.trainer import Trainer, make_optimizer
-from model.config import LlamaConfig
 from model.dtype import training_dtype
+from model.weights import meta_model
 from sampling.worker import environment
 from stages.files import UserError
 from stages.settings import Settings, Training
@@ -55,7 +55,7 @@ def train(job: Job, world: World, work: Path) -> None:
     if settings.trainer.tensorboard:
         summary_writer()  # on every rank, so that all of them stop if it is not there
     options = settings.trainer
-    config, dtype = LlamaConfig.load(model_dir), training_dtype(settings.model.dtype, world.device)
+    config, dtype = meta_model(model_dir).config, training_dtype(settings.model.dtype, world.device)
     examples = read_examples(data, objective, config.vocab_size)
     examples, dropped = keep_usable(examples, options, config.max_position_embeddings)
     if not examples:

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from model.config import LlamaConfig
+from model.config import LlamaConfig, reading
 from model.weights import load_model, save_pretrained
 from stages.files import UserError, digest, read_json, write_atomic, write_json
 
@@ -74,10 +73,8 @@ def merge(base: Path, path: Path, out: Path) -> None:
     """Write the Hugging Face directory `out` in bf16: the model in `base` with the difference in `path` added."""
     if read_facts(path)["base"] != digest(base / "model.safetensors"):
         raise UserError(f"{path}: made for another model than {base}; `make sft` makes it anew for this one")
-    try:
+    with reading(path):
         tensors = load_file(path)
-    except SafetensorError:
-        raise UserError(f"{path}: damaged, or no safetensors file; `make sft` writes it again") from None
     model = load_model(base, torch.float32)
     for name, parameter in model.named_parameters():
         if name in tensors:
