@@ -146,14 +146,15 @@ def read_json(path: Path | str, mend: str = "repeat the stage that writes it") -
 
 
 def parse_json(text: str, where: str, mend: str) -> Any:
-    """The value of a JSON text. Raises `UserError` also for nesting and numbers that Python does not read, and for half
-    a surrogate pair, which is no character."""
+    """The value of a JSON text. Raises `UserError` also for nesting and numbers that Python does not read, for nan and
+    infinity, and for half a surrogate pair, which is no character."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=int)  # int refuses them
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error}); {mend}") from None
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) and error.lineno > 1 else ""
+        raise UserError(f"{where}{line}: not JSON ({error}); {mend}") from None
     return value
 
 
@@ -186,14 +187,23 @@ def write_atomic(path: Path | str, data: str | bytes, mode: int = 0o666) -> None
         temporary.unlink(missing_ok=True)
 
 
+def to_json(value: Any, path: Path | str, indent: int | None = None) -> str:
+    """JSON for the file `path`. Raises `UserError` for a number that is not finite."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent) + "\n"
+    except ValueError:
+        before = re.split(r"(?<=NaN|ity)(?=[,}\]])", json.dumps(value))[0][-120:]
+        raise UserError(f"{path}: not written, for a number is not finite: {before}") from None
+
+
 def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> None:
     """Write objects as JSON lines, atomically."""
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(path, "".join(to_json(row, path) for row in rows))
 
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write an indented JSON document, atomically."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, to_json(value, path, indent=2))
 
 
 def digest(path: Path | str) -> str:
