@@ -80,9 +80,9 @@ class LlamaConfig:
     @classmethod
     def from_dict(cls, table: dict[str, Any], where: str = "config.json") -> "LlamaConfig":
         """The config of a table as in config.json, where null is no key; `UserError` for what is not implemented."""
-        for key, value in ({"model_type": None} | table).items():
-            if key in ONLY and value != ONLY[key]:
-                raise UserError(f"{where}: {key} is {value!r}; only {ONLY[key]!r} is implemented")
+        for key, only in ONLY.items():
+            if (value := table.get(key)) != only and (value is not None or key == "model_type"):
+                raise UserError(f"{where}: {key} is {value!r}; only {only!r} is implemented")
         table = {k: v for k, v in table.items() if v is not None and k not in {*ONLY, *HARMLESS.split()}}
         heads, hidden = (convert(Size, table.get(k), f"{where}: {k}") for k in ("num_attention_heads", "hidden_size"))
         table = {"num_key_value_heads": heads, "head_dim": hidden // heads, "tie_word_embeddings": False} | table

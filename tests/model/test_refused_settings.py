@@ -95,7 +95,7 @@ def test_both_generations_of_files_say_the_same_of_rope():
         },
         {"unsloth_fixed": True, "unsloth_version": "2025.1", "architectures": ["LlamaForCausalLM"], "torch_dtype": "x"},
         {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"kv_cache_dtype": {}}},
-        {"dtype": "bfloat16", "use_cache": True, "initializer_range": 0.02, "head_dim": None, "sliding_window": None},
+        {"dtype": "bfloat16", "use_cache": True, "initializer_range": 0.02, "head_dim": None, "mlp_bias": None},
     ],
     ids=["llama-2", "unsloth", "smollm2", "null"],
 )
