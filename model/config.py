@@ -138,7 +138,7 @@ def reading(path: Path, wrong: str = "damaged") -> Iterator[None]:
     """Errors of a library that reads `path` as a `UserError`; of any type, as panics of Rust are no `Exception`."""
     try:
         yield
-    except (UserError, KeyboardInterrupt, SystemExit):
+    except (UserError, OSError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
         raise UserError(f"{path}: {wrong} ({error!r:.200}); {FETCH}") from None
