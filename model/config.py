@@ -12,7 +12,8 @@ from stages.config import Bounds, Positive, build, convert
 from stages.files import UserError, read_json
 
 FETCH = "fetch the file again"  # what users are told of a model's damaged files
-Size, Layers = Annotated[int, Bounds(1, 2**24)], Annotated[int, Bounds(1, 256)]
+Size = Annotated[int, Bounds(1, 2**24)]
+Layers = Annotated[int, Bounds(1, 256)]
 # Of these keys of config.json one value is implemented; HARMLESS ones change nothing; others may, and are errors.
 ONLY = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 ONLY |= {"attention_dropout": 0.0, "rope_interleaved": False}
