@@ -62,23 +62,23 @@ setup: .venv/demo
 
 # Whether a run will work on this machine, and if not, why: versions, devices, ranks, kernels, disk. Half a minute.
 doctor: .venv/demo
-	@$(BIN)/python -m tools.doctor --config $(CONFIG)
+	@$(BIN)/python -m tools.doctor --config "$(CONFIG)"
 
 # The cost of a run, and whether it fits, on GPUS = 8 of kind GPU = a100, h100, h200 or b200, or on this CPU.
 plan: .venv/demo
-	@$(BIN)/python -m tools.plan --config $(CONFIG) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU),--gpu $(GPU))
+	@$(BIN)/python -m tools.plan --config "$(CONFIG)" $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU),--gpu $(GPU))
 
 iterate: .venv/demo
-	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) \
+	$(BIN)/python -m stages.stage iterate --config "$(CONFIG)" $(if $(RUN),--run "$(RUN)") \
 		$(if $(NODES),--nodes $(NODES) --node $(NODE) --head "$(HEAD)")
 
 # The report of a run, RUN = NAME or the CONFIG's, as one HTML file; several runs side by side: RUNS = "a b".
 report: .venv/demo
-	@$(BIN)/python -m evaluation.report $(or $(addprefix runs/,$(or $(RUNS),$(RUN))),--config $(CONFIG))
+	@$(BIN)/python -m evaluation.report $(or $(addprefix runs/,$(RUNS)),$(if $(RUN),"runs/$(RUN)"),--config "$(CONFIG)")
 
 # The stages, launches and files of a Llama-3 config, with a tiny model whose verdicts come from a script.
 rehearse: .venv/rehearse
-	@$(BIN)/python -m tools.rehearse --config $(CONFIG)
+	@$(BIN)/python -m tools.rehearse --config "$(CONFIG)"
 
 # A small model with random weights in the format of Meta's files, for trying the conversion.
 stand-in: .venv/rehearse
@@ -86,7 +86,7 @@ stand-in: .venv/rehearse
 
 # Trains M0 and writes the change as the file sft.sft_delta: by default data/sft-delta.xz.
 sft: .venv/demo
-	$(BIN)/python iterate.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) --make-sft-delta
+	$(BIN)/python -m stages.stage iterate --config "$(CONFIG)" $(if $(RUN),--run "$(RUN)") --make-sft-delta
 
 # The CPU's tests, on a machine with a GPU, too; and the kernels' tests in Triton's interpreter.
 test: export CUDA_VISIBLE_DEVICES :=

@@ -17,10 +17,10 @@ is left out when its output is complete for the same inputs and settings. So the
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,14 @@ from prepare.seed_model import prepare
 from prepare.sft_delta import annotate, merge, read_facts, write
 from sampling.respond import RESPOND
 from stages import files
-from stages.files import UserError, command, digest, is_complete, on_sigterm_raise, run_lock, stage_key, write_jsonl
+from stages.files import UserError, command, digest, is_complete, on_sigterm_raise, stage_key, write_jsonl
 from stages.forecast import Forecast
 from stages.launch import Launcher
+from stages.lock import run_lock
 from stages.settings import Settings, as_dict, load_settings
 from stages.stage import Job, Stage
+
+STAGES = (EFT, EXAMPLES, SFT, NEW_PROMPTS, RESPOND, SCORE, JUDGE, METAJUDGE, PAIRS, DPO, MEASURE)
 
 
 def iterate(run: "Run") -> None:
@@ -76,7 +79,6 @@ class Run:
     def __init__(self, config: Path, settings: Settings, folder: Path, launcher: Launcher):
         self.config, self.settings, self.folder, self.launcher = config, settings, folder, launcher
         self.forecast = Forecast(settings)
-        self.model_digest = cache(digest)
 
     def iteration(self, t: int, model: Path, initial: Path) -> Path:
         """Make M_t from M_{t-1} (`model`): act, judge, meta-judge, make pairs, train."""
@@ -148,7 +150,7 @@ class Run:
         if self.settings.eft.sources:
             labelled = self.run_stage(EFT, folder / "eft", model=seed) / "examples.jsonl"
         examples = self.run_stage(EXAMPLES, folder / "examples", model=seed, labelled=labelled)
-        job = self.job(SFT, Path(), model=seed, data=examples / "examples.jsonl")
+        job = SFT.job(self.settings, Path(), model=seed, data=examples / "examples.jsonl")
         return self.run_shared(SFT, job, Path("models") / "sft" / job.key[:12], "checkpoint")
 
     def merged_m0(self, seed: Path) -> Path:
@@ -159,16 +161,17 @@ class Run:
             raise UserError(f"{path}: made by another [sft] recipe than this config's; {mend}")
         key = stage_key("sft-delta", {}, {"model": seed, "file": path})
         out = Path("models") / "sft" / key[:12] / "checkpoint"
-        if not is_complete(out, key):
-            merge(seed, path, out)
-            files.write_manifest(out, "sft-delta", key, [file for file in out.iterdir() if file.is_file()])
+        with run_lock(out.parent, wait=True):
+            if not is_complete(out, key):
+                merge(seed, path, out)
+                files.write_manifest(out, "sft-delta", key, [file for file in out.iterdir() if file.is_file()])
         return out
 
     def sft_recipe(self, seed: Path) -> str:
         """The identity of an SFT: its settings, its seed, and the sources of its examples."""
         sft = {key: value for key, value in as_dict(self.settings.sft).items() if key != "sft_delta"}
         stages = (EXAMPLES, EFT) if self.settings.eft.sources else (EXAMPLES,)
-        examples = [self.job(stage, Path(), model=seed).key for stage in stages]
+        examples = [stage.job(self.settings, Path(), model=seed).key for stage in stages]
         facts = {"sft": sft, "tokens": self.settings.trainer.tokens_per_microbatch, "examples": examples}
         return stage_key("sft-recipe", facts, {"model": seed})
 
@@ -197,27 +200,21 @@ class Run:
             inputs |= {"judge_cases": cases, "comparisons": evaluation.comparisons}
         if not any(inputs.values()):
             return
-        job = self.job(MEASURE, Path(), model=model, **inputs)
+        job = MEASURE.job(self.settings, Path(), model=model, **inputs)
         if is_complete(folders.folder, job.key):
             self.forecast.done(name)
         else:
             shared = Path("models") / "measured" / job.key[:12]
             self.run_shared(MEASURE, job, shared, name=name)
-            files.copy_folder(shared, folders.folder)
-
-    def job(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Job:
-        """A stage's work on these inputs. Digests of models are kept, since no stage changes a model."""
-        models = {name: path for name, path in inputs.items() if path and name in ("model", "judge", "reference")}
-        known = {name: self.model_digest(path) for name, path in models.items()}
-        return stage.job(self.settings, out, t, known, **inputs)
+            shutil.rmtree(folders.folder, ignore_errors=True)
+            shutil.copytree(shared, folders.folder)
 
     def run_stage(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Path:
-        return self.run_job(stage, self.job(stage, out, t, **inputs))
+        return self.run_job(stage, stage.job(self.settings, out, t, **inputs))
 
     def run_shared(self, stage: Stage, job: Job, shared: Path, inner: str = "", name: str = "") -> Path:
         """Run a job in the folder `inner` of one that several runs share, and may want at the same time."""
-        shared.mkdir(parents=True, exist_ok=True)
-        with run_lock(shared):
+        with run_lock(shared, wait=True):
             return self.run_job(stage, replace(job, out=shared / inner), name)
 
     def run_job(self, stage: Stage, job: Job, name: str = "") -> Path:
@@ -226,6 +223,9 @@ class Run:
         if job.complete:
             self.forecast.done(name)
             return job.out
+        weights = sum(path.stat().st_size for path in job.path("model").glob("*.safetensors"))
+        if (free := shutil.disk_usage(self.folder).free) < 7 * weights:  # a training state in fp32, and a checkpoint
+            raise UserError(f"{self.folder}: {free / 1e9:.1f} GB are free, {7 * weights / 1e9:.1f} needed; make room")
         with self.forecast.stage(name) as note:
             share = f"  ({note})" if note else ""
             print(f"[{time.strftime('%H:%M:%S')}] {stage.module} -> {job.out}{share}", flush=True)
@@ -293,12 +293,14 @@ def main() -> None:
     several.add_argument("--head", default="", help="HOST:PORT of node 0")
     arguments = parser.parse_args()
     settings = load_settings(arguments.config)
-    folder = Path("runs") / (arguments.run or settings.name)
+    name = arguments.run or settings.name
+    if Path(name).name != name or name in ("", ".."):
+        raise UserError(f"{name!r}: no name of a folder below runs/; mend --run or the config's name")
+    folder = Path("runs") / name
     on_sigterm_raise()
     launcher = Launcher(settings.nproc_per_node, folder / "logs", arguments.nodes, arguments.node, arguments.head)
     if arguments.node:
-        launcher.follow()
-    folder.mkdir(parents=True, exist_ok=True)
+        launcher.follow([stage.module for stage in STAGES])
     with launcher.coordinate(), run_lock(folder):
         files.write_json(folder / "settings.json", as_dict(settings))
         run = Run(arguments.config, settings, folder, launcher)

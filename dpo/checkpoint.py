@@ -3,7 +3,6 @@
 Both are written under a temporary name, synced and renamed: a folder with its final name is always whole.
 """
 
-import json
 import os
 import shutil
 from collections import deque
@@ -20,10 +19,8 @@ from torch.distributed.tensor import DTensor
 from dpo.parallel import World
 from model.llama import Llama
 from model.weights import save_pretrained
-from stages.files import MANIFEST, write_json, write_manifest
+from stages.files import MANIFEST, UserError, is_complete, read_manifest, write_manifest
 from stages.stage import Job
-
-PROGRESS = "progress.json"
 
 
 @dataclass
@@ -37,34 +34,42 @@ class Progress:  # all of a run's state that is not a tensor; schedule and data 
     exported: dict[str, Any] = field(default_factory=dict)  # number and held-out metrics of the exported epoch
     first_loss: float | None = None  # of the first batch, before any update
 
+    @property
+    def state(self) -> str:  # the name of the state's folder
+        return f"state-{self.epoch:04}-{self.step:08}"
+
 
 def save_state(folder: Path, world: World, model: Llama, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write `folder`/state-EPOCH-STEP, each rank its own part, and remove older states."""
-    final = folder / f"state-{progress.epoch:04}-{progress.step:08}"
+    """Write `folder`/state-EPOCH-STEP, each rank its own part, and the progress to `folder`'s manifest, which covers
+    state and export; remove older states."""
+    final = folder / progress.state
     temporary = folder / f".{final.name}.tmp"  # never reused: other nodes may cache where a folder was
     world.remove(folder.glob(".state-*"))
     dist.barrier()
-    dcp.save(_tensors(model, optimizer), checkpoint_id=temporary)
+    try:
+        dcp.save(_tensors(model, optimizer), checkpoint_id=temporary)
+    except dcp.CheckpointException as error:  # on every rank; no `Exception`
+        reason, _ = next(iter(error.failures.values()))
+        raise UserError(f"{final}: not written ({reason}); make room, then run the same command again") from None
     if world.first:
-        write_json(temporary / PROGRESS, asdict(progress))
         _publish(temporary, final)
+        exported = (folder / f"epoch-{progress.exported.get('epoch')}").glob("*")
+        write_manifest(folder, "state", progress.key, [*final.iterdir(), *exported], progress=asdict(progress))
     world.remove(old for old in folder.glob("state-*") if old != final)
     dist.barrier()
 
 
-def latest_state(folder: Path, key: str) -> Path | None:
-    """The newest state in `folder` that belongs to the work `key`."""
-    paths = sorted(folder.glob(f"state-*/{PROGRESS}"), reverse=True)
-    return next((path.parent for path in paths if json.loads(path.read_text(encoding="utf-8"))["key"] == key), None)
+def saved_progress(folder: Path, key: str) -> Progress | None:
+    """The progress of the state in `folder` that belongs to the work `key`. None without one, and for one whose files
+    have not the digests that this run has noted: a state's metadata is a pickle, and could run code."""
+    return Progress(**(read_manifest(folder) or {})["progress"]) if is_complete(folder, key) else None
 
 
-def load_state(state: Path, model: Llama, optimizer: torch.optim.Optimizer) -> Progress:
+def load_state(folder: Path, progress: Progress, model: Llama, optimizer: torch.optim.Optimizer) -> None:
     """Fill model and optimizer exactly as they were saved; the number of ranks may have changed."""
-    progress = Progress(**json.loads((state / PROGRESS).read_text(encoding="utf-8")))
     for moments in optimizer.state.values():
         moments["step"].fill_(progress.step)
-    dcp.load(_tensors(model, optimizer), checkpoint_id=state)
-    return progress
+    dcp.load(_tensors(model, optimizer), checkpoint_id=folder / progress.state)
 
 
 def _tensors(model: Llama, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -91,29 +96,24 @@ def export(world: World, model: Llama, source: Path, folder: Path) -> None:
 
 
 def finish(exported: Path, job: Job, **facts: Any) -> None:
-    """Write an export's manifest and move the export to its final place."""
+    """Write an export's manifest and move the export to its final place; no state is needed any more."""
     files = [path for path in exported.iterdir() if path.name != MANIFEST]
     write_manifest(exported, job.name, job.key, files, **facts, inputs=job.lineage())
     job.out.parent.mkdir(parents=True, exist_ok=True)
     _publish(exported, job.out)
+    (exported.parent / MANIFEST).unlink(missing_ok=True)
 
 
 def _publish(temporary: Path, final: Path) -> None:
     """Rename a finished folder to its final name, replacing an older one."""
     _sync(temporary)
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
+    shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     _sync(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
     """Flush a file, or a folder's entries, to disk."""
     handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    os.fsync(handle)
+    os.close(handle)

@@ -1,6 +1,5 @@
 """The metrics of a run: their file, and the memory and floating-point operations that they measure."""
 
-import json
 import resource
 import sys
 import timeit
@@ -12,7 +11,7 @@ import torch
 
 from dpo.packing import MicroBatch
 from model.config import LlamaConfig
-from stages.files import UserError
+from stages.files import UserError, to_json
 
 METRICS = "metrics.jsonl"
 
@@ -78,7 +77,7 @@ class MetricsLog:
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Write a line, and a point of each TensorBoard curve."""
-        line = (json.dumps(metrics) + "\n").encode()
+        line = to_json(metrics, self.path).encode()
         self.length += len(line)
         if self.writes:
             with self.path.open("ab") as file:

@@ -97,6 +97,9 @@ def distributed(threads: int, timeout_minutes: float = TrainerOptions.timeout_mi
         with suppress(OSError, AttributeError, TypeError):  # not glibc
             for parameter, value in ((-1, 2**31 - 1), (-4, 0)):  # trim_threshold, mmap_max
                 ctypes.CDLL(None).mallopt(parameter, value)
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):  # one node: no other machine is to connect
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     store, timeout = None if "WORLD_SIZE" in os.environ else dist.HashStore(), timedelta(minutes=timeout_minutes)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:

@@ -1,7 +1,5 @@
 """The reference model's log-probabilities: computed by the trainer's forward before training, kept in a file."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from dpo.packing import micro_batches
 from dpo.parallel import World, load_sharded, reshard
 from model.dtype import training_dtype
 from model.llama import Llama
-from stages.files import read_jsonl, write_jsonl
+from stages.files import is_complete, read_jsonl, stage_key, write_jsonl, write_manifest
 from stages.progress import progress
 from stages.settings import Settings
 
@@ -28,12 +26,10 @@ def reference_logprob(
     filled with the reference's weights, and the caller must load the policy's weights afterwards.
     """
     attention, dtype = settings.model.attention, training_dtype(settings.model.dtype, world.device)
-    tokens = hashlib.sha256()
-    for pair in examples:
-        tokens.update(json.dumps([pair.id, pair.prompt, pair.completions]).encode())
-    name = hashlib.sha256(f"{tokens.hexdigest()} {digest} {dtype} {attention}".encode()).hexdigest()
-    path = cache / f"{name[:16]}.jsonl"
-    if not world.agree(path.is_file):
+    content = [[pair.id, pair.prompt, pair.completions] for pair in examples]
+    key = stage_key("reference", [content, digest, dtype, attention])
+    path = cache / key[:16] / "logprobs.jsonl"
+    if not world.agree(lambda: is_complete(path.parent, key)):
         load_sharded(model, weights)
         sums_e2 = torch.zeros(len(examples), 2, device=world.device)
         indices, options = range(len(examples)), settings.trainer
@@ -48,5 +44,6 @@ def reference_logprob(
         pairs = zip(examples, world.sum(sums_e2).tolist(), strict=True)
         if world.first:
             write_jsonl(path, ({"id": pair.id, "chosen": row[0], "rejected": row[1]} for pair, row in pairs))
+            write_manifest(path.parent, "reference", key, [path])
     rows = world.agree(lambda: [(row["chosen"], row["rejected"]) for row in read_jsonl(path)])
     return torch.tensor(rows, dtype=torch.float32, device=world.device)

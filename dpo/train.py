@@ -8,15 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dpo.checkpoint import Progress, finish, latest_state, load_state
+from dpo.checkpoint import Progress, finish, load_state, saved_progress
 from dpo.data import Objective, read_examples
 from dpo.metrics import peak_flops, summary_writer
 from dpo.packing import keep_usable
 from dpo.parallel import World, distributed, end_process, load_sharded, sharded_model
 from dpo.reference import reference_logprob
 from dpo.trainer import Trainer, make_optimizer
-from model.config import LlamaConfig
 from model.dtype import training_dtype
+from model.weights import meta_model
 from sampling.worker import environment
 from stages.files import UserError
 from stages.settings import Settings, Training
@@ -55,7 +55,7 @@ def train(job: Job, world: World, work: Path) -> None:
     if settings.trainer.tensorboard:
         summary_writer()  # on every rank, so that all of them stop if it is not there
     options = settings.trainer
-    config, dtype = LlamaConfig.load(model_dir), training_dtype(settings.model.dtype, world.device)
+    config, dtype = meta_model(model_dir).config, training_dtype(settings.model.dtype, world.device)
     examples = read_examples(data, objective, config.vocab_size)
     examples, dropped = keep_usable(examples, options, config.max_position_embeddings)
     if not examples:
@@ -66,9 +66,9 @@ def train(job: Job, world: World, work: Path) -> None:
         folder, digest = job.path("reference"), job.digests["reference"]
         reference_e2 = reference_logprob(world, model, examples, folder, digest, work / "reference", settings)
     optimizer = make_optimizer(model, settings.sft if objective == "sft" else settings.dpo)
-    if state := world.agree(lambda: latest_state(work, job.key)):
-        at = load_state(state, model, optimizer)
-        world.say(f"continuing from step {at.step} ({state})")
+    if at := world.agree(lambda: saved_progress(work, job.key)):
+        load_state(work, at, model, optimizer)
+        world.say(f"continuing from step {at.step} ({work / at.state})")
     else:
         at = Progress(job.key)
         load_sharded(model, model_dir)

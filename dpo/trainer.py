@@ -109,12 +109,6 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         result = self.measure(batch, backward=True)
-        if not math.isfinite(result.means["loss"] + result.grad_norm):
-            with torch.no_grad():
-                bad = [i for i in batch if not math.isfinite(self.measure([i], backward=False).means["loss"])]
-            names, what = ", ".join(self.examples[i].id for i in bad or batch), "loss" if bad else "gradient"
-            advice = f"check these examples, or lower {self.stage}.learning_rate"
-            raise UserError(f"step {step}: the {what} is not finite in {names}; {advice}")
         clip(local_gradients(self.model.parameters()), result.grad_norm, section.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -146,6 +140,14 @@ class Trainer:
         means = {name: value / weight for name, value in zip(terms, values, strict=False)}
         square_of_all, tokens_of_all, flops_of_all, stops, *memory_r = values[len(terms) :]
         norm = math.sqrt(square_of_all) if square_of_all >= 0 else math.nan
+        if not math.isfinite(means["loss"] + norm):
+            for i in indices if len(indices) > 1 else ():
+                with torch.no_grad():
+                    self.measure([i], backward=False)  # raises where this example's own loss is not finite
+            names = ", ".join(self.examples[i].id for i in indices)
+            what = "gradient" if math.isfinite(means["loss"]) else "loss"
+            advice = f"check these examples, or lower {self.stage}.learning_rate"
+            raise UserError(f"step {self.progress.step}: the {what} is not finite in {names}; {advice}")
         return BatchResult(means, norm, int(tokens_of_all), flops_of_all, max(memory_r), stops > 0)
 
     def terms(self, batch: MicroBatch) -> dict[str, Tensor]:

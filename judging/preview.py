@@ -10,7 +10,7 @@ from judging.judge import judge_items, read_score
 from judging.metajudge import choose_meta_judged, metajudge_items, read_winner
 from sampling.respond import response_items
 from sampling.worker import Item, Row, Verdict, Worker
-from stages.files import arguments, command, read_jsonl
+from stages.files import arguments, command, printable, read_jsonl
 from stages.settings import load_settings
 
 PROMPTS = 8  # answered; one of the responses is shown
@@ -68,7 +68,7 @@ def main() -> None:
     given = arguments(__doc__, "config", "model", "prompts", iteration={"type": int, "default": 1})
     worker = Worker(load_settings(given.config), given.model)
     for text in preview(worker, read_jsonl(given.prompts, ("id", "prompt")), given.iteration):
-        print(text, file=sys.stderr)
+        print(printable(text), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from judging.scores import Reason, distinct_responses, read_scores, response_scores, to_number
-from stages.files import MANIFEST, UserError, command, digest, read_json, read_manifest, read_shards
+from stages.files import UserError, check_output, command, digest, printable, read_jsonl, read_manifest, read_shards
 from stages.records import Record, group_by
 from stages.stage import weights_of
 
@@ -44,7 +44,8 @@ def read_lineage(run: Path, number: int, prompt_id: str = "") -> tuple[Document,
     folder = run / f"iter{number}"
     made = _checked_manifest(folder)
     given = [name for name in STAGES.values() if name in made["inputs"]]
-    files = {name: [folder / name / shard for shard in read_json(folder / name / MANIFEST)["shards"]] for name in given}
+    shards = {name: (read_manifest(folder / name) or {})["shards"] for name in given}
+    files = {name: [folder / name / shard for shard in own] for name, own in shards.items()}
     files |= {name: [folder / "pairs" / f"{name}.jsonl"] for name in (*KINDS, "elo", "none")}
     rows = {name: list(_rows(files.get(name, ()), prompt_id)) for name in (*STAGES.values(), *files)}
     judgments, expected = (group_by(rows[name], "response_id") for name in ("judgments", "scores"))
@@ -94,7 +95,7 @@ def _facts(run: Path, number: int, made: Document) -> Document:
 
 def _checked_manifest(folder: Path) -> Document:
     """The manifest of an iteration's pairs. Raises `UserError` where it is missing or an input has changed since."""
-    made = read_manifest(folder / "pairs") or {}
+    made = check_output(folder / "pairs") or {}
     if "inputs" not in made:
         raise UserError(f"{folder}/pairs: not made yet, or by an older version; run iterate.py to its end")
     for name, source in made["inputs"].items():
@@ -108,11 +109,9 @@ def _rows(paths: Iterable[Path], name: str, key: str = "prompt_id") -> Iterator[
     """All rows of the files that exist, or those with this name under the key, without token ids."""
     written = json.dumps(name, ensure_ascii=False)[1:-1]
     for path in filter(Path.is_file, paths):
-        with path.open(encoding="utf-8") as lines:
-            # A full run has too many lines to parse each for one name.
-            for row in (json.loads(line) for line in lines if written in line):
-                if name in ("", row[key]):
-                    yield {field: value for field, value in row.items() if not field.endswith("ids")}
+        for row in read_jsonl(path, (key,), written):  # a full run has too many lines to parse each for one name
+            if name in ("", row[key]):
+                yield {field: value for field, value in row.items() if not field.endswith("ids")}
 
 
 def trace_text(document: Document, pair: Document | None = None) -> Iterator[str]:
@@ -195,7 +194,7 @@ def main() -> None:
     document = facts | documents[prompt_id]
     pair = next((pair for pair in document["pairs"] if pair["id"] == arguments.pair), None)
     lines = [json.dumps(document, indent=2, ensure_ascii=False)] if arguments.json else trace_text(document, pair)
-    print("\n".join(lines))
+    print(printable("\n".join(lines)))
 
 
 if __name__ == "__main__":

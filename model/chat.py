@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from model.config import read_table
+from model.config import FETCH, LlamaConfig, reading
 from model.tokenizer import Tokenizer, load_tokenizer, tokenizer_file
-from stages.files import UserError
+from stages.files import UserError, read_json, read_text
 from stages.records import Message
 
 Parts = list[int | str]  # control tokens and texts
@@ -22,7 +23,7 @@ Control = Callable[[str], int]  # from the name of a control token that the form
 # A vocabulary with this token begins each text with a space, and no token of it reaches beyond a newline. Formats whose
 # prompt ends with text need one, so that no token reaches from the prompt into the answer.
 NEWLINE = "<0x0A>"
-ZEPHYR = re.compile(r"<\|user\|>(\\n|\n)' *\+ *message\['content'\] *\+ *eos_token")
+ZEPHYR = r"<\|user\|>(\\n|\n)' *\+ *message\['content'\] *\+ *eos_token"
 
 
 @dataclass(frozen=True)
@@ -50,23 +51,25 @@ class ChatFormat:
         return [(max(start - shift, 0), max(end - shift, 0)) for start, end in spans]
 
     def text(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids)
+        return self.tokenizer.decode([token for token in ids if token not in self.stop_ids])  # these may be no control
 
     @property
     def _skipped(self) -> int:
         return len(self.tokenizer.encode(self.before))
 
 
-def llama3(tokenizer: Tokenizer, control: Control) -> ChatFormat:
-    """BOS, then for each turn <|start_header_id|>role<|end_header_id|>, two newlines, content<|eot_id|>."""
+def llama3(tokenizer: Tokenizer, control: Control, dates: str) -> ChatFormat:
+    """BOS, then for each turn <|start_header_id|>role<|end_header_id|>, two newlines, content<|eot_id|>. Llama 3.1's
+    `dates`, if any, begin the system's turn, which then is always there."""
     begin, end, start_header, end_header = (
         control(f"<|{name}|>") for name in ("begin_of_text", "eot_id", "start_header_id", "end_header_id")
     )
 
     def parts(messages: Sequence[Message]) -> Parts:
-        turns: Iterator[Parts] = (
-            [start_header, m["role"], end_header, "\n\n" + m["content"].strip(), end] for m in messages
-        )
+        if dates and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": ""}, *messages]
+        texts = ((m["role"], dates * (m["role"] == "system") + m["content"].strip()) for m in messages)
+        turns: Iterator[Parts] = ([start_header, role, end_header, "\n\n" + text, end] for role, text in texts)
         return [begin, *chain.from_iterable(turns), start_header, "assistant", end_header, "\n\n"]
 
     return ChatFormat(tokenizer, parts, end)
@@ -86,7 +89,7 @@ def chatml(tokenizer: Tokenizer, control: Control, default_system: str) -> ChatF
     return ChatFormat(tokenizer, parts, end, before)
 
 
-def llama2(tokenizer: Tokenizer, control: Control) -> ChatFormat:
+def llama2(tokenizer: Tokenizer, control: Control, _: str) -> ChatFormat:
     """For each exchange BOS, "[INST] user [/INST] answer ", EOS, each text encoded whole, as in Meta's code."""
     control(NEWLINE)
     begin, end = control("<s>"), control("</s>")
@@ -108,7 +111,7 @@ def llama2(tokenizer: Tokenizer, control: Control) -> ChatFormat:
     return ChatFormat(tokenizer, parts, end, before="[/INST]", space=" ")
 
 
-def zephyr(tokenizer: Tokenizer, control: Control) -> ChatFormat:
+def zephyr(tokenizer: Tokenizer, control: Control, _: str) -> ChatFormat:
     """For each turn "<|role|>", newline, content, EOS, newline, as in TinyLlama-Chat. No BOS."""
     control(NEWLINE)
     end, before = control("</s>"), "<|assistant|>\n"
@@ -121,47 +124,69 @@ def zephyr(tokenizer: Tokenizer, control: Control) -> ChatFormat:
     return ChatFormat(tokenizer, parts, end, before)
 
 
-def load_chat(folder: Path | str) -> ChatFormat:
-    """The chat format that a model's chat template shows; the dates that Llama-3.1's template adds are left out."""
-    folder = Path(folder)
-    tokenizer, template = load_tokenizer(folder), _template(folder)
+FORMATS = {r"<\|start_header_id\|>": llama3, r"<\|im_start\|>": chatml, "<<SYS>>": llama2, ZEPHYR: zephyr}
+DATES = re.compile(r"Cutting Knowledge Date: .*\nToday Date: .*\n\n")  # of a template without a clock: always the same
+DEFAULT = re.compile(r"(?<=<\|im_start\|>system)(?:\\n|\n)([^<{}'\"]+)<\|im_end\|>")
+TURNS = enumerate(["system", *["user", "assistant"] * 3])
+DIALOG: list[Message] = [{"role": role, "content": f"\n {i}{{x}} <b></think> .\n "} for i, role in TURNS]
+PROBES = DIALOG[1:2], DIALOG[:2], DIALOG[1:4], DIALOG[:6]  # of which a template must make what our format makes
+
+
+def load_chat(folder: Path | str, tokenizer: Tokenizer | None = None) -> ChatFormat:
+    """The chat format of a model's chat template. `UserError` for a template that makes something else of `PROBES`."""
+    folder, names = Path(folder), dict[int, str]()
+    tokenizer, (template, render) = tokenizer or load_tokenizer(folder), _template(folder)
 
     def control(token: str) -> int:
-        token_id = tokenizer.control(token)
+        token_id = tokenizer.control(token) if token == NEWLINE else tokenizer.reserve(token)
         if token_id is None:
             raise UserError(f"{tokenizer_file(folder)}: the chat template needs {token}, which the vocabulary lacks")
+        names[token_id] = token
         return token_id
 
-    if "<|start_header_id|>" in template:
-        chat = llama3(tokenizer, control)
-    elif "<|im_start|>" in template:
-        default = re.search(r"<\|im_start\|>system(?:\\n|\n)([^<{}'\"]+)<\|im_end\|>", template)
-        chat = chatml(tokenizer, control, default[1] if default else "")
-    elif "[INST]" in template and "<<SYS>>" in template:
-        chat = llama2(tokenizer, control)
-    elif ZEPHYR.search(template):
-        chat = zephyr(tokenizer, control)
-    else:
-        known = "none of Llama-3's, ChatML's, Llama-2's and Zephyr's"
-        raise UserError(f"{folder}: the chat template is {known}; only these are implemented")
-    return replace(chat, stop_ids=load_stop_ids(folder) | {chat.end})
+    if not (make := next((make for mark, make in FORMATS.items() if re.search(mark, template)), None)):
+        raise UserError(
+            f"{folder}: the chat template is none of Llama-3's, ChatML's, Llama-2's and Zephyr's; use these"
+        )
+    dates, default = make is llama3 and DATES.search(render(PROBES[0])), DEFAULT.search(template)
+    chat = make(tokenizer, control, dates[0] if dates else default[1] if default else "")
+    for messages in PROBES:
+        ours = "".join(part if isinstance(part, str) else names[part] for part in chat.parts(messages))
+        if (theirs := render(messages)) != ours:
+            raise UserError(f"{folder}: the chat template is not {make.__name__}'s: it makes {theirs!r}, not {ours!r}")
+    return replace(chat, stop_ids=load_stop_ids(folder, chat.end))
 
 
-def _template(folder: Path) -> str:
-    """The chat template's text, from its own file or from tokenizer_config.json."""
-    if (own := folder / "chat_template.jinja").is_file():
-        return own.read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    template = read_table(config).get("chat_template") if config.is_file() else None
+def _template(folder: Path) -> tuple[str, Callable[[Sequence[Message]], str]]:
+    """The chat template, from its own file or from tokenizer_config.json, and what renders it as transformers does."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    config, own = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    table = read_json(config, FETCH) if config.is_file() else {}
+    template = read_text(own, FETCH) if own.is_file() else table.get("chat_template")
+    if isinstance(template, list):
+        named = (row for row in template if isinstance(row, dict) and row.get("name") == "default")
+        template = next(named, {}).get("template")
     if not isinstance(template, str):
         raise UserError(f"{config}: no chat_template; use a chat (instruct) model")
-    return template
+    tokens = {key: text for key, text in table.items() if key.endswith("_token") and text is not None}
+    given = {key: text.get("content") if isinstance(text, dict) else text for key, text in tokens.items()}
+    given |= {"add_generation_prompt": True, "tools": None, "documents": None}
+    blocks: Any = {"trim_blocks": True, "lstrip_blocks": True, "extensions": ["jinja2.ext.loopcontrols"]}
+
+    def render(messages: Sequence[Message]) -> str:
+        with reading(folder, "the chat template can't be rendered"):
+            return ImmutableSandboxedEnvironment(**blocks).from_string(template).render(messages=messages, **given)
+
+    return template, render
 
 
-def load_stop_ids(folder: Path) -> frozenset[int]:
-    """The end-of-sequence ids that generation_config.json or config.json lists: one id, or several."""
-    for path in (folder / "generation_config.json", folder / "config.json"):
-        value = read_table(path).get("eos_token_id") if path.is_file() else None
-        if value is not None:
-            return frozenset(value if isinstance(value, list) else [value])
-    return frozenset()
+def load_stop_ids(folder: Path, *more: int) -> frozenset[int]:
+    """The end-of-sequence ids that generation_config.json or config.json lists, one id or several, and `more`."""
+    files = [path for path in (folder / "generation_config.json", folder / "config.json") if path.is_file()]
+    given: Any = next((v for p in files if (v := read_json(p, FETCH).get("eos_token_id")) is not None), [])
+    ids = [*(given if isinstance(given, list) else [given]), *more]
+    size = LlamaConfig.load(folder).vocab_size if folder / "config.json" in files else 2**24
+    if not all(type(token) is int and 0 <= token < size for token in ids):
+        raise UserError(f"{folder}: the ends of sequence are {ids}; they must be ids of tokens, below {size}")
+    return frozenset(ids)

@@ -1,39 +1,49 @@
 """The architecture's sizes and constants, read from Hugging Face's `config.json`."""
 
-import json
 import math
-from dataclasses import dataclass, fields
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from stages.files import UserError
+from stages.config import Bounds, Positive, build, convert
+from stages.files import UserError, read_json
 
-# Keys of config.json of which one value is implemented; all but `model_type` may be missing.
+FETCH = "fetch the file again"  # what users are told of a model's damaged files
+Size = Annotated[int, Bounds(1, 2**24)]
+Layers = Annotated[int, Bounds(1, 256)]
+# Of these keys of config.json one value is implemented; HARMLESS ones change nothing; others may, and are errors.
 ONLY = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+ONLY |= {"attention_dropout": 0.0, "rope_interleaved": False}
+HARMLESS = """_attn_implementation_autoset _name_or_path architectures bos_token_id dtype eos_token_id initializer_range
+is_llama_config pad_token_id pretraining_tp torch_dtype transformers.js_config transformers_version unsloth_fixed
+unsloth_version use_cache"""
 
 
 @dataclass(frozen=True)
 class RopeScaling:  # Llama 3.1's
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
+    factor: Positive
+    low_freq_factor: Positive
+    high_freq_factor: Positive
+    original_max_position_embeddings: Size
 
 
 @dataclass(frozen=True)
 class LlamaConfig:
     """A Llama model's shape; the names are those of Hugging Face's `config.json`."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-    max_position_embeddings: int
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    head_dim: Size
+    rms_norm_eps: Positive
+    rope_theta: Positive
+    max_position_embeddings: Size
     tie_word_embeddings: bool
     rope_scaling: RopeScaling | None = None
 
@@ -65,28 +75,23 @@ class LlamaConfig:
         path = Path(folder) / "config.json"
         if not path.is_file():
             raise no_config(path.parent)
-        return cls.from_dict(read_table(path), str(path))
+        check_links(path.parent)
+        return cls.from_dict(read_json(path, FETCH), str(path))
 
     @classmethod
     def from_dict(cls, table: dict[str, Any], where: str = "config.json") -> "LlamaConfig":
-        for key, value in {**ONLY, "model_type": None, **table}.items():
-            if key in ONLY and value != ONLY[key]:
-                raise UserError(f"{where}: {key} is {value!r}; only {ONLY[key]!r} is implemented")
-        rope = table.get("rope_parameters") or table.get("rope_scaling") or {}  # two spellings
-        kind, scaling = rope.get("rope_type", rope.get("type", "default")), None
-        if kind not in ("default", "llama3"):
-            raise UserError(f"{where}: rope type {kind!r} is unknown; 'default' and 'llama3' are implemented")
-        try:
-            if kind == "llama3":
-                scaling = RopeScaling(**{field.name: rope[field.name] for field in fields(RopeScaling)})
-            heads = table["num_attention_heads"]
-            values = {"num_key_value_heads": heads, "head_dim": table["hidden_size"] // heads}
-            values |= {"tie_word_embeddings": False} | {key: value for key, value in table.items() if value is not None}
-            theta = rope.get("rope_theta", table.get("rope_theta", 10_000.0))
-            values |= {"rope_theta": float(theta), "rope_scaling": scaling}
-            return cls(**{field.name: values[field.name] for field in fields(cls)})
-        except KeyError as error:
-            raise UserError(f"{where}: key {error} is missing; fetch the file again") from None
+        """The config of a table as in config.json, where null is no key; `UserError` for what is not implemented."""
+        for key, only in ONLY.items():
+            if (value := table.get(key)) != only and (value is not None or key == "model_type"):
+                raise UserError(f"{where}: {key} is {value!r}; only {only!r} is implemented")
+        table = {k: v for k, v in table.items() if v is not None and k not in {*ONLY, *HARMLESS.split()}}
+        heads, hidden = (convert(Size, table.get(k), f"{where}: {k}") for k in ("num_attention_heads", "hidden_size"))
+        table = {"num_key_value_heads": heads, "head_dim": hidden // heads, "tie_word_embeddings": False} | table
+        config = build(cls, _with_rope(table, where), f"{where}: ")
+        falling = (rope := config.rope_scaling) and rope.low_freq_factor >= rope.high_freq_factor
+        if heads % config.num_key_value_heads or config.head_dim % 2 or falling:
+            raise UserError(f"{where}: the numbers of heads, head_dim or RoPE's two frequencies do not fit one another")
+        return config
 
     def inverse_frequencies(self) -> list[float]:
         """RoPE's angular frequencies theta^(-2i/d); Llama 3.1 divides those of few turns in its context by `factor`."""
@@ -106,9 +111,35 @@ def no_config(folder: Path) -> UserError:
     return UserError(f"{folder / 'config.json'}: no such file; point model.path at a Hugging Face directory")
 
 
-def read_table(path: Path) -> dict[str, Any]:
-    """The JSON object of a model's file. Raises `UserError` if the file is damaged."""
+def _with_rope(table: dict[str, Any], where: str) -> dict[str, Any]:
+    """The table with RoPE's constants in older files' place for them; newer ones have all in `rope_parameters`."""
+    given = [table.pop(key) for key in ("rope_parameters", "rope_scaling") if key in table]
+    rope = dict(convert(dict, given[0], f"{where}: rope_parameters")) if given else {"rope_type": "default"}
+    kind = rope.pop("rope_type", rope.get("type"))
+    if kind not in ("default", "llama3"):
+        raise UserError(f"{where}: rope type {kind!r} is unknown; 'default' and 'llama3' are implemented")
+    theta = rope.pop("rope_theta", table.get("rope_theta", 10_000.0))
+    same = rope.pop("type", kind) == kind and table.get("rope_theta", theta) == theta
+    if given[1:] or not same or (rope and kind == "default"):
+        raise UserError(f"{where}: RoPE is described twice, or with more than its type has; mend rope_parameters")
+    return table | {"rope_theta": theta} | ({"rope_scaling": rope} if kind == "llama3" else {})
+
+
+def check_links(folder: Path) -> None:
+    """Raise `UserError` for a link out of a model's folder, except to the blobs that Hugging Face's cache links to."""
+    home = folder.resolve()
+    for path in filter(Path.is_symlink, home.iterdir()):
+        target = Path(os.path.realpath(path))
+        if not target.is_relative_to(home) and (home.parent.name, target.parent.name) != ("snapshots", "blobs"):
+            raise UserError(f"{path}: a link out of the model's folder; put the file itself there")
+
+
+@contextmanager
+def reading(path: Path, wrong: str = "damaged") -> Iterator[None]:
+    """Errors of a library that reads `path` as a `UserError`; of any type, as panics of Rust are no `Exception`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch the file again") from None
+        yield
+    except (UserError, OSError, MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise UserError(f"{path}: {wrong} ({error!r:.200}); {FETCH}") from None

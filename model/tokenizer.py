@@ -4,6 +4,7 @@ Text is always encoded as plain text: the name of a control token inside it neve
 """
 
 import base64
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ import sentencepiece
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
-from stages.files import UserError
+from model.config import FETCH, reading
+from stages.files import UserError, read_text
 
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -51,6 +53,19 @@ class JsonTokenizer:
         """The id, or None if the vocabulary lacks it."""
         return self.backend.token_to_id(token)
 
+    def reserve(self, token: str) -> int | None:
+        """As `control`; from now on no text is encoded to this token, and it is decoded to none. Raises `UserError`."""
+        if (token_id := self.control(token)) is None:
+            return None
+        for _ in range(2):
+            self.backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+            if token_id not in self.encode(token):
+                return token_id
+            table = json.loads(self.backend.to_str())  # BPE's merges lead to it
+            table["model"]["merges"] = [m for m in table["model"].get("merges", []) if "".join(m) != token]
+            self.__init__(tokenizers.Tokenizer.from_str(json.dumps(table)))  # type: ignore[misc]
+        raise UserError(f"tokenizer.json: texts are encoded to the control token {token}; make it an added token")
+
 
 class SentencePieceTokenizer:
     """From sentencepiece's tokenizer.model: Llama 2, TinyLlama. Methods as above."""
@@ -77,6 +92,16 @@ class SentencePieceTokenizer:
         token_id = self.backend.piece_to_id(token)
         return token_id if self.backend.id_to_piece(token_id) == token else None
 
+    def reserve(self, token: str) -> int | None:
+        """As above, by the piece's type. A file is a protobuf: a piece has its text in field 1, its type in field 3."""
+        if (token_id := self.control(token)) is not None and not self.backend.is_control(token_id):
+            file, text = self.backend.serialized_model_proto(), b"\n%c%b" % (len(token), token.encode())
+            piece = next(re.finditer(rb"\n.%b(\x15.{4})?(\x18.)?" % re.escape(text), file, re.DOTALL))
+            fields = text + (piece[1] or b"") + b"\x18\x03"
+            changed = b"%b\n%c%b%b" % (file[: piece.start()], len(fields), fields, file[piece.end() :])
+            self.backend.load_from_serialized_proto(changed)
+        return token_id
+
 
 Tokenizer = JsonTokenizer | SentencePieceTokenizer
 
@@ -93,16 +118,12 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     """The tokenizer of a model's directory. Raises `UserError` if its file is missing or damaged."""
     path = tokenizer_file(folder)
     if path.suffix == ".json":
-        try:
-            return JsonTokenizer(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{path}: not a tokenizer ({error}); fetch the file again") from None
+        with reading(path, "not a tokenizer"):
+            return JsonTokenizer(tokenizers.Tokenizer.from_str(read_text(path, FETCH)))
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\s", path.read_bytes()):  # Meta's, not sentencepiece's protobuf
         return JsonTokenizer(tiktoken_backend(path))
-    try:
+    with reading(path, "neither sentencepiece's nor Meta's tokenizer"):
         return SentencePieceTokenizer(sentencepiece.SentencePieceProcessor(model_file=str(path)))
-    except RuntimeError:
-        raise UserError(f"{path}: neither sentencepiece's nor Meta's tokenizer; fetch the file again") from None
 
 
 def tiktoken_backend(path: Path) -> tokenizers.Tokenizer:

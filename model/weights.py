@@ -3,6 +3,7 @@
 The model fuses q, k, v and gate, up, so a parameter is several of a checkpoint's tensors stacked by rows.
 """
 
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -10,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.config import LlamaConfig, read_table
+from model.config import FETCH, LlamaConfig, check_links, reading
 from model.llama import Llama
 from model.quantize import pack
-from stages.files import UserError, write_json
+from stages.files import UserError, read_json, write_json
 
 FUSED = {
     "qkv_proj": {"q_proj": "q_size", "k_proj": "kv_size", "v_proj": "kv_size"},
@@ -25,6 +26,7 @@ FUSED = {
 }
 """The projections that a fused one stacks, in order of rows, and the numbers of rows by their names in the config."""
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+HEAD, FLOATS = "lm_head.weight", ("F64", "F32", "F16", "BF16")
 COPIED = ("tokenizer", "special_tokens", "generation_config", "chat_template", "vocab", "merges", "added_tokens")
 SHARD_BYTES = 4 * 2**30
 
@@ -42,24 +44,21 @@ class Checkpoint:
     """A Hugging Face directory's safetensors. Raises `UserError` if there are none, or one is missing or damaged."""
 
     def __init__(self, folder: Path | str):
-        self.folder = Path(folder)
-        files, index = {SINGLE}, self.folder / INDEX
-        if index.is_file():
-            try:
-                files = set(read_table(index)["weight_map"].values())
-            except (KeyError, AttributeError, TypeError):
-                raise UserError(f"{index}: not an index of safetensors; fetch the file again") from None
-        elif not (self.folder / SINGLE).is_file():
+        self.folder, self.slices = Path(folder), dict[str, Any]()
+        index, single = self.folder / INDEX, (self.folder / SINGLE).is_file()
+        if not index.is_file() and not single:
             raise UserError(f"{self.folder}: no {SINGLE} or its index; fetch or convert the weights")
-        self.slices: dict[str, Any] = {}
+        places: Any = read_json(index, FETCH).get("weight_map") if index.is_file() else {}
+        files = set(map(str, places.values())) or {SINGLE} if isinstance(places, dict) else {""}
+        if not all(re.fullmatch(r"[\w-][\w.-]*", file) for file in files) or (single and SINGLE not in files):
+            raise UserError(f"{index}: its weight_map is no table of all files of this folder; fetch the file again")
         for path in (self.folder / file for file in sorted(files)):
-            try:
+            if not path.is_file():
+                raise UserError(f"{path}: no such file, but {INDEX} names it; fetch it")
+            with reading(path):
                 handle = safe_open(path, framework="pt")
-            except FileNotFoundError:
-                raise UserError(f"{path}: no such file, but {INDEX} names it; fetch it") from None
-            except SafetensorError as error:
-                raise UserError(f"{path}: damaged ({error}); fetch the file again") from None
-            self.slices |= {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+            own = (name for name in handle.keys() if places.get(name, path.name) == path.name)  # noqa: SIM118
+            self.slices |= {name: handle.get_slice(name) for name in own}
 
     def rows(self, stacked: dict[str, int], start: int, end: int) -> Tensor:
         """Rows [start, end) of the tensors that `parts` gives, stacked."""
@@ -72,19 +71,40 @@ class Checkpoint:
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
     def check(self, model: Llama) -> None:
-        """Raise `UserError` naming the first tensor that is missing, unexpected or of another shape."""
+        """Raise `UserError` naming the first tensor that is missing, unexpected, of another shape or no plain float."""
         expected = {
             part: [rows, *parameter.shape[1:]]
             for name, parameter in model.named_parameters()
             for part, rows in parts(name, parameter.shape[0], model.config).items()
         }
-        ignored = ("rotary_emb.inv_freq", *(["lm_head.weight"] if model.config.tie_word_embeddings else []))
-        shapes = {name: part.get_shape() for name, part in self.slices.items() if not name.endswith(ignored)}
-        for name in expected | shapes:
-            if (shape := shapes.get(name)) != expected.get(name):
+        ignored = ("rotary_emb.inv_freq", *([HEAD] if model.config.tie_word_embeddings else []))
+        found = {name: part for name, part in self.slices.items() if not name.endswith(ignored)}
+        for name in expected | found:
+            shape = found[name].get_shape() if name in found else None
+            if shape != expected.get(name):
                 wrong = f"has shape {shape}, config.json says {expected[name]}" if name in expected else "is unexpected"
-                wrong = wrong if shape else "is missing"
+                wrong = wrong if shape is not None else "is missing"
                 raise UserError(f"{self.folder}: tensor {name} {wrong}; config.json and weights do not match")
+            if (dtype := found[name].get_dtype()) not in FLOATS:
+                raise UserError(f"{self.folder}: tensor {name} is of {dtype}; quantized weights are not implemented")
+        if model.config.tie_word_embeddings and HEAD in self.slices:
+            head, embedding = (self.slices[name][:] for name in (HEAD, "model.embed_tokens.weight"))
+            if head.dtype != embedding.dtype or not torch.equal(head, embedding):
+                raise UserError(f"{self.folder}: tie_word_embeddings is true, but {HEAD} differs from the embedding")
+
+
+def meta_model(folder: Path | str) -> Llama:
+    """The model of a folder, which fits the weights there, without memory for them."""
+    with torch.device("meta"):
+        model = Llama(LlamaConfig.load(folder))
+    Checkpoint(folder).check(model)
+    return model
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise `UserError` if one of the tensor's numbers is nan or infinite."""
+    if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+        raise UserError(f"{name} has numbers that are not finite; make or fetch the weights again")
 
 
 @torch.no_grad()
@@ -101,13 +121,12 @@ def load_weights(
         if local.numel():
             stacked = parts(name, parameter.shape[0], model.config)
             local.copy_(checkpoint.rows(stacked, start, start + local.shape[0]))
+            check_finite(f"{folder}: tensor {name}", local)
 
 
 def load_model(folder: Path | str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Llama:
     """A whole model on one device, for generation, with parameters in `dtype`."""
-    with torch.device("meta"):
-        model = Llama(LlamaConfig.load(folder)).to(dtype)
-    model.to_empty(device=device)
+    model = meta_model(folder).to(dtype).to_empty(device=device)
     load_weights(model, folder)
     return model.eval().requires_grad_(False)
 
@@ -138,6 +157,7 @@ def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> list[P
         shard.clear()
 
     for name, tensor in tensors:
+        check_finite(f"{folder}: tensor {name}", tensor)
         if shard and size + tensor.nbytes > SHARD_BYTES:
             write()
             size = 0
@@ -162,11 +182,12 @@ def save_pretrained(
     `parameters`: the model's own names and whole tensors, taken one after another, in the dtype to be stored.
     """
     source, folder = Path(source), Path(folder)
+    check_links(source)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = split_parameters(parameters, config)
     name, first = next(tensors)
     written = write_tensors(chain([(name, first)], tensors), folder)
-    table = read_table(source / "config.json")
+    table = read_json(source / "config.json", FETCH)
     table["dtype" if "dtype" in table else "torch_dtype"] = str(first.dtype).removeprefix("torch.")
     write_json(folder / "config.json", table)
     copied = [path for path in sorted(source.iterdir()) if path.is_file() and path.name.startswith(COPIED)]

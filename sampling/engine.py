@@ -1,5 +1,6 @@
 """The engine: requests in, completions out."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -15,6 +16,7 @@ from sampling.blocks import BlockPool
 from sampling.request import Completion, Request
 from sampling.sampler import sample
 from sampling.scheduler import Scheduler, Sequence, Step
+from stages.files import UserError
 
 
 class Engine:
@@ -57,6 +59,8 @@ class Engine:
         limit = self.model.config.max_position_embeddings
         scheduler = Scheduler(pool, self.max_num_batched_tokens, self.max_num_seqs, limit)
         for request in requests:
+            if max((*request.ids, *request.named), default=0) >= self.model.config.vocab_size:
+                raise UserError(f"{request.id}: tokens beyond the model's vocab_size; the tokenizer is another model's")
             if not scheduler.add(request):
                 yield Completion(request.id, [], "too_long", 0.0)
         while scheduler.busy:
@@ -89,6 +93,8 @@ class Engine:
             drawn = self._draw(sampling, logits)
         ids, logprobs = to_host(*drawn)
         for sequence, logprob in zip(sampling, logprobs, strict=True):
+            if not math.isfinite(logprob):  # as nan makes it in each of the samplers
+                raise UserError(f"{sequence.request.id}: logits that are not finite; try [model] dtype = float32")
             sequence.logprob += logprob
         return ids
 

@@ -33,7 +33,7 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 <= self.top_p <= 1 or self.max_tokens < 1:
+        if not 0 <= self.temperature < float("inf") or not 0 <= self.top_p <= 1 or self.max_tokens < 1:
             raise UserError(f"{self}: temperature must be at least 0, top_p from 0 to 1, max_tokens at least 1")
 
 
@@ -61,7 +61,7 @@ class LLM:
 
     @cached_property
     def chat_format(self) -> ChatFormat:
-        return load_chat(self.path)
+        return load_chat(self.path, self.tokenizer)
 
     def generate(self, prompts: Sequence[str], params: Params) -> list[Output]:
         """Continue raw texts, each after a BOS where the vocabulary has one. Prompt i draws with seed `params.seed` +
@@ -90,7 +90,8 @@ class LLM:
             for i, (ids, own) in enumerate(zip(prompts, params, strict=True))
         ]
         completions = sorted(self.engine.run(requests), key=lambda completion: int(completion.id))
-        return [Output(self.tokenizer.decode(c.ids), c.ids, c.finish_reason) for c in completions]
+        texts = (self.tokenizer.decode(c.ids[:-1] if c.finish_reason == "stop" else c.ids) for c in completions)
+        return [Output(text, c.ids, c.finish_reason) for text, c in zip(texts, completions, strict=True)]
 
 
 def _num_kv_blocks(model: Llama, block_size: int) -> int:

@@ -70,7 +70,7 @@ def _sample_rows(
     chunks_bcw = F.pad(weight_bv, (0, -weight_bv.shape[1] % CHUNK)).unflatten(1, (-1, CHUNK))
     chunk_sum_bc = chunks_bcw.sum(-1).double()
     total_b = chunk_sum_bc.sum(-1)
-    pending = (~greedy_b).nonzero()[:, 0]
+    pending = (~greedy_b & total_b.isfinite()).nonzero()[:, 0]  # of logits with nan all is nan, the returned value, too
     attempt = 0
     while len(pending):
         if attempt and attempt % ATTEMPTS == 0:

@@ -8,19 +8,19 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from stages.files import UserError
+from stages.files import UserError, read_text
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Bounds:  # the range of a setting, from `low` to `high`, both included; with `above`, without `low`
+class Bounds:  # of a setting, finite and in 64 bits: from `low` to `high`, both included; with `above`, without `low`
     low: float
     high: float = math.inf
     above: bool = False
 
     def __contains__(self, value: float) -> bool:
-        return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
+        return self.low <= value <= min(self.high, 2**63 - 1) and not (self.above and value == self.low)
 
     def __str__(self) -> str:
         least = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
@@ -37,16 +37,14 @@ Positive = Annotated[float, Bounds(0, above=True)]
 
 def read_config(cls: type[T], path: Path) -> T:
     """The config `path` as a `cls`. Raises `UserError`."""
-    return _build(cls, _read(path, ()), f"{path}: ")
+    return build(cls, _read(path, ()), f"{path}: ")
 
 
 def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
     """A config's table. Its key `extends` names a config, relative to its own folder, whose keys it replaces."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such config; choose one of configs/*.toml")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(read_text(path, "name a config such as configs/tiny.toml"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not TOML ({error}); mend the line") from None
     if (name := table.pop("extends", None)) is None:
         return table
@@ -63,7 +61,8 @@ def overlaid(base: Any, value: Any) -> Any:
     return base | {key: overlaid(base.get(key), item) for key, item in value.items()}
 
 
-def _build(cls: type[T], table: dict[str, Any], where: str) -> T:
+def build(cls: type[T], table: dict[str, Any], where: str) -> T:
+    """The table as a dataclass `cls`, every value checked; errors put `where` before the key."""
     known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     needed = [key for key, field in known.items() if field.default is field.default_factory is MISSING]
     if unknown := [key for key in table if key not in known]:
@@ -71,23 +70,23 @@ def _build(cls: type[T], table: dict[str, Any], where: str) -> T:
     if missing := [key for key in needed if key not in table]:
         raise UserError(f"{where}{missing[0]}: missing; add this key")
     hints = typing.get_type_hints(cls, include_extras=True)
-    return cls(**{key: _convert(hints[key], value, f"{where}{key}") for key, value in table.items()})
+    return cls(**{key: convert(hints[key], value, f"{where}{key}") for key, value in table.items()})
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        number = _convert(arguments[0], value, where)
+        number = convert(arguments[0], value, where)
         if number not in arguments[1]:
             raise UserError(f"{where} is {number}; it must be {arguments[1]}")
         return number
     if origin in (types.UnionType, typing.Union):  # None has no TOML value: the key is left out
-        return _convert(arguments[0], value, where)
+        return convert(arguments[0], value, where)
     if is_dataclass(hint) and isinstance(value, dict):
-        return _build(typing.cast(type, hint), value, f"{where}.")
+        return build(typing.cast(type, hint), value, f"{where}.")
     if origin is list and isinstance(value, list):
-        return [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if hint is float and type(value) is int:
+        return [convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if hint is float and type(value) is int and abs(value) < 2**63:
         return float(value)
     if type(value) is hint or (origin is Literal and value in arguments):
         return value

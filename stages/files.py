@@ -1,29 +1,31 @@
-"""Files between stages: JSON lines, atomic writes, digests, the manifest of a complete stage, and the lock of a run.
+"""Files between stages: JSON lines, atomic writes, digests, the manifest of a complete stage; and the end of a command.
 
 A stage's folder is complete when it holds `manifest.json`, which is written last. The manifest's `key` identifies the
-inputs and settings, its `digest` the output.
+inputs and settings, its `digest` the output, of which `files` has each file's.
 """
 
 import argparse
-import fcntl
 import gzip
 import hashlib
+import io
 import json
 import os
 import platform
-import shlex
-import shutil
+import re
 import signal
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 MANIFEST = "manifest.json"
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+LIMIT = re.compile("os error|No space left|failed writing|allocate memory|out of memory|bad_alloc")  # Rust's, torch's
+UTF_8 = "utf-8-sig"  # with or without a byte order mark
 
 
 class UserError(Exception):
@@ -44,20 +46,47 @@ def on_sigterm_raise() -> None:
     signal.signal(signal.SIGTERM, raise_terminated)
 
 
-def command(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a `UserError` is one line on stderr and exit code 2, Ctrl-C is 130, `Terminated` 143."""
+def printable(text: str) -> str:
+    """A text whose control characters, and those that turn the direction of writing, are shown as JSON escapes."""
+    return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class LastingFile(io.FileIO):  # what nobody reads, and what a full disk does not take, is lost
+    def write(self, data) -> int:
+        with suppress(OSError):
+            return super().write(data)
+        return len(data)
+
+
+def use_lasting_streams() -> None:
+    """Have standard output and error never fail, also where the process has none; what they can't encode is escaped."""
+    for number, name in enumerate(("stdout", "stderr"), 1):
+        if (old := getattr(sys, name)) is getattr(sys, f"__{name}__"):  # else it is a test's
+            if old is None:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            file = io.BufferedWriter(LastingFile(number, "w", closefd=False))
+            encoding, by_lines = old and old.encoding, number == 2 or file.isatty()
+            setattr(sys, name, io.TextIOWrapper(file, encoding, "backslashreplace", line_buffering=by_lines))
+
+
+def command(main: Callable[[], Any]) -> Any:
+    """Run a command's `main`; a `UserError` and a limit of the machine are a line on stderr and exit code 2, Ctrl-C is
+    130, `Terminated` 143."""
+    use_lasting_streams()
     try:
-        main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        return main()
     except (KeyboardInterrupt, Terminated) as error:
         what, code = ("interrupted", 130) if isinstance(error, KeyboardInterrupt) else ("terminated", error.code)
-        print(f"{what}: run the same command again to continue", file=sys.stderr)
-        raise SystemExit(code) from None
+        line = f"{what}: run the same command again to continue"
+    except UserError as error:
+        line, code = f"error: {error}", 2
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if isinstance(error, OSError) or LIMIT.search(line)]
+        if not lines and not isinstance(error, MemoryError):
+            raise
+        line, code = f"error: {[*lines, 'out of memory'][0]}; make room, then run the same command again", 2
+    print(printable(line), file=sys.stderr)
+    raise SystemExit(code)
 
 
 def arguments(doc: str | None, *paths: str, **others: Any) -> argparse.Namespace:
@@ -68,47 +97,41 @@ def arguments(doc: str | None, *paths: str, **others: Any) -> argparse.Namespace
     return parser.parse_args()
 
 
-def read_numbered_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_numbered_jsonl(
+    path: Path | str, required: Iterable[str] = (), containing: str = ""
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """The line numbers, from 1, and objects of a JSON-lines file, which may be compressed (`.gz`). Blank lines are
-    skipped. Raises `UserError` naming file and line for a missing or damaged file, a line that is not a JSON object,
-    and a missing key of `required`."""
+    skipped, and lines without the text `containing`. Raises `UserError` naming file and line for a missing or damaged
+    file, a line that is not a JSON object, and a missing key of `required`."""
     path, number = Path(path), 0
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path in the config or run the stage that writes it")
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        with gzip.open(path, "rt", encoding=UTF_8) if path.suffix == ".gz" else path.open(encoding=UTF_8) as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, _row(line, f"{path}, line {number}", required)
+                if line.strip() and containing in line:
+                    yield number, _object(line, f"{path}, line {number}", "mend or remove the line", required)
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}, after line {number}: damaged ({error}); fetch the file again") from None
 
 
-def _row(line: str, where: str, required: Iterable[str]) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg}); mend or remove the line") from None
+def _object(text: str, where: str, mend: str, required: Iterable[str] = ()) -> dict[str, Any]:
+    row = parse_json(text, where, mend)
     if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object; mend or remove the line")
+        raise UserError(f"{where}: expected a JSON object; {mend}")
     if missing := [key for key in required if key not in row]:
         raise UserError(f"{where}: key {missing[0]!r} is missing; add it")
     return row
 
 
-def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
+def read_jsonl(path: Path | str, required: Iterable[str] = (), containing: str = "") -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file, as `read_numbered_jsonl` gives them."""
-    return (row for _, row in read_numbered_jsonl(path, required))
+    return (row for _, row in read_numbered_jsonl(path, required, containing))
 
 
 def read_json_list(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON list, each with its place, "PATH, entry I"; errors tell users to name `wanted`."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{path}: no such file; name {wanted}") from None
-    except ValueError as error:  # from JSON, with the line, or from UTF-8
-        raise UserError(f"{path}: damaged ({error}); name {wanted}") from None
+    entries = parse_json(read_text(path, f"name {wanted}"), str(path), f"name {wanted}")
     if not isinstance(entries, list):
         raise UserError(f"{path}: not a JSON list; name {wanted}")
     for index, entry in enumerate(entries):
@@ -117,102 +140,103 @@ def read_json_list(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any
         yield f"{path}, entry {index}", entry
 
 
-def read_json(path: Path | str) -> Any:
-    """The content of a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def read_json(path: Path | str, mend: str = "repeat the stage that writes it") -> dict[str, Any]:
+    """The object in a JSON file."""
+    return _object(read_text(path, mend), str(path), mend)
 
 
-def _temporary(path: Path) -> Path:
-    """A name beside `path`, in a folder that exists then; nodes share folders, and process numbers repeat on them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
-
-
-def write_atomic(path: Path | str, data: str | bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = _temporary(Path(path))
+def parse_json(text: str, where: str, mend: str) -> Any:
+    """The value of a JSON text. Raises `UserError` also for nesting and numbers that Python does not read, for nan and
+    infinity, and for half a surrogate pair, which is no character."""
     try:
-        with temporary.open("wb") as file:
+        value = json.loads(text, parse_constant=int)  # int refuses them
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) and error.lineno > 1 else ""
+        raise UserError(f"{where}{line}: not JSON ({error}); {mend}") from None
+    return value
+
+
+def read_text(path: Path | str, mend: str) -> str:
+    """A text in UTF-8. Raises `UserError` for another, and without a file; it tells users to `mend`."""
+    try:
+        return Path(path).read_text(encoding=UTF_8)
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path}: no such file; {mend}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); {mend}") from None
+
+
+def write_atomic(path: Path | str, data: str | bytes, mode: int = 0o666) -> None:
+    """Write a file whole or not at all, also where its folder is not there yet."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Nodes share folders, and process numbers repeat on them.
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb", opener=partial(os.open, mode=mode)) as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def to_json(value: Any, path: Path | str, indent: int | None = None) -> str:
+    """JSON for the file `path`. Raises `UserError` for a number that is not finite."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent) + "\n"
+    except ValueError:
+        before = re.split(r"(?<=NaN|ity)(?=[,}\]])", json.dumps(value))[0][-120:]
+        raise UserError(f"{path}: not written, for a number is not finite: {before}") from None
+
+
 def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> None:
     """Write objects as JSON lines, atomically."""
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(path, "".join(to_json(row, path) for row in rows))
 
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write an indented JSON document, atomically."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def copy_folder(source: Path, target: Path) -> None:
-    """Replace a folder by a copy of another, whole or not at all."""
-    temporary = _temporary(target)
-    try:
-        shutil.copytree(source, temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the operating system's lock on `folder`/lock, so that one `iterate.py` at a time works in a run's folder.
-    Stages inherit the open file: one that outlives a killed `iterate.py` keeps the lock. It holds between the nodes of
-    an NFS; Lustre needs the mount option `flock`. Raises `UserError` where another holds it, or where no locks
-    exist."""
-    path = folder / "lock"
-    while True:
-        file = path.open("a+", encoding="utf-8", errors="replace")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise UserError(f"{path}: in use by {holder}; wait for it or stop it") from None
-        except OSError as error:
-            raise UserError(f"{path}: no lock on this file system ({error.strerror}); use one with locks") from None
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
-        file.close()  # the process that held the lock has removed this file meanwhile
-    who, since = f"{os.getpid()} on {platform.node()} ({shlex.join(sys.argv)})", time.strftime("%Y-%m-%d %H:%M:%S %z")
-    file.truncate(0)
-    file.write(f"process {who} or its stages, since {since}\n")
-    file.flush()
-    os.set_inheritable(file.fileno(), True)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
+    write_atomic(path, to_json(value, path, indent=2))
 
 
 def digest(path: Path | str) -> str:
-    """The digest of an input: a file's SHA-256; a folder's manifest's digest or, without one, that of all its files."""
+    """The digest of an input: a file's SHA-256; a folder's manifest's digest or, without one, that of all its files.
+    Raises `UserError` for a stage's output that has changed since."""
     path = Path(path)
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        check_output(path.parent, path)
+        return _sha256(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder; check the path or run the stage that writes it")
-    if manifest := read_manifest(path):
+    if manifest := check_output(path):
         return manifest["digest"]
     # Hidden files and folders belong to tools: a download's notes, an unfinished write.
     shown = (file for file in path.rglob("*") if "/." not in f"/{file.relative_to(path).as_posix()}")
     return _digest_of_files(path, filter(Path.is_file, shown))
 
 
+def _sha256(path: Path) -> str:
+    """A file's SHA-256. A process reads weights once: a file in the state of the last time is not read again."""
+    state = path.stat()
+    return _read_digest(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@cache
+def _read_digest(path: Path, *_state: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _digest_of_files(folder: Path, files: Iterable[Path]) -> str:
     """The SHA-256 of the names and digests of files in a folder."""
-    lines = (f"{file.relative_to(folder)} {digest(file)}\n" for file in sorted(files))
+    lines = (f"{file.relative_to(folder)} {_sha256(file)}\n" for file in sorted(files))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -224,25 +248,55 @@ def stage_key(stage: str, settings: Any, inputs: Mapping[str, Path | str] = Mapp
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any] | None:
-    """The manifest of a complete stage, or None."""
+    """The manifest of a complete stage, or None. Raises `UserError` for one that is not as it was written."""
     path = Path(folder) / MANIFEST
-    return read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    manifest = read_json(path)
+    if manifest.pop("checksum", None) != stage_key("manifest", manifest):
+        raise UserError(f"{path}: damaged, or of an older version; repeat the stage that writes it")
+    return manifest
+
+
+def changed_files(folder: Path) -> list[Path]:
+    """The files of a complete stage that are not as it wrote them, or its manifest."""
+    try:
+        written = (read_manifest(folder) or {"files": {}})["files"].items()
+    except UserError:
+        return [folder / MANIFEST]
+    return [path for name, value in written if not (path := folder / name).is_file() or _sha256(path) != value]
+
+
+def check_output(folder: Path | str, file: Path | None = None) -> dict[str, Any] | None:
+    """The manifest of a complete stage, or None. Raises `UserError` if one of its files, or `file`, has changed."""
+    manifest = read_manifest(folder) or {}
+    for path in (path for path in changed_files(Path(folder)) if file in (None, path)):
+        raise UserError(f"{path}: not as the stage {manifest['stage']!r} wrote it; repeat that stage")
+    return manifest or None
 
 
 def read_shards(folder: Path | str) -> Iterator[Any]:
     """All records of a finished stage that writes shards, in the order of its requests."""
-    if (manifest := read_manifest(folder)) is None:
-        raise UserError(f"{folder}: not a finished stage (no manifest.json); run the stage that writes it")
-    for name in manifest["shards"]:
-        yield from read_jsonl(Path(folder) / name)
+    if (shards := (check_output(folder) or {}).get("shards")) is None:
+        raise UserError(f"{folder}: not a finished stage (no manifest.json with shards); run the stage that writes it")
+    return (row for name in shards for row in read_jsonl(Path(folder) / name))
 
 
 def is_complete(folder: Path | str, key: str) -> bool:
-    """Whether `folder` holds the finished output of exactly this work."""
+    """Whether `folder` holds the finished output of exactly this work. Files of an output that are not as they were
+    written are removed, with the manifests of it and of its parts, so that the work makes them again."""
+    manifests = list(Path(folder).rglob(MANIFEST)) if (Path(folder) / MANIFEST).is_file() else []
+    changed = [path for manifest in manifests for path in changed_files(manifest.parent)]
+    for path in changed:
+        print(f"warning: {path}: not as it was written; it is made again", file=sys.stderr)
+    for path in changed and [*changed, *manifests]:
+        path.unlink(missing_ok=True)
     return (read_manifest(folder) or {}).get("key") == key
 
 
 def write_manifest(folder: Path | str, stage: str, key: str, outputs: Iterable[Path], **facts: Any) -> None:
     """Mark a stage complete. The digest covers the files `outputs`; `facts` are for readers."""
-    marks = {"stage": stage, "key": key, "digest": _digest_of_files(Path(folder), outputs)}
-    write_json(Path(folder) / MANIFEST, marks | facts)
+    folder, outputs = Path(folder), list(outputs)
+    written = {str(file.relative_to(folder)): _sha256(file) for file in outputs}
+    manifest = {"stage": stage, "key": key, "digest": _digest_of_files(folder, outputs), "files": written} | facts
+    write_json(folder / MANIFEST, manifest | {"checksum": stage_key("manifest", manifest)})

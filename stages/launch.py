@@ -2,12 +2,16 @@
 
 A rank gets torchrun's variables and meets the others in a store of the launcher. On several nodes the same command runs
 on each: the head decides what comes next and tells the others through a store on its port, which has the first failure.
+Words in that store are signed with a secret in the run's folder, so that no stranger who reaches the port is heard.
 """
 
+import ctypes
+import hmac
 import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,15 +19,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch.distributed as dist
 
-from stages.files import UserError
+from stages.files import UserError, write_atomic
 
 ROOT = Path(__file__).parents[1]
+LOOPBACK = "127.0.0.1"
 GRACE = 300  # seconds that ranks have to save their state after a signal
 KILLED = 128 + signal.SIGKILL
 PATIENCE = timedelta(minutes=10)  # how long nodes wait for one another at the start
@@ -37,18 +43,23 @@ class Launcher:  # starts the stages of a run and waits for them
     nodes: int = 1
     node: int = 0
     head: str = ""  # HOST:PORT of node 0
-    store: Any = field(init=False, default=None)  # a `TCPStore` of all nodes; None for a single rank
+    store: Any = field(init=False, default=None)  # a `TCPStore` of several nodes
     orders: Iterator[int] = field(init=False, default_factory=lambda: count(1))  # of stages on all ranks
 
     def __post_init__(self) -> None:
         """Raises `UserError` where the head's address is wrong or the head does not answer."""
+        self.secret = self.logs.with_name(
+            "secret"
+        )  # known to the nodes, who share the run's folder, and to no stranger
         if not 0 <= self.node < self.nodes:
             raise UserError(f"--node {self.node}: with --nodes {self.nodes} it must lie in 0 to {self.nodes - 1}")
-        if self.ranks * self.nodes == 1:
+        if self.nodes == 1:
             return
-        host, _, port = (self.head if self.nodes > 1 else "127.0.0.1:0").rpartition(":")
+        host, _, port = self.head.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
             raise UserError(f"--head {self.head!r}: several nodes need the first one's HOST:PORT, as in node0:29400")
+        if self.node == 0 and not self.secret.is_file():
+            write_atomic(self.secret, os.urandom(32), 0o600)
         try:
             self.store = dist.TCPStore(host, int(port), None, self.node == 0, PATIENCE, wait_for_workers=False)
         except (dist.DistError, ValueError) as error:
@@ -56,12 +67,25 @@ class Launcher:  # starts the stages of a run and waits for them
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.head}: {reason}; {mend}") from None
 
+    def _meeting(self) -> dist.TCPStore:
+        """A store for the ranks of a stage. On one node its port is open to this machine alone."""
+        if self.nodes > 1:
+            return dist.TCPStore(self.store.host, 0, None, True, wait_for_workers=False)
+        server = socket.create_server((LOOPBACK, 0))
+        port, number = server.getsockname()[1], server.detach()
+        return dist.TCPStore(LOOPBACK, port, None, True, wait_for_workers=False, master_listen_fd=number)
+
+    def _signed(self, key: str, text: str) -> str:
+        return hmac.digest(self.secret.read_bytes(), f"{key} {text}".encode(), "sha256").hex() + text
+
     def run(self, module: str, arguments: Sequence[str | Path], name: str, distributed: bool = True) -> int:
         """Run `python -m module arguments`, on all ranks if `distributed`; its exit code. `name` names the logs."""
         words = [module, *map(str, arguments)]
-        if distributed and self.store is not None:
-            meeting = dist.TCPStore(self.store.host, 0, None, True, wait_for_workers=False)  # the ranks' store
-            self.store.set(f"order/{next(self.orders)}", json.dumps([name, words, meeting.port]))
+        if distributed and self.ranks * self.nodes > 1:
+            meeting = self._meeting()
+            if self.nodes > 1:
+                key = f"order/{next(self.orders)}"
+                self.store.set(key, self._signed(key, json.dumps([name, words, meeting.port])))
             return self._run_ranks(name, words, meeting.port)
         code, _ = self._wait([_start(words)])
         if code == KILLED:
@@ -88,8 +112,8 @@ class Launcher:  # starts the stages of a run and waits for them
             while self.store.add("left", 0) < self.store.add("joined", 0) and time.monotonic() < deadline:
                 time.sleep(0.1)
 
-    def follow(self) -> NoReturn:
-        """On the other nodes: take part in the head's stages. Exits with the code of the head or the first failure."""
+    def follow(self, modules: Sequence[str]) -> NoReturn:
+        """On the other nodes: take part in the head's stages, some of `modules`. Exits with its code or a failure's."""
         self.store.add("joined", 1)
         try:
             with self._end_reported():
@@ -98,6 +122,8 @@ class Launcher:  # starts the stages of a run and waits for them
                     while not (order := self._read(f"order/{number}")):
                         self._check_end()
                         time.sleep(0.2)
+                    if order[1][0] not in modules:
+                        raise UserError(f"{self.head}: asks for {order[1][0]!r}, no stage; use one version")
                     print(f"[{time.strftime('%H:%M:%S')}] {order[1][0]} (node {self.node} of {self.nodes})", flush=True)
                     if code := self._run_ranks(*order):
                         raise SystemExit(code)
@@ -115,16 +141,21 @@ class Launcher:  # starts the stages of a run and waits for them
             code = getattr(error, "code", {UserError: 2, KeyboardInterrupt: 130}.get(type(error), 1))
             raise
         finally:
-            with suppress(dist.DistError):  # the head, and its store, may have ended
+            with suppress(dist.DistError, OSError):  # the head, and its store, may have ended
                 report = json.dumps([f"node {self.node} failed with exit code {code}", code])
-                self.store.compare_set("end", "", report)
+                self.store.compare_set("end", "", self._signed("end", report))
 
     def _read(self, key: str) -> Any:
-        """What a node has written to the store, or None. Raises `UserError` if the head has gone without a word."""
+        """What a node has written to the store, or None. Raises `UserError` if the head has gone without a word, or a
+        stranger has written."""
         try:
-            return json.loads(self.store.get(key)) if self.store.check([key]) else None
+            text = self.store.get(key).decode(errors="replace") if self.store.check([key]) else ""
         except dist.DistError:
             raise UserError(f"{self.head}: node 0 has gone; see its output, and start all nodes again") from None
+        known = self.secret.is_file() and hmac.compare_digest(text.encode(), self._signed(key, text[64:]).encode())
+        if text and not known:
+            raise UserError(f"{self.head}: who answers does not know {self.secret}; start node 0 of this run there")
+        return json.loads(text[64:]) if text else None
 
     def _check_end(self) -> None:
         """Raise SystemExit if a node has ended, with its exit code."""
@@ -137,7 +168,11 @@ class Launcher:  # starts the stages of a run and waits for them
         """Run this node's ranks, show rank 0's output, and name the rank that fails first; its exit code."""
         folder, first = self.logs / name / f"node{self.node}", self.node * self.ranks
         folder.mkdir(parents=True, exist_ok=True)
-        common = {"MASTER_ADDR": self.store.host, "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+        common = {
+            "MASTER_ADDR": self.store.host if self.store else LOOPBACK,
+            "MASTER_PORT": port,
+            "TORCHELASTIC_USE_AGENT_STORE": True,
+        }
         common |= {"WORLD_SIZE": self.nodes * self.ranks, "LOCAL_WORLD_SIZE": self.ranks, "GROUP_RANK": self.node}
         common |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
         logs = [folder / f"rank{first + i}.log" for i in range(self.ranks)]
@@ -175,13 +210,15 @@ class Launcher:  # starts the stages of a run and waits for them
 
 
 def _start(words: list[str], variables: dict[str, Any] | None = None, log: Path | None = None) -> subprocess.Popen:
-    """Start `python -m words`. It inherits the run's lock, and finds the checkout's modules from any folder."""
+    """Start the module of `words`. It inherits the run's lock, is told to end when this process is killed (Linux's
+    PR_SET_PDEATHSIG), and finds the checkout's modules from any folder."""
+    tie = partial(ctypes.CDLL(None).prctl, 1, signal.SIGTERM)
     environment = ({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": SPINS}) | os.environ
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     environment |= {key: str(value) for key, value in (variables or {}).items()}
     with log.open("wb") if log else nullcontext() as out:
-        command = [sys.executable, "-m", *words]
-        return subprocess.Popen(command, env=environment, stdout=out, stderr=out, close_fds=False)
+        command = [sys.executable, "-m", "stages.stage", *words]
+        return subprocess.Popen(command, env=environment, stdout=out, stderr=out, close_fds=False, preexec_fn=tie)
 
 
 def _end(processes: list[subprocess.Popen]) -> None:

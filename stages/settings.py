@@ -183,9 +183,9 @@ class Iteration:
     labels: Literal["judge", "rules", "coin"] = "judge"
     """What says which of a pair is chosen. For experiments: "rules", code that checks the prompts' rules, an oracle in
     the judge's place; "coin", the method's pairs, each turned round or not by a coin, a control."""
-    max_response_characters: int | None = None  # an actor pair whose chosen response is longer is dropped
-    max_judgment_characters: int | None = None  # a judge pair whose chosen judgment is longer is dropped
-    epoch: int | None = None  # whose checkpoint becomes the next model; none: that with the best held-out accuracy
+    max_response_characters: Count | None = None  # an actor pair whose chosen response is longer is dropped
+    max_judgment_characters: Count | None = None  # a judge pair whose chosen judgment is longer is dropped
+    epoch: Count | None = None  # whose checkpoint becomes the next model; none: that with the best held-out accuracy
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from stages.files import is_complete
+from stages.files import command, is_complete
 
 
 def cut_shards(items: list[Any], shard_requests: int) -> list[list[Any]]:
@@ -77,17 +77,20 @@ def _meeting() -> tuple[dist.Store, int, int]:
 
 
 def fork(run: Callable[[], None]) -> int:
-    """Call `run` in a copy of this process, which then ends; its exceptions are printed. Returns the process id."""
+    """Call `run`, as a command, in a copy of this process, which then ends. Returns the process id."""
     sys.stdout.flush()
     sys.stderr.flush()
     if process := os.fork():
         return process
+    code = 1
     try:
-        run()
+        code = command(run) or 0
+    except SystemExit:
+        code = 2
     except BaseException:
         traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+    finally:
+        os._exit(code)
 
 
 def count_records(records: Iterable[dict[str, Any]]) -> tuple[dict[str, int], int]:

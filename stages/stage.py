@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import runpy
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -158,3 +160,7 @@ def first_rank() -> bool:
 
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+if __name__ == "__main__":  # `python -m stages.stage MODULE ...`: Ctrl-C while MODULE imports PyTorch is one line, too
+    command(lambda: runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True))

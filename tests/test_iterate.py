@@ -89,7 +89,7 @@ def test_other_answers_make_another_duel(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     keys: list[str] = []
     monkeypatch.setattr(Run, "run_job", lambda self, stage, job, *_, **__: keys.append(job.key))
-    monkeypatch.setattr("stages.files.copy_folder", lambda *_: None)
+    monkeypatch.setattr("shutil.copytree", lambda *_: None)
     for text in ("Yes.", "Not."):
         for folders in (ModelMeasurements.of(tmp_path, -1), ModelMeasurements.of(tmp_path, 1)):
             write_jsonl(folders.answers / "0.jsonl", [{"name": "p", "kind": "prompt", "text": text}])

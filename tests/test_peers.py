@@ -189,7 +189,8 @@ def test_llama3s_dialogs_equal_metas(tmp_path):
     from llama_models.llama3.tokenizer import Tokenizer
 
     tiktoken_backend(LLAMA3).save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": LLAMA3_TEMPLATE}))
+    table = {"chat_template": LLAMA3_TEMPLATE, "bos_token": "<|begin_of_text|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(table))
     ours, theirs = load_chat(tmp_path), ChatFormat(Tokenizer(LLAMA3))
     for dialog in DIALOGS:
         messages = [message | {"content": message["content"].strip()} for message in dialog]

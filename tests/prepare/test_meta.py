@@ -153,3 +153,20 @@ def test_metas_layout_is_recognised_where_a_directory_of_hugging_face_is_wanted(
     for load in (LlamaConfig.load, lambda path: prepare(Model(path=str(path)))):
         with pytest.raises(UserError, match=rf"python -m prepare\.meta {folder} {folder}-hf and point model\.path"):
             load(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("n_layers", 10**7), ("n_layers", "3"), ("n_layers", None), ("n_layers", 3.0), ("use_scaled_rope", "false")),
+        *(("dim", "64"), ("n_heads", 0), ("n_kv_heads", [4]), ("norm_eps", "1e-5"), ("rope_theta", {})),
+    ],
+)
+def test_numbers_of_a_wrong_type_or_size_are_refused(tmp_path, key, value):
+    folder = written(tmp_path / "meta", PARAMS | {key: value}, shards(seeded(PARAMS), 2))
+    with pytest.raises(UserError, match=rf"(params|config)\.json: {TRANSLATED.get(key, key)}( is|: expected)"):
+        convert(folder, tmp_path / "hf")
+
+
+TRANSLATED = {"dim": "hidden_size", "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads"}
+TRANSLATED |= {"norm_eps": "rms_norm_eps"}

@@ -12,8 +12,9 @@ import pytest
 from processes import ROOT, children_of, free_port, wait_for
 
 from stages import launch
-from stages.files import UserError, command, on_sigterm_raise, read_manifest, run_lock
+from stages.files import UserError, command, on_sigterm_raise, read_manifest
 from stages.launch import Launcher
+from stages.lock import run_lock
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def start_nodes(
         time.sleep(late * number)
         launcher = Launcher(ranks, place / "logs", nodes, number, head)
         if number:
-            launcher.follow()
+            launcher.follow(["stage"])
         with launcher.coordinate():
             raise SystemExit(sum(launcher.run("stage", [name], name, name != "alone") for name in stages))
 
@@ -199,11 +200,8 @@ def test_a_node_that_fails_ends_the_others(place, node):
 def test_a_node_that_is_stopped_ends_the_others(place, node, number, codes, message):
     processes = start_nodes(place, "import time\nprint('ready', flush=True)\ntime.sleep(600)\n")
     wait_for(lambda: logs(place) == ["ready\n"] * 2)
-    [rank] = children_of(processes[0].pid)
     os.kill(processes[node].pid, number)
     assert finish(*processes) == codes and message in (place / f"node{1 - node}").read_text()
-    if number == signal.SIGKILL:
-        os.kill(rank, signal.SIGKILL)
 
 
 def test_nodes_that_start_late_or_not_at_all(monkeypatch, place):

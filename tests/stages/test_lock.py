@@ -1,4 +1,4 @@
-"""The lock of stages/files.py: one holder at a time, among processes at once and stages that outlive their run."""
+"""The lock of stages/lock.py: one holder at a time, among processes at once and stages that outlive their run."""
 
 import errno
 import fcntl
@@ -13,14 +13,15 @@ from unittest.mock import Mock
 
 import pytest
 
-from stages.files import UserError, run_lock
+from stages.files import UserError
+from stages.lock import run_lock
 
 ROOT = Path(__file__).parents[2]
 CONTENDER = """
 import subprocess, sys
 from pathlib import Path
 from stages.files import UserError
-from stages.files import run_lock
+from stages.lock import run_lock
 folder = Path(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()

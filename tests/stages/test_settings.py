@@ -48,7 +48,10 @@ def test_a_config_extends_another(tmp_path):
     (tmp_path / "base.toml").write_text('extends = "top.toml"\n')
     with pytest.raises(UserError, match=r"base\.toml: extends: top\.toml extends this config again"):
         load_settings(top)
-    for text, complaint in (('extends = "none.toml"', r"none\.toml: no such config"), ("seed = 1", "name: missing")):
+    for text, complaint in (
+        ('extends = "none.toml"', r"none\.toml: no such file; name a config"),
+        ("seed = 1", "name: missing"),
+    ):
         (tmp_path / "base.toml").write_text(text)
         with pytest.raises(UserError, match=complaint):
             load_settings(tmp_path / "base.toml")

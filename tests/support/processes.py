@@ -137,3 +137,11 @@ def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
+
+
+def listening(process: int) -> dict[str, str]:
+    """The sockets on which a process waits for others to connect: the address, as in /proc/net/tcp, by number."""
+    links = (os.readlink(path) for path in Path(f"/proc/{process}/fd").iterdir() if path.is_symlink())
+    own = {link[len("socket:[") : -1] for link in links if link.startswith("socket:")}
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return {row[9]: row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in own}
