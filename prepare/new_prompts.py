@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from model.chat import Message
-from prepare.novelty import Novelty, Sequences, repetition, words
+from prepare.novelty import Novelty, Sequences, repetition, split, words
 from prepare.pool import read_prompts
 from sampling.worker import Item, Worker, generation_settings, sampling_of
 from stages.files import UserError, read_jsonl, read_shards, stage_key
@@ -45,7 +45,7 @@ class Dropped(StrEnum):  # why a completion gives no prompt, in the order of the
     UNLABELLED = "unlabelled"  # no line begins with a label such as "Task 9:": a greeting, a refusal, an answer
     TRUNCATED = "truncated"  # neither a stop token nor a further label ends the task
     EMPTY = "empty"  # the task has no letter or digit
-    TOO_FEW_WORDS = "too_few_words"  # fewer than `min_words`, counted by white space
+    TOO_FEW_WORDS = "too_few_words"  # fewer than `min_words`, by white space, or letters of scripts without it
     TOO_MANY_WORDS = "too_many_words"  # more than `max_words`
     REPETITIVE = "repetitive"  # more than a share `max_repetition` of its three-word sequences repeat earlier ones
     WORD = "word"  # the prompt has one of `words`, which ask for something that a text model can't see or do
@@ -101,7 +101,7 @@ class Filter:
         prompt = read_prompt(text, finish_reason)
         if isinstance(prompt, Dropped):
             return prompt
-        options, length = self._options, len(prompt.split())
+        options, length = self._options, len(split(prompt))
         checks = {
             Dropped.TOO_FEW_WORDS: length < options.min_words,
             Dropped.TOO_MANY_WORDS: length > options.max_words,
