@@ -29,7 +29,7 @@ from dpo.train import DPO
 from evaluation.agreement import read_comparisons, read_report
 from evaluation.bias import broken_limits, write_panel
 from evaluation.labelled import read_labelled
-from evaluation.measure import MEASURE, ModelMeasurements, read_prompts
+from evaluation.measure import MEASURE, ModelMeasurements
 from evaluation.report import write_report
 from evaluation.summary import print_summary, write_summary
 from evaluation.verifiable import read_instructions
@@ -48,6 +48,7 @@ from stages import files
 from stages.files import UserError, command, digest, is_complete, on_sigterm_raise, run_lock, stage_key, write_jsonl
 from stages.forecast import Forecast
 from stages.launch import Launcher
+from stages.rows import read_prompts
 from stages.settings import Settings, as_dict, load_settings
 from stages.stage import Job, Stage
 

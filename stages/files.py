@@ -109,6 +109,8 @@ def read_json_list(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any
         raise UserError(f"{path}: no such file; name {wanted}") from None
     except ValueError as error:  # from JSON, with the line, or from UTF-8
         raise UserError(f"{path}: damaged ({error}); name {wanted}") from None
+    if isinstance(entries, dict):
+        entries = entries.get("examples")  # of a task of BIG-bench
     if not isinstance(entries, list):
         raise UserError(f"{path}: not a JSON list; name {wanted}")
     for index, entry in enumerate(entries):
