@@ -180,7 +180,7 @@ def read_csv(path: Path, columns: Sequence[str], file: str) -> tuple[list[str], 
         numbers = np.array([[float(row[name] or "nan") for name in names] for row in rows])
         if not rows or np.isnan(numbers[:, [name != "preference" for name in names]]).any():
             raise ValueError("a number is missing")
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: missing, or not the right file ({error}); name {file} {SOURCE}") from None
     return [next(iter(row.values())) for row in rows], numbers
 

@@ -6,31 +6,11 @@ from pathlib import Path
 
 import pytest
 from questions import refused, written
+from readers import ALPACA_PAIR, AUTO_J, BIG_BENCH, CHOICES, HHH, JUDGEBENCH, LLMBAR, PANDALM, message
 
 from evaluation.agreement import main
 from evaluation.labelled import Labelled, read_labelled
 from stages.files import write_jsonl
-
-CHOICES = {"first": "Lava is melted rock.", "second": "Lava is cold milk."}
-LLMBAR = {"input": "What is lava?", "output_1": CHOICES["first"], "output_2": CHOICES["second"], "label": 1}
-JUDGEBENCH = {
-    "pair_id": "b5ce1305-50fe-5a5e", "original_id": 6603, "source": "mmlu-pro-health", "question": "What is lava?",
-    "response_model": "m", "response_A": CHOICES["first"], "response_B": CHOICES["second"], "label": "A>B",
-}  # fmt: skip
-PANDALM = {
-    "idx": 0, "motivation_app": "Search", "cmp_key": "a_b", "instruction": "Explain it.", "input": "Lava",
-    "response1": CHOICES["first"], "response2": CHOICES["second"], "annotator1": 1, "annotator2": 1, "annotator3": 1,
-}  # fmt: skip
-AUTO_J = {
-    "scenario": "explaining_general", "label": 0, "prompt": "What is lava?",
-    "response 1": CHOICES["first"], "response 2": CHOICES["second"],
-}  # fmt: skip
-ALPACA = {
-    "instruction": "What is lava?", "output_1": CHOICES["first"], "output_2": CHOICES["second"],
-    "preference": 1, "annotator_index": 15, "dataset": "helpful_base", "datasplit": "eval",
-}  # fmt: skip
-BIG_BENCH = {"input": "What is lava?", "target_scores": {CHOICES["first"]: 1, CHOICES["second"]: 0}}
-HHH = {"input": "What is lava?", "targets": {"choices": list(CHOICES.values()), "labels": [1, 0]}}
 
 
 @pytest.fixture
@@ -48,7 +28,7 @@ def read(tmp_path):
     [
         ([LLMBAR], "What is lava?", ""),
         ([PANDALM], "Explain it.\n\nLava", ""),
-        ([ALPACA], "What is lava?", "helpful_base"),
+        ([ALPACA_PAIR], "What is lava?", "helpful_base"),
         (JUDGEBENCH, "What is lava?", "mmlu-pro-health"),
         (AUTO_J, "What is lava?", "explaining_general"),
         ({"name": "hhh_alignment", "metrics": ["m"], "examples": [BIG_BENCH]}, "What is lava?", ""),
@@ -89,18 +69,18 @@ def test_rows_with_equal_texts_are_pairs_of_their_own(read):
     """99 rows of PandaLM's test set differ from another only in "idx" and the models; LLMBar's rows have no id."""
     pairs = read([PANDALM, PANDALM | {"idx": 7, "cmp_key": "a_c", "annotator1": 2, "annotator2": 2}]).pairs
     assert [(pair.name, pair.label) for pair in pairs] == [("0", "first"), ("7", "second")]
-    named = [{"id": i, "annotator": 4} | ALPACA for i in (1, 2)]
+    named = [{"id": i, "annotator": 4} | ALPACA_PAIR for i in (1, 2)]
     assert [pair.name for pair in read(named).pairs] == ["1", "2"]
     assert [pair.name for pair in read([LLMBAR, LLMBAR, AUTO_J]).pairs] == ["00000", "00001", "00002"]
 
 
 def test_without_an_id_annotators_share_a_pair(read):
     """AlpacaEval's human annotations: rows with equal texts, told apart by "annotator_index"."""
-    rows = [ALPACA | {"annotator_index": i, "preference": p} for i, p in enumerate((1, 2, 2, 0))]
+    rows = [ALPACA_PAIR | {"annotator_index": i, "preference": p} for i, p in enumerate((1, 2, 2, 0))]
     [pair] = read(rows).pairs
     assert dict(pair.labels) == {"0": "first", "1": "second", "2": "second", "3": "tie"} and pair.label == "second"
     with refused("entry 1: the pair of 'What is lava"):
-        read([ALPACA, ALPACA])
+        read([ALPACA_PAIR, ALPACA_PAIR])
 
 
 def test_an_input_that_is_not_there_adds_nothing(read):
@@ -109,11 +89,6 @@ def test_an_input_that_is_not_there_adds_nothing(read):
         assert read([PANDALM | {"input": nothing}]).cases[0].prompt == "Explain it."
     with refused("entry 0: input is 7; it must be a text"):
         read([PANDALM | {"input": 7}])
-
-
-def message(name: str, role: str, *replies: dict, **more) -> dict:
-    row = {"message_id": name, "text": f"text of {name}", "role": role, "lang": "en", "review_result": True}
-    return row | {"deleted": False, "synthetic": False, "replies": list(replies)} | more
 
 
 def test_message_trees_are_read_as_they_stand(read):
