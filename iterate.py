@@ -19,7 +19,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from dpo.train import DPO
 from evaluation.agreement import read_comparisons, read_report
 from evaluation.bias import broken_limits, write_panel
 from evaluation.labelled import read_labelled
-from evaluation.measure import MEASURE, ModelMeasurements, read_prompts
+from evaluation.measure import MEASURE, ModelMeasurements
 from evaluation.report import write_report
 from evaluation.summary import print_summary, write_summary
 from evaluation.verifiable import read_instructions
@@ -49,6 +49,7 @@ from stages.files import UserError, command, digest, is_complete, on_sigterm_rai
 from stages.forecast import Forecast
 from stages.launch import Launcher
 from stages.lock import run_lock
+from stages.rows import read_prompts
 from stages.settings import Settings, as_dict, load_settings
 from stages.stage import Job, Stage
 
@@ -256,7 +257,8 @@ def check_inputs(settings: Settings, seed: Path) -> None:
         chosen_model(evaluation.judge, "evaluation.judge", seed, seed)
     own_cases = "" if "{run}" in evaluation.judge_cases else evaluation.judge_cases  # which the run does not make
     paths = (own_cases, evaluation.comparisons, evaluation.instructions, evaluation.prompts)
-    for path, read in zip(paths, (read_labelled, read_comparisons, read_instructions, read_prompts), strict=True):
+    readers: list[Callable[[Path], Any]] = [read_labelled, read_comparisons, read_instructions, read_prompts]
+    for path, read in zip(paths, readers, strict=True):
         if path:
             read(Path(path))
 

@@ -1,14 +1,14 @@
 """Training examples: reading, the held-out share, and the order of batches."""
 
 import hashlib
-import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stages.files import UserError, read_jsonl
+from stages.files import UserError
+from stages.rows import FULL_TEXT, NUMBER, Kind, read_rows, token_ids
 
 Objective = Literal["sft", "dpo"]
 
@@ -35,35 +35,27 @@ class Example:  # token ids of a prompt and of its completions: (chosen, rejecte
 def read_examples(paths: Iterable[Path], objective: Objective, vocab_size: int) -> list[Example]:
     """The examples of JSON-lines files, in order. SFT examples may have `token_weights`; the default is 1.
 
-    `UserError`, with file and id, for bad token ids, bad weights and repeated ids.
+    `UserError`, with file and line, for bad token ids, bad weights and repeated ids.
     """
-    keys, examples = COMPLETIONS[objective], dict[str, Example]()
+    kinds = {"id": FULL_TEXT} | dict.fromkeys(("prompt_ids", *COMPLETIONS[objective]), token_ids(vocab_size))
+    examples: dict[str, Example] = {}
     for path in paths:
-        for row in read_jsonl(path, ("id", "prompt_ids", *keys)):
-            where = f"{path}, id {row['id']!r}"
-            if row["id"] in examples:
-                raise UserError(f"{where}: this id came before; give each example its own id")
-            for key in ("prompt_ids", *keys):
-                if not isinstance(ids := row[key], list) or not all(type(token) is int for token in ids):
-                    raise UserError(f"{where}: {key} is not a list of token ids; write the examples again")
-                if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
-                    advice = "it was made for another model"
-                    raise UserError(f"{where}: {key} has an id outside the vocabulary of {vocab_size}; {advice}")
-            completions = tuple(row[key] for key in keys)
-            weights = _weights(row.get("token_weights"), len(completions[0]), where) if objective == "sft" else None
-            examples[row["id"]] = Example(row["id"], row["prompt_ids"], completions, weights)
+        for row in read_rows(path):
+            name, prompt, *completions = (row.value(key, kind=kind) for key, kind in kinds.items())
+            if name in examples:
+                raise UserError(f"{row.where}: id {name!r} came before; give each example its own")
+            weights = [1.0] * len(completions[0]) if objective == "sft" else None
+            if weights and row.content.get("token_weights") is not None:
+                weights = [*map(float, row.value("token_weights", kind=_weights(len(weights))))]
+            examples[name] = Example(name, prompt, tuple(completions), weights)
     return list(examples.values())
 
 
-def _weights(value: Any, length: int, where: str) -> list[float]:
-    """Weights are finite, not negative and not all zero, since the loss is divided by their sum; 1 if not given."""
-    weights = [1.0] * length if value is None else value
-    usable = isinstance(weights, list) and all(type(w) in (int, float) and 0 <= w < math.inf for w in weights)
-    if not usable or len(weights) != length:
-        raise UserError(f"{where}: token_weights {value!r} are not {length} weights of at least 0; correct them")
-    if length and not any(weights):
-        raise UserError(f"{where}: token_weights are all 0, so there is nothing to learn; remove the example")
-    return [float(weight) for weight in weights]
+def _weights(count: int) -> Kind:  # the loss is divided by their sum
+    def fits(value: Any) -> bool:
+        return type(value) is list and len(value) == count and all(NUMBER.fits(w) and w >= 0 for w in value)
+
+    return Kind(f"{count} weights of at least 0, and not all 0", lambda value: fits(value) and any(value))
 
 
 def split(examples: Sequence[Example], held_out: float, seed: int) -> tuple[list[int], list[int]]:

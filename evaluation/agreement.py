@@ -22,8 +22,9 @@ from judging.metajudge import read_winner
 from judging.rubric import judgment_text, meta_prompt
 from model.chat import ChatFormat
 from sampling.worker import Item, Worker, generation_settings, sampling_of
-from stages.files import UserError, arguments, command, read_json, read_jsonl, read_shards, write_json, write_jsonl
+from stages.files import UserError, arguments, command, read_json, read_shards, write_json, write_jsonl
 from stages.records import Record, group_by
+from stages.rows import COMPARED, read_rows
 from stages.seeds import request_seed
 from stages.settings import Protocol, Settings, load_settings
 from stages.stage import Job, Output, first_rank, make_job
@@ -78,7 +79,7 @@ def all_measures(labelled: Labelled, decisions: Decisions) -> Record:
     consistent, first = [], []
     for pair in labelled.pairs if decisions.form == "comparisons" else ():
         group, orders = pair.first.group, decisions.verdicts[pair.name]
-        consistent.append((group, decisions.of(pair).consistent if any(orders) else None))
+        consistent.append((group, decisions.of(pair).consistent))
         first += [(group, won == "first") for own in orders for won in own if won in ("first", "second")]
     return measures(labelled, decisions.opinion(labelled)) | {
         "pairs": len(labelled.pairs),
@@ -94,14 +95,14 @@ def report(labelled: Labelled, decisions: Decisions) -> Record:
     orders = [own for orders in decisions.verdicts.values() for own in orders]
     verdicts, most = [verdict for own in orders for verdict in own], max([1, *map(len, orders)])
     parsed = [verdict for verdict in verdicts if verdict is not None]
-    by_gap, by_flaw, by_quality = defaultdict(list), defaultdict(list), defaultdict(list)
+    by_gap, by_flaw, by_quality = defaultdict(list), defaultdict(list), defaultdict[float, list[float]](list)
     for pair in pairs:
         by_gap[abs(pair.first.quality - pair.second.quality)].append(pair)
         if len(flaws := {pair.first.flaw, pair.second.flaw} - {"none"}) == 1:
             by_flaw[flaws.pop()].append(pair)
     for case in labelled.cases if decisions.form == "scores" else ():
         if (score := opinion.values[case.name]) is not None:
-            by_quality[f"{case.quality:g}"].append(float(score))
+            by_quality[case.quality].append(float(score))
     histogram = Counter(round(2 * score) / 2 for score in parsed) if decisions.form == "scores" else Counter()
     subsets = sorted({case.subset for case in labelled.cases} - {""})
     return measured | {
@@ -117,7 +118,8 @@ def report(labelled: Labelled, decisions: Decisions) -> Record:
         "by_flaw": {flaw: agreement(by_flaw[flaw], opinion) for flaw in sorted(by_flaw) if flaw},
         "subsets": {name: all_measures(labelled.subset(name), decisions) for name in subsets},
         "annotators": annotators([pair for pair in pairs if pair.labels], opinion),
-        "mean_score_by_quality": {name: round(float(np.mean(own)), 3) for name, own in sorted(by_quality.items())},
+        "mean_score_by_quality": {f"{q:g}": round(float(np.mean(by_quality[q])), 3) for q in sorted(by_quality)},
+        "left_out": dict(labelled.left_out),
     }
 
 
@@ -157,10 +159,9 @@ def measure_judge(worker: Worker, protocol: Protocol, N: int, job: Job) -> None:
 
 def read_comparisons(path: Path) -> list[Record]:
     """Rows {prompt, response, judgments: [{score, justification} x 2], winner}. Raises `UserError` without any."""
-    keys = ("prompt", "response", "judgments", "winner")
-    if rows := list(read_jsonl(path, keys)):
+    if rows := [row.checked(**COMPARED) for row in read_rows(path)]:
         return rows
-    raise UserError(f"{path}: no pairs of judgments; name a file of rows with {', '.join(keys)}")
+    raise UserError(f"{path}: no pairs of judgments; name a file of rows with {', '.join(COMPARED)}")
 
 
 def comparison_items(rows: Iterable[Record], chat: ChatFormat, settings: Settings) -> Iterator[Item]:
@@ -217,12 +218,13 @@ def table(measured: Mapping[str, Any]) -> str:
 
     parsed = shown(measured["parse_rate"], "{:.1%}")
     lines = [f"{measured['judge']}: {measured['judgments']} {measured['form']}, {parsed} of them read"]
-    for name, part in {"all": measured, **measured["subsets"]}.items():
-        title = f"{name}, {part['pairs']} pairs"
-        lines.append(f"{title:34}{'judge':32}longer wins")
+    parts = {f"{name}, {part['pairs']} pairs": part for name, part in {"all": measured, **measured["subsets"]}.items()}
+    width = max(34, *(len(title) + 2 for title in parts))
+    for title, part in parts.items():
+        lines.append(f"{title:{width}}{'judge':32}longer wins")
         for key in (key for key in LINES if part[key]["count"]):
             baseline = cell(key, part["longer"][key]) if key in part["longer"] else ""
-            lines.append(f"  {LINES[key][0]:32}{cell(key, part[key]):32}{baseline}".rstrip())
+            lines.append(f"  {LINES[key][0]:{width - 2}}{cell(key, part[key]):32}{baseline}".rstrip())
     if means := measured["mean_score_by_quality"]:
         lines.append("mean score by quality: " + ", ".join(f"{name}: {mean:.2f}" for name, mean in means.items()))
     if (people := measured["annotators"]) and people["annotators"] > 1:

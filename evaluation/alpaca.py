@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks import print_tables, read_rows
+from evaluation.benchmarks import print_tables
 from stages.files import UserError, arguments, command
 from stages.records import Record
+from stages.rows import NUMBER, TEXT, read_rows
 
 Array = NDArray[np.float64]
 
@@ -47,28 +48,29 @@ def read_annotations(path: Path) -> Annotations:
     Raises `UserError` naming file, entry and key of an invalid row.
     """
     rows, names, preferences = list(read_rows(path)), dict[str, str](), list[float]()
-    columns = {key: [row.value(key) for row in rows] for key in ("output_1", "output_2", "instruction")}
+    columns = {key: [row.value(key) for row in rows] for key in ("output_1", "output_2")}
     for row in rows:
         given = row.value("preference")
         try:
             number = math.nan if given is None else float(given) or 1.5
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             number = math.inf
         if not (1 <= number <= 2 or math.isnan(number)):
             raise UserError(f"{row.where}: preference is {given!r}; it must be from 1 to 2, 0 for a tie, or null")
         preferences.append(number - 1)
-    if len(set(columns["instruction"])) < len(rows):
+    if len({row.value("instruction", kind=TEXT) for row in rows}) < len(rows):
         raise UserError(f"{path}: an instruction comes twice; keep one row of each")
     if all(map(math.isnan, preferences)):
         raise UserError(f"{path}: no row has a preference; name a file that a judge has annotated")
     for name, key in (("model", "generator_2"), ("baseline", "generator_1"), ("annotator", "annotator")):
-        known = dict.fromkeys(filter(None, [row.value(key) for row in rows]))  # without preference perhaps no annotator
+        # Rows without a preference have perhaps no annotator.
+        known = dict.fromkeys(str(given) for given in [row.value(key) for row in rows] if given)
         names[name] = ", ".join(known)
         if not known or (len(known) > 1 and name != "annotator"):
             raise UserError(f"{path}: {key} is {names[name] or None}; name one in all rows")
     outputs = zip(columns["output_1"], columns["output_2"], strict=True)
     lengths = [[len(text) if isinstance(text, str) else math.nan for text in pair] for pair in outputs]
-    positions = [row.value("index") for row in rows] if "index" in rows[0].content else list(range(len(rows)))
+    positions = [row.value("index", kind=NUMBER) for row in rows] if "index" in rows[0].content else [*range(len(rows))]
     return Annotations(path, names, np.array(preferences), np.array(lengths), positions)
 
 
@@ -178,7 +180,7 @@ def read_csv(path: Path, columns: Sequence[str], file: str) -> tuple[list[str], 
         numbers = np.array([[float(row[name] or "nan") for name in names] for row in rows])
         if not rows or np.isnan(numbers[:, [name != "preference" for name in names]]).any():
             raise ValueError("a number is missing")
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: missing, or not the right file ({error}); name {file} {SOURCE}") from None
     return [next(iter(row.values())) for row in rows], numbers
 

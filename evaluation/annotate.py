@@ -22,10 +22,10 @@ from evaluation.pairwise import Decision, Duel, decide, duel_items, read_duel
 from judging.judge import judge_items, judge_section, read_score
 from judging.scores import mean_score, to_number
 from judging.verdict import MAXIMUM
-from prepare.rankings import conversation_text
 from sampling.worker import Worker, generation_settings
 from stages.files import UserError, arguments, command, digest, read_shards
 from stages.records import Record, group_by
+from stages.rows import conversation_text
 from stages.settings import Protocol, load_settings
 from stages.stage import Job, Output, first_rank, make_job
 
@@ -35,11 +35,9 @@ SCORES = {"first": "A>B", "tie": "A=B", "second": "B>A", None: None}
 
 def turn_responses(question: Question, texts: Sequence[str]) -> Iterator[Record]:
     """The response {id, prompt_id, prompt, text} to each turn; the prompt is the dialog up to that turn."""
-    roles = {"user": "prompter", "assistant": "assistant"}
     for turn, text in enumerate(texts):
-        messages = [{"role": roles[row["role"]], "text": row["content"]} for row in dialog(question, texts[:turn])]
         name = f"{question.id}/turn{turn + 1}"
-        yield {"id": name, "prompt_id": name, "prompt": conversation_text(messages), "text": text}
+        yield {"id": name, "prompt_id": name, "prompt": conversation_text(dialog(question, texts[:turn])), "text": text}
 
 
 def scored_rows(questions: Sequence[Question], records: Sequence[Record], **names: str) -> tuple[list[Record], Any]:

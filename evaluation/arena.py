@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks import caveats, need, print_tables, read_rows
+from evaluation.benchmarks import caveats, need, print_tables
 from evaluation.statistics import bootstrap
 from stages.files import UserError, arguments, command
 from stages.records import Record
+from stages.rows import NAME, TEXT, Kind, read_rows
 
 Array = NDArray[np.float64]
 
@@ -26,6 +27,7 @@ JUDGES = {V1: ["gpt-4-1106-preview"], V2: ["gpt-4.1", "gemini-2.5"]}
 BASELINE, QUESTIONS = "gpt-4-0314", 500  # of v0.1
 VERDICTS = {"A>>B": [1.0] * 3, "A>B": [1.0], "A=B": [0.5], "B>A": [0.0], "B>>A": [0.0] * 3}
 """A's results by verdict: one for each time that the verdict counts. Any other text is unreadable."""
+GAMES = Kind("a list of two, one an order", lambda value: type(value) is list and len(value) == 2)
 REVERSED = {"B<<A": "A>>B", "B<A": "A>B", "B=A": "A=B", "A<B": "B>A", "A<<B": "B>>A"}  # only v2.0 reads them
 
 
@@ -51,16 +53,16 @@ def read_judgments(paths: Sequence[Path]) -> dict[Board, Models]:
     """The judgments of all files. Raises `UserError` for a malformed row, and a question judged twice or not at all."""
     boards: dict[Board, Models] = {}
     for row in (row for path in paths for row in read_rows(path)):
-        second = "uid" in row.content
-        judge, model, question = (str(row.value(key)) for key in ("judge", "model", "uid" if second else "question_id"))
-        board = Board(V1, "", judge, row.content.get("baseline", BASELINE))
+        names = ("judge", "model", "uid" if "uid" in row.content else "question_id")
+        judge, model, question = (str(row.value(name, kind=NAME)) for name in names)
+        # Today's tool gives v0.1's rows, too, a "uid" and a baseline; the category tells the edition.
+        second = "uid" in row.content and row.value("category", kind=TEXT) != f"arena-hard-{V1}"
+        board = Board(V1, "", judge, str(row.content.get("baseline", BASELINE)))
         if second:
-            board = Board(V2, str(row.value("category")), judge, row.value("baseline"))
-        games, own = row.value("games"), boards.setdefault(board, {}).setdefault(model, {})
+            board = Board(V2, row.value("category"), judge, row.value("baseline", kind=TEXT))
+        games, own = row.value("games", kind=GAMES), boards.setdefault(board, {}).setdefault(model, {})
         if question in own:
             raise UserError(f"{row.where}: {model} on question {question!r} comes twice; keep one row")
-        if not isinstance(games, list) or len(games) != 2:
-            raise UserError(f"{row.where}: games must be a list of two, one an order; have the judge compare in both")
         # A null is a game of v2.0 on which the judge's call failed.
         scores = [str(row.value("games", i, "score")) if game is not None else "" for i, game in enumerate(games)]
         results = [VERDICTS.get(REVERSED.get(score, score) if second else score, []) for score in scores]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.statistics import columns, shortened
-from stages.files import UserError, read_json_list, read_numbered_jsonl
+from stages.files import UserError
 from stages.records import Record
+from stages.rows import NAME, Row, read_rows
 
 ALPACA_EVAL, ARENA_HARD, MT_BENCH = "alpaca-eval", "arena-hard", "mt-bench"
 TURNS = {ALPACA_EVAL: 1, ARENA_HARD: 1, MT_BENCH: 2}  # the user's, in a dialog
@@ -21,34 +22,12 @@ FORMS: dict[str, tuple[list[Any], list[Any], str]] = {
 """By the key that names the question of a row: the keys of a question's texts, of an answer's, and of its model."""
 
 
-class Row(NamedTuple):  # an object of a file, and its place: "PATH, entry I" or "PATH, line N"
-    where: str
-    content: Record
-
-    def value(self, *keys: str | int) -> Any:
-        """The value at nested keys. Raises `UserError` naming the place and the missing key."""
-        inner: Any = self.content
-        try:
-            for key in keys:
-                inner = inner[key]
-        except (KeyError, IndexError, TypeError):
-            name = ".".join(map(str, keys))
-            raise UserError(f"{self.where}: {name} is missing; add it, or name a file of this benchmark") from None
-        return inner
-
-
 class Question(NamedTuple):  # a question and the row of the benchmark's file that it comes from
     id: str  # in AlpacaEval the question's place, such as "0007", since an instruction is too long for an id
     key: str  # what the benchmark's files name the question by: its id, in AlpacaEval its instruction
     category: str
     turns: list[str]  # the user's messages, in order
     row: Record
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    if path.suffix == ".json":
-        return (Row(*entry) for entry in read_json_list(path, "a JSON list of rows, as AlpacaEval has it"))
-    return (Row(f"{path}, line {number}", row) for number, row in read_numbered_jsonl(path))
 
 
 def need(wanted: Sequence[str], given: Collection[str], what: str) -> None:
@@ -82,7 +61,7 @@ def read_answers(benchmark: str, path: Path, questions: Sequence[Question]) -> t
     answers, models = dict[str, list[str]](), set[str]()
     for row, name, key, texts in _read_texts(benchmark, path, answers=True):
         answers[key] = texts
-        models.add(str(row.value(FORMS[name][2])))
+        models.add(str(row.value(FORMS[name][2], kind=NAME)))
     need([question.key for question in questions], answers, f"{path}: no answer to")
     if len(models) > 1:
         raise UserError(f"{path}: answers of {len(models)} models, {shortened(sorted(models))}; give each its file")
@@ -96,7 +75,7 @@ def _read_texts(benchmark: str, path: Path, answers: bool) -> Iterator[tuple[Row
         name = "instruction" if benchmark == ALPACA_EVAL else "question_id"
         name = "uid" if benchmark == ARENA_HARD and "uid" in row.content else name
         place = FORMS[name][answers]
-        key, texts = str(row.value(name)), row.value(*place)
+        key, texts = str(row.value(name, kind=NAME)), row.value(*place)
         if name != "question_id":
             texts = [texts]
         elif not isinstance(texts, list) or len(texts) != TURNS[benchmark]:

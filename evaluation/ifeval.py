@@ -15,7 +15,8 @@ from typing import Any
 
 from evaluation.benchmarks import match
 from evaluation.statistics import bootstrap, by_group, columns, each, shown
-from stages.files import UserError, read_numbered_jsonl
+from stages.files import UserError
+from stages.rows import LIST, NAME, TEXT, Row, read_rows
 
 LANGUAGES = "ar bg bn de en es fa fi fr gu he hi it ja kn ko ml mr ne pa pl pt ru sw ta te th uk ur vi"
 ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
@@ -228,7 +229,7 @@ def _instruction(kind: Any, given: Mapping[str, Any], where: str) -> tuple[str, 
 
 def is_ifeval(path: Path) -> bool:
     """Whether the first row of a file of instructions is one of IFEval's."""
-    return "instruction_id_list" in next(read_numbered_jsonl(path), (0, {}))[1]
+    return "instruction_id_list" in next(read_rows(path), Row("", {})).content
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -238,18 +239,16 @@ def read_prompts(path: Path) -> list[Prompt]:
     superfluous argument, and a repeated key or prompt.
     """
     prompts, seen = [], set[str]()
-    for number, row in read_numbered_jsonl(path, ("key", "prompt", "instruction_id_list", "kwargs")):
-        where, kinds, given = f"{path}, line {number}, key {row['key']!r}", row["instruction_id_list"], row["kwargs"]
-        if not isinstance(row["key"], int | str) or not isinstance(row["prompt"], str):
-            raise UserError(f"{where}: key must be a number or a text, prompt a text; mend the row")
-        objects = isinstance(given, list) and all(isinstance(values, dict) for values in given)
-        if not isinstance(kinds, list) or not objects or not 0 < len(kinds) == len(given):
+    for row in read_rows(path):
+        key, text = str(row.value("key", kind=NAME)), row.value("prompt", kind=TEXT)
+        kinds, given = row.value("instruction_id_list"), row.value("kwargs", kind=LIST)
+        where = f"{row.where}, key {key}"
+        if not isinstance(kinds, list) or len(kinds) != len(given):
             raise UserError(f"{where}: instruction_id_list must be a list, kwargs one of as many objects; mend the row")
-        if not seen.isdisjoint((str(row["key"]), row["prompt"])):
+        if not seen.isdisjoint((key, text)):
             raise UserError(f"{where}: the key or the prompt came before; remove the row")
-        seen |= {str(row["key"]), row["prompt"]}
-        instructions = tuple(_instruction(*pair, where) for pair in zip(kinds, given, strict=True))
-        prompts.append(Prompt(str(row["key"]), row["prompt"], instructions))
+        seen |= {key, text}
+        prompts.append(Prompt(key, text, tuple(_instruction(*pair, where) for pair in zip(kinds, given, strict=True))))
     return prompts
 
 
@@ -259,14 +258,14 @@ def read_answers(path: Path, prompts: Iterable[Prompt]) -> dict[str, str]:
     Raises `UserError` for a row of another form, a repeated key, and prompts and answers without the other.
     """
     keys, answers = {prompt.text: prompt.key for prompt in prompts}, dict[str, str]()
-    for number, row in read_numbered_jsonl(path):
+    for where, row in read_rows(path):
         name, text = row.get("key", row.get("id")), row.get("text")
         if text is None and isinstance(row.get("prompt"), str):
             name, text = keys.get(row["prompt"], row["prompt"]), row.get("response")
         if not isinstance(name, int | str) or not isinstance(text, str):
-            raise UserError(f"{path}, line {number}: the keys must be id or key, and text, or prompt and response")
+            raise UserError(f"{where}: the keys must be id or key, and text, or prompt and response")
         if str(name) in answers:
-            raise UserError(f"{path}, line {number}: {str(name)[:60]!r} came before; give each prompt one answer")
+            raise UserError(f"{where}: {str(name)[:60]!r} came before; give each prompt one answer")
         answers[str(name)] = text
     try:
         match(list(keys.values()), answers, "prompts")

@@ -5,8 +5,10 @@ The first and the third response of group g1 are the pair "g1/0-2". Responses wi
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import combinations, groupby
 from pathlib import Path
@@ -17,23 +19,32 @@ from typing import Any, NamedTuple
 from evaluation.pairwise import SHARES, Decision, Duel, Preference, decide, mean_share, prefer
 from evaluation.statistics import shortened
 from judging.scores import mean_score
-from prepare.rankings import conversation_text
-from stages.files import UserError, read_numbered_jsonl
+from prepare.rankings import LeftOut, ranked_groups
+from stages.files import UserError
 from stages.records import Record
+from stages.rows import NAME, NUMBER, PROMPT, RATING, TEXT, Kind, Row, conversation_text, objects, one_of, read_rows
+from stages.settings import Eft
 
-ANY: Any = ("a value", lambda value: value is not None)  # kinds of values: words for the user, and the check
-TEXT: Any = ("a text", lambda value: isinstance(value, str))
-NAME: Any = ("a text or a whole number", lambda value: type(value) in (str, int) and value != "")
-LIST: Any = ("a list of objects", lambda v: type(v) is list and v != [] and all(type(x) is dict for x in v))
-NUMBER: Any = ("a finite number", lambda value: type(value) in (int, float) and math.isfinite(value))
-SCORE: Any = ("a finite number or null", lambda value: value is None or NUMBER[1](value))
-WINNER: Any = ('"first", "second", "tie" or null', lambda value: value in list(SHARES))
-ORDER: Any = ("0 or 1", lambda value: type(value) is int and value in (0, 1))
-INDEX: Any = ("a whole number from 0", lambda value: type(value) is int and value >= 0)
+WINNER = one_of(*SHARES)
+INDEX = Kind("a whole number from 0", lambda value: type(value) is int and value >= 0)
+# Keys of labelled pairs: first and second output, prompt, id, subset. The last has labels of its own.
+FORMS = (
+    ("output_1", "output_2", "instruction", "id", "dataset"),  # AlpacaEval
+    ("output_1", "output_2", "prompt", "id", "subset"),  # our own
+    ("output_1", "output_2", "input", "id", "subset"),  # LLMBar
+    ("response_A", "response_B", "question", "pair_id", "source"),  # JudgeBench
+    ("response1", "response2", "instruction", "idx", "subset"),  # PandaLM
+    ("response 1", "response 2", "prompt", "id", "scenario"),  # Auto-J
+)
+LABELS: dict[str, float] = {"first": 1, "a>b": 1, "true": 1, "second": 2, "b>a": 2, "false": 2, "tie": 1.5, "a=b": 1.5}
+AUTO_J = {"0": 1, "1": 2, "2": 1.5}
 # By the key of a group's members: the keys of id, prompt and quality, and the quality's sign.
 GROUPS = {"responses": ("id", "prompt", "score", 1), "replies": ("message_id", "context", "rank", -1)}
+GROUPS |= dict.fromkeys(("target_scores", "targets"), ("", "input", "score", 1))  # HHH's
+TREES = Eft(languages=[], max_turns=sys.maxsize)  # of OpenAssistant: all languages, all turns
 # By form: the verdict's key and kind, and the number of orders in which there are verdicts.
-VERDICTS = {"comparisons": ("winner", WINNER, 2), "scores": ("score", SCORE, 1), "decisions": ("decision", WINNER, 1)}
+VERDICTS = {"comparisons": ("winner", WINNER, 2), "scores": ("score", RATING, 1)}
+VERDICTS |= {"decisions": ("decision", WINNER, 1)}
 QUALITIES = {"first": (1, 0), "second": (0, 1), "tie": (0.5, 0.5)}
 
 
@@ -66,6 +77,7 @@ class Pair(NamedTuple):  # two responses to one prompt
 class Labelled(NamedTuple):
     cases: list[Case]  # those of a group one after another
     pairs: list[Pair]  # any two of a group with different quality, as "GROUP/0-2"; then labelled pairs by their ids
+    left_out: Mapping[LeftOut, int] = MappingProxyType({})  # of message trees, by reason
 
     def subset(self, name: str) -> "Labelled":
         pairs = [pair for pair in self.pairs if pair.first.subset == name]
@@ -87,20 +99,27 @@ def read_labelled(path: Path) -> Labelled:
     groups: dict[str, list[Case]] = {}
     votes: dict[Any, dict[str, Preference]] = defaultdict(dict)
     texts: dict[Any, list[str]] = {}
-    for number, row in read_numbered_jsonl(path):
-        where = f"{path}, line {number}"
-        if "output_1" not in row:
-            members = _group(row, where)
+    left_out: Counter[LeftOut] = Counter()
+    for number, row in enumerate(read_rows(path)):
+        where = row.where
+        if form := next((form for form in FORMS if {*form[:3]} <= row.content.keys()), None):
+            key, shown, *own = _outputs(row, *form, number)
+            if texts.setdefault(key, own)[:3] != own[:3]:
+                raise UserError(f"{where}: {shown} came before with other texts; give each pair its own id")
+            for annotator, label in _labels(row):
+                if annotator in votes[key]:
+                    advice = 'remove one, or name each "annotator"'
+                    raise UserError(f"{where}: {shown} has a label by {annotator!r}; {advice}")
+                votes[key][annotator] = label
+            continue
+        ranked = [row]
+        if type(row.content.get("prompt")) is dict:  # a message tree
+            found, reasons = ranked_groups([row], TREES)
+            ranked, left_out = [Row(where, group.row()) for group in found], left_out + reasons
+        for group in ranked:
+            members = _group(group, f"{len(groups):05}")
             if groups.setdefault(members[0].group, members) is not members:
                 raise UserError(f"{where}: the id {members[0].group!r} came before; give each group its own")
-            continue
-        key, shown, *own = _outputs(row, where)
-        if texts.setdefault(key, own)[:3] != own[:3]:
-            raise UserError(f"{where}: {shown} came before with other texts; give each pair its own id")
-        annotator = next((str(row[key]) for key in ("annotator", "annotator_index") if row.get(key) is not None), "")
-        if annotator in votes[key]:
-            raise UserError(f'{where}: {shown} has a label by {annotator!r}; remove one, or name each "annotator"')
-        votes[key][annotator] = _label(row, where)
     pairs = []
     for name, members in groups.items():
         both = combinations(enumerate(members), 2)
@@ -115,7 +134,7 @@ def read_labelled(path: Path) -> Labelled:
         pairs.append(Pair(name, a, b, votes[key]))
     if not groups:
         raise UserError(f"{path}: no labelled responses; name another file of pairs or groups")
-    return Labelled([case for members in groups.values() for case in members], pairs)
+    return Labelled([case for members in groups.values() for case in members], pairs, left_out)
 
 
 def majority(labels: Iterable[Preference]) -> Preference:
@@ -124,65 +143,60 @@ def majority(labels: Iterable[Preference]) -> Preference:
     return "tie" if others else label
 
 
-def _outputs(row: Record, where: str) -> tuple[Any, ...]:
+def _outputs(row: Row, first: str, second: str, asked: str, id: str, part: str, number: int) -> tuple[Any, ...]:
     """Of a labelled pair: what identifies it, its name in messages, its prompt, both outputs, and its subset."""
-    official = "instruction" in row
-    prompt = _prompt(_value(row, "instruction" if official else "prompt", where), where)
-    texts = (prompt, *(_value(row, key, where, TEXT) for key in ("output_1", "output_2")))
-    subset = str(row.get("subset", row.get("dataset", "") if official else ""))
-    if official and "id" not in row:
-        return texts, f"the pair of {prompt[:40]!r}", *texts, subset
-    name = str(_value(row, "id", where, NAME))
-    return name, repr(name), *texts, subset
+    content, prompt = row.content, conversation_text(row.value(asked, kind=PROMPT))
+    if asked == "instruction" and (given := content.get("input")) and given == given:  # PandaLM's may be NaN
+        prompt += "\n\n" + row.value("input", kind=TEXT)
+    texts = (prompt, row.value(first, kind=TEXT), row.value(second, kind=TEXT))
+    subset = str(content.get("subset") or content.get(part) or "")
+    if id in content:
+        name = str(row.value(id, kind=NAME))
+        return name, repr(name), *texts, subset
+    return texts if _annotator(row) else number, f"the pair of {prompt[:40]!r}", *texts, subset
 
 
-def _label(row: Record, where: str) -> Preference:
-    key = "preference" if "preference" in row and "label" not in row else "label"
-    value = _value(row, key, where)
-    text = str(value).strip().lower()
-    try:
-        number = {"first": 1, "second": 2, "tie": 1.5}.get(text) or float(text)
-    except ValueError:
-        number = math.nan
-    if number not in (0, 1, 1.5, 2) and not (key == "preference" and 1 < number < 2):
-        raise UserError(f'{where}: {key} is {value!r}; it must be 1, 2 or "tie"')
-    return prefer(1.5, number or 1.5)  # 0 is a tie, too
+def _annotator(row: Row) -> str:
+    return next((str(row.content[k]) for k in ("annotator", "annotator_index") if row.content.get(k) is not None), "")
 
 
-def _group(row: Record, where: str) -> list[Case]:
-    form = next((form for form in GROUPS if form in row), None)
+def _labels(row: Row) -> Iterator[tuple[str, Preference]]:
+    """The annotators, who may have no name, and their labels."""
+    label = "preference" if "preference" in row.content and "label" not in row.content else "label"
+    several = [key for key in row.content if re.fullmatch(r"annotator\d+", key)]  # PandaLM's
+    for annotator, key in [(key, key) for key in several] or [(_annotator(row), label)]:
+        value = row.value(key)
+        text = str(value).strip().lower()
+        try:
+            number = AUTO_J[text] if "response 1" in row.content else LABELS.get(text) or float(text)
+        except (KeyError, ValueError):
+            number = math.nan
+        if number not in (0, 1, 1.5, 2) and not (key == "preference" and 1 < number < 2):
+            raise UserError(f'{row.where}: {key} is {value!r}; it must be 1, 2 or "tie"')
+        yield annotator, prefer(1.5, number or 1.5)  # 0 is a tie, too
+
+
+def _group(row: Row, place: str) -> list[Case]:
+    form = next((form for form in GROUPS if form in row.content), None)
     if form is None:
-        raise UserError(f"{where}: neither a labelled pair nor a group; docs/evaluation.md describes the rows")
+        raise UserError(f"{row.where}: neither a labelled pair nor a group; docs/evaluation.md describes the rows")
     id_key, prompt_key, quality_key, sign = GROUPS[form]
-    name, prompt = str(_value(row, id_key, where, NAME)), _prompt(_value(row, prompt_key, where), where)
+    prompt, subset = conversation_text(row.value(prompt_key, kind=PROMPT)), str(row.content.get("subset") or "")
+    name = str(row.value(id_key, kind=NAME)) if id_key else place
+    if not id_key:
+        try:
+            given = row.content[form]
+            scores = zip(given["choices"], given["labels"], strict=True) if form == "targets" else given.items()
+            row = Row(row.where, {form: [{"text": text, "score": score} for text, score in scores]})
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UserError(f"{row.where}: {form} must have a score of each response; mend the row") from None
+    members = row.value(form, kind=objects(**{"text": TEXT, quality_key: NUMBER}))
 
     def case(i: int, member: Record) -> Case:
-        text, quality = _value(member, "text", where, TEXT), sign * _value(member, quality_key, where, NUMBER)
-        return Case(name, f"{name}/{i}", prompt, text, quality, member.get("flaw", ""), str(row.get("subset", "")))
+        quality, flaw = sign * member[quality_key], str(member.get("flaw") or "")
+        return Case(name, f"{name}/{i}", prompt, member["text"], quality, flaw, subset)
 
-    return [case(i, member) for i, member in enumerate(_value(row, form, where, LIST))]
-
-
-def _prompt(value: Any, where: str) -> str:
-    if isinstance(value, str):
-        return value
-    turns = []
-    for message in _value({"prompt": value}, "prompt", where, LIST):
-        role = {"user": "prompter", "human": "prompter"}.get(message.get("role"), message.get("role"))
-        turns.append({"role": role, "text": _value(message, "text" if "text" in message else "content", where, TEXT)})
-    if {turn["role"] for turn in turns} - {"prompter", "assistant"} or turns[-1]["role"] != "prompter":
-        raise UserError(f"{where}: a prompt's messages are of user or assistant, the last of the user; mend the line")
-    return conversation_text(turns)
-
-
-def _value(row: Record, key: str, where: str, kind: Any = ANY) -> Any:
-    words, fits = kind
-    value = row.get(key)
-    if value is None and not (key in row and fits(None)):
-        raise UserError(f"{where}: key {key!r} is missing; add it")
-    if not fits(value):
-        raise UserError(f"{where}: {key} is {value!r:.40}; it must be {words}")
-    return value
+    return [case(i, member) for i, member in enumerate(members)]
 
 
 class Opinion(NamedTuple):  # which response of each pair is better, and by how much; None where there is no verdict
@@ -225,21 +239,21 @@ class Decisions(NamedTuple):  # a judge's verdicts of one of the forms `VERDICTS
 
 def read_decisions(path: Path, labelled: Labelled) -> Decisions:
     """A file's verdicts. Raises `UserError` for a row not of the first's form, and a wrong, repeated or missing one."""
-    rows = [(f"{path}, line {number}", row) for number, row in read_numbered_jsonl(path, ("id",))]
-    form = next((form for form, (key, *_) in VERDICTS.items() if not rows or key in rows[0][1]), None)
+    rows = list(read_rows(path))
+    form = next((form for form, (key, *_) in VERDICTS.items() if not rows or key in rows[0].content), None)
     if form is None:
-        raise UserError(f"{rows[0][0]}: no score, winner or decision; docs/evaluation.md describes the rows")
+        raise UserError(f"{rows[0].where}: no score, winner or decision; docs/evaluation.md describes the rows")
     key, kind, orders = VERDICTS[form]
     items: Sequence[Case | Pair] = labelled.cases if form == "scores" else labelled.pairs
     verdicts: dict[str, list[dict[int, Any]]] = {item.name: [{} for _ in range(orders)] for item in items}
-    for where, row in rows:
-        if (name := str(row["id"])) not in verdicts:
-            raise UserError(f"{where}: the cases have no {name!r} for a {key}; remove the line, or name their file")
-        own = verdicts[name][_value(row, "order", where, ORDER) if orders == 2 else 0]
-        verdict = _value(row, key, where, kind)
-        index = 0 if form == "decisions" else _value({"index": row.get("index") or 0}, "index", where, INDEX)
+    for row in rows:
+        if (name := str(row.value("id", kind=NAME))) not in verdicts:
+            raise UserError(f"{row.where}: the cases have no {name!r} for a {key}; remove the line, or name their file")
+        own = verdicts[name][row.value("order", kind=one_of(0, 1)) if orders == 2 else 0]
+        verdict = row.value(key, kind=kind)
+        index = row.value("index", kind=INDEX) if form != "decisions" and row.content.get("index") is not None else 0
         if index in own:
-            raise UserError(f'{where}: {name!r} has this verdict already; remove one, or give each its own "index"')
+            raise UserError(f'{row.where}: {name!r} has this verdict already; remove one, or give each its own "index"')
         own[index] = verdict
     places = [(name, i) for name, given in verdicts.items() for i in range(orders) if not given[i]]
     twins = {pair.name for pair in labelled.pairs if pair.first.text == pair.second.text}

@@ -13,7 +13,7 @@ from typing import Any
 from evaluation.agreement import measure_judge, measure_metajudge
 from evaluation.pairwise import Duel, compare, decide
 from evaluation.statistics import by_group, each, share
-from evaluation.verifiable import Instruction, read_instructions, read_rows, verifiable_report
+from evaluation.verifiable import Instruction, read_instructions, verifiable_report
 from judging.judge import judge_section, score_rows, scoring_section
 from judging.rubric import leaks_role
 from judging.scores import mean_score
@@ -21,27 +21,24 @@ from model.chat import ChatFormat
 from prepare.novelty import repetition, words
 from sampling.worker import Item, Worker, generation_settings, sampling_of
 from stages.files import UserError, read_shards
-from stages.records import Record, group_by
+from stages.records import Prompt, Record, group_by
+from stages.rows import messages_of, read_prompts
 from stages.seeds import request_seed
 from stages.settings import Settings
 from stages.stage import Job, Output, Stage, first_rank
 
 
-def read_prompts(path: Path) -> dict[str, str]:
-    """Open prompts {id, prompt} by id, in the file's order. Raises the errors of `read_rows`."""
-    return {name: row["prompt"] for name, (_, row) in read_rows(path, "prompt").items()}
-
-
 def held_out_items(
-    instructions: Iterable[Instruction], prompts: Mapping[str, str], chat: ChatFormat, settings: Settings
+    instructions: Iterable[Instruction], prompts: Mapping[str, Prompt], chat: ChatFormat, settings: Settings
 ) -> Iterator[Item]:
     """`evaluation.samples` requests for each instruction, and one for each prompt."""
     sampling, samples = sampling_of(settings.respond, chat), range(settings.evaluation.samples)
-    asked = [("instruction", item.id, item.prompt, f"/{k}" if k else "") for item in instructions for k in samples]
-    for kind, name, prompt, sample in asked + [("prompt", *item, "") for item in prompts.items()]:
+    asked: list[Any] = [("prompt", *item, "") for item in prompts.items()]
+    repeated = [("instruction", item.id, item.prompt, f"/{k}" if k else "") for item in instructions for k in samples]
+    for kind, name, prompt, sample in repeated + asked:
         record = {"id": f"{kind}/{name}{sample}", "kind": kind, "name": name, "prompt": prompt}
         seed = request_seed(settings.seed, 0, "held-out", record["id"])
-        yield Item(record["id"], partial(list, [{"role": "user", "content": prompt}]), sampling, seed, name, record)
+        yield Item(record["id"], partial(messages_of, prompt), sampling, seed, name, record)
 
 
 def answers_report(instructions: Sequence[Instruction], rows: Sequence[Record]) -> Record:
@@ -72,7 +69,7 @@ def answers_report(instructions: Sequence[Instruction], rows: Sequence[Record]) 
 def measure_answers(worker: Worker, job: Job) -> None:
     """Write a model's answers/ and the report."""
     instructions = read_instructions(job.path("instructions")) if job.has("instructions") else []
-    prompts = read_prompts(job.path("prompts")) if job.has("prompts") else {}
+    prompts = {row["id"]: row["prompt"] for row in read_prompts(job.path("prompts"))} if job.has("prompts") else {}
     answers = job.part("held-out", "answers")
     worker.run(answers, held_out_items(instructions, prompts, worker.chat, job.settings))
     if first_rank():

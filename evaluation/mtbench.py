@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.benchmarks import MT_BENCH, Question, caveats, need, print_tables, read_questions, read_rows
+from evaluation.benchmarks import MT_BENCH, Question, caveats, need, print_tables, read_questions
 from evaluation.statistics import bootstrap
 from stages.files import UserError, arguments, command
 from stages.records import Record
+from stages.rows import NAME, NUMBER, RATING, Kind, read_rows
 
 JUDGE, QUESTIONS, SCALE = "gpt-4", 80, [1, 10]  # the benchmark's own
+ENDS = Kind("a list of two numbers", lambda ends: type(ends) is list and len(ends) == 2 and all(map(NUMBER.fits, ends)))
 
 Scores = dict[str, float | None]  # by question and turn, as "81, turn 1"; None for an unreadable score
 
@@ -25,20 +27,19 @@ def read_scores(path: Path, questions: Sequence[Question]) -> tuple[dict[str, di
     """The scores by judge and model, and their scale."""
     wanted = [f"{question.id}, turn {turn}" for question in questions for turn in (1, 2)]
     by_judge: dict[str, dict[str, Scores]] = {}
-    scales = []
+    scales: list[list[float]] = []
     for row in read_rows(path):
         judge = row.content.get("judge")
-        judge = str(row.value(*(("judge", 0) if isinstance(judge, list) else ("judge",))))  # FastChat's has the prompt
-        model, part = str(row.value("model")), f"{row.value('question_id')}, turn {row.value('turn')}"
+        place = ("judge", 0) if isinstance(judge, list) else ("judge",)  # FastChat's has the prompt
+        judge, model = (str(row.value(*keys, kind=NAME)) for keys in (place, ("model",)))
+        part = f"{row.value('question_id')}, turn {row.value('turn')}"
         scores = by_judge.setdefault(judge, {}).setdefault(model, {})
         if part not in wanted or part in scores:
             fault = "comes twice; keep one row" if part in scores else "is not in --questions; name the file judged"
             raise UserError(f"{row.where}: question {part}, of {model} {fault}")
-        score = row.value("score")
-        if not isinstance(score, int | float | None):
-            raise UserError(f"{row.where}: score is {score!r}; it must be a number or null")
+        score = row.value("score", kind=RATING)
         scores[part] = None if score == -1 else score
-        scales.append(row.content.get("scale", SCALE))
+        scales.append(row.value("scale", kind=ENDS) if "scale" in row.content else [*SCALE])
         low, high = scales[-1]
         if "scale" in row.content and scores[part] is not None and not low <= score <= high:
             raise UserError(f"{row.where}: score is {score!r}; it must lie in {scales[-1]}, or be null if unreadable")

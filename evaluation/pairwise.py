@@ -16,7 +16,7 @@ from judging.verdict import Failure, parse_winner
 from model.chat import ChatFormat
 from sampling.worker import Item, Worker, sampling_of
 from stages.files import read_shards
-from stages.records import Record
+from stages.records import Prompt, Record
 from stages.seeds import request_seed
 from stages.settings import Judge, Protocol, Settings
 from stages.stage import Job
@@ -32,7 +32,7 @@ def prefer(first: Any, second: Any) -> Preference:
 
 class Duel(NamedTuple):
     id: str
-    prompt: str
+    prompt: Prompt
     first: str
     second: str
 
@@ -93,7 +93,7 @@ def decide(duel: Duel, rows: Sequence[Record], protocol: Protocol) -> Decision:
     wins in each order, a tie counting half, averaged over the orders with a verdict.
     """
     if duel.first == duel.second:
-        return Decision(SHARES["tie"], (SHARES["tie"], SHARES["tie"]) if protocol == "pairwise" else None)
+        return Decision(SHARES["tie"])  # whatever was said in the orders
     sides = [[row for row in rows if row["shown"] == shown] for shown in (0, 1)]
     if protocol == "scores":
         a, b = (mean_score(side, 1) for side in sides)

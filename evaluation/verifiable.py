@@ -13,43 +13,26 @@ from evaluation import ifeval
 from evaluation.benchmarks import match
 from evaluation.statistics import by_group, shown
 from judging.rules import RULES, Rule, followed, read_rule
-from stages.files import UserError, arguments, command, read_numbered_jsonl
+from stages.files import UserError, arguments, command
+from stages.records import Prompt
+from stages.rows import LIST, PROMPT, TEXT, rows_by_id
 
 
 class Instruction(NamedTuple):
     id: str
-    prompt: str
+    prompt: Prompt
     rules: tuple[Rule, ...]
-
-
-def read_rows(path: Path, text: str, *others: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """By id: (place, row) of a file of rows that have a text of the name `text`, and the keys `others`.
-
-    Raises `UserError` for a missing key, a value that is no text, a repeated id, and an empty file.
-    """
-    rows: dict[str, tuple[str, dict[str, Any]]] = {}
-    for number, row in read_numbered_jsonl(path, ("id", text, *others)):
-        where = f"{path}, line {number}"
-        for key in ("id", text):
-            if not isinstance(row[key], str) or not (row[key].strip() or key == "text"):
-                raise UserError(f"{where}: key {key!r} must be a text that is not empty; mend the row")
-        if row["id"] in rows:
-            raise UserError(f"{where}: id {row['id']!r} came before; give each row its own")
-        rows[row["id"]] = where, row
-    if not rows:
-        raise UserError(f"{path}: no rows; name a file of rows with {', '.join(('id', text, *others))}")
-    return rows
 
 
 def read_instructions(path: Path) -> list[Instruction]:
     """The instructions of a file of rows {id, prompt, rules: [{rule: NAME, PARAMETER: value}]}, in its order.
 
-    Raises the errors of `read_rows`, and `UserError` for an unknown rule, and another parameter or value than its own.
+    Raises the errors of `rows_by_id`, and `UserError` for an unknown rule, and another parameter or value than its own.
     """
     instructions = []
-    for name, (where, row) in read_rows(path, "prompt", "rules").items():
-        if set(row) != {"id", "prompt", "rules"} or not isinstance(row["rules"], list) or not row["rules"]:
-            raise UserError(f"{where}: the keys are {', '.join(row)}; they must be id, prompt, and a list of rules")
+    for name, (where, row) in rows_by_id(path, prompt=PROMPT, rules=LIST).items():
+        if set(row) != {"id", "prompt", "rules"}:
+            raise UserError(f"{where}: the keys are {', '.join(row)}; they must be id, prompt, and rules")
         rules = tuple(read_rule(entry, f"{where}, rules[{place}]") for place, entry in enumerate(row["rules"]))
         instructions.append(Instruction(name, row["prompt"], rules))
     return instructions
@@ -93,7 +76,7 @@ def main() -> None:
         prompts = ifeval.read_prompts(given.instructions)
         print("\n".join(ifeval.table(ifeval.ifeval_report(prompts, ifeval.read_answers(given.answers, prompts)))))
         return
-    instructions, answers = read_instructions(given.instructions), read_rows(given.answers, "text")
+    instructions, answers = read_instructions(given.instructions), rows_by_id(given.answers, text=TEXT)
     try:
         report = verifiable_report(instructions, {name: [row["text"]] for name, (_, row) in answers.items()})
     except UserError as error:

@@ -7,6 +7,7 @@ from typing import Any
 from judging.scores import Draw, Reason, Row, distinct_responses, exact, to_number
 from model.chat import ChatFormat
 from stages.records import Record, preference
+from stages.rows import messages_of
 from stages.settings import Iteration
 
 
@@ -50,7 +51,7 @@ def actor_pair(
     choice = choose_responses(distinct_responses(responses), scores, rule, draw)
     if isinstance(choice, Reason):
         return choice
-    prompt_id, prompt = responses[0]["prompt_id"], [{"role": "user", "content": responses[0]["prompt"]}]
+    prompt_id, prompt = responses[0]["prompt_id"], messages_of(responses[0]["prompt"])
     pair = {"id": f"actor/{prompt_id}", "kind": "actor"}
     pair |= preference(prompt_id, prompt, chat.prompt_ids(prompt), *choice)
     best, worst = (to_number(scores[row["id"]]) for row in choice)

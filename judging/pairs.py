@@ -20,6 +20,7 @@ from judging.verdict import MAXIMUM
 from model.chat import load_chat
 from stages.files import UserError, read_jsonl, read_shards
 from stages.records import Record, group_by
+from stages.rows import rows_by_id
 from stages.settings import Settings, as_dict
 from stages.stage import Job, Output, Stage
 
@@ -90,7 +91,10 @@ def make_pairs(job: Job) -> Output:
 
 def rule_scores(prompts: Path, responses: Iterable[Record]) -> dict[str, Fraction]:
     """By response id: 5 if the response follows all rules of its prompt, else 0. Prompts without rules have none."""
-    rules = {row["id"]: rules_of(row) for row in read_jsonl(prompts, ("id",))}
+    rules = {name: rules_of(row.content, row.where) for name, row in rows_by_id(prompts).items()}
+    responses = list(responses)
+    for name in {row["prompt_id"] for row in responses} - rules.keys():
+        raise UserError(f"{prompts}: no prompt {name!r}, which was answered; name the file of the answered ones")
     ruled = (row for row in responses if rules[row["prompt_id"]])
     return {row["id"]: Fraction(MAXIMUM * obeys(rules[row["prompt_id"]], row["text"])) for row in ruled}
 

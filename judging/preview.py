@@ -10,7 +10,8 @@ from judging.judge import judge_items, read_score
 from judging.metajudge import choose_meta_judged, metajudge_items, read_winner
 from sampling.respond import response_items
 from sampling.worker import Item, Row, Verdict, Worker
-from stages.files import arguments, command, printable, read_jsonl
+from stages.files import arguments, command, printable
+from stages.rows import conversation_text, read_prompts
 from stages.settings import load_settings
 
 PROMPTS = 8  # answered; one of the responses is shown
@@ -46,7 +47,7 @@ def preview(worker: Worker, prompts: Iterable[Row], iteration: int) -> list[str]
 def _texts(response: Row, judgments: list[Row], comparisons: list[Row]) -> list[str]:
     scored = {row["index"]: row for row in judgments if row["score"] is not None}
     compared = [comparisons[0][place] for place in ("first", "second")] if comparisons else sorted(scored)[:2]
-    texts = [_titled("A first response", prompt=response["prompt"], response=response["text"])]
+    texts = [_titled("A first response", prompt=conversation_text(response["prompt"]), response=response["text"])]
     for letter, row in zip("AB", map(scored.__getitem__, compared), strict=False):
         texts.append(_titled(f"Judgment {letter} of it: {row['score']:g} of 5", judge=row["text"]))
     for row in comparisons[:1]:
@@ -67,7 +68,7 @@ def _titled(title: str, **parts: str) -> str:
 def main() -> None:
     given = arguments(__doc__, "config", "model", "prompts", iteration={"type": int, "default": 1})
     worker = Worker(load_settings(given.config), given.model)
-    for text in preview(worker, read_jsonl(given.prompts, ("id", "prompt")), given.iteration):
+    for text in preview(worker, read_prompts(given.prompts), given.iteration):
         print(printable(text), file=sys.stderr)
 
 

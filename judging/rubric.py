@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from model.chat import Message
+from stages.records import Message, Prompt
+from stages.rows import conversation_text
 from stages.settings import PromptStyle, VerdictPosition
 
 Role = Literal["judge", "metajudge", "pairwise"]
@@ -70,24 +71,25 @@ _TASK: dict[tuple[Role, PromptStyle, VerdictPosition], str] = {
 }
 
 
-def judge_prompt(question: str, response: str, style: PromptStyle, position: VerdictPosition) -> list[Message]:
+def judge_prompt(question: Prompt, response: str, style: PromptStyle, position: VerdictPosition) -> list[Message]:
     """The messages that ask for one response's score, on the judgment's first or last line."""
-    return _prompt("judge", style, position, Question=question, Response=response)
+    return _prompt("judge", style, position, Question=conversation_text(question), Response=response)
 
 
 def meta_prompt(
-    question: str, response: str, judgment_a: str, judgment_b: str, style: PromptStyle, position: VerdictPosition
+    question: Prompt, response: str, judgment_a: str, judgment_b: str, style: PromptStyle, position: VerdictPosition
 ) -> list[Message]:
     """The messages that ask which of two judgments of one response is better; `judgment_a` is shown first."""
     judgments = {"Judgment_A": judgment_a, "Judgment_B": judgment_b}
-    return _prompt("metajudge", style, position, Question=question, Response=response, **judgments)
+    return _prompt("metajudge", style, position, Question=conversation_text(question), Response=response, **judgments)
 
 
 def pairwise_prompt(
-    question: str, response_a: str, response_b: str, style: PromptStyle, position: VerdictPosition
+    question: Prompt, response_a: str, response_b: str, style: PromptStyle, position: VerdictPosition
 ) -> list[Message]:
     """The messages that ask which of two responses is better, for measurements alone (`evaluation/pairwise.py`)."""
-    return _prompt("pairwise", style, position, Question=question, Response_A=response_a, Response_B=response_b)
+    responses = {"Response_A": response_a, "Response_B": response_b}
+    return _prompt("pairwise", style, position, Question=conversation_text(question), **responses)
 
 
 def _prompt(role: Role, style: PromptStyle, position: VerdictPosition, **texts: str) -> list[Message]:

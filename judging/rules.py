@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from stages.files import UserError
 from stages.records import Record
+from stages.rows import LIST, Row
 
 ALPHABETS = ("ARABIC", "ARMENIAN", "CYRILLIC", "DEVANAGARI", "GEORGIAN", "GREEK", "HANGUL", "HEBREW", "LATIN", "THAI")
 
@@ -61,13 +62,15 @@ class Rule(NamedTuple):
     value: int | str | tuple[str, ...] | None = None  # a count, a text or an alphabet, or words or keys
 
 
-def rules_of(prompt: Record) -> tuple[Rule, ...]:
+def rules_of(prompt: Record, where: str = "") -> tuple[Rule, ...]:
     """The rules of a prompt's row {id, "rules": [{rule: NAME, PARAMETER: value}], ...}; none without such a key.
 
-    Raises the errors of `read_rule`.
+    Raises the errors of `read_rule`; `where` is the row's place.
     """
-    entries = enumerate(prompt.get("rules", ()))
-    return tuple(read_rule(entry, f"prompt {prompt['id']!r}, rules[{place}]") for place, entry in entries)
+    where, entries = where or f"prompt {prompt['id']!r}", prompt.get("rules", [])
+    if entries != []:
+        Row(where, prompt).value("rules", kind=LIST)
+    return tuple(read_rule(entry, f"{where}, rules[{place}]") for place, entry in enumerate(entries))
 
 
 def obeys(rules: Iterable[Rule], text: str) -> bool:

@@ -3,7 +3,6 @@
 A score is a `Fraction` in memory and a number in JSON.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from fractions import Fraction
@@ -11,8 +10,9 @@ from pathlib import Path
 from statistics import mean, pvariance
 from typing import Any
 
-from stages.files import UserError, read_numbered_jsonl
+from stages.files import UserError
 from stages.records import group_by
+from stages.rows import NUMBER, rows_by_id
 from stages.seeds import request_seed
 
 Row = Mapping[str, Any]  # a record, or the fields of it that are needed
@@ -98,17 +98,12 @@ def read_scores(path: Path, responses: Iterable[Row]) -> dict[str, Fraction]:
     Raises `UserError`, naming file and line."""
     texts = {row["id"]: row["text"] for row in responses}
     scores: dict[str, Fraction] = {}
-    for number, row in read_numbered_jsonl(path, ("id", "score")):
-        name, score, where = row["id"], row["score"], f"{path}, line {number}"
-        if not isinstance(name, str) or name not in texts:
+    for name, (where, row) in rows_by_id(path, score=NUMBER).items():
+        if name not in texts:
             raise UserError(f"{where}: no response has the id {name!r}; score the responses of this run")
-        if name in scores:
-            raise UserError(f"{where}: {name!r} comes twice; keep one row a response")
-        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < sys.float_info.max:
-            raise UserError(f"{where}: score is {score!r}; it must be a finite number")
         if row.get("text", texts[name]) != texts[name]:
             raise UserError(f"{where}: {name!r} has another text in this run; score its responses again")
-        scores[name] = exact(score)
+        scores[name] = exact(row["score"])
     return scores
 
 

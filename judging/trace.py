@@ -13,6 +13,7 @@ from typing import Any
 from judging.scores import Reason, distinct_responses, read_scores, response_scores, to_number
 from stages.files import UserError, check_output, command, digest, printable, read_jsonl, read_manifest, read_shards
 from stages.records import Record, group_by
+from stages.rows import conversation_text
 from stages.stage import weights_of
 
 Document = Record
@@ -59,7 +60,7 @@ def read_lineage(run: Path, number: int, prompt_id: str = "") -> tuple[Document,
     elo = {row["judgment_id"]: row for row in rows["elo"]}
     documents: dict[str, Document] = {}
     for row in rows["responses"]:
-        prompt = {"prompt_id": row["prompt_id"], "prompt": row.pop("prompt"), "responses": []}
+        prompt = {"prompt_id": row["prompt_id"], "prompt": conversation_text(row.pop("prompt")), "responses": []}
         document = documents.setdefault(row["prompt_id"], prompt | {"comparisons": [], "pairs": [], "none": {}})
         score, own = scores.get(row["id"]), judgments.get(row["id"], [])
         row |= {"part": parts.get(row["id"]), "distinct": row["id"] in distinct, "characters": len(row["text"])}

@@ -18,6 +18,7 @@ from prepare.rankings import LeftOut, RankedGroup, ranked_groups
 from sampling.worker import Worker, generation_settings
 from stages.files import UserError, read_manifest, read_shards, stage_key
 from stages.records import Record, group_by
+from stages.rows import read_rows
 from stages.seeds import request_seed
 from stages.settings import Eft, Settings, VerdictPosition, as_dict
 from stages.stage import Job, Output, Stage, first_rank
@@ -37,7 +38,7 @@ def read_sources(eft: Eft) -> tuple[list[RankedGroup], dict[str, dict[str, int]]
     groups: dict[str, RankedGroup] = {}
     counts = {}
     for path in eft.sources:
-        before, (own, reasons) = len(groups), ranked_groups(Path(path), eft)
+        before, (own, reasons) = len(groups), ranked_groups(read_rows(Path(path)), eft)
         for group in own:
             groups.setdefault(group.id, group)
         new = len(groups) - before

@@ -8,24 +8,24 @@ from typing import Any
 
 from judging.rubric import comparison_text, evidence_text, judge_prompt, judgment_text, meta_judgment_text, meta_prompt
 from model.chat import ChatFormat, load_chat
-from stages.files import UserError, read_jsonl
+from stages.files import UserError
 from stages.records import Message, Record
+from stages.rows import LABELLED, PROMPT, RESPONSES, messages_of, one_of, read_rows
 from stages.settings import Settings, VerdictPosition
 from stages.stage import Inputs, Job, Output, Stage
 
 
 def labelled_rows(path: Path) -> Iterator[Record]:
     """The labelled rows of a file: rows {kind, ...} unchanged; one row for each scored response to a prompt."""
-    for row in read_jsonl(path, ("prompt",)):
-        if row.get("kind") in ("judge", "metajudge", "respond"):
-            yield row
+    for row in read_rows(path):
+        if "responses" not in row.content:
+            yield row.checked(**LABELLED[row.value("kind", kind=one_of(*LABELLED))])
             continue
-        if "responses" not in row:
-            raise UserError(f"{path}, id {row.get('id')!r}: neither 'responses' nor a 'kind'; see data/README.md")
-        for response in row["responses"]:
+        content = row.checked(prompt=PROMPT, responses=RESPONSES)
+        for response in content["responses"]:
             judged = {"response": response["text"], "flaw": response.get("flaw", ""), "score": response["score"]}
             reason = evidence_text(response["evidence"])
-            yield {"kind": "judge", "prompt": row["prompt"], **judged, "justification": reason}
+            yield {"kind": "judge", "prompt": content["prompt"], **judged, "justification": reason}
 
 
 def render(rows: Iterable[Record], chat: ChatFormat, settings: Settings) -> Iterator[Record]:
@@ -50,7 +50,7 @@ def _texts(row: Record, settings: Settings) -> tuple[list[Message], str]:
     """Prompt and completion of a labelled row."""
     judge, metajudge = settings.judge, settings.metajudge
     if row["kind"] == "respond":
-        return [{"role": "user", "content": row["prompt"]}], row["response"]
+        return messages_of(row["prompt"]), row["response"]
     if row["kind"] == "judge":
         messages = judge_prompt(row["prompt"], row["response"], judge.prompt_style, judge.verdict_position)
         return messages, judgment_text(row["score"], row["justification"], judge.verdict_position)

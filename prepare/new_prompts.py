@@ -14,14 +14,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from model.chat import Message
-from prepare.novelty import Novelty, Sequences, repetition, words
-from prepare.pool import read_prompts
+from prepare.novelty import Novelty, Sequences, repetition, split, words
 from sampling.worker import Item, Worker, generation_settings, sampling_of
-from stages.files import UserError, read_jsonl, read_shards, stage_key
+from stages.files import UserError, read_shards, stage_key
 from stages.records import Record
+from stages.rows import FULL_TEXT, PROMPT, conversation_text, read_prompts, read_rows
 from stages.seeds import request_seed
 from stages.settings import Prompts, Settings, as_dict
 from stages.stage import Inputs, Job, Output, Stage, first_rank
@@ -45,7 +46,7 @@ class Dropped(StrEnum):  # why a completion gives no prompt, in the order of the
     UNLABELLED = "unlabelled"  # no line begins with a label such as "Task 9:": a greeting, a refusal, an answer
     TRUNCATED = "truncated"  # neither a stop token nor a further label ends the task
     EMPTY = "empty"  # the task has no letter or digit
-    TOO_FEW_WORDS = "too_few_words"  # fewer than `min_words`, counted by white space
+    TOO_FEW_WORDS = "too_few_words"  # fewer than `min_words`, by white space, or letters of scripts without it
     TOO_MANY_WORDS = "too_many_words"  # more than `max_words`
     REPETITIVE = "repetitive"  # more than a share `max_repetition` of its three-word sequences repeat earlier ones
     WORD = "word"  # the prompt has one of `words`, which ask for something that a text model can't see or do
@@ -101,7 +102,7 @@ class Filter:
         prompt = read_prompt(text, finish_reason)
         if isinstance(prompt, Dropped):
             return prompt
-        options, length = self._options, len(prompt.split())
+        options, length = self._options, len(split(prompt))
         checks = {
             Dropped.TOO_FEW_WORDS: length < options.min_words,
             Dropped.TOO_MANY_WORDS: length > options.max_words,
@@ -121,7 +122,7 @@ def read_seeds(options: Prompts) -> list[Record]:
     """The seed prompts {id, prompt}. Raises `UserError` for too few, and for an id with the prefix `NEW`."""
     if not options.seeds:
         raise UserError("prompts.seeds is empty; name a JSON-lines file of {id, prompt}")
-    seeds = read_prompts(options.seeds)
+    seeds = read_prompts(Path(options.seeds), kind=FULL_TEXT)
     if len(seeds) < options.shots:
         wanted = f"a request shows {options.shots}"
         raise UserError(f"{options.seeds}: {len(seeds)} prompts, but {wanted}; add prompts or lower prompts.shots")
@@ -143,7 +144,8 @@ def write_prompts(job: Job) -> Output:
     """Let a model write new prompts from seed ones: prompts.jsonl {id, prompt, attempt, round, shots}."""
     settings, options = job.settings, job.settings.prompts
     seeds, worker = read_seeds(options), Worker(settings, job.path("model"))
-    evaluation = [str(row["prompt"]) for path in options.evaluation for row in read_jsonl(path, ("prompt",))]
+    rows = (row for path in options.evaluation for row in read_rows(Path(path)))
+    evaluation = [conversation_text(row.value("prompt", kind=PROMPT)) for row in rows]
     accept = Filter(options, (row["prompt"] for row in seeds), evaluation)
     # Each round has its own key, without the filter's settings, so changing one resamples only rounds that change.
     names = ("shots", "generated_shots", "temperature", "top_p", "max_new_tokens")

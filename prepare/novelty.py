@@ -4,6 +4,7 @@ ROUGE-L (Lin, 2004) is the F-measure of the longest common subsequence (LCS) of 
 computed only where the number of words in common, which bounds the LCS, reaches the threshold.
 """
 
+import re
 import unicodedata
 from array import array
 from collections import Counter, defaultdict
@@ -12,13 +13,22 @@ from fractions import Fraction
 
 import numpy as np
 
+# Thai, Lao, Burmese, Khmer, kana and Han, which are written without spaces: each letter, with its marks, is a word.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+UNSPACED += "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 SHORTEST = 4  # a text shorter than a sequence counts as one itself if it has at least so many words
 
 
 def words(text: str) -> list[str]:
     """Runs of letters, their marks and digits, in lower case; on ASCII as in the package rouge-score, unstemmed."""
     text = unicodedata.normalize("NFC", text.lower())
-    return "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text).split()
+    return split("".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text))
+
+
+def split(text: str) -> list[str]:
+    """A text at its white space, and each letter of the scripts without any."""
+    text = re.sub(f"[{UNSPACED}]", lambda letter: " " * letter[0].isalnum() + letter[0], text)
+    return re.sub(f"(?<=[{UNSPACED}])(?=[^{UNSPACED}])", " ", text).split()
 
 
 def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:

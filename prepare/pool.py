@@ -10,21 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from prepare.eft import read_sources
-from stages.files import UserError, arguments, command, read_jsonl, write_jsonl
+from stages.files import UserError, arguments, command, write_jsonl
 from stages.records import Record
+from stages.rows import read_prompts
 from stages.settings import Settings, load_settings
-
-
-def read_prompts(*paths: Path | str) -> list[Record]:
-    """The rows of files. Raises `UserError` for an id or prompt that is no text or blank, and for a repeated id."""
-    rows: dict[str, Record] = {}
-    for path, row in ((name, row) for name in paths for row in read_jsonl(name, ("id", "prompt"))):
-        if not all(isinstance(row[key], str) and row[key].strip() for key in ("id", "prompt")):
-            raise UserError(f"{path}: id {row['id']!r}: id and prompt must be texts, not blank; mend the line")
-        if row["id"] in rows:
-            raise UserError(f"{path}: id {row['id']!r} comes twice; give each prompt its own")
-        rows[row["id"]] = row
-    return list(rows.values())
 
 
 def draw_prompts(paths: Sequence[Path], settings: Settings) -> list[list[Record]]:

@@ -6,18 +6,17 @@ group alone, {message_id, context: [{role, text}], replies: [{rank, text}]}. Ran
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import cycle, islice
-from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from stages.files import UserError, read_numbered_jsonl
+from stages.files import UserError
 from stages.records import Record
+from stages.rows import Kind, Row, conversation_text
 from stages.settings import Eft
-
-_SPEAKERS = {"prompter": "User", "assistant": "Assistant"}
 
 
 class LeftOut(StrEnum):  # why something is left out; what is below a message left out is not read
@@ -51,20 +50,12 @@ class RankedGroup:  # a conversation that ends with a question; two or more repl
         return {"message_id": self.id, "context": self.context, "replies": self.replies}
 
 
-def conversation_text(context: Sequence[Mapping[str, str]]) -> str:
-    """A conversation as the question shown to a judge: a single turn as it is, several turns under their roles."""
-    if len(context) == 1:
-        return context[0]["text"]
-    turns = [f"{_SPEAKERS[turn['role']]}:\n" + turn["text"] for turn in context]
-    return "\n\n".join(["The response continues this conversation.", *turns])
-
-
-def ranked_groups(path: Path, eft: Eft) -> tuple[list[RankedGroup], Counter[LeftOut]]:
-    """A file's groups, and how often each reason left something out. Raises `UserError` for another format."""
+def ranked_groups(rows: Iterable[Row], eft: Eft) -> tuple[list[RankedGroup], Counter[LeftOut]]:
+    """The groups of rows, and how often each reason left something out. Raises `UserError` for another format."""
     reader = _Reader(eft)
-    for number, row in read_numbered_jsonl(path):
-        reader.where, reader.in_tree = f"{path}, line {number}", "prompt" in row
-        reader.read(row)
+    for reader.where, content in rows:
+        reader.in_tree = "prompt" in content
+        reader.read(content)
     return reader.groups, reader.reasons
 
 
@@ -86,7 +77,7 @@ class _Reader:
         if len(turns) % 2 == 0:
             rule = "'context' has to begin and to end with a prompter's turn"
             raise UserError(f"{self.where}: {rule}; mend or remove the line")
-        if all(map(self.is_usable, turns, islice(cycle(_SPEAKERS), len(turns)))):
+        if all(map(self.is_usable, turns, islice(cycle(("prompter", "assistant")), len(turns)))):
             above = [{"role": turn["role"], "text": turn["text"]} for turn in turns[:-1]]
             self.visit(turns[-1] | {"message_id": row.get("message_id"), "replies": replies}, above, None)
 
@@ -99,7 +90,7 @@ class _Reader:
         answers = self.usable_replies(question, "assistant")
         ranks: dict[str, int] = {}
         for answer in answers:
-            if (rank := self.need(answer, "rank", int, optional=True)) is None:
+            if (rank := self.need(answer, "rank", int, NoneType)) is None:
                 self.reasons[LeftOut.UNRANKED] += 1
             elif answer["text"] in ranks:
                 self.reasons[LeftOut.DUPLICATE] += 1
@@ -117,7 +108,7 @@ class _Reader:
                 self.visit(further, [*context, {"role": "assistant", "text": answer["text"]}], tree or name)
 
     def usable_replies(self, message: Record, role: str) -> list[Record]:
-        replies = self.need(message, "replies", list, optional=True) or []
+        replies = self.need(message, "replies", list, NoneType) or []
         return [reply for reply in replies if self.is_usable(reply, role)]
 
     def is_usable(self, message: Any, role: str) -> bool:
@@ -128,7 +119,7 @@ class _Reader:
         faults = {
             LeftOut.DELETED: message.get("deleted"),
             LeftOut.UNREVIEWED: message.get("review_result", True) is not True,
-            LeftOut.LANGUAGE: "lang" in message and message["lang"] not in self.eft.languages,
+            LeftOut.LANGUAGE: "lang" in message and message["lang"] not in (self.eft.languages or [message["lang"]]),
             LeftOut.SYNTHETIC: self.in_tree and message.get("synthetic"),
             LeftOut.EMPTY: not self.need(message, "text", str).strip(),
         }
@@ -136,10 +127,7 @@ class _Reader:
         self.reasons.update(reasons[:1])
         return not reasons
 
-    def need(self, row: Record, key: str, kind: type, optional: bool = False) -> Any:
-        """The value of a key, which must be of type `kind`; None where it is optional and missing or null."""
-        value = row.get(key)
-        if type(value) is not kind and not (value is None and optional):
-            got = "is missing" if value is None else f"is {value!r:.40}, not of type {kind.__name__}"
-            raise UserError(f"{self.where}: {key!r} {got}; expected message trees or groups of ranked replies")
-        return value
+    def need(self, row: Record, key: str, *types: type) -> Any:
+        """The value of a key, which must be of one of the types; None may be missing."""
+        kind = Kind(" or ".join(own.__name__ for own in types), lambda value: type(value) in types)
+        return Row(self.where, row if key in row or NoneType not in types else {key: None}).value(key, kind=kind)

@@ -5,7 +5,7 @@ from typing import Any
 
 from model.chat import ChatFormat
 from sampling.worker import Item, Row, Worker, generation_settings, sampling_of
-from stages.files import read_jsonl
+from stages.rows import messages_of, read_prompts
 from stages.seeds import request_seed
 from stages.settings import Settings, as_dict
 from stages.stage import Job, Stage
@@ -15,7 +15,7 @@ def response_items(prompts: Iterable[Row], chat: ChatFormat, settings: Settings,
     """K requests for each prompt, a row {id, prompt}."""
     sampling = sampling_of(settings.respond, chat)
     for row in prompts:
-        messages = [{"role": "user", "content": row["prompt"]}]
+        messages = messages_of(row["prompt"])
         for sample in range(settings.respond.K):
             name = f"{row['id']}/r{sample}"
             seed = request_seed(settings.seed, iteration, "respond", name)
@@ -26,7 +26,7 @@ def response_items(prompts: Iterable[Row], chat: ChatFormat, settings: Settings,
 def respond(job: Job) -> None:
     """Sample K responses to each prompt."""
     worker = Worker(job.settings, job.path("model"))
-    prompts = read_jsonl(job.path("prompts"), ("id", "prompt"))
+    prompts = read_prompts(job.path("prompts"))
     worker.run(job, response_items(prompts, worker.chat, job.settings, job.iteration))
 
 

@@ -132,6 +132,8 @@ def read_jsonl(path: Path | str, required: Iterable[str] = (), containing: str =
 def read_json_list(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON list, each with its place, "PATH, entry I"; errors tell users to name `wanted`."""
     entries = parse_json(read_text(path, f"name {wanted}"), str(path), f"name {wanted}")
+    if isinstance(entries, dict):
+        entries = entries.get("examples")  # of a task of BIG-bench
     if not isinstance(entries, list):
         raise UserError(f"{path}: not a JSON list; name {wanted}")
     for index, entry in enumerate(entries):

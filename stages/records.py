@@ -8,6 +8,7 @@ from typing import Any, Literal, TypedDict
 
 Record = dict[str, Any]  # a row of a JSON-lines file
 Message = dict[str, str]  # {"role": ..., "content": ...}
+Prompt = str | list[Message]  # the user's text, or a conversation: stages/rows.py
 
 
 class Sampled(TypedDict):  # a completion that a model has sampled
@@ -22,7 +23,7 @@ class Sampled(TypedDict):  # a completion that a model has sampled
 
 class Response(Sampled):  # responses/shards-*/*.jsonl: one of the K answers to a prompt
     sample: int  # 0 to K - 1
-    prompt: str
+    prompt: Prompt
 
 
 class Judgment(Sampled):  # judgments/shards-*/*.jsonl: one of the N judgments of a response

@@ -70,7 +70,7 @@ class Sft(Training):  # of the seed, on judging and meta-judging; the held-out e
 @dataclass(frozen=True)
 class Eft:  # evaluation fine-tuning: judge examples from human rankings (`prepare/eft.py`), added to `sft.examples`
     sources: list[str] = field(default_factory=list)  # files of OpenAssistant's trees, or of groups of ranked replies
-    languages: list[str] = field(default_factory=lambda: ["en"])  # of the messages that are kept
+    languages: list[str] = field(default_factory=lambda: ["en"])  # of the messages that are kept; none: all
     max_turns: Count = 1  # user turns in a conversation at most: 1 is a first question alone
     N: Count = 4  # rounds of judgments of each group; the first whose order agrees with the humans' is kept
     order: Literal["strict", "weak"] = "weak"  # strict: better replies score higher; weak: not lower, some higher

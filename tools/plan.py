@@ -84,7 +84,7 @@ class Plan:
         settings, options, paths = self.settings, self.settings.prompts, self.settings.respond.prompts
         yield from (f"warning: {text}" for text in missing_inputs(settings))
         needed = len(settings.iteration) * settings.respond.prompts_per_iteration
-        pool, change = len(rows(*paths)) or needed, f"add prompts to {', '.join(paths)}"
+        pool, change = sum(len(rows(path)) for path in paths) or needed, f"add prompts to {', '.join(paths)}"
         if options.seeds:
             pool, change = round(options.max_attempts * settings.plan.prompts_kept), "raise prompts.max_attempts"
         if pool < needed:

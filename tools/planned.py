@@ -6,7 +6,7 @@ of a drawn length; prompts share what a run's prompts share: rubric, question, r
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
@@ -22,7 +22,7 @@ from judging.schedule import scheduled
 from model.chat import Message
 from model.config import LlamaConfig
 from prepare.new_prompts import request_prompt
-from stages.files import read_jsonl
+from stages.rows import conversation_text, read_prompts, read_rows
 from stages.settings import Dpo, Metajudge, Settings, Sft
 
 CHARACTERS = 4.5  # of a token of English text in Llama-3's vocabulary: our estimate
@@ -67,7 +67,8 @@ class Planned:
         self.settings, self.plan = settings, settings.plan
         self.draw, self.ids = random.Random(settings.seed), count()
         self.at_limits = False  # whether each text is as long as it may be
-        prompts = (tokens(row["prompt"]) for row in rows(*settings.respond.prompts))
+        pool = [row for path in settings.respond.prompts for row in rows(path, read_prompts)]
+        prompts = (tokens(conversation_text(row["prompt"])) for row in pool)
         longest = max(prompts, default=settings.prompts.max_new_tokens)
         self.prompt = partial(self.text, self.plan.prompt_tokens, longest)
         self.response = partial(self.text, self.plan.response_tokens, settings.respond.max_new_tokens)
@@ -217,6 +218,6 @@ def tokens(text: str) -> int:
     return math.ceil(len(text) / CHARACTERS)
 
 
-def rows(*paths: str) -> list[dict[str, Any]]:
-    """The rows of JSON-lines files, each with a prompt; none of a missing file."""
-    return [row for path in paths if Path(path).is_file() for row in read_jsonl(path, ("prompt",))]
+def rows(path: str, read: Callable[[Path], Iterable[Any]] = read_rows) -> list[Any]:
+    """The rows of a file; none of a missing one."""
+    return list(read(Path(path))) if Path(path).is_file() else []

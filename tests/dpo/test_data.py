@@ -29,11 +29,13 @@ def test_pairs_and_sft_examples_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("stage", "rows", "message"),
     [
-        ("dpo", [PAIR, PAIR], r"id 'a': this id came before"),
-        ("dpo", [PAIR | {"chosen_ids": "34"}], r"id 'a': chosen_ids is not a list of token ids"),
-        ("dpo", [PAIR | {"rejected_ids": [10]}], r"rejected_ids has an id outside the vocabulary of 10"),
-        ("sft", [SFT | {"token_weights": [1, 4]}], r"token_weights \[1, 4\] are not 3 weights of at least 0"),
-        ("sft", [SFT | {"token_weights": [0, 0, 0]}], r"token_weights are all 0"),
+        ("dpo", [PAIR, PAIR], r"line 2: id 'a' came before"),
+        ("dpo", [PAIR | {"chosen_ids": "34"}], r"line 1: chosen_ids is '34'; it must be a list of token ids below 10"),
+        ("dpo", [PAIR | {"rejected_ids": [10]}], r"line 1: rejected_ids is \[10\]; it must be a list of token ids"),
+        *(("dpo", [PAIR | {"chosen_ids": ids}], "line 1: chosen_ids is ") for ids in ([], None, [1.0], [True], [-1])),
+        *(("dpo", [PAIR | {"id": name}], "line 1: id is ") for name in (None, ["a"], 7, " ")),
+        ("sft", [SFT | {"token_weights": [1, 4]}], r"token_weights is \[1, 4\]; it must be 3 weights of at least 0"),
+        ("sft", [SFT | {"token_weights": [0, 0, 0]}], r"token_weights is \[0, 0, 0\]; it must be .* not all 0"),
     ],
 )
 def test_errors_name_file_and_example(tmp_path, stage, rows, message):

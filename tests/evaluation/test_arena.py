@@ -124,6 +124,17 @@ def test_judges_categories_and_editions_have_their_own_tables(tmp_path):
         assert board["rows"][0]["score"] == score
 
 
+def test_todays_rows_of_v0_1_are_v0_1s(tmp_path):
+    """arena-hard-auto now names v0.1's questions by "uid", too; the numbers are those of the older rows."""
+    old = simulated("a", 0.3, 1) + simulated("b", 0.7, 2)
+    new = [{"uid" if key == "question_id" else key: value for key, value in row.items()} for row in old]
+    new = [row | {"category": "arena-hard-v0.1", "baseline": "gpt-4-0314"} for row in new]
+    [board] = tables(tmp_path / "new.jsonl", new)
+    assert board["title"].startswith("arena-hard-v0.1, without style control: judged by M1's, against gpt-4-0314")
+    assert [board] == tables(tmp_path / "old.jsonl", old)
+    assert [board] == tables(tmp_path / "both.jsonl", old[:50] + new[50:])
+
+
 def test_only_the_benchmarks_own_judge_baseline_and_questions_make_its_number(tmp_path):
     def noted(count: int = 500, row=game, **more) -> list[str]:
         [board] = tables(tmp_path / "a.jsonl", [row(f"q{i}", "A>B", "A>B", **more) for i in range(count)])

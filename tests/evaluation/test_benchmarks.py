@@ -16,7 +16,7 @@ ALL_RATED = [rated(question["question_id"], turn, 5) for question in MT for turn
     ("benchmark", "rows", "complaint"),
     [
         (ALPACA_EVAL, [*ALPACA, ALPACA[1]], r"q.json, entry 3: 'Why is {it} blue\?' came before"),
-        (ARENA_HARD, [ARENA_2[0], without(ARENA_2[1], "prompt")], "q.jsonl, line 2: prompt is missing"),
+        (ARENA_HARD, [ARENA_2[0], without(ARENA_2[1], "prompt")], "q.jsonl, line 2: key 'prompt' is missing"),
         (ARENA_HARD, MT, "line 1: turns of arena-hard must be a list of 1"),
     ],
 )
@@ -42,7 +42,7 @@ def test_answers(tmp_path, outputs, complaint):
     ("rows", "complaint"),
     [
         ([GAME, GAME], "line 2: M1 on question 'q1' comes twice"),
-        ([without(game_2("q1", "A>B", "A>B"), "baseline")], "line 1: baseline is missing"),
+        ([without(game_2("q1", "A>B", "A>B"), "baseline")], "line 1: key 'baseline' is missing"),
         ([game("q1", None, "A<B")], "M1: no verdict of M1's counts"),
         ([GAME, GAME | {"model": "M2", "question_id": "q2"}], "M1: no judgment by M1's on 1 of 2 questions: 'q2'"),
     ],

@@ -151,7 +151,7 @@ def test_wins_in_both_orders():
     """The model's answer in either place; the first place both times; and one order alone."""
     result = wins("winner", a=(["first"], ["second"]), b=(["first"], ["first"]), d=(["second"], [None]))
     assert result["by_id"] == {"a": 1.0, "b": 0.5, "c": 0.5, "d": 0.0} and result["win_rate"]["value"] == 0.5
-    assert result["consistency"]["value"] == round(2 / 3, 4)  # a and c, not b
+    assert result["consistency"]["value"] == 0.5  # a, not b; c was not asked
     assert result["first_position"]["value"] == 0.6  # of five that name a place
     # A prompt's verdicts are drawn together: here are two prompts, not eight.
     for other, key in ((None, "parse_rate"), ("second", "first_position")):

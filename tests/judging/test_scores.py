@@ -68,7 +68,7 @@ def test_variance_ties_are_drawn_with_the_seed():
     ("row", "complaint"),
     [
         ({"id": "p9/r0", "score": 1}, "line 2: no response has the id 'p9/r0'"),
-        ({"id": "p1/r0", "score": 1}, "line 2: 'p1/r0' comes twice"),
+        ({"id": "p1/r0", "score": 1}, "line 2: id 'p1/r0' came before"),
         ({"id": "p1/r1", "score": "4"}, "line 2: score is '4'"),
         ({"id": "p1/r1", "score": None}, "line 2: score is None"),
         ({"id": "p1/r1", "score": True}, "line 2: score is True"),
@@ -76,7 +76,7 @@ def test_variance_ties_are_drawn_with_the_seed():
         ({"id": "p1/r1", "score": float("inf")}, "line 2: score is inf"),
         ({"id": "p1/r1", "score": 10**400}, "line 2: score is 1000"),
         ({"id": "p1/r1", "score": 4, "text": "good"}, "line 2: 'p1/r1' has another text"),
-        ({"id": ["p1/r1"], "score": 1}, "line 2: no response has the id ['p1/r1']"),
+        ({"id": ["p1/r1"], "score": 1}, "line 2: id is ['p1/r1']"),
         ({"id": "p1/r1"}, "line 2: key 'score' is missing"),
         ({"id": "p1/r1", "score": 1e-7, "model": "any"}, None),
     ],

@@ -64,5 +64,43 @@ def test_labelled_files(tmp_path):
     path.write_text(json.dumps({"id": "1", "prompt": "q", "responses": responses}) + "\n")
     assert [row["score"] for row in labelled_rows(path)] == [1]
     path.write_text('{"id": "1", "prompt": "q"}\n')
-    with pytest.raises(UserError, match="neither 'responses' nor a 'kind'"):
+    with pytest.raises(UserError, match=r"line 1: key .kind. is missing; it must be .judge. or"):
         list(labelled_rows(path))
+
+
+JUDGE = {"kind": "judge", "prompt": "q", "response": "r", "score": 3, "justification": "j"}
+META = {"kind": "metajudge", "prompt": "q", "response": "r", "winner": "second", "score": 5}
+META["judgments"] = [{"score": 1, "justification": "x"}, {"score": 4, "justification": "y"}]
+RESPOND = {"kind": "respond", "prompt": "q", "response": "r", "finished": True}
+GROUP = {"prompt": "q", "responses": [{"text": "r", "score": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        *((JUDGE | {"score": s}, "score is .*; it must be a number from 0 to 5") for s in (6, -1, "3", None, True)),
+        (META | {"winner": "Second"}, """winner is 'Second'; it must be "first" or "second\""""),
+        *((META | {"judgments": META["judgments"] * n}, "judgments is .*; it must be a list of 2") for n in (0, 2)),
+        *((RESPOND | {"response": no}, "response is .*; it must be a text that is not") for no in ("", "\n", None)),
+        (RESPOND | {"finished": "yes"}, "finished is 'yes'; it must be true or false"),
+        (RESPOND | {"kind": "answer"}, "kind is 'answer'; it must be"),
+        (GROUP, "responses is .*; it must be a list of objects {text: a text, score: a number from 0 to 5, evidence: "),
+        *((row | {"prompt": None}, "prompt is None") for row in (JUDGE, META, RESPOND, GROUP)),
+    ],
+)  # fmt: skip
+def test_a_row_of_another_kind_is_one_line(tmp_path, row, complaint):
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(RESPOND)}\n{json.dumps(row)}\n")
+    with pytest.raises(UserError, match=rf"rows\.jsonl, line 2: {complaint}"):
+        list(labelled_rows(tmp_path / "rows.jsonl"))
+
+
+def test_a_conversation_may_be_answered_and_judged(chat, settings):
+    talk = [("system", "Be brief."), ("user", "Hello?"), ("assistant", "Yes?"), ("user", "Why?")]
+    prompt = [{"role": role, "content": content} for role, content in talk]
+    answered, judged = render([RESPOND | {"prompt": prompt}, JUDGE | {"prompt": prompt}], chat, settings)
+    assert answered["prompt"] == prompt and answered["prompt_ids"] == chat.prompt_ids(prompt)
+    turns = "\n\n".join(f"{role.capitalize()}:\n{content}" for role, content in talk)
+    assert (
+        f"Question:\nThe response continues this conversation.\n\n{turns}\n\nResponse:\nr"
+        in judged["prompt"][1]["content"]
+    )

@@ -212,7 +212,7 @@ def test_every_rank_filters_and_the_first_writes(stage, monkeypatch):
 
 def test_seeds_that_do_not_do(stage, tmp_path):
     write_jsonl(tmp_path / "seeds.jsonl", [*ROWS, ROWS[2]])
-    with pytest.raises(UserError, match=rf"^{tmp_path / 'seeds.jsonl'}: id 's2' comes twice; give each prompt its own"):
+    with pytest.raises(UserError, match=rf"^{tmp_path / 'seeds.jsonl'}, line 11: id 's2' came before; give each"):
         stage()
     with pytest.raises(UserError, match=r"^prompts\.seeds is empty; name a JSON-lines file"):
         read_seeds(Prompts())

@@ -8,8 +8,9 @@ import pytest
 from evaluation.labelled import read_labelled
 from prepare import pool
 from prepare.new_prompts import read_seeds
-from prepare.rankings import LeftOut, conversation_text, ranked_groups
+from prepare.rankings import LeftOut, ranked_groups
 from stages.files import UserError, write_jsonl
+from stages.rows import conversation_text, read_rows
 from stages.settings import Eft, load_settings
 
 EFT = Eft(max_turns=2)
@@ -46,7 +47,7 @@ def texts(groups) -> list:
 def read(tmp_path):
     def read(*rows: dict, eft: Eft = EFT):
         write_jsonl(tmp_path / "source.jsonl", rows)
-        return ranked_groups(tmp_path / "source.jsonl", eft)
+        return ranked_groups(read_rows(tmp_path / "source.jsonl"), eft)
 
     return read
 
@@ -125,10 +126,10 @@ def test_a_group_written_is_read_again_here_and_by_the_agreement(read, tmp_path)
     assert [(case.group, case.prompt, case.text, case.quality) for case in cases] == expected
     path = tmp_path / "source.jsonl.gz"
     path.write_bytes(whole := gzip.compress((tmp_path / "source.jsonl").read_bytes()))
-    assert ranked_groups(path, EFT) == (groups, {})
+    assert ranked_groups(read_rows(path), EFT) == (groups, {})
     path.write_bytes(whole[:-30])
     with pytest.raises(UserError, match="damaged"):
-        ranked_groups(path, EFT)
+        ranked_groups(read_rows(path), EFT)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_a_group_written_is_read_again_here_and_by_the_agreement(read, tmp_path)
     [
         (tree(answer("q", 0)), "expected a message by the prompter, got {'message_id'"),
         (tree(ask("q", answer("a", 0, answer("b", 0)))), "expected a message by the prompter"),
-        (tree(ask("q", answer("a", 0.5))), r"'rank' is 0\.5, not of type int"),
+        (tree(ask("q", answer("a", 0.5))), r"rank is 0\.5; it must be int or NoneType"),
         *((group("q", [0, 1], turns), "has to begin and to end with a prompter's turn") for turns in (TALK[:2], [])),
     ],
 )

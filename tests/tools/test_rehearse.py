@@ -19,6 +19,7 @@ from prepare.scripted import write_stand_in
 from sampling.engine import Engine
 from sampling.request import Request, Sampling
 from stages.files import UserError, read_jsonl, write_jsonl
+from stages.rows import read_rows
 from stages.settings import Eft, load_settings
 from tools import rehearse
 from tools.rehearse import Rehearsal, toml
@@ -62,7 +63,7 @@ def test_stand_ins_for_files_are_of_the_real_formats(place):
     assert (settings.respond.K, settings.judge.N, settings.iteration) == (real.respond.K, real.judge.N, real.iteration)
     assert settings.nproc_per_node == 2 and settings.prompts.count == 16 and settings.model.path == "models/seed"
     [source] = settings.eft.sources
-    groups, reasons = ranked_groups(place / "r" / source, Eft())
+    groups, reasons = ranked_groups(read_rows(place / "r" / source), Eft())
     assert len(groups) == rehearse.TREES and not reasons and all(len(group.replies) == 3 for group in groups)
     assert len(list(read_jsonl(place / "r" / settings.prompts.seeds, ("id", "prompt")))) == rehearse.SEEDS
     held_out = settings.prompts.evaluation[0]

@@ -1,0 +1,1 @@
+"""A campaign of kills, damage, limits and fuzz on the tiny run: `make chaos`."""

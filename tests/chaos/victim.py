@@ -1,0 +1,26 @@
+"""iterate.py in a session of its own, watched by the hook and under the limits that the environment names: run in a
+copy of a process (`processes.fork`)."""
+
+import json
+import os
+import resource
+import runpy
+import signal
+import sys
+
+from tests.chaos import hook
+
+
+def main() -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    hook.install_from_environment()
+    for name, limit in json.loads(os.environ.get(hook.LIMITS, "{}")).items():
+        number = getattr(resource, name)
+        resource.setrlimit(number, (limit, resource.getrlimit(number)[1]))
+    sys.argv = ["iterate", *sys.argv[1:]]
+    runpy.run_module("iterate", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
