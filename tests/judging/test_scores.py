@@ -1,5 +1,6 @@
 """Scores, the choice of the meta-judged response, and scores from a file, by hand."""
 
+import json
 from fractions import Fraction
 
 import pytest
@@ -7,7 +8,7 @@ from records import judgments, make_settings, response
 
 from judging.metajudge import choose_meta_judged
 from judging.scores import distinct_judgments, distinct_responses, mean_score, read_scores
-from stages.files import UserError, write_jsonl
+from stages.files import UserError
 
 
 def test_what_is_distinct():
@@ -72,8 +73,8 @@ def test_variance_ties_are_drawn_with_the_seed():
         ({"id": "p1/r1", "score": "4"}, "line 2: score is '4'"),
         ({"id": "p1/r1", "score": None}, "line 2: score is None"),
         ({"id": "p1/r1", "score": True}, "line 2: score is True"),
-        ({"id": "p1/r1", "score": float("nan")}, "line 2: score is nan"),
-        ({"id": "p1/r1", "score": float("inf")}, "line 2: score is inf"),
+        ({"id": "p1/r1", "score": float("nan")}, "line 2: not JSON (invalid literal for int() with base 10: 'NaN')"),
+        ('{"id": "p1/r1", "score": 1e999}', "line 2: score is inf"),
         ({"id": "p1/r1", "score": 10**400}, "line 2: score is 1000"),
         ({"id": "p1/r1", "score": 4, "text": "good"}, "line 2: 'p1/r1' has another text"),
         ({"id": ["p1/r1"], "score": 1}, "line 2: id is ['p1/r1']"),
@@ -83,7 +84,8 @@ def test_variance_ties_are_drawn_with_the_seed():
 )
 def test_scores_from_a_file_are_exact_and_bad_rows_are_named(tmp_path, row, complaint):
     path, responses = tmp_path / "scores.jsonl", [response(1, 0, "good"), response(1, 1, "bad")]
-    write_jsonl(path, [{"id": "p1/r0", "score": -0.1, "text": "good"}, row])
+    rows = [{"id": "p1/r0", "score": -0.1, "text": "good"}, row]
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     if complaint is None:
         assert read_scores(path, responses) == {"p1/r0": Fraction(-1, 10), "p1/r1": Fraction(1, 10**7)}
         return
