@@ -131,7 +131,8 @@ def read_jsonl(path: Path | str, required: Iterable[str] = (), containing: str =
 
 def read_json_list(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON list, each with its place, "PATH, entry I"; errors tell users to name `wanted`."""
-    entries = parse_json(read_text(path, f"name {wanted}"), str(path), f"name {wanted}")
+    mend = f"name {wanted}"
+    entries = parse_json(read_text(path, mend), str(path), mend, lambda _: None)  # tables' NaN: no value
     if isinstance(entries, dict):
         entries = entries.get("examples")  # of a task of BIG-bench
     if not isinstance(entries, list):
@@ -147,11 +148,11 @@ def read_json(path: Path | str, mend: str = "repeat the stage that writes it") -
     return _object(read_text(path, mend), str(path), mend)
 
 
-def parse_json(text: str, where: str, mend: str) -> Any:
+def parse_json(text: str, where: str, mend: str, constant: Callable[[str], Any] = int) -> Any:
     """The value of a JSON text. Raises `UserError` also for nesting and numbers that Python does not read, for nan and
     infinity, and for half a surrogate pair, which is no character."""
     try:
-        value = json.loads(text, parse_constant=int)  # int refuses them
+        value = json.loads(text, parse_constant=constant)  # int refuses them
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:

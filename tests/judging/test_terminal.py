@@ -39,7 +39,7 @@ def test_the_trace_shows_what_a_model_would_have_the_terminal_do(folder, words):
 
 def test_so_does_the_preview(monkeypatch, capsys):
     monkeypatch.setattr(judging.preview, "preview", lambda *_: ["\x1b[31mred"])
-    for name in ("Worker", "load_settings", "read_jsonl"):
+    for name in ("Worker", "load_settings", "read_prompts"):
         monkeypatch.setattr(judging.preview, name, lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["preview", "--config", "c", "--model", "m", "--prompts", "p"])
     judging.preview.main()

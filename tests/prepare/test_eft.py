@@ -30,7 +30,7 @@ AGREES, DISAGREES, EQUAL, FEW = Outcome
 
 def make_settings(**eft) -> Settings:
     judge = Judge(N=9, prompt_style="compact", verdict_position="first")
-    respond = Respond(prompts="p", prompts_per_iteration=1)
+    respond = Respond(prompts=["p"], prompts_per_iteration=1)
     return Settings("test", Model("m"), respond=respond, judge=judge, eft=Eft(**eft), iteration=[Iteration()], seed=5)
 
 
@@ -132,7 +132,7 @@ name = "test"
 seed = 3
 model = {path = "m"}
 engine = {shard_requests = 20}
-respond = {prompts = "p", prompts_per_iteration = 2}
+respond = {prompts = ["p"], prompts_per_iteration = 2}
 judge = {prompt_style = "compact", verdict_position = "first"}
 [eft]
 sources = ["SOURCE"]

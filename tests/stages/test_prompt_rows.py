@@ -133,7 +133,7 @@ def run_respond(path: Path, settings: Settings) -> None:
 
 
 READERS = {
-    "the loop": draw_prompts,
+    "the loop": lambda path, settings: draw_prompts([path], settings),
     "respond alone": run_respond,
     "instructions": lambda path, settings: read_instructions(path),
     "seeds": lambda path, settings: read_seeds(Prompts(seeds=str(path), shots=1)),

@@ -83,14 +83,15 @@ def test_your_own_files_are_taken_where_they_are(place):
     (model / "tokenizer.json").write_text("{}")
     for name in ("pool", "held-out"):
         write_jsonl(place / name / "p.jsonl", [{"id": f"{name}{i}", "prompt": name} for i in range(60)])
-    own = {"extends": str(PAPER), "prompts": {"seeds": ""}, "respond": {"prompts": "pool/p.jsonl"}}
+    own = {"extends": str(PAPER), "prompts": {"seeds": ""}, "respond": {"prompts": ["pool/p.jsonl"]}}
     own |= {"metajudge": {"model": "models/large"}}
     own["evaluation"] = {"judge": "models/large", "instructions": "", "prompts": "held-out/p.jsonl"}
     (place / "own.toml").write_text(toml(own))
     settings = load_settings(Rehearsal(place / "own.toml", place / "r").prepare())
     assert list(read_jsonl(place / "r" / settings.eft.sources[0])) == [tree]
     assert (place / "r" / "models" / "seed" / "tokenizer.json").read_text() == "{}"
-    pool, held_out = (list(read_jsonl(place / "r" / s.prompts)) for s in (settings.respond, settings.evaluation))
+    files = (*settings.respond.prompts, settings.evaluation.prompts)
+    pool, held_out = (list(read_jsonl(place / "r" / file)) for file in files)
     assert len(pool) == 4 * rehearse.PROMPTS and {row["prompt"] for row in pool} == {"pool"}
     assert len(held_out) == 8 and {row["prompt"] for row in held_out} == {"held-out"}
     assert {settings.model.path, settings.metajudge.model, settings.evaluation.judge} == {"models/seed"}
