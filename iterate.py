@@ -224,7 +224,7 @@ class Run:
         if job.complete:
             self.forecast.done(name)
             return job.out
-        weights = sum(path.stat().st_size for path in job.path("model").glob("*.safetensors"))
+        weights = sum(path.stat().st_size for model in job.paths("model") for path in model.glob("*.safetensors"))
         if (free := shutil.disk_usage(self.folder).free) < 7 * weights:  # a training state in fp32, and a checkpoint
             raise UserError(f"{self.folder}: {free / 1e9:.1f} GB are free, {7 * weights / 1e9:.1f} needed; make room")
         with self.forecast.stage(name) as note:

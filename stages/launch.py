@@ -58,7 +58,7 @@ class Launcher:  # starts the stages of a run and waits for them
         host, _, port = self.head.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
             raise UserError(f"--head {self.head!r}: several nodes need the first one's HOST:PORT, as in node0:29400")
-        if self.node == 0 and not self.secret.is_file():
+        if self.node == 0 and not (self.secret.is_file() and self.secret.stat().st_size):
             write_atomic(self.secret, os.urandom(32), 0o600)
         try:
             self.store = dist.TCPStore(host, int(port), None, self.node == 0, PATIENCE, wait_for_workers=False)

@@ -130,7 +130,8 @@ def main() -> None:
     if code := subprocess.run(words, cwd=folder, env=environment, check=False).returncode:
         print(f"the rehearsal stopped with exit code {code}; what it left is in {folder}", file=sys.stderr)
         raise SystemExit(code)
-    stages, minutes = len([*(folder / "runs").rglob("manifest.json")]), (time.monotonic() - started) / 60
+    manifests = [path for path in (folder / "runs").rglob("manifest.json") if "reference" not in path.parts]
+    stages, minutes = len(manifests), (time.monotonic() - started) / 60
     print(f"\n{NOTE}\nRehearsed: {stages} stages on {RANKS} ranks, {minutes:.1f} minutes; all is in {folder}")
 
 

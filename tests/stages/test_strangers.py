@@ -91,6 +91,9 @@ def test_the_head_makes_a_secret_that_its_owner_alone_may_read(tmp_path):
         head = Launcher(1, tmp_path / "run" / "logs", 2, 0, f"127.0.0.1:{free_port()}")
         assert stat.S_IMODE(head.secret.stat().st_mode) == 0o600
     first = head.secret.read_bytes()
+    head.secret.write_bytes(b"")
+    again = Launcher(1, tmp_path / "run" / "logs", 2, 0, f"127.0.0.1:{free_port()}").secret.read_bytes()
+    assert len(again) == 32 and again != first, "whoever finds no secret could sign with none"
     Launcher(1, tmp_path / "other" / "logs", 2, 0, f"127.0.0.1:{free_port()}")
     assert len(first) == 32 and (tmp_path / "other" / "secret").read_bytes() != first
     Launcher(2, tmp_path / "single" / "logs")
