@@ -1,5 +1,6 @@
 """The project's commands in a test's folder: as processes, or in copies of this one, which have imported PyTorch."""
 
+import gc
 import json
 import os
 import runpy
@@ -60,6 +61,7 @@ def fork(place: Path, module: str, *words: str, **environment: str) -> int:
     if process := os.fork():
         return process
     code = 1
+    gc.freeze()  # another test's process group, collected here without its threads, would wait for them for ever
     try:
         os.chdir(place)
         os.environ.update(environment)
