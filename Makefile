@@ -18,7 +18,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 # also where the environment tells Python not to: else every process would compile it again.
 COMPILE := PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import torch._dynamo, iterate, dpo.train, evaluation.measure'
 
-.PHONY: setup doctor plan iterate report rehearse stand-in sft test test-peers test-gpu kernels bench check clean
+.PHONY: setup doctor plan iterate report rehearse stand-in sft test test-peers test-gpu chaos kernels bench check clean
 
 setup: .venv/demo
 
@@ -103,6 +103,11 @@ test-gpu: .venv/test
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no CUDA device: make test runs the kernels in an interpreter, make kernels compiles them")'
 	$(BIN)/python -m pytest -m "kernels or gpu"
 	$(BIN)/python -m tools.bench.kernels
+
+# Kills, damage, limits and fuzz, for hours; OUT has the results, and goes on where it was stopped. FLAGS = --help.
+chaos: export CUDA_VISIBLE_DEVICES :=
+chaos: .venv/test
+	@$(BIN)/python -m tests.chaos --out $(or $(OUT),runs/chaos) $(FLAGS)
 
 # Compiles every kernel for three kinds of GPU, without a GPU; prints a table and writes kernels.json.
 kernels: .venv/kernels

@@ -12,8 +12,9 @@ from evaluation.labelled import read_decisions, read_labelled
 from evaluation.measure import ModelMeasurements
 from evaluation.statistics import by_group, columns, shown
 from judging.trace import STAGES
-from stages.files import read_json, read_jsonl, read_manifest, write_json
+from stages.files import read_json, read_manifest, write_json
 from stages.records import Record
+from stages.rows import NUMBER, Row, read_rows
 from stages.settings import Settings
 
 PROTOCOLS = {"scores": "by mean scores", "pairwise": "in both orders"}
@@ -70,8 +71,10 @@ def _iteration(folder: Path, number: int, settings: Settings) -> Record:
     pairs: Record = {"actor": counts["actor"], "judge": counts.get("judge", 0)}
     pairs["reasons"] = {key: value for key, value in counts.items() if "." in key and value}
     # The held-out pairs' figures, or without such pairs those of the last step.
-    *_, last = [trained] if "accuracy" in trained else read_jsonl(folder / "train" / "metrics.jsonl")
-    dpo = {"first_loss": trained["first_loss"]} | {key: last[key] for key in ("loss", "accuracy", "margin")}
+    path, figures = folder / "train" / "metrics.jsonl", ("loss", "accuracy", "margin")
+    *_, step = Row(str(path), {}), *([Row("", trained)] if "accuracy" in trained else read_rows(path))
+    last = step.checked(**dict.fromkeys(figures, NUMBER))
+    dpo = {"first_loss": trained["first_loss"]} | {key: last[key] for key in figures}
     dpo |= {"epoch": trained["epoch"], "held_out": last is trained}
     seconds = {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest}
     row: Record = {"iteration": number, "rho": settings.iteration[number - 1].rho}

@@ -17,12 +17,14 @@ from evaluation.report.plots import ReportedIteration, ReportedRun, plots
 from evaluation.summary import cells, notes, summary_lines
 from judging.scores import EXPLANATIONS
 from judging.trace import Document, comparison_label, judgment_label, read_lineage, response_label, verdict
-from stages.files import MANIFEST, UserError, read_json, read_jsonl, read_manifest
+from stages.files import MANIFEST, UserError, read_json, read_manifest
 from stages.records import Record
+from stages.rows import NUMBER, TEXT, read_rows
 
 TEMPLATES = Path(__file__).parent / "templates"
 TEXT_BUDGET = 20_000_000  # characters of prompts and pairs' texts in one page; those behind may have as many again
 LIMITS = (16_000, 8_000, 4_000, 2_000, 1_000, 600, 300, 150)
+CURVES = {"split": TEXT} | dict.fromkeys(("loss", "reward_chosen", "reward_rejected"), NUMBER)
 LABEL = 80  # characters of a label, about; they count, too
 
 
@@ -74,7 +76,8 @@ def _read_iteration(run: ReportedRun, row: Record, budget: int) -> ReportedItera
     """An iteration with its training metrics and prompts. Deleted files are left out and named in the run's `gone`."""
     iteration = ReportedIteration(row["iteration"], row)
     try:
-        iteration.metrics = list(read_jsonl(run.folder / f"iter{iteration.number}" / "train" / "metrics.jsonl"))
+        path = run.folder / f"iter{iteration.number}" / "train" / "metrics.jsonl"
+        iteration.metrics = [step.checked(**CURVES) for step in read_rows(path)]
     except UserError as error:
         run.gone.append(f"no training curves of iteration {iteration.number}: {error}")
     try:

@@ -16,20 +16,10 @@ from typing import Any
 
 from processes import ROOT
 
-from tests.chaos.place import (
-    CONFIG,
-    RUN,
-    Step,
-    contents,
-    copied,
-    differences,
-    operations,
-    run,
-    shared,
-    steps,
-)  # fmt: skip
+from tests.chaos.place import CONFIG, RUN, Step, contents, copied, differences, operations, run, seconds, shared, steps
 
 Damage = Callable[[bytes, random.Random], bytes]
+Case = Callable[[Path, Path], list[str]]  # (base, place to work in) -> what was wrong
 
 POOL = Path("data/prompts/train.jsonl")
 REQUIRED = {  # keys that the rows of an input need
@@ -40,7 +30,7 @@ REQUIRED = {  # keys that the rows of an input need
     "sft.jsonl": ("kind", "prompt", "response"),
 }
 DEEP, LONG = b"[" * 100_000, b"9" * 5000
-PATIENCE = 10.0  # seconds that a refusal may take beyond the whole run's
+PATIENCE = 10.0  # seconds that a command may take beyond those of the whole run
 
 
 def _line(change: Callable[[list[bytes], int], list[bytes]]) -> Damage:
@@ -169,7 +159,7 @@ def _undo(base: Path, place: Path, step: Step) -> None:
     step.undo(place)
 
 
-def cases(base: Path, half: Path, count: int, seed: int) -> Iterator[tuple[str, Callable[[Path, Path], list[str]]]]:
+def cases(base: Path, half: Path, count: int, seed: int) -> Iterator[tuple[str, Case]]:
     """`count` cases by name, every kind of file in turn."""
     draw, kinds = random.Random(f"{seed}/damage"), files(base, stopped(base, half))
     names = sorted(kinds)
@@ -179,10 +169,12 @@ def cases(base: Path, half: Path, count: int, seed: int) -> Iterator[tuple[str, 
         is_input = str(path) in (CONFIG, *REQUIRED)
         known = damages(path, is_input) | {"deleted": None}
         what = draw.choice(sorted(known))
-        yield f"{number}: {path} {what}", _case(place, path, what, known[what], random.Random(f"{seed}/{number}"))
+        yield f"{number}: {path} {what}", damaged(place, path, known[what], random.Random(f"{seed}/{number}"))
 
 
-def _case(source: Path, path: Path, what: str, damage: Damage | None, draw: random.Random) -> Any:
+def damaged(source: Path, path: Path, damage: Damage | None, draw: random.Random) -> Case:
+    """The file of a copy of `source`, a run, is damaged, or deleted, before the command is repeated."""
+
     def case(base: Path, place: Path) -> list[str]:
         copied(source, place)
         (place / "data").unlink()
@@ -199,8 +191,8 @@ def _case(source: Path, path: Path, what: str, damage: Damage | None, draw: rand
             (place / path).write_bytes(changed)
             if changed == whole:
                 return []
-        ended = run(place)
-        faults = [fault.replace("hang", "hang over its limit") for fault in ended.faults]
+        ended = run(place, timeout=seconds(base) + PATIENCE)
+        faults = list(ended.faults)
         if ended.code == 0:
             return faults + _used(base, place, path)
         lines = [line for line in ended.err.splitlines() if line.startswith("error: ")]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tests.chaos.place import (
     CONFIG,
@@ -32,13 +33,13 @@ from tests.chaos.place import (
 
 Case = Callable[[Path, Path], list[str]]  # (base, place to work in) -> what was wrong
 
-SENT = [(signal.SIGKILL, "self"), (signal.SIGKILL, "all"), (signal.SIGTERM, "self"), (signal.SIGINT, "all")]
+SENT = [(signal.SIGKILL, "self"), (signal.SIGKILL, "all"), (signal.SIGTERM, "all"), (signal.SIGINT, "all")]
 
 
 def cases(base: Path, count: int, seed: int) -> Iterator[tuple[str, Case]]:
     """`count` cases by name: three of five at a file operation, one of five at a moment, the rest of other kinds."""
     draw, known = random.Random(seed), steps(base)
-    kinds = [_at_operation] * 12 + [_at_moment] * 4 + [_twice] * 2 + [_orphan, _two_ranks]
+    kinds = [_at_operation] * 12 + [_at_moment] * 3 + [_early] + [_twice] * 2 + [_orphan, _two_ranks]
     for number in range(count):
         kind = kinds[number % len(kinds)]
         first = draw.randrange(len(known))
@@ -50,20 +51,20 @@ def every_operation(base: Path) -> Iterator[tuple[str, Case]]:
     """A kill at every single file operation of every step."""
     for step in steps(base):
         for place in range(1, len(operations(base, [step])) + 1):
-            yield f"kill at operation {place} of {step.name}", _disturbed([step], [(place, signal.SIGKILL, "self")])
+            yield f"kill at operation {place} of {step.name}", disturbed([step], [(place, signal.SIGKILL, "self")])
 
 
 def _at_operation(base: Path, chosen: list[Step], draw: random.Random, number: int) -> tuple[str, Case]:
     place, (sent, whom) = draw.randint(1, len(operations(base, chosen)) + 6), draw.choice(SENT)
     name = f"{number}: {sent.name} to {whom} at operation {place} of {_names(chosen)}"
-    return name, _disturbed(chosen, [(place, sent, whom)])
+    return name, disturbed(chosen, [(place, sent, whom)])
 
 
 def _twice(base: Path, chosen: list[Step], draw: random.Random, number: int) -> tuple[str, Case]:
     count = len(operations(base, chosen)) + 6
     places = [draw.randint(1, count), draw.randint(1, max(count // 2, 1))]
     name = f"{number}: SIGKILL twice, at operations {places[0]} and {places[1]} of {_names(chosen)}"
-    return name, _disturbed(chosen, [(place, signal.SIGKILL, "self") for place in places])
+    return name, disturbed(chosen, [(place, signal.SIGKILL, "self") for place in places])
 
 
 def _at_moment(base: Path, chosen: list[Step], draw: random.Random, number: int) -> tuple[str, Case]:
@@ -71,13 +72,14 @@ def _at_moment(base: Path, chosen: list[Step], draw: random.Random, number: int)
     seconds, (sent, whom) = draw.uniform(0, 1 + (moments or [0])[-1]), draw.choice(SENT)
 
     def strike(session: int) -> None:
+        _wait_for(lambda: members(session) == [] or list(Path(f"/proc/{session}/cwd").glob(f"{RUN}/lock")))
         time.sleep(seconds)
         present = members(session)
         with suppress(ProcessLookupError):
             if whom == "all":
                 os.killpg(session, sent)
             elif present:
-                os.kill(session if sent == signal.SIGTERM else draw.choice(present), sent)
+                os.kill(draw.choice(present), sent)
 
     def case(base: Path, place: Path) -> list[str]:
         _undo(base, place, chosen)
@@ -86,7 +88,22 @@ def _at_moment(base: Path, chosen: list[Step], draw: random.Random, number: int)
     return f"{number}: {sent.name} to {whom} after {seconds:.2f} s of {_names(chosen)}", case
 
 
-def _disturbed(chosen: list[Step], strikes: list[tuple[int, int, str]]) -> Case:
+def _early(base: Path, chosen: list[Step], draw: random.Random, number: int) -> tuple[str, Case]:
+    """Ctrl-C while iterate.py, or the stage that it has started, is importing."""
+    seconds = draw.uniform(0.05, 6)
+
+    def case(base: Path, place: Path) -> list[str]:
+        _undo(base, place, chosen)
+        process = start(place)
+        time.sleep(seconds)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        return _again(base, place, finish(place, process))
+
+    return f"{number}: Ctrl-C {seconds:.2f} s after the command, which makes {_names(chosen)}", case
+
+
+def disturbed(chosen: list[Step], strikes: list[tuple[int, int, str]]) -> Case:
     def case(base: Path, place: Path) -> list[str]:
         _undo(base, place, chosen)
         for at in strikes:
@@ -106,18 +123,14 @@ def _orphan(base: Path, chosen: list[Step], draw: random.Random, number: int) ->
         training = next(step for step in steps(base) if step.name == "iter1/checkpoint")
         _undo(base, place, [training])
         process = start(place)
-        deadline = time.monotonic() + 120
-        while not list((place / RUN / "iter1" / "train").glob("*")) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        _wait_for(lambda: list((place / RUN / "iter1" / "train").glob("*")))
         time.sleep(wait)
         process.kill()
         process.wait()
         again = start(place)
         ended = finish(place, again)
         if ended.code == 2 and "in use by" in ended.err:  # the trainer still holds the lock: it must end on its own
-            deadline = time.monotonic() + 60
-            while members(process.pid) and time.monotonic() < deadline:
-                time.sleep(0.1)
+            _wait_for(lambda: not members(process.pid))
             ended = finish(place, start(place))
         left = members(process.pid)
         end(process.pid)
@@ -137,9 +150,7 @@ def _two_ranks(base: Path, chosen: list[Step], draw: random.Random, number: int)
         alone = config.read_text()
         config.write_text(alone.replace("seed = 0\n", "seed = 0\nnproc_per_node = 2\n", 1))
         process = start(place)
-        deadline = time.monotonic() + 120
-        while not (place / RUN / "iter1" / "judgments").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        _wait_for((place / RUN / "iter1" / "judgments").exists)
         time.sleep(seconds)
         with suppress(ProcessLookupError, IndexError):
             if victim == "all":
@@ -153,6 +164,12 @@ def _two_ranks(base: Path, chosen: list[Step], draw: random.Random, number: int)
         return faults + _judged(base, place, ended)
 
     return f"{number}: SIGKILL to {victim} of two ranks, {seconds:.2f} s into judging", case
+
+
+def _wait_for(done: Callable[[], Any], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _undo(base: Path, place: Path, chosen: list[Step]) -> None:

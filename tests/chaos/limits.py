@@ -19,7 +19,7 @@ from tests.chaos.place import CONFIG, RUN, Ended, Step, contents, copied, differ
 Case = Callable[[Path, Path], list[str]]
 
 LIMITS = [("RLIMIT_FSIZE", size) for size in (3000, 20_000, 100_000, 300_000, 1_000_000)]  # stderr fits
-LIMITS += [("RLIMIT_NOFILE", count) for count in (8, 16)] + [("RLIMIT_AS", size << 20) for size in (600, 900)]
+LIMITS += [("RLIMIT_NOFILE", count) for count in (8, 16)] + [("RLIMIT_AS", size << 20) for size in (20, 100)]
 
 
 def cases(base: Path, count: int, seed: int) -> Iterator[tuple[str, Case]]:
@@ -94,9 +94,10 @@ def _spaces(base: Path, place: Path) -> list[str]:
     (inner / RUN).rename(inner / "runs/a run")
     shutil.rmtree(inner / "runs/a run/iter2/pairs")
     ended = finish(inner, start(inner, "--config", "a config.toml", "--run", "a run"))
-    (inner / "runs/a run").rename(inner / RUN)
     code = [] if ended.code == 0 else [f"exit code {ended.code}: {ended.last_line}"]
-    return ended.faults + code + differences(inner, contents(base))
+    pairs = [folder / "iter2/pairs/actor.jsonl" for folder in (base / RUN, inner / "runs/a run")]
+    same = pairs[1].is_file() and pairs[0].read_bytes() == pairs[1].read_bytes()
+    return ended.faults + code + ([] if same else ["other pairs"])
 
 
 def _two(base: Path, place: Path) -> list[str]:

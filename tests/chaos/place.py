@@ -21,7 +21,7 @@ from tests.chaos import hook
 
 CONFIG, RUN = "tiny.toml", Path("runs/tiny")
 COMMAND = ("--config", CONFIG)
-VOLATILE = {"seconds", "tokens_per_second", "mfu", "memory_mib"}  # keys of what differs from run to run
+VOLATILE = {"seconds", "tokens_per_second", "mfu", "memory_mib", "checksum"}  # keys of what no two runs share
 UNCOMPARED = re.compile(r"(^|/)(report\.html|logs|secret)($|/)")
 TIMEOUT = 300.0
 
@@ -58,7 +58,7 @@ def make(folder: Path) -> Path:
     for old, new in (
         ("[dpo]\nepochs = 1", "[dpo]\nepochs = 2"),
         ("batch_size = 8", "batch_size = 4"),
-        ("tokens_per_microbatch = 2048", "tokens_per_microbatch = 2048\nsave_every = 1"),
+        ("tokens_per_microbatch = 2048", "tokens_per_microbatch = 2048\nsave_every = 2"),
         ("prompts_per_iteration = 8", "prompts_per_iteration = 6"),
     ):
         assert old in text, old
@@ -97,9 +97,12 @@ def run(
     environment[hook.VARIABLE] = ":".join(map(str, (place, *at))) if watched or at[0] else ""
     started = time.monotonic()
     process = fork(place, "tests.chaos.victim", *(words or COMMAND), **environment)
-    during(process)
-    code = _wait(lambda: os.waitpid(process, os.WNOHANG), process, timeout)
-    return _ended(process, code, (place / "err.txt").read_text(errors="replace"), started)
+    try:
+        during(process)
+        code = _wait(lambda: os.waitpid(process, os.WNOHANG), process, timeout)
+        return _ended(process, code, (place / "err.txt").read_text(errors="replace"), started)
+    finally:
+        end(process)
 
 
 def start(place: Path, *words: str, at: tuple[int, int, str] | None = None) -> subprocess.Popen:
@@ -119,8 +122,11 @@ def finish(place: Path, process: subprocess.Popen, timeout: float = TIMEOUT) -> 
         code = process.poll()
         return (0, 0) if code is None else (process.pid, code << 8 if code >= 0 else -code)
 
-    code = _wait(poll, process.pid, timeout)
-    return _ended(process.pid, code, (place / "err.txt").read_text(errors="replace"), started)
+    try:
+        code = _wait(poll, process.pid, timeout)
+        return _ended(process.pid, code, (place / "err.txt").read_text(errors="replace"), started)
+    finally:
+        end(process.pid)
 
 
 def _wait(poll: Callable[[], tuple[int, int]], session: int, timeout: float) -> int | None:
@@ -202,7 +208,16 @@ def differences(place: Path, wanted: dict[str, Any]) -> list[str]:
     if missing := sorted(wanted.keys() - given.keys()):
         found.append(f"missing: {', '.join(missing[:3])}")
     changed = sorted(name for name in wanted.keys() & given.keys() if wanted[name] != given[name])
-    return found + ([f"other bytes: {', '.join(changed[:3])}"] if changed else [])
+    shown = (f"{name}{_changed_keys(wanted[name], given[name])}" for name in changed[:3])
+    return found + ([f"other bytes: {', '.join(shown)}"] if changed else [])
+
+
+def _changed_keys(wanted: Any, given: Any) -> str:
+    """The keys in which two JSON objects differ, in brackets; nothing of other files."""
+    with suppress(TypeError, ValueError, AttributeError):
+        [one], [two] = json.loads(wanted), json.loads(given)
+        return f" ({', '.join(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))})"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -242,3 +257,9 @@ def operations(base: Path, chosen: Sequence[Step]) -> list[float]:
     lines = (line.split(maxsplit=3) for line in (base / hook.LOG).read_text(errors="replace").splitlines())
     times = [float(line[0]) for line in lines if line[3].startswith(paths)]
     return [moment - times[0] for moment in times]
+
+
+def seconds(base: Path) -> float:
+    """How long the whole run took; a minute where nobody watched it."""
+    times = [float(line.split()[0]) for line in (base / hook.LOG).open()] if (base / hook.LOG).is_file() else [0, 60]
+    return times[-1] - times[0]
