@@ -162,7 +162,7 @@ def panel(folder: Path) -> dict:
 def test_self_rewarding_without_length_control(derived):
     folder = derived("self-rewarding-no-length-control")
     manifest = read_manifest(folder / "pairs")
-    assert manifest["rule"]["length_control"] is False and panel(folder)["metajudge"] is None
+    assert manifest["rule"]["length_control"] == "off" and panel(folder)["metajudge"] is None
     assert manifest["counts"]["actor"] > 0 and "judge" not in manifest["counts"]
 
 

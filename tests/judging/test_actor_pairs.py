@@ -1,6 +1,7 @@
 """Length control against tables worked by hand."""
 
 from fractions import Fraction
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -44,7 +45,13 @@ BY_HAND = [
     # exact fractions: tiers of rho = 0.1 over [0, 1] reach 0.9 and 0.1 exactly, which doubles would miss
     ([(50, 1), (10, "0.9"), (60, "0.1"), (30, 0)], {"rho": 0.1}, (1, 2)),
     # off: rho and lengths have no say; ties are drawn
-    ([(30, 4), (10, 4), (5, "3.9"), (5, 2), (40, 2)], {"rho": 0.4, "length_control": False}, (0, 3)),
+    ([(30, 4), (10, 4), (5, "3.9"), (5, 2), (40, 2)], {"rho": 0.4, "length_control": "off"}, (0, 3)),
+    # nearest: of {r0 30, r1 10} from 4.4 and {r3 16, r4 40} to 2.6 it is r1 and r3, then equal lengths and scores
+    ([(30, 5), (10, "4.5"), (11, 3), (16, 1), (40, 2)], {"rho": 0.4, "length_control": "nearest"}, (1, 3)),
+    ([(20, 4), (30, 5), (30, 5), (20, 1), (30, 1)], {"rho": 0.3, "length_control": "nearest"}, (1, 4)),
+    ([(20, "4.5"), (90, 5), (20, 2), (20, 1)], {"rho": 0.3, "length_control": "nearest"}, (0, 3)),
+    # tiers that hold all: two of equal score are no pair, though nearest in length
+    ([(50, 3), (10, 3), (90, 5), (70, 1)], {"rho": 1.0, "length_control": "nearest"}, (2, 3)),
     # nothing to choose between
     ([(10, 5)], {}, Reason.TOO_FEW_RESPONSES),
     ([(10, 5), (20, None)], {}, Reason.TOO_FEW_SCORED),
@@ -52,7 +59,7 @@ BY_HAND = [
     # the limit is on the chosen one, and itself allowed
     ([(10, 5), (99, 1)], {"max_response_characters": 10}, (0, 1)),
     ([(11, 5), (1, 1)], {"max_response_characters": 10}, Reason.CHOSEN_TOO_LONG),
-    ([(11, 5), (1, 1)], {"length_control": False, "max_response_characters": 10}, Reason.CHOSEN_TOO_LONG),
+    ([(11, 5), (1, 1)], {"length_control": "off", "max_response_characters": 10}, Reason.CHOSEN_TOO_LONG),
 ]
 
 
@@ -63,24 +70,31 @@ def test_length_control_by_hand(rows, rules, pair):
 
 def test_without_length_control_ties_are_drawn():
     rows = [(30, 4), (10, 4), (5, 3), (5, 2), (40, 2)]
-    assert chosen_and_rejected(rows, take_last, length_control=False) == (1, 4)
-    drawn = [chosen_and_rejected(rows, seeded_draw(seed, 1), length_control=False) for seed in range(40)]
+    assert chosen_and_rejected(rows, take_last, length_control="off") == (1, 4)
+    drawn = [chosen_and_rejected(rows, seeded_draw(seed, 1), length_control="off") for seed in range(40)]
     assert set(drawn) == {(c, r) for c in (0, 1) for r in (3, 4)}
 
 
 @settings(max_examples=30)
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 20)), max_size=7), st.integers(0, 100), st.booleans())
-def test_length_control_as_method_says_it(quarters, percent: int, on: bool):
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 20)), max_size=7),
+    st.integers(0, 100),
+    st.sampled_from(["shortest", "nearest", "off"]),
+)
+def test_length_control_as_method_says_it(quarters, percent: int, control: str):
     rows = [(length, score / 4) for length, score in quarters]
-    choice = chosen_and_rejected(rows, rho=percent / 100, length_control=on)
+    choice = chosen_and_rejected(rows, rho=percent / 100, length_control=control)
     if isinstance(choice, Reason):
         assert percent >= 50 or choice in (Reason.TOO_FEW_RESPONSES, Reason.EQUAL_SCORES)
         return
     (length, score), (rejected_length, rejected_score) = (rows[i] for i in choice)
-    rho = Fraction(percent, 100) if on else Fraction(0)
+    rho = Fraction(percent, 100) if control != "off" else Fraction(0)
     high, low = max(Fraction(s) for _, s in rows), min(Fraction(s) for _, s in rows)
     top, bottom = (1 - rho) * high + rho * low, (1 - rho) * low + rho * high
     assert top <= score > rejected_score <= bottom
-    if on:
+    if control == "nearest":
+        gaps = [abs(a - b) for (a, s), (b, u) in product(rows, rows) if s >= top and u <= bottom and s > u]
+        assert abs(length - rejected_length) == min(gaps)
+    if control == "shortest":
         assert all(other >= length for other, s in rows if s >= top)
         assert all(other <= rejected_length for other, s in rows if s <= bottom)

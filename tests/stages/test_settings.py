@@ -26,7 +26,7 @@ def test_baselines_of_the_paper():
     rules = {name: settings.iteration for name, settings in baselines.items()}
     for rule, ours in zip(paper.iteration, rules["self-rewarding"], strict=True):
         assert replace(rule, judge_pairs=False, max_judgment_characters=None) == ours
-    assert rules["self-rewarding-no-length-control"] == [Iteration(length_control=False, judge_pairs=False)] * 4
+    assert rules["self-rewarding-no-length-control"] == [Iteration(length_control="off", judge_pairs=False)] * 4
     assert rules["scores-from-file"] == rules["self-rewarding"]
     assert [rule.judge_pairs for rule in rules["judge-pairs-throughout"]] == [True] * 4
     assert rules["sft-only"] == [] and not baselines["no-sft"].sft.enabled
