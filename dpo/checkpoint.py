@@ -1,6 +1,6 @@
 """Checkpoints: the state that a stopped run continues from, and the export that the next stage reads.
 
-Both are written under a temporary name, synced and renamed: a folder with its final name is always whole.
+Both are written under a temporary name, synced and renamed; a manifest says what belongs to them.
 """
 
 import os

@@ -48,9 +48,7 @@ class Launcher:  # starts the stages of a run and waits for them
 
     def __post_init__(self) -> None:
         """Raises `UserError` where the head's address is wrong or the head does not answer."""
-        self.secret = self.logs.with_name(
-            "secret"
-        )  # known to the nodes, who share the run's folder, and to no stranger
+        self.secret = self.logs.with_name("secret")  # of the nodes, who share the run's folder
         if not 0 <= self.node < self.nodes:
             raise UserError(f"--node {self.node}: with --nodes {self.nodes} it must lie in 0 to {self.nodes - 1}")
         if self.nodes == 1:
@@ -168,11 +166,8 @@ class Launcher:  # starts the stages of a run and waits for them
         """Run this node's ranks, show rank 0's output, and name the rank that fails first; its exit code."""
         folder, first = self.logs / name / f"node{self.node}", self.node * self.ranks
         folder.mkdir(parents=True, exist_ok=True)
-        common = {
-            "MASTER_ADDR": self.store.host if self.store else LOOPBACK,
-            "MASTER_PORT": port,
-            "TORCHELASTIC_USE_AGENT_STORE": True,
-        }
+        host = self.store.host if self.store else LOOPBACK
+        common = {"MASTER_ADDR": host, "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
         common |= {"WORLD_SIZE": self.nodes * self.ranks, "LOCAL_WORLD_SIZE": self.ranks, "GROUP_RANK": self.node}
         common |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
         logs = [folder / f"rank{first + i}.log" for i in range(self.ranks)]
