@@ -299,7 +299,7 @@ def is_complete(folder: Path | str, key: str) -> bool:
 
 def write_manifest(folder: Path | str, stage: str, key: str, outputs: Iterable[Path], **facts: Any) -> None:
     """Mark a stage complete. The digest covers the files `outputs`; `facts` are for readers."""
-    folder, outputs = Path(folder), list(outputs)
+    folder, outputs = Path(folder), sorted(outputs)  # file systems list a folder in orders of their own
     written = {str(file.relative_to(folder)): _sha256(file) for file in outputs}
     manifest = {"stage": stage, "key": key, "digest": _digest_of_files(folder, outputs), "files": written} | facts
     write_json(folder / MANIFEST, manifest | {"checksum": stage_key("manifest", manifest)})

@@ -69,13 +69,14 @@ def campaign(given: argparse.Namespace) -> int:
     if results.is_file():
         rows = (json.loads(line) for line in results.read_text().splitlines())
         done = {(row["part"], row["case"]): row for row in rows if row["seed"] == given.seed}
-    rows, started = [], time.monotonic()
+    rows, started = [], dict[str, float]()
     with results.open("a", buffering=1) as file:
         for part, name, case in cases(given):
             if (row := done.get((part, name))) is None:
-                if given.seconds and time.monotonic() - started > given.seconds:
-                    continue
                 begun = time.monotonic()
+                spent = begun - started.setdefault(part, begun)
+                if given.seconds and spent > given.seconds / len(given.only):
+                    continue
                 faults = case()
                 row = {"part": part, "case": name, "seed": given.seed, "faults": faults}
                 file.write(json.dumps(row | {"seconds": round(time.monotonic() - begun, 1)}) + "\n")
@@ -97,5 +98,5 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--limits", type=int, default=35)
     options.add_argument("--fuzz", type=int, default=5000, help="readings a reader")
     options.add_argument("--only", nargs="+", choices=parts, default=parts)
-    options.add_argument("--seconds", type=float, help="begin no case after so long")
+    options.add_argument("--seconds", type=float, help="in all; each part begins no case after its share")
     return options

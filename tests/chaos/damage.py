@@ -16,7 +16,7 @@ from typing import Any
 
 from processes import ROOT
 
-from tests.chaos.place import CONFIG, RUN, Step, contents, copied, differences, operations, run, seconds, shared, steps
+from tests.chaos.place import CONFIG, RUN, contents, copied, differences, operations, run, seconds, shared, steps
 
 Damage = Callable[[bytes, random.Random], bytes]
 Case = Callable[[Path, Path], list[str]]  # (base, place to work in) -> what was wrong
@@ -144,19 +144,14 @@ def files(base: Path, half: Path) -> dict[str, list[tuple[Path, Path]]]:
 
 def stopped(base: Path, half: Path) -> Path:
     """A run that was killed within its first training, once it had states and an export; made from the base."""
-    if not half.is_dir():
-        training = next(step for step in steps(base) if step.name == "iter1/checkpoint")
-        for number in range(len(operations(base, [training])), 0, -1):
-            _undo(base, half, training)
-            run(half, at=(number, signal.SIGKILL, "self"))
-            if list((half / RUN / "iter1/train").glob("state-*/progress.json")):
-                break
+    training = next(step for step in steps(base) if step.name == "iter1/checkpoint")
+    number = len(operations(base, [training])) // 2
+    while not list((half / RUN / "iter1/train").glob("state-*/progress.json")):
+        copied(base, half)
+        training.undo(half)
+        run(half, at=(number, signal.SIGKILL, "self"))
+        number += 3
     return half
-
-
-def _undo(base: Path, place: Path, step: Step) -> None:
-    copied(base, place)
-    step.undo(place)
 
 
 def cases(base: Path, half: Path, count: int, seed: int) -> Iterator[tuple[str, Case]]:

@@ -29,7 +29,7 @@ from tests.chaos.place import (
     run,
     start,
     steps,
-)  # fmt: skip
+)
 
 Case = Callable[[Path, Path], list[str]]  # (base, place to work in) -> what was wrong
 
@@ -89,18 +89,19 @@ def _at_moment(base: Path, chosen: list[Step], draw: random.Random, number: int)
 
 
 def _early(base: Path, chosen: list[Step], draw: random.Random, number: int) -> tuple[str, Case]:
-    """Ctrl-C while iterate.py, or the stage that it has started, is importing."""
-    seconds = draw.uniform(0.05, 6)
+    """Ctrl-C while the first stage that iterate.py has started is importing."""
+    seconds = draw.uniform(0, 3)
 
     def case(base: Path, place: Path) -> list[str]:
         _undo(base, place, chosen)
         process = start(place)
+        _wait_for(lambda: process.poll() is not None or len(members(process.pid)) > 1)
         time.sleep(seconds)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGINT)
         return _again(base, place, finish(place, process))
 
-    return f"{number}: Ctrl-C {seconds:.2f} s after the command, which makes {_names(chosen)}", case
+    return f"{number}: Ctrl-C {seconds:.2f} s into the imports of a stage, to make {_names(chosen)}", case
 
 
 def disturbed(chosen: list[Step], strikes: list[tuple[int, int, str]]) -> Case:
@@ -140,8 +141,9 @@ def _orphan(base: Path, chosen: list[Step], draw: random.Random, number: int) ->
 
 
 def _two_ranks(base: Path, chosen: list[Step], draw: random.Random, number: int) -> tuple[str, Case]:
-    """One of the processes of a run on two ranks is killed while they judge."""
-    seconds, victim = draw.uniform(0, 3), draw.choice(("rank 0", "rank 1", "iterate.py", "all"))
+    """One of the processes of a run on two ranks is killed while they judge, or whichever changes a file."""
+    seconds, victim = draw.uniform(0, 3), draw.choice(("rank 0", "rank 1", "iterate.py", "all", "who writes"))
+    at = (draw.randint(1, 26), signal.SIGKILL, "self") if victim == "who writes" else None
 
     def case(base: Path, place: Path) -> list[str]:
         judging = next(step for step in steps(base) if step.name == "iter1/judgments")
@@ -149,21 +151,21 @@ def _two_ranks(base: Path, chosen: list[Step], draw: random.Random, number: int)
         config = place / CONFIG
         alone = config.read_text()
         config.write_text(alone.replace("seed = 0\n", "seed = 0\nnproc_per_node = 2\n", 1))
-        process = start(place)
-        _wait_for((place / RUN / "iter1" / "judgments").exists)
-        time.sleep(seconds)
-        with suppress(ProcessLookupError, IndexError):
-            if victim == "all":
-                os.killpg(process.pid, signal.SIGKILL)
-            else:
+        process = start(place, at=at)
+        if at is None:
+            _wait_for((place / RUN / "iter1" / "judgments").exists)
+            time.sleep(seconds)
+            with suppress(ProcessLookupError, IndexError):
                 ranks = [member for member in members(process.pid) if member != process.pid]
-                os.kill({"rank 0": ranks[0], "rank 1": ranks[-1], "iterate.py": process.pid}[victim], signal.SIGKILL)
+                known = {"rank 0": ranks[0], "rank 1": ranks[-1], "iterate.py": process.pid, "all": -process.pid}
+                os.kill(known[victim], signal.SIGKILL)
         faults = finish(place, process).faults
         ended = finish(place, start(place))
         shutil.copy(base / RUN / "settings.json", place / RUN)  # which has the number of ranks
         return faults + _judged(base, place, ended)
 
-    return f"{number}: SIGKILL to {victim} of two ranks, {seconds:.2f} s into judging", case
+    when = f"at operation {at[0]}" if at else f"{seconds:.2f} s into judging"
+    return f"{number}: SIGKILL to {victim} of two ranks, {when}", case
 
 
 def _wait_for(done: Callable[[], Any], seconds: float = 120) -> None:

@@ -105,12 +105,12 @@ def _two(base: Path, place: Path) -> list[str]:
     copied(base, place)
     for folder in ("models", "runs"):
         shutil.rmtree(place / folder)
-    commands = [start(place, "--config", CONFIG, "--run", name) for name in ("tiny", "other")]
-    ended = [finish(place, command) for command in commands]
+    commands = {name: start(place, "--config", CONFIG, "--run", name, err=f"{name}.txt") for name in ("tiny", "other")}
+    ended = [finish(place, command, err=f"{name}.txt") for name, command in commands.items()]
     faults = [fault for one in ended for fault in one.faults]
     faults += [f"exit code {one.code}: {one.last_line}" for one in ended if one.code]
     shutil.rmtree(place / "runs/other", ignore_errors=True)
-    return faults + differences(place, contents(base))
+    return faults + differences(place, contents(base), ".jsonl", ".safetensors")  # manifests name either run's folder
 
 
 def _disks(base: Path) -> Iterator[tuple[str, Case]]:

@@ -105,17 +105,17 @@ def run(
         end(process)
 
 
-def start(place: Path, *words: str, at: tuple[int, int, str] | None = None) -> subprocess.Popen:
-    """Start iterate.py itself, with processes of its own for the stages, in a new session; stderr goes to err.txt."""
+def start(place: Path, *words: str, at: tuple[int, int, str] | None = None, err: str = "err.txt") -> subprocess.Popen:
+    """Start iterate.py itself, with processes of its own for the stages, in a new session; stderr goes to a file."""
     path = [str(ROOT), str(Path(__file__).parent / "site")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
     environment |= {hook.VARIABLE: ":".join(map(str, (place, *at)))} if at else {}
     command = [sys.executable, str(ROOT / "iterate.py"), *(words or COMMAND)]
-    with (place / "out.txt").open("w") as out, (place / "err.txt").open("w") as err:
-        return subprocess.Popen(command, cwd=place, env=environment, stdout=out, stderr=err, start_new_session=True)
+    with (place / "out.txt").open("w") as out, (place / err).open("w") as file:
+        return subprocess.Popen(command, cwd=place, env=environment, stdout=out, stderr=file, start_new_session=True)
 
 
-def finish(place: Path, process: subprocess.Popen, timeout: float = TIMEOUT) -> Ended:
+def finish(place: Path, process: subprocess.Popen, timeout: float = TIMEOUT, err: str = "err.txt") -> Ended:
     started = time.monotonic()
 
     def poll() -> tuple[int, int]:
@@ -124,7 +124,7 @@ def finish(place: Path, process: subprocess.Popen, timeout: float = TIMEOUT) -> 
 
     try:
         code = _wait(poll, process.pid, timeout)
-        return _ended(process.pid, code, (place / "err.txt").read_text(errors="replace"), started)
+        return _ended(process.pid, code, (place / err).read_text(errors="replace"), started)
     finally:
         end(process.pid)
 
@@ -200,9 +200,11 @@ def _steady(value: Any) -> Any:
     return [_steady(item) for item in value] if isinstance(value, list) else value
 
 
-def differences(place: Path, wanted: dict[str, Any]) -> list[str]:
-    """What differs from the undisturbed run; files in the making and locks are left over."""
+def differences(place: Path, wanted: dict[str, Any], *kinds: str) -> list[str]:
+    """What differs from the undisturbed run, of all files or those of some kinds, such as ".jsonl"; files in the making
+    and locks are left over."""
     given = contents(place)
+    wanted, given = ({n: own[n] for n in own if not kinds or n.endswith(kinds)} for own in (wanted, given))
     left = sorted(given.keys() - wanted.keys())
     found = [f"left over: {', '.join(left[:3])}"] if left else []
     if missing := sorted(wanted.keys() - given.keys()):
