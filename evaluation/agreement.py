@@ -140,9 +140,8 @@ def read_report(folder: Path) -> Record:
     return read_json(folder / "agreement.json")
 
 
-def measure_judge(worker: Worker, protocol: Protocol, N: int, job: Job) -> None:
-    """Let a model judge the input `judge_cases`; write the verdicts to decisions.jsonl, and the report."""
-    labelled = read_labelled(job.path("judge_cases"))
+def measure_judge(worker: Worker, labelled: Labelled, protocol: Protocol, N: int, job: Job) -> None:
+    """Let a model judge labelled responses; write the verdicts to decisions.jsonl, and the report."""
     if protocol == "scores":
         responses = [{"id": c.name, "prompt_id": c.group, "prompt": c.prompt, "text": c.text} for c in labelled.cases]
         records = score_rows(worker, responses, N, job.part("agreement", "judgments"))
@@ -260,7 +259,7 @@ def main() -> None:
         inputs = {"model": given.model, "judge_cases": given.cases}
         job = make_job("agreement", settings, values, given.out, inputs)
         if not job.complete:
-            measure_judge(Worker(settings, given.model), given.protocol, given.N, job)
+            measure_judge(Worker(settings, given.model), read_labelled(given.cases), given.protocol, given.N, job)
         measured = read_report(given.out) if first_rank() else {}
     if first_rank():
         print(table(measured))

@@ -2,27 +2,30 @@
 
 As a judge and a meta-judge: `agreement.py`. As an actor: its answers to the config's held-out `instructions`, with
 rules that code can check, and open `prompts`, and wins against the seed model's answers to these. Answers are drawn as
-the actor samples, with the same noise for all models.
+the actor samples, with the same noise for all models. As both: do its scores of its own answers agree with the code?
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from evaluation.agreement import measure_judge, measure_metajudge
+from evaluation.labelled import Case, Labelled, Pair, read_labelled
 from evaluation.pairwise import Duel, compare, decide
 from evaluation.statistics import by_group, each, share
 from evaluation.verifiable import Instruction, read_instructions, verifiable_report
 from judging.judge import judge_section, score_rows, scoring_section
 from judging.rubric import leaks_role
+from judging.rules import obeys
 from judging.scores import mean_score
 from model.chat import ChatFormat
 from prepare.novelty import repetition, words
 from sampling.worker import Item, Worker, generation_settings, sampling_of
 from stages.files import UserError, read_shards
 from stages.records import Prompt, Record, group_by
-from stages.rows import messages_of, read_prompts
+from stages.rows import conversation_text, messages_of, read_prompts
 from stages.seeds import request_seed
 from stages.settings import Settings
 from stages.stage import Job, Output, Stage, first_rank
@@ -119,6 +122,26 @@ def decisive_rows(judge: Worker, duels: Sequence[Duel], job: Job) -> list[Record
     return [row | {"duel": row["prompt_id"], "shown": shown[row["response_id"]]} for row in rows]
 
 
+def labelled_by_rules(instructions: Iterable[Instruction], answers: Iterable[Record]) -> Labelled:
+    """The different answers to each instruction, of quality 1 if they follow all its rules and else 0; the names of the
+    rules are the subset."""
+    texts, cases, pairs = group_by(answers, "name"), list[Case](), list[Pair]()
+    for item in instructions:
+        rules, prompt = " and ".join(rule.name for rule in item.rules), conversation_text(item.prompt)
+        different = enumerate(dict.fromkeys(row["text"] for row in texts[item.id]))
+        own = [Case(item.id, f"{item.id}/{i}", prompt, t, obeys(item.rules, t), "", rules) for i, t in different]
+        both = ((a, b) for a, b in combinations(own, 2) if a.quality != b.quality)
+        cases, pairs = cases + own, pairs + [Pair(f"{a.name}-{b.name}", a, b) for a, b in both]
+    return Labelled(cases, pairs)
+
+
+def measure_rules(worker: Worker, answers: Path, job: Job) -> None:
+    """Let a model judge its own answers to instructions, whose rules code has checked."""
+    rows = [row for row in read_shards(answers) if row["kind"] == "instruction"]
+    labelled = labelled_by_rules(read_instructions(job.path("instructions")), rows)
+    measure_judge(worker, labelled, "scores", job.settings.evaluation.N, job)
+
+
 def measure_wins(judge: Worker, answers: Path, job: Job) -> None:
     """Let a judge compare a model's answers with the input `against`, and write the report."""
     folders = (answers, job.path("against"))
@@ -134,7 +157,7 @@ class ModelMeasurements:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.agreement, self.meta_agreement = folder / "judge", folder / "metajudge"
+        self.agreement, self.meta_agreement, self.rules = folder / "judge", folder / "metajudge", folder / "rules"
         self.held_out, self.answers, self.duel = folder / "actor", folder / "actor" / "answers", folder / "wins"
 
     @classmethod
@@ -148,16 +171,26 @@ def measure(job: Job) -> Output:
     folders, model = ModelMeasurements(job.out), job.path("model")
     worker, judge = Worker(job.settings, model), job.optional("judge") or model
     judge_worker = worker if judge == model else Worker(job.settings, judge)
-    judging = partial(measure_judge, worker, "scores", job.settings.evaluation.N)
+
+    def judging(part: Job) -> None:
+        measure_judge(worker, read_labelled(job.path("judge_cases")), "scores", job.settings.evaluation.N, part)
+
+    answers, judges = job.has("instructions") or job.has("prompts"), job.has("judge_cases")
     measurements = (
-        ("held-out", folders.held_out, ("instructions", "prompts"), partial(measure_answers, worker)),
-        ("agreement", folders.agreement, ("judge_cases",), judging),
-        ("meta-agreement", folders.meta_agreement, ("comparisons",), partial(measure_metajudge, worker)),
-        ("duel", folders.duel, ("judge",), partial(measure_wins, judge_worker, folders.answers)),
+        ("held-out", folders.held_out, answers, partial(measure_answers, worker)),
+        ("agreement", folders.agreement, judges, judging),
+        (
+            "rules",
+            folders.rules,
+            judges and job.settings.evaluation.on_rules,
+            partial(measure_rules, worker, folders.answers),
+        ),
+        ("meta-agreement", folders.meta_agreement, job.has("comparisons"), partial(measure_metajudge, worker)),
+        ("duel", folders.duel, job.has("judge"), partial(measure_wins, judge_worker, folders.answers)),
     )
     written = []
-    for name, folder, inputs, work in measurements:
-        if any(map(job.has, inputs)):
+    for name, folder, asked, work in measurements:
+        if asked:
             part = job.part(name, folder.name)
             written.append(part.out / "manifest.json")
             if not part.complete:

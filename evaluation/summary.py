@@ -29,7 +29,7 @@ COLUMNS = (
     ("repetition", "repetition", "{:.1%}"),
     ("leakage", "role_leakage", "{:.1%}"),
     ("judge agrees", "agreement", _BRIEF),
-    ("Spearman", "spearman", "{:.2f}"),
+    ("on rules", "agreement_on_rules", _BRIEF),
     ("meta-judge", "meta_agreement", _BRIEF),
 )  # the table of models: title, key, and the format of value and interval
 CHANGES = {"verifiable": _CHANGE, "agreement": _CHANGE, "score": "{:+.2f} [{:+.2f}, {:+.2f}]"} | {
@@ -58,7 +58,11 @@ def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, d
 def _judged(run: Path, t: int, settings: Settings) -> Record:
     """M_t's measurements on labelled data; None where the config names no file or the model was not measured."""
     model, evaluation = ModelMeasurements.of(run, t), settings.evaluation
-    named = {"agreement": evaluation.judge_cases, "meta_agreement": evaluation.comparisons}
+    named = {
+        "agreement": evaluation.judge_cases,
+        "meta_agreement": evaluation.comparisons,
+        "rules": evaluation.on_rules,
+    }
     folders = {key: getattr(model, key) for key in named}
     return {key: read_report(folders[key]) if file and folders[key].is_dir() else None for key, file in named.items()}
 
@@ -89,7 +93,7 @@ def _models(run: Path, settings: Settings, checkpoints: Sequence[str]) -> list[R
     rows, base, evaluation, first = [], Values(), settings.evaluation, -1 if settings.sft.enabled else 0
     for t, checkpoint in enumerate(checkpoints, first):
         model, judged = ModelMeasurements.of(run, t), _judged(run, t, settings)
-        judge, meta = judged["agreement"] or {}, judged["meta_agreement"] or {}
+        judge, meta, on_rules = (judged[key] or {} for key in ("agreement", "meta_agreement", "rules"))
         actor = read_json(model.held_out / "report.json") if evaluation.instructions or evaluation.prompts else {}
         verifiable, answers = actor.get("verifiable") or {}, actor.get("answers") or {}
         wins = read_json(model.duel / "report.json") if evaluation.prompts and t > first else {}  # over the seed
@@ -99,6 +103,7 @@ def _models(run: Path, settings: Settings, checkpoints: Sequence[str]) -> list[R
         by = {"current": f"M{t}", "initial": "M0"}.get(evaluation.judge, evaluation.judge) if wins else None
         row: Record = {"name": "seed" if t < 0 else f"M{t}", "checkpoint": checkpoint}
         row |= {"agreement": judge.get("pairwise"), "meta_agreement": meta.get("agreement")}
+        row["agreement_on_rules"] = on_rules.get("pairwise")
         row |= {key: judge.get(key) for key in ("longer_wins", "spearman", "parse_rate")}
         row |= {"verifiable": verifiable.get("strict"), "verifiable_rules": verifiable.get("rules")}
         row |= {key: answers.get(key) for key in (*BY_ANSWER, "distinct_1", "distinct_2")}

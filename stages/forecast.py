@@ -26,7 +26,8 @@ def works(settings: Settings) -> dict[str, float]:
     def measurement(model: int) -> float:
         """The work of measuring M_t, or with model = -1 the seed; a case has about 6 responses."""
         scored = reading + plan.judgment_tokens * (judge.score == "sampled")
-        judging = 6 * cases * evaluation.N * scored + 2 * pairs_of_judgments * comparison
+        judged = 6 * cases + instructions * evaluation.samples * evaluation.on_rules
+        judging = judged * evaluation.N * scored + 2 * pairs_of_judgments * comparison
         duels = 2 * open_prompts * evaluation.duel_samples * scored * (model >= 0)
         return (
             (instructions * evaluation.samples + open_prompts) * answer

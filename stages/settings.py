@@ -203,6 +203,11 @@ class Evaluation:  # how the seed and each M_t are measured, on data that no tra
     protocol: Protocol = "scores"  # answers are scored alone, as in the loop; or compared, in both orders
     duel_samples: Count = 1  # judgments of each answer, or comparisons in each order
 
+    @property
+    def on_rules(self) -> bool:
+        """Whether each model judges its own answers to the instructions, several of each, where code knows the best."""
+        return bool(self.judge_cases and self.instructions and self.samples > 1)
+
 
 @dataclass(frozen=True)
 class Limits:  # limits that stop a run before training if an iteration has gone wrong; each is off by default

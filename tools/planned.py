@@ -91,6 +91,7 @@ class Planned:
         choosing = self.compared(len(rows(evaluation.comparisons)), 2, Metajudge())
         acted = self.answered(len(rows(evaluation.instructions)) * evaluation.samples + answered, 1)
         duels = self.judged(answered, 2, evaluation.duel_samples, judge.score_first)
+        on_rules = self.judged(len(rows(evaluation.instructions)), evaluation.samples, evaluation.N, judge.score_first)
 
         lessons = round(plan.eft_yield * taught) + sum(len(rows(path)) for path in sft.examples)
         trains, writes = sft.enabled and not sft.sft_delta, settings.iteration and settings.prompts.seeds
@@ -116,6 +117,7 @@ class Planned:
                 ]
             table += [
                 (own, f"evaluation/{name}/judge", measuring),
+                (own and evaluation.on_rules, f"evaluation/{name}/rules", on_rules),
                 (own, f"evaluation/{name}/metajudge", choosing),
                 (True, f"evaluation/{name}/actor", acted),
                 (t > first, f"evaluation/{name}/wins", duels),

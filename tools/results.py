@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import cycle, product
@@ -26,7 +27,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator, PercentFormatter
 
-from evaluation.measure import ModelMeasurements
+from evaluation.agreement import half_credit
+from evaluation.labelled import read_decisions
+from evaluation.measure import ModelMeasurements, labelled_by_rules
 from evaluation.statistics import CROSSED_RESAMPLES, crossed, shown
 from evaluation.verifiable import read_instructions
 from judging.rubric import leaks_role
@@ -41,7 +44,7 @@ from stages.settings import as_dict, load_settings
 from tools.rehearse import toml
 
 RECORDS, PAGE, PICTURE = Path("docs/results/runs.jsonl.gz"), Path("docs/results.md"), Path("docs/results.svg")
-RULES = {"all": lambda rules: True, "trained": UNTRAINED.isdisjoint, "untrained": UNTRAINED.issuperset}  # by measure
+RULES = {"": lambda rules: True, "trained": UNTRAINED.isdisjoint, "untrained": UNTRAINED.issuperset}
 
 
 def read_records() -> dict[tuple[str, str], Record]:
@@ -111,12 +114,14 @@ def rows_of(run: Path, instructions: Path, facts: Record) -> Iterator[Record]:
     for place, (row, model) in enumerate(zip(summary["models"], models, strict=True)):
         manifest, report = read_manifest(model.folder) or {}, read_json(model.held_out / "report.json")
         followed, free, items = report["verifiable"]["followed"], report["answers"]["by_id"], dict[str, Record]()
+        ordered = ordered_rightly(model, instructions) if model.rules.is_dir() else {}
         # The first model has no duel: the second's, against the first's answers, has scores of both.
         scores = response_scores(group_by(read_shards(models[max(place, 1)].duel / "verdicts"), "response_id"), 1)
         for name, answers in group_by(read_shards(model.answers), "name").items():
             items[name] = {"leakage": fmean(leaks_role(answer["text"]) for answer in answers)}
             if name in rules:
                 items[name] |= {"rules": rules[name], "followed": fmean(map(all, followed[name]))}
+                items[name]["ordered"] = ordered.get(name)
             else:
                 score = scores.get(f"{name}/{0 if place else 1}")  # equal answers have none
                 items[name] |= free[name] | {"score": None if score is None else float(score)}
@@ -127,9 +132,24 @@ def rows_of(run: Path, instructions: Path, facts: Record) -> Iterator[Record]:
     yield facts | {"models": keys, "iterations": summary["iterations"], "minutes": minutes}
 
 
+def ordered_rightly(model: ModelMeasurements, instructions: Path) -> dict[str, float]:
+    """By instruction whose answers differ in following its rules: the share of such pairs that the model's scores order
+    rightly, a tie counting half."""
+    answers = (row for row in read_shards(model.answers) if row["kind"] == "instruction")
+    labelled = labelled_by_rules(read_instructions(instructions), answers)
+    preferences = read_decisions(model.rules / "decisions.jsonl", labelled).opinion(labelled).preferences
+    credits = defaultdict[str, list[float]](list)
+    for pair in labelled.pairs:
+        if own := preferences[pair.name]:
+            credits[pair.first.group].append(half_credit(own, pair.label))
+    return {name: fmean(own) for name, own in credits.items()}
+
+
 class Experiments:
-    """The recorded runs by config, and measures of their models: those of `RULES`, the share of answers that follow all
-    rules of such prompts; "leakage" of all answers; "score", "characters" and others of the answers to open prompts."""
+    """The recorded runs by config, and measures of their models, means over prompts: "followed", the share of answers
+    that follow all rules of their prompt, and "ordered", of pairs of which one does, the share that the model's scores
+    order rightly, both also of prompts with trained or with untrained rules alone, as in "followed trained"; "leakage"
+    of all answers; "score", "characters" and others of the answers to open prompts."""
 
     def __init__(self) -> None:
         records = read_records()
@@ -144,9 +164,11 @@ class Experiments:
 
     def values(self, config: Record, model: str, measure: str, base: str = "") -> dict[int, Any]:
         """By seed [item], NaN where an answer has no value; with a `base`, less that model's value in the same run."""
-        asked, key = RULES.get(measure, RULES["all"]), "followed" if measure in RULES else measure
+        key, _, which = measure.partition(" ")
         items = {run["seed"]: self.models[run["models"][model]]["items"] for run in config["runs"]}
-        names = sorted(k for k, own in items[config["seed"]].items() if key in own and asked(own.get("rules", ())))
+        names = sorted(
+            k for k, own in items[config["seed"]].items() if key in own and RULES[which](own.get("rules", ()))
+        )
         less = self.values(config, base, measure) if base else {}
         return {s: np.array([own[name][key] for name in names], float) - less.get(s, 0) for s, own in items.items()}
 
@@ -165,7 +187,7 @@ def draw(experiments: Experiments) -> None:
     figure = Figure(figsize=(6.5, 3.6), layout="constrained", facecolor="none")
     axes = figure.subplots()
     for place, (config, marker) in enumerate(zip(experiments.configs, cycle("osD^vPX*"), strict=False)):
-        changes = [experiments.mean(config, name, "all", "M0") for name in config["models"] if name != "seed"]
+        changes = [experiments.mean(config, name, "followed", "M0") for name in config["models"] if name != "seed"]
         value, low, high = (np.array([change[key] for change in changes]) for key in ("value", "low", "high"))
         x = np.arange(len(changes)) + 0.04 * (place - (len(experiments.configs) - 1) / 2)
         axes.errorbar(x, value, (value - low, high - value), marker=marker, capsize=2, label=config["config"])

@@ -8,7 +8,7 @@ import pytest
 from made_runs import MODELS
 from questions import refused
 
-from evaluation.measure import answers_report, duels_of, held_out_items, wins_report
+from evaluation.measure import answers_report, duels_of, held_out_items, labelled_by_rules, wins_report
 from evaluation.pairwise import Duel, decide, duel_items, read_duel
 from evaluation.statistics import columns
 from evaluation.summary import cells, differences, notes, selection_lines
@@ -134,6 +134,20 @@ def wins(key, duels=DUELS, **sides):
         for name, both in sides.items() for shown, values in enumerate(both) for value in values
     ]  # fmt: skip
     return wins_report(duels, rows, SETTINGS if key == "score" else PAIRWISE)
+
+
+def test_own_answers_are_labelled_by_their_rules():
+    asked = [
+        Instruction("a", "Who?", (Rule("one_word"), Rule("lower_case"))),
+        Instruction("b", "Why?", (Rule("one_word"),)),
+    ]
+    texts = {"a": ["me", "You", "me", "all of us"], "b": ["so", "because"]}
+    labelled = labelled_by_rules(asked, [{"name": name, "text": text} for name in texts for text in texts[name]])
+    assert [(case.name, case.quality) for case in labelled.cases] == [
+        ("a/0", 1), ("a/1", 0), ("a/2", 0), ("b/0", 1), ("b/1", 1)
+    ]  # fmt: skip
+    assert [(pair.name, pair.label) for pair in labelled.pairs] == [("a/0-a/1", "first"), ("a/0-a/2", "first")]
+    assert len(labelled.subset("one_word and lower_case").pairs) == 2 and labelled.cases[3].prompt == "Why?"
 
 
 def test_wins_by_scores():

@@ -15,8 +15,9 @@ from evaluation.statistics import crossed
 from stages.files import read_json
 from tools import results
 
-MEASURES = {"verifiable": "all", "role_leakage": "leakage", "characters": "characters", "score": "score"}
-OURS = 'extends = "tiny.toml"\nname = "ours"\n[evaluation]\njudge = "initial"\n[[iteration]]\n'
+MEASURES = {"verifiable": "followed", "characters": "characters", "score": "score"}
+CHANGES = {"followed": 0.3333, "followed trained": 0.75, "followed untrained": 0.75, "score": 0.3333}
+OURS = 'extends = "tiny.toml"\nname = "ours"\n[evaluation]\njudge = "initial"\nsamples = 2\n[[iteration]]\n'
 COIN = 'extends = "ours.toml"\nname = "coin"\n[[iteration]]\nlabels = "coin"\n'
 
 
@@ -58,11 +59,11 @@ def records(tmp_path, monkeypatch) -> None:
 def test_changes_worked_by_hand(records):
     """Ours less M0, by prompt: 1, 0.5, 0 and, with seed 2, 0.5, 1, -1; scores 2, 0 and -1. The control: 0.5, 0, 0."""
     ours, coin = (own := results.Experiments()).configs
-    changes = {name: own.mean(ours, "M1", name, "M0")["value"] for name in ("all", "trained", "untrained", "score")}
-    assert changes == {"all": 0.3333, "trained": 0.75, "untrained": 0.75, "score": 0.3333}
+    changes = {name: own.mean(ours, "M1", name, "M0")["value"] for name in CHANGES}
+    assert changes == CHANGES
     assert [own.mean(ours, "M1", name)["value"] for name in ("score", "leakage")] == [2.25, 0.4]
     assert own.control is coin
-    assert own.over_control(ours, "M1", "all") == {"value": 0.3333, "low": 0, "high": 0.5, "count": 3}
+    assert own.over_control(ours, "M1", "followed") == {"value": 0.3333, "low": 0, "high": 0.5, "count": 3}
 
 
 def test_rows_replace_those_of_the_same_run(records):
@@ -114,8 +115,12 @@ def test_two_runs_and_their_page(tiny_run, tmp_path, monkeypatch):
                 assert row[key] is None or own.mean(config, row["name"], name)["value"] == row[key]["value"]
                 if change := row["differences"].get(key):
                     assert own.mean(config, row["name"], name, "M0")["value"] == change["value"]
-    assert own.control["changes"] == {"evaluation": {"judge": "initial"}, "iteration": [{"labels": "coin"}]}
+    assert own.control["changes"] == {
+        "evaluation": {"judge": "initial", "samples": 2},
+        "iteration": [{"labels": "coin"}],
+    }
     assert len(own.models) == 4 and own.mean(own.control, "seed", "score")["count"] > 0
+    assert {"ordered", "followed"} <= own.models[own.runs[0]["models"]["M0"]]["items"]["v000"].keys()
     assert wait(fork(place, *command)) == wait(fork(place, "tools.results", "write")) == 0
     assert results.RECORDS.read_bytes() == content and results.PAGE.read_text() == results.page(own)
     (place / "new.toml").write_text("")
