@@ -60,7 +60,7 @@ def test_an_export_is_the_checkpoint_that_was_loaded(case, tmp_path):
 def test_a_packed_model_keeps_biases_and_norms(variant, products, tmp_path):
     folder = write_model(tmp_path, variant)
     exact, rounded = last_logits(load_model(folder, torch.float32)), last_logits(load_packed(folder, products))
-    assert 0 < (rounded - exact).norm() <= 0.05 * exact.norm()
+    assert 0 < (rounded - exact).norm() <= 0.1 * exact.norm()
 
 
 def test_random_biases_are_zeros_and_norms_ones(tmp_path):

@@ -19,7 +19,7 @@ from sampling.request import Sampling
 pytestmark = [pytest.mark.kernels, pytest.mark.filterwarnings("ignore:divide by zero")]
 
 
-@pytest.fixture(params=["llama3", "qwen2", "qwen3"])
+@pytest.fixture(params=["llama3", "qwen3-tied"])
 def model(device, request, tmp_path):
     folder = FIXTURE if request.param == "llama3" else write_model(tmp_path, request.param)
     return load_model(folder, torch.float32 if device.type == "cpu" else torch.bfloat16, device)

@@ -1,4 +1,4 @@
-"""A second, plain implementation of Llama, with the biases and norms of its kin, and the DPO loss: fp64, one sequence at a time."""
+"""A second, plain implementation of Llama and its kin, and the DPO loss: fp64, one sequence at a time."""
 
 import json
 from pathlib import Path
