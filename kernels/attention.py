@@ -6,7 +6,7 @@ Shapes: t tokens of all segments, s segments, h query heads, k key-value heads, 
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels import launch
 from kernels.launch import Attention
@@ -22,9 +22,9 @@ class VarlenAttention:
     def __init__(self, segments: Segments, attention: Attention = "triton"):
         self.segments, self.attention = segments, attention
 
-    def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
+    def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope, norm: nn.Module | None = None) -> Tensor:
         kv_heads = v_tkd.shape[1]
-        q_thd, k_tkd = apply_rope(qk_thd, rope).split((qk_thd.shape[1] - kv_heads, kv_heads), dim=1)
+        q_thd, k_tkd = apply_rope(qk_thd, rope, norm).split((qk_thd.shape[1] - kv_heads, kv_heads), dim=1)
         v_tkd = v_tkd.contiguous()  # a view would keep the unrotated queries and keys alive until backward
         return varlen_attention(q_thd, k_tkd, v_tkd, self.segments, launch.use_triton(self.attention, v_tkd))
 

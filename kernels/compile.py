@@ -22,12 +22,13 @@ from unittest import mock
 
 import torch
 import triton
+from torch import nn
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 import kernels.launch
-from kernels import attention_triton, logprob_triton, paged_triton, topp
+from kernels import attention_triton, logprob_triton, paged_triton, rope_triton, topp
 from kernels.metadata import NARROW_ROWS, TileSizes
 from kernels.segments import Segments
 from stages.files import command, write_json
@@ -88,7 +89,10 @@ def launch_all(shape: Shape, dtype: torch.dtype) -> None:
     tiles = paged_triton.DeviceTiles(empty(sum(sizes.parts), dtype=int32), sizes, merges=True)
     attend = paged_triton.TritonPagedAttention(empty(1, 2, 512, kv_heads, 16, dim), tiles)
     rope = (empty(64, 1, dim, dtype=float32), empty(64, 1, dim, dtype=float32))
-    attend(0, empty(64, heads + kv_heads, dim), empty(64, kv_heads, dim), rope)
+    qk, v = empty(64, heads + kv_heads, dim), empty(64, kv_heads, dim)
+    attend(0, qk, v, rope)
+    norm = nn.RMSNorm(2 * dim, 1e-6, device="meta", dtype=dtype)
+    rope_triton.rotate_and_store(qk, v, rope, attend.cache[0], attend.slots_tk, norm)
 
     hidden, weight = empty(4096, hidden_size), empty(vocabulary, hidden_size)
     targets, grad = empty(4096, dtype=int64), empty(4096, dtype=float32)

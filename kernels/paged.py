@@ -12,7 +12,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels.metadata import AttentionMetadata, QuerySpan, SharedRun, batches
 from kernels.rope import Rope, rotate_and_store
@@ -45,9 +45,9 @@ class PagedAttention:
             padding_bj = torch.arange(self.parts_bj.shape[1]) >= torch.tensor([len(rows) for rows in parts])[:, None]
             self.padding_bj = torch.where(padding_bj, -torch.inf, 0.0).to(device)
 
-    def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
+    def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope, norm: nn.Module | None = None) -> Tensor:
         cache = self.cache[layer]
-        qk_thd = rotate_and_store(qk_thd, v_tkd, rope, cache, self.slots_tk)
+        qk_thd = rotate_and_store(qk_thd, v_tkd, rope, cache, self.slots_tk, norm)
         q_thd, k_tkd = qk_thd.split((qk_thd.shape[1] - self.kv_heads, self.kv_heads), dim=1)
         outputs = [self._decode(qk_thd, cache)] if self.batches else []
         outputs += [attend(q_thd, k_tkd, v_tkd, cache) for attend in self.prefill]

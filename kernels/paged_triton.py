@@ -17,7 +17,7 @@ the block table with m blocks each, w tiles, e entries.
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels import launch
 from kernels.attention_triton import LOG2_E
@@ -171,9 +171,9 @@ class TritonPagedAttention:
         integers = to_device(tiles.integers(sizes, spare_block=0), torch.int32, cache.device)
         return cls(cache, DeviceTiles(integers, sizes, merges=sizes.entries > sizes.tokens))
 
-    def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope) -> Tensor:
+    def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope, norm: nn.Module | None = None) -> Tensor:
         cache = self.cache[layer]
-        qk_thd = rotate_and_store(qk_thd, v_tkd, rope, cache, self.slots_tk)
+        qk_thd = rotate_and_store(qk_thd, v_tkd, rope, cache, self.slots_tk, norm)
         return paged_attention(qk_thd[:, : qk_thd.shape[1] - v_tkd.shape[1]], cache, self.tiles)
 
 

@@ -4,7 +4,7 @@ Shapes: t tokens, h heads (of queries, in `rotate_and_store`), k key-value heads
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Rope = tuple[Tensor, Tensor]
 
@@ -16,9 +16,9 @@ def rope_tables(positions_t: Tensor, inverse_frequencies: Tensor) -> Rope:
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
-def apply_rope(x_thd: Tensor, rope: Rope) -> Tensor:
-    """Rotate each pair (x[i], x[i + d/2]) by its token's angle, in fp32; the result has x's dtype."""
-    return _Rotation.apply(x_thd, *rope)
+def apply_rope(x_thd: Tensor, rope: Rope, norm: nn.Module | None = None) -> Tensor:
+    """Rotate each pair (x[i], x[i + d/2]), after the norm, by its token's angle, in fp32; the result has x's dtype."""
+    return _Rotation.apply(x_thd if norm is None else norm(x_thd), *rope)
 
 
 class _Rotation(torch.autograd.Function):
@@ -34,10 +34,13 @@ class _Rotation(torch.autograd.Function):
         return _Rotation.apply(grad_thd, cos, -sin), None, None
 
 
-def rotate_and_store(qk_thd: Tensor, v_tkd: Tensor, rope: Rope, cache: Tensor, slots_tk: Tensor) -> Tensor:
+def rotate_and_store(
+    qk_thd: Tensor, v_tkd: Tensor, rope: Rope, cache: Tensor, slots_tk: Tensor, norm: nn.Module | None = None
+) -> Tensor:
     """Queries and keys rotated, [t, h + k, d]; keys and values also stored in a layer's cache [2, n, k, s, d], at the
-    rows `slots_tk` (int64) of the layer's keys and values seen as [n k s, d]."""
-    rotated_thd, slots = apply_rope(qk_thd, rope), slots_tk.flatten()
+    rows `slots_tk` (int64) of the layer's keys and values seen as [n k s, d]. `norm`: RMSNorm of each head's query and
+    key before its rotation, with a weight [2 d], of queries and of keys."""
+    rotated_thd, slots = apply_rope(qk_thd, rope, norm), slots_tk.flatten()
     keys, values = cache.flatten(1, 3)
     keys.index_copy_(0, slots, rotated_thd[:, -v_tkd.shape[1] :].flatten(0, 1))
     values.index_copy_(0, slots, v_tkd.flatten(0, 1))

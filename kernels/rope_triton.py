@@ -4,20 +4,29 @@ For each pair (x_i, x_{i + d/2}) of a query or key at a position with angle a_i,
 
     y_i = x_i cos a_i - x_{i + d/2} sin a_i     y_{i + d/2} = x_{i + d/2} cos a_i + x_i sin a_i
 
+With a norm, x is first replaced by x weight / sqrt(mean(x^2) + eps), rounded as `model.layers.RMSNorm` does.
 A program has one token. Shapes: t tokens, h query heads, k key-value heads, d head_dim, n blocks of s tokens.
 """
 
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels.rope import Rope
+
+
+@triton.jit
+def _weighted(x, weights, mask):
+    """x, rounded, times the weights, rounded: fp32, with roundings to the weights' dtype."""
+    w = tl.load(weights, mask=mask, other=0.0)
+    return (x.to(w.dtype).to(tl.float32) * w.to(tl.float32)).to(w.dtype).to(tl.float32)
 
 
 @triton.jit
 def _rotate_and_store(
     qk, v,  # [t, h + k, d], [t, k, d], contiguous in d; bf16, fp16 or fp32
     cos, sin,  # [t, d] fp32; the first half of sin is negated
+    norm, eps,  # [2 d]: the norm's weight, of queries and of keys; or None
     slots,  # [t, k] int64: rows of keys and values seen as [n k s, d]
     keys, values, out,  # written: [n, k, s, d] twice, [t, h + k, d], contiguous, like qk
     qk_token, qk_head, v_token, v_head,
@@ -33,6 +42,10 @@ def _rotate_and_store(
     x = qk + token * qk_token + head[:, None] * qk_head + half[None, :]
     x1 = tl.load(x, mask=mask, other=0.0).to(tl.float32)
     x2 = tl.load(x + D // 2, mask=mask, other=0.0).to(tl.float32)
+    if norm is not None:
+        scale = tl.rsqrt(tl.sum(x1 * x1 + x2 * x2, 1) / D + eps)[:, None]
+        weight = norm + tl.where(head < HEADS, 0, D)[:, None] + half[None, :]
+        x1, x2 = _weighted(x1 * scale, weight, mask), _weighted(x2 * scale, weight + D // 2, mask)
     y1 = (x1 * c[None, :] - x2 * s[None, :]).to(out.dtype.element_ty)
     y2 = (x2 * c[None, :] + x1 * s[None, :]).to(out.dtype.element_ty)
     y = out + token * ((HEADS + KV_HEADS) * D) + head[:, None] * D + half[None, :]
@@ -52,13 +65,16 @@ def _rotate_and_store(
     tl.store(values + (value_slot * D)[:, None] + columns[None, :], value, mask=mask)
 
 
-def rotate_and_store(qk_thd: Tensor, v_tkd: Tensor, rope: Rope, cache: Tensor, slots_tk: Tensor) -> Tensor:
+def rotate_and_store(
+    qk_thd: Tensor, v_tkd: Tensor, rope: Rope, cache: Tensor, slots_tk: Tensor, norm: nn.Module | None = None
+) -> Tensor:
     """`kernels.rope.rotate_and_store` in one kernel."""
     (tokens, heads, d), kv_heads = qk_thd.shape, v_tkd.shape[1]
     out = qk_thd.new_empty(qk_thd.shape)
     if tokens:
         _rotate_and_store[(tokens,)](
-            qk_thd, v_tkd, *rope, slots_tk, cache[0], cache[1], out, *qk_thd.stride()[:2], *v_tkd.stride()[:2],
+            qk_thd, v_tkd, *rope, norm and norm.weight, norm.eps if norm else 0.0,
+            slots_tk, cache[0], cache[1], out, *qk_thd.stride()[:2], *v_tkd.stride()[:2],
             HEADS=heads - kv_heads, KV_HEADS=kv_heads, D=d,
             BLOCK_HEADS=triton.next_power_of_2(heads), BLOCK_KV=triton.next_power_of_2(kv_heads),
             BLOCK_HALF=triton.next_power_of_2(d // 2), BLOCK_D=triton.next_power_of_2(d), num_warps=4,

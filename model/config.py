@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +14,13 @@ from stages.files import UserError, read_json
 FETCH = "fetch the file again"  # what users are told of a model's damaged files
 Size = Annotated[int, Bounds(1, 2**24)]
 Layers = Annotated[int, Bounds(1, 256)]
+QWEN = ("max_window_layers", "sliding_window")  # without effect where use_sliding_window is false
+FAMILIES = {"llama": (), "mistral": ("sliding_window",), "qwen2": QWEN, "qwen3": QWEN}
+"""The values of model_type that are implemented, dense models all, and keys of theirs that are no fields."""
+MISTRAL_WINDOW = 4096  # transformers' default where the key is missing; null is no window
 # Of these keys of config.json one value is implemented; HARMLESS ones change nothing; others may, and are errors.
-ONLY = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-ONLY |= {"attention_dropout": 0.0, "rope_interleaved": False}
+ONLY = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0}
+ONLY |= {"rope_interleaved": False, "use_sliding_window": False, "use_mrope": False}
 HARMLESS = """_attn_implementation_autoset _name_or_path architectures bos_token_id dtype eos_token_id initializer_range
 is_llama_config pad_token_id pretraining_tp torch_dtype transformers.js_config transformers_version unsloth_fixed
 unsloth_version use_cache"""
@@ -32,7 +36,7 @@ class RopeScaling:  # Llama 3.1's
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """A Llama model's shape; the names are those of Hugging Face's `config.json`."""
+    """The shape of a Llama or of its kin in `FAMILIES`; the names are those of Hugging Face's `config.json`."""
 
     vocab_size: Size
     hidden_size: Size
@@ -46,6 +50,17 @@ class LlamaConfig:
     max_position_embeddings: Size
     tie_word_embeddings: bool
     rope_scaling: RopeScaling | None = None
+    model_type: str = "llama"
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether the projections of queries, keys and values have biases."""
+        return self.model_type == "qwen2"
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether each head's query and key is normalised before it is rotated."""
+        return self.model_type == "qwen3"
 
     @property
     def q_size(self) -> int:
@@ -66,8 +81,9 @@ class LlamaConfig:
 
     def parameter_count(self) -> int:
         """Parameters of the model, a tied head counted once."""
-        norms = (2 * self.num_hidden_layers + 1) * self.hidden_size
-        return self.block_weights + norms + self.head_weights * (1 if self.tie_word_embeddings else 2)
+        vectors = self.qkv_bias * (self.q_size + 2 * self.kv_size) + self.qk_norm * 2 * self.head_dim
+        vectors = self.num_hidden_layers * (2 * self.hidden_size + vectors) + self.hidden_size
+        return self.block_weights + vectors + self.head_weights * (1 if self.tie_word_embeddings else 2)
 
     @classmethod
     def load(cls, folder: Path | str) -> "LlamaConfig":
@@ -80,17 +96,28 @@ class LlamaConfig:
 
     @classmethod
     def from_dict(cls, table: dict[str, Any], where: str = "config.json") -> "LlamaConfig":
-        """The config of a table as in config.json, where null is no key; `UserError` for what is not implemented."""
+        """The config of a table as in config.json, where null is no key; `UserError` for what is not implemented. A
+        window of attention limits the positions: up to its length it is full attention."""
+        if (family := table.get("model_type")) not in tuple(FAMILIES):
+            raise UserError(f"{where}: model_type is {family!r}; implemented are {', '.join(FAMILIES)}")
         for key, only in ONLY.items():
-            if (value := table.get(key)) != only and (value is not None or key == "model_type"):
+            if (value := table.get(key)) not in (None, only):
                 raise UserError(f"{where}: {key} is {value!r}; only {only!r} is implemented")
-        table = {k: v for k, v in table.items() if v is not None and k not in {*ONLY, *HARMLESS.split()}}
+        window = table.get("sliding_window", MISTRAL_WINDOW) if family == "mistral" else None
+        unused = {*ONLY, *HARMLESS.split(), *FAMILIES[family]}
+        table = {k: v for k, v in table.items() if v is not None and k not in unused}
+        kinds = convert(list[str], table.pop("layer_types", []), f"{where}: layer_types")
+        if other := set(kinds) - {"full_attention"}:
+            raise UserError(f"{where}: layer_types has {min(other)!r}; only 'full_attention' is implemented")
         heads, hidden = (convert(Size, table.get(k), f"{where}: {k}") for k in ("num_attention_heads", "hidden_size"))
         table = {"num_key_value_heads": heads, "head_dim": hidden // heads, "tie_word_embeddings": False} | table
         config = build(cls, _with_rope(table, where), f"{where}: ")
         falling = (rope := config.rope_scaling) and rope.low_freq_factor >= rope.high_freq_factor
         if heads % config.num_key_value_heads or config.head_dim % 2 or falling:
             raise UserError(f"{where}: the numbers of heads, head_dim or RoPE's two frequencies do not fit one another")
+        if window is not None:
+            positions = min(config.max_position_embeddings, convert(Size, window, f"{where}: sliding_window"))
+            config = replace(config, max_position_embeddings=positions)
         return config
 
     def inverse_frequencies(self) -> list[float]:

@@ -13,20 +13,21 @@ Weight = Tensor | Int8Weight  # a plain tensor [o, i], or a packed one for infer
 
 
 class Linear(nn.Linear):
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, in_features: int, out_features: int, bias: bool = False):
+        super().__init__(in_features, out_features, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight)
+        return linear(x, self.weight, self.bias)
 
 
-def linear(x_ti: Tensor, weight_oi: Weight) -> Tensor:
-    """x W^T [t, o], W plain or packed; accumulates in fp32, or exactly in int8."""
+def linear(x_ti: Tensor, weight_oi: Weight, bias_o: Tensor | None = None) -> Tensor:
+    """x W^T + b [t, o], W plain or packed; accumulates in fp32, or exactly in int8."""
     if isinstance(weight_oi, Int8Weight):
-        return int8_linear(x_ti, weight_oi)
+        y_to = int8_linear(x_ti, weight_oi)
+        return y_to if bias_o is None else y_to.add_(bias_o)
     if weight_oi.is_mkldnn:
-        return torch.ops.mkldnn._linear_pointwise(x_ti, weight_oi, None, "none", [], "")
-    return F.linear(x_ti, weight_oi)
+        return torch.ops.mkldnn._linear_pointwise(x_ti, weight_oi, bias_o, "none", [], "")
+    return F.linear(x_ti, weight_oi, bias_o)
 
 
 class RMSNorm(nn.Module):
@@ -39,6 +40,18 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_td: Tensor) -> Tensor:
         return _RMSNorm.apply(x_td, self.weight, self.eps)
+
+
+class HeadNorm(RMSNorm):
+    """`RMSNorm` of each head's query or key, [t, h + k, d]; its weight [2 d] is the queries', then the keys'."""
+
+    def __init__(self, heads: int, kv_heads: int, head_dim: int, eps: float):
+        super().__init__(2 * head_dim, eps)
+        self.heads = (heads, kv_heads)
+
+    def forward(self, qk_thd: Tensor) -> Tensor:
+        sides = zip(self.weight.chunk(2), self.heads, strict=True)
+        return _RMSNorm.apply(qk_thd, torch.cat([weight_d.expand(n, -1) for weight_d, n in sides]), self.eps)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -60,7 +73,7 @@ class _RMSNorm(torch.autograd.Function):
         normal_td, grad = x_td.float() * scale_t1, grad_td.float()
         grad_weight_d = (grad * normal_td).sum(0).to(weight_d.dtype)
         grad = grad * weight_d
-        mean_t1 = torch.linalg.vecdot(grad, normal_td)[:, None] / x_td.shape[-1]
+        mean_t1 = torch.linalg.vecdot(grad, normal_td)[..., None] / x_td.shape[-1]
         grad_x_td = torch.addcmul(grad, normal_td, mean_t1, value=-1).mul_(scale_t1)
         return grad_x_td.to(x_td.dtype), grad_weight_d, None
 

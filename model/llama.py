@@ -1,4 +1,4 @@
-"""Llama by hand: one forward for training, prefill and decode.
+"""Llama and its kin (Mistral, Qwen2, Qwen3) by hand: one forward for training, prefill and decode.
 
 Tokens are flat: no batch dimension and no padding. `attend` knows which tokens see which; `head` makes logits or
 log-probabilities inside the forward, since under FSDP the weight is whole only there.
@@ -15,10 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.rope import Rope, rope_tables
 from model.config import LlamaConfig
-from model.layers import Linear, RMSNorm, SwiGLU, Weight, linear
+from model.layers import HeadNorm, Linear, RMSNorm, SwiGLU, Weight, linear
 
-# (layer, q and k [t, h + k, head_dim], v [t, k, head_dim], rope) -> [t, h, head_dim]; q and k are not rotated yet.
-Attend = Callable[[int, Tensor, Tensor, Rope], Tensor]
+# (layer, q and k [t, h + k, head_dim], v [t, k, head_dim], rope, norm or None) -> [t, h, head_dim]; q and k are neither
+# normalised nor rotated yet.
+Attend = Callable[[int, Tensor, Tensor, Rope, HeadNorm | None], Tensor]
 Head = Callable[[Tensor, Weight], Tensor]  # (hidden [t, d], weight [v, d]) -> what the caller needs, such as logits
 
 
@@ -66,7 +67,7 @@ class Block(nn.Module):
         return self._forward(x_td, layer, attend, rope)
 
     def _forward(self, x_td: Tensor, layer: int, attend: Attend, rope: Rope) -> Tensor:
-        return self._behind(x_td, attend(layer, *self._before(x_td), rope))
+        return self._behind(x_td, attend(layer, *self._before(x_td), rope, self.self_attn.qk_norm))
 
     def _before(self, x_td: Tensor) -> tuple[Tensor, Tensor]:
         return self.self_attn.project(self.input_layernorm(x_td))
@@ -76,9 +77,11 @@ class Block(nn.Module):
         return x_td + self.mlp(self.post_attention_layernorm(x_td))
 
     def fuse(self) -> None:
-        """Compile the parts before and behind the attention; token counts may vary."""
+        """Compile the parts before and behind the attention, and its norm; token counts may vary."""
         self._before = torch.compile(self._before, dynamic=True)  # type: ignore[method-assign]
         self._behind = torch.compile(self._behind, dynamic=True)  # type: ignore[method-assign]
+        if self.self_attn.qk_norm is not None:
+            self.self_attn.qk_norm.compile(dynamic=True)
 
 
 class Attention(nn.Module):
@@ -88,7 +91,9 @@ class Attention(nn.Module):
         super().__init__()
         self.sizes = [config.q_size + config.kv_size, config.kv_size]
         self.head_dim = config.head_dim
-        self.qkv_proj = Linear(config.hidden_size, sum(self.sizes))
+        self.qkv_proj = Linear(config.hidden_size, sum(self.sizes), config.qkv_bias)
+        heads = (config.num_attention_heads, config.num_key_value_heads)
+        self.qk_norm = HeadNorm(*heads, config.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.o_proj = Linear(config.q_size, config.hidden_size)
 
     def project(self, x_td: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Weights between Hugging Face's safetensors and the model: strict, streamed, sharded or whole.
 
-The model fuses q, k, v and gate, up, so a parameter is several of a checkpoint's tensors stacked by rows.
+The model fuses q, k, v and gate, up and the norms of q, k: a parameter is several of a checkpoint's tensors,
+stacked by rows.
 """
 
 import re
@@ -23,8 +24,9 @@ from stages.files import UserError, read_json, write_json
 FUSED = {
     "qkv_proj": {"q_proj": "q_size", "k_proj": "kv_size", "v_proj": "kv_size"},
     "gate_up_proj": {"gate_proj": "intermediate_size", "up_proj": "intermediate_size"},
+    "qk_norm": {"q_norm": "head_dim", "k_norm": "head_dim"},
 }
-"""The projections that a fused one stacks, in order of rows, and the numbers of rows by their names in the config."""
+"""The parts that a fused parameter stacks, in order of rows, and the numbers of rows by their names in the config."""
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 HEAD, FLOATS = "lm_head.weight", ("F64", "F32", "F16", "BF16")
 COPIED = ("tokenizer", "special_tokens", "generation_config", "chat_template", "vocab", "merges", "added_tokens")
@@ -34,9 +36,9 @@ SHARD_BYTES = 4 * 2**30
 def parts(name: str, rows: int, config: LlamaConfig) -> dict[str, int]:
     """The names and rows of the checkpoint's tensors that a parameter stacks, in order."""
     prefix = "" if name.startswith("lm_head.") else "model."
-    for fused, projections in FUSED.items():
+    for fused, stacked in FUSED.items():
         if f".{fused}." in name:
-            return {prefix + name.replace(fused, part): getattr(config, size) for part, size in projections.items()}
+            return {prefix + name.replace(fused, part): getattr(config, size) for part, size in stacked.items()}
     return {prefix + name: rows}
 
 
@@ -198,7 +200,10 @@ def save_pretrained(
 
 @torch.no_grad()
 def random_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
-    """Fill a model with seeded weights: norms with 1, others from a normal distribution with `std`."""
+    """Fill a model with seeded weights: norms with 1, biases with 0, others from a normal distribution with `std`."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        parameter.fill_(1.0) if parameter.dim() == 1 else parameter.normal_(0.0, std, generator=generator)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            parameter.normal_(0.0, std, generator=generator)

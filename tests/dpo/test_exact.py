@@ -17,13 +17,17 @@ from stages.files import read_jsonl, read_manifest, write_jsonl
 
 FROZEN = changed(dpo={"epochs": 4, "batch_size": 4, "learning_rate": 1e-3}, trainer={"tokens_per_microbatch": 4096})
 
+KIN = {"": {}, "qwen2-": {"model_type": "qwen2", "num_key_value_heads": 1}}
+KIN |= {"qwen3-": {"model_type": "qwen3", "head_dim": 12}}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Two models, and 20 pairs whose prompts are long enough to be shared."""
+    """Two models of each kind, and 20 pairs whose prompts are long enough to be shared."""
     folder = tmp_path_factory.mktemp("frozen")
-    make_model(folder / "model")
-    make_model(folder / "other", seed=1)
+    for kin, shape in KIN.items():
+        make_model(folder / f"{kin}model", **shape)
+        make_model(folder / f"{kin}other", seed=1, **shape)
     make_pairs(folder / "pairs.jsonl", count=20, prompt=(16, 40))
     return folder
 
@@ -54,7 +58,7 @@ def test_two_ranks_are_one_rank(folder, expected, monkeypatch):
     uneven = changed(FROZEN, dpo={"held_out": 0.2, "batch_size": 3, "epochs": 2})
     place = folder / "uneven"
     make_pairs(place / "pairs.jsonl", count=5)
-    five = {"model": folder / "model", "reference": folder / "model"}
+    five = {"model": folder / "qwen3-model", "reference": folder / "qwen3-model"}
     one = run(uneven, arguments(place, place="one", **five))
     run_stopped(monkeypatch, signal.SIGTERM, 7, FROZEN, arguments(folder, place="begun"))
     plain, varied, two, continued = run_ranks(
@@ -94,12 +98,22 @@ def assert_gradients(gradients: dict[str, torch.Tensor], model: PlainLlama, grad
     assert grad_norm == pytest.approx(torch.stack([w.grad.norm() for w in model.weights.values()]).norm().item())
 
 
-@pytest.mark.parametrize("options", [{}, {"tokens_per_microbatch": 150, "share_prefixes": False}], ids=str)
-def test_dpo_gradients_are_those_of_the_formula_in_fp64(folder, tmp_path, monkeypatch, options):
+@pytest.mark.parametrize(
+    ("kin", "options"),
+    [
+        ("", {}),
+        ("", {"tokens_per_microbatch": 150, "share_prefixes": False}),
+        ("qwen2-", {}),
+        ("qwen3-", {"activation_checkpointing": True}),
+    ],
+    ids=str,
+)
+def test_dpo_gradients_are_those_of_the_formula_in_fp64(folder, tmp_path, monkeypatch, kin, options):
     settings = changed(FROZEN, dpo={"epochs": 1, "batch_size": 20}, trainer=options)
-    given = arguments(folder, reference=folder / "other", place=tmp_path)
+    models = {"model": folder / f"{kin}model", "reference": folder / f"{kin}other"}
+    given = arguments(folder, place=tmp_path, **models)
     metrics, gradients = first_gradients(monkeypatch, settings, given)
-    policy, reference = PlainLlama(folder / "model"), PlainLlama(folder / "other")
+    policy, reference = map(PlainLlama, models.values())
     loss = plain_dpo(policy, reference, list(read_jsonl(folder / "pairs.jsonl")), beta=0.1)
     loss.backward()
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-6) and abs(loss.item() - 0.6931) > 0.01

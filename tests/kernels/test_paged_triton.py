@@ -6,10 +6,11 @@ import pytest
 import torch
 from accuracy import assert_as_close
 
-from kernels import paged
+from kernels import paged, rope_triton
 from kernels.metadata import AttentionMetadata, TileSizes, build_metadata, build_tiles
 from kernels.paged_triton import DeviceTiles, TritonPagedAttention
-from kernels.rope import apply_rope
+from kernels.rope import apply_rope, rotate_and_store
+from model.layers import HeadNorm
 
 pytestmark = [pytest.mark.kernels, pytest.mark.filterwarnings("ignore:divide by zero")]
 SIZE = 16
@@ -79,6 +80,22 @@ def test_as_close_to_fp64_as_the_eager_version(h, k, d, shapes, shared, dtype, d
     ours = TritonPagedAttention.build(cache, metadata, h)(1, qk, v, rope)
     torch.testing.assert_close(cache, eager_cache, atol=1e-6, rtol=2 * torch.finfo(dtype).eps)
     assert_as_close([ours], [eager], [plain(eager_cache[1], metadata, qk, v, rope, h)])
+
+
+@pytest.mark.parametrize(
+    ("h", "k", "d", "dtype"), [(8, 1, 64, torch.float32), (3, 3, 12, torch.bfloat16), (9, 3, 128, torch.float16)]
+)
+def test_the_norm_before_the_rotation_is_the_models(h, k, d, dtype, device):
+    """Queries' and keys' with weights of their own; values are stored as they are."""
+    metadata, blocks = step([(1, 31), (6, 18)])
+    cache, qk, v, rope = tensors(metadata, blocks, h, k, d, dtype, device)
+    norm = HeadNorm(h, k, d, eps=0.1).to(device, dtype).requires_grad_(False)
+    norm.weight += torch.linspace(-0.5, 2, 2 * d, device=device).to(dtype)
+    slots, eager_cache = paged.PagedAttention(cache, metadata, h).slots_tk, cache.clone()
+    eager = rotate_and_store(qk, v, rope, eager_cache[1], slots, norm)
+    ours = rope_triton.rotate_and_store(qk, v, rope, cache[1], slots, norm)
+    for mine, theirs in ((ours, eager), (cache, eager_cache)):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=2 * torch.finfo(dtype).eps)
 
 
 def test_padded_tiles_are_the_same_work(device):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from families import write_model
 from workload import FIXTURE, mixed_requests
 
 from dpo.data import Example
@@ -18,9 +19,10 @@ from sampling.request import Sampling
 pytestmark = [pytest.mark.kernels, pytest.mark.filterwarnings("ignore:divide by zero")]
 
 
-@pytest.fixture
-def model(device):
-    return load_model(FIXTURE, torch.float32 if device.type == "cpu" else torch.bfloat16, device)
+@pytest.fixture(params=["llama3", "qwen3-tied"])
+def model(device, request, tmp_path):
+    folder = FIXTURE if request.param == "llama3" else write_model(tmp_path, request.param)
+    return load_model(folder, torch.float32 if device.type == "cpu" else torch.bfloat16, device)
 
 
 def test_log_probabilities_and_their_gradients(model, device):

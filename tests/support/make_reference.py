@@ -1,13 +1,17 @@
-"""Makes tests/fixtures/*: small seeded Llama checkpoints and their logits by transformers (fp32).
+"""Makes tests/fixtures/*: small seeded Llama checkpoints and their logits by transformers (fp32); families.json, logits
+and greedy tokens of the models in families.py.
 
 Run by hand with transformers installed: `python tests/support/make_reference.py`. Tests read only the files.
 """
 
+import json
 from pathlib import Path
 
 import torch
+from families import BASE as FAMILY
+from families import IDS, VARIANTS, formula
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 BASE = {"vocab_size": 131, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6}
@@ -40,6 +44,23 @@ def main() -> None:
         (folder / "generation_config.json").unlink()
         ids = torch.randint(3, settings["vocab_size"], (2, 150))
         save_file({"ids": ids, "logits": model(ids).logits}, folder / "reference.safetensors")
+    write_families()
+
+
+@torch.no_grad()
+def write_families() -> None:
+    """Of each model the last three tokens' logits, every seventh, and 64 greedy tokens."""
+    rows = {}
+    for name, shape in VARIANTS.items():
+        settings = FAMILY | shape
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings)).eval()
+        for part, parameter in model.named_parameters():
+            parameter.copy_(formula(part, parameter.shape))
+        ids = torch.tensor([IDS])
+        logits, whole = model(ids).logits[0], model.generate(ids, max_new_tokens=64, do_sample=False, eos_token_id=None)
+        sample = {"logits": logits[-3:, ::7].double().round(decimals=5).tolist(), "deviation": logits.std().item()}
+        rows[name] = {"parameters": model.num_parameters(), **sample, "greedy": whole[0, len(IDS) :].tolist()}
+    (FIXTURES / "families.json").write_text(json.dumps(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A second, plain implementation of Llama and the DPO loss: fp64, one sequence at a time."""
+"""A second, plain implementation of Llama and its kin, and the DPO loss: fp64, one sequence at a time."""
 
 import json
 from pathlib import Path
@@ -33,8 +33,14 @@ class PlainLlama:
 
     def _attention(self, layer: dict[str, Tensor], x: Tensor) -> Tensor:
         heads, kv_heads = self.config["num_attention_heads"], self.config["num_key_value_heads"]
-        tokens, d = len(x), self.config["hidden_size"] // heads
-        q, k, v = ((x @ layer[f"self_attn.{name}_proj.weight"].T).view(tokens, -1, d).transpose(0, 1) for name in "qkv")
+        tokens, d = len(x), self.config.get("head_dim", self.config["hidden_size"] // heads)
+
+        def projected(name: str) -> Tensor:
+            y = x @ layer[f"self_attn.{name}_proj.weight"].T + layer.get(f"self_attn.{name}_proj.bias", 0.0)
+            y, norm = y.view(tokens, -1, d).transpose(0, 1), layer.get(f"self_attn.{name}_norm.weight")
+            return y if norm is None else self._norm(y, norm)
+
+        q, k, v = map(projected, "qkv")
         angles = torch.arange(tokens)[:, None] / self.config["rope_theta"] ** (torch.arange(0, d, 2).double() / d)
         cos, sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
 

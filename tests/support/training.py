@@ -40,14 +40,17 @@ SETTINGS = Settings(
 )
 
 
-def make_model(folder: Path, seed: int = 0, tied: bool = True) -> Path:
-    """A Hugging Face directory: two layers, hidden size 32, random fp32 weights that bf16 holds exactly."""
+def make_model(folder: Path, seed: int = 0, tied: bool = True, **family: Any) -> Path:
+    """A Hugging Face directory: two layers, hidden size 32, random fp32 weights that bf16 holds exactly. `family`: keys
+    of config.json; then norms and biases are random, too."""
     table = {"model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48}
     table |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}
     table |= {"rope_theta": 10000.0, "max_position_embeddings": 64, "tie_word_embeddings": tied}
-    write_json(folder / "config.json", table)
+    write_json(folder / "config.json", table | family)
     model = Llama(LlamaConfig.load(folder))
     random_weights(model, seed, std=0.2)
+    for parameter in (p for p in model.parameters() if family and p.dim() == 1):
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
     weights = ((name, p.detach().bfloat16().float()) for name, p in model.named_parameters())
     save_pretrained(weights, model.config, folder, folder)
     return folder
