@@ -1,0 +1,117 @@
+"""A model's chat template: jinja2 in its sandbox, with what transformers gives a template, and the same text each time.
+
+The clock stands still, chance is left out, and loops and calls are counted, so that a template ends.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import date
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError, safe_range
+
+from model.config import FETCH
+from stages.files import UserError, read_json, read_text
+from stages.records import Message
+
+TODAY = date(2024, 7, 26)  # the date of Llama 3.1's template where there is no clock
+STEPS = 100_000  # most passes of loops and calls of a rendering, and the largest factor
+TOKENS = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+
+
+class Template:
+    """A model's template; `config` is its tokenizer_config.json, `text` has the texts in its source."""
+
+    def __init__(self, folder: Path):
+        self.path, own = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+        self.config = read_json(self.path, FETCH) if self.path.is_file() else {}
+        source = self.config.get("chat_template")
+        if own.is_file():
+            self.path, source = own, read_text(own, FETCH)
+        if isinstance(source, list):
+            named = (row for row in source if isinstance(row, dict) and row.get("name") == "default")
+            source = next(named, {}).get("template")
+        if not isinstance(source, str):
+            raise UserError(f"{self.path}: no chat_template; use a chat (instruct) model")
+        given = {key: self.config[key] for key in TOKENS if self.config.get(key) is not None}
+        self.tokens = {key: text.get("content") if isinstance(text, dict) else text for key, text in given.items()}
+        if not all(isinstance(text, str) for text in self.tokens.values()):
+            raise UserError(f"{folder / 'tokenizer_config.json'}: the special tokens are {given}; they must be texts")
+        self.sandbox = Sandbox()
+        try:
+            tree = self.sandbox.parse(source)
+            self.compiled = self.sandbox.from_string(tree)
+        except Exception as error:  # of jinja2's parser, and of Python's compiler
+            raise self._fault(error) from None
+        literals = [getattr(node, "value", None) or getattr(node, "data", "") for node in tree.find_all(nodes.Literal)]
+        self.text = "\0".join(literal for literal in literals if isinstance(literal, str))
+
+    def render(self, messages: Sequence[Message], prompt: bool = True) -> str:
+        """The text of a dialog; a `prompt` ends with the beginning of the assistant's turn. Thinking is off."""
+        self.sandbox.left = STEPS
+        own = [{"role": message["role"], "content": message["content"]} for message in messages]
+        given = self.tokens | {"tools": None, "documents": None, "enable_thinking": False}
+        try:
+            return self.compiled.render(messages=own, add_generation_prompt=prompt, **given)
+        except Exception as error:  # of whatever the template does
+            raise self._fault(error) from None
+
+    def _fault(self, error: Exception) -> UserError:
+        return UserError(f"{self.path}: the chat template can't be rendered ({error!r:.200}); mend it or the messages")
+
+
+class Generation(Extension):
+    """The block {% generation %}, which marks the assistant's texts for others."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"*", "**"})
+    left = STEPS
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
+        self.filters |= {"tojson": _to_json, "counted": self._counted}
+        self.globals |= {"raise_exception": _raise, "strftime_now": TODAY.strftime}
+        self.globals["range"] = lambda *bounds: self._counted(safe_range(*bounds))
+        del self.filters["random"], self.globals["lipsum"]
+
+    def _parse(self, *source: Any) -> nodes.Template:
+        tree = super()._parse(*source)
+        for loop in tree.find_all(nodes.For):
+            loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
+        return tree
+
+    def _counted(self, items: Iterable[Any]) -> list[Any]:
+        taken = list(islice(items, self.left + 1))
+        self.left -= len(taken)
+        if self.left < 0:
+            raise SecurityError(f"more than {STEPS} steps")
+        return taken
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        self._counted("1")
+        return super().call(*args, **kwargs)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        for factor in (left, right):
+            if (abs(factor) if isinstance(factor, int | float) else len(factor)) > STEPS:
+                raise SecurityError(f"a factor above {STEPS}")
+        return super().call_binop(context, operator, left, right)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)
