@@ -11,9 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from model.config import FETCH, LlamaConfig
-from model.template import Template
-from model.tokenizer import Control, JsonTokenizer, Tokenizer, load_tokenizer
+from model.config import FETCH, LlamaConfig, reading
+from model.template import TOKENS, Template
+from model.tokenizer import Control, JsonTokenizer, Tokenizer, load_tokenizer, tokenizer_file
 from stages.files import UserError, read_json
 from stages.records import Message
 
@@ -87,14 +87,15 @@ def load_chat(folder: Path | str, tokenizer: Tokenizer | None = None) -> ChatFor
     """The chat format of a model. `UserError` for a template that does not end an answer with a control token."""
     folder = Path(folder)
     tokenizer, template = tokenizer or load_tokenizer(folder), Template(folder)
-    control = tokenizer.reserve(template.text, [template.tokens.get(name, "") for name in ("bos_token", "eos_token")])
+    with reading(tokenizer_file(folder), "texts are encoded to a control token"):
+        control = tokenizer.reserve(template.text, [template.tokens.get(name, "") for name in TOKENS[:2]])
     user, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": ANSWER}
-    prompt, whole = template.render([user]), template.render([user, answer], prompt=False)
+    prompt, whole = template.render([user]), template.render([user, answer])
     begun, found, rest = whole.rpartition(ANSWER)
     space, ends = begun[len(prompt) :] if begun.startswith(prompt) else "", control.split(rest.strip())
     if not found or control.names.search(space) or not ends or not isinstance(ends[0], int):
-        wrong = f"begins an answer with {space!r} and ends it with {rest!r}"
-        raise UserError(f"{template.path}: the chat template {wrong}; it must end it with a control token, its only one")
+        made = f"writes {space!r} before an answer and {rest!r} after it"
+        raise UserError(f"{template.path}: the chat template {made}; only the end must be a control token, and be one")
     newline = "\n" if tokenizer.encode("x") != encode(tokenizer, "x", "\n") else ""
     inner = "" if _legacy(tokenizer, template.config) else newline
     before = newline if isinstance(control.split(prompt)[-1], str) else inner

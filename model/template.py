@@ -24,7 +24,7 @@ TOKENS = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls",
 
 
 class Template:
-    """A model's template; `config` is its tokenizer_config.json, `text` has the texts in its source."""
+    """A model's template; `config` is its tokenizer_config.json, `text` has the texts in it and in others beside it."""
 
     def __init__(self, folder: Path):
         self.path, own = folder / "tokenizer_config.json", folder / "chat_template.jinja"
@@ -32,10 +32,9 @@ class Template:
         source = self.config.get("chat_template")
         if own.is_file():
             self.path, source = own, read_text(own, FETCH)
-        if isinstance(source, list):
-            named = (row for row in source if isinstance(row, dict) and row.get("name") == "default")
-            source = next(named, {}).get("template")
-        if not isinstance(source, str):
+        rows = source if isinstance(source, list) else [{"name": "default", "template": source}]
+        named = {row.get("name"): row.get("template") for row in rows if isinstance(row, dict)}
+        if not isinstance(named.get("default"), str):
             raise UserError(f"{self.path}: no chat_template; use a chat (instruct) model")
         given = {key: self.config[key] for key in TOKENS if self.config.get(key) is not None}
         self.tokens = {key: text.get("content") if isinstance(text, dict) else text for key, text in given.items()}
@@ -43,20 +42,21 @@ class Template:
             raise UserError(f"{folder / 'tokenizer_config.json'}: the special tokens are {given}; they must be texts")
         self.sandbox = Sandbox()
         try:
-            tree = self.sandbox.parse(source)
-            self.compiled = self.sandbox.from_string(tree)
+            trees = {name: self.sandbox.parse(source) for name, source in named.items()}
+            self.compiled = self.sandbox.from_string(trees["default"])
         except Exception as error:  # of jinja2's parser, and of Python's compiler
             raise self._fault(error) from None
-        literals = [getattr(node, "value", None) or getattr(node, "data", "") for node in tree.find_all(nodes.Literal)]
-        self.text = "\0".join(literal for literal in literals if isinstance(literal, str))
+        literals = (node for tree in trees.values() for node in tree.find_all((nodes.Const, nodes.TemplateData)))
+        texts = (node.value if isinstance(node, nodes.Const) else node.data for node in literals)
+        self.text = "\0".join(text for text in texts if isinstance(text, str))
 
-    def render(self, messages: Sequence[Message], prompt: bool = True) -> str:
-        """The text of a dialog; a `prompt` ends with the beginning of the assistant's turn. Thinking is off."""
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text of a dialog up to the assistant's next answer. Thinking is off."""
         self.sandbox.left = STEPS
         own = [{"role": message["role"], "content": message["content"]} for message in messages]
-        given = self.tokens | {"tools": None, "documents": None, "enable_thinking": False}
+        given = {"tools": None, "documents": None, "add_generation_prompt": True, "enable_thinking": False}
         try:
-            return self.compiled.render(messages=own, add_generation_prompt=prompt, **given)
+            return self.compiled.render(messages=own, **self.tokens, **given)
         except Exception as error:  # of whatever the template does
             raise self._fault(error) from None
 

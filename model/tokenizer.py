@@ -76,7 +76,7 @@ class JsonTokenizer:
 
     def reserve(self, template: str, named: Sequence[str] = ()) -> Control:
         """The control tokens: special ones, those in pipes, and those in a template's text or `named` for it. From now
-        on no text is encoded to these, and they are decoded to none. Raises `UserError`."""
+        on no text is encoded to these, and they are decoded to none. `ValueError` if texts are all the same."""
         added = {token.content: token for token in self.backend.get_added_tokens_decoder().values()}
         used = {name for name in added if name in template and TAGS.fullmatch(name)}
         used |= {name for name in (*PIPES.findall(template), *named) if self.encode(name) == [self.control(name)]}
@@ -88,7 +88,7 @@ class JsonTokenizer:
             table["model"]["merges"] = [m for m in table["model"].get("merges", []) if "".join(m) not in merged]
             self.__init__(tokenizers.Tokenizer.from_str(json.dumps(table)))  # type: ignore[misc]
         if left := sorted(name for name in merged & used if self.control(name) in self.encode(name)):
-            raise UserError(f"tokenizer.json: texts are encoded to the control token {left[0]}; make it an added token")
+            raise ValueError(left[0])
         flags = {name: (token.lstrip, token.rstrip) for name, token in added.items()}
         return Control({name: self.backend.token_to_id(name) for name in names}, flags)
 
