@@ -29,30 +29,37 @@ class ChatFormat:
     end: int  # the token that ends the model's turn
     space: str  # text with which the template begins an answer
     stop_ids: frozenset[int]
-    # What a text is encoded behind, after a control token and where an answer begins: a newline, where that keeps the
-    # vocabulary from beginning the text with a space.
-    inner: str
-    before: str
+    # What a text is encoded behind: a newline where that keeps the vocabulary from beginning it with a space.
+    inner: str  # of a text after a control token
+    spaced: str  # of one that begins with a space itself
+    before: str  # of an answer
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a dialog, ready for the assistant's answer."""
         ids: list[int] = []
         for part in self._parts(messages):
-            ids += [part] if isinstance(part, int) else encode(self.tokenizer, part, self.inner if ids else "")
+            ids += [part] if isinstance(part, int) else self._encode(part, self.inner if ids else "")
         return ids
 
     def completion_ids(self, text: str) -> list[int]:
         """Ids of a finished assistant's answer, with its end-of-turn token."""
-        return [*encode(self.tokenizer, self.space + text, self.before), self.end]
+        return [*self._encode(self.space + text, self.before), self.end]
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """The characters [start, end) of `text` of each of `completion_ids(text)`, without the end-of-turn token."""
-        shift, skipped = len(self.before + self.space), len(self.tokenizer.encode(self.before))
-        spans = self.tokenizer.offsets(self.before + self.space + text)[skipped:]
+        before = self._before(self.space + text, self.before)
+        shift, skipped = len(before + self.space), len(self.tokenizer.encode(before))
+        spans = self.tokenizer.offsets(before + self.space + text)[skipped:]
         return [(max(start - shift, 0), max(end - shift, 0)) for start, end in spans]
 
     def text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode([token for token in ids if token not in self.stop_ids])  # these may be no control
+
+    def _before(self, text: str, before: str) -> str:
+        return self.spaced or before if text.startswith(" ") else before
+
+    def _encode(self, text: str, before: str) -> list[int]:
+        return encode(self.tokenizer, text, self._before(text, before))
 
     def _parts(self, messages: Sequence[Message]) -> list[int | str]:
         """The template's control tokens, and texts: of the dialog as it is, if that has no others. Else the names of
@@ -92,23 +99,28 @@ def load_chat(folder: Path | str, tokenizer: Tokenizer | None = None) -> ChatFor
     user, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": ANSWER}
     prompt, whole = template.render([user]), template.render([user, answer])
     begun, found, rest = whole.rpartition(ANSWER)
-    space, ends = begun[len(prompt) :] if begun.startswith(prompt) else "", control.split(rest.strip())
-    if not found or control.names.search(space) or not ends or not isinstance(ends[0], int):
+    space, end = begun[len(prompt) :] if begun.startswith(prompt) else "", next(iter(control.split(rest.strip())), "")
+    # Behind the answer the next turn's beginning may stand, which would be no end.
+    ended = control.names.search(template.render([user, answer], prompt=False).rpartition(ANSWER)[2])
+    declared = {*load_stop_ids(folder), control.ids.get(template.tokens.get("eos_token", ""))}
+    if not found or control.names.search(space) or isinstance(end, str) or not (ended or end in declared):
         made = f"writes {space!r} before an answer and {rest!r} after it"
         raise UserError(f"{template.path}: the chat template {made}; only the end must be a control token, and be one")
-    newline = "\n" if tokenizer.encode("x") != encode(tokenizer, "x", "\n") else ""
-    inner = "" if _legacy(tokenizer, template.config) else newline
+    inner, spaced, newline = _spacing(folder, tokenizer, template.config)
     before = newline if isinstance(control.split(prompt)[-1], str) else inner
-    return ChatFormat(tokenizer, template, control, ends[0], space, load_stop_ids(folder, ends[0]), inner, before)
+    return ChatFormat(tokenizer, template, control, end, space, load_stop_ids(folder, end), inner, spaced, before)
 
 
-def _legacy(tokenizer: Tokenizer, config: dict[str, Any]) -> bool:
-    """Whether texts after control tokens begin with a space, too, if the vocabulary's texts do; as in transformers."""
-    if "LlamaTokenizer" in str(config.get("tokenizer_class")):
-        return bool(config.get("legacy"))
-    if isinstance(tokenizer, JsonTokenizer):
-        return "prepend_scheme=first" not in str(tokenizer.backend.pre_tokenizer)
-    return bool(config.get("legacy", True))
+def _spacing(folder: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> tuple[str, str, str]:
+    """What texts are encoded behind as transformers does it: after a control token, with a space of their own, and
+    after other text. Of a LlamaTokenizer it reads no more than the vocabulary, unless the model is Mistral's."""
+    newline = "\n" if tokenizer.encode("x") != encode(tokenizer, "x", "\n") else ""
+    llama, architecture = "LlamaTokenizer" in str(config.get("tokenizer_class")), folder / "config.json"
+    llama &= not architecture.is_file() or read_json(architecture, FETCH).get("model_type") != "mistral"
+    legacy = config.get("legacy", not llama)
+    if isinstance(tokenizer, JsonTokenizer) and not llama:
+        legacy = "prepend_scheme=first" not in str(tokenizer.backend.pre_tokenizer)
+    return "" if legacy else newline, newline if llama else "", newline
 
 
 def load_stop_ids(folder: Path, *more: int) -> frozenset[int]:

@@ -19,7 +19,7 @@ from stages.files import UserError, read_json, read_text
 from stages.records import Message
 
 TODAY = date(2024, 7, 26)  # the date of Llama 3.1's template where there is no clock
-STEPS = 100_000  # most passes of loops and calls of a rendering, and the largest factor
+STEPS = 30_000  # most passes of loops and calls of a rendering, and the largest factor
 TOKENS = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 
 
@@ -50,11 +50,11 @@ class Template:
         texts = (node.value if isinstance(node, nodes.Const) else node.data for node in literals)
         self.text = "\0".join(text for text in texts if isinstance(text, str))
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The text of a dialog up to the assistant's next answer. Thinking is off."""
+    def render(self, messages: Sequence[Message], prompt: bool = True) -> str:
+        """The text of a dialog; a `prompt` goes up to the assistant's next answer. Thinking is off."""
         self.sandbox.left = STEPS
         own = [{"role": message["role"], "content": message["content"]} for message in messages]
-        given = {"tools": None, "documents": None, "add_generation_prompt": True, "enable_thinking": False}
+        given = {"tools": None, "documents": None, "add_generation_prompt": prompt, "enable_thinking": False}
         try:
             return self.compiled.render(messages=own, **self.tokens, **given)
         except Exception as error:  # of whatever the template does
