@@ -59,7 +59,8 @@ class ChatFormat:
         return self.spaced or before if text.startswith(" ") else before
 
     def _encode(self, text: str, before: str) -> list[int]:
-        return encode(self.tokenizer, text, self._before(text, before))
+        before = self._before(text, before)
+        return self.tokenizer.encode(before + text)[len(self.tokenizer.encode(before)) :]
 
     def _parts(self, messages: Sequence[Message]) -> list[int | str]:
         """The template's control tokens, and texts: of the dialog as it is, if that has no others. Else the names of
@@ -83,11 +84,6 @@ class ChatFormat:
             if tokens(hidden) != own:
                 raise UserError(f"{self.template.path}: the chat template makes control tokens of what a message says")
         return [part if isinstance(part, int) else part.translate(show) for part in self.control.split(hidden)]
-
-
-def encode(tokenizer: Tokenizer, text: str, before: str) -> list[int]:
-    """Ids of a text that follows another one."""
-    return tokenizer.encode(before + text)[len(tokenizer.encode(before)) :]
 
 
 def load_chat(folder: Path | str, tokenizer: Tokenizer | None = None) -> ChatFormat:
@@ -114,7 +110,8 @@ def load_chat(folder: Path | str, tokenizer: Tokenizer | None = None) -> ChatFor
 def _spacing(folder: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> tuple[str, str, str]:
     """What texts are encoded behind as transformers does it: after a control token, with a space of their own, and
     after other text. Of a LlamaTokenizer it reads no more than the vocabulary, unless the model is Mistral's."""
-    newline = "\n" if tokenizer.encode("x") != encode(tokenizer, "x", "\n") else ""
+    bare = tokenizer.encode("\nx")[len(tokenizer.encode("\n")) :]
+    newline = "\n" if tokenizer.encode("x") != bare else ""
     llama, architecture = "LlamaTokenizer" in str(config.get("tokenizer_class")), folder / "config.json"
     llama &= not architecture.is_file() or read_json(architecture, FETCH).get("model_type") != "mistral"
     legacy = config.get("legacy", not llama)

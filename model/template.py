@@ -4,14 +4,15 @@ The clock stands still, chance is left out, and loops and calls are counted, so 
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from datetime import date
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
-from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError, safe_range
 
 from model.config import FETCH
@@ -20,35 +21,32 @@ from stages.records import Message
 
 TODAY = date(2024, 7, 26)  # the date of Llama 3.1's template where there is no clock
 STEPS = 30_000  # most passes of loops and calls of a rendering, and the largest factor
+MARKS = re.compile(r"({%[-+]?\s*(?:end)?)generation(\s*[-+]?%})")  # of the assistant's texts, for other programs
 TOKENS = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 
 
 class Template:
-    """A model's template; `config` is its tokenizer_config.json, `text` has the texts in it and in others beside it."""
+    """A model's template; `config` is its tokenizer_config.json, `text` the source, and that of others beside it."""
 
     def __init__(self, folder: Path):
         self.path, own = folder / "tokenizer_config.json", folder / "chat_template.jinja"
         self.config = read_json(self.path, FETCH) if self.path.is_file() else {}
+        given = {key: self.config[key] for key in TOKENS if self.config.get(key) is not None}
+        self.tokens = {key: text.get("content") if isinstance(text, dict) else text for key, text in given.items()}
+        if not all(isinstance(text, str) for text in self.tokens.values()):
+            raise UserError(f"{self.path}: the special tokens are {given}; they must be texts")
         source = self.config.get("chat_template")
         if own.is_file():
             self.path, source = own, read_text(own, FETCH)
         rows = source if isinstance(source, list) else [{"name": "default", "template": source}]
         named = {row.get("name"): row.get("template") for row in rows if isinstance(row, dict)}
-        if not isinstance(named.get("default"), str):
+        if not isinstance(source := named.get("default"), str):
             raise UserError(f"{self.path}: no chat_template; use a chat (instruct) model")
-        given = {key: self.config[key] for key in TOKENS if self.config.get(key) is not None}
-        self.tokens = {key: text.get("content") if isinstance(text, dict) else text for key, text in given.items()}
-        if not all(isinstance(text, str) for text in self.tokens.values()):
-            raise UserError(f"{folder / 'tokenizer_config.json'}: the special tokens are {given}; they must be texts")
-        self.sandbox = Sandbox()
+        self.text, self.sandbox = "\0".join(map(str, named.values())), Sandbox()
         try:
-            trees = {name: self.sandbox.parse(source) for name, source in named.items()}
-            self.compiled = self.sandbox.from_string(trees["default"])
+            self.compiled = self.sandbox.from_string(MARKS.sub(r"\1with\2", source))
         except Exception as error:  # of jinja2's parser, and of Python's compiler
             raise self._fault(error) from None
-        literals = (node for tree in trees.values() for node in tree.find_all((nodes.Const, nodes.TemplateData)))
-        texts = (node.value if isinstance(node, nodes.Const) else node.data for node in literals)
-        self.text = "\0".join(text for text in texts if isinstance(text, str))
 
     def render(self, messages: Sequence[Message], prompt: bool = True) -> str:
         """The text of a dialog; a `prompt` goes up to the assistant's next answer. Thinking is off."""
@@ -64,23 +62,13 @@ class Template:
         return UserError(f"{self.path}: the chat template can't be rendered ({error!r:.200}); mend it or the messages")
 
 
-class Generation(Extension):
-    """The block {% generation %}, which marks the assistant's texts for others."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Any) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-
 class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*", "**"})
     left = STEPS
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
-        self.filters |= {"tojson": _to_json, "counted": self._counted}
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        self.filters |= {"tojson": partial(json.dumps, ensure_ascii=False), "counted": self._counted}
         self.globals |= {"raise_exception": _raise, "strftime_now": TODAY.strftime}
         self.globals["range"] = lambda *bounds: self._counted(safe_range(*bounds))
         del self.filters["random"], self.globals["lipsum"]
@@ -107,10 +95,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
             if (abs(factor) if isinstance(factor, int | float) else len(factor)) > STEPS:
                 raise SecurityError(f"a factor above {STEPS}")
         return super().call_binop(context, operator, left, right)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 def _raise(message: str) -> NoReturn:

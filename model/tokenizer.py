@@ -27,10 +27,8 @@ LLAMA3_NAMED = (
 )
 LLAMA3_SPECIAL = [f"<|{n}|>" for n in (*LLAMA3_NAMED.split(), *(f"reserved_special_token_{i}" for i in range(2, 246)))]
 """The 256 control tokens that follow the ranks, by the names of Llama 3.1 and later. The ids are also Llama 3's."""
-
-
 PIPES = re.compile(r"<\|[^<>\s]+\|>")
-TAGS = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
+TAGS = re.compile(r"<[^<>\s]+>|\[/?\w*[A-Z]\w*\]")
 
 
 class Control:
@@ -78,11 +76,10 @@ class JsonTokenizer:
         """The control tokens: special ones, those in pipes, and those in a template's text or `named` for it. From now
         on no text is encoded to these, and they are decoded to none. `ValueError` if texts are all the same."""
         added = {token.content: token for token in self.backend.get_added_tokens_decoder().values()}
-        used = {name for name in added if name in template and TAGS.fullmatch(name)}
-        used |= {name for name in (*PIPES.findall(template), *named) if self.encode(name) == [self.control(name)]}
+        used = {name for name in (*PIPES.findall(template), *named) if self.control(name) is not None}
+        used |= {name for name in added if name in template and TAGS.fullmatch(name)}
         names = used | {name for name, token in added.items() if token.special or PIPES.fullmatch(name)}
-        new = sorted(name for name in names if name not in added or not added[name].special)
-        self.backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in new])
+        self.backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in sorted(names)])
         if merged := {name for name in names if self.control(name) in self.encode(name)}:  # BPE's merges lead to it
             table = json.loads(self.backend.to_str())
             table["model"]["merges"] = [m for m in table["model"].get("merges", []) if "".join(m) not in merged]
@@ -120,7 +117,8 @@ class SentencePieceTokenizer:
 
     def reserve(self, template: str, named: Sequence[str] = ()) -> Control:
         """As above, by the piece's type. A file is a protobuf: a piece has its text in field 1, its type in field 3."""
-        ids = {name: self.control(name) for name in (*TAGS.findall(template), *named)}
+        pieces = map(self.backend.id_to_piece, range(self.vocab_size))
+        ids = {n: self.control(n) for n in (*TAGS.findall(template), *named, *filter(PIPES.fullmatch, pieces))}
         ids = {name: i for name, i in ids.items() if i is not None and not self.backend.is_byte(i)}
         for name in (name for name, i in ids.items() if not self.backend.is_control(i)):
             file, text = self.backend.serialized_model_proto(), b"\n%c%b" % (len(name.encode()), name.encode())

@@ -85,8 +85,8 @@ def test_a_template_is_given_what_transformers_gives_it(tmp_path):
     given = (
         "{{ [bos_token, unk_token is defined, tools, documents, enable_thinking, add_bos_token is defined] | tojson }}"
     )
-    chat = load(tmp_path, given + CHATML_TEMPLATE, bos_token={"content": "é"}, unk_token=None, add_bos_token=True)
-    start = '["é", false, null, null, false, false]<|im_start|>user\n'
+    chat = load(tmp_path, given + CHATML_TEMPLATE, bos_token={"content": "<s>"}, unk_token=None, add_bos_token=True)
+    start = '["<s>", false, null, null, false, false]<|im_start|>user\n'
     assert shown(chat, chat.prompt_ids([USER])).startswith(start)
     for wrong in (3, ["x"], {"content": None}, {}):
         with pytest.raises(UserError, match=r"tokenizer_config\.json: the special tokens are .*; they must be texts"):
