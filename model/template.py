@@ -32,8 +32,9 @@ class Template:
         self.path, own = folder / "tokenizer_config.json", folder / "chat_template.jinja"
         self.config = read_json(self.path, FETCH) if self.path.is_file() else {}
         given = {key: self.config[key] for key in TOKENS if self.config.get(key) is not None}
-        self.tokens = {key: text.get("content") if isinstance(text, dict) else text for key, text in given.items()}
-        if not all(isinstance(text, str) for text in self.tokens.values()):
+        texts = {key: text.get("content") if isinstance(text, dict) else text for key, text in given.items()}
+        self.tokens = {key: text for key, text in texts.items() if isinstance(text, str)}
+        if self.tokens != texts:
             raise UserError(f"{self.path}: the special tokens are {given}; they must be texts")
         source = self.config.get("chat_template")
         if own.is_file():

@@ -87,7 +87,7 @@ class JsonTokenizer:
         if left := sorted(name for name in merged & used if self.control(name) in self.encode(name)):
             raise ValueError(left[0])
         flags = {name: (token.lstrip, token.rstrip) for name, token in added.items()}
-        return Control({name: self.backend.token_to_id(name) for name in names}, flags)
+        return Control({name: i for name in names if (i := self.control(name)) is not None}, flags)
 
 
 class SentencePieceTokenizer:
@@ -118,9 +118,10 @@ class SentencePieceTokenizer:
     def reserve(self, template: str, named: Sequence[str] = ()) -> Control:
         """As above, by the piece's type. A file is a protobuf: a piece has its text in field 1, its type in field 3."""
         pieces = map(self.backend.id_to_piece, range(self.vocab_size))
-        ids = {n: self.control(n) for n in (*TAGS.findall(template), *named, *filter(PIPES.fullmatch, pieces))}
-        ids = {name: i for name, i in ids.items() if i is not None and not self.backend.is_byte(i)}
-        for name in (name for name, i in ids.items() if not self.backend.is_control(i)):
+        for name in (*TAGS.findall(template), *named, *filter(PIPES.fullmatch, pieces)):
+            kinds = (self.backend.is_byte, self.backend.is_unknown, self.backend.is_control)
+            if (i := self.control(name)) is None or any(kind(i) for kind in kinds):
+                continue
             file, text = self.backend.serialized_model_proto(), b"\n%c%b" % (len(name.encode()), name.encode())
             piece = next(re.finditer(rb"\n.%b(\x15.{4})?(\x18.)?" % re.escape(text), file, re.DOTALL))
             fields = text + (piece[1] or b"") + b"\x18\x03"
