@@ -1,1 +1,1 @@
-"""The model: Llama by hand, its configuration, tokenizer, chat formats and weights."""
+"""The model: Llama by hand, its configuration, tokenizer, chat template and weights."""

@@ -6,7 +6,7 @@ Text is always encoded as plain text: the name of a control token inside it neve
 import base64
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -27,6 +27,25 @@ LLAMA3_NAMED = (
 )
 LLAMA3_SPECIAL = [f"<|{n}|>" for n in (*LLAMA3_NAMED.split(), *(f"reserved_special_token_{i}" for i in range(2, 246)))]
 """The 256 control tokens that follow the ranks, by the names of Llama 3.1 and later. The ids are also Llama 3's."""
+PIPES = re.compile(r"<\|[^<>\s]+\|>")
+TAGS = re.compile(r"<[^<>\s]+>|\[/?\w*[A-Z]\w*\]")
+
+
+class Control:
+    """The control tokens of a vocabulary, and what finds them in a text that a template has written."""
+
+    def __init__(self, ids: Mapping[str, int], flags: Mapping[str, tuple[bool, bool]]):
+        """`flags`: of a name, whether the token takes white space before and after it."""
+        self.ids, self.characters = ids, sorted({c for name in ids for c in name if not c.isspace()})
+        taken = {name: [r"\s*" * flag for flag in flags.get(name, (False, False))] for name in ids}
+        longest = sorted(ids, key=len, reverse=True)
+        found = "|".join(taken[name][0] + re.escape(name) + taken[name][1] for name in longest)
+        self.names = re.compile(f"({found or '(?!)'})")
+
+    def split(self, text: str) -> list[int | str]:
+        """The text's control tokens as ids, and what stands between them."""
+        parts = enumerate(self.names.split(text))
+        return [self.ids[part.strip()] if i % 2 else part for i, part in parts if part]
 
 
 class JsonTokenizer:
@@ -53,18 +72,22 @@ class JsonTokenizer:
         """The id, or None if the vocabulary lacks it."""
         return self.backend.token_to_id(token)
 
-    def reserve(self, token: str) -> int | None:
-        """As `control`; from now on no text is encoded to this token, and it is decoded to none. Raises `UserError`."""
-        if (token_id := self.control(token)) is None:
-            return None
-        for _ in range(2):
-            self.backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-            if token_id not in self.encode(token):
-                return token_id
-            table = json.loads(self.backend.to_str())  # BPE's merges lead to it
-            table["model"]["merges"] = [m for m in table["model"].get("merges", []) if "".join(m) != token]
+    def reserve(self, template: str, named: Sequence[str] = ()) -> Control:
+        """The control tokens: special ones, those in pipes, and those in a template's text or `named` for it. From now
+        on no text is encoded to these, and they are decoded to none. `ValueError` if texts are all the same."""
+        added = {token.content: token for token in self.backend.get_added_tokens_decoder().values()}
+        used = {name for name in (*PIPES.findall(template), *named) if self.control(name) is not None}
+        used |= {name for name in added if name in template and TAGS.fullmatch(name)}
+        names = used | {name for name, token in added.items() if token.special or PIPES.fullmatch(name)}
+        self.backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in sorted(names)])
+        if merged := {name for name in names if self.control(name) in self.encode(name)}:  # BPE's merges lead to it
+            table = json.loads(self.backend.to_str())
+            table["model"]["merges"] = [m for m in table["model"].get("merges", []) if "".join(m) not in merged]
             self.__init__(tokenizers.Tokenizer.from_str(json.dumps(table)))  # type: ignore[misc]
-        raise UserError(f"tokenizer.json: texts are encoded to the control token {token}; make it an added token")
+        if left := sorted(name for name in merged & used if self.control(name) in self.encode(name)):
+            raise ValueError(left[0])
+        flags = {name: (token.lstrip, token.rstrip) for name, token in added.items()}
+        return Control({name: i for name in names if (i := self.control(name)) is not None}, flags)
 
 
 class SentencePieceTokenizer:
@@ -92,15 +115,20 @@ class SentencePieceTokenizer:
         token_id = self.backend.piece_to_id(token)
         return token_id if self.backend.id_to_piece(token_id) == token else None
 
-    def reserve(self, token: str) -> int | None:
+    def reserve(self, template: str, named: Sequence[str] = ()) -> Control:
         """As above, by the piece's type. A file is a protobuf: a piece has its text in field 1, its type in field 3."""
-        if (token_id := self.control(token)) is not None and not self.backend.is_control(token_id):
-            file, text = self.backend.serialized_model_proto(), b"\n%c%b" % (len(token), token.encode())
+        pieces = map(self.backend.id_to_piece, range(self.vocab_size))
+        for name in (*TAGS.findall(template), *named, *filter(PIPES.fullmatch, pieces)):
+            kinds = (self.backend.is_byte, self.backend.is_unknown, self.backend.is_control)
+            if (i := self.control(name)) is None or any(kind(i) for kind in kinds):
+                continue
+            file, text = self.backend.serialized_model_proto(), b"\n%c%b" % (len(name.encode()), name.encode())
             piece = next(re.finditer(rb"\n.%b(\x15.{4})?(\x18.)?" % re.escape(text), file, re.DOTALL))
             fields = text + (piece[1] or b"") + b"\x18\x03"
             changed = b"%b\n%c%b%b" % (file[: piece.start()], len(fields), fields, file[piece.end() :])
             self.backend.load_from_serialized_proto(changed)
-        return token_id
+        own = filter(self.backend.is_control, range(self.vocab_size))
+        return Control({self.backend.id_to_piece(i): i for i in own}, {})
 
 
 Tokenizer = JsonTokenizer | SentencePieceTokenizer

@@ -35,7 +35,8 @@ LLAMA3_TEMPLATE = (
 LLAMA2_TEMPLATE = (
     "{% set system = '' %}{% set turns = messages %}{% if messages[0]['role'] == 'system' %}"
     "{% set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}{% set turns = messages[1:] %}"
-    "{% endif %}{% for message in turns %}{% if message['role'] == 'user' %}"
+    "{% endif %}{% for message in turns %}{% if message['role'] != ['user', 'assistant'][loop.index0 % 2] %}"
+    "{{ raise_exception('roles must be user and assistant in turn') }}{% endif %}{% if message['role'] == 'user' %}"
     "{{ bos_token + '[INST] ' + ((system if loop.first else '') + message['content']) | trim + ' [/INST]' }}"
     "{% else %}{{ ' ' + message['content'] | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
 )

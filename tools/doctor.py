@@ -82,7 +82,7 @@ def check_inputs(settings: Settings) -> Iterator[str]:
     for key, name in named_models(settings).items():
         if (Path(name) / "config.json").is_file():
             load_chat(name)
-            yield f"{name}: {len(Checkpoint(name).slices)} tensors and a known chat format"
+            yield f"{name}: {len(Checkpoint(name).slices)} tensors and a chat template"
         elif key == "model.path" and settings.model.prepare:
             yield f"{name}: made by the run"
     if missing := list(missing_inputs(settings)):

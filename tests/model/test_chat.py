@@ -1,4 +1,4 @@
-"""Chat formats as ids, on small tokenizers made here; tests/test_peers.py holds them to transformers' templates."""
+"""Chat formats as ids, on small tokenizers made here; test_templates.py has those of more models."""
 
 import itertools
 import json
@@ -99,7 +99,7 @@ def test_llama2(tmp_path):
     exchange = [1, "[INST] Hi {x} [/INST] Hello. ", 2, 1, "[INST] Bye [INST] </s> [/INST]"]
     assert parts(chat, chat.prompt_ids(TURNS)) == exchange
     assert chat.stop_ids == {2} and chat.end == 2
-    for roles in ([SYSTEM], [USER, USER], TURNS[:2], [TURNS[1], USER], [USER, SYSTEM, USER]):
+    for roles in ([USER, USER], [TURNS[1], USER], [USER, SYSTEM, USER]):
         with pytest.raises(UserError, match="user and assistant in turn"):
             chat.prompt_ids(roles)
 
@@ -134,15 +134,3 @@ def test_an_answer_continues_the_prompt(tmp_path, template, text):
             assert end - start == 1 and int(piece[3:5], 16) in text[start:end].encode()
         else:
             assert piece.strip("▁") == text[start:end].strip()
-
-
-@pytest.mark.parametrize(
-    ("template", "complaint"),
-    [
-        ("'<|user|>\\n' + message['content'] + '<|end|>'", "none of Llama-3's, ChatML's"),
-        *((t, "which the vocabulary lacks") for t in ("<|start_header_id|>", LLAMA2_TEMPLATE, ZEPHYR_TEMPLATE)),
-    ],
-)
-def test_unknown_templates_are_errors(tmp_path, template, complaint):
-    with pytest.raises(UserError, match=complaint):
-        load_chat(folder(tmp_path, CHATML, template, 0))

@@ -93,7 +93,7 @@ def test_missing_inputs_are_named_by_their_keys(tiny, tmp_path):
 def test_models_are_opened(tiny, tmp_path):
     make_tiny(tmp_path)
     settings = changed(tiny, model={"path": str(tmp_path), "prepare": ""})
-    assert next(doctor.check_inputs(settings)).endswith(" tensors and a known chat format")
+    assert next(doctor.check_inputs(settings)).endswith(" tensors and a chat template")
     for file, words in (("model.safetensors", "damaged"), ("tokenizer_config.json", "no chat_template")):
         (tmp_path / file).write_text("{}")
         with pytest.raises(UserError, match=words):
