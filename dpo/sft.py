@@ -3,8 +3,8 @@
 The loop is that of `dpo/train.py`; the loss is the weighted mean of -log pi over the completions' tokens.
 """
 
-from dpo.parallel import end_process
 from dpo.train import run_training, training_settings
+from stages.shards import end_process
 from stages.stage import Stage
 
 SFT = Stage(

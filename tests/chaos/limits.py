@@ -175,4 +175,4 @@ def _shell(place: Path, before: str = "", after: str = "") -> subprocess.Complet
     """The command in a shell, with words before and after it."""
     words = f"{before} {shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'iterate.py'))} --config {CONFIG} {after}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, shell=True, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(words, shell=True, cwd=place, env=environment, capture_output=True, text=True, timeout=3000)
