@@ -26,7 +26,7 @@ from model.chat import load_chat
 from model.weights import load_model
 from prepare.gguf import convert
 from prepare.sft_delta import read_facts
-from stages.files import UserError, read_json_list, read_jsonl, read_manifest, read_shards
+from stages.files import UserError, read_jsonl, read_manifest, read_shards
 from stages.settings import load_settings
 from tests.chaos.place import CONFIG, RUN
 
@@ -64,7 +64,7 @@ def readers(base: Path) -> dict[str, Reader]:
         lambda folder: list(read_jsonl(folder / "rows.jsonl.gz")), ("rows.jsonl.gz",), _compressed(shard)
     )
     found["a JSON list"] = Reader(
-        lambda folder: list(read_json_list(folder / "rows.json", "rows")), ("rows.json",), _json_list(shard)
+        lambda folder: list(read_jsonl(folder / "rows.json")), ("rows.json",), _json_list(shard)
     )
     found["a manifest"] = of_folder(read_manifest, iteration / "judgments", "manifest.json")
     names = ("manifest.json", f"{shard.parent.name}/{shard.name}")

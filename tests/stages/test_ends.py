@@ -122,7 +122,7 @@ def test_ctrl_c_during_an_import_is_one_line(tmp_path):
 
 def test_ctrl_c_while_iterate_py_imports_is_one_line(tmp_path):
     (tmp_path / "dpo").mkdir()
-    (tmp_path / "dpo" / "sft.py").write_text(SLOW)
+    (tmp_path / "dpo" / "__init__.py").write_text(SLOW)
     code = f"import runpy; runpy.run_path({str(ROOT / 'iterate.py')!r}, run_name='__main__')"
     process = start(tmp_path, "-c", code)
     wait_for((tmp_path / "importing").exists)
