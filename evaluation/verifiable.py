@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from evaluation import ifeval
 from evaluation.benchmarks import match
 from evaluation.statistics import by_group, shown
-from judging.rules import RULES, Rule, followed, read_rule
+from judging.rules import RULES, Rule, followed, rules_of
 from stages.files import UserError, arguments, command
 from stages.records import Prompt
 from stages.rows import LIST, PROMPT, TEXT, Row, read_rows, rows_by_id
@@ -33,8 +33,7 @@ def read_instructions(path: Path) -> list[Instruction]:
     for name, (where, row) in rows_by_id(path, prompt=PROMPT, rules=LIST).items():
         if set(row) != {"id", "prompt", "rules"}:
             raise UserError(f"{where}: the keys are {', '.join(row)}; they must be id, prompt, and rules")
-        rules = tuple(read_rule(entry, f"{where}, rules[{place}]") for place, entry in enumerate(row["rules"]))
-        instructions.append(Instruction(name, row["prompt"], rules))
+        instructions.append(Instruction(name, row["prompt"], rules_of(row, where)))
     return instructions
 
 
