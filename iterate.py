@@ -24,6 +24,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import stages.interrupt  # noqa: F401
+
+# isort: split
 from dpo.sft import SFT
 from dpo.train import DPO
 from evaluation.agreement import read_comparisons, read_report

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stages.files import UserError
-from stages.rows import FULL_TEXT, NUMBER, Kind, read_rows, token_ids
+from stages.rows import NUMBER, Kind, rows_by_id, token_ids
 
 Objective = Literal["sft", "dpo"]
 
@@ -37,18 +36,15 @@ def read_examples(paths: Iterable[Path], objective: Objective, vocab_size: int) 
 
     `UserError`, with file and line, for bad token ids, bad weights and repeated ids.
     """
-    kinds = {"id": FULL_TEXT} | dict.fromkeys(("prompt_ids", *COMPLETIONS[objective]), token_ids(vocab_size))
-    examples: dict[str, Example] = {}
-    for path in paths:
-        for row in read_rows(path):
-            name, prompt, *completions = (row.value(key, kind=kind) for key, kind in kinds.items())
-            if name in examples:
-                raise UserError(f"{row.where}: id {name!r} came before; give each example its own")
-            weights = [1.0] * len(completions[0]) if objective == "sft" else None
-            if weights and row.content.get("token_weights") is not None:
-                weights = [*map(float, row.value("token_weights", kind=_weights(len(weights))))]
-            examples[name] = Example(name, prompt, tuple(completions), weights)
-    return list(examples.values())
+    kinds = dict.fromkeys(("prompt_ids", *COMPLETIONS[objective]), token_ids(vocab_size))
+    examples = []
+    for name, row in rows_by_id(*paths, **kinds).items():
+        prompt, *completions = (row.content[key] for key in kinds)
+        weights = [1.0] * len(completions[0]) if objective == "sft" else None
+        if weights and row.content.get("token_weights") is not None:
+            weights = [*map(float, row.value("token_weights", kind=_weights(len(weights))))]
+        examples.append(Example(name, prompt, tuple(completions), weights))
+    return examples
 
 
 def _weights(count: int) -> Kind:  # the loss is divided by their sum

@@ -7,13 +7,12 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -144,22 +143,6 @@ class Interruption:
         elif number == signal.SIGINT and time.monotonic() - self.since > self.patience:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-
-
-def end_process(run: Callable[[], None]) -> NoReturn:
-    """Run a command and end the process with its exit code, without finalisation of the interpreter, in which a thread
-    of gloo that frees a tensor would abort the process (pytorch/pytorch issues 38228, 190489)."""
-    code: Any = 0
-    try:
-        run()
-    except SystemExit as stop:
-        code = stop.code
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options: TrainerOptions) -> Llama:

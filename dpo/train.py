@@ -12,7 +12,7 @@ from dpo.checkpoint import Progress, finish, load_state, saved_progress
 from dpo.data import Objective, read_examples
 from dpo.metrics import peak_flops, summary_writer
 from dpo.packing import keep_usable
-from dpo.parallel import World, distributed, end_process, load_sharded, sharded_model
+from dpo.parallel import World, distributed, load_sharded, sharded_model
 from dpo.reference import reference_logprob
 from dpo.trainer import Trainer, make_optimizer
 from model.dtype import training_dtype
@@ -20,6 +20,7 @@ from model.weights import meta_model
 from sampling.worker import environment
 from stages.files import UserError
 from stages.settings import Settings, Training
+from stages.shards import end_process
 from stages.stage import Job, Stage
 
 

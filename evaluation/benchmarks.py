@@ -36,12 +36,12 @@ def need(wanted: Sequence[str], given: Collection[str], what: str) -> None:
         raise UserError(f"{what} {len(missing)} of {len(wanted)} questions: {shortened(missing)}; add them")
 
 
-def match(names: Sequence[str], answered: Collection[str], what: str) -> None:
-    """Raise `UserError` unless exactly these are answered; `what` they are, such as "instructions"."""
+def match(names: Sequence[str], answered: Collection[str], what: str, where: str = "") -> None:
+    """Raise `UserError` unless exactly these are answered; `what` they are, such as "instructions", and `where`."""
     if missing := [name for name in names if name not in answered]:
-        raise UserError(f"no answer to {len(missing)} of {len(names)} {what}: {shortened(missing)}; answer all")
+        raise UserError(f"{where}no answer to {len(missing)} of {len(names)} {what}: {shortened(missing)}; answer all")
     if unknown := sorted(set(answered) - set(names)):
-        raise UserError(f"{len(unknown)} answers to unknown {what}: {shortened(unknown)}; remove them")
+        raise UserError(f"{where}{len(unknown)} answers to unknown {what}: {shortened(unknown)}; remove them")
 
 
 def read_questions(benchmark: str, path: Path) -> list[Question]:

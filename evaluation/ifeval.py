@@ -16,7 +16,7 @@ from typing import Any
 from evaluation.benchmarks import match
 from evaluation.statistics import bootstrap, by_group, columns, each, shown
 from stages.files import UserError
-from stages.rows import LIST, NAME, TEXT, Row, read_rows
+from stages.rows import LIST, NAME, TEXT, read_rows
 
 LANGUAGES = "ar bg bn de en es fa fi fr gu he hi it ja kn ko ml mr ne pa pl pt ru sw ta te th uk ur vi"
 ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
@@ -227,11 +227,6 @@ def _instruction(kind: Any, given: Mapping[str, Any], where: str) -> tuple[str, 
     return kind, tuple(values[name] for name in names)
 
 
-def is_ifeval(path: Path) -> bool:
-    """Whether the first row of a file of instructions is one of IFEval's."""
-    return "instruction_id_list" in next(read_rows(path), Row("", {})).content
-
-
 def read_prompts(path: Path) -> list[Prompt]:
     """The rows {key, prompt, instruction_id_list, kwargs} of IFEval's file. A null among the kwargs counts as absent.
 
@@ -267,10 +262,7 @@ def read_answers(path: Path, prompts: Iterable[Prompt]) -> dict[str, str]:
         if str(name) in answers:
             raise UserError(f"{where}: {str(name)[:60]!r} came before; give each prompt one answer")
         answers[str(name)] = text
-    try:
-        match(list(keys.values()), answers, "prompts")
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    match(list(keys.values()), answers, "prompts", f"{path}: ")
     return answers
 
 

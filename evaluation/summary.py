@@ -4,7 +4,7 @@ Its "models" are a row for each model, with paired "differences" from M_0, which
 means. Intervals are over prompts (or groups of labelled pairs).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from evaluation.agreement import half_credit, read_report
@@ -76,8 +76,7 @@ def _iteration(folder: Path, number: int, settings: Settings) -> Record:
     pairs["reasons"] = {key: value for key, value in counts.items() if "." in key and value}
     # The held-out pairs' figures, or without such pairs those of the last step.
     path, figures = folder / "train" / "metrics.jsonl", ("loss", "accuracy", "margin")
-    steps: Iterable[Row] = [Row("", trained)] if "accuracy" in trained else read_rows(path)
-    *_, step = Row(str(path), {}), *steps
+    *_, step = [Row("", trained)] if "accuracy" in trained else [Row(str(path), {}), *read_rows(path)]
     last = step.checked(**dict.fromkeys(figures, NUMBER))
     dpo = {"first_loss": trained["first_loss"]} | {key: last[key] for key in figures}
     dpo |= {"epoch": trained["epoch"], "held_out": last is trained}

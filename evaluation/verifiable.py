@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from evaluation import ifeval
 from evaluation.benchmarks import match
 from evaluation.statistics import by_group, shown
-from judging.rules import RULES, Rule, followed, read_rule
+from judging.rules import RULES, Rule, followed, rules_of
 from stages.files import UserError, arguments, command
 from stages.records import Prompt
-from stages.rows import LIST, PROMPT, TEXT, rows_by_id
+from stages.rows import LIST, PROMPT, TEXT, Row, read_rows, rows_by_id
 
 
 class Instruction(NamedTuple):
@@ -33,8 +33,7 @@ def read_instructions(path: Path) -> list[Instruction]:
     for name, (where, row) in rows_by_id(path, prompt=PROMPT, rules=LIST).items():
         if set(row) != {"id", "prompt", "rules"}:
             raise UserError(f"{where}: the keys are {', '.join(row)}; they must be id, prompt, and rules")
-        rules = tuple(read_rule(entry, f"{where}, rules[{place}]") for place, entry in enumerate(row["rules"]))
-        instructions.append(Instruction(name, row["prompt"], rules))
+        instructions.append(Instruction(name, row["prompt"], rules_of(row, where)))
     return instructions
 
 
@@ -72,15 +71,13 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
 
 def main() -> None:
     given = arguments(__doc__, "instructions", "answers")
-    if ifeval.is_ifeval(given.instructions):
+    if "instruction_id_list" in next(read_rows(given.instructions), Row("", {})).content:
         prompts = ifeval.read_prompts(given.instructions)
         print("\n".join(ifeval.table(ifeval.ifeval_report(prompts, ifeval.read_answers(given.answers, prompts)))))
         return
     instructions, answers = read_instructions(given.instructions), rows_by_id(given.answers, text=TEXT)
-    try:
-        report = verifiable_report(instructions, {name: [row["text"]] for name, (_, row) in answers.items()})
-    except UserError as error:
-        raise UserError(f"{given.answers}: {error}") from None
+    match([item.id for item in instructions], answers, "instructions", f"{given.answers}: ")
+    report = verifiable_report(instructions, {name: [row["text"]] for name, (_, row) in answers.items()})
     print("\n".join(table(report)))
 
 

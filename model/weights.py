@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -154,7 +154,11 @@ def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> list[P
     names, total, size = list[list[str]](), 0, 0  # size: bytes in `shard`
 
     def write() -> None:
-        save_file(shard, folder / f"shard-{len(names)}", metadata={"format": "pt"})
+        path = folder / f"shard-{len(names)}"
+        try:
+            save_file(shard, path, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{path}: {error}") from None
         names.append(list(shard))
         shard.clear()
 

@@ -129,10 +129,8 @@ def sft_files() -> Files:
     judging = spread(judgments, near_misses, spoiled, written)
     half = len(judging) // 2
     judging = [*judging[:half], *spread(judging[half:], list(default.metajudge_examples(800)))]
-    yield (
-        "sft/smollm2-135m.jsonl.gz",
-        spread([*decisions, *judging], draw.sample(replay(["train", "ruled"], 0.8), 1400)),
-    )
+    answers = draw.sample(replay(["train", "ruled"], 0.8), 1400)
+    yield "sft/smollm2-135m.jsonl.gz", spread([*decisions, *judging], answers)
 
 
 def replay(names: Iterable[str], temperature: float) -> list[Record]:

@@ -12,7 +12,7 @@ from stages.files import UserError
 from stages.records import Message, Record
 from stages.rows import LABELLED, PROMPT, RESPONSES, messages_of, one_of, read_rows
 from stages.settings import Settings, VerdictPosition
-from stages.stage import Inputs, Job, Output, Stage
+from stages.stage import Job, Output, Stage
 
 
 def labelled_rows(path: Path) -> Iterator[Record]:
@@ -89,13 +89,10 @@ def _settings(settings: Settings, iteration: int) -> Any:
     }
 
 
-def _files(settings: Settings) -> Inputs:
-    return {"examples": settings.sft.examples}
-
-
 EXAMPLES = Stage(
-    "examples", "prepare.examples", gather, _settings, ("model",), ("labelled",), lists=("labelled",), files=_files
-)
+    "examples", "prepare.examples", gather, _settings, ("model",), ("labelled",), ("labelled",),
+    files=lambda settings: {"examples": settings.sft.examples},
+)  # fmt: skip
 
 if __name__ == "__main__":
     EXAMPLES.main()

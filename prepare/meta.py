@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.config import FETCH, Layers, LlamaConfig, RopeScaling, reading
+from model.config import Layers, LlamaConfig, RopeScaling, reading
 from model.tokenizer import JsonTokenizer, Tokenizer, load_tokenizer
 from model.weights import write_tensors
 from prepare.layouts import META, config_document, half_split, tensor_names, whole_folder
@@ -91,13 +91,10 @@ def convert(source: Path | str, folder: Path | str, rope_factor: float = 8.0, co
         raise UserError(f"{folder}: exists already; remove it or name another folder")
     if not (source / "params.json").is_file() and (source / "original" / "params.json").is_file():
         source = source / "original"
-    if not (path := source / "params.json").is_file():
-        raise UserError(f"{path}: no such file; point SOURCE at a checkpoint in Meta's layout")
-    params = read_json(path, FETCH)
-    for key in sorted(NEEDED - params.keys()):
-        raise UserError(f"{path}: key {key!r} is missing; fetch the file again")
-    for key in sorted(params.keys() - KNOWN):
-        raise UserError(f"{path}: key {key!r} is not implemented; only dense Llama models of text are")
+    params = read_json(path := source / "params.json", "point SOURCE at a checkpoint in Meta's layout")
+    for key in sorted(NEEDED - params.keys()) + sorted(params.keys() - KNOWN):
+        wrong = "missing; fetch the file again" if key in NEEDED else "not implemented; only dense Llamas of text are"
+        raise UserError(f"{path}: key {key!r} is {wrong}")
     checked(bool, params.get("use_scaled_rope", False), f"{path}: use_scaled_rope")
     if not (source / "tokenizer.model").is_file():
         raise UserError(f"{source}: no tokenizer.model beside params.json; copy it there")

@@ -25,7 +25,7 @@ from stages.records import Record
 from stages.rows import FULL_TEXT, PROMPT, conversation_text, read_prompts, read_rows
 from stages.seeds import request_seed
 from stages.settings import Prompts, Settings, as_dict
-from stages.stage import Inputs, Job, Output, Stage, first_rank
+from stages.stage import Job, Output, Stage, first_rank
 
 NEW = "new/"  # the prefix of new prompts' ids
 
@@ -194,11 +194,10 @@ def _settings(settings: Settings, iteration: int) -> Any:
     return generation_settings(settings, 0, section)
 
 
-def _files(settings: Settings) -> Inputs:
-    return {"seeds": settings.prompts.seeds, "evaluation": settings.prompts.evaluation}
-
-
-NEW_PROMPTS = Stage("prompts", "prepare.new_prompts", write_prompts, _settings, ("model",), files=_files, ranks="all")
+NEW_PROMPTS = Stage(
+    "prompts", "prepare.new_prompts", write_prompts, _settings, ("model",), ranks="all",
+    files=lambda settings: {"seeds": settings.prompts.seeds, "evaluation": settings.prompts.evaluation},
+)  # fmt: skip
 
 if __name__ == "__main__":
     NEW_PROMPTS.main()

@@ -85,10 +85,10 @@ def product(tensors: Tensors, name: str) -> Tensor | float:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """The facts in the JSON file beside `path`: base (a digest), recipe, explained, what `annotate` added."""
-    for file in (path, beside := path.with_suffix(".json")):
-        if not file.is_file():
-            raise UserError(f'{file}: no such file; `make sft` writes it, or set sft.sft_delta to ""')
-    return {"base": None, "recipe": None} | read_json(beside, "`make sft` writes it again")
+    mend = '`make sft` writes it, or set sft.sft_delta to ""'
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {mend}")
+    return {"base": None, "recipe": None} | read_json(path.with_suffix(".json"), mend)
 
 
 @torch.no_grad()

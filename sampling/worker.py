@@ -27,11 +27,11 @@ from model.weights import load_packed
 from sampling.engine import Engine
 from sampling.request import Completion, Request, Sampling
 from stages import shards
-from stages.files import read_jsonl, write_jsonl
+from stages.files import read_jsonl
 from stages.progress import progress
 from stages.records import Record as Row
 from stages.settings import EngineOptions, Settings, as_dict
-from stages.shards import rendezvous, unclaimed
+from stages.shards import is_written, rendezvous, unclaimed, write_shard
 from stages.stage import Job, Output
 
 Verdict = Callable[[Row], Row]  # from a completion's row to further fields, such as a judgment's score
@@ -96,7 +96,7 @@ class Work:  # the shards of a stage, and the files that they are written to
 
     def missing(self) -> list[int]:
         """The numbers of the shards that are not written."""
-        return [i for i, path in enumerate(self.paths) if not path.is_file()]
+        return [i for i, path in enumerate(self.paths) if not is_written(path)]
 
 
 class Worker:
@@ -152,13 +152,13 @@ class Worker:
             engine, shard, rows = self.engine(log=first), work.shards[index], {}
             items = {item.name: item for item in shard}
             for completion in engine.run([item.request(self.chat) for item in shard]):
-                if work.paths[index].is_file():  # the slow rank that claimed the shard first has written it
+                if is_written(work.paths[index]):  # the slow rank that claimed the shard first has written it
                     break
                 row = items[completion.id].row(completion, self.chat)
                 rows[completion.id] = row | work.verdict(row)
                 bar.update()
             else:
-                write_jsonl(work.paths[index], (rows[item.name] for item in shard))
+                write_shard(work.paths[index], (rows[item.name] for item in shard))
             count_others()
         count_others()
         bar.close()

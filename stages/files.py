@@ -97,55 +97,50 @@ def arguments(doc: str | None, *paths: str, **others: Any) -> argparse.Namespace
     return parser.parse_args()
 
 
-def read_numbered_jsonl(
-    path: Path | str, required: Iterable[str] = (), containing: str = ""
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The line numbers, from 1, and objects of a JSON-lines file, which may be compressed (`.gz`). Blank lines are
-    skipped, and lines without the text `containing`. Raises `UserError` naming file and line for a missing or damaged
-    file, a line that is not a JSON object, and a missing key of `required`."""
-    path, number = Path(path), 0
+def read_objects(path: Path | str, containing: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and object of each entry of a JSON list (`.json`), or of each line of JSON lines, which may be compressed
+    (`.gz`), without blank lines and those without the text `containing`. Raises `UserError` naming the place for a
+    missing or damaged file and what is no object."""
+    path, number, mend = Path(path), 0, "mend or remove the line"
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path in the config or run the stage that writes it")
+    if path.suffix == ".json":
+        wanted = "name a JSON list of rows"
+        entries = parse_json(read_text(path, wanted), str(path), wanted, lambda _: None)  # tables' NaN: no value
+        if isinstance(entries, dict):
+            entries = entries.get("examples")  # of a task of BIG-bench
+        if not isinstance(entries, list):
+            raise UserError(f"{path}: not a JSON list; {wanted}")
+        for where, entry in ((f"{path}, entry {index}", entry) for index, entry in enumerate(entries)):
+            yield where, _object(entry, where, "mend or remove the entry")
+        return
     try:
         with gzip.open(path, "rt", encoding=UTF_8) if path.suffix == ".gz" else path.open(encoding=UTF_8) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip() and containing in line:
-                    yield number, _object(line, f"{path}, line {number}", "mend or remove the line", required)
+                    where = f"{path}, line {number}"
+                    yield where, _object(parse_json(line, where, mend), where, mend)
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}, after line {number}: damaged ({error}); fetch the file again") from None
 
 
-def _object(text: str, where: str, mend: str, required: Iterable[str] = ()) -> dict[str, Any]:
-    row = parse_json(text, where, mend)
-    if not isinstance(row, dict):
+def _object(value: Any, where: str, mend: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
         raise UserError(f"{where}: expected a JSON object; {mend}")
-    if missing := [key for key in required if key not in row]:
-        raise UserError(f"{where}: key {missing[0]!r} is missing; add it")
-    return row
+    return value
 
 
 def read_jsonl(path: Path | str, required: Iterable[str] = (), containing: str = "") -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file, as `read_numbered_jsonl` gives them."""
-    return (row for _, row in read_numbered_jsonl(path, required, containing))
-
-
-def read_json_list(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON list, each with its place, "PATH, entry I"; errors tell users to name `wanted`."""
-    mend = f"name {wanted}"
-    entries = parse_json(read_text(path, mend), str(path), mend, lambda _: None)  # tables' NaN: no value
-    if isinstance(entries, dict):
-        entries = entries.get("examples")  # of a task of BIG-bench
-    if not isinstance(entries, list):
-        raise UserError(f"{path}: not a JSON list; name {wanted}")
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise UserError(f"{path}, entry {index}: expected a JSON object; mend or remove the entry")
-        yield f"{path}, entry {index}", entry
+    """The objects of a file, as `read_objects` gives them. Raises `UserError` for a missing key of `required`."""
+    for where, row in read_objects(path, containing):
+        if missing := [key for key in required if key not in row]:
+            raise UserError(f"{where}: key {missing[0]!r} is missing; add it")
+        yield row
 
 
 def read_json(path: Path | str, mend: str = "repeat the stage that writes it") -> dict[str, Any]:
     """The object in a JSON file."""
-    return _object(read_text(path, mend), str(path), mend)
+    return _object(parse_json(read_text(path, mend), str(path), mend), str(path), mend)
 
 
 def parse_json(text: str, where: str, mend: str, constant: Callable[[str], Any] = int) -> Any:

@@ -26,14 +26,11 @@ def works(settings: Settings) -> dict[str, float]:
     def measurement(model: int) -> float:
         """The work of measuring M_t, or with model = -1 the seed; a case has about 6 responses."""
         scored = reading + plan.judgment_tokens * (judge.score == "sampled")
-        judged = 6 * cases + instructions * evaluation.samples * evaluation.on_rules
-        judging = judged * evaluation.N * scored + 2 * pairs_of_judgments * comparison
-        duels = 2 * open_prompts * evaluation.duel_samples * scored * (model >= 0)
-        return (
-            (instructions * evaluation.samples + open_prompts) * answer
-            + judging * (model >= 0 or evaluation.seed_judges)
-            + duels
-        )
+        work = (instructions * evaluation.samples + open_prompts) * answer
+        if model >= 0 or evaluation.seed_judges:
+            judged = 6 * cases + instructions * evaluation.samples * evaluation.on_rules
+            work += judged * evaluation.N * scored + 2 * pairs_of_judgments * comparison
+        return work + 2 * open_prompts * evaluation.duel_samples * scored * (model >= 0)
 
     work: dict[str, float] = {}
     first = {f"evaluation/{model}": measurement(model) for model in [-1] * settings.sft.enabled + [0]}

@@ -42,8 +42,7 @@ def run_lock(folder: Path, wait: bool = False, sweep: bool = True) -> Iterator[N
         file.close()  # the process that held the lock has removed this file meanwhile
     who, since = f"{os.getpid()} on {platform.node()} ({shlex.join(sys.argv)})", time.strftime("%Y-%m-%d %H:%M:%S %z")
     file.truncate(0)
-    file.write(f"process {who} or its stages, since {since}\n")
-    file.flush()
+    print(f"process {who} or its stages, since {since}", file=file, flush=True)
     os.set_inheritable(file.fileno(), True)
     try:
         for left in list(folder.rglob(".*.tmp")) if sweep else ():

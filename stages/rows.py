@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.files import UserError, read_json_list, read_numbered_jsonl
+from stages.files import UserError, read_objects
 from stages.records import Message, Prompt, Record
 
 
@@ -89,9 +89,7 @@ class Row(NamedTuple):  # an object of a file, and its place: "PATH, entry I" or
 
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a JSON list (.json) or of JSON lines."""
-    if path.suffix == ".json":
-        return (Row(*entry) for entry in read_json_list(path, "a JSON list of rows"))
-    return (Row(f"{path}, line {number}", row) for number, row in read_numbered_jsonl(path))
+    return map(Row._make, read_objects(path))
 
 
 def rows_by_id(*paths: Path, **kinds: Kind) -> dict[str, Row]:

@@ -274,6 +274,7 @@ def load_settings(path: Path | str) -> Settings:
     own_cases, samples = "{run}/sft/eft" in evaluation.judge_cases, max(evaluation.N, evaluation.duel_samples)
     judges, same_file = any(rule.judge_pairs for rule in iterations), len(iterations) > 1 and "{t}" not in scores
     by_rules = [rule for rule in iterations if rule.labels == "rules"]
+    untaught = any(rule.judge_pairs for rule in by_rules)
     unvaried = 'with score = "expected" and the verdict first, no score varies'
     rules: list[tuple[Any, str]] = [
         (respond.prompts and prompts.seeds, "the pool comes from respond.prompts or from prompts.seeds; set one"),
@@ -288,10 +289,7 @@ def load_settings(path: Path | str) -> Settings:
         (scores and same_file, "judge.scores_file is one file for several iterations; put {t} into its name"),
         (scores and judges, "judge.scores_file leaves nothing to meta-judge; set judge_pairs = false"),
         (scores and by_rules, 'judge.scores_file and iteration.labels = "rules" both replace the judge; leave one out'),
-        (
-            any(rule.judge_pairs for rule in by_rules),
-            'iteration.labels = "rules" leaves nothing to meta-judge; set judge_pairs = false',
-        ),
+        (untaught, 'iteration.labels = "rules" leaves nothing to meta-judge; set judge_pairs = false'),
         (judge.score_first and samples > 1, f"evaluation.N and duel_samples must be 1: {unvaried}"),
     ]
     if broken := [message for holds, message in rules if holds]:

@@ -1,6 +1,7 @@
 """Work shards: a stage's requests in files whose bytes depend on requests, weights and settings alone, so that a killed
 run ends with the same bytes on any number of ranks. A rank claims a shard and writes it whole."""
 
+import hashlib
 import math
 import os
 import sys
@@ -11,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 
-from stages.files import command, is_complete
+from stages.files import command, digest, is_complete, to_json, write_atomic
 
 
 def cut_shards(items: list[Any], shard_requests: int) -> list[list[Any]]:
@@ -30,18 +31,31 @@ def cut_shards(items: list[Any], shard_requests: int) -> list[list[Any]]:
     return shards
 
 
+def write_shard(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a shard and, before it, its digest, as `sha256sum -c` reads it."""
+    content = "".join(to_json(row, path) for row in rows).encode()
+    write_atomic(path.with_suffix(".sha256"), f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+    write_atomic(path, content)
+
+
+def is_written(path: Path) -> bool:
+    """Whether a shard is there, with the bytes that a rank has written: a killed run's may have changed since."""
+    side = path.with_suffix(".sha256")
+    return path.is_file() and side.is_file() and side.read_bytes() == f"{digest(path)}  {path.name}\n".encode()
+
+
 def unclaimed(store: dist.Store, order: list[int], paths: list[Path]) -> Iterator[int]:
     """The shards, in `order`, that this rank claims first; it claims a shard when the one before is written."""
     with suppress(dist.DistError):  # rank 0, which has the store, has ended
         # Claims count written shards, too, so that a rank which starts later agrees on their numbers.
         while (claim := store.add("claimed", 1) - 1) < len(order):
-            if not paths[order[claim]].is_file():
+            if not is_written(paths[order[claim]]):
                 yield order[claim]
 
 
 def unwritten(store: dist.Store, order: list[int], paths: list[Path]) -> Iterator[int]:
     """The claimed shards that are not written, since their ranks are slow or dead; one other rank does each again."""
-    return (index for index in order if not paths[index].is_file() and first_to_ask(store, f"again/{index}"))
+    return (index for index in order if not is_written(paths[index]) and first_to_ask(store, f"again/{index}"))
 
 
 def first_to_ask(store: dist.Store, key: str) -> bool:
@@ -80,17 +94,23 @@ def fork(run: Callable[[], None]) -> int:
     """Call `run`, as a command, in a copy of this process, which then ends. Returns the process id."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if process := os.fork():
-        return process
-    code = 1
+    return os.fork() or end_process(lambda: command(run))
+
+
+def end_process(run: Callable[[], None]) -> NoReturn:
+    """Run a command and end the process with its exit code, without finalisation of the interpreter, in which a thread
+    of gloo that frees a tensor would abort the process (pytorch/pytorch issues 38228, 190489)."""
+    code: Any = 0
     try:
-        code = command(run) or 0
-    except SystemExit:
-        code = 2
+        run()
+    except SystemExit as stop:
+        code = stop.code
     except BaseException:
         traceback.print_exc()
-    finally:
-        os._exit(code)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def count_records(records: Iterable[dict[str, Any]]) -> tuple[dict[str, int], int]:

@@ -96,7 +96,7 @@ class Stage:  # one step of the method, run as a process of its own
         words += ["--iteration", str(job.iteration)] if job.iteration else []
         for name in (*self.inputs, *self.optional):
             if paths := job.inputs.get(name):
-                words += [_option(name), *map(str, paths)]
+                words += [f"--{name.replace('_', '-')}", *map(str, paths)]
         return [*words, "--digests", *(f"{name}={value}" for name, value in job.digests.items())]
 
     def run(self, job: Job) -> None:
@@ -117,7 +117,7 @@ class Stage:  # one step of the method, run as a process of its own
         parser.add_argument("--iteration", type=int, help="which [[iteration]] of the config, from 1; default: none")
         for name in (*self.inputs, *self.optional):
             many: dict[str, Any] = {"nargs": "+"} if name in self.lists else {}
-            parser.add_argument(_option(name), type=Path, required=name in self.inputs, **many)
+            parser.add_argument(f"--{name.replace('_', '-')}", type=Path, required=name in self.inputs, **many)
         parser.add_argument("--out", required=True, type=Path, help="folder for the output")
         parser.add_argument("--digests", nargs="*", default=[], help="NAME=SHA-256 of inputs, if they are known")
         parser.add_argument("--key", help="with --digests: the key that settings and digests must give")
@@ -156,10 +156,6 @@ def weights_of(folder: Path) -> str:
 def first_rank() -> bool:
     """Whether this rank is the one that writes the common output."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 if __name__ == "__main__":  # `python -m stages.stage MODULE ...`: Ctrl-C while MODULE imports PyTorch is one line, too

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import no_config
-from stages.files import UserError, command
+from stages.files import UserError, arguments, command
 from stages.settings import Settings, load_settings
 
 LIMIT = 180  # seconds that the ranks have to meet: torch may come from a network folder
@@ -180,13 +180,11 @@ CHECKS = (check_versions, check_inputs, check_devices, check_ranks, check_kernel
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Say whether a run will work here, and if not why.")
-    parser.add_argument("--config", type=Path, default=Path("configs/smollm2-135m.toml"))
-    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.rank:
+    config: Any = {"type": Path, "default": Path("configs/smollm2-135m.toml")}
+    given = arguments(__doc__, config=config, rank={"action": "store_true", "help": argparse.SUPPRESS})
+    if given.rank:
         return meet()
-    settings, reasons = load_settings(arguments.config), []
+    settings, reasons = load_settings(given.config), []
     for check in CHECKS:
         name = check.__name__.removeprefix("check_")
         try:
@@ -197,9 +195,9 @@ def main() -> None:
             reasons.append(f"{name}: {reason}")
             print(f"FAIL  {name:10}{reason[:94]}", flush=True)
     if reasons:
-        print(f"\n{arguments.config} will not run here:", *reasons, sep="\n  ", file=sys.stderr)
+        print(f"\n{given.config} will not run here:", *reasons, sep="\n  ", file=sys.stderr)
         raise SystemExit(1)
-    print(f"Nothing stands in the way of {arguments.config}.")
+    print(f"Nothing stands in the way of {given.config}.")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ LABEL = 80  # characters of a label, about; they count, too
 
 def render(folders: Sequence[Path]) -> str:
     """The page, the same bytes for the same runs. Raises `UserError` for a run without a summary of this version."""
-    runs = [_read_summary(folder) for folder in folders]
+    mend = "name a run's folder, or let iterate.py finish its first iteration"
+    runs = [ReportedRun(own.resolve().name, own, read_json(own / "summary.json", mend)) for own in folders]
     if len({run.name for run in runs}) < len(runs):
         for run in runs:
             run.name = str(run.folder)
@@ -51,13 +52,6 @@ def render(folders: Sequence[Path]) -> str:
     ]
     names = {"command": command, "data": data, "script": script, "script_hash": script_hash}
     return environment.get_template("report.html").render(runs=printed, plots=plots(runs), **names)
-
-
-def _read_summary(folder: Path) -> ReportedRun:
-    path = folder / "summary.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; name a run's folder, or let iterate.py finish its first iteration")
-    return ReportedRun(folder.resolve().name, folder, read_json(path, "`make iterate` of this run writes a new one"))
 
 
 def _printed(run: ReportedRun, budget: int) -> Record:

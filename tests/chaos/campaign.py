@@ -62,7 +62,7 @@ def figures(rows: list[dict], given: argparse.Namespace) -> str:
 
 
 def campaign(given: argparse.Namespace) -> int:
-    given.out = given.out.resolve()
+    given.out, place.patience = given.out.resolve(), given.patience
     given.out.mkdir(parents=True, exist_ok=True)
     results, done = given.out / "results.jsonl", dict[tuple[str, str], dict]()
     place.make(given.out / "base")
@@ -97,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--damaged", type=int, default=400)
     options.add_argument("--limits", type=int, default=35)
     options.add_argument("--fuzz", type=int, default=5000, help="readings a reader")
+    options.add_argument("--patience", type=float, default=1.0, help="how many times as long commands may take")
     options.add_argument("--only", nargs="+", choices=parts, default=parts)
     options.add_argument("--seconds", type=float, help="in all; each part begins no case after its share")
     return options

@@ -26,7 +26,7 @@ from model.chat import load_chat
 from model.weights import load_model
 from prepare.gguf import convert
 from prepare.sft_delta import read_facts
-from stages.files import UserError, read_json_list, read_jsonl, read_manifest, read_shards
+from stages.files import UserError, read_jsonl, read_manifest, read_shards
 from stages.settings import load_settings
 from tests.chaos.place import CONFIG, RUN
 
@@ -64,7 +64,7 @@ def readers(base: Path) -> dict[str, Reader]:
         lambda folder: list(read_jsonl(folder / "rows.jsonl.gz")), ("rows.jsonl.gz",), _compressed(shard)
     )
     found["a JSON list"] = Reader(
-        lambda folder: list(read_json_list(folder / "rows.json", "rows")), ("rows.json",), _json_list(shard)
+        lambda folder: list(read_jsonl(folder / "rows.json")), ("rows.json",), _json_list(shard)
     )
     found["a manifest"] = of_folder(read_manifest, iteration / "judgments", "manifest.json")
     names = ("manifest.json", f"{shard.parent.name}/{shard.name}")
@@ -199,7 +199,7 @@ def fuzz(reader: Reader, folder: Path, count: int, seed: str) -> Iterator[str]:
         yield from (line for line in lines if not line.startswith("at "))
         if code := os.waitstatus_to_exitcode(status):
             at = next((line for line in reversed(lines) if line.startswith("at ")), "")
-            yield f"{'hang of' if code == -signal.SIGALRM else 'death with code'} {code} {at}"
+            yield f"{'hang of' if code == -signal.SIGPROF else 'death with code'} {code} {at}"
 
 
 def _readings(reader: Reader, folder: Path, numbers: range, seed: str, log: Path) -> None:
@@ -213,7 +213,7 @@ def _readings(reader: Reader, folder: Path, numbers: range, seed: str, log: Path
             name = draw.choice(reader.samples)
             (folder / name).write_bytes(changed(whole[name], draw))
             file.write(f"at {number} {name}\n")
-            signal.alarm(SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of the processor's time: the machine may be busy
             try:
                 reader.read(folder)
             except KNOWN as error:
@@ -223,7 +223,7 @@ def _readings(reader: Reader, folder: Path, numbers: range, seed: str, log: Path
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 place = f"{Path(where.filename).name}:{where.lineno}"
                 file.write(f"{number} {name}: {type(error).__name__} in {place}: {str(error)[:150]!r}\n")
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             for other in reader.samples:  # a reader may remove what it refuses
                 (folder / other).parent.mkdir(parents=True, exist_ok=True)
                 if other != name and not (folder / other).is_file():

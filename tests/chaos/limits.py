@@ -29,7 +29,7 @@ def cases(base: Path, count: int, seed: int) -> Iterator[tuple[str, Case]]:
         if number % 3 == 2 and others:
             yield others[number // 3 % len(others)]
             continue
-        (name, limit), step = LIMITS[number % len(LIMITS)], draw.choice(known[2:])
+        (name, limit), step = LIMITS[(number - number // 3) % len(LIMITS)], draw.choice(known[2:])
         yield f"{number}: {name} {limit} in {step.name}", _limited({name: limit}, step)
 
 
@@ -37,7 +37,9 @@ def _limited(limits: dict[str, int], step: Step) -> Case:
     def case(base: Path, place: Path) -> list[str]:
         copied(base, place)
         step.undo(place)
-        return _told(run(place, limits=limits)) + _again(base, place)
+        faults = _told(run(place, limits=limits)) + _again(base, place)
+        # Where MKL finds no room for its buffers it does not fail, but multiplies in another way: docs/stages.md.
+        return [fault for fault in faults if "RLIMIT_AS" not in limits or not fault.startswith("other bytes")]
 
     return case
 
@@ -175,4 +177,4 @@ def _shell(place: Path, before: str = "", after: str = "") -> subprocess.Complet
     """The command in a shell, with words before and after it."""
     words = f"{before} {shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'iterate.py'))} --config {CONFIG} {after}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, shell=True, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(words, shell=True, cwd=place, env=environment, capture_output=True, text=True, timeout=3000)

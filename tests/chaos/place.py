@@ -24,6 +24,7 @@ COMMAND = ("--config", CONFIG)
 VOLATILE = {"seconds", "tokens_per_second", "mfu", "memory_mib", "checksum"}  # keys of what no two runs share
 UNCOMPARED = re.compile(r"(^|/)(report\.html|logs|secret)($|/)")
 TIMEOUT = 300.0
+patience = 1.0  # by how much more all may take, on a machine that is busy with other work
 
 
 @dataclass
@@ -130,7 +131,7 @@ def finish(place: Path, process: subprocess.Popen, timeout: float = TIMEOUT, err
 
 
 def _wait(poll: Callable[[], tuple[int, int]], session: int, timeout: float) -> int | None:
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * patience
     while True:
         ended, status = poll()
         if ended:
@@ -145,7 +146,7 @@ def _wait(poll: Callable[[], tuple[int, int]], session: int, timeout: float) -> 
 
 def _ended(session: int, code: int | None, err: str, started: float) -> Ended:
     """Processes may outlive the command by three seconds, since those that it has told to end do so on their own."""
-    seconds, deadline = time.monotonic() - started, time.monotonic() + 3
+    seconds, deadline = time.monotonic() - started, time.monotonic() + 3 * patience
     while (left := members(session)) and time.monotonic() < deadline:
         time.sleep(0.05)
     end(session)

@@ -12,7 +12,8 @@ from dpo.parallel import distributed, return_memory
 
 OTHER = """
 import os, torch
-from dpo.parallel import distributed, return_memory, end_process
+from dpo.parallel import distributed, return_memory
+from stages.shards import end_process
 def work():
     with distributed(1, {}) as world:
         world.sum(torch.zeros(1))

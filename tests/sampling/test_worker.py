@@ -19,7 +19,7 @@ from sampling.respond import response_items
 from sampling.worker import Item, Work, Worker
 from stages.files import read_manifest
 from stages.settings import load_settings
-from stages.shards import cut_shards, unclaimed, unwritten
+from stages.shards import cut_shards, unclaimed, unwritten, write_shard
 from stages.stage import Job
 
 CHAT = SimpleNamespace(prompt_ids=lambda messages: [1], text=lambda ids: "text")
@@ -66,12 +66,27 @@ def test_a_rank_that_starts_late_leaves_no_shard_out(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "rendezvous", lambda stage, key: (store, 0))
     monkeypatch.setattr(workers.time, "sleep", lambda seconds: pytest.fail("the worker waits"))
     first = tmp_path / "out" / "shards-key" / "00000.jsonl"
-    first.parent.mkdir(parents=True)
-    first.write_text('{"id": "i0", "ids": [7], "finish_reason": "length"}\n')
+    write_shard(first, [{"id": "i0", "ids": [7], "finish_reason": "length"}])
     Worker(SETTINGS, tmp_path).run(job(tmp_path / "out"), items(96, 8))
     shards = cut_shards(items(96, 8), SETTINGS.engine.shard_requests)
     assert read_manifest(tmp_path / "out")["counts"]["records"] == 96 - len(shards[0]) + 1
-    assert len(list((tmp_path / "out" / "shards-key").iterdir())) == len(shards)
+    assert len(list(first.parent.glob("*.jsonl"))) == len(shards)
+
+
+@pytest.mark.parametrize("damaged", ["00001.jsonl", "00001.sha256"])
+@pytest.mark.parametrize("change", [lambda old: b"", lambda old: old[:-1], lambda old: b"%c" % (old[0] ^ 1) + old[1:]])
+def test_a_shard_that_has_changed_since_a_killed_run_wrote_it_is_made_again(tmp_path, monkeypatch, damaged, change):
+    """Of all shards, which are there without a manifest, that one alone."""
+    fake_engine(monkeypatch)
+    Worker(SETTINGS, tmp_path).run(job(tmp_path / "out"), items(96, 8))
+    folder, drawn = tmp_path / "out" / "shards-key", list[str]()
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "out" / "manifest.json").unlink()
+    (folder / damaged).write_bytes(change(whole[damaged]))
+    fake_engine(monkeypatch, drawn.append)
+    Worker(SETTINGS, tmp_path).run(job(tmp_path / "out"), items(96, 8))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    assert drawn == [item.name for item in cut_shards(items(96, 8), SETTINGS.engine.shard_requests)[1]]
 
 
 def test_the_longest_shards_come_first():
@@ -90,9 +105,9 @@ def test_shards_of_a_dead_rank_are_claimed_once_more(tmp_path):
     claimed = []
     for index in chain(unclaimed(store, order, paths), unwritten(store, order, paths)):
         claimed.append(index)
-        paths[1].touch()
+        write_shard(paths[1], [])
         if index != 2:
-            paths[index].touch()
+            write_shard(paths[index], [])
     assert claimed == [0, 3, 2]
     assert [*unclaimed(store, order, paths), *unwritten(store, order, paths)] == []  # no third time
 
@@ -153,8 +168,8 @@ def test_a_rank_that_repeats_a_shard_stops_when_it_is_written(tmp_path, monkeypa
     def note(name: str) -> None:
         made.append(name)
         if len(made) == 3:
-            path.write_text("of the slow rank\n")
+            write_shard(path, [{"id": "of the slow rank"}])
 
     fake_engine(monkeypatch, note)
     Worker(SETTINGS, tmp_path)._take_part(Work("respond", [items(8, 8)], [path], lambda row: {}), [0], first=False)
-    assert len(made) == 3 and path.read_text() == "of the slow rank\n"
+    assert len(made) == 3 and path.read_text() == '{"id": "of the slow rank"}\n'

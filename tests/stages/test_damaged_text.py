@@ -10,7 +10,7 @@ import pytest
 
 from judging.trace import find
 from prepare.sft_delta import read_facts
-from stages.files import UserError, command, read_json, read_json_list, read_jsonl, read_manifest
+from stages.files import UserError, command, read_json, read_jsonl, read_manifest
 from stages.settings import load_settings
 
 CONFIG = 'name = "n"\niteration = []\n[model]\npath = "m"\n[respond]\nprompts_per_iteration = 1\n'
@@ -63,7 +63,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "manifest.json": lambda path: read_manifest(path.parent),
     "file.jsonl": lambda path: list(read_jsonl(path, ("id",))) or read_json(path),  # an empty file has no rows
     "file.jsonl.gz": lambda path: list(read_jsonl(path, ("id",))) or read_json(path),
-    "list.json": lambda path: list(read_json_list(path, "a list")),
+    "list.json": lambda path: list(read_jsonl(path)),
 }
 
 

@@ -120,6 +120,17 @@ def test_ctrl_c_during_an_import_is_one_line(tmp_path):
     assert process.returncode == 130 and err == "interrupted: run the same command again to continue\n"
 
 
+def test_ctrl_c_while_iterate_py_imports_is_one_line(tmp_path):
+    (tmp_path / "dpo").mkdir()
+    (tmp_path / "dpo" / "__init__.py").write_text(SLOW)
+    code = f"import runpy; runpy.run_path({str(ROOT / 'iterate.py')!r}, run_name='__main__')"
+    process = start(tmp_path, "-c", code)
+    wait_for((tmp_path / "importing").exists)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == "interrupted: run the same command again to continue\n"
+
+
 def test_ctrl_c_during_a_stage_s_import_is_two_lines_of_a_run(tmp_path, monkeypatch):
     """One of the stage, one of the run, and no traceback."""
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 line and exit code 2, and the same command continues once there is room."""
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from processes import ROOT
 from training import arguments, changed, make_inputs, run
 
 from iterate import Run
+from model.weights import write_tensors
 from sampling.respond import RESPOND
 from stages.files import UserError, command, digest, write_atomic, write_json, write_jsonl
 from stages.launch import Launcher
@@ -34,9 +36,10 @@ def folder(tmp_path_factory) -> Path:
 LIMITED = """
 import resource
 from training import arguments, make_job
-from dpo.parallel import distributed, end_process
+from dpo.parallel import distributed
 from dpo.train import train
 from stages.files import command
+from stages.shards import end_process
 from test_limits import SETTINGS
 from pathlib import Path
 def main():
@@ -84,6 +87,19 @@ def test_a_full_disk_is_named_with_the_file(tmp_path, monkeypatch, capfd):
     error = complaint(lambda: write_atomic(tmp_path / "file", "new"), capfd)
     assert f"No space left on device: '{tmp_path}/file'; make room" in error
     assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_weights_for_which_there_is_no_room_are_named(tmp_path, capfd):
+    def main() -> None:
+        write_tensors([("weight", torch.zeros(1 << 20))], tmp_path)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        error = complaint(main, capfd)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.startswith(f"error: {tmp_path}/shard-0: ") and "make room" in error
 
 
 @pytest.mark.parametrize("place", ["/proc/run", "/dev/null/run", "{tmp}/file/run", "{tmp}/loop/run", "{tmp}/file"])

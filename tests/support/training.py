@@ -109,7 +109,7 @@ def run(settings: Settings, given: Arguments) -> list[dict[str, Any]]:
 def run_ranks(*jobs: tuple[Settings, Arguments]) -> list[list[dict[str, Any]]]:
     """Train on two ranks, one job after the other; returns the lines of each metrics.jsonl. Rank 0 is this process."""
     work = [(settings, given.inputs, given.place) for settings, given in jobs]
-    group, imports = two_ranks(), "import pickle, training\nfrom dpo.parallel import end_process\n"
+    group, imports = two_ranks(), "import pickle, training\nfrom stages.shards import end_process\n"
     code = f"{imports}work = pickle.loads({pickle.dumps(work)!r})\nend_process(lambda: training.train_all(*work))"
     second = start_rank(group, code)
     with mock.patch.dict(os.environ, group | {"RANK": "0", "LOCAL_RANK": "0"}):
