@@ -9,7 +9,7 @@ Shapes: t tokens, i and o the sizes of a matrix's input and output, r the rank.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +81,7 @@ def save_peft(model: Llama, source: Path, folder: Path) -> None:
         for part, rows in zip(stacked, adapter.B.cpu().split(list(stacked.values())), strict=True):
             prefix = f"base_model.model.{part.removesuffix('.weight')}"
             tensors |= {f"{prefix}.lora_A.weight": adapter.A.cpu().clone(), f"{prefix}.lora_B.weight": rows.clone()}
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(source)}
+    config: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(source)}
     config |= {"r": len(adapter.A), "lora_alpha": adapter.scale * len(adapter.A), "lora_dropout": 0.0, "bias": "none"}
     config |= {"target_modules": sorted({key.split(".")[-3] for key in tensors}), "inference_mode": True}
     folder.mkdir()

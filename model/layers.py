@@ -81,8 +81,8 @@ class SwiGLU(nn.Module):
 
 
 class _SwiGLU(torch.autograd.Function):
-    """h W^T with h = silu(gate) up, without a W h; keeps gate and up [t, 2 i] alone. For s = sigmoid(gate) and an
-    incoming gradient g:
+    """h W^T with h = silu(gate) up, or h where W is None; keeps gate and up [t, 2 i] alone. For s = sigmoid(gate) and
+    an incoming gradient g:
 
     dW = g^T h        dh = g W        dup = dh silu(gate)        dgate = dh up s (1 + gate (1 - s))
     """

@@ -170,12 +170,10 @@ class TrainerOptions:
     share_prefixes: bool = True  # compute a shared beginning once: a pair's prompt, in SFT the rubric
     activation_checkpointing: bool = False  # keep only a layer's input, and compute the layer again in backward
     compile: bool = False  # fuse each layer apart from its attention; on a CPU this needs a C++ compiler
-    lora_rank: CountOrZero = 0  # r of LoRA's adapters, which are trained in place of all weights; 0: no LoRA
-    lora_alpha: Positive = 16.0  # adapters count alpha / r times
-    lora_targets: list[Matrix] = field(default_factory=lambda: list(get_args(Matrix)))
-    """The matrices that get an adapter. "qkv_proj" is PEFT's q_proj, k_proj and v_proj, with a common A; "gate_up_proj"
-    is its gate_proj and up_proj."""
-    save_adapters: bool = False  # write the adapters, too, for PEFT: the folder `adapter` of the merged model
+    lora_rank: CountOrZero = 0  # r of LoRA's adapters, which are trained in place of the weights; 0: no LoRA
+    lora_alpha: Positive = 16.0  # an adapter's product counts alpha / r times
+    lora_targets: list[Matrix] = field(default_factory=lambda: [*get_args(Matrix)])  # the matrices with an adapter
+    save_adapters: bool = False  # write the adapters for PEFT, too, into the folder `adapter` of the merged model
     save_every: CountOrZero = 0  # steps between resumable states, 12 bytes a trained parameter; 0: epochs alone
     evaluate_every: CountOrZero = 0  # steps between measurements on the held-out examples; 0: epochs alone
     timeout_minutes: Positive = 30.0  # how long a rank waits for the others, as for the first to write an export

@@ -134,8 +134,8 @@ class Roofline:  # `ranks` GPUs of one kind, or CPUs like this one, with a model
     def update_seconds(self, forward_flops: Sequence[float]) -> float:
         """An update, given the operations of each micro-batch's forward pass. FSDP gathers parameters, 2 bytes each,
         twice, and reduces gradients, 4 bytes each. Adam reads four numbers a parameter and writes three."""
-        options = self.settings.trainer  # LoRA: adapters alone are sent and updated, and no frozen weight has a gradient
-        size, passes = self.trained, 3 + options.activation_checkpointing - (options.lora_rank > 0)
+        options = self.settings.trainer
+        size, passes = self.trained, 3 + options.activation_checkpointing - (options.lora_rank > 0)  # frozen: no dW
         sending = 8 * size * (self.ranks - 1) / self.ranks / (self.link * self.settings.plan.bandwidth_utilisation)
         computing = sum(max(passes * self.training_seconds(flops), sending) for flops in forward_flops)
         return computing + 28 * size / self.ranks / self.card.bandwidth

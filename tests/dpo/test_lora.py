@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -82,9 +81,7 @@ def assert_gradients(values, gradients, model: PlainLlama, loss) -> None:
 OPTIONS = {"tokens_per_microbatch": 60, "share_prefixes": False, "activation_checkpointing": True}
 
 
-@pytest.mark.parametrize(
-    "options", [{}, OPTIONS, pytest.param({"compile": True}, marks=pytest.mark.slow)], ids=["plain", "varied", "compile"]
-)
+@pytest.mark.parametrize("options", [{}, OPTIONS, pytest.param({"compile": True}, marks=pytest.mark.slow)], ids=str)
 def test_dpo_gradients_are_those_of_the_formula_in_fp64(folder, monkeypatch, options):
     """The reference is the model without adapters, whatever they are when the first step begins."""
     settings = changed(LORA, dpo={"epochs": 1, "batch_size": 12}, trainer=options)
@@ -112,7 +109,7 @@ def orthonormal_a(adapter) -> None:
 
 
 def test_lora_of_full_rank_has_the_direction_of_full_training(folder, monkeypatch):
-    """With B = 0 and A^T A = I a step along -dL/dB = -s G A^T moves s B A along -s^2 G; G is full training's gradient."""
+    """With B = 0 and A^T A = I a step along -dL/dB = -s G A^T moves s B A along -s^2 G, G full training's gradient."""
     settings = changed(LORA, dpo={"epochs": 1}, trainer={"lora_rank": 48, "lora_alpha": 48.0})
     values, gradients = first_gradients(monkeypatch, settings, arguments(folder), orthonormal_a)
     whole = changed(settings, trainer={"lora_rank": 0})
@@ -154,11 +151,10 @@ def test_the_export_is_merged_and_for_peft(tmp_path, folder, dtype):
     run(settings, arguments(folder))
     out = folder / "run" / "out"
     before, after = (load_file(place / "model.safetensors") for place in (folder / "model", out))
-    low, config = (read(out / "adapter" / f"adapter_{name}") for read, name in
-                   ((load_file, "model.safetensors"), (read_json, "config.json")))  # fmt: skip
+    low, config = load_file(out / "adapter/adapter_model.safetensors"), read_json(out / "adapter/adapter_config.json")
     assert config["r"] == 4 and config["lora_alpha"] == 8 and "adapter/adapter_config.json" in str(read_manifest(out))
-    adapted = {f"model.layers.{i}.{name}" for i in range(2) for name in
-               (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))}  # fmt: skip
+    matrices = [*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down"))]
+    adapted = {f"model.layers.{i}.{name}" for i in range(2) for name in matrices}
     assert low.keys() == {f"base_model.model.{name}.lora_{x}.weight" for name in adapted for x in "AB"}
     for name, weight in before.items():
         prefix, change = f"base_model.model.{name.removesuffix('.weight')}.lora_", torch.zeros(())
@@ -190,7 +186,7 @@ def test_llama_3_8b_fits_one_gpu(layers, tokens, recompute, limit):
     assert memory["parameters, fp32"] == memory["gradients, fp32"] == 4 * adapted
     assert memory["Adam's moments, fp32"] == 8 * adapted
     assert memory["frozen parameters, bf16"] == 2 * (8_030_261_248 - (32 - layers) * 218_112_000)
-    # bf16: in all a block's input; else norms, q, k, v, attention's output, residual, gate and up, and h, for each token
+    # bf16, for each token: a block's input; or residuals, norms, attention's output, q, k, v, gate, up, and h.
     kept = layers * tokens * 2 * (4096 if recompute else 5 * 4096 + 6144 + 3 * 14336)
     assert kept < memory["activations kept for backward"] < 1.05 * kept + 0.1e9
     assert memory["needed"] < limit - (32 - layers) * (2 * 218_112_000 + 16 * adapted / layers + kept / layers)
