@@ -3,10 +3,11 @@
 import shutil
 from dataclasses import replace
 
+import processes
 import pytest
 import torch
 from plain_llama import PlainLlama, plain_dpo
-from processes import ROOT, iterate
+from processes import ITERATE, ROOT
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
@@ -196,14 +197,12 @@ def test_llama_3_8b_fits_one_gpu(layers, tokens, recompute, limit):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_tiny_loop_runs_with_lora(tmp_path, ranks):
     (tmp_path / "data").symlink_to(ROOT / "data")
-    (tmp_path / "lora.toml").write_text(
-        f'extends = "{ROOT / "configs" / "tiny" / "lora.toml"}"\nname = "lora"\nnproc_per_node = {ranks}\n'
-    )
-    code, _, err = iterate(tmp_path, config="lora.toml")
+    text = f'extends = "{ROOT / "configs" / "tiny" / "lora.toml"}"\nnproc_per_node = {ranks}\n'
+    (tmp_path / "tiny.toml").write_text(text + "[[iteration]]\njudge_pairs = false\n")
+    code, _, err = processes.run(tmp_path, *ITERATE)
     assert code == 0, err
-    for t in (1, 2):
-        manifest = read_manifest(tmp_path / f"runs/lora/iter{t}/checkpoint") or {}
-        assert manifest["first_loss"] == pytest.approx(0.693147, abs=1e-5) and manifest["ranks"] == ranks
+    manifest = read_manifest(tmp_path / "runs" / "tiny-lora" / "iter1" / "checkpoint") or {}
+    assert manifest["first_loss"] == pytest.approx(0.693147, abs=1e-5) and manifest["ranks"] == ranks
 
 
 @pytest.mark.peers
