@@ -82,8 +82,8 @@ def save_peft(model: Llama, source: Path, folder: Path) -> None:
             prefix = f"base_model.model.{part.removesuffix('.weight')}"
             tensors |= {f"{prefix}.lora_A.weight": adapter.A.cpu().clone(), f"{prefix}.lora_B.weight": rows.clone()}
     config: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(source)}
-    config |= {"r": len(adapter.A), "lora_alpha": adapter.scale * len(adapter.A), "lora_dropout": 0.0, "bias": "none"}
-    config |= {"target_modules": sorted({key.split(".")[-3] for key in tensors}), "inference_mode": True}
+    config |= {"r": len(adapter.A), "lora_alpha": adapter.scale * len(adapter.A), "inference_mode": True}
+    config |= {"target_modules": sorted({key.split(".")[-3] for key in tensors})}
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     write_json(folder / "adapter_config.json", config)
@@ -91,6 +91,8 @@ def save_peft(model: Llama, source: Path, folder: Path) -> None:
 
 def trained_parameters(config: LlamaConfig, options: TrainerOptions) -> int:
     """How many parameters a training changes."""
+    if not options.lora_rank:
+        return config.parameter_count()
     with torch.device("meta"):
-        model = add_adapters(Llama(config), options) if options.lora_rank else Llama(config)
+        model = add_adapters(Llama(config), options)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -4,7 +4,6 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,17 +103,14 @@ class Roofline:  # `ranks` GPUs of one kind, or CPUs like this one, with a model
         """Bytes a second between GPUs; of several nodes, over the network."""
         return self.card.link if self.ranks <= GPUS_PER_NODE else 1e9 * self.settings.plan.network_gigabytes_per_second
 
-    @cached_property
-    def trained(self) -> int:
-        return trained_parameters(self.config, self.settings.trainer)
-
     @property
     def key_bytes(self) -> int:
         """Of a token's keys and values in all layers, in bf16."""
         return 4 * self.config.num_hidden_layers * self.config.kv_size
 
     def disk_seconds(self, bytes_a_parameter: float, bytes_a_trained_one: float = 0) -> float:
-        size = bytes_a_parameter * self.config.parameter_count() + bytes_a_trained_one * self.trained
+        trained = trained_parameters(self.config, self.settings.trainer)
+        size = bytes_a_parameter * self.config.parameter_count() + bytes_a_trained_one * trained
         return size / (1e9 * self.settings.plan.disk_gigabytes_per_second)
 
     def step_seconds(self, step: StepWork) -> float:
@@ -135,7 +131,8 @@ class Roofline:  # `ranks` GPUs of one kind, or CPUs like this one, with a model
         """An update, given the operations of each micro-batch's forward pass. FSDP gathers parameters, 2 bytes each,
         twice, and reduces gradients, 4 bytes each. Adam reads four numbers a parameter and writes three."""
         options = self.settings.trainer
-        size, passes = self.trained, 3 + options.activation_checkpointing - (options.lora_rank > 0)  # frozen: no dW
+        passes = 3 + options.activation_checkpointing - (options.lora_rank > 0)  # frozen weights have no gradients
+        size = trained_parameters(self.config, options)
         sending = 8 * size * (self.ranks - 1) / self.ranks / (self.link * self.settings.plan.bandwidth_utilisation)
         computing = sum(max(passes * self.training_seconds(flops), sending) for flops in forward_flops)
         return computing + 28 * size / self.ranks / self.card.bandwidth
