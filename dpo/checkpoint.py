@@ -54,7 +54,7 @@ def save_state(folder: Path, world: World, model: Llama, optimizer: torch.optim.
         raise UserError(f"{final}: not written ({reason}); make room, then run the same command again") from None
     if world.first:
         _publish(temporary, final)
-        exported = _files(folder / f"epoch-{progress.exported.get('epoch')}")
+        exported = filter(Path.is_file, (folder / f"epoch-{progress.exported.get('epoch')}").rglob("*"))
         write_manifest(folder, "state", progress.key, [*final.iterdir(), *exported], progress=asdict(progress))
     world.remove(old for old in folder.glob("state-*") if old != final)
     dist.barrier()
@@ -102,15 +102,11 @@ def export(world: World, model: Llama, source: Path, folder: Path, peft: bool = 
 
 def finish(exported: Path, job: Job, **facts: Any) -> None:
     """Write an export's manifest and move the export to its final place; no state is needed any more."""
-    files = (path for path in _files(exported) if path.name != MANIFEST)
+    files = [path for path in exported.rglob("*") if path.is_file() and path.name != MANIFEST]
     write_manifest(exported, job.name, job.key, files, **facts, inputs=job.lineage())
     job.out.parent.mkdir(parents=True, exist_ok=True)
     _publish(exported, job.out)
     (exported.parent / MANIFEST).unlink(missing_ok=True)
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def _publish(temporary: Path, final: Path) -> None:
