@@ -8,7 +8,7 @@ import shutil
 from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from dpo.lora import merged, save_peft
 from dpo.parallel import World
 from model.llama import Llama
 from model.weights import save_pretrained
@@ -53,7 +54,7 @@ def save_state(folder: Path, world: World, model: Llama, optimizer: torch.optim.
         raise UserError(f"{final}: not written ({reason}); make room, then run the same command again") from None
     if world.first:
         _publish(temporary, final)
-        exported = (folder / f"epoch-{progress.exported.get('epoch')}").glob("*")
+        exported = filter(Path.is_file, (folder / f"epoch-{progress.exported.get('epoch')}").rglob("*"))
         write_manifest(folder, "state", progress.key, [*final.iterdir(), *exported], progress=asdict(progress))
     world.remove(old for old in folder.glob("state-*") if old != final)
     dist.barrier()
@@ -73,22 +74,26 @@ def load_state(folder: Path, progress: Progress, model: Llama, optimizer: torch.
 
 
 def _tensors(model: Llama, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The fp32 parameters and Adam's two moments by name. DCP reads and writes each rank's rows in place."""
-    tensors = {f"parameter.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    """The trained fp32 parameters and Adam's moments by name. DCP reads and writes each rank's rows in place."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    tensors = {f"parameter.{name}": parameter.detach() for name, parameter in trained.items()}
     for moment in ("exp_avg", "exp_avg_sq"):
-        tensors |= {f"{moment}.{name}": optimizer.state[p][moment] for name, p in model.named_parameters()}
+        tensors |= {f"{moment}.{name}": optimizer.state[p][moment] for name, p in trained.items()}
     return tensors
 
 
-def export(world: World, model: Llama, source: Path, folder: Path) -> None:
-    """Write the model in bf16, with the configuration and tokenizer of `source`; no rank holds the whole model."""
-    local = ((name, cast(DTensor, p.detach().to(torch.bfloat16))) for name, p in model.named_parameters())
-    parameters = ((name, tensor.full_tensor().cpu()) for name, tensor in local)
+def export(world: World, model: Llama, source: Path, folder: Path, peft: bool = False) -> None:
+    """Write the model in bf16, with the configuration and tokenizer of `source`; no rank holds a sharded model whole.
+    `peft`: adapters, which are merged, are also written by themselves, in `folder`/adapter."""
+    local = ((name, tensor.to(torch.bfloat16)) for name, tensor in merged(model))
+    parameters = ((name, (t.full_tensor() if isinstance(t, DTensor) else t).cpu()) for name, t in local)
     if world.first:
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         save_pretrained(parameters, model.config, source, temporary)
-        for path in temporary.iterdir():
+        if peft:
+            save_peft(model, source, temporary / "adapter")
+        for path in temporary.rglob("*"):
             _sync(path)
         _publish(temporary, folder)
     deque(parameters, maxlen=0)  # on the other ranks: gathering is collective
@@ -97,7 +102,7 @@ def export(world: World, model: Llama, source: Path, folder: Path) -> None:
 
 def finish(exported: Path, job: Job, **facts: Any) -> None:
     """Write an export's manifest and move the export to its final place; no state is needed any more."""
-    files = [path for path in exported.iterdir() if path.name != MANIFEST]
+    files = [path for path in exported.rglob("*") if path.is_file() and path.name != MANIFEST]
     write_manifest(exported, job.name, job.key, files, **facts, inputs=job.lineage())
     job.out.parent.mkdir(parents=True, exist_ok=True)
     _publish(exported, job.out)

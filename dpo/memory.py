@@ -105,12 +105,17 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
         terms = dpo_loss(batch.sums(logprob_n), torch.zeros(1, 2), settings.dpo.beta)
         terms["loss"].sum().backward()
         del logprob_n, terms
-    squared_norm(gradients := local_gradients(model.parameters()))
+    gradients = local_gradients(model.parameters())
+    if lora := settings.trainer.lora_rank:
+        world.average(gradients)
+    squared_norm(gradients)
     clip(gradients, 2.0, 1.0)
     optimizer.step()
     moments = (state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq"))
-    block = 2 * sum(parameter.numel() for parameter in model.layers[0].parameters())
-    sizes = {"parameters, fp32": storage_bytes(model.parameters()), "gradients, fp32": storage_bytes(gradients)}
+    block = 0 if lora else 2 * sum(parameter.numel() for parameter in model.layers[0].parameters())
+    frozen, trained = ([p for p in model.parameters() if p.requires_grad == needed] for needed in (False, True))
+    sizes = {"frozen parameters, bf16": storage_bytes(frozen)} if lora else {}
+    sizes |= {"parameters, fp32": storage_bytes(trained), "gradients, fp32": storage_bytes(gradients)}
     sizes |= {"Adam's moments, fp32": storage_bytes(moments), "activations kept for backward": activations}
     sizes |= {"all tensors at the peak": tracker.peak, "a block gathered ahead": block}
     sizes |= {"CUDA and NCCL (allowance)": CONTEXT_BYTES}

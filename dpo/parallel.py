@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from dpo.lora import add_adapters
 from model.config import LlamaConfig
 from model.llama import Block, Llama
 from model.weights import load_weights
@@ -55,6 +56,12 @@ class World:
         """`values`, summed over ranks in place."""
         dist.all_reduce(values)
         return values
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace tensors by their means over ranks, all in one sum."""
+        means = self.sum(torch.cat([tensor.flatten() for tensor in tensors])).div_(self.size)
+        parts = means.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
 
     def agree(self, compute: Callable[[], T]) -> T:
         """The result of `compute` on rank 0, given to every rank; its UserError is raised on every rank."""
@@ -147,7 +154,7 @@ class Interruption:
 
 def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options: TrainerOptions) -> Llama:
     """A model of fp32 parameters, sharded evenly over the ranks and not yet filled. Each block, and the rest, is
-    gathered in `dtype` for its computation. Gradients are averaged over ranks in fp32."""
+    gathered in `dtype` for its computation. Gradients are averaged over ranks in fp32. With LoRA nothing is sharded."""
     with torch.device("meta"):
         model = Llama(config)
     # Inputs are not cast, so that the rotary tables stay fp32.
@@ -156,8 +163,14 @@ def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options
         block.recompute = options.activation_checkpointing
         if options.compile:
             block.fuse()
-        fully_shard(block, mesh=world.mesh, mp_policy=policy)
-    fully_shard(model, mesh=world.mesh, mp_policy=policy)
+    if options.lora_rank:
+        for module in add_adapters(model, options).modules():
+            for name, p in list(module.named_parameters(recurse=False)):  # `to` fails on the fake tensors of dpo.memory
+                empty = torch.empty_like(p, dtype=torch.float32 if p.requires_grad else dtype, device=world.device)
+                module.register_parameter(name, nn.Parameter(empty, p.requires_grad))
+        return model
+    for module in (*model.layers, model):
+        fully_shard(module, mesh=world.mesh, mp_policy=policy)
     model.to_empty(device=world.device)
     return model
 
@@ -165,8 +178,9 @@ def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options
 def load_sharded(model: Llama, folder: Path | str) -> None:
     """`model.weights.load_weights` for a sharded model: each rank reads only its own rows."""
 
-    def local(parameter: nn.Parameter) -> tuple[Tensor, int]:
-        shard = cast(DTensor, parameter)
+    def local(shard: nn.Parameter) -> tuple[Tensor, int]:
+        if not isinstance(shard, DTensor):
+            return shard, 0
         _, offset = compute_local_shape_and_global_offset(shard.shape, shard.device_mesh, shard.placements)
         return shard.to_local(), offset[0]
 
@@ -176,4 +190,5 @@ def load_sharded(model: Llama, folder: Path | str) -> None:
 def reshard(model: Llama) -> None:
     """Free gathered parameters after a forward without a backward: they would hide the next loaded weights."""
     for module in (model, *model.layers):
-        cast(FSDPModule, module).reshard()
+        if isinstance(module, FSDPModule):
+            module.reshard()

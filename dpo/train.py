@@ -5,11 +5,13 @@ log-probabilities, the state of a stopped run. The same command continues a stop
 """
 
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dpo.checkpoint import Progress, finish, load_state, saved_progress
 from dpo.data import Objective, read_examples
+from dpo.lora import draw_adapters
 from dpo.metrics import peak_flops, summary_writer
 from dpo.packing import keep_usable
 from dpo.parallel import World, distributed, load_sharded, sharded_model
@@ -19,6 +21,7 @@ from model.dtype import training_dtype
 from model.weights import meta_model
 from sampling.worker import environment
 from stages.files import UserError
+from stages.seeds import request_seed
 from stages.settings import Settings, Training
 from stages.shards import end_process
 from stages.stage import Job, Stage
@@ -27,7 +30,9 @@ from stages.stage import Job, Stage
 def training_settings(settings: Settings, section: Training, *names: str) -> dict[str, Any]:
     """What a training's output depends on: the section's fields that SFT and DPO share, and its own `names`."""
     read = {name: getattr(section, name) for name in (*(field.name for field in fields(Training)), *names)}
-    read |= {name: getattr(settings.trainer, name) for name in ("tokens_per_microbatch", "share_prefixes", "compile")}
+    options = ["tokens_per_microbatch", "share_prefixes", "compile"]
+    options += ["lora_rank", "lora_alpha", "lora_targets", "save_adapters"] if settings.trainer.lora_rank else []
+    read |= {name: getattr(settings.trainer, name) for name in options}
     return read | {name: getattr(settings.model, name) for name in ("dtype", "attention")} | {"seed": settings.seed}
 
 
@@ -63,16 +68,18 @@ def train(job: Job, world: World, work: Path) -> None:
         raise UserError(f"{', '.join(map(str, data))}: no usable example ({dropped or 'empty'}); add data")
 
     model, reference_e2 = sharded_model(config, world, dtype, options), None
+    draw_adapters(model, partial(request_seed, settings.seed, job.iteration, job.name))
     if objective == "dpo":
         folder, digest = job.path("reference"), job.digests["reference"]
         reference_e2 = reference_logprob(world, model, examples, folder, digest, work / "reference", settings)
     optimizer = make_optimizer(model, settings.sft if objective == "sft" else settings.dpo)
-    if at := world.agree(lambda: saved_progress(work, job.key)):
-        load_state(work, at, model, optimizer)
-        world.say(f"continuing from step {at.step} ({work / at.state})")
-    else:
-        at = Progress(job.key)
+    saved = world.agree(lambda: saved_progress(work, job.key))
+    if saved is None or options.lora_rank:  # a state has what is trained
         load_sharded(model, model_dir)
+    if saved is not None:
+        load_state(work, saved, model, optimizer)
+        world.say(f"continuing from step {saved.step} ({work / saved.state})")
+    at = saved or Progress(job.key)
     epoch, peak = fixed_epoch(objective, settings, job.iteration), peak_flops(world.device, dtype)
     inputs = (examples, reference_e2, at, work, model_dir, epoch, peak)
     trainer = Trainer(objective, settings, world, model, optimizer, *inputs)

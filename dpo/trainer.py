@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,8 @@ class Trainer:
         metrics = {"step": step, "epoch": self.progress.epoch + 1, "split": "train", **result.means}
         metrics |= {"grad_norm": result.grad_norm, "lr": rate}
         metrics |= {"tokens": result.tokens, "tokens_per_second": result.tokens / seconds}
-        metrics |= {"mfu": 3 * result.flops / seconds / (self.peak_flops * self.world.size)}
+        passes = 2 if self.settings.trainer.lora_rank else 3  # frozen weights have no gradients
+        metrics |= {"mfu": passes * result.flops / seconds / (self.peak_flops * self.world.size)}
         return metrics | {"memory_mib": round(result.memory_mib), "seconds": seconds}, result.stop
 
     def measure(self, indices: list[int], backward: bool) -> BatchResult:
@@ -133,7 +134,7 @@ class Trainer:
             sums = sums + batch.real * torch.stack([term.detach().double().sum() for term in terms.values()])
             tokens += batch.real * batch.tokens
             flops += batch.real * forward_flops(self.model.config, batch)
-        square = squared_norm(local_gradients(self.model.parameters())) if backward else sums.new_zeros(())
+        square = self.reduce_gradients() if backward else sums.new_zeros(())
         memory_r = [peak_memory_mib(world.device) * (rank == world.rank) for rank in range(world.size)]
         facts = to_device([tokens, flops, self.interruption.signal > 0, *memory_r], torch.float64, world.device)
         values = world.sum(torch.cat((sums, square[None], facts))).tolist()
@@ -149,6 +150,15 @@ class Trainer:
             advice = f"check these examples, or lower {self.stage}.learning_rate"
             raise UserError(f"step {self.progress.step}: the {what} is not finite in {names}; {advice}")
         return BatchResult(means, norm, int(tokens_of_all), flops_of_all, max(memory_r), stops > 0)
+
+    def reduce_gradients(self) -> Tensor:
+        """This rank's share of the gradient's squared norm, fp64. LoRA's gradients, which FSDP leaves alone, become
+        their means over ranks."""
+        gradients = local_gradients(self.model.parameters())
+        if not self.settings.trainer.lora_rank:
+            return squared_norm(gradients)
+        self.world.average(gradients)
+        return squared_norm(gradients) / self.world.size
 
     def terms(self, batch: MicroBatch) -> dict[str, Tensor]:
         """Loss and further terms of each example of a micro-batch, fp32 [e]."""
@@ -182,7 +192,8 @@ class Trainer:
         else:
             better = not best or (means["accuracy"], -means["loss"]) > (best["accuracy"], -best["loss"])
         if better:
-            export(self.world, self.model, self.source, self.work / f"epoch-{number}")
+            folder, peft = self.work / f"epoch-{number}", self.settings.trainer.save_adapters
+            export(self.world, self.model, self.source, folder, peft)
             at.exported = {"epoch": number} | means
         at.epoch, at.position, at.seconds = number, 0, time.monotonic() - self.started
         if number < epochs and self.due(epoch_ended=True):
@@ -208,11 +219,11 @@ class Trainer:
 
 def make_optimizer(model: nn.Module, section: Sft | Dpo) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101), weight decay on matrices only; its moments exist at once, for a state to load into."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in trained if p.dim() > 1], [p for p in trained if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": section.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=section.learning_rate, fused=True)
-    for p in model.parameters():
+    for p in trained:
         state = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p)}
         optimizer.state[p] = state | {"exp_avg_sq": torch.zeros_like(p)}
     return optimizer
@@ -226,8 +237,9 @@ def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> fl
 
 
 def local_gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """This rank's shards of the gradients, fp32."""
-    return [cast(DTensor, p.grad).to_local() for p in parameters if p.grad is not None]
+    """This rank's shards of the gradients, fp32; adapters' gradients whole."""
+    gradients = (p.grad for p in parameters if p.grad is not None)
+    return [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
 
 
 def squared_norm(gradients: list[Tensor]) -> Tensor:

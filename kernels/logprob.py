@@ -41,7 +41,8 @@ class _LinearLogprob(torch.autograd.Function):
         """The logits' gradient is -g (softmax - onehot(target)); g scales a row, so it is applied outside the loop."""
         hidden_td, weight_vd, targets_t, logsumexp_t = ctx.saved_tensors
         scaled_td = (hidden_td * -grad_t[:, None]).to(hidden_td.dtype)
-        grad_hidden_td, grad_weight_vd = torch.zeros_like(hidden_td, dtype=torch.float32), torch.empty_like(weight_vd)
+        grad_hidden_td = torch.zeros_like(hidden_td, dtype=torch.float32)
+        grad_weight_vd = torch.empty_like(weight_vd) if ctx.needs_input_grad[1] else None
         for rows, column_t, inside_t, logits_tr, low_tr in _tiles(hidden_td, weight_vd, targets_t, ctx.tile_rows):
             slope_tr = logits_tr.sub_(logsumexp_t[:, None]).exp_()
             slope_tr.scatter_add_(1, column_t[:, None], -inside_t[:, None].to(slope_tr.dtype))
@@ -50,7 +51,8 @@ class _LinearLogprob(torch.autograd.Function):
             else:
                 slope_tr = low_tr.copy_(slope_tr)
                 grad_hidden_td += slope_tr @ weight_vd[rows]
-            torch.mm(slope_tr.t(), scaled_td, out=grad_weight_vd[rows])
+            if grad_weight_vd is not None:
+                torch.mm(slope_tr.t(), scaled_td, out=grad_weight_vd[rows])
         return grad_hidden_td.mul_(-grad_t[:, None]).to(hidden_td.dtype), grad_weight_vd, None, None
 
 

@@ -161,7 +161,7 @@ class _LinearLogprob(torch.autograd.Function):
         hidden_td, weight_vd, targets_t, logsumexp_t = ctx.saved_tensors
         vocabulary, tile_rows = len(weight_vd), ctx.tile_rows
         grad_hidden_td = hidden_td.new_zeros(hidden_td.shape, dtype=torch.float32)
-        grad_weight_vd = weight_vd.new_empty(weight_vd.shape)
+        grad_weight_vd = weight_vd.new_empty(weight_vd.shape) if ctx.needs_input_grad[1] else None
         # The kernel needs a row stride that is a multiple of 16. oneDNN multiplies the memory behind a row's end by 0,
         # which must not be NaN.
         buffer_tr = hidden_td.new_zeros(len(hidden_td), triton.cdiv(min(tile_rows, vocabulary), 16) * 16)
@@ -170,7 +170,8 @@ class _LinearLogprob(torch.autograd.Function):
             slope_tr = buffer_tr[:, : len(weight_rd)]
             slope(hidden_td, weight_rd, targets_t, logsumexp_t, grad_t.contiguous(), start, slope_tr)
             grad_hidden_td += _product(slope_tr, weight_rd)
-            grad_weight_vd[start : start + tile_rows] = _product(slope_tr.t(), hidden_td)
+            if grad_weight_vd is not None:
+                grad_weight_vd[start : start + tile_rows] = _product(slope_tr.t(), hidden_td)
         return grad_hidden_td.to(hidden_td.dtype), grad_weight_vd, None, None
 
 

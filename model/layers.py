@@ -71,7 +71,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx, grad_td):
         x_td, weight_d, scale_t1 = ctx.saved_tensors
         normal_td, grad = x_td.float() * scale_t1, grad_td.float()
-        grad_weight_d = (grad * normal_td).sum(0).to(weight_d.dtype)
+        grad_weight_d = (grad * normal_td).sum(0).to(weight_d.dtype) if ctx.needs_input_grad[1] else None
         grad = grad * weight_d
         mean_t1 = torch.linalg.vecdot(grad, normal_td)[..., None] / x_td.shape[-1]
         grad_x_td = torch.addcmul(grad, normal_td, mean_t1, value=-1).mul_(scale_t1)
@@ -87,11 +87,15 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(intermediate_size, hidden_size)
 
     def forward(self, x_td: Tensor) -> Tensor:
-        return _SwiGLU.apply(self.gate_up_proj(x_td), self.down_proj.weight)
+        gate_up = self.gate_up_proj(x_td)
+        if hasattr(self.down_proj, "lora"):  # an adapter needs h itself (dpo/lora.py)
+            return self.down_proj(_SwiGLU.apply(gate_up, None))
+        return _SwiGLU.apply(gate_up, self.down_proj.weight)
 
 
 class _SwiGLU(torch.autograd.Function):
-    """h W^T with h = silu(gate) up; keeps gate and up [t, 2 i] alone. For s = sigmoid(gate) and an incoming gradient g:
+    """h W^T with h = silu(gate) up, or h where W is None; keeps gate and up [t, 2 i] alone. For s = sigmoid(gate) and
+    an incoming gradient g:
 
     dW = g^T h        dh = g W        dup = dh silu(gate)        dgate = dh up s (1 + gate (1 - s))
     """
@@ -100,15 +104,16 @@ class _SwiGLU(torch.autograd.Function):
     def forward(ctx, gate_up, weight_di):
         ctx.save_for_backward(gate_up, weight_di)
         gate, up = gate_up.chunk(2, dim=-1)
-        return linear(F.silu(gate).mul_(up), weight_di)
+        hidden_ti = F.silu(gate).mul_(up)
+        return hidden_ti if weight_di is None else linear(hidden_ti, weight_di)
 
     @staticmethod
     def backward(ctx, grad_td):
         gate_up, weight_di = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
         silu_ti = F.silu(gate)
-        grad_weight_di = grad_td.t() @ (silu_ti * up)
-        grad_ti = grad_td @ weight_di
+        grad_weight_di = grad_td.t() @ (silu_ti * up) if ctx.needs_input_grad[1] else None
+        grad_ti = grad_td.clone() if weight_di is None else grad_td @ weight_di
         grad_gate_up = torch.empty_like(gate_up)
         grad_gate_ti, grad_up_ti = grad_gate_up.chunk(2, dim=-1)
         torch.mul(grad_ti, silu_ti, out=grad_up_ti)

@@ -76,7 +76,7 @@ class Checkpoint:
         """Raise `UserError` naming the first tensor that is missing, unexpected, of another shape or no plain float."""
         expected = {
             part: [rows, *parameter.shape[1:]]
-            for name, parameter in model.named_parameters()
+            for name, parameter in stored_parameters(model)
             for part, rows in parts(name, parameter.shape[0], model.config).items()
         }
         ignored = ("rotary_emb.inv_freq", *([HEAD] if model.config.tie_word_embeddings else []))
@@ -93,6 +93,11 @@ class Checkpoint:
             head, embedding = (self.slices[name][:] for name in (HEAD, "model.embed_tokens.weight"))
             if head.dtype != embedding.dtype or not torch.equal(head, embedding):
                 raise UserError(f"{self.folder}: tie_word_embeddings is true, but {HEAD} differs from the embedding")
+
+
+def stored_parameters(model: Llama) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that a checkpoint holds: all but those of adapters (`dpo/lora.py`)."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if ".lora." not in name)
 
 
 def meta_model(folder: Path | str) -> Llama:
@@ -118,7 +123,7 @@ def load_weights(
     """Fill the model's parameters, each in its dtype. `part`: what this rank holds of one, and its first row."""
     checkpoint = Checkpoint(folder)
     checkpoint.check(model)
-    for name, parameter in model.named_parameters():
+    for name, parameter in stored_parameters(model):
         local, start = part(parameter)
         if local.numel():
             stacked = parts(name, parameter.shape[0], model.config)

@@ -2,13 +2,14 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from stages.config import Amount, Count, CountOrZero, Positive, PositiveShare, Share, read_config
 from stages.files import UserError
 
 PromptStyle = Literal["full", "compact"]
 VerdictPosition = Literal["first", "last"]
+Matrix = Literal["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 Protocol = Literal["scores", "pairwise"]
 as_dict = asdict  # a section as plain values, for keys and manifests
 
@@ -169,7 +170,11 @@ class TrainerOptions:
     share_prefixes: bool = True  # compute a shared beginning once: a pair's prompt, in SFT the rubric
     activation_checkpointing: bool = False  # keep only a layer's input, and compute the layer again in backward
     compile: bool = False  # fuse each layer apart from its attention; on a CPU this needs a C++ compiler
-    save_every: CountOrZero = 0  # steps between resumable checkpoints, 12 bytes a parameter; 0: epochs alone
+    lora_rank: CountOrZero = 0  # r of LoRA's adapters, which are trained in place of the weights; 0: no LoRA
+    lora_alpha: Positive = 16.0  # an adapter's product counts alpha / r times
+    lora_targets: list[Matrix] = field(default_factory=lambda: [*get_args(Matrix)])  # the matrices with an adapter
+    save_adapters: bool = False  # write the adapters for PEFT, too, into the folder `adapter` of the merged model
+    save_every: CountOrZero = 0  # steps between resumable states, 12 bytes a trained parameter; 0: epochs alone
     evaluate_every: CountOrZero = 0  # steps between measurements on the held-out examples; 0: epochs alone
     timeout_minutes: Positive = 30.0  # how long a rank waits for the others, as for the first to write an export
     tensorboard: bool = False  # write metrics for TensorBoard, too; needs `pip install tensorboard`
@@ -269,7 +274,7 @@ def load_settings(path: Path | str) -> Settings:
     settings = read_config(Settings, Path(path))
     eft, sft, judge, meta, prompts = settings.eft, settings.sft, settings.judge, settings.metajudge, settings.prompts
     respond, evaluation, iterations = settings.respond, settings.evaluation, settings.iteration
-    scores, needed = judge.scores_file, len(iterations) * respond.prompts_per_iteration
+    trainer, scores, needed = settings.trainer, judge.scores_file, len(iterations) * respond.prompts_per_iteration
     sets_aside = sft.enabled and eft.sources and eft.held_out > 0 and not sft.sft_delta
     own_cases, samples = "{run}/sft/eft" in evaluation.judge_cases, max(evaluation.N, evaluation.duel_samples)
     judges, same_file = any(rule.judge_pairs for rule in iterations), len(iterations) > 1 and "{t}" not in scores
@@ -290,6 +295,8 @@ def load_settings(path: Path | str) -> Settings:
         (scores and judges, "judge.scores_file leaves nothing to meta-judge; set judge_pairs = false"),
         (scores and by_rules, 'judge.scores_file and iteration.labels = "rules" both replace the judge; leave one out'),
         (untaught, 'iteration.labels = "rules" leaves nothing to meta-judge; set judge_pairs = false'),
+        (trainer.lora_rank and not trainer.lora_targets, "trainer.lora_targets is empty; name a matrix"),
+        (trainer.save_adapters and not trainer.lora_rank, "trainer.save_adapters needs adapters; set lora_rank"),
         (judge.score_first and samples > 1, f"evaluation.N and duel_samples must be 1: {unvaried}"),
     ]
     if broken := [message for holds, message in rules if holds]:

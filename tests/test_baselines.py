@@ -30,6 +30,7 @@ PLANS = {
     "frozen-metajudge": (SFT, FIRST, SECOND.replace("metajudge M1", "metajudge M0")),
     "self-rewarding": (SFT, *WITHOUT),
     "self-rewarding-no-length-control": (SFT, *WITHOUT),
+    "lora": (FIRST.replace("M0", "seed"), WITHOUT[1]),
     "no-sft": (FIRST.replace("M0", "seed"), WITHOUT[1]),
     "sft-only": (SFT,),
     "scores-from-file": (SFT, *(plan.replace(f" judge M{t},", "") for t, plan in enumerate(WITHOUT))),

@@ -15,6 +15,7 @@ from statistics import NormalDist
 from typing import Any, TypeAlias
 
 from dpo.data import Example
+from dpo.lora import trained_parameters
 from dpo.train import fixed_epoch
 from evaluation.labelled import read_labelled
 from judging.rubric import judge_prompt, meta_prompt
@@ -208,11 +209,12 @@ def disk(work: Generation | Training, config: LlamaConfig) -> float:
 
 
 def disk_needed(stages: Stages, settings: Settings, config: LlamaConfig) -> float:
-    """Bytes that a run takes at most: what stages leave and, in training, two states of 12 bytes a parameter, and the
-    exports of 2 that wait for the next state."""
+    """Bytes that a run takes at most: what stages leave and, in training, two states of 12 bytes a trained parameter,
+    and the exports of 2 a parameter that wait for the next state."""
     trainings = [work for work in stages.values() if isinstance(work, Training)]
     waiting = [min(work.exports, 2 + int(settings.trainer.save_every / work.steps)) for work in trainings]
-    besides = config.parameter_count() * (2 * 12 + 2 * max(waiting)) if waiting else 0
+    states = 2 * 12 * trained_parameters(config, settings.trainer)
+    besides = states + 2 * max(waiting) * config.parameter_count() if waiting else 0
     return sum(disk(work, config) for work in stages.values()) + besides
 
 

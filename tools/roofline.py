@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from dpo.lora import trained_parameters
 from dpo.memory import CONTEXT_BYTES
 from dpo.metrics import PEAK_FLOPS, best_rate, product_flops
 from model.config import LlamaConfig
@@ -107,8 +108,10 @@ class Roofline:  # `ranks` GPUs of one kind, or CPUs like this one, with a model
         """Of a token's keys and values in all layers, in bf16."""
         return 4 * self.config.num_hidden_layers * self.config.kv_size
 
-    def disk_seconds(self, bytes_a_parameter: float) -> float:
-        return bytes_a_parameter * self.config.parameter_count() / (1e9 * self.settings.plan.disk_gigabytes_per_second)
+    def disk_seconds(self, bytes_a_parameter: float, bytes_a_trained_one: float = 0) -> float:
+        trained = trained_parameters(self.config, self.settings.trainer)
+        size = bytes_a_parameter * self.config.parameter_count() + bytes_a_trained_one * trained
+        return size / (1e9 * self.settings.plan.disk_gigabytes_per_second)
 
     def step_seconds(self, step: StepWork) -> float:
         """2 operations a weight and token (in the head: a token drawn), 4 head_dim a head, query and key; all weights
@@ -127,7 +130,9 @@ class Roofline:  # `ranks` GPUs of one kind, or CPUs like this one, with a model
     def update_seconds(self, forward_flops: Sequence[float]) -> float:
         """An update, given the operations of each micro-batch's forward pass. FSDP gathers parameters, 2 bytes each,
         twice, and reduces gradients, 4 bytes each. Adam reads four numbers a parameter and writes three."""
-        size, passes = self.config.parameter_count(), 4 if self.settings.trainer.activation_checkpointing else 3
+        options = self.settings.trainer
+        passes = 3 + options.activation_checkpointing - (options.lora_rank > 0)  # frozen weights have no gradients
+        size = trained_parameters(self.config, options)
         sending = 8 * size * (self.ranks - 1) / self.ranks / (self.link * self.settings.plan.bandwidth_utilisation)
         computing = sum(max(passes * self.training_seconds(flops), sending) for flops in forward_flops)
         return computing + 28 * size / self.ranks / self.card.bandwidth

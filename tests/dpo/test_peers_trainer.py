@@ -65,7 +65,7 @@ def test_losses_gradient_norms_and_weights_are_trls(folder, theirs, tmp_path, mo
     write_jsonl(tmp_path / "pairs.jsonl", pairs)
     trained: dict[str, torch.Tensor] = {}
 
-    def kept(world, model, source, target):
+    def kept(world, model, source, target, peft):
         """Keep the parameters that an export gathers, before they are rounded to bf16."""
         parameters = ((name, p.detach().full_tensor().clone()) for name, p in model.named_parameters())
         trained.update(split_parameters(parameters, model.config))

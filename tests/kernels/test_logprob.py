@@ -69,6 +69,15 @@ def test_confident_and_hopeless_tokens_are_exact(function):
     assert function(weight[:2] / 200, weight, torch.tensor([0, 0], device=place), 2).tolist() == [0.0, -200.0]
 
 
+@pytest.mark.parametrize("function", [logprob.linear_logprob, pytest.param(linear_logprob, marks=kernels)])
+def test_a_frozen_head_leaves_the_hidden_states_their_gradient(function):
+    place = "cuda" if torch.cuda.is_available() and not interpreted() else "cpu"
+    hidden, weight, targets, upstream = (x.to(place) for x in case(16, 32, 99, BF16))
+    _, expected, _ = run(function, hidden, weight, targets, upstream)
+    function(hidden.requires_grad_(), weight, targets).backward(upstream)
+    assert torch.equal(hidden.grad.cpu().double(), expected) and weight.grad is None
+
+
 class Small(TorchDispatchMode):
     """No operation makes a tensor larger than 64 x 96 numbers in fp32."""
 

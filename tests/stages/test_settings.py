@@ -30,6 +30,10 @@ def test_baselines_of_the_paper():
     assert rules["scores-from-file"] == rules["self-rewarding"]
     assert [rule.judge_pairs for rule in rules["judge-pairs-throughout"]] == [True] * 4
     assert rules["sft-only"] == [] and not baselines["no-sft"].sft.enabled
+    lora = baselines.pop("lora")
+    options = replace(lora.trainer, lora_rank=0, activation_checkpointing=True)
+    rates = {"sft": replace(lora.sft, learning_rate=5.5e-6), "dpo": replace(lora.dpo, learning_rate=5e-6)}
+    assert replace(lora, name=paper.name, nproc_per_node=8, trainer=options, **rates) == paper
     sections = ("name", "iteration", "judge", "metajudge", "sft", "eft", "evaluation")
     for settings in baselines.values():
         assert replace(settings, **{key: getattr(paper, key) for key in sections}) == paper
@@ -107,6 +111,9 @@ def test_the_papers_numbers():
         ('[evaluation]\njudge_cases = "{run}/sft/eft/held_out.jsonl"', r"judge_cases: \[eft\] sets no groups aside"),
         ("[prompts]\nseeds = 's'", "respond.prompts or from prompts.seeds"),
         ("[respond]\nprompts = []\n[prompts]\nseeds = 's'\ncount = 9", r"prompts\.count is 9, the iterations need 16"),
+        ("[trainer]\nlora_rank = 8\nlora_targets = []", r"trainer\.lora_targets is empty; name a matrix"),
+        ("[trainer]\nlora_targets = ['q_proj']", r"lora_targets\[0\]: expected 'qkv_proj' or 'o_proj' or"),
+        ("[trainer]\nsave_adapters = true", r"trainer\.save_adapters needs adapters; set lora_rank"),
         ("[prompts]\ngenerated_shots = 9", r"prompts\.generated_shots exceeds prompts\.shots, 8"),
         ("[prompts]\nmin_words = 200", r"prompts\.min_words exceeds prompts\.max_words, 150"),
     ],
