@@ -19,7 +19,7 @@ from evaluation.pairwise import Preference, compare
 from evaluation.statistics import SHARE, by_group, cohen_kappa, each, mean, share, shown, spearman
 from judging.judge import judge_section, score_rows, scoring_section
 from judging.metajudge import read_winner
-from judging.rubric import judgment_text, meta_prompt
+from judging.rubric import judgment_text, meta_prompt, shown_judgment
 from model.chat import ChatFormat
 from sampling.worker import Item, Worker, generation_settings, sampling_of
 from stages.files import UserError, arguments, command, read_json, read_shards, write_json, write_jsonl
@@ -169,6 +169,7 @@ def comparison_items(rows: Iterable[Record], chat: ChatFormat, settings: Setting
     for number, row in enumerate(rows):
         a, b = row["judgments"]
         texts = [judgment_text(j["score"], j["justification"], settings.judge.verdict_position) for j in (a, b)]
+        texts = [shown_judgment(text, settings) for text in texts]
         for first in (0, 1):
             name, right = f"c{number:04}/m{first}-{1 - first}", first if row["winner"] == "first" else 1 - first
             record = {"id": name, "case": number, "first": first, "right": ("first", "second")[right]}

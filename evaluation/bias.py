@@ -19,6 +19,7 @@ from judging.pairs import Sources, rule_scores
 from judging.rules import obeys, rules_of
 from judging.scores import distinct_responses, read_scores, response_scores
 from judging.verdict import MAXIMUM, Failure
+from stages.config import changed
 from stages.files import read_jsonl, read_manifest, read_shards, write_json
 from stages.records import Record, group_by
 from stages.settings import Limits, Settings
@@ -51,6 +52,7 @@ def write_panel(
     if sources.comparisons:
         comparisons = rows(sources.comparisons, "response_id", "first", "second", "winner", "failure")
         meta = {"model": asked.model, "opponents": asked.opponents or "all", "max_score_gap": asked.max_score_gap}
+        meta |= changed(settings.guards, "hide_scores")
         meta |= metajudge_panel(comparisons, judgments, read_jsonl(pairs / "elo.jsonl"))
     stages = {"judge": sources.scores or sources.judgments, "metajudge": sources.comparisons}
     weights = {name: weights_of(path) for name, path in stages.items() if path}

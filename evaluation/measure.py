@@ -23,6 +23,7 @@ from judging.scores import mean_score
 from model.chat import ChatFormat
 from prepare.novelty import repetition, words
 from sampling.worker import Item, Worker, generation_settings, sampling_of
+from stages.config import changed
 from stages.files import UserError, read_shards
 from stages.records import Prompt, Record, group_by
 from stages.rows import conversation_text, messages_of, read_prompts
@@ -206,7 +207,7 @@ def _settings(settings: Settings, iteration: int) -> Any:
         "metajudge": [meta.temperature, meta.top_p, meta.max_new_tokens, meta.prompt_style, meta.verdict_position],
         "wins": [evaluation.protocol, evaluation.duel_samples],
     }
-    return generation_settings(settings, 0, section)
+    return generation_settings(settings, 0, section | changed(settings.guards, "hide_scores"))
 
 
 OPTIONAL = ("judge_cases", "comparisons", "instructions", "prompts", "judge", "against")

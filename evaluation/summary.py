@@ -11,6 +11,7 @@ from evaluation.agreement import half_credit, read_report
 from evaluation.labelled import read_decisions, read_labelled
 from evaluation.measure import ModelMeasurements
 from evaluation.statistics import by_group, columns, shown
+from judging.scores import GUARD_REASONS
 from judging.trace import STAGES
 from stages.files import read_json, read_manifest, write_json
 from stages.records import Record
@@ -195,6 +196,8 @@ def summary_lines(summary: Record) -> Iterator[str]:
         yield from selection_lines(row["bias"]["selection"])
         pairs = row["pairs"]
         yield f"  pairs        {pairs['actor']} actor, {pairs['judge']} judge; no pair: {_listed(pairs['reasons'])}"
+        removed = {own: count for own in GUARD_REASONS if (count := pairs["reasons"].get(f"judge.{own}"))}
+        yield from (f"  guards       {count} judge pairs removed: {own.explanation}" for own, count in removed.items())
         values = ", ".join(f"{key} {value:.4g}" for key, value in row["dpo"].items() if key != "held_out")
         yield f"  DPO          {values} ({'held-out pairs' if row['dpo']['held_out'] else 'the last step'})"
         yield from _agreement_lines(f"M{row['iteration']}", row)

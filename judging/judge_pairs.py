@@ -2,18 +2,20 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from fractions import Fraction
+from math import floor
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from judging.elo import Array, Battle, battle_matrix, elo, position_weights
 from judging.rubric import judge_prompt
 from judging.schedule import comparable_groups
-from judging.scores import Draw, Reason, Row
+from judging.scores import Draw, Reason, Row, exact
 from model.chat import ChatFormat
 from stages.files import UserError
 from stages.records import EloScore, Record, preference
-from stages.settings import Iteration, Judge, Metajudge
+from stages.settings import Guards, Iteration, Judge, Metajudge
 
 POSITIONS = ("first", "second")
 _EQUAL = 1e-9  # Elo scores that differ by less count as equal
@@ -95,6 +97,38 @@ def judge_pair(
     pair = {"id": f"judge/{response['id']}", "kind": "judge"}
     pair |= preference(response["prompt_id"], prompt, chat.prompt_ids(prompt), chosen, rejected)
     return pair | {"response_id": response["id"], "chosen_elo": chosen_elo, "rejected_elo": rejected_elo}
+
+
+def guarded(
+    made: Mapping[str, Any], contests: Mapping[str, Any], actor_pairs: int, guards: Guards, draw: Draw
+) -> dict[str, Any]:
+    """An iteration's judge pairs by prompt id, with a reason in place of each pair that a guard removes. As many as can
+    be stay; the seed draws which, whatever the order of the prompts."""
+    pairs = {name: pair for name, pair in made.items() if not isinstance(pair, Reason)}
+    score = {row["id"]: row["score"] for name in pairs for row in contests[name].judgments}
+    order = sorted(pairs, key=lambda name: draw(range(2**62), f"{name}/guard"))
+    chosen, rejected = ({name: score[pairs[name][f"{side}_id"]] for name in order} for side in ("chosen", "rejected"))
+    differing = [name for name in order if chosen[name] != rejected[name] or not guards.distinct_scores]
+    of_score, of_all = exact(guards.max_score_share), exact(guards.max_judge_pair_share)
+    balanced = _balanced(differing, chosen, of_score, len(order))
+    most = floor(actor_pairs * of_all / (1 - of_all)) if of_all < 1 else len(order)
+    kept = _balanced(balanced, chosen, of_score, most)
+    steps = (order, Reason.SAME_SCORE), (differing, Reason.SCORE_SHARE), (balanced, Reason.JUDGE_PAIR_SHARE)
+    removed = {name: reason for names, reason in steps for name in names}  # the last guard that a pair came to
+    return {**made, **removed, **{name: pairs[name] for name in kept}}
+
+
+def _balanced(names: Sequence[str], classes: Mapping[str, float], share: Fraction, most: int) -> list[str]:
+    """The first of the names, of each class at most `share` of those returned: as many as can be, `most` at most.
+    Classes of n_c names allow T in all if sum_c min(n_c, floor(share T)) >= T."""
+    sizes, totals = Counter(classes[name] for name in names).values(), range(min(len(names), most) + 1)
+    total = max(T for T in totals if sum(min(size, floor(share * T)) for size in sizes) >= T)
+    kept, taken = list[str](), Counter[float]()
+    for name in names:
+        if len(kept) < total and taken[classes[name]] < floor(share * total):
+            kept.append(name)
+            taken[classes[name]] += 1
+    return kept
 
 
 def elo_rows(contests: Mapping[str, Contest | Reason]) -> Iterator[EloScore]:

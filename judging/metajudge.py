@@ -8,12 +8,13 @@ from typing import Any
 
 from judging import scores
 from judging.pairs import Sources
-from judging.rubric import meta_prompt
+from judging.rubric import meta_prompt, shown_judgment
 from judging.schedule import comparable_groups, scheduled
 from judging.scores import Reason, Row
 from judging.verdict import Failure, parse_winner
 from model.chat import ChatFormat
 from sampling.worker import Item, Worker, generation_settings, sampling_of
+from stages.config import changed
 from stages.files import read_shards
 from stages.records import MetaJudged, group_by
 from stages.seeds import request_seed
@@ -64,7 +65,8 @@ def metajudge_items(
         response, prompt_id = responses[row["response_id"]], row["prompt_id"]
         distinct = [judgment for judgment in judgments[response["id"]] if judgment["index"] in row["judgments"]]
         for a, b in scheduled(distinct, meta, request_seed(settings.seed, iteration, "schedule", response["id"])):
-            texts = (response["prompt"], response["text"], a["text"], b["text"])
+            shown = (shown_judgment(a["text"], settings), shown_judgment(b["text"], settings))
+            texts = (response["prompt"], response["text"], *shown)
             messages = partial(meta_prompt, *texts, meta.prompt_style, meta.verdict_position)
             name = f"{response['id']}/m{a['index']}-{b['index']}"
             seed = request_seed(settings.seed, iteration, "metajudge", name)
@@ -95,7 +97,7 @@ def metajudge(job: Job) -> None:
 def _settings(settings: Settings, iteration: int) -> Any:
     section = as_dict(settings.metajudge)
     del section["model"], section["elo_penalty"]  # the model is an input, and the penalty belongs to the pairs
-    return generation_settings(settings, iteration, section)
+    return generation_settings(settings, iteration, section | changed(settings.guards, "hide_scores"))
 
 
 INPUTS, OPTIONAL = ("model", "responses"), ("judgments", "scores")

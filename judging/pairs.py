@@ -13,17 +13,19 @@ from typing import Any
 
 from judging.actor_pairs import actor_pair
 from judging.elo import Battle, position_weights
-from judging.judge_pairs import contests, elo_rows, judge_pair, position_wins
+from judging.judge_pairs import contests, elo_rows, guarded, judge_pair, position_wins
 from judging.rules import obeys, rules_of
 from judging.scores import ACTOR_REASONS, JUDGE_REASONS, Draw, Reason, read_scores, response_scores, seeded_draw
 from judging.verdict import MAXIMUM
 from model.chat import load_chat
+from stages.config import changed
 from stages.files import UserError, read_jsonl, read_shards
 from stages.records import Record, group_by
 from stages.rows import rows_by_id
 from stages.settings import Settings, as_dict
 from stages.stage import Job, Output, Stage
 
+GUARDS = ("max_judge_pair_share", "max_score_share", "distinct_scores")  # of pairs; the other is the meta-judge's
 OPTIONAL = ("judgments", "scores", "scores_file", "comparisons", "prompts")
 
 
@@ -83,6 +85,8 @@ def make_pairs(job: Job) -> Output:
         meta_judged = read_jsonl(sources.comparisons / "meta_judged.jsonl")
         decided = contests(meta_judged, responses, judgments, battles, meta)
         made = {name: judge_pair(own, judge, rule, draw, chat) for name, own in decided.items()}
+        made = guarded(made, decided, counts["actor"], settings.guards, draw)
+        facts |= changed(settings.guards, *GUARDS)
         counts |= _sort("judge", order(made), JUDGE_REASONS, files)
         facts["positions"] = _positions(position_wins(battles))
         files["elo.jsonl"] += elo_rows(decided)
@@ -123,7 +127,7 @@ def _sort(kind: str, made: Mapping[str, Any], reasons: Sequence[Reason], files: 
     files[f"{kind}.jsonl"] += (pair for prompt_id, pair in made.items() if prompt_id not in missing)
     files["none.jsonl"] += ({"prompt_id": p, "kind": kind, "reason": str(reason)} for p, reason in missing.items())
     number = Counter(missing.values())
-    return {kind: len(made) - len(missing)} | {f"{kind}.{reason}": number[reason] for reason in reasons}
+    return {kind: len(made) - len(missing)} | {f"{kind}.{reason}": number[reason] for reason in (*reasons, *number)}
 
 
 def _positions(wins: Mapping[str, int]) -> dict[str, float]:
@@ -144,7 +148,7 @@ def _settings(settings: Settings, iteration: int) -> Any:
     del rule["epoch"]
     own = [judge.prompt_style, judge.verdict_position, judge.scores_needed]
     used = {"rule": rule, "judge": own, "metajudge": [meta.max_score_gap, meta.elo_penalty]}
-    return used | {"seed": settings.seed, "iteration": iteration}
+    return used | {"seed": settings.seed, "iteration": iteration} | changed(settings.guards, *GUARDS)
 
 
 PAIRS = Stage("pairs", "judging.pairs", make_pairs, _settings, ("model", "responses"), OPTIONAL, per_iteration=True)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from stages.records import Message, Prompt
 from stages.rows import conversation_text
-from stages.settings import PromptStyle, VerdictPosition
+from stages.settings import PromptStyle, Settings, VerdictPosition
 
 Role = Literal["judge", "metajudge", "pairwise"]
 
@@ -115,6 +115,17 @@ def _placed(line: str, reason: str, position: VerdictPosition) -> str:
     return (f"{line}\n{reason.strip()}" if position == "first" else f"{reason.strip()}\n{line}").strip()
 
 
+def justification(text: str, position: VerdictPosition) -> str:
+    """A parsed judgment's text without the verdict line that `judging.verdict` reads; may be empty."""
+    lines = text.strip().splitlines(keepends=True)
+    return "".join(lines[1:] if position == "first" else lines[:-1]).strip()
+
+
+def shown_judgment(text: str, settings: Settings) -> str:
+    """A parsed judgment as the meta-judge reads it."""
+    return justification(text, settings.judge.verdict_position) if settings.guards.hide_scores else text
+
+
 def evidence_text(evidence: dict[str, str]) -> str:
     """A justification that states what was asked, what was given and what is missing (may be "")."""
     missing = f"; missing: {evidence['missing']}" if evidence["missing"] else ""
@@ -122,8 +133,8 @@ def evidence_text(evidence: dict[str, str]) -> str:
 
 
 def comparison_text(deserved: int, scores: Sequence[int]) -> str:
-    """A meta-judge's reason: the score that the response deserves, and the judgments' scores."""
-    return f"Deserved: {deserved}; A gives {scores[0]}, B gives {scores[1]}."
+    """A meta-judge's reason: the score that the response deserves, and the judgments' scores, unless hidden."""
+    return f"Deserved: {deserved}" + (f"; A gives {scores[0]}, B gives {scores[1]}." if scores else ".")
 
 
 _JUDGES_WORDS = re.compile(

@@ -20,7 +20,7 @@ Draw = Callable[[Sequence[Any], str], Any]
 """(options, name of the decision) -> one of the options: random, but always the same for the same name."""
 
 
-class Reason(StrEnum):  # why a prompt has no actor pair (the first six) or no judge pair (the last six)
+class Reason(StrEnum):  # why a prompt has no actor pair (the first six) or no judge pair (the others)
     TOO_FEW_RESPONSES = "too_few_responses", "fewer than two distinct responses"
     TOO_FEW_SCORED = "too_few_scored", "fewer than two responses with a score"
     EQUAL_SCORES = "equal_scores", "all scores are equal"
@@ -32,6 +32,9 @@ class Reason(StrEnum):  # why a prompt has no actor pair (the first six) or no j
     NO_DECISIVE_COMPARISON = "no_decisive_comparison", "no comparison names a winner that has weight"
     EQUAL_ELO = "equal_elo", "the comparisons balance"
     POSITION_COLLAPSE = "position_collapse", "one position never won in the iteration, so no comparison is evidence"
+    SAME_SCORE = "same_score", "both judgments give the same score (guards.distinct_scores)"
+    SCORE_SHARE = "score_share", "too many chosen judgments give this score (guards.max_score_share)"
+    JUDGE_PAIR_SHARE = "judge_pair_share", "too many of all pairs are judge pairs (guards.max_judge_pair_share)"
 
     explanation: str  # a sentence
 
@@ -41,7 +44,7 @@ class Reason(StrEnum):  # why a prompt has no actor pair (the first six) or no j
         return reason
 
 
-ACTOR_REASONS, JUDGE_REASONS = tuple(Reason)[:6], tuple(Reason)[5:]
+ACTOR_REASONS, JUDGE_REASONS, GUARD_REASONS = tuple(Reason)[:6], tuple(Reason)[5:11], tuple(Reason)[11:]
 EXPLANATIONS = {reason: reason.explanation for reason in Reason}
 
 

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from judging.judge import judge_items, judge_section, read_score
+from judging.rubric import justification
 from prepare.rankings import LeftOut, RankedGroup, ranked_groups
 from sampling.worker import Worker, generation_settings
 from stages.files import UserError, read_manifest, read_shards, stage_key
 from stages.records import Record, group_by
 from stages.rows import read_rows
 from stages.seeds import request_seed
-from stages.settings import Eft, Settings, VerdictPosition, as_dict
+from stages.settings import Eft, Settings, as_dict
 from stages.stage import Job, Output, Stage, first_rank
 
 Scores = Sequence[int | float | None]  # of a group's replies; None for a judgment without a score
@@ -69,12 +70,6 @@ def first_agreeing(ranks: Sequence[int], rounds: Iterable[Scores], order: str) -
     """The number of a group's first round that agrees; without such a round, the group's outcome."""
     outcomes = [outcome(ranks, scores, order) for scores in rounds]
     return outcomes.index(Outcome.AGREES) if Outcome.AGREES in outcomes else next(o for o in Outcome if o in outcomes)
-
-
-def justification(text: str, verdict_position: VerdictPosition) -> str:
-    """A parsed judgment's text without the verdict line that `judging.verdict` reads; may be empty."""
-    lines = text.strip().splitlines(keepends=True)
-    return "".join(lines[1:] if verdict_position == "first" else lines[:-1]).strip()
 
 
 def downsampled(rows: list[Record], seed: int) -> list[Record]:

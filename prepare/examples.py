@@ -8,6 +8,7 @@ from typing import Any
 
 from judging.rubric import comparison_text, evidence_text, judge_prompt, judgment_text, meta_judgment_text, meta_prompt
 from model.chat import ChatFormat, load_chat
+from stages.config import changed
 from stages.files import UserError
 from stages.records import Message, Record
 from stages.rows import LABELLED, PROMPT, RESPONSES, messages_of, one_of, read_rows
@@ -54,10 +55,11 @@ def _texts(row: Record, settings: Settings) -> tuple[list[Message], str]:
     if row["kind"] == "judge":
         messages = judge_prompt(row["prompt"], row["response"], judge.prompt_style, judge.verdict_position)
         return messages, judgment_text(row["score"], row["justification"], judge.verdict_position)
-    a, b = (judgment_text(j["score"], j["justification"], judge.verdict_position) for j in row["judgments"])
-    position = metajudge.verdict_position
+    own, position, hide = row["judgments"], metajudge.verdict_position, settings.guards.hide_scores
+    texts = (judgment_text(j["score"], j["justification"], judge.verdict_position) for j in own)
+    a, b = (j["justification"].strip() for j in own) if hide else texts
     messages = meta_prompt(row["prompt"], row["response"], a, b, metajudge.prompt_style, position)
-    reason = comparison_text(row["score"], [judgment["score"] for judgment in row["judgments"]])
+    reason = comparison_text(row["score"], [] if hide else [judgment["score"] for judgment in own])
     return messages, meta_judgment_text(row["winner"], reason, position)
 
 
@@ -65,7 +67,7 @@ def decision_tokens(chat: ChatFormat, text: str, position: VerdictPosition) -> l
     """Indices of the tokens that decide: the verdict's value, and the deserved score in a meta-judge's reason."""
     end = len(text.split("\n")[0]) if position == "first" else len(text)
     spans = [(end - len(text[:end].split()[-1]), end)]
-    spans += [match.span(1) for match in re.finditer(r"^Deserved: (\d);", text, flags=re.MULTILINE)]
+    spans += [match.span(1) for match in re.finditer(r"^Deserved: (\d)[;.]", text, flags=re.MULTILINE)]
     return [i for i, (low, high) in enumerate(chat.offsets(text)) if any(low < b and high > a for a, b in spans)]
 
 
@@ -82,11 +84,12 @@ def gather(job: Job) -> Output:
 
 
 def _settings(settings: Settings, iteration: int) -> Any:
-    return {
+    used = {
         "sft": [settings.sft.verdict_token_weight, settings.sft.answer_weight],
         "judge": [settings.judge.prompt_style, settings.judge.verdict_position],
         "metajudge": [settings.metajudge.prompt_style, settings.metajudge.verdict_position],
     }
+    return used | changed(settings.guards, "hide_scores")
 
 
 EXAMPLES = Stage(

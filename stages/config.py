@@ -73,6 +73,12 @@ def build(cls: type[T], table: dict[str, Any], where: str) -> T:
     return cls(**{key: convert(hints[key], value, f"{where}{key}") for key, value in table.items()})
 
 
+def changed(section: Any, *names: str) -> dict[str, Any]:
+    """Those of a section's settings that are not at their default. With these alone in it, a key stays the same when
+    the code learns a new setting."""
+    return {name: value for name in names if (value := getattr(section, name)) != getattr(type(section), name)}
+
+
 def convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:

@@ -156,6 +156,14 @@ class Metajudge:
 
 
 @dataclass(frozen=True)
+class Guards:  # against a judge that collapses in training; each is off by default, as in the paper
+    max_judge_pair_share: PositiveShare = 1.0  # share of judge pairs in an iteration's pairs at most
+    max_score_share: PositiveShare = 1.0  # share of the judge pairs whose chosen judgments give one score at most
+    distinct_scores: bool = False  # no judge pair of two judgments with the same score
+    hide_scores: bool = False  # the meta-judge reads judgments without their verdict lines, also in SFT
+
+
+@dataclass(frozen=True)
 class Dpo(Training):  # on the preference pairs; the held-out pairs choose the epoch by their preference accuracy
     beta: Amount = 0.1
     epochs: Count = 10
@@ -258,6 +266,7 @@ class Settings:
     prompts: Prompts = field(default_factory=Prompts)
     judge: Judge = field(default_factory=Judge)
     metajudge: Metajudge = field(default_factory=Metajudge)
+    guards: Guards = field(default_factory=Guards)
     dpo: Dpo = field(default_factory=Dpo)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -289,6 +298,8 @@ def load_settings(path: Path | str) -> Settings:
         (own_cases and not sets_aside, "evaluation.judge_cases: [eft] sets no groups aside; name another file"),
         (meta.opponents % 2, f"metajudge.opponents is {meta.opponents}; it must be even, or 0 for all"),
         (meta.max_score_gap is not None and meta.opponents, "metajudge.max_score_gap goes with opponents = 0 alone"),
+        (settings.guards.distinct_scores and meta.max_score_gap == 0, "guards.distinct_scores needs max_score_gap > 0"),
+        (settings.guards.max_score_share < 1 / 6, "guards.max_score_share must be at least 1/6: there are six scores"),
         (not scores and judge.minimum_valid > judge.N, f"judge.minimum_valid is more than judge.N, {judge.N}"),
         (scores and judge.score == "expected", 'judge.scores_file replaces the judge; leave score = "expected" out'),
         (scores and same_file, "judge.scores_file is one file for several iterations; put {t} into its name"),

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from itertools import combinations
 from operator import itemgetter
 from pathlib import Path
@@ -17,7 +18,7 @@ from evaluation.agreement import comparison_items, main, meta_report, report, ta
 from evaluation.labelled import Case, Decisions, Labelled, Pair, majority
 from evaluation.statistics import bootstrap, cohen_kappa, spearman
 from stages.files import read_jsonl
-from stages.settings import load_settings
+from stages.settings import Guards, load_settings
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny.toml"
 CLASSES = ("first", "second", "tie")
@@ -226,6 +227,9 @@ def test_a_meta_judge_is_asked_both_orders_and_the_right_one_moves():
     assert "Judgment A:\nScore: 5\nx\n\nJudgment B:\nScore: 2\ny" in shown[0]
     assert "Judgment A:\nScore: 2\ny\n\nJudgment B:\nScore: 5\nx" in shown[1]
     assert len({item.seed for item in items}) == 4
+    hidden = replace(load_settings(CONFIG), guards=Guards(hide_scores=True))
+    first = next(comparison_items(rows, chat, hidden)).messages()[-1]["content"]
+    assert "Judgment A:\nx\n\nJudgment B:\ny" in first and "Score" not in first
 
 
 def test_a_meta_judges_report_worked_by_hand():

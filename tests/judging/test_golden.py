@@ -15,12 +15,12 @@ from records import BYTES_CHAT, actor_pairs, decided, judge_pairs, make_settings
 
 from judging.judge import read_score
 from judging.judge_pairs import elo_rows, position_wins
-from judging.metajudge import choose_meta_judged, read_winner
-from judging.scores import ACTOR_REASONS, JUDGE_REASONS, Reason, response_scores, to_number
+from judging.metajudge import choose_meta_judged, metajudge_items, read_winner
+from judging.scores import ACTOR_REASONS, GUARD_REASONS, JUDGE_REASONS, Reason, response_scores, to_number
 from sampling.request import Completion, Sampling
 from sampling.worker import Item
 from stages.records import group_by
-from stages.settings import Judge, Metajudge
+from stages.settings import Guards, Judge, Metajudge
 
 FOLDER = Path(__file__).parents[1] / "golden"
 GOLDEN = {path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.toml"))}
@@ -42,7 +42,8 @@ def worked(name: str) -> dict:
     table = GOLDEN[name]
     rule = table["rule"]
     judge = Judge(minimum_valid=rule["minimum_valid"], fractions=rule["fractions"])
-    settings = replace(make_settings(**{key: rule[key] for key in RULES if key in rule}), judge=judge)
+    guards = Guards(**table.get("guards", {}))
+    settings = replace(make_settings(**{key: rule[key] for key in RULES if key in rule}), judge=judge, guards=guards)
     responses, judged, battles = [], {}, {}
     for prompt in table["prompt"]:
         names = [f"{prompt['id']}/r{k}" for k in range(len(prompt["response"]))]
@@ -58,11 +59,14 @@ def worked(name: str) -> dict:
     scores = response_scores(judged, settings.judge.minimum_valid)
     tested = [row for row in responses if "judge" in PROMPTS[name, row["prompt_id"]]]
     contests = decided(tested, judged, battles, settings)
-    chosen = choose_meta_judged(tested, judged, settings, 1)
+    chosen = list(choose_meta_judged(tested, judged, settings, 1))
+    actor = actor_pairs(group_by(responses, "prompt_id"), scores, settings)
+    by_id = {row["id"]: row for row in tested}
     return {
         "scores": scores,
-        "actor": actor_pairs(group_by(responses, "prompt_id"), scores, settings),
-        "judge": judge_pairs(contests, settings),
+        "actor": actor,
+        "judge": judge_pairs(contests, settings, sum(not isinstance(pair, Reason) for pair in actor.values())),
+        "asked": group_by(map(vars, metajudge_items(chosen, by_id, judged, BYTES_CHAT, settings, 1)), "group"),
         "meta_judged": {row["prompt_id"]: row["response_id"] for row in chosen},
         "wins": position_wins(battles),
         "elo": group_by(elo_rows(contests), "response_id"),
@@ -88,8 +92,8 @@ def test_actor_and_judge(key):
     prompt, made = PROMPTS[key], worked(key[0])
     for kind, letter in (("actor", "r"), ("judge", "j")):
         stated, pair = prompt.get(kind, {}), made[kind].get(key[1])
-        if "reason" in stated:
-            assert pair == Reason(stated["reason"]), prompt["why"]
+        if "reason" in stated or (isinstance(pair, Reason) and "or_reason" in stated):
+            assert pair == Reason(stated.get("reason") or stated["or_reason"]), prompt["why"]
         elif stated:
             assert not isinstance(pair, Reason), f"{pair}\n{prompt['why']}"
             for side in ("chosen", "rejected"):
@@ -106,11 +110,24 @@ def test_actor_and_judge(key):
         assert elo == pytest.approx(stated["elo"], abs=1e-4), prompt["why"]
 
 
+@pytest.mark.parametrize("name", [name for name, table in GOLDEN.items() if "guards" in table])
+def test_guards(name: str):
+    """How many pairs each guard removes, and what the meta-judge reads of judgments with hidden scores."""
+    removed = Counter(pair for pair in worked(name)["judge"].values() if pair in GUARD_REASONS)
+    assert {str(reason): count for reason, count in removed.items()} == GOLDEN[name]["removed"]
+    for prompt in (prompt for prompt in GOLDEN[name]["prompt"] if "shown" in prompt):
+        for item in worked(name)["asked"][prompt["id"]]:
+            a, b = (prompt["shown"][item["record"][place]] for place in ("first", "second"))
+            text = item["messages"]()[-1]["content"]
+            assert f"<judgment_a>\n{a}\n</judgment_a>\n\n<judgment_b>\n{b}\n</judgment_b>" in text
+
+
 def test_the_iterations_are_many_and_show_every_reason():
     assert len(PROMPTS) >= 40 and all(len(prompt["why"]) > 40 for prompt in PROMPTS.values())
     for kind, pairs, reasons in (
         ("actor", 15, {*ACTOR_REASONS}),
-        ("judge", 10, {*JUDGE_REASONS} - {Reason.NO_NEAR_SCORES}),
+        ("judge", 10, {*JUDGE_REASONS, *GUARD_REASONS} - {Reason.NO_NEAR_SCORES}),
     ):
-        shown = Counter(prompt.get(kind, {}).get("reason", "pair") for prompt in PROMPTS.values())
+        stated = [prompt.get(kind, {}) for prompt in PROMPTS.values()]
+        shown = Counter(own.get("reason") or own.get("or_reason", "pair") for own in stated)
         assert shown["pair"] >= pairs and set(shown) >= reasons

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from made_runs import write_iteration
@@ -11,10 +12,10 @@ import judging.pairs
 from judging.judge_pairs import Contest, choose_judgments, elo_rows
 from judging.pairs import PAIRS, turned
 from judging.rubric import judge_prompt
-from judging.scores import Reason, response_scores, seeded_draw
+from judging.scores import GUARD_REASONS, Reason, response_scores, seeded_draw
 from stages.files import UserError, read_jsonl, read_manifest, write_jsonl
 from stages.records import group_by
-from stages.settings import Iteration
+from stages.settings import Guards, Iteration
 
 EVEN = [(0, 1, "first"), (0, 1, "second")]
 """Another prompt's battles, so that both positions have won equally often."""
@@ -166,7 +167,12 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(judging.pairs, "load_chat", lambda folder: CHAT)
     folder = tmp_path / "run" / "iter1"
     folder.mkdir(parents=True)
-    return lambda compared: write_iteration(folder, make_settings(), RESPONSES, JUDGMENTS, compared) and folder
+
+    def run(compared, **guards):
+        settings = replace(make_settings(), guards=Guards(**guards))
+        return write_iteration(folder, settings, RESPONSES, JUDGMENTS, compared) and folder
+
+    return run
 
 
 def test_the_stage(run, tmp_path):
@@ -183,7 +189,7 @@ def test_the_stage(run, tmp_path):
     counts = {key: count for key, count in manifest["counts"].items() if count}
     none = {"actor.too_few_responses": 1, "judge.too_few_judgments": 1}
     assert counts == {"prompts": 2, "actor": 1, "judge": 1} | none
-    kinds = {"actor": {*Reason} - {*JUDGE_ONLY}, "judge": {Reason.CHOSEN_TOO_LONG, *JUDGE_ONLY}}
+    kinds = {"actor": {*Reason} - {*JUDGE_ONLY, *GUARD_REASONS}, "judge": {Reason.CHOSEN_TOO_LONG, *JUDGE_ONLY}}
     reasons = {f"{kind}.{reason}" for kind, own in kinds.items() for reason in own}
     assert set(manifest["counts"]) == {"prompts", "actor", "judge"} | reasons
     assert manifest["positions"] == {"first": 1, "second": 1, "neither": 0, "w1": 0.5, "w2": 0.5}
@@ -198,6 +204,15 @@ def test_collapse_is_warned_about(run, capsys):
     out = run(COMPARED[:1]) / "pairs"
     assert "position collapse: one position won all 1 decisions" in capsys.readouterr().err
     assert read_manifest(out)["counts"]["judge.position_collapse"] == 1
+
+
+def test_a_guard_is_counted_and_recorded(run):
+    """One actor pair leaves no room for a judge pair: 1/2 is more than 0.4."""
+    out = run(COMPARED, max_judge_pair_share=0.4) / "pairs"
+    manifest, none = read_manifest(out), list(read_jsonl(out / "none.jsonl"))
+    assert {"prompt_id": "p1", "kind": "judge", "reason": "judge_pair_share"} in none
+    assert (manifest["counts"]["judge"], manifest["counts"]["judge.judge_pair_share"]) == (0, 1)
+    assert manifest["max_judge_pair_share"] == 0.4 and "max_score_share" not in manifest
 
 
 def test_rules_in_the_judges_place(run, tmp_path):

@@ -9,6 +9,7 @@ from judging.rubric import (
     evidence_text,
     judge_prompt,
     judgment_text,
+    justification,
     leaks_role,
     meta_judgment_text,
     meta_prompt,
@@ -73,6 +74,12 @@ def test_written_completions_by_hand():
     assert judgment_text(3, "Useful, but long.", "first") == "Score: 3\nUseful, but long."
     assert judgment_text(3, " ", "first") == judgment_text(3, "", "last") == "Score: 3"
     assert meta_judgment_text("first", "A is closer.", "last") == "A is closer.\nWinner: Judgment A"
+
+
+def test_a_justification_is_the_text_without_its_verdict_line():
+    assert justification("\n **Score:** 4/5 \n\n  Short. \n\nBut right.\n", "first") == "Short. \n\nBut right."
+    assert justification("Score: 2 would be\nharsh.\n\nScore: 4\n", "last") == "Score: 2 would be\nharsh."
+    assert justification("Score: 4", "first") == justification("Score: 4", "last") == ""
 
 
 def test_role_leakage():

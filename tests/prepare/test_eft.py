@@ -16,7 +16,6 @@ from prepare.eft import (
     choose,
     downsampled,
     is_held_out,
-    justification,
     outcome,
     read_sources,
 )
@@ -55,12 +54,6 @@ def ranked(name: str, *ranks: int, tree: str = "") -> RankedGroup:
 def test_orders_by_hand(weak, strict, cases):
     for case in cases:
         assert (outcome(*case, "weak"), outcome(*case, "strict")) == (weak, strict)
-
-
-def test_a_justification_is_the_text_without_its_verdict_line():
-    assert justification("\n **Score:** 4/5 \n\n  Short. \n\nBut right.\n", "first") == "Short. \n\nBut right."
-    assert justification("Score: 2 would be\nharsh.\n\nScore: 4\n", "last") == "Score: 2 would be\nharsh."
-    assert justification("Score: 4", "first") == justification("Score: 4", "last") == ""
 
 
 def test_groups_to_examples_by_hand():

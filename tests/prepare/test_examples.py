@@ -11,7 +11,7 @@ from model.chat import load_chat
 from prepare.examples import labelled_rows, render
 from prepare.seed_model import make_tiny
 from stages.files import UserError
-from stages.settings import load_settings
+from stages.settings import Guards, load_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +45,10 @@ def test_decisions_weigh_more(chat, settings):
     assert judge["completion"] == "Score: 3\nScore: 5 would be wrong."
     assert "Score: 1\nx" in meta["prompt"][-1]["content"]
     assert meta["completion"] == "Deserved: 5; A gives 1, B gives 4.\nWinner: Judgment B"
+    _, hidden = render(rows, chat, replace(settings, guards=Guards(hide_scores=True)))
+    assert hidden["prompt"][-1]["content"].endswith("Judgment A:\nx\n\nJudgment B:\ny")
+    assert hidden["completion"] == "Deserved: 5.\nWinner: Judgment B"
+    assert hidden["token_weights"].count(7.0) == meta["token_weights"].count(7.0)
 
 
 def test_a_cut_off_answer_has_no_end_token(chat, settings):

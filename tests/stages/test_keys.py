@@ -31,12 +31,13 @@ MACHINE = {"seed"} | of("model", "dtype attention")
 ENGINE = "threads block_size num_kv_blocks max_num_batched_tokens max_num_seqs cuda_graphs shard_requests"
 GENERATION = MACHINE | of("engine", ENGINE)
 JUDGMENT = GENERATION | of("judge", SAMPLING + PROMPT + "fractions")
-META = GENERATION | of("metajudge", SAMPLING + PROMPT)
+META = GENERATION | of("metajudge", SAMPLING + PROMPT) | of("guards", "hide_scores")
 FILTER = "count max_attempts round_attempts min_words max_words max_repetition max_rouge_l ngram words shots"
 RULE = "rho length_control judge_pairs labels max_response_characters max_judgment_characters"
 TRAINING = MACHINE | of("trainer", "tokens_per_microbatch share_prefixes compile")
 
 PAIRED = {"seed"} | of("metajudge", "max_score_gap elo_penalty")
+PAIRED |= of("guards", "max_judge_pair_share max_score_share distinct_scores")
 MEASURED = of("evaluation", "N protocol duel_samples samples")
 
 READS: dict[Stage, set[str]] = {
@@ -48,7 +49,10 @@ READS: dict[Stage, set[str]] = {
     MEASURE: JUDGMENT | META | of("respond", SAMPLING) | of("judge", "score") | MEASURED,
     EFT: JUDGMENT | of("eft", "languages max_turns N held_out order downsample"),
     NEW_PROMPTS: GENERATION | of("prompts", SAMPLING + FILTER + " generated_shots"),
-    EXAMPLES: of("sft", "verdict_token_weight answer_weight") | of("judge", PROMPT) | of("metajudge", PROMPT),
+    EXAMPLES: of("sft", "verdict_token_weight answer_weight")
+    | of("judge", PROMPT)
+    | of("metajudge", PROMPT)
+    | of("guards", "hide_scores"),
     SFT: TRAINING | of("sft", TRAINED + " curriculum"),
     DPO: TRAINING | of("dpo", TRAINED + " beta nll_weight") | of("iteration", "epoch"),
 }

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from judging.actor_pairs import actor_pair
-from judging.judge_pairs import contests, judge_pair
+from judging.judge_pairs import contests, guarded, judge_pair
 from judging.metajudge import choose_meta_judged
 from judging.scores import seeded_draw
 from stages.settings import Iteration, Judge, Metajudge, Model, Respond, Settings
@@ -71,7 +71,8 @@ def actor_pairs(prompts, scores, settings) -> dict:
     return {name: actor_pair(rows, scores, rule, draw, CHAT) for name, rows in prompts.items()}
 
 
-def judge_pairs(contests, settings) -> dict:
+def judge_pairs(contests, settings, actor_pairs=0) -> dict:
     """The judge pair of each prompt of the first iteration, or the reason for none."""
     rule, draw = settings.iteration[0], seeded_draw(settings.seed, 1)
-    return {name: judge_pair(own, settings.judge, rule, draw, CHAT) for name, own in contests.items()}
+    made = {name: judge_pair(own, settings.judge, rule, draw, CHAT) for name, own in contests.items()}
+    return guarded(made, contests, actor_pairs, settings.guards, draw)
