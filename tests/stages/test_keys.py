@@ -34,7 +34,7 @@ JUDGMENT = GENERATION | of("judge", SAMPLING + PROMPT + "fractions")
 META = GENERATION | of("metajudge", SAMPLING + PROMPT) | of("guards", "hide_scores")
 FILTER = "count max_attempts round_attempts min_words max_words max_repetition max_rouge_l ngram words shots"
 RULE = "rho length_control judge_pairs labels max_response_characters max_judgment_characters"
-TRAINING = MACHINE | of("trainer", "tokens_per_microbatch share_prefixes compile")
+TRAINING = MACHINE | of("trainer", "tokens_per_microbatch share_prefixes compile lora_rank")
 
 PAIRED = {"seed"} | of("metajudge", "max_score_gap elo_penalty")
 PAIRED |= of("guards", "max_judge_pair_share max_score_share distinct_scores")
