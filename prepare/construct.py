@@ -120,16 +120,18 @@ def sft_files() -> Files:
     yield "sft/tiny.jsonl.gz", [*judgments[:120], *spread(judgments[120:], comparisons)]
 
     default = constructor(["train", "families"], seed=1)
-    decisions, judgments = list(default.judge_examples(300, decisions=True)), list(default.judge_examples(600))
-    ruled = NearMisses(read_jsonl(DATA / "prompts/ruled.jsonl"), read_jsonl(DATA / "answers/ruled.jsonl.gz"), seed=1)
-    near_misses, spoiled = list(ruled.pairs(2800, EVIDENCE)), list(ruled.spoiled(900, EVIDENCE))
+    decisions, judgments = list(default.judge_examples(200, decisions=True)), list(default.judge_examples(700))
+    files = (DATA / "prompts/ruled.jsonl", DATA / "answers/ruled.jsonl.gz")
+    ruled = NearMisses(*map(read_jsonl, files), _toml("ruled"), seed=1)
+    near_misses, values = list(ruled.pairs(2000, EVIDENCE)), list(ruled.value_pairs(900, EVIDENCE))
+    spoiled = list(ruled.spoiled(600, EVIDENCE))
     written, draw = list(labelled_rows(DATA / "judged/train.jsonl")), random.Random(1)
     for rows in (spoiled, written):
         draw.shuffle(rows)
-    judging = spread(judgments, near_misses, spoiled, written)
+    judging = spread(judgments, near_misses, values, spoiled, written)
     half = len(judging) // 2
-    judging = [*judging[:half], *spread(judging[half:], list(default.metajudge_examples(800)))]
-    answers = draw.sample(replay(["train", "ruled"], 0.8), 1400)
+    judging = [*judging[:half], *spread(judging[half:], list(default.metajudge_examples(1800)))]
+    answers = draw.sample(replay(["train", "ruled"], 0.8), 1200)
     yield "sft/smollm2-135m.jsonl.gz", spread([*decisions, *judging], answers)
 
 

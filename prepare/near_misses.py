@@ -1,32 +1,43 @@
 """Judging examples in which code has checked the rules: a model's own answers, and near misses.
 
 A near miss is an answer edited so that it follows its prompt's rules, or so that it breaks one: two such responses
-differ in the rule and in little else, so a judge that tells them apart has read the rule. Spoiled responses follow the
-rules and are bad all the same, lest the judge take the rules for all that matters.
+differ in the rule and in little else, so a judge that tells them apart has read the rule. Nor does an answer fit when
+its prompt's rule gets another value. Spoiled responses follow the rules and are bad all the same, lest the judge take
+the rules for all that matters.
 """
 
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle, islice
+from typing import Any
 
 from judging.rubric import evidence_text
-from judging.rules import Rule, followed, obeys, rules_of, sentence_count, word_count
+from judging.rules import RULES, Rule, followed, obeys, rules_of, sentence_count, word_count
 from prepare.edits import edited
 from prepare.flaws import repetitive, sentences
+from prepare.ruled import reworded
 from stages.records import Record
 
 SCORES = {"kept": 5, "repeated": 2, "broken": 1, "foreign": 0}  # of a response, by what it is
 WAYS = ((True, False), (True, False), (True,), (False,), (), ())  # which sides of a pair are answers as they are
+TURNS = {"one_word": 2, "starts_with": 2, "json": 2, "lower_case": 2, "no_commas": 8}  # of two rules 1, others 4
+VALUED = ("words_at_most", "words_at_least", "sentences", "contains", "bullets", "starts_with")
+COUNTS = {"words_at_most": range(3, 70), "words_at_least": range(3, 70), "sentences": range(1, 6)}
+COUNTS |= {"bullets": range(1, 6)}
+REWORDED = 0.5  # share of the pairs whose prompt has its rules in other words
 Text = tuple[str, str]  # and its origin, "own" or "edited"
 
 
 class NearMisses:
-    """Draws examples from prompts with rules and answers {prompt_id, text} to them, from one seed."""
+    """Draws examples from prompts with rules and answers {prompt_id, text} to them, from one seed.
 
-    def __init__(self, prompts: Iterable[Record], answers: Iterable[Record], seed: int):
-        self.draw, self.prompts = random.Random(seed), {row["id"]: row for row in prompts}
+    `source` is the parsed file of wordings, data/prompts/ruled.toml.
+    """
+
+    def __init__(self, prompts: Iterable[Record], answers: Iterable[Record], source: Record, seed: int):
+        self.draw, self.prompts, self.source = random.Random(seed), {row["id"]: row for row in prompts}, source
         self.answers: dict[str, list[str]] = defaultdict(list)
         for answer in answers:
             if text := answer["text"].strip():
@@ -39,7 +50,7 @@ class NearMisses:
             verdicts = [(text, obeys(rules, text)) for text in texts]
             kept = [text for text, obeyed in verdicts if obeyed and not repetitive(text)]
             self.sides[name] = {True: kept, False: [text for text, obeyed in verdicts if not obeyed]}
-        self.kinds = [kind for kind in self.names for _ in range(1 if "+" in kind else 3)]
+        self.kinds = [kind for kind in self.names for _ in range(1 if "+" in kind else TURNS.get(kind, 4))]
 
     def pairs(self, number: int, evidence: float) -> Iterator[Record]:
         """The rows of `number` pairs of responses to one prompt: one follows its rules, the other does not.
@@ -56,8 +67,36 @@ class NearMisses:
                 pair, names, own = self._pair(name, own), [], ()  # some answers can't be edited
             both = [("kept", *pair[0]), ("broken", *pair[1])]
             self.draw.shuffle(both)
+            prompt, reasons = self.prompts[name], self.draw.random() < evidence
+            if self.draw.random() < REWORDED:
+                prompt = self._asked(name, rules_of(prompt))
+            yield from (judge_row(prompt, *response, reasons) for response in both)
+
+    def _asked(self, name: str, rules: Sequence[Rule]) -> Record:
+        """The prompt with these rules, in words drawn anew."""
+        row, entries = self.prompts[name], []
+        for rule in rules:
+            parameter, value = RULES[rule.name][0], rule.value
+            value = [*value] if isinstance(value, tuple) else value
+            entries.append({"rule": rule.name} | ({parameter: value} if parameter else {}))
+        return row | {"prompt": reworded(row["request"], rules, self.source, self.draw), "rules": entries}
+
+    def value_pairs(self, number: int, evidence: float) -> Iterator[Record]:
+        """The rows of `number` pairs of prompts with one response: it follows the rule of one prompt, while the same
+        rule with another value asks for something else. Half the responses are answers as they are, if they will do."""
+        for kind in islice(cycle(VALUED), number):
+            values = None
+            while not values:
+                name, other = (self.draw.choice(self.names[kind]) for _ in range(2))
+                text, origin = self.draw.choice(self.answers[name]), "own"
+                if self.draw.random() < 0.5:
+                    text, origin = self._edited(name, text, True) or "", "edited"
+                values = two_values(kind, text, self.draw.choice(self.answers[other]), self.draw)
+            both = [("kept", values[0]), ("broken", values[1])]
+            self.draw.shuffle(both)
             reasons = self.draw.random() < evidence
-            yield from (judge_row(self.prompts[name], *response, reasons) for response in both)
+            for what, value in both:
+                yield judge_row(self._asked(name, [Rule(kind, value)]), what, text, origin, reasons)
 
     def _pair(self, name: str, own: tuple[bool, ...]) -> tuple[Text, Text] | None:
         """A text that follows the prompt's rules and one that does not; None where edits don't reach that.
@@ -102,6 +141,36 @@ class NearMisses:
         return edited(rules_of(self.prompts[name]), source, more, True, self.draw)
 
 
+def two_values(name: str, text: str, other: str, draw: random.Random) -> tuple[Any, Any] | None:
+    """A value of the rule `name` that the text follows and one that it breaks; None where they are out of `COUNTS`.
+
+    `other` is another text, from which the broken value of a rule on words comes.
+    """
+    if name in ("words_at_most", "words_at_least"):
+        words = word_count(text)
+        more, fewer = draw.randint(words, 2 * words), draw.randint(words // 3, words)
+        kept, broken = (more, fewer - 1) if name == "words_at_most" else (fewer, more + 1)
+    elif name in ("sentences", "bullets"):
+        kept = sentence_count(text) if name == "sentences" else _bullet_points(text)
+        broken = kept + draw.choice((-2, -1, 1, 2))
+    else:
+        size = draw.randint(1, 3)
+        kept, broken = (_phrase(name, one, size, draw) for one in (text, other))
+    values = [kept, broken]
+    if not all(value in COUNTS[name] if name in COUNTS else value for value in values) or repetitive(text):
+        return None
+    verdicts = [followed(Rule(name, value), text) for value in values]
+    return (kept, broken) if verdicts == [True, False] else None
+
+
+def _phrase(name: str, text: str, size: int, draw: random.Random) -> Any:
+    """One of the text's longer words, for "contains", or its first `size` words."""
+    if name == "contains":
+        words = re.findall(r"\b[a-z]{4,}\b", text)
+        return (draw.choice(words),) if words else None
+    return " ".join(re.findall(r"[\w'-]+", text)[:size])
+
+
 def judge_row(prompt: Record, what: str, text: str, origin: str, evidence: bool) -> Record:
     """A row {kind: "judge", prompt, response, flaw, score, justification} of a response that is `what` SCORES names."""
     rules = rules_of(prompt)
@@ -134,6 +203,9 @@ def _given(rule: Rule, text: str) -> str:
     if rule.name == "sentences":
         return f"{sentence_count(text)} sentences"
     if rule.name == "bullets":
-        marks = sum(bool(re.match(r"\s*([-*+\u2013]\s|\u2022)", line)) for line in text.splitlines())
-        return f"{marks} bullet points"
+        return f"{_bullet_points(text)} bullet points"
     return _in_words(rule) if followed(rule, text) else f'"{" ".join(text.split()[:4])}"'
+
+
+def _bullet_points(text: str) -> int:
+    return sum(bool(re.match(r"\s*([-*+\u2013]\s|\u2022)", line)) for line in text.splitlines())

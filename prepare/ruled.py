@@ -4,10 +4,11 @@ The `UNTRAINED` rules are for evaluation alone.
 """
 
 import random
+from collections.abc import Iterable
 from itertools import cycle
 from typing import Any
 
-from judging.rules import RULES
+from judging.rules import RULES, Rule
 from stages.records import Record
 
 UNTRAINED = {"numbered", "ends_with", "upper_case", "lacks", "alphabet"}
@@ -18,10 +19,11 @@ TOGETHER = [tuple(pair.split()) for pair in PAIRS.split(";")]  # rules that can 
 
 
 def ruled_prompts(source: Record, topics: dict[str, list[str]], letter: str, count: int, tuning: bool) -> list[Record]:
-    """`count` prompts {id, prompt, category, topic, rules: [{rule, PARAMETER: value}]}, a fifth of them with two rules.
+    """`count` prompts {id, prompt, category, topic, request, rules: [{rule, PARAMETER: value}]}, a fifth of them with
+    two rules; `request` is the prompt without its rules.
 
-    `source` is the parsed TOML file. `tuning` prompts have each group's last request and last three topics, and each
-    rule's last wording, which the others do without.
+    `source` is the parsed TOML file. `tuning` prompts have each group's last request and last three topics, and
+    wordings of their own, which the others do without.
     """
     draw = random.Random(f"ruled {letter}")
     rows: dict[str, Record] = {}
@@ -35,23 +37,35 @@ def ruled_prompts(source: Record, topics: dict[str, list[str]], letter: str, cou
         group = draw.choice(list(source["requests"]))
         requests = source["one_word"]["requests"] if chosen == ("one_word",) else source["requests"][group]
         topic = one_of(topics[group], 3)
-        prompt, rules = one_of(requests, 1).replace("{topic}", topic), []
+        prompt = request = one_of(requests, 1).replace("{topic}", topic)
+        rules = []
         for name in chosen:
             rule = source["rules"][name]
-            prompt, entry = _with_rule(prompt, name, one_of(rule["wordings"], 1), draw.choice(rule["values"]))
-            rules.append(entry)
+            wording, value = draw.choice(rule["tuning" if tuning else "wordings"]), draw.choice(rule["values"])
+            prompt = _with_rule(prompt, wording, value)
+            parameter, given = RULES[name][0], {"words": [value], "count": NUMBERS.get(str(value), value)}
+            rules.append({"rule": name} | ({parameter: given.get(parameter, value)} if parameter else {}))
         row = {"id": f"{letter}{len(rows) + 1:04d}", "prompt": prompt, "category": "ruled", "topic": topic}
-        rows.setdefault(prompt, row | {"rules": rules})
+        rows.setdefault(prompt, row | {"request": request, "rules": rules})
     return list(rows.values())
 
 
-def _with_rule(prompt: str, name: str, wording: str, value: Any) -> tuple[str, Record]:
-    """The prompt with a rule in words, and the rule's entry."""
-    shown = " and ".join(f'"{key}"' for key in value) if isinstance(value, list) else str(value)
-    text = wording.replace("{value}", shown).replace("{s}", "" if value == "one" else "s")
-    if name == "json" and len(value) == 1:
+def reworded(request: str, rules: Iterable[Rule], source: Record, draw: random.Random) -> str:
+    """The request with these rules in other words, none of them for tuning."""
+    for name, value in rules:
+        words = source["rules"][name]
+        if name in ("sentences", "bullets"):
+            value = {number: word for word, number in NUMBERS.items()}.get(value, value)
+        elif name == "contains":
+            (value,) = value
+        request = _with_rule(request, draw.choice(words["wordings"] + words["rewordings"]), value or "")
+    return request
+
+
+def _with_rule(prompt: str, wording: str, value: Any) -> str:
+    """The prompt with a rule in words."""
+    keys = [f'"{key}"' for key in value] if isinstance(value, list | tuple) else [str(value)]
+    text = wording.replace("{value}", " and ".join(keys)).replace("{s}", "" if value == "one" else "s")
+    if "JSON" in text and len(keys) == 1:
         text = text.replace("keys", "key")
-    prompt = f"{text} {prompt}" if text.endswith(":") else f"{prompt} {text}"
-    parameter = RULES[name][0]
-    given = {"words": [value], "count": NUMBERS.get(value, value) if isinstance(value, str) else value}
-    return prompt, {"rule": name} | ({parameter: given.get(parameter, value)} if parameter else {})
+    return f"{text} {prompt}" if text.endswith(":") else f"{prompt} {text}"

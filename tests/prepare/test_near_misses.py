@@ -1,6 +1,7 @@
 """Near misses: edits reach the verdict that was asked for, and rows reveal no score but by what code has checked."""
 
 import random
+import tomllib
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 from judging.rules import Rule, obeys, rules_of
 from prepare.edits import EDITS, edited
 from prepare.flaws import repetitive
-from prepare.near_misses import NearMisses, judge_row
+from prepare.near_misses import VALUED, NearMisses, judge_row, two_values
+from prepare.ruled import NUMBERS
 from stages.files import read_jsonl
 
+SOURCE = tomllib.loads(Path("data/prompts/ruled.toml").read_text(encoding="utf-8"))
 PROMPTS = {row["prompt"]: row for row in read_jsonl(Path("data/prompts/ruled.jsonl"))}
 TEXT = """A compass has a small needle, and it shows where north is. People use it on ships, in deserts and in forests.
 Because the needle is a magnet, it turns until it points north! A friend of mine has one today."""
@@ -22,7 +25,7 @@ VALUES |= {"starts_with": "In short", "json": ("name", "text")}
 
 @pytest.fixture(scope="module")
 def made() -> NearMisses:
-    return NearMisses(PROMPTS.values(), read_jsonl(Path("data/answers/ruled.jsonl.gz")), seed=0)
+    return NearMisses(PROMPTS.values(), read_jsonl(Path("data/answers/ruled.jsonl.gz")), SOURCE, seed=0)
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -35,16 +38,51 @@ def test_edits_reach_both_verdicts(name):
         assert len(made) >= 20 and all(obeys([rule], text) is obey and not repetitive(text) for text in made)
 
 
-def test_pairs_reveal_no_score(made):
-    """For each rule as many follow as not, about as many edited as not, and a share of them with evidence."""
+def test_pairs_reveal_no_score(made, monkeypatch):
+    """For each rule as many follow as not, about as many edited as not, and a share of them with evidence; half the
+    prompts are in other words. The two rows of a pair have one prompt."""
+    monkeypatch.setattr("prepare.near_misses.judge_row", lambda prompt, *rest: judge_row(prompt, *rest) | prompt)
     rows = list(made.pairs(780, 0.5))
     flaws = Counter(row["flaw"] for row in rows)
     assert abs(flaws["kept.own"] - flaws["broken.own"]) < 100 and min(flaws.values()) > 100
-    scores = Counter((tuple(r.name for r in rules_of(PROMPTS[row["prompt"]])), row["score"]) for row in rows)
+    scores = Counter((tuple(r.name for r in rules_of(row)), row["score"]) for row in rows)
     assert len(scores) == 2 * 19 and all(scores[name, 5] == scores[name, 1] for name, _ in scores)
-    assert all((row["score"] == 5) is obeys(rules_of(PROMPTS[row["prompt"]]), row["response"]) for row in rows)
+    assert all((row["score"] == 5) is obeys(rules_of(row), row["response"]) for row in rows)
     assert 0.4 < sum(bool(row["justification"]) for row in rows) / len(rows) < 0.6
+    assert 0.4 < sum(row["prompt"] in PROMPTS for row in rows) / len(rows) < 0.6
     assert all(first["prompt"] == second["prompt"] for first, second in zip(rows[::2], rows[1::2], strict=True))
+
+
+def test_value_pairs_differ_in_the_rules_value_alone(made, monkeypatch):
+    monkeypatch.setattr("prepare.near_misses.judge_row", lambda prompt, *rest: judge_row(prompt, *rest) | prompt)
+    rows = list(made.value_pairs(120, 0.5))
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        (one,), (other,) = rules_of(first), rules_of(second)
+        assert one.name == other.name and one.value != other.value and first["request"] == second["request"]
+        assert first["response"] == second["response"] and {first["score"], second["score"]} == {1, 5}
+    for row in rows:
+        assert (row["score"] == 5) is obeys(rules_of(row), row["response"])
+        (rule,) = rules_of(row)
+        shown = rule.value[0] if rule.name == "contains" else str(rule.value)
+        words = {number: word for word, number in NUMBERS.items()}
+        assert any(one in row["prompt"] for one in (shown, words.get(rule.value, shown)))
+    assert Counter(rules_of(row)[0].name for row in rows) == dict.fromkeys(VALUED, 40)
+
+
+def test_values_worked_by_hand():
+    """Three sentences with nine words; the other text gives what this one lacks."""
+    text = "It always rains here. It pours. We stay inside."
+
+    def found(name: str) -> set:
+        return {two_values(name, text, "Cats sleep", random.Random(seed)) for seed in range(800)} - {None}
+
+    assert found("sentences") == {(3, 1), (3, 2), (3, 4), (3, 5)}
+    assert found("contains") == {
+        ((word,), ("sleep",)) for word in ("always", "rains", "here", "pours", "stay", "inside")
+    }
+    assert found("starts_with") == {("It", "Cats"), ("It always", "Cats sleep"), ("It always rains", "Cats sleep")}
+    assert found("words_at_most") == {(kept, broken) for kept in range(9, 19) for broken in range(3, 9)}
+    assert {kept for kept, _ in found("words_at_least")} == set(range(3, 10)) and found("bullets") == set()
 
 
 def test_spoiled_responses_follow_the_rules_all_the_same(made):
