@@ -75,6 +75,10 @@ def families(source: Record, letter: str, count: int) -> list[Record]:
     return rows
 
 
+def prompt_file(name: str) -> str:
+    return f"prompts/{name}.jsonl" + ".gz" * (name == "families")  # the largest, and no config's
+
+
 def _toml(name: str) -> Record:
     return tomllib.loads((DATA / f"prompts/{name}.toml").read_text(encoding="utf-8"))
 
@@ -82,19 +86,19 @@ def _toml(name: str) -> Record:
 def prompt_files() -> Files:
     for name, letter, count in FAMILIES:
         rows = families(_toml(name), letter, count)
-        yield f"prompts/{name}.jsonl", [row for row in rows if row["family"] not in TUNING]
+        yield prompt_file(name), [row for row in rows if row["family"] not in TUNING]
         if tuning := [row for row in rows if row["family"] in TUNING]:
-            yield "prompts/families_tuning.jsonl", tuning
+            yield prompt_file("families_tuning"), tuning
     source, topics = (_toml(name) for name in ("ruled", "families"))
     for name, letter, count, is_tuning in RULED:
-        yield f"prompts/{name}.jsonl", ruled_prompts(source, topics["topics"], letter, count, is_tuning)
+        yield prompt_file(name), ruled_prompts(source, topics["topics"], letter, count, is_tuning)
 
 
 def answer_files(model: Path) -> Files:
     """The answers of a model, at most 96 tokens each."""
     llm = LLM(model, device="cpu", num_kv_blocks=2048)
     for name, temperatures in TEMPERATURES.items():
-        prompts = read_jsonl(DATA / f"prompts/{name}.jsonl", ("id", "prompt"))
+        prompts = read_jsonl(DATA / prompt_file(name), ("id", "prompt"))
         asked = [(row, f"{row['id']}/{temperature}", temperature) for row in prompts for temperature in temperatures]
         params = [SamplingParams(t, 0.95, 96, request_seed(0, 0, "answers", answer)) for _, answer, t in asked]
         outputs = llm.chat([[{"role": "user", "content": row["prompt"]}] for row, _, _ in asked], params)
@@ -104,7 +108,7 @@ def answer_files(model: Path) -> Files:
 
 
 def constructor(names: Iterable[str], seed: int) -> Constructor:
-    prompts = [row for name in names for row in read_jsonl(DATA / f"prompts/{name}.jsonl")]
+    prompts = [row for name in names for row in read_jsonl(DATA / prompt_file(name))]
     answers = [row for name in names for row in read_jsonl(DATA / f"answers/{name}.jsonl.gz")]
     return Constructor(load_sources(prompts, answers), seed)
 
@@ -121,7 +125,7 @@ def sft_files() -> Files:
 
     default = constructor(["train", "families"], seed=1)
     decisions, judgments = list(default.judge_examples(200, decisions=True)), list(default.judge_examples(700))
-    files = (DATA / "prompts/ruled.jsonl", DATA / "answers/ruled.jsonl.gz")
+    files = (DATA / prompt_file("ruled"), DATA / "answers/ruled.jsonl.gz")
     ruled = NearMisses(*map(read_jsonl, files), _toml("ruled"), seed=1)
     near_misses, values = list(ruled.pairs(2000, EVIDENCE)), list(ruled.value_pairs(900, EVIDENCE))
     spoiled = list(ruled.spoiled(600, EVIDENCE))
@@ -137,7 +141,7 @@ def sft_files() -> Files:
 
 def replay(names: Iterable[str], temperature: float) -> list[Record]:
     """The model's answers of one temperature that do not repeat themselves, as examples of acting."""
-    prompts = {row["id"]: row["prompt"] for name in names for row in read_jsonl(DATA / f"prompts/{name}.jsonl")}
+    prompts = {row["id"]: row["prompt"] for name in names for row in read_jsonl(DATA / prompt_file(name))}
     answers = [row for name in names for row in read_jsonl(DATA / f"answers/{name}.jsonl.gz")]
     return [
         {"kind": "respond", "prompt": prompts[row["prompt_id"]], "response": row["text"]}

@@ -11,6 +11,7 @@ from questions import refused, written
 
 from evaluation.verifiable import Instruction, main, read_instructions, table, verifiable_report
 from judging.rules import RULES, Rule, followed, sentence_count, word_count
+from prepare.construct import prompt_file
 from prepare.novelty import Novelty, Sequences
 from stages.files import read_jsonl
 
@@ -184,7 +185,7 @@ def test_each_prompt_can_be_followed_and_is_not_by_any_answer():
 def test_no_prompt_resembles_another_or_one_of_the_training_sets():
     """ROUGE-L below 0.7, and no eight words in a row that a training prompt or answer has."""
     names = ("train", "families", "families_tuning", "ruled", "ruled_tuning", "evaluation", "families_evaluation")
-    known = [row["prompt"] for name in names for row in read_jsonl(DATA / "prompts" / f"{name}.jsonl")]
+    known = [row["prompt"] for name in names for row in read_jsonl(DATA / prompt_file(name))]
     texts = [row["text"] for row in read_jsonl(DATA / "answers" / "train.jsonl.gz")]
     texts += {row["prompt"] for row in read_jsonl(DATA / "sft" / "smollm2-135m.jsonl.gz")}  # rules in more words
     for row in (row for name in ("train", "held_out") for row in read_jsonl(DATA / "judged" / f"{name}.jsonl")):

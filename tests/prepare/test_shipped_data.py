@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from evaluation.statistics import spearman
+from prepare.construct import prompt_file
 from stages.files import read_jsonl
 
 DATA = Path(__file__).parents[2] / "data"
 COUNTS = {"train": 400, "evaluation": 96, "families": 2200, "families_tuning": 200, "families_evaluation": 240}
 TRAINING, EVALUATION = ("train", "families"), ("evaluation", "families_evaluation")
 FIELDS = ("id", "prompt", "category", "topic")
-PROMPTS = {name: list(read_jsonl(DATA / f"prompts/{name}.jsonl", FIELDS)) for name in COUNTS}
+PROMPTS = {name: list(read_jsonl(DATA / prompt_file(name), FIELDS)) for name in COUNTS}
 SIZES = {"train": 150, "held_out": 40}
 JUDGED = {name: list(read_jsonl(DATA / f"judged/{name}.jsonl")) for name in SIZES}
 RESPONSES = {name: [response for row in rows for response in row["responses"]] for name, rows in JUDGED.items()}
