@@ -116,27 +116,32 @@ def constructor(names: Iterable[str], seed: int) -> Constructor:
 def sft_files() -> Files:
     """The SFT examples of the tests' and of the default config.
 
-    The default's lessons: decisions alone; judgments, most of them near misses; judgments and comparisons in turn. The
-    model's own answers, at the temperature of the actor, are spread over all.
+    The default's lessons: decisions alone; judgments, most of them near misses; judgments and comparisons in turn; in
+    the second file, near misses with rules in more words and other values, and comparisons. The model's own answers, at
+    the temperature of the actor, are spread over all.
     """
     tiny = constructor(["train"], seed=0)
     judgments, comparisons = list(tiny.judge_examples(240)), list(tiny.metajudge_examples(120))
     yield "sft/tiny.jsonl.gz", [*judgments[:120], *spread(judgments[120:], comparisons)]
 
     default = constructor(["train", "families"], seed=1)
-    decisions, judgments = list(default.judge_examples(200, decisions=True)), list(default.judge_examples(700))
-    files = (DATA / prompt_file("ruled"), DATA / "answers/ruled.jsonl.gz")
-    ruled = NearMisses(*map(read_jsonl, files), _toml("ruled"), seed=1)
-    near_misses, values = list(ruled.pairs(2000, EVIDENCE)), list(ruled.value_pairs(900, EVIDENCE))
-    spoiled = list(ruled.spoiled(600, EVIDENCE))
+    decisions, judgments = list(default.judge_examples(300, decisions=True)), list(default.judge_examples(600))
+    prompts, answers = (list(read_jsonl(DATA / name)) for name in (prompt_file("ruled"), "answers/ruled.jsonl.gz"))
+    ruled = NearMisses(prompts, answers, seed=1)
+    near_misses, spoiled = list(ruled.pairs(2800, EVIDENCE)), list(ruled.spoiled(900, EVIDENCE))
     written, draw = list(labelled_rows(DATA / "judged/train.jsonl")), random.Random(1)
     for rows in (spoiled, written):
         draw.shuffle(rows)
-    judging = spread(judgments, near_misses, values, spoiled, written)
+    judging = spread(judgments, near_misses, spoiled, written)
     half = len(judging) // 2
-    judging = [*judging[:half], *spread(judging[half:], list(default.metajudge_examples(1800)))]
-    answers = draw.sample(replay(["train", "ruled"], 0.8), 1200)
-    yield "sft/smollm2-135m.jsonl.gz", spread([*decisions, *judging], answers)
+    judging = [*judging[:half], *spread(judging[half:], list(default.metajudge_examples(800)))]
+    own = replay(["train", "ruled"], 0.8)
+    yield "sft/smollm2-135m.jsonl.gz", spread([*decisions, *judging], draw.sample(own, 1400))
+
+    more, reworded = constructor(["train", "families"], seed=2), NearMisses(prompts, answers, 2, _toml("ruled"))
+    near_misses, values = list(reworded.pairs(600, EVIDENCE)), list(reworded.value_pairs(600, EVIDENCE))
+    judgments, comparisons = list(more.judge_examples(300)), list(more.metajudge_examples(1000))
+    yield "sft/smollm2-135m-2.jsonl.gz", spread(near_misses, values, judgments, comparisons, draw.sample(own, 500))
 
 
 def replay(names: Iterable[str], temperature: float) -> list[Record]:

@@ -26,17 +26,17 @@ TURNS = {"one_word": 2, "starts_with": 2, "json": 2, "lower_case": 2, "no_commas
 VALUED = ("words_at_most", "words_at_least", "sentences", "contains", "bullets", "starts_with")
 COUNTS = {"words_at_most": range(3, 70), "words_at_least": range(3, 70), "sentences": range(1, 6)}
 COUNTS |= {"bullets": range(1, 6)}
-REWORDED = 0.5  # share of the pairs whose prompt has its rules in other words
 Text = tuple[str, str]  # and its origin, "own" or "edited"
 
 
 class NearMisses:
     """Draws examples from prompts with rules and answers {prompt_id, text} to them, from one seed.
 
-    `source` is the parsed file of wordings, data/prompts/ruled.toml.
+    With a `source`, the parsed file of wordings, data/prompts/ruled.toml, pairs have prompts whose rules are in other
+    words, and rules that are hard to check have more turns.
     """
 
-    def __init__(self, prompts: Iterable[Record], answers: Iterable[Record], source: Record, seed: int):
+    def __init__(self, prompts: Iterable[Record], answers: Iterable[Record], seed: int, source: Record | None = None):
         self.draw, self.prompts, self.source = random.Random(seed), {row["id"]: row for row in prompts}, source
         self.answers: dict[str, list[str]] = defaultdict(list)
         for answer in answers:
@@ -50,7 +50,8 @@ class NearMisses:
             verdicts = [(text, obeys(rules, text)) for text in texts]
             kept = [text for text, obeyed in verdicts if obeyed and not repetitive(text)]
             self.sides[name] = {True: kept, False: [text for text, obeyed in verdicts if not obeyed]}
-        self.kinds = [kind for kind in self.names for _ in range(1 if "+" in kind else TURNS.get(kind, 4))]
+        turns = {kind: 1 if "+" in kind else TURNS.get(kind, 4) if source else 3 for kind in self.names}
+        self.kinds = [kind for kind in turns for _ in range(turns[kind])]
 
     def pairs(self, number: int, evidence: float) -> Iterator[Record]:
         """The rows of `number` pairs of responses to one prompt: one follows its rules, the other does not.
@@ -68,18 +69,18 @@ class NearMisses:
             both = [("kept", *pair[0]), ("broken", *pair[1])]
             self.draw.shuffle(both)
             prompt, reasons = self.prompts[name], self.draw.random() < evidence
-            if self.draw.random() < REWORDED:
+            if self.source:
                 prompt = self._asked(name, rules_of(prompt))
             yield from (judge_row(prompt, *response, reasons) for response in both)
 
     def _asked(self, name: str, rules: Sequence[Rule]) -> Record:
         """The prompt with these rules, in words drawn anew."""
-        row, entries = self.prompts[name], []
+        row, entries, source = self.prompts[name], list[Record](), self.source or {}
         for rule in rules:
             parameter, value = RULES[rule.name][0], rule.value
             value = [*value] if isinstance(value, tuple) else value
             entries.append({"rule": rule.name} | ({parameter: value} if parameter else {}))
-        return row | {"prompt": reworded(row["request"], rules, self.source, self.draw), "rules": entries}
+        return row | {"prompt": reworded(row["request"], rules, source, self.draw), "rules": entries}
 
     def value_pairs(self, number: int, evidence: float) -> Iterator[Record]:
         """The rows of `number` pairs of prompts with one response: it follows the rule of one prompt, while the same
