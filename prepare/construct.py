@@ -76,7 +76,7 @@ def families(source: Record, letter: str, count: int) -> list[Record]:
 
 
 def prompt_file(name: str) -> str:
-    return f"prompts/{name}.jsonl" + ".gz" * (name == "families")  # the largest, and no config's
+    return f"prompts/{name}.jsonl" + ".gz" * (name in ("families", "ruled"))  # the large ones
 
 
 def _toml(name: str) -> Record:

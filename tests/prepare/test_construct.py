@@ -35,7 +35,7 @@ def test_the_command_writes_what_data_holds(tmp_path, monkeypatch):
     files = {name: list(rows) for name, rows in made}
     monkeypatch.setattr(construct, "DATA", tmp_path)
     construct.write(iter(files.items()))
-    assert len(files) == 11
+    assert len(files) == 12
     for name in files:
         committed, written = ((folder / name).read_bytes() for folder in (ROOT / "data", tmp_path))
         if name.endswith(".gz"):  # zlib's versions compress differently

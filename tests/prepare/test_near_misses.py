@@ -15,7 +15,7 @@ from prepare.ruled import NUMBERS
 from stages.files import read_jsonl
 
 SOURCE = tomllib.loads(Path("data/prompts/ruled.toml").read_text(encoding="utf-8"))
-PROMPTS = {row["prompt"]: row for row in read_jsonl(Path("data/prompts/ruled.jsonl"))}
+PROMPTS = {row["prompt"]: row for row in read_jsonl(Path("data/prompts/ruled.jsonl.gz"))}
 TEXT = """A compass has a small needle, and it shows where north is. People use it on ships, in deserts and in forests.
 Because the needle is a magnet, it turns until it points north! A friend of mine has one today."""
 OTHER = "Long ago, sailors looked at stars. Nowadays most of them trust a satellite, which knows the way."

@@ -4,10 +4,11 @@ from collections import Counter
 from pathlib import Path
 
 from judging.rules import RULES, rules_of
+from prepare.construct import prompt_file
 from prepare.ruled import TOGETHER
 from stages.files import read_jsonl
 
-PROMPTS = {name: list(read_jsonl(Path("data/prompts") / f"{name}.jsonl")) for name in ("ruled", "ruled_tuning")}
+PROMPTS = {name: list(read_jsonl(Path("data") / prompt_file(name))) for name in ("ruled", "ruled_tuning")}
 UNTRAINED = {"numbered", "ends_with", "upper_case", "lacks", "alphabet"}
 
 
