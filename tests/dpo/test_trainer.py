@@ -80,7 +80,7 @@ def test_errors_of_the_user(folder):
     with pytest.raises(UserError, match=r"no example is left to train on"):
         run(changed(dpo={"held_out": 1.0}), arguments(folder))
     (folder / "pairs.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"pairs\.jsonl: no usable example"):
+    with pytest.raises(UserError, match=r"pairs\.jsonl: no rows"):
         run(SETTINGS, arguments(folder))
 
 
