@@ -146,7 +146,7 @@ def stopped(base: Path, half: Path) -> Path:
     """A run that was killed within its first training, once it had states and an export; made from the base."""
     training = next(step for step in steps(base) if step.name == "iter1/checkpoint")
     number = len(operations(base, [training])) // 2
-    while not list((half / RUN / "iter1/train").glob("state-*/progress.json")):
+    while not (half / RUN / "iter1/train/manifest.json").is_file():
         copied(base, half)
         training.undo(half)
         run(half, at=(number, signal.SIGKILL, "self"))

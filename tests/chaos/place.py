@@ -189,7 +189,7 @@ def _content(path: Path) -> Any:
     if path.is_symlink():
         return os.readlink(path)
     if path.suffix == ".json" or path.name == "metrics.jsonl":
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             rows = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
             return json.dumps([_steady(json.loads(row)) for row in rows])
     return path.read_bytes()
@@ -217,7 +217,7 @@ def differences(place: Path, wanted: dict[str, Any], *kinds: str) -> list[str]:
 
 def _changed_keys(wanted: Any, given: Any) -> str:
     """The keys in which two JSON objects differ, in brackets; nothing of other files."""
-    with suppress(TypeError, ValueError, AttributeError):
+    with suppress(TypeError, ValueError, AttributeError, RecursionError):
         [one], [two] = json.loads(wanted), json.loads(given)
         return f" ({', '.join(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))})"
     return ""
