@@ -62,7 +62,7 @@ def choose(table: dict[int, dict[int, Launch]], device: torch.device, head_dim: 
     raise UserError(f'head_dim {head_dim}: the kernels go up to {largest}; set [model] attention = "sdpa"')
 
 
-def to_device(values: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
+def to_device(values: Sequence | np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of `values` on the device; on CUDA the copy, from pinned memory, is only queued."""
     tensor = torch.from_numpy(np.array(values)).to(dtype)  # several times as fast as torch.tensor for lists
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

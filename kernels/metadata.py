@@ -10,7 +10,7 @@ key-value head, have r g rows. One token's reading of one run is an entry and gi
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,10 +58,11 @@ class AttentionMetadata:  # a step's tokens and blocks: spans of one token (deco
         return [position for span in self.spans for position in span.positions]
 
     def shared_runs(self, run_tokens: int = RUN_TOKENS, ahead: int = 0) -> list[SharedRun]:
-        """Runs of at most `run_tokens` that read each decode span's tokens, and those of the `ahead` passes that follow,
-        once; readers are indices in `decode`."""
+        """Runs of at most `run_tokens` that read each decode span's tokens once, and those of the `ahead` passes that
+        follow; readers are indices in `decode`."""
         runs, size, ends = list[SharedRun](), self.block_size, [span.end + ahead for span in self.decode]
-        step, tables = max(run_tokens // size, 1), [span.blocks[: -(-(span.end + ahead) // size)] for span in self.decode]
+        step = max(run_tokens // size, 1)
+        tables = [span.blocks[: -(-end // size)] for span, end in zip(self.decode, ends, strict=True)]
 
         def emit(readers: list[int], start: int, stop: int) -> None:
             for i in range(start, stop, step):
@@ -142,14 +143,14 @@ class Tiles:  # a step's work: the tokens, the blocks of all runs, one run after
     @property
     def sizes(self) -> TileSizes:
         """The room that is needed, with a spare block."""
-        parts = (self.positions, [*self.blocks, 0], self.narrow, self.wide, self.readers)
-        return TileSizes(*map(len, parts))
+        narrow, wide, entries = len(self.narrow), len(self.wide), len(self.readers)
+        return TileSizes(len(self.positions), len(self.blocks) + 1, narrow, wide, entries)
 
     def integers(self, sizes: TileSizes, spare_block: int) -> np.ndarray:
         """All parts, int32, each padded to its room with no work: tiles without rows, tokens without entries whose keys
         go to the spare block."""
         readers = np.array(self.readers)
-        parts = [
+        parts: list[tuple[Any, int]] = [
             (self.positions, 0),
             (self.tables, sizes.blocks - 1),
             (self.blocks, spare_block),

@@ -147,8 +147,8 @@ class DeviceTiles:
     """The parts of `kernels.metadata.Tiles.integers` on the device, and whether any token has several entries."""
 
     def __init__(self, integers: Tensor, sizes: TileSizes, merges: bool):
-        parts = integers.split(sizes.parts)
-        self.positions_t, self.tables_t, self.blocks_m, narrow, wide, self.readers_e, self.starts_t, self.entries_e = parts
+        self.positions_t, self.tables_t, self.blocks_m, narrow, wide, *entries = integers.split(sizes.parts)
+        self.readers_e, self.starts_t, self.entries_e = entries
         self.narrow_w8, self.wide_w8, self.merges = narrow.view(-1, TILE_WIDTH), wide.view(-1, TILE_WIDTH), merges
 
 

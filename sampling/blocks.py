@@ -39,7 +39,7 @@ class BlockPool:
         self.references = [0] * blocks
         self.free: OrderedDict[int, None] = OrderedDict.fromkeys(range(blocks))
         self.entries: dict[int, Entry] = {}  # by block
-        self.children: dict[tuple[int, int], dict[tuple[int, ...], Entry]] = {}  # by parent and first token, then by tokens
+        self.children: dict[tuple[int, int], dict[tuple[int, ...], Entry]] = {}  # by parent and first token
         self.last_number = ROOT
 
     def allocate(self) -> int:

@@ -40,12 +40,13 @@ class Inputs(NamedTuple):  # of a pass, in three tensors
 
 
 def decode(model: Llama, cache: Tensor, inputs: Inputs, sizes: TileSizes) -> Drawn:
-    """The next token of each sequence, and `inputs` those of the next pass. A graph captures this: no host sync, no shape
-    from data."""
+    """The next token of each sequence; `inputs` become those of the next pass. A graph captures this: no host sync, no
+    shape from data."""
     tiles = DeviceTiles(inputs.tiles, sizes, merges=True)
     (ids_b, seed_b), position_b = inputs.tokens, tiles.positions_t.long()
     logits_bv = model(ids_b, position_b, TritonPagedAttention(cache, tiles), linear)
-    drawn = sample(logits_bv, *inputs.sampling, seed_b, position_b + 1)
+    temperature_b, top_p_b = inputs.sampling
+    drawn = sample(logits_bv, temperature_b, top_p_b, seed_b, position_b + 1)
     ids_b.copy_(drawn[0])
     tiles.positions_t += 1
     return drawn

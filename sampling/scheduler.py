@@ -85,7 +85,7 @@ class Step:  # first the block copies (source, destination), then a forward pass
 
 
 _by_arrival = attrgetter("arrival")
-PASSES = 8  # of a step at most where it is a CUDA graph: the host works once for all, the ended compute a few in vain
+PASSES = 8  # of a step at most, with CUDA graphs: the host plans once for all; ended sequences compute the rest in vain
 
 
 class Scheduler:
@@ -135,9 +135,11 @@ class Scheduler:
             step.passes = self._passes(step.decode)
         return step
 
-    def complete(self, step: Step, tokens: list[list[int]], logprobs: list[list[float]]) -> list[Sequence]:
-        """Record what each pass has drawn, in order of the items that sample, up to a sequence's end; release and return
-        the finished sequences."""
+    def complete(
+        self, step: Step, tokens: Iterable[Iterable[int]], logprobs: Iterable[Iterable[float]]
+    ) -> list[Sequence]:
+        """Record what each pass has drawn, in order of the items that sample, up to the completions' ends; release and
+        return the finished sequences."""
         size, done = self.pool.block_size, []
         drawn = zip(zip(*tokens, strict=True), zip(*logprobs, strict=True), strict=True)
         for item in step.scheduled:
@@ -155,8 +157,8 @@ class Scheduler:
         return done
 
     def _passes(self, items: list[Scheduled]) -> int:
-        """How many passes a step in which all sequences draw is: no more than the one that may be the longest needs, nor
-        than there are free blocks for, which are reserved; for these no sequence gives way."""
+        """The passes of a step in which all sequences draw: no more than any of them may need, nor than there are free
+        blocks for, which are reserved; no sequence gives way to another's further passes."""
         size, longest = self.pool.block_size, max(item.sequence.max_tokens - item.end for item in items)
         passes = min(self.max_passes, longest)
         while passes > 1:

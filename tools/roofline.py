@@ -15,7 +15,7 @@ from model.config import LlamaConfig
 from model.dtype import training_dtype
 from sampling.blocks import BlockPool
 from sampling.request import Request
-from sampling.scheduler import Scheduler, Step
+from sampling.scheduler import PASSES, Scheduler, Step
 from stages.settings import EngineOptions, Settings
 
 GPUS_PER_NODE = 8
@@ -98,6 +98,12 @@ class Roofline:  # `ranks` GPUs of one kind, or CPUs like this one, with a model
             f"{plan.disk_gigabytes_per_second:g} GB/s 2 bytes a parameter for weights (each measurement and round of "
             "the pool, too: an upper bound) and exports, 12 for states. Utilisations are settings: [plan]."
         )
+
+    @property
+    def passes(self) -> int:
+        """Of a step at most: several with CUDA graphs. A CPU has no link."""
+        graphs = self.settings.engine.cuda_graphs and self.settings.model.attention == "triton"
+        return PASSES if graphs and math.isfinite(self.card.link) else 1
 
     @property
     def link(self) -> float:

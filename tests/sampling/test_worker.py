@@ -18,7 +18,7 @@ from sampling.request import Completion, Sampling
 from sampling.respond import response_items
 from sampling.worker import Item, Work, Worker
 from stages.files import read_manifest
-from stages.settings import load_settings
+from stages.settings import EngineOptions, load_settings
 from stages.shards import cut_shards, unclaimed, unwritten
 from stages.stage import Job
 
@@ -53,7 +53,9 @@ def test_an_environment_without_triton(monkeypatch):
 
 
 def test_shards_hold_whole_groups():
-    shards = cut_shards(items(20, 4), 6)
+    options = EngineOptions(shard_requests=6)
+    assert options.shards(20) == 4 and replace(options, shard_multiple=3).shards(20) == 6 and options.shards(0) == 0
+    shards = cut_shards(items(20, 4), options)
     assert [len(shard) for shard in shards] == [8, 4, 4, 4]
     assert [item.name for shard in shards for item in shard] == [f"i{n}" for n in range(20)]
 
@@ -69,7 +71,7 @@ def test_a_rank_that_starts_late_leaves_no_shard_out(tmp_path, monkeypatch):
     first.parent.mkdir(parents=True)
     first.write_text('{"id": "i0", "ids": [7], "finish_reason": "length"}\n')
     Worker(SETTINGS, tmp_path).run(job(tmp_path / "out"), items(96, 8))
-    shards = cut_shards(items(96, 8), SETTINGS.engine.shard_requests)
+    shards = cut_shards(items(96, 8), SETTINGS.engine)
     assert read_manifest(tmp_path / "out")["counts"]["records"] == 96 - len(shards[0]) + 1
     assert len(list((tmp_path / "out" / "shards-key").iterdir())) == len(shards)
 
