@@ -9,7 +9,7 @@ from processes import free_port
 
 from prepare.seed_model import make_tiny
 from stages.files import UserError
-from tools.bench import host, load_module, sampler, trainer, workload
+from tools.bench import load_module, sampler, trainer, workload
 
 OWN = """
 from tools.bench.workload import SAMPLING
@@ -79,13 +79,3 @@ def test_each_rank_takes_every_nth_prompt(place, monkeypatch):
     own.prompts = lambda count: ["one"]
     with pytest.raises(UserError, match=r"prompts\(5\) gives 1; let it give 5"):
         bench.texts(5)
-
-
-def test_what_a_step_costs_the_host(monkeypatch, capsys):
-    """At most a third where it is planned with seven others."""
-    monkeypatch.setattr(host, "SEQUENCES", 64)
-    monkeypatch.setattr(host, "STEPS", 64)
-    assert host.microseconds() < host.microseconds(passes=1) / 3
-    monkeypatch.setattr(sys, "argv", ["host"])
-    host.main()
-    assert json.loads(capsys.readouterr().out)["sequences"] == 64

@@ -1,4 +1,4 @@
-"""What a decode step costs the processor besides the model: `python -m tools.bench.host` prints a JSON line.
+"""What a decode step costs the processor besides the model: `python -m tests.support.host_cost` prints a JSON line.
 
 The engine runs as with CUDA graphs, but the graphs compute nothing. Microseconds are the process's own time, so that
 other programs on the machine do not count. The work is meta-judging's: all prompts share a rubric, those of a group a
