@@ -136,6 +136,13 @@ def test_shards_are_claimed_by_ranks(tiny):
     assert [(time - fixed) / (times[0] - fixed) for time in times] == pytest.approx([1, 1 / 2, 1 / 2, 1 / 4, 1 / 4])
 
 
+def test_one_sequence_takes_its_place_in_every_pass(tiny):
+    """Of two places at most half are taken; no pass is in vain, as there is always one that needs it."""
+    for places in (1, 2):
+        plan = planned(changed(tiny, engine={"max_num_seqs": places, "shard_requests": 1}))
+        assert plan.places[plan.stages["iter1/responses"]] == pytest.approx(1 / places)
+
+
 def test_seconds_of_steps_and_updates_by_hand(llama):
     """Llama-3-8B: a block has 4096 (2 4096 + 2 1024 + 3 14336) = 218,103,808 weights, the head 525,336,576.
 
