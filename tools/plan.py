@@ -129,7 +129,7 @@ def table(plan: Plan, card: str) -> Iterator[str]:
         each, left = machine.ranks * seconds / 3600, disk(work, config) / 1e9
         hours[name.split("/")[0]] += each
         places = f"{100 * plan.places[work]:.0f}" if work in plan.places else ""
-        yield row.format(name, work.count, computed / 1e3, new / 1e3, each, seconds / 60, memory, left, places)
+        yield row.format(name, work.count, computed / 1e3, new / 1e3, each, seconds / 60, memory, left, places).rstrip()
     total, parts = sum(hours.values()), machine.generation_memory()
     generated, trained = plan.memory[Generation] / 1e9, plan.memory[Training] / 1e9
     yield f"{'in all':58}{total:12.2f}{60 * total / machine.ranks:12,.1f}\n"
