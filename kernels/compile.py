@@ -85,7 +85,7 @@ def launch_all(shape: Shape, dtype: torch.dtype) -> None:
     out, lse = attention_triton.forward(q, k, v, segments)
     attention_triton.backward(empty(*out.shape), q, k, v, segments, out, lse)
 
-    sizes = TileSizes(tokens=64, tables=64, blocks=128, narrow=256, wide=256, entries=256)
+    sizes = TileSizes(tokens=64, blocks=8192, narrow=256, wide=256, entries=256)
     tiles = paged_triton.DeviceTiles(empty(sum(sizes.parts), dtype=int32), sizes, merges=True)
     attend = paged_triton.TritonPagedAttention(empty(1, 2, 512, kv_heads, 16, dim), tiles)
     rope = (empty(64, 1, dim, dtype=float32), empty(64, 1, dim, dtype=float32))

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,9 +62,9 @@ def choose(table: dict[int, dict[int, Launch]], device: torch.device, head_dim: 
     raise UserError(f'head_dim {head_dim}: the kernels go up to {largest}; set [model] attention = "sdpa"')
 
 
-def to_device(values: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
+def to_device(values: Sequence | np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of `values` on the device; on CUDA the copy, from pinned memory, is only queued."""
-    tensor = torch.tensor(values, dtype=dtype)
+    tensor = torch.from_numpy(np.array(values)).to(dtype)  # several times as fast as torch.tensor for lists
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

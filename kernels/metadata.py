@@ -7,24 +7,25 @@ similar size together (`batches`). For Triton a run is cut into tiles (`Tiles`):
 key-value head, have r g rows. One token's reading of one run is an entry and gives a partial result.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate, chain
+from typing import Any, NamedTuple
+
+import numpy as np
 
 RUN_TOKENS = 256  # maximum of a run: runs computed together are padded to the longest, so long runs are cut
 PRODUCT_BLOCKS = 64  # cost of one more batched product, in blocks read
 PROGRAMS = 1024  # programs that keep any GPU busy: runs get longer than RUN_TOKENS where this many remain
 NARROW_ROWS, WIDE_ROWS = 16, 64
-# Integers of a tile: row of the block table, the run's first block there, tokens and first entry of the run, the tile's
-# first row in the run and the row after its last, and two of padding.
+# Integers of a tile: place of the run's blocks in the list, the run's first block in the readers' tables, tokens and
+# first entry of the run, the tile's first row in the run and the row after its last, and two of padding.
 TILE_WIDTH = 8
 
 Query = tuple[int, int, list[int]]  # tokens to compute: first position, position after the last, the sequence's blocks
 
 
-@dataclass(frozen=True)
-class QuerySpan:  # tokens of one sequence in a step: rows [row, row + end - start), positions [start, end)
+class QuerySpan(NamedTuple):  # tokens of one sequence in a step: rows [row, row + end - start), positions [start, end)
     row: int
     start: int
     end: int
@@ -35,8 +36,7 @@ class QuerySpan:  # tokens of one sequence in a step: rows [row, row + end - sta
         return range(self.start, self.end)
 
 
-@dataclass(frozen=True)
-class SharedRun:  # consecutive blocks of the cache, read once for all sequences that have them
+class SharedRun(NamedTuple):  # consecutive blocks of the cache, read once for all sequences that have them
     blocks: list[int]
     tokens: int  # in the blocks, up to the last that a sequence has reached
     readers: list[int]  # indices of the sequences
@@ -57,26 +57,28 @@ class AttentionMetadata:  # a step's tokens and blocks: spans of one token (deco
     def positions(self) -> list[int]:
         return [position for span in self.spans for position in span.positions]
 
-    def shared_runs(self, run_tokens: int = RUN_TOKENS) -> list[SharedRun]:
-        """Runs of at most `run_tokens` that read each decode span's tokens once; readers are indices in `decode`."""
-        runs, tables, size = list[SharedRun](), [span.blocks for span in self.decode], self.block_size
-        used, step = [-(-span.end // size) for span in self.decode], max(run_tokens // size, 1)
+    def shared_runs(self, run_tokens: int = RUN_TOKENS, ahead: int = 0) -> list[SharedRun]:
+        """Runs of at most `run_tokens` that read each decode span's tokens once, and those of the `ahead` passes that
+        follow; readers are indices in `decode`."""
+        runs, size, ends = list[SharedRun](), self.block_size, [span.end + ahead for span in self.decode]
+        step = max(run_tokens // size, 1)
+        tables = [span.blocks[: -(-end // size)] for span, end in zip(self.decode, ends, strict=True)]
 
         def emit(readers: list[int], start: int, stop: int) -> None:
             for i in range(start, stop, step):
-                end, first = min(i + step, stop), self.decode[readers[0]]
-                runs.append(SharedRun(first.blocks[i:end], min(end * size, first.end) - i * size, readers, i))
+                end, first = min(i + step, stop), readers[0]
+                runs.append(SharedRun(tables[first][i:end], min(end * size, ends[first]) - i * size, readers, i))
 
         def walk(readers: list[int], start: int, depth: int) -> None:
             """Sequences with equal blocks before `depth`; the blocks before `start` are in runs already."""
-            first = readers[0]
             if len(readers) == 1:
-                return emit(readers, start, used[first])
-            while all(depth < used[i] and tables[i][depth] == tables[first][depth] for i in readers):
-                depth += 1
+                return emit(readers, start, len(tables[readers[0]]))
+            # In the order of lists, what the first and the last have in common all between them have, too.
+            low, high = (extreme(map(tables.__getitem__, readers)) for extreme in (min, max))
+            depth = next((i for i in range(depth, len(low)) if low[i] != high[i]), len(low))
             groups = defaultdict(list)
             for i in readers:  # by the block at `depth`; a sequence that ends there is a group of its own
-                groups[tables[i][depth] if depth < used[i] else -1 - i].append(i)
+                groups[tables[i][depth] if depth < len(tables[i]) else -1 - i].append(i)
             # Reading a shared run once must save more block reads than merging costs.
             if (len(groups) - 1) * (depth - start) >= 2 * len(readers):
                 emit(readers, start, depth)
@@ -117,8 +119,7 @@ def _split(runs: list[SharedRun]) -> list[list[SharedRun]]:
 @dataclass(frozen=True)
 class TileSizes:  # room for each part of `Tiles`
     tokens: int
-    tables: int  # rows of the block table
-    blocks: int  # columns
+    blocks: int
     narrow: int
     wide: int
     entries: int
@@ -126,58 +127,64 @@ class TileSizes:  # room for each part of `Tiles`
     @property
     def parts(self) -> list[int]:
         """Lengths of the parts, in the order of `Tiles.integers`."""
-        tokens, tables, entries = self.tokens, self.tables * self.blocks, self.entries
-        return [tokens, tokens, tables, TILE_WIDTH * self.narrow, TILE_WIDTH * self.wide, entries, tokens + 1, entries]
+        tokens, entries, tiles = self.tokens, self.entries, (TILE_WIDTH * self.narrow, TILE_WIDTH * self.wide)
+        return [tokens, tokens, self.blocks, *tiles, entries, tokens + 1, entries]
 
 
 @dataclass
-class Tiles:  # a step's work: each token's position and row in the block table, the table, and the tiles
+class Tiles:  # a step's work: the tokens, the blocks of all runs, one run after another, and the tiles
     positions: list[int]
-    sequences: list[int]
-    tables: list[list[int]]
+    tables: list[int]  # where in `blocks` each token's table would begin, of which the end, at least, is there
+    blocks: list[int] = field(default_factory=list)
     narrow: list[list[int]] = field(default_factory=list)
     wide: list[list[int]] = field(default_factory=list)
     readers: list[int] = field(default_factory=list)  # the token of each entry; a run's entries are consecutive
 
     @property
     def sizes(self) -> TileSizes:
-        blocks, entries = max(map(len, self.tables)), len(self.readers)
-        return TileSizes(len(self.positions), len(self.tables), blocks, len(self.narrow), len(self.wide), entries)
+        """The room that is needed, with a spare block."""
+        narrow, wide, entries = len(self.narrow), len(self.wide), len(self.readers)
+        return TileSizes(len(self.positions), len(self.blocks) + 1, narrow, wide, entries)
 
-    def integers(self, sizes: TileSizes, spare_block: int) -> list[int]:
-        """All parts, each padded to its room with no work: tiles without rows, tokens without entries whose keys go to
-        the spare block."""
-        counts = Counter(self.readers)
-        parts = [
+    def integers(self, sizes: TileSizes, spare_block: int) -> np.ndarray:
+        """All parts, int32, each padded to its room with no work: tiles without rows, tokens without entries whose keys
+        go to the spare block."""
+        readers = np.array(self.readers)
+        parts: list[tuple[Any, int]] = [
             (self.positions, 0),
-            (self.sequences, min(len(self.tables), sizes.tables - 1)),
-            (chain(*(blocks + [spare_block] * (sizes.blocks - len(blocks)) for blocks in self.tables)), spare_block),
-            (chain(*self.narrow), 0),
-            (chain(*self.wide), 0),
-            (self.readers, 0),
+            (self.tables, sizes.blocks - 1),
+            (self.blocks, spare_block),
+            (np.array(self.narrow).ravel(), 0),
+            (np.array(self.wide).ravel(), 0),
+            (readers, 0),
             # where each token's entries begin in the last part, and the entries by token
-            (accumulate((counts[token] for token in range(sizes.tokens)), initial=0), 0),
-            (sorted(range(len(self.readers)), key=self.readers.__getitem__), 0),
+            (np.bincount(readers + 1, minlength=sizes.tokens + 1).cumsum(), 0),
+            (readers.argsort(kind="stable"), 0),
         ]
-        result: list[int] = []
-        for (part, padding), end in zip(parts, accumulate(sizes.parts), strict=True):
-            result += part
-            result += [padding] * (end - len(result))
+        result, start = np.empty(sum(sizes.parts), np.int32), 0
+        for (part, padding), room in zip(parts, sizes.parts, strict=True):
+            result[start : start + len(part)] = part
+            result[start + len(part) : start + room] = padding
+            start += room
         return result
 
 
-def build_tiles(metadata: AttentionMetadata, heads: int, kv_heads: int) -> Tiles:
-    size, group, spans = metadata.block_size, heads // kv_heads, metadata.spans
-    sequences = [i for i, span in enumerate(spans) for _ in span.positions]
-    tiles = Tiles(metadata.positions, sequences, [span.blocks[: -(-span.end // size)] for span in spans])
+def build_tiles(metadata: AttentionMetadata, heads: int, kv_heads: int, ahead: int = 0) -> Tiles:
+    """The tiles of a step, with room for the tokens of the `ahead` passes that follow."""
+    size, group, positions = metadata.block_size, heads // kv_heads, metadata.positions
+    tiles = Tiles(positions, [0] * len(positions))
     even = -(-sum(span.end for span in metadata.decode) * kv_heads // PROGRAMS)
-    reads = [(run, run.readers) for run in metadata.shared_runs(max(RUN_TOKENS, -(-even // size) * size))]
-    for i, span in enumerate(metadata.prefill, start=len(metadata.decode)):
-        reads.append((SharedRun(tiles.tables[i], span.end, [i]), [*range(span.row, span.row + len(span.positions))]))
-    for run, tokens in reads:
-        rows, entry = len(tokens) * group, len(tiles.readers)
+    reads = [(run, run.readers) for run in metadata.shared_runs(max(RUN_TOKENS, -(-even // size) * size), ahead)]
+    for span in metadata.prefill:
+        run = SharedRun(span.blocks[: -(-span.end // size)], span.end, [])
+        reads.append((run, [*range(span.row, span.row + len(span.positions))]))
+    for run, tokens in reads:  # a token's last run is the one that ends its table
+        rows, entry, place = len(tokens) * group, len(tiles.readers), len(tiles.blocks)
         side, height = (tiles.narrow, NARROW_ROWS) if rows <= NARROW_ROWS else (tiles.wide, WIDE_ROWS)
         for start in range(0, rows, height):
-            side.append([run.readers[0], run.first_block, run.tokens, entry, start, min(start + height, rows), 0, 0])
+            side.append([place, run.first_block, run.tokens, entry, start, min(start + height, rows), 0, 0])
+        for token in tokens:
+            tiles.tables[token] = place - run.first_block
         tiles.readers += tokens
+        tiles.blocks += run.blocks
     return tiles

@@ -10,8 +10,8 @@ query heads, which all read the same keys, in steps of BLOCK_N, through the bloc
 gets its result there; for the others `_merge` has a program for each token and key-value head. Programs of a tile
 padded to a CUDA graph's size exit at once.
 
-Shapes: t tokens, h query heads, k key-value heads, g = h / k, d head_dim, n blocks of s tokens in the cache, b rows of
-the block table with m blocks each, w tiles, e entries.
+Shapes: t tokens, h query heads, k key-value heads, g = h / k, d head_dim, n blocks of s tokens in the cache, m blocks
+of all runs, w tiles, e entries.
 """
 
 import torch
@@ -49,17 +49,17 @@ def _cached(cache, table, n, length, block_stride, SIZE: tl.constexpr, D: tl.con
     return tl.load(rows[:, None] + columns[None, :], mask=seen[:, None] & (columns[None, :] < D), other=0.0)
 
 
-# Parts of one tensor have any alignment, and the table has any width: neither needs another compilation.
+# Parts of one tensor have any alignment, which needs no other compilation.
 UNALIGNED = ["positions", "table", "tiles", "readers", "starts"]
 
 
-@triton.jit(do_not_specialize=["table_row"], do_not_specialize_on_alignment=UNALIGNED)
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def _read(
     q, keys, values,  # [t, h, d], contiguous in d; [n, k, s, d] twice, contiguous; bf16, fp16 or fp32
     out, parts, lses,  # written: [t, h, d] like q; o_j and l_j, [e, h, d] and [e, h] fp32
-    positions, table, tiles,  # [t], [b, m], [w, 8]; int32
+    positions, table, tiles,  # [t], [m], [w, 8]; int32
     readers, starts,  # int32: the token of each entry [e], and where each token's entries begin [t + 1]
-    heads, scale_log2, q_token, q_head, table_row, block_stride,
+    heads, scale_log2, q_token, q_head, block_stride,
     GROUP: tl.constexpr, SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -68,7 +68,7 @@ def _read(
     if start >= stop:
         return
     first_block, tokens = tl.load(tile + 1), tl.load(tile + 2)
-    table += tl.load(tile).to(tl.int64) * table_row + first_block
+    table += tl.load(tile)
     keys += kv_head * SIZE * D
     values += kv_head * SIZE * D
 
@@ -147,10 +147,9 @@ class DeviceTiles:
     """The parts of `kernels.metadata.Tiles.integers` on the device, and whether any token has several entries."""
 
     def __init__(self, integers: Tensor, sizes: TileSizes, merges: bool):
-        parts = integers.split(sizes.parts)
-        self.positions_t, self.sequences_t, table, narrow, wide, self.readers_e, self.starts_t, self.entries_e = parts
-        self.narrow_w8, self.wide_w8 = narrow.view(-1, TILE_WIDTH), wide.view(-1, TILE_WIDTH)
-        self.table_bm, self.merges = table.view(-1, sizes.blocks), merges
+        self.positions_t, self.tables_t, self.blocks_m, narrow, wide, *entries = integers.split(sizes.parts)
+        self.readers_e, self.starts_t, self.entries_e = entries
+        self.narrow_w8, self.wide_w8, self.merges = narrow.view(-1, TILE_WIDTH), wide.view(-1, TILE_WIDTH), merges
 
 
 class TritonPagedAttention:
@@ -160,7 +159,9 @@ class TritonPagedAttention:
         """`cache`: [layers, 2, n, k, s, d]."""
         self.cache, self.tiles = cache, tiles
         (kv_heads, size), positions_t = cache.shape[3:5], tiles.positions_t.long()
-        blocks_t = tiles.table_bm[tiles.sequences_t.long(), positions_t // size].long()
+        # A padding token's table begins with the list's last block, the spare one, where it stays in all passes.
+        places_t = (tiles.tables_t + positions_t // size).clamp(max=len(tiles.blocks_m) - 1)
+        blocks_t = tiles.blocks_m[places_t].long()
         heads_k = torch.arange(kv_heads, device=cache.device)
         self.slots_tk = (blocks_t[:, None] * kv_heads + heads_k) * size + (positions_t % size)[:, None]
 
@@ -190,8 +191,8 @@ def paged_attention(q_thd: Tensor, cache: Tensor, tiles: DeviceTiles) -> Tensor:
         if len(tiles_w8):
             _read[(kv_heads, len(tiles_w8))](
                 q_thd, cache[0], cache[1], out, parts, lses,
-                tiles.positions_t, tiles.table_bm, tiles_w8, tiles.readers_e, tiles.starts_t,
-                heads, d**-0.5 * LOG2_E.value, *q_thd.stride()[:2], tiles.table_bm.stride(0), cache.stride(1),
+                tiles.positions_t, tiles.blocks_m, tiles_w8, tiles.readers_e, tiles.starts_t,
+                heads, d**-0.5 * LOG2_E.value, *q_thd.stride()[:2], cache.stride(1),
                 GROUP=group, SIZE=size, D=d, BLOCK_D=block_d, WIDTH=TILE_WIDTH,
                 BLOCK_M=tile.m, BLOCK_N=tile.n, **tile.options,
             )  # fmt: skip

@@ -39,7 +39,7 @@ class BlockPool:
         self.references = [0] * blocks
         self.free: OrderedDict[int, None] = OrderedDict.fromkeys(range(blocks))
         self.entries: dict[int, Entry] = {}  # by block
-        self.children: dict[int, dict[tuple[int, ...], Entry]] = {}  # by the parent's number, then by tokens
+        self.children: dict[tuple[int, int], dict[tuple[int, ...], Entry]] = {}  # by parent and first token
         self.last_number = ROOT
 
     def allocate(self) -> int:
@@ -68,7 +68,7 @@ class BlockPool:
         old = self.evict(block)
         self.last_number += 1
         self.entries[block] = entry = Entry(self.last_number, parent, tuple(tokens), block, old.filled if old else 0)
-        return self.children.setdefault(parent, {}).setdefault(entry.tokens, entry).number
+        return self.children.setdefault((parent, tokens[0]), {}).setdefault(entry.tokens, entry).number
 
     def fill(self, block: int, filled: int) -> None:
         """The first `filled` tokens of a block are in the cache now."""
@@ -78,20 +78,20 @@ class BlockPool:
     def evict(self, block: int) -> Entry | None:
         """Remove a block's content from the index, and return it."""
         entry = self.entries.pop(block, None)
-        siblings = self.children.get(entry.parent, {}) if entry else {}
+        siblings = self.children.get(key := (entry.parent, entry.tokens[0]), {}) if entry else {}
         if entry and siblings.get(entry.tokens) is entry:
             del siblings[entry.tokens]
             if not siblings:
-                del self.children[entry.parent]
+                del self.children[key]
         return entry
 
     def match(self, tokens: Sequence[int]) -> Match:
         """The longest prefix of `tokens` that is in the cache; takes no references."""
-        match, position, size = Match(), 0, self.block_size
+        match, position, size, children = Match(), 0, self.block_size, dict[tuple[int, ...], Entry]()
         if not self.share_prefixes:
             return match
-        while True:
-            children = self.children.get(match.parent, {})
+        while position < len(tokens):
+            children = self.children.get((match.parent, tokens[position]), {})
             entry = children.get(tuple(tokens[position : position + size]))
             if entry is None or entry.filled < size:
                 break

@@ -1,7 +1,8 @@
-"""Decoding as CUDA graphs: a step of single tokens, padded to a bucket, is replayed rather than launched op by op.
+"""Decoding as CUDA graphs: a pass of single tokens, padded to a bucket, is replayed rather than launched op by op.
 
-A step's inputs are copied to fixed addresses; forward pass and sampler are one graph. A bucket is the room for each
-part of a step, in powers of two. Padding rows hold token 0 at position 0 in a spare block, the cache's last.
+A step's inputs are copied to fixed addresses; forward pass, sampler and the inputs of the next pass are one graph,
+which is replayed for each pass of the step. A bucket is the room for each part of a step. Padding rows hold token 0 in
+a spare block, the cache's last.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from dataclasses import astuple
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,33 +21,38 @@ from model.layers import linear
 from model.llama import Llama
 from sampling import scheduler
 
+ROWS = 32  # buckets of more than twice as many rows are multiples of it; all other room is in powers of two
 LEAST_TILES = 16  # smallest room for tiles: programs of padding exit at once, and fewer sizes are fewer graphs
 Drawn = tuple[Tensor, Tensor]  # tokens, int64, and their log-probabilities, fp32, as `sample` returns them
 
 
-class Inputs(NamedTuple):  # of a step, in three tensors
+class Inputs(NamedTuple):  # of a pass, in three tensors
     tiles: Tensor  # int32: `kernels.metadata.Tiles`
-    tokens: Tensor  # int64 [3, b]: each sequence's last token, seed and position
+    tokens: Tensor  # int64 [2, b]: each sequence's last token and seed
     sampling: Tensor  # fp32 [2, b]: temperature and top-p
 
     @classmethod
     def zeros(cls, sizes: TileSizes, device: torch.device, pinned: bool = False) -> "Inputs":
-        shapes = ((sum(sizes.parts),), (3, sizes.tokens), (2, sizes.tokens))
+        shapes = ((sum(sizes.parts),), (2, sizes.tokens), (2, sizes.tokens))
         dtypes = (torch.int32, torch.int64, torch.float32)
         parts = zip(shapes, dtypes, strict=True)
         return cls(*(torch.zeros(shape, dtype=dtype, device=device, pin_memory=pinned) for shape, dtype in parts))
 
 
 def decode(model: Llama, cache: Tensor, inputs: Inputs, sizes: TileSizes) -> Drawn:
-    """The next token of each sequence. A graph captures this: no host sync, no shape from data."""
+    """The next token of each sequence; `inputs` become those of the next pass. A graph captures this: no host sync, no
+    shape from data."""
     tiles = DeviceTiles(inputs.tiles, sizes, merges=True)
-    ids_b, seed_b, position_b = inputs.tokens.unbind()
-    logits_bv = model(ids_b, tiles.positions_t.long(), TritonPagedAttention(cache, tiles), linear)
-    temperature_b, top_p_b = inputs.sampling.unbind()
-    return sample(logits_bv, temperature_b, top_p_b, seed_b, position_b)
+    (ids_b, seed_b), position_b = inputs.tokens, tiles.positions_t.long()
+    logits_bv = model(ids_b, position_b, TritonPagedAttention(cache, tiles), linear)
+    temperature_b, top_p_b = inputs.sampling
+    drawn = sample(logits_bv, temperature_b, top_p_b, seed_b, position_b + 1)
+    ids_b.copy_(drawn[0])
+    tiles.positions_t += 1
+    return drawn
 
 
-class Bucket(NamedTuple):  # inputs at fixed addresses, and the function that draws the next tokens for their content
+class Bucket(NamedTuple):  # inputs at fixed addresses, and the function that draws the next tokens and advances them
     host: Inputs  # pinned on CUDA
     device: Inputs
     run: Callable[[], Drawn]
@@ -62,30 +69,31 @@ class DecodeGraphs:
         # One stream for all trial runs: libraries keep memory for every stream that they have seen.
         self.stream = torch.cuda.Stream() if cache.is_cuda else None
 
-    def __call__(self, metadata: AttentionMetadata, sequences: Sequence[scheduler.Sequence]) -> Drawn:
-        """The next token of each sequence; `metadata` of a step that decodes each one's last token."""
+    def __call__(self, metadata: AttentionMetadata, sequences: Sequence[scheduler.Sequence], passes: int) -> Drawn:
+        """The tokens of each pass, [passes, b]; `metadata` of a step that decodes each sequence's last token."""
         config = self.model.config
-        tiles = build_tiles(metadata, config.num_attention_heads, config.num_key_value_heads)
+        tiles = build_tiles(metadata, config.num_attention_heads, config.num_key_value_heads, ahead=passes - 1)
         sizes = bucket(tiles.sizes)
         if sizes not in self.buckets:
             self.buckets[sizes] = self._bucket(sizes)
         fixed, count = self.buckets[sizes], len(sequences)
         integers = tiles.integers(sizes, spare_block=self.cache.shape[2] - 1)
-        fixed.host.tiles.copy_(torch.tensor(integers, dtype=torch.int32))
-        tokens = [(s.tokens[-1], s.request.seed, len(s.tokens)) for s in sequences]
+        fixed.host.tiles.copy_(torch.from_numpy(integers))
+        tokens = [(s.tokens[-1], s.request.seed) for s in sequences]
         sampling = [(s.request.sampling.temperature, s.request.sampling.top_p) for s in sequences]
         for host, values in ((fixed.host.tokens, tokens), (fixed.host.sampling, sampling)):
-            host.zero_()[:, :count] = torch.tensor(values, dtype=host.dtype).t()
+            host.zero_()[:, :count] = torch.from_numpy(np.array(values).T)
         for device, host in zip(fixed.device, fixed.host, strict=True):
             device.copy_(host, non_blocking=True)
-        ids, logprobs = fixed.run()
-        return ids[:count], logprobs[:count]
+        drawn = [tuple(x[:count].clone() for x in fixed.run()) for _ in range(passes)]  # the next replay overwrites x
+        ids, logprobs = map(torch.stack, zip(*drawn, strict=True))
+        return ids, logprobs
 
     def _bucket(self, sizes: TileSizes) -> Bucket:
         host = Inputs.zeros(sizes, torch.device("cpu"), pinned=self.cache.is_cuda)
         device = Inputs.zeros(sizes, self.cache.device)
         # Tiles of zeros are no work, but their keys go to block 0, where the trial run must not write.
-        DeviceTiles(device.tiles, sizes, merges=True).table_bm.fill_(self.cache.shape[2] - 1)
+        DeviceTiles(device.tiles, sizes, merges=True).blocks_m.fill_(self.cache.shape[2] - 1)
         run = partial(decode, self.model, self.cache, device, sizes)
         return Bucket(host, device, self._capture(run) if self.cache.is_cuda else run)
 
@@ -109,8 +117,10 @@ class DecodeGraphs:
 
 def bucket(sizes: TileSizes) -> TileSizes:
     """The room for a step of these sizes."""
-    tokens, tables, blocks, narrow, wide, entries = map(power_of_two, astuple(sizes))
-    return TileSizes(tokens, tables, blocks, max(narrow, LEAST_TILES), max(wide, LEAST_TILES), entries)
+    tokens, blocks, narrow, wide, entries = map(power_of_two, astuple(sizes))
+    if tokens > 2 * ROWS:
+        tokens = -(-sizes.tokens // ROWS) * ROWS
+    return TileSizes(tokens, blocks, max(narrow, LEAST_TILES), max(wide, LEAST_TILES), entries)
 
 
 def power_of_two(number: int) -> int:

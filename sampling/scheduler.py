@@ -1,11 +1,14 @@
 """Which tokens are computed in the next step: continuous batching over a pool of KV-cache blocks. No tensors here.
 
+Where all sequences draw, a step may be several passes: each computes the tokens that the one before has drawn.
+
 Running sequences are scheduled first, in order of arrival, then waiting ones as far as blocks, the token budget and the
 number of sequences allow. If no block is left, the youngest running sequence gives up its blocks and waits again; it
 keeps its tokens, which are recomputed.
 """
 
 from bisect import insort
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
@@ -41,6 +44,15 @@ class Sequence:  # a request that waits or runs
             return "stop"
         return "length" if len(self.tokens) >= self.max_tokens else None
 
+    def extend(self, tokens: Iterable[int], logprobs: Iterable[float]) -> None:
+        """Add drawn tokens, up to the completion's end; all but the last are computed."""
+        for token, logprob in zip(tokens, logprobs, strict=True):
+            self.tokens.append(token)
+            self.logprob += logprob
+            if self.finish_reason:
+                break
+        self.computed = len(self.tokens) - 1
+
 
 class Scheduled(NamedTuple):  # tokens [start, end) of a sequence, to be computed in one step
     sequence: Sequence
@@ -54,30 +66,36 @@ class Scheduled(NamedTuple):  # tokens [start, end) of a sequence, to be compute
 
 
 @dataclass
-class Step:  # one forward pass: first the block copies (source, destination), then the tokens
+class Step:  # first the block copies (source, destination), then a forward pass of the tokens
     decode: list[Scheduled] = field(default_factory=list)  # single tokens; their rows come first
     prefill: list[Scheduled] = field(default_factory=list)  # several tokens of a sequence
     copies: list[tuple[int, int]] = field(default_factory=list)
+    passes: int = 1  # each further pass is one of the tokens drawn just before
 
     @property
     def scheduled(self) -> list[Scheduled]:
         """All items, in the order of their rows."""
         return self.decode + self.prefill
 
-    def metadata(self, block_size: int) -> AttentionMetadata:
+    def metadata(self, block_size: int, passed: int = 0) -> AttentionMetadata:
+        """Of the pass after `passed` others."""
         kinds = (self.decode, self.prefill)
-        decode, prefill = ([(item.start, item.end, item.sequence.blocks) for item in items] for items in kinds)
+        decode, prefill = ([(i + passed, j + passed, sequence.blocks) for sequence, i, j in items] for items in kinds)
         return build_metadata(decode, prefill, block_size)
 
 
 _by_arrival = attrgetter("arrival")
+PASSES = 8  # of a step at most, with CUDA graphs: the host plans once for all; ended sequences compute the rest in vain
 
 
 class Scheduler:
     """Admits, orders and preempts sequences."""
 
-    def __init__(self, pool: BlockPool, max_num_batched_tokens: int, max_num_seqs: int, max_length: int):
+    def __init__(
+        self, pool: BlockPool, max_num_batched_tokens: int, max_num_seqs: int, max_length: int, max_passes: int = 1
+    ):
         self.pool, self.max_num_batched_tokens, self.max_num_seqs = pool, max_num_batched_tokens, max_num_seqs
+        self.max_passes = max_passes
         self.max_length = min(max_length, len(pool.references) * pool.block_size)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -101,8 +119,8 @@ class Scheduler:
         step, budget = Step(), self.max_num_batched_tokens
         for sequence in list(self.running):
             end = min(len(sequence.tokens), sequence.computed + budget)
-            # An older sequence may have just preempted this one.
-            if end > sequence.computed and sequence in self.running and self._reserve(sequence, end):
+            # An older sequence may have just preempted this one, which has no blocks then.
+            if end > sequence.computed and sequence.blocks and self._reserve(sequence, end):
                 budget -= self._schedule(step, sequence, end)
         for sequence in list(self.waiting):
             if not budget or len(self.running) == self.max_num_seqs:
@@ -113,23 +131,44 @@ class Scheduler:
             if not self._admit(step, sequence, match, budget):
                 break
             budget -= self._schedule(step, sequence, min(len(sequence.tokens), sequence.computed + budget))
+        if not step.prefill and all(item.samples for item in step.decode):
+            step.passes = self._passes(step.decode)
         return step
 
-    def complete(self, step: Step, tokens: list[int]) -> list[Sequence]:
-        """Record the drawn `tokens`, in order of the items that sample; release and return the finished sequences."""
-        size, drawn, done = self.pool.block_size, iter(tokens), []
+    def complete(
+        self, step: Step, tokens: Iterable[Iterable[int]], logprobs: Iterable[Iterable[float]]
+    ) -> list[Sequence]:
+        """Record what each pass has drawn, in order of the items that sample, up to the completions' ends; release and
+        return the finished sequences."""
+        size, done = self.pool.block_size, []
+        drawn = zip(zip(*tokens, strict=True), zip(*logprobs, strict=True), strict=True)
         for item in step.scheduled:
-            sequence = item.sequence
-            for i in range(item.start // size, -(-item.end // size)):
-                self.pool.fill(sequence.blocks[i], min(item.end - i * size, size))
+            sequence, samples = item.sequence, item.samples
             sequence.computed = item.end
-            if item.samples:
-                sequence.tokens.append(next(drawn))
-                if sequence.finish_reason:
-                    self._release(sequence)
-                    self.running.remove(sequence)
-                    done.append(sequence)
+            if samples:
+                sequence.extend(*next(drawn))
+                self._register(sequence, sequence.computed)
+            for i in range(item.start // size, -(-sequence.computed // size)):
+                self.pool.fill(sequence.blocks[i], min(sequence.computed - i * size, size))
+            if samples and sequence.finish_reason:
+                self._release(sequence)
+                self.running.remove(sequence)
+                done.append(sequence)
         return done
+
+    def _passes(self, items: list[Scheduled]) -> int:
+        """The passes of a step in which all sequences draw: no more than any of them may need, nor than there are free
+        blocks for, which are reserved; no sequence gives way to another's further passes."""
+        size, longest = self.pool.block_size, max(item.sequence.max_tokens - item.end for item in items)
+        passes = min(self.max_passes, longest)
+        while passes > 1:
+            wanted = (-(-(item.end + passes - 1) // size) - len(item.sequence.blocks) for item in items)
+            if sum(max(blocks, 0) for blocks in wanted) <= len(self.pool.free):
+                break
+            passes //= 2
+        for item in items:
+            self._reserve(item.sequence, item.end + passes - 1)
+        return passes
 
     def _admit(self, step: Step, sequence: Sequence, match, budget: int) -> bool:
         """Let a waiting sequence run, with the prefix that the cache holds; False without room."""
@@ -173,8 +212,14 @@ class Scheduler:
         sequence.blocks, sequence.entries, sequence.computed = [], [], 0
 
     def _schedule(self, step: Step, sequence: Sequence, end: int) -> int:
-        """Add tokens up to `end` to the step and register the blocks that they fill; returns the number of tokens. The
-        prompt's last block is registered when only begun, too."""
+        """Add tokens up to `end` to the step and register the blocks that they fill; returns the number of tokens."""
+        self._register(sequence, end)
+        kind = step.decode if end - sequence.computed == 1 else step.prefill
+        kind.append(Scheduled(sequence, sequence.computed, end))
+        return end - sequence.computed
+
+    def _register(self, sequence: Sequence, end: int) -> None:
+        """Register the blocks that tokens up to `end` fill; the prompt's last block when only begun, too."""
         size, begun = self.pool.block_size, sequence.computed < sequence.prompt_length <= end
         for start in range(len(sequence.entries) * size, end if begun else end - size + 1, size):
             parent = sequence.entries[-1] if sequence.entries else ROOT
@@ -182,6 +227,3 @@ class Scheduler:
             number = self.pool.register(sequence.blocks[start // size], parent, tokens)
             if len(tokens) == size:
                 sequence.entries.append(number)
-        kind = step.decode if end - sequence.computed == 1 else step.prefill
-        kind.append(Scheduled(sequence, sequence.computed, end))
-        return end - sequence.computed

@@ -117,7 +117,7 @@ class Worker:
         if job.complete:
             return
         started = time.monotonic()
-        cut = shards.cut_shards(list(items), self.settings.engine.shard_requests)
+        cut = shards.cut_shards(list(items), self.settings.engine)
         folder = job.out / f"shards-{job.key[:12]}"
         paths = [folder / f"{i:05}.jsonl" for i in range(len(cut))]
         work = Work(job.name, cut, paths, verdict)

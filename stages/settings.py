@@ -41,6 +41,11 @@ class EngineOptions:
     max_num_seqs: Count = 128  # sequences decoded together
     cuda_graphs: bool = True  # on CUDA, with `attention = "triton"`: decode with graphs; off for debugging
     shard_requests: Count = 256  # requests in a work shard at most; those of one prompt always share a shard
+    shard_multiple: Count = 2  # of which the number of shards is a multiple: as many ranks have the same amount of work
+
+    def shards(self, requests: int) -> int:
+        """The number of shards that so many requests are cut into."""
+        return self.shard_multiple * -(-requests // (self.shard_requests * self.shard_multiple))
 
 
 @dataclass(frozen=True)

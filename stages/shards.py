@@ -2,7 +2,6 @@
 run ends with the same bytes on any number of ranks. A rank claims a shard and writes it whole."""
 
 import hashlib
-import math
 import os
 import sys
 import time
@@ -17,13 +16,13 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 
 from stages.files import command, digest, is_complete, to_json, write_atomic
+from stages.settings import EngineOptions
 
 
-def cut_shards(items: list[Any], shard_requests: int) -> list[list[Any]]:
-    """Consecutive items in shards of about equal size, at most `shard_requests`; items of one `group` stay together.
-    The number of shards is even, so that two ranks have the same amount of work."""
+def cut_shards(items: list[Any], engine: EngineOptions) -> list[list[Any]]:
+    """Consecutive items in shards of about equal size; items of one `group` stay together."""
     shards: list[list[Any]] = []
-    size = len(items) / (2 * math.ceil(len(items) / shard_requests / 2) or 1)
+    size = len(items) / (engine.shards(len(items)) or 1)
     for i, item in enumerate(items):
         if not shards or (i >= len(shards) * size and shards[-1][-1].group != item.group):
             shards.append([])

@@ -28,11 +28,13 @@ SAMPLED_BATCHES = 4  # global batches of a training that are packed
 
 class Plan:
     """The stages of a run on a machine, and what each takes: tokens computed, tokens drawn or predicted, and seconds
-    (infinite where no example fits a micro-batch)."""
+    (infinite where no example fits a micro-batch); in generation also the share of the `max_num_seqs` places that draw
+    tokens which are kept, on average over the time."""
 
     def __init__(self, machine: Roofline):
         self.machine, self.settings, self.planned = machine, machine.settings, Planned(machine.settings)
         self.stages, self.costs = self.planned.stages(), dict[Generation | Training, tuple[float, float, float]]()
+        self.places = dict[Generation | Training, float]()
         trained = count(machine.config, machine.settings, machine.ranks)["needed"]  # bytes of a rank
         self.memory = {Training: trained, Generation: sum(machine.generation_memory().values())}
         for work in self.stages.values():
@@ -42,16 +44,19 @@ class Plan:
     def generation(self, work: Generation) -> tuple[float, float, float]:
         """A stage takes as long as the rank that claims the most shards."""
         settings, machine = self.settings, self.machine
-        shards = 2 * -(-work.count // (2 * settings.engine.shard_requests))  # an even number, as in `cut_shards`
-        size, prompts = -(-work.count // shards), list[list[int]]()
+        shards, prompts = settings.engine.shards(work.count), list[list[int]]()
+        size = -(-work.count // shards)
         while len(prompts) < size:
             prompts += work.group()
         drawn = zip(prompts, self.planned.lengths(work, size), strict=False)  # the last group may be cut
         requests = [Request(str(i), ids, Sampling(1.0, 1.0, length), 0) for i, (ids, length) in enumerate(drawn)]
-        steps = list(simulate(requests, settings.engine, machine.config.max_position_embeddings))
+        steps = list(simulate(requests, settings.engine, machine.config.max_position_embeddings, machine.passes))
+        times, new = [machine.step_seconds(step) for step in steps], sum(r.sampling.max_new_tokens for r in requests)
+        taken = sum(step.drawn * time for step, time in zip(steps, times, strict=True)) / sum(times)
+        self.places[work] = taken * new / sum(step.drawn for step in steps) / settings.engine.max_num_seqs
         seconds = settings.plan.start_seconds + work.loads * machine.disk_seconds(2)
-        seconds += -(-shards // machine.ranks) * sum(map(machine.step_seconds, steps))
-        return shards * sum(step.tokens for step in steps), shards * sum(step.drawn for step in steps), seconds
+        seconds += -(-shards // machine.ranks) * sum(times)
+        return shards * sum(step.tokens for step in steps), shards * new, seconds
 
     def training(self, work: Training) -> tuple[float, float, float]:
         """Updates, the reference's pass, held-out evaluations, exports and states."""
@@ -115,15 +120,16 @@ def table(plan: Plan, card: str) -> Iterator[str]:
     """The plan as lines for people."""
     settings, machine, config = plan.settings, plan.machine, plan.machine.config
     unit, hours = "CPU" if card == "cpu" else "GPU", defaultdict[str, float](float)
-    head, row = "{:22}" + 7 * "{:>12}", "{:22}{:12,}{:12,.1f}{:12,.1f}{:12.2f}{:12,.1f}{:12.1f}{:12.1f}"
+    head, row = "{:22}" + 8 * "{:>12}", "{:22}{:12,}{:12,.1f}{:12,.1f}{:12.2f}{:12,.1f}{:12.1f}{:12.1f}{:>12}"
     yield f"{settings.name}: {config.parameter_count() / 1e9:.2f} billion parameters on {machine.ranks} x {card}\n"
-    columns = ("requests", "computed, k", "new, k", f"{unit}-hours", "minutes", "memory, GB", "disk, GB")
+    columns = ("requests", "computed, k", "new, k", f"{unit}-hours", "minutes", "memory, GB", "disk, GB", "places, %")
     yield head.format("stage", *columns)
     for name, work in plan.stages.items():
         (computed, new, seconds), memory = plan.costs[work], plan.memory[type(work)] / 1e9
         each, left = machine.ranks * seconds / 3600, disk(work, config) / 1e9
         hours[name.split("/")[0]] += each
-        yield row.format(name, work.count, computed / 1e3, new / 1e3, each, seconds / 60, memory, left)
+        places = f"{100 * plan.places[work]:.0f}" if work in plan.places else ""
+        yield row.format(name, work.count, computed / 1e3, new / 1e3, each, seconds / 60, memory, left, places).rstrip()
     total, parts = sum(hours.values()), machine.generation_memory()
     generated, trained = plan.memory[Generation] / 1e9, plan.memory[Training] / 1e9
     yield f"{'in all':58}{total:12.2f}{60 * total / machine.ranks:12,.1f}\n"

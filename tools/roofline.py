@@ -16,7 +16,7 @@ from model.config import LlamaConfig
 from model.dtype import training_dtype
 from sampling.blocks import BlockPool
 from sampling.request import Request
-from sampling.scheduler import Scheduler, Step
+from sampling.scheduler import PASSES, Scheduler, Step
 from stages.settings import EngineOptions, Settings
 
 GPUS_PER_NODE = 8
@@ -29,26 +29,28 @@ class StepWork(NamedTuple):  # the work of a forward pass
     keys_seen: int  # summed over queries
 
     @classmethod
-    def of(cls, step: Step, block_size: int) -> "StepWork":
-        metadata = step.metadata(block_size)
+    def of(cls, step: Step, block_size: int, passed: int = 0) -> "StepWork":
+        """Of one of a step's passes."""
+        metadata = step.metadata(block_size, passed)
         read = sum(run.tokens for run in metadata.shared_runs()) + sum(span.end for span in metadata.prefill)
         drawn, positions = sum(item.samples for item in step.scheduled), metadata.positions
         return cls(len(positions), drawn, read, sum(positions) + len(positions))
 
 
-def simulate(requests: Sequence[Request], engine: EngineOptions, context: int) -> Iterator[StepWork]:
-    """The steps of the engine's own scheduler on a shard whose completions are as long as they may be."""
+def simulate(requests: Sequence[Request], engine: EngineOptions, context: int, passes: int = 1) -> Iterator[StepWork]:
+    """The passes of the engine's own scheduler on a shard whose completions are as long as they may be."""
     pool, token = BlockPool(engine.num_kv_blocks, engine.block_size), 0
-    scheduler = Scheduler(pool, engine.max_num_batched_tokens, engine.max_num_seqs, context)
+    scheduler = Scheduler(pool, engine.max_num_batched_tokens, engine.max_num_seqs, context, passes)
     for request in requests:
         scheduler.add(request)
     while scheduler.busy:
         step = scheduler.schedule()
-        work = StepWork.of(step, engine.block_size)
-        token -= work.drawn  # negative and unique: completions share no prefix
-        drawn = list(range(token, token + work.drawn))
-        scheduler.complete(step, drawn)
-        yield work
+        drawn = list[list[int]]()
+        for passed in range(step.passes):
+            yield (work := StepWork.of(step, engine.block_size, passed))
+            token -= work.drawn  # negative and unique: completions share no prefix
+            drawn.append(list(range(token, token + work.drawn)))
+        scheduler.complete(step, drawn, drawn)  # which stand for log-probabilities that nobody reads
 
 
 class Card(NamedTuple):  # a machine's peaks
@@ -97,6 +99,12 @@ class Roofline:  # `ranks` GPUs of one kind, or CPUs like this one, with a model
             f"{plan.disk_gigabytes_per_second:g} GB/s 2 bytes a parameter for weights (each measurement and round of "
             "the pool, too: an upper bound) and exports, 12 for states. Utilisations are settings: [plan]."
         )
+
+    @property
+    def passes(self) -> int:
+        """Of a step at most: several with CUDA graphs. A CPU has no link."""
+        graphs = self.settings.engine.cuda_graphs and self.settings.model.attention == "triton"
+        return PASSES if graphs and math.isfinite(self.card.link) else 1
 
     @property
     def link(self) -> float:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.metadata import batches, build_metadata
+from kernels.metadata import batches, build_metadata, build_tiles
 from kernels.paged import PagedAttention, empty_cache
 
 HEADS = [(1, 1, 8), (3, 1, 8), (6, 2, 16), (9, 3, 64)]  # query heads, key-value heads, head_dim
@@ -60,6 +60,20 @@ def test_what_is_shared_is_read_once_at_every_level():
             tables += [[*range(8), *question, *response, *islice(number, 2)] for _ in range(4)]
     runs = decoding(tables, [len(table) * 16 for table in tables], 16).shared_runs()
     assert sum(len(run.blocks) for run in runs) <= 8 * (8 + 6) + 32 * 5 + 128 * 2
+
+
+@settings(max_examples=50)
+@given(block_tables(), st.integers(0, 7))
+def test_tiles_have_the_blocks_in_use_and_each_tokens_in_all_passes(case, ahead):
+    """Where all tables end with blocks for as many passes, and with another."""
+    tables, lengths, size = case
+    tables = [[*table, *range(1000 * i, 1000 * i + 9)] for i, table in enumerate(tables, start=1)]
+    tiles = build_tiles(decoding(tables, lengths, size), 4, 1, ahead)
+    used = [table[: -(-(length + ahead) // size)] for table, length in zip(tables, lengths, strict=True)]
+    assert len(tiles.blocks) <= sum(map(len, used)) and {*tiles.blocks} == {block for table in used for block in table}
+    for place, table, length in zip(tiles.tables, tables, lengths, strict=True):
+        for position in range(length - 1, length + ahead):
+            assert tiles.blocks[place + position // size] == table[position // size]
 
 
 @settings(max_examples=25)

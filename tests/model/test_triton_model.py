@@ -57,7 +57,7 @@ def test_generation(model, sampling, few, graphs, device):
     for attention in ("triton", "sdpa"):
         machine = Engine(model, **options, attention=attention, cuda_graphs=graphs)
         if graphs and attention == "triton" and device.type == "cpu":
-            machine.graphs = DecodeGraphs(model, machine.cache)
+            machine.graphs, machine.max_passes = DecodeGraphs(model, machine.cache), 3
         results.append({c.id: c for c in machine.run(requests)})
         assert bool(machine.graphs) == (graphs and attention == "triton")
         assert (machine.preemptions > 0) == bool(few)

@@ -5,6 +5,7 @@ Fake tensors raise where tensors of two devices meet, and where a shape or a num
 
 import ctypes
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,14 +92,15 @@ def test_a_mixed_step_stays_on_the_device(fake_engine):
 
     decode = [item(20, 19, [0, 1, 2]), item(24, 23, [0, 1, 3])]
     step = Step(decode, [item(13, 0, [4, 5]), item(30, 16, [0, 1, 6, 7])])
-    logits = fake_engine._logits(step, step.metadata(8))
+    ids_t = torch.zeros(1 + 1 + 13 + 14, dtype=torch.int64, device="cuda")
+    logits = fake_engine._logits(step, step.metadata(8), ids_t)
     assert logits.shape == (4, fake_engine.model.config.vocab_size)
     assert (logits.device.type, logits.dtype) == ("cuda", torch.bfloat16)
 
 
 @pytest.mark.parametrize("fake_engine", ["triton"], indirect=True)
 def test_what_is_captured_has_no_host_sync_and_no_shape_from_data(fake_engine):
-    sizes = TileSizes(tokens=8, tables=8, blocks=4, narrow=16, wide=16, entries=32)
+    sizes = TileSizes(tokens=8, blocks=32, narrow=16, wide=16, entries=32)
     inputs = Inputs.zeros(sizes, torch.device("cuda"))
     decode(fake_engine.model, fake_engine.cache, inputs, sizes)  # the constant tables are made once
     with OnDevice() as watched, recording(90) as launches:
@@ -131,9 +133,11 @@ def test_a_training_micro_batch_has_no_host_sync(fake_cuda):
 
 def test_buckets():
     assert [power_of_two(n) for n in (0, 1, 2, 3, 4, 5, 128, 129)] == [1, 1, 2, 4, 4, 8, 128, 256]
-    sizes = bucket(TileSizes(tokens=5, tables=5, blocks=9, narrow=3, wide=0, entries=33))
-    assert sizes == TileSizes(tokens=8, tables=8, blocks=16, narrow=16, wide=16, entries=64)
+    sizes = bucket(TileSizes(tokens=5, blocks=9, narrow=3, wide=0, entries=33))
+    assert sizes == TileSizes(tokens=8, blocks=16, narrow=16, wide=16, entries=64)
     assert bucket(sizes) == sizes
+    rows = {33: 64, 64: 64, 65: 96, 96: 96, 300: 320, 512: 512}
+    assert {n: bucket(replace(sizes, tokens=n)).tokens for n in rows} == rows
 
 
 def test_what_has_no_kernels_is_an_error(fake_cuda, monkeypatch):

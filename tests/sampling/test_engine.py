@@ -20,9 +20,11 @@ def model() -> Llama:
     return load_model(FIXTURE, torch.float32)
 
 
-def engine(model: Llama, **changes) -> Engine:
+def engine(model: Llama, passes: int = 1, **changes) -> Engine:
     options = {"num_kv_blocks": 256, "block_size": 8, "max_num_batched_tokens": 256, "max_num_seqs": 32}
-    return Engine(model, **options | changes)
+    machine = Engine(model, **options | changes)
+    machine.max_passes = passes
+    return machine
 
 
 @cache
@@ -32,7 +34,12 @@ def oracle(model: Llama, ids: tuple[int, ...]) -> list[int]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"max_num_batched_tokens": 13, "max_num_seqs": 9}, {"block_size": 1}, {"num_kv_blocks": 20}],
+    [
+        {"passes": 8},
+        {"max_num_batched_tokens": 13, "max_num_seqs": 9},
+        {"block_size": 1, "passes": 3},
+        {"num_kv_blocks": 20, "passes": 5},
+    ],
     ids=str,
 )
 def test_greedy_tokens_equal_full_forwards(model, changes):
@@ -69,14 +76,23 @@ def test_memory_does_not_grow(model):
     assert max(resident[2:]) - resident[1] < 2 * 2**20
 
 
+def test_several_passes_a_step_give_the_same_bits(model):
+    """All sequences in one batch up to the end: tokens and sums of log-probabilities are equal."""
+    requests = mixed_requests(12, Sampling(1.0, 0.9, 20))
+    engines = [engine(model, passes, max_num_batched_tokens=1000) for passes in (1, 2, 8)]
+    one, *more = ({c.id: c for c in machine.run(requests)} for machine in engines)
+    assert len(one) == 12 and all(other == one for other in more)
+
+
 def test_samples_do_not_depend_on_batch_or_order(model):
     requests = mixed_requests(12, Sampling(1.0, 0.9, 20))
     first = {c.id: c.ids for c in engine(model).run(requests)}
-    second = {c.id: c.ids for c in engine(model, max_num_seqs=3, max_num_batched_tokens=17).run(reversed(requests))}
+    second = {c.id: c.ids for c in engine(model, 6, max_num_seqs=3, max_num_batched_tokens=17).run(reversed(requests))}
     assert first == second
 
 
-def test_stop_tokens_and_reasons(model):
+@pytest.mark.parametrize("passes", [1, 8])
+def test_stop_tokens_and_reasons(model, passes):
     prompt = list(range(3, 40))
     tokens = oracle(model, tuple(prompt))
     stop = tokens[10]
@@ -87,7 +103,7 @@ def test_stop_tokens_and_reasons(model):
         Request("too_long", [5] * 512, GREEDY, 0),
         Request("context", [5] * 510, GREEDY, 0),
     ]
-    completions = {c.id: c for c in engine(model).run(requests)}
+    completions = {c.id: c for c in engine(model, passes).run(requests)}
     for name, ids in (("stop", tokens[:end]), ("length", tokens[:5]), ("too_long", [])):
         assert (completions[name].ids, completions[name].finish_reason) == (ids, name)
     assert (len(completions["context"].ids), completions["context"].finish_reason) == (2, "length")

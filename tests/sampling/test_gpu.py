@@ -14,7 +14,7 @@ from workload import FIXTURE, mixed_requests
 
 from model.weights import load_model
 from sampling.engine import Engine
-from sampling.graphs import DecodeGraphs, decode
+from sampling.graphs import DecodeGraphs, Inputs, decode
 from sampling.request import Sampling
 
 pytestmark = pytest.mark.gpu
@@ -22,16 +22,18 @@ pytestmark = pytest.mark.gpu
 
 @torch.inference_mode()
 def test_a_graph_replays_what_was_captured(device):
-    """After a run, the step that each graph holds last, launched op by op: the same tokens."""
+    """After a run, the pass that each graph would compute next, launched op by op: the same tokens."""
     model = load_model(FIXTURE, torch.bfloat16 if device.type == "cuda" else torch.float32, device)
     machine = Engine(model, num_kv_blocks=256, block_size=8, max_num_batched_tokens=64, max_num_seqs=32)
     if device.type == "cpu":
-        machine.graphs = DecodeGraphs(model, machine.cache)
+        machine.graphs, machine.max_passes = DecodeGraphs(model, machine.cache), 3
     completions = list(machine.run(mixed_requests(8, Sampling(1.0, 0.9, 8))))
     assert len(completions) == 8 and len(machine.graphs.buckets) > 1
     for sizes, bucket in machine.graphs.buckets.items():
+        inputs = Inputs(*(x.clone() for x in bucket.device))
         ids, logprobs = (x.clone() for x in bucket.run())
-        again, others = decode(model, machine.cache, bucket.device, sizes)
+        again, others = decode(model, machine.cache, inputs, sizes)
+        assert all(map(torch.equal, inputs, bucket.device)) and torch.equal(inputs.tokens[0], ids)
         assert torch.equal(ids, again)
         torch.testing.assert_close(logprobs, others)
 

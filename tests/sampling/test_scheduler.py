@@ -16,9 +16,9 @@ from sampling.scheduler import Scheduler, Sequence, Step
 class Machine:
     """A scheduler, and the cache's content after a model's forward passes."""
 
-    def __init__(self, blocks: int, size: int, budget: int, sequences: int):
+    def __init__(self, blocks: int, size: int, budget: int, sequences: int, passes: int = 1):
         self.pool = BlockPool(blocks, size)
-        self.scheduler = Scheduler(self.pool, budget, sequences, max_length=10**6)
+        self.scheduler = Scheduler(self.pool, budget, sequences, 10**6, passes)
         self.budget, self.sequences, self.size = budget, sequences, size
         self.cache: dict[tuple[int, int], tuple[int, ...]] = {}
         self.done: dict[str, list[int]] = {}
@@ -26,30 +26,38 @@ class Machine:
     def step(self) -> None:
         step = self.scheduler.schedule()
         assert step.scheduled, "a busy scheduler always has something to compute"
-        self.compute(step)
+        texts, drawn = [list(item.sequence.tokens) for item in step.scheduled], list[list[int]]()
+        self.copy(step)
+        for passed in range(step.passes):
+            self.compute(step, passed, texts)
+            sampling = [text for item, text in zip(step.scheduled, texts, strict=True) if item.samples]
+            drawn.append([next_token(text) for text in sampling])
+            for text, token in zip(sampling, drawn[-1], strict=True):
+                text.append(token)
         self.check_blocks()
-        drawn = [(sum(item.sequence.tokens) + len(item.sequence.tokens)) % 5 for item in step.scheduled if item.samples]
-        for sequence in self.scheduler.complete(step, drawn):
+        for sequence in self.scheduler.complete(step, drawn, drawn):
             assert sequence.request.id not in self.done
             self.done[sequence.request.id] = sequence.completion
         self.check_blocks()
 
-    def compute(self, step: Step) -> None:
-        """Copy and write; then every token must have its prefix in its sequence's blocks."""
+    def copy(self, step: Step) -> None:
         assert sum(item.end - item.start for item in step.scheduled) <= self.budget
         assert len(self.scheduler.running) <= self.sequences
         for source, destination in step.copies:
             for slot in range(self.size):
                 self.cache[destination, slot] = self.cache.get((source, slot), ())
 
-        def slots(item, start: int) -> dict:
-            blocks, tokens = item.sequence.blocks, item.sequence.tokens
-            return {(blocks[i // self.size], i % self.size): tuple(tokens[: i + 1]) for i in range(start, item.end)}
+    def compute(self, step: Step, passed: int, texts: list[list[int]]) -> None:
+        """Write; then every token must have its prefix in its sequence's blocks."""
 
-        for item in step.scheduled:
+        def slots(item, tokens: list[int], start: int) -> dict:
+            blocks, places = item.sequence.blocks, range(start, item.end + passed)
+            return {(blocks[i // self.size], i % self.size): tuple(tokens[: i + 1]) for i in places}
+
+        for item, text in zip(step.scheduled, texts, strict=True):
             assert item.start == item.sequence.computed < item.end <= len(item.sequence.tokens)
-            self.cache |= slots(item, item.start)
-        assert all(slots(item, 0).items() <= self.cache.items() for item in step.scheduled)
+            self.cache |= slots(item, text, item.start + passed)
+        assert all(slots(*one, 0).items() <= self.cache.items() for one in zip(step.scheduled, texts, strict=True))
 
     def check_blocks(self) -> None:
         """References count the running sequences' blocks; the free blocks are exactly those without a reference."""
@@ -61,10 +69,14 @@ class Machine:
 
 def expected(request: Request) -> list[int]:
     """The tokens that the machine draws for a request alone."""
-    sequence = Sequence(request, 0, 0, list(request.ids))
-    for _ in range(request.sampling.max_new_tokens):
-        sequence.tokens.append((sum(sequence.tokens) + len(sequence.tokens)) % 5)
+    sequence = Sequence(request, 0, len(request.ids) + request.sampling.max_new_tokens, list(request.ids))
+    while not sequence.completion or not sequence.finish_reason:
+        sequence.tokens.append(next_token(sequence.tokens))
     return sequence.completion
+
+
+def next_token(tokens: list[int]) -> int:
+    return (sum(tokens) + len(tokens)) % 5
 
 
 PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=14)  # two tokens only: prefixes are often shared
@@ -78,11 +90,13 @@ PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=14)  # two tokens onl
     spare=st.integers(0, 30),
     budget=st.integers(1, 20),
     sequences=st.integers(1, 8),
+    passes=st.integers(1, 5),
+    stop=st.frozensets(st.integers(2, 4), max_size=1),
 )
-def test_any_sequence_of_events(prompts, arrivals, size, spare, budget, sequences):
-    requests = [Request(str(i), ids, Sampling(1.0, 1.0, new), seed=i) for i, (ids, new) in enumerate(prompts)]
+def test_any_sequence_of_events(prompts, arrivals, size, spare, budget, sequences, passes, stop):
+    requests = [Request(str(i), ids, Sampling(1.0, 1.0, new, stop), seed=i) for i, (ids, new) in enumerate(prompts)]
     longest = max(len(r.ids) + r.sampling.max_new_tokens for r in requests)
-    machine = Machine(-(-longest // size) + spare, size, budget, sequences)
+    machine = Machine(-(-longest // size) + spare, size, budget, sequences, passes)
     work = sum(len(r.ids) + r.sampling.max_new_tokens for r in requests)
     for request, steps in zip(requests, arrivals, strict=False):
         assert machine.scheduler.add(request)
@@ -112,3 +126,22 @@ def test_the_youngest_gives_way_and_loses_nothing():
         machine.step()
     assert machine.scheduler.preemptions > 0 and list(machine.done) == ["0", "1"]
     assert machine.done == {request.id: expected(request) for request in requests}
+
+
+def test_a_step_has_as_many_passes_as_sequences_need_and_blocks_allow():
+    """Two prompts of 2 tokens, to which 7 and 3 are drawn, the first of each with the prompt. Then 4 passes, the most,
+    and the 2 that the first still needs; with 5 blocks of 2 tokens, of which each has 2, one is not enough for 4."""
+
+    def passes(blocks: int) -> list[int]:
+        machine, steps = Machine(blocks, size=2, budget=16, sequences=4, passes=4), list[int]()
+        for i, new in enumerate((7, 3)):
+            machine.scheduler.add(Request(str(i), [i] * 2, Sampling(1.0, 1.0, new), 0))
+        complete = machine.scheduler.complete
+        machine.scheduler.complete = lambda step, *drawn: (steps.append(step.passes), complete(step, *drawn))[1]
+        while machine.scheduler.busy:
+            machine.step()
+        assert machine.scheduler.preemptions == 0
+        return steps
+
+    assert passes(blocks=20) == [1, 4, 2]
+    assert passes(blocks=5) == [1, 2, 4]

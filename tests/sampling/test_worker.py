@@ -18,7 +18,7 @@ from sampling.request import Completion, Sampling
 from sampling.respond import response_items
 from sampling.worker import Item, Work, Worker
 from stages.files import read_manifest
-from stages.settings import load_settings
+from stages.settings import EngineOptions, load_settings
 from stages.shards import cut_shards, unclaimed, unwritten, write_shard
 from stages.stage import Job
 
@@ -53,7 +53,9 @@ def test_an_environment_without_triton(monkeypatch):
 
 
 def test_shards_hold_whole_groups():
-    shards = cut_shards(items(20, 4), 6)
+    options = EngineOptions(shard_requests=6)
+    assert options.shards(20) == 4 and replace(options, shard_multiple=3).shards(20) == 6 and options.shards(0) == 0
+    shards = cut_shards(items(20, 4), options)
     assert [len(shard) for shard in shards] == [8, 4, 4, 4]
     assert [item.name for shard in shards for item in shard] == [f"i{n}" for n in range(20)]
 
@@ -68,7 +70,7 @@ def test_a_rank_that_starts_late_leaves_no_shard_out(tmp_path, monkeypatch):
     first = tmp_path / "out" / "shards-key" / "00000.jsonl"
     write_shard(first, [{"id": "i0", "ids": [7], "finish_reason": "length"}])
     Worker(SETTINGS, tmp_path).run(job(tmp_path / "out"), items(96, 8))
-    shards = cut_shards(items(96, 8), SETTINGS.engine.shard_requests)
+    shards = cut_shards(items(96, 8), SETTINGS.engine)
     assert read_manifest(tmp_path / "out")["counts"]["records"] == 96 - len(shards[0]) + 1
     assert len(list(first.parent.glob("*.jsonl"))) == len(shards)
 
@@ -86,7 +88,7 @@ def test_a_shard_that_has_changed_since_a_killed_run_wrote_it_is_made_again(tmp_
     fake_engine(monkeypatch, drawn.append)
     Worker(SETTINGS, tmp_path).run(job(tmp_path / "out"), items(96, 8))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
-    assert drawn == [item.name for item in cut_shards(items(96, 8), SETTINGS.engine.shard_requests)[1]]
+    assert drawn == [item.name for item in cut_shards(items(96, 8), SETTINGS.engine)[1]]
 
 
 def test_the_longest_shards_come_first():

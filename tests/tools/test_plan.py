@@ -52,18 +52,23 @@ def planned(settings: Settings, ranks: int = 1) -> Plan:
     return Plan(Roofline(LlamaConfig.load(settings.model.shape), settings, CARDS["h100"], ranks))
 
 
-@pytest.mark.parametrize(("blocks", "sequences"), [(256, 3), (24, 32)])
-def test_a_simulation_computes_what_the_engine_computes(blocks, sequences):
+@pytest.mark.parametrize(("blocks", "sequences", "passes"), [(256, 3, 1), (24, 32, 1), (256, 3, 4), (24, 32, 4)])
+def test_a_simulation_computes_what_the_engine_computes(blocks, sequences, passes):
     """Prompts that share, long ones in chunks, waiting ones; with 24 blocks sequences give way and start again."""
     model, work = load_model(FIXTURE, torch.float32), []
     options = {"num_kv_blocks": blocks, "block_size": 8, "max_num_batched_tokens": 64, "max_num_seqs": sequences}
     engine = Engine(model, **options)
-    forward = engine._forward
-    engine._forward = lambda step: (work.append(StepWork.of(step, 8)), forward(step))[1]  # type: ignore[method-assign]
+    engine.max_passes, forward = passes, engine._forward
+
+    def watched(step):
+        work.extend(StepWork.of(step, 8, passed) for passed in range(step.passes))
+        return forward(step)
+
+    engine._forward = watched  # type: ignore[method-assign]
     asked = mixed_requests(24, Sampling(1.0, 1.0, 24))
     lengths = {completion.id: len(completion.ids) for completion in engine.run(asked)}
     known = [replace(request, sampling=Sampling(1.0, 1.0, lengths[request.id])) for request in asked]
-    assert list(simulate(known, EngineOptions(**options), model.config.max_position_embeddings)) == work
+    assert list(simulate(known, EngineOptions(**options), model.config.max_position_embeddings, passes)) == work
     assert sum(step.tokens for step in work) == engine.computed_tokens
     assert (engine.preemptions > 0) == (blocks == 24)
     # A shared prompt of 64 tokens is read once and seen by all: the second computes its last token and one of its own.
@@ -131,6 +136,13 @@ def test_shards_are_claimed_by_ranks(tiny):
     assert [(time - fixed) / (times[0] - fixed) for time in times] == pytest.approx([1, 1 / 2, 1 / 2, 1 / 4, 1 / 4])
 
 
+def test_one_sequence_takes_its_place_in_every_pass(tiny):
+    """Of two places at most half are taken; no pass is in vain, as there is always one that needs it."""
+    for places in (1, 2):
+        plan = planned(changed(tiny, engine={"max_num_seqs": places, "shard_requests": 1}))
+        assert plan.places[plan.stages["iter1/responses"]] == pytest.approx(1 / places)
+
+
 def test_seconds_of_steps_and_updates_by_hand(llama):
     """Llama-3-8B: a block has 4096 (2 4096 + 2 1024 + 3 14336) = 218,103,808 weights, the head 525,336,576.
 
@@ -139,9 +151,9 @@ def test_seconds_of_steps_and_updates_by_hand(llama):
     blocks, head = 32 * 218_103_808, 525_336_576
     one, two_nodes = (Roofline(LLAMA, llama, CARDS["h100"], ranks) for ranks in (1, 16))
     by_bytes = (2 * (blocks + head) + 128 * 1024 * (2_000 + 10)) / (3.35e12 * 0.6)
-    assert one.step_seconds(StepWork(10, 3, 2_000, 7_000)) == pytest.approx(by_bytes + 0.008)
+    assert one.step_seconds(StepWork(10, 3, 2_000, 7_000)) == pytest.approx(by_bytes + 0.002)
     operations = 2 * blocks * 8192 + 2 * head * 5 + 4 * 32 * 4096 * 10**8
-    assert one.step_seconds(StepWork(8192, 5, 8192, 10**8)) == pytest.approx(operations / (989e12 * 0.5) + 0.008)
+    assert one.step_seconds(StepWork(8192, 5, 8192, 10**8)) == pytest.approx(operations / (989e12 * 0.5) + 0.002)
     adam, sent = 28 * PARAMETERS / 3.35e12, 15 / 16 * 8 * PARAMETERS / (50e9 * 0.6)
     assert one.update_seconds([1e14, 2e14]) == pytest.approx(4 * 3e14 / (989e12 * 0.4) + adam)
     assert two_nodes.update_seconds([1e12]) == pytest.approx(sent + adam / 16)
