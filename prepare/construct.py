@@ -139,8 +139,8 @@ def sft_files() -> Files:
     yield "sft/smollm2-135m.jsonl.gz", spread([*decisions, *judging], draw.sample(own, 1400))
 
     more, reworded = constructor(["train", "families"], seed=2), NearMisses(prompts, answers, 2, _toml("ruled"))
-    near_misses, values = list(reworded.pairs(600, EVIDENCE)), list(reworded.value_pairs(600, EVIDENCE))
-    judgments, comparisons = list(more.judge_examples(300)), list(more.metajudge_examples(1000))
+    near_misses, values = list(reworded.pairs(600, EVIDENCE)), list(reworded.value_pairs(700, EVIDENCE))
+    judgments, comparisons = list(more.judge_examples(400)), list(more.metajudge_examples(1000))
     yield "sft/smollm2-135m-2.jsonl.gz", spread(near_misses, values, judgments, comparisons, draw.sample(own, 500))
 
 

@@ -22,8 +22,8 @@ from stages.records import Record
 
 SCORES = {"kept": 5, "repeated": 2, "broken": 1, "foreign": 0}  # of a response, by what it is
 WAYS = ((True, False), (True, False), (True,), (False,), (), ())  # which sides of a pair are answers as they are
-TURNS = {"one_word": 2, "starts_with": 2, "json": 2, "lower_case": 2, "no_commas": 8}  # of two rules 1, others 4
-VALUED = ("words_at_most", "words_at_least", "sentences", "contains", "bullets", "starts_with")
+TURNS = {"one_word": 2, "starts_with": 2, "json": 2, "lower_case": 2, "no_commas": 8, "words_at_least": 8}
+VALUED = ("words_at_most", "words_at_least", "sentences", "words_at_least", "contains", "bullets")  # in turn
 COUNTS = {"words_at_most": range(3, 70), "words_at_least": range(3, 70), "sentences": range(1, 6)}
 COUNTS |= {"bullets": range(1, 6)}
 Text = tuple[str, str]  # and its origin, "own" or "edited"
@@ -50,6 +50,7 @@ class NearMisses:
             verdicts = [(text, obeys(rules, text)) for text in texts]
             kept = [text for text, obeyed in verdicts if obeyed and not repetitive(text)]
             self.sides[name] = {True: kept, False: [text for text, obeyed in verdicts if not obeyed]}
+        # Two rules have one turn, others four.
         turns = {kind: 1 if "+" in kind else TURNS.get(kind, 4) if source else 3 for kind in self.names}
         self.kinds = [kind for kind in turns for _ in range(turns[kind])]
 

@@ -66,7 +66,7 @@ def test_value_pairs_differ_in_the_rules_value_alone(made, monkeypatch):
         shown = rule.value[0] if rule.name == "contains" else str(rule.value)
         words = {number: word for word, number in NUMBERS.items()}
         assert any(one in row["prompt"] for one in (shown, words.get(rule.value, shown)))
-    assert Counter(rules_of(row)[0].name for row in rows) == dict.fromkeys(VALUED, 40)
+    assert Counter(rules_of(row)[0].name for row in rows) == Counter(VALUED * 40)
 
 
 def test_values_worked_by_hand():
