@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from kernels import launch
 from kernels.attention_triton import LOG2_E
-from kernels.launch import Launch, to_device
+from kernels.launch import Attention, Launch, to_device
 from kernels.metadata import NARROW_ROWS, TILE_WIDTH, WIDE_ROWS, AttentionMetadata, TileSizes, build_tiles
 from kernels.rope import Rope
 from kernels.rope_triton import rotate_and_store
@@ -155,6 +155,8 @@ class DeviceTiles:
 
 class TritonPagedAttention:
     """One step's attention, callable as `attend` of `model.llama.Llama.forward`: the twin of `paged.PagedAttention`."""
+
+    attention: Attention = "triton"
 
     def __init__(self, cache: Tensor, tiles: DeviceTiles):
         """`cache`: [layers, 2, n, k, s, d]."""

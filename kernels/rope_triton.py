@@ -4,7 +4,7 @@ For each pair (x_i, x_{i + d/2}) of a query or key at a position with angle a_i,
 
     y_i = x_i cos a_i - x_{i + d/2} sin a_i     y_{i + d/2} = x_{i + d/2} cos a_i + x_i sin a_i
 
-With a norm, x is first replaced by x weight / sqrt(mean(x^2) + eps), rounded as `model.layers.RMSNorm` does.
+With a norm, x is first replaced by x weight / sqrt(mean(x^2) + eps), rounded as `model.layers.HeadNorm` does.
 A program has one token. Shapes: t tokens, h query heads, k key-value heads, d head_dim, n blocks of s tokens.
 """
 
@@ -12,14 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from kernels.norm_triton import weighted
 from kernels.rope import Rope
-
-
-@triton.jit
-def _weighted(x, weights, mask):
-    """x, rounded, times the weights, rounded: fp32, with roundings to the weights' dtype."""
-    w = tl.load(weights, mask=mask, other=0.0)
-    return (x.to(w.dtype).to(tl.float32) * w.to(tl.float32)).to(w.dtype).to(tl.float32)
 
 
 @triton.jit
@@ -45,7 +39,7 @@ def _rotate_and_store(
     if norm is not None:
         scale = tl.rsqrt(tl.sum(x1 * x1 + x2 * x2, 1) / D + eps)[:, None]
         weight = norm + tl.where(head < HEADS, 0, D)[:, None] + half[None, :]
-        x1, x2 = _weighted(x1 * scale, weight, mask), _weighted(x2 * scale, weight + D // 2, mask)
+        x1, x2 = weighted(x1 * scale, weight, mask), weighted(x2 * scale, weight + D // 2, mask)
     y1 = (x1 * c[None, :] - x2 * s[None, :]).to(out.dtype.element_ty)
     y2 = (x2 * c[None, :] + x1 * s[None, :]).to(out.dtype.element_ty)
     y = out + token * ((HEADS + KV_HEADS) * D) + head[:, None] * D + half[None, :]

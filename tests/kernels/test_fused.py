@@ -1,0 +1,84 @@
+"""The fused elementwise kernels, eager and in Triton, against the formulas in fp64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accuracy import assert_as_close
+
+from kernels.norm import add_norm
+from model.layers import SwiGLU
+
+pytestmark = pytest.mark.kernels
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def normal(dtype, device, *shapes):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+
+
+def run(function, inputs, upstream):
+    """Values and gradients; None stands for an input that is not given, or a value that nothing uses."""
+    given = [x if x is None else x.clone().requires_grad_() for x in inputs]
+    values = function(*given)
+    used = [(y, grad.to(y)) for y, grad in zip(values, upstream, strict=True) if grad is not None]
+    outputs, grads = zip(*used, strict=True)
+    return [*(y.detach() for y in values), *torch.autograd.grad(outputs, [x for x in given if x is not None], grads)]
+
+
+def assert_close(ours, exact, inputs, upstream):
+    """`ours` takes the inputs, and whether to use Triton."""
+    triton, eager = (run(lambda *given, on=on: ours(*given, on), inputs, upstream) for on in (True, False))
+    assert_as_close(triton, eager, run(exact, [x if x is None else x.double() for x in inputs], upstream))
+
+
+def exact_norm(x, update, weight):
+    y = x if update is None else x + update
+    return y.clone(), weight * y / (y.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("added", [True, False])
+@pytest.mark.parametrize("used", [True, False])
+def test_residual_and_norm(added, used, dtype, device, monkeypatch):
+    """More tokens than programs, a width that is no power of two; y may be unused, as behind the last layer."""
+    from kernels import norm_triton
+
+    monkeypatch.setattr(norm_triton, "PROGRAMS", 3)
+    x, update, weight, grad_y, grad = normal(dtype, device, (8, 72), (8, 72), 72, (8, 72), (8, 72))
+    inputs, upstream = [x, update if added else None, 1 + weight], [grad_y if used else None, grad]
+    assert_close(lambda x, update, weight, triton: add_norm(x, update, weight, 1e-3, triton), exact_norm, inputs, upstream)
+
+
+NAMES = ("gate_up_proj.weight", "down_proj.weight")
+
+
+def exact_swiglu(x, gate_up, down):
+    gate, up = (x @ gate_up.t()).chunk(2, -1)
+    return [(F.silu(gate) * up) @ down.t()]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_swiglu(dtype, device, monkeypatch):
+    """A width that fills no block of columns, and one block that it does."""
+    from kernels import swiglu_triton
+
+    monkeypatch.setattr(swiglu_triton, "BLOCK_I", 32)
+    layer = SwiGLU(16, 48)
+
+    def ours(x, gate_up, down, triton):
+        return [torch.func.functional_call(layer, dict(zip(NAMES, (gate_up, down), strict=True)), (x, triton))]
+
+    *inputs, grad = normal(dtype, device, (5, 16), (2 * 48, 16), (16, 48), (5, 16))
+    assert_close(ours, exact_swiglu, inputs, [grad])
+
+
+def test_no_tokens(device):
+    from kernels import norm_triton, swiglu_triton
+
+    x, weight = torch.empty(0, 8, device=device), torch.ones(8, device=device)
+    assert [len(y) for y in norm_triton.forward(x, x, weight, 1e-3)] == [0, 0, 0]
+    grad_x, grad_weight = norm_triton.backward(x, x, x, weight, x[:, :1])
+    assert len(grad_x) == 0 and not grad_weight.any()
+    assert swiglu_triton.forward(x).shape == (0, 4)
+    assert [y.shape for y in swiglu_triton.backward(x[:, :4], x)] == [(0, 8), (0, 4)]
