@@ -37,7 +37,8 @@ DTYPES = (torch.bfloat16, torch.float16)
 INSTRUCTIONS = {"mma": r"\bmma\.sync", "wgmma": r"\bwgmma\.mma_async", "tcgen05": r"\btcgen05\.mma\b"}
 TARGETS = {80: ("mma", 99 * 1024), 90: ("wgmma", 227 * 1024), 100: ("tcgen05", 227 * 1024)}
 """Best matrix instruction and largest shared memory of a program; for 80 on the smaller cards (8.6, 8.9, 12.0)."""
-SIDES = ("BLOCK_M", "BLOCK_T", "BLOCK_HEADS", "BLOCK_G", "M"), ("BLOCK_N", "BLOCK_V", "BLOCK_D", "BLOCK_I", "N")
+ROWS = ("BLOCK_M", "BLOCK_T", "BLOCK_HEADS", "BLOCK_G", "M")
+COLUMNS = ("BLOCK_N", "BLOCK_V", "BLOCK_HALF", "BLOCK_D", "BLOCK_I", "N")
 """The options that may hold the rows, or else 1, and the columns of a program's tile."""
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -74,8 +75,9 @@ SHAPES = {"SmolLM2-135M": Shape(9, 3, 64, 576, 1536, 49_152), "Llama-3-8B": Shap
 
 
 def launch_all(shape: Shape, dtype: torch.dtype) -> None:
-    """Training's attention over 8 segments of 4096 tokens, norms and SwiGLU; a decoding step of 64 sequences, as a graph
-    captures it; log-probabilities of 4096 tokens, and the gradient of one vocabulary tile's logits; a token for 64 sequences."""
+    """Training's attention over 8 segments of 4096 tokens, norms, SwiGLU and rotations; a decoding step of 64 sequences,
+    as a graph captures it; log-probabilities of 4096 tokens, and the gradient of one vocabulary tile's logits; a token for
+    64 sequences."""
     empty, width = partial(torch.empty, dtype=dtype, device="meta"), logprob_triton.TILE_ROWS
     heads, kv_heads, dim, hidden_size, intermediate_size, vocabulary = shape
     int32, int64, float32 = torch.int32, torch.int64, torch.float32
@@ -95,8 +97,11 @@ def launch_all(shape: Shape, dtype: torch.dtype) -> None:
     rope = (empty(64, 1, dim, dtype=float32), empty(64, 1, dim, dtype=float32))
     qk, v = empty(64, heads + kv_heads, dim), empty(64, kv_heads, dim)
     attend(0, qk, v, rope)
-    norm = nn.RMSNorm(2 * dim, 1e-6, device="meta", dtype=dtype)
+    norm: Any = nn.RMSNorm(2 * dim, 1e-6, device="meta", dtype=dtype)
+    norm.heads = (heads, kv_heads)
     rope_triton.rotate_and_store(qk, v, rope, attend.cache[0], attend.slots_tk, norm)
+    for given in (None, norm):
+        rope_triton.apply_rope(qk.requires_grad_(), rope, given).backward(qk.detach())
 
     hidden, weight = empty(4096, hidden_size), empty(vocabulary, hidden_size)
     targets, grad = empty(4096, dtype=int64), empty(4096, dtype=float32)
@@ -123,7 +128,10 @@ def compile_kernels(model: str, dtype: torch.dtype, target: int, only: str = "")
             usage = subprocess.check_output([CUOBJDUMP, "--dump-resource-usage", file.name], text=True)
         most = {name: max(map(int, re.findall(rf"{name}:(\d+)", usage))) for name in ("REG", "STACK", "LOCAL")}
         counts = {name: len(re.findall(pattern, compiled.asm["ptx"])) for name, pattern in INSTRUCTIONS.items()}
-        tile = (next((str(launch.options[name]) for name in side if name in launch.options), "1") for side in SIDES)
+        tile = (
+            next((str(launch.options[name]) for name in side if name in launch.options), "1")
+            for side in (ROWS, COLUMNS)
+        )
         scalar = re.findall(r"\btt\.dot\b.*-> tensor<[^>]*#blocked", compiled.asm["ttgir"])
         row: dict[str, Any] = {"kernel": launch.name, "target": f"sm_{target}"}
         row |= {"dtype": str(dtype).removeprefix("torch."), "model": model}

@@ -29,14 +29,14 @@ def _forward(gate_up, out, SIZE: tl.constexpr, BLOCK_I: tl.constexpr):
 
 
 @triton.jit
-def _backward(grad, gate_up, grad_gate_up, SIZE: tl.constexpr, BLOCK_I: tl.constexpr):
-    """Of [t, i] and [t, 2 i], contiguous: the gradient [t, 2 i] is written, and h in the place of its gradient."""
+def _backward(grad, gate_up, grad_gate_up, out, SIZE: tl.constexpr, BLOCK_I: tl.constexpr):
+    """Of [t, i] and [t, 2 i], contiguous: the gradient [t, 2 i] and h [t, i], perhaps in `grad`, are written."""
     pair, row, mask, gate, up, s = _gate_and_up(gate_up, SIZE, BLOCK_I)
     g = tl.load(grad + row, mask=mask, other=0.0).to(tl.float32)
-    dtype = grad.dtype.element_ty
+    dtype = out.dtype.element_ty
     tl.store(grad_gate_up + pair, (g * up * s * (1.0 + gate * (1.0 - s))).to(dtype), mask=mask)
     tl.store(grad_gate_up + pair + SIZE, (g * gate * s).to(dtype), mask=mask)
-    tl.store(grad + row, (gate * s * up).to(dtype), mask=mask)
+    tl.store(out + row, (gate * s * up).to(dtype), mask=mask)
 
 
 def forward(gate_up: Tensor) -> Tensor:
@@ -52,5 +52,6 @@ def backward(grad_ti: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
     """`kernels.swiglu.backward` in one kernel."""
     grad_gate_up, (tokens, size) = torch.empty_like(gate_up), grad_ti.shape
     if tokens:
-        _backward[(tokens, triton.cdiv(size, BLOCK_I))](grad_ti, gate_up, grad_gate_up, SIZE=size, BLOCK_I=BLOCK_I)
+        grid = (tokens, triton.cdiv(size, BLOCK_I))
+        _backward[grid](grad_ti, gate_up, grad_gate_up, grad_ti, SIZE=size, BLOCK_I=BLOCK_I)
     return grad_gate_up, grad_ti

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from accuracy import assert_as_close
 
 from kernels.norm import add_norm
-from model.layers import SwiGLU
+from kernels.rope import apply_rope, rope_tables
+from model.layers import HeadNorm, SwiGLU
 
 pytestmark = pytest.mark.kernels
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -47,7 +48,7 @@ def test_residual_and_norm(added, used, dtype, device, monkeypatch):
     monkeypatch.setattr(norm_triton, "PROGRAMS", 3)
     x, update, weight, grad_y, grad = normal(dtype, device, (8, 72), (8, 72), 72, (8, 72), (8, 72))
     inputs, upstream = [x, update if added else None, 1 + weight], [grad_y if used else None, grad]
-    assert_close(lambda x, update, weight, triton: add_norm(x, update, weight, 1e-3, triton), exact_norm, inputs, upstream)
+    assert_close(lambda *given: add_norm(*given[:3], 1e-3, given[3]), exact_norm, inputs, upstream)
 
 
 NAMES = ("gate_up_proj.weight", "down_proj.weight")
@@ -73,8 +74,46 @@ def test_swiglu(dtype, device, monkeypatch):
     assert_close(ours, exact_swiglu, inputs, [grad])
 
 
+ROPE = rope_tables(torch.arange(5), torch.tensor([1.0, 0.5, 0.25, 0.125, 0.1, 0.01]))
+
+
+def exact_rotation(qkv, weight=None):
+    """Of 3 query heads and 2 key heads; 2 heads of values remain."""
+    qk = qkv[:, :5]
+    if weight is not None:
+        qk = exact_norm(qk, None, weight.view(2, 12)[[0, 0, 0, 1, 1]])[1]
+    x1, x2 = qk.chunk(2, -1)
+    cos, sin = (table[..., 6:].to(qk) for table in ROPE)
+    return [torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), -1)]
+
+
+def head_norm(weight):
+    norm = HeadNorm(3, 2, 12, eps=1e-3)
+    del norm.weight
+    norm.weight = weight
+    return norm
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("norms", [[], [head_norm]])
+def test_rotation(norms, dtype, device, monkeypatch):
+    """Of a view that neighbours values, as in the model; more tokens than programs."""
+    from kernels import rope_triton
+
+    monkeypatch.setattr(rope_triton, "PROGRAMS", 3)
+
+    def ours(qkv, *others):
+        *weights, triton = others
+        rotate = rope_triton.apply_rope if triton else apply_rope
+        norm = [make(weight) for make, weight in zip(norms, weights, strict=True)]
+        return [rotate(qkv[:, :5], [table.to(device) for table in ROPE], *norm)]
+
+    qkv, weight, grad = normal(dtype, device, (5, 7, 12), 24, (5, 5, 12))
+    assert_close(ours, exact_rotation, [qkv, *([1 + weight] if norms else [])], [grad])
+
+
 def test_no_tokens(device):
-    from kernels import norm_triton, swiglu_triton
+    from kernels import norm_triton, rope_triton, swiglu_triton
 
     x, weight = torch.empty(0, 8, device=device), torch.ones(8, device=device)
     assert [len(y) for y in norm_triton.forward(x, x, weight, 1e-3)] == [0, 0, 0]
@@ -82,3 +121,7 @@ def test_no_tokens(device):
     assert len(grad_x) == 0 and not grad_weight.any()
     assert swiglu_triton.forward(x).shape == (0, 4)
     assert [y.shape for y in swiglu_triton.backward(x[:, :4], x)] == [(0, 8), (0, 4)]
+    qk = torch.empty(0, 5, 12, device=device, requires_grad=True)
+    norm = head_norm(torch.ones(24, device=device, requires_grad=True))
+    rope_triton.apply_rope(qk, [table[:0].to(device) for table in ROPE], norm).sum().backward()
+    assert qk.grad.shape == qk.shape and not norm.weight.grad.any()
