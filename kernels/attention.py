@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kernels import launch
 from kernels.launch import Attention
-from kernels.rope import Rope
+from kernels.rope import Rope, apply_rope
 from kernels.segments import Segments
 
 ROWS = 256  # queries per block: bounds the memory, and skips most of the keys behind each query
@@ -24,11 +24,7 @@ class VarlenAttention:
 
     def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope, norm: nn.Module | None = None) -> Tensor:
         kv_heads, triton = v_tkd.shape[1], launch.use_triton(self.attention, v_tkd)
-        if triton:
-            from kernels.rope_triton import apply_rope
-        else:
-            from kernels.rope import apply_rope
-        q_thd, k_tkd = apply_rope(qk_thd, rope, norm).split((qk_thd.shape[1] - kv_heads, kv_heads), dim=1)
+        q_thd, k_tkd = apply_rope(qk_thd, rope, norm, triton).split((qk_thd.shape[1] - kv_heads, kv_heads), dim=1)
         v_tkd = v_tkd.contiguous()  # a view would keep the unrotated queries and keys alive until backward
         return varlen_attention(q_thd, k_tkd, v_tkd, self.segments, triton)
 

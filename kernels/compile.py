@@ -75,9 +75,9 @@ SHAPES = {"SmolLM2-135M": Shape(9, 3, 64, 576, 1536, 49_152), "Llama-3-8B": Shap
 
 
 def launch_all(shape: Shape, dtype: torch.dtype) -> None:
-    """Training's attention over 8 segments of 4096 tokens, norms, SwiGLU and rotations; a decoding step of 64 sequences,
-    as a graph captures it; log-probabilities of 4096 tokens, and the gradient of one vocabulary tile's logits; a token for
-    64 sequences."""
+    """Of training on 8 segments of 4096 tokens attention, norms and SwiGLU; a decoding step of 64 sequences, as a graph
+    captures it; log-probabilities of 4096 tokens, and the gradient of one vocabulary tile's logits; a token for 64
+    sequences."""
     empty, width = partial(torch.empty, dtype=dtype, device="meta"), logprob_triton.TILE_ROWS
     heads, kv_heads, dim, hidden_size, intermediate_size, vocabulary = shape
     int32, int64, float32 = torch.int32, torch.int64, torch.float32
@@ -86,9 +86,10 @@ def launch_all(shape: Shape, dtype: torch.dtype) -> None:
     v = empty(4096, kv_heads, dim)
     out, lse = attention_triton.forward(q, k, v, segments)
     attention_triton.backward(empty(*out.shape), q, k, v, segments, out, lse)
-    x, gate_up, scale = empty(4096, hidden_size), empty(4096, 2 * intermediate_size), empty(hidden_size)
-    y, _, deviation = norm_triton.forward(x, x, scale, 1e-5)
-    norm_triton.backward(y, x, y, scale, deviation)
+    x, gate_up = empty(4096, hidden_size), empty(4096, 2 * intermediate_size)
+    for y, update, scale in ((x, x, empty(hidden_size)), (q, None, empty(heads, dim))):
+        y, _, deviation = norm_triton.forward(y, update, scale, 1e-5)
+        norm_triton.backward(update, empty(*y.shape), y, scale, deviation)
     swiglu_triton.backward(swiglu_triton.forward(gate_up), gate_up)
 
     sizes = TileSizes(tokens=64, tables=64, blocks=128, narrow=256, wide=256, entries=256)
@@ -97,11 +98,9 @@ def launch_all(shape: Shape, dtype: torch.dtype) -> None:
     rope = (empty(64, 1, dim, dtype=float32), empty(64, 1, dim, dtype=float32))
     qk, v = empty(64, heads + kv_heads, dim), empty(64, kv_heads, dim)
     attend(0, qk, v, rope)
-    norm: Any = nn.RMSNorm(2 * dim, 1e-6, device="meta", dtype=dtype)
-    norm.heads = (heads, kv_heads)
+    norm = nn.RMSNorm(2 * dim, 1e-6, device="meta", dtype=dtype)
     rope_triton.rotate_and_store(qk, v, rope, attend.cache[0], attend.slots_tk, norm)
-    for given in (None, norm):
-        rope_triton.apply_rope(qk.requires_grad_(), rope, given).backward(qk.detach())
+    rope_triton.rotate(qk, *rope)
 
     hidden, weight = empty(4096, hidden_size), empty(vocabulary, hidden_size)
     targets, grad = empty(4096, dtype=int64), empty(4096, dtype=float32)

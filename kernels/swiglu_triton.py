@@ -1,6 +1,6 @@
 """h = silu(gate) up, forward and backward, in Triton: `kernels.swiglu` has the equations.
 
-A program has one token and BLOCK_I columns of h. Shapes: t tokens, i intermediate_size.
+A program has one token and BLOCK_I columns. Shapes: t tokens, i intermediate_size.
 """
 
 import torch
@@ -12,46 +12,39 @@ BLOCK_I = 1024
 
 
 @triton.jit
-def _gate_and_up(gate_up, SIZE: tl.constexpr, BLOCK_I: tl.constexpr):
-    """(Offsets of this program's gates in [t, 2 i] and of its h in [t, i], mask, gate, up, sigmoid(gate)); fp32."""
-    token, columns = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
-    row, mask = token * (2 * SIZE) + columns, columns < SIZE
-    gate = tl.load(gate_up + row, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + row + SIZE, mask=mask, other=0.0).to(tl.float32)
-    return row, token * SIZE + columns, mask, gate, up, 1.0 / (1.0 + tl.exp(-gate))
-
-
-@triton.jit
-def _forward(gate_up, out, SIZE: tl.constexpr, BLOCK_I: tl.constexpr):
-    """Of [t, 2 i], contiguous, bf16, fp16 or fp32: h [t, i] is written."""
-    _, row, mask, gate, up, s = _gate_and_up(gate_up, SIZE, BLOCK_I)
-    tl.store(out + row, (gate * s * up).to(out.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _backward(grad, gate_up, grad_gate_up, out, SIZE: tl.constexpr, BLOCK_I: tl.constexpr):
-    """Of [t, i] and [t, 2 i], contiguous: the gradient [t, 2 i] and h [t, i], perhaps in `grad`, are written."""
-    pair, row, mask, gate, up, s = _gate_and_up(gate_up, SIZE, BLOCK_I)
-    g = tl.load(grad + row, mask=mask, other=0.0).to(tl.float32)
+def _activate(
+    grad, gate_up,  # [t, i], or None in the forward pass, and [t, 2 i]; contiguous; bf16, fp16 or fp32
+    grad_gate_up, out,  # written: [t, 2 i], and h [t, i], which may be in the place of its gradient
+    SIZE: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    token, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
+    row, pair, mask = token * SIZE + column, token * 2 * SIZE + column, column < SIZE
     dtype = out.dtype.element_ty
-    tl.store(grad_gate_up + pair, (g * up * s * (1.0 + gate * (1.0 - s))).to(dtype), mask=mask)
-    tl.store(grad_gate_up + pair + SIZE, (g * gate * s).to(dtype), mask=mask)
+    gate = tl.load(gate_up + pair, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + pair + SIZE, mask=mask, other=0.0).to(tl.float32)
+    s = 1.0 / (1.0 + tl.exp(-gate))
+    if grad is not None:
+        g = tl.load(grad + row, mask=mask, other=0.0).to(tl.float32)
+        tl.store(grad_gate_up + pair, (g * up * s * (1.0 + gate * (1.0 - s))).to(dtype), mask=mask)
+        tl.store(grad_gate_up + pair + SIZE, (g * gate * s).to(dtype), mask=mask)
     tl.store(out + row, (gate * s * up).to(dtype), mask=mask)
 
 
 def forward(gate_up: Tensor) -> Tensor:
     """`kernels.swiglu.forward` in one kernel."""
-    tokens, size = len(gate_up), gate_up.shape[1] // 2
-    out_ti = gate_up.new_empty(tokens, size)
-    if tokens:
-        _forward[(tokens, triton.cdiv(size, BLOCK_I))](gate_up, out_ti, SIZE=size, BLOCK_I=BLOCK_I)
+    out_ti = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
+    _launch(None, gate_up, None, out_ti)
     return out_ti
 
 
 def backward(grad_ti: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
     """`kernels.swiglu.backward` in one kernel."""
-    grad_gate_up, (tokens, size) = torch.empty_like(gate_up), grad_ti.shape
-    if tokens:
-        grid = (tokens, triton.cdiv(size, BLOCK_I))
-        _backward[grid](grad_ti, gate_up, grad_gate_up, grad_ti, SIZE=size, BLOCK_I=BLOCK_I)
+    grad_gate_up = torch.empty_like(gate_up)
+    _launch(grad_ti, gate_up, grad_gate_up, grad_ti)
     return grad_gate_up, grad_ti
+
+
+def _launch(grad_ti: Tensor | None, gate_up: Tensor, grad_gate_up: Tensor | None, out_ti: Tensor) -> None:
+    tokens, size = out_ti.shape
+    grid = (tokens, triton.cdiv(size, BLOCK_I))
+    _activate[grid](grad_ti, gate_up, grad_gate_up, out_ti, SIZE=size, BLOCK_I=BLOCK_I)

@@ -52,10 +52,10 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(2 * head_dim))
         self.eps, self.heads = eps, (heads, kv_heads)
 
-    def forward(self, qk_thd: Tensor) -> Tensor:
+    def forward(self, qk_thd: Tensor, triton: bool = False) -> Tensor:
         sides = zip(self.weight.chunk(2), self.heads, strict=True)
         weight_hd = torch.cat([weight_d.expand(n, -1) for weight_d, n in sides])
-        return add_norm(qk_thd, None, weight_hd, self.eps)[1]
+        return add_norm(qk_thd, None, weight_hd, self.eps, triton)[1]
 
 
 class SwiGLU(nn.Module):

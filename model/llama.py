@@ -92,12 +92,10 @@ class Block(nn.Module):
         return x_td, self.mlp(normal_td, triton)
 
     def fuse(self) -> None:
-        """Compile the parts before and behind the attention, and its norm; token counts may vary."""
+        """Compile the parts before and behind the attention; token counts may vary."""
         self.compiled = True
         self._before = torch.compile(self._before, dynamic=True)  # type: ignore[method-assign]
         self._behind = torch.compile(self._behind, dynamic=True)  # type: ignore[method-assign]
-        if self.self_attn.qk_norm is not None:
-            self.self_attn.qk_norm.compile(dynamic=True)
 
 
 class Attention(nn.Module):

@@ -1,8 +1,7 @@
 """What a layer of Llama-3-8B launches, counted without a GPU: `python -m tools.traffic`.
 
 The model runs on tensors without storage: PyTorch's operations and Triton's kernels are counted, and taken to read and
-write each of their tensors once. A layer is what two layers launch beyond one. Products and attention apart, the bytes
-are those of elementwise kernels.
+write each of their tensors once. A layer is what two layers launch beyond one.
 """
 
 from collections import Counter
@@ -25,14 +24,14 @@ from model.config import LlamaConfig
 from model.llama import Llama, logits_head
 from stages.files import command
 
-SEQUENCES, TOKENS = 64, 7_664  # of a decoding step, and of a micro-batch, as in docs/performance.md
 SHAPE = Path(__file__).parents[1] / "configs" / "architectures" / "llama-3-8b"
-ALLOCATE = ("empty", "_unsafe_view")  # launch nothing
-PRODUCTS = ("mm", "addmm", "bmm", "attention.", "paged.")
+SEQUENCES, TOKENS = 64, 7_664  # of a decoding step, and of a micro-batch, as in docs/performance.md
+NO_KERNEL = ("empty", "_unsafe_view")
+NOT_ELEMENTWISE = ("mm", "addmm", "attention.", "paged.")
 
 
 class Launches(TorchDispatchMode):
-    """Counts PyTorch's operations that launch a kernel, and the bytes of their tensors, by name."""
+    """Counts kernels, and the bytes of their tensors, by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,9 +39,8 @@ class Launches(TorchDispatchMode):
         self.bytes: Counter[str] = Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        name = function._schema.name.removeprefix("aten::")
-        if not function.is_view and not any(word in name for word in ALLOCATE):
+        result, name = function(*args, **(kwargs or {})), function._schema.name.removeprefix("aten::")
+        if not function.is_view and not any(word in name for word in NO_KERNEL):
             self.add(name, (args, result))
         return result
 
@@ -52,8 +50,8 @@ class Launches(TorchDispatchMode):
 
 
 def of_a_layer(run: Callable[[Llama], None], model_type: str = "llama") -> tuple[Counter[str], Counter[str]]:
-    """Kernels and bytes by name, on compute capability 9.0."""
-    config, counts = replace(LlamaConfig.load(SHAPE), model_type=model_type), []
+    """Kernels and bytes of a layer by name, on compute capability 9.0."""
+    config, counted = replace(LlamaConfig.load(SHAPE), model_type=model_type), []
     for layers in (2, 1):
         with torch.device("meta"):
             model = Llama(replace(config, num_hidden_layers=layers)).bfloat16()
@@ -61,19 +59,18 @@ def of_a_layer(run: Callable[[Llama], None], model_type: str = "llama") -> tuple
                 run(model)
         for launch in recorded:
             launches.add(launch.name, launch.arguments)
-        counts.append(launches)
-    return counts[0].kernels - counts[1].kernels, counts[0].bytes - counts[1].bytes
+        counted.append(launches)
+    return counted[0].kernels - counted[1].kernels, counted[0].bytes - counted[1].bytes
 
 
 @torch.no_grad()
 def decode(model: Llama) -> None:
     """A step as a graph captures it."""
-    sizes = TileSizes(tokens=SEQUENCES, tables=SEQUENCES, blocks=128, narrow=256, wide=256, entries=256)
-    tiles, config = DeviceTiles(torch.empty(sum(sizes.parts), dtype=torch.int32), sizes, merges=True), model.config
-    cache = torch.empty(
-        config.num_hidden_layers, 2, 512, config.num_key_value_heads, 16, config.head_dim, dtype=torch.bfloat16
-    )
-    model(tiles.positions_t.long(), tiles.positions_t.long(), TritonPagedAttention(cache, tiles), logits_head)
+    config, sizes = model.config, TileSizes(SEQUENCES, SEQUENCES, blocks=128, narrow=256, wide=256, entries=256)
+    tiles = DeviceTiles(torch.empty(sum(sizes.parts), dtype=torch.int32), sizes, merges=True)
+    shape = (config.num_hidden_layers, 2, 512, config.num_key_value_heads, 16, config.head_dim)
+    attend = TritonPagedAttention(torch.empty(shape, dtype=torch.bfloat16), tiles)
+    model(tiles.positions_t.long(), tiles.positions_t.long(), attend, logits_head)
 
 
 def train(model: Llama) -> None:
@@ -85,7 +82,7 @@ def train(model: Llama) -> None:
 
 
 def elementwise(counts: Counter[str]) -> int:
-    return sum(count for name, count in counts.items() if not name.startswith(PRODUCTS))
+    return sum(count for name, count in counts.items() if not name.startswith(NOT_ELEMENTWISE))
 
 
 def main() -> None:

@@ -51,7 +51,9 @@ def test_residual_and_norm(added, used, dtype, device, monkeypatch):
     assert_close(lambda *given: add_norm(*given[:3], 1e-3, given[3]), exact_norm, inputs, upstream)
 
 
-NAMES = ("gate_up_proj.weight", "down_proj.weight")
+def swiglu(x, gate_up, down, triton):
+    weights = {"gate_up_proj.weight": gate_up, "down_proj.weight": down}
+    return torch.func.functional_call(SwiGLU(*down.shape), weights, (x, triton))
 
 
 def exact_swiglu(x, gate_up, down):
@@ -65,13 +67,8 @@ def test_swiglu(dtype, device, monkeypatch):
     from kernels import swiglu_triton
 
     monkeypatch.setattr(swiglu_triton, "BLOCK_I", 32)
-    layer = SwiGLU(16, 48)
-
-    def ours(x, gate_up, down, triton):
-        return [torch.func.functional_call(layer, dict(zip(NAMES, (gate_up, down), strict=True)), (x, triton))]
-
     *inputs, grad = normal(dtype, device, (5, 16), (2 * 48, 16), (16, 48), (5, 16))
-    assert_close(ours, exact_swiglu, inputs, [grad])
+    assert_close(lambda *given: [swiglu(*given)], exact_swiglu, inputs, [grad])
 
 
 ROPE = rope_tables(torch.arange(5), torch.tensor([1.0, 0.5, 0.25, 0.125, 0.1, 0.01]))
@@ -95,33 +92,29 @@ def head_norm(weight):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("norms", [[], [head_norm]])
-def test_rotation(norms, dtype, device, monkeypatch):
+@pytest.mark.parametrize("normed", [True, False])
+def test_rotation(normed, dtype, device, monkeypatch):
     """Of a view that neighbours values, as in the model; more tokens than programs."""
-    from kernels import rope_triton
+    from kernels import norm_triton
 
-    monkeypatch.setattr(rope_triton, "PROGRAMS", 3)
+    monkeypatch.setattr(norm_triton, "PROGRAMS", 3)
 
     def ours(qkv, *others):
         *weights, triton = others
-        rotate = rope_triton.apply_rope if triton else apply_rope
-        norm = [make(weight) for make, weight in zip(norms, weights, strict=True)]
-        return [rotate(qkv[:, :5], [table.to(device) for table in ROPE], *norm)]
+        norm = head_norm(*weights) if weights else None
+        return [apply_rope(qkv[:, :5], [table.to(device) for table in ROPE], norm, triton)]
 
     qkv, weight, grad = normal(dtype, device, (5, 7, 12), 24, (5, 5, 12))
-    assert_close(ours, exact_rotation, [qkv, *([1 + weight] if norms else [])], [grad])
+    assert_close(ours, exact_rotation, [qkv, *([1 + weight] if normed else [])], [grad])
 
 
 def test_no_tokens(device):
-    from kernels import norm_triton, rope_triton, swiglu_triton
-
-    x, weight = torch.empty(0, 8, device=device), torch.ones(8, device=device)
-    assert [len(y) for y in norm_triton.forward(x, x, weight, 1e-3)] == [0, 0, 0]
-    grad_x, grad_weight = norm_triton.backward(x, x, x, weight, x[:, :1])
-    assert len(grad_x) == 0 and not grad_weight.any()
-    assert swiglu_triton.forward(x).shape == (0, 4)
-    assert [y.shape for y in swiglu_triton.backward(x[:, :4], x)] == [(0, 8), (0, 4)]
-    qk = torch.empty(0, 5, 12, device=device, requires_grad=True)
-    norm = head_norm(torch.ones(24, device=device, requires_grad=True))
-    rope_triton.apply_rope(qk, [table[:0].to(device) for table in ROPE], norm).sum().backward()
-    assert qk.grad.shape == qk.shape and not norm.weight.grad.any()
+    x, weight, up, down, rotated = (
+        torch.ones(shape, device=device) for shape in ((0, 8), 8, (32, 8), (8, 16), (0, 5, 12))
+    )
+    given = [tensor.requires_grad_() for tensor in (x, weight, up, down, rotated)]
+    _, normal = add_norm(x, x, weight, 1e-3, triton=True)
+    out = swiglu(normal, up, down, triton=True)
+    turned = apply_rope(rotated, [table[:0].to(device) for table in ROPE], triton=True)
+    grads = torch.autograd.grad(out.sum() + turned.sum(), given)
+    assert [grad.shape for grad in grads] == [tensor.shape for tensor in given] and not any(map(torch.any, grads))
