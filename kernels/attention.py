@@ -23,10 +23,10 @@ class VarlenAttention:
         self.segments, self.attention = segments, attention
 
     def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope, norm: nn.Module | None = None) -> Tensor:
-        kv_heads = v_tkd.shape[1]
-        q_thd, k_tkd = apply_rope(qk_thd, rope, norm).split((qk_thd.shape[1] - kv_heads, kv_heads), dim=1)
+        kv_heads, triton = v_tkd.shape[1], launch.use_triton(self.attention, v_tkd)
+        q_thd, k_tkd = apply_rope(qk_thd, rope, norm, triton).split((qk_thd.shape[1] - kv_heads, kv_heads), dim=1)
         v_tkd = v_tkd.contiguous()  # a view would keep the unrotated queries and keys alive until backward
-        return varlen_attention(q_thd, k_tkd, v_tkd, self.segments, launch.use_triton(self.attention, v_tkd))
+        return varlen_attention(q_thd, k_tkd, v_tkd, self.segments, triton)
 
 
 def varlen_attention(q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, segments: Segments, triton: bool = False) -> Tensor:

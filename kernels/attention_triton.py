@@ -33,18 +33,18 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 # Tiles by target and largest head size. Those of 80 also fit cards with 99 KiB of shared memory.
 FORWARD = {
-    80: {64: Launch(128, 64, 4, 2), 128: Launch(128, 64, 8, 3)},
+    80: {64: Launch(128, 32, 4, 3), 128: Launch(128, 32, 8, 3)},
     90: {64: Launch(128, 128, 8, 3), 128: Launch(128, 128, 8, 2)},
     100: {64: Launch(128, 128, 8, 3), 128: Launch(128, 128, 8, 2)},
 }
 BACKWARD_KEYS = {
     80: {64: Launch(64, 128, 8, 2), 128: Launch(64, 64, 8, 2)},
-    90: {64: Launch(64, 128, 8, 2), 128: Launch(64, 64, 8, 2)},
+    90: {64: Launch(64, 128, 8, 2), 128: Launch(32, 64, 4, 2)},
     100: {128: Launch(64, 128, 8, 2)},
 }
 BACKWARD_QUERIES = {
     80: {64: Launch(128, 64, 8, 2), 128: Launch(64, 64, 8, 2)},
-    90: {128: Launch(128, 64, 8, 2)},
+    90: {128: Launch(64, 64, 4, 2)},
     100: {128: Launch(128, 64, 8, 2)},
 }
 DELTA_ROWS = 64
@@ -119,20 +119,30 @@ def _forward(
     peak = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     prefix_start, prefix_length = tl.load(reach + segment), tl.load(reach + segments + segment)
-    prefix_steps = tl.cdiv(prefix_length, BLOCK_N)
-    for step in range(prefix_steps + tl.cdiv(tl.minimum(m0 + BLOCK_M, end) - start, BLOCK_N)):
-        n0, keys_end = _keys_of(step, prefix_steps, prefix_start, prefix_start + prefix_length, start, end, BLOCK_N)
-        keys = _load(k, n0, k_token, keys_end, D, BLOCK_N, BLOCK_D)
-        values = _load(v, n0, v_token, keys_end, D, BLOCK_N, BLOCK_D)
-        scores = tl.dot(queries, keys.T, input_precision="ieee") * scale_log2
-        scores = tl.where(_up_to(tl.minimum(m, keys_end - 1) - n0, BLOCK_N), scores, -float("inf"))
-        # Every query sees the first key of its prefix and of its segment, so the maximum is finite from step 0 on.
-        new_peak = tl.maximum(peak, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_peak[:, None])
-        rescale = tl.exp2(peak - new_peak)
-        acc = tl.dot(weights.to(values.dtype), values, acc * rescale[:, None], input_precision="ieee")
-        total = total * rescale + tl.sum(weights, 1)
-        peak = new_peak
+    prefix_end, prefix_steps, own_steps = (
+        prefix_start + prefix_length,
+        prefix_length // BLOCK_N,
+        (m0 - start) // BLOCK_N,
+    )
+    for masked in tl.static_range(2):  # first the steps whose keys all queries see
+        if masked:
+            prefix_start, start = prefix_start + prefix_steps * BLOCK_N, start + own_steps * BLOCK_N
+            prefix_steps = tl.cdiv(prefix_end - prefix_start, BLOCK_N)
+            own_steps = tl.cdiv(tl.minimum(m0 + BLOCK_M, end) - start, BLOCK_N)
+        for step in range(prefix_steps + own_steps):
+            n0, keys_end = _keys_of(step, prefix_steps, prefix_start, prefix_end, start, end, BLOCK_N)
+            keys = _load(k, n0, k_token, keys_end, D, BLOCK_N, BLOCK_D)
+            values = _load(v, n0, v_token, keys_end, D, BLOCK_N, BLOCK_D)
+            scores = tl.dot(queries, keys.T, input_precision="ieee")
+            if masked:
+                scores = tl.where(_up_to(tl.minimum(m, keys_end - 1) - n0, BLOCK_N), scores, -float("inf"))
+            # Every query sees the first key of its prefix and of its segment: the maximum is finite from step 0 on.
+            new_peak = tl.maximum(peak, tl.max(scores, 1) * scale_log2)
+            weights = tl.exp2(scores * scale_log2 - new_peak[:, None])
+            rescale = tl.exp2(peak - new_peak)
+            acc = tl.dot(weights.to(values.dtype), values, acc * rescale[:, None], input_precision="ieee")
+            total = total * rescale + tl.sum(weights, 1)
+            peak = new_peak
     _store(out + head * D, m0, out_token, end, acc / total[:, None], D, BLOCK_M, BLOCK_D)
     tl.store(lse + head.to(tl.int64) * tokens + m, (peak + tl.log2(total)) / LOG2_E, mask=m < end)
 

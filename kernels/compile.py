@@ -28,7 +28,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 import kernels.launch
-from kernels import attention_triton, logprob_triton, paged_triton, rope_triton, topp
+from kernels import attention_triton, logprob_triton, norm_triton, paged_triton, rope_triton, swiglu_triton, topp
 from kernels.metadata import NARROW_ROWS, TileSizes
 from kernels.segments import Segments
 from stages.files import command, write_json
@@ -37,8 +37,9 @@ DTYPES = (torch.bfloat16, torch.float16)
 INSTRUCTIONS = {"mma": r"\bmma\.sync", "wgmma": r"\bwgmma\.mma_async", "tcgen05": r"\btcgen05\.mma\b"}
 TARGETS = {80: ("mma", 99 * 1024), 90: ("wgmma", 227 * 1024), 100: ("tcgen05", 227 * 1024)}
 """Best matrix instruction and largest shared memory of a program; for 80 on the smaller cards (8.6, 8.9, 12.0)."""
-SIDES = ("BLOCK_M", "BLOCK_T", "BLOCK_HEADS", "BLOCK_G", "M"), ("BLOCK_N", "BLOCK_V", "BLOCK_D", "N")
-"""The options that may hold the rows and the columns of a program's tile."""
+ROWS = ("BLOCK_M", "BLOCK_T", "BLOCK_HEADS", "BLOCK_G", "M")
+COLUMNS = ("BLOCK_N", "BLOCK_V", "BLOCK_HALF", "BLOCK_D", "BLOCK_I", "N")
+"""The options that may hold the rows, or else 1, and the columns of a program's tile."""
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
@@ -69,21 +70,27 @@ def recording(target: int, keep: bool = True) -> Iterator[list[Recorded]]:
         yield launches
 
 
-Shape = namedtuple("Shape", "heads kv_heads head_dim hidden_size vocabulary")  # what a model's kernels depend on
-SHAPES = {"SmolLM2-135M": Shape(9, 3, 64, 576, 49_152), "Llama-3-8B": Shape(32, 8, 128, 4096, 128_256)}
+Shape = namedtuple("Shape", "heads kv_heads head_dim hidden_size intermediate_size vocabulary")  # of a model
+SHAPES = {"SmolLM2-135M": Shape(9, 3, 64, 576, 1536, 49_152), "Llama-3-8B": Shape(32, 8, 128, 4096, 14_336, 128_256)}
 
 
 def launch_all(shape: Shape, dtype: torch.dtype) -> None:
-    """Training's attention over 8 segments of 4096 tokens; a decoding step of 64 sequences, as a graph captures it;
-    log-probabilities of 4096 tokens, and the gradient of one vocabulary tile's logits; a token for 64 sequences."""
+    """Of training on 8 segments of 4096 tokens attention, norms and SwiGLU; a decoding step of 64 sequences, as a graph
+    captures it; log-probabilities of 4096 tokens, and the gradient of one vocabulary tile's logits; a token for 64
+    sequences."""
     empty, width = partial(torch.empty, dtype=dtype, device="meta"), logprob_triton.TILE_ROWS
-    heads, kv_heads, dim, hidden_size, vocabulary = shape
+    heads, kv_heads, dim, hidden_size, intermediate_size, vocabulary = shape
     int32, int64, float32 = torch.int32, torch.int64, torch.float32
     segments = Segments(list(range(0, 4097, 512)), [-1] + [0] * 7, empty(9, dtype=int32), empty(3, 8, dtype=int32))
     q, k = empty(4096, heads + kv_heads, dim).split((heads, kv_heads), 1)  # views of one tensor, as in the model
     v = empty(4096, kv_heads, dim)
     out, lse = attention_triton.forward(q, k, v, segments)
     attention_triton.backward(empty(*out.shape), q, k, v, segments, out, lse)
+    x, gate_up = empty(4096, hidden_size), empty(4096, 2 * intermediate_size)
+    for y, update, scale in ((x, x, empty(hidden_size)), (q, None, empty(heads, dim))):
+        y, _, deviation = norm_triton.forward(y, update, scale, 1e-5)
+        norm_triton.backward(update, empty(*y.shape), y, scale, deviation)
+    swiglu_triton.backward(swiglu_triton.forward(gate_up), gate_up)
 
     sizes = TileSizes(tokens=64, blocks=8192, narrow=256, wide=256, entries=256)
     tiles = paged_triton.DeviceTiles(empty(sum(sizes.parts), dtype=int32), sizes, merges=True)
@@ -93,6 +100,7 @@ def launch_all(shape: Shape, dtype: torch.dtype) -> None:
     attend(0, qk, v, rope)
     norm = nn.RMSNorm(2 * dim, 1e-6, device="meta", dtype=dtype)
     rope_triton.rotate_and_store(qk, v, rope, attend.cache[0], attend.slots_tk, norm)
+    rope_triton.rotate(qk, *rope)
 
     hidden, weight = empty(4096, hidden_size), empty(vocabulary, hidden_size)
     targets, grad = empty(4096, dtype=int64), empty(4096, dtype=float32)
@@ -119,7 +127,10 @@ def compile_kernels(model: str, dtype: torch.dtype, target: int, only: str = "")
             usage = subprocess.check_output([CUOBJDUMP, "--dump-resource-usage", file.name], text=True)
         most = {name: max(map(int, re.findall(rf"{name}:(\d+)", usage))) for name in ("REG", "STACK", "LOCAL")}
         counts = {name: len(re.findall(pattern, compiled.asm["ptx"])) for name, pattern in INSTRUCTIONS.items()}
-        tile = (next(str(launch.options[name]) for name in side if name in launch.options) for side in SIDES)
+        tile = (
+            next((str(launch.options[name]) for name in side if name in launch.options), "1")
+            for side in (ROWS, COLUMNS)
+        )
         scalar = re.findall(r"\btt\.dot\b.*-> tensor<[^>]*#blocked", compiled.asm["ttgir"])
         row: dict[str, Any] = {"kernel": launch.name, "target": f"sm_{target}"}
         row |= {"dtype": str(dtype).removeprefix("torch."), "model": model}

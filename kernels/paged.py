@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.launch import Attention
 from kernels.metadata import AttentionMetadata, QuerySpan, SharedRun, batches
 from kernels.rope import Rope, rotate_and_store
 
@@ -23,6 +24,8 @@ ALIGNED = 64  # bytes
 class PagedAttention:
     """One step's attention, callable as `attend` of `model.llama.Llama.forward`: it stores the step's keys and values,
     then every token attends to its sequence up to itself."""
+
+    attention: Attention = "sdpa"
 
     def __init__(self, cache: Tensor, metadata: AttentionMetadata, heads: int):
         """`cache`: [layers, 2, n, k, s, d]; `heads`: h."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from kernels import launch
 from kernels.attention_triton import LOG2_E
-from kernels.launch import Launch, to_device
+from kernels.launch import Attention, Launch, to_device
 from kernels.metadata import NARROW_ROWS, TILE_WIDTH, WIDE_ROWS, AttentionMetadata, TileSizes, build_tiles
 from kernels.rope import Rope
 from kernels.rope_triton import rotate_and_store
@@ -34,7 +34,7 @@ NARROW = {
 }
 WIDE = {
     80: {64: Launch(WIDE_ROWS, 64, 4, 3), 128: Launch(WIDE_ROWS, 64, 8, 3)},
-    90: {128: Launch(WIDE_ROWS, 64, 8, 3)},
+    90: {128: Launch(WIDE_ROWS, 64, 4, 3)},
     100: {128: Launch(WIDE_ROWS, 64, 8, 3)},
 }
 
@@ -88,19 +88,24 @@ def _read(
     peak = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     longest = tl.max(seen, 0)
-    for n0 in range(0, longest, BLOCK_N):
-        n = n0 + tl.arange(0, BLOCK_N)
-        k = _cached(keys, table, n, longest, block_stride, SIZE, D, BLOCK_D)
-        v = _cached(values, table, n, longest, block_stride, SIZE, D, BLOCK_D)
-        scores = tl.dot(queries, k.T, input_precision="ieee") * scale_log2
-        scores = tl.where(n[None, :] < seen[:, None], scores, -float("inf"))
-        new_peak = tl.maximum(peak, tl.max(scores, 1))
-        finite = tl.where(new_peak == -float("inf"), 0.0, new_peak)  # a row that has seen no key
-        weights = tl.exp2(scores - finite[:, None])
-        rescale = tl.exp2(peak - finite)
-        acc = tl.dot(weights.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")
-        total = total * rescale + tl.sum(weights, 1)
-        peak = new_peak
+    seen_by_all = tl.maximum(tl.min(tl.where(real, seen, longest), 0), 0) // BLOCK_N * BLOCK_N
+    for masked in tl.static_range(2):
+        first, last = (seen_by_all, longest) if masked else (0, seen_by_all)
+        # Two pipelines would need more registers than there are, and few steps are masked.
+        for n0 in tl.range(first, last, BLOCK_N, num_stages=1 if masked else None):
+            n = n0 + tl.arange(0, BLOCK_N)
+            k = _cached(keys, table, n, longest, block_stride, SIZE, D, BLOCK_D)
+            v = _cached(values, table, n, longest, block_stride, SIZE, D, BLOCK_D)
+            scores = tl.dot(queries, k.T, input_precision="ieee")
+            if masked:
+                scores = tl.where(n[None, :] < seen[:, None], scores, -float("inf"))
+            new_peak = tl.maximum(peak, tl.max(scores, 1) * scale_log2)
+            finite = tl.where(new_peak == -float("inf"), 0.0, new_peak)  # a row that has seen no key
+            weights = tl.exp2(scores * scale_log2 - finite[:, None])
+            rescale = tl.exp2(peak - finite)
+            acc = tl.dot(weights.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")
+            total = total * rescale + tl.sum(weights, 1)
+            peak = new_peak
 
     result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     out_rows = out + (token.to(tl.int64) * heads + head) * D
@@ -154,6 +159,8 @@ class DeviceTiles:
 
 class TritonPagedAttention:
     """One step's attention, callable as `attend` of `model.llama.Llama.forward`: the twin of `paged.PagedAttention`."""
+
+    attention: Attention = "triton"
 
     def __init__(self, cache: Tensor, tiles: DeviceTiles):
         """`cache`: [layers, 2, n, k, s, d]."""

@@ -16,22 +16,32 @@ def rope_tables(positions_t: Tensor, inverse_frequencies: Tensor) -> Rope:
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
-def apply_rope(x_thd: Tensor, rope: Rope, norm: nn.Module | None = None) -> Tensor:
+def apply_rope(x_thd: Tensor, rope: Rope, norm: nn.Module | None = None, triton: bool = False) -> Tensor:
     """Rotate each pair (x[i], x[i + d/2]), after the norm, by its token's angle, in fp32; the result has x's dtype."""
-    return _Rotation.apply(x_thd if norm is None else norm(x_thd), *rope)
+    x_thd = x_thd if norm is None else norm(x_thd, triton)
+    if not triton:
+        return _Rotation.apply(x_thd, *rope, rotate)
+    from kernels import rope_triton
+
+    return _Rotation.apply(x_thd, *rope, rope_triton.rotate)
 
 
 class _Rotation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_thd, cos, sin):
+    def forward(ctx, x_thd, cos, sin, rotate):
         ctx.save_for_backward(cos, sin)
-        x = x_thd.float()
-        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x_thd.dtype)
+        ctx.function = rotate
+        return rotate(x_thd, cos, sin)
 
     @staticmethod
     def backward(ctx, grad_thd):
         cos, sin = ctx.saved_tensors
-        return _Rotation.apply(grad_thd, cos, -sin), None, None
+        return ctx.function(grad_thd, cos, -sin), None, None, None
+
+
+def rotate(x_thd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    x = x_thd.float()
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x_thd.dtype)
 
 
 def rotate_and_store(

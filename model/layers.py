@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels import swiglu
 from kernels.int8 import Int8Weight, int8_linear
+from kernels.norm import add_norm
 
 Weight = Tensor | Int8Weight  # a plain tensor [o, i], or a packed one for inference
 
@@ -31,51 +33,29 @@ def linear(x_ti: Tensor, weight_oi: Weight, bias_o: Tensor | None = None) -> Ten
 
 
 class RMSNorm(nn.Module):
-    """n weight with n = x / sqrt(mean(x^2) + eps) (arXiv 1910.07467), statistics in fp32; [t, d] in x's dtype."""
+    """RMSNorm behind a residual connection (`kernels.norm`): the sum x + update, or x, and its norm, both [t, d]."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x_td: Tensor) -> Tensor:
-        return _RMSNorm.apply(x_td, self.weight, self.eps)
+    def forward(self, x_td: Tensor, update_td: Tensor | None = None, triton: bool = False) -> tuple[Tensor, Tensor]:
+        return add_norm(x_td, update_td, self.weight, self.eps, triton)
 
 
-class HeadNorm(RMSNorm):
-    """`RMSNorm` of each head's query or key, [t, h + k, d]; its weight [2 d] is the queries', then the keys'."""
+class HeadNorm(nn.Module):
+    """RMSNorm of each head's query or key, [t, h + k, d]; its weight [2 d] is the queries', then the keys'."""
 
     def __init__(self, heads: int, kv_heads: int, head_dim: int, eps: float):
-        super().__init__(2 * head_dim, eps)
-        self.heads = (heads, kv_heads)
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2 * head_dim))
+        self.eps, self.heads = eps, (heads, kv_heads)
 
-    def forward(self, qk_thd: Tensor) -> Tensor:
+    def forward(self, qk_thd: Tensor, triton: bool = False) -> Tensor:
         sides = zip(self.weight.chunk(2), self.heads, strict=True)
-        return _RMSNorm.apply(qk_thd, torch.cat([weight_d.expand(n, -1) for weight_d, n in sides]), self.eps)
-
-
-class _RMSNorm(torch.autograd.Function):
-    """Keeps the input alone. For an incoming gradient g, and s = 1 / sqrt(mean(x^2) + eps):
-
-    dweight = sum_t g n        dx = s (g weight - n mean(g weight n))
-    """
-
-    @staticmethod
-    def forward(ctx, x_td, weight_d, eps):
-        x = x_td.float()
-        scale_t1 = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-        ctx.save_for_backward(x_td, weight_d, scale_t1)
-        return weight_d * (x * scale_t1).to(x_td.dtype)
-
-    @staticmethod
-    def backward(ctx, grad_td):
-        x_td, weight_d, scale_t1 = ctx.saved_tensors
-        normal_td, grad = x_td.float() * scale_t1, grad_td.float()
-        grad_weight_d = (grad * normal_td).sum(0).to(weight_d.dtype) if ctx.needs_input_grad[1] else None
-        grad = grad * weight_d
-        mean_t1 = torch.linalg.vecdot(grad, normal_td)[..., None] / x_td.shape[-1]
-        grad_x_td = torch.addcmul(grad, normal_td, mean_t1, value=-1).mul_(scale_t1)
-        return grad_x_td.to(x_td.dtype), grad_weight_d, None
+        weight_hd = torch.cat([weight_d.expand(n, -1) for weight_d, n in sides])
+        return add_norm(qk_thd, None, weight_hd, self.eps, triton)[1]
 
 
 class SwiGLU(nn.Module):
@@ -86,36 +66,35 @@ class SwiGLU(nn.Module):
         self.gate_up_proj = Linear(hidden_size, 2 * intermediate_size)
         self.down_proj = Linear(intermediate_size, hidden_size)
 
-    def forward(self, x_td: Tensor) -> Tensor:
+    def forward(self, x_td: Tensor, triton: bool = False) -> Tensor:
+        functions = swiglu.forward, swiglu.backward
+        if triton:
+            from kernels import swiglu_triton
+
+            functions = swiglu_triton.forward, swiglu_triton.backward
         gate_up = self.gate_up_proj(x_td)
         if hasattr(self.down_proj, "lora"):  # an adapter needs h itself (dpo/lora.py)
-            return self.down_proj(_SwiGLU.apply(gate_up, None))
-        return _SwiGLU.apply(gate_up, self.down_proj.weight)
+            return self.down_proj(_SwiGLU.apply(gate_up, None, *functions))
+        return _SwiGLU.apply(gate_up, self.down_proj.weight, *functions)
 
 
 class _SwiGLU(torch.autograd.Function):
-    """h W^T with h = silu(gate) up, or h where W is None; keeps gate and up [t, 2 i] alone. For s = sigmoid(gate) and
-    an incoming gradient g:
+    """h W^T with h = silu(gate) up, or h where W is None; keeps gate and up [t, 2 i] alone. For an incoming gradient g,
+    with `kernels.swiglu` for gate and up:
 
-    dW = g^T h        dh = g W        dup = dh silu(gate)        dgate = dh up s (1 + gate (1 - s))
+    dh = g W        dW = g^T h
     """
 
     @staticmethod
-    def forward(ctx, gate_up, weight_di):
+    def forward(ctx, gate_up, weight_di, forward, backward):
         ctx.save_for_backward(gate_up, weight_di)
-        gate, up = gate_up.chunk(2, dim=-1)
-        hidden_ti = F.silu(gate).mul_(up)
+        ctx.function, hidden_ti = backward, forward(gate_up)
         return hidden_ti if weight_di is None else linear(hidden_ti, weight_di)
 
     @staticmethod
     def backward(ctx, grad_td):
         gate_up, weight_di = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        silu_ti = F.silu(gate)
-        grad_weight_di = grad_td.t() @ (silu_ti * up) if ctx.needs_input_grad[1] else None
         grad_ti = grad_td.clone() if weight_di is None else grad_td @ weight_di
-        grad_gate_up = torch.empty_like(gate_up)
-        grad_gate_ti, grad_up_ti = grad_gate_up.chunk(2, dim=-1)
-        torch.mul(grad_ti, silu_ti, out=grad_up_ti)
-        torch.ops.aten.silu_backward(grad_ti.mul_(up), gate, grad_input=grad_gate_ti)
-        return grad_gate_up, grad_weight_di
+        grad_gate_up, hidden_ti = ctx.function(grad_ti, gate_up)
+        grad_weight_di = grad_td.t() @ hidden_ti if ctx.needs_input_grad[1] else None
+        return grad_gate_up, grad_weight_di, None, None

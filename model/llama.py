@@ -8,19 +8,26 @@ Shapes: t tokens, d hidden_size, h query heads, k key-value heads, v vocabulary.
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from kernels import launch
 from kernels.rope import Rope, rope_tables
 from model.config import LlamaConfig
 from model.layers import HeadNorm, Linear, RMSNorm, SwiGLU, Weight, linear
 
-# (layer, q and k [t, h + k, head_dim], v [t, k, head_dim], rope, norm or None) -> [t, h, head_dim]; q and k are neither
-# normalised nor rotated yet.
-Attend = Callable[[int, Tensor, Tensor, Rope, HeadNorm | None], Tensor]
+Stream = tuple[Tensor, Tensor]  # the residual stream, and what the next norm is to add to it, both [t, d]
 Head = Callable[[Tensor, Weight], Tensor]  # (hidden [t, d], weight [v, d]) -> what the caller needs, such as logits
+
+
+class Attend(Protocol):
+    attention: launch.Attention  # whether the whole model runs in Triton's kernels
+
+    def __call__(self, layer: int, qk_thd: Tensor, v_tkd: Tensor, rope: Rope, norm: HeadNorm | None) -> Tensor:
+        """[t, h, head_dim], given q and k [t, h + k, head_dim], neither normalised nor rotated yet, and v."""
 
 
 class Llama(nn.Module):
@@ -38,11 +45,12 @@ class Llama(nn.Module):
 
     def forward(self, ids_t: Tensor, positions_t: Tensor, attend: Attend, head: Head) -> Tensor:
         """`ids_t`, `positions_t`: int64 [t]. Returns `head(hidden [t, d], weight [v, d])`."""
-        x_td = self.embed_tokens(ids_t)
+        x_td, update_td = self.embed_tokens(ids_t), None
         rope = rope_tables(positions_t, _frequencies(self.config, ids_t.device))
         for i, layer in enumerate(self.layers):
-            x_td = layer(x_td, i, attend, rope)
-        return head(self.norm(x_td), self.head_weight)
+            x_td, update_td = layer(x_td, update_td, i, attend, rope)
+        hidden_td = self.norm(x_td, update_td, launch.use_triton(attend.attention, x_td))[1]
+        return head(hidden_td, self.head_weight)
 
     @property
     def head_weight(self) -> Weight:
@@ -60,28 +68,34 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
         self.recompute = False  # activation checkpointing: keep only the block's input for backward
+        self.compiled = False  # by `fuse`, from the eager kernels
 
-    def forward(self, x_td: Tensor, layer: int, attend: Attend, rope: Rope) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._forward, x_td, layer, attend, rope, use_reentrant=False)
-        return self._forward(x_td, layer, attend, rope)
+    def forward(self, x_td: Tensor, update_td: Tensor | None, layer: int, attend: Attend, rope: Rope) -> Stream:
+        """Given x and what the block before adds to it: the residual stream, and what this block adds."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return self._forward(x_td, update_td, layer, attend, rope)
+        x_td = x_td if update_td is None else x_td + update_td  # keeps one tensor rather than two
+        return checkpoint(self._forward, x_td, None, layer, attend, rope, use_reentrant=False)
 
-    def _forward(self, x_td: Tensor, layer: int, attend: Attend, rope: Rope) -> Tensor:
-        return self._behind(x_td, attend(layer, *self._before(x_td), rope, self.self_attn.qk_norm))
+    def _forward(self, x_td: Tensor, update_td: Tensor | None, layer: int, attend: Attend, rope: Rope) -> Stream:
+        triton = launch.use_triton(attend.attention, x_td) and not self.compiled
+        x_td, qk_thd, v_tkd = self._before(x_td, update_td, triton)
+        return self._behind(x_td, attend(layer, qk_thd, v_tkd, rope, self.self_attn.qk_norm), triton)
 
-    def _before(self, x_td: Tensor) -> tuple[Tensor, Tensor]:
-        return self.self_attn.project(self.input_layernorm(x_td))
+    def _before(self, x_td: Tensor, update_td: Tensor | None, triton: bool) -> tuple[Tensor, Tensor, Tensor]:
+        x_td, normal_td = self.input_layernorm(x_td, update_td, triton)
+        return x_td, *self.self_attn.project(normal_td)
 
-    def _behind(self, x_td: Tensor, attended_thd: Tensor) -> Tensor:
-        x_td = x_td + self.self_attn.o_proj(attended_thd.flatten(1))
-        return x_td + self.mlp(self.post_attention_layernorm(x_td))
+    def _behind(self, x_td: Tensor, attended_thd: Tensor, triton: bool) -> Stream:
+        update_td = self.self_attn.o_proj(attended_thd.flatten(1))
+        x_td, normal_td = self.post_attention_layernorm(x_td, update_td, triton)
+        return x_td, self.mlp(normal_td, triton)
 
     def fuse(self) -> None:
-        """Compile the parts before and behind the attention, and its norm; token counts may vary."""
+        """Compile the parts before and behind the attention; token counts may vary."""
+        self.compiled = True
         self._before = torch.compile(self._before, dynamic=True)  # type: ignore[method-assign]
         self._behind = torch.compile(self._behind, dynamic=True)  # type: ignore[method-assign]
-        if self.self_attn.qk_norm is not None:
-            self.self_attn.qk_norm.compile(dynamic=True)
 
 
 class Attention(nn.Module):

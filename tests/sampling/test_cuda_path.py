@@ -108,7 +108,8 @@ def test_what_is_captured_has_no_host_sync_and_no_shape_from_data(fake_engine):
     assert watched.operations > 50
     assert (ids.shape, ids.dtype, logprobs.shape) == ((8,), torch.int64, (8,))
     layers = fake_engine.model.config.num_hidden_layers
-    per_layer = {"rope.rotate_and_store": layers, "paged.read": 2 * layers, "paged.merge": layers}
+    per_layer = {"rope.rotate": layers, "paged.read": 2 * layers, "paged.merge": layers}
+    per_layer |= {"norm.forward": 2 * layers + 1, "swiglu.activate": layers}
     assert Counter(launch.name for launch in launches) == per_layer | {"topp.chunk": 1, "topp.draw": 1}
 
 
@@ -127,7 +128,9 @@ def test_a_training_micro_batch_has_no_host_sync(fake_cuda):
             loss_e = dpo_loss(policy_e2, reference_e2[batch.examples_e], 0.1)["loss"]
             square = squared_norm(list(model.parameters()))
     assert watched.operations > 100 and loss_e.shape == (2,) and square.shape == ()
-    names = {"attention.forward": model.config.num_hidden_layers, "logprob.forward": 1, "logprob.target": 1}
+    layers, names = model.config.num_hidden_layers, {"logprob.forward": 1, "logprob.target": 1}
+    names |= dict.fromkeys(("rope.rotate", "attention.forward", "swiglu.activate"), layers)
+    names |= {"norm.forward": 2 * layers + 1}
     assert Counter(launch.name for launch in launches) == names
 
 

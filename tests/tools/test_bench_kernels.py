@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.kernels, pytest.mark.filterwarnings("ignore:divide by 
 def test_both_sides_do_the_same(device):
     torch.manual_seed(0)
     with device:
-        rows = list(cases(Shape(4, 2, 64, 48, 500), length=64, sequences=2, batch=3, dtype=torch.float16))
+        rows = list(cases(Shape(4, 2, 64, 48, 40, 500), length=64, sequences=2, batch=3, dtype=torch.float16))
         for case in rows:
             ours, theirs = case.ours(), case.theirs()
             sides = ((ours,), (theirs,)) if isinstance(ours, torch.Tensor) else (ours, theirs)
