@@ -78,8 +78,7 @@ class NearMisses:
         """The prompt with these rules, in words drawn anew."""
         row, entries, source = self.prompts[name], list[Record](), self.source or {}
         for rule in rules:
-            parameter, value = RULES[rule.name][0], rule.value
-            value = [*value] if isinstance(value, tuple) else value
+            parameter, value = RULES[rule.name][0], list(rule.value) if isinstance(rule.value, tuple) else rule.value
             entries.append({"rule": rule.name} | ({parameter: value} if parameter else {}))
         return row | {"prompt": reworded(row["request"], rules, source, self.draw), "rules": entries}
 

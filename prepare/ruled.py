@@ -52,8 +52,9 @@ def ruled_prompts(source: Record, topics: dict[str, list[str]], letter: str, cou
 
 def reworded(request: str, rules: Iterable[Rule], source: Record, draw: random.Random) -> str:
     """The request with these rules in other words, none of them for tuning."""
-    for name, value in rules:
-        words = source["rules"][name]
+    for rule in rules:
+        name, words = rule.name, source["rules"][rule.name]
+        value: Any = rule.value
         if name in ("sentences", "bullets"):
             value = {number: word for word, number in NUMBERS.items()}.get(value, value)
         elif name == "contains":

@@ -66,7 +66,7 @@ def of_a_layer(run: Callable[[Llama], None], model_type: str = "llama") -> tuple
 @torch.no_grad()
 def decode(model: Llama) -> None:
     """A step as a graph captures it."""
-    config, sizes = model.config, TileSizes(SEQUENCES, SEQUENCES, blocks=128, narrow=256, wide=256, entries=256)
+    config, sizes = model.config, TileSizes(SEQUENCES, blocks=128 * SEQUENCES, narrow=256, wide=256, entries=256)
     tiles = DeviceTiles(torch.empty(sum(sizes.parts), dtype=torch.int32), sizes, merges=True)
     shape = (config.num_hidden_layers, 2, 512, config.num_key_value_heads, 16, config.head_dim)
     attend = TritonPagedAttention(torch.empty(shape, dtype=torch.bfloat16), tiles)
