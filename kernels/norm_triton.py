@@ -91,5 +91,5 @@ def backward(
 def _constants(weight_d: Tensor) -> dict[str, int]:
     heads, d = weight_d.numel() // weight_d.shape[-1], weight_d.shape[-1]
     rows, columns = triton.next_power_of_2(heads), triton.next_power_of_2(d)
-    warps = min(max(rows * columns // 512, 1), 16)
+    warps = min(max(rows * columns // 256, 1), 16)
     return {"HEADS": heads, "D": d, "BLOCK_HEADS": rows, "BLOCK_D": columns, "num_warps": warps}

@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from kernels.norm_triton import weighted
-from kernels.rope import Rope
+
+Rope = tuple[Tensor, Tensor]
 
 
 @triton.jit

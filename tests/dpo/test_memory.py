@@ -34,7 +34,7 @@ def test_the_recipe_fits_eight_gpus_of_80_gb(layers):
     state = 4 * memory["parameters, fp32"]
     assert state + activations + 1.8 * gathered < peak < state + activations + 4 * gathered
     assert memory["needed"] == peak + 2 * 218_112_000 + 2 * 2**30 < 80e9
-    assert layers == 2 or round(memory["needed"] / 1e9, 2) == 27.59, "docs/performance.md"
+    assert layers == 2 or round(memory["needed"] / 1e9, 2) == 27.36, "docs/performance.md"
     assert type(_frequencies(config, torch.device("cpu"))) is torch.Tensor, "a real model can be used after a count"
     kept = count(config, changed(RECIPE, trainer={"activation_checkpointing": False}), 8)
     assert memory["needed"] < kept["needed"] < 80e9
