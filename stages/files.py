@@ -282,12 +282,12 @@ def read_shards(folder: Path | str) -> Iterator[Any]:
 
 def is_complete(folder: Path | str, key: str) -> bool:
     """Whether `folder` holds the finished output of exactly this work. Files of an output that are not as they were
-    written are removed, with the manifests of it and of its parts, so that the work makes them again."""
+    written are removed, with the manifests of the folders that they lie in, so that the work makes them again."""
     manifests = list(Path(folder).rglob(MANIFEST)) if (Path(folder) / MANIFEST).is_file() else []
     changed = [path for manifest in manifests for path in changed_files(manifest.parent)]
     for path in changed:
         print(f"warning: {path}: not as it was written; it is made again", file=sys.stderr)
-    for path in changed and [*changed, *manifests]:
+    for path in [*changed, *(own for own in manifests if any(file.is_relative_to(own.parent) for file in changed))]:
         path.unlink(missing_ok=True)
     return (read_manifest(folder) or {}).get("key") == key
 

@@ -63,6 +63,8 @@ def test_what_has_changed_is_made_again_and_said(folder, monkeypatch, capfd, who
     assert digest(folder / "run" / "out") == whole
     assert f"warning: {path}: not as it was written; it is made again" in capfd.readouterr().err
     assert {path.name for path in (folder / "run" / "train").iterdir()} == {"metrics.jsonl", "reference"}
+    left = {path.name for path in (folder / "run" / "train" / "reference").glob("*/*")}
+    assert left == {"logprobs.jsonl", "manifest.json"}
 
 
 def test_a_state_that_this_run_has_not_written_is_not_unpickled(folder, monkeypatch, tmp_path, whole):
