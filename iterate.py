@@ -149,12 +149,16 @@ class Run:
         return seed if not sft.enabled else self.merged_m0(seed) if sft.sft_delta else self.trained_m0(seed)
 
     def trained_m0(self, seed: Path) -> Path:
-        """The seed, fine-tuned on judging and meta-judging examples. Runs with the same inputs share it."""
+        """The seed, or M0 of the config `sft.after`, fine-tuned on judging and meta-judging examples.
+
+        Runs with the same inputs share it.
+        """
         folder, labelled = self.folder / "sft", None
+        start = first.trained_m0(seed) if (first := self.earlier_sft()) else seed
         if self.settings.eft.sources:
             labelled = self.run_stage(EFT, folder / "eft", model=seed) / "examples.jsonl"
         examples = self.run_stage(EXAMPLES, folder / "examples", model=seed, labelled=labelled)
-        job = SFT.job(self.settings, Path(), model=seed, data=examples / "examples.jsonl")
+        job = SFT.job(self.settings, Path(), model=start, data=examples / "examples.jsonl")
         return self.run_shared(SFT, job, Path("models") / "sft" / job.key[:12], "checkpoint")
 
     def merged_m0(self, seed: Path) -> Path:
@@ -171,12 +175,22 @@ class Run:
                 files.write_manifest(out, "sft-delta", key, [file for file in out.iterdir() if file.is_file()])
         return out
 
+    def earlier_sft(self) -> "Run | None":
+        """The run of the config `sft.after`, if this SFT continues another."""
+        if not (after := self.settings.sft.after):
+            return None
+        if (settings := load_settings(Path(after))).sft.after:
+            raise UserError(f"{after}: sft.after: this SFT is itself named in a config's sft.after; make it empty here")
+        (folder := self.folder / "sft" / "after").mkdir(parents=True, exist_ok=True)
+        return Run(Path(after), settings, folder, self.launcher)
+
     def sft_recipe(self, seed: Path) -> str:
-        """The identity of an SFT: its settings, its seed, and the sources of its examples."""
-        sft = {key: value for key, value in as_dict(self.settings.sft).items() if key != "sft_delta"}
+        """The identity of an SFT: its settings, the seed, the examples' sources, and the SFT that it continues."""
+        sft = {key: value for key, value in as_dict(self.settings.sft).items() if key not in ("sft_delta", "after")}
         stages = (EXAMPLES, EFT) if self.settings.eft.sources else (EXAMPLES,)
         examples = [stage.job(self.settings, Path(), model=seed).key for stage in stages]
         facts = {"sft": sft, "tokens": self.settings.trainer.tokens_per_microbatch, "examples": examples}
+        facts |= {"after": first.sft_recipe(seed)} if (first := self.earlier_sft()) else {}
         return stage_key("sft-recipe", facts, {"model": seed})
 
     def evaluate_initial(self, initial: Path) -> None:

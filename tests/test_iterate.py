@@ -219,6 +219,21 @@ def test_an_sft_delta_replaces_the_training(place):
     assert code == 2 and "made by another [sft] recipe" in err
 
 
+def test_an_sft_continues_another(place):
+    """The second training starts from the weights of the first, which the run of its config has made already."""
+    text = (place / "tiny.toml").read_text()
+    text = text[: text.index("[evaluation]")].replace("[sft]", '[sft]\nafter = "tiny.toml"')
+    (place / "after.toml").write_text("iteration = []\n" + re.sub(r"\[\[iteration\]\][^[]*", "", text))
+    code, _, err = iterate(place, "--run", "after", config="after.toml")
+    assert code == 0, err
+    summary = json.loads((place / "runs" / "after" / "summary.json").read_text())
+    source = read_manifest(place / summary["sft"]["checkpoint"])["inputs"]["model"]
+    assert source == {"path": checkpoint(place), "digest": read_manifest(place / checkpoint(place))["digest"]}
+    (place / "after.toml").write_text((place / "after.toml").read_text().replace("tiny.toml", "after.toml"))
+    code, _, err = iterate(place, "--run", "after", config="after.toml")
+    assert code == 2 and "after.toml: sft.after: this SFT is itself named in" in err
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

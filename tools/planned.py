@@ -24,7 +24,7 @@ from model.chat import Message
 from model.config import LlamaConfig
 from prepare.new_prompts import request_prompt
 from stages.rows import conversation_text, read_prompts, read_rows
-from stages.settings import Dpo, Metajudge, Settings, Sft
+from stages.settings import Dpo, Metajudge, Settings, Sft, load_settings
 
 CHARACTERS = 4.5  # of a token of English text in Llama-3's vocabulary: our estimate
 CHAT_TOKENS = 10  # of a chat format around a message and before the answer
@@ -94,11 +94,14 @@ class Planned:
         duels = self.judged(answered, 2, evaluation.duel_samples, judge.score_first)
         on_rules = self.judged(len(rows(evaluation.instructions)), evaluation.samples, evaluation.N, judge.score_first)
 
-        lessons = round(plan.eft_yield * taught) + sum(len(rows(path)) for path in sft.examples)
+        earlier = load_settings(Path(sft.after)).sft if sft.after else Sft()
+        first, lessons = (sum(len(rows(path)) for path in part.examples) for part in (earlier, sft))
+        lessons += round(plan.eft_yield * taught)
         trains, writes = sft.enabled and not sft.sft_delta, settings.iteration and settings.prompts.seeds
         table: list[tuple[Any, str, Generation | Training]] = [  # the first says whether the run has the stage
             (writes, "pool", self.pool()),
             (trains, "sft/eft", self.judged(round(taught / REPLIES), REPLIES, eft.N)),
+            (trains and sft.after, "sft/after", Training(earlier, ((judging, first),), earlier.epochs, 1)),
             (trains, "sft/checkpoint", Training(sft, ((judging, lessons),), sft.epochs, 1)),
         ]
         first = -1 if sft.enabled else 0
