@@ -10,10 +10,11 @@ import random
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from judging.rules import obeys, rules_of
 from prepare.examples import labelled_rows
 from prepare.flaws import Constructor, load_sources, repetitive
 from prepare.near_misses import NearMisses
@@ -118,7 +119,8 @@ def sft_files() -> Files:
 
     The default's lessons: decisions alone; judgments, most of them near misses; judgments and comparisons in turn; in
     the second file, near misses with rules in more words and other values, and comparisons. The model's own answers, at
-    the temperature of the actor, are spread over all.
+    the temperature of the actor, are spread over all; most of those in the second file are finished and follow
+    their prompt's rules.
     """
     tiny = constructor(["train"], seed=0)
     judgments, comparisons = list(tiny.judge_examples(240)), list(tiny.metajudge_examples(120))
@@ -135,25 +137,32 @@ def sft_files() -> Files:
     judging = spread(judgments, near_misses, spoiled, written)
     half = len(judging) // 2
     judging = [*judging[:half], *spread(judging[half:], list(default.metajudge_examples(800)))]
-    own = replay(["train", "ruled"], 0.8)
+    own = replay(["train", "ruled"], lambda row, _: row["temperature"] == 0.8)
     yield "sft/smollm2-135m.jsonl.gz", spread([*decisions, *judging], draw.sample(own, 1400))
 
     more, reworded = constructor(["train", "families"], seed=2), NearMisses(prompts, answers, 2, _toml("ruled"))
-    near_misses, values = list(reworded.pairs(600, EVIDENCE)), list(reworded.value_pairs(700, EVIDENCE))
-    judgments, comparisons = list(more.judge_examples(400)), list(more.metajudge_examples(1000))
-    yield "sft/smollm2-135m-2.jsonl.gz", spread(near_misses, values, judgments, comparisons, draw.sample(own, 500))
+    near_misses, values = list(reworded.pairs(600, EVIDENCE)), list(reworded.value_pairs(840, EVIDENCE))
+    judgments, comparisons = list(more.judge_examples(400)), list(more.metajudge_examples(900))
+    obedient = replay(["ruled"], lambda row, prompt: _finished(row) and obeys(rules_of(prompt), row["text"]))
+    acting = [*draw.sample(own, 200), *draw.sample(obedient, 700)]
+    draw.shuffle(acting)
+    yield "sft/smollm2-135m-2.jsonl.gz", spread(near_misses, values, judgments, comparisons, acting)
 
 
-def replay(names: Iterable[str], temperature: float) -> list[Record]:
-    """The model's answers of one temperature that do not repeat themselves, as examples of acting."""
-    prompts = {row["id"]: row["prompt"] for name in names for row in read_jsonl(DATA / prompt_file(name))}
-    answers = [row for name in names for row in read_jsonl(DATA / f"answers/{name}.jsonl.gz")]
+def replay(names: Iterable[str], taken: Callable[[Record, Record], bool]) -> list[Record]:
+    """The model's answers that do not repeat themselves, as examples of acting; `taken` says which of them to take."""
+    prompts = {row["id"]: row for name in names for row in read_jsonl(DATA / prompt_file(name))}
+    answers = (row for name in names for row in read_jsonl(DATA / f"answers/{name}.jsonl.gz"))
     return [
-        {"kind": "respond", "prompt": prompts[row["prompt_id"]], "response": row["text"]}
-        | {"finished": row["finish_reason"] == "stop"}
+        {"kind": "respond", "prompt": prompts[row["prompt_id"]]["prompt"], "response": row["text"]}
+        | {"finished": _finished(row)}
         for row in answers
-        if row["temperature"] == temperature and row["text"] and not repetitive(row["text"])
+        if row["text"] and not repetitive(row["text"]) and taken(row, prompts[row["prompt_id"]])
     ]
+
+
+def _finished(answer: Record) -> bool:
+    return bool(answer["finish_reason"] == "stop")
 
 
 def spread(*lists: list[Record]) -> list[Record]:
