@@ -141,10 +141,10 @@ def sft_files() -> Files:
     yield "sft/smollm2-135m.jsonl.gz", spread([*decisions, *judging], draw.sample(own, 1400))
 
     more, reworded = constructor(["train", "families"], seed=2), NearMisses(prompts, answers, 2, _toml("ruled"))
-    near_misses, values = list(reworded.pairs(600, EVIDENCE)), list(reworded.value_pairs(840, EVIDENCE))
-    judgments, comparisons = list(more.judge_examples(400)), list(more.metajudge_examples(900))
+    near_misses, values = list(reworded.pairs(900, EVIDENCE)), list(reworded.value_pairs(240, EVIDENCE))
+    judgments, comparisons = list(more.judge_examples(400)), list(more.metajudge_examples(1000))
     obedient = replay(["ruled"], lambda row, prompt: _finished(row) and obeys(rules_of(prompt), row["text"]))
-    acting = [*draw.sample(own, 200), *draw.sample(obedient, 700)]
+    acting = [*draw.sample(own, 400), *draw.sample(obedient, 500)]
     draw.shuffle(acting)
     yield "sft/smollm2-135m-2.jsonl.gz", spread(near_misses, values, judgments, comparisons, acting)
 
