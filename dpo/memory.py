@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from dpo.data import Example
 from dpo.loss import completion_logprob, dpo_loss
 from dpo.packing import lay_out, own_prefix
-from dpo.parallel import World, sharded_model
+from dpo.parallel import World, keep_gathered, sharded_model
 from dpo.trainer import clip, local_gradients, make_optimizer, squared_norm
 from kernels.compile import recording
 from model.config import LlamaConfig
@@ -82,7 +81,7 @@ def count(config: LlamaConfig, settings: Settings, ranks: int) -> dict[str, int]
     """Bytes of a bf16 DPO step on one of `ranks` GPUs, with the kernels' settings for sm_90."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     try:
-        world, tracker = World(0, ranks, torch.device("cpu"), init_device_mesh("cpu", (ranks,))), LiveBytes()
+        world, tracker = World(0, ranks, torch.device("cpu")), LiveBytes()
         with FakeTensorMode(allow_non_fake_inputs=True), recording(90, keep=False), tracker.counted_resize(), tracker:
             return _step(config, settings, world, tracker)
     finally:
@@ -98,11 +97,12 @@ def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBy
     prompt = tokens // 4 // twice  # with two completions, the pair fills the micro-batch
     example = Example("full", [0] * prompt, ([0] * ((tokens - twice * prompt) // 2 + 1),) * 2)
     batch = lay_out([example], [0], {0: own_prefix(example, settings.trainer)})
-    for _ in range(2):
+    for more in (True, False):
         before = tracker.live
         logprob_n = completion_logprob(model, batch, settings.model.attention)
         activations = tracker.live - before
         terms = dpo_loss(batch.sums(logprob_n), torch.zeros(1, 2), settings.dpo.beta)
+        keep_gathered(model, settings.trainer, more)
         terms["loss"].sum().backward()
         del logprob_n, terms
     gradients = local_gradients(model.parameters())
