@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -153,10 +153,12 @@ class Interruption:
             signal.raise_signal(number)
 
 
-def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options: TrainerOptions) -> Llama:
-    """A model of fp32 parameters, not yet filled: as many copies as `replicas` says, each sharded evenly over its ranks.
-    Embedding, blocks, and head with norm are gathered in `dtype` one after another for their computation. Gradients are
-    averaged over all ranks in fp32. With LoRA nothing is sharded."""
+def sharded_model(
+    config: LlamaConfig, world: World, dtype: torch.dtype, options: TrainerOptions, mesh: DeviceMesh | None = None
+) -> Llama:
+    """A model of fp32 parameters, not yet filled, each of its `replicas` sharded evenly over ranks. Embedding, blocks,
+    and head with norm are gathered in `dtype` one after another for their computation. Gradients are averaged over all
+    ranks in fp32. With LoRA nothing is sharded."""
     with torch.device("meta"):
         model = Llama(config)
     # Inputs are not cast, so that the rotary tables stay fp32.
@@ -171,9 +173,7 @@ def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options
                 empty = torch.empty_like(p, dtype=torch.float32 if p.requires_grad else dtype, device=world.device)
                 module.register_parameter(name, nn.Parameter(empty, p.requires_grad))
         return model
-    shape = (replicas(world, options), world.size // replicas(world, options))
-    mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("replica", "shard"))
-    shard = partial(fully_shard, mesh=mesh if shape[0] > 1 else mesh["shard"], mp_policy=policy)
+    shard = partial(fully_shard, mesh=mesh or make_mesh(world, options), mp_policy=policy)
     for layer in model.layers:
         shard(layer, reshard_after_forward=options.reshard_after_forward)
     if model.lm_head:  # a tied embedding is the head, too, and stays with the rest
@@ -185,13 +185,20 @@ def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options
     return model
 
 
-def replicas(world: World, options: TrainerOptions) -> int:
+def replicas(ranks: int, options: TrainerOptions) -> int:
     """How many copies of the model the ranks hold together: with LoRA one each, else one per `shard_degree` ranks."""
-    degree = 1 if options.lora_rank else min(options.shard_degree or world.size, world.size)
-    if world.size % degree:
+    degree = 1 if options.lora_rank else min(options.shard_degree or ranks, ranks)
+    if ranks % degree:
         advice = "set it to a divisor of the number of ranks, or to 0"
-        raise UserError(f"trainer.shard_degree: {world.size} ranks can't be divided into groups of {degree}; {advice}")
-    return world.size // degree
+        raise UserError(f"trainer.shard_degree: {ranks} ranks can't be divided into groups of {degree}; {advice}")
+    return ranks // degree
+
+
+def make_mesh(world: World, options: TrainerOptions) -> DeviceMesh:
+    """The ranks that share a copy of the model or, where there are several copies, all ranks by copy."""
+    copies = replicas(world.size, options)
+    mesh = init_device_mesh(world.device.type, (copies, world.size // copies), mesh_dim_names=("replica", "shard"))
+    return mesh if copies > 1 else mesh["shard"]
 
 
 def keep_gathered(model: Llama, options: TrainerOptions, more: bool) -> None:

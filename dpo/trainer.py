@@ -164,7 +164,7 @@ class Trainer:
         gradients, options = local_gradients(self.model.parameters()), self.settings.trainer
         if options.lora_rank:
             self.world.average(gradients)
-        return squared_norm(gradients) / replicas(self.world, options)
+        return squared_norm(gradients) / replicas(self.world.size, options)
 
     def terms(self, batch: MicroBatch) -> dict[str, Tensor]:
         """Loss and further terms of each example of a micro-batch, fp32 [e]."""
@@ -209,7 +209,7 @@ class Trainer:
         return self.progress.step % every == 0 if every else epoch_ended
 
     def save(self, exporting: bool = False, state: bool = True) -> None:
-        """Begin to write the model of the epoch `exported`, and the state to continue from, once all before is written."""
+        """Begin to write the epoch `exported` and the state to continue from, once all before is written."""
         self.writer.wait()
         writes, adapters = list[Write](), self.settings.trainer.save_adapters
         if exporting:
