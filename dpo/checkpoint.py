@@ -46,16 +46,16 @@ class Progress:  # all of a run's state that is not a tensor; schedule and data 
         return folder / f"epoch-{self.exported.get('epoch')}"
 
 
-Write = Callable[[World], None]  # writes what was copied before; its collectives are those of this world
+Write = Callable[[World], None]  # writes what has been copied; its collectives are those of the world given
 
 
 class Writer:
-    """Writes in a thread, one after another, beside training, whose collectives have another group."""
+    """A thread that writes beside training, one job at a time. Its collectives have a group of their own."""
 
     def __init__(self, world: World, timeout_minutes: float):
         group = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
         self.world, self.thread = replace(world, group=group), ThreadPoolExecutor(1)
-        self.begun: Future[None] | None = None
+        self.begun: Future[None] = self.thread.submit(lambda: None)
 
     def begin(self, *writes: Write) -> None:
         self.begun = self.thread.submit(self._run, writes)
@@ -68,16 +68,15 @@ class Writer:
 
     @property
     def failed(self) -> bool:
-        return self.begun is not None and self.begun.done() and self.begun.exception() is not None
+        return self.begun.done() and self.begun.exception() is not None
 
     def wait(self) -> None:
-        """Wait for all that has begun, and raise its error."""
-        if self.begun:
-            self.begun.result()
+        """Wait for the job that has begun, and raise its error."""
+        self.begun.result()
 
 
 def save_state(folder: Path, model: Llama, optimizer: torch.optim.Optimizer, progress: Progress) -> Write:
-    """Copy a state that will be written as `folder`/state-EPOCH-STEP, each rank its own part, and the progress to
+    """Copy the state, to be written as `folder`/state-EPOCH-STEP, each rank its own part, and the progress, to
     `folder`'s manifest, which covers state and export. Then older states and exports are removed."""
     tensors = {name: tensor.to("cpu", copy=True) for name, tensor in _tensors(model, optimizer).items()}
     final, exported, facts = folder / progress.state, progress.export(folder), asdict(progress)

@@ -47,7 +47,7 @@ class World:
     rank: int
     size: int
     device: torch.device
-    group: dist.ProcessGroup | None = None  # for its collectives; None: the group of the whole process
+    group: dist.ProcessGroup | None = None  # in which it agrees; None: the default group
 
     @property
     def first(self) -> bool:
@@ -55,7 +55,7 @@ class World:
 
     def sum(self, values: Tensor) -> Tensor:
         """`values`, summed over ranks in place."""
-        dist.all_reduce(values, group=self.group)
+        dist.all_reduce(values)
         return values
 
     def average(self, tensors: list[Tensor]) -> None:
@@ -189,8 +189,7 @@ def replicas(ranks: int, options: TrainerOptions) -> int:
     """How many copies of the model the ranks hold together: with LoRA one each, else one per `shard_degree` ranks."""
     degree = 1 if options.lora_rank else min(options.shard_degree or ranks, ranks)
     if ranks % degree:
-        advice = "set it to a divisor of the number of ranks, or to 0"
-        raise UserError(f"trainer.shard_degree: {ranks} ranks can't be divided into groups of {degree}; {advice}")
+        raise UserError(f"trainer.shard_degree is {degree}, which does not divide {ranks} ranks; set a divisor, or 0")
     return ranks // degree
 
 
@@ -202,8 +201,7 @@ def make_mesh(world: World, options: TrainerOptions) -> DeviceMesh:
 
 
 def keep_gathered(model: Llama, options: TrainerOptions, more: bool) -> None:
-    """Unless gathered parameters are freed at once: whether the next backward leaves them, and whole gradients, to
-    `more` micro-batches of the update."""
+    """With `reshard_after_forward` off: whether the next backward leaves weights and gradients whole, for `more`."""
     if isinstance(model, FSDPModule) and not options.reshard_after_forward:
         model.set_reshard_after_backward(not more)
         model.set_requires_gradient_sync(not more)

@@ -197,7 +197,8 @@ class Trainer:
             better = number == (self.export_epoch or self.section.epochs)
         else:
             better = not best or (means["accuracy"], -means["loss"]) > (best["accuracy"], -best["loss"])
-        at.exported = {"epoch": number} | means if better else best
+        if better:
+            at.exported = {"epoch": number} | means
         at.epoch, at.position, at.seconds = number, 0, time.monotonic() - self.started
         state = number < epochs and self.due(epoch_ended=True)
         if better or state:

@@ -107,8 +107,7 @@ def test_a_write_that_fails_ends_the_training_after_the_step(folder, monkeypatch
     real = Trainer.step
 
     def step(trainer, batch):
-        if trainer.writer.begun:
-            wait([trainer.writer.begun])
+        wait([trainer.writer.begun])
         return real(trainer, batch)
 
     monkeypatch.setattr(Trainer, "step", step)

@@ -105,7 +105,7 @@ def test_copies_of_the_model_on_six_ranks(degree, expected):
 
 
 def test_ranks_that_copies_do_not_share_evenly_are_refused():
-    with pytest.raises(UserError, match=r"trainer\.shard_degree: 6 ranks can't be divided into groups of 4"):
+    with pytest.raises(UserError, match=r"trainer\.shard_degree is 4, which does not divide 6 ranks"):
         replicas(6, changed(trainer={"shard_degree": 4}).trainer)
 
 
