@@ -143,8 +143,7 @@ class Roofline:  # `ranks` GPUs of one kind, or CPUs like this one, with a model
         options = self.settings.trainer
         passes = 3 + options.activation_checkpointing - (options.lora_rank > 0)  # frozen weights have no gradients
         size = trained_parameters(self.config, options)
-        copies = replicas(self.ranks, options)
-        degree = self.ranks // copies
+        degree = self.ranks // (copies := replicas(self.ranks, options))
         near = self.card.link if degree <= GPUS_PER_NODE else self.link
         sending = 8 * size * ((degree - 1) / degree / near + (copies - 1) / copies / degree / self.link)
         sending /= self.settings.plan.bandwidth_utilisation

@@ -14,7 +14,7 @@ from dpo.sft import SFT
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.weights import split_parameters
-from stages.files import UserError, read_jsonl, read_manifest, write_jsonl
+from stages.files import UserError, digest, read_jsonl, read_manifest, write_jsonl
 
 FROZEN = changed(dpo={"epochs": 4, "batch_size": 4, "learning_rate": 1e-3}, trainer={"tokens_per_microbatch": 4096})
 
@@ -96,6 +96,17 @@ def test_two_copies_of_two_shards_are_one_rank(folder, monkeypatch):
     for place in ("four", "kept", "begun"):
         for a, b in zip(*(parameters(folder / f"untied-{x}" / "out") for x in ("one", place)), strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-2)
+
+
+@pytest.mark.parametrize("kin", ["", "untied-"])
+def test_weights_that_stay_gathered_change_no_byte_on_one_rank(folder, tmp_path, kin):
+    settings, digests = changed(FROZEN, dpo={"epochs": 1}, trainer={"tokens_per_microbatch": 80}), set[str]()
+    for reshard in (True, False):
+        models = dict.fromkeys(("model", "reference"), folder / f"{kin}model")
+        given = arguments(folder, place=tmp_path / str(reshard), **models)
+        run(changed(settings, trainer={"reshard_after_forward": reshard}), given)
+        digests.add(digest(given.place / "out"))
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize(("degree", "expected"), [(0, 1), (1, 6), (2, 3), (3, 2), (6, 1), (8, 1)])
