@@ -1,12 +1,15 @@
 """Checkpoints: the state that a stopped run continues from, and the export that the next stage reads.
 
-Both are written under a temporary name, synced and renamed; a manifest says what belongs to them.
+Both are copied to the CPU's memory, and written while training goes on: under a temporary name, synced and renamed. A
+manifest says what belongs to them.
 """
 
 import os
 import shutil
-from collections import deque
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +42,60 @@ class Progress:  # all of a run's state that is not a tensor; schedule and data 
     def state(self) -> str:  # the name of the state's folder
         return f"state-{self.epoch:04}-{self.step:08}"
 
+    def export(self, folder: Path) -> Path:  # the exported epoch's
+        return folder / f"epoch-{self.exported.get('epoch')}"
 
-def save_state(folder: Path, world: World, model: Llama, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write `folder`/state-EPOCH-STEP, each rank its own part, and the progress to `folder`'s manifest, which covers
-    state and export; remove older states."""
-    final = folder / progress.state
-    temporary = folder / f".{final.name}.tmp"  # never reused: other nodes may cache where a folder was
-    world.remove(folder.glob(".state-*"))
-    dist.barrier()
-    try:
-        dcp.save(_tensors(model, optimizer), checkpoint_id=temporary)
-    except dcp.CheckpointException as error:  # on every rank; no `Exception`
-        reason, _ = next(iter(error.failures.values()))
-        raise UserError(f"{final}: not written ({reason}); make room, then run the same command again") from None
-    if world.first:
-        _publish(temporary, final)
-        exported = filter(Path.is_file, (folder / f"epoch-{progress.exported.get('epoch')}").rglob("*"))
-        write_manifest(folder, "state", progress.key, [*final.iterdir(), *exported], progress=asdict(progress))
-    world.remove(old for old in folder.glob("state-*") if old != final)
-    dist.barrier()
+
+Write = Callable[[World], None]  # writes what has been copied; its collectives are those of the world given
+
+
+class Writer:
+    """A thread that writes beside training, one job at a time. Its collectives have a group of their own."""
+
+    def __init__(self, world: World, timeout_minutes: float):
+        group = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
+        self.world, self.thread = replace(world, group=group), ThreadPoolExecutor(1)
+        self.begun: Future[None] = self.thread.submit(lambda: None)
+
+    def begin(self, *writes: Write) -> None:
+        self.begun = self.thread.submit(self._run, writes)
+
+    def _run(self, writes: tuple[Write, ...]) -> None:
+        with torch.accelerator.device_index(self.world.device.index):  # a thread starts with the first GPU
+            for write in writes:
+                write(self.world)
+        dist.barrier(self.world.group)
+
+    @property
+    def failed(self) -> bool:
+        return self.begun.done() and self.begun.exception() is not None
+
+    def wait(self) -> None:
+        """Wait for the job that has begun, and raise its error."""
+        self.begun.result()
+
+
+def save_state(folder: Path, model: Llama, optimizer: torch.optim.Optimizer, progress: Progress) -> Write:
+    """Copy the state, to be written as `folder`/state-EPOCH-STEP, each rank its own part, and the progress, to
+    `folder`'s manifest, which covers state and export. Then older states and exports are removed."""
+    tensors = {name: tensor.to("cpu", copy=True) for name, tensor in _tensors(model, optimizer).items()}
+    final, exported, facts = folder / progress.state, progress.export(folder), asdict(progress)
+
+    def write(world: World) -> None:
+        temporary = folder / f".{final.name}.tmp"  # never reused: other nodes may cache where a folder was
+        world.agree(lambda: world.remove(folder.glob(".state-*")))
+        try:
+            dcp.save(tensors, checkpoint_id=temporary, process_group=world.group)
+        except dcp.CheckpointException as error:  # on every rank; no `Exception`
+            reason, _ = next(iter(error.failures.values()))
+            raise UserError(f"{final}: not written ({reason}); make room, then run the same command again") from None
+        if world.first:
+            _publish(temporary, final)
+            files = filter(Path.is_file, (*final.iterdir(), *exported.rglob("*")))
+            write_manifest(folder, "state", facts["key"], files, progress=facts)
+        world.remove({*folder.glob("state-*"), *folder.glob("epoch-*")} - {final, exported})
+
+    return write
 
 
 def saved_progress(folder: Path, key: str) -> Progress | None:
@@ -82,22 +120,27 @@ def _tensors(model: Llama, optimizer: torch.optim.Optimizer) -> dict[str, Tensor
     return tensors
 
 
-def export(world: World, model: Llama, source: Path, folder: Path, peft: bool = False) -> None:
-    """Write the model in bf16, with the configuration and tokenizer of `source`; no rank holds a sharded model whole.
-    `peft`: adapters, which are merged, are also written by themselves, in `folder`/adapter."""
-    local = ((name, tensor.to(torch.bfloat16)) for name, tensor in merged(model))
-    parameters = ((name, (t.full_tensor() if isinstance(t, DTensor) else t).cpu()) for name, t in local)
+def export(world: World, model: Llama, source: Path, folder: Path, peft: bool = False) -> Write:
+    """Copy the model in bf16 to the first rank, where it will be written, with the configuration and tokenizer of
+    `source`. `peft`: adapters, which are merged, are at once written by themselves, in `folder`/adapter."""
+    temporary, parameters = folder.with_name(f".{folder.name}.tmp"), list[tuple[str, Tensor]]()
     if world.first:
-        temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        save_pretrained(parameters, model.config, source, temporary)
         if peft:
             save_peft(model, source, temporary / "adapter")
-        for path in temporary.rglob("*"):
-            _sync(path)
-        _publish(temporary, folder)
-    deque(parameters, maxlen=0)  # on the other ranks: gathering is collective
-    dist.barrier()
+    for name, local in merged(model):
+        tensor = local.to(torch.bfloat16)
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # collective
+        parameters += [(name, whole.cpu())] if world.first else []
+
+    def write(world: World) -> None:
+        if world.first:
+            save_pretrained(parameters, model.config, source, temporary)
+            for path in temporary.rglob("*"):
+                _sync(path)
+            _publish(temporary, folder)
+
+    return write
 
 
 def finish(exported: Path, job: Job, **facts: Any) -> None:

@@ -84,7 +84,7 @@ def save_peft(model: Llama, source: Path, folder: Path) -> None:
     config: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(source)}
     config |= {"r": len(adapter.A), "lora_alpha": adapter.scale * len(adapter.A), "inference_mode": True}
     config |= {"target_modules": sorted({key.split(".")[-3] for key in tensors})}
-    folder.mkdir()
+    folder.mkdir(parents=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     write_json(folder / "adapter_config.json", config)
 

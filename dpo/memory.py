@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,11 +20,11 @@ from torch.utils._pytree import tree_leaves
 from dpo.data import Example
 from dpo.loss import completion_logprob, dpo_loss
 from dpo.packing import lay_out, own_prefix
-from dpo.parallel import World, sharded_model
+from dpo.parallel import World, keep_gathered, make_mesh, sharded_model
 from dpo.trainer import clip, local_gradients, make_optimizer, squared_norm
 from kernels.compile import recording
 from model.config import LlamaConfig
-from model.llama import _frequencies
+from model.llama import Llama, _frequencies
 from stages.files import arguments, command
 from stages.settings import Settings, load_settings
 
@@ -82,27 +81,29 @@ def count(config: LlamaConfig, settings: Settings, ranks: int) -> dict[str, int]
     """Bytes of a bf16 DPO step on one of `ranks` GPUs, with the kernels' settings for sm_90."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     try:
-        world, tracker = World(0, ranks, torch.device("cpu"), init_device_mesh("cpu", (ranks,))), LiveBytes()
+        world, tracker = World(0, ranks, torch.device("cpu")), LiveBytes()
+        mesh = make_mesh(world, settings.trainer)
         with FakeTensorMode(allow_non_fake_inputs=True), recording(90, keep=False), tracker.counted_resize(), tracker:
-            return _step(config, settings, world, tracker)
+            model = sharded_model(config, world, torch.bfloat16, settings.trainer, mesh)
+            return _step(model, settings, world, tracker)
     finally:
         dist.destroy_process_group()
         _frequencies.cache_clear()  # its tensors have no storage
 
 
-def _step(config: LlamaConfig, settings: Settings, world: World, tracker: LiveBytes) -> dict[str, int]:
-    model = sharded_model(config, world, torch.bfloat16, settings.trainer)
+def _step(model: Llama, settings: Settings, world: World, tracker: LiveBytes) -> dict[str, int]:
     tracker.peak = tracker.live  # so far only the model on `meta` was counted, which takes no memory
     optimizer = make_optimizer(model, settings.dpo)
     tokens, twice = settings.trainer.tokens_per_microbatch, 1 if settings.trainer.share_prefixes else 2
     prompt = tokens // 4 // twice  # with two completions, the pair fills the micro-batch
     example = Example("full", [0] * prompt, ([0] * ((tokens - twice * prompt) // 2 + 1),) * 2)
     batch = lay_out([example], [0], {0: own_prefix(example, settings.trainer)})
-    for _ in range(2):
+    for more in (True, False):
         before = tracker.live
         logprob_n = completion_logprob(model, batch, settings.model.attention)
         activations = tracker.live - before
         terms = dpo_loss(batch.sums(logprob_n), torch.zeros(1, 2), settings.dpo.beta)
+        keep_gathered(model, settings.trainer, more)
         terms["loss"].sum().backward()
         del logprob_n, terms
     gradients = local_gradients(model.parameters())

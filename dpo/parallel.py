@@ -1,4 +1,4 @@
-"""Ranks and sharding: processes and their group, FSDP2, and sums over ranks. One rank runs the same code as many."""
+"""Ranks and sharding: processes and their groups, FSDP2, and sums over ranks. One rank runs the same code as many."""
 
 import ctypes
 import os
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -46,7 +47,7 @@ class World:
     rank: int
     size: int
     device: torch.device
-    mesh: DeviceMesh
+    group: dist.ProcessGroup | None = None  # in which it agrees; None: the default group
 
     @property
     def first(self) -> bool:
@@ -70,7 +71,7 @@ class World:
             outcome = [compute() if self.first else None]
         except UserError as error:
             outcome = [error]
-        dist.broadcast_object_list(outcome, src=0)
+        dist.broadcast_object_list(outcome, src=0, group=self.group)
         if isinstance(outcome[0], UserError):
             raise outcome[0]
         return outcome[0]
@@ -109,7 +110,7 @@ def distributed(threads: int, timeout_minutes: float = TrainerOptions.timeout_mi
     store, timeout = None if "WORLD_SIZE" in os.environ else dist.HashStore(), timedelta(minutes=timeout_minutes)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
-        yield World(rank, size, device, init_device_mesh(device.type, (size,)))
+        yield World(rank, size, device)
     except (UserError, SystemExit) as error:
         dist.destroy_process_group()
         if isinstance(error, UserError) and rank and os.environ.get("LOCAL_RANK") != "0":
@@ -152,9 +153,12 @@ class Interruption:
             signal.raise_signal(number)
 
 
-def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options: TrainerOptions) -> Llama:
-    """A model of fp32 parameters, sharded evenly over the ranks and not yet filled. Each block, and the rest, is
-    gathered in `dtype` for its computation. Gradients are averaged over ranks in fp32. With LoRA nothing is sharded."""
+def sharded_model(
+    config: LlamaConfig, world: World, dtype: torch.dtype, options: TrainerOptions, mesh: DeviceMesh | None = None
+) -> Llama:
+    """A model of fp32 parameters, not yet filled, each of its `replicas` sharded evenly over ranks. Embedding, blocks,
+    and head with norm are gathered in `dtype` one after another for their computation. Gradients are averaged over all
+    ranks in fp32. With LoRA nothing is sharded."""
     with torch.device("meta"):
         model = Llama(config)
     # Inputs are not cast, so that the rotary tables stay fp32.
@@ -169,10 +173,38 @@ def sharded_model(config: LlamaConfig, world: World, dtype: torch.dtype, options
                 empty = torch.empty_like(p, dtype=torch.float32 if p.requires_grad else dtype, device=world.device)
                 module.register_parameter(name, nn.Parameter(empty, p.requires_grad))
         return model
-    for module in (*model.layers, model):
-        fully_shard(module, mesh=world.mesh, mp_policy=policy)
+    shard = partial(fully_shard, mesh=mesh or make_mesh(world, options), mp_policy=policy)
+    for layer in model.layers:
+        shard(layer, reshard_after_forward=options.reshard_after_forward)
+    if model.lm_head:  # a tied embedding is the head, too, and stays with the rest
+        shard(model.embed_tokens, reshard_after_forward=options.reshard_after_forward)
+        cast(FSDPModule, model.embed_tokens).set_unshard_in_backward(False)  # its gradient needs the ids alone
+        shard([model.norm, model.lm_head], reshard_after_forward=False)
+    shard(model)
     model.to_empty(device=world.device)
     return model
+
+
+def replicas(ranks: int, options: TrainerOptions) -> int:
+    """How many copies of the model the ranks hold together: with LoRA one each, else one per `shard_degree` ranks."""
+    degree = 1 if options.lora_rank else min(options.shard_degree or ranks, ranks)
+    if ranks % degree:
+        raise UserError(f"trainer.shard_degree is {degree}, which does not divide {ranks} ranks; set a divisor, or 0")
+    return ranks // degree
+
+
+def make_mesh(world: World, options: TrainerOptions) -> DeviceMesh:
+    """The ranks that share a copy of the model or, where there are several copies, all ranks by copy."""
+    copies = replicas(world.size, options)
+    mesh = init_device_mesh(world.device.type, (copies, world.size // copies), mesh_dim_names=("replica", "shard"))
+    return mesh if copies > 1 else mesh["shard"]
+
+
+def keep_gathered(model: Llama, options: TrainerOptions, more: bool) -> None:
+    """With `reshard_after_forward` off: whether the next backward leaves weights and gradients whole, for `more`."""
+    if isinstance(model, FSDPModule) and not options.reshard_after_forward:
+        model.set_reshard_after_backward(not more)
+        model.set_requires_gradient_sync(not more)
 
 
 def load_sharded(model: Llama, folder: Path | str) -> None:
@@ -189,6 +221,6 @@ def load_sharded(model: Llama, folder: Path | str) -> None:
 
 def reshard(model: Llama) -> None:
     """Free gathered parameters after a forward without a backward: they would hide the next loaded weights."""
-    for module in (model, *model.layers):
+    for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -92,7 +92,7 @@ def train(job: Job, world: World, work: Path) -> None:
             facts |= {"steps": at.step, "seconds": round(at.seconds, 1)}
             facts |= {"dtype": str(dtype).removeprefix("torch."), "ranks": world.size}
             facts |= {"threads": settings.engine.threads, "environment": environment()}
-            finish(work / f"epoch-{at.exported['epoch']}", job, **facts)
+            finish(at.export(work), job, **facts)
         world.remove([*work.glob("*epoch-*"), *work.glob("*state-*")])
 
 

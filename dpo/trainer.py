@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from dpo.checkpoint import Progress, export, save_state
+from dpo.checkpoint import Progress, Write, Writer, export, save_state
 from dpo.data import Example, Objective, epoch_batches, split
 from dpo.loss import chosen_nll, completion_logprob, dpo_loss, sft_loss
 from dpo.metrics import MetricsLog, forward_flops, peak_memory_mib
 from dpo.packing import MicroBatch, micro_batches
-from dpo.parallel import Interruption, World, reshard, return_memory
+from dpo.parallel import Interruption, World, keep_gathered, replicas, reshard, return_memory
 from kernels.launch import to_device
 from model.llama import Llama
 from stages.files import UserError
@@ -38,7 +38,7 @@ class BatchResult(NamedTuple):
     tokens: int  # computed; a shared prefix counts once
     flops: float  # of a forward pass
     memory_mib: float  # the highest peak of any rank
-    stop: bool  # whether a rank got a signal to stop
+    stop: bool  # whether a rank got a signal to stop, or could not write
 
 
 @dataclass
@@ -68,15 +68,18 @@ class Trainer:
         at, board = self.progress, self.settings.trainer.tensorboard
         self.started = time.monotonic() - at.seconds
         self.log = MetricsLog(self.work, at.metrics_bytes, self.world.first, board, at.step)
+        self.writer = Writer(self.world, self.settings.trainer.timeout_minutes)
 
     def run(self) -> None:
         """Train from the current progress to the last epoch that can be exported."""
         epochs, at = self.export_epoch or self.section.epochs, self.progress
         total = epochs * self.steps_per_epoch
-        with progress(total, self.stage, "step", first=self.world.first, done=at.step) as bar:
+        bar = progress(total, self.stage, "step", first=self.world.first, done=at.step)
+        with self.writer.thread, bar:  # a write that has begun ends before an error leaves
             while at.epoch < epochs:
                 self.train_epoch(bar)
                 self.end_epoch(epochs)
+            self.writer.wait()
 
     def train_epoch(self, bar: tqdm) -> None:
         """Train on the remaining global batches of the current epoch."""
@@ -98,6 +101,7 @@ class Trainer:
             if stop or (at.position < len(batches) and self.due(epoch_ended=False)):
                 self.save()
             if stop:
+                self.writer.wait()
                 self.world.say(f"\nstopped after step {at.step - 1}; the same command continues from there")
                 raise SystemExit(128 + (self.interruption.signal or signal.SIGTERM))
 
@@ -126,9 +130,11 @@ class Trainer:
         terms: dict[str, Tensor] = {}
         sums, tokens, flops = torch.zeros((), dtype=torch.float64, device=world.device), 0, 0
         options = self.settings.trainer
-        for batch in micro_batches(self.examples, indices, options, world.rank, world.size, world.device):
+        batches = micro_batches(self.examples, indices, options, world.rank, world.size, world.device)
+        for batch in batches:
             terms = self.terms(batch)
             if backward:
+                keep_gathered(self.model, options, more=batch is not batches[-1])
                 scale = world.size / weight  # FSDP averages over ranks; this mean is over weight
                 (terms["loss"].sum() * (batch.real * scale)).backward()
             sums = sums + batch.real * torch.stack([term.detach().double().sum() for term in terms.values()])
@@ -136,7 +142,8 @@ class Trainer:
             flops += batch.real * forward_flops(self.model.config, batch)
         square = self.reduce_gradients() if backward else sums.new_zeros(())
         memory_r = [peak_memory_mib(world.device) * (rank == world.rank) for rank in range(world.size)]
-        facts = to_device([tokens, flops, self.interruption.signal > 0, *memory_r], torch.float64, world.device)
+        stop = self.interruption.signal > 0 or self.writer.failed
+        facts = to_device([tokens, flops, stop, *memory_r], torch.float64, world.device)
         values = world.sum(torch.cat((sums, square[None], facts))).tolist()
         means = {name: value / weight for name, value in zip(terms, values, strict=False)}
         square_of_all, tokens_of_all, flops_of_all, stops, *memory_r = values[len(terms) :]
@@ -154,11 +161,10 @@ class Trainer:
     def reduce_gradients(self) -> Tensor:
         """This rank's share of the gradient's squared norm, fp64. LoRA's gradients, which FSDP leaves alone, become
         their means over ranks."""
-        gradients = local_gradients(self.model.parameters())
-        if not self.settings.trainer.lora_rank:
-            return squared_norm(gradients)
-        self.world.average(gradients)
-        return squared_norm(gradients) / self.world.size
+        gradients, options = local_gradients(self.model.parameters()), self.settings.trainer
+        if options.lora_rank:
+            self.world.average(gradients)
+        return squared_norm(gradients) / replicas(self.world.size, options)
 
     def terms(self, batch: MicroBatch) -> dict[str, Tensor]:
         """Loss and further terms of each example of a micro-batch, fp32 [e]."""
@@ -192,23 +198,27 @@ class Trainer:
         else:
             better = not best or (means["accuracy"], -means["loss"]) > (best["accuracy"], -best["loss"])
         if better:
-            folder, peft = self.work / f"epoch-{number}", self.settings.trainer.save_adapters
-            export(self.world, self.model, self.source, folder, peft)
             at.exported = {"epoch": number} | means
         at.epoch, at.position, at.seconds = number, 0, time.monotonic() - self.started
-        if number < epochs and self.due(epoch_ended=True):
-            self.save()
+        state = number < epochs and self.due(epoch_ended=True)
+        if better or state:
+            self.save(better, state)
 
     def due(self, epoch_ended: bool) -> bool:
         """Whether to save a state now: every `save_every` steps, or at the end of each epoch."""
         every = self.settings.trainer.save_every
         return self.progress.step % every == 0 if every else epoch_ended
 
-    def save(self) -> None:
-        """Save the state to continue from, and remove exports that a better epoch has replaced."""
-        save_state(self.work, self.world, self.model, self.optimizer, self.progress)
-        kept = f"epoch-{self.progress.exported.get('epoch')}"
-        self.world.remove(folder for folder in self.work.glob("epoch-*") if folder.name != kept)
+    def save(self, exporting: bool = False, state: bool = True) -> None:
+        """Begin to write the epoch `exported` and the state to continue from, once all before is written."""
+        self.writer.wait()
+        writes, adapters = list[Write](), self.settings.trainer.save_adapters
+        if exporting:
+            folder = self.progress.export(self.work)
+            writes.append(export(self.world, self.model, self.source, folder, adapters))
+        if state:
+            writes.append(save_state(self.work, self.model, self.optimizer, self.progress))
+        self.writer.begin(*writes)
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Write a line of metrics and count it in the progress."""

@@ -3,6 +3,8 @@
 Shapes: t tokens, d hidden_size, i intermediate_size; in linear layers i and o, the sizes of input and output.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,14 +14,16 @@ from kernels.int8 import Int8Weight, int8_linear
 from kernels.norm import add_norm
 
 Weight = Tensor | Int8Weight  # a plain tensor [o, i], or a packed one for inference
+Head = Callable[[Tensor, Weight], Tensor]  # (hidden [t, d], weight [v, d]) -> what the caller needs, such as logits
 
 
 class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool = False):
         super().__init__(in_features, out_features, bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, head: Head | None = None) -> Tensor:
+        """x W^T + b or, for a model's head, what `head` makes of x and W."""
+        return head(x, self.weight) if head else linear(x, self.weight, self.bias)
 
 
 def linear(x_ti: Tensor, weight_oi: Weight, bias_o: Tensor | None = None) -> Tensor:

@@ -6,7 +6,6 @@ log-probabilities inside the forward, since under FSDP the weight is whole only 
 Shapes: t tokens, d hidden_size, h query heads, k key-value heads, v vocabulary.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Protocol
 
@@ -17,10 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from kernels import launch
 from kernels.rope import Rope, rope_tables
 from model.config import LlamaConfig
-from model.layers import HeadNorm, Linear, RMSNorm, SwiGLU, Weight, linear
+from model.layers import Head, HeadNorm, Linear, RMSNorm, SwiGLU, Weight, linear
 
 Stream = tuple[Tensor, Tensor]  # the residual stream, and what the next norm is to add to it, both [t, d]
-Head = Callable[[Tensor, Weight], Tensor]  # (hidden [t, d], weight [v, d]) -> what the caller needs, such as logits
 
 
 class Attend(Protocol):
@@ -50,12 +48,7 @@ class Llama(nn.Module):
         for i, layer in enumerate(self.layers):
             x_td, update_td = layer(x_td, update_td, i, attend, rope)
         hidden_td = self.norm(x_td, update_td, launch.use_triton(attend.attention, x_td))[1]
-        return head(hidden_td, self.head_weight)
-
-    @property
-    def head_weight(self) -> Weight:
-        """[v, d]: the head's weight, or the embedding's if they are tied."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return self.lm_head(hidden_td, head) if self.lm_head else head(hidden_td, self.embed_tokens.weight)
 
 
 class Block(nn.Module):

@@ -188,6 +188,8 @@ class TrainerOptions:
     lora_alpha: Positive = 16.0  # an adapter's product counts alpha / r times
     lora_targets: list[Matrix] = field(default_factory=lambda: [*get_args(Matrix)])  # the matrices with an adapter
     save_adapters: bool = False  # write the adapters for PEFT, too, into the folder `adapter` of the merged model
+    shard_degree: CountOrZero = 0  # ranks that share a copy of the model, such as a node's; 0: all ranks
+    reshard_after_forward: bool = True  # false: gathered weights, whole gradients stay until an update's last backward
     save_every: CountOrZero = 0  # steps between resumable states, 12 bytes a trained parameter; 0: epochs alone
     evaluate_every: CountOrZero = 0  # steps between measurements on the held-out examples; 0: epochs alone
     timeout_minutes: Positive = 30.0  # how long a rank waits for the others, as for the first to write an export

@@ -78,8 +78,9 @@ class Plan:
         passes = scale * (is_dpo + work.epochs * section.held_out)  # forward alone, over the usable examples
         states = int(done) // options.save_every if options.save_every else work.epochs - 1
         seconds = done * sum(updates) / len(updates) + passes * machine.training_seconds(flops / machine.ranks)
+        seconds = max(seconds, machine.disk_seconds(2 * work.exports - 2, 12 * states))  # written beside training
         seconds += 2 * self.settings.plan.start_seconds  # the stage that makes the examples, and this one
-        seconds += machine.disk_seconds(2 + 2 * is_dpo + 2 * work.exports, 12 * states)
+        seconds += machine.disk_seconds(2 + 2 * is_dpo + 2)  # the last export waits for nothing more
         computed = tokens * (passes + scale * work.epochs * (1 - section.held_out))
         new = work.count * sum(len(ids) for example in drawn for ids in example.completions) / len(drawn)
         return computed, new, seconds

@@ -12,6 +12,7 @@ import torch
 from dpo.lora import trained_parameters
 from dpo.memory import CONTEXT_BYTES
 from dpo.metrics import PEAK_FLOPS, best_rate, product_flops
+from dpo.parallel import replicas
 from model.config import LlamaConfig
 from model.dtype import training_dtype
 from sampling.blocks import BlockPool
@@ -97,7 +98,7 @@ class Roofline:  # `ranks` GPUs of one kind, or CPUs like this one, with a model
             f"{plan.training_utilisation}), 8 bytes a parameter / ({self.link / 1e9:.0f} GB/s x "
             f"bandwidth_utilisation)); of an update: 28 bytes a parameter; of a stage: {plan.start_seconds:g} s, at "
             f"{plan.disk_gigabytes_per_second:g} GB/s 2 bytes a parameter for weights (each measurement and round of "
-            "the pool, too: an upper bound) and exports, 12 for states. Utilisations are settings: [plan]."
+            "the pool, too: an upper bound) and exports, 12 for states, beside training. Utilisations are [plan]'s."
         )
 
     @property
@@ -137,13 +138,17 @@ class Roofline:  # `ranks` GPUs of one kind, or CPUs like this one, with a model
 
     def update_seconds(self, forward_flops: Sequence[float]) -> float:
         """An update, given the operations of each micro-batch's forward pass. FSDP gathers parameters, 2 bytes each,
-        twice, and reduces gradients, 4 bytes each. Adam reads four numbers a parameter and writes three."""
+        twice, and reduces gradients, 4 bytes each; copies of the model add theirs up, sent twice. Adam reads four
+        numbers a parameter and writes three."""
         options = self.settings.trainer
         passes = 3 + options.activation_checkpointing - (options.lora_rank > 0)  # frozen weights have no gradients
         size = trained_parameters(self.config, options)
-        sending = 8 * size * (self.ranks - 1) / self.ranks / (self.link * self.settings.plan.bandwidth_utilisation)
+        degree = self.ranks // (copies := replicas(self.ranks, options))
+        near = self.card.link if degree <= GPUS_PER_NODE else self.link
+        sending = 8 * size * ((degree - 1) / degree / near + (copies - 1) / copies / degree / self.link)
+        sending /= self.settings.plan.bandwidth_utilisation
         computing = sum(max(passes * self.training_seconds(flops), sending) for flops in forward_flops)
-        return computing + 28 * size / self.ranks / self.card.bandwidth
+        return computing + 28 * size / degree / self.card.bandwidth
 
     def generation_memory(self) -> dict[str, float]:
         """Memory of a rank that generates in bf16, by part."""

@@ -9,16 +9,17 @@ import torch
 from plain_llama import PlainLlama, plain_dpo
 from training import arguments, changed, losses, make_model, make_pairs, parameters, run, run_ranks, run_stopped
 
+from dpo.parallel import replicas
 from dpo.sft import SFT
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.weights import split_parameters
-from stages.files import read_jsonl, read_manifest, write_jsonl
+from stages.files import UserError, digest, read_jsonl, read_manifest, write_jsonl
 
 FROZEN = changed(dpo={"epochs": 4, "batch_size": 4, "learning_rate": 1e-3}, trainer={"tokens_per_microbatch": 4096})
 
 KIN = {"": {}, "qwen2-": {"model_type": "qwen2", "num_key_value_heads": 1}}
-KIN |= {"qwen3-": {"model_type": "qwen3", "head_dim": 12}}
+KIN |= {"qwen3-": {"model_type": "qwen3", "head_dim": 12}, "untied-": {"tied": False}}
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,7 @@ def expected(folder) -> torch.Tensor:
 
 OPTIONS = [{"tokens_per_microbatch": 80}, {"activation_checkpointing": True}]
 OPTIONS += [{"tokens_per_microbatch": 120, "share_prefixes": False}]
+OPTIONS += [{"tokens_per_microbatch": 80, "reshard_after_forward": False}]
 
 
 @pytest.mark.parametrize("options", [*OPTIONS, pytest.param({"compile": True}, marks=pytest.mark.slow)], ids=str)
@@ -79,6 +81,45 @@ def test_two_ranks_are_one_rank(folder, expected, monkeypatch):
     assert (read_manifest(place / "two" / "out") or {})["ranks"] == 2
 
 
+def test_two_copies_of_two_shards_are_one_rank(folder, monkeypatch):
+    """The whole of a training, once with gathered weights and gradients that stay between micro-batches, and the rest
+    of one that one rank began. Micro-batches hold a pair or two, so each rank has several."""
+    settings = changed(FROZEN, dpo={"epochs": 2}, trainer={"tokens_per_microbatch": 80, "shard_degree": 2})
+    kept = changed(settings, trainer={"reshard_after_forward": False})
+    models = {"model": folder / "untied-model", "reference": folder / "untied-model"}
+    given = [arguments(folder, place=f"untied-{place}", **models) for place in ("one", "four", "kept", "begun")]
+    one = run(settings, given[0])
+    run_stopped(monkeypatch, signal.SIGTERM, 3, settings, given[3])
+    for metrics in run_ranks((settings, given[1]), (kept, given[2]), (settings, given[3]), ranks=4):
+        for name in ("loss", "grad_norm", "tokens"):
+            assert [row[name] for row in metrics] == pytest.approx([row[name] for row in one], abs=1e-5, rel=1e-5), name
+    for place in ("four", "kept", "begun"):
+        for a, b in zip(*(parameters(folder / f"untied-{x}" / "out") for x in ("one", place)), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-2)
+
+
+@pytest.mark.parametrize("kin", ["", "untied-"])
+def test_weights_that_stay_gathered_change_no_byte_on_one_rank(folder, tmp_path, kin):
+    settings, digests = changed(FROZEN, dpo={"epochs": 1}, trainer={"tokens_per_microbatch": 80}), set[str]()
+    for reshard in (True, False):
+        models = dict.fromkeys(("model", "reference"), folder / f"{kin}model")
+        given = arguments(folder, place=tmp_path / str(reshard), **models)
+        run(changed(settings, trainer={"reshard_after_forward": reshard}), given)
+        digests.add(digest(given.place / "out"))
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(("degree", "expected"), [(0, 1), (1, 6), (2, 3), (3, 2), (6, 1), (8, 1)])
+def test_copies_of_the_model_on_six_ranks(degree, expected):
+    options = changed(trainer={"shard_degree": degree}).trainer
+    assert replicas(6, options) == expected
+
+
+def test_ranks_that_copies_do_not_share_evenly_are_refused():
+    with pytest.raises(UserError, match=r"trainer\.shard_degree is 4, which does not divide 6 ranks"):
+        replicas(6, changed(trainer={"shard_degree": 4}).trainer)
+
+
 def first_gradients(monkeypatch, settings, given) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Metrics of the first step and its gradients before clipping, under Hugging Face's names."""
     steps: list[list[torch.Tensor]] = []
@@ -102,7 +143,8 @@ def assert_gradients(gradients: dict[str, torch.Tensor], model: PlainLlama, grad
     ("kin", "options"),
     [
         ("", {}),
-        ("", {"tokens_per_microbatch": 150, "share_prefixes": False}),
+        ("untied-", {"tokens_per_microbatch": 150, "share_prefixes": False}),
+        ("untied-", {"tokens_per_microbatch": 150, "reshard_after_forward": False}),
         ("qwen2-", {}),
         ("qwen3-", {"activation_checkpointing": True}),
     ],

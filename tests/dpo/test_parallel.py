@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from training import start_rank, two_ranks
+from training import group_of, start_rank
 
 from dpo.parallel import distributed, return_memory
 
@@ -24,7 +24,7 @@ end_process(work)
 
 def test_a_rank_that_waits_in_vain_prints_why():
     """This process is rank 1, which leaves the second sum out."""
-    group = two_ranks()
+    group = group_of()
     first = start_rank(group, OTHER.format(0.05, "world.sum(torch.zeros(1))"), "0")
     with mock.patch.dict(os.environ, group | {"RANK": "1"}), distributed(1) as world:
         world.sum(torch.zeros(1))
@@ -35,7 +35,7 @@ def test_a_rank_that_waits_in_vain_prints_why():
 
 def test_a_rank_that_loses_another_prints_why(capsys):
     """This process is rank 0; the other ends without a word."""
-    group = two_ranks()
+    group = group_of()
     second = start_rank(group, OTHER.format(1, "os._exit(9)"))
     with mock.patch.dict(os.environ, group | {"RANK": "0"}), pytest.raises(SystemExit) as ended:  # noqa: SIM117
         with distributed(1) as world:

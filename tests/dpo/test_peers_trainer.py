@@ -69,7 +69,7 @@ def test_losses_gradient_norms_and_weights_are_trls(folder, theirs, tmp_path, mo
         """Keep the parameters that an export gathers, before they are rounded to bf16."""
         parameters = ((name, p.detach().full_tensor().clone()) for name, p in model.named_parameters())
         trained.update(split_parameters(parameters, model.config))
-        target.mkdir(parents=True)
+        return lambda _: target.mkdir(parents=True)
 
     monkeypatch.setattr("dpo.trainer.export", kept)
     settings = changed(

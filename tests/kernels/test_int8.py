@@ -90,7 +90,7 @@ def test_a_rotation_leaves_the_logits_as_they_are(model):
 def test_a_packed_model_has_nearly_the_same_logits(model):
     exact = logits(model)
     assert pack(model, torch.int8) is model
-    assert isinstance(model.head_weight, Int8Weight) and model.embed_tokens.weight.dtype == torch.float32
+    assert isinstance(model.lm_head.weight, Int8Weight) and model.embed_tokens.weight.dtype == torch.float32
     assert {layer.mlp.down_proj.weight.parts for layer in model.layers} == {2}
     assert 0 < (logits(model) - exact).abs().max() < 0.1 * exact.std()
 

@@ -63,8 +63,9 @@ def spoiled_engine(value: float) -> Engine:
     model = load_model(FIXTURE, torch.float32)
     with torch.no_grad():
         model.norm.weight.fill_(1e30)
-        model.head_weight[7] = 1e30
-        model.head_weight[7, ::2] *= math.copysign(1, value)
+        head_vd = (model.lm_head or model.embed_tokens).weight
+        head_vd[7] = 1e30
+        head_vd[7, ::2] *= math.copysign(1, value)
     return Engine(model, num_kv_blocks=32, block_size=8, max_num_batched_tokens=64, max_num_seqs=4)
 
 

@@ -106,16 +106,17 @@ def run(settings: Settings, given: Arguments) -> list[dict[str, Any]]:
     return list(read_jsonl(given.place / "train" / "metrics.jsonl"))
 
 
-def run_ranks(*jobs: tuple[Settings, Arguments]) -> list[list[dict[str, Any]]]:
-    """Train on two ranks, one job after the other; returns the lines of each metrics.jsonl. Rank 0 is this process."""
+def run_ranks(*jobs: tuple[Settings, Arguments], ranks: int = 2) -> list[list[dict[str, Any]]]:
+    """Train on ranks, one job after the other; returns the lines of each metrics.jsonl. Rank 0 is this process."""
     work = [(settings, given.inputs, given.place) for settings, given in jobs]
-    group, imports = two_ranks(), "import pickle, training\nfrom stages.shards import end_process\n"
+    group, imports = group_of(ranks), "import pickle, training\nfrom stages.shards import end_process\n"
     code = f"{imports}work = pickle.loads({pickle.dumps(work)!r})\nend_process(lambda: training.train_all(*work))"
-    second = start_rank(group, code)
+    others = [start_rank(group, code, str(rank)) for rank in range(1, ranks)]
     with mock.patch.dict(os.environ, group | {"RANK": "0", "LOCAL_RANK": "0"}):
         train_all(*work)
-    _, err = second.communicate(timeout=60)
-    assert second.returncode == 0, err
+    for other in others:
+        _, err = other.communicate(timeout=60)
+        assert other.returncode == 0, err
     return [list(read_jsonl(given.place / "train" / "metrics.jsonl")) for _, given in jobs]
 
 
@@ -126,9 +127,9 @@ def train_all(*jobs: tuple[Settings, dict[str, Any], Path]) -> None:
             train(make_job(settings, Arguments(DPO, inputs, place)), world, place / "train")
 
 
-def two_ranks() -> dict[str, str]:
-    """The environment of a process group of two ranks on this machine."""
-    return {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+def group_of(ranks: int = 2) -> dict[str, str]:
+    """The environment of a process group on this machine."""
+    return {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
 
 
 def start_rank(group: dict[str, str], code: str, rank: str = "1") -> subprocess.Popen:

@@ -157,6 +157,9 @@ def test_seconds_of_steps_and_updates_by_hand(llama):
     adam, sent = 28 * PARAMETERS / 3.35e12, 15 / 16 * 8 * PARAMETERS / (50e9 * 0.6)
     assert one.update_seconds([1e14, 2e14]) == pytest.approx(4 * 3e14 / (989e12 * 0.4) + adam)
     assert two_nodes.update_seconds([1e12]) == pytest.approx(sent + adam / 16)
+    copies = replace(two_nodes, settings=changed(llama, trainer={"shard_degree": 8}))
+    sent = PARAMETERS * (7 / 8 * 8 / 450e9 + 1 / 2 * 8 / 8 / 50e9) / 0.6
+    assert copies.update_seconds([1e12]) == pytest.approx(sent + adam / 8)
 
 
 def test_training_by_hand(tiny, monkeypatch):
@@ -168,8 +171,10 @@ def test_training_by_hand(tiny, monkeypatch):
     one = planned(settings)
     computed, new, seconds = one.training(work)
     assert computed == (40 + 19 + 19) * (2 * 72 + 2 * 24 + 96) and new == 96 * 40 and work.steps == 9
-    fixed = 2 * 8 + one.machine.disk_seconds(2 + 2 + 2 * 2 + 12)
+    fixed = 2 * 8 + one.machine.disk_seconds(2 + 2 + 2)
     assert one.machine.update_seconds([0]) * 18 < seconds - fixed < 0.1
+    slow = planned(changed(settings, plan={"disk_gigabytes_per_second": 1e-9}))  # training waits for an export, a state
+    assert slow.training(work)[2] == pytest.approx(2 * 8 + slow.machine.disk_seconds(2 + 2 + 2 + 2 + 12))
 
 
 def test_each_fault_is_told(tiny):
