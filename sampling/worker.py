@@ -31,7 +31,7 @@ from stages.files import read_jsonl
 from stages.progress import progress
 from stages.records import Record as Row
 from stages.settings import EngineOptions, Settings, as_dict
-from stages.shards import is_written, rendezvous, unclaimed, write_shard
+from stages.shards import is_written, local_device, rendezvous, unclaimed, write_shard
 from stages.stage import Job, Output
 
 Verdict = Callable[[Row], Row]  # from a completion's row to further fields, such as a judgment's score
@@ -123,6 +123,7 @@ class Worker:
         work = Work(job.name, cut, paths, verdict)
         copies = min(cpu_processes(self.settings.engine), len(work.missing())) - 1
         store, rank = rendezvous(job.name, job.key)
+        device = local_device(store)
         if "RANK" not in os.environ and copies > 0:
             self._share(work, copies)
         else:
@@ -134,7 +135,7 @@ class Worker:
             counts, new_tokens = shards.count_records(row for path in paths for row in read_jsonl(path))
             facts = {"counts": counts, "new_tokens": new_tokens, "seconds": round(time.monotonic() - started, 1)}
             facts |= {"shards": [str(path.relative_to(job.out)) for path in paths], "environment": environment()}
-            dtype = str(generation_dtype(self.settings.model.dtype, local_device())).removeprefix("torch.")
+            dtype = str(generation_dtype(self.settings.model.dtype, device)).removeprefix("torch.")
             facts |= {"settings": _common_settings(self.settings), "compute_dtype": dtype}
             Output({f"{name}.jsonl": rows for name, rows in extra.items()}, facts, paths).write(job)
             for old in set(job.out.glob("shards-*")) - {folder}:
@@ -199,15 +200,6 @@ def environment() -> dict[str, str]:
     processor = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else str(processor)
     return versions | {"python": platform.python_version(), "device": device}
-
-
-def local_device() -> torch.device:
-    """This rank's GPU, made the current device, on which kernels are launched; or the CPU."""
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-        return device
-    return torch.device("cpu")
 
 
 def cpu_processes(options: EngineOptions) -> int:
