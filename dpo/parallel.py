@@ -31,7 +31,7 @@ from stages.files import UserError
 from stages.settings import TrainerOptions
 from stages.shards import local_device
 
-PARTING = 5.0  # seconds between the end of a rank and that of those who have not come to an end of their own
+PARTING = 10.0  # seconds between the end of a rank and that of those who have not come to an end of their own
 ENDED = "another rank has ended; its log says why"
 T = TypeVar("T")
 
