@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from model.chat import ChatFormat, Message, load_chat
 from model.dtype import generation_dtype
+from model.llama import Llama
 from model.weights import load_packed
 from sampling.engine import Engine
 from sampling.request import Completion, Request, Sampling
@@ -207,15 +208,19 @@ def cpu_processes(options: EngineOptions) -> int:
     return 1 if torch.cuda.is_available() else options.threads
 
 
+def new_engine(model: Llama, settings: Settings) -> Engine:
+    names = ("num_kv_blocks", "block_size", "max_num_batched_tokens", "max_num_seqs", "cuda_graphs")
+    chosen = {name: getattr(settings.engine, name) for name in names}
+    return Engine(model, attention=settings.model.attention, **chosen)
+
+
 def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine:
     """An engine as the settings describe it. With `log`, standard error gets its dtype, device and cache size."""
     device, options = local_device(), settings.engine
     torch.set_num_threads(options.threads // cpu_processes(options))
     gc.collect()  # an engine of an earlier round, kept by a cycle, would keep its cache
     products = generation_dtype(settings.model.dtype, device)
-    names = ("num_kv_blocks", "block_size", "max_num_batched_tokens", "max_num_seqs", "cuda_graphs")
-    chosen = {name: getattr(options, name) for name in names}
-    engine = Engine(load_packed(model_dir, products, device), attention=settings.model.attention, **chosen)
+    engine = new_engine(load_packed(model_dir, products, device), settings)
     if log:
         dtype = str(products).removeprefix("torch.") + ", the rest float32," * (products == torch.int8)
         processes = int(os.environ.get("WORLD_SIZE", cpu_processes(options)))

@@ -18,7 +18,7 @@ def test_both_sides_do_the_same(device):
             sides = ((ours,), (theirs,)) if isinstance(ours, torch.Tensor) else (ours, theirs)
             for mine, other in zip(*sides, strict=True):
                 torch.testing.assert_close(mine, other, atol=5e-3, rtol=5e-3)
-    assert len({case.name for case in rows}) == 10 and all(case.bytes > 0 for case in rows)
+    assert len({case.name for case in rows}) == 15 and all(case.bytes > 0 for case in rows)
     attention = rows[0]
     row = measure(attention, (attention.operations, 1e30), lambda run: 4.0 if run is attention.ours else 6.0)
     assert (row["kernel"], row["milliseconds"], row["share"], row["times_as_fast"]) == ("attention", 4e3, 0.25, 1.5)
