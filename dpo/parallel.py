@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -115,7 +116,7 @@ def distributed(threads: int, timeout_minutes: float = TrainerOptions.timeout_mi
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         with _ended_with_others(rank, size):
-            device = local_device(dist.GroupMember.WORLD.get_group_store())
+            device = local_device(_get_default_store())
             yield World(rank, size, device, init_device_mesh(device.type, (size,)))
     except (UserError, SystemExit) as error:
         dist.destroy_process_group()

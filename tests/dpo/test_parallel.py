@@ -63,6 +63,20 @@ def test_a_rank_that_dies_ends_those_that_wait_elsewhere(third, code):
         assert errors[rank] == f"error: rank {rank}: another rank has ended; its log says why\n"
 
 
+@pytest.mark.parametrize("variable", ["", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_training_expands_cudas_segments_unless_the_user_sets_the_allocator(monkeypatch, variable):
+    given = mock.Mock()
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable or "UNRELATED", "backend:native")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", given)
+    monkeypatch.setattr(torch.distributed, "init_process_group", mock.Mock(side_effect=InterruptedError))
+    with pytest.raises(InterruptedError), distributed(1):
+        pass
+    assert given.call_args_list == ([] if variable else [mock.call("expandable_segments:True")])
+
+
 def test_freed_memory_between_tensors_goes_back_to_the_system():
     def resident_mib() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

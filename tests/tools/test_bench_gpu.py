@@ -22,8 +22,9 @@ def test_every_part_without_a_gpu(monkeypatch, capsys):
     gpu.main()
     lines = capsys.readouterr().out.splitlines()
     skipped, *generated, vllm, full, recompute, lora, trl = [json.loads(line) for line in lines if line.startswith("{")]
-    assert skipped["kernels"].startswith("skipped: ") and vllm["skipped"] == "not installed: pip install vllm"
-    assert trl == {"training": "TRL", "skipped": "not installed: pip install trl peft"}
+    assert skipped == {"kernels": "skipped", "reason": "without a GPU they need TRITON_INTERPRET=1"}
+    assert vllm == {"generation": "skipped", "reason": "not installed: pip install vllm"}
+    assert trl == {"training": "skipped", "reason": "not installed: pip install trl peft"}
     assert [row["generation"] for row in generated] == ["responses", "judgments", "comparisons"]
     for row, mean in zip(generated, (21, 37, 23), strict=True):  # [plan] of tiny.toml
         assert row["requests"] == 8 and row["new_tokens"] == pytest.approx(8 * mean, rel=0.2)
@@ -35,3 +36,15 @@ def test_every_part_without_a_gpu(monkeypatch, capsys):
     assert 1 < full["mfu"] / (6 * 2 * 98_304 * full["tokens_a_second"] / 1e10) < 1.7
     tables = [line.split()[0] for line in lines if line.startswith(("responses", "full", "LoRA"))]
     assert tables == ["responses", "full", "LoRA"]
+
+
+@pytest.mark.peers
+def test_trl_beside_ours(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["bench-gpu", "--tiny", "--peers", "--only", "training"])
+    gpu.main()
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [(row["program"], row["training"]) for row in rows[3:]] == [
+        ("TRL", n) for n in ("full", "recompute", "LoRA")
+    ]
+    assert len({row["tokens"] for row in rows}) == 1 and all(row["tokens_a_second"] > 0 for row in rows)

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -59,7 +59,7 @@ class Bench:
         self.config = TINY if tiny else LlamaConfig.load(self.settings.model.shape)
         self.requests, self.pairs = dict[str, list[Request]](), list[Example]()
         planned, options = Planned(self.settings), self.settings.trainer
-        stages, room = planned.stages(), options.tokens_per_microbatch
+        room, stages = options.tokens_per_microbatch, cast(dict[str, Any], planned.stages())
         for stage in ("responses", "judgments", "comparisons"):
             drawn = planned.requests(stages[f"iter1/{stage}"], 8 if tiny else 1024)
             sampled = [Sampling(0.8, 0.95, request.sampling.max_new_tokens) for request in drawn]
@@ -97,7 +97,7 @@ class Bench:
             with self.world.device:
                 yield from kernels.rows(self.tiny)
         else:
-            yield {"kernels": "skipped: without a GPU they need TRITON_INTERPRET=1"}
+            yield {"kernels": "skipped", "reason": "without a GPU they need TRITON_INTERPRET=1"}
 
     def generation(self) -> Iterator[Row]:
         with torch.device("meta"):
@@ -146,8 +146,7 @@ def main() -> None:
     with distributed(torch.get_num_threads()) as world:
         bench = Bench(world, given.tiny)
         for part in [given.only] if given.only else PARTS:
-            theirs = getattr(peers, part, None) if given.peers else None
-            for row in chain(getattr(bench, part)(), theirs(bench) if theirs else ()):
+            for row in chain(getattr(bench, part)(), peers.rows(part, bench) if given.peers else ()):
                 print(json.dumps(row), flush=True)
                 tables[tuple(row)].append(row)
             free()

@@ -26,9 +26,6 @@ def folder_of(config: LlamaConfig, dtype: torch.dtype) -> Iterator[str]:
 
 
 def generation(bench: Any) -> Iterator[dict[str, Any]]:
-    if not find_spec("vllm"):
-        yield {"generation": "vLLM", "skipped": "not installed: pip install vllm"}
-        return
     from vllm import LLM, SamplingParams
 
     options = {name: getattr(bench.settings.engine, name) for name in ("max_num_batched_tokens", "max_num_seqs")}
@@ -48,9 +45,6 @@ def generation(bench: Any) -> Iterator[dict[str, Any]]:
 
 def training(bench: Any) -> Iterator[dict[str, Any]]:
     """Updates on the same pairs, one pair at a time, as the logits of several take much memory there."""
-    if not (find_spec("trl") and find_spec("peft")):
-        yield {"training": "TRL", "skipped": "not installed: pip install trl peft"}
-        return
     from datasets import Dataset
     from peft import LoraConfig
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -65,7 +59,6 @@ def training(bench: Any) -> Iterator[dict[str, Any]]:
             torch.cuda.synchronize() if cuda else None
             seconds[-1] += time.perf_counter()
 
-    free()
     last, cuda = bench.config.vocab_size - 1, bench.world.device.type == "cuda"
     words = Tokenizer(models.WordLevel({str(i): i for i in range(last)} | {"<end>": last}, unk_token="<end>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -76,13 +69,26 @@ def training(bench: Any) -> Iterator[dict[str, Any]]:
     common |= {"bf16": cuda, "use_cpu": not cuda, "disable_tqdm": True, "logging_strategy": "no"}
     for name in ("full", "recompute", "LoRA"):
         adapters, seconds = LoraConfig(r=16, target_modules="all-linear") if name == "LoRA" else None, list[float]()
-        with folder_of(bench.shape(name), bench.dtype) as folder, bench.world.device:
-            kind = AutoConfig.from_pretrained(folder)
-            model = AutoModelForCausalLM.from_config(kind, dtype=bench.dtype if adapters else torch.float32)
+        with folder_of(bench.shape(name), bench.dtype) as folder:
+            kind, extra = AutoConfig.from_pretrained(folder), {"peft_config": adapters, "callbacks": [Clock()]}
+            with bench.world.device:
+                model = AutoModelForCausalLM.from_config(kind, dtype=bench.dtype if adapters else torch.float32)
+            extra["processing_class"] = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
             given = DPOConfig(folder, gradient_checkpointing=name == "recompute", **common)
-            extra = {"processing_class": PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")}
-            extra |= {"peft_config": adapters, "callbacks": [Clock()]}
             DPOTrainer(model, args=given, train_dataset=pairs, **extra).train()
         yield bench.trained(name, "TRL", seconds)
         del model
         free()
+
+
+PROGRAMS = {"generation": (generation, ["vllm"]), "training": (training, ["trl", "peft"])}
+
+
+def rows(part: str, bench: Any) -> Iterator[dict[str, Any]]:
+    """The other program's rows of a part, or one that says what is missing."""
+    free()
+    compute, packages = PROGRAMS.get(part, (lambda bench: (), []))
+    if all(map(find_spec, packages)):
+        yield from compute(bench)
+    else:
+        yield {part: "skipped", "reason": f"not installed: pip install {' '.join(packages)}"}
