@@ -10,8 +10,14 @@ from stages.files import UserError
 from tools.bench import gpu, peers
 
 
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch) -> None:
+    """Where the tiny model is made."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+
+
 def test_every_part_without_a_gpu(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["bench-gpu"])
     with pytest.raises(UserError, match=r"^no CUDA device: speed is measured on a GPU; --tiny tries"):
         gpu.main()
@@ -40,7 +46,6 @@ def test_every_part_without_a_gpu(monkeypatch, capsys):
 
 @pytest.mark.peers
 def test_trl_beside_ours(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["bench-gpu", "--tiny", "--peers", "--only", "training"])
     gpu.main()
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]

@@ -30,7 +30,7 @@ from kernels.launch import interpreted
 from model.config import LlamaConfig
 from model.dtype import training_dtype
 from model.llama import Llama
-from prepare.seed_model import TINY
+from prepare.seed_model import prepare
 from sampling.request import Request, Sampling
 from sampling.worker import new_engine
 from stages.files import UserError, arguments, command
@@ -56,7 +56,7 @@ class Bench:
         self.settings = load_settings(CONFIGS / ("tiny.toml" if tiny else "llama3-8b-instruct.toml"))
         if world.device.type == "cpu":  # where Triton would be interpreted, for minutes
             self.settings = replace(self.settings, model=replace(self.settings.model, attention="sdpa"))
-        self.config = TINY if tiny else LlamaConfig.load(self.settings.model.shape)
+        self.config = LlamaConfig.load(prepare(self.settings.model) if tiny else self.settings.model.shape)
         self.requests, self.pairs = dict[str, list[Request]](), list[Example]()
         planned, options = Planned(self.settings), self.settings.trainer
         room, stages = options.tokens_per_microbatch, cast(dict[str, Any], planned.stages())

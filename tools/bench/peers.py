@@ -2,45 +2,30 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from model.config import LlamaConfig
-from prepare.layouts import config_document
-from stages.files import write_json
 from tools.bench import free
-
-
-@contextmanager
-def folder_of(config: LlamaConfig, dtype: torch.dtype) -> Iterator[str]:
-    """A model's folder without weights."""
-    ends = {"bos_token_id": 0, "eos_token_id": config.vocab_size - 1}
-    with TemporaryDirectory() as folder:
-        write_json(Path(folder) / "config.json", config_document(config, ends, dtype))
-        yield folder
 
 
 def generation(bench: Any) -> Iterator[dict[str, Any]]:
     from vllm import LLM, SamplingParams
 
     options = {name: getattr(bench.settings.engine, name) for name in ("max_num_batched_tokens", "max_num_seqs")}
-    with folder_of(bench.config, bench.dtype) as folder:
-        engine = LLM(folder, load_format="dummy", skip_tokenizer_init=True, **options)
-        for stage, requests in bench.requests.items():
-            prompts = [{"prompt_token_ids": request.ids} for request in requests]
-            given: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95, "ignore_eos": True, "detokenize": False}
-            sampling = [SamplingParams(max_tokens=r.sampling.max_new_tokens, **given) for r in requests]
-            for _ in range(2):
-                engine.reset_prefix_cache()
-                started = time.perf_counter()
-                new = sum(len(done.outputs[0].token_ids) for done in engine.generate(prompts, sampling, use_tqdm=False))
-                seconds = time.perf_counter() - started
-            yield bench.generated(stage, "vLLM", new, seconds)
+    engine = LLM(bench.settings.model.shape, load_format="dummy", skip_tokenizer_init=True, **options)
+    given: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95, "ignore_eos": True, "detokenize": False}
+    for stage, requests in bench.requests.items():
+        prompts = [{"prompt_token_ids": request.ids} for request in requests]
+        sampling = [SamplingParams(max_tokens=request.sampling.max_new_tokens, **given) for request in requests]
+        for _ in range(2):
+            engine.reset_prefix_cache()
+            started = time.perf_counter()
+            new = sum(len(done.outputs[0].token_ids) for done in engine.generate(prompts, sampling, use_tqdm=False))
+            seconds = time.perf_counter() - started
+        yield bench.generated(stage, "vLLM", new, seconds)
 
 
 def training(bench: Any) -> Iterator[dict[str, Any]]:
@@ -69,13 +54,15 @@ def training(bench: Any) -> Iterator[dict[str, Any]]:
     common |= {"bf16": cuda, "use_cpu": not cuda, "disable_tqdm": True, "logging_strategy": "no"}
     for name in ("full", "recompute", "LoRA"):
         adapters, seconds = LoraConfig(r=16, target_modules="all-linear") if name == "LoRA" else None, list[float]()
-        with folder_of(bench.shape(name), bench.dtype) as folder:
-            kind, extra = AutoConfig.from_pretrained(folder), {"peft_config": adapters, "callbacks": [Clock()]}
-            with bench.world.device:
-                model = AutoModelForCausalLM.from_config(kind, dtype=bench.dtype if adapters else torch.float32)
-            extra["processing_class"] = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
+        shape = AutoConfig.from_pretrained(bench.settings.model.shape)
+        shape.num_hidden_layers = bench.shape(name).num_hidden_layers
+        with bench.world.device:
+            model = AutoModelForCausalLM.from_config(shape, dtype=bench.dtype if adapters else torch.float32)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
+        rest = {"train_dataset": pairs, "processing_class": tokenizer, "peft_config": adapters, "callbacks": [Clock()]}
+        with TemporaryDirectory() as folder:
             given = DPOConfig(folder, gradient_checkpointing=name == "recompute", **common)
-            DPOTrainer(model, args=given, train_dataset=pairs, **extra).train()
+            DPOTrainer(model, args=given, **rest).train()
         yield bench.trained(name, "TRL", seconds)
         del model
         free()
