@@ -1,7 +1,9 @@
 """The programs beside ours in `make bench-gpu --peers`, on the same tokens: vLLM generates, TRL trains."""
 
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -60,7 +62,7 @@ def training(bench: Any) -> Iterator[dict[str, Any]]:
             model = AutoModelForCausalLM.from_config(shape, dtype=bench.dtype if adapters else torch.float32)
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
         rest = {"train_dataset": pairs, "processing_class": tokenizer, "peft_config": adapters, "callbacks": [Clock()]}
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
             given = DPOConfig(folder, gradient_checkpointing=name == "recompute", **common)
             DPOTrainer(model, args=given, **rest).train()
         yield bench.trained(name, "TRL", seconds)
