@@ -18,7 +18,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 # also where the environment tells Python not to: else every process would compile it again.
 COMPILE := PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import torch._dynamo, iterate, dpo.train, evaluation.measure'
 
-.PHONY: setup doctor plan iterate report rehearse stand-in sft test test-peers test-gpu chaos kernels bench check clean
+.PHONY: setup doctor plan iterate report rehearse stand-in sft test test-peers test-gpu chaos kernels bench bench-gpu check clean
 
 setup: .venv/demo
 
@@ -98,11 +98,10 @@ test: .venv/test
 test-peers: .venv-peers/ready
 	.venv-peers/bin/python -m pytest -m peers
 
-# On a GPU: the kernels' tests, the other tests that need a GPU, and the kernels' speed.
+# On a GPU: the kernels' tests, and the other tests that need a GPU.
 test-gpu: .venv/test
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no CUDA device: make test runs the kernels in an interpreter, make kernels compiles them")'
 	$(BIN)/python -m pytest -m "kernels or gpu"
-	$(BIN)/python -m tools.bench.kernels
 
 # Kills, damage, limits and fuzz, for hours; OUT has the results, and goes on where it was stopped. FLAGS = --help.
 chaos: export CUDA_VISIBLE_DEVICES :=
@@ -125,6 +124,11 @@ endif
 ifneq ($(filter dpo,$(or $(ONLY),dpo)),)
 	@$(BIN)/python -m tools.bench.trainer --model models/smollm2-135m-instruct $(if $(PAIRS),--pairs $(PAIRS))
 endif
+
+# Speed on a GPU of kernels, generation and training, at the shape of Llama-3-8B: JSON lines and tables. ONLY is one of
+# the three; FLAGS = --peers adds vLLM and TRL, where they are installed, --tiny tries it without a GPU.
+bench-gpu: .venv/demo
+	@$(BIN)/python -m tools.bench.gpu $(if $(ONLY),--only $(ONLY)) $(FLAGS)
 
 check: .venv/check
 	$(BIN)/ruff check .

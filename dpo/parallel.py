@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -29,7 +31,10 @@ from model.llama import Block, Llama
 from model.weights import load_weights
 from stages.files import UserError
 from stages.settings import TrainerOptions
+from stages.shards import local_device
 
+PARTING = 10.0  # seconds between the end of a rank and that of those who have not come to an end of their own
+ENDED = "another rank has ended; its log says why"
 T = TypeVar("T")
 
 
@@ -94,10 +99,11 @@ def distributed(threads: int, timeout_minutes: float = TrainerOptions.timeout_mi
     torch.set_num_threads(threads)
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if torch.cuda.is_available():
-        device, backend = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))), "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+        if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():  # read when torch was imported
+            torch._C._accelerator_setAllocatorSettings("expandable_segments:True")  # each micro-batch has its own size
     else:
-        device, backend = torch.device("cpu"), "gloo"
+        backend = "gloo"
         # Tensor shapes change at every step. PyTorch caches 64 oneDNN products, as code for a thousand shapes would
         # fragment the memory; glibc keeps large freed blocks, as the system would have to zero returned pages.
         os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
@@ -110,7 +116,9 @@ def distributed(threads: int, timeout_minutes: float = TrainerOptions.timeout_mi
     store, timeout = None if "WORLD_SIZE" in os.environ else dist.HashStore(), timedelta(minutes=timeout_minutes)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
-        yield World(rank, size, device)
+        with _ended_with_others(rank, size):
+            device = local_device(_get_default_store())
+            yield World(rank, size, device)
     except (UserError, SystemExit) as error:
         dist.destroy_process_group()
         if isinstance(error, UserError) and rank and os.environ.get("LOCAL_RANK") != "0":
@@ -121,12 +129,45 @@ def distributed(threads: int, timeout_minutes: float = TrainerOptions.timeout_mi
             reason = f"another rank did not take part within {timeout_minutes:g} minutes (trainer.timeout_minutes): "
             reason += "it hangs, or its disk is slow; look for its last line in the logs of all ranks"
         elif re.search("connection (closed|reset) by peer", text):
-            reason = "another rank has ended; its log says why"
+            reason = ENDED
         else:
             raise
         print(f"error: rank {rank}: {reason}", file=sys.stderr)
         raise SystemExit(1) from None
     dist.destroy_process_group()
+
+
+@contextmanager
+def _ended_with_others(rank: int, size: int) -> Iterator[None]:
+    """Inside, this process ends soon after another rank has ended, under any launcher and wherever it waits: NCCL would
+    wait until its timeout. In the ring of ranks each waits for a word of the one before it, or for its end."""
+    if size == 1:
+        yield
+        return
+    left, group, word = threading.Event(), dist.new_group(backend="gloo", timeout=timedelta(days=365)), torch.zeros(1)
+
+    def exchange(way: Callable[..., Any], other: int) -> None:
+        with suppress(RuntimeError):  # the other rank has ended
+            way(word, other % size, group)
+
+    def watch() -> None:
+        exchange(dist.recv, rank - 1)
+        if not left.is_set():
+            exchange(dist.send, rank + 1)  # so that all ranks hear of it at once
+        if not left.wait(PARTING):
+            print(f"error: rank {rank}: {ENDED}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+        dist.barrier()
+        left.set()
+        exchange(dist.send, rank + 1)
+        watcher.join()
+    finally:
+        left.set()
 
 
 class Interruption:

@@ -33,19 +33,19 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 # Tiles by target and largest head size. Those of 80 also fit cards with 99 KiB of shared memory.
 FORWARD = {
-    80: {64: Launch(128, 32, 4, 3), 128: Launch(128, 32, 8, 3)},
-    90: {64: Launch(128, 128, 8, 3), 128: Launch(128, 128, 8, 2)},
-    100: {64: Launch(128, 128, 8, 3), 128: Launch(128, 128, 8, 2)},
+    80: {64: Launch(128, 32, 4, 3), 128: Launch(128, 32, 8, 3), 256: Launch(64, 32, 8, 2)},
+    90: {64: Launch(128, 128, 8, 3), 128: Launch(128, 128, 8, 2), 256: Launch(64, 64, 8, 2)},
+    100: {64: Launch(128, 128, 8, 3), 128: Launch(128, 128, 8, 2), 256: Launch(128, 64, 8, 2)},
 }
 BACKWARD_KEYS = {
-    80: {64: Launch(64, 128, 8, 2), 128: Launch(64, 64, 8, 2)},
-    90: {64: Launch(64, 128, 8, 2), 128: Launch(32, 64, 4, 2)},
-    100: {128: Launch(64, 128, 8, 2)},
+    80: {64: Launch(64, 128, 8, 2), 128: Launch(64, 64, 8, 2), 256: Launch(32, 32, 8, 1)},
+    90: {64: Launch(64, 128, 8, 2), 128: Launch(32, 64, 4, 2), 256: Launch(32, 64, 8, 2)},
+    100: {128: Launch(64, 128, 8, 2), 256: Launch(32, 64, 8, 2)},
 }
 BACKWARD_QUERIES = {
-    80: {64: Launch(128, 64, 8, 2), 128: Launch(64, 64, 8, 2)},
-    90: {128: Launch(64, 64, 4, 2)},
-    100: {128: Launch(128, 64, 8, 2)},
+    80: {64: Launch(128, 64, 8, 2), 128: Launch(64, 64, 8, 2), 256: Launch(32, 32, 8, 1)},
+    90: {128: Launch(64, 64, 4, 2), 256: Launch(64, 32, 8, 2)},
+    100: {128: Launch(128, 64, 8, 2), 256: Launch(128, 32, 8, 2)},
 }
 DELTA_ROWS = 64
 
@@ -236,7 +236,7 @@ def _backward_queries(
 
 def forward(q_thd: Tensor, k_tkd: Tensor, v_tkd: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
     """The attention's result [t, h, d] and its log-sum-exps L, fp32 [h, t]. Inputs of one dtype, bf16 or fp16 (fp32 in
-    the interpreter), contiguous in d. `UserError` for a head size above 128."""
+    the interpreter), contiguous in d. `UserError` for a head size above 256."""
     (tokens, heads, d), count = q_thd.shape, len(segments.prefixes)
     out_thd, lse_ht = q_thd.new_empty(q_thd.shape), q_thd.new_empty(heads, tokens, dtype=torch.float32)
     tile, constants = _launch(FORWARD, q_thd, k_tkd)

@@ -26,16 +26,16 @@ from kernels.metadata import NARROW_ROWS, TILE_WIDTH, WIDE_ROWS, AttentionMetada
 from kernels.rope import Rope
 from kernels.rope_triton import rotate_and_store
 
-# Tiles by target and largest head size. Those of 80 also fit cards with 99 KiB of shared memory.
+# Tiles by target and largest head size. Those of 80 also fit cards with 99 KiB of shared memory; the largest spills.
 NARROW = {
-    80: {64: Launch(NARROW_ROWS, 64, 4, 5), 128: Launch(NARROW_ROWS, 64, 4, 3)},
-    90: {128: Launch(NARROW_ROWS, 64, 4, 5)},
-    100: {128: Launch(NARROW_ROWS, 64, 4, 5)},
+    80: {64: Launch(NARROW_ROWS, 64, 4, 5), 128: Launch(NARROW_ROWS, 64, 4, 3), 256: Launch(NARROW_ROWS, 32, 4, 2)},
+    90: {128: Launch(NARROW_ROWS, 64, 4, 5), 256: Launch(NARROW_ROWS, 32, 4, 2)},
+    100: {128: Launch(NARROW_ROWS, 64, 4, 5), 256: Launch(NARROW_ROWS, 32, 4, 2)},
 }
 WIDE = {
-    80: {64: Launch(WIDE_ROWS, 64, 4, 3), 128: Launch(WIDE_ROWS, 64, 8, 3)},
-    90: {128: Launch(WIDE_ROWS, 64, 4, 3)},
-    100: {128: Launch(WIDE_ROWS, 64, 8, 3)},
+    80: {64: Launch(WIDE_ROWS, 64, 4, 3), 128: Launch(WIDE_ROWS, 64, 8, 3), 256: Launch(WIDE_ROWS, 32, 8, 3)},
+    90: {128: Launch(WIDE_ROWS, 64, 4, 3), 256: Launch(WIDE_ROWS, 16, 8, 2)},
+    100: {128: Launch(WIDE_ROWS, 64, 8, 3), 256: Launch(WIDE_ROWS, 16, 8, 1)},
 }
 
 
@@ -187,7 +187,7 @@ class TritonPagedAttention:
 
 def paged_attention(q_thd: Tensor, cache: Tensor, tiles: DeviceTiles) -> Tensor:
     """Attention of the step's tokens over a layer's cache [2, n, k, s, d]; [t, h, d]. Both of one dtype, bf16 or fp16
-    (fp32 in the interpreter), q contiguous in d and rotated. Raises `UserError` for a head size above 128."""
+    (fp32 in the interpreter), q contiguous in d and rotated. Raises `UserError` for a head size above 256."""
     (tokens, heads, d), (kv_heads, size) = q_thd.shape, cache.shape[2:4]
     group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(d))
     entries = len(tiles.readers_e) if tiles.merges else 0

@@ -19,8 +19,10 @@ def training_dtype(setting: str, device: torch.device) -> torch.dtype:
     """The setting's; for "auto" bfloat16 if native, else float32; for "int8", which only generation uses, float32."""
     if setting != "auto":
         return torch.float32 if setting == "int8" else getattr(torch, setting)
-    cuda = device.type == "cuda"
-    native = torch.cuda.is_bf16_supported() if cuda else _has("avx512_bf16", "amx_bf16", "amx_tile", "bf16")
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = _has("avx512_bf16", "amx_bf16", "amx_tile", "bf16")
     return torch.bfloat16 if native else torch.float32
 
 

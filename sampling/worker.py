@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from model.chat import ChatFormat, Message, load_chat
 from model.dtype import generation_dtype
+from model.llama import Llama
 from model.weights import load_packed
 from sampling.engine import Engine
 from sampling.request import Completion, Request, Sampling
@@ -31,7 +32,7 @@ from stages.files import read_jsonl
 from stages.progress import progress
 from stages.records import Record as Row
 from stages.settings import EngineOptions, Settings, as_dict
-from stages.shards import is_written, rendezvous, unclaimed, write_shard
+from stages.shards import is_written, local_device, rendezvous, unclaimed, write_shard
 from stages.stage import Job, Output
 
 Verdict = Callable[[Row], Row]  # from a completion's row to further fields, such as a judgment's score
@@ -123,6 +124,7 @@ class Worker:
         work = Work(job.name, cut, paths, verdict)
         copies = min(cpu_processes(self.settings.engine), len(work.missing())) - 1
         store, rank = rendezvous(job.name, job.key)
+        device = local_device(store)
         if "RANK" not in os.environ and copies > 0:
             self._share(work, copies)
         else:
@@ -134,7 +136,7 @@ class Worker:
             counts, new_tokens = shards.count_records(row for path in paths for row in read_jsonl(path))
             facts = {"counts": counts, "new_tokens": new_tokens, "seconds": round(time.monotonic() - started, 1)}
             facts |= {"shards": [str(path.relative_to(job.out)) for path in paths], "environment": environment()}
-            dtype = str(generation_dtype(self.settings.model.dtype, local_device())).removeprefix("torch.")
+            dtype = str(generation_dtype(self.settings.model.dtype, device)).removeprefix("torch.")
             facts |= {"settings": _common_settings(self.settings), "compute_dtype": dtype}
             Output({f"{name}.jsonl": rows for name, rows in extra.items()}, facts, paths).write(job)
             for old in set(job.out.glob("shards-*")) - {folder}:
@@ -201,18 +203,15 @@ def environment() -> dict[str, str]:
     return versions | {"python": platform.python_version(), "device": device}
 
 
-def local_device() -> torch.device:
-    """This rank's GPU, made the current device, on which kernels are launched; or the CPU."""
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-        return device
-    return torch.device("cpu")
-
-
 def cpu_processes(options: EngineOptions) -> int:
     """How many processes generate: on a CPU one for each thread, since threads wait for an interrupted one."""
     return 1 if torch.cuda.is_available() else options.threads
+
+
+def new_engine(model: Llama, settings: Settings) -> Engine:
+    names = ("num_kv_blocks", "block_size", "max_num_batched_tokens", "max_num_seqs", "cuda_graphs")
+    chosen = {name: getattr(settings.engine, name) for name in names}
+    return Engine(model, attention=settings.model.attention, **chosen)
 
 
 def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine:
@@ -221,9 +220,7 @@ def load_engine(settings: Settings, model_dir: Path, log: bool = True) -> Engine
     torch.set_num_threads(options.threads // cpu_processes(options))
     gc.collect()  # an engine of an earlier round, kept by a cycle, would keep its cache
     products = generation_dtype(settings.model.dtype, device)
-    names = ("num_kv_blocks", "block_size", "max_num_batched_tokens", "max_num_seqs", "cuda_graphs")
-    chosen = {name: getattr(options, name) for name in names}
-    engine = Engine(load_packed(model_dir, products, device), attention=settings.model.attention, **chosen)
+    engine = new_engine(load_packed(model_dir, products, device), settings)
     if log:
         dtype = str(products).removeprefix("torch.") + ", the rest float32," * (products == torch.int8)
         processes = int(os.environ.get("WORLD_SIZE", cpu_processes(options)))

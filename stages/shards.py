@@ -13,10 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import torch.distributed as dist
 
-from stages.files import command, digest, is_complete, to_json, write_atomic
+from stages.files import UserError, command, digest, is_complete, to_json, write_atomic
 from stages.settings import EngineOptions
+
+LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "RANK")  # by torchrun, mpirun, srun, or all
 
 
 def cut_shards(items: list[Any], engine: EngineOptions) -> list[list[Any]]:
@@ -82,6 +85,27 @@ def rendezvous(stage: str, key: str) -> tuple[dist.Store, int]:
         return dist.HashStore(), 0
     store, rank, _ = _meeting()
     return dist.PrefixStore(f"{stage}/{key}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store), rank
+
+
+def local_device(store: dist.Store | None = None) -> torch.device:
+    """This rank's GPU, made the current device, on which kernels are launched; or the CPU. Raises `UserError` where
+    another rank of the `store` has the same GPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number = next((os.environ[name] for name in LOCAL_RANKS if name in os.environ), "0")
+    device = torch.device(
+        "cuda", int(number) % torch.cuda.device_count()
+    )  # a launcher may show each rank its own alone
+    torch.cuda.set_device(device)
+    uuid, rank, first = torch.cuda.get_device_properties(device).uuid, os.environ.get("RANK", "0"), b""
+    with suppress(dist.DistError):  # rank 0, which has the store, has ended
+        first = store.compare_set(f"gpu/{uuid}", "", rank) if store else first
+    if first not in (b"", rank.encode()):
+        raise UserError(
+            f"ranks {first.decode()} and {rank} are on one GPU ({uuid}); start a rank for each, no more, and "
+            "give each its number on its node as LOCAL_RANK"
+        )
+    return device
 
 
 @cache  # one store for the whole process, since all rounds of a stage meet at the same address

@@ -16,7 +16,6 @@ from dpo.metrics import forward_flops
 from dpo.packing import keep_usable, micro_batches, own_prefix
 from model.config import LlamaConfig
 from prepare.seed_model import prepare
-from sampling.request import Request, Sampling
 from stages.files import UserError, arguments, command
 from stages.settings import Dpo, load_settings
 from tools.doctor import missing_inputs
@@ -44,12 +43,8 @@ class Plan:
     def generation(self, work: Generation) -> tuple[float, float, float]:
         """A stage takes as long as the rank that claims the most shards."""
         settings, machine = self.settings, self.machine
-        shards, prompts = settings.engine.shards(work.count), list[list[int]]()
-        size = -(-work.count // shards)
-        while len(prompts) < size:
-            prompts += work.group()
-        drawn = zip(prompts, self.planned.lengths(work, size), strict=False)  # the last group may be cut
-        requests = [Request(str(i), ids, Sampling(1.0, 1.0, length), 0) for i, (ids, length) in enumerate(drawn)]
+        shards = settings.engine.shards(work.count)
+        requests = self.planned.requests(work, -(-work.count // shards))
         steps = list(simulate(requests, settings.engine, machine.config.max_position_embeddings, machine.passes))
         times, new = [machine.step_seconds(step) for step in steps], sum(r.sampling.max_new_tokens for r in requests)
         taken = sum(step.drawn * time for step, time in zip(steps, times, strict=True)) / sum(times)

@@ -23,6 +23,7 @@ from judging.schedule import scheduled
 from model.chat import Message
 from model.config import LlamaConfig
 from prepare.new_prompts import request_prompt
+from sampling.request import Request, Sampling
 from stages.rows import conversation_text, read_prompts, read_rows
 from stages.settings import Dpo, Metajudge, Settings, Sft, load_settings
 
@@ -177,6 +178,14 @@ class Planned:
         drawn, sides = self.draw.choices(sources, weights, k=number), 2 if isinstance(training.section, Dpo) else 1
         lengths = [[self.length(source.mean, source.limit) for _ in range(sides)] for source in drawn]
         return [Example("", s.group()[0], tuple(map(self.new_ids, n))) for s, n in zip(drawn, lengths, strict=True)]
+
+    def requests(self, work: Generation, number: int) -> list[Request]:
+        """`number` of a stage's requests, each of which ends at its greatest length."""
+        prompts = list[Ids]()
+        while len(prompts) < number:
+            prompts += work.group()
+        drawn = zip(prompts, self.lengths(work, number), strict=False)  # the last group may be cut
+        return [Request(str(i), ids, Sampling(1.0, 1.0, length), i) for i, (ids, length) in enumerate(drawn)]
 
     def length(self, mean: float, limit: int, deviations: float | None = None) -> int:
         """Tokens of a text: log-normal, cut at `limit`; drawn, or so many deviations from the mean."""

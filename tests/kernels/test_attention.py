@@ -90,6 +90,7 @@ def test_eager_value_and_gradients_match_fp64(tree, rows, attend, monkeypatch):
         ("whole tiles", 1, 1, 64, torch.bfloat16),
         ("around tiles", 1, 1, 64, torch.float32),
         ("empty", 2, 1, 64, torch.float16),
+        ("plain", 2, 1, 256, torch.bfloat16),
     ],
 )
 def test_value_and_gradients_are_as_close_to_fp64_as_the_eager_version(tree, heads, kv_heads, d, dtype, device):
@@ -155,6 +156,6 @@ def test_no_tokens_and_a_head_size_beyond_the_tables(device):
     q, k, v, _ = (x.requires_grad_() for x in tensors(0, 2, 1, 64, torch.float16, device))
     ours(q, k, v, Segments.make([0], device=device)).sum().backward()
     assert q.grad is not None and q.grad.shape == (0, 2, 64)
-    q, k, v, _ = tensors(1, 1, 1, 256, torch.float16, device)
-    with pytest.raises(UserError, match=r'256.*128.*attention = "sdpa"'):
+    q, k, v, _ = tensors(1, 1, 1, 257, torch.float16, device)
+    with pytest.raises(UserError, match=r'257.*256.*attention = "sdpa"'):
         ours(q, k, v, Segments.make([1], device=device))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels import attention_triton
-from kernels.compile import SHAPES, compile_kernels, faults, launch_all, recording
+from kernels.compile import SHAPES, Shape, compile_kernels, faults, launch_all, recording
 from kernels.launch import Launch, interpreted
 
 pytestmark = pytest.mark.skipif(interpreted(), reason="the interpreter compiles nothing")
@@ -18,6 +18,7 @@ KERNELS = (
     "logprob.slope logprob.target norm.backward norm.forward paged.merge paged.read rope.rotate "
     "swiglu.activate topp.chunk topp.draw"
 )
+ATTENTION = ("attention.forward", "attention.backward_keys", "attention.backward_queries", "paged.read")
 
 
 def test_every_kernel_is_launched_and_some_are_compiled():
@@ -27,6 +28,16 @@ def test_every_kernel_is_launched_and_some_are_compiled():
     assert " ".join(sorted({launch.name for launch in launches})) == KERNELS
     rows = compile_kernels("SmolLM2-135M", torch.bfloat16, 90, only="paged.read")
     assert [row["tile"] for row in rows] == ["16x64", "64x64"] and not any(map(faults, rows))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [80, 90, 100])
+def test_heads_of_256(target, monkeypatch):
+    """On 8.0 prefill spills."""
+    monkeypatch.setitem(SHAPES, "wide", Shape(8, 2, 256, 2048, 8192, 49_152))
+    rows = [row for name in ATTENTION for row in compile_kernels("wide", torch.bfloat16, target, only=name)]
+    bad = {(row["kernel"], row["tile"]): faults(row) for row in rows if faults(row)}
+    assert len(rows) == 5 and bad == ({("paged.read", "64x32"): ["spills registers"]} if target == 80 else {})
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def test_a_packed_model_has_nearly_the_same_logits(model):
 def test_the_dtypes_of_a_processor(monkeypatch, capabilities, generation, training):
     known = {"avx512_bf16": False} | dict.fromkeys(capabilities.split(), True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert (generation_dtype("auto", CPU), training_dtype("auto", CPU)) == (generation, training)
     on_cuda = {generation_dtype("auto", CUDA), training_dtype("auto", CUDA)}
     assert on_cuda | {training_dtype("int8", CPU)} == {torch.float32}

@@ -68,6 +68,7 @@ MANY = [(1, 300 + 3 * i) for i in range(30)]
         (3, 1, 64, [(1, 1500)], 0, torch.bfloat16),  # a long context, split
         (9, 3, 80, [(1, 40), (7, 90)], 0, torch.float16),
         (6, 2, 8, [(1, 140), (1, 140), (20, 90)], 3, torch.float32),
+        (2, 1, 256, [(1, 20), (1, 70), (33, 40)], 1, torch.bfloat16),
     ],
 )
 def test_as_close_to_fp64_as_the_eager_version(h, k, d, shapes, shared, dtype, device):

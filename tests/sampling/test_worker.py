@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import torch.distributed as dist
 from marks import needs_int8
 from processes import ROOT
@@ -17,9 +18,9 @@ from sampling import worker as workers
 from sampling.request import Completion, Sampling
 from sampling.respond import response_items
 from sampling.worker import Item, Work, Worker
-from stages.files import read_manifest
+from stages.files import UserError, read_manifest
 from stages.settings import EngineOptions, load_settings
-from stages.shards import cut_shards, unclaimed, unwritten, write_shard
+from stages.shards import LOCAL_RANKS, cut_shards, local_device, unclaimed, unwritten, write_shard
 from stages.stage import Job
 
 CHAT = SimpleNamespace(prompt_ids=lambda messages: [1], text=lambda ids: "text")
@@ -175,3 +176,44 @@ def test_a_rank_that_repeats_a_shard_stops_when_it_is_written(tmp_path, monkeypa
     fake_engine(monkeypatch, note)
     Worker(SETTINGS, tmp_path)._take_part(Work("respond", [items(8, 8)], [path], lambda row: {}), [0], first=False)
     assert len(made) == 3 and path.read_text() == '{"id": "of the slow rank"}\n'
+
+
+@pytest.fixture
+def gpus(monkeypatch) -> SimpleNamespace:
+    """A node with `count` GPUs for this process, whose numbers are their uuids."""
+    node = SimpleNamespace(count=8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: node.count)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=device.index))
+    for name in LOCAL_RANKS:
+        monkeypatch.delenv(name, raising=False)
+    return node
+
+
+@pytest.mark.parametrize(
+    ("count", "variables", "number"),
+    [
+        (8, "RANK=11 LOCAL_RANK=3", 3),
+        (1, "RANK=11 LOCAL_RANK=3", 0),  # each rank sees a GPU of its own
+        (8, "RANK=13 SLURM_LOCALID=5", 5),
+        (8, "RANK=10 SLURM_LOCALID=0 OMPI_COMM_WORLD_LOCAL_RANK=2", 2),  # mpirun in a job of Slurm
+        (8, "RANK=13", 5),
+        (8, "", 0),
+    ],
+)
+def test_the_gpu_of_a_rank_under_any_launcher(gpus, monkeypatch, count, variables, number):
+    gpus.count = count
+    for name, value in (entry.split("=") for entry in variables.split()):
+        monkeypatch.setenv(name, value)
+    assert local_device() == torch.device("cuda", number)
+
+
+def test_two_ranks_on_one_gpu_are_an_error(gpus, monkeypatch):
+    gpus.count, store = 2, dist.HashStore()
+    for rank in ("0", "1", "1"):  # a rank may ask again
+        monkeypatch.setenv("RANK", rank)
+        local_device(store)
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(UserError, match=r"^ranks 0 and 2 are on one GPU \(0\); start a rank for each"):
+        local_device(store)

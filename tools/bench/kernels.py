@@ -1,24 +1,26 @@
-"""The kernels' speed on a GPU: `python -m tools.bench.kernels` prints a table.
+"""The kernels' speed: the part of `make bench-gpu` that needs no model.
 
 Each row compares a kernel at a size of Llama-3-8B with PyTorch: attention with `F.scaled_dot_product_attention` (on
 contiguous keys and values), the rest with the eager version. `share` is the shortest possible time over the time taken:
 the longer of the operations at the speed of one large product and the bytes at that of one large copy.
 """
 
+import timeit
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from kernels import attention_triton, logprob, logprob_triton, paged_triton, rope, rope_triton, topp
-from kernels.compile import SHAPES, Shape, table
+from kernels.compile import SHAPES, Shape
 from kernels.metadata import Query, build_metadata
 from kernels.segments import Segments
 from sampling import sampler
-from stages.files import UserError, command
 
 DTYPE = torch.bfloat16
 BLOCK = 16
@@ -52,6 +54,7 @@ def cases(shape: Shape, length: int, sequences: int, batch: int, dtype: torch.dt
     slots = torch.randperm(cache[0, 0].numel() // shape.head_dim)[: length * shape.kv_heads].view(length, -1)
     ours, theirs = (partial(module.rotate_and_store, qk, v, tables, cache[0], slots) for module in (rope_triton, rope))
     yield KernelCase("rotation and store", ours, theirs, 0, 2 * (qk.numel() + v.numel()) * qk.element_size())
+    yield from elementwise_cases(shape, length, dtype)
     yield from head_cases(shape, length, batch, dtype)
 
 
@@ -94,6 +97,26 @@ def paged_case(name: str, decode: list[Query], prefill: list[Query], cache: Tens
     return KernelCase(name, ours, partial(theirs, attn_mask=mask), 4 * seen * heads * d, moved)
 
 
+def elementwise_cases(shape: Shape, tokens: int, dtype: torch.dtype) -> Iterator[KernelCase]:
+    d, i, eps = shape.hidden_size, shape.intermediate_size, 1e-5
+    x, update, grad, gate_up, hidden = (torch.randn(tokens, n).to(dtype) for n in (d, d, d, 2 * i, i))
+    qk, weight = torch.randn(tokens, shape.heads + shape.kv_heads, shape.head_dim).to(dtype), torch.ones(d, dtype=dtype)
+    scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
+    table: list[tuple[str, str, str, Any]] = [
+        ("residual and norm", "norm", "forward", (x, update, weight, eps)),
+        ("norm, backward", "norm", "backward", (update, grad, x, weight, scale)),
+        ("SwiGLU", "swiglu", "forward", (gate_up,)),
+        ("SwiGLU, backward", "swiglu", "backward", (hidden, gate_up)),
+        ("rotation", "rope", "rotate", (qk, *rope.rope_tables(torch.arange(tokens), torch.ones(shape.head_dim // 2)))),
+    ]
+    for name, module, function, given in table:
+        ours, theirs = (getattr(import_module(f"kernels.{module}{side}"), function) for side in ("_triton", ""))
+        # SwiGLU's backward passes overwrite what they are given.
+        own, other, third = (tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, given) for _ in range(3))
+        moved = sum(x.nbytes for x in tree_leaves((given, theirs(*third))) if isinstance(x, Tensor))
+        yield KernelCase(name, partial(ours, *own), partial(theirs, *other), 0, moved)
+
+
 def head_cases(shape: Shape, tokens: int, batch: int, dtype: torch.dtype) -> Iterator[KernelCase]:
     d, vocabulary = shape.hidden_size, shape.vocabulary
     hidden = torch.randn(tokens, d, dtype=dtype, requires_grad=True)
@@ -133,17 +156,13 @@ def gpu_seconds(run: Computation) -> float:
     return do_bench(run, warmup=20, rep=100, return_mode="median") / 1e3
 
 
-def main() -> None:
-    if not torch.cuda.is_available():
-        raise UserError("no CUDA device: speed is measured on a GPU; `make kernels` compiles without one")
-    with torch.device("cuda"):
-        a, source = torch.randn(8192, 8192, dtype=DTYPE), torch.empty(2**29, dtype=torch.uint8)
-        target = torch.empty_like(source)
-        limits = 2 * 8192**3 / gpu_seconds(lambda: a @ a), 2 * 2**29 / gpu_seconds(lambda: target.copy_(source))
-        rows = [measure(case, limits, gpu_seconds) for case in cases(SHAPES["Llama-3-8B"], 2048, 8, 64)]
-    speeds = f"{limits[0] / 1e12:.0f} TFLOP/s in a product, {limits[1] / 1e9:.0f} GB/s in a copy"
-    print(f"{torch.cuda.get_device_name()}: {speeds}", table(rows), sep="\n")
-
-
-if __name__ == "__main__":
-    command(main)
+def rows(tiny: bool) -> Iterator[dict[str, Any]]:
+    """The machine's limits, then a row for each kernel, on the default device; of a CPU one run's time."""
+    cuda, size, length = torch.get_default_device().type == "cuda", 8192 >> 6 * tiny, 2**29 >> 9 * tiny
+    seconds = gpu_seconds if cuda else partial(timeit.timeit, number=1)
+    a, source = torch.randn(size, size, dtype=DTYPE), torch.zeros(length, dtype=torch.uint8)
+    limits = 2 * size**3 / seconds(lambda: a @ a), 2 * length / seconds(source.clone)
+    yield {"kernel": "limits", "teraflops": round(limits[0] / 1e12, 1), "gigabytes_per_second": round(limits[1] / 1e9)}
+    small = cases(Shape(4, 2, 64, 48, 40, 500), 64, 2, 3, torch.float16)
+    for case in small if tiny else cases(SHAPES["Llama-3-8B"], 2048, 8, 64):
+        yield measure(case, limits, seconds)

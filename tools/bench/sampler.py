@@ -23,8 +23,8 @@ from model.llama import Llama
 from model.weights import load_packed
 from sampling.engine import Engine
 from sampling.request import Request, Sampling
-from sampling.worker import local_device
 from stages.files import UserError, arguments, command
+from stages.shards import local_device
 from tools.bench import WORKLOAD, load_module
 
 ENGINE: dict[str, Any] = {"num_kv_blocks": 4096, "block_size": 16, "max_num_batched_tokens": 2048}
