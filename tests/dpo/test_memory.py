@@ -14,6 +14,7 @@ from stages.settings import load_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPE = load_settings(CONFIGS / "llama3-8b-instruct.toml")
+RECOMPUTE = changed(RECIPE, trainer={"activation_checkpointing": True})
 WHOLE = LlamaConfig.load(CONFIGS / "architectures" / "llama-3-8b")
 
 
@@ -21,11 +22,8 @@ WHOLE = LlamaConfig.load(CONFIGS / "architectures" / "llama-3-8b")
 def test_the_recipe_fits_eight_gpus_of_80_gb(layers):
     """With activation checkpointing less; on 16 GPUs that share one copy less each; a prompt that is not shared fills
     the batch, too."""
-    config, recompute = (
-        replace(WHOLE, num_hidden_layers=layers),
-        changed(RECIPE, trainer={"activation_checkpointing": True}),
-    )
-    memory, kept = count(config, recompute, 8), count(config, RECIPE, 8)
+    config = replace(WHOLE, num_hidden_layers=layers)
+    memory, kept = count(config, RECOMPUTE, 8), count(config, RECIPE, 8)
     parameters = 8_030_261_248 - (32 - layers) * 218_112_000  # as Meta counts them
     assert memory["parameters, fp32"] == memory["gradients, fp32"] == parameters * 4 // 8
     assert memory["Adam's moments, fp32"] == 2 * memory["parameters, fp32"]
@@ -42,7 +40,7 @@ def test_the_recipe_fits_eight_gpus_of_80_gb(layers):
     assert layers == 2 or needed == [25.5, 51.6], "docs/performance.md"
     assert type(_frequencies(config, torch.device("cpu"))) is torch.Tensor, "a real model can be used after a count"
     assert memory["needed"] < kept["needed"] < 80e9
-    twice = count(config, changed(recompute, trainer={"share_prefixes": False}), 16)
+    twice = count(config, changed(RECOMPUTE, trainer={"share_prefixes": False}), 16)
     assert memory["parameters, fp32"] == 2 * twice["parameters, fp32"]
     assert memory["all tensors at the peak"] - twice["all tensors at the peak"] > state / 2 - 1e9
     assert twice["activations kept for backward"] == pytest.approx(activations, rel=0.02)
@@ -52,13 +50,13 @@ def test_copies_on_two_nodes_take_what_one_takes_and_kept_weights_take_more():
     """With a copy on each node a rank has as much as on one node, and the head's gradient for the sum over copies. What
     stays between micro-batches: 2 bytes a parameter, and 4 for a gradient that is not sharded meanwhile."""
     config, keep = replace(WHOLE, num_hidden_layers=2), {"reshard_after_forward": False}
-    one, two = count(config, RECIPE, 8), count(config, changed(RECIPE, trainer={"shard_degree": 8}), 16)
+    one, two = count(config, RECOMPUTE, 8), count(config, changed(RECOMPUTE, trainer={"shard_degree": 8}), 16)
     same = ("parameters, fp32", "gradients, fp32", "activations kept for backward")
     assert [two[name] for name in same] == [one[name] for name in same]
     assert one["needed"] <= two["needed"] < one["needed"] + 1.1 * 4 * 525_336_576 / 8
     parameters = 8_030_261_248 - 30 * 218_112_000
     for ranks, least, most in ((1, 0.9, 2), (8, 2, 2 + 4)):
-        plain, kept = (count(config, changed(RECIPE, trainer=options), ranks)["needed"] for options in ({}, keep))
+        plain, kept = (count(config, changed(RECOMPUTE, trainer=options), ranks)["needed"] for options in ({}, keep))
         assert least * parameters < kept - plain < most * parameters
 
 
