@@ -45,10 +45,10 @@ from prepare.examples import EXAMPLES
 from prepare.new_prompts import NEW_PROMPTS
 from prepare.pool import draw_prompts
 from prepare.seed_model import prepare
-from prepare.sft_delta import annotate, merge, read_facts, write
+from prepare.sft_delta import annotate, average, merge, read_facts, write
 from sampling.respond import RESPOND
 from stages import files
-from stages.files import UserError, command, digest, is_complete, on_sigterm_raise, stage_key, write_jsonl
+from stages.files import UserError, command, is_complete, on_sigterm_raise, stage_key, write_jsonl
 from stages.forecast import Forecast
 from stages.launch import Launcher
 from stages.lock import run_lock
@@ -80,7 +80,10 @@ def iterate(run: "Run") -> None:
 class Run:
     """A run: its folder, its settings, and the steps of the method."""
 
-    def __init__(self, config: Path, settings: Settings, folder: Path, launcher: Launcher):
+    def __init__(
+        self, config: Path, settings: Settings, folder: Path, launcher: Launcher, chain: frozenset[Path] = frozenset()
+    ):
+        self.chain = chain | {config.resolve()}  # this config, and those whose SFT comes after
         self.config, self.settings, self.folder, self.launcher = config, settings, folder, launcher
         self.forecast = Forecast(settings)
 
@@ -149,17 +152,38 @@ class Run:
         return seed if not sft.enabled else self.merged_m0(seed) if sft.sft_delta else self.trained_m0(seed)
 
     def trained_m0(self, seed: Path) -> Path:
-        """The seed, or M0 of the config `sft.after`, fine-tuned on judging and meta-judging examples.
+        """The model that `sft.after` gives, fine-tuned on judging and meta-judging examples, if there are any.
 
         Runs with the same inputs share it.
         """
-        folder, labelled = self.folder / "sft", None
-        start = first.trained_m0(seed) if (first := self.earlier_sft()) else seed
+        start, folder, labelled = self.before_sft(seed), self.folder / "sft", None
+        if self.settings.sft.after and not (self.settings.sft.examples or self.settings.eft.sources):
+            return start
         if self.settings.eft.sources:
             labelled = self.run_stage(EFT, folder / "eft", model=seed) / "examples.jsonl"
         examples = self.run_stage(EXAMPLES, folder / "examples", model=seed, labelled=labelled)
         job = SFT.job(self.settings, Path(), model=start, data=examples / "examples.jsonl")
         return self.run_shared(SFT, job, Path("models") / "sft" / job.key[:12], "checkpoint")
+
+    def before_sft(self, seed: Path) -> Path:
+        """M0 of the config that `sft.after` names, or the mean of several; without one the seed."""
+        models = [run.trained_m0(seed) for run in self.earlier_sfts()]
+        if len(models) < 2:
+            return models[0] if models else seed
+        key = stage_key("sft-mean", {}, {str(i): model for i, model in enumerate(models)})
+        return shared_model("sft-mean", key, lambda out: average(models, out))
+
+    def earlier_sfts(self) -> list["Run"]:
+        """The runs of the configs `sft.after`, of which only the SFT counts."""
+        runs = []
+        for name in self.settings.sft.after:
+            if Path(name).resolve() in self.chain:
+                raise UserError(
+                    f"{self.config}: sft.after: the SFT of {name} comes after this one; name another config"
+                )
+            (folder := self.folder / "sft" / Path(name).stem).mkdir(parents=True, exist_ok=True)
+            runs.append(Run(Path(name), load_settings(Path(name)), folder, self.launcher, self.chain))
+        return runs
 
     def merged_m0(self, seed: Path) -> Path:
         """The seed plus the change that SFT makes, from the file `sft.sft_delta`."""
@@ -168,21 +192,7 @@ class Run:
             mend = '`make sft` makes it anew, or set sft.sft_delta to "" to train in this run'
             raise UserError(f"{path}: made by another [sft] recipe than this config's; {mend}")
         key = stage_key("sft-delta", {}, {"model": seed, "file": path})
-        out = Path("models") / "sft" / key[:12] / "checkpoint"
-        with run_lock(out.parent, wait=True):
-            if not is_complete(out, key):
-                merge(seed, path, out)
-                files.write_manifest(out, "sft-delta", key, [file for file in out.iterdir() if file.is_file()])
-        return out
-
-    def earlier_sft(self) -> "Run | None":
-        """The run of the config `sft.after`, if this SFT continues another."""
-        if not (after := self.settings.sft.after):
-            return None
-        if (settings := load_settings(Path(after))).sft.after:
-            raise UserError(f"{after}: sft.after: this SFT is itself named in a config's sft.after; make it empty here")
-        (folder := self.folder / "sft" / "after").mkdir(parents=True, exist_ok=True)
-        return Run(Path(after), settings, folder, self.launcher)
+        return shared_model("sft-delta", key, lambda out: merge(seed, path, out))
 
     def sft_recipe(self, seed: Path) -> str:
         """The identity of an SFT: its settings, the seed, the examples' sources, and the SFT that it continues."""
@@ -190,7 +200,8 @@ class Run:
         stages = (EXAMPLES, EFT) if self.settings.eft.sources else (EXAMPLES,)
         examples = [stage.job(self.settings, Path(), model=seed).key for stage in stages]
         facts = {"sft": sft, "tokens": self.settings.trainer.tokens_per_microbatch, "examples": examples}
-        facts |= {"after": first.sft_recipe(seed)} if (first := self.earlier_sft()) else {}
+        if earlier := [run.sft_recipe(seed) for run in self.earlier_sfts()]:
+            facts["after"] = earlier
         return stage_key("sft-recipe", facts, {"model": seed})
 
     def evaluate_initial(self, initial: Path) -> None:
@@ -257,6 +268,16 @@ class Run:
             raise SystemExit(code)
 
 
+def shared_model(stage: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The folder of a model that `make` writes, unless a run with the same inputs has done so."""
+    out = Path("models") / "sft" / key[:12] / "checkpoint"
+    with run_lock(out.parent, wait=True):
+        if not is_complete(out, key):
+            make(out)
+            files.write_manifest(out, stage, key, [file for file in out.iterdir() if file.is_file()])
+    return out
+
+
 def chosen_model(name: str, key: str, model: Path, initial: Path) -> Path:
     """The model that the setting `key` names: "current", `model`; "initial", M_0; or a directory, else `UserError`."""
     path = {"current": model, "initial": initial}.get(name)
@@ -287,8 +308,6 @@ def make_sft_delta(run: Run) -> None:
     seed, path = prepare(run.settings.model), Path(run.settings.sft.sft_delta)
     trained = run.trained_m0(seed)
     facts = {"command": f"make sft CONFIG={run.config}", "recipe": run.sft_recipe(seed), "seed": run.settings.seed}
-    facts["examples"] = digest(run.folder / "sft" / "examples")
-    facts |= {key: value for key, value in (files.read_manifest(trained) or {}).items() if key in ("steps", "seconds")}
     write(seed, trained, 11.9, path, **facts)  # 11.9 MB at most
     measured: dict[str, float] = {}
     for name, model in (("trained", trained), ("merged", run.merged_m0(seed))):

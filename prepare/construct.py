@@ -5,19 +5,22 @@ answers/*.jsonl.gz, the model's own answers to the prompts, anew (an hour on two
 """
 
 import gzip
+import lzma
 import operator
 import random
 import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from judging.rules import obeys, rules_of
 from prepare.examples import labelled_rows
 from prepare.flaws import Constructor, load_sources, repetitive
-from prepare.near_misses import NearMisses
+from prepare.near_misses import TURNS, NearMisses
 from prepare.ruled import ruled_prompts
 from sampling.llm import LLM, SamplingParams
 from stages.files import arguments, command, read_jsonl, to_json, write_atomic
@@ -32,6 +35,30 @@ RULED = (("ruled", "r", 2000, False), ("ruled_tuning", "u", 200, True))  # file,
 FAMILIES_SEED, CASES_SEED = 20240728, 2024
 EVIDENCE = 0.4  # share of the near misses with a justification: the score is what they teach
 TUNING = ("titles", "diary", "dos_and_donts", "soften")  # set apart: a recipe is chosen on prompts not trained on
+
+
+@dataclass(frozen=True)
+class Second:  # what the default's second lessons consist of, beside 400 judgments
+    turns: dict[str, int]  # of rules, in near misses
+    valued: str  # kinds of value pairs
+    pairs: int  # of near misses
+    values: int  # pairs
+    comparisons: int
+    own: int  # answers, whether they follow rules or not
+    obedient: int  # and finished answers that do
+
+
+SECOND = {
+    "a": Second(
+        {"words_at_least": 8}, "words_at_most words_at_least sentences words_at_least contains bullets",
+        600, 700, 1000, 500, 0,
+    ),
+    "b": Second(
+        {"words_at_most": 6, "words_at_least": 6},
+        "words_at_most direction sentences words_at_least direction contains bullets", 600, 840, 900, 200, 700,
+    ),
+    "c": Second({"words_at_most": 16, "words_at_least": 16}, "sentences contains bullets", 900, 240, 1000, 400, 500),
+}  # fmt: skip
 NUMBERS: dict[str, Any] = {"few": ("three", "four", "five", "six", "seven", "eight", "nine")}
 NUMBERS |= {"digit": range(3, 10), "many": range(12, 61)}
 
@@ -118,9 +145,8 @@ def sft_files() -> Files:
     """The SFT examples of the tests' and of the default config.
 
     The default's lessons: decisions alone; judgments, most of them near misses; judgments and comparisons in turn; in
-    the second file, near misses with rules in more words and other values, and comparisons. The model's own answers, at
-    the temperature of the actor, are spread over all; most of those in the second file are finished and follow
-    their prompt's rules.
+    three files with the second lessons, near misses with rules in more words and other values, and comparisons. The
+    model's own answers, at the temperature of the actor, are spread over all.
     """
     tiny = constructor(["train"], seed=0)
     judgments, comparisons = list(tiny.judge_examples(240)), list(tiny.metajudge_examples(120))
@@ -138,15 +164,22 @@ def sft_files() -> Files:
     half = len(judging) // 2
     judging = [*judging[:half], *spread(judging[half:], list(default.metajudge_examples(800)))]
     own = replay(["train", "ruled"], lambda row, _: row["temperature"] == 0.8)
-    yield "sft/smollm2-135m.jsonl.gz", spread([*decisions, *judging], draw.sample(own, 1400))
+    yield "sft/smollm2-135m.jsonl.xz", spread([*decisions, *judging], draw.sample(own, 1400))
 
-    more, reworded = constructor(["train", "families"], seed=2), NearMisses(prompts, answers, 2, _toml("ruled"))
-    near_misses, values = list(reworded.pairs(900, EVIDENCE)), list(reworded.value_pairs(240, EVIDENCE))
-    judgments, comparisons = list(more.judge_examples(400)), list(more.metajudge_examples(1000))
     obedient = replay(["ruled"], lambda row, prompt: _finished(row) and obeys(rules_of(prompt), row["text"]))
-    acting = [*draw.sample(own, 400), *draw.sample(obedient, 500)]
-    draw.shuffle(acting)
-    yield "sft/smollm2-135m-2.jsonl.gz", spread(near_misses, values, judgments, comparisons, acting)
+    state = draw.getstate()
+    for name, second in SECOND.items():
+        draw.setstate(state)
+        more = constructor(["train", "families"], seed=2)
+        reworded = NearMisses(prompts, answers, 2, _toml("ruled"), TURNS | second.turns)
+        near_misses = list(reworded.pairs(second.pairs, EVIDENCE))
+        values = list(reworded.value_pairs(second.values, EVIDENCE, second.valued.split()))
+        judgments, comparisons = list(more.judge_examples(400)), list(more.metajudge_examples(second.comparisons))
+        acting = draw.sample(own, second.own)
+        if second.obedient:
+            acting += draw.sample(obedient, second.obedient)
+            draw.shuffle(acting)
+        yield f"sft/smollm2-135m-2{name}.jsonl.xz", spread(near_misses, values, judgments, comparisons, acting)
 
 
 def replay(names: Iterable[str], taken: Callable[[Record, Record], bool]) -> list[Record]:
@@ -184,7 +217,8 @@ def case_files() -> Files:
 def write(files: Files) -> None:
     for name, rows in files:
         text = "".join(to_json(row, name) for row in rows)
-        write_atomic(DATA / name, gzip.compress(text.encode(), mtime=0) if name.endswith(".gz") else text)
+        pack = {".gz": partial(gzip.compress, mtime=0), ".xz": lzma.compress}.get(Path(name).suffix, bytes)
+        write_atomic(DATA / name, pack(text.encode()))
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ the rules for all that matters.
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any
 
@@ -22,10 +22,10 @@ from stages.records import Record
 
 SCORES = {"kept": 5, "repeated": 2, "broken": 1, "foreign": 0}  # of a response, by what it is
 WAYS = ((True, False), (True, False), (True,), (False,), (), ())  # which sides of a pair are answers as they are
-TURNS = {"one_word": 2, "starts_with": 2, "json": 2, "lower_case": 2, "no_commas": 8}
-TURNS |= {"words_at_most": 16, "words_at_least": 16}
-VALUED = ("sentences", "contains", "bullets")  # in turn
-COUNTS = {"sentences": range(1, 6), "bullets": range(1, 6)}
+TURNS = {"one_word": 2, "starts_with": 2, "json": 2, "lower_case": 2, "no_commas": 8}  # of a rule, where not 4
+DIRECTIONS = ("words_at_most", "words_at_least")
+COUNTS = {"words_at_most": range(3, 70), "words_at_least": range(3, 70), "sentences": range(1, 6)}
+COUNTS |= {"bullets": range(1, 6)}
 Text = tuple[str, str]  # and its origin, "own" or "edited"
 
 
@@ -33,10 +33,13 @@ class NearMisses:
     """Draws examples from prompts with rules and answers {prompt_id, text} to them, from one seed.
 
     With a `source`, the parsed file of wordings, data/prompts/ruled.toml, pairs have prompts whose rules are in other
-    words, and rules that are hard to check have more turns.
+    words, and rules have more or less `turns`.
     """
 
-    def __init__(self, prompts: Iterable[Record], answers: Iterable[Record], seed: int, source: Record | None = None):
+    def __init__(
+        self, prompts: Iterable[Record], answers: Iterable[Record], seed: int, source: Record | None = None,
+        turns: Mapping[str, int] = TURNS,
+    ):  # fmt: skip
         self.draw, self.prompts, self.source = random.Random(seed), {row["id"]: row for row in prompts}, source
         self.answers: dict[str, list[str]] = defaultdict(list)
         for answer in answers:
@@ -51,8 +54,8 @@ class NearMisses:
             kept = [text for text, obeyed in verdicts if obeyed and not repetitive(text)]
             self.sides[name] = {True: kept, False: [text for text, obeyed in verdicts if not obeyed]}
         # Two rules have one turn, others four.
-        turns = {kind: 1 if "+" in kind else TURNS.get(kind, 4) if source else 3 for kind in self.names}
-        self.kinds = [kind for kind in turns for _ in range(turns[kind])]
+        number = {kind: 1 if "+" in kind else turns.get(kind, 4) if source else 3 for kind in self.names}
+        self.kinds = [kind for kind in number for _ in range(number[kind])]
 
     def pairs(self, number: int, evidence: float) -> Iterator[Record]:
         """The rows of `number` pairs of responses to one prompt: one follows its rules, the other does not.
@@ -82,26 +85,23 @@ class NearMisses:
             entries.append({"rule": rule.name} | ({parameter: value} if parameter else {}))
         return row | {"prompt": reworded(row["request"], rules, source, self.draw), "rules": entries}
 
-    def value_pairs(self, number: int, evidence: float) -> Iterator[Record]:
-        """The rows of `number` pairs of prompts with one response: it follows the rule of one prompt, while the same
-        rule with another value asks for something else. Half the responses are answers as they are, if they will do.
-
-        Counts of words are not among them: a small model can't check those, and from such pairs it unlearnt that
-        shorter answers are the better ones under "at most", longer ones under "at least".
-        """
-        for kind in islice(cycle(VALUED), number):
-            values = None
-            while not values:
-                name, other = (self.draw.choice(self.names[kind]) for _ in range(2))
+    def value_pairs(self, number: int, evidence: float, kinds: Sequence[str]) -> Iterator[Record]:
+        """The rows of `number` pairs of prompts with one response: it follows the rule of one prompt, while the other
+        prompt has another value, or turns "at most" and "at least" round. Half the responses are answers as they are,
+        if they will do. `kinds` take turns."""
+        for kind in islice(cycle(kinds), number):
+            rules, names = None, self.names["words_at_most" if kind == "direction" else kind]
+            while not rules:
+                name, other = (self.draw.choice(names) for _ in range(2))
                 text, origin = self.draw.choice(self.answers[name]), "own"
                 if self.draw.random() < 0.5:
                     text, origin = self._edited(name, text, True) or "", "edited"
-                values = two_values(kind, text, self.draw.choice(self.answers[other]), self.draw)
-            both = [("kept", values[0]), ("broken", values[1])]
+                rules = two_rules(kind, text, self.draw.choice(self.answers[other]), self.draw)
+            both = [("kept", rules[0]), ("broken", rules[1])]
             self.draw.shuffle(both)
             reasons = self.draw.random() < evidence
-            for what, value in both:
-                yield judge_row(self._asked(name, [Rule(kind, value)]), what, text, origin, reasons)
+            for what, rule in both:
+                yield judge_row(self._asked(name, [rule]), what, text, origin, reasons)
 
     def _pair(self, name: str, own: tuple[bool, ...]) -> tuple[Text, Text] | None:
         """A text that follows the prompt's rules and one that does not; None where edits don't reach that.
@@ -146,22 +146,29 @@ class NearMisses:
         return edited(rules_of(self.prompts[name]), source, more, True, self.draw)
 
 
-def two_values(name: str, text: str, other: str, draw: random.Random) -> tuple[Any, Any] | None:
-    """A value of the rule `name` that the text follows and one that it breaks; None where they are out of `COUNTS`.
+def two_rules(kind: str, text: str, other: str, draw: random.Random) -> tuple[Rule, Rule] | None:
+    """A rule that the text follows and one that it breaks; None where their values are out of `COUNTS`.
 
-    `other` is another text, from which the broken value of a rule on words comes.
+    They are the rule `kind` with two values, or for "direction" the rules `DIRECTIONS` with one. `other` is another
+    text, from which the broken value of a rule on words comes.
     """
-    if name in COUNTS:
-        kept = sentence_count(text) if name == "sentences" else _bullet_points(text)
+    names, words = (kind, kind), word_count(text)
+    if kind == "direction":
+        kept = broken = draw.randint(words // 2, 2 * words)
+        names = DIRECTIONS if words <= kept else DIRECTIONS[::-1]
+    elif kind in DIRECTIONS:
+        more, fewer = draw.randint(words, 2 * words), draw.randint(words // 3, words)
+        kept, broken = (more, fewer - 1) if kind == "words_at_most" else (fewer, more + 1)
+    elif kind in ("sentences", "bullets"):
+        kept = sentence_count(text) if kind == "sentences" else _bullet_points(text)
         broken = kept + draw.choice((-2, -1, 1, 2))
     else:
         size = draw.randint(1, 3)
-        kept, broken = (_phrase(name, one, size, draw) for one in (text, other))
-    values = [kept, broken]
-    if not all(value in COUNTS[name] if name in COUNTS else value for value in values) or repetitive(text):
+        kept, broken = (_phrase(kind, one, size, draw) for one in (text, other))
+    rules = Rule(names[0], kept), Rule(names[1], broken)
+    if not all(rule.value in COUNTS[rule.name] if rule.name in COUNTS else rule.value for rule in rules):
         return None
-    verdicts = [followed(Rule(name, value), text) for value in values]
-    return (kept, broken) if verdicts == [True, False] else None
+    return rules if not repetitive(text) and [followed(rule, text) for rule in rules] == [True, False] else None
 
 
 def _phrase(name: str, text: str, size: int, draw: random.Random) -> Any:

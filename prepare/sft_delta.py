@@ -8,7 +8,7 @@ rounds to next to nothing is left out. D ~ left diag(scale) right with left [m, 
 
 import lzma
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from model.config import LlamaConfig, reading
+from model.llama import Llama
 from model.weights import load_model, save_pretrained
 from stages.files import UserError, digest, read_json, write_atomic, write_json
 
@@ -104,9 +105,23 @@ def merge(base: Path, path: Path, out: Path) -> None:
             parameter.add_(tensors[name])
         else:
             parameter.add_(product(tensors, name))
+    _save(model, base, out)
+
+
+@torch.no_grad()
+def average(folders: Sequence[Path], out: Path) -> None:
+    """Write the Hugging Face directory `out` in bf16: the mean of models of one architecture (model soups, arXiv
+    2203.05482)."""
+    first, *others = (load_model(folder, torch.float32) for folder in folders)
+    for parameter, *rest in zip(first.parameters(), *(model.parameters() for model in others), strict=True):
+        parameter.add_(sum(rest)).div_(len(folders))
+    _save(first, folders[0], out)
+
+
+def _save(model: Llama, source: Path, out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     parameters = ((name, parameter.to(torch.bfloat16)) for name, parameter in model.named_parameters())
-    save_pretrained(parameters, LlamaConfig.load(base), base, out)
+    save_pretrained(parameters, LlamaConfig.load(source), source, out)
 
 
 def write(base: Path, tuned: Path, megabytes: float, path: Path, **facts: Any) -> dict[str, Any]:

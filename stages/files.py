@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import platform
 import re
@@ -99,8 +100,8 @@ def arguments(doc: str | None, *paths: str, **others: Any) -> argparse.Namespace
 
 def read_objects(path: Path | str, containing: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Place and object of each entry of a JSON list (`.json`), or of each line of JSON lines, which may be compressed
-    (`.gz`), without blank lines and those without the text `containing`. Raises `UserError` naming the place for a
-    missing or damaged file and what is no object."""
+    (`.gz`, `.xz`), without blank lines and those without the text `containing`. Raises `UserError` naming the place for
+    a missing or damaged file and what is no object."""
     path, number, mend = Path(path), 0, "mend or remove the line"
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path in the config or run the stage that writes it")
@@ -115,12 +116,13 @@ def read_objects(path: Path | str, containing: str = "") -> Iterator[tuple[str, 
             yield where, _object(entry, where, "mend or remove the entry")
         return
     try:
-        with gzip.open(path, "rt", encoding=UTF_8) if path.suffix == ".gz" else path.open(encoding=UTF_8) as lines:
+        open_text: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+        with open_text(path, "rt", encoding=UTF_8) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip() and containing in line:
                     where = f"{path}, line {number}"
                     yield where, _object(parse_json(line, where, mend), where, mend)
-    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except (gzip.BadGzipFile, lzma.LZMAError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}, after line {number}: damaged ({error}); fetch the file again") from None
 
 

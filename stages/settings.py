@@ -66,7 +66,8 @@ class Sft(Training):  # of the seed, on judging and meta-judging; the held-out e
     examples: list[str] = field(default_factory=list)
     """JSON-lines files of labelled judgments, comparisons and answers, or of prompts with scored responses
     (data/README.md); examples are taken in the order of files and lines."""
-    after: str = ""  # a config whose M0 this SFT continues to train; empty: it trains the seed
+    after: list[str] = field(default_factory=list)
+    """Configs whose M0, or mean of M0s, this SFT continues to train; without examples that is M0. Empty: the seed."""
     sft_delta: str = ""
     """A low-rank file of the change that SFT makes (`prepare/sft_delta.py`); M0 is the seed plus it. Empty: train."""
     verdict_token_weight: Amount = 1.0  # of a judgment's score, a comparison's winner and the score before it

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import torch
 from marks import needs_int8
 from processes import ROOT, children_of, fork, free_port, iterate, start, wait, wait_for
+from safetensors.torch import load_file
 from torch.distributed.run import get_args_parser
 
 from evaluation.measure import ModelMeasurements
@@ -203,7 +205,7 @@ def test_an_sft_delta_replaces_the_training(place):
     code, out, err = iterate(place, "--run", "kept", "--make-sft-delta", config="kept.toml")
     assert code == 0, err
     facts = json.loads(out[out.index("{") :])
-    names = {"command", "recipe", "base", "examples", "seed", "trained_pairwise", "merged_pairwise"}
+    names = {"command", "recipe", "base", "seed", "trained_pairwise", "merged_pairwise"}
     assert facts["explained"] > 0.999 and names <= set(facts)
     trained, merged = (
         json.loads((place / "runs" / "kept" / "sft" / name / "judge" / "agreement.json").read_text())
@@ -219,19 +221,26 @@ def test_an_sft_delta_replaces_the_training(place):
     assert code == 2 and "made by another [sft] recipe" in err
 
 
-def test_an_sft_continues_another(place):
-    """The second training starts from the weights of the first, which the run of its config has made already."""
+def test_an_sft_continues_the_mean_of_others(place):
+    """They share what is trained already; without examples the mean is M0."""
     text = (place / "tiny.toml").read_text()
-    text = text[: text.index("[evaluation]")].replace("[sft]", '[sft]\nafter = "tiny.toml"')
-    (place / "after.toml").write_text("iteration = []\n" + re.sub(r"\[\[iteration\]\][^[]*", "", text))
-    code, _, err = iterate(place, "--run", "after", config="after.toml")
-    assert code == 0, err
-    summary = json.loads((place / "runs" / "after" / "summary.json").read_text())
-    source = read_manifest(place / summary["sft"]["checkpoint"])["inputs"]["model"]
-    assert source == {"path": checkpoint(place), "digest": read_manifest(place / checkpoint(place))["digest"]}
-    (place / "after.toml").write_text((place / "after.toml").read_text().replace("tiny.toml", "after.toml"))
-    code, _, err = iterate(place, "--run", "after", config="after.toml")
-    assert code == 2 and "after.toml: sft.after: this SFT is itself named in" in err
+    text = "iteration = []\n" + re.sub(r"\[\[iteration\]\][^[]*", "", text[: text.index("[evaluation]")])
+    (place / "after.toml").write_text(text.replace("[sft]", '[sft]\nafter = ["tiny.toml"]'))
+    mean = '[sft]\nafter = ["tiny.toml", "after.toml"]\n'
+    (place / "mean.toml").write_text(re.sub(r"\[sft\]\n.*\n", mean, text))  # in the place of examples
+    code, out, err = iterate(place, "--run", "mean", config="mean.toml")
+    assert code == 0 and out.count("dpo.sft -> ") == 1, err
+    summary = json.loads((place / "runs" / "mean" / "summary.json").read_text())
+    trained = [path.parent for path in place.glob("models/sft/*/*/manifest.json") if '"inputs"' in path.read_text()]
+    (after,) = (path for path in trained if read_manifest(path)["inputs"]["model"]["path"] == checkpoint(place))
+    folders = (place / checkpoint(place), after, place / summary["sft"]["checkpoint"])
+    one, other, mean = (load_file(folder / "model.safetensors") for folder in folders)
+    for name, tensor in mean.items():
+        assert torch.equal(tensor, ((one[name].float() + other[name].float()) / 2).bfloat16())
+    assert not torch.equal(one["model.norm.weight"], other["model.norm.weight"])
+    (place / "after.toml").write_text((place / "after.toml").read_text().replace("tiny.toml", "mean.toml"))
+    code, _, err = iterate(place, "--run", "mean", config="mean.toml")
+    assert code == 2 and "after.toml: sft.after: the SFT of mean.toml comes after this one" in err
 
 
 @pytest.mark.parametrize(

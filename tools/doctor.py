@@ -32,7 +32,7 @@ def named_files(settings: Settings) -> list[tuple[str, str]]:
     measured = {key: getattr(evaluation, key) for key in ("judge_cases", "comparisons", "instructions", "prompts")}
     table: list[tuple[Any, str, list[str]]] = [  # the first says whether the run reads the files
         (sft.enabled, "sft.examples", sft.examples),
-        (sft.enabled and sft.after, "sft.after", [sft.after]),
+        (sft.enabled, "sft.after", sft.after),
         (sft.enabled, "eft.sources", settings.eft.sources),
         (sft.enabled and sft.sft_delta, "sft.sft_delta", [sft.sft_delta]),
         (runs and prompts.seeds, "prompts.seeds", [prompts.seeds]),

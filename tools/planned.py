@@ -62,6 +62,12 @@ class Training:  # a stage's examples
         return self.count * (1 - self.section.held_out) / self.section.batch_size
 
 
+def earlier_sfts(sft: Sft) -> dict[str, Sft]:
+    """By config, the SFTs that come before this one."""
+    parts = {path: load_settings(Path(path)).sft for path in sft.after}
+    return {name: part for own in parts.values() for name, part in earlier_sfts(own).items()} | parts
+
+
 class Planned:
     """Draws the requests and examples of a config's run."""
 
@@ -95,15 +101,17 @@ class Planned:
         duels = self.judged(answered, 2, evaluation.duel_samples, judge.score_first)
         on_rules = self.judged(len(rows(evaluation.instructions)), evaluation.samples, evaluation.N, judge.score_first)
 
-        earlier = load_settings(Path(sft.after)).sft if sft.after else Sft()
-        first, lessons = (sum(len(rows(path)) for path in part.examples) for part in (earlier, sft))
-        lessons += round(plan.eft_yield * taught)
+        earlier = {path: (part, sum(map(len, map(rows, part.examples)))) for path, part in earlier_sfts(sft).items()}
+        lessons = round(plan.eft_yield * taught) + sum(map(len, map(rows, sft.examples)))
         trains, writes = sft.enabled and not sft.sft_delta, settings.iteration and settings.prompts.seeds
         table: list[tuple[Any, str, Generation | Training]] = [  # the first says whether the run has the stage
             (writes, "pool", self.pool()),
             (trains, "sft/eft", self.judged(round(taught / REPLIES), REPLIES, eft.N)),
-            (trains and sft.after, "sft/after", Training(earlier, ((judging, first),), earlier.epochs, 1)),
-            (trains, "sft/checkpoint", Training(sft, ((judging, lessons),), sft.epochs, 1)),
+            *(
+                (trains, f"sft/{Path(path).stem}", Training(part, ((judging, count),), part.epochs, 1))
+                for path, (part, count) in earlier.items()
+            ),
+            (trains and lessons, "sft/checkpoint", Training(sft, ((judging, lessons),), sft.epochs, 1)),
         ]
         first = -1 if sft.enabled else 0
         for t in range(first, len(settings.iteration) + 1):

@@ -187,7 +187,8 @@ def test_no_prompt_resembles_another_or_one_of_the_training_sets():
     names = ("train", "families", "families_tuning", "ruled", "ruled_tuning", "evaluation", "families_evaluation")
     known = [row["prompt"] for name in names for row in read_jsonl(DATA / prompt_file(name))]
     texts = [row["text"] for row in read_jsonl(DATA / "answers" / "train.jsonl.gz")]
-    texts += {row["prompt"] for row in read_jsonl(DATA / "sft" / "smollm2-135m-2.jsonl.gz")}  # rules in more words
+    for path in (DATA / "sft").glob("smollm2-135m-2*"):  # with rules in more words
+        texts += {row["prompt"] for row in read_jsonl(path)}
     for row in (row for name in ("train", "held_out") for row in read_jsonl(DATA / "judged" / f"{name}.jsonl")):
         known.append(row["prompt"])
         texts += [response["text"] for response in row["responses"]]

@@ -10,7 +10,7 @@ import pytest
 from judging.rules import Rule, obeys, rules_of
 from prepare.edits import EDITS, edited
 from prepare.flaws import repetitive
-from prepare.near_misses import VALUED, NearMisses, judge_row, two_values
+from prepare.near_misses import DIRECTIONS, NearMisses, judge_row, two_rules
 from prepare.ruled import NUMBERS
 from stages.files import read_jsonl
 
@@ -53,12 +53,14 @@ def test_pairs_reveal_no_score(made, monkeypatch):
     assert all(first["prompt"] == second["prompt"] for first, second in zip(rows[::2], rows[1::2], strict=True))
 
 
-def test_value_pairs_differ_in_the_rules_value_alone(made, monkeypatch):
+def test_value_pairs_differ_in_the_rules_value_or_direction_alone(made, monkeypatch):
     monkeypatch.setattr("prepare.near_misses.judge_row", lambda prompt, *rest: judge_row(prompt, *rest) | prompt)
-    rows = list(made.value_pairs(120, 0.5))
+    wanted, kinds = ("words_at_most", "direction", "sentences", "words_at_least", "contains", "bullets"), Counter()
+    rows = list(made.value_pairs(120, 0.5, wanted))
     for first, second in zip(rows[::2], rows[1::2], strict=True):
         (one,), (other,) = rules_of(first), rules_of(second)
-        assert one.name == other.name and one.value != other.value and first["request"] == second["request"]
+        assert (one.name == other.name) is (one.value != other.value) and first["request"] == second["request"]
+        kinds[one.name if one.name == other.name else "direction"] += 1
         assert first["response"] == second["response"] and {first["score"], second["score"]} == {1, 5}
     for row in rows:
         assert (row["score"] == 5) is obeys(rules_of(row), row["response"])
@@ -66,7 +68,7 @@ def test_value_pairs_differ_in_the_rules_value_alone(made, monkeypatch):
         shown = rule.value[0] if rule.name == "contains" else str(rule.value)
         words = {number: word for word, number in NUMBERS.items()}
         assert any(one in row["prompt"] for one in (shown, words.get(rule.value, shown)))
-    assert Counter(rules_of(row)[0].name for row in rows) == Counter(VALUED * 80)
+    assert kinds == Counter(wanted * 20)
 
 
 def test_values_worked_by_hand():
@@ -74,14 +76,20 @@ def test_values_worked_by_hand():
     text = "It always rains here. It pours. We stay inside."
 
     def found(name: str) -> set:
-        return {two_values(name, text, "Cats sleep", random.Random(seed)) for seed in range(800)} - {None}
+        drawn = [two_rules(name, text, "Cats sleep", random.Random(seed)) for seed in range(800)]
+        return {(kept.value, broken.value) for kept, broken in filter(None, drawn) if kept.name == broken.name == name}
 
     assert found("sentences") == {(3, 1), (3, 2), (3, 4), (3, 5)}
     assert found("contains") == {
         ((word,), ("sleep",)) for word in ("always", "rains", "here", "pours", "stay", "inside")
     }
     assert found("starts_with") == {("It", "Cats"), ("It always", "Cats sleep"), ("It always rains", "Cats sleep")}
-    assert found("bullets") == set()
+    assert found("words_at_most") == {(kept, broken) for kept in range(9, 19) for broken in range(3, 9)}
+    assert {kept for kept, _ in found("words_at_least")} == set(range(3, 10)) and found("bullets") == set()
+    turned = {two_rules("direction", text, "", random.Random(seed)) for seed in range(800)} - {None}
+    most, least = DIRECTIONS
+    right = {(Rule(most, count), Rule(least, count)) for count in range(10, 19)}
+    assert turned == right | {(Rule(least, count), Rule(most, count)) for count in range(4, 9)}
 
 
 def test_spoiled_responses_follow_the_rules_all_the_same(made):
