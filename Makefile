@@ -76,7 +76,7 @@ iterate: .venv/demo
 report: .venv/demo
 	@$(BIN)/python -m evaluation.report $(or $(addprefix runs/,$(RUNS)),$(if $(RUN),"runs/$(RUN)"),--config "$(CONFIG)")
 
-# The stages, launches and files of a Llama-3 config, with a tiny model whose verdicts come from a script.
+# The stages, launches and files of a config, with a tiny model whose verdicts come from a script.
 rehearse: .venv/rehearse
 	@$(BIN)/python -m tools.rehearse --config "$(CONFIG)"
 
