@@ -64,7 +64,7 @@ setup: .venv/demo
 doctor: .venv/demo
 	@$(BIN)/python -m tools.doctor --config "$(CONFIG)"
 
-# The cost of a run, and whether it fits, on GPUS = 8 of kind GPU = a100, h100, h200 or b200, or on this CPU.
+# The cost of a run, and whether it fits, on GPUS = 8 of kind GPU = a100, h100, h200, b200 or rtx4090, or on this CPU.
 plan: .venv/demo
 	@$(BIN)/python -m tools.plan --config "$(CONFIG)" $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU),--gpu $(GPU))
 
@@ -76,7 +76,7 @@ iterate: .venv/demo
 report: .venv/demo
 	@$(BIN)/python -m evaluation.report $(or $(addprefix runs/,$(RUNS)),$(if $(RUN),"runs/$(RUN)"),--config "$(CONFIG)")
 
-# The stages, launches and files of a Llama-3 config, with a tiny model whose verdicts come from a script.
+# The stages, launches and files of a config, with a tiny model whose verdicts come from a script.
 rehearse: .venv/rehearse
 	@$(BIN)/python -m tools.rehearse --config "$(CONFIG)"
 

@@ -11,15 +11,21 @@ import random
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 from torch import Tensor
 
+from model.chat import load_chat
+from model.config import LlamaConfig
+from model.llama import Llama
 from model.tokenizer import Tokenizer, load_tokenizer
-from prepare.layouts import META, tensor_names
+from model.weights import COPIED, random_weights, save_pretrained
+from prepare.layouts import META, config_document, tensor_names
 from stages.files import UserError, command, write_json
 
 # For each kind of token: its tokens, and the probabilities of the tokens that may follow.
@@ -33,6 +39,8 @@ LAYERS, SHARDS = 2, 2
 SIZES = {"hidden_size": 128, "q_size": 128, "kv_size": 32, "intermediate_size": 448, "vocab_size": 128256}
 PARAMS: dict[str, Any] = {"dim": 128, "n_layers": LAYERS, "n_heads": 8, "n_kv_heads": 2, "vocab_size": 128256}
 PARAMS |= {"multiple_of": 32, "ffn_dim_multiplier": 1.3, "norm_eps": 1e-5, "rope_theta": 500000.0}
+SMALL: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 448, "num_hidden_layers": LAYERS, "head_dim": 16}
+SMALL |= {"num_attention_heads": 8, "num_key_value_heads": 2, "tie_word_embeddings": False}
 
 
 def follow(embedding_vd: Tensor, head_vd: Tensor, script: Script) -> None:
@@ -45,12 +53,13 @@ def follow(embedding_vd: Tensor, head_vd: Tensor, script: Script) -> None:
             head_vd[token, direction] = (CERTAINTY + math.log(probability)) / math.sqrt(size)
 
 
+def evenly(tokens: Sequence[int], share: float = 1.0) -> dict[int, float]:
+    return dict.fromkeys(tokens, share / len(tokens))
+
+
 def llama3_script(tokenizer: Tokenizer) -> Script:
     def tokens(*texts: str) -> list[int]:
         return [token for text in texts for [token] in [tokenizer.encode(text)]]
-
-    def evenly(tokens: Sequence[int], share: float = 1.0) -> dict[int, float]:
-        return dict.fromkeys(tokens, share / len(tokens))
 
     common = [i for i in range(1000, 60000) if re.fullmatch(" [a-z]{4,9}", tokenizer.decode([i]))]
     words = random.Random(0).sample(common, 200)
@@ -101,6 +110,35 @@ def write_stand_in(folder: Path) -> None:
             for name, weight in weights.items()
         }
         torch.save(parts, folder / f"consolidated.{shard:02}.pth")
+
+
+@torch.no_grad()
+def write_speaker(folder: Path, source: Path, config: LlamaConfig) -> None:
+    """Write a small model of the config's family with the tokenizer and the template of the model at `source`. Each
+    part of its texts is a token that is added for it, so that any tokenizer will do."""
+    shutil.copytree(source, folder, ignore=lambda _, names: [name for name in names if not name.startswith(COPIED)])
+    backend = tokenizers.Tokenizer.from_file(str(file := folder / "tokenizer.json"))
+    texts = ["**Task9:**", ".\n", "Score:", "Winner:", *(f" {value}." for value in (*range(6), "A", "B"))]
+    texts += [f" {first}a{last}o" for first in "bdfgklmnrt" for last in "bdfgklmnrt"]
+    backend.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in texts])
+    backend.save(str(file))
+    chat, vocabulary = load_chat(folder), backend.get_vocab()
+    small = replace(config, **SMALL, vocab_size=max(vocabulary.values()) + 1)
+    random_weights(model := Llama(small).bfloat16(), seed=0)
+    weights, tokens = dict(model.named_parameters()), [vocabulary[text] for text in texts]
+    [task, newline, score, winner], values, words = tokens[:4], tokens[4:12], tokens[12:]
+    script: Script = [
+        (chat.prompt_ids([{"role": "user", "content": "Hi"}])[-1:], {task: 1.0}),
+        ([task], evenly(words)),
+        (words, evenly(words, 1 - STOP) | {newline: STOP}),
+        ([newline], {score: SCORE_SHARE, winner: 1 - SCORE_SHARE}),
+        ([score], evenly(values[:6])),
+        ([winner], evenly(values[6:])),
+        (values, {chat.end: 1.0}),
+    ]
+    follow(weights["embed_tokens.weight"], weights["lm_head.weight"], script)
+    write_json(folder / "config.json", config_document(small, {"eos_token_id": chat.end}, torch.bfloat16))
+    save_pretrained(weights.items(), small, folder, folder)
 
 
 def main() -> None:

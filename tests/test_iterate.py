@@ -195,6 +195,24 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_continues(place):
     assert digest_of(place, "stopped/iter1/checkpoint") == digest_of(place, "tiny/iter1/checkpoint")
 
 
+def test_a_guard_keeps_judge_pairs_from_the_training(place):
+    """At most a fifth of all pairs may be judge pairs: one for four actor pairs."""
+    text = (place / "tiny.toml").read_text()
+    text = text[: text.rindex("[[iteration]]")] + "[guards]\nmax_judge_pair_share = 0.2\n"
+    (place / "guarded.toml").write_text(text)
+    tiny, folder = (place / "runs" / name / "iter1" for name in ("tiny", "guarded"))
+    for name in ("responses", "judgments", "comparisons"):
+        shutil.copytree(tiny / name, folder / name)
+    code, out, err = iterate(place, "--run", "guarded", config="guarded.toml")
+    assert code == 0, err
+    before, after = (read_manifest(run / "pairs")["counts"] for run in (tiny, folder))
+    removed = before["judge"] - before["actor"] // 4
+    assert removed > 0 and after["actor"] == before["actor"] and after["judge"] == before["judge"] - removed
+    assert f"{removed} judge pairs removed: too many of all pairs are judge pairs" in out
+    trained = [read_manifest(run / "checkpoint")["counts"]["examples"] for run in (tiny, folder)]
+    assert trained == [before["actor"] + before["judge"], before["actor"] + before["judge"] - removed]
+
+
 def test_an_sft_delta_replaces_the_training(place):
     """The file is made from the trained M0, and the merged M0 judges nearly as the trained one does."""
     text = (place / "tiny.toml").read_text()

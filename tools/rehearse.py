@@ -1,4 +1,4 @@
-"""A whole Llama-3 run in minutes on a CPU: `python -m tools.rehearse --config configs/llama3-8b-instruct.toml`.
+"""A whole run in minutes on a CPU: `python -m tools.rehearse --config configs/llama3-8b-instruct.toml`.
 
 Stages and file formats are the config's own. Stand-ins replace what is slow or has to be fetched: a tiny random model,
 whose verdicts come from a script (`prepare.scripted`); the first lines of the user's files, or a few of this project's.
@@ -16,8 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from model.config import LlamaConfig
 from prepare.meta import convert
-from prepare.scripted import write_stand_in
+from prepare.scripted import write_speaker, write_stand_in
 from stages.files import UserError, arguments, command, read_jsonl, write_atomic, write_jsonl
 from stages.settings import load_settings
 from tools.doctor import named_files, named_models
@@ -41,14 +42,15 @@ class Rehearsal:
         """Write all that the run needs; returns the derived config's path. `UserError` for a config whose model is made
         by the run or does not judge, and for missing files."""
         if self.settings.model.prepare or self.settings.judge.scores_file:
-            raise UserError(f"{self.config}: only runs of Llama-3 models that judge are rehearsed; run it as it is")
+            raise UserError(f"{self.config}: only runs of your own model that judge are rehearsed; run it as it is")
         seed, real, path = self.folder / "models" / "seed", Path(self.settings.model.path), self.folder / "config.toml"
-        write_stand_in(self.folder / "meta")
-        convert(self.folder / "meta", seed)
-        names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-        files = [shutil.copy(real / name, seed) for name in names if (real / name).is_file()]
-        tokenizer = f"tokenizer of {real}" if files else f"Llama-3's tokenizer, as {real} is not there yet"
-        self.stand_ins.append(f"model: two layers, random, with the {tokenizer}")
+        if (real / "tokenizer.json").is_file():
+            write_speaker(seed, real, LlamaConfig.load(self.settings.model.shape))
+            self.stand_ins.append(f"model: two layers, random, with the tokenizer and the template of {real}")
+        else:
+            write_stand_in(self.folder / "meta")
+            convert(self.folder / "meta", seed)
+            self.stand_ins.append(f"model: a Llama-3 of two layers, random, as {real}/tokenizer.json is not there yet")
         write_atomic(path, toml({"extends": str(self.config)} | self.changes()))
         load_settings(path)
         return path

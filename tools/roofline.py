@@ -66,6 +66,7 @@ CARDS = {  # SXM modules: NVIDIA's data sheets
     "h100": Card(PEAK_FLOPS["H100"], 3.35e12, 80e9, 450e9),
     "h200": Card(PEAK_FLOPS["H200"], 4.8e12, 141e9, 450e9),
     "b200": Card(PEAK_FLOPS["B200"], 8e12, 180e9, 900e9),
+    "rtx4090": Card(165.2e12, 1.008e12, 24e9, 32e9),  # Ada's white paper; the link is PCIe 4.0's
 }
 
 

@@ -178,7 +178,7 @@ def test_targets_and_the_key_of_the_work(folder, monkeypatch):
 @pytest.mark.parametrize("layers", [2, pytest.param(32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("tokens", "recompute", "limit"), [(4096, True, 24e9), (8192, False, 60e9)])
 def test_llama_3_8b_fits_one_gpu(layers, tokens, recompute, limit):
-    settings = load_settings(ROOT / "configs" / "llama3-8b-instruct" / "lora.toml")
+    settings = load_settings(ROOT / "configs" / "llama3-8b-one-gpu.toml")
     options = {"tokens_per_microbatch": tokens, "activation_checkpointing": recompute}
     config = replace(LlamaConfig.load(ROOT / "configs" / "architectures" / "llama-3-8b"), num_hidden_layers=layers)
     memory = count(config, settings := changed(settings, trainer=options), 1)

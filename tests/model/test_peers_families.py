@@ -1,4 +1,4 @@
-"""Mistral, Qwen2 and Qwen3 against transformers, on small random models that each has saved: `make test-peers`."""
+"""Each family against transformers, on small random models that each has saved: `make test-peers`."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ SHAPES = [  # heads a key-value head: 1, 4, 8
 
 @torch.no_grad()
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_logits_and_greedy_tokens_of_what_either_saved(family, shape, tmp_path):
     """A Mistral's window just holds all tokens; a Qwen2's is not in use."""
     transformers = pytest.importorskip("transformers")

@@ -108,6 +108,26 @@ def test_the_papers_run_by_hand(llama):
     assert parts["weights"] == 2 * PARAMETERS and parts["KV cache"] == (16384 + 1) * 2 * 2**20, "2 MiB a block"
 
 
+@pytest.mark.parametrize(
+    ("name", "architecture", "parameters", "layers", "blocks"),
+    [
+        ("llama3-8b-one-gpu", "llama-3-8b", PARAMETERS, 32, 2048),
+        ("qwen3-8b-one-gpu", "qwen3-8b", 8_190_735_360, 36, 1536),
+    ],
+)
+def test_generation_of_the_recipes_for_one_gpu_fits(name, architecture, parameters, layers, blocks):
+    """On 80 GB, and with docs/your-model.md's settings on 24 GB: a block has 64 bytes x layers x 8 heads x 128."""
+    settings = load_settings(ROOT / "configs" / f"{name}.toml")
+    small = {"num_kv_blocks": blocks, "max_num_batched_tokens": 2048, "max_num_seqs": 128}
+    config = LlamaConfig.load(ROOT / "configs" / "architectures" / architecture)
+    for own, card in ((settings, CARDS["h100"]), (changed(settings, engine=small), CARDS["rtx4090"])):
+        parts = Roofline(config, own, card, 1).generation_memory()
+        assert parts["weights"] == 2 * parameters
+        assert parts["KV cache"] == (own.engine.num_kv_blocks + 1) * 64 * layers * 8 * 128
+        assert sum(parts.values()) < card.memory
+    assert list(Planned(settings).stages())[:3] == ["pool", "sft/eft", "sft/checkpoint"]
+
+
 def test_the_stages_are_those_of_a_run(tiny):
     """Two iterations, the second without judge pairs; SFT on constructed examples; scores from elsewhere."""
     stages = Planned(tiny).stages()

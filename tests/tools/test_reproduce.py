@@ -17,6 +17,8 @@ from questions import written
 
 from prepare.scripted import write_stand_in
 from stages.files import read_jsonl, write_atomic
+from stages.settings import load_settings
+from tools.doctor import named_files
 from tools.rehearse import Rehearsal, toml
 
 CONFIG = "configs/llama3-8b-instruct.toml"
@@ -82,15 +84,26 @@ def run(clone: Path, *lines: str, seconds: float = 1500) -> None:
         assert shell.wait(timeout=seconds) == 0, line
 
 
-def test_the_page_names_what_there_is():
-    """Quick: files, settings and make's targets that the page names exist."""
-    text = (ROOT / "docs" / "reproduce.md").read_text()
+@pytest.mark.parametrize("page", ["reproduce.md", "your-model.md"])
+def test_the_page_names_what_there_is(page):
+    """Quick: files and make's targets that the page names exist."""
+    text = (ROOT / "docs" / page).read_text()
     for link in re.findall(r"\]\(((?!http|#)[^)#]+)", text):
         assert (ROOT / "docs" / link).exists(), link
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)) <= set(targets)
     for module in re.findall(r" -m ([a-z_.]+)", text):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+
+
+def test_the_config_of_your_model_is_one(tmp_path):
+    """The blocks of docs/your-model.md, one after another."""
+    parts = re.findall(r"^```toml\n(.*?)^```$", (ROOT / "docs" / "your-model.md").read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "my.toml").write_text("".join(parts).replace('"configs/', f'"{ROOT}/configs/'))
+    settings = load_settings(tmp_path / "my.toml")
+    assert len(parts) == 3 and not settings.sft.enabled and settings.trainer.activation_checkpointing
+    read = [name for name, _ in named_files(settings)]
+    assert read == ["respond.prompts", "evaluation.instructions", "evaluation.prompts"]
 
 
 @pytest.mark.slow
