@@ -22,7 +22,7 @@ def test_baselines_of_the_paper():
     """METHOD, section 3: each differs from the paper's run only in what its name says."""
     folder, paper = CONFIGS / "llama3-8b-instruct", load_settings(CONFIGS / "llama3-8b-instruct.toml")
     baselines = {path.stem: load_settings(path) for path in folder.glob("*.toml")}
-    assert set(baselines) == {path.stem for path in (CONFIGS / "tiny").glob("*.toml")}
+    assert set(baselines) == {path.stem for path in (CONFIGS / "tiny").glob("*.toml")} - {"lora"}
     rules = {name: settings.iteration for name, settings in baselines.items()}
     for rule, ours in zip(paper.iteration, rules["self-rewarding"], strict=True):
         assert replace(rule, judge_pairs=False, max_judgment_characters=None) == ours
