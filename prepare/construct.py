@@ -28,6 +28,7 @@ from stages.records import Record
 from stages.seeds import request_seed
 
 DATA = Path("data")
+PACKERS: dict[str, Callable[[bytes], bytes]] = {".gz": partial(gzip.compress, mtime=0), ".xz": lzma.compress}
 Files = Iterator[tuple[str, Iterable[Record]]]  # names below data/, and the rows of each file
 
 FAMILIES = (("families", "f", 2400), ("families_evaluation", "g", 240))  # TOML file, ids' first letter, prompts
@@ -217,7 +218,7 @@ def case_files() -> Files:
 def write(files: Files) -> None:
     for name, rows in files:
         text = "".join(to_json(row, name) for row in rows)
-        pack = {".gz": partial(gzip.compress, mtime=0), ".xz": lzma.compress}.get(Path(name).suffix, bytes)
+        pack = PACKERS.get(Path(name).suffix, bytes)
         write_atomic(DATA / name, pack(text.encode()))
 
 
