@@ -30,10 +30,6 @@ def test_baselines_of_the_paper():
     assert rules["scores-from-file"] == rules["self-rewarding"]
     assert [rule.judge_pairs for rule in rules["judge-pairs-throughout"]] == [True] * 4
     assert rules["sft-only"] == [] and not baselines["no-sft"].sft.enabled
-    lora = baselines.pop("lora")
-    options = replace(lora.trainer, lora_rank=0)
-    rates = {"sft": replace(lora.sft, learning_rate=5.5e-6), "dpo": replace(lora.dpo, learning_rate=5e-6)}
-    assert replace(lora, name=paper.name, nproc_per_node=8, trainer=options, **rates) == paper
     sections = ("name", "iteration", "judge", "metajudge", "sft", "eft", "evaluation")
     for settings in baselines.values():
         assert replace(settings, **{key: getattr(paper, key) for key in sections}) == paper
