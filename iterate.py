@@ -53,7 +53,7 @@ from stages.forecast import Forecast
 from stages.launch import Launcher
 from stages.lock import run_lock
 from stages.rows import read_prompts
-from stages.settings import Settings, as_dict, load_settings
+from stages.settings import Settings, as_dict, earlier_sfts, load_settings
 from stages.stage import Job, Stage
 
 STAGES = (EFT, EXAMPLES, SFT, NEW_PROMPTS, RESPOND, SCORE, JUDGE, METAJUDGE, PAIRS, DPO, MEASURE)
@@ -80,10 +80,7 @@ def iterate(run: "Run") -> None:
 class Run:
     """A run: its folder, its settings, and the steps of the method."""
 
-    def __init__(
-        self, config: Path, settings: Settings, folder: Path, launcher: Launcher, chain: frozenset[Path] = frozenset()
-    ):
-        self.chain = chain | {config.resolve()}  # this config, and those whose SFT comes after
+    def __init__(self, config: Path, settings: Settings, folder: Path, launcher: Launcher):
         self.config, self.settings, self.folder, self.launcher = config, settings, folder, launcher
         self.forecast = Forecast(settings)
 
@@ -152,57 +149,34 @@ class Run:
         return seed if not sft.enabled else self.merged_m0(seed) if sft.sft_delta else self.trained_m0(seed)
 
     def trained_m0(self, seed: Path) -> Path:
-        """The model that `sft.after` gives, fine-tuned on judging and meta-judging examples, if there are any.
+        """The seed after the SFTs that `sft.after` names, each before those that continue it, and after this one."""
+        models: dict[str, Path] = {}
+        for name, settings in earlier_sfts(self.settings.sft).items():
+            run = Run(Path(name), settings, self.folder / "sft" / Path(name).stem, self.launcher)
+            models[name] = run.continued_sft(seed, [models[before] for before in settings.sft.after])
+        return self.continued_sft(seed, [models[before] for before in self.settings.sft.after])
 
-        Runs with the same inputs share it.
-        """
-        start, folder, labelled = self.before_sft(seed), self.folder / "sft", None
-        if self.settings.sft.after and not (self.settings.sft.examples or self.settings.eft.sources):
+    def continued_sft(self, seed: Path, earlier: Sequence[Path]) -> Path:
+        """The mean of the models `earlier`, or without any the seed, fine-tuned on judging and meta-judging examples,
+        if the config has some. Runs with the same inputs share it."""
+        folder, labelled, start = self.folder / "sft", None, mean_model(earlier) if earlier else seed
+        if earlier and not (self.settings.sft.examples or self.settings.eft.sources):
             return start
+        folder.mkdir(parents=True, exist_ok=True)
         if self.settings.eft.sources:
             labelled = self.run_stage(EFT, folder / "eft", model=seed) / "examples.jsonl"
         examples = self.run_stage(EXAMPLES, folder / "examples", model=seed, labelled=labelled)
         job = SFT.job(self.settings, Path(), model=start, data=examples / "examples.jsonl")
         return self.run_shared(SFT, job, Path("models") / "sft" / job.key[:12], "checkpoint")
 
-    def before_sft(self, seed: Path) -> Path:
-        """M0 of the config that `sft.after` names, or the mean of several; without one the seed."""
-        models = [run.trained_m0(seed) for run in self.earlier_sfts()]
-        if len(models) < 2:
-            return models[0] if models else seed
-        key = stage_key("sft-mean", {}, {str(i): model for i, model in enumerate(models)})
-        return shared_model("sft-mean", key, lambda out: average(models, out))
-
-    def earlier_sfts(self) -> list["Run"]:
-        """The runs of the configs `sft.after`, of which only the SFT counts."""
-        runs = []
-        for name in self.settings.sft.after:
-            if Path(name).resolve() in self.chain:
-                raise UserError(
-                    f"{self.config}: sft.after: the SFT of {name} comes after this one; name another config"
-                )
-            (folder := self.folder / "sft" / Path(name).stem).mkdir(parents=True, exist_ok=True)
-            runs.append(Run(Path(name), load_settings(Path(name)), folder, self.launcher, self.chain))
-        return runs
-
     def merged_m0(self, seed: Path) -> Path:
         """The seed plus the change that SFT makes, from the file `sft.sft_delta`."""
         path = Path(self.settings.sft.sft_delta)
-        if read_facts(path)["recipe"] != self.sft_recipe(seed):
+        if read_facts(path)["recipe"] != sft_recipe(self.settings, seed):
             mend = '`make sft` makes it anew, or set sft.sft_delta to "" to train in this run'
             raise UserError(f"{path}: made by another [sft] recipe than this config's; {mend}")
         key = stage_key("sft-delta", {}, {"model": seed, "file": path})
         return shared_model("sft-delta", key, lambda out: merge(seed, path, out))
-
-    def sft_recipe(self, seed: Path) -> str:
-        """The identity of an SFT: its settings, the seed, the examples' sources, and the SFT that it continues."""
-        sft = {key: value for key, value in as_dict(self.settings.sft).items() if key not in ("sft_delta", "after")}
-        stages = (EXAMPLES, EFT) if self.settings.eft.sources else (EXAMPLES,)
-        examples = [stage.job(self.settings, Path(), model=seed).key for stage in stages]
-        facts = {"sft": sft, "tokens": self.settings.trainer.tokens_per_microbatch, "examples": examples}
-        if earlier := [run.sft_recipe(seed) for run in self.earlier_sfts()]:
-            facts["after"] = earlier
-        return stage_key("sft-recipe", facts, {"model": seed})
 
     def evaluate_initial(self, initial: Path) -> None:
         """Measure M_0 and, if SFT makes it another model, the seed."""
@@ -268,6 +242,25 @@ class Run:
             raise SystemExit(code)
 
 
+def sft_recipe(settings: Settings, seed: Path) -> str:
+    """The identity of an SFT: its settings, the seed, the examples' sources, and the SFTs that it continues."""
+    sft = {key: value for key, value in as_dict(settings.sft).items() if key not in ("sft_delta", "after")}
+    stages = (EXAMPLES, EFT) if settings.eft.sources else (EXAMPLES,)
+    examples, earlier = [stage.job(settings, Path(), model=seed).key for stage in stages], earlier_sfts(settings.sft)
+    facts = {"sft": sft, "tokens": settings.trainer.tokens_per_microbatch, "examples": examples}
+    if earlier:
+        facts["after"] = [sft_recipe(earlier[name], seed) for name in settings.sft.after]
+    return stage_key("sft-recipe", facts, {"model": seed})
+
+
+def mean_model(models: Sequence[Path]) -> Path:
+    """The folder of the model whose weights are the mean of these models'."""
+    if len(models) == 1:
+        return models[0]
+    key = stage_key("sft-mean", {}, {str(i): model for i, model in enumerate(models)})
+    return shared_model("sft-mean", key, lambda out: average(models, out))
+
+
 def shared_model(stage: str, key: str, make: Callable[[Path], None]) -> Path:
     """The folder of a model that `make` writes, unless a run with the same inputs has done so."""
     out = Path("models") / "sft" / key[:12] / "checkpoint"
@@ -307,7 +300,8 @@ def make_sft_delta(run: Run) -> None:
         raise UserError(f"{run.config}: sft.sft_delta is empty; name the file to write")
     seed, path = prepare(run.settings.model), Path(run.settings.sft.sft_delta)
     trained = run.trained_m0(seed)
-    facts = {"command": f"make sft CONFIG={run.config}", "recipe": run.sft_recipe(seed), "seed": run.settings.seed}
+    command_line, recipe = f"make sft CONFIG={run.config}", sft_recipe(run.settings, seed)
+    facts = {"command": command_line, "recipe": recipe, "seed": run.settings.seed}
     write(seed, trained, 11.9, path, **facts)  # 11.9 MB at most
     measured: dict[str, float] = {}
     for name, model in (("trained", trained), ("merged", run.merged_m0(seed))):

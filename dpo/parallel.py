@@ -33,7 +33,7 @@ from stages.files import UserError
 from stages.settings import TrainerOptions
 from stages.shards import local_device
 
-PARTING = 10.0  # seconds between the end of a rank and that of those who have not come to an end of their own
+PARTING = 10.0  # seconds that a rank has to end by itself once another rank has ended
 ENDED = "another rank has ended; its log says why"
 T = TypeVar("T")
 

@@ -34,7 +34,7 @@ Files = Iterator[tuple[str, Iterable[Record]]]  # names below data/, and the row
 FAMILIES = (("families", "f", 2400), ("families_evaluation", "g", 240))  # TOML file, ids' first letter, prompts
 RULED = (("ruled", "r", 2000, False), ("ruled_tuning", "u", 200, True))  # file, letter, prompts, for tuning
 FAMILIES_SEED, CASES_SEED = 20240728, 2024
-EVIDENCE = 0.4  # share of the near misses with a justification: the score is what they teach
+EVIDENCE = 0.4  # of the near misses have a justification, the others a score alone
 TUNING = ("titles", "diary", "dos_and_donts", "soften")  # set apart: a recipe is chosen on prompts not trained on
 
 

@@ -322,3 +322,15 @@ def load_settings(path: Path | str) -> Settings:
     if broken := [message for holds, message in rules if holds]:
         raise UserError(f"{path}: {broken[0]}")
     return settings
+
+
+def earlier_sfts(sft: Sft, later: tuple[str, ...] = ()) -> dict[str, Settings]:
+    """By config, the SFTs that this one continues, each after those that it continues itself. Raises `UserError` for a
+    circle."""
+    found: dict[str, Settings] = {}
+    for name in sft.after:
+        if name in later:
+            raise UserError(f"{name}: sft.after leads back to this config; name configs that do not continue it")
+        settings = load_settings(name)
+        found |= earlier_sfts(settings.sft, (*later, name)) | {name: settings}
+    return found

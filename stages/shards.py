@@ -92,19 +92,15 @@ def local_device(store: dist.Store | None = None) -> torch.device:
     another rank of the `store` has the same GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    number = next((os.environ[name] for name in LOCAL_RANKS if name in os.environ), "0")
-    device = torch.device(
-        "cuda", int(number) % torch.cuda.device_count()
-    )  # a launcher may show each rank its own alone
+    number = int(next((os.environ[name] for name in LOCAL_RANKS if name in os.environ), "0"))
+    device = torch.device("cuda", number % torch.cuda.device_count())  # a launcher may show each rank only its own
     torch.cuda.set_device(device)
     uuid, rank, first = torch.cuda.get_device_properties(device).uuid, os.environ.get("RANK", "0"), b""
     with suppress(dist.DistError):  # rank 0, which has the store, has ended
         first = store.compare_set(f"gpu/{uuid}", "", rank) if store else first
     if first not in (b"", rank.encode()):
-        raise UserError(
-            f"ranks {first.decode()} and {rank} are on one GPU ({uuid}); start a rank for each, no more, and "
-            "give each its number on its node as LOCAL_RANK"
-        )
+        advice = "start a rank for each, no more, and give each its number on its node as LOCAL_RANK"
+        raise UserError(f"ranks {first.decode()} and {rank} are on one GPU ({uuid}); {advice}")
     return device
 
 

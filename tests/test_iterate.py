@@ -258,7 +258,7 @@ def test_an_sft_continues_the_mean_of_others(place):
     assert not torch.equal(one["model.norm.weight"], other["model.norm.weight"])
     (place / "after.toml").write_text((place / "after.toml").read_text().replace("tiny.toml", "mean.toml"))
     code, _, err = iterate(place, "--run", "mean", config="mean.toml")
-    assert code == 2 and "after.toml: sft.after: the SFT of mean.toml comes after this one" in err
+    assert code == 2 and "after.toml: sft.after leads back to this config" in err
 
 
 @pytest.mark.parametrize(

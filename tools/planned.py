@@ -25,7 +25,7 @@ from model.config import LlamaConfig
 from prepare.new_prompts import request_prompt
 from sampling.request import Request, Sampling
 from stages.rows import conversation_text, read_prompts, read_rows
-from stages.settings import Dpo, Metajudge, Settings, Sft, load_settings
+from stages.settings import Dpo, Metajudge, Settings, Sft, earlier_sfts
 
 CHARACTERS = 4.5  # of a token of English text in Llama-3's vocabulary: our estimate
 CHAT_TOKENS = 10  # of a chat format around a message and before the answer
@@ -62,12 +62,6 @@ class Training:  # a stage's examples
         return self.count * (1 - self.section.held_out) / self.section.batch_size
 
 
-def earlier_sfts(sft: Sft) -> dict[str, Sft]:
-    """By config, the SFTs that come before this one."""
-    parts = {path: load_settings(Path(path)).sft for path in sft.after}
-    return {name: part for own in parts.values() for name, part in earlier_sfts(own).items()} | parts
-
-
 class Planned:
     """Draws the requests and examples of a config's run."""
 
@@ -101,15 +95,16 @@ class Planned:
         duels = self.judged(answered, 2, evaluation.duel_samples, judge.score_first)
         on_rules = self.judged(len(rows(evaluation.instructions)), evaluation.samples, evaluation.N, judge.score_first)
 
-        earlier = {path: (part, sum(map(len, map(rows, part.examples)))) for path, part in earlier_sfts(sft).items()}
-        lessons = round(plan.eft_yield * taught) + sum(map(len, map(rows, sft.examples)))
+        earlier = {Path(name).stem: settings.sft for name, settings in earlier_sfts(sft).items()}
+        taught_before = {name: sum(len(rows(path)) for path in part.examples) for name, part in earlier.items()}
+        lessons = round(plan.eft_yield * taught) + sum(len(rows(path)) for path in sft.examples)
         trains, writes = sft.enabled and not sft.sft_delta, settings.iteration and settings.prompts.seeds
         table: list[tuple[Any, str, Generation | Training]] = [  # the first says whether the run has the stage
             (writes, "pool", self.pool()),
             (trains, "sft/eft", self.judged(round(taught / REPLIES), REPLIES, eft.N)),
             *(
-                (trains, f"sft/{Path(path).stem}", Training(part, ((judging, count),), part.epochs, 1))
-                for path, (part, count) in earlier.items()
+                (trains, f"sft/{name}", Training(part, ((judging, taught_before[name]),), part.epochs, 1))
+                for name, part in earlier.items()
             ),
             (trains and lessons, "sft/checkpoint", Training(sft, ((judging, lessons),), sft.epochs, 1)),
         ]

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from iterate import Run
+from iterate import sft_recipe
 from model.config import LlamaConfig
 from model.weights import load_model, save_pretrained
 from prepare.seed_model import make_tiny
 from prepare.sft_delta import annotate, compress, merge, packed_size, product, read_facts, rounded, write
 from stages.files import UserError
-from stages.launch import Launcher
 from stages.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -93,11 +92,9 @@ def test_the_shipped_one_is_small_and_judges_nearly_as_the_trained_model_does():
         assert abs(facts[f"merged_{measure}"] - facts[f"trained_{measure}"]) < 0.05
 
 
-def test_the_shipped_one_was_made_by_the_default_recipe(tmp_path, monkeypatch):
+def test_the_shipped_one_was_made_by_the_default_recipe(monkeypatch):
     monkeypatch.chdir(ROOT)
-    config = Path("configs/smollm2-135m.toml")
-    settings = load_settings(config)
+    settings = load_settings("configs/smollm2-135m.toml")
     if not Path(settings.model.path).is_dir():
         pytest.skip("the default model is not prepared")
-    run = Run(config, settings, tmp_path, Launcher(1, tmp_path / "logs"))
-    assert read_facts(SHIPPED)["recipe"] == run.sft_recipe(Path(settings.model.path))
+    assert read_facts(SHIPPED)["recipe"] == sft_recipe(settings, Path(settings.model.path))
