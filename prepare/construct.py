@@ -120,7 +120,9 @@ def prompt_files() -> Files:
             yield prompt_file("families_tuning"), tuning
     source, topics = (_toml(name) for name in ("ruled", "families"))
     for name, letter, count, is_tuning in RULED:
-        yield prompt_file(name), ruled_prompts(source, topics["topics"], letter, count, is_tuning)
+        yield prompt_file(name), (rows := ruled_prompts(source, topics["topics"], letter, count, is_tuning))
+        if is_tuning:
+            yield "tuning/instructions.jsonl", [{key: row[key] for key in ("id", "prompt", "rules")} for row in rows]
 
 
 def answer_files(model: Path) -> Files:
