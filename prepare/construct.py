@@ -32,7 +32,11 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {".gz": partial(gzip.compress, mt
 Files = Iterator[tuple[str, Iterable[Record]]]  # names below data/, and the rows of each file
 
 FAMILIES = (("families", "f", 2400), ("families_evaluation", "g", 240))  # TOML file, ids' first letter, prompts
-RULED = (("ruled", "r", 2000, False), ("ruled_tuning", "u", 200, True))  # file, letter, prompts, for tuning
+RULED = {"prompts/ruled.jsonl.gz": ("r", 2000, False, ("wordings",))}
+RULED |= {"prompts/ruled_tuning.jsonl": ("u", 200, True, ("tuning",))}
+RULED |= {"tuning/known_wordings.jsonl.gz": ("k", 400, True, ("wordings", "rewordings"))}
+"""For each file of prompts with rules: its ids' first letter, its prompts, whether their requests and topics are those
+set apart for tuning, and the lists from which their wordings come."""
 FAMILIES_SEED, CASES_SEED = 20240728, 2024
 EVIDENCE = 0.4  # of the near misses have a justification, the others a score alone
 TUNING = ("titles", "diary", "dos_and_donts", "soften")  # set apart: a recipe is chosen on prompts not trained on
@@ -119,10 +123,12 @@ def prompt_files() -> Files:
         if tuning := [row for row in rows if row["family"] in TUNING]:
             yield prompt_file("families_tuning"), tuning
     source, topics = (_toml(name) for name in ("ruled", "families"))
-    for name, letter, count, is_tuning in RULED:
-        yield prompt_file(name), (rows := ruled_prompts(source, topics["topics"], letter, count, is_tuning))
-        if is_tuning:
-            yield "tuning/instructions.jsonl", [{key: row[key] for key in ("id", "prompt", "rules")} for row in rows]
+    for name, options in RULED.items():
+        rows = ruled_prompts(source, topics["topics"], *options)
+        instructions = [{key: row[key] for key in ("id", "prompt", "rules")} for row in rows]
+        yield name, instructions if name.startswith("tuning") else rows
+        if name == prompt_file("ruled_tuning"):
+            yield "tuning/instructions.jsonl", instructions
 
 
 def answer_files(model: Path) -> Files:

@@ -18,12 +18,14 @@ bullets lower_case; contains sentences; no_commas starts_with; contains lower_ca
 TOGETHER = [tuple(pair.split()) for pair in PAIRS.split(";")]  # rules that can stand in one prompt
 
 
-def ruled_prompts(source: Record, topics: dict[str, list[str]], letter: str, count: int, tuning: bool) -> list[Record]:
+def ruled_prompts(
+    source: Record, topics: dict[str, list[str]], letter: str, count: int, tuning: bool, wordings: Iterable[str]
+) -> list[Record]:
     """`count` prompts {id, prompt, category, topic, request, rules: [{rule, PARAMETER: value}]}, a fifth of them with
     two rules; `request` is the prompt without its rules.
 
-    `source` is the parsed TOML file. `tuning` prompts have each group's last request and last three topics, and
-    wordings of their own, which the others do without.
+    `source` is the parsed TOML file, `wordings` which of its lists put a rule into words. `tuning` prompts have each
+    group's last request and last three topics, which the others do without.
     """
     draw = random.Random(f"ruled {letter}")
     rows: dict[str, Record] = {}
@@ -41,7 +43,8 @@ def ruled_prompts(source: Record, topics: dict[str, list[str]], letter: str, cou
         rules = []
         for name in chosen:
             rule = source["rules"][name]
-            wording, value = draw.choice(rule["tuning" if tuning else "wordings"]), draw.choice(rule["values"])
+            wording = draw.choice([wording for kind in wordings for wording in rule[kind]])
+            value = draw.choice(rule["values"])
             prompt = _with_rule(prompt, wording, value)
             parameter, given = RULES[name][0], {"words": [value], "count": NUMBERS.get(str(value), value)}
             rules.append({"rule": name} | ({parameter: given.get(parameter, value)} if parameter else {}))

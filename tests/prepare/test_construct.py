@@ -36,7 +36,7 @@ def test_the_command_writes_what_data_holds(tmp_path, monkeypatch):
     files = {name: list(rows) for name, rows in made}
     monkeypatch.setattr(construct, "DATA", tmp_path)
     construct.write(iter(files.items()))
-    assert len(files) == 15
+    assert len(files) == 16
     for name in files:
         committed, written = ((folder / name).read_bytes() for folder in (ROOT / "data", tmp_path))
         if unpack := {".gz": gzip.decompress, ".xz": lzma.decompress}.get(Path(name).suffix):
