@@ -32,7 +32,8 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {".gz": partial(gzip.compress, mt
 Files = Iterator[tuple[str, Iterable[Record]]]  # names below data/, and the rows of each file
 
 FAMILIES = (("families", "f", 2400), ("families_evaluation", "g", 240))  # TOML file, ids' first letter, prompts
-RULED = {"prompts/ruled.jsonl.gz": ("r", 2000, False, ("wordings",))}
+RULED: dict[str, tuple[str, int, bool, tuple[str, ...]]] = {}
+RULED |= {"prompts/ruled.jsonl.gz": ("r", 2000, False, ("wordings",))}
 RULED |= {"prompts/ruled_tuning.jsonl": ("u", 200, True, ("tuning",))}
 RULED |= {"tuning/known_wordings.jsonl.gz": ("k", 400, True, ("wordings", "rewordings"))}
 """For each file of prompts with rules: its ids' first letter, its prompts, whether their requests and topics are those
