@@ -21,7 +21,8 @@ def judge_items(
     responses: Iterable[Row], chat: ChatFormat, settings: Settings, iteration: int, N: int, stage: str = "judge"
 ) -> Iterator[Item]:
     """N requests for each response {id, prompt_id, prompt, text}, with one prompt and different noise."""
-    judge, sampling = settings.judge, sampling_of(settings.judge, chat)
+    judge = settings.judge
+    sampling = replace(sampling_of(judge, chat), min_new_tokens=judge.min_new_tokens)
     for response in responses:
         texts, prompt_id = (response["prompt"], response["text"]), response["prompt_id"]
         messages = partial(judge_prompt, *texts, judge.prompt_style, judge.verdict_position)

@@ -84,7 +84,8 @@ class Engine:
         self.computed_tokens += step.passes * sum(item.end - item.start for item in step.scheduled)
         sampling = [item.sequence for item in step.scheduled if item.samples]
         named = [i for i, sequence in enumerate(sampling) if sequence.request.named and not sequence.completion]
-        if self.graphs and not step.prefill and len(sampling) == len(step.decode) and not named:
+        early = max((s.request.sampling.min_new_tokens - len(s.completion) for s in sampling), default=0) > 0
+        if self.graphs and not step.prefill and len(sampling) == len(step.decode) and not (named or early):
             return to_host(*self.graphs(step.metadata(self.block_size), sampling, step.passes))
         ids = [token for item in step.scheduled for token in item.sequence.tokens[item.start : item.end]]
         ids_t, passes = to_device(ids, torch.int64, device), list[tuple[Tensor, Tensor]]()
@@ -95,6 +96,8 @@ class Engine:
             for i in named if not passed else ():
                 named_v = logits[i, list(sampling[i].request.named)].float()
                 sampling[i].probabilities = tuple((named_v - logits[i].float().logsumexp(0)).exp().tolist())
+            if early:
+                self._forbid_stops(sampling, logits, passed)
             passes.append(self._draw(sampling, logits, passed))
             ids_t = passes[-1][0]
         return to_host(*map(torch.stack, zip(*passes, strict=True)))
@@ -106,6 +109,13 @@ class Engine:
         positions_t, rows = (to_device(x, torch.int64, self.cache.device) for x in (metadata.positions, last))
         attend = self.paged_attention(self.cache, metadata, self.model.config.num_attention_heads)
         return self.model(ids_t, positions_t, attend, lambda x_td, w_vd: linear(x_td.index_select(0, rows), w_vd))
+
+    def _forbid_stops(self, sequences: list[Sequence], logits_bv: Tensor, passed: int) -> None:
+        """Leave no probability to the stop tokens of sequences without their `min_new_tokens`."""
+        settings = [s.request.sampling for s in sequences]
+        missing = [own.min_new_tokens - len(s.completion) - passed for own, s in zip(settings, sequences, strict=True)]
+        if stops := [(i, stop) for i, own in enumerate(settings) if missing[i] > 0 for stop in own.stop_ids]:
+            logits_bv[tuple(to_device(x, torch.int64, logits_bv.device) for x in zip(*stops, strict=True))] = -math.inf
 
     def _draw(self, sequences: list[Sequence], logits_bv: Tensor, passed: int) -> tuple[Tensor, Tensor]:
         """The sequences' next tokens and their log-probabilities, after `passed` passes."""

@@ -13,6 +13,7 @@ class Sampling:
     top_p: float  # 1 is the whole distribution
     max_new_tokens: int
     stop_ids: frozenset[int] = frozenset()
+    min_new_tokens: int = 0  # none of the stop tokens is drawn before so many others
 
 
 @dataclass(frozen=True)

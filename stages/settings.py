@@ -127,6 +127,7 @@ class Judge:
     temperature: Amount = 0.8
     top_p: Share = 0.95
     max_new_tokens: Count = 512
+    min_new_tokens: CountOrZero = 0  # a judgment ends after so many at the earliest, not at a bare verdict
     prompt_style: PromptStyle = "full"  # the paper's rubric, or a short one for small models
     verdict_position: VerdictPosition = "last"  # which line of a judgment holds the score
     fractions: bool = False  # whether a score such as 4.5 counts (the rubric forbids it; the paper accepted it)
@@ -310,6 +311,7 @@ def load_settings(path: Path | str) -> Settings:
         (settings.guards.distinct_scores and meta.max_score_gap == 0, "guards.distinct_scores needs max_score_gap > 0"),
         (settings.guards.max_score_share < 1 / 6, "guards.max_score_share must be at least 1/6: there are six scores"),
         (not scores and judge.minimum_valid > judge.N, f"judge.minimum_valid is more than judge.N, {judge.N}"),
+        (judge.min_new_tokens > judge.max_new_tokens, "judge.min_new_tokens exceeds judge.max_new_tokens"),
         (scores and judge.score == "expected", 'judge.scores_file replaces the judge; leave score = "expected" out'),
         (scores and same_file, "judge.scores_file is one file for several iterations; put {t} into its name"),
         (scores and judges, "judge.scores_file leaves nothing to meta-judge; set judge_pairs = false"),

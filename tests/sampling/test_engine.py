@@ -2,6 +2,7 @@
 
 import gc
 import resource
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -107,3 +108,17 @@ def test_stop_tokens_and_reasons(model, passes):
     for name, ids in (("stop", tokens[:end]), ("length", tokens[:5]), ("too_long", [])):
         assert (completions[name].ids, completions[name].finish_reason) == (ids, name)
     assert (len(completions["context"].ids), completions["context"].finish_reason) == (2, "length")
+
+
+@pytest.mark.parametrize("passes", [1, 8])
+def test_no_stop_token_is_drawn_too_early(model, passes):
+    """In a batch with requests that may stop at once, and that stop at what the other must not draw."""
+    prompt = list(range(3, 40))
+    stops = tuple(oracle(model, tuple(prompt))[:2])
+    begun = greedy_by_full_forwards(model, prompt, 12, stops)
+    rest = greedy_by_full_forwards(model, prompt + begun, 12)
+    end = next((i + 1 for i, token in enumerate(rest) if token in stops), 12)
+    sampling = Sampling(0.0, 1.0, 24, frozenset(stops))
+    requests = [Request("free", prompt, sampling, 0), Request("late", prompt, replace(sampling, min_new_tokens=12), 0)]
+    completions = {c.id: c.ids for c in engine(model, passes).run(requests)}
+    assert completions == {"free": [stops[0]], "late": begun + rest[:end]}

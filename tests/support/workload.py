@@ -1,5 +1,6 @@
 """A small model and the requests that engines are tested with."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,11 +27,12 @@ def mixed_requests(count: int, sampling: Sampling = GREEDY) -> list[Request]:
     return requests
 
 
-def greedy_by_full_forwards(model: Llama, ids: list[int], count: int) -> list[int]:
-    """The oracle: no cache, one whole forward a token."""
+def greedy_by_full_forwards(model: Llama, ids: list[int], count: int, forbidden: Sequence[int] = ()) -> list[int]:
+    """The oracle: no cache, one whole forward a token, which is none of the `forbidden` ones."""
     tokens = list(ids)
     for _ in range(count):
         attend = VarlenAttention(Segments.make([len(tokens)]))
         logits = model(torch.tensor(tokens), torch.arange(len(tokens)), attend, logits_head)
+        logits[-1, list(forbidden)] = -torch.inf
         tokens.append(int(logits[-1].argmax()))
     return tokens[len(ids) :]
