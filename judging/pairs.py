@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from judging.actor_pairs import actor_pair
+from judging.actor_pairs import actor_pairs
 from judging.elo import Battle, position_weights
 from judging.judge_pairs import contests, elo_rows, guarded, judge_pair, position_wins
 from judging.rules import obeys, rules_of
@@ -73,7 +73,7 @@ def make_pairs(job: Job) -> Output:
     else:
         scored = group_by(read_shards(sources.scores), "response_id") if sources.scores else judgments
         scores = response_scores(scored, judge.scores_needed)
-    made: dict[str, Any] = {name: actor_pair(rows, scores, rule, draw, chat) for name, rows in prompts.items()}
+    made: dict[str, Any] = actor_pairs(prompts, scores, rule, draw, chat)
     order = partial(turned, draw=draw) if rule.labels == "coin" else dict
     facts = {"rule": as_dict(rule), "minimum_valid": judge.scores_needed, "elo_penalty": meta.elo_penalty}
     files: dict[str, list[Any]] = {"actor.jsonl": [], "judge.jsonl": [], "elo.jsonl": [], "none.jsonl": []}

@@ -201,9 +201,9 @@ class TrainerOptions:
 @dataclass(frozen=True)
 class Iteration:
     rho: Share = 0.0  # quality tier of length control
-    length_control: Literal["shortest", "nearest", "off"] = "shortest"
-    """Of the best responses the shortest and of the worst the longest (the paper); the two nearest in length; or the
-    best and the worst, with ties drawn."""
+    length_control: Literal["shortest", "balanced", "off"] = "shortest"
+    """Of the best responses the shortest and of the worst the longest (the paper); those with which all the chosen ones
+    together are as long as the rejected ones; or the best and the worst, with ties drawn."""
     judge_pairs: bool = True  # whether this iteration trains on judge pairs too
     labels: Literal["judge", "rules", "coin"] = "judge"
     """What says which of a pair is chosen. For experiments: "rules", code that checks the prompts' rules, an oracle in

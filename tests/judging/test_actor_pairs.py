@@ -6,9 +6,9 @@ from itertools import product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from records import response, take_first, take_last
+from records import CHAT, response, take_first, take_last
 
-from judging.actor_pairs import choose_responses
+from judging.actor_pairs import actor_pairs, choose_responses
 from judging.scores import Reason, seeded_draw
 from stages.settings import Iteration
 
@@ -46,12 +46,12 @@ BY_HAND = [
     ([(50, 1), (10, "0.9"), (60, "0.1"), (30, 0)], {"rho": 0.1}, (1, 2)),
     # off: rho and lengths have no say; ties are drawn
     ([(30, 4), (10, 4), (5, "3.9"), (5, 2), (40, 2)], {"rho": 0.4, "length_control": "off"}, (0, 3)),
-    # nearest: of {r0 30, r1 10} from 4.4 and {r3 16, r4 40} to 2.6 it is r1 and r3, then equal lengths and scores
-    ([(30, 5), (10, "4.5"), (11, 3), (16, 1), (40, 2)], {"rho": 0.4, "length_control": "nearest"}, (1, 3)),
-    ([(20, 4), (30, 5), (30, 5), (20, 1), (30, 1)], {"rho": 0.3, "length_control": "nearest"}, (1, 4)),
-    ([(20, "4.5"), (90, 5), (20, 2), (20, 1)], {"rho": 0.3, "length_control": "nearest"}, (0, 3)),
-    # tiers that hold all: two of equal score are no pair, though nearest in length
-    ([(50, 3), (10, 3), (90, 5), (70, 1)], {"rho": 1.0, "length_control": "nearest"}, (2, 3)),
+    # balanced, first prompt: of {r0 30, r1 10} from 4.4, {r3 16, r4 40} to 2.6, r1 and r3; then equal lengths, scores
+    ([(30, 5), (10, "4.5"), (11, 3), (16, 1), (40, 2)], {"rho": 0.4, "length_control": "balanced"}, (1, 3)),
+    ([(20, 4), (30, 5), (30, 5), (20, 1), (30, 1)], {"rho": 0.3, "length_control": "balanced"}, (1, 4)),
+    ([(20, "4.5"), (90, 5), (20, 2), (20, 1)], {"rho": 0.3, "length_control": "balanced"}, (0, 3)),
+    # tiers that hold all: two of equal score are no pair, though alike in length
+    ([(50, 3), (10, 3), (90, 5), (70, 1)], {"rho": 1.0, "length_control": "balanced"}, (2, 3)),
     # nothing to choose between
     ([(10, 5)], {}, Reason.TOO_FEW_RESPONSES),
     ([(10, 5), (20, None)], {}, Reason.TOO_FEW_SCORED),
@@ -68,6 +68,27 @@ def test_length_control_by_hand(rows, rules, pair):
     assert chosen_and_rejected(rows, **rules) == pair
 
 
+# Chosen from {r0 30, r1 10}, rejected from {r2 16, r3 40}: differences of 14, -10, -6 and -30 characters.
+@pytest.mark.parametrize(
+    ("surplus", "pair"),
+    [(0, (1, 2)), (7, (1, 2)), (9, (0, 3)), (20, (0, 3)), (21, (1, 3)), (-4, (0, 2)), (-90, (0, 2))],
+)
+def test_a_balanced_pair_makes_up_for_earlier_ones(surplus, pair):
+    rows = [response(1, i, "x" * length) for i, length in enumerate((30, 10, 16, 40))]
+    scores = {row["id"]: Fraction(score) for row, score in zip(rows, (5, 5, 1, 1), strict=True)}
+    chosen, rejected = choose_responses(rows, scores, Iteration(length_control="balanced"), take_first, surplus)
+    assert (chosen["sample"], rejected["sample"]) == pair
+
+
+def test_chosen_responses_are_together_as_long_as_rejected_ones():
+    """Each prompt has a best response that is shorter, and one that is longer than the worst."""
+    prompts = {f"p{n}": [response(n, i, "x" * length) for i, length in enumerate((10, 90, 50))] for n in range(21)}
+    scores = {row["id"]: Fraction(int(row["sample"] != 2)) for rows in prompts.values() for row in rows}
+    pairs = actor_pairs(prompts, scores, Iteration(length_control="balanced"), take_first, CHAT)
+    lengths = [[len(pair[side][-1]["content"]) for side in ("chosen", "rejected")] for pair in pairs.values()]
+    assert abs(sum(chosen - rejected for chosen, rejected in lengths)) <= 40
+
+
 def test_without_length_control_ties_are_drawn():
     rows = [(30, 4), (10, 4), (5, 3), (5, 2), (40, 2)]
     assert chosen_and_rejected(rows, take_last, length_control="off") == (1, 4)
@@ -79,7 +100,7 @@ def test_without_length_control_ties_are_drawn():
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(0, 20)), max_size=7),
     st.integers(0, 100),
-    st.sampled_from(["shortest", "nearest", "off"]),
+    st.sampled_from(["shortest", "balanced", "off"]),
 )
 def test_length_control_as_method_says_it(quarters, percent: int, control: str):
     rows = [(length, score / 4) for length, score in quarters]
@@ -92,7 +113,7 @@ def test_length_control_as_method_says_it(quarters, percent: int, control: str):
     high, low = max(Fraction(s) for _, s in rows), min(Fraction(s) for _, s in rows)
     top, bottom = (1 - rho) * high + rho * low, (1 - rho) * low + rho * high
     assert top <= score > rejected_score <= bottom
-    if control == "nearest":
+    if control == "balanced":
         gaps = [abs(a - b) for (a, s), (b, u) in product(rows, rows) if s >= top and u <= bottom and s > u]
         assert abs(length - rejected_length) == min(gaps)
     if control == "shortest":

@@ -46,7 +46,7 @@ def iterations(draw) -> Invented:
 
     rule = Iteration(
         rho=one(0, 0, 1, 3, 4, 5, 8, 10) / 10,
-        length_control=one("shortest", "nearest", "off"),
+        length_control=one("shortest", "balanced", "off"),
         max_response_characters=one(None, None, None, 2, 6, 8),
         max_judgment_characters=one(None, None, None, 2, 6, 8),
     )

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from judging.actor_pairs import actor_pair
+from judging.actor_pairs import actor_pairs as pairs_of
 from judging.judge_pairs import contests, guarded, judge_pair
 from judging.metajudge import choose_meta_judged
 from judging.scores import seeded_draw
@@ -67,8 +67,7 @@ def decided(responses, judgments, battles, settings, iteration=1, spreads=None):
 
 def actor_pairs(prompts, scores, settings) -> dict:
     """The actor pair of each prompt of the first iteration, or the reason for none."""
-    rule, draw = settings.iteration[0], seeded_draw(settings.seed, 1)
-    return {name: actor_pair(rows, scores, rule, draw, CHAT) for name, rows in prompts.items()}
+    return pairs_of(prompts, scores, settings.iteration[0], seeded_draw(settings.seed, 1), CHAT)
 
 
 def judge_pairs(contests, settings, actor_pairs=0) -> dict:
