@@ -234,7 +234,7 @@ def test_an_sft_delta_replaces_the_training(place):
     assert code == 0 and "dpo.sft -> models/sft" not in out, err
     summary = json.loads((place / "runs" / "kept" / "summary.json").read_text())
     assert [row["name"] for row in summary["models"]] == ["seed", "M0"]
-    (place / "kept.toml").write_text((place / "kept.toml").read_text().replace("epochs = 4", "epochs = 5"))
+    (place / "kept.toml").write_text((place / "kept.toml").read_text().replace("epochs = 6", "epochs = 7"))
     code, _, err = iterate(place, "--run", "kept", config="kept.toml")
     assert code == 2 and "made by another [sft] recipe" in err
 

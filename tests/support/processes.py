@@ -19,7 +19,7 @@ from stages.launch import Launcher
 ROOT = Path(__file__).parents[2]
 SMALL_SFT = """[sft]
 examples = ["sft.jsonl"]
-epochs = 4
+epochs = 6
 learning_rate = 1e-2
 batch_size = 6
 held_out = 0.0
