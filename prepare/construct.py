@@ -32,10 +32,11 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {".gz": partial(gzip.compress, mt
 Files = Iterator[tuple[str, Iterable[Record]]]  # names below data/, and the rows of each file
 
 FAMILIES = (("families", "f", 2400), ("families_evaluation", "g", 240))  # TOML file, ids' first letter, prompts
-RULED: dict[str, tuple[str, int, bool, tuple[str, ...]]] = {}
-RULED |= {"prompts/ruled.jsonl.gz": ("r", 2000, False, ("wordings",))}
-RULED |= {"prompts/ruled_tuning.jsonl": ("u", 200, True, ("tuning",))}
-RULED |= {"tuning/known_wordings.jsonl.gz": ("k", 400, True, ("wordings", "rewordings"))}
+RULED: dict[str, tuple[str, int, bool, tuple[str, ...]]] = {
+    "prompts/ruled.jsonl.gz": ("r", 2000, False, ("wordings",)),
+    "prompts/ruled_tuning.jsonl": ("u", 200, True, ("tuning",)),
+    "tuning/known_wordings.jsonl.gz": ("k", 400, True, ("wordings", "rewordings")),
+}
 """For each file of prompts with rules: its ids' first letter, its prompts, whether their requests and topics are those
 set apart for tuning, and the lists from which their wordings come."""
 FAMILIES_SEED, CASES_SEED = 20240728, 2024

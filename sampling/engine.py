@@ -84,7 +84,7 @@ class Engine:
         self.computed_tokens += step.passes * sum(item.end - item.start for item in step.scheduled)
         sampling = [item.sequence for item in step.scheduled if item.samples]
         named = [i for i, sequence in enumerate(sampling) if sequence.request.named and not sequence.completion]
-        early = max((s.request.sampling.min_new_tokens - len(s.completion) for s in sampling), default=0) > 0
+        early = any(sequence.missing > 0 for sequence in sampling)
         if self.graphs and not step.prefill and len(sampling) == len(step.decode) and not (named or early):
             return to_host(*self.graphs(step.metadata(self.block_size), sampling, step.passes))
         ids = [token for item in step.scheduled for token in item.sequence.tokens[item.start : item.end]]
@@ -112,9 +112,8 @@ class Engine:
 
     def _forbid_stops(self, sequences: list[Sequence], logits_bv: Tensor, passed: int) -> None:
         """Leave no probability to the stop tokens of sequences without their `min_new_tokens`."""
-        settings = [s.request.sampling for s in sequences]
-        missing = [own.min_new_tokens - len(s.completion) - passed for own, s in zip(settings, sequences, strict=True)]
-        if stops := [(i, stop) for i, own in enumerate(settings) if missing[i] > 0 for stop in own.stop_ids]:
+        early = ((i, s.request.sampling.stop_ids) for i, s in enumerate(sequences) if s.missing > passed)
+        if stops := [(i, stop) for i, own in early for stop in own]:
             logits_bv[tuple(to_device(x, torch.int64, logits_bv.device) for x in zip(*stops, strict=True))] = -math.inf
 
     def _draw(self, sequences: list[Sequence], logits_bv: Tensor, passed: int) -> tuple[Tensor, Tensor]:

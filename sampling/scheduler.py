@@ -39,6 +39,11 @@ class Sequence:  # a request that waits or runs
         return self.tokens[self.prompt_length :]
 
     @property
+    def missing(self) -> int:
+        """How many more tokens are to be drawn before a stop token may be; below 1 none."""
+        return self.prompt_length + self.request.sampling.min_new_tokens - len(self.tokens)
+
+    @property
     def finish_reason(self) -> FinishReason | None:
         if self.tokens[-1] in self.request.sampling.stop_ids:
             return "stop"

@@ -1,4 +1,4 @@
-"""Prompts: every element of METHOD, shared prefixes, users' text untouched; completions that the grammar reads."""
+"""Prompts: every element of the paper's, shared prefixes, users' text untouched; completions that the grammar reads."""
 
 import itertools
 

@@ -33,8 +33,8 @@ def models(tmp_path):
 
 
 def test_larger_triplets_get_more_bits():
-    """One matrix, its singular values known by numpy: the error is what rounding to a step leaves, and what was left
-    out, the triplets below 0.3 steps of deviation."""
+    """The error of one matrix, whose singular values numpy knows, comes from rounding to a step and from the triplets
+    that were left out, those below 0.3 steps of deviation."""
     matrix = torch.randn(400, 300, generator=torch.Generator().manual_seed(1)) @ torch.diag(0.98 ** torch.arange(300))
     values = np.linalg.svd(matrix.numpy(), compute_uv=False)
     for step in (0.2, 1.0):

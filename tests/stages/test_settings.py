@@ -19,7 +19,7 @@ def test_shipped_configs_load(path):
 
 
 def test_baselines_of_the_paper():
-    """METHOD, section 3: each differs from the paper's run only in what its name says."""
+    """Each differs from the paper's run only in what its name says."""
     folder, paper = CONFIGS / "llama3-8b-instruct", load_settings(CONFIGS / "llama3-8b-instruct.toml")
     baselines = {path.stem: load_settings(path) for path in folder.glob("*.toml")}
     assert set(baselines) == {path.stem for path in (CONFIGS / "tiny").glob("*.toml")} - {"lora"}
@@ -58,7 +58,7 @@ def test_a_config_extends_another(tmp_path):
 
 
 def test_the_papers_numbers():
-    """METHOD, section 3: the schedule of the paper."""
+    """The schedule of the paper."""
     settings = load_settings(CONFIGS / "llama3-8b-instruct.toml")
     assert (settings.respond.prompts_per_iteration, settings.respond.K, settings.judge.N) == (5000, 7, 11)
     for sampling in (settings.respond, settings.judge, settings.metajudge):
