@@ -16,10 +16,10 @@ ROTATED = 64  # most channels that are rotated together
 
 def pack(model: Llama, products: torch.dtype) -> Llama:
     """Pack the weights of all products for this dtype, if that pays; changes the model, once, and returns it."""
-    embedding, mkldnn = model.embed_tokens.weight, torch.backends.mkldnn.is_available()
+    embedding = model.embed_tokens.weight
     if products == torch.int8:
         rotate(model)
-    elif embedding.device.type == "cpu" and embedding.dtype == torch.bfloat16 and mkldnn:
+    elif embedding.device.type == "cpu" and embedding.dtype == torch.bfloat16 and packs_bfloat16():
         model.lm_head = model.lm_head or _head(embedding)
     else:
         return model
@@ -33,6 +33,11 @@ def pack(model: Llama, products: torch.dtype) -> Llama:
             else:
                 module.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
     return model
+
+
+def packs_bfloat16() -> bool:
+    """Whether oneDNN takes bfloat16 on this processor: with AVX2 alone it does not, and plain products are used."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @torch.no_grad()
