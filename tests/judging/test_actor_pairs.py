@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import CHAT, response, take_first, take_last
 
-from judging.actor_pairs import actor_pairs, choose_responses
+from judging.actor_pairs import actor_pairs, choose_responses, whole_length
 from judging.scores import Reason, seeded_draw
 from stages.settings import Iteration
 
@@ -76,7 +76,7 @@ def test_length_control_by_hand(rows, rules, pair):
 def test_a_balanced_pair_makes_up_for_earlier_ones(surplus, pair):
     rows = [response(1, i, "x" * length) for i, length in enumerate((30, 10, 16, 40))]
     scores = {row["id"]: Fraction(score) for row, score in zip(rows, (5, 5, 1, 1), strict=True)}
-    chosen, rejected = choose_responses(rows, scores, Iteration(length_control="balanced"), take_first, surplus)
+    chosen, rejected = choose_responses(rows, scores, Iteration(length_control="balanced"), take_first, surplus=surplus)
     assert (chosen["sample"], rejected["sample"]) == pair
 
 
@@ -87,6 +87,24 @@ def test_chosen_responses_are_together_as_long_as_rejected_ones():
     pairs = actor_pairs(prompts, scores, Iteration(length_control="balanced"), take_first, CHAT)
     lengths = [[len(pair[side][-1]["content"]) for side in ("chosen", "rejected")] for pair in pairs.values()]
     assert abs(sum(chosen - rejected for chosen, rejected in lengths)) <= 40
+
+
+def test_a_response_that_was_cut_off_is_longer_than_it_looks():
+    """60 characters in all, 3 responses ended: 20 on average, so that the one cut off after 30 has 50."""
+    rows = [response(1, i, "x" * size) for i, size in enumerate((10, 10, 10))] + [response(1, 3, "x" * 30, "length")]
+    assert [whole_length(rows)(row) for row in rows] == [10, 10, 10, 50]
+    cut_off = rows[3:]
+    assert whole_length(cut_off)(cut_off[0]) == 60  # nothing ended
+
+
+def test_a_balanced_model_does_not_learn_to_end_early():
+    """The first prompt's best response ended and its worst was cut off; a later prompt makes up for that."""
+    prompts = {"p0": [response(0, 0, "x" * 90), response(0, 1, "y" * 90, "length")]}
+    prompts["p1"] = [response(1, 0, "x" * 90), response(1, 1, "x" * 80, "length"), response(1, 2, "y" * 90)]
+    scores = {"p0/r0": 1, "p0/r1": 0, "p1/r0": 1, "p1/r1": 1, "p1/r2": 0}
+    scores = {name: Fraction(score) for name, score in scores.items()}
+    pairs = actor_pairs(prompts, scores, Iteration(length_control="balanced"), take_first, CHAT)
+    assert [pair["chosen_id"] for pair in pairs.values()] == ["p0/r0", "p1/r1"]
 
 
 def test_without_length_control_ties_are_drawn():
