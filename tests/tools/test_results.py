@@ -95,7 +95,11 @@ def test_no_number_of_the_page_is_written_by_hand():
 @pytest.mark.skipif(not (ROOT / results.RECORDS).exists(), reason="no records yet")
 def test_the_page_is_made_of_the_records(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert results.page(results.Experiments()) == results.PAGE.read_text(), "python -m tools.results write"
+    page = results.page(results.Experiments())
+    assert page == results.PAGE.read_text(), "python -m tools.results write"
+    told = re.split(r"\n## ", (ROOT / "README.md").read_text())[2]
+    numbers = re.findall(r"\S+ \[[^]()]+\](?!\()", told)
+    assert len(numbers) == 2 and all(number in page for number in numbers), "README.md tells other results"
 
 
 @pytest.mark.slow
