@@ -104,7 +104,7 @@ def test_the_page_is_made_of_the_records(monkeypatch):
 
 @pytest.mark.slow
 def test_two_runs_and_their_page(tiny_run, tmp_path, monkeypatch):
-    """What the page says of a run is what the run's own summary says; a recorded run is not made again."""
+    """The page agrees with the summaries of the runs; a recorded run is not made again."""
     place = shutil.copytree(tiny_run, tmp_path / "project", symlinks=True)
     monkeypatch.chdir(place)
     for name, text in {"ours.toml": OURS, "coin.toml": COIN, ".gitignore": "runs\nmodels\n*.txt\n"}.items():
