@@ -20,7 +20,7 @@ from evaluation.measure import ModelMeasurements
 from iterate import Run
 from stages.files import read_jsonl, read_manifest, write_json, write_jsonl, write_manifest
 from stages.launch import Launcher
-from stages.records import ActorPair, Comparison, EloScore, JudgePair, Judgment, MetaJudged, MissingPair, Response
+from stages.records import ActorPair, Comparison, EloScore, JudgePair, Judgment, MetaJudged, Response
 from stages.settings import Evaluation, load_settings
 
 
@@ -111,7 +111,6 @@ RECORDS = {
     "pairs/actor.jsonl": ActorPair,
     "pairs/judge.jsonl": JudgePair,
     "pairs/elo.jsonl": EloScore,
-    "pairs/none.jsonl": MissingPair,
 }
 
 

@@ -14,7 +14,7 @@ from judging.pairs import PAIRS, turned
 from judging.rubric import judge_prompt
 from judging.scores import GUARD_REASONS, Reason, response_scores, seeded_draw
 from stages.files import UserError, read_jsonl, read_manifest, write_jsonl
-from stages.records import group_by
+from stages.records import MissingPair, group_by
 from stages.settings import Guards, Iteration
 
 EVEN = [(0, 1, "first"), (0, 1, "second")]
@@ -211,6 +211,7 @@ def test_a_guard_is_counted_and_recorded(run):
     out = run(COMPARED, max_judge_pair_share=0.4) / "pairs"
     manifest, none = read_manifest(out), list(read_jsonl(out / "none.jsonl"))
     assert {"prompt_id": "p1", "kind": "judge", "reason": "judge_pair_share"} in none
+    assert all(set(row) == set(MissingPair.__annotations__) for row in none)
     assert (manifest["counts"]["judge"], manifest["counts"]["judge.judge_pair_share"]) == (0, 1)
     assert manifest["max_judge_pair_share"] == 0.4 and "max_score_share" not in manifest
 
