@@ -1,13 +1,13 @@
 """The experiments: their runs, what is kept of them, and the page that is made of it, docs/results.md.
 
 `python -m tools.results run CONFIG... --seeds 1,2,3` makes the run of each config with each seed, and keeps what each
-model did on each held-out item in docs/results/runs.jsonl.gz. `python -m tools.results write` computes all numbers of
+model did on each held-out item in docs/results/runs.jsonl.xz. `python -m tools.results write` computes all numbers of
 the page, and its picture, from this file.
 """
 
 import argparse
-import gzip
 import json
+import lzma
 import os
 import re
 import subprocess
@@ -43,7 +43,7 @@ from stages.records import Record, group_by
 from stages.settings import Assumptions, Settings, as_dict, load_settings
 from tools.rehearse import toml
 
-RECORDS, PAGE, PICTURE = Path("docs/results/runs.jsonl.gz"), Path("docs/results.md"), Path("docs/results.svg")
+RECORDS, PAGE, PICTURE = Path("docs/results/runs.jsonl.xz"), Path("docs/results.md"), Path("docs/results.svg")
 RULES = {"": lambda rules: True, "trained": UNTRAINED.isdisjoint, "untrained": UNTRAINED.issuperset}
 
 
@@ -57,7 +57,7 @@ def keep(rows: Iterable[Record]) -> None:
     known = read_records() | {(row["kind"], row["name"]): row for row in rows}
     used = {key for row in known.values() for key in row.get("models", {}).values()}
     lines = [json.dumps(row) + "\n" for (kind, name), row in known.items() if kind == "run" or name in used]
-    files.write_atomic(RECORDS, gzip.compress("".join(lines).encode(), mtime=0))
+    files.write_atomic(RECORDS, lzma.compress("".join(lines).encode()))
 
 
 def make_run(config: Path, seed: int) -> None:
