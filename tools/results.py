@@ -159,7 +159,8 @@ class Experiments:
     def __init__(self) -> None:
         records = read_records()
         self.models = {name: row for (kind, name), row in records.items() if kind == "model"}
-        runs = group_by((row for (kind, _), row in records.items() if kind == "run"), "config").values()
+        recorded = group_by((row for (kind, _), row in records.items() if kind == "run"), "config").values()
+        runs = [sorted(own, key=lambda run: run["seed"]) for own in recorded]
         self.configs, self.runs = [own[0] | {"runs": own} for own in runs], [run for own in runs for run in own]
         self.control: Any = next((config for config in self.configs if config["control"]), None)
         if not runs:
