@@ -30,11 +30,11 @@ from kernels.rope_triton import rotate_and_store
 NARROW = {
     80: {64: Launch(NARROW_ROWS, 64, 4, 5), 128: Launch(NARROW_ROWS, 64, 4, 3), 256: Launch(NARROW_ROWS, 32, 4, 2)},
     90: {128: Launch(NARROW_ROWS, 64, 4, 5), 256: Launch(NARROW_ROWS, 32, 4, 2)},
-    100: {128: Launch(NARROW_ROWS, 64, 4, 5), 256: Launch(NARROW_ROWS, 32, 4, 2)},
+    100: {128: Launch(NARROW_ROWS, 64, 4, 4), 256: Launch(NARROW_ROWS, 32, 4, 2)},
 }
 WIDE = {
     80: {64: Launch(WIDE_ROWS, 64, 4, 3), 128: Launch(WIDE_ROWS, 64, 8, 3), 256: Launch(WIDE_ROWS, 32, 8, 3)},
-    90: {128: Launch(WIDE_ROWS, 64, 4, 3), 256: Launch(WIDE_ROWS, 16, 8, 2)},
+    90: {128: Launch(WIDE_ROWS, 32, 4, 3), 256: Launch(WIDE_ROWS, 16, 8, 2)},
     100: {128: Launch(WIDE_ROWS, 64, 8, 3), 256: Launch(WIDE_ROWS, 16, 8, 1)},
 }
 
