@@ -40,7 +40,7 @@ from stages.config import overlaid
 from stages.files import UserError, read_json, read_manifest, read_shards
 from stages.launch import ROOT, Launcher
 from stages.records import Record, group_by
-from stages.settings import Assumptions, Settings, as_dict, load_settings
+from stages.settings import Assumptions, as_dict, load_settings
 from tools.rehearse import toml
 
 RECORDS, PAGE, PICTURE = Path("docs/results/runs.jsonl.xz"), Path("docs/results.md"), Path("docs/results.svg")
@@ -66,7 +66,8 @@ def make_run(config: Path, seed: int) -> None:
     folder, measured = Path("runs") / f"{settings.name}-s{seed}", settings.evaluation
     if measured.judge != "initial" or measured.protocol != "scores" or not (measured.instructions and measured.prompts):
         raise UserError(f'{config}: set judge = "initial", instructions and prompts in [evaluation], and no protocol')
-    identity = identity_of(settings)
+    kept = replace(settings, seed=0, plan=Assumptions())  # runs of a config share it; [plan] only foretells the cost
+    identity = files.stage_key("run", as_dict(kept))
     if read_records().get(("run", folder.name), {}).get("settings") == identity:
         return print(f"{folder.name}: recorded with these settings")
     note_commit(folder)
@@ -81,11 +82,6 @@ def make_run(config: Path, seed: int) -> None:
     facts["processor"] = name[1] if name else os.uname().machine
     facts["flags"] = [flag for flag in ("avx512_bf16", "amx_bf16") if torch.cpu.get_capabilities().get(flag)]
     keep(rows_of(folder, Path(measured.instructions), facts))
-
-
-def identity_of(settings: Settings) -> str:
-    """The key of what a config's runs share: all settings but the seed, and [plan], which only foretells their cost."""
-    return files.stage_key("run", as_dict(replace(settings, seed=0, plan=Assumptions())))
 
 
 def note_commit(folder: Path) -> list[str]:

@@ -19,7 +19,7 @@ def test_shipped_configs_load(path):
 
 
 def test_baselines_of_the_paper():
-    """Each baseline changes of the paper's run only what its name says."""
+    """A baseline differs from the paper's run only where its name says so."""
     folder, paper = CONFIGS / "llama3-8b-instruct", load_settings(CONFIGS / "llama3-8b-instruct.toml")
     baselines = {path.stem: load_settings(path) for path in folder.glob("*.toml")}
     assert set(baselines) == {path.stem for path in (CONFIGS / "tiny").glob("*.toml")} - {"lora"}

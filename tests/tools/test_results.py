@@ -53,7 +53,7 @@ def records(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     models = [model("m0-1", [0, 0, 1], [2, 3]), model("m0-2", [0.5, 0, 1], [2, None])]
     models += [model("m-1", [1, 0.5, 1], [4, 3]), model("m-2", [1, 1, 0], [1, 1]), model("c-1", [0.5, 0, 1], [2, 2])]
-    results.keep([*models, made("ours", 1, "m-1"), made("ours", 2, "m-2"), made("coin", 1, "c-1")])
+    results.keep([*models, made("ours", 2, "m-2"), made("ours", 1, "m-1"), made("coin", 1, "c-1")])
 
 
 def test_changes_worked_by_hand(records):
@@ -62,14 +62,14 @@ def test_changes_worked_by_hand(records):
     changes = {name: own.mean(ours, "M1", name, "M0")["value"] for name in CHANGES}
     assert changes == CHANGES
     assert [own.mean(ours, "M1", name)["value"] for name in ("score", "leakage")] == [2.25, 0.4]
-    assert own.control is coin
+    assert own.control is coin and [run["seed"] for run in ours["runs"]] == [1, 2]
     assert own.over_control(ours, "M1", "followed") == {"value": 0.3333, "low": 0, "high": 0.5, "count": 3}
 
 
 def test_rows_replace_those_of_the_same_run(records):
     results.keep([made("coin", 1, "m-1")])
     rows = results.read_records()
-    assert [name for kind, name in rows if kind == "run"] == ["ours-s1", "ours-s2", "coin-s1"]
+    assert [name for kind, name in rows if kind == "run"] == ["ours-s2", "ours-s1", "coin-s1"]
     assert rows["run", "coin-s1"]["models"]["M1"] == "m-1" and ("model", "c-1") not in rows
     results.keep([made("ours", 2, "m-2", settings="other")])
     with refused("runs of ours differ in settings"):
@@ -125,8 +125,10 @@ def test_two_runs_and_their_page(tiny_run, tmp_path, monkeypatch):
     }
     assert len(own.models) == 4 and own.mean(own.control, "seed", "score")["count"] > 0
     assert {"ordered", "followed"} <= own.models[own.runs[0]["models"]["M0"]]["items"]["v000"].keys()
+    (place / "ours.toml").write_text(OURS + "[plan]\nspread = 0.9\n")  # a forecast makes no other run
     assert wait(fork(place, *command)) == wait(fork(place, "tools.results", "write")) == 0
     assert results.RECORDS.read_bytes() == content and results.PAGE.read_text() == results.page(own)
+    (place / "ours.toml").write_text(OURS)
     (place / "new.toml").write_text("")
     with refused("new.toml: not as in the commit"):
         results.make_run(place / "ours.toml", 1)
