@@ -30,7 +30,9 @@ def run_lock(folder: Path, wait: bool = False, sweep: bool = True) -> Iterator[N
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "another process"
+            if not (holder := file.read().strip()):
+                time.sleep(0.1)  # a holder locks the file before it writes there who it is
+                holder = file.read().strip() or "another process"
             if not wait:
                 raise UserError(f"{path}: in use by {holder}; wait for it or stop it") from None
             print(f"{path}: waiting for {holder}", file=sys.stderr)

@@ -94,6 +94,15 @@ def test_a_lock_that_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []  # released whatever happens
 
 
+@pytest.mark.parametrize(("written", "holder"), [("process 7 on here", "process 7 on here"), ("", "another process")])
+def test_a_holder_that_has_just_locked_is_asked_again_for_its_name(tmp_path, monkeypatch, written, holder):
+    """A holder locks the file before it writes who it is; one that never says so is another process."""
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        monkeypatch.setattr(time, "sleep", lambda seconds: print(written, file=file, flush=True))
+        assert refused(tmp_path) == f"{tmp_path}/lock: in use by {holder}; wait for it or stop it"
+
+
 def test_a_file_system_without_locks_is_an_error(tmp_path, monkeypatch):
     refuse = Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
     monkeypatch.setattr(fcntl, "flock", refuse)
