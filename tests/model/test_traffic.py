@@ -1,6 +1,6 @@
 """What a layer launches, by hand."""
 
-from tools.traffic import TOKENS, decode, elementwise, of_a_layer, train
+from traffic import TOKENS, decode, elementwise, of_a_layer, train
 
 
 def test_a_decoding_layer_is_eleven_kernels():

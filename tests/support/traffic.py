@@ -1,4 +1,4 @@
-"""What a layer of Llama-3-8B launches, counted without a GPU: `python -m tools.traffic`.
+"""What a layer of Llama-3-8B launches, counted without a GPU: `python -m tests.support.traffic`.
 
 The model runs on tensors without storage: PyTorch's operations and Triton's kernels are counted, and taken to read and
 write each of their tensors once. A layer is what two layers launch beyond one.
@@ -24,7 +24,7 @@ from model.config import LlamaConfig
 from model.llama import Llama, logits_head
 from stages.files import command
 
-SHAPE = Path(__file__).parents[1] / "configs" / "architectures" / "llama-3-8b"
+SHAPE = Path(__file__).parents[2] / "configs" / "architectures" / "llama-3-8b"
 SEQUENCES, TOKENS = 64, 7_664  # of a decoding step, and of a micro-batch, as in docs/performance.md
 NO_KERNEL = ("empty", "_unsafe_view")
 NOT_ELEMENTWISE = ("mm", "addmm", "attention.", "paged.")
