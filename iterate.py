@@ -18,7 +18,6 @@ is left out when its output is complete for the same inputs and settings. So the
 import argparse
 import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,16 +44,15 @@ from prepare.examples import EXAMPLES
 from prepare.new_prompts import NEW_PROMPTS
 from prepare.pool import draw_prompts
 from prepare.seed_model import prepare
-from prepare.sft_delta import annotate, average, merge, read_facts, write
+from prepare.sft_delta import annotate, mean_model, merge, read_facts, shared_model, write
 from sampling.respond import RESPOND
 from stages import files
 from stages.files import UserError, command, is_complete, on_sigterm_raise, stage_key, write_jsonl
-from stages.forecast import Forecast
 from stages.launch import Launcher
 from stages.lock import run_lock
 from stages.rows import read_prompts
+from stages.runner import Runner
 from stages.settings import Settings, as_dict, earlier_sfts, load_settings
-from stages.stage import Job, Stage
 
 STAGES = (EFT, EXAMPLES, SFT, NEW_PROMPTS, RESPOND, SCORE, JUDGE, METAJUDGE, PAIRS, DPO, MEASURE)
 
@@ -77,12 +75,8 @@ def iterate(run: "Run") -> None:
     print_summary(summary)
 
 
-class Run:
-    """A run: its folder, its settings, and the steps of the method."""
-
-    def __init__(self, config: Path, settings: Settings, folder: Path, launcher: Launcher):
-        self.config, self.settings, self.folder, self.launcher = config, settings, folder, launcher
-        self.forecast = Forecast(settings)
+class Run(Runner):
+    """A run and the steps of the method."""
 
     def iteration(self, t: int, model: Path, initial: Path) -> Path:
         """Make M_t from M_{t-1} (`model`): act, judge, meta-judge, make pairs, train."""
@@ -212,35 +206,6 @@ class Run:
             shutil.rmtree(folders.folder, ignore_errors=True)
             shutil.copytree(shared, folders.folder)
 
-    def run_stage(self, stage: Stage, out: Path, t: int = 0, **inputs: Any) -> Path:
-        return self.run_job(stage, stage.job(self.settings, out, t, **inputs))
-
-    def run_shared(self, stage: Stage, job: Job, shared: Path, inner: str = "", name: str = "") -> Path:
-        """Run a job in the folder `inner` of one that several runs share, and may want at the same time."""
-        with run_lock(shared, wait=True):
-            return self.run_job(stage, replace(job, out=shared / inner), name)
-
-    def run_job(self, stage: Stage, job: Job, name: str = "") -> Path:
-        """Run a job of a stage, unless it is complete; the output folder. `name`: the stage's name in the forecast."""
-        name = name or "/".join(job.out.parts[-2:])
-        if job.complete:
-            self.forecast.done(name)
-            return job.out
-        weights = sum(path.stat().st_size for model in job.paths("model") for path in model.glob("*.safetensors"))
-        if (free := shutil.disk_usage(self.folder).free) < 7 * weights:  # a training state in fp32, and a checkpoint
-            raise UserError(f"{self.folder}: {free / 1e9:.1f} GB are free, {7 * weights / 1e9:.1f} needed; make room")
-        with self.forecast.stage(name) as note:
-            share = f"  ({note})" if note else ""
-            print(f"[{time.strftime('%H:%M:%S')}] {stage.module} -> {job.out}{share}", flush=True)
-            words = stage.arguments(self.config, job)
-            self.start(stage.module, words, "-".join(job.out.parts[-2:]), stage.ranks != "one")
-        return job.out
-
-    def start(self, module: str, words: Sequence[str | Path], name: str, distributed: bool = False) -> None:
-        """Run a module as a process, or on all ranks; SystemExit if it fails."""
-        if code := self.launcher.run(module, words, name, distributed):
-            raise SystemExit(code)
-
 
 def sft_recipe(settings: Settings, seed: Path) -> str:
     """The identity of an SFT: its settings, the seed, the examples' sources, and the SFTs that it continues."""
@@ -251,24 +216,6 @@ def sft_recipe(settings: Settings, seed: Path) -> str:
     if earlier:
         facts["after"] = [sft_recipe(earlier[name], seed) for name in settings.sft.after]
     return stage_key("sft-recipe", facts, {"model": seed})
-
-
-def mean_model(models: Sequence[Path]) -> Path:
-    """The folder of the model whose weights are the mean of these models'."""
-    if len(models) == 1:
-        return models[0]
-    key = stage_key("sft-mean", {}, {str(i): model for i, model in enumerate(models)})
-    return shared_model("sft-mean", key, lambda out: average(models, out))
-
-
-def shared_model(stage: str, key: str, make: Callable[[Path], None]) -> Path:
-    """The folder of a model that `make` writes, unless a run with the same inputs has done so."""
-    out = Path("models") / "sft" / key[:12] / "checkpoint"
-    with run_lock(out.parent, wait=True):
-        if not is_complete(out, key):
-            make(out)
-            files.write_manifest(out, stage, key, [file for file in out.iterdir() if file.is_file()])
-    return out
 
 
 def chosen_model(name: str, key: str, model: Path, initial: Path) -> Path:

@@ -23,7 +23,7 @@ from dpo.lora import merged, save_peft
 from dpo.parallel import World
 from model.llama import Llama
 from model.weights import save_pretrained
-from stages.files import MANIFEST, UserError, is_complete, read_manifest, write_manifest
+from stages.files import MAKE_ROOM, MANIFEST, UserError, is_complete, read_manifest, write_manifest
 from stages.stage import Job
 
 
@@ -88,7 +88,7 @@ def save_state(folder: Path, model: Llama, optimizer: torch.optim.Optimizer, pro
             dcp.save(tensors, checkpoint_id=temporary, process_group=world.group)
         except dcp.CheckpointException as error:  # on every rank; no `Exception`
             reason, _ = next(iter(error.failures.values()))
-            raise UserError(f"{final}: not written ({reason}); make room, then run the same command again") from None
+            raise UserError(f"{final}: not written ({reason}); {MAKE_ROOM}") from None
         if world.first:
             _publish(temporary, final)
             files = filter(Path.is_file, (*final.iterdir(), *exported.rglob("*")))

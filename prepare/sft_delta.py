@@ -8,7 +8,7 @@ rounds to next to nothing is left out. D ~ left diag(scale) right with left [m, 
 
 import lzma
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch import Tensor
 from model.config import LlamaConfig, reading
 from model.llama import Llama
 from model.weights import load_model, save_pretrained
-from stages.files import UserError, digest, read_json, write_atomic, write_json
+from stages.files import UserError, digest, is_complete, read_json, stage_key, write_atomic, write_json, write_manifest
+from stages.lock import run_lock
 
 Tensors = Mapping[str, Tensor]
 Triplets = tuple[Tensor, Tensor, Tensor]  # left [m, k], values [k], right [k, n] of a matrix [m, n]
@@ -122,6 +123,24 @@ def _save(model: Llama, source: Path, out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     parameters = ((name, parameter.to(torch.bfloat16)) for name, parameter in model.named_parameters())
     save_pretrained(parameters, LlamaConfig.load(source), source, out)
+
+
+def mean_model(models: Sequence[Path]) -> Path:
+    """The folder of the model whose weights are the mean of these models'."""
+    if len(models) == 1:
+        return models[0]
+    key = stage_key("sft-mean", {}, {str(i): model for i, model in enumerate(models)})
+    return shared_model("sft-mean", key, lambda out: average(models, out))
+
+
+def shared_model(stage: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The folder of a model that `make` writes, unless a run with the same inputs has done so."""
+    out = Path("models") / "sft" / key[:12] / "checkpoint"
+    with run_lock(out.parent, wait=True):
+        if not is_complete(out, key):
+            make(out)
+            write_manifest(out, stage, key, [file for file in out.iterdir() if file.is_file()])
+    return out
 
 
 def write(base: Path, tuned: Path, megabytes: float, path: Path, **facts: Any) -> dict[str, Any]:

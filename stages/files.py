@@ -5,6 +5,7 @@ inputs and settings, its `digest` the output, of which `files` has each file's.
 """
 
 import argparse
+import errno
 import gzip
 import hashlib
 import io
@@ -25,7 +26,11 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-LIMIT = re.compile("os error|No space left|failed writing|allocate memory|out of memory|bad_alloc")  # Rust's, torch's
+EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+WORDS = ["os error", "failed writing", "allocate memory", "out of memory", "bad_alloc", "start new thread"]
+WORDS += map(os.strerror, EXHAUSTED)
+LIMIT = re.compile("|".join(WORDS))  # of the machine, in errors of Rust's, torch's and gloo's, which are no `OSError`
+MAKE_ROOM = "make room or raise the limit, then run the same command again"
 UTF_8 = "utf-8-sig"  # with or without a byte order mark
 
 
@@ -85,7 +90,7 @@ def command(main: Callable[[], Any]) -> Any:
         lines = [line for line in str(error).splitlines() if isinstance(error, OSError) or LIMIT.search(line)]
         if not lines and not isinstance(error, MemoryError):
             raise
-        line, code = f"error: {[*lines, 'out of memory'][0]}; make room, then run the same command again", 2
+        line, code = f"error: {[*lines, 'out of memory'][0]}; {MAKE_ROOM}", 2
     print(printable(line), file=sys.stderr)
     raise SystemExit(code)
 

@@ -1,6 +1,7 @@
 """Limits of the machine: a full disk, files that may not grow, folders that can't be written, no memory. Each is one
 line and exit code 2, and the same command continues once there is room."""
 
+import errno
 import os
 import resource
 import shutil
@@ -44,17 +45,17 @@ from test_limits import SETTINGS
 from pathlib import Path
 def main():
     given = arguments(Path({folder!r}), place={place!r})
-    resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
+    resource.setrlimit(resource.{limit}, ({size}, {size}))
     with distributed(1) as world:
         train(make_job(SETTINGS, given), world, given.place / "train")
 end_process(lambda: command(main))
 """
 
 
-def run_limited(folder: Path, place: str, size: int) -> tuple[int, list[str]]:
-    """Train in a process that may write `size` bytes to a file: its exit code, and the lines that it prints."""
+def run_limited(folder: Path, place: str, size: int, limit: str = "RLIMIT_FSIZE") -> tuple[int, list[str]]:
+    """Train in a process with a limit, else on the bytes of a file: its exit code, and the lines that it prints."""
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "support", Path(__file__).parent)))
-    words = [sys.executable, "-c", LIMITED.format(folder=str(folder), place=place, size=size)]
+    words = [sys.executable, "-c", LIMITED.format(folder=str(folder), place=place, size=size, limit=limit)]
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
     return done.returncode, done.stderr.splitlines()
@@ -67,10 +68,26 @@ def test_a_training_that_can_t_write_says_so_and_continues_with_room(folder, siz
     code, lines = run_limited(folder, f"at {size}", size)
     [error] = [line for line in lines if not line.startswith(("dpo:", "reference:"))]
     assert code == 2 and error.startswith("error: ")
-    assert error.endswith("; make room, then run the same command again")
+    assert error.endswith("; make room or raise the limit, then run the same command again")
     run(SETTINGS, given)
     assert digest(given.place / "out") == digest(folder / "whole" / "out")
     assert {path.name for path in (given.place / "train").iterdir()} == {"metrics.jsonl", "reference"}
+
+
+@pytest.mark.parametrize("count", [5, 11])
+def test_too_many_open_files_are_one_line(folder, count):
+    """Where gloo makes its device, and a connection: it raises a RuntimeError of C++."""
+    code, lines = run_limited(folder, f"open files {count}", count, "RLIMIT_NOFILE")
+    [error] = [line for line in lines if not line.startswith(("dpo:", "reference:"))]
+    assert code == 2 and error.startswith("error: ") and "Too many open files; make room or raise the limit" in error
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN"])
+def test_a_limit_in_a_library_s_own_error_is_one_line(capfd, name):
+    def main() -> None:
+        raise RuntimeError(f"[enforce fail at socket.cc:24] rv != -1\nsocket: {os.strerror(getattr(errno, name))}")
+
+    assert complaint(main, capfd).startswith(f"error: socket: {os.strerror(getattr(errno, name))}; make room or raise")
 
 
 def complaint(main, capfd) -> str:
