@@ -3,6 +3,7 @@
 Shapes: t tokens of all segments, s segments, h query heads, k key-value heads, d head_dim.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -110,8 +111,17 @@ def _by_head(x_tkd: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
     return x_tkd.to(dtype).transpose(0, 1).repeat_interleave(heads // x_tkd.shape[1], 0)
 
 
+def bounded(q: Tensor, k: Tensor) -> bool:
+    """Whether no product of a query and a key can overflow, or be nan: such rows PyTorch's kernel for CPUs takes to see
+    no key, and makes them 0."""
+    largest = [max(-float(low), float(high)) for low, high in (x.aminmax() for x in (q, k))]
+    return math.prod(largest) * q.shape[-1] < torch.finfo(torch.float32).max
+
+
 def _fused(q_rhd: Tensor, k_nkd: Tensor, v_nkd: Tensor, diagonal: bool) -> tuple[Tensor, Tensor]:
     """Attention [r, h, d] of a block, and the logarithm of its sum of exponentials [r, h], by PyTorch's kernel."""
+    if not bounded(q_rhd, k_nkd):
+        return _plain(q_rhd, k_nkd, v_nkd, diagonal)
     parts = (x.transpose(0, 1)[None] for x in (q_rhd, k_nkd, v_nkd))
     out_1hrd, lse_1hr = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts, is_causal=diagonal)
     return out_1hrd[0].transpose(0, 1), lse_1hr[0].t()

@@ -8,12 +8,15 @@ s tokens in the cache, b decode tokens, p runs of c tokens in one product, r rea
 """
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kernels.attention import bounded
 from kernels.launch import Attention
 from kernels.metadata import AttentionMetadata, QuerySpan, SharedRun, batches
 from kernels.rope import Rope, rotate_and_store
@@ -87,7 +90,9 @@ class PrefillAttention:
             k_ksd, v_ksd = _gather(cache, self.block_rows, self.kv_heads)[:, :, : self.end]
         k_kgsd, v_kgsd = (x[:, None].expand(-1, q_kgtd.shape[1], -1, -1) for x in (k_ksd, v_ksd))
         causal = self.bias_ts is None
-        out_kgtd = F.scaled_dot_product_attention(q_kgtd, k_kgsd, v_kgsd, attn_mask=self.bias_ts, is_causal=causal)
+        plain = q_kgtd.device.type == "cpu" and not bounded(q_kgtd, k_ksd)
+        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+            out_kgtd = F.scaled_dot_product_attention(q_kgtd, k_kgsd, v_kgsd, attn_mask=self.bias_ts, is_causal=causal)
         return out_kgtd.flatten(0, 1).transpose(0, 1)
 
 

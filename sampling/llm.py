@@ -6,7 +6,6 @@ print(llm.chat([{"role": "user", "content": "Name a fruit."}], SamplingParams(te
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,10 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf") or not 0 <= self.top_p <= 1 or self.max_tokens < 1:
-            raise UserError(f"{self}: temperature must be at least 0, top_p from 0 to 1, max_tokens at least 1")
+        warm = self.temperature == 0 or 1e-3 <= self.temperature < float("inf")
+        if not warm or not 0 <= self.top_p <= 1 or self.max_tokens < 1:
+            rule = "temperature must be 0 or at least 0.001, top_p from 0 to 1, max_tokens at least 1"
+            raise UserError(f"{self}: {rule}")
 
 
 Params = SamplingParams | Sequence[SamplingParams]
@@ -58,10 +59,11 @@ class LLM:
         options: dict[str, Any] = {"block_size": 16, "max_num_batched_tokens": 2048, "max_num_seqs": 128}
         options |= {"num_kv_blocks": _num_kv_blocks(model, engine_options.get("block_size", 16))} | engine_options
         self.engine = Engine(model, **options)
-
-    @cached_property
-    def chat_format(self) -> ChatFormat:
-        return load_chat(self.path, self.tokenizer)
+        try:  # before any text is encoded, since a chat format has tokens that no text is encoded to
+            self.chat_format: ChatFormat | UserError = load_chat(self.path, self.tokenizer)
+        except UserError as error:  # a base model has none
+            self.chat_format = error
+            self.tokenizer.reserve("")
 
     def generate(self, prompts: Sequence[str], params: Params) -> list[Output]:
         """Continue raw texts, each after a BOS where the vocabulary has one. Prompt i draws with seed `params.seed` +
@@ -74,6 +76,8 @@ class LLM:
 
     def chat(self, messages: Messages | Sequence[Messages], params: Params) -> list[Output]:
         """Answer one conversation, or each of several, in the model's chat format; seeds as in `generate`."""
+        if isinstance(self.chat_format, UserError):
+            raise self.chat_format
         conversations: Any = [messages] if messages and isinstance(messages[0], dict) else messages
         ids = [self.chat_format.prompt_ids(conversation) for conversation in conversations]
         return self._complete(ids, params, self.chat_format.stop_ids)

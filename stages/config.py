@@ -18,12 +18,14 @@ class Bounds:  # of a setting, finite and in 64 bits: from `low` to `high`, both
     low: float
     high: float = math.inf
     above: bool = False
+    or_zero: bool = False  # whether 0 is within the bounds, too
 
     def __contains__(self, value: float) -> bool:
-        return self.low <= value <= min(self.high, 2**63 - 1) and not (self.above and value == self.low)
+        within = self.low <= value <= min(self.high, 2**63 - 1) and not (self.above and value == self.low)
+        return within or (self.or_zero and value == 0)
 
     def __str__(self) -> str:
-        least = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
+        least = "0, or " * self.or_zero + (f"above {self.low:g}" if self.above else f"at least {self.low:g}")
         return least + (f" and at most {self.high:g}" if math.isfinite(self.high) else "")
 
 
@@ -32,6 +34,7 @@ CountOrZero = Annotated[int, Bounds(0)]
 Share = Annotated[float, Bounds(0, 1)]
 PositiveShare = Annotated[float, Bounds(0, 1, above=True)]
 Amount = Annotated[float, Bounds(0)]
+Temperature = Annotated[float, Bounds(1e-3, or_zero=True)]  # below, quotients of logits overflow
 Positive = Annotated[float, Bounds(0, above=True)]
 
 

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from stages.config import Amount, Count, CountOrZero, Positive, PositiveShare, Share, read_config
+from stages.config import Amount, Count, CountOrZero, Positive, PositiveShare, Share, Temperature, read_config
 from stages.files import UserError
 
 PromptStyle = Literal["full", "compact"]
@@ -98,7 +98,7 @@ class Prompts:  # new prompts from seed prompts (`prepare/new_prompts.py`); the 
     round_attempts: Count = 4000  # completions sampled in a round; prompts of earlier rounds serve as examples
     shots: Count = 8  # examples in a request
     generated_shots: CountOrZero = 2  # of which new prompts of earlier rounds, once there are so many
-    temperature: Amount = 0.6
+    temperature: Temperature = 0.6
     top_p: Share = 0.9
     max_new_tokens: Count = 256
     min_words: Count = 3
@@ -116,7 +116,7 @@ class Respond:
     prompts_per_iteration: Count  # no prompt is drawn twice
     prompts: list[str] = field(default_factory=list)  # the pool: files of {id, prompt}; none where `[prompts]` makes it
     K: Count = 7  # responses to each prompt
-    temperature: Amount = 0.8
+    temperature: Temperature = 0.8
     top_p: Share = 0.95
     max_new_tokens: Count = 1024
 
@@ -124,7 +124,7 @@ class Respond:
 @dataclass(frozen=True)
 class Judge:
     N: Count = 11  # judgments of each response
-    temperature: Amount = 0.8
+    temperature: Temperature = 0.8
     top_p: Share = 0.95
     max_new_tokens: Count = 512
     min_new_tokens: CountOrZero = 0  # a judgment ends after so many at the earliest, not at a bare verdict
@@ -152,7 +152,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Metajudge:
-    temperature: Amount = 0.8
+    temperature: Temperature = 0.8
     top_p: Share = 0.95
     max_new_tokens: Count = 512
     prompt_style: PromptStyle = "full"

@@ -38,6 +38,19 @@ def test_texts_are_continued_and_conversations_answered(llm, monkeypatch):
     assert llm.generate(["The sea"], GREEDY)[0].token_ids == expected
 
 
+def test_a_text_is_encoded_alike_before_and_after_a_conversation(tmp_path):
+    """The chat format's tokens, which are no special ones in the file, are text from the start."""
+    make_tiny(tmp_path / "tiny")
+    path = tmp_path / "tiny" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"special": true', '"special": false'))
+    assert '"special": false' in path.read_text()
+    llm = LLM(tmp_path / "tiny", dtype="float32", device="cpu", num_kv_blocks=64)
+    text = f"x{llm.tokenizer.decode([1])}<|im_end|>y"
+    before = llm.tokenizer.encode(text)
+    llm.chat(CHAT, GREEDY)
+    assert llm.tokenizer.encode(text) == before and llm.chat_format.end not in before
+
+
 def test_seeds_make_samples_reproducible(llm):
     params = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=12, seed=5)
     first, second = llm.generate(["The sea", "The sea"], params)

@@ -14,6 +14,10 @@ from workload import FIXTURE
 
 from dpo.metrics import MetricsLog
 from dpo.reference import reference_logprob
+from kernels.attention import forward
+from kernels.metadata import build_metadata
+from kernels.paged import PagedAttention, empty_cache
+from kernels.segments import Segments
 from model.weights import load_model, save_pretrained
 from sampling import sampler
 from sampling.engine import Engine
@@ -52,9 +56,20 @@ def test_the_settings_are_found():
     assert {"dpo.beta", "dpo.nll_weight", "sft.answer_weight", "metajudge.max_score_gap"} <= set(numbers())
 
 
+@pytest.mark.parametrize("temperature", ["1e-40", "1e-46", "0.0009"])
+def test_no_temperature_makes_quotients_that_overflow(tmp_path, temperature):
+    for section in ("respond", "judge", "metajudge", "prompts"):
+        needed = 'name = "x"\niteration = []\nmodel.path = "x"\nrespond.prompts_per_iteration = 1\n'
+        (tmp_path / "config.toml").write_text(f"{needed}{section}.temperature = {temperature}\n")
+        with pytest.raises(UserError, match=rf"{section}\.temperature is .*; it must be 0, or at least 0\.001"):
+            read_config(Settings, tmp_path / "config.toml")
+    with pytest.raises(UserError, match=r"temperature must be 0 or at least 0\.001"):
+        SamplingParams(float(temperature))
+
+
 @pytest.mark.parametrize("change", [{"temperature": math.nan}, {"temperature": math.inf}, {"top_p": math.nan}])
 def test_nor_does_the_front_door_of_the_engine(change):
-    with pytest.raises(UserError, match="temperature must be at least 0"):
+    with pytest.raises(UserError, match=r"temperature must be 0 or at least 0\.001"):
         SamplingParams(**change)
 
 
@@ -74,6 +89,46 @@ def spoiled_engine(value: float) -> Engine:
 def test_logits_name_their_request(temperature, value):
     with pytest.raises(UserError, match=r"p3/r1: logits that are not finite"):
         list(spoiled_engine(value).run([Request("p3/r1", [3, 4, 5], Sampling(temperature, 0.95, 4), 0)]))
+
+
+def spoil(q: torch.Tensor, k: torch.Tensor, what: str) -> None:
+    """Change a query, a key, or all of them, so that some scores are not finite."""
+    if what == "overflow":
+        q *= 1e25
+        k *= 1e25
+    else:
+        {"q": q, "k": k}[what[0]][5, 0, 0] = float(what[1:])
+
+
+SPOILED = {"qnan": [5], "qinf": [5], "knan": range(5, 12), "overflow": range(12)}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_attention_has_no_numbers_where_scores_are_not_finite(what):
+    """PyTorch's kernel for CPUs would give zeros there. In training, in prefill, behind a prefix in the cache."""
+    q, k, v = (torch.randn(12, heads, 16, generator=torch.Generator().manual_seed(heads)) for heads in (4, 2, 2))
+    spoil(q, k, what)
+    wanted = [i not in SPOILED[what] for i in range(12)]
+    out_thd, _ = forward(q, k, v, Segments.make([12]))
+    assert out_thd.flatten(1).isfinite().all(1).tolist() == wanted
+    cache, rope = empty_cache((1, 2, 5, 2, 4, 16), torch.float32, q.device), (torch.ones(1), torch.zeros(1))
+    for spans in ([(0, 12)], [(0, 4), (4, 12)]):
+        out = []
+        for start, end in spans:
+            attend = PagedAttention(cache, build_metadata([], [(start, end, [0, 1, 2])], 4), 4)
+            out.append(attend(0, torch.cat((q, k), 1)[start:end], v[start:end], rope))
+        assert not torch.cat(out)[SPOILED[what]].flatten(1).isfinite().all(1).any()
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("what", SPOILED)
+def test_so_has_the_kernel(device, what):
+    from kernels import attention_triton
+
+    q, k, v = (torch.randn(12, heads, 16, device=device) for heads in (4, 2, 2))
+    spoil(q, k, what)
+    out_thd, _ = attention_triton.forward(q, k, v, Segments.make([12], device=device))
+    assert not out_thd[SPOILED[what]].flatten(1).isfinite().all(1).any()
 
 
 def rows(device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -153,7 +208,7 @@ def test_weights_name_their_tensor(folder, tmp_path, value):
     assert not list((tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
 def test_no_json_file_is_read_with_one(tmp_path, value):
     """Scores from a file, and any other rows."""
     path = tmp_path / "scores.jsonl"
