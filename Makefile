@@ -88,12 +88,14 @@ stand-in: .venv/rehearse
 sft: .venv/demo
 	$(BIN)/python -m stages.stage iterate --config "$(CONFIG)" $(if $(RUN),--run "$(RUN)") --make-sft-delta
 
-# The CPU's tests, on a machine with a GPU, too; and the kernels' tests in Triton's interpreter.
+# The CPU's tests, on a machine with a GPU, too; beside them the kernels' tests in Triton's interpreter, then the rest.
+BESIDE := tests/dpo tests/model tests/prepare tests/sampling
 test: export CUDA_VISIBLE_DEVICES :=
 test: .venv/test
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -m kernels > .venv/kernels.log 2>&1 & kernels=$$!; \
-	$(BIN)/python -m pytest; others=$$?; \
-	wait $$kernels; code=$$?; cat .venv/kernels.log; exit $$((others | code))
+	(OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -m kernels; kernels=$$?; \
+	$(BIN)/python -m pytest $(BESIDE); exit $$((kernels | $$?))) > .venv/beside.log 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest $(BESIDE:%=--ignore=%); others=$$?; \
+	wait $$beside; code=$$?; cat .venv/beside.log; exit $$((others | code))
 
 test-peers: .venv-peers/ready
 	.venv-peers/bin/python -m pytest -m peers

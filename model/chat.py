@@ -6,13 +6,14 @@ that the text has then. Beyond that, ids are those of transformers' `apply_chat_
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from model.config import FETCH, LlamaConfig, reading
-from model.template import TOKENS, Template
+from model.config import FETCH, LlamaConfig, check_links, reading
+from model.template import Template
 from model.tokenizer import Control, JsonTokenizer, Tokenizer, load_tokenizer, tokenizer_file
 from stages.files import UserError, read_json
 from stages.records import Message
@@ -77,23 +78,33 @@ class ChatFormat:
             return [part for part in self.control.split(text) if isinstance(part, int)]
 
         hidden, text = rendered(lambda content: content.translate(hide)), rendered(str)
-        if tokens(text) == (own := tokens(hidden)):
-            return self.control.split(text)
         if hidden.translate(show) != text:  # the template looks at what messages say
-            hidden = rendered(lambda content: self.control.names.sub(lambda name: name[0].translate(hide), content))
+            if tokens(text) == tokens(hidden) and not self._named(messages):
+                return self.control.split(text)
+            own, names = tokens(hidden), self.control.names
+            hidden = rendered(lambda content: names.sub(lambda name: name[0].translate(hide), content))
             if tokens(hidden) != own:
                 raise UserError(f"{self.template.path}: the chat template makes control tokens of what a message says")
         return [part if isinstance(part, int) else part.translate(show) for part in self.control.split(hidden)]
 
+    def _named(self, messages: Sequence[Message]) -> bool:
+        """Whether a message names a control token; in an assistant's, of which templates read thoughts, the end."""
+        said = [(message["role"], self.control.names.findall(message["content"])) for message in messages]
+        return any(role != "assistant" or self.control.ids[name] == self.end for role, names in said for name in names)
+
 
 def load_chat(folder: Path | str, tokenizer: Tokenizer | None = None) -> ChatFormat:
     """The chat format of a model. `UserError` for a template that does not end an answer with a control token."""
-    folder = Path(folder)
+    check_links(folder := Path(folder))
     tokenizer, template = tokenizer or load_tokenizer(folder), Template(folder)
-    with reading(tokenizer_file(folder), "texts are encoded to a control token"):
-        control = tokenizer.reserve(template.text, [template.tokens.get(name, "") for name in TOKENS[:2]])
     user, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": ANSWER}
     prompt, whole = template.render([user]), template.render([user, answer])
+    written = prompt + whole
+    with suppress(UserError):  # not all take a system line
+        written += template.render([{"role": "system", "content": "Hi"}, user, answer, user])
+    _check_declared(folder, tokenizer, template, written)
+    with reading(tokenizer_file(folder), "texts are encoded to a control token"):
+        control = tokenizer.reserve(template.text, [*template.tokens.values()], written)
     begun, found, rest = whole.rpartition(ANSWER)
     space, end = begun[len(prompt) :] if begun.startswith(prompt) else "", next(iter(control.split(rest.strip())), "")
     # Behind the answer the next turn's beginning may stand, which would be no end.
@@ -107,6 +118,26 @@ def load_chat(folder: Path | str, tokenizer: Tokenizer | None = None) -> ChatFor
     return ChatFormat(tokenizer, template, control, end, space, load_stop_ids(folder, end), inner, spaced, before)
 
 
+def _check_declared(folder: Path, tokenizer: Tokenizer, template: Template, written: str) -> None:
+    """Raise `UserError` for a token that the template writes, which the tokenizer's file lacks or gives another id than
+    a file beside it."""
+    added, config = folder / "added_tokens.json", template.config
+    listed, numbered = config.get("additional_special_tokens") or [], config.get("added_tokens_decoder") or {}
+    rows: list[tuple[Any, Any]] = [*(read_json(added, FETCH) if added.is_file() else {}).items()]
+    with reading(folder / "tokenizer_config.json", "its tokens are no texts with ids"):
+        rows += [(row["content"], int(i)) for i, row in numbered.items()]
+        rows += [(name["content"] if isinstance(name, dict) else name, None) for name in listed]
+        rows += [(name, None) for name in template.tokens.values()]
+        own = {name: tokenizer.control(name) for name, _ in rows if name and name in written}
+    for name, i in rows:
+        if name in own and (own[name] is None or i not in (None, own[name])):
+            given = "" if i is None else f" with the id {i}"
+            wrong = f"{tokenizer_file(folder).name} gives it {'none' if own[name] is None else own[name]}"
+            raise UserError(
+                f"{folder}: token {name!r}, which the chat template writes, is declared{given}, but {wrong}"
+            )
+
+
 def _spacing(folder: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> tuple[str, str, str]:
     """What texts are encoded behind as transformers does it: after a control token, with a space of their own, and
     after other text. Of a LlamaTokenizer it reads no more than the vocabulary, unless the model is Mistral's."""
@@ -115,6 +146,8 @@ def _spacing(folder: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> tupl
     llama, architecture = "LlamaTokenizer" in str(config.get("tokenizer_class")), folder / "config.json"
     llama &= not architecture.is_file() or read_json(architecture, FETCH).get("model_type") != "mistral"
     legacy = config.get("legacy", not llama)
+    if legacy not in (None, True, False):
+        raise UserError(f"{folder / 'tokenizer_config.json'}: legacy is {legacy!r}; it must be true or false")
     if isinstance(tokenizer, JsonTokenizer) and not llama:
         legacy = "prepend_scheme=first" not in str(tokenizer.backend.pre_tokenizer)
     return "" if legacy else newline, newline if llama else "", newline

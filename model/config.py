@@ -14,6 +14,7 @@ from stages.files import UserError, read_json
 FETCH = "fetch the file again"  # what users are told of a model's damaged files
 Size = Annotated[int, Bounds(1, 2**24)]
 Layers = Annotated[int, Bounds(1, 256)]
+Theta = Annotated[float, Bounds(1, 1e12)]
 QWEN = ("max_window_layers", "sliding_window")  # without effect where use_sliding_window is false
 FAMILIES = {"llama": (), "mistral": ("sliding_window",), "qwen2": QWEN, "qwen3": QWEN}
 """The values of model_type that are implemented, dense models all, and keys of theirs that are no fields."""
@@ -46,7 +47,7 @@ class LlamaConfig:
     num_key_value_heads: Size
     head_dim: Size
     rms_norm_eps: Positive
-    rope_theta: Positive
+    rope_theta: Theta
     max_position_embeddings: Size
     tie_word_embeddings: bool
     rope_scaling: RopeScaling | None = None
@@ -109,6 +110,8 @@ class LlamaConfig:
         kinds = convert(list[str], table.pop("layer_types", []), f"{where}: layer_types")
         if other := set(kinds) - {"full_attention"}:
             raise UserError(f"{where}: layer_types has {min(other)!r}; only 'full_attention' is implemented")
+        if kinds and len(kinds) != table.get("num_hidden_layers"):
+            raise UserError(f"{where}: layer_types is of {len(kinds)} layers, num_hidden_layers says otherwise")
         heads, hidden = (convert(Size, table.get(k), f"{where}: {k}") for k in ("num_attention_heads", "hidden_size"))
         table = {"num_key_value_heads": heads, "head_dim": hidden // heads, "tie_word_embeddings": False} | table
         config = build(cls, _with_rope(table, where), f"{where}: ")
@@ -155,9 +158,10 @@ def _with_rope(table: dict[str, Any], where: str) -> dict[str, Any]:
 def check_links(folder: Path) -> None:
     """Raise `UserError` for a link out of a model's folder, except to the blobs that Hugging Face's cache links to."""
     home = folder.resolve()
+    cache = home.parents[1] / "blobs" if home.parent.name == "snapshots" else None
     for path in filter(Path.is_symlink, home.iterdir()):
         target = Path(os.path.realpath(path))
-        if not target.is_relative_to(home) and (home.parent.name, target.parent.name) != ("snapshots", "blobs"):
+        if not target.is_relative_to(home) and target.parent != cache:
             raise UserError(f"{path}: a link out of the model's folder; put the file itself there")
 
 

@@ -6,14 +6,14 @@ Text is always encoded as plain text: the name of a control token inside it neve
 import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import sentencepiece
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
-from model.config import FETCH, reading
+from model.config import FETCH, check_links, reading
 from stages.files import UserError, read_text
 
 LLAMA3_SPLIT = (
@@ -27,6 +27,7 @@ LLAMA3_NAMED = (
 )
 LLAMA3_SPECIAL = [f"<|{n}|>" for n in (*LLAMA3_NAMED.split(), *(f"reserved_special_token_{i}" for i in range(2, 246)))]
 """The 256 control tokens that follow the ranks, by the names of Llama 3.1 and later. The ids are also Llama 3's."""
+SPACE, NORMAL, CONTROL, USER_DEFINED = "\u2581", 1, 3, 4  # sentencepiece's space, and types of its pieces
 PIPES = re.compile(r"<\|[^<>\s]+\|>")
 TAGS = re.compile(r"<[^<>\s]+>|\[/?\w*[A-Z]\w*\]")
 
@@ -36,16 +37,24 @@ class Control:
 
     def __init__(self, ids: Mapping[str, int], flags: Mapping[str, tuple[bool, bool]]):
         """`flags`: of a name, whether the token takes white space before and after it."""
-        self.ids, self.characters = ids, sorted({c for name in ids for c in name if not c.isspace()})
-        taken = {name: [r"\s*" * flag for flag in flags.get(name, (False, False))] for name in ids}
-        longest = sorted(ids, key=len, reverse=True)
-        found = "|".join(taken[name][0] + re.escape(name) + taken[name][1] for name in longest)
-        self.names = re.compile(f"({found or '(?!)'})")
+        self.ids, self.flags, self.characters = ids, flags, sorted({c for name in ids for c in name if not c.isspace()})
+        found = "|".join(map(re.escape, sorted(ids, key=len, reverse=True)))
+        after = "".join(rf"(?:(?<={re.escape(name)})\s+)?" for name in ids if flags.get(name, (False, False))[1])
+        self.names = re.compile(f"({found or '(?!)'}){after}")
 
     def split(self, text: str) -> list[int | str]:
         """The text's control tokens as ids, and what stands between them."""
-        parts = enumerate(self.names.split(text))
-        return [self.ids[part.strip()] if i % 2 else part for i, part in parts if part]
+        parts = self.names.split(text)
+        for i in range(1, len(parts), 2):
+            if self.flags.get(parts[i], (False, False))[0]:
+                parts[i - 1] = parts[i - 1].rstrip()
+        return [self.ids[part] if i % 2 else part for i, part in enumerate(parts) if part]
+
+
+def written_names(names: Iterable[str], text: str) -> set[str]:
+    """Those names, of more than letters, digits and white space, that a text has, the longest ones first."""
+    marked = [name for name in names if not all(c.isalnum() or c.isspace() for c in name)]
+    return set(re.findall("|".join(map(re.escape, sorted(marked, key=len, reverse=True))) or "(?!)", text))
 
 
 class JsonTokenizer:
@@ -53,6 +62,8 @@ class JsonTokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer):
         self.backend, self.vocab_size = backend, backend.get_vocab_size()
+        if getattr(backend.model, "dropout", None):
+            raise ValueError("its model has dropout, so that a text has many encodings; set it to null")
         backend.encode_special_tokens = True
         backend.no_truncation()
         backend.no_padding()
@@ -72,20 +83,22 @@ class JsonTokenizer:
         """The id, or None if the vocabulary lacks it."""
         return self.backend.token_to_id(token)
 
-    def reserve(self, template: str, named: Sequence[str] = ()) -> Control:
-        """The control tokens: special ones, those in pipes, and those in a template's text or `named` for it. From now
-        on no text is encoded to these, and they are decoded to none. `ValueError` if texts are all the same."""
+    def reserve(self, template: str, named: Sequence[str] = (), written: str = "") -> Control:
+        """The control tokens: special ones, those in pipes, and those in a template's text, `named` for it or `written`
+        by it. From now on no text is encoded to these, and they are decoded to none. `ValueError` if texts are all the
+        same."""
         added = {token.content: token for token in self.backend.get_added_tokens_decoder().values()}
         used = {name for name in (*PIPES.findall(template), *named) if self.control(name) is not None}
-        used |= {name for name in added if name in template and TAGS.fullmatch(name)}
+        used |= {name for name in added if name in template and TAGS.fullmatch(name)} | written_names(added, written)
         names = used | {name for name, token in added.items() if token.special or PIPES.fullmatch(name)}
         self.backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in sorted(names)])
-        if merged := {name for name in names if self.control(name) in self.encode(name)}:  # BPE's merges lead to it
+        if inside := names & self.backend.get_vocab(with_added_tokens=False).keys():  # BPE's merges may lead to it
             table = json.loads(self.backend.to_str())
-            table["model"]["merges"] = [m for m in table["model"].get("merges", []) if "".join(m) not in merged]
+            table["model"]["merges"] = [m for m in table["model"].get("merges", []) if "".join(m) not in inside]
             self.__init__(tokenizers.Tokenizer.from_str(json.dumps(table)))  # type: ignore[misc]
-        if left := sorted(name for name in merged & used if self.control(name) in self.encode(name)):
-            raise ValueError(left[0])
+        for name in sorted(inside & used):
+            if any(self.control(name) in self.encode(before + name) for before in ("", " ", "\n", "a")):
+                raise ValueError(name)
         flags = {name: (token.lstrip, token.rstrip) for name, token in added.items()}
         return Control({name: i for name in names if (i := self.control(name)) is not None}, flags)
 
@@ -112,23 +125,44 @@ class SentencePieceTokenizer:
         return self.backend.decode([i for i in ids if i < self.vocab_size and not self.backend.is_control(i)])
 
     def control(self, token: str) -> int | None:
-        token_id = self.backend.piece_to_id(token)
-        return token_id if self.backend.id_to_piece(token_id) == token else None
+        ids = {name: self.backend.piece_to_id(name) for name in (token, token.replace(" ", SPACE))}
+        return next((i for name, i in ids.items() if self.backend.id_to_piece(i) == name), None)
 
-    def reserve(self, template: str, named: Sequence[str] = ()) -> Control:
+    def reserve(self, template: str, named: Sequence[str] = (), written: str = "") -> Control:
         """As above, by the piece's type. A file is a protobuf: a piece has its text in field 1, its type in field 3."""
-        pieces = map(self.backend.id_to_piece, range(self.vocab_size))
-        for name in (*TAGS.findall(template), *named, *filter(PIPES.fullmatch, pieces)):
-            kinds = (self.backend.is_byte, self.backend.is_unknown, self.backend.is_control)
-            if (i := self.control(name)) is None or any(kind(i) for kind in kinds):
-                continue
-            file, text = self.backend.serialized_model_proto(), b"\n%c%b" % (len(name.encode()), name.encode())
-            piece = next(re.finditer(rb"\n.%b(\x15.{4})?(\x18.)?" % re.escape(text), file, re.DOTALL))
-            fields = text + (piece[1] or b"") + b"\x18\x03"
-            changed = b"%b\n%c%b%b" % (file[: piece.start()], len(fields), fields, file[piece.end() :])
-            self.backend.load_from_serialized_proto(changed)
+        file, place, changed, pieces = self.backend.serialized_model_proto(), 0, b"", list[tuple[bytes, bytes, int]]()
+        while file[place : place + 1] == b"\n":
+            size, begun = _varint(file, place + 1)
+            length, text = _varint(file, begun + 1)
+            kind = re.fullmatch(rb"(?:\x15.{4})?(?:\x18(.))?", file[text + length : begun + size], re.DOTALL)
+            place = begun + size
+            pieces.append((file[begun:place], file[text : text + length], ord(kind[1]) if kind and kind[1] else NORMAL))
+        names = [text.decode(errors="replace").replace(SPACE, " ") for _, text, _ in pieces]
+        kinds = {name: kind for name, (_, _, kind) in zip(names, pieces, strict=True) if kind in (NORMAL, USER_DEFINED)}
+        used = {*TAGS.findall(template), *named, *filter(PIPES.fullmatch, names)}
+        used |= written_names((name for name, kind in kinds.items() if kind == USER_DEFINED), written)
+        for name, (body, raw, _) in zip(names, pieces, strict=True):
+            changed += _field(_field(raw) + bytes((0x18, CONTROL)) if name in used & kinds.keys() else body)
+        if used & kinds.keys():
+            self.backend.load_from_serialized_proto(changed + file[place:])
         own = filter(self.backend.is_control, range(self.vocab_size))
-        return Control({self.backend.id_to_piece(i): i for i in own}, {})
+        return Control({self.backend.id_to_piece(i).replace(SPACE, " "): i for i in own}, {})
+
+
+def _varint(file: bytes, place: int) -> tuple[int, int]:
+    """A protobuf's number, and the place behind it."""
+    number = shift = 0
+    while file[place] & 128:
+        number, shift, place = number | (file[place] & 127) << shift, shift + 7, place + 1
+    return number | file[place] << shift, place + 1
+
+
+def _field(content: bytes) -> bytes:
+    """A protobuf's field 1 with its length."""
+    size, length = len(content), b""
+    while size > 127:
+        size, length = size >> 7, length + bytes([size & 127 | 128])
+    return b"\n" + length + bytes([size]) + content
 
 
 Tokenizer = JsonTokenizer | SentencePieceTokenizer
@@ -145,6 +179,7 @@ def tokenizer_file(folder: Path | str) -> Path:
 def load_tokenizer(folder: Path | str) -> Tokenizer:
     """The tokenizer of a model's directory. Raises `UserError` if its file is missing or damaged."""
     path = tokenizer_file(folder)
+    check_links(path.parent)
     if path.suffix == ".json":
         with reading(path, "not a tokenizer"):
             return JsonTokenizer(tokenizers.Tokenizer.from_str(read_text(path, FETCH)))

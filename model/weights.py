@@ -47,6 +47,8 @@ class Checkpoint:
 
     def __init__(self, folder: Path | str):
         self.folder, self.slices = Path(folder), dict[str, Any]()
+        if (adapter := self.folder / "adapter_config.json").is_file():
+            raise UserError(f"{adapter}: adapters are not applied to a model's weights; merge them, or take them out")
         index, single = self.folder / INDEX, (self.folder / SINGLE).is_file()
         if not index.is_file() and not single:
             raise UserError(f"{self.folder}: no {SINGLE} or its index; fetch or convert the weights")
@@ -60,7 +62,10 @@ class Checkpoint:
             with reading(path):
                 handle = safe_open(path, framework="pt")
             own = (name for name in handle.keys() if places.get(name, path.name) == path.name)  # noqa: SIM118
-            self.slices |= {name: handle.get_slice(name) for name in own}
+            for name in own:
+                if name in self.slices:
+                    raise UserError(f"{path}: tensor {name} stands in another file, too, and not in {INDEX}; {FETCH}")
+                self.slices[name] = handle.get_slice(name)
 
     def rows(self, stacked: dict[str, int], start: int, end: int) -> Tensor:
         """Rows [start, end) of the tensors that `parts` gives, stacked."""
@@ -79,8 +84,9 @@ class Checkpoint:
             for name, parameter in stored_parameters(model)
             for part, rows in parts(name, parameter.shape[0], model.config).items()
         }
-        ignored = ("rotary_emb.inv_freq", *([HEAD] if model.config.tie_word_embeddings else []))
-        found = {name: part for name, part in self.slices.items() if not name.endswith(ignored)}
+        tied = [HEAD] if model.config.tie_word_embeddings else []
+        computed = (name for name in self.slices if name.endswith("rotary_emb.inv_freq"))
+        found = {name: part for name, part in self.slices.items() if name not in (*tied, *computed)}
         for name in expected | found:
             shape = found[name].get_shape() if name in found else None
             if shape != expected.get(name):

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import lzma
+import math
 import os
 import platform
 import re
@@ -31,6 +32,7 @@ WORDS = ["os error", "failed writing", "allocate memory", "out of memory", "bad_
 WORDS += map(os.strerror, EXHAUSTED)
 LIMIT = re.compile("|".join(WORDS))  # of the machine, in errors of Rust's, torch's and gloo's, which are no `OSError`
 MAKE_ROOM = "make room or raise the limit, then run the same command again"
+LONGEST = 2000  # characters of an error
 UTF_8 = "utf-8-sig"  # with or without a byte order mark
 
 
@@ -91,7 +93,7 @@ def command(main: Callable[[], Any]) -> Any:
         if not lines and not isinstance(error, MemoryError):
             raise
         line, code = f"error: {[*lines, 'out of memory'][0]}; {MAKE_ROOM}", 2
-    print(printable(line), file=sys.stderr)
+    print(printable(line).replace("\n", "\\n")[:LONGEST], file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -154,12 +156,18 @@ def parse_json(text: str, where: str, mend: str, constant: Callable[[str], Any] 
     """The value of a JSON text. Raises `UserError` also for nesting and numbers that Python does not read, for nan and
     infinity, and for half a surrogate pair, which is no character."""
     try:
-        value = json.loads(text, parse_constant=constant)  # int refuses them
+        value = json.loads(text, parse_constant=constant, parse_float=_finite)  # int refuses nan and infinity
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) and error.lineno > 1 else ""
         raise UserError(f"{where}{line}: not JSON ({error}); {mend}") from None
+    return value
+
+
+def _finite(number: str) -> float:
+    if math.isinf(value := float(number)):
+        raise ValueError(f"{number:.20} is beyond the range of numbers")
     return value
 
 

@@ -53,3 +53,13 @@ def test_so_do_errors(capsys):
     with pytest.raises(SystemExit):
         command(main)
     assert capsys.readouterr().err == "error: file, id '\\u001b[31mred': mend it\n"
+
+
+def test_an_error_is_one_line_however_names_are_spelled(capsys):
+    def main() -> None:
+        raise UserError("config.json: a\nerror: all is well" + "x" * 1_000_000)
+
+    with pytest.raises(SystemExit):
+        command(main)
+    err = capsys.readouterr().err
+    assert err.startswith("error: config.json: a\\nerror: all is well") and err.count("\n") == 1 and len(err) < 3000

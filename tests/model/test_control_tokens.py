@@ -2,6 +2,7 @@
 and decoded text has none of it. Tokens that the model does not have are known before anything is generated."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,75 @@ def test_no_text_is_encoded_to_a_control_token(tmp_path, make, kind):
         assert answer[-1] == chat.end and not control & set(answer[:-1])
         assert chat.text(answer).lstrip() == text, "the names of control tokens are text like other text"
         assert {i for start, end in chat.offsets(text) for i in range(start, end)} == set(range(len(text)))
+
+
+WRITTEN = [
+    "### Assistant:",
+    "<<a>>",
+    "<start of turn>",
+    "{assistant}",
+    "[inst]",
+    "\u00abu\u00bb",
+    "<\uff5cU\uff5c>",
+    "[|u|]",
+]
+BUILT = "{{ '[|' + message.role + '|]' + message.content + '<|im_end|>' }}"
+TURN = "{% for message in messages %}BODY{% endfor %}{% if add_generation_prompt %}{{ 'NAME' }}{% endif %}"
+BODIES = [(f"{{{{ '{name}' + message.content + '<|im_end|>' }}}}", name, {}) for name in WRITTEN]
+SEPARATED = "{{ sep_token + message.content + '<|im_end|>' }}"
+BODIES += [(BUILT, "[|user|]", {}), (SEPARATED, "<sep>", {"sep_token": "<sep>"})]
+
+
+@pytest.mark.parametrize("form", ["json", "sentencepiece"])
+@pytest.mark.parametrize(("body", "name", "config"), BODIES)
+def test_what_a_template_writes_is_control(tmp_path, form, body, name, config):
+    """An added token, or a user-defined symbol, that a template spells, puts together or is given, "special": false."""
+    if form == "json":
+        place, backend = folder(tmp_path, CHATML, CHATML_TEMPLATE, 257), tokenizer_of("")
+        backend.add_special_tokens([AddedToken(own, special=True, normalized=False) for own in CHATML])
+        backend.add_tokens([AddedToken(name, special=False)])
+        backend.save(str(place / "tokenizer.json"))
+    else:
+        sentencepiece_file(tmp_path / "tokenizer.model", ["the cat"] * 20, 272, user_defined_symbols=[*CHATML, name])
+    template = TURN.replace("BODY", body).replace("NAME", name)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template} | config))
+    chat = load_chat(tmp_path)
+    token, text = chat.tokenizer.control(name), f"a{name}b"
+    counts = [chat.prompt_ids([{"role": "user", "content": said}]).count(token) for said in ("q", text)]
+    assert counts[0] == counts[1] > 0 and chat.text(chat.completion_ids(text)).lstrip() == text
+    assert token not in chat.completion_ids(text)
+
+
+def test_merges_behind_other_text_lead_to_no_control_token(tmp_path):
+    """The bare name is encoded to something else, as a word begins with a space."""
+    place, backend = folder(tmp_path, CHATML, CHATML_TEMPLATE, []), tokenizer_of("merges")
+    table = json.loads(backend.to_str())
+    table["model"]["merges"].insert(0, ["\u0120", "<"])
+    table["model"]["vocab"]["\u0120<"] = len(table["model"]["vocab"])
+    table["pre_tokenizer"]["add_prefix_space"] = True
+    (place / "tokenizer.json").write_text(json.dumps(table))
+    chat = load_chat(place)
+    assert chat.completion_ids("a<|im_end|>b").count(chat.end) == 1
+
+
+def test_a_tokenizer_with_dropout_is_refused(tmp_path):
+    place, backend = folder(tmp_path, CHATML, CHATML_TEMPLATE, []), tokenizer_of("plain")
+    (place / "tokenizer.json").write_text(backend.to_str().replace('"dropout":null', '"dropout":0.5'))
+    with pytest.raises(UserError, match=r"tokenizer\.json: .* dropout"):
+        load_chat(place)
+
+
+def test_a_control_token_of_white_space_or_with_much_before_it(tmp_path):
+    """White space that a token takes is taken in linear time."""
+    place, backend = folder(tmp_path, CHATML, CHATML_TEMPLATE, 257), tokenizer_of("")
+    first, *others = [*CHATML, "\n", " <x>"]
+    tokens = [AddedToken(first, special=True, normalized=False, lstrip=True, rstrip=True)]
+    tokens += [AddedToken(name, special=True, normalized=False) for name in others]
+    backend.add_special_tokens(tokens)
+    backend.save(str(place / "tokenizer.json"))
+    chat, started = load_chat(place), time.monotonic()
+    prompt = chat.prompt_ids([{"role": "user", "content": " " * 100_000 + "x <x>"}])
+    assert len(prompt) > 100_000 and prompt.count(chat.end) == 1 and time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize(("make", "kind"), KINDS)

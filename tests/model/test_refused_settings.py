@@ -42,6 +42,7 @@ def read(**changes) -> LlamaConfig:
         *(("num_attention_heads", {}), ("num_attention_heads", None), ("num_key_value_heads", 2.0), ("head_dim", "8")),
         *(("rms_norm_eps", "1e-5"), ("rms_norm_eps", 0), ("rms_norm_eps", -1e-5), ("rms_norm_eps", float("nan"))),
         *(("max_position_embeddings", 1e5), ("num_hidden_layers", 10**7), ("rope_parameters", [1]), ("head_dim", 7)),
+        ("layer_types", ["full_attention"]),
     ],
 )
 def test_a_key_that_is_not_computed_or_has_a_wrong_type_is_named(key, value):
@@ -75,6 +76,12 @@ def test_a_key_that_is_not_computed_or_has_a_wrong_type_is_named(key, value):
 def test_what_contradicts_itself_is_an_error(changes, complaint):
     with pytest.raises(UserError, match=rf"^config\.json: .*{complaint}"):
         read(**changes)
+
+
+@pytest.mark.parametrize("theta", [5e-324, 0.5, 1e300, -1, "1e4"])
+def test_a_theta_without_sense_is_named(theta):
+    with pytest.raises(UserError, match=r"^config\.json: rope_theta"):
+        read(rope_parameters={"rope_type": "default", "rope_theta": theta}, rope_theta=None)
 
 
 def test_both_generations_of_files_say_the_same_of_rope():
@@ -175,6 +182,31 @@ def test_a_tensor_in_two_shards_is_read_from_the_one_that_the_index_names(folder
     del tensors[norm]
     save_file(tensors, folder / "b.safetensors")  # which the index says has it
     with pytest.raises(UserError, match=rf"tensor {norm} is missing"):
+        load_model(folder, torch.float32)
+
+
+def test_a_tensor_in_two_shards_that_the_index_does_not_name_is_an_error(folder):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    norm = "model.norm.weight"
+    save_file(tensors, folder / "a.safetensors")
+    save_file({norm: tensors[norm] + 1, "model.rotary_emb.inv_freq": torch.ones(1)}, folder / "b.safetensors")
+    places = dict.fromkeys(tensors, "a.safetensors") | {"model.rotary_emb.inv_freq": "b.safetensors"}
+    del places[norm]
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(UserError, match=rf"b\.safetensors: tensor {norm} stands in another file, too"):
+        load_model(folder, torch.float32)
+
+
+def test_a_tensor_that_ends_like_the_head_is_not_dropped(folder):
+    rewrite(folder, model__layers__0__lm_head__weight=torch.ones(1))
+    with pytest.raises(UserError, match=r"tensor model\.layers\.0\.lm_head\.weight is unexpected"):
+        load_model(folder, torch.float32)
+
+
+def test_an_adapter_beside_the_weights_is_an_error(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"adapter_config\.json: adapters are not applied"):
         load_model(folder, torch.float32)
 
 

@@ -56,7 +56,10 @@ MACRO = "{% macro f(n) %}{% if n < 40 %}{{ f(n + 1) }}{{ f(n + 1) }}{% endif %}{
         (NESTED.replace("{% endfor %}", "{{ 'x'.strip() }}{% endfor %}"), "more than 30000 steps"),
         (MACRO, "more than 30000 steps"),
         ("{% for i in [[1, 2]] recursive %}{{ loop([i, i]) }}{% endfor %}", "RecursionError|steps|depth"),
-        ("{{ range(10 ** 9) | list | length }}", "Range too big"),
+        ("{{ range(10 ** 9) | list | length }}", "a number above 30000"),
+        ("{{ [1] | slice(10 ** 12) | map('length') | sum }}", "a number above 30000"),
+        ("{{ [1] | batch(10 ** 12, 'x') | list }}", "a number above 30000"),
+        ("{{ 'x'.ljust(10 ** 12) }}", "a number above 30000"),
         ("{{ 'x' * 10 ** 10 }}", "a factor above 30000"),
         ("{{ 9 ** 9 ** 9 }}", "a factor above 30000"),
     ],
@@ -85,8 +88,10 @@ def test_a_template_is_given_what_transformers_gives_it(tmp_path):
     given = (
         "{{ [bos_token, unk_token is defined, tools, documents, enable_thinking, add_bos_token is defined] | tojson }}"
     )
-    chat = load(tmp_path, given + CHATML_TEMPLATE, bos_token={"content": "<s>"}, unk_token=None, add_bos_token=True)
-    start = '["<s>", false, null, null, false, false]<|im_start|>user\n'
+    chat = load(
+        tmp_path, given + CHATML_TEMPLATE, bos_token={"content": "<|im_end|>"}, unk_token=None, add_bos_token=True
+    )
+    start = '["<|im_end|>", false, null, null, false, false]<|im_start|>user\n'
     assert shown(chat, chat.prompt_ids([USER])).startswith(start)
     for wrong in (3, ["x"], {"content": None}, {}):
         with pytest.raises(UserError, match=r"tokenizer_config\.json: the special tokens are .*; they must be texts"):
@@ -119,3 +124,52 @@ def test_a_template_file_goes_before_the_config(tmp_path):
     (tmp_path / "chat_template.jinja").write_text("{% for")
     with pytest.raises(UserError, match=r"chat_template\.jinja: the chat template can't be rendered"):
         load(tmp_path, CHATML_TEMPLATE)
+
+
+def test_special_tokens_of_other_places_are_given_to_the_template(tmp_path):
+    """As transformers does: an older file's, a LlamaTokenizer's own, those that the config names in addition."""
+    template = "{{ bos_token }}{{ turn_token }}" + CHATML_TEMPLATE
+    for beside, config, start in (
+        ({"bos_token": {"content": "<|im_end|>"}}, {}, "<|im_end|><|im_start|>user"),
+        ({"bos_token": "<|im_end|>"}, {"bos_token": None}, "<|im_start|>user"),
+        ({"bos_token": "<|im_end|>"}, {"added_tokens_decoder": {}}, "<|im_start|>user"),
+        ({}, {"extra_special_tokens": {"turn_token": "<|im_end|>"}}, "<|im_end|><|im_start|>user"),
+    ):
+        place = folder(tmp_path, CHATML, "", 257)
+        (place / "tokenizer_config.json").write_text(json.dumps({"chat_template": template} | config))
+        (place / "special_tokens_map.json").write_text(json.dumps(beside))
+        chat = load_chat(place)
+        assert shown(chat, chat.prompt_ids([USER])).startswith(start)
+    config = {"chat_template": template, "tokenizer_class": "LlamaTokenizer"}
+    (place / "tokenizer_config.json").write_text(json.dumps(config))
+    (place / "special_tokens_map.json").unlink()
+    with pytest.raises(UserError, match=r"token '<s>', which the chat template writes, .* gives it none"):
+        load_chat(place)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"added_tokens_decoder": {"258": {"content": "<|r|>", "special": True}}},
+        {"additional_special_tokens": ["<|r|>"]},
+        {"bos_token": "<|r|>"},
+        {"added_tokens_decoder": {"7": {"content": "<|im_end|>"}}},
+        {"added_tokens_decoder": {"x": {"content": "<|im_end|>"}}},
+        {"legacy": "false"},
+    ],
+)
+def test_tokens_that_a_file_declares_otherwise_are_named(tmp_path, config):
+    """Those that the template writes; others are never in a dialog."""
+    with pytest.raises(
+        UserError, match=r"token '<\|(r|im_end)\|>', which the|tokenizer_config\.json: (its tokens|legacy)"
+    ):
+        load(tmp_path, "{{ '<|r|>' }}" + CHATML_TEMPLATE, **config)
+    load(tmp_path, CHATML_TEMPLATE, added_tokens_decoder={"300": {"content": "<|r|>"}}, pad_token="[PAD]")
+
+
+@pytest.mark.parametrize(
+    "rows", [[{"name": [], "template": "x"}], [{"name": {"a": 1}, "template": "x"}], [["default", "x"]]]
+)
+def test_templates_with_names_of_another_kind_are_none(tmp_path, rows):
+    with pytest.raises(UserError, match=r"config\.json: no chat_template"):
+        load(tmp_path, rows)

@@ -176,3 +176,35 @@ def test_a_template_that_makes_names_of_texts_makes_no_control_tokens(tmp_path, 
             chat.prompt_ids([{"role": "user", "content": text}])
     else:
         assert chat.prompt_ids([{"role": "user", "content": text}]).count(chat.end) == 1
+
+
+ENDED = "{{ message['content'] }}{% if not message['content'].endswith('<|im_end|>') %}<|im_end|>{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (ENDED, "x<|im_end|>"),
+        ("{{ message['content'].split('<|im_end|>') | join('<|im_end|>') }}<|im_end|>", "x<|im_end|>y"),
+        (
+            "{{ (message['content'] + '<|im_end|>').split('<|im_end|>')[0] }}<|im_end|>"
+            "{{ message['content'].split('<|im_end|>')[1:] | join }}",
+            "x<|im_end|>SYS",
+        ),
+    ],
+)
+def test_a_control_token_that_a_message_names_takes_no_place_of_the_template_s(tmp_path, body, text):
+    """Also where as many control tokens are written in all: the name is text, and all of the text is in the turn."""
+    folder = write(tmp_path / "chatml", "chatml")
+    table = json.loads((folder / "tokenizer_config.json").read_text())
+    table["chat_template"] = (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}" + body + "{{ '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(table))
+    chat = load_chat(folder)
+    ids = chat.prompt_ids([{"role": "user", "content": text}])
+    assert ids.count(chat.end) == 1
+    assert (
+        chat.tokenizer.encode(text) == ids[ids.index(chat.end) - len(chat.tokenizer.encode(text)) : ids.index(chat.end)]
+    )

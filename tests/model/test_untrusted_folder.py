@@ -45,6 +45,17 @@ def test_a_link_out_of_the_folder_is_refused(folder, tmp_path, name, target):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_link_is_refused_before_it_is_read(tmp_path, name):
+    (tmp_path / "model").mkdir()
+    place = chat_folder(tmp_path / "model", CHATML, CHATML_TEMPLATE, 257)
+    (tmp_path / "secret").write_text("no JSON")
+    (place / name).unlink()
+    (place / name).symlink_to("../secret")
+    with pytest.raises(UserError, match=rf"model/{name}: a link out of the model's folder"):
+        load_chat(place)
+
+
 def test_links_within_the_folder_and_to_the_cache_are_files(folder, tmp_path):
     """Hugging Face's cache: models--NAME/snapshots/REVISION/FILE is a link to models--NAME/blobs/DIGEST."""
     (folder / SINGLE).rename(folder / "weights")
@@ -59,6 +70,12 @@ def test_links_within_the_folder_and_to_the_cache_are_files(folder, tmp_path):
         (snapshot / name).symlink_to(f"../../blobs/{number}")
     assert all(map(torch.equal, load_model(snapshot, torch.float32).parameters(), expected))
     (snapshot / "vocab.json").symlink_to("../../../secret")
+    with pytest.raises(UserError, match=r"vocab\.json: a link out"):
+        load_model(snapshot, torch.float32)
+    (tmp_path / "other" / "blobs").mkdir(parents=True)
+    shutil.copy(folder / "config.json", tmp_path / "other" / "blobs" / "2")
+    (snapshot / "vocab.json").unlink()
+    (snapshot / "vocab.json").symlink_to(tmp_path / "other" / "blobs" / "2")  # another cache's
     with pytest.raises(UserError, match=r"vocab\.json: a link out"):
         load_model(snapshot, torch.float32)
 
