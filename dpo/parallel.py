@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -33,6 +34,7 @@ from stages.files import UserError
 from stages.settings import TrainerOptions
 from stages.shards import local_device
 
+OPEN_FILES = 64
 PARTING = 10.0  # seconds that a rank has to end by itself once another rank has ended
 ENDED = "another rank has ended; its log says why"
 T = TypeVar("T")
@@ -96,6 +98,8 @@ class World:
 def distributed(threads: int, timeout_minutes: float = TrainerOptions.timeout_minutes) -> Iterator[World]:
     """The process group that torchrun describes, or one of this process alone; `threads` CPU threads a rank. A rank
     that loses another prints why and ends with exit code 1."""
+    if (limit := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < OPEN_FILES:  # where few are left, gloo may hang
+        raise UserError(f"open files are limited to {limit}, {OPEN_FILES} are needed; raise the limit (ulimit -n)")
     torch.set_num_threads(threads)
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if torch.cuda.is_available():

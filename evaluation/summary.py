@@ -13,7 +13,7 @@ from evaluation.measure import ModelMeasurements
 from evaluation.statistics import by_group, columns, shown
 from judging.scores import GUARD_REASONS
 from judging.trace import STAGES
-from stages.files import read_json, read_manifest, write_json
+from stages.files import read_json, read_manifest, write_sealed
 from stages.records import Record
 from stages.rows import NUMBER, Row, read_rows
 from stages.settings import Settings
@@ -52,7 +52,7 @@ def write_summary(folder: Path, settings: Settings, seed: Path, initial: Path, d
     summary: Record = {"name": folder.name, "seed": settings.seed, "model": settings.model.path, "pool": pool}
     summary |= {"sft": sft | _judged(folder, 0, settings), "iterations": iterations}
     summary["models"] = _models(folder, settings, checkpoints)
-    write_json(folder / "summary.json", summary)
+    write_sealed(folder / "summary.json", summary)
     return summary
 
 

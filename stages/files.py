@@ -263,12 +263,21 @@ def stage_key(stage: str, settings: Any, inputs: Mapping[str, Path | str] = Mapp
 def read_manifest(folder: Path | str) -> dict[str, Any] | None:
     """The manifest of a complete stage, or None. Raises `UserError` for one that is not as it was written."""
     path = Path(folder) / MANIFEST
-    if not path.is_file():
-        return None
-    manifest = read_json(path)
-    if manifest.pop("checksum", None) != stage_key("manifest", manifest):
-        raise UserError(f"{path}: damaged, or of an older version; repeat the stage that writes it")
-    return manifest
+    return read_sealed(path) if path.is_file() else None
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object with a checksum of itself as JSON."""
+    plain = json.loads(to_json(value, path))  # whose keys are texts, as they will be read
+    write_json(path, plain | {"checksum": stage_key("manifest", plain)})
+
+
+def read_sealed(path: Path, mend: str = "repeat the stage that writes it") -> dict[str, Any]:
+    """The object that `write_sealed` wrote. Raises `UserError` for one that has changed."""
+    value = read_json(path, mend)
+    if value.pop("checksum", None) != stage_key("manifest", value):
+        raise UserError(f"{path}: damaged, or of an older version; {mend}")
+    return value
 
 
 def changed_files(folder: Path) -> list[Path]:
@@ -312,4 +321,4 @@ def write_manifest(folder: Path | str, stage: str, key: str, outputs: Iterable[P
     folder, outputs = Path(folder), sorted(outputs)  # file systems list a folder in orders of their own
     written = {str(file.relative_to(folder)): _sha256(file) for file in outputs}
     manifest = {"stage": stage, "key": key, "digest": _digest_of_files(folder, outputs), "files": written} | facts
-    write_json(folder / MANIFEST, manifest | {"checksum": stage_key("manifest", manifest)})
+    write_sealed(folder / MANIFEST, manifest)

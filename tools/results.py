@@ -37,7 +37,7 @@ from judging.scores import response_scores
 from prepare.ruled import UNTRAINED
 from stages import files
 from stages.config import overlaid
-from stages.files import UserError, read_json, read_manifest, read_shards
+from stages.files import UserError, read_json, read_manifest, read_sealed, read_shards
 from stages.launch import ROOT, Launcher
 from stages.records import Record, group_by
 from stages.settings import Assumptions, as_dict, load_settings
@@ -109,7 +109,7 @@ def changes(config: Path) -> Record:
 
 def rows_of(run: Path, instructions: Path, facts: Record) -> Iterator[Record]:
     """The rows of a finished run's models, and its own."""
-    summary, keys, seconds = read_json(run / "summary.json"), dict[str, str](), 0.0
+    summary, keys, seconds = read_sealed(run / "summary.json"), dict[str, str](), 0.0
     models = [ModelMeasurements(run / "evaluation" / row["name"]) for row in summary["models"]]
     rules = {item.id: sorted({rule.name for rule in item.rules}) for item in read_instructions(instructions)}
     for place, (row, model) in enumerate(zip(summary["models"], models, strict=True)):

@@ -17,7 +17,7 @@ from evaluation.report.plots import ReportedIteration, ReportedRun, plots
 from evaluation.summary import cells, notes, summary_lines
 from judging.scores import EXPLANATIONS
 from judging.trace import Document, comparison_label, judgment_label, read_lineage, response_label, verdict
-from stages.files import MANIFEST, UserError, read_json, read_manifest
+from stages.files import MANIFEST, UserError, read_manifest, read_sealed
 from stages.records import Record
 from stages.rows import NUMBER, TEXT, read_rows
 
@@ -31,7 +31,7 @@ LABEL = 80  # characters of a label, about; they count, too
 def render(folders: Sequence[Path]) -> str:
     """The page, the same bytes for the same runs. Raises `UserError` for a run without a summary of this version."""
     mend = "name a run's folder, or let iterate.py finish its first iteration"
-    runs = [ReportedRun(own.resolve().name, own, read_json(own / "summary.json", mend)) for own in folders]
+    runs = [ReportedRun(own.resolve().name, own, read_sealed(own / "summary.json", mend)) for own in folders]
     if len({run.name for run in runs}) < len(runs):
         for run in runs:
             run.name = str(run.folder)

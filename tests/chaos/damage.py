@@ -119,6 +119,8 @@ def damages(path: Path, is_input: bool) -> dict[str, Damage]:
     name = str(path)
     if is_input and path.suffix == ".jsonl":
         required = {f"{key} {value}": _value(value, key) for key in REQUIRED[name] for value in (..., None, 7, [])}
+        if name == "judge_cases.jsonl":
+            del required["id 7"]  # there a number is a name, too
         return INVALID | ROWS | required
     if is_input and path.suffix == ".toml":
         return INVALID | {"a bit flipped": _flip, "too deep": lambda content, draw: b"seed = " + DEEP + content}

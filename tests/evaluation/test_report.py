@@ -23,7 +23,7 @@ from evaluation.report.plots import PLOTS, ReportedIteration, ReportedRun, plots
 from evaluation.summary import cells, notes
 from judging.scores import EXPLANATIONS
 from judging.trace import read_lineage
-from stages.files import read_jsonl, write_manifest
+from stages.files import read_jsonl, write_manifest, write_sealed
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -162,7 +162,10 @@ def test_runs_side_by_side_and_what_was_deleted(made, tmp_path):
 def test_a_run_without_what_the_report_is_made_from(made, tmp_path, monkeypatch):
     with refused(r"summary\.json: no such file; name a run's folder, or let iterate\.py"):
         write_report([tmp_path], tmp_path / "report.html")
-    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "summary.json").write_text((made / "summary.json").read_text().replace("0.5", "0.6", 1))
+    with refused(r"/summary\.json: damaged, or of an older version; .* let iterate\.py"):
+        write_report([tmp_path], tmp_path / "report.html")
+    write_sealed(tmp_path / "summary.json", {})
     with refused(r"/summary\.json: of another version \('.*' is missing\); `make iterate`"):
         write_report([tmp_path], tmp_path / "report.html")
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from evaluation.bias import write_panel
 from judging.metajudge import choose_meta_judged
 from judging.pairs import PAIRS, Sources
-from stages.files import read_manifest, write_json, write_jsonl, write_manifest
+from stages.files import read_manifest, write_jsonl, write_manifest, write_sealed
 from stages.records import group_by
 from stages.settings import Iteration, Judge, Model, Respond, Settings
 
@@ -69,7 +69,7 @@ def made_run(folder: Path, *judge_pairs: bool, models: Sequence[dict] = MODELS) 
     folder.mkdir(parents=True)
     rows = [_made_iteration(folder / f"iter{t}", wanted) for t, wanted in enumerate(judge_pairs, 1)]
     summary = {"name": "made", "seed": 1, "model": "models/seed", "pool": None, "sft": SFT, "iterations": rows}
-    write_json(folder / "summary.json", summary | {"models": list(models)})
+    write_sealed(folder / "summary.json", summary | {"models": list(models)})
     return folder
 
 
