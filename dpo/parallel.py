@@ -34,7 +34,7 @@ from stages.files import UserError
 from stages.settings import TrainerOptions
 from stages.shards import local_device
 
-OPEN_FILES = 64
+OPEN_FILES, ADDRESSES = 64, 2**28  # a process group's, at least
 PARTING = 10.0  # seconds that a rank has to end by itself once another rank has ended
 ENDED = "another rank has ended; its log says why"
 T = TypeVar("T")
@@ -45,6 +45,11 @@ def return_memory() -> None:
     tensors grow by some 20 MB a step."""
     with suppress(OSError, AttributeError, TypeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def address_space() -> int:
+    """Bytes of the address space that this process has taken."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,12 @@ class World:
 def distributed(threads: int, timeout_minutes: float = TrainerOptions.timeout_minutes) -> Iterator[World]:
     """The process group that torchrun describes, or one of this process alone; `threads` CPU threads a rank. A rank
     that loses another prints why and ends with exit code 1."""
-    if (limit := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < OPEN_FILES:  # where few are left, gloo may hang
+    # Where little is left, gloo may hang.
+    if (limit := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < OPEN_FILES:
         raise UserError(f"open files are limited to {limit}, {OPEN_FILES} are needed; raise the limit (ulimit -n)")
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit - address_space() < ADDRESSES:
+        raise UserError(f"memory is limited to {limit >> 20} MiB (ulimit -v), and nearly all is taken; raise the limit")
     torch.set_num_threads(threads)
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if torch.cuda.is_available():

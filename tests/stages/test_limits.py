@@ -37,7 +37,7 @@ def folder(tmp_path_factory) -> Path:
 LIMITED = """
 import resource
 from training import arguments, make_job
-from dpo.parallel import distributed
+from dpo.parallel import address_space, distributed
 from dpo.train import train
 from stages.files import command
 from stages.shards import end_process
@@ -52,7 +52,7 @@ end_process(lambda: command(main))
 """
 
 
-def run_limited(folder: Path, place: str, size: int, limit: str = "RLIMIT_FSIZE") -> tuple[int, list[str]]:
+def run_limited(folder: Path, place: str, size: int | str, limit: str = "RLIMIT_FSIZE") -> tuple[int, list[str]]:
     """Train in a process with a limit, else on the bytes of a file: its exit code, and the lines that it prints."""
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "support", Path(__file__).parent)))
     words = [sys.executable, "-c", LIMITED.format(folder=str(folder), place=place, size=size, limit=limit)]
@@ -79,6 +79,14 @@ def test_too_few_open_files_are_one_line(folder, count):
     """Before gloo opens its own, which ends in an error of C++, or in a hang."""
     code, [error] = run_limited(folder, f"open files {count}", count, "RLIMIT_NOFILE")
     assert (code, error) == (2, f"error: open files are limited to {count}, 64 are needed; raise the limit (ulimit -n)")
+
+
+@pytest.mark.parametrize("megabytes", [0, 20, 255])
+def test_too_little_address_space_is_one_line(folder, megabytes):
+    """Before gloo starts its threads: without room for one it may wait for it for ever."""
+    room = f"address_space() + ({megabytes} << 20)"
+    code, [error] = run_limited(folder, f"room {megabytes}", room, "RLIMIT_AS")
+    assert code == 2 and error.startswith("error: memory is limited to ") and error.endswith("; raise the limit")
 
 
 @pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN"])
