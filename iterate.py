@@ -273,7 +273,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = load_settings(arguments.config)
     name = arguments.run or settings.name
-    if Path(name).name != name or name in ("", ".."):
+    if Path(name).name != name or name in ("", "..") or not name.isprintable():
         raise UserError(f"{name!r}: no name of a folder below runs/; mend --run or the config's name")
     folder = Path("runs") / name
     on_sigterm_raise()

@@ -51,7 +51,7 @@ def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}: not TOML ({error}); mend the line") from None
     if (name := table.pop("extends", None)) is None:
         return table
-    base = path.parent / str(name)
+    base = path.parent / str(name).replace("\0", "\ufffd")  # which no file's name has
     if base.resolve() in extended:
         raise UserError(f"{path}: extends: {name} extends this config again; take one of the two out")
     return overlaid(_read(base, (*extended, path.resolve())), table)

@@ -82,6 +82,8 @@ def command(main: Callable[[], Any]) -> Any:
     130, `Terminated` 143."""
     use_lasting_streams()
     try:
+        if not all(map(_is_text, sys.argv)):
+            raise UserError(f"{sys.argv}: not UTF-8; rename the file or folder")
         return main()
     except (KeyboardInterrupt, Terminated) as error:
         what, code = ("interrupted", 130) if isinstance(error, KeyboardInterrupt) else ("terminated", error.code)
@@ -92,9 +94,16 @@ def command(main: Callable[[], Any]) -> Any:
         lines = [line for line in str(error).splitlines() if isinstance(error, OSError) or LIMIT.search(line)]
         if not lines and not isinstance(error, MemoryError):
             raise
-        line, code = f"error: {[*lines, 'out of memory'][0]}; {MAKE_ROOM}", 2
+        other = isinstance(error, OSError) and error.errno not in EXHAUSTED and not LIMIT.search(str(error))
+        mend = "mend it, then run the same command again" if other else MAKE_ROOM
+        line, code = f"error: {[*lines, 'out of memory'][0]}; {mend}", 2
     print(printable(line).replace("\n", "\\n")[:LONGEST], file=sys.stderr)
     raise SystemExit(code)
+
+
+def _is_text(word: str) -> bool:
+    """Whether a word of a command line, or a name, can be written in UTF-8."""
+    return word == word.encode(errors="ignore").decode()
 
 
 def arguments(doc: str | None, *paths: str, **others: Any) -> argparse.Namespace:
@@ -179,6 +188,8 @@ def read_text(path: Path | str, mend: str) -> str:
         raise UserError(f"{path}: no such file; {mend}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); {mend}") from None
+    except ValueError as error:  # a NUL
+        raise UserError(f"{str(path)!r}: no name of a file ({error}); {mend}") from None
 
 
 def write_atomic(path: Path | str, data: str | bytes, mode: int = 0o666) -> None:
@@ -250,7 +261,7 @@ def _read_digest(path: Path, *_state: int) -> str:
 def _digest_of_files(folder: Path, files: Iterable[Path]) -> str:
     """The SHA-256 of the names and digests of files in a folder."""
     lines = (f"{file.relative_to(folder)} {_sha256(file)}\n" for file in sorted(files))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def stage_key(stage: str, settings: Any, inputs: Mapping[str, Path | str] = MappingProxyType({})) -> str:

@@ -13,7 +13,7 @@ from processes import ROOT, SMALL_SFT, fork, iterate, short_examples, start, wai
 
 from iterate import main
 from prepare.seed_model import prepare
-from stages.files import UserError, digest, write_jsonl
+from stages.files import UserError, command, digest, write_jsonl
 from stages.lock import run_lock
 from stages.settings import Model
 
@@ -148,3 +148,17 @@ def test_a_run_stays_below_runs(place, monkeypatch, name, where):
     with pytest.raises(UserError, match=f"^'{re.escape(name)}': no name of a folder below runs/"):
         main()
     assert sorted(place.parent.rglob("*")) == before
+
+
+def test_names_that_no_file_has_are_one_line(place, monkeypatch, capsys):
+    """A NUL in a config's name or in what it extends, and a word that is not UTF-8, before anything is computed."""
+    monkeypatch.chdir(place)
+    text = (place / "tiny.toml").read_text()
+    (place / "nul.toml").write_text(text.replace('name = "tiny"', 'name = "a\\u0000b"'))
+    (place / "extends.toml").write_text('extends = "a\\u0000b"\n')
+    for words in (["nul.toml"], ["extends.toml"], ["a\0b.toml"], ["tiny.toml", "--run", "x\udcff"], ["x\udcff.toml"]):
+        monkeypatch.setattr(sys, "argv", ["iterate.py", "--config", *words])
+        with pytest.raises(SystemExit) as ended:
+            command(main)
+        err = capsys.readouterr().err
+        assert ended.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1, words

@@ -105,6 +105,12 @@ def complaint(main, capfd) -> str:
     return err
 
 
+def test_what_no_room_mends_is_not_told_to_make_some(tmp_path, capfd):
+    (tmp_path / "lock").mkdir()
+    error = complaint(lambda: (tmp_path / "lock").read_text(), capfd)
+    assert error.endswith("lock'; mend it, then run the same command again\n")
+
+
 def test_a_full_disk_is_named_with_the_file(tmp_path, monkeypatch, capfd):
     (tmp_path / "file").write_text("old")
     monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
