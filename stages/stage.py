@@ -15,6 +15,7 @@ from stages.files import UserError, command, digest, is_complete, stage_key
 from stages.settings import Settings, load_settings
 
 Inputs = Mapping[str, Path | str | Sequence[Path | str] | None]  # by name; None: the input is not given
+ROWS = ("prompts", "responses", "judgments", "scores")  # inputs that others name by id; every run has the same ids
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,20 @@ class Stage:  # one step of the method, run as a process of its own
 def make_job(
     name: str, settings: Any, values: Any, out: Path, given: Inputs, iteration: int = 0, known: Any = None
 ) -> Job:
-    """A job whose output depends on the settings `values` and on the inputs `given`."""
+    """A job whose output depends on the settings `values` and on the inputs `given`. Raises `UserError` for an input
+    that was made from other rows than those given with it."""
     lists = {key: [value] if isinstance(value, str | Path) else value for key, value in given.items() if value}
     inputs = {key: [Path(path) for path in paths] for key, paths in lists.items()}
     digests: dict[str, str] = {}
     for key, paths in inputs.items():
         first, *others = [known[key]] if key in (known or {}) else map(digest, paths)
         digests[key] = stage_key("list", [first, *others]) if others else first
+    for folder in (paths[0] for paths in inputs.values()):
+        made = (files.read_manifest(folder) or {}).get("inputs", {})
+        for other in ROWS:
+            if other in digests and other in made and made[other]["digest"] != digests[other]:
+                mend = "name folders of one run, or repeat the stage that wrote it"
+                raise UserError(f"{folder}: made from other {other} than {inputs[other][0]}; {mend}")
     key = stage_key(name, {"settings": values, "inputs": digests})
     return Job(name, settings, iteration, inputs, digests, key, out)
 

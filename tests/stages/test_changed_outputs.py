@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 from processes import iterate, run
 
+from evaluation.measure import MEASURE
+from judging.expected import SCORE
+from judging.judge import JUDGE
+from judging.metajudge import METAJUDGE
+from judging.pairs import PAIRS
 from stages.files import UserError, digest, is_complete, read_shards, write_json, write_jsonl, write_manifest
+from stages.settings import load_settings
 
 ROWS = [{"id": f"r{i}", "text": f"text {i}"} for i in range(9)]
 
@@ -84,6 +90,31 @@ def test_a_folder_without_shards_is_no_input_of_rows(tmp_path):
     write_manifest(tmp_path, "measure", "key", [tmp_path / "report.json"])
     with pytest.raises(UserError, match=r"not a finished stage \(no manifest\.json with shards\)"):
         read_shards(tmp_path)
+
+
+MADE_FROM = {"judgments": "responses", "scores": "responses", "comparisons": "judgments", "against": "prompts"}
+MIXED = [(PAIRS, "judgments"), (PAIRS, "scores"), (PAIRS, "comparisons"), (METAJUDGE, "judgments")]
+MIXED += [(METAJUDGE, "scores"), (JUDGE, "scores"), (SCORE, "judgments"), (MEASURE, "against")]
+
+
+@pytest.mark.parametrize(("stage", "name"), MIXED, ids=lambda value: getattr(value, "name", value))
+def test_inputs_of_two_runs_are_refused(tmp_path, stage, name):
+    """Ids are equal in every run, so only the digests tell. Models may differ, as a meta-judge's from the judge."""
+    settings, other = load_settings(Path(__file__).parents[2] / "configs" / "tiny.toml"), MADE_FROM[name]
+    for letter in ("a", "b"):
+        folder = tmp_path / letter
+        for source in {"prompts", "responses", "judgments", other} - {name}:
+            write_jsonl(folder / source / "0.jsonl", [{"id": "p1/r0", "text": f"of {letter}"}])
+        sources = {other: {"digest": digest(folder / other)}, "model": {"digest": letter}}
+        write_jsonl(folder / name / "0.jsonl", ROWS)
+        write_manifest(folder / name, "any", "key", [folder / name / "0.jsonl"], inputs=sources)
+    place = tmp_path / "a"
+    given = {"model": place / "prompts", "responses": place / "responses", other: place / other}
+    given = {key: path for key, path in given.items() if key in (*stage.inputs, *stage.optional)}
+    stage.job(settings, tmp_path / "out", 1, **given, **{name: place / name})
+    foreign = tmp_path / "b" / name
+    with pytest.raises(UserError, match=rf"^{foreign}: made from other {other} than {place / other}; name folders of"):
+        stage.job(settings, tmp_path / "out", 1, **given, **{name: foreign})
 
 
 RUN = {
