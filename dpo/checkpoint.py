@@ -37,6 +37,7 @@ class Progress:  # all of a run's state that is not a tensor; schedule and data 
     seconds: float = 0.0  # training time over all starts
     exported: dict[str, Any] = field(default_factory=dict)  # number and held-out metrics of the exported epoch
     first_loss: float | None = None  # of the first batch, before any update
+    last: dict[str, float] = field(default_factory=dict)  # the last batch's means of the loss terms
 
     @property
     def state(self) -> str:  # the name of the state's folder

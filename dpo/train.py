@@ -4,6 +4,7 @@ Writes the trained Hugging Face directory, and beside it the folder train/: metr
 log-probabilities, the state of a stopped run. The same command continues a stopped run.
 """
 
+import hashlib
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from dpo.checkpoint import Progress, finish, load_state, saved_progress
 from dpo.data import Objective, read_examples
 from dpo.lora import draw_adapters
-from dpo.metrics import peak_flops, summary_writer
+from dpo.metrics import METRICS, peak_flops, summary_writer
 from dpo.packing import keep_usable
 from dpo.parallel import World, distributed, load_sharded, sharded_model
 from dpo.reference import reference_logprob
@@ -88,7 +89,8 @@ def train(job: Job, world: World, work: Path) -> None:
         if world.first:
             sizes = {"train": len(trainer.train_set), "held_out": len(trainer.held_out_set)}
             facts: dict[str, Any] = {"counts": {"examples": len(examples), **sizes, **dropped}}
-            facts |= {"first_loss": at.first_loss} | at.exported
+            facts |= {"first_loss": at.first_loss} | at.last | at.exported  # held-out means, if any, replace the last's
+            facts |= {"metrics": hashlib.sha256((work / METRICS).read_bytes()).hexdigest()}  # beside the output
             facts |= {"steps": at.step, "seconds": round(at.seconds, 1)}
             facts |= {"dtype": str(dtype).removeprefix("torch."), "ranks": world.size}
             facts |= {"threads": settings.engine.threads, "environment": environment()}

@@ -113,6 +113,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         result = self.measure(batch, backward=True)
+        self.progress.last = result.means
         clip(local_gradients(self.model.parameters()), result.grad_norm, section.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -15,7 +15,7 @@ from judging.scores import GUARD_REASONS
 from judging.trace import STAGES
 from stages.files import read_json, read_manifest, write_sealed
 from stages.records import Record
-from stages.rows import NUMBER, Row, read_rows
+from stages.rows import NUMBER, Row
 from stages.settings import Settings
 
 PROTOCOLS = {"scores": "by mean scores", "pairwise": "in both orders"}
@@ -76,11 +76,10 @@ def _iteration(folder: Path, number: int, settings: Settings) -> Record:
     pairs: Record = {"actor": counts["actor"], "judge": counts.get("judge", 0)}
     pairs["reasons"] = {key: value for key, value in counts.items() if "." in key and value}
     # The held-out pairs' figures, or without such pairs those of the last step.
-    path, figures = folder / "train" / "metrics.jsonl", ("loss", "accuracy", "margin")
-    *_, step = [Row("", trained)] if "accuracy" in trained else [Row(str(path), {}), *read_rows(path)]
-    last = step.checked(**dict.fromkeys(figures, NUMBER))
-    dpo = {"first_loss": trained["first_loss"]} | {key: last[key] for key in figures}
-    dpo |= {"epoch": trained["epoch"], "held_out": last is trained}
+    figures = dict.fromkeys(("loss", "accuracy", "margin"), NUMBER)
+    Row(f"{folder}/checkpoint/manifest.json", trained).checked(**figures)  # one of an older version may lack them
+    dpo = {key: trained[key] for key in ("first_loss", *figures, "epoch")}
+    dpo |= {"held_out": trained["counts"]["held_out"] > 0}
     seconds = {name: manifest["seconds"] for name, manifest in stages.items() if "seconds" in manifest}
     row: Record = {"iteration": number, "rho": settings.iteration[number - 1].rho}
     row |= {"responses": stages["respond"]["counts"]["records"], "pairs": pairs}

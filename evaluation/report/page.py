@@ -17,7 +17,7 @@ from evaluation.report.plots import ReportedIteration, ReportedRun, plots
 from evaluation.summary import cells, notes, summary_lines
 from judging.scores import EXPLANATIONS
 from judging.trace import Document, comparison_label, judgment_label, read_lineage, response_label, verdict
-from stages.files import MANIFEST, UserError, read_manifest, read_sealed
+from stages.files import MANIFEST, UserError, digest, read_manifest, read_sealed
 from stages.records import Record
 from stages.rows import NUMBER, TEXT, read_rows
 
@@ -67,10 +67,14 @@ def _printed(run: ReportedRun, budget: int) -> Record:
 
 
 def _read_iteration(run: ReportedRun, row: Record, budget: int) -> ReportedIteration:
-    """An iteration with its training metrics and prompts. Deleted files are left out and named in the run's `gone`."""
+    """An iteration with its training metrics and prompts. What has been deleted or changed is left out and named in the
+    run's `gone`."""
     iteration = ReportedIteration(row["iteration"], row)
     try:
         path = run.folder / f"iter{iteration.number}" / "train" / "metrics.jsonl"
+        made, own = read_manifest(path.parents[1] / "checkpoint") or {}, digest(path)
+        if made.get("metrics", own) != own:
+            raise UserError(f"{path}: not as the training wrote it; repeat that stage")
         iteration.metrics = [step.checked(**CURVES) for step in read_rows(path)]
     except UserError as error:
         run.gone.append(f"no training curves of iteration {iteration.number}: {error}")

@@ -16,7 +16,18 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
-from training import arguments, before_step, changed, killed, make_model, parameters, run, run_killed, run_stopped
+from training import (
+    SETTINGS,
+    arguments,
+    before_step,
+    changed,
+    killed,
+    make_model,
+    parameters,
+    run,
+    run_killed,
+    run_stopped,
+)
 
 import dpo.train
 from dpo.checkpoint import export
@@ -45,6 +56,14 @@ def test_a_run_stopped_often_continues_to_the_last_bit(folder, monkeypatch):
     assert len(whole) == 18 and without_times(continued) == without_times(whole)
     expected, manifest = (read_manifest(folder / place / "out") or {} for place in ("whole", "run"))
     assert [manifest[key] for key in ("digest", "first_loss")] == [expected[key] for key in ("digest", "first_loss")]
+
+
+def test_a_run_stopped_after_its_last_step_still_knows_that_steps_figures(folder, monkeypatch):
+    whole = run(SETTINGS, arguments(folder, place="whole"))
+    run_stopped(monkeypatch, signal.SIGTERM, len(whole) - 1, SETTINGS, arguments(folder))
+    run(SETTINGS, arguments(folder))
+    expected, manifest = (read_manifest(folder / place / "out") or {} for place in ("whole", "run"))
+    assert all(manifest[key] == expected[key] for key in ("digest", "loss", "accuracy", "margin"))
 
 
 def test_ctrl_c_again_later_does_not_wait_for_the_step(folder, monkeypatch):

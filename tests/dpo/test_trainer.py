@@ -10,7 +10,7 @@ from training import SETTINGS, arguments, changed, losses, make_job, parameters,
 from dpo.reference import reference_logprob
 from dpo.sft import SFT
 from dpo.trainer import Trainer, learning_rate
-from stages.files import UserError, read_manifest, write_jsonl
+from stages.files import UserError, digest, read_manifest, write_jsonl
 from stages.settings import Iteration
 
 
@@ -23,6 +23,9 @@ def test_first_loss_is_ln_2_and_moves(folder):
     manifest = read_manifest(folder / "run" / "out")
     assert manifest is not None and manifest["first_loss"] == metrics[0]["loss"]
     assert manifest["counts"] == {"examples": 12, "train": 12, "held_out": 0}
+    figures = ("loss", "accuracy", "margin")  # of the last step, where no pairs are held out
+    assert [manifest[key] for key in figures] == [metrics[-1][key] for key in figures]
+    assert manifest["metrics"] == digest(folder / "run" / "train" / "metrics.jsonl")
     assert manifest["key"] == make_job(SETTINGS, arguments(folder)).key
     assert not [*(folder / "run" / "train").glob("state-*"), *(folder / "run" / "train").glob("epoch-*")]
     run(SETTINGS, arguments(folder))

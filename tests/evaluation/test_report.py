@@ -23,7 +23,7 @@ from evaluation.report.plots import PLOTS, ReportedIteration, ReportedRun, plots
 from evaluation.summary import cells, notes
 from judging.scores import EXPLANATIONS
 from judging.trace import read_lineage
-from stages.files import read_jsonl, write_manifest, write_sealed
+from stages.files import digest, read_jsonl, write_manifest, write_sealed
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -148,6 +148,9 @@ def test_runs_side_by_side_and_what_was_deleted(made, tmp_path):
     shutil.rmtree(run / "iter1" / "responses")
     shutil.rmtree(run / "iter2" / "train")
     write_manifest(run / "evaluation/M2/judge", "test", "key", [], seconds=40, new_tokens=5000)
+    kept = run / "iter1" / "train" / "metrics.jsonl"
+    write_manifest(run / "iter1" / "checkpoint", "dpo", "key", [], metrics=digest(kept))
+    kept.write_text(kept.read_text().replace("0.7", "0.6", 1))
     both = Page(made, run, out=tmp_path / "both.html")
     shown = [iteration["name"] for iteration in both.data]
     assert shown == [f"{made}, iteration 1", f"{made}, iteration 2", f"{run}, iteration 2"]
@@ -155,6 +158,7 @@ def test_runs_side_by_side_and_what_was_deleted(made, tmp_path):
     assert "evaluation/M2/judge 40.0 5,000 125" in both.text
     assert f"no pairs, Elo scores and scores by length of iteration 1: {run}/iter1/responses: no such" in both.text
     assert f"no training curves of iteration 2: {run}/iter2/train/metrics.jsonl: no such file" in both.text
+    assert f"no training curves of iteration 1: {kept}: not as the training wrote it" in both.text
     alone = Page(sft, out=tmp_path / "one.html")
     assert "No iteration is finished yet" in alone.text and "script" not in [tag for tag, _ in alone.elements]
 

@@ -152,4 +152,10 @@ def test_the_same_command_makes_what_has_changed_again_to_the_byte(tiny_run, tmp
     code, _, err = iterate(place)
     assert code == 0, err
     assert contents(place) == whole
-    assert iterate(place)[1].count("->") == 0
+    told = (place / "runs" / "tiny" / "summary.json").read_bytes()
+    first, second = (place / "runs" / "tiny" / f"iter{t}" / "train" / "metrics.jsonl" for t in (1, 2))
+    first.unlink()
+    edit(lambda content: content.replace(b'"loss": 0', b'"loss": 9'))(second)
+    code, out, err = iterate(place)
+    assert code == 0 and out.count("->") == 0, err
+    assert (place / "runs" / "tiny" / "summary.json").read_bytes() == told, "the checkpoint's manifest has the figures"
