@@ -39,12 +39,7 @@ def training_settings(settings: Settings, section: Training, *names: str) -> dic
 
 def fixed_epoch(stage: str, settings: Settings, iteration: int) -> int | None:
     """The epoch to export, counted from 1; None: the best on the held-out pairs. SFT exports its last."""
-    if stage == "sft":
-        return settings.sft.epochs
-    t, last = iteration - 1, settings.dpo.epochs
-    if (epoch := settings.iteration[t].epoch) is not None and not 1 <= epoch <= last:
-        raise UserError(f"iteration[{t}].epoch is {epoch}, but dpo.epochs is {last}; choose 1 to {last}")
-    return epoch
+    return settings.sft.epochs if stage == "sft" else settings.iteration[iteration - 1].epoch
 
 
 def run_training(job: Job) -> None:

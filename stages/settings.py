@@ -295,17 +295,25 @@ def load_settings(path: Path | str) -> Settings:
     respond, evaluation, iterations = settings.respond, settings.evaluation, settings.iteration
     trainer, scores, needed = settings.trainer, judge.scores_file, len(iterations) * respond.prompts_per_iteration
     sets_aside = sft.enabled and eft.sources and eft.held_out > 0 and not sft.sft_delta
-    own_cases, samples = "{run}/sft/eft" in evaluation.judge_cases, max(evaluation.N, evaluation.duel_samples)
+    own_cases, scored = "{run}/sft/eft" in evaluation.judge_cases, evaluation.protocol == "scores"
+    samples, last = max(evaluation.N, evaluation.duel_samples * scored), settings.dpo.epochs
+    late = [f"iteration[{t}].epoch is {rule.epoch}" for t, rule in enumerate(iterations) if (rule.epoch or 0) > last]
     judges, same_file = any(rule.judge_pairs for rule in iterations), len(iterations) > 1 and "{t}" not in scores
     by_rules = [rule for rule in iterations if rule.labels == "rules"]
     untaught = any(rule.judge_pairs for rule in by_rules)
+    alone = respond.K == 1 and not all(rule.judge_pairs for rule in iterations)
+    off = any(rule.rho and rule.length_control == "off" for rule in iterations)
     unvaried = 'with score = "expected" and the verdict first, no score varies'
     rules: list[tuple[Any, str]] = [
         (respond.prompts and prompts.seeds, "the pool comes from respond.prompts or from prompts.seeds; set one"),
+        (prompts.model and not prompts.seeds, "prompts.model writes prompts after prompts.seeds; set seeds, too"),
         (prompts.seeds and prompts.count < needed, f"prompts.count is {prompts.count}, the iterations need {needed}"),
         (prompts.generated_shots > prompts.shots, f"prompts.generated_shots exceeds prompts.shots, {prompts.shots}"),
         (prompts.min_words > prompts.max_words, f"prompts.min_words exceeds prompts.max_words, {prompts.max_words}"),
         (own_cases and not sets_aside, "evaluation.judge_cases: [eft] sets no groups aside; name another file"),
+        (alone, "respond.K is 1, but a pair of responses needs two; raise it, or set judge_pairs = true"),
+        (late, f"{''.join(late[:1])}, but dpo.epochs is {last}; choose 1 to {last}"),
+        (off, 'iteration.rho belongs to length control, but length_control is "off"; leave one of them out'),
         (meta.opponents % 2, f"metajudge.opponents is {meta.opponents}; it must be even, or 0 for all"),
         (meta.max_score_gap is not None and meta.opponents, "metajudge.max_score_gap goes with opponents = 0 alone"),
         (settings.guards.distinct_scores and meta.max_score_gap == 0, "guards.distinct_scores needs max_score_gap > 0"),
@@ -316,6 +324,7 @@ def load_settings(path: Path | str) -> Settings:
         (scores and same_file, "judge.scores_file is one file for several iterations; put {t} into its name"),
         (scores and judges, "judge.scores_file leaves nothing to meta-judge; set judge_pairs = false"),
         (scores and by_rules, 'judge.scores_file and iteration.labels = "rules" both replace the judge; leave one out'),
+        (judges and judge.N == 1, "judge.N is 1, but a judge pair needs two judgments; set judge_pairs = false"),
         (untaught, 'iteration.labels = "rules" leaves nothing to meta-judge; set judge_pairs = false'),
         (trainer.lora_rank and not trainer.lora_targets, "trainer.lora_targets is empty; name a matrix"),
         (trainer.save_adapters and not trainer.lora_rank, "trainer.save_adapters needs adapters; set lora_rank"),

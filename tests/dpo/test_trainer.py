@@ -78,8 +78,6 @@ def test_a_loss_that_is_not_finite_names_its_pairs(folder, monkeypatch):
 
 
 def test_errors_of_the_user(folder):
-    with pytest.raises(UserError, match=r"iteration\[0\]\.epoch is 3, but dpo\.epochs is 2"):
-        run(replace(SETTINGS, iteration=[Iteration(epoch=3)]), arguments(folder))
     with pytest.raises(UserError, match=r"no example is left to train on"):
         run(changed(dpo={"held_out": 1.0}), arguments(folder))
     (folder / "pairs.jsonl").write_text("")

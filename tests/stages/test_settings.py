@@ -74,6 +74,21 @@ def test_the_papers_numbers():
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "[dpo]\nepochs = 2\n[[iteration]]\nepoch = 2",
+        "[respond]\nK = 1\n[[iteration]]",
+        "[judge]\nN = 1\n[[iteration]]\njudge_pairs = false",
+        "[judge]\nscore = 'expected'\n[evaluation]\nprotocol = 'pairwise'\nduel_samples = 2",
+    ],
+)
+def test_settings_that_go_together(tmp_path, text):
+    """The last: comparisons vary, where scores with the verdict first do not."""
+    (tmp_path / "config.toml").write_text(f'extends = "{CONFIGS / "tiny.toml"}"\n{text}\n')
+    load_settings(tmp_path / "config.toml")
+
+
+@pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("name = ", "not TOML"),
@@ -113,6 +128,15 @@ def test_the_papers_numbers():
         ("[trainer]\nlora_rank = 8\nlora_targets = []", r"trainer\.lora_targets is empty; name a matrix"),
         ("[trainer]\nlora_targets = ['q_proj']", r"lora_targets\[0\]: expected 'qkv_proj' or 'o_proj' or"),
         ("[trainer]\nsave_adapters = true", r"trainer\.save_adapters needs adapters; set lora_rank"),
+        ("[prompts]\nmodel = 'm'", r"prompts\.model writes prompts after prompts\.seeds; set seeds, too"),
+        (
+            "[dpo]\nepochs = 2\n[[iteration]]\n[[iteration]]\nepoch = 3",
+            r"iteration\[1\]\.epoch is 3, but dpo\.epochs is 2",
+        ),
+        ("[respond]\nK = 1", r"respond\.K is 1, but a pair of responses needs two"),
+        ("[judge]\nN = 1", r"judge\.N is 1, but a judge pair needs two judgments"),
+        ("[judge]\nN = 1\nscore = 'expected'", r"judge\.N is 1, but a judge pair needs two judgments"),
+        ("[[iteration]]\nrho = 0.3\nlength_control = 'off'", r"iteration\.rho belongs to length control"),
         ("[prompts]\ngenerated_shots = 9", r"prompts\.generated_shots exceeds prompts\.shots, 8"),
         ("[prompts]\nmin_words = 200", r"prompts\.min_words exceeds prompts\.max_words, 150"),
     ],
