@@ -16,13 +16,18 @@ from stages.settings import Settings, VerdictPosition
 from stages.stage import Job, Output, Stage
 
 
-def labelled_rows(path: Path) -> Iterator[Record]:
-    """The labelled rows of a file: rows {kind, ...} unchanged; one row for each scored response to a prompt."""
+def labelled_rows(path: Path, fractions: bool = True) -> Iterator[Record]:
+    """The labelled rows of a file: rows {kind, ...} unchanged; one row for each scored response to a prompt. Without
+    `fractions` a judge's scores must be whole, since it can read no others."""
     for row in read_rows(path):
-        if "responses" not in row.content:
-            yield row.checked(**LABELLED[row.value("kind", kind=one_of(*LABELLED))])
+        grouped, kinds = "responses" in row.content, {"prompt": PROMPT, "responses": RESPONSES}
+        content = row.checked(**kinds if grouped else LABELLED[row.value("kind", kind=one_of(*LABELLED))])
+        judged = content["responses"] if grouped else [content] * (content["kind"] == "judge")
+        if fraction := [own["score"] for own in judged if own["score"] % 1 and not fractions]:
+            raise UserError(f"{row.where}: score is {fraction[0]}; make it whole, or set judge.fractions = true")
+        if not grouped:
+            yield content
             continue
-        content = row.checked(prompt=PROMPT, responses=RESPONSES)
         for response in content["responses"]:
             judged = {"response": response["text"], "flaw": response.get("flaw", ""), "score": response["score"]}
             reason = evidence_text(response["evidence"])
@@ -74,7 +79,7 @@ def decision_tokens(chat: ChatFormat, text: str, position: VerdictPosition) -> l
 def gather(job: Job) -> Output:
     """Write the SFT examples that the config asks for."""
     files = [*job.paths("examples"), *job.paths("labelled")]
-    rows = (row for path in files for row in labelled_rows(path))
+    rows = (row for path in files for row in labelled_rows(path, job.settings.judge.fractions))
     examples = list(render(rows, load_chat(job.path("model")), job.settings))
     if not examples:
         raise UserError("sft has no examples; name files in sft.examples or eft.sources, or set sft.enabled = false")
@@ -89,7 +94,7 @@ def _settings(settings: Settings, iteration: int) -> Any:
         "judge": [settings.judge.prompt_style, settings.judge.verdict_position],
         "metajudge": [settings.metajudge.prompt_style, settings.metajudge.verdict_position],
     }
-    return used | changed(settings.guards, "hide_scores")
+    return used | changed(settings.guards, "hide_scores") | changed(settings.judge, "fractions")
 
 
 EXAMPLES = Stage(

@@ -8,9 +8,9 @@ import pytest
 
 from judging.rubric import evidence_text
 from model.chat import load_chat
-from prepare.examples import labelled_rows, render
+from prepare.examples import EXAMPLES, labelled_rows, render
 from prepare.seed_model import make_tiny
-from stages.files import UserError
+from stages.files import UserError, read_jsonl
 from stages.settings import Guards, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +96,27 @@ def test_a_row_of_another_kind_is_one_line(tmp_path, row, complaint):
     (tmp_path / "rows.jsonl").write_text(f"{json.dumps(RESPOND)}\n{json.dumps(row)}\n")
     with pytest.raises(UserError, match=rf"rows\.jsonl, line 2: {complaint}"):
         list(labelled_rows(tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize("fractional", [JUDGE | {"score": 3.7}, GROUP | {"responses": [{"text": "r", "score": 0.5}]}])
+def test_scores_that_the_judge_could_not_read_are_not_taught(tmp_path, settings, fractional):
+    for response in fractional.get("responses", ()):
+        response["evidence"] = {"asked": "a", "given": "b", "missing": "c"}
+    path, model = tmp_path / "rows.jsonl", tmp_path / "tiny"
+    path.write_text(f"{json.dumps(JUDGE | {'score': 3.0})}\n{json.dumps(fractional)}\n")
+    make_tiny(model)
+
+    def count(fractions: bool) -> int:
+        judge, sft = replace(settings.judge, fractions=fractions), replace(settings.sft, examples=[str(path)])
+        job = EXAMPLES.job(replace(settings, judge=judge, sft=sft), tmp_path / "out", model=model)
+        EXAMPLES.run(job)
+        return len(list(read_jsonl(job.out / "examples.jsonl")))
+
+    assert count(True) == 2
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl, line 2: score is .*; make it whole, or set judge\.fr"
+    ):
+        count(False)
 
 
 def test_a_conversation_may_be_answered_and_judged(chat, settings):

@@ -51,7 +51,7 @@ READS: dict[Stage, set[str]] = {
     EFT: JUDGMENT | of("eft", "languages max_turns N held_out order downsample"),
     NEW_PROMPTS: GENERATION | of("prompts", SAMPLING + FILTER + " generated_shots"),
     EXAMPLES: of("sft", "verdict_token_weight answer_weight")
-    | of("judge", PROMPT)
+    | of("judge", PROMPT + "fractions")
     | of("metajudge", PROMPT)
     | of("guards", "hide_scores"),
     SFT: TRAINING | of("sft", TRAINED + " curriculum"),
