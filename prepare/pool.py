@@ -9,16 +9,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from judging.rules import rules_of
 from prepare.eft import read_sources
 from stages.files import UserError, arguments, command, write_jsonl
 from stages.records import Record
-from stages.rows import read_prompts
+from stages.rows import PROMPT, rows_by_id
 from stages.settings import Settings, load_settings
 
 
 def draw_prompts(paths: Sequence[Path], settings: Settings) -> list[list[Record]]:
-    """The prompts of each iteration, drawn from the files in an order that the seed decides; none comes twice."""
-    pool = read_prompts(*paths)
+    """The prompts of each iteration, drawn from the files in an order that the seed decides; none comes twice. Raises
+    `UserError` for a wrong prompt or rule."""
+    rows = rows_by_id(*paths, prompt=PROMPT).values()
+    for row in rows:
+        rules_of(row.content, row.where)  # which are needed once all is generated
+    pool = [row.content for row in rows]
     random.Random(settings.seed).shuffle(pool)
     size, iterations = settings.respond.prompts_per_iteration, len(settings.iteration)
     if len(pool) < iterations * size:

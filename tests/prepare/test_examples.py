@@ -113,9 +113,7 @@ def test_scores_that_the_judge_could_not_read_are_not_taught(tmp_path, settings,
         return len(list(read_jsonl(job.out / "examples.jsonl")))
 
     assert count(True) == 2
-    with pytest.raises(
-        UserError, match=r"rows\.jsonl, line 2: score is .*; make it whole, or set judge\.fr"
-    ):
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 2: score is .*; make it whole, or set judge\.fr"):
         count(False)
 
 

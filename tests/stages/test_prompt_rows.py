@@ -151,6 +151,17 @@ def test_whoever_reads_prompts_refuses_the_same(tmp_path, monkeypatch, reader, l
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("rules", [[{"rule": "bullets"}], [{"rule": "unheard"}], {"rule": "one_word"}, None])
+def test_rules_of_the_pool_are_read_before_anything_is_generated(tmp_path, rules):
+    settings = Settings("t", Model("m"), Respond(2, "p"), iteration=[Iteration()])
+    good = {"id": "p9", "prompt": "Ruled?", "rules": [{"rule": "one_word"}]}
+    write_jsonl(tmp_path / "p.jsonl", [*rows_of("Hello?"), good])
+    assert len(draw_prompts([tmp_path / "p.jsonl"], settings)[0]) == 2
+    write_jsonl(tmp_path / "p.jsonl", [*rows_of("Hello?"), good | {"rules": rules}])
+    with refused(r"p\.jsonl, line 2(, rules\[0\])?:? .*rule"):
+        draw_prompts([tmp_path / "p.jsonl"], settings)
+
+
 def test_new_prompts_are_asked_for_with_texts_alone(tmp_path):
     write_jsonl(tmp_path / "p.jsonl", rows_of("Hello?", TALK))
     with refused(r"p\.jsonl, line 2: prompt is .*; it must be a text that is not blank"):
