@@ -70,7 +70,7 @@ plan: .venv/demo
 
 iterate: .venv/demo
 	$(BIN)/python -m stages.stage iterate --config "$(CONFIG)" $(if $(RUN),--run "$(RUN)") \
-		$(if $(NODES),--nodes $(NODES) --node $(NODE) --head "$(HEAD)")
+		$(if $(NODES),--nodes $(NODES)) --node $(NODE) $(if $(HEAD),--head "$(HEAD)")
 
 # The report of a run, RUN = NAME or the CONFIG's, as one HTML file; several runs side by side: RUNS = "a b".
 report: .venv/demo

@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--run", help="name of the run's folder below runs/; default: the config's name")
     parser.add_argument("--make-sft-delta", action="store_true", help="only train M0 and write sft.sft_delta")
     several = parser.add_argument_group("several nodes", "start the same command on each")
-    several.add_argument("--nodes", type=int, default=1)
+    several.add_argument("--nodes", type=int, help="how many; default: one")
     several.add_argument("--node", type=int, default=0, help="which of them this is, from 0")
     several.add_argument("--head", default="", help="HOST:PORT of node 0")
     arguments = parser.parse_args()
@@ -276,8 +276,10 @@ def main() -> None:
     if Path(name).name != name or name in ("", "..") or not name.isprintable():
         raise UserError(f"{name!r}: no name of a folder below runs/; mend --run or the config's name")
     folder = Path("runs") / name
+    if arguments.head and not arguments.nodes:
+        raise UserError(f"--head {arguments.head}: --nodes is missing; say how many there are, or leave both out")
     on_sigterm_raise()
-    launcher = Launcher(settings.nproc_per_node, folder / "logs", arguments.nodes, arguments.node, arguments.head)
+    launcher = Launcher(settings.nproc_per_node, folder / "logs", arguments.nodes or 1, arguments.node, arguments.head)
     if arguments.node:
         launcher.follow([stage.module for stage in STAGES])
     with launcher.coordinate(), run_lock(folder):

@@ -132,6 +132,9 @@ class Stage:  # one step of the method, run as a process of its own
         job = self.job(settings, out, iteration or 0, known=known, **given)
         if key and key != job.key:
             raise UserError(f"{config}: changed since the run was started; start it again")
+        for name in (name for name in known if name not in job.digests or not key):
+            why = "they need --key, which checks them" if name in job.digests else f"inputs: {', '.join(job.digests)}"
+            raise UserError(f"--digests {name}: {why}; mend or leave them out")
         return job
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from processes import ROOT, children_of, free_port, wait_for
 
+import iterate
 from stages import launch
 from stages.files import UserError, command, on_sigterm_raise, read_manifest
 from stages.launch import Launcher
@@ -219,6 +221,25 @@ def test_nodes_that_start_late_or_not_at_all(monkeypatch, place):
 def test_wrong_options_for_nodes(tmp_path, node, head):
     with pytest.raises(UserError, match="0 to 1" if node else "HOST:PORT"):
         Launcher(1, tmp_path, nodes=2, node=node, head=head)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (["HEAD=here:1"], "--head here:1: --nodes is missing"),
+        (["NODE=1"], "--node 1: with --nodes 1"),
+        (["NODES=2"], "--head '': several nodes need the first one's HOST:PORT"),
+    ],
+)
+def test_options_for_nodes_without_the_others(tmp_path, monkeypatch, given, complaint):
+    """Make hands them all on. `--nodes 1 --head` is right: scripts of a scheduler name its number of nodes."""
+    words = ["make", "-n", "iterate", f"CONFIG={ROOT}/configs/tiny.toml", *given]
+    made = subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout
+    monkeypatch.setattr(sys, "argv", shlex.split(made[made.index("iterate --config") :].replace("\\\n", "")))
+    monkeypatch.setattr(iterate, "on_sigterm_raise", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=complaint):
+        iterate.main()
 
 
 @pytest.mark.slow

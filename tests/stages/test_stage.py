@@ -67,6 +67,13 @@ def test_mistakes_are_named(tmp_path, text):
     (tmp_path / "other.toml").write_text(f'extends = "{CONFIG}"\n[respond]\nK = 5\n')
     with pytest.raises(UserError, match=r"other\.toml: changed since the run was started; start it again"):
         COPY.read_arguments([word.replace(str(CONFIG), str(tmp_path / "other.toml")) for word in words])
+    for more, complaint in (
+        ([*words, "notes=0"], "--digests notes: inputs: text; mend or leave them out"),
+        ([*words, "--digests", "txt=0"], "--digests txt: inputs: text"),
+        ([*words[: words.index("--key")], *words[words.index("--key") + 2 :]], "--digests text: they need --key"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            COPY.read_arguments(more)
     with pytest.raises(UserError, match="nothing: no such file or folder"):
         COPY.job(SETTINGS, tmp_path / "out", text=tmp_path / "nothing")
     with pytest.raises(UserError, match=r"--iteration 3: .*has iterations 1 to 2"):
