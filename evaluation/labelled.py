@@ -124,11 +124,12 @@ def read_labelled(path: Path) -> Labelled:
     for name, members in groups.items():
         both = combinations(enumerate(members), 2)
         pairs += [Pair(f"{name}/{i}-{j}", a, b) for (i, a), (j, b) in both if a.quality != b.quality]
-    taken = {*groups, *(pair.name for pair in pairs)}
+    taken = {pair.name for pair in pairs}
     for place, (key, (prompt, first, second, subset)) in enumerate(texts.items()):
         name = key if isinstance(key, str) else f"{place:05}"
-        if name in taken:
-            raise UserError(f"{path}: the id {name!r} is of a pair, and of a group or its pairs, too; rename one")
+        if name in taken or name in groups:
+            others = "a group, its pairs, or a pair without an id, named by its place"
+            raise UserError(f"{path}: the id {name!r} is of a pair, and of {others}, too; rename one")
         sides = zip((first, second), QUALITIES[majority(votes[key].values())], strict=True)
         a, b = groups[name] = [Case(name, f"{name}/{i}", prompt, *own, subset=subset) for i, own in enumerate(sides)]
         pairs.append(Pair(name, a, b, votes[key]))

@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 
 import pytest
-from questions import refused, written
+from questions import refused, without, written
 
 from evaluation.labelled import Labelled, majority, read_decisions, read_labelled
 
@@ -76,7 +76,15 @@ def test_a_prompt_may_be_a_conversation(read):
         ([PAIR | {"annotator": 7}, PAIR | {"annotator": 7}], "line 2: 'a' has a label by '7'"),
         ([PAIR, PAIR | {"output_1": "The Rhine."}], "line 2: 'a' came before with other texts"),
         ([GROUP, GROUP], "line 2: the id 'g' came before"),
-        ([GROUP, PAIR | {"id": "g/0-1"}], "the id 'g/0-1' is of a pair, and of a group or its pairs, too"),
+        ([GROUP, PAIR | {"id": "g/0-1"}], "the id 'g/0-1' is of a pair, and of a group, its pairs"),
+        (
+            [PAIR | {"id": "00001"}, without(PAIR, "id")],
+            "the id '00001' is of a pair, and of a group, its pairs, or a pair w",
+        ),
+        (
+            [without(PAIR, "id"), PAIR | {"id": "00000"}],
+            "the id '00000' is of a pair, and of a group, its pairs, or a pair w",
+        ),
         (
             [GROUP | {"responses": [{"text": "x", "score": "4"}]}],
             "line 1: responses is [{",
