@@ -22,7 +22,8 @@ class Kind(NamedTuple):  # of values
 
 
 def one_of(*values: Any) -> Kind:
-    return Kind(" or ".join(map(json.dumps, values)), lambda value: value in values)
+    typed = [(type(value), value) for value in values]  # 1.0 and True are not 1
+    return Kind(" or ".join(map(json.dumps, values)), lambda value: (type(value), value) in typed)
 
 
 def objects(count: int = 0, /, **kinds: Kind) -> Kind:

@@ -169,7 +169,7 @@ BOTH = comparisons(g01=("tie", "tie"), g02=("tie", "tie"), g12=("tie", "tie"), p
         ([*BOTH, BOTH[-1]], "line 9: 'p' has this verdict already"),
         ([*DECIDED, ALL[0] | {"id": "p"}], "line 5: key 'decision' is missing"),
         *(([ALL[0] | {"score": x}], f"line 1: score is {x!r}; it must be") for x in ("4", True)),
-        ([BOTH[0] | {"order": 2}], "line 1: order is 2; it must be 0 or 1"),
+        *(([BOTH[0] | {"order": x}], f"line 1: order is {x}; it must be 0 or 1") for x in (2, 1.0, True)),
     ],
 )
 def test_verdicts_that_are_refused(decide, rows, complaint):
