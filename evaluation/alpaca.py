@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from evaluation.benchmarks import print_tables
 from stages.files import UserError, arguments, command
 from stages.records import Record
-from stages.rows import NUMBER, TEXT, read_rows
+from stages.rows import NUMBER, TEXT, Kind, Row, read_rows
 
 Array = NDArray[np.float64]
 
@@ -25,6 +25,7 @@ OFFICIAL_ANNOTATOR, OFFICIAL_BASELINE, INSTRUCTIONS = "weighted_alpaca_eval_gpt4
 SOURCE = "of the data set tatsu-lab/alpaca_eval on Hugging Face"
 WEIGHTS = ("np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)")
 GAMED_WEIGHT = 0.2 / 2  # of a row of the two gamed baselines
+SHARE = Kind("a number from 0 to 1, or nothing", lambda value: math.isnan(value) or 0 <= value <= 1)
 FOLDS, CS, SEED = 5, np.logspace(-4, 4, 10), 123  # liblinear's order of coordinates is drawn
 
 
@@ -176,13 +177,16 @@ def read_csv(path: Path, columns: Sequence[str], file: str) -> tuple[list[str], 
     """
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), restval=""))
-        names = columns or list(rows[0] if rows else ())[-1:]
-        numbers = np.array([[float(row[name] or "nan") for name in names] for row in rows])
-        if not rows or np.isnan(numbers[:, [name != "preference" for name in names]]).any():
-            raise ValueError("a number is missing")
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        if not rows:
+            raise ValueError("no rows")
+        names = columns or list(rows[0])[-1:]
+        numbers = [[float(row[name] or "nan") for name in names] for row in rows]
+    except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: missing, or not the right file ({error}); name {file} {SOURCE}") from None
-    return [next(iter(row.values())) for row in rows], numbers
+    for place, values in enumerate(numbers, 1):
+        for name, value in zip(names, values, strict=True):
+            Row(f"{path}, row {place}", {name: value}).value(name, kind=SHARE if name == "preference" else NUMBER)
+    return [next(iter(row.values())) for row in rows], np.array(numbers)
 
 
 def predicted(path: Path, baseline: str, difficulty: Path) -> list[Record]:

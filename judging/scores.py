@@ -96,8 +96,8 @@ def response_scores(judgments: Mapping[str, Sequence[Row]], minimum_valid: int) 
 
 
 def read_scores(path: Path, responses: Iterable[Row]) -> dict[str, Fraction]:
-    """Scores of responses from a JSON-lines file of {id, score, text}; any finite number, higher is better. "text", if
-    given, must be the response's, lest the scores be those of an earlier run. A response without a row has no score.
+    """Scores of responses from a JSON-lines file of {id, score, text}; any number, higher is better. "text", if given,
+    must be the response's, lest the scores be those of an earlier run. A response without a row has no score.
     Raises `UserError`, naming file and line."""
     texts = {row["id"]: row["text"] for row in responses}
     scores: dict[str, Fraction] = {}

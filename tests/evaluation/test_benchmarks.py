@@ -57,6 +57,7 @@ def test_games(tmp_path, rows, complaint):
     [
         (ALL_RATED[1:], r"j\.jsonl: gpt-4 did not judge M1 on 1 of 6 questions: '81, turn 1'"),
         ([RATED, RATED], "line 2: question 81, turn 1, of M1 comes twice"),
+        ([rated(81, 1, 1.7e308)], r"line 1: score is 1.7e\+308; it must be a number from -1e15 to 1e15 or null"),
         ([rated(81, 1, 6, scale=[0, 5])], r"line 1: score is 6; it must lie in \[0, 5\]"),
         ([RATED, rated(81, 2, 5, scale=[0, 5])], r"j\.jsonl: several scales"),
     ],

@@ -168,7 +168,7 @@ BOTH = comparisons(g01=("tie", "tie"), g02=("tie", "tie"), g12=("tie", "tie"), p
         ([*ALL, {"id": "p", "score": 1}], "line 8: the cases have no 'p' for a score"),
         ([*BOTH, BOTH[-1]], "line 9: 'p' has this verdict already"),
         ([*DECIDED, ALL[0] | {"id": "p"}], "line 5: key 'decision' is missing"),
-        *(([ALL[0] | {"score": x}], f"line 1: score is {x!r}; it must be") for x in ("4", True)),
+        *(([ALL[0] | {"score": x}], f"line 1: score is {x!r}; it must be") for x in ("4", True, 1e16)),
         *(([BOTH[0] | {"order": x}], f"line 1: order is {x}; it must be 0 or 1") for x in (2, 1.0, True)),
     ],
 )
