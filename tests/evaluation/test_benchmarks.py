@@ -8,7 +8,7 @@ from evaluation.arena import read_judgments, report
 from evaluation.benchmarks import ALPACA_EVAL, ARENA_HARD, MT_BENCH, read_answers, read_questions
 from evaluation.mtbench import read_scores
 
-GAME, RATED = game("q1", "A>B", "A>B"), rated(81, 1, 5)
+GAME, GAME_2, RATED = game("q1", "A>B", "A>B"), game_2("q1", "A>B", "A>B"), rated(81, 1, 5)
 ALL_RATED = [rated(question["question_id"], turn, 5) for question in MT for turn in (1, 2)]
 
 
@@ -42,7 +42,12 @@ def test_answers(tmp_path, outputs, complaint):
     ("rows", "complaint"),
     [
         ([GAME, GAME], "line 2: M1 on question 'q1' comes twice"),
-        ([without(game_2("q1", "A>B", "A>B"), "baseline")], "line 1: key 'baseline' is missing"),
+        ([without(GAME_2, "baseline")], "line 1: key 'baseline' is missing"),
+        *(
+            ([row | {"baseline": x}], f"line 1: baseline is {x!r}; it")
+            for row in (GAME, GAME_2)
+            for x in (None, "", True)
+        ),
         ([game("q1", None, "A<B")], "M1: no verdict of M1's counts"),
         ([GAME, GAME | {"model": "M2", "question_id": "q2"}], "M1: no judgment by M1's on 1 of 2 questions: 'q2'"),
     ],
