@@ -77,7 +77,13 @@ def test_ratings(tmp_path, rows, complaint):
     ("rows", "complaint"),
     [
         ([annotation(0, 1), annotation(1, 2), annotation(0, 2)], "a.json: an instruction comes twice"),
-        *(([annotation(0, bad)], "entry 0: preference is ") for bad in (0.5, 2.5, "m", [1])),
+        *(([annotation(0, bad)], "entry 0: preference is ") for bad in (0.5, 2.5, "m", [1], True, False)),
+        *(
+            ([annotation(0, 1, generator_2=x)], "entry 0: generator_2 is .*; it must be a text,")
+            for x in ({"a": 1}, True)
+        ),
+        ([annotation(0, 1), annotation(1, 1, annotator=["x"])], r"entry 1: annotator is \['x'\]; it must be a text,"),
+        ([annotation(0, 1), annotation(1, 1, index=1)], "entry 0: key 'index' is missing"),
         ([annotation(0, None), annotation(1, None)], "a.json: no row has a preference"),
         ([annotation(0, 1), annotation(1, 1, generator_2="m2")], "a.json: generator_2 is model, m2; name one"),
     ],
