@@ -56,6 +56,7 @@ def test_groups_of_both_forms(read):
         *(("g/0-1", "first", 0), ("g/1-2", "second", 0), ("m/0-1", "first", 0), ("7", "first", 1)),
     ]
     assert [[case.name for case in members] for members in contents.rankings] == [["g/0", "g/1", "g/2"], ["m/0", "m/1"]]
+    assert [read(row | {"subset": 0}).cases[0].subset for row in (PAIR, GROUP)] == ["0", "0"]
     part = contents.subset("s")
     assert len(part.cases) == 3 and len(part.pairs) == 2
 
@@ -75,6 +76,12 @@ def test_a_prompt_may_be_a_conversation(read):
         *(([PAIR | {"label": x}], "it must be 1, 2 or") for x in (3, "both", None)),
         ([PAIR | {"annotator": 7}, PAIR | {"annotator": 7}], "line 2: 'a' has a label by '7'"),
         ([PAIR, PAIR | {"output_1": "The Rhine."}], "line 2: 'a' came before with other texts"),
+        *(([ALPACA | {"preference": x}], f"line 1: preference is {x}; it must be 1, 2") for x in (True, False)),
+        *(
+            ([PAIR | {"annotator": x}], f"line 1: annotator is {x}; it must be a text or a number")
+            for x in ([], {}, True)
+        ),
+        *(([row | {"subset": ["x"]}], "line 1: subset is ['x']; it must be a text or") for row in (PAIR, GROUP)),
         ([GROUP, GROUP], "line 2: the id 'g' came before"),
         ([GROUP, PAIR | {"id": "g/0-1"}], "the id 'g/0-1' is of a pair, and of a group, its pairs"),
         (
