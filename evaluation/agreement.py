@@ -20,6 +20,7 @@ from evaluation.statistics import SHARE, by_group, cohen_kappa, each, mean, shar
 from judging.judge import judge_section, score_rows, scoring_section
 from judging.metajudge import read_winner
 from judging.rubric import judgment_text, meta_prompt, shown_judgment
+from judging.scores import exact, shortest
 from model.chat import ChatFormat
 from sampling.worker import Item, Worker, generation_settings, sampling_of
 from stages.files import UserError, arguments, command, read_json, read_shards, write_json, write_jsonl
@@ -97,7 +98,7 @@ def report(labelled: Labelled, decisions: Decisions) -> Record:
     parsed = [verdict for verdict in verdicts if verdict is not None]
     by_gap, by_flaw, by_quality = defaultdict(list), defaultdict(list), defaultdict[float, list[float]](list)
     for pair in pairs:
-        by_gap[abs(pair.first.quality - pair.second.quality)].append(pair)
+        by_gap[abs(exact(pair.first.quality) - exact(pair.second.quality))].append(pair)
         if len(flaws := {pair.first.flaw, pair.second.flaw} - {"none"}) == 1:
             by_flaw[flaws.pop()].append(pair)
     for case in labelled.cases if decisions.form == "scores" else ():
@@ -109,16 +110,16 @@ def report(labelled: Labelled, decisions: Decisions) -> Record:
         "form": decisions.form,
         "judgments": len(verdicts),
         "parse_rate": share(len(parsed), len(verdicts)),
-        "score_histogram": {f"{score:g}": histogram[score] for score in sorted(histogram)},
+        "score_histogram": {shortest(score): histogram[score] for score in sorted(histogram)},
         "pairwise_by_N": {
             f"{n}": agreement(pairs, decisions.first(n).opinion(labelled)) for n in (1, 2, 4, 8, 16) if n <= most
         },
         "longer_wins": measured["longer"]["pairwise"],
-        "by_gap": {f"{gap:g}": agreement(by_gap[gap], opinion) for gap in sorted(by_gap)},
+        "by_gap": {shortest(gap): agreement(by_gap[gap], opinion) for gap in sorted(by_gap)},
         "by_flaw": {flaw: agreement(by_flaw[flaw], opinion) for flaw in sorted(by_flaw) if flaw},
         "subsets": {name: all_measures(labelled.subset(name), decisions) for name in subsets},
         "annotators": annotators([pair for pair in pairs if pair.labels], opinion),
-        "mean_score_by_quality": {f"{q:g}": round(float(np.mean(by_quality[q])), 3) for q in sorted(by_quality)},
+        "mean_score_by_quality": {shortest(q): round(float(np.mean(by_quality[q])), 3) for q in sorted(by_quality)},
         "left_out": dict(labelled.left_out),
     }
 

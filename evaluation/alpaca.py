@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from evaluation.benchmarks import print_tables
 from stages.files import UserError, arguments, command
 from stages.records import Record
-from stages.rows import NUMBER, TEXT, read_rows
+from stages.rows import NUMBER, TEXT, Kind, Row, read_rows
 
 Array = NDArray[np.float64]
 
@@ -25,6 +25,9 @@ OFFICIAL_ANNOTATOR, OFFICIAL_BASELINE, INSTRUCTIONS = "weighted_alpaca_eval_gpt4
 SOURCE = "of the data set tatsu-lab/alpaca_eval on Hugging Face"
 WEIGHTS = ("np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)")
 GAMED_WEIGHT = 0.2 / 2  # of a row of the two gamed baselines
+SHARE = Kind("a number from 0 to 1, or nothing", lambda value: math.isnan(value) or 0 <= value <= 1)
+# Rows without a preference have perhaps no annotator.
+NAMED = Kind("a text, a whole number or null", lambda value: type(value) in (str, int) or value is None)
 FOLDS, CS, SEED = 5, np.logspace(-4, 4, 10), 123  # liblinear's order of coordinates is drawn
 
 
@@ -55,7 +58,7 @@ def read_annotations(path: Path) -> Annotations:
             number = math.nan if given is None else float(given) or 1.5
         except (OverflowError, TypeError, ValueError):
             number = math.inf
-        if not (1 <= number <= 2 or math.isnan(number)):
+        if isinstance(given, bool) or not (1 <= number <= 2 or math.isnan(number)):
             raise UserError(f"{row.where}: preference is {given!r}; it must be from 1 to 2, 0 for a tie, or null")
         preferences.append(number - 1)
     if len({row.value("instruction", kind=TEXT) for row in rows}) < len(rows):
@@ -63,14 +66,14 @@ def read_annotations(path: Path) -> Annotations:
     if all(map(math.isnan, preferences)):
         raise UserError(f"{path}: no row has a preference; name a file that a judge has annotated")
     for name, key in (("model", "generator_2"), ("baseline", "generator_1"), ("annotator", "annotator")):
-        # Rows without a preference have perhaps no annotator.
-        known = dict.fromkeys(str(given) for given in [row.value(key) for row in rows] if given)
+        known = dict.fromkeys(str(given) for row in rows if (given := row.value(key, kind=NAMED)) not in (None, ""))
         names[name] = ", ".join(known)
         if not known or (len(known) > 1 and name != "annotator"):
             raise UserError(f"{path}: {key} is {names[name] or None}; name one in all rows")
     outputs = zip(columns["output_1"], columns["output_2"], strict=True)
     lengths = [[len(text) if isinstance(text, str) else math.nan for text in pair] for pair in outputs]
-    positions = [row.value("index", kind=NUMBER) for row in rows] if "index" in rows[0].content else [*range(len(rows))]
+    numbered = any("index" in row.content for row in rows)
+    positions = [row.value("index", kind=NUMBER) if numbered else place for place, row in enumerate(rows)]
     return Annotations(path, names, np.array(preferences), np.array(lengths), positions)
 
 
@@ -176,13 +179,16 @@ def read_csv(path: Path, columns: Sequence[str], file: str) -> tuple[list[str], 
     """
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), restval=""))
-        names = columns or list(rows[0] if rows else ())[-1:]
-        numbers = np.array([[float(row[name] or "nan") for name in names] for row in rows])
-        if not rows or np.isnan(numbers[:, [name != "preference" for name in names]]).any():
-            raise ValueError("a number is missing")
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        if not rows:
+            raise ValueError("no rows")
+        names = columns or list(rows[0])[-1:]
+        numbers = [[float(row[name] or "nan") for name in names] for row in rows]
+    except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: missing, or not the right file ({error}); name {file} {SOURCE}") from None
-    return [next(iter(row.values())) for row in rows], numbers
+    for place, values in enumerate(numbers, 1):
+        for name, value in zip(names, values, strict=True):
+            Row(f"{path}, row {place}", {name: value}).value(name, kind=SHARE if name == "preference" else NUMBER)
+    return [next(iter(row.values())) for row in rows], np.array(numbers)
 
 
 def predicted(path: Path, baseline: str, difficulty: Path) -> list[Record]:

@@ -57,9 +57,9 @@ def read_judgments(paths: Sequence[Path]) -> dict[Board, Models]:
         judge, model, question = (str(row.value(name, kind=NAME)) for name in names)
         # Today's tool gives v0.1's rows, too, a "uid" and a baseline; the category tells the edition.
         second = "uid" in row.content and row.value("category", kind=TEXT) != f"arena-hard-{V1}"
-        board = Board(V1, "", judge, str(row.content.get("baseline", BASELINE)))
-        if second:
-            board = Board(V2, row.value("category"), judge, row.value("baseline", kind=TEXT))
+        named = second or "baseline" in row.content
+        baseline = str(row.value("baseline", kind=NAME)) if named else BASELINE
+        board = Board(V2, row.value("category"), judge, baseline) if second else Board(V1, "", judge, baseline)
         games, own = row.value("games", kind=GAMES), boards.setdefault(board, {}).setdefault(model, {})
         if question in own:
             raise UserError(f"{row.where}: {model} on question {question!r} comes twice; keep one row")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from evaluation.statistics import columns, shortened
 from stages.files import UserError
 from stages.records import Record
-from stages.rows import NAME, Row, read_rows
+from stages.rows import FULL_TEXT, NAME, Row, read_rows
 
 ALPACA_EVAL, ARENA_HARD, MT_BENCH = "alpaca-eval", "arena-hard", "mt-bench"
 TURNS = {ALPACA_EVAL: 1, ARENA_HARD: 1, MT_BENCH: 2}  # the user's, in a dialog
@@ -49,7 +49,7 @@ def read_questions(benchmark: str, path: Path) -> list[Question]:
     questions: list[Question] = []
     for row, name, key, turns in _read_texts(benchmark, path, answers=False):
         alpaca = name == "instruction"  # its tool needs no "dataset", and outputs of many models have none
-        category = row.content.get("dataset", "") if alpaca else row.value("category")
+        category = row.content.get("dataset", "") if alpaca else row.value("category", kind=FULL_TEXT)
         questions.append(Question(f"{len(questions):04}" if alpaca else key, key, str(category), turns, row.content))
     if not questions:
         raise UserError(f"{path}: no questions; name the benchmark's file of them")

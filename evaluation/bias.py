@@ -17,7 +17,7 @@ from evaluation.pairwise import prefer
 from evaluation.statistics import by_group, each, mean, share, spearman
 from judging.pairs import Sources, rule_scores
 from judging.rules import obeys, rules_of
-from judging.scores import distinct_responses, read_scores, response_scores
+from judging.scores import distinct_responses, read_scores, response_scores, shortest
 from judging.verdict import MAXIMUM, Failure
 from stages.config import changed
 from stages.files import read_jsonl, read_manifest, read_shards, write_json
@@ -87,7 +87,7 @@ def judge_panel(responses: Sequence[Record], judgments: Sequence[Record], expect
         "parse_rate": by_group((prompt_of[r["response_id"]], r["score"] is not None) for r in judgments or expected),
         "failures": _failures([*judgments, *expected]),
         "by_response_length": _by_length(responses, judgments) if judgments else [],
-        "score_histogram": {f"{score:g}": round(histogram[score], 2) for score in sorted(histogram)},
+        "score_histogram": {shortest(score): round(histogram[score], 2) for score in sorted(histogram)},
         "score_mean": mean([row["score"] for row in scored] if expected else scores),
         "score_entropy_bits": round(abs(float((shares * np.log2(shares)).sum())), 4),
         "saturation": share(histogram.get(MAXIMUM, 0), total),

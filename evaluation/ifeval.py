@@ -193,8 +193,9 @@ def variants(text: str) -> list[str]:
 
 def _is_pattern(value: Any) -> bool:
     try:
-        return bool(value.strip()) and all(re.compile(rf"\b{form}\b") for form in (value, value.strip().lower()))
-    except (AttributeError, re.error):
+        forms = (value, value.strip().lower())
+        return bool(value.strip()) and all(re.compile(form) and re.compile(rf"\b{form}\b") for form in forms)
+    except (AttributeError, OverflowError, RecursionError, re.error):
         return False
 
 
@@ -223,7 +224,7 @@ def _instruction(kind: Any, given: Mapping[str, Any], where: str) -> tuple[str, 
         raise UserError(f"{where}: the kwargs of {kind} are {given}; its keys are {', '.join(names) or 'none'}")
     for name in names:
         if not _fits(name, values):
-            raise UserError(f"{where}: {name} of {kind} cannot be {values[name]!r}; take IFEval's own value")
+            raise UserError(f"{where}: {name} of {kind} cannot be {values[name]!r:.60}; take IFEval's own value")
     return kind, tuple(values[name] for name in names)
 
 

@@ -27,6 +27,8 @@ from stages.settings import Eft
 
 WINNER = one_of(*SHARES)
 INDEX = Kind("a whole number from 0", lambda value: type(value) is int and value >= 0)
+NAMED = Kind("a text or a number", lambda value: isinstance(value, str) or NUMBER.fits(value))
+ANNOTATOR = ("annotator", "annotator_index")
 # Keys of labelled pairs: first and second output, prompt, id, subset. The last has labels of its own.
 FORMS = (
     ("output_1", "output_2", "instruction", "id", "dataset"),  # AlpacaEval
@@ -124,11 +126,12 @@ def read_labelled(path: Path) -> Labelled:
     for name, members in groups.items():
         both = combinations(enumerate(members), 2)
         pairs += [Pair(f"{name}/{i}-{j}", a, b) for (i, a), (j, b) in both if a.quality != b.quality]
-    taken = {*groups, *(pair.name for pair in pairs)}
+    taken = {pair.name for pair in pairs}
     for place, (key, (prompt, first, second, subset)) in enumerate(texts.items()):
         name = key if isinstance(key, str) else f"{place:05}"
-        if name in taken:
-            raise UserError(f"{path}: the id {name!r} is of a pair, and of a group or its pairs, too; rename one")
+        if name in taken or name in groups:
+            others = "a group, its pairs, or a pair without an id, named by its place"
+            raise UserError(f"{path}: the id {name!r} is of a pair, and of {others}, too; rename one")
         sides = zip((first, second), QUALITIES[majority(votes[key].values())], strict=True)
         a, b = groups[name] = [Case(name, f"{name}/{i}", prompt, *own, subset=subset) for i, own in enumerate(sides)]
         pairs.append(Pair(name, a, b, votes[key]))
@@ -149,24 +152,25 @@ def _outputs(row: Row, first: str, second: str, asked: str, id: str, part: str, 
     if asked == "instruction" and (given := content.get("input")) and given == given:  # PandaLM's may be NaN
         prompt += "\n\n" + row.value("input", kind=TEXT)
     texts = (prompt, row.value(first, kind=TEXT), row.value(second, kind=TEXT))
-    subset = str(content.get("subset") or content.get(part) or "")
+    subset = _name(row, "subset", part)
     if id in content:
         name = str(row.value(id, kind=NAME))
         return name, repr(name), *texts, subset
-    return texts if _annotator(row) else number, f"the pair of {prompt[:40]!r}", *texts, subset
+    return texts if _name(row, *ANNOTATOR) else number, f"the pair of {prompt[:40]!r}", *texts, subset
 
 
-def _annotator(row: Row) -> str:
-    return next((str(row.content[k]) for k in ("annotator", "annotator_index") if row.content.get(k) is not None), "")
+def _name(row: Row, *keys: str) -> str:
+    """What the first of these keys that a row has, not null or "", names."""
+    return next((str(row.value(key, kind=NAMED)) for key in keys if row.content.get(key) not in (None, "")), "")
 
 
 def _labels(row: Row) -> Iterator[tuple[str, Preference]]:
     """The annotators, who may have no name, and their labels."""
     label = "preference" if "preference" in row.content and "label" not in row.content else "label"
     several = [key for key in row.content if re.fullmatch(r"annotator\d+", key)]  # PandaLM's
-    for annotator, key in [(key, key) for key in several] or [(_annotator(row), label)]:
+    for annotator, key in [(key, key) for key in several] or [(_name(row, *ANNOTATOR), label)]:
         value = row.value(key)
-        text = str(value).strip().lower()
+        text = str(value).strip().lower() if key == "label" or not isinstance(value, bool) else ""
         try:
             number = AUTO_J[text] if "response 1" in row.content else LABELS.get(text) or float(text)
         except (KeyError, ValueError):
@@ -181,7 +185,7 @@ def _group(row: Row, place: str) -> list[Case]:
     if form is None:
         raise UserError(f"{row.where}: neither a labelled pair nor a group; docs/evaluation.md describes the rows")
     id_key, prompt_key, quality_key, sign = GROUPS[form]
-    prompt, subset = conversation_text(row.value(prompt_key, kind=PROMPT)), str(row.content.get("subset") or "")
+    prompt, subset = conversation_text(row.value(prompt_key, kind=PROMPT)), _name(row, "subset")
     name = str(row.value(id_key, kind=NAME)) if id_key else place
     if not id_key:
         try:

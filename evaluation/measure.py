@@ -130,7 +130,7 @@ def labelled_by_rules(instructions: Iterable[Instruction], answers: Iterable[Rec
     for item in instructions:
         rules, prompt = " and ".join(rule.name for rule in item.rules), conversation_text(item.prompt)
         different = enumerate(dict.fromkeys(row["text"] for row in texts[item.id]))
-        own = [Case(item.id, f"{item.id}/{i}", prompt, t, obeys(item.rules, t), "", rules) for i, t in different]
+        own = [Case(item.id, f"{item.id}/{i}", prompt, t, int(obeys(item.rules, t)), "", rules) for i, t in different]
         both = ((a, b) for a, b in combinations(own, 2) if a.quality != b.quality)
         cases, pairs = cases + own, pairs + [Pair(f"{a.name}-{b.name}", a, b) for a, b in both]
     return Labelled(cases, pairs)

@@ -62,7 +62,10 @@ def score_model(scores: Scores, questions: Sequence[Question]) -> Record:
     interval = bootstrap([row[~np.isnan(row)] for row in table])
     row: Record = {"turn_1": mean(table[:, 0]), "turn_2": mean(table[:, 1]), "mean": mean(table)}
     row |= {"low": interval["low"], "high": interval["high"], "unreadable": int(np.isnan(table).sum())}
-    return row | {name: mean(table[categories == name]) for name in dict.fromkeys(categories.tolist())}
+    own = {name: mean(table[categories == name]) for name in dict.fromkeys(categories.tolist())}
+    if taken := [name for name in own if name.replace(" ", "_") in {"model", *row}]:
+        raise UserError(f"--questions: category {taken[0]!r} has the name of a column; give it another")
+    return row | own
 
 
 def report(by_judge: dict[str, dict[str, Scores]], scale: list[float], questions: Sequence[Question]) -> list[Record]:

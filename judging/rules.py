@@ -28,7 +28,12 @@ RULES: dict[str, tuple[str, Callable[[str, Any], bool]]] = {
     "one_word": ("", lambda text, _: word_count(text) == 1),
     "sentences": ("count", lambda text, count: sentence_count(text) == count),
     "bullets": ("count", lambda text, count: _marks(text).count(_DOT) == count),
-    "numbered": ("count", lambda text, n: [m for m in _marks(text) if m != _DOT] == [str(i + 1) for i in range(n)]),
+    "numbered": (
+        "count",
+        lambda text, n: (
+            len(own := [m for m in _marks(text) if m != _DOT]) == n and own == [str(i + 1) for i in range(n)]
+        ),
+    ),
     "contains": ("words", lambda text, words: all(_occurs(word, text) for word in words)),
     "lacks": ("words", lambda text, words: not any(_occurs(word, text) for word in words)),
     "starts_with": ("text", lambda text, start: _starts(_plain(start), _plain(text))),

@@ -48,7 +48,7 @@ ACTOR_REASONS, JUDGE_REASONS, GUARD_REASONS = tuple(Reason)[:6], tuple(Reason)[5
 EXPLANATIONS = {reason: reason.explanation for reason in Reason}
 
 
-def exact(number: float) -> Fraction:
+def exact(number: float | Fraction) -> Fraction:
     """A number of a file or a config as the decimal that is written there: 4.1 is 41/10, not the nearest double."""
     return Fraction(str(number))
 
@@ -56,6 +56,11 @@ def exact(number: float) -> Fraction:
 def to_number(score: Fraction) -> int | float:
     """A score as a JSON number: an integer if whole, else a decimal."""
     return int(score) if score.denominator == 1 else float(score)
+
+
+def shortest(number: float | Fraction) -> str:
+    """A number as text, without a point if whole; no two doubles have the same."""
+    return str(to_number(exact(number)))
 
 
 def seeded_draw(seed: int, iteration: int) -> Draw:
@@ -96,8 +101,8 @@ def response_scores(judgments: Mapping[str, Sequence[Row]], minimum_valid: int) 
 
 
 def read_scores(path: Path, responses: Iterable[Row]) -> dict[str, Fraction]:
-    """Scores of responses from a JSON-lines file of {id, score, text}; any finite number, higher is better. "text", if
-    given, must be the response's, lest the scores be those of an earlier run. A response without a row has no score.
+    """Scores of responses from a JSON-lines file of {id, score, text}; any number, higher is better. "text", if given,
+    must be the response's, lest the scores be those of an earlier run. A response without a row has no score.
     Raises `UserError`, naming file and line."""
     texts = {row["id"]: row["text"] for row in responses}
     scores: dict[str, Fraction] = {}

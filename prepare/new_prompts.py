@@ -30,14 +30,16 @@ from stages.stage import Job, Output, Stage, first_rank
 NEW = "new/"  # the prefix of new prompts' ids
 
 _LABEL = re.compile(
-    r"^[ \t]*+(?:#++[ \t]*+)?(?P<mark>[*_]*+)[ \t]*+task[ \t]*+(?P<number>[0-9]{1,9}+)[ \t]*+"
-    r"(?:(?P<closed>(?P=mark)[ \t]*+:|:[ \t]*+(?P=mark))|:)",
+    r"^[ \t]*+(?:#++[ \t]*+)?(?P<mark>[*_]*+)[ \t]*+task[ \t]*+(?P<number>\d{1,9}+)[ \t]*+"
+    r"(?:(?P<closed>(?P=mark)[ \t]*+[:\uff1a]|[:\uff1a][ \t]*+(?P=mark))|[:\uff1a])",
     re.IGNORECASE | re.MULTILINE,
 )
-"""A label at the beginning of a line, such as "Task 9:", "**task 9**:" or "### Task 9:"."""
+"""A label at the beginning of a line: "Task 9:", "**task 9**:", "### Task 9:", or with full-width digits and colon."""
 
 _RULE = re.compile(r"\s*(?:-{3,}|\*{3,}|_{3,})\s*")
-_QUOTED = re.compile("\"([^\"]*)\"|'([^']*)'|“([^“”]*)”|\u2018([^\u2018\u2019]*)\u2019|«([^«»]*)»")
+_QUOTED = re.compile(
+    "\"([^\"]*)\"|'([^']*)'|“([^“”]*)”|\u2018([^\u2018\u2019]*)\u2019|«([^«»]*)»|„([^„“”]*)[“”]|「([^「」]*)」|『([^『』]*)』"
+)
 """A text between one pair of quotes, without quotes of that kind inside."""
 
 

@@ -6,7 +6,6 @@ last. OpenAssistant's [{role: "prompter", text}] is one, too.
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -22,7 +21,8 @@ class Kind(NamedTuple):  # of values
 
 
 def one_of(*values: Any) -> Kind:
-    return Kind(" or ".join(map(json.dumps, values)), lambda value: value in values)
+    typed = [(type(value), value) for value in values]  # 1.0 and True are not 1
+    return Kind(" or ".join(map(json.dumps, values)), lambda value: (type(value), value) in typed)
 
 
 def objects(count: int = 0, /, **kinds: Kind) -> Kind:
@@ -46,8 +46,9 @@ ANY = Kind("a value", lambda value: True)
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 FULL_TEXT = Kind("a text that is not blank", lambda value: isinstance(value, str) and bool(value.strip()))
 NAME = Kind("a text or a whole number", lambda value: type(value) in (str, int) and value != "")
-NUMBER = Kind("a finite number", lambda value: type(value) in (int, float) and abs(value) <= sys.float_info.max)
-RATING = Kind("a finite number or null", lambda value: value is None or NUMBER.fits(value))
+# Of sums and squares of these none is infinite, and a whole one is exact as a float.
+NUMBER = Kind("a number from -1e15 to 1e15", lambda value: type(value) in (int, float) and abs(value) <= 1e15)
+RATING = Kind(f"{NUMBER.words} or null", lambda value: value is None or NUMBER.fits(value))
 SCORE = Kind("a number from 0 to 5", lambda value: NUMBER.fits(value) and 0 <= value <= 5)
 LIST = objects()
 PROMPT = Kind("a text, or [{role, content}] of user and assistant in turn, a user last", lambda v: _is_prompt(v))

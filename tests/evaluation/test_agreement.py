@@ -162,6 +162,18 @@ def test_exact_order():
     assert value(report(groups, decisions)["exact_order"]) == (round(1 / 3, 4), 3)
 
 
+def test_numbers_that_nearly_agree_keep_apart_and_gaps_are_of_decimals():
+    large, small = (
+        (case("ga", 1000001), case("gb", 1000002.5)),
+        [case(f"h{i}", q) for i, q in enumerate((4.1, 4.2, 4.3))],
+    )
+    groups = grouped(*large, *small, case("ki", -0.0))
+    result = report(groups, scored(**{c.name: [1000001 if c is large[0] else 1000002] for c in groups.cases}))
+    assert list(result["mean_score_by_quality"]) == ["0", "4.1", "4.2", "4.3", "1000001", "1000002.5"]
+    assert {gap: row["count"] for gap, row in result["by_gap"].items()} == {"0.1": 2, "0.2": 1, "1.5": 1}
+    assert result["score_histogram"] == {"1000001": 1, "1000002": 5}
+
+
 def test_ties_are_chance_and_nothing_is_nothing():
     groups = grouped(case("ga", 1), case("gb", 2))
     result = report(groups, scored(ga=[3], gb=[3]))

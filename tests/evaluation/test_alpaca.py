@@ -86,6 +86,14 @@ def test_bad_data_are_one_line(tmp_path):
     (tmp_path / "f.csv").write_text("index,preference\n0,1\n")
     with refused(r"f\.csv: .*\('std_delta_len'\); name F of the data set tatsu-lab"):
         read_csv(tmp_path / "f.csv", ("preference", "std_delta_len"), "F")
+    for row, complaint in (("inf,1", "index is inf; it must be a number"), ("3,17", "preference is 17.0; it must be")):
+        (tmp_path / "f.csv").write_text(f"index,preference\n0,\n{row}\n")
+        with refused(rf"f\.csv, row 2: {complaint}"):
+            read_csv(tmp_path / "f.csv", ("preference", "index"), "F")
+    for content in ("index\n", "index\n" + "1" * 200_000):
+        (tmp_path / "f.csv").write_text(content)
+        with refused(r"f\.csv: .*; name F"):
+            read_csv(tmp_path / "f.csv", (), "F")
 
 
 def test_without_scikit_learn_it_says_how_to_get_it(monkeypatch):

@@ -41,6 +41,8 @@ def test_what_the_judgments_say():
     assert panel["judgments"] == 8 and panel["failures"] == {"fraction": 1, "truncated": 2}
     assert panel["parse_rate"] == {"value": 0.625, "low": 0.5, "high": 0.75, "count": 8}
     assert panel["score_histogram"] == {"3": 2, "4.5": 1, "5": 2}
+    near = judge_panel(RESPONSES, [judgment("p1/r0", i, score) for i, score in enumerate((3, 3.0000001))])
+    assert near["score_histogram"] == {"3": 1, "3.0000001": 1}
     assert panel["score_mean"] == 4.1 and panel["saturation"] == 0.4
     assert panel["score_entropy_bits"] == pytest.approx(entropy([2, 1, 2], base=2), abs=1e-4)
     assert panel["fractions"] == pytest.approx(2 / 6, abs=1e-4)

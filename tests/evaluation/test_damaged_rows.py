@@ -14,7 +14,7 @@ from readers import READERS
 
 from stages.files import UserError
 
-VALUES = [None, True, -7, math.nan, 10**400, "", "x", [], {}, [None], [[]], [{}], {"x": 1}]
+VALUES = [None, True, -7, math.nan, 1e308, 10**400, "", "x", [], {}, [None], [[]], [{}], {"x": 1}]
 
 
 def places(value, *above) -> Iterator[tuple]:

@@ -198,6 +198,7 @@ def row(*kinds, **changes) -> dict:
     return {"key": 7, "prompt": PROMPT, "instruction_id_list": ids, "kwargs": kwargs} | changes
 
 
+BAD = (["foo\\"], ["x{99999999999}"], ["(" * 9999 + ")" * 9999])
 COMMA, WORDS = ("punctuation:no_comma", {}), ("length_constraints:number_words", {"num_words": 3, "relation": LESS})
 
 
@@ -220,7 +221,15 @@ COMMA, WORDS = ("punctuation:no_comma", {}), ("length_constraints:number_words",
                 (WORDS[0], {"num_words": 3, "relation": None}, "its keys are num_words, relation"),
                 (WORDS[0], {"num_words": 3, "relation": "at most"}, "relation of .* cannot be 'at most'"),
                 *((WORDS[0], {"num_words": n, "relation": LESS}, "num_words of") for n in (-1, 3.0, "3", True)),
-                *(("keywords:existence", {"keywords": words}, "keywords of") for words in ([], "sea", ["("], [1])),
+                *(
+                    ("keywords:existence", {"keywords": words}, "keywords of")
+                    for words in ([], "sea", ["("], [1], *BAD)
+                ),
+                *(
+                    ("keywords:frequency", {"keyword": x, "frequency": 1, "relation": LESS}, "keyword of")
+                    for [x] in BAD
+                ),
+                *(("detectable_content:postscript", {"postscript_marker": x}, "postscript_marker of") for [x] in BAD),
                 *(("language:response_language", {"language": code}, "language of") for code in ("zh", ["en"])),
                 *(
                     ("keywords:letter_frequency", {"letter": x, "let_frequency": 1, "let_relation": LESS}, "letter of")

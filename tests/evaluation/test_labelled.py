@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 
 import pytest
-from questions import refused, written
+from questions import refused, without, written
 
 from evaluation.labelled import Labelled, majority, read_decisions, read_labelled
 
@@ -56,6 +56,7 @@ def test_groups_of_both_forms(read):
         *(("g/0-1", "first", 0), ("g/1-2", "second", 0), ("m/0-1", "first", 0), ("7", "first", 1)),
     ]
     assert [[case.name for case in members] for members in contents.rankings] == [["g/0", "g/1", "g/2"], ["m/0", "m/1"]]
+    assert [read(row | {"subset": 0}).cases[0].subset for row in (PAIR, GROUP)] == ["0", "0"]
     part = contents.subset("s")
     assert len(part.cases) == 3 and len(part.pairs) == 2
 
@@ -75,8 +76,22 @@ def test_a_prompt_may_be_a_conversation(read):
         *(([PAIR | {"label": x}], "it must be 1, 2 or") for x in (3, "both", None)),
         ([PAIR | {"annotator": 7}, PAIR | {"annotator": 7}], "line 2: 'a' has a label by '7'"),
         ([PAIR, PAIR | {"output_1": "The Rhine."}], "line 2: 'a' came before with other texts"),
+        *(([ALPACA | {"preference": x}], f"line 1: preference is {x}; it must be 1, 2") for x in (True, False)),
+        *(
+            ([PAIR | {"annotator": x}], f"line 1: annotator is {x}; it must be a text or a number")
+            for x in ([], {}, True)
+        ),
+        *(([row | {"subset": ["x"]}], "line 1: subset is ['x']; it must be a text or") for row in (PAIR, GROUP)),
         ([GROUP, GROUP], "line 2: the id 'g' came before"),
-        ([GROUP, PAIR | {"id": "g/0-1"}], "the id 'g/0-1' is of a pair, and of a group or its pairs, too"),
+        ([GROUP, PAIR | {"id": "g/0-1"}], "the id 'g/0-1' is of a pair, and of a group, its pairs"),
+        (
+            [PAIR | {"id": "00001"}, without(PAIR, "id")],
+            "the id '00001' is of a pair, and of a group, its pairs, or a pair w",
+        ),
+        (
+            [without(PAIR, "id"), PAIR | {"id": "00000"}],
+            "the id '00000' is of a pair, and of a group, its pairs, or a pair w",
+        ),
         (
             [GROUP | {"responses": [{"text": "x", "score": "4"}]}],
             "line 1: responses is [{",
@@ -160,8 +175,8 @@ BOTH = comparisons(g01=("tie", "tie"), g02=("tie", "tie"), g12=("tie", "tie"), p
         ([*ALL, {"id": "p", "score": 1}], "line 8: the cases have no 'p' for a score"),
         ([*BOTH, BOTH[-1]], "line 9: 'p' has this verdict already"),
         ([*DECIDED, ALL[0] | {"id": "p"}], "line 5: key 'decision' is missing"),
-        *(([ALL[0] | {"score": x}], f"line 1: score is {x!r}; it must be") for x in ("4", True)),
-        ([BOTH[0] | {"order": 2}], "line 1: order is 2; it must be 0 or 1"),
+        *(([ALL[0] | {"score": x}], f"line 1: score is {x!r}; it must be") for x in ("4", True, 1e16)),
+        *(([BOTH[0] | {"order": x}], f"line 1: order is {x}; it must be 0 or 1") for x in (2, 1.0, True)),
     ],
 )
 def test_verdicts_that_are_refused(decide, rows, complaint):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from questions import rated, written
+from questions import rated, refused, written
 
 from evaluation.benchmarks import MT_BENCH, read_questions
 from evaluation.mtbench import main, read_scores, report
@@ -56,6 +56,18 @@ def test_only_gpt_4_over_eighty_questions_makes_the_benchmarks_number(tmp_path):
     [scored] = tables(tmp_path, both({81: (5, 0), 82: (0, 0), 111: (2.5, None)}, judge="M1's", scale=[0, 5]))
     differs = "the judge is M1's, not gpt-4; 3 questions, not 80; scores are from 0 to 5, not 1 to 10"
     assert scored["notes"] == [f"not the benchmark's number: {differs}"] and scored["rows"][0]["mean"] == 1.5
+
+
+@pytest.mark.parametrize("name", ["mean", "turn_1", "turn 2", "model", "unreadable"])
+def test_a_category_is_no_column(tmp_path, name):
+    with refused(f"--questions: category '{name}' has the name of a column; give it another"):
+        tables(tmp_path, both(WORKED), CATEGORIES | {111: name})
+
+
+@pytest.mark.parametrize("category", [None, " ", ["x"], {}, True])
+def test_a_category_is_a_name(tmp_path, category):
+    with refused(r"q\.jsonl, line 3: category is .*; it must be a text that is not blank"):
+        tables(tmp_path, both(WORKED), CATEGORIES | {111: category})
 
 
 def test_the_command(tmp_path, call):

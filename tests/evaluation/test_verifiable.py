@@ -39,6 +39,7 @@ CASES = [
      ["1. a\n2. b", "1. a\n2. b\n3. c\n4. d", "1. a\n1. b\n1. c", "0. a\n1. b\n2. c", "1. a\n3. b\n2. c",
       "1.a\n2.b\n3.c", "1. a 2. b 3. c", "1 a\n2 b\n3 c", "1. a\n2. b\n3.", "01. a\n02. b\n03. c", "- a\n- b\n- c",
       ""]),
+    *((Rule(name, 10**30), [], ["1. a\n2. b"]) for name in ("numbered", "bullets", "sentences", "words_at_least")),
     (Rule("contains", ("sea", "thank you")),
      ["The sea! Thank you.", "SEA-salt, thank\nyou", "the sea's blue, thank  you", "_sea_ (thank you)",
       "seas sea thank you"],

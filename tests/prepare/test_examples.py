@@ -86,7 +86,7 @@ GROUP = {"prompt": "q", "responses": [{"text": "r", "score": 1}]}
         (META | {"winner": "Second"}, """winner is 'Second'; it must be "first" or "second\""""),
         *((META | {"judgments": META["judgments"] * n}, "judgments is .*; it must be a list of 2") for n in (0, 2)),
         *((RESPOND | {"response": no}, "response is .*; it must be a text that is not") for no in ("", "\n", None)),
-        (RESPOND | {"finished": "yes"}, "finished is 'yes'; it must be true or false"),
+        *((RESPOND | {"finished": x}, f"finished is {x!r}; it must be true or false") for x in ("yes", 1, 0.0)),
         (RESPOND | {"kind": "answer"}, "kind is 'answer'; it must be"),
         (GROUP, "responses is .*; it must be a list of objects {text: a text, score: a number from 0 to 5, evidence: "),
         *((row | {"prompt": None}, "prompt is None") for row in (JUDGE, META, RESPOND, GROUP)),

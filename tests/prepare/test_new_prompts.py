@@ -24,6 +24,12 @@ def test_a_request_shows_the_examples_as_they_are():
 WRITE = ["Task 9: Write it.", "TASK 12: Write it.", "**Task 9:** Write it.", "**Task 9: Write it.**"]
 WRITE += ["Task 9: 'Write it.'", "### Task 9:\n\nWrite it.", "**Task 9:** “ Write it. ”", "Sure:\n\nTask 9: Write it."]
 WRITE += ["Task 9: Write it.\n**Task 10:** Sing it.\nTask 11: Th", "Task 9: Write it.\n\n---\n***\nTask 10: Sing it."]
+WRITE += [
+    "Task 9\uff1aWrite it.\nTask \uff11\uff10\uff1aSing it.",
+    "**Task \uff19**\uff1a「Write it.」",
+    "Task 9: „Write it.“",
+]
+WRITE += ["Task \uff19:『Write it.』", "**Task \uff19\uff1aWrite it.**", "**Task 9\uff1a** Write it."]
 
 
 @pytest.mark.parametrize(
