@@ -47,7 +47,8 @@ from prepare.seed_model import prepare
 from prepare.sft_delta import annotate, mean_model, merge, read_facts, shared_model, write
 from sampling.respond import RESPOND
 from stages import files
-from stages.files import UserError, command, is_complete, on_sigterm_raise, stage_key, write_jsonl
+from stages.command import UserError, command, on_sigterm_raise
+from stages.files import is_complete, stage_key, write_jsonl
 from stages.launch import Launcher
 from stages.lock import run_lock
 from stages.rows import read_prompts

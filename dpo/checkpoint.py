@@ -23,7 +23,8 @@ from dpo.lora import merged, save_peft
 from dpo.parallel import World
 from model.llama import Llama
 from model.weights import save_pretrained
-from stages.files import MAKE_ROOM, MANIFEST, UserError, is_complete, read_manifest, write_manifest
+from stages.command import MAKE_ROOM, UserError
+from stages.files import MANIFEST, is_complete, read_manifest, write_manifest
 from stages.stage import Job
 
 

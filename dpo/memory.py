@@ -25,7 +25,7 @@ from dpo.trainer import clip, local_gradients, make_optimizer, squared_norm
 from kernels.compile import recording
 from model.config import LlamaConfig
 from model.llama import Llama, _frequencies
-from stages.files import arguments, command
+from stages.command import arguments, command
 from stages.settings import Settings, load_settings
 
 CONTEXT_BYTES = 2 * 2**30  # our allowance for CUDA, its libraries and NCCL's buffers

@@ -11,7 +11,8 @@ import torch
 
 from dpo.packing import MicroBatch
 from model.config import LlamaConfig
-from stages.files import UserError, to_json
+from stages.command import UserError
+from stages.files import to_json
 
 METRICS = "metrics.jsonl"
 

@@ -30,7 +30,7 @@ from dpo.lora import add_adapters
 from model.config import LlamaConfig
 from model.llama import Block, Llama
 from model.weights import load_weights
-from stages.files import UserError
+from stages.command import UserError
 from stages.settings import TrainerOptions
 from stages.shards import local_device
 

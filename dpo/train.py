@@ -21,7 +21,7 @@ from dpo.trainer import Trainer, make_optimizer
 from model.dtype import training_dtype
 from model.weights import meta_model
 from sampling.worker import environment
-from stages.files import UserError
+from stages.command import UserError
 from stages.seeds import request_seed
 from stages.settings import Settings, Training
 from stages.shards import end_process

@@ -25,7 +25,7 @@ from dpo.packing import MicroBatch, micro_batches
 from dpo.parallel import Interruption, World, keep_gathered, replicas, reshard, return_memory
 from kernels.launch import to_device
 from model.llama import Llama
-from stages.files import UserError
+from stages.command import UserError
 from stages.progress import progress
 from stages.settings import Dpo, Settings, Sft
 

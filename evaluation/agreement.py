@@ -23,7 +23,8 @@ from judging.rubric import judgment_text, meta_prompt, shown_judgment
 from judging.scores import exact, shortest
 from model.chat import ChatFormat
 from sampling.worker import Item, Worker, generation_settings, sampling_of
-from stages.files import UserError, arguments, command, read_json, read_shards, write_json, write_jsonl
+from stages.command import UserError, arguments, command
+from stages.files import read_json, read_shards, write_json, write_jsonl
 from stages.records import Record, group_by
 from stages.rows import COMPARED, read_rows
 from stages.seeds import request_seed

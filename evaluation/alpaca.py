@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.benchmarks import print_tables
-from stages.files import UserError, arguments, command
+from stages.command import UserError, arguments, command
 from stages.records import Record
 from stages.rows import NUMBER, TEXT, Kind, Row, read_rows
 

@@ -23,7 +23,8 @@ from judging.judge import judge_items, judge_section, read_score
 from judging.scores import mean_score, to_number
 from judging.verdict import MAXIMUM
 from sampling.worker import Worker, generation_settings
-from stages.files import UserError, arguments, command, digest, read_shards
+from stages.command import UserError, arguments, command
+from stages.files import digest, read_shards
 from stages.records import Record, group_by
 from stages.rows import conversation_text
 from stages.settings import Protocol, load_settings

@@ -21,7 +21,8 @@ from model.chat import ChatFormat, Message
 from model.tokenizer import Tokenizer
 from sampling.request import FinishReason, Sampling
 from sampling.worker import Item, Worker, generation_settings
-from stages.files import UserError, arguments, command, read_shards, write_json, write_jsonl
+from stages.command import UserError, arguments, command
+from stages.files import read_shards, write_json, write_jsonl
 from stages.records import Record
 from stages.seeds import request_seed
 from stages.settings import Respond, load_settings

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from evaluation.benchmarks import caveats, need, print_tables
 from evaluation.statistics import bootstrap
-from stages.files import UserError, arguments, command
+from stages.command import UserError, arguments, command
 from stages.records import Record
 from stages.rows import NAME, TEXT, Kind, read_rows
 

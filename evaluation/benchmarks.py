@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.statistics import columns, shortened
-from stages.files import UserError
+from stages.command import UserError
 from stages.records import Record
 from stages.rows import FULL_TEXT, NAME, Row, read_rows
 

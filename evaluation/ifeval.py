@@ -15,7 +15,7 @@ from typing import Any
 
 from evaluation.benchmarks import match
 from evaluation.statistics import bootstrap, by_group, columns, each, shown
-from stages.files import UserError
+from stages.command import UserError
 from stages.rows import LIST, NAME, TEXT, read_rows
 
 LANGUAGES = "ar bg bn de en es fa fi fr gu he hi it ja kn ko ml mr ne pa pl pt ru sw ta te th uk ur vi"

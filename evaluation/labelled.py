@@ -20,7 +20,7 @@ from evaluation.pairwise import SHARES, Decision, Duel, Preference, decide, mean
 from evaluation.statistics import shortened
 from judging.scores import mean_score
 from prepare.rankings import LeftOut, ranked_groups
-from stages.files import UserError
+from stages.command import UserError
 from stages.records import Record
 from stages.rows import NAME, NUMBER, PROMPT, RATING, TEXT, Kind, Row, conversation_text, objects, one_of, read_rows
 from stages.settings import Eft

@@ -23,8 +23,9 @@ from judging.scores import mean_score
 from model.chat import ChatFormat
 from prepare.novelty import repetition, words
 from sampling.worker import Item, Worker, generation_settings, sampling_of
+from stages.command import UserError
 from stages.config import changed
-from stages.files import UserError, read_shards
+from stages.files import read_shards
 from stages.records import Prompt, Record, group_by
 from stages.rows import conversation_text, messages_of, read_prompts
 from stages.seeds import request_seed

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from evaluation.benchmarks import MT_BENCH, Question, caveats, need, print_tables, read_questions
 from evaluation.statistics import bootstrap
-from stages.files import UserError, arguments, command
+from stages.command import UserError, arguments, command
 from stages.records import Record
 from stages.rows import NAME, NUMBER, RATING, Kind, read_rows
 

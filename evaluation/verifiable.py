@@ -13,7 +13,7 @@ from evaluation import ifeval
 from evaluation.benchmarks import match
 from evaluation.statistics import by_group, shown
 from judging.rules import RULES, Rule, followed, rules_of
-from stages.files import UserError, arguments, command
+from stages.command import UserError, arguments, command
 from stages.records import Prompt
 from stages.rows import LIST, PROMPT, TEXT, Row, read_rows, rows_by_id
 

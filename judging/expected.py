@@ -16,7 +16,8 @@ from judging.verdict import MAXIMUM
 from model.chat import ChatFormat
 from sampling.request import Sampling
 from sampling.worker import Item, Worker, generation_settings
-from stages.files import UserError, read_shards
+from stages.command import UserError
+from stages.files import read_shards
 from stages.records import group_by
 from stages.settings import Judge, Settings
 from stages.stage import Job, Stage

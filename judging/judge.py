@@ -11,7 +11,8 @@ from judging.scores import Row, distinct_responses, most_uncertain, seeded_draw,
 from judging.verdict import Failure, parse_score
 from model.chat import ChatFormat
 from sampling.worker import Item, Worker, generation_settings, sampling_of
-from stages.files import UserError, read_shards
+from stages.command import UserError
+from stages.files import read_shards
 from stages.seeds import request_seed
 from stages.settings import Judge, Settings, as_dict
 from stages.stage import Job, Stage

@@ -13,7 +13,7 @@ from judging.rubric import judge_prompt
 from judging.schedule import comparable_groups
 from judging.scores import Draw, Reason, Row, exact
 from model.chat import ChatFormat
-from stages.files import UserError
+from stages.command import UserError
 from stages.records import EloScore, Record, preference
 from stages.settings import Guards, Iteration, Judge, Metajudge
 

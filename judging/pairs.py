@@ -18,8 +18,9 @@ from judging.rules import obeys, rules_of
 from judging.scores import ACTOR_REASONS, JUDGE_REASONS, Draw, Reason, read_scores, response_scores, seeded_draw
 from judging.verdict import MAXIMUM
 from model.chat import load_chat
+from stages.command import UserError
 from stages.config import changed
-from stages.files import UserError, read_jsonl, read_shards
+from stages.files import read_jsonl, read_shards
 from stages.records import Record, group_by
 from stages.rows import rows_by_id
 from stages.settings import Settings, as_dict

@@ -10,7 +10,7 @@ from judging.judge import judge_items, read_score
 from judging.metajudge import choose_meta_judged, metajudge_items, read_winner
 from sampling.respond import response_items
 from sampling.worker import Item, Row, Verdict, Worker
-from stages.files import arguments, command, printable
+from stages.command import arguments, command, printable
 from stages.rows import conversation_text, read_prompts
 from stages.settings import load_settings
 

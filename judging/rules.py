@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from stages.files import UserError
+from stages.command import UserError
 from stages.records import Record
 from stages.rows import LIST, Row
 

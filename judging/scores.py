@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, pvariance
 from typing import Any
 
-from stages.files import UserError
+from stages.command import UserError
 from stages.records import group_by
 from stages.rows import NUMBER, rows_by_id
 from stages.seeds import request_seed

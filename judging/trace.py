@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from judging.scores import Reason, distinct_responses, read_scores, response_scores, to_number
-from stages.files import UserError, check_output, command, digest, printable, read_jsonl, read_manifest, read_shards
+from stages.command import UserError, command, printable
+from stages.files import check_output, digest, read_jsonl, read_manifest, read_shards
 from stages.records import Record, group_by
 from stages.rows import conversation_text
 from stages.stage import weights_of

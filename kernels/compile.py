@@ -31,7 +31,8 @@ import kernels.launch
 from kernels import attention_triton, logprob_triton, norm_triton, paged_triton, rope_triton, swiglu_triton, topp
 from kernels.metadata import NARROW_ROWS, TileSizes
 from kernels.segments import Segments
-from stages.files import command, write_json
+from stages.command import command
+from stages.files import write_json
 
 DTYPES = (torch.bfloat16, torch.float16)
 INSTRUCTIONS = {"mma": r"\bmma\.sync", "wgmma": r"\bwgmma\.mma_async", "tcgen05": r"\btcgen05\.mma\b"}

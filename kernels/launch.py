@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.files import UserError
+from stages.command import UserError
 
 Attention = Literal["triton", "sdpa"]
 CPU = torch.device("cpu")

@@ -15,7 +15,8 @@ from typing import Any
 from model.config import FETCH, LlamaConfig, check_links, reading
 from model.template import Template
 from model.tokenizer import Control, JsonTokenizer, Tokenizer, load_tokenizer, tokenizer_file
-from stages.files import UserError, read_json
+from stages.command import UserError
+from stages.files import read_json
 from stages.records import Message
 
 ANSWER = "\U000f0000"  # a private character that stands for an answer

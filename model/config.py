@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from stages.command import UserError
 from stages.config import Bounds, Positive, build, convert
-from stages.files import UserError, read_json
+from stages.files import read_json
 
 FETCH = "fetch the file again"  # what users are told of a model's damaged files
 Size = Annotated[int, Bounds(1, 2**24)]

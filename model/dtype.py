@@ -2,7 +2,7 @@
 
 import torch
 
-from stages.files import UserError
+from stages.command import UserError
 
 
 def generation_dtype(setting: str, device: torch.device) -> torch.dtype:

@@ -16,7 +16,8 @@ from jinja2 import TemplateError, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError, safe_range
 
 from model.config import FETCH
-from stages.files import UserError, read_json, read_text
+from stages.command import UserError
+from stages.files import read_json, read_text
 from stages.records import Message
 
 TODAY = date(2024, 7, 26)  # the date of Llama 3.1's template where there is no clock

@@ -14,7 +14,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from model.config import FETCH, check_links, reading
-from stages.files import UserError, read_text
+from stages.command import UserError
+from stages.files import read_text
 
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"

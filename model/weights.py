@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from model.config import FETCH, LlamaConfig, check_links, reading
 from model.llama import Llama
 from model.quantize import pack
-from stages.files import UserError, read_json, write_json
+from stages.command import UserError
+from stages.files import read_json, write_json
 
 FUSED = {
     "qkv_proj": {"q_proj": "q_size", "k_proj": "kv_size", "v_proj": "kv_size"},

@@ -23,7 +23,8 @@ from prepare.flaws import Constructor, load_sources, repetitive
 from prepare.near_misses import TURNS, NearMisses
 from prepare.ruled import ruled_prompts
 from sampling.llm import LLM, SamplingParams
-from stages.files import arguments, command, read_jsonl, to_json, write_atomic
+from stages.command import arguments, command
+from stages.files import read_jsonl, to_json, write_atomic
 from stages.records import Record
 from stages.seeds import request_seed
 

@@ -17,7 +17,8 @@ from judging.judge import judge_items, judge_section, read_score
 from judging.rubric import justification
 from prepare.rankings import LeftOut, RankedGroup, ranked_groups
 from sampling.worker import Worker, generation_settings
-from stages.files import UserError, read_manifest, read_shards, stage_key
+from stages.command import UserError
+from stages.files import read_manifest, read_shards, stage_key
 from stages.records import Record, group_by
 from stages.rows import read_rows
 from stages.seeds import request_seed

@@ -8,8 +8,8 @@ from typing import Any
 
 from judging.rubric import comparison_text, evidence_text, judge_prompt, judgment_text, meta_judgment_text, meta_prompt
 from model.chat import ChatFormat, load_chat
+from stages.command import UserError
 from stages.config import changed
-from stages.files import UserError
 from stages.records import Message, Record
 from stages.rows import LABELLED, PROMPT, RESPONSES, messages_of, one_of, read_rows
 from stages.settings import Settings, VerdictPosition
@@ -82,7 +82,8 @@ def gather(job: Job) -> Output:
     rows = (row for path in files for row in labelled_rows(path, job.settings.judge.fractions))
     examples = list(render(rows, load_chat(job.path("model")), job.settings))
     if not examples:
-        raise UserError("sft has no examples; name files in sft.examples or eft.sources, or set sft.enabled = false")
+        given = ", ".join(map(str, files)) or "sft.examples is empty"
+        raise UserError(f"{given}: no examples; name files in sft.examples or eft.sources, or set sft.enabled = false")
     counts = Counter(f"{e['kind']}.{e['flaw']}" for e in examples)
     tokens = sum(len(e["prompt_ids"]) + len(e["completion_ids"]) for e in examples)
     return Output({"examples.jsonl": examples}, {"counts": dict(sorted(counts.items())), "tokens": tokens})

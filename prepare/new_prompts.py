@@ -20,7 +20,8 @@ from typing import Any
 from model.chat import Message
 from prepare.novelty import Novelty, Sequences, repetition, split, words
 from sampling.worker import Item, Worker, generation_settings, sampling_of
-from stages.files import UserError, read_shards, stage_key
+from stages.command import UserError
+from stages.files import read_shards, stage_key
 from stages.records import Record
 from stages.rows import FULL_TEXT, PROMPT, conversation_text, read_prompts, read_rows
 from stages.seeds import request_seed

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from judging.rules import rules_of
 from prepare.eft import read_sources
-from stages.files import UserError, arguments, command, write_jsonl
+from stages.command import UserError, arguments, command
+from stages.files import write_jsonl
 from stages.records import Record
 from stages.rows import PROMPT, rows_by_id
 from stages.settings import Settings, load_settings

@@ -13,7 +13,7 @@ from itertools import cycle, islice
 from types import NoneType
 from typing import Any
 
-from stages.files import UserError
+from stages.command import UserError
 from stages.records import Record
 from stages.rows import Kind, Row, conversation_text
 from stages.settings import Eft

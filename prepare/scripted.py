@@ -26,7 +26,8 @@ from model.llama import Llama
 from model.tokenizer import Tokenizer, load_tokenizer
 from model.weights import COPIED, random_weights, save_pretrained
 from prepare.layouts import META, config_document, tensor_names
-from stages.files import UserError, command, write_json
+from stages.command import UserError, command
+from stages.files import write_json
 
 # For each kind of token: its tokens, and the probabilities of the tokens that may follow.
 Script = Sequence[tuple[Sequence[int], Mapping[int, float]]]

@@ -17,7 +17,8 @@ from model.weights import random_weights, save_pretrained
 from prepare.gguf import convert
 from prepare.layouts import config_document, whole_folder
 from prepare.scripted import Script, follow, packaged_file
-from stages.files import UserError, arguments, command, read_jsonl, write_json
+from stages.command import UserError, arguments, command
+from stages.files import read_jsonl, write_json
 from stages.settings import Model, load_settings
 
 TINY = LlamaConfig(1024, 96, 256, 2, 6, 2, 16, 1e-5, 10000.0, 1024, tie_word_embeddings=True)

@@ -19,7 +19,8 @@ from torch import Tensor
 from model.config import LlamaConfig, reading
 from model.llama import Llama
 from model.weights import load_model, save_pretrained
-from stages.files import UserError, digest, is_complete, read_json, stage_key, write_atomic, write_json, write_manifest
+from stages.command import UserError
+from stages.files import digest, is_complete, read_json, stage_key, write_atomic, write_json, write_manifest
 from stages.lock import run_lock
 
 Tensors = Mapping[str, Tensor]

@@ -16,7 +16,7 @@ from sampling.blocks import BlockPool
 from sampling.request import Completion, Request
 from sampling.sampler import sample
 from sampling.scheduler import PASSES, Scheduler, Sequence, Step
-from stages.files import UserError
+from stages.command import UserError
 
 
 class Engine:

@@ -18,7 +18,7 @@ from model.tokenizer import load_tokenizer
 from model.weights import load_packed
 from sampling.engine import Engine
 from sampling.request import FinishReason, Request, Sampling
-from stages.files import UserError
+from stages.command import UserError
 
 BOS = ("<|begin_of_text|>", "<s>")  # names of beginning-of-sequence tokens
 Messages = Sequence[Message]

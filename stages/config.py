@@ -8,7 +8,8 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from stages.files import UserError, read_text
+from stages.command import UserError
+from stages.files import read_text
 
 T = TypeVar("T")
 

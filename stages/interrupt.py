@@ -4,7 +4,7 @@ import signal
 import sys
 from functools import partial
 
-from stages.files import command
+from stages.command import command
 
 interrupt = partial(signal.default_int_handler, signal.SIGINT, None)
 sys.excepthook = lambda kind, *how: command(interrupt) if kind is KeyboardInterrupt else sys.__excepthook__(kind, *how)

@@ -26,7 +26,8 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 
-from stages.files import UserError, write_atomic
+from stages.command import UserError
+from stages.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
 LOOPBACK = "127.0.0.1"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stages.files import UserError
+from stages.command import UserError
 
 
 @contextmanager

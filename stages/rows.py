@@ -11,7 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.files import UserError, read_objects
+from stages.command import UserError
+from stages.files import read_objects
 from stages.records import Message, Prompt, Record
 
 

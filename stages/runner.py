@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stages.files import UserError
+from stages.command import UserError
 from stages.forecast import Forecast
 from stages.launch import Launcher
 from stages.lock import run_lock

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
+from stages.command import UserError
 from stages.config import Amount, Count, CountOrZero, Positive, PositiveShare, Share, Temperature, read_config
-from stages.files import UserError
 
 PromptStyle = Literal["full", "compact"]
 VerdictPosition = Literal["first", "last"]

@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from stages.files import UserError, command, digest, is_complete, to_json, write_atomic
+from stages.command import UserError, command
+from stages.files import digest, is_complete, to_json, write_atomic
 from stages.settings import EngineOptions
 
 LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "RANK")  # by torchrun, mpirun, srun, or all

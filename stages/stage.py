@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stages import files
-from stages.files import UserError, command, digest, is_complete, stage_key
+from stages.command import UserError, command
+from stages.files import digest, is_complete, stage_key
 from stages.settings import Settings, load_settings
 
 Inputs = Mapping[str, Path | str | Sequence[Path | str] | None]  # by name; None: the input is not given

@@ -12,7 +12,8 @@ from processes import ROOT, SMALL_SFT
 import iterate
 from evaluation.measure import ModelMeasurements
 from judging.rules import word_count
-from stages.files import UserError, read_jsonl, read_manifest, read_shards, write_json, write_jsonl, write_manifest
+from stages.command import UserError
+from stages.files import read_jsonl, read_manifest, read_shards, write_json, write_jsonl, write_manifest
 from stages.launch import Launcher
 from stages.records import group_by
 from stages.settings import load_settings

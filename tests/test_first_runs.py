@@ -13,7 +13,8 @@ from processes import ROOT, SMALL_SFT, fork, iterate, short_examples, start, wai
 
 from iterate import main
 from prepare.seed_model import prepare
-from stages.files import UserError, command, digest, write_jsonl
+from stages.command import UserError, command
+from stages.files import digest, write_jsonl
 from stages.lock import run_lock
 from stages.settings import Model
 
@@ -109,7 +110,9 @@ def test_what_a_kill_within_a_write_leaves_is_swept_by_the_next_run(tmp_path):
 
 
 def test_who_waits_for_a_lock_gets_it_and_ctrl_c_ends_the_wait(tmp_path):
-    code = "import sys\nfrom pathlib import Path\nfrom stages.files import command\nfrom stages.lock import run_lock\n"
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom stages.command import command\nfrom stages.lock import run_lock\n"
+    )
     code += "def main():\n    with run_lock(Path('.'), wait=True):\n        open('inside', 'w').close()\ncommand(main)"
     with run_lock(tmp_path):
         waiting = [start(tmp_path, "-c", code) for _ in range(2)]

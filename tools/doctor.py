@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import no_config
-from stages.files import UserError, arguments, command
+from stages.command import UserError, arguments, command
 from stages.settings import Settings, load_settings
 
 LIMIT = 180  # seconds that the ranks have to meet: torch may come from a network folder

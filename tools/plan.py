@@ -16,7 +16,7 @@ from dpo.metrics import forward_flops
 from dpo.packing import keep_usable, micro_batches, own_prefix
 from model.config import LlamaConfig
 from prepare.seed_model import prepare
-from stages.files import UserError, arguments, command
+from stages.command import UserError, arguments, command
 from stages.settings import Dpo, load_settings
 from tools.doctor import missing_inputs
 from tools.planned import Generation, Planned, Training, disk, disk_needed, rows

@@ -19,7 +19,8 @@ from typing import Any
 from model.config import LlamaConfig
 from prepare.meta import convert
 from prepare.scripted import write_speaker, write_stand_in
-from stages.files import UserError, arguments, command, read_jsonl, write_atomic, write_jsonl
+from stages.command import UserError, arguments, command
+from stages.files import read_jsonl, write_atomic, write_jsonl
 from stages.settings import load_settings
 from tools.doctor import named_files, named_models
 

@@ -36,8 +36,9 @@ from judging.rubric import leaks_role
 from judging.scores import response_scores
 from prepare.ruled import UNTRAINED
 from stages import files
+from stages.command import UserError, command, on_sigterm_raise
 from stages.config import overlaid
-from stages.files import UserError, read_json, read_manifest, read_sealed, read_shards
+from stages.files import read_json, read_manifest, read_sealed, read_shards
 from stages.launch import ROOT, Launcher
 from stages.records import Record, group_by
 from stages.settings import Assumptions, as_dict, load_settings
@@ -215,10 +216,10 @@ def main() -> None:
     if given.command == "write":
         files.write_atomic(PAGE, page(Experiments()))
         return draw(Experiments())
-    files.on_sigterm_raise()
+    on_sigterm_raise()
     for seed, config in product(map(int, given.seeds.split(",")), given.configs):
         make_run(config, seed)
 
 
 if __name__ == "__main__":
-    files.command(main)
+    command(main)

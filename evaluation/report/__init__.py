@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.files import UserError, write_atomic
+from stages.command import UserError
+from stages.files import write_atomic
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:

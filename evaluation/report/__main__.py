@@ -2,7 +2,7 @@ import argparse
 from pathlib import Path
 
 from evaluation.report import write_report
-from stages.files import UserError, command
+from stages.command import UserError, command
 from stages.settings import load_settings
 
 

@@ -17,7 +17,8 @@ from evaluation.report.plots import ReportedIteration, ReportedRun, plots
 from evaluation.summary import cells, notes, summary_lines
 from judging.scores import EXPLANATIONS
 from judging.trace import Document, comparison_label, judgment_label, read_lineage, response_label, verdict
-from stages.files import MANIFEST, UserError, digest, read_manifest, read_sealed
+from stages.command import UserError
+from stages.files import MANIFEST, digest, read_manifest, read_sealed
 from stages.records import Record
 from stages.rows import NUMBER, TEXT, read_rows
 

@@ -26,7 +26,8 @@ from model.chat import load_chat
 from model.weights import load_model
 from prepare.gguf import convert
 from prepare.sft_delta import read_facts
-from stages.files import UserError, read_jsonl, read_manifest, read_shards
+from stages.command import UserError
+from stages.files import read_jsonl, read_manifest, read_shards
 from stages.settings import load_settings
 from tests.chaos.place import CONFIG, RUN
 

@@ -6,7 +6,7 @@ import pytest
 
 from dpo.data import Example, epoch_batches, read_examples
 from dpo.data import split as split_examples
-from stages.files import UserError
+from stages.command import UserError
 
 PAIR = {"id": "a", "prompt_ids": [1, 2], "chosen_ids": [3, 4], "rejected_ids": [5]}
 SFT = {"id": "a", "prompt_ids": [1, 2], "completion_ids": [3, 4, 5], "token_weights": [1, 4.5, 0]}

@@ -14,7 +14,8 @@ from dpo.sft import SFT
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.weights import split_parameters
-from stages.files import UserError, digest, read_jsonl, read_manifest, write_jsonl
+from stages.command import UserError
+from stages.files import digest, read_jsonl, read_manifest, write_jsonl
 
 FROZEN = changed(dpo={"epochs": 4, "batch_size": 4, "learning_rate": 1e-3}, trainer={"tokens_per_microbatch": 4096})
 

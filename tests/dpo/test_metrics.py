@@ -10,7 +10,7 @@ from dpo.data import Example
 from dpo.metrics import MetricsLog, forward_flops, peak_memory_mib, product_flops
 from dpo.packing import lay_out
 from model.config import LlamaConfig
-from stages.files import UserError
+from stages.command import UserError
 
 
 def test_flops_by_hand(folder):

@@ -10,7 +10,8 @@ from training import SETTINGS, arguments, changed, losses, make_job, parameters,
 from dpo.reference import reference_logprob
 from dpo.sft import SFT
 from dpo.trainer import Trainer, learning_rate
-from stages.files import UserError, digest, read_manifest, write_jsonl
+from stages.command import UserError
+from stages.files import digest, read_manifest, write_jsonl
 from stages.settings import Iteration
 
 

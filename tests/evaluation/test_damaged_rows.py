@@ -12,7 +12,7 @@ import pytest
 from questions import written
 from readers import READERS
 
-from stages.files import UserError
+from stages.command import UserError
 
 VALUES = [None, True, -7, math.nan, 1e308, 10**400, "", "x", [], {}, [None], [[]], [{}], {"x": 1}]
 

@@ -12,7 +12,8 @@ import pytest
 
 from evaluation import ifeval, verifiable
 from evaluation.ifeval import KINDS, Prompt, followed, ifeval_report, read_answers, read_prompts, table, variants
-from stages.files import UserError, write_jsonl
+from stages.command import UserError
+from stages.files import write_jsonl
 
 RELATIONS = ("less than", "at least")
 PROMPT = "Say it: sea?"

@@ -17,7 +17,7 @@ from prepare.seed_model import make_tiny
 from sampling.engine import Engine
 from sampling.request import Completion, Request, Sampling
 from sampling.worker import Item
-from stages.files import UserError
+from stages.command import UserError
 from stages.settings import Judge
 
 FIRST = Judge(prompt_style="compact", verdict_position="first", score="expected")

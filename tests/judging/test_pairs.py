@@ -13,7 +13,8 @@ from judging.judge_pairs import Contest, choose_judgments, elo_rows
 from judging.pairs import PAIRS, turned
 from judging.rubric import judge_prompt
 from judging.scores import GUARD_REASONS, Reason, response_scores, seeded_draw
-from stages.files import UserError, read_jsonl, read_manifest, write_jsonl
+from stages.command import UserError
+from stages.files import read_jsonl, read_manifest, write_jsonl
 from stages.records import MissingPair, group_by
 from stages.settings import Guards, Iteration
 

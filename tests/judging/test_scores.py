@@ -8,7 +8,7 @@ from records import judgments, make_settings, response
 
 from judging.metajudge import choose_meta_judged
 from judging.scores import distinct_judgments, distinct_responses, mean_score, read_scores
-from stages.files import UserError
+from stages.command import UserError
 
 
 def test_what_is_distinct():
@@ -74,7 +74,7 @@ def test_variance_ties_are_drawn_with_the_seed():
         ({"id": "p1/r1", "score": None}, "line 2: score is None"),
         ({"id": "p1/r1", "score": True}, "line 2: score is True"),
         ({"id": "p1/r1", "score": float("nan")}, "line 2: not JSON (invalid literal for int() with base 10: 'NaN')"),
-        ('{"id": "p1/r1", "score": 1e999}', "line 2: score is inf"),
+        ('{"id": "p1/r1", "score": 1e999}', "line 2: not JSON (1e999 is beyond the range of numbers)"),
         ({"id": "p1/r1", "score": 10**400}, "line 2: score is 1000"),
         ({"id": "p1/r1", "score": 4, "text": "good"}, "line 2: 'p1/r1' has another text"),
         ({"id": ["p1/r1"], "score": 1}, "line 2: id is ['p1/r1']"),

@@ -8,7 +8,7 @@ from records import judgments, response
 from test_trace import folder, whole  # noqa: F401
 
 import judging.preview
-from stages.files import UserError, command, printable
+from stages.command import UserError, command, printable
 
 HOSTILE = {
     "colour": ("\x1b[31mred", "\\u001b[31mred"),

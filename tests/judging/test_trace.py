@@ -12,7 +12,8 @@ import judging.pairs
 import judging.trace
 from judging.scores import EXPLANATIONS, Reason
 from judging.trace import read_lineage
-from stages.files import UserError, write_jsonl, write_manifest
+from stages.command import UserError
+from stages.files import write_jsonl, write_manifest
 
 
 def compared(first: int, second: int, winner: str) -> dict:

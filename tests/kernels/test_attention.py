@@ -10,7 +10,7 @@ from kernels import attention, launch
 from kernels.launch import Launch
 from kernels.rope import apply_rope, rope_tables
 from kernels.segments import Segments
-from stages.files import UserError
+from stages.command import UserError
 
 kernels = pytest.mark.kernels
 

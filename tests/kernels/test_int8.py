@@ -17,7 +17,7 @@ from model.dtype import generation_dtype, training_dtype
 from model.llama import Llama, logits_head
 from model.quantize import hadamard, pack, rotate
 from model.weights import random_weights
-from stages.files import UserError
+from stages.command import UserError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from model.chat import load_chat
 from prepare.meta import LLAMA2_TEMPLATE, LLAMA3_TEMPLATE
-from stages.files import UserError
+from stages.command import UserError
 
 LLAMA3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"]
 CHATML = ["<|im_start|>", "<|im_end|>"]

@@ -18,7 +18,7 @@ import model.weights
 from model.chat import load_chat
 from model.weights import INDEX, SINGLE, load_model
 from prepare.meta import LLAMA3_TEMPLATE
-from stages.files import UserError
+from stages.command import UserError
 
 JSON = ["config.json", "generation_config.json", "tokenizer_config.json", INDEX, "tokenizer.json"]
 FILES = [*JSON, SINGLE, "model-00002-of-00003.safetensors", "chat_template.jinja", "pieces/tokenizer.model"]

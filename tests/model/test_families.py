@@ -17,7 +17,7 @@ from model.llama import Llama, logits_head
 from model.weights import load_model, load_packed, random_weights, save_pretrained
 from sampling.engine import Engine
 from sampling.request import Request, Sampling
-from stages.files import UserError
+from stages.command import UserError
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "fixtures" / "families.json").read_text())
 

@@ -14,7 +14,7 @@ from kernels.segments import Segments
 from model.config import LlamaConfig
 from model.llama import Llama, logits_head
 from model.weights import load_model
-from stages.files import UserError
+from stages.command import UserError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

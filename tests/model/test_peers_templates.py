@@ -8,7 +8,7 @@ from chat_templates import CASES, DIALOGS, write
 from meta_layout import sentencepiece_file
 
 from model.chat import load_chat
-from stages.files import UserError
+from stages.command import UserError
 
 pytestmark = pytest.mark.peers
 

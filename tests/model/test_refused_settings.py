@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from model.chat import load_stop_ids
 from model.config import LlamaConfig, RopeScaling
 from model.weights import load_model
-from stages.files import UserError
+from stages.command import UserError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 PLAIN = json.loads((FIXTURES / "llama3" / "config.json").read_text())

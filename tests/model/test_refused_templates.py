@@ -6,7 +6,7 @@ import pytest
 from test_chat import CHATML, CHATML_TEMPLATE, SYSTEM, USER, folder, shown
 
 from model.chat import load_chat
-from stages.files import UserError
+from stages.command import UserError
 
 
 def load(path, template, **texts):

@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from model.chat import load_chat
-from stages.files import UserError
+from stages.command import UserError
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import tokenizers
 from meta_layout import sentencepiece_file
 
 from model.tokenizer import JsonTokenizer, SentencePieceTokenizer, load_tokenizer, tiktoken_backend
-from stages.files import UserError, read_jsonl
+from stages.command import UserError
+from stages.files import read_jsonl
 
 ROOT = Path(__file__).parents[2]
 LLAMA3 = Path(metas.__file__).parent / "tokenizer.model"

@@ -14,7 +14,7 @@ from test_chat import folder as chat_folder
 from model.chat import load_chat
 from model.config import LlamaConfig
 from model.weights import INDEX, SINGLE, load_model, save_pretrained
-from stages.files import UserError
+from stages.command import UserError
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "llama32"
 

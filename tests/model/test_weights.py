@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import model.weights
 from model.weights import Checkpoint, load_model, save_pretrained
-from stages.files import UserError
+from stages.command import UserError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

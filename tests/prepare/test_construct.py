@@ -12,7 +12,7 @@ import pytest
 from evaluation.statistics import spearman
 from prepare import construct
 from prepare.flaws import FLAWS, Constructor, load_sources
-from stages.files import UserError
+from stages.command import UserError
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,7 +21,8 @@ from prepare.eft import (
 )
 from prepare.examples import labelled_rows
 from prepare.rankings import RankedGroup
-from stages.files import UserError, read_jsonl, read_manifest, read_shards, write_jsonl
+from stages.command import UserError
+from stages.files import read_jsonl, read_manifest, read_shards, write_jsonl
 from stages.settings import Eft, Iteration, Judge, Model, Respond, Settings
 
 AGREES, DISAGREES, EQUAL, FEW = Outcome

@@ -10,7 +10,8 @@ from judging.rubric import evidence_text
 from model.chat import load_chat
 from prepare.examples import EXAMPLES, labelled_rows, render
 from prepare.seed_model import make_tiny
-from stages.files import UserError, read_jsonl
+from stages.command import UserError
+from stages.files import read_jsonl
 from stages.settings import Guards, load_settings
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,8 @@ from prepare.layouts import half_split
 from prepare.scripted import packaged_file
 from prepare.seed_model import TINY
 from prepare.sft_delta import read_facts
-from stages.files import UserError, digest
+from stages.command import UserError
+from stages.files import digest
 
 
 def test_rows_worked_by_hand():

@@ -18,7 +18,7 @@ from model.tokenizer import SentencePieceTokenizer, load_tokenizer
 from model.weights import load_model
 from prepare.meta import convert, main
 from prepare.seed_model import prepare
-from stages.files import UserError
+from stages.command import UserError
 from stages.settings import Model
 
 IDS = torch.randint(0, 516, (60,), generator=torch.Generator().manual_seed(1))

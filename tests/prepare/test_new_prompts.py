@@ -10,7 +10,8 @@ from mock_engine import mock_model
 
 import sampling.worker
 from prepare.new_prompts import NEW_PROMPTS, Dropped, Filter, draw_examples, read_prompt, read_seeds, request_prompt
-from stages.files import UserError, read_jsonl, read_manifest, read_shards, write_jsonl
+from stages.command import UserError
+from stages.files import read_jsonl, read_manifest, read_shards, write_jsonl
 from stages.settings import Prompts
 
 

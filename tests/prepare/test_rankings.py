@@ -9,7 +9,8 @@ from evaluation.labelled import read_labelled
 from prepare import pool
 from prepare.new_prompts import read_seeds
 from prepare.rankings import LeftOut, ranked_groups
-from stages.files import UserError, write_jsonl
+from stages.command import UserError
+from stages.files import write_jsonl
 from stages.rows import conversation_text, read_rows
 from stages.settings import Eft, load_settings
 

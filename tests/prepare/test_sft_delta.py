@@ -11,7 +11,7 @@ from model.config import LlamaConfig
 from model.weights import load_model, save_pretrained
 from prepare.seed_model import make_tiny
 from prepare.sft_delta import annotate, compress, merge, packed_size, product, read_facts, rounded, write
-from stages.files import UserError
+from stages.command import UserError
 from stages.settings import load_settings
 
 ROOT = Path(__file__).parents[2]

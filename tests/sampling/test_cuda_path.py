@@ -31,7 +31,7 @@ from sampling.engine import Engine
 from sampling.graphs import Inputs, bucket, decode, power_of_two
 from sampling.request import Request, Sampling
 from sampling.scheduler import Scheduled, Sequence, Step
-from stages.files import UserError
+from stages.command import UserError
 
 CUDA, META = 1, 14  # c10::DeviceType
 

@@ -5,7 +5,7 @@ from workload import greedy_by_full_forwards
 
 from prepare.seed_model import make_tiny
 from sampling.llm import LLM, SamplingParams
-from stages.files import UserError
+from stages.command import UserError
 
 CHAT = [{"role": "user", "content": "Name a fruit."}]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)

@@ -23,8 +23,9 @@ from sampling import sampler
 from sampling.engine import Engine
 from sampling.llm import SamplingParams
 from sampling.request import Request, Sampling
+from stages.command import UserError
 from stages.config import read_config
-from stages.files import UserError, read_json, read_jsonl, write_json, write_jsonl
+from stages.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.settings import Settings
 
 WRONG = ["nan", "inf", "-inf", "-0.001", "1" + "0" * 400]

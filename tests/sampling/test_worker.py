@@ -18,7 +18,8 @@ from sampling import worker as workers
 from sampling.request import Completion, Sampling
 from sampling.respond import response_items
 from sampling.worker import Item, Work, Worker
-from stages.files import UserError, read_manifest
+from stages.command import UserError
+from stages.files import read_manifest
 from stages.settings import EngineOptions, load_settings
 from stages.shards import LOCAL_RANKS, cut_shards, local_device, unclaimed, unwritten, write_shard
 from stages.stage import Job

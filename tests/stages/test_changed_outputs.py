@@ -13,7 +13,8 @@ from judging.expected import SCORE
 from judging.judge import JUDGE
 from judging.metajudge import METAJUDGE
 from judging.pairs import PAIRS
-from stages.files import UserError, digest, is_complete, read_shards, write_json, write_jsonl, write_manifest
+from stages.command import UserError
+from stages.files import digest, is_complete, read_shards, write_json, write_jsonl, write_manifest
 from stages.settings import load_settings
 
 ROWS = [{"id": f"r{i}", "text": f"text {i}"} for i in range(9)]

@@ -10,7 +10,8 @@ import pytest
 
 from judging.trace import find
 from prepare.sft_delta import read_facts
-from stages.files import UserError, command, read_json, read_jsonl, read_manifest
+from stages.command import UserError, command
+from stages.files import read_json, read_jsonl, read_manifest
 from stages.settings import load_settings
 
 CONFIG = 'name = "n"\niteration = []\n[model]\npath = "m"\n[respond]\nprompts_per_iteration = 1\n'

@@ -14,7 +14,8 @@ import pytest
 from processes import ROOT, start, wait_for
 from test_launch import in_fork
 
-from stages.files import UserError, read_manifest
+from stages.command import UserError
+from stages.files import read_manifest
 from stages.launch import Launcher
 from stages.lock import run_lock
 
@@ -67,7 +68,7 @@ def test_no_stage_of_a_killed_run_writes_beside_the_next(tmp_path, monkeypatch, 
 
 SPEAKER = """
 import os, sys, time
-from stages.files import UserError, command
+from stages.command import UserError, command
 from stages.progress import progress
 def main():
     print("─" * 100_000, flush=True)

@@ -5,7 +5,8 @@ import errno
 import pytest
 
 from stages import files
-from stages.files import UserError, digest, read_jsonl, write_atomic
+from stages.command import UserError, command
+from stages.files import digest, read_jsonl, write_atomic
 
 
 def test_jsonl_round_trip_and_errors(tmp_path):
@@ -48,7 +49,7 @@ def test_exit_codes(error, code, capsys):
         raise error
 
     with pytest.raises(SystemExit) as raised:
-        files.command(main)
+        command(main)
     assert raised.value.code == code
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 

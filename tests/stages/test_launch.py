@@ -14,7 +14,8 @@ from processes import ROOT, children_of, free_port, wait_for
 
 import iterate
 from stages import launch
-from stages.files import UserError, command, on_sigterm_raise, read_manifest
+from stages.command import UserError, command, on_sigterm_raise
+from stages.files import read_manifest
 from stages.launch import Launcher
 from stages.lock import run_lock
 
@@ -125,7 +126,7 @@ def test_a_failed_rank_is_named_with_the_end_of_its_log(place, capfd, first, sec
     (place / "wrong.py").write_text(
         f"""
 import os, time
-from stages.files import UserError, command
+from stages.command import UserError, command
 def fail():
     time.sleep(0.5)
     raise UserError("what, where: mend it")

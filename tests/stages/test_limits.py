@@ -18,7 +18,8 @@ from training import arguments, changed, make_inputs, run
 from iterate import Run
 from model.weights import write_tensors
 from sampling.respond import RESPOND
-from stages.files import UserError, command, digest, write_atomic, write_json, write_jsonl
+from stages.command import UserError, command
+from stages.files import digest, write_atomic, write_json, write_jsonl
 from stages.launch import Launcher
 from stages.lock import run_lock
 from stages.settings import load_settings
@@ -39,7 +40,7 @@ import resource
 from training import arguments, make_job
 from dpo.parallel import address_space, distributed
 from dpo.train import train
-from stages.files import command
+from stages.command import command
 from stages.shards import end_process
 from test_limits import SETTINGS
 from pathlib import Path

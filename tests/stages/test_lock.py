@@ -13,14 +13,14 @@ from unittest.mock import Mock
 
 import pytest
 
-from stages.files import UserError
+from stages.command import UserError
 from stages.lock import run_lock
 
 ROOT = Path(__file__).parents[2]
 CONTENDER = """
 import subprocess, sys
 from pathlib import Path
-from stages.files import UserError
+from stages.command import UserError
 from stages.lock import run_lock
 folder = Path(sys.argv[1])
 print("ready", flush=True)

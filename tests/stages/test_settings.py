@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.files import UserError
+from stages.command import UserError
 from stages.settings import Iteration, load_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"

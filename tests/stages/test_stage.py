@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import judging
-from stages.files import UserError, digest, read_manifest, write_jsonl, write_manifest
+from stages.command import UserError
+from stages.files import digest, read_manifest, write_jsonl, write_manifest
 from stages.settings import Settings, load_settings
 from stages.stage import Job, Output, Stage
 

@@ -21,7 +21,7 @@ from sampling import graphs
 from sampling.engine import Engine
 from sampling.request import Request, Sampling
 from sampling.scheduler import PASSES
-from stages.files import command
+from stages.command import command
 
 SEQUENCES, GROUP = 512, 8
 RUBRIC, SHARED, OWN, NEW = 640, 640, 200, 200  # tokens: of all prompts, of a group's, of one, and of a completion

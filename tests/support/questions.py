@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.files import UserError, write_json, write_jsonl
+from stages.command import UserError
+from stages.files import write_json, write_jsonl
 
 
 def written(path: Path, rows: list[dict]) -> Path:

@@ -17,7 +17,7 @@ from judging.rubric import judge_prompt
 from judging.scores import read_scores
 from prepare.eft import read_sources
 from prepare.examples import labelled_rows
-from stages.files import UserError
+from stages.command import UserError
 from stages.rows import read_prompts
 from stages.settings import Eft
 

@@ -22,7 +22,7 @@ from kernels.paged_triton import DeviceTiles, TritonPagedAttention
 from kernels.segments import Segments
 from model.config import LlamaConfig
 from model.llama import Llama, logits_head
-from stages.files import command
+from stages.command import command
 
 SHAPE = Path(__file__).parents[2] / "configs" / "architectures" / "llama-3-8b"
 SEQUENCES, TOKENS = 64, 7_664  # of a decoding step, and of a micro-batch, as in docs/performance.md

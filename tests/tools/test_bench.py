@@ -8,7 +8,7 @@ import pytest
 from processes import free_port
 
 from prepare.seed_model import make_tiny
-from stages.files import UserError
+from stages.command import UserError
 from tools.bench import load_module, sampler, trainer, workload
 
 OWN = """

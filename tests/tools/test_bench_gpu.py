@@ -6,7 +6,7 @@ import sys
 import pytest
 from processes import ROOT
 
-from stages.files import UserError
+from stages.command import UserError
 from tools.bench import gpu, peers
 
 

@@ -11,7 +11,7 @@ import torch
 from training import changed
 
 from prepare.seed_model import make_tiny
-from stages.files import UserError
+from stages.command import UserError
 from stages.settings import load_settings
 from tools import doctor
 from tools.doctor import missing_inputs

@@ -16,7 +16,7 @@ from model.weights import load_model
 from prepare.seed_model import make_tiny
 from sampling.engine import Engine
 from sampling.request import Sampling
-from stages.files import UserError
+from stages.command import UserError
 from stages.settings import EngineOptions, Iteration, Settings, load_settings
 from tools import plan as command_line
 from tools.plan import Plan

@@ -22,7 +22,8 @@ from prepare.rankings import ranked_groups
 from prepare.scripted import write_speaker, write_stand_in
 from sampling.engine import Engine
 from sampling.request import Request, Sampling
-from stages.files import UserError, read_jsonl, write_json, write_jsonl
+from stages.command import UserError
+from stages.files import read_jsonl, write_json, write_jsonl
 from stages.rows import read_rows
 from stages.settings import Eft, load_settings
 from tools import rehearse

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from stages.files import UserError
+from stages.command import UserError
 
 WORKLOAD: dict[str, Any] = {"type": Path, "default": Path(__file__).with_name("workload.py")}
 WORKLOAD |= {"help": "a file like tools/bench/workload.py; default: that one"}

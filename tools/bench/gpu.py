@@ -33,7 +33,7 @@ from model.llama import Llama
 from prepare.seed_model import prepare
 from sampling.request import Request, Sampling
 from sampling.worker import new_engine
-from stages.files import UserError, arguments, command
+from stages.command import UserError, arguments, command
 from stages.settings import load_settings
 from tools.bench import free, kernels, peers
 from tools.planned import Planned

@@ -23,7 +23,7 @@ from model.llama import Llama
 from model.weights import load_packed
 from sampling.engine import Engine
 from sampling.request import Request, Sampling
-from stages.files import UserError, arguments, command
+from stages.command import UserError, arguments, command
 from stages.shards import local_device
 from tools.bench import WORKLOAD, load_module
 

@@ -22,7 +22,8 @@ from dpo.trainer import Trainer, make_optimizer
 from model.chat import load_chat
 from model.config import LlamaConfig
 from model.dtype import training_dtype
-from stages.files import arguments, command, read_jsonl
+from stages.command import arguments, command
+from stages.files import read_jsonl
 from stages.settings import Dpo, EngineOptions, Iteration, Model, Respond, Settings
 from tools.bench import WORKLOAD, load_module
 
