@@ -234,7 +234,7 @@ def test_wrong_options_for_nodes(tmp_path, node, head):
 )
 def test_options_for_nodes_without_the_others(tmp_path, monkeypatch, given, complaint):
     """Make hands them all on. `--nodes 1 --head` is right: scripts of a scheduler name its number of nodes."""
-    words = ["make", "-n", "iterate", f"CONFIG={ROOT}/configs/tiny.toml", *given]
+    words = ["make", "-n", "--no-print-directory", "iterate", f"CONFIG={ROOT}/configs/tiny.toml", *given]
     made = subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout
     monkeypatch.setattr(sys, "argv", shlex.split(made[made.index("iterate --config") :].replace("\\\n", "")))
     monkeypatch.setattr(iterate, "on_sigterm_raise", lambda: None)
