@@ -14,7 +14,7 @@ from itertools import cycle, islice
 from typing import Any
 
 from judging.rubric import evidence_text
-from judging.rules import RULES, Rule, followed, obeys, rules_of, sentence_count, word_count
+from judging.rules import Rule, followed, obeys, rules_of, sentence_count, word_count
 from prepare.edits import edited
 from prepare.flaws import repetitive, sentences
 from prepare.ruled import reworded
@@ -47,8 +47,9 @@ class NearMisses:
                 self.answers[answer["prompt_id"]].append(text)
         self.sides: dict[str, dict[bool, list[str]]] = {}  # the answers that follow the rules, and that do not
         self.names: dict[str, list[str]] = defaultdict(list)
+        self.rules = {name: rules_of(row) for name, row in self.prompts.items()}
         for name, texts in self.answers.items():
-            rules = rules_of(self.prompts[name])
+            rules = self.rules[name]
             self.names["+".join(rule.name for rule in rules)].append(name)
             verdicts = [(text, obeys(rules, text)) for text in texts]
             kept = [text for text, obeyed in verdicts if obeyed and not repetitive(text)]
@@ -72,18 +73,14 @@ class NearMisses:
                 pair, names, own = self._pair(name, own), [], ()  # some answers can't be edited
             both = [("kept", *pair[0]), ("broken", *pair[1])]
             self.draw.shuffle(both)
-            prompt, reasons = self.prompts[name], self.draw.random() < evidence
-            if self.source:
-                prompt = self._asked(name, rules_of(prompt))
-            yield from (judge_row(prompt, *response, reasons) for response in both)
+            rules, reasons = self.rules[name], self.draw.random() < evidence
+            prompt = self._asked(name, rules) if self.source else self.prompts[name]
+            yield from (judge_row(prompt, rules, *response, reasons) for response in both)
 
     def _asked(self, name: str, rules: Sequence[Rule]) -> Record:
         """The prompt with these rules, in words drawn anew."""
-        row, entries, source = self.prompts[name], list[Record](), self.source or {}
-        for rule in rules:
-            parameter, value = RULES[rule.name][0], list(rule.value) if isinstance(rule.value, tuple) else rule.value
-            entries.append({"rule": rule.name} | ({parameter: value} if parameter else {}))
-        return row | {"prompt": reworded(row["request"], rules, source, self.draw), "rules": entries}
+        row = self.prompts[name]
+        return row | {"prompt": reworded(row["request"], rules, self.source or {}, self.draw)}
 
     def value_pairs(self, number: int, evidence: float, kinds: Sequence[str]) -> Iterator[Record]:
         """The rows of `number` pairs of prompts with one response: it follows the rule of one prompt, while the other
@@ -101,7 +98,7 @@ class NearMisses:
             self.draw.shuffle(both)
             reasons = self.draw.random() < evidence
             for what, rule in both:
-                yield judge_row(self._asked(name, [rule]), what, text, origin, reasons)
+                yield judge_row(self._asked(name, [rule]), [rule], what, text, origin, reasons)
 
     def _pair(self, name: str, own: tuple[bool, ...]) -> tuple[Text, Text] | None:
         """A text that follows the prompt's rules and one that does not; None where edits don't reach that.
@@ -117,7 +114,7 @@ class NearMisses:
     def _edited(self, name: str, source: str, obey: bool) -> str | None:
         """The text edited for the rules of the prompt `name`; other answers to it continue where length is asked."""
         more = " ".join(text for text in self.answers[name] if text != source and not repetitive(text))
-        return edited(rules_of(self.prompts[name]), source, more, obey, self.draw)
+        return edited(self.rules[name], source, more, obey, self.draw)
 
     def spoiled(self, number: int, evidence: float) -> Iterator[Record]:
         """`number` rows: half follow the rules and repeat themselves, half follow them and answer another prompt."""
@@ -125,7 +122,8 @@ class NearMisses:
             names = (self.draw.choice(self.names[kind]) for kind in cycle(self.kinds))
             made = ((name, text) for name in names if (text := make(name)))
             for name, text in islice(made, number // 2):
-                yield judge_row(self.prompts[name], what, text, "edited", self.draw.random() < evidence)
+                reasons = self.draw.random() < evidence
+                yield judge_row(self.prompts[name], self.rules[name], what, text, "edited", reasons)
 
     def _repeated(self, name: str) -> str | None:
         """An answer that follows the rules and says its end over and over; None where rules don't let it."""
@@ -135,7 +133,7 @@ class NearMisses:
             return None
         end = "".join(sentences(text)[-self.draw.randint(1, 2) :]).strip()
         text = self.draw.choice((" ", "\n")).join([text, *[end] * self.draw.randint(2, 5)])
-        return text if obeys(rules_of(self.prompts[name]), text) and repetitive(text) else None
+        return text if obeys(self.rules[name], text) and repetitive(text) else None
 
     def _foreign(self, name: str) -> str | None:
         """An answer to a prompt on another topic, edited so that it follows this prompt's rules."""
@@ -143,7 +141,7 @@ class NearMisses:
         if self.prompts[other]["topic"] == self.prompts[name]["topic"]:
             return None
         source, more = self.draw.choice(self.answers[other]), self.draw.choice(self.answers[other])
-        return edited(rules_of(self.prompts[name]), source, more, True, self.draw)
+        return edited(self.rules[name], source, more, True, self.draw)
 
 
 def two_rules(kind: str, text: str, other: str, draw: random.Random) -> tuple[Rule, Rule] | None:
@@ -179,9 +177,9 @@ def _phrase(name: str, text: str, size: int, draw: random.Random) -> Any:
     return " ".join(re.findall(r"[\w'-]+", text)[:size])
 
 
-def judge_row(prompt: Record, what: str, text: str, origin: str, evidence: bool) -> Record:
-    """A row {kind: "judge", prompt, response, flaw, score, justification} of a response that is `what` SCORES names."""
-    rules = rules_of(prompt)
+def judge_row(prompt: Record, rules: Sequence[Rule], what: str, text: str, origin: str, evidence: bool) -> Record:
+    """A row {kind: "judge", prompt, response, flaw, score, justification} of a response that is `what` SCORES names;
+    `rules` are those that the prompt asks for."""
     broken = [rule for rule in rules if not followed(rule, text)]
     asked = f"{' and '.join(map(_in_words, rules))}, on {prompt['topic']}"
     given = " and ".join(_given(rule, text) for rule in (broken or rules))

@@ -54,17 +54,20 @@ def test_pairs_reveal_no_score(made, monkeypatch):
 
 
 def test_value_pairs_differ_in_the_rules_value_or_direction_alone(made, monkeypatch):
-    monkeypatch.setattr("prepare.near_misses.judge_row", lambda prompt, *rest: judge_row(prompt, *rest) | prompt)
+    def with_rules(prompt, rules, *rest):
+        return judge_row(prompt, rules, *rest) | prompt | {"asked": rules}
+
+    monkeypatch.setattr("prepare.near_misses.judge_row", with_rules)
     wanted, kinds = ("words_at_most", "direction", "sentences", "words_at_least", "contains", "bullets"), Counter()
     rows = list(made.value_pairs(120, 0.5, wanted))
     for first, second in zip(rows[::2], rows[1::2], strict=True):
-        (one,), (other,) = rules_of(first), rules_of(second)
+        (one,), (other,) = first["asked"], second["asked"]
         assert (one.name == other.name) is (one.value != other.value) and first["request"] == second["request"]
         kinds[one.name if one.name == other.name else "direction"] += 1
         assert first["response"] == second["response"] and {first["score"], second["score"]} == {1, 5}
     for row in rows:
-        assert (row["score"] == 5) is obeys(rules_of(row), row["response"])
-        (rule,) = rules_of(row)
+        assert (row["score"] == 5) is obeys(row["asked"], row["response"])
+        (rule,) = row["asked"]
         shown = rule.value[0] if rule.name == "contains" else str(rule.value)
         words = {number: word for word, number in NUMBERS.items()}
         assert any(one in row["prompt"] for one in (shown, words.get(rule.value, shown)))
@@ -103,13 +106,13 @@ def test_spoiled_responses_follow_the_rules_all_the_same(made):
 
 def test_a_row_says_what_was_asked_and_given():
     prompt = {"id": "a", "prompt": "Describe rain.", "topic": "rain"}
-    prompt["rules"] = [{"rule": "sentences", "count": 2}, {"rule": "contains", "words": ["sea"]}]
-    row = judge_row(prompt, "broken", "It rains.", "own", evidence=True)
+    rules = [Rule("sentences", 2), Rule("contains", ("sea",))]
+    row = judge_row(prompt, rules, "broken", "It rains.", "own", evidence=True)
     reason = 'Asked: 2 sentences and the word "sea", on rain; given: 1 sentences and "It rains."; '
     assert row["justification"] == reason + 'missing: 2 sentences and the word "sea".'
     assert (row["score"], row["flaw"]) == (1, "broken.own")
-    kept = judge_row(prompt, "kept", "It rains. The sea is grey.", "edited", evidence=False)
+    kept = judge_row(prompt, rules, "kept", "It rains. The sea is grey.", "edited", evidence=False)
     assert (kept["score"], kept["flaw"], kept["justification"]) == (5, "kept.edited", "")
-    foreign = judge_row(prompt, "foreign", "I like cake. The sea too.", "edited", evidence=True)
+    foreign = judge_row(prompt, rules, "foreign", "I like cake. The sea too.", "edited", evidence=True)
     given = 'given: 2 sentences and the word "sea", on something else; missing: rain.'
     assert foreign["justification"] == f'Asked: 2 sentences and the word "sea", on rain; {given}'
