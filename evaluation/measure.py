@@ -178,15 +178,11 @@ def measure(job: Job) -> Output:
         measure_judge(worker, read_labelled(job.path("judge_cases")), "scores", job.settings.evaluation.N, part)
 
     answers, judges = job.has("instructions") or job.has("prompts"), job.has("judge_cases")
+    on_rules = judges and job.settings.evaluation.on_rules
     measurements = (
         ("held-out", folders.held_out, answers, partial(measure_answers, worker)),
         ("agreement", folders.agreement, judges, judging),
-        (
-            "rules",
-            folders.rules,
-            judges and job.settings.evaluation.on_rules,
-            partial(measure_rules, worker, folders.answers),
-        ),
+        ("rules", folders.rules, on_rules, partial(measure_rules, worker, folders.answers)),
         ("meta-agreement", folders.meta_agreement, job.has("comparisons"), partial(measure_metajudge, worker)),
         ("duel", folders.duel, job.has("judge"), partial(measure_wins, judge_worker, folders.answers)),
     )
