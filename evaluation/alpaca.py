@@ -51,7 +51,7 @@ def read_annotations(path: Path) -> Annotations:
     Raises `UserError` naming file, entry and key of an invalid row.
     """
     rows, names, preferences = list(read_rows(path)), dict[str, str](), list[float]()
-    columns = {key: [row.value(key) for row in rows] for key in ("output_1", "output_2")}
+    outputs = [(row.value("output_1"), row.value("output_2")) for row in rows]
     for row in rows:
         given = row.value("preference")
         try:
@@ -70,7 +70,6 @@ def read_annotations(path: Path) -> Annotations:
         names[name] = ", ".join(known)
         if not known or (len(known) > 1 and name != "annotator"):
             raise UserError(f"{path}: {key} is {names[name] or None}; name one in all rows")
-    outputs = zip(columns["output_1"], columns["output_2"], strict=True)
     lengths = [[len(text) if isinstance(text, str) else math.nan for text in pair] for pair in outputs]
     numbered = any("index" in row.content for row in rows)
     positions = [row.value("index", kind=NUMBER) if numbered else place for place, row in enumerate(rows)]
