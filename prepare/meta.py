@@ -80,14 +80,13 @@ def _join(where: str, parts: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
-def convert(source: Path | str, folder: Path | str, rope_factor: float = 8.0, context: int | None = None) -> Path:
+def convert(source: Path, folder: Path, rope_factor: float = 8.0, context: int | None = None) -> Path:
     """Write Meta's checkpoint at `source` as a Hugging Face directory in the same dtype at the new `folder`.
 
     `rope_factor` is by how much Llama 3.1 and later slow low frequencies: 8 in Meta's own code, 32 in Hugging Face's
     configs of Llama 3.2. `context` becomes max_position_embeddings. A chat template is always written, as Meta's files
     do not say whether a model is a chat model. Raises `UserError` for files that are missing, damaged or do not fit.
     """
-    source, folder = Path(source), Path(folder)
     if folder.exists():
         raise UserError(f"{folder}: exists already; remove it or name another folder")
     if not (source / "params.json").is_file() and (source / "original" / "params.json").is_file():
