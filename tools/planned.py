@@ -6,7 +6,7 @@ of a drawn length; prompts share what a run's prompts share: rubric, question, r
 
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
@@ -67,7 +67,8 @@ class Planned:
 
     def __init__(self, settings: Settings):
         self.settings, self.plan = settings, settings.plan
-        self.draw, self.ids = random.Random(settings.seed), count()
+        self.draw = random.Random(settings.seed)
+        self.ids: Iterator[int] = count()  # of which texts are made
         self.at_limits = False  # whether each text is as long as it may be
         pool = [row for path in settings.respond.prompts for row in rows(path, read_prompts)]
         prompts = (tokens(conversation_text(row["prompt"])) for row in pool)
