@@ -4,10 +4,8 @@ The trainer's own step runs on tensors without storage, as rank 0 of a fake proc
 counted, but not the allocator's fragmentation. A step has two full micro-batches: in the second one, gradients exist.
 """
 
-import weakref
 from collections.abc import Iterable
-from typing import Any
-from unittest import mock
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -32,39 +30,25 @@ CONTEXT_BYTES = 2 * 2**30  # our allowance for CUDA, its libraries and NCCL's bu
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations create, until they are freed. FSDP resizes storages outside of
-    operations: that is counted in the context `counted_resize()`."""
+    """Counts the bytes of all storages that operations create, until they are freed. Sizes are read anew each time,
+    since FSDP resizes storages outside of operations."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.sizes: dict[int, int] = {}
-        self.live = self.peak = 0
+        self.storages = WeakSet[torch.UntypedStorage]()  # those that are not freed
+        self.peak = 0
+
+    @property
+    def live(self) -> int:
+        return sum(map(torch.UntypedStorage.nbytes, self.storages))
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        for storage in (storage_of(value) for value in tree_leaves(result) if isinstance(value, Tensor)):
-            if storage._cdata not in self.sizes:
-                weakref.finalize(storage, self._free, storage._cdata)
-            self._set(storage)
+        storages = {storage_of(value) for value in tree_leaves(result) if isinstance(value, Tensor)}
+        if not storages <= self.storages:
+            self.storages |= storages
+            self.peak = max(self.peak, self.live)
         return result
-
-    def _set(self, storage: torch.UntypedStorage) -> None:
-        self.live += storage.nbytes() - self.sizes.get(storage._cdata, 0)
-        self.peak = max(self.peak, self.live)
-        self.sizes[storage._cdata] = storage.nbytes()
-
-    def _free(self, key: int) -> None:
-        self.live -= self.sizes.pop(key)
-
-    def counted_resize(self) -> Any:
-        resize = torch.UntypedStorage.resize_
-
-        def counted(storage: torch.UntypedStorage, size: int) -> None:
-            resize(storage, size)
-            if storage._cdata in self.sizes:
-                self._set(storage)
-
-        return mock.patch.object(torch.UntypedStorage, "resize_", counted)
 
 
 def storage_of(tensor: Tensor) -> torch.UntypedStorage:
@@ -83,7 +67,7 @@ def count(config: LlamaConfig, settings: Settings, ranks: int) -> dict[str, int]
     try:
         world, tracker = World(0, ranks, torch.device("cpu")), LiveBytes()
         mesh = make_mesh(world, settings.trainer)
-        with FakeTensorMode(allow_non_fake_inputs=True), recording(90, keep=False), tracker.counted_resize(), tracker:
+        with FakeTensorMode(allow_non_fake_inputs=True), recording(90, keep=False), tracker:
             model = sharded_model(config, world, torch.bfloat16, settings.trainer, mesh)
             return _step(model, settings, world, tracker)
     finally:

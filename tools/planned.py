@@ -6,7 +6,7 @@ of a drawn length; prompts share what a run's prompts share: rubric, question, r
 
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
@@ -67,7 +67,8 @@ class Planned:
 
     def __init__(self, settings: Settings):
         self.settings, self.plan = settings, settings.plan
-        self.draw, self.ids = random.Random(settings.seed), count()
+        self.draw = random.Random(settings.seed)
+        self.ids: Iterator[int] = count()  # of which texts are made
         self.at_limits = False  # whether each text is as long as it may be
         pool = [row for path in settings.respond.prompts for row in rows(path, read_prompts)]
         prompts = (tokens(conversation_text(row["prompt"])) for row in pool)
@@ -95,18 +96,17 @@ class Planned:
         duels = self.judged(answered, 2, evaluation.duel_samples, judge.score_first)
         on_rules = self.judged(len(rows(evaluation.instructions)), evaluation.samples, evaluation.N, judge.score_first)
 
-        earlier = {Path(name).stem: settings.sft for name, settings in earlier_sfts(sft).items()}
-        taught_before = {name: sum(len(rows(path)) for path in part.examples) for name, part in earlier.items()}
-        lessons = round(plan.eft_yield * taught) + sum(len(rows(path)) for path in sft.examples)
+        parts = {Path(name).stem: earlier.sft for name, earlier in earlier_sfts(sft).items()} | {"checkpoint": sft}
+        lessons = {name: sum(len(rows(path)) for path in part.examples) for name, part in parts.items()}
+        lessons["checkpoint"] += round(plan.eft_yield * taught)
         trains, writes = sft.enabled and not sft.sft_delta, settings.iteration and settings.prompts.seeds
         table: list[tuple[Any, str, Generation | Training]] = [  # the first says whether the run has the stage
             (writes, "pool", self.pool()),
             (trains, "sft/eft", self.judged(round(taught / REPLIES), REPLIES, eft.N)),
             *(
-                (trains, f"sft/{name}", Training(part, ((judging, taught_before[name]),), part.epochs, 1))
-                for name, part in earlier.items()
+                (trains, f"sft/{name}", Training(part, ((judging, lessons[name]),), part.epochs, 1))
+                for name, part in parts.items()
             ),
-            (trains and lessons, "sft/checkpoint", Training(sft, ((judging, lessons),), sft.epochs, 1)),
         ]
         first = -1 if sft.enabled else 0
         for t in range(first, len(settings.iteration) + 1):

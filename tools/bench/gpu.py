@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, cycle
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -59,21 +59,15 @@ class Bench:
         self.config = LlamaConfig.load(prepare(self.settings.model) if tiny else self.settings.model.shape)
         self.requests, self.pairs = dict[str, list[Request]](), list[Example]()
         planned, options = Planned(self.settings), self.settings.trainer
+        planned.ids = cycle(range(self.config.vocab_size - 1))  # the last token ends TRL's texts
         room, stages = options.tokens_per_microbatch, cast(dict[str, Any], planned.stages())
         for stage in ("responses", "judgments", "comparisons"):
             drawn = planned.requests(stages[f"iter1/{stage}"], 8 if tiny else 1024)
-            sampled = [Sampling(0.8, 0.95, request.sampling.max_new_tokens) for request in drawn]
-            ids = [self._known(request.ids) for request in drawn]
-            self.requests[stage] = [replace(r, ids=i, sampling=s) for r, i, s in zip(drawn, ids, sampled, strict=True)]
+            self.requests[stage] = [replace(r, sampling=Sampling(0.8, 0.95, r.sampling.max_new_tokens)) for r in drawn]
         for pair in planned.examples(stages["iter1/checkpoint"], 8 if tiny else 64):
             if (needed := pair.tokens(own_prefix(pair, options))) <= room:
-                prompt, *completions = map(self._known, (pair.prompt, *pair.completions))
-                self.pairs.append(Example("", prompt, tuple(completions)))
+                self.pairs.append(pair)
                 room -= needed
-
-    def _known(self, ids: list[int]) -> list[int]:
-        """Tokens of the vocabulary, but for its last, which ends TRL's texts."""
-        return [i % (self.config.vocab_size - 1) for i in ids]
 
     def shape(self, name: str) -> LlamaConfig:
         """Of a training: all layers, or as many as fit."""

@@ -8,7 +8,6 @@ in a run's stages, each core of a CPU is a rank with one thread; each rank takes
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +28,7 @@ from tools.bench import WORKLOAD, load_module
 
 ENGINE: dict[str, Any] = {"num_kv_blocks": 4096, "block_size": 16, "max_num_batched_tokens": 2048}
 SEQUENCES = 128  # decoded together, over all ranks
+PARTS = ("flat", "loop")  # of a workload
 
 
 @dataclass
@@ -69,15 +69,15 @@ class Bench:  # one rank's model and its part of all measurements
         flat = self.workload.FLAT
         self.complete(self.texts(flat["prompts"]), flat["new_tokens"], 1, engine)
 
-    def report(self, run: Callable[[Engine], None], sharing: bool, **names: str) -> None:
-        """Print the median of several runs, each with an empty cache."""
+    def report(self, part: str, sharing: bool) -> None:
+        """Print the median of several runs of a part, each with an empty cache."""
         rows, config, each = list[dict[str, float]](), self.model.config, -(-SEQUENCES // dist.get_world_size())
         for _ in range(self.repeats):
             self.new_tokens = 0
             engine = Engine(self.model, **ENGINE, max_num_seqs=each, share_prefixes=sharing)
             sums(0.0)  # ranks start together
             started = time.perf_counter()
-            run(engine)
+            getattr(self, part)(engine)
             new, computed = sums(self.new_tokens, engine.computed_tokens)
             seconds = time.perf_counter() - started
             rate = 2 * (config.block_weights * computed + config.head_weights * new) / seconds
@@ -85,15 +85,8 @@ class Bench:  # one rank's model and its part of all measurements
             speeds = {"tokens_per_second": round(new / seconds, 1), "share_of_limit": float(f"{rate / self.limit:.3g}")}
             rows.append(row | {"seconds": round(seconds, 2)} | speeds)
         rows.sort(key=lambda row: row["tokens_per_second"])
+        names = {"workload": part} | ({} if sharing else {"ablation": "sharing off"})
         say(names | rows[len(rows) // 2])
-
-    def all(self, only: str | None) -> None:
-        """One workload; or both, and both without prefix sharing."""
-        workloads = {"flat": self.flat, "loop": self.loop}
-        for name in [only] if only else workloads:
-            self.report(workloads[name], True, workload=name)
-        for name in () if only else workloads:
-            self.report(workloads[name], False, workload=name, ablation="sharing off")
 
 
 def say(row: dict[str, Any]) -> None:
@@ -117,7 +110,7 @@ def machine_limit(device: torch.device, products: torch.dtype) -> float:
 
 
 def main() -> None:
-    only = {"choices": ["flat", "loop"], "help": "one workload, and nothing else"}
+    only = {"choices": PARTS, "help": "one workload, and nothing else"}
     repeats = {"type": int, "default": 3, "help": "runs, of which the median is printed; default: 3"}
     given = arguments(__doc__, "model", workload=WORKLOAD, only=only, repeats=repeats)
     dist.init_process_group("gloo")
@@ -128,7 +121,10 @@ def main() -> None:
     torch.set_num_threads(1)
     say({"workload": "product", "dtype": str(dtype), "ranks": ranks, "gigaflops": round(limit / 1e9, 1)})
     model, chat = load_packed(given.model, dtype, device), load_chat(given.model)
-    Bench(model, chat, load_module(given.workload), given.repeats, limit).all(given.only)
+    bench = Bench(model, chat, load_module(given.workload), given.repeats, limit)
+    for sharing in [True] if given.only else [True, False]:
+        for part in [given.only] if given.only else PARTS:
+            bench.report(part, sharing)
     dist.destroy_process_group()
 
 
