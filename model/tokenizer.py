@@ -95,8 +95,10 @@ class JsonTokenizer:
         self.backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in sorted(names)])
         if inside := names & self.backend.get_vocab(with_added_tokens=False).keys():  # BPE's merges may lead to it
             table = json.loads(self.backend.to_str())
-            table["model"]["merges"] = [m for m in table["model"].get("merges", []) if "".join(m) not in inside]
-            self.__init__(tokenizers.Tokenizer.from_str(json.dumps(table)))  # type: ignore[misc]
+            merges = table["model"].get("merges", [])
+            if (kept := [merge for merge in merges if "".join(merge) not in inside]) != merges:
+                table["model"]["merges"] = kept
+                self.__init__(tokenizers.Tokenizer.from_str(json.dumps(table)))  # type: ignore[misc]
         for name in sorted(inside & used):
             if any(self.control(name) in self.encode(before + name) for before in ("", " ", "\n", "a")):
                 raise ValueError(name)
@@ -131,7 +133,7 @@ class SentencePieceTokenizer:
 
     def reserve(self, template: str, named: Sequence[str] = (), written: str = "") -> Control:
         """As above, by the piece's type. A file is a protobuf: a piece has its text in field 1, its type in field 3."""
-        file, place, changed, pieces = self.backend.serialized_model_proto(), 0, b"", list[tuple[bytes, bytes, int]]()
+        file, place, pieces = self.backend.serialized_model_proto(), 0, list[tuple[bytes, bytes, int]]()
         while file[place : place + 1] == b"\n":
             size, begun = _varint(file, place + 1)
             length, text = _varint(file, begun + 1)
@@ -142,10 +144,10 @@ class SentencePieceTokenizer:
         kinds = {name: kind for name, (_, _, kind) in zip(names, pieces, strict=True) if kind in (NORMAL, USER_DEFINED)}
         used = {*TAGS.findall(template), *named, *filter(PIPES.fullmatch, names)}
         used |= written_names((name for name, kind in kinds.items() if kind == USER_DEFINED), written)
-        for name, (body, raw, _) in zip(names, pieces, strict=True):
-            changed += _field(_field(raw) + bytes((0x18, CONTROL)) if name in used & kinds.keys() else body)
-        if used & kinds.keys():
-            self.backend.load_from_serialized_proto(changed + file[place:])
+        if ordinary := used & kinds.keys():
+            parts = zip(names, pieces, strict=True)
+            changed = [_field(raw) + bytes((0x18, CONTROL)) if n in ordinary else body for n, (body, raw, _) in parts]
+            self.backend.load_from_serialized_proto(b"".join(map(_field, changed)) + file[place:])
         own = filter(self.backend.is_control, range(self.vocab_size))
         return Control({self.backend.id_to_piece(i).replace(SPACE, " "): i for i in own}, {})
 
