@@ -3,6 +3,7 @@
 import fcntl
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -13,6 +14,17 @@ from pathlib import Path
 
 from stages.command import UserError
 
+ENDING = 10.0  # seconds that the stages of a killed `iterate.py` have to end, too
+
+
+def _has_ended(holder: str) -> bool:
+    """Whether the process that took a lock has ended, on this machine, while its stages still hold the lock."""
+    found = re.match(r"process (\d+) on (\S+) ", holder)
+    if not found or found[2] != platform.node():
+        return False
+    stat = Path(f"/proc/{found[1]}/stat")
+    return not stat.exists() or ") Z " in stat.read_text()
+
 
 @contextmanager
 def run_lock(folder: Path, wait: bool = False, sweep: bool = True) -> Iterator[None]:
@@ -21,7 +33,7 @@ def run_lock(folder: Path, wait: bool = False, sweep: bool = True) -> Iterator[N
     `iterate.py` keeps the lock. It holds between the nodes of an NFS; Lustre needs the mount option `flock`. Raises
     `UserError` where another holds it, unless `wait`, or where no locks exist."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "lock"
+    path, begun = folder / "lock", time.monotonic()
     while True:
         if path.is_symlink():
             raise UserError(f"{path}: a link, which locks nothing here; remove it")
@@ -30,9 +42,13 @@ def run_lock(folder: Path, wait: bool = False, sweep: bool = True) -> Iterator[N
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            if not (holder := file.read().strip()):
-                time.sleep(0.1)  # a holder locks the file before it writes there who it is
-                holder = file.read().strip() or "another process"
+            holder = file.read().strip()
+            patience = ENDING if _has_ended(holder) else 0.3  # in which one that has just locked writes who it is
+            if not (wait and holder) and time.monotonic() < begun + patience:
+                file.close()
+                time.sleep(0.1)
+                continue
+            holder = holder or "another process"
             if not wait:
                 raise UserError(f"{path}: in use by {holder}; wait for it or stop it") from None
             print(f"{path}: waiting for {holder}", file=sys.stderr)
@@ -48,7 +64,7 @@ def run_lock(folder: Path, wait: bool = False, sweep: bool = True) -> Iterator[N
     os.set_inheritable(file.fileno(), True)
     try:
         for left in list(folder.rglob(".*.tmp")) if sweep else ():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)  # one within another has gone
         yield
     finally:
         path.unlink(missing_ok=True)

@@ -103,7 +103,8 @@ def test_what_a_kill_within_a_write_leaves_is_swept_by_the_next_run(tmp_path):
     writer.kill()
     writer.communicate()
     assert [path.name[:6] for path in (tmp_path / "run" / "iter1").iterdir()] == [".file."]
-    (tmp_path / "run" / "iter1" / ".checkpoint.tmp").mkdir()
+    (tmp_path / "run" / "iter1" / ".state-0001.tmp").mkdir()
+    (tmp_path / "run" / "iter1" / ".state-0001.tmp" / ".metadata.tmp").touch()
     with run_lock(tmp_path / "run"):
         assert list((tmp_path / "run" / "iter1").iterdir()) == []
     assert leftovers(tmp_path) == []

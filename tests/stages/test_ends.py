@@ -48,7 +48,7 @@ def test_no_stage_of_a_killed_run_writes_beside_the_next(tmp_path, monkeypatch, 
     process.kill()
     process.join()
     if handler == "signal.SIG_IGN":
-        time.sleep(0.5)
+        monkeypatch.setattr("stages.lock.ENDING", 0.5)
         with pytest.raises(UserError, match=r"in use by process .* or its stages"), run_lock(tmp_path / "run"):
             pytest.fail("took the lock of a living stage")
         for stage in set(metrics.read_text().split()):

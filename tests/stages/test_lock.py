@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -65,7 +66,18 @@ def test_of_several_at_once_one_holds_the_lock(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stage_that_outlives_its_killed_run_keeps_the_lock(tmp_path):
+def test_the_stages_of_a_killed_run_have_a_moment_to_end(tmp_path):
+    """The same command may follow a kill at once."""
+    [(holder, (_, stage))] = contend(tmp_path, 1)
+    holder.kill()
+    threading.Timer(1, os.kill, (int(stage), signal.SIGKILL)).start()  # the holder itself is a zombie
+    with run_lock(tmp_path):
+        assert not (tmp_path / "lock").read_text().startswith(f"process {holder.pid} ")
+    holder.communicate()
+
+
+def test_a_stage_that_outlives_its_killed_run_keeps_the_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.lock.ENDING", 0.3)
     [(holder, (_, stage))] = contend(tmp_path, 1)
     holder.kill()
     holder.wait(20)
@@ -99,7 +111,7 @@ def test_a_holder_that_has_just_locked_is_asked_again_for_its_name(tmp_path, mon
     """A holder locks the file before it writes who it is; one that never says so is another process."""
     with (tmp_path / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        monkeypatch.setattr(time, "sleep", lambda seconds: print(written, file=file, flush=True))
+        monkeypatch.setattr(time, "sleep", lambda seconds: (tmp_path / "lock").write_text(f"{written}\n"))
         assert refused(tmp_path) == f"{tmp_path}/lock: in use by {holder}; wait for it or stop it"
 
 
