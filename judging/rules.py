@@ -28,12 +28,7 @@ RULES: dict[str, tuple[str, Callable[[str, Any], bool]]] = {
     "one_word": ("", lambda text, _: word_count(text) == 1),
     "sentences": ("count", lambda text, count: sentence_count(text) == count),
     "bullets": ("count", lambda text, count: _marks(text).count(_DOT) == count),
-    "numbered": (
-        "count",
-        lambda text, n: (
-            len(own := [m for m in _marks(text) if m != _DOT]) == n and own == [str(i + 1) for i in range(n)]
-        ),
-    ),
+    "numbered": ("count", lambda text, count: _counted(text) == count),
     "contains": ("words", lambda text, words: all(_occurs(word, text) for word in words)),
     "lacks": ("words", lambda text, words: not any(_occurs(word, text) for word in words)),
     "starts_with": ("text", lambda text, start: _starts(_plain(start), _plain(text))),
@@ -133,6 +128,12 @@ def _items(text: str) -> list[tuple[str, str]]:
 
 def _marks(text: str) -> list[str]:
     return [mark for mark, _ in _items(text) if mark]
+
+
+def _counted(text: str) -> int | None:
+    """How many numbered items there are; None if their numbers do not count from 1."""
+    numbers = [mark for mark in _marks(text) if mark != _DOT]
+    return len(numbers) if numbers == [str(i + 1) for i in range(len(numbers))] else None
 
 
 def _occurs(phrase: str, text: str) -> bool:

@@ -11,7 +11,7 @@ from model.chat import ChatFormat, load_chat
 from stages.command import UserError
 from stages.config import changed
 from stages.records import Message, Record
-from stages.rows import LABELLED, PROMPT, RESPONSES, messages_of, one_of, read_rows
+from stages.rows import LABELLED, PROMPT, RESPONSES, Row, messages_of, one_of, read_rows
 from stages.settings import Settings, VerdictPosition
 from stages.stage import Job, Output, Stage
 
@@ -20,18 +20,22 @@ def labelled_rows(path: Path, fractions: bool = True) -> Iterator[Record]:
     """The labelled rows of a file: rows {kind, ...} unchanged; one row for each scored response to a prompt. Without
     `fractions` a judge's scores must be whole, since it can read no others."""
     for row in read_rows(path):
-        grouped, kinds = "responses" in row.content, {"prompt": PROMPT, "responses": RESPONSES}
-        content = row.checked(**kinds if grouped else LABELLED[row.value("kind", kind=one_of(*LABELLED))])
-        judged = content["responses"] if grouped else [content] * (content["kind"] == "judge")
-        if fraction := [own["score"] for own in judged if own["score"] % 1 and not fractions]:
-            raise UserError(f"{row.where}: score is {fraction[0]}; make it whole, or set judge.fractions = true")
-        if not grouped:
-            yield content
-            continue
-        for response in content["responses"]:
-            judged = {"response": response["text"], "flaw": response.get("flaw", ""), "score": response["score"]}
-            reason = evidence_text(response["evidence"])
-            yield {"kind": "judge", "prompt": content["prompt"], **judged, "justification": reason}
+        for labelled in _labelled(row):
+            if labelled["kind"] == "judge" and labelled["score"] % 1 and not fractions:
+                wrong = f"score is {labelled['score']}"
+                raise UserError(f"{row.where}: {wrong}; make it whole, or set judge.fractions = true")
+            yield labelled
+
+
+def _labelled(row: Row) -> Iterator[Record]:
+    if "responses" not in row.content:
+        yield row.checked(**LABELLED[row.value("kind", kind=one_of(*LABELLED))])
+        return
+    content = row.checked(prompt=PROMPT, responses=RESPONSES)
+    for response in content["responses"]:
+        judged = {"response": response["text"], "flaw": response.get("flaw", ""), "score": response["score"]}
+        reason = evidence_text(response["evidence"])
+        yield {"kind": "judge", "prompt": content["prompt"], **judged, "justification": reason}
 
 
 def render(rows: Iterable[Record], chat: ChatFormat, settings: Settings) -> Iterator[Record]:

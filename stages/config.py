@@ -1,6 +1,7 @@
 """A TOML config as dataclasses; an unknown or missing key, a wrong type and a number out of bounds are errors."""
 
 import math
+import os
 import tomllib
 import types
 import typing
@@ -44,7 +45,7 @@ def read_config(cls: type[T], path: Path) -> T:
     return build(cls, _read(path, ()), f"{path}: ")
 
 
-def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
+def _read(path: Path, extended: tuple[str, ...]) -> dict[str, Any]:
     """A config's table. Its key `extends` names a config, relative to its own folder, whose keys it replaces."""
     try:
         table = tomllib.loads(read_text(path, "name a config such as configs/tiny.toml"))
@@ -52,10 +53,10 @@ def _read(path: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}: not TOML ({error}); mend the line") from None
     if (name := table.pop("extends", None)) is None:
         return table
-    base = path.parent / str(name).replace("\0", "\ufffd")  # which no file's name has
-    if base.resolve() in extended:
+    base = path.parent / str(name)
+    if os.path.abspath(base) in extended:
         raise UserError(f"{path}: extends: {name} extends this config again; take one of the two out")
-    return overlaid(_read(base, (*extended, path.resolve())), table)
+    return overlaid(_read(base, (*extended, os.path.abspath(path))), table)
 
 
 def overlaid(base: Any, value: Any) -> Any:
